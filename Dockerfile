@@ -1,0 +1,27 @@
+# Build:  docker build -t streamadapt .
+#   --build-arg TORCH_INDEX=URL  an extra package index that offers PyTorch's CPU builds: without one the image works
+#                                too, but carries the CUDA libraries, several gigabytes
+# Run:    docker run --read-only --tmpfs /tmp -v ./config.toml:/config.toml:ro -v state:/state streamadapt
+
+FROM python:3.11-slim AS build
+ARG TORCH_INDEX=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /src
+RUN python -m venv /opt/streamadapt
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY streamadapt streamadapt
+COPY connectors connectors
+RUN /opt/streamadapt/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
+
+FROM python:3.11-slim
+RUN useradd --system --uid 10001 --home-dir /state streamadapt \
+    && install -d -o streamadapt -g streamadapt /state
+COPY --from=build /opt/streamadapt /opt/streamadapt
+# Nothing is written outside /state, also no bytecode: the root may be read-only.
+ENV PATH=/opt/streamadapt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /state
+VOLUME /state
+USER 10001
+EXPOSE 9108
+ENTRYPOINT ["streamadapt"]
+CMD ["run", "/config.toml"]

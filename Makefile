@@ -1,0 +1,35 @@
+# Everything installs into .venv on its own; `make` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix bench
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# Made anew when the requirements change; a half-done installation leaves no stamp.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Run the demo (SPEED=..., JSON=file, LABELS=...)
+	@exec $(BIN)/streamadapt demo $(if $(SPEED),--speed '$(SPEED)') $(if $(JSON),--json '$(JSON)') $(if $(LABELS),--labels '$(LABELS)')
+
+test: $(STAMP) ## Run every test that fits this machine
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## Lint, formatting, types; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(STAMP) ## Repair what lint and formatting can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure the quality of the adaptation into build/quality.json
+	@mkdir -p build
+	$(BIN)/python -m benchmarks.quality --json build/quality.json

@@ -1,0 +1,105 @@
+"""Consumer groups: the owner's callbacks run on the thread that polls, while the client keeps sending heartbeats."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any, Final
+
+from kafka import TopicPartition
+from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+
+from streamadapt_connectors.kafka_settings import Client
+
+__all__ = ["Handover", "RebalanceListener"]
+
+LOOK_S: Final = 0.005
+
+
+class Handover:
+    """Poll in a helper thread and run on the caller's thread what the client's own thread asks for.
+
+    kafka-python calls its listeners on the thread that also sends the heartbeats, while the caller is blocked in
+    ``poll``. An owner that writes a checkpoint there would stop the heartbeats, and would use its models from a second
+    thread.
+    """
+
+    def __init__(self, worker: ThreadPoolExecutor, client: Client) -> None:
+        self._worker = worker
+        self._client = client
+        self._inbox: SimpleQueue[_Request | None] = SimpleQueue()
+        self._job: Future[Any] | None = None
+        self._error: BaseException | None = None
+        self.closing = False
+
+    def call(self, job: Callable[[], Any]) -> Any:
+        """Return ``job()``, run in the helper thread; requests that come up meanwhile run here, first their errors."""
+        if self._job is None:  # else an interrupt came in between, and the old one is still running
+            self._job = self._worker.submit(job)
+            self._job.add_done_callback(lambda _: self._inbox.put(None))
+        while (request := self._inbox.get()) is not None:
+            try:
+                request.run()
+            except BaseException as error:  # raised below, once the client has settled
+                self._error = self._error or error
+            finally:
+                request.done.set()
+        done, self._job = self._job, None
+        failure, self._error = self._error, None
+        if failure is not None:
+            raise failure
+        return done.result()
+
+    async def ask(self, run: Callable[[], None]) -> None:
+        """Have `run` run on the caller's thread; await its end without blocking the client's loop."""
+        if self.closing or self._client.net is None:
+            return
+        request = _Request(run)
+        self._inbox.put(request)
+        while not request.done.is_set() and not self.closing:
+            await self._client.net.sleep(LOOK_S)
+
+
+class _Request:
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.run = run
+        self.done = threading.Event()
+
+
+class RebalanceListener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+    """Pass on what the group decides.
+
+    Parameters
+    ----------
+    handover : Handover
+    assigned : callable
+        Called with the topic partitions.
+    revoked : callable
+        Called with the topic partitions and whether they are lost.
+    """
+
+    def __init__(
+        self,
+        handover: Handover,
+        assigned: Callable[[Collection[TopicPartition]], None],
+        revoked: Callable[[Collection[TopicPartition], bool], None],
+    ) -> None:
+        self._handover = handover
+        self._assigned = assigned
+        self._revoked = revoked
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Place the source before anything is fetched."""
+        await self._handover.ask(lambda: self._assigned(assigned))
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Let the owner finish before somebody else starts."""
+        if revoked:
+            await self._handover.ask(lambda: self._revoked(revoked, False))
+
+    async def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
+        """Tell the owner that somebody else may have started already."""
+        if lost:
+            await self._handover.ask(lambda: self._revoked(lost, True))

@@ -1,0 +1,130 @@
+"""Where to start reading: positions against what the topic still holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kafka import KafkaConsumer, TopicPartition
+
+from streamadapt.errors import ConfigError, ConnectorError
+
+__all__ = ["Places", "Range", "check_partition_counts", "ranges_of"]
+
+OFFSETS_TIMEOUT_MS: Final = 5000
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a partition holds.
+
+    Attributes
+    ----------
+    begin, end : int
+        First offset held; offset of the next record to be written.
+    """
+
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """The two policies of a start.
+
+    Attributes
+    ----------
+    start : str
+        ``earliest`` or ``latest``, where no position is asked for.
+    out_of_range : str
+        ``error``, ``earliest`` or ``latest``, where the asked one is gone.
+    """
+
+    start: str = "earliest"
+    out_of_range: str = "error"
+
+    def __post_init__(self) -> None:
+        if self.start not in ("earliest", "latest"):
+            raise ConfigError("source.start", self.start, "earliest or latest")
+        if self.out_of_range not in ("error", "earliest", "latest"):
+            raise ConfigError("source.out_of_range", self.out_of_range, "error, earliest or latest")
+
+    def resolve(self, at: TopicPartition, wanted: int | None, held: Range) -> int:
+        """Return the offset to read first.
+
+        Raises
+        ------
+        ConnectorError
+            If `wanted` is outside of `held` and the policy is ``error``.
+        """
+        if wanted is None:
+            return held.begin if self.start == "earliest" else held.end
+        if held.begin <= wanted <= held.end:
+            return wanted
+        if self.out_of_range == "error":
+            raise ConnectorError(
+                f"kafka {at.topic}[{at.partition}]: position {wanted} is outside of the topic's {held.begin} to "
+                f"{held.end}: its records are gone or the topic was made anew; start without the checkpoint, or set "
+                f"source.out_of_range to 'earliest' or 'latest' to accept the gap"
+            )
+        return held.begin if self.out_of_range == "earliest" else held.end
+
+
+def ranges_of(
+    consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int | None], places: Places, spare: Callable[[], Any]
+) -> dict[TopicPartition, Range]:
+    """Ask the broker what the partitions of `wanted` hold.
+
+    Some brokers name the start of the last batch when asked for a partition's end. So, where something hangs on the end
+    (a position beyond it, a start at it), the last batch is fetched, whose answer carries the true one.
+
+    Parameters
+    ----------
+    consumer : KafkaConsumer
+    wanted : mapping of TopicPartition to int or None
+        The offsets asked for.
+    places : Places
+    spare : callable
+        Returns a context manager of a second consumer, without a group; only called where something hangs on an end.
+
+    Raises
+    ------
+    KafkaError
+        After 20 seconds at the latest.
+    """
+    begins = consumer.beginning_offsets(list(wanted), timeout_ms=OFFSETS_TIMEOUT_MS)
+    ends = consumer.end_offsets(list(wanted), timeout_ms=OFFSETS_TIMEOUT_MS)
+    doubtful = [
+        at
+        for at, offset in wanted.items()
+        if ends[at] > begins[at] and (places.start == "latest" if offset is None else offset > ends[at])
+    ]
+    if doubtful:
+        with spare() as second:
+            ends.update(_fetched_ends(second, {at: ends[at] for at in doubtful}))
+    return {at: Range(begins[at], ends[at]) for at in wanted}
+
+
+def _fetched_ends(consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """Return the high watermarks that come with the records before `ends`."""
+    consumer.assign(list(ends))
+    for at, end in ends.items():
+        consumer.seek(at, end - 1)
+    left = set(ends)
+    deadline = time.monotonic() + OFFSETS_TIMEOUT_MS / 1000
+    while left and time.monotonic() < deadline:
+        consumer.poll(100)
+        left = {at for at in left if consumer.highwater(at) is None}
+    return {at: max(end, consumer.highwater(at) or 0) for at, end in ends.items()}
+
+
+def check_partition_counts(counts: Mapping[str, int]) -> None:
+    """Raise `ConnectorError` unless all topics have the same number of partitions."""
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{topic!r} has {count}" for topic, count in counts.items())
+        raise ConnectorError(
+            f"kafka: entries and labels need the same number of partitions, so that partition p of both belongs "
+            f"together, but {said}"
+        )

@@ -1,0 +1,204 @@
+"""What Kafka sources and sinks share: security, a client that can be closed, the state of the connection."""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.net.compat import KafkaNetClient
+from kafka.net.selector import NetworkSelector
+
+from streamadapt.errors import ConfigError, ConnectorError
+
+__all__ = ["Client", "Link", "Reach", "check_security"]
+
+log = logging.getLogger("streamadapt.kafka")
+
+PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+SECURITY: Final = frozenset(
+    {
+        "security_protocol",
+        "ssl_cafile",
+        "ssl_certfile",
+        "ssl_keyfile",
+        "ssl_password",
+        "ssl_crlfile",
+        "ssl_ciphers",
+        "ssl_check_hostname",
+        "ssl_context",
+        "sasl_mechanism",
+        "sasl_plain_username",
+        "sasl_plain_password",
+        "sasl_kerberos_name",
+        "sasl_kerberos_service_name",
+        "sasl_kerberos_domain_name",
+        "sasl_oauth_token_provider",
+    }
+)
+SECRET: Final = "<hidden>"
+
+FIRST_BACKOFF_S: Final = 0.1
+LAST_BACKOFF_S: Final = 10.0
+PROBE_S: Final = 2.0
+BOOTSTRAP_MS: Final = 5000
+RECONNECT_MAX_MS: Final = 5000
+
+
+def check_security(security: Mapping[str, Any] | None, path: str = "security") -> dict[str, Any]:
+    """Return a copy of the TLS and SASL settings, by kafka-python's names.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name or protocol. Values are not shown: a misspelt password is a password.
+    """
+    given = dict(security or {})
+    for name in given:
+        if name not in SECURITY:
+            raise ConfigError(f"{path}.{name}", SECRET, f"one of {', '.join(sorted(SECURITY))}")
+    protocol = given.get("security_protocol", "PLAINTEXT")
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"{path}.security_protocol", protocol, f"one of {', '.join(PROTOCOLS)}")
+    return given
+
+
+class Link:
+    """Whether the other side answers: says so once per change, and how long to wait before the next attempt.
+
+    Parameters
+    ----------
+    what : str
+        For the log lines, e.g. ``source kafka cgm at localhost:9092``. Never a secret.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._state = "connecting"
+        self._why: str | None = None
+        self._backoff_s = FIRST_BACKOFF_S
+        self._not_before = 0.0
+
+    @property
+    def state(self) -> str:
+        """``connected`` or ``connecting``."""
+        return self._state
+
+    def up(self) -> None:
+        """It answers."""
+        if self._state != "connected" or self._why is not None:
+            log.info("%s: connected", self._what)
+        self._state, self._why, self._backoff_s, self._not_before = "connected", None, FIRST_BACKOFF_S, 0.0
+
+    def down(self, why: str) -> None:
+        """It does not; wait longer each time, with jitter, so that many clients do not come back at once."""
+        if why != self._why:
+            log.warning("%s: %s; trying again until it works", self._what, why)
+        self._state, self._why = "connecting", why
+        self._not_before = time.monotonic() + self._backoff_s * random.uniform(0.5, 1.0)
+        self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)
+
+    def wait_s(self) -> float:
+        """Seconds until the next attempt, >= 0."""
+        return max(0.0, self._not_before - time.monotonic())
+
+
+class Client:
+    """One kafka-python client, kept at hand so that a constructor that fails leaves no thread and no socket behind."""
+
+    def __init__(self) -> None:
+        self.net: NetworkSelector | None = None
+        self._client: KafkaNetClient | None = None
+
+    def __call__(self, **configs: Any) -> KafkaNetClient:
+        """Build the client; kafka-python calls this from its constructors."""
+        self.net = NetworkSelector(**configs)
+        self._client = KafkaNetClient(net=self.net, **configs)
+        return self._client
+
+    def answers(self) -> bool:
+        """Whether a connection to any broker is open."""
+        client = self._client
+        return client is not None and any(client.connected(broker.node_id) for broker in client.cluster.brokers())
+
+    def close(self) -> None:
+        """Stop the client's thread and close its sockets. Idempotent."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+class Reach:
+    """How to reach a cluster.
+
+    Parameters
+    ----------
+    servers : str
+        ``host:port``, several with commas.
+    security : mapping or None
+        See `check_security`.
+    """
+
+    def __init__(self, servers: str, security: Mapping[str, Any] | None) -> None:
+        self.servers = [part.strip() for part in servers.split(",") if part.strip()]
+        for server in self.servers or [""]:
+            host, _, port = server.rpartition(":")
+            if not host or not port.isdigit():
+                raise ConfigError("servers", servers, "host:port, several with commas")
+        self._security = check_security(security)
+
+    def __repr__(self) -> str:
+        return f"Reach({','.join(self.servers)!r})"
+
+    def consumer(self, client: Client, **configs: Any) -> KafkaConsumer:
+        """Return a connected consumer or raise; takes at most about seven seconds."""
+        return self._build(KafkaConsumer, client, configs)
+
+    def producer(self, client: Client, **configs: Any) -> KafkaProducer:
+        """Return a connected producer or raise; takes at most about seven seconds."""
+        return self._build(KafkaProducer, client, configs)
+
+    def common(self) -> dict[str, Any]:
+        """Settings that every kafka-python client takes."""
+        return {
+            "bootstrap_servers": self.servers,
+            "bootstrap_timeout_ms": BOOTSTRAP_MS,
+            "reconnect_backoff_max_ms": RECONNECT_MAX_MS,
+            **self._security,
+        }
+
+    def probe(self) -> None:
+        """Raise `ConnectionError` unless one of the servers takes a TCP connection: far cheaper than a client."""
+        errors = []
+        for server in self.servers:
+            host, _, port = server.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
+            except OSError as error:
+                errors.append(f"{server}: {error}")
+            else:
+                return
+        raise ConnectionError("; ".join(errors))
+
+    def _build(self, kind: Callable[..., Any], client: Client, configs: Mapping[str, Any]) -> Any:
+        self.probe()
+        quiet_client_logs()
+        try:
+            return kind(kafka_client=client, metrics_enabled=False, **self.common(), **configs)
+        except (ValueError, TypeError, AssertionError) as error:
+            client.close()
+            raise ConnectorError(f"kafka {','.join(self.servers)}: wrong client settings: {error}") from error
+        except BaseException:
+            client.close()
+            raise
+
+
+def quiet_client_logs() -> None:
+    """Keep kafka-python from reporting every attempt: `Link` says it once. A level somebody has set is left alone."""
+    logger = logging.getLogger("kafka")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)

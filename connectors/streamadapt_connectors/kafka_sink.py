@@ -1,0 +1,176 @@
+"""Write predictions and dead letters to Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from streamadapt.entry import Prediction
+from streamadapt.ports import DeadLetter, DeadLetterSink, Sink
+from streamadapt_connectors.codecs import encode_prediction
+from streamadapt_connectors.kafka_settings import Reach
+from streamadapt_connectors.kafka_writer import Outgoing, Writer
+
+__all__ = ["KafkaDeadLetters", "KafkaSink"]
+
+PREDICTION_BYTES: Final = 16 << 20
+LETTER_BYTES: Final = 32 << 20
+OVERHEAD_BYTES: Final = 64 << 10  # headers and framing
+TRUNCATED_BYTES: Final = 64 << 10
+DETAIL_BYTES: Final = 1000
+
+
+class KafkaSink(Sink):
+    """Write predictions, each to the partition its entry came from, where the topic has that many.
+
+    The producer is idempotent: a retried batch is written once. While the broker is away `write` and `flush` wait.
+
+    Parameters
+    ----------
+    servers : str
+        ``host:port``, several with commas.
+    topic : str
+        Created if it is missing and the broker permits.
+    encoder : callable
+        From `Prediction` to bytes.
+    partitions : int or None
+        How many to create the topic with: the source's number. None leaves it to the broker.
+    security : mapping or None
+        TLS and SASL settings by kafka-python's names.
+    compression : str or None
+        ``gzip``, ``snappy``, ``lz4`` or ``zstd``.
+
+    Raises
+    ------
+    ConfigError
+        For a wrong setting.
+    ConnectorError
+        From `write` and `flush`: the first prediction that the broker refused. The sink is of no use after that.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        topic: str,
+        encoder: Callable[[Prediction], bytes] = encode_prediction,
+        *,
+        partitions: int | None = None,
+        security: Mapping[str, Any] | None = None,
+        compression: str | None = None,
+    ) -> None:
+        configs = {
+            "enable_idempotence": True,
+            "compression_type": compression,
+            "linger_ms": 5,
+            "batch_size": 1 << 16,
+            "max_request_size": PREDICTION_BYTES,
+        }
+        self._topic = topic
+        self._encoder = encoder
+        self._writer = Writer(Reach(servers, security), topic, partitions=partitions, configs=configs)
+
+    def __repr__(self) -> str:
+        return f"KafkaSink({self._topic!r})"
+
+    @property
+    def state(self) -> str:
+        """``connected`` or ``connecting``."""
+        return self._writer.state
+
+    def write(self, predictions: Sequence[Prediction]) -> None:
+        """Accept them; blocks while the buffer is full or the broker is away."""
+        for p in predictions:
+            key = p.key.encode() if p.key else None
+            self._writer.send(Outgoing(str(p.position), p.position.partition, key, self._encoder(p)))
+
+    def flush(self) -> None:
+        """Return once the broker has acknowledged every one."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close. Idempotent."""
+        self._writer.close()
+
+
+class KafkaDeadLetters(DeadLetterSink):
+    """Write refused records with key and value untouched and the headers reason, stage, topic, partition, offset, time
+    (ns) and detail.
+
+    A record of up to 32 MiB is sent whole. If it is larger, or the broker refuses its size, its first 64 KiB are sent,
+    with the header ``truncated`` = original size in bytes. A record without key and value (Kafka takes none such) gets
+    an empty value and the header ``null``.
+
+    Parameters
+    ----------
+    servers, topic, partitions, security
+        As for `KafkaSink`.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        topic: str,
+        *,
+        partitions: int | None = None,
+        security: Mapping[str, Any] | None = None,
+    ) -> None:
+        configs = {
+            # A batch that is too large would break the idempotent producer's sequence for those after it;
+            # order and single copies matter less here than that every letter arrives.
+            "enable_idempotence": False,
+            "max_in_flight_requests_per_connection": 1,
+            "max_request_size": LETTER_BYTES + OVERHEAD_BYTES,
+        }
+        self._topic = topic
+        self._writer = Writer(
+            Reach(servers, security), topic, partitions=partitions, configs=configs, shrink=_first_bytes
+        )
+
+    def __repr__(self) -> str:
+        return f"KafkaDeadLetters({self._topic!r})"
+
+    @property
+    def state(self) -> str:
+        """``connected`` or ``connecting``."""
+        return self._writer.state
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Accept them; blocks while the buffer is full or the broker is away."""
+        for letter in letters:
+            self._writer.send(_outgoing(letter))
+
+    def flush(self) -> None:
+        """Return once the broker has acknowledged every one."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close. Idempotent."""
+        self._writer.close()
+
+
+def _outgoing(letter: DeadLetter) -> Outgoing:
+    record = letter.record
+    stream, partition, offset = record.position
+    headers = {
+        "reason": str(letter.reason),
+        "stage": letter.stage,
+        "topic": stream,
+        "partition": str(partition),
+        "offset": str(offset),
+        "time": str(record.time),
+        "detail": letter.detail,
+    }
+    encoded = [(name, text.encode("utf-8", "backslashreplace")[:DETAIL_BYTES]) for name, text in headers.items()]
+    value = record.value
+    if record.key is None and value is None:
+        value = b""
+        encoded.append(("null", b"true"))
+    return Outgoing(str(record.position), partition, record.key, value, tuple(encoded))
+
+
+def _first_bytes(record: Outgoing) -> Outgoing:
+    """Return the record cut to `TRUNCATED_BYTES` of value, and of key if that is what is long."""
+    key = record.key if record.key is None else record.key[:TRUNCATED_BYTES]
+    value = record.value if record.value is None else record.value[:TRUNCATED_BYTES]
+    headers = (*record.headers, ("truncated", str(len(record.value or b"")).encode()))
+    return Outgoing(record.name, record.partition, key, value, headers)

@@ -1,0 +1,1 @@
+"""The shell around the engine: command line, demo, embedded broker."""

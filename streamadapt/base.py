@@ -1,0 +1,301 @@
+"""The frozen model: what the user deployed. It is read and never written to."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from streamadapt.errors import ConfigError, ShapeError
+from streamadapt.features import linear_features
+from streamadapt.learners.base import BaseOutput, Prior, TaskKind
+
+__all__ = ["Base", "FrozenModel", "Linear", "Persistence", "as_base", "load_module"]
+
+
+class Base(nn.Module, ABC):
+    """A frozen model: ``inputs -> BaseOutput``.
+
+    Attributes
+    ----------
+    input_loc, input_scale, output_loc, output_scale : Tensor or None
+        The scaling of the part it was fitted on, where it knows; learners then work in those units.
+    """
+
+    kind: ClassVar[str]
+    input_loc: Tensor | None
+    input_scale: Tensor | None
+    output_loc: Tensor | None
+    output_scale: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("input_loc", "input_scale", "output_loc", "output_scale"):
+            self.register_buffer(name, None)
+
+    @property
+    def channels(self) -> int | None:
+        """How many channels it was made for; None where it does not care."""
+        return None
+
+    def prior(self) -> Prior | None:
+        """Sufficient statistics of its fit, where it has them."""
+        return None
+
+    def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
+        """Raise `ConfigError` if it was not made for such a task (`columns` is None where not known yet)."""
+
+    @abstractmethod
+    def forward(self, inputs: Tensor) -> BaseOutput:
+        """Predict from one window.
+
+        Parameters
+        ----------
+        inputs : Tensor, (window, channels), float32, original units
+
+        Returns
+        -------
+        BaseOutput
+            ``output`` is (rows, columns), original units.
+        """
+
+
+class Persistence(Base):
+    """The last value again, for every step of the horizon: the plainest forecaster.
+
+    Parameters
+    ----------
+    horizon : int, >= 1, in entries
+    """
+
+    kind: ClassVar[str] = "persistence"
+
+    def __init__(self, horizon: int) -> None:
+        super().__init__()
+        self.horizon = horizon
+
+    def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
+        """Only forecasts have a last value of what is to be predicted."""
+        del window, columns
+        if kind != "forecast":
+            raise ConfigError("base.kind", self.kind, f"a base for a {kind} task: persistence forecasts")
+        if rows != self.horizon:
+            raise ConfigError("base.horizon", self.horizon, f"the task's horizon, {rows}")
+
+    def forward(self, inputs: Tensor) -> BaseOutput:
+        """Repeat the last row."""
+        return BaseOutput(inputs[-1:].expand(self.horizon, -1).clone())
+
+
+class Linear(Base):
+    """Ridge regression on the window; made by `streamadapt.fit.fit_linear`.
+
+    Forecasts: one regression for all channels, from a channel's own scaled window to its next `rows` values.
+    Regression: from the whole scaled window to the outputs. Classification: softmax of the same.
+
+    Parameters
+    ----------
+    kind_of_task : {"forecast", "regression", "classification"}
+    weights : Tensor, (features, responses), float32
+        The last feature is the constant.
+    window : int
+    subtract_last : bool
+        Forecasts: the last value is subtracted from window and target ("strong" form).
+    scaling : mapping of str to Tensor
+        ``input_loc``, ``input_scale`` (channels,) and ``output_loc``, ``output_scale`` (columns,).
+    statistics : Prior or None
+    """
+
+    kind: ClassVar[str] = "linear"
+    weights: Tensor
+
+    def __init__(
+        self,
+        kind_of_task: TaskKind,
+        weights: Tensor,
+        window: int,
+        *,
+        subtract_last: bool,
+        scaling: dict[str, Tensor],
+        statistics: Prior | None = None,
+    ) -> None:
+        super().__init__()
+        self.kind_of_task = kind_of_task
+        self.window = window
+        self.subtract_last = subtract_last
+        self.register_buffer("weights", weights.contiguous())
+        for name, tensor in scaling.items():
+            self.register_buffer(name, tensor)
+        self._statistics = statistics
+
+    @property
+    def channels(self) -> int | None:
+        """As many as it was fitted on."""
+        assert self.input_loc is not None
+        return len(self.input_loc)
+
+    def prior(self) -> Prior | None:
+        """Return the sufficient statistics of the fit."""
+        return self._statistics
+
+    def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
+        """Compare with what it was fitted for."""
+        mine = self.weights.shape[1]
+        wanted = rows if kind == "forecast" else columns
+        if kind != self.kind_of_task:
+            raise ConfigError("base.weights", self.kind_of_task, f"weights fitted for a {kind} task")
+        if window != self.window:
+            raise ConfigError("task.window", window, f"{self.window}, which the base's weights were fitted for")
+        if wanted is not None and wanted != mine:
+            raise ConfigError("base.weights", mine, f"weights with {wanted} responses, as the task has")
+
+    def forward(self, inputs: Tensor) -> BaseOutput:
+        """Predict; (window, channels) -> (rows, columns)."""
+        scaled = (inputs - self.input_loc) / self.input_scale
+        if self.kind_of_task == "forecast":
+            if self.subtract_last:
+                x = linear_features(scaled, forecast=True)  # (C, window)
+                out = (x @ self.weights).T + scaled[-1]  # (rows, C)
+            else:
+                out = (scaled.T @ self.weights[:-1] + self.weights[-1]).T
+        else:
+            out = linear_features(scaled, forecast=False) @ self.weights  # (1, columns)
+        if self.kind_of_task == "classification":
+            return BaseOutput(torch.softmax(out, dim=-1))
+        return BaseOutput(out * self.output_scale + self.output_loc)
+
+    def save(self, path: Path) -> None:
+        """Write weights, scaling and statistics as safetensors."""
+        tensors = {"weights": self.weights}
+        for name in ("input_loc", "input_scale", "output_loc", "output_scale"):
+            tensors[name] = getattr(self, name)
+        if self._statistics is not None:
+            tensors["gram"], tensors["moment"] = self._statistics
+        metadata = {
+            "format": "streamadapt-linear-1",
+            "task": self.kind_of_task,
+            "window": str(self.window),
+            "subtract_last": str(int(self.subtract_last)),
+        }
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Linear:
+        """Read what `save` wrote; `ConfigError` if the file is not one of those."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as exc:
+            raise ConfigError("base.weights", str(path), f"a readable safetensors file ({exc})") from exc
+        if metadata.get("format") != "streamadapt-linear-1":
+            raise ConfigError("base.weights", str(path), "a file written by streamadapt fit")
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ConfigError("base.weights", str(path), f"finite numbers, but {name} holds others")
+        statistics = Prior(tensors.pop("gram"), tensors.pop("moment")) if "gram" in tensors else None
+        kind: Any = metadata["task"]
+        return cls(
+            kind,
+            tensors.pop("weights"),
+            int(metadata["window"]),
+            subtract_last=metadata["subtract_last"] == "1",
+            scaling=tensors,
+            statistics=statistics,
+        )
+
+
+class FrozenModel(Base):
+    """Any module or callable ``inputs -> output | (output, embedding)``, as a copy that is never written to.
+
+    Parameters
+    ----------
+    model : nn.Module or callable
+        A module is deep-copied, put in eval mode and stripped of gradients.
+    batched : bool, optional
+        Whether the model wants (1, window, channels) and returns a leading 1; default: yes for modules, no otherwise.
+    """
+
+    kind: ClassVar[str] = "module"
+
+    def __init__(self, model: Callable[..., Any], *, batched: bool | None = None) -> None:
+        super().__init__()
+        self.batched = isinstance(model, nn.Module) if batched is None else batched
+        if isinstance(model, nn.Module):
+            self.model: Callable[..., Any] = copy.deepcopy(model).eval().requires_grad_(False)
+        else:
+            self.model = model
+
+    def train(self, mode: bool = True) -> FrozenModel:
+        """Stay frozen: a training mode would let batch norms write to themselves."""
+        del mode
+        return super().train(False)
+
+    def forward(self, inputs: Tensor) -> BaseOutput:
+        """Call the model."""
+        with torch.no_grad():
+            said = self.model(inputs.unsqueeze(0) if self.batched else inputs)
+        output, embedding = said if isinstance(said, tuple) else (said, None)
+        output = torch.as_tensor(output, dtype=torch.float32, device=inputs.device)
+        while output.ndim > 2 and output.shape[0] == 1:
+            output = output.squeeze(0)
+        if output.ndim < 2:
+            output = output.reshape(1, -1)
+        if output.ndim != 2:
+            raise ShapeError(f"the base must return (rows, columns) for one entry, got {tuple(output.shape)}")
+        return BaseOutput(output, None if embedding is None else torch.as_tensor(embedding).flatten())
+
+
+def as_base(model: Base | Callable[..., Any]) -> Base:
+    """Return `model` itself if it is a `Base`, else a frozen copy of it."""
+    return model if isinstance(model, Base) else FrozenModel(model)
+
+
+def load_module(factory: str, weights: Path | None, params: dict[str, Any] | None = None) -> FrozenModel:
+    """Build ``package.module:factory``, load safetensors weights into it and freeze it.
+
+    Raises
+    ------
+    ConfigError
+        If the factory cannot be imported or called, or the weights do not fit, naming the keys that differ.
+    """
+    import importlib
+
+    module_name, _, name = factory.partition(":")
+    try:
+        make = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise ConfigError("base.factory", factory, f"an importable module:factory ({exc})") from exc
+    try:
+        model = make(**(params or {}))
+    except TypeError as exc:
+        raise ConfigError("base.params", params, f"arguments that {factory} takes ({exc})") from exc
+    if weights is not None:
+        _load_weights(model, weights)
+    return FrozenModel(model)
+
+
+def _load_weights(model: Any, path: Path) -> None:
+    from safetensors import SafetensorError
+
+    if not isinstance(model, nn.Module):
+        raise ConfigError("base.weights", str(path), "no weights: the factory returned no torch module")
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as exc:
+        raise ConfigError("base.weights", str(path), f"a readable safetensors file ({exc})") from exc
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ConfigError("base.weights", str(path), f"finite numbers, but {name} holds others")
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as exc:
+        raise ConfigError("base.weights", str(path), f"weights that fit the model ({exc})") from exc

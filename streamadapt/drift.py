@@ -1,0 +1,141 @@
+"""Drift: which signal is watched, by which detector, and what is done when it fires.
+
+The detectors are river's own, behind a door that refuses non-finite values: one NaN makes river's ADWIN miss every
+later drift without a word.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from streamadapt.errors import ConfigError
+from streamadapt.unpickle import dumps_river, loads_river
+
+__all__ = ["DETECTORS", "Boost", "DetectorName", "DriftMonitor", "Reaction", "Signal"]
+
+Signal = Literal["loss", "input"]
+Reaction = Literal["alert", "boost"]
+DetectorName = Literal["adwin", "page-hinkley"]
+
+DETECTORS: dict[str, str] = {"adwin": "ADWIN", "page-hinkley": "PageHinkley"}
+"""Name in the config -> class in `river.drift`."""
+
+SIGNALS = ("loss", "input")
+REACTIONS = ("alert", "boost")
+
+
+@dataclass(slots=True)
+class Boost:
+    """A learning-rate factor that jumps at a drift and decays back to one.
+
+    Attributes
+    ----------
+    factor : float, >= 1
+        Right after a drift.
+    half_life : float, > 0, in entries
+        Of what the factor is above one.
+    level : float, >= 1
+        Now.
+    """
+
+    factor: float = 5.0
+    half_life: float = 100.0
+    level: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1.0 <= self.factor < math.inf:
+            raise ConfigError("drift.factor", self.factor, "a finite number >= 1")
+        if not 0.0 < self.half_life < math.inf:
+            raise ConfigError("drift.half_life", self.half_life, "a finite number of entries > 0")
+
+    def fire(self) -> None:
+        """Jump."""
+        self.level = self.factor
+
+    def decay(self) -> None:
+        """Let one entry pass."""
+        self.level = 1.0 + (self.level - 1.0) * 0.5 ** (1.0 / self.half_life)
+
+
+class DriftMonitor:
+    """One detector on one signal, and its reaction.
+
+    Parameters
+    ----------
+    detector : {"adwin", "page-hinkley"}
+        river's ADWIN (Bifet & Gavalda 2007) or Page-Hinkley (Page 1954). O(log n) and O(1) per entry.
+    signal : {"loss", "input"}
+        ``loss``: the base's mean loss over the cells that matured at an arrival, in units of the guard's scale at that
+        time (so that one threshold suits every unit). ``input``: the mean over channels of the newest scaled values.
+    reaction : {"alert", "boost"}
+        ``alert``: say so (prediction, metric, log). ``boost``: also learn faster for a while.
+    params : dict
+        Arguments of river's class.
+    factor, half_life
+        Of the `Boost`.
+    """
+
+    def __init__(
+        self,
+        detector: DetectorName = "adwin",
+        signal: Signal = "loss",
+        reaction: Reaction = "alert",
+        *,
+        params: dict[str, Any] | None = None,
+        factor: float = 5.0,
+        half_life: float = 100.0,
+    ) -> None:
+        for path, value, allowed in (
+            ("detector", detector, tuple(DETECTORS)),
+            ("signal", signal, SIGNALS),
+            ("reaction", reaction, REACTIONS),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"drift.{path}", value, "one of " + ", ".join(allowed))
+        self.detector = detector
+        self.signal = signal
+        self.reaction = reaction
+        self.params = dict(params or {})
+        self.boost = Boost(factor, half_life) if reaction == "boost" else None
+        self.refused = 0
+        self._river = self._fresh()
+
+    @property
+    def name(self) -> str:
+        """``adwin:loss``."""
+        return f"{self.detector}:{self.signal}"
+
+    def _fresh(self) -> Any:
+        from river import drift  # here, since it loads pandas and scikit-learn
+
+        try:
+            return getattr(drift, DETECTORS[self.detector])(**self.params)
+        except TypeError as exc:
+            raise ConfigError("drift.params", self.params, f"arguments of river.drift's class ({exc})") from exc
+
+    def update(self, value: float) -> bool:
+        """Take one value of the signal; True if this is a drift. Non-finite values are counted and refused."""
+        if self.boost is not None:
+            self.boost.decay()
+        if not math.isfinite(value):
+            self.refused += 1
+            return False
+        self._river.update(value)
+        fired = bool(self._river.drift_detected)
+        if fired and self.boost is not None:
+            self.boost.fire()
+        return fired
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the detector's and the reaction's state."""
+        level = None if self.boost is None else self.boost.level
+        return {"detector": dumps_river(self._river), "refused": self.refused, "boost": level}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self._river = loads_river(state["detector"])
+        self.refused = int(state["refused"])
+        if self.boost is not None:
+            self.boost.level = float(state["boost"])

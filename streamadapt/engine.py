@@ -1,0 +1,370 @@
+"""The loop: poll, decode, merge, observe, emit, checkpoint, drain."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from streamadapt.checkpoint import CheckpointStore
+from streamadapt.entry import Entry, Label, Prediction
+from streamadapt.errors import ConfigError, EntryError, StreamadaptError
+from streamadapt.lane import Lane
+from streamadapt.metrics import Metrics, NullMetrics
+from streamadapt.pipeline import Pipeline
+from streamadapt.ports import (
+    Clock,
+    DeadLetter,
+    DeadLetterSink,
+    Record,
+    Sink,
+    Source,
+    StreamPartition,
+    SystemClock,
+)
+from streamadapt.report import summarise
+
+__all__ = ["Codec", "Engine", "EngineSettings"]
+
+_LOG = logging.getLogger("streamadapt")
+
+BAD_SHARE_OF = 1000
+"""Records over which the share of bad ones is judged."""
+
+
+class Codec(Protocol):
+    """Turns records into entries and labels."""
+
+    def decode(self, record: Record) -> Entry | Label:
+        """Decode one record; raises `EntryError`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How the engine runs.
+
+    Attributes
+    ----------
+    checkpoint_path : Path or None
+        Folder with one sub-folder per partition; None keeps no checkpoints.
+    checkpoint_every_s : float, s
+    checkpoint_every_entries : int or None
+        Whichever comes first.
+    keep : int
+        Checkpoints kept per partition.
+    label_wait_s : float, s
+        See `Merge`.
+    poll_s : float, s
+        Longest wait for records.
+    max_buffer : int, records
+        A partition with so many records waiting is paused.
+    max_bad_share : float in (0, 1]
+        The engine stops when more than this share of the last `BAD_SHARE_OF` records was refused: that is a wrong
+        config, not bad records.
+    config_digest : str
+        Ties checkpoints to the configuration that made them.
+    """
+
+    checkpoint_path: Path | None = None
+    checkpoint_every_s: float = 10.0
+    checkpoint_every_entries: int | None = None
+    keep: int = 3
+    label_wait_s: float = 2.0
+    poll_s: float = 0.2
+    max_buffer: int = 10_000
+    max_bad_share: float = 0.9
+    config_digest: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every_s", "poll_s"):
+            if not getattr(self, name) > 0.0:
+                raise ConfigError(name, getattr(self, name), "a number of seconds > 0")
+        if not self.label_wait_s >= 0.0:
+            raise ConfigError("label_wait", self.label_wait_s, "a number of seconds >= 0")
+        if not 0.0 < self.max_bad_share <= 1.0:
+            raise ConfigError("max_bad_share", self.max_bad_share, "a number in (0, 1]")
+
+
+class Engine:
+    """Runs one pipeline per partition between a source and a sink, at least once.
+
+    Parameters
+    ----------
+    source : Source
+    make_pipeline : callable () -> Pipeline
+        Called once per partition; every call must return an equal, fresh one.
+    sink : Sink
+    codec : Codec
+    dead_letters : DeadLetterSink
+    settings : EngineSettings
+    metrics : Metrics, optional
+    clock : Clock, optional
+    on_checkpoint_step : callable of str, optional
+        Called at every named step of a checkpoint; tests raise from it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        make_pipeline: Callable[[], Pipeline],
+        sink: Sink,
+        codec: Codec,
+        dead_letters: DeadLetterSink,
+        *,
+        settings: EngineSettings | None = None,
+        metrics: Metrics | None = None,
+        clock: Clock | None = None,
+        on_checkpoint_step: Callable[[str], None] | None = None,
+    ) -> None:
+        self.source = source
+        self.make_pipeline = make_pipeline
+        self.sink = sink
+        self.codec = codec
+        self.dead_letters = dead_letters
+        self.settings = settings or EngineSettings()
+        self.metrics = metrics or NullMetrics()
+        self.clock = clock or SystemClock()
+        self.on_checkpoint_step = on_checkpoint_step
+        self.lanes: dict[int, Lane] = {}
+        self.stopping = False
+        self._index = {stream: i for i, stream in enumerate(source.streams)}
+        self._recent: deque[bool] = deque(maxlen=BAD_SHARE_OF)
+        self._last_checkpoint = self.clock.monotonic()
+        self._timing = _StageTiming(self.clock, self.metrics)
+        self._paused: frozenset[StreamPartition] = frozenset()
+        self._drifts_logged: dict[int, int] = {}
+        self._state = ""
+
+    def stop(self) -> None:
+        """Ask `run` to drain and return; may be called from a signal handler or another thread."""
+        self.stopping = True
+
+    def run(self) -> dict[str, Any]:
+        """Run until `stop`, or until a finite source has ended and everything was processed.
+
+        Returns
+        -------
+        dict
+            `summary()`.
+
+        Raises
+        ------
+        ConnectorError, CheckpointError
+            What waiting cannot mend; nothing past the last checkpoint is lost, a restart replays it.
+        """
+        self.source.open(self)
+        try:
+            while not self.stopping and not self.step():
+                pass
+            self.checkpoint()
+            summary = self.summary()
+        finally:
+            self._close()
+        _LOG.info("stopped: %d entries, %d predictions", summary["entries"], summary["predictions"])
+        return summary
+
+    def step(self) -> bool:
+        """Poll once and process what came; True when a finite source is done. Tests drive the engine with this."""
+        records = self.source.poll(self.settings.poll_s)
+        now = self.clock.monotonic()
+        if records:
+            with self._timing.stage("decode"):
+                self._take_in(records, now)
+        lag = self.source.lag()
+        ended = self._watch_source(lag) == "ended"
+        for lane in list(self.lanes.values()):
+            for i, stream in enumerate(lane.streams):
+                lane.merge.note_lag(i, lag.get(StreamPartition(stream, lane.partition)), now)
+            self._advance(lane, lane.merge.release(now, ended=ended))
+        self._apply_backpressure()
+        if self._checkpoint_is_due():
+            self.checkpoint()
+        return ended and not any(len(lane.merge) for lane in self.lanes.values())
+
+    # -- one round
+
+    def _take_in(self, records: Sequence[Record], now: float) -> None:
+        for record in records:
+            at = record.position
+            lane = self.lanes.get(at.partition)
+            if lane is None:
+                continue  # a partition that was revoked during this very poll: its new owner reads the record
+            item: Entry | Label | DeadLetter
+            try:
+                item = self.codec.decode(record)
+            except EntryError as error:
+                item = DeadLetter(record, error.reason.value, "decode", error.detail)
+            lane.merge.offer(self._index[at.stream], record, item, now)
+
+    def _advance(self, lane: Lane, released: Sequence[Any]) -> None:
+        if not released:
+            return
+        late = lane.merge.late_labels
+        predictions, letters = lane.process(released)
+        with self._timing.stage("emit"):
+            self._emit(predictions, letters)
+        self._judge(len(released), letters)
+        self._log_drifts(lane)
+        self.metrics.pipeline(lane.partition, lane.pipeline.stats)
+        for _ in range(lane.merge.late_labels - late):
+            self.metrics.late_label()
+
+    def _emit(self, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
+        if predictions:
+            self.sink.write(predictions)
+        if letters:
+            self.dead_letters.write(letters)
+            for letter in letters:
+                self.metrics.dead_letter(letter.reason, letter.stage)
+                _LOG.debug("dead letter %s %s: %s", letter.record.position, letter.reason, letter.detail)
+
+    def _judge(self, count: int, letters: Sequence[DeadLetter]) -> None:
+        self._recent.extend([False] * (count - len(letters)) + [True] * len(letters))
+        bad = sum(self._recent)
+        if len(self._recent) == BAD_SHARE_OF and bad > self.settings.max_bad_share * BAD_SHARE_OF:
+            newest = letters[-1] if letters else None
+            raise StreamadaptError(
+                f"{bad} of the last {BAD_SHARE_OF} records were refused (limit {self.settings.max_bad_share:.0%}); the "
+                f"config does not fit the topic: {newest.reason + ': ' + newest.detail if newest else ''}"
+            )
+
+    def _log_drifts(self, lane: Lane) -> None:
+        stats = lane.pipeline.stats
+        total = sum(stats.drifts.values())
+        fresh = total - self._drifts_logged.get(lane.partition, 0)
+        self._drifts_logged[lane.partition] = total
+        for name, time in stats.drift_log[-fresh:] if fresh else ():
+            _LOG.info("drift %s partition=%d event_time_ns=%d", name, lane.partition, time)
+
+    def _watch_source(self, lag: Mapping[StreamPartition, int]) -> str:
+        state = self.source.state
+        if state != self._state:
+            _LOG.info("source is %s", state)
+            self._state = state
+        self.metrics.source_state(state)
+        self.metrics.lag(lag)
+        return state
+
+    def _apply_backpressure(self) -> None:
+        paused = {
+            StreamPartition(stream, lane.partition)
+            for lane in self.lanes.values()
+            for stream, queue in zip(lane.streams, lane.merge.queues, strict=True)
+            if len(queue) >= self.settings.max_buffer
+        }
+        if paused != self._paused:
+            self._paused = frozenset(paused)
+            self.source.pause(self._paused)
+
+    # -- checkpoints
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.settings.checkpoint_every_entries
+        done = max((lane.since_checkpoint for lane in self.lanes.values()), default=0)
+        if every is not None and done >= every:
+            return True
+        return done > 0 and self.clock.monotonic() - self._last_checkpoint >= self.settings.checkpoint_every_s
+
+    def checkpoint(self) -> None:
+        """Flush what was written, save every partition, then tell the source: in this order, or entries are lost."""
+        self._save(list(self.lanes.values()))
+        self._last_checkpoint = self.clock.monotonic()
+
+    def _save(self, lanes: Sequence[Lane]) -> None:
+        self._step_reached("flush")
+        self.sink.flush()
+        self.dead_letters.flush()
+        for lane in lanes:
+            start = self.clock.monotonic()
+            info = lane.save(self.settings.config_digest, self._step_reached)
+            end = self.clock.monotonic()
+            self.metrics.stage("checkpoint", end - start)
+            if info is not None:
+                self.metrics.checkpoint(lane.partition, end - start, info.size_bytes, end)
+                _LOG.debug("checkpoint partition=%d sequence=%d", lane.partition, info.sequence)
+            self._step_reached("commit")
+            self.source.commit(lane.positions)
+
+    def _step_reached(self, name: str) -> None:
+        if self.on_checkpoint_step is not None:
+            self.on_checkpoint_step(name)
+
+    # -- partitions come and go (PartitionOwner)
+
+    def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
+        """Load what is known of each partition and say where to read on."""
+        wanted: dict[StreamPartition, int | None] = {}
+        for partition in partitions:
+            lane = self.lanes.get(partition)
+            if lane is None:
+                lane = self._open_lane(partition)
+            wanted.update(lane.wanted())
+        return wanted
+
+    def _open_lane(self, partition: int) -> Lane:
+        store = None
+        if self.settings.checkpoint_path is not None:
+            folder = self.settings.checkpoint_path / f"{self.source.streams[0]}-{partition}"
+            store = CheckpointStore(folder, keep=self.settings.keep)
+        pipeline = self.make_pipeline()
+        pipeline.timing = self._timing
+        lane = Lane(partition, self.source.streams, pipeline, store, self.settings.label_wait_s)
+        info = lane.restore(self.settings.config_digest)
+        self.lanes[partition] = lane
+        self._drifts_logged[partition] = sum(pipeline.stats.drifts.values())
+        self.metrics.pipeline(partition, pipeline.stats)
+        places = " ".join(f"{at}@{offset}" for at, offset in lane.positions.items())
+        _LOG.info("partition %d: %s", partition, f"resumes at {places}" if info else "starts without a checkpoint")
+        return lane
+
+    def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
+        """Save and let go; with ``lost`` only let go, since somebody else may own them already."""
+        lanes = [self.lanes.pop(p) for p in partitions if p in self.lanes]
+        try:
+            if lanes and not lost:
+                self._save(lanes)
+        finally:
+            for lane in lanes:
+                lane.close()
+                self.metrics.forget(lane.partition)
+                _LOG.info("partition %d: %s", lane.partition, "lost" if lost else "handed over")
+
+    # -- the end
+
+    def summary(self) -> dict[str, Any]:
+        """Return the statistics of all partitions as plain values; see `streamadapt.report.summarise`."""
+        return summarise([lane.pipeline.stats for lane in self.lanes.values()])
+
+    def _close(self) -> None:
+        errors = []
+        for close in (self.source.close, self.sink.close, self.dead_letters.close, *(x.close for x in self.lanes.values())):
+            try:
+                close()
+            except Exception as error:  # everything gets its chance to close; the first reason is the one to show
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+class _StageTiming:
+    """Hands stage durations from the pipeline to the metrics."""
+
+    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+        self.clock = clock
+        self.metrics = metrics
+
+    def stage(self, name: str) -> AbstractContextManager[object]:
+        return self._measure(name)
+
+    @contextmanager
+    def _measure(self, name: str) -> Any:
+        start = self.clock.monotonic()
+        try:
+            yield
+        finally:
+            self.metrics.stage(name, self.clock.monotonic() - start)

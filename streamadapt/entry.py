@@ -1,0 +1,141 @@
+"""The records that travel through a pipeline: what came in, and what goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from streamadapt.errors import ShapeError
+
+__all__ = ["Batch", "Entry", "FloatArray", "Label", "Position", "Prediction"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Position(NamedTuple):
+    """Where a record stands in its source; totally ordered within one partition."""
+
+    stream: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.stream}[{self.partition}]@{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record of a stream.
+
+    Attributes
+    ----------
+    values : ndarray, (channels,), float32
+        The measurements; NaN marks a missing one, infinite values never get here.
+    time : int, ns since the Unix epoch
+        Event time.
+    id : str
+        What labels refer to; unique among the entries that still wait for a label.
+    key : str
+        The stream it belongs to within its topic (a sensor, a user); empty where there is none.
+    label : ndarray, (outputs,), float32, or None
+        The label that came with the entry itself. It is learned only after the entry was predicted.
+    position : Position
+        Where it stands in its source; the id of its prediction.
+    """
+
+    values: FloatArray
+    time: int
+    id: str = ""
+    key: str = ""
+    label: FloatArray | None = None
+    position: Position = Position("", 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label that arrived apart from its entry.
+
+    Attributes
+    ----------
+    id : str
+        The `Entry.id` it belongs to.
+    value : ndarray, (outputs,), float32
+        NaN marks an output that this label says nothing about. Classification: one value, the class's index.
+    time : int, ns since the Unix epoch
+        When the label became known (not when its entry was measured).
+    """
+
+    id: str
+    value: FloatArray
+    time: int
+    position: Position = Position("", 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a pipeline says about one entry.
+
+    Attributes
+    ----------
+    served : ndarray, (rows, columns), float32
+        The guarded mixture: what to use. Rows are forecast steps (1 for supervised tasks), columns are channels,
+        outputs or class probabilities. NaN only where the task knows nothing (a channel never observed).
+    base : ndarray, (rows, columns), float32
+        What the frozen model alone says.
+    experts : mapping of str to ndarray, (rows, columns)
+        Every expert's prediction, the base's included.
+    weights : mapping of str to float in [0, 1]
+        Each expert's share of `served`, averaged over the cells.
+    drifts : tuple of str
+        ``detector:signal`` of each detector that fired on this arrival.
+    """
+
+    position: Position
+    id: str
+    key: str
+    time: int
+    served: FloatArray
+    base: FloatArray
+    experts: Mapping[str, FloatArray] = field(repr=False)
+    weights: Mapping[str, float]
+    drifts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Columns of history, oldest first: what a base is fitted on and what a backtest reads.
+
+    Attributes
+    ----------
+    values : ndarray, (n, channels), float32
+        NaN marks a missing value.
+    times : ndarray, (n,), int64, ns
+    labels : ndarray, (n, outputs), float32, or None
+        NaN rows are unlabelled.
+    channels : tuple of str
+        Names of the columns of `values`; may be empty.
+    """
+
+    values: FloatArray
+    times: npt.NDArray[np.int64]
+    labels: FloatArray | None = None
+    channels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or len(self.times) != len(self.values):
+            raise ShapeError(f"values must be (n, channels) with n times, got {self.values.shape}, {self.times.shape}")
+        if self.labels is not None and (self.labels.ndim != 2 or len(self.labels) != len(self.values)):
+            raise ShapeError(f"labels must be ({len(self.values)}, outputs), got {self.labels.shape}")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def entries(self, stream: str = "history") -> Iterator[Entry]:
+        """Yield the rows as entries, ids being the row numbers."""
+        for i in range(len(self)):
+            label = None if self.labels is None or np.isnan(self.labels[i]).all() else self.labels[i]
+            yield Entry(self.values[i], int(self.times[i]), str(i), "", label, Position(stream, 0, i))

@@ -1,0 +1,109 @@
+"""Every error that streamadapt raises on purpose.
+
+::
+
+    StreamadaptError
+    +-- ConfigError        a setting is wrong: its path, its value and what was expected
+    +-- EntryError         one record is bad: it goes to the dead letters with its reason
+    +-- ShapeError         an array or tensor does not have the shape that was promised
+    +-- CheckpointError    a checkpoint cannot be written, read or trusted
+    +-- ConnectorError     a source or a sink failed for good (what can be retried is retried inside it)
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ConnectorError",
+    "EntryError",
+    "Reason",
+    "ShapeError",
+    "StreamadaptError",
+]
+
+
+class StreamadaptError(Exception):
+    """Root of the tree: catching it catches all that streamadapt raises on purpose."""
+
+
+class ConfigError(StreamadaptError, ValueError):
+    """A setting is wrong.
+
+    Parameters
+    ----------
+    path : str
+        Where the setting stands, e.g. ``learners[1].lr``.
+    value : object
+        What was given there.
+    expected : str
+        What would have been accepted, with the unit.
+    """
+
+    def __init__(self, path: str, value: object, expected: str) -> None:
+        super().__init__(path, value, expected)
+        self.path = path
+        self.value = value
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected}, got {self.value!r}"
+
+
+class Reason(StrEnum):
+    """Why a record became a dead letter; the values are metric labels and headers, so they never change."""
+
+    EMPTY_VALUE = "empty_value"
+    TOO_LARGE = "too_large"
+    TOO_DEEP = "too_deep"
+    NOT_JSON = "not_json"
+    MISSING_FIELD = "missing_field"
+    WRONG_TYPE = "wrong_type"
+    WRONG_WIDTH = "wrong_width"
+    NOT_FINITE = "not_finite"
+    BAD_TIME = "bad_time"
+    TIME_BACKWARDS = "time_backwards"
+    DUPLICATE_ID = "duplicate_id"
+    UNKNOWN_LABEL = "unknown_label"
+    DUPLICATE_LABEL = "duplicate_label"
+    LATE_LABEL = "late_label"
+    BAD_CLASS = "bad_class"
+
+
+class EntryError(StreamadaptError):
+    """One record is bad. Raised before any state has changed.
+
+    Parameters
+    ----------
+    reason : Reason
+        The catalogue entry; also the dead letter's header and the metric's label.
+    detail : str
+        One line for a person: the field's path, what came and what was expected. Never the whole payload.
+    position : Position or None
+        Where the record stands in its source.
+    """
+
+    def __init__(self, reason: Reason, detail: str, position: Any = None) -> None:
+        super().__init__(reason, detail, position)
+        self.reason = reason
+        self.detail = detail
+        self.position = position
+
+    def __str__(self) -> str:
+        place = f"{self.position}: " if self.position is not None else ""
+        return f"{place}{self.reason.value}: {self.detail}"
+
+
+class ShapeError(StreamadaptError, ValueError):
+    """An array or tensor does not have the promised shape."""
+
+
+class CheckpointError(StreamadaptError):
+    """A checkpoint cannot be written, read or trusted."""
+
+
+class ConnectorError(StreamadaptError):
+    """A source or a sink failed for good."""

@@ -1,0 +1,34 @@
+"""The regression features that the linear base is fitted on and recursive least squares learns on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["feature_count", "linear_features"]
+
+
+def feature_count(window: int, channels: int, *, forecast: bool) -> int:
+    """Return how many features `linear_features` makes, the constant included."""
+    return window if forecast else window * channels + 1
+
+
+def linear_features(scaled: Tensor, *, forecast: bool) -> Tensor:
+    """Turn a scaled window into rows of features.
+
+    Parameters
+    ----------
+    scaled : Tensor, (..., window, channels)
+
+    Returns
+    -------
+    Tensor, (..., groups, features)
+        Forecast: a group per channel, the window less its last value (which would be a column of zeros) and a 1.
+        Otherwise: one group, the whole window flattened (oldest first) and a 1.
+    """
+    if forecast:
+        last = scaled[..., -1:, :]
+        columns = (scaled[..., :-1, :] - last).transpose(-1, -2)  # (..., window - 1, C) -> (..., C, window - 1)
+    else:
+        columns = scaled.flatten(-2).unsqueeze(-2)  # (..., window, C) -> (..., 1, window * C)
+    return torch.cat([columns, torch.ones_like(columns[..., :1])], dim=-1)

@@ -1,0 +1,138 @@
+"""Fitting the built-in linear base on history, in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from streamadapt.base import Linear
+from streamadapt.entry import Batch, FloatArray
+from streamadapt.errors import ConfigError
+from streamadapt.features import linear_features
+from streamadapt.learners.base import Prior
+
+__all__ = ["fit_forecast", "fit_supervised"]
+
+MOST_STATISTICS = 8_000_000
+"""Numbers of sufficient statistics beyond which they are not kept (64 MB as float64)."""
+
+
+def fit_forecast(
+    batch: Batch, window: int, horizon: int, *, ridge: float = 0.1, subtract_last: bool = True, shared_scale: bool = False
+) -> Linear:
+    """Fit one ridge regression for all channels, from a channel's window to its next values.
+
+    Parameters
+    ----------
+    batch : Batch
+        Missing values are filled with the last one seen; targets that are missing do not count.
+    ridge : float, >= 0
+        Penalty on all weights, in scaled units.
+    subtract_last : bool
+        Subtract the last value from window and target: better on all data that wander.
+    shared_scale : bool
+        One location and scale for all channels instead of one per channel.
+
+    Raises
+    ------
+    ConfigError
+        If there are not at least ``window + horizon`` rows.
+    """
+    n, channels = batch.values.shape
+    if n < window + horizon:
+        raise ConfigError("history", n, f"at least window + horizon = {window + horizon} rows")
+    loc, scale = _scaling(batch.values, shared=shared_scale)
+    z = torch.from_numpy((_fill(batch.values, loc) - loc) / scale).double()
+    known = torch.from_numpy(np.isfinite(batch.values))
+    x = z.unfold(0, window, 1)[: n - window - horizon + 1]  # (m, C, window)
+    y = z[window:].unfold(0, horizon, 1)  # (m, C, horizon)
+    keep = known[window:].unfold(0, horizon, 1).all(-1)  # (m, C)
+    last = x[..., -1:]
+    ones = torch.ones_like(last)
+    features = torch.cat([x[..., :-1] - last, ones], -1) if subtract_last else torch.cat([x, ones], -1)
+    targets = y - last if subtract_last else y
+    rows, responses = features[keep], targets[keep]
+    identity = torch.eye(rows.shape[-1], dtype=torch.float64)
+    weights = torch.linalg.solve(rows.T @ rows + ridge * identity, rows.T @ responses)
+    left = targets - features @ weights
+    return Linear(
+        "forecast",
+        weights.float(),
+        window,
+        subtract_last=subtract_last,
+        scaling=_tensors(loc, scale, loc, scale),
+        statistics=_forecast_statistics(x, left, keep) if channels * window * window <= MOST_STATISTICS else None,
+    )
+
+
+def _forecast_statistics(x: Tensor, left: Tensor, keep: Tensor) -> Prior:
+    grams, moments = [], []
+    for c in range(x.shape[1]):  # a channel at a time: all at once would copy the history once more
+        rows = keep[:, c]
+        f = linear_features(x[rows, c].unsqueeze(-1), forecast=True).squeeze(1)  # (m, window)
+        grams.append(f.T @ f)
+        moments.append(f.T @ left[rows, c])
+    return Prior(torch.stack(grams), torch.stack(moments))
+
+
+def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
+    """Fit a ridge regression from the last `window` entries' values to the labels.
+
+    Raises
+    ------
+    ConfigError
+        If there are no labels, or fewer labelled rows than features.
+    """
+    if batch.labels is None:
+        raise ConfigError("history", "no labels", "a label column")
+    if len(batch) < window:
+        raise ConfigError("history", len(batch), f"at least window = {window} rows")
+    loc, scale = _scaling(batch.values, shared=False)
+    label_loc, label_scale = _scaling(batch.labels, shared=False)
+    z = torch.from_numpy((_fill(batch.values, loc) - loc) / scale).double()
+    x = linear_features(z.unfold(0, window, 1).transpose(1, 2), forecast=False).squeeze(1)  # (m, window * C + 1)
+    y = torch.from_numpy((batch.labels[window - 1 :] - label_loc) / label_scale).double()
+    keep = torch.isfinite(y).all(-1)
+    x, y = x[keep], y[keep]
+    if len(x) < x.shape[1]:
+        raise ConfigError("history", len(x), f"at least {x.shape[1]} labelled rows for as many features")
+    weights = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], dtype=torch.float64), x.T @ y)
+    statistics = Prior((x.T @ x).unsqueeze(0), (x.T @ (y - x @ weights)).unsqueeze(0))
+    return Linear(
+        "regression",
+        weights.float(),
+        window,
+        subtract_last=False,
+        scaling=_tensors(loc, scale, label_loc, label_scale),
+        statistics=statistics,
+    )
+
+
+def _scaling(values: FloatArray, *, shared: bool) -> tuple[FloatArray, FloatArray]:
+    """Location and scale per column, or one pair for all; a constant column has scale 1."""
+    axis = None if shared else 0
+    loc = np.broadcast_to(np.nanmean(values, axis=axis, dtype=np.float64), values.shape[1:])
+    scale = np.broadcast_to(np.nanstd(values, axis=axis, dtype=np.float64), values.shape[1:])
+    if not np.isfinite(loc).all():
+        raise ConfigError("history", "a column without any value", "at least one value in each column")
+    return loc.astype(np.float32), np.where(scale > 1e-6 * (1.0 + np.abs(loc)), scale, 1.0).astype(np.float32)
+
+
+def _fill(values: FloatArray, loc: FloatArray) -> FloatArray:
+    """Missing values become the last one seen in their column, or the column's mean before the first."""
+    index = np.where(np.isfinite(values), np.arange(len(values))[:, None], -1)
+    np.maximum.accumulate(index, axis=0, out=index)
+    filled = values[index.clip(0), np.arange(values.shape[1])]
+    return np.where(index >= 0, filled, loc)
+
+
+def _tensors(
+    loc: npt.NDArray[np.float32],
+    scale: npt.NDArray[np.float32],
+    output_loc: npt.NDArray[np.float32],
+    output_scale: npt.NDArray[np.float32],
+) -> dict[str, Tensor]:
+    arrays = {"input_loc": loc, "input_scale": scale, "output_loc": output_loc, "output_scale": output_scale}
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}

@@ -1,0 +1,308 @@
+"""The guard: mixes the experts into the served prediction, online, from matured losses.
+
+Two layers, one setting for every task. Layer 1 runs several aggregators side by side over all experts; layer 2 runs
+ML-Poly over {base} and the layer-1 mixtures, and falls back to the base where nothing speaks for anything else, so the
+first served prediction is the base's to the bit. Delay is handled by charging each loss to the predictions as they were
+issued: the caller keeps every forecast's `Mixture.own` and hands it back when the target is known.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from streamadapt.aggregators import BOA, Aggregator, FixedShare, MLPoly
+from streamadapt.errors import ConfigError
+from streamadapt.losses import Array, Loss, Mask
+
+__all__ = ["Guard", "Hedge", "Mixture", "NoGuard", "Scope", "TwoLayer"]
+
+Scope = Literal["global", "horizon", "cell"]
+SCOPES: tuple[Scope, ...] = ("global", "horizon", "cell")
+
+REGRET_CAP = 5.0
+"""Linearised regrets beyond so many scales are clipped: one outlier must not decide the weights."""
+LOSS_CAP = 5.0
+"""The same for the scaled losses of fixed share."""
+SCALE_RATE = 0.01
+"""How fast the running scale of the base's error follows it, per arrival."""
+SCALE_FLOOR = 1e-3
+"""Smallest scale, in units of the output's own scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What the guard made of one set of expert predictions.
+
+    Attributes
+    ----------
+    served : ndarray, (rows, columns), float64
+    own : ndarray, (aggregators, rows, columns), float64
+        The prediction of every aggregator, the last layer's included: keep it until the target is known.
+    weights : ndarray, (experts,), float64
+        Each expert's share of `served`, averaged over the rows.
+    """
+
+    served: Array
+    own: Array
+    weights: Array
+
+
+class Guard(ABC):
+    """Mixes experts; the first expert is always the base."""
+
+    kind: ClassVar[str]
+
+    def build(self, experts: int, rows: int, columns: int, loss: Loss, unit: Array) -> None:
+        """Allocate.
+
+        Parameters
+        ----------
+        unit : ndarray, (columns,), > 0
+            The outputs' own scale, original units: the floor of the running scale is `SCALE_FLOOR` of it.
+        """
+        self.experts, self.rows, self.columns, self.loss = experts, rows, columns, loss
+        self.floor = np.broadcast_to(SCALE_FLOOR * unit, (rows, columns)).copy()
+        self.error = np.zeros((rows, columns))
+        self._allocate()
+
+    @abstractmethod
+    def _allocate(self) -> None: ...
+
+    @property
+    @abstractmethod
+    def own_count(self) -> int:
+        """How many predictions `Mixture.own` holds."""
+
+    @abstractmethod
+    def mix(self, predictions: Array) -> Mixture:
+        """Mix (experts, rows, columns) predictions; changes nothing."""
+
+    def update(self, predictions: Array, own: Array, target: Array, mask: Mask) -> None:
+        """Learn from what has matured.
+
+        Parameters
+        ----------
+        predictions : ndarray, (experts, rows, columns)
+            As the experts issued them.
+        own : ndarray, (aggregators, rows, columns)
+            `Mixture.own` of the same forecasts.
+        target : ndarray, (rows, columns)
+        mask : ndarray, (rows, columns), bool
+            Where the target is known.
+        """
+        known = self.loss.known(mask)
+        if not known.any():
+            return
+        target = np.where(mask, target, predictions[0])
+        self._follow_scale(np.abs(predictions[0] - target), mask)
+        self._learn(predictions, own, target, known)
+
+    @abstractmethod
+    def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None: ...
+
+    def _follow_scale(self, errors: Array, mask: Mask) -> None:
+        """Running mean of the base's absolute error in each cell; starts at the first error seen."""
+        first = mask & (self.error == 0.0)
+        moved = np.where(first, errors, self.error + SCALE_RATE * (errors - self.error))
+        np.copyto(self.error, np.maximum(moved, self.floor), where=mask)
+
+    def scale(self) -> Array:
+        """What losses are divided by now, (rows, columns), or (rows, 1) for row-wise losses."""
+        return self.loss.scale_of(np.where(self.error > 0.0, self.error, self.floor))
+
+    @abstractmethod
+    def _aggregators(self) -> Sequence[Aggregator]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of all arrays."""
+        return {"error": self.error.copy(), "aggregators": [a.state_dict() for a in self._aggregators()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned, into a guard built alike."""
+        self.error[...] = state["error"]
+        for aggregator, saved in zip(self._aggregators(), state["aggregators"], strict=True):
+            aggregator.load_state_dict(saved)
+
+
+class _Scoped:
+    """One aggregation rule, its variants, and the groups its weights belong to."""
+
+    def __init__(self, rule: Aggregator, scope: Scope) -> None:
+        self.rule = rule
+        self.scope = scope
+
+    def build(self, rows: int, columns: int, fallback: Array) -> None:
+        groups = {"global": (1, 1), "horizon": (rows, 1), "cell": (rows, columns)}[self.scope]
+        self.rule.build(groups, fallback)
+
+    def learn(self, loss: Loss, predictions: Array, own: Array, target: Array, scale: Array, known: Mask) -> None:
+        """`own`: (variants, rows, columns), what the variants said when the predictions were issued."""
+        if self.rule.linearised:
+            signal = np.clip(loss.regret(predictions, own[:, None], target, scale), -REGRET_CAP, REGRET_CAP)
+        else:
+            signal = np.minimum(loss.loss(predictions, target) / scale, LOSS_CAP)[None]
+        self.rule.update(*_group(signal, known, self.scope))
+
+
+def _group(signal: Array, known: Mask, scope: Scope) -> tuple[Array, Mask]:
+    """Average a signal (variants, experts, rows, columns) over the known cells of each group."""
+    if scope == "cell" or signal.shape[2:] == (1, 1):
+        return np.where(known, signal, 0.0), known
+    axes = (0, 1) if scope == "global" else (1,)
+    count = known.sum(axis=axes, keepdims=True)
+    total = np.where(known, signal, 0.0).sum(axis=tuple(a + 2 for a in axes), keepdims=True)
+    return total / np.maximum(count, 1), count > 0
+
+
+class TwoLayer(Guard):
+    """The default guard: several aggregators, and ML-Poly over their mixtures and the base.
+
+    Layer 1: fixed share (.01 and .05), BOA (discounts .999 and .99) and ML-Poly (.99) with weights per `scope`, and,
+    where an output has several columns that are judged apart, BOA (.999) with weights per cell.
+    Layer 2: ML-Poly (.999) per row. Costs, a step: some 40 passes over (experts, rows, columns) numbers.
+
+    Parameters
+    ----------
+    scope : {"horizon", "global", "cell"}
+        What shares weights in layer 1: each row of a forecast, everything, or nothing.
+    """
+
+    kind: ClassVar[str] = "two-layer"
+
+    def __init__(self, scope: Scope = "horizon") -> None:
+        self.scope = _checked(scope)
+
+    def _allocate(self) -> None:
+        scope = _effective(self.scope, self.loss)
+        self.first = [_Scoped(rule, scope) for rule in (FixedShare(0.01, 0.05), BOA(0.999, 0.99), MLPoly(0.99))]
+        if self.columns > 1 and not self.loss.row_wise and scope != "cell":
+            self.first.append(_Scoped(BOA(0.999), "cell"))
+        for scoped in self.first:
+            scoped.build(self.rows, self.columns, np.full(self.experts, 1.0 / self.experts))
+        only_base = np.zeros(self.own_count)
+        only_base[0] = 1.0
+        self.second = _Scoped(MLPoly(0.999), "global" if scope == "global" else "horizon")
+        self.second.build(self.rows, self.columns, only_base)
+
+    @property
+    def own_count(self) -> int:
+        """One prediction per layer-1 variant, and the served one."""
+        return sum(scoped.rule.variants for scoped in self.first) + 1
+
+    def mix(self, predictions: Array) -> Mixture:
+        """Mix the experts in both layers."""
+        mixed = np.concatenate([scoped.rule.mix(predictions) for scoped in self.first])
+        served = self.second.rule.mix(np.concatenate([predictions[:1], mixed]))
+        return Mixture(served[0], np.concatenate([mixed, served]), self._shares())
+
+    def _shares(self) -> Array:
+        upper = self.second.rule.weights[0, :, :, 0]  # (1 + variants, rows or 1)
+        first = np.concatenate([np.broadcast_to(s.rule.weights.mean(3), self._by_row(s)) for s in self.first])
+        shares: Array = (upper[1:, None] * first).sum(0).mean(-1)  # (variants, experts, rows) -> (experts,)
+        shares[0] += upper[0].mean()
+        return shares
+
+    def _by_row(self, scoped: _Scoped) -> tuple[int, int, int]:
+        return scoped.rule.variants, self.experts, self.rows
+
+    def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None:
+        scale = self.scale()
+        start = 0
+        for scoped in self.first:
+            stop = start + scoped.rule.variants
+            scoped.learn(self.loss, predictions, own[start:stop], target, scale, known)
+            start = stop
+        offered = np.concatenate([predictions[:1], own[:-1]])
+        self.second.learn(self.loss, offered, own[-1:], target, scale, known)
+
+    def _aggregators(self) -> list[Aggregator]:
+        return [scoped.rule for scoped in (*self.first, self.second)]
+
+
+class Hedge(Guard):
+    """Plain fixed-share Hedge over all experts: simple, and able only to pick one expert at a time.
+
+    Parameters
+    ----------
+    eta : float, > 0
+    share : float, in [0, 1)
+    scope : {"horizon", "global", "cell"}
+    """
+
+    kind: ClassVar[str] = "hedge"
+
+    def __init__(self, eta: float = 1.0, share: float = 0.01, scope: Scope = "horizon") -> None:
+        self.scope = _checked(scope)
+        self.rule = FixedShare(share, eta=eta)
+
+    def _allocate(self) -> None:
+        self.scoped = _Scoped(self.rule, _effective(self.scope, self.loss))
+        self.scoped.build(self.rows, self.columns, np.full(self.experts, 1.0 / self.experts))
+
+    @property
+    def own_count(self) -> int:
+        """The served prediction."""
+        return 1
+
+    def mix(self, predictions: Array) -> Mixture:
+        """Average the experts with the current weights."""
+        served = self.rule.mix(predictions)
+        return Mixture(served[0], served, self.rule.weights[0].mean(axis=(1, 2)))
+
+    def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None:
+        self.scoped.learn(self.loss, predictions, own, target, self.scale(), known)
+
+    def _aggregators(self) -> list[Aggregator]:
+        return [self.rule]
+
+
+class NoGuard(Guard):
+    """Serve one expert as it is: for measuring, and for those who know better.
+
+    Parameters
+    ----------
+    expert : int, >= 0
+        Its place among the experts; the base is 0.
+    """
+
+    kind: ClassVar[str] = "none"
+
+    def __init__(self, expert: int = 0) -> None:
+        self.expert = expert
+
+    def _allocate(self) -> None:
+        if not 0 <= self.expert < self.experts:
+            raise ConfigError("guard.expert", self.expert, f"0 to {self.experts - 1}")
+
+    @property
+    def own_count(self) -> int:
+        """Nothing needs keeping."""
+        return 0
+
+    def mix(self, predictions: Array) -> Mixture:
+        """Pick the expert."""
+        weights = np.zeros(self.experts)
+        weights[self.expert] = 1.0
+        return Mixture(predictions[self.expert], predictions[:0], weights)
+
+    def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None:
+        pass
+
+    def _aggregators(self) -> list[Aggregator]:
+        return []
+
+
+def _checked(scope: Scope) -> Scope:
+    if scope not in SCOPES:
+        raise ConfigError("guard.scope", scope, "one of " + ", ".join(SCOPES))
+    return scope
+
+
+def _effective(scope: Scope, loss: Loss) -> Scope:
+    # The columns of a distribution stand or fall together: weights per class would not leave it on the simplex.
+    return "horizon" if loss.row_wise and scope == "cell" else scope

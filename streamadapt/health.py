@@ -1,0 +1,105 @@
+"""Roll-back: a learner that breaks is taken out and restored from its last good snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from streamadapt.learners.base import Learner
+from streamadapt.losses import Array
+
+__all__ = ["Health"]
+
+WINDOW = 50
+"""Matured arrivals over which losses are compared, and for which a broken learner stays out."""
+RATIO = 10.0
+"""A learner whose loss is so many times the base's is broken."""
+SNAPSHOT_EVERY = 500
+"""Matured arrivals between snapshots of the healthy learners."""
+
+
+class Health:
+    """Watches the learners of a pipeline.
+
+    A learner is broken when it says something that is not a number, or when the losses of its predictions over the last
+    `WINDOW` matured arrivals are more than `RATIO` times the base's. It is then restored from its last good snapshot,
+    and the base stands in for it over the next `WINDOW` matured arrivals, while it goes on learning. A family of experts
+    is restored as a whole; the base stands in for the broken one only.
+
+    Parameters
+    ----------
+    learners : sequence of Learner
+        Built. Their states now are the first good snapshots.
+    """
+
+    def __init__(self, learners: Sequence[Learner]) -> None:
+        self.learners = learners
+        self.owner = [i for i, learner in enumerate(learners) for _ in learner.names]  # expert -> its learner
+        k = len(self.owner)
+        self.good = [learner.snapshot() for learner in learners]
+        self.losses = np.zeros((WINDOW, k + 1))  # the base's first
+        self.seen = np.zeros(k, np.int64)  # matured arrivals since the last verdict, up to WINDOW
+        self.benched = np.zeros(k, np.int64)  # matured arrivals still to stay out
+        self.count = 0
+
+    def check_predictions(self, experts: Array) -> list[int]:
+        """Let the base stand in where needed; changes `experts` (1 + experts, rows, columns) in place.
+
+        Returns
+        -------
+        list of int
+            Experts (the base is 0) that were taken out just now.
+        """
+        broken: list[int] = []
+        if not np.isfinite(experts).all():
+            bad = ~np.isfinite(experts[1:]).all(axis=(1, 2))
+            broken = [int(k) + 1 for k in np.flatnonzero(bad & (self.benched == 0))]
+            for k in np.flatnonzero(bad):
+                self._take_out(int(k))
+        self.stand_in(experts)
+        return broken
+
+    def stand_in(self, experts: Array) -> None:
+        """Put the base in place of the experts that are out or not finite, in `experts`; nothing else changes."""
+        out = self.benched > 0
+        if not np.isfinite(experts).all():
+            out = out | ~np.isfinite(experts[1:]).all(axis=(1, 2))
+        if out.any():
+            experts[1:][out] = experts[0]
+
+    def check_losses(self, losses: Array) -> list[int]:
+        """Compare the mean losses (1 + experts,) of one matured arrival; return the experts taken out."""
+        self.losses[self.count % WINDOW] = losses
+        self.count += 1
+        np.maximum(self.benched - 1, 0, out=self.benched)
+        np.minimum(self.seen + 1, WINDOW, out=self.seen)
+        sums = self.losses.sum(axis=0)
+        verdict = (self.seen == WINDOW) & (sums[1:] > RATIO * sums[0]) & (sums[0] > 0.0)
+        broken = [int(k) for k in np.flatnonzero(verdict)]
+        for k in broken:
+            self._take_out(k)
+        if self.count % SNAPSHOT_EVERY == 0:
+            ill = {self.owner[k] for k in np.flatnonzero(self.benched)}
+            for i, learner in enumerate(self.learners):
+                if i not in ill:
+                    self.good[i] = learner.snapshot()
+        return [k + 1 for k in broken]
+
+    def _take_out(self, k: int) -> None:
+        self.learners[self.owner[k]].restore(self.good[self.owner[k]])
+        self.benched[k] = WINDOW
+        self.seen[k] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters and snapshots."""
+        arrays = {name: getattr(self, name).copy() for name in ("losses", "seen", "benched")}
+        return {"good": list(self.good), "count": self.count, **arrays}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.good = list(state["good"])
+        self.count = int(state["count"])
+        for name in ("losses", "seen", "benched"):
+            getattr(self, name)[...] = state[name]

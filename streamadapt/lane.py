@@ -1,0 +1,104 @@
+"""One partition: its pipeline, its place in the streams, and its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from streamadapt.checkpoint import CheckpointStore
+from streamadapt.entry import Entry, Label, Prediction
+from streamadapt.errors import EntryError
+from streamadapt.manifest import CheckpointInfo
+from streamadapt.merge import Arrived, Merge
+from streamadapt.pipeline import Pipeline
+from streamadapt.ports import DeadLetter, Record, StreamPartition
+
+__all__ = ["Lane"]
+
+
+class Lane:
+    """What belongs together for one partition: it moves between engines as one.
+
+    Parameters
+    ----------
+    partition : int
+    streams : sequence of str
+        The entries', then the labels'.
+    pipeline : Pipeline
+        Fresh; `restore` fills it.
+    store : CheckpointStore or None
+        None keeps nothing.
+    wait_s : float, s
+        See `Merge`.
+    """
+
+    def __init__(
+        self, partition: int, streams: Sequence[str], pipeline: Pipeline, store: CheckpointStore | None, wait_s: float
+    ) -> None:
+        self.partition = partition
+        self.streams = tuple(streams)
+        self.pipeline = pipeline
+        self.store = store
+        self.merge = Merge(len(self.streams), wait_s)
+        self.positions: dict[StreamPartition, int] = {}
+        self.since_checkpoint = 0
+        self._refused: list[DeadLetter] = []
+        self._record: Record | None = None
+        pipeline.on_rejected = self._reject
+
+    def restore(self, digest: str) -> CheckpointInfo | None:
+        """Load the newest checkpoint, if there is one."""
+        if self.store is None:
+            return None
+        self.store.acquire()
+        loaded = self.store.load_latest(digest)
+        if loaded is None:
+            return None
+        self.pipeline.load_state_dict(loaded.state)
+        self.positions = dict(loaded.positions)
+        return loaded.info
+
+    def wanted(self) -> dict[StreamPartition, int | None]:
+        """Return where each stream is to be read from; None is the source's own start."""
+        at = (StreamPartition(stream, self.partition) for stream in self.streams)
+        return {place: self.positions.get(place) for place in at}
+
+    def _reject(self, item: Entry | Label, error: EntryError) -> None:
+        del item
+        assert self._record is not None
+        self._refused.append(DeadLetter(self._record, error.reason.value, "process", error.detail))
+
+    def process(self, released: Sequence[Arrived]) -> tuple[list[Prediction], list[DeadLetter]]:
+        """Run released records through the pipeline and move the positions past them."""
+        predictions: list[Prediction] = []
+        for arrived in released:
+            self._record = arrived.record
+            if isinstance(arrived.item, DeadLetter):
+                self.pipeline.stats.rejected[arrived.item.reason] += 1
+                self._refused.append(arrived.item)
+            else:
+                predictions += self.pipeline.observe((arrived.item,))
+            at = arrived.record.position
+            self.positions[StreamPartition(at.stream, at.partition)] = at.offset + 1
+        self.since_checkpoint += len(released)
+        letters, self._refused = self._refused, []
+        return predictions, letters
+
+    def save(self, digest: str, on_step: Callable[[str], None] | None = None) -> CheckpointInfo | None:
+        """Write a checkpoint of the state and the positions it has reached."""
+        self.since_checkpoint = 0
+        if self.store is None:
+            return None
+        state = self.pipeline.state_dict()
+        return self.store.save(
+            state, self.positions, config_digest=digest, summary=self.summary(), on_step=on_step
+        )
+
+    def summary(self) -> Mapping[str, Any]:
+        """Return the statistics as plain values."""
+        return self.pipeline.stats.state_dict()
+
+    def close(self) -> None:
+        """Give up the checkpoint folder."""
+        if self.store is not None:
+            self.store.close()

@@ -1,0 +1,197 @@
+"""The contract of a learner, and what it is told when it is built."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from streamadapt.errors import ConfigError, ShapeError
+
+__all__ = ["BaseOutput", "Learner", "Maturity", "Prior", "Spec", "TaskKind", "masked_mean", "one_or_more", "require_shape"]
+
+TaskKind = Literal["forecast", "regression", "classification"]
+Maturity = Literal["rows", "path"]
+
+
+class BaseOutput(NamedTuple):
+    """What the frozen base said about one entry.
+
+    Attributes
+    ----------
+    output : Tensor, (rows, columns), float32, original units (probabilities for classification)
+    embedding : Tensor, (features,), float32, or None
+        The base's hidden layer, where it has one to show.
+    """
+
+    output: Tensor
+    embedding: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Sufficient statistics of the part a linear base was fitted on, in scaled units.
+
+    Attributes
+    ----------
+    gram : Tensor, (groups, features, features), float64
+        Sum of ``x x^T`` with x as `streamadapt.features.linear_features` makes it; a group is a channel of a forecast,
+        or the one group of a supervised task.
+    moment : Tensor, (groups, features, responses), float64
+        Sum of ``x (y - base)^T``: what the base left over.
+    """
+
+    gram: Tensor
+    moment: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a learner must know to allocate itself: shapes, units, device, seed.
+
+    Attributes
+    ----------
+    window, channels : int
+        Inputs are (window, channels), original units.
+    rows, columns : int
+        Outputs are (rows, columns): (horizon, channels) of a forecast, (1, outputs) or (1, classes) otherwise.
+    input_loc, input_scale : Tensor, (channels,), float32
+        ``(inputs - input_loc) / input_scale`` is of order one.
+    output_loc, output_scale : Tensor, (columns,), float32
+        The same for outputs; 0 and 1 for classification.
+    seed : int
+        Of the learner's own random numbers; the same seed gives the same bits.
+    prior : Prior or None
+        Where the base can tell what it was fitted on.
+    """
+
+    kind: TaskKind
+    window: int
+    channels: int
+    rows: int
+    columns: int
+    input_loc: Tensor
+    input_scale: Tensor
+    output_loc: Tensor
+    output_scale: Tensor
+    device: torch.device
+    seed: int = 0
+    prior: Prior | None = None
+
+    def generator(self) -> torch.Generator:
+        """Return a fresh CPU generator seeded with `seed` (CPU, so that every device starts from the same numbers)."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+class Learner(nn.Module, ABC):
+    """An online learner: one expert beside the frozen base.
+
+    Its parameters, buffers (optimiser moments included) and `get_extra_state` are its whole state. It is constructed
+    with hyper-parameters only; the pipeline calls `build` once, when the shapes are known.
+
+    Attributes
+    ----------
+    kind : str
+        The name in the config.
+    matures : {"path", "rows"}
+        What one matured example is. ``"path"``: one whole forecast, when its last target is known. ``"rows"``: what
+        became known at one arrival: row h belongs to the forecast issued h entries ago (h from 1), so every row is
+        learned as early as it can be; `inputs` is the window of the newest of them. The same for supervised tasks.
+    needs_labels : bool
+        False for learners that adapt in `predict`, without labels.
+    boost : float, >= 1
+        How much faster to learn just now; set by the pipeline's reactions before each `learn`, never part of the state.
+    """
+
+    kind: ClassVar[str]
+    matures: ClassVar[Maturity] = "path"
+    needs_labels: ClassVar[bool] = True
+    boost: float
+    spec: Spec
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boost = 1.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the experts it offers, each the kind and what tells it from its siblings: ``("bias-0.02",)``.
+
+        Most learners are one expert. A family that differs in one number only (the rates of a bias) is one learner with
+        an expert each: its arithmetic is done for all of them at once.
+        """
+        return (self.kind,)
+
+    def build(self, spec: Spec) -> None:
+        """Allocate all state for `spec`, on its device. Called once by the pipeline, and again by `reset`."""
+        self.spec = spec
+        self.allocate(spec)
+
+    @abstractmethod
+    def allocate(self, spec: Spec) -> None:
+        """Register parameters and buffers afresh, in the state that `reset` returns to."""
+
+    @abstractmethod
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        """Predict one entry.
+
+        Parameters
+        ----------
+        inputs : Tensor, (window, channels), float32, original units; finite
+        base : BaseOutput
+            ``base.output`` is (rows, columns).
+
+        Returns
+        -------
+        Tensor, (rows, columns), float32, original units; (experts, rows, columns) of a family
+            Never a view of the state. Nothing changes, except in a label-free learner.
+        """
+
+    @abstractmethod
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        """Make one update from one matured example.
+
+        Parameters
+        ----------
+        inputs, base
+            As `predict` saw them when the example was issued (see `matures` for rows).
+        target : Tensor, (rows, columns), float32, original units
+            Anything (NaN too) where `mask` is False.
+        mask : Tensor, (rows, columns), bool
+            Where the target is known. All False: no prediction changes.
+        """
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return a detached copy of the whole state."""
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.state_dict().items()}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go back to a `snapshot` taken some entries ago."""
+        self.load_state_dict(snapshot)
+
+    def reset(self) -> None:
+        """Return to the state the learner was built with."""
+        self.build(self.spec)
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise `ShapeError` unless `tensor` is exactly of `shape`."""
+    if tuple(tensor.shape) != shape:
+        raise ShapeError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+
+
+def one_or_more(path: str, value: float | Sequence[float], low: float, high: float) -> tuple[float, ...]:
+    """Return the settings of a family as a tuple; `ConfigError` unless each lies in (low, high] and all differ."""
+    values = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),)
+    if not values or len(set(values)) < len(values) or not all(low < v <= high for v in values):
+        raise ConfigError(path, value, f"a number in ({low:g}, {high:g}], or a list of different ones")
+    return values
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` over the cells where `mask` holds, NaN (and zero gradient) cells outside it; () shaped."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum()

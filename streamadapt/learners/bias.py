@@ -1,0 +1,59 @@
+"""The plainest correction: an exponentially weighted mean of what the base got wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from streamadapt.errors import ConfigError
+from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, one_or_more, require_shape
+
+__all__ = ["Bias"]
+
+
+class Bias(Learner):
+    """``prediction = base + b``, with ``b <- b + rate (target - base - b)`` in every cell.
+
+    A row of a forecast is learned the moment its target is known. Costs O(rows x columns) time and floats per rate.
+
+    Parameters
+    ----------
+    rate : float or sequence of floats, in (0, 1]
+        Per matured example: .02 remembers about 50 of them. Several rates: one expert each.
+    """
+
+    kind: ClassVar[str] = "bias"
+    matures: ClassVar[Maturity] = "rows"
+    bias: Tensor
+
+    def __init__(self, rate: float | Sequence[float] = 0.02) -> None:
+        super().__init__()
+        self.rates = one_or_more("rate", rate, 0.0, 1.0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``bias-0.02`` and its siblings."""
+        return tuple(f"{self.kind}-{rate:g}" for rate in self.rates)
+
+    def allocate(self, spec: Spec) -> None:
+        """Start without a correction."""
+        if spec.kind == "classification":
+            raise ConfigError("learners.kind", self.kind, "a classifier: an added bias would leave the simplex")
+        self.register_buffer("bias", torch.zeros(len(self.rates), spec.rows, spec.columns, device=spec.device))
+        self._rate = torch.tensor(self.rates, device=spec.device).view(-1, 1, 1)
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        """Return ``base + b``."""
+        del inputs
+        return base.output + self.bias
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        """Move b towards the newest errors."""
+        del inputs
+        require_shape("target", target, (self.spec.rows, self.spec.columns))
+        rate = self._rate if self.boost == 1.0 else (self._rate * self.boost).clamp_max(1.0)
+        moved = torch.lerp(self.bias, target - base.output, rate)
+        self.bias.copy_(torch.where(mask, moved, self.bias))

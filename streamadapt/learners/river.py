@@ -1,0 +1,139 @@
+"""Any river regressor or classifier as a learner."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from streamadapt.errors import ConfigError
+from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, require_shape
+from streamadapt.unpickle import dumps_river, loads_river
+
+__all__ = ["River"]
+
+MOST_MODELS = 64
+
+
+class River(Learner):
+    """A river estimator beside the base [1]_.
+
+    Regression and forecasts: one clone of a regressor per output cell learns what the base left over, in scaled units;
+    ``prediction = base + scale * model(x)``. Classification: one classifier; ``prediction`` is its class
+    probabilities, the base's where it has seen nothing yet. x holds the scaled window and the base's scaled output,
+    as ``c0_0`` (channel 0, newest) to ``c0_5`` (five entries ago) and ``base_0``.
+
+    Costs what the river estimator costs, once per cell: at most `MOST_MODELS` cells.
+
+    Parameters
+    ----------
+    model : str or river estimator
+        A path below ``river``, e.g. ``"linear_model.LinearRegression"``, or an instance (which is cloned).
+    params : mapping, optional
+        Constructor arguments, where `model` is a path.
+    scale : bool
+        Put river's StandardScaler in front.
+
+    References
+    ----------
+    .. [1] Montiel et al. (2021), River: machine learning for streaming data in Python, JMLR 22.
+    """
+
+    kind: ClassVar[str] = "river"
+    matures: ClassVar[Maturity] = "path"
+
+    def __init__(self, model: Any, params: Mapping[str, Any] | None = None, *, scale: bool = True) -> None:
+        super().__init__()
+        self._prototype = _construct(model, dict(params or {})) if isinstance(model, str) else model
+        if not hasattr(self._prototype, "learn_one") or not hasattr(self._prototype, "predict_one"):
+            raise ConfigError("model", model, "a river estimator with learn_one and predict_one")
+        self.scale = scale
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``river-HoeffdingTreeRegressor``."""
+        last = self._prototype
+        while hasattr(last, "steps"):  # a river pipeline is known by its last step
+            last = list(last.steps.values())[-1]
+        return (f"{self.kind}-{type(last).__name__}",)
+
+    def allocate(self, spec: Spec) -> None:
+        """Clone one model per cell."""
+        classify = spec.kind == "classification"
+        cells = 1 if classify else spec.rows * spec.columns
+        if cells > MOST_MODELS:
+            raise ConfigError("learners.kind", self.kind, f"at most {MOST_MODELS} output cells, this task has {cells}")
+        if classify and not hasattr(self._prototype, "predict_proba_one"):
+            raise ConfigError("model", self.names[0], "a river classifier (predict_proba_one) for a classification task")
+        self.models = [self._clone() for _ in range(cells)]
+
+    def _clone(self) -> Any:
+        model = self._prototype.clone()
+        if not self.scale:
+            return model
+        from river import preprocessing
+
+        return preprocessing.StandardScaler() | model
+
+    def get_extra_state(self) -> bytes:
+        """Return the models as bytes that only `streamadapt.unpickle` reads."""
+        return dumps_river(self.models)
+
+    def set_extra_state(self, state: bytes) -> None:
+        """Take over what `get_extra_state` returned."""
+        models = loads_river(state)
+        if not isinstance(models, list) or len(models) != len(self.models):
+            raise ConfigError("checkpoint", type(models).__name__, f"a list of {len(self.models)} river models")
+        self.models = models
+
+    def _features(self, inputs: Tensor, base: BaseOutput) -> dict[str, float]:
+        spec = self.spec
+        require_shape("inputs", inputs, (spec.window, spec.channels))
+        scaled = ((inputs - spec.input_loc) / spec.input_scale).flip(0).tolist()
+        x = {f"c{c}_{lag}": v for lag, row in enumerate(scaled) for c, v in enumerate(row)}
+        said = ((base.output - spec.output_loc) / spec.output_scale).flatten().tolist()
+        x.update({f"base_{i}": v for i, v in enumerate(said)})
+        return x
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        """Ask the models."""
+        x = self._features(inputs, base)
+        if self.spec.kind == "classification":
+            return self._probabilities(x, base)
+        left = torch.tensor([float(m.predict_one(x)) for m in self.models], device=self.spec.device)
+        return base.output + left.view_as(base.output) * self.spec.output_scale
+
+    def _probabilities(self, x: dict[str, float], base: BaseOutput) -> Tensor:
+        said = self.models[0].predict_proba_one(x)
+        p = torch.tensor([[float(said.get(c, 0.0)) for c in range(self.spec.columns)]], device=self.spec.device)
+        total = p.sum()
+        return p / total if bool(total > 0.0) else base.output.clone()
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        """Let each model with a known target learn it."""
+        require_shape("target", target, (self.spec.rows, self.spec.columns))
+        if not bool(mask.any()):
+            return
+        x = self._features(inputs, base)
+        if self.spec.kind == "classification":
+            self.models[0].learn_one(x, int(target.argmax()))
+            return
+        left = ((target - base.output) / self.spec.output_scale).flatten().tolist()
+        for model, y, known in zip(self.models, left, mask.flatten().tolist(), strict=True):
+            if known:
+                model.learn_one(x, y)
+
+
+def _construct(path: str, params: dict[str, Any]) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(f"river.{module}"), name)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigError("model", path, "a path below river, such as linear_model.LinearRegression") from exc
+    try:
+        return cls(**params)
+    except TypeError as exc:
+        raise ConfigError("params", params, f"arguments of river.{path} ({exc})") from exc

@@ -1,0 +1,187 @@
+"""Recursive least squares on the window: what the base left over, relearned with forgetting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from streamadapt.errors import ConfigError
+from streamadapt.features import feature_count, linear_features
+from streamadapt.learners.base import BaseOutput, Learner, Maturity, Prior, Spec, one_or_more, require_shape
+
+__all__ = ["RLS"]
+
+INNOVATION_RATE = 0.01
+
+
+class RLS(Learner):
+    """Recursive least squares with forgetting, a bounded covariance and clipped innovations.
+
+    ``prediction = base + scale * x^T v``, x the scaled window (last value subtracted for forecasts) and a 1; one v per
+    channel of a forecast, one for all outputs otherwise. With the newest x, per group [1]_::
+
+        P <- P / forgetting          (not beyond a trace of features * `variance_limit`)
+        k = P x / (1 + x^T P x),     P <- P - k (P x)^T
+        v_h <- v_h + k_s clip(e_h)   e_h = target - base - scale x_s^T v_h, in scaled units
+
+    A gain depends on the inputs only, so it is computed when the forecast is issued and kept for `rows` entries; each
+    row is then learned with its own gain the moment its target is known: exact partial maturity with one matrix.
+    Naive forgetting makes P grow without bound where the inputs do not vary: its trace is capped.
+    Where the base can tell what it was fitted on (`Spec.prior`), P and v start as if that history had just been learned
+    with the same forgetting; else v = 0 and P = I / `ridge`.
+
+    Costs per entry, forgetting and group with d features: O(d^2 + d rows) time, d^2 + 2 d rows float64 numbers.
+
+    Parameters
+    ----------
+    forgetting : float or sequence of floats, in (0, 1]
+        Per learned example: .9995 remembers about 2,000. Several: one expert each.
+    clip : float, > 0
+        Innovations beyond so many times their running mean size are clipped; ``inf`` for none.
+    ridge : float, > 0
+        Weight of the prior, in squared scaled units.
+    variance_limit : float, > 0
+        Bound on the mean of P's diagonal, in the same units as 1 / `ridge`.
+
+    References
+    ----------
+    .. [1] Ljung & Soderstrom (1983), Theory and practice of recursive identification, chapter 2.
+    """
+
+    kind: ClassVar[str] = "rls"
+    matures: ClassVar[Maturity] = "rows"
+    covariance: Tensor
+    weights: Tensor
+    past: Tensor
+    innovation: Tensor
+
+    def __init__(
+        self,
+        forgetting: float | Sequence[float] = 0.9995,
+        *,
+        clip: float = 2.0,
+        ridge: float = 0.1,
+        variance_limit: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.forgetting = one_or_more("forgetting", forgetting, 0.0, 1.0)
+        for name, value in (("clip", clip), ("ridge", ridge), ("variance_limit", variance_limit)):
+            if not value > 0.0:
+                raise ConfigError(name, value, "a number > 0")
+        self.clip = clip
+        self.ridge = ridge
+        self.variance_limit = variance_limit
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``rls-0.9995`` and its siblings."""
+        return tuple(f"{self.kind}-{forgetting:g}" for forgetting in self.forgetting)
+
+    def allocate(self, spec: Spec) -> None:
+        """Start from the base's own fit where it is known."""
+        if spec.kind == "classification":
+            raise ConfigError("learners.kind", self.kind, "a classifier: least squares would leave the simplex")
+        self.forecast = spec.kind == "forecast"
+        v = len(self.forgetting)
+        groups, responses = (spec.columns, spec.rows) if self.forecast else (1, spec.columns)
+        d = feature_count(spec.window, spec.channels, forecast=self.forecast)
+        identity = torch.eye(d, dtype=torch.float64)
+        if spec.prior is not None:
+            covariance, weights = self._from_prior(spec.prior, identity)
+        else:
+            covariance = (identity / self.ridge).repeat(v * groups, 1, 1)
+            weights = torch.zeros(v * groups, d, responses, dtype=torch.float64)
+        # The leading size of all of these is experts * groups.
+        self._buffer("covariance", covariance, spec)
+        self._buffer("weights", weights, spec)
+        self._buffer("innovation", torch.full((v * groups, responses), 0.3, dtype=torch.float64), spec)
+        # The last forecasts' x and gain, newest first.
+        self._buffer("past", torch.zeros(spec.rows, 2, v * groups, d, dtype=torch.float64), spec)
+        forgetting = torch.tensor(self.forgetting, dtype=torch.float64, device=spec.device)
+        self._forgetting = forgetting.repeat_interleave(groups).view(-1, 1, 1)
+
+    def _from_prior(self, prior: Prior, identity: Tensor) -> tuple[Tensor, Tensor]:
+        """Start as if the fit's history had just been learned: worth no more than what each forgetting remembers."""
+        gram, moment = prior.gram.cpu(), prior.moment.cpu()
+        examples = gram[:, -1, -1].mean()  # the constant's square, summed
+        covariances, weights = [], []
+        for forgetting in self.forgetting:
+            memory = 1.0 / (1.0 - forgetting) if forgetting < 1.0 else math.inf
+            worth = torch.clamp(memory / examples, max=1.0)
+            # A group's own history, and the mean of all groups' as its prior.
+            covariance = torch.linalg.inv(worth * (gram + gram.mean(0)) + self.ridge * identity)
+            covariances.append(covariance)
+            weights.append(covariance @ (worth * moment))
+        return torch.cat(covariances), torch.cat(weights)
+
+    def _buffer(self, name: str, tensor: Tensor, spec: Spec) -> None:
+        self.register_buffer(name, tensor.clone().to(spec.device))
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
+        scaled = (inputs - self.spec.input_loc) / self.spec.input_scale
+        x = linear_features(scaled, forecast=self.forecast).double()  # (groups, d)
+        return x.repeat(len(self.forgetting), 1)
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        """Return the base and what was learned of its error."""
+        x = self._features(inputs)
+        residual = torch.bmm(x.unsqueeze(1), self.weights)  # (experts * groups, 1, responses)
+        return torch.addcmul(base.output, self._as_output(residual).float(), self.spec.output_scale)
+
+    def _as_output(self, grouped: Tensor) -> Tensor:
+        """(experts * groups, 1, responses) -> (experts, rows, columns)."""
+        spec = self.spec
+        if self.forecast:
+            return grouped.view(-1, spec.columns, spec.rows).transpose(1, 2)
+        return grouped.view(-1, spec.rows, spec.columns)
+
+    def _as_groups(self, output: Tensor) -> Tensor:
+        """(rows, columns) -> (experts * groups, responses)."""
+        return (output.T if self.forecast else output).repeat(len(self.forgetting), 1)
+
+    def _take_in(self, x: Tensor) -> None:
+        """Update P with the newest x and keep its gain."""
+        p = self.covariance
+        boosted = self.boost != 1.0
+        p.div_((1.0 - (1.0 - self._forgetting) * self.boost).clamp_min(0.5) if boosted else self._forgetting)
+        limit = self.variance_limit * x.shape[-1]
+        trace = p.diagonal(dim1=1, dim2=2).sum(-1)
+        p.mul_((limit / trace.clamp_min(limit)).view(-1, 1, 1))
+        px = torch.bmm(p, x.unsqueeze(-1))  # (experts * groups, d, 1)
+        size = 1.0 + torch.bmm(x.unsqueeze(1), px)
+        root = px / size.sqrt()
+        # P stays symmetric to the last bit: any asymmetry would grow by 1 / forgetting with every entry.
+        p.baddbmm_(root, root.transpose(1, 2), alpha=-1.0)
+        gain = px / size
+        newest = torch.stack([x, gain.squeeze(-1)]).unsqueeze(0)
+        self.past.copy_(torch.cat([newest, self.past[:-1]]) if len(self.past) > 1 else newest)
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go back, and learn nothing from forecasts whose gains are not those of the entries they were issued at."""
+        super().restore(snapshot)
+        self.past[:, 1].zero_()
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        """Learn each row that has become known, with the gain of the entry it was issued at."""
+        require_shape("target", target, (self.spec.rows, self.spec.columns))
+        if not (self.forecast or bool(mask.any())):
+            return  # a forecast's ring keeps step with the entries, known or not
+        self._take_in(self._features(inputs))
+        x, gain = self.past[:, 0], self.past[:, 1]  # (rows, experts * groups, d)
+        left = self._as_groups((target - base.output) / self.spec.output_scale).double()
+        if self.forecast:
+            error = left - torch.einsum("hnd,ndh->nh", x, self.weights)  # row h: the x of h entries ago
+        else:
+            error = left - torch.bmm(x.transpose(0, 1), self.weights).squeeze(1)
+        step = gain.permute(1, 2, 0)  # (experts * groups, d, rows)
+        known = self._as_groups(mask)
+        error = torch.where(known, error, 0.0)
+        moved = torch.lerp(self.innovation, error.abs(), INNOVATION_RATE)
+        self.innovation.copy_(torch.where(known, moved, self.innovation))
+        bound = self.clip * self.innovation
+        self.weights.addcmul_(step, error.clamp(-bound, bound).unsqueeze(1))

@@ -1,0 +1,194 @@
+"""What the engine needs from the world: a Source, a Sink for predictions, a Sink for dead letters, a Clock.
+
+Implementations live in ``streamadapt_connectors`` (Kafka, files) and in ``streamadapt.testing`` (memory).
+A third party adds one through the entry-point groups ``streamadapt.sources`` and ``streamadapt.sinks``.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from streamadapt.entry import Position, Prediction
+
+__all__ = [
+    "Clock",
+    "DeadLetter",
+    "DeadLetterSink",
+    "PartitionOwner",
+    "Record",
+    "Sink",
+    "Source",
+    "StreamPartition",
+    "SystemClock",
+]
+
+
+class StreamPartition(NamedTuple):
+    """One partition of one stream (a Kafka topic, a file)."""
+
+    stream: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.stream}[{self.partition}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One raw record, as the source delivered it.
+
+    Attributes
+    ----------
+    key, value : bytes or None
+        Untouched bytes; None where the source had none (a Kafka tombstone).
+    time : int, ns since the Unix epoch
+        The source's own time stamp (Kafka's record time stamp); the codec may prefer a field of the value.
+    """
+
+    position: Position
+    key: bytes | None
+    value: bytes | None
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that was refused, and why. Nothing was learned from it.
+
+    Attributes
+    ----------
+    reason : str
+        A value of `streamadapt.errors.Reason`.
+    stage : str
+        ``decode``, ``process`` or ``write``.
+    detail : str
+        One line for a person.
+    """
+
+    record: Record
+    reason: str
+    stage: str
+    detail: str
+
+
+class PartitionOwner(Protocol):
+    """The side of the engine that a source talks to when partitions come and go."""
+
+    def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
+        """Say where to start reading.
+
+        Called from `Source.open` or from inside `Source.poll`. Returns, for every stream of the source and every one of
+        `partitions`, the offset of the first record wanted, or None for the source's configured start.
+        """
+        ...
+
+    def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
+        """Let go of `partitions`. With ``lost=True`` somebody else may own them already: write nothing for them."""
+        ...
+
+
+class Source(ABC):
+    """Where records come from. Used from one thread; only `poll` may block, and at most for its time-out."""
+
+    @property
+    @abstractmethod
+    def streams(self) -> Sequence[str]:
+        """The streams it reads: the entries' first, then, if there is one, the labels'.
+
+        Partition p of every stream belongs together: entries and their labels share a partition number.
+        """
+
+    @abstractmethod
+    def open(self, owner: PartitionOwner) -> None:
+        """Start: find the partitions, ask `owner` where to begin, place itself there.
+
+        Returns at once also when the other side cannot be reached: `poll` keeps trying, and `state` says so.
+        """
+
+    @abstractmethod
+    def poll(self, timeout_s: float) -> list[Record]:
+        """Return the records that are there, in order within each partition; empty after at most `timeout_s` seconds.
+
+        Raises `ConnectorError` only for what waiting cannot mend (a position out of the topic's range, wrong
+        credentials); what can be retried is retried inside, with back-off.
+        """
+
+    @abstractmethod
+    def pause(self, partitions: Collection[StreamPartition]) -> None:
+        """Deliver records of exactly these partitions no more, until called again without them (backpressure)."""
+
+    @abstractmethod
+    def lag(self) -> dict[StreamPartition, int]:
+        """Records not yet delivered, per partition; a partition whose end is unknown is absent. Never blocks for long."""
+
+    @property
+    @abstractmethod
+    def state(self) -> str:
+        """``connected``, ``connecting`` or ``ended`` (a finite source that has delivered its last record)."""
+
+    def commit(self, positions: Mapping[StreamPartition, int]) -> None:  # noqa: B027 - optional by design
+        """Tell the other side how far the checkpoints have come (next offset wanted); for monitoring only."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything. Idempotent; not guaranteed to be called (a crash)."""
+
+
+class Sink(ABC):
+    """Where predictions go."""
+
+    @abstractmethod
+    def write(self, predictions: Sequence[Prediction]) -> None:
+        """Accept predictions, in order within a partition. May buffer; blocks when its bounded buffer is full."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Return once every accepted prediction has been delivered, verified one by one.
+
+        Raises `ConnectorError` if one cannot be: the engine then does not checkpoint past it.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and release everything. Idempotent."""
+
+
+class DeadLetterSink(ABC):
+    """Where refused records go; same rules as `Sink`."""
+
+    @abstractmethod
+    def write(self, letters: Sequence[DeadLetter]) -> None: ...
+
+    @abstractmethod
+    def flush(self) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class Clock(Protocol):
+    """The engine's only access to time and sleep."""
+
+    def time_ns(self) -> int:
+        """Wall-clock time, ns since the Unix epoch (for lags and time stamps, never for intervals)."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that only go forward."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def time_ns(self) -> int:
+        """Wall-clock time, ns since the Unix epoch."""
+        return time.time_ns()
+
+    def monotonic(self) -> float:
+        """Seconds that only go forward."""
+        return time.monotonic()

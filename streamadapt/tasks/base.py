@@ -1,0 +1,233 @@
+"""What a task is: what is the input, what is the target, and when is the target known."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamadapt.entry import Entry, FloatArray, Label
+from streamadapt.errors import ConfigError, EntryError, Reason
+from streamadapt.learners.base import BaseOutput, TaskKind
+from streamadapt.losses import Array, Loss, Mask, loss_named
+
+__all__ = ["Arrival", "Example", "Issued", "Matured", "Task", "Window"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a learner learns from; see `Learner.matures`.
+
+    `inputs` is (window, channels); `base.output`, `target` and `mask` are (rows, columns).
+    """
+
+    inputs: Tensor
+    base: BaseOutput
+    target: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Matured:
+    """What became known at one arrival.
+
+    Attributes
+    ----------
+    rows : Example
+        For learners that mature by rows.
+    path : Example or None
+        For learners that mature by paths; None while the first forecast is still open.
+    experts : ndarray, (experts, rows, columns), float64
+        The experts' predictions of the cells in `rows`, as they were issued.
+    own : ndarray, (aggregators, rows, columns), float64
+        The guard's, likewise.
+    target, mask : ndarray, (rows, columns)
+        The same as in `rows`, for the guard.
+    """
+
+    rows: Example
+    path: Example | None
+    experts: Array
+    own: Array
+    target: Array
+    mask: Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """One prediction as it was made, to be kept until its target is known."""
+
+    entry: Entry
+    inputs: Tensor
+    base: BaseOutput
+    experts: Array
+    own: Array
+
+
+@dataclass(slots=True)
+class Arrival:
+    """What one entry or label meant.
+
+    Attributes
+    ----------
+    matured : list of Matured
+        In the order to be learned in.
+    inputs : ndarray, (window, channels), float32, or None
+        To be predicted from; None while the first window fills, and for a label.
+    """
+
+    matured: list[Matured] = field(default_factory=list)
+    inputs: FloatArray | None = None
+
+
+class Window:
+    """The last values of every channel, missing ones filled with the last one seen.
+
+    Parameters
+    ----------
+    length : int, >= 1, in entries
+    channels : int
+    """
+
+    def __init__(self, length: int, channels: int) -> None:
+        self.values = np.zeros((length, channels), np.float32)
+        self.last = np.zeros(channels, np.float32)
+        self.seen = np.zeros(channels, np.bool_)
+        self.count = 0
+
+    def push(self, values: FloatArray) -> None:
+        """Append one row, forgetting the oldest; NaN is missing."""
+        known = ~np.isnan(values)
+        self.last = np.where(known, values, self.last)
+        self.seen |= known
+        self.values[:-1] = self.values[1:]
+        self.values[-1] = self.last
+        self.count += 1
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds as many rows as it is long."""
+        return self.count >= len(self.values)
+
+    def fill_unseen(self, loc: FloatArray) -> FloatArray:
+        """Return a copy, (length, channels), with channels never seen at `loc`."""
+        return np.where(self.seen, self.values, loc).astype(np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies."""
+        return {"values": self.values.copy(), "last": self.last.copy(), "seen": self.seen.copy(), "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.values = np.array(state["values"], np.float32)
+        self.last = np.array(state["last"], np.float32)
+        self.seen = np.array(state["seen"], np.bool_)
+        self.count = int(state["count"])
+
+
+class Task(ABC):
+    """Turns entries and labels into examples, and remembers predictions until their targets are known.
+
+    Parameters
+    ----------
+    window : int, >= 1, in entries
+        How many entries one prediction is made from.
+    rows : int
+        Rows of an output: the horizon of a forecast, else 1.
+    loss : {"absolute", "squared", "log"}
+        What the guard mixes for and the statistics report.
+    """
+
+    name: ClassVar[str]
+    kind: TaskKind
+
+    def __init__(self, window: int, rows: int, loss: str) -> None:
+        if not 1 <= window <= 100_000:
+            raise ConfigError("task.window", window, "1 to 100000 entries")
+        self.window_length = window
+        self.rows = rows
+        self.loss: Loss = loss_named(loss)
+        self.window: Window | None = None
+        self.last_time = -(2**63)
+        self.outcomes: dict[str, int] = {}
+        self.device = torch.device("cpu")
+
+    @abstractmethod
+    def columns(self, channels: int) -> int:
+        """Return how many columns an output has, given the channels of the entries."""
+
+    @abstractmethod
+    def observe(self, item: Entry | Label) -> Arrival:
+        """Take one entry or label in.
+
+        Raises
+        ------
+        EntryError
+            If it is bad; then nothing has changed.
+        """
+
+    @abstractmethod
+    def remember(self, issued: Issued) -> None:
+        """Keep the prediction of the newest entry until its target is known."""
+
+    @property
+    @abstractmethod
+    def pending(self) -> int:
+        """How many predictions wait for a target."""
+
+    def known(self) -> Mask | None:
+        """Return which columns can be predicted at all, (columns,); None for all."""
+        return None
+
+    def check_entry(self, entry: Entry, channels: int | None) -> None:
+        """Raise `EntryError` for what no task accepts."""
+        width = channels if self.window is None else self.window.values.shape[1]
+        if entry.values.ndim != 1 or len(entry.values) == 0 or (width is not None and len(entry.values) != width):
+            expected = "at least one value" if width is None else f"{width} values"
+            raise EntryError(Reason.WRONG_WIDTH, f"expected {expected}, got {entry.values.shape}", entry.position)
+        if np.isinf(entry.values).any():
+            raise EntryError(Reason.NOT_FINITE, "expected finite values, got an infinite one", entry.position)
+        if entry.time < self.last_time:
+            behind = (self.last_time - entry.time) / 1e9
+            raise EntryError(Reason.TIME_BACKWARDS, f"time is {behind:g} s before the newest entry's", entry.position)
+
+    def take_in(self, entry: Entry) -> Window:
+        """Push a checked entry into the window."""
+        if self.window is None:
+            self.window = Window(self.window_length, len(entry.values))
+        self.window.push(entry.values)
+        self.last_time = entry.time
+        return self.window
+
+    def count(self, outcome: str, n: int = 1) -> None:
+        """Count a label's outcome."""
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + n
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state as copies."""
+        return {
+            "window": None if self.window is None else self.window.state_dict(),
+            "last_time": self.last_time,
+            "outcomes": dict(self.outcomes),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.window = None
+        if state["window"] is not None:
+            self.window = Window(*np.shape(state["window"]["values"]))
+            self.window.load_state_dict(state["window"])
+        self.last_time = int(state["last_time"])
+        self.outcomes = dict(state["outcomes"])
+
+
+def positive(path: str, value: int, most: float = math.inf) -> int:
+    """Return `value` if it is a whole number from 1 to `most`; `ConfigError` otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ConfigError(path, value, "a whole number >= 1" + ("" if most == math.inf else f" and <= {most:g}"))
+    return value

@@ -1,0 +1,40 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from streamadapt.app.broker import EmbeddedBroker, create_topics
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # kafka-python 3.0 loads its protocol schemas through a deprecated function of importlib.resources.
+    config.addinivalue_line("filterwarnings", "ignore:(read_text|open_text) is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def kafka_servers() -> Iterator[str]:
+    """``host:port`` of a broker: the one STREAMADAPT_TEST_BROKER names, otherwise an embedded one."""
+    named = os.environ.get("STREAMADAPT_TEST_BROKER")
+    if named:
+        yield named
+        return
+    with EmbeddedBroker() as broker:
+        yield broker.servers
+
+
+@pytest.fixture
+def topic(kafka_servers: str) -> Callable[..., str]:
+    """``topic(partitions=1)`` creates a topic with a name of its own and returns the name."""
+
+    def create(partitions: int = 1, name: str = "t") -> str:
+        unique = f"{name}-{uuid.uuid4().hex[:12]}"
+        if partitions:
+            create_topics(kafka_servers, {unique: partitions})
+        return unique
+
+    return create

@@ -1,0 +1,362 @@
+"""Reading from Kafka: places, policies, groups, and a broker that goes away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from kafka import KafkaProducer
+from kafka_helpers import PATIENCE_S, offsets, opened, produce, read, until
+from proxy import Proxy
+from streamadapt_connectors.kafka import KafkaSource
+
+from streamadapt.app.broker import EmbeddedBroker, create_topics
+from streamadapt.checks.sources import Owner
+from streamadapt.errors import ConfigError, ConnectorError
+from streamadapt.ports import Record, StreamPartition
+
+pytestmark = pytest.mark.kafka
+
+Topic = Callable[..., str]
+
+
+def numbered(count: int, first: int = 0) -> list[bytes]:
+    return [b"%d" % i for i in range(first, first + count)]
+
+
+def test_records_carry_key_time_and_place(kafka_servers: str, topic: Topic) -> None:
+    name = topic(2)
+    producer = KafkaProducer(bootstrap_servers=kafka_servers)
+    producer.send(name, b"v", key=b"k", partition=1, timestamp_ms=1_700_000_000_123).get(PATIENCE_S)
+    producer.send(name, None, key=b"gone", partition=1, timestamp_ms=5).get(PATIENCE_S)
+    producer.close()
+    source = KafkaSource(kafka_servers, name)
+    with opened(source):
+        first, second = read(source, 2)
+        assert source.state == "connected"
+    assert (first.position, first.key, first.value) == ((name, 1, 0), b"k", b"v")
+    assert first.time == 1_700_000_000_123_000_000
+    assert (second.key, second.value, second.time) == (b"gone", None, 5_000_000)
+
+
+def test_only_the_partitions_asked_for(kafka_servers: str, topic: Topic) -> None:
+    name = topic(3)
+    produce(kafka_servers, name, [numbered(2)] * 3)
+    source = KafkaSource(kafka_servers, name, partitions=[2, 0])
+    with opened(source) as owner:
+        records = read(source, 4) + source.poll(0.3)
+        assert owner.assigned == [[0, 2]]
+    assert sorted({r.position.partition for r in records}) == [0, 2]
+    beyond = KafkaSource(kafka_servers, name, partitions=[3])
+    with opened(beyond), pytest.raises(ConnectorError, match="the topic has 3"):
+        read(beyond, 1)
+
+
+def test_entries_and_labels_share_partition_numbers(kafka_servers: str, topic: Topic) -> None:
+    entries, labels = topic(2, "entries"), topic(2, "labels")
+    produce(kafka_servers, entries, [numbered(3), numbered(3)])
+    produce(kafka_servers, labels, [numbered(1), numbered(2)])
+    source = KafkaSource(kafka_servers, entries, labels)
+    with opened(source) as owner:
+        records = read(source, 9)
+        assert owner.assigned == [[0, 1]]
+    for stream, log in ((entries, [0, 1, 2]), (labels, [0, 1])):
+        assert offsets([r for r in records if r.position.stream == stream], 1) == log
+
+
+def test_unlike_partition_counts_are_named(kafka_servers: str, topic: Topic) -> None:
+    entries, labels = topic(2), topic(3)
+    source = KafkaSource(kafka_servers, entries, labels)
+    with opened(source), pytest.raises(ConnectorError, match=rf"'{entries}' has 2, '{labels}' has 3"):
+        read(source, 1)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_compressed_topics(codec: str, kafka_servers: str, topic: Topic) -> None:
+    name = topic()
+    values = [b'{"speed": %d}' % i * 20 for i in range(50)]
+    produce(kafka_servers, name, [values], compression_type=codec, linger_ms=100)
+    source = KafkaSource(kafka_servers, name)
+    with opened(source):
+        assert [r.value for r in read(source, 50)] == values
+
+
+def test_a_record_of_ten_megabytes(kafka_servers: str, topic: Topic) -> None:
+    name = topic()
+    values = [b"a", b"x" * 10_000_000, b"b"]
+    producer = KafkaProducer(bootstrap_servers=kafka_servers, max_request_size=64 << 20)
+    futures = [producer.send(name, value, partition=0) for value in values]
+    try:
+        for future in futures:
+            future.get(PATIENCE_S)
+    except Exception as error:  # a shared broker may have a lower limit
+        pytest.skip(f"the broker takes no such record: {error}")
+    finally:
+        producer.close()
+    source = KafkaSource(kafka_servers, name)
+    with opened(source):
+        assert [r.value == v for r, v in zip(read(source, 3), values, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize(("start", "expected"), [("earliest", [0, 1, 2, 3]), ("latest", [3])])
+def test_the_configured_start_is_for_those_without_a_position(
+    start: str, expected: list[int], kafka_servers: str, topic: Topic
+) -> None:
+    name = topic()
+    produce(kafka_servers, name, [numbered(3)], linger_ms=50)
+    source = KafkaSource(kafka_servers, name, start=start)
+    with opened(source):
+        until(lambda: source.state == "connected", lambda: source.poll(0) and pytest.fail("too early"))
+        produce(kafka_servers, name, [numbered(1, 3)])
+        assert offsets(read(source, len(expected)) + source.poll(0.3)) == expected
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("earliest", [0, 1, 2, 3]), ("latest", [3])])
+def test_a_position_that_is_gone_follows_the_policy(
+    policy: str, expected: list[int], kafka_servers: str, topic: Topic
+) -> None:
+    name = topic()
+    produce(kafka_servers, name, [numbered(3)])
+    source = KafkaSource(kafka_servers, name, out_of_range=policy)
+    with opened(source, {0: 1000}):
+        until(lambda: source.state == "connected", lambda: source.poll(0) and pytest.fail("too early"))
+        produce(kafka_servers, name, [numbered(1, 3)])
+        assert offsets(read(source, len(expected))) == expected
+
+
+def test_a_position_that_is_gone_is_loud_by_default(kafka_servers: str, topic: Topic) -> None:
+    name = topic()
+    produce(kafka_servers, name, [numbered(3)])
+    source = KafkaSource(kafka_servers, name)
+    said = rf"{name}\[0\]: position 1000 is outside of the topic's 0 to 3: .* source.out_of_range"
+    with opened(source, {0: 1000}), pytest.raises(ConnectorError, match=said):
+        read(source, 1)
+
+
+def test_lag_follows_the_end_also_of_a_paused_partition(kafka_servers: str, topic: Topic) -> None:
+    name = topic(2)
+    produce(kafka_servers, name, [numbered(5), numbered(5)])
+    source = KafkaSource(kafka_servers, name)
+    here, there = StreamPartition(name, 0), StreamPartition(name, 1)
+    with opened(source):
+        read(source, 10)
+        assert source.lag() == {here: 0, there: 0}
+        source.pause([there])
+        for _ in range(2):
+            produce(kafka_servers, name, [numbered(1), numbered(1)])
+        records: list[Record] = []
+        until(lambda: source.lag() == {here: 0, there: 2}, lambda: records.extend(source.poll(0.1)))
+        assert offsets(records, 1) == []
+
+
+def test_a_missing_topic_is_waited_for(kafka_servers: str, topic: Topic, caplog: pytest.LogCaptureFixture) -> None:
+    name = topic(0)
+    source = KafkaSource(kafka_servers, name)
+    with caplog.at_level(logging.INFO, "streamadapt"), opened(source):
+        until(lambda: f"topic {name} does not exist" in caplog.text, lambda: source.poll(0.1))
+        for _ in range(5):
+            assert source.poll(0.1) == []
+        assert source.state == "connecting"
+        create_topics(kafka_servers, {name: 1})
+        produce(kafka_servers, name, [numbered(2)])
+        assert offsets(read(source, 2)) == [0, 1]
+    assert caplog.text.count("does not exist") == 1
+
+
+def test_a_broker_that_is_away_at_the_start(topic: Topic, caplog: pytest.LogCaptureFixture) -> None:
+    with EmbeddedBroker() as broker:
+        port = broker.port
+    source = KafkaSource(f"127.0.0.1:{port}", "late")
+    with caplog.at_level(logging.INFO, "streamadapt"), opened(source):
+        for _ in range(10):
+            assert source.poll(0.05) == []
+        assert source.state == "connecting"
+        with EmbeddedBroker(port):
+            create_topics(f"127.0.0.1:{port}", {"late": 1})
+            produce(f"127.0.0.1:{port}", "late", [numbered(3)])
+            assert offsets(read(source, 3)) == [0, 1, 2]
+            assert source.state == "connected"
+    assert caplog.text.count("refused") == 1
+    assert caplog.text.count(": connected") == 1
+
+
+def test_a_topic_made_anew_while_the_broker_was_away_is_noticed() -> None:
+    with EmbeddedBroker() as broker:
+        port, servers = broker.port, broker.servers
+        create_topics(servers, {"t": 1})
+        produce(servers, "t", [numbered(3)])
+        source = KafkaSource(servers, "t")
+        source.open(owner := Owner())
+        owner.streams = source.streams
+        assert offsets(read(source, 3)) == [0, 1, 2]
+    try:
+        until(lambda: source.state == "connecting", lambda: source.poll(0.1))
+        with EmbeddedBroker(port):
+            create_topics(servers, {"t": 1})
+            with pytest.raises(ConnectorError, match="position 3 is outside of the topic's 0 to 0"):
+                until(lambda: False, lambda: source.poll(0.1))
+    finally:
+        source.close()
+
+
+@pytest.fixture
+def proxied() -> Iterator[tuple[Proxy, str]]:
+    """A broker of our own behind a proxy: the proxy and the servers to use."""
+    proxy = Proxy()
+    with EmbeddedBroker(advertised_port=proxy.port) as broker:
+        proxy.target_port = broker.port
+        try:
+            yield proxy, f"127.0.0.1:{proxy.port}"
+        finally:
+            proxy.close()
+
+
+def test_connections_cut_in_the_middle_lose_and_double_nothing(proxied: tuple[Proxy, str]) -> None:
+    proxy, servers = proxied
+    create_topics(servers, {"t": 2})
+    produce(servers, "t", [numbered(3000), numbered(3000)])
+    source = KafkaSource(servers, "t", max_poll_records=100, fetch_bytes=2000)
+    records: list[Record] = []
+    with opened(source):
+        for cut in range(8):
+            until(lambda: len(records) >= 600 * (cut + 1), lambda: records.extend(source.poll(0.2)))  # noqa: B023
+            proxy.cut()
+        records += read(source, 6000 - len(records))
+        assert source.poll(0.3) == []
+    assert offsets(records, 0) == list(range(3000))
+    assert offsets(records, 1) == list(range(3000))
+
+
+def test_a_network_that_is_away_for_a_while(proxied: tuple[Proxy, str], caplog: pytest.LogCaptureFixture) -> None:
+    proxy, servers = proxied
+    create_topics(servers, {"t": 1})
+    produce(servers, "t", [numbered(10)])
+    source = KafkaSource(servers, "t")
+    with caplog.at_level(logging.INFO, "streamadapt"), opened(source):
+        assert len(read(source, 10)) == 10
+        proxy.cut(refuse=True)
+        until(lambda: source.state == "connecting", lambda: source.poll(0.1))
+        for _ in range(5):
+            assert source.poll(0.1) == []
+        proxy.mend()
+        produce(servers, "t", [numbered(5)])
+        assert offsets(read(source, 5)) == list(range(10, 15))
+        assert source.state == "connected"
+    assert caplog.text.count("no broker answers") == 1
+    assert caplog.text.count(": connected") == 2
+
+
+class GroupOwner(Owner):
+    """Remembers the thread it was called on, and goes on where the last owner of a partition stopped."""
+
+    def __init__(self, positions: dict[int, int]) -> None:
+        super().__init__()
+        self._starts = positions  # shared: stands for the checkpoints
+        self.threads: set[int] = set()
+        self.own: list[int] = []
+
+    def partitions_assigned(self, partitions):  # type: ignore[no-untyped-def]
+        self.threads.add(threading.get_ident())
+        self.own = list(partitions)
+        return super().partitions_assigned(partitions)
+
+    def partitions_revoked(self, partitions, *, lost):  # type: ignore[no-untyped-def]
+        self.threads.add(threading.get_ident())
+        self.own = []
+        super().partitions_revoked(partitions, lost=lost)
+
+
+@pytest.mark.slow
+def test_two_members_of_a_group_share_and_hand_over(kafka_servers: str, topic: Topic) -> None:
+    entries, labels = topic(2, "entries"), topic(2, "labels")
+    group = f"g-{entries}"
+    positions: dict[int, int] = {}
+    seen: list[tuple[int, int]] = []
+    sources = [KafkaSource(kafka_servers, entries, labels, group) for _ in range(2)]
+    owners = [GroupOwner(positions) for _ in sources]
+
+    def step(*members: int) -> None:
+        for i in members:
+            for record in sources[i].poll(0.1):
+                _, partition, offset = record.position
+                assert partition in owners[i].own
+                if record.position.stream == entries:
+                    seen.append((partition, offset))
+                    positions[partition] = offset + 1
+            for at, lag in sources[i].lag().items():
+                assert lag >= 0, at
+
+    try:
+        for source, owner in zip(sources, owners, strict=True):
+            owner.streams = source.streams
+        produce(kafka_servers, entries, [numbered(5), numbered(5)])
+        sources[0].open(owners[0])
+        until(lambda: len(seen) == 10, lambda: step(0))
+        assert owners[0].assigned == [[0, 1]]
+        sources[0].commit({StreamPartition(entries, 0): 5})
+
+        sources[1].open(owners[1])
+        until(lambda: sorted(owners[0].own + owners[1].own) == [0, 1] and len(owners[0].own) == 1, lambda: step(0, 1))
+        produce(kafka_servers, entries, [numbered(5), numbered(5)])
+        until(lambda: len(set(seen)) == 20, lambda: step(0, 1))
+
+        sources[0].close()
+        until(lambda: owners[1].own == [0, 1], lambda: step(1))
+        produce(kafka_servers, entries, [numbered(5), numbered(5)])
+        until(lambda: len(set(seen)) == 30, lambda: step(1))
+    finally:
+        for source in sources:
+            source.close()
+    for partition in (0, 1):  # in order, and where the labels' offsets are shared with the entries', from none again
+        own = [offset for p, offset in seen if p == partition]
+        assert own == list(range(15))
+    assert owners[0].threads | owners[1].threads == {threading.get_ident()}
+
+
+@pytest.mark.slow
+def test_an_owner_that_fails_in_a_rebalance_is_heard(kafka_servers: str, topic: Topic) -> None:
+    class Fails(Owner):
+        def partitions_assigned(self, partitions):  # type: ignore[no-untyped-def]
+            raise RuntimeError("no checkpoint")
+
+    name = topic()
+    source = KafkaSource(kafka_servers, name, group=f"g-{name}")
+    source.open(Fails())
+    try:
+        with pytest.raises(RuntimeError, match="no checkpoint"):
+            until(lambda: False, lambda: source.poll(0.2))
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "settings"),
+    [
+        ("servers", {"servers": "localhost"}),
+        ("servers", {"servers": ""}),
+        ("source.label_topic", {"label_topic": "t"}),
+        ("source.partitions", {"group": "g", "partitions": [0]}),
+        ("source.start", {"start": "middle"}),
+        ("source.out_of_range", {"out_of_range": "ignore"}),
+        ("source.max_poll_records", {"max_poll_records": 0}),
+        ("security.ssl_magic", {"security": {"ssl_magic": 1}}),
+        ("security.security_protocol", {"security": {"security_protocol": "TLS"}}),
+    ],
+)
+def test_wrong_settings_name_their_path(path: str, settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        KafkaSource(**({"servers": "h:1", "topic": "t"} | settings))  # type: ignore[arg-type]
+    assert caught.value.path == path
+
+
+def test_passwords_are_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    security = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_plain_password": "hunter2"}
+    source = KafkaSource("127.0.0.1:1", "t", security=security | {"sasl_plain_username": "u"})
+    with caplog.at_level(logging.DEBUG), opened(source):
+        source.poll(0.3)
+    assert "hunter2" not in caplog.text + repr(source) + str(vars(source))
+    with pytest.raises(ConfigError) as caught:
+        KafkaSource("h:1", "t", security={"sasl_pasword": "hunter2"})
+    assert "hunter2" not in str(caught.value)

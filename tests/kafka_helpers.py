@@ -1,0 +1,73 @@
+"""Small tools of the Kafka tests: write, read back, poll until."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from streamadapt.checks.sources import Owner
+from streamadapt.ports import Record, Source
+
+PATIENCE_S = 60.0  # a bound against hanging, far above what anything here takes
+
+
+def produce(servers: str, topic: str, logs: Sequence[Sequence[bytes]], **configs: Any) -> None:
+    producer = KafkaProducer(bootstrap_servers=servers, acks="all", max_request_size=64 << 20, **configs)
+    try:
+        futures = [producer.send(topic, v, partition=p) for p, log in enumerate(logs) for v in log]
+        for future in futures:
+            future.get(timeout=PATIENCE_S)
+    finally:
+        producer.close()
+
+
+def consume(servers: str, topic: str) -> list[Any]:
+    """Return every record of `topic`, partition by partition."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers, auto_offset_reset="earliest", enable_auto_commit=False, fetch_max_bytes=64 << 20
+    )
+    try:
+        places = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic))]
+        consumer.assign(places)
+        ends = consumer.end_offsets(places)
+        found: list[Any] = []
+        for at in places:
+            consumer.seek(at, 0)
+        while any(consumer.position(at) < ends[at] for at in places):
+            found += [r for batch in consumer.poll(500).values() for r in batch]
+        return sorted(found, key=lambda r: (r.partition, r.offset))
+    finally:
+        consumer.close()
+
+
+@contextmanager
+def opened(source: Source, starts: dict[int, int] | None = None) -> Iterator[Owner]:
+    owner = Owner(starts)
+    owner.streams = source.streams
+    source.open(owner)
+    try:
+        yield owner
+    finally:
+        source.close()
+
+
+def read(source: Source, count: int) -> list[Record]:
+    records: list[Record] = []
+    until(lambda: len(records) >= count, lambda: records.extend(source.poll(0.2)))
+    return records
+
+
+def until(holds: Callable[[], bool], step: Callable[[], object]) -> None:
+    """Repeat `step` until `holds`, or fail."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, "it never happened"
+        step()
+
+
+def offsets(records: Sequence[Record], partition: int = 0) -> list[int]:
+    return [r.position.offset for r in records if r.position.partition == partition]

@@ -1,0 +1,64 @@
+"""Small rooms: no file above 400 lines and no function above 60, save the exceptions named here with a reason."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("streamadapt", "connectors")
+FILE_LINES, FUNCTION_LINES = 400, 60
+
+# "path" or "path:qualified.name" -> why it is better in one piece.
+EXCEPTIONS: dict[str, str] = {}
+
+
+def functions(node: ast.AST, prefix: str = "") -> list[tuple[str, int]]:
+    """Every function below `node` with its lines: signature and body, without decorators and docstring."""
+    found = []
+    for child in ast.iter_child_nodes(node):
+        named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        name = f"{prefix}{child.name}" if named else prefix.rstrip(".")  # type: ignore[attr-defined]
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = child.body[0]
+            documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            docstring = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
+            found.append((name, (child.end_lineno or 0) - child.lineno + 1 - docstring))
+        found += functions(child, f"{name}." if name else "")
+    return found
+
+
+def too_large(root: Path) -> dict[str, int]:
+    """Place -> lines, for every file and function above its limit."""
+    found = {}
+    for path in (path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))):
+        text = path.read_text()
+        place = path.relative_to(root).as_posix()
+        if (lines := text.count("\n")) > FILE_LINES:
+            found[place] = lines
+        found |= {f"{place}:{name}": n for name, n in functions(ast.parse(text)) if n > FUNCTION_LINES}
+    return found
+
+
+def test_every_room_is_small() -> None:
+    found = too_large(ROOT)
+    assert {place: lines for place, lines in found.items() if place not in EXCEPTIONS} == {}
+    assert set(EXCEPTIONS) <= set(found), "an exception that is no longer needed"
+    assert all(EXCEPTIONS.values()), "an exception without a reason"
+
+
+def test_a_large_room_would_be_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "streamadapt" / "deep"
+    folder.mkdir(parents=True)
+    body = "        x = 1\n"
+    method = "class A:\n    def f(self):\n        '''One.\n\nMore.\n'''\n"
+    (folder / "long.py").write_text("x = 1\n" * 401)
+    (folder / "fits.py").write_text("x = 1\n" * 400)
+    (folder / "method.py").write_text(method + body * 60)
+    (folder / "docs.py").write_text(method + body * 59)
+    (folder / "nested.py").write_text("if True:\n    async def g():\n" + body * 60)
+    assert too_large(tmp_path) == {
+        "streamadapt/deep/long.py": 401,
+        "streamadapt/deep/method.py:A.f": 61,
+        "streamadapt/deep/nested.py:g": 61,
+    }
