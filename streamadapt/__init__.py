@@ -6,7 +6,7 @@ from streamadapt.base import FrozenModel, Linear, Persistence
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Batch, Entry, Label, Position, Prediction
 from streamadapt.guard import Hedge, NoGuard, TwoLayer
-from streamadapt.learners import ADCSD, RLS, Bias, Gain, River
+from streamadapt.learners import ADCSD, RLS, Bias, Calibration, Gain, River
 from streamadapt.pipeline import Pipeline
 from streamadapt.tasks import Forecast, Supervised
 
@@ -17,6 +17,7 @@ __all__ = [
     "RLS",
     "Batch",
     "Bias",
+    "Calibration",
     "DriftMonitor",
     "Entry",
     "Forecast",

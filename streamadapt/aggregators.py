@@ -1,7 +1,7 @@
 """Online aggregation of experts: the rules of the guard's two layers.
 
-Weights and regrets have the shape (variants, experts, groups_h, groups_c): a variant is one setting of the rule, several
-of which run side by side; a group is what shares weights (everything, a row of the forecast, or a cell), so the
+Weights and regrets have the shape (variants, experts, groups_h, groups_c): a variant is one setting of the rule,
+several of which run side by side; a group is what shares weights (everything, a row of the forecast, or a cell), so the
 trailing sizes are 1 or the output's own. Groups without news are left as they were.
 """
 

@@ -157,6 +157,7 @@ class Linear(Base):
 
     def forward(self, inputs: Tensor) -> BaseOutput:
         """Predict; (window, channels) -> (rows, columns)."""
+        assert self.input_loc is not None and self.input_scale is not None
         scaled = (inputs - self.input_loc) / self.input_scale
         if self.kind_of_task == "forecast":
             if self.subtract_last:
@@ -168,6 +169,7 @@ class Linear(Base):
             out = linear_features(scaled, forecast=False) @ self.weights  # (1, columns)
         if self.kind_of_task == "classification":
             return BaseOutput(torch.softmax(out, dim=-1))
+        assert self.output_loc is not None and self.output_scale is not None
         return BaseOutput(out * self.output_scale + self.output_loc)
 
     def save(self, path: Path) -> None:
@@ -176,7 +178,7 @@ class Linear(Base):
         for name in ("input_loc", "input_scale", "output_loc", "output_scale"):
             tensors[name] = getattr(self, name)
         if self._statistics is not None:
-            tensors["gram"], tensors["moment"] = self._statistics
+            tensors["gram"], tensors["moment"] = self._statistics.gram, self._statistics.moment
         metadata = {
             "format": "streamadapt-linear-1",
             "task": self.kind_of_task,
@@ -186,21 +188,21 @@ class Linear(Base):
         save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
 
     @classmethod
-    def load(cls, path: Path) -> Linear:
-        """Read what `save` wrote; `ConfigError` if the file is not one of those."""
+    def load(cls, weights: Path) -> Linear:
+        """Read what `save` wrote to `weights`; `ConfigError` if the file is not one of those."""
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(weights, framework="pt") as file:
                 metadata = file.metadata() or {}
-            tensors = load_file(path)
+            tensors = load_file(weights)
         except (OSError, SafetensorError) as exc:
-            raise ConfigError("base.weights", str(path), f"a readable safetensors file ({exc})") from exc
+            raise ConfigError("base.weights", str(weights), f"a readable safetensors file ({exc})") from exc
         if metadata.get("format") != "streamadapt-linear-1":
-            raise ConfigError("base.weights", str(path), "a file written by streamadapt fit")
+            raise ConfigError("base.weights", str(weights), "a file written by streamadapt fit")
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise ConfigError("base.weights", str(path), f"finite numbers, but {name} holds others")
+                raise ConfigError("base.weights", str(weights), f"finite numbers, but {name} holds others")
         statistics = Prior(tensors.pop("gram"), tensors.pop("moment")) if "gram" in tensors else None
         kind: Any = metadata["task"]
         return cls(

@@ -14,6 +14,7 @@ from streamadapt.checkpoint import CheckpointStore
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import ConfigError, EntryError, StreamadaptError
 from streamadapt.lane import Lane
+from streamadapt.merge import Arrived
 from streamadapt.metrics import Metrics, NullMetrics
 from streamadapt.pipeline import Pipeline
 from streamadapt.ports import (
@@ -32,8 +33,10 @@ __all__ = ["Codec", "Engine", "EngineSettings"]
 
 _LOG = logging.getLogger("streamadapt")
 
-BAD_SHARE_OF = 1000
-"""Records over which the share of bad ones is judged."""
+LOT = 32
+"""Records processed between two looks at the clock."""
+BAD_SHARE_OF = 5000
+"""Records over which the share of bad ones is judged: a sensor that is out for days is no wrong config."""
 
 
 class Codec(Protocol):
@@ -61,6 +64,8 @@ class EngineSettings:
         See `Merge`.
     poll_s : float, s
         Longest wait for records.
+    turn_s : float, s
+        A partition gives way to the others, and to polling, after so long.
     max_buffer : int, records
         A partition with so many records waiting is paused.
     max_bad_share : float in (0, 1]
@@ -76,8 +81,9 @@ class EngineSettings:
     keep: int = 3
     label_wait_s: float = 2.0
     poll_s: float = 0.2
+    turn_s: float = 1.0
     max_buffer: int = 10_000
-    max_bad_share: float = 0.9
+    max_bad_share: float = 0.95
     config_digest: str = ""
 
     def __post_init__(self) -> None:
@@ -104,7 +110,10 @@ class Engine:
     settings : EngineSettings
     metrics : Metrics, optional
     clock : Clock, optional
-    on_checkpoint_step : callable of str, optional
+
+    Attributes
+    ----------
+    on_checkpoint_step : callable of str, or None
         Called at every named step of a checkpoint; tests raise from it.
     """
 
@@ -119,7 +128,6 @@ class Engine:
         settings: EngineSettings | None = None,
         metrics: Metrics | None = None,
         clock: Clock | None = None,
-        on_checkpoint_step: Callable[[str], None] | None = None,
     ) -> None:
         self.source = source
         self.make_pipeline = make_pipeline
@@ -129,7 +137,7 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.metrics = metrics or NullMetrics()
         self.clock = clock or SystemClock()
-        self.on_checkpoint_step = on_checkpoint_step
+        self.on_checkpoint_step: Callable[[str], None] | None = None
         self.lanes: dict[int, Lane] = {}
         self.stopping = False
         self._index = {stream: i for i, stream in enumerate(source.streams)}
@@ -170,7 +178,8 @@ class Engine:
 
     def step(self) -> bool:
         """Poll once and process what came; True when a finite source is done. Tests drive the engine with this."""
-        records = self.source.poll(self.settings.poll_s)
+        waiting = any(lane.merge.ready for lane in self.lanes.values())
+        records = self.source.poll(0.0 if waiting else self.settings.poll_s)
         now = self.clock.monotonic()
         if records:
             with self._timing.stage("decode"):
@@ -180,7 +189,7 @@ class Engine:
         for lane in list(self.lanes.values()):
             for i, stream in enumerate(lane.streams):
                 lane.merge.note_lag(i, lag.get(StreamPartition(stream, lane.partition)), now)
-            self._advance(lane, lane.merge.release(now, ended=ended))
+            self._advance(lane, now, ended)
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()
@@ -201,9 +210,15 @@ class Engine:
                 item = DeadLetter(record, error.reason.value, "decode", error.detail)
             lane.merge.offer(self._index[at.stream], record, item, now)
 
-    def _advance(self, lane: Lane, released: Sequence[Any]) -> None:
-        if not released:
-            return
+    def _advance(self, lane: Lane, now: float, ended: bool) -> None:
+        """Process what may be processed, in small lots, for a while: signals and other partitions get their turn."""
+        while not self.stopping and self.clock.monotonic() - now < self.settings.turn_s:
+            released = lane.merge.release(now, LOT, ended=ended)
+            if not released:
+                break
+            self._process(lane, released)
+
+    def _process(self, lane: Lane, released: Sequence[Arrived]) -> None:
         late = lane.merge.late_labels
         predictions, letters = lane.process(released)
         with self._timing.stage("emit"):
@@ -342,7 +357,12 @@ class Engine:
 
     def _close(self) -> None:
         errors = []
-        for close in (self.source.close, self.sink.close, self.dead_letters.close, *(x.close for x in self.lanes.values())):
+        for close in (
+            self.source.close,
+            self.sink.close,
+            self.dead_letters.close,
+            *(x.close for x in self.lanes.values()),
+        ):
             try:
                 close()
             except Exception as error:  # everything gets its chance to close; the first reason is the one to show

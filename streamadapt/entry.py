@@ -27,6 +27,10 @@ class Position(NamedTuple):
         return f"{self.stream}[{self.partition}]@{self.offset}"
 
 
+NOWHERE = Position("", 0, 0)
+"""The position of what came from no source."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One record of a stream.
@@ -52,7 +56,7 @@ class Entry:
     id: str = ""
     key: str = ""
     label: FloatArray | None = None
-    position: Position = Position("", 0, 0)
+    position: Position = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Label:
     id: str
     value: FloatArray
     time: int
-    position: Position = Position("", 0, 0)
+    position: Position = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,13 @@ MOST_STATISTICS = 8_000_000
 
 
 def fit_forecast(
-    batch: Batch, window: int, horizon: int, *, ridge: float = 0.1, subtract_last: bool = True, shared_scale: bool = False
+    batch: Batch,
+    window: int,
+    horizon: int,
+    *,
+    ridge: float = 0.1,
+    subtract_last: bool = True,
+    shared_scale: bool = False,
 ) -> Linear:
     """Fit one ridge regression for all channels, from a channel's window to its next values.
 

@@ -25,7 +25,7 @@ class Health:
 
     A learner is broken when it says something that is not a number, or when the losses of its predictions over the last
     `WINDOW` matured arrivals are more than `RATIO` times the base's. It is then restored from its last good snapshot,
-    and the base stands in for it over the next `WINDOW` matured arrivals, while it goes on learning. A family of experts
+    and the base stands in for it over the next `WINDOW` matured arrivals, while it goes on learning. A family of
     is restored as a whole; the base stands in for the broken one only.
 
     Parameters

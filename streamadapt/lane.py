@@ -90,9 +90,7 @@ class Lane:
         if self.store is None:
             return None
         state = self.pipeline.state_dict()
-        return self.store.save(
-            state, self.positions, config_digest=digest, summary=self.summary(), on_step=on_step
-        )
+        return self.store.save(state, self.positions, config_digest=digest, summary=self.summary(), on_step=on_step)
 
     def summary(self) -> Mapping[str, Any]:
         """Return the statistics as plain values."""

@@ -44,7 +44,8 @@ class Loss(ABC):
 
     def known(self, mask: Mask) -> Mask:
         """Return which entries of `loss` are known, given the known cells (rows, columns)."""
-        return mask.all(axis=-1, keepdims=True) if self.row_wise else mask
+        known: Mask = np.logical_and.reduce(mask, axis=-1, keepdims=True) if self.row_wise else mask
+        return known
 
 
 class Absolute(Loss):
@@ -89,12 +90,14 @@ class Log(Loss):
     def loss(self, prediction: Array, target: Array) -> Array:
         """Return ``-ln p_y``, (..., rows, 1)."""
         of_truth = np.sum(prediction * target, axis=-1, keepdims=True)
-        return -np.log(np.maximum(of_truth, self.floor))
+        loss: Array = -np.log(np.maximum(of_truth, self.floor))
+        return loss
 
     def regret(self, experts: Array, own: Array, target: Array, scale: Array) -> Array:
         """Return ``(expert_y - own_y) / own_y / scale``: the slope of the log loss is ``-1 / own_y``."""
         own_truth = np.maximum(np.sum(own * target, axis=-1, keepdims=True), self.floor)
-        return (np.sum(experts * target, axis=-1, keepdims=True) - own_truth) / own_truth / scale
+        regret: Array = (np.sum(experts * target, axis=-1, keepdims=True) - own_truth) / own_truth / scale
+        return regret
 
     def scale_of(self, errors: Array) -> Array:
         """Return ones: a probability needs no scale."""

@@ -66,22 +66,18 @@ class Merge:
     def __len__(self) -> int:
         return sum(len(queue) for queue in self.queues)
 
-    def release(self, now: float, *, ended: bool = False) -> list[Arrived]:
-        """Return what may be processed now, in order."""
-        if len(self.queues) == 1:
-            released = list(self.queues[0])
-            self.queues[0].clear()
-            return released
-        released = []
-        entries, labels = self.queues
-        while entries or labels:
-            if entries and labels:
-                first = 1 if labels[0].time <= entries[0].time else 0
-            else:
-                first = 0 if entries else 1
-                waits_since = max(self.queues[first][0].at, self._behind_until[1 - first])
-                if not ended and now - waits_since < self.wait_s:
-                    break
+    @property
+    def ready(self) -> bool:
+        """Whether something can be released without waiting for the clock."""
+        return all(self.queues)
+
+    def release(self, now: float, limit: int, *, ended: bool = False) -> list[Arrived]:
+        """Return what may be processed now, in order; at most `limit` records."""
+        released: list[Arrived] = []
+        while len(released) < limit:
+            first = self._next(now, ended)
+            if first is None:
+                break
             arrived = self.queues[first].popleft()
             if first == 0:
                 self._released = max(self._released, arrived.time)
@@ -89,3 +85,16 @@ class Merge:
                 self.late_labels += 1
             released.append(arrived)
         return released
+
+    def _next(self, now: float, ended: bool) -> int | None:
+        """Return the stream whose head goes next; None if there is none yet."""
+        if len(self.queues) == 1:
+            return 0 if self.queues[0] else None
+        entries, labels = self.queues
+        if entries and labels:
+            return 1 if labels[0].time <= entries[0].time else 0
+        if not entries and not labels:
+            return None
+        first = 0 if entries else 1
+        waits_since = max(self.queues[first][0].at, self._behind_until[1 - first])
+        return first if ended or now - waits_since >= self.wait_s else None

@@ -85,8 +85,11 @@ class Pipeline:
         self.names = ["base", *(name for learner in self.learners for name in learner.names)]
         if len(set(self.names) | {"served"}) != len(self.names) + 1:
             raise ConfigError("learners", self.names, "names that differ from each other, from base and from served")
+        for learner in self.learners:
+            learner.check_kind(task.kind)
         self.base.check(task.kind, task.window_length, task.rows, getattr(task, "classes", None))
         self.stats = Stats()
+        task.outcomes = self.stats.labels
         self.health: Health | None = None
         self.spec: Spec | None = None
         self._fired: tuple[str, ...] = ()
@@ -278,7 +281,6 @@ class Pipeline:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as copies: a tree of dicts and lists with tensors, arrays, numbers, text and bytes."""
-        self.stats.labels.update({k: v - self.stats.labels[k] for k, v in self.task.outcomes.items()})
         built = self.spec is not None
         return {
             "names": list(self.names),
@@ -315,4 +317,4 @@ class Pipeline:
             monitor.load_state_dict(saved)
         self._fired = tuple(state["fired"])
         self.stats.load_state_dict(state["stats"])
-
+        self.task.outcomes = self.stats.labels

@@ -123,7 +123,7 @@ class Source(ABC):
 
     @abstractmethod
     def lag(self) -> dict[StreamPartition, int]:
-        """Records not yet delivered, per partition; a partition whose end is unknown is absent. Never blocks for long."""
+        """Return the records not yet delivered, per partition; absent where the end is unknown. Never blocks for long."""
 
     @property
     @abstractmethod
@@ -161,13 +161,16 @@ class DeadLetterSink(ABC):
     """Where refused records go; same rules as `Sink`."""
 
     @abstractmethod
-    def write(self, letters: Sequence[DeadLetter]) -> None: ...
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Accept refused records. May buffer; blocks when its bounded buffer is full."""
 
     @abstractmethod
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Return once every accepted one has been delivered; raises `ConnectorError` if one cannot be."""
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Flush and release everything. Idempotent."""
 
 
 class Clock(Protocol):

@@ -36,7 +36,9 @@ def spec_with_scaling(task: Task, base: Base, columns: int, device: torch.device
     }
     scaling = {name: _or(getattr(base, name), fallback[name]).to(device) for name in _SCALING}
     if task.kind == "classification":
-        scaling["output_loc"], scaling["output_scale"] = (t.to(device) for t in (torch.zeros(columns), torch.ones(columns)))
+        scaling["output_loc"], scaling["output_scale"] = (
+            t.to(device) for t in (torch.zeros(columns), torch.ones(columns))
+        )
     return Spec(
         task.kind, values.shape[0], values.shape[1], task.rows, columns, **scaling, device=device, seed=seed,
         prior=base.prior(),

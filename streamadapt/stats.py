@@ -1,6 +1,7 @@
 """What a pipeline has counted so far: part of its state, so that a restart does not forget it.
 
-Plain Python numbers and dictionaries only: the metrics, the final report and a checkpoint's manifest read it without torch.
+Plain Python numbers and dictionaries only: the metrics, the final report and a checkpoint's manifest need no torch to
+read it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Stats:
         """Count a drift and remember when it was, forgetting the oldest beyond `DRIFT_LOG`."""
         self.drifts[name] += 1
         self.drift_log.append((name, time))
-        del self.drift_log[: -DRIFT_LOG]
+        del self.drift_log[:-DRIFT_LOG]
 
     def mean_loss(self, role: str) -> float | None:
         """Mean loss of `role` over all its matured cells so far; None before the first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,7 +87,9 @@ class JsonlSink(Sink):
     path : Path or str
         Created, with its folders, if it is missing.
     encoder : callable
-        From `Prediction` to one line of bytes.
+        From `Prediction` to one line of bytes; not from a config.
+    experts : bool
+        Also write what every expert said; not together with an encoder of one's own.
 
     Raises
     ------
@@ -94,9 +97,15 @@ class JsonlSink(Sink):
         If the file cannot be written.
     """
 
-    def __init__(self, path: Path | str, encoder: Callable[[Prediction], bytes] = encode_prediction) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        encoder: Callable[[Prediction], bytes] = encode_prediction,
+        *,
+        experts: bool = False,
+    ) -> None:
         self._file = _LineFile(path)
-        self._encoder = encoder
+        self._encoder = partial(encode_prediction, experts=True) if experts else encoder
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Append them; they may stay in a small buffer until `flush`."""

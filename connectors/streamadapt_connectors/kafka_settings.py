@@ -7,7 +7,8 @@ import random
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
 
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.net.compat import KafkaNetClient
@@ -15,7 +16,9 @@ from kafka.net.selector import NetworkSelector
 
 from streamadapt.errors import ConfigError, ConnectorError
 
-__all__ = ["Client", "Link", "Reach", "check_security"]
+__all__ = ["Client", "Link", "Reach", "Setup", "check_security"]
+
+T = TypeVar("T")
 
 log = logging.getLogger("streamadapt.kafka")
 
@@ -105,6 +108,52 @@ class Link:
     def wait_s(self) -> float:
         """Seconds until the next attempt, >= 0."""
         return max(0.0, self._not_before - time.monotonic())
+
+    def sleep(self, deadline: float) -> None:
+        """Sleep until the next attempt, but not beyond `deadline` (monotonic, s)."""
+        time.sleep(max(0.0, min(self.wait_s(), deadline - time.monotonic())))
+
+
+class Setup:
+    """Steps that may block for long, each run in a helper thread over as many polls as it takes.
+
+    Parameters
+    ----------
+    worker : ThreadPoolExecutor
+    link : Link
+        Says how long to wait before a step is tried again.
+    """
+
+    def __init__(self, worker: ThreadPoolExecutor, link: Link) -> None:
+        self._worker = worker
+        self._link = link
+        self._job: Future[Any] | None = None
+
+    def in_time(self, work: Callable[[], T], deadline: float) -> T | None:
+        """Return ``work()`` or raise its error; None if it is not done by `deadline` (monotonic, s): ask again."""
+        if self._job is None:
+            self._link.sleep(deadline)
+            if self._link.wait_s() > 0:
+                return None
+            self._job = self._worker.submit(work)
+        job = self._job
+        try:
+            result: T = job.result(timeout=max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            if not job.done():
+                return None
+            self._job = None
+            raise
+        except BaseException:
+            self._job = None if job.done() else job
+            raise
+        self._job = None
+        return result
+
+    def finally_do(self, last: Callable[[], None]) -> None:
+        """Call `last` once the running step, if there is one, is done."""
+        if self._job is not None:
+            self._job.add_done_callback(lambda _: last())
 
 
 class Client:

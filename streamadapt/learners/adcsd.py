@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, masked_mean, require_shape
+from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind, masked_mean, require_shape
 from streamadapt.optim import Optimiser
 
 __all__ = ["ADCSD"]
@@ -46,9 +46,12 @@ class ADCSD(Learner):
     """
 
     kind: ClassVar[str] = "adcsd"
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast"})
     matures: ClassVar[Maturity] = "path"
 
-    def __init__(self, lr: float | None = None, *, share_norm: bool = False, loss: Literal["mae", "huber"] = "mae") -> None:
+    def __init__(
+        self, lr: float | None = None, *, share_norm: bool = False, loss: Literal["mae", "huber"] = "mae"
+    ) -> None:
         super().__init__()
         self.default_lr = 1e-3 if share_norm else 1e-4
         lr = self.default_lr if lr is None else lr
@@ -68,8 +71,6 @@ class ADCSD(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Draw the linear layers as torch.nn.Linear does; lambda (and bias) start at zero."""
-        if spec.kind != "forecast":
-            raise ConfigError("learners.kind", self.kind, f"a learner for a {spec.kind} task: adcsd corrects forecasts")
         generator = spec.generator()
         t, n = spec.rows, spec.columns
 

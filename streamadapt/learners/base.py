@@ -5,14 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError, ShapeError
 
-__all__ = ["BaseOutput", "Learner", "Maturity", "Prior", "Spec", "TaskKind", "masked_mean", "one_or_more", "require_shape"]
+__all__ = [
+    "BaseOutput",
+    "Learner",
+    "Maturity",
+    "Prior",
+    "Spec",
+    "TaskKind",
+    "masked_mean",
+    "one_or_more",
+    "require_shape",
+]
 
 TaskKind = Literal["forecast", "regression", "classification"]
 Maturity = Literal["rows", "path"]
@@ -101,6 +111,8 @@ class Learner(nn.Module, ABC):
         What one matured example is. ``"path"``: one whole forecast, when its last target is known. ``"rows"``: what
         became known at one arrival: row h belongs to the forecast issued h entries ago (h from 1), so every row is
         learned as early as it can be; `inputs` is the window of the newest of them. The same for supervised tasks.
+    kinds : frozenset of str
+        The task kinds it can learn.
     needs_labels : bool
         False for learners that adapt in `predict`, without labels.
     boost : float, >= 1
@@ -108,6 +120,7 @@ class Learner(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset(get_args(TaskKind))
     matures: ClassVar[Maturity] = "path"
     needs_labels: ClassVar[bool] = True
     boost: float
@@ -127,9 +140,23 @@ class Learner(nn.Module, ABC):
         return (self.kind,)
 
     def build(self, spec: Spec) -> None:
-        """Allocate all state for `spec`, on its device. Called once by the pipeline, and again by `reset`."""
+        """Allocate all state for `spec`, on its device. Called once by the pipeline, and again by `reset`.
+
+        Raises
+        ------
+        ConfigError
+            If the learner is not made for such a task.
+        """
+        self.check_kind(spec.kind)
         self.spec = spec
         self.allocate(spec)
+
+    def check_kind(self, kind: TaskKind) -> None:
+        """Raise `ConfigError` unless `kind` is one of `kinds`."""
+        if kind not in self.kinds:
+            raise ConfigError(
+                "learners.kind", self.kind, f"a learner for a {kind} task ({self.kind}: {sorted(self.kinds)})"
+            )
 
     @abstractmethod
     def allocate(self, spec: Spec) -> None:

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, one_or_more, require_shape
+from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind, one_or_more, require_shape
 
 __all__ = ["Bias"]
 
@@ -26,6 +25,7 @@ class Bias(Learner):
     """
 
     kind: ClassVar[str] = "bias"
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast", "regression"})
     matures: ClassVar[Maturity] = "rows"
     bias: Tensor
 
@@ -40,8 +40,6 @@ class Bias(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Start without a correction."""
-        if spec.kind == "classification":
-            raise ConfigError("learners.kind", self.kind, "a classifier: an added bias would leave the simplex")
         self.register_buffer("bias", torch.zeros(len(self.rates), spec.rows, spec.columns, device=spec.device))
         self._rate = torch.tensor(self.rates, device=spec.device).view(-1, 1, 1)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, one_or_more, require_shape
+from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind, one_or_more, require_shape
 
 __all__ = ["Gain"]
 
@@ -30,6 +30,7 @@ class Gain(Learner):
     """
 
     kind: ClassVar[str] = "gain"
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast", "regression"})
     matures: ClassVar[Maturity] = "rows"
     gain: Tensor
 
@@ -47,8 +48,6 @@ class Gain(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Start with a gain of one."""
-        if spec.kind == "classification":
-            raise ConfigError("learners.kind", self.kind, "a classifier: a gain would leave the simplex")
         self.register_buffer("gain", torch.ones(len(self.rates), spec.rows, spec.columns, device=spec.device))
         self._rate = torch.tensor(self.rates, device=spec.device).view(-1, 1, 1)
         self._smallest = 0.01 * spec.output_scale

@@ -67,7 +67,9 @@ class River(Learner):
         if cells > MOST_MODELS:
             raise ConfigError("learners.kind", self.kind, f"at most {MOST_MODELS} output cells, this task has {cells}")
         if classify and not hasattr(self._prototype, "predict_proba_one"):
-            raise ConfigError("model", self.names[0], "a river classifier (predict_proba_one) for a classification task")
+            raise ConfigError(
+                "model", self.names[0], "a river classifier (predict_proba_one) for a classification task"
+            )
         self.models = [self._clone() for _ in range(cells)]
 
     def _clone(self) -> Any:

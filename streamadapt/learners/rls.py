@@ -11,7 +11,7 @@ from torch import Tensor
 
 from streamadapt.errors import ConfigError
 from streamadapt.features import feature_count, linear_features
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Prior, Spec, one_or_more, require_shape
+from streamadapt.learners.base import BaseOutput, Learner, Maturity, Prior, Spec, TaskKind, one_or_more, require_shape
 
 __all__ = ["RLS"]
 
@@ -53,6 +53,7 @@ class RLS(Learner):
     """
 
     kind: ClassVar[str] = "rls"
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast", "regression"})
     matures: ClassVar[Maturity] = "rows"
     covariance: Tensor
     weights: Tensor
@@ -83,8 +84,6 @@ class RLS(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Start from the base's own fit where it is known."""
-        if spec.kind == "classification":
-            raise ConfigError("learners.kind", self.kind, "a classifier: least squares would leave the simplex")
         self.forecast = spec.kind == "forecast"
         v = len(self.forgetting)
         groups, responses = (spec.columns, spec.rows) if self.forecast else (1, spec.columns)

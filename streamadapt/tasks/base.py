@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -154,7 +155,7 @@ class Task(ABC):
         self.loss: Loss = loss_named(loss)
         self.window: Window | None = None
         self.last_time = -(2**63)
-        self.outcomes: dict[str, int] = {}
+        self.outcomes: Counter[str] = Counter()  # labels by outcome; the pipeline puts its statistics' counter here
         self.device = torch.device("cpu")
 
     @abstractmethod
@@ -206,14 +207,13 @@ class Task(ABC):
 
     def count(self, outcome: str, n: int = 1) -> None:
         """Count a label's outcome."""
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + n
+        self.outcomes[outcome] += n
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as copies."""
         return {
             "window": None if self.window is None else self.window.state_dict(),
             "last_time": self.last_time,
-            "outcomes": dict(self.outcomes),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -223,7 +223,6 @@ class Task(ABC):
             self.window = Window(*np.shape(state["window"]["values"]))
             self.window.load_state_dict(state["window"])
         self.last_time = int(state["last_time"])
-        self.outcomes = dict(state["outcomes"])
 
 
 def positive(path: str, value: int, most: float = math.inf) -> int:

@@ -1,0 +1,166 @@
+"""Running a config in this process: logging, signals, metrics endpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+import torch
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.logging import RichHandler
+
+from streamadapt.app.exposition import MetricsCollector, serve
+from streamadapt.assemble import make_engine
+from streamadapt.config import Config, load_config
+from streamadapt.engine import Engine
+from streamadapt.errors import ConfigError, StreamadaptError
+from streamadapt.metrics import Metrics, NullMetrics
+from streamadapt.ports import DeadLetter, DeadLetterSink, Sink
+
+__all__ = ["replay_config", "run_config", "setup_logging"]
+
+_LOG = logging.getLogger("streamadapt")
+
+DRAIN_S = 4.0
+"""After a signal, so long for flushing and the last checkpoint; five seconds to the exit is the promise."""
+AGAIN_S = 0.25
+"""Then each thing that still blocks is given this long."""
+
+
+def setup_logging(level: str, *, as_json: bool) -> None:
+    """Log to standard error, one line per event."""
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ConfigError("--log-level", level, "debug, info, warning or error")
+    handler: logging.Handler
+    if as_json:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_JsonLines())
+    elif sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def run_config(path: Path) -> dict[str, Any]:
+    """Run a config file's engine until it is stopped or done; return its summary."""
+    config = load_config(path)
+    metrics = NullMetrics() if config.metrics is None else Metrics()
+    engine = make_engine(config, metrics)
+    torch.set_num_threads(config.threads)
+    with _stopped_by_signals(engine), _metrics_endpoint(config, metrics):
+        return engine.run()
+
+
+class DrainTimeoutError(StreamadaptError):
+    """Draining took too long; a restart replays from the last checkpoint."""
+
+
+@contextmanager
+def _stopped_by_signals(engine: Engine) -> Iterator[None]:
+    """SIGINT and SIGTERM drain the engine; what blocks longer than `DRAIN_S` (a broker that is away) is broken off."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del frame
+        if engine.stopping:  # the second one means it
+            raise KeyboardInterrupt
+        _LOG.info("%s: draining", signal.Signals(number).name)
+        engine.stop()
+        signal.setitimer(signal.ITIMER_REAL, DRAIN_S, AGAIN_S)
+
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise DrainTimeoutError(f"not drained within {DRAIN_S:g} s; a restart replays from the last checkpoint")
+
+    handlers = {signal.SIGINT: on_signal, signal.SIGTERM: on_signal, signal.SIGALRM: on_alarm}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _metrics_endpoint(config: Config, metrics: Metrics) -> Iterator[None]:
+    if config.metrics is None:
+        yield
+        return
+    registry = CollectorRegistry()
+    MetricsCollector(metrics, registry)
+    with serve(registry, config.metrics.port, config.metrics.host) as server:
+        _LOG.info("metrics at http://%s:%d/metrics", config.metrics.host, server.port)
+        yield
+
+
+class _NoSink(Sink):
+    """Takes predictions and keeps none."""
+
+    def write(self, predictions: Any) -> None:
+        """Forget them."""
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _NoLetters(DeadLetterSink):
+    """Counts refused records in the log only."""
+
+    def write(self, letters: Any) -> None:
+        """Log them."""
+        for letter in letters:
+            _log_letter(letter)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _log_letter(letter: DeadLetter) -> None:
+    _LOG.info("refused %s %s: %s", letter.record.position, letter.reason, letter.detail)
+
+
+def replay_config(path: Path, entries: Path, labels: Path | None, out: Path | None) -> dict[str, Any]:
+    """Run a config's pipeline over files; return the summary."""
+    config = load_config(path)
+    source: dict[str, Any] = {"kind": "files", "path": str(entries)}
+    if labels is not None:
+        source["label_path"] = str(labels)
+    sink = {"kind": "files", "path": str(out or "unused.jsonl")}
+    config = msgspec.structs.replace(config, source=source, sink=sink, dead_letters=None, checkpoint=None, metrics=None)
+    engine = make_engine(config)
+    if out is None:
+        engine.sink, engine.dead_letters = _NoSink(), _NoLetters()
+    torch.set_num_threads(config.threads)
+    progress = Console(stderr=True).status(f"replaying {entries}") if sys.stderr.isatty() else nullcontext()
+    with _stopped_by_signals(engine), progress:
+        return engine.run()
