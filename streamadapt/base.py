@@ -157,7 +157,8 @@ class Linear(Base):
 
     def forward(self, inputs: Tensor) -> BaseOutput:
         """Predict; (window, channels) -> (rows, columns)."""
-        assert self.input_loc is not None and self.input_scale is not None
+        assert self.input_loc is not None
+        assert self.input_scale is not None
         scaled = (inputs - self.input_loc) / self.input_scale
         if self.kind_of_task == "forecast":
             if self.subtract_last:
@@ -169,7 +170,8 @@ class Linear(Base):
             out = linear_features(scaled, forecast=False) @ self.weights  # (1, columns)
         if self.kind_of_task == "classification":
             return BaseOutput(torch.softmax(out, dim=-1))
-        assert self.output_loc is not None and self.output_scale is not None
+        assert self.output_loc is not None
+        assert self.output_scale is not None
         return BaseOutput(out * self.output_scale + self.output_loc)
 
     def save(self, path: Path) -> None:

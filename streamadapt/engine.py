@@ -213,21 +213,21 @@ class Engine:
     def _advance(self, lane: Lane, now: float, ended: bool) -> None:
         """Process what may be processed, in small lots, for a while: signals and other partitions get their turn."""
         while not self.stopping and self.clock.monotonic() - now < self.settings.turn_s:
+            late = lane.merge.late_labels
             released = lane.merge.release(now, LOT, ended=ended)
+            for _ in range(lane.merge.late_labels - late):
+                self.metrics.late_label()
             if not released:
                 break
             self._process(lane, released)
 
     def _process(self, lane: Lane, released: Sequence[Arrived]) -> None:
-        late = lane.merge.late_labels
         predictions, letters = lane.process(released)
         with self._timing.stage("emit"):
             self._emit(predictions, letters)
         self._judge(len(released), letters)
         self._log_drifts(lane)
         self.metrics.pipeline(lane.partition, lane.pipeline.stats)
-        for _ in range(lane.merge.late_labels - late):
-            self.metrics.late_label()
 
     def _emit(self, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
         if predictions:

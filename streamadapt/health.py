@@ -16,6 +16,8 @@ WINDOW = 50
 """Matured arrivals over which losses are compared, and for which a broken learner stays out."""
 RATIO = 10.0
 """A learner whose loss is so many times the base's is broken."""
+USUAL_OF = 500
+"""Matured arrivals that the base's usual loss is a mean of."""
 SNAPSHOT_EVERY = 500
 """Matured arrivals between snapshots of the healthy learners."""
 
@@ -23,10 +25,11 @@ SNAPSHOT_EVERY = 500
 class Health:
     """Watches the learners of a pipeline.
 
-    A learner is broken when it says something that is not a number, or when the losses of its predictions over the last
-    `WINDOW` matured arrivals are more than `RATIO` times the base's. It is then restored from its last good snapshot,
+    A learner is broken when it says something that is not a number, or when the mean loss of its predictions over the
+    last `WINDOW` matured arrivals is more than `RATIO` times the base's, both over those arrivals and as it usually is
+    (a base that happens to be nearly perfect for a while breaks nobody). It is then restored from its last good snapshot,
     and the base stands in for it over the next `WINDOW` matured arrivals, while it goes on learning. A family of
-    is restored as a whole; the base stands in for the broken one only.
+    experts is restored as a whole; the base stands in for the broken one only.
 
     Parameters
     ----------
@@ -42,6 +45,7 @@ class Health:
         self.losses = np.zeros((WINDOW, k + 1))  # the base's first
         self.seen = np.zeros(k, np.int64)  # matured arrivals since the last verdict, up to WINDOW
         self.benched = np.zeros(k, np.int64)  # matured arrivals still to stay out
+        self.usual = 0.0  # running mean of the base's loss
         self.count = 0
 
     def check_predictions(self, experts: Array) -> list[int]:
@@ -75,8 +79,9 @@ class Health:
         self.count += 1
         np.maximum(self.benched - 1, 0, out=self.benched)
         np.minimum(self.seen + 1, WINDOW, out=self.seen)
-        sums = self.losses.sum(axis=0)
-        verdict = (self.seen == WINDOW) & (sums[1:] > RATIO * sums[0]) & (sums[0] > 0.0)
+        self.usual += (float(losses[0]) - self.usual) / min(self.count, USUAL_OF)
+        means = self.losses.mean(axis=0)
+        verdict = (self.seen == WINDOW) & (means[1:] > RATIO * max(means[0], self.usual)) & (self.usual > 0.0)
         broken = [int(k) for k in np.flatnonzero(verdict)]
         for k in broken:
             self._take_out(k)
@@ -95,11 +100,12 @@ class Health:
     def state_dict(self) -> dict[str, Any]:
         """Return the counters and snapshots."""
         arrays = {name: getattr(self, name).copy() for name in ("losses", "seen", "benched")}
-        return {"good": list(self.good), "count": self.count, **arrays}
+        return {"good": list(self.good), "count": self.count, "usual": self.usual, **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.good = list(state["good"])
         self.count = int(state["count"])
+        self.usual = float(state["usual"])
         for name in ("losses", "seen", "benched"):
             getattr(self, name)[...] = state[name]

@@ -1,7 +1,8 @@
 """torch.optim's optimisers with their moments kept as buffers of the learner.
 
 A learner's parameters and buffers are its whole state; an optimiser that hides its moments elsewhere would lose them
-at every checkpoint. `Optimiser` registers each moment as a buffer of its own, and shares the very tensors with torch.optim.
+at every checkpoint. `Optimiser` registers each moment as a buffer of its own, and shares the very tensors with
+torch.optim.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Source(ABC):
 
     @abstractmethod
     def lag(self) -> dict[StreamPartition, int]:
-        """Return the records not yet delivered, per partition; absent where the end is unknown. Never blocks for long."""
+        """Return how many records are not yet delivered, where the end is known. Never blocks for long."""
 
     @property
     @abstractmethod

@@ -65,6 +65,7 @@ class EmbeddedBroker:
             return self
         binary = _broker_binary()
         self._port = self._wanted_port or free_port()
+        _check_free(self._port)
         url = f"tcp://{self.servers}"
         advertised = f"tcp://127.0.0.1:{self._advertised_port or self._port}"
         command = [binary, "broker", "--listener-url", url, "--advertised-listener-url", advertised]
@@ -118,16 +119,20 @@ def create_topics(servers: str, topics: Mapping[str, int], *, timeout_s: float =
     from kafka import KafkaAdminClient
     from kafka.admin import NewTopic
     from kafka.errors import KafkaError, TopicAlreadyExistsError
+    from streamadapt_connectors.kafka_settings import Client, Reach
 
+    reach, client, timeout_ms = Reach(servers, None), Client(), int(timeout_s * 1000)
     try:
-        admin = KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=int(timeout_s * 1000))
-    except KafkaError as error:
+        reach.probe()
+        admin = KafkaAdminClient(kafka_client=client, bootstrap_servers=reach.servers, bootstrap_timeout_ms=timeout_ms)
+    except (KafkaError, OSError) as error:
+        client.close()
         raise ConnectorError(f"kafka {servers}: cannot create topics: {error}") from error
     try:
         for name, partitions in topics.items():
             with contextlib.suppress(TopicAlreadyExistsError):
-                admin.create_topics([NewTopic(name, partitions, 1)], timeout_ms=int(timeout_s * 1000))
-        admin.wait_for_topics(list(topics), timeout_ms=int(timeout_s * 1000))
+                admin.create_topics([NewTopic(name, partitions, 1)], timeout_ms=timeout_ms)
+        admin.wait_for_topics(list(topics), timeout_ms=timeout_ms)
     except KafkaError as error:
         raise ConnectorError(f"kafka {servers}: cannot create topics {list(topics)}: {error}") from error
     finally:
@@ -152,6 +157,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _check_free(port: int) -> None:
+    """Raise `ConnectorError` if somebody listens already: their broker would seem to be ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just closed is free, as it is for the broker
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConnectorError(f"embedded broker: port {port} of 127.0.0.1 cannot be had: {error}") from error
 
 
 def _die_with_parent() -> Callable[[], None] | None:

@@ -127,12 +127,13 @@ def demo(
     ] = None,
     labels: Annotated[str, typer.Option(help="all (6 hours late) or sparse (four a day, 6 hours late).")] = "all",
     as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stream only so many readings.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep config, base, checkpoints and logs in this folder.")] = None,
 ) -> None:
     """Keep a glucose sensor's calibration right, through an embedded Kafka broker. Nothing to set up."""
     from streamadapt.app.demo import run_demo
 
-    raise typer.Exit(run_demo(speed=speed, labels=labels, json_path=as_json, keep=keep))
+    raise typer.Exit(run_demo(speed=speed, labels=labels, json_path=as_json, limit=limit, keep=keep))
 
 
 def _table(summary: dict[str, object]) -> str:

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ __all__ = ["run_demo"]
 
 TRAIN_SHARE = 0.2
 STOP_S = 15.0
-ENTRIES, LABELS, PREDICTIONS, DEAD_LETTERS = "cgm-entries", "cgm-labels", "cgm-predictions", "cgm-dead-letters"
+TOPICS = ("cgm-entries", "cgm-labels", "cgm-predictions", "cgm-dead-letters")
 
 
-def run_demo(*, speed: float | None, labels: str, json_path: Path | None, keep: Path | None) -> int:
+def run_demo(
+    *, speed: float | None, labels: str, json_path: Path | None, limit: int | None = None, keep: Path | None = None
+) -> int:
     """Run the demo; return its exit code.
 
     Parameters
@@ -47,6 +50,8 @@ def run_demo(*, speed: float | None, labels: str, json_path: Path | None, keep: 
     labels : {"all", "sparse"}
     json_path : Path or None
         Where the result goes as JSON.
+    limit : int or None
+        Stream only so many readings; None is all.
     keep : Path or None
         A folder for config, base, checkpoints and the engine's log; None is a temporary one.
     """
@@ -55,11 +60,16 @@ def run_demo(*, speed: float | None, labels: str, json_path: Path | None, keep: 
     if speed is not None and not 0.0 < speed < 1e9:
         raise ConfigError("--speed", speed, "entries a second, > 0")
     console = Console()
+    if limit is not None and limit < 1:
+        raise ConfigError("--limit", limit, "a number of readings >= 1")
     with _interrupts(), ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamadapt-demo-")))
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return _run(console, stack, folder, speed, sparse=labels == "sparse", json_path=json_path)
+            readings = read_glucose()
+            split = int(TRAIN_SHARE * len(readings))
+            data = _Data(readings[:split], readings[split:][:limit], sparse=labels == "sparse")
+            return _run(console, stack, folder, data, speed=speed, json_path=json_path)
         except KeyboardInterrupt:
             console.print("interrupted: engine and broker are being stopped")
             return 130
@@ -75,42 +85,48 @@ def _interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@dataclass(frozen=True)
+class _Data:
+    """What the base is fitted on, what is streamed, and how much of that gets a label."""
+
+    history: list[Reading]
+    stream: list[Reading]
+    sparse: bool
+
+    @property
+    def labelled(self) -> list[Reading]:
+        return labelled(self.stream, sparse=self.sparse)
+
+
 def _run(
-    console: Console, stack: ExitStack, folder: Path, speed: float | None, *, sparse: bool, json_path: Path | None
+    console: Console, stack: ExitStack, folder: Path, data: _Data, *, speed: float | None, json_path: Path | None
 ) -> int:
-    readings = read_glucose()
-    split = int(TRAIN_SHARE * len(readings))
-    history, stream = readings[:split], readings[split:]
     console.print(
-        f"A glucose sensor, {len(readings):,} readings. A linear calibration is fitted on the first {split:,} and "
-        f"frozen; the other {len(stream):,} are streamed, their labels 6 hours later{', four a day' if sparse else ''}."
+        f"A glucose sensor: a linear calibration is fitted on its first {len(data.history):,} readings and frozen; the "
+        f"next {len(data.stream):,} are streamed, labels 6 hours later{', four a day' if data.sparse else ''}."
     )
     broker = stack.enter_context(EmbeddedBroker())
-    create_topics(broker.servers, dict.fromkeys((ENTRIES, LABELS, PREDICTIONS, DEAD_LETTERS), 1))
+    create_topics(broker.servers, dict.fromkeys(TOPICS, 1))
     port = free_port()
-    config = write_config(folder, broker.servers, port, (ENTRIES, LABELS, PREDICTIONS, DEAD_LETTERS))
-    fitted = fit_base(config, write_history(folder, history), None, ridge=0.1, subtract_last=True, shared_scale=False)
-    console.print(
-        f"Fitted on {fitted['rows']:,} rows ({fitted['skipped']:,} dirty ones left out). Broker at {broker.servers}."
-    )
-    sent = labelled(stream, sparse=sparse)
-    producer = threading.Thread(
-        target=produce, args=(broker.servers, ENTRIES, LABELS, stream, sent, speed), daemon=True, name="producer"
-    )
-    engine = stack.enter_context(_engine(config, folder))
-    producer.start()
+    config = write_config(folder, broker.servers, port, TOPICS)
+    history = write_history(folder, data.history)
+    fitted = fit_base(config, history, None, ridge=0.1, subtract_last=True, shared_scale=False)
     url = f"http://127.0.0.1:{port}/metrics"
+    console.print(f"Fitted on {fitted['rows']:,} rows. Broker: {broker.servers}. Metrics: {url}")
+    arguments = (broker.servers, *TOPICS[:2], data.stream, data.labelled, speed)
+    engine = stack.enter_context(_engine(config, folder))
+    threading.Thread(target=produce, args=arguments, daemon=True, name="producer").start()
     try:
-        watch(console, url, engine, total=len(stream) + len(sent))
+        watch(console, url, engine, total=len(data.stream) + len(data.labelled))
     except StreamadaptError as error:
         raise StreamadaptError(f"{error}; its log ends: {last_lines(folder / 'engine.log')}") from error
     summary = _stop(engine, folder)
-    judgement = judge(broker.servers, PREDICTIONS, stream, expected_predictions=summary["predictions"])
-    result = _result(judgement, summary, sparse=sparse, count=len(stream))
+    judgement = judge(broker.servers, TOPICS[2], data.stream, expected_predictions=summary["predictions"])
+    result = _result(judgement, summary, data)
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _show(console, judgement, summary, url)
-    return _verdict(console, result, stream, summary)
+    return _verdict(console, result, data, summary)
 
 
 @contextmanager
@@ -146,8 +162,8 @@ def last_lines(path: Path) -> str:
     return " | ".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
 
 
-def _result(judgement: Judgement, summary: dict[str, Any], *, sparse: bool, count: int) -> dict[str, Any]:
-    labels = "one in 72 (four a day)" if sparse else "every one"
+def _result(judgement: Judgement, summary: dict[str, Any], data: _Data) -> dict[str, Any]:
+    labels = "one in 72 (four a day)" if data.sparse else "every one"
     return {
         "frozen": judgement.errors["base"],
         "served": judgement.errors["served"],
@@ -157,8 +173,8 @@ def _result(judgement: Judgement, summary: dict[str, Any], *, sparse: bool, coun
         "drifts": summary["drifts"],
         "protocol": (
             f"continuous glucose monitor of bokeh_sampledata; base: linear calibration on the last 6 currents, fitted "
-            f"on the first {TRAIN_SHARE:.0%}, frozen; the other {count} rows in time order through Kafka, dirty ones "
-            f"refused; labels: {labels}, 6 h late in event time; predicted first, learned after the label's arrival; "
+            f"on the first {TRAIN_SHARE:.0%}, frozen; the next {len(data.stream)} rows in time order through Kafka, dirty "
+            f"ones refused; labels: {labels}, 6 h late in event time; predicted first, learned after the label's arrival; "
             f"mean absolute error in mg/dL of the {judgement.count} predictions read back from their topic, against "
             f"the true glucose"
         ),
@@ -173,12 +189,12 @@ def _show(console: Console, judgement: Judgement, summary: dict[str, Any], url: 
     console.print(f"Metrics were served on {url}")
 
 
-def _verdict(console: Console, result: dict[str, Any], stream: list[Reading], summary: dict[str, Any]) -> int:
+def _verdict(console: Console, result: dict[str, Any], data: _Data, summary: dict[str, Any]) -> int:
     """Nothing lost, and something gained; otherwise the demo has failed."""
-    refused = sum(isinstance(reading.isig, str) for reading in stream)
+    refused = sum(isinstance(reading.isig, str) for reading in data.stream)
     failures = []
-    if summary["entries"] != len(stream) - refused:
-        failures.append(f"{summary['entries']} entries accepted, {len(stream) - refused} expected")
+    if summary["entries"] != len(data.stream) - refused:
+        failures.append(f"{summary['entries']} entries accepted, {len(data.stream) - refused} expected")
     if not result["served"] < result["frozen"]:
         failures.append("the served predictions are no better than the frozen model's")
     for failure in failures:

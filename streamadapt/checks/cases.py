@@ -194,19 +194,21 @@ def _steps(case: Case, n: int, matures: Maturity, device: str, seed: int) -> Seq
 
 def _rule(case: Case) -> FloatArray:
     """Which inputs a label depends on."""
-    return np.random.default_rng(7).normal(size=(case.channels, case.columns)).astype(np.float32)
+    weights = np.random.default_rng(7).normal(size=(case.channels, case.columns))
+    return weights.astype(np.float32)
 
 
 def _outputs(case: Case, z: np.ndarray[Any, Any], values: FloatArray, rng: np.random.Generator) -> FloatArray:
     """What is to be predicted: the values themselves, a linear rule, or the class it puts first."""
     if case.kind == "forecast":
         return values
-    scores = z @ _rule(case)
+    scores: np.ndarray[Any, np.dtype[np.float64]] = z @ _rule(case)
     if case.kind == "classification":
-        return np.eye(case.columns, dtype=np.float32)[scores.argmax(1)]
+        one_hot: FloatArray = np.eye(case.columns, dtype=np.float32)[scores.argmax(1)]
+        return one_hot
     loc, scale = case.output_units()
-    noisy = scores + 0.1 * rng.normal(size=scores.shape)
-    return (noisy * scale + loc).astype(np.float32)
+    noisy: FloatArray = ((scores + 0.1 * rng.normal(size=scores.shape)) * scale + loc).astype(np.float32)
+    return noisy
 
 
 def _base(case: Case, window: FloatArray, scaled: FloatArray, device: torch.device) -> BaseOutput:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, require_shape
+from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind, require_shape
 from streamadapt.unpickle import dumps_river, loads_river
 
 __all__ = ["River"]
@@ -55,10 +55,21 @@ class River(Learner):
     @property
     def names(self) -> tuple[str, ...]:
         """``river-HoeffdingTreeRegressor``."""
+        return (f"{self.kind}-{type(self._estimator()).__name__}",)
+
+    def _estimator(self) -> Any:
         last = self._prototype
-        while hasattr(last, "steps"):  # a river pipeline is known by its last step
+        while hasattr(last, "steps"):  # a river pipeline is known by its last step, whatever methods it has itself
             last = list(last.steps.values())[-1]
-        return (f"{self.kind}-{type(last).__name__}",)
+        return last
+
+    def check_kind(self, kind: TaskKind) -> None:
+        """Refuse a regressor for classes and a classifier for values."""
+        super().check_kind(kind)
+        classify = kind == "classification"
+        if classify != hasattr(self._estimator(), "predict_proba_one"):
+            wanted = "classifier (predict_proba_one)" if classify else "regressor"
+            raise ConfigError("model", self.names[0], f"a river {wanted} for a {kind} task")
 
     def allocate(self, spec: Spec) -> None:
         """Clone one model per cell."""
@@ -66,14 +77,10 @@ class River(Learner):
         cells = 1 if classify else spec.rows * spec.columns
         if cells > MOST_MODELS:
             raise ConfigError("learners.kind", self.kind, f"at most {MOST_MODELS} output cells, this task has {cells}")
-        if classify and not hasattr(self._prototype, "predict_proba_one"):
-            raise ConfigError(
-                "model", self.names[0], "a river classifier (predict_proba_one) for a classification task"
-            )
-        self.models = [self._clone() for _ in range(cells)]
+        self.models = [self._clone(spec.seed + i) for i in range(cells)]
 
-    def _clone(self) -> Any:
-        model = self._prototype.clone()
+    def _clone(self, seed: int) -> Any:
+        model = self._prototype.clone(_seeds(self._prototype._get_params(), seed))
         if not self.scale:
             return model
         from river import preprocessing
@@ -127,6 +134,19 @@ class River(Learner):
         for model, y, known in zip(self.models, left, mask.flatten().tolist(), strict=True):
             if known:
                 model.learn_one(x, y)
+
+
+def _seeds(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return the seeds that were left open, now set: river would draw them, and no two replays would be alike."""
+    found: dict[str, Any] = {}
+    for name, value in params.items():
+        if name == "seed" and value is None:
+            found[name] = seed
+        elif isinstance(value, dict) and (inner := _seeds(value, seed)):  # a step of a river pipeline
+            found[name] = inner
+        elif isinstance(value, tuple) and value and isinstance(value[-1], dict) and (inner := _seeds(value[-1], seed)):
+            found[name] = (value[0], inner)  # an estimator within another
+    return found
 
 
 def _construct(path: str, params: dict[str, Any]) -> Any:

@@ -1,19 +1,21 @@
-"""How many bytes an object holds on to."""
+"""What a learner costs, counted and not timed: bytes held, lines run, operations done."""
 
 from __future__ import annotations
 
 import sys
 import types
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from streamadapt.learners.base import Learner
 
-__all__ = ["size_of"]
+__all__ = ["count_work", "size_of"]
 
 _CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
@@ -47,3 +49,37 @@ def _deep(root: Any, seen: set[int]) -> int:
         if hasattr(item, "__dict__"):
             left.append(vars(item))
     return total
+
+
+class _Operations(TorchDispatchMode):
+    """Counts torch operations and the numbers that they touch."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = 0
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations += 1
+        self.numbers += sum(t.numel() for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor))
+        return result
+
+
+def count_work(run: Callable[[], object]) -> dict[str, int]:
+    """Count what `run` does: a clock would measure the machine."""
+    lines = 0
+
+    def trace(frame: types.FrameType, event: str, arg: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    previous = sys.gettrace()
+    with _Operations() as counter:
+        sys.settrace(trace)
+        try:
+            run()
+        finally:
+            sys.settrace(previous)
+    return {"Python lines": lines, "torch operations": counter.operations, "numbers touched": counter.numbers}

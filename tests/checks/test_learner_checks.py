@@ -1,0 +1,111 @@
+"""Every learner and detector that ships passes the shared suites; none is left out unseen."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import streamadapt.learners
+from streamadapt.checks.cases import CASES
+from streamadapt.checks.detectors import check_detector, yield_detector_checks
+from streamadapt.checks.learners import check_cpu_and_cuda_agree, check_learner, yield_learner_checks
+from streamadapt.drift import DETECTORS, DriftMonitor
+from streamadapt.errors import ConfigError
+from streamadapt.learners import ADCSD, RLS, Bias, Calibration, Gain, Learner, River
+
+torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
+
+MAKERS: dict[str, Callable[[], Learner]] = {
+    "adcsd": ADCSD,
+    "adcsd-share-norm": lambda: ADCSD(share_norm=True, loss="huber"),
+    "bias": lambda: Bias((0.1, 0.02)),
+    "calibration": lambda: Calibration((0.98, 0.9)),
+    "gain": lambda: Gain((0.1, 0.02)),
+    "rls": lambda: RLS((0.99, 0.95)),
+    "river-regressor": lambda: River("linear_model.LinearRegression"),
+    "river-classifier": lambda: River("naive_bayes.GaussianNB"),
+}
+LEARNS = {
+    ADCSD: {"forecast"},
+    Bias: {"forecast", "regression"},
+    Calibration: {"forecast", "regression"},
+    Gain: {"forecast", "regression"},
+    RLS: {"forecast", "regression"},
+    River: {"forecast", "regression", "classification"},
+}
+
+
+def test_the_written_list_is_the_discovered_one() -> None:
+    found = {
+        cls
+        for _, cls in inspect.getmembers(streamadapt.learners, inspect.isclass)
+        if issubclass(cls, Learner) and not inspect.isabstract(cls)
+    }
+    assert found == set(LEARNS) == {type(make()) for make in MAKERS.values()}
+    names = {name for name, cls in inspect.getmembers(streamadapt.learners, inspect.isclass) if cls in found}
+    assert names <= set(streamadapt.learners.__all__)
+
+
+def test_learners_take_the_tasks_they_are_said_to_take() -> None:
+    takes: dict[type[Learner], set[str]] = {cls: set() for cls in LEARNS}
+    for make in MAKERS.values():
+        for case in CASES:
+            learner = make()
+            try:
+                learner.build(case.spec(torch.device("cpu")))
+            except ConfigError:
+                continue
+            takes[type(learner)].add(case.kind)
+    assert takes == LEARNS
+
+
+@pytest.mark.parametrize("check", [*yield_learner_checks()], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("name", MAKERS)
+def test_learners_pass(name: str, check: Callable[..., None]) -> None:
+    check(MAKERS[name], torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", MAKERS)
+def test_learners_pass_on_a_gpu(name: str) -> None:
+    check_learner(MAKERS[name], device="cuda")
+    check_cpu_and_cuda_agree(MAKERS[name], torch.device("cuda"))
+
+
+@pytest.mark.parametrize("check", [*yield_detector_checks()], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("reaction", ["alert", "boost"])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_detectors_pass(detector: str, reaction: str, check: Callable[..., None]) -> None:
+    check(lambda: DriftMonitor(detector, "loss", reaction, factor=3.0, half_life=10.0))  # type: ignore[arg-type]
+
+
+def test_check_detector_runs_all() -> None:
+    check_detector(lambda: DriftMonitor("page-hinkley", "input", "alert", params={"threshold": 20.0}))
+
+
+def test_a_skip_needs_a_known_name_and_a_reason() -> None:
+    with pytest.raises(ConfigError, match="check_nothing"):
+        check_learner(Bias, skip={"check_nothing": "because"})
+    with pytest.raises(ConfigError, match="reason"):
+        check_learner(Bias, skip={"check_state_is_bounded": ""})
+
+
+def test_a_skipped_check_does_not_run_and_the_others_do() -> None:
+    with pytest.raises(AssertionError, match="loss below the base's"):
+        check_learner(Numb)
+    slow = {"check_state_is_bounded": "slow", "check_late_steps_cost_no_more": "slow"}
+    useless = {"check_learns_a_constant_error": "learns nothing", "check_learns_it_where_it_is": "learns nothing"}
+    check_learner(Numb, skip=slow | useless)
+
+
+class Numb(Bias):
+    """Never learns."""
+
+    kinds = frozenset({"regression"})
+
+    def learn(self, inputs, base, target, mask) -> None:  # type: ignore[no-untyped-def]
+        super().learn(inputs, base, target, mask & False)

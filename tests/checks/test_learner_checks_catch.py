@@ -1,0 +1,421 @@
+"""Each check of a learner or a detector rejects one object that breaks just what it is there for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from streamadapt.checks import detectors, learners
+from streamadapt.checks.cases import CASES
+from streamadapt.drift import DriftMonitor
+from streamadapt.learners import Bias
+from streamadapt.learners.base import BaseOutput, Spec
+
+torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
+
+
+class Good(Bias):
+    """What the broken ones below are derived from."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+
+
+class RaisesSomethingElse(Good):
+    """Refuses a kind of task by an error that nobody expects."""
+
+    def allocate(self, spec: Spec) -> None:
+        if spec.kind == "regression":
+            raise ValueError("no regression")
+        super().allocate(spec)
+
+
+class RefusesAll(Good):
+    """Learns nothing at all."""
+
+    kinds = frozenset()
+
+
+class AcceptsMore(Good):
+    """Is built for tasks that it does not list."""
+
+    kinds = frozenset({"forecast"})
+
+    def check_kind(self, kind: Any) -> None:
+        pass
+
+
+class Double(Good):
+    """Returns float64."""
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        return super().predict(inputs, base).double()
+
+
+class Flat(Good):
+    """Returns all cells in one row."""
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        return super().predict(inputs, base).flatten()
+
+
+class NanUntilItLearns(Good):
+    """Divides by how much it has learned."""
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        return super().predict(inputs, base) + 0.0 / self.bias.abs().sum()
+
+
+class KeepsGradients(Good):
+    """Predicts with a graph hanging on."""
+
+    def allocate(self, spec: Spec) -> None:
+        super().allocate(spec)
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        return super().predict(inputs, base) * self.weight
+
+
+class ReturnsItsBuffer(Good):
+    """Predicts into a buffer of its own."""
+
+    def allocate(self, spec: Spec) -> None:
+        super().allocate(spec)
+        self.register_buffer("said", torch.zeros_like(self.bias), persistent=False)
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        return self.said.copy_(super().predict(inputs, base))  # type: ignore[operator, no-any-return]
+
+
+class CountsPredictions(Good):
+    """Changes while it predicts."""
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        self.bias += 1e-6
+        return super().predict(inputs, base)
+
+
+class WritesToTheBase(Good):
+    """Adds to the base's output in place."""
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        return base.output.add_(self.bias[0]).clone()
+
+
+class Broadcasts(Good):
+    """Takes a target of any shape that broadcasts."""
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        if target.ndim == 2 and target.shape == base.output.shape:
+            super().learn(inputs, base, target, mask)
+        elif target.ndim == 0:
+            self.bias.copy_(torch.lerp(self.bias, target - base.output, self._rate))
+
+
+class ForgetsWithoutNews(Good):
+    """Lets its bias decay when nothing is known."""
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        super().learn(inputs, base, target, mask)
+        if not mask.any():
+            self.bias *= 0.9
+
+
+class AveragesMaskedCells(Good):
+    """Takes NaN for zero and lets it count."""
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        error = (target - base.output).nan_to_num().mean()
+        super().learn(inputs, base, base.output + error, mask.any().expand_as(mask))
+
+
+class DrawsAtRandom(Good):
+    """Draws from the global generator."""
+
+    def allocate(self, spec: Spec) -> None:
+        super().allocate(spec)
+        self.bias += 1e-3 * torch.randn_like(self.bias)
+
+
+class KeepsSome(Good):
+    """Is not all back after a reset."""
+
+    def reset(self) -> None:
+        self.bias *= 0.5
+
+
+class LiveSnapshot(Good):
+    """Hands its own tensors out."""
+
+    def snapshot(self) -> dict[str, Any]:
+        return dict(self.state_dict())
+
+
+class AdoptsTheSnapshot(Good):
+    """Goes on inside the snapshot that it was restored from."""
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        self.bias = snapshot["bias"]
+
+
+class RestoresNothing(Good):
+    """Stays where it is."""
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        pass
+
+
+class KeepsStateElsewhere(Good):
+    """Remembers something that is neither buffer nor parameter."""
+
+    def allocate(self, spec: Spec) -> None:
+        super().allocate(spec)
+        self.count = 0
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        self.count += 1
+        self._rate = torch.full_like(self._rate, max(1.0 / self.count, 0.01))
+        super().learn(inputs, base, target, mask)
+
+
+class ReadsItsOwnDict(Good):
+    """Reads its parameter where torch cannot swap it."""
+
+    def allocate(self, spec: Spec) -> None:
+        super().allocate(spec)
+        self.weight = nn.Parameter(torch.ones(()))
+        self.by_name = {"weight": self.weight}
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        return super().predict(inputs, base) * self.by_name["weight"].detach()
+
+
+class Numb(Good):
+    """Never learns."""
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        super().learn(inputs, base, target, torch.zeros_like(mask))
+
+
+class LearnsTheWrongWay(Good):
+    """Corrects with the wrong sign."""
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        return base.output - self.bias
+
+
+class MixesRowsAndColumns(Good):
+    """Transposes, which works where rows and columns are as many."""
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        square = base.output.shape[0] == base.output.shape[1]
+        return base.output + (self.bias.transpose(1, 2) if square else self.bias)
+
+
+class MixesColumns(Good):
+    """Learns each column's error in its neighbour."""
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        return base.output + self.bias.roll(1, -1)
+
+
+class Hoards(Good):
+    """Keeps every target."""
+
+    def allocate(self, spec: Spec) -> None:
+        super().allocate(spec)
+        self.kept: list[Tensor] = []
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        super().learn(inputs, base, target, mask)
+        self.kept.append(target)
+
+
+class HoardsAndLoops(Hoards):
+    """Goes through every target each time, in Python."""
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        largest = 0
+        for kept in self.kept:
+            largest = max(largest, len(kept))
+        return super().predict(inputs, base)
+
+
+class HoardsAndStacks(Hoards):
+    """Goes through every target each time, in one torch operation."""
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        if self.kept:
+            torch.stack(self.kept).mean()
+        return super().predict(inputs, base)
+
+
+class OtherEachTime(Good):
+    """Depends on which instance it is, as one does that depends on its device."""
+
+    instances = itertools.count()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nth = next(self.instances)
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        return super().predict(inputs, base) + 0.01 * self.nth
+
+
+LEARNERS: dict[str, list[type[Good]]] = {
+    "check_refuses_a_task_with_config_error": [RaisesSomethingElse, RefusesAll, AcceptsMore],
+    "check_prediction_has_the_shape": [Double, Flat, NanUntilItLearns, KeepsGradients],
+    "check_prediction_is_no_view": [ReturnsItsBuffer],
+    "check_predict_is_pure": [CountsPredictions, WritesToTheBase],
+    "check_wrong_target_shape_is_refused": [Broadcasts],
+    "check_unknown_target_changes_nothing": [ForgetsWithoutNews],
+    "check_masked_cells_contribute_nothing": [AveragesMaskedCells],
+    "check_same_seed_same_bits": [DrawsAtRandom],
+    "check_reset_returns_to_the_start": [KeepsSome],
+    "check_snapshot_is_detached": [LiveSnapshot, AdoptsTheSnapshot, RestoresNothing],
+    "check_state_round_trips": [KeepsStateElsewhere],
+    "check_parameters_are_read": [ReadsItsOwnDict],
+    "check_learns_a_constant_error": [Numb, LearnsTheWrongWay],
+    "check_learns_it_where_it_is": [MixesRowsAndColumns, MixesColumns],
+    "check_state_is_bounded": [Hoards],
+    "check_late_steps_cost_no_more": [HoardsAndLoops, HoardsAndStacks],
+}
+CPU = torch.device("cpu")
+
+
+class Deaf(DriftMonitor):
+    """Never says anything."""
+
+    def update(self, value: float) -> bool:
+        super().update(value)
+        return False
+
+
+class Jumpy(DriftMonitor):
+    """Has an alarm every hundred values."""
+
+    count = 0
+
+    def update(self, value: float) -> bool:
+        self.count += 1
+        return super().update(value) or self.count % 100 == 0
+
+
+class DislikesStillness(DriftMonitor):
+    """Takes a constant for a drift."""
+
+    last, same = 0.5, 0
+
+    def update(self, value: float) -> bool:
+        self.same = self.same + 1 if value == self.last else 0
+        self.last = value
+        return super().update(value) or self.same == 100
+
+
+class OpensTheDoor(DriftMonitor):
+    """Lets its detector see NaN."""
+
+    def update(self, value: float) -> bool:
+        self._river.update(value)
+        return bool(self._river.drift_detected)
+
+
+class AlarmsOnNan(DriftMonitor):
+    """Takes a missing value for a drift."""
+
+    def update(self, value: float) -> bool:
+        return super().update(value) or value != value
+
+
+class StartsAgain(DriftMonitor):
+    """Is fresh once loaded."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class ForgetsTheBoost(DriftMonitor):
+    """Loses the level of the boost."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        assert self.boost is not None
+        self.boost.level = 1.0
+
+
+class BoostsForEver(DriftMonitor):
+    """Never comes down."""
+
+    def update(self, value: float) -> bool:
+        assert self.boost is not None
+        self.boost.half_life = 1e12
+        fired = super().update(value)
+        self.boost.half_life = 10.0
+        return fired
+
+
+class NeverBoosts(DriftMonitor):
+    """Stays at one."""
+
+    def update(self, value: float) -> bool:
+        fired = super().update(value)
+        assert self.boost is not None
+        self.boost.level = 1.0
+        return fired
+
+
+DETECTORS: dict[str, list[type[DriftMonitor]]] = {
+    "check_clear_jump_is_seen": [Deaf, Jumpy],
+    "check_constant_input_is_quiet": [DislikesStillness],
+    "check_nonfinite_input_is_refused": [OpensTheDoor, AlarmsOnNan],
+    "check_detector_state_round_trips": [StartsAgain, ForgetsTheBoost],
+    "check_boost_decays_to_one": [BoostsForEver, NeverBoosts],
+}
+
+
+def pairs(table: dict[str, list[type[Any]]]) -> list[tuple[str, type[Any]]]:
+    return [(name, kind) for name, kinds in table.items() for kind in kinds]
+
+
+def test_every_check_has_its_broken_object() -> None:
+    assert [c.__name__ for c in learners.yield_learner_checks()] == list(LEARNERS)
+    assert [c.__name__ for c in detectors.yield_detector_checks()] == list(DETECTORS)
+    defined = {name for module in (learners, detectors) for name in vars(module) if name.startswith("check_")}
+    assert defined - {"check_learner", "check_detector", "check_cpu_and_cuda_agree"} == {*LEARNERS, *DETECTORS}
+
+
+@pytest.mark.parametrize("check", [*learners.yield_learner_checks()], ids=lambda c: c.__name__)
+def test_what_they_are_derived_from_passes(check: Any) -> None:
+    check(Good, CPU)
+
+
+@pytest.mark.parametrize(("name", "kind"), pairs(LEARNERS))
+def test_broken_learners_are_caught(name: str, kind: type[Good]) -> None:
+    with pytest.raises(AssertionError) as caught:
+        getattr(learners, name)(kind, CPU)
+    assert len(str(caught.value)) > 20, "the message explains"
+
+
+def test_a_learner_that_depends_on_its_device_is_caught() -> None:
+    learners.check_cpu_and_cuda_agree(Good, CPU)
+    with pytest.raises(AssertionError, match="differ by"):
+        learners.check_cpu_and_cuda_agree(OtherEachTime, CPU)
+
+
+@pytest.mark.parametrize(("name", "kind"), pairs(DETECTORS))
+def test_broken_detectors_are_caught(name: str, kind: type[DriftMonitor]) -> None:
+    with pytest.raises(AssertionError):
+        getattr(detectors, name)(lambda: kind("adwin", "loss", "boost", half_life=10.0))
+
+
+def test_sizes_are_all_different_once_and_all_equal_once() -> None:
+    different, equal = CASES[0], CASES[1]
+    assert len({different.window, different.channels, different.rows}) == 3
+    assert {equal.window, equal.channels, equal.rows, equal.columns} == {3}
