@@ -57,7 +57,8 @@ class Aggregator(ABC):
     def mix(self, predictions: Array) -> Array:
         """Mix predictions (experts, rows, columns) into (variants, rows, columns)."""
         if self.weights.shape[2:] == (1, 1):
-            return np.tensordot(self.weights[..., 0, 0], predictions, axes=1)
+            flat = self.weights[..., 0, 0] @ predictions.reshape(len(predictions), -1)
+            return flat.reshape(-1, *predictions.shape[1:])
         mixed: Array = (self.weights * predictions).sum(axis=1)
         return mixed
 

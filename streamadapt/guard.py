@@ -202,13 +202,17 @@ class TwoLayer(Guard):
 
     def _shares(self) -> Array:
         upper = self.second.rule.weights[0, :, :, 0]  # (1 + variants, rows or 1)
-        first = np.concatenate([np.broadcast_to(s.rule.weights.mean(3), self._by_row(s)) for s in self.first])
-        shares: Array = (upper[1:, None] * first).sum(0).mean(-1)  # (variants, experts, rows) -> (experts,)
-        shares[0] += upper[0].mean()
+        shares = np.zeros(self.experts)
+        shares[0] = upper[0].mean()
+        start = 1
+        for scoped in self.first:
+            stop = start + scoped.rule.variants
+            weights = scoped.rule.weights  # (variants, experts, rows or 1, columns or 1)
+            by_row = weights[..., 0] if weights.shape[3] == 1 else weights.mean(axis=3)
+            share = (upper[start:stop, None] * by_row).sum(axis=0)  # (experts, rows or 1)
+            shares += share[:, 0] if share.shape[1] == 1 else share.mean(axis=1)
+            start = stop
         return shares
-
-    def _by_row(self, scoped: _Scoped) -> tuple[int, int, int]:
-        return scoped.rule.variants, self.experts, self.rows
 
     def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None:
         scale = self.scale()

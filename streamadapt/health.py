@@ -80,8 +80,8 @@ class Health:
         np.maximum(self.benched - 1, 0, out=self.benched)
         np.minimum(self.seen + 1, WINDOW, out=self.seen)
         self.usual += (float(losses[0]) - self.usual) / min(self.count, USUAL_OF)
-        means = self.losses.mean(axis=0)
-        verdict = (self.seen == WINDOW) & (means[1:] > RATIO * max(means[0], self.usual)) & (self.usual > 0.0)
+        sums = self.losses.sum(axis=0)
+        verdict = (self.seen == WINDOW) & (sums[1:] > RATIO * max(sums[0], WINDOW * self.usual)) & (self.usual > 0.0)
         broken = [int(k) for k in np.flatnonzero(verdict)]
         for k in broken:
             self._take_out(k)

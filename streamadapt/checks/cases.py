@@ -53,6 +53,15 @@ class Step:
     truth: Tensor
     known: Tensor
 
+    def copy(self) -> Step:
+        """Return a step that shares nothing with this one: what a learner writes to harms that learner only."""
+        learn = [Example(e.inputs.clone(), _copy(e.base), e.target.clone(), e.mask.clone()) for e in self.learn]
+        return Step(learn, self.inputs.clone(), _copy(self.base), self.truth, self.known)
+
+
+def _copy(base: BaseOutput) -> BaseOutput:
+    return BaseOutput(base.output.clone(), None if base.embedding is None else base.embedding.clone())
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -95,8 +104,8 @@ class Case:
         return Supervised(self.window, classes=self.columns)
 
     def steps(self, n: int, matures: Maturity, device: torch.device, seed: int = 1) -> Sequence[Step]:
-        """Return `n` steps; the same every time."""
-        return _steps(self, n, matures, str(device), seed)
+        """Return `n` steps; copies of the same ones every time."""
+        return [step.copy() for step in _steps(self, n, matures, str(device), seed)]
 
 
 CASES: tuple[Case, ...] = (

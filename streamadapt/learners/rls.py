@@ -16,6 +16,9 @@ from streamadapt.learners.base import BaseOutput, Learner, Maturity, Prior, Spec
 __all__ = ["RLS"]
 
 INNOVATION_RATE = 0.01
+FEATURE_LIMIT = 1e5
+"""Features beyond so many scales are clipped: squared and multiplied by P they would leave no digit of a float64 for
+anything else, and P would stop being positive definite."""
 
 
 class RLS(Learner):
@@ -98,8 +101,9 @@ class RLS(Learner):
         self._buffer("covariance", covariance, spec)
         self._buffer("weights", weights, spec)
         self._buffer("innovation", torch.full((v * groups, responses), 0.3, dtype=torch.float64), spec)
-        # The last forecasts' x and gain, newest first.
-        self._buffer("past", torch.zeros(spec.rows, 2, v * groups, d, dtype=torch.float64), spec)
+        # The last forecasts' x and gain, newest first; other tasks learn each example with its own at once.
+        ring = spec.rows if self.forecast else 0
+        self._buffer("past", torch.zeros(ring, 2, v * groups, d, dtype=torch.float64), spec)
         forgetting = torch.tensor(self.forgetting, dtype=torch.float64, device=spec.device)
         self._forgetting = forgetting.repeat_interleave(groups).view(-1, 1, 1)
 
@@ -123,8 +127,15 @@ class RLS(Learner):
     def _features(self, inputs: Tensor) -> Tensor:
         require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
         scaled = (inputs - self.spec.input_loc) / self.spec.input_scale
-        x = linear_features(scaled, forecast=self.forecast).double()  # (groups, d)
-        return x.repeat(len(self.forgetting), 1)
+        x = linear_features(scaled, forecast=self.forecast).double().clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
+        return self._for_each(x)  # (experts * groups, d)
+
+    def _for_each(self, grouped: Tensor) -> Tensor:
+        """(groups, n) -> (experts * groups, n): the same for every expert of the family."""
+        if len(self.forgetting) == 1:
+            return grouped
+        # Not repeat(): it takes several times as long for tensors of this size.
+        return grouped.unsqueeze(0).expand(len(self.forgetting), -1, -1).reshape(-1, grouped.shape[-1])
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Return the base and what was learned of its error."""
@@ -141,10 +152,10 @@ class RLS(Learner):
 
     def _as_groups(self, output: Tensor) -> Tensor:
         """(rows, columns) -> (experts * groups, responses)."""
-        return (output.T if self.forecast else output).repeat(len(self.forgetting), 1)
+        return self._for_each(output.T if self.forecast else output)
 
-    def _take_in(self, x: Tensor) -> None:
-        """Update P with the newest x and keep its gain."""
+    def _gain(self, x: Tensor) -> Tensor:
+        """Update P with the newest x; return its gain, (experts * groups, d)."""
         p = self.covariance
         boosted = self.boost != 1.0
         p.div_((1.0 - (1.0 - self._forgetting) * self.boost).clamp_min(0.5) if boosted else self._forgetting)
@@ -156,9 +167,7 @@ class RLS(Learner):
         root = px / size.sqrt()
         # P stays symmetric to the last bit: any asymmetry would grow by 1 / forgetting with every entry.
         p.baddbmm_(root, root.transpose(1, 2), alpha=-1.0)
-        gain = px / size
-        newest = torch.stack([x, gain.squeeze(-1)]).unsqueeze(0)
-        self.past.copy_(torch.cat([newest, self.past[:-1]]) if len(self.past) > 1 else newest)
+        return (px / size).squeeze(-1)
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go back, and learn nothing from forecasts whose gains are not those of the entries they were issued at."""
@@ -170,14 +179,18 @@ class RLS(Learner):
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         if not (self.forecast or bool(mask.any())):
             return  # a forecast's ring keeps step with the entries, known or not
-        self._take_in(self._features(inputs))
-        x, gain = self.past[:, 0], self.past[:, 1]  # (rows, experts * groups, d)
+        x = self._features(inputs)
+        gain = self._gain(x)
         left = self._as_groups((target - base.output) / self.spec.output_scale).double()
         if self.forecast:
-            error = left - torch.einsum("hnd,ndh->nh", x, self.weights)  # row h: the x of h entries ago
+            newest = torch.stack([x, gain]).unsqueeze(0)
+            self.past.copy_(torch.cat([newest, self.past[:-1]]))
+            # Row h: the x and the gain of h entries ago.
+            error = left - torch.einsum("hnd,ndh->nh", self.past[:, 0], self.weights)
+            step = self.past[:, 1].permute(1, 2, 0)  # (experts * groups, d, rows)
         else:
-            error = left - torch.bmm(x.transpose(0, 1), self.weights).squeeze(1)
-        step = gain.permute(1, 2, 0)  # (experts * groups, d, rows)
+            error = left - torch.bmm(x.unsqueeze(1), self.weights).squeeze(1)
+            step = gain.unsqueeze(-1)
         known = self._as_groups(mask)
         error = torch.where(known, error, 0.0)
         moved = torch.lerp(self.innovation, error.abs(), INNOVATION_RATE)

@@ -1,4 +1,4 @@
-"""Each check of a learner or a detector rejects one object that breaks just what it is there for."""
+"""Each check of a learner rejects one object that breaks just what it is there for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamadapt.checks import detectors, learners
+from streamadapt.checks import learners
 from streamadapt.checks.cases import CASES
-from streamadapt.drift import DriftMonitor
 from streamadapt.learners import Bias
 from streamadapt.learners.base import BaseOutput, Spec
 
@@ -290,105 +289,10 @@ LEARNERS: dict[str, list[type[Good]]] = {
 CPU = torch.device("cpu")
 
 
-class Deaf(DriftMonitor):
-    """Never says anything."""
-
-    def update(self, value: float) -> bool:
-        super().update(value)
-        return False
-
-
-class Jumpy(DriftMonitor):
-    """Has an alarm every hundred values."""
-
-    count = 0
-
-    def update(self, value: float) -> bool:
-        self.count += 1
-        return super().update(value) or self.count % 100 == 0
-
-
-class DislikesStillness(DriftMonitor):
-    """Takes a constant for a drift."""
-
-    last, same = 0.5, 0
-
-    def update(self, value: float) -> bool:
-        self.same = self.same + 1 if value == self.last else 0
-        self.last = value
-        return super().update(value) or self.same == 100
-
-
-class OpensTheDoor(DriftMonitor):
-    """Lets its detector see NaN."""
-
-    def update(self, value: float) -> bool:
-        self._river.update(value)
-        return bool(self._river.drift_detected)
-
-
-class AlarmsOnNan(DriftMonitor):
-    """Takes a missing value for a drift."""
-
-    def update(self, value: float) -> bool:
-        return super().update(value) or value != value
-
-
-class StartsAgain(DriftMonitor):
-    """Is fresh once loaded."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class ForgetsTheBoost(DriftMonitor):
-    """Loses the level of the boost."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        assert self.boost is not None
-        self.boost.level = 1.0
-
-
-class BoostsForEver(DriftMonitor):
-    """Never comes down."""
-
-    def update(self, value: float) -> bool:
-        assert self.boost is not None
-        self.boost.half_life = 1e12
-        fired = super().update(value)
-        self.boost.half_life = 10.0
-        return fired
-
-
-class NeverBoosts(DriftMonitor):
-    """Stays at one."""
-
-    def update(self, value: float) -> bool:
-        fired = super().update(value)
-        assert self.boost is not None
-        self.boost.level = 1.0
-        return fired
-
-
-DETECTORS: dict[str, list[type[DriftMonitor]]] = {
-    "check_clear_jump_is_seen": [Deaf, Jumpy],
-    "check_constant_input_is_quiet": [DislikesStillness],
-    "check_nonfinite_input_is_refused": [OpensTheDoor, AlarmsOnNan],
-    "check_detector_state_round_trips": [StartsAgain, ForgetsTheBoost],
-    "check_boost_decays_to_one": [BoostsForEver, NeverBoosts],
-}
-
-
-def pairs(table: dict[str, list[type[Any]]]) -> list[tuple[str, type[Any]]]:
-    return [(name, kind) for name, kinds in table.items() for kind in kinds]
-
-
 def test_every_check_has_its_broken_object() -> None:
     assert [c.__name__ for c in learners.yield_learner_checks()] == list(LEARNERS)
-    assert [c.__name__ for c in detectors.yield_detector_checks()] == list(DETECTORS)
-    defined = {name for module in (learners, detectors) for name in vars(module) if name.startswith("check_")}
-    assert defined - {"check_learner", "check_detector", "check_cpu_and_cuda_agree"} == {*LEARNERS, *DETECTORS}
+    defined = {name for name in vars(learners) if name.startswith("check_")}
+    assert defined - {"check_learner", "check_cpu_and_cuda_agree"} == set(LEARNERS)
 
 
 @pytest.mark.parametrize("check", [*learners.yield_learner_checks()], ids=lambda c: c.__name__)
@@ -396,7 +300,7 @@ def test_what_they_are_derived_from_passes(check: Any) -> None:
     check(Good, CPU)
 
 
-@pytest.mark.parametrize(("name", "kind"), pairs(LEARNERS))
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in LEARNERS.items() for kind in kinds])
 def test_broken_learners_are_caught(name: str, kind: type[Good]) -> None:
     with pytest.raises(AssertionError) as caught:
         getattr(learners, name)(kind, CPU)
@@ -407,12 +311,6 @@ def test_a_learner_that_depends_on_its_device_is_caught() -> None:
     learners.check_cpu_and_cuda_agree(Good, CPU)
     with pytest.raises(AssertionError, match="differ by"):
         learners.check_cpu_and_cuda_agree(OtherEachTime, CPU)
-
-
-@pytest.mark.parametrize(("name", "kind"), pairs(DETECTORS))
-def test_broken_detectors_are_caught(name: str, kind: type[DriftMonitor]) -> None:
-    with pytest.raises(AssertionError):
-        getattr(detectors, name)(lambda: kind("adwin", "loss", "boost", half_life=10.0))
 
 
 def test_sizes_are_all_different_once_and_all_equal_once() -> None:

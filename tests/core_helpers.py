@@ -1,0 +1,85 @@
+"""What the core's tests share: seeded streams, driving a learner by hand, comparing to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamadapt import Entry, Label, Pipeline, Position, Prediction
+from streamadapt.checks.cases import state_bytes
+from streamadapt.learners import BaseOutput, Learner, Spec
+
+torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
+
+CPU = torch.device("cpu")
+
+
+def spec_of(
+    kind: Any, window: int, channels: int, rows: int, columns: int, *, scale: Tensor | None = None, **more: Any
+) -> Spec:
+    """A spec without a location; the scale is that of inputs and outputs."""
+    scale = torch.ones(max(channels, columns)) if scale is None else scale
+    return Spec(
+        kind, window, channels, rows, columns, torch.zeros(channels), scale[:channels], torch.zeros(columns),
+        scale[:columns], CPU, **more,
+    )  # fmt: skip
+
+
+def built(learner: Any, spec: Spec) -> Any:
+    """Build and return."""
+    assert isinstance(learner, Learner)
+    learner.build(spec)
+    return learner
+
+
+def base(output: Any) -> BaseOutput:
+    return BaseOutput(torch.as_tensor(np.asarray(output), dtype=torch.float32))
+
+
+def entry(values: Any, time: int, **more: Any) -> Entry:
+    return Entry(np.atleast_1d(np.asarray(values, np.float32)), time, position=Position("t", 0, time), **more)
+
+
+def walk(n: int, channels: int = 2, seed: int = 0, missing: float = 0.0) -> np.ndarray[Any, Any]:
+    """A mean-reverting walk around 10, with some values missing."""
+    rng = np.random.default_rng(seed)
+    z = np.zeros((n, channels))
+    for t in range(1, n):
+        z[t] = 0.9 * z[t - 1] + 0.5 * rng.normal(size=channels)
+    z += 10.0
+    z[rng.random(z.shape) < missing] = np.nan
+    return z.astype(np.float32)
+
+
+def entries(values: Iterable[Any], **more: Any) -> list[Entry]:
+    return [entry(row, t + 1, id=str(t), **more) for t, row in enumerate(values)]
+
+
+def bits(predictions: Sequence[Prediction]) -> list[Any]:
+    """A form in which equality means the same predictions, to the last bit."""
+    return [
+        (
+            p.id,
+            p.time,
+            p.served.tobytes(),
+            p.base.tobytes(),
+            {k: v.tobytes() for k, v in p.experts.items()},
+            dict(p.weights),
+            p.drifts,
+        )
+        for p in predictions
+    ]
+
+
+def state(pipeline: Pipeline, *, without: Sequence[str] = ()) -> bytes:
+    """A pipeline's whole state as bytes."""
+    return state_bytes({k: v for k, v in pipeline.state_dict().items() if k not in without})
+
+
+def items_in_order(*streams: Sequence[Entry | Label]) -> list[Entry | Label]:
+    """Entries and labels by time; a label before an entry of the same time."""
+    return sorted((i for s in streams for i in s), key=lambda i: (i.time, isinstance(i, Entry)))
