@@ -17,6 +17,11 @@ from streamadapt.losses import Array, Mask
 
 __all__ = ["BOA", "Aggregator", "FixedShare", "MLPoly"]
 
+TINY = 1e-300
+"""Smallest weight that is multiplied."""
+LEAST_VARIANCE = 1e-24
+"""Where BOA's sums of squares start, and below which months of zero regrets do not take them."""
+
 
 class Aggregator(ABC):
     """Weights over experts, updated from losses that have matured.
@@ -125,7 +130,8 @@ class FixedShare(Aggregator):
 
     def update(self, signal: Array, known: Mask) -> None:
         """Multiply by ``exp(-eta loss)``, normalise, share."""
-        w = self.weights * np.exp(-self.eta * (signal - signal.min(axis=1, keepdims=True)))
+        # The expert with the least loss may have underflowed to zero: without a floor nothing may be left to normalise.
+        w = np.maximum(self.weights, TINY) * np.exp(-self.eta * (signal - signal.min(axis=1, keepdims=True)))
         w *= (1.0 - self.shares) / w.sum(axis=1, keepdims=True)
         w += self.shares / w.shape[1]
         np.copyto(self.weights, w, where=known)
@@ -158,14 +164,14 @@ class BOA(Aggregator):
 
     def _allocate(self, shape: tuple[int, ...]) -> None:
         self.bound = np.full(shape, 1e-12)
-        self.variance = np.full(shape, 1e-24)
+        self.variance = np.full(shape, LEAST_VARIANCE)
         self.regret = np.zeros(shape)
 
     def update(self, signal: Array, known: Mask) -> None:
         """Take one arrival's regrets."""
         squared = np.square(signal)
         bound = np.maximum(self.bound, np.abs(signal))
-        variance = self.discount * self.variance + squared
+        variance = np.maximum(self.discount * self.variance + squared, LEAST_VARIANCE)
         eta = np.minimum(0.5 / bound, np.sqrt(np.log(max(signal.shape[1], 2)) / variance))
         regret = self.discount * self.regret + signal - eta * squared
         log_w = np.log(eta) + eta * regret

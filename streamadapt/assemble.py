@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from streamadapt.base import as_base
+from streamadapt.base import Base, as_base
 from streamadapt.config import Config
+from streamadapt.convert import check_keys, convert
 from streamadapt.defaults import default_learners
+from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.durations import duration_ns, duration_s
 from streamadapt.engine import Engine, EngineSettings
 from streamadapt.errors import ConfigError
 from streamadapt.guard import Guard, Hedge, NoGuard, TwoLayer
+from streamadapt.learners import Learner
 from streamadapt.metrics import Metrics
 from streamadapt.pipeline import Pipeline
-from streamadapt.registry import build, call, check_keys, convert
+from streamadapt.ports import DeadLetterSink, Sink
+from streamadapt.registry import arguments_of, build, call, choose, prepare
 from streamadapt.tasks import Forecast, Supervised, Task
 
-__all__ = ["make_engine", "make_pipeline", "make_task"]
+__all__ = ["check_config", "codec_fields", "make_engine", "make_pipeline", "make_task"]
 
 _GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard)}
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised)}
 _LIMITS = {"record_bytes": int, "depth": int, "max_bad_share": float, "max_buffer": int}
+_OPENED_WHEN_MADE = ("files",)
+"""Sinks that create or mend their file as soon as they are made: a check must leave that to the run."""
+
+
+def check_config(config: Config) -> Pipeline:
+    """Raise for all that is wrong with a config, without connecting or writing anything.
+
+    Returns
+    -------
+    Pipeline
+        A fresh one, as every partition would get.
+
+    Raises
+    ------
+    ConfigError
+        See `make_pipeline`.
+    """
+    pipeline = make_pipeline(config)
+    source, _ = _source(config)
+    _codec(config, source)
+    _settings(config)
+    for table, make in _sinks(config):
+        if table.get("kind") not in _OPENED_WHEN_MADE:
+            make()
+    return pipeline
 
 
 def make_pipeline(config: Config) -> Pipeline:
@@ -35,50 +64,56 @@ def make_pipeline(config: Config) -> Pipeline:
         If a setting does not fit, naming its path, or the base's files do not.
     """
     task = make_task(config.task)
+    resolve_device(config.device, cells=1)  # else a device that is not there shows at the first full window only
     base_table = dict(config.base)
     if base_table.get("kind") == "persistence":
         base_table.setdefault("horizon", task.rows)
     base = as_base(build("bases", "base", base_table))
+    drift = [
+        cast(DriftMonitor, arguments_of(DriftMonitor, f"drift[{i}]", table)()) for i, table in enumerate(config.drift)
+    ]
+    guard = cast(Guard, _of_kind(_GUARDS, "guard", config.guard))
+    _check_fields(config, task, base)
+    return Pipeline(task, base, _learners(config, task), guard, drift, device=config.device, seed=config.seed)
+
+
+def _learners(config: Config, task: Task) -> list[Learner]:
     if config.learners is None:
-        learners = default_learners(task.kind)
-    else:
-        learners = [build("learners", f"learners[{i}]", table) for i, table in enumerate(config.learners)]
+        return default_learners(task.kind)
+    learners = [build("learners", f"learners[{i}]", table) for i, table in enumerate(config.learners)]
     for i, learner in enumerate(learners):
         call(f"learners[{i}]", learner.check_kind, {"kind": task.kind})
-    drift = [_fixed(DriftMonitor, f"drift[{i}]", table) for i, table in enumerate(config.drift)]
-    guard = _of_kind(_GUARDS, "guard", config.guard)
-    return Pipeline(task, base, learners, guard, drift, device=config.device, seed=config.seed)
+    return learners
 
 
-def make_engine(config: Config, metrics: Metrics | None = None) -> Engine:
+def make_engine(
+    config: Config,
+    metrics: Metrics | None = None,
+    *,
+    sinks: tuple[Sink, DeadLetterSink] | None = None,
+) -> Engine:
     """Make the engine, with its source and sinks, none of them connected.
+
+    Parameters
+    ----------
+    sinks : pair of sinks, optional
+        For predictions and for dead letters, in place of the config's.
 
     Raises
     ------
     ConfigError
         See `make_pipeline`.
+    ConnectorError
+        If a sink's file cannot be opened.
     """
     make_pipeline(config)  # what is wrong with it is said before anything connects
-    limits = _limits(config.limits)
-    source_table = dict(config.source)
-    label_wait_s = duration_s("source.label_wait", source_table.pop("label_wait", "2s"))
-    source = build("sources", "source", source_table)
-    size = {k: limits[k] for k in ("record_bytes", "depth") if k in limits}
-    codec_table = {"kind": "json", "fields": _fields(config), "limits": size}
-    codec = build("codecs", "", codec_table, streams=list(source.streams))
-    sink = build("sinks", "sink", _with_servers(config.sink, source_table))
-    letters = build("dead_letters", "dead_letters", _with_servers(_letters_table(config), source_table))
-    saved = config.checkpoint
-    settings = EngineSettings(
-        checkpoint_path=None if saved is None else Path(saved.path),
-        checkpoint_every_s=10.0 if saved is None else duration_s("checkpoint.every", saved.every),
-        checkpoint_every_entries=None if saved is None else saved.every_entries,
-        keep=3 if saved is None else saved.keep,
-        label_wait_s=label_wait_s,
-        config_digest=config.digest(),
-        **{k: limits[k] for k in ("max_bad_share", "max_buffer") if k in limits},
-    )
-    return Engine(source, lambda: make_pipeline(config), sink, codec, letters, settings=settings, metrics=metrics)
+    source, label_wait_s = _source(config)
+    codec = _codec(config, source)
+    settings = _settings(config, label_wait_s)
+    if sinks is None:
+        make_sink, make_letters = (make for _, make in _sinks(config))
+        sinks = make_sink(), make_letters()
+    return Engine(source, lambda: make_pipeline(config), sinks[0], codec, sinks[1], settings=settings, metrics=metrics)
 
 
 def make_task(table: Mapping[str, Any]) -> Task:
@@ -86,45 +121,91 @@ def make_task(table: Mapping[str, Any]) -> Task:
     table = dict(table)
     if "ttl" in table:
         table["ttl"] = duration_ns("task.ttl", table["ttl"])
-    task: Task = _of_kind(_TASKS, "task", table)
-    return task
+    return cast(Task, _of_kind(_TASKS, "task", table))
 
 
-def _of_kind(classes: Mapping[str, Any], path: str, table: Mapping[str, Any]) -> Any:
-    kind = str(table.get("kind", ""))
-    if kind not in classes:
-        raise ConfigError(f"{path}.kind", table.get("kind"), "one of " + ", ".join(sorted(classes)))
-    return _fixed(classes[kind], path, {k: v for k, v in table.items() if k != "kind"})
-
-
-def _fixed(cls: Any, path: str, table: Mapping[str, Any]) -> Any:
-    """Make a class of the core from a table."""
-    import inspect
-    import typing
-
-    parameters = inspect.signature(cls).parameters
-    hints = typing.get_type_hints(cls.__init__)
-    check_keys(path, table, parameters)
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in table:
-            raise ConfigError(f"{path}.{name}", None, "a value: it is needed")
-    return call(path, cls, {k: convert(v, hints[k], f"{path}.{k}") for k, v in table.items()})
-
-
-def _fields(config: Config) -> dict[str, Any]:
-    """The codec's mapping, with what follows from the task and the source where it is not given."""
+def codec_fields(config: Config) -> dict[str, Any]:
+    """Return the codec's mapping, with what follows from the task and the source where it is not given."""
     fields = dict(config.fields)
     fields.setdefault("outputs", config.task.get("outputs", 1))
-    paths = config.source.get("path", ())
-    names = [paths] if isinstance(paths, str) else list(paths)
+    paths = [config.source.get(name, ()) for name in ("path", "label_path")]
+    names = [name for path in paths for name in ([path] if isinstance(path, str) else path)]
     if config.source.get("kind") == "files" and any(str(name).removesuffix(".gz").endswith(".csv") for name in names):
         fields.setdefault("text_numbers", True)
     return fields
 
 
+def _of_kind(classes: Mapping[str, Any], path: str, table: Mapping[str, Any]) -> object:
+    made: object = arguments_of(choose(classes, path, table), path, {k: v for k, v in table.items() if k != "kind"})()
+    return made
+
+
+def _source(config: Config) -> tuple[Any, float]:
+    """Return the source, and how long an entry waits for its label stream, in seconds."""
+    table = dict(config.source)
+    label_wait_s = duration_s("source.label_wait", table.pop("label_wait", "2s"))
+    return build("sources", "source", table), label_wait_s
+
+
+def _codec(config: Config, source: Any) -> Any:
+    limits = _limits(config.limits)
+    size = {k: limits[k] for k in ("record_bytes", "depth") if k in limits}
+    table = {"kind": "json", "fields": codec_fields(config), "limits": size}
+    return build("codecs", "", table, streams=list(source.streams))
+
+
+def _settings(config: Config, label_wait_s: float = 0.0) -> EngineSettings:
+    limits = _limits(config.limits)
+    saved = config.checkpoint
+    every_s = 10.0 if saved is None else duration_s("checkpoint.every", saved.every)
+    if saved is not None and not every_s > 0.0:
+        raise ConfigError("checkpoint.every", saved.every, "a duration > 0")
+    return EngineSettings(
+        checkpoint_path=None if saved is None else Path(saved.path),
+        checkpoint_every_s=every_s,
+        checkpoint_every_entries=None if saved is None else saved.every_entries,
+        keep=3 if saved is None else saved.keep,
+        label_wait_s=label_wait_s,
+        config_digest=config.digest(),
+        **{k: limits[k] for k in ("max_bad_share", "max_buffer") if k in limits},
+    )
+
+
 def _limits(table: Mapping[str, Any]) -> dict[str, Any]:
     check_keys("limits", table, _LIMITS)
-    return {k: convert(v, _LIMITS[k], f"limits.{k}") for k, v in table.items()}
+    limits = {k: convert(v, _LIMITS[k], f"limits.{k}") for k, v in table.items()}
+    for name in ("record_bytes", "depth", "max_buffer"):
+        if not limits.get(name, 1) >= 1:
+            raise ConfigError(f"limits.{name}", limits[name], "a whole number >= 1")
+    if not 0.0 < limits.get("max_bad_share", 1.0) <= 1.0:
+        raise ConfigError("limits.max_bad_share", limits["max_bad_share"], "a number in (0, 1]")
+    return limits
+
+
+def _check_fields(config: Config, task: Task, base: Base) -> None:
+    """Raise where fields, task and base do not fit each other: each record would be refused, or nothing learned."""
+    fields = config.fields
+    values = fields.get("values")
+    width = len(values) if isinstance(values, list) and len(values) > 1 else fields.get("channels")
+    if base.channels is not None and width not in (None, base.channels):
+        raise ConfigError("fields.values", values, f"{base.channels} channels, which the base was fitted on")
+    if isinstance(task, Supervised):
+        if fields.get("outputs", task.outputs) != task.outputs:
+            raise ConfigError("fields.outputs", fields["outputs"], f"{task.outputs}, the task's outputs")
+        if "label" not in fields:
+            raise ConfigError("fields.label", None, "a field's path: a supervised task learns from labels")
+        return
+    for name in ("label_topic", "label_path"):
+        if name in config.source:
+            raise ConfigError(f"source.{name}", config.source[name], "none: a forecast's targets are its own entries")
+
+
+def _sinks(config: Config) -> list[tuple[Mapping[str, Any], Callable[[], Any]]]:
+    """Return table and maker of the predictions' sink, then of the dead letters'."""
+    sink = _with_servers(config.sink, config.source)
+    make_sink = prepare("sinks", "sink", sink)
+    letters = _with_servers(_letters_table(config), config.source)
+    return [(sink, make_sink), (letters, prepare("dead_letters", "dead_letters", letters))]
 
 
 def _letters_table(config: Config) -> dict[str, Any]:
@@ -140,9 +221,9 @@ def _letters_table(config: Config) -> dict[str, Any]:
 
 
 def _with_servers(table: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """A Kafka sink speaks to the source's servers where the config does not say otherwise."""
+    """A Kafka sink speaks to the source's servers, with its credentials, where the config does not name others."""
     table = dict(table)
-    if table.get("kind") == source.get("kind") == "kafka":
+    if table.get("kind") == source.get("kind") == "kafka" and "servers" not in table:
         for name in ("servers", "security"):
             if name in source:
                 table.setdefault(name, source[name])

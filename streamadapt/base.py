@@ -6,17 +6,18 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError, ShapeError
-from streamadapt.features import linear_features
+from streamadapt.features import feature_count, linear_features
 from streamadapt.learners.base import BaseOutput, Prior, TaskKind
+from streamadapt.losses import Mask
 
-__all__ = ["Base", "FrozenModel", "Linear", "Persistence", "as_base", "load_module"]
+__all__ = ["Base", "FrozenModel", "Linear", "Persistence", "as_base", "load_module", "without_nonfinite"]
 
 
 class Base(nn.Module, ABC):
@@ -205,16 +206,35 @@ class Linear(Base):
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ConfigError("base.weights", str(weights), f"finite numbers, but {name} holds others")
-        statistics = Prior(tensors.pop("gram"), tensors.pop("moment")) if "gram" in tensors else None
+        try:
+            return cls._from_file(tensors, metadata)
+        except (KeyError, ValueError) as exc:
+            raise ConfigError(
+                "base.weights", str(weights), f"a whole file as streamadapt fit writes it ({exc})"
+            ) from exc
+
+    @classmethod
+    def _from_file(cls, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Linear:
+        """Make one of what a file holds; `KeyError` or `ValueError` where the parts do not fit together."""
         kind: Any = metadata["task"]
-        return cls(
-            kind,
-            tensors.pop("weights"),
-            int(metadata["window"]),
-            subtract_last=metadata["subtract_last"] == "1",
-            scaling=tensors,
-            statistics=statistics,
-        )
+        window, subtract_last = int(metadata["window"]), metadata["subtract_last"] == "1"
+        if kind not in get_args(TaskKind):
+            raise ValueError(f"the task is {kind!r}")
+        forecast, c, columns = kind == "forecast", len(tensors["input_loc"]), len(tensors["output_loc"])
+        d = feature_count(window, c, forecast=forecast)
+        responses = tensors["weights"].shape[-1] if forecast else columns
+        shapes: dict[str, tuple[int, ...]] = {"weights": (d if subtract_last or not forecast else d + 1, responses)}
+        shapes |= dict.fromkeys(("input_loc", "input_scale"), (c,))
+        shapes |= dict.fromkeys(("output_loc", "output_scale"), (c if forecast else columns,))
+        if "gram" in tensors:
+            groups = c if forecast else 1
+            shapes |= {"gram": (groups, d, d), "moment": (groups, d, responses)}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != shapes:
+            raise ValueError(f"expected tensors of the shapes {shapes}, found {found}")
+        statistics = Prior(tensors.pop("gram"), tensors.pop("moment")) if "gram" in tensors else None
+        weights = tensors.pop("weights")
+        return cls(kind, weights, window, subtract_last=subtract_last, scaling=tensors, statistics=statistics)
 
 
 class FrozenModel(Base):
@@ -256,6 +276,30 @@ class FrozenModel(Base):
         if output.ndim != 2:
             raise ShapeError(f"the base must return (rows, columns) for one entry, got {tuple(output.shape)}")
         return BaseOutput(output, None if embedding is None else torch.as_tensor(embedding).flatten())
+
+
+def without_nonfinite(said: BaseOutput, kind: TaskKind, instead: Tensor) -> tuple[BaseOutput, Mask | None]:
+    """Replace what is not a number in a base's output, so that it reaches neither learners nor guard.
+
+    Parameters
+    ----------
+    instead : Tensor, (columns,)
+        What to put in such cells. A distribution with one is replaced by the uniform one as a whole.
+
+    Returns
+    -------
+    BaseOutput
+        All finite.
+    ndarray, (rows, columns), bool, or None
+        The cells that the base said nothing about; None if it said something about all.
+    """
+    fine = torch.isfinite(said.output)
+    embedding = None if said.embedding is None else said.embedding.nan_to_num()
+    if bool(fine.all()):
+        return BaseOutput(said.output, embedding), None
+    if kind == "classification":
+        fine, instead = torch.zeros_like(fine), torch.full_like(instead, 1.0 / len(instead))
+    return BaseOutput(torch.where(fine, said.output, instead), embedding), ~fine.cpu().numpy()
 
 
 def as_base(model: Base | Callable[..., Any]) -> Base:

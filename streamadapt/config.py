@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from streamadapt.convert import check_keys, convert
 from streamadapt.errors import ConfigError
-from streamadapt.registry import check_keys, convert
+from streamadapt.masking import masked
+from streamadapt.overrides import apply_environment, apply_settings
 
 __all__ = ["CheckpointTable", "Config", "MetricsTable", "load_config", "parse_config"]
 
-ENVIRONMENT_PREFIX = "STREAMADAPT__"
+NEEDED = ("source", "fields", "task", "base", "sink")
 
 
 class CheckpointTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -57,24 +59,39 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     seed: int = 0
     threads: int = 1
 
+    def __repr__(self) -> str:
+        """Show everything but secrets."""
+        return f"Config({masked('config', msgspec.structs.asdict(self))})"
+
     def digest(self) -> str:
-        """Digest of what the learned state depends on; where it is read from and written to is left out."""
-        relevant = {
-            name: getattr(self, name) for name in ("task", "base", "learners", "drift", "guard", "fields", "seed")
-        }
+        """Digest of what the learned state depends on; where it is read from and written to is left out.
+
+        A weights file counts by its content: moved it is the same base, fitted anew it is another.
+        """
+        relevant = {name: getattr(self, name) for name in ("task", "learners", "drift", "guard", "fields", "seed")}
+        base = {k: _content(v) if k == "weights" else v for k, v in self.base.items()}
         topics = {k: v for k, v in self.source.items() if k in ("topic", "label_topic", "path", "label_path")}
-        text = msgspec.json.encode(relevant | {"source": topics}, order="sorted")
+        text = msgspec.json.encode(relevant | {"base": base, "source": topics}, order="sorted")
         return hashlib.sha256(text).hexdigest()[:16]
 
 
-def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Config:
-    """Read a config file; settings in the environment win over the file.
+def _content(path: object) -> object:
+    try:
+        return hashlib.sha256(Path(str(path)).read_bytes()).hexdigest()
+    except OSError:
+        return path
+
+
+def load_config(path: Path, environment: Mapping[str, str] | None = None, settings: Sequence[str] = ()) -> Config:
+    """Read a config file; settings in the environment win over the file, and given ones over both.
 
     Parameters
     ----------
     environment : mapping, optional
         Default: the process's. ``STREAMADAPT__SOURCE__SERVERS=host:9092`` sets ``source.servers``; values are TOML
         where they parse as such, else text. Lists of tables take an index: ``STREAMADAPT__LEARNERS__0__LR=1e-3``.
+    settings : sequence of str
+        ``source.servers=host:9092``, ``learners.0.lr=1e-3``: as from the command line.
 
     Raises
     ------
@@ -85,54 +102,45 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Con
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError("config", str(path), f"a readable UTF-8 file ({exc})") from exc
-    return parse_config(text, os.environ if environment is None else environment, origin=str(path))
+    environment = os.environ if environment is None else environment
+    return parse_config(text, environment, settings, origin=str(path))
 
 
-def parse_config(text: str, environment: Mapping[str, str] | None = None, *, origin: str = "text") -> Config:
-    """Parse TOML text; see `load_config`."""
+def parse_config(
+    text: str,
+    environment: Mapping[str, str] | None = None,
+    settings: Sequence[str] = (),
+    *,
+    origin: str = "text",
+) -> Config:
+    """Parse TOML text; see `load_config`. Without `environment` there is none."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError("config", origin, f"TOML ({exc})") from exc
-    for name, value in sorted((environment or {}).items()):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            _put(table, name[len(ENVIRONMENT_PREFIX) :].lower().split("__"), _toml_value(value), name)
+    apply_environment(table, environment or {})
+    apply_settings(table, settings)
     check_keys("", table, Config.__struct_fields__)
-    for name in ("source", "fields", "task", "base", "sink"):
+    for name in NEEDED:
         if name not in table:
             raise ConfigError(name, None, f"a table [{name}]")
-    config: Config = Config(**{k: convert(v, _hint(k), k) for k, v in table.items()})
-    if not config.threads >= 1:
-        raise ConfigError("threads", config.threads, "a whole number >= 1")
+    hints = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    config = Config(**{k: convert(v, hints[k], k) for k, v in table.items()})
+    _check_ranges(config)
     return config
 
 
-def _hint(name: str) -> Any:
-    return next(field.type for field in msgspec.structs.fields(Config) if field.name == name)
+def _check_ranges(config: Config) -> None:
+    _within("threads", config.threads, 1, 1024)
+    _within("seed", config.seed, 0, 2**63 - 1)
+    if config.checkpoint is not None:
+        _within("checkpoint.keep", config.checkpoint.keep, 1)
+        if config.checkpoint.every_entries is not None:
+            _within("checkpoint.every_entries", config.checkpoint.every_entries, 1)
+    if config.metrics is not None:
+        _within("metrics.port", config.metrics.port, 0, 65535)
 
 
-def _put(table: dict[str, Any], keys: list[str], value: Any, name: str) -> None:
-    where: Any = table
-    for key, following in zip(keys, [*keys[1:], ""], strict=True):
-        last = not following and key is keys[-1]
-        if isinstance(where, list):
-            if not key.isdigit() or int(key) >= len(where):
-                raise ConfigError(name, value, f"an index from 0 to {len(where) - 1} where it says {key!r}")
-            if last:
-                where[int(key)] = value
-                return
-            where = where[int(key)]
-        elif isinstance(where, dict):
-            if last:
-                where[key] = value
-                return
-            where = where.setdefault(key, {})
-        else:
-            raise ConfigError(name, value, f"a table where the config has {where!r}")
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+def _within(path: str, value: int, low: int, high: int | None = None) -> None:
+    if value < low or (high is not None and value > high):
+        raise ConfigError(path, value, f"a whole number >= {low}" + ("" if high is None else f" and <= {high}"))

@@ -17,7 +17,10 @@ def duration_ns(path: str, value: object) -> int:
     match = _FORM.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ConfigError(path, value, 'a duration with its unit, such as "250ms", "10s", "5m", "6h" or "1d"')
-    return round(float(match[1]) * _UNITS_NS[match[2]])
+    nanoseconds = round(float(match[1]) * _UNITS_NS[match[2]])
+    if not nanoseconds < 2**62:
+        raise ConfigError(path, value, "a duration of less than 146 years")
+    return nanoseconds
 
 
 def duration_s(path: str, value: object) -> float:

@@ -87,7 +87,8 @@ class Prediction:
     ----------
     served : ndarray, (rows, columns), float32
         The guarded mixture: what to use. Rows are forecast steps (1 for supervised tasks), columns are channels,
-        outputs or class probabilities. NaN only where the task knows nothing (a channel never observed).
+        outputs or class probabilities. NaN only where the task knows nothing (a channel never observed) or the base
+        said nothing finite.
     base : ndarray, (rows, columns), float32
         What the frozen model alone says.
     experts : mapping of str to ndarray, (rows, columns)

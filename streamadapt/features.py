@@ -31,4 +31,4 @@ def linear_features(scaled: Tensor, *, forecast: bool) -> Tensor:
         columns = (scaled[..., :-1, :] - last).transpose(-1, -2)  # (..., window - 1, C) -> (..., C, window - 1)
     else:
         columns = scaled.flatten(-2).unsqueeze(-2)  # (..., window, C) -> (..., 1, window * C)
-    return torch.cat([columns, torch.ones_like(columns[..., :1])], dim=-1)
+    return torch.cat([columns, columns.new_ones((*columns.shape[:-1], 1))], dim=-1)

@@ -118,11 +118,13 @@ def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
 
 def _scaling(values: FloatArray, *, shared: bool) -> tuple[FloatArray, FloatArray]:
     """Location and scale per column, or one pair for all; a constant column has scale 1."""
+    if not np.isfinite(values).any(axis=0).all():
+        raise ConfigError("history", "a column without any value", "at least one value in each column")
     axis = None if shared else 0
     loc = np.broadcast_to(np.nanmean(values, axis=axis, dtype=np.float64), values.shape[1:])
     scale = np.broadcast_to(np.nanstd(values, axis=axis, dtype=np.float64), values.shape[1:])
     if not np.isfinite(loc).all():
-        raise ConfigError("history", "a column without any value", "at least one value in each column")
+        raise ConfigError("history", "an infinite value", "finite values, NaN where one is missing")
     return loc.astype(np.float32), np.where(scale > 1e-6 * (1.0 + np.abs(loc)), scale, 1.0).astype(np.float32)
 
 

@@ -20,6 +20,9 @@ USUAL_OF = 500
 """Matured arrivals that the base's usual loss is a mean of."""
 SNAPSHOT_EVERY = 500
 """Matured arrivals between snapshots of the healthy learners."""
+PROBATION = 250
+"""Matured arrivals that a learner must stay healthy after a snapshot before it counts as a good one: what breaks shows
+only in later losses."""
 
 
 class Health:
@@ -27,9 +30,9 @@ class Health:
 
     A learner is broken when it says something that is not a number, or when the mean loss of its predictions over the
     last `WINDOW` matured arrivals is more than `RATIO` times the base's, both over those arrivals and as it usually is
-    (a base that happens to be nearly perfect for a while breaks nobody). It is then restored from its last good snapshot,
-    and the base stands in for it over the next `WINDOW` matured arrivals, while it goes on learning. A family of
-    experts is restored as a whole; the base stands in for the broken one only.
+    (a base that happens to be nearly perfect for a while breaks nobody). It is then restored from its last good
+    snapshot, and the base stands in for it over the next `WINDOW` matured arrivals, while it goes on learning. A family
+    of experts is restored as a whole; the base stands in for the broken one only.
 
     Parameters
     ----------
@@ -42,6 +45,7 @@ class Health:
         self.owner = [i for i, learner in enumerate(learners) for _ in learner.names]  # expert -> its learner
         k = len(self.owner)
         self.good = [learner.snapshot() for learner in learners]
+        self.candidates: list[dict[str, Any] | None] = [None for _ in learners]  # snapshots on probation
         self.losses = np.zeros((WINDOW, k + 1))  # the base's first
         self.seen = np.zeros(k, np.int64)  # matured arrivals since the last verdict, up to WINDOW
         self.benched = np.zeros(k, np.int64)  # matured arrivals still to stay out
@@ -75,7 +79,9 @@ class Health:
 
     def check_losses(self, losses: Array) -> list[int]:
         """Compare the mean losses (1 + experts,) of one matured arrival; return the experts taken out."""
+        # What matures while a learner is out may have been said before: it must not be held against the restored one.
         self.losses[self.count % WINDOW] = losses
+        self.losses[self.count % WINDOW, 1:][self.benched > 0] = losses[0]
         self.count += 1
         np.maximum(self.benched - 1, 0, out=self.benched)
         np.minimum(self.seen + 1, WINDOW, out=self.seen)
@@ -85,26 +91,34 @@ class Health:
         broken = [int(k) for k in np.flatnonzero(verdict)]
         for k in broken:
             self._take_out(k)
-        if self.count % SNAPSHOT_EVERY == 0:
-            ill = {self.owner[k] for k in np.flatnonzero(self.benched)}
-            for i, learner in enumerate(self.learners):
-                if i not in ill:
-                    self.good[i] = learner.snapshot()
+        self._keep_snapshots()
         return [k + 1 for k in broken]
 
+    def _keep_snapshots(self) -> None:
+        if self.count % SNAPSHOT_EVERY == 0:
+            ill = {self.owner[k] for k in np.flatnonzero(self.benched)}
+            self.candidates = [None if i in ill else learner.snapshot() for i, learner in enumerate(self.learners)]
+        elif self.count % SNAPSHOT_EVERY == PROBATION:
+            self.good = [c if c is not None else good for c, good in zip(self.candidates, self.good, strict=True)]
+            self.candidates = [None for _ in self.learners]
+
     def _take_out(self, k: int) -> None:
-        self.learners[self.owner[k]].restore(self.good[self.owner[k]])
+        owner = self.owner[k]
+        self.learners[owner].restore(self.good[owner])
+        self.candidates[owner] = None
         self.benched[k] = WINDOW
         self.seen[k] = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters and snapshots."""
         arrays = {name: getattr(self, name).copy() for name in ("losses", "seen", "benched")}
-        return {"good": list(self.good), "count": self.count, "usual": self.usual, **arrays}
+        snapshots = {"good": list(self.good), "candidates": list(self.candidates)}
+        return {**snapshots, "count": self.count, "usual": self.usual, **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.good = list(state["good"])
+        self.candidates = list(state["candidates"])
         self.count = int(state["count"])
         self.usual = float(state["usual"])
         for name in ("losses", "seen", "benched"):

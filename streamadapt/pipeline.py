@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.base import Base, as_base
+from streamadapt.base import Base, as_base, without_nonfinite
 from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
@@ -143,7 +143,7 @@ class Pipeline:
         """Predict from the current window with `entry` appended, learning and changing nothing (serving)."""
         self.task.check_entry(entry, self.base.channels)
         window = self.task.window
-        if window is None or window.count + 1 < self.task.window_length:
+        if window is None or self.spec is None:  # building from this entry would let a question shape the learners
             raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
         saved = window.state_dict()
         window.push(entry.values)
@@ -239,15 +239,19 @@ class Pipeline:
         assert spec is not None
         inputs = torch.from_numpy(self.task.window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
         if commit and any(m.signal == "input" for m in self.drift):
-            newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().numpy()
-            self._detect("input", float(newest[~np.isnan(entry.values)].mean()) if len(newest) else np.nan)
+            newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().numpy()[~np.isnan(entry.values)]
+            self._detect("input", float(newest.mean()) if len(newest) else np.nan)
         base = self.base(inputs)
         if tuple(base.output.shape) != (spec.rows, spec.columns):
             raise ShapeError(
                 f"the base must return ({spec.rows}, {spec.columns}) for this task, got {tuple(base.output.shape)}"
             )
+        base, silent = without_nonfinite(base, spec.kind, spec.output_loc)
         experts = self._experts(inputs, base, commit=commit)
         mixture = self.guard.mix(experts)
+        if silent is not None:  # NaN here is what the task knows not to judge or learn from
+            for said in (experts, mixture.own, mixture.served):
+                said[..., silent] = np.nan
         return Issued(entry, inputs, base, experts, mixture.own), mixture.served, mixture.weights
 
     def _experts(self, inputs: Tensor, base: BaseOutput, *, commit: bool) -> Array:

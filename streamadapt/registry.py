@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from importlib.metadata import entry_points
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-import msgspec
-
+from streamadapt.convert import check_keys, check_needed, convert, is_callable_hint, join, meant, wrong
 from streamadapt.errors import ConfigError, StreamadaptError
+from streamadapt.masking import masked
 
-__all__ = ["build", "call", "check_keys", "convert", "join", "kinds"]
+__all__ = ["ROOTS", "arguments_of", "build", "call", "choose", "kinds", "prepare"]
 
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+ROOTS = frozenset(
+    {
+        "source", "fields", "task", "base", "learners", "drift", "guard", "sink", "dead_letters", "checkpoint",
+        "metrics", "limits", "device", "seed", "threads",
+    }
+)  # fmt: skip
+"""What the paths of a config start with."""
 
 
-def kinds(group: str) -> dict[str, Any]:
+def kinds(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of ``streamadapt.<group>`` by kind."""
     return {point.name: point for point in entry_points(group=f"streamadapt.{group}")}
 
 
+def choose(known: Mapping[str, Any], path: str, table: Mapping[str, Any]) -> Any:
+    """Return what ``table["kind"]`` names.
+
+    Raises
+    ------
+    ConfigError
+        If it names nothing that is known.
+    """
+    kind = table.get("kind")
+    if not isinstance(kind, str) or kind not in known:
+        raise wrong(join(path, "kind"), kind, "one of " + ", ".join(sorted(known)) + meant(kind, known))
+    return known[kind]
+
+
 def build(group: str, path: str, table: Mapping[str, Any], **given: Any) -> Any:
-    """Make what ``table["kind"]`` names, with the table's other keys as arguments.
+    """Make what ``table["kind"]`` names, with the table's other keys as arguments; see `prepare`."""
+    return prepare(group, path, table, **given)()
+
+
+def prepare(group: str, path: str, table: Mapping[str, Any], **given: Any) -> Callable[[], Any]:
+    """Check all that can be checked without making it, and return what makes it.
 
     Parameters
     ----------
+    group : str
+        ``sources``, ``sinks``, ``learners``, ``bases``, ...
     path : str
         Where the table stands in the config, for errors.
     given : dict
@@ -40,100 +64,62 @@ def build(group: str, path: str, table: Mapping[str, Any], **given: Any) -> Any:
     Raises
     ------
     ConfigError
-        With the full path of the key, the value and what was expected.
+        With the full path of the key, the value and what was expected; also from what is returned.
     """
-    known = kinds(group)
-    kind = table.get("kind")
-    if kind not in known:
-        raise ConfigError(join(path, "kind"), kind, "one of " + ", ".join(sorted(known)) + _meant(kind, known))
-    target = known[kind].load()
+    point: EntryPoint = choose(kinds(group), path, table)
+    try:
+        target = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(join(path, "kind"), point.name, f"a kind that can be imported ({error})") from error
+    return arguments_of(target, path, {k: v for k, v in table.items() if k != "kind"}, **given)
+
+
+def arguments_of(target: Callable[..., Any], path: str, settings: Mapping[str, Any], **given: Any) -> Callable[[], Any]:
+    """Return the call of `target` with a table's settings, each converted to what its signature says."""
     function = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(function)
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(target).parameters.items()
-        if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
-    given = {name: value for name, value in given.items() if name in parameters}
-    settings = {name: value for name, value in table.items() if name != "kind"}
-    open_to_config = {name for name in parameters.keys() - given.keys() if not _is_callable(hints.get(name))}
-    check_keys(path, settings, open_to_config)
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:  # a third party's names that exist for type checkers only
+        hints = {}
+    parameters = inspect.signature(target).parameters
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    given = {name: value for name, value in given.items() if name in named}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        check_keys(path, settings, {n for n in named.keys() - given.keys() if not is_callable_hint(hints.get(n))})
+    needed = [n for n, p in named.items() if p.default is p.empty]
+    # TOML has no null: leaving a key out is the way to say it.
+    given = {n: None for n in needed if type(None) in typing.get_args(hints.get(n)) and n not in settings} | given
+    check_needed(path, {**settings, **given}, needed)
     arguments = {name: convert(value, hints.get(name, Any), join(path, name)) for name, value in settings.items()}
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in arguments and name not in given:
-            raise ConfigError(join(path, name), None, f"a value: {kind} needs it")
-    return call(path, target, arguments | given)
+    return partial(call, path, target, arguments | given)
 
 
 def call(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call `target`, giving the errors of its own checks the full path."""
+    """Call `target`, giving the errors of its own checks the full path.
+
+    Raises
+    ------
+    ConfigError
+        If it refuses its arguments, in whatever way.
+    """
     try:
         return target(**arguments)
     except ConfigError as error:
-        name = error.path.rpartition(".")[2].partition("[")[0]
-        if name not in arguments:
-            raise  # it names a place of its own: a file, another table
-        raise ConfigError(join(path, error.path.rpartition(".")[2]), error.value, error.expected) from error
+        raise wrong(_full(path, error.path), error.value, error.expected) from error
     except StreamadaptError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(path, dict(arguments), f"arguments that fit ({error})") from error
+    except Exception as error:  # a third party's own way of refusing
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(path, masked(path, dict(arguments)), f"arguments that fit ({reason})") from error
 
 
-def check_keys(path: str, table: Mapping[str, Any], allowed: Iterable[str]) -> None:
-    """Raise `ConfigError` for the first key that is not allowed, naming the nearest one that is."""
-    names = sorted(allowed)
-    for key in table:
-        if key not in names:
-            raise ConfigError(
-                join(path, str(key)), table[key], "no such key" + _meant(key, names) + "; known: " + ", ".join(names)
-            )
+def _full(path: str, said: str) -> str:
+    """Return the path of an error in the whole config, from the one its checker knows.
 
-
-def convert(value: Any, hint: Any, path: str) -> Any:
-    """Convert plain TOML data to a type; `ConfigError` with the full path if it does not fit."""
-    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        check_keys(path, value, [field.name for field in fields(hint)])
-    try:
-        converted = msgspec.convert(value, _decodable(hint), dec_hook=_make_path)
-    except msgspec.ValidationError as error:
-        match = _AT.match(str(error))
-        assert match is not None
-        raise ConfigError(path + (match["path"] or ""), value, match["what"]) from error
-    return Path(converted) if isinstance(converted, str) and _wants_path(hint) else converted
-
-
-def _is_callable(hint: Any) -> bool:
-    return any(typing.get_origin(h) is Callable for h in (hint, *typing.get_args(hint)))
-
-
-def _decodable(hint: Any) -> Any:
-    """Take out of a union what TOML has no form for, and read paths as text there."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        members = [str if member is Path else _decodable(member) for member in typing.get_args(hint)]
-        return typing.Union[tuple(dict.fromkeys(members))]  # noqa: UP007 - made at run time
-    if typing.get_origin(hint) in (Sequence, Mapping) and Path in typing.get_args(hint):
-        return list[str]
-    if (origin := typing.get_origin(hint)) is Sequence:
-        return list[tuple(_decodable(a) for a in typing.get_args(hint))]  # type: ignore[misc]
-    return dict[str, Any] if origin is Mapping else hint
-
-
-def _wants_path(hint: Any) -> bool:
-    return hint is Path or (Path in typing.get_args(hint) and str not in typing.get_args(hint))
-
-
-def _make_path(hint: Any, value: Any) -> Any:
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(f"no way to make {hint} from {value!r}")
-
-
-def join(path: str, key: str) -> str:
-    """Return the path of a key in the table at `path`; the root's path is empty."""
-    return f"{path}.{key}" if path else key
-
-
-def _meant(key: object, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(key), list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    The checker of ``learners[1]`` says ``rate`` or ``learners.rate``, or names another table: ``task.window``.
+    """
+    head, *_ = re.split(r"[.\[]", said)
+    if head not in ROOTS:
+        return join(path, said)
+    rest = said[len(head) :]
+    return path + rest if path.startswith(f"{head}[") and not rest.startswith("[") else said

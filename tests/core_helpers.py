@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt import Entry, Label, Pipeline, Position, Prediction
+from streamadapt import (
+    ADCSD,
+    RLS,
+    Bias,
+    Entry,
+    Forecast,
+    Label,
+    Persistence,
+    Pipeline,
+    Position,
+    Prediction,
+    River,
+    Supervised,
+)
 from streamadapt.checks.cases import state_bytes
 from streamadapt.learners import BaseOutput, Learner, Spec
 
@@ -83,3 +96,47 @@ def state(pipeline: Pipeline, *, without: Sequence[str] = ()) -> bytes:
 def items_in_order(*streams: Sequence[Entry | Label]) -> list[Entry | Label]:
     """Entries and labels by time; a label before an entry of the same time."""
     return sorted((i for s in streams for i in s), key=lambda i: (i.time, isinstance(i, Entry)))
+
+
+def pipeline_of(kind: str, **more: Any) -> Pipeline:
+    """A pipeline with every sort of learner for a stream of `stream_of`."""
+    if kind == "forecast":
+        learners: list[Learner] = [Bias((0.1, 0.02)), RLS(0.99), ADCSD(1e-3, share_norm=True)]
+        return Pipeline(Forecast(4, 3), Persistence(3), learners, **more)
+    if kind == "classes":
+        return Pipeline(Supervised(1, classes=3), softmax_base, [River("naive_bayes.GaussianNB")], **more)
+    task = Supervised(2, outputs=2, ttl=1_000)
+    return Pipeline(task, linear_base, [Bias((0.1, 0.02)), RLS(0.99), River("linear_model.LinearRegression")], **more)
+
+
+def linear_base(inputs: Tensor) -> Tensor:
+    """Two outputs from the newest of two channels; wrong by a constant."""
+    return torch.stack([inputs[-1, 0] + 1.0, inputs[-1, 1] - 2.0]).unsqueeze(0)
+
+
+def softmax_base(inputs: Tensor) -> Tensor:
+    """Three classes; not very good."""
+    return torch.softmax(torch.stack([inputs[-1, 0] - 10.0, torch.zeros(()), 10.0 - inputs[-1, 1]]), 0).unsqueeze(0)
+
+
+KINDS = ("forecast", "own labels", "late labels", "classes")
+
+
+def stream_of(kind: str, n: int = 100, seed: int = 0) -> list[Entry | Label]:
+    """Entries with their labels inside, or 7 entries late, or targets of their own; some values and labels missing."""
+    rng = np.random.default_rng(seed + 100)
+    values = walk(n, 2, seed, missing=0.0 if kind == "classes" else 0.05)
+    if kind == "forecast":
+        return list(entries(values))
+    filled = np.nan_to_num(values, nan=10.0)
+    if kind == "classes":
+        targets = (filled.sum(1) > 19.5).astype(np.float32)[:, None] + (filled[:, :1] > 10.5)
+        targets[rng.random(n) < 0.1] = np.nan
+    else:
+        targets = (filled * 0.5 + rng.normal(size=filled.shape)).astype(np.float32)
+        targets[rng.random(targets.shape) < 0.1] = np.nan
+    targets = targets.astype(np.float32)
+    if kind != "late labels":
+        return [entry(v, t + 1, id=str(t), label=y) for t, (v, y) in enumerate(zip(values, targets, strict=True))]
+    labels = [Label(str(t), y, t + 8) for t, y in enumerate(targets[: n - 7])]
+    return items_in_order(entries(values), labels)

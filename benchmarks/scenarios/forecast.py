@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.data import etth1, los_speed
-from benchmarks.scenarios.measure import Cost, Errors, Measured, Progress, cost_per_entry, cross_check, drive
-from streamadapt import ADCSD, Batch, Entry, Forecast, Linear, NoGuard, Pipeline, Prediction
+from benchmarks.scenarios.measure import Errors, Learners, Measured, Progress, cost_of, cross_check, drive
+from streamadapt import Batch, Entry, Forecast, Linear, Pipeline, Prediction
 from streamadapt.defaults import default_learners
 from streamadapt.fit import fit_forecast
+from streamadapt.guard import Guard
 from streamadapt.learners import Learner
 
 __all__ = ["FORECASTS", "Setting", "issue_times", "measure", "pipeline_for", "stream_of"]
@@ -21,8 +22,6 @@ __all__ = ["FORECASTS", "Setting", "issue_times", "measure", "pipeline_for", "st
 HORIZON = 12
 RIDGE = 0.1
 COST_ENTRIES = 200
-
-Learners = Callable[[], Sequence[Learner]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +63,18 @@ class Setting:
         """State what the figures are."""
         scaling = "one scalar pair" if self.shared_scale else "per column"
         form = "last value subtracted from window and target" if self.strong else "raw window"
+        h, w = self.horizon, self.window
         return (
-            f"{self.name}: MAE in original units over all {self.horizon} steps, columns and issue times t (index of the last "
-            f"input row, from 0) in [n_train + {self.window}, n - {self.horizon}); n_train = first {self.train:.0%} of the rows. "
-            f"Base, frozen: ridge regression (penalty {RIDGE}, bias term) from a column's last {self.window} rows to its next "
-            f"{self.horizon}, one for all columns, {form}, fitted on the training part; z-scores from the training part, "
-            f"{scaling}. Delay: row h of a forecast issued at t is known at t + h, the whole forecast at t + {self.horizon}; "
-            "what an arrival makes known is learned before the prediction of that arrival, nothing earlier. One pass in "
-            "time order; learners start untrained (rls: from the sufficient statistics of the base's fit), one default set for "
-            "all forecast scenarios. "
-            "Experts that the guard does not mix: persistence (last value), adcsd-1e-3."
+            f"{self.name}: MAE in original units over all {h} steps, columns and issue times t (index of the last "
+            f"input row, from 0) in [n_train + {w}, n - {h}); n_train = first {self.train:.0%} of the n rows. "
+            f"Base, frozen: ridge regression (penalty {RIDGE}, bias term), one for all columns, from a column's "
+            f"last {w} rows to its next {h}, {form}, fitted on the training part; z-scores from the training "
+            f"part, {scaling}. Delay: row h of a forecast issued at t is known at t + h, the whole forecast at t "
+            f"+ {h}; what an arrival makes known is learned before the prediction of that arrival, nothing "
+            "earlier. One pass in time order, from the first row of the first judged window; learners start "
+            "untrained (rls: from the sufficient statistics of the base's fit), seed 0; one default set of "
+            "learners for all forecast scenarios. Expert that the guard does not mix: persistence (the last "
+            "value)."
         )
 
 
@@ -88,10 +89,10 @@ def stream_of(setting: Setting, batch: Batch) -> list[Entry]:
     return list(batch.entries())[first:]
 
 
-def pipeline_for(setting: Setting, base: Linear, learners: Sequence[Learner], *, guarded: bool = True) -> Pipeline:
-    """Make a pipeline; unguarded ones serve the base."""
+def pipeline_for(setting: Setting, base: Linear, learners: Sequence[Learner], guard: Guard | None = None) -> Pipeline:
+    """Make a pipeline, with the default guard if none is given."""
     task = Forecast(setting.window, setting.horizon)
-    return Pipeline(task, base, learners, None if guarded else NoGuard(), device="cpu")
+    return Pipeline(task, base, learners, guard, device="cpu")
 
 
 class _Judge:
@@ -120,44 +121,30 @@ class _Judge:
             self.errors.add(experts, actual)
 
 
+def _default() -> list[Learner]:
+    return default_learners("forecast")
+
+
 def measure(
     setting: Setting,
     batch: Batch,
     progress: Progress,
-    learners: Learners = partial(default_learners, "forecast"),
-    beside: Learners = lambda: [ADCSD(1e-3)],
+    learners: Learners = _default,
 ) -> Measured:
-    """Run the default pipeline, and the experts beside it, over the test part."""
+    """Run the default pipeline over the test part."""
     base = setting.fit(batch)
     items = stream_of(setting, batch)
-    errors: dict[str, np.ndarray] = {}
-    mixed: tuple[str, ...] = ()
-    for chosen, guarded in ((learners(), True), (beside(), False)):
-        if not chosen:
-            continue
-        pipeline = pipeline_for(setting, base, chosen, guarded=guarded)
-        judge = _Judge(setting, batch)
-        drive(pipeline, items, judge, progress)
-        if judge.issued != list(judge.judged):
-            raise AssertionError(f"{setting.name}: issue times {judge.issued[:1]}..., expected {judge.judged}")
-        cross_check(pipeline, judge.sums, judge.cells)
-        errors = judge.errors.arrays() | errors
-        mixed = mixed or tuple(pipeline.names)
-    return Measured(setting.name, setting.protocol(), _ordered(errors, mixed), mixed, _cost(setting, base, items, learners))
-
-
-def _ordered(errors: dict[str, np.ndarray], mixed: Sequence[str]) -> dict[str, np.ndarray]:
-    beside = sorted(set(errors) - {*mixed, "served"})
-    return {name: errors[name] for name in (*mixed, *beside, "served")}
-
-
-def _cost(setting: Setting, base: Linear, items: list[Entry], learners: Learners) -> Cost:
-    def timed(chosen: Sequence[Learner], *, guarded: bool = False) -> float:
-        return cost_per_entry(pipeline_for(setting, base, chosen, guarded=guarded), items, COST_ENTRIES)
-
-    alone = timed([])
-    each = {" / ".join(learner.names): timed([learner]) - alone for learner in learners()}
-    return Cost(alone, timed(learners(), guarded=True), each)
+    pipeline = pipeline_for(setting, base, learners())
+    judge = _Judge(setting, batch)
+    drive(pipeline, items, judge, progress)
+    if judge.issued != list(judge.judged):
+        raise AssertionError(f"{setting.name}: {len(judge.issued)} issue times, expected those of {judge.judged}")
+    cross_check(pipeline, judge.sums, judge.cells)
+    errors = judge.errors.arrays()
+    mixed = tuple(pipeline.names)
+    ordered = {name: errors[name] for name in (*mixed, "persistence", "served")}
+    cost = cost_of(partial(pipeline_for, setting, base), learners, items, COST_ENTRIES)
+    return Measured(setting.name, setting.protocol(), ordered, mixed, cost)
 
 
 FORECASTS = (

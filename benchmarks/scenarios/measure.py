@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from streamadapt import Entry, Label, Pipeline, Prediction
+from streamadapt import Entry, Label, NoGuard, Pipeline, Prediction
+from streamadapt.guard import Guard
+from streamadapt.learners import Learner
 
-__all__ = ["BLOCK", "Cost", "Errors", "Measured", "cost_per_entry", "cross_check", "drive"]
+__all__ = ["BLOCK", "Cost", "Errors", "Learners", "Measured", "cost_of", "cost_per_entry", "cross_check", "drive"]
 
 BLOCK = 500
 """Predictions over which `Measured.worst_block` compares an expert with the base."""
 TOLERANCE = 1e-5
 """How far, relatively, the pipeline's own sums may be from ours: its losses are of float64, predictions of float32."""
 
-Items = Iterable[Entry | Label]
 Progress = Callable[[str], None]
+Learners = Callable[[], Sequence[Learner]]
+"""Makes the default learners afresh."""
 
 
 class Errors:
@@ -38,13 +41,15 @@ class Errors:
         """Return them as arrays of one length."""
         arrays = {name: np.array(row) for name, row in self.rows.items()}
         if len({len(a) for a in arrays.values()}) != 1:
-            raise ValueError(f"experts were judged on different predictions: { {k: len(a) for k, a in arrays.items()} }")
+            raise ValueError(
+                f"experts were judged on different predictions: { {k: len(a) for k, a in arrays.items()} }"
+            )
         return arrays
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """CPU time per entry, one thread, in ms: the median over some hundred entries after as many to warm up.
+    """CPU time per entry, one thread, in ms: the mean over some hundred entries after as many to warm up.
 
     Attributes
     ----------
@@ -82,7 +87,7 @@ class Measured:
         return float(self.errors[name].mean())
 
     def worst_block(self, name: str) -> float:
-        """Largest ratio of an expert's error to the base's over a block of `BLOCK` predictions (the last may be shorter)."""
+        """Largest ratio of an expert's error to the base's over the blocks of `BLOCK` predictions."""
         starts = np.arange(0, len(self.errors["base"]), BLOCK)
         if len(starts) > 1 and len(self.errors["base"]) - starts[-1] < BLOCK // 2:
             starts = starts[:-1]  # a short rest joins the block before it
@@ -117,11 +122,29 @@ def cross_check(pipeline: Pipeline, sums: dict[str, float], cells: int) -> None:
     for name, total in sums.items():
         counted, at = pipeline.stats.loss_sum[name], pipeline.stats.loss_cells[name]
         if at != cells or abs(counted - total) > TOLERANCE * abs(total):
-            raise AssertionError(f"{name}: the pipeline counted {counted:.9g} in {at} cells, the data say {total:.9g} in {cells}")
+            raise AssertionError(
+                f"{name}: the pipeline counted {counted:.9g} in {at} cells, the data say {total:.9g} in {cells}"
+            )
+
+
+def cost_of(
+    make: Callable[[Sequence[Learner], Guard | None], Pipeline],
+    learners: Learners,
+    items: Sequence[Entry | Label],
+    entries: int,
+) -> Cost:
+    """Time the base alone, each learner alone beside it, and the default pipeline."""
+
+    def timed(chosen: Sequence[Learner], guard: Guard | None) -> float:
+        return cost_per_entry(make(chosen, guard), items, entries)
+
+    alone = timed([], NoGuard())
+    each = {" / ".join(learner.names): timed([learner], NoGuard()) - alone for learner in learners()}
+    return Cost(alone, timed(learners(), None), each)
 
 
 def cost_per_entry(pipeline: Pipeline, items: Sequence[Entry | Label], entries: int) -> float:
-    """Return the median CPU time of an entry in ms, the labels that came since the entry before it included.
+    """Return the mean CPU time of an entry in ms, the labels that came since the entry before it included.
 
     The first half of the `entries` predicted warms up. Process time, so that a shared machine counts only our share.
     """
@@ -137,4 +160,4 @@ def cost_per_entry(pipeline: Pipeline, items: Sequence[Entry | Label], entries: 
             since = 0.0
         if len(times) == entries:
             break
-    return 1e3 * float(np.median(times[len(times) // 2 :]))
+    return 1e3 * float(np.mean(times[len(times) // 2 :]))

@@ -17,7 +17,7 @@ from typing import Final
 
 from streamadapt.errors import ConnectorError
 
-__all__ = ["EmbeddedBroker", "create_topics", "free_port"]
+__all__ = ["EmbeddedBroker", "create_topics", "die_with_parent", "free_port"]
 
 START_TIMEOUT_S: Final = 20.0
 POLL_S: Final = 0.02
@@ -74,10 +74,15 @@ class EmbeddedBroker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(signal.SIGKILL),
+            start_new_session=True,  # Ctrl-C in a terminal is for who started it, and who still needs it to end well
         )
         atexit.register(self.stop)
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:  # an interrupt too: nobody has it in hand yet
+            self.stop()
+            raise
         return self
 
     def stop(self) -> None:
@@ -169,15 +174,15 @@ def _check_free(port: int) -> None:
             raise ConnectorError(f"embedded broker: port {port} of 127.0.0.1 cannot be had: {error}") from error
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """Return what the child runs before the broker: ask the kernel for SIGKILL when its parent dies."""
+def die_with_parent(with_signal: signal.Signals) -> Callable[[], None] | None:
+    """Return what a child runs before its program: ask the kernel for a signal when its parent's thread dies."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded before the fork: the child must not take locks
     parent = os.getpid()
 
     def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl(PR_SET_PDEATHSIG, with_signal, 0, 0, 0)
         if os.getppid() != parent:  # it died in between
             os._exit(1)
 

@@ -1,13 +1,12 @@
-"""Running a config in this process: logging, signals, metrics endpoint."""
+"""Running a config in this process: signals, metrics endpoint, replay."""
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,63 +15,43 @@ import msgspec
 import torch
 from prometheus_client import CollectorRegistry
 from rich.console import Console
-from rich.logging import RichHandler
 
 from streamadapt.app.exposition import MetricsCollector, serve
 from streamadapt.assemble import make_engine
 from streamadapt.config import Config, load_config
 from streamadapt.engine import Engine
-from streamadapt.errors import ConfigError, StreamadaptError
+from streamadapt.errors import ConnectorError, StreamadaptError
 from streamadapt.metrics import Metrics, NullMetrics
 from streamadapt.ports import DeadLetter, DeadLetterSink, Sink
 
-__all__ = ["replay_config", "run_config", "setup_logging"]
+__all__ = ["DrainTimeoutError", "replay_config", "run_config"]
 
 _LOG = logging.getLogger("streamadapt")
 
-DRAIN_S = 4.0
+DRAIN_S = 3.5
 """After a signal, so long for flushing and the last checkpoint; five seconds to the exit is the promise."""
-AGAIN_S = 0.25
+AGAIN_S = 0.1
 """Then each thing that still blocks is given this long."""
 
 
-def setup_logging(level: str, *, as_json: bool) -> None:
-    """Log to standard error, one line per event."""
-    if level.upper() not in logging.getLevelNamesMapping():
-        raise ConfigError("--log-level", level, "debug, info, warning or error")
-    handler: logging.Handler
-    if as_json:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_JsonLines())
-    elif sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
-class _JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": self.formatTime(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def run_config(path: Path) -> dict[str, Any]:
+def run_config(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Run a config file's engine until it is stopped or done; return its summary."""
-    config = load_config(path)
+    config = load_config(path, settings=settings)
     metrics = NullMetrics() if config.metrics is None else Metrics()
     engine = make_engine(config, metrics)
     torch.set_num_threads(config.threads)
     with _stopped_by_signals(engine), _metrics_endpoint(config, metrics):
+        return _run(engine)
+
+
+def _run(engine: Engine) -> dict[str, Any]:
+    try:
         return engine.run()
+    except BaseException:
+        for sink in (engine.sink, engine.dead_letters):  # a source that cannot be opened leaves them open
+            with suppress(StreamadaptError):
+                sink.close()
+        raise
 
 
 class DrainTimeoutError(StreamadaptError):
@@ -149,18 +128,38 @@ def _log_letter(letter: DeadLetter) -> None:
     _LOG.info("refused %s %s: %s", letter.record.position, letter.reason, letter.detail)
 
 
-def replay_config(path: Path, entries: Path, labels: Path | None, out: Path | None) -> dict[str, Any]:
-    """Run a config's pipeline over files; return the summary."""
-    config = load_config(path)
+def replay_config(
+    path: Path, entries: Path, labels: Path | None, out: Path | None, settings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run a config's pipeline over files; return the summary.
+
+    Raises
+    ------
+    ConnectorError
+        If a file cannot be read, or `out` not be written.
+    """
+    config = load_config(path, settings=settings)
     source: dict[str, Any] = {"kind": "files", "path": str(entries)}
     if labels is not None:
         source["label_path"] = str(labels)
-    sink = {"kind": "files", "path": str(out or "unused.jsonl")}
-    config = msgspec.structs.replace(config, source=source, sink=sink, dead_letters=None, checkpoint=None, metrics=None)
-    engine = make_engine(config)
+    config = msgspec.structs.replace(config, source=source, checkpoint=None, metrics=None)
     if out is None:
-        engine.sink, engine.dead_letters = _NoSink(), _NoLetters()
+        engine = make_engine(config, sinks=(_NoSink(), _NoLetters()))
+    else:
+        sink = {"kind": "files", "path": str(out)}
+        config = msgspec.structs.replace(config, sink=sink, dead_letters=None)
+        _forget(out, Path(f"{out}.dead-letters"))
+        engine = make_engine(config)
     torch.set_num_threads(config.threads)
     progress = Console(stderr=True).status(f"replaying {entries}") if sys.stderr.isatty() else nullcontext()
-    with _stopped_by_signals(engine), progress:
-        return engine.run()
+    with progress:
+        return _run(engine)
+
+
+def _forget(*paths: Path) -> None:
+    """Remove what an earlier replay wrote: the sinks append."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConnectorError(f"file {path}: cannot be written: {error}") from error

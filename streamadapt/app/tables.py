@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.table import Table
 
-__all__ = ["expert_table", "summary_text"]
+__all__ = ["print_result", "summary_text"]
+
+DATES_SHOWN = 8
 
 
-def expert_table(
-    experts: Mapping[str, float], served: float | None, weights: Mapping[str, float], *, what: str
-) -> Table:
+def _expert_table(experts: Mapping[str, float], served: float | None, weights: Mapping[str, float]) -> Table:
     """Return every expert's error, the served one last, each against the frozen model's.
 
     Parameters
     ----------
     experts : mapping of str to float
         Mean losses; the frozen model's is called ``base``.
-    what : str
-        What the figures are, with their unit.
     """
-    table = Table(title=f"Error of every expert: {what}", title_justify="left")
+    table = Table()
     table.add_column("expert")
     table.add_column("error", justify="right")
     table.add_column("against frozen", justify="right")
@@ -32,7 +31,8 @@ def expert_table(
     frozen = experts.get("base")
     for name, error in experts.items():
         shown = "frozen (base)" if name == "base" else name
-        table.add_row(shown, f"{error:.3f}", _ratio(error, frozen), f"{weights.get(name, 0.0):.2f}")
+        against = "" if name == "base" else _ratio(error, frozen)
+        table.add_row(shown, f"{error:.3f}", against, f"{weights.get(name, 0.0):.2f}")
     if served is not None:
         table.add_section()
         table.add_row("served", f"{served:.3f}", _ratio(served, frozen), "", style="bold")
@@ -43,30 +43,59 @@ def _ratio(error: float, frozen: float | None) -> str:
     return "" if not frozen else f"{100.0 * (error / frozen - 1.0):+.1f} %"
 
 
-def count_table(summary: Mapping[str, Any]) -> Table:
-    """Return what was read, learned and refused."""
+def _count_table(summary: Mapping[str, Any]) -> Table:
+    """Return what was read, learned, found and refused."""
     table = Table(show_header=False)
     table.add_column("what")
     table.add_column("count", justify="right")
     for name in ("entries", "predictions", "pending"):
         table.add_row(name, f"{summary[name]:,}")
-    for group, word in (
-        ("labels", "labels"),
-        ("drifts", "drifts"),
-        ("dead_letters", "dead letters"),
-        ("restored", "restored"),
-    ):
+    for group, word in (("labels", "label"), ("drifts", "drift"), ("dead_letters", "dead letter")):
         for name, count in sorted(summary[group].items()):
-            table.add_row(f"{word}: {name}", f"{count:,}")
+            table.add_row(f"{word}s: {name}", f"{count:,}")
+        if not summary[group]:
+            table.add_row(f"{word}s", "none")
+    for name, count in sorted(summary["restored"].items()):
+        table.add_row(f"restored: {name}", f"{count:,}")
     return table
+
+
+def _drift_dates(summary: Mapping[str, Any]) -> list[str]:
+    """Return a line per detector: when, in event time, it found its newest drifts."""
+    lines = []
+    for name in sorted(summary["drifts"]):
+        times = [time for fired, time in summary["drift_log"] if fired == name]
+        dates = [datetime.fromtimestamp(time / 1e9, UTC).strftime("%Y-%m-%d %H:%M") for time in times[-DATES_SHOWN:]]
+        more = "... " if len(dates) < summary["drifts"][name] else ""
+        lines.append(f"Drifts of {name}, event time UTC: {more}{', '.join(dates)}")
+    return lines
+
+
+def print_result(console: Console, errors: Mapping[str, float], summary: Mapping[str, Any], *, what: str) -> None:
+    """Print what a run came to.
+
+    Parameters
+    ----------
+    errors : mapping of str to float
+        Mean errors by expert; the frozen model's is called ``base``, the mixture's ``served``.
+    summary : mapping
+        See `streamadapt.report.summarise`.
+    what : str
+        What the errors are, with their unit.
+    """
+    experts = {name: error for name, error in errors.items() if name != "served"}
+    if experts:
+        console.print(f"Error of every expert: {what}", highlight=False, soft_wrap=True)
+        console.print(_expert_table(experts, errors.get("served"), summary["weights"]))
+    console.print(_count_table(summary))
+    for line in _drift_dates(summary):
+        console.print(line, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
     """Return a run's summary as plain text."""
-    parts: list[RenderableType] = [count_table(summary)]
-    experts = {name: loss for name, loss in summary["experts"].items() if loss is not None}
-    if experts:
-        parts.insert(0, expert_table(experts, summary["served"], summary["weights"], what="mean loss of matured cells"))
+    errors = {**summary["experts"], "served": summary["served"]}
+    known = {name: error for name, error in errors.items() if error is not None}
     out = io.StringIO()
-    Console(file=out, width=100).print(Group(*parts))
+    print_result(Console(file=out, width=100), known, summary, what="mean loss of matured cells")
     return out.getvalue().rstrip()

@@ -115,6 +115,7 @@ CASES: tuple[Case, ...] = (
     Case("regression", 1, 1, 1, 1),
     Case("classification", 2, 4, 1, 3),
     Case("classification", 2, 2, 1, 2),
+    Case("forecast", 1, 1, 1, 1),
 )
 """Every kind of task, once with all sizes different and once with all equal, where broadcasting hides its bugs."""
 

@@ -24,6 +24,8 @@ __all__ = ["LearnerCheck", "Make", "check_cpu_and_cuda_agree", "check_learner", 
 Make = Callable[[], Learner]
 LearnerCheck = Callable[[Make, torch.device], None]
 
+ONE_OF_EACH = CASES[:6:2]
+"""A case of each kind of task, for the checks that take many steps."""
 FEW = 60
 """Steps of a check that needs only some state; MANY: of one that needs something learned."""
 MANY = 450
@@ -295,7 +297,7 @@ def check_learns_it_where_it_is(make: Make, device: torch.device) -> None:
 
 def check_state_is_bounded(make: Make, device: torch.device) -> None:
     """`MORE` steps after a warm-up grow the learner by a tenth, or 4 KiB, at most."""
-    for learner, case, steps in _built(make, device, WARM_UP + MORE, CASES[::2]):
+    for learner, case, steps in _built(make, device, WARM_UP + MORE, ONE_OF_EACH):
         _advance(learner, steps[:WARM_UP])
         before = size_of(learner)
         _advance(learner, steps[WARM_UP:])
@@ -306,7 +308,7 @@ def check_state_is_bounded(make: Make, device: torch.device) -> None:
 
 def check_late_steps_cost_no_more(make: Make, device: torch.device) -> None:
     """A late step runs no more Python lines and torch operations, over no more numbers, than an early one."""
-    for learner, case, steps in _built(make, device, LATE + COUNTED, CASES[::2]):
+    for learner, case, steps in _built(make, device, LATE + COUNTED, ONE_OF_EACH):
         _advance(learner, steps[:EARLY])
         early = count_work(partial(drive, learner, steps[EARLY : EARLY + COUNTED]))
         _advance(learner, steps[EARLY + COUNTED : LATE])

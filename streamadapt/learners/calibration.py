@@ -19,9 +19,13 @@ INNOVATION_RATE = 0.01
 class Calibration(Learner):
     """``prediction = base + scale (v_1 u + v_2)`` with u the scaled base output: gain and offset at once.
 
-    Each cell runs recursive least squares with forgetting [1]_ on x = (u, 1), as `RLS` does on the window: the trace of
-    its 2 x 2 covariance is capped, and innovations are clipped at `clip` times their running mean size. Two
-    numbers are learned from few labels where a whole window's weights cannot be.
+    Each cell runs recursive least squares with forgetting [1]_ on x = (u, 1)::
+
+        M <- forgetting M + x x^T + (1 - forgetting) ridge I
+        v <- v + M^-1 x clip(e)        e = target - base - scale x^T v, in scaled units
+
+    which is `RLS` with two features, its leak included. Two numbers are learned from few labels where a whole window's
+    weights cannot be. Innovations are clipped at `clip` times their running mean size.
 
     Costs O(rows x columns) time, and 6 float64 numbers a cell, per forgetting.
 
@@ -32,8 +36,6 @@ class Calibration(Learner):
     clip : float, > 0
     ridge : float, > 0
         Weight of the prior, "no correction", in squared scaled units.
-    variance_limit : float, > 0
-        Bound on the mean of the covariance's diagonal, in the units of 1 / `ridge`.
 
     References
     ----------
@@ -43,7 +45,7 @@ class Calibration(Learner):
     kind: ClassVar[str] = "calibration"
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast", "regression"})
     matures: ClassVar[Maturity] = "rows"
-    covariance: Tensor
+    moments: Tensor
     weights: Tensor
     innovation: Tensor
 
@@ -53,16 +55,14 @@ class Calibration(Learner):
         *,
         clip: float = 2.0,
         ridge: float = 0.1,
-        variance_limit: float = 10.0,
     ) -> None:
         super().__init__()
         self.forgetting = one_or_more("forgetting", forgetting, 0.0, 1.0)
-        for name, value in (("clip", clip), ("ridge", ridge), ("variance_limit", variance_limit)):
+        for name, value in (("clip", clip), ("ridge", ridge)):
             if not value > 0.0:
                 raise ConfigError(name, value, "a number > 0")
         self.clip = clip
         self.ridge = ridge
-        self.variance_limit = variance_limit
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,9 +76,9 @@ class Calibration(Learner):
         def filled(value: float, *shape: int) -> Tensor:
             return torch.full((*shape, *cells), value, dtype=torch.float64, device=spec.device)
 
-        # P = [[p0, p1], [p1, p2]] as its three numbers.
-        self.register_buffer("covariance", filled(1.0 / self.ridge, 3))
-        self.covariance[1] = 0.0
+        # M = [[m0, m1], [m1, m2]] as its three numbers.
+        self.register_buffer("moments", filled(self.ridge, 3))
+        self.moments[1] = 0.0
         self.register_buffer("weights", filled(0.0, 2))
         self.register_buffer("innovation", filled(0.3))
         self._forgetting = torch.tensor(self.forgetting, dtype=torch.float64, device=spec.device).view(-1, 1, 1)
@@ -100,17 +100,17 @@ class Calibration(Learner):
         forgetting = self._forgetting
         if self.boost != 1.0:
             forgetting = (1.0 - (1.0 - forgetting) * self.boost).clamp_min(0.5)
-        p = self.covariance / forgetting
-        limit = 2.0 * self.variance_limit
-        p = p * (limit / (p[0] + p[2]).clamp_min(limit))
-        px = torch.addcmul(p[1:], p[:2], u)  # (p0 u + p1, p1 u + p2)
-        size = 1.0 + torch.addcmul(px[1], px[0], u)
-        p = p - torch.stack([px[0] * px[0], px[0] * px[1], px[1] * px[1]]) / size
+        leak = (1.0 - forgetting) * self.ridge
+        moments = self.moments * forgetting
+        m0 = torch.addcmul(moments[0] + leak, u, u)
+        m1 = moments[1] + u
+        m2 = moments[2] + (leak + 1.0)
+        gain = torch.stack([m2 * u - m1, m0 - m1 * u]) / (m0 * m2 - m1 * m1)
         said = torch.addcmul(self.weights[1], self.weights[0], u)
         error = ((target - base.output) / self.spec.output_scale).double() - said
         innovation = torch.lerp(self.innovation, error.abs(), INNOVATION_RATE)
         bound = self.clip * innovation
-        weights = self.weights + px / size * error.clamp(-bound, bound)
-        self.covariance.copy_(torch.where(mask, p, self.covariance))
+        weights = torch.addcmul(self.weights, gain, error.clamp(-bound, bound))
+        self.moments.copy_(torch.where(mask, torch.stack([m0, m1, m2]), self.moments))
         self.weights.copy_(torch.where(mask, weights, self.weights))
         self.innovation.copy_(torch.where(mask, innovation, self.innovation))

@@ -13,9 +13,13 @@ from streamadapt.errors import ConfigError
 from streamadapt.features import feature_count, linear_features
 from streamadapt.learners.base import BaseOutput, Learner, Maturity, Prior, Spec, TaskKind, one_or_more, require_shape
 
-__all__ = ["RLS"]
+__all__ = ["RLS", "covariance_bound"]
 
 INNOVATION_RATE = 0.01
+FEATURE_LIMIT = 1e4
+"""Scaled inputs are clipped here: beyond it one outlier would leave P no digits for the other directions."""
+MOST_BOOSTED = 0.5
+"""A boost never makes the forgetting faster than this."""
 FEATURE_LIMIT = 1e5
 """Features beyond so many scales are clipped: squared and multiplied by P they would leave no digit of a float64 for
 anything else, and P would stop being positive definite."""
@@ -27,13 +31,15 @@ class RLS(Learner):
     ``prediction = base + scale * x^T v``, x the scaled window (last value subtracted for forecasts) and a 1; one v per
     channel of a forecast, one for all outputs otherwise. With the newest x, per group [1]_::
 
-        P <- P / forgetting          (not beyond a trace of features * `variance_limit`)
-        k = P x / (1 + x^T P x),     P <- P - k (P x)^T
-        v_h <- v_h + k_s clip(e_h)   e_h = target - base - scale x_s^T v_h, in scaled units
+        P^-1 <- forgetting P^-1 + x x^T + leak,   k = P x
+        v_h <- v_h + k_s clip(e_h)                e_h = target - base - scale x_s^T v_h, in scaled units
 
     A gain depends on the inputs only, so it is computed when the forecast is issued and kept for `rows` entries; each
     row is then learned with its own gain the moment its target is known: exact partial maturity with one matrix.
-    Naive forgetting makes P grow without bound where the inputs do not vary: its trace is capped.
+    Naive forgetting (no leak) makes P grow without bound in directions where the inputs do not vary. The leak puts back
+    what forgetting takes of the prior, ``(1 - forgetting) ridge I`` per example, one coordinate at a time (every d-th
+    example, d-fold), so that the update stays O(d^2): P never exceeds `covariance_bound`, and goes on forgetting in the
+    directions that do vary, which a cap on P's trace would stop.
     Where the base can tell what it was fitted on (`Spec.prior`), P and v start as if that history had just been learned
     with the same forgetting; else v = 0 and P = I / `ridge`.
 
@@ -46,9 +52,7 @@ class RLS(Learner):
     clip : float, > 0
         Innovations beyond so many times their running mean size are clipped; ``inf`` for none.
     ridge : float, > 0
-        Weight of the prior, in squared scaled units.
-    variance_limit : float, > 0
-        Bound on the mean of P's diagonal, in the same units as 1 / `ridge`.
+        Weight of the prior and of the leak, in squared scaled units.
 
     References
     ----------
@@ -62,6 +66,7 @@ class RLS(Learner):
     weights: Tensor
     past: Tensor
     innovation: Tensor
+    turn: Tensor
 
     def __init__(
         self,
@@ -69,16 +74,14 @@ class RLS(Learner):
         *,
         clip: float = 2.0,
         ridge: float = 0.1,
-        variance_limit: float = 10.0,
     ) -> None:
         super().__init__()
         self.forgetting = one_or_more("forgetting", forgetting, 0.0, 1.0)
-        for name, value in (("clip", clip), ("ridge", ridge), ("variance_limit", variance_limit)):
+        for name, value in (("clip", clip), ("ridge", ridge)):
             if not value > 0.0:
                 raise ConfigError(name, value, "a number > 0")
         self.clip = clip
         self.ridge = ridge
-        self.variance_limit = variance_limit
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,6 +104,7 @@ class RLS(Learner):
         self._buffer("covariance", covariance, spec)
         self._buffer("weights", weights, spec)
         self._buffer("innovation", torch.full((v * groups, responses), 0.3, dtype=torch.float64), spec)
+        self._buffer("turn", torch.zeros((), dtype=torch.int64), spec)  # whose turn the leak is
         # The last forecasts' x and gain, newest first; other tasks learn each example with its own at once.
         ring = spec.rows if self.forecast else 0
         self._buffer("past", torch.zeros(ring, 2, v * groups, d, dtype=torch.float64), spec)
@@ -117,6 +121,7 @@ class RLS(Learner):
             worth = torch.clamp(memory / examples, max=1.0)
             # A group's own history, and the mean of all groups' as its prior.
             covariance = torch.linalg.inv(worth * (gram + gram.mean(0)) + self.ridge * identity)
+            covariance = (covariance + covariance.mT) / 2.0  # inv() does not return it symmetric to the last bit
             covariances.append(covariance)
             weights.append(covariance @ (worth * moment))
         return torch.cat(covariances), torch.cat(weights)
@@ -126,7 +131,7 @@ class RLS(Learner):
 
     def _features(self, inputs: Tensor) -> Tensor:
         require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
-        scaled = (inputs - self.spec.input_loc) / self.spec.input_scale
+        scaled = ((inputs - self.spec.input_loc) / self.spec.input_scale).clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
         x = linear_features(scaled, forecast=self.forecast).double().clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
         return self._for_each(x)  # (experts * groups, d)
 
@@ -157,16 +162,19 @@ class RLS(Learner):
     def _gain(self, x: Tensor) -> Tensor:
         """Update P with the newest x; return its gain, (experts * groups, d)."""
         p = self.covariance
-        boosted = self.boost != 1.0
-        p.div_((1.0 - (1.0 - self._forgetting) * self.boost).clamp_min(0.5) if boosted else self._forgetting)
-        limit = self.variance_limit * x.shape[-1]
-        trace = p.diagonal(dim1=1, dim2=2).sum(-1)
-        p.mul_((limit / trace.clamp_min(limit)).view(-1, 1, 1))
-        px = torch.bmm(p, x.unsqueeze(-1))  # (experts * groups, d, 1)
+        forgetting = self._forgetting
+        if self.boost != 1.0:
+            forgetting = (1.0 - (1.0 - forgetting) * self.boost).clamp_min(MOST_BOOSTED)
+        p.div_(forgetting)
+        i = int(self.turn)
+        column = p[:, :, i : i + 1].clone()  # (experts * groups, d, 1)
+        leak = (1.0 - forgetting) * (self.ridge * p.shape[-1])
+        # Symmetric to the last bit, as below: any asymmetry would grow by 1 / forgetting with every example.
+        _subtract_square(p, column * (leak / (1.0 + leak * column[:, i : i + 1])).sqrt())
+        self.turn.fill_((i + 1) % p.shape[-1])
+        px = torch.bmm(p, x.unsqueeze(-1))
         size = 1.0 + torch.bmm(x.unsqueeze(1), px)
-        root = px / size.sqrt()
-        # P stays symmetric to the last bit: any asymmetry would grow by 1 / forgetting with every entry.
-        p.baddbmm_(root, root.transpose(1, 2), alpha=-1.0)
+        _subtract_square(p, px / size.sqrt())
         return (px / size).squeeze(-1)
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -197,3 +205,13 @@ class RLS(Learner):
         self.innovation.copy_(torch.where(known, moved, self.innovation))
         bound = self.clip * self.innovation
         self.weights.addcmul_(step, error.clamp(-bound, bound).unsqueeze(1))
+
+
+def covariance_bound(forgetting: float, features: int, ridge: float) -> float:
+    """Return what no eigenvalue of P exceeds: a coordinate's leak is at most a round of `features` examples old."""
+    return 1.0 / (ridge * forgetting ** (features - 1))
+
+
+def _subtract_square(p: Tensor, root: Tensor) -> None:
+    """``p -= root root^T`` in place; (n, d, d) and (n, d, 1)."""
+    p.baddbmm_(root, root.transpose(1, 2), alpha=-1.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.entry import Entry, Label
-from streamadapt.errors import EntryError, Reason
+from streamadapt.errors import ConfigError, EntryError, Reason
 from streamadapt.learners.base import BaseOutput, TaskKind
 from streamadapt.losses import Array, Mask
 from streamadapt.tasks.base import Arrival, Example, Issued, Matured, Task, positive
@@ -36,6 +36,8 @@ class Forecast(Task):
 
     def __init__(self, window: int, horizon: int, *, loss: str = "absolute") -> None:
         super().__init__(window, positive("task.horizon", horizon, 10_000), loss)
+        if self.loss.name == "log":
+            raise ConfigError("task.loss", loss, "absolute or squared for forecasts")
         self.issued: deque[Issued] = deque(maxlen=horizon)  # oldest first
         self.actual: deque[Array] = deque(maxlen=horizon)  # the newest values, NaN where missing
 
@@ -76,9 +78,9 @@ class Forecast(Task):
             experts[:, h] = issued.experts[:, h]
             own[:, h] = issued.own[:, h]
             mask[h] = True
-        mask &= ~np.isnan(actual)
+        mask &= ~np.isnan(actual) & ~np.isnan(experts[0])  # NaN: the base said nothing
         target = np.where(mask, actual, experts[0])
-        said = BaseOutput(torch.from_numpy(experts[0].astype(np.float32)).to(self.device), newest.base.embedding)
+        said = BaseOutput(self._tensor(np.nan_to_num(experts[0])), newest.base.embedding)
         example = Example(newest.inputs, said, self._tensor(target), torch.from_numpy(mask).to(self.device))
         path = self._path() if len(self.issued) == rows else None
         return Matured(example, path, experts, own, target, mask)
@@ -87,7 +89,7 @@ class Forecast(Task):
         """The forecast that has just become whole."""
         oldest = self.issued[0]
         target = np.stack(self.actual)
-        mask = ~np.isnan(target)
+        mask = ~np.isnan(target) & ~np.isnan(oldest.experts[0])
         return Example(oldest.inputs, oldest.base, self._tensor(target), torch.from_numpy(mask).to(self.device))
 
     def _tensor(self, array: Array) -> Tensor:

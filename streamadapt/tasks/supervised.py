@@ -151,6 +151,7 @@ class Supervised(Task):
 
     def _mature(self, issued: Issued, value: FloatArray) -> Matured:
         mask = ~np.isnan(value)[None]  # (1, outputs)
+        judged = ~np.isnan(issued.experts[0])  # NaN: the base said nothing
         if self.classes is None:
             target = np.where(mask, value, issued.experts[0]).astype(np.float64)
         else:
@@ -158,6 +159,7 @@ class Supervised(Task):
             target = np.zeros((1, self.classes))
             if mask.all():
                 target[0, int(value[0])] = 1.0
+        mask = mask & judged
         tensor = torch.from_numpy(target.astype(np.float32)).to(self.device)
         example = Example(issued.inputs, issued.base, tensor, torch.from_numpy(mask).to(self.device))
         return Matured(example, example, issued.experts, issued.own, target, mask)

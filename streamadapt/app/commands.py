@@ -1,0 +1,227 @@
+"""The commands: ``streamadapt run|check|init|fit|replay|demo``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from streamadapt import __version__
+from streamadapt.app.cli import EXIT_INTERRUPTED
+from streamadapt.app.logs import logs_are_json, setup_logging
+from streamadapt.errors import ConfigError, StreamadaptError
+
+__all__ = ["Outcome", "app", "run_command"]
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 2
+
+app = typer.Typer(
+    help="Keep a deployed model right while the world under it moves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The config file (TOML).")]
+LogJson = Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")]
+LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides file and environment: --set source.servers=host:9092."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    settings: Settings = None,
+    log_json: LogJson = False,
+    log_level: LogLevel = "info",
+    as_json: AsJson = False,
+) -> None:
+    """Run the main job until it is stopped (SIGINT or SIGTERM drain and checkpoint), or a finite source ends."""
+    setup_logging(log_level, as_json=log_json)
+    from streamadapt.app.running import run_config
+
+    summary = run_config(config, settings or ())
+    typer.echo(json.dumps(summary) if as_json else _table(summary))
+
+
+@app.command()
+def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Say what is wrong with a config, without connecting anywhere. Exit code 2 if something is."""
+    from streamadapt.assemble import check_config
+    from streamadapt.config import load_config
+
+    try:
+        experts = check_config(load_config(config, settings=settings or ())).names
+    except ConfigError as error:
+        if as_json:
+            problem = {"path": error.path, "value": repr(error.value), "expected": error.expected}
+            typer.echo(json.dumps({"ok": False, "error": problem}))
+            raise typer.Exit(EXIT_CONFIG) from None
+        raise
+    typer.echo(json.dumps({"ok": True, "experts": experts}) if as_json else f"ok: experts {', '.join(experts)}")
+
+
+@app.command()
+def init(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The file to write.")] = Path("streamadapt.toml"),
+    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a commented config to start from."""
+    from importlib.resources import files
+
+    if config.exists() and not force:
+        raise ConfigError("config", str(config), "a file that does not exist yet, or --force")
+    text = files("streamadapt.app").joinpath("template.toml").read_text(encoding="utf-8")
+    try:
+        config.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("config", str(config), f"a file that can be written ({error.strerror})") from error
+    typer.echo(f"wrote {config}; edit it, then: streamadapt check {config}")
+
+
+@app.command()
+def fit(  # noqa: PLR0913 - each is an option of the command
+    config: ConfigPath,
+    history: Annotated[Path, typer.Argument(metavar="HISTORY", help="CSV or JSONL (.gz too), oldest first.")],
+    labels: Annotated[Path | None, typer.Option(help="Labels that came apart from their entries.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: the config's base.weights.")] = None,
+    ridge: Annotated[float, typer.Option(help="Penalty, in scaled units.")] = 0.1,
+    raw_window: Annotated[bool, typer.Option(help="Forecasts: do not subtract the last value.")] = False,
+    shared_scale: Annotated[bool, typer.Option(help="Forecasts: one scale for all channels.")] = False,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the built-in linear base on a history file, with the config's task and fields."""
+    from streamadapt.app.fitting import fit_base
+
+    result = fit_base(
+        config,
+        history,
+        out,
+        labels=labels,
+        ridge=ridge,
+        subtract_last=not raw_window,
+        shared_scale=shared_scale,
+        settings=settings or (),
+    )
+    text = f"fitted on {result['rows']} rows ({result['skipped']} refused), wrote {result['weights']}"
+    typer.echo(json.dumps(result) if as_json else text)
+
+
+@app.command()
+def replay(
+    config: ConfigPath,
+    history: Annotated[Path, typer.Argument(metavar="FILE", help="Entries: CSV or JSONL (.gz too).")],
+    labels: Annotated[Path | None, typer.Option(help="Labels that came apart from their entries.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Predictions (JSONL), written anew; default: none are written.")
+    ] = None,
+    settings: Settings = None,
+    log_level: LogLevel = "warning",
+    as_json: AsJson = False,
+) -> None:
+    """Backtest a config on a file at full speed, through the same engine; no checkpoint is read or written."""
+    setup_logging(log_level, as_json=False)
+    from streamadapt.app.running import replay_config
+
+    with _interruptible():
+        summary = replay_config(config, history, labels, out, settings or ())
+    typer.echo(json.dumps(summary) if as_json else _table(summary))
+
+
+@app.command()
+def demo(
+    speed: Annotated[
+        float | None, typer.Option(help="Entries a second, to watch; default: as fast as it goes.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="all (6 hours late) or sparse (four a day, 6 hours late).")] = "all",
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stream only so many readings.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep config, base, checkpoints and logs in this folder.")] = None,
+) -> None:
+    """Keep a glucose sensor's calibration right, through an embedded Kafka broker. Nothing to set up."""
+    from streamadapt.app.demo import run_demo
+
+    with _interruptible():
+        code = run_demo(speed=speed, labels=labels, json_path=as_json, limit=limit, keep=keep)
+    raise typer.Exit(code)
+
+
+def _table(summary: dict[str, Any]) -> str:
+    from streamadapt.app.tables import summary_text
+
+    return summary_text(summary)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """From here on there is something to put away: an interrupt is an exception again."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("interrupted")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Outcome(NamedTuple):
+    """How a command ended: its exit code, and whether threads of it may never end by themselves."""
+
+    code: int
+    stuck: bool = False
+
+
+def run_command(arguments: Sequence[str]) -> Outcome:
+    """Run one command; errors of ours are one line on standard error, and the exit code tells their kind."""
+    from streamadapt.overrides import variable_of
+
+    try:
+        app(args=list(arguments), prog_name="streamadapt")
+    except SystemExit as end:
+        return Outcome(end.code if isinstance(end.code, int) else 0 if end.code is None else EXIT_FAILED)
+    except ConfigError as error:
+        variable = variable_of(error.path, os.environ)
+        _say(f"config: {error}" + (f" (set by {variable})" if variable else ""))
+        return Outcome(EXIT_CONFIG)
+    except StreamadaptError as error:
+        _say(str(error))
+        return Outcome(EXIT_FAILED, stuck=True)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return Outcome(EXIT_INTERRUPTED, stuck=True)
+    except Exception as error:  # a fault of ours or of the user's own model: where it was is what helps
+        _say(f"unexpected {type(error).__name__}: {error}", error)
+        return Outcome(EXIT_FAILED, stuck=True)
+    return Outcome(0)
+
+
+def _say(message: str, error: Exception | None = None) -> None:
+    if logs_are_json():
+        logging.getLogger("streamadapt").error(message, exc_info=error)
+        return
+    if error is not None:
+        traceback.print_exception(error)
+    sys.stderr.write(f"streamadapt: {message}\n")

@@ -1,0 +1,215 @@
+"""The quality benchmark judges what it says it judges: a slow recomputation by hand gives the same figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # benchmarks is not installed
+
+from benchmarks import quality  # noqa: E402
+from benchmarks.results_page import results_page  # noqa: E402
+from benchmarks.scenarios import SCENARIOS, forecast, glucose  # noqa: E402
+from benchmarks.scenarios.measure import Measured, cross_check  # noqa: E402
+from streamadapt import Batch, Bias, Entry, Label, Linear, Pipeline  # noqa: E402
+from streamadapt.entry import FloatArray  # noqa: E402
+from streamadapt.learners import Learner  # noqa: E402
+
+DATA = ROOT.parent / "shared" / "data"
+RATE = 0.1
+HOUR = 3_600_000_000_000
+
+needs_data = pytest.mark.skipif(not (DATA / "ETTh1.csv").exists(), reason="the measured data sets are not here")
+
+TINY = forecast.Setting("tiny", lambda folder: waves(), 0.5, 6, strong=True, shared_scale=False, horizon=4)
+LATE = glucose.Setting("late", train=0.3, window=3)
+
+
+def quiet(text: str) -> None:
+    del text
+
+
+def one_bias() -> Sequence[Learner]:
+    return [Bias(RATE)]
+
+
+def waves(rows: int = 240) -> Batch:
+    """Three waves whose level jumps in the second half."""
+    t = np.arange(rows, dtype=np.float64)[:, None]
+    noise = np.random.default_rng(0).normal(size=(rows, 3))
+    values = np.sin(t / np.array([3.0, 5.0, 8.0])) + 0.1 * noise + (t > 0.6 * rows) * np.array([1.0, 2.0, -1.0])
+    return Batch(values.astype(np.float32), np.arange(rows, dtype=np.int64))
+
+
+def sensor(rows: int = 300) -> Batch:
+    """A sensor read every 10 to 15 minutes, with a gain that drifts."""
+    rng = np.random.default_rng(1)
+    current = rng.normal(20.0, 3.0, size=(rows, 1))
+    labels = current * np.linspace(5.0, 8.0, rows)[:, None]
+    times = np.cumsum(rng.integers(10, 16, rows)) * (HOUR // 60)
+    return Batch(current.astype(np.float32), times.astype(np.int64), labels.astype(np.float32))
+
+
+def base_forecasts(base: Linear, batch: Batch, window: int) -> dict[int, FloatArray]:
+    """What the base says at each row t with a full window."""
+    pipeline = Pipeline(forecast.Forecast(window, TINY.horizon), base, [], device="cpu")
+    return {int(p.id): p.base for entry in batch.entries() for p in pipeline.observe([entry])}
+
+
+def test_a_forecast_figure_is_what_a_computation_by_hand_gives() -> None:
+    """Issue times, the maturing of rows and the mean over all cells are those of the protocol."""
+    batch, w, horizon = waves(), TINY.window, TINY.horizon
+    first, n = 120 + w, len(batch)
+    said = base_forecasts(TINY.fit(batch), batch, w)
+    bias = np.zeros((horizon, 3))
+    errors: dict[str, list[float]] = {"base": [], "bias-0.1": [], "persistence": []}
+    for t in range(first, n - horizon):
+        for h in range(1, horizon + 1):  # what row t makes known, of the forecasts since the first judged one
+            if t - h >= first:
+                bias[h - 1] += RATE * (batch.values[t] - said[t - h][h - 1] - bias[h - 1])
+        actual = batch.values[t + 1 : t + 1 + horizon]
+        for name, forecasts in (("base", said[t]), ("bias-0.1", said[t] + bias), ("persistence", batch.values[t])):
+            errors[name].append(float(np.abs(forecasts - actual).mean()))
+    measured = forecast.measure(TINY, batch, quiet, one_bias)
+    for name, by_hand in errors.items():
+        np.testing.assert_allclose(measured.errors[name], by_hand, rtol=2e-5, err_msg=name)
+    assert measured.mixed == ("base", "bias-0.1")
+    assert list(measured.errors) == ["base", "bias-0.1", "persistence", "served"]
+
+
+def test_issue_times_are_those_of_the_protocol() -> None:
+    """t in [n_train + W, n - T), and the pipeline sees nothing before the first judged window."""
+    assert forecast.issue_times(TINY, 240) == range(126, 236)
+    assert [int(entry.id) for entry in forecast.stream_of(TINY, waves())] == list(range(121, 240))
+
+
+def test_what_comes_later_changes_no_earlier_error() -> None:
+    """Errors of forecasts that were whole before row 200 stay the same when the rest of the stream is noise."""
+    batch = waves()
+    values = batch.values.copy()
+    values[200:] = np.random.default_rng(2).normal(50.0, 20.0, size=(40, 3))
+    before = forecast.measure(TINY, batch, quiet, one_bias).errors
+    after = forecast.measure(TINY, Batch(values, batch.times), quiet, one_bias).errors
+    whole = 200 - TINY.horizon - forecast.issue_times(TINY, len(batch)).start
+    for name in before:
+        np.testing.assert_array_equal(before[name][:whole], after[name][:whole], err_msg=name)
+        assert not np.array_equal(before[name][whole:], after[name][whole:])
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_labels_arrive_when_the_protocol_says(every: int) -> None:
+    """A label comes before the first entry that is not older than its time, and no earlier entry follows it."""
+    setting, batch = replace(LATE, every=every), sensor()
+    items = glucose.items_of(setting, batch)
+    entries = [item for item in items if isinstance(item, Entry)]
+    assert [int(entry.id) for entry in entries] == list(range(90, 300))
+    now = 0
+    for i, item in enumerate(items):
+        now = max(now, item.time)
+        assert item.time == now, "items are in the order of their arrival"
+        if isinstance(item, Label):
+            assert item.time - batch.times[int(item.id)] == 6 * HOUR
+            assert (int(item.id) - 90) % every == 0
+            before = [entry.time for entry in items[:i] if isinstance(entry, Entry)]
+            assert max(before) < item.time
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_a_regression_figure_is_what_a_computation_by_hand_gives(every: int) -> None:
+    """All predictions are judged; only labels that have arrived are learned."""
+    setting, batch = replace(LATE, every=every), sensor()
+    assert batch.labels is not None
+    pipeline = glucose.pipeline_for(setting, setting.fit(batch), [])
+    entries = list(Batch(batch.values, batch.times).entries())[90:]
+    said = {int(p.id): float(p.base[0, 0]) for entry in entries for p in pipeline.observe([entry])}
+    bias, waiting, errors = 0.0, [row for row in range(90, 300) if (row - 90) % every == 0], []
+    for row in range(92, 300):
+        while waiting and batch.times[waiting[0]] + 6 * HOUR <= batch.times[row]:
+            arrived = waiting.pop(0)
+            if arrived in said:
+                bias += RATE * (float(batch.labels[arrived, 0]) - said[arrived] - bias)
+        errors.append(abs(said[row] + bias - float(batch.labels[row, 0])))
+    measured = glucose.measure(setting, batch, quiet, one_bias)
+    np.testing.assert_allclose(measured.errors["bias-0.1"], errors, rtol=1e-4, atol=1e-3)
+    assert measured.figure("bias-0.1") == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_no_change_is_the_newest_label_that_has_arrived() -> None:
+    """Compared with a search through all labels."""
+    batch = sensor(60)
+    assert batch.labels is not None
+    plain = glucose.no_change(replace(LATE, every=3), batch)
+    first = LATE.split(batch)
+    for row in range(len(batch)):
+        known = [r for r in range(row) if (r - first) % 3 == 0 and batch.times[r] + 6 * HOUR <= batch.times[row]]
+        expected = float(batch.labels[known[-1], 0]) if known else np.nan
+        np.testing.assert_equal(plain[row], expected)
+
+
+def test_a_pipeline_that_counts_otherwise_is_caught() -> None:
+    """The cross-check refuses a sum or a count that differs."""
+    pipeline = forecast.pipeline_for(TINY, TINY.fit(waves()), [Bias(RATE)])
+    pipeline.observe(forecast.stream_of(TINY, waves()))
+    counted, cells = pipeline.stats.loss_sum["base"], pipeline.stats.loss_cells["base"]
+    cross_check(pipeline, {"base": counted}, cells)
+    with pytest.raises(AssertionError, match="base: the pipeline counted"):
+        cross_check(pipeline, {"base": 1.001 * counted}, cells)
+    with pytest.raises(AssertionError, match="cells"):
+        cross_check(pipeline, {"base": counted}, cells + 1)
+
+
+def test_the_worst_block_is_the_largest_ratio() -> None:
+    """Blocks of 500; a short rest belongs to the block before it."""
+    base = np.ones(1100)
+    served = np.concatenate([np.full(500, 0.5), np.full(500, 1.0), np.full(100, 4.0)])
+    measured = Measured("m", "p", {"base": base, "served": served}, ("base",))
+    assert measured.worst_block("served") == pytest.approx((500 + 400) / 600)
+    assert measured.as_json() == {"base": 1.0, "served": pytest.approx(1150 / 1100), "protocol": "p"}
+
+
+def test_the_page_says_which_way_each_expert_went() -> None:
+    """Words follow the signs of the figures."""
+    errors = {"base": [2.0, 2.0], "good": [1.0, 1.0], "bad": [3.0, 3.0], "same": [2.0, 2.0], "served": [1.0, 1.0]}
+    measured = Measured(
+        "m", "m: protocol", {k: np.array(v) for k, v in errors.items()}, ("base", "good", "bad", "same")
+    )
+    page = results_page([measured])
+    assert "`good`: better than the base on m (-50.0 %); no block worse than the base's." in page
+    assert "`bad`: worse than the base on m (+50.0 %); at its worst +50.0 % over a block of m." in page
+    assert "`same`: no different on m" in page
+    assert "+0.0 % against good on m" in page
+    assert "* `m`: protocol" in page
+
+
+def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No data: which file, and the option that says where it is."""
+    assert quality.main(["--only", "etth1-weak", "--data", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "ETTh1.csv" in said
+    assert "--data" in said
+
+
+def test_the_scenarios_keep_their_names() -> None:
+    """Names are permanent: figures of different versions are compared by them."""
+    assert list(SCENARIOS) == ["cgm-6h", "cgm-sparse", "etth1-weak", "etth1-strong", "los-weak", "los-strong"]
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "figure"),
+    zip(forecast.FORECASTS, (2.1470, 1.3292, 3.8743, 3.5731), strict=True),
+    ids=lambda v: str(v)[:24],
+)
+def test_the_frozen_bases_reach_their_reference_figures(setting: forecast.Setting, figure: float) -> None:
+    """Reference figures of the same protocol, from an independent implementation."""
+    measured = forecast.measure(setting, setting.load(DATA), quiet, lambda: [])
+    assert measured.figure("base") == pytest.approx(figure, abs=1e-4)
+    np.testing.assert_allclose(measured.errors["served"], measured.errors["base"], rtol=1e-5)

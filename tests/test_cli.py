@@ -1,0 +1,439 @@
+"""The commands as a person or a supervisor uses them: exit codes, output, signals, a broker that is away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kafka_helpers import consume, produce, until
+from proxy import Proxy
+from safetensors.torch import load_file
+from states import assert_same_state
+
+from streamadapt import RLS, Bias, DriftMonitor, Linear, Pipeline, Supervised
+from streamadapt.app.broker import EmbeddedBroker, create_topics
+from streamadapt.app.commands import run_command
+from streamadapt.checkpoint import CheckpointStore
+from streamadapt.ports import StreamPartition
+
+ROWS = 400
+
+CONFIG = """
+[source]
+{source}
+[fields]
+id = "id"
+time = "time"
+time_format = "unix_s"
+values = ["x"]
+label = "y"
+[task]
+kind = "supervised"
+window = 3
+[base]
+kind = "linear"
+weights = "base.safetensors"
+[[learners]]
+kind = "bias"
+rate = [0.1, 0.01]
+[[learners]]
+kind = "rls"
+forgetting = 0.98
+[[drift]]
+detector = "adwin"
+[sink]
+{sink}
+[checkpoint]
+path = "state"
+every = "100ms"
+"""
+FILES = 'kind = "files"\npath = "entries.csv"', 'kind = "files"\npath = "predictions.jsonl"'
+
+
+def rows(n=ROWS):
+    rng = np.random.default_rng(7)
+    x = np.round(np.cumsum(rng.normal(size=n)) * 0.1, 6)
+    y = np.round(2.0 * x + np.where(np.arange(n) < n // 2, 0.0, 3.0), 6)
+    return [(f"e{i}", i * 300, float(x[i]), float(y[i])) for i in range(n)]
+
+
+def write_csv(path, table):
+    path.write_text("id,time,x,y\n" + "".join(",".join(map(str, row)) + "\n" for row in table))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with a config, its history, its entries and a fitted base."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.toml").write_text(CONFIG.format(source=FILES[0], sink=FILES[1]))
+    table = rows()
+    write_csv(tmp_path / "history.csv", table[:100])
+    write_csv(tmp_path / "entries.csv", [*table[:150], ("bad", 151 * 300, "dirty", 1.0), *table[150:]])
+    assert run_command(["fit", "config.toml", "history.csv"]).code == 0
+    return tmp_path
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+# -- fit, check, replay
+
+
+def test_fit_says_what_it_did(folder, capsys):
+    """Rows, refused rows and the file; as JSON where asked for."""
+    capsys.readouterr()
+    assert run_command(["fit", "config.toml", "entries.csv", "--out", "b.safetensors", "--json"]).code == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": ROWS, "skipped": 1, "weights": "b.safetensors"}
+    assert Linear.load(folder / "b.safetensors").window == 3
+    assert not list(folder.glob("*.part"))
+
+
+def test_fit_joins_labels_that_came_apart(folder, capsys):
+    """The same weights as from one file."""
+    (folder / "x.jsonl").write_text(
+        "".join(json.dumps({"id": i, "time": t, "x": x}) + "\n" for i, t, x, _ in rows(100))
+    )
+    (folder / "y.jsonl").write_text(
+        "".join(json.dumps({"id": i, "time": t, "y": y}) + "\n" for i, t, _, y in rows(100))
+    )
+    out = folder / "apart.safetensors"
+    assert run_command(["fit", "config.toml", "x.jsonl", "--labels", "y.jsonl", "--out", str(out)]).code == 0
+    apart, together = load_file(out), load_file(folder / "base.safetensors")
+    torch.testing.assert_close(apart, together)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["check", "nowhere.toml"], 2, "config: config: expected a readable UTF-8 file"),
+        (["check", "config.toml", "--set", "task.windw=1"], 2, "config: task.windw: "),
+        (["run", "config.toml", "--set", "task.window=4"], 2, "config: task.window: expected 3, which the base"),
+        (["run", "config.toml", "--set", "source.path=nowhere.csv"], 1, "file nowhere.csv: not found"),
+        (["run", "config.toml", "--set", "source.path=entries.txt"], 2, "config: source.path: "),
+        (["run", "config.toml", "--set", "sink.path=."], 1, "file .: cannot be written"),
+        (["run", "config.toml", "--log-level", "loud"], 2, "config: --log-level: "),
+        (["replay", "config.toml", "nowhere.csv"], 1, "file nowhere.csv: not found"),
+        (["replay", "config.toml", "torn.csv.gz"], 1, "file torn.csv.gz: cannot be read"),
+        (["replay", "config.toml", "entries.csv", "--out", "no/where/"], 0, ""),
+        (["fit", "config.toml", "nowhere.csv"], 1, "nowhere.csv: cannot be read"),
+        (["fit", "config.toml", "entries.csv", "--out", "no/where.safetensors"], 2, "config: base.weights: "),
+        (["fit", "config.toml", "entries.csv", "--ridge", "-1"], 2, "config: --ridge: "),
+        (["init", "no/where.toml"], 2, "config: config: expected a file that can be written"),
+        (["demo", "--labels", "few"], 2, "config: --labels: expected all or sparse"),
+        (["demo", "--limit", "3"], 2, "config: --limit: "),
+        (["demo", "--speed", "0"], 2, "config: --speed: "),
+        (["demo", "--json", "no/where.json"], 2, "config: --json: "),
+        (["demo", "--keep", "."], 2, "config: --keep: "),
+        (["dance"], 2, "No such command"),
+        (["run"], 2, "Missing argument"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(folder, capsys, arguments, code, said):
+    """No traceback for anything that a person may get wrong."""
+    (folder / "torn.csv.gz").write_bytes(b"\x1f\x8b\x08\x00rest")
+    capsys.readouterr()
+    assert run_command(arguments).code == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    if code and "such command" not in said and "argument" not in said:
+        assert [line for line in error.splitlines() if line.startswith("streamadapt: ")] == [error.splitlines()[-1]]
+
+
+def test_check_writes_nothing(folder, capsys):
+    """Not even the files that a run would open; and it says which experts there are."""
+    before = sorted(path.name for path in folder.iterdir())
+    capsys.readouterr()
+    assert run_command(["check", "config.toml", "--json"]).code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"ok": True, "experts": ["base", "bias-0.1", "bias-0.01", "rls-0.98"]}
+    assert run_command(["check", "config.toml", "--json", "--set", "task.window=x"]).code == 2
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"ok": False, "error": {"path": "task.window", "value": "'x'", "expected": "a whole number"}}
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def by_hand(table):
+    from streamadapt import Entry
+
+    base = Linear.load(Path("base.safetensors"))
+    pipeline = Pipeline(Supervised(3), base, [Bias((0.1, 0.01)), RLS(0.98)], drift=[DriftMonitor("adwin")])
+    entries = (Entry(np.array([x], np.float32), t * 10**9, i, label=np.array([y], np.float32)) for i, t, x, y in table)
+    return pipeline, pipeline.observe(entries)
+
+
+def test_replay_is_the_same_as_the_python_api(folder, capsys):
+    """The same numbers to the bit, from a file or by hand; nothing is written but what was asked for."""
+    pipeline, predictions = by_hand(rows())
+    before = sorted(path.name for path in folder.iterdir())
+    capsys.readouterr()
+    assert run_command(["replay", "config.toml", "entries.csv", "--json"]).code == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert summary["frozen"] == pipeline.stats.mean_loss("base")
+    assert summary["served"] == pipeline.stats.mean_loss("served")
+    assert summary["entries"] == ROWS
+    assert summary["dead_letters"] == {"wrong_type": 1}
+    for _ in range(2):  # the second replay writes its file anew
+        assert run_command(["replay", "config.toml", "entries.csv", "--out", "out.jsonl"]).code == 0
+        assert [np.float32(line["served"][0]) for line in lines("out.jsonl")] == [p.served[0, 0] for p in predictions]
+        assert [line["reason"] for line in lines("out.jsonl.dead-letters")] == ["wrong_type"]
+    table = capsys.readouterr().out
+    for said in ("frozen (base)", "served", "entries", "dead letters: wrong_type", "drift"):
+        assert said in table
+
+
+def test_replay_reads_labels_that_came_apart(folder, capsys):
+    """In a file of their own, JSON beside CSV too: then a number may be text in either."""
+    write_csv(folder / "y.csv", [(i, t + 600, x, y) for i, t, x, y in rows()])
+    (folder / "x.jsonl").write_text("".join(json.dumps({"id": i, "time": t, "x": x}) + "\n" for i, t, x, _ in rows()))
+    capsys.readouterr()
+    assert run_command(["replay", "config.toml", "x.jsonl", "--labels", "y.csv", "--json"]).code == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["labels"] == {"learned": ROWS - 2, "unpredicted": 2}
+    assert summary["entries"] == ROWS
+    assert summary["dead_letters"] == {}
+
+
+# -- run on files
+
+
+def test_run_on_files_writes_everything_and_continues(folder, capsys):
+    """Predictions, dead letters and a checkpoint; interrupted in the middle, the rest comes as if it had not been."""
+    capsys.readouterr()
+    assert run_command(["run", "config.toml", "--json", "--log-json"]).code == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["entries"] == ROWS
+    events = [json.loads(line) for line in said.err.splitlines()]
+    assert [event["message"] for event in events][-1] == f"stopped: {ROWS} entries, {ROWS - 2} predictions"
+    assert all(event.keys() >= {"time", "level", "logger", "message"} for event in events)
+    assert len(lines("predictions.jsonl")) == ROWS - 2
+    assert [line["value"] for line in lines("predictions.jsonl.dead-letters")] == [
+        '{"id":"bad","time":"45300","x":"dirty","y":"1.0"}'
+    ]
+    whole = [line["served"] for line in lines("predictions.jsonl")]
+    final = CheckpointStore(folder / "state" / "entries.csv-0").load_latest()
+    # Half of the file first: to the engine the same as an interruption in front of the rest.
+    full = (folder / "entries.csv").read_text()
+    (folder / "entries.csv").write_text("".join(full.splitlines(keepends=True)[:200]))
+    again = ["--set", "sink.path=second.jsonl", "--set", "checkpoint.path=second"]
+    assert run_command(["run", "config.toml", *again]).code == 0
+    assert 0 < len(lines("second.jsonl")) < len(whole)
+    (folder / "entries.csv").write_text(full)
+    assert run_command(["run", "config.toml", *again]).code == 0
+    assert [line["served"] for line in lines("second.jsonl")] == whole
+    resumed = CheckpointStore(folder / "second" / "entries.csv-0").load_latest()
+    assert_same_state(final.state, resumed.state)
+
+
+def test_log_json_holds_errors_too(folder, capsys):
+    """Where a machine reads standard error, the last words are JSON as well."""
+    capsys.readouterr()
+    assert run_command(["run", "config.toml", "--log-json", "--set", "source.path=nowhere.csv"]).code == 1
+    (event,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (event["level"], event["message"]) == ("error", "file nowhere.csv: not found")
+
+
+def test_a_fault_in_the_users_model_shows_where(folder, capsys, monkeypatch):
+    """That is no config error: the exit code is 1, with the traceback, on one line where logs are JSON."""
+    (folder / "mine.py").write_text(
+        "def make():\n    def model(x):\n        raise ZeroDivisionError('mine')\n    return model\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    own = ["--set", 'base={kind="module", factory="mine:make"}']
+    assert run_command(["replay", "config.toml", "entries.csv", *own]).code == 1
+    error = capsys.readouterr().err
+    assert "mine.py" in error
+    assert error.splitlines()[-1] == "streamadapt: unexpected ZeroDivisionError: mine"
+    assert run_command(["run", "config.toml", "--log-json", *own]).code == 1
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert "mine.py" in events[-1]["exception"]
+
+
+def test_an_exit_code_reaches_the_shell(folder):
+    """Through the real entry point, and the settings of the environment with it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "streamadapt", "check", "config.toml"], capture_output=True, text=True, check=False,
+        env=os.environ | {"STREAMADAPT__TASK__WINDOW": "9"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "(set by STREAMADAPT__TASK__WINDOW)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["typer", "streamadapt.assemble", "streamadapt.app.running", "streamadapt_connectors.files"]
+)
+def test_an_interrupt_during_imports_ends_cleanly(folder, module):
+    """Exit code 130 and one line, wherever it comes."""
+    code = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from streamadapt.app.cli import main\n"
+        f"[sys.modules.pop(name) for name in list(sys.modules) if name == {module!r}]\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv = ['streamadapt', 'run', 'config.toml']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "streamadapt: interrupted\n")
+
+
+# -- run on Kafka, with signals
+
+
+def entries_and_labels(n=ROWS):
+    table = rows(n)
+    entries = [json.dumps({"id": i, "time": t, "x": x}).encode() for i, t, x, _ in table]
+    labels = [json.dumps({"id": i, "time": t + 3000, "y": y}).encode() for i, t, _, y in table]
+    return entries, labels
+
+
+class Run:
+    """``streamadapt run`` on topics, in a process of its own."""
+
+    def __init__(self, folder, servers, entries, labels, predictions):
+        self.folder = folder
+        self.source = entries, labels
+        self.predictions = predictions
+        source = f'kind = "kafka"\nservers = "{servers}"\ntopic = "{entries}"\nlabel_topic = "{labels}"'
+        sink = f'kind = "kafka"\ntopic = "{predictions}"'
+        (folder / "config.toml").write_text(CONFIG.format(source=source, sink=sink))
+        self.process = None
+
+    def start(self):
+        with (self.folder / "log.jsonl").open("ab") as log:
+            command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--json", "--log-json"]
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=log)
+        return self
+
+    def log(self):
+        return [line["message"] for line in lines(self.folder / "log.jsonl")]
+
+    def wait_for(self, text):
+        def found():
+            assert self.process.poll() is None, self.log()
+            return any(text in line for line in self.log())
+
+        until(found, lambda: time.sleep(0.05))
+
+    def wait_for_checkpoint(self, offset=1):
+        """Until a checkpoint has got so far in the entries."""
+
+        def reached():
+            assert self.process.poll() is None, self.log()
+            return self.position() >= offset
+
+        until(reached, lambda: time.sleep(0.05))
+
+    def checkpoint(self):
+        folder = self.folder / "state" / f"{self.source[0]}-0"
+        return CheckpointStore(folder).load_latest() if folder.is_dir() else None
+
+    def position(self):
+        found = self.checkpoint()
+        return 0 if found is None else found.positions.get(StreamPartition(self.source[0], 0), 0)
+
+    def end(self, number):
+        self.process.send_signal(number)
+        out, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, out.decode()
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *exc):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def offsets_of(servers, topic):
+    return [int(json.loads(r.value)["id"].rpartition("@")[2]) for r in consume(servers, topic)]
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_a_signal_drains_and_checkpoints(folder, kafka_servers, topic):
+    """SIGTERM, then SIGINT: exit code 0, and the checkpoint stands exactly behind the predictions that were written."""
+    entries, labels = entries_and_labels(2000)
+    run = Run(folder, kafka_servers, topic(), topic(), topic())
+    produce(kafka_servers, run.source[0], [entries])
+    produce(kafka_servers, run.source[1], [labels])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = run.position()
+        with run:
+            run.wait_for_checkpoint(before + 1)
+            code, out = run.end(number)
+        assert code == 0, run.log()
+        assert f"{number.name}: draining" in run.log()
+        written = offsets_of(kafka_servers, run.predictions)
+        assert written == list(range(2, run.position())), "every prediction once, up to the checkpoint"
+        assert json.loads(out)["entries"] == run.position()
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_a_signal_while_the_broker_is_away_and_a_restart_when_it_is_back(folder):
+    """The process ends by itself, says that a restart replays, and the restart loses nothing."""
+    proxy = Proxy()
+    with EmbeddedBroker(advertised_port=proxy.port) as broker:
+        proxy.target_port = broker.port
+        servers = f"127.0.0.1:{proxy.port}"
+        create_topics(servers, {"entries": 1, "labels": 1, "predictions": 1})
+        entries, labels = entries_and_labels(900)
+        produce(servers, "entries", [entries])
+        produce(servers, "labels", [labels])
+        run = Run(folder, servers, "entries", "labels", "predictions")
+        with run:
+            run.wait_for_checkpoint(100)
+            proxy.cut(refuse=True)
+            run.wait_for("trying again until it works")
+            code, _ = run.end(signal.SIGTERM)
+        assert code == 1, run.log()
+        assert "a restart replays from the last checkpoint" in run.log()[-1]
+        assert run.position() < 900
+        proxy.mend()
+        with run:
+            run.wait_for_checkpoint(900)
+            assert run.end(signal.SIGTERM)[0] == 0
+        said = {}
+        for record in consume(servers, "predictions"):
+            prediction = json.loads(record.value)
+            assert said.setdefault(prediction["id"], prediction) == prediction
+        assert len(said) == 898
+    proxy.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_a_broker_that_comes_up_later_is_waited_for(folder):
+    """A run that starts first says so and then works; a signal before that ends it at once, without an error."""
+    proxy = Proxy()
+    proxy.cut(refuse=True)
+    run = Run(folder, f"127.0.0.1:{proxy.port}", "entries", "labels", "predictions")
+    with run:
+        run.wait_for("trying again until it works")
+        assert run.end(signal.SIGTERM)[0] == 0, run.log()
+    with run, EmbeddedBroker(advertised_port=proxy.port) as broker:
+        proxy.target_port = broker.port
+        proxy.mend()
+        create_topics(run_servers := f"127.0.0.1:{proxy.port}", {"entries": 1, "labels": 1, "predictions": 1})
+        entries, labels = entries_and_labels(50)
+        produce(run_servers, "entries", [entries])
+        produce(run_servers, "labels", [labels])
+        run.wait_for_checkpoint(50)
+        assert run.end(signal.SIGTERM)[0] == 0, run.log()
+        assert offsets_of(run_servers, "predictions") == list(range(2, 50))
+    proxy.close()

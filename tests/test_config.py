@@ -1,0 +1,531 @@
+"""Configs: what is wrong is said with its path; the environment overrides; every kind can be built."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from streamadapt.app.commands import run_command
+from streamadapt.assemble import check_config, make_engine, make_pipeline
+from streamadapt.base import Linear
+from streamadapt.config import load_config, parse_config
+from streamadapt.durations import duration_ns
+from streamadapt.errors import ConfigError
+from streamadapt.registry import build
+from streamadapt.report import summarise
+from streamadapt.stats import Stats
+
+ROOT = Path(__file__).parents[1]
+
+CONFIG = """
+[source]
+kind = "kafka"
+servers = "localhost:9092"
+topic = "entries"
+label_topic = "labels"
+[fields]
+id = "id"
+time = "time"
+values = ["a", "b"]
+label = "y"
+[task]
+kind = "supervised"
+window = 3
+[base]
+kind = "linear"
+weights = "{weights}"
+[[learners]]
+kind = "bias"
+rate = 0.1
+[[learners]]
+kind = "rls"
+[[drift]]
+detector = "adwin"
+[sink]
+kind = "kafka"
+topic = "predictions"
+[checkpoint]
+path = "state"
+[metrics]
+port = 9108
+"""
+
+
+def make_weights(path, kind="regression", window=3, channels=2, responses=1):
+    features = window * channels + 1 if kind != "forecast" else window
+    scaling = {
+        "input_loc": torch.zeros(channels), "input_scale": torch.ones(channels),
+        "output_loc": torch.zeros(responses if kind != "forecast" else channels),
+        "output_scale": torch.ones(responses if kind != "forecast" else channels),
+    }  # fmt: skip
+    Linear(kind, torch.zeros(features, responses), window, subtract_last=False, scaling=scaling).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights that fit `CONFIG`, others beside them that do not, and a torn file."""
+    folder = tmp_path_factory.mktemp("weights")
+    good = make_weights(folder / "base.safetensors")
+    make_weights(folder / "forecast.safetensors", "forecast", responses=4)
+    make_weights(folder / "window5.safetensors", window=5)
+    make_weights(folder / "three.safetensors", channels=3)
+    save_file({"w": torch.zeros(1)}, folder / "stranger.safetensors")
+    save_file({"weights": torch.zeros(1)}, folder / "halfway.safetensors", {"format": "streamadapt-linear-1"})
+    (folder / "torn.safetensors").write_bytes(good.read_bytes()[:50])
+    return good
+
+
+def text_of(weights):
+    return CONFIG.format(weights=weights)
+
+
+def test_the_config_of_these_tests_is_right(weights):
+    """What the broken ones below differ from."""
+    assert check_config(parse_config(text_of(weights))).names == ["base", "bias-0.1", "rls-0.9995"]
+
+
+BROKEN = [
+    # -- the file as a whole
+    ("[source]", "[source", "config", "TOML"),
+    ("[source]", "[surce]", "surce", "did you mean 'source'?"),
+    ("[sink]", "[sing]", "sing", "did you mean 'sink'?"),
+    ('[sink]\nkind = "kafka"\ntopic = "predictions"', "", "sink", "a table [sink]"),
+    ("[source]", 'devise = "cpu"\n[source]', "devise", "did you mean 'device'?"),
+    ("[source]", 'device = "gpu"\n[source]', "device", "auto, cpu, cuda"),
+    ("[source]", "threads = 0\n[source]", "threads", ">= 1"),
+    ("[source]", "seed = -1\n[source]", "seed", ">= 0"),
+    ("[source]", 'seed = "one"\n[source]', "seed", "a whole number"),
+    # -- source
+    ('servers = "localhost:9092"', "", "source.servers", "it is needed"),
+    ('servers = "localhost:9092"', "servers = 9092", "source.servers", "expected text, got 9092"),
+    ('servers = "localhost:9092"', 'servers = "localhost"', "source.servers", "host:port"),
+    ('servers = "localhost:9092"', 'server = "localhost:9092"', "source.server", "did you mean 'servers'?"),
+    ('kind = "kafka"\nservers', 'kind = "kafak"\nservers', "source.kind", "did you mean 'kafka'?"),
+    ('kind = "kafka"\nservers', "kind = []\nservers", "source.kind", "one of files, kafka"),
+    ('topic = "entries"', 'topic = "labels"', "source.label_topic", "another topic"),
+    ('topic = "entries"', 'topic = "entries"\nlabel_wait = "10 sec"', "source.label_wait", "with its unit"),
+    ('topic = "entries"', 'topic = "entries"\nlabel_wait = 2', "source.label_wait", "with its unit"),
+    ('topic = "entries"', 'topic = "entries"\nstart = "begin"', "source.start", "earliest or latest"),
+    ('topic = "entries"', 'topic = "entries"\npartitions = [0, "x"]', "source.partitions[1]", "whole number, got 'x'"),
+    ('topic = "entries"', 'topic = "entries"\nmax_poll_records = 0', "source.max_poll_records", "at least 1"),
+    # -- fields
+    ('values = ["a", "b"]', "", "fields.values", "it is needed"),
+    ('values = ["a", "b"]', 'values = "a"', "fields.values", "a list"),
+    ('values = ["a", "b"]', "values = []", "fields.values", "one field path per channel"),
+    ('values = ["a", "b"]', 'values = ["a", "b", "c"]', "fields.values", "2 channels, which the base was fitted on"),
+    ('values = ["a", "b"]', 'values = ["a", "b."]', "fields.values[1]", "a field's path"),
+    ('time = "time"', 'time = "time"\ntime_format = "iso"', "fields.time_format", "strptime"),
+    ('time = "time"', 'tme = "time"', "fields.tme", "did you mean 'time'?"),
+    ('label = "y"', "", "fields.label", "a supervised task learns from labels"),
+    ('label = "y"', 'label = "y"\noutputs = 2', "fields.outputs", "1, the task's outputs"),
+    ('id = "id"', "", "fields.label_id", "entry's id"),
+    # -- task
+    ('kind = "supervised"', 'kind = "supervized"', "task.kind", "did you mean 'supervised'?"),
+    ("window = 3", "windw = 3", "task.windw", "did you mean 'window'?"),
+    ("window = 3", "window = 0", "task.window", "1 to 100000 entries"),
+    ("window = 3", "window = 3.5", "task.window", "a whole number, got 3.5"),
+    ("window = 3", "window = 3\nttl = 86400", "task.ttl", "with its unit"),
+    ("window = 3", 'window = 3\nttl = "0s"', "task.ttl", "a duration > 0"),
+    ("window = 3", 'window = 3\nttl = "99999999d"', "task.ttl", "less than 146 years"),
+    ("window = 3", "window = 3\nclasses = 1", "task.classes", "2 to 100000 classes"),
+    ("window = 3", 'window = 3\nloss = "log"', "task.loss", "log for classification"),
+    ("window = 3", 'window = 3\nclasses = 2\nloss = "squared"', "task.loss", "log for classification"),
+    ("window = 3", 'window = 3\nloss = "mse"', "task.loss", "absolute"),
+    ("window = 3", "window = 3\nclasses = 2", "learners[0].kind", "a learner for a classification task"),
+    ('kind = "supervised"', 'kind = "forecast"', "task.horizon", "it is needed"),
+    # -- base
+    ("/base.safe", "/missing.safe", "base.weights", "a readable safetensors file"),
+    ("/base.safe", "/torn.safe", "base.weights", "a readable safetensors file"),
+    ("/base.safe", "/stranger.safe", "base.weights", "written by streamadapt fit"),
+    ("/base.safe", "/halfway.safe", "base", "arguments that fit (KeyError"),
+    ("/base.safe", "/forecast.safe", "base.weights", "weights fitted for a regression task"),
+    ("/base.safe", "/window5.safe", "task.window", "5, which the base's weights were fitted for"),
+    ("/base.safe", "/three.safe", "fields.values", "3 channels"),
+    ("weights =", "weight =", "base.weight", "did you mean 'weights'?"),
+    ('kind = "linear"', 'kind = "persistence"', "base.weights", "one of the keys horizon"),
+    ('kind = "linear"', 'kind = "module"', "base.factory", "it is needed"),
+    ('kind = "linear"', 'kind = "module"\nfactory = "nowhere:make"', "base.factory", "an importable module:factory"),
+    # -- learners
+    ('kind = "bias"', 'kind = "bais"', "learners[0].kind", "did you mean 'bias'?"),
+    ('kind = "bias"', 'kind = "adcsd"', "learners[0].rate", "one of the keys loss, lr, share_norm"),
+    ("rate = 0.1", "rate = 1.5", "learners[0].rate", "(0, 1]"),
+    ("rate = 0.1", "rate = [0.1, 0.1]", "learners[0].rate", "different ones"),
+    ("rate = 0.1", 'rate = "fast"', "learners[0].rate", "a number or a list"),
+    ("rate = 0.1", "rate = nan", "learners[0].rate", "(0, 1]"),
+    ('kind = "rls"', 'kind = "bias"\nrate = 0.1', "learners", "names that differ"),
+    ('kind = "rls"', 'kind = "rls"\nclip = 0.0', "learners[1].clip", "a number > 0"),
+    ('kind = "rls"', 'kind = "adcsd"', "learners[1].kind", "a learner for a regression task"),
+    ('kind = "rls"', 'kind = "adcsd"\nloss = "l2"', "learners[1].loss", "one of mae, huber"),
+    ('kind = "rls"', 'kind = "river"\nmodel = "nowhere.Model"', "learners[1].model", "a path below river"),
+    ('kind = "rls"', 'kind = "river"\nmodel = "linear_model.Perceptron"', "learners[1].model", "a river regressor"),
+    ('[[learners]]\nkind = "rls"', "[learners.x]", "learners[0].x", "one of the keys rate"),
+    # -- drift
+    ('detector = "adwin"', 'detector = "adwn"', "drift[0].detector", "one of adwin, page-hinkley"),
+    ('detector = "adwin"', 'detector = "adwin"\nsignal = "los"', "drift[0].signal", "one of loss, input"),
+    ('detector = "adwin"', 'detector = "adwin"\nparams = { dleta = 1.0 }', "drift[0].params", "arguments of river"),
+    ('detector = "adwin"', 'reaction = "boost"\nfactor = 0.5', "drift[0].factor", "a finite number >= 1"),
+    # -- guard, limits
+    ("[checkpoint]", '[guard]\nkind = "one-layer"\n[checkpoint]', "guard.kind", "hedge, none, two-layer"),
+    ("[checkpoint]", '[guard]\nscope = "row"\n[checkpoint]', "guard.kind", "one of hedge, none, two-layer"),
+    ("[checkpoint]", '[guard]\nkind = "hedge"\nscope = "row"\n[checkpoint]', "guard.scope", "one of global, horizon"),
+    ("[checkpoint]", "[limits]\ndepth = 0\n[checkpoint]", "limits.depth", ">= 1"),
+    ("[checkpoint]", "[limits]\nmax_bad_share = 2.0\n[checkpoint]", "limits.max_bad_share", "(0, 1]"),
+    ("[checkpoint]", "[limits]\nrecord_byte = 1\n[checkpoint]", "limits.record_byte", "did you mean 'record_bytes'?"),
+    # -- sink, dead letters, checkpoint, metrics
+    ('topic = "predictions"', "", "sink.topic", "it is needed"),
+    ('topic = "predictions"', 'topic = "p"\nserver = "a:1"', "sink.server", "did you mean 'servers'?"),
+    ('topic = "predictions"', 'topic = "p"\nservers = "a"', "sink.servers", "host:port"),
+    ('topic = "predictions"', 'topic = "p"\nencoder = "json"', "sink.encoder", "one of the keys"),
+    ("[checkpoint]", '[dead_letters]\nkind = "kafka"\n[checkpoint]', "dead_letters.topic", "it is needed"),
+    ("[checkpoint]", '[dead_letters]\nkind = "void"\n[checkpoint]', "dead_letters.kind", "one of files, kafka"),
+    ('path = "state"', "", "checkpoint.path", "it is needed"),
+    ('path = "state"', 'path = "state"\nevery = "10 sec"', "checkpoint.every", '"10s"'),
+    ('path = "state"', 'path = "state"\nevery = "0s"', "checkpoint.every", "a duration > 0"),
+    ('path = "state"', 'path = "state"\nevry = "1s"', "checkpoint.evry", "did you mean 'every'?"),
+    ('path = "state"', 'path = "state"\nevery_entries = 0', "checkpoint.every_entries", ">= 1"),
+    ('path = "state"', 'path = "state"\nkeep = 0', "checkpoint.keep", ">= 1"),
+    ("port = 9108", "port = 91080", "metrics.port", "<= 65535"),
+    ("port = 9108", 'port = "9108"', "metrics.port", "a whole number, got '9108'"),
+    ("port = 9108", "", "metrics.port", "it is needed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "fragment"), BROKEN, ids=[f"{row[2]}-{i}" for i, row in enumerate(BROKEN)]
+)
+def test_what_is_wrong_is_named_with_its_path(weights, old, new, path, fragment):
+    """Exactly this path, and what was expected there, before anything connects."""
+    text = text_of(weights)
+    assert text.count(old) >= 1
+    with pytest.raises(ConfigError) as failed:
+        check_config(parse_config(text.replace(old, new, 1)))
+    if fragment == "TOML":  # the file is none
+        assert "TOML" in str(failed.value)
+        return
+    assert failed.value.path == path
+    assert fragment in str(failed.value)
+    assert str(failed.value).startswith(f"{path}: expected ")
+
+
+def test_a_forecast_takes_no_labels(weights):
+    """A label topic beside a forecast is a misunderstanding, not something to read and refuse."""
+    text = text_of(weights).replace('kind = "supervised"', 'kind = "forecast"\nhorizon = 4')
+    text = text.replace("base.safe", "forecast.safe")
+    with pytest.raises(ConfigError, match=r"source\.label_topic: expected none: a forecast's targets"):
+        check_config(parse_config(text))
+    assert check_config(parse_config(text.replace('label_topic = "labels"', ""))).names[0] == "base"
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [("250ms", 250_000_000), ("10s", 10**10), ("1.5m", 90 * 10**9), ("6h", 21_600 * 10**9), (" 1d ", 86_400 * 10**9)],
+)
+def test_durations(text, nanoseconds):
+    """As people write them."""
+    assert duration_ns("x", text) == nanoseconds
+
+
+@pytest.mark.parametrize(
+    "value", ["", "10", "10 sec", "-1s", "s", "1h30m", "1e3s", "infs", None, 10, True, "10S", "٣s x"]
+)
+def test_what_is_no_duration(value):
+    """A missing unit most of all."""
+    with pytest.raises(ConfigError, match=r"task\.ttl: expected a duration with its unit"):
+        duration_ns("task.ttl", value)
+
+
+# -- secrets
+
+SECRET = "hunter2-geheim"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        f'sasl_plain_password = "{SECRET}"',  # in the wrong table
+        f'password = "{SECRET}"',
+        f'sasl_plain_pasword = "{SECRET}"',
+        f'security = "{SECRET}"',
+        f'security = {{ sasl_plain_pasword = "{SECRET}" }}',
+        f'security = {{ security_protocol = "TLS", sasl_plain_password = "{SECRET}" }}',
+        f'security = {{ ssl_password = "{SECRET}" }}\nmax_poll_records = "x"',
+        f'max_poll_records = {{ ssl_password = "{SECRET}" }}',
+    ],
+)
+@pytest.mark.parametrize("where", ['topic = "entries"', 'topic = "predictions"'])
+def test_no_error_shows_a_secret(weights, table, where, tmp_path, capsys):
+    """Whatever is wrong, and wherever a password was put."""
+    path = tmp_path / "config.toml"
+    path.write_text(text_of(weights).replace(where, f"{where}\n{table}"))
+    for arguments in (["check", str(path)], ["check", str(path), "--json"], ["run", str(path)]):
+        assert run_command(arguments).code == 2
+        said = capsys.readouterr()
+        assert said.out + said.err
+        assert SECRET not in said.out + said.err
+
+
+def test_a_right_config_shows_no_secret_either(weights):
+    """Not in its repr, nor in the repr of what is made from it."""
+    security = f'{{ security_protocol = "SASL_SSL", sasl_mechanism = "PLAIN", sasl_plain_password = "{SECRET}" }}'
+    config = parse_config(text_of(weights).replace('topic = "entries"', f'topic = "entries"\nsecurity = {security}'))
+    assert SECRET not in repr(config)
+    assert "PLAIN" in repr(config)
+    engine = make_engine(config)
+    assert SECRET not in repr([vars(engine), engine.source, engine.sink, engine.dead_letters])
+
+
+def test_a_password_of_digits_stays_text(weights):
+    """From the environment everything else that looks like TOML is TOML."""
+    environment = {"STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD": "12345"}
+    assert parse_config(text_of(weights), environment).source["security"] == {"sasl_plain_password": "12345"}
+
+
+def test_credentials_go_to_their_own_servers_only(weights):
+    """A sink without servers shares the source's with their credentials; one with its own does not."""
+    made = {}
+
+    def sink_of(text):
+        import streamadapt.assemble as assemble
+
+        return assemble._sinks(parse_config(text))
+
+    text = text_of(weights).replace('topic = "entries"', 'topic = "entries"\nsecurity = { security_protocol = "SSL" }')
+    made["shared"] = [table for table, _ in sink_of(text)]
+    made["own"] = [table for table, _ in sink_of(text.replace('"predictions"', '"predictions"\nservers = "other:1"'))]
+    assert [t.get("security") for t in made["shared"]] == [{"security_protocol": "SSL"}] * 2
+    assert [t.get("security") for t in made["own"]] == [None, None]
+    assert [t["servers"] for t in made["own"]] == ["other:1"] * 2
+    assert made["own"][1]["topic"] == "predictions-dead-letters"
+
+
+# -- environment and flags
+
+
+def test_environment_values_are_toml_where_they_parse(weights):
+    """Numbers, lists and truth values are typed; everything else is text."""
+    environment = {
+        "STREAMADAPT__SOURCE__SERVERS": "broker:9092",
+        "STREAMADAPT__TASK__WINDOW": "5",
+        "STREAMADAPT__LEARNERS__0__RATE": "[0.1, 0.01]",
+        "STREAMADAPT__SINK__EXPERTS": "true",
+        "STREAMADAPT__FIELDS__VALUES__1": "c",
+        "STREAMADAPT__GUARD__KIND": "none",
+        "STREAMADAPT__SOURCE__TOPIC": '"2024"',
+        "OTHER__SOURCE__SERVERS": "nobody:1",
+    }
+    config = parse_config(text_of(weights), environment)
+    assert config.source["servers"] == "broker:9092"
+    assert config.source["topic"] == "2024"
+    assert config.task["window"] == 5
+    assert config.learners[0] == {"kind": "bias", "rate": [0.1, 0.01]}
+    assert config.sink["experts"] is True
+    assert config.fields["values"] == ["a", "c"]
+    assert config.guard == {"kind": "none"}
+
+
+def test_lists_of_tables_can_come_from_the_environment_alone(weights):
+    """In the order of their index, ten after nine."""
+    text = text_of(weights).split("[[learners]]")[0] + "[sink]" + text_of(weights).split("[sink]")[1]
+    environment = {f"STREAMADAPT__LEARNERS__{i}__KIND": "bias" for i in range(11)}
+    environment |= {f"STREAMADAPT__LEARNERS__{i}__RATE": f"0.{i + 1:02d}" for i in range(11)}
+    learners = parse_config(text, environment).learners
+    assert [learner["rate"] for learner in learners] == [(i + 1) / 100 for i in range(11)]
+
+
+def test_flag_over_environment_over_file_over_default(weights, tmp_path):
+    """The precedence that the documentation promises."""
+    path = tmp_path / "config.toml"
+    path.write_text(text_of(weights))
+    environment = {"STREAMADAPT__TASK__WINDOW": "7", "STREAMADAPT__SEED": "7"}
+    assert load_config(path, {}).seed == 0
+    assert load_config(path, {}).task["window"] == 3
+    assert load_config(path, environment).task["window"] == 7
+    config = load_config(path, environment, ["task.window=9", "learners.1.clip=4.0", "source.topic=a=b"])
+    assert (config.task["window"], config.seed, config.learners[1]["clip"]) == (9, 7, 4.0)
+    assert config.source["topic"] == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "path", "fragment"),
+    [
+        ("STREAMADAPT__LEARNERS__7__RATE", "1", "STREAMADAPT__LEARNERS__7__RATE", "an index from 0 to 2"),
+        ("STREAMADAPT__LEARNERS__X__RATE", "1", "STREAMADAPT__LEARNERS__X__RATE", "an index from 0 to 2"),
+        ("STREAMADAPT__TASK__WINDOW__DEEP", "1", "STREAMADAPT__TASK__WINDOW__DEEP", "a plain value"),
+        ("STREAMADAPT__SOURCE____X", "1", "STREAMADAPT__SOURCE____X", "a name between"),
+        ("STREAMADAPT__SURCE__TOPIC", "x", "surce", "did you mean 'source'?"),
+        ("STREAMADAPT__TASK__WINDOW", "six", "task.window", "a whole number, got 'six'"),
+        ("STREAMADAPT__LEARNERS__2__RATE", "0.5", "learners[2].kind", "one of adcsd"),
+    ],
+)
+def test_bad_overrides(weights, name, value, path, fragment):
+    """A variable that names no place, or brings a wrong value, is an error like any other."""
+    with pytest.raises(ConfigError) as failed:
+        check_config(parse_config(text_of(weights), {name: value}))
+    assert failed.value.path == path
+    assert fragment in str(failed.value)
+
+
+def test_an_error_says_which_variable_caused_it(weights, tmp_path, capsys, monkeypatch):
+    """Or one looks for it in the file, where it is not."""
+    path = tmp_path / "config.toml"
+    path.write_text(text_of(weights))
+    monkeypatch.setenv("STREAMADAPT__LEARNERS__0__RATE", "7")
+    assert run_command(["check", str(path)]).code == 2
+    assert "learners[0].rate: " in (said := capsys.readouterr().err)
+    assert "(set by STREAMADAPT__LEARNERS__0__RATE)" in said
+
+
+def test_a_setting_without_a_value_is_refused(weights):
+    """Not taken for an empty one."""
+    with pytest.raises(ConfigError, match=r"--set: expected KEY=VALUE"):
+        parse_config(text_of(weights), {}, ["task.window"])
+
+
+# -- digest
+
+
+def test_the_digest_changes_with_what_the_state_depends_on(weights, tmp_path):
+    """And with nothing else: servers, sinks, places of files."""
+    text = text_of(weights)
+    digest = parse_config(text).digest()
+    for old, new in [
+        ("localhost:9092", "elsewhere:9092"), ('"predictions"', '"others"'), ('path = "state"', 'path = "/mnt/state"'),
+        ("port = 9108", "port = 1"), ('path = "state"', 'path = "state"\nevery = "1m"'),
+    ]:  # fmt: skip
+        assert parse_config(text.replace(old, new)).digest() == digest
+    for old, new in [
+        ("window = 3", "window = 4"), ("rate = 0.1", "rate = 0.2"), ('topic = "entries"', 'topic = "x"'),
+        ('"adwin"', '"page-hinkley"'), ('"b"]', '"c"]'), ("[source]", "seed = 1\n[source]"),
+        ('[[learners]]\nkind = "rls"', ""), ("[checkpoint]", '[guard]\nkind = "hedge"\n[checkpoint]'),
+    ]:  # fmt: skip
+        assert parse_config(text.replace(old, new)).digest() != digest, (old, new)
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(weights.read_bytes())
+    assert parse_config(text_of(moved)).digest() == digest
+    make_weights(moved, window=4)
+    assert parse_config(text_of(moved)).digest() != digest
+
+
+# -- kinds
+
+
+KIND_TABLES = {
+    "learners": {"adcsd": {}, "bias": {}, "calibration": {}, "gain": {}, "rls": {},
+                 "river": {"model": "linear_model.LinearRegression"}},
+    "bases": {"linear": {}, "module": {"factory": "torch.nn:Identity"}, "persistence": {"horizon": 3}},
+    "sources": {"files": {"path": "x.csv"}, "kafka": {"servers": "a:1", "topic": "t"}},
+    "sinks": {"files": {"path": "p.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
+    "dead_letters": {"files": {"path": "d.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
+    "codecs": {"json": {"fields": {"values": ["x"]}}},
+}  # fmt: skip
+
+
+def test_every_kind_of_the_entry_points_can_be_built(weights, tmp_path):
+    """From the least that it needs; a new kind has to be added to the table above."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    for group, names in groups.items():
+        tables = KIND_TABLES[group.removeprefix("streamadapt.")]
+        assert tables.keys() >= names.keys(), group
+        for kind in names:
+            table = {"kind": kind, **tables[kind]}
+            if kind == "linear":
+                table["weights"] = str(weights)
+            if kind == "files":
+                table["path"] = str(tmp_path / table["path"])
+            made = build(group.removeprefix("streamadapt."), "x", table, streams=["s"])
+            assert made is not None
+            if hasattr(made, "close"):
+                made.close()
+
+
+def test_the_template_passes_once_its_weights_exist(tmp_path, monkeypatch, capsys):
+    """`streamadapt init` writes a config that `streamadapt check` takes; before that it says what is missing."""
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["init", "my.toml"]).code == 0
+    assert run_command(["init", "my.toml"]).code == 2
+    assert "a file that does not exist yet, or --force" in capsys.readouterr().err
+    assert run_command(["check", "my.toml"]).code == 2
+    assert "base.weights" in capsys.readouterr().err
+    make_weights(tmp_path / "base.safetensors", window=6, channels=2)
+    assert run_command(["check", "my.toml"]).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "my.toml"]
+
+
+def test_the_template_names_only_what_exists():
+    """Its commented-out alternatives too: uncommented, they are TOML."""
+    text = files("streamadapt.app").joinpath("template.toml").read_text(encoding="utf-8")
+    lines = [
+        line[2:] if line.startswith("# ") and "=" in line and "`" not in line else line for line in text.splitlines()
+    ]
+    names = {line.split("=")[0].strip() for line in lines if "=" in line}
+    assert {"group", "classes", "key"} <= names
+
+
+PLUGIN = """
+from streamadapt import Bias
+class Third(Bias):
+    kind = "third"
+    @property
+    def names(self):
+        return ("third",)
+def source(path, **anything):
+    raise RuntimeError(f"third: {path} {sorted(anything)}")
+"""
+
+
+def test_a_third_party_kind_is_found(weights, tmp_path):
+    """By its entry points, without touching this package; its own errors get a path."""
+    info = tmp_path / "third-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[streamadapt.learners]\nthird = third:Third\ngone = nowhere:Gone\n"
+        "[streamadapt.sources]\nthird = third:source\n"
+    )
+    (tmp_path / "third.py").write_text(PLUGIN)
+    text = text_of(weights).replace('kind = "bias"', 'kind = "third"')
+    (tmp_path / "config.toml").write_text(text)
+    code = (
+        "from streamadapt.app.commands import run_command as r\n"
+        "c = ['check', 'config.toml']\n"
+        "print(r(c).code)\n"
+        "print(r([*c, '--set', 'learners.0.kind=gone']).code)\n"
+        "print(r([*c, '--set', 'source={kind=\"third\", path=\"p\", odd=1}']).code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.split("\n") == ["ok: experts base, third, rls-0.9995", "0", "2", "2", ""]
+    first, second = done.stderr.splitlines()
+    assert "learners[0].kind: expected a kind that can be imported (No module named 'nowhere')" in first
+    assert "source: expected arguments that fit (RuntimeError: third: p ['odd'])" in second
+
+
+def test_a_summary_adds_up_partitions():
+    """Losses by cells, not by partition; what no partition knows is None."""
+    one, two = Stats(), Stats()
+    one.loss_sum, one.loss_cells = {"base": 6.0, "served": 3.0}, {"base": 3, "served": 3}
+    two.loss_sum, two.loss_cells = {"base": 2.0, "served": 0.0}, {"base": 1, "served": 0}
+    one.rejected["not_json"] = two.rejected["not_json"] = 2
+    summary = summarise([one, two])
+    assert (summary["frozen"], summary["served"]) == (2.0, 1.0)
+    assert summary["dead_letters"] == {"not_json": 4}
+    assert summarise([])["frozen"] is None
+
+
+def test_the_same_config_makes_equal_pipelines(weights):
+    """Every partition gets one of its own."""
+    config = parse_config(text_of(weights))
+    one, two = make_pipeline(config), make_pipeline(config)
+    assert one.names == two.names
+    assert one.learners[0] is not two.learners[0]
