@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Written after every scenario: a long run that is interrupted keeps what it has.
         if asked.json is not None:
             asked.json.write_text(json.dumps({m.name: m.as_json() for m in results}, indent=2) + "\n", encoding="utf-8")
-    Console().print(_table(results))
+    Console().print(*_tables(results))
     if asked.markdown is not None:
         asked.markdown.write_text(results_page(results), encoding="utf-8")
     return 0
@@ -63,21 +63,24 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _table(results: Sequence[Measured]) -> Table:
-    table = Table(title="mean absolute error (worst 500-prediction block, relative to the base)")
-    table.add_column("expert")
+def _tables(results: Sequence[Measured]) -> list[Table]:
+    """One table for the scenarios that have the same experts."""
+    groups: dict[tuple[str, ...], list[Measured]] = {}
     for measured in results:
-        table.add_column(measured.name, justify="right")
-    for name in dict.fromkeys(name for measured in results for name in measured.errors if name != "served"):
-        table.add_row(name, *(_cell(measured, name) for measured in results))
-    table.add_row("served", *(_cell(measured, "served") for measured in results), style="bold")
+        groups.setdefault(tuple(measured.errors), []).append(measured)
+    return [_table(names, group) for names, group in groups.items()]
+
+
+def _table(names: Sequence[str], group: Sequence[Measured]) -> Table:
+    table = Table(title="mean absolute error")
+    table.add_column("expert", no_wrap=True)
+    for measured in group:
+        table.add_column(measured.name, justify="right", no_wrap=True)
+    for name in names:
+        table.add_row(name, *(f"{m.figure(name):.4f}" for m in group), style="bold" if name == "served" else None)
+    rows = ("worst block / base", *(f"{m.worst_block('served'):.3f}" for m in group))
+    table.add_row(*rows, style="dim")
     return table
-
-
-def _cell(measured: Measured, name: str) -> str:
-    if name not in measured.errors:
-        return ""
-    return f"{measured.figure(name):.4f} ({measured.worst_block(name):.3f})"
 
 
 if __name__ == "__main__":

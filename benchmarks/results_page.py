@@ -106,7 +106,8 @@ def _against_best(group: Sequence[Measured]) -> str:
 
 
 def _percent(change: float) -> str:
-    return f"{change:+.1%}".replace("%", " %")
+    rounded = round(change, 3)
+    return "0.0 %" if rounded == 0.0 else f"{rounded:+.1%}".replace("%", " %")
 
 
 def _costs(group: Sequence[Measured]) -> str:

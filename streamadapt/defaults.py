@@ -15,10 +15,10 @@ def default_learners(kind: TaskKind) -> list[Learner]:
     The guard sorts out which of them suit a stream, so a set offers what fails differently rather than what is best
     somewhere. docs/results.md has the figures of each.
 
-    * Forecasts: ADCSD as published, ten times as fast, and with shared normalisation (levels and shapes that a weak base
-      misses, at three speeds); the bias, the plainest of all; recursive least squares with memories of 2,000 and 500
-      entries (a linear relation that has changed), the best single learner on a strong base. The two ADCSD at the
-      original's size cost most; without them a wide panel is several times as fast.
+    * Forecasts: ADCSD as published, with ten times its learning rate, and with shared normalisation (what a weak base
+      misses; the slow one does no harm on a strong base); the bias, the plainest of all; recursive least squares with
+      memories of 2,000 and 500 entries (a linear relation that has changed), the best learner on strong bases.
+      ADCSD costs most by far.
     * Regression: bias, gain, both together (calibration) and recursive least squares, at several memories.
     * Classification: two of river's classifiers.
     """

@@ -122,7 +122,7 @@ def softmax_base(inputs: Tensor) -> Tensor:
 KINDS = ("forecast", "own labels", "late labels", "classes")
 
 
-def stream_of(kind: str, n: int = 100, seed: int = 0) -> list[Entry | Label]:
+def stream_of(kind: str, n: int = 90, seed: int = 0) -> list[Entry | Label]:
     """Entries with their labels inside, or 7 entries late, or targets of their own; some values and labels missing."""
     rng = np.random.default_rng(seed + 100)
     values = walk(n, 2, seed, missing=0.0 if kind == "classes" else 0.05)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from kafka_helpers import consume, produce, until
+from kafka_helpers import produce, until
+from kafka_tail import read_until
 from states import assert_same_state
 from streamadapt_connectors.codecs import FieldMap, JsonCodec
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSource
@@ -200,7 +201,7 @@ def test_dead_letters_reach_their_topic(kafka_servers, topic):
         engine._close()
     state["stats"].pop("rejected")
     assert_same_state(CLEAN_STATE, state)
-    found = consume(kafka_servers, letters)
+    found = read_until(kafka_servers, letters, lambda found: len(found) >= len(kinds) + len(BAD_LABELS))
     told = Counter()
     for record in found:
         headers = {name: value.decode() for name, value in record.headers}

@@ -1,88 +1,34 @@
-"""The commands as a person or a supervisor uses them: exit codes, output, signals, a broker that is away."""
+"""The commands as a person or a supervisor uses them: exit codes and output."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from kafka_helpers import consume, produce, until
-from proxy import Proxy
+from cli_helpers import ROWS, lines, logging_as_before, prepare, rows, write_csv
 from safetensors.torch import load_file
 from states import assert_same_state
 
 from streamadapt import RLS, Bias, DriftMonitor, Linear, Pipeline, Supervised
-from streamadapt.app.broker import EmbeddedBroker, create_topics
 from streamadapt.app.commands import run_command
 from streamadapt.checkpoint import CheckpointStore
-from streamadapt.ports import StreamPartition
-
-ROWS = 400
-
-CONFIG = """
-[source]
-{source}
-[fields]
-id = "id"
-time = "time"
-time_format = "unix_s"
-values = ["x"]
-label = "y"
-[task]
-kind = "supervised"
-window = 3
-[base]
-kind = "linear"
-weights = "base.safetensors"
-[[learners]]
-kind = "bias"
-rate = [0.1, 0.01]
-[[learners]]
-kind = "rls"
-forgetting = 0.98
-[[drift]]
-detector = "adwin"
-[sink]
-{sink}
-[checkpoint]
-path = "state"
-every = "100ms"
-"""
-FILES = 'kind = "files"\npath = "entries.csv"', 'kind = "files"\npath = "predictions.jsonl"'
 
 
-def rows(n=ROWS):
-    rng = np.random.default_rng(7)
-    x = np.round(np.cumsum(rng.normal(size=n)) * 0.1, 6)
-    y = np.round(2.0 * x + np.where(np.arange(n) < n // 2, 0.0, 3.0), 6)
-    return [(f"e{i}", i * 300, float(x[i]), float(y[i])) for i in range(n)]
-
-
-def write_csv(path, table):
-    path.write_text("id,time,x,y\n" + "".join(",".join(map(str, row)) + "\n" for row in table))
+@pytest.fixture(autouse=True)
+def _logging():
+    yield from logging_as_before()
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder with a config, its history, its entries and a fitted base."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.toml").write_text(CONFIG.format(source=FILES[0], sink=FILES[1]))
-    table = rows()
-    write_csv(tmp_path / "history.csv", table[:100])
-    write_csv(tmp_path / "entries.csv", [*table[:150], ("bad", 151 * 300, "dirty", 1.0), *table[150:]])
-    assert run_command(["fit", "config.toml", "history.csv"]).code == 0
-    return tmp_path
-
-
-def lines(path):
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return prepare(tmp_path)
 
 
 # -- fit, check, replay
@@ -100,10 +46,10 @@ def test_fit_says_what_it_did(folder, capsys):
 def test_fit_joins_labels_that_came_apart(folder, capsys):
     """The same weights as from one file."""
     (folder / "x.jsonl").write_text(
-        "".join(json.dumps({"id": i, "time": t, "x": x}) + "\n" for i, t, x, _ in rows(100))
+        "".join(json.dumps({"id": i, "time": t, "x": x}) + "\n" for i, t, x, _ in rows()[:100])
     )
     (folder / "y.jsonl").write_text(
-        "".join(json.dumps({"id": i, "time": t, "y": y}) + "\n" for i, t, _, y in rows(100))
+        "".join(json.dumps({"id": i, "time": t, "y": y}) + "\n" for i, t, _, y in rows()[:100])
     )
     out = folder / "apart.safetensors"
     assert run_command(["fit", "config.toml", "x.jsonl", "--labels", "y.jsonl", "--out", str(out)]).code == 0
@@ -288,152 +234,3 @@ def test_an_interrupt_during_imports_ends_cleanly(folder, module):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "streamadapt: interrupted\n")
-
-
-# -- run on Kafka, with signals
-
-
-def entries_and_labels(n=ROWS):
-    table = rows(n)
-    entries = [json.dumps({"id": i, "time": t, "x": x}).encode() for i, t, x, _ in table]
-    labels = [json.dumps({"id": i, "time": t + 3000, "y": y}).encode() for i, t, _, y in table]
-    return entries, labels
-
-
-class Run:
-    """``streamadapt run`` on topics, in a process of its own."""
-
-    def __init__(self, folder, servers, entries, labels, predictions):
-        self.folder = folder
-        self.source = entries, labels
-        self.predictions = predictions
-        source = f'kind = "kafka"\nservers = "{servers}"\ntopic = "{entries}"\nlabel_topic = "{labels}"'
-        sink = f'kind = "kafka"\ntopic = "{predictions}"'
-        (folder / "config.toml").write_text(CONFIG.format(source=source, sink=sink))
-        self.process = None
-
-    def start(self):
-        with (self.folder / "log.jsonl").open("ab") as log:
-            command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--json", "--log-json"]
-            self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=log)
-        return self
-
-    def log(self):
-        return [line["message"] for line in lines(self.folder / "log.jsonl")]
-
-    def wait_for(self, text):
-        def found():
-            assert self.process.poll() is None, self.log()
-            return any(text in line for line in self.log())
-
-        until(found, lambda: time.sleep(0.05))
-
-    def wait_for_checkpoint(self, offset=1):
-        """Until a checkpoint has got so far in the entries."""
-
-        def reached():
-            assert self.process.poll() is None, self.log()
-            return self.position() >= offset
-
-        until(reached, lambda: time.sleep(0.05))
-
-    def checkpoint(self):
-        folder = self.folder / "state" / f"{self.source[0]}-0"
-        return CheckpointStore(folder).load_latest() if folder.is_dir() else None
-
-    def position(self):
-        found = self.checkpoint()
-        return 0 if found is None else found.positions.get(StreamPartition(self.source[0], 0), 0)
-
-    def end(self, number):
-        self.process.send_signal(number)
-        out, _ = self.process.communicate(timeout=60)
-        return self.process.returncode, out.decode()
-
-    def __enter__(self):
-        return self.start()
-
-    def __exit__(self, *exc):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-
-
-def offsets_of(servers, topic):
-    return [int(json.loads(r.value)["id"].rpartition("@")[2]) for r in consume(servers, topic)]
-
-
-@pytest.mark.kafka
-@pytest.mark.slow
-def test_a_signal_drains_and_checkpoints(folder, kafka_servers, topic):
-    """SIGTERM, then SIGINT: exit code 0, and the checkpoint stands exactly behind the predictions that were written."""
-    entries, labels = entries_and_labels(2000)
-    run = Run(folder, kafka_servers, topic(), topic(), topic())
-    produce(kafka_servers, run.source[0], [entries])
-    produce(kafka_servers, run.source[1], [labels])
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before = run.position()
-        with run:
-            run.wait_for_checkpoint(before + 1)
-            code, out = run.end(number)
-        assert code == 0, run.log()
-        assert f"{number.name}: draining" in run.log()
-        written = offsets_of(kafka_servers, run.predictions)
-        assert written == list(range(2, run.position())), "every prediction once, up to the checkpoint"
-        assert json.loads(out)["entries"] == run.position()
-
-
-@pytest.mark.kafka
-@pytest.mark.slow
-def test_a_signal_while_the_broker_is_away_and_a_restart_when_it_is_back(folder):
-    """The process ends by itself, says that a restart replays, and the restart loses nothing."""
-    proxy = Proxy()
-    with EmbeddedBroker(advertised_port=proxy.port) as broker:
-        proxy.target_port = broker.port
-        servers = f"127.0.0.1:{proxy.port}"
-        create_topics(servers, {"entries": 1, "labels": 1, "predictions": 1})
-        entries, labels = entries_and_labels(900)
-        produce(servers, "entries", [entries])
-        produce(servers, "labels", [labels])
-        run = Run(folder, servers, "entries", "labels", "predictions")
-        with run:
-            run.wait_for_checkpoint(100)
-            proxy.cut(refuse=True)
-            run.wait_for("trying again until it works")
-            code, _ = run.end(signal.SIGTERM)
-        assert code == 1, run.log()
-        assert "a restart replays from the last checkpoint" in run.log()[-1]
-        assert run.position() < 900
-        proxy.mend()
-        with run:
-            run.wait_for_checkpoint(900)
-            assert run.end(signal.SIGTERM)[0] == 0
-        said = {}
-        for record in consume(servers, "predictions"):
-            prediction = json.loads(record.value)
-            assert said.setdefault(prediction["id"], prediction) == prediction
-        assert len(said) == 898
-    proxy.close()
-
-
-@pytest.mark.kafka
-@pytest.mark.slow
-def test_a_broker_that_comes_up_later_is_waited_for(folder):
-    """A run that starts first says so and then works; a signal before that ends it at once, without an error."""
-    proxy = Proxy()
-    proxy.cut(refuse=True)
-    run = Run(folder, f"127.0.0.1:{proxy.port}", "entries", "labels", "predictions")
-    with run:
-        run.wait_for("trying again until it works")
-        assert run.end(signal.SIGTERM)[0] == 0, run.log()
-    with run, EmbeddedBroker(advertised_port=proxy.port) as broker:
-        proxy.target_port = broker.port
-        proxy.mend()
-        create_topics(run_servers := f"127.0.0.1:{proxy.port}", {"entries": 1, "labels": 1, "predictions": 1})
-        entries, labels = entries_and_labels(50)
-        produce(run_servers, "entries", [entries])
-        produce(run_servers, "labels", [labels])
-        run.wait_for_checkpoint(50)
-        assert run.end(signal.SIGTERM)[0] == 0, run.log()
-        assert offsets_of(run_servers, "predictions") == list(range(2, 50))
-    proxy.close()

@@ -292,6 +292,40 @@ def test_own_predictions_make_a_difference() -> None:
     assert not np.array_equal(honest.mix(rounds[0][0]).served, hindsight.mix(rounds[0][0]).served)
 
 
+def test_regrets_are_those_of_the_formula_clipped_and_averaged() -> None:
+    """Layer one against what is written in METHODS 8, a cell at a time, for own predictions handed in from long ago."""
+    rng = np.random.default_rng(0)
+    guard = build(TwoLayer("horizon"), 3, 2, 2)
+    assert isinstance(guard, TwoLayer)
+    predictions, target = 20.0 * rng.normal(size=(3, 2, 2)), rng.normal(size=(2, 2))
+    own = 5.0 * rng.normal(size=(guard.own_count, 2, 2))
+    mask = np.array([[True, True], [False, True]])
+    guard.update(predictions, own, target, mask)
+    scale = np.abs(predictions[0] - target)  # after one error, that error
+    clipped = 0
+
+    def regret(offered: Any, mine: Any, h: int) -> float:
+        nonlocal clipped
+        cells = []
+        for c in range(2):
+            if mask[h, c]:
+                r = -np.sign(mine[h, c] - target[h, c]) * (offered[h, c] - mine[h, c]) / scale[h, c]
+                clipped += abs(r) > 5.0
+                cells.append(min(max(r, -5.0), 5.0))
+        return float(np.mean(cells))
+
+    mlpoly = guard.first[2].rule  # after fixed share's two and BOA's two: own number 4
+    for k in range(3):
+        for h in range(2):
+            assert mlpoly.regret[0, k, h, 0] == pytest.approx(regret(predictions[k], own[4], h))  # type: ignore[attr-defined]
+    offered = np.concatenate([predictions[:1], own[:-1]])
+    for k in range(guard.own_count):
+        for h in range(2):
+            second = guard.second.rule.regret[0, k, h, 0]  # type: ignore[attr-defined]
+            assert second == pytest.approx(regret(offered[k], own[-1], h))
+    assert clipped, "some regrets were beyond the cap"
+
+
 def test_no_guard_serves_the_expert_it_is_told() -> None:
     guard = build(NoGuard(2), 3)
     predictions = np.arange(3.0).reshape(3, 1, 1)

@@ -11,7 +11,7 @@ from core_helpers import entries, entry, walk
 from torch import Tensor
 
 from streamadapt import ADCSD, RLS, Bias, DriftMonitor, Forecast, Persistence, Pipeline, Prediction, River, Supervised
-from streamadapt.health import SNAPSHOT_EVERY, WINDOW
+from streamadapt.health import PROBATION, SNAPSHOT_EVERY, WINDOW
 from streamadapt.learners import BaseOutput
 
 
@@ -35,8 +35,8 @@ def run(learner: Bias, n: int = 900, horizon: int = 1) -> tuple[Pipeline, list[P
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("at", [1, 120, SNAPSHOT_EVERY])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6], ids=["nan", "inf", "explodes"])
+@pytest.mark.parametrize("at", [1, SNAPSHOT_EVERY])
+@pytest.mark.parametrize("value", [float("nan"), 1e6], ids=["nan", "explodes"])
 def test_a_broken_learner_comes_back(value: float, at: int, horizon: int) -> None:
     """Also when it breaks at the very step whose state becomes a snapshot: a broken state is no good one."""
     learner = Breaks(at, value)
@@ -50,8 +50,45 @@ def test_a_broken_learner_comes_back(value: float, at: int, horizon: int) -> Non
     assert out >= WINDOW - 1, "the base stood in for it"
 
 
+class BreaksTwice(Breaks):
+    """Once at the very step of a snapshot, once after that snapshot would have become a good one."""
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        super().learn(inputs, base, target, mask)
+        if self.learned == self.at + PROBATION + 2 * WINDOW:
+            self.bias += self.value
+
+
+def test_a_snapshot_of_a_state_that_turned_out_broken_never_becomes_a_good_one() -> None:
+    learner = BreaksTwice(SNAPSHOT_EVERY, 1e6)
+    pipeline, _ = run(learner, SNAPSHOT_EVERY + PROBATION + 5 * WINDOW)
+    assert pipeline.stats.updates["bias-0.1"]["restored"] == 2
+    assert learner.bias.abs().max() < 5.0
+
+
+def test_what_is_restored_is_what_was_learned_and_not_the_start() -> None:
+    """A learner that breaks late comes back with the bias it had learned by its last good snapshot."""
+
+    def wrong(inputs: Tensor) -> Tensor:
+        return inputs[-1:] - 5.0
+
+    learner = Breaks(SNAPSHOT_EVERY + PROBATION + 20, float("nan"))
+    pipeline = Pipeline(Forecast(3, 1), wrong, [learner])
+    restored: list[float] = []
+    original = learner.restore
+
+    def restore(snapshot: Any) -> None:
+        original(snapshot)
+        restored.append(float(learner.bias.mean()))
+
+    learner.restore = restore  # type: ignore[method-assign]
+    pipeline.observe(entries(walk(SNAPSHOT_EVERY + PROBATION + 40, 2)))
+    assert len(restored) == 1
+    assert restored[0] == pytest.approx(5.0, abs=1.0)
+
+
 def test_nan_is_never_served_and_costs_nothing_beyond_the_base() -> None:
-    pipeline, _ = run(Breaks(300, float("nan")))
+    pipeline, _ = run(Breaks(200, float("nan")), 450)
     served, based = pipeline.stats.mean_loss("served"), pipeline.stats.mean_loss("base")
     assert served is not None
     assert based is not None
@@ -83,7 +120,7 @@ def test_of_a_family_only_the_broken_expert_is_replaced() -> None:
 
 
 def test_a_healthy_learner_is_never_taken_out() -> None:
-    pipeline, _ = run(Bias(0.1), 1_200)
+    pipeline, _ = run(Bias(0.1), 600)
     assert pipeline.stats.updates["bias-0.1"]["restored"] == 0
 
 
@@ -117,7 +154,7 @@ def test_a_base_that_breaks_once_harms_that_prediction_only(value: float) -> Non
         monitors = [DriftMonitor("adwin", "loss", "boost")]
         return Pipeline(Forecast(3, 2), base, learners, drift=monitors)
 
-    values = walk(200, 2)
+    values = walk(130, 2)
     broken, whole = make(BadAt(60, 61, value=value)), make(BadAt())
     bad, good = broken.observe(entries(values)), whole.observe(entries(values))
     finite = [bool(np.isfinite(p.served).all() and all(np.isfinite(e).all() for e in p.experts.values())) for p in bad]
@@ -127,7 +164,7 @@ def test_a_base_that_breaks_once_harms_that_prediction_only(value: float) -> Non
     cells = whole.stats.loss_cells["base"] - broken.stats.loss_cells["base"]
     assert 0 < cells <= 2 * 2 * 2, "only what cannot be judged is left out"
     for name in ("bias-0.1", "rls-0.99", "adcsd-1e-3", "river-LinearRegression"):
-        late = [np.abs(a.experts[name] - b.experts[name]).max() for a, b in zip(bad[-50:], good[-50:], strict=True)]
+        late = [np.abs(a.experts[name] - b.experts[name]).max() for a, b in zip(bad[-30:], good[-30:], strict=True)]
         assert max(late) < 1.0, name
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ __all__ = ["FORECASTS", "Setting", "issue_times", "measure", "pipeline_for", "st
 HORIZON = 12
 RIDGE = 0.1
 COST_ENTRIES = 200
+SEEDS = (0, 1, 2)
+"""Of the learners' initial weights (ADCSD's); everything else has no randomness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Setting:
             f"part, {scaling}. Delay: row h of a forecast issued at t is known at t + h, the whole forecast at t "
             f"+ {h}; what an arrival makes known is learned before the prediction of that arrival, nothing "
             "earlier. One pass in time order, from the first row of the first judged window; learners start "
-            "untrained (rls: from the sufficient statistics of the base's fit), seed 0; one default set of "
+            "untrained (rls: from the sufficient statistics of the base's fit); one default set of "
             "learners for all forecast scenarios. Expert that the guard does not mix: persistence (the last "
             "value)."
         )
@@ -89,10 +92,12 @@ def stream_of(setting: Setting, batch: Batch) -> list[Entry]:
     return list(batch.entries())[first:]
 
 
-def pipeline_for(setting: Setting, base: Linear, learners: Sequence[Learner], guard: Guard | None = None) -> Pipeline:
+def pipeline_for(
+    setting: Setting, base: Linear, learners: Sequence[Learner], guard: Guard | None = None, *, seed: int = 0
+) -> Pipeline:
     """Make a pipeline, with the default guard if none is given."""
     task = Forecast(setting.window, setting.horizon)
-    return Pipeline(task, base, learners, guard, device="cpu")
+    return Pipeline(task, base, learners, guard, device="cpu", seed=seed)
 
 
 class _Judge:
@@ -130,21 +135,37 @@ def measure(
     batch: Batch,
     progress: Progress,
     learners: Learners = _default,
+    seeds: Sequence[int] = SEEDS,
 ) -> Measured:
-    """Run the default pipeline over the test part."""
+    """Run the default pipeline over the test part, once per seed; a prediction's error is its mean over the seeds."""
     base = setting.fit(batch)
     items = stream_of(setting, batch)
-    pipeline = pipeline_for(setting, base, learners())
+    runs = [_run(setting, batch, pipeline_for(setting, base, learners(), seed=seed), progress) for seed in seeds]
+    mixed = tuple(name for name in runs[0] if name not in ("persistence", "served"))
+    ordered = {
+        name: np.mean([run[name] for run in runs], axis=0, dtype=np.float64)
+        for name in (*mixed, "persistence", "served")
+    }
+    cost = cost_of(partial(pipeline_for, setting, base), learners, items, COST_ENTRIES)
+    return Measured(setting.name, f"{setting.protocol()} {_spread(runs, seeds)}", ordered, mixed, cost)
+
+
+def _run(setting: Setting, batch: Batch, pipeline: Pipeline, progress: Progress) -> dict[str, Any]:
+    """Return every expert's error at every judged issue time."""
     judge = _Judge(setting, batch)
-    drive(pipeline, items, judge, progress)
+    drive(pipeline, stream_of(setting, batch), judge, progress)
     if judge.issued != list(judge.judged):
         raise AssertionError(f"{setting.name}: {len(judge.issued)} issue times, expected those of {judge.judged}")
     cross_check(pipeline, judge.sums, judge.cells)
-    errors = judge.errors.arrays()
-    mixed = tuple(pipeline.names)
-    ordered = {name: errors[name] for name in (*mixed, "persistence", "served")}
-    cost = cost_of(partial(pipeline_for, setting, base), learners, items, COST_ENTRIES)
-    return Measured(setting.name, setting.protocol(), ordered, mixed, cost)
+    return judge.errors.arrays()
+
+
+def _spread(runs: Sequence[dict[str, Any]], seeds: Sequence[int]) -> str:
+    """Say how far the seeds are apart."""
+    figures = {name: [float(run[name].mean()) for run in runs] for name in runs[0]}
+    spread = {name: max(values) - min(values) for name, values in figures.items()}
+    apart = ", ".join(f"{name} {value:.4f}" for name, value in spread.items() if value > 0.0) or "none"
+    return f"Figures are means over seeds {', '.join(map(str, seeds))}; largest minus smallest: {apart}."
 
 
 FORECASTS = (

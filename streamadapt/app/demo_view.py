@@ -29,6 +29,7 @@ REFRESH_S = 0.5
 PLAIN_EVERY_S = 5.0
 STALL_S = 120.0
 WEIGHTS_SHOWN = 5
+MARKS_SHOWN = 3
 BAR = 20
 
 Samples = Mapping[str, Mapping[str, float]]
@@ -125,7 +126,7 @@ class _View:
         self._before = (now, entries)
         drifts = sum(samples.get("drifts_total", {}).values())
         if drifts > self._drifts:
-            self._marks = [*self._marks, f"+{drifts - self._drifts:.0f} at entry {entries:,.0f}"][-4:]
+            self._marks = [*self._marks, f"{entries:,.0f}"][-MARKS_SHOWN:]
             self._drifts = drifts
 
     def _error(self, role: str) -> float | None:
@@ -141,7 +142,7 @@ class _View:
             "error frozen": "-" if frozen is None else f"{frozen:.2f}",
             "error served": "-" if served is None else f"{served:.2f}" + (_less(served, frozen) if frozen else ""),
             "dead letters": f"{sum(self._samples.get('dead_letters_total', {}).values()):,.0f}",
-            "drifts": f"{self._drifts:,.0f}" + (f" ({', '.join(self._marks)})" if self._marks else ""),
+            "drifts": f"{self._drifts:,.0f}" + (f" (newest at entry {', '.join(self._marks)})" if self._marks else ""),
         }
 
     def _weights(self) -> list[tuple[str, float]]:
@@ -149,11 +150,8 @@ class _View:
         return sorted(weights, key=lambda item: -item[1])[:WEIGHTS_SHOWN]
 
     def line(self) -> str:
-        figures = self._figures() | {
-            "drifts": f"{self._drifts:.0f}{' (' + self._marks[-1] + ')' if self._marks else ''}"
-        }
         weights = "  ".join(f"{name} {weight:.2f}" for name, weight in self._weights())
-        texts = "  ".join(f"{name} {value}" for name, value in figures.items())
+        texts = "  ".join(f"{name} {value}" for name, value in self._figures().items())
         return f"{self.done / self.total:4.0%}  {texts}  weights: {weights}"
 
     def draw(self) -> Group:

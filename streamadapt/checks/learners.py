@@ -26,12 +26,12 @@ LearnerCheck = Callable[[Make, torch.device], None]
 
 ONE_OF_EACH = CASES[:6:2]
 """A case of each kind of task, for the checks that take many steps."""
-FEW = 60
+FEW = 40
 """Steps of a check that needs only some state; MANY: of one that needs something learned."""
 MANY = 450
-WARM_UP, MORE = 1_000, 3_000
+WARM_UP, MORE = 500, 1_500
 """State is measured after so many steps, and again after so many more."""
-EARLY, LATE, COUNTED = 50, 500, 40
+EARLY, LATE, COUNTED = 40, 400, 30
 """A step's cost is counted from these steps on, over so many steps."""
 
 
@@ -132,8 +132,8 @@ def check_prediction_is_no_view(make: Make, device: torch.device) -> None:
 def check_predict_is_pure(make: Make, device: torch.device) -> None:
     """Predicting changes neither state (label-free learners excepted) nor inputs, and says the same again."""
     for learner, case, steps in _built(make, device, FEW):
-        drive(learner, steps[:40])
-        for step in steps[40:]:
+        drive(learner, steps[:30])
+        for step in steps[30:]:
             given = [t.clone() for t in (step.inputs, *step.base) if t is not None]
             state = state_bytes(learner.snapshot())
             said = learner.predict(step.inputs, step.base)
@@ -207,9 +207,8 @@ def check_reset_returns_to_the_start(make: Make, device: torch.device) -> None:
         start = state_bytes(_tensors(learner.snapshot()))
         first = _run(learner, steps)
         learner.reset()
-        require(
-            state_bytes(learner.snapshot()) == start, f"{case}: the state after reset is not the state it was built in"
-        )
+        again = state_bytes(_tensors(learner.snapshot()))
+        require(again == start, f"{case}: the state after reset is not the one it was built in")
         require(_run(learner, steps) == first, f"{case}: after reset it learned something else from the same stream")
 
 

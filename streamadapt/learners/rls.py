@@ -20,9 +20,6 @@ FEATURE_LIMIT = 1e4
 """Scaled inputs are clipped here: beyond it one outlier would leave P no digits for the other directions."""
 MOST_BOOSTED = 0.5
 """A boost never makes the forgetting faster than this."""
-FEATURE_LIMIT = 1e5
-"""Features beyond so many scales are clipped: squared and multiplied by P they would leave no digit of a float64 for
-anything else, and P would stop being positive definite."""
 
 
 class RLS(Learner):
@@ -132,8 +129,7 @@ class RLS(Learner):
     def _features(self, inputs: Tensor) -> Tensor:
         require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
         scaled = ((inputs - self.spec.input_loc) / self.spec.input_scale).clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
-        x = linear_features(scaled, forecast=self.forecast).double().clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
-        return self._for_each(x)  # (experts * groups, d)
+        return self._for_each(linear_features(scaled, forecast=self.forecast).double())  # (experts * groups, d)
 
     def _for_each(self, grouped: Tensor) -> Tensor:
         """(groups, n) -> (experts * groups, n): the same for every expert of the family."""
