@@ -27,7 +27,7 @@ __all__ = ["check_config", "codec_fields", "make_engine", "make_pipeline", "make
 
 _GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard)}
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised)}
-_LIMITS = {"record_bytes": int, "depth": int, "max_bad_share": float, "max_buffer": int}
+_LIMITS = {"record_bytes": int, "depth": int, "max_ahead": str, "max_bad_share": float, "max_buffer": int}
 _OPENED_WHEN_MADE = ("files",)
 """Sinks that create or mend their file as soon as they are made: a check must leave that to the run."""
 
@@ -167,7 +167,7 @@ def _settings(config: Config, label_wait_s: float = 0.0) -> EngineSettings:
         keep=3 if saved is None else saved.keep,
         label_wait_s=label_wait_s,
         config_digest=config.digest(),
-        **{k: limits[k] for k in ("max_bad_share", "max_buffer") if k in limits},
+        **{k: limits[k] for k in ("max_ahead_ns", "max_bad_share", "max_buffer") if k in limits},
     )
 
 
@@ -179,6 +179,8 @@ def _limits(table: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"limits.{name}", limits[name], "a whole number >= 1")
     if not 0.0 < limits.get("max_bad_share", 1.0) <= 1.0:
         raise ConfigError("limits.max_bad_share", limits["max_bad_share"], "a number in (0, 1]")
+    if "max_ahead" in limits:
+        limits["max_ahead_ns"] = duration_ns("limits.max_ahead", limits.pop("max_ahead"))
     return limits
 
 

@@ -307,7 +307,7 @@ def as_base(model: Base | Callable[..., Any]) -> Base:
     return model if isinstance(model, Base) else FrozenModel(model)
 
 
-def load_module(factory: str, weights: Path | None, params: dict[str, Any] | None = None) -> FrozenModel:
+def load_module(factory: str, weights: Path | None = None, params: dict[str, Any] | None = None) -> FrozenModel:
     """Build ``package.module:factory``, load safetensors weights into it and freeze it.
 
     Raises

@@ -33,6 +33,7 @@ __all__ = ["Codec", "Engine", "EngineSettings"]
 
 _LOG = logging.getLogger("streamadapt")
 
+DAY_NS = 86_400 * 10**9
 LOT = 32
 """Records processed between two looks at the clock."""
 BAD_SHARE_OF = 5000
@@ -68,6 +69,8 @@ class EngineSettings:
         A partition gives way to the others, and to polling, after so long.
     max_buffer : int, records
         A partition with so many records waiting is paused.
+    max_ahead_ns : int, ns of event time
+        See `Lookahead`.
     max_bad_share : float in (0, 1]
         The engine stops when more than this share of the last `BAD_SHARE_OF` records was refused: that is a wrong
         config, not bad records.
@@ -83,6 +86,7 @@ class EngineSettings:
     poll_s: float = 0.2
     turn_s: float = 1.0
     max_buffer: int = 10_000
+    max_ahead_ns: int = DAY_NS
     max_bad_share: float = 0.95
     config_digest: str = ""
 
@@ -165,8 +169,8 @@ class Engine:
         ConnectorError, CheckpointError
             What waiting cannot mend; nothing past the last checkpoint is lost, a restart replays it.
         """
-        self.source.open(self)
         try:
+            self.source.open(self)
             while not self.stopping and not self.step():
                 pass
             self.checkpoint()
@@ -183,21 +187,24 @@ class Engine:
         now = self.clock.monotonic()
         if records:
             with self._timing.stage("decode"):
-                self._take_in(records, now)
+                self._take_in(records)
         lag = self.source.lag()
         ended = self._watch_source(lag) == "ended"
         for lane in list(self.lanes.values()):
             for i, stream in enumerate(lane.streams):
-                lane.merge.note_lag(i, lag.get(StreamPartition(stream, lane.partition)), now)
+                left = lag.get(StreamPartition(stream, lane.partition))
+                lane.merge.note_lag(i, left, now)
+                for record, item in lane.lookaheads[i].release(behind=bool(left) and not ended):
+                    lane.merge.offer(i, record, item, now)
             self._advance(lane, now, ended)
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()
-        return ended and not any(len(lane.merge) for lane in self.lanes.values())
+        return ended and not any(lane.waiting for lane in self.lanes.values())
 
     # -- one round
 
-    def _take_in(self, records: Sequence[Record], now: float) -> None:
+    def _take_in(self, records: Sequence[Record]) -> None:
         for record in records:
             at = record.position
             lane = self.lanes.get(at.partition)
@@ -208,7 +215,7 @@ class Engine:
                 item = self.codec.decode(record)
             except EntryError as error:
                 item = DeadLetter(record, error.reason.value, "decode", error.detail)
-            lane.merge.offer(self._index[at.stream], record, item, now)
+            lane.lookaheads[self._index[at.stream]].push(record, item)
 
     def _advance(self, lane: Lane, now: float, ended: bool) -> None:
         """Process what may be processed, in small lots, for a while: signals and other partitions get their turn."""
@@ -328,7 +335,8 @@ class Engine:
             store = CheckpointStore(folder, keep=self.settings.keep)
         pipeline = self.make_pipeline()
         pipeline.timing = self._timing
-        lane = Lane(partition, self.source.streams, pipeline, store, self.settings.label_wait_s)
+        wait_s, most_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
+        lane = Lane(partition, self.source.streams, pipeline, store, wait_s, most_ahead_ns)
         info = lane.restore(self.settings.config_digest)
         self.lanes[partition] = lane
         self._drifts_logged[partition] = sum(pipeline.stats.drifts.values())

@@ -8,6 +8,7 @@ from typing import Any
 from streamadapt.checkpoint import CheckpointStore
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import EntryError
+from streamadapt.lookahead import Lookahead
 from streamadapt.manifest import CheckpointInfo
 from streamadapt.merge import Arrived, Merge
 from streamadapt.pipeline import Pipeline
@@ -30,21 +31,35 @@ class Lane:
         None keeps nothing.
     wait_s : float, s
         See `Merge`.
+    most_ahead_ns : int, ns
+        See `Lookahead`.
     """
 
     def __init__(
-        self, partition: int, streams: Sequence[str], pipeline: Pipeline, store: CheckpointStore | None, wait_s: float
+        self,
+        partition: int,
+        streams: Sequence[str],
+        pipeline: Pipeline,
+        store: CheckpointStore | None,
+        wait_s: float,
+        most_ahead_ns: int,
     ) -> None:
         self.partition = partition
         self.streams = tuple(streams)
         self.pipeline = pipeline
         self.store = store
         self.merge = Merge(len(self.streams), wait_s)
+        self.lookaheads = [Lookahead(most_ahead_ns) for _ in self.streams]
         self.positions: dict[StreamPartition, int] = {}
         self.since_checkpoint = 0
         self._refused: list[DeadLetter] = []
         self._record: Record | None = None
         pipeline.on_rejected = self._reject
+
+    @property
+    def waiting(self) -> int:
+        """Records read and not yet processed."""
+        return len(self.merge) + sum(len(lookahead) for lookahead in self.lookaheads)
 
     def restore(self, digest: str) -> CheckpointInfo | None:
         """Load the newest checkpoint, if there is one."""

@@ -177,6 +177,36 @@ def test_bad_records_go_to_the_dead_letters_and_change_nothing(tmp_path):
     assert_same_state(*states)
 
 
+def test_one_record_dated_next_century_holds_up_nothing():
+    """Neither an entry nor a label: each is refused, and the rest is as if it had never come."""
+    entries, labels = stream()
+    clean, calm = make_engine(entries, labels)
+    clean.run()
+    century = 36_500 * 24 * HOUR
+    lost_entry = Entry(entries[0].values, century, "lost")
+    dirty = [*entries[:150], lost_entry, *entries[150:]]
+    lost_label = Label("e200", labels[0].value, century)
+    engine, sink = make_engine(dirty, [*labels[:90], lost_label, *labels[90:]])
+    summary = engine.run()
+    assert summary["dead_letters"] == {"bad_time": 2}
+    assert [p.served.tobytes() for p in sink.predictions] == [p.served.tobytes() for p in calm.predictions]
+    states = [e.lanes[0].pipeline.state_dict() for e in (clean, engine)]
+    for state in states:
+        state["stats"].pop("rejected")
+    assert_same_state(*states)
+
+
+def test_a_long_gap_is_no_wrong_clock():
+    """A stream that was silent for a year goes on, since what follows the gap is later still."""
+    entries, labels = stream(100)
+    year = 365 * 24 * HOUR
+    later = [Entry(e.values, e.time + year, f"{e.id}-later") for e in entries]
+    engine, _ = make_engine([*entries, *later], labels)
+    summary = engine.run()
+    assert summary["entries"] == 200
+    assert summary["dead_letters"] == {}
+
+
 def test_a_stream_of_nothing_but_bad_records_stops_the_engine():
     """That is a wrong config; the message shows what is wrong with the newest record."""
     engine, _ = make_engine([b"nonsense"] * (BAD_SHARE_OF + 100), None)
