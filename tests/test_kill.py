@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer
+from kafka_tail import read_until
 from states import assert_same_state
 
 from streamadapt.app.broker import free_port
@@ -133,19 +134,13 @@ class Job:
         assert process.wait(30) == 0, (self.folder / "engine.log").read_text()[-2000:]
 
 
-def read_all(servers, topic):
-    at = TopicPartition(topic, 0)
-    consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False)
-    try:
-        consumer.assign([at])
-        end = consumer.end_offsets([at])[at]
-        consumer.seek_to_beginning(at)
-        values = []
-        while consumer.position(at) < end:
-            values += [json.loads(r.value) for r in consumer.poll(timeout_ms=500).get(at, ())]
-        return values
-    finally:
-        consumer.close()
+def read_all(servers, topic, count):
+    """Predictions of `count` different entries, repeats included."""
+
+    def enough(records):
+        return len({json.loads(record.value)["id"] for record in records}) >= count
+
+    return [json.loads(record.value) for record in read_until(servers, topic, enough)]
 
 
 def test_kill_minus_nine_leaves_no_trace(kafka_servers, topic, tmp_path):
@@ -175,9 +170,9 @@ def test_kill_minus_nine_leaves_no_trace(kafka_servers, topic, tmp_path):
     one, two = calm.state(), killed.state()
     assert_same_state(one.state, two.state)
     assert one.positions == two.positions
-    wanted = {p["id"]: p for p in read_all(kafka_servers, calm.predictions)}
+    wanted = {p["id"]: p for p in read_all(kafka_servers, calm.predictions, good - 2)}
     assert len(wanted) == good - 2
     said = {}
-    for prediction in read_all(kafka_servers, killed.predictions):
+    for prediction in read_all(kafka_servers, killed.predictions, good - 2):
         assert said.setdefault(prediction["id"], prediction) == prediction
     assert said == wanted
