@@ -12,7 +12,9 @@ from streamadapt.app.broker import EmbeddedBroker, create_topics
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # kafka-python 3.0 loads its protocol schemas through a deprecated function of importlib.resources.
+    # kafka-python 3.0 drops the socket of a refused connection, to be closed by garbage collection whenever that comes.
+    config.addinivalue_line("filterwarnings", "ignore:unclosed <socket.socket.*laddr=.'0.0.0.0':ResourceWarning")
+    # It also loads its protocol schemas through a deprecated function of importlib.resources.
     config.addinivalue_line("filterwarnings", "ignore:(read_text|open_text) is deprecated:DeprecationWarning")
 
 
