@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from streamadapt.badshare import BAD_SHARE_OF, BadShare
 from streamadapt.checkpoint import CheckpointStore
 from streamadapt.entry import Entry, Label, Prediction
-from streamadapt.errors import ConfigError, EntryError, StreamadaptError
+from streamadapt.errors import ConfigError, EntryError
 from streamadapt.lane import Lane
 from streamadapt.merge import Arrived
 from streamadapt.metrics import Metrics, NullMetrics
@@ -29,15 +29,13 @@ from streamadapt.ports import (
 )
 from streamadapt.report import summarise
 
-__all__ = ["Codec", "Engine", "EngineSettings"]
+__all__ = ["BAD_SHARE_OF", "Codec", "Engine", "EngineSettings"]
 
 _LOG = logging.getLogger("streamadapt")
 
 DAY_NS = 86_400 * 10**9
 LOT = 32
 """Records processed between two looks at the clock."""
-BAD_SHARE_OF = 5000
-"""Records over which the share of bad ones is judged: a sensor that is out for days is no wrong config."""
 
 
 class Codec(Protocol):
@@ -145,7 +143,7 @@ class Engine:
         self.lanes: dict[int, Lane] = {}
         self.stopping = False
         self._index = {stream: i for i, stream in enumerate(source.streams)}
-        self._recent: deque[bool] = deque(maxlen=BAD_SHARE_OF)
+        self._bad_share = BadShare(self.settings.max_bad_share)
         self._last_checkpoint = self.clock.monotonic()
         self._timing = _StageTiming(self.clock, self.metrics)
         self._paused: frozenset[StreamPartition] = frozenset()
@@ -232,7 +230,7 @@ class Engine:
         predictions, letters = lane.process(released)
         with self._timing.stage("emit"):
             self._emit(predictions, letters)
-        self._judge(len(released), letters)
+        self._bad_share.add(len(released), letters)
         self._log_drifts(lane)
         self.metrics.pipeline(lane.partition, lane.pipeline.stats)
 
@@ -244,16 +242,6 @@ class Engine:
             for letter in letters:
                 self.metrics.dead_letter(letter.reason, letter.stage)
                 _LOG.debug("dead letter %s %s: %s", letter.record.position, letter.reason, letter.detail)
-
-    def _judge(self, count: int, letters: Sequence[DeadLetter]) -> None:
-        self._recent.extend([False] * (count - len(letters)) + [True] * len(letters))
-        bad = sum(self._recent)
-        if len(self._recent) == BAD_SHARE_OF and bad > self.settings.max_bad_share * BAD_SHARE_OF:
-            newest = letters[-1] if letters else None
-            raise StreamadaptError(
-                f"{bad} of the last {BAD_SHARE_OF} records were refused (limit {self.settings.max_bad_share:.0%}); the "
-                f"config does not fit the topic: {newest.reason + ': ' + newest.detail if newest else ''}"
-            )
 
     def _log_drifts(self, lane: Lane) -> None:
         stats = lane.pipeline.stats

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,17 +41,7 @@ def run_config(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     engine = make_engine(config, metrics)
     torch.set_num_threads(config.threads)
     with _stopped_by_signals(engine), _metrics_endpoint(config, metrics):
-        return _run(engine)
-
-
-def _run(engine: Engine) -> dict[str, Any]:
-    try:
         return engine.run()
-    except BaseException:
-        for sink in (engine.sink, engine.dead_letters):  # a source that cannot be opened leaves them open
-            with suppress(StreamadaptError):
-                sink.close()
-        raise
 
 
 class DrainTimeoutError(StreamadaptError):
@@ -153,7 +143,7 @@ def replay_config(
     torch.set_num_threads(config.threads)
     progress = Console(stderr=True).status(f"replaying {entries}") if sys.stderr.isatty() else nullcontext()
     with progress:
-        return _run(engine)
+        return engine.run()
 
 
 def _forget(*paths: Path) -> None:

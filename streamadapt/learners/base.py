@@ -13,16 +13,23 @@ from torch import Tensor, nn
 from streamadapt.errors import ConfigError, ShapeError
 
 __all__ = [
+    "INNOVATION_RATE",
     "BaseOutput",
     "Learner",
     "Maturity",
     "Prior",
     "Spec",
     "TaskKind",
+    "boosted_forgetting",
     "masked_mean",
     "one_or_more",
     "require_shape",
 ]
+
+INNOVATION_RATE = 0.01
+"""How fast the running mean size of a recursive learner's innovations follows them."""
+MOST_BOOSTED = 0.5
+"""A boost never makes the forgetting faster than this."""
 
 TaskKind = Literal["forecast", "regression", "classification"]
 Maturity = Literal["rows", "path"]
@@ -217,6 +224,11 @@ def one_or_more(path: str, value: float | Sequence[float], low: float, high: flo
     if not values or len(set(values)) < len(values) or not all(low < v <= high for v in values):
         raise ConfigError(path, value, f"a number in ({low:g}, {high:g}], or a list of different ones")
     return values
+
+
+def boosted_forgetting(forgetting: Tensor, boost: float) -> Tensor:
+    """Return how fast to forget while a boost lasts: its memory is as many times shorter, within `MOST_BOOSTED`."""
+    return forgetting if boost == 1.0 else (1.0 - (1.0 - forgetting) * boost).clamp_min(MOST_BOOSTED)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

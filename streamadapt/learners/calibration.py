@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind, one_or_more, require_shape
+from streamadapt.learners.base import (
+    INNOVATION_RATE,
+    BaseOutput,
+    Learner,
+    Maturity,
+    Spec,
+    TaskKind,
+    boosted_forgetting,
+    one_or_more,
+    require_shape,
+)
 
 __all__ = ["Calibration"]
-
-INNOVATION_RATE = 0.01
 
 
 class Calibration(Learner):
@@ -97,9 +105,7 @@ class Calibration(Learner):
         del inputs
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         u = self._scaled(base.output)
-        forgetting = self._forgetting
-        if self.boost != 1.0:
-            forgetting = (1.0 - (1.0 - forgetting) * self.boost).clamp_min(0.5)
+        forgetting = boosted_forgetting(self._forgetting, self.boost)
         leak = (1.0 - forgetting) * self.ridge
         moments = self.moments * forgetting
         m0 = torch.addcmul(moments[0] + leak, u, u)

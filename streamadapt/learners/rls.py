@@ -11,15 +11,23 @@ from torch import Tensor
 
 from streamadapt.errors import ConfigError
 from streamadapt.features import feature_count, linear_features
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Prior, Spec, TaskKind, one_or_more, require_shape
+from streamadapt.learners.base import (
+    INNOVATION_RATE,
+    BaseOutput,
+    Learner,
+    Maturity,
+    Prior,
+    Spec,
+    TaskKind,
+    boosted_forgetting,
+    one_or_more,
+    require_shape,
+)
 
 __all__ = ["RLS", "covariance_bound"]
 
-INNOVATION_RATE = 0.01
 FEATURE_LIMIT = 1e4
 """Scaled inputs are clipped here: beyond it one outlier would leave P no digits for the other directions."""
-MOST_BOOSTED = 0.5
-"""A boost never makes the forgetting faster than this."""
 
 
 class RLS(Learner):
@@ -158,9 +166,7 @@ class RLS(Learner):
     def _gain(self, x: Tensor) -> Tensor:
         """Update P with the newest x; return its gain, (experts * groups, d)."""
         p = self.covariance
-        forgetting = self._forgetting
-        if self.boost != 1.0:
-            forgetting = (1.0 - (1.0 - forgetting) * self.boost).clamp_min(MOST_BOOSTED)
+        forgetting = boosted_forgetting(self._forgetting, self.boost)
         p.div_(forgetting)
         i = int(self.turn)
         column = p[:, :, i : i + 1].clone()  # (experts * groups, d, 1)
