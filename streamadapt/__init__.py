@@ -8,7 +8,7 @@ from streamadapt.entry import Batch, Entry, Label, Position, Prediction
 from streamadapt.guard import Hedge, NoGuard, TwoLayer
 from streamadapt.learners import ADCSD, RLS, Bias, Calibration, Gain, River
 from streamadapt.pipeline import Pipeline
-from streamadapt.tasks import Forecast, Supervised
+from streamadapt.tasks import Forecast, Supervised, Unlabelled
 
 __version__ = "0.1.0"
 
@@ -34,4 +34,5 @@ __all__ = [
     "River",
     "Supervised",
     "TwoLayer",
+    "Unlabelled",
 ]

@@ -21,12 +21,12 @@ from streamadapt.metrics import Metrics
 from streamadapt.pipeline import Pipeline
 from streamadapt.ports import DeadLetterSink, Sink
 from streamadapt.registry import arguments_of, build, call, choose, prepare
-from streamadapt.tasks import Forecast, Supervised, Task
+from streamadapt.tasks import Forecast, Supervised, Task, Unlabelled
 
 __all__ = ["check_config", "codec_fields", "make_engine", "make_pipeline", "make_task"]
 
 _GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard)}
-_TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised)}
+_TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
 _LIMITS = {"record_bytes": int, "depth": int, "max_ahead": str, "max_bad_share": float, "max_buffer": int}
 _OPENED_WHEN_MADE = ("files",)
 """Sinks that create or mend their file as soon as they are made: a check must leave that to the run."""
@@ -199,7 +199,7 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
         return
     for name in ("label_topic", "label_path"):
         if name in config.source:
-            raise ConfigError(f"source.{name}", config.source[name], "none: a forecast's targets are its own entries")
+            raise ConfigError(f"source.{name}", config.source[name], "none: this task learns from no labels")
 
 
 def _sinks(config: Config) -> list[tuple[Mapping[str, Any], Callable[[], Any]]]:

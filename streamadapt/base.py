@@ -246,17 +246,45 @@ class FrozenModel(Base):
         A module is deep-copied, put in eval mode and stripped of gradients.
     batched : bool, optional
         Whether the model wants (1, window, channels) and returns a leading 1; default: yes for modules, no otherwise.
+    softmax : bool
+        Whether the model returns logits, of which the output is the softmax.
+    embedding : str, optional
+        The submodule whose output is the embedding, as ``named_modules`` calls it: ``"layers.2"``.
     """
 
     kind: ClassVar[str] = "module"
 
-    def __init__(self, model: Callable[..., Any], *, batched: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        batched: bool | None = None,
+        softmax: bool = False,
+        embedding: str | None = None,
+    ) -> None:
         super().__init__()
         self.batched = isinstance(model, nn.Module) if batched is None else batched
+        self.softmax = softmax
         if isinstance(model, nn.Module):
             self.model: Callable[..., Any] = copy.deepcopy(model).eval().requires_grad_(False)
         else:
             self.model = model
+        self._shown: Tensor | None = None
+        if embedding is not None:
+            self._submodule(embedding).register_forward_hook(self._show)
+
+    def _submodule(self, name: str) -> nn.Module:
+        known: dict[str, nn.Module] = dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}
+        if not name or name not in known:
+            names = ", ".join(n for n in known if n) or "none: the model is no torch module"
+            raise ConfigError("base.embedding", name, f"the name of a submodule of the model ({names})")
+        return known[name]
+
+    def _show(self, module: nn.Module, given: Any, said: Any) -> None:
+        del module, given
+        if not isinstance(said, Tensor):
+            raise ConfigError("base.embedding", type(said).__name__, "a submodule that returns one tensor")
+        self._shown = said.detach().flatten().clone()
 
     def train(self, mode: bool = True) -> FrozenModel:
         """Stay frozen: a training mode would let batch norms write to themselves."""
@@ -265,9 +293,10 @@ class FrozenModel(Base):
 
     def forward(self, inputs: Tensor) -> BaseOutput:
         """Call the model."""
+        self._shown = None
         with torch.no_grad():
             said = self.model(inputs.unsqueeze(0) if self.batched else inputs)
-        output, embedding = said if isinstance(said, tuple) else (said, None)
+        output, embedding = said if isinstance(said, tuple) else (said, self._shown)
         output = torch.as_tensor(output, dtype=torch.float32, device=inputs.device)
         while output.ndim > 2 and output.shape[0] == 1:
             output = output.squeeze(0)
@@ -275,7 +304,9 @@ class FrozenModel(Base):
             output = output.reshape(1, -1)
         if output.ndim != 2:
             raise ShapeError(f"the base must return (rows, columns) for one entry, got {tuple(output.shape)}")
-        return BaseOutput(output, None if embedding is None else torch.as_tensor(embedding).flatten())
+        if self.softmax:
+            output = torch.softmax(output, dim=-1)
+        return BaseOutput(output, None if embedding is None else torch.as_tensor(embedding).float().flatten())
 
 
 def without_nonfinite(said: BaseOutput, kind: TaskKind, instead: Tensor) -> tuple[BaseOutput, Mask | None]:
@@ -296,10 +327,10 @@ def without_nonfinite(said: BaseOutput, kind: TaskKind, instead: Tensor) -> tupl
     fine = torch.isfinite(said.output)
     embedding = None if said.embedding is None else said.embedding.nan_to_num()
     if bool(fine.all()):
-        return BaseOutput(said.output, embedding), None
+        return said._replace(embedding=embedding), None
     if kind == "classification":
         fine, instead = torch.zeros_like(fine), torch.full_like(instead, 1.0 / len(instead))
-    return BaseOutput(torch.where(fine, said.output, instead), embedding), ~fine.cpu().numpy()
+    return said._replace(output=torch.where(fine, said.output, instead), embedding=embedding), ~fine.cpu().numpy()
 
 
 def as_base(model: Base | Callable[..., Any]) -> Base:
@@ -307,8 +338,15 @@ def as_base(model: Base | Callable[..., Any]) -> Base:
     return model if isinstance(model, Base) else FrozenModel(model)
 
 
-def load_module(factory: str, weights: Path | None = None, params: dict[str, Any] | None = None) -> FrozenModel:
-    """Build ``package.module:factory``, load safetensors weights into it and freeze it.
+def load_module(
+    factory: str,
+    weights: Path | None = None,
+    params: dict[str, Any] | None = None,
+    *,
+    softmax: bool = False,
+    embedding: str | None = None,
+) -> FrozenModel:
+    """Build ``package.module:factory``, load safetensors weights into it and freeze it; see `FrozenModel`.
 
     Raises
     ------
@@ -328,7 +366,7 @@ def load_module(factory: str, weights: Path | None = None, params: dict[str, Any
         raise ConfigError("base.params", params, f"arguments that {factory} takes ({exc})") from exc
     if weights is not None:
         _load_weights(model, weights)
-    return FrozenModel(model)
+    return FrozenModel(model, softmax=softmax, embedding=embedding)
 
 
 def _load_weights(model: Any, path: Path) -> None:

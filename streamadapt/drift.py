@@ -13,9 +13,8 @@ from typing import Any, Literal
 from streamadapt.errors import ConfigError
 from streamadapt.unpickle import dumps_river, loads_river
 
-__all__ = ["DETECTORS", "Boost", "DetectorName", "DriftMonitor", "Reaction", "Signal"]
+__all__ = ["DETECTORS", "SIGNALS", "Boost", "DetectorName", "DriftMonitor", "Reaction"]
 
-Signal = Literal["loss", "input"]
 Reaction = Literal["alert", "boost"]
 DetectorName = Literal["adwin", "page-hinkley"]
 
@@ -23,6 +22,7 @@ DETECTORS: dict[str, str] = {"adwin": "ADWIN", "page-hinkley": "PageHinkley"}
 """Name in the config -> class in `river.drift`."""
 
 SIGNALS = ("loss", "input")
+"""What the pipeline itself can watch; learners may offer more."""
 REACTIONS = ("alert", "boost")
 
 
@@ -66,9 +66,10 @@ class DriftMonitor:
     ----------
     detector : {"adwin", "page-hinkley"}
         river's ADWIN (Bifet & Gavalda 2007) or Page-Hinkley (Page 1954). O(log n) and O(1) per entry.
-    signal : {"loss", "input"}
+    signal : str
         ``loss``: the base's mean loss over the cells that matured at an arrival, in units of the guard's scale at that
         time (so that one threshold suits every unit). ``input``: the mean over channels of the newest scaled values.
+        Or one of a learner's `signal_names`, such as ``dictionary-error``.
     reaction : {"alert", "boost"}
         ``alert``: say so (prediction, metric, log). ``boost``: also learn faster for a while.
     params : dict
@@ -80,7 +81,7 @@ class DriftMonitor:
     def __init__(
         self,
         detector: DetectorName = "adwin",
-        signal: Signal = "loss",
+        signal: str = "loss",
         reaction: Reaction = "alert",
         *,
         params: dict[str, Any] | None = None,
@@ -89,7 +90,6 @@ class DriftMonitor:
     ) -> None:
         for path, value, allowed in (
             ("detector", detector, tuple(DETECTORS)),
-            ("signal", signal, SIGNALS),
             ("reaction", reaction, REACTIONS),
         ):
             if value not in allowed:

@@ -97,6 +97,8 @@ class Prediction:
         Each expert's share of `served`, averaged over the cells.
     drifts : tuple of str
         ``detector:signal`` of each detector that fired on this arrival.
+    scores : mapping of str to float
+        What learners tell about the entry itself, such as ``dictionary-error``: a drift signal and an anomaly score.
     """
 
     position: Position
@@ -108,6 +110,7 @@ class Prediction:
     experts: Mapping[str, FloatArray] = field(repr=False)
     weights: Mapping[str, float]
     drifts: tuple[str, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

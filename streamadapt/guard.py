@@ -9,7 +9,7 @@ issued: the caller keeps every forecast's `Mixture.own` and hands it back when t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -56,22 +56,42 @@ class Guard(ABC):
     """Mixes experts; the first expert is always the base."""
 
     kind: ClassVar[str]
+    prior: Mapping[str, float] | None = None
 
-    def build(self, experts: int, rows: int, columns: int, loss: Loss, unit: Array) -> None:
+    def check(self, names: Sequence[str], *, labelled: bool) -> None:
+        """Raise `ConfigError` if it cannot mix experts of these names, with or without labels to judge them by."""
+        unknown = [name for name in self.prior or {} if name not in names]
+        if unknown:
+            raise ConfigError("guard.prior", unknown[0], "an expert's name: one of " + ", ".join(names))
+        if not labelled and self.prior is None:
+            raise ConfigError("guard.prior", None, "shares of experts, such as {tent = 0.9}: no label will tell them")
+
+    def build(self, names: Sequence[str], rows: int, columns: int, loss: Loss, unit: Array) -> None:
         """Allocate.
 
         Parameters
         ----------
+        names : sequence of str
+            Of the experts; the base is the first.
         unit : ndarray, (columns,), > 0
             The outputs' own scale, original units: the floor of the running scale is `SCALE_FLOOR` of it.
         """
-        self.experts, self.rows, self.columns, self.loss = experts, rows, columns, loss
+        self.names, self.rows, self.columns, self.loss = tuple(names), rows, columns, loss
+        self.experts = len(self.names)
         self.floor = np.broadcast_to(SCALE_FLOOR * unit, (rows, columns)).copy()
         self.error = np.zeros((rows, columns))
         self._allocate()
 
     @abstractmethod
     def _allocate(self) -> None: ...
+
+    def _initial(self) -> Array:
+        """Return the weights over the experts before any loss is known, (experts,): alike, or the prior's."""
+        if self.prior is None:
+            return np.full(self.experts, 1.0 / self.experts)
+        weights = np.array([self.prior.get(name, 0.0) for name in self.names])
+        weights[0] += 1.0 - weights.sum()  # the base has what is left
+        return weights
 
     @property
     @abstractmethod
@@ -170,12 +190,16 @@ class TwoLayer(Guard):
     ----------
     scope : {"horizon", "global", "cell"}
         What shares weights in layer 1: each row of a forecast, everything, or nothing.
+    prior : mapping of str to float, optional
+        Shares of experts to serve while no loss speaks for anything; the base has what they leave of 1. Default: the
+        base alone. Without labels, what is served for good.
     """
 
     kind: ClassVar[str] = "two-layer"
 
-    def __init__(self, scope: Scope = "horizon") -> None:
+    def __init__(self, scope: Scope = "horizon", prior: Mapping[str, float] | None = None) -> None:
         self.scope = _checked(scope)
+        self.prior = _checked_prior(prior)
 
     def _allocate(self) -> None:
         scope = _effective(self.scope, self.loss)
@@ -183,11 +207,14 @@ class TwoLayer(Guard):
         if self.columns > 1 and not self.loss.row_wise and scope != "cell":
             self.first.append(_Scoped(BOA(0.999), "cell"))
         for scoped in self.first:
-            scoped.build(self.rows, self.columns, np.full(self.experts, 1.0 / self.experts))
-        only_base = np.zeros(self.own_count)
-        only_base[0] = 1.0
+            scoped.build(self.rows, self.columns, self._initial())
+        fallback = np.zeros(self.own_count)
+        if self.prior is None:
+            fallback[0] = 1.0  # the base
+        else:
+            fallback[1:] = 1.0 / (len(fallback) - 1)  # the layer below, whose mixtures begin at the prior
         self.second = _Scoped(MLPoly(0.999), "global" if scope == "global" else "horizon")
-        self.second.build(self.rows, self.columns, only_base)
+        self.second.build(self.rows, self.columns, fallback)
 
     @property
     def own_count(self) -> int:
@@ -236,17 +263,26 @@ class Hedge(Guard):
     eta : float, > 0
     share : float, in [0, 1)
     scope : {"horizon", "global", "cell"}
+    prior : mapping of str to float, optional
+        Shares of experts to begin with; the base has what they leave of 1. Default: all alike.
     """
 
     kind: ClassVar[str] = "hedge"
 
-    def __init__(self, eta: float = 1.0, share: float = 0.01, scope: Scope = "horizon") -> None:
+    def __init__(
+        self,
+        eta: float = 1.0,
+        share: float = 0.01,
+        scope: Scope = "horizon",
+        prior: Mapping[str, float] | None = None,
+    ) -> None:
         self.scope = _checked(scope)
+        self.prior = _checked_prior(prior)
         self.rule = FixedShare(share, eta=eta)
 
     def _allocate(self) -> None:
         self.scoped = _Scoped(self.rule, _effective(self.scope, self.loss))
-        self.scoped.build(self.rows, self.columns, np.full(self.experts, 1.0 / self.experts))
+        self.scoped.build(self.rows, self.columns, self._initial())
 
     @property
     def own_count(self) -> int:
@@ -279,6 +315,10 @@ class NoGuard(Guard):
     def __init__(self, expert: int = 0) -> None:
         self.expert = expert
 
+    def check(self, names: Sequence[str], *, labelled: bool) -> None:
+        """Take anything: nothing has to be told."""
+        del names, labelled
+
     def _allocate(self) -> None:
         if not 0 <= self.expert < self.experts:
             raise ConfigError("guard.expert", self.expert, f"0 to {self.experts - 1}")
@@ -299,6 +339,17 @@ class NoGuard(Guard):
 
     def _aggregators(self) -> list[Aggregator]:
         return []
+
+
+def _checked_prior(prior: Mapping[str, float] | None) -> dict[str, float] | None:
+    if prior is None:
+        return None
+    for name, share in prior.items():
+        if not 0.0 <= share <= 1.0:
+            raise ConfigError(f"guard.prior.{name}", share, "a share, from 0 to 1")
+    if not prior or sum(prior.values()) > 1.0 + 1e-9:
+        raise ConfigError("guard.prior", dict(prior), "shares of one or more experts that sum to at most 1")
+    return dict(prior)
 
 
 def _checked(scope: Scope) -> Scope:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from streamadapt.base import Base, as_base, without_nonfinite
 from streamadapt.device import resolve_device
-from streamadapt.drift import DriftMonitor
+from streamadapt.drift import SIGNALS, DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, ShapeError
 from streamadapt.guard import Guard, TwoLayer
@@ -35,7 +36,7 @@ class Pipeline:
     Parameters
     ----------
     task : Task
-        `Forecast` or `Supervised`. It holds state: one task, one pipeline.
+        `Forecast`, `Supervised` or `Unlabelled`. It holds state: one task, one pipeline.
     base : Base or callable
         The frozen model; `FrozenModel` says what a callable is given.
     learners : sequence of Learner
@@ -88,11 +89,24 @@ class Pipeline:
         for learner in self.learners:
             learner.check_kind(task.kind)
         self.base.check(task.kind, task.window_length, task.rows, getattr(task, "classes", None))
+        self._check_parts()
         self.stats = Stats()
         task.outcomes = self.stats.labels
         self.health: Health | None = None
         self.spec: Spec | None = None
         self._fired: tuple[str, ...] = ()
+
+    def _check_parts(self) -> None:
+        """Raise `ConfigError` where learners, guard, detectors and task do not fit each other."""
+        signals = (*SIGNALS, *(name for learner in self.learners for name in learner.signal_names))
+        for i, monitor in enumerate(self.drift):
+            if monitor.signal not in signals:
+                raise ConfigError(f"drift[{i}].signal", monitor.signal, "one of " + ", ".join(signals))
+        self.guard.check(self.names, labelled=self.task.labelled)
+        if not self.task.labelled:
+            for i, learner in enumerate(self.learners):
+                if learner.needs_labels:
+                    raise ConfigError(f"learners[{i}].kind", learner.kind, "one that adapts without labels: none come")
 
     def observe(self, items: Iterable[Entry | Label]) -> list[Prediction]:
         """Take entries and labels in, in order; return one prediction per entry once the window is full.
@@ -137,7 +151,9 @@ class Pipeline:
             issued, served, weights = self._predict(item)  # 5. the base, the learners, the guard
         self.task.remember(issued)
         self.stats.pending = self.task.pending
-        return self._prediction(issued, served, weights)  # 6. what is served
+        with self.timing.stage("learn"), torch.no_grad():
+            scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
+        return self._prediction(issued, served, weights, scores)  # 6. what is served
 
     def predict(self, entry: Entry) -> Prediction:
         """Predict from the current window with `entry` appended, learning and changing nothing (serving)."""
@@ -146,11 +162,11 @@ class Pipeline:
         if window is None or self.spec is None:  # building from this entry would let a question shape the learners
             raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
         saved = window.state_dict()
-        window.push(entry.values)
+        window.push(entry.values, entry.time)
         try:
             with torch.no_grad():
                 issued, served, weights = self._predict(entry, commit=False)
-            return self._prediction(issued, served, weights, commit=False)
+            return self._prediction(issued, served, weights, {}, commit=False)
         finally:
             window.load_state_dict(saved)
 
@@ -160,12 +176,14 @@ class Pipeline:
         if isinstance(item, Entry):
             self.task.check_entry(item, self.base.channels)
 
-    def _build(self, channels: int) -> None:
+    def _new_spec(self) -> Spec:
         assert self.task.window is not None
-        columns = self.task.columns(channels)
+        columns = self.task.columns(self.task.window.values.shape[1])
         self.base.check(self.task.kind, self.task.window_length, self.task.rows, columns)
         device = resolve_device(self.device_wanted, cells=self.task.rows * columns)
-        self._allocate(spec_with_scaling(self.task, self.base, columns, device, self.seed))
+        self.base.to(device)
+        self.task.device = device
+        return spec_with_scaling(self.task, self.base, columns, device, self.seed)
 
     def _allocate(self, spec: Spec) -> None:
         self.spec = spec
@@ -175,7 +193,7 @@ class Pipeline:
             learner.build(spec)
         self.health = Health(self.learners)
         unit = spec.output_scale.cpu().double().numpy()
-        self.guard.build(len(self.names), spec.rows, spec.columns, self.task.loss, unit)
+        self.guard.build(self.names, spec.rows, spec.columns, self.task.loss, unit)
         for name in (*self.names, "served"):
             self.stats.loss_sum.setdefault(name, 0.0)
             self.stats.loss_cells.setdefault(name, 0)
@@ -229,23 +247,35 @@ class Pipeline:
                 self.stats.add_drift(monitor.name, self.stats.last_time)
                 self._fired = (*self._fired, monitor.name)
 
+    def _adapt(self, issued: Issued) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for learner in self.learners:
+            learner.adapt(issued.inputs, issued.base)
+            if learner.signal_names:
+                scores |= learner.signals()
+        for name, value in scores.items():
+            self._detect(name, value)
+        if not self.task.labelled:  # no loss will tell that time passes
+            assert self.health is not None
+            self.health.check_losses(np.zeros(len(self.names)))
+        return scores
+
     # -- steps 5 and 6
 
     def _predict(self, entry: Entry, *, commit: bool = True) -> tuple[Issued, Array, Array]:
         assert self.task.window is not None
-        if self.spec is None:
-            self._build(self.task.window.values.shape[1])
-        spec = self.spec
-        assert spec is not None
+        spec = self.spec or self._new_spec()
         inputs = torch.from_numpy(self.task.window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
         if commit and any(m.signal == "input" for m in self.drift):
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().numpy()[~np.isnan(entry.values)]
             self._detect("input", float(newest.mean()) if len(newest) else np.nan)
-        base = self.base(inputs)
+        base = self.base(inputs)._replace(times=torch.from_numpy(self.task.window.times.copy()).to(spec.device))
         if tuple(base.output.shape) != (spec.rows, spec.columns):
             raise ShapeError(
                 f"the base must return ({spec.rows}, {spec.columns}) for this task, got {tuple(base.output.shape)}"
             )
+        if self.spec is None:  # what the base shows is known only now
+            self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
         base, silent = without_nonfinite(base, spec.kind, spec.output_loc)
         experts = self._experts(inputs, base, commit=commit)
         mixture = self.guard.mix(experts)
@@ -265,7 +295,9 @@ class Pipeline:
             self.health.stand_in(experts)
         return experts
 
-    def _prediction(self, issued: Issued, served: Array, weights: Array, *, commit: bool = True) -> Prediction:
+    def _prediction(
+        self, issued: Issued, served: Array, weights: Array, scores: dict[str, float], *, commit: bool = True
+    ) -> Prediction:
         entry = issued.entry
         shares = dict(zip(self.names, weights.tolist(), strict=True))
         experts = issued.experts.astype(np.float32)
@@ -279,7 +311,9 @@ class Pipeline:
             self.stats.weights = shares
         fired, self._fired = self._fired, () if commit else self._fired
         by_name = dict(zip(self.names, experts, strict=True))
-        return Prediction(entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired)
+        return Prediction(
+            entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores
+        )
 
     # -- state
 
@@ -310,7 +344,7 @@ class Pipeline:
             raise CheckpointError(f"the checkpoint is of the experts {state['names']}, this pipeline has {self.names}")
         if state["spec"] is not None:
             device = resolve_device(self.device_wanted, cells=state["spec"]["rows"] * state["spec"]["columns"])
-            self._allocate(spec_from_state(state["spec"], device, self.base.prior()))
+            self._allocate(spec_from_state(state["spec"], device, self.base))
             assert self.health is not None
             for learner, saved in zip(self.learners, state["learners"], strict=True):
                 learner.load_state_dict(saved)

@@ -90,8 +90,21 @@ def arguments_of(target: Callable[..., Any], path: str, settings: Mapping[str, A
     # TOML has no null: leaving a key out is the way to say it.
     given = {n: None for n in needed if type(None) in typing.get_args(hints.get(n)) and n not in settings} | given
     check_needed(path, {**settings, **given}, needed)
-    arguments = {name: convert(value, hints.get(name, Any), join(path, name)) for name, value in settings.items()}
+    arguments = {
+        name: _made_or_converted(value, hints.get(name, Any), join(path, name)) for name, value in settings.items()
+    }
     return partial(call, path, target, arguments | given)
+
+
+def _made_or_converted(value: Any, hint: Any, path: str) -> Any:
+    """Make the learner that a table within a learner's table describes; convert anything else."""
+    from streamadapt.learners.base import Learner  # here, since it loads torch
+
+    if isinstance(value, Mapping) and any(
+        inspect.isclass(h) and issubclass(h, Learner) for h in (hint, *typing.get_args(hint))
+    ):
+        return build("learners", path, value)
+    return convert(value, hint, path)
 
 
 def call(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from streamadapt.base import Base
-from streamadapt.learners.base import Prior, Spec
+from streamadapt.learners.base import Spec
 from streamadapt.tasks import Task
 
 __all__ = ["spec_from_state", "spec_state", "spec_with_scaling"]
 
+_NUMBERS = ("kind", "window", "channels", "rows", "columns", "seed", "embedding")
 _SCALING = ("input_loc", "input_scale", "output_loc", "output_scale")
 
 
 def spec_with_scaling(task: Task, base: Base, columns: int, device: torch.device, seed: int) -> Spec:
-    """Make the spec when the task's first window is full.
+    """Make the spec when the task's first window is full; what the base shows is not known yet.
 
     The scaling is the base's own where it has one; otherwise it is taken from the first window (outputs of supervised
     tasks, of which nothing is known yet, are left in their own unit).
@@ -41,7 +42,7 @@ def spec_with_scaling(task: Task, base: Base, columns: int, device: torch.device
         )
     return Spec(
         task.kind, values.shape[0], values.shape[1], task.rows, columns, **scaling, device=device, seed=seed,
-        prior=base.prior(),
+        prior=base.prior(), embedding=None, model=base,
     )  # fmt: skip
 
 
@@ -51,11 +52,12 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
 
 def spec_state(spec: Spec) -> dict[str, Any]:
     """Return what must be saved: shapes and scaling."""
-    numbers = {name: getattr(spec, name) for name in ("kind", "window", "channels", "rows", "columns", "seed")}
+    numbers = {name: getattr(spec, name) for name in _NUMBERS}
     return numbers | {name: getattr(spec, name).clone() for name in _SCALING}
 
 
-def spec_from_state(state: dict[str, Any], device: torch.device, prior: Prior | None) -> Spec:
+def spec_from_state(state: dict[str, Any], device: torch.device, base: Base) -> Spec:
     """Make the spec again on `device`."""
-    numbers = {name: state[name] for name in ("kind", "window", "channels", "rows", "columns", "seed")}
-    return Spec(**numbers, **{name: state[name].to(device) for name in _SCALING}, device=device, prior=prior)
+    numbers = {name: state[name] for name in _NUMBERS}
+    scaling = {name: state[name].to(device) for name in _SCALING}
+    return Spec(**numbers, **scaling, device=device, prior=base.prior(), model=base)

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamadapt.checkpoint import CheckpointStore
+from streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore
 from streamadapt.errors import CheckpointError
 from streamadapt.manifest import checksum_of
 from streamadapt.ports import StreamPartition
@@ -224,7 +224,7 @@ def test_a_crash_before_any_step_leaves_the_previous_or_the_new_one(tmp_path: Pa
 def test_killing_the_process_between_two_steps_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib\n"
-        "from streamadapt.checkpoint import CheckpointStore\n"
+        "from streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore\n"
         "store = CheckpointStore(pathlib.Path(sys.argv[1]))\n"
         "store.save({'value': 1}, {}, config_digest='sha256:aaaa', summary={})\n"
         "die = lambda step: os.kill(os.getpid(), 9) if step == 'rename' else None\n"
@@ -302,9 +302,10 @@ def test_when_none_can_be_read_that_is_an_error_and_not_an_empty_start(tmp_path:
 def test_a_newer_format_says_so_and_the_older_one_is_not_silently_used(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, "old")
-    with CheckpointStore(tmp_path, format_version=2) as store:
+    with CheckpointStore(tmp_path, format_version=FORMAT_VERSION + 1) as store:
         save(store, "new")
-    with pytest.raises(CheckpointError, match=r"format 2 is newer than format 1, .* upgrade"):
+    said = rf"format {FORMAT_VERSION + 1} is newer than format {FORMAT_VERSION}, .* upgrade"
+    with pytest.raises(CheckpointError, match=said):
         CheckpointStore(tmp_path).load_latest(DIGEST)
 
 
@@ -376,7 +377,7 @@ def test_a_second_writer_is_refused_by_the_first_ones_pid(tmp_path: Path) -> Non
         with pytest.raises(CheckpointError, match="another engine"):
             save(second, 2)
         code = (
-            "import sys, pathlib\nfrom streamadapt.checkpoint import CheckpointStore\n"
+            "import sys, pathlib\nfrom streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore\n"
             "CheckpointStore(pathlib.Path(sys.argv[1])).acquire()"
         )
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)

@@ -72,7 +72,7 @@ def test_a_forecast_takes_no_labels(weights):
     """A label topic beside a forecast is a misunderstanding, not something to read and refuse."""
     text = text_of(weights).replace('kind = "supervised"', 'kind = "forecast"\nhorizon = 4')
     text = text.replace("base.safe", "forecast.safe")
-    with pytest.raises(ConfigError, match=r"source\.label_topic: expected none: a forecast's targets"):
+    with pytest.raises(ConfigError, match=r"source\.label_topic: expected none: this task learns from no labels"):
         check_config(parse_config(text))
     assert check_config(parse_config(text.replace('label_topic = "labels"', ""))).names[0] == "base"
 

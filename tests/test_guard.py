@@ -24,7 +24,7 @@ EVERY: list[Callable[[], Guard]] = [
 
 
 def build(guard: Guard, experts: int, rows: int = 1, columns: int = 1, loss: Any = None) -> Guard:
-    guard.build(experts, rows, columns, loss or Absolute(), np.ones(columns))
+    guard.build([f"e{k}" for k in range(experts)], rows, columns, loss or Absolute(), np.ones(columns))
     return guard
 
 

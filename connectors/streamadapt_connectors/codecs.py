@@ -298,6 +298,7 @@ def encode_prediction(prediction: Prediction, *, experts: bool = False) -> bytes
         "base": _rows(p.base),
         "weights": {name: float(share) for name, share in p.weights.items()},
         "drifts": list(p.drifts),
+        **({"scores": p.scores} if p.scores else {}),
     }
     if experts:
         data["experts"] = {name: _rows(values) for name, values in p.experts.items()}

@@ -60,7 +60,7 @@ class Step:
 
 
 def _copy(base: BaseOutput) -> BaseOutput:
-    return BaseOutput(base.output.clone(), None if base.embedding is None else base.embedding.clone())
+    return BaseOutput(*(None if t is None else t.clone() for t in base))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Case:
         out_loc, out_scale = (torch.from_numpy(a) for a in self.output_units())
         return Spec(
             self.kind, self.window, self.channels, self.rows, self.columns, loc.to(device), scale.to(device),
-            out_loc.to(device), out_scale.to(device), device, seed,
+            out_loc.to(device), out_scale.to(device), device, seed, embedding=self.window * self.channels,
         )  # fmt: skip
 
     def output_units(self) -> tuple[FloatArray, FloatArray]:
@@ -121,13 +121,14 @@ CASES: tuple[Case, ...] = (
 
 
 def drive(learner: Learner, steps: Sequence[Step]) -> list[Tensor]:
-    """Do what a pipeline does: learn what has matured, then predict; return the predictions."""
+    """Do what a pipeline does: learn what has matured, then predict, then adapt; return the predictions."""
     said = []
     for step in steps:
         if learner.needs_labels:
             for example in step.learn:
                 learner.learn(example.inputs, example.base, example.target, example.mask)
         said.append(learner.predict(step.inputs, step.base))
+        learner.adapt(step.inputs, step.base)
     return said
 
 
@@ -193,7 +194,8 @@ def _steps(case: Case, n: int, matures: Maturity, device: str, seed: int) -> Seq
             continue
         assert task.window is not None
         window = task.window.fill_unseen(loc)
-        base = _base(case, window, (window - loc) / scale, where)
+        times = torch.from_numpy(task.window.times.copy()).to(where)
+        base = _base(case, window, (window - loc) / scale, where)._replace(times=times)
         inputs = torch.from_numpy(window).to(where)
         said = base.output.cpu().double().numpy()[None]
         task.remember(Issued(_entry(case, t, values, outputs, missing), inputs, base, said, said[:0]))

@@ -130,7 +130,7 @@ def check_prediction_is_no_view(make: Make, device: torch.device) -> None:
 
 
 def check_predict_is_pure(make: Make, device: torch.device) -> None:
-    """Predicting changes neither state (label-free learners excepted) nor inputs, and says the same again."""
+    """Predicting changes neither state nor inputs, and says the same again."""
     for learner, case, steps in _built(make, device, FEW):
         drive(learner, steps[:30])
         for step in steps[30:]:
@@ -139,10 +139,9 @@ def check_predict_is_pure(make: Make, device: torch.device) -> None:
             said = learner.predict(step.inputs, step.base)
             now = [t for t in (step.inputs, *step.base) if t is not None]
             require(all(map(torch.equal, given, now)), f"{case}: predict wrote to its arguments")
-            if learner.needs_labels:
-                require(state_bytes(learner.snapshot()) == state, f"{case}: predict changed the state")
-                again = learner.predict(step.inputs, step.base)
-                require(torch.equal(said, again), f"{case}: predicted {said}, then {again} from the same inputs")
+            require(state_bytes(learner.snapshot()) == state, f"{case}: predict changed the state")
+            again = learner.predict(step.inputs, step.base)
+            require(torch.equal(said, again), f"{case}: predicted {said}, then {again} from the same inputs")
 
 
 def check_wrong_target_shape_is_refused(make: Make, device: torch.device) -> None:
@@ -348,10 +347,9 @@ def _run(learner: Learner, steps: Sequence[Step]) -> bytes:
 
 
 def _advance(learner: Learner, steps: Sequence[Step]) -> None:
-    """Get on as fast as can be: learners that adapt while predicting predict, the others learn."""
+    """Get on as fast as can be: without predicting."""
     for step in steps:
-        if not learner.needs_labels:
-            learner.predict(step.inputs, step.base)
+        learner.adapt(step.inputs, step.base)
         for example in step.learn if learner.needs_labels else ():
             learner.learn(example.inputs, example.base, example.target, example.mask)
 

@@ -36,17 +36,20 @@ Maturity = Literal["rows", "path"]
 
 
 class BaseOutput(NamedTuple):
-    """What the frozen base said about one entry.
+    """What the frozen base said about one entry, and when.
 
     Attributes
     ----------
     output : Tensor, (rows, columns), float32, original units (probabilities for classification)
     embedding : Tensor, (features,), float32, or None
         The base's hidden layer, where it has one to show.
+    times : Tensor, (window,), int64, ns since the Unix epoch, or None
+        Event times of the window's entries, the newest last. The pipeline puts them here; a base does not know them.
     """
 
     output: Tensor
     embedding: Tensor | None = None
+    times: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,10 @@ class Spec:
         Of the learner's own random numbers; the same seed gives the same bits.
     prior : Prior or None
         Where the base can tell what it was fitted on.
+    embedding : int or None
+        Features of ``BaseOutput.embedding``; None where the base shows none.
+    model : Base or None
+        The frozen base itself, for learners that adapt a copy of it. Never write to it.
     """
 
     kind: TaskKind
@@ -98,6 +105,8 @@ class Spec:
     device: torch.device
     seed: int = 0
     prior: Prior | None = None
+    embedding: int | None = None
+    model: nn.Module | None = None
 
     def generator(self) -> torch.Generator:
         """Return a fresh CPU generator seeded with `seed` (CPU, so that every device starts from the same numbers)."""
@@ -121,7 +130,7 @@ class Learner(nn.Module, ABC):
     kinds : frozenset of str
         The task kinds it can learn.
     needs_labels : bool
-        False for learners that adapt in `predict`, without labels.
+        False for learners that adapt without labels: `learn` is never called, `adapt` is.
     boost : float, >= 1
         How much faster to learn just now; set by the pipeline's reactions before each `learn`, never part of the state.
     """
@@ -145,6 +154,11 @@ class Learner(nn.Module, ABC):
         an expert each: its arithmetic is done for all of them at once.
         """
         return (self.kind,)
+
+    @property
+    def signal_names(self) -> tuple[str, ...]:
+        """Names of the scalars that `signals` tells about the newest entry; they start with its kind."""
+        return ()
 
     def build(self, spec: Spec) -> None:
         """Allocate all state for `spec`, on its device. Called once by the pipeline, and again by `reset`.
@@ -182,7 +196,7 @@ class Learner(nn.Module, ABC):
         Returns
         -------
         Tensor, (rows, columns), float32, original units; (experts, rows, columns) of a family
-            Never a view of the state. Nothing changes, except in a label-free learner.
+            Never a view of the state. Nothing changes: the same again says the same again.
         """
 
     @abstractmethod
@@ -198,6 +212,21 @@ class Learner(nn.Module, ABC):
         mask : Tensor, (rows, columns), bool
             Where the target is known. All False: no prediction changes.
         """
+
+    def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
+        """Take in one entry without its label, right after it was predicted: a live state, statistics, an entropy step.
+
+        Called once for every entry that is observed, and not for questions asked in between (`Pipeline.predict`). It
+        sees what `predict` saw; what `predict` has worked out already may be kept for it, outside the state.
+        """
+
+    def signals(self) -> dict[str, float]:
+        """Return a scalar for each of `signal_names` about the newest entry taken in by `adapt`.
+
+        They are offered to drift monitors by name, and given out with the prediction (as anomaly scores); NaN says
+        nothing. Part of no state.
+        """
+        return {}
 
     def snapshot(self) -> dict[str, Any]:
         """Return a detached copy of the whole state."""

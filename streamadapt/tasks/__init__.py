@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from streamadapt.tasks.base import Arrival, Example, Issued, Matured, Task
+from streamadapt.tasks.base import Arrival, Example, Matured, Task
 from streamadapt.tasks.forecast import Forecast
+from streamadapt.tasks.issued import Issued
 from streamadapt.tasks.supervised import Supervised
+from streamadapt.tasks.unlabelled import Unlabelled
 
-__all__ = ["Arrival", "Example", "Forecast", "Issued", "Matured", "Supervised", "Task"]
+__all__ = ["Arrival", "Example", "Forecast", "Issued", "Matured", "Supervised", "Task", "Unlabelled"]

@@ -16,8 +16,9 @@ from streamadapt.entry import Entry, FloatArray, Label
 from streamadapt.errors import ConfigError, EntryError, Reason
 from streamadapt.learners.base import BaseOutput, TaskKind
 from streamadapt.losses import Array, Loss, Mask, loss_named
+from streamadapt.tasks.issued import Issued
 
-__all__ = ["Arrival", "Example", "Issued", "Matured", "Task", "Window"]
+__all__ = ["Arrival", "Example", "Matured", "Task", "Window"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +60,6 @@ class Matured:
     mask: Mask
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """One prediction as it was made, to be kept until its target is known."""
-
-    entry: Entry
-    inputs: Tensor
-    base: BaseOutput
-    experts: Array
-    own: Array
-
-
 @dataclass(slots=True)
 class Arrival:
     """What one entry or label meant.
@@ -87,7 +77,7 @@ class Arrival:
 
 
 class Window:
-    """The last values of every channel, missing ones filled with the last one seen.
+    """The last values of every channel, missing ones filled with the last one seen, and their event times.
 
     Parameters
     ----------
@@ -97,17 +87,20 @@ class Window:
 
     def __init__(self, length: int, channels: int) -> None:
         self.values = np.zeros((length, channels), np.float32)
+        self.times = np.zeros(length, np.int64)
         self.last = np.zeros(channels, np.float32)
         self.seen = np.zeros(channels, np.bool_)
         self.count = 0
 
-    def push(self, values: FloatArray) -> None:
-        """Append one row, forgetting the oldest; NaN is missing."""
+    def push(self, values: FloatArray, time: int) -> None:
+        """Append one row, forgetting the oldest; NaN is missing, `time` is in ns."""
         known = ~np.isnan(values)
         self.last = np.where(known, values, self.last)
         self.seen |= known
         self.values[:-1] = self.values[1:]
         self.values[-1] = self.last
+        self.times[:-1] = self.times[1:]
+        self.times[-1] = time
         self.count += 1
 
     @property
@@ -121,11 +114,13 @@ class Window:
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies."""
-        return {"values": self.values.copy(), "last": self.last.copy(), "seen": self.seen.copy(), "count": self.count}
+        arrays = {name: getattr(self, name).copy() for name in ("values", "times", "last", "seen")}
+        return {**arrays, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.values = np.array(state["values"], np.float32)
+        self.times = np.array(state["times"], np.int64)
         self.last = np.array(state["last"], np.float32)
         self.seen = np.array(state["seen"], np.bool_)
         self.count = int(state["count"])
@@ -145,6 +140,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    labelled: ClassVar[bool] = True
     kind: TaskKind
 
     def __init__(self, window: int, rows: int, loss: str) -> None:
@@ -201,7 +197,7 @@ class Task(ABC):
         """Push a checked entry into the window."""
         if self.window is None:
             self.window = Window(self.window_length, len(entry.values))
-        self.window.push(entry.values)
+        self.window.push(entry.values, entry.time)
         self.last_time = entry.time
         return self.window
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from streamadapt.entry import Entry, Label
 from streamadapt.errors import ConfigError, EntryError, Reason
-from streamadapt.learners.base import BaseOutput, TaskKind
+from streamadapt.learners.base import TaskKind
 from streamadapt.losses import Array, Mask
-from streamadapt.tasks.base import Arrival, Example, Issued, Matured, Task, positive
+from streamadapt.tasks.base import Arrival, Example, Matured, Task, positive
+from streamadapt.tasks.issued import Issued, pack, unpack
 
 __all__ = ["Forecast"]
 
@@ -80,7 +81,7 @@ class Forecast(Task):
             mask[h] = True
         mask &= ~np.isnan(actual) & ~np.isnan(experts[0])  # NaN: the base said nothing
         target = np.where(mask, actual, experts[0])
-        said = BaseOutput(self._tensor(np.nan_to_num(experts[0])), newest.base.embedding)
+        said = newest.base._replace(output=self._tensor(np.nan_to_num(experts[0])))
         example = Example(newest.inputs, said, self._tensor(target), torch.from_numpy(mask).to(self.device))
         path = self._path() if len(self.issued) == rows else None
         return Matured(example, path, experts, own, target, mask)
@@ -103,17 +104,7 @@ class Forecast(Task):
         """Return the window, the open forecasts and the newest values."""
         state = super().state_dict()
         state["actual"] = np.stack(self.actual) if self.actual else None
-        if self.issued:
-            first = self.issued[0]
-            state["issued"] = {
-                "inputs": torch.stack([i.inputs for i in self.issued]),
-                "base": torch.stack([i.base.output for i in self.issued]),
-                "embedding": None
-                if first.base.embedding is None
-                else torch.stack([i.base.embedding for i in self.issued if i.base.embedding is not None]),
-                "experts": np.stack([i.experts for i in self.issued]),
-                "own": np.stack([i.own for i in self.issued]),
-            }
+        state["issued"] = pack(self.issued)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -122,12 +113,4 @@ class Forecast(Task):
         self.actual.clear()
         self.actual.extend(np.array(row) for row in (() if state["actual"] is None else state["actual"]))
         self.issued.clear()
-        saved = state.get("issued")
-        for i in range(0 if saved is None else len(saved["inputs"])):
-            assert saved is not None
-            embedding = None if saved["embedding"] is None else saved["embedding"][i].to(self.device)
-            output = BaseOutput(saved["base"][i].to(self.device), embedding)
-            # The entry itself is not needed any more: targets come from the entries that follow.
-            nobody = Entry(np.zeros(0, np.float32), 0)
-            inputs = saved["inputs"][i].to(self.device)
-            self.issued.append(Issued(nobody, inputs, output, np.array(saved["experts"][i]), np.array(saved["own"][i])))
+        self.issued.extend(unpack(state["issued"], self.device))

@@ -10,8 +10,9 @@ import torch
 
 from streamadapt.entry import Entry, FloatArray, Label
 from streamadapt.errors import ConfigError, EntryError, Reason
-from streamadapt.learners.base import BaseOutput, TaskKind
-from streamadapt.tasks.base import Arrival, Example, Issued, Matured, Task, positive
+from streamadapt.learners.base import TaskKind
+from streamadapt.tasks.base import Arrival, Example, Matured, Task, positive
+from streamadapt.tasks.issued import Issued, pack, unpack
 
 __all__ = ["Supervised"]
 
@@ -184,18 +185,7 @@ class Supervised(Task):
         state = super().state_dict()
         state["own"] = None if self._own is None else {"id": self._own[0], "value": self._own[1].copy()}
         state["closed"] = [[id_, time, outcome] for id_, (time, outcome) in self.closed.items()]
-        if self.waiting:
-            items = list(self.waiting.values())
-            embeddings = [i.base.embedding for i in items if i.base.embedding is not None]
-            state["waiting"] = {
-                "ids": list(self.waiting),
-                "times": [i.entry.time for i in items],
-                "inputs": torch.stack([i.inputs for i in items]),
-                "base": torch.stack([i.base.output for i in items]),
-                "embedding": torch.stack(embeddings) if embeddings else None,
-                "experts": np.stack([i.experts for i in items]),
-                "own": np.stack([i.own for i in items]),
-            }
+        state["waiting"] = pack(list(self.waiting.values()))
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,15 +194,7 @@ class Supervised(Task):
         own = state["own"]
         self._own = None if own is None else (own["id"], np.array(own["value"], np.float32))
         self.closed = OrderedDict((id_, (int(time), outcome)) for id_, time, outcome in state["closed"])
-        self.waiting = OrderedDict()
-        saved = state.get("waiting")
-        for i, id_ in enumerate(() if saved is None else saved["ids"]):
-            assert saved is not None
-            embedding = None if saved["embedding"] is None else saved["embedding"][i].to(self.device)
-            output = BaseOutput(saved["base"][i].to(self.device), embedding)
-            entry = Entry(np.zeros(0, np.float32), int(saved["times"][i]), id_)
-            inputs = saved["inputs"][i].to(self.device)
-            self.waiting[id_] = Issued(entry, inputs, output, np.array(saved["experts"][i]), np.array(saved["own"][i]))
+        self.waiting = OrderedDict((i.entry.id, i) for i in unpack(state["waiting"], self.device))
 
 
 def _short(id_: str) -> str:

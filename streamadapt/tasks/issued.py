@@ -1,0 +1,62 @@
+"""A prediction as it was made, kept until its target is known; and a queue of them as arrays to be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamadapt.entry import Entry
+from streamadapt.learners.base import BaseOutput
+from streamadapt.losses import Array
+
+__all__ = ["Issued", "pack", "unpack"]
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """One prediction as it was made, to be kept until its target is known."""
+
+    entry: Entry
+    inputs: Tensor
+    base: BaseOutput
+    experts: Array
+    own: Array
+
+
+def pack(issued: Sequence[Issued]) -> dict[str, Any] | None:
+    """Return what must be saved of predictions that wait, as arrays with one row each; None if there are none."""
+    if not issued:
+        return None
+    return {
+        "ids": [i.entry.id for i in issued],
+        "entry_times": [i.entry.time for i in issued],
+        "inputs": torch.stack([i.inputs for i in issued]),
+        "output": torch.stack([i.base.output for i in issued]),
+        "embedding": _stacked([i.base.embedding for i in issued]),
+        "times": _stacked([i.base.times for i in issued]),
+        "experts": np.stack([i.experts for i in issued]),
+        "own": np.stack([i.own for i in issued]),
+    }
+
+
+def unpack(state: dict[str, Any] | None, device: torch.device) -> list[Issued]:
+    """Return what `pack` saved; of an entry only its id and time, the rest of it is not needed any more."""
+    issued = []
+    for i, id_ in enumerate(() if state is None else state["ids"]):
+        assert state is not None
+        entry = Entry(np.zeros(0, np.float32), int(state["entry_times"][i]), id_)
+        row = {name: None if state[name] is None else state[name][i].to(device) for name in ("embedding", "times")}
+        base = BaseOutput(state["output"][i].to(device), row["embedding"], row["times"])
+        arrays = np.array(state["experts"][i]), np.array(state["own"][i])
+        issued.append(Issued(entry, state["inputs"][i].to(device), base, *arrays))
+    return issued
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    known = [t for t in tensors if t is not None]
+    return torch.stack(known) if known else None

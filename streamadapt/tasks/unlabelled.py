@@ -1,0 +1,61 @@
+"""Entries whose labels never come: what adapts does so without them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from streamadapt.entry import Entry, Label
+from streamadapt.errors import ConfigError, EntryError, Reason
+from streamadapt.learners.base import TaskKind
+from streamadapt.tasks.base import Arrival, Task, positive
+from streamadapt.tasks.issued import Issued
+
+__all__ = ["Unlabelled"]
+
+
+class Unlabelled(Task):
+    """From the last `window` entries' values to an output that nobody will ever judge.
+
+    Only learners that adapt without labels fit it, and nothing is measured, so that what is served is what the guard
+    was told to trust beforehand (`TwoLayer`'s ``prior``). Where a few labels come, `Supervised` is the task.
+
+    Parameters
+    ----------
+    window : int, >= 1, in entries
+    outputs : int, >= 1
+        Values of an output (regression).
+    classes : int, >= 2, optional
+        Classification: outputs are distributions over so many classes.
+    """
+
+    name: ClassVar[str] = "unlabelled"
+    labelled: ClassVar[bool] = False
+
+    def __init__(self, window: int = 1, *, outputs: int = 1, classes: int | None = None) -> None:
+        super().__init__(window, 1, "absolute" if classes is None else "log")
+        if classes is not None and (not 2 <= classes <= 100_000 or outputs != 1):
+            raise ConfigError("task.classes", classes, "2 to 100000 classes, with one output")
+        self.kind: TaskKind = "regression" if classes is None else "classification"
+        self.outputs = positive("task.outputs", outputs, 100_000)
+        self.classes = classes
+
+    def columns(self, channels: int) -> int:
+        """Return the outputs, or one column per class."""
+        del channels
+        return self.classes or self.outputs
+
+    @property
+    def pending(self) -> int:
+        """Nothing waits."""
+        return 0
+
+    def observe(self, item: Entry | Label) -> Arrival:
+        """Slide the window; a label inside an entry is not looked at."""
+        if isinstance(item, Label):
+            raise EntryError(Reason.UNKNOWN_LABEL, "an unlabelled task learns from no labels", item.position)
+        self.check_entry(item, None)
+        window = self.take_in(item)
+        return Arrival(inputs=window.values if window.full else None)
+
+    def remember(self, issued: Issued) -> None:
+        """Forget it: no target will come."""
