@@ -224,7 +224,7 @@ def test_a_crash_before_any_step_leaves_the_previous_or_the_new_one(tmp_path: Pa
 def test_killing_the_process_between_two_steps_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib\n"
-        "from streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore\n"
+        "from streamadapt.checkpoint import CheckpointStore\n"
         "store = CheckpointStore(pathlib.Path(sys.argv[1]))\n"
         "store.save({'value': 1}, {}, config_digest='sha256:aaaa', summary={})\n"
         "die = lambda step: os.kill(os.getpid(), 9) if step == 'rename' else None\n"
@@ -377,7 +377,7 @@ def test_a_second_writer_is_refused_by_the_first_ones_pid(tmp_path: Path) -> Non
         with pytest.raises(CheckpointError, match="another engine"):
             save(second, 2)
         code = (
-            "import sys, pathlib\nfrom streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore\n"
+            "import sys, pathlib\nfrom streamadapt.checkpoint import CheckpointStore\n"
             "CheckpointStore(pathlib.Path(sys.argv[1])).acquire()"
         )
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
