@@ -15,7 +15,7 @@ import numpy as np
 from streamadapt.errors import ConfigError
 from streamadapt.losses import Array, Mask
 
-__all__ = ["BOA", "Aggregator", "FixedShare", "MLPoly"]
+__all__ = ["BOA", "Aggregator", "FixedShare", "MLPoly", "Mixer"]
 
 TINY = 1e-300
 """Smallest weight that is multiplied."""
@@ -23,8 +23,8 @@ LEAST_VARIANCE = 1e-24
 """Where BOA's sums of squares start, and below which months of zero regrets do not take them."""
 
 
-class Aggregator(ABC):
-    """Weights over experts, updated from losses that have matured.
+class Mixer(ABC):
+    """Weights over experts that sum to one.
 
     Parameters
     ----------
@@ -33,14 +33,9 @@ class Aggregator(ABC):
 
     Attributes
     ----------
-    linearised : bool
-        What `update` takes: the linearised regrets of each variant's own matured prediction against each expert
-        (True), or every expert's scaled, capped loss (False).
     weights : ndarray, (variants, experts, groups_h, groups_c), float64
-        On the simplex along the experts.
     """
 
-    linearised: ClassVar[bool] = True
     weights: Array
 
     def __init__(self, variants: int) -> None:
@@ -71,18 +66,6 @@ class Aggregator(ABC):
     def _allocate(self, shape: tuple[int, ...]) -> None: ...
 
     @abstractmethod
-    def update(self, signal: Array, known: Mask) -> None:
-        """Learn from one arrival.
-
-        Parameters
-        ----------
-        signal : ndarray, (variants or 1, experts, groups_h, groups_c), float64, finite where known
-            Regrets or losses, see `linearised`.
-        known : ndarray, (groups_h, groups_c), bool
-            Which groups have news.
-        """
-
-    @abstractmethod
     def _state(self) -> dict[str, Array]: ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,6 +76,31 @@ class Aggregator(ABC):
         """Take over what `state_dict` returned, into the allocated arrays."""
         for name, array in {"weights": self.weights, **self._state()}.items():
             array[...] = state[name]
+
+
+class Aggregator(Mixer):
+    """Weights on the simplex, updated from losses that have matured.
+
+    Attributes
+    ----------
+    linearised : bool
+        What `update` takes: the linearised regrets of each variant's own matured prediction against each expert
+        (True), or every expert's scaled, capped loss (False).
+    """
+
+    linearised: ClassVar[bool] = True
+
+    @abstractmethod
+    def update(self, signal: Array, known: Mask) -> None:
+        """Learn from one arrival.
+
+        Parameters
+        ----------
+        signal : ndarray, (variants or 1, experts, groups_h, groups_c), float64, finite where known
+            Regrets or losses, see `linearised`.
+        known : ndarray, (groups_h, groups_c), bool
+            Which groups have news.
+        """
 
 
 class FixedShare(Aggregator):

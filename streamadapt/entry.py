@@ -93,8 +93,9 @@ class Prediction:
         What the frozen model alone says.
     experts : mapping of str to ndarray, (rows, columns)
         Every expert's prediction, the base's included.
-    weights : mapping of str to float in [0, 1]
-        Each expert's share of `served`, averaged over the cells.
+    weights : mapping of str to float
+        Each expert's share of `served`, averaged over the cells. They sum to 1; a stacked mixture may hold one against
+        another (a negative share).
     drifts : tuple of str
         ``detector:signal`` of each detector that fired on this arrival.
     scores : mapping of str to float

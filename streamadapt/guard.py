@@ -11,23 +11,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
-from streamadapt.aggregators import BOA, Aggregator, FixedShare, MLPoly
+from streamadapt.aggregators import BOA, FixedShare, Mixer, MLPoly
 from streamadapt.errors import ConfigError
 from streamadapt.losses import Array, Loss, Mask
+from streamadapt.scoped import SCOPES, Scope, Scoped
+from streamadapt.stacking import RidgeStack
 
 __all__ = ["Guard", "Hedge", "Mixture", "NoGuard", "Scope", "TwoLayer"]
 
-Scope = Literal["global", "horizon", "cell"]
-SCOPES: tuple[Scope, ...] = ("global", "horizon", "cell")
-
-REGRET_CAP = 5.0
-"""Linearised regrets beyond so many scales are clipped: one outlier must not decide the weights."""
-LOSS_CAP = 5.0
-"""The same for the scaled losses of fixed share."""
 SCALE_RATE = 0.01
 """How fast the running scale of the base's error follows it, per arrival."""
 SCALE_FLOOR = 1e-3
@@ -44,7 +39,7 @@ class Mixture:
     own : ndarray, (aggregators, rows, columns), float64
         The prediction of every aggregator, the last layer's included: keep it until the target is known.
     weights : ndarray, (experts,), float64
-        Each expert's share of `served`, averaged over the rows.
+        Each expert's share of `served`, averaged over the rows; they sum to 1, one of a stack may be negative.
     """
 
     served: Array
@@ -136,7 +131,7 @@ class Guard(ABC):
         return self.loss.scale_of(np.where(self.error > 0.0, self.error, self.floor))
 
     @abstractmethod
-    def _aggregators(self) -> Sequence[Aggregator]: ...
+    def _aggregators(self) -> Sequence[Mixer]: ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of all arrays."""
@@ -149,41 +144,12 @@ class Guard(ABC):
             aggregator.load_state_dict(saved)
 
 
-class _Scoped:
-    """One aggregation rule, its variants, and the groups its weights belong to."""
-
-    def __init__(self, rule: Aggregator, scope: Scope) -> None:
-        self.rule = rule
-        self.scope = scope
-
-    def build(self, rows: int, columns: int, fallback: Array) -> None:
-        groups = {"global": (1, 1), "horizon": (rows, 1), "cell": (rows, columns)}[self.scope]
-        self.rule.build(groups, fallback)
-
-    def learn(self, loss: Loss, predictions: Array, own: Array, target: Array, scale: Array, known: Mask) -> None:
-        """`own`: (variants, rows, columns), what the variants said when the predictions were issued."""
-        if self.rule.linearised:
-            signal = np.clip(loss.regret(predictions, own[:, None], target, scale), -REGRET_CAP, REGRET_CAP)
-        else:
-            signal = np.minimum(loss.loss(predictions, target) / scale, LOSS_CAP)[None]
-        self.rule.update(*_group(signal, known, self.scope))
-
-
-def _group(signal: Array, known: Mask, scope: Scope) -> tuple[Array, Mask]:
-    """Average a signal (variants, experts, rows, columns) over the known cells of each group."""
-    if scope == "cell" or signal.shape[2:] == (1, 1):
-        return np.where(known, signal, 0.0), known
-    axes = (0, 1) if scope == "global" else (1,)
-    count = known.sum(axis=axes, keepdims=True)
-    total = np.where(known, signal, 0.0).sum(axis=tuple(a + 2 for a in axes), keepdims=True)
-    return total / np.maximum(count, 1), count > 0
-
-
 class TwoLayer(Guard):
     """The default guard: several aggregators, and ML-Poly over their mixtures and the base.
 
     Layer 1: fixed share (.01 and .05), BOA (discounts .999 and .99) and ML-Poly (.99) with weights per `scope`, and,
-    where an output has several columns that are judged apart, BOA (.999) with weights per cell.
+    where an output has several columns that are judged apart, BOA (.999) with weights per cell, and a ridge stack (.999)
+    except for distributions, which its negative weights would break.
     Layer 2: ML-Poly (.999) per row. Costs, a step: some 40 passes over (experts, rows, columns) numbers.
 
     Parameters
@@ -193,19 +159,26 @@ class TwoLayer(Guard):
     prior : mapping of str to float, optional
         Shares of experts to serve while no loss speaks for anything; the base has what they leave of 1. Default: the
         base alone. Without labels, what is served for good.
+    stack : bool
+        Whether layer 1 has the ridge stack.
     """
 
     kind: ClassVar[str] = "two-layer"
 
-    def __init__(self, scope: Scope = "horizon", prior: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, scope: Scope = "horizon", prior: Mapping[str, float] | None = None, *, stack: bool = True
+    ) -> None:
         self.scope = _checked(scope)
+        self.stack = stack
         self.prior = _checked_prior(prior)
 
     def _allocate(self) -> None:
         scope = _effective(self.scope, self.loss)
-        self.first = [_Scoped(rule, scope) for rule in (FixedShare(0.01, 0.05), BOA(0.999, 0.99), MLPoly(0.99))]
+        self.first = [Scoped(rule, scope) for rule in (FixedShare(0.01, 0.05), BOA(0.999, 0.99), MLPoly(0.99))]
         if self.columns > 1 and not self.loss.row_wise and scope != "cell":
-            self.first.append(_Scoped(BOA(0.999), "cell"))
+            self.first.append(Scoped(BOA(0.999), "cell"))
+        if self.stack and not self.loss.row_wise:
+            self.first.append(Scoped(RidgeStack(robust=self.loss.name == "absolute"), scope))
         for scoped in self.first:
             scoped.build(self.rows, self.columns, self._initial())
         fallback = np.zeros(self.own_count)
@@ -213,7 +186,7 @@ class TwoLayer(Guard):
             fallback[0] = 1.0  # the base
         else:
             fallback[1:] = 1.0 / (len(fallback) - 1)  # the layer below, whose mixtures begin at the prior
-        self.second = _Scoped(MLPoly(0.999), "global" if scope == "global" else "horizon")
+        self.second = Scoped(MLPoly(0.999), "global" if scope == "global" else "horizon")
         self.second.build(self.rows, self.columns, fallback)
 
     @property
@@ -251,7 +224,7 @@ class TwoLayer(Guard):
         offered = np.concatenate([predictions[:1], own[:-1]])
         self.second.learn(self.loss, offered, own[-1:], target, scale, known)
 
-    def _aggregators(self) -> list[Aggregator]:
+    def _aggregators(self) -> list[Mixer]:
         return [scoped.rule for scoped in (*self.first, self.second)]
 
 
@@ -281,7 +254,7 @@ class Hedge(Guard):
         self.rule = FixedShare(share, eta=eta)
 
     def _allocate(self) -> None:
-        self.scoped = _Scoped(self.rule, _effective(self.scope, self.loss))
+        self.scoped = Scoped(self.rule, _effective(self.scope, self.loss))
         self.scoped.build(self.rows, self.columns, self._initial())
 
     @property
@@ -297,7 +270,7 @@ class Hedge(Guard):
     def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None:
         self.scoped.learn(self.loss, predictions, own, target, self.scale(), known)
 
-    def _aggregators(self) -> list[Aggregator]:
+    def _aggregators(self) -> list[Mixer]:
         return [self.rule]
 
 
@@ -337,7 +310,7 @@ class NoGuard(Guard):
     def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None:
         pass
 
-    def _aggregators(self) -> list[Aggregator]:
+    def _aggregators(self) -> list[Mixer]:
         return []
 
 

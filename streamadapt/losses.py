@@ -42,6 +42,10 @@ class Loss(ABC):
         """Return what losses are divided by, given the base's mean absolute error in each cell or row."""
         return errors
 
+    def length_of(self, scale: Array) -> Array:
+        """Return a scale of losses in the predictions' own unit."""
+        return scale
+
     def known(self, mask: Mask) -> Mask:
         """Return which entries of `loss` are known, given the known cells (rows, columns)."""
         known: Mask = np.logical_and.reduce(mask, axis=-1, keepdims=True) if self.row_wise else mask
@@ -78,6 +82,11 @@ class Squared(Loss):
     def scale_of(self, errors: Array) -> Array:
         """Return the squared mean absolute error: the loss's own unit."""
         return np.square(errors)
+
+    def length_of(self, scale: Array) -> Array:
+        """Return the root."""
+        root: Array = np.sqrt(scale)
+        return root
 
 
 class Log(Loss):

@@ -1,0 +1,112 @@
+"""Stacking: a mixture of experts by recursive ridge regression, whose weights may leave the simplex."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from streamadapt.aggregators import Mixer
+from streamadapt.errors import ConfigError
+from streamadapt.losses import Array, Mask
+
+__all__ = ["RidgeStack"]
+
+_Number = TypeVar("_Number", np.float64, np.bool_)
+
+LEAST_ERROR = 0.3
+"""Errors below so many scales weigh no more than this one: the reweighting for absolute loss has no pole at zero."""
+
+
+class RidgeStack(Mixer):
+    """Recursive ridge regression of the target on the experts' predictions [1]_, reweighted for absolute loss.
+
+    Per group, with the experts' mean ``m``, the base's scale ``s``, ``x_k = (p_k - m) / s`` and ``v = (y - m) / s``,
+    over the group's known cells::
+
+        q = min(1 / .3, 1 / |v - x^T b|)                    (1 for squared loss)
+        A <- d A + mean q x x^T,    g <- d g + mean q x v
+        b = (A + ridge I)^-1 g,     mixture = m + sum_k b_k (p_k - m)
+
+    The ridge draws b to zero, which is the experts' plain mean. The weights ``b_k + (1 - sum b) / K`` sum to one but
+    may be negative: it finds what no convex mixture can, and has no regret bound of its own; the layer above has.
+    A mixture is kept within the experts' own range: it may weigh them as it likes, but not leave them.
+
+    Costs, a step: O(cells K^2 + groups K^3).
+
+    Parameters
+    ----------
+    discount : float, in (0, 1]
+    ridge : float, > 0
+    robust : bool
+        Whether to reweight for absolute loss.
+
+    References
+    ----------
+    .. [1] Breiman (1996), Stacked regressions, Machine Learning 24.
+    """
+
+    def __init__(self, discount: float = 0.999, ridge: float = 5.0, *, robust: bool = True) -> None:
+        super().__init__(1)
+        if not 0.0 < discount <= 1.0:
+            raise ConfigError("guard.discount", discount, "a number in (0, 1]")
+        if not ridge > 0.0:
+            raise ConfigError("guard.ridge", ridge, "a number > 0")
+        self.discount = discount
+        self.ridge = ridge
+        self.robust = robust
+
+    def _allocate(self, shape: tuple[int, ...]) -> None:
+        _, experts, *groups = shape
+        self.gram = np.zeros((*groups, experts, experts))
+        self.moment = np.zeros((*groups, experts))
+
+    def learn(self, predictions: Array, target: Array, scale: Array, known: Mask) -> None:
+        """Learn from what has matured.
+
+        Parameters
+        ----------
+        predictions : ndarray, (experts, rows, columns)
+        target, scale : ndarray, (rows, columns)
+        known : ndarray, (rows, columns), bool
+        """
+        rows, columns = self.gram.shape[:2]
+        mean = predictions.mean(axis=0)
+        x = np.where(known, (predictions - mean) / scale, 0.0)
+        v = np.where(known, (target - mean) / scale, 0.0)
+        left = np.abs(v - (self.weights[0] * x).sum(axis=0))
+        q = known / np.maximum(left, LEAST_ERROR) if self.robust else known.astype(np.float64)
+        # (experts, rows, columns) -> (groups_h, groups_c, experts, cells of a group)
+        x = _by_group(x, rows, columns)
+        q = _by_group(q[None], rows, columns)
+        v = _by_group(v[None], rows, columns)
+        cells = np.maximum(_by_group(known[None].astype(np.float64), rows, columns).sum(axis=-1), 1.0)
+        news: Mask = np.logical_or.reduce(_by_group(known[None], rows, columns), axis=(-2, -1))
+        weighted = q * x / cells[..., None]
+        gram = self.discount * self.gram + weighted @ x.swapaxes(-1, -2)
+        moment = self.discount * self.moment + (weighted * v).sum(axis=-1)
+        np.copyto(self.gram, gram, where=news[..., None, None])
+        np.copyto(self.moment, moment, where=news[..., None])
+        self._solve(news)
+
+    def _solve(self, news: Mask) -> None:
+        experts = self.gram.shape[-1]
+        b = np.linalg.solve(self.gram + self.ridge * np.eye(experts), self.moment[..., None])[..., 0]
+        weights = b + (1.0 - b.sum(axis=-1, keepdims=True)) / experts  # (groups_h, groups_c, experts)
+        np.copyto(self.weights[0], np.moveaxis(weights, -1, 0), where=news)
+
+    def mix(self, predictions: Array) -> Array:
+        """Mix predictions (experts, rows, columns) into (1, rows, columns), within the experts' range."""
+        low, high = predictions.min(axis=0), predictions.max(axis=0)
+        return np.clip(super().mix(predictions), low, high)
+
+    def _state(self) -> dict[str, Array]:
+        return {"gram": self.gram, "moment": self.moment}
+
+
+def _by_group(values: npt.NDArray[_Number], rows: int, columns: int) -> npt.NDArray[_Number]:
+    """(n, h, c) -> (rows, columns, n, cells in a group), for as many groups."""
+    n, h, c = values.shape
+    split = values.reshape(n, rows, h // rows, columns, c // columns)
+    return split.transpose(1, 3, 0, 2, 4).reshape(rows, columns, n, -1)
