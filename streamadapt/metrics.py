@@ -65,9 +65,9 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "When expired rises, labels come later than their time-to-live: raise it, or mend the label stream.",
     ),
     MetricSpec(
-        "streamadapt_updates_total", "counter", "Learner updates by result: ok, non_finite or benched.",
+        "streamadapt_updates_total", "counter", "Learner updates by result: ok, or restored (it broke, and went back).",
         (*_P, "learner", "result"), "updates",
-        "When non_finite or benched rises, the learner diverges: lower its learning rate, or remove it.",
+        "When restored rises, the learner diverges: lower its learning rate, or remove it.",
     ),
     MetricSpec(
         "streamadapt_matured_loss_total", "counter",
@@ -82,7 +82,12 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "streamadapt_guard_weight_ratio", "gauge", "Share of each expert in the newest served prediction.",
-        (*_P, "expert"), "ratio, 0 to 1", "When base nears 1, the learners do not help: look at updates_total.",
+        (*_P, "expert"), "ratio; they sum to 1", "When base nears 1, the learners do not help: look at updates_total.",
+    ),
+    MetricSpec(
+        "streamadapt_signal", "gauge", "What learners tell about the newest entry, such as dictionary-error.",
+        (*_P, "signal"), "the learner's",
+        "When it stays above its usual level, the inputs have changed: look at them, or give it a drift monitor.",
     ),
     MetricSpec(
         "streamadapt_drifts_total", "counter", "Drifts seen, by detector and signal.",
@@ -194,6 +199,7 @@ class Metrics:
             loss_cells=dict(stats.loss_cells),
             drifts=Counter(stats.drifts),
             weights=dict(stats.weights),
+            signals=dict(stats.signals),
             pending=stats.pending,
             last_time=stats.last_time,
         )  # without the drift log, which no metric shows
@@ -293,6 +299,7 @@ def _add_pipeline(found: Samples, partition: str, stats: Stats, now_ns: int) -> 
     add("matured_loss_total", (((role,), loss) for role, loss in stats.loss_sum.items()))
     add("matured_cells_total", (((role,), cells) for role, cells in stats.loss_cells.items()))
     add("guard_weight_ratio", (((expert,), weight) for expert, weight in stats.weights.items()))
+    add("signal", (((name,), value) for name, value in stats.signals.items()))
     add("drifts_total", (((name.partition(":")[0], name.partition(":")[2]), n) for name, n in stats.drifts.items()))
     if stats.last_time:
         add("event_time_lag_seconds", [((), (now_ns - stats.last_time) / 1e9)])

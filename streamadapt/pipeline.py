@@ -253,6 +253,7 @@ class Pipeline:
             learner.adapt(issued.inputs, issued.base)
             if learner.signal_names:
                 scores |= learner.signals()
+        self.stats.signals = scores
         for name, value in scores.items():
             self._detect(name, value)
         if not self.task.labelled:  # no loss will tell that time passes

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
-import numpy.typing as npt
 
 from streamadapt.aggregators import Mixer
 from streamadapt.errors import ConfigError
 from streamadapt.losses import Array, Mask
 
 __all__ = ["RidgeStack"]
-
-_Number = TypeVar("_Number", np.float64, np.bool_)
 
 LEAST_ERROR = 0.3
 """Errors below so many scales weigh no more than this one: the reweighting for absolute loss has no pole at zero."""
@@ -71,21 +66,18 @@ class RidgeStack(Mixer):
         target, scale : ndarray, (rows, columns)
         known : ndarray, (rows, columns), bool
         """
-        rows, columns = self.gram.shape[:2]
         mean = predictions.mean(axis=0)
         x = np.where(known, (predictions - mean) / scale, 0.0)
         v = np.where(known, (target - mean) / scale, 0.0)
         left = np.abs(v - (self.weights[0] * x).sum(axis=0))
-        q = known / np.maximum(left, LEAST_ERROR) if self.robust else known.astype(np.float64)
-        # (experts, rows, columns) -> (groups_h, groups_c, experts, cells of a group)
-        x = _by_group(x, rows, columns)
-        q = _by_group(q[None], rows, columns)
-        v = _by_group(v[None], rows, columns)
-        cells = np.maximum(_by_group(known[None].astype(np.float64), rows, columns).sum(axis=-1), 1.0)
-        news: Mask = np.logical_or.reduce(_by_group(known[None], rows, columns), axis=(-2, -1))
-        weighted = q * x / cells[..., None]
+        q = known / np.maximum(left, LEAST_ERROR) if self.robust else known
+        grouped = _by_group(np.concatenate([x, v[None], q[None], known[None]]), *self.gram.shape[:2])
+        x, v, q = grouped[..., :-3, :], grouped[..., -3, :], grouped[..., -2, :]
+        cells = grouped[..., -1, :].sum(axis=-1)  # (groups_h, groups_c)
+        news = cells > 0.0
+        weighted = x * (q / np.maximum(cells, 1.0)[..., None])[..., None, :]
         gram = self.discount * self.gram + weighted @ x.swapaxes(-1, -2)
-        moment = self.discount * self.moment + (weighted * v).sum(axis=-1)
+        moment = self.discount * self.moment + (weighted @ v[..., None])[..., 0]
         np.copyto(self.gram, gram, where=news[..., None, None])
         np.copyto(self.moment, moment, where=news[..., None])
         self._solve(news)
@@ -105,8 +97,10 @@ class RidgeStack(Mixer):
         return {"gram": self.gram, "moment": self.moment}
 
 
-def _by_group(values: npt.NDArray[_Number], rows: int, columns: int) -> npt.NDArray[_Number]:
+def _by_group(values: Array, rows: int, columns: int) -> Array:
     """(n, h, c) -> (rows, columns, n, cells in a group), for as many groups."""
     n, h, c = values.shape
+    if (rows, columns) == (1, 1):
+        return values.reshape(1, 1, n, -1)
     split = values.reshape(n, rows, h // rows, columns, c // columns)
     return split.transpose(1, 3, 0, 2, 4).reshape(rows, columns, n, -1)

@@ -30,7 +30,7 @@ class Stats:
     rejected : Counter of str
         Refused entries and labels by `streamadapt.errors.Reason` value.
     updates : dict of str to Counter of str
-        Learner -> result -> count; results are ``ok``, ``non_finite``, ``benched``.
+        Learner -> result -> count; results are ``ok`` and ``restored``.
     loss_sum, loss_cells : dict of str to float, int
         Role (``base``, each learner's name, ``served``) -> sum of the task's loss over matured cells, and their number.
     drifts : Counter of str
@@ -39,6 +39,8 @@ class Stats:
         The newest `DRIFT_LOG` drifts: ``detector:signal`` and the entry's event time in ns.
     weights : dict of str to float
         Each expert's share of the newest served prediction, averaged over the cells.
+    signals : dict of str to float
+        What learners tell about the newest entry.
     pending : int
         Predictions that still wait for a label.
     last_time : int, ns
@@ -55,6 +57,7 @@ class Stats:
     drifts: Counter[str] = field(default_factory=Counter)
     drift_log: list[tuple[str, int]] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)
+    signals: dict[str, float] = field(default_factory=dict)
     pending: int = 0
     last_time: int = 0
 
@@ -79,7 +82,7 @@ class Stats:
             setattr(self, name, int(state[name]))
         for name in ("labels", "rejected", "drifts"):
             setattr(self, name, Counter(state[name]))
-        for name in ("loss_sum", "loss_cells", "weights"):
+        for name in ("loss_sum", "loss_cells", "weights", "signals"):
             setattr(self, name, dict(state[name]))
         self.updates = {learner: Counter(results) for learner, results in state["updates"].items()}
         self.drift_log = [(name, int(time)) for name, time in state["drift_log"]]

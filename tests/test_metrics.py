@@ -41,11 +41,12 @@ def some_stats() -> Stats:
         entries=10,
         predictions=8,
         labels=Counter(learned=5, expired=1),
-        updates={"rls": Counter(ok=4, non_finite=1)},
+        updates={"rls": Counter(ok=4, restored=1)},
         loss_sum={"base": 3.5, "rls": 2.0, "served": 2.5},
         loss_cells={"base": 7, "rls": 7, "served": 7},
         drifts=Counter({"adwin:loss": 2}),
         weights={"base": 0.25, "rls": 0.75},
+        signals={"dictionary-error": 0.5},
         pending=3,
         last_time=990_000_000_000,
     )
@@ -83,10 +84,11 @@ def test_every_number_stands_where_it_belongs(metrics: Metrics, registry: Collec
     assert value(registry, "entries_total", partition="3") == 10
     assert value(registry, "predictions_total", partition="3") == 8
     assert value(registry, "labels_total", partition="3", outcome="expired") == 1
-    assert value(registry, "updates_total", partition="3", learner="rls", result="non_finite") == 1
+    assert value(registry, "updates_total", partition="3", learner="rls", result="restored") == 1
     assert value(registry, "matured_loss_total", partition="3", role="served") == 2.5
     assert value(registry, "matured_cells_total", partition="3", role="served") == 7
     assert value(registry, "guard_weight_ratio", partition="3", expert="rls") == 0.75
+    assert value(registry, "signal", partition="3", signal="dictionary-error") == 0.5
     assert value(registry, "drifts_total", partition="3", detector="adwin", signal="loss") == 2
     assert value(registry, "dead_letters_total", reason="not_json", stage="decode") == 1
     assert value(registry, "late_labels_total") == 1
