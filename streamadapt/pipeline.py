@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -252,7 +253,7 @@ class Pipeline:
         for learner in self.learners:
             learner.adapt(issued.inputs, issued.base)
             if learner.signal_names:
-                scores |= learner.signals()
+                scores |= {name: value for name, value in learner.signals().items() if math.isfinite(value)}
         self.stats.signals = scores
         for name, value in scores.items():
             self._detect(name, value)
