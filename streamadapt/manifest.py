@@ -92,7 +92,7 @@ class Manifest(msgspec.Struct, frozen=True):
         )
 
 
-def read_manifest(folder: Path, newest_format: int) -> Manifest:
+def read_manifest(folder: Path, own_format: int) -> Manifest:
     """Read and check a manifest.
 
     Raises
@@ -100,16 +100,22 @@ def read_manifest(folder: Path, newest_format: int) -> Manifest:
     DamagedError
         If it is torn, altered or makes no sense.
     CheckpointError
-        If it is whole, but of a format above `newest_format`.
+        If it is whole, but of another format than `own_format`.
     """
     try:
         content = json.loads(read(folder, MANIFEST))
         intact = content.pop("checksum") == checksum_of(content)
         # The checksum first: a flipped bit must not pass for a newer format.
-        if intact and content["format"] > newest_format:
+        if intact and content["format"] != own_format:
+            written, above = content["format"], content["format"] > own_format
             raise CheckpointError(
-                f"{folder}: format {content['format']} is newer than format {newest_format}, the newest that "
-                f"streamadapt {__version__} reads; upgrade to at least streamadapt {content.get('streamadapt')}"
+                f"{folder}: format {written} is {'newer' if above else 'older'} than format {own_format}, the one that "
+                f"streamadapt {__version__} reads; "
+                + (
+                    f"upgrade to at least streamadapt {content.get('streamadapt')}"
+                    if above
+                    else "use another checkpoint path to start from nothing"
+                )
             )
         manifest = msgspec.convert(content, Manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:

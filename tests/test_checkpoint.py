@@ -309,6 +309,14 @@ def test_a_newer_format_says_so_and_the_older_one_is_not_silently_used(tmp_path:
         CheckpointStore(tmp_path).load_latest(DIGEST)
 
 
+def test_an_older_format_says_so_and_what_to_do(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path, format_version=FORMAT_VERSION - 1) as store:
+        save(store, "old")
+    said = rf"format {FORMAT_VERSION - 1} is older than format {FORMAT_VERSION}, .* another checkpoint path"
+    with pytest.raises(CheckpointError, match=said):
+        CheckpointStore(tmp_path).load_latest(DIGEST)
+
+
 def test_another_configuration_is_refused_with_both_digests_and_a_cure(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
