@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from streamadapt import Batch
 
-__all__ = ["etth1", "glucose", "los_speed"]
+__all__ = ["elec2", "etth1", "glucose", "los_speed"]
 
 MINUTE_NS = 60_000_000_000
 
@@ -31,6 +31,19 @@ def los_speed(folder: Path) -> Batch:
     start = int(np.datetime64("2012-03-01", "ns").astype(np.int64))
     times = start + 5 * MINUTE_NS * np.arange(len(rows), dtype=np.int64)
     return Batch(_numbers(rows), times, channels=tuple(header))
+
+
+def elec2(folder: Path) -> Batch:
+    """New South Wales electricity market, every 30 minutes: 45,312 rows of 6 features and whether the price goes up.
+
+    M. Harries (1999), as published with scikit-multiflow; labels are 0 and 1, (rows, 1).
+    """
+    header, rows = _read(folder / "elec.csv")
+    numbers = _numbers(rows)
+    # The file has no times: they are counted from the day on which the measurements began.
+    start = int(np.datetime64("1996-05-07", "ns").astype(np.int64))
+    times = start + 30 * MINUTE_NS * np.arange(len(rows), dtype=np.int64)
+    return Batch(numbers[:, :-1], times, numbers[:, -1:], tuple(header[:-1]))
 
 
 def glucose() -> Batch:

@@ -6,7 +6,24 @@ from streamadapt.base import FrozenModel, Linear, Persistence
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Batch, Entry, Label, Position, Prediction
 from streamadapt.guard import Hedge, NoGuard, TwoLayer
-from streamadapt.learners import ADCSD, RLS, Bias, Calibration, Gain, River
+from streamadapt.learners import (
+    ADCSD,
+    EATA,
+    RLS,
+    Bias,
+    Calibration,
+    Dictionary,
+    ErrorMemory,
+    Gain,
+    LastValue,
+    Liquid,
+    PerEntry,
+    Refit,
+    River,
+    Seasonal,
+    SlotBias,
+    Tent,
+)
 from streamadapt.pipeline import Pipeline
 from streamadapt.tasks import Forecast, Supervised, Unlabelled
 
@@ -14,25 +31,35 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ADCSD",
+    "EATA",
     "RLS",
     "Batch",
     "Bias",
     "Calibration",
+    "Dictionary",
     "DriftMonitor",
     "Entry",
+    "ErrorMemory",
     "Forecast",
     "FrozenModel",
     "Gain",
     "Hedge",
     "Label",
+    "LastValue",
     "Linear",
+    "Liquid",
     "NoGuard",
+    "PerEntry",
     "Persistence",
     "Pipeline",
     "Position",
     "Prediction",
+    "Refit",
     "River",
+    "Seasonal",
+    "SlotBias",
     "Supervised",
+    "Tent",
     "TwoLayer",
     "Unlabelled",
 ]

@@ -182,6 +182,8 @@ class Linear(Base):
             tensors[name] = getattr(self, name)
         if self._statistics is not None:
             tensors["gram"], tensors["moment"] = self._statistics.gram, self._statistics.moment
+            if (robust := self._statistics.robust) is not None:
+                tensors["robust_gram"], tensors["robust_moment"] = robust.gram, robust.moment
         metadata = {
             "format": "streamadapt-linear-1",
             "task": self.kind_of_task,
@@ -228,11 +230,15 @@ class Linear(Base):
         shapes |= dict.fromkeys(("output_loc", "output_scale"), (c if forecast else columns,))
         if "gram" in tensors:
             groups = c if forecast else 1
-            shapes |= {"gram": (groups, d, d), "moment": (groups, d, responses)}
+            sums = {"gram": (groups, d, d), "moment": (groups, d, responses)}
+            shapes |= sums
+            if "robust_gram" in tensors:
+                shapes |= {f"robust_{name}": shape for name, shape in sums.items()}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != shapes:
             raise ValueError(f"expected tensors of the shapes {shapes}, found {found}")
-        statistics = Prior(tensors.pop("gram"), tensors.pop("moment")) if "gram" in tensors else None
+        robust = Prior(tensors.pop("robust_gram"), tensors.pop("robust_moment")) if "robust_gram" in tensors else None
+        statistics = Prior(tensors.pop("gram"), tensors.pop("moment"), robust) if "gram" in tensors else None
         weights = tensors.pop("weights")
         return cls(kind, weights, window, subtract_last=subtract_last, scaling=tensors, statistics=statistics)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from torch import Tensor
 
 from streamadapt.errors import ConfigError
 from streamadapt.masking import masked
@@ -130,7 +131,9 @@ def _choices(hint: Any) -> list[Any]:
 def _decodable(hint: Any) -> Any:
     """Take out of a union what TOML has no form for, and read paths as text there."""
     if typing.get_origin(hint) in UNIONS:
-        members = [str if member is Path else _decodable(member) for member in typing.get_args(hint)]
+        members = [
+            str if member is Path else _decodable(member) for member in typing.get_args(hint) if member is not Tensor
+        ]
         return typing.Union[tuple(dict.fromkeys(members))]  # noqa: UP007 - made at run time
     if typing.get_origin(hint) in (Sequence, Mapping) and Path in typing.get_args(hint):
         return list[str]

@@ -147,8 +147,8 @@ class Guard(ABC):
 class TwoLayer(Guard):
     """The default guard: several aggregators, and ML-Poly over their mixtures and the base.
 
-    Layer 1: fixed share (.01 and .05), BOA (discounts .999 and .99) and ML-Poly (.99) with weights per `scope`, and,
-    where an output has several columns that are judged apart, BOA (.999) with weights per cell, and a ridge stack (.999)
+    Layer 1: fixed share (.01 and .05), BOA (discounts .999 and .99) and ML-Poly (.99) with weights per `scope`; BOA
+    (.999) with weights per cell, where an output has several columns that are judged apart; and a ridge stack (.999),
     except for distributions, which its negative weights would break.
     Layer 2: ML-Poly (.999) per row. Costs, a step: some 40 passes over (experts, rows, columns) numbers.
 

@@ -118,7 +118,7 @@ BROKEN = [
     ('kind = "linear"', 'kind = "module"\nfactory = "nowhere:make"', "base.factory", "an importable module:factory"),
     # -- learners
     ('kind = "bias"', 'kind = "bais"', "learners[0].kind", "did you mean 'bias'?"),
-    ('kind = "bias"', 'kind = "adcsd"', "learners[0].rate", "one of the keys loss, lr, share_norm"),
+    ('kind = "bias"', 'kind = "adcsd"', "learners[0].rate", "one of the keys loss, lr, optimiser, share_norm"),
     ("rate = 0.1", "rate = 1.5", "learners[0].rate", "(0, 1]"),
     ("rate = 0.1", "rate = [0.1, 0.1]", "learners[0].rate", "different ones"),
     ("rate = 0.1", 'rate = "fast"', "learners[0].rate", "a number or a list"),

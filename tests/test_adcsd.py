@@ -149,9 +149,9 @@ def test_nothing_known_is_no_step() -> None:
 
 
 def test_names_tell_siblings_apart() -> None:
-    siblings = [ADCSD(), ADCSD(1e-3), ADCSD(share_norm=True), ADCSD(3e-4, share_norm=True)]
+    siblings = [ADCSD(), ADCSD(1e-3), ADCSD(share_norm=True), ADCSD(3e-4, share_norm=True, optimiser="lion")]
     names = [n for learner in siblings for n in learner.names]
-    assert names == ["adcsd", "adcsd-1e-3", "adcsd-share-norm", "adcsd-share-norm-3e-4"]
+    assert names == ["adcsd", "adcsd-1e-3", "adcsd-share-norm", "adcsd-share-norm-lion-3e-4"]
 
 
 @pytest.mark.parametrize("bad", [{"lr": 0.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"lr": -1.0}, {"loss": "l3"}])

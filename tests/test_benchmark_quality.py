@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import quality
-from benchmarks.results_page import results_page
 from benchmarks.scenarios import SCENARIOS, forecast, glucose
-from benchmarks.scenarios.measure import Measured, cross_check
+from benchmarks.scenarios.measure import Sums, cross_check
 from streamadapt import Batch, Bias, Entry, Label, Linear, Pipeline
 from streamadapt.entry import FloatArray
 from streamadapt.learners import Learner
@@ -75,9 +74,9 @@ def test_a_forecast_figure_is_what_a_computation_by_hand_gives() -> None:
             errors[name].append(float(np.abs(forecasts - actual).mean()))
     measured = forecast.measure(TINY, batch, quiet, one_bias)
     for name, by_hand in errors.items():
-        np.testing.assert_allclose(measured.errors[name], by_hand, rtol=2e-5, err_msg=name)
+        np.testing.assert_allclose(measured.losses[name], by_hand, rtol=2e-5, err_msg=name)
     assert measured.mixed == ("base", "bias-0.1")
-    assert list(measured.errors) == ["base", "bias-0.1", "persistence", "served"]
+    assert list(measured.losses) == list(measured.figures) == ["base", "bias-0.1", "persistence", "served"]
 
 
 def test_issue_times_are_those_of_the_protocol() -> None:
@@ -91,8 +90,8 @@ def test_what_comes_later_changes_no_earlier_error() -> None:
     batch = waves()
     values = batch.values.copy()
     values[200:] = np.random.default_rng(2).normal(50.0, 20.0, size=(40, 3))
-    before = forecast.measure(TINY, batch, quiet, one_bias).errors
-    after = forecast.measure(TINY, Batch(values, batch.times), quiet, one_bias).errors
+    before = forecast.measure(TINY, batch, quiet, one_bias).losses
+    after = forecast.measure(TINY, Batch(values, batch.times), quiet, one_bias).losses
     whole = 200 - TINY.horizon - forecast.issue_times(TINY, len(batch)).start
     for name in before:
         np.testing.assert_array_equal(before[name][:whole], after[name][:whole], err_msg=name)
@@ -133,7 +132,7 @@ def test_a_regression_figure_is_what_a_computation_by_hand_gives(every: int) -> 
                 bias += RATE * (float(batch.labels[arrived, 0]) - said[arrived] - bias)
         errors.append(abs(said[row] + bias - float(batch.labels[row, 0])))
     measured = glucose.measure(setting, batch, quiet, one_bias)
-    np.testing.assert_allclose(measured.errors["bias-0.1"], errors, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(measured.losses["bias-0.1"], errors, rtol=1e-4, atol=1e-3)
     assert measured.figure("bias-0.1") == pytest.approx(np.mean(errors), rel=1e-5)
 
 
@@ -154,34 +153,34 @@ def test_a_pipeline_that_counts_otherwise_is_caught() -> None:
     pipeline = forecast.pipeline_for(TINY, TINY.fit(waves()), [Bias(RATE)])
     pipeline.observe(forecast.stream_of(TINY, waves()))
     counted, cells = pipeline.stats.loss_sum["base"], pipeline.stats.loss_cells["base"]
-    cross_check(pipeline, {"base": counted}, cells)
+
+    def summed(total: float, count: int) -> Sums:
+        sums = Sums()
+        sums.add({"base": total}, count)
+        return sums
+
+    cross_check(pipeline, summed(counted, cells))
     with pytest.raises(AssertionError, match="base: the pipeline counted"):
-        cross_check(pipeline, {"base": 1.001 * counted}, cells)
+        cross_check(pipeline, summed(1.001 * counted, cells))
     with pytest.raises(AssertionError, match="cells"):
-        cross_check(pipeline, {"base": counted}, cells + 1)
+        cross_check(pipeline, summed(counted, cells + 1))
 
 
-def test_the_worst_block_is_the_largest_ratio() -> None:
-    """Blocks of 500; a short rest belongs to the block before it."""
-    base = np.ones(1100)
-    served = np.concatenate([np.full(500, 0.5), np.full(500, 1.0), np.full(100, 4.0)])
-    measured = Measured("m", "p", {"base": base, "served": served}, ("base",))
-    assert measured.worst_block("served") == pytest.approx((500 + 400) / 600)
-    assert measured.as_json() == {"base": 1.0, "served": pytest.approx(1150 / 1100), "protocol": "p"}
+@pytest.mark.parametrize("warm_up", [0, 40])
+def test_warming_up_changes_what_is_known_and_not_what_is_judged(warm_up: int) -> None:
+    """The same issue times and base errors; a bias that has learned more before the first of them."""
+    cold = forecast.measure(TINY, waves(), quiet, one_bias, seeds=(0,))
+    setting = replace(TINY, warm_up=warm_up)
+    assert [int(entry.id) for entry in forecast.stream_of(setting, waves())] == list(range(121 - warm_up, 240))
+    warm = forecast.measure(setting, waves(), quiet, one_bias, seeds=(0,))
+    np.testing.assert_array_equal(warm.losses["base"], cold.losses["base"])
+    assert np.array_equal(warm.losses["bias-0.1"], cold.losses["bias-0.1"]) == (warm_up == 0)
+    assert (f"{warm_up} rows before" in warm.protocol) == (warm_up > 0)
 
 
-def test_the_page_says_which_way_each_expert_went() -> None:
-    """Words follow the signs of the figures."""
-    errors = {"base": [2.0, 2.0], "good": [1.0, 1.0], "bad": [3.0, 3.0], "same": [2.0, 2.0], "served": [1.0, 1.0]}
-    measured = Measured(
-        "m", "m: protocol", {k: np.array(v) for k, v in errors.items()}, ("base", "good", "bad", "same")
-    )
-    page = results_page([measured])
-    assert "`good`: better than the base on m (-50.0 %); no block worse than the base's." in page
-    assert "`bad`: worse than the base on m (+50.0 %); at its worst +50.0 % over a block of m." in page
-    assert "`same`: no different on m" in page
-    assert ": 0.0 % against good on m" in page
-    assert "* `m`: protocol" in page
+def test_warming_up_needs_entries_to_warm_up_from() -> None:
+    with pytest.raises(ValueError, match="122 entries to warm up, 121 there are"):
+        forecast.stream_of(replace(TINY, warm_up=122), waves())
 
 
 def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +193,10 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
 
 def test_the_scenarios_keep_their_names() -> None:
     """Names are permanent: figures of different versions are compared by them."""
-    assert list(SCENARIOS) == ["cgm-6h", "cgm-sparse", "etth1-weak", "etth1-strong", "los-weak", "los-strong"]
+    first = ["cgm-6h", "cgm-sparse", "etth1-weak", "etth1-strong", "los-weak", "los-strong", "elec2", "linkload"]
+    assert list(SCENARIOS)[: len(first)] == first
+    assert {name.split("-")[0] for name in list(SCENARIOS)[len(first) :]} == {"digits", "dictionary"}
+    assert {"digits-sorted", "digits-changing", "dictionary-n20"} <= set(SCENARIOS)
 
 
 @needs_data
@@ -208,4 +210,4 @@ def test_the_frozen_bases_reach_their_reference_figures(setting: forecast.Settin
     """Reference figures of the same protocol, from an independent implementation."""
     measured = forecast.measure(setting, setting.load(DATA), quiet, lambda: [])
     assert measured.figure("base") == pytest.approx(figure, abs=1e-4)
-    np.testing.assert_allclose(measured.errors["served"], measured.errors["base"], rtol=1e-5)
+    np.testing.assert_allclose(measured.losses["served"], measured.losses["base"], rtol=1e-5)

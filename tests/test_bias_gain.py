@@ -115,9 +115,3 @@ def test_bad_rates(cls: Any, rate: Any) -> None:
 def test_bad_limits(limit: float) -> None:
     with pytest.raises(ConfigError, match="limit"):
         Gain(limit=limit)
-
-
-@pytest.mark.parametrize("cls", [Bias, Gain])
-def test_classifiers_are_refused(cls: Any) -> None:
-    with pytest.raises(ConfigError, match="classification"):
-        built(cls(), spec_of("classification", 1, 1, 1, 2))

@@ -232,12 +232,13 @@ def test_prior_is_the_history_learned_before() -> None:
     fitted = fit_forecast(Batch(history, np.arange(400)), 6, 2)
     prior = fitted.prior()
     assert prior is not None
-    learner = RLS(1.0, ridge=0.1)
+    learner = RLS(1.0, clip=float("inf"), ridge=0.1)
     pipeline = Pipeline(Forecast(6, 2), fitted, [learner])
     pipeline.observe(entries(walk(6, 3, seed=6)))
     p = np.linalg.inv((prior.gram + prior.gram.mean(0)).numpy() + 0.1 * np.eye(6))
     np.testing.assert_allclose(learner.covariance.numpy(), p, rtol=1e-6)
-    np.testing.assert_allclose(learner.weights.numpy(), p @ prior.moment.numpy(), rtol=1e-5, atol=1e-9)
+    moment = (prior.moment + prior.moment.mean(0)).numpy()
+    np.testing.assert_allclose(learner.weights.numpy(), p @ moment, rtol=1e-5, atol=1e-9)
 
 
 def test_a_start_from_history_stays_symmetric() -> None:
@@ -278,7 +279,8 @@ def test_boost_forgets_faster_and_never_too_fast() -> None:
     "bad",
     [
         {"forgetting": 0.0}, {"forgetting": 1.1}, {"forgetting": (0.9, 0.9)}, {"forgetting": ()},
-        {"forgetting": float("nan")}, {"clip": 0.0}, {"ridge": float("nan")}, {"ridge": 0.0},
+        {"forgetting": float("nan")}, {"clip": 0.0}, {"ridge": float("nan")}, {"ridge": 0.0}, {"loss": "l2"},
+        {"features": ["colour"]}, {"features": "level"},
     ],
 )  # fmt: skip
 def test_bad_settings(bad: Any) -> None:

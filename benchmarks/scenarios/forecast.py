@@ -6,12 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.data import etth1, los_speed
-from benchmarks.scenarios.measure import Errors, Learners, Measured, Progress, cost_of, cross_check, drive
+from benchmarks.scenarios.measure import (
+    SEEDS,
+    Errors,
+    Learners,
+    Losses,
+    Measured,
+    Progress,
+    Sums,
+    cost_of,
+    cross_check,
+    drive,
+    of_seed,
+    seeds_protocol,
+)
 from streamadapt import Batch, Entry, Forecast, Linear, Pipeline, Prediction
 from streamadapt.defaults import default_learners
 from streamadapt.fit import fit_forecast
@@ -23,8 +35,6 @@ __all__ = ["FORECASTS", "Setting", "issue_times", "measure", "pipeline_for", "st
 HORIZON = 12
 RIDGE = 0.1
 COST_ENTRIES = 200
-SEEDS = (0, 1, 2)
-"""Of the learners' initial weights (ADCSD's); everything else has no randomness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,9 @@ class Setting:
         Whether the last value is subtracted from window and target.
     shared_scale : bool
         One scalar location and scale for all columns, from the training part.
+    warm_up : int, in entries
+        The last so many entries of the training part are observed first, and their forecasts not judged: the learners
+        and their memories start from them, as they would where a deployment replays its history.
     """
 
     name: str
@@ -49,6 +62,7 @@ class Setting:
     strong: bool
     shared_scale: bool
     horizon: int = HORIZON
+    warm_up: int = 0
 
     def split(self, batch: Batch) -> int:
         """Return the number of training rows."""
@@ -67,6 +81,12 @@ class Setting:
         scaling = "one scalar pair" if self.shared_scale else "per column"
         form = "last value subtracted from window and target" if self.strong else "raw window"
         h, w = self.horizon, self.window
+        start = "from the first row of the first judged window; learners start untrained"
+        if self.warm_up:
+            start = (
+                f"from {self.warm_up} rows before the first row of the first judged window, the forecasts in between "
+                "being learned from and not judged; learners start untrained there"
+            )
         return (
             f"{self.name}: MAE in original units over all {h} steps, columns and issue times t (index of the last "
             f"input row, from 0) in [n_train + {w}, n - {h}); n_train = first {self.train:.0%} of the n rows. "
@@ -74,10 +94,8 @@ class Setting:
             f"last {w} rows to its next {h}, {form}, fitted on the training part; z-scores from the training "
             f"part, {scaling}. Delay: row h of a forecast issued at t is known at t + h, the whole forecast at t "
             f"+ {h}; what an arrival makes known is learned before the prediction of that arrival, nothing "
-            "earlier. One pass in time order, from the first row of the first judged window; learners start "
-            "untrained (rls: from the sufficient statistics of the base's fit); one default set of "
-            "learners for all forecast scenarios. Expert that the guard does not mix: persistence (the last "
-            "value)."
+            f"earlier. One pass in time order, {start} (rls: from the sufficient statistics of the base's fit); one "
+            "default set of learners for all forecast scenarios; persistence is the last value."
         )
 
 
@@ -87,8 +105,10 @@ def issue_times(setting: Setting, rows: int) -> range:
 
 
 def stream_of(setting: Setting, batch: Batch) -> list[Entry]:
-    """Return the entries to be observed: from the first row of the first judged window to the last row."""
-    first = issue_times(setting, len(batch)).start - setting.window + 1
+    """Return the entries to be observed: from the first row of the first judged window, or `warm_up` before, on."""
+    first = issue_times(setting, len(batch)).start - setting.window + 1 - setting.warm_up
+    if first < 0:
+        raise ValueError(f"{setting.name}: {setting.warm_up} entries to warm up, {first + setting.warm_up} there are")
     return list(batch.entries())[first:]
 
 
@@ -109,20 +129,17 @@ class _Judge:
         self.judged = issue_times(setting, len(batch))
         self.issued: list[int] = []
         self.errors = Errors()
-        self.sums: dict[str, float] = {}
-        self.cells = 0
+        self.sums = Sums()
 
     def __call__(self, prediction: Prediction) -> None:
         t = int(prediction.id)
         actual = self.values[t + 1 : t + 1 + self.horizon]
         experts = {**prediction.experts, "served": prediction.served}
-        self.cells += actual.size
-        for name, said in experts.items():
-            total = np.abs(said[: len(actual)].astype(np.float64) - actual).sum()
-            self.sums[name] = self.sums.get(name, 0.0) + float(total)
+        told = {name: said[: len(actual)].astype(np.float64) for name, said in experts.items()}
+        self.sums.add({name: float(np.abs(said - actual).sum()) for name, said in told.items()}, actual.size)
         if t in self.judged:
             self.issued.append(t)
-            experts["persistence"] = np.broadcast_to(self.values[t], actual.shape)
+            experts.setdefault("persistence", np.broadcast_to(self.values[t], actual.shape))
             self.errors.add(experts, actual)
 
 
@@ -140,37 +157,30 @@ def measure(
     """Run the default pipeline over the test part, once per seed; a prediction's error is its mean over the seeds."""
     base = setting.fit(batch)
     items = stream_of(setting, batch)
-    runs = [_run(setting, batch, pipeline_for(setting, base, learners(), seed=seed), progress) for seed in seeds]
-    mixed = tuple(name for name in runs[0] if name not in ("persistence", "served"))
-    ordered = {
-        name: np.mean([run[name] for run in runs], axis=0, dtype=np.float64)
-        for name in (*mixed, "persistence", "served")
-    }
+    runs = [
+        _run(setting, batch, pipeline_for(setting, base, learners(), seed=seed), of_seed(progress, seed))
+        for seed in seeds
+    ]
+    mixed = ("base", *(name for learner in learners() for name in learner.names))
+    ordered = [{name: run[name] for name in dict.fromkeys((*mixed, "persistence", "served"))} for run in runs]
     cost = cost_of(partial(pipeline_for, setting, base), learners, items, COST_ENTRIES)
-    return Measured(setting.name, f"{setting.protocol()} {_spread(runs, seeds)}", ordered, mixed, cost)
+    protocol = f"{setting.protocol()} {seeds_protocol(seeds)}"
+    return Measured.of_errors(setting.name, protocol, ordered, mixed, cost)
 
 
-def _run(setting: Setting, batch: Batch, pipeline: Pipeline, progress: Progress) -> dict[str, Any]:
+def _run(setting: Setting, batch: Batch, pipeline: Pipeline, progress: Progress) -> Losses:
     """Return every expert's error at every judged issue time."""
     judge = _Judge(setting, batch)
     drive(pipeline, stream_of(setting, batch), judge, progress)
     if judge.issued != list(judge.judged):
         raise AssertionError(f"{setting.name}: {len(judge.issued)} issue times, expected those of {judge.judged}")
-    cross_check(pipeline, judge.sums, judge.cells)
+    cross_check(pipeline, judge.sums)
     return judge.errors.arrays()
 
 
-def _spread(runs: Sequence[dict[str, Any]], seeds: Sequence[int]) -> str:
-    """Say how far the seeds are apart."""
-    figures = {name: [float(run[name].mean()) for run in runs] for name in runs[0]}
-    spread = {name: max(values) - min(values) for name, values in figures.items()}
-    apart = ", ".join(f"{name} {value:.4f}" for name, value in spread.items() if value > 0.0) or "none"
-    return f"Figures are means over seeds {', '.join(map(str, seeds))}; largest minus smallest: {apart}."
-
-
 FORECASTS = (
-    Setting("etth1-weak", etth1, 0.6, 12, strong=False, shared_scale=False),
-    Setting("etth1-strong", etth1, 0.6, 96, strong=True, shared_scale=False),
-    Setting("los-weak", los_speed, 0.3, 12, strong=False, shared_scale=True),
-    Setting("los-strong", los_speed, 0.3, 12, strong=True, shared_scale=True),
+    Setting("etth1-weak", etth1, 0.6, 12, strong=False, shared_scale=False, warm_up=4000),
+    Setting("etth1-strong", etth1, 0.6, 96, strong=True, shared_scale=False, warm_up=4000),
+    Setting("los-weak", los_speed, 0.3, 12, strong=False, shared_scale=True, warm_up=590),
+    Setting("los-strong", los_speed, 0.3, 12, strong=True, shared_scale=True, warm_up=590),
 )

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.scenarios.measure import Errors, Learners, Measured, Progress, cost_of, cross_check, drive
+from benchmarks.scenarios.measure import Errors, Learners, Measured, Progress, Sums, cost_of, cross_check, drive
 from streamadapt import Batch, Entry, Label, Linear, Pipeline, Prediction, Supervised
 from streamadapt.defaults import default_learners
 from streamadapt.fit import fit_supervised
@@ -109,8 +109,7 @@ class _Judge:
         self.delivered = delivered
         self.errors = Errors()
         self.rows: list[int] = []
-        self.sums: dict[str, float] = {}
-        self.cells = 0
+        self.sums = Sums()
 
     def __call__(self, prediction: Prediction) -> None:
         row = int(prediction.id)
@@ -118,9 +117,7 @@ class _Judge:
         actual = self.truth[row][None]  # (1, 1)
         experts = {**prediction.experts, "served": prediction.served}
         if prediction.id in self.delivered:
-            self.cells += 1
-            for name, said in experts.items():
-                self.sums[name] = self.sums.get(name, 0.0) + abs(float(said[0, 0]) - float(actual[0, 0]))
+            self.sums.add({name: abs(float(said[0, 0]) - float(actual[0, 0])) for name, said in experts.items()}, 1)
         experts["no-change"] = np.full((1, 1), self.plain[row])
         self.errors.add(experts, actual)
 
@@ -139,12 +136,12 @@ def measure(setting: Setting, batch: Batch, progress: Progress, learners: Learne
     expected = range(setting.split(batch) + setting.window - 1, len(batch))
     if judge.rows != list(expected):
         raise AssertionError(f"{setting.name}: {len(judge.rows)} rows were predicted, expected those of {expected}")
-    cross_check(pipeline, judge.sums, judge.cells)
+    cross_check(pipeline, judge.sums)
     errors = judge.errors.arrays()
     mixed = tuple(pipeline.names)
     ordered = {name: errors[name] for name in (*mixed, "no-change", "served")}
     cost = cost_of(partial(pipeline_for, setting, base), learners, items, COST_ENTRIES)
-    return Measured(setting.name, setting.protocol(), ordered, mixed, cost)
+    return Measured.of_errors(setting.name, setting.protocol(), [ordered], mixed, cost)
 
 
 SENSORS = (Setting("cgm-6h"), Setting("cgm-sparse", every=72))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,77 @@ from streamadapt import Entry, Label, NoGuard, Pipeline, Prediction
 from streamadapt.guard import Guard
 from streamadapt.learners import Learner
 
-__all__ = ["BLOCK", "Cost", "Errors", "Learners", "Measured", "cost_of", "cost_per_entry", "cross_check", "drive"]
+__all__ = [
+    "BLOCK",
+    "MAE",
+    "PART",
+    "SEEDS",
+    "Cost",
+    "Errors",
+    "Figure",
+    "Learners",
+    "Measure",
+    "Measured",
+    "Sums",
+    "cost_of",
+    "cost_per_entry",
+    "cross_check",
+    "drive",
+    "mean_of",
+    "of_seed",
+    "over_seeds",
+    "seeds_protocol",
+]
 
 BLOCK = 500
 """Predictions over which `Measured.worst_block` compares an expert with the base."""
 TOLERANCE = 1e-5
 """How far, relatively, the pipeline's own sums may be from ours: its losses are of float64, predictions of float32."""
+PART = " @ "
+"""Stands between an expert and a part of a scenario."""
+SEEDS = (0, 1, 2)
+"""Of everything that is random in a scenario."""
 
 Progress = Callable[[str], None]
 Learners = Callable[[], Sequence[Learner]]
-"""Makes the default learners afresh."""
+"""Makes the learners afresh."""
+Losses = dict[str, npt.NDArray[np.float64]]
+"""Expert -> loss of each prediction, (predictions,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a figure is.
+
+    Attributes
+    ----------
+    key : str
+        Its name in the JSON, where a scenario has several.
+    title : str
+        In words, with its unit.
+    higher : bool
+        Whether higher is better.
+    """
+
+    key: str
+    title: str
+    higher: bool = False
+
+
+MAE = Measure("mae", "mean absolute error, original units")
+
+
+class Figure(NamedTuple):
+    """A mean over seeds, and the standard deviation over them; None where nothing is random."""
+
+    mean: float
+    spread: float | None = None
+
+
+def mean_of(figures: Sequence[float]) -> Figure:
+    """Return the figure that one number per seed makes; no spread where all are the same."""
+    same = len(figures) < 2 or max(figures) == min(figures)
+    return Figure(float(np.mean(figures)), None if same else float(np.std(figures, ddof=1)))
 
 
 class Errors:
@@ -31,13 +93,17 @@ class Errors:
     def __init__(self) -> None:
         self.rows: dict[str, list[float]] = {}
 
-    def add(self, experts: dict[str, npt.NDArray[np.float32]], actual: npt.NDArray[np.float32]) -> None:
+    def add(self, experts: Mapping[str, npt.NDArray[Any]], actual: npt.NDArray[Any]) -> None:
         """Compare the experts' predictions (rows, columns) with what came true."""
         truth = actual.astype(np.float64)
-        for name, said in experts.items():
-            self.rows.setdefault(name, []).append(float(np.abs(said - truth).mean()))
+        self.take({name: float(np.abs(said - truth).mean()) for name, said in experts.items()})
 
-    def arrays(self) -> dict[str, npt.NDArray[np.float64]]:
+    def take(self, losses: Mapping[str, float]) -> None:
+        """Take in every expert's loss on one prediction."""
+        for name, loss in losses.items():
+            self.rows.setdefault(name, []).append(loss)
+
+    def arrays(self) -> Losses:
         """Return them as arrays of one length."""
         arrays = {name: np.array(row) for name, row in self.rows.items()}
         if len({len(a) for a in arrays.values()}) != 1:
@@ -47,6 +113,20 @@ class Errors:
         return arrays
 
 
+class Sums:
+    """Our own count of what the pipeline counts: every expert's loss, summed over the cells whose target is known."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, float] = {}
+        self.cells = 0
+
+    def add(self, losses: Mapping[str, float], cells: int) -> None:
+        """Take in the losses of one prediction, each a sum over `cells` of it."""
+        self.cells += cells
+        for name, loss in losses.items():
+            self.of[name] = self.of.get(name, 0.0) + loss
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """CPU time per entry, one thread, in ms: the mean over some hundred entries after as many to warm up.
@@ -54,7 +134,7 @@ class Cost:
     Attributes
     ----------
     base, full : float, ms
-        A pipeline with the frozen base alone; the whole default pipeline.
+        A pipeline with the frozen base alone; the whole pipeline.
     learners : dict of str to float, ms
         What each learner adds to the base-only pipeline when it is the only one, nothing being mixed.
     """
@@ -70,32 +150,115 @@ class Measured:
 
     Attributes
     ----------
-    errors : dict of str to ndarray, (predictions,)
-        Expert -> mean absolute error of each prediction. ``served`` is the guard's mixture.
+    measures : tuple of Measure
+        The first is the one that experts are ranked by.
+    figures : dict of str to dict of str to Figure
+        Expert -> key of the measure -> figure. ``served`` is the guard's mixture.
     mixed : tuple of str
         The experts that the guard mixed; the other rows stand beside the mixture.
+    losses : dict of str to ndarray, (predictions,)
+        Expert -> loss of each prediction, the mean over the seeds. Empty where there is no such thing.
+    loss : str
+        What these losses are, in words.
+    marks : tuple of int
+        Predictions at which something happened to the stream, for the plots.
+    root : bool
+        Whether the root of a mean of `losses` is what is shown of it.
+    details : dict of str to Figure
+        Further figures of the first measure, ``"expert @ part"`` of the scenario's parts.
     """
 
     name: str
     protocol: str
-    errors: dict[str, npt.NDArray[np.float64]]
+    measures: tuple[Measure, ...]
+    figures: dict[str, dict[str, Figure]]
     mixed: tuple[str, ...]
+    losses: Losses = field(default_factory=dict)
+    loss: str = "absolute error"
+    marks: tuple[int, ...] = ()
+    root: bool = False
     cost: Cost | None = None
+    details: dict[str, Figure] = field(default_factory=dict)
 
-    def figure(self, name: str) -> float:
-        """Mean over all predictions."""
-        return float(self.errors[name].mean())
+    @classmethod
+    def of_errors(
+        cls, name: str, protocol: str, runs: Sequence[Losses], mixed: tuple[str, ...], cost: Cost | None = None
+    ) -> Measured:
+        """Mean absolute errors of every prediction, one run per seed."""
+        figures = {expert: {MAE.key: mean_of([float(run[expert].mean()) for run in runs])} for expert in runs[0]}
+        return cls(name, protocol, (MAE,), figures, mixed, losses=over_seeds(runs), cost=cost)
 
-    def worst_block(self, name: str) -> float:
-        """Largest ratio of an expert's error to the base's over the blocks of `BLOCK` predictions."""
-        starts = np.arange(0, len(self.errors["base"]), BLOCK)
-        if len(starts) > 1 and len(self.errors["base"]) - starts[-1] < BLOCK // 2:
+    @property
+    def adapts(self) -> bool:
+        """Whether there is a frozen base, and a mixture that is served, to be compared."""
+        return "base" in self.figures and "served" in self.figures
+
+    @property
+    def measure(self) -> Measure:
+        """The measure that experts are ranked by."""
+        return self.measures[0]
+
+    def figure(self, name: str, measure: str | None = None) -> float:
+        """Return an expert's mean; by default of the first measure."""
+        return self.figures[name][measure or self.measure.key].mean
+
+    def spread(self, name: str, measure: str | None = None) -> float:
+        """Return the standard deviation over the seeds; 0 where nothing is random."""
+        return self.figures[name][measure or self.measure.key].spread or 0.0
+
+    def best(self, measure: str | None = None) -> str:
+        """Name the best single expert in hindsight, of those that the guard mixed."""
+        chosen = next(m for m in self.measures if m.key == (measure or self.measure.key))
+        ranked = sorted(self.mixed, key=lambda name: self.figure(name, chosen.key))
+        return ranked[-1] if chosen.higher else ranked[0]
+
+    def worst_block(self, name: str) -> float | None:
+        """Largest ratio of an expert's loss to the base's over the blocks of `BLOCK` predictions."""
+        if not self.losses:
+            return None
+        starts = np.arange(0, len(self.losses["base"]), BLOCK)
+        if len(starts) > 1 and len(self.losses["base"]) - starts[-1] < BLOCK // 2:
             starts = starts[:-1]  # a short rest joins the block before it
-        return float((np.add.reduceat(self.errors[name], starts) / np.add.reduceat(self.errors["base"], starts)).max())
+        ratio = np.add.reduceat(self.losses[name], starts) / np.add.reduceat(self.losses["base"], starts)
+        return float(np.sqrt(ratio.max()) if self.root else ratio.max())
 
-    def as_json(self) -> dict[str, float | str]:
-        """Return the figures and the protocol."""
-        return {**{name: self.figure(name) for name in self.errors}, "protocol": self.protocol}
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures, the protocol and, where anything is random, the spreads.
+
+        An expert's value is a number, or ``{measure: number}`` where the scenario has several measures. ``spread``
+        holds, in the same form, the experts whose figures differ between the seeds; ``details`` the figures of parts.
+        """
+        spreads = {
+            name: {m.key: row[m.key].spread for m in self.measures if row[m.key].spread is not None}
+            for name, row in self.figures.items()
+        }
+        means = {name: {m.key: row[m.key].mean for m in self.measures} for name, row in self.figures.items()}
+        said: dict[str, Any] = {name: self._flat(row) for name, row in means.items()}
+        said["protocol"] = self.protocol
+        if self.details:
+            said["details"] = {name: figure.mean for name, figure in self.details.items()}
+        if any(spreads.values()):
+            said["spread"] = {name: self._flat(row) for name, row in spreads.items() if row}
+        return said
+
+    def _flat(self, row: Mapping[str, float | None]) -> Any:
+        return dict(row) if len(self.measures) > 1 else next(iter(row.values()))
+
+
+def over_seeds(runs: Sequence[Losses]) -> Losses:
+    """Average the losses of each prediction over the runs."""
+    return {name: np.mean([run[name] for run in runs], axis=0, dtype=np.float64) for name in runs[0]}
+
+
+def of_seed(progress: Progress, seed: int) -> Progress:
+    """Say which seed it is that progresses."""
+    return lambda text: progress(f"seed {seed}: {text}")
+
+
+def seeds_protocol(seeds: Sequence[int]) -> str:
+    """Say what a figure and its spread are."""
+    listed = ", ".join(map(str, seeds))
+    return f"Figures are means over seeds {listed}; spread: the standard deviation over them (n - 1)."
 
 
 def drive(
@@ -111,19 +274,19 @@ def drive(
             progress(f"{i + 1} of {len(items)} items")
 
 
-def cross_check(pipeline: Pipeline, sums: dict[str, float], cells: int) -> None:
-    """Compare our sums of absolute errors over the matured cells with what the pipeline counted itself.
+def cross_check(pipeline: Pipeline, sums: Sums) -> None:
+    """Compare our sums of losses over the matured cells with what the pipeline counted itself.
 
     Raises
     ------
     AssertionError
         If they differ: then either the pipeline or the benchmark judges by something else than it says.
     """
-    for name, total in sums.items():
+    for name, total in sums.of.items():
         counted, at = pipeline.stats.loss_sum[name], pipeline.stats.loss_cells[name]
-        if at != cells or abs(counted - total) > TOLERANCE * abs(total):
+        if at != sums.cells or abs(counted - total) > TOLERANCE * abs(total):
             raise AssertionError(
-                f"{name}: the pipeline counted {counted:.9g} in {at} cells, the data say {total:.9g} in {cells}"
+                f"{name}: the pipeline counted {counted:.9g} in {at} cells, the data say {total:.9g} in {sums.cells}"
             )
 
 

@@ -6,14 +6,16 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
+from streamadapt.base import FrozenModel
 from streamadapt.checkpoint import CheckpointStore
 from streamadapt.entry import Entry, FloatArray
 from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind
@@ -84,9 +86,10 @@ class Case:
         """What a pipeline would build a learner with."""
         loc, scale = (torch.from_numpy(a) for a in _units(self.channels))
         out_loc, out_scale = (torch.from_numpy(a) for a in self.output_units())
+        model = _classifier(self).to(device) if self.kind == "classification" else None
         return Spec(
             self.kind, self.window, self.channels, self.rows, self.columns, loc.to(device), scale.to(device),
-            out_loc.to(device), out_scale.to(device), device, seed, embedding=self.window * self.channels,
+            out_loc.to(device), out_scale.to(device), device, seed, embedding=self.window * self.channels, model=model,
         )  # fmt: skip
 
     def output_units(self) -> tuple[FloatArray, FloatArray]:
@@ -102,6 +105,10 @@ class Case:
         if self.kind == "regression":
             return Supervised(self.window, outputs=self.columns)
         return Supervised(self.window, classes=self.columns)
+
+    def source_samples(self, n: int = 300, seed: int = 2) -> Tensor:
+        """Return inputs (n, window, channels) of another stream alike, as what the base was trained on."""
+        return torch.stack([s.inputs for s in _steps(self, n, "path", "cpu", seed)])
 
     def steps(self, n: int, matures: Maturity, device: torch.device, seed: int = 1) -> Sequence[Step]:
         """Return `n` steps; copies of the same ones every time."""
@@ -250,6 +257,24 @@ def _entry(
     target = outputs[t] if case.kind == "regression" else outputs[t].argmax(keepdims=True)
     label = np.where(missing[t][: len(target)], np.nan, target).astype(np.float32)
     return Entry(values[t], t + 1, str(t), label=label)
+
+
+def _classifier(case: Case, hidden: int = 8) -> FrozenModel:
+    """A small frozen net with a batch normalisation, for learners that adapt a copy; it knows nothing of the rule."""
+    rng = np.random.default_rng(11)
+    inputs = case.window * case.channels
+    loc, scale = (np.tile(a, case.window) for a in _units(case.channels))
+    linear = partial(skip_init, nn.Linear)  # the initial numbers would be drawn from the global generator
+    first, norm, last = linear(inputs, hidden), nn.BatchNorm1d(hidden), linear(hidden, case.columns)
+    weights = (rng.normal(size=(hidden, inputs)) / np.sqrt(inputs) / scale).astype(np.float32)
+    values = {
+        first.weight: weights, first.bias: -weights @ loc, last.bias: rng.normal(size=case.columns),
+        last.weight: rng.normal(size=(case.columns, hidden)),
+    }  # fmt: skip
+    with torch.no_grad():
+        for parameter, value in values.items():
+            parameter.copy_(torch.from_numpy(value))
+    return FrozenModel(nn.Sequential(nn.Flatten(), first, norm, nn.ReLU(), last), softmax=True)
 
 
 def _truth(

@@ -77,6 +77,7 @@ def yield_learner_checks() -> Iterator[LearnerCheck]:
     yield check_parameters_are_read
     yield check_learns_a_constant_error
     yield check_learns_it_where_it_is
+    yield check_base_stays_untouched
     yield check_state_is_bounded
     yield check_late_steps_cost_no_more
 
@@ -291,6 +292,17 @@ def check_learns_it_where_it_is(make: Make, device: torch.device) -> None:
             placed = gained[:, 1] > 2.0 * (-others).clamp_min(0.0).amax(1)
             holds = bool(placed.all()) or not learner.needs_labels
             require(holds, f"{case}: only column 1 is wrong, the columns gain {gained.tolist()}")
+
+
+def check_base_stays_untouched(make: Make, device: torch.device) -> None:
+    """A learner that is given the base's module works on a copy: not a bit of the module changes."""
+    for learner, case, steps in _built(make, device, FEW):
+        model = learner.spec.model
+        if model is None:
+            continue
+        before = state_bytes({k: v.clone() for k, v in model.state_dict().items()})
+        _run(learner, steps)
+        require(state_bytes(model.state_dict()) == before, f"{case}: the base's own module was written to")
 
 
 def check_state_is_bounded(make: Make, device: torch.device) -> None:

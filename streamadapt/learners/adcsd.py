@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind, masked_mean, require_shape
-from streamadapt.optim import Optimiser
+from streamadapt.optim import OPTIMISERS, Optimiser, OptimiserName
 
 __all__ = ["ADCSD"]
 
@@ -32,12 +32,14 @@ class ADCSD(Learner):
     Parameters
     ----------
     lr : float, > 0
-        Adam's learning rate (betas .9, .999; eps 1e-8). Default: 1e-4, the paper's; 1e-3 for `share_norm`.
+        Learning rate (of Adam: betas .9, .999; eps 1e-8). Default: 1e-4, the paper's; 1e-3 for `share_norm`.
     share_norm : bool
         False: the original; LayerNorm over all of (T, N, 128) with an affine of that size, lambda per node.
         True: LayerNorm over the 128 only with one affine for all cells; lambda and a bias per (horizon, node).
     loss : {"mae", "huber"}
         Huber's threshold is one scale of the output.
+    optimiser : {"adam", "sgd", "lion", "adabelief"}
+        Adam is the paper's; see `streamadapt.optim.Optimiser`. The default `lr` is Adam's, whichever is chosen.
 
     References
     ----------
@@ -50,7 +52,12 @@ class ADCSD(Learner):
     matures: ClassVar[Maturity] = "path"
 
     def __init__(
-        self, lr: float | None = None, *, share_norm: bool = False, loss: Literal["mae", "huber"] = "mae"
+        self,
+        lr: float | None = None,
+        *,
+        share_norm: bool = False,
+        loss: Literal["mae", "huber"] = "mae",
+        optimiser: OptimiserName = "adam",
     ) -> None:
         super().__init__()
         self.default_lr = 1e-3 if share_norm else 1e-4
@@ -59,15 +66,19 @@ class ADCSD(Learner):
             raise ConfigError("lr", lr, "a finite number > 0")
         if loss not in ("mae", "huber"):
             raise ConfigError("loss", loss, "mae or huber")
+        if optimiser not in OPTIMISERS:
+            raise ConfigError("optimiser", optimiser, "one of " + ", ".join(OPTIMISERS))
         self.lr = lr
         self.share_norm = share_norm
         self.loss = loss
+        self.optimiser_name = optimiser
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``adcsd`` or ``adcsd-share-norm``, and the learning rate where it is not the default: ``adcsd-1e-3``."""
+        """``adcsd`` or ``adcsd-share-norm``, then optimiser and rate where they are not the default: ``adcsd-1e-3``."""
+        optimiser = "" if self.optimiser_name == "adam" else f"-{self.optimiser_name}"
         rate = "" if self.lr == self.default_lr else f"-{_short(self.lr)}"
-        return (f"{self.kind}{'-share-norm' if self.share_norm else ''}{rate}",)
+        return (f"{self.kind}{'-share-norm' if self.share_norm else ''}{optimiser}{rate}",)
 
     def allocate(self, spec: Spec) -> None:
         """Draw the linear layers as torch.nn.Linear does; lambda (and bias) start at zero."""
@@ -92,7 +103,7 @@ class ADCSD(Learner):
         self.gate = filled(0.0, 2, t if self.share_norm else 1, n)  # lambda
         if self.share_norm:
             self.shift = filled(0.0, t, n)
-        self.optimiser = Optimiser(list(self.parameters()), "adam", self.lr, {})
+        self.optimiser = Optimiser(list(self.parameters()), self.optimiser_name, self.lr, {})
 
     def _correct(self, output: Tensor) -> Tensor:
         """(T, N) original units -> corrected (T, N), original units."""
@@ -123,7 +134,7 @@ class ADCSD(Learner):
             return self._correct(base.output)
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Make one Adam step on one matured forecast."""
+        """Make one step on one matured forecast."""
         del inputs
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         if not bool(mask.any()):

@@ -14,6 +14,7 @@ from streamadapt.errors import ConfigError, ShapeError
 
 __all__ = [
     "INNOVATION_RATE",
+    "MOST_WEIGHT",
     "BaseOutput",
     "Learner",
     "Maturity",
@@ -28,6 +29,8 @@ __all__ = [
 
 INNOVATION_RATE = 0.01
 """How fast the running mean size of a recursive learner's innovations follows them."""
+MOST_WEIGHT = 1.0 / 0.3
+"""Where least squares are reweighted towards absolute errors, an example counts at most so many times."""
 MOST_BOOSTED = 0.5
 """A boost never makes the forgetting faster than this."""
 
@@ -63,10 +66,14 @@ class Prior:
         or the one group of a supervised task.
     moment : Tensor, (groups, features, responses), float64
         Sum of ``x (y - base)^T``: what the base left over.
+    robust : Prior or None
+        The same sums with every example weighted by its errors, as least absolute deviations weigh them in the end:
+        what a learner that is judged by absolute errors starts from. None where nobody worked them out.
     """
 
     gram: Tensor
     moment: Tensor
+    robust: Prior | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind, one_or_more, require_shape
+from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, one_or_more, require_shape
+from streamadapt.learners.simplex import log_odds
 
 __all__ = ["Bias"]
 
@@ -18,14 +19,21 @@ class Bias(Learner):
 
     A row of a forecast is learned the moment its target is known. Costs O(rows x columns) time and floats per rate.
 
+    Classification: ``prediction = softmax(ln base + b)``, with ``b <- b + rate (target - prediction)``, the online
+    gradient of the log loss (target one-hot, base floored at 1e-6): it follows how often each class comes, the
+    correction for a shift of the labels [1]_.
+
     Parameters
     ----------
     rate : float or sequence of floats, in (0, 1]
         Per matured example: .02 remembers about 50 of them. Several rates: one expert each.
+
+    References
+    ----------
+    .. [1] Wu et al. (2021), Online adaptation to label distribution shift, NeurIPS 34.
     """
 
     kind: ClassVar[str] = "bias"
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast", "regression"})
     matures: ClassVar[Maturity] = "rows"
     bias: Tensor
 
@@ -40,18 +48,23 @@ class Bias(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Start without a correction."""
+        self._classify = spec.kind == "classification"
         self.register_buffer("bias", torch.zeros(len(self.rates), spec.rows, spec.columns, device=spec.device))
         self._rate = torch.tensor(self.rates, device=spec.device).view(-1, 1, 1)
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return ``base + b``."""
+        """Return ``base + b``, or the softmax of it."""
         del inputs
+        if self._classify:
+            return torch.softmax(log_odds(base.output) + self.bias, dim=-1)
         return base.output + self.bias
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Move b towards the newest errors."""
-        del inputs
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         rate = self._rate if self.boost == 1.0 else (self._rate * self.boost).clamp_max(1.0)
-        moved = torch.lerp(self.bias, target - base.output, rate)
+        if self._classify:
+            moved = torch.addcmul(self.bias, target - self.predict(inputs, base), rate)
+        else:
+            moved = torch.lerp(self.bias, target - base.output, rate)
         self.bias.copy_(torch.where(mask, moved, self.bias))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,11 +15,11 @@ from streamadapt.learners.base import (
     Learner,
     Maturity,
     Spec,
-    TaskKind,
     boosted_forgetting,
     one_or_more,
     require_shape,
 )
+from streamadapt.learners.simplex import log_odds
 
 __all__ = ["Calibration"]
 
@@ -35,6 +35,11 @@ class Calibration(Learner):
     which is `RLS` with two features, its leak included. Two numbers are learned from few labels where a whole window's
     weights cannot be. Innovations are clipped at `clip` times their running mean size.
 
+    Classification: ``prediction = softmax(u + v_1 u + v_2)`` with u the base's log-odds (floored at 1e-6, less their
+    mean) and v_1, v_2 per class: vector scaling [2]_. The same recursion on the log loss, whose gradient is target
+    minus prediction and whose curvature in the scores is at most 1/2 [3]_: an online Newton step with e = 2 (target -
+    prediction), which is bounded as it is and not clipped.
+
     Costs O(rows x columns) time, and 6 float64 numbers a cell, per forgetting.
 
     Parameters
@@ -42,16 +47,20 @@ class Calibration(Learner):
     forgetting : float or sequence of floats, in (0, 1]
         Per matured example: .9 remembers about 10. Several: one expert each.
     clip : float, > 0
+        Not used for classes.
     ridge : float, > 0
-        Weight of the prior, "no correction", in squared scaled units.
+        Weight of the prior, "no correction", in squared scaled units. Default: .1; 10 for classes, where u is not
+        scaled.
 
     References
     ----------
     .. [1] Ljung & Soderstrom (1983), Theory and practice of recursive identification, chapter 2.
+    .. [2] Guo et al. (2017), On calibration of modern neural networks, ICML 34.
+    .. [3] Böhning (1992), Multinomial logistic regression algorithm, Annals of the Institute of Statistical Mathematics
+       44.
     """
 
     kind: ClassVar[str] = "calibration"
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast", "regression"})
     matures: ClassVar[Maturity] = "rows"
     moments: Tensor
     weights: Tensor
@@ -62,15 +71,15 @@ class Calibration(Learner):
         forgetting: float | Sequence[float] = 0.98,
         *,
         clip: float = 2.0,
-        ridge: float = 0.1,
+        ridge: float | None = None,
     ) -> None:
         super().__init__()
         self.forgetting = one_or_more("forgetting", forgetting, 0.0, 1.0)
         for name, value in (("clip", clip), ("ridge", ridge)):
-            if not value > 0.0:
+            if value is not None and not value > 0.0:
                 raise ConfigError(name, value, "a number > 0")
         self.clip = clip
-        self.ridge = ridge
+        self._given_ridge = ridge
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,44 +88,76 @@ class Calibration(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Start without a correction."""
+        self._classify = spec.kind == "classification"
+        self.ridge = (10.0 if self._classify else 0.1) if self._given_ridge is None else self._given_ridge
         cells = (len(self.forgetting), spec.rows, spec.columns)
-
-        def filled(value: float, *shape: int) -> Tensor:
-            return torch.full((*shape, *cells), value, dtype=torch.float64, device=spec.device)
-
+        where: dict[str, Any] = {"dtype": torch.float64, "device": spec.device}
         # M = [[m0, m1], [m1, m2]] as its three numbers.
-        self.register_buffer("moments", filled(self.ridge, 3))
+        self.register_buffer("moments", torch.full((3, *cells), self.ridge, **where))
         self.moments[1] = 0.0
-        self.register_buffer("weights", filled(0.0, 2))
-        self.register_buffer("innovation", filled(0.3))
-        self._forgetting = torch.tensor(self.forgetting, dtype=torch.float64, device=spec.device).view(-1, 1, 1)
+        self.register_buffer("weights", torch.zeros((2, *cells), **where))
+        if not self._classify:
+            self.register_buffer("innovation", torch.full(cells, 0.3, **where))
+        self._forgetting = torch.tensor(self.forgetting, **where).view(-1, 1, 1)
+        self._powers = torch.tensor([2.0, 1.0, 0.0], **where).view(3, 1, 1, 1)  # of u, in M
+        self._leaks = torch.tensor([1.0, 0.0, 1.0], **where).view(3, 1, 1, 1) * self.ridge
+        self._pace = (1.0, self._forgetting, (1.0 - self._forgetting) * self._leaks)
+
+    def _paced(self) -> tuple[Tensor, Tensor]:
+        """Return the forgetting and what leaks into M for it."""
+        if self._pace[0] != self.boost:
+            forgetting = boosted_forgetting(self._forgetting, self.boost)
+            self._pace = (self.boost, forgetting, (1.0 - forgetting) * self._leaks)
+        return self._pace[1:]
 
     def _scaled(self, output: Tensor) -> Tensor:
-        return ((output - self.spec.output_loc) / self.spec.output_scale).double()
+        """Return u, (rows, columns)."""
+        if self._classify:
+            return log_odds(output.double())
+        return torch.sub(output, self.spec.output_loc).div_(self.spec.output_scale).double()
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Return the recalibrated base."""
         del inputs
-        correction = torch.addcmul(self.weights[1], self.weights[0], self._scaled(base.output))
+        u = self._scaled(base.output)
+        slope, offset = self.weights.unbind()
+        correction = torch.addcmul(offset, slope, u)
+        if self._classify:
+            return torch.softmax(u + correction, dim=-1).float()
         return torch.addcmul(base.output, correction.float(), self.spec.output_scale)
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Make one least-squares step in every known cell."""
         del inputs
         require_shape("target", target, (self.spec.rows, self.spec.columns))
+        whole = bool(mask.all())
+        if not whole and (self._classify or not bool(mask.any())):
+            return
         u = self._scaled(base.output)
-        forgetting = boosted_forgetting(self._forgetting, self.boost)
-        leak = (1.0 - forgetting) * self.ridge
-        moments = self.moments * forgetting
-        m0 = torch.addcmul(moments[0] + leak, u, u)
-        m1 = moments[1] + u
-        m2 = moments[2] + (leak + 1.0)
-        gain = torch.stack([m2 * u - m1, m0 - m1 * u]) / (m0 * m2 - m1 * m1)
-        said = torch.addcmul(self.weights[1], self.weights[0], u)
-        error = ((target - base.output) / self.spec.output_scale).double() - said
-        innovation = torch.lerp(self.innovation, error.abs(), INNOVATION_RATE)
-        bound = self.clip * innovation
-        weights = torch.addcmul(self.weights, gain, error.clamp(-bound, bound))
-        self.moments.copy_(torch.where(mask, torch.stack([m0, m1, m2]), self.moments))
-        self.weights.copy_(torch.where(mask, weights, self.weights))
-        self.innovation.copy_(torch.where(mask, innovation, self.innovation))
+        slope, offset = self.weights.unbind()
+        said = torch.addcmul(offset, slope, u)
+        if self._classify:
+            step = (target - torch.softmax(u + said, dim=-1)).mul_(2.0)
+        else:
+            step = self._clipped((target - base.output).div_(self.spec.output_scale).double() - said, mask, whole)
+        forgetting, leak = self._paced()
+        moments = torch.addcmul(leak, self.moments, forgetting).add_(u.pow(self._powers))
+        m0, m1, m2 = moments.unbind()
+        step.div_(torch.addcmul(m0 * m2, m1, m1, value=-1.0))
+        gain = torch.stack([m2 * u - m1, torch.addcmul(m0, m1, u, value=-1.0)])  # of determinant times M^-1
+        if whole:
+            self.moments.copy_(moments)
+            self.weights.addcmul_(gain, step)
+        else:
+            self.moments.copy_(torch.where(mask, moments, self.moments))
+            self.weights.copy_(torch.where(mask, torch.addcmul(self.weights, gain, step), self.weights))
+
+    def _clipped(self, error: Tensor, mask: Tensor, whole: bool) -> Tensor:
+        """Return the errors clipped, having followed their size."""
+        if whole:
+            self.innovation.lerp_(error.abs(), INNOVATION_RATE)
+        else:
+            moved = torch.lerp(self.innovation, error.abs(), INNOVATION_RATE)
+            self.innovation.copy_(torch.where(mask, moved, self.innovation))
+        bound = self.innovation * self.clip
+        return error.clamp_(-bound, bound)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind, one_or_more, require_shape
+from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, one_or_more, require_shape
+from streamadapt.learners.simplex import log_odds
 
 __all__ = ["Gain"]
 
@@ -21,18 +22,30 @@ class Gain(Learner):
     Cells whose base is closer to zero than a hundredth of the output's scale say nothing about g and are skipped.
     Costs O(rows x columns) time and floats per rate.
 
+    Classification: g is an inverse temperature [1]_, ``prediction = softmax(g ln base)``, one for all classes, for a
+    base whose confidence has drifted. With u the base's log-odds (floored at 1e-6, less their mean), p the prediction
+    and y the target, the online natural gradient of the log loss in ln g is::
+
+        s    = g sum_c (y_c - p_c) u_c            F <- F + rate (g^2 var_p(u) - F), F = 1 at first
+        ln g <- clip(ln g + rate clip(s / max(F, 1), +-1), +-ln limit)
+
     Parameters
     ----------
     rate : float or sequence of floats, in (0, 1]
         Per matured example. Several rates: one expert each.
     limit : float, > 1
-        The ratio is clipped to [1 / limit, limit]; a negative ratio counts as 1 / limit.
+        The ratio is clipped to [1 / limit, limit]; a negative ratio counts as 1 / limit. So is the inverse temperature.
+
+    References
+    ----------
+    .. [1] Guo et al. (2017), On calibration of modern neural networks, ICML 34; for the steps, Amari (1998), Natural
+       gradient works efficiently in learning, Neural Computation 10.
     """
 
     kind: ClassVar[str] = "gain"
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast", "regression"})
     matures: ClassVar[Maturity] = "rows"
     gain: Tensor
+    curvature: Tensor
 
     def __init__(self, rate: float | Sequence[float] = 0.02, *, limit: float = 3.0) -> None:
         super().__init__()
@@ -48,20 +61,38 @@ class Gain(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Start with a gain of one."""
-        self.register_buffer("gain", torch.ones(len(self.rates), spec.rows, spec.columns, device=spec.device))
+        self._classify = spec.kind == "classification"
+        shape = (len(self.rates), 1, 1) if self._classify else (len(self.rates), spec.rows, spec.columns)
+        self.register_buffer("gain", torch.ones(shape, device=spec.device))
+        if self._classify:
+            self.register_buffer("curvature", torch.ones(shape, device=spec.device))
         self._rate = torch.tensor(self.rates, device=spec.device).view(-1, 1, 1)
         self._smallest = 0.01 * spec.output_scale
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return ``g base``."""
+        """Return ``g base``, or the softmax of ``g ln base``."""
         del inputs
+        if self._classify:
+            return torch.softmax(self.gain * log_odds(base.output), dim=-1)
         return base.output * self.gain
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Move g towards the newest ratios."""
-        del inputs
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         rate = self._rate if self.boost == 1.0 else (self._rate * self.boost).clamp_max(1.0)
+        if self._classify:
+            if bool(mask.all()):
+                self._learn_class(self.predict(inputs, base), log_odds(base.output), target, rate)
+            return
         ratio = (target / base.output).clamp(1.0 / self.limit, self.limit)
         usable = mask & (base.output.abs() > self._smallest)
         self.gain.copy_(torch.where(usable, torch.lerp(self.gain, ratio, rate), self.gain))
+
+    def _learn_class(self, p: Tensor, u: Tensor, target: Tensor, rate: Tensor) -> None:
+        """Make one natural-gradient step; p is (rates, 1, classes), u and target are (1, classes)."""
+        mean = (p * u).sum(-1, keepdim=True)
+        slope = self.gain * ((target * u).sum(-1, keepdim=True) - mean)
+        variance = (p * (u - mean).square()).sum(-1, keepdim=True)
+        self.curvature.lerp_(self.gain.square() * variance, rate)
+        step = (slope / self.curvature.clamp_min(1.0)).clamp_(-1.0, 1.0)
+        self.gain.mul_((rate * step).exp()).clamp_(1.0 / self.limit, self.limit)

@@ -224,6 +224,17 @@ class MixesColumns(Good):
         return base.output + self.bias.roll(1, -1)
 
 
+class AdaptsTheBase(Good):
+    """Takes the base's module for its own copy."""
+
+    kinds = frozenset({"classification"})
+
+    def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
+        assert self.spec.model is not None
+        for parameter in self.spec.model.parameters():
+            parameter.mul_(1.0 + 1e-6)
+
+
 class Hoards(Good):
     """Keeps every target."""
 
@@ -283,6 +294,7 @@ LEARNERS: dict[str, list[type[Good]]] = {
     "check_parameters_are_read": [ReadsItsOwnDict],
     "check_learns_a_constant_error": [Numb, LearnsTheWrongWay],
     "check_learns_it_where_it_is": [MixesRowsAndColumns, MixesColumns],
+    "check_base_stays_untouched": [AdaptsTheBase],
     "check_state_is_bounded": [Hoards],
     "check_late_steps_cost_no_more": [HoardsAndLoops, HoardsAndStacks],
 }

@@ -1,0 +1,173 @@
+"""What an error memory costs, however much it has seen: ``python -m benchmarks.memory_cost --json FILE``.
+
+Time of one predict-and-learn step and bytes held, after 10^3, 10^5 and 10^7 entries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from streamadapt import ErrorMemory
+from streamadapt.checks.costs import size_of
+from streamadapt.learners import BaseOutput, Spec
+
+__all__ = ["SEEN", "STORES", "Cost", "main", "measure", "page"]
+
+SEEN = (10**3, 10**5, 10**7)
+STORES: dict[str, Callable[[], ErrorMemory]] = {
+    "sketch": lambda: ErrorMemory(store="sketch"),
+    "exact": ErrorMemory,
+}
+FEATURES, CLASSES = 32, 2
+CHUNK = 1024
+BLOCKS, ENTRIES = 41, 50
+"""Blocks timed, and entries in each."""
+SETTINGS = {
+    "sketch": "64 tables of 2^8 buckets, decay .98 (the default)",
+    "exact": "a ring of 500, the 10 nearest (the default)",
+}
+PROTOCOL = (
+    f"Classification into {CLASSES} classes, keyed on an embedding of {FEATURES} numbers, all random and different "
+    "(standard normal). The entries before the measured ones are really put in, by the stores' bulk update, which the "
+    "tests compare with one entry at a time; the measured ones go through the learner's predict and learn. Process "
+    f"time, one thread, median of {BLOCKS} blocks of {ENTRIES} entries; the three states take turns block by block, so "
+    "that a machine that is slow for a while is slow for all, and each block starts from the state with just so many "
+    "entries seen. The ratio is the median of the blocks' ratios to the turn's first state. Bytes: everything that the "
+    "learner reaches, its settings included."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a store costs after so many entries.
+
+    Attributes
+    ----------
+    seen : int
+    microseconds : float
+        Of one predict and one learn.
+    ratio : float
+        To the least number of entries seen.
+    size : int, bytes
+    """
+
+    seen: int
+    microseconds: float
+    ratio: float
+    size: int
+
+
+def spec() -> Spec:
+    """What the learner is built with."""
+    zero, one = torch.zeros(1), torch.ones(1)
+    classes = (torch.zeros(CLASSES), torch.ones(CLASSES))
+    return Spec("classification", 1, 1, 1, CLASSES, zero, one, *classes, torch.device("cpu"), embedding=FEATURES)
+
+
+def feed(learner: ErrorMemory, n: int, generator: torch.Generator) -> None:
+    """Put `n` random examples straight into the store."""
+    for start in range(0, n, CHUNK):
+        many = min(CHUNK, n - start)
+        embeddings, labels, outputs = _examples(many, generator)
+        keys = torch.nn.functional.normalize(embeddings.double(), dim=1)
+        learner.memory.write_many(keys.unsqueeze(1), torch.stack([labels, outputs], dim=1).unsqueeze(1))
+
+
+def _examples(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings, labels and the base's outputs, a row each."""
+    embeddings = torch.randn(n, FEATURES, generator=generator)
+    labels = torch.eye(CLASSES)[torch.randint(CLASSES, (n,), generator=generator)]
+    return embeddings, labels, torch.softmax(torch.randn(n, CLASSES, generator=generator), 1)
+
+
+def measure(make: Callable[[], ErrorMemory], seen: Sequence[int] = SEEN, blocks: int = BLOCKS) -> list[Cost]:
+    """Measure one store after each number of entries, in increasing order."""
+    generator = torch.Generator().manual_seed(0)
+    learner = make()
+    learner.build(spec())
+    states, before = [], 0
+    for n in seen:
+        feed(learner, n - before, generator)
+        before = n
+        states.append((learner.snapshot(), size_of(learner)))
+    times = np.zeros((blocks, len(seen)))
+    for block in range(-1, blocks):  # the first warms up
+        examples = _examples(ENTRIES, generator)
+        for i, (state, _) in enumerate(states):
+            learner.restore(state)
+            took = _seconds(learner, examples)
+            if block >= 0:
+                times[block, i] = took
+    ratios = np.median(times / times[:, :1], axis=0)
+    each = 1e6 * np.median(times, axis=0) / ENTRIES
+    return [Cost(n, float(each[i]), float(ratios[i]), states[i][1]) for i, n in enumerate(seen)]
+
+
+def _seconds(learner: ErrorMemory, examples: tuple[Tensor, Tensor, Tensor]) -> float:
+    """Process time of a predict and a learn of each example."""
+    inputs, mask = torch.zeros(1, 1), torch.ones(1, CLASSES, dtype=torch.bool)
+    rows = [(BaseOutput(p[None], h), y[None]) for h, y, p in zip(*examples, strict=True)]
+    with torch.no_grad():
+        start = time.process_time()
+        for base, target in rows:
+            learner.predict(inputs, base)
+            learner.learn(inputs, base, target, mask)
+        return time.process_time() - start
+
+
+def page(costs: dict[str, list[Cost]]) -> str:
+    """Return the figures as a page of documentation."""
+    lines = [
+        "# What an error memory costs",
+        "",
+        "Written by `python -m benchmarks.memory_cost --markdown docs/memory_cost.md`. The ratios say whether cost and "
+        "memory are flat; the times belong to one machine, shared with others while it measured.",
+        "",
+        "| store | entries seen | predict and learn, us | ratio | bytes |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, rows in costs.items():
+        lines += [f"| {name} | {c.seen:,} | {c.microseconds:.0f} | {c.ratio:.3f} | {c.size:,} |" for c in rows]
+    settings = [f"* `{name}`: {SETTINGS[name]}." for name in costs]
+    return "\n".join([*lines, "", *settings, "", PROTOCOL, ""])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_cost", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")
+    parser.add_argument("--seen", type=int, nargs="+", default=SEEN, metavar="N", help="entries, in increasing order")
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    costs: dict[str, list[Cost]] = {}
+    for name, make in STORES.items():
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        costs[name] = measure(make, asked.seen)
+    table = Table("store", "seen", "us", "ratio", "bytes", title="predict and learn, one entry")
+    for name, rows in costs.items():
+        for c in rows:
+            table.add_row(name, f"{c.seen:,}", f"{c.microseconds:.0f}", f"{c.ratio:.3f}", f"{c.size:,}")
+    Console().print(table)
+    if asked.json is not None:
+        figures = {name: [asdict(c) for c in rows] for name, rows in costs.items()}
+        asked.json.write_text(json.dumps({**figures, "protocol": PROTOCOL}, indent=2) + "\n", encoding="utf-8")
+    if asked.markdown is not None:
+        asked.markdown.write_text(page(costs), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

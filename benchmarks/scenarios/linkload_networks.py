@@ -1,0 +1,139 @@
+"""The link loads' recurrent networks: fitted on the training days, frozen or learning on at every entry."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from streamadapt.learners import BaseOutput, Learner, Spec
+from streamadapt.learners.base import TaskKind, require_shape
+from streamadapt.liquid import CfC
+from streamadapt.optim import Optimiser
+
+__all__ = ["Change", "Fitting", "OnlineNetwork", "cfc", "fit_change", "lstm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """How a network is fitted on the training days: Adam on the squared error of windows in random order."""
+
+    units: int = 32
+    epochs: int = 10
+    batch: int = 32
+    lr: float = 3e-3
+
+
+class Change(nn.Module):
+    """The last value plus what a recurrent network says about its change: (1, window, links) -> (1, 1, links).
+
+    Parameters
+    ----------
+    network : nn.Module
+        (batch, window, links) -> (batch, links).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Forecast one entry ahead."""
+        ahead: Tensor = (inputs[:, -1] + self.network(inputs)).unsqueeze(1)
+        return ahead
+
+
+class _Cfc(nn.Module):
+    def __init__(self, links: int, units: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.cell = CfC(links, units, projection=links, backbone=(2 * units,), generator=generator)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        said, _ = self.cell(inputs, sequences=False)
+        return said
+
+
+class _Lstm(nn.Module):
+    def __init__(self, links: int, units: int) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(links, units, batch_first=True)
+        self.readout = nn.Linear(units, links)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        said: Tensor = self.readout(self.cell(inputs)[0][:, -1])
+        return said
+
+
+def cfc(links: int, fitting: Fitting, seed: int) -> Change:
+    """Make a CfC with a backbone of twice its units."""
+    return Change(_Cfc(links, fitting.units, seed))
+
+
+def lstm(links: int, fitting: Fitting, seed: int) -> Change:
+    """Make an LSTM."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Change(_Lstm(links, fitting.units))
+
+
+def fit_change(model: Change, values: Tensor, window: int, fitting: Fitting, seed: int) -> Change:
+    """Fit a network on one step ahead of every window of `values` (entries, links); returns it."""
+    windows = values.unfold(0, window, 1).transpose(1, 2)[:-1]  # (windows, window, links)
+    targets = values[window:]
+    generator = torch.Generator().manual_seed(seed)
+    adam = torch.optim.Adam(model.parameters(), lr=fitting.lr)
+    with torch.enable_grad():
+        for _ in range(fitting.epochs):
+            for rows in torch.randperm(len(windows), generator=generator).split(fitting.batch):
+                adam.zero_grad()
+                loss = (model(windows[rows])[:, 0] - targets[rows]).square().mean()
+                loss.backward()  # type: ignore[no-untyped-call]
+                adam.step()
+    return model
+
+
+class OnlineNetwork(Learner):
+    """A rival: a fitted network that goes on learning, one Adam step (squared error) on each matured forecast.
+
+    Parameters
+    ----------
+    name : str
+        Of the expert.
+    network : Change
+        What it starts from; copied.
+    lr : float, > 0
+    """
+
+    kind: ClassVar[str] = "online-network"
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast"})
+
+    def __init__(self, name: str, network: Change, lr: float = 1e-3) -> None:
+        super().__init__()
+        self.name = name
+        self.lr = lr
+        self.start = [network]  # in a list: it is no part of the state
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name it was given."""
+        return (self.name,)
+
+    def allocate(self, spec: Spec) -> None:
+        """Copy the network."""
+        self.network = copy.deepcopy(self.start[0]).requires_grad_(True)
+        self.optimiser = Optimiser(list(self.network.parameters()), "adam", self.lr, {})
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        """Ask the network."""
+        said: Tensor = self.network(inputs.unsqueeze(0))[0].detach()
+        return said
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        """Make one step; back through the whole window."""
+        require_shape("target", target, (self.spec.rows, self.spec.columns))
+        with torch.enable_grad():
+            self.optimiser.step((self.network(inputs.unsqueeze(0))[0] - target).square().mean())

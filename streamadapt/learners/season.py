@@ -1,0 +1,67 @@
+"""The last period of a panel, kept entry by entry."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from streamadapt.learners.base import BaseOutput
+
+__all__ = ["LastPeriod"]
+
+NEVER = -(2**63)
+
+
+class LastPeriod(nn.Module):
+    """The values of the last `period` entries, and whether they follow each other without a gap.
+
+    A gap is seen where the entry before the newest one, as the window tells its time, is not the entry that was put
+    in last: after a restore, say. What is held then is no longer one period ago, and is not used.
+    Costs O(channels) a push and period x channels float32 numbers.
+
+    Parameters
+    ----------
+    period : int, >= 1, in entries
+    channels : int
+    device : torch.device
+    """
+
+    values: Tensor
+    count: Tensor
+    last: Tensor
+
+    def __init__(self, period: int, channels: int, device: torch.device) -> None:
+        super().__init__()
+        self.period = period
+        self.register_buffer("values", torch.zeros(period, channels, device=device))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("last", torch.tensor(NEVER, device=device))  # event time of the entry put in last
+
+    def _continues(self, times: Tensor | None) -> bool:
+        if times is None or len(times) < 2:  # nothing to see a gap by
+            return True
+        return bool(times[-2] == self.last)
+
+    def ago(self, newest: Tensor, base: BaseOutput, rows: int) -> Tensor | None:
+        """Return what followed one period ago, (1 + rows, channels), original units: Z_{t-S}, Z_{t-S+1}, ...
+
+        `newest` (channels,) and `base` are those of an entry t that has not been put in yet. Rows beyond the period
+        repeat it. None until a whole period is known.
+        """
+        count = int(self.count)
+        if count < self.period or not self._continues(base.times):
+            return None
+        steps = torch.arange(1, rows + 1, device=self.values.device)
+        steps = torch.cat([steps.new_zeros(1), (steps - 1) % self.period + 1])
+        found = self.values[(count + steps) % self.period]  # entry i lies at i % period, and t is entry `count`
+        if self.period <= rows:
+            found[self.period :: self.period] = newest  # one period before t + S is t itself
+        return found
+
+    def push(self, newest: Tensor, base: BaseOutput) -> None:
+        """Put in the values (channels,) of the newest entry."""
+        count = int(self.count) if self._continues(base.times) else 0
+        self.values[count % self.period] = newest
+        self.count.fill_(count + 1)
+        if base.times is not None:
+            self.last.copy_(base.times[-1])

@@ -1,0 +1,59 @@
+"""Tent: test-time adaptation by entropy minimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from streamadapt.optim import OptimiserName
+from streamadapt.tta.batches import BatchAdapter, entropy
+
+__all__ = ["Tent"]
+
+
+class Tent(BatchAdapter):
+    """Fully test-time adaptation by entropy minimisation [1]_.
+
+    A batch is normalised by its own statistics; one step on the affine parameters of the normalisation layers lowers
+    the mean entropy of its softmax::
+
+        loss = (1/B) sum_i H(p_i)        H(p) = -sum_c p_c ln p_c
+
+    Made for batches that hold many classes: where the classes come sorted, the statistics of 64 entries are those of
+    one class, and the answers collapse. `PerEntry` is for that.
+
+    Costs per entry in a stream: one forward pass, and a forward and backward pass of `batch` entries every `batch`.
+
+    Parameters
+    ----------
+    batch : int, default 64
+        Entries per step in a stream; 2 or more for a model with batch normalisations.
+    lr : float, > 0, default 1e-3
+    momentum : float, in [0, 1)
+        Of ``sgd``.
+    optimiser : {"sgd", "adam", "lion", "adabelief"}
+    modules : sequence of str, optional
+        Names of the normalisation layers to adapt; default: all.
+
+    References
+    ----------
+    .. [1] Wang et al. (2021), Tent: fully test-time adaptation by entropy minimization, ICLR, equation 1.
+    """
+
+    kind: ClassVar[str] = "tent"
+
+    def __init__(
+        self,
+        batch: int | None = None,
+        lr: float | None = None,
+        *,
+        momentum: float = 0.9,
+        optimiser: OptimiserName = "sgd",
+        modules: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(batch, lr, momentum, optimiser, modules)
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        return entropy(logits).mean()

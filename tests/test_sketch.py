@@ -1,0 +1,197 @@
+"""The sketch against a slow dictionary of buckets, its bulk update, its fading and its constant size."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamadapt.learners.base import MOST_BOOSTED
+from streamadapt.learners.sketch import Sketch, StoreShape
+
+torch.set_num_threads(1)
+
+CPU = torch.device("cpu")
+
+
+def sketch_of(shape: StoreShape, *, tables: int = 5, bits: int = 3, decay: float = 0.9, floor: float = 0.2) -> Sketch:
+    generator = torch.Generator().manual_seed(4)
+    return Sketch(shape, tables=tables, bits=bits, decay=decay, floor=floor, generator=generator, device=CPU)
+
+
+class Slow:
+    """Entries kept for ever, by bucket; every read goes through all of them and weighs each by its age."""
+
+    def __init__(self, fast: Sketch) -> None:
+        self.planes = fast.projections.numpy()  # (features, tables * bits)
+        self.tables, self.bits, self.decay, self.floor = fast.tables, fast.bits, fast.decay, fast.floor
+        self.buckets: dict[Any, list[tuple[float, Any]]] = defaultdict(list)
+        self.time: dict[int, float] = defaultdict(float)
+
+    def names(self, group: int, key: Any) -> list[Any]:
+        names = []
+        for table in range(self.tables):
+            number = 0
+            for bit in range(self.bits):
+                number += 2**bit * int(key @ self.planes[:, table * self.bits + bit] > 0)
+            names.append((group, table, number))
+        return names
+
+    def write(self, keys: Any, values: Any, known: Any, boost: float = 1.0) -> None:
+        for g, key in enumerate(keys):
+            if known[g]:
+                self.time[g] += boost
+                for name in self.names(g, key):
+                    self.buckets[name].append((self.time[g], values[g]))
+
+    def read(self, keys: Any, shape: StoreShape) -> tuple[Any, Any]:
+        mean = np.full((shape.groups, shape.planes, shape.cells), np.nan)
+        known = np.zeros((shape.groups, shape.cells), bool)
+        for g, key in enumerate(keys):
+            found = [entry for name in self.names(g, key) for entry in self.buckets[name]]
+            for c in range(shape.cells):
+                kept = [(self.decay ** (self.time[g] - t), v[:, c]) for t, v in found if not np.isnan(v[0, c])]
+                count = sum(w for w, _ in kept)
+                known[g, c] = count >= self.floor * self.tables
+                if known[g, c]:
+                    mean[g, :, c] = sum(w * v.astype(np.float64) for w, v in kept) / count
+        return mean, known
+
+
+def stream(shape: StoreShape, n: int, seed: int = 0) -> tuple[Any, Any]:
+    """Keys, and values with some cells unknown (all planes of one together), some entries unknown in a whole group."""
+    rng = np.random.default_rng(seed)
+    keys = rng.normal(size=(n, shape.groups, shape.features))
+    values = rng.normal(size=(n, shape.groups, shape.planes, shape.cells)).astype(np.float32)
+    unknown = rng.random((n, shape.groups, 1, shape.cells)) < 0.2
+    unknown |= rng.random((n, shape.groups, 1, 1)) < 0.1
+    return keys, np.where(unknown, np.float32(np.nan), values)
+
+
+def known_groups(values: Any) -> Any:
+    return ~np.isnan(values[:, 0]).all(-1)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.98, 0.5])
+@pytest.mark.parametrize("shape", [StoreShape(1, 4, 2, 3), StoreShape(3, 3, 1, 2), StoreShape(2, 2, 2, 2)])
+def test_bucket_means_are_those_of_the_slow_dictionary(shape: StoreShape, decay: float) -> None:
+    fast = sketch_of(shape, decay=decay)
+    slow = Slow(fast)
+    compared = 0
+    for i, (key, value) in enumerate(zip(*stream(shape, 120), strict=True)):
+        known = known_groups(value)
+        boost = 3.0 if decay == 0.98 and i % 7 == 0 else 1.0
+        fast.write(torch.from_numpy(key), torch.from_numpy(value), torch.from_numpy(known), boost=boost)
+        slow.write(key, value, known, boost)
+        asked = np.random.default_rng(i).normal(size=key.shape)
+        mean, found = fast.read(torch.from_numpy(asked))
+        wanted, there = slow.read(asked, shape)
+        np.testing.assert_array_equal(found.numpy(), there)
+        at = np.broadcast_to(there[:, None], wanted.shape)
+        np.testing.assert_allclose(mean.numpy()[at], wanted[at], rtol=1e-5, atol=1e-6)
+        compared += int(there.sum())
+    assert compared > 100
+
+
+def test_the_state_is_the_slow_dictionarys() -> None:
+    """Bucket by bucket, in float64: counts and sums as they would have faded entry by entry."""
+    shape = StoreShape(2, 3, 2, 2)
+    fast = sketch_of(shape, decay=0.97)
+    slow = Slow(fast)
+    for key, value in zip(*stream(shape, 200), strict=True):
+        known = known_groups(value)
+        fast.write(torch.from_numpy(key), torch.from_numpy(value), torch.from_numpy(known))
+        slow.write(key, value, known)
+    assert slow.buckets
+    for (g, table, number), entries in slow.buckets.items():
+        row = (g * fast.tables + table) * 2**fast.bits + number
+        now = float(fast.written[row])
+        assert now == max(t for t, _ in entries)
+        weights = [0.97 ** (now - t) for t, _ in entries]
+        counts = sum(w * ~np.isnan(v[0]) for w, (_, v) in zip(weights, entries, strict=True))
+        sums = sum(w * np.nan_to_num(v.astype(np.float64)) for w, (_, v) in zip(weights, entries, strict=True))
+        wanted = np.concatenate([np.atleast_1d(counts), np.ravel(sums)])
+        np.testing.assert_allclose(fast.sums[row].numpy(), wanted, rtol=1e-12, atol=1e-14)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 0.98, 0.3]), st.integers(0, 40), st.integers(1, 60))
+def test_many_at_once_are_one_after_the_other(seed: int, decay: float, before: int, many: int) -> None:
+    shape = StoreShape(2, 3, 2, 2)
+    one, bulk = sketch_of(shape, decay=decay, bits=2), sketch_of(shape, decay=decay, bits=2)
+    keys, values = map(torch.from_numpy, stream(shape, before + many, seed))
+    for i in range(before + many):
+        known = ~values[i, :, 0].isnan().all(-1)
+        for each in (one, bulk) if i < before else (one,):
+            each.write(keys[i], values[i], known)
+    bulk.write_many(keys[before:], values[before:])
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(bulk.state_dict()[name], tensor, rtol=1e-12, atol=1e-14)
+
+
+def test_a_write_touches_one_bucket_per_table() -> None:
+    sketch = sketch_of(StoreShape(3, 4, 1, 2), tables=7, bits=4)
+    keys, values = map(torch.from_numpy, stream(StoreShape(3, 4, 1, 2), 30))
+    for i in range(30):
+        before = sketch.sums.clone()
+        known = torch.tensor([True, i % 2 == 0, False])
+        sketch.write(keys[i], torch.ones_like(values[i]), known)
+        changed = (sketch.sums != before).any(1).nonzero().squeeze(1)
+        wanted = sketch.buckets(keys[i])[known].flatten()
+        assert changed.tolist() == sorted(wanted.tolist())
+
+
+def test_like_keys_share_buckets_as_often_as_their_angle_says() -> None:
+    """(1 - angle / pi)^bits: the similarity that the sketch reads by."""
+    sketch = sketch_of(StoreShape(1, 2, 1, 1), tables=4000, bits=3)
+    x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    for angle in (0.2, 1.0, 2.0, math.pi):
+        y = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+        share = float((sketch.buckets(x) == sketch.buckets(y)).double().mean())
+        assert share == pytest.approx((1.0 - angle / math.pi) ** 3, abs=0.03)
+
+
+def test_an_empty_sketch_and_one_below_its_floor_know_nothing() -> None:
+    sketch = sketch_of(StoreShape(1, 2, 1, 1), decay=0.5, floor=0.4)
+    key, other = torch.tensor([[1.0, 0.5]], dtype=torch.float64), torch.tensor([[-1.0, -0.5]], dtype=torch.float64)
+    known = torch.tensor([True])
+    assert not sketch.read(key)[1].any()
+    sketch.write(key, torch.full((1, 1, 1), 2.0), known)
+    mean, found = sketch.read(key)
+    assert found.all()
+    assert mean.item() == 2.0
+    assert not sketch.read(other)[1].any(), "the opposite key shares no bucket"
+    for _ in range(2):  # 1, .5, .25: below the floor
+        sketch.write(other, torch.ones(1, 1, 1), known)
+    assert not sketch.read(key)[1].any()
+
+
+def test_a_boost_fades_faster_and_never_too_fast() -> None:
+    key, known = torch.ones(1, 2, dtype=torch.float64), torch.tensor([True])
+    for boost, count in ((5.0, 1.0 + 0.98**5), (1e9, 1.0 + MOST_BOOSTED)):
+        sketch = sketch_of(StoreShape(1, 2, 1, 1), decay=0.98)
+        sketch.write(key, torch.ones(1, 1, 1), known)
+        sketch.write(key, torch.ones(1, 1, 1), known, boost=boost)
+        assert sketch.sums[sketch.buckets(key)[0], 0].tolist() == pytest.approx([count] * sketch.tables)
+
+
+def test_ten_million_entries_lose_nothing() -> None:
+    """Counts stay exact and sums good, where float32 would stop counting at 16.8 million and rounding long before."""
+    sketch = sketch_of(StoreShape(1, 2, 1, 1), tables=1, bits=1, decay=1.0)
+    size = sum(t.numel() * t.element_size() for t in sketch.state_dict().values())
+    many = 1_000_000
+    keys, values = torch.ones(many, 1, 2, dtype=torch.float64), torch.full((many, 1, 1, 1), 0.1)
+    for _ in range(10):
+        sketch.write_many(keys, values)
+    row = sketch.buckets(keys[0])[0]
+    assert sketch.sums[row, 0].item() == 1e7
+    assert sketch.read(keys[0])[0].item() == pytest.approx(0.1, rel=1e-7)
+    sketch.write(keys[0], values[0], torch.tensor([True]))
+    assert sketch.sums[row, 0].item() == 1e7 + 1
+    assert sum(t.numel() * t.element_size() for t in sketch.state_dict().values()) == size
