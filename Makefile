@@ -19,7 +19,7 @@ demo: $(STAMP) ## Run the demo (SPEED=..., JSON=file, LABELS=...)
 	@exec $(BIN)/streamadapt demo $(if $(SPEED),--speed '$(SPEED)') $(if $(JSON),--json '$(JSON)') $(if $(LABELS),--labels '$(LABELS)')
 
 test: $(STAMP) ## Run every test that fits this machine
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: $(STAMP) ## Lint, formatting, types; changes nothing
 	$(BIN)/ruff check .

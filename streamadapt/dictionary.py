@@ -20,8 +20,11 @@ CLOSE = 1e-5
 """Where ``X^T X`` is so near to the identity (Frobenius), one more iteration leaves rounding errors only."""
 LARGEST_START = 1.6
 """Newton-Schulz converges to the polar factor from singular values below sqrt(3); what it starts from is below this."""
-SQUARABLE = 1e-9
-"""Least ratio of the smallest to the largest squared singular value at which the squares still have digits enough."""
+SQUARABLE, EXACT = 1e-9, 1e-6
+"""Least ratio of the smallest to the largest squared singular value at which the squares still have digits enough: with
+one iteration to polish, and without."""
+SMALL = 32
+"""The decomposition of a matrix of at most this size costs less than the detour by its square."""
 TINY = 1e-150
 """What is shorter counts as zero; its cube can still be written down."""
 
@@ -32,9 +35,9 @@ def polar_factor(matrix: Tensor, near: Tensor | None = None) -> Tensor:
     Newton-Schulz, ``X <- X (3 I - X^T X) / 2``, where a factor from before tells that it will need few iterations: the
     mean of the singular values is ``tr(near^T matrix) / n``, their mean square ``|matrix|^2 / n``. (The iteration keeps
     the polar factor of what it starts from. So it starts from the matrix, brought to a scale; to start from the old
-    factor would be to stay there.) Otherwise from the eigenvectors of ``matrix^T matrix``, with one iteration to
-    polish, and from the decomposition itself where squaring would cost too many digits. Which of the three is used
-    changes the time, and the result by rounding errors.
+    factor would be to stay there.) Otherwise from the eigenvectors of ``matrix^T matrix``, or from the decomposition
+    itself where that is cheaper or where squaring would cost too many digits. Which of the three is used changes the
+    time, and the result by rounding errors.
 
     Parameters
     ----------
@@ -52,28 +55,39 @@ def polar_factor(matrix: Tensor, near: Tensor | None = None) -> Tensor:
     ----------
     .. [1] Higham (2008), Functions of matrices: theory and computation, chapter 8 (Newton-Schulz: equation 8.20).
     """
-    square = matrix.mT @ matrix
-    if near is not None and _is_calm(matrix, square, near):
-        found = _newton_schulz(matrix, square)
+    if near is not None and _is_calm(matrix, near):
+        found = _newton_schulz(matrix)
         if found is not None:
             return found
-    values, vectors = torch.linalg.eigh(square)
-    if bool(values[0] > SQUARABLE * values[-1]):
-        factor = matrix @ ((vectors * values.rsqrt()) @ vectors.mT)
-        return _iterated(factor, factor.mT @ factor)
+    if len(matrix) > SMALL:
+        found = _from_square(matrix)
+        if found is not None:
+            return found
     u, _, vh = torch.linalg.svd(matrix)
     nearest: Tensor = u @ vh
     return nearest
 
 
-def _is_calm(matrix: Tensor, square: Tensor, near: Tensor) -> bool:
+def _is_calm(matrix: Tensor, near: Tensor) -> bool:
     n = len(matrix)
-    mean = float(torch.sum(near * matrix)) / n
-    return mean > 0.0 and float(square.trace()) / n <= (1.0 + CALM**2) * mean**2
+    mean = float((near * matrix).sum()) / n
+    return mean > 0.0 and float(torch.linalg.vector_norm(matrix)) ** 2 / n <= (1.0 + CALM**2) * mean**2
 
 
-def _newton_schulz(matrix: Tensor, square: Tensor) -> Tensor | None:
+def _from_square(matrix: Tensor) -> Tensor | None:
+    """``matrix (matrix^T matrix)^(-1/2)``; None where squaring costs too many digits."""
+    values, vectors = torch.linalg.eigh(matrix.mT @ matrix)
+    ascending = values.tolist()
+    least, largest = ascending[0], ascending[-1]
+    if not least > SQUARABLE * largest:
+        return None
+    factor: Tensor = matrix @ ((vectors * values.rsqrt()) @ vectors.mT)
+    return factor if least > EXACT * largest else _iterated(factor, factor.mT @ factor)
+
+
+def _newton_schulz(matrix: Tensor) -> Tensor | None:
     """Iterate until orthogonal; None where that takes too long."""
+    square = matrix.mT @ matrix
     bound = square.abs().sum(0).amax()  # no squared singular value exceeds it
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     x, square = matrix * (LARGEST_START / bound.sqrt()), square * (LARGEST_START**2 / bound)
@@ -171,7 +185,6 @@ class OrthogonalDictionary(nn.Module):
         gamma = max(self.floors[1], 2.0 / (step + 2.0) ** 0.75)
         return min(1.0, boost * rho), min(1.0, boost * gamma)
 
-    @torch.no_grad()
     def update(self, y: Tensor, boost: float = 1.0) -> None:
         """Learn from one entry (n,), or from a batch (B, n) in one update; zeros say nothing.
 
@@ -202,18 +215,15 @@ class OrthogonalDictionary(nn.Module):
             self._atoms = d, d._version, polar_factor(d, d)
         return self._atoms[2]
 
-    @torch.no_grad()
     def encode(self, y: Tensor, threshold: float | Tensor = 0.0) -> Tensor:
         """Return the coefficients of y, (n,) or (B, n), with those smaller in size than `threshold` set to zero."""
         c = self._checked(y) @ self.atoms
         return torch.where(c.abs() >= threshold, c, 0.0).to(y.dtype)
 
-    @torch.no_grad()
     def decode(self, c: Tensor) -> Tensor:
         """Return the entry, (n,) or (B, n), that coefficients stand for; ``decode(encode(y))`` is y."""
         return (self._checked(c) @ self.atoms.mT).to(c.dtype)
 
-    @torch.no_grad()
     def error(self, y: Tensor, least: float = 0.0) -> Tensor:
         """Return how far y, (n,) or (B, n), is from its sparse code, relative to its length: () or (B,), in [0, 1).
 
@@ -236,4 +246,4 @@ class OrthogonalDictionary(nn.Module):
     def _checked(self, y: Tensor) -> Tensor:
         if y.ndim not in (1, 2) or y.shape[-1] != self.size or y.numel() == 0:
             raise ShapeError(f"entries must be ({self.size},) or (B, {self.size}), got {tuple(y.shape)}")
-        return y.double()
+        return y.detach().double()

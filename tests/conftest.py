@@ -7,11 +7,13 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from streamadapt.app.broker import EmbeddedBroker, create_topics
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
     # kafka-python 3.0 drops the socket of a refused connection, to be closed by garbage collection whenever that comes.
     config.addinivalue_line("filterwarnings", "ignore:unclosed <socket.socket.*laddr=.'0.0.0.0':ResourceWarning")
     # It also loads its protocol schemas through a deprecated function of importlib.resources.

@@ -173,7 +173,8 @@ def test_plots_show_every_expert_and_are_small(tmp_path: Path) -> None:
     assert [label.get_text() for label in bars.get_yticklabels()] == ["bad", "base", "good", "served"], "best on top"
     assert [bar.get_width() for bar in second.patches] == [0.8, 0.6, 0.3, 0.29]
     assert [line.get_label() for line in curves.get_lines()][:3] == ["base", "good (best single)", "served"]
-    assert len(draw(replace(same(), losses={})).axes) == 1
+    (alone,) = draw(replace(same(), losses={})).axes
+    assert [label.get_text() for label in alone.get_yticklabels()][:2] == ["plain", "bad"], "the worst at the bottom"
     path = write_plot(several(), tmp_path / "plots")
     assert path == tmp_path / "plots" / "two.png"
     assert path.stat().st_size < 60_000

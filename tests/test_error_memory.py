@@ -175,6 +175,16 @@ def test_the_inputs_are_scaled_and_have_a_one() -> None:
     np.testing.assert_allclose(key.numpy(), np.array([[1.0, 1.0, 2.0, 0.0, 1.0]]) / 7**0.5)
 
 
+def test_an_embedding_of_zeros_is_as_far_from_all() -> None:
+    """A layer that is wholly off: the four remembered weigh the same, and remembering it breaks nothing."""
+    learner = remembering(k=4, capacity=5, lam=1.0)
+    off = said(torch.tensor([0.2, 0.3, 0.5]), torch.zeros(2))
+    mine = learner.predict(torch.zeros(1, 2), off)
+    torch.testing.assert_close(mine, TARGETS.mean(0, keepdim=True))
+    learner.learn(torch.zeros(1, 2), off, TARGETS[:1], torch.ones(1, 3, dtype=torch.bool))
+    assert torch.isfinite(torch.from_numpy(asked(learner))).all()
+
+
 def test_an_embedding_of_another_size_is_refused() -> None:
     learner = remembering()
     with pytest.raises(ShapeError, match="embedding"):

@@ -300,7 +300,15 @@ def test_values_beyond_all_reckoning_leave_no_trace() -> None:
     x, labels = source()
     part = Signature(x, labels, generator())
     look = part.look(torch.full((1, 3, 6, 6), 1e30))
-    assert (look.finite, look.familiar, look.drift, look.new) == (False, False, False, {})
+    assert (look.usable, look.familiar, look.drift, look.new) == (False, False, False, {})
+
+
+def test_a_glitch_is_believed_the_second_time_in_a_row() -> None:
+    x, labels = source()
+    part = Signature(x, labels, generator())
+    looks = walk(part, torch.cat([x[:20], 1e6 * x[20:21], x[21:40], 1e6 * x[40:44]]))
+    assert [t for t, look in enumerate(looks) if not look.usable] == [20, 40]
+    assert [t for t, look in enumerate(looks) if look.drift] == [41]
 
 
 def test_without_positions_the_signature_is_the_values() -> None:

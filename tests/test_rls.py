@@ -280,7 +280,7 @@ def test_boost_forgets_faster_and_never_too_fast() -> None:
     [
         {"forgetting": 0.0}, {"forgetting": 1.1}, {"forgetting": (0.9, 0.9)}, {"forgetting": ()},
         {"forgetting": float("nan")}, {"clip": 0.0}, {"ridge": float("nan")}, {"ridge": 0.0}, {"loss": "l2"},
-        {"features": ["colour"]}, {"features": "level"},
+        {"features": ["colour"]}, {"features": "level"}, {"period": "1 day"},
     ],
 )  # fmt: skip
 def test_bad_settings(bad: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from core_helpers import CPU, base, built, entries, spec_of, walk
 
-from streamadapt import Forecast, Linear, NoGuard, Pipeline
+from streamadapt import Entry, Forecast, Linear, NoGuard, Persistence, Pipeline
 from streamadapt.checks.cases import Case, drive
 from streamadapt.entry import Batch
 from streamadapt.errors import ConfigError
@@ -228,6 +228,72 @@ def test_a_channel_learns_from_another() -> None:
     pipeline.observe(entries(values[1000:]))
     loss = pipeline.stats.loss_sum
     assert loss["rls-cross-0.9995"] < 0.95 * loss["rls-0.9995"]
+
+
+@pytest.mark.parametrize("loss", ["squared", "l1"])
+def test_what_is_learned_is_what_was_seen_when_the_forecast_was_issued(loss: Any) -> None:
+    """The season too, though it has gone on since: x at the learning is x at the prediction, entry by entry."""
+    horizon, period, n = 3, 6, 40
+    z = walk(n, 2)
+    learner = RLS(0.99, loss=loss, features=["season"], period="6s")
+    pipeline = Pipeline(Forecast(2, horizon), Persistence(horizon), [learner], NoGuard())
+    issued: dict[int, Any] = {}
+    learned: list[tuple[int, Any]] = []
+    for t in range(n):
+        for name, seen in (("predict", issued.__setitem__), ("learn", lambda i, x: learned.append((i, x)))):
+            if pipeline.spec is not None:
+                _record(learner, name, t, seen)
+        pipeline.observe([Entry(z[t], t * 10**9, id=str(t))])
+        for name in ("predict", "learn"):
+            vars(learner).pop(name, None)
+    late = horizon if loss == "l1" else 1
+    assert len(learned) > 25
+    for t, x in learned:
+        if t - late in issued:
+            assert torch.equal(x, issued[t - late]), t
+    spec = pipeline.spec
+    assert spec is not None
+    t = n - 1
+    scaled = (z / spec.input_scale.numpy()).astype(np.float64)
+    ago = [scaled[t - period + h] - scaled[t - period] for h in range(1, horizon + 1)]
+    wanted = EXTRA_SCALE * np.stack([*ago, scaled[t - period] - scaled[t]], 1)
+    np.testing.assert_allclose(issued[t][:, -horizon - 1 :].numpy(), wanted, rtol=1e-3, atol=1e-6)
+
+
+def _record(learner: RLS, name: str, t: int, seen: Any) -> None:
+    """Have one method of a learner tell its x."""
+    method, features = getattr(type(learner), name), learner._features
+
+    def told(*args: Any) -> Any:
+        class Telling:
+            def __getattr__(self, key: str) -> Any:
+                return getattr(features, key)
+
+            def __call__(self, *given: Any) -> Any:
+                x = features(*given)
+                seen(t, x)
+                return x
+
+        learner._features = Telling()  # type: ignore[assignment]
+        try:
+            return method(learner, *args)
+        finally:
+            learner._features = features
+
+    vars(learner)[name] = told
+
+
+def test_a_season_longer_than_the_window_is_learned() -> None:
+    rng = np.random.default_rng(0)
+    t = np.arange(1200)
+    values = (np.sign(np.sin(2 * np.pi * t / 24)) + 0.1 * rng.normal(size=1200)).astype(np.float32)[:, None]
+    fitted = fit_forecast(Batch(values[:300], t[:300]), 3, 6)
+    learners = [RLS(0.9995), RLS(0.9995, features=["season"])]
+    pipeline = Pipeline(Forecast(3, 6), fitted, learners, NoGuard())
+    hour = 3600 * 10**9
+    pipeline.observe([Entry(v, i * hour, id=str(i)) for i, v in enumerate(values[300:])])
+    loss = pipeline.stats.loss_sum
+    assert loss["rls-season-0.9995"] < 0.8 * loss["rls-0.9995"]
 
 
 # -- the start

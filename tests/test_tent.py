@@ -155,6 +155,10 @@ def test_behind_the_first_layer_the_ring_is_nearly_the_batch() -> None:
         source = torch.softmax(model(entries), 1)[8:]
         true = torch.stack([torch.softmax(net(entries[t - 7 : t + 1])[-1], 0) for t in range(8, 160)])
     assert (said - true).abs().mean() < 0.4 * (source - true).abs().mean()
+    with torch.no_grad():  # a step was just made: the ring's statistics are as good as new
+        seen = learner.copy.run(learner.ring)
+    torch.testing.assert_close(learner.ring_mean, seen.mean)
+    torch.testing.assert_close(learner.ring_var, seen.var)
 
 
 def test_layer_norms_may_step_on_single_entries() -> None:
@@ -293,3 +297,17 @@ def test_shapes_are_checked() -> None:
         learner.adapt_batch(torch.zeros(8, CHANNELS))
     with pytest.raises(ShapeError, match="as many entries"):
         Tent(4).build(spec_of("classification", 1, CHANNELS, 1, 7, model=FrozenModel(model_of("layer"), softmax=True)))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_batch_beyond_all_reckoning_leaves_the_parameters_finite(norm: str) -> None:
+    learner = built(Tent(4, 0.02), spec_with(model_of(norm)))
+    learner.adapt_batch(batches(1, 8)[0])
+    before = learner.snapshot()
+    wild = batches(1, 8)[0]
+    wild[0] = 3e38
+    said = learner.adapt_batch(wild)
+    after = learner.snapshot()
+    assert all(torch.isfinite(v).all() for v in after.values())
+    if not torch.isfinite(said).all():
+        assert all(torch.equal(v, after[k]) for k, v in before.items()), "no step"

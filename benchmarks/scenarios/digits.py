@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -185,18 +183,3 @@ def _summary(by_seed: Sequence[dict[str, Hits]]) -> dict[str, dict[str, float]]:
 
 def _figure(of_seeds: npt.NDArray[np.float64]) -> dict[str, float]:
     return {"mean": float(of_seeds.mean()), "spread": float(of_seeds.std())}
-
-
-def main() -> None:
-    """Run the scenarios named on the command line, or all; print the tables."""
-    torch.set_num_threads(1)
-    for name in sys.argv[1:] or NAMES:
-        start = time.process_time()
-        found = measure(name, lambda text: print(text, file=sys.stderr, flush=True))
-        print(f"{name}  ({time.process_time() - start:.0f} s CPU)")
-        for expert, figure in found.items():
-            print(f"  {expert:34s} {figure['mean']:+.3f} +- {figure['spread']:.3f}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -179,7 +179,7 @@ def train(
     steps = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(epochs):
-        for part in torch.randperm(len(images), generator=generator).split(batch)[: len(images) // batch]:
+        for part in torch.split(torch.randperm(len(images), generator=generator), batch)[: len(images) // batch]:
             adam.zero_grad()
             nn.functional.cross_entropy(net(images[part]), labels[part]).backward()
             adam.step()

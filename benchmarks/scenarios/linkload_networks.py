@@ -106,15 +106,18 @@ class OnlineNetwork(Learner):
     network : Change
         What it starts from; copied.
     lr : float, > 0
+    clip : float, > 0
+        Gradients are scaled down to this norm, as `Liquid` does.
     """
 
     kind: ClassVar[str] = "online-network"
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast"})
 
-    def __init__(self, name: str, network: Change, lr: float = 1e-3) -> None:
+    def __init__(self, name: str, network: Change, lr: float = 1e-3, clip: float = 1.0) -> None:
         super().__init__()
         self.name = name
         self.lr = lr
+        self.clip = clip
         self.start = [network]  # in a list: it is no part of the state
 
     @property
@@ -136,4 +139,5 @@ class OnlineNetwork(Learner):
         """Make one step; back through the whole window."""
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         with torch.enable_grad():
-            self.optimiser.step((self.network(inputs.unsqueeze(0))[0] - target).square().mean())
+            loss = (self.network(inputs.unsqueeze(0))[0] - target).square().mean()
+            self.optimiser.step(loss, self.boost, clip=self.clip)

@@ -174,9 +174,9 @@ class PerEntry(Learner):
         look = self.signature.look(x)
         answer, branches = frozen, None
         if not look.familiar:
-            if look.finite and self._copy[0].batch_norms:
+            if look.usable and self._copy[0].batch_norms:
                 answer, branches = self._branches(inputs, x, look.drift, frozen)
-            if branches is None:  # nothing to adapt, or values beyond all reckoning: nothing is learned from it
+            if branches is None:  # nothing to adapt, or a glitch: nothing is learned from it
                 return _View(look, frozen, {}, None)
         filtered, new = self.continuity.look(answer)
         return _View(look, filtered, new, branches)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from streamadapt.durations import duration_ns
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import (
     INNOVATION_RATE,
@@ -30,12 +31,15 @@ from streamadapt.learners.rls_steps import (
     information_from_prior,
     solve_information,
 )
+from streamadapt.learners.season_clock import LastCycle
 from streamadapt.learners.simplex import clipped
 
 __all__ = ["RLS", "covariance_bound"]
 
 ROBUST_RATE = 0.005
 """`INNOVATION_RATE` of the L1 form."""
+SEASON_SLOTS = 288
+"""Of a period; an entry replaces the one before it in the same slot. 288 of a day are five minutes each."""
 SMALLEST = 1e-6
 """Least mean innovation, in scaled units."""
 
@@ -85,8 +89,11 @@ class RLS(Learner):
     shared : bool
         Forecasts only.
     loss : {"squared", "l1"}
-    features : sequence of {"level", "calendar", "cross"}
-        What to look at beside the window: see `Features`. Only ``"calendar"`` outside forecasts.
+    features : sequence of {"level", "calendar", "cross", "season"}
+        What to look at beside the window: see `Features`. Only ``"calendar"`` outside forecasts. ``"season"`` keeps
+        `SEASON_SLOTS` values of each channel.
+    period : str
+        Of ``"season"``: a duration of event time.
 
     References
     ----------
@@ -104,6 +111,8 @@ class RLS(Learner):
     head: Tensor
     innovation: Tensor
     turn: Tensor
+    cycle: LastCycle
+    past_seasons: Tensor
 
     def __init__(
         self,
@@ -114,6 +123,7 @@ class RLS(Learner):
         shared: bool = False,
         loss: Literal["squared", "l1"] = "squared",
         features: Sequence[Extra] = (),
+        period: str = "1d",
     ) -> None:
         super().__init__()
         self.forgetting = one_or_more("forgetting", forgetting, 0.0, 1.0)
@@ -124,6 +134,7 @@ class RLS(Learner):
             raise ConfigError("loss", loss, "squared or l1")
         if isinstance(features, str) or not set(features) <= set(EXTRAS):
             raise ConfigError("features", features, "a list of " + ", ".join(EXTRAS))
+        self.period = duration_ns("period", period)
         self.clip = clip
         self.ridge = ridge
         self.shared = shared
@@ -170,6 +181,10 @@ class RLS(Learner):
             self._allocate_past(responses, d)
         forgetting = torch.tensor(self.forgetting, dtype=torch.float64, device=spec.device)
         self._forgetting = forgetting.repeat_interleave(sets).view(-1, 1, 1)
+        if "season" in self.features:
+            self.cycle = LastCycle(self.period, SEASON_SLOTS, spec.channels, spec.device)
+            # Of the last entries, newest first: by the time a row is known, the cycle has gone on.
+            self._buffer("past_seasons", torch.zeros(spec.rows, spec.channels, spec.rows + 1))
         self._pace = ((1.0, self.ridge), *self._paced(self._forgetting))
 
     def _start(self, spec: Spec, sets: int, d: int, responses: int) -> tuple[Tensor, Tensor]:
@@ -218,9 +233,22 @@ class RLS(Learner):
         """The weights as (experts, groups or 1, d, responses)."""
         return self.weights.view(self._experts, -1, *self.weights.shape[1:])
 
+    def _season(self, inputs: Tensor, base: BaseOutput) -> Tensor | None:
+        """Return the newest entry's ``season`` features; None without them."""
+        if "season" not in self.features:
+            return None
+        return self._features.season(inputs[-1], self.cycle.ago(inputs[-1], base, self.spec.rows))
+
+    def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
+        """Remember the newest entry's season, and its values for the next one's."""
+        season = self._season(inputs, base)
+        if season is not None:
+            self.past_seasons.copy_(torch.cat([season.unsqueeze(0), self.past_seasons[:-1]]))
+            self.cycle.push(inputs[-1], base)
+
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Return the base and what was learned of its error."""
-        spec, x = self.spec, self._features(inputs, base)
+        spec, x = self.spec, self._features(inputs, base, self._season(inputs, base))
         if self.shared:
             left = torch.bmm(x.expand(self._experts, -1, -1), self.weights)  # (experts, groups, responses)
         else:
@@ -241,13 +269,18 @@ class RLS(Learner):
         super().restore(snapshot)
         if "past_gains" in snapshot:
             self.past_gains.zero_()
+        if "past_seasons" in snapshot:
+            self.past_seasons.zero_()
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Learn each row that has become known, with the gain of the entry it was issued at."""
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         if (self.robust or not self.forecast) and not bool(mask.any()):
             return  # else the past keeps step with the entries, known or not
-        x = self._features(inputs, base)
+        season = None
+        if "season" in self.features:  # as it was when the newest forecast was issued, or the one now whole
+            season = self.past_seasons[-1 if self.robust else 0]
+        x = self._features(inputs, base, season)
         left = self._as_groups((target - base.output) / self.spec.output_scale).double()
         known = self._as_groups(mask)
         if self.robust:

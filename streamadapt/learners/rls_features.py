@@ -24,7 +24,7 @@ history is known for it, and a guess from the first entries would do harm."""
 PANEL_LAGS, MEAN_LAGS = (1, 3), (3, 9)
 """How many entries ago the differences start: those of all channels, those of a large panel's mean."""
 
-Extra = Literal["level", "calendar", "cross"]
+Extra = Literal["level", "calendar", "cross", "season"]
 EXTRAS: tuple[Extra, ...] = get_args(Extra)
 
 
@@ -40,12 +40,14 @@ class Features:
     * ``cross``, forecasts: of every channel the last value and its change over one and over three entries. From
       `MOST_CHANNELS` channels on: the mean of all channels times the square root of their number (their first
       principal component, where all move together), its change over three and over nine entries, and the channel's
-      own last value. Changes over more entries than the window holds are left out.
+      own last value. Changes over more entries than the window holds are left out;
+    * ``season``, forecasts: what the channel did one period ago, Z_{t-S+h} - Z_{t-S} for every step h of the horizon,
+      and Z_{t-S} - Z_t; zeros where that was not seen. For windows shorter than a period.
 
     Parameters
     ----------
     spec : Spec
-    extras : tuple of {"level", "calendar", "cross"}
+    extras : tuple of {"level", "calendar", "cross", "season"}
 
     Attributes
     ----------
@@ -69,13 +71,18 @@ class Features:
     def _width(self, extra: Extra) -> int:
         if extra == "calendar":
             return 4
+        if extra == "season":
+            return self.spec.rows + 1
         if extra == "level":
             return 0 if "cross" in self.extras else 1  # which has it already
         panel = self.spec.channels < MOST_CHANNELS
         return (1 + len(self._lags)) * (self.spec.channels if panel else 1) + (0 if panel else 1)
 
-    def __call__(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return x, (groups, count), float64; a group is a channel of a forecast, or all there is."""
+    def __call__(self, inputs: Tensor, base: BaseOutput, season: Tensor | None = None) -> Tensor:
+        """Return x, (groups, count), float64; a group is a channel of a forecast, or all there is.
+
+        `season` is what `season` returned for this entry.
+        """
         spec = self.spec
         require_shape("inputs", inputs, (spec.window, spec.channels))
         scaled = torch.sub(inputs, spec.input_loc).div_(spec.input_scale).clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
@@ -90,9 +97,23 @@ class Features:
                 parts.append(self._calendar(base).expand(groups, -1))
             elif extra == "cross":
                 parts += self._cross(scaled * EXTRA_SCALE, groups)
+            elif extra == "season":
+                assert season is not None
+                parts.append(season)
             elif "cross" not in self.extras:
                 parts.append((scaled[-1] * EXTRA_SCALE).unsqueeze(1))
         return torch.cat(parts, dim=1).double()
+
+    def season(self, newest: Tensor, ago: Tensor | None) -> Tensor:
+        """Return the ``season`` features (channels, rows + 1) of an entry.
+
+        `newest` is its values (channels,), `ago` is Z_{t-S} and what followed, (1 + rows, channels), or None.
+        """
+        spec = self.spec
+        if ago is None:
+            return torch.zeros(spec.channels, spec.rows + 1, device=spec.device)
+        changes = torch.cat([ago[1:] - ago[0], (ago[0] - newest).unsqueeze(0)]) / spec.input_scale
+        return changes.T * EXTRA_SCALE
 
     def _calendar(self, base: BaseOutput) -> Tensor:
         time = 0 if base.times is None else int(base.times[-1])

@@ -26,6 +26,8 @@ DRIFT_MARGIN = 1.5
 """A drift is so many times what the sorted source shows at most."""
 MEAN_MARGIN, SINGLE_MARGIN = 0.1, 0.3
 """Added to the largest log scores of the source."""
+GLITCH = math.log(1e4)
+"""An entry whose z-scores are a hundred times those of the one before is a glitch, unless the next is like it."""
 FLAT = 1e-3
 """Added to a channel's variance before its logarithm, in units of the source's mean variance there."""
 
@@ -41,8 +43,8 @@ class Look(NamedTuple):
         It looks like the source's: the frozen model is to answer.
     drift : bool
         The stream has just changed.
-    finite : bool
-        False for values so large that nothing can be told; then there is nothing to commit.
+    usable : bool
+        False for a glitch, from which nothing is to be learned.
     new : dict
         What to commit.
     """
@@ -50,7 +52,7 @@ class Look(NamedTuple):
     score: float
     familiar: bool
     drift: bool
-    finite: bool
+    usable: bool
     new: dict[str, Tensor]
 
 
@@ -66,6 +68,9 @@ class Signature(Part):
         D = mean_j (b_j - m_j)^2 / max(v_j n / (n + 4), 1)
 
     above 1.5 times the largest D of five label-sorted passes over the source. All thresholds are the source's.
+
+    A glitch, a single entry with z-scores a hundred times those of the one before it, or without finite ones, leaves
+    only its score behind: a second one in a row is believed.
 
     Costs O(channels) per entry after the first layer's input is known.
 
@@ -107,8 +112,9 @@ class Signature(Part):
         z = (_features(x, self.floor)[0] - self.centre) / self.spread
         q = _score(z)
         score = float(q)
-        if not math.isfinite(score):
-            return Look(score, familiar=False, drift=False, finite=False, new={})
+        if not score < float(self.scores[-1]) + GLITCH:  # NaN and infinity too
+            new = {"scores": shifted(self.scores, q)} if math.isfinite(score) else {}
+            return Look(score, familiar=False, drift=False, usable=False, new=new)
         held, n = self.counts.tolist()
         older = self.older
         if held == RECENT:  # the oldest of the recent ones becomes an older one
@@ -125,7 +131,7 @@ class Signature(Part):
             held, n, older = min(held, KEPT), 0, torch.zeros_like(older)
         counts = torch.tensor([held, n], device=z.device)
         new = {"recent": recent, "scores": scores, "older": older, "counts": counts}
-        return Look(score, familiar, drift, finite=True, new=new)
+        return Look(score, familiar, drift, usable=True, new=new)
 
 
 def _features(x: Tensor, floor: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ MAKERS: dict[str, Callable[[], Learner]] = {
     "rls-calendar": lambda: RLS(0.99, features=["calendar"]),
     "rls-cross": lambda: RLS((0.99, 0.95), features=["level", "calendar", "cross"]),
     "rls-l1": lambda: RLS((0.99, 0.95), loss="l1"),
+    "rls-season": lambda: RLS((0.99, 0.95), features=["season"]),
     "rls-shared": lambda: RLS((0.99, 0.95), shared=True),
     "rls-shared-l1": lambda: RLS((0.99, 0.95), shared=True, loss="l1", features=["level"]),
     "river-regressor": lambda: River("linear_model.LinearRegression"),
