@@ -112,7 +112,7 @@ def _curves(axes: Any, measured: Measured) -> None:
     axes.set_xlim(0, count)
     axes.set_xlabel("prediction" + (" (dotted: an event)" if measured.marks else ""))
     axes.set_ylabel(f"{measured.loss}, moving mean over {window}")
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(frameon=False, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def moving_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:

@@ -102,7 +102,7 @@ BROKEN = [
     ("window = 3", 'window = 3\nloss = "log"', "task.loss", "log for classification"),
     ("window = 3", 'window = 3\nclasses = 2\nloss = "squared"', "task.loss", "log for classification"),
     ("window = 3", 'window = 3\nloss = "mse"', "task.loss", "absolute"),
-    ("window = 3", "window = 3\nclasses = 2", "learners[0].kind", "a learner for a classification task"),
+    ("window = 3", "window = 3\nclasses = 2", "base.weights", "weights fitted for a classification task"),
     ('kind = "supervised"', 'kind = "forecast"', "task.horizon", "it is needed"),
     # -- base
     ("/base.safe", "/missing.safe", "base.weights", "a readable safetensors file"),

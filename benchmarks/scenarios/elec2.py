@@ -31,9 +31,7 @@ from benchmarks.scenarios.measure import (
 )
 from streamadapt import Batch, Entry, FrozenModel, Pipeline, Prediction, Supervised
 from streamadapt.guard import Guard
-from streamadapt.learners import Learner, River
-from streamadapt.learners.error_memory import ErrorMemory
-from streamadapt.learners.persistence import LastValue
+from streamadapt.learners import ErrorMemory, LastValue, Learner, River
 
 __all__ = ["ELEC2", "Setting", "fit", "items_of", "learners", "measure", "pipeline_for"]
 

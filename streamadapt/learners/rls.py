@@ -108,6 +108,8 @@ class RLS(Learner):
     weights: Tensor
     past_inputs: Tensor
     past_gains: Tensor
+    past_seasons: Tensor
+    cycle: LastCycle
     head: Tensor
     innovation: Tensor
     turn: Tensor
