@@ -113,8 +113,6 @@ class RLS(Learner):
     head: Tensor
     innovation: Tensor
     turn: Tensor
-    cycle: LastCycle
-    past_seasons: Tensor
 
     def __init__(
         self,
