@@ -22,7 +22,7 @@ class Good(Bias):
     """What the broken ones below are derived from."""
 
     def __init__(self) -> None:
-        super().__init__(0.1)
+        super().__init__(0.5)
 
 
 class RaisesSomethingElse(Good):
