@@ -106,9 +106,10 @@ class Aggregator(Mixer):
 class FixedShare(Aggregator):
     """Hedge that can change its mind: fixed share [1]_.
 
-    ``w_k <- w_k exp(-eta l_k)``, normalised, then ``w <- (1 - share) w + share / K``.
-    Against any sequence of experts with m switches in T rounds of losses in [0, L] its regret is at most
-    ``((m + 1) ln K + m ln(1/share) + (T - m - 1) ln(1/(1 - share))) / eta + eta T L^2 / 8``.
+    ``w_k <- w_k exp(-eta l_k)``, normalised, then ``w <- (1 - share) w + share w_0``, w_0 the initial weights: what
+    nothing speaks for any more returns to them, and an expert whose initial weight is zero keeps none.
+    From equal ones among K, against any sequence of experts with m switches in T rounds of losses in [0, L], its regret
+    is at most ``((m + 1) ln K + m ln(1/share) + (T - m - 1) ln(1/(1 - share))) / eta + eta T L^2 / 8``.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ class FixedShare(Aggregator):
         # The expert with the least loss may have underflowed to zero: without a floor nothing may be left to normalise.
         w = np.maximum(self.weights, TINY) * np.exp(-self.eta * (signal - signal.min(axis=1, keepdims=True)))
         w *= (1.0 - self.shares) / w.sum(axis=1, keepdims=True)
-        w += self.shares / w.shape[1]
+        w += self.shares * self.fallback
         np.copyto(self.weights, w, where=known)
 
     def _state(self) -> dict[str, Array]:

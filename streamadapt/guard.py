@@ -237,7 +237,9 @@ class Hedge(Guard):
     share : float, in [0, 1)
     scope : {"horizon", "global", "cell"}
     prior : mapping of str to float, optional
-        Shares of experts to begin with; the base has what they leave of 1. Default: all alike.
+        Shares of experts to begin with and to return to; the base has what they leave of 1, other experts have none.
+        Default: all alike. With few labels, and a prior that is known to be good, a low `eta` and a high `share` (.3
+        and .1) keep near it: a label in twenty is too little to find weights by.
     """
 
     kind: ClassVar[str] = "hedge"

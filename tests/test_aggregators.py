@@ -24,13 +24,13 @@ def normalised(w: Weights) -> Weights:
 
 
 class SlowFixedShare:
-    def __init__(self, experts: int, share: float, eta: float) -> None:
-        self.share, self.eta = share, eta
-        self.w = dict.fromkeys(range(experts), 1.0 / experts)
+    def __init__(self, first: list[float], share: float, eta: float) -> None:
+        self.share, self.eta, self.first = share, eta, first
+        self.w = dict(enumerate(first))
 
     def update(self, losses: list[float]) -> None:
         w = normalised({k: v * math.exp(-self.eta * losses[k]) for k, v in self.w.items()})
-        self.w = {k: (1.0 - self.share) * v + self.share / len(w) for k, v in w.items()}
+        self.w = {k: (1.0 - self.share) * v + self.share * self.first[k] for k, v in w.items()}
 
 
 class SlowBOA:
@@ -70,7 +70,7 @@ FALLBACK = [0.7, 0.1, 0.1, 0.1]
 UNIFORM = [0.25] * 4
 RULES: dict[str, tuple[Callable[[], Aggregator], list[float], Callable[[int], Any]]] = {
     "fixed-share": (
-        lambda: FixedShare(0.01, 0.2, eta=0.7), UNIFORM, lambda v: SlowFixedShare(EXPERTS, (0.01, 0.2)[v], 0.7),
+        lambda: FixedShare(0.01, 0.2, eta=0.7), FALLBACK, lambda v: SlowFixedShare(FALLBACK, (0.01, 0.2)[v], 0.7),
     ),
     "boa": (lambda: BOA(0.999, 0.9), UNIFORM, lambda v: SlowBOA(EXPERTS, (0.999, 0.9)[v])),
     "mlpoly": (lambda: MLPoly(1.0, 0.95), FALLBACK, lambda v: SlowMLPoly(EXPERTS, (1.0, 0.95)[v], FALLBACK)),
