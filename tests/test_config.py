@@ -273,7 +273,7 @@ def test_the_digest_changes_with_what_the_state_depends_on(weights, tmp_path):
 KIND_TABLES = {
     "learners": {"adcsd": {}, "bias": {}, "calibration": {}, "gain": {}, "rls": {},
                  "eata": {}, "per_entry": {"source": "x.npz"}, "tent": {}, "dictionary": {}, "error_memory": {},
-                 "liquid": {}, "persistence": {}, "refit": {}, "seasonal": {}, "slot_bias": {},
+                 "holt": {}, "liquid": {}, "persistence": {}, "refit": {}, "seasonal": {}, "slot_bias": {},
                  "river": {"model": "linear_model.LinearRegression"}},
     "bases": {"linear": {}, "module": {"factory": "torch.nn:Identity"}, "persistence": {"horizon": 3}},
     "sources": {"files": {"path": "x.csv"}, "kafka": {"servers": "a:1", "topic": "t"}},

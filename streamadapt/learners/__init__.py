@@ -10,6 +10,7 @@ from streamadapt.learners.dictionary import Dictionary
 from streamadapt.learners.eata import EATA
 from streamadapt.learners.error_memory import ErrorMemory
 from streamadapt.learners.gain import Gain
+from streamadapt.learners.holt import Holt
 from streamadapt.learners.liquid import Liquid
 from streamadapt.learners.per_entry import PerEntry
 from streamadapt.learners.persistence import LastValue
@@ -30,6 +31,7 @@ __all__ = [
     "Dictionary",
     "ErrorMemory",
     "Gain",
+    "Holt",
     "LastValue",
     "Learner",
     "Liquid",
