@@ -10,7 +10,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -32,32 +34,54 @@ PLOTS = "plots"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return the exit status."""
     asked = _parser().parse_args(arguments)
-    torch.set_num_threads(1)  # the tensors are small: more threads would only wait for each other
-    results: list[Measured] = []
-    for name in asked.only or SCENARIOS:
-        start = time.monotonic()
-        _say(f"{name} ...")
-        try:
-            measured = SCENARIOS[name](asked.data, lambda text, name=name: _say(f"{name}: {text}"))  # type: ignore[misc]
-        except FileNotFoundError as exc:
-            _say(f"{name}: no file {exc.filename}; give the folder that holds it with --data")
-            return 2
-        shown = {k: measured.figure(k) for k in ("served", "base") if k in measured.figures}
-        said = ", ".join(f"{k} {figure:.4f}" for k, figure in shown.items())
-        _say(f"{name}: {measured.measure.key}: {said or 'done'}, {time.monotonic() - start:.0f} s")
-        results.append(measured)
-        _write(results, asked.json, asked.markdown)
-    Console().print(*(_table(group) for group in groups_of(results)))
+    results: dict[str, Measured] = {}
+    try:
+        for measured in _measured(asked.only or list(SCENARIOS), asked.data, asked.jobs):
+            results[measured.name] = measured
+            _write(_ordered(results), measured, asked.json, asked.markdown)
+    except FileNotFoundError as exc:
+        _say(f"no file {exc.filename}; give the folder that holds it with --data")
+        return 2
+    Console().print(*(_table(group) for group in groups_of(_ordered(results))))
     return 0
 
 
-def _write(results: Sequence[Measured], json_path: Path | None, page: Path | None) -> None:
+def _ordered(results: Mapping[str, Measured]) -> list[Measured]:
+    return [results[name] for name in SCENARIOS if name in results]
+
+
+def _measured(names: Sequence[str], data: Path, jobs: int) -> Iterator[Measured]:
+    """Run the scenarios, so many at a time, and yield each when it is done."""
+    if jobs == 1:
+        yield from (_measure(name, data) for name in names)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(_measure, name, data) for name in names]
+        try:
+            for future in as_completed(running):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _measure(name: str, data: Path) -> Measured:
+    torch.set_num_threads(1)  # the tensors are small: more threads would only wait for each other
+    start = time.monotonic()
+    _say(f"{name} ...")
+    measured = SCENARIOS[name](data, lambda text: _say(f"{name}: {text}"))
+    shown = {k: measured.figure(k) for k in ("served", "base") if k in measured.figures}
+    said = ", ".join(f"{k} {figure:.4f}" for k, figure in shown.items())
+    _say(f"{name}: {measured.measure.key}: {said or 'done'}, {time.monotonic() - start:.0f} s")
+    return measured
+
+
+def _write(results: Sequence[Measured], newest: Measured, json_path: Path | None, page: Path | None) -> None:
     """Write what there is, after every scenario: a long run that is interrupted keeps what it has."""
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps({m.name: m.as_json() for m in results}, indent=2) + "\n", encoding="utf-8")
     if page is not None:
-        write_plot(results[-1], page.parent / PLOTS)
+        write_plot(newest, page.parent / PLOTS)
         page.write_text(results_page(results, {m.name: f"{PLOTS}/{m.name}.png" for m in results}), encoding="utf-8")
 
 
@@ -71,9 +95,19 @@ def _parser() -> argparse.ArgumentParser:
         help="write the page of results here, and its plots into plots/ beside it",
     )
     parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), metavar="NAME", help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--jobs", type=_jobs, default=1, metavar="N",
+                        help="scenarios to run at a time; their costs per entry are then measured beside each other "
+                        "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR",
                         help="folder with ETTh1.csv, los_speed.csv and elec.csv (default: %(default)s)")  # fmt: skip
     return parser
+
+
+def _jobs(text: str) -> int:
+    jobs = int(text)
+    if jobs < 1:
+        raise argparse.ArgumentTypeError(f"{jobs}: a number >= 1")
+    return jobs
 
 
 def _say(text: str) -> None:

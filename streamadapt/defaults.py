@@ -32,7 +32,8 @@ def default_learners(kind: TaskKind) -> list[Learner]:
       value and the day before, poor by themselves and good company; the bias, by time of day too; ADCSD as published
       and with shared normalisation (what a weak base misses). ADCSD and the memory by channel cost most.
     * Regression: bias, gain, both together (calibration) and recursive least squares, at several memories.
-    * Classification: two of river's classifiers.
+    * Classification: the bias of the probabilities, recursive least squares and the last label, which follow a fast
+      change; two of river's classifiers, which find what is lasting.
     """
     if kind == "forecast":
         # Innovations are clipped at once their running mean and not at twice, as RLS does by itself: closer to the
@@ -59,5 +60,11 @@ def default_learners(kind: TaskKind) -> list[Learner]:
             RLS((0.9, 0.98, 0.995)),
         ]
     if kind == "classification":
-        return [River("linear_model.LogisticRegression"), River("tree.HoeffdingAdaptiveTreeClassifier")]
+        return [
+            Bias((0.5, 0.1)),
+            RLS((0.9, 0.98)),
+            LastValue(),
+            River("linear_model.LogisticRegression"),
+            River("tree.HoeffdingAdaptiveTreeClassifier"),
+        ]
     raise ConfigError("task.kind", kind, "forecast, regression or classification")

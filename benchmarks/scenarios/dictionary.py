@@ -184,14 +184,14 @@ def measure(name: str, progress: Callable[[str], None], seeds: Sequence[int] = S
     """
     setting = NAMES[name]
     alpha, batch = tuned(setting)
-    progress(f"{name}: scikit-learn does best with alpha {alpha:g} in batches of {batch}")
+    progress(f"scikit-learn does best with alpha {alpha:g} in batches of {batch}")
     figures: dict[str, list[float]] = {}
     for seed in seeds:
         entries, atoms = entries_and_atoms(setting, seed, setting.marks)
         for method, run in _methods(alpha, batch).items():
             for mark, score in run(setting, entries, atoms, seed).items():
                 figures.setdefault(f"{method}, {mark:,}", []).append(score)
-            progress(f"{name}: seed {seed}, {method}")
+            progress(f"seed {seed}, {method}")
     return {
         key: {"mean": float(np.mean(values)), "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
         for key, values in figures.items()

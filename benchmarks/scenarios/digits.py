@@ -186,4 +186,4 @@ def _summary(by_seed: Sequence[dict[str, Hits]]) -> dict[str, dict[str, float]]:
 
 
 def _figure(of_seeds: npt.NDArray[np.float64]) -> dict[str, float]:
-    return {"mean": float(of_seeds.mean()), "spread": float(of_seeds.std())}
+    return {"mean": float(of_seeds.mean()), "spread": float(of_seeds.std(ddof=1))}
