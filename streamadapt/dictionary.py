@@ -41,8 +41,8 @@ def polar_factor(matrix: Tensor, near: Tensor | None = None) -> Tensor:
 
     Parameters
     ----------
-    matrix : Tensor, (n, n), float64, finite
-        Where it is singular, one of the many factors is returned.
+    matrix : Tensor, (n, n), float64
+        Where it is singular, one of the many factors is returned; where it is not finite, NaN.
     near : Tensor, (n, n), optional
         The polar factor of a matrix like this one.
 
@@ -55,6 +55,8 @@ def polar_factor(matrix: Tensor, near: Tensor | None = None) -> Tensor:
     ----------
     .. [1] Higham (2008), Functions of matrices: theory and computation, chapter 8 (Newton-Schulz: equation 8.20).
     """
+    if not bool(torch.isfinite(matrix).all()):  # LAPACK would raise; NaN is what a guard can see and put right
+        return torch.full_like(matrix, torch.nan)
     if near is not None and _is_calm(matrix, near):
         found = _newton_schulz(matrix)
         if found is not None:

@@ -177,9 +177,13 @@ class PerEntry(Learner):
             if look.usable and self._copy[0].batch_norms:
                 answer, branches = self._branches(inputs, x, look.drift, frozen)
             if branches is None:  # nothing to adapt, or a glitch: nothing is learned from it
-                return _View(look, frozen, {}, None)
+                return _View(look, frozen if self._sound() else torch.full_like(frozen, torch.nan), {}, None)
         filtered, new = self.continuity.look(answer)
         return _View(look, filtered, new, branches)
+
+    def _sound(self) -> bool:
+        """Tell whether the state is finite: where it is not, nothing an entry holds is to blame, and that must show."""
+        return all(bool(torch.isfinite(held).all()) for held in self.buffers() if held.is_floating_point())
 
     def _branches(self, inputs: Tensor, x: Tensor, drift: bool, frozen: Tensor) -> tuple[Tensor, _Branches | None]:
         """Return the mixed answer (classes,) to an unfamiliar entry, and what to commit; None if it is not finite."""
