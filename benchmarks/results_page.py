@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from benchmarks.results_page_tables import against_table, costs_table, figures_table, groups_of, parts_table
 from benchmarks.results_page_words import served_words, words
 from benchmarks.scenarios.measure import BLOCK, Measured
 
-__all__ = ["results_page"]
+__all__ = ["protocols", "results_page"]
+
+ALIKE = 0.6
+"""A protocol that shares this part of its sentences with one already told is told by what differs."""
 
 _INTRODUCTION = f"""# Results
 
@@ -55,7 +59,7 @@ def results_page(results: Sequence[Measured], plots: Mapping[str, str] | None = 
     parts += [_WORDS, words(results)]
     costs = [table for group in groups if (table := costs_table(group))]
     parts += [_COST, *costs] if costs else []
-    parts += ["## Protocol\n", "\n".join(f"* {_coded(m.protocol, m.name)}" for m in results) + "\n"]
+    parts += ["## Protocol\n", protocols(results)]
     return "\n".join(part for part in parts if part)
 
 
@@ -68,5 +72,26 @@ def _image(measured: Measured, plots: Mapping[str, str]) -> str:
     )
 
 
-def _coded(protocol: str, name: str) -> str:
-    return protocol.replace(name, f"`{name}`", 1)
+def protocols(results: Sequence[Measured]) -> str:
+    """One item per scenario; of what an earlier one said word for word, only that it did."""
+    told: dict[str, list[str]] = {}
+    lines = []
+    for m in results:
+        text = m.protocol.removeprefix(f"{m.name}: ")
+        sentences = _sentences(text)
+        like = max(told, key=lambda name: _shared(sentences, told[name]), default=None)
+        if like is not None and _shared(sentences, told[like]) >= ALIKE * len(sentences):
+            new = " ".join(s for s in sentences if s not in told[like])
+            text = f"as `{like}`, but for this: {new}" if new else f"as `{like}`"
+        else:
+            told[m.name] = sentences
+        lines.append(f"* `{m.name}`: {text}")
+    return "\n".join(lines) + "\n"
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=\.) (?=[A-Z-])", text)
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    return sum(s in other for s in one)

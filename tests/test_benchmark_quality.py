@@ -186,6 +186,9 @@ def test_warming_up_needs_entries_to_warm_up_from() -> None:
 def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No data: which file, and the option that says where it is."""
     assert quality.main(["--only", "etth1-weak", "--data", str(tmp_path)]) == 2
+    assert quality.main(["--only", "etth1-weak", "elec2", "--jobs", "2", "--data", str(tmp_path)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        quality.main(["--jobs", "0"])
     said = capsys.readouterr().err
     assert "ETTh1.csv" in said
     assert "--data" in said

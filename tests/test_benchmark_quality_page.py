@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import quality
 from benchmarks.plots import draw, moving_mean, write_plot
-from benchmarks.results_page import results_page
+from benchmarks.results_page import protocols, results_page
 from benchmarks.results_page_tables import groups_of
 from benchmarks.results_page_words import change_of, served_words
 from benchmarks.scenarios import plain
@@ -133,6 +133,17 @@ def test_the_page_says_which_way_each_expert_went() -> None:
     assert "* `bad`: harms on m (+50.0 %), two (-0.100); in its worst block +50.0 % (m)." in page
     assert "* `same`: does nothing on m (0.0 %); no block worse" in page
     assert "* `m`: protocol" in page
+
+
+def test_a_protocol_like_one_before_is_told_by_what_differs() -> None:
+    first = replace(same(), protocol="m: Rows of a file. One in 2. Labels come late. Frozen: 1.5 units.")
+    second = replace(several(), protocol="two: Rows of a file. One in 3. Labels come late. Frozen: 1.5 units.")
+    other = replace(same(), name="other", protocol="other: Something else. Labels come late.")
+    assert protocols([first, second, other]).splitlines() == [
+        f"* `{first.name}`: {first.protocol.removeprefix(first.name + ': ')}",
+        f"* `two`: as `{first.name}`, but for this: One in 3.",
+        "* `other`: Something else. Labels come late.",
+    ]
 
 
 def test_a_change_within_the_spread_is_nothing() -> None:
