@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streamadapt import Hedge, Pipeline, Supervised
 from streamadapt.checks.cases import Case, drive
-from streamadapt.learners import RLS, Bias, Calibration, Gain, LastValue, Learner, Refit, River
+from streamadapt.learners import RLS, Bias, Calibration, Gain, LastValue, Learner, Refit, River, SlotBias
 from streamadapt.learners.simplex import LEAST, SHARE, clipped, log_odds
 
 MAKERS: dict[str, Callable[[], Learner]] = {
@@ -27,6 +27,7 @@ MAKERS: dict[str, Callable[[], Learner]] = {
     "persistence": LastValue,
     "refit": lambda: Refit(5, memory=20, hidden=4, lr=0.1),
     "refit-direct": lambda: Refit(5, memory=20, hidden=4, lr=0.1, direct=True),
+    "slot_bias": lambda: SlotBias((1.0, 0.5), period=4e-9, slots=2),
     "river": lambda: River("naive_bayes.GaussianNB"),
 }
 

@@ -112,9 +112,23 @@ def test_bad_settings(bad: Any) -> None:
         SlotBias(**bad)
 
 
-def test_wrong_shapes_and_tasks_are_refused() -> None:
-    with pytest.raises(ConfigError, match="slot_bias"):
-        built(SlotBias(), spec_of("classification", 1, 1, 1, 2))
+def test_classes_are_learned_per_slot_as_bias_learns_them() -> None:
+    """Two biases that take turns, number for number."""
+    rng = np.random.default_rng(3)
+    mine = built(SlotBias((0.5, 0.1), period=2e-9, slots=2), spec_of("classification", 1, 1, 1, 3))
+    theirs = [built(Bias((0.5, 0.1)), spec_of("classification", 1, 1, 1, 3)) for _ in range(2)]
+    for t in range(60):
+        said = at(rng.dirichlet(np.ones(3), 1), t)
+        x = torch.zeros(1, 1)
+        p = mine.predict(x, said)
+        torch.testing.assert_close(p, theirs[t % 2].predict(x, said))
+        assert p.sum(-1).flatten().tolist() == pytest.approx([1.0, 1.0])
+        target = torch.eye(3)[[(t % 2) * int(rng.integers(1, 3))]]
+        for learner in (mine, theirs[t % 2]):
+            learner.learn(x, said, target, target > -1)
+
+
+def test_wrong_shapes_are_refused() -> None:
     learner = built(SlotBias(), spec_of("forecast", 1, 1, 2, 1))
     with pytest.raises(ShapeError):
         learner.learn(torch.zeros(1, 1), at(np.zeros((2, 1)), 0), torch.zeros(1, 2), torch.zeros(1, 2) == 0)

@@ -70,7 +70,7 @@ MAKERS: dict[str, Callable[[], Learner]] = {
     "river-regressor": lambda: River("linear_model.LinearRegression"),
     "river-classifier": lambda: River("naive_bayes.GaussianNB"),
     "seasonal": lambda: Seasonal(5),
-    "slot_bias": lambda: SlotBias((0.5, 0.1), period=2e-8, slots=4),
+    "slot_bias": lambda: SlotBias((0.5, 0.4), period=1e-6, slots=100),
     "tent": lambda: Tent(8, 1e-2),
 }
 LEARNS = {
@@ -89,7 +89,7 @@ LEARNS = {
     Refit: {"forecast", "regression", "classification"},
     River: {"forecast", "regression", "classification"},
     Seasonal: {"forecast"},
-    SlotBias: {"forecast", "regression"},
+    SlotBias: {"forecast", "regression", "classification"},
     Tent: {"classification"},
 }
 
