@@ -42,8 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FileNotFoundError as exc:
         _say(f"no file {exc.filename}; give the folder that holds it with --data")
         return 2
-    Console().print(*(_table(group) for group in groups_of(_ordered(results))))
+    console = Console()
+    for group in groups_of(_ordered(results)):
+        for part in _fitting(group, console):
+            console.print(_table(part))
     return 0
+
+
+def _fitting(group: Sequence[Measured], console: Console) -> list[Sequence[Measured]]:
+    """Split a group whose table is wider than the terminal into one of each scenario."""
+    wide = console.measure(_table(group)).minimum > console.width
+    return [[measured] for measured in group] if wide else [group]
 
 
 def _ordered(results: Mapping[str, Measured]) -> list[Measured]:

@@ -37,9 +37,9 @@ better, in points of the measure. Changes of less than .05 % or less than the sp
 
 _COST = """## Cost
 
-CPU time per entry in ms, one thread, predicting, learning and mixing included; measured on a noisy 2-core machine, so
-that the ratios say more than the times. `base only` is a pipeline without learners and guard; a learner's row is what
-it adds to that when it is the only one; `all, with guard` is the scenario's pipeline.
+CPU time per entry in ms, one thread, predicting, learning and mixing included; measured on a noisy 2-core machine, with
+other work beside it, so that the ratios say more than the times. `base only` is a pipeline without learners and guard;
+a learner's row is what it adds to that when it is the only one; `all, with guard` is the scenario's pipeline.
 """
 
 
