@@ -181,6 +181,7 @@ def measure(name: str, progress: Callable[[str], None], seeds: Sequence[int] = S
     -------
     dict of str to {"mean", "spread"}
         ``"<method>, <entries>"`` -> figure (see `MEASURE`) over the seeds; the spread is a standard deviation (n - 1).
+        scikit-learn's method has its settings in brackets.
     """
     setting = NAMES[name]
     alpha, batch = tuned(setting)
@@ -189,8 +190,9 @@ def measure(name: str, progress: Callable[[str], None], seeds: Sequence[int] = S
     for seed in seeds:
         entries, atoms = entries_and_atoms(setting, seed, setting.marks)
         for method, run in _methods(alpha, batch).items():
+            row = f"{method} (alpha {alpha:g}, batch {batch})" if method == "sklearn" else method
             for mark, score in run(setting, entries, atoms, seed).items():
-                figures.setdefault(f"{method}, {mark:,}", []).append(score)
+                figures.setdefault(f"{row}, {mark:,}", []).append(score)
             progress(f"seed {seed}, {method}")
     return {
         key: {"mean": float(np.mean(values)), "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
