@@ -139,7 +139,9 @@ class Pipeline:
         with self.timing.stage("learn"), torch.no_grad():
             for matured in arrival.matured:
                 losses = self._learn(matured)  # 2. every learner, in order
-                self._detect("loss", self._relative(losses[0], matured))  # 3. drift, and the reactions to it
+                relative = self._relative(losses[0], matured)
+                self._detect("loss", relative)  # 3. drift, and the reactions to it
+                self._detect("error", self._wrong(relative, matured))
                 self.guard.update(matured.experts, matured.own, matured.target, matured.mask)  # 4. the mixture
         self.stats.pending = self.task.pending
         if isinstance(item, Label):
@@ -241,6 +243,14 @@ class Pipeline:
         """The base's loss in units of its usual one, so that one threshold suits every unit; NaN if nothing matured."""
         known = self.task.loss.known(matured.mask)
         return loss / float(self.guard.scale()[known].mean()) if known.any() else np.nan
+
+    def _wrong(self, relative: float, matured: Matured) -> float:
+        """Return 1 where the base was wrong, 0 where it was right, NaN if nothing matured."""
+        if math.isnan(relative):
+            return relative
+        if self.task.kind == "classification":
+            return float((matured.experts[0].argmax(-1) != matured.target.argmax(-1)).any())
+        return float(relative > 1.0)
 
     def _detect(self, signal: str, value: float) -> None:
         for monitor in self.drift:

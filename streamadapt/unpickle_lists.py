@@ -15,6 +15,7 @@ import inspect
 import random
 import re
 import statistics
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -305,7 +306,8 @@ def set_state(obj: object, state: object) -> None:
         if type(name) is not str or name.startswith("__"):
             raise Refused(f"attribute {name if type(name) is str else _label(name)} of a {type(obj).__qualname__}")
     if fields:
-        obj.__dict__.update(fields)
+        # Interned, as pickle itself does: a saved state then has the same bytes however often it was loaded before.
+        obj.__dict__.update({sys.intern(name): value for name, value in fields.items()})
     for name, value in slots.items():
         object.__setattr__(obj, name, value)
     return None

@@ -132,7 +132,7 @@ BROKEN = [
     ('[[learners]]\nkind = "rls"', "[learners.x]", "learners[0].x", "one of the keys rate"),
     # -- drift
     ('detector = "adwin"', 'detector = "adwn"', "drift[0].detector", "one of adwin, page-hinkley"),
-    ('detector = "adwin"', 'detector = "adwin"\nsignal = "los"', "drift[0].signal", "one of loss, input"),
+    ('detector = "adwin"', 'detector = "adwin"\nsignal = "los"', "drift[0].signal", "one of loss, error, input"),
     ('detector = "adwin"', 'detector = "adwin"\nparams = { dleta = 1.0 }', "drift[0].params", "arguments of river"),
     ('detector = "adwin"', 'reaction = "boost"\nfactor = 0.5', "drift[0].factor", "a finite number >= 1"),
     # -- guard, limits

@@ -1,0 +1,123 @@
+"""Drift monitors: river's detectors by name, what they watch, and the quiet after an alarm."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from core_helpers import entries, entry
+from river import drift
+from torch import Tensor
+
+from streamadapt import DriftMonitor, Forecast, Pipeline, Supervised
+from streamadapt.drift import BINARY, DETECTORS
+from streamadapt.errors import ConfigError
+
+
+def signal_for(detector: str) -> str:
+    return "error" if DETECTORS[detector].startswith(BINARY) else "loss"
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_alarms_where_rivers_own_class_does(detector: str) -> None:
+    rng = np.random.default_rng(1)
+    wrong = rng.random(3000) < np.repeat([0.1, 0.5, 0.2, 0.7, 0.1], 600)
+    values = wrong + 0.0 if signal_for(detector) == "error" else wrong + 0.1 * rng.normal(size=3000)
+    mine = DriftMonitor(detector, signal_for(detector))  # type: ignore[arg-type]
+    theirs: Any = operator.attrgetter(DETECTORS[detector])(drift)(**({"seed": 0} if detector == "kswin" else {}))
+    fired = []
+    for i, value in enumerate(values.tolist()):
+        right = detector == "fhddm" and value == 0.0
+        theirs.update(value if signal_for(detector) == "loss" else right if detector == "fhddm" else value == 1.0)
+        assert mine.update(value) == theirs.drift_detected, i
+        if theirs.drift_detected:
+            fired.append(i)
+    assert fired, "a stream on which nothing fires compares nothing"
+
+
+@pytest.mark.parametrize("detector", [name for name, path in DETECTORS.items() if path.startswith(BINARY)])
+def test_what_watches_right_and_wrong_takes_no_numbers(detector: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"drift.signal: expected error: {detector} watches"):
+        DriftMonitor(detector, "loss")
+
+
+def test_one_change_is_one_alarm() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=4000) + np.repeat([0.0, 3.0], 2000)
+
+    def alarms(cool_down: int) -> list[int]:
+        monitor = DriftMonitor("kswin", "loss", "boost", params={"window_size": 200}, cool_down=cool_down)
+        fired = []
+        for i, value in enumerate(values.tolist()):
+            if monitor.update(value):
+                fired.append(i)
+                assert monitor.boost is not None
+                assert monitor.boost.level == monitor.boost.factor
+        return fired
+
+    eager, calm = alarms(0), alarms(500)
+    assert min(np.diff(calm), default=501) > 500
+    assert calm[0] == eager[0]
+    assert 1 <= len(calm) <= len(eager)
+
+
+def test_the_quiet_is_part_of_the_checkpoint() -> None:
+    values = np.repeat([0.0, 5.0, 0.0, 5.0], 60).tolist()
+
+    def alarms(monitor: DriftMonitor, part: Sequence[float]) -> list[int]:
+        return [i for i, value in enumerate(part) if monitor.update(value)]
+
+    def make() -> DriftMonitor:
+        return DriftMonitor("page-hinkley", params={"threshold": 5.0, "min_instances": 5}, cool_down=100)
+
+    whole, saved, loaded = make(), make(), make()
+    expected = alarms(whole, values)
+    assert len(expected) > 1
+    stop = expected[0] + 10
+    alarms(saved, values[:stop])
+    loaded.load_state_dict(saved.state_dict())
+    assert [expected[0]] + [stop + i for i in alarms(loaded, values[stop:])] == expected
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True])
+def test_a_bad_cool_down_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"drift\.cool_down"):
+        DriftMonitor(cool_down=value)
+
+
+class Watching(DriftMonitor):
+    """Keeps what it was told."""
+
+    def __init__(self, signal: str) -> None:
+        super().__init__("adwin", signal)
+        self.told: list[float] = []
+
+    def update(self, value: float) -> bool:
+        self.told.append(value)
+        return super().update(value)
+
+
+def test_the_error_of_a_classifier_is_another_class_than_the_label() -> None:
+    def base(inputs: Tensor) -> Tensor:
+        return torch.tensor([[0.2, 0.8]])
+
+    monitor = Watching("error")
+    pipeline = Pipeline(Supervised(classes=2), base, [], drift=[monitor])
+    labels = [1, 0, 0, 1, 1, 0]
+    pipeline.observe([entry(0.0, t + 1, id=str(t), label=np.float32([y])) for t, y in enumerate(labels)])
+    assert monitor.told == [float(y == 0) for y in labels[:-1]], "the last label is learned at the next entry"
+
+
+def test_the_error_of_a_forecast_is_a_loss_above_the_usual() -> None:
+    monitors = [Watching("error"), Watching("loss")]
+    values = np.cumsum(np.random.default_rng(0).normal(size=(100, 1)), axis=0)
+    Pipeline(Forecast(2, 1), lambda x: x[-1:], [], drift=monitors).observe(entries(values.astype(np.float32)))
+    error, loss = (np.array(monitor.told) for monitor in monitors)
+    known = ~np.isnan(loss)
+    assert np.array_equal(error[known], loss[known] > 1.0)
+    assert 0.1 < error[known].mean() < 0.9
+    assert np.isnan(error[~known]).all()
