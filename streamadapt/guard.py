@@ -149,7 +149,7 @@ class TwoLayer(Guard):
 
     Layer 1: fixed share (.01 and .05), BOA (discounts .999 and .99) and ML-Poly (.99) with weights per `scope`; BOA
     (.999) with weights per cell, where an output has several columns that are judged apart; and a ridge stack (.999),
-    except for distributions, which its negative weights would break.
+    except for distributions, which its negative weights would break, and quantiles, which it does not aim at.
     Layer 2: ML-Poly (.999) per row. Costs, a step: some 40 passes over (experts, rows, columns) numbers.
 
     Parameters
@@ -177,7 +177,7 @@ class TwoLayer(Guard):
         self.first = [Scoped(rule, scope) for rule in (FixedShare(0.01, 0.05), BOA(0.999, 0.99), MLPoly(0.99))]
         if self.columns > 1 and not self.loss.row_wise and scope != "cell":
             self.first.append(Scoped(BOA(0.999), "cell"))
-        if self.stack and not self.loss.row_wise:
+        if self.stack and not self.loss.row_wise and self.loss.central:
             self.first.append(Scoped(RidgeStack(robust=self.loss.name == "absolute"), scope))
         for scoped in self.first:
             scoped.build(self.rows, self.columns, self._initial())

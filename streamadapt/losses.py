@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from streamadapt.errors import ConfigError
 
-__all__ = ["Absolute", "Array", "Log", "Loss", "Squared", "loss_named"]
+__all__ = ["Absolute", "Array", "Log", "Loss", "Pinball", "Squared", "loss_named"]
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -25,6 +25,8 @@ class Loss(ABC):
 
     name: ClassVar[str]
     row_wise: ClassVar[bool] = False
+    central: ClassVar[bool] = True
+    """Whether mean or median make it least, so that a regression may aim at them."""
 
     @abstractmethod
     def loss(self, prediction: Array, target: Array) -> Array:
@@ -89,6 +91,37 @@ class Squared(Loss):
         return root
 
 
+class Pinball(Loss):
+    """``max(q (y - p), (q - 1) (y - p))``, original units: least at the q-quantile (Koenker & Bassett 1978).
+
+    For bases that forecast a quantile. The learners correct means and medians all the same; the guard finds out which
+    of them serve the quantile.
+
+    Parameters
+    ----------
+    quantile : float, in (0, 1)
+    """
+
+    name: ClassVar[str] = "pinball"
+    central: ClassVar[bool] = False
+
+    def __init__(self, quantile: float) -> None:
+        if not 0.0 < quantile < 1.0:
+            raise ConfigError("task.loss", f"{self.name}-{quantile:g}", "a quantile between 0 and 1: pinball-0.9")
+        self.quantile = quantile
+
+    def loss(self, prediction: Array, target: Array) -> Array:
+        """Return the loss of each cell."""
+        short = target - prediction
+        return np.maximum(self.quantile * short, (self.quantile - 1.0) * short)
+
+    def regret(self, experts: Array, own: Array, target: Array, scale: Array) -> Array:
+        """Return ``(q - [own > y]) (expert - own) / scale``; 0 where own is the target."""
+        slope = np.where(own > target, 1.0 - self.quantile, -self.quantile) * (own != target)
+        regret: Array = -slope * (experts - own) / scale
+        return regret
+
+
 class Log(Loss):
     """``-ln p_y`` of a distribution over classes against a one-hot target, nats; p is floored at 1e-6."""
 
@@ -117,7 +150,12 @@ _LOSSES: dict[str, type[Loss]] = {cls.name: cls for cls in (Absolute, Squared, L
 
 
 def loss_named(name: Any) -> Loss:
-    """Return the loss called `name`; `ConfigError` if there is none."""
+    """Return the loss called `name` (``pinball-0.9`` for the .9 quantile's); `ConfigError` if there is none."""
+    if isinstance(name, str) and name.startswith(f"{Pinball.name}-"):
+        try:
+            return Pinball(float(name.partition("-")[2]))
+        except ValueError:
+            pass  # named below
     if name not in _LOSSES:
-        raise ConfigError("task.loss", name, "one of " + ", ".join(sorted(_LOSSES)))
+        raise ConfigError("task.loss", name, "one of " + ", ".join(sorted(_LOSSES)) + ", or pinball-q: pinball-0.9")
     return _LOSSES[name]()

@@ -29,7 +29,7 @@ class Forecast(Task):
     ----------
     window : int, >= 1, in entries
     horizon : int, >= 1, in entries
-    loss : {"absolute", "squared"}
+    loss : {"absolute", "squared", "pinball-q"}
     """
 
     name: ClassVar[str] = "forecast"
@@ -38,7 +38,7 @@ class Forecast(Task):
     def __init__(self, window: int, horizon: int, *, loss: str = "absolute") -> None:
         super().__init__(window, positive("task.horizon", horizon, 10_000), loss)
         if self.loss.name == "log":
-            raise ConfigError("task.loss", loss, "absolute or squared for forecasts")
+            raise ConfigError("task.loss", loss, "absolute, squared or pinball-q for forecasts")
         self.issued: deque[Issued] = deque(maxlen=horizon)  # oldest first
         self.actual: deque[Array] = deque(maxlen=horizon)  # the newest values, NaN where missing
 

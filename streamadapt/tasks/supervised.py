@@ -59,7 +59,9 @@ class Supervised(Task):
         if classes is not None and (not 2 <= classes <= 100_000 or outputs != 1):
             raise ConfigError("task.classes", classes, "2 to 100000 classes, with one output")
         if (self.loss.name == "log") != (classes is not None):
-            raise ConfigError("task.loss", self.loss.name, "log for classification, absolute or squared for regression")
+            raise ConfigError(
+                "task.loss", self.loss.name, "log for classification, absolute, squared or pinball-q for regression"
+            )
         if not 0 < ttl < 2**62:
             raise ConfigError("task.ttl", ttl, "a duration > 0")
         self.kind: TaskKind = "regression" if classes is None else "classification"
