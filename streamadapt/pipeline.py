@@ -141,7 +141,8 @@ class Pipeline:
                 losses = self._learn(matured)  # 2. every learner, in order
                 relative = self._relative(losses[0], matured)
                 self._detect("loss", relative)  # 3. drift, and the reactions to it
-                self._detect("error", self._wrong(relative, matured))
+                if self._watches("error"):
+                    self._detect("error", self._wrong(relative, matured))
                 self.guard.update(matured.experts, matured.own, matured.target, matured.mask)  # 4. the mixture
         self.stats.pending = self.task.pending
         if isinstance(item, Label):
@@ -252,6 +253,9 @@ class Pipeline:
             return float((matured.experts[0].argmax(-1) != matured.target.argmax(-1)).any())
         return float(relative > 1.0)
 
+    def _watches(self, signal: str) -> bool:
+        return any(monitor.signal == signal for monitor in self.drift)
+
     def _detect(self, signal: str, value: float) -> None:
         for monitor in self.drift:
             if monitor.signal == signal and monitor.update(float(value)):
@@ -278,7 +282,7 @@ class Pipeline:
         assert self.task.window is not None
         spec = self.spec or self._new_spec()
         inputs = torch.from_numpy(self.task.window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
-        if commit and any(m.signal == "input" for m in self.drift):
+        if commit and self._watches("input"):
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().numpy()[~np.isnan(entry.values)]
             self._detect("input", float(newest.mean()) if len(newest) else np.nan)
         base = self.base(inputs)._replace(times=torch.from_numpy(self.task.window.times.copy()).to(spec.device))

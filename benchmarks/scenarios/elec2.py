@@ -22,8 +22,7 @@ from benchmarks.scenarios.measure import (
     Progress,
     Sums,
     cost_of,
-    cross_check,
-    drive,
+    judge_all,
     mean_of,
     of_seed,
     over_seeds,
@@ -162,14 +161,14 @@ class _Judge:
         assert batch.labels is not None
         self.first = setting.split(batch)
         self.truth = batch.labels[:, 0].astype(np.int64)
-        self.rows: list[int] = []
+        self.issued: list[int] = []
         self.ups: dict[str, list[float]] = {}
         self.losses = Errors()
         self.sums = Sums()
 
     def __call__(self, prediction: Prediction) -> None:
         row = int(prediction.id)
-        self.rows.append(row)
+        self.issued.append(row)
         said = {
             name: p[0].astype(np.float64) for name, p in {**prediction.experts, "served": prediction.served}.items()
         }
@@ -221,11 +220,8 @@ def _run(
 ) -> tuple[Losses, dict[str, dict[str, float]]]:
     """Return every expert's log loss on every row of the test part, and its figures."""
     judge = _Judge(setting, batch)
-    drive(pipeline, items_of(setting, batch), judge, progress)
     expected = range(judge.first, len(batch))
-    if judge.rows != list(expected):
-        raise AssertionError(f"{setting.name}: {len(judge.rows)} rows were predicted, expected those of {expected}")
-    cross_check(pipeline, judge.sums)
+    judge_all(setting.name, pipeline, items_of(setting, batch), judge, expected, progress)
     losses, truth = judge.losses.arrays(), judge.truth[judge.first :]
     return losses, {name: figures_of(judge.ups[name], losses[name], truth) for name in losses}
 

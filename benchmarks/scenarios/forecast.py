@@ -19,8 +19,7 @@ from benchmarks.scenarios.measure import (
     Progress,
     Sums,
     cost_of,
-    cross_check,
-    drive,
+    judge_all,
     of_seed,
     seeds_protocol,
 )
@@ -171,10 +170,7 @@ def measure(
 def _run(setting: Setting, batch: Batch, pipeline: Pipeline, progress: Progress) -> Losses:
     """Return every expert's error at every judged issue time."""
     judge = _Judge(setting, batch)
-    drive(pipeline, stream_of(setting, batch), judge, progress)
-    if judge.issued != list(judge.judged):
-        raise AssertionError(f"{setting.name}: {len(judge.issued)} issue times, expected those of {judge.judged}")
-    cross_check(pipeline, judge.sums)
+    judge_all(setting.name, pipeline, stream_of(setting, batch), judge, judge.judged, progress)
     return judge.errors.arrays()
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.scenarios.measure import Errors, Learners, Measured, Progress, Sums, cost_of, cross_check, drive
+from benchmarks.scenarios.measure import Errors, Learners, Measured, Progress, Sums, cost_of, judge_all
 from streamadapt import Batch, Entry, Label, Linear, Pipeline, Prediction, Supervised
 from streamadapt.defaults import default_learners
 from streamadapt.fit import fit_supervised
@@ -108,12 +108,12 @@ class _Judge:
         self.plain = no_change(setting, batch)
         self.delivered = delivered
         self.errors = Errors()
-        self.rows: list[int] = []
+        self.issued: list[int] = []
         self.sums = Sums()
 
     def __call__(self, prediction: Prediction) -> None:
         row = int(prediction.id)
-        self.rows.append(row)
+        self.issued.append(row)
         actual = self.truth[row][None]  # (1, 1)
         experts = {**prediction.experts, "served": prediction.served}
         if prediction.id in self.delivered:
@@ -132,11 +132,8 @@ def measure(setting: Setting, batch: Batch, progress: Progress, learners: Learne
     items = items_of(setting, batch)
     pipeline = pipeline_for(setting, base, learners())
     judge = _Judge(setting, batch, {item.id for item in items if isinstance(item, Label)})
-    drive(pipeline, items, judge, progress)
     expected = range(setting.split(batch) + setting.window - 1, len(batch))
-    if judge.rows != list(expected):
-        raise AssertionError(f"{setting.name}: {len(judge.rows)} rows were predicted, expected those of {expected}")
-    cross_check(pipeline, judge.sums)
+    judge_all(setting.name, pipeline, items, judge, expected, progress)
     errors = judge.errors.arrays()
     mixed = tuple(pipeline.names)
     ordered = {name: errors[name] for name in (*mixed, "no-change", "served")}

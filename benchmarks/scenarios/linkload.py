@@ -21,8 +21,7 @@ from benchmarks.scenarios.measure import (
     Progress,
     Sums,
     cost_of,
-    cross_check,
-    drive,
+    judge_all,
     mean_of,
     of_seed,
     over_seeds,
@@ -213,10 +212,7 @@ def measure(
 def _run(setting: Setting, loads: Loads, pipeline: Pipeline, progress: Progress) -> Losses:
     """Return every expert's mean squared error on every judged forecast."""
     judge = _Judge(setting, loads)
-    drive(pipeline, stream_of(setting, loads), judge, progress)
-    if judge.issued != list(judge.judged):
-        raise AssertionError(f"{setting.name}: {len(judge.issued)} issue times, expected those of {judge.judged}")
-    cross_check(pipeline, judge.sums)
+    judge_all(setting.name, pipeline, stream_of(setting, loads), judge, judge.judged, progress)
     return judge.losses.arrays()
 
 

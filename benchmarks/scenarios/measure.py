@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ __all__ = [
     "Cost",
     "Errors",
     "Figure",
+    "Judge",
     "Learners",
     "Measure",
     "Measured",
@@ -30,6 +31,7 @@ __all__ = [
     "cost_per_entry",
     "cross_check",
     "drive",
+    "judge_all",
     "mean_of",
     "of_seed",
     "over_seeds",
@@ -272,6 +274,31 @@ def drive(
         if time.monotonic() - told > 5.0:
             told = time.monotonic()
             progress(f"{i + 1} of {len(items)} items")
+
+
+class Judge(Protocol):
+    """Compares predictions with the data: called with each; `issued` are the rows judged, `sums` what matures."""
+
+    issued: list[int]
+    sums: Sums
+
+    def __call__(self, prediction: Prediction) -> None: ...
+
+
+def judge_all(
+    name: str, pipeline: Pipeline, items: Sequence[Entry | Label], judge: Judge, expected: range, progress: Progress
+) -> None:
+    """Drive a pipeline, and check that just the `expected` rows were judged and that it counted as the data say.
+
+    Raises
+    ------
+    AssertionError
+        If not.
+    """
+    drive(pipeline, items, judge, progress)
+    if judge.issued != list(expected):
+        raise AssertionError(f"{name}: {len(judge.issued)} predictions were judged, expected those of {expected}")
+    cross_check(pipeline, judge.sums)
 
 
 def cross_check(pipeline: Pipeline, sums: Sums) -> None:

@@ -74,7 +74,7 @@ class EATA(BatchAdapter):
         optimiser: OptimiserName = "sgd",
         modules: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(batch, lr, momentum, optimiser, modules)
+        super().__init__(batch, lr, momentum=momentum, optimiser=optimiser, modules=modules)
         if not 0.0 <= fisher_weight < math.inf:
             raise ConfigError("fisher_weight", fisher_weight, "a finite number >= 0")
         if not d > 0.0:

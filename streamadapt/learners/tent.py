@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
 
-from streamadapt.optim import OptimiserName
 from streamadapt.tta.batches import BatchAdapter, entropy
 
 __all__ = ["Tent"]
@@ -43,17 +41,6 @@ class Tent(BatchAdapter):
     """
 
     kind: ClassVar[str] = "tent"
-
-    def __init__(
-        self,
-        batch: int | None = None,
-        lr: float | None = None,
-        *,
-        momentum: float = 0.9,
-        optimiser: OptimiserName = "sgd",
-        modules: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(batch, lr, momentum, optimiser, modules)
 
     def _loss(self, logits: Tensor) -> Tensor:
         return entropy(logits).mean()

@@ -53,6 +53,7 @@ class BatchAdapter(Learner):
         self,
         batch: int | None = None,
         lr: float | None = None,
+        *,
         momentum: float = 0.9,
         optimiser: OptimiserName = "sgd",
         modules: Sequence[str] | None = None,
