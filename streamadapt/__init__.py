@@ -6,6 +6,7 @@ from streamadapt.base import FrozenModel, Linear, Persistence
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Batch, Entry, Label, Position, Prediction
 from streamadapt.guard import Hedge, NoGuard, TwoLayer
+from streamadapt.keyed import KeyedPipeline
 from streamadapt.learners import (
     ADCSD,
     EATA,
@@ -25,6 +26,7 @@ from streamadapt.learners import (
     SlotBias,
     Tent,
 )
+from streamadapt.panel import Panel
 from streamadapt.pipeline import Pipeline
 from streamadapt.tasks import Forecast, Supervised, Unlabelled
 
@@ -46,11 +48,13 @@ __all__ = [
     "Gain",
     "Hedge",
     "Holt",
+    "KeyedPipeline",
     "Label",
     "LastValue",
     "Linear",
     "Liquid",
     "NoGuard",
+    "Panel",
     "PerEntry",
     "Persistence",
     "Pipeline",

@@ -109,7 +109,8 @@ class FixedShare(Aggregator):
     ``w_k <- w_k exp(-eta l_k)``, normalised, then ``w <- (1 - share) w + share w_0``, w_0 the initial weights: what
     nothing speaks for any more returns to them, and an expert whose initial weight is zero keeps none.
     From equal ones among K, against any sequence of experts with m switches in T rounds of losses in [0, L], its regret
-    is at most ``((m + 1) ln K + m ln(1/share) + (T - m - 1) ln(1/(1 - share))) / eta + eta T L^2 / 8``.
+    (that of ``w . l``, which for a convex loss is at least the mixture's own) is at most
+    ``((m + 1) ln K + m ln(1/share) + (T - m - 1) ln(1/(1 - share))) / eta + eta T L^2 / 8``.
 
     Parameters
     ----------
@@ -154,8 +155,13 @@ class BOA(Aggregator):
 
     With regrets r_k: ``E = max(E, |r|)``, ``V = d V + r^2``, ``eta = min(1 / (2E), sqrt(ln K / V))``,
     ``R = d R + r - eta r^2``, ``w_k ~ eta_k exp(eta_k R_k)`` (times the initial weight).
-    Undiscounted (d = 1), its regret against expert k is at most a constant times
-    ``sqrt(V_k (ln K + ln ln T)) + E_k (ln K + ln ln T)``.
+    Undiscounted (d = 1), from equal weights, its regret against expert k is at most::
+
+        2 sqrt(V_k ln K) + max(2 E_k, sqrt(V_k / ln K)) (ln K + ln(1.5 (1 + mean_j ln(eta_j1 / eta_jT))) + X)
+
+    eta_j1 after the first arrival, eta_jT now; X, 0 where the first arrival shows every expert's range, is the sum over
+    the later ones of ``ln(1 + rho / 2)``, rho the largest E / (E before) of those whose E has grown (after [1]_,
+    theorem 3.3; docs/regret.md). Discounted it has none: the layer above holds it.
 
     Parameters
     ----------
@@ -198,8 +204,12 @@ class MLPoly(Aggregator):
     """Polynomially weighted averages with a rate per expert (ML-Poly) [1]_, optionally discounted.
 
     With regrets r_k: ``R = d R + r``, ``V = d V + r^2`` (V starts at 1), ``w_k ~ max(R_k, 0) / (1 + V_k)``; where no
-    regret is positive, the initial weights. Undiscounted, its regret against expert k is at most a constant times
-    ``sqrt(K V_k (1 + ln(1 + max_j V_j)))``.
+    regret is positive, the initial weights. Its discounted regret R_k against expert k, V discounted too, is at most::
+
+        sqrt(1 + V_k) (sqrt(sum_j (B^2 + ln(1 + V_j) + D) / d) + C)
+
+    B the largest ``|r|``; ``D = ln(1/d) / (1 - d)``, 0 for d = 1; C is 0 where ``w . r = 0``, and else counts what
+    clipping and delay cost (after [1]_, theorem 5; docs/regret.md).
 
     Parameters
     ----------

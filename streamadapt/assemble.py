@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,28 +17,34 @@ from streamadapt.durations import duration_ns, duration_s
 from streamadapt.engine import Engine, EngineSettings
 from streamadapt.errors import ConfigError
 from streamadapt.guard import Guard, Hedge, NoGuard, TwoLayer
+from streamadapt.intervals import Intervals
+from streamadapt.keyed import KeyedPipeline
+from streamadapt.label_budget import LabelBudget
 from streamadapt.learners import Learner
 from streamadapt.metrics import Metrics
+from streamadapt.panel import Panel
 from streamadapt.pipeline import Pipeline
+from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 from streamadapt.ports import DeadLetterSink, Sink
 from streamadapt.registry import arguments_of, build, call, choose, prepare
 from streamadapt.tasks import Forecast, Supervised, Task, Unlabelled
 
 __all__ = ["check_config", "codec_fields", "make_engine", "make_pipeline", "make_task"]
 
-_GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard)}
+_PLAIN = (AdaHedge, PlainBOA, PlainMLPoly, Simplex, RidgeOnly, Mean, Median)
+_GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard, *_PLAIN)}
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
 _LIMITS = {"record_bytes": int, "depth": int, "max_ahead": str, "max_bad_share": float, "max_buffer": int}
 _OPENED_WHEN_MADE = ("files",)
 """Sinks that create or mend their file as soon as they are made: a check must leave that to the run."""
 
 
-def check_config(config: Config) -> Pipeline:
+def check_config(config: Config) -> Pipeline | KeyedPipeline:
     """Raise for all that is wrong with a config, without connecting or writing anything.
 
     Returns
     -------
-    Pipeline
+    Pipeline or KeyedPipeline
         A fresh one, as every partition would get.
 
     Raises
@@ -55,26 +62,71 @@ def check_config(config: Config) -> Pipeline:
     return pipeline
 
 
-def make_pipeline(config: Config) -> Pipeline:
-    """Make one fresh pipeline.
+def make_pipeline(config: Config) -> Pipeline | KeyedPipeline:
+    """Make one fresh pipeline, or one for each key where there is a table ``[keys]``.
 
     Raises
     ------
     ConfigError
         If a setting does not fit, naming its path, or the base's files do not.
     """
-    task = make_task(config.task)
+    base = _base(config, make_task(config.task))
+    if config.keys is None:
+        return _one_pipeline(config, base)
+    fresh, shared = _one_pipeline(config, base), {id(base): base}
+    # A copy of what was never used is as good as a new one, and thirty times as fast as looking kinds up again.
+    return KeyedPipeline(lambda: deepcopy(fresh, dict(shared)), config.keys.max_keys, max_stored=config.keys.max_stored)
+
+
+def _base(config: Config, task: Task) -> Base:
     resolve_device(config.device, cells=1)  # else a device that is not there shows at the first full window only
     base_table = dict(config.base)
     if base_table.get("kind") == "persistence":
         base_table.setdefault("horizon", task.rows)
-    base = as_base(build("bases", "base", base_table))
+    return as_base(build("bases", "base", base_table))
+
+
+def _one_pipeline(config: Config, base: Base) -> Pipeline:
+    task = make_task(config.task)
     drift = [
         cast(DriftMonitor, arguments_of(DriftMonitor, f"drift[{i}]", table)()) for i, table in enumerate(config.drift)
     ]
     guard = cast(Guard, _of_kind(_GUARDS, "guard", config.guard))
+    asked = config.labels
+    budget = None if asked is None else LabelBudget(asked.rate, asked.floor, config.seed)
     _check_fields(config, task, base)
-    return Pipeline(task, base, _learners(config, task), guard, drift, device=config.device, seed=config.seed)
+    return Pipeline(
+        task,
+        base,
+        _learners(config, task),
+        guard,
+        drift,
+        device=config.device,
+        seed=config.seed,
+        panel=_panel(config),
+        budget=budget,
+        intervals=_intervals(config),
+    )
+
+
+def _intervals(config: Config) -> Intervals | None:
+    if config.intervals is None:
+        return None
+    return cast(Intervals, arguments_of(Intervals, "intervals", config.intervals)())
+
+
+def _panel(config: Config) -> Panel | None:
+    if config.panel is None:
+        return None
+    table, limits = dict(config.panel), _limits(config.limits)
+    if "max_ahead" in config.limits:
+        table.setdefault("max_ahead", config.limits["max_ahead"])
+    panel = cast(Panel, arguments_of(Panel, "panel", table)())
+    ahead_ns = limits.get("max_ahead_ns", EngineSettings.max_ahead_ns)
+    if ahead_ns < panel.clock.lateness_ns:  # else a record would be refused for those that follow it late
+        given = config.limits.get("max_ahead", "1d")
+        raise ConfigError("limits.max_ahead", given, f"a duration >= panel.lateness, {table['lateness']}")
+    return panel
 
 
 def _learners(config: Config, task: Task) -> list[Learner]:
@@ -119,8 +171,9 @@ def make_engine(
 def make_task(table: Mapping[str, Any]) -> Task:
     """Make the task of a ``[task]`` table."""
     table = dict(table)
-    if "ttl" in table:
-        table["ttl"] = duration_ns("task.ttl", table["ttl"])
+    for name in ("ttl", "settle", "negative_after"):
+        if name in table:
+            table[name] = duration_ns(f"task.{name}", table[name])
     return cast(Task, _of_kind(_TASKS, "task", table))
 
 
@@ -167,6 +220,7 @@ def _settings(config: Config, label_wait_s: float = 0.0) -> EngineSettings:
         keep=3 if saved is None else saved.keep,
         label_wait_s=label_wait_s,
         config_digest=config.digest(),
+        keys_path=None if config.keys is None or config.keys.path is None else Path(config.keys.path),
         **{k: limits[k] for k in ("max_ahead_ns", "max_bad_share", "max_buffer") if k in limits},
     )
 
@@ -188,6 +242,9 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
     """Raise where fields, task and base do not fit each other: each record would be refused, or nothing learned."""
     fields = config.fields
     values = fields.get("values")
+    if config.panel is not None:
+        _check_panel_fields(config)
+        return
     width = len(values) if isinstance(values, list) and len(values) > 1 else fields.get("channels")
     if base.channels is not None and width not in (None, base.channels):
         raise ConfigError("fields.values", values, f"{base.channels} channels, which the base was fitted on")
@@ -200,6 +257,19 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
     for name in ("label_topic", "label_path"):
         if name in config.source:
             raise ConfigError(f"source.{name}", config.source[name], "none: this task learns from no labels")
+
+
+def _check_panel_fields(config: Config) -> None:
+    fields = config.fields
+    values = fields.get("values")
+    if isinstance(values, list) and len(values) != 1:
+        raise ConfigError("fields.values", values, "one path: with [panel] a record has one value, of one sensor")
+    if fields.get("channels", 1) != 1:
+        raise ConfigError(
+            "fields.channels", fields["channels"], "1: with [panel] a record has one value, of one sensor"
+        )
+    if "key" not in fields and config.source.get("kind") == "files":
+        raise ConfigError("fields.key", None, "a field's path: with [panel] it says which sensor a record is of")
 
 
 def _sinks(config: Config) -> list[tuple[Mapping[str, Any], Callable[[], Any]]]:

@@ -36,7 +36,7 @@ from streamadapt.statetree import decode, encode
 
 __all__ = ["FORMAT_VERSION", "CheckpointInfo", "CheckpointStore", "Loaded"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _LOG = logging.getLogger(__name__)
 _TREE, _TENSORS = "state.json", "state.safetensors"

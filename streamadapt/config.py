@@ -16,7 +16,7 @@ from streamadapt.errors import ConfigError
 from streamadapt.masking import masked
 from streamadapt.overrides import apply_environment, apply_settings
 
-__all__ = ["CheckpointTable", "Config", "MetricsTable", "load_config", "parse_config"]
+__all__ = ["CheckpointTable", "Config", "KeysTable", "LabelsTable", "MetricsTable", "load_config", "parse_config"]
 
 NEEDED = ("source", "fields", "task", "base", "sink")
 
@@ -28,6 +28,21 @@ class CheckpointTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
     every: str = "10s"
     every_entries: int | None = None
     keep: int = 3
+
+
+class KeysTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """``[keys]``: every key has a pipeline of its own; see `streamadapt.keyed`."""
+
+    max_keys: int = 1000
+    max_stored: int = 100_000
+    path: str | None = None
+
+
+class LabelsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """``[labels]``: how many labels to ask for, a prediction, and which share of them at random."""
+
+    rate: float = 0.1
+    floor: float = 0.2
 
 
 class MetricsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -51,10 +66,14 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     dead_letters: dict[str, Any] | None = None
     learners: list[dict[str, Any]] | None = None
     drift: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    labels: LabelsTable | None = None
     guard: dict[str, Any] = msgspec.field(default_factory=lambda: {"kind": "two-layer"})
+    intervals: dict[str, Any] | None = None
     checkpoint: CheckpointTable | None = None
     metrics: MetricsTable | None = None
     limits: dict[str, Any] = msgspec.field(default_factory=dict)
+    keys: KeysTable | None = None
+    panel: dict[str, Any] | None = None
     device: str = "auto"
     seed: int = 0
     threads: int = 1
@@ -69,7 +88,15 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         A weights file counts by its content: moved it is the same base, fitted anew it is another.
         """
         relevant = {name: getattr(self, name) for name in ("task", "learners", "drift", "guard", "fields", "seed")}
+        if self.labels is not None:
+            relevant["labels"] = self.labels
         base = {k: _content(v) if k == "weights" else v for k, v in self.base.items()}
+        if self.keys is not None:
+            relevant["keys"] = [self.keys.max_keys, self.keys.max_stored]
+        if self.panel is not None:
+            relevant["panel"] = self.panel
+        if self.intervals is not None:
+            relevant["intervals"] = self.intervals
         topics = {k: v for k, v in self.source.items() if k in ("topic", "label_topic", "path", "label_path")}
         text = msgspec.json.encode(relevant | {"base": base, "source": topics}, order="sorted")
         return hashlib.sha256(text).hexdigest()[:16]
@@ -137,6 +164,9 @@ def _check_ranges(config: Config) -> None:
         _within("checkpoint.keep", config.checkpoint.keep, 1)
         if config.checkpoint.every_entries is not None:
             _within("checkpoint.every_entries", config.checkpoint.every_entries, 1)
+    if config.keys is not None:
+        _within("keys.max_keys", config.keys.max_keys, 1)
+        _within("keys.max_stored", config.keys.max_stored, 1)
     if config.metrics is not None:
         _within("metrics.port", config.metrics.port, 0, 65535)
 

@@ -7,67 +7,27 @@ later drift without a word.
 from __future__ import annotations
 
 import math
-import operator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
+from streamadapt.detectors import (
+    BINARY,
+    DETECTORS,
+    LEVELS,
+    DetectorName,
+    corrected,
+    make_detector,
+    tell,
+)
 from streamadapt.errors import ConfigError
+from streamadapt.reactions import REACTIONS, Boost, Reaction
+from streamadapt.signals import BY_CHANNEL
 from streamadapt.unpickle import dumps_river, loads_river
 
-__all__ = ["BINARY", "DETECTORS", "SIGNALS", "Boost", "DetectorName", "DriftMonitor", "Reaction"]
-
-Reaction = Literal["alert", "boost"]
-DetectorName = Literal["adwin", "page-hinkley", "kswin", "ddm", "eddm", "hddm-a", "hddm-w", "fhddm"]
-
-BINARY = "binary."
-DETECTORS: dict[str, str] = {
-    "adwin": "ADWIN",
-    "page-hinkley": "PageHinkley",
-    "kswin": "KSWIN",
-    "ddm": f"{BINARY}DDM",
-    "eddm": f"{BINARY}EDDM",
-    "hddm-a": f"{BINARY}HDDMA",
-    "hddm-w": f"{BINARY}HDDMW",
-    "fhddm": f"{BINARY}FHDDM",
-}
-"""Name in the config -> class in `river.drift`; those in `binary` watch a yes or no."""
-
-SIGNALS = ("loss", "error", "input")
-"""What the pipeline itself can watch; learners may offer more."""
-REACTIONS = ("alert", "boost")
-
-
-@dataclass(slots=True)
-class Boost:
-    """A learning-rate factor that jumps at a drift and decays back to one.
-
-    Attributes
-    ----------
-    factor : float, >= 1
-        Right after a drift.
-    half_life : float, > 0, in entries
-        Of what the factor is above one.
-    level : float, >= 1
-        Now.
-    """
-
-    factor: float = 5.0
-    half_life: float = 100.0
-    level: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 1.0 <= self.factor < math.inf:
-            raise ConfigError("drift.factor", self.factor, "a finite number >= 1")
-        if not 0.0 < self.half_life < math.inf:
-            raise ConfigError("drift.half_life", self.half_life, "a finite number of entries > 0")
-
-    def fire(self) -> None:
-        """Jump."""
-        self.level = self.factor
-
-    def decay(self) -> None:
-        """Let one entry pass."""
-        self.level = 1.0 + (self.level - 1.0) * 0.5 ** (1.0 / self.half_life)
+__all__ = ["DriftMonitor"]
 
 
 class DriftMonitor:
@@ -81,13 +41,13 @@ class DriftMonitor:
         For right and wrong, O(1) each: DDM (Gama et al. 2004), EDDM (Baena-Garcia et al. 2006), HDDM by averages and by
         weighted averages (Frias-Blanco et al. 2015), FHDDM (Pesaranghader & Viktor 2016).
     signal : str
-        ``loss``: the base's mean loss over the cells that matured at an arrival, in units of the guard's scale at that
-        time (so that one threshold suits every unit). ``error``: whether the base was wrong: another class than the
-        label, or a loss above that scale; 1 or 0, and all that the detectors of right and wrong can watch. ``input``:
-        the mean over channels of the newest scaled values. Or one of a learner's `signal_names`, such as
-        ``dictionary-error``.
-    reaction : {"alert", "boost"}
-        ``alert``: say so (prediction, metric, log). ``boost``: also learn faster for a while.
+        One of `streamadapt.signals.SIGNALS`, which says what each is, or of a learner's `signal_names`, such as
+        ``dictionary-error``. The detectors of right and wrong watch ``error`` and nothing else.
+    reaction : {"alert", "boost", "forget", "reset", "refit"}
+        ``alert``: say so (prediction, metric, log). ``boost``: also learn faster for a while. ``forget``: give what was
+        learned so far only `keep` of its weight (`Learner.forget`). ``reset``: start the learners anew. ``refit``:
+        train a fresh copy of each beside it, and put it in its place if it was better in the second half of `trial`
+        matured examples; twice the cost while that lasts. docs/reactions.md has what each was worth.
     params : dict
         Arguments of river's class.
     factor, half_life
@@ -95,9 +55,26 @@ class DriftMonitor:
     cool_down : int, >= 0
         So many values after an alarm no other is told: a detector whose window still holds the change would tell it
         again. The detector itself goes on.
+    channels : {"mean", "each"}
+        ``each``: a detector per channel of the signal (``loss``, ``residual``, ``input``), an alarm if any fires, with
+        the level of each test divided by their number (Bonferroni), so that the rate of false alarms does not grow with
+        the channels. For detectors that have such a level: adwin, kswin, hddm-a, hddm-w, fhddm. Costs a detector each.
+    keep : float, in [0, 1)
+        Of ``forget``.
+    trial : int, >= 2, matured examples
+        Of ``refit``.
+    learners : sequence of str, optional
+        Kinds of the learners that ``forget``, ``reset`` and ``refit`` act on. Default: all.
+
+    Attributes
+    ----------
+    refused : int
+        Values that were not finite.
+    fired_channels : tuple of int
+        Which channels fired at the last alarm.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a key of its table
         self,
         detector: DetectorName = "adwin",
         signal: str = "loss",
@@ -107,71 +84,99 @@ class DriftMonitor:
         factor: float = 5.0,
         half_life: float = 100.0,
         cool_down: int = 0,
+        channels: Literal["mean", "each"] = "mean",
+        keep: float = 0.1,
+        trial: int = 200,
+        learners: Sequence[str] | None = None,
     ) -> None:
         for path, value, allowed in (
             ("detector", detector, tuple(DETECTORS)),
             ("reaction", reaction, REACTIONS),
+            ("channels", channels, ("mean", "each")),
         ):
             if value not in allowed:
                 raise ConfigError(f"drift.{path}", value, "one of " + ", ".join(allowed))
-        self._binary = DETECTORS[detector].startswith(BINARY)
-        if self._binary and signal != "error":
+        if DETECTORS[detector].startswith(BINARY) and signal != "error":
             raise ConfigError("drift.signal", signal, f"error: {detector} watches what is right or wrong")
-        if isinstance(cool_down, bool) or not isinstance(cool_down, int) or cool_down < 0:
-            raise ConfigError("drift.cool_down", cool_down, "a whole number of values, 0 or more")
+        self._check_numbers(cool_down, keep, trial)
         self.detector = detector
         self.signal = signal
-        self.reaction = reaction
+        self.reaction: Reaction = reaction
         self.params = dict(params or {})
         self.boost = Boost(factor, half_life) if reaction == "boost" else None
         self.cool_down = cool_down
+        self.each = channels == "each"
+        if self.each:
+            self._check_each()
+        self.keep = keep
+        self.trial = trial
+        self.learners = None if learners is None else tuple(learners)
         self.refused = 0
+        self.fired_channels: tuple[int, ...] = ()
         self._quiet = 0  # values still to pass before the next alarm
-        self._river = self._fresh()
+        one = make_detector(detector, self.params)  # also tells at once whether river takes the arguments
+        self._rivers: list[Any] = [] if self.each else [one]
+
+    @staticmethod
+    def _check_numbers(cool_down: int, keep: float, trial: int) -> None:
+        for name, value, least in (("cool_down", cool_down, 0), ("trial", trial, 2)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"drift.{name}", value, f"a whole number, {least} or more")
+        if not 0.0 <= keep < 1.0:
+            raise ConfigError("drift.keep", keep, "a number in [0, 1)")
+
+    def _check_each(self) -> None:
+        if self.signal not in BY_CHANNEL:
+            raise ConfigError("drift.signal", self.signal, "a signal with channels: " + ", ".join(BY_CHANNEL))
+        if self.detector not in LEVELS:
+            raise ConfigError("drift.detector", self.detector, "one whose level can be divided: " + ", ".join(LEVELS))
 
     @property
     def name(self) -> str:
         """``adwin:loss``."""
         return f"{self.detector}:{self.signal}"
 
-    def _fresh(self) -> Any:
-        from river import drift  # here, since it loads pandas and scikit-learn
+    def update(self, value: float | npt.NDArray[np.float64]) -> bool:
+        """Take one value of the signal; True if this is a drift. Non-finite values are counted and refused.
 
-        seeded = {"seed": 0} if self.detector == "kswin" else {}
-        try:
-            return operator.attrgetter(DETECTORS[self.detector])(drift)(**seeded | self.params)
-        except TypeError as exc:
-            raise ConfigError("drift.params", self.params, f"arguments of river.drift's class ({exc})") from exc
-
-    def update(self, value: float) -> bool:
-        """Take one value of the signal; True if this is a drift. Non-finite values are counted and refused."""
+        Parameters
+        ----------
+        value : float, or ndarray, (channels,), float64, for ``channels="each"``
+        """
         if self.boost is not None:
             self.boost.decay()
-        if not math.isfinite(value):
-            self.refused += 1
+        values = np.atleast_1d(np.asarray(value, np.float64)).tolist()
+        if self.each and not self._rivers:
+            params = corrected(self.detector, self.params, len(values))
+            self._rivers = [make_detector(self.detector, params) for _ in values]
+        seen = [i for i, one in enumerate(values) if math.isfinite(one)]
+        self.refused += len(values) - len(seen)
+        if not seen:
             return False
-        self._river.update(self._told(value))
-        fired = bool(self._river.drift_detected) and self._quiet == 0
+        firing = tuple(i for i in seen if tell(self.detector, self._rivers[i], values[i]))
+        fired = bool(firing) and self._quiet == 0
         self._quiet = self.cool_down if fired else max(self._quiet - 1, 0)
-        if fired and self.boost is not None:
-            self.boost.fire()
+        if fired:
+            self.fired_channels = firing
+            if self.boost is not None:
+                self.boost.fire()
         return fired
 
-    def _told(self, value: float) -> float | bool:
-        if not self._binary:
-            return value
-        wrong = value > 0.5
-        return not wrong if self.detector == "fhddm" else wrong  # river's FHDDM counts what was right
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the detector's and the reaction's state."""
-        level = None if self.boost is None else self.boost.level
-        return {"detector": dumps_river(self._river), "refused": self.refused, "quiet": self._quiet, "boost": level}
+        """Return the detectors' and the reaction's state."""
+        return {
+            "detectors": [dumps_river(one) for one in self._rivers],
+            "refused": self.refused,
+            "quiet": self._quiet,
+            "boost": None if self.boost is None else self.boost.level,
+            "fired_channels": list(self.fired_channels),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self._river = loads_river(state["detector"])
+        self._rivers = [loads_river(one) for one in state["detectors"]]
         self.refused = int(state["refused"])
         self._quiet = int(state["quiet"])
+        self.fired_channels = tuple(int(i) for i in state["fired_channels"])
         if self.boost is not None:
             self.boost.level = float(state["boost"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +12,10 @@ from streamadapt.badshare import BAD_SHARE_OF, BadShare
 from streamadapt.checkpoint import CheckpointStore
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import ConfigError, EntryError
+from streamadapt.keyed import KeyedPipeline
 from streamadapt.lane import Lane
 from streamadapt.merge import Arrived
-from streamadapt.metrics import Metrics, NullMetrics
+from streamadapt.metrics import Metrics, NullMetrics, StageTiming
 from streamadapt.pipeline import Pipeline
 from streamadapt.ports import (
     Clock,
@@ -74,6 +74,8 @@ class EngineSettings:
         config, not bad records.
     config_digest : str
         Ties checkpoints to the configuration that made them.
+    keys_path : Path or None
+        See `Lane`.
     """
 
     checkpoint_path: Path | None = None
@@ -87,6 +89,7 @@ class EngineSettings:
     max_ahead_ns: int = DAY_NS
     max_bad_share: float = 0.95
     config_digest: str = ""
+    keys_path: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every_s", "poll_s"):
@@ -104,7 +107,7 @@ class Engine:
     Parameters
     ----------
     source : Source
-    make_pipeline : callable () -> Pipeline
+    make_pipeline : callable () -> Pipeline or KeyedPipeline
         Called once per partition; every call must return an equal, fresh one.
     sink : Sink
     codec : Codec
@@ -122,7 +125,7 @@ class Engine:
     def __init__(
         self,
         source: Source,
-        make_pipeline: Callable[[], Pipeline],
+        make_pipeline: Callable[[], Pipeline | KeyedPipeline],
         sink: Sink,
         codec: Codec,
         dead_letters: DeadLetterSink,
@@ -145,7 +148,7 @@ class Engine:
         self._index = {stream: i for i, stream in enumerate(source.streams)}
         self._bad_share = BadShare(self.settings.max_bad_share)
         self._last_checkpoint = self.clock.monotonic()
-        self._timing = _StageTiming(self.clock, self.metrics)
+        self._timing = StageTiming(self.clock, self.metrics)
         self._paused: frozenset[StreamPartition] = frozenset()
         self._drifts_logged: dict[int, int] = {}
         self._state = ""
@@ -198,7 +201,10 @@ class Engine:
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()
-        return ended and not any(lane.waiting for lane in self.lanes.values())
+        done = ended and not any(lane.waiting for lane in self.lanes.values())
+        for lane in self.lanes.values() if done else ():
+            self._hand_out(lane, lane.pipeline.flush(), ())  # nothing comes any more; a plain stop cannot know that
+        return done
 
     # -- one round
 
@@ -228,10 +234,13 @@ class Engine:
 
     def _process(self, lane: Lane, released: Sequence[Arrived]) -> None:
         predictions, letters = lane.process(released)
+        self._hand_out(lane, predictions, letters)
+        self._bad_share.add(len(released), letters)
+
+    def _hand_out(self, lane: Lane, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
         with self._timing.stage("emit"):
             self._emit(predictions, letters)
-        self._bad_share.add(len(released), letters)
-        self._log_drifts(lane)
+        self._log_drifts(lane, predictions)
         self.metrics.pipeline(lane.partition, lane.pipeline.stats)
 
     def _emit(self, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
@@ -243,13 +252,16 @@ class Engine:
                 self.metrics.dead_letter(letter.reason, letter.stage)
                 _LOG.debug("dead letter %s %s: %s", letter.record.position, letter.reason, letter.detail)
 
-    def _log_drifts(self, lane: Lane) -> None:
+    def _log_drifts(self, lane: Lane, predictions: Sequence[Prediction]) -> None:
         stats = lane.pipeline.stats
         total = sum(stats.drifts.values())
         fresh = total - self._drifts_logged.get(lane.partition, 0)
         self._drifts_logged[lane.partition] = total
         for name, time in stats.drift_log[-fresh:] if fresh else ():
             _LOG.info("drift %s partition=%d event_time_ns=%d", name, lane.partition, time)
+        for p in predictions:
+            for done in p.reactions:
+                _LOG.info("reaction %s partition=%d event_time_ns=%d", done, lane.partition, p.time)
 
     def _watch_source(self, lag: Mapping[StreamPartition, int]) -> str:
         state = self.source.state
@@ -324,7 +336,8 @@ class Engine:
         pipeline = self.make_pipeline()
         pipeline.timing = self._timing
         wait_s, most_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
-        lane = Lane(partition, self.source.streams, pipeline, store, wait_s, most_ahead_ns)
+        keys_path = self.settings.keys_path
+        lane = Lane(partition, self.source.streams, pipeline, store, wait_s, most_ahead_ns, keys_path)
         info = lane.restore(self.settings.config_digest)
         self.lanes[partition] = lane
         self._drifts_logged[partition] = sum(pipeline.stats.drifts.values())
@@ -365,22 +378,3 @@ class Engine:
                 errors.append(error)
         if errors:
             raise errors[0]
-
-
-class _StageTiming:
-    """Hands stage durations from the pipeline to the metrics."""
-
-    def __init__(self, clock: Clock, metrics: Metrics) -> None:
-        self.clock = clock
-        self.metrics = metrics
-
-    def stage(self, name: str) -> AbstractContextManager[object]:
-        return self._measure(name)
-
-    @contextmanager
-    def _measure(self, name: str) -> Any:
-        start = self.clock.monotonic()
-        try:
-            yield
-        finally:
-            self.metrics.stage(name, self.clock.monotonic() - start)

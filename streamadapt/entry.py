@@ -98,8 +98,20 @@ class Prediction:
         another (a negative share).
     drifts : tuple of str
         ``detector:signal`` of each detector that fired on this arrival.
+    reactions : tuple of str
+        What drifts did since the prediction before: ``adwin:loss>reset bias-0.02``; ``refit-kept ...`` or
+        ``refit-dropped ...`` at the end of a refit.
+    ask, ask_probability : bool, float, or None
+        Whether its label is asked for, and with what probability that came out; None without a budget of labels.
+    estimated_loss : float or None
+        What the loss of `served` is expected to be, in the task's loss; None where nothing is known to tell it from.
     scores : mapping of str to float
         What learners tell about the entry itself, such as ``dictionary-error``: a drift signal and an anomaly score.
+    low, high : ndarray, (rows, columns), float32, or None
+        The interval that holds the target with the coverage asked for; None without `streamadapt.intervals.Intervals`,
+        NaN in cells of which no error is known yet.
+    columns : tuple of str
+        Of a panel: which sensor each column is, empty for a column that is still free.
     """
 
     position: Position
@@ -112,6 +124,13 @@ class Prediction:
     weights: Mapping[str, float]
     drifts: tuple[str, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
+    reactions: tuple[str, ...] = ()
+    ask: bool | None = None
+    ask_probability: float | None = None
+    estimated_loss: float | None = None
+    columns: tuple[str, ...] = ()
+    low: FloatArray | None = None
+    high: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,9 @@ class Reason(StrEnum):
     DUPLICATE_LABEL = "duplicate_label"
     LATE_LABEL = "late_label"
     BAD_CLASS = "bad_class"
+    LATE_RECORD = "late_record"
+    UNKNOWN_SENSOR = "unknown_sensor"
+    TOO_MANY_SENSORS = "too_many_sensors"
 
 
 class EntryError(StreamadaptError):

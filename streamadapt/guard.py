@@ -21,7 +21,7 @@ from streamadapt.losses import Array, Loss, Mask
 from streamadapt.scoped import SCOPES, Scope, Scoped
 from streamadapt.stacking import RidgeStack
 
-__all__ = ["Guard", "Hedge", "Mixture", "NoGuard", "Scope", "TwoLayer"]
+__all__ = ["Guard", "Hedge", "Mixture", "NoGuard", "Scope", "TwoLayer", "checked_scope", "effective_scope"]
 
 SCALE_RATE = 0.01
 """How fast the running scale of the base's error follows it, per arrival."""
@@ -52,6 +52,7 @@ class Guard(ABC):
 
     kind: ClassVar[str]
     prior: Mapping[str, float] | None = None
+    _weight = 1.0  # of what is being learned just now
 
     def check(self, names: Sequence[str], *, labelled: bool) -> None:
         """Raise `ConfigError` if it cannot mix experts of these names, with or without labels to judge them by."""
@@ -97,7 +98,7 @@ class Guard(ABC):
     def mix(self, predictions: Array) -> Mixture:
         """Mix (experts, rows, columns) predictions; changes nothing."""
 
-    def update(self, predictions: Array, own: Array, target: Array, mask: Mask) -> None:
+    def update(self, predictions: Array, own: Array, target: Array, mask: Mask, weight: float = 1.0) -> None:
         """Learn from what has matured.
 
         Parameters
@@ -109,13 +110,17 @@ class Guard(ABC):
         target : ndarray, (rows, columns)
         mask : ndarray, (rows, columns), bool
             Where the target is known.
+        weight : float, >= 0
+            What every loss of it counts.
         """
         known = self.loss.known(mask)
-        if not known.any():
+        if not known.any() or weight == 0.0:
             return
         target = np.where(mask, target, predictions[0])
         self._follow_scale(np.abs(predictions[0] - target), mask)
+        self._weight = weight
         self._learn(predictions, own, target, known)
+        self._weight = 1.0
 
     @abstractmethod
     def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None: ...
@@ -128,7 +133,9 @@ class Guard(ABC):
 
     def scale(self) -> Array:
         """What losses are divided by now, (rows, columns), or (rows, 1) for row-wise losses."""
-        return self.loss.scale_of(np.where(self.error > 0.0, self.error, self.floor))
+        scale = self.loss.scale_of(np.where(self.error > 0.0, self.error, self.floor))
+        # Losses count as many scales as they have: one of weight two has twice as many.
+        return scale if self._weight == 1.0 else scale / self._weight
 
     @abstractmethod
     def _aggregators(self) -> Sequence[Mixer]: ...
@@ -152,6 +159,11 @@ class TwoLayer(Guard):
     except for distributions, which its negative weights would break, and quantiles, which it does not aim at.
     Layer 2: ML-Poly (.999) per row. Costs, a step: some 40 passes over (experts, rows, columns) numbers.
 
+    What it promises: with losses in units of the base's running error, regrets within the cap of 5 and b_t layer 2's
+    bound at arrival t (`MLPoly`, against the base, N = `own_count` predictions of which it is the first), the served
+    loss summed over T arrivals is at most the base's plus ``b_T + .001 sum_{t<T} b_t``; each regret against the base
+    beyond the cap adds what is beyond it. In single blocks it can be worse (docs/regret.md, docs/guards.md).
+
     Parameters
     ----------
     scope : {"horizon", "global", "cell"}
@@ -168,12 +180,12 @@ class TwoLayer(Guard):
     def __init__(
         self, scope: Scope = "horizon", prior: Mapping[str, float] | None = None, *, stack: bool = True
     ) -> None:
-        self.scope = _checked(scope)
+        self.scope = checked_scope(scope)
         self.stack = stack
         self.prior = _checked_prior(prior)
 
     def _allocate(self) -> None:
-        scope = _effective(self.scope, self.loss)
+        scope = effective_scope(self.scope, self.loss)
         self.first = [Scoped(rule, scope) for rule in (FixedShare(0.01, 0.05), BOA(0.999, 0.99), MLPoly(0.99))]
         if self.columns > 1 and not self.loss.row_wise and scope != "cell":
             self.first.append(Scoped(BOA(0.999), "cell"))
@@ -231,6 +243,8 @@ class TwoLayer(Guard):
 class Hedge(Guard):
     """Plain fixed-share Hedge over all experts: simple, and able only to pick one expert at a time.
 
+    What it promises is in `FixedShare`, for losses in units of the base's running error and capped at 5 of them.
+
     Parameters
     ----------
     eta : float, > 0
@@ -251,12 +265,12 @@ class Hedge(Guard):
         scope: Scope = "horizon",
         prior: Mapping[str, float] | None = None,
     ) -> None:
-        self.scope = _checked(scope)
+        self.scope = checked_scope(scope)
         self.prior = _checked_prior(prior)
         self.rule = FixedShare(share, eta=eta)
 
     def _allocate(self) -> None:
-        self.scoped = Scoped(self.rule, _effective(self.scope, self.loss))
+        self.scoped = Scoped(self.rule, effective_scope(self.scope, self.loss))
         self.scoped.build(self.rows, self.columns, self._initial())
 
     @property
@@ -327,12 +341,16 @@ def _checked_prior(prior: Mapping[str, float] | None) -> dict[str, float] | None
     return dict(prior)
 
 
-def _checked(scope: Scope) -> Scope:
+def checked_scope(scope: Scope) -> Scope:
+    """Return the scope; `ConfigError` if there is none of that name."""
     if scope not in SCOPES:
-        raise ConfigError("guard.scope", scope, "one of " + ", ".join(SCOPES))
+        raise ConfigError("guard.scope", scope, "one of " + ", ".join(SCOPES) + "; per key: a [keys] table")
     return scope
 
 
-def _effective(scope: Scope, loss: Loss) -> Scope:
-    # The columns of a distribution stand or fall together: weights per class would not leave it on the simplex.
+def effective_scope(scope: Scope, loss: Loss) -> Scope:
+    """Return the scope that weights can have: the columns of a distribution stand or fall together.
+
+    Weights per class would not leave it on the simplex.
+    """
     return "horizon" if loss.row_wise and scope == "cell" else scope

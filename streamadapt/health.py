@@ -17,12 +17,15 @@ WINDOW = 50
 RATIO = 10.0
 """A learner whose loss is so many times the base's is broken."""
 USUAL_OF = 500
-"""Matured arrivals that the base's usual loss is a mean of."""
+"""Matured arrivals that the base's usual loss is a mean of, and steps of a gradient's usual norm."""
+GRADIENT_RATIO = 1000.0
+"""A learner whose gradient is so many times as long as usual is broken, and one whose gradient is no number."""
 SNAPSHOT_EVERY = 500
 """Matured arrivals between snapshots of the healthy learners."""
 PROBATION = 250
 """Matured arrivals that a learner must stay healthy after a snapshot before it counts as a good one: what breaks shows
 only in later losses."""
+ARRAYS = ("losses", "seen", "benched", "usual_norm", "steps")
 
 
 class Health:
@@ -30,7 +33,8 @@ class Health:
 
     A learner is broken when it says something that is not a number, or when the mean loss of its predictions over the
     last `WINDOW` matured arrivals is more than `RATIO` times the base's, both over those arrivals and as it usually is
-    (a base that happens to be nearly perfect for a while breaks nobody). It is then restored from its last good
+    (a base that happens to be nearly perfect for a while breaks nobody), or when the norm of its gradient is no finite
+    number or `GRADIENT_RATIO` times what it usually is. It is then restored from its last good
     snapshot, and the base stands in for it over the next `WINDOW` matured arrivals, while it goes on learning. A family
     of experts is restored as a whole; the base stands in for the broken one only.
 
@@ -51,6 +55,8 @@ class Health:
         self.benched = np.zeros(k, np.int64)  # matured arrivals still to stay out
         self.usual = 0.0  # running mean of the base's loss
         self.count = 0
+        self.usual_norm = np.zeros(len(learners))  # running means of the gradients' norms
+        self.steps = np.zeros(len(learners), np.int64)
 
     def check_predictions(self, experts: Array) -> list[int]:
         """Let the base stand in where needed; changes `experts` (1 + experts, rows, columns) in place.
@@ -94,6 +100,22 @@ class Health:
         self._keep_snapshots()
         return [k + 1 for k in broken]
 
+    def check_gradient(self, i: int) -> list[int]:
+        """Look at the newest gradient of learner `i`; return the experts taken out."""
+        norm = self.learners[i].gradient_norm
+        if norm is None:
+            return []
+        usual, ripe = float(self.usual_norm[i]), self.steps[i] >= WINDOW
+        if np.isfinite(norm) and not (ripe and usual > 0.0 and norm > GRADIENT_RATIO * usual):
+            self.steps[i] += 1
+            self.usual_norm[i] += (norm - usual) / min(int(self.steps[i]), USUAL_OF)
+            return []
+        experts = [k for k, owner in enumerate(self.owner) if owner == i]
+        fresh = [k for k in experts if self.benched[k] == 0]
+        for k in experts:
+            self._take_out(k)
+        return [k + 1 for k in fresh]
+
     def _keep_snapshots(self) -> None:
         if self.count % SNAPSHOT_EVERY == 0:
             ill = {self.owner[k] for k in np.flatnonzero(self.benched)}
@@ -111,7 +133,7 @@ class Health:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters and snapshots."""
-        arrays = {name: getattr(self, name).copy() for name in ("losses", "seen", "benched")}
+        arrays = {name: getattr(self, name).copy() for name in ARRAYS}
         snapshots = {"good": list(self.good), "candidates": list(self.candidates)}
         return {**snapshots, "count": self.count, "usual": self.usual, **arrays}
 
@@ -121,5 +143,5 @@ class Health:
         self.candidates = list(state["candidates"])
         self.count = int(state["count"])
         self.usual = float(state["usual"])
-        for name in ("losses", "seen", "benched"):
+        for name in ARRAYS:
             getattr(self, name)[...] = state[name]

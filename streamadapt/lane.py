@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from streamadapt.checkpoint import CheckpointStore
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import EntryError
+from streamadapt.keyed import KeyedPipeline
+from streamadapt.keystore import DirectoryKeyStore
 from streamadapt.lookahead import Lookahead
 from streamadapt.manifest import CheckpointInfo
 from streamadapt.merge import Arrived, Merge
@@ -25,7 +28,7 @@ class Lane:
     partition : int
     streams : sequence of str
         The entries', then the labels'.
-    pipeline : Pipeline
+    pipeline : Pipeline or KeyedPipeline
         Fresh; `restore` fills it.
     store : CheckpointStore or None
         None keeps nothing.
@@ -33,16 +36,19 @@ class Lane:
         See `Merge`.
     most_ahead_ns : int, ns
         See `Lookahead`.
+    keys_path : Path, optional
+        Where keys go that leave memory: a folder of its own in it. Default: in the store's, or else in a temporary one.
     """
 
     def __init__(
         self,
         partition: int,
         streams: Sequence[str],
-        pipeline: Pipeline,
+        pipeline: Pipeline | KeyedPipeline,
         store: CheckpointStore | None,
         wait_s: float,
         most_ahead_ns: int,
+        keys_path: Path | None = None,
     ) -> None:
         self.partition = partition
         self.streams = tuple(streams)
@@ -55,6 +61,15 @@ class Lane:
         self._refused: list[DeadLetter] = []
         self._record: Record | None = None
         pipeline.on_rejected = self._reject
+        if isinstance(pipeline, KeyedPipeline) and pipeline.store is None:
+            pipeline.store = self._key_store(keys_path)
+
+    def _key_store(self, root: Path | None) -> DirectoryKeyStore:
+        if root is not None:
+            root = root / f"{self.streams[0]}-{self.partition}"
+        elif self.store is not None:
+            root = self.store.path / "keys"
+        return DirectoryKeyStore(root, keep=0 if self.store is None else self.store.keep)
 
     @property
     def waiting(self) -> int:
@@ -105,13 +120,18 @@ class Lane:
         if self.store is None:
             return None
         state = self.pipeline.state_dict()
-        return self.store.save(state, self.positions, config_digest=digest, summary=self.summary(), on_step=on_step)
+        info = self.store.save(state, self.positions, config_digest=digest, summary=self.summary(), on_step=on_step)
+        if isinstance(self.pipeline, KeyedPipeline):
+            self.pipeline.checkpointed()
+        return info
 
     def summary(self) -> Mapping[str, Any]:
         """Return the statistics as plain values."""
         return self.pipeline.stats.state_dict()
 
     def close(self) -> None:
-        """Give up the checkpoint folder."""
+        """Give up the folders."""
+        if isinstance(self.pipeline, KeyedPipeline) and self.pipeline.store is not None:
+            self.pipeline.store.close()
         if self.store is not None:
             self.store.close()

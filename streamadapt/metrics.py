@@ -9,15 +9,27 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from streamadapt import __version__
+from streamadapt.metrics_labels import label_samples
 from streamadapt.ports import Clock, StreamPartition, SystemClock
 from streamadapt.stats import Stats
 
-__all__ = ["CATALOGUE", "STAGES", "STAGE_BOUNDS_S", "Histogram", "MetricSpec", "Metrics", "NullMetrics", "Samples"]
+__all__ = [
+    "CATALOGUE",
+    "STAGES",
+    "STAGE_BOUNDS_S",
+    "Histogram",
+    "MetricSpec",
+    "Metrics",
+    "NullMetrics",
+    "Samples",
+    "StageTiming",
+]
 
 STAGES = ("decode", "learn", "predict", "emit", "checkpoint")
 # From one cheap decode to a checkpoint on a slow disk; beyond the last bound only the count is known.
@@ -60,7 +72,8 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "Nothing; it stays behind entries_total only while the first window fills.",
     ),
     MetricSpec(
-        "streamadapt_labels_total", "counter", "Labels by what became of them: learned, unpredicted or expired.",
+        "streamadapt_labels_total", "counter",
+        "Labels by what became of them: learned, partial, corrected, unpredicted, expired, negative, turned, confirmed",
         (*_P, "outcome"), "labels",
         "When expired rises, labels come later than their time-to-live: raise it, or mend the label stream.",
     ),
@@ -95,6 +108,21 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "When it rises often while the loss (matured_loss_total) stays the same, make the detector less sensitive.",
     ),
     MetricSpec(
+        "streamadapt_reactions_total", "counter", "What drifts did, once for each learner that it was done to.",
+        (*_P, "reaction"), "reactions",
+        "When it rises and the served loss does not fall, the reaction does not pay: set it to alert.",
+    ),
+    MetricSpec(
+        "streamadapt_keys", "gauge", "Keys with a pipeline of their own, by place: resident (in memory) or stored.",
+        (*_P, "place"), "keys",
+        "When stored nears keys.max_stored, raise that: beyond it the key used least recently is forgotten.",
+    ),
+    MetricSpec(
+        "streamadapt_key_moves_total", "counter", "Keys evicted from memory, restored to it, or forgotten.",
+        (*_P, "move"), "keys",
+        "When restored rises nearly as fast as entries_total, raise keys.max_keys; forgotten keys start from nothing.",
+    ),
+    MetricSpec(
         "streamadapt_dead_letters_total", "counter",
         "Records refused, by reason and stage; nothing was learned from them.", ("reason", "stage"), "records",
         "Read the newest dead letters; if all have one reason, mend the producer or the codec's configuration.",
@@ -102,6 +130,36 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     MetricSpec(
         "streamadapt_late_labels_total", "counter", "Labels refused since their prediction had expired.",
         (), "labels", "Raise the labels' time-to-live, or make labels come sooner.",
+    ),
+    MetricSpec(
+        "streamadapt_asked_labels_total", "counter", "Labels asked for, with a budget of labels.",
+        _P, "labels", "Nothing; its rate over that of predictions_total is the budget's.",
+    ),
+    MetricSpec(
+        "streamadapt_asked_loss", "gauge",
+        "Loss over all predictions, from the asked labels, each weighted by one over its probability.",
+        (*_P, "role"), "loss (the task's)", "As matured_loss_total, which is over the labelled only.",
+    ),
+    MetricSpec(
+        "streamadapt_estimated_loss_total", "counter",
+        "Losses (and, with classes, accuracies) as estimated at the time of the prediction, summed by measure: base, "
+        "served, base_accuracy, served_accuracy; of all predictions, or of those whose label has come (known).",
+        (*_P, "measure", "labels"), "loss (the task's)",
+        "When its rate over estimated_predictions_total rises, expect losses to rise before the labels tell.",
+    ),
+    MetricSpec(
+        "streamadapt_estimated_predictions_total", "counter", "What estimated_loss_total is summed over.",
+        (*_P, "labels"), "predictions", "Nothing; all less known have no label yet.",
+    ),
+    MetricSpec(
+        "streamadapt_true_loss_total", "counter",
+        "What the measures of estimated_loss_total really were, over the known ones.",
+        (*_P, "measure"), "loss (the task's)",
+        "When it leaves estimated_loss_total of the known, the labels have changed in a way that no input shows.",
+    ),
+    MetricSpec(
+        "streamadapt_interval_cells_total", "counter", "Matured cells with a prediction interval.",
+        (*_P, "result"), "cells", "The share of within comes to the coverage asked for; if not, raise intervals.rate.",
     ),
     MetricSpec(
         "streamadapt_consumer_lag_records", "gauge", "Records in the source that are not yet delivered.",
@@ -198,8 +256,20 @@ class Metrics:
             loss_sum=dict(stats.loss_sum),
             loss_cells=dict(stats.loss_cells),
             drifts=Counter(stats.drifts),
+            reactions=Counter(stats.reactions),
+            keys=Counter(stats.keys),
             weights=dict(stats.weights),
             signals=dict(stats.signals),
+            asked=stats.asked,
+            asked_loss=dict(stats.asked_loss),
+            asked_weight=stats.asked_weight,
+            estimated=dict(stats.estimated),
+            foreseen=dict(stats.foreseen),
+            seen=dict(stats.seen),
+            estimated_count=stats.estimated_count,
+            seen_count=stats.seen_count,
+            interval_cells=stats.interval_cells,
+            interval_hits=stats.interval_hits,
             pending=stats.pending,
             last_time=stats.last_time,
         )  # without the drift log, which no metric shows
@@ -287,6 +357,23 @@ class NullMetrics(Metrics):
         """Do nothing."""
 
 
+class StageTiming:
+    """Hands stage durations from the pipeline to the metrics."""
+
+    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+        self.clock = clock
+        self.metrics = metrics
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure one run of a stage."""
+        start = self.clock.monotonic()
+        try:
+            yield
+        finally:
+            self.metrics.stage(name, self.clock.monotonic() - start)
+
+
 def _add_pipeline(found: Samples, partition: str, stats: Stats, now_ns: int) -> None:
     def add(name: str, items: Iterable[tuple[tuple[str, ...], float]]) -> None:
         found[f"streamadapt_{name}"] += [((partition, *labels), value) for labels, value in items]
@@ -301,5 +388,11 @@ def _add_pipeline(found: Samples, partition: str, stats: Stats, now_ns: int) -> 
     add("guard_weight_ratio", (((expert,), weight) for expert, weight in stats.weights.items()))
     add("signal", (((name,), value) for name, value in stats.signals.items()))
     add("drifts_total", (((name.partition(":")[0], name.partition(":")[2]), n) for name, n in stats.drifts.items()))
+    add("reactions_total", (((what,), n) for what, n in stats.reactions.items()))
+    places = ("resident", "stored")
+    add("keys", (((place,), n) for place, n in stats.keys.items() if place in places))
+    add("key_moves_total", (((move,), n) for move, n in stats.keys.items() if move not in places))
+    for name, labels, value in label_samples(stats):
+        add(name, [(labels, value)])
     if stats.last_time:
         add("event_time_lag_seconds", [((), (now_ns - stats.last_time) / 1e9)])

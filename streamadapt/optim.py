@@ -73,6 +73,7 @@ class Optimiser(nn.Module):
         self.lr = lr
         self.name = name
         self.options = _checked(name, options)
+        self.norm: Tensor | None = None  # of the newest gradient, before it is clipped; no part of the state
         self._parameters_stepped: list[Tensor] = list(parameters)
         self._torch = self._of_torch()
         if self._torch is None:
@@ -117,8 +118,9 @@ class Optimiser(nn.Module):
         """
         gradients = list(torch.autograd.grad(loss, self._parameters_stepped))
         with torch.no_grad():
+            self.norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             if clip is not None:
-                _clip(gradients, clip)
+                torch._foreach_mul_(gradients, (clip / (self.norm + 1e-6)).clamp_max(1.0))
             if self._torch is not None:
                 self._step_of_torch(self._torch, gradients, boost)
             elif self.name == "lion":
@@ -160,11 +162,6 @@ class Optimiser(nn.Module):
     def _decay(self, lr: float) -> None:
         if self.options["weight_decay"]:
             torch._foreach_mul_(self._parameters_stepped, 1.0 - lr * self.options["weight_decay"])
-
-
-def _clip(gradients: list[Tensor], most: float) -> None:
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp_max(1.0))
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

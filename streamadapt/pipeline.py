@@ -14,17 +14,22 @@ from torch import Tensor
 
 from streamadapt.base import Base, as_base, without_nonfinite
 from streamadapt.device import resolve_device
-from streamadapt.drift import SIGNALS, DriftMonitor
+from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, ShapeError
 from streamadapt.guard import Guard, TwoLayer
 from streamadapt.health import Health
+from streamadapt.intervals import NoIntervals
+from streamadapt.label_budget import LabelBudget
+from streamadapt.labelling import Labelling
 from streamadapt.learners.base import BaseOutput, Learner, Spec
 from streamadapt.losses import Array
+from streamadapt.panel import Panel
 from streamadapt.spec import spec_from_state, spec_state, spec_with_scaling
 from streamadapt.stats import Stats
-from streamadapt.tasks import Issued, Matured, Task
+from streamadapt.tasks import Example, Issued, Matured, Task
 from streamadapt.timing import NO_TIMING, Timing
+from streamadapt.watch import Watch
 
 __all__ = ["Pipeline"]
 
@@ -49,8 +54,16 @@ class Pipeline:
         Where base and learners live.
     seed : int
         Of all random numbers: the same entries, settings and seed give the same bits on the same kind of machine.
+    budget : LabelBudget, optional
+        Supervised tasks: asks for the labels that tell most (`Prediction.ask`).
+    estimate : bool
+        Whether the losses of predictions are estimated before their labels come. Changes no prediction.
     on_rejected : callable, optional
         Called with a refused item and its `EntryError`; without one, `observe` raises it.
+    panel : Panel, optional
+        Assembles records of single sensors into the entries that the task sees. It holds state, too.
+    intervals : Intervals, optional
+        Forecasts and regressions: a prediction has `Prediction.low` and `high`. It holds state, too.
 
     Examples
     --------
@@ -63,7 +76,7 @@ class Pipeline:
     ([49.0, 49.0], (2, 1))
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a pipeline is put together from its parts
         self,
         task: Task,
         base: Base | Callable[..., Any],
@@ -73,13 +86,16 @@ class Pipeline:
         *,
         device: str | torch.device = "auto",
         seed: int = 0,
+        budget: LabelBudget | None = None,
+        estimate: bool = True,
         on_rejected: Rejected | None = None,
+        panel: Panel | None = None,
+        intervals: NoIntervals | None = None,
     ) -> None:
         self.task = task
         self.base = as_base(base)
         self.learners = list(learners)
         self.guard = guard or TwoLayer()
-        self.drift = list(drift)
         self.device_wanted = device
         self.seed = seed
         self.on_rejected = on_rejected
@@ -90,28 +106,36 @@ class Pipeline:
         for learner in self.learners:
             learner.check_kind(task.kind)
         self.base.check(task.kind, task.window_length, task.rows, getattr(task, "classes", None))
+        self.watch = Watch(drift, self.learners, task.kind)
+        self.panel, self.intervals = panel, intervals or NoIntervals()
         self._check_parts()
-        self.stats = Stats()
-        task.outcomes = self.stats.labels
+        self.labelling = Labelling(task, budget, estimate=estimate)
+        self.count_in(self.watch.stats)
         self.health: Health | None = None
         self.spec: Spec | None = None
-        self._fired: tuple[str, ...] = ()
 
     def _check_parts(self) -> None:
-        """Raise `ConfigError` where learners, guard, detectors and task do not fit each other."""
-        signals = (*SIGNALS, *(name for learner in self.learners for name in learner.signal_names))
-        for i, monitor in enumerate(self.drift):
-            if monitor.signal not in signals:
-                raise ConfigError(f"drift[{i}].signal", monitor.signal, "one of " + ", ".join(signals))
+        """Raise `ConfigError` where learners, guard, panel and task do not fit each other."""
+        if self.panel is not None:
+            self.panel.check(self.task, self.base.channels)
         self.guard.check(self.names, labelled=self.task.labelled)
+        self.intervals.check(self.task)
         if not self.task.labelled:
             for i, learner in enumerate(self.learners):
                 if learner.needs_labels:
                     raise ConfigError(f"learners[{i}].kind", learner.kind, "one that adapts without labels: none come")
 
+    def count_in(self, stats: Stats) -> None:
+        """Count in `stats` from now on; many pipelines may share one."""
+        self.stats = self.watch.stats = self.labelling.stats = stats
+        self.task.outcomes = stats.labels
+        if self.panel is not None:
+            self.panel.lost = stats.rejected
+
     def observe(self, items: Iterable[Entry | Label]) -> list[Prediction]:
         """Take entries and labels in, in order; return one prediction per entry once the window is full.
 
+        With a `panel` there is one per assembled row: several at one record, or none.
         ``observe([a, b])`` equals ``observe([a]) + observe([b])``.
 
         Raises
@@ -119,31 +143,31 @@ class Pipeline:
         EntryError
             At the first bad item, if there is no `on_rejected`; that item changed nothing.
         """
-        predictions = []
+        predictions: list[Prediction] = []
         for item in items:
             try:
-                prediction = self._step(item)
+                for row in (item,) if self.panel is None else self.panel.take(item):
+                    predictions += filter(None, (self._step(row),))
             except EntryError as error:
                 self.stats.rejected[error.reason.value] += 1
                 if self.on_rejected is None:
                     raise
                 self.on_rejected(item, error)
-            else:
-                if prediction is not None:
-                    predictions.append(prediction)
         return predictions
+
+    def flush(self) -> list[Prediction]:
+        """Predict for what waits in the panel, if there is one: nothing comes any more."""
+        return [] if self.panel is None else [p for row in self.panel.flush() if (p := self._step(row)) is not None]
 
     def _step(self, item: Entry | Label) -> Prediction | None:
         self._check_width(item)
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
         with self.timing.stage("learn"), torch.no_grad():
-            for matured in arrival.matured:
-                losses = self._learn(matured)  # 2. every learner, in order
-                relative = self._relative(losses[0], matured)
-                self._detect("loss", relative)  # 3. drift, and the reactions to it
-                if self._watches("error"):
-                    self._detect("error", self._wrong(relative, matured))
-                self.guard.update(matured.experts, matured.own, matured.target, matured.mask)  # 4. the mixture
+            for matured in self.intervals.learn(arrival.matured, self.stats):
+                self._learn(matured)  # 2. every learner, in order
+                self.watch.take_in_matured(matured, self.task.loss)  # 3. drift, and the reactions to it
+                self.labelling.learn(matured)
+                self.guard.update(matured.experts, matured.own, matured.target, matured.mask, matured.weight)  # 4.
         self.stats.pending = self.task.pending
         if isinstance(item, Label):
             return None
@@ -195,6 +219,7 @@ class Pipeline:
         self.base.to(spec.device)
         for learner in self.learners:
             learner.build(spec)
+        self.watch.check_spec(spec)
         self.health = Health(self.learners)
         unit = spec.output_scale.cpu().double().numpy()
         self.guard.build(self.names, spec.rows, spec.columns, self.task.loss, unit)
@@ -206,21 +231,28 @@ class Pipeline:
 
     # -- steps 2 and 3
 
-    def _learn(self, matured: Matured) -> Array:
-        """Update every learner; return the mean loss of each expert over the cells that matured."""
+    def _learn(self, matured: Matured) -> None:
         assert self.health is not None
-        boost = max([1.0, *(m.boost.level for m in self.drift if m.boost is not None)])
+        boost, reactor = self.watch.boost, self.watch.reactor
         losses = self._score(matured)
-        for learner in self.learners:
+        if reactor.trials and matured.path is not None:
+            self._compare(matured.path)
+        for i, learner in enumerate(self.learners):
             example = matured.rows if learner.matures == "rows" else matured.path
             if example is not None and learner.needs_labels:
-                learner.boost = boost
+                learner.boost, learner.weight = boost, matured.weight
                 learner.learn(example.inputs, example.base, example.target, example.mask)
+                reactor.learned(i, example.inputs, example.base, example.target, example.mask)
                 for name in learner.names:
                     self.stats.updates[name]["ok"] += 1
+                self._count_restored(self.health.check_gradient(i))
         if not np.isnan(losses[0]):
             self._count_restored(self.health.check_losses(losses))
-        return losses
+
+    def _compare(self, path: Example) -> None:
+        known = self.task.loss.known(path.mask.cpu().numpy())
+        target = path.target.cpu().double().numpy()
+        self.watch.reactor.compare(path.inputs, path.base, target, known, self.task.loss)
 
     def _count_restored(self, experts: list[int]) -> None:
         for k in experts:
@@ -234,45 +266,27 @@ class Pipeline:
         served = matured.own[-1:] if len(matured.own) else self.guard.mix(matured.experts).served[None]
         losses = self.task.loss.loss(np.concatenate([matured.experts, served]), matured.target)
         sums = np.where(known, losses, 0.0).sum(axis=(1, 2))
+        if matured.weight != 1.0:
+            sums = sums * matured.weight
         for name, total in zip((*self.names, "served"), sums.tolist(), strict=True):
             self.stats.loss_sum[name] += total
             self.stats.loss_cells[name] += cells
         means: Array = sums[:-1] / cells
         return means
 
-    def _relative(self, loss: float, matured: Matured) -> float:
-        """The base's loss in units of its usual one, so that one threshold suits every unit; NaN if nothing matured."""
-        known = self.task.loss.known(matured.mask)
-        return loss / float(self.guard.scale()[known].mean()) if known.any() else np.nan
-
-    def _wrong(self, relative: float, matured: Matured) -> float:
-        """Return 1 where the base was wrong, 0 where it was right, NaN if nothing matured."""
-        if math.isnan(relative):
-            return relative
-        if self.task.kind == "classification":
-            return float((matured.experts[0].argmax(-1) != matured.target.argmax(-1)).any())
-        return float(relative > 1.0)
-
-    def _watches(self, signal: str) -> bool:
-        return any(monitor.signal == signal for monitor in self.drift)
-
-    def _detect(self, signal: str, value: float) -> None:
-        for monitor in self.drift:
-            if monitor.signal == signal and monitor.update(float(value)):
-                self.stats.add_drift(monitor.name, self.stats.last_time)
-                self._fired = (*self._fired, monitor.name)
-
     def _adapt(self, issued: Issued) -> dict[str, float]:
         scores: dict[str, float] = {}
-        for learner in self.learners:
+        assert self.health is not None
+        for i, learner in enumerate(self.learners):
             learner.adapt(issued.inputs, issued.base)
+            if not learner.needs_labels:
+                self._count_restored(self.health.check_gradient(i))
             if learner.signal_names:
                 scores |= {name: value for name, value in learner.signals().items() if math.isfinite(value)}
         self.stats.signals = scores
-        for name, value in scores.items():
-            self._detect(name, value)
+        self.watch.take_in_scores(scores)
+        self.watch.take_in_issued(issued)
         if not self.task.labelled:  # no loss will tell that time passes
-            assert self.health is not None
             self.health.check_losses(np.zeros(len(self.names)))
         return scores
 
@@ -282,9 +296,6 @@ class Pipeline:
         assert self.task.window is not None
         spec = self.spec or self._new_spec()
         inputs = torch.from_numpy(self.task.window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
-        if commit and self._watches("input"):
-            newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().numpy()[~np.isnan(entry.values)]
-            self._detect("input", float(newest.mean()) if len(newest) else np.nan)
         base = self.base(inputs)._replace(times=torch.from_numpy(self.task.window.times.copy()).to(spec.device))
         if tuple(base.output.shape) != (spec.rows, spec.columns):
             raise ShapeError(
@@ -292,13 +303,21 @@ class Pipeline:
             )
         if self.spec is None:  # what the base shows is known only now
             self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
+        if commit and self.watch.monitors:
+            newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
+            self.watch.take_in_entry(np.where(np.isnan(entry.values), np.nan, newest), base)
         base, silent = without_nonfinite(base, spec.kind, spec.output_loc)
         experts = self._experts(inputs, base, commit=commit)
         mixture = self.guard.mix(experts)
         if silent is not None:  # NaN here is what the task knows not to judge or learn from
             for said in (experts, mixture.own, mixture.served):
                 said[..., silent] = np.nan
-        return Issued(entry, inputs, base, experts, mixture.own), mixture.served, mixture.weights
+        note = () if self.labelling.silent else self._note(experts, mixture.served, commit=commit)
+        own = self.intervals.issue(mixture)
+        return Issued(entry, inputs, base, experts, own, note), mixture.served, mixture.weights
+
+    def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
+        return self.labelling.note(experts, served, self.guard.scale(), commit=commit)
 
     def _experts(self, inputs: Tensor, base: BaseOutput, *, commit: bool) -> Array:
         shape = (-1, *base.output.shape)  # a family of learners offers several experts at once
@@ -325,11 +344,13 @@ class Pipeline:
         if commit:
             self.stats.predictions += 1
             self.stats.weights = shares
-        fired, self._fired = self._fired, () if commit else self._fired
+        fired, done = self.watch.taken() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
+        asked = self.labelling.said(issued.note, commit=commit)
         return Prediction(
-            entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores
-        )
+            entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
+            *asked, () if self.panel is None else self.panel.columns, *self.intervals.bounds(issued.own),
+        )  # fmt: skip
 
     # -- state
 
@@ -343,9 +364,11 @@ class Pipeline:
             "learners": [learner.snapshot() for learner in self.learners] if built else None,
             "health": self.health.state_dict() if self.health is not None else None,
             "guard": self.guard.state_dict() if built else None,
-            "drift": [monitor.state_dict() for monitor in self.drift],
-            "fired": list(self._fired),
+            "drift": self.watch.state_dict(),
+            "labelling": self.labelling.state_dict(),
+            "intervals": self.intervals.state_dict(),
             "stats": self.stats.state_dict(),
+            **({} if self.panel is None else {"panel": self.panel.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -356,7 +379,7 @@ class Pipeline:
         CheckpointError
             If the state is of other experts.
         """
-        if list(state["names"]) != self.names or len(state["drift"]) != len(self.drift):
+        if list(state["names"]) != self.names or len(state["drift"]["monitors"]) != len(self.watch.monitors):
             raise CheckpointError(f"the checkpoint is of the experts {state['names']}, this pipeline has {self.names}")
         if state["spec"] is not None:
             device = resolve_device(self.device_wanted, cells=state["spec"]["rows"] * state["spec"]["columns"])
@@ -367,8 +390,10 @@ class Pipeline:
             self.health.load_state_dict(state["health"])
             self.guard.load_state_dict(state["guard"])
         self.task.load_state_dict(state["task"])
-        for monitor, saved in zip(self.drift, state["drift"], strict=True):
-            monitor.load_state_dict(saved)
-        self._fired = tuple(state["fired"])
+        self.watch.load_state_dict(state["drift"])
+        self.labelling.load_state_dict(state["labelling"])
+        self.intervals.load_state_dict(state["intervals"])
         self.stats.load_state_dict(state["stats"])
-        self.task.outcomes = self.stats.labels
+        if self.panel is not None:
+            self.panel.load_state_dict(state["panel"])
+        self.count_in(self.stats)

@@ -19,7 +19,7 @@ __all__ = ["ROOTS", "arguments_of", "build", "call", "choose", "kinds", "prepare
 ROOTS = frozenset(
     {
         "source", "fields", "task", "base", "learners", "drift", "guard", "sink", "dead_letters", "checkpoint",
-        "metrics", "limits", "device", "seed", "threads",
+        "metrics", "limits", "keys", "panel", "device", "seed", "threads",
     }
 )  # fmt: skip
 """What the paths of a config start with."""

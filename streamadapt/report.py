@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from streamadapt.stats import Stats
@@ -18,8 +18,11 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
     -------
     dict
         ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``, ``predictions``, ``pending``;
-        ``labels``, ``dead_letters``, ``drifts``, ``restored``: name -> count; ``drift_log``: the newest drifts as
-        [name, event time in ns]; ``weights``: expert -> mean share now.
+        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``restored``: name -> count; ``drift_log``: the
+        newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``: labels asked for;
+        ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``: measure -> means
+        of the estimates of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and what those of the
+        labelled ``really`` were. Empty where there is nothing to tell.
     """
     sums: Counter[str] = Counter()
     cells: Counter[str] = Counter()
@@ -41,10 +44,45 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         "labels": _total(s.labels for s in stats),
         "dead_letters": _total(s.rejected for s in stats),
         "drifts": _total(s.drifts for s in stats),
+        "reactions": _total(s.reactions for s in stats),
         "drift_log": [list(drift) for s in stats for drift in s.drift_log],
         "restored": restored,
         "weights": weights,
+        "asked": sum(s.asked for s in stats),
+        "asked_loss": _asked(stats),
+        "estimated": _estimated(stats),
     }
+
+
+def _asked(stats: Sequence[Stats]) -> dict[str, float]:
+    weight = sum(s.asked_weight for s in stats)
+    return {role: total / weight for role, total in _sums(s.asked_loss for s in stats).items()} if weight else {}
+
+
+def _estimated(stats: Sequence[Stats]) -> dict[str, dict[str, float | None]]:
+    count, known = sum(s.estimated_count for s in stats), sum(s.seen_count for s in stats)
+    told, foreseen = _sums(s.estimated for s in stats), _sums(s.foreseen for s in stats)
+    really = _sums(s.seen for s in stats)
+
+    def mean(total: float, n: float) -> float | None:
+        return total / n if n > 0.0 else None
+
+    return {
+        measure: {
+            "all": mean(total, count),
+            "labelled": mean(foreseen.get(measure, 0.0), known),
+            "really": mean(really.get(measure, 0.0), known),
+            "unlabelled": mean(total - foreseen.get(measure, 0.0), count - known),
+        }
+        for measure, total in told.items()
+    }
+
+
+def _sums(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    sums: Counter[str] = Counter()
+    for part in parts:
+        sums.update(part)
+    return dict(sums)
 
 
 def _total(counters: Any) -> dict[str, int]:

@@ -27,11 +27,11 @@ from streamadapt.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["decode", "encode"]
+__all__ = ["NATIVE_TENSORS", "decode", "encode"]
 
 _MARK = "$"
 # What every accepted safetensors stores by its own type; everything else travels as raw bytes plus its type.
-_NATIVE_TENSORS = {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+NATIVE_TENSORS = {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
 _NATIVE_ARRAYS = {"<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1"}
 # Types that are only bits: no object arrays (they hold code) and no structured ones.
 _ARRAY_TYPE = re.compile(r"[<>|=][biufcmMSU]\d+(\[\w+\])?")
@@ -113,7 +113,7 @@ def _store_tensor(node: Any, path: str, table: dict[str, torch.Tensor]) -> Any:
     # Copy also on the CPU: the caller may go on training, and safetensors refuses tensors that share memory.
     flat = node.detach().resolve_conj().resolve_neg().to("cpu", copy=True).contiguous()
     kind = str(node.dtype).removeprefix("torch.")
-    if kind in _NATIVE_TENSORS:
+    if kind in NATIVE_TENSORS:
         return {_MARK: "tensor", "at": _put(flat, path, table)}
     raw = flat.reshape(-1).view(torch.uint8)
     return {_MARK: "tensor", "at": _put(raw, path, table), "type": kind, "shape": list(flat.shape)}

@@ -25,8 +25,11 @@ class Stats:
     entries, predictions : int
         Accepted entries; predictions made (fewer, while the first window fills).
     labels : Counter of str
-        By outcome: ``learned``, ``unpredicted`` (its entry came before the first full window), ``expired`` (a
-        prediction whose time-to-live ended without a label).
+        By outcome: ``learned`` (whole), ``partial`` (learned, and outputs are still missing), ``corrected`` (did not
+        agree with one that was not learned yet), ``absurd`` (not learned, in whole or in part: too far from anything
+        so far), ``unpredicted`` (its entry came before the first full window),
+        ``expired`` (a prediction whose time-to-live ended without a whole label), ``negative`` (an entry learned as a
+        negative for want of a label), ``turned`` and ``confirmed`` (such an entry's label: a positive, a negative).
     rejected : Counter of str
         Refused entries and labels by `streamadapt.errors.Reason` value.
     updates : dict of str to Counter of str
@@ -37,10 +40,29 @@ class Stats:
         ``detector:signal`` -> count.
     drift_log : list of (str, int)
         The newest `DRIFT_LOG` drifts: ``detector:signal`` and the entry's event time in ns.
+    reactions : Counter of str
+        What drifts did: ``boost``, ``forget``, ``reset``, ``refit``, ``refit-kept``, ``refit-dropped`` -> count, one
+        for each learner that it was done to.
+    keys : Counter of str
+        Where every key has a pipeline of its own: ``resident`` and ``stored`` now; ``evicted``, ``restored`` and
+        ``forgotten`` so far. Else empty.
     weights : dict of str to float
         Each expert's share of the newest served prediction, averaged over the cells.
     signals : dict of str to float
         What learners tell about the newest entry.
+    asked : int
+        Labels asked for (`streamadapt.label_budget.LabelBudget`).
+    asked_loss : dict of str to float
+        ``base``, ``served`` -> sum of the losses of labels that were asked for, each over the probability of that.
+    asked_weight : float
+        Sum of one over these probabilities: about how many predictions they stand for.
+    estimated, foreseen, seen : dict of str to float
+        Sums of estimated losses (``base``, ``served``; with classes also ``base_accuracy``, ``served_accuracy``): over
+        all predictions; over those whose label has come; and what these really were.
+    estimated_count, seen_count : int, float
+        How many predictions the sums are over; a label known in part counts in part.
+    interval_cells, interval_hits : int
+        Matured cells that had an interval; those of them whose target lay within.
     pending : int
         Predictions that still wait for a label.
     last_time : int, ns
@@ -56,8 +78,20 @@ class Stats:
     loss_cells: dict[str, int] = field(default_factory=dict)
     drifts: Counter[str] = field(default_factory=Counter)
     drift_log: list[tuple[str, int]] = field(default_factory=list)
+    reactions: Counter[str] = field(default_factory=Counter)
+    keys: Counter[str] = field(default_factory=Counter)
     weights: dict[str, float] = field(default_factory=dict)
     signals: dict[str, float] = field(default_factory=dict)
+    asked: int = 0
+    asked_loss: dict[str, float] = field(default_factory=dict)
+    asked_weight: float = 0.0
+    estimated: dict[str, float] = field(default_factory=dict)
+    foreseen: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, float] = field(default_factory=dict)
+    estimated_count: int = 0
+    seen_count: float = 0.0
+    interval_cells: int = 0
+    interval_hits: int = 0
     pending: int = 0
     last_time: int = 0
 
@@ -72,17 +106,25 @@ class Stats:
         cells = self.loss_cells.get(role, 0)
         return self.loss_sum[role] / cells if cells else None
 
+    def interval_coverage(self) -> float | None:
+        """Share of the matured cells that lay within their interval as issued; None before the first."""
+        return self.interval_hits / self.interval_cells if self.interval_cells else None
+
     def state_dict(self) -> dict[str, Any]:
         """Return a detached copy in plain JSON-able values."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        for name in ("entries", "predictions", "pending", "last_time"):
+        for name in ("entries", "predictions", "asked", "estimated_count", "pending", "last_time"):
             setattr(self, name, int(state[name]))
-        for name in ("labels", "rejected", "drifts"):
+        for name in ("interval_cells", "interval_hits"):
+            setattr(self, name, int(state[name]))
+        for name in ("asked_weight", "seen_count"):
+            setattr(self, name, float(state[name]))
+        for name in ("labels", "rejected", "drifts", "reactions", "keys"):
             setattr(self, name, Counter(state[name]))
-        for name in ("loss_sum", "loss_cells", "weights", "signals"):
+        for name in ("loss_sum", "loss_cells", "weights", "signals", "asked_loss", "estimated", "foreseen", "seen"):
             setattr(self, name, dict(state[name]))
         self.updates = {learner: Counter(results) for learner, results in state["updates"].items()}
         self.drift_log = [(name, int(time)) for name, time in state["drift_log"]]

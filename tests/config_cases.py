@@ -132,12 +132,12 @@ BROKEN = [
     ('[[learners]]\nkind = "rls"', "[learners.x]", "learners[0].x", "one of the keys rate"),
     # -- drift
     ('detector = "adwin"', 'detector = "adwn"', "drift[0].detector", "one of adwin, page-hinkley"),
-    ('detector = "adwin"', 'detector = "adwin"\nsignal = "los"', "drift[0].signal", "one of loss, error, input"),
+    ('detector = "adwin"', 'detector = "adwin"\nsignal = "los"', "drift[0].signal", "one of loss, error, "),
     ('detector = "adwin"', 'detector = "adwin"\nparams = { dleta = 1.0 }', "drift[0].params", "arguments of river"),
     ('detector = "adwin"', 'reaction = "boost"\nfactor = 0.5', "drift[0].factor", "a finite number >= 1"),
     # -- guard, limits
-    ("[checkpoint]", '[guard]\nkind = "one-layer"\n[checkpoint]', "guard.kind", "hedge, none, two-layer"),
-    ("[checkpoint]", '[guard]\nscope = "row"\n[checkpoint]', "guard.kind", "one of hedge, none, two-layer"),
+    ("[checkpoint]", '[guard]\nkind = "one-layer"\n[checkpoint]', "guard.kind", "mean, median, ml-poly, none"),
+    ("[checkpoint]", '[guard]\nscope = "row"\n[checkpoint]', "guard.kind", "one of adahedge, boa, hedge"),
     ("[checkpoint]", '[guard]\nkind = "hedge"\nscope = "row"\n[checkpoint]', "guard.scope", "one of global, horizon"),
     ("[checkpoint]", "[limits]\ndepth = 0\n[checkpoint]", "limits.depth", ">= 1"),
     ("[checkpoint]", "[limits]\nmax_bad_share = 2.0\n[checkpoint]", "limits.max_bad_share", "(0, 1]"),

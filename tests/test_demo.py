@@ -209,7 +209,7 @@ def test_a_summary_without_anything_is_readable():
     """Before the first prediction there is no error to show, and nothing was found."""
     empty = {
         "frozen": None, "served": None, "experts": {"base": None}, "weights": {}, "entries": 0, "predictions": 0,
-        "pending": 0, "labels": {}, "dead_letters": {}, "drifts": {}, "drift_log": [], "restored": {},
+        "pending": 0, "labels": {}, "dead_letters": {}, "drifts": {}, "reactions": {}, "drift_log": [], "restored": {},
     }  # fmt: skip
     text = summary_text(empty)
     assert "Error" not in text

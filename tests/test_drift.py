@@ -14,7 +14,8 @@ from river import drift
 from torch import Tensor
 
 from streamadapt import DriftMonitor, Forecast, Pipeline, Supervised
-from streamadapt.drift import BINARY, DETECTORS
+from streamadapt.checks.cases import through_a_checkpoint
+from streamadapt.detectors import BINARY, DETECTORS
 from streamadapt.errors import ConfigError
 
 
@@ -96,7 +97,7 @@ class Watching(DriftMonitor):
         super().__init__("adwin", signal)
         self.told: list[float] = []
 
-    def update(self, value: float) -> bool:
+    def update(self, value: Any) -> bool:
         self.told.append(value)
         return super().update(value)
 
@@ -121,3 +122,52 @@ def test_the_error_of_a_forecast_is_a_loss_above_the_usual() -> None:
     assert np.array_equal(error[known], loss[known] > 1.0)
     assert 0.1 < error[known].mean() < 0.9
     assert np.isnan(error[~known]).all()
+
+
+@pytest.mark.parametrize("detector", ["adwin", "kswin"])
+def test_a_detector_per_channel_is_rivers_own_at_a_share_of_the_level(detector: Any) -> None:
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=(1500, 3))
+    values[700:, 1] += 3.0
+    mine = DriftMonitor(detector, "input", channels="each")
+    level = {"adwin": {"delta": 0.002 / 3}, "kswin": {"alpha": 0.005 / 3, "seed": 0}}[detector]
+    theirs: list[Any] = [operator.attrgetter(DETECTORS[detector])(drift)(**level) for _ in range(3)]
+    fired = []
+    for i, row in enumerate(values):
+        for one, value in zip(theirs, row.tolist(), strict=True):
+            one.update(value)
+        expected = tuple(c for c, one in enumerate(theirs) if one.drift_detected)
+        assert mine.update(row) == bool(expected), i
+        if expected:
+            assert mine.fired_channels == expected
+            fired.append((i, expected))
+    assert any(channels == (1,) and 700 <= i < 900 for i, channels in fired)
+
+
+def test_channels_of_which_one_is_missing_are_told_to_the_others() -> None:
+    rng = np.random.default_rng(6)
+    monitor, alone = DriftMonitor("adwin", "input", channels="each"), DriftMonitor("adwin", params={"delta": 0.001})
+    for i in range(800):
+        value = rng.normal() + 4.0 * (i >= 500)
+        assert monitor.update(np.array([value, np.nan])) == alone.update(value)
+    assert monitor.refused == 800
+
+
+def test_channels_survive_a_checkpoint() -> None:
+    rng = np.random.default_rng(7)
+    values = rng.normal(size=(600, 4)) + 5.0 * (np.arange(600) >= 300)[:, None]
+    whole, first, second = (DriftMonitor("adwin", "loss", channels="each") for _ in range(3))
+    expected = [whole.update(row) for row in values]
+    told = [first.update(row) for row in values[:290]]
+    second.load_state_dict(through_a_checkpoint(first.state_dict()))
+    assert told + [second.update(row) for row in values[290:]] == expected
+    assert any(expected)
+
+
+@pytest.mark.parametrize(
+    ("detector", "signal", "path"),
+    [("page-hinkley", "loss", "drift.detector"), ("ddm", "error", "drift.signal"), ("adwin", "error", "drift.signal")],
+)
+def test_a_level_that_cannot_be_divided_is_refused(detector: Any, signal: str, path: str) -> None:
+    with pytest.raises(ConfigError, match=path):
+        DriftMonitor(detector, signal, channels="each")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -209,3 +210,41 @@ def test_a_drift_is_told_once_and_boosts_the_learners() -> None:
     assert pipeline.stats.drift_log[0] == ("page-hinkley:input", told[0] + 1)
     assert max(seen) > 2.0
     assert set(seen[: told[0] - window]) == {1.0}
+
+
+class Exploding(ADCSD):
+    """Its gradient is `norm` times what it should be from the 80th step on; its predictions stay what they were."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.told = 0
+
+    @property
+    def gradient_norm(self) -> float | None:
+        norm = super().gradient_norm
+        self.told += 1
+        return None if norm is None else norm * (self.factor if self.told == 80 else 1.0)
+
+
+@pytest.mark.parametrize(("factor", "taken_out"), [(1.0, 0), (100.0, 0), (1e5, 1), (float("nan"), 1), (math.inf, 1)])
+def test_a_gradient_out_of_range_takes_a_learner_out(factor: float, taken_out: int) -> None:
+    rng = np.random.default_rng(0)
+    learner = Exploding(factor)
+    pipeline = Pipeline(Forecast(6, 5), lambda x: x[-1:].expand(5, -1), [learner])
+    pipeline.observe(entries(rng.normal(size=(150, 2)).astype(np.float32)))
+    assert pipeline.stats.updates["adcsd"]["restored"] == taken_out
+
+
+def test_gradients_of_those_who_make_steps_are_seen() -> None:
+    learner = ADCSD()
+    pipeline = Pipeline(Forecast(6, 5), lambda x: x[-1:].expand(5, -1), [learner, Bias(0.1)])
+    rng = np.random.default_rng(0)
+    items = entries(rng.normal(size=(40, 2)).astype(np.float32))
+    pipeline.observe(items)
+    assert learner.gradient_norm is not None
+    assert pipeline.learners[1].gradient_norm is None
+    assert pipeline.health is not None
+    assert pipeline.health.steps.tolist()[1] == 0
+    assert 0 < pipeline.health.steps.tolist()[0] <= 40
+    assert pipeline.health.usual_norm[0] > 0.0

@@ -45,6 +45,8 @@ def some_stats() -> Stats:
         loss_sum={"base": 3.5, "rls": 2.0, "served": 2.5},
         loss_cells={"base": 7, "rls": 7, "served": 7},
         drifts=Counter({"adwin:loss": 2}),
+        reactions=Counter({"reset": 3}),
+        keys=Counter(resident=2, stored=5, evicted=9, restored=4),
         weights={"base": 0.25, "rls": 0.75},
         signals={"dictionary-error": 0.5},
         pending=3,
@@ -90,6 +92,9 @@ def test_every_number_stands_where_it_belongs(metrics: Metrics, registry: Collec
     assert value(registry, "guard_weight_ratio", partition="3", expert="rls") == 0.75
     assert value(registry, "signal", partition="3", signal="dictionary-error") == 0.5
     assert value(registry, "drifts_total", partition="3", detector="adwin", signal="loss") == 2
+    assert value(registry, "reactions_total", partition="3", reaction="reset") == 3
+    assert value(registry, "keys", partition="3", place="stored") == 5
+    assert value(registry, "key_moves_total", partition="3", move="restored") == 4
     assert value(registry, "dead_letters_total", reason="not_json", stage="decode") == 1
     assert value(registry, "late_labels_total") == 1
     assert value(registry, "consumer_lag_records", stream="speeds", partition="3") == 42

@@ -180,7 +180,10 @@ def test_a_label_of_its_own_is_learned_when_it_arrives() -> None:
 def test_a_separate_label_for_an_entry_that_brought_its_own_is_a_second_one() -> None:
     task = Supervised()
     send(task, 0, label=np.array([5.0], np.float32))
-    assert reason_of(task, label("0", 6.0, 1)) is Reason.DUPLICATE_LABEL
+    assert reason_of(task, label("0", 5.0, 1)) is Reason.DUPLICATE_LABEL
+    assert [m.target.item() for m in task.observe(label("0", 6.0, 1)).matured] == [6.0], "it puts the first one right"
+    assert task.outcomes == {"corrected": 1, "learned": 1}
+    assert reason_of(task, label("0", 7.0, 2)) is Reason.DUPLICATE_LABEL
 
 
 def test_labels_of_entries_before_the_first_full_window_are_counted() -> None:

@@ -294,11 +294,16 @@ def encode_prediction(prediction: Prediction, *, experts: bool = False) -> bytes
         "entry": p.id,
         "key": p.key,
         "time": p.time,
+        **({"columns": list(p.columns)} if p.columns else {}),
         "served": _rows(p.served),
         "base": _rows(p.base),
+        **({"low": _rows(p.low), "high": _rows(p.high)} if p.low is not None and p.high is not None else {}),
         "weights": {name: float(share) for name, share in p.weights.items()},
         "drifts": list(p.drifts),
+        **({"reactions": list(p.reactions)} if p.reactions else {}),
         **({"scores": p.scores} if p.scores else {}),
+        **({"ask": p.ask, "ask_probability": p.ask_probability} if p.ask is not None else {}),
+        **({"estimated_loss": p.estimated_loss} if p.estimated_loss is not None else {}),
     }
     if experts:
         data["experts"] = {name: _rows(values) for name, values in p.experts.items()}

@@ -46,6 +46,10 @@ def fit_base(
     task = make_task(config.task)
     if config.base.get("kind") != "linear":
         raise ConfigError("base.kind", config.base.get("kind"), "linear: that is the base that is fitted here")
+    if config.panel is not None:
+        raise ConfigError("panel", dict(config.panel), "no such table here: a history has all sensors in every row")
+    if config.keys is not None and (isinstance(task, Forecast) or task.window_length > 1):
+        raise ConfigError("keys", config.keys, "no such table here: a window over the rows of a history would mix keys")
     if not 0.0 <= ridge < float("inf"):
         raise ConfigError("--ridge", ridge, "a finite number >= 0")
     weights = out or Path(str(config.base.get("weights", "base.safetensors")))

@@ -55,6 +55,8 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
             table.add_row(f"{word}s: {name}", f"{count:,}")
         if not summary[group]:
             table.add_row(f"{word}s", "none")
+    for name, count in sorted(summary["reactions"].items()):
+        table.add_row(f"reactions: {name}", f"{count:,}")
     for name, count in sorted(summary["restored"].items()):
         table.add_row(f"restored: {name}", f"{count:,}")
     return table

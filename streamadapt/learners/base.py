@@ -140,6 +140,11 @@ class Learner(nn.Module, ABC):
         False for learners that adapt without labels: `learn` is never called, `adapt` is.
     boost : float, >= 1
         How much faster to learn just now; set by the pipeline's reactions before each `learn`, never part of the state.
+    weight : float, >= 0
+        What the example counts; set by the pipeline before each `learn`, like `boost`, and 1 but for examples that are
+        learned more than once (`streamadapt.tasks.negatives`: classification only). A learner that minimises a loss
+        minimises the weighted one: least squares and memories count an example so many times, a step's rate is so many
+        times as large. 0 teaches nothing. What does not look at it learns without the weights.
     """
 
     kind: ClassVar[str]
@@ -147,11 +152,13 @@ class Learner(nn.Module, ABC):
     matures: ClassVar[Maturity] = "path"
     needs_labels: ClassVar[bool] = True
     boost: float
+    weight: float
     spec: Spec
 
     def __init__(self) -> None:
         super().__init__()
         self.boost = 1.0
+        self.weight = 1.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -225,6 +232,24 @@ class Learner(nn.Module, ABC):
 
         Called once for every entry that is observed, and not for questions asked in between (`Pipeline.predict`). It
         sees what `predict` saw; what `predict` has worked out already may be kept for it, outside the state.
+        """
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """Norm of the newest gradient step's gradient; None for a learner that makes none, or has made none yet."""
+        optimiser = getattr(self, "optimiser", None)
+        norm = getattr(optimiser, "norm", None)
+        return None if norm is None else float(norm)
+
+    def forget(self, keep: float) -> None:
+        """Give what was learned so far only `keep` of its weight, after a drift; by default nothing changes.
+
+        What is forgotten goes back towards what the learner was built with (corrections shrink, memories lose their
+        oldest), or moves more easily from now on (the covariance of least squares is inflated).
+
+        Parameters
+        ----------
+        keep : float, in [0, 1)
         """
 
     def signals(self) -> dict[str, float]:

@@ -59,10 +59,15 @@ class Bias(Learner):
             return torch.softmax(log_odds(base.output) + self.bias, dim=-1)
         return base.output + self.bias
 
+    def forget(self, keep: float) -> None:
+        """Shrink b."""
+        self.bias.mul_(keep)
+
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Move b towards the newest errors."""
         require_shape("target", target, (self.spec.rows, self.spec.columns))
-        rate = self._rate if self.boost == 1.0 else (self._rate * self.boost).clamp_max(1.0)
+        pace = self.boost * self.weight
+        rate = self._rate if pace == 1.0 else (self._rate * pace).clamp_max(1.0)
         if self._classify:
             moved = torch.addcmul(self.bias, target - self.predict(inputs, base), rate)
         else:

@@ -126,6 +126,10 @@ class Calibration(Learner):
             return torch.softmax(u + correction, dim=-1).float()
         return torch.addcmul(base.output, correction.float(), self.spec.output_scale)
 
+    def forget(self, keep: float) -> None:
+        """Inflate the covariance: ``M <- keep M + (1 - keep) ridge I``; the line itself stays."""
+        self.moments.mul_(keep).add_((1.0 - keep) * self._leaks)
+
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Make one least-squares step in every known cell."""
         del inputs
@@ -141,7 +145,9 @@ class Calibration(Learner):
         else:
             step = self._clipped((target - base.output).div_(self.spec.output_scale).double() - said, mask, whole)
         forgetting, leak = self._paced()
-        moments = torch.addcmul(leak, self.moments, forgetting).add_(u.pow(self._powers))
+        if self.weight != 1.0:
+            step.mul_(self.weight)
+        moments = torch.addcmul(leak, self.moments, forgetting).add_(u.pow(self._powers), alpha=self.weight)
         m0, m1, m2 = moments.unbind()
         step.div_(torch.addcmul(m0 * m2, m1, m1, value=-1.0))
         gain = torch.stack([m2 * u - m1, torch.addcmul(m0, m1, u, value=-1.0)])  # of determinant times M^-1

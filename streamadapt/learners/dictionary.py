@@ -172,6 +172,11 @@ class Dictionary(Learner):
             self.learner.boost = self.boost
             self.learner.learn(self.clean(inputs), base, target, mask)
 
+    def forget(self, keep: float) -> None:
+        """Let the other learner forget; the dictionary follows the stream by its own rates."""
+        if self.learner is not None:
+            self.learner.forget(keep)
+
     @torch.no_grad()
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
         """Judge the newest entry, then learn from it; let the other learner adapt to what it predicted from."""
@@ -191,6 +196,11 @@ class Dictionary(Learner):
         self._error = float(self.dictionary.error(y, usual))
         moved = usual + LENGTHS_RATE * (min(length, LENGTHS_CLIP * usual) - usual) if usual > 0.0 else length
         self.usual.fill_(moved)
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """The other learner's."""
+        return None if self.learner is None else self.learner.gradient_norm
 
     def signals(self) -> dict[str, float]:
         """Return the relative error of the newest entry's sparse code, from 0 to 1, and the other learner's signals."""

@@ -250,6 +250,10 @@ class ErrorMemory(Learner):
         """(groups, cells) -> (rows, columns)."""
         return grouped.view(self.spec.rows, self.spec.columns) if self.key.groups == 1 else grouped.T
 
+    def forget(self, keep: float) -> None:
+        """Drop the oldest entries of the exact memory; fade all of the sketch."""
+        self.memory.forget(keep)
+
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Remember one example; a group of which nothing is known remembers nothing."""
         spec = self.spec
@@ -261,7 +265,7 @@ class ErrorMemory(Learner):
         true = (target - spec.output_loc) / spec.output_scale
         planes = torch.stack([true, said] if self.pairs else [true - said]).masked_fill_(~mask, torch.nan)
         values = planes.view(1, len(planes), -1) if self.key.groups == 1 else planes.permute(2, 0, 1)
-        self.memory.write(self.key(inputs, base), values, known, boost=self.boost)
+        self.memory.write(self.key(inputs, base), values, known, boost=self.boost, weight=self.weight)
 
 
 def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:

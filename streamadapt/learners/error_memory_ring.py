@@ -29,7 +29,7 @@ class Ring(nn.Module):
     leave too few digits of a float32. A value may be NaN in part: such a cell joins no mean.
 
     Costs O(groups capacity (features + log k)) time a read, O(groups (features + cells)) a write, and groups capacity
-    (8 features + 4 planes cells + 8) bytes, all allocated at once.
+    (8 features + 4 planes cells + 12) bytes, all allocated at once.
 
     Parameters
     ----------
@@ -45,6 +45,7 @@ class Ring(nn.Module):
     keys: Tensor
     rank: Tensor
     values: Tensor
+    worth: Tensor
     count: Tensor
 
     def __init__(
@@ -66,6 +67,7 @@ class Ring(nn.Module):
         rank = torch.full((groups, 1, capacity), torch.inf, dtype=torch.float64, device=device)
         self.register_buffer("rank", rank)
         self.register_buffer("values", torch.zeros(groups, capacity, planes * cells, device=device))
+        self.register_buffer("worth", torch.ones(groups, capacity, device=device))
         self.register_buffer("count", torch.zeros(groups, 1, dtype=torch.int64, device=device))
         self._each = torch.arange(groups, device=device).unsqueeze(1)
 
@@ -92,7 +94,7 @@ class Ring(nn.Module):
         distances = near + (squares + TIE * written)
         distances.masked_fill_(distances < SAME * (1.0 + squares), 0.0)
         values = self.values[self._each, at]  # (groups, k, planes * cells)
-        weights = self._weights(distances).unsqueeze(1).float()
+        weights = (self._weights(distances).float() * self.worth[self._each, at]).unsqueeze(1)
         present = values[..., :cells] == values[..., :cells]  # NaN differs from itself
         mass = torch.bmm(weights, present.float())  # (groups, 1, cells)
         known = (mass > 0.0) & (self.count >= self.floor).unsqueeze(-1)
@@ -112,7 +114,7 @@ class Ring(nn.Module):
         farthest = distances.masked_fill(torch.isinf(distances), 0.0).amax(1, keepdim=True)
         return torch.exp(distances * (-2.0 / farthest.masked_fill_(farthest == 0.0, 1.0)))
 
-    def write(self, keys: Tensor, values: Tensor, known: Tensor, *, boost: float = 1.0) -> None:
+    def write(self, keys: Tensor, values: Tensor, known: Tensor, *, boost: float = 1.0, weight: float = 1.0) -> None:
         """Put one entry in each group.
 
         Parameters
@@ -124,6 +126,8 @@ class Ring(nn.Module):
             Groups to write to; the others stay as they are.
         boost : float
             Changes nothing: a new entry is put in whole anyhow.
+        weight : float, >= 0
+            What it counts in a mean.
         """
         del boost
         groups = known.nonzero().squeeze(1)
@@ -132,7 +136,16 @@ class Ring(nn.Module):
         self.keys[groups, :, at] = keys
         self.rank[groups, 0, at] = self._squares(keys).squeeze(1) - TIE * count
         self.values[groups, at] = values
+        self.worth[groups, at] = weight
         self.count[groups, 0] = count + 1
+
+    def forget(self, keep: float) -> None:
+        """Empty all but the newest `keep` of the entries that each group holds."""
+        newest = self.count - 1  # (groups, 1)
+        age = torch.remainder(newest - torch.arange(self.capacity, device=newest.device), self.capacity)
+        held = torch.isfinite(self.rank[:, 0])
+        kept = (keep * held.sum(1, keepdim=True)).floor()
+        self.rank[:, 0].masked_fill_(age >= kept, torch.inf)
 
     def write_many(self, keys: Tensor, values: Tensor) -> None:
         """Put many entries in, in order; the state is that of one `write` after the other.
@@ -152,4 +165,5 @@ class Ring(nn.Module):
             self.keys[group, :, at] = keys[kept, group].T
             self.rank[group, 0, at] = self._squares(keys[kept, group]).squeeze(1) - TIE * count
             self.values[group, at] = values[kept, group].flatten(1)
+            self.worth[group, at] = 1.0
             self.count[group] += len(entries)

@@ -76,10 +76,15 @@ class Gain(Learner):
             return torch.softmax(self.gain * log_odds(base.output), dim=-1)
         return base.output * self.gain
 
+    def forget(self, keep: float) -> None:
+        """Bring g towards one, on a logarithmic scale."""
+        self.gain.pow_(keep)
+
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Move g towards the newest ratios."""
         require_shape("target", target, (self.spec.rows, self.spec.columns))
-        rate = self._rate if self.boost == 1.0 else (self._rate * self.boost).clamp_max(1.0)
+        pace = self.boost * self.weight
+        rate = self._rate if pace == 1.0 else (self._rate * pace).clamp_max(1.0)
         if self._classify:
             if bool(mask.all()):
                 self._learn_class(self.predict(inputs, base), log_odds(base.output), target, rate)

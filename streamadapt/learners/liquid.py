@@ -362,6 +362,7 @@ class Liquid(Learner):
         with torch.enable_grad():
             said, _ = self.net(self._scaled(inputs[-k:]), state, gaps, sequences=False)
             loss = self._loss(said, base.output, target, mask)
+            loss = loss if self.weight == 1.0 else loss * self.weight
         self._ahead = None  # found with the parameters of before
         self.optimiser.step(loss, self.boost, clip=self.clip)
         with torch.no_grad():

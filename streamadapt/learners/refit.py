@@ -169,7 +169,7 @@ class Refit(Learner):
         self.seen_inputs[place] = self._features(inputs)
         if self._classify:
             self.seen_starts[place] = start.flatten()
-            self.seen_targets[place] = target.flatten()
+            self.seen_targets[place] = target.flatten() * self.weight  # cross entropy is linear in it
         else:
             left = torch.where(mask, (target - start) / self.spec.output_scale, 0.0)
             self.seen_targets[place] = left.flatten()

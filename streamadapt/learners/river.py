@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -78,6 +79,7 @@ class River(Learner):
         if cells > MOST_MODELS:
             raise ConfigError("learners.kind", self.kind, f"at most {MOST_MODELS} output cells, this task has {cells}")
         self.models = [self._clone(spec.seed + i) for i in range(cells)]
+        self._weighs = "w" in inspect.signature(self._estimator().learn_one).parameters
 
     def _clone(self, seed: int) -> Any:
         model = self._prototype.clone(_seeds(self._prototype._get_params(), seed))
@@ -128,7 +130,8 @@ class River(Learner):
             return
         x = self._features(inputs, base)
         if self.spec.kind == "classification":
-            self.models[0].learn_one(x, int(target.argmax()))
+            weight = {"w": self.weight} if self.weight != 1.0 and self._weighs else {}
+            self.models[0].learn_one(x, int(target.argmax()), **weight)
             return
         left = ((target - base.output) / self.spec.output_scale).flatten().tolist()
         for model, y, known in zip(self.models, left, mask.flatten().tolist(), strict=True):

@@ -272,6 +272,17 @@ class RLS(Learner):
         if "past_seasons" in snapshot:
             self.past_seasons.zero_()
 
+    def forget(self, keep: float) -> None:
+        """Inflate the covariance: ``P^-1 <- keep P^-1 + (1 - keep) ridge I``; the weights themselves stay."""
+        information = self.information if self.shared else torch.linalg.inv(self.covariance)
+        eye = torch.eye(self._features.count, dtype=torch.float64, device=information.device)
+        information = keep * information + (1.0 - keep) * self.ridge * eye
+        if self.shared:
+            self.information.copy_(information)
+        else:
+            covariance = torch.linalg.inv(information)
+            self.covariance.copy_((covariance + covariance.mT) / 2.0)
+
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Learn each row that has become known, with the gain of the entry it was issued at."""
         require_shape("target", target, (self.spec.rows, self.spec.columns))
@@ -311,7 +322,12 @@ class RLS(Learner):
             gain = solve_information(self.information, x.T.expand(self._experts, -1, -1)).mT
         else:
             self._forget(forgetting, leak)
-            gain = absorb(self.covariance, self._for_each(x).unsqueeze(-1))
+            each = self._for_each(x).unsqueeze(-1)
+            if self.weight == 1.0:
+                gain = absorb(self.covariance, each)
+            else:
+                root = math.sqrt(self.weight)
+                gain = absorb(self.covariance, each * root) * root
         return gain.view(self._experts, *x.shape) if not self.shared else gain
 
     def _forget(self, forgetting: Tensor, inverse_leak: Tensor) -> None:
@@ -344,7 +360,7 @@ class RLS(Learner):
         error = torch.where(known, left - (x.unsqueeze(-1) * weights).sum(-2), 0.0)
         count = known.sum(-1)  # (1, groups)
         ratio = (error.abs() / innovation).sum(-1) / count.clamp_min(1)  # (experts, groups)
-        weight = torch.where(count > 0, ratio.reciprocal().clamp_max(MOST_WEIGHT), 0.0)
+        weight = torch.where(count > 0, ratio.reciprocal().clamp_max(MOST_WEIGHT) * self.weight, 0.0)
         innovation.lerp_(error.abs(), ROBUST_RATE * known.double()).clamp_min_(SMALLEST)
         root = weight.sqrt().unsqueeze(-1)  # (experts, groups, 1)
         x = x * root

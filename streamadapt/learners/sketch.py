@@ -125,7 +125,7 @@ class Sketch(nn.Module):
     def _faded(self, age: Tensor) -> Tensor:
         return torch.exp(self._log_decay * age)
 
-    def write(self, keys: Tensor, values: Tensor, known: Tensor, *, boost: float = 1.0) -> None:
+    def write(self, keys: Tensor, values: Tensor, known: Tensor, *, boost: float = 1.0, weight: float = 1.0) -> None:
         """Put one entry in each group.
 
         Parameters
@@ -137,14 +137,21 @@ class Sketch(nn.Module):
             Groups to write to; for the others no time passes.
         boost : float, >= 1
             By how much the time of this entry is longer, within the limit that all learners have.
+        weight : float, >= 0
+            How many times it is put in.
         """
         groups = known.nonzero().squeeze(1)
         now = self.clock[groups] + self._passing(boost)
         rows = self.buckets(keys)[groups]  # (written groups, tables)
         faded = self._faded(now - self.written[rows]).unsqueeze(-1)
-        self.sums[rows] = self.sums[rows] * faded + self._with_counts(values[groups]).unsqueeze(1)
+        added = self._with_counts(values[groups]).unsqueeze(1) * weight
+        self.sums[rows] = self.sums[rows] * faded + added
         self.written[rows] = now.expand_as(rows)
         self.clock[groups] = now
+
+    def forget(self, keep: float) -> None:
+        """Fade counts and sums of all buckets alike."""
+        self.sums.mul_(keep)
 
     def _passing(self, boost: float) -> float:
         if boost == 1.0 or self.decay == 1.0:

@@ -100,6 +100,10 @@ class SlotBias(Learner):
         super().restore(snapshot)
         self.issued.fill_(NEVER)
 
+    def forget(self, keep: float) -> None:
+        """Shrink b in all slots."""
+        self.bias.mul_(keep)
+
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Move b of the slots that the known rows were issued in."""
         del inputs
@@ -119,7 +123,7 @@ class SlotBias(Learner):
     def _move(self, slots: Tensor, share: Tensor, output: Tensor, target: Tensor, mask: Tensor) -> None:
         """Learn targets (rows, columns), of entries in `slots`, each a `share` of a visit; both (rows,)."""
         bias = self.bias[slots, :, self._row]  # (rows, rates, columns)
-        rate = ((self._rate * self.boost).clamp_max(1.0) * share).T.unsqueeze(-1)
+        rate = ((self._rate * (self.boost * self.weight)).clamp_max(1.0) * share).T.unsqueeze(-1)
         if self._classify:
             said = torch.softmax(log_odds(output).unsqueeze(1) + bias, dim=-1)
             moved = torch.addcmul(bias, target.unsqueeze(1) - said, rate)

@@ -50,6 +50,10 @@ class Matured:
         The guard's, likewise.
     target, mask : ndarray, (rows, columns)
         The same as in `rows`, for the guard.
+    weight : float, >= 0
+        What the example counts in every loss.
+    note : tuple of float
+        `Issued.note`.
     """
 
     rows: Example
@@ -58,6 +62,8 @@ class Matured:
     own: Array
     target: Array
     mask: Mask
+    weight: float = 1.0
+    note: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)

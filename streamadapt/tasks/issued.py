@@ -19,13 +19,18 @@ __all__ = ["Issued", "pack", "unpack"]
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """One prediction as it was made, to be kept until its target is known."""
+    """One prediction as it was made, to be kept until its target is known.
+
+    `note` is what `streamadapt.labelling.Labelling` wants to know of it again; of a pipeline, all notes
+    are as long.
+    """
 
     entry: Entry
     inputs: Tensor
     base: BaseOutput
     experts: Array
     own: Array
+    note: tuple[float, ...] = ()
 
 
 def pack(issued: Sequence[Issued]) -> dict[str, Any] | None:
@@ -41,6 +46,7 @@ def pack(issued: Sequence[Issued]) -> dict[str, Any] | None:
         "times": _stacked([i.base.times for i in issued]),
         "experts": np.stack([i.experts for i in issued]),
         "own": np.stack([i.own for i in issued]),
+        "notes": np.array([i.note for i in issued], np.float64),
     }
 
 
@@ -53,7 +59,8 @@ def unpack(state: dict[str, Any] | None, device: torch.device) -> list[Issued]:
         row = {name: None if state[name] is None else state[name][i].to(device) for name in ("embedding", "times")}
         base = BaseOutput(state["output"][i].to(device), row["embedding"], row["times"])
         arrays = np.array(state["experts"][i]), np.array(state["own"][i])
-        issued.append(Issued(entry, state["inputs"][i].to(device), base, *arrays))
+        note = tuple(float(number) for number in state["notes"][i])
+        issued.append(Issued(entry, state["inputs"][i].to(device), base, *arrays, note))
     return issued
 
 

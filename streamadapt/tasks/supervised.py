@@ -1,4 +1,4 @@
-"""Supervised learning on a stream: features now, a label later (or never)."""
+"""Supervised learning on a stream: features now, a label later (in parts, twice, put right, or never)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ import torch
 from streamadapt.entry import Entry, FloatArray, Label
 from streamadapt.errors import ConfigError, EntryError, Reason
 from streamadapt.learners.base import TaskKind
+from streamadapt.losses import Mask
+from streamadapt.tasks.absurd import AbsurdLabels
 from streamadapt.tasks.base import Arrival, Example, Matured, Task, positive
+from streamadapt.tasks.held import Held, HeldLabels, Queue
 from streamadapt.tasks.issued import Issued, pack, unpack
+from streamadapt.tasks.negatives import DelayedPositives
 
 __all__ = ["Supervised"]
 
 DAY_NS = 86_400_000_000_000
 
 LEARNED, EXPIRED, UNPREDICTED = "learned", "expired", "unpredicted"
+PARTIAL, CORRECTED, ABSURD = "partial", "corrected", "absurd"
+NEGATIVE, TURNED, CONFIRMED = "negative", "turned", "confirmed"
 
 
 class Supervised(Task):
@@ -27,6 +33,11 @@ class Supervised(Task):
     A label that comes inside its entry is learned at the next arrival: the entry itself is predicted first. A label
     that comes apart is learned when it arrives, if its entry's prediction still waits. Every id is remembered for
     twice `ttl` of event time, so that a second label and one that is too late are told from an unknown one.
+
+    A label may say something about some outputs only: these are learned, and the prediction waits for the others.
+    What has been learned is not learned again, and cannot be put right. A further label replaces what has not been
+    learned yet: a label inside an entry before the next arrival, and every label for as long as `settle`; of two that
+    do not agree the one with the later time holds. One that says nothing new is refused as a duplicate.
 
     Parameters
     ----------
@@ -41,11 +52,24 @@ class Supervised(Task):
         At most so many predictions wait; beyond it the oldest expires early.
     loss : str, optional
         Default: ``absolute``, or ``log`` for classification.
+    settle : int, ns of event time, from 0 to `ttl`
+        How long a label can still be put right. It is learned before the prediction of the first entry that is so much
+        younger than the label; labels that are due at once are learned in the order of their times, whatever the order
+        they came in. 0: learned as soon as they are there.
+    negative_after : int, ns of event time, less than `ttl`, optional
+        Two classes, of which only the second is ever told, as with clicks and purchases: an entry without a label is
+        learned as a negative after so long, and as a positive, too, if that comes later. `DelayedPositives` has the
+        weights that make up for it.
+    correct_negatives : bool
+        Whether examples have those weights. False: late positives are outweighed by the negatives that they were.
+    absurd : float, > 10
+        Labels of values that lie so many usual errors of the base away from it are not learned, and the prediction
+        waits for a better one; see `AbsurdLabels`. Infinite: all are learned.
     """
 
     name: ClassVar[str] = "supervised"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a key of its table
         self,
         window: int = 1,
         *,
@@ -54,6 +78,10 @@ class Supervised(Task):
         ttl: int = DAY_NS,
         max_pending: int = 100_000,
         loss: str | None = None,
+        settle: int = 0,
+        negative_after: int | None = None,
+        correct_negatives: bool = True,
+        absurd: float = 100.0,
     ) -> None:
         super().__init__(window, 1, loss or ("absolute" if classes is None else "log"))
         if classes is not None and (not 2 <= classes <= 100_000 or outputs != 1):
@@ -64,14 +92,28 @@ class Supervised(Task):
             )
         if not 0 < ttl < 2**62:
             raise ConfigError("task.ttl", ttl, "a duration > 0")
+        if not 0 <= settle <= ttl:
+            raise ConfigError("task.settle", settle, "a duration from 0 to the task's ttl")
+        if negative_after is not None and not 0 <= negative_after < ttl:
+            raise ConfigError("task.negative_after", negative_after, "a duration less than the task's ttl")
+        if negative_after is not None and classes != 2:
+            raise ConfigError("task.classes", classes, "2 classes, the second of which is told (negative_after)")
         self.kind: TaskKind = "regression" if classes is None else "classification"
         self.outputs = positive("task.outputs", outputs, 100_000)
         self.classes = classes
+        self.absurd = AbsurdLabels(self.outputs, absurd)
         self.ttl = ttl
+        self.settle = settle
         self.max_pending = positive("task.max_pending", max_pending)
         self.waiting: OrderedDict[str, Issued] = OrderedDict()
         self.closed: OrderedDict[str, tuple[int, str]] = OrderedDict()  # id -> (entry time, outcome)
-        self._own: tuple[str, FloatArray] | None = None  # the newest entry's own label, learned at the next arrival
+        self.held = HeldLabels()
+        self.told: dict[str, Mask] = {}  # of those that wait and had a label: the outputs that are learned
+        self.negative_after = negative_after
+        self.correct_negatives = correct_negatives
+        self.positives = DelayedPositives()
+        self.fake: dict[str, None] = {}  # those that wait and were learned as negatives
+        self._due = Queue()
 
     def columns(self, channels: int) -> int:
         """Return the outputs, or one column per class."""
@@ -80,7 +122,7 @@ class Supervised(Task):
 
     @property
     def pending(self) -> int:
-        """Predictions without a label."""
+        """Predictions without a whole label."""
         return len(self.waiting)
 
     def observe(self, item: Entry | Label) -> Arrival:
@@ -94,31 +136,35 @@ class Supervised(Task):
             if item.label is not None:
                 self._check_value(item.label, item)
         arrival = Arrival()
-        if self._own is not None:
-            arrival.matured += self._close(*self._own)
-            self._own = None
         if isinstance(item, Label):
-            arrival.matured += self._close(item.id, item.value)
+            self._hold(item.id, item.value, item.time)
+            self._learn_at_once(arrival)
             return arrival
+        self._learn_at_once(arrival)
+        self._learn_due(item.time, arrival)
         window = self.take_in(item)
-        self._expire(item.time)
+        self._expire(item.time, arrival)
         if window.full:
             arrival.inputs = window.values
         else:
             self.closed[item.id] = (item.time, UNPREDICTED)
         if item.label is not None:
-            self._own = (item.id, item.label)
+            self._hold(item.id, item.label, item.time, entry_time=item.time)
         return arrival
 
     def remember(self, issued: Issued) -> None:
         """Keep a prediction until its label arrives or its time is up."""
-        self.waiting[issued.entry.id] = issued
+        entry = issued.entry
+        self.waiting[entry.id] = issued
+        if self.negative_after is not None:
+            self._due.push(entry.time + self.negative_after, entry.time, entry.id, is_label=False)
+
+    # -- what comes in
 
     def _check_label(self, label: Label) -> None:
-        own = self._own is not None and self._own[0] == label.id
-        if label.id not in self.waiting or own:
+        if label.id not in self.waiting:
             _, outcome = self.closed.get(label.id, (0, ""))
-            if own or outcome == LEARNED:
+            if outcome == LEARNED or label.id in self.held:
                 raise EntryError(Reason.DUPLICATE_LABEL, f"id {_short(label.id)} has its label", label.position)
             if outcome == EXPIRED:
                 raise EntryError(Reason.LATE_LABEL, f"id {_short(label.id)} waits no longer", label.position)
@@ -128,6 +174,8 @@ class Supervised(Task):
             late = (label.time - self.waiting[label.id].entry.time) / 1e9
             raise EntryError(Reason.LATE_LABEL, f"id {_short(label.id)}: {late:g} s after its entry", label.position)
         self._check_value(label.value, label)
+        if not self._is_news(label):
+            raise EntryError(Reason.DUPLICATE_LABEL, f"id {_short(label.id)}: nothing new", label.position)
 
     def _check_value(self, value: FloatArray, item: Entry | Label) -> None:
         if value.shape != (self.outputs,):
@@ -141,18 +189,99 @@ class Supervised(Task):
                 detail = f"expected a class from 0 to {self.classes - 1}, got {c:g}"
                 raise EntryError(Reason.BAD_CLASS, detail, item.position)
 
-    def _close(self, id_: str, value: FloatArray) -> list[Matured]:
-        issued = self.waiting.pop(id_, None)
-        if issued is None:
-            time, _ = self.closed[id_]
-            self.closed[id_] = (time, LEARNED)
-            self.count(UNPREDICTED)
-            return []
-        self.closed[id_] = (issued.entry.time, LEARNED)
-        self.count(LEARNED)
-        return [self._mature(issued, value)]
+    def _is_news(self, label: Label) -> bool:
+        """Whether a label says anything that is neither learned nor held."""
+        held, told = self.held.get(label.id), self.told.get(label.id)
+        value = label.value if told is None else np.where(told, np.nan, label.value)
+        if held is not None:
+            return bool(held.news(value, label.time).any()) or (
+                label.time + self.settle < held.due and not np.isnan(value).all()
+            )
+        return told is None or not np.isnan(value).all()
 
-    def _mature(self, issued: Issued, value: FloatArray) -> Matured:
+    def _hold(self, id_: str, value: FloatArray, time: int, entry_time: int | None = None) -> None:
+        """Put a checked label in; `entry_time` is known for one inside its entry."""
+        told, held, due = self.told.get(id_), self.held.get(id_), time + self.settle
+        if told is not None:
+            value = np.where(told, np.float32(np.nan), value)
+        if held is not None:
+            due = min(due, held.due)
+            moved = due < held.due
+            if held.take(value, time, due):
+                self.count(CORRECTED)
+        else:
+            self.held[id_] = Held.of(value, time, due)
+            moved = True
+        if self.settle and moved:
+            if entry_time is None:
+                entry_time = self.waiting[id_].entry.time if id_ in self.waiting else self.closed[id_][0]
+            self._due.push(due, entry_time, id_, is_label=True)
+            if len(self._due) > 4 * (len(self.waiting) + len(self.held)) + 64:  # labels that came earlier and earlier
+                self._queue_anew()
+
+    # -- what is learned
+
+    def _learn_at_once(self, arrival: Arrival) -> None:
+        """Learn what is held for the next arrival."""
+        if self.settle or not self.held:
+            return
+        for id_ in list(self.held):
+            self._learn_held(id_, arrival)
+
+    def _learn_due(self, now: int, arrival: Arrival) -> None:
+        """Learn the labels that have settled by `now`, and what has had none for too long."""
+        for due, id_, is_label in self._due.pop_due(now):
+            held = self.held.get(id_)
+            if is_label:
+                if held is not None and held.due == due:
+                    self._learn_held(id_, arrival)
+            elif self._lacks_a_label(id_):
+                self.fake[id_] = None
+                self.count(NEGATIVE)
+                arrival.matured.append(self._mature(self.waiting[id_], np.zeros(1, np.float32), certain=False))
+
+    def _lacks_a_label(self, id_: str) -> bool:
+        """Whether an entry that waits was neither learned nor told; a label that says nothing counts for none."""
+        held, told = self.held.get(id_), self.told.get(id_)
+        silent = (held is None or bool(np.isnan(held.value).all())) and (told is None or not told.any())
+        return silent and id_ in self.waiting and id_ not in self.fake
+
+    def _learn_held(self, id_: str, arrival: Arrival) -> None:
+        value = self.held.pop(id_).value
+        issued = self.waiting.get(id_)
+        if issued is None:
+            if id_ in self.closed:
+                self.closed[id_] = (self.closed[id_][0], LEARNED)
+            self.count(UNPREDICTED)
+            return
+        if self.classes is None:
+            absurd = self.absurd.among(value, np.abs(value - issued.experts[0, 0]))
+            if absurd.any():
+                value = np.where(absurd, np.float32(np.nan), value)
+                self.count(ABSURD)
+        known = ~np.isnan(value)
+        if id_ in self.fake and known.any() and value[0] == 0.0:  # has been learned just so
+            self._close(id_, LEARNED, CONFIRMED)
+            return
+        told = self.told.get(id_)
+        told = known if told is None else told | known
+        if self.negative_after is not None and known.any() and value[0] == 1.0:
+            self.positives.saw_positive(late=id_ in self.fake)
+        arrival.matured.append(self._mature(issued, value))
+        if told.all():
+            self._close(id_, LEARNED, TURNED if id_ in self.fake else LEARNED)
+        else:
+            self.told[id_] = told
+            self.count(PARTIAL)
+
+    def _close(self, id_: str, closed_as: str, outcome: str | None) -> None:
+        self.closed[id_] = (self.waiting.pop(id_).entry.time, closed_as)
+        self.told.pop(id_, None)
+        self.fake.pop(id_, None)
+        if outcome is not None:
+            self.count(outcome)
+
+    def _mature(self, issued: Issued, value: FloatArray, *, certain: bool = True) -> Matured:
         mask = ~np.isnan(value)[None]  # (1, outputs)
         judged = ~np.isnan(issued.experts[0])  # NaN: the base said nothing
         if self.classes is None:
@@ -163,29 +292,51 @@ class Supervised(Task):
             if mask.all():
                 target[0, int(value[0])] = 1.0
         mask = mask & judged
+        weight = 1.0
+        if self.negative_after is not None and self.correct_negatives:
+            weight = self.positives.weight(issued.own, issued.experts[0], certain=certain)
         tensor = torch.from_numpy(target.astype(np.float32)).to(self.device)
         example = Example(issued.inputs, issued.base, tensor, torch.from_numpy(mask).to(self.device))
-        return Matured(example, example, issued.experts, issued.own, target, mask)
+        return Matured(example, example, issued.experts, issued.own, target, mask, weight, issued.note)
 
-    def _expire(self, now: int) -> None:
+    def _expire(self, now: int, arrival: Arrival) -> None:
         """Give up on predictions past their time, and forget ids past twice their time."""
         while self.waiting:
             id_, oldest = next(iter(self.waiting.items()))
             if now - oldest.entry.time <= self.ttl and len(self.waiting) < self.max_pending:
                 break
-            del self.waiting[id_]
-            self.closed[id_] = (oldest.entry.time, EXPIRED)
-            self.count(EXPIRED)
+            if id_ in self.held:  # its label has not settled, but is here
+                self._learn_held(id_, arrival)
+            if id_ in self.waiting:
+                self._close(id_, EXPIRED, None if id_ in self.fake else EXPIRED)
         while self.closed:
             id_, (time, _) = next(iter(self.closed.items()))
             if now - time <= 2 * self.ttl and len(self.closed) < 2 * self.max_pending:
                 break
             del self.closed[id_]
 
+    # -- state
+
+    def _queue_anew(self) -> None:
+        """Put into the queue what is still to come, and nothing else."""
+        self._due = Queue()
+        for id_, held in self.held.items() if self.settle else ():
+            time = self.waiting[id_].entry.time if id_ in self.waiting else self.closed.get(id_, (held.due, ""))[0]
+            self._due.push(held.due, time, id_, is_label=True)
+        if self.negative_after is not None:
+            for id_, issued in self.waiting.items():
+                if id_ not in self.fake:
+                    time = issued.entry.time
+                    self._due.push(time + self.negative_after, time, id_, is_label=False)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the window, the waiting predictions and the remembered ids."""
+        """Return the window, the waiting predictions, their labels so far and the remembered ids."""
         state = super().state_dict()
-        state["own"] = None if self._own is None else {"id": self._own[0], "value": self._own[1].copy()}
+        state["held"] = self.held.pack()
+        state["told"] = [[id_, told.copy()] for id_, told in self.told.items()]
+        state["fake"] = list(self.fake)
+        state["positives"] = self.positives.state_dict()
+        state["absurd"] = self.absurd.state_dict()
         state["closed"] = [[id_, time, outcome] for id_, (time, outcome) in self.closed.items()]
         state["waiting"] = pack(list(self.waiting.values()))
         return state
@@ -193,10 +344,14 @@ class Supervised(Task):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
-        own = state["own"]
-        self._own = None if own is None else (own["id"], np.array(own["value"], np.float32))
+        self.held = HeldLabels.unpack(state["held"])
+        self.told = {id_: np.array(told, np.bool_) for id_, told in state["told"]}
+        self.fake = dict.fromkeys(state["fake"])
+        self.positives.load_state_dict(state["positives"])
+        self.absurd.load_state_dict(state["absurd"])
         self.closed = OrderedDict((id_, (int(time), outcome)) for id_, time, outcome in state["closed"])
         self.waiting = OrderedDict((i.entry.id, i) for i in unpack(state["waiting"], self.device))
+        self._queue_anew()
 
 
 def _short(id_: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from streamadapt.checks import detectors
+from streamadapt.detectors import tell
 from streamadapt.drift import DriftMonitor
 
 
@@ -43,8 +44,7 @@ class OpensTheDoor(DriftMonitor):
     """Lets its detector see NaN."""
 
     def update(self, value: float) -> bool:
-        self._river.update(value)
-        return bool(self._river.drift_detected)
+        return tell(self.detector, self._rivers[0], value)
 
 
 class AlarmsOnNan(DriftMonitor):

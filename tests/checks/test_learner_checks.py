@@ -12,7 +12,8 @@ import streamadapt.learners
 from streamadapt.checks.cases import CASES
 from streamadapt.checks.detectors import check_detector, yield_detector_checks
 from streamadapt.checks.learners import check_cpu_and_cuda_agree, check_learner, yield_learner_checks
-from streamadapt.drift import BINARY, DETECTORS, DriftMonitor
+from streamadapt.detectors import BINARY, DETECTORS
+from streamadapt.drift import DriftMonitor
 from streamadapt.errors import ConfigError
 from streamadapt.learners import (
     ADCSD,

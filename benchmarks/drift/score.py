@@ -1,0 +1,161 @@
+"""What alarms are worth, given where the changes were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Change", "Tally", "cooled", "score"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of the stream.
+
+    Attributes
+    ----------
+    at : int
+        The first entry that can be of the new concept, counted from 0.
+    kind : str
+        ``away`` from what the base was fitted on, ``back`` to it, or ``event``.
+    """
+
+    at: int
+    kind: str = "event"
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one stream, or summed over several.
+
+    Attributes
+    ----------
+    changes : dict of str to int
+        Kind -> how many there were.
+    delays : dict of str to list of int, in entries
+        Kind -> from the change to the first alarm in its horizon, of those detected.
+    repeats : int
+        Further alarms within the horizons.
+    false : int
+        Alarms outside of all horizons.
+    quiet : int, entries
+        That lie outside of all horizons: where an alarm is a false one.
+    alarms, entries : int
+        All of them.
+    chance : float
+        How many changes would be detected if as many alarms had been thrown anywhere on the stream.
+    """
+
+    changes: dict[str, int] = field(default_factory=dict)
+    delays: dict[str, list[int]] = field(default_factory=dict)
+    repeats: int = 0
+    false: int = 0
+    quiet: int = 0
+    alarms: int = 0
+    entries: int = 0
+    chance: float = 0.0
+
+    def add(self, other: Tally) -> None:
+        """Take in another stream's counts."""
+        for kind, count in other.changes.items():
+            self.changes[kind] = self.changes.get(kind, 0) + count
+            self.delays.setdefault(kind, []).extend(other.delays[kind])
+        for name in ("repeats", "false", "quiet", "alarms", "entries", "chance"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @classmethod
+    def total(cls, tallies: Iterable[Tally]) -> Tally:
+        """Sum over streams."""
+        total = cls()
+        for tally in tallies:
+            total.add(tally)
+        return total
+
+    @property
+    def count(self) -> int:
+        """Changes of all kinds."""
+        return sum(self.changes.values())
+
+    @property
+    def detected(self) -> int:
+        """Of them, those with an alarm in their horizon."""
+        return sum(map(len, self.delays.values()))
+
+    @property
+    def delay(self) -> float | None:
+        """Median delay of the detected changes, in entries; None if there are none."""
+        delays = [d for kind in self.delays.values() for d in kind]
+        return float(np.median(delays)) if delays else None
+
+    @property
+    def false_rate(self) -> float | None:
+        """False alarms per 10,000 entries where an alarm is a false one; None if there is no such entry."""
+        return 1e4 * self.false / self.quiet if self.quiet else None
+
+    @property
+    def above_chance(self) -> float:
+        """Detected changes less those that as many alarms anywhere would detect, as a share of all; 0 if none."""
+        return (self.detected - self.chance) / self.count if self.count else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return counts and rates."""
+        kinds = {
+            kind: {"changes": n, "detected": len(self.delays[kind]), "delays": self.delays[kind]}
+            for kind, n in self.changes.items()
+        }
+        return {
+            "changes": self.count, "detected": self.detected, "missed": self.count - self.detected,
+            "median_delay": self.delay, "false": self.false, "false_per_10000": self.false_rate,
+            "repeats": self.repeats, "alarms": self.alarms, "entries": self.entries, "by_chance": self.chance,
+            "kinds": kinds,
+        }  # fmt: skip
+
+
+def score(alarms: Sequence[int], changes: Sequence[Change], horizon: int, entries: int) -> Tally:
+    """Compare alarms with changes.
+
+    Parameters
+    ----------
+    alarms : sequence of int, increasing
+        The entries at which there was one; several at one entry count as many.
+    changes : sequence of Change, in order
+    horizon : int, in entries
+        An alarm from a change on, before so many entries have passed and before the next change, belongs to it.
+    entries : int
+        The stream's length.
+    """
+    tally = Tally(alarms=len(alarms), entries=entries)
+    left = list(alarms)
+    covered = 0
+    for i, change in enumerate(changes):
+        end = min(change.at + horizon, changes[i + 1].at if i + 1 < len(changes) else entries, entries)
+        own = [a for a in left if change.at <= a < end]
+        left = [a for a in left if not change.at <= a < end]
+        covered += end - change.at
+        tally.changes[change.kind] = tally.changes.get(change.kind, 0) + 1
+        delays = tally.delays.setdefault(change.kind, [])
+        if own:
+            delays.append(own[0] - change.at)
+            tally.repeats += len(own) - 1
+        tally.chance += 1.0 - (1.0 - min(len(alarms) / entries, 1.0)) ** (end - change.at)
+    tally.false = len(left)
+    tally.quiet = entries - covered
+    return tally
+
+
+def cooled(alarms: Sequence[int], cool_down: int) -> list[int]:
+    """Leave out what a monitor's `cool_down` leaves out: alarms within so many values after one that was told.
+
+    Parameters
+    ----------
+    alarms : sequence of int, increasing
+        Which values of the signal fired.
+    """
+    told: list[int] = []
+    for alarm in alarms:
+        if not told or alarm - told[-1] > cool_down:
+            told.append(alarm)
+    return told

@@ -1,0 +1,30 @@
+"""What the statistics tell about labels that are asked for, and about losses without labels, as samples of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from streamadapt.stats import Stats
+
+__all__ = ["label_samples"]
+
+
+def label_samples(stats: Stats) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    """Yield name (without ``streamadapt_``), label values (without the partition's) and value; nothing where nothing
+    is asked for or estimated."""
+    if stats.interval_cells:
+        yield "interval_cells_total", ("within",), stats.interval_hits
+        yield "interval_cells_total", ("outside",), stats.interval_cells - stats.interval_hits
+    if stats.asked:
+        yield "asked_labels_total", (), stats.asked
+    for role, total in stats.asked_loss.items():
+        yield "asked_loss", (role,), total / stats.asked_weight
+    if not stats.estimated_count:
+        return
+    for which, sums in (("all", stats.estimated), ("known", stats.foreseen)):
+        for measure, total in sums.items():
+            yield "estimated_loss_total", (measure, which), total
+    yield "estimated_predictions_total", ("all",), stats.estimated_count
+    yield "estimated_predictions_total", ("known",), stats.seen_count
+    for measure, total in stats.seen.items():
+        yield "true_loss_total", (measure,), total

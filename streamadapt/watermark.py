@@ -1,0 +1,125 @@
+"""How far event time has come, as told by records that may be out of order and whose clocks may be wrong."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["ALONE", "TOGETHER", "Reading", "Watermark"]
+
+TOGETHER = 3
+"""A leap in time is believed once so many more records of two or more sensors speak for it than against it."""
+ALONE = 16
+"""The same, where all those records are of one sensor. Twice as many are held in doubt at most."""
+
+
+class Reading(NamedTuple):
+    """One sensor's value at one event time (ns)."""
+
+    time: int
+    sensor: str
+    value: float
+
+
+class Watermark:
+    """The newest event time less the allowed lateness: nothing older is waited for.
+
+    One record dated next century would close every row until then. So a record more than `max_ahead_ns` after the
+    newest time is held in doubt. A record that stays so far behind speaks against those in doubt, another one ahead
+    speaks for them; they are believed, oldest first, or dropped. A record within the allowed lateness never speaks
+    against another one: what is only out of order is not dropped. At the start a time is believed once two sensors, or
+    `TOGETHER` records of one, agree on it within `max_ahead_ns`.
+
+    Parameters
+    ----------
+    lateness_ns : int, >= 0, ns of event time
+    max_ahead_ns : int, >= lateness_ns, ns of event time
+    """
+
+    def __init__(self, lateness_ns: int, max_ahead_ns: int) -> None:
+        self.lateness_ns = lateness_ns
+        self.max_ahead_ns = max_ahead_ns
+        self.newest: int | None = None
+        self.doubted: list[Reading] = []
+        self.votes = 0
+        self.dropped = 0  # since the caller last set it to 0
+
+    @property
+    def passed(self) -> int | None:
+        """The watermark, ns; None before the first record."""
+        return None if self.newest is None else self.newest - self.lateness_ns
+
+    def admit(self, reading: Reading) -> list[Reading]:
+        """Take one reading; return those that are to be used now, in order: it, several, or none yet."""
+        if self.newest is None:
+            return self._first(reading)
+        if self._too_far(reading):
+            self.doubted.append(reading)
+            self.votes += 1
+            return self._judged()
+        admitted = [reading, *self._advance(reading.time)]
+        if self.doubted:
+            self.votes -= 1
+            if self.votes <= 0 or len(self.doubted) > 2 * ALONE:
+                self._drop()
+        return admitted
+
+    def _first(self, reading: Reading) -> list[Reading]:
+        held = sorted([*self.doubted, reading])
+        for i, last in enumerate(held):
+            agree = [one for one in held[: i + 1] if one.time >= last.time - self.max_ahead_ns]
+            if len({one.sensor for one in agree}) > 1 or len(agree) >= TOGETHER:
+                break
+        else:
+            i = 0 if len(held) > 2 * ALONE else -1  # none agree: from the oldest on it is a leap like any other
+        admitted, self.doubted = held[: i + 1], held[i + 1 :]
+        self.votes = len(self.doubted)
+        return admitted + self._advance(admitted[-1].time) if admitted else []
+
+    def finish(self) -> list[Reading]:
+        """At the end of a stream: return those in doubt that nothing spoke against, and drop the others."""
+        if self.votes < len(self.doubted):
+            self._drop()
+        left, self.doubted, self.votes = sorted(self.doubted), [], 0
+        if left:
+            self.newest = max(self.newest or left[-1].time, left[-1].time)
+        return left
+
+    def _too_far(self, reading: Reading) -> bool:
+        return self.newest is not None and reading.time > self.newest + self.max_ahead_ns
+
+    def _advance(self, time: int) -> list[Reading]:
+        """Move to `time`, and on to what is in doubt no longer; return that."""
+        self.newest = time if self.newest is None else max(self.newest, time)
+        freed: list[Reading] = []
+        for reading in sorted(self.doubted):
+            if self._too_far(reading):
+                break
+            self.newest = max(self.newest, reading.time)
+            freed.append(reading)
+        if freed:
+            self.doubted = sorted(self.doubted)[len(freed) :]
+            self.votes = min(self.votes, len(self.doubted))
+        return freed
+
+    def _judged(self) -> list[Reading]:
+        sensors = len({reading.sensor for reading in self.doubted})
+        if self.votes < (TOGETHER if sensors > 1 else ALONE):
+            return []
+        first = min(self.doubted)
+        self.doubted.remove(first)
+        self.votes -= 1
+        return [first, *self._advance(first.time)]
+
+    def _drop(self) -> None:
+        self.dropped += len(self.doubted)
+        self.doubted, self.votes = [], 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the newest time and what is in doubt."""
+        return {"newest": self.newest, "votes": self.votes, "doubted": [list(reading) for reading in self.doubted]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.newest = None if state["newest"] is None else int(state["newest"])
+        self.votes = int(state["votes"])
+        self.doubted = [Reading(int(time), sensor, float(value)) for time, sensor, value in state["doubted"]]
