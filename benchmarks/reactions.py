@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.reactions_page import page
-from benchmarks.reactions_runs import CASES, NONE, REACTIONS, Run, ablate
+from benchmarks.reactions_runs import CASES, NONE, PART, REACTIONS, Run, ablate
 
 __all__ = ["main"]
 
@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.process_time()
     try:
         for name in asked.only or CASES:
-            results[name] = ablate(name, asked.data, _say)
-            _write(results, asked.json, asked.markdown, time.process_time() - start)
+            results[name] = ablate(name, asked.data, _say, part=asked.part)
+            _write(results, asked, time.process_time() - start)
     except FileNotFoundError as exc:
         _say(f"no file {exc.filename}; give the folder that holds it with --data")
         return 2
@@ -39,18 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(
-    results: Mapping[str, Mapping[str, Run]], json_path: Path | None, markdown: Path | None, spent: float
-) -> None:
+def _write(results: Mapping[str, Mapping[str, Run]], asked: argparse.Namespace, spent: float) -> None:
     """Write what there is, after every scenario."""
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        figures = {name: {r: run.as_json() for r, run in runs.items()} for name, runs in results.items()}
-        protocols = {name: CASES[name].protocol for name in results}
-        said = {"figures": figures, "protocols": protocols, "process_seconds": spent}
-        json_path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-    if markdown is not None:
-        markdown.write_text(page(results), encoding="utf-8")
+    ordered = {name: results[name] for name in CASES if name in results}
+    if asked.json is not None:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        figures = {name: {r: run.as_json() for r, run in runs.items()} for name, runs in ordered.items()}
+        protocols = {name: CASES[name].protocol for name in ordered}
+        said = {"figures": figures, "protocols": protocols, "part": asked.part, "process_seconds": spent}
+        asked.json.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    if asked.markdown is not None:
+        asked.markdown.write_text(page(ordered, asked.part), encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,9 +57,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")
     parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--part", type=_part, default=PART, metavar="X",
+                        help="of the long streams, the first part of this size (default: %(default)s)")  # fmt: skip
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR",
                         help="folder with ETTh1.csv, los_speed.csv and elec.csv (default: %(default)s)")  # fmt: skip
     return parser
+
+
+def _part(text: str) -> float:
+    part = float(text)
+    if not 0.0 < part <= 1.0:
+        raise argparse.ArgumentTypeError(f"{part}: a number in (0, 1]")
+    return part
 
 
 def _table(results: Mapping[str, Mapping[str, Run]]) -> Table:

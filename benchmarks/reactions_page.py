@@ -27,15 +27,18 @@ against.
 
 PROTOCOL = """## Protocol
 
-As in docs/results.md (the scenarios of that name), but for the learners, so that all runs together take little more
-than half an hour:
+As in docs/results.md (the scenarios of that name), but for the learners and the lengths, so that all runs together take
+half an hour (`--part 1` runs all of the long ones):
 
 """
 
 
-def page(results: Results) -> str:
-    """Return the page in Markdown."""
-    protocols = "\n".join(f"* `{name}`: {CASES[name].protocol}; {CASES[name].error}." for name in results)
+def page(results: Results, part: float) -> str:
+    """Return the page in Markdown; `part` of the long streams was run."""
+    cut = f"; the first {part:.0%} of the stream" if part < 1.0 else ""
+    protocols = "\n".join(
+        f"* `{name}`: {CASES[name].protocol}{cut if CASES[name].long else ''}; {CASES[name].error}." for name in results
+    )
     parts = [INTRODUCTION, "## Served error\n", _figures(results), _changes(results), _words(results)]
     parts += ["## What was done\n", _done(results), PROTOCOL + protocols + "\n"]
     return "\n".join(parts)

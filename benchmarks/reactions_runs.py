@@ -32,8 +32,8 @@ COOL_DOWN = 200
 """Values of the signal."""
 NONE = "none"
 REACTIONS: tuple[Reaction, ...] = ("boost", "forget", "reset", "refit")
-PART = 0.5
-"""Of the test part, of the longest streams."""
+PART = 0.25
+"""Of the longest streams' test parts, unless another is asked for."""
 WARM_UP = 500
 
 Judge = Callable[[Prediction], None]
@@ -96,21 +96,28 @@ class Case:
         What is measured.
     protocol : str
         What differs from the scenario in docs/results.md.
+    long : bool
+        Whether only the first part of it is run.
     """
 
     prepare: Callable[[Path], Prepared]
     error: str
     protocol: str
     root: bool = False
+    long: bool = False
 
 
-def ablate(name: str, folder: Path, progress: Progress, case: Case | None = None) -> dict[str, Run]:
-    """Run one scenario without a reaction and with each one.
+def ablate(
+    name: str, folder: Path, progress: Progress, *, part: float = PART, case: Case | None = None
+) -> dict[str, Run]:
+    """Run one scenario, or the first part of a long one, without a reaction and with each one.
 
     Where the first reaction saw no alarm none would: the others are what no reaction is, and are not run.
     """
     case = case or CASES[name]
     prepared = case.prepare(folder)
+    if case.long:
+        prepared = prepared._replace(items=prepared.items[: int(part * len(prepared.items))])
     runs: dict[str, Run] = {}
     for reaction in (None, *REACTIONS):
         if reaction not in (None, REACTIONS[0]) and runs[REACTIONS[0]].alarms == 0:
@@ -180,8 +187,7 @@ def _forecasters() -> list[Learner]:
 def _glucose(setting: glucose.Setting, folder: Path) -> Prepared:
     del folder  # the readings ship in a package
     batch = data.glucose()
-    whole = glucose.items_of(setting, batch)
-    items = whole[: int(PART * len(whole))]
+    items = glucose.items_of(setting, batch)
     delivered = {item.id for item in items if isinstance(item, Label)}
 
     def judge() -> tuple[Judge, Callable[[], Losses]]:
@@ -202,8 +208,7 @@ def _elec2(folder: Path) -> Prepared:
         return one, one.losses.arrays
 
     make = partial(elec2.pipeline_for, base, seed=SEED)
-    part = items[: int(PART * len(items))]
-    return Prepared(part, make, partial(default_learners, "classification"), judge)
+    return Prepared(items, make, partial(default_learners, "classification"), judge)
 
 
 def _linkload(folder: Path) -> Prepared:
@@ -262,27 +267,24 @@ def _synthetic(name: str, folder: Path) -> Prepared:
 
 MAE, LOG, RMSE = "mean absolute error", "log loss, nats", "RMSE of z-scores"
 _DEFAULTS = "the default learners of {}"
-_HALF = f"; the first {PART:.0%} of the test part"
 _REDUCED = (
-    f"learners: bias, slot_bias, rls .9995 and .998, error_memory by panel, last value, seasonal (no ADCSD, memory by "
+    "learners: bias, slot_bias, rls .9995 and .998, error_memory by panel, last value, seasonal (no ADCSD, memory by "
     f"channel or further rls: a run would take several times as long); {WARM_UP} entries to warm up at most"
 )
+_REGRESSION, _CLASSIFICATION = _DEFAULTS.format("regression"), _DEFAULTS.format("classification")
+_RIVERS = "the stream of docs/drift.md; "
 
 CASES: dict[str, Case] = {
+    **{s.name: Case(partial(_glucose, s), f"{MAE}, mg/dL", _REGRESSION, long=True) for s in glucose.SENSORS},
     **{
-        s.name: Case(partial(_glucose, s), f"{MAE}, mg/dL", _DEFAULTS.format("regression") + _HALF)
-        for s in glucose.SENSORS
+        s.name: Case(partial(_forecast, s), f"{MAE}, original units", _REDUCED, long=s.name.startswith("etth1"))
+        for s in forecast.FORECASTS
     },
-    **{s.name: Case(partial(_forecast, s), f"{MAE}, original units", _REDUCED) for s in forecast.FORECASTS},
-    "elec2": Case(_elec2, LOG, f"{_DEFAULTS.format('classification')}: no forest{_HALF}"),
+    "elec2": Case(_elec2, LOG, f"{_CLASSIFICATION}: no forest", long=True),
     "linkload": Case(
         _linkload, RMSE, "without the two networks of the paper that learn per entry; its other learners", root=True
     ),
-    "agrawal-abrupt": Case(
-        partial(_synthetic, "agrawal-abrupt"), LOG, f"the stream of docs/drift.md; {_DEFAULTS.format('classification')}"
-    ),
-    "friedman-gra": Case(
-        partial(_synthetic, "friedman-gra"), MAE, f"the stream of docs/drift.md; {_DEFAULTS.format('regression')}"
-    ),
+    "agrawal-abrupt": Case(partial(_synthetic, "agrawal-abrupt"), LOG, _RIVERS + _CLASSIFICATION),
+    "friedman-gra": Case(partial(_synthetic, "friedman-gra"), MAE, _RIVERS + _REGRESSION),
 }
 """The scenarios that drift."""

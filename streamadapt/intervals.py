@@ -28,7 +28,7 @@ ERROR_CAP = 10.0
 """Errors beyond so many running means count as that many in it: one outlier must not widen the next hundred."""
 FLOOR = 1e-9
 """Smallest running mean, in the target's own unit: what is predicted exactly has an interval all the same."""
-DELAY_SPAN = 4.0
+DELAY_SPAN = 30.0
 """Errors on their way that halve the step; see `Intervals`."""
 DELAY_RATE = 0.001
 """How fast the running mean of the errors on their way follows them: a step that varied would tilt the coverage."""
@@ -72,7 +72,7 @@ class Intervals(NoIntervals):
     the quantile tracked::
 
         low, high = served - q s, served + q s           as issued
-        q <- q + g (missed - a),    g = rate / (1 + n / 4)
+        q <- q + g (missed - a),    g = rate / (1 + n / 30)
 
     when the target is known, `missed` being whether it was outside of the interval as issued and n how many of the
     cell's errors became known in between: many errors on their way must not all push q for the same reason. Without
@@ -95,7 +95,7 @@ class Intervals(NoIntervals):
     .. [2] Angelopoulos, Candes & Tibshirani (2023), Conformal PID control for time series prediction, NeurIPS.
     """
 
-    def __init__(self, coverage: float = 0.9, rate: float = 0.1) -> None:
+    def __init__(self, coverage: float = 0.9, rate: float = 0.2) -> None:
         if not 0.0 < coverage < 1.0:
             raise ConfigError("intervals.coverage", coverage, "a share between 0 and 1")
         if not 0.0 < rate < np.inf:

@@ -73,7 +73,8 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "streamadapt_labels_total", "counter",
-        "Labels by what became of them: learned, partial, corrected, unpredicted, expired, negative, turned, confirmed",
+        "Labels by what became of them: learned, partial, corrected, absurd, unpredicted, expired, negative, turned, "
+        "confirmed.",
         (*_P, "outcome"), "labels",
         "When expired rises, labels come later than their time-to-live: raise it, or mend the label stream.",
     ),

@@ -264,9 +264,9 @@ class Recording(TwoLayer):
         self.said.append((predictions.copy(), mixture.own.copy()))
         return mixture
 
-    def update(self, predictions: Any, own: Any, target: Any, mask: Any) -> None:
+    def update(self, predictions: Any, own: Any, target: Any, mask: Any, weight: float = 1.0) -> None:
         self.charged.append((predictions.copy(), own.copy(), target.copy(), mask.copy()))
-        super().update(predictions, own, target, mask)
+        super().update(predictions, own, target, mask, weight)
 
 
 def test_losses_are_charged_to_the_predictions_as_they_were_issued() -> None:

@@ -49,6 +49,16 @@ def some_stats() -> Stats:
         keys=Counter(resident=2, stored=5, evicted=9, restored=4),
         weights={"base": 0.25, "rls": 0.75},
         signals={"dictionary-error": 0.5},
+        asked=2,
+        asked_loss={"base": 6.0, "served": 4.0},
+        asked_weight=8.0,
+        estimated={"base": 9.0, "served": 8.0},
+        foreseen={"base": 4.0, "served": 3.0},
+        seen={"base": 3.5, "served": 2.5},
+        estimated_count=8,
+        seen_count=5.0,
+        interval_cells=7,
+        interval_hits=6,
         pending=3,
         last_time=990_000_000_000,
     )
@@ -90,6 +100,12 @@ def test_every_number_stands_where_it_belongs(metrics: Metrics, registry: Collec
     assert value(registry, "matured_loss_total", partition="3", role="served") == 2.5
     assert value(registry, "matured_cells_total", partition="3", role="served") == 7
     assert value(registry, "guard_weight_ratio", partition="3", expert="rls") == 0.75
+    assert value(registry, "asked_labels_total", partition="3") == 2
+    assert value(registry, "asked_loss", partition="3", role="served") == 0.5
+    assert value(registry, "estimated_loss_total", partition="3", measure="base", labels="known") == 4.0
+    assert value(registry, "estimated_predictions_total", partition="3", labels="all") == 8
+    assert value(registry, "interval_cells_total", partition="3", result="outside") == 1
+    assert value(registry, "true_loss_total", partition="3", measure="served") == 2.5
     assert value(registry, "signal", partition="3", signal="dictionary-error") == 0.5
     assert value(registry, "drifts_total", partition="3", detector="adwin", signal="loss") == 2
     assert value(registry, "reactions_total", partition="3", reaction="reset") == 3

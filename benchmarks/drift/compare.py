@@ -20,6 +20,7 @@ SLOW = ("kswin",)
 DUMMIES = (ALWAYS, NEVER)
 EVERY = ("loss", MOVING, "error", "input")
 """Signals that every detector of numbers is tried on."""
+EVERY_SLOW = ("loss", "error", "input")
 FURTHER = ("residual", "confidence", "embedding")
 """Signals that are tried with the first detector only."""
 GROUPS = {
@@ -120,8 +121,8 @@ def rows_for(stream: Stream, slow: bool) -> list[Row]:
         if place.startswith(BINARY):
             rows.append((name, "error"))
             continue
-        further = FURTHER if name == "adwin" else ()
-        rows += [(name, signal) for signal in (*EVERY, *further) if signal in stream.signals]
+        tried = (*EVERY, *FURTHER) if name == "adwin" else EVERY if name not in SLOW else EVERY_SLOW
+        rows += [(name, signal) for signal in tried if signal in stream.signals]
     return rows
 
 

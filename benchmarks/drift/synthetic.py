@@ -20,7 +20,7 @@ __all__ = ["FAMILIES", "FIT", "SPACING", "friedman", "of_family", "streams"]
 
 FIT = 2000
 """Entries of the first concept that the base is fitted on."""
-SPACING = 1500
+SPACING = 1200
 """Entries from one change to the next; half of it before the first and after the last."""
 WIDTHS = {"abrupt": 8, "gradual": 500}
 """Of river's sigmoid, in entries. River's formula overflows for narrower ones than about a hundredth of the spacing."""

@@ -28,6 +28,7 @@ def measure(folder: Path, rows: int, clicks: int) -> dict[str, Any]:
         judged, told = robustness(stream, _say)
         figures["robustness"] += judged
         figures["estimates"] += told
+    figures["entries"]["conversions"] = clicks
     figures["conversions"] = conversions(clicks, _say)
     return figures
 
@@ -37,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.labels", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")
-    parser.add_argument("--rows", type=int, default=12_000, metavar="N",
+    parser.add_argument("--rows", type=int, default=8_000, metavar="N",
                         help="entries of each stream (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--clicks", type=int, default=8_000, metavar="N",
+    parser.add_argument("--clicks", type=int, default=6_000, metavar="N",
                         help="entries of the conversions (default: %(default)s)")  # fmt: skip
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR",
                         help="folder with elec.csv (default: %(default)s)")  # fmt: skip

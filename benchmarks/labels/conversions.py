@@ -22,15 +22,16 @@ FEATURES = 3
 MODES = ("oracle", "corrected", "naive", "waiting")
 
 PROTOCOL = (
-    "Three standard normal features, 8,000 entries a second apart; a conversion has probability sigmoid(w x - 1.5), w "
+    "Three standard normal features, entries a second apart; a conversion has probability sigmoid(w x - 1.5), w "
     "drawn, with its intercept up by 1 after half of them; it comes after an exponential delay with a mean of 600 s "
     "and is never heard of after 3,600 s (2 in 1,000). Base, frozen: the right w, and an intercept that is 1 too low. "
     "An entry without a label is learned as a negative after 60 s. corrected: with the importance weights; naive: "
     "without; oracle: every label is known at the next entry; waiting: every label is learned after 3,600 s, when it "
     "is sure. Figures against the probabilities that the labels were drawn with: calibration is the mean prediction "
-    "over the mean probability (1 is right), loss the expected log loss in nats; over entries 1,333 to 4,000, and over "
-    "the 2,000 that begin 667 after the change. Served by the default guard over bias, RLS, calibration and river's "
-    "logistic regression; 3 streams, mean and standard deviation (n - 1)."
+    "over the mean probability (1 is right), loss the expected log loss in nats; over the last two thirds of the "
+    "first half, and (after) over the middle of the second, from one sixth to two thirds of it. Served by the default "
+    "guard over bias, RLS, calibration and river's logistic regression; 3 streams, mean and standard deviation (n - "
+    "1)."
 )
 
 

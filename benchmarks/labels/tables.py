@@ -137,9 +137,9 @@ def conversions(entries: int, progress: Progress) -> list[Row]:
 
 
 PROTOCOL = (
-    "elec2: the scenario's frozen network (seed 0) and experts without its tree and forest, log loss in nats, a label comes "
-    "before the next entry; glucose: the default experts, absolute error in mg/dL, a label comes 6 h after its entry. "
-    f"Of each the first entries after the training part (their number is in the table's heading); blocks of {BLOCK} "
-    "predictions. Every prediction is judged, whether its label is delivered or not, by the true label, with labels of "
-    "other entries by the label that was delivered. Default guard and settings throughout."
+    "elec2: the scenario's frozen network (seed 0) and experts without its tree and forest, log loss in nats, a label "
+    "comes before the next entry; glucose: the default experts, absolute error in mg/dL, a label comes 6 h after its "
+    f"entry. Of each the first entries after the training part; blocks of {BLOCK} predictions. Every prediction is "
+    "judged, whether its label is delivered or not, by the true label, with labels of other entries by the label that "
+    "was delivered. Default guard and settings throughout."
 )

@@ -55,6 +55,13 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
             table.add_row(f"{word}s: {name}", f"{count:,}")
         if not summary[group]:
             table.add_row(f"{word}s", "none")
+    if summary.get("asked"):
+        table.add_row("labels asked for", f"{summary['asked']:,}")
+    for role, loss in sorted(summary.get("asked_loss", {}).items()):
+        table.add_row(f"loss of all, by asked labels: {role}", f"{loss:.3f}")
+    for measure, means in sorted(summary.get("estimated", {}).items()):
+        told = (f"{which} {value:.3f}" for which, value in means.items() if value is not None)
+        table.add_row(f"estimated: {measure}", ", ".join(told))
     for name, count in sorted(summary["reactions"].items()):
         table.add_row(f"reactions: {name}", f"{count:,}")
     for name, count in sorted(summary["restored"].items()):

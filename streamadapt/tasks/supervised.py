@@ -255,7 +255,7 @@ class Supervised(Task):
             self.count(UNPREDICTED)
             return
         if self.classes is None:
-            absurd = self.absurd.among(value, np.abs(value - issued.experts[0, 0]))
+            absurd = self.absurd.among(value.astype(np.float64), np.abs(value - issued.experts[0, 0]))
             if absurd.any():
                 value = np.where(absurd, np.float32(np.nan), value)
                 self.count(ABSURD)
