@@ -27,6 +27,10 @@ SCALE_RATE = 0.01
 """How fast the running scale of the base's error follows it, per arrival."""
 SCALE_FLOOR = 1e-3
 """Smallest scale, in units of the output's own scale."""
+SCALE_CAP = 20.0
+"""An error counts for at most so many running scales in the next one, or a single absurd target would make all others
+look alike for hundreds of arrivals. One target in twenty, however absurd, cannot make it grow for good: it does so by
+a factor of 1 + .01 x 19 and shrinks by .99 to the 20th in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,8 @@ class Guard(ABC):
     def _follow_scale(self, errors: Array, mask: Mask) -> None:
         """Running mean of the base's absolute error in each cell; starts at the first error seen."""
         first = mask & (self.error == 0.0)
-        moved = np.where(first, errors, self.error + SCALE_RATE * (errors - self.error))
+        capped = np.minimum(errors, SCALE_CAP * self.error)
+        moved = np.where(first, errors, self.error + SCALE_RATE * (capped - self.error))
         np.copyto(self.error, np.maximum(moved, self.floor), where=mask)
 
     def scale(self) -> Array:

@@ -331,6 +331,23 @@ def test_regrets_are_those_of_the_formula_clipped_and_averaged() -> None:
     assert clipped, "some regrets were beyond the cap"
 
 
+def test_one_absurd_target_moves_the_unit_of_losses_by_a_fifth() -> None:
+    """After a target of 1e6 the guard still tells its experts apart; one in twenty does not add up either."""
+    guard = build(TwoLayer(), 2)
+    one = np.ones((1, 1))
+    usual: list[float] = []
+    for i in range(2000):
+        absurd = i > 200 and i % 20 == 0
+        predictions = np.stack([one, 0.5 * one])
+        target = 1e6 * one if absurd else 0.0 * one
+        before = float(guard.scale()[0, 0])
+        guard.update(predictions, guard.mix(predictions).own, target, one > 0)
+        assert not absurd or guard.scale()[0, 0] <= 1.2 * before
+        usual.append(float(guard.scale()[0, 0]))
+    assert max(usual) < 5.0  # the base is off by 1
+    assert guard.mix(np.stack([one, 0.5 * one])).served[0, 0] < 0.6
+
+
 def test_no_guard_serves_the_expert_it_is_told() -> None:
     guard = build(NoGuard(2), 3)
     predictions = np.arange(3.0).reshape(3, 1, 1)

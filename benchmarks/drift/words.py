@@ -9,12 +9,12 @@ READING = """## Which detector to use when
   but missed all of SEA, where a tenth of the labels is noise. `page-hinkley` on `error` finds nearly as many, later.
 * **Only a rise matters: `fhddm` or `hddm-a`.** They, `ddm`, `eddm` and `hddm-w` are made to see errors become more
   frequent: of the changes *back* to what the base was fitted on they found none but five of EDDM's, and should not.
-* **Numbers: `page-hinkley` on `loss` or `hddm-w` on `error`**, 18 and 15 of 21, for 7.6 and 4.0 false alarms per 10,000.
+* **Numbers: `page-hinkley` on `loss` or `hddm-w` on `error`**, 18 and 15 of 21, 7.6 and 4.0 false alarms per 10,000.
   `adwin` on `loss` found 10: a change that touches a small part of the inputs' space moves the mean too little.
 * **Days and nights, and labels a day late: `residual`.** Where no link failed every other detector took the time of day
   for drift, 30 to 99 times per 10,000 entries; `adwin` on `residual` not once, and it found 25 of 42 failures (12.8 by
-  chance). `page-hinkley` on `loss` told all 42 at the first entry, with 117 false alarms per 10,000: an alarm for people
-  is not to be made of that.
+  chance). `page-hinkley` on `loss` told all 42 at the first entry, with 117 false alarms per 10,000: alarms for people
+  are not to be made of that.
 * **A change of the inputs alone** is `input`'s, without any label: `kswin` finds the most and is wrong the most.
   `confidence` and `embedding` saw the creeping drift at best; they are for when there is nothing else.
 * **Not at river's defaults: `eddm` and `ddm`**, which on streams that never change fire 13.0 and 6.7 times per 10,000
@@ -27,8 +27,8 @@ READING = """## Which detector to use when
 * **Channels**: dividing the level brings the false alarms of 100 independent channels at level .002 from 90 % of the
   runs back to 12.5 % (one channel: 2.2 %; each test is bounded, not a run). On autocorrelated channels the level means
   nothing, divided or not: one alone fired in 99 % of the runs. Watch `error` or `residual` there, or the mean.
-* **The unit of `loss`**: in units of a running mean of itself (`loss/moving`), a base that stays wrong looks usual again:
-  1 change of 21 in place of 10 for `adwin`, 6 in place of 18 for Page-Hinkley. Where what is usual goes up and down by
+* **The unit of `loss`**: in units of a running mean of itself (`loss/moving`), a base that stays wrong looks usual
+  again, 1 change of 21 in place of 10 for `adwin`, 6 in place of 18 for Page-Hinkley. Where what is usual goes up and down by
   itself, as on the last three streams, that same forgetting saves false alarms.
 
 An alarm is needed to tell people. What is served rarely needs one: docs/reactions.md.
