@@ -109,10 +109,11 @@ _CONCLUSION = """No reaction pays everywhere, so the default is `alert`: say so,
 * `refit` is the one to try where the change is real and lasts and the learner learned from all of its past (elec2,
   agrawal-abrupt): a fresh copy has to win its trial before it takes a place, so it is seldom much worse. It costs up to
   half as much time again.
-* `boost` gains where the learners follow too slowly (cgm-6h); where labels are noisy classes it makes them follow noise.
+* `boost` gains where the learners follow too slowly (cgm-6h); where labels are noisy classes it makes them follow
+  noise.
 * `forget` and `reset` throw away what was right: on slow or repeated drift (cgm-6h, etth1, los) the learners that are
-  thrown away were the ones that would have been right again. `reset` pays where nothing of the old concept is of use, as
-  on agrawal-abrupt, and it makes the worst block of cgm-6h better and its mean worse.
+  thrown away were the ones that would have been right again. `reset` pays where nothing of the old concept is of use,
+  as on agrawal-abrupt, and it makes the worst block of cgm-6h better and its mean worse.
 
 On cgm-sparse, with four labels a day, the detector never had enough values to fire at all.
 """

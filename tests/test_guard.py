@@ -344,7 +344,7 @@ def test_one_absurd_target_moves_the_unit_of_losses_by_a_fifth() -> None:
         guard.update(predictions, guard.mix(predictions).own, target, one > 0)
         assert not absurd or guard.scale()[0, 0] <= 1.2 * before
         usual.append(float(guard.scale()[0, 0]))
-    assert max(usual) < 5.0  # the base is off by 1
+    assert max(usual) < 15.0  # where growth and decay meet: 10; the base is off by 1
     assert guard.mix(np.stack([one, 0.5 * one])).served[0, 0] < 0.6
 
 

@@ -28,8 +28,8 @@ READING = """## Which detector to use when
   runs back to 12.5 % (one channel: 2.2 %; each test is bounded, not a run). On autocorrelated channels the level means
   nothing, divided or not: one alone fired in 99 % of the runs. Watch `error` or `residual` there, or the mean.
 * **The unit of `loss`**: in units of a running mean of itself (`loss/moving`), a base that stays wrong looks usual
-  again, 1 change of 21 in place of 10 for `adwin`, 6 in place of 18 for Page-Hinkley. Where what is usual goes up and down by
-  itself, as on the last three streams, that same forgetting saves false alarms.
+  again, 1 change of 21 in place of 10 for `adwin`, 6 in place of 18 for Page-Hinkley. Where what is usual goes up and
+  down by itself, as on the last three streams, that same forgetting saves false alarms.
 
 An alarm is needed to tell people. What is served rarely needs one: docs/reactions.md.
 """
