@@ -159,7 +159,7 @@ class CheckpointStore:
         files = {_TENSORS: safetensors.torch.save(table), _TREE: dump(tree)}
         with self._reporting("write"):
             self._sweep()
-            sequence = max(self._sequences(), default=0) + 1
+            sequence = max(self.sequences(), default=0) + 1
             manifest = Manifest(
                 format=self.format_version,
                 streamadapt=__version__,
@@ -172,7 +172,7 @@ class CheckpointStore:
             )
             self._publish(sequence, files | {MANIFEST: manifest.to_json()}, step)
             step("prune")
-            for old in self._sequences()[: -self.keep]:
+            for old in self.sequences()[: -self.keep]:
                 self._remove(old)
         return manifest.info(self.path / _name(sequence))
 
@@ -186,7 +186,7 @@ class CheckpointStore:
         CheckpointError
             If all are damaged, the newest whole one has a newer format, or it belongs to another configuration.
         """
-        sequences = self._sequences()
+        sequences = self.sequences()
         for sequence in reversed(sequences):
             try:
                 return self.load(sequence, config_digest)
@@ -223,12 +223,26 @@ class CheckpointStore:
     def list(self) -> list[CheckpointInfo]:
         """Return what is there, oldest first, from the manifests alone; damaged ones are left out with a warning."""
         infos = []
-        for sequence in self._sequences():
+        for sequence in self.sequences():
             try:
-                infos.append(self._manifest(sequence).info(self.path / _name(sequence)))
+                infos.append(self.info(sequence))
             except DamagedError as exc:
                 _LOG.warning("leaving out the damaged checkpoint %s: %s", self.path / _name(sequence), exc)
         return infos
+
+    def info(self, sequence: int) -> CheckpointInfo:
+        """Return what one manifest says; `DamagedError` if that cannot be believed."""
+        return self._manifest(sequence).info(self.path / _name(sequence))
+
+    def sequences(self) -> Sequence[int]:
+        """Return the numbers of what is there, damaged ones too, in order."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise CheckpointError(f"{self.path}: cannot list the checkpoints: {exc}") from exc
+        return sorted(int(name) for name in names if _FOLDER.fullmatch(name))
 
     def rollback(self, sequence: int) -> None:
         """Remove every checkpoint newer than `sequence`, newest first.
@@ -244,7 +258,7 @@ class CheckpointStore:
         except DamagedError as exc:
             raise CheckpointError(f"{self.path / _name(sequence)}: cannot roll back to it: {exc}") from exc
         with self._reporting("roll back"):
-            for newer in reversed([found for found in self._sequences() if found > sequence]):
+            for newer in reversed([found for found in self.sequences() if found > sequence]):
                 self._remove(newer)
             sync(self.path)
 
@@ -280,15 +294,6 @@ class CheckpointStore:
     def _sweep(self) -> None:
         for stale in self.path.glob(".tmp-*"):
             shutil.rmtree(stale)
-
-    def _sequences(self) -> Sequence[int]:
-        try:
-            names = os.listdir(self.path)
-        except FileNotFoundError:
-            return []
-        except OSError as exc:
-            raise CheckpointError(f"{self.path}: cannot list the checkpoints: {exc}") from exc
-        return sorted(int(name) for name in names if _FOLDER.fullmatch(name))
 
     @contextlib.contextmanager
     def _reporting(self, doing: str) -> Iterator[None]:

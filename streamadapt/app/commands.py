@@ -1,4 +1,4 @@
-"""The commands: ``streamadapt run|check|init|fit|replay|demo``."""
+"""The commands: ``streamadapt run|check|init|fit|replay|demo|checkpoint``."""
 
 from __future__ import annotations
 
@@ -166,6 +166,52 @@ def demo(
     with _interruptible():
         code = run_demo(speed=speed, labels=labels, json_path=as_json, limit=limit, keep=keep)
     raise typer.Exit(code)
+
+
+checkpoint = typer.Typer(help="Look at checkpoints, and go back to an earlier one.", no_args_is_help=True)
+app.add_typer(checkpoint, name="checkpoint")
+
+StatePath = Annotated[Path, typer.Argument(metavar="PATH", help="checkpoint.path, or one partition's folder in it.")]
+
+
+@checkpoint.command("list")
+def list_checkpoints(path: StatePath, as_json: AsJson = False) -> None:
+    """Show every checkpoint of every partition."""
+    from rich.console import Console
+
+    from streamadapt.app.checkpoints import listed, listing
+
+    rows = list(listed(path))
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        Console().print(listing(rows))
+
+
+@checkpoint.command("inspect")
+def inspect_checkpoint(
+    path: StatePath,
+    sequence: Annotated[int | None, typer.Argument(metavar="[CHECKPOINT]", help="Default: the newest.")] = None,
+) -> None:
+    """Check one checkpoint's files, and print what it tells as JSON: positions, losses, guard weights, health."""
+    from streamadapt.app.checkpoints import inspected
+
+    typer.echo(json.dumps(inspected(path, sequence), indent=2))
+
+
+@checkpoint.command("rollback")
+def roll_back(
+    path: StatePath,
+    sequence: Annotated[int, typer.Argument(metavar="CHECKPOINT", help="The one to go back to.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove what is newer than a checkpoint: the next start resumes from it and reads again what came after."""
+    from streamadapt.app.checkpoints import rolled_back
+
+    if not yes:
+        typer.confirm(f"Remove every checkpoint in {path} that is newer than {sequence}?", abort=True)
+    removed = rolled_back(path, sequence)
+    typer.echo(f"back at {sequence}; removed {', '.join(map(str, removed)) or 'nothing'}")
 
 
 def _table(summary: dict[str, Any]) -> str:

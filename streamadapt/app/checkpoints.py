@@ -1,0 +1,135 @@
+"""Looking at checkpoints, and going back to one: ``streamadapt checkpoint list|inspect|rollback``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from streamadapt.checkpoint import CheckpointStore
+from streamadapt.durable import DamagedError, read
+from streamadapt.errors import CheckpointError
+from streamadapt.manifest import MANIFEST, CheckpointInfo
+
+__all__ = ["described", "inspected", "listed", "listing", "rolled_back", "stores"]
+
+_SEQUENCE = re.compile(r"\d{12}")
+
+
+def stores(path: Path) -> dict[str, CheckpointStore]:
+    """Return the partitions' checkpoints in a folder, by the name of their sub-folder.
+
+    Parameters
+    ----------
+    path : Path
+        A config's ``checkpoint.path``, or the folder of one partition in it.
+
+    Raises
+    ------
+    CheckpointError
+        If there are none.
+    """
+    try:
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        found = {path.name: path} if any(map(_SEQUENCE.fullmatch, names)) else {}
+        for name in names:
+            if not found.get(path.name) and any(map(_SEQUENCE.fullmatch, (p.name for p in (path / name).iterdir()))):
+                found[name] = path / name
+    except OSError as exc:
+        raise CheckpointError(f"{path}: cannot be read as a folder of checkpoints: {exc.strerror}") from exc
+    if not found:
+        raise CheckpointError(f"{path}: no checkpoints here; give the config's checkpoint.path or a folder in it")
+    return {name: CheckpointStore(folder) for name, folder in found.items()}
+
+
+def one_store(path: Path) -> CheckpointStore:
+    """Return the only partition's checkpoints; `CheckpointError` if there are several."""
+    found = stores(path)
+    if len(found) > 1:
+        raise CheckpointError(f"{path}: several partitions ({', '.join(found)}); give the folder of one")
+    return next(iter(found.values()))
+
+
+def listed(path: Path) -> Iterator[dict[str, Any]]:
+    """Describe every checkpoint, oldest first within its partition; one that is damaged says why."""
+    for name, store in stores(path).items():
+        for sequence in store.sequences():
+            try:
+                yield {"partition": name, **described(store.info(sequence))}
+            except (DamagedError, CheckpointError) as exc:
+                yield {"partition": name, "sequence": sequence, "problem": str(exc)}
+
+
+def described(info: CheckpointInfo) -> dict[str, Any]:
+    """Return what a manifest says, as JSON values; its summary is left to `inspected`."""
+    return {
+        "sequence": info.sequence,
+        "written": datetime.fromtimestamp(info.time_ns / 1e9, UTC).isoformat(timespec="seconds"),
+        "size_bytes": info.size_bytes,
+        "positions": {f"{at.stream}[{at.partition}]": offset for at, offset in info.positions.items()},
+        "entries": info.summary.get("entries"),
+        "config_digest": info.config_digest,
+        "streamadapt": info.version,
+    }
+
+
+def listing(rows: list[dict[str, Any]]) -> Table:
+    """Return them as a table."""
+    table = Table("partition", "checkpoint", "written (UTC)", "KiB", "entries", "next offsets")
+    for row in rows:
+        if "problem" in row:
+            table.add_row(row["partition"], str(row["sequence"]), f"damaged: {row['problem']}", "", "", "")
+            continue
+        positions = ", ".join(f"{at} {offset}" for at, offset in row["positions"].items())
+        written = row["written"].removesuffix("+00:00").replace("T", " ")
+        size = f"{row['size_bytes'] / 1024:,.0f}"
+        entries = "" if row["entries"] is None else f"{row['entries']:,}"
+        table.add_row(row["partition"], str(row["sequence"]), written, size, entries, positions)
+    return table
+
+
+def inspected(path: Path, sequence: int | None = None) -> dict[str, Any]:
+    """Return everything that a checkpoint tells without its tensors: health and guard included.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none of that number, or it is damaged: the manifest itself, or a file that is not what it says.
+    """
+    store = one_store(path)
+    sequence = store.sequences()[-1] if sequence is None else sequence
+    folder = store.path / f"{sequence:012d}"
+    if sequence not in store.sequences():
+        there = ", ".join(map(str, store.sequences()))
+        raise CheckpointError(f"{store.path}: no checkpoint {sequence}; there are {there}")
+    try:
+        info = store.info(sequence)
+        for name, stored in json.loads(read(folder, MANIFEST))["files"].items():
+            if hashlib.sha256(read(folder, name)).hexdigest() != stored["sha256"]:
+                raise DamagedError(f"{name} does not match its checksum")
+    except DamagedError as exc:
+        raise CheckpointError(f"{folder}: damaged: {exc}") from exc
+    return {**described(info), "path": str(folder), "summary": info.summary}
+
+
+def rolled_back(path: Path, sequence: int) -> list[int]:
+    """Remove the checkpoints that are newer than `sequence`; return their numbers, oldest first.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not there or damaged (nothing is removed then), or an engine is running on the folder.
+    """
+    store = one_store(path)
+    before = store.sequences()
+    if sequence not in before:
+        raise CheckpointError(f"{store.path}: no checkpoint {sequence}; there are {', '.join(map(str, before))}")
+    with store:
+        store.rollback(sequence)
+    return [found for found in before if found > sequence]

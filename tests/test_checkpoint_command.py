@@ -1,0 +1,116 @@
+"""``streamadapt checkpoint list|inspect|rollback``: what a person sees, and what it does to a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from cli_helpers import logging_as_before, prepare
+
+from streamadapt.app.commands import run_command
+from streamadapt.checkpoint import CheckpointStore
+from streamadapt.ports import StreamPartition
+
+_logging = pytest.fixture(autouse=True)(logging_as_before)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Return a folder of checkpoints that hold something."""
+    path = tmp_path_factory.mktemp("ran") / "state"
+    for partition in (0, 1):
+        store = CheckpointStore(path / f"entries-{partition}")
+        for i in (1, 2, 3):
+            summary = {
+                "entries": 100 * i,
+                "weights": {"base": 0.25, "bias": 0.75},
+                "updates": {"bias": {"restored": 1}},
+            }
+            at = {StreamPartition("entries", partition): 100 * i}
+            store.save({"a": i}, at, config_digest="sha256:aa", summary=summary)
+        store.close()
+    return path
+
+
+@pytest.fixture
+def state(ran, tmp_path):
+    return shutil.copytree(ran, tmp_path / "state")
+
+
+def test_list_shows_all_partitions_and_says_what_is_damaged(state, capsys):
+    """A row each; a damaged one is not left out."""
+    (state / "entries-1" / "000000000002" / "manifest.json").write_text("{}")
+    assert run_command(["checkpoint", "list", str(state), "--json"]).code == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["partition"], r["sequence"]) for r in rows] == [(f"entries-{p}", s) for p in (0, 1) for s in (1, 2, 3)]
+    assert "damaged" in rows[4]["problem"]
+    assert rows[5]["positions"] == {"entries[1]": 300}
+    assert rows[5]["entries"] == 300
+    assert run_command(["checkpoint", "list", str(state)]).code == 0
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_inspect_tells_guard_and_health_and_finds_flipped_bits(state, capsys):
+    """Plain JSON; one flipped bit of a file is found, by name."""
+    one = state / "entries-0"
+    assert run_command(["checkpoint", "inspect", str(one)]).code == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["sequence"] == 3
+    assert seen["summary"]["weights"] == {"base": 0.25, "bias": 0.75}
+    assert seen["summary"]["updates"]["bias"]["restored"] == 1
+    assert run_command(["checkpoint", "inspect", str(one), "1"]).code == 0
+    capsys.readouterr()
+    damaged = one / "000000000003" / "state.json"
+    data = bytearray(damaged.read_bytes())
+    data[3] ^= 1
+    damaged.write_bytes(data)
+    assert run_command(["checkpoint", "inspect", str(one)]).code == 1
+    assert "state.json does not match its checksum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspect", "{state}"], "several partitions"),
+        (["inspect", "{state}/entries-0", "9"], "no checkpoint 9; there are 1, 2, 3"),
+        (["rollback", "{state}/entries-0", "9", "--yes"], "no checkpoint 9"),
+        (["list", "{state}/nowhere"], "cannot be read"),
+        (["list", "{state}/entries-0/000000000001"], "no checkpoints here"),
+    ],
+)
+def test_what_is_not_there_is_said(state, capsys, arguments, said):
+    """One line and exit code 1; nothing is removed."""
+    assert run_command(["checkpoint", *(a.format(state=state) for a in arguments)]).code == 1
+    assert said in capsys.readouterr().err
+    assert CheckpointStore(state / "entries-0").sequences() == [1, 2, 3]
+
+
+def test_rollback_refuses_while_an_engine_runs_and_where_it_would_lead_nowhere(state, capsys):
+    """While another owns the folder, or if the one asked for is damaged, everything stays."""
+    one = state / "entries-0"
+    with CheckpointStore(one):
+        assert run_command(["checkpoint", "rollback", str(one), "1", "--yes"]).code == 1
+    assert "another engine" in capsys.readouterr().err
+    (one / "000000000001" / "state.safetensors").write_bytes(b"")
+    assert run_command(["checkpoint", "rollback", str(one), "1", "--yes"]).code == 1
+    assert CheckpointStore(one).sequences() == [1, 2, 3]
+    assert run_command(["checkpoint", "rollback", str(one), "2", "--yes"]).code == 0
+    assert CheckpointStore(one).sequences() == [1, 2]
+
+
+def test_a_run_that_was_rolled_back_ends_in_the_same_state(tmp_path, monkeypatch, capsys):
+    """Back to an earlier checkpoint and run again: the same summary as before."""
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    run = ["run", "config.toml", "--json", "--set", "checkpoint.every_entries=50", "--set", "checkpoint.keep=90"]
+    capsys.readouterr()
+    assert run_command(run).code == 0
+    first = json.loads(capsys.readouterr().out)
+    (store,) = (p for p in (tmp_path / "state").iterdir() if p.is_dir())
+    there = CheckpointStore(store).sequences()
+    assert len(there) > 1
+    assert run_command(["checkpoint", "rollback", str(store), str(there[0]), "--yes"]).code == 0
+    capsys.readouterr()
+    assert run_command(run).code == 0
+    assert json.loads(capsys.readouterr().out) == first
