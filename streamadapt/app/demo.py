@@ -116,7 +116,8 @@ def _run(
         f"A glucose sensor: a linear calibration is fitted on its first {len(data.history):,} readings and frozen; the "
         f"next {len(data.stream):,} are streamed, labels 6 hours later{', four a day' if data.sparse else ''}.",
     )
-    broker = stack.enter_context(EmbeddedBroker())
+    with uninterrupted():  # an interrupt in the middle of a fork would be lost: logging's hook there swallows it
+        broker = stack.enter_context(EmbeddedBroker())
     create_topics(broker.servers, dict.fromkeys(TOPICS, 1))
     port = free_port()
     config = write_config(folder, broker.servers, port, TOPICS)
