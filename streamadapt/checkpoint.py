@@ -210,10 +210,7 @@ class CheckpointStore:
                 f"{folder}: written with configuration {manifest.config_digest}, but this one is {config_digest}; "
                 "use the old configuration, or another checkpoint path to start from nothing"
             )
-        files = {name: read(folder, name) for name in (_TENSORS, _TREE)}
-        for name, data in files.items():
-            if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
-                raise DamagedError(f"{name} does not match its checksum ({len(data)} bytes)")
+        files = self._files(manifest)
         try:
             state = decode(json.loads(files[_TREE]), safetensors.torch.load(files[_TENSORS]))
         except (CheckpointError, ValueError, RecursionError, safetensors.SafetensorError) as exc:
@@ -233,6 +230,12 @@ class CheckpointStore:
     def info(self, sequence: int) -> CheckpointInfo:
         """Return what one manifest says; `DamagedError` if that cannot be believed."""
         return self._manifest(sequence).info(self.path / _name(sequence))
+
+    def verified(self, sequence: int) -> CheckpointInfo:
+        """Return what one manifest says, its files held against it, not decoded; `DamagedError` if one differs."""
+        manifest = self._manifest(sequence)
+        self._files(manifest)
+        return manifest.info(self.path / _name(sequence))
 
     def sequences(self) -> Sequence[int]:
         """Return the numbers of what is there, damaged ones too, in order."""
@@ -270,6 +273,14 @@ class CheckpointStore:
         if manifest.sequence != sequence:
             raise DamagedError(f"{MANIFEST} belongs to checkpoint {manifest.sequence}")
         return manifest
+
+    def _files(self, manifest: Manifest) -> dict[str, bytes]:
+        folder = self.path / _name(manifest.sequence)
+        files = {name: read(folder, name) for name in (_TENSORS, _TREE)}
+        for name, data in files.items():
+            if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
+                raise DamagedError(f"{name} does not match its checksum ({len(data)} bytes)")
+        return files
 
     def _publish(self, sequence: int, files: Mapping[str, bytes], step: Callable[[str], None]) -> None:
         temporary = self.path / f".tmp-{_name(sequence)}"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from streamadapt.checkpoint import CheckpointStore
-from streamadapt.durable import DamagedError, read
+from streamadapt.durable import DamagedError
 from streamadapt.errors import CheckpointError
-from streamadapt.manifest import MANIFEST, CheckpointInfo
+from streamadapt.manifest import CheckpointInfo
 
 __all__ = ["described", "inspected", "listed", "listing", "rolled_back", "stores"]
-
-_SEQUENCE = re.compile(r"\d{12}")
 
 
 def stores(path: Path) -> dict[str, CheckpointStore]:
@@ -36,24 +31,28 @@ def stores(path: Path) -> dict[str, CheckpointStore]:
         If there are none.
     """
     try:
-        names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-        found = {path.name: path} if any(map(_SEQUENCE.fullmatch, names)) else {}
-        for name in names:
-            if not found.get(path.name) and any(map(_SEQUENCE.fullmatch, (p.name for p in (path / name).iterdir()))):
-                found[name] = path / name
+        folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     except OSError as exc:
         raise CheckpointError(f"{path}: cannot be read as a folder of checkpoints: {exc.strerror}") from exc
-    if not found:
-        raise CheckpointError(f"{path}: no checkpoints here; give the config's checkpoint.path or a folder in it")
-    return {name: CheckpointStore(folder) for name, folder in found.items()}
+    for candidates in ([path], folders):
+        found = [store for store in map(CheckpointStore, candidates) if store.sequences()]
+        if found:
+            return {store.path.name: store for store in found}
+    raise CheckpointError(f"{path}: no checkpoints here; give the config's checkpoint.path or a folder in it")
 
 
-def one_store(path: Path) -> CheckpointStore:
+def _one_store(path: Path) -> CheckpointStore:
     """Return the only partition's checkpoints; `CheckpointError` if there are several."""
     found = stores(path)
     if len(found) > 1:
         raise CheckpointError(f"{path}: several partitions ({', '.join(found)}); give the folder of one")
     return next(iter(found.values()))
+
+
+def _check_there(store: CheckpointStore, sequence: int) -> None:
+    there = store.sequences()
+    if sequence not in there:
+        raise CheckpointError(f"{store.path}: no checkpoint {sequence}; there are {', '.join(map(str, there))}")
 
 
 def listed(path: Path) -> Iterator[dict[str, Any]]:
@@ -102,20 +101,14 @@ def inspected(path: Path, sequence: int | None = None) -> dict[str, Any]:
     CheckpointError
         If there is none of that number, or it is damaged: the manifest itself, or a file that is not what it says.
     """
-    store = one_store(path)
+    store = _one_store(path)
     sequence = store.sequences()[-1] if sequence is None else sequence
-    folder = store.path / f"{sequence:012d}"
-    if sequence not in store.sequences():
-        there = ", ".join(map(str, store.sequences()))
-        raise CheckpointError(f"{store.path}: no checkpoint {sequence}; there are {there}")
+    _check_there(store, sequence)
     try:
-        info = store.info(sequence)
-        for name, stored in json.loads(read(folder, MANIFEST))["files"].items():
-            if hashlib.sha256(read(folder, name)).hexdigest() != stored["sha256"]:
-                raise DamagedError(f"{name} does not match its checksum")
+        info = store.verified(sequence)
     except DamagedError as exc:
-        raise CheckpointError(f"{folder}: damaged: {exc}") from exc
-    return {**described(info), "path": str(folder), "summary": info.summary}
+        raise CheckpointError(f"{store.path}: checkpoint {sequence} is damaged: {exc}") from exc
+    return {**described(info), "path": str(info.path), "summary": info.summary}
 
 
 def rolled_back(path: Path, sequence: int) -> list[int]:
@@ -126,10 +119,9 @@ def rolled_back(path: Path, sequence: int) -> list[int]:
     CheckpointError
         If it is not there or damaged (nothing is removed then), or an engine is running on the folder.
     """
-    store = one_store(path)
+    store = _one_store(path)
+    _check_there(store, sequence)
     before = store.sequences()
-    if sequence not in before:
-        raise CheckpointError(f"{store.path}: no checkpoint {sequence}; there are {', '.join(map(str, before))}")
     with store:
         store.rollback(sequence)
     return [found for found in before if found > sequence]
