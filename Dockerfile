@@ -1,7 +1,8 @@
 # Build:  docker build -t streamadapt .
 #   --build-arg TORCH_INDEX=URL  an extra package index that offers PyTorch's CPU builds: without one the image works
 #                                too, but carries the CUDA libraries, several gigabytes
-# Run:    docker run --read-only --tmpfs /tmp -v ./config.toml:/config.toml:ro -v state:/state streamadapt
+# Run:    docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
+#             -v ./config.toml:/config.toml:ro -v state:/state streamadapt
 
 FROM python:3.11-slim AS build
 ARG TORCH_INDEX=""

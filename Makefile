@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench
+.PHONY: help demo test test-faults check fix bench
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # Made anew when the requirements change; a half-done installation leaves no stamp.
 $(STAMP): pyproject.toml constraints.txt
@@ -20,6 +20,10 @@ demo: $(STAMP) ## Run the demo (SPEED=..., JSON=file, LABELS=...)
 
 test: $(STAMP) ## Run every test that fits this machine
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-faults: $(STAMP) ## Run the fault tests and the faults benchmark in full, into build/faults.json: hours
+	STREAMADAPT_FAULTS=full $(BIN)/python -m pytest tests/test_kill.py tests/test_benchmark_faults.py
+	$(BIN)/python -m benchmarks.faults --json build/faults.json
 
 check: $(STAMP) ## Lint, formatting, types; changes nothing
 	$(BIN)/ruff check .

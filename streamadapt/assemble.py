@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, cast
 
 from streamadapt.base import Base, as_base
 from streamadapt.config import Config
 from streamadapt.convert import check_keys, convert
 from streamadapt.defaults import default_learners
+from streamadapt.delivery import check_guarantee, delivery_of
 from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.durations import duration_ns, duration_s
 from streamadapt.engine import Engine, EngineSettings
 from streamadapt.errors import ConfigError
+from streamadapt.folder import folder_of
 from streamadapt.guard import Guard, Hedge, NoGuard, TwoLayer
 from streamadapt.intervals import Intervals
 from streamadapt.keyed import KeyedPipeline
@@ -25,16 +26,30 @@ from streamadapt.metrics import Metrics
 from streamadapt.panel import Panel
 from streamadapt.pipeline import Pipeline
 from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
-from streamadapt.ports import DeadLetterSink, Sink
-from streamadapt.registry import arguments_of, build, call, choose, prepare
+from streamadapt.ports import DeadLetterReader, DeadLetterSink, Sink, StreamWriter
+from streamadapt.registry import arguments_of, build, call, choose, kinds, prepare
 from streamadapt.tasks import Forecast, Supervised, Task, Unlabelled
 
-__all__ = ["check_config", "codec_fields", "make_engine", "make_pipeline", "make_task"]
+__all__ = [
+    "ahead_ns",
+    "check_config",
+    "codec_fields",
+    "make_codec",
+    "make_engine",
+    "make_letter_reader",
+    "make_pipeline",
+    "make_stream_writer",
+    "make_task",
+    "stuck_after_s",
+]
 
 _PLAIN = (AdaHedge, PlainBOA, PlainMLPoly, Simplex, RidgeOnly, Mean, Median)
 _GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard, *_PLAIN)}
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
-_LIMITS = {"record_bytes": int, "depth": int, "max_ahead": str, "max_bad_share": float, "max_buffer": int}
+_LIMITS = {
+    "record_bytes": int, "depth": int, "width": int, "max_buffer": int,
+    "max_ahead": str, "max_bad_share": float, "stuck_after": str,
+}  # fmt: skip
 _OPENED_WHEN_MADE = ("files",)
 """Sinks that create or mend their file as soon as they are made: a check must leave that to the run."""
 
@@ -55,10 +70,12 @@ def check_config(config: Config) -> Pipeline | KeyedPipeline:
     pipeline = make_pipeline(config)
     source, _ = _source(config)
     _codec(config, source)
-    _settings(config)
-    for table, make in _sinks(config):
-        if table.get("kind") not in _OPENED_WHEN_MADE:
-            make()
+    settings = _settings(config)
+    (_, made), _ = ((table, None if table["kind"] in _OPENED_WHEN_MADE else make()) for table, make in _sinks(config))
+    if made is None:
+        check_guarantee(config.guarantee, kinds("sinks")[config.sink["kind"]].load())
+    else:
+        delivery_of(config.guarantee, made, settings.checkpoint_every_s)
     return pipeline
 
 
@@ -202,9 +219,32 @@ def _source(config: Config) -> tuple[Any, float]:
 
 def _codec(config: Config, source: Any) -> Any:
     limits = _limits(config.limits)
-    size = {k: limits[k] for k in ("record_bytes", "depth") if k in limits}
+    size = {k: limits[k] for k in ("record_bytes", "depth", "width") if k in limits}
     table = {"kind": "json", "fields": codec_fields(config), "limits": size}
     return build("codecs", "", table, streams=list(source.streams))
+
+
+def make_codec(config: Config) -> tuple[Any, tuple[str, ...]]:
+    """Make the codec, and return it with the names of the source's streams: the entries', then the labels'."""
+    source, _ = _source(config)
+    streams = tuple(source.streams)
+    codec = _codec(config, source)
+    source.close()
+    return codec, streams
+
+
+def make_letter_reader(config: Config) -> DeadLetterReader:
+    """Make what reads the dead letters, wherever the config puts them; not connected."""
+    table = _with_servers(_letters_table(config), config.source)
+    reader: DeadLetterReader = build("dead_letter_readers", "dead_letters", table)
+    return reader
+
+
+def make_stream_writer(config: Config) -> StreamWriter:
+    """Make what puts records at the end of the source's streams; not connected."""
+    table = {k: v for k, v in config.source.items() if k != "label_wait"}
+    writer: StreamWriter = build("stream_writers", "source", table)
+    return writer
 
 
 def _settings(config: Config, label_wait_s: float = 0.0) -> EngineSettings:
@@ -214,13 +254,14 @@ def _settings(config: Config, label_wait_s: float = 0.0) -> EngineSettings:
     if saved is not None and not every_s > 0.0:
         raise ConfigError("checkpoint.every", saved.every, "a duration > 0")
     return EngineSettings(
-        checkpoint_path=None if saved is None else Path(saved.path),
+        checkpoint_path=None if saved is None else folder_of(saved.path),
         checkpoint_every_s=every_s,
         checkpoint_every_entries=None if saved is None else saved.every_entries,
         keep=3 if saved is None else saved.keep,
         label_wait_s=label_wait_s,
         config_digest=config.digest(),
-        keys_path=None if config.keys is None or config.keys.path is None else Path(config.keys.path),
+        guarantee=config.guarantee,
+        keys_path=None if config.keys is None or config.keys.path is None else folder_of(config.keys.path, "keys.path"),
         **{k: limits[k] for k in ("max_ahead_ns", "max_bad_share", "max_buffer") if k in limits},
     )
 
@@ -228,14 +269,29 @@ def _settings(config: Config, label_wait_s: float = 0.0) -> EngineSettings:
 def _limits(table: Mapping[str, Any]) -> dict[str, Any]:
     check_keys("limits", table, _LIMITS)
     limits = {k: convert(v, _LIMITS[k], f"limits.{k}") for k, v in table.items()}
-    for name in ("record_bytes", "depth", "max_buffer"):
+    for name in ("record_bytes", "depth", "width", "max_buffer"):
         if not limits.get(name, 1) >= 1:
             raise ConfigError(f"limits.{name}", limits[name], "a whole number >= 1")
     if not 0.0 < limits.get("max_bad_share", 1.0) <= 1.0:
         raise ConfigError("limits.max_bad_share", limits["max_bad_share"], "a number in (0, 1]")
+    limits["stuck_after_s"] = duration_s("limits.stuck_after", limits.pop("stuck_after", "60s"))
+    if not limits["stuck_after_s"] > 0.0:
+        raise ConfigError("limits.stuck_after", table["stuck_after"], "a duration > 0")
     if "max_ahead" in limits:
         limits["max_ahead_ns"] = duration_ns("limits.max_ahead", limits.pop("max_ahead"))
     return limits
+
+
+def ahead_ns(config: Config) -> int:
+    """Return how far ahead of those that follow it a record may be dated."""
+    most_ns: int = _limits(config.limits).get("max_ahead_ns", EngineSettings.max_ahead_ns)
+    return most_ns
+
+
+def stuck_after_s(config: Config) -> float:
+    """Return after how many seconds without a sign of life the engine's loop counts as stuck."""
+    after_s: float = _limits(config.limits)["stuck_after_s"]
+    return after_s
 
 
 def _check_fields(config: Config, task: Task, base: Base) -> None:

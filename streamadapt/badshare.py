@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 
-from streamadapt.errors import StreamadaptError
+from streamadapt.errors import BadShareError
 from streamadapt.ports import DeadLetter
 
 __all__ = ["BAD_SHARE_OF", "BadShare"]
@@ -25,25 +25,35 @@ class BadShare:
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
-        self._recent: deque[bool] = deque(maxlen=BAD_SHARE_OF)
-        self._bad = 0  # of those: counted as they come and go, since this runs for every lot of records
+        self._recent: deque[str] = deque(maxlen=BAD_SHARE_OF)  # the reasons; empty for those that were taken
+        self._bad: Counter[str] = Counter()  # of those: counted as they come and go, as this runs for every lot
+        self._newest: dict[str, DeadLetter] = {}  # by reason
 
     def add(self, count: int, letters: Sequence[DeadLetter]) -> None:
         """Count records, `letters` of them refused.
 
         Raises
         ------
-        StreamadaptError
-            If too many are, with what was wrong with the newest.
+        BadShareError
+            If too many are: how many, why most of them were, an example, and what to do.
         """
-        for refused in [False] * (count - len(letters)) + [True] * len(letters):
-            if len(self._recent) == BAD_SHARE_OF:
-                self._bad -= self._recent[0]  # about to be forgotten
-            self._recent.append(refused)
-            self._bad += refused
-        if len(self._recent) == BAD_SHARE_OF and self._bad > self.limit * BAD_SHARE_OF:
-            newest = letters[-1] if letters else None
-            raise StreamadaptError(
-                f"{self._bad} of the last {BAD_SHARE_OF} records were refused (limit {self.limit:.0%}); the "
-                f"config does not fit the topic: {newest.reason + ': ' + newest.detail if newest else ''}"
-            )
+        self._newest.update((letter.reason, letter) for letter in letters)
+        for reason in [""] * (count - len(letters)) + [letter.reason for letter in letters]:
+            if len(self._recent) == BAD_SHARE_OF and self._recent[0]:
+                self._bad[self._recent[0]] -= 1  # about to be forgotten
+            self._recent.append(reason)
+            if reason:
+                self._bad[reason] += 1
+        bad = self._bad.total()
+        if len(self._recent) == BAD_SHARE_OF and bad > self.limit * BAD_SHARE_OF:
+            raise BadShareError(self._said(bad))
+
+    def _said(self, bad: int) -> str:
+        reason, often = self._bad.most_common(1)[0]
+        newest = self._newest[reason]
+        return (
+            f"{bad} of the last {BAD_SHARE_OF} records were refused ({bad / BAD_SHARE_OF:.1%}; limits.max_bad_share "
+            f"bears {self.limit:.1%}), {often} as {reason}, for example {newest.record.position}: {newest.detail}. So "
+            "many are rarely bad records: check [fields] and [source] against what comes, which streamadapt dlq list "
+            "CONFIG shows, and start again; if they are rightly refused, raise limits.max_bad_share"
+        )

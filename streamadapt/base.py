@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.features import feature_count, linear_features
 from streamadapt.learners.base import BaseOutput, Prior, TaskKind
 from streamadapt.losses import Mask
+from streamadapt.weights import read_tensors
 
 __all__ = ["Base", "FrozenModel", "Linear", "Persistence", "as_base", "load_module", "without_nonfinite"]
 
@@ -195,19 +196,9 @@ class Linear(Base):
     @classmethod
     def load(cls, weights: Path) -> Linear:
         """Read what `save` wrote to `weights`; `ConfigError` if the file is not one of those."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(weights, framework="pt") as file:
-                metadata = file.metadata() or {}
-            tensors = load_file(weights)
-        except (OSError, SafetensorError) as exc:
-            raise ConfigError("base.weights", str(weights), f"a readable safetensors file ({exc})") from exc
+        tensors, metadata = read_tensors(weights, "base.weights")
         if metadata.get("format") != "streamadapt-linear-1":
             raise ConfigError("base.weights", str(weights), "a file written by streamadapt fit")
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ConfigError("base.weights", str(weights), f"finite numbers, but {name} holds others")
         try:
             return cls._from_file(tensors, metadata)
         except (KeyError, ValueError) as exc:
@@ -237,6 +228,9 @@ class Linear(Base):
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != shapes:
             raise ValueError(f"expected tensors of the shapes {shapes}, found {found}")
+        for name, tensor in tensors.items():
+            if tensor.dtype != (wanted := torch.float64 if name.endswith(("gram", "moment")) else torch.float32):
+                raise ValueError(f"{name} must be {wanted}, not {tensor.dtype}")
         robust = Prior(tensors.pop("robust_gram"), tensors.pop("robust_moment")) if "robust_gram" in tensors else None
         statistics = Prior(tensors.pop("gram"), tensors.pop("moment"), robust) if "gram" in tensors else None
         weights = tensors.pop("weights")
@@ -376,17 +370,13 @@ def load_module(
 
 
 def _load_weights(model: Any, path: Path) -> None:
-    from safetensors import SafetensorError
-
     if not isinstance(model, nn.Module):
         raise ConfigError("base.weights", str(path), "no weights: the factory returned no torch module")
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as exc:
-        raise ConfigError("base.weights", str(path), f"a readable safetensors file ({exc})") from exc
+    tensors, _ = read_tensors(path, "base.weights")
+    own = model.state_dict()
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ConfigError("base.weights", str(path), f"finite numbers, but {name} holds others")
+        if name in own and tensor.is_floating_point() != own[name].is_floating_point():
+            raise ConfigError("base.weights", str(path), f"{name} as {own[name].dtype}, not {tensor.dtype}")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as exc:

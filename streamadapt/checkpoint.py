@@ -1,35 +1,33 @@
-"""Atomic, versioned, pickle-free checkpoints of one partition on disk.
+"""Atomic, versioned, pickle-free checkpoints of one partition, on disk or in an object store.
 
 ::
 
-    path/.lock                          pid of the engine that owns the folder
+    path/.fence-000001                  the owner's fencing token (see `streamadapt.fence`)
     path/000000000042/manifest.json     format, positions, summary, checksums of the others and of itself
     path/000000000042/state.json        the state's tree (see `streamadapt.statetree`)
     path/000000000042/state.safetensors the state's tensors, arrays and blobs
-    path/.tmp-*                         being written or being removed; never read
 
-A checkpoint appears by one rename of a folder whose files are already on disk, and disappears by one rename too: at
-any instant a reader finds whole checkpoints only. What a disk damages later, the checksums find.
+A checkpoint appears and disappears as a whole (see `streamadapt.folder`): at any instant a reader finds whole
+checkpoints only. What storage damages later, the checksums find.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from streamadapt import __version__
-from streamadapt.durable import DamagedError, read, sync, write
+from streamadapt.digest import misfit
+from streamadapt.durable import DamagedError
 from streamadapt.errors import CheckpointError
+from streamadapt.fence import Fence
+from streamadapt.folder import Folder, folder_of, numbered
 from streamadapt.manifest import MANIFEST, CheckpointInfo, Manifest, StoredFile, dump, finite, read_manifest
 from streamadapt.ports import Clock, StreamPartition, SystemClock
 from streamadapt.statetree import decode, encode
@@ -37,10 +35,13 @@ from streamadapt.statetree import decode, encode
 __all__ = ["FORMAT_VERSION", "CheckpointInfo", "CheckpointStore", "Loaded"]
 
 FORMAT_VERSION = 3
+EPOCH = 1_000_000
+"""In a folder that goes from owner to owner, each counts its checkpoints from a multiple of this, of its token's or a
+higher one: whatever a former owner still writes has a lower number, and can neither stand in the way nor be taken for
+the newest."""
 
 _LOG = logging.getLogger(__name__)
 _TREE, _TENSORS = "state.json", "state.safetensors"
-_FOLDER = re.compile(r"\d{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +62,52 @@ class CheckpointStore:
 
     Parameters
     ----------
-    path : Path
-        The partition's own folder; made when first needed.
+    path : Path, str or Folder
+        The partition's own folder, or the URL of one; made when first needed.
     keep : int, >= 1
         How many checkpoints stay.
     format_version : int
         What to write, and the newest format that is read.
     clock : Clock
         Where the time stamps come from.
+    shared : bool
+        Ownership goes by a consumer group's word: whoever comes takes the folder over, and the one before it is fenced
+        off. Otherwise the folder belongs to the process that has locked it; where there are no locks, to the newcomer.
 
     Raises
     ------
     CheckpointError
         If `keep` is below 1.
+    ConfigError
+        If nothing that is installed can read the URL.
     """
 
     def __init__(
-        self, path: Path, *, keep: int = 3, format_version: int = FORMAT_VERSION, clock: Clock | None = None
+        self,
+        path: Path | str | Folder,
+        *,
+        keep: int = 3,
+        format_version: int = FORMAT_VERSION,
+        clock: Clock | None = None,
+        shared: bool = False,
     ) -> None:
         if keep < 1:
-            raise CheckpointError(f"{path}: keep must be at least 1 checkpoint, got {keep}")
-        self.path = Path(path)
+            raise CheckpointError(f"{folder_of(path)}: keep must be at least 1 checkpoint, got {keep}")
+        self.folder = folder_of(path)
         self.keep = keep
         self.format_version = format_version
+        self.shared = shared
         self._clock = clock or SystemClock()
-        self._lock: int | None = None
+        self._fence: Fence | None = None
+        self._looked = 0.0
+        self._first = 1
+        self.damaged = 0
+        """Checkpoints that `load_latest` has skipped."""
+
+    @property
+    def leased(self) -> bool:
+        """Whether the owner holds no lock: somebody may take the folder over at any time."""
+        return self.shared or not self.folder.locks
 
     def acquire(self) -> None:
         """Become the folder's only writer, until `close`. Idempotent.
@@ -95,28 +117,35 @@ class CheckpointStore:
         CheckpointError
             If another store, here or in another process, is; the text names its pid.
         """
-        if self._lock is not None:
+        if self._fence is not None:
             return
         with self._reporting("lock"):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            owner = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
-            os.close(lock)
-            raise CheckpointError(
-                f"{self.path}: another engine (pid {owner}) writes checkpoints here; stop it or use another path"
-            ) from exc
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
-        self._lock = lock
+            self.folder.make()
+            if not self.leased:
+                self.folder.lock()
+            fence = Fence(self.folder)
+            fence.take()
+        if self.leased:
+            self._first = max(max(self.sequences(), default=0) // EPOCH + 1, fence.token) * EPOCH
+        self._fence = fence
+        self._looked = self._clock.monotonic()
+
+    def check_owner(self) -> None:
+        """Raise `FencedError` if another store has taken the folder over since `acquire`."""
+        if self._fence is not None:
+            with self._reporting("check the owner"):
+                self._fence.check()
+            self._looked = self._clock.monotonic()
+
+    def glance(self) -> None:
+        """`check_owner` between two checkpoints: where another could have come, and as often as it is cheap to ask."""
+        if self.leased and self._clock.monotonic() - self._looked >= self.folder.glance_s:
+            self.check_owner()
 
     def close(self) -> None:
         """Let others write here. Idempotent."""
-        if self._lock is not None:
-            os.close(self._lock)  # releases the lock; the file stays, since removing it would race with the next owner
-            self._lock = None
+        self._fence = None
+        self.folder.unlock()
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -148,33 +177,38 @@ class CheckpointStore:
         Raises
         ------
         CheckpointError
-            If the state holds something without a safe form, the disk refuses, or another engine owns the folder.
+            If the state holds something without a safe form, the disk refuses, or another engine owns the folder
+            (`FencedError` where it has taken it over).
         """
         import safetensors.torch
 
         step = on_step or (lambda name: None)
         self.acquire()
+        assert self._fence is not None, "acquired"
         step("encode")
         tree, table = encode(state)
         files = {_TENSORS: safetensors.torch.save(table), _TREE: dump(tree)}
         with self._reporting("write"):
-            self._sweep()
-            sequence = max(self.sequences(), default=0) + 1
+            self._fence.check()
+            sequence = max([*self.sequences(), self._first - 1]) + 1
+            self.folder.sweep(sequence)
             manifest = Manifest(
                 format=self.format_version,
                 streamadapt=__version__,
                 sequence=sequence,
                 time_ns=self._clock.time_ns(),
-                config_digest=config_digest,
+                config_digest=str(config_digest),
+                config=getattr(config_digest, "settings", {}),
+                fence=self._fence.token,
                 positions=[(stream, partition, offset) for (stream, partition), offset in positions.items()],
                 summary=finite(summary),
                 files={name: StoredFile(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
             )
-            self._publish(sequence, files | {MANIFEST: manifest.to_json()}, step)
+            self.folder.publish(sequence, files | {MANIFEST: manifest.to_json()}, self.check_owner, step)
             step("prune")
             for old in self.sequences()[: -self.keep]:
-                self._remove(old)
-        return manifest.info(self.path / _name(sequence))
+                self.folder.remove(old)
+        return manifest.info(self._at(sequence))
 
     def load_latest(self, config_digest: str | None = None) -> Loaded | None:
         """Read the newest whole checkpoint; None where there is none at all.
@@ -191,10 +225,11 @@ class CheckpointStore:
             try:
                 return self.load(sequence, config_digest)
             except DamagedError as exc:
-                _LOG.warning("skipping the damaged checkpoint %s: %s", self.path / _name(sequence), exc)
+                self.damaged += 1
+                _LOG.warning("skipping the damaged checkpoint %s: %s", self._at(sequence), exc)
         if sequences:
             raise CheckpointError(
-                f"{self.path}: none of the {len(sequences)} checkpoints can be read (the log says why for each); "
+                f"{self.folder}: none of the {len(sequences)} checkpoints can be read (the log says why for each); "
                 "restore them from a backup, or move the folder away to start from nothing"
             )
         return None
@@ -203,13 +238,10 @@ class CheckpointStore:
         """Read one checkpoint. See `load_latest`, which most callers want."""
         import safetensors.torch
 
-        folder = self.path / _name(sequence)
+        folder = self._at(sequence)
         manifest = self._manifest(sequence)
-        if config_digest is not None and manifest.config_digest != config_digest:
-            raise CheckpointError(
-                f"{folder}: written with configuration {manifest.config_digest}, but this one is {config_digest}; "
-                "use the old configuration, or another checkpoint path to start from nothing"
-            )
+        if config_digest is not None and (why := misfit(manifest.config_digest, manifest.config, config_digest)):
+            raise CheckpointError(f"{folder}: {why}")
         files = self._files(manifest)
         try:
             state = decode(json.loads(files[_TREE]), safetensors.torch.load(files[_TENSORS]))
@@ -224,28 +256,23 @@ class CheckpointStore:
             try:
                 infos.append(self.info(sequence))
             except DamagedError as exc:
-                _LOG.warning("leaving out the damaged checkpoint %s: %s", self.path / _name(sequence), exc)
+                _LOG.warning("leaving out the damaged checkpoint %s: %s", self._at(sequence), exc)
         return infos
 
     def info(self, sequence: int) -> CheckpointInfo:
         """Return what one manifest says; `DamagedError` if that cannot be believed."""
-        return self._manifest(sequence).info(self.path / _name(sequence))
+        return self._manifest(sequence).info(self._at(sequence))
 
     def verified(self, sequence: int) -> CheckpointInfo:
         """Return what one manifest says, its files held against it, not decoded; `DamagedError` if one differs."""
         manifest = self._manifest(sequence)
         self._files(manifest)
-        return manifest.info(self.path / _name(sequence))
+        return manifest.info(self._at(sequence))
 
     def sequences(self) -> Sequence[int]:
         """Return the numbers of what is there, damaged ones too, in order."""
-        try:
-            names = os.listdir(self.path)
-        except FileNotFoundError:
-            return []
-        except OSError as exc:
-            raise CheckpointError(f"{self.path}: cannot list the checkpoints: {exc}") from exc
-        return sorted(int(name) for name in names if _FOLDER.fullmatch(name))
+        with self._reporting("list the checkpoints"):
+            return self.folder.numbers()
 
     def rollback(self, sequence: int) -> None:
         """Remove every checkpoint newer than `sequence`, newest first.
@@ -259,14 +286,38 @@ class CheckpointStore:
         try:
             self.load(sequence)
         except DamagedError as exc:
-            raise CheckpointError(f"{self.path / _name(sequence)}: cannot roll back to it: {exc}") from exc
+            raise CheckpointError(f"{self._at(sequence)}: cannot roll back to it: {exc}") from exc
         with self._reporting("roll back"):
             for newer in reversed([found for found in self.sequences() if found > sequence]):
-                self._remove(newer)
-            sync(self.path)
+                self.folder.remove(newer)
+            self.folder.sync()
+
+    def drop_beyond(self, positions: Mapping[StreamPartition, int]) -> None:
+        """Remove the checkpoints of which a position is beyond the one given, or not given: they never came to count.
+
+        Raises
+        ------
+        CheckpointError
+            If another engine owns the folder, or the disk refuses.
+        """
+        self.acquire()
+        with self._reporting("drop what was not committed"):
+            for sequence in reversed(self.sequences()):
+                try:
+                    reached = self.info(sequence).positions
+                except DamagedError:
+                    continue  # `load_latest` passes over it, and says so
+                if all(offset <= positions.get(at, 0) for at, offset in reached.items()):
+                    break
+                _LOG.info("dropping checkpoint %s: it was not committed", self._at(sequence))
+                self.folder.remove(sequence)
+            self.folder.sync()
+
+    def _at(self, sequence: int) -> Folder:
+        return self.folder.child(numbered(sequence))
 
     def _manifest(self, sequence: int) -> Manifest:
-        manifest = read_manifest(self.path / _name(sequence), self.format_version)
+        manifest = read_manifest(self._at(sequence), self.format_version)
         # The names are this module's own, so none that the manifest holds is ever used to open a file.
         if set(manifest.files) != {_TENSORS, _TREE}:
             raise DamagedError(f"{MANIFEST} lists the files {sorted(manifest.files)}")
@@ -275,44 +326,16 @@ class CheckpointStore:
         return manifest
 
     def _files(self, manifest: Manifest) -> dict[str, bytes]:
-        folder = self.path / _name(manifest.sequence)
-        files = {name: read(folder, name) for name in (_TENSORS, _TREE)}
+        folder = self._at(manifest.sequence)
+        files = {name: folder.read(name, manifest.files[name].bytes) for name in (_TENSORS, _TREE)}
         for name, data in files.items():
             if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
                 raise DamagedError(f"{name} does not match its checksum ({len(data)} bytes)")
         return files
-
-    def _publish(self, sequence: int, files: Mapping[str, bytes], step: Callable[[str], None]) -> None:
-        temporary = self.path / f".tmp-{_name(sequence)}"
-        step("mkdir")
-        temporary.mkdir()
-        for name, data in files.items():
-            step(f"write {name}")
-            write(temporary / name, data)
-        step("sync folder")
-        sync(temporary)
-        step("rename")
-        temporary.rename(self.path / _name(sequence))
-        step("sync parent")
-        sync(self.path)
-
-    def _remove(self, sequence: int) -> None:
-        # Out of sight in one step first, so that a crash half way leaves no half checkpoint to warn about.
-        doomed = self.path / f".tmp-old-{_name(sequence)}"
-        (self.path / _name(sequence)).rename(doomed)
-        shutil.rmtree(doomed)
-
-    def _sweep(self) -> None:
-        for stale in self.path.glob(".tmp-*"):
-            shutil.rmtree(stale)
 
     @contextlib.contextmanager
     def _reporting(self, doing: str) -> Iterator[None]:
         try:
             yield
         except OSError as exc:
-            raise CheckpointError(f"{self.path}: cannot {doing}: {exc}") from exc
-
-
-def _name(sequence: int) -> str:
-    return f"{sequence:012d}"
+            raise CheckpointError(f"{self.folder}: cannot {doing}: {exc}") from exc

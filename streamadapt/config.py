@@ -12,9 +12,13 @@ from typing import Any
 import msgspec
 
 from streamadapt.convert import check_keys, convert
+from streamadapt.digest import ConfigDigest
 from streamadapt.errors import ConfigError
-from streamadapt.masking import masked
+from streamadapt.files import MOST_WEIGHTS, read_regular
+from streamadapt.masking import masked, remember
 from streamadapt.overrides import apply_environment, apply_settings
+from streamadapt.secret_files import read_secret_files
+from streamadapt.toml_text import parse_toml, read_config
 
 __all__ = ["CheckpointTable", "Config", "KeysTable", "LabelsTable", "MetricsTable", "load_config", "parse_config"]
 
@@ -74,15 +78,16 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     limits: dict[str, Any] = msgspec.field(default_factory=dict)
     keys: KeysTable | None = None
     panel: dict[str, Any] | None = None
+    guarantee: str = "at-least-once"
     device: str = "auto"
     seed: int = 0
     threads: int = 1
 
     def __repr__(self) -> str:
         """Show everything but secrets."""
-        return f"Config({masked('config', msgspec.structs.asdict(self))})"
+        return f"Config({masked('config', msgspec.to_builtins(self))})"
 
-    def digest(self) -> str:
+    def digest(self) -> ConfigDigest:
         """Digest of what the learned state depends on; where it is read from and written to is left out.
 
         A weights file counts by its content: moved it is the same base, fitted anew it is another.
@@ -90,7 +95,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         relevant = {name: getattr(self, name) for name in ("task", "learners", "drift", "guard", "fields", "seed")}
         if self.labels is not None:
             relevant["labels"] = self.labels
-        base = {k: _content(v) if k == "weights" else v for k, v in self.base.items()}
+        base = {k: _content(v) if k in ("weights", "path") else v for k, v in self.base.items()}
         if self.keys is not None:
             relevant["keys"] = [self.keys.max_keys, self.keys.max_stored]
         if self.panel is not None:
@@ -98,13 +103,12 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         if self.intervals is not None:
             relevant["intervals"] = self.intervals
         topics = {k: v for k, v in self.source.items() if k in ("topic", "label_topic", "path", "label_path")}
-        text = msgspec.json.encode(relevant | {"base": base, "source": topics}, order="sorted")
-        return hashlib.sha256(text).hexdigest()[:16]
+        return ConfigDigest(relevant | {"base": base, "source": topics})
 
 
 def _content(path: object) -> object:
     try:
-        return hashlib.sha256(Path(str(path)).read_bytes()).hexdigest()
+        return hashlib.sha256(read_regular(Path(str(path)), MOST_WEIGHTS)).hexdigest()
     except OSError:
         return path
 
@@ -117,6 +121,7 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None, settin
     environment : mapping, optional
         Default: the process's. ``STREAMADAPT__SOURCE__SERVERS=host:9092`` sets ``source.servers``; values are TOML
         where they parse as such, else text. Lists of tables take an index: ``STREAMADAPT__LEARNERS__0__LR=1e-3``.
+        A secret may stand in a file: ``STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD_FILE=/run/secrets/x``.
     settings : sequence of str
         ``source.servers=host:9092``, ``learners.0.lr=1e-3``: as from the command line.
 
@@ -126,7 +131,7 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None, settin
         If the file cannot be read, is not TOML, or a setting is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_config(path)
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError("config", str(path), f"a readable UTF-8 file ({exc})") from exc
     environment = os.environ if environment is None else environment
@@ -142,11 +147,13 @@ def parse_config(
 ) -> Config:
     """Parse TOML text; see `load_config`. Without `environment` there is none."""
     try:
-        table = tomllib.loads(text)
+        table = parse_toml(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError("config", origin, f"TOML ({exc})") from exc
     apply_environment(table, environment or {})
     apply_settings(table, settings)
+    read_secret_files(table)
+    remember("", table)
     check_keys("", table, Config.__struct_fields__)
     for name in NEEDED:
         if name not in table:

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from streamadapt.errors import CheckpointError
+from streamadapt.files import read_most
 
 __all__ = ["DamagedError", "read", "sync", "write"]
 
@@ -15,8 +16,14 @@ class DamagedError(CheckpointError):
     """One checkpoint is torn or damaged: the one before it may still serve."""
 
 
-def read(folder: Path, name: str) -> bytes:
-    """Read one regular file that lies in a real folder; links could lead anywhere and are refused."""
+def read(folder: Path, name: str, most: int) -> bytes:
+    """Read one regular file that lies in a real folder; links could lead anywhere and are refused.
+
+    Parameters
+    ----------
+    most : int, bytes
+        A larger file is damaged.
+    """
     try:
         if folder.is_symlink():
             raise DamagedError("the folder is a symbolic link")
@@ -25,9 +32,12 @@ def read(folder: Path, name: str) -> bytes:
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise DamagedError(f"{name} is no regular file")
-            return file.read()
+            data = read_most(file, most + 1)
     except OSError as exc:
         raise DamagedError(f"{name} cannot be read: {exc}") from exc
+    if len(data) > most:
+        raise DamagedError(f"{name} is larger than {most} bytes")
+    return data
 
 
 def write(path: Path, data: bytes) -> None:

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 
 from streamadapt.badshare import BAD_SHARE_OF, BadShare
 from streamadapt.checkpoint import CheckpointStore
+from streamadapt.delivery import delivery_of
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import ConfigError, EntryError
+from streamadapt.folder import Folder, folder_of
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.lane import Lane
 from streamadapt.merge import Arrived
@@ -52,8 +54,8 @@ class EngineSettings:
 
     Attributes
     ----------
-    checkpoint_path : Path or None
-        Folder with one sub-folder per partition; None keeps no checkpoints.
+    checkpoint_path : Path, str, Folder or None
+        Folder (or its URL) with one sub-folder per partition; None keeps no checkpoints.
     checkpoint_every_s : float, s
     checkpoint_every_entries : int or None
         Whichever comes first.
@@ -74,11 +76,13 @@ class EngineSettings:
         config, not bad records.
     config_digest : str
         Ties checkpoints to the configuration that made them.
-    keys_path : Path or None
+    guarantee : str
+        One of `streamadapt.delivery.GUARANTEES`.
+    keys_path : Path, str, Folder or None
         See `Lane`.
     """
 
-    checkpoint_path: Path | None = None
+    checkpoint_path: Path | str | Folder | None = None
     checkpoint_every_s: float = 10.0
     checkpoint_every_entries: int | None = None
     keep: int = 3
@@ -89,7 +93,8 @@ class EngineSettings:
     max_ahead_ns: int = DAY_NS
     max_bad_share: float = 0.95
     config_digest: str = ""
-    keys_path: Path | None = None
+    guarantee: str = "at-least-once"
+    keys_path: Path | str | Folder | None = None
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every_s", "poll_s"):
@@ -99,10 +104,14 @@ class EngineSettings:
             raise ConfigError("label_wait", self.label_wait_s, "a number of seconds >= 0")
         if not 0.0 < self.max_bad_share <= 1.0:
             raise ConfigError("max_bad_share", self.max_bad_share, "a number in (0, 1]")
+        if self.guarantee != "at-least-once" and self.checkpoint_path is None:
+            raise ConfigError("guarantee", self.guarantee, "at-least-once, or a table [checkpoint]: it rests on them")
+        if self.guarantee == "exactly-once" and self.keep < 2:
+            raise ConfigError("checkpoint.keep", self.keep, "at least 2: the newest may have to be dropped")
 
 
 class Engine:
-    """Runs one pipeline per partition between a source and a sink, at least once.
+    """Runs one pipeline per partition between a source and a sink, under one of three guarantees.
 
     Parameters
     ----------
@@ -120,6 +129,8 @@ class Engine:
     ----------
     on_checkpoint_step : callable of str, or None
         Called at every named step of a checkpoint; tests raise from it.
+    beat : int
+        Counts up with every poll and every lot of records: a watchdog's proof that the loop moves.
     """
 
     def __init__(
@@ -140,11 +151,13 @@ class Engine:
         self.codec = codec
         self.dead_letters = dead_letters
         self.settings = settings or EngineSettings()
+        self.delivery = delivery_of(self.settings.guarantee, sink, self.settings.checkpoint_every_s)
         self.metrics = metrics or NullMetrics()
         self.clock = clock or SystemClock()
         self.on_checkpoint_step: Callable[[str], None] | None = None
         self.lanes: dict[int, Lane] = {}
         self.stopping = False
+        self.beat = 0
         self._index = {stream: i for i, stream in enumerate(source.streams)}
         self._bad_share = BadShare(self.settings.max_bad_share)
         self._last_checkpoint = self.clock.monotonic()
@@ -183,6 +196,7 @@ class Engine:
 
     def step(self) -> bool:
         """Poll once and process what came; True when a finite source is done. Tests drive the engine with this."""
+        self.beat += 1
         waiting = any(lane.merge.ready for lane in self.lanes.values())
         records = self.source.poll(0.0 if waiting else self.settings.poll_s)
         now = self.clock.monotonic()
@@ -203,7 +217,7 @@ class Engine:
             self.checkpoint()
         done = ended and not any(lane.waiting for lane in self.lanes.values())
         for lane in self.lanes.values() if done else ():
-            self._hand_out(lane, lane.pipeline.flush(), ())  # nothing comes any more; a plain stop cannot know that
+            self._hand_out(lane, lane.finish(), ())  # nothing comes any more; a plain stop cannot know that
         return done
 
     # -- one round
@@ -233,6 +247,8 @@ class Engine:
             self._process(lane, released)
 
     def _process(self, lane: Lane, released: Sequence[Arrived]) -> None:
+        self.beat += 1
+        lane.check_owner()  # a process that was stopped for a while must not speak before it knows
         predictions, letters = lane.process(released)
         self._hand_out(lane, predictions, letters)
         self._bad_share.add(len(released), letters)
@@ -310,6 +326,8 @@ class Engine:
                 self.metrics.checkpoint(lane.partition, end - start, info.size_bytes, end)
                 _LOG.debug("checkpoint partition=%d sequence=%d", lane.partition, info.sequence)
             self._step_reached("commit")
+            self.delivery.saved(lane)
+            self._step_reached("committed")
             self.source.commit(lane.positions)
 
     def _step_reached(self, name: str) -> None:
@@ -331,14 +349,15 @@ class Engine:
     def _open_lane(self, partition: int) -> Lane:
         store = None
         if self.settings.checkpoint_path is not None:
-            folder = self.settings.checkpoint_path / f"{self.source.streams[0]}-{partition}"
-            store = CheckpointStore(folder, keep=self.settings.keep)
+            folder = folder_of(self.settings.checkpoint_path).child(f"{self.source.streams[0]}-{partition}")
+            store = CheckpointStore(folder, keep=self.settings.keep, shared=self.source.shared)
         pipeline = self.make_pipeline()
         pipeline.timing = self._timing
         wait_s, most_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
-        keys_path = self.settings.keys_path
+        keys_path = None if self.settings.keys_path is None else folder_of(self.settings.keys_path, "keys.path")
         lane = Lane(partition, self.source.streams, pipeline, store, wait_s, most_ahead_ns, keys_path)
-        info = lane.restore(self.settings.config_digest)
+        info = self.delivery.resume(lane, self.settings.config_digest)
+        self.metrics.damaged_checkpoints(partition, 0 if store is None else store.damaged)
         self.lanes[partition] = lane
         self._drifts_logged[partition] = sum(pipeline.stats.drifts.values())
         self.metrics.pipeline(partition, pipeline.stats)
@@ -354,6 +373,7 @@ class Engine:
                 self._save(lanes)
         finally:
             for lane in lanes:
+                self.delivery.let_go(lane)
                 lane.close()
                 self.metrics.forget(lane.partition)
                 _LOG.info("partition %d: %s", lane.partition, "lost" if lost else "handed over")

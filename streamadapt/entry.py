@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,6 +16,8 @@ __all__ = ["Batch", "Entry", "FloatArray", "Label", "Position", "Prediction"]
 
 FloatArray = npt.NDArray[np.float32]
 
+_POSITION = re.compile(r"(.*)\[(\d{1,10})\]@(-?\d{1,19})", re.DOTALL | re.ASCII)
+
 
 class Position(NamedTuple):
     """Where a record stands in its source; totally ordered within one partition."""
@@ -25,6 +28,12 @@ class Position(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.stream}[{self.partition}]@{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position | None:
+        """Return what ``str`` made `text` of; None if it is none such."""
+        found = _POSITION.fullmatch(text)
+        return None if found is None else cls(found[1], int(found[2]), int(found[3]))
 
 
 NOWHERE = Position("", 0, 0)

@@ -8,6 +8,8 @@
     +-- ShapeError         an array or tensor does not have the shape that was promised
     +-- CheckpointError    a checkpoint cannot be written, read or trusted
     +-- ConnectorError     a source or a sink failed for good (what can be retried is retried inside it)
+    +-- BadShareError      nearly all records are refused: a wrong config, not bad records
+    +-- RepairError        a file of repaired dead letters is not what it should be
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from enum import StrEnum
 from typing import Any
 
 __all__ = [
+    "BadShareError",
     "CheckpointError",
     "ConfigError",
     "ConnectorError",
     "EntryError",
     "Reason",
+    "RepairError",
     "ShapeError",
     "StreamadaptError",
 ]
@@ -110,3 +114,11 @@ class CheckpointError(StreamadaptError):
 
 class ConnectorError(StreamadaptError):
     """A source or a sink failed for good."""
+
+
+class BadShareError(StreamadaptError):
+    """More of the recent records were refused than ``limits.max_bad_share`` bears: the engine stops."""
+
+
+class RepairError(StreamadaptError):
+    """A line of a file of repaired dead letters is none: what was expected there, and what came."""

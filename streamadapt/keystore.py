@@ -11,15 +11,15 @@ last `keep` ones. Files that a crash left behind have numbers that the replay us
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streamadapt.durable import DamagedError, read, sync
+from streamadapt.durable import DamagedError
 from streamadapt.errors import CheckpointError
+from streamadapt.folder import Folder, LocalFolder, folder_of
 from streamadapt.keyed import KeyStore
 
 __all__ = ["DirectoryKeyStore"]
@@ -30,13 +30,19 @@ _FILE = re.compile(r"(\d{12})\.safetensors")
 class DirectoryKeyStore(KeyStore):
     """A folder with one file per key that was put away.
 
+    Where asking takes long (`Folder.batch`), a few states wait in memory to be written together: a key that comes back
+    soon costs nothing.
+
     Parameters
     ----------
-    path : Path or None
-        Made when first needed. One pipeline's own. None: a temporary folder, gone with `close`; for runs without
-        checkpoints.
+    path : Path, str, Folder or None
+        A folder or its URL; made when first needed. One pipeline's own. None: a temporary folder, gone with `close`;
+        for runs without checkpoints.
     keep : int, >= 0
         How many checkpoints are kept that may refer to a file. 0: there are none, and what is released goes at once.
+    check_owner : callable (), optional
+        For a folder that somebody may take over: raises if he has. Asked before anything is written, since it could be
+        over what he wrote; and nothing is deleted then before the next checkpoint, which comes only to the owner.
 
     Raises
     ------
@@ -44,12 +50,16 @@ class DirectoryKeyStore(KeyStore):
         If `keep` is below 0.
     """
 
-    def __init__(self, path: Path | None, *, keep: int = 3) -> None:
+    def __init__(
+        self, path: Path | str | Folder | None, *, keep: int = 3, check_owner: Callable[[], None] | None = None
+    ) -> None:
         if keep < 0:
             raise CheckpointError(f"{path}: keep must be at least 0 checkpoints, got {keep}")
         self.keep = keep
         self._temporary = tempfile.TemporaryDirectory(prefix="streamadapt-keys-") if path is None else None
-        self.path = Path(self._temporary.name if self._temporary is not None else path or "")
+        self.folder = LocalFolder(Path(self._temporary.name)) if self._temporary is not None else folder_of(path or "")
+        self._check_owner = check_owner
+        self._waiting: dict[str, bytes] = {}  # not written yet
         self._fresh: set[str] = set()  # written since the last `sync`: no checkpoint can refer to them
         self._released: dict[str, int] = {}  # name -> how many checkpoints there must be before it can go
         self._checkpoints = 0  # complete ones since `begin`
@@ -64,13 +74,14 @@ class DirectoryKeyStore(KeyStore):
             If one of `live` is missing.
         """
         self._fresh, self._released, self._checkpoints, self._promised = set(), {}, 0, False
+        self._waiting = {}
         with self._reporting("list"):
-            self.path.mkdir(parents=True, exist_ok=True)
-            found = {match[1] for name in os.listdir(self.path) if (match := _FILE.fullmatch(name))}
+            self.folder.make()
+            found = {match[1] for name in self.folder.names() if (match := _FILE.fullmatch(name))}
         missing = sorted(set(live) - found)
         if missing:
             raise CheckpointError(
-                f"{self.path}: {len(missing)} of the {len(live)} keys that the checkpoint refers to are missing, the "
+                f"{self.folder}: {len(missing)} of the {len(live)} keys that the checkpoint refers to are missing, the "
                 f"first is {missing[0]}.safetensors; restore the folder from a backup together with its checkpoints"
             )
         for name in found - set(live):
@@ -78,32 +89,32 @@ class DirectoryKeyStore(KeyStore):
 
     def put(self, name: str, data: bytes) -> str:
         """Write a state; not on the disk for sure before `sync`."""
-        with self._reporting(f"write {name}"):
-            # No link is followed: it could lead anywhere.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-            with open(os.open(self._file(name), flags, 0o644), "wb") as file:
-                file.write(data)
+        self._waiting[name] = data
+        if len(self._waiting) >= self.folder.batch:
+            self._write()
         self._released.pop(name, None)
-        self._fresh.add(name)
         return hashlib.sha256(data).hexdigest()
 
     def get(self, name: str, checksum: str) -> bytes:
         """Read a state."""
-        file = self._file(name)
+        if name in self._waiting:
+            return self._waiting[name]
         try:
-            data = read(self.path, file.name)
+            data = self.folder.read(_file(name))
             if hashlib.sha256(data).hexdigest() != checksum:
                 raise DamagedError(f"it does not match its checksum ({len(data)} bytes)")
         except DamagedError as exc:
             raise CheckpointError(
-                f"{file}: a key's state is damaged: {exc}; restore it from a backup, or roll back to a checkpoint from "
-                "before it was written"
+                f"{self.folder}/{_file(name)}: a key's state is damaged: {exc}; restore it from a backup, or roll "
+                "back to a checkpoint from before it was written"
             ) from exc
         return data
 
     def release(self, name: str) -> None:
         """Delete it, at once or after `keep` more checkpoints."""
-        if name in self._fresh or self.keep == 0:
+        if self._waiting.pop(name, None) is not None:
+            return
+        if self.keep == 0 or (name in self._fresh and self._check_owner is None):
             self._fresh.discard(name)
             self._delete(name)
         else:
@@ -111,11 +122,11 @@ class DirectoryKeyStore(KeyStore):
 
     def sync(self) -> None:
         """Bring everything written since the last time to the disk."""
+        if self._waiting:
+            self._write()
         with self._reporting("sync"):
             if self._fresh:
-                for name in sorted(self._fresh):
-                    _sync_file(self._file(name))
-                sync(self.path)
+                self.folder.sync(map(_file, sorted(self._fresh)))
         self._fresh.clear()
         self._promised = True
 
@@ -132,24 +143,26 @@ class DirectoryKeyStore(KeyStore):
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def _file(self, name: str) -> Path:
-        return self.path / f"{name}.safetensors"
+    def _write(self) -> None:
+        files = {_file(name): data for name, data in self._waiting.items()}
+        if self._check_owner is not None:
+            self._check_owner()
+        with self._reporting(f"write {', '.join(self._waiting)}"):
+            self.folder.write(files)
+        self._fresh |= self._waiting.keys()
+        self._waiting = {}
 
     def _delete(self, name: str) -> None:
         with self._reporting(f"delete {name}"):
-            self._file(name).unlink(missing_ok=True)
+            self.folder.delete(_file(name))
 
     @contextmanager
     def _reporting(self, doing: str) -> Iterator[None]:
         try:
             yield
         except OSError as exc:
-            raise CheckpointError(f"{self.path}: cannot {doing}: {exc}") from exc
+            raise CheckpointError(f"{self.folder}: cannot {doing}: {exc}") from exc
 
 
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _file(name: str) -> str:
+    return f"{name}.safetensors"

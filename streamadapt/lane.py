@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.entry import Entry, Label, Prediction
-from streamadapt.errors import EntryError
+from streamadapt.checkpoint import CheckpointStore, Loaded
+from streamadapt.entry import Entry, Label, Position, Prediction
+from streamadapt.errors import CheckpointError, EntryError, StreamadaptError
+from streamadapt.folder import Folder
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.keystore import DirectoryKeyStore
 from streamadapt.lookahead import Lookahead
@@ -36,8 +36,14 @@ class Lane:
         See `Merge`.
     most_ahead_ns : int, ns
         See `Lookahead`.
-    keys_path : Path, optional
+    keys_path : Folder, optional
         Where keys go that leave memory: a folder of its own in it. Default: in the store's, or else in a temporary one.
+
+    Attributes
+    ----------
+    is_new : callable of Position and Prediction, or None
+        Whether a prediction, made when the record at the position was read, is to be written: a replay is silent about
+        what a guarantee knows to be in the output. None: all are.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class Lane:
         store: CheckpointStore | None,
         wait_s: float,
         most_ahead_ns: int,
-        keys_path: Path | None = None,
+        keys_path: Folder | None = None,
     ) -> None:
         self.partition = partition
         self.streams = tuple(streams)
@@ -58,35 +64,57 @@ class Lane:
         self.lookaheads = [Lookahead(most_ahead_ns) for _ in self.streams]
         self.positions: dict[StreamPartition, int] = {}
         self.since_checkpoint = 0
+        self.is_new: Callable[[Position, Prediction], bool] | None = None
         self._refused: list[DeadLetter] = []
         self._record: Record | None = None
         pipeline.on_rejected = self._reject
         if isinstance(pipeline, KeyedPipeline) and pipeline.store is None:
             pipeline.store = self._key_store(keys_path)
 
-    def _key_store(self, root: Path | None) -> DirectoryKeyStore:
+    def _key_store(self, root: Folder | None) -> DirectoryKeyStore:
         if root is not None:
-            root = root / f"{self.streams[0]}-{self.partition}"
+            root = root.child(f"{self.streams[0]}-{self.partition}")
         elif self.store is not None:
-            root = self.store.path / "keys"
-        return DirectoryKeyStore(root, keep=0 if self.store is None else self.store.keep)
+            root = self.store.folder.child("keys")
+        if self.store is None:
+            return DirectoryKeyStore(root, keep=0)
+        check_owner = self.store.check_owner if self.store.leased else None
+        return DirectoryKeyStore(root, keep=self.store.keep, check_owner=check_owner)
 
     @property
     def waiting(self) -> int:
         """Records read and not yet processed."""
         return len(self.merge) + sum(len(lookahead) for lookahead in self.lookaheads)
 
-    def restore(self, digest: str) -> CheckpointInfo | None:
-        """Load the newest checkpoint, if there is one."""
+    def restore(self, digest: str, not_beyond: Mapping[StreamPartition, int] | None = None) -> CheckpointInfo | None:
+        """Load the newest checkpoint, if there is one, dropping those with a position beyond the ones given."""
         if self.store is None:
             return None
-        self.store.acquire()
-        loaded = self.store.load_latest(digest)
-        if loaded is None:
-            return None
-        self.pipeline.load_state_dict(loaded.state)
+        try:
+            self.store.acquire()
+            if not_beyond is not None:
+                self.store.drop_beyond(not_beyond)
+            loaded = self.store.load_latest(digest)
+            if loaded is None:
+                return None
+            self._take_over(loaded)
+        except BaseException:
+            self.close()  # nobody else will: an engine has only the lanes that came up
+            raise
         self.positions = dict(loaded.positions)
         return loaded.info
+
+    def _take_over(self, loaded: Loaded) -> None:
+        try:
+            self.pipeline.load_state_dict(loaded.state)
+        except StreamadaptError:
+            raise
+        except Exception as exc:  # whole by its checksums, and yet the state of something else
+            reason = f"{type(exc).__name__}: {str(exc)[:200]}"
+            raise CheckpointError(
+                f"{loaded.info.path}: it holds the state of something else than this pipeline ({reason}); use another "
+                "checkpoint path to start from nothing"
+            ) from exc
 
     def wanted(self) -> dict[StreamPartition, int | None]:
         """Return where each stream is to be read from; None is the source's own start."""
@@ -107,12 +135,26 @@ class Lane:
                 self.pipeline.stats.rejected[arrived.item.reason] += 1
                 self._refused.append(arrived.item)
             else:
-                predictions += self.pipeline.observe((arrived.item,))
+                predictions += self._new(arrived.record.position, self.pipeline.observe((arrived.item,)))
             at = arrived.record.position
             self.positions[StreamPartition(at.stream, at.partition)] = at.offset + 1
         self.since_checkpoint += len(released)
         letters, self._refused = self._refused, []
         return predictions, letters
+
+    def finish(self) -> list[Prediction]:
+        """Nothing comes any more: return the predictions of what still waited."""
+        place = StreamPartition(self.streams[0], self.partition)
+        return self._new(Position(*place, self.positions.get(place, 0)), self.pipeline.flush())
+
+    def _new(self, read: Position, predictions: list[Prediction]) -> list[Prediction]:
+        is_new = self.is_new
+        return predictions if is_new is None else [p for p in predictions if is_new(read, p)]
+
+    def check_owner(self) -> None:
+        """Raise `FencedError` if another engine has taken this partition's checkpoints over; between two of them."""
+        if self.store is not None:
+            self.store.glance()
 
     def save(self, digest: str, on_step: Callable[[str], None] | None = None) -> CheckpointInfo | None:
         """Write a checkpoint of the state and the positions it has reached."""

@@ -6,20 +6,23 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from streamadapt import __version__
-from streamadapt.durable import DamagedError, read
+from streamadapt.durable import DamagedError
 from streamadapt.errors import CheckpointError
+from streamadapt.folder import Folder
 from streamadapt.ports import StreamPartition
 
 __all__ = ["MANIFEST", "CheckpointInfo", "Manifest", "StoredFile", "checksum_of", "dump", "finite", "read_manifest"]
 
 MANIFEST = "manifest.json"
+MOST_MANIFEST = 1 << 28
+"""Bytes: the summary names every learner and detector of a pipeline, not of every key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,12 @@ class CheckpointInfo:
         What the writer wanted to be readable without torch; JSON values.
     config_digest : str
         Digest of the configuration that the state belongs to.
+    settings : dict
+        What that is the digest of, by path, secrets hidden; empty if it was written before that was kept.
     version : str
         The streamadapt that wrote it.
+    fence : int
+        The writer's fencing token; 0 if it was written before there were any.
     """
 
     sequence: int
@@ -51,7 +58,9 @@ class CheckpointInfo:
     summary: dict[str, Any]
     config_digest: str
     version: str
-    path: Path
+    path: Path | str
+    fence: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class StoredFile(msgspec.Struct, frozen=True):
@@ -72,13 +81,15 @@ class Manifest(msgspec.Struct, frozen=True):
     positions: list[tuple[str, int, int]]
     summary: dict[str, Any]
     files: dict[str, StoredFile]
+    fence: int = 0
+    config: dict[str, Any] = {}
 
     def to_json(self) -> bytes:
         """Return the file's text, with the checksum of everything else in it."""
         content = msgspec.to_builtins(self)
         return dump(content | {"checksum": checksum_of(content)}, indent=1)
 
-    def info(self, folder: Path) -> CheckpointInfo:
+    def info(self, folder: Folder) -> CheckpointInfo:
         """Return what callers see."""
         return CheckpointInfo(
             sequence=self.sequence,
@@ -88,11 +99,13 @@ class Manifest(msgspec.Struct, frozen=True):
             summary=self.summary,
             config_digest=self.config_digest,
             version=self.streamadapt,
-            path=folder,
+            path=folder.path,
+            fence=self.fence,
+            settings=self.config,
         )
 
 
-def read_manifest(folder: Path, own_format: int) -> Manifest:
+def read_manifest(folder: Folder, own_format: int) -> Manifest:
     """Read and check a manifest.
 
     Raises
@@ -103,7 +116,7 @@ def read_manifest(folder: Path, own_format: int) -> Manifest:
         If it is whole, but of another format than `own_format`.
     """
     try:
-        content = json.loads(read(folder, MANIFEST))
+        content = json.loads(folder.read(MANIFEST, MOST_MANIFEST))
         intact = content.pop("checksum") == checksum_of(content)
         # The checksum first: a flipped bit must not pass for a newer format.
         if intact and content["format"] != own_format:

@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from streamadapt.entry import Position, Prediction
 
 __all__ = [
+    "FOREIGN",
     "Clock",
     "DeadLetter",
+    "DeadLetterReader",
     "DeadLetterSink",
     "PartitionOwner",
+    "RecallingSink",
     "Record",
+    "ReplayMark",
+    "Returned",
+    "Returning",
     "Sink",
     "Source",
+    "StoredLetter",
     "StreamPartition",
+    "StreamWriter",
     "SystemClock",
+    "TransactionalSink",
 ]
+
+FOREIGN = "foreign"
+"""The reason of what stands among the dead letters and is none."""
 
 
 class StreamPartition(NamedTuple):
@@ -126,6 +138,11 @@ class Source(ABC):
         """Return how many records are not yet delivered, where the end is known. Never blocks for long."""
 
     @property
+    def shared(self) -> bool:
+        """Whether a partition may go to another process that does not know if this one still runs (a group)."""
+        return False
+
+    @property
     @abstractmethod
     def state(self) -> str:
         """``connected``, ``connecting`` or ``ended`` (a finite source that has delivered its last record)."""
@@ -157,6 +174,59 @@ class Sink(ABC):
         """Flush and release everything. Idempotent."""
 
 
+class RecallingSink(Sink):
+    """A sink that can read back how far its output has come: what ``effectively-once`` needs."""
+
+    @abstractmethod
+    def newest(self, stream: str, partition: int) -> int | None:
+        """Return the offset in the id of the newest prediction that the output holds for a partition of `stream`.
+
+        None if there is none. Predictions of one partition must stay in order in the output.
+
+        Raises
+        ------
+        ConnectorError
+            If the output is not made so that its order could be kept.
+        """
+
+
+class TransactionalSink(Sink):
+    """A sink whose predictions become visible together with the positions they were made at: ``exactly-once``.
+
+    A partition that `begin` was called for is written to in transactions, from the first write after it, or after the
+    last `commit`, to the next `commit`.
+    """
+
+    @property
+    def transaction_timeout_s(self) -> float | None:
+        """For how long a transaction may be open, in seconds; None for any time."""
+        return None
+
+    @abstractmethod
+    def begin(self, streams: Sequence[str], partition: int) -> dict[StreamPartition, int]:
+        """Become a partition's only writer: older ones can commit nothing more, and what they left open is void.
+
+        Returns
+        -------
+        dict of StreamPartition to int
+            The positions committed last, of all `streams`; empty if there never were any.
+        """
+
+    @abstractmethod
+    def commit(self, positions: Mapping[StreamPartition, int]) -> None:
+        """Make what was written for one partition visible, and the positions the committed ones, as one step.
+
+        Raises
+        ------
+        ConnectorError
+            If that cannot be, or if somebody else has begun with the partition: nothing of it is visible then.
+        """
+
+    @abstractmethod
+    def end(self, partition: int) -> None:
+        """Let go of a partition. What was not committed is void. Idempotent."""
+
+
 class DeadLetterSink(ABC):
     """Where refused records go; same rules as `Sink`."""
 
@@ -171,6 +241,136 @@ class DeadLetterSink(ABC):
     @abstractmethod
     def close(self) -> None:
         """Flush and release everything. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLetter:
+    """A dead letter, read back.
+
+    Attributes
+    ----------
+    letter : DeadLetter
+        As it was refused; of a record that is none of streamadapt's, itself with the reason `FOREIGN`.
+    place : Position
+        Where it stands among the dead letters.
+    truncated : int or None, bytes
+        The value's size, where only its beginning was kept.
+    foreign : bool
+        Whether it is somebody else's: where it came from is not known.
+    """
+
+    letter: DeadLetter
+    place: Position
+    truncated: int | None = None
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayMark:
+    """A note among the dead letters: what is being fed back, and what became of it.
+
+    Attributes
+    ----------
+    state : str
+        ``sending`` before the first is sent, then ``sent`` or ``not-sent``. What stays at ``sending`` may have been.
+    time : int, ns since the Unix epoch
+    positions : tuple of Position
+        Of the refused records, where they stood in their source.
+    """
+
+    state: str
+    time: int
+    positions: tuple[Position, ...]
+
+
+class DeadLetterReader(ABC):
+    """Reads what a `DeadLetterSink` of the same settings wrote, and keeps notes. Commits and locks nothing."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is, for a person; no secrets."""
+
+    @property
+    @abstractmethod
+    def missing(self) -> bool:
+        """Whether the last `read` found that the place does not exist (yet)."""
+
+    @abstractmethod
+    def read(self, on_progress: Callable[[int, int], None] | None = None) -> Iterator[StoredLetter | ReplayMark]:
+        """Yield everything from the beginning to the end as it is now, in order within a partition.
+
+        Parameters
+        ----------
+        on_progress : callable of two int, optional
+            Called now and then with how much is read, and of how much.
+
+        Raises
+        ------
+        ConnectorError
+            If it cannot be read. Whatever the letters hold is never a reason.
+        """
+
+    @abstractmethod
+    def mark(self, mark: ReplayMark) -> None:
+        """Keep a note; when this returns it is stored, and every later `read` yields it after those before it.
+
+        Raises
+        ------
+        ConnectorError
+            If it cannot be.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returning:
+    """A repaired record on its way back.
+
+    Attributes
+    ----------
+    record : Record
+        Its position is the refused one's.
+    timed : bool
+        Whether the record's own time stamp counts, and so is to be kept.
+    """
+
+    record: Record
+    timed: bool
+
+
+class Returned(NamedTuple):
+    """What became of one `Returning`.
+
+    Attributes
+    ----------
+    state : str
+        ``sent``, ``not-sent``, or ``unknown``.
+    detail : str
+        Where it stands now, or why it does not.
+    """
+
+    state: str
+    detail: str
+
+
+class StreamWriter(ABC):
+    """Puts records at the end of the streams that a `Source` of the same settings reads."""
+
+    @abstractmethod
+    def check(self, places: Collection[StreamPartition]) -> None:
+        """Raise `ConnectorError` if one of these cannot be written to; changes nothing."""
+
+    @abstractmethod
+    def write(self, records: Sequence[Returning]) -> list[Returned]:
+        """Write them in order, and say of each what became of it; returns within a minute, whatever happens."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything. Idempotent."""
 
 
 class Clock(Protocol):

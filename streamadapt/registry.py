@@ -12,7 +12,7 @@ from typing import Any
 
 from streamadapt.convert import check_keys, check_needed, convert, is_callable_hint, join, meant, wrong
 from streamadapt.errors import ConfigError, StreamadaptError
-from streamadapt.masking import masked
+from streamadapt.masking import masked, scrubbed
 
 __all__ = ["ROOTS", "arguments_of", "build", "call", "choose", "kinds", "prepare"]
 
@@ -122,7 +122,7 @@ def call(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) ->
     except StreamadaptError:
         raise
     except Exception as error:  # a third party's own way of refusing
-        reason = f"{type(error).__name__}: {error}"
+        reason = scrubbed(f"{type(error).__name__}: {error}")
         raise ConfigError(path, masked(path, dict(arguments)), f"arguments that fit ({reason})") from error
 
 

@@ -8,6 +8,7 @@ safetensors takes as long for each of them as for a large one.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,13 +60,17 @@ def unpack(data: bytes) -> dict[str, Any]:
         for name, kind, shape, at in index:
             if kind not in NATIVE_TENSORS:
                 raise ValueError(f"{kind!r} is no tensor type")
-            tensor = torch.empty(shape, dtype=getattr(torch, kind))
-            size = tensor.numel() * tensor.element_size()
+            dtype: torch.dtype = getattr(torch, kind)
+            size = math.prod(shape) * dtype.itemsize
+            if min(at, size, *shape) < 0 or at + size > len(found["data"]):
+                raise ValueError(f"{name!r} lies outside of the data")
+            # Not before its size is known to be there: a shape is only a promise.
+            tensor = torch.empty(shape, dtype=dtype)
             if size:
-                tensor = found["data"][at : at + size].view(tensor.dtype).reshape(shape).clone()
+                tensor = found["data"][at : at + size].view(dtype).reshape(shape).clone()
             table[name] = tensor
         state: dict[str, Any] = decode(tree, table)
-    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError, safetensors.SafetensorError) as exc:
+    except (LookupError, TypeError, ValueError, RuntimeError, MemoryError, safetensors.SafetensorError) as exc:
         raise CheckpointError(f"no packed state: {type(exc).__name__}: {exc}") from exc
     return state
 

@@ -156,7 +156,7 @@ def _decode_marked(tree: dict[str, Any], table: Mapping[str, torch.Tensor]) -> A
         if kind in ("array", "scalar"):
             array = _load_array(tree, stored)
             return array[()] if kind == "scalar" else array
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError) as exc:
         raise CheckpointError(f"state: cannot read a stored {kind!r} ({type(exc).__name__}: {exc})") from exc
     raise CheckpointError(f"state: unknown kind {kind!r}")
 
@@ -167,7 +167,7 @@ def _load_tensor(tree: dict[str, Any], stored: torch.Tensor) -> torch.Tensor:
     if "type" not in tree:
         return stored
     dtype = getattr(torch, tree["type"]) if _TENSOR_TYPE.fullmatch(tree["type"]) else None
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) or tree["type"].startswith("q"):  # quantised ones have a scale beside them
         raise ValueError(f"{tree['type']!r} is no tensor type")
     return stored.view(dtype).reshape(tree["shape"])
 

@@ -19,12 +19,12 @@ from __future__ import annotations
 import io
 import pickle
 import types
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from streamadapt.errors import CheckpointError
-from streamadapt.unpickle_lists import Refused, check_call, check_name, check_new, resolve, set_state
+from streamadapt.unpickle_lists import Refused, check_call, check_hashed, check_name, check_new, resolve, set_state
 
 __all__ = ["dumps_river", "loads_river"]
 
@@ -40,6 +40,8 @@ _OPCODES = (
     + pickle.EMPTY_SET + pickle.ADDITEMS + pickle.FROZENSET
     + pickle.STACK_GLOBAL + pickle.NEWOBJ + pickle.REDUCE + pickle.BUILD
 )  # fmt: skip
+
+_HASHING = (set, frozenset, Counter, OrderedDict)
 
 
 def dumps_river(obj: object) -> bytes:
@@ -110,6 +112,8 @@ class _Unpickler(pickle._Unpickler):
         args = self.stack.pop()
         func = self.stack[-1]
         check_call(func, args)
+        if any(func is other for other in _HASHING):
+            check_hashed(args)
         self.stack[-1] = func(*args)
 
     def load_newobj(self) -> None:
@@ -147,6 +151,7 @@ class _Unpickler(pickle._Unpickler):
         target = self.stack[-1]
         if not isinstance(target, dict):
             raise Refused(f"item assignment to a {type(target).__qualname__}")
+        check_hashed(items[::2])
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[key] = value
 
@@ -154,7 +159,13 @@ class _Unpickler(pickle._Unpickler):
         items = self.pop_mark()
         if type(self.stack[-1]) is not set:
             raise Refused(f"add to a {type(self.stack[-1]).__qualname__}")
+        check_hashed(items)
         self.stack[-1].update(items)
+
+    def load_frozenset(self) -> None:
+        items = self.pop_mark()
+        check_hashed(items)
+        self.stack.append(frozenset(items))
 
     dispatch |= {
         pickle.REDUCE[0]: load_reduce,
@@ -165,4 +176,5 @@ class _Unpickler(pickle._Unpickler):
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
     }

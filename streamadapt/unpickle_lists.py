@@ -17,13 +17,13 @@ import re
 import statistics
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.random.bit_generator as bit_generator
 
-__all__ = ["Refused", "check_call", "check_name", "check_new", "resolve", "set_state"]
+__all__ = ["Refused", "check_call", "check_hashed", "check_name", "check_new", "resolve", "set_state"]
 
 
 class Refused(Exception):  # noqa: N818 - internal: leaves this package as a CheckpointError
@@ -93,6 +93,7 @@ _PLAIN = (
     datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone,
 )  # fmt: skip
 _FACTORY = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+_MOST_HASHED = 1_000_000
 _DTYPE = re.compile(r"[biufcmMSUO]\d*")
 
 
@@ -163,6 +164,17 @@ def check_call(func: object, args: object) -> None:
     check = _CALLS.get(id(func)) or (_plain_args if _is_callable_river_class(func) else None)
     if check is None or not check(args):
         raise Refused(f"call of {_label(func)} with {[type(arg).__qualname__ for arg in args]}")
+
+
+def check_hashed(items: Sequence[object]) -> None:
+    """Refuse what takes for ever to hash: a few bytes of a pickle make a tuple of tuples of 2**60 parts."""
+    left, todo = _MOST_HASHED + len(items), [items]
+    while todo:
+        part = todo.pop()
+        left -= len(part)
+        if left < 0:
+            raise Refused(f"keys of more than {_MOST_HASHED} parts")
+        todo += [item for item in part if type(item) in (tuple, list)]  # type: ignore[misc]
 
 
 def _label(obj: object) -> str:

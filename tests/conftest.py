@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from fault_counts import IN_FULL
 
 from streamadapt.app.broker import EmbeddedBroker, create_topics
 
@@ -18,6 +19,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:unclosed <socket.socket.*laddr=.'0.0.0.0':ResourceWarning")
     # It also loads its protocol schemas through a deprecated function of importlib.resources.
     config.addinivalue_line("filterwarnings", "ignore:(read_text|open_text) is deprecated:DeprecationWarning")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not IN_FULL:
+        terminalreporter.write_line("fault tests ran at reduced counts; in full: make test-faults")
 
 
 @pytest.fixture(scope="session")

@@ -25,10 +25,14 @@ def produce(servers: str, topic: str, logs: Sequence[Sequence[bytes]], **configs
         producer.close()
 
 
-def consume(servers: str, topic: str) -> list[Any]:
+def consume(servers: str, topic: str, **configs: Any) -> list[Any]:
     """Return every record of `topic`, partition by partition."""
     consumer = KafkaConsumer(
-        bootstrap_servers=servers, auto_offset_reset="earliest", enable_auto_commit=False, fetch_max_bytes=64 << 20
+        bootstrap_servers=servers,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        fetch_max_bytes=64 << 20,
+        **configs,
     )
     try:
         places = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic))]

@@ -1,57 +1,7 @@
-"""Comparing state trees bit for bit."""
+"""Comparing state trees bit for bit, as the benchmark of faults does."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from benchmarks.faults.states import assert_same_state, canonical, differing, flat
 
-from streamadapt.unpickle import loads_river
-
-
-def canonical(thing, seen=None):
-    """A river object as nested tuples. Its pickle's bytes also tell which equal strings are one object: no state."""
-    seen = {} if seen is None else seen
-    if thing is None or isinstance(thing, bool | int | str | bytes | type):
-        return thing
-    if isinstance(thing, float):
-        return thing.hex()
-    if id(thing) in seen:
-        return ("seen", seen[id(thing)][0])
-    seen[id(thing)] = (len(seen), thing)  # kept alive, or its id could be another's
-    if isinstance(thing, dict):
-        return ("dict", type(thing).__name__, tuple((canonical(k, seen), canonical(v, seen)) for k, v in thing.items()))
-    if isinstance(thing, list | tuple):
-        return ("list", tuple(canonical(x, seen) for x in thing))
-    if callable(thing) and not hasattr(thing, "__dict__"):
-        return ("callable", repr(thing))
-    how = thing.__reduce_ex__(4)
-    return (
-        "object",
-        type(thing).__name__,
-        tuple(canonical(list(x) if hasattr(x, "__next__") else x, seen) for x in how[1:]),
-    )
-
-
-def flat(tree, path=""):
-    """Leaves of a state tree as (path, something that compares bit for bit)."""
-    if isinstance(tree, dict):
-        for key in sorted(tree):
-            yield from flat(tree[key], f"{path}/{key}")
-    elif isinstance(tree, list | tuple):
-        for i, leaf in enumerate(tree):
-            yield from flat(leaf, f"{path}/{i}")
-    elif isinstance(tree, torch.Tensor):
-        yield path, (str(tree.dtype), tuple(tree.shape), tree.numpy().tobytes())
-    elif isinstance(tree, np.ndarray):
-        yield path, (str(tree.dtype), tree.shape, tree.tobytes())
-    elif isinstance(tree, bytes):
-        yield path, canonical(loads_river(tree))
-    else:
-        yield path, tree
-
-
-def assert_same_state(a, b):
-    left, right = dict(flat(a)), dict(flat(b))
-    assert left.keys() == right.keys()
-    differing = [path for path in left if left[path] != right[path]]
-    assert differing == [], {path: (left[path], right[path]) for path in differing[:3]}
+__all__ = ["assert_same_state", "canonical", "differing", "flat"]

@@ -244,7 +244,8 @@ def test_only_the_newest_are_kept_and_numbers_go_on(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path, keep=2) as store:
         assert save(store, 5).sequence == 6
         assert [info.sequence for info in store.list()] == [5, 6]
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "000000000005", "000000000006"]
+    there = sorted(entry.name for entry in tmp_path.iterdir())
+    assert there == [".fence-000002", ".lock", "000000000005", "000000000006"]
 
 
 def newest(path: Path, name: str) -> Path:
@@ -320,7 +321,7 @@ def test_an_older_format_says_so_and_what_to_do(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_with_both_digests_and_a_cure(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
-        with pytest.raises(CheckpointError, match=r"sha256:aaaa, but this one is sha256:bbbb; use .* path"):
+        with pytest.raises(CheckpointError, match=r"sha256:aaaa, but this one is sha256:bbbb; .*use .* path"):
             store.load_latest("sha256:bbbb")
 
 
@@ -436,3 +437,25 @@ def test_cuda_tensors_are_saved_as_cpu_tensors(tmp_path: Path) -> None:
         save(store, torch.arange(3, device="cuda"))
     assert value_of(tmp_path).device.type == "cpu"
     assert value_of(tmp_path).tolist() == [0, 1, 2]
+
+
+def test_what_others_left_is_not_swept_away_and_stops_nothing(tmp_path: Path) -> None:
+    """A name that only looks like ours is somebody else's."""
+    for name in (".tmp-foo", ".tmp-1", ".tmp-000000000001"):
+        (tmp_path / name).mkdir()
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1)
+    assert sorted(p.name for p in tmp_path.glob(".tmp-*")) == [".tmp-1", ".tmp-foo"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_far_too_large_is_damaged_and_not_read(tmp_path: Path, name: str) -> None:
+    """A sparse terabyte takes no room on the disk, but would in memory."""
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1)
+        save(store, 2)
+        newest = tmp_path / f"{store.sequences()[-1]:012d}" / name
+        os.truncate(newest, 1 << 40)
+        loaded = store.load_latest()
+    assert loaded is not None
+    assert loaded.info.sequence == 1

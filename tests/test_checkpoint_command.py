@@ -114,3 +114,25 @@ def test_a_run_that_was_rolled_back_ends_in_the_same_state(tmp_path, monkeypatch
     capsys.readouterr()
     assert run_command(run).code == 0
     assert json.loads(capsys.readouterr().out) == first
+
+
+def test_check_tells_whether_a_run_would_go_on(tmp_path, monkeypatch, capsys):
+    """After a run: yes; with another learner: no, and which setting it is; with another sink: yes."""
+    monkeypatch.chdir(tmp_path)
+    config = prepare(tmp_path) / "config.toml"
+    assert run_command(["run", "config.toml"]).code == 0
+    newest = CheckpointStore(next((tmp_path / "state").iterdir())).sequences()[-1]
+    capsys.readouterr()
+    assert run_command(["check", "config.toml"]).code == 0
+    assert f", checkpoint {newest}\n" in capsys.readouterr().out
+    assert run_command(["check", "config.toml", "--set", "sink.path=elsewhere.jsonl", "--json"]).code == 0
+    found = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert [(one["sequence"], one["resumes"], one["problem"]) for one in found] == [(newest, True, "")]
+    assert run_command(["check", "config.toml", "--set", "learners.1.forgetting=0.9"]).code == 0
+    said = capsys.readouterr()
+    assert "learners[1].forgetting: 0.98 -> 0.9" in said.err
+    assert "Safe to change" in said.err
+    assert "goes on" not in said.out
+    config.write_text(config.read_text().replace('path = "state"', 'path = "memory://nowhere"'))
+    assert run_command(["check", "config.toml", "--json"]).code == 0
+    assert "checkpoints" not in json.loads(capsys.readouterr().out)

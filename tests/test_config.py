@@ -13,7 +13,9 @@ import pytest
 import torch
 from cli_helpers import logging_as_before
 from config_cases import BROKEN, make_weights, text_of
+from export_helpers import save
 from safetensors.torch import save_file
+from torch import nn
 
 from streamadapt.app.commands import run_command
 from streamadapt.assemble import check_config, make_engine, make_pipeline
@@ -127,7 +129,8 @@ def test_no_error_shows_a_secret(weights, table, where, tmp_path, capsys):
 
 def test_a_right_config_shows_no_secret_either(weights):
     """Not in its repr, nor in the repr of what is made from it."""
-    security = f'{{ security_protocol = "SASL_SSL", sasl_mechanism = "PLAIN", sasl_plain_password = "{SECRET}" }}'
+    user = f'sasl_plain_username = "u", sasl_plain_password = "{SECRET}"'
+    security = f'{{ security_protocol = "SASL_SSL", sasl_mechanism = "PLAIN", {user} }}'
     config = parse_config(text_of(weights).replace('topic = "entries"', f'topic = "entries"\nsecurity = {security}'))
     assert SECRET not in repr(config)
     assert "PLAIN" in repr(config)
@@ -275,11 +278,14 @@ KIND_TABLES = {
                  "eata": {}, "per_entry": {"source": "x.npz"}, "tent": {}, "dictionary": {}, "error_memory": {},
                  "holt": {}, "liquid": {}, "persistence": {}, "refit": {}, "seasonal": {}, "slot_bias": {},
                  "river": {"model": "linear_model.LinearRegression"}},
-    "bases": {"linear": {}, "module": {"factory": "torch.nn:Identity"}, "persistence": {"horizon": 3}},
+    "bases": {"export": {}, "linear": {}, "module": {"factory": "torch.nn:Identity"}, "persistence": {"horizon": 3}},
     "sources": {"files": {"path": "x.csv"}, "kafka": {"servers": "a:1", "topic": "t"}},
     "sinks": {"files": {"path": "p.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
     "dead_letters": {"files": {"path": "d.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
+    "dead_letter_readers": {"files": {"path": "d.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
+    "stream_writers": {"files": {"path": "x.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
     "codecs": {"json": {"fields": {"values": ["x"]}}},
+    "folders": {"fsspec": {"url": "memory://x"}},
 }  # fmt: skip
 
 
@@ -293,6 +299,8 @@ def test_every_kind_of_the_entry_points_can_be_built(weights, tmp_path):
             table = {"kind": kind, **tables[kind]}
             if kind == "linear":
                 table["weights"] = str(weights)
+            if kind == "export":
+                table["path"] = str(save(nn.Sequential(nn.Flatten(), nn.Linear(12, 1)).eval(), tmp_path / "model.pt2"))
             if kind == "files":
                 table["path"] = str(tmp_path / table["path"])
             made = build(group.removeprefix("streamadapt."), "x", table, streams=["s"])

@@ -156,7 +156,7 @@ def test_without_checkpoints_keys_go_to_a_temporary_folder(calm):
     assert said(sink) == calm[1]
     store = engine.lanes[0].pipeline.store
     assert engine.lanes[0].pipeline.stats.keys["forgotten"] == 0
-    assert not store.path.exists()
+    assert not store.folder.path.exists()
 
 
 def test_keys_go_where_the_setting_says(tmp_path):

@@ -167,7 +167,7 @@ def test_a_temporary_folder_is_gone_with_close():
     store = opened(None, keep=0)
     checksum = store.put("1", DATA)
     assert store.get("1", checksum) == DATA
-    path = store.path
+    path = store.folder.path
     store.close()
     store.close()
     assert not path.exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import streamadapt
 
-FORBIDDEN = {"kafka", "confluent_kafka", "prometheus_client", "httpx", "requests", "streamadapt_connectors"}
+FORBIDDEN = {"kafka", "confluent_kafka", "prometheus_client", "httpx", "requests", "fsspec", "streamadapt_connectors"}
 
 # A fresh interpreter: in this one the tests themselves have imported almost everything. Not pkgutil.walk_packages: it
 # imports every package it walks, the shell too. Prints module -> what came with it.

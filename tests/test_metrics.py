@@ -204,6 +204,8 @@ def exposed(text: str) -> dict[str, tuple[str, str, set[str]]]:
 
 def test_the_catalogue_the_docs_and_a_live_scrape_agree(metrics: Metrics, registry: CollectorRegistry) -> None:
     record_everything(metrics)
+    metrics.stalled(False)
+    metrics.damaged_checkpoints(0, 1)
     with serve(registry, 0, "127.0.0.1") as server:
         assert server.port > 0
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as response:

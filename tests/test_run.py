@@ -16,8 +16,8 @@ import pytest
 from cli_helpers import CONFIG, ROWS, lines, logging_as_before, prepare, rows
 from kafka_helpers import produce, until
 from kafka_tail import read_until
-from proxy import Proxy
 
+from benchmarks.faults.proxy import Proxy
 from streamadapt.app.broker import EmbeddedBroker, create_topics
 from streamadapt.app.commands import run_command
 from streamadapt.checkpoint import CheckpointStore

@@ -47,13 +47,16 @@ class Limits:
     ----------
     record_bytes : int, > 0, bytes
     depth : int, > 0, levels of nested arrays and objects
+    width : int, > 0
+        Fields of a record, and numbers of an array: a row of a million would cost every learner a million weights.
     """
 
     record_bytes: int = 1 << 20
     depth: int = 64
+    width: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("record_bytes", "depth"):
+        for name in ("record_bytes", "depth", "width"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"limits.{name}", getattr(self, name), "a whole number above 0")
 
@@ -179,6 +182,8 @@ class JsonCodec:
             data = _decode_lenient(value)
         if type(data) is not dict:
             raise FieldError(Reason.WRONG_TYPE, f"$: expected object, got {shown(data)}")
+        if len(data) > limits.width:
+            raise FieldError(Reason.WRONG_WIDTH, f"$: expected at most {limits.width} fields, got {len(data)}")
         return data
 
     def _is_lone_label(self, data: dict[str, Any]) -> bool:
@@ -256,6 +261,9 @@ class JsonCodec:
         if not raw or (width is not None and len(raw) != width):
             wanted = "at least 1" if width is None else str(width)
             raise FieldError(Reason.WRONG_WIDTH, f"$.{path}: expected an array of {wanted} numbers, got {len(raw)}")
+        if len(raw) > self.limits.width:
+            detail = f"$.{path}: expected at most {self.limits.width} numbers, got {len(raw)}"
+            raise FieldError(Reason.WRONG_WIDTH, detail)
         read = self._read_number
         try:
             return np.array([read(value, path) for value in raw], np.float32)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import base64
+import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from streamadapt.entry import Prediction
+from streamadapt.entry import Position, Prediction
 from streamadapt.errors import ConnectorError
-from streamadapt.ports import DeadLetter, DeadLetterSink, Sink
+from streamadapt.letters import letter_fields
+from streamadapt.ports import DeadLetter, DeadLetterSink, RecallingSink
 from streamadapt_connectors.codecs import encode_prediction
 
 __all__ = ["JsonlDeadLetters", "JsonlSink"]
 
 TAIL_BYTES: Final = 1 << 16
+MOST_TORN: Final = 1 << 26
+"""A longer last line was not written by a sink: cutting it off would spoil somebody else's file."""
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -31,7 +34,11 @@ class _LineFile:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab+")
-            self._mend()
+            try:
+                self._mend()
+            except OSError:
+                self._file.close()
+                raise
         except OSError as error:
             raise self._error(error) from error
 
@@ -55,14 +62,34 @@ class _LineFile:
             finally:
                 self._file.close()
 
+    def backwards(self) -> Iterator[bytes]:
+        """Yield the lines, the last one first."""
+        self.flush()
+        try:
+            with self._path.open("rb") as file:
+                start, rest = file.seek(0, os.SEEK_END), b""
+                while start > 0:
+                    size = min(start, TAIL_BYTES)
+                    start -= size
+                    file.seek(start)
+                    rest, *lines = (file.read(size) + rest).split(b"\n")
+                    yield from reversed(lines)
+                yield rest
+        except OSError as error:
+            raise self._error(error) from error
+
     def _mend(self) -> None:
         end = self._file.seek(0, os.SEEK_END)
         start = end
-        tail = b""
-        while start > 0 and b"\n" not in tail:
-            start = max(0, start - TAIL_BYTES)
+        found = False
+        while start > 0 and not found:
+            before, start = start, max(0, start - TAIL_BYTES)
             self._file.seek(start)
-            tail = self._file.read(end - start)
+            found = b"\n" in self._file.read(before - start)
+            if end - start > MOST_TORN and not found:
+                raise OSError(errno.EFBIG, f"its last line is longer than {MOST_TORN} bytes: no file of JSON lines")
+        self._file.seek(start)
+        tail = self._file.read(end - start)
         torn = tail[tail.rfind(b"\n") + 1 :]
         if not torn:
             return
@@ -77,10 +104,11 @@ class _LineFile:
         return ConnectorError(f"file {self._path}: cannot be written: {error}")
 
 
-class JsonlSink(Sink):
+class JsonlSink(RecallingSink):
     """Append one line per prediction; `flush` returns when the disk has them.
 
-    After a crash some predictions are there twice, with the same id: at-least-once.
+    With ``at-least-once`` some predictions are there twice after a crash, with the same id; with ``effectively-once``
+    none is. It has no transactions.
 
     Parameters
     ----------
@@ -106,6 +134,11 @@ class JsonlSink(Sink):
     ) -> None:
         self._file = _LineFile(path)
         self._encoder = partial(encode_prediction, experts=True) if experts else encoder
+
+    def newest(self, stream: str, partition: int) -> int | None:
+        """Return the offset in the id of the last line that was made from a partition of `stream`."""
+        ids = (_id_of(line) for line in self._file.backwards())
+        return next((at.offset for at in ids if at is not None and at[:2] == (stream, partition)), None)
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Append them; they may stay in a small buffer until `flush`."""
@@ -141,7 +174,7 @@ class JsonlDeadLetters(DeadLetterSink):
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Append them."""
-        self._file.append([_encode_json(_letter(letter)) for letter in letters])
+        self._file.append([_encode_json(letter_fields(letter)) for letter in letters])
 
     def flush(self) -> None:
         """Write through to the disk."""
@@ -152,25 +185,12 @@ class JsonlDeadLetters(DeadLetterSink):
         self._file.close()
 
 
-def _letter(letter: DeadLetter) -> dict[str, Any]:
-    record = letter.record
-    stream, partition, offset = record.position
-    data: dict[str, Any] = {
-        "reason": str(letter.reason),
-        "stage": letter.stage,
-        "detail": letter.detail,
-        "topic": stream,
-        "partition": partition,
-        "offset": offset,
-        "time": record.time,
-    }
-    for name, raw in (("key", record.key), ("value", record.value)):
-        if raw is None:
-            data[name] = None
-            continue
-        try:
-            data[name] = raw.decode()
-        except UnicodeDecodeError:
-            data[name] = base64.b64encode(raw).decode()
-            data[f"{name}_encoding"] = "base64"
-    return data
+class _Id(msgspec.Struct):
+    id: str
+
+
+def _id_of(line: bytes) -> Position | None:
+    try:
+        return Position.parse(msgspec.json.decode(line, type=_Id).id)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

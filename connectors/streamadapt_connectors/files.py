@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -77,6 +77,11 @@ class FilesSource(Source):
     def streams(self) -> Sequence[str]:
         """The entries' stream, then, if there is one, the labels'."""
         return tuple(self._files)
+
+    @property
+    def files(self) -> Mapping[str, Sequence[Path]]:
+        """The files of each stream, in order."""
+        return self._files
 
     def open(self, owner: PartitionOwner) -> None:
         """Start where `owner` says; None is the first record."""

@@ -60,6 +60,7 @@ class Buffer:
         records = self._records.get(at)
         return records[0].position.offset if records else None
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._records = {}
+    def drop(self, places: Collection[TopicPartition]) -> None:
+        """Forget what is held of some partitions."""
+        for at in places:
+            self._records.pop(at, None)

@@ -11,11 +11,24 @@ from typing import Any, Final
 from kafka import TopicPartition
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 
+from streamadapt.durations import duration_ns
+from streamadapt.errors import ConfigError
 from streamadapt_connectors.kafka_settings import Client
 
-__all__ = ["Handover", "RebalanceListener"]
+__all__ = ["Handover", "RebalanceListener", "session_of"]
 
 LOOK_S: Final = 0.005
+LEAST_SESSION_MS: Final = 1000
+MOST_HEARTBEAT_MS: Final = 3000
+
+
+def session_of(timeout: str) -> dict[str, int]:
+    """Return kafka-python's settings of a group's session: three heartbeats in the time, one of which must come."""
+    timeout_ms = duration_ns("source.session_timeout", timeout) // 1_000_000
+    if not timeout_ms >= LEAST_SESSION_MS:
+        raise ConfigError("source.session_timeout", timeout, f"a duration >= {LEAST_SESSION_MS} ms")
+    beat_ms = min(timeout_ms // 3, MOST_HEARTBEAT_MS)
+    return {"session_timeout_ms": timeout_ms, "heartbeat_interval_ms": beat_ms}
 
 
 class Handover:

@@ -11,7 +11,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from streamadapt.errors import ConfigError, ConnectorError
 
-__all__ = ["Places", "Range", "check_partition_counts", "ranges_of"]
+__all__ = ["Places", "Range", "check_partition_counts", "fetched_ends", "ranges_of"]
 
 OFFSETS_TIMEOUT_MS: Final = 5000
 
@@ -103,11 +103,11 @@ def ranges_of(
     ]
     if doubtful:
         with spare() as second:
-            ends.update(_fetched_ends(second, {at: ends[at] for at in doubtful}))
+            ends.update(fetched_ends(second, {at: ends[at] for at in doubtful}))
     return {at: Range(begins[at], ends[at]) for at in wanted}
 
 
-def _fetched_ends(consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+def fetched_ends(consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
     """Return the high watermarks that come with the records before `ends`."""
     consumer.assign(list(ends))
     for at, end in ends.items():

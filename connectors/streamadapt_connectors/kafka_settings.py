@@ -11,10 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from kafka import KafkaConsumer, KafkaProducer
+from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 
 from streamadapt.errors import ConfigError, ConnectorError
+from streamadapt.masking import remember, scrubbed, without_credentials
+from streamadapt_connectors.kafka_security import check_security, refusal_of, tls_context
 
 __all__ = ["Client", "Link", "Reach", "Setup", "check_security"]
 
@@ -22,52 +26,11 @@ T = TypeVar("T")
 
 log = logging.getLogger("streamadapt.kafka")
 
-PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-SECURITY: Final = frozenset(
-    {
-        "security_protocol",
-        "ssl_cafile",
-        "ssl_certfile",
-        "ssl_keyfile",
-        "ssl_password",
-        "ssl_crlfile",
-        "ssl_ciphers",
-        "ssl_check_hostname",
-        "ssl_context",
-        "sasl_mechanism",
-        "sasl_plain_username",
-        "sasl_plain_password",
-        "sasl_kerberos_name",
-        "sasl_kerberos_service_name",
-        "sasl_kerberos_domain_name",
-        "sasl_oauth_token_provider",
-    }
-)
-SECRET: Final = "<hidden>"
-
 FIRST_BACKOFF_S: Final = 0.1
 LAST_BACKOFF_S: Final = 10.0
 PROBE_S: Final = 2.0
 BOOTSTRAP_MS: Final = 5000
 RECONNECT_MAX_MS: Final = 5000
-
-
-def check_security(security: Mapping[str, Any] | None, path: str = "security") -> dict[str, Any]:
-    """Return a copy of the TLS and SASL settings, by kafka-python's names.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown name or protocol. Values are not shown: a misspelt password is a password.
-    """
-    given = dict(security or {})
-    for name in given:
-        if name not in SECURITY:
-            raise ConfigError(f"{path}.{name}", SECRET, f"one of {', '.join(sorted(SECURITY))}")
-    protocol = given.get("security_protocol", "PLAINTEXT")
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"{path}.security_protocol", protocol, f"one of {', '.join(PROTOCOLS)}")
-    return given
 
 
 class Link:
@@ -99,6 +62,7 @@ class Link:
 
     def down(self, why: str) -> None:
         """It does not; wait longer each time, with jitter, so that many clients do not come back at once."""
+        why = scrubbed(why)
         if why != self._why:
             log.warning("%s: %s; trying again until it works", self._what, why)
         self._state, self._why = "connecting", why
@@ -162,12 +126,24 @@ class Client:
     def __init__(self) -> None:
         self.net: NetworkSelector | None = None
         self._client: KafkaNetClient | None = None
+        self._manager: _Manager | None = None
 
     def __call__(self, **configs: Any) -> KafkaNetClient:
         """Build the client; kafka-python calls this from its constructors."""
         self.net = NetworkSelector(**configs)
-        self._client = KafkaNetClient(net=self.net, **configs)
+        self._manager = _Manager(self.net, **configs)
+        self._client = KafkaNetClient(net=self.net, manager=self._manager, **configs)
         return self._client
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the newest connection could not be made; None if it could."""
+        return None if self._manager is None else self._manager.failure
+
+    def check(self) -> None:
+        """Raise `ConnectorError` if a broker has refused us, which waiting cannot mend."""
+        if self._manager is not None and self._manager.refusal is not None:
+            raise ConnectorError(f"kafka {self._manager.servers}: {self._manager.refusal}")
 
     def answers(self) -> bool:
         """Whether a connection to any broker is open."""
@@ -179,6 +155,35 @@ class Client:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+class _Manager(KafkaConnectionManager):  # type: ignore[misc]
+    """Keeps why connections fail, which kafka-python only logs, and gives up at the first that can never be made."""
+
+    def __init__(self, net: NetworkSelector, **configs: Any) -> None:
+        super().__init__(net, **configs)
+        self.servers = ",".join(configs["bootstrap_servers"])
+        self.failure: BaseException | None = None
+        self.refusal: str | None = None
+
+    def get_connection(self, node_id: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return it; a new one is watched."""
+        if self.refusal is not None:  # the one error after which kafka-python does not try again
+            raise kafka_errors.SaslAuthenticationFailedError(self.refusal)
+        known = self._conns.get(node_id)
+        connection = super().get_connection(node_id, *args, **kwargs)
+        if connection is not known:
+            connection.init_future.add_callback(self._made)
+            connection.init_future.add_errback(self._failed)
+        return connection
+
+    def _made(self, _: object) -> None:
+        self.failure = None
+
+    def _failed(self, error: BaseException) -> None:
+        self.failure = error
+        why = refusal_of(error)
+        self.refusal = None if why is None else scrubbed(why)
 
 
 class Reach:
@@ -197,7 +202,11 @@ class Reach:
         for server in self.servers or [""]:
             host, _, port = server.rpartition(":")
             if not host or not port.isdigit():
-                raise ConfigError("servers", servers, "host:port, several with commas")
+                raise ConfigError("servers", without_credentials(servers), "host:port, several with commas")
+            if "@" in host:
+                expected = "host:port; user names and passwords stand in security"
+                raise ConfigError("servers", without_credentials(servers), expected)
+        remember("security", security)
         self._security = check_security(security)
 
     def __repr__(self) -> str:
@@ -221,17 +230,40 @@ class Reach:
         }
 
     def probe(self) -> None:
-        """Raise `ConnectionError` unless one of the servers takes a TCP connection: far cheaper than a client."""
+        """Raise `ConnectionError` unless one of the servers takes a connection, and with TLS the handshake.
+
+        Far cheaper than a client, and bounded: kafka-python waits for ever for one who is silent in a handshake.
+
+        Raises
+        ------
+        ConnectorError
+            If the certificate of one is not to be trusted, or it speaks no TLS.
+        """
         errors = []
         for server in self.servers:
             host, _, port = server.rpartition(":")
             try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
+                with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S) as end:
+                    self._shake_hands(end, host.strip("[]"))
             except OSError as error:
+                if refusal := refusal_of(error):
+                    raise ConnectorError(f"kafka {server}: {refusal}") from error
                 errors.append(f"{server}: {error}")
             else:
                 return
         raise ConnectionError("; ".join(errors))
+
+    def _shake_hands(self, end: socket.socket, host: str) -> None:
+        if not self._security.get("security_protocol", "").endswith("SSL"):
+            return
+        try:
+            context = tls_context(self._security)
+        except ConfigError as error:  # the files were right at the start: perhaps they are being replaced
+            raise ConnectionError(str(error)) from error
+        try:
+            context.wrap_socket(end, server_hostname=host.rstrip(".")).close()
+        except TimeoutError:
+            raise ConnectionError(f"no answer to a TLS handshake within {PROBE_S:g} s; does it speak TLS?") from None
 
     def _build(self, kind: Callable[..., Any], client: Client, configs: Mapping[str, Any]) -> Any:
         self.probe()
@@ -240,10 +272,27 @@ class Reach:
             return kind(kafka_client=client, metrics_enabled=False, **self.common(), **configs)
         except (ValueError, TypeError, AssertionError) as error:
             client.close()
-            raise ConnectorError(f"kafka {','.join(self.servers)}: wrong client settings: {error}") from error
+            why = scrubbed(str(error))
+            raise ConnectorError(f"kafka {','.join(self.servers)}: wrong client settings: {why}") from error
+        except kafka_errors.KafkaError as error:
+            client.close()
+            client.check()
+            raise ConnectionError(self._why(client.failure or error)) from error
         except BaseException:
             client.close()
             raise
+
+    def _why(self, failure: BaseException) -> str:
+        """Say why there is no connection, in words that help where the client's own are none."""
+        said = str(failure) or type(failure).__name__
+        protocol = self._security.get("security_protocol", "PLAINTEXT")
+        if protocol == "PLAINTEXT":
+            said += "; if it asks for TLS or a password, set security.security_protocol"
+        elif protocol.endswith("SSL") and not self._security.get("ssl_certfile"):
+            said += "; if it asks for a client certificate, set security.ssl_certfile"
+        if protocol.startswith("SASL"):
+            said += "; some brokers only close the connection where the password is wrong"
+        return f"no broker answers as Kafka: {said}"
 
 
 def quiet_client_logs() -> None:

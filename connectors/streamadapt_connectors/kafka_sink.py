@@ -6,10 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from kafka import TopicPartition
+
+from streamadapt.durations import duration_ns
 from streamadapt.entry import Prediction
-from streamadapt.ports import DeadLetter, DeadLetterSink, Sink
+from streamadapt.errors import ConfigError, ConnectorError
+from streamadapt.ports import DeadLetter, DeadLetterSink, RecallingSink, StreamPartition, TransactionalSink
 from streamadapt_connectors.codecs import encode_prediction
-from streamadapt_connectors.kafka_settings import Reach
+from streamadapt_connectors.kafka_settings import Client, Reach
+from streamadapt_connectors.kafka_tail import newest_offset
+from streamadapt_connectors.kafka_transactions import Transaction
 from streamadapt_connectors.kafka_writer import Outgoing, Writer
 
 __all__ = ["KafkaDeadLetters", "KafkaSink"]
@@ -21,10 +27,11 @@ TRUNCATED_BYTES: Final = 64 << 10
 DETAIL_BYTES: Final = 1000
 
 
-class KafkaSink(Sink):
+class KafkaSink(RecallingSink, TransactionalSink):
     """Write predictions, each to the partition its entry came from, where the topic has that many.
 
     The producer is idempotent: a retried batch is written once. While the broker is away `write` and `flush` wait.
+    Gives all three guarantees; with ``exactly-once`` every partition has a transactional producer of its own.
 
     Parameters
     ----------
@@ -42,6 +49,9 @@ class KafkaSink(Sink):
         TLS and SASL settings by kafka-python's names.
     compression : str or None
         ``gzip``, ``snappy``, ``lz4`` or ``zstd``.
+    transaction_timeout : str
+        With ``exactly-once``: the broker gives up a transaction that is open for longer, and the engine stops. More
+        than the time between two checkpoints, and no more than the broker allows (Kafka: 15 minutes, unless set).
 
     Raises
     ------
@@ -61,8 +71,9 @@ class KafkaSink(Sink):
         partitions: int | None = None,
         security: Mapping[str, Any] | None = None,
         compression: str | None = None,
+        transaction_timeout: str = "60s",
     ) -> None:
-        configs = {
+        self._configs = {
             "enable_idempotence": True,
             "compression_type": compression,
             "linger_ms": 5,
@@ -71,10 +82,25 @@ class KafkaSink(Sink):
         }
         self._topic = topic
         self._encoder = partial(encode_prediction, experts=True) if experts else encoder
-        self._writer = Writer(Reach(servers, security), topic, partitions=partitions, configs=configs)
+        self._reach = Reach(servers, security)
+        self._create_partitions = partitions
+        self._timeout_ms = duration_ns("sink.transaction_timeout", transaction_timeout) // 1_000_000
+        if not self._timeout_ms > 0:
+            raise ConfigError("sink.transaction_timeout", transaction_timeout, "a duration > 0")
+        self._writer = self._make_writer({}, None)
+        self._transactions: dict[int, Transaction] = {}
 
     def __repr__(self) -> str:
         return f"KafkaSink({self._topic!r})"
+
+    def _make_writer(self, more: Mapping[str, Any], prepare: Callable[[Any], None] | None) -> Writer:
+        configs = {**self._configs, **more}
+        return Writer(self._reach, self._topic, partitions=self._create_partitions, configs=configs, prepare=prepare)
+
+    @property
+    def transaction_timeout_s(self) -> float:
+        """As told."""
+        return self._timeout_ms / 1000
 
     @property
     def state(self) -> str:
@@ -85,15 +111,59 @@ class KafkaSink(Sink):
         """Accept them; blocks while the buffer is full or the broker is away."""
         for p in predictions:
             key = p.key.encode() if p.key else None
-            self._writer.send(Outgoing(str(p.position), p.position.partition, key, self._encoder(p)))
+            to: Transaction | Writer = self._transactions.get(p.position.partition, self._writer)
+            to.send(Outgoing(str(p.position), p.position.partition, key, self._encoder(p)))
 
     def flush(self) -> None:
         """Return once the broker has acknowledged every one."""
+        for transaction in self._transactions.values():
+            transaction.flush()
         self._writer.flush()
 
     def close(self) -> None:
-        """Flush and close. Idempotent."""
+        """Flush and close; what is in a transaction that is still open is void. Idempotent."""
+        for partition in list(self._transactions):
+            self.end(partition)
         self._writer.close()
+
+    def newest(self, stream: str, partition: int) -> int | None:
+        """Read the end of the output's partition; waits while the broker is away."""
+
+        def look(producer: Any, count: int) -> int | None:
+            del producer
+            if partition >= count:
+                raise ConnectorError(
+                    f"kafka {self._topic}: it has {count} partitions, but the entries' partition {partition} needs one "
+                    "of its own to be written effectively once; give the topic as many as the entries' has"
+                )
+            client = Client()
+            configs = {"group_id": None, "auto_offset_reset": "none", "max_partition_fetch_bytes": PREDICTION_BYTES}
+            consumer = self._reach.consumer(client, enable_auto_commit=False, **configs)
+            try:
+                return newest_offset(consumer, TopicPartition(self._topic, partition), stream, partition)
+            finally:
+                consumer.close(autocommit=False)
+                client.close()
+
+        return self._writer.insist(look)
+
+    def begin(self, streams: Sequence[str], partition: int) -> dict[StreamPartition, int]:
+        """Begin under the transactional id ``streamadapt-OUTPUT-INPUT-PARTITION``; waits while the broker is away."""
+        self.end(partition)
+        name = f"streamadapt-{self._topic}-{streams[0]}"
+        transaction = Transaction(self._reach, name, partition, self._make_writer, self._timeout_ms)
+        self._transactions[partition] = transaction
+        return transaction.begin([StreamPartition(stream, partition) for stream in streams])
+
+    def commit(self, positions: Mapping[StreamPartition, int]) -> None:
+        """Commit the partition's transaction, positions included."""
+        self._transactions[next(iter(positions)).partition].commit(positions)
+
+    def end(self, partition: int) -> None:
+        """Abort what is open, and let go. Idempotent."""
+        transaction = self._transactions.pop(partition, None)
+        if transaction is not None:
+            transaction.end()
 
 
 class KafkaDeadLetters(DeadLetterSink):

@@ -10,13 +10,14 @@ from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
 from streamadapt.errors import ConfigError, ConnectorError
+from streamadapt.masking import scrubbed
 from streamadapt.ports import PartitionOwner, Record, Source, StreamPartition
+from streamadapt_connectors.kafka_assignor import CoPartitioned
 from streamadapt_connectors.kafka_buffer import TAKE_ALL, Buffer
-from streamadapt_connectors.kafka_group import Handover, RebalanceListener
+from streamadapt_connectors.kafka_group import Handover, RebalanceListener, session_of
 from streamadapt_connectors.kafka_places import Places, Range, check_partition_counts, ranges_of
 from streamadapt_connectors.kafka_settings import Client, Link, Reach, Setup
 
@@ -65,6 +66,8 @@ class KafkaSource(Source):
         ``error``, ``earliest`` or ``latest``: what to do if the topic no longer holds the position asked for.
     security : mapping or None
         TLS and SASL settings by kafka-python's names (``security_protocol``, ``ssl_*``, ``sasl_*``).
+    session_timeout : str
+        With a group: who says nothing for so long is thought dead, and others get its partitions.
     max_poll_records : int
         Most records a poll returns.
     fetch_bytes : int, bytes
@@ -90,6 +93,7 @@ class KafkaSource(Source):
         start: str = "earliest",
         out_of_range: str = "error",
         security: Mapping[str, Any] | None = None,
+        session_timeout: str = "45s",
         max_poll_records: int = 1000,
         fetch_bytes: int = FETCH_BYTES,
     ) -> None:
@@ -104,7 +108,8 @@ class KafkaSource(Source):
         self._group = group
         self._wanted = None if partitions is None else sorted(set(partitions))
         self._places = Places(start, out_of_range)
-        self._configs = self._consumer_configs(fetch_bytes)
+        self._assignor = CoPartitioned()
+        self._configs = self._consumer_configs(fetch_bytes) | session_of(session_timeout)
         self._buffer = Buffer(max_poll_records)
         self._link = Link(f"source kafka {'+'.join(self._topics)} at {servers}")
         self._client = Client()
@@ -130,6 +135,11 @@ class KafkaSource(Source):
     def streams(self) -> Sequence[str]:
         """The entry topic, then, if there is one, the label topic."""
         return self._topics
+
+    @property
+    def shared(self) -> bool:
+        """With a consumer group."""
+        return self._group is not None
 
     @property
     def state(self) -> str:
@@ -159,7 +169,7 @@ class KafkaSource(Source):
         except MOVED:
             self._check_places = True
         except FATAL as error:
-            raise ConnectorError(f"{self!r}: {error!r}") from error
+            raise ConnectorError(scrubbed(f"{self!r}: {error!r}")) from error
         except (kafka_errors.KafkaError, OSError) as error:
             self._lost(error)
             self._link.sleep(deadline)
@@ -217,7 +227,8 @@ class KafkaSource(Source):
             "enable_auto_commit": False,
             "auto_offset_reset": "none",  # positions come from the owner; anything else is a loud error
             "allow_auto_create_topics": False,
-            "partition_assignment_strategy": [RangePartitionAssignor],
+            "isolation_level": "read_committed",  # what its producer took back was never said
+            "partition_assignment_strategy": [self._assignor],
             "max_poll_records": TAKE_ALL,
             "max_partition_fetch_bytes": fetch_bytes,
             "fetch_max_bytes": 2 * fetch_bytes,
@@ -294,9 +305,14 @@ class KafkaSource(Source):
             offset = self._places.resolve(at, wanted, ranges[at])
             self._consumer.seek(at, offset)
             self._next[at] = offset
-        self._ends = {}
-        self._buffer.clear()
+        self._drop(starts)
         self._apply_pause()
+
+    def _drop(self, places: Collection[TopicPartition]) -> None:
+        """Forget what is held of these partitions and known of their ends."""
+        for at in places:
+            self._ends.pop(at, None)
+        self._buffer.drop(places)
 
     def _place_again(self, deadline: float) -> bool:
         """Compare with the topic again: the broker was away, or says that a position is gone; True once done."""
@@ -325,8 +341,10 @@ class KafkaSource(Source):
             if self._joined or self._group is None:
                 self._link.up()
         else:
+            self._client.check()
             self._lost(ConnectionError("no broker answers"))
-        self._buffer.put(found)
+        # What was fetched of a partition that went away during this very poll is its next owner's.
+        self._buffer.put({at: batch for at, batch in found.items() if at in self._next})
 
     def _group_assigned(self, given: Collection[TopicPartition]) -> None:
         of = {topic: sorted(at.partition for at in given if at.topic == topic) for topic in self._topics}
@@ -334,17 +352,21 @@ class KafkaSource(Source):
             raise ConnectorError(f"{self!r}: the group gave out unlike partitions of the topics: {of}")
         assert self._consumer is not None, "subscribed first"
         self._joined = True
-        self._next, self._starts = {}, {}
         if given:
-            self._starts = self._ask_owner(of[self._topics[0]])
+            starts = self._ask_owner(of[self._topics[0]])
+            self._starts = {**(self._starts or {}), **starts}
             self._check_places = True  # should the broker go away between these two lines
-            self._seek(self._starts, self._ranges(self._consumer, self._starts))
+            self._seek(starts, self._ranges(self._consumer, starts))
             self._check_places = False
 
     def _group_revoked(self, taken: Collection[TopicPartition], lost: bool) -> None:
         assert self._owner is not None, "poll checks it"
-        self._next, self._ends, self._starts = {}, {}, {}
-        self._buffer.clear()
+        if lost:
+            self._assignor.forget()
+        self._drop(taken)
+        for known in (self._next, self._starts or {}):
+            for at in taken:
+                known.pop(at, None)
         self._owner.partitions_revoked(sorted({at.partition for at in taken}), lost=lost)
 
     def _apply_pause(self) -> None:

@@ -7,16 +7,19 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.admin import NewTopic
 
 from streamadapt.errors import ConnectorError
+from streamadapt.masking import scrubbed
 from streamadapt_connectors.kafka_settings import Client, Link, Reach
 
 __all__ = ["Outgoing", "Writer"]
+
+T = TypeVar("T")
 
 MAX_PENDING: Final = 10_000
 MAX_PENDING_BYTES: Final = 64 << 20
@@ -65,6 +68,8 @@ class Writer:
         For kafka-python's producer.
     shrink : callable or None
         Given a record that is too large, returns a smaller one to send in its place; None makes it an error.
+    prepare : callable or None
+        Called with the producer, once it is connected, before anything is sent; again if it fails.
     """
 
     def __init__(
@@ -75,12 +80,14 @@ class Writer:
         partitions: int | None,
         configs: Mapping[str, Any],
         shrink: Callable[[Outgoing], Outgoing] | None = None,
+        prepare: Callable[[KafkaProducer], None] | None = None,
     ) -> None:
         self._reach = reach
         self._topic = topic
         self._create_partitions = partitions
         self._configs = {"delivery_timeout_ms": FOR_EVER_MS, "max_block_ms": FIRST_TRY_MS, "acks": "all", **configs}
         self._shrink = shrink
+        self._prepare = prepare
         self._link = Link(f"sink kafka {topic} at {','.join(reach.servers)}")
         self._client = Client()
         self._producer: KafkaProducer | None = None
@@ -110,19 +117,38 @@ class Writer:
         while self._pending:
             self._settle_first()
 
-    def close(self) -> None:
-        """Flush and close. Idempotent."""
+    def insist(self, job: Callable[[KafkaProducer, int], T]) -> T:
+        """Return ``job(producer, partitions of the topic)``, tried again until the broker answers.
+
+        Raises
+        ------
+        ConnectorError
+            For what waiting cannot mend.
+        """
+        self._check()
+        while True:
+            try:
+                return job(self._connected(), self._partitions)
+            except (kafka_errors.RetriableError, OSError) as error:
+                self._link.down(str(error) or type(error).__name__)
+                time.sleep(self._link.wait_s())
+            except kafka_errors.KafkaError as error:
+                self._failure = ConnectorError(scrubbed(f"kafka {self._topic}: {error!r}"))
+                raise self._failure from error
+
+    def close(self, *, flush: bool = True) -> None:
+        """Flush, if told so, and close. Idempotent."""
         if self.closed:
             return
         try:
-            if self._failure is None:
+            if flush and self._failure is None:
                 self.flush()
         finally:
             self.closed = True
             if self._producer is not None:
-                with suppress(kafka_errors.KafkaError):
-                    self._producer.close(timeout=CLOSE_S)
-            self._client.close()
+                _close(self._producer)
+            with suppress(RuntimeError):  # its thread is still in a call that the broker does not answer
+                self._client.close()
 
     def _check(self) -> None:
         if self.closed:
@@ -180,19 +206,27 @@ class Writer:
         self._post(smaller)
 
     def _fail(self, record: Outgoing, error: BaseException) -> ConnectorError:
+        why = scrubbed(repr(error))
         self._failure = ConnectorError(
-            f"kafka {self._topic}: the record of {record.name} ({record.size} bytes) was not delivered: {error!r}"
+            f"kafka {self._topic}: the record of {record.name} ({record.size} bytes) was not delivered: {why}"
         )
         return self._failure
 
     def _look(self, error: Exception) -> None:
         if not self._client.answers():
+            try:
+                self._client.check()
+            except ConnectorError as refusal:
+                self._failure = refusal
+                raise
             self._link.down(f"no broker answers ({error})")
 
     def _connected(self) -> KafkaProducer:
         if self._producer is None:
             self._producer = self._reach.producer(self._client, **self._configs)
         if not self._partitions:
+            if self._prepare is not None:
+                self._prepare(self._producer)
             self._create_topic()
             self._partitions = len(self._producer.partitions_for(self._topic))
             self._link.up()
@@ -215,3 +249,16 @@ class Writer:
         finally:
             admin.close()
             client.close()
+
+
+def _close(producer: KafkaProducer) -> None:
+    """Close it, also where what it holds can no longer be delivered: it gives up then before its thread has ended."""
+    try:
+        producer.close(timeout=CLOSE_S)
+    except kafka_errors.KafkaError:
+        sender = getattr(producer, "_sender", None)
+        if sender is not None:
+            sender.force_close()
+            sender.join(CLOSE_S)
+        with suppress(kafka_errors.KafkaError):
+            producer.close(timeout=0)

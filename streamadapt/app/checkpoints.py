@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from streamadapt.checkpoint import CheckpointStore
+from streamadapt.config import Config
+from streamadapt.digest import misfit
 from streamadapt.durable import DamagedError
 from streamadapt.errors import CheckpointError
+from streamadapt.folder import LocalFolder, folder_of
 from streamadapt.manifest import CheckpointInfo
 
-__all__ = ["described", "inspected", "listed", "listing", "rolled_back", "stores"]
+__all__ = ["described", "inspected", "listed", "listing", "resumable", "rolled_back", "stores"]
 
 
-def stores(path: Path) -> dict[str, CheckpointStore]:
+def stores(path: str) -> dict[str, CheckpointStore]:
     """Return the partitions' checkpoints in a folder, by the name of their sub-folder.
 
     Parameters
     ----------
-    path : Path
+    path : str
         A config's ``checkpoint.path``, or the folder of one partition in it.
 
     Raises
@@ -30,32 +32,33 @@ def stores(path: Path) -> dict[str, CheckpointStore]:
     CheckpointError
         If there are none.
     """
+    root = folder_of(path)
     try:
-        folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+        folders = [root.child(name) for name in root.folders()]
     except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read as a folder of checkpoints: {exc.strerror}") from exc
-    for candidates in ([path], folders):
+        raise CheckpointError(f"{root}: cannot be read as a folder of checkpoints: {exc.strerror or exc}") from exc
+    for candidates in ([root], folders):
         found = [store for store in map(CheckpointStore, candidates) if store.sequences()]
         if found:
-            return {store.path.name: store for store in found}
-    raise CheckpointError(f"{path}: no checkpoints here; give the config's checkpoint.path or a folder in it")
+            return {store.folder.name: store for store in found}
+    raise CheckpointError(f"{root}: no checkpoints here; give the config's checkpoint.path or a folder in it")
 
 
-def _one_store(path: Path) -> CheckpointStore:
+def _one_store(path: str) -> CheckpointStore:
     """Return the only partition's checkpoints; `CheckpointError` if there are several."""
     found = stores(path)
     if len(found) > 1:
-        raise CheckpointError(f"{path}: several partitions ({', '.join(found)}); give the folder of one")
+        raise CheckpointError(f"{folder_of(path)}: several partitions ({', '.join(found)}); give the folder of one")
     return next(iter(found.values()))
 
 
 def _check_there(store: CheckpointStore, sequence: int) -> None:
     there = store.sequences()
     if sequence not in there:
-        raise CheckpointError(f"{store.path}: no checkpoint {sequence}; there are {', '.join(map(str, there))}")
+        raise CheckpointError(f"{store.folder}: no checkpoint {sequence}; there are {', '.join(map(str, there))}")
 
 
-def listed(path: Path) -> Iterator[dict[str, Any]]:
+def listed(path: str) -> Iterator[dict[str, Any]]:
     """Describe every checkpoint, oldest first within its partition; one that is damaged says why."""
     for name, store in stores(path).items():
         for sequence in store.sequences():
@@ -93,7 +96,7 @@ def listing(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def inspected(path: Path, sequence: int | None = None) -> dict[str, Any]:
+def inspected(path: str, sequence: int | None = None) -> dict[str, Any]:
     """Return everything that a checkpoint tells without its tensors: health and guard included.
 
     Raises
@@ -107,11 +110,11 @@ def inspected(path: Path, sequence: int | None = None) -> dict[str, Any]:
     try:
         info = store.verified(sequence)
     except DamagedError as exc:
-        raise CheckpointError(f"{store.path}: checkpoint {sequence} is damaged: {exc}") from exc
-    return {**described(info), "path": str(info.path), "summary": info.summary}
+        raise CheckpointError(f"{store.folder}: checkpoint {sequence} is damaged: {exc}") from exc
+    return {**described(info), "path": str(info.path), "settings": info.settings, "summary": info.summary}
 
 
-def rolled_back(path: Path, sequence: int) -> list[int]:
+def rolled_back(path: str, sequence: int) -> list[int]:
     """Remove the checkpoints that are newer than `sequence`; return their numbers, oldest first.
 
     Raises
@@ -125,3 +128,26 @@ def rolled_back(path: Path, sequence: int) -> list[int]:
     with store:
         store.rollback(sequence)
     return [found for found in before if found > sequence]
+
+
+def resumable(config: Config) -> list[dict[str, Any]]:
+    """Say, of each partition that has checkpoints on this machine, whether a config goes on from the newest.
+
+    What lies in an object store is not asked for: a check connects to nothing.
+    """
+    if config.checkpoint is None:
+        return []
+    folder = folder_of(config.checkpoint.path)
+    if not isinstance(folder, LocalFolder) or not folder.path.is_dir():
+        return []
+    found: list[dict[str, Any]] = []
+    for name in folder.folders():
+        store = CheckpointStore(folder.child(name))
+        for sequence in store.sequences()[-1:]:
+            try:
+                info = store.info(sequence)
+                problem = misfit(info.config_digest, info.settings, config.digest())
+            except CheckpointError as exc:
+                problem = str(exc)
+            found.append({"partition": name, "sequence": sequence, "resumes": not problem, "problem": problem})
+    return found

@@ -9,17 +9,23 @@ from types import FrameType
 
 __all__ = ["main"]
 
-EXIT_INTERRUPTED = 130
+EXIT_SIGNALLED = 128  # a shell's way to name the signal
+EXIT_INTERRUPTED = EXIT_SIGNALLED + signal.SIGINT
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> None:
     """Run the command line of this process."""
     # Nothing is open before a command takes over, and an exception out of a half-done import is nothing to look at.
-    signal.signal(signal.SIGINT, _leave)
+    for number in STOPPING:
+        signal.signal(number, _leave)
     from streamadapt.app.commands import run_command
+    from streamadapt.app.logs import report_dead_threads
 
+    report_dead_threads()
     outcome = run_command(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to stop anything
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # too late to stop anything
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -31,6 +37,6 @@ def main() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    del number, frame
+    del frame
     os.write(2, b"streamadapt: interrupted\n")
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(EXIT_SIGNALLED + number)

@@ -1,4 +1,4 @@
-"""The commands: ``streamadapt run|check|init|fit|replay|demo|checkpoint``."""
+"""The commands: ``streamadapt run|check|init|fit|replay|demo|checkpoint|dlq``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ import typer
 
 from streamadapt import __version__
 from streamadapt.app.cli import EXIT_INTERRUPTED
+from streamadapt.app.dlq import dlq
 from streamadapt.app.logs import logs_are_json, setup_logging
-from streamadapt.errors import ConfigError, StreamadaptError
+from streamadapt.app.options import AsJson, ConfigPath, Settings
+from streamadapt.errors import BadShareError, ConfigError, StreamadaptError
+from streamadapt.masking import remember, scrubbed
 
 __all__ = ["Outcome", "app", "run_command"]
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
+EXIT_BAD_SHARE = 3
 
 app = typer.Typer(
     help="Keep a deployed model right while the world under it moves.",
@@ -32,14 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The config file (TOML).")]
 LogJson = Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")]
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Overrides file and environment: --set source.servers=host:9092."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -57,29 +55,49 @@ def run(
     log_level: LogLevel = "info",
     as_json: AsJson = False,
 ) -> None:
-    """Run the main job until it is stopped (SIGINT or SIGTERM drain and checkpoint), or a finite source ends."""
+    """Run the main job until it is stopped (SIGINT or SIGTERM drain and checkpoint), or a finite source ends.
+
+    Exit code 2: the config is wrong; 3: nearly all records were refused (limits.max_bad_share); 1: any other failure.
+    """
     setup_logging(log_level, as_json=log_json)
     from streamadapt.app.running import run_config
 
     summary = run_config(config, settings or ())
-    typer.echo(json.dumps(summary) if as_json else _table(summary))
+    _tell(json.dumps(summary) if as_json else _table(summary))
 
 
 @app.command()
 def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False) -> None:
     """Say what is wrong with a config, without connecting anywhere. Exit code 2 if something is."""
+    from streamadapt.app.checkpoints import resumable
     from streamadapt.assemble import check_config
     from streamadapt.config import load_config
+    from streamadapt.secret_files import literal_secrets
 
     try:
-        experts = check_config(load_config(config, settings=settings or ())).names
+        loaded = load_config(config, settings=settings or ())
+        experts = check_config(loaded).names
     except ConfigError as error:
         if as_json:
             problem = {"path": error.path, "value": repr(error.value), "expected": error.expected}
-            typer.echo(json.dumps({"ok": False, "error": problem}))
+            _tell(json.dumps({"ok": False, "error": problem}))
             raise typer.Exit(EXIT_CONFIG) from None
         raise
-    typer.echo(json.dumps({"ok": True, "experts": experts}) if as_json else f"ok: experts {', '.join(experts)}")
+    warnings = literal_secrets(config, os.environ, settings or ())
+    there = resumable(loaded)
+    if as_json:
+        more = {"warnings": warnings, "checkpoints": there}
+        _tell(json.dumps({"ok": True, "experts": experts} | {name: found for name, found in more.items() if found}))
+        return
+    for warning in warnings:
+        _say(f"warning: {warning}")
+    for one in there:
+        place = f"{one['partition']}, checkpoint {one['sequence']}"
+        if one["resumes"]:
+            _tell(f"goes on from {place}")
+        else:
+            _say(f"warning: a run would not go on from {place}: {one['problem']}")
+    _tell(f"ok: experts {', '.join(experts)}")
 
 
 @app.command()
@@ -97,7 +115,7 @@ def init(
         config.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError("config", str(config), f"a file that can be written ({error.strerror})") from error
-    typer.echo(f"wrote {config}; edit it, then: streamadapt check {config}")
+    _tell(f"wrote {config}; edit it, then: streamadapt check {config}")
 
 
 @app.command()
@@ -126,7 +144,7 @@ def fit(  # noqa: PLR0913 - each is an option of the command
         settings=settings or (),
     )
     text = f"fitted on {result['rows']} rows ({result['skipped']} refused), wrote {result['weights']}"
-    typer.echo(json.dumps(result) if as_json else text)
+    _tell(json.dumps(result) if as_json else text)
 
 
 @app.command()
@@ -147,7 +165,7 @@ def replay(
 
     with _interruptible():
         summary = replay_config(config, history, labels, out, settings or ())
-    typer.echo(json.dumps(summary) if as_json else _table(summary))
+    _tell(json.dumps(summary) if as_json else _table(summary))
 
 
 @app.command()
@@ -170,8 +188,9 @@ def demo(
 
 checkpoint = typer.Typer(help="Look at checkpoints, and go back to an earlier one.", no_args_is_help=True)
 app.add_typer(checkpoint, name="checkpoint")
+app.add_typer(dlq, name="dlq")
 
-StatePath = Annotated[Path, typer.Argument(metavar="PATH", help="checkpoint.path, or one partition's folder in it.")]
+StatePath = Annotated[str, typer.Argument(metavar="PATH", help="checkpoint.path, or one partition's folder in it.")]
 
 
 @checkpoint.command("list")
@@ -181,9 +200,9 @@ def list_checkpoints(path: StatePath, as_json: AsJson = False) -> None:
 
     from streamadapt.app.checkpoints import listed, listing
 
-    rows = list(listed(path))
+    rows = [{k: scrubbed(v) if isinstance(v, str) else v for k, v in row.items()} for row in listed(path)]
     if as_json:
-        typer.echo(json.dumps(rows))
+        _tell(json.dumps(rows))
     else:
         Console().print(listing(rows))
 
@@ -196,7 +215,7 @@ def inspect_checkpoint(
     """Check one checkpoint's files, and print what it tells as JSON: positions, losses, guard weights, health."""
     from streamadapt.app.checkpoints import inspected
 
-    typer.echo(json.dumps(inspected(path, sequence), indent=2))
+    _tell(json.dumps(inspected(path, sequence), indent=2))
 
 
 @checkpoint.command("rollback")
@@ -207,11 +226,17 @@ def roll_back(
 ) -> None:
     """Remove what is newer than a checkpoint: the next start resumes from it and reads again what came after."""
     from streamadapt.app.checkpoints import rolled_back
+    from streamadapt.folder import folder_of
 
     if not yes:
-        typer.confirm(f"Remove every checkpoint in {path} that is newer than {sequence}?", abort=True)
+        typer.confirm(f"Remove every checkpoint in {folder_of(path)} that is newer than {sequence}?", abort=True)
     removed = rolled_back(path, sequence)
-    typer.echo(f"back at {sequence}; removed {', '.join(map(str, removed)) or 'nothing'}")
+    _tell(f"back at {sequence}; removed {', '.join(map(str, removed)) or 'nothing'}")
+
+
+def _tell(text: str) -> None:
+    """Print a result on standard output."""
+    typer.echo(scrubbed(text))
 
 
 def _table(summary: dict[str, Any]) -> str:
@@ -244,6 +269,7 @@ def run_command(arguments: Sequence[str]) -> Outcome:
     """Run one command; errors of ours are one line on standard error, and the exit code tells their kind."""
     from streamadapt.overrides import variable_of
 
+    remember("", list(arguments))  # a path may be a URL with a password in it
     try:
         app(args=list(arguments), prog_name="streamadapt")
     except SystemExit as end:
@@ -254,7 +280,7 @@ def run_command(arguments: Sequence[str]) -> Outcome:
         return Outcome(EXIT_CONFIG)
     except StreamadaptError as error:
         _say(str(error))
-        return Outcome(EXIT_FAILED, stuck=True)
+        return Outcome(EXIT_BAD_SHARE if isinstance(error, BadShareError) else EXIT_FAILED, stuck=True)
     except KeyboardInterrupt:
         _say("interrupted")
         return Outcome(EXIT_INTERRUPTED, stuck=True)
@@ -269,5 +295,5 @@ def _say(message: str, error: Exception | None = None) -> None:
         logging.getLogger("streamadapt").error(message, exc_info=error)
         return
     if error is not None:
-        traceback.print_exception(error)
-    sys.stderr.write(f"streamadapt: {message}\n")
+        sys.stderr.write(scrubbed("".join(traceback.format_exception(error))))
+    sys.stderr.write(scrubbed(f"streamadapt: {message}\n"))

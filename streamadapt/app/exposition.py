@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from threading import Thread
-from typing import Self
+from typing import Any, Self
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -97,11 +97,16 @@ class MetricsServer:
         self.close()
 
 
-def serve(registry: CollectorRegistry, port: int, host: str = "0.0.0.0") -> MetricsServer:
-    """Answer ``GET /metrics`` from a daemon thread of its own.
+Ready = Callable[[], tuple[bool, str]]
+
+
+def serve(registry: CollectorRegistry, port: int, host: str = "0.0.0.0", ready: Ready | None = None) -> MetricsServer:
+    """Answer ``GET /metrics`` and ``GET /ready`` from a daemon thread of its own.
 
     Parameters
     ----------
+    ready : callable, optional
+        Returns whether the engine does its work, and a word on it: status 200 or 503. Without it there is no /ready.
     port : int
         0 takes a free one; see `MetricsServer.port`.
     host : str
@@ -116,7 +121,24 @@ def serve(registry: CollectorRegistry, port: int, host: str = "0.0.0.0") -> Metr
         server, thread = start_http_server(port, host, registry)
     except (OSError, OverflowError) as exc:
         raise ConfigError("metrics.port", f"{host}:{port}", f"an address and a free port to listen on ({exc})") from exc
+    if ready is not None:
+        server.set_app(_with_ready(make_wsgi_app(registry), ready))
     return MetricsServer(server, thread)
+
+
+def _with_ready(metrics: Any, ready: Ready) -> Any:
+    """Return a WSGI application that answers /ready itself."""
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ.get("PATH_INFO") != "/ready":
+            answer: Iterable[bytes] = metrics(environ, start_response)
+            return answer
+        fine, why = ready()
+        status = "200 OK" if fine else "503 Service Unavailable"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{'ready' if fine else 'not ready'}: {why}\n".encode()]
+
+    return application
 
 
 def metrics_markdown() -> str:

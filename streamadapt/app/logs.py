@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from datetime import UTC, datetime
 
 from streamadapt.errors import ConfigError
+from streamadapt.masking import scrubbed
 
-__all__ = ["logs_are_json", "setup_logging"]
+__all__ = ["logs_are_json", "report_dead_threads", "setup_logging"]
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -27,9 +29,10 @@ def setup_logging(level: str, *, as_json: bool) -> None:
         from rich.logging import RichHandler
 
         handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
+        handler.setFormatter(_Lines("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
 
@@ -39,14 +42,36 @@ def logs_are_json() -> bool:
     return any(isinstance(handler.formatter, _JsonLines) for handler in logging.getLogger().handlers)
 
 
+def report_dead_threads() -> None:
+    """From now on an exception that ends a thread is logged like everything else, without the config's secrets."""
+
+    def log(died: threading.ExceptHookArgs) -> None:
+        name = died.thread.name if died.thread is not None else "unknown"
+        logging.getLogger("streamadapt").error(
+            "thread %s died: %s",
+            name,
+            died.exc_value,
+            exc_info=(died.exc_type, died.exc_value, died.exc_traceback),  # type: ignore[arg-type]
+        )
+
+    threading.excepthook = log
+
+
+class _Lines(logging.Formatter):
+    """Lines for people, without the config's secrets, wherever in a library they come from."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrubbed(super().format(record))
+
+
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": scrubbed(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = scrubbed(self.formatException(record.exc_info))
         return json.dumps(line)

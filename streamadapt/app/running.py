@@ -16,8 +16,9 @@ import torch
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from streamadapt.app.exposition import MetricsCollector, serve
-from streamadapt.assemble import make_engine
+from streamadapt.app.exposition import MetricsCollector, Ready, serve
+from streamadapt.app.watchdog import Watchdog
+from streamadapt.assemble import make_engine, stuck_after_s
 from streamadapt.config import Config, load_config
 from streamadapt.engine import Engine
 from streamadapt.errors import ConnectorError, StreamadaptError
@@ -40,7 +41,8 @@ def run_config(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     metrics = NullMetrics() if config.metrics is None else Metrics()
     engine = make_engine(config, metrics)
     torch.set_num_threads(config.threads)
-    with _stopped_by_signals(engine), _metrics_endpoint(config, metrics):
+    watchdog = Watchdog(engine, metrics, stuck_after_s(config))
+    with _stopped_by_signals(engine), watchdog, _metrics_endpoint(config, metrics, watchdog.ready):
         return engine.run()
 
 
@@ -75,13 +77,13 @@ def _stopped_by_signals(engine: Engine) -> Iterator[None]:
 
 
 @contextmanager
-def _metrics_endpoint(config: Config, metrics: Metrics) -> Iterator[None]:
+def _metrics_endpoint(config: Config, metrics: Metrics, ready: Ready) -> Iterator[None]:
     if config.metrics is None:
         yield
         return
     registry = CollectorRegistry()
     MetricsCollector(metrics, registry)
-    with serve(registry, config.metrics.port, config.metrics.host) as server:
+    with serve(registry, config.metrics.port, config.metrics.host, ready) as server:
         _LOG.info("metrics at http://%s:%d/metrics", config.metrics.host, server.port)
         yield
 

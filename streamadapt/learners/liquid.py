@@ -196,7 +196,8 @@ class Liquid(Learner):
         self.time_unit = time_unit
         self.network = network or Network()
         self.network.build(cell, 1, units, 1, torch.Generator())  # what does not fit is refused now
-        self._weights = None if weights is None else read_weights(Path(weights))
+        self._file = None if weights is None else Path(weights)
+        self._weights = None if self._file is None else read_weights(self._file)
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
@@ -226,7 +227,7 @@ class Liquid(Learner):
         net = self.network.build(self.cell, spec.channels, self.units, spec.rows * spec.columns, generator)
         assert net.readout is not None
         if self._weights is not None:
-            load_weights(net, self._weights)
+            load_weights(net, self._weights, file=self._file)
         else:
             with torch.no_grad():
                 net.readout.weight.zero_()

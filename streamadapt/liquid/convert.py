@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
@@ -22,6 +20,7 @@ from streamadapt.liquid.cfc import CfC
 from streamadapt.liquid.ltc import LTC
 from streamadapt.liquid.recurrent import Recurrent
 from streamadapt.liquid.wirings import Wiring
+from streamadapt.weights import read_tensors
 
 __all__ = ["convert_ncps", "from_ncps", "load_weights", "read_weights"]
 
@@ -93,8 +92,10 @@ def _cfc_layer(layer: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     return found | layer
 
 
-def load_weights(network: Recurrent, state: Mapping[str, Tensor], path: str = "weights") -> None:
-    """Load weights, ncps' or our own, into a network made alike.
+def load_weights(
+    network: Recurrent, state: Mapping[str, Tensor], path: str = "weights", file: Path | None = None
+) -> None:
+    """Load weights, ncps' or our own, from `file` if there is one, into a network made alike.
 
     Raises
     ------
@@ -103,13 +104,21 @@ def load_weights(network: Recurrent, state: Mapping[str, Tensor], path: str = "w
     """
     found = convert_ncps(state, path)
     _check_finite(found, path)
-    own = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    mine = network.state_dict()
+    own = {name: tuple(t.shape) for name, t in mine.items()}
     given = {name: tuple(t.shape) for name, t in found.items()}
     wrong = [f"{name} {own[name]} is missing" for name in own if name not in given]
     wrong += [f"{name} is unknown" for name in given if name not in own]
     wrong += [f"{n} must be {own[n]}, not {given[n]}" for n in own if n in given and own[n] != given[n]]
+    # A mask is zeros and ones, in whatever type.
+    wrong += [
+        f"{n} must be {mine[n].dtype}, not {t.dtype}"
+        for n, t in found.items()
+        if n in mine and mine[n].is_floating_point() > t.is_floating_point() and not n.endswith("mask")
+    ]
     if wrong:
-        raise ConfigError(path, f"{len(given)} tensors", "weights of such a network: " + "; ".join(wrong))
+        what = f"{len(given)} tensors" if file is None else f"{file}: {len(given)} tensors"
+        raise ConfigError(path, what, "weights of such a network: " + "; ".join(wrong))
     network.load_state_dict(found)
 
 
@@ -201,15 +210,10 @@ def read_weights(file: Path, path: str = "weights") -> dict[str, Tensor]:
     ConfigError
         If it cannot be read, or holds a number that is not finite.
     """
-    try:
-        found = load_file(file)
-    except (OSError, SafetensorError) as exc:
-        raise ConfigError(path, str(file), f"a readable safetensors file ({exc})") from exc
-    _check_finite(found, path, str(file))
-    return found
+    return read_tensors(file, path)[0]
 
 
-def _check_finite(state: Mapping[str, Tensor], path: str, value: object = None) -> None:
+def _check_finite(state: Mapping[str, Tensor], path: str) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ConfigError(path, value or name, f"finite numbers, but {name} holds others: train it again")
+            raise ConfigError(path, name, f"finite numbers, but {name} holds others: train it again")

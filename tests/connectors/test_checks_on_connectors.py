@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 from kafka_helpers import consume, produce
+from streamadapt_connectors.file_letters import JsonlDeadLetterReader
 from streamadapt_connectors.files import FilesSource, JsonlDeadLetters, JsonlSink
-from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSource
+from streamadapt_connectors.kafka import KafkaDeadLetterReader, KafkaDeadLetters, KafkaSink, KafkaSource
 
+from streamadapt.checks.letters import ReaderCase, check_letter_reader, yield_letter_reader_checks
 from streamadapt.checks.sinks import LetterCase, SinkCase, yield_dead_letter_checks, yield_sink_checks
-from streamadapt.checks.sources import yield_source_checks
-from streamadapt.ports import Source
+from streamadapt.checks.sources import CheckError, yield_source_checks
+from streamadapt.ports import DeadLetterReader, ReplayMark, Source
 
 over_sources = pytest.mark.parametrize("check", [*yield_source_checks()], ids=lambda c: c.__name__)
 over_sinks = pytest.mark.parametrize("check", [*yield_sink_checks()], ids=lambda c: c.__name__)
+over_readers = pytest.mark.parametrize("check", [*yield_letter_reader_checks()], ids=lambda c: c.__name__)
 over_letters = pytest.mark.parametrize("check", [*yield_dead_letter_checks()], ids=lambda c: c.__name__)
 
 
@@ -83,3 +86,44 @@ def test_kafka_dead_letters(check: Any, kafka_servers: str, topic: Callable[...,
         return [(r.key, r.value, dict(r.headers)["reason"].decode()) for r in consume(kafka_servers, name)]
 
     check(lambda: LetterCase(KafkaDeadLetters(kafka_servers, name), delivered))
+
+
+@over_readers
+def test_jsonl_reader(check: Any, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "dead.jsonl"
+    check(lambda: ReaderCase(JsonlDeadLetters(path), JsonlDeadLetterReader(path)))
+
+
+@pytest.mark.kafka
+@over_readers
+def test_kafka_reader(check: Any, kafka_servers: str, topic: Callable[..., str]) -> None:
+    name = topic(1)
+    check(lambda: ReaderCase(KafkaDeadLetters(kafka_servers, name), KafkaDeadLetterReader(kafka_servers, name)))
+
+
+class Forgetful(JsonlDeadLetterReader):
+    """Keeps no notes."""
+
+    def mark(self, mark: ReplayMark) -> None:
+        pass
+
+
+class Once(JsonlDeadLetterReader):
+    """Reads what is new only, as with a group."""
+
+    def read(self, on_progress: Any = None) -> Any:
+        found = list(super().read())
+        start, self.seen = getattr(self, "seen", 0), len(found)
+        return iter(found[start:])
+
+
+@pytest.mark.parametrize("broken", [Forgetful, Once])
+def test_the_checks_reject_a_broken_reader(broken: type[DeadLetterReader], tmp_path: Path) -> None:
+    count = iter(range(9))
+
+    def factory() -> ReaderCase:
+        path = tmp_path / f"dead-{next(count)}"
+        return ReaderCase(JsonlDeadLetters(path), broken(path))
+
+    with pytest.raises(CheckError):
+        check_letter_reader(factory)

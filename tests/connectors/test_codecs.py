@@ -150,6 +150,12 @@ def test_limits_are_configurable_and_exact() -> None:
     codec = JsonCodec(FieldMap(values=("b",)), streams=["cgm"], limits=Limits(depth=2))
     with pytest.raises(EntryError, match=r"too_deep.*at most 2 levels, got 3"):
         codec.decode(record(value))
+    codec = JsonCodec(FieldMap(values=("b",)), streams=["cgm"], limits=Limits(width=2))
+    codec.decode(record(b'{"a": 1, "b": [1, 2]}'))
+    with pytest.raises(EntryError, match=r"wrong_width.*at most 2 fields, got 3"):
+        codec.decode(record(b'{"a": 1, "b": 2, "c": 3}'))
+    with pytest.raises(EntryError, match=r"wrong_width.*b: expected at most 2 numbers, got 3"):
+        codec.decode(record(b'{"a": 1, "b": [1, 2, 3]}'))
     with pytest.raises(ConfigError, match=r"limits\.depth"):
         Limits(depth=0)
 

@@ -14,10 +14,10 @@ import pytest
 from kafka import errors as kafka_errors
 from kafka.future import Future
 from kafka_helpers import consume
-from proxy import Proxy
 from streamadapt_connectors import kafka_writer
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink
 
+from benchmarks.faults.proxy import Proxy
 from streamadapt.app.broker import EmbeddedBroker, create_topics
 from streamadapt.entry import Position, Prediction
 from streamadapt.errors import ConfigError, ConnectorError

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from kafka import KafkaProducer
 from kafka_helpers import PATIENCE_S, offsets, opened, produce, read, until
-from proxy import Proxy
 from streamadapt_connectors.kafka import KafkaSource
 
+from benchmarks.faults.proxy import Proxy
 from streamadapt.app.broker import EmbeddedBroker, create_topics
 from streamadapt.checks.sources import Owner
 from streamadapt.errors import ConfigError, ConnectorError

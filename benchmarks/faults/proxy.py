@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
+
+__all__ = ["Proxy"]
+
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time to linger: closing sends a reset in place of an orderly end."""
 
 
 class Proxy:
-    """Listen on a free port and pass bytes on to ``host:port``; `cut` closes every connection at once.
+    """Listen on a free port and pass bytes on to ``host:port``; `cut` closes every connection at once, `stall` holds
+    what is under way.
 
     A Kafka client goes on at the address that the broker advertises: start the broker with this proxy's port.
     """
@@ -21,22 +28,31 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._refuse = threading.Event()
+        self._flowing = threading.Event()
+        self._flowing.set()
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
 
-    def cut(self, *, refuse: bool = False) -> None:
-        """Close every connection; with ``refuse=True`` new ones too, until `mend`."""
+    def cut(self, *, refuse: bool = False, reset: bool = False) -> None:
+        """Close every connection; with ``refuse=True`` new ones too, until `mend`; with ``reset=True`` by a reset."""
         if refuse:
             self._refuse.set()
         with self._lock:
             ends, self._open = self._open, set()
         for end in ends:
             with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                if reset:
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            _end(end)
+
+    def stall(self) -> None:
+        """Take everything and pass nothing on, until `mend`: a network that swallows packets."""
+        self._flowing.clear()
 
     def mend(self) -> None:
-        """Take connections again."""
+        """Take connections again, and pass on what was held."""
         self._refuse.clear()
+        self._flowing.set()
 
     def close(self) -> None:
         """Stop."""
@@ -44,6 +60,7 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._acceptor.join()
+        self._flowing.set()
         self.cut(refuse=True)
 
     def _accept(self) -> None:
@@ -63,23 +80,34 @@ class Proxy:
             self.connections += 1
             with self._lock:
                 self._open |= {near, far}
-            pumps = [threading.Thread(target=_pump, args=pair, daemon=True) for pair in ((near, far), (far, near))]
+            pumps = [
+                threading.Thread(target=_pump, args=(*pair, self._flowing), daemon=True)
+                for pair in ((near, far), (far, near))
+            ]
             for pump in pumps:
                 pump.start()
-            threading.Thread(target=_close_after, args=(pumps, near, far), daemon=True).start()
+            threading.Thread(target=self._close_after, args=(pumps, near, far), daemon=True).start()
+
+    def _close_after(self, pumps: list[threading.Thread], *ends: socket.socket) -> None:
+        for pump in pumps:
+            pump.join()
+        with self._lock:
+            self._open -= set(ends)
+            for end in ends:
+                end.close()
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(source: socket.socket, target: socket.socket, flowing: threading.Event) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
+            flowing.wait()
             target.sendall(data)
     for end in (source, target):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+        _end(end)
 
 
-def _close_after(pumps: list[threading.Thread], *ends: socket.socket) -> None:
-    for pump in pumps:
-        pump.join()
-    for end in ends:
-        end.close()
+def _end(end: socket.socket) -> None:
+    """Wake who reads from it; say goodbye to the other side, unless that is to be a reset when it is closed."""
+    with contextlib.suppress(OSError):
+        resets = end.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(RESET)) == RESET
+        end.shutdown(socket.SHUT_RD if resets else socket.SHUT_RDWR)

@@ -18,8 +18,8 @@ from streamadapt.ports import (
     DeadLetter,
     DeadLetterSink,
     PartitionOwner,
+    RecallingSink,
     Record,
-    Sink,
     Source,
     StreamPartition,
 )
@@ -68,6 +68,8 @@ class MemorySource(Source):
         Most records of each stream a poll returns.
     finite : bool
         Whether `state` becomes ``ended``; otherwise `append` may add more at any time.
+    shared : bool
+        Whether it behaves as one of a group, of which another may have taken its partitions over.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class MemorySource(Source):
         streams: tuple[str, str] = ("memory", "memory-labels"),
         batch: int = 100,
         finite: bool = True,
+        shared: bool = False,
     ) -> None:
+        self._shared = shared
         self._streams = streams[:1] if labels is None else streams
         self._batch = batch
         self._finite = finite
@@ -149,6 +153,11 @@ class MemorySource(Source):
                 if isinstance(step, Record):
                     counts[StreamPartition(step.position.stream, step.position.partition)] += 1
         return counts
+
+    @property
+    def shared(self) -> bool:
+        """As told."""
+        return self._shared
 
     @property
     def state(self) -> str:
@@ -292,12 +301,25 @@ class _MemoryWriter:
             self.flush()
 
 
-class MemorySink(_MemoryWriter, Sink):
-    """Keep predictions in the list `predictions`; `flushed` counts the flushes that succeeded."""
+class MemorySink(_MemoryWriter, RecallingSink):
+    """Keep predictions in the list `predictions`; `flushed` counts the flushes that succeeded.
 
-    def __init__(self, fail_flush: Collection[int] = ()) -> None:
+    Parameters
+    ----------
+    fail_flush : collection of int
+        Which flushes raise `ConnectorError`, counted from 1.
+    written : sequence of Prediction
+        What an earlier run left in the output.
+    """
+
+    def __init__(self, fail_flush: Collection[int] = (), written: Sequence[Prediction] = ()) -> None:
         super().__init__(fail_flush)
-        self.predictions: list[Prediction] = []
+        self.predictions: list[Prediction] = list(written)
+
+    def newest(self, stream: str, partition: int) -> int | None:
+        """Return the offset of the last one kept."""
+        of = (p.position for p in reversed(self.predictions))
+        return next((at.offset for at in of if (at.stream, at.partition) == (stream, partition)), None)
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Keep them."""

@@ -1,0 +1,1 @@
+"""What survives which fault; see `python -m benchmarks.faults --help`."""

@@ -1,0 +1,83 @@
+"""What survives which fault: ``python -m benchmarks.faults --json FILE``.
+
+Every kind of fault is made on purpose, again and again, and what a reader of the output sees is held against an
+undisturbed run. All traffic stays on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.faults.counts import Counts
+
+__all__ = ["KINDS", "main"]
+
+KINDS = {
+    "kill": "kills",
+    "kill-effectively-once": "kills",
+    "kill-exactly-once": "kills",
+    "rebalance": "rebalances",
+    "broker": "brokers",
+    "disk": "disks",
+    "checkpoint": "damage",
+    "bad-records": "bad_records",
+    "soak": "soak",
+}
+"""Each kind's module in this folder; its function is the kind's name, with underscores."""
+
+Measure = Callable[[bool], Counts]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; return 0 if every trial survived."""
+    asked = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    found: dict[str, Counts] = {}
+    for kind in asked.only or KINDS:
+        start = time.monotonic()
+        print(f"{kind} ...", file=sys.stderr, flush=True)
+        found[kind] = measure(kind)(asked.quick)
+        print(f"{kind}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    if asked.json is not None:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        figures = {kind: counts.as_json() for kind, counts in found.items()}
+        asked.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    Console().print(_table(found))
+    return 0 if all(counts.survived == counts.tried for counts in found.values()) else 1
+
+
+def measure(kind: str) -> Measure:
+    """Return the function of a kind: it takes whether to be quick."""
+    module = importlib.import_module(f"benchmarks.faults.{KINDS[kind]}")
+    found: Measure = getattr(module, kind.replace("-", "_"))
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object")
+    parser.add_argument("--only", nargs="+", choices=[*KINDS], metavar="KIND", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--quick", action="store_true", help="few trials of each: minutes instead of an hour or two")
+    return parser
+
+
+def _table(found: dict[str, Counts]) -> Table:
+    table = Table("fault", "tried", "survived", "lost", "doubled", "state differs", "more")
+    for kind, counts in found.items():
+        five = [counts.tried, counts.survived, counts.lost, counts.doubled, counts.state_differs]
+        table.add_row(kind, *map(str, five), ", ".join(f"{name} {value}" for name, value in counts.more.items()))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

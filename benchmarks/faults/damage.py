@@ -1,0 +1,150 @@
+"""A newest checkpoint that was torn, truncated, altered or mixed up on the disk."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from benchmarks.faults.counts import Counts
+from benchmarks.faults.memory_job import Job, final_state, said_by
+from streamadapt.errors import StreamadaptError
+from streamadapt.metrics import Metrics
+from streamadapt.testing import MemorySink, SimulatedCrash
+
+__all__ = ["DAMAGES", "checkpoint"]
+
+ENTRIES = 220
+EVERY = 75
+CRASH_AT = 200
+TRIALS = 60
+QUICK_TRIALS = 4
+SEED = 5
+FILES = ("manifest.json", "state.json", "state.safetensors")
+DAMAGED = "streamadapt_damaged_checkpoints_total"
+
+Damage = Callable[[random.Random, Path, Path], None]
+
+
+def checkpoint(quick: bool) -> Counts:
+    """Damage the newest of several checkpoints, in every way of `DAMAGES`, at random places.
+
+    A trial survives if the one before it is used, a warning and the metric say so, and the run ends as an undisturbed
+    one. A change that changes nothing (white space of the manifest) may leave the newest in use.
+    """
+    counts, rng = Counts(), random.Random(SEED)
+    counts.more |= {"loud": 0, "harmless": 0}
+    job = Job(ENTRIES, every=EVERY)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole"
+        engine, before = job.engine(whole, crash_at=CRASH_AT)
+        with suppress(SimulatedCrash):
+            engine.run()
+        for damage in DAMAGES.values():
+            for i in range(QUICK_TRIALS if quick else TRIALS):
+                hurt = Path(folder) / f"{damage.__name__}-{i}"
+                shutil.copytree(whole, hurt)
+                older, newest = sorted(hurt.glob("*/0*"))[-2:]
+                damage(rng, newest, older)
+                counts.tried += 1
+                counts.survived += _one(job, counts, hurt, before)
+                shutil.rmtree(hurt)
+    return counts
+
+
+def _one(job: Job, counts: Counts, hurt: Path, before: MemorySink) -> bool:
+    engine, sink = job.engine(hurt, metrics=(metrics := Metrics()))
+    with _warnings() as warnings:
+        try:
+            engine.run()
+        except StreamadaptError as error:
+            counts.more.setdefault("unexpected", []).append(repr(error))
+            return False
+    counted = sum(value for _, value in metrics.samples()[DAMAGED] if isinstance(value, float | int))
+    loud = any("damaged" in text for text in warnings) and counted == 1
+    counts.more["loud" if loud else "harmless"] += 1
+    # What the older one had not seen is said again: the reader has it from before, and from now.
+    fine = job.judge(counts, final_state(engine), said_by(before, sink))
+    return fine and (loud or (not warnings and counted == 0))
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect what is logged as a warning, or worse."""
+    found: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("streamadapt")
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+
+
+def bit_flip(rng: random.Random, newest: Path, older: Path) -> None:
+    """Turn one bit of one file."""
+    del older
+    file = newest / rng.choice(FILES)
+    data = bytearray(file.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+
+
+def truncated(rng: random.Random, newest: Path, older: Path) -> None:
+    """Cut one file at any length, 0 too."""
+    del older
+    file = newest / rng.choice(FILES)
+    data = file.read_bytes()
+    file.write_bytes(data[: rng.randrange(len(data))])
+
+
+def zeroed(rng: random.Random, newest: Path, older: Path) -> None:
+    """Turn the end of one file into zeros: its length reached the disk, its last blocks did not."""
+    del older
+    file = newest / rng.choice(FILES)
+    data = file.read_bytes()
+    kept = rng.randrange(len(data) - 2)
+    file.write_bytes(data[:kept] + bytes(len(data) - kept))
+
+
+def longer(rng: random.Random, newest: Path, older: Path) -> None:
+    """Append what does not belong there."""
+    del older
+    with (newest / rng.choice(FILES)).open("ab") as file:
+        file.write(b"\x01" + rng.randbytes(rng.randrange(100)))
+
+
+def torn(rng: random.Random, newest: Path, older: Path) -> None:
+    """Remove some files of the folder, or all."""
+    del older
+    for name in rng.sample(FILES, rng.randint(1, len(FILES))):
+        (newest / name).unlink()
+
+
+def swapped(rng: random.Random, newest: Path, older: Path) -> None:
+    """Put a file of the checkpoint before in the place of one or two."""
+    for name in rng.sample(FILES, rng.randint(1, len(FILES) - 1)):
+        shutil.copyfile(older / name, newest / name)
+
+
+def another(rng: random.Random, newest: Path, older: Path) -> None:
+    """Put the whole checkpoint before in its place, or one of its files in another's."""
+    if rng.random() < 0.5:
+        shutil.rmtree(newest)
+        shutil.copytree(older, newest)
+    else:
+        one, two = rng.sample(FILES, 2)
+        shutil.copyfile(newest / one, newest / two)
+
+
+DAMAGES: dict[str, Damage] = {
+    damage.__name__: damage for damage in (bit_flip, truncated, zeroed, longer, torn, swapped, another)
+}
+"""Every way, by its name."""

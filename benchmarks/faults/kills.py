@@ -1,0 +1,88 @@
+"""``kill -9`` of real processes at random instants, under each guarantee.
+
+The stream is processed to its end again and again, each time with an output and checkpoints of its own, until there
+were kills enough; what a reader sees and the final state are held against those of a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+from benchmarks.faults.compare import compare
+from benchmarks.faults.counts import Counts
+from benchmarks.faults.job import Job, Topics, brokers
+from benchmarks.faults.transactions import killed_at_every_step
+
+__all__ = ["kill", "kill_effectively_once", "kill_exactly_once"]
+
+KILLS, QUICK_KILLS = 200, 12
+ENTRIES = 5000
+LATEST_S = 1.5
+"""A process lives for up to so long: some are killed before they have read anything, some after many checkpoints."""
+
+
+def kill(quick: bool) -> Counts:
+    """At least once: nothing is missing, and what is there twice has the same id and the same value."""
+    return kills("at-least-once", QUICK_KILLS if quick else KILLS)
+
+
+def kill_effectively_once(quick: bool) -> Counts:
+    """Every prediction is there once."""
+    return kills("effectively-once", QUICK_KILLS if quick else KILLS)
+
+
+def kill_exactly_once(quick: bool) -> Counts:
+    """At every step of checkpoint and transaction on the log in memory; with a broker that is named, there too."""
+    counts = killed_at_every_step(quick)
+    counts.more["broker"] = "in-memory transactional log"
+    named = os.environ.get("STREAMADAPT_TEST_BROKER")
+    if named:
+        there = kills("exactly-once", QUICK_KILLS if quick else KILLS)
+        for name in ("tried", "survived", "lost", "doubled", "state_differs"):
+            setattr(counts, name, getattr(counts, name) + getattr(there, name))
+        counts.more |= {"broker": "in-memory transactional log, and the one named", "there": there.tried}
+    return counts
+
+
+def kills(guarantee: str, wanted: int, entries: int = ENTRIES) -> Counts:
+    """Kill a job so often, over as many rounds as it takes."""
+    counts = Counts(more={"rounds": 0, "repeats_differ": 0})
+    seed = time.time_ns()
+    choose = random.Random(seed)
+    committed = guarantee == "exactly-once"
+    with brokers() as servers, tempfile.TemporaryDirectory(prefix="streamadapt-kills-") as folder:
+        topics = Topics(servers, entries, f"kills-{uuid.uuid4().hex[:8]}")
+        calm = Job(topics, Path(folder) / "calm")
+        if not calm.finish(calm.start()):
+            raise RuntimeError("the undisturbed run failed")
+        said = {one["id"]: one for one in calm.read()}
+        while counts.tried < wanted:
+            job = Job(topics, Path(folder) / f"round-{counts.more['rounds']}", guarantee)
+            done = _round(job, choose, wanted - counts.tried)
+            counts.tried += done
+            counts.more["rounds"] += 1
+            counts.survived += done if compare(counts, job, calm, said, committed=committed) else 0
+            print(f"  {guarantee}: {counts.as_json()} (seed {seed})", file=sys.stderr, flush=True)
+    return counts
+
+
+def _round(job: Job, choose: random.Random, most: int) -> int:
+    """Kill a job until it has come to the end of the stream, then let it end well; return the number of kills."""
+    done = 0
+    while done < most:
+        running = job.start()
+        time.sleep(choose.uniform(0.0, LATEST_S))
+        finished = running.entries() >= job.topics.good
+        running.kill()
+        done += 1
+        if finished:
+            break
+    if not job.finish(job.start()):
+        raise RuntimeError(f"the last run failed:\n{job.log.read_text()[-3000:]}")
+    return done

@@ -1,0 +1,137 @@
+"""A group of engines whose members come and go while the stream runs.
+
+One process starts, two join it (the second while the first is still being given its partitions), one is killed, one is
+stopped for longer than the session time-out and wakes up again (it may then join anew, or find itself fenced off, end,
+and be started again), one joins anew, one leaves in good order. What a reader sees, and the final state of every
+partition, are held against one process that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.faults.compare import compare
+from benchmarks.faults.counts import Counts
+from benchmarks.faults.job import SESSION_S, Job, Running, Topics, brokers, wait
+
+__all__ = ["rebalance", "rebalances"]
+
+ROUNDS, PARTITIONS, STEPS, STEP = 3, 4, 8, 250
+
+
+def rebalance(quick: bool) -> Counts:
+    """Six changes of the group a round."""
+    return rebalances(1 if quick else ROUNDS)
+
+
+def rebalances(rounds: int, guarantee: str = "at-least-once") -> Counts:
+    """Play the story so often."""
+    counts = Counts(more={"rounds": rounds})
+    with brokers() as servers, tempfile.TemporaryDirectory(prefix="streamadapt-group-") as folder:
+        for i in range(rounds):
+            name = f"group-{uuid.uuid4().hex[:8]}"
+            story = Story(servers, Path(folder) / str(i), name, guarantee)
+            try:
+                changes = story.play()
+            finally:
+                story.stop()
+            counts.tried += changes
+            counts.more["fenced"] = counts.more.get("fenced", 0) + story.fenced
+            calm = Job(story.topics, Path(folder) / str(i) / "calm")
+            if not calm.finish(calm.start()):
+                raise RuntimeError("the undisturbed run failed")
+            said = {one["id"]: one for one in calm.read()}
+            counts.survived += changes if compare(counts, story.job, calm, said) else 0
+            print(f"  {counts.as_json()}", file=sys.stderr, flush=True)
+    return counts
+
+
+class Story:
+    """One group, from its first member to the end of the stream."""
+
+    def __init__(self, servers: str, folder: Path, name: str, guarantee: str) -> None:
+        self._steps = 0
+        self.fenced = 0
+        self.topics = Topics(servers, STEPS * STEP, name, PARTITIONS, filled=False)
+        self.job = Job(self.topics, folder / "group", guarantee, group=name)
+        self._members: dict[str, Running] = {}
+
+    def play(self) -> int:
+        """Return how many changes the group has gone through."""
+        changes: list[Callable[[], None]] = [
+            lambda: self._join("a"),
+            lambda: [self._join(name) for name in "bc"],
+            lambda: self._kill("b"),
+            lambda: self._pause("c"),
+            lambda: self._join("d"),
+            lambda: self._leave("a"),
+        ]
+        for change in changes:
+            change()
+            self._more()
+        while self._steps < STEPS:
+            self._more()
+        labels = PARTITIONS * self.topics.count
+        wait(lambda: self._tend() and self.job.reached(self.topics.labels) >= labels)
+        for name in list(self._members):
+            self._leave(name)
+        return len(changes)
+
+    def stop(self) -> None:
+        """End every process that is still there."""
+        for running in self._members.values():
+            running.kill()
+
+    def _more(self) -> None:
+        """Write the next stretch of the stream, and wait until the checkpoints have come to its end."""
+        start = STEP * self._steps
+        self.topics.fill(start, start + STEP)
+        self._steps += 1
+        self._wait_for()
+
+    def _wait_for(self) -> None:
+        wanted = PARTITIONS * STEP * self._steps
+        wait(lambda: self._tend() and self.job.reached(self.topics.entries) >= wanted)
+
+    def _tend(self) -> bool:
+        """Do what a supervisor does: who ended because it was fenced off is started again."""
+        for name, running in self._members.items():
+            if not running.process.is_alive():
+                if "FencedError" not in running.story():
+                    raise RuntimeError(f"{name} ended with {running.process.exitcode}:\n{running.story()}")
+                self.fenced += 1
+                self._join(name)
+        return True
+
+    def _join(self, name: str) -> None:
+        self._members[name] = self.job.start(len(self._members))
+
+    def _kill(self, name: str) -> None:
+        self._members.pop(name).kill()
+
+    def _leave(self, name: str) -> None:
+        running = self._members.pop(name)
+        running.process.terminate()
+        running.process.join(30)
+        if running.process.exitcode != 0:
+            raise RuntimeError(f"{name} ended with {running.process.exitcode}:\n{running.story()}")
+
+    def _pause(self, name: str) -> None:
+        """Stop it for so long that others take over; it wakes up believing that nothing has happened."""
+        process = self._members[name].process
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            start = STEP * self._steps
+            self.topics.fill(start, start + STEP)
+            self._steps += 1
+            time.sleep(2 * SESSION_S)
+            self._wait_for()
+        finally:
+            os.kill(process.pid, signal.SIGCONT)

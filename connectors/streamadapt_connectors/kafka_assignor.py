@@ -1,0 +1,118 @@
+"""Who of a consumer group gets which partitions: those of entries and labels together, moved as few as can be.
+
+Incremental cooperative rebalancing (Kafka's KIP-429): everybody keeps what stays theirs and goes on with it while the
+group settles. A partition that is to move is first taken from its owner, who saves its state, and given to its next
+owner in a second round.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from kafka.coordinator.assignors.abstract import AbstractPartitionAssignor, RebalanceProtocol
+from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment, ConsumerProtocolSubscription
+
+__all__ = ["CoPartitioned", "shared_out"]
+
+GENERATION: Final = struct.Struct(">i")
+
+
+def shared_out(
+    partitions: Iterable[int], members: Sequence[str], owned: Mapping[str, Iterable[int]]
+) -> dict[str, list[int]]:
+    """Return who should have which partitions, once all moves are done.
+
+    Nobody has two more than another, and as many partitions as possible stay where they are.
+
+    Parameters
+    ----------
+    partitions : iterable of int
+    members : sequence of str
+        In the order in which they are served.
+    owned : mapping
+        What each member has now; no partition twice.
+    """
+    wanted = sorted(set(partitions))
+    least, more = divmod(len(wanted), len(members))
+    has = {member: sorted(set(owned.get(member, ())) & set(wanted)) for member in members}
+    # Who has the most may keep one more than the others: that moves the fewest.
+    richest = sorted(members, key=lambda member: -len(has[member]))
+    room = {member: least + (i < more) for i, member in enumerate(richest)}
+    kept = {member: has[member][: room[member]] for member in members}
+    free = iter(sorted(set(wanted) - {p for own in kept.values() for p in own}))
+    for member in members:
+        while len(kept[member]) < room[member]:
+            kept[member].append(next(free))
+    return {member: sorted(own) for member, own in kept.items()}
+
+
+class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
+    """kafka-python's interface to `shared_out`. One object per consumer: it knows what the consumer has."""
+
+    name = "streamadapt-copartitioned"
+    version = 1  # of the subscription: with the partitions that a member has
+
+    def __init__(self) -> None:
+        self._owned: list[Any] = []
+        self._generation = -1
+
+    def supported_protocols(self) -> list[RebalanceProtocol]:
+        """Only the cooperative one."""
+        return [RebalanceProtocol.COOPERATIVE]
+
+    def forget(self) -> None:
+        """What the consumer had is lost: it must not be claimed."""
+        self._owned = []
+
+    def metadata(self, topics: Iterable[str]) -> ConsumerProtocolSubscription:
+        """Return what this member tells the one that shares out."""
+        by_topic: dict[str, list[int]] = defaultdict(list)
+        for at in self._owned:
+            by_topic[at.topic].append(at.partition)
+        place = ConsumerProtocolSubscription.TopicPartition
+        return ConsumerProtocolSubscription(
+            version=self.version,
+            topics=sorted(topics),
+            user_data=GENERATION.pack(self._generation),
+            owned_partitions=[place(topic=topic, partitions=sorted(own)) for topic, own in by_topic.items()],
+        )
+
+    def on_assignment(self, assignment: Any, generation: int) -> None:
+        """Remember what was given, and when."""
+        self._owned = list(assignment.partitions())
+        self._generation = generation
+
+    def assign(self, cluster: Any, members: Sequence[Any]) -> dict[str, ConsumerProtocolAssignment]:
+        """Share out; what has to move first is nobody's for a round."""
+        topics = sorted({topic for member in members for topic in member.metadata.topics})
+        counts = [set(cluster.partitions_for_topic(topic) or ()) for topic in topics]
+        # Static members first: their names survive a restart, and so does the order.
+        order = sorted(members, key=lambda m: (m.group_instance_id is None, m.group_instance_id or "", m.member_id))
+        names = [member.member_id for member in order]
+        owner = _owners(order)
+        owned: dict[str, list[int]] = defaultdict(list)
+        for partition, name in owner.items():
+            owned[name].append(partition)
+        goal = shared_out(set[int]().union(*counts), names, owned)
+        given = {name: [p for p in own if owner.get(p, name) == name] for name, own in goal.items()}
+        return {
+            name: ConsumerProtocolAssignment(self.version, [(topic, own) for topic in topics if own], b"")
+            for name, own in given.items()
+        }
+
+
+def _owners(members: Sequence[Any]) -> dict[int, str]:
+    """Return who has each partition. Of two that claim it, the one with the older word was thought dead meanwhile."""
+    claims: dict[int, tuple[int, str]] = {}
+    for member in members:
+        data = bytes(member.metadata.user_data or b"")
+        generation = GENERATION.unpack(data)[0] if len(data) == GENERATION.size else -1
+        for place in getattr(member.metadata, "owned_partitions", None) or ():
+            for partition in place.partitions:
+                before = claims.get(partition)
+                if before is None or before[0] < generation:
+                    claims[partition] = (generation, member.member_id)
+    return {partition: name for partition, (_, name) in claims.items()}

@@ -1,0 +1,130 @@
+"""What becomes of repaired records when they are read again: the newest checkpoint is asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from streamadapt.app.dlq_listing import when
+from streamadapt.assemble import ahead_ns, make_pipeline
+from streamadapt.checkpoint import CheckpointStore
+from streamadapt.config import Config
+from streamadapt.entry import Entry, Label
+from streamadapt.errors import CheckpointError, EntryError
+from streamadapt.folder import folder_of
+from streamadapt.lookahead import FEWEST
+from streamadapt.merge import Merge
+from streamadapt.pipeline import Pipeline
+from streamadapt.ports import Record
+
+__all__ = ["Decoded", "Outlook", "outlook"]
+
+
+class Decoded(NamedTuple):
+    """A repaired record, and what the codec made of it."""
+
+    number: int
+    record: Record
+    item: Entry | Label
+
+
+class Outlook(NamedTuple):
+    """What is expected.
+
+    Attributes
+    ----------
+    refused : dict of int to str
+        Line number -> why the engine will refuse it again.
+    notes : list of str
+        What else to know before sending.
+    """
+
+    refused: dict[int, str]
+    notes: list[str]
+
+
+def outlook(config: Config, streams: Sequence[str], records: Sequence[Decoded]) -> Outlook:
+    """Tell what the engine will make of records at the end of their streams."""
+    refused: dict[int, str] = {}
+    notes = list(_general(config, records))
+    for partition in sorted({one.record.position.partition for one in records}):
+        own = [one for one in records if one.record.position.partition == partition]
+        notes += _asked(config, streams, partition, own, refused)
+    return Outlook(refused, notes)
+
+
+def _general(config: Config, records: Sequence[Decoded]) -> Iterator[str]:
+    entries = sum(isinstance(one.item, Entry) for one in records)
+    if entries:
+        yield (
+            f"{entries} entries come after everything that their stream holds now, with their old times: one that is "
+            "older than the newest entry read by then is refused as time_backwards (with [panel]: late_record)"
+        )
+        if config.fields.get("id") is None:
+            yield "without fields.id an entry's id is its position, which is a new one: labels of the old one miss it"
+    if entries < len(records):
+        yield (
+            f"{len(records) - entries} labels are learned where they now come, after what was learned meanwhile, and "
+            "only if their predictions still wait (task.ttl)"
+        )
+
+
+def _asked(
+    config: Config, streams: Sequence[str], partition: int, records: Sequence[Decoded], refused: dict[int, str]
+) -> Iterator[str]:
+    """Run the records through a pipeline at its newest checkpoint; yield what is to be said about that."""
+    name = f"{streams[0]}[{partition}]"
+    if config.checkpoint is None:
+        yield f"{name}: no [checkpoint], so what will be refused again cannot be told"
+        return
+    if config.keys is not None:
+        yield f"{name}: with [keys] what will be refused again is not told"
+        return
+    store = CheckpointStore(folder_of(config.checkpoint.path).child(f"{streams[0]}-{partition}"))
+    try:
+        loaded = store.load_latest(config.digest())
+        if loaded is None:
+            yield f"{name}: no checkpoint in {store.folder}, so what will be refused again cannot be told"
+            return
+        pipeline = make_pipeline(config)
+        assert isinstance(pipeline, Pipeline), "no [keys]"
+        pipeline.load_state_dict(loaded.state)
+    except CheckpointError as error:
+        yield f"{name}: what will be refused again cannot be told: {error}"
+        return
+    yield from _too_old(config, records, pipeline.task.last_time)
+    _run(pipeline, streams, records, refused)
+    reached = ", ".join(f"{at}@{offset}" for at, offset in loaded.positions.items())
+    asked = f"{name}: asked the checkpoint of {when(loaded.info.time_ns)} UTC, at {reached}"
+    yield f"{asked}; what was read since can change it"
+
+
+def _too_old(config: Config, records: Sequence[Decoded], newest: int) -> Iterator[str]:
+    """Tell where old records would make the ones before them look as if their clocks were ahead: see `Lookahead`."""
+    before = newest - ahead_ns(config)
+    old = Counter(one.record.position.stream for one in records if one.item.time < before)
+    for stream, count in sorted(old.items()):
+        if count >= FEWEST:
+            yield (
+                f"{stream}: {count} records are older than the newest entry by more than limits.max_ahead: read in "
+                f"one go, they make the newest records before them look wrong (bad_time). Feed {FEWEST - 1} back at a "
+                "time, or raise limits.max_ahead first"
+            )
+
+
+def _run(pipeline: Pipeline, streams: Sequence[str], records: Sequence[Decoded], refused: dict[int, str]) -> None:
+    number = 0
+
+    def on_rejected(item: Any, error: EntryError) -> None:
+        del item
+        refused[number] = f"{error.reason.value}: {error.detail}"
+
+    pipeline.on_rejected = on_rejected
+    merge, by_record = Merge(len(streams), 0.0), {id(one.record): one.number for one in records}
+    for one in records:
+        merge.offer(streams.index(one.record.position.stream), one.record, one.item, 0.0)
+    for arrived in merge.release(0.0, len(records), ended=True):
+        number = by_record[id(arrived.record)]
+        assert isinstance(arrived.item, Entry | Label), "nothing else was offered"
+        pipeline.observe((arrived.item,))

@@ -1,0 +1,59 @@
+"""What both commands about dead letters need: safe text, how far a long topic is read, and a clean interrupt."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from streamadapt.app.cli import EXIT_INTERRUPTED
+
+__all__ = ["interruptible", "progress", "safe"]
+
+ASCII = re.compile(r"[ -~]*")
+
+
+def safe(text: str) -> str:
+    """Return text that a terminal only shows: what would steer it, or turn or break lines, as escapes."""
+    if ASCII.fullmatch(text):
+        return text
+    return "".join(_escaped(c) if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in text)
+
+
+def _escaped(c: str) -> str:
+    named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(c)
+    if named is not None:
+        return named
+    code = ord(c)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show on a terminal how far something is; elsewhere there is nothing to call."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(safe(what), total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Make Ctrl-C an exception again, so that what is open is closed and what was sent is said."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("streamadapt: interrupted\n")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,85 @@
+"""A loop that is stuck is seen: in the metrics, in the log with all stacks, and by who asks whether it is ready."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import traceback
+from types import TracebackType
+from typing import Self
+
+from streamadapt.engine import Engine
+from streamadapt.metrics import Metrics
+
+__all__ = ["Watchdog"]
+
+_LOG = logging.getLogger("streamadapt")
+
+LOOKS = 4
+"""Within the time after which a loop counts as stuck."""
+
+
+class Watchdog:
+    """Watch an engine's loop from a thread of its own; a context manager.
+
+    Parameters
+    ----------
+    engine : Engine
+    metrics : Metrics
+    stuck_after_s : float, s
+        A loop that has not moved for so long is stuck: far more than one lot of records, one checkpoint or one
+        rebalance takes.
+    """
+
+    def __init__(self, engine: Engine, metrics: Metrics, stuck_after_s: float) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._after_s = stuck_after_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="streamadapt-watchdog", daemon=True)
+        self.stalled = False
+
+    def ready(self) -> tuple[bool, str]:
+        """Return whether the engine does its work, and if not, why."""
+        if self.stalled:
+            return False, f"the loop has not moved for {self._after_s:g} s"
+        if self._engine.stopping:
+            return False, "draining"
+        state = self._engine.source.state
+        return state != "connecting", f"source is {state}"
+
+    def __enter__(self) -> Self:
+        self._metrics.stalled(False)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        seen, still = self._engine.beat, 0
+        while not self._stop.wait(self._after_s / LOOKS):
+            beat = self._engine.beat
+            still = still + 1 if beat == seen else 0
+            seen = beat
+            stalled = still >= LOOKS
+            if stalled != self.stalled:
+                if stalled:
+                    _LOG.error("the loop has not moved for %g s; every thread:\n%s", self._after_s, _stacks())
+                else:
+                    _LOG.warning("the loop moves again")
+                self._metrics.stalled(stalled)
+                self.stalled = stalled
+
+
+def _stacks() -> str:
+    """Return where every thread stands. Without the values of variables: one may be a secret."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )

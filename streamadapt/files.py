@@ -1,0 +1,66 @@
+"""Opening files that somebody else may have made: regular ones only, and never more of them than was agreed.
+
+A named pipe would hang the start, a device never ends. Links are followed here, since a mounted volume is made of them;
+where no link may be followed (checkpoints), see `streamadapt.durable`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import IO, BinaryIO, Final
+
+__all__ = ["MOST_WEIGHTS", "open_regular", "read_most", "read_regular"]
+
+MOST_WEIGHTS: Final = 1 << 36
+"""The largest file of weights that is read: 64 GiB."""
+
+CHUNK: Final = 1 << 24
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or is a folder, a pipe, a socket or a device.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not blocking: a pipe would wait for ever
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(file: Path, most: int) -> bytes:
+    """Read a whole regular file.
+
+    Parameters
+    ----------
+    most : int, bytes
+
+    Raises
+    ------
+    OSError
+        As `open_regular`, or if it is larger than `most`.
+    """
+    with open_regular(file) as opened:
+        data = read_most(opened, most + 1)  # not by its size: it may be growing
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most} bytes")
+    return data
+
+
+def read_most(file: IO[bytes], most: int) -> bytes:
+    """Read up to so many bytes, in memory for what is there and not for what was asked for."""
+    parts = []
+    while most > 0 and (part := file.read(min(most, CHUNK))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,183 @@
+"""The catalogue of metrics: what each is called, means, and asks for when it moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["CATALOGUE", "MetricSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One row of the catalogue.
+
+    Attributes
+    ----------
+    name : str
+        As it is exposed, suffix included.
+    labels : tuple of str
+        Their values are bounded by the configuration; never a record's key or id.
+    unit : str
+        What one is.
+    action : str
+        What to do when it rises (or, where that is what hurts, falls).
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...]
+    unit: str
+    action: str
+
+
+_P = ("partition",)
+
+CATALOGUE: tuple[MetricSpec, ...] = (
+    MetricSpec(
+        "streamadapt_entries_total", "counter", "Entries accepted into the pipeline.", _P, "entries",
+        "Nothing; when its rate falls to 0, look at source_connected and dead_letters_total.",
+    ),
+    MetricSpec(
+        "streamadapt_predictions_total", "counter", "Predictions made.", _P, "predictions",
+        "Nothing; it stays behind entries_total only while the first window fills.",
+    ),
+    MetricSpec(
+        "streamadapt_labels_total", "counter",
+        "Labels by what became of them: learned, partial, corrected, absurd, unpredicted, expired, negative, turned, "
+        "confirmed.",
+        (*_P, "outcome"), "labels",
+        "When expired rises, labels come later than their time-to-live: raise it, or mend the label stream.",
+    ),
+    MetricSpec(
+        "streamadapt_updates_total", "counter", "Learner updates by result: ok, or restored (it broke, and went back).",
+        (*_P, "learner", "result"), "updates",
+        "When restored rises, the learner diverges: lower its learning rate, or remove it.",
+    ),
+    MetricSpec(
+        "streamadapt_matured_loss_total", "counter",
+        "Loss summed over matured cells, by role: base, each learner, served; "
+        "its rate over the rate of matured_cells_total is the mean loss of a window.",
+        (*_P, "role"), "loss (the task's)",
+        "When served rises above base, the guard is still finding out: look at guard_weight_ratio and drifts_total.",
+    ),
+    MetricSpec(
+        "streamadapt_matured_cells_total", "counter", "Cells of predictions whose label has come, by role.",
+        (*_P, "role"), "cells", "Nothing; when its rate falls to 0, labels have stopped.",
+    ),
+    MetricSpec(
+        "streamadapt_guard_weight_ratio", "gauge", "Share of each expert in the newest served prediction.",
+        (*_P, "expert"), "ratio; they sum to 1", "When base nears 1, the learners do not help: look at updates_total.",
+    ),
+    MetricSpec(
+        "streamadapt_signal", "gauge", "What learners tell about the newest entry, such as dictionary-error.",
+        (*_P, "signal"), "the learner's",
+        "When it stays above its usual level, the inputs have changed: look at them, or give it a drift monitor.",
+    ),
+    MetricSpec(
+        "streamadapt_drifts_total", "counter", "Drifts seen, by detector and signal.",
+        (*_P, "detector", "signal"), "drifts",
+        "When it rises often while the loss (matured_loss_total) stays the same, make the detector less sensitive.",
+    ),
+    MetricSpec(
+        "streamadapt_reactions_total", "counter", "What drifts did, once for each learner that it was done to.",
+        (*_P, "reaction"), "reactions",
+        "When it rises and the served loss does not fall, the reaction does not pay: set it to alert.",
+    ),
+    MetricSpec(
+        "streamadapt_keys", "gauge", "Keys with a pipeline of their own, by place: resident (in memory) or stored.",
+        (*_P, "place"), "keys",
+        "When stored nears keys.max_stored, raise that: beyond it the key used least recently is forgotten.",
+    ),
+    MetricSpec(
+        "streamadapt_key_moves_total", "counter", "Keys evicted from memory, restored to it, or forgotten.",
+        (*_P, "move"), "keys",
+        "When restored rises nearly as fast as entries_total, raise keys.max_keys; forgotten keys start from nothing.",
+    ),
+    MetricSpec(
+        "streamadapt_dead_letters_total", "counter",
+        "Records refused, by reason and stage; nothing was learned from them.", ("reason", "stage"), "records",
+        "Read the newest dead letters; if all have one reason, mend the producer or the codec's configuration.",
+    ),
+    MetricSpec(
+        "streamadapt_late_labels_total", "counter", "Labels refused since their prediction had expired.",
+        (), "labels", "Raise the labels' time-to-live, or make labels come sooner.",
+    ),
+    MetricSpec(
+        "streamadapt_asked_labels_total", "counter", "Labels asked for, with a budget of labels.",
+        _P, "labels", "Nothing; its rate over that of predictions_total is the budget's.",
+    ),
+    MetricSpec(
+        "streamadapt_asked_loss", "gauge",
+        "Loss over all predictions, from the asked labels, each weighted by one over its probability.",
+        (*_P, "role"), "loss (the task's)", "As matured_loss_total, which is over the labelled only.",
+    ),
+    MetricSpec(
+        "streamadapt_estimated_loss_total", "counter",
+        "Losses (and, with classes, accuracies) as estimated at the time of the prediction, summed by measure: base, "
+        "served, base_accuracy, served_accuracy; of all predictions, or of those whose label has come (known).",
+        (*_P, "measure", "labels"), "loss (the task's)",
+        "When its rate over estimated_predictions_total rises, expect losses to rise before the labels tell.",
+    ),
+    MetricSpec(
+        "streamadapt_estimated_predictions_total", "counter", "What estimated_loss_total is summed over.",
+        (*_P, "labels"), "predictions", "Nothing; all less known have no label yet.",
+    ),
+    MetricSpec(
+        "streamadapt_true_loss_total", "counter",
+        "What the measures of estimated_loss_total really were, over the known ones.",
+        (*_P, "measure"), "loss (the task's)",
+        "When it leaves estimated_loss_total of the known, the labels have changed in a way that no input shows.",
+    ),
+    MetricSpec(
+        "streamadapt_interval_cells_total", "counter", "Matured cells with a prediction interval.",
+        (*_P, "result"), "cells", "The share of within comes to the coverage asked for; if not, raise intervals.rate.",
+    ),
+    MetricSpec(
+        "streamadapt_consumer_lag_records", "gauge", "Records in the source that are not yet delivered.",
+        ("stream", *_P), "records",
+        "When it keeps rising, add engines up to the number of partitions, or remove a slow learner.",
+    ),
+    MetricSpec(
+        "streamadapt_event_time_lag_seconds", "gauge", "Age of the newest accepted entry by its own time stamp.",
+        _P, "seconds", "With lag near 0 the producer is late or silent; otherwise as consumer_lag_records.",
+    ),
+    MetricSpec(
+        "streamadapt_pending_labels", "gauge", "Predictions that still wait for a label.",
+        _P, "predictions", "When it stays at its limit, labels are missing or late: look at labels_total.",
+    ),
+    MetricSpec(
+        "streamadapt_checkpoint_age_seconds", "gauge", "Time since the newest checkpoint of this run was complete.",
+        _P, "seconds", "Above a few intervals, checkpoints fail or the sink does not flush: read the log.",
+    ),
+    MetricSpec(
+        "streamadapt_checkpoint_duration_seconds", "gauge", "Time that the newest checkpoint took.",
+        _P, "seconds", "When it nears the interval, use a faster disk or a longer interval.",
+    ),
+    MetricSpec(
+        "streamadapt_checkpoint_size_bytes", "gauge", "Size of the newest checkpoint.",
+        _P, "bytes",
+        "It is bounded by the configuration; when it surprises, lower windows, memories or pending labels.",
+    ),
+    MetricSpec(
+        "streamadapt_damaged_checkpoints_total", "counter", "Damaged checkpoints passed over at a start.",
+        _P, "checkpoints", "Look at the disk: something tore or changed a file that had been written whole.",
+    ),
+    MetricSpec(
+        "streamadapt_stage_duration_seconds", "histogram", "Time of one call of a stage.",
+        ("stage",), "seconds", "The stage that grew is where to look; learn and predict grow with the learners.",
+    ),
+    MetricSpec(
+        "streamadapt_source_connected", "gauge", "1 while the source is connected, 0 while it is trying to be.",
+        (), "0 or 1", "At 0 for long: check the servers, the network and the credentials.",
+    ),
+    MetricSpec(
+        "streamadapt_loop_stalled", "gauge", "1 while the engine's loop has not moved for `limits.stuck_after`.",
+        (), "0 or 1", "At 1: the log shows where every thread stands; often a sink whose broker is away.",
+    ),
+    MetricSpec(
+        "streamadapt_build_info", "gauge", "1, with the version that runs.", ("version",), "1",
+        "Nothing; it marks releases on graphs.",
+    ),
+)  # fmt: skip

@@ -1,0 +1,244 @@
+"""TLS and SASL, end to end: admitted, refused with a word on what to do, and never in the clear.
+
+What asks for them is a stand-in in front of the embedded broker, which can do neither (`tests/secured_broker.py`):
+always that one, whatever STREAMADAPT_TEST_BROKER names.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kafka_helpers import consume, opened, produce, read, until
+from secured_broker import Certificates, Door, secured
+from streamadapt_connectors.kafka import KafkaSink, KafkaSource
+from streamadapt_connectors.kafka_security import check_security
+
+from streamadapt.entry import Position, Prediction
+from streamadapt.errors import ConfigError, ConnectorError
+
+pytestmark = [
+    pytest.mark.kafka,
+    # kafka-python leaves the sockets of refused connections to garbage collection.
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+]
+
+USERS = {"alice": "rabbit-hole"}
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def tls(certificates: Certificates, **more: Any) -> dict[str, Any]:
+    return {"security_protocol": "SSL", "ssl_cafile": str(certificates.ca_file), **more}
+
+
+def mutual(certificates: Certificates, **more: Any) -> dict[str, Any]:
+    own = {"ssl_certfile": str(certificates.cert_file), "ssl_keyfile": str(certificates.key_file)}
+    return tls(certificates, **own, ssl_password=certificates.password) | more
+
+
+def sasl(mechanism: str = "PLAIN", password: str = "rabbit-hole", **more: Any) -> dict[str, Any]:
+    user = {"sasl_plain_username": "alice", "sasl_plain_password": password}
+    return {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": mechanism, **user} | more
+
+
+def prediction(offset: int) -> Prediction:
+    row = np.array([[offset]], np.float32)
+    return Prediction(Position("in", 0, offset), f"e{offset}", "k", offset, row, row, {"base": row}, {"base": 1})
+
+
+def deliver(sink: KafkaSink) -> None:
+    sink.write([prediction(i) for i in range(300)])
+    sink.flush()
+
+
+def goes_round(servers: str, security: dict[str, Any]) -> list[int]:
+    """Write with a sink and read with a source; return the entries' numbers."""
+    sink = KafkaSink(servers, "t", security=security)
+    deliver(sink)
+    sink.close()
+    source = KafkaSource(servers, "t", security=security)
+    with opened(source):
+        values = [json.loads(record.value or b"") for record in read(source, 300)]
+    return [int(value["id"].rpartition("@")[2]) for value in values]
+
+
+@pytest.mark.parametrize("case", ["tls", "mutual tls", "plain", "scram", "scram within tls"])
+def test_who_is_admitted_works_as_ever(certificates: Certificates, case: str) -> None:
+    """Sink and source both, over several connections each."""
+    door, security = {
+        "tls": (Door(certificates.context()), tls(certificates)),
+        "mutual tls": (Door(certificates.context(ask_client=True)), mutual(certificates)),
+        "plain": (Door(users=USERS), sasl()),
+        "scram": (Door(users=USERS), sasl("SCRAM-SHA-256")),
+        "scram within tls": (
+            Door(certificates.context(), USERS),
+            tls(certificates, **sasl("SCRAM-SHA-256", security_protocol="SASL_SSL")),
+        ),
+    }[case]
+    with secured(door) as (servers, _):
+        assert goes_round(servers, security) == list(range(300))
+        assert door.admitted >= 2
+        assert consume(servers, "t", **security)
+
+
+def refusals(certificates: Certificates, folder: Path) -> Iterator[tuple[str, Door, dict[str, Any], str]]:
+    """Yield what it is, the door, the client's settings and what must be said."""
+    stranger = str(certificates.stranger_file)
+    context = certificates.context
+    yield "an unknown CA", Door(context()), tls(certificates, ssl_cafile=stranger), "ssl_cafile must hold the CA"
+    yield "no CA given", Door(context()), {"security_protocol": "SSL"}, "ssl_cafile must hold the CA"
+    other = folder / "other"
+    other.mkdir()
+    elsewhere = Certificates(other, "kafka.example.org")
+    yield "another host's", Door(elsewhere.context()), tls(elsewhere), "servers must name a host that is in it"
+    yield "no client certificate", Door(context(ask_client=True)), tls(certificates), "set security.ssl_certfile"
+    older = context(ask_client=True)
+    older.maximum_version = ssl.TLSVersion.TLSv1_2
+    yield "none, with TLS 1.2", Door(older), tls(certificates), "ssl_certfile"
+    wrong = {"ssl_certfile": str(certificates.stranger_cert_file), "ssl_keyfile": str(certificates.stranger_key_file)}
+    yield "a stranger's", Door(context(ask_client=True)), mutual(certificates, **wrong), "who signed our client"
+    for mechanism in ("PLAIN", "SCRAM-SHA-256"):
+        said = "refuses security.sasl_plain_username with this password"
+        yield f"a wrong password, {mechanism}", Door(users=USERS), sasl(mechanism, "wrong-rabbit"), said
+    yield "no such mechanism", Door(users=USERS), sasl("SCRAM-SHA-512"), "does not take this security.sasl_mechanism"
+
+
+def test_who_is_refused_is_told_what_to_do_and_does_not_try_for_ever(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    """An error that ends the engine, from source and sink alike; nobody was let in, and no password is shown."""
+    for what, door, security, said in refusals(certificates, tmp_path):
+        with secured(door) as (servers, _):
+            source = KafkaSource(servers, "t", security=security)
+            with opened(source), pytest.raises(ConnectorError) as refused:
+                until(lambda: False, lambda source=source: source.poll(0.5))  # type: ignore[misc]
+            sink = KafkaSink(servers, "t", security=security)
+            with pytest.raises(ConnectorError) as refused_too:
+                deliver(sink)
+            sink.close()
+        for error in (refused.value, refused_too.value):
+            assert said in str(error), what
+            assert "wrong-rabbit" not in str(error)
+        assert door.admitted == 0 or not door.users, what
+        assert 0 < door.refused + (what == "no such mechanism") < 10, what
+
+
+def test_a_password_that_is_changed_ends_what_runs() -> None:
+    """Source and sink, at the next connection; until then they go on."""
+    door = Door(users=dict(USERS))
+    with secured(door) as (servers, listener):
+        produce(servers, "t", [[b"1", b"2"]], **sasl())
+        sink = KafkaSink(servers, "p", security=sasl())
+        deliver(sink)
+        source = KafkaSource(servers, "t", security=sasl())
+        with opened(source):
+            assert len(read(source, 2)) == 2
+            assert door.users is not None
+            door.users["alice"] = "another"
+            listener.cut()
+            with pytest.raises(ConnectorError, match=r"refuses security\.sasl_plain_username"):
+                until(lambda: False, lambda: source.poll(0.5))
+        with pytest.raises(ConnectorError, match=r"refuses security\.sasl_plain_username"):
+            deliver(sink)
+        sink.close()
+
+
+def test_a_broker_that_repeats_the_password_is_not_repeated() -> None:
+    """Whatever the other side says in its refusal."""
+    door = Door(users=USERS, says="alice may not use wrong-rabbit")
+    with secured(door) as (servers, _):
+        source = KafkaSource(servers, "t", security=sasl(password="wrong-rabbit"))
+        with opened(source), pytest.raises(ConnectorError, match="may not use <hidden>"):
+            until(lambda: False, lambda: source.poll(0.5))
+
+
+@pytest.mark.parametrize("protocol", ["SSL", "SASL_SSL"])
+def test_nothing_goes_out_in_the_clear(certificates: Certificates, protocol: str, caplog: Any) -> None:
+    """To one who answers nothing: only TLS hellos arrive, the source goes on trying and says why."""
+    security = sasl(security_protocol=protocol) if protocol == "SASL_SSL" else {}
+    arrived: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def take() -> None:
+            while True:
+                try:
+                    end, _ = listener.accept()
+                except OSError:
+                    return
+                with end:
+                    end.settimeout(20.0)
+                    while data := end.recv(1 << 16):
+                        arrived.append(data)
+
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        servers = f"127.0.0.1:{listener.getsockname()[1]}"
+        source = KafkaSource(servers, "t", security=tls(certificates, **security))
+        with opened(source), caplog.at_level("WARNING"):
+            until(lambda: "does it speak TLS?" in caplog.text, lambda: source.poll(0.5))
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert arrived
+    assert all(data.startswith(b"\x16\x03") for data in arrived), "a TLS handshake record"
+    assert not any(b"rabbit" in data or b"alice" in data for data in arrived)
+
+
+@pytest.mark.parametrize("door", ["tls", "password"])
+def test_who_asks_for_nothing_where_something_is_asked_is_told(
+    certificates: Certificates, door: str, caplog: Any
+) -> None:
+    """Such a broker only closes the connection; it could also be one that is starting, so it is tried again."""
+    asks = Door(certificates.context()) if door == "tls" else Door(users=USERS)
+    with secured(asks) as (servers, _), caplog.at_level("WARNING"):
+        source = KafkaSource(servers, "t")
+        with opened(source):
+            until(lambda: "set security.security_protocol" in caplog.text, lambda: source.poll(0.5))
+            assert source.state == "connecting"
+    assert asks.admitted == 0
+
+
+def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(certificates: Certificates) -> None:
+    """Before anything connects."""
+    assert check_security(mutual(certificates))["ssl_password"] == certificates.password
+    for wrong in ("no-such", "", None):
+        with pytest.raises(ConfigError, match="ssl_password is the password of a key that is encrypted") as refused:
+            check_security(mutual(certificates, ssl_password=wrong))
+        assert refused.value.path == "security.ssl_certfile"
+        assert "no-such" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("security", "path", "said"),
+    [
+        ({"sasl_plain_password": "x"}, "security_protocol", "SASL_PLAINTEXT or SASL_SSL, for sasl_plain_password"),
+        ({"ssl_cafile": "ca.pem"}, "security_protocol", "SSL or SASL_SSL, for ssl_cafile to count"),
+        ({"security_protocol": "SSL", "sasl_mechanism": "PLAIN"}, "security_protocol", "SASL_PLAINTEXT or SASL_SSL"),
+        ({"security_protocol": "SASL_SSL"}, "sasl_mechanism", "one of PLAIN, SCRAM-SHA-256"),
+        (sasl("SCRAM"), "sasl_mechanism", "one of PLAIN, SCRAM-SHA-256"),
+        (sasl(sasl_plain_username=""), "sasl_plain_username", "a text, for PLAIN"),
+        (sasl(sasl_plain_password=7), "sasl_plain_password", "a text, for PLAIN"),
+        ({"security_protocol": "SSL", "ssl_cafile": "/nowhere/ca.pem"}, "ssl_cafile", "No such file"),
+        ({"security_protocol": "SSL", "ssl_cafile": __file__}, "ssl_cafile", "a readable PEM file"),
+        ({"security_protocol": "SSL", "ssl_keyfile": "key.pem"}, "ssl_certfile", "that belongs to ssl_keyfile"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_before_anything_connects(
+    security: dict[str, Any], path: str, said: str
+) -> None:
+    """Credentials without the protocol that would use them, above all: all would go in the clear."""
+    for make in (lambda: KafkaSource("h:1", "t", security=security), lambda: KafkaSink("h:1", "t", security=security)):
+        with pytest.raises(ConfigError) as refused:
+            make()
+        assert refused.value.path == f"security.{path}"
+        assert said in str(refused.value)

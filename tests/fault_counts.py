@@ -1,0 +1,17 @@
+"""How much the process-heavy tests do: a little in CI, everything with ``make test-faults``."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+__all__ = ["IN_FULL", "trials"]
+
+T = TypeVar("T")
+
+IN_FULL = os.environ.get("STREAMADAPT_FAULTS") == "full"
+
+
+def trials(reduced: T, full: T) -> T:
+    """Return the one that this run is to use."""
+    return full if IN_FULL else reduced

@@ -1,0 +1,141 @@
+"""What the image and compose.yaml promise: no root, a file system that is read-only but for the state."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_helpers import CONFIG, ROWS, logging_as_before, prepare
+
+from streamadapt.app.broker import free_port
+
+_logging = pytest.fixture(autouse=True)(logging_as_before)
+
+ROOT = Path(__file__).parent.parent
+UID = 10001
+
+# In namespaces of their own, which nobody else sees and which are gone with the process: every file system read-only,
+# /tmp too, but for one folder (/proc, which is the kernel's, and shared memory, which container engines give, as joblib
+# makes a semaphore when it is imported); then a user who is not root and may do nothing special.
+CONFINED = f"""
+set -e
+mount --bind "$1" "$1"
+[ ! -d /dev/shm ] || mount -t tmpfs none /dev/shm
+for at in $(awk '{{print $2}}' /proc/self/mounts | sort -u); do
+    case "$at" in "$1"|/proc*|/dev/shm) continue;; esac
+    mount -o remount,bind,ro "$at"
+done
+shift
+exec unshare --user --map-user={UID} --map-group={UID} -- "$@"
+"""
+ALONE = ("unshare", "--user", "--map-root-user", "--mount", "--", "sh", "-c", CONFINED, "sh")
+
+
+def confined(writable, *command, cwd=None):
+    """Run a command that can write to one folder only, with a home that is not there."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "STREAMADAPT", "HOME", "XDG", "TMP"))}
+    environment = kept | {"HOME": "/nonexistent"}  # and PYTHONDONTWRITEBYTECODE is not set: it is no condition
+    return subprocess.run(
+        [*ALONE, str(writable), *map(str, command)],
+        capture_output=True, text=True, check=False, timeout=120, cwd=cwd, env=environment,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    for name in ("state", "elsewhere"):
+        (tmp_path / name).mkdir()
+    sink = 'kind = "files"\npath = "state/predictions.jsonl"'
+    text = CONFIG.format(source='kind = "files"\npath = "entries.csv"', sink=sink).replace('"state"', '"state/saved"')
+    metrics = f'[metrics]\nport = {free_port()}\nhost = "127.0.0.1"\n'
+    (tmp_path / "config.toml").write_text(text + metrics)
+    probe = "id -u; grep CapEff /proc/self/status; touch state/x && rm state/x; touch x || touch /tmp/x || echo refused"
+    try:
+        tried = confined(tmp_path / "state", "sh", "-c", probe, cwd=tmp_path)
+    except FileNotFoundError:
+        pytest.skip("this machine has no unshare")
+    if tried.returncode or tried.stdout.split() != [str(UID), "CapEff:", "0" * 16, "refused"]:
+        pytest.skip(f"this machine gives us no read-only root of our own: {tried.stdout} {tried.stderr}")
+    return tmp_path
+
+
+def run(folder, writable):
+    command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--json", "--log-json"]
+    return confined(folder / writable, *command, cwd=folder)
+
+
+@pytest.mark.slow
+def test_a_run_needs_no_root_and_writes_to_its_state_only(folder):
+    """Not to its home, the folder for temporary files or its own code; and a second run goes on from there."""
+    done = run(folder, "state")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["entries"] == ROWS
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line for line in lines if line["level"] in ("warning", "error")] == []
+    assert len((folder / "state" / "predictions.jsonl").read_text().splitlines()) > ROWS / 2
+    again = run(folder, "state")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["entries"] == ROWS
+
+
+@pytest.mark.slow
+def test_the_same_run_with_another_folder_to_write_to_says_where_it_cannot(folder):
+    """The read-only root is a real one."""
+    done = run(folder, "elsewhere")
+    assert done.returncode == 1
+    assert "Read-only file system" in done.stderr
+    assert "state/predictions.jsonl" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# -- the texts; there may be no container engine here to ask
+
+
+def service(name):
+    """Return the lines of one service of compose.yaml."""
+    text = (ROOT / "compose.yaml").read_text()
+    found = re.search(rf"^  {name}:\n(?P<body>(?:(?:    .*)?\n)*)", text, re.MULTILINE)
+    assert found is not None
+    return found["body"]
+
+
+def test_the_image_runs_as_a_user_by_number_who_owns_the_state_only():
+    """By number, since an orchestrator that forbids root cannot tell what a name means."""
+    last = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-1]
+    users = re.findall(r"^USER (\S+)$", last, re.MULTILINE)
+    assert users
+    assert int(users[-1]) == UID
+    assert re.search(rf"useradd .*--uid {UID} ", last)
+    assert last.index("USER") > max(last.rindex("RUN"), last.rindex("COPY")), "what is built is root's"
+    assert re.findall(r"^VOLUME (\S+)$", last, re.MULTILINE) == ["/state"]
+    assert re.findall(r"^WORKDIR (\S+)$", last, re.MULTILINE) == ["/state"]
+    assert not re.search(r"chmod|sudo|--chown|ENV .*(PASSWORD|SECRET|TOKEN)", last)
+
+
+def test_compose_gives_the_engine_nothing_it_does_not_need():
+    body = service("streamadapt")
+    for line in (
+        "read_only: true",
+        'tmpfs: ["/tmp"]',
+        'cap_drop: ["ALL"]',
+        'security_opt: ["no-new-privileges:true"]',
+        "- ./config.toml:/config.toml:ro",
+        "- state:/state",
+    ):
+        assert f"{line}\n" in body
+    assert not re.search(r"privileged|user:|cap_add|network_mode|pid:|docker\.sock", body)
+
+
+def test_the_broker_and_the_scraper_are_reached_from_this_machine_only():
+    """They ask for no password."""
+    for name in ("kafka", "prometheus"):
+        ports = re.findall(r"ports: \[(.*)\]", service(name))
+        assert ports
+        assert all(port.strip().startswith('"127.0.0.1:') for found in ports for port in found.split(","))

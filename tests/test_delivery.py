@@ -1,0 +1,336 @@
+"""effectively-once and exactly-once against memory: killed at every step, nothing is lost, doubled or learned twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from states import assert_same_state
+from test_engine import make_pipeline, stream
+
+from streamadapt.checkpoint import CheckpointStore
+from streamadapt.checks.sources import CheckError
+from streamadapt.checks.transactions import TransactionCase, yield_transaction_checks
+from streamadapt.engine import Engine, EngineSettings
+from streamadapt.errors import CheckpointError, ConfigError, ConnectorError
+from streamadapt.fence import FencedError
+from streamadapt.ports import Sink, StreamPartition
+from streamadapt.testing import (
+    CRASH,
+    IdentityCodec,
+    LogSink,
+    ManualClock,
+    MemoryDeadLetters,
+    MemorySink,
+    MemorySource,
+    SimulatedCrash,
+    TransactionalLog,
+)
+
+EVERY = 37
+ENGINE_STEPS = ["flush", "encode", "mkdir", "write state.safetensors", "write state.json", "write manifest.json"]
+ENGINE_STEPS += ["sync folder", "rename", "sync parent", "prune", "commit", "committed"]
+SINK_STEPS = ["begin", "produce", "offsets", "commit", "committed"]
+
+
+def make_engine(items, labels, path, sink, guarantee, **source):
+    settings = EngineSettings(
+        checkpoint_path=path, checkpoint_every_entries=EVERY, label_wait_s=1.0, guarantee=guarantee
+    )
+    source = MemorySource(items, labels, batch=30, **source)
+    return Engine(
+        source, make_pipeline, sink, IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=ManualClock()
+    )
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """What an undisturbed run says, and its final state."""
+    entries, labels = stream()
+    sink = MemorySink()
+    engine = make_engine(entries, labels, tmp_path_factory.mktemp("calm"), sink, "at-least-once")
+    engine.run()
+    said = [(p.served.tobytes().hex(), str(p.position)) for p in sink.predictions]
+    return said, engine.lanes[0].pipeline.state_dict()
+
+
+def crash_at(step, times):
+    """A hook that pulls the plug when a step is reached so often."""
+    reached = Counter()
+
+    def hook(name):
+        reached[name] += 1
+        if name == step and reached[name] == times:
+            raise SimulatedCrash(f"{step}, time {times}")
+
+    return hook
+
+
+def run_twice(path, guarantee, sinks, step=None, times=1, at=None):
+    """Crash at an engine's step, or when reading an entry, and start again; return the second engine."""
+    entries, labels = stream()
+    items = entries if at is None else [*entries[:at], CRASH, *entries[at:]]
+    crashed = make_engine(items, labels, path, sinks(), guarantee)
+    if step is not None:
+        crashed.on_checkpoint_step = crash_at(step, times)
+    with pytest.raises(SimulatedCrash):
+        crashed.run()
+    resumed = make_engine(entries, labels, path, sinks(), guarantee)
+    resumed.run()
+    return resumed
+
+
+def effectively(written):
+    """Each new sink finds what the ones before it have written."""
+
+    def make():
+        written.append(MemorySink(written=[p for sink in written[-1:] for p in sink.predictions]))
+        return written[-1]
+
+    return make
+
+
+def said_by(written):
+    """What the output holds."""
+    return [(p.served.tobytes().hex(), str(p.position)) for p in written[-1].predictions]
+
+
+@pytest.mark.parametrize("times", [1, 4])
+@pytest.mark.parametrize("step", ENGINE_STEPS)
+def test_effectively_once_survives_every_step_of_a_checkpoint(tmp_path, calm, step, times):
+    written = []
+    engine = run_twice(tmp_path, "effectively-once", effectively(written), step, times)
+    assert said_by(written) == calm[0]
+    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+
+
+@pytest.mark.parametrize("at", [1, 38, 111, 250, 399])
+def test_effectively_once_survives_a_crash_anywhere(tmp_path, calm, at):
+    written = []
+    engine = run_twice(tmp_path, "effectively-once", effectively(written), at=at)
+    assert said_by(written) == calm[0]
+    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+
+
+def test_a_repeat_would_be_seen(tmp_path, calm):
+    """The same crash under at-least-once: the test above is able to fail."""
+    written = []
+    run_twice(tmp_path, "at-least-once", effectively(written), at=250)
+    assert len(said_by(written)) > len(calm[0])
+
+
+@pytest.mark.parametrize("times", [1, 4])
+@pytest.mark.parametrize("step", ENGINE_STEPS)
+def test_exactly_once_survives_every_step_of_a_checkpoint(tmp_path, calm, step, times):
+    log = TransactionalLog()
+    engine = run_twice(tmp_path, "exactly-once", lambda: LogSink(log), step, times)
+    assert LogSink(log).seen(0) == calm[0]
+    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("step", SINK_STEPS)
+def test_exactly_once_survives_every_step_of_a_transaction(tmp_path, calm, step, times):
+    """Killed before the broker heard of it, and after it had committed but before the engine knew."""
+    if (step, times) == ("begin", 3):
+        pytest.skip("a partition is begun once")
+    log = TransactionalLog()
+    hooks = iter([crash_at(step, times), None])
+    engine = run_twice(tmp_path, "exactly-once", lambda: LogSink(log, on_step=next(hooks)))
+    assert LogSink(log).seen(0) == calm[0]
+    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+
+
+def test_exactly_once_goes_on_after_a_transaction_that_the_broker_gave_up(tmp_path, calm):
+    """Open for too long: aborted by the broker. The engine stops with an error; a restart loses and doubles nothing."""
+    log = TransactionalLog()
+    entries, labels = stream()
+    engine = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once")
+    engine.on_checkpoint_step = lambda name: log.expire("predictions-memory-0") if name == "commit" else None
+    with pytest.raises(ConnectorError, match="fenced"):
+        engine.run()
+    assert LogSink(log).seen(0) == []
+    resumed = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once")
+    resumed.run()
+    assert LogSink(log).seen(0) == calm[0]
+    assert_same_state(resumed.lanes[0].pipeline.state_dict(), calm[1])
+
+
+def test_a_zombie_commits_nothing(tmp_path, calm):
+    """Thought dead while it was paused: its successor's words stand, its own are void, and it stops."""
+    log = TransactionalLog()
+    entries, labels = stream()
+    zombie = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once", shared=True)
+    zombie.source.open(zombie)
+    for _ in range(5):
+        zombie.step()
+    successor = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once", shared=True)
+    successor.run()
+    with pytest.raises(FencedError, match="another engine"):
+        zombie.step()
+    with pytest.raises((FencedError, ConnectorError)):
+        zombie.checkpoint()
+    assert LogSink(log).seen(0) == calm[0]
+    fresh = CheckpointStore(tmp_path / "memory-0", shared=True)
+    assert_same_state(fresh.load_latest().state, calm[1])
+
+
+@pytest.mark.parametrize("guarantee", ["effectively-once", "exactly-once"])
+def test_after_a_rollback_nothing_is_said_twice(tmp_path, calm, guarantee):
+    """Back by a checkpoint: the replay is silent up to what readers have seen."""
+    entries, labels = stream()
+    log, written = TransactionalLog(), []
+    make = (lambda: LogSink(log)) if guarantee == "exactly-once" else effectively(written)
+    first = make_engine(entries[:300], labels[:300], tmp_path, make(), guarantee)
+    first.run()
+    with CheckpointStore(tmp_path / "memory-0") as store:
+        store.rollback(store.sequences()[0])
+    again = make_engine(entries, labels, tmp_path, make(), guarantee)
+    again.run()
+    assert (LogSink(log).seen(0) if guarantee == "exactly-once" else said_by(written)) == calm[0]
+    assert_same_state(again.lanes[0].pipeline.state_dict(), calm[1])
+
+
+def test_what_a_guarantee_needs_is_asked_for():
+    class Plain(Sink):
+        def write(self, predictions): ...
+        def flush(self): ...
+        def close(self): ...
+
+    with pytest.raises(ConfigError, match=r"\[checkpoint\]"):
+        EngineSettings(guarantee="effectively-once")
+    with pytest.raises(ConfigError, match="keep: expected at least 2"):
+        EngineSettings(guarantee="exactly-once", checkpoint_path="x", keep=1)
+    for guarantee, why in (
+        ("effectively-once", "cannot tell"),
+        ("exactly-once", "no transactions"),
+        ("at-most-once", "one of"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            make_engine([], None, "x", Plain(), guarantee)
+
+
+# -- the log itself
+
+
+def log_case(log=None, make=LogSink):
+    log = log or TransactionalLog()
+    return TransactionCase(lambda: make(log, "out"), lambda p: [name for _, name in LogSink(log, "out").seen(p)])
+
+
+@pytest.mark.parametrize("check", [*yield_transaction_checks()], ids=lambda c: c.__name__)
+def test_the_log_in_memory(check):
+    check(log_case())
+
+
+class ShowsAborted(TransactionalLog):
+    """As the embedded broker does."""
+
+    def read(self, at, *, committed=True):
+        del committed
+        return super().read(at, committed=False)
+
+
+class NoFence(TransactionalLog):
+    def _ongoing(self, session):
+        producer = self._producers[session.name]
+        producer.ongoing = True
+        return producer
+
+
+class ForgetsPositions(LogSink):
+    def begin(self, streams, partition):
+        super().begin(streams, partition)
+        return {}
+
+
+class CommitsAtOnce(LogSink):
+    def flush(self):
+        for session in self._sessions.values():
+            self._log.commit(session)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [lambda: log_case(ShowsAborted()), lambda: log_case(NoFence()), lambda: log_case(make=ForgetsPositions),
+     lambda: log_case(make=CommitsAtOnce)],
+    ids=["shows aborted", "no fence", "forgets positions", "commits at once"],
+)  # fmt: skip
+def test_the_checks_catch_a_broken_one(case):
+    def fails(check):
+        try:
+            check(case())
+        except (CheckError, ConnectorError):
+            return True
+        return False
+
+    assert any(fails(check) for check in yield_transaction_checks())
+
+
+def test_a_reader_is_held_up_by_the_first_open_transaction():
+    """The last stable offset: committed records behind an open transaction wait for its end; markers take offsets."""
+    log, at = TransactionalLog(), StreamPartition("t", 0)
+    one, two = log.open("one"), log.open("two")
+    assert [log.append(at, b"a", one), log.append(at, b"b", two), log.append(at, b"c")] == [0, 1, 2]
+    log.commit(two)
+    assert log.read(at) == []
+    assert log.read(at, committed=False) == [(0, b"a"), (1, b"b"), (2, b"c")]
+    log.abort(one)
+    assert log.read(at) == [(1, b"b"), (2, b"c")]
+    assert log.append(at, b"d") == 5
+    assert log.stable(at) == 6
+
+
+# -- fencing
+
+
+def save(store, offset):
+    at = StreamPartition("t", 0)
+    return store.save({"n": offset}, {at: offset}, config_digest="", summary={})
+
+
+def test_a_folder_that_is_shared_goes_to_whoever_comes(tmp_path):
+    """The one before finds out when it writes, and what it wrote in between is not the newest."""
+    old = CheckpointStore(tmp_path, shared=True)
+    first = save(old, 1)
+    new = CheckpointStore(tmp_path, shared=True)
+    new.acquire()
+    with pytest.raises(FencedError, match=r"token 2, this one has 1"):
+        save(old, 2)
+    assert new.load_latest().state == {"n": 1}
+    second = save(new, 3)
+    assert second.sequence > first.sequence
+    assert [first.fence, second.fence] == [1, 2]
+    with pytest.raises(FencedError):
+        old.check_owner()
+    new.check_owner()
+
+
+@pytest.mark.parametrize("step", ["encode", "mkdir", "write state.json", "sync folder", "rename"])
+def test_taken_over_in_the_middle_of_a_checkpoint(tmp_path, step):
+    """Whatever the old owner was doing: its successor's checkpoint is the newest, whole, and not disturbed."""
+    old, new = (CheckpointStore(tmp_path, shared=True) for _ in range(2))
+    save(old, 1)
+
+    def take_over(name):
+        if name == step:
+            new.acquire()
+            assert new.load_latest().state == {"n": 1}
+            save(new, 10)
+
+    at = StreamPartition("t", 0)
+    with pytest.raises(CheckpointError):  # fenced, or its half-done folder was swept away
+        old.save({"n": 2}, {at: 2}, config_digest="", summary={}, on_step=take_over)
+    save(new, 11)
+    assert new.load_latest().state == {"n": 11}
+    assert CheckpointStore(tmp_path).load_latest().state == {"n": 11}
+
+
+def test_a_late_rename_is_not_the_newest(tmp_path):
+    """Past its last look at the token: the old owner's checkpoint appears, below its successor's."""
+    old, new = (CheckpointStore(tmp_path, shared=True) for _ in range(2))
+    save(old, 1)
+    old.check_owner = new.acquire
+    late = save(old, 2)
+    assert save(new, 10).sequence > late.sequence
+    assert CheckpointStore(tmp_path).load_latest().state == {"n": 10}

@@ -1,0 +1,364 @@
+"""``streamadapt dlq list|replay``: what a person on call sees, and what a run makes of what was fed back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from cli_helpers import CONFIG, lines, logging_as_before, rows
+from dlq_helpers import EVIL, entry, fill, go, label, listed, repaired, state_of, steers, write_lines
+from streamadapt_connectors.file_letters import JsonlDeadLetterReader
+
+from streamadapt.app import dlq_replay
+from streamadapt.app.dlq_progress import safe
+from streamadapt.entry import Position
+from streamadapt.ports import ReplayMark, Returned
+
+_logging = pytest.fixture(autouse=True)(logging_as_before)
+
+SOURCE = 'kind = "files"\npath = "x.jsonl"\nlabel_path = "y.jsonl"'
+SINK = 'kind = "files"\npath = "predictions.jsonl"'
+LETTERS = "predictions.jsonl.dead-letters"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A run over entries and labels of which some are bad, done."""
+    monkeypatch.chdir(tmp_path)
+    return fill(tmp_path, SOURCE, SINK)
+
+
+# -- list
+
+
+def test_the_table_shows_reason_place_and_value_and_nothing_that_steers_a_terminal(folder, capsys):
+    """Neither do the lines of JSON; what they hold is the very value."""
+    state_of(capsys)
+    out = go(capsys, "dlq", "list", "config.toml").out
+    for said in ("wrong_type", "x.jsonl[0]@101", "$.x: expected number", "y.jsonl[0]@393", "\\x1b[2J", "\\u202e"):
+        assert said in out
+    assert f"5 in file {LETTERS}: wrong_type 4, not_json 1" in out
+    assert steers(out) == []
+    out = go(capsys, "dlq", "list", "config.toml", "--json").out
+    assert steers(out) == []
+    letter = json.loads(out.splitlines()[1])
+    assert json.loads(letter["value"])["x"] == EVIL
+    assert letter["reason"] == "wrong_type"
+    assert (letter["topic"], letter["partition"], letter["offset"]) == ("x.jsonl", 0, 101)
+
+
+def test_list_filters_by_reason_and_number(folder, capsys):
+    state_of(capsys)
+    assert [x["reason"] for x in listed(capsys, "--reason", "not_json")] == ["not_json"]
+    assert len(listed(capsys, "--reason", "not_json", "--reason", "wrong_type")) == 5
+    assert [x["offset"] for x in listed(capsys, "--limit", 2)] == [394, 395]
+    assert "the newest 2 shown" in go(capsys, "dlq", "list", "config.toml", "--limit", 2).out
+    assert "did you mean 'not_json'" in go(capsys, "dlq", "list", "config.toml", "--reason", "notjson", code=2).err
+    assert "--limit" in go(capsys, "dlq", "list", "config.toml", "--since", "2h", code=2).err
+
+
+def test_list_without_any_letters(folder, capsys):
+    """That is no error; but if the place is not there, it is named."""
+    said = go(capsys, "dlq", "list", "config.toml")
+    assert "no dead letters" in said.out
+    assert f"file {LETTERS} does not exist" in said.err
+    assert listed(capsys) == []
+
+
+def test_what_others_wrote_among_the_letters_is_shown_as_such(folder, capsys):
+    """Not JSON, other JSON, broken UTF-8, a torn last line: none hides a true letter."""
+    state_of(capsys)
+    junk = [b"\x1b[31mnope", b"{}", b"[1]", b"null", b'{"reason": "x", "topic": "t", "partition": "a"}', b"\xff\xfe"]
+    junk.append(b"[" * 100_000)
+    good = (folder / LETTERS).read_bytes()
+    (folder / LETTERS).write_bytes(b"\n".join(junk) + b"\n" + good + b'{"reason": "torn')
+    out = go(capsys, "dlq", "list", "config.toml").out
+    assert steers(out) == []
+    assert f"foreign {len(junk)}" in out
+    assert next(x["letter"] for x in listed(capsys, "--reason", "foreign")) == f"{LETTERS}[0]@1"
+    assert len(listed(capsys)) == len(junk) + 5
+    foreign = write_lines(folder / "f.jsonl", listed(capsys, "--reason", "foreign"))
+    assert (
+        "foreign: expected a letter of streamadapt" in go(capsys, "dlq", "replay", "config.toml", foreign, code=1).out
+    )
+
+
+def test_letters_written_again_after_a_crash_are_shown_once(folder, capsys):
+    state_of(capsys)
+    (folder / LETTERS).write_bytes((folder / LETTERS).read_bytes() * 2)
+    assert len(listed(capsys)) == 5
+    assert "5 more are the same again" in go(capsys, "dlq", "list", "config.toml").out
+
+
+def test_safe_text_keeps_letters():
+    assert safe("grün 温度 [red]") == "grün 温度 [red]"
+    assert safe(EVIL) == "\\x1b[2J\\x1b]0;owned\\x07\\u202e\\u2028\\x9b31m\\x7fend"
+    assert safe("\U000e0041\n\t") == "\\U000e0041\\n\\t"
+
+
+# -- replay on files
+
+
+def test_a_repaired_label_is_learned(folder, capsys):
+    """Its prediction still waits: the run that reads it learns it, and what was fed back is left out of the list."""
+    before = state_of(capsys)
+    assert before["dead_letters"] == {"wrong_type": 4, "not_json": 1}
+    fixed = repaired(capsys, folder)
+    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
+    assert "3 lines: 3 ready" in said
+    assert "sent 3 of 3" in said
+    assert "refused again" not in said.replace("cannot", "").split("note:")[0]
+    after = state_of(capsys)
+    assert after["labels"]["learned"] == before["labels"]["learned"] + 3
+    assert after["pending"] == before["pending"] - 3
+    assert after["dead_letters"] == before["dead_letters"]
+    assert [x["topic"] for x in listed(capsys)] == ["x.jsonl", "x.jsonl"]
+    assert len(listed(capsys, "--all")) == 5
+    assert "3 more were fed back" in go(capsys, "dlq", "list", "config.toml").out
+
+
+def test_a_repaired_entry_is_told_to_be_refused_again_and_is(folder, capsys):
+    """Newer entries have been read: the same reason before sending, and from the engine."""
+    state_of(capsys)
+    found = [letter for letter in listed(capsys) if letter["topic"] == "x.jsonl"]
+    for letter in found:
+        letter["value"] = entry(rows()[letter["offset"]])
+    write_lines(folder / "fixed.jsonl", found)
+    said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--dry-run").out
+    assert "line 1: x.jsonl[0]@100: will be refused again: time_backwards: " in said
+    assert "time_backwards (with [panel]: late_record)" in said
+    go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes")
+    assert state_of(capsys)["dead_letters"]["time_backwards"] == 2
+    assert [x["offset"] for x in listed(capsys)] == [393, 394, 395, 400, 401]
+
+
+def test_entries_of_a_forecast(folder, capsys):
+    """One at the end of the stream is taken, with its old time; one in the middle is refused again, as was told."""
+    text = (folder / "config.toml").read_text().replace('label = "y"\n', "").replace('label_path = "y.jsonl"\n', "")
+    text = text.replace('kind = "supervised"\nwindow = 3', 'kind = "forecast"\nwindow = 3\nhorizon = 2')
+    text = text.replace('kind = "linear"\nweights = "base.safetensors"', 'kind = "persistence"')
+    (folder / "config.toml").write_text(text)
+    table = rows()
+    log = [entry(r) for r in table[:20]]
+    log[9], log[19] = entry(table[9], x="?"), entry(table[19], x="?")
+    (folder / "x.jsonl").write_text("\n".join(log))  # without the last line's end
+    before = state_of(capsys)
+    found = listed(capsys)
+    for letter in found:
+        letter["value"] = entry(table[letter["offset"]])
+    write_lines(folder / "fixed.jsonl", found)
+    said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes").out
+    assert "line 1: x.jsonl[0]@9: will be refused again: time_backwards" in said
+    assert "line 2" not in said
+    after = state_of(capsys)
+    assert after["entries"] == before["entries"] + 1
+    assert after["dead_letters"] == {"wrong_type": 2, "time_backwards": 1}
+
+
+def test_what_is_still_bad_is_not_sent(folder, capsys):
+    """It is named with its line and reason, and the exit code says so; the good ones go."""
+    state_of(capsys)
+    fixed = repaired(capsys, folder)
+    found = lines(fixed)
+    found[1]["value"] = label(rows()[396], y="high")
+    write_lines(fixed, found)
+    before = (folder / "y.jsonl").read_bytes()
+    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--dry-run", code=1).out
+    assert "line 2: y.jsonl[0]@394: still bad: wrong_type: $.y: expected number, got str 'high'" in said
+    assert (folder / "y.jsonl").read_bytes() == before
+    assert not (folder / f"{LETTERS}.replays").exists()
+    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", "--json", code=1)
+    result = json.loads(said.out)
+    assert [x["line"] for x in result["still_bad"]] == [2]
+    assert [x["position"] for x in result["sent"]] == ["y.jsonl[0]@393", "y.jsonl[0]@395"]
+    added = (folder / "y.jsonl").read_bytes()[len(before) :].decode().splitlines()
+    assert added == [found[0]["value"], found[2]["value"]]
+
+
+def test_the_same_twice_is_noticed(folder, capsys):
+    """Nothing is sent the second time, and that is no failure; --again sends it."""
+    state_of(capsys)
+    fixed = repaired(capsys, folder)
+    go(capsys, "dlq", "replay", "config.toml", fixed, "--yes")
+    before = (folder / "y.jsonl").read_bytes()
+    assert "fed back before, 20" in go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
+    assert (folder / "y.jsonl").read_bytes() == before
+    go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", "--again")
+    assert (folder / "y.jsonl").read_bytes().count(b"\n") == before.count(b"\n") + 3
+    assert "duplicate_label" in go(capsys, "run", "config.toml").out
+
+
+def test_a_replay_that_was_killed_in_between_is_noticed(folder, capsys, monkeypatch):
+    """What it was about to send may have been: it is not sent again without being told to."""
+    state_of(capsys)
+    fixed = repaired(capsys, folder)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("streamadapt_connectors.file_letters.FilesStreamWriter.write", killed)
+        said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=130)
+    assert "sent 0 of 3" in said.out
+    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).out
+    assert "perhaps fed back already" in said
+    assert [x.get("replayed", "")[:7] for x in listed(capsys)] == ["", "", "perhaps", "perhaps", "perhaps"]
+    assert "sent 3 of 3" in go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", "--again").out
+    assert "fed back before" in go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
+
+
+def test_a_partial_failure_says_what_was_sent(folder, capsys, monkeypatch):
+    """The rest is not tried, and the next replay sends exactly what is missing."""
+    state_of(capsys)
+    fixed = repaired(capsys, folder)
+    monkeypatch.setattr(dlq_replay, "BATCH", 2)
+    written = "streamadapt_connectors.file_letters.FilesStreamWriter.write"
+    refuse = [Returned("sent", "there"), Returned("not-sent", "the disk is full")]
+    with monkeypatch.context() as patched:
+        patched.setattr(written, lambda self, records: refuse[: len(records)])
+        said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).out
+    assert "line 2: y.jsonl[0]@394: not sent: the disk is full" in said
+    assert "sent 1 of 3; the last 1 were not tried" in said
+    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
+    assert "line 1: y.jsonl[0]@393: fed back before" in said
+    assert "sent 2 of 2" in said
+
+
+def test_without_an_answer_nothing_is_sent(folder, capsys, monkeypatch):
+    state_of(capsys)
+    fixed = repaired(capsys, folder)
+    before = (folder / "y.jsonl").read_bytes()
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115 - closed by the test's end
+    go(capsys, "dlq", "replay", "config.toml", fixed, code=1)
+    sys.stdin.close()
+    assert (folder / "y.jsonl").read_bytes() == before
+
+
+GOOD = {"topic": "y.jsonl", "partition": 0, "offset": 393, "time": 393, "key": None, "value": label(rows()[395])}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (b"nonsense", "expected one JSON object, got no JSON"),
+        (b"\xff\xfe", "expected one JSON object, got no JSON"),
+        (b"[" * 100_000, "expected one JSON object, got no JSON"),
+        (b"[1]", "expected one JSON object, got a list"),
+        ({"valeu": "1"}, "got 'valeu' too"),
+        ({"topic": "z"}, "topic: expected 'x.jsonl' or 'y.jsonl', got 'z'"),
+        ({"topic": 3}, "topic: expected"),
+        ({"value": ...}, "value: expected, and missing"),
+        ({"key": ...}, "key: expected, and missing"),
+        ({"value": {"y": 1}}, "value: expected text (in jq: .value |= tojson), or null, got an object"),
+        ({"value": "*", "value_encoding": "base64"}, "value: expected base64"),
+        ({"value_encoding": "hex"}, "value_encoding: expected base64"),
+        ({"offset": "7"}, "offset: expected a whole number >= 0, got text"),
+        ({"offset": -1}, "offset: expected a whole number >= 0, got -1"),
+        ({"partition": True}, "partition: expected a whole number"),
+        ({"truncated": 70_000}, "put the whole value in"),
+        ({"offset": 1, "topic": "y.jsonl"}, "the same record as line 1"),
+    ],
+)
+def test_a_dirty_file_is_named_line_by_line(folder, capsys, change, said):
+    """And nothing of it is sent."""
+    first = GOOD if b"the same" not in said.encode() else {**GOOD, "offset": 1}
+    second = change if isinstance(change, bytes) else {k: v for k, v in (GOOD | change).items() if v is not ...}
+    second = second if isinstance(second, bytes) else json.dumps({"offset": 5, **second}).encode()
+    (folder / "dirty.jsonl").write_bytes(json.dumps(first).encode() + b"\n\n" + second + b"\n")
+    before = (folder / "y.jsonl").read_bytes()
+    found = go(capsys, "dlq", "replay", "config.toml", "dirty.jsonl", "--yes", code=1)
+    assert "dirty.jsonl line 3: " in found.out
+    assert said in found.out
+    assert "1 of 2 lines are no letters; nothing was sent" in found.err
+    assert (folder / "y.jsonl").read_bytes() == before
+
+
+def test_a_file_that_is_not_there(folder, capsys):
+    assert "nowhere: cannot be read" in go(capsys, "dlq", "replay", "config.toml", "nowhere", code=1).err
+
+
+def test_csv_and_gz_are_not_appended_to_but_lines_for_them_are_written(folder, capsys):
+    """The refusal names the way, and that way leads to a file whose record is read and learned."""
+    table = rows()
+    text = CONFIG.format(source='kind = "files"\npath = "x.jsonl"\nlabel_path = "y.csv"', sink=SINK)
+    (folder / "config.toml").write_text(text)
+    (folder / "x.jsonl").write_text("".join(entry(r) + "\n" for r in table))
+    written = [f'"{i}",{t + 600},note,{"?" if i == "e398" else y}\n' for i, t, _, y in table]
+    (folder / "y.csv").write_text("id,time,remark,y\n" + "".join(written))
+    before = state_of(capsys)
+    (letter,) = listed(capsys)
+    letter["value"] = json.dumps({**json.loads(letter["value"]), "y": "1.5", "remark": 'a "b", c'})
+    write_lines(folder / "fixed.jsonl", [letter])
+    said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", code=1).err
+    assert "only plain JSON lines are appended to. Use --out LINES" in said
+    assert "cat LINES >> y.csv" in said
+    assert not (folder / f"{LETTERS}.replays").exists()
+    said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", "--out", "add.csv").out
+    assert "now: cat add.csv >> y.csv" in said
+    assert (folder / "add.csv").read_text() == f'e398,{398 * 300 + 600},"a ""b"", c",1.5\n'
+    subprocess.run("cat add.csv >> y.csv", shell=True, check=True)
+    after = state_of(capsys)
+    assert after["labels"]["learned"] == before["labels"]["learned"] + 1
+    said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", "--again", "--out", "add.csv", code=1)
+    assert "add.csv: expected a file that does not exist yet" in said.err
+
+
+def test_many_old_labels_are_warned_of_and_the_warning_is_true(folder, capsys):
+    """Three that are older than limits.max_ahead make the newest record before them look as if its clock were wrong."""
+    state_of(capsys)
+    fixed = repaired(capsys, folder)
+    ahead = ["--set", "limits.max_ahead=5m"]
+    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--dry-run", *ahead).out
+    assert "limits.max_ahead" not in said  # they are young: at most 4 entries old, labels 2 entries late
+    found = lines(fixed)
+    for letter in found:
+        letter["value"] = json.dumps(json.loads(letter["value"]) | {"time": 1000})
+    write_lines(fixed, found)
+    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", *ahead).out
+    assert "y.jsonl: 3 records are older than the newest entry by more than limits.max_ahead" in said
+    anew = [*ahead, "--set", "checkpoint.path=anew", "--set", "sink.path=anew.jsonl"]
+    assert json.loads(go(capsys, "run", "config.toml", "--json", *anew).out)["dead_letters"]["bad_time"] == 1
+
+
+def test_without_a_checkpoint_it_says_that_it_cannot_tell(folder, capsys):
+    found = write_lines(folder / "f.jsonl", [GOOD])
+    said = go(capsys, "dlq", "replay", "config.toml", found, "--dry-run").out
+    assert "no checkpoint in state/x.jsonl-0, so what will be refused again cannot be told" in said
+    assert "y.jsonl[0]@393: is no dead letter that" in said
+
+
+def test_a_reader_outlives_torn_notes(tmp_path):
+    path = tmp_path / "letters"
+    reader = JsonlDeadLetterReader(path)
+    mark = ReplayMark("sent", 5, (Position("a[b]", 1, 2),))
+    reader.mark(mark)
+    notes = tmp_path / "letters.replays"
+    notes.write_bytes(notes.read_bytes() + b'{"replay": "se')
+    assert list(reader.read()) == [mark]
+    reader.mark(mark)
+    assert list(reader.read()) == [mark, mark]
+
+
+# -- when nearly all is bad
+
+
+def test_a_wrong_config_stops_the_run_with_a_code_of_its_own(folder, capsys):
+    """The share, the most frequent reason, an example and the cure; through the process's exit code."""
+    text = (folder / "config.toml").read_text().replace('values = ["x"]', 'values = ["speed"]')
+    (folder / "config.toml").write_text(text.replace('label_path = "y.jsonl"\n', ""))
+    log = [json.dumps({"id": f"e{i}", "time": i, "x": 1.0}) + "\n" if i % 50 else "no json\n" for i in range(6000)]
+    (folder / "x.jsonl").write_text("".join(log))
+    done = subprocess.run(
+        [sys.executable, "-m", "streamadapt", "run", "config.toml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("streamadapt: ")]
+    assert "5000 of the last 5000 records were refused (100.0%; limits.max_bad_share bears 95.0%)" in said
+    assert "4900 as missing_field, for example x.jsonl[0]@" in said
+    assert "$.speed: missing" in said
+    assert "check [fields] and [source]" in said
+    assert "raise limits.max_bad_share" in said
+    assert go(capsys, "run", "config.toml", "--set", "limits.max_bad_share=1.0")

@@ -1,0 +1,70 @@
+"""Broken records: nothing crashes, everything refused has its reason, and the good ones are as if alone."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+from streamadapt_connectors.codecs import JsonCodec
+
+from benchmarks.faults.bad_records import DECODED, FIELDS, IN_ENGINE, STREAMS, through_decoder, through_engine
+from streamadapt.entry import Entry, Label, Position
+from streamadapt.errors import EntryError, Reason
+from streamadapt.ports import Record
+
+CODEC = JsonCodec(FIELDS, streams=STREAMS)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+)
+
+
+def decode(value, stream=STREAMS[0]):
+    """Nothing but an entry, a label, or an error with its reason."""
+    refused = None
+    try:
+        found = CODEC.decode(Record(Position(stream, 0, 0), None, value, 0))
+    except EntryError as error:
+        refused = error
+    if refused is None:
+        assert isinstance(found, Entry | Label)
+    else:
+        assert isinstance(refused.reason, Reason)
+        assert refused.detail
+
+
+@given(st.binary(max_size=400), st.sampled_from(STREAMS))
+def test_any_bytes(value, stream):
+    decode(value, stream)
+
+
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "time", "x", "y"), json_values)), st.sampled_from(STREAMS)
+)
+def test_any_json_in_the_fields(row, stream):
+    decode(json.dumps(row).encode("utf-8", "surrogatepass"), stream)
+
+
+def test_a_hundred_thousand_through_the_decoder():
+    found = through_decoder(DECODED, seed=1)
+    assert found.tried == found.survived == DECODED
+    assert len(found.more["reasons"]) >= 7, "the mutations reach many checks"
+
+
+def test_ten_thousand_through_the_engine():
+    found = through_engine(IN_ENGINE, seed=2)
+    assert found.tried == IN_ENGINE
+    assert (found.survived, found.lost, found.doubled, found.state_differs) == (found.tried, 0, 0, 0)
+
+
+def test_a_decoder_that_crashes_is_seen():
+    class Crashes:
+        def decode(self, record):
+            if b"NaN" in (record.value or b""):
+                raise RuntimeError
+            return CODEC.decode(record)
+
+    found = through_decoder(2000, seed=1, codec=Crashes())
+    assert found.survived < found.tried

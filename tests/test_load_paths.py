@@ -1,0 +1,159 @@
+"""Every call in the packages that could take code, or anything else, out of data is on a list, with its reason.
+
+A new way to read something has to be added here, and to `tests/test_hostile.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("streamadapt", "connectors")
+
+# By its last names: what a call ends in, whatever it was imported as or from.
+SUSPICIOUS = {
+    "eval", "exec", "compile", "__import__", "import_module", "literal_eval", "load", "loads", "load_file", "safe_open",
+    "Unpickler", "_Unpickler", "unsafe_load", "load_library", "from_file", "fromfile", "memmap",
+    "open_memmap", "loadtxt", "genfromtxt", "fromregex", "extract", "extractall", "unpack_archive", "ZipFile",
+    "GzipFile", "BZ2File", "LZMAFile", "TarFile", "decompress", "decompressobj", "run_path", "run_module", "CDLL",
+    "CFUNCTYPE", "Popen", "system", "popen", "spawn", "sympify", "read_pickle", "read_array", "package_importer",
+    "PackageImporter", "deserialize", "treespec_loads", "entry_points",
+}  # fmt: skip
+# Modules that nothing may import but those named.
+MODULES = {
+    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "dbm", "yaml", "ruamel",
+    "zipfile", "tarfile", "gzip", "bz2", "lzma", "shutil", "ctypes", "cffi", "code", "codeop", "runpy", "imp",
+    "importlib", "subprocess", "xml", "plistlib", "sqlite3", "copyreg", "multiprocessing", "torch.package",
+    "torch.export", "torch.jit", "torch.hub", "torch.serialization", "torch.utils.cpp_extension", "h5py", "pandas",
+}  # fmt: skip
+
+CALLS: dict[tuple[str, str], str] = {
+    ("streamadapt/app/broker.py", "ctypes.CDLL"): "the process's own C library, to end the broker with its parent",
+    ("streamadapt/app/broker.py", "subprocess.Popen"): "the embedded broker, from an installed package",
+    ("streamadapt/app/cgm.py", "gzip.decompress"): "the demo's data, which an installed package ships",
+    ("streamadapt/app/demo_view.py", "subprocess.Popen"): "a type",
+    ("streamadapt/base.py", "copy.deepcopy().eval"): "a module's mode",
+    ("streamadapt/tta/copies.py", "copy.deepcopy().to().eval"): "a module's mode",
+    ("streamadapt/folder.py", "point.load"): "installed code, of which the config gives the name",
+    ("streamadapt/unpickle.py", "pickle._Unpickler"): "the guarded unpickler",
+    ("streamadapt/app/demo_engine.py", "json.loads"): "JSON, from the demo's own engine",
+    ("streamadapt/app/demo_engine.py", "subprocess.Popen"): "the demo's own engine",
+    ("streamadapt/app/demo_judge.py", "json.loads"): "JSON, from the demo's own engine",
+    ("streamadapt/assemble.py", "kinds()[].load"): "an entry point: installed code, of which the config gives the name",
+    ("streamadapt/base.py", "importlib.import_module"): "base.factory: the operator's own code, named in his config",
+    ("streamadapt/checkpoint.py", "json.loads"): "JSON, its checksum compared",
+    ("streamadapt/checkpoint.py", "safetensors.torch.load"): "safetensors, its checksum compared",
+    ("streamadapt/checkpoint.py", "self.load"): "this store's own, which is the two above",
+    ("streamadapt/exported_archive.py", "json.loads"): "JSON, of which every part is compared with a list",
+    ("streamadapt/exported_archive.py", "zipfile.ZipFile"): "members by a list of names, stored and not packed",
+    ("streamadapt/learners/river.py", "importlib.import_module"): "learners.model: a path below river, of the config",
+    ("streamadapt/manifest.py", "json.loads"): "JSON, its checksum compared",
+    ("streamadapt/registry.py", "entry_points"): "installed code, of which the config gives the name",
+    ("streamadapt/registry.py", "point.load"): "installed code, of which the config gives the name",
+    ("streamadapt/secret_files.py", "tomllib.loads"): "TOML that has been read before",
+    ("streamadapt/statepack.py", "json.loads"): "JSON, in a file whose checksum was compared",
+    ("streamadapt/statepack.py", "safetensors.torch.load"): "safetensors, its checksum compared",
+    ("streamadapt/toml_text.py", "tomllib.loads"): "TOML, bounded first",
+    ("streamadapt/tta/samples.py", "zipfile.ZipFile"): "one member, by its name, into memory, bounded by its header",
+    ("streamadapt/unpickle.py", "super().load"): "the guarded unpickler",
+    ("streamadapt/unpickle.py", "_Unpickler"): "the guarded unpickler",
+    ("streamadapt/unpickle.py", "_Unpickler().load"): "the guarded unpickler",
+    ("streamadapt/unpickle_lists.py", "importlib.import_module"): "of a name that is on the unpickler's lists",
+    ("streamadapt/weights.py", "json.loads"): "a safetensors header, bounded first",
+    ("streamadapt/weights.py", "load"): "safetensors, from memory",
+    ("connectors/streamadapt_connectors/codecs.py", "json.loads"): "JSON that msgspec refused, bounded first",
+    ("connectors/streamadapt_connectors/file_reading.py", "gzip.GzipFile"): "a stream, line by bounded line",
+}
+IMPORTS: dict[tuple[str, str], str] = {
+    ("streamadapt/app/broker.py", "ctypes"): "above",
+    ("streamadapt/app/broker.py", "subprocess"): "above",
+    ("streamadapt/app/cgm.py", "gzip"): "above",
+    ("streamadapt/app/cgm.py", "importlib"): "files of an installed package",
+    ("streamadapt/app/commands.py", "importlib"): "the template, a file of this package",
+    ("streamadapt/app/demo_engine.py", "subprocess"): "above",
+    ("streamadapt/app/demo_view.py", "subprocess"): "a type",
+    ("streamadapt/base.py", "importlib"): "above",
+    ("streamadapt/exported_archive.py", "zipfile"): "above",
+    ("streamadapt/folder.py", "shutil"): "removes checkpoints; unpacks nothing",
+    ("streamadapt/learners/river.py", "importlib"): "above",
+    ("streamadapt/registry.py", "importlib"): "above",
+    ("streamadapt/tta/samples.py", "zipfile"): "above",
+    ("streamadapt/unpickle.py", "pickle"): "the guarded unpickler",
+    ("streamadapt/unpickle_lists.py", "importlib"): "above",
+    ("connectors/streamadapt_connectors/file_reading.py", "gzip"): "above",
+}
+
+
+def name_of(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{name_of(node.value)}.{node.attr}"
+    if isinstance(node, ast.Call):
+        return f"{name_of(node.func)}()"
+    if isinstance(node, ast.Subscript):
+        return f"{name_of(node.value)}[]"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def calls(tree: ast.AST) -> set[str]:
+    """Suspicious calls, and suspicious names that are handed on without a call (``map(pickle.loads, ...)``)."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name) and isinstance(getattr(node, "ctx", None), ast.Load):
+            name = name_of(node)
+            if name.rpartition(".")[2] in SUSPICIOUS and name != "re.compile":
+                found.add(name)
+    return found
+
+
+def imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        found |= {module for module in MODULES for name in names if name == module or name.startswith(f"{module}.")}
+    return found
+
+
+def seen(root: Path) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    called, imported = set(), set()
+    for path in (path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))):
+        place, tree = path.relative_to(root).as_posix(), ast.parse(path.read_text())
+        called |= {(place, name) for name in calls(tree)}
+        imported |= {(place, name) for name in imports(tree)}
+    return called, imported
+
+
+def test_every_load_path_is_on_the_list() -> None:
+    called, imported = seen(ROOT)
+    assert called - set(CALLS) == set(), "a new way in: add it here with its reason, and to tests/test_hostile.py"
+    assert imported - set(IMPORTS) == set(), "a module that can take code out of data"
+    assert all(CALLS.values())
+    assert all(IMPORTS.values())
+
+
+def test_nothing_is_listed_that_is_gone() -> None:
+    called, imported = seen(ROOT)
+    assert set(CALLS) - called == set()
+    assert set(IMPORTS) - imported == set()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle\npickle.loads(x)", "from pickle import loads\nloads(x)", "import pickle as p\np.load(f)",
+        "list(map(torch.load, files))", "np.load(f, allow_pickle=True)", "eval(x)", "exec(x)", "load = builtins.eval",
+        "import yaml\nyaml.load(x)", "zipfile.ZipFile(x).extractall()", "importlib.import_module(x)", "joblib.load(x)",
+        "torch.export.load(x)", "torch.jit.load(x)", "torch.ops.load_library(x)", "import shelve",
+        "from torch import hub", "from torch.export import load as take", "import torch.package",
+    ],
+)  # fmt: skip
+def test_a_new_way_in_would_be_seen(code: str, tmp_path: Path) -> None:
+    (tmp_path / "streamadapt").mkdir()
+    (tmp_path / "streamadapt" / "new.py").write_text(code)
+    called, imported = seen(tmp_path)
+    assert called | imported

@@ -1,0 +1,477 @@
+"""Secrets come from files or the environment too, and are shown nowhere, whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from cli_helpers import CONFIG, FILES, logging_as_before, prepare, rows
+from config_cases import BROKEN, make_weights, text_of
+from kafka_helpers import consume, opened, produce, until
+from secured_broker import Door, secured
+from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSource
+
+from streamadapt.app.broker import free_port
+from streamadapt.app.commands import run_command
+from streamadapt.app.logs import report_dead_threads, setup_logging
+from streamadapt.app.watchdog import _stacks
+from streamadapt.assemble import make_engine
+from streamadapt.config import parse_config
+from streamadapt.errors import ConfigError
+from streamadapt.masking import HIDDEN, remember, scrubbed, without_credentials
+from streamadapt.secret_files import MAX_BYTES
+
+_logging = pytest.fixture(autouse=True)(logging_as_before)
+
+CANARY = "kanarie-'\"ü\\-vogel"
+"""With all that texts escape in their own ways."""
+PASSWORD = "STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD"
+SECURITY = 'security_protocol = "SASL_PLAINTEXT"\nsasl_mechanism = "{}"\nsasl_plain_username = "alice"\n'
+
+
+def assert_hidden(*texts: str | bytes) -> None:
+    for text in texts:
+        text = text.decode(errors="replace") if isinstance(text, bytes) else text
+        assert "kanarie" not in text
+        assert "vogel" not in text
+
+
+@pytest.fixture
+def weights(tmp_path):
+    for name, kind, window, channels in (
+        ("base", "regression", 3, 2), ("forecast", "forecast", 3, 1), ("window5", "regression", 5, 2),
+        ("three", "regression", 3, 3),
+    ):  # fmt: skip
+        make_weights(tmp_path / f"{name}.safetensors", kind, window, channels)
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    return tmp_path / "base.safetensors"
+
+
+def with_password(weights, line, where="entries"):
+    """Return a config with a line in the table ``security`` of the source or the sink."""
+    security = "{ " + ", ".join([*SECURITY.format("PLAIN").splitlines(), *filter(None, [line])]) + " }"
+    own = "" if where == "entries" else 'servers = "other:1"\n'
+    return text_of(weights).replace(f'topic = "{where}"', f'topic = "{where}"\n{own}security = {security}')
+
+
+def password_of(config):
+    return config.source["security"]["sasl_plain_password"]
+
+
+# -- from a file
+
+
+@pytest.mark.parametrize("content", [CANARY, CANARY + "\n", CANARY + "\r\n"])
+def test_a_secret_may_stand_in_a_file(weights, tmp_path, content):
+    """Named in the config, or by a variable; without the line break at its end, and with nothing else taken away."""
+    (tmp_path / "secret").write_bytes(content.encode())
+    file = tmp_path / "secret"
+    named = with_password(weights, f'sasl_plain_password_file = "{file}"')
+    assert password_of(parse_config(named)) == CANARY
+    assert "sasl_plain_password_file" not in parse_config(named).source["security"]
+    assert password_of(parse_config(with_password(weights, ""), {PASSWORD + "_FILE": str(file)})) == CANARY
+    spaces = " two words \n"
+    (tmp_path / "secret").write_text(spaces + "\n")
+    assert password_of(parse_config(named)) == spaces
+
+
+def test_every_secret_and_user_name_has_that_form_and_nothing_else(weights, tmp_path):
+    """Wherever it stands; a setting of its own that ends in _file stays one."""
+    (tmp_path / "secret").write_text("content")
+    file = f'"{tmp_path}/secret"'
+    text = with_password(weights, f"sasl_plain_password_file = {file}").replace(
+        'sasl_plain_username = "alice"', f"sasl_plain_username_file = {file}"
+    )
+    text = text.replace('kind = "bias"', f'kind = "bias"\napi_key_file = {file}\ntokenizer_file = {file}')
+    config = parse_config(text)
+    assert config.source["security"]["sasl_plain_username"] == "content"
+    assert config.learners[0]["api_key"] == "content"
+    assert config.learners[0]["tokenizer_file"] == f"{tmp_path}/secret"
+
+
+def test_the_later_layer_wins_whichever_form_it_has(weights, tmp_path):
+    """Flag over environment over file; in one layer both are an error."""
+    (tmp_path / "secret").write_text("filed")
+    file = str(tmp_path / "secret")
+    literal = with_password(weights, 'sasl_plain_password = "written"')
+    filed = with_password(weights, f'sasl_plain_password_file = "{file}"')
+    flag = "source.security.sasl_plain_password"
+    assert password_of(parse_config(literal, {PASSWORD + "_FILE": file})) == "filed"
+    assert password_of(parse_config(filed, {PASSWORD: "given"})) == "given"
+    assert password_of(parse_config(literal, {PASSWORD: "given"}, [f"{flag}_file={file}"])) == "filed"
+    for both in (
+        lambda: parse_config(with_password(weights, f'sasl_plain_password = "a", sasl_plain_password_file = "{file}"')),
+        lambda: parse_config(literal, {PASSWORD: "given", PASSWORD + "_FILE": file}),
+    ):
+        with pytest.raises(ConfigError, match="not both") as wrong:
+            both()
+        assert wrong.value.path == flag
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.mkdir(), "a regular file"),
+        (lambda path: os.mkfifo(path), "a regular file"),  # which would be waited for
+        (lambda path: path.write_text(""), "this one is empty"),
+        (lambda path: path.write_text("\n"), "this one is empty"),
+        (lambda path: path.write_text("kanarie" * MAX_BYTES), f"at most {MAX_BYTES} bytes"),
+        (lambda path: path.write_bytes(b"kanarie \xff vogel"), "in UTF-8"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_an_error_with_both_paths(weights, tmp_path, make, said, capsys, monkeypatch):
+    """The key's, the file's and the variable's name; never the content."""
+    make(tmp_path / "secret")
+    (tmp_path / "config.toml").write_text(with_password(weights, ""))
+    monkeypatch.setenv(PASSWORD + "_FILE", str(tmp_path / "secret"))
+    assert run_command(["check", str(tmp_path / "config.toml")]).code == 2
+    message = capsys.readouterr().err
+    assert "source.security.sasl_plain_password_file: " in message
+    assert said in message
+    assert f"'{tmp_path}/secret'" in message
+    assert f"(set by {PASSWORD}_FILE)" in message
+    assert_hidden(message)
+
+
+def test_a_file_that_must_not_be_read_is_an_error(weights, tmp_path):
+    """Root may read everything: then there is nothing to see."""
+    (tmp_path / "secret").write_text(CANARY)
+    (tmp_path / "secret").chmod(0)
+    if os.access(tmp_path / "secret", os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(ConfigError, match="Permission denied"):
+        parse_config(with_password(weights, f'sasl_plain_password_file = "{tmp_path}/secret"'))
+
+
+@pytest.mark.parametrize("value", ['"kanarie-vogel"', "7", '""', "[]", '"kanarie\\u0000vogel"'])
+def test_a_secret_in_the_place_of_its_path_is_not_shown(weights, value):
+    """Somebody mistakes the one for the other."""
+    with pytest.raises(ConfigError) as wrong:
+        parse_config(with_password(weights, f"sasl_plain_password_file = {value}"))
+    assert wrong.value.path == "source.security.sasl_plain_password_file"
+    assert_hidden(str(wrong.value))
+
+
+# -- `check` says where a secret stands
+
+
+def test_check_warns_of_a_secret_that_is_written_down(weights, tmp_path, capsys, monkeypatch):
+    """With the setting's path, in words that say what to do, and exit code 0; not of one from elsewhere."""
+    path = tmp_path / "config.toml"
+    path.write_text(with_password(weights, f"sasl_plain_password = '''{CANARY}'''"))
+    flag = "source.security.sasl_plain_password"
+    assert run_command(["check", str(path)]).code == 0
+    said = capsys.readouterr()
+    assert f"warning: {flag}: this secret stands in {path}; better in a file that {flag}_file" in said.err
+    assert PASSWORD + "_FILE" in said.err
+    assert run_command(["check", str(path), "--json"]).code == 0
+    (warning,) = json.loads((as_json := capsys.readouterr()).out)["warnings"]
+    assert warning.startswith(flag)
+    assert run_command(["check", str(path), "--set", f"{flag}={CANARY}x"]).code == 0
+    flagged = capsys.readouterr()
+    assert "stands on the command line" in flagged.err
+    assert_hidden(*said, *as_json, *flagged)
+    monkeypatch.setenv(PASSWORD, "another")
+    assert run_command(["check", str(path)]).code == 0
+    assert "warning" not in capsys.readouterr().err
+    monkeypatch.delenv(PASSWORD)
+    (tmp_path / "secret").write_text(CANARY)
+    text = with_password(weights, f'sasl_plain_password_file = "{tmp_path}/secret"')
+    path.write_text(text)
+    assert run_command(["check", str(path), "--json"]).code == 0
+    assert "warnings" not in json.loads(capsys.readouterr().out)
+
+
+# -- the canary
+
+
+@pytest.mark.parametrize("where", ["entries", "predictions"])
+def test_no_wrong_config_shows_a_secret(weights, tmp_path, where, capsys):
+    """Everything that can be wrong with a config, with a secret in it, of source and sink."""
+    right = with_password(weights, f"sasl_plain_password = '''{CANARY}'''", where)
+    path = tmp_path / "config.toml"
+    seen = 0
+    for old, new, *_ in BROKEN:
+        path.write_text(right.replace(old, new, 1))
+        for command in (["check", str(path)], ["check", str(path), "--json"]):
+            code = run_command(command).code
+            seen += code == 2
+            said = capsys.readouterr()
+            assert said.out + said.err
+            assert_hidden(*said)
+    assert seen > len(BROKEN)
+
+
+IN_TOML = f"'''{CANARY}'''"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"sasl_plain_password = [{IN_TOML}]",
+        f"sasl_plain_password = {{ x = {IN_TOML} }}",
+        f"sasl_plain_pasword = {IN_TOML}",
+        f"ssl_password = {IN_TOML}",
+        f"ssl_context = {IN_TOML}",
+        f"sasl_oauth_token_provider = {IN_TOML}",
+        f"sasl_plain_password = {IN_TOML}, ssl_cafile = {IN_TOML}",
+        f"sasl_plain_password = {IN_TOML}, sasl_plain_password = 1",
+        f"sasl_plain_password = {IN_TOML}, security_protocol = 1",
+        f"sasl_plain_password = {IN_TOML}\n",
+        "sasl_plain_password = kanarie-vogel",
+    ],
+)
+def test_no_wrong_table_of_secrets_shows_one(weights, tmp_path, line, capsys):
+    """Not as a value of the wrong type, at the wrong place, twice, or in what is no TOML at all."""
+    path = tmp_path / "config.toml"
+    path.write_text(with_password(weights, line))
+    for command in (["check", str(path)], ["check", str(path), "--json"], ["run", str(path), "--log-json"]):
+        assert run_command(command).code == 2
+        assert_hidden(*capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("source.servers", "alice:kanarie-vogel@localhost:9092"),
+        ("source.servers", "sasl://alice:kanarie/vogel@localhost"),
+        ("sink.servers", "localhost:9092,alice:kanarie-vogel@localhost:9092"),
+        ("base.weights", "s3://alice:kanarie/vogel+@bucket/base.safetensors"),
+        ("base.weights", "https://host/base?X-Amz-Signature=kanarie-vogel"),
+        ("checkpoint.path", "s3://alice:kanarie-vogel@bucket/\0"),
+        ("source.security", "kanarie-vogel"),
+        ("sorce.password", "kanarie-vogel"),
+    ],
+)
+def test_no_secret_within_a_text_is_shown(weights, tmp_path, setting, value, capsys, monkeypatch):
+    """Such as the password of a URL, set by flag or variable."""
+    path = tmp_path / "config.toml"
+    path.write_text(text_of(weights))
+    for command in (["check", str(path)], ["check", str(path), "--json"]):
+        run_command([*command, "--set", f"{setting}={value}"])
+        assert_hidden(*capsys.readouterr())
+    if "\0" not in value:
+        monkeypatch.setenv("STREAMADAPT__" + setting.upper().replace(".", "__"), value)
+        run_command(["check", str(path)])
+        assert_hidden(*capsys.readouterr())
+
+
+@pytest.mark.parametrize("action", [["list"], ["inspect"], ["rollback", "--yes"]])
+def test_no_url_of_checkpoints_shows_its_password(action, capsys):
+    """Given on the command line."""
+    sequence = ["1"] if action[0] == "rollback" else []
+    run_command(["checkpoint", *action, "nowhere://alice:kanarie-vogel@bucket/state", *sequence])
+    said = capsys.readouterr()
+    assert said.out + said.err
+    assert_hidden(*said)
+
+
+LEAKY = """
+import threading, torch
+
+class Leaky(torch.nn.Module):
+    def __init__(self, token):
+        super().__init__()
+        self.token = token
+
+    def forward(self, inputs):
+        raise LookupError({"token": self.token}, self.token.encode(), self.token)
+
+def make(token):
+    return Leaky(token)
+
+def refuse(token):
+    raise LookupError({"token": token}, token)
+"""
+
+
+@pytest.mark.parametrize("factory", ["make", "refuse"])
+@pytest.mark.parametrize("form", [[], ["--log-json"]])
+def test_no_unexpected_error_shows_a_secret(tmp_path, monkeypatch, factory, form):
+    """One of the user's own model, which has it among its arguments: with its traceback, as text and as JSON."""
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    (tmp_path / "leaky.py").write_text(LEAKY)
+    (tmp_path / "secret").write_text(CANARY)
+    text = CONFIG.format(source=FILES[0], sink=FILES[1])
+    old = 'kind = "linear"\nweights = "base.safetensors"'
+    (tmp_path / "config.toml").write_text(
+        text.replace(old, f'kind = "module"\nfactory = "leaky:{factory}"\nparams = {{ token_file = "./secret" }}')
+    )
+    command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--log-level", "debug", *form]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, check=False, env=environment, timeout=120)
+    assert done.returncode == (1 if factory == "make" else 2), done.stderr
+    assert b"LookupError" in done.stderr
+    if factory == "make":
+        assert b"Traceback" in done.stderr
+        assert b"leaky.py" in done.stderr
+    assert HIDDEN.encode() in done.stderr
+    assert_hidden(done.stdout, done.stderr)
+
+
+def test_no_thread_that_dies_shows_a_secret(capsys, monkeypatch):
+    """Its traceback goes to the log like everything else."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    setup_logging("info", as_json=True)
+    report_dead_threads()
+    remember("password", CANARY)
+
+    def die():
+        raise LookupError(CANARY)
+
+    thread = threading.Thread(target=die, name="mine")
+    thread.start()
+    thread.join()
+    said = capsys.readouterr().err
+    line = json.loads(said)
+    assert line["message"].startswith("thread mine died")
+    assert "LookupError" in line["exception"]
+    assert_hidden(said)
+
+
+def test_no_repr_shows_a_secret(weights):
+    """Of the config, of what is made from it, and of the stacks of all threads while that is being made."""
+    config = parse_config(with_password(weights, f"sasl_plain_password = '''{CANARY}'''"))
+    assert password_of(config) == CANARY
+    engine = make_engine(config)
+    settings = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_plain_username": "u"}
+    security = settings | {"sasl_plain_password": CANARY}
+    own = [kind("h:1", "t", security=security) for kind in (KafkaSource, KafkaSink, KafkaDeadLetters)]
+    parts = [engine.source, engine.sink, engine.dead_letters, *own]
+    assert_hidden(repr(config), str(config), repr(vars(engine)), repr(engine.source._reach), _stacks())
+    assert_hidden(*map(repr, parts), *map(str, map(vars, parts)))
+    digest = config.digest()
+    assert_hidden(str(digest), json.dumps(digest.settings))
+
+
+@pytest.mark.kafka
+def test_no_client_library_shows_a_secret(capsys):
+    """Its debug log has every request, the one with the password too, where somebody turns it on."""
+    setup_logging("debug", as_json=False)
+    client_log = logging.getLogger("kafka")
+    level = client_log.level
+    security = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_plain_username": "alice"}
+    try:
+        client_log.setLevel("DEBUG")
+        with secured(Door(users={"alice": CANARY})) as (servers, _):
+            produce(servers, "t", [[b"1"]], **security, sasl_plain_password=CANARY)
+            remembered = KafkaSource(servers, "t", security=security | {"sasl_plain_password": CANARY})
+            with opened(remembered):
+                capsys.readouterr()
+                got = []
+                until(lambda: got, lambda: got.extend(remembered.poll(0.5)))
+    finally:
+        client_log.setLevel(level)
+    said = capsys.readouterr().err
+    assert "SaslAuthenticateRequest" in said
+    assert_hidden(said)
+
+
+def test_short_secrets_and_other_texts_are_left_alone():
+    """What is scrubbed is what was remembered, in all its spellings; three letters would be everywhere."""
+    remember("", {"security": {"sasl_plain_password": "abc"}, "topic": "speeds-topic", "password": "quite-long"})
+    assert scrubbed("abc speeds-topic quite-long") == f"abc speeds-topic {HIDDEN}"
+    assert without_credentials("localhost:9092,[::1]:9092 s3://bucket/a@b 12:30") == (
+        "localhost:9092,[::1]:9092 s3://bucket/a@b 12:30"
+    )
+
+
+def ask(port, path):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        return error.read()
+
+
+class Job:
+    """``streamadapt run`` on a broker that asks for a password, which stands in a file."""
+
+    def __init__(self, folder: Path, servers: str, mechanism: str, form: list[str]) -> None:
+        self.port = free_port()
+        source = f'kind = "kafka"\nservers = "{servers}"\ntopic = "entries"\nlabel_topic = "labels"'
+        tables = f"[source.security]\n{SECURITY.format(mechanism)}[metrics]\nport = {self.port}\nhost = '127.0.0.1'\n"
+        text = CONFIG.format(source=source, sink='kind = "kafka"\ntopic = "predictions"') + tables
+        (folder / "config.toml").write_text(text)
+        (folder / "secret").write_text(CANARY + "\n")
+        self.folder = folder
+        environment = os.environ | {PASSWORD + "_FILE": "./secret"}
+        with (folder / "log").open("wb") as log, (folder / "out").open("wb") as out:
+            command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--log-level", "debug", *form]
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=log)
+
+    def said(self) -> bytes:
+        return (self.folder / "log").read_bytes() + (self.folder / "out").read_bytes()
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [[], ["--log-json"]])
+def test_a_run_that_is_refused_says_so_and_shows_no_secret(tmp_path, monkeypatch, form):
+    """A wrong password ends the run, also where the broker repeats it."""
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    with secured(Door(users={"alice": "another"}, says=f"alice, {CANARY}")) as (servers, _):
+        job = Job(tmp_path, servers, "PLAIN", form)
+        assert job.process.wait(60) == 1, job.said()
+    assert b"refuses security.sasl_plain_username with this password" in job.said()
+    assert_hidden(job.said())
+
+
+def next_offset(manifest: Path) -> int:
+    try:
+        positions = json.loads(manifest.read_text())["positions"]
+    except FileNotFoundError:  # an older one, just removed
+        return 0
+    return max((offset for stream, _, offset in positions if stream == "entries"), default=0)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_a_run_that_is_admitted_leaves_no_secret_anywhere(tmp_path, monkeypatch, capsys):
+    """Not in its logs, metrics, readiness, checkpoints, output, dead letters, nor in what inspects them."""
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    table = rows(60)
+    entries = [json.dumps({"id": i, "time": t, "x": x}).encode() for i, t, x, _ in table]
+    labels = [json.dumps({"id": i, "time": t + 3000, "y": y}).encode() for i, t, _, y in table]
+    with secured(Door(users={"alice": CANARY})) as (servers, _):
+        security = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_plain_username": "alice"}
+        security["sasl_plain_password"] = CANARY
+        produce(servers, "entries", [[*entries, b"dirty"]], **security)
+        produce(servers, "labels", [labels], **security)
+        job = Job(tmp_path, servers, "SCRAM-SHA-256", [])
+        pages: list[bytes] = []
+
+        def written() -> bool:
+            assert job.process.poll() is None, job.said()
+            return any(next_offset(path) > 60 for path in (tmp_path / "state").rglob("manifest.json"))
+
+        until(written, lambda: time.sleep(0.1))
+        until(lambda: b"ready: source is connected" in b"".join(pages), lambda: pages.append(ask(job.port, "ready")))
+        pages.append(ask(job.port, "metrics"))
+        assert b"streamadapt_" in pages[-1]
+        job.process.send_signal(signal.SIGTERM)
+        assert job.process.wait(60) == 0, job.said()
+        records = consume(servers, "predictions", **security) + consume(servers, "predictions-dead-letters", **security)
+    assert len(records) > 50
+    assert any(r.value == b"dirty" for r in records)
+    assert_hidden(job.said(), *pages, *(str((r.key, r.value, r.headers)) for r in records))
+    files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+    assert any(path.name == "manifest.json" for path in files)
+    assert_hidden(*(path.read_bytes() for path in files))
+    for command in (["list", "state"], ["list", "state", "--json"], ["inspect", "state/entries-0"]):
+        assert run_command(["checkpoint", *command]).code == 0
+        assert_hidden(*capsys.readouterr())
