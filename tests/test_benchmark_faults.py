@@ -106,7 +106,10 @@ def test_a_checkpoint_without_its_positions_is_caught(monkeypatch):
 
 
 def test_a_damage_that_is_believed_is_caught(monkeypatch):
-    monkeypatch.setattr(CheckpointStore, "load_latest", lambda self, digest=None: self.load(1, digest))
+    def oldest(self, digest=None):
+        return self.load(self.sequences()[0], digest) if self.sequences() else None
+
+    monkeypatch.setattr(CheckpointStore, "load_latest", oldest)
     monkeypatch.setattr(damage, "QUICK_TRIALS", 1)
     counts = damage.checkpoint(quick=True)
     assert counts.survived == 0, "an older one is used, and nothing says so"
