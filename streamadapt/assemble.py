@@ -22,11 +22,12 @@ from streamadapt.intervals import Intervals
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.label_budget import LabelBudget
 from streamadapt.learners import Learner
+from streamadapt.letter_ports import DeadLetterReader, StreamWriter
 from streamadapt.metrics import Metrics
 from streamadapt.panel import Panel
 from streamadapt.pipeline import Pipeline
 from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
-from streamadapt.ports import DeadLetterReader, DeadLetterSink, Sink, StreamWriter
+from streamadapt.ports import DeadLetterSink, Sink
 from streamadapt.registry import arguments_of, build, call, choose, kinds, prepare
 from streamadapt.tasks import Forecast, Supervised, Task, Unlabelled
 

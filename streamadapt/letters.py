@@ -11,7 +11,8 @@ import msgspec
 
 from streamadapt.entry import Position
 from streamadapt.errors import RepairError
-from streamadapt.ports import DeadLetter, Record, ReplayMark, StoredLetter
+from streamadapt.letter_ports import ReplayMark, StoredLetter
+from streamadapt.ports import DeadLetter, Record
 
 __all__ = ["ReplayLedger", "letter_fields", "mark_fields", "mark_of", "parse_repaired", "stored_fields"]
 

@@ -15,7 +15,7 @@ from streamadapt_connectors.file_letters import JsonlDeadLetterReader
 from streamadapt.app import dlq_replay
 from streamadapt.app.dlq_progress import safe
 from streamadapt.entry import Position
-from streamadapt.ports import ReplayMark, Returned
+from streamadapt.letter_ports import ReplayMark, Returned
 
 _logging = pytest.fixture(autouse=True)(logging_as_before)
 

@@ -13,19 +13,17 @@ import msgspec
 
 from streamadapt.entry import Position
 from streamadapt.errors import ConnectorError
-from streamadapt.letters import mark_fields, mark_of
-from streamadapt.ports import (
+from streamadapt.letter_ports import (
     FOREIGN,
-    DeadLetter,
     DeadLetterReader,
-    Record,
     ReplayMark,
     Returned,
     Returning,
     StoredLetter,
-    StreamPartition,
     StreamWriter,
 )
+from streamadapt.letters import mark_fields, mark_of
+from streamadapt.ports import DeadLetter, Record, StreamPartition
 from streamadapt_connectors.file_reading import header_of, is_csv
 from streamadapt_connectors.files import FilesSource
 from streamadapt_connectors.letter_fields import letter_of

@@ -15,20 +15,18 @@ from kafka import errors as kafka_errors
 
 from streamadapt.entry import Position
 from streamadapt.errors import ConnectorError
-from streamadapt.letters import mark_fields, mark_of
-from streamadapt.masking import scrubbed
-from streamadapt.ports import (
+from streamadapt.letter_ports import (
     FOREIGN,
-    DeadLetter,
     DeadLetterReader,
-    Record,
     ReplayMark,
     Returned,
     Returning,
     StoredLetter,
-    StreamPartition,
     StreamWriter,
 )
+from streamadapt.letters import mark_fields, mark_of
+from streamadapt.masking import scrubbed
+from streamadapt.ports import DeadLetter, Record, StreamPartition
 from streamadapt_connectors.kafka_places import OFFSETS_TIMEOUT_MS, fetched_ends
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.letter_fields import origin_of

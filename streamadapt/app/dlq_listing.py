@@ -25,8 +25,8 @@ from streamadapt.convert import meant
 from streamadapt.durations import duration_ns
 from streamadapt.entry import Position
 from streamadapt.errors import ConfigError, Reason
+from streamadapt.letter_ports import FOREIGN, DeadLetterReader, StoredLetter
 from streamadapt.letters import ReplayLedger, stored_fields
-from streamadapt.ports import FOREIGN, DeadLetterReader, StoredLetter
 
 __all__ = ["Wanted", "json_line", "preview", "print_lines", "print_table", "when"]
 

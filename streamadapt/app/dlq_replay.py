@@ -18,8 +18,9 @@ from streamadapt.assemble import check_config, make_codec, make_letter_reader, m
 from streamadapt.config import Config
 from streamadapt.entry import Entry, Position
 from streamadapt.errors import ConfigError, ConnectorError, EntryError, RepairError
+from streamadapt.letter_ports import DeadLetterReader, ReplayMark, Returned, Returning, StoredLetter
 from streamadapt.letters import ReplayLedger, parse_repaired
-from streamadapt.ports import DeadLetterReader, Record, ReplayMark, Returned, Returning, StoredLetter, StreamPartition
+from streamadapt.ports import Record, StreamPartition
 
 __all__ = ["Replay"]
 

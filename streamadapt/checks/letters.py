@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from streamadapt.checks.sources import CheckError
 from streamadapt.entry import Position
-from streamadapt.ports import DeadLetter, DeadLetterReader, DeadLetterSink, Record, ReplayMark, StoredLetter
+from streamadapt.letter_ports import DeadLetterReader, ReplayMark, StoredLetter
+from streamadapt.ports import DeadLetter, DeadLetterSink, Record
 
 __all__ = ["ReaderCase", "check_letter_reader", "yield_letter_reader_checks"]
 

@@ -17,7 +17,8 @@ from streamadapt_connectors.kafka import KafkaDeadLetterReader, KafkaDeadLetters
 from streamadapt.checks.letters import ReaderCase, check_letter_reader, yield_letter_reader_checks
 from streamadapt.checks.sinks import LetterCase, SinkCase, yield_dead_letter_checks, yield_sink_checks
 from streamadapt.checks.sources import CheckError, yield_source_checks
-from streamadapt.ports import DeadLetterReader, ReplayMark, Source
+from streamadapt.letter_ports import DeadLetterReader, ReplayMark
+from streamadapt.ports import Source
 
 over_sources = pytest.mark.parametrize("check", [*yield_source_checks()], ids=lambda c: c.__name__)
 over_sinks = pytest.mark.parametrize("check", [*yield_sink_checks()], ids=lambda c: c.__name__)

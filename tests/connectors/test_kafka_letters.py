@@ -12,7 +12,8 @@ from streamadapt_connectors.kafka_settings import Reach
 
 from streamadapt.entry import Position
 from streamadapt.errors import ConnectorError
-from streamadapt.ports import Record, ReplayMark, Returning
+from streamadapt.letter_ports import ReplayMark, Returning
+from streamadapt.ports import Record
 
 
 class Posted:
