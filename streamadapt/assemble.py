@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, cast
 
-from streamadapt.base import Base, as_base
+import torch
+
+from streamadapt.base import Base, FrozenModel, as_base
 from streamadapt.config import Config
 from streamadapt.convert import check_keys, convert
 from streamadapt.defaults import default_learners
@@ -15,7 +17,7 @@ from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.durations import duration_ns, duration_s
 from streamadapt.engine import Engine, EngineSettings
-from streamadapt.errors import ConfigError
+from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.folder import folder_of
 from streamadapt.guard import Guard, Hedge, NoGuard, TwoLayer
 from streamadapt.intervals import Intervals
@@ -23,6 +25,7 @@ from streamadapt.keyed import KeyedPipeline
 from streamadapt.label_budget import LabelBudget
 from streamadapt.learners import Learner
 from streamadapt.letter_ports import DeadLetterReader, StreamWriter
+from streamadapt.masking import scrubbed
 from streamadapt.metrics import Metrics
 from streamadapt.panel import Panel
 from streamadapt.pipeline import Pipeline
@@ -47,9 +50,9 @@ __all__ = [
 _PLAIN = (AdaHedge, PlainBOA, PlainMLPoly, Simplex, RidgeOnly, Mean, Median)
 _GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard, *_PLAIN)}
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
-_LIMITS = {
+_LIMITS: dict[str, Any] = {  # Any: a duration, which says itself what it expects
     "record_bytes": int, "depth": int, "width": int, "max_buffer": int,
-    "max_ahead": str, "max_bad_share": float, "stuck_after": str,
+    "max_ahead": Any, "max_bad_share": float, "stuck_after": Any,
 }  # fmt: skip
 _OPENED_WHEN_MADE = ("files",)
 """Sinks that create or mend their file as soon as they are made: a check must leave that to the run."""
@@ -69,6 +72,8 @@ def check_config(config: Config) -> Pipeline | KeyedPipeline:
         See `make_pipeline`.
     """
     pipeline = make_pipeline(config)
+    if config.panel is None and isinstance(pipeline.base, FrozenModel):
+        _check_said(config, make_task(config.task), pipeline.base)
     source, _ = _source(config)
     _codec(config, source)
     settings = _settings(config)
@@ -302,7 +307,7 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
     if config.panel is not None:
         _check_panel_fields(config)
         return
-    width = len(values) if isinstance(values, list) and len(values) > 1 else fields.get("channels")
+    width = _width(config)
     if base.channels is not None and width not in (None, base.channels):
         raise ConfigError("fields.values", values, f"{base.channels} channels, which the base was fitted on")
     if isinstance(task, Supervised):
@@ -314,6 +319,34 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
     for name in ("label_topic", "label_path"):
         if name in config.source:
             raise ConfigError(f"source.{name}", config.source[name], "none: this task learns from no labels")
+
+
+def _width(config: Config) -> int | None:
+    """Return how many channels an entry has; None where only the entries know."""
+    values = config.fields.get("values")
+    width: int | None = len(values) if isinstance(values, list) and len(values) > 1 else config.fields.get("channels")
+    return width
+
+
+def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
+    """Raise where the user's own model does not return what the task needs, as it says to a window of zeros."""
+    channels = base.channels or _width(config)
+    if channels is None:
+        return
+    wanted = [task.rows, task.columns(channels)]
+    try:
+        found: object = list(base.to("cpu")(torch.zeros(task.window_length, channels)).output.shape)
+    except (ConfigError, ShapeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        found = str(error)
+    except Exception as error:  # the model's own, whose words are what helps
+        if not isinstance(base.model, torch.nn.Module):  # it may live on another device
+            return
+        found = f"{type(error).__name__}: {scrubbed(str(error))[:200]}"
+    if found != wanted:
+        expected = f"a model that makes {wanted}, as the task has, of a window of {[task.window_length, channels]}"
+        raise ConfigError("base.path" if base.kind == "export" else "base.factory", found, expected)
 
 
 def _check_panel_fields(config: Config) -> None:

@@ -73,6 +73,8 @@ class CheckpointStore:
     shared : bool
         Ownership goes by a consumer group's word: whoever comes takes the folder over, and the one before it is fenced
         off. Otherwise the folder belongs to the process that has locked it; where there are no locks, to the newcomer.
+    guarantee : str
+        What the writer promises its readers; stands in the manifest, since it says when a checkpoint counts.
 
     Raises
     ------
@@ -90,6 +92,7 @@ class CheckpointStore:
         format_version: int = FORMAT_VERSION,
         clock: Clock | None = None,
         shared: bool = False,
+        guarantee: str = "at-least-once",
     ) -> None:
         if keep < 1:
             raise CheckpointError(f"{folder_of(path)}: keep must be at least 1 checkpoint, got {keep}")
@@ -97,6 +100,7 @@ class CheckpointStore:
         self.keep = keep
         self.format_version = format_version
         self.shared = shared
+        self.guarantee = guarantee
         self._clock = clock or SystemClock()
         self._fence: Fence | None = None
         self._looked = 0.0
@@ -200,6 +204,7 @@ class CheckpointStore:
                 config_digest=str(config_digest),
                 config=getattr(config_digest, "settings", {}),
                 fence=self._fence.token,
+                guarantee=self.guarantee,
                 positions=[(stream, partition, offset) for (stream, partition), offset in positions.items()],
                 summary=finite(summary),
                 files={name: StoredFile(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
@@ -210,10 +215,18 @@ class CheckpointStore:
                 self.folder.remove(old)
         return manifest.info(self._at(sequence))
 
-    def load_latest(self, config_digest: str | None = None) -> Loaded | None:
+    def load_latest(
+        self, config_digest: str | None = None, not_beyond: Mapping[StreamPartition, int] | None = None
+    ) -> Loaded | None:
         """Read the newest whole checkpoint; None where there is none at all.
 
         A damaged one is skipped with a warning in the log. `config_digest`, where given, must be the checkpoint's own.
+
+        Parameters
+        ----------
+        not_beyond : mapping, optional
+            A checkpoint of an exactly-once run with a position beyond the one given, or not given, never came to
+            count: it is removed. The folder must be this store's then (`acquire`).
 
         Raises
         ------
@@ -221,13 +234,19 @@ class CheckpointStore:
             If all are damaged, the newest whole one has a newer format, or it belongs to another configuration.
         """
         sequences = self.sequences()
+        damaged = False
         for sequence in reversed(sequences):
             try:
-                return self.load(sequence, config_digest)
+                manifest = self._fitting(sequence, config_digest)
+                if not_beyond is not None and _is_void(manifest.info(self._at(sequence)), not_beyond):
+                    self._drop(sequence)
+                    continue
+                return self._decoded(manifest)
             except DamagedError as exc:
+                damaged = True
                 self.damaged += 1
                 _LOG.warning("skipping the damaged checkpoint %s: %s", self._at(sequence), exc)
-        if sequences:
+        if damaged:
             raise CheckpointError(
                 f"{self.folder}: none of the {len(sequences)} checkpoints can be read (the log says why for each); "
                 "restore them from a backup, or move the folder away to start from nothing"
@@ -236,18 +255,23 @@ class CheckpointStore:
 
     def load(self, sequence: int, config_digest: str | None = None) -> Loaded:
         """Read one checkpoint. See `load_latest`, which most callers want."""
-        import safetensors.torch
+        return self._decoded(self._fitting(sequence, config_digest))
 
-        folder = self._at(sequence)
+    def _fitting(self, sequence: int, config_digest: str | None) -> Manifest:
         manifest = self._manifest(sequence)
         if config_digest is not None and (why := misfit(manifest.config_digest, manifest.config, config_digest)):
-            raise CheckpointError(f"{folder}: {why}")
+            raise CheckpointError(f"{self._at(sequence)}: {why}")
+        return manifest
+
+    def _decoded(self, manifest: Manifest) -> Loaded:
+        import safetensors.torch
+
         files = self._files(manifest)
         try:
             state = decode(json.loads(files[_TREE]), safetensors.torch.load(files[_TENSORS]))
         except (CheckpointError, ValueError, RecursionError, safetensors.SafetensorError) as exc:
             raise DamagedError(f"its state cannot be decoded: {exc}") from exc
-        return Loaded(state, manifest.info(folder))
+        return Loaded(state, manifest.info(self._at(manifest.sequence)))
 
     def list(self) -> list[CheckpointInfo]:
         """Return what is there, oldest first, from the manifests alone; damaged ones are left out with a warning."""
@@ -292,25 +316,17 @@ class CheckpointStore:
                 self.folder.remove(newer)
             self.folder.sync()
 
-    def drop_beyond(self, positions: Mapping[StreamPartition, int]) -> None:
-        """Remove the checkpoints of which a position is beyond the one given, or not given: they never came to count.
+    def newest(self) -> CheckpointInfo | None:
+        """Return what the newest manifest that can be believed says; None if there is none."""
+        for sequence in reversed(self.sequences()):
+            with contextlib.suppress(DamagedError):  # `load_latest` passes over it, and says so
+                return self.info(sequence)
+        return None
 
-        Raises
-        ------
-        CheckpointError
-            If another engine owns the folder, or the disk refuses.
-        """
-        self.acquire()
+    def _drop(self, sequence: int) -> None:
         with self._reporting("drop what was not committed"):
-            for sequence in reversed(self.sequences()):
-                try:
-                    reached = self.info(sequence).positions
-                except DamagedError:
-                    continue  # `load_latest` passes over it, and says so
-                if all(offset <= positions.get(at, 0) for at, offset in reached.items()):
-                    break
-                _LOG.info("dropping checkpoint %s: it was not committed", self._at(sequence))
-                self.folder.remove(sequence)
+            _LOG.info("dropping checkpoint %s: it was not committed", self._at(sequence))
+            self.folder.remove(sequence)
             self.folder.sync()
 
     def _at(self, sequence: int) -> Folder:
@@ -339,3 +355,8 @@ class CheckpointStore:
             yield
         except OSError as exc:
             raise CheckpointError(f"{self.folder}: cannot {doing}: {exc}") from exc
+
+
+def _is_void(info: CheckpointInfo, committed: Mapping[StreamPartition, int]) -> bool:
+    ahead = any(offset > committed.get(at, 0) for at, offset in info.positions.items())
+    return ahead and info.guarantee == "exactly-once"

@@ -8,32 +8,72 @@ transaction after the checkpoint, and believes a checkpoint only if its position
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable
 from typing import Final
 
 from streamadapt.entry import Position, Prediction
-from streamadapt.errors import ConfigError
+from streamadapt.errors import CheckpointError, ConfigError
 from streamadapt.lane import Lane
 from streamadapt.manifest import CheckpointInfo
-from streamadapt.ports import RecallingSink, Sink, StreamPartition, TransactionalSink
+from streamadapt.ports import Clock, RecallingSink, Sink, StreamPartition, SystemClock, TransactionalSink
 
 __all__ = ["GUARANTEES", "AtLeastOnce", "Delivery", "EffectivelyOnce", "ExactlyOnce", "check_guarantee", "delivery_of"]
 
 _LOG = logging.getLogger("streamadapt")
 
+EXACTLY: Final = "exactly-once"
+RENEW_S: Final = 6 * 3600.0
+"""A broker forgets the positions of a group that has committed none for long (Kafka: 7 days)."""
+AT_LEAST: Final = 2
+"""Times the time between two checkpoints, that a transaction may be open: writing the checkpoint takes time, too."""
+
 
 class Delivery:
-    """What a guarantee does when a partition comes, after each of its checkpoints, and when it goes."""
+    """What a guarantee does when a partition comes, after each of its checkpoints, and when it goes.
+
+    Parameters
+    ----------
+    sink : Sink
+    """
+
+    renew_s: float | None = None
+    """After so long a checkpoint is due although nothing has come."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
 
     def resume(self, lane: Lane, digest: str) -> CheckpointInfo | None:
         """Load the partition's state; return what the checkpoint says, None if it starts from nothing."""
-        return lane.restore(digest)
+        return lane.restore(digest, self._committed_before(lane))
+
+    def reached(self, at: StreamPartition) -> int:
+        """Return one past the newest record of a partition that the output or its broker knows of; 0 for none."""
+        del at
+        return 0
+
+    def anew(self, lane: Lane, at: StreamPartition) -> None:
+        """One of the partition's streams was made anew: what was said of its offsets is not about these."""
 
     def saved(self, lane: Lane) -> None:
         """The checkpoint is on the disk, and every prediction before it is delivered."""
 
     def let_go(self, lane: Lane) -> None:
         """The partition is somebody else's from here on."""
+
+    def _committed_before(self, lane: Lane) -> dict[StreamPartition, int] | None:
+        """Return what was committed, if the newest checkpoint is of an exactly-once run: else it might not count."""
+        info = None if lane.store is None else lane.store.newest()
+        if info is None or info.guarantee != EXACTLY:
+            return None
+        if not isinstance(self._sink, TransactionalSink):
+            raise CheckpointError(
+                f"{info.path}: written with guarantee = {EXACTLY!r}: whether its predictions are visible, the output's "
+                "transactions know, and this sink has none; use the old sink, or another checkpoint path"
+            )
+        committed = self._sink.begin(lane.streams, lane.partition)
+        self._sink.end(lane.partition)
+        return committed or None
 
 
 class AtLeastOnce(Delivery):
@@ -49,22 +89,30 @@ class EffectivelyOnce(Delivery):
     """
 
     def __init__(self, sink: RecallingSink) -> None:
-        self._sink = sink
+        super().__init__(sink)
+        self._recalling = sink
+        self._reached: dict[StreamPartition, int] = {}
 
     def resume(self, lane: Lane, digest: str) -> CheckpointInfo | None:
         """Load the state, and have the lane keep silent up to the newest prediction in the output."""
-        info = lane.restore(digest)
-        newest = self._sink.newest(lane.streams[0], lane.partition)
+        info = super().resume(lane, digest)
+        at = lane.entries_at
+        newest = self._recalling.newest(*at)
         if newest is not None:
-            at = Position(lane.streams[0], lane.partition, newest)
-            _LOG.info("partition %d: the output has come to %s; up to there the replay is silent", lane.partition, at)
-
-            def is_new(read: Position, prediction: Prediction) -> bool:
-                del read
-                return prediction.position.offset > newest
-
-            lane.is_new = is_new
+            lane.is_new = _after(at, newest)
+            if _ids_are_offsets(lane):
+                self._reached[at] = newest + 1
         return info
+
+    def reached(self, at: StreamPartition) -> int:
+        """Return one past the newest entry that there is a prediction of."""
+        return self._reached.get(at, 0)
+
+    def anew(self, lane: Lane, at: StreamPartition) -> None:
+        """Everything is new."""
+        if at == lane.entries_at:
+            lane.is_new = None
+            self._reached.pop(at, None)
 
 
 class ExactlyOnce(Delivery):
@@ -73,41 +121,117 @@ class ExactlyOnce(Delivery):
     Parameters
     ----------
     sink : TransactionalSink
+    clock : Clock
     """
 
-    def __init__(self, sink: TransactionalSink) -> None:
-        self._sink = sink
-        self._committed: dict[int, Mapping[StreamPartition, int]] = {}
+    renew_s = RENEW_S
+
+    def __init__(self, sink: TransactionalSink, clock: Clock) -> None:
+        super().__init__(sink)
+        self._transactions = sink
+        self._clock = clock
+        self._committed: dict[int, dict[StreamPartition, int]] = {}
+        self._before: dict[int, dict[StreamPartition, int]] = {}  # what was committed when the partition came
+        self._said: dict[int, int] = {}
+        self._at: dict[int, float] = {}
 
     def resume(self, lane: Lane, digest: str) -> CheckpointInfo | None:
         """Shut out older writers, drop checkpoints that were not committed, keep silent about what was."""
-        committed = self._sink.begin(lane.streams, lane.partition)
-        info = lane.restore(digest, not_beyond=committed)
-        self._committed[lane.partition] = committed
+        committed = self._transactions.begin(lane.streams, lane.partition)
+        self._said[lane.partition] = lane.said
+        if not committed:
+            return self._resume_unknown(lane, digest)
+        info = lane.restore(digest, committed)
+        self._committed[lane.partition] = dict(committed)
+        said = self._before[lane.partition] = dict(committed)
+        self._at[lane.partition] = self._clock.monotonic()
 
         def is_new(read: Position, prediction: Prediction) -> bool:
             del prediction  # its id need not be an offset (a panel's row has its time there)
-            return read.offset >= committed.get(StreamPartition(read.stream, read.partition), 0)
+            return read.offset >= said.get(StreamPartition(read.stream, read.partition), 0)
 
         lane.is_new = is_new
         return info
 
+    def _resume_unknown(self, lane: Lane, digest: str) -> CheckpointInfo | None:
+        """Nothing was ever committed: at the very first start, after another guarantee, or where it was forgotten.
+
+        Then the output itself tells how far it has come, if it can. A commit comes first of all, so that from here on
+        what was not committed is known not to count.
+        """
+        at = lane.entries_at
+        newest = self._sink.newest(*at) if isinstance(self._sink, RecallingSink) else None
+        before = None if lane.store is None else lane.store.newest()
+        limits = None
+        if before is not None and before.guarantee == EXACTLY:
+            _LOG.warning(
+                "partition %d: there are checkpoints of an exactly-once run, but its output's broker knows of no "
+                "commit: the output is another one, or the positions were deleted or have expired; the output has come "
+                "to %s, which decides what is said again",
+                lane.partition,
+                "nothing" if newest is None else Position(*at, newest),
+            )
+            if newest is not None:
+                limits = dict.fromkeys(
+                    (StreamPartition(stream, lane.partition) for stream in lane.streams), sys.maxsize
+                )
+                limits[at] = newest + 1
+        info = lane.restore(digest, limits)
+        if newest is not None:
+            lane.is_new = _after(at, newest)
+        self._commit(lane, {at: 0} | lane.positions)
+        return info
+
+    def reached(self, at: StreamPartition) -> int:
+        """Return the committed position."""
+        return self._committed.get(at.partition, {}).get(at, 0)
+
+    def anew(self, lane: Lane, at: StreamPartition) -> None:
+        """What was committed of it is not about these offsets."""
+        for known in (self._committed, self._before):
+            known.get(lane.partition, {}).pop(at, None)
+        if at == lane.entries_at:
+            lane.is_new = None
+
     def saved(self, lane: Lane) -> None:
-        """Commit, if there is anything new."""
+        """Commit, if there is anything new, or if it is long ago that there was."""
         before = self._committed.get(lane.partition, {})
         # After a rollback the replay is behind what was committed: nothing was written, and no reader may be sent back.
-        ahead = {at: max(offset, before.get(at, 0)) for at, offset in lane.positions.items()}
-        if ahead != before:
-            self._sink.commit(ahead)
-            self._committed[lane.partition] = ahead
+        ahead = {**before, **{at: max(offset, before.get(at, 0)) for at, offset in lane.positions.items()}}
+        said = lane.said > self._said.get(lane.partition, 0)
+        stale = self._clock.monotonic() - self._at.get(lane.partition, 0.0) >= RENEW_S
+        if ahead and (said or stale or ahead != before):
+            self._commit(lane, ahead)
+
+    def _commit(self, lane: Lane, positions: dict[StreamPartition, int]) -> None:
+        self._transactions.commit(positions)
+        self._committed[lane.partition] = dict(positions)
+        self._said[lane.partition] = lane.said
+        self._at[lane.partition] = self._clock.monotonic()
 
     def let_go(self, lane: Lane) -> None:
         """What is not committed is void."""
-        self._committed.pop(lane.partition, None)
-        self._sink.end(lane.partition)
+        for known in (self._committed, self._before, self._said, self._at):
+            known.pop(lane.partition, None)
+        self._transactions.end(lane.partition)
 
 
-GUARANTEES: Final = ("at-least-once", "effectively-once", "exactly-once")
+def _after(at: StreamPartition, newest: int) -> Callable[[Position, Prediction], bool]:
+    _LOG.info("partition %d: the output has come to %s; up to there the replay is silent", at[1], Position(*at, newest))
+
+    def is_new(read: Position, prediction: Prediction) -> bool:
+        del read
+        return prediction.position.offset > newest
+
+    return is_new
+
+
+def _ids_are_offsets(lane: Lane) -> bool:
+    """Whether predictions are named after the entries' offsets: a panel's rows have their times there."""
+    return getattr(lane.pipeline, "panel", None) is None
+
+
+GUARANTEES: Final = ("at-least-once", "effectively-once", EXACTLY)
 
 
 def check_guarantee(guarantee: str, sink: type) -> None:
@@ -120,18 +244,19 @@ def check_guarantee(guarantee: str, sink: type) -> None:
         raise ConfigError("guarantee", guarantee, "another guarantee: this sink has no transactions")
 
 
-def delivery_of(guarantee: str, sink: Sink, every_s: float) -> Delivery:
+def delivery_of(guarantee: str, sink: Sink, every_s: float, clock: Clock | None = None) -> Delivery:
     """Return what a config's ``guarantee`` names.
 
     Parameters
     ----------
     every_s : float, s
         Between two checkpoints.
+    clock : Clock, optional
 
     Raises
     ------
     ConfigError
-        See `check_guarantee`; or if a transaction may not be open for as long as `every_s`.
+        See `check_guarantee`; or if a transaction may not be open for `AT_LEAST` times `every_s`.
     """
     check_guarantee(guarantee, type(sink))
     if guarantee == "effectively-once":
@@ -140,7 +265,8 @@ def delivery_of(guarantee: str, sink: Sink, every_s: float) -> Delivery:
     if guarantee == "exactly-once":
         assert isinstance(sink, TransactionalSink), "checked"
         limit_s = sink.transaction_timeout_s
-        if limit_s is not None and not every_s < limit_s:
-            raise ConfigError("checkpoint.every", f"{every_s:g}s", f"less than sink.transaction_timeout, {limit_s:g}s")
-        return ExactlyOnce(sink)
-    return AtLeastOnce()
+        if limit_s is not None and not AT_LEAST * every_s <= limit_s:
+            expected = f"at most half of sink.transaction_timeout, {limit_s:g}s: writing a checkpoint takes time, too"
+            raise ConfigError("checkpoint.every", f"{every_s:g}s", expected)
+        return ExactlyOnce(sink, clock or SystemClock())
+    return AtLeastOnce(sink)

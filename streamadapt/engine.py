@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from streamadapt.badshare import BAD_SHARE_OF, BadShare
 from streamadapt.checkpoint import CheckpointStore
 from streamadapt.delivery import delivery_of
+from streamadapt.engine_settings import EngineSettings
 from streamadapt.entry import Entry, Label, Prediction
-from streamadapt.errors import ConfigError, EntryError
-from streamadapt.folder import Folder, folder_of
+from streamadapt.errors import EntryError
+from streamadapt.folder import folder_of
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.lane import Lane
 from streamadapt.merge import Arrived
@@ -35,7 +34,6 @@ __all__ = ["BAD_SHARE_OF", "Codec", "Engine", "EngineSettings"]
 
 _LOG = logging.getLogger("streamadapt")
 
-DAY_NS = 86_400 * 10**9
 LOT = 32
 """Records processed between two looks at the clock."""
 
@@ -46,68 +44,6 @@ class Codec(Protocol):
     def decode(self, record: Record) -> Entry | Label:
         """Decode one record; raises `EntryError`."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """How the engine runs.
-
-    Attributes
-    ----------
-    checkpoint_path : Path, str, Folder or None
-        Folder (or its URL) with one sub-folder per partition; None keeps no checkpoints.
-    checkpoint_every_s : float, s
-    checkpoint_every_entries : int or None
-        Whichever comes first.
-    keep : int
-        Checkpoints kept per partition.
-    label_wait_s : float, s
-        See `Merge`.
-    poll_s : float, s
-        Longest wait for records.
-    turn_s : float, s
-        A partition gives way to the others, and to polling, after so long.
-    max_buffer : int, records
-        A partition with so many records waiting is paused.
-    max_ahead_ns : int, ns of event time
-        See `Lookahead`.
-    max_bad_share : float in (0, 1]
-        The engine stops when more than this share of the last `BAD_SHARE_OF` records was refused: that is a wrong
-        config, not bad records.
-    config_digest : str
-        Ties checkpoints to the configuration that made them.
-    guarantee : str
-        One of `streamadapt.delivery.GUARANTEES`.
-    keys_path : Path, str, Folder or None
-        See `Lane`.
-    """
-
-    checkpoint_path: Path | str | Folder | None = None
-    checkpoint_every_s: float = 10.0
-    checkpoint_every_entries: int | None = None
-    keep: int = 3
-    label_wait_s: float = 2.0
-    poll_s: float = 0.2
-    turn_s: float = 1.0
-    max_buffer: int = 10_000
-    max_ahead_ns: int = DAY_NS
-    max_bad_share: float = 0.95
-    config_digest: str = ""
-    guarantee: str = "at-least-once"
-    keys_path: Path | str | Folder | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("checkpoint_every_s", "poll_s"):
-            if not getattr(self, name) > 0.0:
-                raise ConfigError(name, getattr(self, name), "a number of seconds > 0")
-        if not self.label_wait_s >= 0.0:
-            raise ConfigError("label_wait", self.label_wait_s, "a number of seconds >= 0")
-        if not 0.0 < self.max_bad_share <= 1.0:
-            raise ConfigError("max_bad_share", self.max_bad_share, "a number in (0, 1]")
-        if self.guarantee != "at-least-once" and self.checkpoint_path is None:
-            raise ConfigError("guarantee", self.guarantee, "at-least-once, or a table [checkpoint]: it rests on them")
-        if self.guarantee == "exactly-once" and self.keep < 2:
-            raise ConfigError("checkpoint.keep", self.keep, "at least 2: the newest may have to be dropped")
 
 
 class Engine:
@@ -151,9 +87,9 @@ class Engine:
         self.codec = codec
         self.dead_letters = dead_letters
         self.settings = settings or EngineSettings()
-        self.delivery = delivery_of(self.settings.guarantee, sink, self.settings.checkpoint_every_s)
         self.metrics = metrics or NullMetrics()
         self.clock = clock or SystemClock()
+        self.delivery = delivery_of(self.settings.guarantee, sink, self.settings.checkpoint_every_s, self.clock)
         self.on_checkpoint_step: Callable[[str], None] | None = None
         self.lanes: dict[int, Lane] = {}
         self.stopping = False
@@ -187,10 +123,16 @@ class Engine:
             self.source.open(self)
             while not self.stopping and not self.step():
                 pass
-            self.checkpoint()
+            # Nothing new since the last one: another like it would only push older ones out.
+            if any(lane.since_checkpoint for lane in self.lanes.values()):
+                self.checkpoint()
             summary = self.summary()
-        finally:
-            self._close()
+        except BaseException:
+            for error in self._close():
+                _LOG.error("while closing after that: %s", error)
+            raise
+        for error in self._close():
+            raise error
         _LOG.info("stopped: %d entries, %d predictions", summary["entries"], summary["predictions"])
         return summary
 
@@ -306,7 +248,11 @@ class Engine:
         done = max((lane.since_checkpoint for lane in self.lanes.values()), default=0)
         if every is not None and done >= every:
             return True
-        return done > 0 and self.clock.monotonic() - self._last_checkpoint >= self.settings.checkpoint_every_s
+        since_s = self.clock.monotonic() - self._last_checkpoint
+        renew_s = self.delivery.renew_s
+        if renew_s is not None and since_s >= renew_s:
+            return bool(self.lanes)
+        return done > 0 and since_s >= self.settings.checkpoint_every_s
 
     def checkpoint(self) -> None:
         """Flush what was written, save every partition, then tell the source: in this order, or entries are lost."""
@@ -331,6 +277,7 @@ class Engine:
             self.source.commit(lane.positions)
 
     def _step_reached(self, name: str) -> None:
+        self.beat += 1
         if self.on_checkpoint_step is not None:
             self.on_checkpoint_step(name)
 
@@ -340,6 +287,7 @@ class Engine:
         """Load what is known of each partition and say where to read on."""
         wanted: dict[StreamPartition, int | None] = {}
         for partition in partitions:
+            self.beat += 1
             lane = self.lanes.get(partition)
             if lane is None:
                 lane = self._open_lane(partition)
@@ -350,13 +298,19 @@ class Engine:
         store = None
         if self.settings.checkpoint_path is not None:
             folder = folder_of(self.settings.checkpoint_path).child(f"{self.source.streams[0]}-{partition}")
-            store = CheckpointStore(folder, keep=self.settings.keep, shared=self.source.shared)
+            store = CheckpointStore(
+                folder, keep=self.settings.keep, shared=self.source.shared, guarantee=self.settings.guarantee
+            )
         pipeline = self.make_pipeline()
         pipeline.timing = self._timing
         wait_s, most_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
         keys_path = None if self.settings.keys_path is None else folder_of(self.settings.keys_path, "keys.path")
         lane = Lane(partition, self.source.streams, pipeline, store, wait_s, most_ahead_ns, keys_path)
-        info = self.delivery.resume(lane, self.settings.config_digest)
+        try:
+            info = self.delivery.resume(lane, self.settings.config_digest)
+        except BaseException:
+            lane.close()  # nobody else will: an engine has only the lanes that came up
+            raise
         self.metrics.damaged_checkpoints(partition, 0 if store is None else store.damaged)
         self.lanes[partition] = lane
         self._drifts_logged[partition] = sum(pipeline.stats.drifts.values())
@@ -364,6 +318,19 @@ class Engine:
         places = " ".join(f"{at}@{offset}" for at, offset in lane.positions.items())
         _LOG.info("partition %d: %s", partition, f"resumes at {places}" if info else "starts without a checkpoint")
         return lane
+
+    def reached(self, at: StreamPartition) -> int:
+        """Tell what the guarantee knows of a stream's records."""
+        return self.delivery.reached(at)
+
+    def partitions_placed(self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]) -> None:
+        """Go by the source's own starts."""
+        for at in anew:
+            _LOG.warning("%s was made anew: it is read from %d, and all of it is new", at, starts.get(at, 0))
+            if at.partition in self.lanes:
+                self.delivery.anew(self.lanes[at.partition], at)
+        for lane in self.lanes.values():
+            lane.placed(starts)
 
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Save and let go; with ``lost`` only let go, since somebody else may own them already."""
@@ -384,17 +351,13 @@ class Engine:
         """Return the statistics of all partitions as plain values; see `streamadapt.report.summarise`."""
         return summarise([lane.pipeline.stats for lane in self.lanes.values()])
 
-    def _close(self) -> None:
+    def _close(self) -> list[Exception]:
+        """Close everything, the group last: who takes over must find all that was said. Return what went wrong."""
         errors = []
-        for close in (
-            self.source.close,
-            self.sink.close,
-            self.dead_letters.close,
-            *(x.close for x in self.lanes.values()),
-        ):
+        lanes = self.lanes.values()
+        for close in (self.sink.close, self.dead_letters.close, self.source.close, *(lane.close for lane in lanes)):
             try:
                 close()
-            except Exception as error:  # everything gets its chance to close; the first reason is the one to show
+            except Exception as error:  # everything gets its chance to close
                 errors.append(error)
-        if errors:
-            raise errors[0]
+        return errors

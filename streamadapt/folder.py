@@ -28,6 +28,8 @@ MOST_STATE: Final = 1 << 36
 """The largest file of a state that is read: 64 GiB."""
 _STALE = re.compile(r"\.tmp-(?:old-)?(\d{12})")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*)://")
+_NEARLY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_DISK = "file://"
 
 
 def numbered(number: int) -> str:
@@ -38,16 +40,20 @@ def numbered(number: int) -> str:
 def folder_of(place: Folder | Path | str, setting: str = "checkpoint.path") -> Folder:
     """Return the folder that a setting names: a path, or a URL such as ``s3://bucket/state``. Nothing connects.
 
+    ``file:///path`` is the path: two engines that are given the one and the other keep each other out.
+
     Raises
     ------
     ConfigError
-        If nothing that is installed can read the URL, with what to install.
+        If it is no such text, or nothing that is installed can read the URL, with what to install.
     """
     if isinstance(place, Folder):
         return place
-    url = None if isinstance(place, Path) else _URL.match(place)
-    if url is None:
-        return LocalFolder(Path(place))
+    if isinstance(place, Path):
+        return LocalFolder(place)
+    url = _URL.match(place)
+    if url is None or url[1].lower() == "file":
+        return LocalFolder(_path_of(place, setting))
     points = kinds("folders")
     point = points.get(url[1].lower(), points.get("fsspec"))
     try:
@@ -57,6 +63,21 @@ def folder_of(place: Folder | Path | str, setting: str = "checkpoint.path") -> F
     except (ImportError, ValueError) as error:
         raise wrong(setting, place, f"a folder, or a URL whose file system is installed ({error})") from error
     return made
+
+
+def _path_of(place: str, setting: str) -> Path:
+    """Return the path on a disk that a text means, unless it would become a folder that nobody meant."""
+    if place[: len(_DISK)].lower() == _DISK:
+        place = place[len(_DISK) :]
+        if not place.startswith("/"):
+            raise wrong(setting, _DISK + place, "file:/// and the rest of an absolute path, or a plain path")
+    if not place:
+        raise wrong(setting, place, "a folder, or a URL: not nothing")
+    if place.startswith("~"):
+        raise wrong(setting, place, "a path without ~, which only a shell replaces")
+    if _NEARLY_URL.match(place):
+        raise wrong(setting, place, "a folder, or a URL with two slashes: scheme://...")
+    return Path(place)
 
 
 class Folder(ABC):

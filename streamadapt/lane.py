@@ -41,6 +41,8 @@ class Lane:
 
     Attributes
     ----------
+    said : int
+        Predictions handed out, those that a replay was silent about left out.
     is_new : callable of Position and Prediction, or None
         Whether a prediction, made when the record at the position was read, is to be written: a replay is silent about
         what a guarantee knows to be in the output. None: all are.
@@ -64,6 +66,7 @@ class Lane:
         self.lookaheads = [Lookahead(most_ahead_ns) for _ in self.streams]
         self.positions: dict[StreamPartition, int] = {}
         self.since_checkpoint = 0
+        self.said = 0
         self.is_new: Callable[[Position, Prediction], bool] | None = None
         self._refused: list[DeadLetter] = []
         self._record: Record | None = None
@@ -82,6 +85,11 @@ class Lane:
         return DirectoryKeyStore(root, keep=self.store.keep, check_owner=check_owner)
 
     @property
+    def entries_at(self) -> StreamPartition:
+        """The entries' partition."""
+        return StreamPartition(self.streams[0], self.partition)
+
+    @property
     def waiting(self) -> int:
         """Records read and not yet processed."""
         return len(self.merge) + sum(len(lookahead) for lookahead in self.lookaheads)
@@ -90,17 +98,11 @@ class Lane:
         """Load the newest checkpoint, if there is one, dropping those with a position beyond the ones given."""
         if self.store is None:
             return None
-        try:
-            self.store.acquire()
-            if not_beyond is not None:
-                self.store.drop_beyond(not_beyond)
-            loaded = self.store.load_latest(digest)
-            if loaded is None:
-                return None
-            self._take_over(loaded)
-        except BaseException:
-            self.close()  # nobody else will: an engine has only the lanes that came up
-            raise
+        self.store.acquire()
+        loaded = self.store.load_latest(digest, not_beyond)
+        if loaded is None:
+            return None
+        self._take_over(loaded)
         self.positions = dict(loaded.positions)
         return loaded.info
 
@@ -144,12 +146,22 @@ class Lane:
 
     def finish(self) -> list[Prediction]:
         """Nothing comes any more: return the predictions of what still waited."""
-        place = StreamPartition(self.streams[0], self.partition)
-        return self._new(Position(*place, self.positions.get(place, 0)), self.pipeline.flush())
+        place = self.entries_at
+        found = self.pipeline.flush()
+        self.since_checkpoint += bool(found)
+        return self._new(Position(*place, self.positions.get(place, 0)), found)
 
     def _new(self, read: Position, predictions: list[Prediction]) -> list[Prediction]:
         is_new = self.is_new
-        return predictions if is_new is None else [p for p in predictions if is_new(read, p)]
+        found = predictions if is_new is None else [p for p in predictions if is_new(read, p)]
+        self.said += len(found)
+        return found
+
+    def placed(self, starts: Mapping[StreamPartition, int]) -> None:
+        """Take starts that were not asked for as its positions: the next look at the source could find others."""
+        own = {at: offset for at, offset in starts.items() if at.partition == self.partition}
+        self.positions.update(own)
+        self.since_checkpoint += bool(own)
 
     def check_owner(self) -> None:
         """Raise `FencedError` if another engine has taken this partition's checkpoints over; between two of them."""

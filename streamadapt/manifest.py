@@ -43,6 +43,8 @@ class CheckpointInfo:
         What the writer wanted to be readable without torch; JSON values.
     config_digest : str
         Digest of the configuration that the state belongs to.
+    guarantee : str
+        The one that its writer gave.
     settings : dict
         What that is the digest of, by path, secrets hidden; empty if it was written before that was kept.
     version : str
@@ -61,6 +63,7 @@ class CheckpointInfo:
     path: Path | str
     fence: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
+    guarantee: str = "at-least-once"
 
 
 class StoredFile(msgspec.Struct, frozen=True):
@@ -83,6 +86,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, StoredFile]
     fence: int = 0
     config: dict[str, Any] = {}
+    guarantee: str = "at-least-once"
 
     def to_json(self) -> bytes:
         """Return the file's text, with the checksum of everything else in it."""
@@ -102,6 +106,7 @@ class Manifest(msgspec.Struct, frozen=True):
             path=folder.path,
             fence=self.fence,
             settings=self.config,
+            guarantee=self.guarantee,
         )
 
 

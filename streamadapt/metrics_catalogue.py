@@ -68,7 +68,8 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "streamadapt_guard_weight_ratio", "gauge", "Share of each expert in the newest served prediction.",
-        (*_P, "expert"), "ratio; they sum to 1", "When base nears 1, the learners do not help: look at updates_total.",
+        (*_P, "expert"), "ratio; they sum to 1, and with ridge one can be negative or above 1",
+        "When base nears 1, the learners do not help: look at updates_total.",
     ),
     MetricSpec(
         "streamadapt_signal", "gauge", "What learners tell about the newest entry, such as dictionary-error.",
@@ -101,8 +102,10 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "Read the newest dead letters; if all have one reason, mend the producer or the codec's configuration.",
     ),
     MetricSpec(
-        "streamadapt_late_labels_total", "counter", "Labels refused since their prediction had expired.",
-        (), "labels", "Raise the labels' time-to-live, or make labels come sooner.",
+        "streamadapt_late_labels_total", "counter",
+        "Labels read after an entry that is newer than they are; most are learned all the same.",
+        (), "labels",
+        "Raise source.label_wait, or make labels come sooner; those refused are dead_letters of reason late_label.",
     ),
     MetricSpec(
         "streamadapt_asked_labels_total", "counter", "Labels asked for, with a budget of labels.",

@@ -88,6 +88,22 @@ class PartitionOwner(Protocol):
         """
         ...
 
+    def reached(self, at: StreamPartition) -> int:
+        """Return one past the newest record of a partition that is known to have been there; 0 if nothing is known.
+
+        Called after `partitions_assigned`: a stream that ends before it was made anew.
+        """
+        ...
+
+    def partitions_placed(self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]) -> None:
+        """Hear of starts that were not asked for.
+
+        Called before the first record of them: `starts` begin at what was the end when the source looked, or where the
+        source's own policy says since what was asked for is gone. `anew` are those of them whose stream was made anew:
+        its offsets have nothing to do with earlier ones.
+        """
+        ...
+
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Let go of `partitions`. With ``lost=True`` somebody else may own them already: write nothing for them."""
         ...

@@ -52,6 +52,7 @@ def _content(path: str, given: object) -> str:
     file = Path(given)
     # Somebody may have put the secret itself here: shown is only what looks like a path.
     shown = given if len(file.parts) > 1 and file.parent.is_dir() else HIDDEN
+    note = "; the path is hidden in case it is the secret itself: look at the config" if shown is HIDDEN else ""
     data = None
     try:
         if stat.S_ISREG(file.stat().st_mode):  # anything else may have to be waited for
@@ -59,7 +60,7 @@ def _content(path: str, given: object) -> str:
                 data = opened.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no path"
-        raise ConfigError(path, shown, f"a readable file that holds the secret ({reason})") from None
+        raise ConfigError(path, shown, f"a readable file that holds the secret ({reason}{note})") from None
     if data is None:
         raise ConfigError(path, shown, "a regular file that holds the secret")
     if len(data) > MAX_BYTES:

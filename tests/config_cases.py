@@ -142,6 +142,8 @@ BROKEN = [
     ("[checkpoint]", "[limits]\ndepth = 0\n[checkpoint]", "limits.depth", ">= 1"),
     ("[checkpoint]", "[limits]\nmax_bad_share = 2.0\n[checkpoint]", "limits.max_bad_share", "(0, 1]"),
     ("[checkpoint]", "[limits]\nrecord_byte = 1\n[checkpoint]", "limits.record_byte", "did you mean 'record_bytes'?"),
+    ("[checkpoint]", "[limits]\nstuck_after = 5\n[checkpoint]", "limits.stuck_after", "a duration with its unit"),
+    ("[checkpoint]", "[limits]\nmax_ahead = 1\n[checkpoint]", "limits.max_ahead", "a duration with its unit"),
     # -- sink, dead letters, checkpoint, metrics
     ('topic = "predictions"', "", "sink.topic", "it is needed"),
     ('topic = "predictions"', 'topic = "p"\nserver = "a:1"', "sink.server", "did you mean 'servers'?"),

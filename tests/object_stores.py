@@ -110,4 +110,4 @@ for made in (FailingFileSystem, CarelessFileSystem, AsynchronousFileSystem):
 
 def fresh(kind: str, tmp_path: Any) -> str:
     """Return a URL under which there is nothing."""
-    return f"file://{tmp_path}/deep/state" if kind == "file" else f"{kind}://bucket/{uuid.uuid4().hex}/state"
+    return f"local://{tmp_path}/deep/state" if kind == "local" else f"{kind}://bucket/{uuid.uuid4().hex}/state"

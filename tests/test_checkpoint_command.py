@@ -104,6 +104,7 @@ def test_a_run_that_was_rolled_back_ends_in_the_same_state(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     run = ["run", "config.toml", "--json", "--set", "checkpoint.every_entries=50", "--set", "checkpoint.keep=90"]
+    run += ["--set", "source.batch=50"]  # it is between two that a checkpoint is made
     capsys.readouterr()
     assert run_command(run).code == 0
     first = json.loads(capsys.readouterr().out)
@@ -120,8 +121,9 @@ def test_check_tells_whether_a_run_would_go_on(tmp_path, monkeypatch, capsys):
     """After a run: yes; with another learner: no, and which setting it is; with another sink: yes."""
     monkeypatch.chdir(tmp_path)
     config = prepare(tmp_path) / "config.toml"
-    assert run_command(["run", "config.toml"]).code == 0
-    newest = CheckpointStore(next((tmp_path / "state").iterdir())).sequences()[-1]
+    often = ["--set", "checkpoint.every_entries=50", "--set", "source.batch=50"]
+    assert run_command(["run", "config.toml", *often]).code == 0
+    before, newest = CheckpointStore(next((tmp_path / "state").iterdir())).sequences()[-2:]
     capsys.readouterr()
     assert run_command(["check", "config.toml"]).code == 0
     assert f", checkpoint {newest}\n" in capsys.readouterr().out
@@ -133,6 +135,16 @@ def test_check_tells_whether_a_run_would_go_on(tmp_path, monkeypatch, capsys):
     assert "learners[1].forgetting: 0.98 -> 0.9" in said.err
     assert "Safe to change" in said.err
     assert "goes on" not in said.out
+    (damaged,) = (tmp_path / "state").glob(f"*/{newest:012d}/state.json")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert run_command(["check", "config.toml"]).code == 0
+    said = capsys.readouterr()
+    assert f"checkpoint {newest}: damaged, and will be passed over: " in said.err
+    assert f"goes on from entries.csv-0, checkpoint {before}\n" in said.out
+    for manifest in (tmp_path / "state").glob("*/*/manifest.json"):
+        manifest.write_text("{}")
+    assert run_command(["check", "config.toml"]).code == 0
+    assert f"would not go on from entries.csv-0, checkpoint {newest}: none can be read" in capsys.readouterr().err
     config.write_text(config.read_text().replace('path = "state"', 'path = "memory://nowhere"'))
     assert run_command(["check", "config.toml", "--json"]).code == 0
     assert "checkpoints" not in json.loads(capsys.readouterr().out)

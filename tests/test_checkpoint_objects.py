@@ -27,7 +27,7 @@ from streamadapt.folder import LocalFolder, folder_of
 from streamadapt.keystore import DirectoryKeyStore
 from streamadapt.ports import StreamPartition
 
-KINDS = ["memory", "file"]
+KINDS = ["memory", "local"]
 STEPS = ["encode", "write state.safetensors", "write state.json", "write manifest.json", "prune"]
 
 
@@ -60,12 +60,12 @@ def test_every_kind_of_leaf_returns_bit_for_bit(url):
 
 def test_the_files_are_those_of_a_folder_on_disk(tmp_path):
     """Copied from a bucket to a disk, or back, a state goes on."""
-    with CheckpointStore(f"file://{tmp_path}/state") as store:
+    with CheckpointStore(f"local://{tmp_path}/state") as store:
         save(store, "from a bucket")
     assert value_of(tmp_path / "state") == "from a bucket"
     with CheckpointStore(tmp_path / "state") as store:
         save(store, "from a disk")
-    assert value_of(f"file://{tmp_path}/state") == "from a disk"
+    assert value_of(f"local://{tmp_path}/state") == "from a disk"
 
 
 def test_the_steps_are_the_ones_that_these_tests_know(url):
@@ -153,7 +153,7 @@ def test_a_store_that_cannot_be_reached_is_no_damaged_checkpoint(tmp_path):
     assert CheckpointStore(url).damaged == 0
 
 
-@pytest.mark.parametrize(("kind", "tears"), [("file", True), ("memory", False), ("asynchronous", False)])
+@pytest.mark.parametrize(("kind", "tears"), [("local", True), ("memory", False), ("asynchronous", False)])
 def test_a_manifest_is_renamed_only_where_a_file_can_be_torn(tmp_path, kind, tears):
     """Elsewhere that would be a copy, and nobody would refuse to replace what is there."""
     assert _FileSystem(fresh(kind, tmp_path)).tears is tears
@@ -358,7 +358,7 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, kind, make):
     import ast
     import subprocess
 
-    url, said = f"file://{tmp_path}/state", tmp_path / "said"
+    url, said = f"local://{tmp_path}/state", tmp_path / "said"
     done = subprocess.run([sys.executable, "-c", KILLED, kind, url, said], capture_output=True, check=False)
     assert done.returncode == -9, done.stderr
     job = Job(90, make, 30)
@@ -429,11 +429,11 @@ def test_a_damaged_key_is_not_believed(url):
 def ran(tmp_path):
     """A URL with the checkpoints of two partitions."""
     for partition in (0, 1):
-        with CheckpointStore(f"file://{tmp_path}/state/entries-{partition}") as store:
+        with CheckpointStore(f"local://{tmp_path}/state/entries-{partition}") as store:
             for i in (1, 2, 3):
                 place = {StreamPartition("entries", partition): 100 * i}
                 store.save({"a": i}, place, config_digest="sha256:aa", summary={"entries": 100 * i})
-    return f"file://{tmp_path}/state"
+    return f"local://{tmp_path}/state"
 
 
 def test_the_commands_take_urls(ran, capsys):
@@ -489,6 +489,35 @@ def test_what_cannot_be_read_is_said_with_its_key_and_a_cure(place, said):
         folder_of(place, "keys.path")
     assert caught.value.path == "keys.path"
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("", "not nothing"),
+        ("s3:/bucket/state", "two slashes"),
+        ("file:/state", "two slashes"),
+        ("~/state", "without ~"),
+        ("file://state", "file:///"),
+        ("file:///", None),
+    ],
+)
+def test_what_would_become_a_folder_that_nobody_meant_is_refused(place, said):
+    if said is None:
+        assert folder_of(place).path == Path("/")
+        return
+    with pytest.raises(ConfigError, match=said) as caught:
+        folder_of(place, "keys.path")
+    assert caught.value.path == "keys.path"
+
+
+def test_a_file_url_is_the_folder_and_has_its_lock(tmp_path):
+    """Else a rollback by the one name would pull the checkpoints out from under an engine by the other."""
+    with CheckpointStore(tmp_path / "state") as store:
+        save(store, 1)
+        store.acquire()
+        assert run_command(["checkpoint", "rollback", f"file://{tmp_path}/state", "1", "--yes"]).code == 1
+    assert run_command(["checkpoint", "rollback", f"FILE://{tmp_path}/state", "1", "--yes"]).code == 0
 
 
 def test_without_fsspec_the_extra_is_named(monkeypatch):

@@ -34,7 +34,8 @@ def test_a_run_with_its_state_behind_a_url_goes_on_after_a_rollback(tmp_path, mo
     prepare(tmp_path)
     with_keys(tmp_path)
     run = ["run", "config.toml", "--json", "--set", "checkpoint.every_entries=50", "--set", "checkpoint.keep=90", *more]
-    url = f"file://{tmp_path}/away"
+    run += ["--set", "source.batch=50"]  # it is between two that a checkpoint is made
+    url = f"local://{tmp_path}/away"
     summaries = []
     for path in ("state", url, url):
         capsys.readouterr()
@@ -47,7 +48,7 @@ def test_a_run_with_its_state_behind_a_url_goes_on_after_a_rollback(tmp_path, mo
             assert not more or any(name.endswith(".safetensors") for name in store.folder.child("keys").names())
             assert run_command(["checkpoint", "rollback", url, str(there[0]), "--yes"]).code == 0
     assert summaries[0] == summaries[1] == summaries[2]
-    assert not (tmp_path / "file:").exists()
+    assert not (tmp_path / "local:").exists()
 
 
 @pytest.mark.parametrize(("key", "table"), [("checkpoint.path", "[checkpoint]"), ("keys.path", "[keys]")])

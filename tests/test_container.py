@@ -133,6 +133,19 @@ def test_compose_gives_the_engine_nothing_it_does_not_need():
     assert not re.search(r"privileged|user:|cap_add|network_mode|pid:|docker\.sock", body)
 
 
+def test_compose_does_not_start_what_stays_wrong_for_ever_and_asks_whether_it_works():
+    """Exit codes 2 and 3 come again; and nothing overrides what follows from the source."""
+    body = service("streamadapt")
+    assert "restart: on-failure:5\n" in body
+    assert "SINK" not in body
+    asked = re.search(r"^ *- (import .*)$", body, re.MULTILINE)
+    assert asked is not None
+    compile(asked[1], "healthcheck", "exec")
+    assert "/ready" in asked[1]
+    assert (port := re.search(r'METRICS__PORT: "(\d+)"', body)) is not None
+    assert f":{port[1]}/" in asked[1]
+
+
 def test_the_broker_and_the_scraper_are_reached_from_this_machine_only():
     """They ask for no password."""
     for name in ("kafka", "prometheus"):

@@ -205,8 +205,8 @@ def test_the_view_shows_what_the_metrics_say():
     assert view.line().startswith(" 64%  entries/s 100  lag 1,234  error frozen 2.00  error served 0.50 (-75 %)")
 
 
-def test_a_summary_without_anything_is_readable():
-    """Before the first prediction there is no error to show, and nothing was found."""
+def test_a_summary_without_anything_is_readable(monkeypatch):
+    """Before the first prediction there is no error to show, and nothing was found; at the width of a terminal."""
     empty = {
         "frozen": None, "served": None, "experts": {"base": None}, "weights": {}, "entries": 0, "predictions": 0,
         "pending": 0, "labels": {}, "dead_letters": {}, "drifts": {}, "reactions": {}, "drift_log": [], "restored": {},
@@ -214,6 +214,9 @@ def test_a_summary_without_anything_is_readable():
     text = summary_text(empty)
     assert "Error" not in text
     assert re.search(r"dead letters\s+│ +none", text)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    assert max(map(len, summary_text(empty).splitlines())) <= 20
     assert "2026-01-02 03:04" in summary_text(
         {**empty, "drifts": {"adwin:loss": 9}, "drift_log": [["adwin:loss", 1767323045 * 10**9]]}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -235,6 +236,23 @@ def test_without_an_answer_nothing_is_sent(folder, capsys, monkeypatch):
     go(capsys, "dlq", "replay", "config.toml", fixed, code=1)
     sys.stdin.close()
     assert (folder / "y.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (EOFError, 1), (None, 1)])
+def test_an_interrupt_at_the_question_is_told_apart_from_a_no(folder, capsys, monkeypatch, error, code):
+    """As for `checkpoint rollback`, to whoever looks at the exit code."""
+    state_of(capsys)
+    fixed = repaired(capsys, folder)
+
+    class Answer(io.StringIO):
+        def readline(self, *size):
+            if error is not None:
+                raise error
+            return "n\n"
+
+    monkeypatch.setattr(sys, "stdin", Answer())
+    said = go(capsys, "dlq", "replay", "config.toml", fixed, code=code)
+    assert ("interrupted" in said.err) == (code == 130)
 
 
 GOOD = {"topic": "y.jsonl", "partition": 0, "offset": 393, "time": 393, "key": None, "value": label(rows()[395])}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hostile
@@ -439,3 +441,41 @@ def test_a_config_with_an_exported_base_runs(tmp_path: Path, monkeypatch: pytest
     assert load_config(Path("config.toml")).digest() != digest, "another program is another base"
     Path("model.pt2").write_bytes(b"x")
     assert run_command(["check", "config.toml"]).code == 2
+
+
+@pytest.mark.parametrize(
+    ("base", "outputs", "path"),
+    [
+        ('kind = "export"\npath = "model.pt2"', 6, ""),
+        ('kind = "export"\npath = "model.pt2"', 4, "base.path: expected a model that makes [1, 4]"),
+        ('kind = "module"\nfactory = "own_model:make"', 6, ""),
+        ('kind = "module"\nfactory = "own_model:make"', 4, "base.factory: expected a model that makes [1, 4]"),
+        ('kind = "module"\nfactory = "own_model:narrow"', 6, "mat1 and mat2 shapes cannot be multiplied"),
+        ('kind = "module"\nfactory = "own_model:flat"', 6, "must return (rows, columns)"),
+    ],
+)
+def test_check_asks_the_model_for_the_shape_that_the_task_needs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    base: str,
+    outputs: int,
+    path: str,
+) -> None:
+    """Else a run would find it at its first full window."""
+    monkeypatch.chdir(tmp_path)
+    own = ModuleType("own_model")
+    own.make = lambda: flat(6)  # type: ignore[attr-defined]
+    own.narrow = lambda: nn.Sequential(nn.Flatten(), nn.Linear(7, 6))  # type: ignore[attr-defined]
+    own.flat = lambda: nn.Unflatten(1, (2, 3))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_model", own)
+    save(flat(6).eval(), Path("model.pt2"))
+    task = f'kind = "supervised"\nwindow = 6\noutputs = {outputs}'
+    text = CONFIG.replace('kind = "forecast"\nwindow = 6\nhorizon = 3', task).replace("[task]", 'label = "l"\n[task]')
+    Path("config.toml").write_text(text.replace('kind = "export"\npath = "model.pt2"', base))
+    assert run_command(["check", "config.toml"]).code == (2 if path else 0)
+    assert path in capsys.readouterr().err
+
+
+def flat(outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, outputs))

@@ -39,7 +39,7 @@ KAFKA = 'kind = "kafka"\nservers = "127.0.0.1:9"\ntopic = "out"'
             "guarantee: expected at-least-once, or a table [checkpoint]",
         ),
         (config("exactly-once", KAFKA, one=("[checkpoint]", "[checkpoint]\nkeep = 1")), "checkpoint.keep: expected"),
-        (config("exactly-once", KAFKA, slow=('"100ms"', '"2m"')), "less than sink.transaction_timeout, 60s"),
+        (config("exactly-once", KAFKA, slow=('"100ms"', '"2m"')), "at most half of sink.transaction_timeout, 60s"),
     ],
 )
 def test_check_says_what_does_not_go_together(folder, capsys, text, said):

@@ -144,6 +144,11 @@ def test_a_file_that_holds_no_secret_is_an_error_with_both_paths(weights, tmp_pa
     assert_hidden(message)
 
 
+def test_why_a_mistyped_path_is_not_shown_is_said(weights):
+    with pytest.raises(ConfigError, match="the path is hidden in case it is the secret itself: look at the config"):
+        parse_config(with_password(weights, 'sasl_plain_password_file = "/nowhere/at/all"'))
+
+
 def test_a_file_that_must_not_be_read_is_an_error(weights, tmp_path):
     """Root may read everything: then there is nothing to see."""
     (tmp_path / "secret").write_text(CANARY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -56,11 +57,18 @@ class _LineFile:
             raise self._error(error) from error
 
     def close(self) -> None:
-        if not self._file.closed:
-            try:
-                self.flush()
-            finally:
+        if self._file.closed:
+            return
+        try:
+            self.flush()
+        except ConnectorError:
+            with suppress(OSError):  # it writes what is left, and fails in the same way
                 self._file.close()
+            raise
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._error(error) from error
 
     def backwards(self) -> Iterator[bytes]:
         """Yield the lines, the last one first."""

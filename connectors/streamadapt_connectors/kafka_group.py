@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, Final
 
 from kafka import TopicPartition
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.errors import KafkaError
 
 from streamadapt.durations import duration_ns
-from streamadapt.errors import ConfigError
+from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt_connectors.kafka_settings import Client
 
-__all__ = ["Handover", "RebalanceListener", "session_of"]
+__all__ = ["Handover", "RebalanceListener", "owners_errors", "session_of"]
 
 LOOK_S: Final = 0.005
 LEAST_SESSION_MS: Final = 1000
@@ -29,6 +31,15 @@ def session_of(timeout: str) -> dict[str, int]:
         raise ConfigError("source.session_timeout", timeout, f"a duration >= {LEAST_SESSION_MS} ms")
     beat_ms = min(timeout_ms // 3, MOST_HEARTBEAT_MS)
     return {"session_timeout_ms": timeout_ms, "heartbeat_interval_ms": beat_ms}
+
+
+@contextmanager
+def owners_errors() -> Iterator[None]:
+    """Let nothing that the owner raises pass for a broker that is away, which would be waited for."""
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise ConnectorError(f"while a partition came or went: {type(error).__name__}: {error}") from error
 
 
 class Handover:

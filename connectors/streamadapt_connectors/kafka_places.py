@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka import errors as kafka_errors
 
 from streamadapt.errors import ConfigError, ConnectorError
+from streamadapt.ports import StreamPartition
 
-__all__ = ["Places", "Range", "check_partition_counts", "fetched_ends", "ranges_of"]
+__all__ = ["Places", "Range", "check_partition_counts", "fetched_ends", "partition_counts", "ranges_of"]
 
 OFFSETS_TIMEOUT_MS: Final = 5000
 
@@ -28,6 +30,24 @@ class Range:
 
     begin: int
     end: int
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where partitions are read first.
+
+    Attributes
+    ----------
+    offsets : dict of TopicPartition to int
+    told : dict of StreamPartition to int
+        Those of them that the owner did not ask for.
+    anew : list of StreamPartition
+        Those whose topic was made anew.
+    """
+
+    offsets: dict[TopicPartition, int]
+    told: dict[StreamPartition, int]
+    anew: list[StreamPartition]
 
 
 @dataclass(frozen=True)
@@ -51,29 +71,67 @@ class Places:
         if self.out_of_range not in ("error", "earliest", "latest"):
             raise ConfigError("source.out_of_range", self.out_of_range, "error, earliest or latest")
 
-    def resolve(self, at: TopicPartition, wanted: int | None, held: Range) -> int:
+    def resolve(self, at: TopicPartition, wanted: int | None, held: Range, reached: int = 0) -> int:
         """Return the offset to read first.
+
+        Parameters
+        ----------
+        reached : int
+            One past the newest record that is known to have been there.
 
         Raises
         ------
         ConnectorError
-            If `wanted` is outside of `held` and the policy is ``error``.
+            If `wanted` is outside of `held`, or `reached` beyond it, and the policy is ``error``.
         """
-        if wanted is None:
-            return held.begin if self.start == "earliest" else held.end
-        if held.begin <= wanted <= held.end:
-            return wanted
+        if reached <= held.end:
+            if wanted is None:
+                return held.begin if self.start == "earliest" else held.end
+            if held.begin <= wanted <= held.end:
+                return wanted
         if self.out_of_range == "error":
+            place = f"kafka {at.topic}[{at.partition}]: "
+            if reached > held.end:
+                raise ConnectorError(
+                    f"{place}the output knows of its records up to {reached - 1}, but the topic ends at {held.end}: it "
+                    "was made anew; set source.out_of_range to 'earliest' or 'latest' to go on with it, or name "
+                    "another sink.topic"
+                )
             raise ConnectorError(
-                f"kafka {at.topic}[{at.partition}]: position {wanted} is outside of the topic's {held.begin} to "
-                f"{held.end}: its records are gone or the topic was made anew; start without the checkpoint, or set "
-                f"source.out_of_range to 'earliest' or 'latest' to accept the gap"
+                f"{place}position {wanted} is outside of the topic's {held.begin} to {held.end}: its records are gone "
+                "or the topic was made anew; start without the checkpoint, or set source.out_of_range to 'earliest' or "
+                "'latest' to accept the gap"
             )
         return held.begin if self.out_of_range == "earliest" else held.end
 
+    def all(
+        self,
+        starts: Mapping[TopicPartition, int | None],
+        held: Mapping[TopicPartition, Range],
+        reached: Mapping[TopicPartition, int],
+    ) -> Placing:
+        """Resolve every one of `starts`; see `resolve`."""
+        found = Placing({}, {}, [])
+        for at, wanted in starts.items():
+            offset = self.resolve(at, wanted, held[at], reached[at])
+            found.offsets[at] = offset
+            if self.starts_at_the_end(wanted) or wanted not in (None, offset) or reached[at] > held[at].end:
+                found.told[StreamPartition(*at)] = offset
+            if max(reached[at], wanted or 0) > held[at].end:
+                found.anew.append(StreamPartition(*at))
+        return found
+
+    def starts_at_the_end(self, wanted: int | None) -> bool:
+        """Whether a start is where the topic happens to end: looked up again it is another."""
+        return wanted is None and self.start == "latest"
+
 
 def ranges_of(
-    consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int | None], places: Places, spare: Callable[[], Any]
+    consumer: KafkaConsumer,
+    wanted: Mapping[TopicPartition, int | None],
+    places: Places,
+    spare: Callable[[], Any],
+    reached: Mapping[TopicPartition, int],
 ) -> dict[TopicPartition, Range]:
     """Ask the broker what the partitions of `wanted` hold.
 
@@ -88,6 +146,8 @@ def ranges_of(
     places : Places
     spare : callable
         Returns a context manager of a second consumer, without a group; only called where something hangs on an end.
+    reached : mapping of TopicPartition to int
+        See `Places.resolve`.
 
     Raises
     ------
@@ -99,7 +159,8 @@ def ranges_of(
     doubtful = [
         at
         for at, offset in wanted.items()
-        if ends[at] > begins[at] and (places.start == "latest" if offset is None else offset > ends[at])
+        if ends[at] > begins[at]
+        and (places.starts_at_the_end(offset) or max(offset or 0, reached.get(at, 0)) > ends[at])
     ]
     if doubtful:
         with spare() as second:
@@ -118,6 +179,15 @@ def fetched_ends(consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]) ->
         consumer.poll(100)
         left = {at for at in left if consumer.highwater(at) is None}
     return {at: max(end, consumer.highwater(at) or 0) for at, end in ends.items()}
+
+
+def partition_counts(consumer: KafkaConsumer, topics: Sequence[str]) -> dict[str, int]:
+    """Return how many partitions the topics have; raises `KafkaError` if one is not there."""
+    counts = {topic: len(consumer.partitions_for_topic(topic)) for topic in topics}
+    missing = [topic for topic, count in counts.items() if not count]
+    if missing:
+        raise kafka_errors.UnknownTopicOrPartitionError(f"topic {', '.join(missing)} does not exist")
+    return counts
 
 
 def check_partition_counts(counts: Mapping[str, int]) -> None:

@@ -127,7 +127,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._writer.close()
 
     def newest(self, stream: str, partition: int) -> int | None:
-        """Read the end of the output's partition; waits while the broker is away."""
+        """Read the end of the output's partition, of what is committed; waits while the broker is away."""
+        self._writer.flush()  # this process may have said more than what is there yet, in an earlier turn as its owner
 
         def look(producer: Any, count: int) -> int | None:
             del producer
@@ -138,6 +139,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
                 )
             client = Client()
             configs = {"group_id": None, "auto_offset_reset": "none", "max_partition_fetch_bytes": PREDICTION_BYTES}
+            configs["isolation_level"] = "read_committed"  # what was taken back was never said
             consumer = self._reach.consumer(client, enable_auto_commit=False, **configs)
             try:
                 return newest_offset(consumer, TopicPartition(self._topic, partition), stream, partition)
@@ -148,9 +150,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return self._writer.insist(look)
 
     def begin(self, streams: Sequence[str], partition: int) -> dict[StreamPartition, int]:
-        """Begin under the transactional id ``streamadapt-OUTPUT-INPUT-PARTITION``; waits while the broker is away."""
+        """Begin under the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the broker is away."""
         self.end(partition)
-        name = f"streamadapt-{self._topic}-{streams[0]}"
+        name = f"streamadapt/{self._topic}/{streams[0]}"  # no topic has a slash in its name
         transaction = Transaction(self._reach, name, partition, self._make_writer, self._timeout_ms)
         self._transactions[partition] = transaction
         return transaction.begin([StreamPartition(stream, partition) for stream in streams])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -17,8 +17,8 @@ from streamadapt.masking import scrubbed
 from streamadapt.ports import PartitionOwner, Record, Source, StreamPartition
 from streamadapt_connectors.kafka_assignor import CoPartitioned
 from streamadapt_connectors.kafka_buffer import TAKE_ALL, Buffer
-from streamadapt_connectors.kafka_group import Handover, RebalanceListener, session_of
-from streamadapt_connectors.kafka_places import Places, Range, check_partition_counts, ranges_of
+from streamadapt_connectors.kafka_group import Handover, RebalanceListener, owners_errors, session_of
+from streamadapt_connectors.kafka_places import Places, Range, check_partition_counts, partition_counts, ranges_of
 from streamadapt_connectors.kafka_settings import Client, Link, Reach, Setup
 
 __all__ = ["KafkaSource"]
@@ -242,7 +242,8 @@ class KafkaSource(Source):
                 return False
             self._consumer = found
         if self._starts is None:
-            counts = self._setup.in_time(self._partition_counts, deadline)
+            consumer = self._consumer
+            counts = self._setup.in_time(lambda: partition_counts(consumer, self._topics), deadline)
             if counts is None:
                 return False
             check_partition_counts(counts)
@@ -265,7 +266,7 @@ class KafkaSource(Source):
     def _ranges(
         self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int | None]
     ) -> dict[TopicPartition, Range]:
-        return ranges_of(consumer, wanted, self._places, self._spare)
+        return ranges_of(consumer, wanted, self._places, self._spare, self._reached(wanted))
 
     @contextmanager
     def _spare(self) -> Iterator[KafkaConsumer]:
@@ -280,14 +281,6 @@ class KafkaSource(Source):
     def _connect(self) -> KafkaConsumer:
         return self._reach.consumer(self._client, **self._configs)
 
-    def _partition_counts(self) -> dict[str, int]:
-        assert self._consumer is not None, "connected first"
-        counts = {topic: len(self._consumer.partitions_for_topic(topic)) for topic in self._topics}
-        missing = [topic for topic, count in counts.items() if not count]
-        if missing:
-            raise kafka_errors.UnknownTopicOrPartitionError(f"topic {', '.join(missing)} does not exist")
-        return counts
-
     def _own_partitions(self, count: int) -> list[int]:
         own = list(range(count)) if self._wanted is None else self._wanted
         if not set(own) <= set(range(count)):
@@ -295,17 +288,28 @@ class KafkaSource(Source):
         return own
 
     def _ask_owner(self, partitions: Sequence[int]) -> dict[TopicPartition, int | None]:
-        assert self._owner is not None, "poll checks it"
-        starts = self._owner.partitions_assigned(partitions)
+        with owners_errors():
+            starts = self._of_owner.partitions_assigned(partitions)
         return {TopicPartition(t, p): starts.get(StreamPartition(t, p)) for t in self._topics for p in partitions}
+
+    @property
+    def _of_owner(self) -> PartitionOwner:
+        assert self._owner is not None, "poll checks it"
+        return self._owner
+
+    def _reached(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        return {at: self._of_owner.reached(StreamPartition(*at)) for at in places}
 
     def _seek(self, starts: Mapping[TopicPartition, int | None], ranges: Mapping[TopicPartition, Any]) -> None:
         assert self._consumer is not None, "connected first"
-        for at, wanted in starts.items():
-            offset = self._places.resolve(at, wanted, ranges[at])
+        placing = self._places.all(starts, ranges, self._reached(starts))
+        for at, offset in placing.offsets.items():
             self._consumer.seek(at, offset)
-            self._next[at] = offset
+        self._next.update(placing.offsets)
         self._drop(starts)
+        if placing.told:
+            with owners_errors():
+                self._of_owner.partitions_placed(placing.told, anew=placing.anew)
         self._apply_pause()
 
     def _drop(self, places: Collection[TopicPartition]) -> None:
@@ -327,12 +331,10 @@ class KafkaSource(Source):
         return True
 
     def _fetch(self, deadline: float) -> None:
-        consumer = self._consumer
-        assert consumer is not None, "placed before"
+        consumer: Any = self._consumer
 
-        def poll() -> dict[TopicPartition, list[Any]]:
-            fetched: dict[TopicPartition, list[Any]] = consumer.poll(max(0.0, 1000 * (deadline - time.monotonic())))
-            return fetched
+        def poll() -> Any:
+            return consumer.poll(max(0.0, 1000 * (deadline - time.monotonic())))
 
         found = poll() if self._group is None else self._handover.call(poll)
         if found or self._client.answers():
@@ -360,14 +362,14 @@ class KafkaSource(Source):
             self._check_places = False
 
     def _group_revoked(self, taken: Collection[TopicPartition], lost: bool) -> None:
-        assert self._owner is not None, "poll checks it"
         if lost:
             self._assignor.forget()
         self._drop(taken)
         for known in (self._next, self._starts or {}):
             for at in taken:
                 known.pop(at, None)
-        self._owner.partitions_revoked(sorted({at.partition for at in taken}), lost=lost)
+        with owners_errors():
+            self._of_owner.partitions_revoked(sorted({at.partition for at in taken}), lost=lost)
 
     def _apply_pause(self) -> None:
         if self._consumer is None or not self._next:

@@ -24,7 +24,7 @@ ABORT_S: Final = 5.0
 class Transaction:
     """A partition's only writer, for as long as no other begins under the same name.
 
-    The transactional id is ``NAME-PARTITION``; the positions are committed to a group of that name, which nobody joins.
+    The transactional id is ``NAME/PARTITION``; the positions are committed to a group of that name, which nobody joins.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Transaction:
         timeout_ms: int,
     ) -> None:
         self._reach = reach
-        self._id = f"{name}-{partition}"
+        self._id = f"{name}/{partition}"
         self._open = False
         configs = {"transactional_id": self._id, "transaction_timeout_ms": timeout_ms}
         self._writer = make_writer(configs, lambda producer: producer.init_transactions())

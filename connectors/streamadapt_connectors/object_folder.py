@@ -3,7 +3,7 @@
 The layout is that of a folder on disk, file by file. A folder cannot be renamed here, so a checkpoint's files are
 written under its number first and its manifest last: a checkpoint exists if its manifest does, and leftovers without
 one are never read. It is removed manifest first. An object store has a file whole or not at all; where fsspec writes
-into true files (``file``, ``sftp``, ``smb``), which a crash can tear, the manifest is written aside and renamed.
+into true files (``local``, ``sftp``, ``smb``), which a crash can tear, the manifest is written aside and renamed.
 
 Ownership goes by fencing tokens alone (`streamadapt.fence`): whoever comes takes over. Tokens and manifests are written
 so that they replace nothing (``mode="create"``): S3, Google and Azure refuse in one step what is there already. Where

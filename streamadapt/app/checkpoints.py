@@ -131,7 +131,7 @@ def rolled_back(path: str, sequence: int) -> list[int]:
 
 
 def resumable(config: Config) -> list[dict[str, Any]]:
-    """Say, of each partition that has checkpoints on this machine, whether a config goes on from the newest.
+    """Say, of each partition that has checkpoints on this machine, whether a config goes on from the newest whole one.
 
     What lies in an object store is not asked for: a check connects to nothing.
     """
@@ -140,14 +140,26 @@ def resumable(config: Config) -> list[dict[str, Any]]:
     folder = folder_of(config.checkpoint.path)
     if not isinstance(folder, LocalFolder) or not folder.path.is_dir():
         return []
-    found: list[dict[str, Any]] = []
-    for name in folder.folders():
-        store = CheckpointStore(folder.child(name))
-        for sequence in store.sequences()[-1:]:
-            try:
-                info = store.info(sequence)
-                problem = misfit(info.config_digest, info.settings, config.digest())
-            except CheckpointError as exc:
-                problem = str(exc)
-            found.append({"partition": name, "sequence": sequence, "resumes": not problem, "problem": problem})
-    return found
+    stores = (CheckpointStore(folder.child(name)) for name in folder.folders())
+    return [_resumed(store, config) for store in stores if store.sequences()]
+
+
+def _resumed(store: CheckpointStore, config: Config) -> dict[str, Any]:
+    """Go the way that a start would go: from the newest one on, past what is damaged."""
+    found: dict[str, Any] = {"partition": store.folder.name}
+    damaged: dict[int, str] = {}
+    for sequence in reversed(store.sequences()):
+        try:
+            info = store.info(sequence)
+            problem = misfit(info.config_digest, info.settings, config.digest())
+            if not problem:
+                store.verified(sequence)
+        except DamagedError as exc:
+            damaged[sequence] = str(exc)
+            continue
+        except CheckpointError as exc:
+            problem = str(exc)
+        found |= {"sequence": sequence, "resumes": not problem, "problem": problem}
+        return found | ({"damaged": damaged} if damaged else {})
+    newest = max(damaged)
+    return found | {"sequence": newest, "resumes": False, "problem": "none can be read", "damaged": damaged}

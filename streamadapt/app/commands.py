@@ -92,6 +92,8 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
     for warning in warnings:
         _say(f"warning: {warning}")
     for one in there:
+        for sequence, why in one.get("damaged", {}).items():
+            _say(f"warning: {one['partition']}, checkpoint {sequence}: damaged, and will be passed over: {why}")
         place = f"{one['partition']}, checkpoint {one['sequence']}"
         if one["resumes"]:
             _tell(f"goes on from {place}")
@@ -195,7 +197,7 @@ StatePath = Annotated[str, typer.Argument(metavar="PATH", help="checkpoint.path,
 
 @checkpoint.command("list")
 def list_checkpoints(path: StatePath, as_json: AsJson = False) -> None:
-    """Show every checkpoint of every partition."""
+    """Show every checkpoint of every partition, from the manifests alone; inspect checks the files."""
     from rich.console import Console
 
     from streamadapt.app.checkpoints import listed, listing

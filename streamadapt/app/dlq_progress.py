@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import typer
+
 from streamadapt.app.cli import EXIT_INTERRUPTED
 
 __all__ = ["interruptible", "progress", "safe"]
@@ -52,7 +54,10 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort) as error:
+        # At a prompt Ctrl-C, an answer that never comes and a "no" are the same exception; only what it hides differs.
+        if isinstance(error, typer.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
         sys.stderr.write("streamadapt: interrupted\n")
         raise SystemExit(EXIT_INTERRUPTED) from None
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 __all__ = ["print_result", "summary_text"]
 
 DATES_SHOWN = 8
+PIPE_WIDTH = 100
 
 
 def _expert_table(experts: Mapping[str, float], served: float | None, weights: Mapping[str, float]) -> Table:
@@ -106,5 +108,6 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     errors = {**summary["experts"], "served": summary["served"]}
     known = {name: error for name, error in errors.items() if error is not None}
     out = io.StringIO()
-    print_result(Console(file=out, width=100), known, summary, what="mean loss of matured cells")
+    width = Console().width if sys.stdout.isatty() else PIPE_WIDTH
+    print_result(Console(file=out, width=width), known, summary, what="mean loss of matured cells")
     return out.getvalue().rstrip()

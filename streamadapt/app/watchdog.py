@@ -28,8 +28,8 @@ class Watchdog:
     engine : Engine
     metrics : Metrics
     stuck_after_s : float, s
-        A loop that has not moved for so long is stuck: far more than one lot of records, one checkpoint or one
-        rebalance takes.
+        A loop that has not moved for so long is stuck: far more than one lot of records, or one step of a checkpoint,
+        takes.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics, stuck_after_s: float) -> None:

@@ -6,7 +6,7 @@ maker gives a new source, not yet opened, over those same records, with one stre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from streamadapt.ports import Record, Source, StreamPartition
 
@@ -39,11 +39,23 @@ class Owner:
         self.streams: Sequence[str] = ()
         self.assigned: list[list[int]] = []
         self.revoked: list[list[int]] = []
+        self.placed: dict[StreamPartition, int] = {}
+        self.anew: list[StreamPartition] = []
 
     def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
         """Remember, and answer with the starts."""
         self.assigned.append(list(partitions))
         return {StreamPartition(s, p): self._starts.get(p) for s in self.streams for p in partitions}
+
+    def reached(self, at: StreamPartition) -> int:
+        """Nothing is known."""
+        del at
+        return 0
+
+    def partitions_placed(self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]) -> None:
+        """Remember."""
+        self.placed.update(starts)
+        self.anew += anew
 
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Remember."""

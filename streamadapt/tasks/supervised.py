@@ -169,7 +169,10 @@ class Supervised(Task):
             if outcome == EXPIRED:
                 raise EntryError(Reason.LATE_LABEL, f"id {_short(label.id)} waits no longer", label.position)
             if not outcome:
-                raise EntryError(Reason.UNKNOWN_LABEL, f"no entry with id {_short(label.id)}", label.position)
+                detail = (
+                    f"no entry with id {_short(label.id)} (yet: a label dated at or before its entry is read first)"
+                )
+                raise EntryError(Reason.UNKNOWN_LABEL, detail, label.position)
         elif label.time - self.waiting[label.id].entry.time > self.ttl:
             late = (label.time - self.waiting[label.id].entry.time) / 1e9
             raise EntryError(Reason.LATE_LABEL, f"id {_short(label.id)}: {late:g} s after its entry", label.position)

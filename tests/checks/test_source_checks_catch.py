@@ -23,6 +23,13 @@ class NeverAsks(MemorySource):
             def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
                 return {}
 
+            def reached(self, at: StreamPartition) -> int:
+                return 0
+
+            def partitions_placed(
+                self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]
+            ) -> None: ...
+
             def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None: ...
 
         super().open(Nobody())

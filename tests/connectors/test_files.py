@@ -139,6 +139,16 @@ def test_a_closed_sink_and_an_unwritable_path_are_errors(tmp_path: Path) -> None
         JsonlSink(tmp_path)
 
 
+def test_closing_on_a_full_disk_is_one_error_that_names_the_file(tmp_path: Path) -> None:
+    """Not the raw one of the close that writes what is left once more; and there is nothing left to close."""
+    (tmp_path / "out.jsonl").symlink_to("/dev/full")
+    sink = JsonlSink(tmp_path / "out.jsonl")
+    sink.write([prediction(0)])
+    with pytest.raises(ConnectorError, match=r"out\.jsonl: cannot be written: .*No space left"):
+        sink.close()
+    sink.close()
+
+
 def test_dead_letters_keep_bytes_that_are_not_text(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
     sink = JsonlDeadLetters(path)

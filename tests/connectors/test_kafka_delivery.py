@@ -9,14 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kafka_helpers import consume, produce
+from kafka_helpers import consume, produce, until
 from streamadapt_connectors.file_sinks import JsonlSink
-from streamadapt_connectors.kafka import KafkaSink
+from streamadapt_connectors.kafka import KafkaSink, KafkaSource
+from streamadapt_connectors.kafka_group import owners_errors
 
+from streamadapt import Bias, Entry, Forecast, Persistence, Pipeline
+from streamadapt.checks.sources import Owner
 from streamadapt.checks.transactions import TransactionCase, yield_transaction_checks
+from streamadapt.engine import Engine, EngineSettings
 from streamadapt.entry import Position, Prediction
 from streamadapt.errors import ConnectorError
-from streamadapt.ports import RecallingSink
+from streamadapt.ports import RecallingSink, StreamPartition
+from streamadapt.testing import IdentityCodec, MemoryDeadLetters, MemorySink, encode
 
 Topic = Callable[..., str]
 
@@ -57,6 +62,81 @@ def test_the_newest_prediction_in_a_topic(kafka_servers: str, topic: Topic) -> N
             sink.newest("in", 2)
     finally:
         sink.close()
+
+
+@pytest.mark.kafka
+def test_what_this_process_has_just_said_counts(kafka_servers: str, topic: Topic) -> None:
+    """A partition that was lost and comes back to the same engine: its producer may still hold the last words."""
+    sink = KafkaSink(kafka_servers, topic(1))
+    try:
+        sink.write([prediction("in", 0, i) for i in range(50)])
+        assert sink.newest("in", 0) == 49
+    finally:
+        sink.close()
+
+
+class Knows(Owner):
+    """An engine whose output holds predictions of more records than there are."""
+
+    def reached(self, at: StreamPartition) -> int:
+        return 1000 if at.stream == self.streams[0] else 0
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("policy", ["error", "earliest", "latest"])
+def test_a_topic_that_was_made_anew_is_not_taken_for_the_old_one(kafka_servers: str, topic: Topic, policy: str) -> None:
+    """Offsets start again at 0: a replay that is silent up to the output's newest would never speak again."""
+    name = topic(1)
+    produce(kafka_servers, name, [[b"x"] * 10])
+    owner = Knows()
+    source = KafkaSource(kafka_servers, name, out_of_range=policy)
+    owner.streams = source.streams
+    source.open(owner)
+    try:
+        if policy == "error":
+            with pytest.raises(ConnectorError, match=r"up to 999, but the topic ends at 10: it was made anew"):
+                until(lambda: False, lambda: source.poll(0.2))
+            return
+        until(lambda: bool(owner.placed), lambda: source.poll(0.2))
+        assert owner.placed == {StreamPartition(name, 0): 0 if policy == "earliest" else 10}
+        assert owner.anew == [StreamPartition(name, 0)]
+    finally:
+        source.close()
+
+
+@pytest.mark.kafka
+def test_a_start_at_the_end_is_kept_where_nothing_has_come_yet(kafka_servers: str, topic: Topic, tmp_path: Any) -> None:
+    """What comes while the engine is down is read: the end of another day is another place."""
+    name = topic(2)
+    entries = [Entry(np.array([i % 7], np.float32), i * 10**9, f"e{i}") for i in range(10)]
+    values = [encode(entry) for entry in entries]
+
+    def run(wanted: int, between: Callable[[], None]) -> int:
+        engine = Engine(
+            KafkaSource(kafka_servers, name, start="latest"),
+            lambda: Pipeline(Forecast(3, 1), Persistence(1), [Bias(0.1)]),
+            MemorySink(),
+            IdentityCodec(),
+            MemoryDeadLetters(),
+            settings=EngineSettings(checkpoint_path=tmp_path, checkpoint_every_s=0.2),
+        )
+        engine.source.open(engine)
+        until(lambda: len(engine.lanes) == 2 and engine.source.state == "connected", engine.step)
+        between()
+        until(lambda: sum(lane.pipeline.stats.entries for lane in engine.lanes.values()) >= wanted, engine.step)
+        engine.stop()
+        engine.run()
+        return sum(lane.pipeline.stats.entries for lane in engine.lanes.values())
+
+    assert run(10, lambda: produce(kafka_servers, name, [values, []])) == 10
+    produce(kafka_servers, name, [[], values])
+    assert run(20, lambda: None) == 20
+
+
+def test_what_the_owner_raises_is_no_broker_that_is_away() -> None:
+    """It would be waited for, for ever."""
+    with pytest.raises(ConnectorError, match=r"came or went: FileNotFoundError: weights"), owners_errors():
+        raise FileNotFoundError("weights")
 
 
 @pytest.mark.kafka
