@@ -30,7 +30,7 @@ from streamadapt.fence import Fence
 from streamadapt.folder import Folder, folder_of, numbered
 from streamadapt.manifest import MANIFEST, CheckpointInfo, Manifest, StoredFile, dump, finite, read_manifest
 from streamadapt.ports import Clock, StreamPartition, SystemClock
-from streamadapt.statetree import decode, encode
+from streamadapt.statetree import decode, encode, table_bytes
 
 __all__ = ["FORMAT_VERSION", "CheckpointInfo", "CheckpointStore", "Loaded"]
 
@@ -184,14 +184,12 @@ class CheckpointStore:
             If the state holds something without a safe form, the disk refuses, or another engine owns the folder
             (`FencedError` where it has taken it over).
         """
-        import safetensors.torch
-
         step = on_step or (lambda name: None)
         self.acquire()
         assert self._fence is not None, "acquired"
         step("encode")
         tree, table = encode(state)
-        files = {_TENSORS: safetensors.torch.save(table), _TREE: dump(tree)}
+        files = {_TENSORS: table_bytes(table), _TREE: dump(tree)}
         with self._reporting("write"):
             self._fence.check()
             sequence = max([*self.sequences(), self._first - 1]) + 1

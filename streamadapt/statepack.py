@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamadapt.errors import CheckpointError
-from streamadapt.statetree import NATIVE_TENSORS, decode, encode
+from streamadapt.statetree import NATIVE_TENSORS, decode, encode, table_bytes
 
 __all__ = ["pack", "unpack"]
 
@@ -28,7 +28,6 @@ def pack(state: Mapping[str, Any]) -> bytes:
     CheckpointError
         Naming the path of a leaf or key that has no safe form.
     """
-    import safetensors.torch
     import torch
 
     tree, table = encode(state)
@@ -39,7 +38,7 @@ def pack(state: Mapping[str, Any]) -> bytes:
         parts += [raw, bytes(-len(raw) % _ALIGNED)]
         at += len(raw) + len(parts[-1])
     head = json.dumps([tree, index], allow_nan=False, separators=(",", ":")).encode("ascii")
-    return safetensors.torch.save({"head": _bytes(head), "data": _bytes(b"".join(parts))})
+    return table_bytes({"head": _bytes(head), "data": _bytes(b"".join(parts))})
 
 
 def unpack(data: bytes) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from streamadapt.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NATIVE_TENSORS", "decode", "encode"]
+__all__ = ["NATIVE_TENSORS", "decode", "encode", "table_bytes"]
 
 _MARK = "$"
 # What every accepted safetensors stores by its own type; everything else travels as raw bytes plus its type.
@@ -36,6 +36,21 @@ _NATIVE_ARRAYS = {"<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1"}
 # Types that are only bits: no object arrays (they hold code) and no structured ones.
 _ARRAY_TYPE = re.compile(r"[<>|=][biufcmMSU]\d+(\[\w+\])?")
 _TENSOR_TYPE = re.compile(r"[a-z]+\d*[a-z0-9_]*")
+
+
+def table_bytes(table: Mapping[str, torch.Tensor]) -> bytes:
+    """Return a table of contiguous CPU tensors as safetensors.
+
+    Not by ``safetensors.torch.save``, where it can be helped: that makes a ctypes type for each length it meets, and
+    ctypes keeps them for ever, some kilobytes for each new length of a state that is saved again and again.
+    """
+    import safetensors.numpy
+    import safetensors.torch
+    import torch
+
+    if any(tensor.dtype == torch.bfloat16 for tensor in table.values()):  # numpy has none
+        return bytes(safetensors.torch.save(dict(table)))
+    return bytes(safetensors.numpy.save({name: tensor.numpy() for name, tensor in table.items()}))
 
 
 def encode(state: Mapping[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:

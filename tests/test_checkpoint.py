@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,8 @@ from streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore
 from streamadapt.errors import CheckpointError
 from streamadapt.manifest import checksum_of
 from streamadapt.ports import StreamPartition
-from streamadapt.statetree import decode, encode
+from streamadapt.statepack import pack
+from streamadapt.statetree import decode, encode, table_bytes
 
 DIGEST = "sha256:aaaa"
 AT = {StreamPartition("speeds", 3): 1042, StreamPartition("labels", 3): 2**60}
@@ -459,3 +462,33 @@ def test_a_file_that_is_far_too_large_is_damaged_and_not_read(tmp_path: Path, na
         loaded = store.load_latest()
     assert loaded is not None
     assert loaded.info.sequence == 1
+
+
+def test_saving_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Whatever the lengths are: a state's blobs and windows have another one each time."""
+
+    def types_there() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), type) for thing in gc.get_objects())  # of proxies, `isinstance` asks more
+
+    def save_all(store: CheckpointStore, lengths: range) -> None:
+        for length in lengths:
+            state = {"blob": bytes(length), "tensor": torch.zeros(length, dtype=torch.float64)}
+            save(store, state)
+            pack(state)
+
+    with CheckpointStore(tmp_path) as store:
+        save_all(store, range(1, 4))
+        before = types_there()
+        save_all(store, range(1000, 1040))
+        assert types_there() == before
+
+
+def test_the_table_is_what_safetensors_itself_makes() -> None:
+    table = {
+        "f": torch.randn(3, 4), "scalar": torch.tensor(5), "empty": torch.zeros(0, 3), "flags": torch.tensor([True]),
+        "half": torch.randn(3).half(), "double": torch.randn(2, dtype=torch.float64), "bytes": torch.arange(7).byte(),
+    }  # fmt: skip
+    assert table_bytes(table) == safetensors.torch.save(table)
+    table["brain"] = torch.randn(3).bfloat16()
+    assert table_bytes(table) == safetensors.torch.save(table)
