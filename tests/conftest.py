@@ -10,6 +10,7 @@ import pytest
 import torch
 from fault_counts import IN_FULL
 
+from streamadapt import masking
 from streamadapt.app.broker import EmbeddedBroker, create_topics
 
 
@@ -24,6 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not IN_FULL:
         terminalreporter.write_line("fault tests ran at reduced counts; in full: make test-faults")
+
+
+@pytest.fixture(autouse=True)
+def _secrets_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process forgets none of its secrets; what is one in a test may be any word in the next."""
+    monkeypatch.setattr(masking, "_REMEMBERED", type(masking._REMEMBERED)())
 
 
 @pytest.fixture(scope="session")

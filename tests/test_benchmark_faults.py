@@ -106,7 +106,7 @@ def test_a_checkpoint_without_its_positions_is_caught(monkeypatch):
 
 
 def test_a_damage_that_is_believed_is_caught(monkeypatch):
-    def oldest(self, digest=None):
+    def oldest(self, digest=None, not_beyond=None):
         return self.load(self.sequences()[0], digest) if self.sequences() else None
 
     monkeypatch.setattr(CheckpointStore, "load_latest", oldest)

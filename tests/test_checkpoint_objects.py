@@ -337,7 +337,7 @@ import os, sys
 from pathlib import Path
 from benchmarks.faults.memory_job import Job, make_keyed, make_plain
 
-job = Job(90, {"plain": make_plain, "keyed": make_keyed}[sys.argv[1]], 30)
+job = Job(250, {"plain": make_plain, "keyed": make_keyed}[sys.argv[1]], 30)
 engine, sink = job.engine(sys.argv[2])
 seen = []
 
@@ -361,7 +361,7 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, kind, make):
     url, said = f"local://{tmp_path}/state", tmp_path / "said"
     done = subprocess.run([sys.executable, "-c", KILLED, kind, url, said], capture_output=True, check=False)
     assert done.returncode == -9, done.stderr
-    job = Job(90, make, 30)
+    job = Job(250, make, 30)
     engine, sink = job.engine(url)
     engine.run()
     assert len(sink.predictions) < len(job.undisturbed[1]), "it began where the killed one had saved"

@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{kind} ...", file=sys.stderr, flush=True)
         found[kind] = measure(kind)(asked.quick)
         print(f"{kind}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    if asked.json is not None:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        figures = {kind: counts.as_json() for kind, counts in found.items()}
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        if asked.json is not None:  # each time: should a later kind fail, what there is stays
+            asked.json.parent.mkdir(parents=True, exist_ok=True)
+            figures = {kind: counts.as_json() for kind, counts in found.items()}
+            asked.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     Console().print(_table(found))
     return 0 if all(counts.survived == counts.tried for counts in found.values()) else 1
 
