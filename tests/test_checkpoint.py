@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
@@ -467,9 +468,9 @@ def test_a_file_that_is_far_too_large_is_damaged_and_not_read(tmp_path: Path, na
 def test_saving_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
     """Whatever the lengths are: a state's blobs and windows have another one each time."""
 
-    def types_there() -> int:
+    def array_types() -> int:
         gc.collect()
-        return sum(issubclass(type(thing), type) for thing in gc.get_objects())  # of proxies, `isinstance` asks more
+        return sum(type(thing) is type(ctypes.c_byte * 1) for thing in gc.get_objects())
 
     def save_all(store: CheckpointStore, lengths: range) -> None:
         for length in lengths:
@@ -479,9 +480,9 @@ def test_saving_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
 
     with CheckpointStore(tmp_path) as store:
         save_all(store, range(1, 4))
-        before = types_there()
+        before = array_types()
         save_all(store, range(1000, 1040))
-        assert types_there() == before
+        assert array_types() <= before, "others' may have gone meanwhile"
 
 
 def test_the_table_is_what_safetensors_itself_makes() -> None:
