@@ -240,7 +240,7 @@ def check_guarantee(guarantee: str, sink: type) -> None:
         raise ConfigError("guarantee", guarantee, f"one of {', '.join(GUARANTEES)}")
     if guarantee == "effectively-once" and not issubclass(sink, RecallingSink):
         raise ConfigError("guarantee", guarantee, "at-least-once: this sink cannot tell what it has written before")
-    if guarantee == "exactly-once" and not issubclass(sink, TransactionalSink):
+    if guarantee == EXACTLY and not issubclass(sink, TransactionalSink):
         raise ConfigError("guarantee", guarantee, "another guarantee: this sink has no transactions")
 
 
@@ -262,7 +262,7 @@ def delivery_of(guarantee: str, sink: Sink, every_s: float, clock: Clock | None 
     if guarantee == "effectively-once":
         assert isinstance(sink, RecallingSink), "checked"
         return EffectivelyOnce(sink)
-    if guarantee == "exactly-once":
+    if guarantee == EXACTLY:
         assert isinstance(sink, TransactionalSink), "checked"
         limit_s = sink.transaction_timeout_s
         if limit_s is not None and not AT_LEAST * every_s <= limit_s:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -11,7 +10,7 @@ import torch
 from fault_counts import IN_FULL
 
 from streamadapt import masking
-from streamadapt.app.broker import EmbeddedBroker, create_topics
+from streamadapt.app.broker import create_topics
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,12 +35,10 @@ def _secrets_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def kafka_servers() -> Iterator[str]:
     """``host:port`` of a broker: the one STREAMADAPT_TEST_BROKER names, otherwise an embedded one."""
-    named = os.environ.get("STREAMADAPT_TEST_BROKER")
-    if named:
-        yield named
-        return
-    with EmbeddedBroker() as broker:
-        yield broker.servers
+    from benchmarks.faults.job import brokers  # not above: the filters that kafka-python needs come first
+
+    with brokers() as servers:
+        yield servers
 
 
 @pytest.fixture
