@@ -78,6 +78,7 @@ class Reason(StrEnum):
     LATE_RECORD = "late_record"
     UNKNOWN_SENSOR = "unknown_sensor"
     TOO_MANY_SENSORS = "too_many_sensors"
+    BASE_FAILED = "base_failed"
 
 
 class EntryError(StreamadaptError):

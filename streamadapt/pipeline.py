@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from streamadapt.base import Base, as_base, without_nonfinite
 from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
-from streamadapt.errors import CheckpointError, ConfigError, EntryError, ShapeError
+from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason, ShapeError, StreamadaptError
 from streamadapt.guard import Guard, TwoLayer
 from streamadapt.health import Health
 from streamadapt.intervals import NoIntervals
@@ -27,13 +27,34 @@ from streamadapt.losses import Array
 from streamadapt.panel import Panel
 from streamadapt.spec import spec_from_state, spec_state, spec_with_scaling
 from streamadapt.stats import Stats
-from streamadapt.tasks import Example, Issued, Matured, Task
+from streamadapt.tasks import Example, Issued, Matured, Task, Window
 from streamadapt.timing import NO_TIMING, Timing
 from streamadapt.watch import Watch
 
 __all__ = ["Pipeline"]
 
 Rejected = Callable[[Entry | Label, EntryError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the base said about an entry that has not been taken in yet.
+
+    Attributes
+    ----------
+    window : Window
+        A copy of the task's with the entry appended.
+    inputs : Tensor, (window, channels), float32
+        What the base was given.
+    base : BaseOutput
+        As it came: it may hold what is no number.
+    """
+
+    entry: Entry
+    window: Window
+    spec: Spec
+    inputs: Tensor
+    base: BaseOutput
 
 
 class Pipeline:
@@ -160,7 +181,7 @@ class Pipeline:
         return [] if self.panel is None else [p for row in self.panel.flush() if (p := self._step(row)) is not None]
 
     def _step(self, item: Entry | Label) -> Prediction | None:
-        self._check_width(item)
+        asked = self._ask(item) if isinstance(item, Entry) else None  # first: where the base fails nothing has changed
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
         with self.timing.stage("learn"), torch.no_grad():
             for matured in self.intervals.learn(arrival.matured, self.stats):
@@ -173,45 +194,70 @@ class Pipeline:
             return None
         self.stats.entries += 1
         self.stats.last_time = item.time
-        if arrival.inputs is None:
+        if asked is None:
             return None
         with self.timing.stage("predict"), torch.no_grad():
-            issued, served, weights = self._predict(item)  # 5. the base, the learners, the guard
+            issued, served, weights = self._predict(asked)  # 5. the base, the learners, the guard
         self.task.remember(issued)
         self.stats.pending = self.task.pending
         with self.timing.stage("learn"), torch.no_grad():
             scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
-        return self._prediction(issued, served, weights, scores)  # 6. what is served
+        return self._prediction(asked.window, issued, served, weights, scores)  # 6. what is served
 
     def predict(self, entry: Entry) -> Prediction:
         """Predict from the current window with `entry` appended, learning and changing nothing (serving)."""
-        self.task.check_entry(entry, self.base.channels)
-        window = self.task.window
-        if window is None or self.spec is None:  # building from this entry would let a question shape the learners
+        asked = self._ask(entry) if self.spec is not None else None
+        if asked is None:  # building from this entry would let a question shape the learners
+            window = self.task.window
             raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
-        saved = window.state_dict()
-        window.push(entry.values, entry.time)
+        with torch.no_grad():
+            issued, served, weights = self._predict(asked, commit=False)
+        return self._prediction(asked.window, issued, served, weights, {}, commit=False)
+
+    # -- the base, which is asked before anything changes
+
+    def _ask(self, entry: Entry) -> Asked | None:
+        """Check an entry and call the base for it, changing nothing; None while the first window fills.
+
+        Raises
+        ------
+        EntryError
+            If no task accepts such an entry, or the base raises.
+        """
+        self.task.check_entry(entry, self.base.channels)
+        window = self.task.window_with(entry)
+        if not window.full:
+            return None
+        spec = self.spec or self._new_spec(window)
+        inputs = torch.from_numpy(window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
+        with self.timing.stage("predict"), torch.no_grad():
+            said = self._said(entry, inputs)
+        times = torch.from_numpy(window.times.copy()).to(spec.device)
+        if tuple(said.output.shape) != (spec.rows, spec.columns):
+            raise ShapeError(
+                f"the base must return ({spec.rows}, {spec.columns}) for this task, got {tuple(said.output.shape)}"
+            )
+        return Asked(entry, window, spec, inputs, said._replace(times=times))
+
+    def _said(self, entry: Entry, inputs: Tensor) -> BaseOutput:
         try:
-            with torch.no_grad():
-                issued, served, weights = self._predict(entry, commit=False)
-            return self._prediction(issued, served, weights, {}, commit=False)
-        finally:
-            window.load_state_dict(saved)
+            said: BaseOutput = self.base(inputs)
+        except (StreamadaptError, MemoryError):  # a wrong setting, or a machine that is too small: no fault of an entry
+            raise
+        except Exception as error:
+            detail = f"the base raised {type(error).__name__}: {str(error)[:200]}"
+            raise EntryError(Reason.BASE_FAILED, detail, entry.position) from error
+        return said
 
     # -- building: when the first window is full the shapes are known
 
-    def _check_width(self, item: Entry | Label) -> None:
-        if isinstance(item, Entry):
-            self.task.check_entry(item, self.base.channels)
-
-    def _new_spec(self) -> Spec:
-        assert self.task.window is not None
-        columns = self.task.columns(self.task.window.values.shape[1])
+    def _new_spec(self, window: Window) -> Spec:
+        columns = self.task.columns(window.values.shape[1])
         self.base.check(self.task.kind, self.task.window_length, self.task.rows, columns)
         device = resolve_device(self.device_wanted, cells=self.task.rows * columns)
         self.base.to(device)
         self.task.device = device
-        return spec_with_scaling(self.task, self.base, columns, device, self.seed)
+        return spec_with_scaling(self.task, window, self.base, columns, device, self.seed)
 
     def _allocate(self, spec: Spec) -> None:
         self.spec = spec
@@ -292,15 +338,8 @@ class Pipeline:
 
     # -- steps 5 and 6
 
-    def _predict(self, entry: Entry, *, commit: bool = True) -> tuple[Issued, Array, Array]:
-        assert self.task.window is not None
-        spec = self.spec or self._new_spec()
-        inputs = torch.from_numpy(self.task.window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
-        base = self.base(inputs)._replace(times=torch.from_numpy(self.task.window.times.copy()).to(spec.device))
-        if tuple(base.output.shape) != (spec.rows, spec.columns):
-            raise ShapeError(
-                f"the base must return ({spec.rows}, {spec.columns}) for this task, got {tuple(base.output.shape)}"
-            )
+    def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Array, Array]:
+        entry, inputs, base, spec = asked.entry, asked.inputs, asked.base, asked.spec
         if self.spec is None:  # what the base shows is known only now
             self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
         if commit and self.watch.monitors:
@@ -331,13 +370,20 @@ class Pipeline:
         return experts
 
     def _prediction(
-        self, issued: Issued, served: Array, weights: Array, scores: dict[str, float], *, commit: bool = True
+        self,
+        window: Window,
+        issued: Issued,
+        served: Array,
+        weights: Array,
+        scores: dict[str, float],
+        *,
+        commit: bool = True,
     ) -> Prediction:
         entry = issued.entry
         shares = dict(zip(self.names, weights.tolist(), strict=True))
         experts = issued.experts.astype(np.float32)
         out = served.astype(np.float32)
-        known = self.task.known()
+        known = self.task.known(window)
         if known is not None:
             out[:, ~known] = np.nan
             experts[:, :, ~known] = np.nan

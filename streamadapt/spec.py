@@ -10,7 +10,7 @@ from torch import Tensor
 
 from streamadapt.base import Base
 from streamadapt.learners.base import Spec
-from streamadapt.tasks import Task
+from streamadapt.tasks import Task, Window
 
 __all__ = ["spec_from_state", "spec_state", "spec_with_scaling"]
 
@@ -18,14 +18,13 @@ _NUMBERS = ("kind", "window", "channels", "rows", "columns", "seed", "embedding"
 _SCALING = ("input_loc", "input_scale", "output_loc", "output_scale")
 
 
-def spec_with_scaling(task: Task, base: Base, columns: int, device: torch.device, seed: int) -> Spec:
-    """Make the spec when the task's first window is full; what the base shows is not known yet.
+def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, device: torch.device, seed: int) -> Spec:
+    """Make the spec from the first full window; what the base shows is not known yet.
 
     The scaling is the base's own where it has one; otherwise it is taken from the first window (outputs of supervised
     tasks, of which nothing is known yet, are left in their own unit).
     """
-    assert task.window is not None
-    values = task.window.values
+    values = window.values
     loc, std = values.mean(axis=0), values.std(axis=0)
     scale = np.where(std > 1e-6 * (1.0 + np.abs(loc)), std, 1.0).astype(np.float32)
     forecast = task.kind == "forecast"

@@ -109,6 +109,13 @@ class Window:
         self.times[-1] = time
         self.count += 1
 
+    def pushed(self, values: FloatArray, time: int) -> Window:
+        """Return a copy with one more row; this window stays as it is."""
+        copied = Window(*self.values.shape)
+        copied.load_state_dict(self.state_dict())
+        copied.push(values, time)
+        return copied
+
     @property
     def full(self) -> bool:
         """Whether it holds as many rows as it is long."""
@@ -183,8 +190,9 @@ class Task(ABC):
     def pending(self) -> int:
         """How many predictions wait for a target."""
 
-    def known(self) -> Mask | None:
-        """Return which columns can be predicted at all, (columns,); None for all."""
+    def known(self, window: Window) -> Mask | None:
+        """Return which columns can be predicted from `window` at all, (columns,); None for all."""
+        del window
         return None
 
     def check_entry(self, entry: Entry, channels: int | None) -> None:
@@ -198,6 +206,11 @@ class Task(ABC):
         if entry.time < self.last_time:
             behind = (self.last_time - entry.time) / 1e9
             raise EntryError(Reason.TIME_BACKWARDS, f"time is {behind:g} s before the newest entry's", entry.position)
+
+    def window_with(self, entry: Entry) -> Window:
+        """Return a copy of the window with a checked entry appended: what a prediction of it is made from."""
+        window = self.window or Window(self.window_length, len(entry.values))
+        return window.pushed(entry.values, entry.time)
 
     def take_in(self, entry: Entry) -> Window:
         """Push a checked entry into the window."""

@@ -13,7 +13,7 @@ from streamadapt.entry import Entry, Label
 from streamadapt.errors import ConfigError, EntryError, Reason
 from streamadapt.learners.base import TaskKind
 from streamadapt.losses import Array, Mask
-from streamadapt.tasks.base import Arrival, Example, Matured, Task, positive
+from streamadapt.tasks.base import Arrival, Example, Matured, Task, Window, positive
 from streamadapt.tasks.issued import Issued, pack, unpack
 
 __all__ = ["Forecast"]
@@ -51,9 +51,9 @@ class Forecast(Task):
         """Forecasts with rows still open."""
         return len(self.issued)
 
-    def known(self) -> Mask | None:
+    def known(self, window: Window) -> Mask | None:
         """Return which channels were ever observed."""
-        return None if self.window is None or self.window.seen.all() else self.window.seen
+        return None if window.seen.all() else window.seen
 
     def observe(self, item: Entry | Label) -> Arrival:
         """Mature one row of each open forecast, and slide the window."""
