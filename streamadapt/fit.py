@@ -21,6 +21,8 @@ MOST_STATISTICS = 8_000_000
 """Numbers of sufficient statistics beyond which they are not kept (64 MB as float64)."""
 ROUNDS = 5
 """Of reweighting towards least absolute deviations; the fifth changes the mean error in the fifth digit."""
+RELATIVE_RIDGE = 1e-12
+"""Where a fit has no solution with the ridge it was given, this share of the mean diagonal takes its place."""
 SMALLEST_RIDGE = 1e-6
 """A penalty of zero must not make a constant channel's sums singular."""
 
@@ -66,8 +68,7 @@ def fit_forecast(
     features = torch.cat([x[..., :-1] - last, ones], -1) if subtract_last else torch.cat([x, ones], -1)
     targets = y - last if subtract_last else y
     rows, responses = features[keep], targets[keep]
-    identity = torch.eye(rows.shape[-1], dtype=torch.float64)
-    weights = torch.linalg.solve(rows.T @ rows + ridge * identity, rows.T @ responses)
+    weights = _solved(rows.T @ rows, ridge, rows.T @ responses)
     left = targets - features @ weights
     return Linear(
         "forecast",
@@ -77,6 +78,24 @@ def fit_forecast(
         scaling=_tensors(loc, scale, loc, scale),
         statistics=_forecast_statistics(x, left, keep, ridge) if channels * window**2 <= MOST_STATISTICS else None,
     )
+
+
+def _solved(gram: Tensor, ridge: float, moment: Tensor) -> Tensor:
+    """Return ``(gram + ridge I)^-1 moment``, with more ridge where so little is lost beside gram's numbers.
+
+    Raises
+    ------
+    ConfigError
+        If there is no finite solution.
+    """
+    identity = torch.eye(len(gram), dtype=torch.float64)
+    least = RELATIVE_RIDGE * float(gram.diagonal().mean())
+    for penalty in (ridge, max(ridge, least)):
+        weights, info = torch.linalg.solve_ex(gram + penalty * identity, moment)
+        if not bool(info) and bool(torch.isfinite(weights).all()):
+            found: Tensor = weights
+            return found
+    raise ConfigError("history", "numbers too far apart for a fit", "values of one order of size: look for sentinels")
 
 
 def _forecast_statistics(x: Tensor, left: Tensor, keep: Tensor, ridge: float) -> Prior:
@@ -98,13 +117,12 @@ def _statistics(group: Callable[[int], tuple[Tensor, Tensor]], groups: int, ridg
     examples = gram[:, -1, -1].sum().clamp_min(1.0)  # the constant's square
     size = sizes.sum(0) / examples
     weights = torch.zeros_like(moment[0])
-    penalty = max(ridge, SMALLEST_RIDGE) * torch.eye(len(weights), dtype=torch.float64)
     robust = Prior(gram, moment)
     for _ in range(ROUNDS):
         rounds = [_reweighted(*group(c), weights, size) for c in range(groups)]
         weighted = [torch.stack(parts) for parts in zip(*rounds, strict=True)]
         robust = Prior(weighted[0], weighted[1])
-        weights = torch.linalg.solve(robust.gram.sum(0) + penalty, robust.moment.sum(0))
+        weights = _solved(robust.gram.sum(0), max(ridge, SMALLEST_RIDGE), robust.moment.sum(0))
         size = weighted[2].sum(0) / examples
     return Prior(gram, moment, robust)
 
@@ -136,7 +154,7 @@ def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
     x, y = x[keep], y[keep]
     if len(x) < x.shape[1]:
         raise ConfigError("history", len(x), f"at least {x.shape[1]} labelled rows for as many features")
-    weights = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], dtype=torch.float64), x.T @ y)
+    weights = _solved(x.T @ x, ridge, x.T @ y)
     statistics = _statistics(lambda _: (x, y - x @ weights), 1, ridge)
     return Linear(
         "regression",

@@ -108,8 +108,7 @@ class KeyedPipeline:
     """One pipeline for each `Entry.key`, made when the key first comes; to be used like a `Pipeline`.
 
     Each key's predictions and state are, to the bit, those of a pipeline that sees this key's entries and labels alone.
-    May be used from several threads, as a `Pipeline` may: calls wait for each other, `observe` takes a turn for each item.
-    The base is one object for all. A label carries only an id, and goes to the key whose entry had it: where labels are
+    The base is one object for all. Several threads may use it, as they may a `Pipeline`: calls wait for each other. A label carries only an id, and goes to the key whose entry had it: where labels are
     joined by id, an id must be unique among all keys. A record that is refused changes nothing, also not what is in
     memory.
 
@@ -342,8 +341,9 @@ class KeyedPipeline:
 
     def checkpointed(self) -> None:
         """Tell the store that what `state_dict` last returned is saved for good; call it after every checkpoint."""
-        if self.store is not None:
-            self._opened().checkpointed()
+        with self._turn:
+            if self.store is not None:
+                self._opened().checkpointed()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state; of the keys that were put away, their names and checksums in the store."""

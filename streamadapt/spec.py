@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.base import Base
+from streamadapt.entry import FloatArray
 from streamadapt.learners.base import Spec
 from streamadapt.tasks import Task, Window
 
@@ -25,7 +26,7 @@ def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, devi
     tasks, of which nothing is known yet, are left in their own unit).
     """
     values = window.values
-    loc, std = values.mean(axis=0), values.std(axis=0)
+    loc, std = _moments(values)
     scale = np.where(std > 1e-6 * (1.0 + np.abs(loc)), std, 1.0).astype(np.float32)
     forecast = task.kind == "forecast"
     fallback = {
@@ -43,6 +44,16 @@ def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, devi
         task.kind, values.shape[0], values.shape[1], task.rows, columns, **scaling, device=device, seed=seed,
         prior=base.prior(), embedding=None, model=base,
     )  # fmt: skip
+
+
+def _moments(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return mean and standard deviation of each column, finite for all finite values."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        loc, std = values.mean(axis=0), values.std(axis=0)
+    if np.isfinite(loc).all() and np.isfinite(std).all():
+        return loc, std
+    wide = values.astype(np.float64)  # the squares of the greatest numbers are beyond float32
+    return wide.mean(axis=0).astype(np.float32), wide.std(axis=0).astype(np.float32)
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
