@@ -108,9 +108,9 @@ class KeyedPipeline:
     """One pipeline for each `Entry.key`, made when the key first comes; to be used like a `Pipeline`.
 
     Each key's predictions and state are, to the bit, those of a pipeline that sees this key's entries and labels alone.
-    The base is one object for all. Several threads may use it, as they may a `Pipeline`: calls wait for each other. A label carries only an id, and goes to the key whose entry had it: where labels are
+    The base is one object for all. A label carries only an id, and goes to the key whose entry had it: where labels are
     joined by id, an id must be unique among all keys. A record that is refused changes nothing, also not what is in
-    memory.
+    memory. Several threads may use it, as they may a `Pipeline`: calls wait for each other.
 
     Parameters
     ----------
