@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.base import Base, as_base, without_nonfinite
+from streamadapt.base import Base, as_base
 from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
@@ -24,6 +24,15 @@ from streamadapt.label_budget import LabelBudget
 from streamadapt.labelling import Labelling
 from streamadapt.learners.base import BaseOutput, Learner, Spec
 from streamadapt.losses import Array
+from streamadapt.origin import (
+    agreed_origin,
+    base_inputs,
+    finite_output,
+    learner_inputs,
+    moved_issued,
+    moved_matured,
+    warn_of_rounding,
+)
 from streamadapt.panel import Panel
 from streamadapt.spec import spec_from_state, spec_state, spec_with_scaling
 from streamadapt.stats import Stats
@@ -45,9 +54,9 @@ class Asked:
     window : Window
         A copy of the task's with the entry appended.
     inputs : Tensor, (window, channels), float32
-        What the base was given.
+        What learners are given: less the origin.
     base : BaseOutput
-        As it came: it may hold what is no number.
+        As it came, in original units: it may hold what is no number.
     """
 
     entry: Entry
@@ -134,6 +143,7 @@ class Pipeline:
         self.count_in(self.watch.stats)
         self.health: Health | None = None
         self.spec: Spec | None = None
+        self._level_open = task.kind == "regression" and self.base.output_loc is None  # no label has told it yet
 
     def _check_parts(self) -> None:
         """Raise `ConfigError` where learners, guard, panel and task do not fit each other."""
@@ -183,6 +193,8 @@ class Pipeline:
     def _step(self, item: Entry | Label) -> Prediction | None:
         asked = self._ask(item) if isinstance(item, Entry) else None  # first: where the base fails nothing has changed
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
+        if self._level_open and arrival.matured:
+            self._settle_level(arrival.matured)
         with self.timing.stage("learn"), torch.no_grad():
             for matured in self.intervals.learn(arrival.matured, self.stats):
                 self._learn(matured)  # 2. every learner, in order
@@ -229,9 +241,9 @@ class Pipeline:
         if not window.full:
             return None
         spec = self.spec or self._new_spec(window)
-        inputs = torch.from_numpy(window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
+        inputs = learner_inputs(window, spec)
         with self.timing.stage("predict"), torch.no_grad():
-            said = self._said(entry, inputs)
+            said = self._said(entry, base_inputs(window, spec, self.base))
         times = torch.from_numpy(window.times.copy()).to(spec.device)
         if tuple(said.output.shape) != (spec.rows, spec.columns):
             raise ShapeError(
@@ -262,7 +274,9 @@ class Pipeline:
     def _allocate(self, spec: Spec) -> None:
         self.spec = spec
         self.task.device = spec.device
+        self.task.origin = None if spec.output_origin is None else spec.output_origin.cpu().numpy()
         self.base.to(spec.device)
+        warn_of_rounding(self.base, spec)
         for learner in self.learners:
             learner.build(spec)
         self.watch.check_spec(spec)
@@ -274,6 +288,26 @@ class Pipeline:
             self.stats.loss_cells.setdefault(name, 0)
         for name in self.names[1:]:
             self.stats.updates.setdefault(name, Counter())
+
+    def _settle_level(self, matured: list[Matured]) -> None:
+        """Take the outputs' origin from the first label, before anything has been learned."""
+        first, spec = matured[0], self.spec
+        if spec is None or not first.mask.any():
+            return
+        self._level_open = False
+        origin = agreed_origin(first.experts[0], first.target, first.mask, spec.output_scale.cpu().double().numpy())
+        if not origin.any():
+            return
+        found = torch.from_numpy(origin).to(spec.device)
+        loc = (spec.output_loc.double() * (found == 0.0)).float()  # where there is an origin it is the location, too
+        self._allocate(replace(spec, output_loc=loc, output_origin=found))
+        self.task.move_waiting(lambda issued: moved_issued(issued, self._built))
+        matured[:] = [moved_matured(one, self._built) for one in matured]
+
+    @property
+    def _built(self) -> Spec:
+        assert self.spec is not None
+        return self.spec
 
     # -- steps 2 and 3
 
@@ -345,8 +379,8 @@ class Pipeline:
         if commit and self.watch.monitors:
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
             self.watch.take_in_entry(np.where(np.isnan(entry.values), np.nan, newest), base)
-        base, silent = without_nonfinite(base, spec.kind, spec.output_loc)
-        experts = self._experts(inputs, base, commit=commit)
+        exact, base, silent = finite_output(base, spec)
+        experts = self._experts(inputs, exact, base, commit=commit)
         mixture = self.guard.mix(experts)
         if silent is not None:  # NaN here is what the task knows not to judge or learn from
             for said in (experts, mixture.own, mixture.served):
@@ -358,10 +392,13 @@ class Pipeline:
     def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
         return self.labelling.note(experts, served, self.guard.scale(), commit=commit)
 
-    def _experts(self, inputs: Tensor, base: BaseOutput, *, commit: bool) -> Array:
+    def _experts(self, inputs: Tensor, exact: Array, base: BaseOutput, *, commit: bool) -> Array:
         shape = (-1, *base.output.shape)  # a family of learners offers several experts at once
         said = [base.output.unsqueeze(0), *(learner.predict(inputs, base).view(shape) for learner in self.learners)]
         experts: Array = torch.cat(said).cpu().double().numpy()
+        if self.task.origin is not None:
+            experts += self.task.origin
+        experts[0] = exact
         assert self.health is not None
         if commit:
             self._count_restored(self.health.check_predictions(experts))
@@ -381,8 +418,7 @@ class Pipeline:
     ) -> Prediction:
         entry = issued.entry
         shares = dict(zip(self.names, weights.tolist(), strict=True))
-        experts = issued.experts.astype(np.float32)
-        out = served.astype(np.float32)
+        experts, out = issued.experts.copy(), served.copy()
         known = self.task.known(window)
         if known is not None:
             out[:, ~known] = np.nan
@@ -414,6 +450,7 @@ class Pipeline:
             "labelling": self.labelling.state_dict(),
             "intervals": self.intervals.state_dict(),
             "stats": self.stats.state_dict(),
+            **({"level_open": True} if self._level_open else {}),
             **({} if self.panel is None else {"panel": self.panel.state_dict()}),
         }
 
@@ -427,6 +464,7 @@ class Pipeline:
         """
         if list(state["names"]) != self.names or len(state["drift"]["monitors"]) != len(self.watch.monitors):
             raise CheckpointError(f"the checkpoint is of the experts {state['names']}, this pipeline has {self.names}")
+        self._level_open = bool(state.get("level_open", False))  # states of earlier versions: all origins are 0
         if state["spec"] is not None:
             device = resolve_device(self.device_wanted, cells=state["spec"]["rows"] * state["spec"]["columns"])
             self._allocate(spec_from_state(state["spec"], device, self.base))
