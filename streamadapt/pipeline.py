@@ -373,7 +373,7 @@ class Pipeline:
     # -- steps 5 and 6
 
     def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Array, Array]:
-        entry, inputs, base, spec = asked.entry, asked.inputs, asked.base, asked.spec
+        entry, inputs, base, spec = asked.entry, asked.inputs, asked.base, self.spec or asked.spec
         if self.spec is None:  # what the base shows is known only now
             self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
         if commit and self.watch.monitors:

@@ -19,6 +19,8 @@ __all__ = ["spec_from_state", "spec_state", "spec_with_scaling"]
 _NUMBERS = ("kind", "window", "channels", "rows", "columns", "seed", "embedding")
 _SCALING = ("input_loc", "input_scale", "output_loc", "output_scale")
 _ORIGINS = ("input_origin", "output_origin")
+CHANGE = 1.0 / 128.0
+"""What counts as a change, in parts of the standard deviation, where only that is known: of a total it is far above."""
 
 
 def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, device: torch.device, seed: int) -> Spec:
@@ -52,10 +54,13 @@ def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, devi
 
 
 def _origins(task: Task, window: Window, base: Base) -> tuple[Array | None, Array | None]:
-    """Return the origins of inputs and outputs; None where all are 0, as of classes, whose base sees the values only."""
+    """Return the origins of inputs and outputs; None where all are 0, and for classes.
+
+    Learners of classes adapt the base's own module, which takes float32 in original units.
+    """
     if task.kind == "classification":
         return None, None
-    unit = None if base.input_scale is None else base.input_scale.cpu().double().numpy()
+    unit = None if base.input_scale is None else base.input_scale.cpu().double().numpy() * CHANGE
     inputs = column_origin(window.values, unit)
     if task.kind == "forecast":
         outputs = inputs
@@ -63,7 +68,7 @@ def _origins(task: Task, window: Window, base: Base) -> tuple[Array | None, Arra
         return _unless_zero(inputs), None  # the first label tells it, see `streamadapt.origin.agreed_origin`
     else:
         loc, scale = (t.cpu().double().numpy() for t in (base.output_loc, base.output_scale))
-        outputs = np.where(too_coarse(loc, scale), loc, 0.0)
+        outputs = np.where(too_coarse(loc, scale * CHANGE), loc, 0.0)
     return _unless_zero(inputs), _unless_zero(outputs)
 
 

@@ -189,7 +189,8 @@ class Task(ABC):
         """Keep the prediction of the newest entry until its target is known."""
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
-        """Put ``moved(prediction)`` in place of each prediction that waits."""
+        """Put ``moved(prediction)`` in place of each prediction that waits; a task has none unless it says so."""
+        del moved
 
     @property
     @abstractmethod
