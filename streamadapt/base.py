@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from streamadapt.door import own_settings
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.features import feature_count, linear_features
 from streamadapt.learners.base import BaseOutput, Prior, TaskKind
@@ -278,6 +279,7 @@ class FrozenModel(Base):
 
     kind: ClassVar[str] = "module"
 
+    @own_settings
     def __init__(
         self,
         model: Callable[..., Any],

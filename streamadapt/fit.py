@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.base import Linear
+from streamadapt.door import own_settings
 from streamadapt.entry import Batch, FloatArray
 from streamadapt.errors import ConfigError
 from streamadapt.features import linear_features
@@ -27,6 +28,7 @@ SMALLEST_RIDGE = 1e-6
 """A penalty of zero must not make a constant channel's sums singular."""
 
 
+@own_settings
 def fit_forecast(
     batch: Batch,
     window: int,
@@ -117,6 +119,7 @@ def _reweighted(f: Tensor, left: Tensor, weights: Tensor, size: Tensor) -> tuple
     return (f * q).T @ f, (f * q).T @ left, error.sum(0)
 
 
+@own_settings
 def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
     """Fit a ridge regression from the last `window` entries' values to the labels.
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason
 from streamadapt.pipeline import Pipeline, Rejected
@@ -185,12 +186,19 @@ class KeyedPipeline:
         predictions: list[Prediction] = []
         for item in items:
             try:
-                predictions += self._step(item)
+                predictions += self._step(self._taken(item))
             except EntryError as error:
                 if self.on_rejected is None:
                     raise
                 self.on_rejected(item, error)
         return predictions
+
+    def _taken(self, item: Entry | Label) -> Entry | Label:
+        try:
+            return coerced(item)
+        except EntryError as error:
+            self.stats.rejected[error.reason.value] += 1
+            raise
 
     def _step(self, item: Entry | Label) -> list[Prediction]:
         key = self._key_of(item)
@@ -214,6 +222,7 @@ class KeyedPipeline:
 
     def predict(self, entry: Entry) -> Prediction:
         """Predict for an entry's key, learning and changing nothing; a key that was put away is only looked at."""
+        entry = coerced_entry(entry)
         return (self._resident.get(entry.key) or self._fetch(entry.key)).predict(entry)
 
     # -- which key

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from streamadapt.base import Base, as_base
+from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.device import resolve_device
+from streamadapt.door import own_settings
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason, ShapeError, StreamadaptError
@@ -106,6 +108,7 @@ class Pipeline:
     ([49.0, 49.0], (2, 1))
     """
 
+    @own_settings
     def __init__(  # noqa: PLR0913 - a pipeline is put together from its parts
         self,
         task: Task,
@@ -163,6 +166,7 @@ class Pipeline:
         if self.panel is not None:
             self.panel.lost = stats.rejected
 
+    @own_settings
     def observe(self, items: Iterable[Entry | Label]) -> list[Prediction]:
         """Take entries and labels in, in order; return one prediction per entry once the window is full.
 
@@ -177,7 +181,8 @@ class Pipeline:
         predictions: list[Prediction] = []
         for item in items:
             try:
-                for row in (item,) if self.panel is None else self.panel.take(item):
+                taken = coerced(item)
+                for row in (taken,) if self.panel is None else self.panel.take(taken):
                     predictions += filter(None, (self._step(row),))
             except EntryError as error:
                 self.stats.rejected[error.reason.value] += 1
@@ -186,6 +191,7 @@ class Pipeline:
                 self.on_rejected(item, error)
         return predictions
 
+    @own_settings
     def flush(self) -> list[Prediction]:
         """Predict for what waits in the panel, if there is one: nothing comes any more."""
         return [] if self.panel is None else [p for row in self.panel.flush() if (p := self._step(row)) is not None]
@@ -216,8 +222,10 @@ class Pipeline:
             scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
         return self._prediction(asked.window, issued, served, weights, scores)  # 6. what is served
 
+    @own_settings
     def predict(self, entry: Entry) -> Prediction:
         """Predict from the current window with `entry` appended, learning and changing nothing (serving)."""
+        entry = coerced_entry(entry)
         asked = self._ask(entry) if self.spec is not None else None
         if asked is None:  # building from this entry would let a question shape the learners
             window = self.task.window
@@ -436,6 +444,7 @@ class Pipeline:
 
     # -- state
 
+    @own_settings
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as copies: a tree of dicts and lists with tensors, arrays, numbers, text and bytes."""
         built = self.spec is not None
@@ -454,6 +463,7 @@ class Pipeline:
             **({} if self.panel is None else {"panel": self.panel.state_dict()}),
         }
 
+    @own_settings
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, in a pipeline made alike and not yet used.
 
