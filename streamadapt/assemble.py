@@ -335,7 +335,9 @@ def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
         return
     wanted = [task.rows, task.columns(channels)]
     try:
-        found: object = list(base.to("cpu")(torch.zeros(task.window_length, channels)).output.shape)
+        found: object = list(
+            base.to("cpu")(torch.zeros(task.window_length, channels, dtype=torch.float32)).output.shape
+        )
     except (ConfigError, ShapeError) as error:
         if isinstance(error, ConfigError):
             raise

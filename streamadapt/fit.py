@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from streamadapt.base import Linear
+from streamadapt.door import own_settings
 from streamadapt.entry import Batch, FloatArray
 from streamadapt.errors import ConfigError
 from streamadapt.features import linear_features
 from streamadapt.learners.base import MOST_WEIGHT, Prior
+from streamadapt.losses import Array
+from streamadapt.origin import FLOAT32_MAX, column_origin
 
 __all__ = ["fit_forecast", "fit_supervised"]
 
@@ -27,6 +30,7 @@ SMALLEST_RIDGE = 1e-6
 """A penalty of zero must not make a constant channel's sums singular."""
 
 
+@own_settings
 def fit_forecast(
     batch: Batch,
     window: int,
@@ -58,7 +62,7 @@ def fit_forecast(
     if n < window + horizon:
         raise ConfigError("history", n, f"at least window + horizon = {window + horizon} rows")
     loc, scale = _scaling(batch.values, shared=shared_scale)
-    z = torch.from_numpy((_fill(batch.values, loc) - loc) / scale).double()
+    z = torch.from_numpy(_scaled(_fill(batch.values, loc), loc, scale))
     known = torch.from_numpy(np.isfinite(batch.values))
     x = z.unfold(0, window, 1)[: n - window - horizon + 1]  # (m, C, window)
     y = z[window:].unfold(0, horizon, 1)  # (m, C, horizon)
@@ -133,6 +137,7 @@ def _reweighted(f: Tensor, left: Tensor, weights: Tensor, size: Tensor) -> tuple
     return (f * q).T @ f, (f * q).T @ left, error.sum(0)
 
 
+@own_settings
 def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
     """Fit a ridge regression from the last `window` entries' values to the labels.
 
@@ -147,9 +152,9 @@ def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
         raise ConfigError("history", len(batch), f"at least window = {window} rows")
     loc, scale = _scaling(batch.values, shared=False)
     label_loc, label_scale = _scaling(batch.labels, shared=False)
-    z = torch.from_numpy((_fill(batch.values, loc) - loc) / scale).double()
+    z = torch.from_numpy(_scaled(_fill(batch.values, loc), loc, scale))
     x = linear_features(z.unfold(0, window, 1).transpose(1, 2), forecast=False).squeeze(1)  # (m, window * C + 1)
-    y = torch.from_numpy((batch.labels[window - 1 :] - label_loc) / label_scale).double()
+    y = torch.from_numpy(_scaled(batch.labels, label_loc, label_scale)[window - 1 :])
     keep = torch.isfinite(y).all(-1)
     x, y = x[keep], y[keep]
     if len(x) < x.shape[1]:
@@ -166,7 +171,16 @@ def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
     )
 
 
-def _scaling(values: FloatArray, *, shared: bool) -> tuple[FloatArray, FloatArray]:
+def _scaled(values: FloatArray, loc: FloatArray, scale: FloatArray) -> Array:
+    """Return ``(values - loc) / scale``, float64: worked out in it where float32 would lose changes."""
+    if column_origin(values.astype(np.float64)).any():
+        exact: Array = (values.astype(np.float64) - loc.astype(np.float64)) / scale.astype(np.float64)
+        return exact
+    rounded: Array = ((values.astype(np.float32) - loc) / scale).astype(np.float64)
+    return rounded
+
+
+def _scaling(values: FloatArray, *, shared: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Location and scale per column, or one pair for all; a constant column has scale 1."""
     if not np.isfinite(values).any(axis=0).all():
         raise ConfigError("history", "a column without any value", "at least one value in each column")
@@ -175,7 +189,11 @@ def _scaling(values: FloatArray, *, shared: bool) -> tuple[FloatArray, FloatArra
     scale = np.broadcast_to(np.nanstd(values, axis=axis, dtype=np.float64), values.shape[1:])
     if not np.isfinite(loc).all():
         raise ConfigError("history", "an infinite value", "finite values, NaN where one is missing")
-    return loc.astype(np.float32), np.where(scale > 1e-6 * (1.0 + np.abs(loc)), scale, 1.0).astype(np.float32)
+    if (np.abs(values) > FLOAT32_MAX).any():
+        raise ConfigError("history", float(np.nanmax(np.abs(values))), f"values up to {FLOAT32_MAX:.4g}")
+    far = column_origin(values.astype(np.float64)) != 0.0
+    least = np.where(far.any() if shared else far, 1e-12, 1e-6) * (1.0 + np.abs(loc))  # below it is rounding
+    return loc.astype(np.float32), np.where(scale > least, scale, 1.0).astype(np.float32)
 
 
 def _fill(values: FloatArray, loc: FloatArray) -> FloatArray:

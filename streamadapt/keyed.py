@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason
 from streamadapt.pipeline import Pipeline, Rejected
@@ -188,12 +189,19 @@ class KeyedPipeline:
         for item in items:
             with self._turn:
                 try:
-                    predictions += self._step(item)
+                    predictions += self._step(self._taken(item))
                 except EntryError as error:
                     if self.on_rejected is None:
                         raise
                     self.on_rejected(item, error)
         return predictions
+
+    def _taken(self, item: Entry | Label) -> Entry | Label:
+        try:
+            return coerced(item)
+        except EntryError as error:
+            self.stats.rejected[error.reason.value] += 1
+            raise
 
     def _step(self, item: Entry | Label) -> list[Prediction]:
         key = self._key_of(item)
@@ -226,6 +234,7 @@ class KeyedPipeline:
             If a key that was put away cannot be read.
         """
         with self._turn:
+            entry = coerced_entry(entry)
             if entry.key not in self._resident and entry.key not in self._stored:
                 raise ConfigError("predict", entry.key[:60], "a key whose window is full: nothing is known of this one")
             return (self._resident.get(entry.key) or self._fetch(entry.key)).predict(entry)

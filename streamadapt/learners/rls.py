@@ -185,7 +185,7 @@ class RLS(Learner):
         if "season" in self.features:
             self.cycle = LastCycle(self.period, SEASON_SLOTS, spec.channels, spec.device)
             # Of the last entries, newest first: by the time a row is known, the cycle has gone on.
-            self._buffer("past_seasons", torch.zeros(spec.rows, spec.channels, spec.rows + 1))
+            self._buffer("past_seasons", torch.zeros(spec.rows, spec.channels, spec.rows + 1, dtype=torch.float32))
         self._pace = ((1.0, self.ridge), *self._paced(self._forgetting))
 
     def _start(self, spec: Spec, sets: int, d: int, responses: int) -> tuple[Tensor, Tensor]:
@@ -214,7 +214,7 @@ class RLS(Learner):
         # every `rows` entries, instead of a move by one every time.
         self._buffer("past_inputs", torch.zeros(self._groups, d, 2 * rows, dtype=torch.float64))
         self._buffer("past_gains", torch.zeros(self._experts, self._groups, d, 2 * rows, dtype=torch.float64))
-        self._buffer("head", torch.tensor(rows))
+        self._buffer("head", torch.tensor(rows, dtype=torch.int64))
 
     def _buffer(self, name: str, tensor: Tensor) -> None:
         self.register_buffer(name, tensor.clone().to(self.spec.device))
