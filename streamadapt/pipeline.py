@@ -25,6 +25,8 @@ from streamadapt.labelling import Labelling
 from streamadapt.learners.base import BaseOutput, Learner, Spec
 from streamadapt.losses import Array
 from streamadapt.panel import Panel
+from streamadapt.screen import Look, Screen
+from streamadapt.spoken import Spoken, fall_back
 from streamadapt.spec import spec_from_state, spec_state, spec_with_scaling
 from streamadapt.stats import Stats
 from streamadapt.tasks import Example, Issued, Matured, Task, Window
@@ -45,9 +47,13 @@ class Asked:
     window : Window
         A copy of the task's with the entry appended.
     inputs : Tensor, (window, channels), float32
-        What the base was given.
+        What the base was given, and what learners are: without the absurd values.
     base : BaseOutput
-        As it came: it may hold what is no number.
+        As it came of these: it may hold what is no number.
+    raw : BaseOutput or None
+        What it said of the window as it is, where that holds absurd values.
+    look : Look
+        What the screen says of the entry.
     """
 
     entry: Entry
@@ -55,6 +61,8 @@ class Asked:
     spec: Spec
     inputs: Tensor
     base: BaseOutput
+    raw: BaseOutput | None
+    look: Look
 
 
 class Pipeline:
@@ -132,6 +140,7 @@ class Pipeline:
         self._check_parts()
         self.labelling = Labelling(task, budget, estimate=estimate)
         self.count_in(self.watch.stats)
+        self.screen = Screen(task.window_length)
         self.health: Health | None = None
         self.spec: Spec | None = None
 
@@ -181,8 +190,13 @@ class Pipeline:
         return [] if self.panel is None else [p for row in self.panel.flush() if (p := self._step(row)) is not None]
 
     def _step(self, item: Entry | Label) -> Prediction | None:
-        asked = self._ask(item) if isinstance(item, Entry) else None  # first: where the base fails nothing has changed
+        asked, look = None, None
+        if isinstance(item, Entry):  # the base first: where it fails nothing has changed
+            look, asked = self._ask(item)
+        self.task.absurd_values = None if look is None else look.absurd
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
+        if look is not None and isinstance(item, Entry):
+            self.stats.absurd += self.screen.take(item.values, look)
         with self.timing.stage("learn"), torch.no_grad():
             for matured in self.intervals.learn(arrival.matured, self.stats):
                 self._learn(matured)  # 2. every learner, in order
@@ -197,27 +211,27 @@ class Pipeline:
         if asked is None:
             return None
         with self.timing.stage("predict"), torch.no_grad():
-            issued, served, weights = self._predict(asked)  # 5. the base, the learners, the guard
+            issued, said = self._predict(asked)  # 5. the base, the learners, the guard
         self.task.remember(issued)
         self.stats.pending = self.task.pending
         with self.timing.stage("learn"), torch.no_grad():
             scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
-        return self._prediction(asked.window, issued, served, weights, scores)  # 6. what is served
+        return self._prediction(asked.window, issued, said, scores)  # 6. what is served
 
     def predict(self, entry: Entry) -> Prediction:
         """Predict from the current window with `entry` appended, learning and changing nothing (serving)."""
-        asked = self._ask(entry) if self.spec is not None else None
+        _, asked = self._ask(entry) if self.spec is not None else (None, None)
         if asked is None:  # building from this entry would let a question shape the learners
             window = self.task.window
             raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
         with torch.no_grad():
-            issued, served, weights = self._predict(asked, commit=False)
-        return self._prediction(asked.window, issued, served, weights, {}, commit=False)
+            issued, said = self._predict(asked, commit=False)
+        return self._prediction(asked.window, issued, said, {}, commit=False)
 
     # -- the base, which is asked before anything changes
 
-    def _ask(self, entry: Entry) -> Asked | None:
-        """Check an entry and call the base for it, changing nothing; None while the first window fills.
+    def _ask(self, entry: Entry) -> tuple[Look, Asked | None]:
+        """Check an entry and call the base for it, changing nothing; nothing is asked while the first window fills.
 
         Raises
         ------
@@ -226,9 +240,17 @@ class Pipeline:
         """
         self.task.check_entry(entry, self.base.channels)
         window = self.task.window_with(entry)
+        look = self.screen.look(entry.values, window, self.task.window)
         if not window.full:
-            return None
-        spec = self.spec or self._new_spec(window)
+            return look, None
+        clean = window if look.clean is None else look.clean
+        spec = self.spec or self._new_spec(clean)
+        inputs, base = self._asked_of(entry, clean, spec)
+        raw = None if look.clean is None else self._asked_of(entry, window, spec)[1]
+        return look, Asked(entry, window, spec, inputs, base, raw, look)
+
+    def _asked_of(self, entry: Entry, window: Window, spec: Spec) -> tuple[Tensor, BaseOutput]:
+        """Return the inputs of a window, and what the base says of them."""
         inputs = torch.from_numpy(window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
         with self.timing.stage("predict"), torch.no_grad():
             said = self._said(entry, inputs)
@@ -237,7 +259,7 @@ class Pipeline:
             raise ShapeError(
                 f"the base must return ({spec.rows}, {spec.columns}) for this task, got {tuple(said.output.shape)}"
             )
-        return Asked(entry, window, spec, inputs, said._replace(times=times))
+        return inputs, said._replace(times=times)
 
     def _said(self, entry: Entry, inputs: Tensor) -> BaseOutput:
         try:
@@ -338,13 +360,13 @@ class Pipeline:
 
     # -- steps 5 and 6
 
-    def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Array, Array]:
+    def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Spoken]:
         entry, inputs, base, spec = asked.entry, asked.inputs, asked.base, asked.spec
         if self.spec is None:  # what the base shows is known only now
             self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
         if commit and self.watch.monitors:
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
-            self.watch.take_in_entry(np.where(np.isnan(entry.values), np.nan, newest), base)
+            self.watch.take_in_entry(np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest), base)
         base, silent = without_nonfinite(base, spec.kind, spec.output_loc)
         experts = self._experts(inputs, base, commit=commit)
         mixture = self.guard.mix(experts)
@@ -352,8 +374,14 @@ class Pipeline:
             for said in (experts, mixture.own, mixture.served):
                 said[..., silent] = np.nan
         note = () if self.labelling.silent else self._note(experts, mixture.served, commit=commit)
+        raw = None if asked.raw is None else without_nonfinite(asked.raw, spec.kind, spec.output_loc)
+        spoken, mixture = fall_back(experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast")
         own = self.intervals.issue(mixture)
-        return Issued(entry, inputs, base, experts, own, note), mixture.served, mixture.weights
+        spoken = replace(spoken, bounds=self.intervals.bounds(own))
+        if spoken.doubted is not None:  # nobody learns from it, or is judged by it
+            experts, own = experts.copy(), own.copy()
+            experts[..., spoken.doubted] = own[..., spoken.doubted] = np.nan
+        return Issued(entry, inputs, base, experts, own, note), spoken
 
     def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
         return self.labelling.note(experts, served, self.guard.scale(), commit=commit)
@@ -373,16 +401,15 @@ class Pipeline:
         self,
         window: Window,
         issued: Issued,
-        served: Array,
-        weights: Array,
+        spoken: Spoken,
         scores: dict[str, float],
         *,
         commit: bool = True,
     ) -> Prediction:
         entry = issued.entry
-        shares = dict(zip(self.names, weights.tolist(), strict=True))
-        experts = issued.experts.astype(np.float32)
-        out = served.astype(np.float32)
+        shares = dict(zip(self.names, spoken.weights.tolist(), strict=True))
+        experts = spoken.experts.astype(np.float32)
+        out = spoken.served.astype(np.float32)
         known = self.task.known(window)
         if known is not None:
             out[:, ~known] = np.nan
@@ -395,7 +422,7 @@ class Pipeline:
         asked = self.labelling.said(issued.note, commit=commit)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
-            *asked, () if self.panel is None else self.panel.columns, *self.intervals.bounds(issued.own),
+            *asked, () if self.panel is None else self.panel.columns, *spoken.bounds,
         )  # fmt: skip
 
     # -- state
@@ -414,6 +441,7 @@ class Pipeline:
             "labelling": self.labelling.state_dict(),
             "intervals": self.intervals.state_dict(),
             "stats": self.stats.state_dict(),
+            "screen": self.screen.state_dict(),
             **({} if self.panel is None else {"panel": self.panel.state_dict()}),
         }
 
@@ -440,6 +468,8 @@ class Pipeline:
         self.labelling.load_state_dict(state["labelling"])
         self.intervals.load_state_dict(state["intervals"])
         self.stats.load_state_dict(state["stats"])
+        if "screen" in state:  # checkpoints of earlier versions: the stream describes itself from here on
+            self.screen.load_state_dict(state["screen"])
         if self.panel is not None:
             self.panel.load_state_dict(state["panel"])
         self.count_in(self.stats)

@@ -166,6 +166,7 @@ class Task(ABC):
         self.last_time = -(2**63)
         self.outcomes: Counter[str] = Counter()  # labels by outcome; the pipeline puts its statistics' counter here
         self.device = torch.device("cpu")
+        self.absurd_values: Mask | None = None  # of the entry observed next: which values are no targets
 
     @abstractmethod
     def columns(self, channels: int) -> int:
