@@ -16,6 +16,7 @@ from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.features import feature_count, linear_features
 from streamadapt.learners.base import BaseOutput, Prior, TaskKind
 from streamadapt.losses import Mask
+from streamadapt.turns import Turn
 from streamadapt.weights import read_tensors
 
 __all__ = ["Base", "FrozenModel", "Linear", "Persistence", "as_base", "load_module", "without_nonfinite"]
@@ -269,6 +270,7 @@ class FrozenModel(Base):
             self.model: Callable[..., Any] = copy.deepcopy(model).eval().requires_grad_(False)
         else:
             self.model = model
+        self._turn = Turn("the base")
         self._shown: Tensor | None = None
         if embedding is not None:
             self._submodule(embedding).register_forward_hook(self._show)
@@ -292,12 +294,15 @@ class FrozenModel(Base):
         return super().train(False)
 
     def forward(self, inputs: Tensor) -> BaseOutput:
-        """Call the model."""
-        self._shown = None
-        with torch.no_grad():
-            said = self.model(inputs.unsqueeze(0) if self.batched else inputs)
-        output, embedding = said if isinstance(said, tuple) else (said, self._shown)
-        output = torch.as_tensor(output, dtype=torch.float32, device=inputs.device)
+        """Call the model; callers from other threads wait, since pipelines may share a base."""
+        with self._turn, torch.no_grad():
+            self._shown = None
+            said, shown = self.model(inputs.unsqueeze(0) if self.batched else inputs), self._shown
+        output, embedding = said if isinstance(said, tuple) else (said, shown)
+        output = torch.as_tensor(output, device=inputs.device)
+        if output.is_complex():
+            raise ShapeError(f"the base must return real numbers, got {output.dtype}")
+        output = output.to(torch.float32)
         while output.ndim > 2 and output.shape[0] == 1:
             output = output.squeeze(0)
         if output.ndim < 2:

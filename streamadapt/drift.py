@@ -162,6 +162,10 @@ class DriftMonitor:
                 self.boost.fire()
         return fired
 
+    def restart(self) -> None:
+        """Start the detectors again from nothing."""
+        self._rivers = [] if self.each else [make_detector(self.detector, self.params)]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the detectors' and the reaction's state."""
         return {

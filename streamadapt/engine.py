@@ -159,7 +159,7 @@ class Engine:
             self.checkpoint()
         done = ended and not any(lane.waiting for lane in self.lanes.values())
         for lane in self.lanes.values() if done else ():
-            self._hand_out(lane, lane.finish(), ())  # nothing comes any more; a plain stop cannot know that
+            self._hand_out(lane, *lane.finish())  # nothing comes any more; a plain stop cannot know that
         return done
 
     # -- one round

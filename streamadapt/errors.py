@@ -10,6 +10,7 @@
     +-- ConnectorError     a source or a sink failed for good (what can be retried is retried inside it)
     +-- BadShareError      nearly all records are refused: a wrong config, not bad records
     +-- RepairError        a file of repaired dead letters is not what it should be
+    +-- BusyError          a pipeline was called from within one of its own calls
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 __all__ = [
     "BadShareError",
+    "BusyError",
     "CheckpointError",
     "ConfigError",
     "ConnectorError",
@@ -123,3 +125,7 @@ class BadShareError(StreamadaptError):
 
 class RepairError(StreamadaptError):
     """A line of a file of repaired dead letters is none: what was expected there, and what came."""
+
+
+class BusyError(StreamadaptError, RuntimeError):
+    """A pipeline was called from within itself: from `on_rejected`, from a learner or from the base."""

@@ -37,6 +37,8 @@ class Estimate(ABC):
 
     measures: tuple[str, ...]
     """Names of the numbers that `expect` returns first."""
+    length: int
+    """How many numbers it returns."""
 
     @abstractmethod
     def expect(self, experts: Array, served: Array, scale: Array, unit: Array) -> tuple[float, ...]:
@@ -90,6 +92,7 @@ class ConfidenceEstimate(Estimate):
     """
 
     measures = (*ROLES, *(f"{role}_accuracy" for role in ROLES))
+    length = 2 * len(ROLES)
 
     def __init__(self) -> None:
         odds = np.linspace(-7.0, 7.0, BINS - 1)
@@ -138,6 +141,7 @@ class DirectEstimate(Estimate):
     """
 
     measures = ROLES
+    length = 2 * len(ROLES) + 2
 
     def __init__(self) -> None:
         self.recent = np.full(len(ROLES), np.nan)
@@ -160,6 +164,8 @@ class DirectEstimate(Estimate):
         """Make one step."""
         del said, target
         s, d, *relative = extra
+        if not (math.isfinite(s) and np.isfinite(losses).all()):
+            return losses  # said without an estimate, or a loss that is beyond all numbers
         first = np.isnan(self.recent)
         capped = np.where(first, losses, np.minimum(losses, LARGEST * np.maximum(self.recent, s)))
         self.count += 1
@@ -201,6 +207,10 @@ def _step(
     i00, i01, i02, i11, i12, i22 = moved = [DECAY * old + new for old, new in zip(information, news, strict=True)]
     c00, c01, c02 = i11 * i22 - i12 * i12, i02 * i12 - i01 * i22, i01 * i12 - i02 * i11
     c11, c12, c22 = i00 * i22 - i02 * i02, i01 * i02 - i00 * i12, i00 * i11 - i01 * i01
-    step = weight * (y - b[0] - b[1] * d - b[2] * m) / (i00 * c00 + i01 * c01 + i02 * c02)
+    determinant = i00 * c00 + i01 * c01 + i02 * c02
+    if not 0.0 < determinant < math.inf:  # numbers too far apart for a solution: what is known stays
+        return b, information
+    step = weight * (y - b[0] - b[1] * d - b[2] * m) / determinant
     gain = (c00 + c01 * d + c02 * m, c01 + c11 * d + c12 * m, c02 + c12 * d + c22 * m)
-    return [old + step * g for old, g in zip(b, gain, strict=True)], moved
+    stepped = [old + step * g for old, g in zip(b, gain, strict=True)]
+    return (stepped, moved) if all(map(math.isfinite, stepped)) else (b, information)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
+from streamadapt.faults import Faults
 from streamadapt.learners.base import Learner
 from streamadapt.losses import Array
 
@@ -27,6 +28,17 @@ PROBATION = 250
 only in later losses."""
 ARRAYS = ("losses", "seen", "benched", "usual_norm", "steps")
 
+T = TypeVar("T")
+
+
+def part_of(learner: Learner) -> str:
+    """Return what a learner is called among the parts: ``learner:bias-0.5 bias-0.2``."""
+    return "learner:" + " ".join(learner.names)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
 
 class Health:
     """Watches the learners of a pipeline.
@@ -38,21 +50,33 @@ class Health:
     snapshot, and the base stands in for it over the next `WINDOW` matured arrivals, while it goes on learning. A family
     of experts is restored as a whole; the base stands in for the broken one only.
 
+    A learner that raises an exception (`attempt`) is taken out in the same way, with all its experts: what it was doing
+    may be half done. One that cannot be restored is reset; while that raises, too, it is lost: nothing is asked of it,
+    and it is tried again after every `WINDOW` matured arrivals.
+
     Parameters
     ----------
     learners : sequence of Learner
         Built. Their states now are the first good snapshots.
+    faults : Faults, optional
+        Where exceptions are counted and logged.
+    unbuilt : sequence of int
+        Learners whose building raised: lost from the start.
     """
 
-    def __init__(self, learners: Sequence[Learner]) -> None:
+    def __init__(self, learners: Sequence[Learner], faults: Faults | None = None, unbuilt: Sequence[int] = ()) -> None:
         self.learners = learners
+        self.faults = faults or Faults()
+        self.lost = np.zeros(len(learners), np.bool_)
+        self.lost[list(unbuilt)] = True
         self.owner = [i for i, learner in enumerate(learners) for _ in learner.names]  # expert -> its learner
         k = len(self.owner)
-        self.good = [learner.snapshot() for learner in learners]
+        self.good: list[dict[str, Any] | None] = [self.snapshot(i) for i in range(len(learners))]
         self.candidates: list[dict[str, Any] | None] = [None for _ in learners]  # snapshots on probation
         self.losses = np.zeros((WINDOW, k + 1))  # the base's first
         self.seen = np.zeros(k, np.int64)  # matured arrivals since the last verdict, up to WINDOW
         self.benched = np.zeros(k, np.int64)  # matured arrivals still to stay out
+        self.benched[[self.lost[owner] for owner in self.owner]] = WINDOW
         self.usual = 0.0  # running mean of the base's loss
         self.count = 0
         self.usual_norm = np.zeros(len(learners))  # running means of the gradients' norms
@@ -68,7 +92,7 @@ class Health:
         """
         broken: list[int] = []
         if not np.isfinite(experts).all():
-            bad = ~np.isfinite(experts[1:]).all(axis=(1, 2))
+            bad = ~np.isfinite(experts[1:]).all(axis=(1, 2)) & ~self.lost[self.owner]
             broken = [int(k) + 1 for k in np.flatnonzero(bad & (self.benched == 0))]
             for k in np.flatnonzero(bad):
                 self._take_out(int(k))
@@ -98,36 +122,107 @@ class Health:
         for k in broken:
             self._take_out(k)
         self._keep_snapshots()
+        self._try_lost()
         return [k + 1 for k in broken]
 
     def check_gradient(self, i: int) -> list[int]:
-        """Look at the newest gradient of learner `i`; return the experts taken out."""
-        norm = self.learners[i].gradient_norm
+        """Look at the gradient of the step that learner `i` has just made; return the experts taken out."""
+        norm, out = self.attempt(i, lambda: _number(self.learners[i].take_gradient_norm()))
         if norm is None:
-            return []
+            return out
         usual, ripe = float(self.usual_norm[i]), self.steps[i] >= WINDOW
         if np.isfinite(norm) and not (ripe and usual > 0.0 and norm > GRADIENT_RATIO * usual):
             self.steps[i] += 1
             self.usual_norm[i] += (norm - usual) / min(int(self.steps[i]), USUAL_OF)
             return []
+        return self.take_out(i)
+
+    # -- exceptions
+
+    def attempt(self, i: int, call: Callable[[], T]) -> tuple[T | None, list[int]]:
+        """Return what `call` returns, and the experts that were taken out because it raised; it is of learner `i`.
+
+        Parameters
+        ----------
+        i : int
+            A learner's place. Of one that is lost nothing is called.
+        call : callable () -> T
+        """
+        if self.lost[i]:
+            return None, []
+        try:
+            return call(), []
+        except Exception as error:
+            self.faults.note(part_of(self.learners[i]), error)
+            return None, self.take_out(i)
+
+    def _attempted(self, i: int, call: Callable[[], T]) -> T | None:
+        try:
+            return call()
+        except Exception as error:
+            self.faults.note(part_of(self.learners[i]), error)
+            return None
+
+    def take_out(self, i: int) -> list[int]:
+        """Restore learner `i` and let the base stand in for all its experts; return those that were not out before."""
         experts = [k for k, owner in enumerate(self.owner) if owner == i]
         fresh = [k for k in experts if self.benched[k] == 0]
         for k in experts:
-            self._take_out(k)
+            self._bench(k)
+        self._restore(i)
         return [k + 1 for k in fresh]
+
+    def snapshot(self, i: int) -> dict[str, Any] | None:
+        """Return a snapshot of learner `i`; None where it is lost, or cannot make one."""
+        return None if self.lost[i] else self._attempted(i, self.learners[i].snapshot)
+
+    def snapshots(self) -> list[dict[str, Any] | None]:
+        """Return what is to be saved of each learner; one that cannot tell its state goes back to its last good one."""
+        found = [self.snapshot(i) for i in range(len(self.learners))]
+        for i, snapshot in enumerate(found):
+            if snapshot is None and not self.lost[i]:
+                self.take_out(i)
+                found[i] = self.good[i]
+        return found
+
+    def _restore(self, i: int) -> None:
+        """Bring learner `i` back to its last good snapshot, or to its start; where both raise it is lost."""
+        learner, good = self.learners[i], self.good[i]
+        self.candidates[i] = None
+        if good is not None and self._done(i, lambda: learner.restore(good)):
+            self.lost[i] = False
+        else:
+            self.lost[i] = not self._done(i, learner.reset)
+            self.good[i] = self.snapshot(i)
+
+    def _done(self, i: int, call: Callable[[], object]) -> bool:
+        """Whether a call did not raise."""
+        try:
+            call()
+        except Exception as error:
+            self.faults.note(part_of(self.learners[i]), error)
+            return False
+        return True
+
+    def _try_lost(self) -> None:
+        for i in np.flatnonzero(self.lost):
+            experts = [k for k, owner in enumerate(self.owner) if owner == i]
+            if not self.benched[experts].any():
+                self.take_out(int(i))
 
     def _keep_snapshots(self) -> None:
         if self.count % SNAPSHOT_EVERY == 0:
             ill = {self.owner[k] for k in np.flatnonzero(self.benched)}
-            self.candidates = [None if i in ill else learner.snapshot() for i, learner in enumerate(self.learners)]
+            self.candidates = [None if i in ill else self.snapshot(i) for i in range(len(self.learners))]
         elif self.count % SNAPSHOT_EVERY == PROBATION:
             self.good = [c if c is not None else good for c, good in zip(self.candidates, self.good, strict=True)]
             self.candidates = [None for _ in self.learners]
 
     def _take_out(self, k: int) -> None:
-        owner = self.owner[k]
-        self.learners[owner].restore(self.good[owner])
-        self.candidates[owner] = None
+        self._restore(self.owner[k])
+        self._bench(k)
+
+    def _bench(self, k: int) -> None:
         self.benched[k] = WINDOW
         self.seen[k] = 0
 
@@ -135,7 +230,7 @@ class Health:
         """Return the counters and snapshots."""
         arrays = {name: getattr(self, name).copy() for name in ARRAYS}
         snapshots = {"good": list(self.good), "candidates": list(self.candidates)}
-        return {**snapshots, "count": self.count, "usual": self.usual, **arrays}
+        return {**snapshots, "count": self.count, "usual": self.usual, **arrays, "lost": self.lost.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
@@ -145,3 +240,4 @@ class Health:
         self.usual = float(state["usual"])
         for name in ARRAYS:
             getattr(self, name)[...] = state[name]
+        self.lost[...] = state.get("lost", False)  # absent in older checkpoints

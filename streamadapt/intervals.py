@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,7 +37,15 @@ KEPT = 3
 
 
 class NoIntervals:
-    """Says nothing about errors."""
+    """Says nothing about errors.
+
+    Attributes
+    ----------
+    kept : int
+        Rows that `issue` puts before the guard's own.
+    """
+
+    kept: ClassVar[int] = 0
 
     def check(self, task: Task) -> None:
         """Suit every task."""
@@ -95,6 +103,8 @@ class Intervals(NoIntervals):
     .. [2] Angelopoulos, Candes & Tibshirani (2023), Conformal PID control for time series prediction, NeurIPS.
     """
 
+    kept: ClassVar[int] = KEPT
+
     def __init__(self, coverage: float = 0.9, rate: float = 0.2) -> None:
         if not 0.0 < coverage < 1.0:
             raise ConfigError("intervals.coverage", coverage, "a share between 0 and 1")
@@ -128,7 +138,9 @@ class Intervals(NoIntervals):
     def bounds(self, own: Array) -> tuple[FloatArray, FloatArray]:
         """Return the two ends, (rows, columns); NaN where nothing is known of errors yet."""
         served, half, _ = own[:KEPT]
-        return (served - half).astype(np.float32), (served + half).astype(np.float32)
+        most = float(np.finfo(np.float32).max)
+        low, high = np.clip(served - half, -most, most), np.clip(served + half, -most, most)
+        return low.astype(np.float32), high.astype(np.float32)
 
     def learn(self, matured: Sequence[Matured], stats: Stats) -> Sequence[Matured]:
         """Charge each target to the interval as it was issued."""
@@ -137,7 +149,7 @@ class Intervals(NoIntervals):
     def _learn(self, matured: Matured, stats: Stats) -> Matured:
         served, half, seen_then = matured.own[:KEPT]
         rest = replace(matured, own=matured.own[KEPT:])
-        mask = matured.mask
+        mask = matured.mask & ~np.isnan(seen_then)  # NaN: it was issued without an interval
         if self._shape is None or not mask.any() or matured.weight == 0.0:
             return rest
         error = np.abs(np.where(mask, matured.target - served, 0.0))

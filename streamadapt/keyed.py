@@ -24,6 +24,7 @@ from streamadapt.statepack import pack, unpack
 from streamadapt.stats import Stats
 from streamadapt.tasks import Supervised
 from streamadapt.timing import NO_TIMING, Timing
+from streamadapt.turns import Turn
 
 __all__ = ["MAX_KEYS", "MAX_STORED", "KeyStore", "KeyedPipeline"]
 
@@ -107,6 +108,7 @@ class KeyedPipeline:
     """One pipeline for each `Entry.key`, made when the key first comes; to be used like a `Pipeline`.
 
     Each key's predictions and state are, to the bit, those of a pipeline that sees this key's entries and labels alone.
+    May be used from several threads, as a `Pipeline` may: calls wait for each other, `observe` takes a turn for each item.
     The base is one object for all. A label carries only an id, and goes to the key whose entry had it: where labels are
     joined by id, an id must be unique among all keys. A record that is refused changes nothing, also not what is in
     memory.
@@ -152,6 +154,7 @@ class KeyedPipeline:
         self.on_rejected = on_rejected
         self.timing: Timing = NO_TIMING
         self.stats = Stats()
+        self._turn = Turn("the pipeline of keys")
         self.template = make_pipeline()
         if self.template.panel is not None:
             raise ConfigError("keys", "panel", "one of the two: in a panel a key is a sensor, not a stream of its own")
@@ -184,12 +187,13 @@ class KeyedPipeline:
         """
         predictions: list[Prediction] = []
         for item in items:
-            try:
-                predictions += self._step(item)
-            except EntryError as error:
-                if self.on_rejected is None:
-                    raise
-                self.on_rejected(item, error)
+            with self._turn:
+                try:
+                    predictions += self._step(item)
+                except EntryError as error:
+                    if self.on_rejected is None:
+                        raise
+                    self.on_rejected(item, error)
         return predictions
 
     def _step(self, item: Entry | Label) -> list[Prediction]:
@@ -213,8 +217,19 @@ class KeyedPipeline:
         return []
 
     def predict(self, entry: Entry) -> Prediction:
-        """Predict for an entry's key, learning and changing nothing; a key that was put away is only looked at."""
-        return (self._resident.get(entry.key) or self._fetch(entry.key)).predict(entry)
+        """Predict for an entry's key, learning and changing nothing; a key that was put away is only looked at.
+
+        Raises
+        ------
+        EntryError, ConfigError, BusyError
+            As `Pipeline.predict`; `ConfigError` also for a key that nothing has come for.
+        CheckpointError
+            If a key that was put away cannot be read.
+        """
+        with self._turn:
+            if entry.key not in self._resident and entry.key not in self._stored:
+                raise ConfigError("predict", entry.key[:60], "a key whose window is full: nothing is known of this one")
+            return (self._resident.get(entry.key) or self._fetch(entry.key)).predict(entry)
 
     # -- which key
 
@@ -254,6 +269,7 @@ class KeyedPipeline:
     def _made(self, state: dict[str, Any] | None) -> Pipeline:
         pipeline = self.make_pipeline()
         pipeline.base = self.base
+        pipeline.faults.join(self.template.faults)  # an error is logged once, not once for each key
         if state is not None:
             pipeline.load_state_dict({**state, "stats": Stats().state_dict()})
         pipeline.count_in(self.stats)
@@ -331,6 +347,10 @@ class KeyedPipeline:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state; of the keys that were put away, their names and checksums in the store."""
+        with self._turn:
+            return self._state()
+
+    def _state(self) -> dict[str, Any]:
         if self.store is not None:
             self._opened().sync()
         rows = list(self._stored.values())
@@ -358,6 +378,10 @@ class KeyedPipeline:
         CheckpointError
             If the state is of other experts, or the store lacks what it refers to.
         """
+        with self._turn:
+            self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
         if "resident" not in state or list(state["names"]) != self.names:
             raise CheckpointError(
                 f"the checkpoint is of the experts {state['names']} and not of keys with {self.names}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,6 +92,11 @@ class Labelling:
                 self.stats.estimated_count += 1
             note += estimates
         return note
+
+    def blank(self) -> tuple[float, ...]:
+        """Return the note of a prediction about which nothing could be noted: not asked for, nothing estimated."""
+        asked = () if self.budget is None else (0.0, 0.0)
+        return asked if self.estimate is None else asked + (math.nan,) * self.estimate.length
 
     def said(self, note: tuple[float, ...], *, commit: bool) -> Said:
         """Return what goes out with a prediction of this note."""

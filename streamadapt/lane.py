@@ -124,9 +124,10 @@ class Lane:
         return {place: self.positions.get(place) for place in at}
 
     def _reject(self, item: Entry | Label, error: EntryError) -> None:
-        del item
-        assert self._record is not None
-        self._refused.append(DeadLetter(self._record, error.reason.value, "process", error.detail))
+        record = self._record
+        if record is None:  # a panel's row that waited in the checkpoint, at the end of the stream
+            record = Record(item.position, None, None, item.time)
+        self._refused.append(DeadLetter(record, error.reason.value, "process", error.detail))
 
     def process(self, released: Sequence[Arrived]) -> tuple[list[Prediction], list[DeadLetter]]:
         """Run released records through the pipeline and move the positions past them."""
@@ -144,12 +145,13 @@ class Lane:
         letters, self._refused = self._refused, []
         return predictions, letters
 
-    def finish(self) -> list[Prediction]:
-        """Nothing comes any more: return the predictions of what still waited."""
+    def finish(self) -> tuple[list[Prediction], list[DeadLetter]]:
+        """Nothing comes any more: return the predictions of what still waited, and what of it was refused."""
         place = self.entries_at
         found = self.pipeline.flush()
-        self.since_checkpoint += bool(found)
-        return self._new(Position(*place, self.positions.get(place, 0)), found)
+        letters, self._refused = self._refused, []
+        self.since_checkpoint += bool(found or letters)
+        return self._new(Position(*place, self.positions.get(place, 0)), found), letters
 
     def _new(self, read: Position, predictions: list[Prediction]) -> list[Prediction]:
         is_new = self.is_new

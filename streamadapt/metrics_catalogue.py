@@ -87,6 +87,12 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "When it rises and the served loss does not fall, the reaction does not pay: set it to alert.",
     ),
     MetricSpec(
+        "streamadapt_faults_total", "counter",
+        "Exceptions raised by a part (a learner, the guard, a detector, a reaction); the stream went on without it.",
+        (*_P, "part"), "exceptions",
+        "When it rises, read the traceback in the log (the first of each kind) and mend or remove that part.",
+    ),
+    MetricSpec(
         "streamadapt_keys", "gauge", "Keys with a pipeline of their own, by place: resident (in memory) or stored.",
         (*_P, "place"), "keys",
         "When stored nears keys.max_stored, raise that: beyond it the key used least recently is forgotten.",

@@ -74,6 +74,7 @@ class Optimiser(nn.Module):
         self.name = name
         self.options = _checked(name, options)
         self.norm: Tensor | None = None  # of the newest gradient, before it is clipped; no part of the state
+        self._news = False  # whether a step was made since `take_news`
         self._parameters_stepped: list[Tensor] = list(parameters)
         self._torch = self._of_torch()
         if self._torch is None:
@@ -117,6 +118,7 @@ class Optimiser(nn.Module):
             Gradients whose norm (of all together) exceeds it are scaled down to it.
         """
         gradients = list(torch.autograd.grad(loss, self._parameters_stepped))
+        self._news = True
         with torch.no_grad():
             self.norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             if clip is not None:
@@ -127,6 +129,11 @@ class Optimiser(nn.Module):
                 self._step_of_lion(gradients, self.lr * boost)
             else:
                 self._step_of_adabelief(gradients, self.lr * boost)
+
+    def take_news(self) -> bool:
+        """Whether a step was made since the last call."""
+        news, self._news = self._news, False
+        return news
 
     def _step_of_torch(self, optimiser: torch.optim.Optimizer, gradients: Sequence[Tensor], boost: float) -> None:
         for parameter, gradient in zip(self._parameters_stepped, gradients, strict=True):

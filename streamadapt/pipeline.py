@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,25 +18,30 @@ from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason, ShapeError, StreamadaptError
-from streamadapt.guard import Guard, TwoLayer
-from streamadapt.health import Health
+from streamadapt.faults import Faults, is_fatal
+from streamadapt.guard import Guard, Mixture, TwoLayer
+from streamadapt.guard_keeper import GuardKeeper
+from streamadapt.health import Health, part_of
 from streamadapt.intervals import NoIntervals
 from streamadapt.label_budget import LabelBudget
 from streamadapt.labelling import Labelling
 from streamadapt.learners.base import BaseOutput, Learner, Spec
+from streamadapt.lent import Lent
 from streamadapt.losses import Array
 from streamadapt.panel import Panel
 from streamadapt.screen import Look, Screen
-from streamadapt.spoken import Spoken, fall_back
 from streamadapt.spec import spec_from_state, spec_state, spec_with_scaling
+from streamadapt.spoken import Spoken, fall_back, unjudged
 from streamadapt.stats import Stats
 from streamadapt.tasks import Example, Issued, Matured, Task, Window
 from streamadapt.timing import NO_TIMING, Timing
+from streamadapt.turns import Turn
 from streamadapt.watch import Watch
 
 __all__ = ["Pipeline"]
 
 Rejected = Callable[[Entry | Label, EntryError], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +53,13 @@ class Asked:
     window : Window
         A copy of the task's with the entry appended.
     inputs : Tensor, (window, channels), float32
-        What the base was given, and what learners are: without the absurd values.
+        What the base was given, and learners are: without the absurd values.
     base : BaseOutput
         As it came of these: it may hold what is no number.
-    raw : BaseOutput or None
-        What it said of the window as it is, where that holds absurd values.
     look : Look
         What the screen says of the entry.
+    raw : BaseOutput or None
+        What the base said of the window as it is, where that holds absurd values.
     """
 
     entry: Entry
@@ -61,12 +67,21 @@ class Asked:
     spec: Spec
     inputs: Tensor
     base: BaseOutput
-    raw: BaseOutput | None
     look: Look
+    raw: BaseOutput | None
 
 
 class Pipeline:
     """Predicts every entry, learns from every label, and serves a guarded mixture.
+
+    A learner, guard, detector or reaction that raises an exception is left out for a while: it is counted in
+    ``stats.faults``, logged with its traceback once, and put back to a state from before; the stream goes on. Where the
+    base raises, or returns no output, that entry is refused (`Reason.BASE_FAILED`) and has changed nothing. What is
+    wrong when the first window is full (`ConfigError`, `ShapeError`) is raised.
+
+    May be used from several threads: calls wait for each other. `observe` takes a turn for each item, so that a
+    `predict` beside it sees the state between two items. A call from within another one on the same thread (from
+    `on_rejected`, a learner or the base) raises `BusyError`.
 
     Parameters
     ----------
@@ -88,7 +103,8 @@ class Pipeline:
     estimate : bool
         Whether the losses of predictions are estimated before their labels come. Changes no prediction.
     on_rejected : callable, optional
-        Called with a refused item and its `EntryError`; without one, `observe` raises it.
+        Called with a refused item and its `EntryError`; without one, `observe` raises it. Of a panel's row that the
+        base failed on, the item is the row.
     panel : Panel, optional
         Assembles records of single sensors into the entries that the task sees. It holds state, too.
     intervals : Intervals, optional
@@ -129,6 +145,8 @@ class Pipeline:
         self.seed = seed
         self.on_rejected = on_rejected
         self.timing: Timing = NO_TIMING
+        self.faults = Faults()
+        self._turn = Turn("the pipeline")
         self.names = ["base", *(name for learner in self.learners for name in learner.names)]
         if len(set(self.names) | {"served"}) != len(self.names) + 1:
             raise ConfigError("learners", self.names, "names that differ from each other, from base and from served")
@@ -136,10 +154,12 @@ class Pipeline:
             learner.check_kind(task.kind)
         self.base.check(task.kind, task.window_length, task.rows, getattr(task, "classes", None))
         self.watch = Watch(drift, self.learners, task.kind)
+        self.watch.faults, self.watch.reactor.failed = self.faults, self._reaction_failed
+        self.keeper = GuardKeeper(self.guard, self.faults)
         self.panel, self.intervals = panel, intervals or NoIntervals()
         self._check_parts()
         self.labelling = Labelling(task, budget, estimate=estimate)
-        self.count_in(self.watch.stats)
+        self._count_in(self.watch.stats)
         self.screen = Screen(task.window_length)
         self.health: Health | None = None
         self.spec: Spec | None = None
@@ -157,7 +177,11 @@ class Pipeline:
 
     def count_in(self, stats: Stats) -> None:
         """Count in `stats` from now on; many pipelines may share one."""
-        self.stats = self.watch.stats = self.labelling.stats = stats
+        with self._turn:
+            self._count_in(stats)
+
+    def _count_in(self, stats: Stats) -> None:
+        self.stats = self.watch.stats = self.labelling.stats = self.faults.stats = stats
         self.task.outcomes = stats.labels
         if self.panel is not None:
             self.panel.lost = stats.rejected
@@ -166,43 +190,64 @@ class Pipeline:
         """Take entries and labels in, in order; return one prediction per entry once the window is full.
 
         With a `panel` there is one per assembled row: several at one record, or none.
-        ``observe([a, b])`` equals ``observe([a]) + observe([b])``.
+        ``observe([a, b])`` equals ``observe([a]) + observe([b])``. Called from two threads, each waits for its turn:
+        their items come in some order, one whole item after the other.
 
         Raises
         ------
         EntryError
-            At the first bad item, if there is no `on_rejected`; that item changed nothing.
+            At the first bad item, if there is no `on_rejected`; that item changed nothing. (Of a panel's rows that one
+            record completes, the others have been taken in.)
+        BusyError
+            From within a call of the same pipeline.
         """
         predictions: list[Prediction] = []
         for item in items:
-            try:
-                for row in (item,) if self.panel is None else self.panel.take(item):
-                    predictions += filter(None, (self._step(row),))
-            except EntryError as error:
-                self.stats.rejected[error.reason.value] += 1
-                if self.on_rejected is None:
-                    raise
-                self.on_rejected(item, error)
+            with self._turn:
+                self._take((item,) if self.panel is None else self.panel.take(item), item, predictions)
         return predictions
 
     def flush(self) -> list[Prediction]:
         """Predict for what waits in the panel, if there is one: nothing comes any more."""
-        return [] if self.panel is None else [p for row in self.panel.flush() if (p := self._step(row)) is not None]
+        predictions: list[Prediction] = []
+        with self._turn:
+            if self.panel is not None:
+                self._take(self.panel.flush(), None, predictions)
+        return predictions
+
+    def _take(self, rows: Iterable[Entry | Label], item: Entry | Label | None, predictions: list[Prediction]) -> None:
+        """Take rows in, which `item` completed; one that is refused does not keep the others out."""
+        refused: list[tuple[Entry | Label, EntryError]] = []
+        try:
+            for row in rows:
+                try:
+                    predictions += filter(None, (self._step(row),))
+                except EntryError as error:
+                    refused.append((row, error))
+        except EntryError as error:  # the panel's own, about the item
+            assert item is not None
+            refused.append((item, error))
+        for _, refusal in refused:
+            self.stats.rejected[refusal.reason.value] += 1
+        for row, refusal in refused:
+            if self.on_rejected is None:
+                raise refusal
+            self.on_rejected(row, refusal)
 
     def _step(self, item: Entry | Label) -> Prediction | None:
-        asked, look = None, None
-        if isinstance(item, Entry):  # the base first: where it fails nothing has changed
-            look, asked = self._ask(item)
-        self.task.absurd_values = None if look is None else look.absurd
+        look, asked = self._ask(item) if isinstance(item, Entry) else (None, None)  # first: where the base fails
+        self.task.absurd_values = None if look is None else look.absurd  # nothing has changed
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
         if look is not None and isinstance(item, Entry):
             self.stats.absurd += self.screen.take(item.values, look)
-        with self.timing.stage("learn"), torch.no_grad():
-            for matured in self.intervals.learn(arrival.matured, self.stats):
+        with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            for whole in arrival.matured:
+                matured = self._judge_interval(whole)
                 self._learn(matured)  # 2. every learner, in order
-                self.watch.take_in_matured(matured, self.task.loss)  # 3. drift, and the reactions to it
-                self.labelling.learn(matured)
-                self.guard.update(matured.experts, matured.own, matured.target, matured.mask, matured.weight)  # 4.
+                # 3. drift, and the reactions to it
+                self._contain("signals", self.watch.take_in_matured, matured, self.task.loss)
+                self._contain("labelling", self.labelling.learn, matured)
+                self.keeper.update(matured.experts, matured.own, matured.target, matured.mask, matured.weight)  # 4.
         self.stats.pending = self.task.pending
         if isinstance(item, Label):
             return None
@@ -219,57 +264,82 @@ class Pipeline:
         return self._prediction(asked.window, issued, said, scores)  # 6. what is served
 
     def predict(self, entry: Entry) -> Prediction:
-        """Predict from the current window with `entry` appended, learning and changing nothing (serving)."""
-        _, asked = self._ask(entry) if self.spec is not None else (None, None)
-        if asked is None:  # building from this entry would let a question shape the learners
-            window = self.task.window
-            raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
-        with torch.no_grad():
-            issued, said = self._predict(asked, commit=False)
-        return self._prediction(asked.window, issued, said, {}, commit=False)
+        """Predict from the current window with `entry` appended, learning and changing nothing (serving).
+
+        May be asked from any thread while another one observes: it waits for its turn, and sees the state between two
+        items.
+
+        Raises
+        ------
+        EntryError
+            If no task accepts such an entry, or the base fails on it.
+        ConfigError
+            Before the first window is full.
+        BusyError
+            From within a call of the same pipeline.
+        """
+        with self._turn:
+            _, asked = self._ask(entry, commit=False) if self.spec is not None else (None, None)
+            if asked is None:  # building from this entry would let a question shape the learners
+                window = self.task.window
+                raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
+            with torch.no_grad():
+                issued, said = self._predict(asked, commit=False)
+            return self._prediction(asked.window, issued, said, {}, commit=False)
 
     # -- the base, which is asked before anything changes
 
-    def _ask(self, entry: Entry) -> tuple[Look, Asked | None]:
+    def _ask(self, entry: Entry, *, commit: bool = True) -> tuple[Look, Asked | None]:
         """Check an entry and call the base for it, changing nothing; nothing is asked while the first window fills.
 
         Raises
         ------
         EntryError
-            If no task accepts such an entry, or the base raises.
+            If no task accepts such an entry, or the base raises or returns no output.
+        ShapeError, ConfigError
+            If the base does not fit the task; at the first full window only.
         """
         self.task.check_entry(entry, self.base.channels)
         window = self.task.window_with(entry)
         look = self.screen.look(entry.values, window, self.task.window)
         if not window.full:
             return look, None
-        clean = window if look.clean is None else look.clean
+        clean = look.clean or window
         spec = self.spec or self._new_spec(clean)
-        inputs, base = self._asked_of(entry, clean, spec)
-        raw = None if look.clean is None else self._asked_of(entry, window, spec)[1]
-        return look, Asked(entry, window, spec, inputs, base, raw, look)
+        inputs, base = self._ask_of(clean, entry, spec)
+        raw = None if clean is window else self._ask_of(window, entry, spec)[1]
+        return look, Asked(entry, window, spec, inputs, base, look, raw)
 
-    def _asked_of(self, entry: Entry, window: Window, spec: Spec) -> tuple[Tensor, BaseOutput]:
-        """Return the inputs of a window, and what the base says of them."""
+    def _ask_of(self, window: Window, entry: Entry, spec: Spec) -> tuple[Tensor, BaseOutput]:
+        """Return the inputs of a window that ends with an entry, and what the base says of them."""
         inputs = torch.from_numpy(window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
-        with self.timing.stage("predict"), torch.no_grad():
-            said = self._said(entry, inputs)
-        times = torch.from_numpy(window.times.copy()).to(spec.device)
-        if tuple(said.output.shape) != (spec.rows, spec.columns):
-            raise ShapeError(
-                f"the base must return ({spec.rows}, {spec.columns}) for this task, got {tuple(said.output.shape)}"
-            )
-        return inputs, said._replace(times=times)
-
-    def _said(self, entry: Entry, inputs: Tensor) -> BaseOutput:
         try:
-            said: BaseOutput = self.base(inputs)
-        except (StreamadaptError, MemoryError):  # a wrong setting, or a machine that is too small: no fault of an entry
-            raise
+            with self.timing.stage("predict"), torch.no_grad():
+                said = self._checked(self.base(inputs.clone()), spec)  # a copy: it may write into it
         except Exception as error:
+            if is_fatal(error) or (self.spec is None and isinstance(error, StreamadaptError)):
+                raise  # a wrong setting, or a machine that is too small: no fault of an entry
+            self.faults.note("base", error, count=False)  # the refusal is what is counted
             detail = f"the base raised {type(error).__name__}: {str(error)[:200]}"
             raise EntryError(Reason.BASE_FAILED, detail, entry.position) from error
-        return said
+        times = torch.from_numpy(window.times.copy()).to(spec.device)
+        return inputs, said._replace(times=times)
+
+    def _checked(self, said: Any, spec: Spec) -> BaseOutput:
+        """Return a copy of what the base said, if it is an output at all."""
+        if not isinstance(said, BaseOutput) or not isinstance(said.output, Tensor):
+            raise ShapeError(f"the base must return a BaseOutput with a tensor, got {type(said).__name__}")
+        output, embedding = said.output, said.embedding
+        if tuple(output.shape) != (spec.rows, spec.columns) or output.is_complex():
+            raise ShapeError(
+                f"the base must return ({spec.rows}, {spec.columns}) for this task, got {tuple(output.shape)}"
+                + (f" of {output.dtype}" if output.is_complex() else "")
+            )
+        features = None if embedding is None else embedding.numel()
+        if self.spec is not None and features != spec.embedding:
+            raise ShapeError(f"the base's embedding must have {spec.embedding} features as before, got {features}")
+        copied = output.detach().to(spec.device, torch.float32, copy=True)  # it may be a buffer that is used again
+        return BaseOutput(copied, None if embedding is None else embedding.detach().clone())
 
     # -- building: when the first window is full the shapes are known
 
@@ -285,37 +355,83 @@ class Pipeline:
         self.spec = spec
         self.task.device = spec.device
         self.base.to(spec.device)
-        for learner in self.learners:
-            learner.build(spec)
+        unbuilt = [i for i, learner in enumerate(self.learners) if not self._is_built(learner, spec)]
         self.watch.check_spec(spec)
-        self.health = Health(self.learners)
+        self.health = Health(self.learners, self.faults, unbuilt)
         unit = spec.output_scale.cpu().double().numpy()
-        self.guard.build(self.names, spec.rows, spec.columns, self.task.loss, unit)
+        self.keeper.build(self.names, spec.rows, spec.columns, self.task.loss, unit)
         for name in (*self.names, "served"):
             self.stats.loss_sum.setdefault(name, 0.0)
             self.stats.loss_cells.setdefault(name, 0)
         for name in self.names[1:]:
             self.stats.updates.setdefault(name, Counter())
 
+    def _is_built(self, learner: Learner, spec: Spec) -> bool:
+        try:
+            learner.build(spec)
+        except StreamadaptError:  # a setting that does not fit
+            raise
+        except Exception as error:
+            self.faults.note(part_of(learner), error)
+            return False
+        return True
+
+    # -- what parts raise
+
+    def _contain(self, part: str, call: Callable[..., T], *given: Any, count: bool = True) -> T | None:
+        """Return what `call` returns; None where it raises."""
+        try:
+            return call(*given)
+        except Exception as error:
+            self.faults.note(part, error, count=count)
+            return None
+
+    def _reaction_failed(self, reaction: str, i: int, error: Exception) -> None:
+        self.faults.note(f"reaction:{reaction}", error)
+        if reaction != "refit" and self.health is not None:  # a refit has touched the learner's replacement alone
+            self._count_restored(self.health.take_out(i))
+
+    def _put_back(self, lent: Lent, learner: Learner, *, count: bool = True) -> None:
+        """Undo what a learner wrote into what others see."""
+        if lent.put_back():
+            self.faults.note(part_of(learner), ValueError("it wrote into the tensors that it was given"), count=count)
+
     # -- steps 2 and 3
+
+    def _judge_interval(self, matured: Matured) -> Matured:
+        """Let the intervals learn; return what has matured without their rows."""
+        rest = self._contain("intervals", self.intervals.learn, (matured,), self.stats)
+        return replace(matured, own=matured.own[self.intervals.kept :]) if rest is None else rest[0]
 
     def _learn(self, matured: Matured) -> None:
         assert self.health is not None
-        boost, reactor = self.watch.boost, self.watch.reactor
         losses = self._score(matured)
-        if reactor.trials and matured.path is not None:
-            self._compare(matured.path)
+        if self.watch.reactor.trials and matured.path is not None:
+            self._contain("reaction:refit", self._compare, matured.path)
+        lent = {id(e): Lent(e.inputs, *e.base, e.target, e.mask) for e in (matured.rows, matured.path) if e is not None}
         for i, learner in enumerate(self.learners):
             example = matured.rows if learner.matures == "rows" else matured.path
             if example is not None and learner.needs_labels:
-                learner.boost, learner.weight = boost, matured.weight
-                learner.learn(example.inputs, example.base, example.target, example.mask)
-                reactor.learned(i, example.inputs, example.base, example.target, example.mask)
-                for name in learner.names:
-                    self.stats.updates[name]["ok"] += 1
+                self._teach(i, learner, example, matured.weight)
+                self._put_back(lent[id(example)], learner)
                 self._count_restored(self.health.check_gradient(i))
         if not np.isnan(losses[0]):
             self._count_restored(self.health.check_losses(losses))
+
+    def _teach(self, i: int, learner: Learner, example: Example, weight: float) -> None:
+        assert self.health is not None
+        given = (example.inputs, example.base, example.target, example.mask)
+
+        def teach() -> bool:
+            learner.boost, learner.weight = self.watch.boost, weight
+            learner.learn(*given)
+            return True
+
+        learned, taken_out = self.health.attempt(i, teach)
+        self.watch.reactor.learned(i, *given)
+        for name in learner.names if learned else ():
+            self.stats.updates[name]["ok"] += 1
+        self._count_restored(taken_out)
 
     def _compare(self, path: Example) -> None:
         known = self.task.loss.known(path.mask.cpu().numpy())
@@ -331,28 +447,42 @@ class Pipeline:
         cells = int(known.sum())
         if cells == 0:
             return np.full(len(self.names), np.nan)
-        served = matured.own[-1:] if len(matured.own) else self.guard.mix(matured.experts).served[None]
+        served = matured.own[-1:] if len(matured.own) else self.keeper.mix(matured.experts, commit=True).served[None]
         losses = self.task.loss.loss(np.concatenate([matured.experts, served]), matured.target)
+        if not np.isfinite(losses).all():  # a loss beyond all numbers (a square) is left out of every sum
+            known = known & np.isfinite(losses).all(axis=0)
+            cells = int(known.sum())
+            if cells == 0:
+                return np.full(len(self.names), np.nan)
         sums = np.where(known, losses, 0.0).sum(axis=(1, 2))
         if matured.weight != 1.0:
             sums = sums * matured.weight
-        for name, total in zip((*self.names, "served"), sums.tolist(), strict=True):
-            self.stats.loss_sum[name] += total
-            self.stats.loss_cells[name] += cells
+        self._add_losses(sums.tolist(), cells)
         means: Array = sums[:-1] / cells
-        return means
+        return means if np.isfinite(means).all() else np.full(len(self.names), np.nan)
+
+    def _add_losses(self, sums: list[float], cells: int) -> None:
+        roles = (*self.names, "served")
+        totals = [self.stats.loss_sum[name] + total for name, total in zip(roles, sums, strict=True)]
+        if not all(map(math.isfinite, totals)):  # one would be no number for good
+            return
+        for name, total in zip(roles, totals, strict=True):
+            self.stats.loss_sum[name] = total
+            self.stats.loss_cells[name] += cells
 
     def _adapt(self, issued: Issued) -> dict[str, float]:
         scores: dict[str, float] = {}
         assert self.health is not None
+        lent = Lent(issued.inputs, *issued.base)
         for i, learner in enumerate(self.learners):
-            learner.adapt(issued.inputs, issued.base)
+            told, taken_out = self.health.attempt(i, partial(_adapted, learner, issued))
+            self._count_restored(taken_out)
+            self._put_back(lent, learner)
             if not learner.needs_labels:
                 self._count_restored(self.health.check_gradient(i))
-            if learner.signal_names:
-                scores |= {name: value for name, value in learner.signals().items() if math.isfinite(value)}
+            scores |= told or {}
         self.stats.signals = scores
-        self.watch.take_in_scores(scores)
+        self._contain("signals", self.watch.take_in_scores, scores)
         self.watch.take_in_issued(issued)
         if not self.task.labelled:  # no loss will tell that time passes
             self.health.check_losses(np.zeros(len(self.names)))
@@ -366,36 +496,60 @@ class Pipeline:
             self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
         if commit and self.watch.monitors:
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
-            self.watch.take_in_entry(np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest), base)
+            newest = np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest)
+            self._contain("signals", self.watch.take_in_entry, newest, base)
         base, silent = without_nonfinite(base, spec.kind, spec.output_loc)
         experts = self._experts(inputs, base, commit=commit)
-        mixture = self.guard.mix(experts)
+        mixture = self.keeper.mix(experts, commit=commit)
         if silent is not None:  # NaN here is what the task knows not to judge or learn from
+            mixture = Mixture(np.array(mixture.served), np.array(mixture.own), mixture.weights)
             for said in (experts, mixture.own, mixture.served):
                 said[..., silent] = np.nan
         note = () if self.labelling.silent else self._note(experts, mixture.served, commit=commit)
         raw = None if asked.raw is None else without_nonfinite(asked.raw, spec.kind, spec.output_loc)
-        spoken, mixture = fall_back(experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast")
-        own = self.intervals.issue(mixture)
-        spoken = replace(spoken, bounds=self.intervals.bounds(own))
-        if spoken.doubted is not None:  # nobody learns from it, or is judged by it
-            experts, own = experts.copy(), own.copy()
-            experts[..., spoken.doubted] = own[..., spoken.doubted] = np.nan
+        mixture, spoken = fall_back(experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast")
+        own = self._contain("intervals", self.intervals.issue, mixture, count=commit)
+        if own is None:
+            blank = np.full((self.intervals.kept, *mixture.served.shape), np.nan)
+            own = np.concatenate([blank, mixture.own])
+        experts, own, spoken = unjudged(experts, own, spoken)
         return Issued(entry, inputs, base, experts, own, note), spoken
 
     def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
-        return self.labelling.note(experts, served, self.guard.scale(), commit=commit)
+        note = partial(self.labelling.note, commit=commit)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = self._contain("labelling", lambda: note(experts, served, self.keeper.scale()), count=commit)
+        return self.labelling.blank() if found is None else found
 
     def _experts(self, inputs: Tensor, base: BaseOutput, *, commit: bool) -> Array:
-        shape = (-1, *base.output.shape)  # a family of learners offers several experts at once
-        said = [base.output.unsqueeze(0), *(learner.predict(inputs, base).view(shape) for learner in self.learners)]
-        experts: Array = torch.cat(said).cpu().double().numpy()
         assert self.health is not None
+        said, lent = [base.output.unsqueeze(0)], Lent(inputs, *base)
+        for i, learner in enumerate(self.learners):
+            found = None if self.health.lost[i] else self._said_by(learner, inputs, base, commit=commit)
+            if found is None:  # NaN is what health takes a learner out for
+                found = base.output.new_full((len(learner.names), *base.output.shape), torch.nan)
+            said.append(found)
+            self._put_back(lent, learner, count=commit)
+        experts: Array = torch.cat(said).cpu().double().numpy()
         if commit:
             self._count_restored(self.health.check_predictions(experts))
         else:
             self.health.stand_in(experts)
         return experts
+
+    def _said_by(self, learner: Learner, inputs: Tensor, base: BaseOutput, *, commit: bool) -> Tensor | None:
+        """Return what a learner predicts, (experts, rows, columns); None where it raises, or returns something else."""
+        try:
+            said = learner.predict(inputs, base)
+            shape = (len(learner.names), *base.output.shape)  # a family of learners offers several experts at once
+            if not isinstance(said, Tensor) or said.is_complex() or said.layout != torch.strided:
+                raise ShapeError(f"a prediction must be a tensor of numbers, got {type(said).__name__}")
+            if tuple(said.shape) != shape and (1, *said.shape) != shape:
+                raise ShapeError(f"a prediction must be {shape}, got {tuple(said.shape)}")
+            return said.detach().to(base.output.device).reshape(shape)
+        except Exception as error:
+            self.faults.note(part_of(learner), error, count=commit)
+            return None
 
     def _prediction(
         self,
@@ -408,8 +562,9 @@ class Pipeline:
     ) -> Prediction:
         entry = issued.entry
         shares = dict(zip(self.names, spoken.weights.tolist(), strict=True))
-        experts = spoken.experts.astype(np.float32)
-        out = spoken.served.astype(np.float32)
+        with np.errstate(over="ignore"):
+            experts = spoken.experts.astype(np.float32)
+            out = spoken.served.astype(np.float32)
         known = self.task.known(window)
         if known is not None:
             out[:, ~known] = np.nan
@@ -420,23 +575,31 @@ class Pipeline:
         fired, done = self.watch.taken() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
         asked = self.labelling.said(issued.note, commit=commit)
+        bounds = self._contain("intervals", self.intervals.bounds, spoken.own, count=commit) or (None, None)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
-            *asked, () if self.panel is None else self.panel.columns, *spoken.bounds,
+            *asked, () if self.panel is None else self.panel.columns, *bounds,
         )  # fmt: skip
 
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as copies: a tree of dicts and lists with tensors, arrays, numbers, text and bytes."""
+        with self._turn:
+            return self._state()
+
+    def _state(self) -> dict[str, Any]:
         built = self.spec is not None
+        learners = self.health.snapshots() if self.health is not None else None  # first: it may change what follows
+        guard = self.keeper.state() if built else None
         return {
             "names": list(self.names),
             "spec": spec_state(self.spec) if self.spec is not None else None,
             "task": self.task.state_dict(),
-            "learners": [learner.snapshot() for learner in self.learners] if built else None,
+            "learners": learners,
             "health": self.health.state_dict() if self.health is not None else None,
-            "guard": self.guard.state_dict() if built else None,
+            "guard": guard,
+            "guard_kept": self.keeper.state_dict() if built else None,
             "drift": self.watch.state_dict(),
             "labelling": self.labelling.state_dict(),
             "intervals": self.intervals.state_dict(),
@@ -453,6 +616,10 @@ class Pipeline:
         CheckpointError
             If the state is of other experts.
         """
+        with self._turn:
+            self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
         if list(state["names"]) != self.names or len(state["drift"]["monitors"]) != len(self.watch.monitors):
             raise CheckpointError(f"the checkpoint is of the experts {state['names']}, this pipeline has {self.names}")
         if state["spec"] is not None:
@@ -460,16 +627,24 @@ class Pipeline:
             self._allocate(spec_from_state(state["spec"], device, self.base))
             assert self.health is not None
             for learner, saved in zip(self.learners, state["learners"], strict=True):
-                learner.load_state_dict(saved)
+                if saved is not None:  # None: it could not tell its state, and begins again
+                    learner.load_state_dict(saved)
             self.health.load_state_dict(state["health"])
-            self.guard.load_state_dict(state["guard"])
+            self.keeper.load_state_dict(state["guard"], state.get("guard_kept"))
         self.task.load_state_dict(state["task"])
         self.watch.load_state_dict(state["drift"])
         self.labelling.load_state_dict(state["labelling"])
         self.intervals.load_state_dict(state["intervals"])
         self.stats.load_state_dict(state["stats"])
-        if "screen" in state:  # checkpoints of earlier versions: the stream describes itself from here on
+        if "screen" in state:  # else of an earlier version: what the stream shows is described from here on
             self.screen.load_state_dict(state["screen"])
         if self.panel is not None:
             self.panel.load_state_dict(state["panel"])
-        self.count_in(self.stats)
+        self._count_in(self.stats)
+
+
+def _adapted(learner: Learner, issued: Issued) -> dict[str, float]:
+    """Let a learner take an entry in; return what it tells about it, where that is a number."""
+    learner.adapt(issued.inputs, issued.base)
+    told = learner.signals() if learner.signal_names else {}
+    return {str(name): float(value) for name, value in told.items() if math.isfinite(value)}

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
+from streamadapt.faults import is_fatal
 from streamadapt.learners.base import BaseOutput, Learner
 from streamadapt.losses import Array, Loss, Mask
 
@@ -85,8 +86,13 @@ class Trial:
             return
         shape = (-1, *target.shape)
         for i, learner in enumerate((self.learner, self.fresh)):
-            said = learner.predict(inputs, base).view(shape).cpu().double().numpy()
-            losses = np.where(known, loss.loss(said, target), 0.0).sum() / len(said)
+            try:
+                said = learner.predict(inputs, base).reshape(shape).cpu().double().numpy()
+                losses = np.where(known, loss.loss(said, target), 0.0).sum() / len(said)
+            except Exception as error:  # what raises says nothing that is of use
+                if is_fatal(error):
+                    raise
+                losses = math.inf
             self.losses[i] += losses if np.isfinite(losses) else math.inf
 
     @property
@@ -120,11 +126,17 @@ class Reactor:
     learners : sequence of Learner
     told : callable (str, Learner) -> None
         Called with what was done to a learner: ``forget``, ``reset``, ``refit``, ``refit-kept``, ``refit-dropped``.
+
+    Attributes
+    ----------
+    failed : callable (str, int, Exception) -> None
+        Called with a reaction that raised and the place of the learner that it was done to. Default: it is raised.
     """
 
     def __init__(self, learners: Sequence[Learner], told: Callable[[str, Learner], None]) -> None:
         self.learners = learners
         self.told = told
+        self.failed: Callable[[str, int, Exception], None] = _raise
         self.trials: dict[int, Trial] = {}
 
     def chosen(self, kinds: Sequence[str] | None) -> list[int]:
@@ -136,17 +148,27 @@ class Reactor:
         if reaction in ("alert", "boost"):
             return  # a boost acts through the learning rates
         for i in self.chosen(kinds):
-            learner = self.learners[i]
-            if reaction == "forget":
-                learner.forget(keep)
-            elif reaction == "reset":
-                learner.reset()
-                self.trials.pop(i, None)
-            elif not learner.needs_labels:
-                continue  # nothing would tell whether a fresh one is better
-            else:
-                self.trials[i] = Trial(learner, trial)
-            self.told(reaction, learner)
+            try:
+                done = self._react(i, reaction, keep, trial)
+            except Exception as error:
+                self.failed(reaction, i, error)
+                continue
+            if done:
+                self.told(reaction, self.learners[i])
+
+    def _react(self, i: int, reaction: Reaction, keep: float, trial: int) -> bool:
+        """Do it to one learner; tell whether anything was done."""
+        learner = self.learners[i]
+        if reaction == "forget":
+            learner.forget(keep)
+        elif reaction == "reset":
+            learner.reset()
+            self.trials.pop(i, None)
+        elif not learner.needs_labels:
+            return False  # nothing would tell whether a fresh one is better
+        else:
+            self.trials[i] = Trial(learner, trial)
+        return True
 
     def compare(self, inputs: Tensor, base: BaseOutput, target: Array, known: Mask, loss: Loss) -> None:
         """Let all trials compare on one matured example, before it is learned."""
@@ -158,16 +180,33 @@ class Reactor:
         trial = self.trials.get(i)
         if trial is None:
             return
-        trial.fresh.boost, trial.fresh.weight = self.learners[i].boost, self.learners[i].weight
-        trial.fresh.learn(inputs, base, target, mask)
+        try:
+            trial.fresh.boost, trial.fresh.weight = self.learners[i].boost, self.learners[i].weight
+            trial.fresh.learn(inputs, base, target, mask)
+        except Exception as error:
+            self._drop(i, error)
+            return
         if trial.over:
             del self.trials[i]
-            self.told("refit-kept" if trial.finish() else "refit-dropped", self.learners[i])
+            try:
+                kept = trial.finish()
+            except Exception as error:  # the old state may be half overwritten
+                self.failed("refit-kept", i, error)
+                return
+            self.told("refit-kept" if kept else "refit-dropped", self.learners[i])
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
         """Let the fresh learners take in one entry."""
-        for trial in self.trials.values():
-            trial.fresh.adapt(inputs, base)
+        for i, trial in list(self.trials.items()):
+            try:
+                trial.fresh.adapt(inputs, base)
+            except Exception as error:
+                self._drop(i, error)
+
+    def _drop(self, i: int, error: Exception) -> None:
+        """End a trial whose replacement raised."""
+        self.trials.pop(i, None)
+        self.failed("refit", i, error)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the trials that go on."""
@@ -179,3 +218,8 @@ class Reactor:
         for i, length, saved in state["trials"]:
             self.trials[int(i)] = trial = Trial(self.learners[int(i)], int(length))
             trial.load_state_dict(saved)
+
+
+def _raise(reaction: str, i: int, error: Exception) -> None:
+    del reaction, i
+    raise error

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from streamadapt.entry import FloatArray
 from streamadapt.guard import Mixture
 from streamadapt.learners.base import BaseOutput
 from streamadapt.losses import Array, Mask
@@ -24,17 +23,17 @@ class Spoken:
         The first is what the base says of the window as it is; learners are not shown absurd values.
     served : ndarray, (rows, columns), float64
     weights : ndarray, (experts,), float64
+    own : ndarray, (aggregators, rows, columns), float64
+        What the interval is told from.
     doubted : ndarray, (columns,), bool, or None
         Columns in which the base is served, for the sake of absurd values; None where there are none.
-    bounds : two ndarrays, (rows, columns), or two None
-        The interval's.
     """
 
     experts: Array
     served: Array
     weights: Array
+    own: Array
     doubted: Mask | None = None
-    bounds: tuple[FloatArray, FloatArray] | tuple[None, None] = (None, None)
 
 
 def fall_back(
@@ -44,7 +43,7 @@ def fall_back(
     flags: Mask | None,
     *,
     forecast: bool,
-) -> tuple[Spoken, Mixture]:
+) -> tuple[Mixture, Spoken]:
     """Serve the base in the columns that absurd values reach.
 
     Parameters
@@ -57,15 +56,28 @@ def fall_back(
         The absurd cells of the window. A channel is a column of a forecast; elsewhere it reaches all columns.
     """
     if raw is None or flags is None:
-        return Spoken(experts, mixture.served, mixture.weights), mixture
+        return mixture, Spoken(experts, mixture.served, mixture.weights, mixture.own)
     said, silent = raw[0].output.cpu().double().numpy(), raw[1]
     if silent is not None:
         said = np.where(silent, np.nan, said)
-    reached: Mask = flags.any(axis=0)
+    reached: Mask = np.asarray(flags.any(axis=0))
     doubted: Mask = reached if forecast else np.ones(experts.shape[-1], np.bool_)
     served = np.where(doubted, said, mixture.served)
     share = float(doubted.mean())
     weights = mixture.weights * (1.0 - share)
     weights[0] += share
     shown = np.concatenate([said[None], experts[1:]])
-    return Spoken(shown, served, weights, doubted), replace(mixture, served=served)
+    return replace(mixture, served=served), Spoken(shown, served, weights, mixture.own, doubted)
+
+
+def unjudged(experts: Array, own: Array, spoken: Spoken) -> tuple[Array, Array, Spoken]:
+    """Return what is kept of a prediction until its target is known: NaN, as where a base says nothing, if doubted.
+
+    Nobody learns from such cells, and no loss counts them.
+    """
+    spoken = replace(spoken, own=own)
+    if spoken.doubted is None:
+        return experts, own, spoken
+    experts, own = experts.copy(), own.copy()
+    experts[..., spoken.doubted] = own[..., spoken.doubted] = np.nan
+    return experts, own, spoken

@@ -46,6 +46,9 @@ class Stats:
     reactions : Counter of str
         What drifts did: ``boost``, ``forget``, ``reset``, ``refit``, ``refit-kept``, ``refit-dropped`` -> count, one
         for each learner that it was done to.
+    faults : Counter of str
+        Part -> how often it raised an exception, and was left out for a while: ``learner:rls-0.99``, ``guard``,
+        ``detector:adwin:loss``, ``reaction:forget``, ``intervals``, ``labelling``, ``signals``.
     keys : Counter of str
         Where every key has a pipeline of its own: ``resident`` and ``stored`` now; ``evicted``, ``restored`` and
         ``forgotten`` so far. Else empty.
@@ -83,6 +86,7 @@ class Stats:
     drifts: Counter[str] = field(default_factory=Counter)
     drift_log: list[tuple[str, int]] = field(default_factory=list)
     reactions: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)
     weights: dict[str, float] = field(default_factory=dict)
     signals: dict[str, float] = field(default_factory=dict)
@@ -129,6 +133,7 @@ class Stats:
             setattr(self, name, float(state[name]))
         for name in ("labels", "rejected", "drifts", "reactions", "keys"):
             setattr(self, name, Counter(state[name]))
+        self.faults = Counter(state.get("faults", {}))  # absent in older checkpoints
         for name in ("loss_sum", "loss_cells", "weights", "signals", "asked_loss", "estimated", "foreseen", "seen"):
             setattr(self, name, dict(state[name]))
         self.updates = {learner: Counter(results) for learner, results in state["updates"].items()}

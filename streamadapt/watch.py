@@ -10,6 +10,7 @@ import numpy as np
 
 from streamadapt.drift import DriftMonitor
 from streamadapt.errors import ConfigError
+from streamadapt.faults import Faults
 from streamadapt.learners.base import BaseOutput, Learner, Spec, TaskKind
 from streamadapt.losses import Array, Loss
 from streamadapt.reactions import Reactor
@@ -36,7 +37,8 @@ class Watch:
     def __init__(self, monitors: Sequence[DriftMonitor], learners: Sequence[Learner], kind: TaskKind) -> None:
         self.monitors = list(monitors)
         self.kind = kind
-        self.stats = Stats()  # the pipeline puts its own here
+        self.stats = Stats()  # the pipeline puts its own here, and its faults
+        self.faults = Faults()
         self.distance = EmbeddingDistance()
         self.usual = UsualError()
         self.fired: tuple[str, ...] = ()  # since the last prediction
@@ -113,7 +115,7 @@ class Watch:
 
     def _detect(self, signal: str, value: float, each: Array | None = None) -> None:
         for monitor in self.monitors:
-            if monitor.signal != signal or not monitor.update(_given(monitor, value, each)):
+            if monitor.signal != signal or not self._fires(monitor, _given(monitor, value, each)):
                 continue
             self.fired = (*self.fired, monitor.name)
             self._firing = monitor.name
@@ -121,6 +123,19 @@ class Watch:
             if monitor.boost is not None:
                 self._note("boost", "")
             self.reactor.react(monitor.reaction, monitor.learners, keep=monitor.keep, trial=monitor.trial)
+
+    def _fires(self, monitor: DriftMonitor, value: Value) -> bool:
+        """Tell a monitor a value; one that raises starts again from nothing, and does not fire."""
+        part = f"detector:{monitor.name}"
+        try:
+            return bool(monitor.update(value))
+        except Exception as error:
+            self.faults.note(part, error)
+        try:
+            monitor.restart()
+        except Exception as error:
+            self.faults.note(part, error)
+        return False
 
     def _told(self, what: str, learner: Learner) -> None:
         self._note(what, " ".join(learner.names))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError, ShapeError
+from streamadapt.optim import Optimiser
 
 __all__ = [
     "INNOVATION_RATE",
@@ -154,6 +155,7 @@ class Learner(nn.Module, ABC):
     boost: float
     weight: float
     spec: Spec
+    _norm_told: float | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,6 +242,20 @@ class Learner(nn.Module, ABC):
         optimiser = getattr(self, "optimiser", None)
         norm = getattr(optimiser, "norm", None)
         return None if norm is None else float(norm)
+
+    def take_gradient_norm(self) -> float | None:
+        """Return the norm of a gradient step made since the last call; None where there was none.
+
+        One that makes its steps with `streamadapt.optim.Optimiser` tells of each step once; others of each new value of
+        `gradient_norm`. So the norm for which a learner was taken out is not held against it again.
+        """
+        optimiser = getattr(self, "optimiser", None)
+        if isinstance(optimiser, Optimiser):
+            return self.gradient_norm if optimiser.take_news() else None
+        norm, told = self.gradient_norm, self._norm_told
+        self._norm_told = norm
+        same = norm == told or (norm != norm and told != told)
+        return None if same else norm
 
     def forget(self, keep: float) -> None:
         """Give what was learned so far only `keep` of its weight, after a drift; by default nothing changes.

@@ -169,7 +169,7 @@ class Dictionary(Learner):
         """Let the other learner learn from the cleaned inputs."""
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         if self.learner is not None:
-            self.learner.boost = self.boost
+            self.learner.boost, self.learner.weight = self.boost, self.weight
             self.learner.learn(self.clean(inputs), base, target, mask)
 
     def forget(self, keep: float) -> None:
@@ -201,6 +201,10 @@ class Dictionary(Learner):
     def gradient_norm(self) -> float | None:
         """The other learner's."""
         return None if self.learner is None else self.learner.gradient_norm
+
+    def take_gradient_norm(self) -> float | None:
+        """The other learner's."""
+        return None if self.learner is None else self.learner.take_gradient_norm()
 
     def signals(self) -> dict[str, float]:
         """Return the relative error of the newest entry's sparse code, from 0 to 1, and the other learner's signals."""
