@@ -29,8 +29,9 @@ from streamadapt.learners.base import BaseOutput, Learner, Spec
 from streamadapt.lent import Lent
 from streamadapt.losses import Array
 from streamadapt.panel import Panel
+from streamadapt.scaling import Scales
 from streamadapt.screen import Look, Screen
-from streamadapt.spec import spec_from_state, spec_state, spec_with_scaling
+from streamadapt.spec import rescaled, spec_from_state, spec_state, spec_with_scaling
 from streamadapt.spoken import Spoken, fall_back, unjudged
 from streamadapt.stats import Stats
 from streamadapt.tasks import Example, Issued, Matured, Task, Window
@@ -161,6 +162,7 @@ class Pipeline:
         self.labelling = Labelling(task, budget, estimate=estimate)
         self._count_in(self.watch.stats)
         self.screen = Screen(task.window_length)
+        self.scales = Scales(task, self.base)
         self.health: Health | None = None
         self.spec: Spec | None = None
 
@@ -235,6 +237,7 @@ class Pipeline:
             self.on_rejected(row, refusal)
 
     def _step(self, item: Entry | Label) -> Prediction | None:
+        was_built = self.spec is not None
         look, asked = self._ask(item) if isinstance(item, Entry) else (None, None)  # first: where the base fails
         self.task.absurd_values = None if look is None else look.absurd  # nothing has changed
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
@@ -249,7 +252,9 @@ class Pipeline:
                 self._contain("labelling", self.labelling.learn, matured)
                 self.keeper.update(matured.experts, matured.own, matured.target, matured.mask, matured.weight)  # 4.
         self.stats.pending = self.task.pending
+        due = self.scales.take(item, look)
         if isinstance(item, Label):
+            self._look_at_scales(due)
             return None
         self.stats.entries += 1
         self.stats.last_time = item.time
@@ -261,6 +266,7 @@ class Pipeline:
         self.stats.pending = self.task.pending
         with self.timing.stage("learn"), torch.no_grad():
             scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
+            self._look_at_scales(due, again=was_built and look is not None and look.hindsight is not None)
         return self._prediction(asked.window, issued, said, scores)  # 6. what is served
 
     def predict(self, entry: Entry) -> Prediction:
@@ -376,6 +382,67 @@ class Pipeline:
             return False
         return True
 
+    # -- scales that turn out to be wrong
+
+    def _look_at_scales(self, due: bool, *, again: bool = False) -> None:
+        """Begin again where a scale, or a first entry, turns out to be wrong, with what is remembered.
+
+        Predictions that wait are judged as they were issued, and nothing is counted twice. What looks at losses only
+        (detectors, label budget, estimates, intervals) goes on as it is.
+        """
+        if due and self.spec is not None:
+            better = self.scales.better(self.spec, self.spec.columns)
+            if better is not None or again:
+                self._begin_again(self.spec if better is None else rescaled(self.spec, better))
+        self.scales.settle()
+
+    def _begin_again(self, spec: Spec) -> None:
+        items, window, answers = self.scales.cleaned(), None, {}
+        try:
+            for i, item in enumerate(items):
+                if isinstance(item, Entry):
+                    window = window or Window(self.task.window_length, len(item.values))
+                    window.push(item.values, item.time)
+                    if window.full:
+                        answers[i] = self._ask_of(window, item, spec)
+        except EntryError:  # a base that has answered before, and does not now: everything stays as it is
+            return
+        now, stats = self.task.state_dict(), self.stats
+        self.task.load_state_dict(self.scales.pristine)
+        self.task.absurd_values = None
+        self._count_in(Stats())
+        self.watch.begin_again()
+        try:
+            self._allocate(spec)
+            for i, item in enumerate(items):
+                self._repeat(item, answers.get(i))
+        finally:
+            self.task.load_state_dict(now)
+            self._count_in(stats)
+        self.scales.spent += len(items)
+
+    def _repeat(self, item: Entry | Label, answer: tuple[Tensor, BaseOutput] | None) -> None:
+        """Learn an item again: the steps of `_step` that change learners and guard."""
+        try:
+            arrival = self.task.observe(item)
+        except EntryError:  # a label whose entry is not remembered
+            return
+        for matured in arrival.matured:
+            self._learn(matured)
+            self.keeper.update(matured.experts, matured.own, matured.target, matured.mask, matured.weight)
+        if answer is None or not isinstance(item, Entry):
+            return
+        assert self.spec is not None
+        inputs, said = answer
+        base, silent = without_nonfinite(said, self.spec.kind, self.spec.output_loc)
+        experts = self._experts(inputs, base, commit=True)
+        own = np.array(self.keeper.mix(experts, commit=True).own)
+        if silent is not None:
+            experts[..., silent] = own[..., silent] = np.nan
+        issued = Issued(item, inputs, base, experts, own)
+        self.task.remember(issued)
+        self._adapt_learners(issued)
+
     # -- what parts raise
 
     def _contain(self, part: str, call: Callable[..., T], *given: Any, count: bool = True) -> T | None:
@@ -471,6 +538,13 @@ class Pipeline:
             self.stats.loss_cells[name] += cells
 
     def _adapt(self, issued: Issued) -> dict[str, float]:
+        scores = self._adapt_learners(issued)
+        self.stats.signals = scores
+        self._contain("signals", self.watch.take_in_scores, scores)
+        self.watch.take_in_issued(issued)
+        return scores
+
+    def _adapt_learners(self, issued: Issued) -> dict[str, float]:
         scores: dict[str, float] = {}
         assert self.health is not None
         lent = Lent(issued.inputs, *issued.base)
@@ -481,9 +555,6 @@ class Pipeline:
             if not learner.needs_labels:
                 self._count_restored(self.health.check_gradient(i))
             scores |= told or {}
-        self.stats.signals = scores
-        self._contain("signals", self.watch.take_in_scores, scores)
-        self.watch.take_in_issued(issued)
         if not self.task.labelled:  # no loss will tell that time passes
             self.health.check_losses(np.zeros(len(self.names)))
         return scores
@@ -605,6 +676,7 @@ class Pipeline:
             "intervals": self.intervals.state_dict(),
             "stats": self.stats.state_dict(),
             "screen": self.screen.state_dict(),
+            "scales": self.scales.state_dict(),
             **({} if self.panel is None else {"panel": self.panel.state_dict()}),
         }
 
@@ -638,6 +710,7 @@ class Pipeline:
         self.stats.load_state_dict(state["stats"])
         if "screen" in state:  # else of an earlier version: what the stream shows is described from here on
             self.screen.load_state_dict(state["screen"])
+        self.scales.load_state_dict(state.get("scales"))
         if self.panel is not None:
             self.panel.load_state_dict(state["panel"])
         self._count_in(self.stats)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ from torch import Tensor
 
 from streamadapt.base import Base
 from streamadapt.learners.base import Spec
+from streamadapt.losses import Array
 from streamadapt.tasks import Task, Window
 
-__all__ = ["spec_from_state", "spec_state", "spec_with_scaling"]
+__all__ = ["rescaled", "spec_from_state", "spec_state", "spec_with_scaling"]
 
 _NUMBERS = ("kind", "window", "channels", "rows", "columns", "seed", "embedding")
 _SCALING = ("input_loc", "input_scale", "output_loc", "output_scale")
@@ -43,6 +46,12 @@ def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, devi
         task.kind, values.shape[0], values.shape[1], task.rows, columns, **scaling, device=device, seed=seed,
         prior=base.prior(), embedding=None, model=base,
     )  # fmt: skip
+
+
+def rescaled(spec: Spec, scaling: Mapping[str, Array]) -> Spec:
+    """Return a spec with other locations and scales, of some of `_SCALING`, in original units."""
+    found: dict[str, Any] = {name: torch.from_numpy(values).float().to(spec.device) for name, values in scaling.items()}
+    return replace(spec, **found)
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
