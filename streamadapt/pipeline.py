@@ -163,6 +163,7 @@ class Pipeline:
         self._count_in(self.watch.stats)
         self.screen = Screen(task.window_length)
         self.scales = Scales(task, self.base)
+        task.tell_unit(self.base.output_scale)
         self.health: Health | None = None
         self.spec: Spec | None = None
 

@@ -221,6 +221,10 @@ class Task(ABC):
         self.last_time = entry.time
         return self.window
 
+    def tell_unit(self, unit: Tensor | None) -> None:
+        """Take the scale of the outputs that the base brings, (columns,), in original units; None where it has none."""
+        del unit
+
     def count(self, outcome: str, n: int = 1) -> None:
         """Count a label's outcome."""
         self.outcomes[outcome] += n

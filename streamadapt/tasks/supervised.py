@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from streamadapt.entry import Entry, FloatArray, Label
 from streamadapt.errors import ConfigError, EntryError, Reason
@@ -124,6 +125,11 @@ class Supervised(Task):
     def pending(self) -> int:
         """Predictions without a whole label."""
         return len(self.waiting)
+
+    def tell_unit(self, unit: Tensor | None) -> None:
+        """Let the first labels be compared with it."""
+        if unit is not None and self.classes is None:
+            self.absurd.unit = unit.detach().cpu().double().numpy()
 
     def observe(self, item: Entry | Label) -> Arrival:
         """Match labels to predictions, and slide the window."""
@@ -258,7 +264,8 @@ class Supervised(Task):
             self.count(UNPREDICTED)
             return
         if self.classes is None:
-            absurd = self.absurd.among(value.astype(np.float64), np.abs(value - issued.experts[0, 0]))
+            said = issued.experts[0, 0]
+            absurd = self.absurd.among(value.astype(np.float64), np.abs(value - said), said)
             if absurd.any():
                 value = np.where(absurd, np.float32(np.nan), value)
                 self.count(ABSURD)
