@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.base import Base, as_base, without_nonfinite
+from streamadapt.base import Base, as_base
 from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
@@ -28,6 +28,15 @@ from streamadapt.labelling import Labelling
 from streamadapt.learners.base import BaseOutput, Learner, Spec
 from streamadapt.lent import Lent
 from streamadapt.losses import Array
+from streamadapt.origin import (
+    agreed_origin,
+    base_inputs,
+    finite_output,
+    learner_inputs,
+    moved_issued,
+    moved_matured,
+    warn_of_rounding,
+)
 from streamadapt.panel import Panel
 from streamadapt.spec import spec_from_state, spec_state, spec_with_scaling
 from streamadapt.stats import Stats
@@ -51,9 +60,9 @@ class Asked:
     window : Window
         A copy of the task's with the entry appended.
     inputs : Tensor, (window, channels), float32
-        What the base was given.
+        What learners are given: less the origin.
     base : BaseOutput
-        As it came: it may hold what is no number.
+        As it came, in original units: it may hold what is no number.
     """
 
     entry: Entry
@@ -154,6 +163,7 @@ class Pipeline:
         self._count_in(self.watch.stats)
         self.health: Health | None = None
         self.spec: Spec | None = None
+        self._level_open = task.kind == "regression" and self.base.output_loc is None  # no label has told it yet
 
     def _check_parts(self) -> None:
         """Raise `ConfigError` where learners, guard, panel and task do not fit each other."""
@@ -228,6 +238,8 @@ class Pipeline:
     def _step(self, item: Entry | Label) -> Prediction | None:
         asked = self._ask(item) if isinstance(item, Entry) else None  # first: where the base fails nothing has changed
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
+        if self._level_open and arrival.matured:
+            self._settle_level(arrival.matured)
         with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
             for whole in arrival.matured:
                 matured = self._judge_interval(whole)
@@ -292,10 +304,10 @@ class Pipeline:
         if not window.full:
             return None
         spec = self.spec or self._new_spec(window)
-        inputs = torch.from_numpy(window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
+        inputs = learner_inputs(window, spec)
         try:
             with self.timing.stage("predict"), torch.no_grad():
-                said = self._checked(self.base(inputs.clone()), spec)  # a copy: it may write into it
+                said = self._checked(self.base(base_inputs(window, spec, self.base)), spec)
         except Exception as error:
             if is_fatal(error) or (self.spec is None and isinstance(error, StreamadaptError)):
                 raise  # a wrong setting, or a machine that is too small: no fault of an entry
@@ -318,7 +330,8 @@ class Pipeline:
         features = None if embedding is None else embedding.numel()
         if self.spec is not None and features != spec.embedding:
             raise ShapeError(f"the base's embedding must have {spec.embedding} features as before, got {features}")
-        copied = output.detach().to(spec.device, torch.float32, copy=True)  # it may be a buffer that is used again
+        dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
+        copied = output.detach().to(spec.device, dtype, copy=True)  # it may be a buffer that is used again
         return BaseOutput(copied, None if embedding is None else embedding.detach().clone())
 
     # -- building: when the first window is full the shapes are known
@@ -334,7 +347,9 @@ class Pipeline:
     def _allocate(self, spec: Spec) -> None:
         self.spec = spec
         self.task.device = spec.device
+        self.task.origin = None if spec.output_origin is None else spec.output_origin.cpu().numpy()
         self.base.to(spec.device)
+        warn_of_rounding(self.base, spec)
         unbuilt = [i for i, learner in enumerate(self.learners) if not self._is_built(learner, spec)]
         self.watch.check_spec(spec)
         self.health = Health(self.learners, self.faults, unbuilt)
@@ -355,6 +370,26 @@ class Pipeline:
             self.faults.note(part_of(learner), error)
             return False
         return True
+
+    def _settle_level(self, matured: list[Matured]) -> None:
+        """Take the outputs' origin from the first label, before anything has been learned."""
+        first, spec = matured[0], self.spec
+        if spec is None or not first.mask.any():
+            return
+        self._level_open = False
+        origin = agreed_origin(first.experts[0], first.target, first.mask, spec.output_scale.cpu().double().numpy())
+        if not origin.any():
+            return
+        found = torch.from_numpy(origin).to(spec.device)
+        loc = (spec.output_loc.double() * (found == 0.0)).float()  # where there is an origin it is the location, too
+        self._allocate(replace(spec, output_loc=loc, output_origin=found))
+        self.task.move_waiting(lambda issued: moved_issued(issued, self._built))
+        matured[:] = [moved_matured(one, self._built) for one in matured]
+
+    @property
+    def _built(self) -> Spec:
+        assert self.spec is not None
+        return self.spec
 
     # -- what parts raise
 
@@ -478,8 +513,8 @@ class Pipeline:
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
             newest = np.where(np.isnan(entry.values), np.nan, newest)
             self._contain("signals", self.watch.take_in_entry, newest, base)
-        base, silent = without_nonfinite(base, spec.kind, spec.output_loc)
-        experts = self._experts(inputs, base, commit=commit)
+        exact, base, silent = finite_output(base, spec)
+        experts = self._experts(inputs, exact, base, commit=commit)
         mixture = self.keeper.mix(experts, commit=commit)
         if silent is not None:  # NaN here is what the task knows not to judge or learn from
             mixture = Mixture(np.array(mixture.served), np.array(mixture.own), mixture.weights)
@@ -498,7 +533,7 @@ class Pipeline:
             found = self._contain("labelling", lambda: note(experts, served, self.keeper.scale()), count=commit)
         return self.labelling.blank() if found is None else found
 
-    def _experts(self, inputs: Tensor, base: BaseOutput, *, commit: bool) -> Array:
+    def _experts(self, inputs: Tensor, exact: Array, base: BaseOutput, *, commit: bool) -> Array:
         assert self.health is not None
         said, lent = [base.output.unsqueeze(0)], Lent(inputs, *base)
         for i, learner in enumerate(self.learners):
@@ -508,6 +543,9 @@ class Pipeline:
             said.append(found)
             self._put_back(lent, learner, count=commit)
         experts: Array = torch.cat(said).cpu().double().numpy()
+        if self.task.origin is not None:
+            experts += self.task.origin
+        experts[0] = exact
         if commit:
             self._count_restored(self.health.check_predictions(experts))
         else:
@@ -540,9 +578,7 @@ class Pipeline:
     ) -> Prediction:
         entry = issued.entry
         shares = dict(zip(self.names, weights.tolist(), strict=True))
-        with np.errstate(over="ignore"):
-            experts = issued.experts.astype(np.float32)
-            out = served.astype(np.float32)
+        experts, out = issued.experts.copy(), served.copy()
         known = self.task.known(window)
         if known is not None:
             out[:, ~known] = np.nan
@@ -582,6 +618,7 @@ class Pipeline:
             "labelling": self.labelling.state_dict(),
             "intervals": self.intervals.state_dict(),
             "stats": self.stats.state_dict(),
+            **({"level_open": True} if self._level_open else {}),
             **({} if self.panel is None else {"panel": self.panel.state_dict()}),
         }
 
@@ -599,6 +636,7 @@ class Pipeline:
     def _load(self, state: dict[str, Any]) -> None:
         if list(state["names"]) != self.names or len(state["drift"]["monitors"]) != len(self.watch.monitors):
             raise CheckpointError(f"the checkpoint is of the experts {state['names']}, this pipeline has {self.names}")
+        self._level_open = bool(state.get("level_open", False))  # states of earlier versions: all origins are 0
         if state["spec"] is not None:
             device = resolve_device(self.device_wanted, cells=state["spec"]["rows"] * state["spec"]["columns"])
             self._allocate(spec_from_state(state["spec"], device, self.base))

@@ -233,7 +233,7 @@ class JsonCodec:
             if self.fields.channels not in (None, 1):
                 wanted = f"an array of {self.fields.channels} numbers"
                 if raw is ABSENT or raw is None:
-                    return np.full(self.fields.channels or 1, np.nan, np.float32)
+                    return np.full(self.fields.channels or 1, np.nan)
                 raise FieldError(Reason.WRONG_WIDTH, f"$.{path.text}: expected {wanted}, got {shown(raw)}")
         for path in self._values:
             raw = data.get(path.text, ABSENT)
@@ -244,18 +244,18 @@ class JsonCodec:
                     raise FieldError(Reason.MISSING_FIELD, f"$.{path.text}: missing")
                 raw = None
             row.append(read(raw, path.text))
-        return np.array(row, np.float32)
+        return np.array(row, np.float64)
 
     def _label_row(self, raw: Any, path: str) -> FloatArray:
         outputs = self.fields.outputs
         if type(raw) is list:
             return self._array(raw, path, outputs)
         if raw is None:
-            return np.full(outputs, np.nan, np.float32)
+            return np.full(outputs, np.nan)
         number = self._read_number(raw, path)
         if outputs != 1:
             raise FieldError(Reason.WRONG_WIDTH, f"$.{path}: expected an array of {outputs} numbers, got {shown(raw)}")
-        return np.array([number], np.float32)
+        return np.array([number], np.float64)
 
     def _array(self, raw: list[Any], path: str, width: int | None) -> FloatArray:
         if not raw or (width is not None and len(raw) != width):
@@ -266,7 +266,7 @@ class JsonCodec:
             raise FieldError(Reason.WRONG_WIDTH, detail)
         read = self._read_number
         try:
-            return np.array([read(value, path) for value in raw], np.float32)
+            return np.array([read(value, path) for value in raw], np.float64)
         except FieldError:
             # Only the failing path pays for the elements' names.
             for i, value in enumerate(raw):

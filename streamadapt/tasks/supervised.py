@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from streamadapt.errors import ConfigError, EntryError, Reason
 from streamadapt.learners.base import TaskKind
 from streamadapt.losses import Mask
 from streamadapt.tasks.absurd import AbsurdLabels
-from streamadapt.tasks.base import Arrival, Example, Matured, Task, positive
+from streamadapt.tasks.base import Arrival, Example, Matured, Task, check_size, positive
 from streamadapt.tasks.held import Held, HeldLabels, Queue
 from streamadapt.tasks.issued import Issued, pack, unpack
 from streamadapt.tasks.negatives import DelayedPositives
@@ -159,6 +160,11 @@ class Supervised(Task):
         if self.negative_after is not None:
             self._due.push(entry.time + self.negative_after, entry.time, entry.id, is_label=False)
 
+    def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
+        """Put ``moved(prediction)`` in place of each prediction that waits."""
+        for id_, issued in self.waiting.items():
+            self.waiting[id_] = moved(issued)
+
     # -- what comes in
 
     def _check_label(self, label: Label) -> None:
@@ -184,8 +190,7 @@ class Supervised(Task):
         if value.shape != (self.outputs,):
             detail = f"expected a label of {self.outputs} values, got {value.shape}"
             raise EntryError(Reason.WRONG_WIDTH, detail, item.position)
-        if np.isinf(value).any():
-            raise EntryError(Reason.NOT_FINITE, "expected a finite label", item.position)
+        check_size(value, "label", item.position)
         if self.classes is not None and not np.isnan(value[0]):
             c = float(value[0])
             if not (c.is_integer() and 0 <= c < self.classes):
@@ -206,7 +211,7 @@ class Supervised(Task):
         """Put a checked label in; `entry_time` is known for one inside its entry."""
         told, held, due = self.told.get(id_), self.held.get(id_), time + self.settle
         if told is not None:
-            value = np.where(told, np.float32(np.nan), value)
+            value = np.where(told, np.nan, value)
         if held is not None:
             due = min(due, held.due)
             moved = due < held.due
@@ -241,7 +246,7 @@ class Supervised(Task):
             elif self._lacks_a_label(id_):
                 self.fake[id_] = None
                 self.count(NEGATIVE)
-                arrival.matured.append(self._mature(self.waiting[id_], np.zeros(1, np.float32), certain=False))
+                arrival.matured.append(self._mature(self.waiting[id_], np.zeros(1), certain=False))
 
     def _lacks_a_label(self, id_: str) -> bool:
         """Whether an entry that waits was neither learned nor told; a label that says nothing counts for none."""
@@ -260,7 +265,7 @@ class Supervised(Task):
         if self.classes is None:
             absurd = self.absurd.among(value.astype(np.float64), np.abs(value - issued.experts[0, 0]))
             if absurd.any():
-                value = np.where(absurd, np.float32(np.nan), value)
+                value = np.where(absurd, np.nan, value)
                 self.count(ABSURD)
         known = ~np.isnan(value)
         if id_ in self.fake and known.any() and value[0] == 0.0:  # has been learned just so
@@ -298,8 +303,7 @@ class Supervised(Task):
         weight = 1.0
         if self.negative_after is not None and self.correct_negatives:
             weight = self.positives.weight(issued.own, issued.experts[0], certain=certain)
-        tensor = torch.from_numpy(target.astype(np.float32)).to(self.device)
-        example = Example(issued.inputs, issued.base, tensor, torch.from_numpy(mask).to(self.device))
+        example = Example(issued.inputs, issued.base, self.tensor(target), torch.from_numpy(mask).to(self.device))
         return Matured(example, example, issued.experts, issued.own, target, mask, weight, issued.note)
 
     def _expire(self, now: int, arrival: Arrival) -> None:
