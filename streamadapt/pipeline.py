@@ -38,7 +38,9 @@ from streamadapt.origin import (
     warn_of_rounding,
 )
 from streamadapt.panel import Panel
+from streamadapt.screen import Look, Screen
 from streamadapt.spec import spec_from_state, spec_state, spec_with_scaling
+from streamadapt.spoken import Spoken, fall_back, unjudged
 from streamadapt.stats import Stats
 from streamadapt.tasks import Example, Issued, Matured, Task, Window
 from streamadapt.timing import NO_TIMING, Timing
@@ -60,9 +62,13 @@ class Asked:
     window : Window
         A copy of the task's with the entry appended.
     inputs : Tensor, (window, channels), float32
-        What learners are given: less the origin.
+        What learners are given: without the absurd values, and less the origin.
     base : BaseOutput
-        As it came, in original units: it may hold what is no number.
+        What the base said of the window without the absurd values, in original units: it may hold what is no number.
+    look : Look
+        What the screen says of the entry.
+    raw : BaseOutput or None
+        What the base said of the window as it is, where that holds absurd values.
     """
 
     entry: Entry
@@ -70,6 +76,8 @@ class Asked:
     spec: Spec
     inputs: Tensor
     base: BaseOutput
+    look: Look
+    raw: BaseOutput | None
 
 
 class Pipeline:
@@ -161,6 +169,7 @@ class Pipeline:
         self._check_parts()
         self.labelling = Labelling(task, budget, estimate=estimate)
         self._count_in(self.watch.stats)
+        self.screen = Screen(task.window_length)
         self.health: Health | None = None
         self.spec: Spec | None = None
         self._level_open = task.kind == "regression" and self.base.output_loc is None  # no label has told it yet
@@ -236,8 +245,11 @@ class Pipeline:
             self.on_rejected(row, refusal)
 
     def _step(self, item: Entry | Label) -> Prediction | None:
-        asked = self._ask(item) if isinstance(item, Entry) else None  # first: where the base fails nothing has changed
+        look, asked = self._ask(item) if isinstance(item, Entry) else (None, None)  # first: where the base fails
+        self.task.absurd_values = None if look is None else look.absurd  # nothing has changed
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
+        if look is not None and isinstance(item, Entry):
+            self.stats.absurd += self.screen.take(item.values, look)
         if self._level_open and arrival.matured:
             self._settle_level(arrival.matured)
         with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
@@ -256,12 +268,12 @@ class Pipeline:
         if asked is None:
             return None
         with self.timing.stage("predict"), torch.no_grad():
-            issued, served, weights = self._predict(asked)  # 5. the base, the learners, the guard
+            issued, said = self._predict(asked)  # 5. the base, the learners, the guard
         self.task.remember(issued)
         self.stats.pending = self.task.pending
         with self.timing.stage("learn"), torch.no_grad():
             scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
-        return self._prediction(asked.window, issued, served, weights, scores)  # 6. what is served
+        return self._prediction(asked.window, issued, said, scores)  # 6. what is served
 
     def predict(self, entry: Entry) -> Prediction:
         """Predict from the current window with `entry` appended, learning and changing nothing (serving).
@@ -279,18 +291,18 @@ class Pipeline:
             From within a call of the same pipeline.
         """
         with self._turn:
-            asked = self._ask(entry, commit=False) if self.spec is not None else None
+            _, asked = self._ask(entry, commit=False) if self.spec is not None else (None, None)
             if asked is None:  # building from this entry would let a question shape the learners
                 window = self.task.window
                 raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
             with torch.no_grad():
-                issued, served, weights = self._predict(asked, commit=False)
-            return self._prediction(asked.window, issued, served, weights, {}, commit=False)
+                issued, said = self._predict(asked, commit=False)
+            return self._prediction(asked.window, issued, said, {}, commit=False)
 
     # -- the base, which is asked before anything changes
 
-    def _ask(self, entry: Entry, *, commit: bool = True) -> Asked | None:
-        """Check an entry and call the base for it, changing nothing; None while the first window fills.
+    def _ask(self, entry: Entry, *, commit: bool = True) -> tuple[Look, Asked | None]:
+        """Check an entry and call the base for it, changing nothing; nothing is asked while the first window fills.
 
         Raises
         ------
@@ -301,9 +313,17 @@ class Pipeline:
         """
         self.task.check_entry(entry, self.base.channels)
         window = self.task.window_with(entry)
+        look = self.screen.look(entry.values, window, self.task.window)
         if not window.full:
-            return None
-        spec = self.spec or self._new_spec(window)
+            return look, None
+        clean = look.clean or window
+        spec = self.spec or self._new_spec(clean)
+        inputs, base = self._ask_of(clean, entry, spec)
+        raw = None if clean is window else self._ask_of(window, entry, spec)[1]
+        return look, Asked(entry, window, spec, inputs, base, look, raw)
+
+    def _ask_of(self, window: Window, entry: Entry, spec: Spec) -> tuple[Tensor, BaseOutput]:
+        """Return the inputs of a window that ends with an entry, and what the base says of them."""
         inputs = learner_inputs(window, spec)
         try:
             with self.timing.stage("predict"), torch.no_grad():
@@ -315,7 +335,7 @@ class Pipeline:
             detail = f"the base raised {type(error).__name__}: {str(error)[:200]}"
             raise EntryError(Reason.BASE_FAILED, detail, entry.position) from error
         times = torch.from_numpy(window.times.copy()).to(spec.device)
-        return Asked(entry, window, spec, inputs, said._replace(times=times))
+        return inputs, said._replace(times=times)
 
     def _checked(self, said: Any, spec: Spec) -> BaseOutput:
         """Return a copy of what the base said, if it is an output at all."""
@@ -505,13 +525,13 @@ class Pipeline:
 
     # -- steps 5 and 6
 
-    def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Array, Array]:
+    def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Spoken]:
         entry, inputs, base, spec = asked.entry, asked.inputs, asked.base, asked.spec
         if self.spec is None:  # what the base shows is known only now
             self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
         if commit and self.watch.monitors:
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
-            newest = np.where(np.isnan(entry.values), np.nan, newest)
+            newest = np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest)
             self._contain("signals", self.watch.take_in_entry, newest, base)
         exact, base, silent = finite_output(base, spec)
         experts = self._experts(inputs, exact, base, commit=commit)
@@ -521,11 +541,14 @@ class Pipeline:
             for said in (experts, mixture.own, mixture.served):
                 said[..., silent] = np.nan
         note = () if self.labelling.silent else self._note(experts, mixture.served, commit=commit)
+        raw = None if asked.raw is None else without_nonfinite(asked.raw, spec.kind, spec.output_loc)
+        mixture, spoken = fall_back(experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast")
         own = self._contain("intervals", self.intervals.issue, mixture, count=commit)
         if own is None:
             blank = np.full((self.intervals.kept, *mixture.served.shape), np.nan)
             own = np.concatenate([blank, mixture.own])
-        return Issued(entry, inputs, base, experts, own, note), mixture.served, mixture.weights
+        experts, own, spoken = unjudged(experts, own, spoken)
+        return Issued(entry, inputs, base, experts, own, note), spoken
 
     def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
         note = partial(self.labelling.note, commit=commit)
@@ -570,15 +593,14 @@ class Pipeline:
         self,
         window: Window,
         issued: Issued,
-        served: Array,
-        weights: Array,
+        spoken: Spoken,
         scores: dict[str, float],
         *,
         commit: bool = True,
     ) -> Prediction:
         entry = issued.entry
-        shares = dict(zip(self.names, weights.tolist(), strict=True))
-        experts, out = issued.experts.copy(), served.copy()
+        shares = dict(zip(self.names, spoken.weights.tolist(), strict=True))
+        experts, out = spoken.experts.copy(), spoken.served.copy()
         known = self.task.known(window)
         if known is not None:
             out[:, ~known] = np.nan
@@ -589,7 +611,7 @@ class Pipeline:
         fired, done = self.watch.taken() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
         asked = self.labelling.said(issued.note, commit=commit)
-        bounds = self._contain("intervals", self.intervals.bounds, issued.own, count=commit) or (None, None)
+        bounds = self._contain("intervals", self.intervals.bounds, spoken.own, count=commit) or (None, None)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
             *asked, () if self.panel is None else self.panel.columns, *bounds,
@@ -619,6 +641,7 @@ class Pipeline:
             "intervals": self.intervals.state_dict(),
             "stats": self.stats.state_dict(),
             **({"level_open": True} if self._level_open else {}),
+            "screen": self.screen.state_dict(),
             **({} if self.panel is None else {"panel": self.panel.state_dict()}),
         }
 
@@ -651,6 +674,8 @@ class Pipeline:
         self.labelling.load_state_dict(state["labelling"])
         self.intervals.load_state_dict(state["intervals"])
         self.stats.load_state_dict(state["stats"])
+        if "screen" in state:  # else of an earlier version: what the stream shows is described from here on
+            self.screen.load_state_dict(state["screen"])
         if self.panel is not None:
             self.panel.load_state_dict(state["panel"])
         self._count_in(self.stats)

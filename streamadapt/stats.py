@@ -30,6 +30,9 @@ class Stats:
         so far), ``unpredicted`` (its entry came before the first full window),
         ``expired`` (a prediction whose time-to-live ended without a whole label), ``negative`` (an entry learned as a
         negative for want of a label), ``turned`` and ``confirmed`` (such an entry's label: a positive, a negative).
+    absurd : int
+        Values of accepted entries that were far outside what their stream had shown (`streamadapt.screen`). What was
+        predicted from them is the base's, and no loss counts it: one of 1e37 would be all there is in a sum for good.
     rejected : Counter of str
         Refused entries and labels by `streamadapt.errors.Reason` value.
     updates : dict of str to Counter of str
@@ -74,6 +77,7 @@ class Stats:
 
     entries: int = 0
     predictions: int = 0
+    absurd: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     updates: dict[str, Counter[str]] = field(default_factory=dict)
@@ -122,6 +126,7 @@ class Stats:
         """Take over what `state_dict` returned."""
         for name in ("entries", "predictions", "asked", "estimated_count", "pending", "last_time"):
             setattr(self, name, int(state[name]))
+        self.absurd = int(state.get("absurd", 0))
         for name in ("interval_cells", "interval_hits"):
             setattr(self, name, int(state[name]))
         for name in ("asked_weight", "seen_count"):

@@ -169,6 +169,7 @@ class Task(ABC):
         self.outcomes: Counter[str] = Counter()  # labels by outcome; the pipeline puts its statistics' counter here
         self.device = torch.device("cpu")
         self.origin: Array | None = None  # of the outputs, see `streamadapt.origin`; the pipeline puts it here
+        self.absurd_values: Mask | None = None  # of the entry observed next: which values are no targets
 
     @abstractmethod
     def columns(self, channels: int) -> int:
