@@ -16,6 +16,7 @@ from streamadapt.base import Base, as_base, without_nonfinite
 from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
+from streamadapt.entry_labels import count_refused, without_bad_label
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, ShapeError
 from streamadapt.guard import Guard, TwoLayer
 from streamadapt.health import Health
@@ -59,7 +60,8 @@ class Pipeline:
     estimate : bool
         Whether the losses of predictions are estimated before their labels come. Changes no prediction.
     on_rejected : callable, optional
-        Called with a refused item and its `EntryError`; without one, `observe` raises it.
+        Called with a refused item and its `EntryError`; without one, `observe` raises it. Of an entry that only brought
+        a bad label it gets a `LabelError`, after the entry was predicted without it.
     panel : Panel, optional
         Assembles records of single sensors into the entries that the task sees. It holds state, too.
     intervals : Intervals, optional
@@ -141,18 +143,24 @@ class Pipeline:
         Raises
         ------
         EntryError
-            At the first bad item, if there is no `on_rejected`; that item changed nothing.
+            At the first bad item, if there is no `on_rejected`; that item changed nothing. An entry with a bad label
+            is such an item then.
         """
         predictions: list[Prediction] = []
-        for item in items:
+        for given in items:
+            item, fault = without_bad_label(self.task, given)
             try:
+                if fault is not None and self.on_rejected is None:
+                    raise fault
                 for row in (item,) if self.panel is None else self.panel.take(item):
                     predictions += filter(None, (self._step(row),))
+                if fault is not None:
+                    raise fault
             except EntryError as error:
-                self.stats.rejected[error.reason.value] += 1
+                count_refused(self.stats, given, error)
                 if self.on_rejected is None:
                     raise
-                self.on_rejected(item, error)
+                self.on_rejected(given, error)
         return predictions
 
     def flush(self) -> list[Prediction]:
@@ -350,6 +358,7 @@ class Pipeline:
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
             *asked, () if self.panel is None else self.panel.columns, *self.intervals.bounds(issued.own),
+            self.task.class_names,
         )  # fmt: skip
 
     # -- state

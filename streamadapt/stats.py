@@ -14,6 +14,8 @@ __all__ = ["DRIFT_LOG", "Stats"]
 
 DRIFT_LOG = 1000
 """How many drifts `Stats.drift_log` remembers."""
+LABEL = "label:"
+"""What the reasons of refused labels begin with in a saved state."""
 
 
 @dataclass(slots=True)
@@ -32,6 +34,8 @@ class Stats:
         negative for want of a label), ``turned`` and ``confirmed`` (such an entry's label: a positive, a negative).
     rejected : Counter of str
         Refused entries and labels by `streamadapt.errors.Reason` value.
+    rejected_labels : Counter of str
+        Of `rejected`, the labels that no loss knows of: all but those that came twice. Saved within ``rejected``.
     updates : dict of str to Counter of str
         Learner -> result -> count; results are ``ok`` and ``restored``.
     loss_sum, loss_cells : dict of str to float, int
@@ -73,6 +77,7 @@ class Stats:
     predictions: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    rejected_labels: Counter[str] = field(default_factory=Counter)
     updates: dict[str, Counter[str]] = field(default_factory=dict)
     loss_sum: dict[str, float] = field(default_factory=dict)
     loss_cells: dict[str, int] = field(default_factory=dict)
@@ -112,7 +117,10 @@ class Stats:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a detached copy in plain JSON-able values."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        state = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        labels = state.pop("rejected_labels")
+        state["rejected"] |= {f"{LABEL}{reason}": count for reason, count in labels.items()}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
@@ -126,6 +134,8 @@ class Stats:
             setattr(self, name, Counter(state[name]))
         for name in ("loss_sum", "loss_cells", "weights", "signals", "asked_loss", "estimated", "foreseen", "seen"):
             setattr(self, name, dict(state[name]))
+        marked = {reason: self.rejected.pop(reason) for reason in state["rejected"] if reason.startswith(LABEL)}
+        self.rejected_labels = Counter({reason.removeprefix(LABEL): count for reason, count in marked.items()})
         self.updates = {learner: Counter(results) for learner, results in state["updates"].items()}
         self.drift_log = [(name, int(time)) for name, time in state["drift_log"]]
 
