@@ -17,6 +17,7 @@ from streamadapt.base import Base, as_base
 from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
+from streamadapt.entry_labels import count_refused, without_bad_label
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason, ShapeError, StreamadaptError
 from streamadapt.faults import Faults, is_fatal
 from streamadapt.guard import Guard, Mixture, TwoLayer
@@ -113,7 +114,8 @@ class Pipeline:
         Whether the losses of predictions are estimated before their labels come. Changes no prediction.
     on_rejected : callable, optional
         Called with a refused item and its `EntryError`; without one, `observe` raises it. Of a panel's row that the
-        base failed on, the item is the row.
+        base failed on, the item is the row. Of an entry that only brought a bad label it gets a `LabelError`, after the
+        entry was predicted without it.
     panel : Panel, optional
         Assembles records of single sensors into the entries that the task sees. It holds state, too.
     intervals : Intervals, optional
@@ -207,14 +209,14 @@ class Pipeline:
         ------
         EntryError
             At the first bad item, if there is no `on_rejected`; that item changed nothing. (Of a panel's rows that one
-            record completes, the others have been taken in.)
+            record completes, the others have been taken in.) An entry with a bad label is such an item then.
         BusyError
             From within a call of the same pipeline.
         """
         predictions: list[Prediction] = []
         for item in items:
             with self._turn:
-                self._take((item,) if self.panel is None else self.panel.take(item), item, predictions)
+                self._observe(item, predictions)
         return predictions
 
     def flush(self) -> list[Prediction]:
@@ -225,24 +227,42 @@ class Pipeline:
                 self._take(self.panel.flush(), None, predictions)
         return predictions
 
-    def _take(self, rows: Iterable[Entry | Label], item: Entry | Label | None, predictions: list[Prediction]) -> None:
-        """Take rows in, which `item` completed; one that is refused does not keep the others out."""
+    def _observe(self, given: Entry | Label, predictions: list[Prediction]) -> None:
+        """Take one item in; a bad label that an entry brought is refused by itself, once the entry was taken."""
+        item, fault = without_bad_label(self.task, given)
+        if fault is not None and self.on_rejected is None:
+            self._refuse(given, fault)
+        taken = self._take((item,) if self.panel is None else self.panel.take(item), given, predictions)
+        if fault is not None and taken:
+            self._refuse(given, fault)
+
+    def _take(self, rows: Iterable[Entry | Label], given: Entry | Label | None, predictions: list[Prediction]) -> bool:
+        """Take rows in, which `given` completed; one that is refused does not keep the others out.
+
+        Returns
+        -------
+        bool
+            Whether none was refused.
+        """
         refused: list[tuple[Entry | Label, EntryError]] = []
         try:
             for row in rows:
                 try:
                     predictions += filter(None, (self._step(row),))
                 except EntryError as error:
-                    refused.append((row, error))
+                    refused.append((row if self.panel is not None or given is None else given, error))
         except EntryError as error:  # the panel's own, about the item
-            assert item is not None
-            refused.append((item, error))
-        for _, refusal in refused:
-            self.stats.rejected[refusal.reason.value] += 1
-        for row, refusal in refused:
-            if self.on_rejected is None:
-                raise refusal
-            self.on_rejected(row, refusal)
+            assert given is not None
+            refused.append((given, error))
+        for item, refusal in refused:
+            self._refuse(item, refusal)
+        return not refused
+
+    def _refuse(self, item: Entry | Label, error: EntryError) -> None:
+        count_refused(self.stats, item, error)
+        if self.on_rejected is None:
+            raise error
+        self.on_rejected(item, error)
 
     def _step(self, item: Entry | Label) -> Prediction | None:
         look, asked = self._ask(item) if isinstance(item, Entry) else (None, None)  # first: where the base fails
@@ -541,7 +561,7 @@ class Pipeline:
             for said in (experts, mixture.own, mixture.served):
                 said[..., silent] = np.nan
         note = () if self.labelling.silent else self._note(experts, mixture.served, commit=commit)
-        raw = None if asked.raw is None else without_nonfinite(asked.raw, spec.kind, spec.output_loc)
+        raw = None if asked.raw is None else finite_output(asked.raw, spec)[::2]
         mixture, spoken = fall_back(experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast")
         own = self._contain("intervals", self.intervals.issue, mixture, count=commit)
         if own is None:
@@ -614,7 +634,7 @@ class Pipeline:
         bounds = self._contain("intervals", self.intervals.bounds, spoken.own, count=commit) or (None, None)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
-            *asked, () if self.panel is None else self.panel.columns, *bounds,
+            *asked, () if self.panel is None else self.panel.columns, *bounds, classes=self.task.class_names,
         )  # fmt: skip
 
     # -- state

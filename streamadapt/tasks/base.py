@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from streamadapt.entry import Entry, FloatArray, Label, Position
-from streamadapt.errors import ConfigError, EntryError, Reason
+from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
 from streamadapt.learners.base import BaseOutput, TaskKind
 from streamadapt.losses import Array, Loss, Mask, loss_named
 from streamadapt.origin import FLOAT32_MAX, less_origin
+from streamadapt.tasks.class_names import ClassName
 from streamadapt.tasks.issued import Issued
 
 __all__ = ["Arrival", "Example", "Matured", "Task", "Window"]
@@ -157,6 +158,7 @@ class Task(ABC):
     name: ClassVar[str]
     labelled: ClassVar[bool] = True
     kind: TaskKind
+    class_names: tuple[ClassName, ...] = ()
 
     def __init__(self, window: int, rows: int, loss: str) -> None:
         if not 1 <= window <= 100_000:
@@ -184,6 +186,11 @@ class Task(ABC):
         EntryError
             If it is bad; then nothing has changed.
         """
+
+    def label_fault(self, entry: Entry) -> LabelError | None:
+        """Tell what is wrong with the label that an entry brought; None where this task learns from no such labels."""
+        del entry
+        return None
 
     @abstractmethod
     def remember(self, issued: Issued) -> None:
