@@ -16,6 +16,7 @@ from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.features import feature_count, linear_features
 from streamadapt.learners.base import BaseOutput, Prior, TaskKind
 from streamadapt.losses import Mask
+from streamadapt.origin import FLOAT32_MAX
 from streamadapt.turns import Turn
 from streamadapt.weights import read_tensors
 
@@ -36,6 +37,8 @@ class Base(nn.Module, ABC):
     input_scale: Tensor | None
     output_loc: Tensor | None
     output_scale: Tensor | None
+    warned_of_rounding = False
+    """Whether `streamadapt.origin.warn_of_rounding` has said its word."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +54,17 @@ class Base(nn.Module, ABC):
         """Sufficient statistics of its fit, where it has them."""
         return None
 
+    def input_dtype(self, *, far: bool) -> torch.dtype:
+        """Return the type of the numbers that `forward` takes.
+
+        Parameters
+        ----------
+        far : bool
+            Whether there is a channel so far from zero that float32 rounds its changes; see `streamadapt.origin`.
+        """
+        del far
+        return torch.float32
+
     def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
         """Raise `ConfigError` if it was not made for such a task (`columns` is None where not known yet)."""
 
@@ -60,12 +74,12 @@ class Base(nn.Module, ABC):
 
         Parameters
         ----------
-        inputs : Tensor, (window, channels), float32, original units
+        inputs : Tensor, (window, channels), original units, of `input_dtype`
 
         Returns
         -------
         BaseOutput
-            ``output`` is (rows, columns), original units.
+            ``output`` is (rows, columns), original units, float32 or float64.
         """
 
 
@@ -90,6 +104,11 @@ class Persistence(Base):
             raise ConfigError("base.kind", self.kind, f"a base for a {kind} task: persistence forecasts")
         if rows != self.horizon:
             raise ConfigError("base.horizon", self.horizon, f"the task's horizon, {rows}")
+
+    def input_dtype(self, *, far: bool) -> torch.dtype:
+        """Take float64: what came is what it says."""
+        del far
+        return torch.float64
 
     def forward(self, inputs: Tensor) -> BaseOutput:
         """Repeat the last row."""
@@ -158,19 +177,24 @@ class Linear(Base):
         if wanted is not None and wanted != mine:
             raise ConfigError("base.weights", mine, f"weights with {wanted} responses, as the task has")
 
+    def input_dtype(self, *, far: bool) -> torch.dtype:
+        """Take float64 where float32 would lose something."""
+        return torch.float64 if far else torch.float32
+
     def forward(self, inputs: Tensor) -> BaseOutput:
-        """Predict; (window, channels) -> (rows, columns)."""
+        """Predict; (window, channels) -> (rows, columns). Float64 inputs: all is worked out in float64."""
         assert self.input_loc is not None
         assert self.input_scale is not None
         scaled = (inputs - self.input_loc) / self.input_scale
+        weights = self.weights.to(scaled.dtype)
         if self.kind_of_task == "forecast":
             if self.subtract_last:
                 x = linear_features(scaled, forecast=True)  # (C, window)
-                out = (x @ self.weights).T + scaled[-1]  # (rows, C)
+                out = (x @ weights).T + scaled[-1]  # (rows, C)
             else:
-                out = (scaled.T @ self.weights[:-1] + self.weights[-1]).T
+                out = (scaled.T @ weights[:-1] + weights[-1]).T
         else:
-            out = linear_features(scaled, forecast=False) @ self.weights  # (1, columns)
+            out = linear_features(scaled, forecast=False) @ weights  # (1, columns)
         if self.kind_of_task == "classification":
             return BaseOutput(torch.softmax(out, dim=-1))
         assert self.output_loc is not None
@@ -271,6 +295,8 @@ class FrozenModel(Base):
         else:
             self.model = model
         self._turn = Turn("the base")
+        kinds = {p.dtype for p in self.parameters() if p.is_floating_point()}
+        self._takes = torch.float64 if kinds == {torch.float64} else torch.float32
         self._shown: Tensor | None = None
         if embedding is not None:
             self._submodule(embedding).register_forward_hook(self._show)
@@ -293,6 +319,11 @@ class FrozenModel(Base):
         del mode
         return super().train(False)
 
+    def input_dtype(self, *, far: bool) -> torch.dtype:
+        """Take what the model's parameters are made of: float64 where all of them are, else float32."""
+        del far
+        return self._takes
+
     def forward(self, inputs: Tensor) -> BaseOutput:
         """Call the model; callers from other threads wait, since pipelines may share a base."""
         with self._turn, torch.no_grad():
@@ -302,7 +333,7 @@ class FrozenModel(Base):
         output = torch.as_tensor(output, device=inputs.device)
         if output.is_complex():
             raise ShapeError(f"the base must return real numbers, got {output.dtype}")
-        output = output.to(torch.float32)
+        output = output.to(inputs.dtype)
         while output.ndim > 2 and output.shape[0] == 1:
             output = output.squeeze(0)
         if output.ndim < 2:
@@ -329,7 +360,7 @@ def without_nonfinite(said: BaseOutput, kind: TaskKind, instead: Tensor) -> tupl
     ndarray, (rows, columns), bool, or None
         The cells that the base said nothing about; None if it said something about all.
     """
-    fine = torch.isfinite(said.output)
+    fine = said.output.abs() <= FLOAT32_MAX  # false for NaN; beyond it no learner could take it
     embedding = None if said.embedding is None else said.embedding.nan_to_num()
     if bool(fine.all()):
         return said._replace(embedding=embedding), None

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from streamadapt.entry import FloatArray
 from streamadapt.errors import ConfigError
 from streamadapt.guard import Mixture
 from streamadapt.losses import Array, Mask
@@ -55,7 +54,7 @@ class NoIntervals:
         """Return what must be kept of a prediction until its target is known, (n, rows, columns)."""
         return mixture.own
 
-    def bounds(self, own: Array) -> tuple[FloatArray, FloatArray] | tuple[None, None]:
+    def bounds(self, own: Array) -> tuple[Array, Array] | tuple[None, None]:
         """Return the interval's two ends, (rows, columns), of a prediction of which `own` was kept; or nothing."""
         del own
         return None, None
@@ -135,12 +134,10 @@ class Intervals(NoIntervals):
         half = np.where(self.seen > 0.0, np.maximum(self.quantile, 0.0) * self.scale, np.nan)
         return np.concatenate([np.stack([mixture.served, half, self.seen]), mixture.own])
 
-    def bounds(self, own: Array) -> tuple[FloatArray, FloatArray]:
+    def bounds(self, own: Array) -> tuple[Array, Array]:
         """Return the two ends, (rows, columns); NaN where nothing is known of errors yet."""
         served, half, _ = own[:KEPT]
-        most = float(np.finfo(np.float32).max)
-        low, high = np.clip(served - half, -most, most), np.clip(served + half, -most, most)
-        return low.astype(np.float32), high.astype(np.float32)
+        return served - half, served + half
 
     def learn(self, matured: Sequence[Matured], stats: Stats) -> Sequence[Matured]:
         """Charge each target to the interval as it was issued."""

@@ -14,6 +14,7 @@ from streamadapt.durations import duration_ns
 from streamadapt.entry import Entry, FloatArray, Label, Position
 from streamadapt.errors import ConfigError, EntryError, Reason
 from streamadapt.tasks import Supervised, Task
+from streamadapt.tasks.base import check_size
 from streamadapt.watermark import Reading, Watermark
 
 __all__ = ["Panel"]
@@ -163,8 +164,7 @@ class Panel:
             raise EntryError(Reason.UNKNOWN_LABEL, "a panel's targets are its own records", at)
         if item.values.shape != (1,):
             raise EntryError(Reason.WRONG_WIDTH, f"expected 1 value of one sensor, got {item.values.shape}", at)
-        if np.isinf(item.values[0]):
-            raise EntryError(Reason.NOT_FINITE, "expected a finite value, got an infinite one", at)
+        check_size(item.values, "value", at)
         if item.key not in self._at:
             self._check_new(item)
         row = self._row_of(item.time)
@@ -209,7 +209,7 @@ class Panel:
         readings = self._open.pop(time)
         self._waiting -= len(readings)
         self._settle(readings)
-        values = np.full(len(self.columns), np.nan, np.float32)
+        values = np.full(len(self.columns), np.nan)
         placed = [reading for sensor, reading in readings.items() if sensor in self._at]
         for reading in placed:
             values[self._at[reading.sensor]] = reading.value
@@ -219,7 +219,7 @@ class Panel:
             last, self._last = self._last, time
             if last is not None and self.step_ns is not None:
                 for i in range(1, min((time - last) // self.step_ns, self.max_gap + 1)):
-                    yield self._entry(last + i * self.step_ns, np.full(len(self.columns), np.nan, np.float32))
+                    yield self._entry(last + i * self.step_ns, np.full(len(self.columns), np.nan))
             yield self._entry(time, values)
 
     def _settle(self, readings: dict[str, Reading]) -> None:
@@ -248,7 +248,7 @@ class Panel:
             "rows": np.array([row[0] for row in rows], np.int64),
             "times": np.array([row[1] for row in rows], np.int64),
             "sensors": [row[2] for row in rows],
-            "values": np.array([row[3] for row in rows], np.float32),
+            "values": np.array([row[3] for row in rows], np.float64),
             "last": self._last,
             "place": list(self._place),
         }

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.base import Base, as_base, without_nonfinite
+from streamadapt.base import Base, as_base
 from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
+from streamadapt.entry_labels import count_refused, without_bad_label
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason, ShapeError, StreamadaptError
 from streamadapt.faults import Faults, is_fatal
 from streamadapt.guard import Guard, Mixture, TwoLayer
@@ -28,8 +29,17 @@ from streamadapt.labelling import Labelling
 from streamadapt.learners.base import BaseOutput, Learner, Spec
 from streamadapt.lent import Lent
 from streamadapt.losses import Array
+from streamadapt.origin import (
+    agreed_origin,
+    base_inputs,
+    finite_output,
+    learner_inputs,
+    moved_issued,
+    moved_matured,
+    warn_of_rounding,
+)
 from streamadapt.panel import Panel
-from streamadapt.scaling import Scales
+from streamadapt.scaling import Learned, Scales
 from streamadapt.screen import Look, Screen
 from streamadapt.spec import rescaled, spec_from_state, spec_state, spec_with_scaling
 from streamadapt.spoken import Spoken, fall_back, unjudged
@@ -54,9 +64,9 @@ class Asked:
     window : Window
         A copy of the task's with the entry appended.
     inputs : Tensor, (window, channels), float32
-        What the base was given, and learners are: without the absurd values.
+        What learners are given: without the absurd values, and less the origin.
     base : BaseOutput
-        As it came of these: it may hold what is no number.
+        What the base said of the window without the absurd values, in original units: it may hold what is no number.
     look : Look
         What the screen says of the entry.
     raw : BaseOutput or None
@@ -105,7 +115,8 @@ class Pipeline:
         Whether the losses of predictions are estimated before their labels come. Changes no prediction.
     on_rejected : callable, optional
         Called with a refused item and its `EntryError`; without one, `observe` raises it. Of a panel's row that the
-        base failed on, the item is the row.
+        base failed on, the item is the row. Of an entry that only brought a bad label it gets a `LabelError`, after the
+        entry was predicted without it.
     panel : Panel, optional
         Assembles records of single sensors into the entries that the task sees. It holds state, too.
     intervals : Intervals, optional
@@ -166,6 +177,7 @@ class Pipeline:
         task.tell_unit(self.base.output_scale)
         self.health: Health | None = None
         self.spec: Spec | None = None
+        self._level_open = task.kind == "regression" and self.base.output_loc is None  # no label has told it yet
 
     def _check_parts(self) -> None:
         """Raise `ConfigError` where learners, guard, panel and task do not fit each other."""
@@ -200,14 +212,14 @@ class Pipeline:
         ------
         EntryError
             At the first bad item, if there is no `on_rejected`; that item changed nothing. (Of a panel's rows that one
-            record completes, the others have been taken in.)
+            record completes, the others have been taken in.) An entry with a bad label is such an item then.
         BusyError
             From within a call of the same pipeline.
         """
         predictions: list[Prediction] = []
         for item in items:
             with self._turn:
-                self._take((item,) if self.panel is None else self.panel.take(item), item, predictions)
+                self._observe(item, predictions)
         return predictions
 
     def flush(self) -> list[Prediction]:
@@ -218,24 +230,42 @@ class Pipeline:
                 self._take(self.panel.flush(), None, predictions)
         return predictions
 
-    def _take(self, rows: Iterable[Entry | Label], item: Entry | Label | None, predictions: list[Prediction]) -> None:
-        """Take rows in, which `item` completed; one that is refused does not keep the others out."""
+    def _observe(self, given: Entry | Label, predictions: list[Prediction]) -> None:
+        """Take one item in; a bad label that an entry brought is refused by itself, once the entry was taken."""
+        item, fault = without_bad_label(self.task, given)
+        if fault is not None and self.on_rejected is None:
+            self._refuse(given, fault)
+        taken = self._take((item,) if self.panel is None else self.panel.take(item), given, predictions)
+        if fault is not None and taken:
+            self._refuse(given, fault)
+
+    def _take(self, rows: Iterable[Entry | Label], given: Entry | Label | None, predictions: list[Prediction]) -> bool:
+        """Take rows in, which `given` completed; one that is refused does not keep the others out.
+
+        Returns
+        -------
+        bool
+            Whether none was refused.
+        """
         refused: list[tuple[Entry | Label, EntryError]] = []
         try:
             for row in rows:
                 try:
                     predictions += filter(None, (self._step(row),))
                 except EntryError as error:
-                    refused.append((row, error))
+                    refused.append((row if self.panel is not None or given is None else given, error))
         except EntryError as error:  # the panel's own, about the item
-            assert item is not None
-            refused.append((item, error))
-        for _, refusal in refused:
-            self.stats.rejected[refusal.reason.value] += 1
-        for row, refusal in refused:
-            if self.on_rejected is None:
-                raise refusal
-            self.on_rejected(row, refusal)
+            assert given is not None
+            refused.append((given, error))
+        for item, refusal in refused:
+            self._refuse(item, refusal)
+        return not refused
+
+    def _refuse(self, item: Entry | Label, error: EntryError) -> None:
+        count_refused(self.stats, item, error)
+        if self.on_rejected is None:
+            raise error
+        self.on_rejected(item, error)
 
     def _step(self, item: Entry | Label) -> Prediction | None:
         was_built = self.spec is not None
@@ -244,6 +274,8 @@ class Pipeline:
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
         if look is not None and isinstance(item, Entry):
             self.stats.absurd += self.screen.take(item.values, look)
+        if self._level_open and arrival.matured:
+            self._settle_level(arrival.matured)
         with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
             for whole in arrival.matured:
                 matured = self._judge_interval(whole)
@@ -253,7 +285,9 @@ class Pipeline:
                 self._contain("labelling", self.labelling.learn, matured)
                 self.keeper.update(matured.experts, matured.own, matured.target, matured.mask, matured.weight)  # 4.
         self.stats.pending = self.task.pending
-        due = self.scales.take(item, look)
+        due = self.scales.learn(arrival.matured)
+        if look is not None and isinstance(item, Entry):
+            due |= self.scales.take(item, look)
         if isinstance(item, Label):
             self._look_at_scales(due)
             return None
@@ -319,10 +353,10 @@ class Pipeline:
 
     def _ask_of(self, window: Window, entry: Entry, spec: Spec) -> tuple[Tensor, BaseOutput]:
         """Return the inputs of a window that ends with an entry, and what the base says of them."""
-        inputs = torch.from_numpy(window.fill_unseen(spec.input_loc.cpu().numpy())).to(spec.device)
+        inputs = learner_inputs(window, spec)
         try:
             with self.timing.stage("predict"), torch.no_grad():
-                said = self._checked(self.base(inputs.clone()), spec)  # a copy: it may write into it
+                said = self._checked(self.base(base_inputs(window, spec, self.base)), spec)
         except Exception as error:
             if is_fatal(error) or (self.spec is None and isinstance(error, StreamadaptError)):
                 raise  # a wrong setting, or a machine that is too small: no fault of an entry
@@ -345,7 +379,8 @@ class Pipeline:
         features = None if embedding is None else embedding.numel()
         if self.spec is not None and features != spec.embedding:
             raise ShapeError(f"the base's embedding must have {spec.embedding} features as before, got {features}")
-        copied = output.detach().to(spec.device, torch.float32, copy=True)  # it may be a buffer that is used again
+        dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
+        copied = output.detach().to(spec.device, dtype, copy=True)  # it may be a buffer that is used again
         return BaseOutput(copied, None if embedding is None else embedding.detach().clone())
 
     # -- building: when the first window is full the shapes are known
@@ -361,7 +396,9 @@ class Pipeline:
     def _allocate(self, spec: Spec) -> None:
         self.spec = spec
         self.task.device = spec.device
+        self.task.origin = None if spec.output_origin is None else spec.output_origin.cpu().numpy()
         self.base.to(spec.device)
+        warn_of_rounding(self.base, spec)
         unbuilt = [i for i, learner in enumerate(self.learners) if not self._is_built(learner, spec)]
         self.watch.check_spec(spec)
         self.health = Health(self.learners, self.faults, unbuilt)
@@ -398,14 +435,9 @@ class Pipeline:
         self.scales.settle()
 
     def _begin_again(self, spec: Spec) -> None:
-        items, window, answers = self.scales.cleaned(), None, {}
+        items = self.scales.cleaned()
         try:
-            for i, item in enumerate(items):
-                if isinstance(item, Entry):
-                    window = window or Window(self.task.window_length, len(item.values))
-                    window.push(item.values, item.time)
-                    if window.full:
-                        answers[i] = self._ask_of(window, item, spec)
+            answers = self._ask_again(items, spec)
         except EntryError:  # a base that has answered before, and does not now: everything stays as it is
             return
         now, stats = self.task.state_dict(), self.stats
@@ -415,34 +447,75 @@ class Pipeline:
         self.watch.begin_again()
         try:
             self._allocate(spec)
+            waiting: dict[str, Issued] = {}
             for i, item in enumerate(items):
-                self._repeat(item, answers.get(i))
+                self._repeat(item, answers.get(i), waiting)
         finally:
             self.task.load_state_dict(now)
             self._count_in(stats)
         self.scales.spent += len(items)
 
-    def _repeat(self, item: Entry | Label, answer: tuple[Tensor, BaseOutput] | None) -> None:
-        """Learn an item again: the steps of `_step` that change learners and guard."""
-        try:
-            arrival = self.task.observe(item)
-        except EntryError:  # a label whose entry is not remembered
-            return
-        for matured in arrival.matured:
-            self._learn(matured)
-            self.keeper.update(matured.experts, matured.own, matured.target, matured.mask, matured.weight)
+    def _ask_again(self, items: Sequence[Entry | Learned], spec: Spec) -> dict[int, tuple[Tensor, BaseOutput]]:
+        """Return what the base says of the windows that are remembered, by the place of their newest entry."""
+        window: Window | None = None
+        answers = {}
+        for i, item in enumerate(items):
+            if isinstance(item, Entry):
+                window = window or Window(self.task.window_length, len(item.values))
+                window.push(item.values, item.time)
+                if window.full:
+                    answers[i] = self._ask_of(window, item, spec)
+        return answers
+
+    def _repeat(
+        self, item: Entry | Learned, answer: tuple[Tensor, BaseOutput] | None, waiting: dict[str, Issued]
+    ) -> None:
+        """Learn an item again: the steps of `_step` that change learners and guard.
+
+        Of a supervised task, `waiting` has the predictions by id: which label was learned when is remembered.
+        """
+        matured: list[Matured] = []
+        if isinstance(item, Learned):
+            if item.id in waiting:
+                matured = [_again(item, waiting[item.id], self.task)]
+        elif self.task.kind == "forecast":
+            matured = self.task.observe(item).matured
+        for one in matured:
+            self._learn(one)
+            self.keeper.update(one.experts, one.own, one.target, one.mask, one.weight)
         if answer is None or not isinstance(item, Entry):
             return
-        assert self.spec is not None
         inputs, said = answer
-        base, silent = without_nonfinite(said, self.spec.kind, self.spec.output_loc)
-        experts = self._experts(inputs, base, commit=True)
+        exact, base, silent = finite_output(said, self._built)
+        experts = self._experts(inputs, exact, base, commit=True)
         own = np.array(self.keeper.mix(experts, commit=True).own)
         if silent is not None:
             experts[..., silent] = own[..., silent] = np.nan
-        issued = Issued(item, inputs, base, experts, own)
-        self.task.remember(issued)
+        issued = waiting[item.id] = Issued(item, inputs, base, experts, own)
+        if self.task.kind == "forecast":
+            self.task.remember(issued)
+            waiting.clear()
         self._adapt_learners(issued)
+
+    def _settle_level(self, matured: list[Matured]) -> None:
+        """Take the outputs' origin from the first label, before anything has been learned."""
+        first, spec = matured[0], self.spec
+        if spec is None or not first.mask.any():
+            return
+        self._level_open = False
+        origin = agreed_origin(first.experts[0], first.target, first.mask, spec.output_scale.cpu().double().numpy())
+        if not origin.any():
+            return
+        found = torch.from_numpy(origin).to(spec.device)
+        loc = (spec.output_loc.double() * (found == 0.0)).float()  # where there is an origin it is the location, too
+        self._allocate(replace(spec, output_loc=loc, output_origin=found))
+        self.task.move_waiting(lambda issued: moved_issued(issued, self._built))
+        matured[:] = [moved_matured(one, self._built) for one in matured]
+
+    @property
+    def _built(self) -> Spec:
+        assert self.spec is not None
+        return self.spec
 
     # -- what parts raise
 
@@ -570,15 +643,15 @@ class Pipeline:
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
             newest = np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest)
             self._contain("signals", self.watch.take_in_entry, newest, base)
-        base, silent = without_nonfinite(base, spec.kind, spec.output_loc)
-        experts = self._experts(inputs, base, commit=commit)
+        exact, base, silent = finite_output(base, spec)
+        experts = self._experts(inputs, exact, base, commit=commit)
         mixture = self.keeper.mix(experts, commit=commit)
         if silent is not None:  # NaN here is what the task knows not to judge or learn from
             mixture = Mixture(np.array(mixture.served), np.array(mixture.own), mixture.weights)
             for said in (experts, mixture.own, mixture.served):
                 said[..., silent] = np.nan
         note = () if self.labelling.silent else self._note(experts, mixture.served, commit=commit)
-        raw = None if asked.raw is None else without_nonfinite(asked.raw, spec.kind, spec.output_loc)
+        raw = None if asked.raw is None else finite_output(asked.raw, spec)[::2]
         mixture, spoken = fall_back(experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast")
         own = self._contain("intervals", self.intervals.issue, mixture, count=commit)
         if own is None:
@@ -593,7 +666,7 @@ class Pipeline:
             found = self._contain("labelling", lambda: note(experts, served, self.keeper.scale()), count=commit)
         return self.labelling.blank() if found is None else found
 
-    def _experts(self, inputs: Tensor, base: BaseOutput, *, commit: bool) -> Array:
+    def _experts(self, inputs: Tensor, exact: Array, base: BaseOutput, *, commit: bool) -> Array:
         assert self.health is not None
         said, lent = [base.output.unsqueeze(0)], Lent(inputs, *base)
         for i, learner in enumerate(self.learners):
@@ -603,6 +676,9 @@ class Pipeline:
             said.append(found)
             self._put_back(lent, learner, count=commit)
         experts: Array = torch.cat(said).cpu().double().numpy()
+        if self.task.origin is not None:
+            experts += self.task.origin
+        experts[0] = exact
         if commit:
             self._count_restored(self.health.check_predictions(experts))
         else:
@@ -634,9 +710,7 @@ class Pipeline:
     ) -> Prediction:
         entry = issued.entry
         shares = dict(zip(self.names, spoken.weights.tolist(), strict=True))
-        with np.errstate(over="ignore"):
-            experts = spoken.experts.astype(np.float32)
-            out = spoken.served.astype(np.float32)
+        experts, out = spoken.experts.copy(), spoken.served.copy()
         known = self.task.known(window)
         if known is not None:
             out[:, ~known] = np.nan
@@ -650,7 +724,7 @@ class Pipeline:
         bounds = self._contain("intervals", self.intervals.bounds, spoken.own, count=commit) or (None, None)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
-            *asked, () if self.panel is None else self.panel.columns, *bounds,
+            *asked, () if self.panel is None else self.panel.columns, *bounds, classes=self.task.class_names,
         )  # fmt: skip
 
     # -- state
@@ -676,6 +750,7 @@ class Pipeline:
             "labelling": self.labelling.state_dict(),
             "intervals": self.intervals.state_dict(),
             "stats": self.stats.state_dict(),
+            **({"level_open": True} if self._level_open else {}),
             "screen": self.screen.state_dict(),
             "scales": self.scales.state_dict(),
             **({} if self.panel is None else {"panel": self.panel.state_dict()}),
@@ -695,6 +770,7 @@ class Pipeline:
     def _load(self, state: dict[str, Any]) -> None:
         if list(state["names"]) != self.names or len(state["drift"]["monitors"]) != len(self.watch.monitors):
             raise CheckpointError(f"the checkpoint is of the experts {state['names']}, this pipeline has {self.names}")
+        self._level_open = bool(state.get("level_open", False))  # states of earlier versions: all origins are 0
         if state["spec"] is not None:
             device = resolve_device(self.device_wanted, cells=state["spec"]["rows"] * state["spec"]["columns"])
             self._allocate(spec_from_state(state["spec"], device, self.base))
@@ -715,6 +791,15 @@ class Pipeline:
         if self.panel is not None:
             self.panel.load_state_dict(state["panel"])
         self._count_in(self.stats)
+
+
+def _again(learned: Learned, issued: Issued, task: Task) -> Matured:
+    """Return a remembered label as an example of the prediction that was made again."""
+    mask = learned.mask & ~np.isnan(issued.experts[0])
+    target = np.where(mask, learned.target, np.nan_to_num(issued.experts[0]))
+    known = torch.from_numpy(mask).to(task.device)
+    example = Example(issued.inputs, issued.base, task.tensor(target), known)
+    return Matured(example, example, issued.experts, issued.own, target, mask, learned.weight, (), learned.id)
 
 
 def _adapted(learner: Learner, issued: Issued) -> dict[str, float]:

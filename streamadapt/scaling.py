@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from streamadapt.base import Base
-from streamadapt.entry import Entry, Label
+from streamadapt.entry import Entry
 from streamadapt.learners.base import Spec
 from streamadapt.losses import Array, Mask
 from streamadapt.screen import FIRST, IN_A_ROW, Look
-from streamadapt.tasks import Task
+from streamadapt.spec import original_scaling
+from streamadapt.tasks import Matured, Task
 
-__all__ = ["INPUTS", "OUTPUTS", "Scales"]
+__all__ = ["Learned", "Scales"]
 
 MOST = 512
 """Entries that are remembered until all scales have settled; of a supervised task twice as many entries and labels."""
@@ -34,6 +36,24 @@ FAR = 35.0
 
 INPUTS = ("input_loc", "input_scale")
 OUTPUTS = ("output_loc", "output_scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A label as it was learned.
+
+    Attributes
+    ----------
+    id : str
+        Of its entry.
+    target, mask : ndarray, (1, columns)
+    weight : float
+    """
+
+    id: str
+    target: Array
+    mask: Mask
+    weight: float
 
 
 class Scales:
@@ -61,7 +81,7 @@ class Scales:
         self.free_inputs = base.input_scale is None
         self.free_outputs = base.output_scale is None and (self.forecast or labelled)
         self.labels = labelled and self.free_outputs
-        self.items: deque[tuple[Entry | Label, Mask | None]] = deque(maxlen=MOST if self.forecast else 2 * MOST)
+        self.items: deque[tuple[Entry | Learned, Mask | None]] = deque(maxlen=MOST if self.forecast else 2 * MOST)
         self.active = True
         self.entries = 0
         self.dropped = False  # whether anything that was learned is not in memory any more
@@ -76,21 +96,33 @@ class Scales:
         """Whether there is anything to estimate."""
         return self.free_inputs or self.free_outputs
 
-    def take(self, item: Entry | Label, look: Look | None) -> bool:
-        """Remember an accepted item; say whether it is time to look at the scales."""
-        found = look is not None and look.hindsight is not None
-        if isinstance(item, Entry):
-            self.entries += 1
-            if look is not None and look.changed.any() and self.free:
-                self._change(look.changed)
+    def take(self, entry: Entry, look: Look) -> bool:
+        """Remember an accepted entry; say whether it is time to look at the scales."""
+        self.entries += 1
+        if self.free and look.changed.any():
+            self._change(look.changed)
         if not self.active:
             return False
-        self.dropped |= len(self.items) == self.items.maxlen
-        self.items.append((item, None if look is None or not look.absurd.any() else look.absurd))
-        due = self._count(item, look)
-        if look is not None and look.hindsight is not None:
+        self._remember(entry, look.absurd if look.absurd.any() else None)
+        if look.hindsight is not None:
             self._mark(look.hindsight)
-        return found or due
+        return self._count(_cleaned(entry, look.absurd)) or look.hindsight is not None
+
+    def learn(self, matured: Sequence[Matured]) -> bool:
+        """Remember labels that have been learned; say whether it is time to look at the scales."""
+        if not self.active or self.forecast:
+            return False
+        due = False
+        for one in matured:
+            self._remember(Learned(one.id, one.target, one.mask, one.weight), None)
+            if self.labels and one.mask.any():
+                self.label_count += 1
+                due |= bool(_doubled(np.array([self.label_count]))[0])
+        return due
+
+    def _remember(self, item: Entry | Learned, absurd: Mask | None) -> None:
+        self.dropped |= len(self.items) == self.items.maxlen
+        self.items.append((item, absurd))
 
     def _mark(self, hindsight: Mask) -> None:
         """Put right which of the first values are absurd."""
@@ -98,7 +130,7 @@ class Scales:
         for i, (item, _) in enumerate(self.items):
             if isinstance(item, Entry):
                 absurd = next(rows, None)
-                self.items[i] = item, absurd
+                self.items[i] = item, absurd if absurd is not None and absurd.any() else None
 
     def _change(self, changed: Mask) -> None:
         self.moves = np.where(changed, 0, self.moves)
@@ -106,17 +138,8 @@ class Scales:
         if not self.active:
             self.active, self.dropped = True, True
 
-    def _count(self, item: Entry | Label, look: Look | None) -> bool:
-        """Count moves and labels; return whether a count has reached a power of two."""
-        if self.labels:
-            value = item.value if isinstance(item, Label) else item.label
-            if value is not None and not np.isnan(value).all():
-                self.label_count += 1
-                if _doubled(np.array([self.label_count]))[0]:
-                    return True
-        if isinstance(item, Label):
-            return False
-        values = _cleaned(item, None if look is None else look.absurd)
+    def _count(self, values: Array) -> bool:
+        """Count moves; return whether a count has reached a power of two."""
         if len(self.moves) == 0:
             self.moves, self.since, self.last = np.zeros(len(values), np.int64), np.zeros(len(values), np.int64), values
             return False
@@ -170,7 +193,8 @@ class Scales:
         known: Mask,
         factor: float,
     ) -> bool:
-        used = [getattr(spec, name).cpu().double().numpy() for name in names]
+        scaling = original_scaling(spec)
+        used = [scaling[name] for name in names]
         ratio = np.where(known, estimate[1] / used[1], 1.0)
         for name, now, then in zip(names, estimate, used, strict=True):
             found[name] = np.where(known, now, then)
@@ -182,18 +206,16 @@ class Scales:
         return np.where(number[:, None] >= self.since, values, np.nan)
 
     def _labels(self, columns: int) -> Array:
-        values = [item.value if isinstance(item, Label) else item.label for item, _ in self.items]
-        return np.array([v for v in values if v is not None], np.float64).reshape(-1, columns)
+        rows = [np.where(item.mask, item.target, np.nan) for item, _ in self.items if isinstance(item, Learned)]
+        return np.array(rows, np.float64).reshape(-1, columns)
 
-    def cleaned(self) -> list[Entry | Label]:
+    def cleaned(self) -> list[Entry | Learned]:
         """Return the items in memory, with what is absurd as if it had been missing."""
-        found: list[Entry | Label] = []
+        found: list[Entry | Learned] = []
         for item, absurd in self.items:
-            if absurd is not None and isinstance(item, Entry) and absurd.any():
-                values = np.where(absurd, np.nan, item.values).astype(item.values.dtype)
-                found.append(Entry(values, item.time, item.id, item.key, item.label, item.position))
-            else:
-                found.append(item)
+            if absurd is not None and isinstance(item, Entry):
+                item = replace(item, values=np.where(absurd, np.nan, item.values).astype(item.values.dtype))
+            found.append(item)
         return found
 
     # -- state
@@ -265,37 +287,35 @@ def _spread(values: Array) -> tuple[Array, Array, Mask]:
     return loc, scale, fine
 
 
-def _packed(items: list[tuple[Entry | Label, Mask | None]]) -> dict[str, Any] | None:
+def _packed(items: list[tuple[Entry | Learned, Mask | None]]) -> dict[str, Any] | None:
     """Return what must be saved of the items, as arrays with a row each; None if there are none."""
     if not items:
         return None
     entries = [(item, absurd) for item, absurd in items if isinstance(item, Entry)]
-    labels = [item.value if isinstance(item, Label) else item.label for item, _ in items]
-    told = [label for label in labels if label is not None]
+    learned = [item for item, _ in items if isinstance(item, Learned)]
     nothing = np.zeros(len(entries[0][0].values), np.bool_) if entries else np.zeros(0, np.bool_)
     return {
-        "times": [item.time for item, _ in items],
         "ids": [item.id for item, _ in items],
-        "entry": [isinstance(item, Entry) for item, _ in items],
-        "labelled": [label is not None for label in labels],
+        "is_entry": [isinstance(item, Entry) for item, _ in items],
+        "times": [entry.time for entry, _ in entries],
         "values": np.stack([entry.values for entry, _ in entries]) if entries else None,
         "absurd": np.stack([nothing if mask is None else mask for _, mask in entries]) if entries else None,
-        "labels": np.stack(told) if told else None,
+        "targets": np.stack([one.target for one in learned]) if learned else None,
+        "masks": np.stack([one.mask for one in learned]) if learned else None,
+        "weights": [float(one.weight) for one in learned],
     }
 
 
-def _unpacked(state: dict[str, Any] | None) -> Iterator[tuple[Entry | Label, Mask | None]]:
+def _unpacked(state: dict[str, Any] | None) -> Iterator[tuple[Entry | Learned, Mask | None]]:
     row = told = 0
-    for i, time in enumerate(() if state is None else state["times"]):
+    for id_, is_entry in () if state is None else zip(state["ids"], state["is_entry"], strict=True):
         assert state is not None
-        id_, label = str(state["ids"][i]), None
-        if state["labelled"][i]:
-            label = np.array(state["labels"][told])
+        if is_entry:
+            absurd = np.array(state["absurd"][row], np.bool_)
+            entry = Entry(np.array(state["values"][row]), int(state["times"][row]), str(id_))
+            yield entry, absurd if absurd.any() else None
+            row += 1
+        else:
+            target, mask = np.array(state["targets"][told]), np.array(state["masks"][told], np.bool_)
+            yield Learned(str(id_), target, mask, float(state["weights"][told])), None
             told += 1
-        if not state["entry"][i]:
-            assert label is not None
-            yield Label(id_, label, int(time)), None
-            continue
-        absurd = np.array(state["absurd"][row], np.bool_)
-        yield Entry(np.array(state["values"][row]), int(time), id_, "", label), absurd if absurd.any() else None
-        row += 1

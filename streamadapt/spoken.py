@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from streamadapt.guard import Mixture
-from streamadapt.learners.base import BaseOutput
 from streamadapt.losses import Array, Mask
 
 __all__ = ["Spoken", "fall_back"]
@@ -39,7 +38,7 @@ class Spoken:
 def fall_back(
     experts: Array,
     mixture: Mixture,
-    raw: tuple[BaseOutput, Mask | None] | None,
+    raw: tuple[Array, Mask | None] | None,
     flags: Mask | None,
     *,
     forecast: bool,
@@ -50,14 +49,14 @@ def fall_back(
     ----------
     experts : ndarray, (experts, rows, columns)
         As they say it of the window without the absurd values.
-    raw : pair of BaseOutput and mask, or None
+    raw : pair of array and mask, or None
         What the base says of the window as it is, and where that is no number; None if nothing in it is absurd.
     flags : ndarray, (window, channels), bool, or None
         The absurd cells of the window. A channel is a column of a forecast; elsewhere it reaches all columns.
     """
     if raw is None or flags is None:
         return mixture, Spoken(experts, mixture.served, mixture.weights, mixture.own)
-    said, silent = raw[0].output.cpu().double().numpy(), raw[1]
+    said, silent = raw
     if silent is not None:
         said = np.where(silent, np.nan, said)
     reached: Mask = np.asarray(flags.any(axis=0))

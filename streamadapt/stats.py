@@ -14,6 +14,8 @@ __all__ = ["DRIFT_LOG", "Stats"]
 
 DRIFT_LOG = 1000
 """How many drifts `Stats.drift_log` remembers."""
+LABEL = "label:"
+"""What the reasons of refused labels begin with in a saved state."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,8 @@ class Stats:
         predicted from them is the base's, and no loss counts it: one of 1e37 would be all there is in a sum for good.
     rejected : Counter of str
         Refused entries and labels by `streamadapt.errors.Reason` value.
+    rejected_labels : Counter of str
+        Of `rejected`, the labels that no loss knows of: all but those that came twice. Saved within ``rejected``.
     updates : dict of str to Counter of str
         Learner -> result -> count; results are ``ok`` and ``restored``.
     loss_sum, loss_cells : dict of str to float, int
@@ -80,6 +84,7 @@ class Stats:
     absurd: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    rejected_labels: Counter[str] = field(default_factory=Counter)
     updates: dict[str, Counter[str]] = field(default_factory=dict)
     loss_sum: dict[str, float] = field(default_factory=dict)
     loss_cells: dict[str, int] = field(default_factory=dict)
@@ -120,7 +125,10 @@ class Stats:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a detached copy in plain JSON-able values."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        state = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        labels = state.pop("rejected_labels")
+        state["rejected"] |= {f"{LABEL}{reason}": count for reason, count in labels.items()}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
@@ -136,6 +144,8 @@ class Stats:
         self.faults = Counter(state.get("faults", {}))  # absent in older checkpoints
         for name in ("loss_sum", "loss_cells", "weights", "signals", "asked_loss", "estimated", "foreseen", "seen"):
             setattr(self, name, dict(state[name]))
+        marked = {reason: self.rejected.pop(reason) for reason in state["rejected"] if reason.startswith(LABEL)}
+        self.rejected_labels = Counter({reason.removeprefix(LABEL): count for reason, count in marked.items()})
         self.updates = {learner: Counter(results) for learner, results in state["updates"].items()}
         self.drift_log = [(name, int(time)) for name, time in state["drift_log"]]
 

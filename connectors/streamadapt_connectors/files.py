@@ -262,7 +262,7 @@ class _Columns:
     def batch(self, paths: tuple[str, ...]) -> Batch:
         labels = None
         if self._labels:
-            labels = np.full((len(self.values), self._outputs), np.nan, np.float32)
+            labels = np.full((len(self.values), self._outputs), np.nan)
             for row, value in self._labels.items():
                 labels[row] = value
         names = paths if len(paths) == len(self.values[0]) else ()

@@ -45,6 +45,7 @@ class BaseOutput(NamedTuple):
     Attributes
     ----------
     output : Tensor, (rows, columns), float32, original units (probabilities for classification)
+        A base may say it in float64. Learners are given float32, less `Spec.output_origin`.
     embedding : Tensor, (features,), float32, or None
         The base's hidden layer, where it has one to show.
     times : Tensor, (window,), int64, ns since the Unix epoch, or None
@@ -84,7 +85,7 @@ class Spec:
     Attributes
     ----------
     window, channels : int
-        Inputs are (window, channels), original units.
+        Inputs are (window, channels), original units less `input_origin`.
     rows, columns : int
         Outputs are (rows, columns): (horizon, channels) of a forecast, (1, outputs) or (1, classes) otherwise.
     input_loc, input_scale : Tensor, (channels,), float32
@@ -98,7 +99,13 @@ class Spec:
     embedding : int or None
         Features of ``BaseOutput.embedding``; None where the base shows none.
     model : Base or None
-        The frozen base itself, for learners that adapt a copy of it. Never write to it.
+        The frozen base itself, for learners that adapt a copy of it. Never write to it. It takes original units: `ask`
+        puts a question to it in the learners' own.
+    input_origin : Tensor, (channels,), float64, or None
+        What was subtracted from the inputs, and from `input_loc`, before they became float32; None: nothing. It is not
+        0 for channels that are so far from zero that float32 would lose their changes (`streamadapt.origin`).
+    output_origin : Tensor, (columns,), float64, or None
+        The same of the base's output, targets, predictions and `output_loc`. None for classification.
     """
 
     kind: TaskKind
@@ -115,6 +122,17 @@ class Spec:
     prior: Prior | None = None
     embedding: int | None = None
     model: nn.Module | None = None
+    input_origin: Tensor | None = None
+    output_origin: Tensor | None = None
+
+    def ask(self, inputs: Tensor) -> BaseOutput:
+        """Return what `model` says of inputs (window, channels) in the learners' units, in these units."""
+        model: Any = self.model
+        far = self.input_origin is not None
+        original = inputs if self.input_origin is None else inputs.double() + self.input_origin
+        said: BaseOutput = model(original.to(model.input_dtype(far=far)))
+        output = said.output if self.output_origin is None else said.output.double() - self.output_origin
+        return said._replace(output=output.float())
 
     def generator(self) -> torch.Generator:
         """Return a fresh CPU generator seeded with `seed` (CPU, so that every device starts from the same numbers)."""
@@ -205,13 +223,13 @@ class Learner(nn.Module, ABC):
 
         Parameters
         ----------
-        inputs : Tensor, (window, channels), float32, original units; finite
+        inputs : Tensor, (window, channels), float32, original units less `Spec.input_origin`; finite
         base : BaseOutput
             ``base.output`` is (rows, columns).
 
         Returns
         -------
-        Tensor, (rows, columns), float32, original units; (experts, rows, columns) of a family
+        Tensor, (rows, columns), float32, original units less `Spec.output_origin`; (experts, rows, columns) of a family
             Never a view of the state. Nothing changes: the same again says the same again.
         """
 
@@ -223,7 +241,7 @@ class Learner(nn.Module, ABC):
         ----------
         inputs, base
             As `predict` saw them when the example was issued (see `matures` for rows).
-        target : Tensor, (rows, columns), float32, original units
+        target : Tensor, (rows, columns), float32, original units less `Spec.output_origin`
             Anything (NaN too) where `mask` is False.
         mask : Tensor, (rows, columns), bool
             Where the target is known. All False: no prediction changes.

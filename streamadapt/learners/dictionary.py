@@ -162,7 +162,7 @@ class Dictionary(Learner):
         cleaned = self.clean(inputs)
         if not bool(torch.isfinite(cleaned).all()):
             return torch.full_like(base.output, torch.nan)  # a broken dictionary is to be seen and restored
-        said: BaseOutput = self.spec.model(cleaned)
+        said = self.spec.ask(cleaned)
         return without_nonfinite(said, self.spec.kind, self.spec.output_loc)[0].output.clone()
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:

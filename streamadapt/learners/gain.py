@@ -74,7 +74,14 @@ class Gain(Learner):
         del inputs
         if self._classify:
             return torch.softmax(self.gain * log_odds(base.output), dim=-1)
-        return base.output * self.gain
+        if self.spec.output_origin is None:
+            return base.output * self.gain
+        return (self._original(base.output) * self.gain - self.spec.output_origin).float()
+
+    def _original(self, outputs: Tensor) -> Tensor:
+        """Return outputs in original units: a gain is about zero, not about the origin."""
+        origin = self.spec.output_origin
+        return outputs if origin is None else outputs.double() + origin
 
     def forget(self, keep: float) -> None:
         """Bring g towards one, on a logarithmic scale."""
@@ -89,8 +96,9 @@ class Gain(Learner):
             if bool(mask.all()):
                 self._learn_class(self.predict(inputs, base), log_odds(base.output), target, rate)
             return
-        ratio = (target / base.output).clamp(1.0 / self.limit, self.limit)
-        usable = mask & (base.output.abs() > self._smallest)
+        said = self._original(base.output)
+        ratio = (self._original(target) / said).to(self.gain.dtype).clamp(1.0 / self.limit, self.limit)
+        usable = mask & (said.abs() > self._smallest)
         self.gain.copy_(torch.where(usable, torch.lerp(self.gain, ratio, rate), self.gain))
 
     def _learn_class(self, p: Tensor, u: Tensor, target: Tensor, rate: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.entry import Entry, FloatArray, Label
-from streamadapt.errors import ConfigError, EntryError, Reason
+from streamadapt.entry import Entry, FloatArray, Label, Position
+from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
 from streamadapt.learners.base import BaseOutput, TaskKind
 from streamadapt.losses import Array, Loss, Mask, loss_named
+from streamadapt.origin import FLOAT32_MAX, less_origin
+from streamadapt.tasks.class_names import ClassName
 from streamadapt.tasks.issued import Issued
 
 __all__ = ["Arrival", "Example", "Matured", "Task", "Window"]
@@ -54,6 +57,8 @@ class Matured:
         What the example counts in every loss.
     note : tuple of float
         `Issued.note`.
+    id : str
+        Of the entry, where a label made it known.
     """
 
     rows: Example
@@ -64,6 +69,7 @@ class Matured:
     mask: Mask
     weight: float = 1.0
     note: tuple[float, ...] = ()
+    id: str = ""
 
 
 @dataclass(slots=True)
@@ -74,7 +80,7 @@ class Arrival:
     ----------
     matured : list of Matured
         In the order to be learned in.
-    inputs : ndarray, (window, channels), float32, or None
+    inputs : ndarray, (window, channels), float64, or None
         To be predicted from; None while the first window fills, and for a label.
     """
 
@@ -92,9 +98,9 @@ class Window:
     """
 
     def __init__(self, length: int, channels: int) -> None:
-        self.values = np.zeros((length, channels), np.float32)
+        self.values = np.zeros((length, channels))
         self.times = np.zeros(length, np.int64)
-        self.last = np.zeros(channels, np.float32)
+        self.last = np.zeros(channels)
         self.seen = np.zeros(channels, np.bool_)
         self.count = 0
 
@@ -121,9 +127,9 @@ class Window:
         """Whether it holds as many rows as it is long."""
         return self.count >= len(self.values)
 
-    def fill_unseen(self, loc: FloatArray) -> FloatArray:
-        """Return a copy, (length, channels), with channels never seen at `loc`."""
-        return np.where(self.seen, self.values, loc).astype(np.float32)
+    def fill_unseen(self, loc: FloatArray) -> Array:
+        """Return a copy, (length, channels), float64, with channels never seen at `loc`."""
+        return np.where(self.seen, self.values, loc).astype(np.float64)
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies."""
@@ -132,9 +138,9 @@ class Window:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self.values = np.array(state["values"], np.float32)
+        self.values = np.array(state["values"], np.float64)
         self.times = np.array(state["times"], np.int64)
-        self.last = np.array(state["last"], np.float32)
+        self.last = np.array(state["last"], np.float64)
         self.seen = np.array(state["seen"], np.bool_)
         self.count = int(state["count"])
 
@@ -155,6 +161,7 @@ class Task(ABC):
     name: ClassVar[str]
     labelled: ClassVar[bool] = True
     kind: TaskKind
+    class_names: tuple[ClassName, ...] = ()
 
     def __init__(self, window: int, rows: int, loss: str) -> None:
         if not 1 <= window <= 100_000:
@@ -166,6 +173,7 @@ class Task(ABC):
         self.last_time = -(2**63)
         self.outcomes: Counter[str] = Counter()  # labels by outcome; the pipeline puts its statistics' counter here
         self.device = torch.device("cpu")
+        self.origin: Array | None = None  # of the outputs, see `streamadapt.origin`; the pipeline puts it here
         self.absurd_values: Mask | None = None  # of the entry observed next: which values are no targets
 
     @abstractmethod
@@ -182,9 +190,17 @@ class Task(ABC):
             If it is bad; then nothing has changed.
         """
 
+    def label_fault(self, entry: Entry) -> LabelError | None:
+        """Tell what is wrong with the label that an entry brought; None where this task learns from no such labels."""
+        del entry
+        return None
+
     @abstractmethod
     def remember(self, issued: Issued) -> None:
         """Keep the prediction of the newest entry until its target is known."""
+
+    def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
+        """Put ``moved(prediction)`` in place of each prediction that waits."""
 
     @property
     @abstractmethod
@@ -202,8 +218,7 @@ class Task(ABC):
         if entry.values.ndim != 1 or len(entry.values) == 0 or (width is not None and len(entry.values) != width):
             expected = "at least one value" if width is None else f"{width} values"
             raise EntryError(Reason.WRONG_WIDTH, f"expected {expected}, got {entry.values.shape}", entry.position)
-        if np.isinf(entry.values).any():
-            raise EntryError(Reason.NOT_FINITE, "expected finite values, got an infinite one", entry.position)
+        check_size(entry.values, "values", entry.position)
         if entry.time < self.last_time:
             behind = (self.last_time - entry.time) / 1e9
             raise EntryError(Reason.TIME_BACKWARDS, f"time is {behind:g} s before the newest entry's", entry.position)
@@ -225,6 +240,10 @@ class Task(ABC):
         """Take the scale of the outputs that the base brings, (columns,), in original units; None where it has none."""
         del unit
 
+    def tensor(self, outputs: Array) -> Tensor:
+        """Return targets or outputs (rows, columns) as learners see them: less the origin, float32, on the device."""
+        return torch.from_numpy(less_origin(outputs, self.origin)).to(self.device)
+
     def count(self, outcome: str, n: int = 1) -> None:
         """Count a label's outcome."""
         self.outcomes[outcome] += n
@@ -243,6 +262,14 @@ class Task(ABC):
             self.window = Window(*np.shape(state["window"]["values"]))
             self.window.load_state_dict(state["window"])
         self.last_time = int(state["last_time"])
+
+
+def check_size(numbers: FloatArray, what: str, position: Position) -> None:
+    """Raise `EntryError` if a number is infinite, or beyond what a model of float32 could be given."""
+    if (np.abs(numbers) > FLOAT32_MAX).any():
+        worst = float(numbers[np.abs(numbers) > FLOAT32_MAX][0])
+        detail = f"{what}: expected finite numbers up to {FLOAT32_MAX:.4g}, got {worst:g}"
+        raise EntryError(Reason.NOT_FINITE, detail, position)
 
 
 def positive(path: str, value: int, most: float = math.inf) -> int:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from streamadapt.entry import Entry, Label
 from streamadapt.errors import ConfigError, EntryError, Reason
@@ -82,8 +81,8 @@ class Forecast(Task):
             mask[h] = True
         mask &= ~np.isnan(actual) & ~np.isnan(experts[0])  # NaN: the base said nothing
         target = np.where(mask, actual, experts[0])
-        said = newest.base._replace(output=self._tensor(np.nan_to_num(experts[0])))
-        example = Example(newest.inputs, said, self._tensor(target), torch.from_numpy(mask).to(self.device))
+        said = newest.base._replace(output=self.tensor(np.nan_to_num(experts[0])))
+        example = Example(newest.inputs, said, self.tensor(target), torch.from_numpy(mask).to(self.device))
         path = self._path() if len(self.issued) == rows else None
         return Matured(example, path, experts, own, target, mask)
 
@@ -92,10 +91,7 @@ class Forecast(Task):
         oldest = self.issued[0]
         target = np.stack(self.actual)
         mask = ~np.isnan(target) & ~np.isnan(oldest.experts[0])
-        return Example(oldest.inputs, oldest.base, self._tensor(target), torch.from_numpy(mask).to(self.device))
-
-    def _tensor(self, array: Array) -> Tensor:
-        return torch.from_numpy(array.astype(np.float32)).to(self.device)
+        return Example(oldest.inputs, oldest.base, self.tensor(target), torch.from_numpy(mask).to(self.device))
 
     def remember(self, issued: Issued) -> None:
         """Keep a forecast for `horizon` entries."""

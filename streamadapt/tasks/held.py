@@ -23,7 +23,7 @@ class Held:
 
     Attributes
     ----------
-    value : ndarray, (outputs,), float32
+    value : ndarray, (outputs,), float64
         NaN where nobody has said anything.
     times : ndarray, (outputs,), int64, ns
         When what `value` holds became known; of two labels the later one holds, in whatever order they come.
@@ -38,7 +38,7 @@ class Held:
     @classmethod
     def of(cls, value: FloatArray, time: int, due: int) -> Held:
         """Hold a first label."""
-        return cls(value.copy(), np.where(np.isnan(value), UNSAID, time).astype(np.int64), due)
+        return cls(value.astype(np.float64), np.where(np.isnan(value), UNSAID, time).astype(np.int64), due)
 
     def news(self, value: FloatArray, time: int) -> npt.NDArray[np.bool_]:
         """Return which outputs of a further label change something, (outputs,)."""
@@ -75,7 +75,7 @@ class HeldLabels(dict[str, Held]):
         held = cls()
         for i, id_ in enumerate(() if state is None else state["ids"]):
             assert state is not None
-            value, times = np.array(state["values"][i], np.float32), np.array(state["times"][i], np.int64)
+            value, times = np.array(state["values"][i], np.float64), np.array(state["times"][i], np.int64)
             held[id_] = Held(value, times, int(state["dues"][i]))
         return held
 

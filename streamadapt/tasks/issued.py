@@ -55,7 +55,7 @@ def unpack(state: dict[str, Any] | None, device: torch.device) -> list[Issued]:
     issued = []
     for i, id_ in enumerate(() if state is None else state["ids"]):
         assert state is not None
-        entry = Entry(np.zeros(0, np.float32), int(state["entry_times"][i]), id_)
+        entry = Entry(np.zeros(0), int(state["entry_times"][i]), id_)
         row = {name: None if state[name] is None else state[name][i].to(device) for name in ("embedding", "times")}
         base = BaseOutput(state["output"][i].to(device), row["embedding"], row["times"])
         arrays = np.array(state["experts"][i]), np.array(state["own"][i])

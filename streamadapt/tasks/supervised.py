@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from streamadapt.entry import Entry, FloatArray, Label
-from streamadapt.errors import ConfigError, EntryError, Reason
+from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
 from streamadapt.learners.base import TaskKind
 from streamadapt.losses import Mask
 from streamadapt.tasks.absurd import AbsurdLabels
-from streamadapt.tasks.base import Arrival, Example, Matured, Task, positive
+from streamadapt.tasks.base import Arrival, Example, Matured, Task, check_size, positive
+from streamadapt.tasks.class_names import ClassName, counted_classes
 from streamadapt.tasks.held import Held, HeldLabels, Queue
 from streamadapt.tasks.issued import Issued, pack, unpack
 from streamadapt.tasks.negatives import DelayedPositives
@@ -45,8 +47,10 @@ class Supervised(Task):
     window : int, >= 1, in entries
     outputs : int, >= 1
         Values of a label (regression).
-    classes : int, >= 2, optional
-        Classification: labels are class indices from 0, outputs are distributions over so many classes.
+    classes : int >= 2, or sequence of str, bool, int or float, optional
+        Classification: outputs are distributions over so many classes, or over classes of these names. Labels are
+        class indices from 0, of names the places in the list: `label` makes one of a name. From records the codec
+        takes the names themselves.
     ttl : int, ns of event time
         How long a prediction waits for its label.
     max_pending : int
@@ -75,7 +79,7 @@ class Supervised(Task):
         window: int = 1,
         *,
         outputs: int = 1,
-        classes: int | None = None,
+        classes: int | Sequence[ClassName] | None = None,
         ttl: int = DAY_NS,
         max_pending: int = 100_000,
         loss: str | None = None,
@@ -85,9 +89,10 @@ class Supervised(Task):
         absurd: float = 100.0,
     ) -> None:
         super().__init__(window, 1, loss or ("absolute" if classes is None else "log"))
-        if classes is not None and (not 2 <= classes <= 100_000 or outputs != 1):
+        count, self.class_names = counted_classes(classes)
+        if count is not None and outputs != 1:
             raise ConfigError("task.classes", classes, "2 to 100000 classes, with one output")
-        if (self.loss.name == "log") != (classes is not None):
+        if (self.loss.name == "log") != (count is not None):
             raise ConfigError(
                 "task.loss", self.loss.name, "log for classification, absolute, squared or pinball-q for regression"
             )
@@ -97,11 +102,11 @@ class Supervised(Task):
             raise ConfigError("task.settle", settle, "a duration from 0 to the task's ttl")
         if negative_after is not None and not 0 <= negative_after < ttl:
             raise ConfigError("task.negative_after", negative_after, "a duration less than the task's ttl")
-        if negative_after is not None and classes != 2:
+        if negative_after is not None and count != 2:
             raise ConfigError("task.classes", classes, "2 classes, the second of which is told (negative_after)")
-        self.kind: TaskKind = "regression" if classes is None else "classification"
+        self.kind: TaskKind = "regression" if count is None else "classification"
         self.outputs = positive("task.outputs", outputs, 100_000)
-        self.classes = classes
+        self.classes = count
         self.absurd = AbsurdLabels(self.outputs, absurd)
         self.ttl = ttl
         self.settle = settle
@@ -114,6 +119,7 @@ class Supervised(Task):
         self.correct_negatives = correct_negatives
         self.positives = DelayedPositives()
         self.fake: dict[str, None] = {}  # those that wait and were learned as negatives
+        self.unsure: dict[str, None] = {}  # those that wait and had a label that was refused: no label does not mean no
         self._due = Queue()
 
     def columns(self, channels: int) -> int:
@@ -130,6 +136,33 @@ class Supervised(Task):
         """Let the first labels be compared with it."""
         if unit is not None and self.classes is None:
             self.absurd.unit = unit.detach().cpu().double().numpy()
+
+    def label(self, name: ClassName) -> FloatArray:
+        """Return the label of a class by its name, (1,): what `Entry.label` and `Label.value` hold.
+
+        Raises
+        ------
+        ConfigError
+            If no class has this name, of the same type.
+        """
+        for i, known in enumerate(self.class_names):
+            if known == name and isinstance(known, bool) == isinstance(name, bool):
+                return np.array([i], np.float32)
+        raise ConfigError("label", name, f"one of the task's class names, {self.class_names}")
+
+    def label_fault(self, entry: Entry) -> LabelError | None:
+        """Tell what is wrong with the label that an entry brought."""
+        if entry.refused is not None:
+            fault: tuple[Reason, str] = entry.refused
+        elif entry.label is None:
+            return None
+        else:
+            try:
+                self._check_value(entry.label, entry)
+                return None
+            except EntryError as error:
+                fault = error.reason, error.detail
+        return LabelError(fault[0], f"its label: {fault[1]}; the entry itself is predicted", entry.position)
 
     def observe(self, item: Entry | Label) -> Arrival:
         """Match labels to predictions, and slide the window."""
@@ -152,6 +185,8 @@ class Supervised(Task):
         self._expire(item.time, arrival)
         if window.full:
             arrival.inputs = window.values
+            if item.refused is not None and self.negative_after is not None:
+                self.unsure[item.id] = None
         else:
             self.closed[item.id] = (item.time, UNPREDICTED)
         if item.label is not None:
@@ -164,6 +199,11 @@ class Supervised(Task):
         self.waiting[entry.id] = issued
         if self.negative_after is not None:
             self._due.push(entry.time + self.negative_after, entry.time, entry.id, is_label=False)
+
+    def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
+        """Put ``moved(prediction)`` in place of each prediction that waits."""
+        for id_, issued in self.waiting.items():
+            self.waiting[id_] = moved(issued)
 
     # -- what comes in
 
@@ -190,12 +230,12 @@ class Supervised(Task):
         if value.shape != (self.outputs,):
             detail = f"expected a label of {self.outputs} values, got {value.shape}"
             raise EntryError(Reason.WRONG_WIDTH, detail, item.position)
-        if np.isinf(value).any():
-            raise EntryError(Reason.NOT_FINITE, "expected a finite label", item.position)
+        check_size(value, "label", item.position)
         if self.classes is not None and not np.isnan(value[0]):
             c = float(value[0])
             if not (c.is_integer() and 0 <= c < self.classes):
-                detail = f"expected a class from 0 to {self.classes - 1}, got {c:g}"
+                hint = "" if self.class_names else "; other classes have names: task.classes = [...]"
+                detail = f"expected a class from 0 to {self.classes - 1}, got {c:g}{hint}"
                 raise EntryError(Reason.BAD_CLASS, detail, item.position)
 
     def _is_news(self, label: Label) -> bool:
@@ -212,7 +252,7 @@ class Supervised(Task):
         """Put a checked label in; `entry_time` is known for one inside its entry."""
         told, held, due = self.told.get(id_), self.held.get(id_), time + self.settle
         if told is not None:
-            value = np.where(told, np.float32(np.nan), value)
+            value = np.where(told, np.nan, value)
         if held is not None:
             due = min(due, held.due)
             moved = due < held.due
@@ -247,13 +287,13 @@ class Supervised(Task):
             elif self._lacks_a_label(id_):
                 self.fake[id_] = None
                 self.count(NEGATIVE)
-                arrival.matured.append(self._mature(self.waiting[id_], np.zeros(1, np.float32), certain=False))
+                arrival.matured.append(self._mature(self.waiting[id_], np.zeros(1), certain=False))
 
     def _lacks_a_label(self, id_: str) -> bool:
         """Whether an entry that waits was neither learned nor told; a label that says nothing counts for none."""
         held, told = self.held.get(id_), self.told.get(id_)
         silent = (held is None or bool(np.isnan(held.value).all())) and (told is None or not told.any())
-        return silent and id_ in self.waiting and id_ not in self.fake
+        return silent and id_ in self.waiting and id_ not in self.fake and id_ not in self.unsure
 
     def _learn_held(self, id_: str, arrival: Arrival) -> None:
         value = self.held.pop(id_).value
@@ -267,7 +307,7 @@ class Supervised(Task):
             said = issued.experts[0, 0]
             absurd = self.absurd.among(value.astype(np.float64), np.abs(value - said), said)
             if absurd.any():
-                value = np.where(absurd, np.float32(np.nan), value)
+                value = np.where(absurd, np.nan, value)
                 self.count(ABSURD)
         known = ~np.isnan(value)
         if id_ in self.fake and known.any() and value[0] == 0.0:  # has been learned just so
@@ -288,6 +328,7 @@ class Supervised(Task):
         self.closed[id_] = (self.waiting.pop(id_).entry.time, closed_as)
         self.told.pop(id_, None)
         self.fake.pop(id_, None)
+        self.unsure.pop(id_, None)
         if outcome is not None:
             self.count(outcome)
 
@@ -305,9 +346,8 @@ class Supervised(Task):
         weight = 1.0
         if self.negative_after is not None and self.correct_negatives:
             weight = self.positives.weight(issued.own, issued.experts[0], certain=certain)
-        tensor = torch.from_numpy(target.astype(np.float32)).to(self.device)
-        example = Example(issued.inputs, issued.base, tensor, torch.from_numpy(mask).to(self.device))
-        return Matured(example, example, issued.experts, issued.own, target, mask, weight, issued.note)
+        example = Example(issued.inputs, issued.base, self.tensor(target), torch.from_numpy(mask).to(self.device))
+        return Matured(example, example, issued.experts, issued.own, target, mask, weight, issued.note, issued.entry.id)
 
     def _expire(self, now: int, arrival: Arrival) -> None:
         """Give up on predictions past their time, and forget ids past twice their time."""
@@ -345,6 +385,8 @@ class Supervised(Task):
         state["held"] = self.held.pack()
         state["told"] = [[id_, told.copy()] for id_, told in self.told.items()]
         state["fake"] = list(self.fake)
+        if self.unsure:
+            state["unsure"] = list(self.unsure)
         state["positives"] = self.positives.state_dict()
         state["absurd"] = self.absurd.state_dict()
         state["closed"] = [[id_, time, outcome] for id_, (time, outcome) in self.closed.items()]
@@ -357,6 +399,7 @@ class Supervised(Task):
         self.held = HeldLabels.unpack(state["held"])
         self.told = {id_: np.array(told, np.bool_) for id_, told in state["told"]}
         self.fake = dict.fromkeys(state["fake"])
+        self.unsure = dict.fromkeys(state.get("unsure", ()))
         self.positives.load_state_dict(state["positives"])
         self.absurd.load_state_dict(state["absurd"])
         self.closed = OrderedDict((id_, (int(time), outcome)) for id_, time, outcome in state["closed"])

@@ -261,7 +261,7 @@ _WIRE: Final = msgspec.json.Decoder(_Wire)
 
 
 def encode(item: Entry | Label) -> bytes:
-    """Return `item` as the JSON that `IdentityCodec` decodes; NaN becomes null, every float32 survives exactly."""
+    """Return `item` as the JSON that `IdentityCodec` decodes; NaN becomes null, every number survives exactly."""
     if isinstance(item, Label):
         return msgspec.json.encode(_Wire(item.time, item.id, label=item.value.tolist()))
     label = None if item.label is None else item.label.tolist()
@@ -269,7 +269,7 @@ def encode(item: Entry | Label) -> bytes:
 
 
 def _row(values: list[float | None]) -> FloatArray:
-    return np.array([np.nan if v is None else v for v in values], np.float32)
+    return np.array([np.nan if v is None else v for v in values], np.float64)
 
 
 class _MemoryWriter:
