@@ -37,6 +37,7 @@ class BadShare:
         BadShareError
             If too many are: how many, why most of them were, an example, and what to do.
         """
+        letters = [letter for letter in letters if letter.stage != "label"]  # their entries were taken
         self._newest.update((letter.reason, letter) for letter in letters)
         for reason in [""] * (count - len(letters)) + [letter.reason for letter in letters]:
             if len(self._recent) == BAD_SHARE_OF and self._recent[0]:

@@ -186,6 +186,10 @@ class DriftMonitor:
         """Start the detectors again from nothing."""
         self._rivers = [] if self.each else [make_detector(self.detector, self.params)]
 
+    def begin_again(self) -> None:
+        """Forget the values seen so far."""
+        self._rivers = [] if self.each else [make_detector(self.detector, self.params)]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the detectors' and the reaction's state."""
         return {

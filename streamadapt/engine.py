@@ -172,7 +172,7 @@ class Engine:
                 continue  # a partition that was revoked during this very poll: its new owner reads the record
             item: Entry | Label | DeadLetter
             try:
-                item = self.codec.decode(record)
+                item = lane.clocks[at.stream].take(at.offset, self.codec.decode(record))
             except EntryError as error:
                 item = DeadLetter(record, error.reason.value, "decode", error.detail)
             lane.lookaheads[self._index[at.stream]].push(record, item)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamadapt.errors import ShapeError
+from streamadapt.errors import Reason, ShapeError
 
-__all__ = ["Batch", "Entry", "FloatArray", "Label", "Position", "Prediction"]
+__all__ = ["Batch", "Entry", "FloatArray", "Label", "Position", "Prediction", "RefusedLabel"]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -40,6 +40,13 @@ NOWHERE = Position("", 0, 0)
 """The position of what came from no source."""
 
 
+class RefusedLabel(NamedTuple):
+    """Why the label that came with an entry is not used; the entry is."""
+
+    reason: Reason
+    detail: str
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One record of a stream.
@@ -56,8 +63,14 @@ class Entry:
         The stream it belongs to within its topic (a sensor, a user); empty where there is none.
     label : ndarray, (outputs,), float32, or None
         The label that came with the entry itself. It is learned only after the entry was predicted.
+        Classification: one value, the class's index; `Supervised.label` makes it of a class's name.
     position : Position
         Where it stands in its source; the id of its prediction.
+    refused : RefusedLabel or None
+        Why the label in its record could not be read. A task that learns from labels refuses the label, not the entry.
+    or_time : int or None, ns since the Unix epoch
+        Of a local time without an offset, until `streamadapt.local_time` has decided: `time` again, or the later one
+        of the two times that it can mean.
     """
 
     values: FloatArray
@@ -66,6 +79,8 @@ class Entry:
     key: str = ""
     label: FloatArray | None = None
     position: Position = NOWHERE
+    refused: RefusedLabel | None = None
+    or_time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +95,15 @@ class Label:
         NaN marks an output that this label says nothing about. Classification: one value, the class's index.
     time : int, ns since the Unix epoch
         When the label became known (not when its entry was measured).
+    or_time : int or None
+        As of `Entry`.
     """
 
     id: str
     value: FloatArray
     time: int
     position: Position = NOWHERE
+    or_time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +139,8 @@ class Prediction:
         NaN in cells of which no error is known yet.
     columns : tuple of str
         Of a panel: which sensor each column is, empty for a column that is still free.
+    classes : tuple
+        Of a classification whose classes have names: which class each column is the probability of.
     """
 
     position: Position
@@ -140,6 +160,7 @@ class Prediction:
     columns: tuple[str, ...] = ()
     low: FloatArray | None = None
     high: FloatArray | None = None
+    classes: tuple[str | bool | int | float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@
     StreamadaptError
     +-- ConfigError        a setting is wrong: its path, its value and what was expected
     +-- EntryError         one record is bad: it goes to the dead letters with its reason
+    |   +-- LabelError     only the label that an entry brought is bad: the entry itself is predicted
     +-- ShapeError         an array or tensor does not have the shape that was promised
     +-- CheckpointError    a checkpoint cannot be written, read or trusted
     +-- ConnectorError     a source or a sink failed for good (what can be retried is retried inside it)
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "ConnectorError",
     "EntryError",
+    "LabelError",
     "Reason",
     "RepairError",
     "ShapeError",
@@ -81,6 +83,7 @@ class Reason(StrEnum):
     UNKNOWN_SENSOR = "unknown_sensor"
     TOO_MANY_SENSORS = "too_many_sensors"
     BASE_FAILED = "base_failed"
+    DUPLICATE_KEY = "duplicate_key"
 
 
 class EntryError(StreamadaptError):
@@ -105,6 +108,10 @@ class EntryError(StreamadaptError):
     def __str__(self) -> str:
         place = f"{self.position}: " if self.position is not None else ""
         return f"{place}{self.reason.value}: {self.detail}"
+
+
+class LabelError(EntryError):
+    """The label that an entry brought is bad, and only the label is refused: the entry itself is predicted."""
 
 
 class ShapeError(StreamadaptError, ValueError):

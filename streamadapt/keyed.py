@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.entry import Entry, Label, Prediction
-from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason
+from streamadapt.entry_labels import count_refused
+from streamadapt.errors import CheckpointError, ConfigError, EntryError, LabelError, Reason
 from streamadapt.pipeline import Pipeline, Rejected
 from streamadapt.routes import Routes
 from streamadapt.statepack import pack, unpack
@@ -207,6 +208,7 @@ class KeyedPipeline:
         key = self._key_of(item)
         pipeline = self._resident.get(key) or self._fetch(key)
         pipeline.timing = self.timing
+        pipeline.on_rejected = None if self.on_rejected is None else self._rejected
         before = pipeline.task.pending
         try:
             predictions = pipeline.observe((item,))  # refused: it raises, and what was fetched is dropped again
@@ -218,6 +220,12 @@ class KeyedPipeline:
             self._routes.add(item.id, key, item.time, self._newest)
         self._put_away()
         return predictions
+
+    def _rejected(self, item: Entry | Label, error: EntryError) -> None:
+        """Pass on what is wrong with a label alone: its entry is taken. Anything else is for `observe`."""
+        if not isinstance(error, LabelError) or self.on_rejected is None:
+            raise error
+        self.on_rejected(item, error)
 
     def flush(self) -> list[Prediction]:
         """Return nothing: entries of a key never wait."""
@@ -256,8 +264,9 @@ class KeyedPipeline:
         return owner
 
     def _refused(self, reason: Reason, detail: str, item: Entry | Label) -> EntryError:
-        self.stats.rejected[reason.value] += 1
-        return EntryError(reason, detail, item.position)
+        error = EntryError(reason, detail, item.position)
+        count_refused(self.stats, item, error)
+        return error
 
     def _newest(self, key: str) -> int | None:
         """Event time of a key's newest entry; None if nothing is known of it."""

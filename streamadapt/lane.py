@@ -7,10 +7,11 @@ from typing import Any
 
 from streamadapt.checkpoint import CheckpointStore, Loaded
 from streamadapt.entry import Entry, Label, Position, Prediction
-from streamadapt.errors import CheckpointError, EntryError, StreamadaptError
+from streamadapt.errors import CheckpointError, EntryError, LabelError, StreamadaptError
 from streamadapt.folder import Folder
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.keystore import DirectoryKeyStore
+from streamadapt.local_time import LocalClock
 from streamadapt.lookahead import Lookahead
 from streamadapt.manifest import CheckpointInfo
 from streamadapt.merge import Arrived, Merge
@@ -64,6 +65,7 @@ class Lane:
         self.store = store
         self.merge = Merge(len(self.streams), wait_s)
         self.lookaheads = [Lookahead(most_ahead_ns) for _ in self.streams]
+        self.clocks = {stream: LocalClock() for stream in self.streams}
         self.positions: dict[StreamPartition, int] = {}
         self.since_checkpoint = 0
         self.said = 0
@@ -103,6 +105,9 @@ class Lane:
         if loaded is None:
             return None
         self._take_over(loaded)
+        for stream, known in loaded.state.get("local_times", {}).items():
+            if stream in self.clocks:
+                self.clocks[stream].load(known)
         self.positions = dict(loaded.positions)
         return loaded.info
 
@@ -127,7 +132,8 @@ class Lane:
         record = self._record
         if record is None:  # a panel's row that waited in the checkpoint, at the end of the stream
             record = Record(item.position, None, None, item.time)
-        self._refused.append(DeadLetter(record, error.reason.value, "process", error.detail))
+        stage = "label" if isinstance(error, LabelError) else "process"
+        self._refused.append(DeadLetter(record, error.reason.value, stage, error.detail))
 
     def process(self, released: Sequence[Arrived]) -> tuple[list[Prediction], list[DeadLetter]]:
         """Run released records through the pipeline and move the positions past them."""
@@ -136,10 +142,13 @@ class Lane:
             self._record = arrived.record
             if isinstance(arrived.item, DeadLetter):
                 self.pipeline.stats.rejected[arrived.item.reason] += 1
+                if arrived.record.position.stream in self.streams[1:]:
+                    self.pipeline.stats.rejected_labels[arrived.item.reason] += 1
                 self._refused.append(arrived.item)
             else:
                 predictions += self._new(arrived.record.position, self.pipeline.observe((arrived.item,)))
             at = arrived.record.position
+            self.clocks[at.stream].passed(at.offset)
             self.positions[StreamPartition(at.stream, at.partition)] = at.offset + 1
         self.since_checkpoint += len(released)
         letters, self._refused = self._refused, []
@@ -176,6 +185,9 @@ class Lane:
         if self.store is None:
             return None
         state = self.pipeline.state_dict()
+        clocks = {stream: known for stream, clock in self.clocks.items() if (known := clock.state)}
+        if clocks:  # of streams with local times
+            state["local_times"] = clocks
         info = self.store.save(state, self.positions, config_digest=digest, summary=self.summary(), on_step=on_step)
         if isinstance(self.pipeline, KeyedPipeline):
             self.pipeline.checkpointed()

@@ -19,6 +19,7 @@ from streamadapt.device import resolve_device
 from streamadapt.door import own_settings
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
+from streamadapt.entry_labels import count_refused, without_bad_label
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason, ShapeError, StreamadaptError
 from streamadapt.faults import Faults, is_fatal
 from streamadapt.guard import Guard, Mixture, TwoLayer
@@ -40,7 +41,10 @@ from streamadapt.origin import (
     warn_of_rounding,
 )
 from streamadapt.panel import Panel
-from streamadapt.spec import spec_from_state, spec_state, spec_with_scaling
+from streamadapt.scaling import Learned, Scales
+from streamadapt.screen import Look, Screen
+from streamadapt.spec import rescaled, spec_from_state, spec_state, spec_with_scaling
+from streamadapt.spoken import Spoken, fall_back, unjudged
 from streamadapt.stats import Stats
 from streamadapt.tasks import Example, Issued, Matured, Task, Window
 from streamadapt.timing import NO_TIMING, Timing
@@ -62,9 +66,13 @@ class Asked:
     window : Window
         A copy of the task's with the entry appended.
     inputs : Tensor, (window, channels), float32
-        What learners are given: less the origin.
+        What learners are given: without the absurd values, and less the origin.
     base : BaseOutput
-        As it came, in original units: it may hold what is no number.
+        What the base said of the window without the absurd values, in original units: it may hold what is no number.
+    look : Look
+        What the screen says of the entry.
+    raw : BaseOutput or None
+        What the base said of the window as it is, where that holds absurd values.
     """
 
     entry: Entry
@@ -72,6 +80,8 @@ class Asked:
     spec: Spec
     inputs: Tensor
     base: BaseOutput
+    look: Look
+    raw: BaseOutput | None
 
 
 class Pipeline:
@@ -107,7 +117,8 @@ class Pipeline:
         Whether the losses of predictions are estimated before their labels come. Changes no prediction.
     on_rejected : callable, optional
         Called with a refused item and its `EntryError`; without one, `observe` raises it. Of a panel's row that the
-        base failed on, the item is the row.
+        base failed on, the item is the row. Of an entry that only brought a bad label it gets a `LabelError`, after the
+        entry was predicted without it.
     panel : Panel, optional
         Assembles records of single sensors into the entries that the task sees. It holds state, too.
     intervals : Intervals, optional
@@ -164,6 +175,9 @@ class Pipeline:
         self._check_parts()
         self.labelling = Labelling(task, budget, estimate=estimate)
         self._count_in(self.watch.stats)
+        self.screen = Screen(task.window_length)
+        self.scales = Scales(task, self.base)
+        task.tell_unit(self.base.output_scale)
         self.health: Health | None = None
         self.spec: Spec | None = None
         self._level_open = task.kind == "regression" and self.base.output_loc is None  # no label has told it yet
@@ -202,7 +216,7 @@ class Pipeline:
         ------
         EntryError
             At the first bad item, if there is no `on_rejected`; that item changed nothing. (Of a panel's rows that one
-            record completes, the others have been taken in.)
+            record completes, the others have been taken in.) An entry with a bad label is such an item then.
         BusyError
             From within a call of the same pipeline.
         """
@@ -222,16 +236,26 @@ class Pipeline:
         return predictions
 
     def _observe(self, given: Entry | Label, predictions: list[Prediction]) -> None:
-        """Take one item in, as people give it."""
+        """Take one item in, as people give it; a bad label that an entry brought is refused by itself."""
         try:
-            item = coerced(given)
+            item, fault = without_bad_label(self.task, coerced(given))
         except EntryError as error:
             self._refuse([(given, error)])
             return
-        self._take((item,) if self.panel is None else self.panel.take(item), given, predictions)
+        if fault is not None and self.on_rejected is None:
+            self._refuse([(given, fault)])
+        taken = self._take((item,) if self.panel is None else self.panel.take(item), given, predictions)
+        if fault is not None and taken:
+            self._refuse([(given, fault)])
 
-    def _take(self, rows: Iterable[Entry | Label], given: Entry | Label | None, predictions: list[Prediction]) -> None:
-        """Take rows in, which `given` completed; one that is refused does not keep the others out."""
+    def _take(self, rows: Iterable[Entry | Label], given: Entry | Label | None, predictions: list[Prediction]) -> bool:
+        """Take rows in, which `given` completed; one that is refused does not keep the others out.
+
+        Returns
+        -------
+        bool
+            Whether none was refused.
+        """
         refused: list[tuple[Entry | Label, EntryError]] = []
         try:
             for row in rows:
@@ -243,18 +267,23 @@ class Pipeline:
             assert given is not None
             refused.append((given, error))
         self._refuse(refused)
+        return not refused
 
     def _refuse(self, refused: Sequence[tuple[Entry | Label, EntryError]]) -> None:
-        for _, error in refused:
-            self.stats.rejected[error.reason.value] += 1
+        for item, error in refused:
+            count_refused(self.stats, item, error)
         for item, error in refused:
             if self.on_rejected is None:
                 raise error
             self.on_rejected(item, error)
 
     def _step(self, item: Entry | Label) -> Prediction | None:
-        asked = self._ask(item) if isinstance(item, Entry) else None  # first: where the base fails nothing has changed
+        was_built = self.spec is not None
+        look, asked = self._ask(item) if isinstance(item, Entry) else (None, None)  # first: where the base fails
+        self.task.absurd_values = None if look is None else look.absurd  # nothing has changed
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
+        if look is not None and isinstance(item, Entry):
+            self.stats.absurd += self.screen.take(item.values, look)
         if self._level_open and arrival.matured:
             self._settle_level(arrival.matured)
         with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
@@ -266,19 +295,24 @@ class Pipeline:
                 self._contain("labelling", self.labelling.learn, matured)
                 self.keeper.update(matured.experts, matured.own, matured.target, matured.mask, matured.weight)  # 4.
         self.stats.pending = self.task.pending
+        due = self.scales.learn(arrival.matured)
+        if look is not None and isinstance(item, Entry):
+            due |= self.scales.take(item, look)
         if isinstance(item, Label):
+            self._look_at_scales(due)
             return None
         self.stats.entries += 1
         self.stats.last_time = item.time
         if asked is None:
             return None
         with self.timing.stage("predict"), torch.no_grad():
-            issued, served, weights = self._predict(asked)  # 5. the base, the learners, the guard
+            issued, said = self._predict(asked)  # 5. the base, the learners, the guard
         self.task.remember(issued)
         self.stats.pending = self.task.pending
         with self.timing.stage("learn"), torch.no_grad():
             scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
-        return self._prediction(asked.window, issued, served, weights, scores)  # 6. what is served
+            self._look_at_scales(due, again=was_built and look is not None and look.hindsight is not None)
+        return self._prediction(asked.window, issued, said, scores)  # 6. what is served
 
     @own_settings
     def predict(self, entry: Entry) -> Prediction:
@@ -298,18 +332,18 @@ class Pipeline:
         """
         with self._turn:
             entry = coerced_entry(entry)
-            asked = self._ask(entry, commit=False) if self.spec is not None else None
+            _, asked = self._ask(entry, commit=False) if self.spec is not None else (None, None)
             if asked is None:  # building from this entry would let a question shape the learners
                 window = self.task.window
                 raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
             with torch.no_grad():
-                issued, served, weights = self._predict(asked, commit=False)
-            return self._prediction(asked.window, issued, served, weights, {}, commit=False)
+                issued, said = self._predict(asked, commit=False)
+            return self._prediction(asked.window, issued, said, {}, commit=False)
 
     # -- the base, which is asked before anything changes
 
-    def _ask(self, entry: Entry, *, commit: bool = True) -> Asked | None:
-        """Check an entry and call the base for it, changing nothing; None while the first window fills.
+    def _ask(self, entry: Entry, *, commit: bool = True) -> tuple[Look, Asked | None]:
+        """Check an entry and call the base for it, changing nothing; nothing is asked while the first window fills.
 
         Raises
         ------
@@ -320,9 +354,17 @@ class Pipeline:
         """
         self.task.check_entry(entry, self.base.channels)
         window = self.task.window_with(entry)
+        look = self.screen.look(entry.values, window, self.task.window)
         if not window.full:
-            return None
-        spec = self.spec or self._new_spec(window)
+            return look, None
+        clean = look.clean or window
+        spec = self.spec or self._new_spec(clean)
+        inputs, base = self._ask_of(clean, entry, spec)
+        raw = None if clean is window else self._ask_of(window, entry, spec)[1]
+        return look, Asked(entry, window, spec, inputs, base, look, raw)
+
+    def _ask_of(self, window: Window, entry: Entry, spec: Spec) -> tuple[Tensor, BaseOutput]:
+        """Return the inputs of a window that ends with an entry, and what the base says of them."""
         inputs = learner_inputs(window, spec)
         try:
             with self.timing.stage("predict"), torch.no_grad():
@@ -334,7 +376,7 @@ class Pipeline:
             detail = f"the base raised {type(error).__name__}: {str(error)[:200]}"
             raise EntryError(Reason.BASE_FAILED, detail, entry.position) from error
         times = torch.from_numpy(window.times.copy()).to(spec.device)
-        return Asked(entry, window, spec, inputs, said._replace(times=times))
+        return inputs, said._replace(times=times)
 
     def _checked(self, said: Any, spec: Spec) -> BaseOutput:
         """Return a copy of what the base said, if it is an output at all."""
@@ -389,6 +431,83 @@ class Pipeline:
             self.faults.note(part_of(learner), error)
             return False
         return True
+
+    # -- scales that turn out to be wrong
+
+    def _look_at_scales(self, due: bool, *, again: bool = False) -> None:
+        """Begin again where a scale, or a first entry, turns out to be wrong, with what is remembered.
+
+        Predictions that wait are judged as they were issued, and nothing is counted twice. What looks at losses only
+        (detectors, label budget, estimates, intervals) goes on as it is.
+        """
+        if due and self.spec is not None:
+            better = self.scales.better(self.spec, self.spec.columns)
+            if better is not None or again:
+                self._begin_again(self.spec if better is None else rescaled(self.spec, better))
+        self.scales.settle()
+
+    def _begin_again(self, spec: Spec) -> None:
+        items = self.scales.cleaned()
+        try:
+            answers = self._ask_again(items, spec)
+        except EntryError:  # a base that has answered before, and does not now: everything stays as it is
+            return
+        now, stats = self.task.state_dict(), self.stats
+        self.task.load_state_dict(self.scales.pristine)
+        self.task.absurd_values = None
+        self._count_in(Stats())
+        self.watch.begin_again()
+        try:
+            self._allocate(spec)
+            waiting: dict[str, Issued] = {}
+            for i, item in enumerate(items):
+                self._repeat(item, answers.get(i), waiting)
+        finally:
+            self.task.load_state_dict(now)
+            self._count_in(stats)
+        self.scales.spent += len(items)
+
+    def _ask_again(self, items: Sequence[Entry | Learned], spec: Spec) -> dict[int, tuple[Tensor, BaseOutput]]:
+        """Return what the base says of the windows that are remembered, by the place of their newest entry."""
+        window: Window | None = None
+        answers = {}
+        for i, item in enumerate(items):
+            if isinstance(item, Entry):
+                window = window or Window(self.task.window_length, len(item.values))
+                window.push(item.values, item.time)
+                if window.full:
+                    answers[i] = self._ask_of(window, item, spec)
+        return answers
+
+    def _repeat(
+        self, item: Entry | Learned, answer: tuple[Tensor, BaseOutput] | None, waiting: dict[str, Issued]
+    ) -> None:
+        """Learn an item again: the steps of `_step` that change learners and guard.
+
+        Of a supervised task, `waiting` has the predictions by id: which label was learned when is remembered.
+        """
+        matured: list[Matured] = []
+        if isinstance(item, Learned):
+            if item.id in waiting:
+                matured = [_again(item, waiting[item.id], self.task)]
+        elif self.task.kind == "forecast":
+            matured = self.task.observe(item).matured
+        for one in matured:
+            self._learn(one)
+            self.keeper.update(one.experts, one.own, one.target, one.mask, one.weight)
+        if answer is None or not isinstance(item, Entry):
+            return
+        inputs, said = answer
+        exact, base, silent = finite_output(said, self._built)
+        experts = self._experts(inputs, exact, base, commit=True)
+        own = np.array(self.keeper.mix(experts, commit=True).own)
+        if silent is not None:
+            experts[..., silent] = own[..., silent] = np.nan
+        issued = waiting[item.id] = Issued(item, inputs, base, experts, own)
+        if self.task.kind == "forecast":
+            self.task.remember(issued)
+            waiting.clear()
+        self._adapt_learners(issued)
 
     def _settle_level(self, matured: list[Matured]) -> None:
         """Take the outputs' origin from the first label, before anything has been learned."""
@@ -505,6 +624,13 @@ class Pipeline:
             self.stats.loss_cells[name] += cells
 
     def _adapt(self, issued: Issued) -> dict[str, float]:
+        scores = self._adapt_learners(issued)
+        self.stats.signals = scores
+        self._contain("signals", self.watch.take_in_scores, scores)
+        self.watch.take_in_issued(issued)
+        return scores
+
+    def _adapt_learners(self, issued: Issued) -> dict[str, float]:
         scores: dict[str, float] = {}
         assert self.health is not None
         lent = Lent(issued.inputs, *issued.base)
@@ -515,22 +641,19 @@ class Pipeline:
             if not learner.needs_labels:
                 self._count_restored(self.health.check_gradient(i))
             scores |= told or {}
-        self.stats.signals = scores
-        self._contain("signals", self.watch.take_in_scores, scores)
-        self.watch.take_in_issued(issued)
         if not self.task.labelled:  # no loss will tell that time passes
             self.health.check_losses(np.zeros(len(self.names)))
         return scores
 
     # -- steps 5 and 6
 
-    def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Array, Array]:
+    def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Spoken]:
         entry, inputs, base, spec = asked.entry, asked.inputs, asked.base, self.spec or asked.spec
         if self.spec is None:  # what the base shows is known only now
             self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
         if commit and self.watch.monitors:
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
-            newest = np.where(np.isnan(entry.values), np.nan, newest)
+            newest = np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest)
             self._contain("signals", self.watch.take_in_entry, newest, base)
         exact, base, silent = finite_output(base, spec)
         experts = self._experts(inputs, exact, base, commit=commit)
@@ -540,11 +663,14 @@ class Pipeline:
             for said in (experts, mixture.own, mixture.served):
                 said[..., silent] = np.nan
         note = () if self.labelling.silent else self._note(experts, mixture.served, commit=commit)
+        raw = None if asked.raw is None else finite_output(asked.raw, spec)[::2]
+        mixture, spoken = fall_back(experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast")
         own = self._contain("intervals", self.intervals.issue, mixture, count=commit)
         if own is None:
             blank = np.full((self.intervals.kept, *mixture.served.shape), np.nan)
             own = np.concatenate([blank, mixture.own])
-        return Issued(entry, inputs, base, experts, own, note), mixture.served, mixture.weights
+        experts, own, spoken = unjudged(experts, own, spoken)
+        return Issued(entry, inputs, base, experts, own, note), spoken
 
     def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
         note = partial(self.labelling.note, commit=commit)
@@ -589,15 +715,14 @@ class Pipeline:
         self,
         window: Window,
         issued: Issued,
-        served: Array,
-        weights: Array,
+        spoken: Spoken,
         scores: dict[str, float],
         *,
         commit: bool = True,
     ) -> Prediction:
         entry = issued.entry
-        shares = dict(zip(self.names, weights.tolist(), strict=True))
-        experts, out = issued.experts.copy(), served.copy()
+        shares = dict(zip(self.names, spoken.weights.tolist(), strict=True))
+        experts, out = spoken.experts.copy(), spoken.served.copy()
         known = self.task.known(window)
         if known is not None:
             out[:, ~known] = np.nan
@@ -608,10 +733,10 @@ class Pipeline:
         fired, done = self.watch.taken() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
         asked = self.labelling.said(issued.note, commit=commit)
-        bounds = self._contain("intervals", self.intervals.bounds, issued.own, count=commit) or (None, None)
+        low, high = self._contain("intervals", self.intervals.bounds, spoken.own, count=commit) or (None, None)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
-            *asked, () if self.panel is None else self.panel.columns, *bounds,
+            *asked, () if self.panel is None else self.panel.columns, low, high, self.task.class_names,
         )  # fmt: skip
 
     # -- state
@@ -639,6 +764,8 @@ class Pipeline:
             "intervals": self.intervals.state_dict(),
             "stats": self.stats.state_dict(),
             **({"level_open": True} if self._level_open else {}),
+            "screen": self.screen.state_dict(),
+            "scales": self.scales.state_dict(),
             **({} if self.panel is None else {"panel": self.panel.state_dict()}),
         }
 
@@ -672,9 +799,21 @@ class Pipeline:
         self.labelling.load_state_dict(state["labelling"])
         self.intervals.load_state_dict(state["intervals"])
         self.stats.load_state_dict(state["stats"])
+        if "screen" in state:  # else of an earlier version: what the stream shows is described from here on
+            self.screen.load_state_dict(state["screen"])
+        self.scales.load_state_dict(state.get("scales"))
         if self.panel is not None:
             self.panel.load_state_dict(state["panel"])
         self._count_in(self.stats)
+
+
+def _again(learned: Learned, issued: Issued, task: Task) -> Matured:
+    """Return a remembered label as an example of the prediction that was made again."""
+    mask = learned.mask & ~np.isnan(issued.experts[0])
+    target = np.where(mask, learned.target, np.nan_to_num(issued.experts[0]))
+    known = torch.from_numpy(mask).to(task.device)
+    example = Example(issued.inputs, issued.base, task.tensor(target), known)
+    return Matured(example, example, issued.experts, issued.own, target, mask, learned.weight, (), learned.id)
 
 
 def _adapted(learner: Learner, issued: Issued) -> dict[str, float]:

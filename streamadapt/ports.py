@@ -59,14 +59,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that was refused, and why. Nothing was learned from it.
+    """A record that was refused, or the label in it, and why. Nothing was learned from that.
 
     Attributes
     ----------
     reason : str
         A value of `streamadapt.errors.Reason`.
     stage : str
-        ``decode``, ``process`` or ``write``.
+        ``decode``, ``process`` or ``write``; ``label`` where only the label in an entry was refused, and the entry
+        itself was predicted.
     detail : str
         One line for a person.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from streamadapt.losses import Array
 from streamadapt.origin import column_origin, less_origin, too_coarse
 from streamadapt.tasks import Task, Window
 
-__all__ = ["spec_from_state", "spec_state", "spec_with_scaling"]
+__all__ = ["original_scaling", "rescaled", "spec_from_state", "spec_state", "spec_with_scaling"]
 
 _NUMBERS = ("kind", "window", "channels", "rows", "columns", "seed", "embedding")
 _SCALING = ("input_loc", "input_scale", "output_loc", "output_scale")
@@ -54,6 +56,23 @@ def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, devi
     )  # fmt: skip
 
 
+def rescaled(spec: Spec, scaling: Mapping[str, Array]) -> Spec:
+    """Return a spec with other locations and scales, of some of `_SCALING`, in original units; origins stay."""
+    found: dict[str, Any] = {}
+    for name, values in scaling.items():
+        origin = {"input_loc": spec.input_origin, "output_loc": spec.output_origin}.get(name)
+        less = values if origin is None else values - origin.cpu().numpy()
+        found[name] = torch.from_numpy(less.astype(np.float32)).to(spec.device)
+    return replace(spec, **found)
+
+
+def original_scaling(spec: Spec) -> dict[str, Array]:
+    """Return a spec's locations and scales, float64, in original units."""
+    found = {name: getattr(spec, name).cpu().double().numpy() for name in _SCALING}
+    for name, origin in (("input_loc", spec.input_origin), ("output_loc", spec.output_origin)):
+        if origin is not None:
+            found[name] = found[name] + origin.cpu().numpy()
+    return found
 def _moments(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return mean and standard deviation of each column, finite for all finite values."""
     with np.errstate(over="ignore", invalid="ignore"):

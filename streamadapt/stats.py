@@ -14,6 +14,8 @@ __all__ = ["DRIFT_LOG", "Stats"]
 
 DRIFT_LOG = 1000
 """How many drifts `Stats.drift_log` remembers."""
+LABEL = "label:"
+"""What the reasons of refused labels begin with in a saved state."""
 
 
 @dataclass(slots=True)
@@ -30,8 +32,13 @@ class Stats:
         so far), ``unpredicted`` (its entry came before the first full window),
         ``expired`` (a prediction whose time-to-live ended without a whole label), ``negative`` (an entry learned as a
         negative for want of a label), ``turned`` and ``confirmed`` (such an entry's label: a positive, a negative).
+    absurd : int
+        Values of accepted entries that were far outside what their stream had shown (`streamadapt.screen`). What was
+        predicted from them is the base's, and no loss counts it: one of 1e37 would be all there is in a sum for good.
     rejected : Counter of str
         Refused entries and labels by `streamadapt.errors.Reason` value.
+    rejected_labels : Counter of str
+        Of `rejected`, the labels that no loss knows of: all but those that came twice. Saved within ``rejected``.
     updates : dict of str to Counter of str
         Learner -> result -> count; results are ``ok`` and ``restored``.
     loss_sum, loss_cells : dict of str to float, int
@@ -74,8 +81,10 @@ class Stats:
 
     entries: int = 0
     predictions: int = 0
+    absurd: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    rejected_labels: Counter[str] = field(default_factory=Counter)
     updates: dict[str, Counter[str]] = field(default_factory=dict)
     loss_sum: dict[str, float] = field(default_factory=dict)
     loss_cells: dict[str, int] = field(default_factory=dict)
@@ -116,12 +125,16 @@ class Stats:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a detached copy in plain JSON-able values."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        state = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        labels = state.pop("rejected_labels")
+        state["rejected"] |= {f"{LABEL}{reason}": count for reason, count in labels.items()}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         for name in ("entries", "predictions", "asked", "estimated_count", "pending", "last_time"):
             setattr(self, name, int(state[name]))
+        self.absurd = int(state.get("absurd", 0))
         for name in ("interval_cells", "interval_hits"):
             setattr(self, name, int(state[name]))
         for name in ("asked_weight", "seen_count"):
@@ -131,6 +144,8 @@ class Stats:
         self.faults = Counter(state.get("faults", {}))  # absent in older checkpoints
         for name in ("loss_sum", "loss_cells", "weights", "signals", "asked_loss", "estimated", "foreseen", "seen"):
             setattr(self, name, dict(state[name]))
+        marked = {reason: self.rejected.pop(reason) for reason in state["rejected"] if reason.startswith(LABEL)}
+        self.rejected_labels = Counter({reason.removeprefix(LABEL): count for reason, count in marked.items()})
         self.updates = {learner: Counter(results) for learner, results in state["updates"].items()}
         self.drift_log = [(name, int(time)) for name, time in state["drift_log"]]
 

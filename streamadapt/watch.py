@@ -113,6 +113,13 @@ class Watch:
         """Let learners on trial take in one entry."""
         self.reactor.adapt(issued.inputs, issued.base)
 
+    def begin_again(self) -> None:
+        """Let monitors of what is told in learners' units, and trials, begin again: these units have changed."""
+        self.reactor.trials.clear()
+        for monitor in self.monitors:
+            if monitor.signal == "input" or monitor.signal not in SIGNALS:
+                monitor.begin_again()
+
     def _detect(self, signal: str, value: float, each: Array | None = None) -> None:
         for monitor in self.monitors:
             if monitor.signal != signal or not self._fires(monitor, _given(monitor, value, each)):

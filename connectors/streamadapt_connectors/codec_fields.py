@@ -6,20 +6,38 @@ Everything here raises `FieldError`; the codec adds the record's position and ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 from streamadapt.errors import ConfigError, Reason
 
-__all__ = ["ABSENT", "FieldError", "FieldPath", "is_blank", "number_reader", "read_text", "shown", "time_reader"]
+__all__ = [
+    "ABSENT",
+    "FieldError",
+    "FieldPath",
+    "Missing",
+    "is_blank",
+    "number_of",
+    "number_reader",
+    "read_text",
+    "shown",
+    "time_reader",
+]
 
 ABSENT: Final = object()
 """What `FieldPath.get` returns where there is no such key; `None` is JSON's null."""
 
 FLOAT32_MAX: Final = 3.4028234663852886e38
-MISSING_WORDS: Final = frozenset({"", "nan", "na", "null"})
+MISSING_WORDS: Final = frozenset(
+    {
+        "", "nan", "-nan", "na", "null", "none", "n/a", "<na>", "nat", "#n/a", "#n/a n/a", "#na", "1.#ind",
+        "-1.#ind", "1.#qnan", "-1.#qnan", "-", "?",
+    }
+)  # fmt: skip
+"""What cells say where nothing was measured, in lower case: pandas' list, and the dash and question mark of many
+public data sets."""
 SHOWN_CHARS: Final = 40
 
 NS_PER_UNIT: Final = {"unix_s": 1_000_000_000, "unix_ms": 1_000_000, "unix_us": 1000, "unix_ns": 1}
@@ -61,33 +79,51 @@ def shown(value: object) -> str:
 class FieldPath:
     """A field's place in a record: ``payload.speed``, split once.
 
-    A literal key that contains the dots wins over the nested one.
+    A literal key that contains the dots wins over the nested one. A name with an empty part (``Temp..C.``) is only a
+    literal key. Where the literal key is absent, blanks around the name do not count: readers of CSV remove them.
 
     Raises
     ------
     ConfigError
-        If the path is empty or has an empty part.
+        If the path is blank.
     """
 
-    __slots__ = ("_parts", "text")
+    __slots__ = ("_bare", "parts", "text")
 
     def __init__(self, text: str, setting: str) -> None:
-        if not text or not all(text.split(".")):
+        if not text.strip():
             raise ConfigError(setting, text, "a field's path such as 'speed' or 'payload.speed'")
         self.text = text
-        self._parts = text.split(".") if "." in text else []
+        self._bare = text.strip()
+        parts = text.split(".")
+        self.parts = parts if len(parts) > 1 and all(parts) else []
 
     def get(self, record: dict[str, Any]) -> Any:
         """Return the value at this path, or `ABSENT`."""
         value = record.get(self.text, ABSENT)
-        if value is not ABSENT or not self._parts:
+        if value is not ABSENT:
             return value
+        if self._bare != self.text and self._bare in record:
+            return record[self._bare]
+        if not self.parts:
+            return ABSENT
         value = record
-        for part in self._parts:
+        for part in self.parts:
             if not isinstance(value, dict) or part not in value:
                 return ABSENT
             value = value[part]
         return value
+
+    def remove(self, record: dict[str, Any]) -> None:
+        """Take this field out of a record, where it is there."""
+        for name in (self.text, self._bare):
+            if record.pop(name, ABSENT) is not ABSENT:
+                return
+        inner: Any = record
+        for part in self.parts[:-1]:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if self.parts and isinstance(inner, dict):
+            inner.pop(self.parts[-1], None)
 
     def need(self, record: dict[str, Any]) -> Any:
         """Return the value at this path, or raise `FieldError` with ``missing_field``."""
@@ -97,21 +133,72 @@ class FieldPath:
         return value
 
 
-def is_blank(value: object, text_numbers: bool) -> bool:
-    """Whether nothing was said: no such key, null or, where cells are text, a missing-value word."""
-    if value is ABSENT or value is None:
-        return True
-    return text_numbers and isinstance(value, str) and value.strip().lower() in MISSING_WORDS
+class Missing:
+    """What means that nothing was measured: the usual words where cells are text, and what the user adds.
+
+    Parameters
+    ----------
+    added : sequence of str, int or float
+        ``fields.missing``. A text that says a number counts as that number, too. Words of the user's own also count in
+        JSON whose numbers are no text.
+    text_numbers : bool
+        Whether text cells are read as numbers (CSV), and the usual words count.
+
+    Raises
+    ------
+    ConfigError
+        If something else was added.
+    """
+
+    def __init__(self, added: Sequence[object] = (), *, text_numbers: bool = False) -> None:
+        words, numbers = set[str](), set[float]()
+        for i, one in enumerate(added):
+            if isinstance(one, bool) or not isinstance(one, str | int | float):
+                raise ConfigError(f"fields.missing[{i}]", one, "a word or a number that means a missing value")
+            if isinstance(one, str):
+                words.add(one.strip().lower())
+            number = number_of(one) if isinstance(one, str) else one
+            if number is not None and number == number:
+                numbers.add(number)
+        self.words = frozenset(words) | (MISSING_WORDS if text_numbers else frozenset())
+        self.numbers = frozenset(numbers)
+
+    def says(self, text: str) -> bool:
+        """Whether a text means a missing value."""
+        return text.strip().lower() in self.words
 
 
-def number_reader(text_numbers: bool) -> Callable[[Any, str], float]:
+def is_blank(value: object, missing: Missing) -> bool:
+    """Whether nothing was said: no such key, null, or a word for a missing value."""
+    return value is ABSENT or value is None or (isinstance(value, str) and missing.says(value))
+
+
+def number_of(text: str) -> float | None:
+    """Return the number that a text says, as `float` reads it; None if it says none. Exact for whole numbers."""
+    text = text.strip()
+    if "_" in text:  # float() would take "1_000" for a thousand
+        return None
+    try:
+        return int(text) if text.lstrip("+-").isdecimal() and len(text) <= SHOWN_CHARS else float(text)
+    except ValueError:
+        return None
+
+
+def number_reader(
+    text_numbers: bool, *, missing: Missing | None = None, decimal: str = "."
+) -> Callable[[Any, str], float]:
     """Return ``read(value, path) -> float``: NaN for a missing value, `FieldError` for what is not a float32.
 
     Parameters
     ----------
     text_numbers : bool
         Whether text cells are read as numbers (CSV).
+    missing : Missing, optional
+        Default: the usual words, where cells are text.
+    decimal : {".", ","}
+        The decimal sign of numbers in text.
     """
+    nothing = missing or Missing(text_numbers=text_numbers)
 
     def read(value: Any, path: str) -> float:
         kind = type(value)
@@ -121,25 +208,44 @@ def number_reader(text_numbers: bool) -> Callable[[Any, str], float]:
             return math.nan
         if kind is float or kind is int:
             return _finite(value, path)
-        if text_numbers and kind is str:
-            return _number_from_text(value, path)
+        if kind is str:
+            if nothing.says(value):
+                return math.nan
+            if text_numbers:
+                return _number_from_text(value, path, decimal)
         raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected number, got {shown(value)}")
 
-    return read
+    if not nothing.numbers:
+        return read
+
+    def read_marked(value: Any, path: str) -> float:
+        if (type(value) is float or type(value) is int) and value in nothing.numbers:
+            return math.nan  # before its size is looked at
+        number = read(value, path)
+        return math.nan if number in nothing.numbers else number
+
+    return read_marked
 
 
-def _number_from_text(value: str, path: str) -> float:
+def _number_from_text(value: str, path: str, decimal: str) -> float:
     text = value.strip()
-    if text.lower() in MISSING_WORDS:
-        return math.nan
-    try:
-        # float() would take "1_000" for a thousand
-        number = float(text) if "_" not in text else None
-    except ValueError:
-        number = None
+    number = number_of(text if decimal == "." else _with_point(text))
     if number is None:
-        raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected number, got {shown(value)}")
+        raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected number, got {shown(value)}{_other_sign(text, decimal)}")
     return _finite(number, path)
+
+
+def _with_point(text: str) -> str:
+    # A point in "1.234" groups digits where the sign is a comma: nothing here may take it for 1 and a bit.
+    return "" if "." in text else text.replace(",", ".", 1)
+
+
+def _other_sign(text: str, decimal: str) -> str:
+    """Return a hint where the text would be a number with the other decimal sign."""
+    other = "," if decimal == "." else "."
+    if text.count(other) != 1 or number_of(text.replace(other, ".")) is None:
+        return ""
+    return f"; if {other!r} is the decimal sign, set fields.decimal = \"{other}\""
 
 
 def _finite(value: float, path: str) -> float:
@@ -161,7 +267,9 @@ def read_text(value: Any, path: str) -> str:
     raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected text or integer, got {shown(value)}")
 
 
-def time_reader(time_format: str, setting: str, text_numbers: bool) -> Callable[[Any, str], int]:
+def time_reader(
+    time_format: str, setting: str, text_numbers: bool, decimal: str = "."
+) -> Callable[[Any, str], int]:
     """Return ``read(value, path) -> int`` in ns since the Unix epoch; raises `FieldError` with ``bad_time``.
 
     Raises
@@ -173,7 +281,7 @@ def time_reader(time_format: str, setting: str, text_numbers: bool) -> Callable[
         convert: Callable[[Any], int] = _iso8601_ns
     elif time_format in NS_PER_UNIT:
         scale = NS_PER_UNIT[time_format]
-        convert = lambda value: _unix_ns(value, scale, text_numbers)  # noqa: E731 - one of three one-liners
+        convert = lambda value: _unix_ns(value, scale, text_numbers, decimal)  # noqa: E731 - one of three one-liners
     elif "%" in time_format:
         convert = lambda value: _datetime_ns(datetime.strptime(value, time_format))  # noqa: E731
     else:
@@ -182,7 +290,7 @@ def time_reader(time_format: str, setting: str, text_numbers: bool) -> Callable[
 
     def read(value: Any, path: str) -> int:
         try:
-            ns = convert(value)
+            ns = convert(value.strip() if text_numbers and type(value) is str else value)
         except (ValueError, TypeError, OverflowError, InvalidOperation):
             ns = None
         if ns is None or ns not in INT64:
@@ -210,7 +318,7 @@ def _iso8601_ns(value: Any) -> int:
     return ns
 
 
-def _unix_ns(value: Any, scale: int, text_numbers: bool) -> int:
+def _unix_ns(value: Any, scale: int, text_numbers: bool, decimal: str) -> int:
     if type(value) is int:
         return value * scale
     if type(value) is float:
@@ -218,7 +326,7 @@ def _unix_ns(value: Any, scale: int, text_numbers: bool) -> int:
     if text_numbers and type(value) is str:
         if len(value) > SHOWN_CHARS or "_" in value:
             raise ValueError(value)
-        number = Decimal(value.strip())
+        number = Decimal(value if decimal == "." else _with_point(value))
         if number.is_finite() and number.adjusted() > SHOWN_CHARS:
             raise ValueError(value)  # int() of 1E999999999 would fill the memory
         return int(number * scale)

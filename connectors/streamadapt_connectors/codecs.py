@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
-from streamadapt.entry import Entry, FloatArray, Label, Prediction
+from streamadapt.entry import Entry, FloatArray, Label, Prediction, RefusedLabel
 from streamadapt.errors import ConfigError, EntryError, Reason
 from streamadapt.ports import Record
+from streamadapt_connectors.codec_classes import class_reader
 from streamadapt_connectors.codec_fields import (
     ABSENT,
     FieldError,
     FieldPath,
+    Missing,
     is_blank,
     number_reader,
     read_text,
     shown,
-    time_reader,
 )
+from streamadapt_connectors.codec_local_time import moment_reader
+from streamadapt_connectors.codec_twice import check_twice
 
 __all__ = ["FieldMap", "JsonCodec", "Limits", "encode_prediction"]
 
@@ -65,13 +69,18 @@ class Limits:
 class FieldMap:
     """Where a record keeps what. Paths may be dotted (``payload.speed``); a literal key with the dots wins.
 
+    Names of columns may have dots, blanks and brackets: ``Temp..C.``, ``Inst. No.``, ``x[0]``.
+
     Attributes
     ----------
     values : tuple of str
         One path per channel, or one path to a JSON array that holds the whole row.
     time, time_format : str or None, str
-        Event time; None takes the record's own time stamp. Formats: ``iso8601`` (naive means UTC), ``unix_s``,
-        ``unix_ms``, ``unix_us``, ``unix_ns`` or a strptime pattern.
+        Event time; None takes the record's own time stamp. Formats: ``iso8601``, ``unix_s``, ``unix_ms``,
+        ``unix_us``, ``unix_ns`` or a strptime pattern. A time without an offset is UTC, or in `timezone`.
+    timezone : str or None
+        Where clocks show the times that have no offset: ``Europe/Berlin``. The hour that autumn repeats is told apart
+        by the records' order (`streamadapt.local_time`); a time in the hour that spring leaves out is refused.
     key, id : str or None
         None: the record's own key; its position, e.g. ``cgm[0]@17``.
     label : str or None
@@ -83,7 +92,14 @@ class FieldMap:
     outputs : int
         Width of a label.
     text_numbers : bool
-        Cells are text (CSV): numbers are read from it; empty, nan, NA and null mean missing.
+        Cells are text (CSV): numbers are read from it; empty, nan, NA, N/A, null, None, ``-``, ``?`` and the other
+        words of pandas mean missing.
+    missing : tuple of str, int or float
+        Further words and numbers that mean missing, such as ``"n.a."`` or -999, in values and labels.
+    decimal : {".", ","}
+        The decimal sign of numbers in text.
+    classes : int, tuple of str, bool, int or float, or None
+        Classification: how many classes there are, or their names. From a config it is the task's.
     missing_as_null : bool
         A record without one of the value keys has a missing value there, instead of being refused.
     """
@@ -100,6 +116,10 @@ class FieldMap:
     outputs: int = 1
     text_numbers: bool = False
     missing_as_null: bool = False
+    timezone: str | None = None
+    missing: tuple[str | int | float, ...] = ()
+    decimal: str = "."
+    classes: int | tuple[str | bool | int | float, ...] | None = None
 
     def __post_init__(self) -> None:
         given: object = self.values
@@ -111,13 +131,17 @@ class FieldMap:
             raise ConfigError("fields.channels", self.channels, "a whole number above 0")
         if not self.outputs > 0:
             raise ConfigError("fields.outputs", self.outputs, "a whole number above 0")
+        if self.decimal not in (".", ","):
+            raise ConfigError("fields.decimal", self.decimal, "'.' or ','")
 
 
 class JsonCodec:
     """Decode JSON records.
 
     A record of the label stream is a `Label`. A record of the entry stream is an `Entry`, unless it has a label and an
-    id but none of the values: then it is a `Label` too (one topic for both).
+    id but none of the values: then it is a `Label` too (one topic for both). An entry whose own label is bad comes
+    without it, with `Entry.refused`. A byte-order mark before a record does not count; a key that is there twice, in
+    the record or in an object on the way to a field, is an error.
 
     Parameters
     ----------
@@ -147,8 +171,16 @@ class JsonCodec:
         self._label = _path(fields.label, "fields.label")
         self._label_id = _path(fields.label_id, "fields.label_id") or self._id
         self._label_time = _path(fields.label_time, "fields.label_time") or self._time
-        self._read_number = number_reader(fields.text_numbers)
-        self._read_time = time_reader(fields.time_format, "fields.time_format", fields.text_numbers)
+        text = fields.text_numbers
+        self._missing = Missing(fields.missing, text_numbers=text)
+        self._read_number = number_reader(text, missing=self._missing, decimal=fields.decimal)
+        self._read_label = self._read_number
+        if fields.classes is not None:
+            self._read_label = class_reader(fields.classes, self._read_number, self._missing, text_numbers=text)
+        self._read_time = moment_reader(fields.time_format, fields.timezone, text, fields.decimal)
+        paths = (*self._values, self._time, self._key, self._id, self._label, self._label_id, self._label_time)
+        self._paths = [path for path in paths if path is not None]
+        self._names = sorted({path.text for path in self._paths}, key=len, reverse=True)
 
     def decode(self, record: Record) -> Entry | Label:
         """Return what `record` says.
@@ -164,7 +196,39 @@ class JsonCodec:
                 return self._label_of(data, record)
             return self._entry_of(data, record)
         except FieldError as error:
-            raise EntryError(error.reason, error.detail, record.position) from None
+            raise EntryError(error.reason, self._said(error.detail), record.position) from None
+
+    def label_alone(self, record: Record) -> Record:
+        """Return an entry's record without its values: what then is read as the label of that entry.
+
+        Raises
+        ------
+        EntryError
+            If the record is bad, or has no label or no id by which it could find its entry.
+        """
+        item = self.decode(record)
+        if isinstance(item, Label):
+            return record
+        if item.refused is not None:
+            raise EntryError(item.refused.reason, item.refused.detail, record.position)
+        if item.label is None or self._id is None:
+            detail = "no label" if item.label is None else "without fields.id no label finds its entry"
+            raise EntryError(Reason.MISSING_FIELD, detail, record.position)
+        data = self._object(record.value)
+        for path in self._values:
+            path.remove(data)
+        for path, own in ((self._label_id, self._id), (self._label_time, self._time)):
+            if path is not None and own is not None and path.get(data) is ABSENT:
+                data[path.text] = own.get(data)
+        return Record(record.position, record.key, _encode_json(data), record.time)
+
+    def _said(self, detail: str) -> str:
+        """Say "column 'a'" in place of "$.a" where records are rows of text."""
+        if self.fields.text_numbers and detail.startswith("$."):
+            for name in self._names:
+                if detail.startswith(name, 2):
+                    return f"column {name!r}" + detail[2 + len(name) :]
+        return detail
 
     def _object(self, value: bytes | None) -> dict[str, Any]:
         if not value:
@@ -176,6 +240,8 @@ class JsonCodec:
         # There are never more levels than opening brackets: ordinary records are through with two fast counts.
         if value.count(b"[") + value.count(b"{") > limits.depth and nesting(value) > limits.depth:
             raise FieldError(Reason.TOO_DEEP, f"$: expected at most {limits.depth} levels, got {nesting(value)}")
+        if value.startswith(BOM_UTF8):
+            value = value[len(BOM_UTF8) :]
         try:
             data = _decode_json(value)
         except (msgspec.MsgspecError, ValueError):
@@ -184,34 +250,54 @@ class JsonCodec:
             raise FieldError(Reason.WRONG_TYPE, f"$: expected object, got {shown(data)}")
         if len(data) > limits.width:
             raise FieldError(Reason.WRONG_WIDTH, f"$: expected at most {limits.width} fields, got {len(data)}")
+        check_twice(value, data, self._paths)
+        if self.fields.text_numbers and type(extra := data.get("")) is list:
+            detail = f"$: {len(extra)} more cells than the file has columns, the first is {shown(extra[0])}"
+            raise FieldError(Reason.WRONG_WIDTH, detail + self._comma_hint())
         return data
+
+    def _comma_hint(self) -> str:
+        return "; if its numbers have decimal commas, they need quotes or another delimiter"
 
     def _is_lone_label(self, data: dict[str, Any]) -> bool:
         if self._label is None or self._label_id is None:
             return False
-        text = self.fields.text_numbers
-        if not all(is_blank(v, text) if text else v is ABSENT for v in (path.get(data) for path in self._values)):
+        text, missing = self.fields.text_numbers, self._missing
+        if not all(is_blank(v, missing) if text else v is ABSENT for v in (path.get(data) for path in self._values)):
             return False
-        return not is_blank(self._label.get(data), text) and not is_blank(self._label_id.get(data), text)
+        return self._has_label(data) and not is_blank(self._label_id.get(data), missing)
+
+    def _has_label(self, data: dict[str, Any]) -> bool:
+        """Whether there is anything in the label's place; a class may have a name that else means missing."""
+        assert self._label is not None, "asked only where labels have a place"
+        raw = self._label.get(data)
+        if not is_blank(raw, self._missing):
+            return True
+        classes = self.fields.classes
+        return isinstance(raw, str) and isinstance(classes, tuple) and raw.strip() in classes
 
     def _entry_of(self, data: dict[str, Any], record: Record) -> Entry:
         key, label_path, id_path, time_path = self._key, self._label, self._id, self._time
         position = record.position
         values = self._row(data)
-        label = None
-        if label_path is not None:
-            raw = label_path.get(data)
-            if not is_blank(raw, self.fields.text_numbers):
-                label = self._label_row(raw, label_path.text)
+        label = refused = None
+        if label_path is not None and self._has_label(data):
+            try:
+                label = self._label_row(label_path.get(data), label_path.text)
+            except FieldError as error:  # the entry is predicted all the same
+                refused = RefusedLabel(error.reason, self._said(error.detail))
+        time, or_time = (record.time, None) if time_path is None else self._read_time(time_path.need(data), time_path.text)
         return Entry(
             values,
-            record.time if time_path is None else self._read_time(time_path.need(data), time_path.text),
+            time,
             f"{position.stream}[{position.partition}]@{position.offset}"
             if id_path is None
             else read_text(id_path.need(data), id_path.text),
             _record_key(record.key) if key is None else _key_text(key.need(data), key.text),
             label,
             position,
+            refused,
+            or_time,
         )
 
     def _label_of(self, data: dict[str, Any], record: Record) -> Label:
@@ -219,8 +305,8 @@ class JsonCodec:
         assert id_path is not None, "checked on construction"
         assert value_path is not None, "checked on construction"
         value = self._label_row(value_path.need(data), value_path.text)
-        time = record.time if time_path is None else self._read_time(time_path.need(data), time_path.text)
-        return Label(read_text(id_path.need(data), id_path.text), value, time, record.position)
+        time, or_time = (record.time, None) if time_path is None else self._read_time(time_path.need(data), time_path.text)
+        return Label(read_text(id_path.need(data), id_path.text), value, time, record.position, or_time)
 
     def _row(self, data: dict[str, Any]) -> FloatArray:
         read, lenient = self._read_number, self.fields.missing_as_null
@@ -249,22 +335,24 @@ class JsonCodec:
     def _label_row(self, raw: Any, path: str) -> FloatArray:
         outputs = self.fields.outputs
         if type(raw) is list:
-            return self._array(raw, path, outputs)
+            return self._array(raw, path, outputs, self._read_label)
         if raw is None:
             return np.full(outputs, np.nan)
-        number = self._read_number(raw, path)
+        number = self._read_label(raw, path)
         if outputs != 1:
             raise FieldError(Reason.WRONG_WIDTH, f"$.{path}: expected an array of {outputs} numbers, got {shown(raw)}")
         return np.array([number], np.float64)
 
-    def _array(self, raw: list[Any], path: str, width: int | None) -> FloatArray:
+    def _array(
+        self, raw: list[Any], path: str, width: int | None, read: Callable[[Any, str], float] | None = None
+    ) -> FloatArray:
         if not raw or (width is not None and len(raw) != width):
             wanted = "at least 1" if width is None else str(width)
             raise FieldError(Reason.WRONG_WIDTH, f"$.{path}: expected an array of {wanted} numbers, got {len(raw)}")
         if len(raw) > self.limits.width:
             detail = f"$.{path}: expected at most {self.limits.width} numbers, got {len(raw)}"
             raise FieldError(Reason.WRONG_WIDTH, detail)
-        read = self._read_number
+        read = read or self._read_number
         try:
             return np.array([read(value, path) for value in raw], np.float64)
         except FieldError:
@@ -294,7 +382,8 @@ def encode_prediction(prediction: Prediction, *, experts: bool = False) -> bytes
     -------
     bytes
         ``id`` is the position, e.g. ``cgm[0]@17``; ``time`` is in ns since the Unix epoch; predictions of one row are
-        flat lists, others lists of rows.
+        flat lists, others lists of rows. Where classes have names, ``classes`` are these, in the order of the
+        probabilities, and ``class`` is the likeliest one as served, null where nothing is known.
     """
     p = prediction
     data: dict[str, Any] = {
@@ -305,6 +394,7 @@ def encode_prediction(prediction: Prediction, *, experts: bool = False) -> bytes
         **({"columns": list(p.columns)} if p.columns else {}),
         "served": _rows(p.served),
         "base": _rows(p.base),
+        **(_named(p) if p.classes else {}),
         **({"low": _rows(p.low), "high": _rows(p.high)} if p.low is not None and p.high is not None else {}),
         "weights": {name: float(share) for name, share in p.weights.items()},
         "drifts": list(p.drifts),
@@ -316,6 +406,12 @@ def encode_prediction(prediction: Prediction, *, experts: bool = False) -> bytes
     if experts:
         data["experts"] = {name: _rows(values) for name, values in p.experts.items()}
     return _encode_json(data)
+
+
+def _named(prediction: Prediction) -> dict[str, Any]:
+    row = prediction.served[0]
+    likeliest = None if np.isnan(row).any() else prediction.classes[int(row.argmax())]
+    return {"classes": list(prediction.classes), "class": likeliest}
 
 
 def _rows(values: FloatArray) -> list[Any]:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from streamadapt.entry import Entry, FloatArray, Label, Position
-from streamadapt.errors import ConfigError, EntryError, Reason
+from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
 from streamadapt.learners.base import BaseOutput, TaskKind
 from streamadapt.losses import Array, Loss, Mask, loss_named
 from streamadapt.origin import FLOAT32_MAX, less_origin
+from streamadapt.tasks.class_names import ClassName
 from streamadapt.tasks.issued import Issued
 
 __all__ = ["Arrival", "Example", "Matured", "Task", "Window"]
@@ -56,6 +57,8 @@ class Matured:
         What the example counts in every loss.
     note : tuple of float
         `Issued.note`.
+    id : str
+        Of the entry, where a label made it known.
     """
 
     rows: Example
@@ -66,6 +69,7 @@ class Matured:
     mask: Mask
     weight: float = 1.0
     note: tuple[float, ...] = ()
+    id: str = ""
 
 
 @dataclass(slots=True)
@@ -157,6 +161,7 @@ class Task(ABC):
     name: ClassVar[str]
     labelled: ClassVar[bool] = True
     kind: TaskKind
+    class_names: tuple[ClassName, ...] = ()
 
     def __init__(self, window: int, rows: int, loss: str) -> None:
         if not 1 <= window <= 100_000:
@@ -169,6 +174,7 @@ class Task(ABC):
         self.outcomes: Counter[str] = Counter()  # labels by outcome; the pipeline puts its statistics' counter here
         self.device = torch.device("cpu")
         self.origin: Array | None = None  # of the outputs, see `streamadapt.origin`; the pipeline puts it here
+        self.absurd_values: Mask | None = None  # of the entry observed next: which values are no targets
 
     @abstractmethod
     def columns(self, channels: int) -> int:
@@ -183,6 +189,11 @@ class Task(ABC):
         EntryError
             If it is bad; then nothing has changed.
         """
+
+    def label_fault(self, entry: Entry) -> LabelError | None:
+        """Tell what is wrong with the label that an entry brought; None where this task learns from no such labels."""
+        del entry
+        return None
 
     @abstractmethod
     def remember(self, issued: Issued) -> None:
@@ -225,6 +236,10 @@ class Task(ABC):
         self.window.push(entry.values, entry.time)
         self.last_time = entry.time
         return self.window
+
+    def tell_unit(self, unit: Tensor | None) -> None:
+        """Take the scale of the outputs that the base brings, (columns,), in original units; None where it has none."""
+        del unit
 
     def tensor(self, outputs: Array) -> Tensor:
         """Return targets or outputs (rows, columns) as learners see them: less the origin, float32, on the device."""

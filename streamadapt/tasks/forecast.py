@@ -60,7 +60,8 @@ class Forecast(Task):
             raise EntryError(Reason.UNKNOWN_LABEL, "a forecast's targets are its own entries", item.position)
         self.check_entry(item, None)
         window = self.take_in(item)
-        self.actual.append(item.values.astype(np.float64))
+        actual = item.values.astype(np.float64)
+        self.actual.append(actual if self.absurd_values is None else np.where(self.absurd_values, np.nan, actual))
         arrival = Arrival()
         if self.issued:
             arrival.matured.append(self._mature(self.actual[-1]))

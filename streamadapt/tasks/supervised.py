@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from streamadapt.entry import Entry, FloatArray, Label
-from streamadapt.errors import ConfigError, EntryError, Reason
+from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
 from streamadapt.learners.base import TaskKind
 from streamadapt.losses import Mask
 from streamadapt.tasks.absurd import AbsurdLabels
 from streamadapt.tasks.base import Arrival, Example, Matured, Task, check_size, positive
+from streamadapt.tasks.class_names import ClassName, counted_classes
 from streamadapt.tasks.held import Held, HeldLabels, Queue
 from streamadapt.tasks.issued import Issued, pack, unpack
 from streamadapt.tasks.negatives import DelayedPositives
@@ -45,8 +47,10 @@ class Supervised(Task):
     window : int, >= 1, in entries
     outputs : int, >= 1
         Values of a label (regression).
-    classes : int, >= 2, optional
-        Classification: labels are class indices from 0, outputs are distributions over so many classes.
+    classes : int >= 2, or sequence of str, bool, int or float, optional
+        Classification: outputs are distributions over so many classes, or over classes of these names. Labels are
+        class indices from 0, of names the places in the list: `label` makes one of a name. From records the codec
+        takes the names themselves.
     ttl : int, ns of event time
         How long a prediction waits for its label.
     max_pending : int
@@ -75,7 +79,7 @@ class Supervised(Task):
         window: int = 1,
         *,
         outputs: int = 1,
-        classes: int | None = None,
+        classes: int | Sequence[ClassName] | None = None,
         ttl: int = DAY_NS,
         max_pending: int = 100_000,
         loss: str | None = None,
@@ -85,9 +89,10 @@ class Supervised(Task):
         absurd: float = 100.0,
     ) -> None:
         super().__init__(window, 1, loss or ("absolute" if classes is None else "log"))
-        if classes is not None and (not 2 <= classes <= 100_000 or outputs != 1):
+        count, self.class_names = counted_classes(classes)
+        if count is not None and outputs != 1:
             raise ConfigError("task.classes", classes, "2 to 100000 classes, with one output")
-        if (self.loss.name == "log") != (classes is not None):
+        if (self.loss.name == "log") != (count is not None):
             raise ConfigError(
                 "task.loss", self.loss.name, "log for classification, absolute, squared or pinball-q for regression"
             )
@@ -97,11 +102,11 @@ class Supervised(Task):
             raise ConfigError("task.settle", settle, "a duration from 0 to the task's ttl")
         if negative_after is not None and not 0 <= negative_after < ttl:
             raise ConfigError("task.negative_after", negative_after, "a duration less than the task's ttl")
-        if negative_after is not None and classes != 2:
+        if negative_after is not None and count != 2:
             raise ConfigError("task.classes", classes, "2 classes, the second of which is told (negative_after)")
-        self.kind: TaskKind = "regression" if classes is None else "classification"
+        self.kind: TaskKind = "regression" if count is None else "classification"
         self.outputs = positive("task.outputs", outputs, 100_000)
-        self.classes = classes
+        self.classes = count
         self.absurd = AbsurdLabels(self.outputs, absurd)
         self.ttl = ttl
         self.settle = settle
@@ -114,6 +119,7 @@ class Supervised(Task):
         self.correct_negatives = correct_negatives
         self.positives = DelayedPositives()
         self.fake: dict[str, None] = {}  # those that wait and were learned as negatives
+        self.unsure: dict[str, None] = {}  # those that wait and had a label that was refused: no label does not mean no
         self._due = Queue()
 
     def columns(self, channels: int) -> int:
@@ -125,6 +131,38 @@ class Supervised(Task):
     def pending(self) -> int:
         """Predictions without a whole label."""
         return len(self.waiting)
+
+    def tell_unit(self, unit: Tensor | None) -> None:
+        """Let the first labels be compared with it."""
+        if unit is not None and self.classes is None:
+            self.absurd.unit = unit.detach().cpu().double().numpy()
+
+    def label(self, name: ClassName) -> FloatArray:
+        """Return the label of a class by its name, (1,): what `Entry.label` and `Label.value` hold.
+
+        Raises
+        ------
+        ConfigError
+            If no class has this name, of the same type.
+        """
+        for i, known in enumerate(self.class_names):
+            if known == name and isinstance(known, bool) == isinstance(name, bool):
+                return np.array([i], np.float32)
+        raise ConfigError("label", name, f"one of the task's class names, {self.class_names}")
+
+    def label_fault(self, entry: Entry) -> LabelError | None:
+        """Tell what is wrong with the label that an entry brought."""
+        if entry.refused is not None:
+            fault: tuple[Reason, str] = entry.refused
+        elif entry.label is None:
+            return None
+        else:
+            try:
+                self._check_value(entry.label, entry)
+                return None
+            except EntryError as error:
+                fault = error.reason, error.detail
+        return LabelError(fault[0], f"its label: {fault[1]}; the entry itself is predicted", entry.position)
 
     def observe(self, item: Entry | Label) -> Arrival:
         """Match labels to predictions, and slide the window."""
@@ -147,6 +185,8 @@ class Supervised(Task):
         self._expire(item.time, arrival)
         if window.full:
             arrival.inputs = window.values
+            if item.refused is not None and self.negative_after is not None:
+                self.unsure[item.id] = None
         else:
             self.closed[item.id] = (item.time, UNPREDICTED)
         if item.label is not None:
@@ -194,7 +234,8 @@ class Supervised(Task):
         if self.classes is not None and not np.isnan(value[0]):
             c = float(value[0])
             if not (c.is_integer() and 0 <= c < self.classes):
-                detail = f"expected a class from 0 to {self.classes - 1}, got {c:g}"
+                hint = "" if self.class_names else "; other classes have names: task.classes = [...]"
+                detail = f"expected a class from 0 to {self.classes - 1}, got {c:g}{hint}"
                 raise EntryError(Reason.BAD_CLASS, detail, item.position)
 
     def _is_news(self, label: Label) -> bool:
@@ -252,7 +293,7 @@ class Supervised(Task):
         """Whether an entry that waits was neither learned nor told; a label that says nothing counts for none."""
         held, told = self.held.get(id_), self.told.get(id_)
         silent = (held is None or bool(np.isnan(held.value).all())) and (told is None or not told.any())
-        return silent and id_ in self.waiting and id_ not in self.fake
+        return silent and id_ in self.waiting and id_ not in self.fake and id_ not in self.unsure
 
     def _learn_held(self, id_: str, arrival: Arrival) -> None:
         value = self.held.pop(id_).value
@@ -263,7 +304,8 @@ class Supervised(Task):
             self.count(UNPREDICTED)
             return
         if self.classes is None:
-            absurd = self.absurd.among(value.astype(np.float64), np.abs(value - issued.experts[0, 0]))
+            said = issued.experts[0, 0]
+            absurd = self.absurd.among(value.astype(np.float64), np.abs(value - said), said)
             if absurd.any():
                 value = np.where(absurd, np.nan, value)
                 self.count(ABSURD)
@@ -286,6 +328,7 @@ class Supervised(Task):
         self.closed[id_] = (self.waiting.pop(id_).entry.time, closed_as)
         self.told.pop(id_, None)
         self.fake.pop(id_, None)
+        self.unsure.pop(id_, None)
         if outcome is not None:
             self.count(outcome)
 
@@ -304,7 +347,7 @@ class Supervised(Task):
         if self.negative_after is not None and self.correct_negatives:
             weight = self.positives.weight(issued.own, issued.experts[0], certain=certain)
         example = Example(issued.inputs, issued.base, self.tensor(target), torch.from_numpy(mask).to(self.device))
-        return Matured(example, example, issued.experts, issued.own, target, mask, weight, issued.note)
+        return Matured(example, example, issued.experts, issued.own, target, mask, weight, issued.note, issued.entry.id)
 
     def _expire(self, now: int, arrival: Arrival) -> None:
         """Give up on predictions past their time, and forget ids past twice their time."""
@@ -342,6 +385,8 @@ class Supervised(Task):
         state["held"] = self.held.pack()
         state["told"] = [[id_, told.copy()] for id_, told in self.told.items()]
         state["fake"] = list(self.fake)
+        if self.unsure:
+            state["unsure"] = list(self.unsure)
         state["positives"] = self.positives.state_dict()
         state["absurd"] = self.absurd.state_dict()
         state["closed"] = [[id_, time, outcome] for id_, (time, outcome) in self.closed.items()]
@@ -354,6 +399,7 @@ class Supervised(Task):
         self.held = HeldLabels.unpack(state["held"])
         self.told = {id_: np.array(told, np.bool_) for id_, told in state["told"]}
         self.fake = dict.fromkeys(state["fake"])
+        self.unsure = dict.fromkeys(state.get("unsure", ()))
         self.positives.load_state_dict(state["positives"])
         self.absurd.load_state_dict(state["absurd"])
         self.closed = OrderedDict((id_, (int(time), outcome)) for id_, time, outcome in state["closed"])
