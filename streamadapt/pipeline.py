@@ -358,7 +358,7 @@ class Pipeline:
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
             *asked, () if self.panel is None else self.panel.columns, *self.intervals.bounds(issued.own),
-            self.task.class_names,
+            classes=self.task.class_names,
         )  # fmt: skip
 
     # -- state

@@ -98,9 +98,8 @@ def _named(classes: list[object], read_number: Reader, missing: Missing, *, text
             return index
         if value is None or value != value or (type(value) is str and missing.says(value)):
             return math.nan
-        if type(value) is int or type(value) is float:
-            if value in missing.numbers:
-                return math.nan
+        if (type(value) is int or type(value) is float) and value in missing.numbers:
+            return math.nan
         reason = Reason.WRONG_TYPE if isinstance(value, list | dict) else Reason.BAD_CLASS
         raise FieldError(reason, f"$.{path}: expected one of the classes {named}, got {shown(value)}")
 

@@ -231,7 +231,9 @@ def _number_from_text(value: str, path: str, decimal: str) -> float:
     text = value.strip()
     number = number_of(text if decimal == "." else _with_point(text))
     if number is None:
-        raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected number, got {shown(value)}{_other_sign(text, decimal)}")
+        raise FieldError(
+            Reason.WRONG_TYPE, f"$.{path}: expected number, got {shown(value)}{_other_sign(text, decimal)}"
+        )
     return _finite(number, path)
 
 
@@ -243,9 +245,9 @@ def _with_point(text: str) -> str:
 def _other_sign(text: str, decimal: str) -> str:
     """Return a hint where the text would be a number with the other decimal sign."""
     other = "," if decimal == "." else "."
-    if text.count(other) != 1 or number_of(text.replace(other, ".")) is None:
+    if text.count(other) != 1 or decimal in text or number_of(text.replace(other, ".")) is None:
         return ""
-    return f"; if {other!r} is the decimal sign, set fields.decimal = \"{other}\""
+    return f'; if {other!r} is the decimal sign, set fields.decimal = "{other}"'
 
 
 def _finite(value: float, path: str) -> float:
@@ -267,9 +269,7 @@ def read_text(value: Any, path: str) -> str:
     raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected text or integer, got {shown(value)}")
 
 
-def time_reader(
-    time_format: str, setting: str, text_numbers: bool, decimal: str = "."
-) -> Callable[[Any, str], int]:
+def time_reader(time_format: str, setting: str, text_numbers: bool, decimal: str = ".") -> Callable[[Any, str], int]:
     """Return ``read(value, path) -> int`` in ns since the Unix epoch; raises `FieldError` with ``bad_time``.
 
     Raises

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 import time
 from collections import Counter
@@ -9,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 from streamadapt.app.dlq_listing import when
 from streamadapt.app.dlq_outlook import Decoded, Outlook, outlook
@@ -18,6 +20,7 @@ from streamadapt.assemble import check_config, make_codec, make_letter_reader, m
 from streamadapt.config import Config
 from streamadapt.entry import Entry, Position
 from streamadapt.errors import ConfigError, ConnectorError, EntryError, RepairError
+from streamadapt.files import encoding_of_mark
 from streamadapt.letter_ports import DeadLetterReader, ReplayMark, Returned, Returning, StoredLetter
 from streamadapt.letters import ReplayLedger, parse_repaired
 from streamadapt.ports import Record, StreamPartition
@@ -260,15 +263,20 @@ class Replay:
 def _lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
     try:
         if str(file) == "-":
-            yield from _numbered(sys.stdin.buffer)
+            given = io.BufferedReader(cast(io.RawIOBase, sys.stdin.buffer))
+            yield from _numbered(given.peek(4), given)
         else:
             with file.open("rb") as lines:
-                yield from _numbered(lines)
+                yield from _numbered(lines.peek(4), lines)
     except OSError as error:
         raise ConnectorError(f"file {file}: cannot be read: {error.strerror}") from error
 
 
-def _numbered(lines: Any) -> Iterator[tuple[int, bytes]]:
+def _numbered(start: bytes, lines: Any) -> Iterator[tuple[int, bytes]]:
+    encoding = encoding_of_mark(start[:4])
+    if encoding is not None and encoding != "utf-8-sig":  # what PowerShell makes of a command's output
+        lines = (line.encode() for line in io.TextIOWrapper(lines, encoding=encoding, errors="backslashreplace"))
     for number, line in enumerate(lines, 1):
+        line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
             yield number, line
