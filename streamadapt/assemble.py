@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from streamadapt.base import Base, FrozenModel, as_base
+from streamadapt.base import Base, FrozenModel, as_base, check_probabilities
 from streamadapt.config import Config
 from streamadapt.convert import check_keys, convert
 from streamadapt.defaults import default_learners
@@ -373,7 +373,8 @@ def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
         return
     wanted = [task.rows, task.columns(channels)]
     try:
-        found: object = list(base.to("cpu")(torch.zeros(task.window_length, channels)).output.shape)
+        output = base.to("cpu")(torch.zeros(task.window_length, channels)).output
+        found: object = list(output.shape)
     except (ConfigError, ShapeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -385,6 +386,8 @@ def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
     if found != wanted:
         expected = f"a model that makes {wanted}, as the task has, of a window of {[task.window_length, channels]}"
         raise ConfigError("base.path" if base.kind == "export" else "base.factory", found, expected)
+    if task.kind == "classification":
+        check_probabilities(output)
 
 
 def _check_panel_fields(config: Config) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.base import Base, as_base, without_nonfinite
+from streamadapt.base import Base, as_base, check_probabilities, without_nonfinite
 from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
 from streamadapt.entry import Entry, Label, Prediction
@@ -113,6 +113,7 @@ class Pipeline:
         self._check_parts()
         self.labelling = Labelling(task, budget, estimate=estimate)
         self.count_in(self.watch.stats)
+        self._doubted = task.kind == "classification"  # whether the base returns probabilities
         self.health: Health | None = None
         self.spec: Spec | None = None
 
@@ -309,6 +310,8 @@ class Pipeline:
             raise ShapeError(
                 f"the base must return ({spec.rows}, {spec.columns}) for this task, got {tuple(base.output.shape)}"
             )
+        if self._doubted:
+            self._doubted = not check_probabilities(base.output)
         if self.spec is None:  # what the base shows is known only now
             self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
         if commit and self.watch.monitors:
@@ -355,10 +358,10 @@ class Pipeline:
         fired, done = self.watch.taken() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
         asked = self.labelling.said(issued.note, commit=commit)
+        low, high = self.intervals.bounds(issued.own)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
-            *asked, () if self.panel is None else self.panel.columns, *self.intervals.bounds(issued.own),
-            classes=self.task.class_names,
+            *asked, () if self.panel is None else self.panel.columns, low, high, self.task.class_names,
         )  # fmt: skip
 
     # -- state

@@ -6,6 +6,7 @@ Everything here raises `FieldError`; the codec adds the record's position and ma
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -15,6 +16,7 @@ from streamadapt.errors import ConfigError, Reason
 
 __all__ = [
     "ABSENT",
+    "GROUPED",
     "FieldError",
     "FieldPath",
     "Missing",
@@ -39,6 +41,8 @@ MISSING_WORDS: Final = frozenset(
 """What cells say where nothing was measured, in lower case: pandas' list, and the dash and question mark of many
 public data sets."""
 SHOWN_CHARS: Final = 40
+GROUPED: Final = re.compile(r"[+-]?\d{1,3}[.,]\d{3}")
+"""A number that can also be a whole one whose thousands are grouped."""
 
 NS_PER_UNIT: Final = {"unix_s": 1_000_000_000, "unix_ms": 1_000_000, "unix_us": 1000, "unix_ns": 1}
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -247,6 +251,8 @@ def _other_sign(text: str, decimal: str) -> str:
     other = "," if decimal == "." else "."
     if text.count(other) != 1 or decimal in text or number_of(text.replace(other, ".")) is None:
         return ""
+    if GROUPED.fullmatch(text):
+        return f"; {other!r} may group its digits, or be the decimal sign (fields.decimal)"
     return f'; if {other!r} is the decimal sign, set fields.decimal = "{other}"'
 
 

@@ -14,7 +14,7 @@ from streamadapt.convert import meant
 from streamadapt.entry import Position
 from streamadapt.errors import ConfigError, EntryError
 from streamadapt.ports import Record
-from streamadapt_connectors.codec_fields import Missing, number_of
+from streamadapt_connectors.codec_fields import GROUPED, Missing, number_of
 from streamadapt_connectors.codecs import FieldMap, JsonCodec
 from streamadapt_connectors.file_reading import FileFormat, header_of, is_csv, shown_columns, values_of
 
@@ -22,8 +22,6 @@ __all__ = ["check_columns", "look_at"]
 
 LOOKED_AT: Final = 20  # records
 DELIMITERS: Final = (",", ";", "\t", "|", ":")
-GROUPED: Final = re.compile(r"[+-]?\d{1,3}[.,]\d{3}")
-"""A number that can also be a whole one whose thousands are grouped."""
 
 
 def look_at(path: Path, codec: JsonCodec, stream: str, form: FileFormat, setting: str) -> dict[str, Any]:
