@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from streamadapt.base import Base, FrozenModel, as_base
+from streamadapt.base import Base, FrozenModel, as_base, check_probabilities
 from streamadapt.config import Config
 from streamadapt.convert import check_keys, convert
 from streamadapt.defaults import default_learners
@@ -38,6 +38,8 @@ __all__ = [
     "ahead_ns",
     "check_config",
     "codec_fields",
+    "file_form",
+    "look_at_files",
     "make_codec",
     "make_engine",
     "make_letter_reader",
@@ -54,6 +56,8 @@ _LIMITS: dict[str, Any] = {  # Any: a duration, which says itself what it expect
     "record_bytes": int, "depth": int, "width": int, "max_buffer": int,
     "max_ahead": Any, "max_bad_share": float, "stuck_after": Any,
 }  # fmt: skip
+_FORM = ("delimiter", "columns", "comment", "encoding")
+"""Keys of ``[source]`` that say how files are written."""
 _OPENED_WHEN_MADE = ("files",)
 """Sinks that create or mend their file as soon as they are made: a check must leave that to the run."""
 
@@ -184,6 +188,7 @@ def make_engine(
     make_pipeline(config)  # what is wrong with it is said before anything connects
     source, label_wait_s = _source(config)
     codec = _codec(config, source)
+    source.look(codec)
     settings = _settings(config, label_wait_s)
     if sinks is None:
         make_sink, make_letters = (make for _, make in _sinks(config))
@@ -204,6 +209,8 @@ def codec_fields(config: Config) -> dict[str, Any]:
     """Return the codec's mapping, with what follows from the task and the source where it is not given."""
     fields = dict(config.fields)
     fields.setdefault("outputs", config.task.get("outputs", 1))
+    if config.task.get("kind") == Supervised.name and "classes" in config.task:
+        fields["classes"] = config.task["classes"]
     paths = [config.source.get(name, ()) for name in ("path", "label_path")]
     names = [name for path in paths for name in ([path] if isinstance(path, str) else path)]
     if config.source.get("kind") == "files" and any(str(name).removesuffix(".gz").endswith(".csv") for name in names):
@@ -220,7 +227,34 @@ def _source(config: Config) -> tuple[Any, float]:
     """Return the source, and how long an entry waits for its label stream, in seconds."""
     table = dict(config.source)
     label_wait_s = duration_s("source.label_wait", table.pop("label_wait", "2s"))
-    return build("sources", "source", table), label_wait_s
+    return build("sources", "source", _without_form(table)), label_wait_s
+
+
+def file_form(config: Config) -> dict[str, Any]:
+    """Return what ``[source]`` says of how files are written: those of `replay` and `fit`, too."""
+    return {name: config.source[name] for name in _FORM if name in config.source}
+
+
+def _without_form(table: dict[str, Any]) -> dict[str, Any]:
+    """Take out what is about files, for the `replay` and `fit` of a stream that comes from elsewhere."""
+    return {k: v for k, v in table.items() if k not in _FORM} if table.get("kind") == "kafka" else table
+
+
+def look_at_files(config: Config) -> list[dict[str, Any]]:
+    """Return what a run would find at the beginning of the files that the config names; see `Source.look`.
+
+    Raises
+    ------
+    ConfigError
+        If one cannot be read, or does not hold what the fields name.
+    """
+    source, _ = _source(config)
+    found: list[dict[str, Any]] = source.look(_codec(config, source))
+    source.close()
+    for one in found:
+        if "problem" in one:
+            raise ConfigError("source.path", one["path"], f"a file that can be read ({one['problem']})")
+    return found
 
 
 def _codec(config: Config, source: Any) -> Any:
@@ -248,7 +282,7 @@ def make_letter_reader(config: Config) -> DeadLetterReader:
 
 def make_stream_writer(config: Config) -> StreamWriter:
     """Make what puts records at the end of the source's streams; not connected."""
-    table = {k: v for k, v in config.source.items() if k != "label_wait"}
+    table = _without_form({k: v for k, v in config.source.items() if k != "label_wait"})
     writer: StreamWriter = build("stream_writers", "source", table)
     return writer
 
@@ -307,6 +341,10 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
     if config.panel is not None:
         _check_panel_fields(config)
         return
+    if config.keys is not None and "key" not in fields and config.source.get("kind") == "files":
+        raise ConfigError("fields.key", None, "a field's path: with [keys] it says whose a record is")
+    if "classes" in fields:
+        raise ConfigError("fields.classes", fields["classes"], "no such key here: task.classes has them")
     width = _width(config)
     if base.channels is not None and width not in (None, base.channels):
         raise ConfigError("fields.values", values, f"{base.channels} channels, which the base was fitted on")
@@ -335,9 +373,8 @@ def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
         return
     wanted = [task.rows, task.columns(channels)]
     try:
-        found: object = list(
-            base.to("cpu")(torch.zeros(task.window_length, channels, dtype=torch.float32)).output.shape
-        )
+        output = base.to("cpu")(torch.zeros(task.window_length, channels, dtype=torch.float32)).output
+        found: object = list(output.shape)
     except (ConfigError, ShapeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -349,6 +386,8 @@ def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
     if found != wanted:
         expected = f"a model that makes {wanted}, as the task has, of a window of {[task.window_length, channels]}"
         raise ConfigError("base.path" if base.kind == "export" else "base.factory", found, expected)
+    if task.kind == "classification":
+        check_probabilities(output)
 
 
 def _check_panel_fields(config: Config) -> None:

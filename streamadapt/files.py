@@ -6,13 +6,19 @@ where no link may be followed (checkpoints), see `streamadapt.durable`.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import stat
 from pathlib import Path
 from typing import IO, BinaryIO, Final
 
-__all__ = ["MOST_WEIGHTS", "open_regular", "read_most", "read_regular"]
+__all__ = ["MOST_WEIGHTS", "decoded", "encoding_of_mark", "open_regular", "read_most", "read_regular"]
+
+MARKS: Final = (  # the longer ones first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
 
 MOST_WEIGHTS: Final = 1 << 36
 """The largest file of weights that is read: 64 GiB."""
@@ -64,3 +70,19 @@ def read_most(file: IO[bytes], most: int) -> bytes:
         parts.append(part)
         most -= len(part)
     return b"".join(parts)
+
+
+def encoding_of_mark(start: bytes) -> str | None:
+    """Return the encoding that a byte-order mark at the start of a text says; None without one."""
+    return next((encoding for mark, encoding in MARKS if start.startswith(mark)), None)
+
+
+def decoded(data: bytes) -> str:
+    """Return a whole text, of which a byte-order mark is no part: UTF-8 unless the mark says otherwise.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        If it is not.
+    """
+    return data.decode(encoding_of_mark(data[:4]) or "utf-8")

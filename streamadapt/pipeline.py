@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.base import Base, as_base
+from streamadapt.base import Base, as_base, check_probabilities
 from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.device import resolve_device
 from streamadapt.door import own_settings
@@ -178,6 +178,7 @@ class Pipeline:
         self.screen = Screen(task.window_length)
         self.scales = Scales(task, self.base)
         task.tell_unit(self.base.output_scale)
+        self._doubted = task.kind == "classification"  # whether the base returns probabilities
         self.health: Health | None = None
         self.spec: Spec | None = None
         self._level_open = task.kind == "regression" and self.base.output_loc is None  # no label has told it yet
@@ -375,6 +376,8 @@ class Pipeline:
             self.faults.note("base", error, count=False)  # the refusal is what is counted
             detail = f"the base raised {type(error).__name__}: {str(error)[:200]}"
             raise EntryError(Reason.BASE_FAILED, detail, entry.position) from error
+        if self._doubted:
+            self._doubted = not check_probabilities(said.output)
         times = torch.from_numpy(window.times.copy()).to(spec.device)
         return inputs, said._replace(times=times)
 

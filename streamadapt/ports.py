@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from streamadapt.entry import Position, Prediction
 
@@ -120,6 +120,22 @@ class Source(ABC):
 
         Partition p of every stream belongs together: entries and their labels share a partition number.
         """
+
+    def look(self, codec: object) -> list[dict[str, Any]]:
+        """Look at what can be seen before it starts, and change nothing; what ``streamadapt check`` tells.
+
+        Returns
+        -------
+        list of dict
+            For each file ``path`` and ``columns``, or a ``problem``. Nothing where it would have to connect.
+
+        Raises
+        ------
+        ConfigError
+            If all of the records would be refused, with what to change.
+        """
+        del codec
+        return []
 
     @abstractmethod
     def open(self, owner: PartitionOwner) -> None:

@@ -18,6 +18,7 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
     -------
     dict
         ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``, ``predictions``, ``pending``;
+        ``labels_used``: where labels were refused, how many were ``used`` ``of`` all, and the ``refused`` by reason;
         ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``restored``: name -> count; ``drift_log``: the
         newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``: labels asked for;
         ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``: measure -> means
@@ -38,6 +39,7 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         "served": means.get("served"),
         "experts": experts,
         "matured_cells": cells["base"],
+        "labels_used": _labels_used(stats),
         "entries": sum(s.entries for s in stats),
         "predictions": sum(s.predictions for s in stats),
         "pending": sum(s.pending for s in stats),
@@ -52,6 +54,15 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         "asked_loss": _asked(stats),
         "estimated": _estimated(stats),
     }
+
+
+def _labels_used(stats: Sequence[Stats]) -> dict[str, Any]:
+    """Return what share of the labels the losses rest on, where some were refused."""
+    refused = _total(s.rejected_labels for s in stats)
+    if not refused:
+        return {}
+    used = sum(s.labels[outcome] for s in stats for outcome in ("learned", "turned", "confirmed"))
+    return {"used": used, "of": used + sum(refused.values()), "refused": refused}
 
 
 def _asked(stats: Sequence[Stats]) -> dict[str, float]:

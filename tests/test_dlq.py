@@ -304,7 +304,7 @@ def test_csv_and_gz_are_not_appended_to_but_lines_for_them_are_written(folder, c
     text = CONFIG.format(source='kind = "files"\npath = "x.jsonl"\nlabel_path = "y.csv"', sink=SINK)
     (folder / "config.toml").write_text(text)
     (folder / "x.jsonl").write_text("".join(entry(r) + "\n" for r in table))
-    written = [f'"{i}",{t + 600},note,{"?" if i == "e398" else y}\n' for i, t, _, y in table]
+    written = [f'"{i}",{t + 600},note,{"soon" if i == "e398" else y}\n' for i, t, _, y in table]
     (folder / "y.csv").write_text("id,time,remark,y\n" + "".join(written))
     before = state_of(capsys)
     (letter,) = listed(capsys)

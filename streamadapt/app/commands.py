@@ -70,13 +70,14 @@ def run(
 def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False) -> None:
     """Say what is wrong with a config, without connecting anywhere. Exit code 2 if something is."""
     from streamadapt.app.checkpoints import resumable
-    from streamadapt.assemble import check_config
+    from streamadapt.assemble import check_config, look_at_files
     from streamadapt.config import load_config
     from streamadapt.secret_files import literal_secrets
 
     try:
         loaded = load_config(config, settings=settings or ())
         experts = check_config(loaded).names
+        files = look_at_files(loaded)
     except ConfigError as error:
         if as_json:
             problem = {"path": error.path, "value": repr(error.value), "expected": error.expected}
@@ -86,11 +87,13 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
     warnings = literal_secrets(config, os.environ, settings or ())
     there = resumable(loaded)
     if as_json:
-        more = {"warnings": warnings, "checkpoints": there}
+        more = {"files": files, "warnings": warnings, "checkpoints": there}
         _tell(json.dumps({"ok": True, "experts": experts} | {name: found for name, found in more.items() if found}))
         return
     for warning in warnings:
         _say(f"warning: {warning}")
+    for one in files:
+        _tell_file(one)
     for one in there:
         for sequence, why in one.get("damaged", {}).items():
             _say(f"warning: {one['partition']}, checkpoint {sequence}: damaged, and will be passed over: {why}")
@@ -100,6 +103,14 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
         else:
             _say(f"warning: a run would not go on from {place}: {one['problem']}")
     _tell(f"ok: experts {', '.join(experts)}")
+
+
+def _tell_file(found: dict[str, Any]) -> None:
+    """Say what `check` found at the beginning of a file."""
+    _tell(f"{found['path']}: columns {', '.join(found['columns']) or 'none: it is empty'}")
+    if found["refused"]:
+        share = f"{found['refused']} of the first {found['records']} records"
+        _say(f"warning: {found['path']}: {share} would be refused, for example {found['example']}")
 
 
 @app.command()

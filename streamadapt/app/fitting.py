@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from streamadapt.assemble import codec_fields, make_task
+from streamadapt.assemble import codec_fields, file_form, make_task
 from streamadapt.base import Linear
 from streamadapt.config import load_config
 from streamadapt.convert import convert
@@ -40,6 +40,7 @@ def fit_base(
         If the history cannot be read.
     """
     from streamadapt_connectors.codecs import FieldMap
+    from streamadapt_connectors.file_reading import FileFormat
     from streamadapt_connectors.files import read_history
 
     config = load_config(config_path, settings=settings)
@@ -53,7 +54,9 @@ def fit_base(
     if not 0.0 <= ridge < float("inf"):
         raise ConfigError("--ridge", ridge, "a finite number >= 0")
     weights = out or Path(str(config.base.get("weights", "base.safetensors")))
-    loaded = read_history(history, convert(codec_fields(config), FieldMap, "fields"), label_path=labels)
+    form = convert(file_form(config), FileFormat, "source")
+    fields = convert(codec_fields(config), FieldMap, "fields")
+    loaded = read_history(history, fields, label_path=labels, form=form)
     try:
         base = _fit(task, loaded.batch, ridge, subtract_last=subtract_last, shared_scale=shared_scale)
     except RuntimeError as error:  # torch's own for a singular matrix

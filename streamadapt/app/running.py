@@ -18,7 +18,7 @@ from rich.console import Console
 
 from streamadapt.app.exposition import MetricsCollector, Ready, serve
 from streamadapt.app.watchdog import Watchdog
-from streamadapt.assemble import make_engine, stuck_after_s
+from streamadapt.assemble import file_form, make_engine, stuck_after_s
 from streamadapt.config import Config, load_config
 from streamadapt.engine import Engine
 from streamadapt.errors import ConnectorError, StreamadaptError
@@ -131,7 +131,7 @@ def replay_config(
         If a file cannot be read, or `out` not be written.
     """
     config = load_config(path, settings=settings)
-    source: dict[str, Any] = {"kind": "files", "path": str(entries)}
+    source: dict[str, Any] = {"kind": "files", "path": str(entries)} | file_form(config)
     if labels is not None:
         source["label_path"] = str(labels)
     config = msgspec.structs.replace(config, source=source, checkpoint=None, metrics=None)

@@ -82,6 +82,15 @@ def _drift_dates(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def labels_note(summary: Mapping[str, Any]) -> str:
+    """Return which share of the labels the losses rest on; nothing where no label was refused."""
+    used = summary.get("labels_used")
+    if not used:
+        return ""
+    why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(used["refused"].items()))
+    return f", over {used['used']:,} of {used['of']:,} labels: refused were {why}"
+
+
 def print_result(console: Console, errors: Mapping[str, float], summary: Mapping[str, Any], *, what: str) -> None:
     """Print what a run came to.
 
@@ -96,7 +105,7 @@ def print_result(console: Console, errors: Mapping[str, float], summary: Mapping
     """
     experts = {name: error for name, error in errors.items() if name != "served"}
     if experts:
-        console.print(f"Error of every expert: {what}", highlight=False, soft_wrap=True)
+        console.print(f"Error of every expert: {what}{labels_note(summary)}", highlight=False, soft_wrap=True)
         console.print(_expert_table(experts, errors.get("served"), summary["weights"]))
     console.print(_count_table(summary))
     for line in _drift_dates(summary):
