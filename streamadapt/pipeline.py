@@ -15,6 +15,7 @@ from torch import Tensor
 from streamadapt.base import Base, as_base, without_nonfinite
 from streamadapt.device import resolve_device
 from streamadapt.drift import DriftMonitor
+from streamadapt.durations import duration_ns
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, ShapeError
 from streamadapt.guard import Guard, TwoLayer
@@ -64,6 +65,12 @@ class Pipeline:
         Assembles records of single sensors into the entries that the task sees. It holds state, too.
     intervals : Intervals, optional
         Forecasts and regressions: a prediction has `Prediction.low` and `high`. It holds state, too.
+    max_behind : duration
+        An entry that is older than the newest by at most so much is taken in the order of arrival, with the newest
+        time (`Prediction.time` is its own); an older one is refused (``time_backwards``).
+    max_ahead : duration
+        An entry dated further ahead than this, and than is usual for the stream, is refused (``bad_time``) until
+        others agree on such a leap; see `streamadapt.event_clock.EventClock`.
 
     Examples
     --------
@@ -91,8 +98,13 @@ class Pipeline:
         on_rejected: Rejected | None = None,
         panel: Panel | None = None,
         intervals: NoIntervals | None = None,
+        max_behind: str = "5s",
+        max_ahead: str = "1d",
     ) -> None:
         self.task = task
+        task.clock.max_behind_ns = duration_ns("limits.max_behind", max_behind)
+        task.clock.max_ahead_ns = duration_ns("limits.max_ahead", max_ahead)
+        task.clock.doubts = panel is None  # a panel judges the times of its records itself
         self.base = as_base(base)
         self.learners = list(learners)
         self.guard = guard or TwoLayer()
@@ -128,7 +140,7 @@ class Pipeline:
     def count_in(self, stats: Stats) -> None:
         """Count in `stats` from now on; many pipelines may share one."""
         self.stats = self.watch.stats = self.labelling.stats = stats
-        self.task.outcomes = stats.labels
+        self.task.outcomes, self.task.clock.counts = stats.labels, stats.times
         if self.panel is not None:
             self.panel.lost = stats.rejected
 
@@ -141,7 +153,8 @@ class Pipeline:
         Raises
         ------
         EntryError
-            At the first bad item, if there is no `on_rejected`; that item changed nothing.
+            At the first bad item, if there is no `on_rejected`; that item changed nothing, but that the clock
+            remembers a time that later entries may agree with.
         """
         predictions: list[Prediction] = []
         for item in items:
@@ -150,6 +163,7 @@ class Pipeline:
                     predictions += filter(None, (self._step(row),))
             except EntryError as error:
                 self.stats.rejected[error.reason.value] += 1
+                self.task.refused(item, error.reason)
                 if self.on_rejected is None:
                     raise
                 self.on_rejected(item, error)
@@ -172,25 +186,26 @@ class Pipeline:
         if isinstance(item, Label):
             return None
         self.stats.entries += 1
-        self.stats.last_time = item.time
+        self.stats.last_time = self.task.last_time
         if arrival.inputs is None:
             return None
         with self.timing.stage("predict"), torch.no_grad():
-            issued, served, weights = self._predict(item)  # 5. the base, the learners, the guard
+            issued, served, weights = self._predict(self.task.as_taken(item))  # 5. the base, the learners, the guard
         self.task.remember(issued)
         self.stats.pending = self.task.pending
         with self.timing.stage("learn"), torch.no_grad():
             scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
-        return self._prediction(issued, served, weights, scores)  # 6. what is served
+        prediction = self._prediction(issued, served, weights, scores)  # 6. what is served
+        return prediction if prediction.time == item.time else replace(prediction, time=item.time)
 
     def predict(self, entry: Entry) -> Prediction:
         """Predict from the current window with `entry` appended, learning and changing nothing (serving)."""
-        self.task.check_entry(entry, self.base.channels)
+        self.task.check_entry(entry, self.base.channels, ahead=True)
         window = self.task.window
         if window is None or self.spec is None:  # building from this entry would let a question shape the learners
             raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
         saved = window.state_dict()
-        window.push(entry.values, entry.time)
+        window.push(entry.values, max(entry.time, self.task.last_time))
         try:
             with torch.no_grad():
                 issued, served, weights = self._predict(entry, commit=False)
@@ -202,7 +217,7 @@ class Pipeline:
 
     def _check_width(self, item: Entry | Label) -> None:
         if isinstance(item, Entry):
-            self.task.check_entry(item, self.base.channels)
+            self.task.check_values(item, self.base.channels)
 
     def _new_spec(self) -> Spec:
         assert self.task.window is not None

@@ -43,6 +43,9 @@ class Stats:
     reactions : Counter of str
         What drifts did: ``boost``, ``forget``, ``reset``, ``refit``, ``refit-kept``, ``refit-dropped`` -> count, one
         for each learner that it was done to.
+    times : Counter of str
+        ``raised``: entries that came out of order and were taken with the newest time; ``leap``: leaps of event time
+        ahead that were believed; ``back``: how often event time was wrong and went back.
     keys : Counter of str
         Where every key has a pipeline of its own: ``resident`` and ``stored`` now; ``evicted``, ``restored`` and
         ``forgotten`` so far. Else empty.
@@ -66,7 +69,7 @@ class Stats:
     pending : int
         Predictions that still wait for a label.
     last_time : int, ns
-        Event time of the newest accepted entry; 0 before the first.
+        The newest event time that is believed, as of the newest accepted entry; 0 before the first.
     """
 
     entries: int = 0
@@ -79,6 +82,7 @@ class Stats:
     drifts: Counter[str] = field(default_factory=Counter)
     drift_log: list[tuple[str, int]] = field(default_factory=list)
     reactions: Counter[str] = field(default_factory=Counter)
+    times: Counter[str] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)
     weights: dict[str, float] = field(default_factory=dict)
     signals: dict[str, float] = field(default_factory=dict)
@@ -124,6 +128,7 @@ class Stats:
             setattr(self, name, float(state[name]))
         for name in ("labels", "rejected", "drifts", "reactions", "keys"):
             setattr(self, name, Counter(state[name]))
+        self.times = Counter(state.get("times", {}))
         for name in ("loss_sum", "loss_cells", "weights", "signals", "asked_loss", "estimated", "foreseen", "seen"):
             setattr(self, name, dict(state[name]))
         self.updates = {learner: Counter(results) for learner, results in state["updates"].items()}
