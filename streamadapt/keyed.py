@@ -203,13 +203,14 @@ class KeyedPipeline:
         pipeline.timing = self.timing
         before = pipeline.task.pending
         if pipeline.task.clock.newest is not None:  # a key's first entry is taken as it comes
-            pipeline.task.clock.others = self._clock.newest
+            leaps = isinstance(item, Entry) and self._clock.judge(item.time) is Verdict.LEAP
+            pipeline.task.clock.others = item.time if leaps else self._clock.newest
         try:
             predictions = pipeline.observe((item,))  # refused: it raises, and what was fetched is dropped again
             self._pending += pipeline.task.pending - before
         except EntryError as error:
             if error.reason in (Reason.BAD_TIME, Reason.TIME_BACKWARDS):
-                self._doubted(key, pipeline)
+                self._doubted(key, pipeline, item.time)
             raise
         finally:
             self.stats.pending = self._pending
@@ -226,11 +227,14 @@ class KeyedPipeline:
         if self._clock.judge(time) in (Verdict.AHEAD, Verdict.BEHIND):
             self._clock.refuse(time)
         else:
+            if self._clock.judge(time) is Verdict.LEAP:
+                self.stats.times["leap"] += 1
             self._clock.take(time)
         self.stats.last_time = self._clock.newest or 0
 
-    def _doubted(self, key: str, pipeline: Pipeline) -> None:
-        """Keep what a known key's clock remembers of an entry with a wrong time."""
+    def _doubted(self, key: str, pipeline: Pipeline, time: int) -> None:
+        """Keep what the clocks of a known key and of all keys remember of an entry with a wrong time."""
+        self._clock.refuse(time)
         if key in self._stored:
             self._admit(key, pipeline)
             self._put_away()

@@ -342,6 +342,15 @@ def test_keys_that_rarely_speak_make_no_leaps_in_a_stream_that_goes_on():
     assert refused == []
 
 
+def test_a_leap_of_all_keys_costs_a_few_entries_and_not_a_few_of_each():
+    keys = [f"key{i}" for i in range(20)]
+    items = by_turns(10, keys) + [replace(x, id=f"{x.id}b") for x in by_turns(10, keys, START + 30 * DAY)]
+    pipeline, _, refused = observed(lambda: keyed(7), items)
+    assert Counter(reason for _, reason in refused) == {"bad_time": FEW}
+    assert pipeline.stats.last_time == items[-1].time
+    assert pipeline.stats.times == {"leap": 1}
+
+
 def test_a_key_whose_clock_is_always_ahead_goes_by_its_own_time():
     items = [replace(x, time=x.time + 700 * DAY) if x.key == "b" else x for x in by_turns(100, "abc")]
     _, _, refused = observed(keyed, items)
