@@ -154,6 +154,7 @@ class Engine:
                 left = lag.get(StreamPartition(stream, lane.partition))
                 lane.merge.note_lag(i, left, now)
             self._advance(lane, now, ended)
+            self._time_watches[lane.partition].look_held(lane.merge.held)
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()

@@ -72,6 +72,11 @@ class Merge:
         have clocks of their own.
     max_held : int, records
         A record in doubt is held back only while fewer than so many are in its queue.
+
+    Attributes
+    ----------
+    held : Record or None
+        The newest record that was held back, or is.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Merge:
         self.max_held = min(HELD, max_held)
         self.clocks = tuple(EventClock(max_behind_ns, max_ahead_ns) for _ in range(streams))
         self.late_labels = 0
+        self.held: Record | None = None
         self._heads: list[_Head | None] = [None] * streams
         self._behind_until = [0.0] * streams  # when a stream was last seen to have records to be read
 
@@ -160,6 +166,7 @@ class Merge:
         if wrong or (clock.young and (verdict is Verdict.LEAP or clock.newest is None)):
             said = clock.foresee(time, self._following(stream))
             if said is None and wrong and self.refuses and not ended and len(self.queues[stream]) < self.max_held:
+                self.held = head.record
                 return None
             wrong = not said if said is not None else wrong
         if wrong:

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from streamadapt.entry import Position
 from streamadapt.errors import Reason
-from streamadapt.ports import DeadLetter
+from streamadapt.ports import DeadLetter, Record
 from streamadapt.stats import Stats
 
 __all__ = ["TimeWatch", "order_warning"]
@@ -23,8 +24,8 @@ ENOUGH = 100
 class TimeWatch:
     """Logs what one partition's event times did in this run.
 
-    Records dated too far ahead are told at the first, the second, the fourth and so on; a leap of event time, and a
-    time that was given up, each time; entries out of order once.
+    Records that are dated too far ahead are told at the first, the second, the fourth and so on; a leap of event time,
+    and a time that was given up, each time; entries out of order once.
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ class TimeWatch:
     def __init__(self, partition: int, stats: Stats) -> None:
         self.partition = partition
         self.example = ""
-        self._wrong = 0
+        self._wrong = self._held = 0
+        self._held_at: Position | None = None
         self._told = stats.times.copy()
         self._start = _counts(stats)
         self._order_told = False
@@ -65,9 +67,22 @@ class TimeWatch:
                 self._order_told = True
                 _LOG.warning("partition %d: %s", self.partition, warning)
 
+    def look_held(self, record: Record | None) -> None:
+        """Log that a record is held back, if that is new."""
+        if record is None or record.position == self._held_at:
+            return
+        self._held_at = record.position
+        self._held += 1
+        if _is_power_of_two(self._held):
+            _LOG.warning(
+                "partition %d: %s is dated far ahead (limits.max_ahead): held back until the next records show whether "
+                "event time has leapt; %d so far",
+                self.partition, record.position, self._held,
+            )  # fmt: skip
+
     def _tell_wrong(self, letter: DeadLetter) -> None:
         self._wrong += 1
-        if self._wrong & (self._wrong - 1) == 0:  # 1, 2, 4, 8, ...
+        if _is_power_of_two(self._wrong):
             _LOG.warning(
                 "partition %d: refused as bad_time, %d so far; look at the producer's clock. %s: %s",
                 self.partition, self._wrong, letter.record.position, letter.detail,
@@ -100,6 +115,10 @@ def order_warning(entries: int, refused: int, raised: int, example: str) -> str:
         f"{raised:,} were taken with the newest time (limits.max_behind), {refused:,} refused as time_backwards. "
         "Their producers' clocks may differ; [panel] puts records of many sensors in order"
     )
+
+
+def _is_power_of_two(count: int) -> bool:
+    return count & (count - 1) == 0
 
 
 def _counts(stats: Stats) -> tuple[int, int, int]:
