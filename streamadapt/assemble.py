@@ -35,7 +35,6 @@ from streamadapt.registry import arguments_of, build, call, choose, kinds, prepa
 from streamadapt.tasks import Forecast, Supervised, Task, Unlabelled
 
 __all__ = [
-    "ahead_ns",
     "check_config",
     "codec_fields",
     "file_form",
@@ -47,6 +46,7 @@ __all__ = [
     "make_stream_writer",
     "make_task",
     "stuck_after_s",
+    "time_limits",
 ]
 
 _PLAIN = (AdaHedge, PlainBOA, PlainMLPoly, Simplex, RidgeOnly, Mean, Median)
@@ -54,7 +54,7 @@ _GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, No
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
 _LIMITS: dict[str, Any] = {  # Any: a duration, which says itself what it expects
     "record_bytes": int, "depth": int, "width": int, "max_buffer": int,
-    "max_ahead": Any, "max_bad_share": float, "stuck_after": Any,
+    "max_ahead": Any, "max_behind": Any, "max_bad_share": float, "stuck_after": Any,
 }  # fmt: skip
 _FORM = ("delimiter", "columns", "comment", "encoding")
 """Keys of ``[source]`` that say how files are written."""
@@ -133,6 +133,7 @@ def _one_pipeline(config: Config, base: Base) -> Pipeline:
         panel=_panel(config),
         budget=budget,
         intervals=_intervals(config),
+        **{k: config.limits[k] for k in ("max_ahead", "max_behind") if k in config.limits},
     )
 
 
@@ -302,7 +303,7 @@ def _settings(config: Config, label_wait_s: float = 0.0) -> EngineSettings:
         config_digest=config.digest(),
         guarantee=config.guarantee,
         keys_path=None if config.keys is None or config.keys.path is None else folder_of(config.keys.path, "keys.path"),
-        **{k: limits[k] for k in ("max_ahead_ns", "max_bad_share", "max_buffer") if k in limits},
+        **{k: limits[k] for k in ("max_ahead_ns", "max_behind_ns", "max_bad_share", "max_buffer") if k in limits},
     )
 
 
@@ -317,15 +318,18 @@ def _limits(table: Mapping[str, Any]) -> dict[str, Any]:
     limits["stuck_after_s"] = duration_s("limits.stuck_after", limits.pop("stuck_after", "60s"))
     if not limits["stuck_after_s"] > 0.0:
         raise ConfigError("limits.stuck_after", table["stuck_after"], "a duration > 0")
-    if "max_ahead" in limits:
-        limits["max_ahead_ns"] = duration_ns("limits.max_ahead", limits.pop("max_ahead"))
+    for name in ("max_ahead", "max_behind"):
+        if name in limits:
+            limits[f"{name}_ns"] = duration_ns(f"limits.{name}", limits.pop(name))
     return limits
 
 
-def ahead_ns(config: Config) -> int:
-    """Return how far ahead of those that follow it a record may be dated."""
-    most_ns: int = _limits(config.limits).get("max_ahead_ns", EngineSettings.max_ahead_ns)
-    return most_ns
+def time_limits(config: Config) -> tuple[int, int]:
+    """Return how far behind and how far ahead of the newest time a record may be dated, ns."""
+    limits = _limits(config.limits)
+    behind_ns: int = limits.get("max_behind_ns", EngineSettings.max_behind_ns)
+    ahead_ns: int = limits.get("max_ahead_ns", EngineSettings.max_ahead_ns)
+    return behind_ns, ahead_ns
 
 
 def stuck_after_s(config: Config) -> float:

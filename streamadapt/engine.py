@@ -29,6 +29,7 @@ from streamadapt.ports import (
     SystemClock,
 )
 from streamadapt.report import summarise
+from streamadapt.time_watch import TimeWatch
 
 __all__ = ["BAD_SHARE_OF", "Codec", "Engine", "EngineSettings"]
 
@@ -100,6 +101,7 @@ class Engine:
         self._timing = StageTiming(self.clock, self.metrics)
         self._paused: frozenset[StreamPartition] = frozenset()
         self._drifts_logged: dict[int, int] = {}
+        self._time_watches: dict[int, TimeWatch] = {}
         self._state = ""
 
     def stop(self) -> None:
@@ -144,16 +146,15 @@ class Engine:
         now = self.clock.monotonic()
         if records:
             with self._timing.stage("decode"):
-                self._take_in(records)
+                self._take_in(records, now)
         lag = self.source.lag()
         ended = self._watch_source(lag) == "ended"
         for lane in list(self.lanes.values()):
             for i, stream in enumerate(lane.streams):
                 left = lag.get(StreamPartition(stream, lane.partition))
                 lane.merge.note_lag(i, left, now)
-                for record, item in lane.lookaheads[i].release(behind=bool(left) and not ended):
-                    lane.merge.offer(i, record, item, now)
             self._advance(lane, now, ended)
+            self._time_watches[lane.partition].look_held(lane.merge.held)
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()
@@ -164,7 +165,7 @@ class Engine:
 
     # -- one round
 
-    def _take_in(self, records: Sequence[Record]) -> None:
+    def _take_in(self, records: Sequence[Record], now: float) -> None:
         for record in records:
             at = record.position
             lane = self.lanes.get(at.partition)
@@ -175,7 +176,7 @@ class Engine:
                 item = lane.clocks[at.stream].take(at.offset, self.codec.decode(record))
             except EntryError as error:
                 item = DeadLetter(record, error.reason.value, "decode", error.detail)
-            lane.lookaheads[self._index[at.stream]].push(record, item)
+            lane.merge.offer(self._index[at.stream], record, item, now)
 
     def _advance(self, lane: Lane, now: float, ended: bool) -> None:
         """Process what may be processed, in small lots, for a while: signals and other partitions get their turn."""
@@ -199,6 +200,7 @@ class Engine:
         with self._timing.stage("emit"):
             self._emit(predictions, letters)
         self._log_drifts(lane, predictions)
+        self._time_watches[lane.partition].look(lane.pipeline.stats, letters, lane.out_of_order)
         self.metrics.pipeline(lane.partition, lane.pipeline.stats)
 
     def _emit(self, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
@@ -303,9 +305,12 @@ class Engine:
             )
         pipeline = self.make_pipeline()
         pipeline.timing = self._timing
-        wait_s, most_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
+        wait_s, max_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
         keys_path = None if self.settings.keys_path is None else folder_of(self.settings.keys_path, "keys.path")
-        lane = Lane(partition, self.source.streams, pipeline, store, wait_s, most_ahead_ns, keys_path)
+        lane = Lane(
+            partition, self.source.streams, pipeline, store, wait_s, max_ahead_ns, keys_path,
+            max_behind_ns=self.settings.max_behind_ns, max_held=self.settings.max_buffer,
+        )  # fmt: skip
         try:
             info = self.delivery.resume(lane, self.settings.config_digest)
         except BaseException:
@@ -313,6 +318,7 @@ class Engine:
             raise
         self.metrics.damaged_checkpoints(partition, 0 if store is None else store.damaged)
         self.lanes[partition] = lane
+        self._time_watches[partition] = TimeWatch(partition, pipeline.stats)
         self._drifts_logged[partition] = sum(pipeline.stats.drifts.values())
         self.metrics.pipeline(partition, pipeline.stats)
         places = " ".join(f"{at}@{offset}" for at, offset in lane.positions.items())
@@ -349,7 +355,9 @@ class Engine:
 
     def summary(self) -> dict[str, Any]:
         """Return the statistics of all partitions as plain values; see `streamadapt.report.summarise`."""
-        return summarise([lane.pipeline.stats for lane in self.lanes.values()])
+        examples = [example for watch in self._time_watches.values() if (example := watch.example)]
+        summary = summarise([lane.pipeline.stats for lane in self.lanes.values()])
+        return {**summary, "out_of_order": examples[0] if examples else ""}
 
     def _close(self) -> list[Exception]:
         """Close everything, the group last: who takes over must find all that was said. Return what went wrong."""

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamadapt.errors import ConfigError
+from streamadapt.event_clock import DAY_NS, MAX_BEHIND_NS
 from streamadapt.folder import Folder
 
 __all__ = ["EngineSettings"]
-
-DAY_NS = 86_400 * 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +33,8 @@ class EngineSettings:
         A partition gives way to the others, and to polling, after so long.
     max_buffer : int, records
         A partition with so many records waiting is paused.
-    max_ahead_ns : int, ns of event time
-        See `Lookahead`.
+    max_ahead_ns, max_behind_ns : int, ns of event time
+        See `Merge`.
     max_bad_share : float in (0, 1]
         The engine stops when more than this share of the last `BAD_SHARE_OF` records was refused: that is a wrong
         config, not bad records.
@@ -56,6 +55,7 @@ class EngineSettings:
     turn_s: float = 1.0
     max_buffer: int = 10_000
     max_ahead_ns: int = DAY_NS
+    max_behind_ns: int = MAX_BEHIND_NS
     max_bad_share: float = 0.95
     config_digest: str = ""
     guarantee: str = "at-least-once"

@@ -20,6 +20,7 @@ from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.entry_labels import count_refused
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, LabelError, Reason
+from streamadapt.event_clock import EventClock, Verdict
 from streamadapt.pipeline import Pipeline, Rejected
 from streamadapt.routes import Routes
 from streamadapt.statepack import pack, unpack
@@ -112,7 +113,11 @@ class KeyedPipeline:
     Each key's predictions and state are, to the bit, those of a pipeline that sees this key's entries and labels alone.
     The base is one object for all. A label carries only an id, and goes to the key whose entry had it: where labels are
     joined by id, an id must be unique among all keys. A record that is refused changes nothing, also not what is in
-    memory. Several threads may use it, as they may a `Pipeline`: calls wait for each other.
+    memory; but where a known key's entry has a wrong time, its clock remembers that, since others may agree with it.
+    Several threads may use it, as they may a `Pipeline`: calls wait for each other.
+
+    Each key has its own clock (`EventClock`). What is not far ahead of the time of all keys together is no leap of one
+    of them, however long it has been silent.
 
     Parameters
     ----------
@@ -162,6 +167,7 @@ class KeyedPipeline:
         self.task = self.template.task
         self.base = self.template.base
         self.names = self.template.names
+        self._clock = EventClock(self.task.clock.max_behind_ns, self.task.clock.max_ahead_ns)  # of all keys together
         self._routes = Routes(self.task.ttl, 2 * self.task.max_pending) if isinstance(self.task, Supervised) else None
         self._resident: OrderedDict[str, Pipeline] = OrderedDict()  # used least recently first
         self._stored: OrderedDict[str, _Stored] = OrderedDict()  # likewise
@@ -210,14 +216,23 @@ class KeyedPipeline:
         pipeline.timing = self.timing
         pipeline.on_rejected = None if self.on_rejected is None else self._rejected
         before = pipeline.task.pending
+        if pipeline.task.clock.newest is not None:  # a key's first entry is taken as it comes
+            leaps = isinstance(item, Entry) and self._clock.judge(item.time) is Verdict.LEAP
+            pipeline.task.clock.others = item.time if leaps else self._clock.newest
         try:
             predictions = pipeline.observe((item,))  # refused: it raises, and what was fetched is dropped again
             self._pending += pipeline.task.pending - before
+        except EntryError as error:
+            if error.reason in (Reason.BAD_TIME, Reason.TIME_BACKWARDS):
+                self._doubted(key, pipeline, item.time)
+            raise
         finally:
             self.stats.pending = self._pending
         self._admit(key, pipeline)
         if self._routes is not None and isinstance(item, Entry):
             self._routes.add(item.id, key, item.time, self._newest)
+        if isinstance(item, Entry):
+            self._note_time(item.time)
         self._put_away()
         return predictions
 
@@ -226,6 +241,24 @@ class KeyedPipeline:
         if not isinstance(error, LabelError) or self.on_rejected is None:
             raise error
         self.on_rejected(item, error)
+
+    def _note_time(self, time: int) -> None:
+        """Note the time of an accepted entry: all keys together have come so far, if others agree."""
+        if self._clock.judge(time) in (Verdict.AHEAD, Verdict.BEHIND):
+            self._clock.refuse(time)
+        else:
+            if self._clock.judge(time) is Verdict.LEAP:
+                self.stats.times["leap"] += 1
+            self._clock.take(time)
+        self.stats.last_time = self._clock.newest or 0
+
+    def _doubted(self, key: str, pipeline: Pipeline, time: int) -> None:
+        """Keep what the clocks of a known key and of all keys remember of an entry with a wrong time."""
+        self._clock.refuse(time)
+        if key in self._stored:
+            self._admit(key, pipeline)
+            self._put_away()
+        self._packed.pop(key, None)
 
     def flush(self) -> list[Prediction]:
         """Return nothing: entries of a key never wait."""
@@ -384,6 +417,7 @@ class KeyedPipeline:
             },
             "written": self._written,
             "pending": self._pending,
+            "clock": self._clock.state_dict(),
             "routes": None if self._routes is None else self._routes.state_dict(),
             "stats": self.stats.state_dict(),
         }
@@ -416,6 +450,8 @@ class KeyedPipeline:
         )
         self._written = int(state["written"])
         self._pending = int(state["pending"])
+        if "clock" in state:  # an earlier version had none
+            self._clock.load_state_dict(state["clock"])
         if self._routes is not None:
             self._routes.load_state_dict(state["routes"])
         self._begun = False

@@ -94,6 +94,7 @@ class Metrics:
             drifts=Counter(stats.drifts),
             reactions=Counter(stats.reactions),
             faults=Counter(stats.faults),
+            times=Counter(stats.times),
             keys=Counter(stats.keys),
             weights=dict(stats.weights),
             signals=dict(stats.signals),
@@ -244,6 +245,7 @@ def _add_pipeline(found: Samples, partition: str, stats: Stats, now_ns: int) -> 
     add("drifts_total", (((name.partition(":")[0], name.partition(":")[2]), n) for name, n in stats.drifts.items()))
     add("reactions_total", (((what,), n) for what, n in stats.reactions.items()))
     add("faults_total", (((part,), n) for part, n in stats.faults.items()))
+    add("event_times_total", (((what,), stats.times[what]) for what in ("raised", "leap", "back")))
     places = ("resident", "stored")
     add("keys", (((place,), n) for place, n in stats.keys.items() if place in places))
     add("key_moves_total", (((move,), n) for move, n in stats.keys.items() if move not in places))

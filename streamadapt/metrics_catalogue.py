@@ -153,6 +153,13 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         _P, "seconds", "With lag near 0 the producer is late or silent; otherwise as consumer_lag_records.",
     ),
     MetricSpec(
+        "streamadapt_event_times_total", "counter",
+        "Wrong and disordered event times: raised (an entry out of order, taken with the newest time), leap (a leap "
+        "ahead that was believed), back (a wrong time that was given up).",
+        (*_P, "what"), "times",
+        "When back rises, look for a producer with a wrong clock; raised is harmless, with a panel it does not occur.",
+    ),
+    MetricSpec(
         "streamadapt_pending_labels", "gauge", "Predictions that still wait for a label.",
         _P, "predictions", "When it stays at its limit, labels are missing or late: look at labels_total.",
     ),

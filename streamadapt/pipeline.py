@@ -18,6 +18,7 @@ from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.device import resolve_device
 from streamadapt.door import own_settings
 from streamadapt.drift import DriftMonitor
+from streamadapt.durations import duration_ns
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.entry_labels import count_refused, without_bad_label
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason, ShapeError, StreamadaptError
@@ -123,6 +124,12 @@ class Pipeline:
         Assembles records of single sensors into the entries that the task sees. It holds state, too.
     intervals : Intervals, optional
         Forecasts and regressions: a prediction has `Prediction.low` and `high`. It holds state, too.
+    max_behind : duration
+        An entry that is older than the newest by at most so much is taken in the order of arrival, with the newest
+        time (`Prediction.time` is its own); an older one is refused (``time_backwards``).
+    max_ahead : duration
+        An entry dated further ahead than this, and than is usual for the stream, is refused (``bad_time``) until
+        others agree on such a leap; see `streamadapt.event_clock.EventClock`.
 
     Examples
     --------
@@ -151,8 +158,13 @@ class Pipeline:
         on_rejected: Rejected | None = None,
         panel: Panel | None = None,
         intervals: NoIntervals | None = None,
+        max_behind: str = "5s",
+        max_ahead: str = "1d",
     ) -> None:
         self.task = task
+        task.clock.max_behind_ns = duration_ns("limits.max_behind", max_behind)
+        task.clock.max_ahead_ns = duration_ns("limits.max_ahead", max_ahead)
+        task.clock.doubts = panel is None  # a panel judges the times of its records itself
         self.base = as_base(base)
         self.learners = list(learners)
         self.guard = guard or TwoLayer()
@@ -201,7 +213,7 @@ class Pipeline:
 
     def _count_in(self, stats: Stats) -> None:
         self.stats = self.watch.stats = self.labelling.stats = self.faults.stats = stats
-        self.task.outcomes = stats.labels
+        self.task.outcomes, self.task.clock.counts = stats.labels, stats.times
         if self.panel is not None:
             self.panel.lost = stats.rejected
 
@@ -216,7 +228,8 @@ class Pipeline:
         Raises
         ------
         EntryError
-            At the first bad item, if there is no `on_rejected`; that item changed nothing. (Of a panel's rows that one
+            At the first bad item, if there is no `on_rejected`; that item changed nothing, but that the clock
+            remembers a time that later entries may agree with. (Of a panel's rows that one
             record completes, the others have been taken in.) An entry with a bad label is such an item then.
         BusyError
             From within a call of the same pipeline.
@@ -263,6 +276,7 @@ class Pipeline:
                 try:
                     predictions += filter(None, (self._step(row),))
                 except EntryError as error:
+                    self.task.refused(row, error.reason)
                     refused.append((row if self.panel is not None or given is None else given, error))
         except EntryError as error:  # the panel's own, about the item
             assert given is not None
@@ -298,12 +312,12 @@ class Pipeline:
         self.stats.pending = self.task.pending
         due = self.scales.learn(arrival.matured)
         if look is not None and isinstance(item, Entry):
-            due |= self.scales.take(item, look)
+            due |= self.scales.take(self.task.as_taken(item), look)
         if isinstance(item, Label):
             self._look_at_scales(due)
             return None
         self.stats.entries += 1
-        self.stats.last_time = item.time
+        self.stats.last_time = self.task.last_time
         if asked is None:
             return None
         with self.timing.stage("predict"), torch.no_grad():
@@ -313,7 +327,7 @@ class Pipeline:
         with self.timing.stage("learn"), torch.no_grad():
             scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
             self._look_at_scales(due, again=was_built and look is not None and look.hindsight is not None)
-        return self._prediction(asked.window, issued, said, scores)  # 6. what is served
+        return self._prediction(asked, issued, said, scores)  # 6. what is served
 
     @own_settings
     def predict(self, entry: Entry) -> Prediction:
@@ -339,7 +353,7 @@ class Pipeline:
                 raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
             with torch.no_grad():
                 issued, said = self._predict(asked, commit=False)
-            return self._prediction(asked.window, issued, said, {}, commit=False)
+            return self._prediction(asked, issued, said, {}, commit=False)
 
     # -- the base, which is asked before anything changes
 
@@ -353,7 +367,7 @@ class Pipeline:
         ShapeError, ConfigError
             If the base does not fit the task; at the first full window only.
         """
-        self.task.check_entry(entry, self.base.channels)
+        self.task.check_entry(entry, self.base.channels, ahead=not commit)
         window = self.task.window_with(entry)
         look = self.screen.look(entry.values, window, self.task.window)
         if not window.full:
@@ -457,6 +471,7 @@ class Pipeline:
             return
         now, stats = self.task.state_dict(), self.stats
         self.task.load_state_dict(self.scales.pristine)
+        doubts, self.task.clock.doubts = self.task.clock.doubts, False  # these times have been judged
         self.task.absurd_values = None
         self._count_in(Stats())
         self.watch.begin_again()
@@ -467,6 +482,7 @@ class Pipeline:
                 self._repeat(item, answers.get(i), waiting)
         finally:
             self.task.load_state_dict(now)
+            self.task.clock.doubts = doubts
             self._count_in(stats)
         self.scales.spent += len(items)
 
@@ -651,7 +667,8 @@ class Pipeline:
     # -- steps 5 and 6
 
     def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Spoken]:
-        entry, inputs, base, spec = asked.entry, asked.inputs, asked.base, self.spec or asked.spec
+        inputs, base, spec = asked.inputs, asked.base, self.spec or asked.spec
+        entry = replace(asked.entry, time=int(asked.window.times[-1]))  # the time that it was taken with
         if self.spec is None:  # what the base shows is known only now
             self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
         if commit and self.watch.monitors:
@@ -716,17 +733,17 @@ class Pipeline:
 
     def _prediction(
         self,
-        window: Window,
+        asked: Asked,
         issued: Issued,
         spoken: Spoken,
         scores: dict[str, float],
         *,
         commit: bool = True,
     ) -> Prediction:
-        entry = issued.entry
+        entry = asked.entry
         shares = dict(zip(self.names, spoken.weights.tolist(), strict=True))
         experts, out = spoken.experts.copy(), spoken.served.copy()
-        known = self.task.known(window)
+        known = self.task.known(asked.window)
         if known is not None:
             out[:, ~known] = np.nan
             experts[:, :, ~known] = np.nan
@@ -735,11 +752,11 @@ class Pipeline:
             self.stats.weights = shares
         fired, done = self.watch.taken() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
-        asked = self.labelling.said(issued.note, commit=commit)
+        label = self.labelling.said(issued.note, commit=commit)
         low, high = self._contain("intervals", self.intervals.bounds, spoken.own, count=commit) or (None, None)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
-            *asked, () if self.panel is None else self.panel.columns, low, high, self.task.class_names,
+            *label, () if self.panel is None else self.panel.columns, low, high, self.task.class_names,
         )  # fmt: skip
 
     # -- state

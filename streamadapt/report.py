@@ -19,11 +19,11 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
     dict
         ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``, ``predictions``, ``pending``;
         ``labels_used``: where labels were refused, how many were ``used`` ``of`` all, and the ``refused`` by reason;
-        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``restored``: name -> count; ``drift_log``: the
-        newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``: labels asked for;
-        ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``: measure -> means
-        of the estimates of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and what those of the
-        labelled ``really`` were. Empty where there is nothing to tell.
+        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``times`` (see `Stats`), ``restored``: name -> count;
+        ``drift_log``: the newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``:
+        labels asked for; ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``:
+        measure -> means of the estimates of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and
+        what those of the labelled ``really`` were. Empty where there is nothing to tell.
     """
     sums: Counter[str] = Counter()
     cells: Counter[str] = Counter()
@@ -47,6 +47,7 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         "dead_letters": _total(s.rejected for s in stats),
         "drifts": _total(s.drifts for s in stats),
         "reactions": _total(s.reactions for s in stats),
+        "times": _total(s.times for s in stats),
         "drift_log": [list(drift) for s in stats for drift in s.drift_log],
         "restored": restored,
         "weights": weights,

@@ -210,13 +210,19 @@ class Scales:
         return np.array(rows, np.float64).reshape(-1, columns)
 
     def cleaned(self) -> list[Entry | Learned]:
-        """Return the items in memory, with what is absurd as if it had been missing."""
+        """Return the items in memory, with what is absurd as if it had been missing.
+
+        No entry has a later time than one that follows it: where event time went back, the later times were wrong.
+        """
         found: list[Entry | Learned] = []
-        for item, absurd in self.items:
-            if absurd is not None and isinstance(item, Entry):
-                item = replace(item, values=np.where(absurd, np.nan, item.values).astype(item.values.dtype))
+        latest = 2**63 - 1
+        for item, absurd in reversed(self.items):
+            if isinstance(item, Entry):
+                latest = min(latest, item.time)
+                values = item.values if absurd is None else np.where(absurd, np.nan, item.values)
+                item = replace(item, time=latest, values=values)
             found.append(item)
-        return found
+        return found[::-1]
 
     # -- state
 

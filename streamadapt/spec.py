@@ -73,6 +73,8 @@ def original_scaling(spec: Spec) -> dict[str, Array]:
         if origin is not None:
             found[name] = found[name] + origin.cpu().numpy()
     return found
+
+
 def _moments(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return mean and standard deviation of each column, finite for all finite values."""
     with np.errstate(over="ignore", invalid="ignore"):

@@ -68,7 +68,7 @@ BAD_ENTRIES = {
     "Inf": ("not_finite", "decode", lambda i: entry(i, id="bad", x=[1.0, float("-inf")])),
     "beyond float32": ("not_finite", "decode", lambda i: entry(i, id="bad", x=[1e39, 0.0])),
     "no time": ("bad_time", "decode", lambda i: entry(i, id="bad", time="soon")),
-    "a time that goes back": ("time_backwards", "process", lambda i: entry(i, id="bad", time=(i - 1) * HOUR - 1)),
+    "a time that goes back": ("time_backwards", "process", lambda i: entry(i, id="bad", time=(i - 1) * HOUR - 6)),
     "an id again": ("duplicate_id", "process", lambda i: entry(i, id=f"e{i - 1}")),
     "a key twice": ("duplicate_key", "decode", lambda i: entry(i, id="bad")[:-1] + b', "time": 1}'),
     "an empty value": ("empty_value", "decode", lambda i: b""),

@@ -97,7 +97,7 @@ def test_noise_cannot_be_forecast() -> None:
 def bad_items(kind: str) -> list[tuple[Entry | Label, Reason]]:
     """Items that are refused anywhere after the first few of a stream of `stream_of`."""
     found: list[tuple[Entry | Label, Reason]] = [
-        (entry([1.0, 2.0], 0, id="new"), Reason.TIME_BACKWARDS),
+        (entry([1.0, 2.0], -(10**10), id="new"), Reason.TIME_BACKWARDS),
         (entry([1.0, 2.0, 3.0], 10**9, id="new"), Reason.WRONG_WIDTH),
         (entry([1.0, np.inf], 10**9, id="new"), Reason.NOT_FINITE),
         (Label("nobody", np.zeros(1, np.float32), 10**9), Reason.UNKNOWN_LABEL),

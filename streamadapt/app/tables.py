@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from streamadapt.time_watch import order_warning
+
 __all__ = ["print_result", "summary_text"]
 
 DATES_SHOWN = 8
@@ -66,6 +68,8 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(f"estimated: {measure}", ", ".join(told))
     for name, count in sorted(summary["reactions"].items()):
         table.add_row(f"reactions: {name}", f"{count:,}")
+    for name, count in sorted(summary.get("times", {}).items()):
+        table.add_row(f"event times: {name}", f"{count:,}")
     for name, count in sorted(summary["restored"].items()):
         table.add_row(f"restored: {name}", f"{count:,}")
     return table
@@ -91,6 +95,13 @@ def labels_note(summary: Mapping[str, Any]) -> str:
     return f", over {used['used']:,} of {used['of']:,} labels: refused were {why}"
 
 
+def _out_of_order(summary: Mapping[str, Any]) -> str:
+    """Return a line on entries that came out of order; empty if they were few."""
+    refused = summary["dead_letters"].get("time_backwards", 0)
+    raised = summary.get("times", {}).get("raised", 0)
+    return order_warning(summary["entries"] + refused, refused, raised, summary.get("out_of_order", ""))
+
+
 def print_result(console: Console, errors: Mapping[str, float], summary: Mapping[str, Any], *, what: str) -> None:
     """Print what a run came to.
 
@@ -103,6 +114,8 @@ def print_result(console: Console, errors: Mapping[str, float], summary: Mapping
     what : str
         What the errors are, with their unit.
     """
+    if warning := _out_of_order(summary):
+        console.print(warning, style="bold red", highlight=False, markup=False, soft_wrap=not console.is_terminal)
     experts = {name: error for name, error in errors.items() if name != "served"}
     if experts:
         console.print(f"Error of every expert: {what}{labels_note(summary)}", highlight=False, soft_wrap=True)
