@@ -101,7 +101,8 @@ def test_check_writes_nothing(folder, capsys):
     capsys.readouterr()
     assert run_command(["check", "config.toml", "--json"]).code == 0
     said = json.loads(capsys.readouterr().out)
-    assert said == {"ok": True, "experts": ["base", "bias-0.1", "bias-0.01", "rls-0.98"]}
+    found = {"path": "entries.csv", "columns": ["id", "time", "x", "y"], "records": 20, "refused": 0}
+    assert said == {"ok": True, "experts": ["base", "bias-0.1", "bias-0.01", "rls-0.98"], "files": [found]}
     assert run_command(["check", "config.toml", "--json", "--set", "task.window=x"]).code == 2
     said = json.loads(capsys.readouterr().out)
     assert said == {"ok": False, "error": {"path": "task.window", "value": "'x'", "expected": "a whole number"}}

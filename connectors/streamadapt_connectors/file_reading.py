@@ -103,7 +103,9 @@ def header_of(path: Path, form: FileFormat = AS_USUAL) -> list[str]:
     try:
         with _open(path) as file, _text(file, form) as text:
             return _columns(csv.reader(_Rows(text, form.comment), **_dialect(form)), form)
-    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConnectorError(f"file {path}: cannot be read: {error}") from error
+    except (ValueError, csv.Error) as error:
         raise ConnectorError(f"file {path}: its columns cannot be read: {error}") from error
 
 
