@@ -15,7 +15,7 @@ from streamadapt.errors import ConfigError
 from streamadapt.features import linear_features
 from streamadapt.learners.base import MOST_WEIGHT, Prior
 
-__all__ = ["fit_forecast", "fit_supervised"]
+__all__ = ["fit_forecast", "fit_supervised", "scaling_of"]
 
 MOST_STATISTICS = 8_000_000
 """Numbers of sufficient statistics beyond which they are not kept (64 MB as float64)."""
@@ -146,6 +146,18 @@ def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
         scaling=_tensors(loc, scale, label_loc, label_scale),
         statistics=statistics,
     )
+
+
+def scaling_of(values: FloatArray) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each column, (columns,), float32; 1 for a constant column.
+
+    Raises
+    ------
+    ConfigError
+        If a column holds no value, or one that is infinite.
+    """
+    loc, scale = _scaling(values, shared=False)
+    return torch.from_numpy(loc.copy()), torch.from_numpy(scale.copy())
 
 
 def _scaling(values: FloatArray, *, shared: bool) -> tuple[FloatArray, FloatArray]:
