@@ -32,6 +32,7 @@ from streamadapt.pipeline import Pipeline
 from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 from streamadapt.ports import DeadLetterSink, Sink
 from streamadapt.registry import arguments_of, build, call, choose, kinds, prepare
+from streamadapt.scaling_files import give_scaling
 from streamadapt.tasks import Forecast, Supervised, Task, Unlabelled
 
 __all__ = [
@@ -110,7 +111,11 @@ def _base(config: Config, task: Task) -> Base:
     base_table = dict(config.base)
     if base_table.get("kind") == "persistence":
         base_table.setdefault("horizon", task.rows)
-    return as_base(build("bases", "base", base_table))
+    scaling = base_table.pop("scaling", None)
+    base = as_base(build("bases", "base", base_table))
+    if scaling is not None:
+        give_scaling(base, scaling, task.kind, _width(config))
+    return base
 
 
 def _one_pipeline(config: Config, base: Base) -> Pipeline:

@@ -18,7 +18,7 @@ from streamadapt.learners.base import MOST_WEIGHT, Prior
 from streamadapt.losses import Array
 from streamadapt.origin import FLOAT32_MAX, column_origin
 
-__all__ = ["fit_forecast", "fit_supervised"]
+__all__ = ["fit_forecast", "fit_supervised", "scaling_of"]
 
 MOST_STATISTICS = 8_000_000
 """Numbers of sufficient statistics beyond which they are not kept (64 MB as float64)."""
@@ -169,6 +169,18 @@ def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
         scaling=_tensors(loc, scale, label_loc, label_scale),
         statistics=statistics,
     )
+
+
+def scaling_of(values: FloatArray) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each column, (columns,), float32; 1 for a constant column.
+
+    Raises
+    ------
+    ConfigError
+        If a column holds no value, or one that is infinite.
+    """
+    loc, scale = _scaling(values, shared=False)
+    return torch.from_numpy(loc.copy()), torch.from_numpy(scale.copy())
 
 
 def _scaled(values: FloatArray, loc: FloatArray, scale: FloatArray) -> Array:

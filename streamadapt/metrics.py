@@ -87,6 +87,7 @@ class Metrics:
         copy = Stats(
             entries=stats.entries,
             predictions=stats.predictions,
+            absurd=stats.absurd,
             labels=Counter(stats.labels),
             updates={learner: Counter(results) for learner, results in stats.updates.items()},
             loss_sum=dict(stats.loss_sum),
@@ -235,6 +236,7 @@ def _add_pipeline(found: Samples, partition: str, stats: Stats, now_ns: int) -> 
 
     add("entries_total", [((), stats.entries)])
     add("predictions_total", [((), stats.predictions)])
+    add("absurd_values_total", [((), stats.absurd)])
     add("pending_labels", [((), stats.pending)])
     add("labels_total", (((outcome,), n) for outcome, n in stats.labels.items()))
     add("updates_total", (((name, res), n) for name, results in stats.updates.items() for res, n in results.items()))

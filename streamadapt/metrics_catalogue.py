@@ -44,6 +44,13 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "Nothing; it stays behind entries_total only while the first window fills.",
     ),
     MetricSpec(
+        "streamadapt_absurd_values_total", "counter",
+        "Values far outside what their stream had shown: the base is served while they are in the window, and nobody "
+        "learns from them.",
+        _P, "values",
+        "Look at the source: a sentinel such as -9999 belongs into fields.missing, a sensor may be broken.",
+    ),
+    MetricSpec(
         "streamadapt_labels_total", "counter",
         "Labels by what became of them: learned, partial, corrected, absurd, unpredicted, expired, negative, turned, "
         "confirmed.",

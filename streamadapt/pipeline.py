@@ -416,6 +416,9 @@ class Pipeline:
 
     def _new_spec(self, window: Window) -> Spec:
         columns = self.task.columns(window.values.shape[1])
+        scale = self.base.input_scale
+        if scale is not None and len(scale) != window.values.shape[1]:
+            raise ConfigError("base.scaling", len(scale), f"{window.values.shape[1]} channels, as the entries have")
         self.base.check(self.task.kind, self.task.window_length, self.task.rows, columns)
         device = resolve_device(self.device_wanted, cells=self.task.rows * columns)
         self.base.to(device)

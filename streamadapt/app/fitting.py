@@ -1,4 +1,4 @@
-"""``streamadapt fit``: the built-in linear base from a history file."""
+"""``streamadapt fit``: the built-in linear base from a history file; of another base, its scaling."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from streamadapt.convert import convert
 from streamadapt.entry import Batch
 from streamadapt.errors import ConfigError
 from streamadapt.fit import fit_forecast, fit_supervised
+from streamadapt.scaling_files import Scaling
 from streamadapt.tasks import Forecast, Supervised, Task
 
 __all__ = ["fit_base"]
@@ -45,20 +46,24 @@ def fit_base(
 
     config = load_config(config_path, settings=settings)
     task = make_task(config.task)
-    if config.base.get("kind") != "linear":
-        raise ConfigError("base.kind", config.base.get("kind"), "linear: that is the base that is fitted here")
+    linear = config.base.get("kind") == "linear"
+    if not linear and not isinstance(config.base.get("scaling"), str):
+        expected = "the file to write the scaling to (a base of the kind linear is fitted as a whole)"
+        raise ConfigError("base.scaling", config.base.get("scaling"), expected)
     if config.panel is not None:
         raise ConfigError("panel", dict(config.panel), "no such table here: a history has all sensors in every row")
     if config.keys is not None and (isinstance(task, Forecast) or task.window_length > 1):
         raise ConfigError("keys", config.keys, "no such table here: a window over the rows of a history would mix keys")
     if not 0.0 <= ridge < float("inf"):
         raise ConfigError("--ridge", ridge, "a finite number >= 0")
-    weights = out or Path(str(config.base.get("weights", "base.safetensors")))
+    weights = out or Path(str(config.base.get("weights" if linear else "scaling", "base.safetensors")))
     form = convert(file_form(config), FileFormat, "source")
     fields = convert(codec_fields(config), FieldMap, "fields")
     loaded = read_history(history, fields, label_path=labels, form=form)
     try:
-        base = _fit(task, loaded.batch, ridge, subtract_last=subtract_last, shared_scale=shared_scale)
+        base: Linear | Scaling = Scaling(loaded.batch, task.kind)
+        if linear:
+            base = _fit(task, loaded.batch, ridge, subtract_last=subtract_last, shared_scale=shared_scale)
     except RuntimeError as error:  # torch's own for a singular matrix
         raise ConfigError(
             "--ridge", ridge, f"a larger one: the history does not settle every weight ({error})"
@@ -77,7 +82,7 @@ def _fit(task: Task, batch: Batch, ridge: float, *, subtract_last: bool, shared_
     raise ConfigError("task.classes", getattr(task, "classes", None), "none: linear is fitted to numbers")
 
 
-def _save(base: Linear, path: Path) -> None:
+def _save(base: Linear | Scaling, path: Path) -> None:
     """Write a whole file or none."""
     part = path.with_name(path.name + ".part")
     try:
