@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from streamadapt.metrics_start import Zeros
 from streamadapt.stats import Stats
 
 __all__ = ["label_samples"]
 
 
-def label_samples(stats: Stats) -> Iterator[tuple[str, tuple[str, ...], float]]:
+def label_samples(stats: Stats, zeros: Zeros | None = None) -> Iterator[tuple[str, tuple[str, ...], float]]:
     """Yield name (without ``streamadapt_``), label values (without the partition's) and value; nothing where nothing
     is asked for or estimated."""
-    if stats.interval_cells:
+    if stats.interval_cells or (zeros is not None and zeros.intervals):
         yield "interval_cells_total", ("within",), stats.interval_hits
         yield "interval_cells_total", ("outside",), stats.interval_cells - stats.interval_hits
-    if stats.asked:
+    if stats.asked or (zeros is not None and zeros.asks):
         yield "asked_labels_total", (), stats.asked
     for role, total in stats.asked_loss.items():
         yield "asked_loss", (role,), total / stats.asked_weight

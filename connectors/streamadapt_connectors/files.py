@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -180,11 +180,20 @@ class History:
         Records read, good and bad.
     rejected : Counter of str
         Bad ones by `streamadapt.errors.Reason` value; nothing of them is in `batch`.
+    entries : int
+        Of `rows`, those that are no labels of their own.
+    examples : dict of str to str
+        Reason -> the first one: where it stands, and what is wrong with it.
+    rejected_labels : int
+        Of the bad ones, labels of their own.
     """
 
     batch: Batch
     rows: int
     rejected: Counter[str]
+    entries: int = 0
+    examples: Mapping[str, str] = field(default_factory=dict)
+    rejected_labels: int = 0
 
 
 def read_history(
@@ -215,33 +224,45 @@ def read_history(
                 replace(fields, text_numbers=fields.text_numbers or is_csv(file)), streams=streams, limits=limits
             )
             for value in values_of(file):
-                found.add(codec, Record(Position(stream, 0, offset), None, value, offset))
+                found.add(codec, Record(Position(stream, 0, offset), None, value, offset), file)
                 offset += 1
     if not found.values:
-        raise ConnectorError(f"history {path}: no good row among {found.rows}: {dict(found.rejected)}")
-    return History(found.batch(fields.values), found.rows, found.rejected)
+        told = "; ".join(
+            f"{found.rejected[reason]} {reason}, for example {found.examples[reason]}" for reason in found.rejected
+        )
+        raise ConnectorError(f"history {path}: no good row among {found.rows}: {told or 'it is empty'}")
+    return History(
+        found.batch(fields.values), found.rows, found.rejected, found.entries, found.examples, found.rejected_labels
+    )
 
 
 class _Columns:
     def __init__(self, outputs: int) -> None:
         self.rows = 0
         self.rejected: Counter[str] = Counter()
+        self.entries = self.rejected_labels = 0
+        self.examples: dict[str, str] = {}
         self.values: list[FloatArray] = []
         self._times: list[int] = []
         self._labels: dict[int, FloatArray] = {}
         self._row_of: dict[str, int] = {}
         self._outputs = outputs
 
-    def add(self, codec: JsonCodec, record: Record) -> None:
+    def add(self, codec: JsonCodec, record: Record, file: Path) -> None:
         self.rows += 1
+        of_labels = record.position.stream != "history"
         try:
             item = codec.decode(record)
+            of_labels = of_labels or isinstance(item, Label)
             if isinstance(item, Label):
                 self._label(item)
             else:
                 self._entry(item)
         except EntryError as error:
             self.rejected[error.reason.value] += 1
+            self.rejected_labels += of_labels
+            self.examples.setdefault(error.reason.value, f"{file}, record {record.position.offset}: {error.detail}")
+        self.entries += not of_labels
 
     def _entry(self, entry: Entry) -> None:
         if self.values and len(entry.values) != len(self.values[0]):
