@@ -29,6 +29,8 @@ _LOG = logging.getLogger("streamadapt")
 
 DRAIN_S = 3.5
 """After a signal, so long for flushing and the last checkpoint; five seconds to the exit is the promise."""
+CLOSE_S = 3.5
+"""And so long for closing, once everything is saved."""
 AGAIN_S = 0.1
 """Then each thing that still blocks is given this long."""
 
@@ -75,10 +77,10 @@ class ClosingTimeoutError(StreamadaptError):
 def _stopped_by_signals(engine: Engine) -> Iterator[None]:
     """SIGINT and SIGTERM drain the engine; what blocks longer than `DRAIN_S` (a broker that is away) is broken off.
 
-    Once the engine has drained, an alarm is no failure any more: it only breaks off what does not close in as long
-    again. Signals that come then are too late to stop anything.
+    Once the engine has drained, an alarm is no failure any more: it only breaks off what does not close within
+    `CLOSE_S`. Signals that come then are too late to stop anything.
     """
-    alarms_left = round(DRAIN_S / AGAIN_S)  # until a thing that does not close is broken off
+    alarms_left = round(CLOSE_S / AGAIN_S)  # until a thing that does not close is broken off
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
