@@ -53,11 +53,14 @@ class Zeros:
         Whether labels are asked for.
     intervals : bool
         Whether predictions have intervals.
+    measures : tuple of str
+        Of the losses that are estimated before labels come; empty where none are.
     """
 
     stats: Stats = field(default_factory=Stats)
     asks: bool = False
     intervals: bool = False
+    measures: tuple[str, ...] = ()
 
     def under(self, stats: Stats) -> Stats:
         """Return `stats` with the zeros of what has not been counted yet."""
@@ -91,7 +94,15 @@ def zeros_of(pipeline: Pipeline | KeyedPipeline) -> Zeros:
         reactions=Counter(dict.fromkeys(_reactions(one), 0)),
         keys=Counter(dict.fromkeys(moves, 0)),
     )
-    return Zeros(stats, one.labelling.budget is not None, isinstance(one.intervals, Intervals))
+    measures: tuple[str, ...] = ("base", "served")
+    if one.labelling.classify:
+        measures += ("base_accuracy", "served_accuracy")
+    return Zeros(
+        stats,
+        asks=one.labelling.budget is not None,
+        intervals=isinstance(one.intervals, Intervals),
+        measures=() if one.labelling.estimate is None else measures,
+    )
 
 
 def _reactions(pipeline: Pipeline) -> Iterator[str]:

@@ -315,9 +315,7 @@ def test_the_log_of_a_flood_is_bounded(caplog):
     source = MemorySource([], finite=False, batch=1000)
     make = lambda: Pipeline(Supervised(1), lambda x: x[-1:, :1], [Bias(0.1)])  # noqa: E731
     settings = EngineSettings(max_bad_share=1.0)
-    engine = Engine(
-        source, make, MemorySink(), IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=clock
-    )
+    engine = Engine(source, make, MemorySink(), IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=clock)
     source.open(engine)
     caplog.set_level(logging.WARNING, "streamadapt")
     for _ in range(100):
