@@ -27,6 +27,7 @@ from streamadapt.learners import Learner
 from streamadapt.letter_ports import DeadLetterReader, StreamWriter
 from streamadapt.masking import scrubbed
 from streamadapt.metrics import Metrics
+from streamadapt.outputs import check_outputs
 from streamadapt.panel import Panel
 from streamadapt.pipeline import Pipeline
 from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
@@ -76,6 +77,7 @@ def check_config(config: Config) -> Pipeline | KeyedPipeline:
     ConfigError
         See `make_pipeline`.
     """
+    check_outputs(config)
     pipeline = make_pipeline(config)
     if config.panel is None and isinstance(pipeline.base, FrozenModel):
         _check_said(config, make_task(config.task), pipeline.base)
@@ -175,14 +177,14 @@ def make_engine(
     config: Config,
     metrics: Metrics | None = None,
     *,
-    sinks: tuple[Sink, DeadLetterSink] | None = None,
+    sinks: Callable[[], tuple[Sink, DeadLetterSink]] | None = None,
 ) -> Engine:
     """Make the engine, with its source and sinks, none of them connected.
 
     Parameters
     ----------
-    sinks : pair of sinks, optional
-        For predictions and for dead letters, in place of the config's.
+    sinks : callable () -> (Sink, DeadLetterSink), optional
+        Makes those for predictions and for dead letters, in place of the config's, once all else is known to be right.
 
     Raises
     ------
@@ -191,6 +193,8 @@ def make_engine(
     ConnectorError
         If a sink's file cannot be opened.
     """
+    if sinks is None:
+        check_outputs(config)
     make_pipeline(config)  # what is wrong with it is said before anything connects
     source, label_wait_s = _source(config)
     codec = _codec(config, source)
@@ -198,8 +202,10 @@ def make_engine(
     settings = _settings(config, label_wait_s)
     if sinks is None:
         make_sink, make_letters = (make for _, make in _sinks(config))
-        sinks = make_sink(), make_letters()
-    return Engine(source, lambda: make_pipeline(config), sinks[0], codec, sinks[1], settings=settings, metrics=metrics)
+        sink, letters = make_sink(), make_letters()
+    else:
+        sink, letters = sinks()
+    return Engine(source, lambda: make_pipeline(config), sink, codec, letters, settings=settings, metrics=metrics)
 
 
 def make_task(table: Mapping[str, Any]) -> Task:

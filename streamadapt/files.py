@@ -10,10 +10,20 @@ import codecs
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, Final
 
-__all__ = ["MOST_WEIGHTS", "decoded", "encoding_of_mark", "open_regular", "read_most", "read_regular"]
+__all__ = [
+    "MOST_WEIGHTS",
+    "decoded",
+    "encoding_of_mark",
+    "kind_of",
+    "open_regular",
+    "open_to_append",
+    "read_most",
+    "read_regular",
+]
 
 MARKS: Final = (  # the longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
@@ -42,6 +52,45 @@ def open_regular(file: Path) -> BinaryIO:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
+
+
+def open_to_append(file: Path) -> BinaryIO:
+    """Open a regular file for reading and appending; it is made if it is missing.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or is a folder, a pipe, a socket or a device: these are not opened at all.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(FileNotFoundError):
+        _check_regular(file.stat().st_mode)  # opening a device can do something already
+    descriptor = os.open(file, flags, 0o666)
+    try:
+        _check_regular(os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "ab+")
+
+
+def _check_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"no regular file: {kind_of(mode)} is there")
+
+
+def kind_of(mode: int) -> str:
+    """Return in words what a file is, from its ``st_mode``."""
+    words = {
+        stat.S_IFREG: "a regular file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a link",
+    }
+    return words.get(stat.S_IFMT(mode), "something that is no file")
 
 
 def read_regular(file: Path, most: int) -> bytes:

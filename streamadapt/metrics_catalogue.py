@@ -151,7 +151,8 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         (*_P, "result"), "cells", "The share of within comes to the coverage asked for; if not, raise intervals.rate.",
     ),
     MetricSpec(
-        "streamadapt_consumer_lag_records", "gauge", "Records in the source that are not yet delivered.",
+        "streamadapt_consumer_lag_records", "gauge",
+        "Records that are not yet processed: those still in the source, and those read that wait in the engine.",
         ("stream", *_P), "records",
         "When it keeps rising, add engines up to the number of partitions, or remove a slow learner.",
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -192,6 +192,13 @@ class Sink(ABC):
         Raises `ConnectorError` if one cannot be: the engine then does not checkpoint past it.
         """
 
+    def break_off_when(self, given_up: Callable[[], bool]) -> None:  # noqa: B027 - optional by design
+        """Take what says, at any time, whether to wait no longer: `write` and `flush` then raise `ConnectorError`.
+
+        An engine that was asked to stop gives up after a while. A sink that waits asks at least every few seconds; one
+        that never waits needs nothing of this.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """Flush and release everything. Idempotent."""
@@ -260,6 +267,12 @@ class DeadLetterSink(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Return once every accepted one has been delivered; raises `ConnectorError` if one cannot be."""
+
+    def break_off_when(self, given_up: Callable[[], bool]) -> None:  # noqa: B027 - optional by design
+        """Take what says, at any time, whether to wait no longer: `write` and `flush` then raise `ConnectorError`.
+
+        See `Sink.break_off_when`.
+        """
 
     @abstractmethod
     def close(self) -> None:

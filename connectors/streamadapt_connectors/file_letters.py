@@ -15,6 +15,7 @@ import msgspec
 
 from streamadapt.entry import Position
 from streamadapt.errors import ConnectorError
+from streamadapt.files import open_to_append
 from streamadapt.letter_ports import (
     FOREIGN,
     DeadLetterReader,
@@ -124,6 +125,8 @@ class LineWriter(StreamWriter):
             raise ConnectorError(f"file {self._path}: expected records of one stream, got {', '.join(streams)}")
         if self._path.exists():
             raise ConnectorError(f"file {self._path}: expected a file that does not exist yet")
+        if not Path(os.path.realpath(self._path)).parent.is_dir():
+            raise ConnectorError(f"file {self._path}: expected a file in a folder that is there")
 
     def write(self, records: Sequence[Returning]) -> list[Returned]:
         """Append them; what has no form as a line is not written."""
@@ -232,19 +235,14 @@ def _cell(value: object) -> str:
 
 def _append(path: Path, data: bytes) -> None:
     """Append whole lines in one go; raises `OSError`."""
-    ends = True
-    if path.exists() and path.stat().st_size:
-        with path.open("rb") as file:
+    with open_to_append(path) as file:
+        ends = True
+        if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             ends = file.read(1) == b"\n"
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        left = memoryview(data if ends else b"\n" + data)
-        while left:
-            left = left[os.write(handle, left) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        file.write(data if ends else b"\n" + data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -203,14 +203,20 @@ class History:
         Records read, good and bad.
     rejected : Counter of str
         Bad ones by `streamadapt.errors.Reason` value; nothing of them is in `batch`.
+    entries : int
+        Of `rows`, those that are no labels of their own.
     examples : dict of str to str
-        For each of these reasons: where the first such record stands, and what is wrong with it.
+        Reason -> the first one: where it stands, and what is wrong with it.
+    rejected_labels : int
+        Of the bad ones, labels of their own.
     """
 
     batch: Batch
     rows: int
     rejected: Counter[str]
-    examples: dict[str, str] = field(default_factory=dict)
+    entries: int = 0
+    examples: Mapping[str, str] = field(default_factory=dict)
+    rejected_labels: int = 0
 
 
 def read_history(
@@ -251,18 +257,23 @@ def read_history(
             )
             look_at(file, codec, stream, form, "HISTORY" if stream == streams[0] else "--labels")
             for value in values_of(file, form):
-                found.add(codec, Record(Position(stream, 0, offset), None, value, offset), clock)
+                found.add(codec, Record(Position(stream, 0, offset), None, value, offset), clock, file)
                 offset += 1
     if not found.values:
-        examples = "; ".join(f"{reason}: for example {example}" for reason, example in found.examples.items())
-        raise ConnectorError(f"history {path}: no good row among {found.rows}: {dict(found.rejected)}; {examples}")
-    return History(found.batch(fields.values), found.rows, found.rejected, found.examples)
+        told = "; ".join(
+            f"{found.rejected[reason]} {reason}, for example {found.examples[reason]}" for reason in found.rejected
+        )
+        raise ConnectorError(f"history {path}: no good row among {found.rows}: {told or 'it is empty'}")
+    return History(
+        found.batch(fields.values), found.rows, found.rejected, found.entries, found.examples, found.rejected_labels
+    )
 
 
 class _Columns:
     def __init__(self, outputs: int) -> None:
         self.rows = 0
         self.rejected: Counter[str] = Counter()
+        self.entries = self.rejected_labels = 0
         self.examples: dict[str, str] = {}
         self.values: list[FloatArray] = []
         self._times: list[int] = []
@@ -270,11 +281,13 @@ class _Columns:
         self._row_of: dict[str, int] = {}
         self._outputs = outputs
 
-    def add(self, codec: JsonCodec, record: Record, clock: LocalClock) -> None:
+    def add(self, codec: JsonCodec, record: Record, clock: LocalClock, file: Path) -> None:
         self.rows += 1
+        of_labels = record.position.stream != "history"
         try:
             item = clock.take(record.position.offset, codec.decode(record))
             clock.passed(record.position.offset)
+            of_labels = of_labels or isinstance(item, Label)
             if isinstance(item, Label):
                 self._label(item)
             else:
@@ -283,7 +296,9 @@ class _Columns:
                     raise EntryError(item.refused.reason, f"its label: {item.refused.detail}")
         except EntryError as error:
             self.rejected[error.reason.value] += 1
-            self.examples.setdefault(error.reason.value, f"{record.position}: {error.detail}")
+            self.rejected_labels += of_labels
+            self.examples.setdefault(error.reason.value, f"{file}, record {record.position.offset}: {error.detail}")
+        self.entries += not of_labels
 
     def _entry(self, entry: Entry) -> None:
         if self.values and len(entry.values) != len(self.values[0]):
