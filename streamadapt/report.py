@@ -18,7 +18,7 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
     -------
     dict
         ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``, ``predictions``, ``pending``;
-        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``restored``: name -> count; ``drift_log``: the
+        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``faults``, ``restored``: name -> count; ``drift_log``: the
         newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``: labels asked for;
         ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``: measure -> means
         of the estimates of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and what those of the
@@ -45,6 +45,7 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         "dead_letters": _total(s.rejected for s in stats),
         "drifts": _total(s.drifts for s in stats),
         "reactions": _total(s.reactions for s in stats),
+        "faults": {part: n for part, n in _total(s.faults for s in stats).items() if n},
         "drift_log": [list(drift) for s in stats for drift in s.drift_log],
         "restored": restored,
         "weights": weights,

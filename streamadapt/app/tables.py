@@ -66,6 +66,8 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(f"estimated: {measure}", ", ".join(told))
     for name, count in sorted(summary["reactions"].items()):
         table.add_row(f"reactions: {name}", f"{count:,}")
+    for name, count in sorted(summary.get("faults", {}).items()):
+        table.add_row(f"raised: {name}", f"{count:,}")
     for name, count in sorted(summary["restored"].items()):
         table.add_row(f"restored: {name}", f"{count:,}")
     return table
