@@ -18,11 +18,11 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
     -------
     dict
         ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``, ``predictions``, ``pending``;
-        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``faults``, ``restored``: name -> count; ``drift_log``: the
-        newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``: labels asked for;
-        ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``: measure -> means
-        of the estimates of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and what those of the
-        labelled ``really`` were. Empty where there is nothing to tell.
+        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``restored``: name -> count; ``faults``: part -> how
+        often it raised; ``drift_log``: the newest drifts as [name, event time in ns]; ``weights``: expert -> mean share
+        now; ``asked``: labels asked for; ``asked_loss``: role -> loss over all predictions as the asked labels tell it;
+        ``estimated``: measure -> means of the estimates of ``all`` predictions, of the ``labelled`` and the
+        ``unlabelled`` ones, and what those of the labelled ``really`` were. Empty where there is nothing to tell.
     """
     sums: Counter[str] = Counter()
     cells: Counter[str] = Counter()
