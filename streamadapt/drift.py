@@ -29,7 +29,7 @@ from streamadapt.unpickle import dumps_river, loads_river
 
 __all__ = ["DriftMonitor"]
 
-FARTHEST = 100.0
+FARTHEST = 30.0
 """A value counts for at most so many mean sizes of the signal (or so much, where that is more): ADWIN's variance would
 know of nothing else for thousands of values."""
 SIZE_RATE = 0.01

@@ -198,7 +198,11 @@ def _scaling(values: FloatArray, *, shared: bool) -> tuple[npt.NDArray[np.float3
         raise ConfigError("history", "a column without any value", "at least one value in each column")
     axis = None if shared else 0
     loc = np.broadcast_to(np.nanmean(values, axis=axis, dtype=np.float64), values.shape[1:])
-    scale = np.broadcast_to(np.nanstd(values, axis=axis, dtype=np.float64), values.shape[1:])
+    with np.errstate(over="ignore"):
+        std = np.nanstd(values, axis=axis, dtype=np.float64)
+    if not np.isfinite(std).all():  # its squares are of the values' own type
+        std = np.nanstd(values.astype(np.float64), axis=axis)
+    scale = np.broadcast_to(std, values.shape[1:])
     if not np.isfinite(loc).all():
         raise ConfigError("history", "an infinite value", "finite values, NaN where one is missing")
     if (np.abs(values) > FLOAT32_MAX).any():

@@ -439,6 +439,9 @@ class Pipeline:
         for name in (*self.names, "served"):
             self.stats.loss_sum.setdefault(name, 0.0)
             self.stats.loss_cells.setdefault(name, 0)
+        parts = [f"detector:{m.name}" for m in self.watch.monitors]
+        for part in ("guard", *map(part_of, self.learners), *parts):
+            self.stats.faults.setdefault(part, 0)  # a counter that appears with its first event has no rate
         for name in self.names[1:]:
             self.stats.updates.setdefault(name, Counter())
 

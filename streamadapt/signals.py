@@ -46,7 +46,7 @@ BY_CHANNEL = ("loss", "residual", "input")
 """Those that have a value per channel."""
 REFERENCE = 500
 """Entries that say where embeddings used to be, and losses what they used to be."""
-FARTHEST = 100.0
+FARTHEST = 20.0
 """An error counts for at most so many mean ones in the mean: what it comes to is kept for good."""
 WARM = 20
 """Losses of a cell before there is a usual one to compare with."""

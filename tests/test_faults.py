@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cli_helpers import logging_as_before
 from core_helpers import bits, entries, entry, state, walk
 from states import assert_same_state
 from torch import Tensor
@@ -28,6 +31,7 @@ from streamadapt import (
     TwoLayer,
     Unlabelled,
 )
+from streamadapt.app.commands import run_command
 from streamadapt.errors import ConfigError, EntryError, Reason, ShapeError
 from streamadapt.guard import Mixture
 from streamadapt.health import PROBATION, SNAPSHOT_EVERY, WINDOW
@@ -597,3 +601,70 @@ def test_of_a_panels_rows_only_the_one_that_the_base_fails_on_is_lost(end: str) 
     assert [p.time // 10**9 for p in said][:7] == [2, 3, 4, 5, 6, 7, 9]
     assert [(item.time // 10**9, error.reason) for item, error in refused] == [(8, Reason.BASE_FAILED)]
     assert pipeline.stats.rejected == {"base_failed": 1}
+
+
+# -- from the command line
+
+CONFIG = """
+[source]
+kind = "files"
+path = "in.jsonl"
+[fields]
+values = ["x"]
+key = "sensor"
+time = "at"
+time_format = "unix_s"
+{panel}
+[task]
+kind = "forecast"
+window = 3
+horizon = 2
+[base]
+kind = "module"
+factory = "fragile_base:make"
+[[learners]]
+kind = "bias"
+[sink]
+kind = "files"
+path = "out.jsonl"
+[checkpoint]
+path = "state"
+every_entries = 10
+"""
+FRAGILE = """
+import torch
+class Fragile(torch.nn.Module):
+    def forward(self, x):
+        if float(x[0, -1, 0]) == 77.0:
+            raise ValueError("77 is no good")
+        return x[:, -1:].repeat(1, 2, 1)
+make = Fragile
+"""
+
+
+@pytest.fixture
+def _logging() -> Any:
+    yield from logging_as_before()
+
+
+@pytest.mark.usefixtures("_logging")
+@pytest.mark.parametrize("panel", [False, True])
+def test_run_makes_a_dead_letter_of_what_the_base_fails_on(
+    panel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a panel it is the last row but one, which only comes out at the end of the stream."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("fragile_base.py").write_text(FRAGILE)
+    table = '[panel]\nsensors = ["a"]\nlateness = "5s"' if panel else ""
+    Path("c.toml").write_text(CONFIG.format(panel=table))
+    values = [float(t) for t in range(30)]
+    values[28] = 77.0
+    records = [json.dumps({"at": t, "x": x, "sensor": "a"}) + "\n" for t, x in enumerate(values)]
+    Path("in.jsonl").write_text("".join(records))
+    assert run_command(["run", "c.toml"]).code == 0
+    out = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert len(out) == 30 - 2 - 1
+    letters = [json.loads(line) for line in Path("out.jsonl.dead-letters").read_text().splitlines()]
+    assert [letter["reason"] for letter in letters] == ["base_failed"]
+    assert "77 is no good" in letters[0]["detail"]

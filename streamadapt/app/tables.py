@@ -73,6 +73,8 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(Text(f"reactions: {name}"), f"{count:,}")
     for name, count in sorted(summary.get("times", {}).items()):
         table.add_row(f"event times: {name}", f"{count:,}")
+    for name, count in sorted(summary.get("faults", {}).items()):
+        table.add_row(Text(f"raised: {name}"), f"{count:,}")
     for name, count in sorted(summary["restored"].items()):
         table.add_row(Text(f"restored: {name}"), f"{count:,}")
     return table
