@@ -44,7 +44,7 @@ from streamadapt.defaults import default_learners
 from streamadapt.fit import fit_forecast, fit_supervised
 from streamadapt.intervals import Intervals
 
-N = 60
+N = 40
 X = np.random.default_rng(0).normal(20.0, 5.0, size=(N, 2)).astype(np.float32)
 Y = X.sum(1, keepdims=True)
 
@@ -65,17 +65,17 @@ NETS = {
 }
 
 
-def forecast(far: float = 0.0) -> str:
+def forecast() -> str:
     learners = [
         *default_learners("forecast"), ADCSD(), Dictionary(), Gain(0.1), Refit(20, memory=50), Liquid(),
-        River("linear_model.LinearRegression"), SlotBias("1h"), Calibration(0.9), LastValue(), Seasonal(24),
-        Holt(0.3), ErrorMemory(k=3),
+        River("linear_model.LinearRegression"), SlotBias(), Calibration(0.9), LastValue(), Seasonal(24),
+        Holt(0.3), ErrorMemory(),
     ]  # fmt: skip
     mine = unique(learners)
-    base = fit_forecast(Batch(X + far, np.arange(N)), 6, 2)
+    base = fit_forecast(Batch(X, np.arange(N)), 6, 2)
     drift = [DriftMonitor("adwin", "loss", reaction="refit")]
     pipeline = Pipeline(Forecast(6, 2), base, mine, drift=drift, intervals=Intervals())
-    entries = [Entry(row, t * 300 * 10**9) for t, row in enumerate(X.astype(np.float64) + far)]
+    entries = [Entry(row, t * 300 * 10**9) for t, row in enumerate(X)]
     module = Pipeline(Forecast(6, 2), NETS["forecast"], default_learners("forecast"))
     return bits(pipeline, entries) + bits(module, entries)
 
@@ -96,7 +96,8 @@ def classification() -> str:
 
 
 def far() -> str:
-    return forecast(2e8)
+    entries = [Entry(row, t * 10**9) for t, row in enumerate(X.astype(np.float64) + 2e8)]
+    return bits(Pipeline(Forecast(6, 2), Persistence(2), default_learners("forecast")), entries)
 
 
 def unique(learners: list[Any]) -> list[Any]:
