@@ -68,7 +68,8 @@ def coerced(item: Any) -> Entry | Label:
             return replace(item, id=id_, value=_row(item.value, "value"), time=time, position=position)
         label = None if item.label is None else _row(item.label, "label")
         key, values = _text(item.key, "key"), _row(item.values, "values")
-        return replace(item, values=values, time=time, id=id_, key=key, label=label, position=position)
+        entry: Entry = replace(item, values=values, time=time, id=id_, key=key, label=label, position=position)
+        return entry
     except _BadError as bad:
         raise EntryError(bad.reason, bad.detail, position) from bad.__cause__
 
@@ -180,7 +181,8 @@ def _time_ns(given: Any) -> int:
 def _ns(given: Any) -> int | None:
     if isinstance(given, datetime):  # a pandas.Timestamp is one, with three more digits
         since: Any = (given if given.tzinfo is not None else given.replace(tzinfo=UTC)) - EPOCH
-        return (since.days * 86_400 + since.seconds) * NS + since.microseconds * 1000 + getattr(since, "nanoseconds", 0)
+        below_micro = int(getattr(since, "nanoseconds", 0))
+        return int((since.days * 86_400 + since.seconds) * NS + since.microseconds * 1000) + below_micro
     if isinstance(given, np.datetime64):
         return None if np.isnat(given) else _datetime64_ns(given)
     if isinstance(given, np.ndarray) and given.ndim == 0:

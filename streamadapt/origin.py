@@ -142,11 +142,17 @@ def finite_output(said: BaseOutput, spec: Spec) -> tuple[Array, BaseOutput, Mask
     ndarray, (rows, columns), bool, or None
         The cells that the base said nothing about; None if it said something about all.
     """
+    if said.embedding is not None:
+        said = said._replace(embedding=said.embedding.nan_to_num())
+    exact: Array = said.output.cpu().double().numpy()
+    if bool((np.abs(exact) <= FLOAT32_MAX).all()):
+        as_it_is = spec.output_origin is None and said.output.dtype == torch.float32
+        return exact, said if as_it_is else said._replace(output=_for_learners(exact, spec)), None
     from streamadapt.base import without_nonfinite  # here: it imports the learners, which import this module
 
     loc = torch.from_numpy(_original(spec.output_loc, spec.output_origin)).to(said.output.device, said.output.dtype)
     finite, silent = without_nonfinite(said, spec.kind, loc)
-    exact: Array = finite.output.cpu().double().numpy()
+    exact = finite.output.cpu().double().numpy()
     return exact, finite._replace(output=_for_learners(exact, spec)), silent
 
 

@@ -136,7 +136,7 @@ class Ring(nn.Module):
         keys, values, count = keys[groups], values[groups].flatten(1), self.count[groups, 0]
         at = torch.remainder(count, self.capacity)
         self.keys[groups, :, at] = keys
-        self.rank[groups, 0, at] = self._squares(keys).squeeze(1) - TIE * count
+        self.rank[groups, 0, at] = self._squares(keys).squeeze(1) - TIE * count.float()
         self.values[groups, at] = values
         self.worth[groups, at] = weight
         self.count[groups, 0] = count + 1
@@ -171,7 +171,7 @@ class Ring(nn.Module):
             )
             at = torch.remainder(count, self.capacity)
             self.keys[group, :, at] = keys[kept, group].T
-            self.rank[group, 0, at] = self._squares(keys[kept, group]).squeeze(1) - TIE * count
+            self.rank[group, 0, at] = self._squares(keys[kept, group]).squeeze(1) - TIE * count.float()
             self.values[group, at] = values[kept, group].flatten(1)
             self.worth[group, at] = 1.0
             self.count[group] += len(entries)

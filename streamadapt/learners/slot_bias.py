@@ -117,7 +117,7 @@ class SlotBias(Learner):
             now, before = self.issued[:-1], self.issued[1:]
             mask = mask & (now != NEVER).unsqueeze(1)
             slots = self._slots(now)
-            share = ((now - before).abs() / self._length).clamp_max(1.0).masked_fill(before == NEVER, 1.0)
+            share = ((now - before).abs().float() / self._length).clamp_max(1.0).masked_fill(before == NEVER, 1.0)
         self._move(slots, share, base.output, target, mask)
 
     def _move(self, slots: Tensor, share: Tensor, output: Tensor, target: Tensor, mask: Tensor) -> None:
