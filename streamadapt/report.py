@@ -19,7 +19,8 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
     dict
         ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``, ``predictions``, ``pending``;
         ``labels_used``: where labels were refused, how many were ``used`` ``of`` all, and the ``refused`` by reason;
-        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``times``, ``faults`` (see `Stats`), ``restored``: name -> count;
+        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``times``, ``faults`` (see `Stats`),
+        ``restored``: name -> count;
         ``drift_log``: the newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``:
         labels asked for; ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``:
         measure -> means of the estimates of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and
