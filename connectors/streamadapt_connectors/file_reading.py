@@ -191,7 +191,9 @@ def _csv_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
                 continue
             if not row or (len(row) == 1 and width > 1 and not row[0].strip()):
                 continue
-            record: dict[str, Any] = {name: row[i] for i, name in named if i < len(row)}  # a short row lacks fields
+            record: dict[str, Any] = {
+                name: row[i].strip() for i, name in named if i < len(row)
+            }  # a short row lacks fields
             if len(row) > width and any(cell.strip() for cell in row[width:]):
                 record[""] = row[width:]  # the codec refuses it
             yield _encode_json(record)
