@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cli_helpers import lines, logging_as_before
 
-from streamadapt import Bias, Entry, Label, Pipeline, Supervised, Unlabelled
+from streamadapt import Bias, Entry, Label, Pipeline, Supervised, TwoLayer, Unlabelled
 from streamadapt.app.commands import run_command
 from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
 from streamadapt.keyed import KeyedPipeline
@@ -402,6 +402,7 @@ def test_a_repaired_label_of_a_csv_file_is_a_row_of_its_own(folder, capsys):
 
 
 def test_without_labels_predictions_name_their_classes_too():
-    pipeline = Pipeline(Unlabelled(classes=["DOWN", "UP"]), lambda x: np.array([[0.4, 0.6]], np.float32))
+    task, said = Unlabelled(classes=["DOWN", "UP"]), np.array([[0.4, 0.6]], np.float32)
+    pipeline = Pipeline(task, lambda x: said, guard=TwoLayer(prior={"base": 1.0}))
     (said,) = pipeline.observe([Entry(np.zeros(1, np.float32), 1)])
     assert said.classes == ("DOWN", "UP")

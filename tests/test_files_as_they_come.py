@@ -341,6 +341,18 @@ def test_check_says_which_columns_it_found_and_changes_nothing(folder, capsys):
     assert "in.jsonl: columns t, a, b" in go(capsys, "check", "c.toml", *settings("source.path=in.jsonl"))[1]
 
 
+def test_check_warns_where_no_label_would_come(folder, capsys):
+    text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace("forecast", "supervised")
+    (folder / "s.toml").write_text(text.replace("horizon = 1\n", "").replace("window = 3", "window = 1"))
+    (folder / "in.csv").write_text(csv_text())
+    more = settings('fields.values=["a"]', "fields.label=b")
+    assert go(capsys, "fit", "s.toml", "in.csv", *more)[0] == 0
+    assert "no label" not in go(capsys, "check", "s.toml", *more)[2]
+    code, _, err = go(capsys, "check", "s.toml", *more, *settings("fields.label=y"))
+    assert code == 0
+    assert "in.csv: it has no column 'y': no label would come from it" in err
+
+
 @pytest.mark.parametrize("key", ["path", "label_path"])
 def test_check_says_that_a_file_is_missing(folder, capsys, key):
     (folder / "in.csv").write_text(csv_text())
