@@ -85,6 +85,7 @@ WORK = {
         ("source.delimiter=;", "fields.decimal=,"),
     ),
     "tabs": (csv_text("{}\t{}\t{}\n", "t\ta\tb\n"), ('source.delimiter="\\t"',)),
+    "tabs by the command line": (csv_text("{}\t{}\t{}\n", "t\ta\tb\n"), (r"source.delimiter=\t",)),
     "comments": ("# made today\n#\n" + csv_text().replace("2025-03-01T00:09", "# in between\n2025-03-01T00:09"),
                  ("source.comment=#",)),
     "no header": (csv_text(header=""), ('source.columns=["t", "a", "b"]',)),

@@ -64,6 +64,8 @@ class FileFormat:
     encoding: str | None = None
 
     def __post_init__(self) -> None:
+        if self.delimiter == r"\t":  # as it is written on a command line
+            object.__setattr__(self, "delimiter", "\t")
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n\0':
             raise ConfigError("source.delimiter", self.delimiter, "one character, such as ',', ';' or a tab")
         if twice(self.columns) is not None or not all(map(str.strip, self.columns)):
