@@ -43,6 +43,8 @@ class LocalClock:
         if item.or_time is None:
             return item
         time = self._meant(item.time, item.or_time)
+        if self._after and offset <= self._after[-1][0]:  # the stream was made new, and counts from 0 again
+            self._after.clear()
         self._after.append((offset, list(self._now)))
         return replace(item, time=time, or_time=None)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cli_helpers import lines, logging_as_before
 
-from streamadapt import Bias, Entry, Label, Pipeline, Supervised
+from streamadapt import Bias, Entry, Label, Pipeline, Supervised, TwoLayer, Unlabelled
 from streamadapt.app.commands import run_command
 from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
 from streamadapt.keyed import KeyedPipeline
@@ -372,3 +372,37 @@ def test_no_negative_is_made_of_a_label_that_was_refused():
     for one in (pipeline, again):
         one.observe([Entry(np.zeros(1, np.float32), 500, "c")])
         assert one.stats.labels["negative"] == 1
+
+
+def test_a_repaired_label_of_a_csv_file_is_a_row_of_its_own(folder, capsys):
+    """The lines that dlq replay writes for it have the file's delimiter, and no values."""
+    config(folder, '["DOWN", "UP"]')
+    x, y = truth()
+    names = [["DOWN", "UP"][c] for c in y]
+    names[-2] = "UPP"
+    rows = [f"e{i} ; {1000 + i};{a};{b};{names[i]}\n" for i, (a, b) in enumerate(x)]
+    (folder / "in.csv").write_text("id;t;a;b;y\n" + "".join(rows))
+    text = (folder / "c.toml").read_text().replace('path = "in.jsonl"', 'path = "in.csv"\ndelimiter = ";"')
+    (folder / "c.toml").write_text(text.replace('values = ["x"]', 'values = ["a", "b"]'))
+    assert run_command(["run", "c.toml"]).code == 0
+    capsys.readouterr()
+    run_command(["dlq", "list", "c.toml", "--json"])
+    letter = json.loads(capsys.readouterr().out)
+    assert letter["detail"].startswith("its label: column 'y': expected one of the classes 'DOWN', 'UP'")
+    letter["value"] = letter["value"].replace("UPP", "UP")
+    (folder / "fixed.jsonl").write_bytes(json.dumps(letter).encode("utf-16"))  # as PowerShell writes what it is given
+    assert run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes", "--out", "add.csv"]).code == 0
+    assert (folder / "add.csv").read_text() == f"e{N - 2};{1000 + N - 2};;;UP\n"
+    with (folder / "in.csv").open("a") as file:
+        file.write((folder / "add.csv").read_text())
+    capsys.readouterr()
+    assert run_command(["run", "c.toml", "--json"]).code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["labels"]["learned"], found["predictions"]) == (N, N)
+
+
+def test_without_labels_predictions_name_their_classes_too():
+    task, said = Unlabelled(classes=["DOWN", "UP"]), np.array([[0.4, 0.6]], np.float32)
+    pipeline = Pipeline(task, lambda x: said, guard=TwoLayer(prior={"base": 1.0}))
+    (said,) = pipeline.observe([Entry(np.zeros(1, np.float32), 1)])
+    assert said.classes == ("DOWN", "UP")

@@ -85,6 +85,7 @@ WORK = {
         ("source.delimiter=;", "fields.decimal=,"),
     ),
     "tabs": (csv_text("{}\t{}\t{}\n", "t\ta\tb\n"), ('source.delimiter="\\t"',)),
+    "tabs by the command line": (csv_text("{}\t{}\t{}\n", "t\ta\tb\n"), (r"source.delimiter=\t",)),
     "comments": ("# made today\n#\n" + csv_text().replace("2025-03-01T00:09", "# in between\n2025-03-01T00:09"),
                  ("source.comment=#",)),
     "no header": (csv_text(header=""), ('source.columns=["t", "a", "b"]',)),
@@ -339,6 +340,18 @@ def test_check_says_which_columns_it_found_and_changes_nothing(folder, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     (folder / "in.jsonl").write_text(jsonl())
     assert "in.jsonl: columns t, a, b" in go(capsys, "check", "c.toml", *settings("source.path=in.jsonl"))[1]
+
+
+def test_check_warns_where_no_label_would_come(folder, capsys):
+    text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace("forecast", "supervised")
+    (folder / "s.toml").write_text(text.replace("horizon = 1\n", "").replace("window = 3", "window = 1"))
+    (folder / "in.csv").write_text(csv_text())
+    more = settings('fields.values=["a"]', "fields.label=b")
+    assert go(capsys, "fit", "s.toml", "in.csv", *more)[0] == 0
+    assert "no label" not in go(capsys, "check", "s.toml", *more)[2]
+    code, _, err = go(capsys, "check", "s.toml", *more, *settings("fields.label=y"))
+    assert code == 0
+    assert "in.csv: it has no column 'y': no label would come from it" in err
 
 
 @pytest.mark.parametrize("key", ["path", "label_path"])

@@ -31,7 +31,8 @@ def look_at(path: Path, codec: JsonCodec, stream: str, form: FileFormat, setting
     -------
     dict
         ``path``; ``columns`` (of JSON lines: the keys of the first record); ``records``: how many were looked at;
-        ``refused``: how many of them the codec refuses, and ``example``: why it refuses the first of those.
+        ``refused``: how many of them the codec refuses, and ``example``: why it refuses the first of those; ``note``:
+        what else is to be known.
 
     Raises
     ------
@@ -57,6 +58,9 @@ def look_at(path: Path, codec: JsonCodec, stream: str, form: FileFormat, setting
         if problem is not None:
             problems.append(problem)
     found = {"path": str(path), "columns": columns, "records": len(values), "refused": len(problems)}
+    label = codec.fields.label
+    if label is not None and codec.label_stream is None and is_csv(path) and label.strip() not in columns:
+        found["note"] = f"it has no column {label!r}: no label would come from it"
     return found | ({"example": problems[0]} if problems else {})
 
 

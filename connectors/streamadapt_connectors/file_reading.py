@@ -64,6 +64,8 @@ class FileFormat:
     encoding: str | None = None
 
     def __post_init__(self) -> None:
+        if self.delimiter == r"\t":  # as it is written on a command line
+            object.__setattr__(self, "delimiter", "\t")
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n\0':
             raise ConfigError("source.delimiter", self.delimiter, "one character, such as ',', ';' or a tab")
         if twice(self.columns) is not None or not all(map(str.strip, self.columns)):
@@ -191,7 +193,9 @@ def _csv_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
                 continue
             if not row or (len(row) == 1 and width > 1 and not row[0].strip()):
                 continue
-            record: dict[str, Any] = {name: row[i] for i, name in named if i < len(row)}  # a short row lacks fields
+            record: dict[str, Any] = {
+                name: row[i].strip() for i, name in named if i < len(row)
+            }  # a short row lacks fields
             if len(row) > width and any(cell.strip() for cell in row[width:]):
                 record[""] = row[width:]  # the codec refuses it
             yield _encode_json(record)

@@ -114,6 +114,8 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
 def _tell_file(found: dict[str, Any]) -> None:
     """Say what `check` found at the beginning of a file."""
     tell(f"{found['path']}: columns {', '.join(found['columns']) or 'none: it is empty'}")
+    if "note" in found:
+        _say(f"warning: {found['path']}: {found['note']}")
     if found["refused"]:
         share = f"{found['refused']} of the first {found['records']} records"
         _say(f"warning: {found['path']}: {share} would be refused, for example {found['example']}")

@@ -7,7 +7,7 @@ import io
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -290,8 +290,17 @@ def _lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
 
 def _numbered(start: bytes, lines: Any) -> Iterator[tuple[int, bytes]]:
     encoding = encoding_of_mark(start[:4])
-    if encoding is not None and encoding != "utf-8-sig":  # what PowerShell makes of a command's output
-        lines = (line.encode() for line in io.TextIOWrapper(lines, encoding=encoding, errors="backslashreplace"))
+    if encoding in (None, "utf-8-sig"):
+        yield from _not_blank(lines)
+        return
+    text = io.TextIOWrapper(lines, encoding=encoding, errors="backslashreplace")  # as PowerShell writes
+    try:
+        yield from _not_blank(line.encode() for line in text)
+    finally:
+        text.detach()  # who opened the file closes it
+
+
+def _not_blank(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(lines, 1):
         line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
