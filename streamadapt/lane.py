@@ -127,10 +127,8 @@ class Lane:
                 f"{loaded.info.path}: it holds the state of something else than this pipeline ({reason}); use another "
                 "checkpoint path to start from nothing"
             ) from exc
-        if "merge" in loaded.state:
-            self.merge.load_state_dict(loaded.state["merge"])
-        elif isinstance(self.pipeline, Pipeline):  # of an earlier version
-            self.merge.clocks[0].load_state_dict(self.pipeline.task.clock.state_dict())
+        pipeline = self.pipeline
+        self.merge.start_from(pipeline.clock if isinstance(pipeline, KeyedPipeline) else pipeline.task.clock)
 
     def wanted(self) -> dict[StreamPartition, int | None]:
         """Return where each stream is to be read from; None is the source's own start."""
@@ -190,7 +188,7 @@ class Lane:
         self.since_checkpoint = 0
         if self.store is None:
             return None
-        state = {**self.pipeline.state_dict(), "merge": self.merge.state_dict()}
+        state = self.pipeline.state_dict()
         info = self.store.save(state, self.positions, config_digest=digest, summary=self.summary(), on_step=on_step)
         if isinstance(self.pipeline, KeyedPipeline):
             self.pipeline.checkpointed()
