@@ -156,7 +156,7 @@ class EventClock:
         step = 0 if self.newest is None else time - self.newest
         if verdict in (Verdict.LEAP, Verdict.AHEAD):
             self.counts["leap"] += 1
-            self._seen = self._agreeing(self._ahead, time) - 1
+            self._seen = min(self._seen, AGREE - 1)
         elif step < 0:
             self.counts["raised"] += 1
         self._pause = max(self._pause, self._step)

@@ -137,6 +137,8 @@ class KeyedPipeline:
 
     Attributes
     ----------
+    clock : EventClock
+        Of all keys together.
     stats : Stats
         Of all keys together; ``weights`` and ``signals`` are those of the newest prediction, ``keys`` counts the keys.
     """
@@ -167,7 +169,7 @@ class KeyedPipeline:
         self.task = self.template.task
         self.base = self.template.base
         self.names = self.template.names
-        self._clock = EventClock(self.task.clock.max_behind_ns, self.task.clock.max_ahead_ns)  # of all keys together
+        self.clock = EventClock(self.task.clock.max_behind_ns, self.task.clock.max_ahead_ns)  # of all keys together
         self._routes = Routes(self.task.ttl, 2 * self.task.max_pending) if isinstance(self.task, Supervised) else None
         self._resident: OrderedDict[str, Pipeline] = OrderedDict()  # used least recently first
         self._stored: OrderedDict[str, _Stored] = OrderedDict()  # likewise
@@ -217,8 +219,8 @@ class KeyedPipeline:
         pipeline.on_rejected = None if self.on_rejected is None else self._rejected
         before = pipeline.task.pending
         if pipeline.task.clock.newest is not None:  # a key's first entry is taken as it comes
-            leaps = isinstance(item, Entry) and self._clock.judge(item.time) is Verdict.LEAP
-            pipeline.task.clock.others = item.time if leaps else self._clock.newest
+            leaps = isinstance(item, Entry) and self.clock.judge(item.time) is Verdict.LEAP
+            pipeline.task.clock.others = item.time if leaps else self.clock.newest
         try:
             predictions = pipeline.observe((item,))  # refused: it raises, and what was fetched is dropped again
             self._pending += pipeline.task.pending - before
@@ -244,17 +246,17 @@ class KeyedPipeline:
 
     def _note_time(self, time: int) -> None:
         """Note the time of an accepted entry: all keys together have come so far, if others agree."""
-        if self._clock.judge(time) in (Verdict.AHEAD, Verdict.BEHIND):
-            self._clock.refuse(time)
+        if self.clock.judge(time) in (Verdict.AHEAD, Verdict.BEHIND):
+            self.clock.refuse(time)
         else:
-            if self._clock.judge(time) is Verdict.LEAP:
+            if self.clock.judge(time) is Verdict.LEAP:
                 self.stats.times["leap"] += 1
-            self._clock.take(time)
-        self.stats.last_time = self._clock.newest or 0
+            self.clock.take(time)
+        self.stats.last_time = self.clock.newest or 0
 
     def _doubted(self, key: str, pipeline: Pipeline, time: int) -> None:
         """Keep what the clocks of a known key and of all keys remember of an entry with a wrong time."""
-        self._clock.refuse(time)
+        self.clock.refuse(time)
         if key in self._stored:
             self._admit(key, pipeline)
             self._put_away()
@@ -417,7 +419,7 @@ class KeyedPipeline:
             },
             "written": self._written,
             "pending": self._pending,
-            "clock": self._clock.state_dict(),
+            "clock": self.clock.state_dict(),
             "routes": None if self._routes is None else self._routes.state_dict(),
             "stats": self.stats.state_dict(),
         }
@@ -451,7 +453,7 @@ class KeyedPipeline:
         self._written = int(state["written"])
         self._pending = int(state["pending"])
         if "clock" in state:  # an earlier version had none
-            self._clock.load_state_dict(state["clock"])
+            self.clock.load_state_dict(state["clock"])
         if self._routes is not None:
             self._routes.load_state_dict(state["routes"])
         self._begun = False

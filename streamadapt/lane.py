@@ -132,10 +132,8 @@ class Lane:
                 f"{loaded.info.path}: it holds the state of something else than this pipeline ({reason}); use another "
                 "checkpoint path to start from nothing"
             ) from exc
-        if "merge" in loaded.state:
-            self.merge.load_state_dict(loaded.state["merge"])
-        elif isinstance(self.pipeline, Pipeline):  # of an earlier version
-            self.merge.clocks[0].load_state_dict(self.pipeline.task.clock.state_dict())
+        pipeline = self.pipeline
+        self.merge.start_from(pipeline.clock if isinstance(pipeline, KeyedPipeline) else pipeline.task.clock)
 
     def wanted(self) -> dict[StreamPartition, int | None]:
         """Return where each stream is to be read from; None is the source's own start."""
@@ -201,7 +199,7 @@ class Lane:
         self.since_checkpoint = 0
         if self.store is None:
             return None
-        state = {**self.pipeline.state_dict(), "merge": self.merge.state_dict()}
+        state = self.pipeline.state_dict()
         clocks = {stream: known for stream, clock in self.clocks.items() if (known := clock.state)}
         if clocks:  # of streams with local times
             state["local_times"] = clocks

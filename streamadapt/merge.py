@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 from streamadapt.entry import Entry, Label
 from streamadapt.errors import Reason
@@ -197,16 +196,9 @@ class Merge:
             self.clocks[stream].refuse(item.time)
         return head.arrived
 
-    # -- state: of what was released, not of what waits
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the clocks as they are after the records released so far."""
-        return {"clocks": [clock.state_dict() for clock in self.clocks]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned; a stream that it does not know starts afresh."""
-        for clock, saved in zip(self.clocks, state["clocks"], strict=False):
-            clock.load_state_dict(saved)
+    def start_from(self, clock: EventClock) -> None:
+        """Go on from the clock of what was learned before a restart."""
+        self.clocks[0].load_state_dict(clock.state_dict())
 
 
 def _kind(stream: int) -> type[Entry] | type[Label]:

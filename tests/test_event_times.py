@@ -345,7 +345,7 @@ def test_keys_that_rarely_speak_make_no_leaps_in_a_stream_that_goes_on():
 def test_a_leap_of_all_keys_costs_a_few_entries_and_not_a_few_of_each():
     keys = [f"key{i}" for i in range(20)]
     items = by_turns(10, keys) + [replace(x, id=f"{x.id}b") for x in by_turns(10, keys, START + 30 * DAY)]
-    pipeline, _, refused = observed(lambda: keyed(7), items)
+    pipeline, _, refused = observed(lambda: keyed(20), items)
     assert Counter(reason for _, reason in refused) == {"bad_time": FEW}
     assert pipeline.stats.last_time == items[-1].time
     assert pipeline.stats.times == {"leap": 1}

@@ -92,8 +92,7 @@ def _asked(
         yield f"{name}: what will be refused again cannot be told: {error}"
         return
     merge = Merge(len(streams), 0.0, *time_limits(config))
-    if "merge" in loaded.state:  # an earlier version wrote none
-        merge.load_state_dict(loaded.state["merge"])
+    merge.start_from(pipeline.task.clock)
     pipeline.task.clock.doubts = False  # as in the engine: the merge judges leaps
     _run(pipeline, merge, streams, records, refused)
     reached = ", ".join(f"{at}@{offset}" for at, offset in loaded.positions.items())
