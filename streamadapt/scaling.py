@@ -210,13 +210,35 @@ class Scales:
         return np.array(rows, np.float64).reshape(-1, columns)
 
     def cleaned(self) -> list[Entry | Learned]:
-        """Return the items in memory, with what is absurd as if it had been missing."""
+        """Return the items in memory, with what is absurd as if it had been missing.
+
+        Absurd values before a channel's first other one are replaced by that: it is the best guess of its level.
+        """
         found: list[Entry | Learned] = []
+        first: Array | None = None  # of each channel, while absurd values came before all others
         for item, absurd in self.items:
             if absurd is not None and isinstance(item, Entry):
-                item = replace(item, values=np.where(absurd, np.nan, item.values).astype(item.values.dtype))
+                first = self._first() if first is None else first
+                values = np.where(absurd, np.where(np.isnan(first), np.nan, first), item.values)
+                item = replace(item, values=values.astype(item.values.dtype))
+            if first is not None and isinstance(item, Entry):
+                seen = ~np.isnan(item.values) & (True if absurd is None else ~absurd)
+                first = np.where(seen, np.nan, first)
             found.append(item)
         return found
+
+    def _first(self) -> Array:
+        """Return the first value of each channel that is not absurd, if an absurd one comes before it; else NaN."""
+        values = np.stack([_cleaned(item, absurd) for item, absurd in self.items if isinstance(item, Entry)])
+        masks = [absurd for item, absurd in self.items if isinstance(item, Entry)]
+        known = ~np.isnan(values)
+        at = known.argmax(axis=0)
+        earlier = np.zeros(values.shape[1], np.bool_)
+        for i, absurd in enumerate(masks):
+            if absurd is not None:
+                earlier |= absurd & ((i < at) | ~known.any(axis=0))
+        first: Array = np.where(earlier, values[at, np.arange(values.shape[1])], np.nan)
+        return first
 
     # -- state
 

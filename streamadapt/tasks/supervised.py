@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -192,6 +192,10 @@ class Supervised(Task):
         if item.label is not None:
             self._hold(item.id, item.label, item.time, entry_time=item.time)
         return arrival
+
+    def waiting_predictions(self) -> Iterable[Issued]:
+        """Return the predictions without a whole label."""
+        return self.waiting.values()
 
     def remember(self, issued: Issued) -> None:
         """Keep a prediction until its label arrives or its time is up."""
