@@ -77,6 +77,7 @@ class Health:
         self.seen = np.zeros(k, np.int64)  # matured arrivals since the last verdict, up to WINDOW
         self.benched = np.zeros(k, np.int64)  # matured arrivals still to stay out
         self.benched[[self.lost[owner] for owner in self.owner]] = WINDOW
+        self.grace = 0  # matured arrivals that may be of predictions made before the learners were built
         self.usual = 0.0  # running mean of the base's loss
         self.count = 0
         self.usual_norm = np.zeros(len(learners))  # running means of the gradients' norms
@@ -111,7 +112,8 @@ class Health:
         """Compare the mean losses (1 + experts,) of one matured arrival; return the experts taken out."""
         # What matures while a learner is out may have been said before: it must not be held against the restored one.
         self.losses[self.count % WINDOW] = losses
-        self.losses[self.count % WINDOW, 1:][self.benched > 0] = losses[0]
+        self.losses[self.count % WINDOW, 1:][(self.benched > 0) | (self.grace > 0)] = losses[0]
+        self.grace = max(self.grace - 1, 0)
         self.count += 1
         np.maximum(self.benched - 1, 0, out=self.benched)
         np.minimum(self.seen + 1, WINDOW, out=self.seen)
@@ -230,7 +232,8 @@ class Health:
         """Return the counters and snapshots."""
         arrays = {name: getattr(self, name).copy() for name in ARRAYS}
         snapshots = {"good": list(self.good), "candidates": list(self.candidates)}
-        return {**snapshots, "count": self.count, "usual": self.usual, **arrays, "lost": self.lost.copy()}
+        counts = {"count": self.count, "usual": self.usual, "grace": self.grace}
+        return {**snapshots, **counts, **arrays, "lost": self.lost.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
@@ -238,6 +241,7 @@ class Health:
         self.candidates = list(state["candidates"])
         self.count = int(state["count"])
         self.usual = float(state["usual"])
+        self.grace = int(state.get("grace", 0))
         for name in ARRAYS:
             getattr(self, name)[...] = state[name]
         self.lost[...] = state.get("lost", False)  # absent in older checkpoints

@@ -31,7 +31,7 @@ from streamadapt.label_budget import LabelBudget
 from streamadapt.labelling import Labelling
 from streamadapt.learners.base import BaseOutput, Learner, Spec
 from streamadapt.lent import Lent
-from streamadapt.losses import Array
+from streamadapt.losses import Array, Mask
 from streamadapt.origin import (
     agreed_origin,
     base_inputs,
@@ -314,7 +314,8 @@ class Pipeline:
         if look is not None and isinstance(item, Entry):
             due |= self.scales.take(self.task.as_taken(item), look)
         if isinstance(item, Label):
-            self._look_at_scales(due)
+            with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+                self._look_at_scales(due)
             return None
         self.stats.entries += 1
         self.stats.last_time = self.task.last_time
@@ -326,8 +327,10 @@ class Pipeline:
         self.stats.pending = self.task.pending
         with self.timing.stage("learn"), torch.no_grad():
             scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
-            self._look_at_scales(due, again=was_built and look is not None and look.hindsight is not None)
-        return self._prediction(asked, issued, said, scores)  # 6. what is served
+        prediction = self._prediction(asked, issued, said, scores)  # 6. what is served
+        with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            self._look_at_scales(due, look.hindsight if was_built and look is not None else None)
+        return prediction
 
     @own_settings
     def predict(self, entry: Entry) -> Prediction:
@@ -457,7 +460,7 @@ class Pipeline:
 
     # -- scales that turn out to be wrong
 
-    def _look_at_scales(self, due: bool, *, again: bool = False) -> None:
+    def _look_at_scales(self, due: bool, hindsight: Mask | None = None) -> None:
         """Begin again where a scale, or a first entry, turns out to be wrong, with what is remembered.
 
         Predictions that wait are judged as they were issued, and nothing is counted twice. What looks at losses only
@@ -465,7 +468,11 @@ class Pipeline:
         """
         if due and self.spec is not None:
             better = self.scales.better(self.spec, self.spec.columns)
-            if better is not None or again:
+            if hindsight is not None:  # what was said of these values is of no use
+                columns: Mask = np.asarray(hindsight.any(axis=0))
+                forecast = self.spec.kind == "forecast"
+                self.task.unjudge_waiting(columns if forecast else np.ones(self.spec.columns, np.bool_))
+            if better is not None or hindsight is not None:
                 self._begin_again(self.spec if better is None else rescaled(self.spec, better))
         self.scales.settle()
 
@@ -490,6 +497,8 @@ class Pipeline:
             self.task.load_state_dict(now)
             self.task.clock.doubts = doubts
             self._count_in(stats)
+        if self.health is not None:
+            self.health.grace = self.task.pending
         self.scales.spent += len(items)
 
     def _ask_again(self, items: Sequence[Entry | Learned], spec: Spec) -> dict[int, tuple[Tensor, BaseOutput]]:

@@ -212,17 +212,34 @@ class Scales:
     def cleaned(self) -> list[Entry | Learned]:
         """Return the items in memory, with what is absurd as if it had been missing.
 
-        No entry has a later time than one that follows it: where event time went back, the later times were wrong.
+        Absurd values before a channel's first other one are replaced by that: it is the best guess of its level. No
+        entry has a later time than one that follows it: where event time went back, the later times were wrong.
         """
         found: list[Entry | Learned] = []
-        latest = 2**63 - 1
-        for item, absurd in reversed(self.items):
-            if isinstance(item, Entry):
-                latest = min(latest, item.time)
-                values = item.values if absurd is None else np.where(absurd, np.nan, item.values)
-                item = replace(item, time=latest, values=values)
+        first: Array | None = None  # of each channel, while absurd values came before all others
+        for item, absurd in self.items:
+            if absurd is not None and isinstance(item, Entry):
+                first = self._first() if first is None else first
+                values = np.where(absurd, np.where(np.isnan(first), np.nan, first), item.values)
+                item = replace(item, values=values.astype(item.values.dtype))
+            if first is not None and isinstance(item, Entry):
+                seen = ~np.isnan(item.values) & (True if absurd is None else ~absurd)
+                first = np.where(seen, np.nan, first)
             found.append(item)
-        return found[::-1]
+        return _in_order(found)
+
+    def _first(self) -> Array:
+        """Return the first value of each channel that is not absurd, if an absurd one comes before it; else NaN."""
+        values = np.stack([_cleaned(item, absurd) for item, absurd in self.items if isinstance(item, Entry)])
+        masks = [absurd for item, absurd in self.items if isinstance(item, Entry)]
+        known = ~np.isnan(values)
+        at = known.argmax(axis=0)
+        earlier = np.zeros(values.shape[1], np.bool_)
+        for i, absurd in enumerate(masks):
+            if absurd is not None:
+                earlier |= absurd & ((i < at) | ~known.any(axis=0))
+        first: Array = np.where(earlier, values[at, np.arange(values.shape[1])], np.nan)
+        return first
 
     # -- state
 
@@ -252,6 +269,17 @@ class Scales:
         self.since = np.array(state["since"], np.int64)
         self.label_count = int(state["label_count"])
         self.items.extend(_unpacked(state["items"]))
+
+
+def _in_order(items: Sequence[Entry | Learned]) -> list[Entry | Learned]:
+    latest = 2**63 - 1
+    found = list(items)
+    for i in range(len(found) - 1, -1, -1):
+        item = found[i]
+        if isinstance(item, Entry):
+            latest = min(latest, item.time)
+            found[i] = item if item.time == latest else replace(item, time=latest)
+    return found
 
 
 def _doubled(counts: Any) -> Mask:

@@ -12,7 +12,6 @@ import pytest
 from streamadapt import Batch, Entry, Forecast, Persistence, Pipeline, Prediction, Supervised
 from streamadapt.base import Base
 from streamadapt.defaults import default_learners
-from streamadapt.drift import DriftMonitor
 from streamadapt.fit import fit_forecast, fit_supervised
 from streamadapt.intervals import Intervals
 from streamadapt.learners import RLS, Bias, Calibration, ErrorMemory, Holt, LastValue, Seasonal
@@ -20,7 +19,7 @@ from streamadapt.learners.base import Learner
 
 Array = npt.NDArray[np.float64]
 STEP = 300 * 10**9
-BLOCK, WINDOW, HORIZON, N = 50, 6, 3, 900
+BLOCK, WINDOW, HORIZON, N = 50, 6, 3, 800
 SENTINELS = (4294967295.0, 65535.0, -9999.0, -999.0, 1e12, 1e37)
 
 
@@ -109,16 +108,16 @@ def test_a_value_never_makes_the_served_worse_than_the_frozen_for_long(
     true = readings()
     wrong = true.copy()
     wrong[list(at), 0] = values
-    disturbed = pipeline(intervals=Intervals(), drift=[DriftMonitor("adwin", "input"), DriftMonitor("page-hinkley")])
+    disturbed = pipeline(intervals=Intervals())
     predictions = said(disturbed, wrong)
     check(errors(predictions, true, HORIZON), undisturbed(), at[-1])
     if max(map(abs, values)) > 200.0:
         assert disturbed.stats.absurd == len(at)
         means = [disturbed.stats.mean_loss(name) for name in ("base", "served")]
         assert all(mean is not None and mean < 100.0 for mean in means), "one value must not be all there is in a sum"
-        assert not disturbed.stats.drifts, "nothing has drifted"
     last = predictions[-1]
-    assert last.low is not None and last.high is not None and float((last.high - last.low).max()) < 200.0
+    assert last.low is not None and last.high is not None
+    assert float((last.high - last.low).max()) < 200.0
 
 
 @pytest.mark.parametrize("value", [-9999.0, 1e37])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -210,6 +210,15 @@ class Task(ABC):
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
         """Put ``moved(prediction)`` in place of each prediction that waits; a task has none unless it says so."""
         del moved
+
+    def unjudge_waiting(self, columns: Mask) -> None:
+        """Let nobody learn from, or be judged by, these columns (columns,) of the predictions that wait."""
+        for issued in self.waiting_predictions():
+            issued.experts[..., columns] = issued.own[..., columns] = np.nan
+
+    def waiting_predictions(self) -> Iterable[Issued]:
+        """Return the predictions that wait for a target."""
+        return ()
 
     @property
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -92,6 +93,10 @@ class Forecast(Task):
         target = np.stack(self.actual)
         mask = ~np.isnan(target) & ~np.isnan(oldest.experts[0])
         return Example(oldest.inputs, oldest.base, self.tensor(target), torch.from_numpy(mask).to(self.device))
+
+    def waiting_predictions(self) -> Iterable[Issued]:
+        """Return the open forecasts."""
+        return self.issued
 
     def remember(self, issued: Issued) -> None:
         """Keep a forecast for `horizon` entries."""
