@@ -6,7 +6,6 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -236,7 +235,7 @@ class Replacement:
                 before = self.target.lstat()
                 if not stat.S_ISREG(before.st_mode):  # made since it was checked
                     raise OSError(f"{kind_of(before.st_mode)} is there")
-                shutil.copymode(self.target, self.path)
+                os.chmod(self.path, stat.S_IMODE(before.st_mode))
                 with suppress(OSError):  # only root may give files away
                     os.chown(self.path, before.st_uid, before.st_gid)
             _sync_file(self.path)
