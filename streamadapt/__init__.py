@@ -2,35 +2,10 @@
 
 from __future__ import annotations
 
+# ruff: noqa: F405
 TYPE_CHECKING = False  # as in typing, whose import would take time before a signal is heard
 if TYPE_CHECKING:
-    from streamadapt.base import FrozenModel, Linear, Persistence
-    from streamadapt.drift import DriftMonitor
-    from streamadapt.entry import Batch, Entry, Label, Position, Prediction
-    from streamadapt.guard import Hedge, NoGuard, TwoLayer
-    from streamadapt.keyed import KeyedPipeline
-    from streamadapt.learners import (
-        ADCSD,
-        EATA,
-        RLS,
-        Bias,
-        Calibration,
-        Dictionary,
-        ErrorMemory,
-        Gain,
-        Holt,
-        LastValue,
-        Liquid,
-        PerEntry,
-        Refit,
-        River,
-        Seasonal,
-        SlotBias,
-        Tent,
-    )
-    from streamadapt.panel import Panel
-    from streamadapt.pipeline import Pipeline
-    from streamadapt.tasks import Forecast, Supervised, Unlabelled
+    from streamadapt.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -72,38 +47,25 @@ __all__ = [
     "Unlabelled",
 ]
 
-# The names above are looked up when they are first used: a command hears a signal before torch is loaded.
-_HOMES = {
-    "base": "FrozenModel Linear Persistence",
-    "drift": "DriftMonitor",
-    "entry": "Batch Entry Label Position Prediction",
-    "guard": "Hedge NoGuard TwoLayer",
-    "keyed": "KeyedPipeline",
-    "learners": (
-        "ADCSD EATA RLS Bias Calibration Dictionary ErrorMemory Gain Holt LastValue Liquid PerEntry Refit River "
-        "Seasonal SlotBias Tent"
-    ),
-    "panel": "Panel",
-    "pipeline": "Pipeline",
-    "tasks": "Forecast Supervised Unlabelled",
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+_loading: set[int] = set()
+"""Threads that are loading the names above just now."""
 
-if not TYPE_CHECKING:
+if not TYPE_CHECKING:  # there, a name that is not above is an error
 
     def __getattr__(name):
-        from importlib import import_module
+        """Load the names above when the first is used: a command hears a signal before torch is loaded."""
+        from _thread import get_ident
 
-        if name in _HOME_OF:
-            found = getattr(import_module(f"streamadapt.{_HOME_OF[name]}"), name)
-            globals()[name] = found
-            return found
-        if not name.startswith("_"):  # a module of the package, as in streamadapt.errors
+        this = get_ident()
+        if not name.startswith("_") and this not in _loading:  # what is loaded may itself ask for parts of the package
+            _loading.add(this)
             try:
-                return import_module(f"streamadapt.{name}")
-            except ModuleNotFoundError as error:
-                if error.name != f"streamadapt.{name}":
-                    raise
+                from streamadapt import public
+            finally:
+                _loading.discard(this)
+            globals().update({known: getattr(public, known) for known in __all__})
+            if name in globals():  # one of them, or a module that came with them
+                return globals()[name]
         raise AttributeError(f"module 'streamadapt' has no attribute {name!r}")
 
     def __dir__():

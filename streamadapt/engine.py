@@ -434,12 +434,14 @@ class Engine:
         Returns
         -------
         dict
-            See `streamadapt.report.summarise`; ``run``: see `Tally.facts`; ``records``: read by this run; ``lag``:
+            See `streamadapt.report.summarise`; ``run``: see `Tally.facts`, and ``all_may_be_refused``, whether
+            `EngineSettings.max_bad_share` says so; ``records``: read by this run; ``lag``:
             partition -> records not yet processed, where that is known;
             ``out_of_order``: an entry that came out of order.
         """
         lanes = list(self.lanes.values())
         run = self._tally.facts(lanes, ended=self._ended)
+        run["all_may_be_refused"] = self.settings.max_bad_share >= 1.0
         lag = {str(at): behind for at, behind in self._behind.items()}
         examples = [example for watch in self._time_watches.values() if (example := watch.example)]
         told = {"records": run["records"], "run": run, "lag": lag, "out_of_order": examples[0] if examples else ""}

@@ -6,7 +6,6 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -21,7 +20,7 @@ from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.files import kind_of
 from streamadapt.folder import LocalFolder, folder_of
 
-__all__ = ["Replacement", "check_output", "check_outputs", "inputs_of", "write_whole"]
+__all__ = ["Replacement", "check_output", "check_outputs", "inputs_of", "letters_of", "write_whole"]
 
 PART: Final = ".streamadapt-part"
 """The end of the name of a file that is still being written."""
@@ -162,6 +161,12 @@ def check_outputs(config: Config, origin: Path | None = None) -> None:
         taken[setting] = file
 
 
+def letters_of(config: Config) -> dict[str, Path]:
+    """Return the file of the dead letters, if that is what they go to: what it is -> where it is."""
+    found = [Path(path) for _, path in _letter_files(config)]
+    return {"the dead letters": found[0]} if found else {}
+
+
 def _folders(config: Config) -> Iterator[tuple[str, Path]]:
     places = {
         "checkpoint.path": None if config.checkpoint is None else config.checkpoint.path,
@@ -174,14 +179,20 @@ def _folders(config: Config) -> Iterator[tuple[str, Path]]:
 
 
 def _files(config: Config) -> Iterator[tuple[str, str]]:
-    sink, letters = config.sink, config.dead_letters
-    path = sink.get("path")
-    if sink.get("kind") == "files" and isinstance(path, str):
+    path = config.sink.get("path")
+    if config.sink.get("kind") == "files" and isinstance(path, str):
         yield "sink.path", path
-        if letters is None:
-            yield "sink.path", f"{path}.dead-letters"
-    path = None if letters is None else letters.get("path")
-    if letters is not None and letters.get("kind") == "files" and isinstance(path, str):
+    yield from _letter_files(config)
+
+
+def _letter_files(config: Config) -> Iterator[tuple[str, str]]:
+    table = config.sink if config.dead_letters is None else config.dead_letters
+    path = table.get("path")
+    if table.get("kind") != "files" or not isinstance(path, str):
+        return
+    if config.dead_letters is None:
+        yield "sink.path", f"{path}.dead-letters"
+    else:
         yield "dead_letters.path", path
 
 
@@ -236,7 +247,7 @@ class Replacement:
                 before = self.target.lstat()
                 if not stat.S_ISREG(before.st_mode):  # made since it was checked
                     raise OSError(f"{kind_of(before.st_mode)} is there")
-                shutil.copymode(self.target, self.path)
+                os.chmod(self.path, stat.S_IMODE(before.st_mode))
                 with suppress(OSError):  # only root may give files away
                     os.chown(self.path, before.st_uid, before.st_gid)
             _sync_file(self.path)

@@ -79,9 +79,9 @@ class Tally:
         -------
         dict
             ``records``, ``entries``, ``predictions``, ``learned``: counts of this run; ``ended``; ``expects_labels``;
-            ``ever_learned``: whether any label was learned, by earlier runs too; ``window``: entries that a prediction
-            is made from; ``read``: how many ``entries`` and ``labels`` came; ``refused``: kind -> reason -> count;
-            ``examples``: reason -> ``position``, ``detail`` and ``stage`` of the first one.
+            ``ever_predicted``, ``ever_learned``: whether that was so, in earlier runs too; ``window``: entries that a
+            prediction is made from; ``read``: how many ``entries`` and ``labels`` came; ``refused``: kind -> reason ->
+            count; ``examples``: reason -> ``position``, ``detail`` and ``stage`` of the first one.
         """
         total = self._done + sum((self._since(lane) for lane in lanes), Counter())
         refused = {
@@ -89,13 +89,14 @@ class Tally:
             for kind in ("entries", "labels")
         }
         read = {"entries": self._read["entries"], "labels": sum(refused["labels"].values()) + total["labels"]}
-        ever = sum(_counts(lane.pipeline.stats)["learned"] for lane in lanes) + self._done["learned"]
+        ever = sum((_counts(lane.pipeline.stats) for lane in lanes), self._done.copy())
         return {
             "records": self.records,
             **{name: total[name] for name in ("entries", "predictions", "learned")},
             "ended": ended,
             "expects_labels": self._expects_labels,
-            "ever_learned": ever > 0,
+            "ever_predicted": ever["predictions"] > 0,
+            "ever_learned": ever["learned"] > 0,
             "window": max((lane.pipeline.task.window_length for lane in lanes), default=1),
             "read": read,
             "refused": refused,

@@ -210,6 +210,20 @@ def test_what_a_signal_ends_is_judged_by_what_was_refused():
     assert judged([entry(i) for i in range(9)], wrong, source=Stopped) == 3
 
 
+def test_a_few_refused_records_after_a_run_that_worked_are_no_wrong_config(folder, capsys):
+    """Three of them are; and where limits.max_bad_share says that all may be refused, it is said and no failure."""
+    write("data.jsonl", GOOD)
+    assert go(capsys, "run", "c.toml")[0] == 0
+    write("data.jsonl", GOOD + BAD[:2])
+    code, out, _ = go(capsys, "run", "c.toml")
+    assert (code, "100% of the entries were refused (2 of 2)" in out.splitlines()[0]) == (0, True)
+    write("data.jsonl", GOOD + BAD[:5])
+    assert go(capsys, "run", "c.toml")[0] == 3
+    write("data.jsonl", BAD)
+    code, out, _ = go(capsys, "replay", "c.toml", "data.jsonl", "--set", "limits.max_bad_share=1.0")
+    assert (code, "100% of the entries were refused (30 of 30)" in out.splitlines()[0]) == (0, True)
+
+
 def test_every_reason_has_a_setting_that_would_mend_it():
     assert {str(reason) for reason in Reason} - {str(reason) for reason in HINTS} == set()
 

@@ -146,6 +146,16 @@ def test_the_dead_letters_beside_it_are_checked_alike(folder, capsys):
         assert run_command(["replay", "c.toml", "data.jsonl", "--out", "out.jsonl"]).code == 2
 
 
+@pytest.mark.parametrize("command", ["replay", "fit"])
+def test_the_dead_letters_of_runs_are_no_place_for_something_else(folder, command):
+    """Beside the sink's file, or where the config says."""
+    Path("run-out.jsonl.dead-letters").write_bytes(RESULT)
+    own = ["--set", 'dead_letters={kind="files", path="earlier.jsonl"}']
+    with nothing_changes(folder):
+        assert run_command([command, "c.toml", "data.jsonl", "--out", "run-out.jsonl.dead-letters"]).code == 2
+        assert run_command([command, "c.toml", "data.jsonl", "--out", "earlier.jsonl", *own]).code == 2
+
+
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize(
     "arguments",
@@ -215,6 +225,13 @@ def test_a_replay_follows_a_link_and_keeps_its_file_s_mode(folder):
     assert Path("new.jsonl").read_text().splitlines() == written
     assert stat.S_IMODE(Path("earlier.jsonl").stat().st_mode) == 0o640
     assert [path.name for path in folder.iterdir() if "part" in path.name] == []
+
+
+def test_a_config_with_a_guarantee_is_replayed_like_any_other(folder):
+    """What it rests on, checkpoints, is left out of a replay."""
+    more = ["--set", "guarantee=effectively-once", "--set", 'checkpoint={path="state"}']
+    assert run_command(["replay", "c.toml", "data.jsonl", "--out", "earlier.jsonl", *more]).code == 0
+    assert not Path("state").exists()
 
 
 def test_a_replay_that_predicts_nothing_leaves_the_earlier_result(folder):

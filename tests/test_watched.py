@@ -130,9 +130,11 @@ def test_keyed_and_unlabelled_pipelines_have_their_zeros_too():
     moves = {key: v for key, v in series(metrics).items() if key[0] == "streamadapt_key_moves_total"}
     assert {dict(key[1:])["move"]: v for key, v in moves.items()} == {"evicted": 0, "restored": 0, "forgotten": 0}
     keyed._close()
-    unlabelled = lambda: Pipeline(
-        Unlabelled(1, classes=2), lambda x: x[-1:, :2].softmax(-1), guard=TwoLayer(prior={"base": 1.0})
-    )
+
+    def unlabelled():
+        guard = TwoLayer(prior={"base": 1.0})
+        return Pipeline(Unlabelled(1, classes=2), lambda x: x[-1:, :2].softmax(-1), guard=guard)
+
     plain, metrics, _ = engine_of(MemorySource([], finite=False), unlabelled)
     plain.source.open(plain)
     assert not [key for key in series(metrics) if key[0] == "streamadapt_labels_total"], "no label can come"

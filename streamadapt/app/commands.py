@@ -290,7 +290,9 @@ def _tell_summary(summary: dict[str, Any], *, as_json: bool) -> int:
         facts = None if problem is None else problem.facts
         if problem is not None:
             _say(safe(problem.text))
-        tell(json.dumps({**summary, "problem": facts, "refused": refusals(summary["run"])}))
+        # Facts of this run alone are left out: a run that was stopped and resumed says the same in the end.
+        shown = {name: value for name, value in summary.items() if name not in ("run", "records")}
+        tell(json.dumps({**shown, "problem": facts, "refused": refusals(summary["run"])}))
     else:
         if problem is not None:
             tell_loud(safe(problem.text))

@@ -15,7 +15,7 @@ from streamadapt.convert import convert
 from streamadapt.entry import Batch
 from streamadapt.errors import BadShareError, ConfigError
 from streamadapt.fit import fit_forecast, fit_supervised
-from streamadapt.outputs import Replacement, check_output, inputs_of
+from streamadapt.outputs import Replacement, check_output, inputs_of, letters_of
 from streamadapt.scaling_files import Scaling
 from streamadapt.tasks import Forecast, Supervised, Task
 
@@ -77,7 +77,7 @@ def fit_base(  # noqa: PLR0913 - each is an option of the command
         raise ConfigError("--ridge", ridge, "a finite number >= 0")
     weights = out or Path(str(config.base.get("weights" if linear else "scaling", "base.safetensors")))
     inputs = {name: file for name, file in inputs_of(config, config_path).items() if name != "base.weights"}
-    inputs |= {"the history": history} | ({} if labels is None else {"--labels": labels})
+    inputs |= letters_of(config) | {"the history": history} | ({} if labels is None else {"--labels": labels})
     target = check_output("base.weights", weights, inputs)
     form = convert(file_form(config), FileFormat, "source")
     fields = convert(codec_fields(config), FieldMap, "fields")

@@ -48,6 +48,10 @@ def hint_of(reason: str) -> str:
     return HINTS.get(reason, "streamadapt dlq list CONFIG shows the refused records")
 
 
+FEWEST: Final = 3
+"""Where earlier runs have predicted, fewer entries that were all refused tell nothing about the config."""
+
+
 class Problem(NamedTuple):
     """What is wrong with a run that came to its end.
 
@@ -80,7 +84,10 @@ class _Refused:
 
 
 def problem_of(run: Mapping[str, Any]) -> Problem | None:
-    """Judge a run by its facts (see `streamadapt.tally.Tally.facts`); None if nothing is wrong with it."""
+    """Judge a run by its facts (see `Engine.summary`); None if nothing is wrong with it.
+
+    With ``limits.max_bad_share = 1.0`` it is agreed that everything may be refused: that is said, and is no failure.
+    """
     refused = [_Refused(kind, *_most(run, kind)) for kind in ("entries", "labels")]
     worst = [one for one in refused if one.count and one.share > MOST]
     failed = _nothing_predicted(run, worst) or _nothing_learned(run, worst)
@@ -98,7 +105,8 @@ def problem_of(run: Mapping[str, Any]) -> Problem | None:
         facts |= {"what": first.kind, "count": first.count, "of": first.of, "share": first.share}
         facts |= {"reason": first.reason, "position": example["position"], "detail": example["detail"]}
         facts["setting"] = hint
-    return Problem(text, {"text": text, **facts}, 0 if failed is None else EXIT_REFUSED)
+    agreed = run["all_may_be_refused"] and bool(worst)
+    return Problem(text, {"text": text, **facts}, 0 if failed is None or agreed else EXIT_REFUSED)
 
 
 def _most(run: Mapping[str, Any], kind: str) -> tuple[int, int, str]:
@@ -114,6 +122,8 @@ def _nothing_predicted(run: Mapping[str, Any], worst: list[_Refused]) -> str | N
         return None
     if not run["ended"] and not any(one.kind == "entries" for one in worst):
         return None  # stopped while the first window was filling
+    if run["ever_predicted"] and run["read"]["entries"] < FEWEST:
+        return None  # the config has worked
     if not run["entries"]:
         return "nothing was predicted"
     window = run["window"]

@@ -18,7 +18,7 @@ from streamadapt.assemble import file_form, make_engine
 from streamadapt.config import Config, load_config
 from streamadapt.errors import ConnectorError
 from streamadapt.files import open_regular
-from streamadapt.outputs import Replacement, check_output, inputs_of
+from streamadapt.outputs import Replacement, check_output, inputs_of, letters_of
 from streamadapt.ports import DeadLetterSink, Sink
 
 __all__ = ["replay_config"]
@@ -72,21 +72,24 @@ def replay_config(
     """
     config = load_config(path, settings=settings)
     inputs = {**inputs_of(config, path), "the entries": entries}
+    letters = letters_of(config)
     source: dict[str, Any] = {"kind": "files", "path": str(entries)} | file_form(config)
     if labels is not None:
         source["label_path"] = str(labels)
         inputs["--labels"] = labels
-    config = msgspec.structs.replace(config, source=source, checkpoint=None, metrics=None)
-    targets = None if out is None else _targets(out, inputs)
+    # Nothing is there that a guarantee could rest on: no checkpoint, and no output of an earlier run.
+    given = {"source": source, "checkpoint": None, "metrics": None, "guarantee": "at-least-once"}
+    config = msgspec.structs.replace(config, **given)
+    targets = None if out is None else _targets(out, inputs, letters)
     torch.set_num_threads(config.threads)
     status = Console(stderr=True).status(Text(f"replaying {entries}"))
     with status if sys.stderr.isatty() else nullcontext():
         return _run(config, (entries, labels), targets)
 
 
-def _targets(out: Path, inputs: dict[str, Path]) -> tuple[Path, Path]:
-    """Return where predictions and dead letters go."""
-    target = check_output("--out", out, inputs, make_folders=True)
+def _targets(out: Path, inputs: dict[str, Path], letters: dict[str, Path]) -> tuple[Path, Path]:
+    """Return where predictions and dead letters go; `letters` are those of the config's own runs."""
+    target = check_output("--out", out, {**inputs, **letters}, make_folders=True)
     beside = Path(f"{out}.dead-letters")
     return target, check_output("--out", beside, {**inputs, "--out": out}, make_folders=True)
 
