@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from streamadapt.base import Base, FrozenModel, as_base
+from streamadapt.base import Base, FrozenModel, as_base, check_probabilities
 from streamadapt.config import Config
 from streamadapt.convert import check_keys, convert
 from streamadapt.defaults import default_learners
@@ -27,6 +27,7 @@ from streamadapt.learners import Learner
 from streamadapt.letter_ports import DeadLetterReader, StreamWriter
 from streamadapt.masking import scrubbed
 from streamadapt.metrics import Metrics
+from streamadapt.outputs import check_outputs
 from streamadapt.panel import Panel
 from streamadapt.pipeline import Pipeline
 from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
@@ -36,9 +37,10 @@ from streamadapt.scaling_files import give_scaling
 from streamadapt.tasks import Forecast, Supervised, Task, Unlabelled
 
 __all__ = [
-    "ahead_ns",
     "check_config",
     "codec_fields",
+    "file_form",
+    "look_at_files",
     "make_codec",
     "make_engine",
     "make_letter_reader",
@@ -46,6 +48,7 @@ __all__ = [
     "make_stream_writer",
     "make_task",
     "stuck_after_s",
+    "time_limits",
 ]
 
 _PLAIN = (AdaHedge, PlainBOA, PlainMLPoly, Simplex, RidgeOnly, Mean, Median)
@@ -53,8 +56,10 @@ _GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, No
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
 _LIMITS: dict[str, Any] = {  # Any: a duration, which says itself what it expects
     "record_bytes": int, "depth": int, "width": int, "max_buffer": int,
-    "max_ahead": Any, "max_bad_share": float, "stuck_after": Any,
+    "max_ahead": Any, "max_behind": Any, "max_bad_share": float, "stuck_after": Any,
 }  # fmt: skip
+_FORM = ("delimiter", "columns", "comment", "encoding")
+"""Keys of ``[source]`` that say how files are written."""
 _OPENED_WHEN_MADE = ("files",)
 """Sinks that create or mend their file as soon as they are made: a check must leave that to the run."""
 
@@ -72,6 +77,7 @@ def check_config(config: Config) -> Pipeline | KeyedPipeline:
     ConfigError
         See `make_pipeline`.
     """
+    check_outputs(config)
     pipeline = make_pipeline(config)
     if config.panel is None and isinstance(pipeline.base, FrozenModel):
         _check_said(config, make_task(config.task), pipeline.base)
@@ -134,6 +140,7 @@ def _one_pipeline(config: Config, base: Base) -> Pipeline:
         panel=_panel(config),
         budget=budget,
         intervals=_intervals(config),
+        **{k: config.limits[k] for k in ("max_ahead", "max_behind") if k in config.limits},
     )
 
 
@@ -170,14 +177,14 @@ def make_engine(
     config: Config,
     metrics: Metrics | None = None,
     *,
-    sinks: tuple[Sink, DeadLetterSink] | None = None,
+    sinks: Callable[[], tuple[Sink, DeadLetterSink]] | None = None,
 ) -> Engine:
     """Make the engine, with its source and sinks, none of them connected.
 
     Parameters
     ----------
-    sinks : pair of sinks, optional
-        For predictions and for dead letters, in place of the config's.
+    sinks : callable () -> (Sink, DeadLetterSink), optional
+        Makes those for predictions and for dead letters, in place of the config's, once all else is known to be right.
 
     Raises
     ------
@@ -186,14 +193,19 @@ def make_engine(
     ConnectorError
         If a sink's file cannot be opened.
     """
+    if sinks is None:
+        check_outputs(config)
     make_pipeline(config)  # what is wrong with it is said before anything connects
     source, label_wait_s = _source(config)
     codec = _codec(config, source)
+    source.look(codec)
     settings = _settings(config, label_wait_s)
     if sinks is None:
         make_sink, make_letters = (make for _, make in _sinks(config))
-        sinks = make_sink(), make_letters()
-    return Engine(source, lambda: make_pipeline(config), sinks[0], codec, sinks[1], settings=settings, metrics=metrics)
+        sink, letters = make_sink(), make_letters()
+    else:
+        sink, letters = sinks()
+    return Engine(source, lambda: make_pipeline(config), sink, codec, letters, settings=settings, metrics=metrics)
 
 
 def make_task(table: Mapping[str, Any]) -> Task:
@@ -209,6 +221,8 @@ def codec_fields(config: Config) -> dict[str, Any]:
     """Return the codec's mapping, with what follows from the task and the source where it is not given."""
     fields = dict(config.fields)
     fields.setdefault("outputs", config.task.get("outputs", 1))
+    if config.task.get("kind") == Supervised.name and "classes" in config.task:
+        fields["classes"] = config.task["classes"]
     paths = [config.source.get(name, ()) for name in ("path", "label_path")]
     names = [name for path in paths for name in ([path] if isinstance(path, str) else path)]
     if config.source.get("kind") == "files" and any(str(name).removesuffix(".gz").endswith(".csv") for name in names):
@@ -225,7 +239,34 @@ def _source(config: Config) -> tuple[Any, float]:
     """Return the source, and how long an entry waits for its label stream, in seconds."""
     table = dict(config.source)
     label_wait_s = duration_s("source.label_wait", table.pop("label_wait", "2s"))
-    return build("sources", "source", table), label_wait_s
+    return build("sources", "source", _without_form(table)), label_wait_s
+
+
+def file_form(config: Config) -> dict[str, Any]:
+    """Return what ``[source]`` says of how files are written: those of `replay` and `fit`, too."""
+    return {name: config.source[name] for name in _FORM if name in config.source}
+
+
+def _without_form(table: dict[str, Any]) -> dict[str, Any]:
+    """Take out what is about files, for the `replay` and `fit` of a stream that comes from elsewhere."""
+    return {k: v for k, v in table.items() if k not in _FORM} if table.get("kind") == "kafka" else table
+
+
+def look_at_files(config: Config) -> list[dict[str, Any]]:
+    """Return what a run would find at the beginning of the files that the config names; see `Source.look`.
+
+    Raises
+    ------
+    ConfigError
+        If one cannot be read, or does not hold what the fields name.
+    """
+    source, _ = _source(config)
+    found: list[dict[str, Any]] = source.look(_codec(config, source))
+    source.close()
+    for one in found:
+        if "problem" in one:
+            raise ConfigError("source.path", one["path"], f"a file that can be read ({one['problem']})")
+    return found
 
 
 def _codec(config: Config, source: Any) -> Any:
@@ -253,7 +294,7 @@ def make_letter_reader(config: Config) -> DeadLetterReader:
 
 def make_stream_writer(config: Config) -> StreamWriter:
     """Make what puts records at the end of the source's streams; not connected."""
-    table = {k: v for k, v in config.source.items() if k != "label_wait"}
+    table = _without_form({k: v for k, v in config.source.items() if k != "label_wait"})
     writer: StreamWriter = build("stream_writers", "source", table)
     return writer
 
@@ -273,7 +314,7 @@ def _settings(config: Config, label_wait_s: float = 0.0) -> EngineSettings:
         config_digest=config.digest(),
         guarantee=config.guarantee,
         keys_path=None if config.keys is None or config.keys.path is None else folder_of(config.keys.path, "keys.path"),
-        **{k: limits[k] for k in ("max_ahead_ns", "max_bad_share", "max_buffer") if k in limits},
+        **{k: limits[k] for k in ("max_ahead_ns", "max_behind_ns", "max_bad_share", "max_buffer") if k in limits},
     )
 
 
@@ -288,15 +329,18 @@ def _limits(table: Mapping[str, Any]) -> dict[str, Any]:
     limits["stuck_after_s"] = duration_s("limits.stuck_after", limits.pop("stuck_after", "60s"))
     if not limits["stuck_after_s"] > 0.0:
         raise ConfigError("limits.stuck_after", table["stuck_after"], "a duration > 0")
-    if "max_ahead" in limits:
-        limits["max_ahead_ns"] = duration_ns("limits.max_ahead", limits.pop("max_ahead"))
+    for name in ("max_ahead", "max_behind"):
+        if name in limits:
+            limits[f"{name}_ns"] = duration_ns(f"limits.{name}", limits.pop(name))
     return limits
 
 
-def ahead_ns(config: Config) -> int:
-    """Return how far ahead of those that follow it a record may be dated."""
-    most_ns: int = _limits(config.limits).get("max_ahead_ns", EngineSettings.max_ahead_ns)
-    return most_ns
+def time_limits(config: Config) -> tuple[int, int]:
+    """Return how far behind and how far ahead of the newest time a record may be dated, ns."""
+    limits = _limits(config.limits)
+    behind_ns: int = limits.get("max_behind_ns", EngineSettings.max_behind_ns)
+    ahead_ns: int = limits.get("max_ahead_ns", EngineSettings.max_ahead_ns)
+    return behind_ns, ahead_ns
 
 
 def stuck_after_s(config: Config) -> float:
@@ -312,6 +356,10 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
     if config.panel is not None:
         _check_panel_fields(config)
         return
+    if config.keys is not None and "key" not in fields and config.source.get("kind") == "files":
+        raise ConfigError("fields.key", None, "a field's path: with [keys] it says whose a record is")
+    if "classes" in fields:
+        raise ConfigError("fields.classes", fields["classes"], "no such key here: task.classes has them")
     width = _width(config)
     if base.channels is not None and width not in (None, base.channels):
         raise ConfigError("fields.values", values, f"{base.channels} channels, which the base was fitted on")
@@ -340,7 +388,8 @@ def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
         return
     wanted = [task.rows, task.columns(channels)]
     try:
-        found: object = list(base.to("cpu")(torch.zeros(task.window_length, channels)).output.shape)
+        output = base.to("cpu")(torch.zeros(task.window_length, channels, dtype=torch.float32)).output
+        found: object = list(output.shape)
     except (ConfigError, ShapeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -352,6 +401,8 @@ def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
     if found != wanted:
         expected = f"a model that makes {wanted}, as the task has, of a window of {[task.window_length, channels]}"
         raise ConfigError("base.path" if base.kind == "export" else "base.factory", found, expected)
+    if task.kind == "classification":
+        check_probabilities(output)
 
 
 def _check_panel_fields(config: Config) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from streamadapt.door import own_settings
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.features import feature_count, linear_features
 from streamadapt.learners.base import BaseOutput, Prior, TaskKind
@@ -20,7 +21,16 @@ from streamadapt.origin import FLOAT32_MAX
 from streamadapt.turns import Turn
 from streamadapt.weights import read_tensors
 
-__all__ = ["Base", "FrozenModel", "Linear", "Persistence", "as_base", "load_module", "without_nonfinite"]
+__all__ = [
+    "Base",
+    "FrozenModel",
+    "Linear",
+    "Persistence",
+    "as_base",
+    "check_probabilities",
+    "load_module",
+    "without_nonfinite",
+]
 
 
 class Base(nn.Module, ABC):
@@ -279,6 +289,7 @@ class FrozenModel(Base):
 
     kind: ClassVar[str] = "module"
 
+    @own_settings
     def __init__(
         self,
         model: Callable[..., Any],
@@ -343,6 +354,31 @@ class FrozenModel(Base):
         if self.softmax:
             output = torch.softmax(output, dim=-1)
         return BaseOutput(output, None if embedding is None else torch.as_tensor(embedding).float().flatten())
+
+
+def check_probabilities(output: Tensor) -> bool:
+    """Check that a classification's base returns distributions; whether there was anything to be seen.
+
+    Rounding is allowed for: 1 in 1,000 for each probability, 1 in 100 for their sum. Probabilities that were put
+    through a softmax once more are still distributions, and cannot be told from others.
+
+    Parameters
+    ----------
+    output : Tensor, (1, classes)
+
+    Raises
+    ------
+    ConfigError
+        If the probabilities are none.
+    """
+    if not bool(torch.isfinite(output).all()):
+        return False
+    low, high, total = output.min().item(), output.max().item(), output.sum(dim=-1)[0].item()
+    if low < -1e-3 or high > 1.0 + 1e-3 or abs(total - 1.0) > 1e-2:
+        expected = "true: the model returns no probabilities (from 0 to 1, with the sum 1) but, it seems, logits"
+        said = ", ".join(f"{p:.4g}" for p in output[0, :6].tolist()) + (", ..." if output.shape[1] > 6 else "")
+        raise ConfigError("base.softmax", False, f"{expected}, such as {said}")
+    return True
 
 
 def without_nonfinite(said: BaseOutput, kind: TaskKind, instead: Tensor) -> tuple[BaseOutput, Mask | None]:

@@ -65,7 +65,10 @@ def polar_factor(matrix: Tensor, near: Tensor | None = None) -> Tensor:
         found = _from_square(matrix)
         if found is not None:
             return found
-    u, _, vh = torch.linalg.svd(matrix)
+    try:
+        u, _, vh = torch.linalg.svd(matrix)
+    except RuntimeError:  # it did not converge
+        return torch.full_like(matrix, torch.nan)
     nearest: Tensor = u @ vh
     return nearest
 
@@ -73,12 +76,16 @@ def polar_factor(matrix: Tensor, near: Tensor | None = None) -> Tensor:
 def _is_calm(matrix: Tensor, near: Tensor) -> bool:
     n = len(matrix)
     mean = float((near * matrix).sum()) / n
-    return mean > 0.0 and float(torch.linalg.vector_norm(matrix)) ** 2 / n <= (1.0 + CALM**2) * mean**2
+    length = float(torch.linalg.vector_norm(matrix))
+    return mean > 0.0 and length * length / n <= (1.0 + CALM**2) * mean * mean < math.inf
 
 
 def _from_square(matrix: Tensor) -> Tensor | None:
     """``matrix (matrix^T matrix)^(-1/2)``; None where squaring costs too many digits."""
-    values, vectors = torch.linalg.eigh(matrix.mT @ matrix)
+    try:
+        values, vectors = torch.linalg.eigh(matrix.mT @ matrix)
+    except RuntimeError:  # it did not converge, or the squares are beyond all numbers
+        return None
     ascending = values.tolist()
     least, largest = ascending[0], ascending[-1]
     if not least > SQUARABLE * largest:

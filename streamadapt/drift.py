@@ -29,6 +29,14 @@ from streamadapt.unpickle import dumps_river, loads_river
 
 __all__ = ["DriftMonitor"]
 
+FARTHEST = 30.0
+"""A value counts for at most so many mean sizes of the signal (or so much, where that is more): ADWIN's variance would
+know of nothing else for thousands of values."""
+SIZE_RATE = 0.01
+"""How fast the mean size follows the values."""
+MOST = 1e6
+"""No value counts for more, whatever the first ones were."""
+
 
 class DriftMonitor:
     """One detector on one signal, and its reaction.
@@ -114,6 +122,7 @@ class DriftMonitor:
         self.refused = 0
         self.fired_channels: tuple[int, ...] = ()
         self._quiet = 0  # values still to pass before the next alarm
+        self._sizes: list[tuple[int, float]] = []  # by channel: values so far, up to 1 / SIZE_RATE, and their mean size
         one = make_detector(detector, self.params)  # also tells at once whether river takes the arguments
         self._rivers: list[Any] = [] if self.each else [one]
 
@@ -153,7 +162,7 @@ class DriftMonitor:
         self.refused += len(values) - len(seen)
         if not seen:
             return False
-        firing = tuple(i for i in seen if tell(self.detector, self._rivers[i], values[i]))
+        firing = tuple(i for i in seen if tell(self.detector, self._rivers[i], self._bounded(i, values[i])))
         fired = bool(firing) and self._quiet == 0
         self._quiet = self.cool_down if fired else max(self._quiet - 1, 0)
         if fired:
@@ -161,6 +170,17 @@ class DriftMonitor:
             if self.boost is not None:
                 self.boost.fire()
         return fired
+
+    def _bounded(self, i: int, value: float) -> float:
+        """Return a value of channel `i`, cut to what is not beyond all before it."""
+        while len(self._sizes) <= i:
+            self._sizes.append((0, 0.0))
+        count, size = self._sizes[i]
+        bound = min(FARTHEST * max(size, 1.0), MOST) if count else MOST
+        bounded = min(max(value, -bound), bound)
+        count = min(count + 1, round(1.0 / SIZE_RATE))
+        self._sizes[i] = count, size + (abs(bounded) - size) / count
+        return bounded
 
     def restart(self) -> None:
         """Start the detectors again from nothing."""
@@ -178,6 +198,7 @@ class DriftMonitor:
             "quiet": self._quiet,
             "boost": None if self.boost is None else self.boost.level,
             "fired_channels": list(self.fired_channels),
+            "sizes": [list(size) for size in self._sizes],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,5 +207,6 @@ class DriftMonitor:
         self.refused = int(state["refused"])
         self._quiet = int(state["quiet"])
         self.fired_channels = tuple(int(i) for i in state["fired_channels"])
+        self._sizes = [(int(count), float(size)) for count, size in state.get("sizes", ())]  # absent in older ones
         if self.boost is not None:
             self.boost.level = float(state["boost"])

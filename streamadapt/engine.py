@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from streamadapt.keyed import KeyedPipeline
 from streamadapt.lane import Lane
 from streamadapt.merge import Arrived
 from streamadapt.metrics import Metrics, NullMetrics, StageTiming
+from streamadapt.metrics_start import zeros_of
 from streamadapt.pipeline import Pipeline
 from streamadapt.ports import (
     Clock,
@@ -29,6 +31,9 @@ from streamadapt.ports import (
     SystemClock,
 )
 from streamadapt.report import summarise
+from streamadapt.runlog import RunLog
+from streamadapt.tally import Tally
+from streamadapt.time_watch import TimeWatch
 
 __all__ = ["BAD_SHARE_OF", "Codec", "Engine", "EngineSettings"]
 
@@ -67,6 +72,13 @@ class Engine:
         Called at every named step of a checkpoint; tests raise from it.
     beat : int
         Counts up with every poll and every lot of records: a watchdog's proof that the loop moves.
+    opened : bool
+        Whether `run` has opened the source, and restored what that one assigned at once.
+    drained : bool
+        Whether `run` has processed and saved what it had to: what is left is to close.
+    closing : bool
+        Whether a sink, the source or a folder is just being closed.
+    run_log : RunLog
     """
 
     def __init__(
@@ -94,17 +106,39 @@ class Engine:
         self.lanes: dict[int, Lane] = {}
         self.stopping = False
         self.beat = 0
+        self.opened = False
+        self.drained = False
+        self.closing = False
+        self._thread: threading.Thread | None = None
+        self._finished = False
+        self.run_log = RunLog(self.clock)
+        self._tally = Tally()
+        self._ended = False
+        self._behind: dict[StreamPartition, int] = {}  # records not yet processed, where that is known
+        self._stopped_at: float | None = None
         self._index = {stream: i for i, stream in enumerate(source.streams)}
         self._bad_share = BadShare(self.settings.max_bad_share)
+        for one in (sink, dead_letters):
+            one.break_off_when(self._given_up)
         self._last_checkpoint = self.clock.monotonic()
         self._timing = StageTiming(self.clock, self.metrics)
         self._paused: frozenset[StreamPartition] = frozenset()
         self._drifts_logged: dict[int, int] = {}
+        self._time_watches: dict[int, TimeWatch] = {}
         self._state = ""
 
     def stop(self) -> None:
-        """Ask `run` to drain and return; may be called from a signal handler or another thread."""
+        """Ask `run` to drain and return; may be called from a signal handler or another thread.
+
+        It is heard between two lots of 32 records, and by sinks that heed `Sink.break_off_when`: what they still wait
+        for `EngineSettings.drain_s` later is given up with an error, and a restart replays from the last checkpoint.
+        """
+        if self._stopped_at is None:
+            self._stopped_at = self.clock.monotonic()
         self.stopping = True
+
+    def _given_up(self) -> bool:
+        return self._stopped_at is not None and self.clock.monotonic() - self._stopped_at >= self.settings.drain_s
 
     def run(self) -> dict[str, Any]:
         """Run until `stop`, or until a finite source has ended and everything was processed.
@@ -119,13 +153,27 @@ class Engine:
         ConnectorError, CheckpointError
             What waiting cannot mend; nothing past the last checkpoint is lost, a restart replays it.
         """
+        self._thread, self._finished = threading.current_thread(), False
+        try:
+            return self._run()
+        finally:
+            self._finished = True
+
+    @property
+    def alive(self) -> bool:
+        """Whether `run` has not begun, or has not ended yet and its thread is alive."""
+        return not self._finished and (self._thread is None or self._thread.is_alive())
+
+    def _run(self) -> dict[str, Any]:
         try:
             self.source.open(self)
+            self.opened = True
             while not self.stopping and not self.step():
                 pass
             # Nothing new since the last one: another like it would only push older ones out.
             if any(lane.since_checkpoint for lane in self.lanes.values()):
                 self.checkpoint()
+            self.drained = True
             summary = self.summary()
         except BaseException:
             for error in self._close():
@@ -144,27 +192,28 @@ class Engine:
         now = self.clock.monotonic()
         if records:
             with self._timing.stage("decode"):
-                self._take_in(records)
+                self._take_in(records, now)
         lag = self.source.lag()
         ended = self._watch_source(lag) == "ended"
         for lane in list(self.lanes.values()):
             for i, stream in enumerate(lane.streams):
                 left = lag.get(StreamPartition(stream, lane.partition))
                 lane.merge.note_lag(i, left, now)
-                for record, item in lane.lookaheads[i].release(behind=bool(left) and not ended):
-                    lane.merge.offer(i, record, item, now)
             self._advance(lane, now, ended)
+            self._time_watches[lane.partition].look_held(lane.merge.held)
+        self._note_lag(lag)
+        self.run_log.tick(self._figures)
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()
-        done = ended and not any(lane.waiting for lane in self.lanes.values())
+        done = self._ended = ended and not any(lane.waiting for lane in self.lanes.values())
         for lane in self.lanes.values() if done else ():
             self._hand_out(lane, *lane.finish())  # nothing comes any more; a plain stop cannot know that
         return done
 
     # -- one round
 
-    def _take_in(self, records: Sequence[Record]) -> None:
+    def _take_in(self, records: Sequence[Record], now: float) -> None:
         for record in records:
             at = record.position
             lane = self.lanes.get(at.partition)
@@ -175,7 +224,7 @@ class Engine:
                 item = lane.clocks[at.stream].take(at.offset, self.codec.decode(record))
             except EntryError as error:
                 item = DeadLetter(record, error.reason.value, "decode", error.detail)
-            lane.lookaheads[self._index[at.stream]].push(record, item)
+            lane.merge.offer(self._index[at.stream], record, item, now)
 
     def _advance(self, lane: Lane, now: float, ended: bool) -> None:
         """Process what may be processed, in small lots, for a while: signals and other partitions get their turn."""
@@ -193,12 +242,14 @@ class Engine:
         lane.check_owner()  # a process that was stopped for a while must not speak before it knows
         predictions, letters = lane.process(released)
         self._hand_out(lane, predictions, letters)
+        self._tally.add(lane, released, letters)
         self._bad_share.add(len(released), letters)
 
     def _hand_out(self, lane: Lane, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
         with self._timing.stage("emit"):
             self._emit(predictions, letters)
         self._log_drifts(lane, predictions)
+        self._time_watches[lane.partition].look(lane.pipeline.stats, letters, lane.out_of_order)
         self.metrics.pipeline(lane.partition, lane.pipeline.stats)
 
     def _emit(self, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
@@ -206,6 +257,7 @@ class Engine:
             self.sink.write(predictions)
         if letters:
             self.dead_letters.write(letters)
+            self.run_log.refused(letters)
             for letter in letters:
                 self.metrics.dead_letter(letter.reason, letter.stage)
                 _LOG.debug("dead letter %s %s: %s", letter.record.position, letter.reason, letter.detail)
@@ -227,8 +279,30 @@ class Engine:
             _LOG.info("source is %s", state)
             self._state = state
         self.metrics.source_state(state)
-        self.metrics.lag(lag)
+        self._note_lag(lag)
         return state
+
+    def _note_lag(self, left: Mapping[StreamPartition, int]) -> None:
+        """Count what is not processed: what the source still has, and what waits here for its turn."""
+        self._behind = {
+            at: left[at] + len(lane.merge.queues[i])
+            for lane in self.lanes.values()
+            for i, at in enumerate(StreamPartition(stream, lane.partition) for stream in lane.streams)
+            if at in left
+        }
+        self.metrics.lag(self._behind)
+
+    def _figures(self) -> dict[str, Any]:
+        lanes = list(self.lanes.values())
+        facts = self._tally.facts(lanes, ended=self._ended)
+        losses: dict[str, tuple[float, int]] = {}
+        for lane in lanes:
+            stats = lane.pipeline.stats
+            for role, cells in stats.loss_cells.items():
+                total, before = losses.get(role, (0.0, 0))
+                losses[role] = total + stats.loss_sum[role], before + cells
+        lag = sum(self._behind.values()) if self._behind else None
+        return {name: facts[name] for name in ("entries", "predictions")} | {"lag": lag, "losses": losses}
 
     def _apply_backpressure(self) -> None:
         paused = {
@@ -303,16 +377,22 @@ class Engine:
             )
         pipeline = self.make_pipeline()
         pipeline.timing = self._timing
-        wait_s, most_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
+        wait_s, max_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
         keys_path = None if self.settings.keys_path is None else folder_of(self.settings.keys_path, "keys.path")
-        lane = Lane(partition, self.source.streams, pipeline, store, wait_s, most_ahead_ns, keys_path)
+        lane = Lane(
+            partition, self.source.streams, pipeline, store, wait_s, max_ahead_ns, keys_path,
+            max_behind_ns=self.settings.max_behind_ns, max_held=self.settings.max_buffer,
+        )  # fmt: skip
         try:
             info = self.delivery.resume(lane, self.settings.config_digest)
         except BaseException:
             lane.close()  # nobody else will: an engine has only the lanes that came up
             raise
+        self.metrics.expect(partition, zeros_of(pipeline))
         self.metrics.damaged_checkpoints(partition, 0 if store is None else store.damaged)
         self.lanes[partition] = lane
+        self._time_watches[partition] = TimeWatch(partition, pipeline.stats)
+        self._tally.opened(lane)
         self._drifts_logged[partition] = sum(pipeline.stats.drifts.values())
         self.metrics.pipeline(partition, pipeline.stats)
         places = " ".join(f"{at}@{offset}" for at, offset in lane.positions.items())
@@ -340,6 +420,7 @@ class Engine:
                 self._save(lanes)
         finally:
             for lane in lanes:
+                self._tally.closed(lane)
                 self.delivery.let_go(lane)
                 lane.close()
                 self.metrics.forget(lane.partition)
@@ -348,8 +429,21 @@ class Engine:
     # -- the end
 
     def summary(self) -> dict[str, Any]:
-        """Return the statistics of all partitions as plain values; see `streamadapt.report.summarise`."""
-        return summarise([lane.pipeline.stats for lane in self.lanes.values()])
+        """Return the statistics of all partitions as plain values.
+
+        Returns
+        -------
+        dict
+            See `streamadapt.report.summarise`; ``run``: see `Tally.facts`; ``records``: read by this run; ``lag``:
+            partition -> records not yet processed, where that is known;
+            ``out_of_order``: an entry that came out of order.
+        """
+        lanes = list(self.lanes.values())
+        run = self._tally.facts(lanes, ended=self._ended)
+        lag = {str(at): behind for at, behind in self._behind.items()}
+        examples = [example for watch in self._time_watches.values() if (example := watch.example)]
+        told = {"records": run["records"], "run": run, "lag": lag, "out_of_order": examples[0] if examples else ""}
+        return summarise([lane.pipeline.stats for lane in lanes]) | told
 
     def _close(self) -> list[Exception]:
         """Close everything, the group last: who takes over must find all that was said. Return what went wrong."""
@@ -357,7 +451,10 @@ class Engine:
         lanes = self.lanes.values()
         for close in (self.sink.close, self.dead_letters.close, self.source.close, *(lane.close for lane in lanes)):
             try:
+                self.closing = True
                 close()
+                self.closing = False
             except Exception as error:  # everything gets its chance to close
+                self.closing = False
                 errors.append(error)
         return errors

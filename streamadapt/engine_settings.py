@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamadapt.errors import ConfigError
+from streamadapt.event_clock import DAY_NS, MAX_BEHIND_NS
 from streamadapt.folder import Folder
 
 __all__ = ["EngineSettings"]
-
-DAY_NS = 86_400 * 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +31,12 @@ class EngineSettings:
         Longest wait for records.
     turn_s : float, s
         A partition gives way to the others, and to polling, after so long.
+    drain_s : float, s
+        After `Engine.stop`, so long for what a sink still waits for; then that is given up. Sinks must heed it.
     max_buffer : int, records
         A partition with so many records waiting is paused.
-    max_ahead_ns : int, ns of event time
-        See `Lookahead`.
+    max_ahead_ns, max_behind_ns : int, ns of event time
+        See `Merge`.
     max_bad_share : float in (0, 1]
         The engine stops when more than this share of the last `BAD_SHARE_OF` records was refused: that is a wrong
         config, not bad records.
@@ -54,8 +55,10 @@ class EngineSettings:
     label_wait_s: float = 2.0
     poll_s: float = 0.2
     turn_s: float = 1.0
+    drain_s: float = 5.0
     max_buffer: int = 10_000
     max_ahead_ns: int = DAY_NS
+    max_behind_ns: int = MAX_BEHIND_NS
     max_bad_share: float = 0.95
     config_digest: str = ""
     guarantee: str = "at-least-once"
@@ -65,6 +68,8 @@ class EngineSettings:
         for name in ("checkpoint_every_s", "poll_s"):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(name, getattr(self, name), "a number of seconds > 0")
+        if not self.drain_s >= 0.0:
+            raise ConfigError("drain_s", self.drain_s, "a number of seconds >= 0")
         if not self.label_wait_s >= 0.0:
             raise ConfigError("label_wait", self.label_wait_s, "a number of seconds >= 0")
         if not 0.0 < self.max_bad_share <= 1.0:

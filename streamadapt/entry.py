@@ -53,15 +53,16 @@ class Entry:
 
     Attributes
     ----------
-    values : ndarray, (channels,), float32
-        The measurements; NaN marks a missing one, infinite values never get here.
+    values : ndarray, (channels,), float64
+        The measurements; NaN marks a missing one, infinite values never get here. From Python also lists, rows of data
+        frames, tensors and what else docs/numbers.md names: a pipeline turns them into this.
     time : int, ns since the Unix epoch
-        Event time.
+        Event time. From Python also a float (seconds), a `datetime` or a `numpy.datetime64`.
     id : str
         What labels refer to; unique among the entries that still wait for a label.
     key : str
         The stream it belongs to within its topic (a sensor, a user); empty where there is none.
-    label : ndarray, (outputs,), float32, or None
+    label : ndarray, (outputs,), float64, or None
         The label that came with the entry itself. It is learned only after the entry was predicted.
         Classification: one value, the class's index; `Supervised.label` makes it of a class's name.
     position : Position
@@ -91,7 +92,7 @@ class Label:
     ----------
     id : str
         The `Entry.id` it belongs to.
-    value : ndarray, (outputs,), float32
+    value : ndarray, (outputs,), float64
         NaN marks an output that this label says nothing about. Classification: one value, the class's index.
     time : int, ns since the Unix epoch
         When the label became known (not when its entry was measured).
@@ -112,11 +113,11 @@ class Prediction:
 
     Attributes
     ----------
-    served : ndarray, (rows, columns), float32
+    served : ndarray, (rows, columns), float64
         The guarded mixture: what to use. Rows are forecast steps (1 for supervised tasks), columns are channels,
         outputs or class probabilities. NaN only where the task knows nothing (a channel never observed) or the base
         said nothing finite.
-    base : ndarray, (rows, columns), float32
+    base : ndarray, (rows, columns), float64
         What the frozen model alone says.
     experts : mapping of str to ndarray, (rows, columns)
         Every expert's prediction, the base's included.
@@ -134,7 +135,7 @@ class Prediction:
         What the loss of `served` is expected to be, in the task's loss; None where nothing is known to tell it from.
     scores : mapping of str to float
         What learners tell about the entry itself, such as ``dictionary-error``: a drift signal and an anomaly score.
-    low, high : ndarray, (rows, columns), float32, or None
+    low, high : ndarray, (rows, columns), float64, or None
         The interval that holds the target with the coverage asked for; None without `streamadapt.intervals.Intervals`,
         NaN in cells of which no error is known yet.
     columns : tuple of str
@@ -169,10 +170,10 @@ class Batch:
 
     Attributes
     ----------
-    values : ndarray, (n, channels), float32
-        NaN marks a missing value.
+    values : ndarray, (n, channels), float64 or float32
+        NaN marks a missing value. Anything else that numpy can make numbers of becomes float64.
     times : ndarray, (n,), int64, ns
-    labels : ndarray, (n, outputs), float32, or None
+    labels : ndarray, (n, outputs), float64 or float32, or None
         NaN rows are unlabelled.
     channels : tuple of str
         Names of the columns of `values`; may be empty.
@@ -184,6 +185,10 @@ class Batch:
     channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("values", "labels"):
+            given: Any = getattr(self, name)
+            if given is not None and not (isinstance(given, np.ndarray) and given.dtype in (np.float32, np.float64)):
+                object.__setattr__(self, name, np.asarray(given, np.float64))
         if self.values.ndim != 2 or len(self.times) != len(self.values):
             raise ShapeError(f"values must be (n, channels) with n times, got {self.values.shape}, {self.times.shape}")
         if self.labels is not None and (self.labels.ndim != 2 or len(self.labels) != len(self.values)):

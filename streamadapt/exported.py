@@ -108,7 +108,7 @@ class Program(nn.Module):
         """
         held = {name: self._buffers[where] for name, where in self._held.items()}
         ghosts = {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for n, t in held.items()}  # type: ignore[union-attr]
-        zeros = torch.zeros(self.shape)
+        zeros = torch.zeros(self.shape, dtype=torch.float32)
         before = [t._version for t in (*held.values(), zeros)]  # type: ignore[union-attr]
         try:
             with torch.no_grad():
@@ -148,7 +148,7 @@ class Exported(FrozenModel):
         said = program.prove()
         self._shape = program.shape[-2:]
         super().__init__(program, batched=len(program.shape) == 3, softmax=softmax)
-        self._said = tuple(self(torch.zeros(self._shape)).output.shape)
+        self._said = tuple(self(torch.zeros(self._shape, dtype=torch.float32)).output.shape)
         if any(not t.is_floating_point() for t in said):
             raise UnreadableError("outputs that are no floating-point numbers")
 

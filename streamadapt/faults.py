@@ -52,7 +52,7 @@ class Faults:
         if kind not in self._logged:
             self._logged.add(kind)
             _LOG.error(
-                "%s raised %s: it is left out for now, and the stream goes on; counted from now on, not logged again",
+                "%s raised %s; the stream goes on. More errors of this kind from it are counted, and not logged.",
                 part,
                 kind[1],
                 exc_info=error,

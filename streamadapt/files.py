@@ -6,13 +6,29 @@ where no link may be followed (checkpoints), see `streamadapt.durable`.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, Final
 
-__all__ = ["MOST_WEIGHTS", "open_regular", "read_most", "read_regular"]
+__all__ = [
+    "MOST_WEIGHTS",
+    "decoded",
+    "encoding_of_mark",
+    "kind_of",
+    "open_regular",
+    "open_to_append",
+    "read_most",
+    "read_regular",
+]
+
+MARKS: Final = (  # the longer ones first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
 
 MOST_WEIGHTS: Final = 1 << 36
 """The largest file of weights that is read: 64 GiB."""
@@ -36,6 +52,45 @@ def open_regular(file: Path) -> BinaryIO:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
+
+
+def open_to_append(file: Path) -> BinaryIO:
+    """Open a regular file for reading and appending; it is made if it is missing.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or is a folder, a pipe, a socket or a device: these are not opened at all.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(FileNotFoundError):
+        _check_regular(file.stat().st_mode)  # opening a device can do something already
+    descriptor = os.open(file, flags, 0o666)
+    try:
+        _check_regular(os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "ab+")
+
+
+def _check_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"no regular file: {kind_of(mode)} is there")
+
+
+def kind_of(mode: int) -> str:
+    """Return in words what a file is, from its ``st_mode``."""
+    words = {
+        stat.S_IFREG: "a regular file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a link",
+    }
+    return words.get(stat.S_IFMT(mode), "something that is no file")
 
 
 def read_regular(file: Path, most: int) -> bytes:
@@ -64,3 +119,19 @@ def read_most(file: IO[bytes], most: int) -> bytes:
         parts.append(part)
         most -= len(part)
     return b"".join(parts)
+
+
+def encoding_of_mark(start: bytes) -> str | None:
+    """Return the encoding that a byte-order mark at the start of a text says; None without one."""
+    return next((encoding for mark, encoding in MARKS if start.startswith(mark)), None)
+
+
+def decoded(data: bytes) -> str:
+    """Return a whole text, of which a byte-order mark is no part: UTF-8 unless the mark says otherwise.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        If it is not.
+    """
+    return data.decode(encoding_of_mark(data[:4]) or "utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ class GuardKeeper:
         self.good: dict[str, Any] | None = None
         self.count = 0  # updates since the newest snapshot
         self.trouble = 0  # faults since then
-        self._rebuild: Callable[[], None] = lambda: None
+        self._arguments: tuple[Any, ...] = ()
         self._shape: tuple[int, int, int] = (0, 0, 0)  # experts, rows, columns
         self._own = 0
 
@@ -53,10 +52,10 @@ class GuardKeeper:
             If it is not made for such a task. Anything else that it raises is a fault.
         """
         names, rows, columns = arguments[:3]
-        self._rebuild = lambda: self.guard.build(*arguments)
+        self._arguments = arguments
         self._shape = len(names), rows, columns
         try:
-            self._rebuild()
+            self.guard.build(*arguments)
             self._own = int(self.guard.own_count)
             self.good = self._snapshot()
         except StreamadaptError:
@@ -127,7 +126,7 @@ class GuardKeeper:
         self.trouble += 1
         try:
             if self.good is None or self.trouble >= MOST_TROUBLE:
-                self._rebuild()
+                self.guard.build(*self._arguments)
                 self.good, self.count, self.trouble = self._snapshot(), 0, 0
             else:
                 self.guard.load_state_dict(self.good)

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.entry_labels import count_refused
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, LabelError, Reason
+from streamadapt.event_clock import EventClock, Verdict
 from streamadapt.pipeline import Pipeline, Rejected
 from streamadapt.routes import Routes
 from streamadapt.statepack import pack, unpack
@@ -109,10 +111,13 @@ class KeyedPipeline:
     """One pipeline for each `Entry.key`, made when the key first comes; to be used like a `Pipeline`.
 
     Each key's predictions and state are, to the bit, those of a pipeline that sees this key's entries and labels alone.
-    May be used from several threads, as a `Pipeline` may: calls wait for each other, `observe` takes a turn for each item.
     The base is one object for all. A label carries only an id, and goes to the key whose entry had it: where labels are
     joined by id, an id must be unique among all keys. A record that is refused changes nothing, also not what is in
-    memory.
+    memory; but where a known key's entry has a wrong time, its clock remembers that, since others may agree with it.
+    Several threads may use it, as they may a `Pipeline`: calls wait for each other.
+
+    Each key has its own clock (`EventClock`). What is not far ahead of the time of all keys together is no leap of one
+    of them, however long it has been silent.
 
     Parameters
     ----------
@@ -132,6 +137,8 @@ class KeyedPipeline:
 
     Attributes
     ----------
+    clock : EventClock
+        Of all keys together.
     stats : Stats
         Of all keys together; ``weights`` and ``signals`` are those of the newest prediction, ``keys`` counts the keys.
     """
@@ -162,6 +169,7 @@ class KeyedPipeline:
         self.task = self.template.task
         self.base = self.template.base
         self.names = self.template.names
+        self.clock = EventClock(self.task.clock.max_behind_ns, self.task.clock.max_ahead_ns)  # of all keys together
         self._routes = Routes(self.task.ttl, 2 * self.task.max_pending) if isinstance(self.task, Supervised) else None
         self._resident: OrderedDict[str, Pipeline] = OrderedDict()  # used least recently first
         self._stored: OrderedDict[str, _Stored] = OrderedDict()  # likewise
@@ -190,12 +198,19 @@ class KeyedPipeline:
         for item in items:
             with self._turn:
                 try:
-                    predictions += self._step(item)
+                    predictions += self._step(self._taken(item))
                 except EntryError as error:
                     if self.on_rejected is None:
                         raise
                     self.on_rejected(item, error)
         return predictions
+
+    def _taken(self, item: Entry | Label) -> Entry | Label:
+        try:
+            return coerced(item)
+        except EntryError as error:
+            self.stats.rejected[error.reason.value] += 1
+            raise
 
     def _step(self, item: Entry | Label) -> list[Prediction]:
         key = self._key_of(item)
@@ -203,14 +218,23 @@ class KeyedPipeline:
         pipeline.timing = self.timing
         pipeline.on_rejected = None if self.on_rejected is None else self._rejected
         before = pipeline.task.pending
+        if pipeline.task.clock.newest is not None:  # a key's first entry is taken as it comes
+            leaps = isinstance(item, Entry) and self.clock.judge(item.time) is Verdict.LEAP
+            pipeline.task.clock.others = item.time if leaps else self.clock.newest
         try:
             predictions = pipeline.observe((item,))  # refused: it raises, and what was fetched is dropped again
             self._pending += pipeline.task.pending - before
+        except EntryError as error:
+            if error.reason in (Reason.BAD_TIME, Reason.TIME_BACKWARDS):
+                self._doubted(key, pipeline, item.time)
+            raise
         finally:
             self.stats.pending = self._pending
         self._admit(key, pipeline)
         if self._routes is not None and isinstance(item, Entry):
             self._routes.add(item.id, key, item.time, self._newest)
+        if isinstance(item, Entry):
+            self._note_time(item.time)
         self._put_away()
         return predictions
 
@@ -219,6 +243,24 @@ class KeyedPipeline:
         if not isinstance(error, LabelError) or self.on_rejected is None:
             raise error
         self.on_rejected(item, error)
+
+    def _note_time(self, time: int) -> None:
+        """Note the time of an accepted entry: all keys together have come so far, if others agree."""
+        if self.clock.judge(time) in (Verdict.AHEAD, Verdict.BEHIND):
+            self.clock.refuse(time)
+        else:
+            if self.clock.judge(time) is Verdict.LEAP:
+                self.stats.times["leap"] += 1
+            self.clock.take(time)
+        self.stats.last_time = self.clock.newest or 0
+
+    def _doubted(self, key: str, pipeline: Pipeline, time: int) -> None:
+        """Keep what the clocks of a known key and of all keys remember of an entry with a wrong time."""
+        self.clock.refuse(time)
+        if key in self._stored:
+            self._admit(key, pipeline)
+            self._put_away()
+        self._packed.pop(key, None)
 
     def flush(self) -> list[Prediction]:
         """Return nothing: entries of a key never wait."""
@@ -235,6 +277,7 @@ class KeyedPipeline:
             If a key that was put away cannot be read.
         """
         with self._turn:
+            entry = coerced_entry(entry)
             if entry.key not in self._resident and entry.key not in self._stored:
                 raise ConfigError("predict", entry.key[:60], "a key whose window is full: nothing is known of this one")
             return (self._resident.get(entry.key) or self._fetch(entry.key)).predict(entry)
@@ -351,8 +394,9 @@ class KeyedPipeline:
 
     def checkpointed(self) -> None:
         """Tell the store that what `state_dict` last returned is saved for good; call it after every checkpoint."""
-        if self.store is not None:
-            self._opened().checkpointed()
+        with self._turn:
+            if self.store is not None:
+                self._opened().checkpointed()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state; of the keys that were put away, their names and checksums in the store."""
@@ -375,6 +419,7 @@ class KeyedPipeline:
             },
             "written": self._written,
             "pending": self._pending,
+            "clock": self.clock.state_dict(),
             "routes": None if self._routes is None else self._routes.state_dict(),
             "stats": self.stats.state_dict(),
         }
@@ -407,6 +452,8 @@ class KeyedPipeline:
         )
         self._written = int(state["written"])
         self._pending = int(state["pending"])
+        if "clock" in state:  # an earlier version had none
+            self.clock.load_state_dict(state["clock"])
         if self._routes is not None:
             self._routes.load_state_dict(state["routes"])
         self._begun = False

@@ -8,13 +8,13 @@ from typing import Any
 from streamadapt.checkpoint import CheckpointStore, Loaded
 from streamadapt.entry import Entry, Label, Position, Prediction
 from streamadapt.errors import CheckpointError, EntryError, LabelError, StreamadaptError
+from streamadapt.event_clock import MAX_BEHIND_NS
 from streamadapt.folder import Folder
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.keystore import DirectoryKeyStore
 from streamadapt.local_time import LocalClock
-from streamadapt.lookahead import Lookahead
 from streamadapt.manifest import CheckpointInfo
-from streamadapt.merge import Arrived, Merge
+from streamadapt.merge import HELD, Arrived, Merge
 from streamadapt.pipeline import Pipeline
 from streamadapt.ports import DeadLetter, Record, StreamPartition
 
@@ -35,13 +35,17 @@ class Lane:
         None keeps nothing.
     wait_s : float, s
         See `Merge`.
-    most_ahead_ns : int, ns
-        See `Lookahead`.
+    max_ahead_ns, max_behind_ns : int, ns
+        See `Merge`.
+    max_held : int, records
+        See `Merge`.
     keys_path : Folder, optional
         Where keys go that leave memory: a folder of its own in it. Default: in the store's, or else in a temporary one.
 
     Attributes
     ----------
+    out_of_order : str
+        The place of the newest entry that was taken with a newer time than its own.
     said : int
         Predictions handed out, those that a replay was silent about left out.
     is_new : callable of Position and Prediction, or None
@@ -49,26 +53,32 @@ class Lane:
         what a guarantee knows to be in the output. None: all are.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings of the engine, which has one lane for each partition
         self,
         partition: int,
         streams: Sequence[str],
         pipeline: Pipeline | KeyedPipeline,
         store: CheckpointStore | None,
         wait_s: float,
-        most_ahead_ns: int,
+        max_ahead_ns: int,
         keys_path: Folder | None = None,
+        *,
+        max_behind_ns: int = MAX_BEHIND_NS,
+        max_held: int = HELD,
     ) -> None:
         self.partition = partition
         self.streams = tuple(streams)
         self.pipeline = pipeline
         self.store = store
-        self.merge = Merge(len(self.streams), wait_s)
-        self.lookaheads = [Lookahead(most_ahead_ns) for _ in self.streams]
+        keyed = isinstance(pipeline, KeyedPipeline)
+        self.merge = Merge(len(self.streams), wait_s, max_behind_ns, max_ahead_ns, refuses=not keyed, max_held=max_held)
+        if isinstance(pipeline, Pipeline):  # leaps are judged by the merge, which knows the records that follow
+            pipeline.task.clock.doubts = False
         self.clocks = {stream: LocalClock() for stream in self.streams}
         self.positions: dict[StreamPartition, int] = {}
         self.since_checkpoint = 0
         self.said = 0
+        self.out_of_order = ""
         self.is_new: Callable[[Position, Prediction], bool] | None = None
         self._refused: list[DeadLetter] = []
         self._record: Record | None = None
@@ -94,7 +104,7 @@ class Lane:
     @property
     def waiting(self) -> int:
         """Records read and not yet processed."""
-        return len(self.merge) + sum(len(lookahead) for lookahead in self.lookaheads)
+        return len(self.merge)
 
     def restore(self, digest: str, not_beyond: Mapping[StreamPartition, int] | None = None) -> CheckpointInfo | None:
         """Load the newest checkpoint, if there is one, dropping those with a position beyond the ones given."""
@@ -122,6 +132,8 @@ class Lane:
                 f"{loaded.info.path}: it holds the state of something else than this pipeline ({reason}); use another "
                 "checkpoint path to start from nothing"
             ) from exc
+        pipeline = self.pipeline
+        self.merge.start_from(pipeline.clock if isinstance(pipeline, KeyedPipeline) else pipeline.task.clock)
 
     def wanted(self) -> dict[StreamPartition, int | None]:
         """Return where each stream is to be read from; None is the source's own start."""
@@ -139,6 +151,7 @@ class Lane:
         """Run released records through the pipeline and move the positions past them."""
         predictions: list[Prediction] = []
         for arrived in released:
+            raised = self.pipeline.stats.times["raised"]
             self._record = arrived.record
             if isinstance(arrived.item, DeadLetter):
                 self.pipeline.stats.rejected[arrived.item.reason] += 1
@@ -149,6 +162,8 @@ class Lane:
                 predictions += self._new(arrived.record.position, self.pipeline.observe((arrived.item,)))
             at = arrived.record.position
             self.clocks[at.stream].passed(at.offset)
+            if self.pipeline.stats.times["raised"] > raised:
+                self.out_of_order = str(at)
             self.positions[StreamPartition(at.stream, at.partition)] = at.offset + 1
         self.since_checkpoint += len(released)
         letters, self._refused = self._refused, []

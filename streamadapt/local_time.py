@@ -15,7 +15,7 @@ MINUTE_NS: Final = 60 * 10**9
 JITTER_NS: Final = 20 * MINUTE_NS
 """A clock that is back by more has begun the hour a second time; by less it is late, or another clock."""
 HOUR_NS: Final = 60 * MINUTE_NS
-AWAY_NS: Final = 6 * HOUR_NS
+AWAY_NS: Final = 2 * HOUR_NS
 """A record from so long before the hour belongs to another part of the stream, such as another key's in a file."""
 
 
@@ -24,8 +24,8 @@ class LocalClock:
 
     A record's `or_time` is the later time, where its local time can mean two. The earlier one is taken until the
     clock goes back by more than 20 minutes within the hour; from then on it is the later one. Where records come an
-    hour apart or more the clock does not go back at all: there the same time again means the later one. With a gap in
-    the first pass nothing can tell; the earlier one is taken.
+    hour apart or more the clock does not go back at all: there the time is taken that is the usual step after the last
+    record. With a gap instead of the first pass nothing can tell; the earlier one is taken.
 
     The decision depends on the records before it in the stream alone. What is known after each record is kept until
     `passed` says that the record is dealt with: `state` then belongs to the same place as a checkpoint's positions.
@@ -43,6 +43,8 @@ class LocalClock:
         if item.or_time is None:
             return item
         time = self._meant(item.time, item.or_time)
+        if self._after and offset <= self._after[-1][0]:  # the stream was made new, and counts from 0 again
+            self._after.clear()
         self._after.append((offset, list(self._now)))
         return replace(item, time=time, or_time=None)
 
@@ -58,8 +60,9 @@ class LocalClock:
             length = late - early
             if not first or abs(early - first) >= length:  # another year's hour
                 first, newest, second = early, early, 0
-            hourly = step >= HOUR_NS and (step_before == 0 or step_before >= HOUR_NS)
-            if not second and (early < newest - JITTER_NS or (early == newest and hourly)):
+            if step >= HOUR_NS and (step_before == 0 or step_before >= HOUR_NS):
+                second = int(abs(late - last - step) < abs(early - last - step))
+            elif not second and early < newest - JITTER_NS:
                 newest, second = early, 1
             if second and early <= newest + length - JITTER_NS:  # else a straggler of the first pass
                 newest, time = max(newest, early), late

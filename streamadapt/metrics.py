@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from streamadapt import __version__
 from streamadapt.metrics_catalogue import CATALOGUE, MetricSpec
 from streamadapt.metrics_labels import label_samples
+from streamadapt.metrics_start import DEAD_LETTERS, Zeros
 from streamadapt.ports import Clock, StreamPartition, SystemClock
 from streamadapt.stats import Stats
 
@@ -63,6 +64,7 @@ class Metrics:
         self._sums = dict.fromkeys(STAGES, 0.0)
         self._pipelines: dict[int, Stats] = {}
         self._dead: Counter[tuple[str, str]] = Counter()
+        self._zeros: dict[int, Zeros] = {}
         self._lag: dict[StreamPartition, int] = {}
         self._checkpoints: dict[int, tuple[float, int, float]] = {}
         self._source_state: str | None = None
@@ -82,6 +84,13 @@ class Metrics:
             self._counts[name][bisect_left(STAGE_BOUNDS_S, seconds)] += 1
             self._sums[name] += seconds
 
+    def expect(self, partition: int, zeros: Zeros) -> None:
+        """Show what a partition can count from now on, also what has not happened yet; and the dead letters."""
+        with self._lock:
+            self._zeros[partition] = zeros
+            for known in DEAD_LETTERS:
+                self._dead[known] += 0
+
     def pipeline(self, partition: int, stats: Stats) -> None:
         """Take over a copy of a pipeline's newest counts; called after each poll."""
         copy = Stats(
@@ -95,6 +104,7 @@ class Metrics:
             drifts=Counter(stats.drifts),
             reactions=Counter(stats.reactions),
             faults=Counter(stats.faults),
+            times=Counter(stats.times),
             keys=Counter(stats.keys),
             weights=dict(stats.weights),
             signals=dict(stats.signals),
@@ -120,6 +130,7 @@ class Metrics:
             self._pipelines.pop(partition, None)
             self._checkpoints.pop(partition, None)
             self._damaged.pop(partition, None)
+            self._zeros.pop(partition, None)
             self._lag = {where: lag for where, lag in self._lag.items() if where.partition != partition}
 
     def dead_letter(self, reason: str, stage: str) -> None:
@@ -133,7 +144,7 @@ class Metrics:
             self._late += 1
 
     def lag(self, records: Mapping[StreamPartition, int]) -> None:
-        """Replace the lags, in records; partitions that are not in `records` become unknown."""
+        """Replace the lags, in records not yet processed; partitions that are not in `records` become unknown."""
         with self._lock:
             self._lag = dict(records)
 
@@ -159,12 +170,12 @@ class Metrics:
         """Return every known sample: metric name -> (label values in the catalogue's order, value). Thread-safe."""
         with self._lock:
             pipelines, checkpoints, lag = dict(self._pipelines), dict(self._checkpoints), dict(self._lag)
-            damaged = dict(self._damaged)
+            damaged, zeros = dict(self._damaged), dict(self._zeros)
             dead, late, state = dict(self._dead), self._late, self._source_state
             stages = {name: Histogram(tuple(counts), self._sums[name]) for name, counts in self._counts.items()}
         found: Samples = {spec.name: [] for spec in CATALOGUE}
         for partition, stats in pipelines.items():
-            _add_pipeline(found, str(partition), stats, self._clock.time_ns())
+            _add_pipeline(found, str(partition), stats, zeros.get(partition, Zeros()), self._clock.time_ns())
         now = self._clock.monotonic()
         for partition, (duration_s, size, at) in checkpoints.items():
             found["streamadapt_checkpoint_age_seconds"].append(((str(partition),), max(0.0, now - at)))
@@ -188,6 +199,9 @@ class NullMetrics(Metrics):
     """Records nothing: for engines nobody watches."""
 
     def stage(self, name: str, seconds: float) -> None:
+        """Do nothing."""
+
+    def expect(self, partition: int, zeros: Zeros) -> None:
         """Do nothing."""
 
     def pipeline(self, partition: int, stats: Stats) -> None:
@@ -229,7 +243,9 @@ class StageTiming:
             self.metrics.stage(name, self.clock.monotonic() - start)
 
 
-def _add_pipeline(found: Samples, partition: str, stats: Stats, now_ns: int) -> None:
+def _add_pipeline(found: Samples, partition: str, stats: Stats, zeros: Zeros, now_ns: int) -> None:
+    stats = zeros.under(stats)
+
     def add(name: str, items: Iterable[tuple[tuple[str, ...], float]]) -> None:
         found[f"streamadapt_{name}"] += [((partition, *labels), value) for labels, value in items]
 
@@ -246,10 +262,11 @@ def _add_pipeline(found: Samples, partition: str, stats: Stats, now_ns: int) -> 
     add("drifts_total", (((name.partition(":")[0], name.partition(":")[2]), n) for name, n in stats.drifts.items()))
     add("reactions_total", (((what,), n) for what, n in stats.reactions.items()))
     add("faults_total", (((part,), n) for part, n in stats.faults.items()))
+    add("event_times_total", (((what,), stats.times[what]) for what in ("raised", "leap", "back")))
     places = ("resident", "stored")
     add("keys", (((place,), n) for place, n in stats.keys.items() if place in places))
     add("key_moves_total", (((move,), n) for move, n in stats.keys.items() if move not in places))
-    for name, labels, value in label_samples(stats):
+    for name, labels, value in label_samples(stats, zeros):
         add(name, [(labels, value)])
     if stats.last_time:
         add("event_time_lag_seconds", [((), (now_ns - stats.last_time) / 1e9)])

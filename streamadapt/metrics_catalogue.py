@@ -151,13 +151,21 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         (*_P, "result"), "cells", "The share of within comes to the coverage asked for; if not, raise intervals.rate.",
     ),
     MetricSpec(
-        "streamadapt_consumer_lag_records", "gauge", "Records in the source that are not yet delivered.",
+        "streamadapt_consumer_lag_records", "gauge",
+        "Records that are not yet processed: those still in the source, and those read that wait in the engine.",
         ("stream", *_P), "records",
         "When it keeps rising, add engines up to the number of partitions, or remove a slow learner.",
     ),
     MetricSpec(
         "streamadapt_event_time_lag_seconds", "gauge", "Age of the newest accepted entry by its own time stamp.",
         _P, "seconds", "With lag near 0 the producer is late or silent; otherwise as consumer_lag_records.",
+    ),
+    MetricSpec(
+        "streamadapt_event_times_total", "counter",
+        "Wrong and disordered event times: raised (an entry out of order, taken with the newest time), leap (a leap "
+        "ahead that was believed), back (a wrong time that was given up).",
+        (*_P, "what"), "times",
+        "When back rises, look for a producer with a wrong clock; raised is harmless, with a panel it does not occur.",
     ),
     MetricSpec(
         "streamadapt_pending_labels", "gauge", "Predictions that still wait for a label.",

@@ -100,7 +100,7 @@ class Optimiser(nn.Module):
             for slot in slots:
                 made.state[parameter][slot] = self._moment(f"{slot}_{i}", parameter)
             if self.name == "adam":
-                self.register_buffer(f"step_{i}", torch.zeros((), device=parameter.device))
+                self.register_buffer(f"step_{i}", torch.zeros((), dtype=torch.float32, device=parameter.device))
                 made.state[parameter]["step"] = getattr(self, f"step_{i}")
         return made
 

@@ -43,12 +43,14 @@ SPACING = 2.0**-23
 FINE = 64.0
 """Float32 is fine for a channel whose usual change is at least so many spacings of float32 at its level."""
 
+COARSE = SPACING * FINE
+
 log = logging.getLogger(__name__)
 
 
 def too_coarse(level: Array, change: Array) -> Mask:
     """Return where the spacing of float32 at `level` is not small against `change`; both are in the same unit."""
-    coarse: Mask = np.abs(level) * (SPACING * FINE) > change
+    coarse: Mask = np.abs(level) * COARSE > change
     return coarse
 
 
@@ -78,9 +80,9 @@ def column_origin(values: Array, unit: Array | None = None) -> Array:
         column = column[~np.isnan(column)]
         changes = np.abs(np.diff(column))
         changes = changes[changes > 0.0]
-        usual = np.median(changes) if len(changes) else 1.0 if unit is None else unit[c]
-        level = np.median(column)
-        if too_coarse(level, usual):
+        usual = float(np.median(changes)) if len(changes) else 1.0 if unit is None else float(unit[c])
+        level = float(np.median(column))
+        if abs(level) * COARSE > usual:
             origin[c] = np.float32(level)
     return origin
 
@@ -117,7 +119,7 @@ def less_origin(values: Array, origin: Array | None) -> np.ndarray[tuple[int, ..
 
 def base_inputs(window: Window, spec: Spec, base: Base) -> Tensor:
     """Return what the base is asked with, (window, channels), original units, in the precision that it takes."""
-    far = spec.input_origin is not None
+    far = spec.input_origin is not None or spec.output_origin is not None
     filled = torch.from_numpy(window.fill_unseen(_original(spec.input_loc, spec.input_origin)))
     return filled.to(spec.device, base.input_dtype(far=far))
 
@@ -140,11 +142,17 @@ def finite_output(said: BaseOutput, spec: Spec) -> tuple[Array, BaseOutput, Mask
     ndarray, (rows, columns), bool, or None
         The cells that the base said nothing about; None if it said something about all.
     """
+    if said.embedding is not None:
+        said = said._replace(embedding=said.embedding.nan_to_num())
+    exact: Array = said.output.cpu().double().numpy()
+    if bool((np.abs(exact) <= FLOAT32_MAX).all()):
+        as_it_is = spec.output_origin is None and said.output.dtype == torch.float32
+        return exact, said if as_it_is else said._replace(output=_for_learners(exact, spec)), None
     from streamadapt.base import without_nonfinite  # here: it imports the learners, which import this module
 
     loc = torch.from_numpy(_original(spec.output_loc, spec.output_origin)).to(said.output.device, said.output.dtype)
     finite, silent = without_nonfinite(said, spec.kind, loc)
-    exact: Array = finite.output.cpu().double().numpy()
+    exact = finite.output.cpu().double().numpy()
     return exact, finite._replace(output=_for_learners(exact, spec)), silent
 
 

@@ -13,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.base import Base, as_base
+from streamadapt.base import Base, as_base, check_probabilities
+from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.device import resolve_device
+from streamadapt.door import own_settings
 from streamadapt.drift import DriftMonitor
+from streamadapt.durations import duration_ns
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.entry_labels import count_refused, without_bad_label
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason, ShapeError, StreamadaptError
@@ -121,6 +124,12 @@ class Pipeline:
         Assembles records of single sensors into the entries that the task sees. It holds state, too.
     intervals : Intervals, optional
         Forecasts and regressions: a prediction has `Prediction.low` and `high`. It holds state, too.
+    max_behind : duration
+        An entry that is older than the newest by at most so much is taken in the order of arrival, with the newest
+        time (`Prediction.time` is its own); an older one is refused (``time_backwards``).
+    max_ahead : duration
+        An entry dated further ahead than this, and than is usual for the stream, is refused (``bad_time``) until
+        others agree on such a leap; see `streamadapt.event_clock.EventClock`.
 
     Examples
     --------
@@ -133,6 +142,7 @@ class Pipeline:
     ([49.0, 49.0], (2, 1))
     """
 
+    @own_settings
     def __init__(  # noqa: PLR0913 - a pipeline is put together from its parts
         self,
         task: Task,
@@ -148,8 +158,13 @@ class Pipeline:
         on_rejected: Rejected | None = None,
         panel: Panel | None = None,
         intervals: NoIntervals | None = None,
+        max_behind: str = "5s",
+        max_ahead: str = "1d",
     ) -> None:
         self.task = task
+        task.clock.max_behind_ns = duration_ns("limits.max_behind", max_behind)
+        task.clock.max_ahead_ns = duration_ns("limits.max_ahead", max_ahead)
+        task.clock.doubts = panel is None  # a panel judges the times of its records itself
         self.base = as_base(base)
         self.learners = list(learners)
         self.guard = guard or TwoLayer()
@@ -175,6 +190,7 @@ class Pipeline:
         self.screen = Screen(task.window_length)
         self.scales = Scales(task, self.base)
         task.tell_unit(self.base.output_scale)
+        self._doubted = task.kind == "classification"  # whether the base returns probabilities
         self.health: Health | None = None
         self.spec: Spec | None = None
         self._level_open = task.kind == "regression" and self.base.output_loc is None  # no label has told it yet
@@ -197,10 +213,11 @@ class Pipeline:
 
     def _count_in(self, stats: Stats) -> None:
         self.stats = self.watch.stats = self.labelling.stats = self.faults.stats = stats
-        self.task.outcomes = stats.labels
+        self.task.outcomes, self.task.clock.counts = stats.labels, stats.times
         if self.panel is not None:
             self.panel.lost = stats.rejected
 
+    @own_settings
     def observe(self, items: Iterable[Entry | Label]) -> list[Prediction]:
         """Take entries and labels in, in order; return one prediction per entry once the window is full.
 
@@ -211,7 +228,8 @@ class Pipeline:
         Raises
         ------
         EntryError
-            At the first bad item, if there is no `on_rejected`; that item changed nothing. (Of a panel's rows that one
+            At the first bad item, if there is no `on_rejected`; that item changed nothing, but that the clock
+            remembers a time that later entries may agree with. (Of a panel's rows that one
             record completes, the others have been taken in.) An entry with a bad label is such an item then.
         BusyError
             From within a call of the same pipeline.
@@ -222,6 +240,7 @@ class Pipeline:
                 self._observe(item, predictions)
         return predictions
 
+    @own_settings
     def flush(self) -> list[Prediction]:
         """Predict for what waits in the panel, if there is one: nothing comes any more."""
         predictions: list[Prediction] = []
@@ -231,13 +250,17 @@ class Pipeline:
         return predictions
 
     def _observe(self, given: Entry | Label, predictions: list[Prediction]) -> None:
-        """Take one item in; a bad label that an entry brought is refused by itself, once the entry was taken."""
-        item, fault = without_bad_label(self.task, given)
+        """Take one item in, as people give it; a bad label that an entry brought is refused by itself."""
+        try:
+            item, fault = without_bad_label(self.task, coerced(given))
+        except EntryError as error:
+            self._refuse([(given, error)])
+            return
         if fault is not None and self.on_rejected is None:
-            self._refuse(given, fault)
+            self._refuse([(given, fault)])
         taken = self._take((item,) if self.panel is None else self.panel.take(item), given, predictions)
         if fault is not None and taken:
-            self._refuse(given, fault)
+            self._refuse([(given, fault)])
 
     def _take(self, rows: Iterable[Entry | Label], given: Entry | Label | None, predictions: list[Prediction]) -> bool:
         """Take rows in, which `given` completed; one that is refused does not keep the others out.
@@ -253,19 +276,21 @@ class Pipeline:
                 try:
                     predictions += filter(None, (self._step(row),))
                 except EntryError as error:
+                    self.task.refused(row, error.reason)
                     refused.append((row if self.panel is not None or given is None else given, error))
         except EntryError as error:  # the panel's own, about the item
             assert given is not None
             refused.append((given, error))
-        for item, refusal in refused:
-            self._refuse(item, refusal)
+        self._refuse(refused)
         return not refused
 
-    def _refuse(self, item: Entry | Label, error: EntryError) -> None:
-        count_refused(self.stats, item, error)
-        if self.on_rejected is None:
-            raise error
-        self.on_rejected(item, error)
+    def _refuse(self, refused: Sequence[tuple[Entry | Label, EntryError]]) -> None:
+        for item, error in refused:
+            count_refused(self.stats, item, error)
+        for item, error in refused:
+            if self.on_rejected is None:
+                raise error
+            self.on_rejected(item, error)
 
     def _step(self, item: Entry | Label) -> Prediction | None:
         was_built = self.spec is not None
@@ -287,13 +312,13 @@ class Pipeline:
         self.stats.pending = self.task.pending
         due = self.scales.learn(arrival.matured)
         if look is not None and isinstance(item, Entry):
-            due |= self.scales.take(item, look)
+            due |= self.scales.take(self.task.as_taken(item), look)
         if isinstance(item, Label):
             with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
                 self._look_at_scales(due)
             return None
         self.stats.entries += 1
-        self.stats.last_time = item.time
+        self.stats.last_time = self.task.last_time
         if asked is None:
             return None
         with self.timing.stage("predict"), torch.no_grad():
@@ -302,11 +327,12 @@ class Pipeline:
         self.stats.pending = self.task.pending
         with self.timing.stage("learn"), torch.no_grad():
             scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
-        prediction = self._prediction(asked.window, issued, said, scores)  # 6. what is served
+        prediction = self._prediction(asked, issued, said, scores)  # 6. what is served
         with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
             self._look_at_scales(due, look.hindsight if was_built and look is not None else None)
         return prediction
 
+    @own_settings
     def predict(self, entry: Entry) -> Prediction:
         """Predict from the current window with `entry` appended, learning and changing nothing (serving).
 
@@ -323,13 +349,14 @@ class Pipeline:
             From within a call of the same pipeline.
         """
         with self._turn:
+            entry = coerced_entry(entry)
             _, asked = self._ask(entry, commit=False) if self.spec is not None else (None, None)
             if asked is None:  # building from this entry would let a question shape the learners
                 window = self.task.window
                 raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
             with torch.no_grad():
                 issued, said = self._predict(asked, commit=False)
-            return self._prediction(asked.window, issued, said, {}, commit=False)
+            return self._prediction(asked, issued, said, {}, commit=False)
 
     # -- the base, which is asked before anything changes
 
@@ -343,7 +370,7 @@ class Pipeline:
         ShapeError, ConfigError
             If the base does not fit the task; at the first full window only.
         """
-        self.task.check_entry(entry, self.base.channels)
+        self.task.check_entry(entry, self.base.channels, ahead=not commit)
         window = self.task.window_with(entry)
         look = self.screen.look(entry.values, window, self.task.window)
         if not window.full:
@@ -366,6 +393,8 @@ class Pipeline:
             self.faults.note("base", error, count=False)  # the refusal is what is counted
             detail = f"the base raised {type(error).__name__}: {str(error)[:200]}"
             raise EntryError(Reason.BASE_FAILED, detail, entry.position) from error
+        if self._doubted:
+            self._doubted = not check_probabilities(said.output)
         times = torch.from_numpy(window.times.copy()).to(spec.device)
         return inputs, said._replace(times=times)
 
@@ -413,6 +442,9 @@ class Pipeline:
         for name in (*self.names, "served"):
             self.stats.loss_sum.setdefault(name, 0.0)
             self.stats.loss_cells.setdefault(name, 0)
+        parts = [f"detector:{m.name}" for m in self.watch.monitors]
+        for part in ("guard", *map(part_of, self.learners), *parts):
+            self.stats.faults.setdefault(part, 0)  # a counter that appears with its first event has no rate
         for name in self.names[1:]:
             self.stats.updates.setdefault(name, Counter())
 
@@ -452,6 +484,7 @@ class Pipeline:
             return
         now, stats = self.task.state_dict(), self.stats
         self.task.load_state_dict(self.scales.pristine)
+        doubts, self.task.clock.doubts = self.task.clock.doubts, False  # these times have been judged
         self.task.absurd_values = None
         self._count_in(Stats())
         self.watch.begin_again()
@@ -462,6 +495,7 @@ class Pipeline:
                 self._repeat(item, answers.get(i), waiting)
         finally:
             self.task.load_state_dict(now)
+            self.task.clock.doubts = doubts
             self._count_in(stats)
         if self.health is not None:
             self.health.grace = self.task.pending
@@ -648,7 +682,8 @@ class Pipeline:
     # -- steps 5 and 6
 
     def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Spoken]:
-        entry, inputs, base, spec = asked.entry, asked.inputs, asked.base, asked.spec
+        inputs, base, spec = asked.inputs, asked.base, self.spec or asked.spec
+        entry = replace(asked.entry, time=int(asked.window.times[-1]))  # the time that it was taken with
         if self.spec is None:  # what the base shows is known only now
             self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
         if commit and self.watch.monitors:
@@ -713,17 +748,17 @@ class Pipeline:
 
     def _prediction(
         self,
-        window: Window,
+        asked: Asked,
         issued: Issued,
         spoken: Spoken,
         scores: dict[str, float],
         *,
         commit: bool = True,
     ) -> Prediction:
-        entry = issued.entry
+        entry = asked.entry
         shares = dict(zip(self.names, spoken.weights.tolist(), strict=True))
         experts, out = spoken.experts.copy(), spoken.served.copy()
-        known = self.task.known(window)
+        known = self.task.known(asked.window)
         if known is not None:
             out[:, ~known] = np.nan
             experts[:, :, ~known] = np.nan
@@ -732,15 +767,16 @@ class Pipeline:
             self.stats.weights = shares
         fired, done = self.watch.taken() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
-        asked = self.labelling.said(issued.note, commit=commit)
-        bounds = self._contain("intervals", self.intervals.bounds, spoken.own, count=commit) or (None, None)
+        label = self.labelling.said(issued.note, commit=commit)
+        low, high = self._contain("intervals", self.intervals.bounds, spoken.own, count=commit) or (None, None)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
-            *asked, () if self.panel is None else self.panel.columns, *bounds, classes=self.task.class_names,
+            *label, () if self.panel is None else self.panel.columns, low, high, self.task.class_names,
         )  # fmt: skip
 
     # -- state
 
+    @own_settings
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as copies: a tree of dicts and lists with tensors, arrays, numbers, text and bytes."""
         with self._turn:
@@ -768,6 +804,7 @@ class Pipeline:
             **({} if self.panel is None else {"panel": self.panel.state_dict()}),
         }
 
+    @own_settings
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, in a pipeline made alike and not yet used.
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from streamadapt.entry import Position, Prediction
 
@@ -121,6 +121,22 @@ class Source(ABC):
         Partition p of every stream belongs together: entries and their labels share a partition number.
         """
 
+    def look(self, codec: object) -> list[dict[str, Any]]:
+        """Look at what can be seen before it starts, and change nothing; what ``streamadapt check`` tells.
+
+        Returns
+        -------
+        list of dict
+            For each file ``path`` and ``columns``, or a ``problem``. Nothing where it would have to connect.
+
+        Raises
+        ------
+        ConfigError
+            If all of the records would be refused, with what to change.
+        """
+        del codec
+        return []
+
     @abstractmethod
     def open(self, owner: PartitionOwner) -> None:
         """Start: find the partitions, ask `owner` where to begin, place itself there.
@@ -174,6 +190,13 @@ class Sink(ABC):
         """Return once every accepted prediction has been delivered, verified one by one.
 
         Raises `ConnectorError` if one cannot be: the engine then does not checkpoint past it.
+        """
+
+    def break_off_when(self, given_up: Callable[[], bool]) -> None:  # noqa: B027 - optional by design
+        """Take what says, at any time, whether to wait no longer: `write` and `flush` then raise `ConnectorError`.
+
+        An engine that was asked to stop gives up after a while. A sink that waits asks at least every few seconds; one
+        that never waits needs nothing of this.
         """
 
     @abstractmethod
@@ -244,6 +267,12 @@ class DeadLetterSink(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Return once every accepted one has been delivered; raises `ConnectorError` if one cannot be."""
+
+    def break_off_when(self, given_up: Callable[[], bool]) -> None:  # noqa: B027 - optional by design
+        """Take what says, at any time, whether to wait no longer: `write` and `flush` then raise `ConnectorError`.
+
+        See `Sink.break_off_when`.
+        """
 
     @abstractmethod
     def close(self) -> None:

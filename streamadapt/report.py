@@ -18,11 +18,13 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
     -------
     dict
         ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``, ``predictions``, ``pending``;
-        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``restored``: name -> count; ``drift_log``: the
-        newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``: labels asked for;
-        ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``: measure -> means
-        of the estimates of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and what those of the
-        labelled ``really`` were. Empty where there is nothing to tell.
+        ``labels_used``: where labels were refused, how many were ``used`` ``of`` all, and the ``refused`` by reason;
+        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``times``, ``faults`` (see `Stats`),
+        ``restored``: name -> count;
+        ``drift_log``: the newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``:
+        labels asked for; ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``:
+        measure -> means of the estimates of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and
+        what those of the labelled ``really`` were. Empty where there is nothing to tell.
     """
     sums: Counter[str] = Counter()
     cells: Counter[str] = Counter()
@@ -38,6 +40,7 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         "served": means.get("served"),
         "experts": experts,
         "matured_cells": cells["base"],
+        "labels_used": _labels_used(stats),
         "entries": sum(s.entries for s in stats),
         "predictions": sum(s.predictions for s in stats),
         "pending": sum(s.pending for s in stats),
@@ -45,6 +48,8 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         "dead_letters": _total(s.rejected for s in stats),
         "drifts": _total(s.drifts for s in stats),
         "reactions": _total(s.reactions for s in stats),
+        "times": _total(s.times for s in stats),
+        "faults": {part: n for part, n in _total(s.faults for s in stats).items() if n},
         "drift_log": [list(drift) for s in stats for drift in s.drift_log],
         "restored": restored,
         "weights": weights,
@@ -52,6 +57,15 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         "asked_loss": _asked(stats),
         "estimated": _estimated(stats),
     }
+
+
+def _labels_used(stats: Sequence[Stats]) -> dict[str, Any]:
+    """Return what share of the labels the losses rest on, where some were refused."""
+    refused = _total(s.rejected_labels for s in stats)
+    if not refused:
+        return {}
+    used = sum(s.labels[outcome] for s in stats for outcome in ("learned", "turned", "confirmed"))
+    return {"used": used, "of": used + sum(refused.values()), "refused": refused}
 
 
 def _asked(stats: Sequence[Stats]) -> dict[str, float]:

@@ -212,18 +212,24 @@ class Scales:
     def cleaned(self) -> list[Entry | Learned]:
         """Return the items in memory, with what is absurd as if it had been missing.
 
-        Absurd values before a channel's first other one are replaced by that: it is the best guess of its level.
+        Absurd values before a channel's first other one are replaced by that: it is the best guess of its level. No
+        entry has a later time than one that follows it: where event time went back, the later times were wrong.
         """
         found: list[Entry | Learned] = []
         first: Array | None = None  # of each channel, while absurd values came before all others
         for item, absurd in self.items:
             if absurd is not None and isinstance(item, Entry):
                 first = self._first() if first is None else first
-                values = np.where(absurd, np.where(np.isnan(first), np.nan, first), item.values)
-                item = replace(item, values=values.astype(item.values.dtype))
+                item = replace(item, values=np.where(absurd, first, item.values))
             if first is not None and isinstance(item, Entry):
                 seen = ~np.isnan(item.values) & (True if absurd is None else ~absurd)
                 first = np.where(seen, np.nan, first)
+            found.append(item)
+        latest = 2**63 - 1
+        for i, one in reversed(list(enumerate(found))):
+            if isinstance(one, Entry):
+                latest = min(latest, one.time)
+                found[i] = replace(one, time=latest)
             found.append(item)
         return found
 

@@ -57,6 +57,8 @@ class Scoped:
             signal = np.clip(loss.regret(predictions, own[:, None], target, scale), -REGRET_CAP, REGRET_CAP)
         else:
             signal = np.minimum(loss.loss(predictions, target) / scale, LOSS_CAP)[None]
+        if not np.isfinite(signal).all():  # a difference of numbers beyond all others: it speaks for nobody
+            signal = np.nan_to_num(signal)
         self.rule.update(*_group(signal, known, self.scope))
 
 

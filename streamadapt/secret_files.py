@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import stat
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from streamadapt.convert import join
 from streamadapt.errors import ConfigError
+from streamadapt.files import decoded
 from streamadapt.masking import HIDDEN, masked
 from streamadapt.overrides import PREFIX, apply_environment, apply_settings, setting_of
+from streamadapt.toml_text import parse_toml, read_config
 
 __all__ = ["literal_secrets", "read_secret_files"]
 
@@ -66,7 +67,7 @@ def _content(path: str, given: object) -> str:
     if len(data) > MAX_BYTES:
         raise ConfigError(path, shown, f"a file that holds the secret, at most {MAX_BYTES} bytes")
     try:
-        text = data.decode("utf-8")
+        text = decoded(data)
     except UnicodeDecodeError:  # its own words would show a part of the content
         raise ConfigError(path, shown, "a file that holds the secret, in UTF-8") from None
     text = text.removesuffix("\n").removesuffix("\r")
@@ -82,7 +83,7 @@ def literal_secrets(path: Path, environment: Mapping[str, str], settings: Sequen
     """
     if not path.is_file():
         return []
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = parse_toml(read_config(path))
     written = dict(_secrets("", table))
     apply_environment(table, environment)
     before = dict(_secrets("", table))

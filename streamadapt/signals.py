@@ -46,6 +46,8 @@ BY_CHANNEL = ("loss", "residual", "input")
 """Those that have a value per channel."""
 REFERENCE = 500
 """Entries that say where embeddings used to be, and losses what they used to be."""
+FARTHEST = 20.0
+"""An error counts for at most so many mean ones in the mean: what it comes to is kept for good."""
 WARM = 20
 """Losses of a cell before there is a usual one to compare with."""
 
@@ -107,7 +109,9 @@ class UsualError:
         """Take the absolute errors (rows, columns) of one arrival in; call `usual` first."""
         learning = mask & (self.count < REFERENCE)
         if learning.any():
+            bound = np.where((self.count >= WARM) & (self.mean > 0.0), FARTHEST * self.mean, np.inf)
             self.count += learning
+            errors = np.minimum(errors, bound)
             self.mean += np.where(learning, (errors - self.mean) / np.maximum(self.count, 1), 0.0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.base import Base
+from streamadapt.entry import FloatArray
 from streamadapt.learners.base import Spec
 from streamadapt.losses import Array
 from streamadapt.origin import column_origin, less_origin, too_coarse
@@ -21,6 +22,8 @@ __all__ = ["original_scaling", "rescaled", "spec_from_state", "spec_state", "spe
 _NUMBERS = ("kind", "window", "channels", "rows", "columns", "seed", "embedding")
 _SCALING = ("input_loc", "input_scale", "output_loc", "output_scale")
 _ORIGINS = ("input_origin", "output_origin")
+CHANGE = 1.0 / 128.0
+"""What counts as a change, in parts of the standard deviation, where only that is known: of a total it is far above."""
 
 
 def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, device: torch.device, seed: int) -> Spec:
@@ -31,7 +34,7 @@ def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, devi
     """
     origin, output_origin = _origins(task, window, base)
     values = less_origin(window.values, origin)
-    loc, std = values.mean(axis=0), values.std(axis=0)
+    loc, std = _moments(values)
     scale = np.where(std > 1e-6 * (1.0 + np.abs(loc)), std, 1.0).astype(np.float32)
     forecast = task.kind == "forecast"
     fallback = {
@@ -72,11 +75,24 @@ def original_scaling(spec: Spec) -> dict[str, Array]:
     return found
 
 
+def _moments(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return mean and standard deviation of each column, finite for all finite values."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        loc, std = values.mean(axis=0), values.std(axis=0)
+    if np.isfinite(loc).all() and np.isfinite(std).all():
+        return loc, std
+    wide = values.astype(np.float64)  # the squares of the greatest numbers are beyond float32
+    return wide.mean(axis=0).astype(np.float32), wide.std(axis=0).astype(np.float32)
+
+
 def _origins(task: Task, window: Window, base: Base) -> tuple[Array | None, Array | None]:
-    """Return the origins of inputs and outputs; None where all are 0, as of classes, whose base sees the values only."""
+    """Return the origins of inputs and outputs; None where all are 0, and for classes.
+
+    Learners of classes adapt the base's own module, which takes float32 in original units.
+    """
     if task.kind == "classification":
         return None, None
-    unit = None if base.input_scale is None else base.input_scale.cpu().double().numpy()
+    unit = None if base.input_scale is None else base.input_scale.cpu().double().numpy() * CHANGE
     inputs = column_origin(window.values, unit)
     if task.kind == "forecast":
         outputs = inputs
@@ -84,7 +100,7 @@ def _origins(task: Task, window: Window, base: Base) -> tuple[Array | None, Arra
         return _unless_zero(inputs), None  # the first label tells it, see `streamadapt.origin.agreed_origin`
     else:
         loc, scale = (t.cpu().double().numpy() for t in (base.output_loc, base.output_scale))
-        outputs = np.where(too_coarse(loc, scale), loc, 0.0)
+        outputs = np.where(too_coarse(loc, scale * CHANGE), loc, 0.0)
     return _unless_zero(inputs), _unless_zero(outputs)
 
 

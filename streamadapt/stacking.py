@@ -10,6 +10,11 @@ from streamadapt.losses import Array, Mask
 
 __all__ = ["RidgeStack"]
 
+RELATIVE_RIDGE = 1e-10
+"""The ridge is at least so much of the matrix's mean diagonal: a fixed one would be lost in rounding beside it."""
+FARTHEST = 100.0
+"""What is more scales away from the experts' mean counts as if it were so far: one outlier must not be all that the
+sums know for the next thousands of arrivals."""
 LEAST_ERROR = 0.3
 """Errors below so many scales weigh no more than this one: the reweighting for absolute loss has no pole at zero."""
 
@@ -26,7 +31,8 @@ class RidgeStack(Mixer):
 
     The ridge draws b to zero, which is the experts' plain mean. The weights ``b_k + (1 - sum b) / K`` sum to one but
     may be negative: it finds what no convex mixture can, and has no regret bound of its own; the layer above has.
-    A mixture is kept within the experts' own range: it may weigh them as it likes, but not leave them.
+    A mixture is kept within the experts' own range: it may weigh them as it likes, but not leave them. The ridge grows
+    with the matrix (`RELATIVE_RIDGE`); where there is no finite solution all the same, the weights stay as they were.
 
     Costs, a step: O(cells K^2 + groups K^3).
 
@@ -69,6 +75,7 @@ class RidgeStack(Mixer):
         mean = predictions.mean(axis=0)
         x = np.where(known, (predictions - mean) / scale, 0.0)
         v = np.where(known, (target - mean) / scale, 0.0)
+        x, v = _within(FARTHEST, x, v)
         left = np.abs(v - (self.weights[0] * x).sum(axis=0))
         q = known / np.maximum(left, LEAST_ERROR) if self.robust else known
         grouped = _by_group(np.concatenate([x, v[None], q[None], known[None]]), *self.gram.shape[:2])
@@ -78,15 +85,21 @@ class RidgeStack(Mixer):
         weighted = x * (q / np.maximum(cells, 1.0)[..., None])[..., None, :]
         gram = self.discount * self.gram + weighted @ x.swapaxes(-1, -2)
         moment = self.discount * self.moment + (weighted @ v[..., None])[..., 0]
+        news = news & np.isfinite(gram).all(axis=(-1, -2)) & np.isfinite(moment).all(axis=-1)
         np.copyto(self.gram, gram, where=news[..., None, None])
         np.copyto(self.moment, moment, where=news[..., None])
         self._solve(news)
 
     def _solve(self, news: Mask) -> None:
         experts = self.gram.shape[-1]
-        b = np.linalg.solve(self.gram + self.ridge * np.eye(experts), self.moment[..., None])[..., 0]
+        mean = np.trace(self.gram, axis1=-2, axis2=-1) / experts
+        ridge = np.maximum(self.ridge, RELATIVE_RIDGE * mean)[..., None, None]
+        try:
+            b = np.linalg.solve(self.gram + ridge * np.eye(experts), self.moment[..., None])[..., 0]
+        except np.linalg.LinAlgError:
+            return
         weights = b + (1.0 - b.sum(axis=-1, keepdims=True)) / experts  # (groups_h, groups_c, experts)
-        np.copyto(self.weights[0], np.moveaxis(weights, -1, 0), where=news)
+        np.copyto(self.weights[0], np.moveaxis(weights, -1, 0), where=news & np.isfinite(weights).all(axis=-1))
 
     def mix(self, predictions: Array) -> Array:
         """Mix predictions (experts, rows, columns) into (1, rows, columns), within the experts' range."""
@@ -95,6 +108,15 @@ class RidgeStack(Mixer):
 
     def _state(self) -> dict[str, Array]:
         return {"gram": self.gram, "moment": self.moment}
+
+
+def _within(most: float, x: Array, v: Array) -> tuple[Array, Array]:
+    """Scale down the cells in which x (experts, rows, columns) or v (rows, columns) is beyond `most`."""
+    size = np.maximum(np.abs(x).max(axis=0), np.abs(v))
+    if not (size > most).any():
+        return x, v
+    factor = np.where(size > most, most / np.maximum(size, most), 1.0)
+    return x * factor, v * factor
 
 
 def _by_group(values: Array, rows: int, columns: int) -> Array:

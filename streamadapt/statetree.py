@@ -144,7 +144,11 @@ def _store_array(node: np.ndarray[Any, Any] | np.generic, path: str, table: dict
     mark = {_MARK: "scalar" if isinstance(node, np.generic) else "array"}
     if kind in _NATIVE_ARRAYS:
         return mark | {"at": _put(torch.from_numpy(array), path, table)}
-    raw = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8) if array.nbytes else torch.empty(0)
+    raw = (
+        torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8)
+        if array.nbytes
+        else torch.empty(0, dtype=torch.float32)
+    )
     return mark | {"at": _put(raw.to(torch.uint8), path, table), "type": kind, "shape": list(array.shape)}
 
 

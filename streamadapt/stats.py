@@ -53,6 +53,9 @@ class Stats:
     faults : Counter of str
         Part -> how often it raised an exception, and was left out for a while: ``learner:rls-0.99``, ``guard``,
         ``detector:adwin:loss``, ``reaction:forget``, ``intervals``, ``labelling``, ``signals``.
+    times : Counter of str
+        ``raised``: entries that came out of order and were taken with the newest time; ``leap``: leaps of event time
+        ahead that were believed; ``back``: how often event time was wrong and went back.
     keys : Counter of str
         Where every key has a pipeline of its own: ``resident`` and ``stored`` now; ``evicted``, ``restored`` and
         ``forgotten`` so far. Else empty.
@@ -76,7 +79,7 @@ class Stats:
     pending : int
         Predictions that still wait for a label.
     last_time : int, ns
-        Event time of the newest accepted entry; 0 before the first.
+        The newest event time that is believed, as of the newest accepted entry; 0 before the first.
     """
 
     entries: int = 0
@@ -92,6 +95,7 @@ class Stats:
     drift_log: list[tuple[str, int]] = field(default_factory=list)
     reactions: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    times: Counter[str] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)
     weights: dict[str, float] = field(default_factory=dict)
     signals: dict[str, float] = field(default_factory=dict)
@@ -142,6 +146,7 @@ class Stats:
         for name in ("labels", "rejected", "drifts", "reactions", "keys"):
             setattr(self, name, Counter(state[name]))
         self.faults = Counter(state.get("faults", {}))  # absent in older checkpoints
+        self.times = Counter(state.get("times", {}))
         for name in ("loss_sum", "loss_cells", "weights", "signals", "asked_loss", "estimated", "foreseen", "seen"):
             setattr(self, name, dict(state[name]))
         marked = {reason: self.rejected.pop(reason) for reason in state["rejected"] if reason.startswith(LABEL)}

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from streamadapt.files import read_most
+from streamadapt.files import decoded, read_most
 
 __all__ = ["parse_toml", "read_config"]
 
@@ -27,7 +27,7 @@ def read_config(path: Path) -> str:
     Raises
     ------
     OSError, UnicodeDecodeError
-        If it cannot be read, is something else, larger than 4 MiB, or not UTF-8.
+        If it cannot be read, is something else, larger than 4 MiB, or neither UTF-8 nor what its byte-order mark says.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer is at its end
     with os.fdopen(descriptor, "rb") as file:
@@ -38,7 +38,7 @@ def read_config(path: Path) -> str:
         data = read_most(file, MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise OSError(errno.EFBIG, f"larger than {MOST_BYTES} bytes")
-    return data.decode("utf-8")
+    return decoded(data)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -51,6 +51,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     """
     if len(text) > MOST_BYTES:
         raise tomllib.TOMLDecodeError(f"more than {MOST_BYTES} characters")
+    text = text.removeprefix("\ufeff")
     for number, line in enumerate(text.replace(" ", "").replace("\t", "").splitlines(), 1):
         if line.count(".") > DEEPEST and any(word.count(".") > DEEPEST for word in WORD.findall(line)):
             raise tomllib.TOMLDecodeError(f"a key of more than {DEEPEST} parts (at line {number})")

@@ -65,7 +65,7 @@ def test_fit_joins_labels_that_came_apart(folder, capsys):
         (["run", "config.toml", "--set", "task.window=4"], 2, "config: task.window: expected 3, which the base"),
         (["run", "config.toml", "--set", "source.path=nowhere.csv"], 1, "file nowhere.csv: not found"),
         (["run", "config.toml", "--set", "source.path=entries.txt"], 2, "config: source.path: "),
-        (["run", "config.toml", "--set", "sink.path=."], 1, "file .: cannot be written"),
+        (["run", "config.toml", "--set", "sink.path=."], 2, "config: sink.path: expected a regular file"),
         (["run", "config.toml", "--log-level", "loud"], 2, "config: --log-level: "),
         (["replay", "config.toml", "nowhere.csv"], 1, "file nowhere.csv: not found"),
         (["replay", "config.toml", "torn.csv.gz"], 1, "file torn.csv.gz: cannot be read"),
@@ -101,7 +101,8 @@ def test_check_writes_nothing(folder, capsys):
     capsys.readouterr()
     assert run_command(["check", "config.toml", "--json"]).code == 0
     said = json.loads(capsys.readouterr().out)
-    assert said == {"ok": True, "experts": ["base", "bias-0.1", "bias-0.01", "rls-0.98"]}
+    found = {"path": "entries.csv", "columns": ["id", "time", "x", "y"], "records": 20, "refused": 0}
+    assert said == {"ok": True, "experts": ["base", "bias-0.1", "bias-0.01", "rls-0.98"], "files": [found]}
     assert run_command(["check", "config.toml", "--json", "--set", "task.window=x"]).code == 2
     said = json.loads(capsys.readouterr().out)
     assert said == {"ok": False, "error": {"path": "task.window", "value": "'x'", "expected": "a whole number"}}

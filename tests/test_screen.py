@@ -118,7 +118,8 @@ def test_a_value_never_makes_the_served_worse_than_the_frozen_for_long(
         means = [disturbed.stats.mean_loss(name) for name in ("base", "served")]
         assert all(mean is not None and mean < 100.0 for mean in means), "one value must not be all there is in a sum"
     last = predictions[-1]
-    assert last.low is not None and last.high is not None
+    assert last.low is not None
+    assert last.high is not None
     assert float((last.high - last.low).max()) < 200.0
 
 

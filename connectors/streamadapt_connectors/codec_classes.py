@@ -36,7 +36,7 @@ def class_reader(
     """
     if isinstance(classes, int):
         return _counted(classes, read_number, text_numbers=text_numbers)
-    return _named(list(classes), read_number, missing, text_numbers=text_numbers)
+    return _Named(list(classes), read_number, missing, text_numbers=text_numbers).read
 
 
 def _counted(count: int, read_number: Reader, *, text_numbers: bool) -> Reader:
@@ -58,50 +58,69 @@ def _counted(count: int, read_number: Reader, *, text_numbers: bool) -> Reader:
     return read
 
 
-def _named(classes: list[object], read_number: Reader, missing: Missing, *, text_numbers: bool) -> Reader:
-    texts = {one: float(i) for i, one in enumerate(classes) if isinstance(one, str)}
-    bools = {one: float(i) for i, one in enumerate(classes) if isinstance(one, bool)}
-    numbers = {
-        one: float(i) for i, one in enumerate(classes) if isinstance(one, int | float) and not isinstance(one, bool)
-    }
-    said = {number: i for text, i in texts.items() if (number := number_of(text)) is not None}
-    if not bools and set(numbers) == {0, 1}:
-        bools = {False: numbers[0], True: numbers[1]}
-    elif not bools and {text.lower() for text in texts} >= BOOLS.keys():
-        bools = {BOOLS[text.lower()]: i for text, i in texts.items() if text.lower() in BOOLS}
-    named = ", ".join(map(repr, classes[:SHOWN_CLASSES])) + (", ..." if len(classes) > SHOWN_CLASSES else "")
+class _Named:
+    """Classes by their names, of whatever type these are."""
 
-    def found(value: Any, path: str) -> float | None:
-        if type(value) is bool:
-            return bools.get(value)
-        if type(value) is int or type(value) is float:
-            return numbers.get(value, said.get(value))
-        if type(value) is not str:
-            return None
-        text = value.strip()
-        index = texts.get(value, texts.get(text))
-        if index is None and text.lower() in BOOLS:
-            index = bools.get(BOOLS[text.lower()])
-        if index is None and (numbers or said):
-            number = number_of(text)
-            if number is None and text_numbers:
-                try:
-                    number = read_number(value, path)  # which knows the decimal sign
-                except FieldError:
-                    number = None
-            index = None if number is None else numbers.get(number, said.get(number))
-        return index
+    def __init__(self, classes: Sequence[object], read_number: Reader, missing: Missing, *, text_numbers: bool) -> None:
+        self._read_number = read_number
+        self._missing = missing
+        self._text_numbers = text_numbers
+        self._texts: dict[str, float] = {}
+        self._bools: dict[bool, float] = {}
+        self._numbers: dict[float, float] = {}
+        self._said: dict[float, float] = {}  # numbers that texts say
+        for i, one in enumerate(classes):
+            if isinstance(one, bool):
+                self._bools[one] = float(i)
+            elif isinstance(one, int | float):
+                self._numbers[one] = float(i)
+            elif isinstance(one, str):
+                self._texts[one] = float(i)
+                if (number := number_of(one)) is not None:
+                    self._said[number] = float(i)
+        if not self._bools:
+            self._bools = self._meant_by_bools()
+        shown_ones = ", ".join(map(repr, classes[:SHOWN_CLASSES]))
+        self._expected = shown_ones + (", ..." if len(classes) > SHOWN_CLASSES else "")
 
-    def read(value: Any, path: str) -> float:
-        index = found(value, path)
+    def _meant_by_bools(self) -> dict[bool, float]:
+        if set(self._numbers) == {0, 1}:
+            return {False: self._numbers[0], True: self._numbers[1]}
+        by_word = {BOOLS[text.strip().lower()]: i for text, i in self._texts.items() if text.strip().lower() in BOOLS}
+        return by_word if len(by_word) == 2 else {}
+
+    def read(self, value: Any, path: str) -> float:
+        """Return the index of the class that `value` names."""
+        index = self._of_text(value, path) if type(value) is str else self._of_other(value)
         if index is not None:
             return index
-        if value is None or value != value or (type(value) is str and missing.says(value)):
+        is_number = type(value) is int or type(value) is float
+        if value is None or value != value or (is_number and value in self._missing.numbers):
             return math.nan
-        if type(value) is int or type(value) is float:
-            if value in missing.numbers:
-                return math.nan
+        if type(value) is str and self._missing.says(value):
+            return math.nan
         reason = Reason.WRONG_TYPE if isinstance(value, list | dict) else Reason.BAD_CLASS
-        raise FieldError(reason, f"$.{path}: expected one of the classes {named}, got {shown(value)}")
+        raise FieldError(reason, f"$.{path}: expected one of the classes {self._expected}, got {shown(value)}")
 
-    return read
+    def _of_other(self, value: Any) -> float | None:
+        if type(value) is bool:
+            return self._bools.get(value)
+        return self._of_number(value) if type(value) is int or type(value) is float else None
+
+    def _of_number(self, number: float) -> float | None:
+        return self._numbers.get(number, self._said.get(number))
+
+    def _of_text(self, value: str, path: str) -> float | None:
+        text = value.strip()
+        index = self._texts.get(value, self._texts.get(text))
+        if index is None and text.lower() in BOOLS:
+            index = self._bools.get(BOOLS[text.lower()])
+        if index is not None:
+            return index
+        number = number_of(text)
+        if number is None and self._text_numbers:
+            try:
+                number = self._read_number(value, path)  # which knows the decimal sign
+            except FieldError:
+                return None
+        return None if number is None else self._of_number(number)

@@ -6,6 +6,7 @@ Everything here raises `FieldError`; the codec adds the record's position and ma
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -15,6 +16,7 @@ from streamadapt.errors import ConfigError, Reason
 
 __all__ = [
     "ABSENT",
+    "GROUPED",
     "FieldError",
     "FieldPath",
     "Missing",
@@ -39,6 +41,8 @@ MISSING_WORDS: Final = frozenset(
 """What cells say where nothing was measured, in lower case: pandas' list, and the dash and question mark of many
 public data sets."""
 SHOWN_CHARS: Final = 40
+GROUPED: Final = re.compile(r"[+-]?\d{1,3}[.,]\d{3}")
+"""A number that can also be a whole one whose thousands are grouped."""
 
 NS_PER_UNIT: Final = {"unix_s": 1_000_000_000, "unix_ms": 1_000_000, "unix_us": 1000, "unix_ns": 1}
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -231,7 +235,9 @@ def _number_from_text(value: str, path: str, decimal: str) -> float:
     text = value.strip()
     number = number_of(text if decimal == "." else _with_point(text))
     if number is None:
-        raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected number, got {shown(value)}{_other_sign(text, decimal)}")
+        raise FieldError(
+            Reason.WRONG_TYPE, f"$.{path}: expected number, got {shown(value)}{_other_sign(text, decimal)}"
+        )
     return _finite(number, path)
 
 
@@ -243,9 +249,11 @@ def _with_point(text: str) -> str:
 def _other_sign(text: str, decimal: str) -> str:
     """Return a hint where the text would be a number with the other decimal sign."""
     other = "," if decimal == "." else "."
-    if text.count(other) != 1 or number_of(text.replace(other, ".")) is None:
+    if text.count(other) != 1 or decimal in text or number_of(text.replace(other, ".")) is None:
         return ""
-    return f"; if {other!r} is the decimal sign, set fields.decimal = \"{other}\""
+    if GROUPED.fullmatch(text):
+        return f"; {other!r} may group its digits, or be the decimal sign (fields.decimal)"
+    return f'; if {other!r} is the decimal sign, set fields.decimal = "{other}"'
 
 
 def _finite(value: float, path: str) -> float:
@@ -267,9 +275,7 @@ def read_text(value: Any, path: str) -> str:
     raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected text or integer, got {shown(value)}")
 
 
-def time_reader(
-    time_format: str, setting: str, text_numbers: bool, decimal: str = "."
-) -> Callable[[Any, str], int]:
+def time_reader(time_format: str, setting: str, text_numbers: bool, decimal: str = ".") -> Callable[[Any, str], int]:
     """Return ``read(value, path) -> int`` in ns since the Unix epoch; raises `FieldError` with ``bad_time``.
 
     Raises

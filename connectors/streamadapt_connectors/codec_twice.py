@@ -1,4 +1,4 @@
-"""Keys that are there twice: JSON's readers keep the last of them without a word, and which one was meant is unknown."""
+"""Keys that are there twice: readers of JSON keep the last without a word, and which one was meant is unknown."""
 
 from __future__ import annotations
 

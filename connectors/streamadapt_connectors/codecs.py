@@ -159,11 +159,11 @@ class JsonCodec:
     def __init__(self, fields: FieldMap, *, streams: Sequence[str], limits: Limits | None = None) -> None:
         self.fields = fields
         self.limits = limits or Limits()
-        self._label_stream = streams[1] if len(streams) > 1 else None
-        if self._label_stream is not None and fields.label is None:
-            raise ConfigError("fields.label", None, f"the label's path in stream {self._label_stream!r}")
-        if self._label_stream is not None and fields.label_id is None and fields.id is None:
-            raise ConfigError("fields.label_id", None, f"the path of the entry's id in stream {self._label_stream!r}")
+        self.label_stream = streams[1] if len(streams) > 1 else None
+        if self.label_stream is not None and fields.label is None:
+            raise ConfigError("fields.label", None, f"the label's path in stream {self.label_stream!r}")
+        if self.label_stream is not None and fields.label_id is None and fields.id is None:
+            raise ConfigError("fields.label_id", None, f"the path of the entry's id in stream {self.label_stream!r}")
         self._values = [FieldPath(path, f"fields.values[{i}]") for i, path in enumerate(fields.values)]
         self._time = _path(fields.time, "fields.time")
         self._key = _path(fields.key, "fields.key")
@@ -192,7 +192,7 @@ class JsonCodec:
         """
         try:
             data = self._object(record.value)
-            if record.position.stream == self._label_stream or self._is_lone_label(data):
+            if record.position.stream == self.label_stream or self._is_lone_label(data):
                 return self._label_of(data, record)
             return self._entry_of(data, record)
         except FieldError as error:
@@ -217,9 +217,9 @@ class JsonCodec:
         data = self._object(record.value)
         for path in self._values:
             path.remove(data)
-        for path, own in ((self._label_id, self._id), (self._label_time, self._time)):
-            if path is not None and own is not None and path.get(data) is ABSENT:
-                data[path.text] = own.get(data)
+        for other, own in ((self._label_id, self._id), (self._label_time, self._time)):
+            if other is not None and own is not None and other.get(data) is ABSENT:
+                data[other.text] = own.get(data)
         return Record(record.position, record.key, _encode_json(data), record.time)
 
     def _said(self, detail: str) -> str:
@@ -286,7 +286,7 @@ class JsonCodec:
                 label = self._label_row(label_path.get(data), label_path.text)
             except FieldError as error:  # the entry is predicted all the same
                 refused = RefusedLabel(error.reason, self._said(error.detail))
-        time, or_time = (record.time, None) if time_path is None else self._read_time(time_path.need(data), time_path.text)
+        time, or_time = self._moment(time_path, data, record)
         return Entry(
             values,
             time,
@@ -305,8 +305,11 @@ class JsonCodec:
         assert id_path is not None, "checked on construction"
         assert value_path is not None, "checked on construction"
         value = self._label_row(value_path.need(data), value_path.text)
-        time, or_time = (record.time, None) if time_path is None else self._read_time(time_path.need(data), time_path.text)
+        time, or_time = self._moment(time_path, data, record)
         return Label(read_text(id_path.need(data), id_path.text), value, time, record.position, or_time)
+
+    def _moment(self, path: FieldPath | None, data: dict[str, Any], record: Record) -> tuple[int, int | None]:
+        return (record.time, None) if path is None else self._read_time(path.need(data), path.text)
 
     def _row(self, data: dict[str, Any]) -> FloatArray:
         read, lenient = self._read_number, self.fields.missing_as_null

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +15,7 @@ import msgspec
 
 from streamadapt.entry import Position
 from streamadapt.errors import ConnectorError
+from streamadapt.files import open_to_append
 from streamadapt.letter_ports import (
     FOREIGN,
     DeadLetterReader,
@@ -24,7 +27,7 @@ from streamadapt.letter_ports import (
 )
 from streamadapt.letters import mark_fields, mark_of
 from streamadapt.ports import DeadLetter, Record, StreamPartition
-from streamadapt_connectors.file_reading import header_of, is_csv
+from streamadapt_connectors.file_reading import AS_USUAL, FileFormat, encoding_of, header_of, is_csv
 from streamadapt_connectors.files import FilesSource
 from streamadapt_connectors.letter_fields import letter_of
 
@@ -106,11 +109,14 @@ class LineWriter(StreamWriter):
         Must not exist yet.
     header : sequence of str or None
         CSV: the columns; None is JSON lines.
+    form : FileFormat
+        Of the file that they are for; its encoding is that of lines put at the end.
     """
 
-    def __init__(self, path: Path, header: Sequence[str] | None = None) -> None:
+    def __init__(self, path: Path, header: Sequence[str] | None = None, form: FileFormat = AS_USUAL) -> None:
         self._path = path
         self._header = header
+        self._form = form
 
     def check(self, places: Collection[StreamPartition]) -> None:
         """Raise `ConnectorError` if these are several streams, or the file is there."""
@@ -119,10 +125,12 @@ class LineWriter(StreamWriter):
             raise ConnectorError(f"file {self._path}: expected records of one stream, got {', '.join(streams)}")
         if self._path.exists():
             raise ConnectorError(f"file {self._path}: expected a file that does not exist yet")
+        if not Path(os.path.realpath(self._path)).parent.is_dir():
+            raise ConnectorError(f"file {self._path}: expected a file in a folder that is there")
 
     def write(self, records: Sequence[Returning]) -> list[Returned]:
         """Append them; what has no form as a line is not written."""
-        return _write_lines(self._path, records, self._header)
+        return _write_lines(self._path, records, self._header, self._form)
 
     def close(self) -> None:
         """Nothing stays open."""
@@ -136,11 +144,12 @@ class FilesStreamWriter(StreamWriter):
     path, label_path, stream, label_stream
         As for `FilesSource`.
     others
-        Its other settings; they do not matter here.
+        Its other settings, of which the form of its files matters here.
     """
 
     def __init__(self, path: Any, label_path: Any = None, **others: Any) -> None:
-        self._files = FilesSource(path, label_path, **others).files
+        source = FilesSource(path, label_path, **others)
+        self._files, self._form = source.files, source.form
 
     def check(self, places: Collection[StreamPartition]) -> None:
         """Raise `ConnectorError` for a stream that cannot simply be appended to, with what can be done."""
@@ -150,8 +159,9 @@ class FilesStreamWriter(StreamWriter):
             path = self._files[stream][-1]
             if not path.is_file():
                 raise ConnectorError(f"file {path}: not found")
-            if is_csv(path) or path.suffix == ".gz":
-                kind = "compressed" if path.suffix == ".gz" else "CSV"
+            encoding = encoding_of(path, self._form)
+            if is_csv(path) or path.suffix == ".gz" or encoding != "utf-8":
+                kind = "compressed" if path.suffix == ".gz" else "CSV" if is_csv(path) else f"in {encoding}"
                 raise ConnectorError(
                     f"file {path}: is {kind}, and only plain JSON lines are appended to. Use --out LINES, look at "
                     f"the file, then: {appending('LINES', path)}"
@@ -160,14 +170,16 @@ class FilesStreamWriter(StreamWriter):
     def detached(self, out: Path, streams: Collection[str]) -> tuple[LineWriter, str]:
         """Return what writes lines of the stream's own form into another file, and how to append that one."""
         path = self._files[min(streams)][-1]
-        return LineWriter(out, header_of(path) if is_csv(path) else None), appending(str(out), path)
+        header = header_of(path, self._form) if is_csv(path) else None
+        form = replace(self._form, encoding=encoding_of(path, self._form))
+        return LineWriter(out, header, form), appending(str(out), path)
 
     def write(self, records: Sequence[Returning]) -> list[Returned]:
         """Append them, and see them on the disk."""
         found: dict[int, Returned] = {}
         for stream in {one.record.position.stream for one in records}:
             own = [i for i, one in enumerate(records) if one.record.position.stream == stream]
-            done = _write_lines(self._files[stream][-1], [records[i] for i in own], None)
+            done = _write_lines(self._files[stream][-1], [records[i] for i in own], None, AS_USUAL)
             found.update(zip(own, done, strict=True))
         return [found[i] for i in range(len(records))]
 
@@ -180,8 +192,10 @@ def appending(lines: str, path: Path) -> str:
     return f"gzip -c {lines} >> {path}" if path.suffix == ".gz" else f"cat {lines} >> {path}"
 
 
-def _write_lines(path: Path, records: Sequence[Returning], header: Sequence[str] | None) -> list[Returned]:
-    lines = [_line(one.record, header) for one in records]
+def _write_lines(
+    path: Path, records: Sequence[Returning], header: Sequence[str] | None, form: FileFormat
+) -> list[Returned]:
+    lines = [_line(one.record, header, form) for one in records]
     good = b"".join(line for line in lines if isinstance(line, bytes))
     state, detail = "sent", f"appended to {path}"
     try:
@@ -192,21 +206,27 @@ def _write_lines(path: Path, records: Sequence[Returning], header: Sequence[str]
     return [Returned(state, detail) if isinstance(x, bytes) else Returned("not-sent", x) for x in lines]
 
 
-def _line(record: Record, header: Sequence[str] | None) -> bytes | str:
+def _line(record: Record, header: Sequence[str] | None, form: FileFormat) -> bytes | str:
     """Return a line, or why there is none."""
     if record.key is not None:
         return "key: expected null, files have none"
-    value = record.value or b""
+    value = (record.value or b"").removeprefix(codecs.BOM_UTF8)
+    encoding = form.encoding or "utf-8"
     if header is None:
         # The codec took it, so it is JSON, where the end of a line is white space: a value is one line, whatever.
-        return value.replace(b"\r", b" ").replace(b"\n", b" ").strip() + b"\n"
+        line = value.replace(b"\r", b" ").replace(b"\n", b" ").strip() + b"\n"
+        return line if encoding == "utf-8" else line.decode().encode(encoding, "backslashreplace")
     cells = msgspec.json.decode(value)
     strangers = sorted(cells.keys() - set(header))
     if strangers:
         return f"the CSV file has no column {', '.join(map(repr, strangers))}"
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([_cell(cells.get(name, "")) for name in header])
-    return text.getvalue().encode()
+    writer = csv.writer(text, lineterminator="\n", delimiter=form.delimiter)
+    writer.writerow([_cell(cells.get(name, "")) if name else "" for name in header])
+    try:
+        return text.getvalue().encode(encoding)
+    except UnicodeEncodeError as error:
+        return f"it has characters that the file's encoding has none for: {error}"
 
 
 def _cell(value: object) -> str:
@@ -215,19 +235,14 @@ def _cell(value: object) -> str:
 
 def _append(path: Path, data: bytes) -> None:
     """Append whole lines in one go; raises `OSError`."""
-    ends = True
-    if path.exists() and path.stat().st_size:
-        with path.open("rb") as file:
+    with open_to_append(path) as file:
+        ends = True
+        if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             ends = file.read(1) == b"\n"
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        left = memoryview(data if ends else b"\n" + data)
-        while left:
-            left = left[os.write(handle, left) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        file.write(data if ends else b"\n" + data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

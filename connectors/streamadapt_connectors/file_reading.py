@@ -2,27 +2,84 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
 import msgspec
 
 from streamadapt.errors import ConfigError, ConnectorError
-from streamadapt.files import open_regular
+from streamadapt.files import encoding_of_mark, open_regular
 
-__all__ = ["check_path", "header_of", "is_csv", "values_of"]
+__all__ = ["AS_USUAL", "FileFormat", "check_path", "encoding_of", "header_of", "is_csv", "shown_columns", "values_of"]
 
 CSV_SUFFIXES: Final = (".csv",)
 JSONL_SUFFIXES: Final = (".jsonl", ".ndjson")
 MOST_LINE: Final = 1 << 24  # bytes of a JSON line, characters of a CSV row; more than the codec takes by default
 
 _encode_json = msgspec.json.Encoder().encode
+
+
+def twice(names: list[str] | tuple[str, ...]) -> str | None:
+    """Return the first name that came before, blank ones left out."""
+    seen: set[str] = set()
+    for name in map(str.strip, names):
+        if name and name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """How text files are written.
+
+    Attributes
+    ----------
+    delimiter : str, one character
+        Between the cells of a CSV file.
+    columns : tuple of str
+        The columns of CSV files that have no header; empty where the first line names them.
+    comment : str
+        Lines of a CSV file that begin with it are passed over; empty where there are none.
+    encoding : str or None
+        As Python calls it. A byte-order mark at the start of a file wins over it; None is UTF-8.
+
+    Raises
+    ------
+    ConfigError
+        If one of them cannot be.
+    """
+
+    delimiter: str = ","
+    columns: tuple[str, ...] = ()
+    comment: str = ""
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.delimiter == r"\t":  # as it is written on a command line
+            object.__setattr__(self, "delimiter", "\t")
+        if len(self.delimiter) != 1 or self.delimiter in '"\r\n\0':
+            raise ConfigError("source.delimiter", self.delimiter, "one character, such as ',', ';' or a tab")
+        if twice(self.columns) is not None or not all(map(str.strip, self.columns)):
+            raise ConfigError("source.columns", self.columns, "a list of different names, none of them blank")
+        if self.comment != self.comment.strip():
+            raise ConfigError("source.comment", self.comment, "what a comment begins with, such as '#'")
+        if self.encoding is not None:
+            try:
+                " ".encode(self.encoding).decode(self.encoding)
+            except (LookupError, UnicodeError):
+                raise ConfigError("source.encoding", self.encoding, "an encoding such as 'cp1252'") from None
+
+
+AS_USUAL: Final = FileFormat()
 
 
 def check_path(path: Path, setting: str) -> Path:
@@ -37,16 +94,43 @@ def is_csv(path: Path | str) -> bool:
     return _suffix(Path(path)) in CSV_SUFFIXES
 
 
-def header_of(path: Path) -> list[str]:
-    """Return the columns of a CSV file; `ConnectorError` if it cannot be read."""
+def header_of(path: Path, form: FileFormat = AS_USUAL) -> list[str]:
+    """Return the columns of a CSV file, without blanks around their names.
+
+    Raises
+    ------
+    ConnectorError
+        If it cannot be read, or two columns have the same name.
+    """
     try:
-        with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-            return next(csv.reader(_Rows(text)), [])
-    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
+        with _open(path) as file, _text(file, form) as text:
+            return _columns(csv.reader(_Rows(text, form.comment), **_dialect(form)), form)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConnectorError(f"file {path}: cannot be read: {error}") from error
+    except (ValueError, csv.Error) as error:
         raise ConnectorError(f"file {path}: its columns cannot be read: {error}") from error
 
 
-def values_of(path: Path) -> Iterator[bytes]:
+def encoding_of(path: Path, form: FileFormat = AS_USUAL) -> str:
+    """Return the encoding of lines that are put at a file's end: there is no byte-order mark.
+
+    Raises
+    ------
+    ConnectorError
+        If the file cannot be read.
+    """
+    try:
+        with _open(path) as file:
+            start = _peeked(file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConnectorError(f"file {path}: cannot be read: {error}") from error
+    marked = encoding_of_mark(start)
+    if marked in ("utf-16", "utf-32"):
+        return f"{marked}-{'le' if start[0] == 0xFF else 'be'}"
+    return "utf-8" if marked is not None else codecs.lookup(form.encoding or "utf-8").name.removesuffix("-sig")
+
+
+def values_of(path: Path, form: FileFormat = AS_USUAL) -> Iterator[bytes]:
     """Yield every record's value, in order; empty lines are no records.
 
     A line is held up to 16 MiB, whatever a small .gz unpacks to: of a longer one the codec gets, and refuses, as much.
@@ -54,35 +138,51 @@ def values_of(path: Path) -> Iterator[bytes]:
     Raises
     ------
     ConnectorError
-        If the file cannot be opened or read to its end (a torn .gz), is no regular file, or has no columns.
+        If the file cannot be opened or read to its end (a torn .gz), is no regular file, has no columns, or has two of
+        the same name.
     """
     number = 0
     try:
         with _open(path) as file:
-            for value in _csv_values(file) if is_csv(path) else _jsonl_values(file):
+            for value in _csv_values(file, form) if is_csv(path) else _jsonl_values(file, form):
                 yield value
                 number += 1
-    except (OSError, EOFError, csv.Error, zlib.error) as error:  # gzip reports a torn file as EOFError
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:  # gzip reports a torn file as EOFError
         raise ConnectorError(f"file {path}: cannot be read after {number} records: {error}") from error
 
 
-def _jsonl_values(file: BinaryIO) -> Iterator[bytes]:
+def _jsonl_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
+    encoding = encoding_of_mark(_peeked(file)) or form.encoding
+    if encoding is not None and codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):
+        yield from _recoded_values(file, form)
+        return
     while line := file.readline(MOST_LINE):
         whole = len(line) < MOST_LINE or line.endswith(b"\n")
         while not whole:  # pass over the rest
             rest = file.readline(MOST_LINE)
             whole = not rest or rest.endswith(b"\n")
         value = line.rstrip(b"\r\n")
-        if value.strip():
+        if value.strip() and value != codecs.BOM_UTF8:
             yield value
 
 
-def _csv_values(file: BinaryIO) -> Iterator[bytes]:
-    # A cell that is not UTF-8 must not stop the file: its escapes are no number, and the codec refuses the record.
-    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="backslashreplace", newline="") as text:
-        rows = csv.reader(lines := _Rows(text))
-        header = next(rows, None)
-        while header is not None:
+def _recoded_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
+    with _text(file, form) as text:
+        while line := text.readline(MOST_LINE):
+            part = line
+            while len(part) == MOST_LINE and not part.endswith("\n"):  # pass over the rest
+                part = text.readline(MOST_LINE)
+            if line.strip():
+                yield line.rstrip("\r\n").encode("utf-8", "surrogatepass")
+
+
+def _csv_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
+    with _text(file, form) as text:
+        rows = csv.reader(lines := _Rows(text, form.comment), **_dialect(form))
+        columns = _columns(rows, form)
+        width = len(columns)
+        named = [(i, name) for i, name in enumerate(columns) if name]
+        while columns:
             lines.begin()
             try:
                 row = next(rows)
@@ -91,30 +191,74 @@ def _csv_values(file: BinaryIO) -> Iterator[bytes]:
             except csv.Error as error:
                 yield f"csv: {error}".encode()  # not JSON: the codec refuses it, and the stream goes on
                 continue
-            if len(row) > len(header):
-                yield _encode_json(row)  # no object: the codec refuses it
-            elif row:
-                yield _encode_json(dict(zip(header, row, strict=False)))  # a short row has missing fields
+            if not row or (len(row) == 1 and width > 1 and not row[0].strip()):
+                continue
+            record: dict[str, Any] = {
+                name: row[i].strip() for i, name in named if i < len(row)
+            }  # a short row lacks fields
+            if len(row) > width and any(cell.strip() for cell in row[width:]):
+                record[""] = row[width:]  # the codec refuses it
+            yield _encode_json(record)
+
+
+def _columns(rows: Iterator[list[str]], form: FileFormat) -> list[str]:
+    """Return the names of the columns; those without a name have a blank one. Empty for an empty file."""
+    if form.columns:
+        return [name.strip() for name in form.columns]
+    row = next((row for row in rows if any(cell.strip() for cell in row)), [])
+    columns = [name.strip() for name in row]
+    if "\0" in "".join(columns):
+        raise ValueError("its first line holds NUL characters; is it UTF-16 without a mark? Set source.encoding")
+    again = twice(columns)
+    if again is not None:
+        raise ValueError(f"the column {again!r} is there twice in {shown_columns(columns)}")
+    return columns
+
+
+def shown_columns(columns: list[str]) -> str:
+    """Return the names as a short list."""
+    names = [name if len(name) <= 60 else f"{name[:57]}..." for name in columns[:20]]
+    return repr(names) if len(columns) <= 20 else f"{repr(names)[:-1]}, ... {len(columns)} in all]"
+
+
+def _dialect(form: FileFormat) -> dict[str, Any]:
+    # Blanks after a delimiter hide the quotes that follow them, unless they are passed over.
+    return {"delimiter": form.delimiter, "skipinitialspace": not form.delimiter.isspace()}
+
+
+def _text(file: BinaryIO, form: FileFormat) -> io.TextIOWrapper:
+    """Return a file as text. A cell that is none must not stop it: its escapes are no number, and are refused."""
+    encoding = encoding_of_mark(_peeked(file)) or form.encoding or "utf-8"
+    return io.TextIOWrapper(file, encoding=encoding, errors="backslashreplace", newline="")
+
+
+def _peeked(file: BinaryIO) -> bytes:
+    return bytes(cast(Any, file).peek(4)[:4])
 
 
 class _Rows:
     """The lines of a CSV file, of which one row takes only so much: a quote that is never closed has no end."""
 
-    def __init__(self, text: io.TextIOWrapper) -> None:
+    def __init__(self, text: io.TextIOWrapper, comment: str = "") -> None:
         self._text = text
+        self._comment = comment
         self.begin()
 
     def begin(self) -> None:
         """Begin the next row."""
         self._left = MOST_LINE
+        self._begun = False
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
         line = self._text.readline(self._left + 1)
+        while self._comment and not self._begun and line.startswith(self._comment):
+            line = self._text.readline(self._left + 1)
         if not line:
             raise StopIteration
+        self._begun = self._begun or not line.isspace()
         if len(line) > self._left:
             while line and not line.endswith(("\n", "\r")):
                 line = self._text.readline(MOST_LINE)

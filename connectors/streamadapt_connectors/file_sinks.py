@@ -28,10 +28,17 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 class _LineFile:
-    """Append lines; a line that a crash tore is cut off, because its record comes again."""
+    """Append lines; a line that a crash tore is cut off, because its record comes again.
 
-    def __init__(self, path: Path | str) -> None:
+    Parameters
+    ----------
+    objects : bool
+        Whether every line is a JSON object: a last line that does not begin like one is not cut off.
+    """
+
+    def __init__(self, path: Path | str, *, objects: bool = True) -> None:
         self._path = Path(path)
+        self._objects = objects
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab+")
@@ -104,6 +111,9 @@ class _LineFile:
         try:
             msgspec.json.decode(torn)
         except (msgspec.DecodeError, UnicodeDecodeError):
+            own = torn.lstrip(b"\0")  # a crash can leave these on some disks
+            if self._objects and own and not own.startswith(b"{"):
+                raise OSError(errno.EINVAL, "its last line is no JSON object: no file of JSON lines") from None
             self._file.truncate(end - len(torn))
         else:
             self._file.write(b"\n")  # whole, but for its end
@@ -140,7 +150,7 @@ class JsonlSink(RecallingSink):
         *,
         experts: bool = False,
     ) -> None:
-        self._file = _LineFile(path)
+        self._file = _LineFile(path, objects=encoder is encode_prediction)
         self._encoder = partial(encode_prediction, experts=True) if experts else encoder
 
     def newest(self, stream: str, partition: int) -> int | None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from streamadapt.entry import Batch, Entry, FloatArray, Label, Position
 from streamadapt.errors import ConfigError, ConnectorError, EntryError, Reason
+from streamadapt.local_time import LocalClock
 from streamadapt.ports import PartitionOwner, Record, Source, StreamPartition
 from streamadapt_connectors.codecs import FieldMap, JsonCodec, Limits
-from streamadapt_connectors.file_reading import check_path, is_csv, values_of
+from streamadapt_connectors.file_columns import look_at
+from streamadapt_connectors.file_reading import AS_USUAL, FileFormat, check_path, is_csv, values_of
 from streamadapt_connectors.file_sinks import JsonlDeadLetters, JsonlSink
 
 __all__ = ["FilesSource", "History", "JsonlDeadLetters", "JsonlSink", "is_csv", "read_history"]
@@ -43,6 +45,8 @@ class FilesSource(Source):
         Names; None takes the name of the first file.
     batch : int, >= 1
         Most records of each stream that a poll returns.
+    delimiter, columns, comment, encoding
+        How the files are written; see `FileFormat`.
 
     Raises
     ------
@@ -52,7 +56,7 @@ class FilesSource(Source):
         From `open` if a file is missing; from `poll` if it cannot be read or a position lies beyond its end.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a key of its table
         self,
         path: Paths,
         label_path: Paths | None = None,
@@ -60,10 +64,15 @@ class FilesSource(Source):
         stream: str | None = None,
         label_stream: str | None = None,
         batch: int = 500,
+        delimiter: str = AS_USUAL.delimiter,
+        columns: Sequence[str] = AS_USUAL.columns,
+        comment: str = AS_USUAL.comment,
+        encoding: str | None = AS_USUAL.encoding,
     ) -> None:
         if not batch >= 1:
             raise ConfigError("source.batch", batch, "a whole number of records, at least 1")
         self._batch = batch
+        self.form = FileFormat(delimiter, tuple(columns), comment, encoding)
         entries = _as_paths(path, "source.path")
         self._files = {stream or entries[0].name: entries}
         if label_path is not None:
@@ -83,6 +92,22 @@ class FilesSource(Source):
         """The files of each stream, in order."""
         return self._files
 
+    def look(self, codec: Any) -> list[dict[str, Any]]:
+        """Read the beginning of every file; see `look_at`. Of one that cannot be read a ``problem`` is told."""
+        found: list[dict[str, Any]] = []
+        if not isinstance(codec, JsonCodec):  # somebody else's, of whose fields nothing is known
+            return found
+        for i, (stream, paths) in enumerate(self._files.items()):
+            for path in paths:
+                try:
+                    if not path.is_file():
+                        raise ConnectorError(f"file {path}: not found")
+                    setting = "source.label_path" if i else "source.path"
+                    found.append(look_at(path, codec, stream, self.form, setting))
+                except ConnectorError as error:
+                    found.append({"path": str(path), "problem": str(error)})
+        return found
+
     def open(self, owner: PartitionOwner) -> None:
         """Start where `owner` says; None is the first record."""
         for path in chain.from_iterable(self._files.values()):
@@ -91,7 +116,7 @@ class FilesSource(Source):
         self.close()
         starts = owner.partitions_assigned([0])
         self._readers = {
-            stream: _Reader(stream, paths, starts.get(StreamPartition(stream, 0)) or 0)
+            stream: _Reader(stream, paths, starts.get(StreamPartition(stream, 0)) or 0, self.form)
             for stream, paths in self._files.items()
         }
 
@@ -129,11 +154,11 @@ class FilesSource(Source):
 class _Reader:
     """One stream: which record comes next, and whether there is one."""
 
-    def __init__(self, stream: str, paths: Sequence[Path], start: int) -> None:
+    def __init__(self, stream: str, paths: Sequence[Path], start: int, form: FileFormat) -> None:
         self._stream = stream
         self._start = start
         self._next = 0
-        self._open = [values_of(path) for path in paths]
+        self._open = [values_of(path, form) for path in paths]
         self._values: Iterator[bytes] = chain.from_iterable(self._open)
         self.ended = False
 
@@ -180,15 +205,29 @@ class History:
         Records read, good and bad.
     rejected : Counter of str
         Bad ones by `streamadapt.errors.Reason` value; nothing of them is in `batch`.
+    entries : int
+        Of `rows`, those that are no labels of their own.
+    examples : dict of str to str
+        Reason -> the first one: where it stands, and what is wrong with it.
+    rejected_labels : int
+        Of the bad ones, labels of their own.
     """
 
     batch: Batch
     rows: int
     rejected: Counter[str]
+    entries: int = 0
+    examples: Mapping[str, str] = field(default_factory=dict)
+    rejected_labels: int = 0
 
 
 def read_history(
-    path: Paths, fields: FieldMap, *, label_path: Paths | None = None, limits: Limits | None = None
+    path: Paths,
+    fields: FieldMap,
+    *,
+    label_path: Paths | None = None,
+    limits: Limits | None = None,
+    form: FileFormat = AS_USUAL,
 ) -> History:
     """Read files into columns, through the same codec as a running stream.
 
@@ -200,48 +239,68 @@ def read_history(
     label_path : the same as `path`, or None
         Labels that came apart from their entries are joined by id.
     limits : Limits or None
+    form : FileFormat
+        How the files are written.
 
     Raises
     ------
+    ConfigError
+        If the columns of a CSV file are not those that `fields` names.
     ConnectorError
         If a file cannot be read, or has no good row.
     """
     streams = ["history"] if label_path is None else ["history", "history-labels"]
     found = _Columns(fields.outputs)
     for stream, paths in zip(streams, (path, label_path), strict=False):
-        offset = 0
+        offset, clock = 0, LocalClock()
         for file in _as_paths(paths or (), "path"):
             codec = JsonCodec(
                 replace(fields, text_numbers=fields.text_numbers or is_csv(file)), streams=streams, limits=limits
             )
-            for value in values_of(file):
-                found.add(codec, Record(Position(stream, 0, offset), None, value, offset))
+            look_at(file, codec, stream, form, "HISTORY" if stream == streams[0] else "--labels")
+            for value in values_of(file, form):
+                found.add(codec, Record(Position(stream, 0, offset), None, value, offset), clock, file)
                 offset += 1
     if not found.values:
-        raise ConnectorError(f"history {path}: no good row among {found.rows}: {dict(found.rejected)}")
-    return History(found.batch(fields.values), found.rows, found.rejected)
+        told = "; ".join(
+            f"{found.rejected[reason]} {reason}, for example {found.examples[reason]}" for reason in found.rejected
+        )
+        raise ConnectorError(f"history {path}: no good row among {found.rows}: {told or 'it is empty'}")
+    return History(
+        found.batch(fields.values), found.rows, found.rejected, found.entries, found.examples, found.rejected_labels
+    )
 
 
 class _Columns:
     def __init__(self, outputs: int) -> None:
         self.rows = 0
         self.rejected: Counter[str] = Counter()
+        self.entries = self.rejected_labels = 0
+        self.examples: dict[str, str] = {}
         self.values: list[FloatArray] = []
         self._times: list[int] = []
         self._labels: dict[int, FloatArray] = {}
         self._row_of: dict[str, int] = {}
         self._outputs = outputs
 
-    def add(self, codec: JsonCodec, record: Record) -> None:
+    def add(self, codec: JsonCodec, record: Record, clock: LocalClock, file: Path) -> None:
         self.rows += 1
+        of_labels = record.position.stream != "history"
         try:
-            item = codec.decode(record)
+            item = clock.take(record.position.offset, codec.decode(record))
+            clock.passed(record.position.offset)
+            of_labels = of_labels or isinstance(item, Label)
             if isinstance(item, Label):
                 self._label(item)
             else:
                 self._entry(item)
+                if item.refused is not None:
+                    raise EntryError(item.refused.reason, f"its label: {item.refused.detail}")
         except EntryError as error:
             self.rejected[error.reason.value] += 1
+            self.rejected_labels += of_labels
+            self.examples.setdefault(error.reason.value, f"{file}, record {record.position.offset}: {error.detail}")
+        self.entries += not of_labels
 
     def _entry(self, entry: Entry) -> None:
         if self.values and len(entry.values) != len(self.values[0]):

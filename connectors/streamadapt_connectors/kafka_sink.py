@@ -87,6 +87,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._timeout_ms = duration_ns("sink.transaction_timeout", transaction_timeout) // 1_000_000
         if not self._timeout_ms > 0:
             raise ConfigError("sink.transaction_timeout", transaction_timeout, "a duration > 0")
+        self._given_up: Callable[[], bool] = lambda: False
         self._writer = self._make_writer({}, None)
         self._transactions: dict[int, Transaction] = {}
 
@@ -95,7 +96,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
     def _make_writer(self, more: Mapping[str, Any], prepare: Callable[[Any], None] | None) -> Writer:
         configs = {**self._configs, **more}
-        return Writer(self._reach, self._topic, partitions=self._create_partitions, configs=configs, prepare=prepare)
+        writer = Writer(self._reach, self._topic, partitions=self._create_partitions, configs=configs, prepare=prepare)
+        writer.given_up = lambda: self._given_up()  # as it is then
+        return writer
 
     @property
     def transaction_timeout_s(self) -> float:
@@ -106,6 +109,10 @@ class KafkaSink(RecallingSink, TransactionalSink):
     def state(self) -> str:
         """``connected`` or ``connecting``."""
         return self._writer.state
+
+    def break_off_when(self, given_up: Callable[[], bool]) -> None:
+        """Ask it while the broker is away."""
+        self._given_up = given_up
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Accept them; blocks while the buffer is full or the broker is away."""
@@ -209,6 +216,10 @@ class KafkaDeadLetters(DeadLetterSink):
     def state(self) -> str:
         """``connected`` or ``connecting``."""
         return self._writer.state
+
+    def break_off_when(self, given_up: Callable[[], bool]) -> None:
+        """Ask it while the broker is away."""
+        self._writer.given_up = given_up
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Accept them; blocks while the buffer is full or the broker is away."""

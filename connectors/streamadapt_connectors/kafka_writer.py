@@ -96,6 +96,7 @@ class Writer:
         self._pending_bytes = 0
         self._failure: ConnectorError | None = None
         self.closed = False
+        self.given_up: Callable[[], bool] = lambda: False  # see `streamadapt.ports.Sink.break_off_when`
 
     @property
     def state(self) -> str:
@@ -131,7 +132,7 @@ class Writer:
                 return job(self._connected(), self._partitions)
             except (kafka_errors.RetriableError, OSError) as error:
                 self._link.down(str(error) or type(error).__name__)
-                time.sleep(self._link.wait_s())
+                self._wait(self._link.wait_s())
             except kafka_errors.KafkaError as error:
                 self._failure = ConnectorError(scrubbed(f"kafka {self._topic}: {error!r}"))
                 raise self._failure from error
@@ -156,6 +157,22 @@ class Writer:
         if self._failure is not None:  # what was lost stays lost: no later flush may say that all is well
             raise self._failure
 
+    def _wait(self, seconds: float) -> None:
+        """Sleep, but hear it when nobody wants to wait any longer."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0.0:
+            self._check_given_up()
+            time.sleep(min(left, LOOK_S))
+        self._check_given_up()
+
+    def _check_given_up(self) -> None:
+        if self.given_up():
+            self._failure = ConnectorError(
+                f"kafka {self._topic}: no broker has taken all of it, and the engine is to stop; "
+                "a restart replays from the last checkpoint"
+            )
+            raise self._failure
+
     def _post(self, record: Outgoing) -> None:
         while True:
             try:
@@ -172,7 +189,7 @@ class Writer:
                 return
             except (kafka_errors.RetriableError, OSError) as error:
                 self._link.down(str(error) or type(error).__name__)
-                time.sleep(self._link.wait_s())
+                self._wait(self._link.wait_s())
                 continue
             except kafka_errors.KafkaError as error:
                 raise self._fail(record, error) from error
@@ -187,6 +204,7 @@ class Writer:
                 future.get(timeout=LOOK_S)
             except kafka_errors.KafkaError as error:
                 if not future.is_done:
+                    self._check_given_up()
                     self._look(error)
         self._pending.popleft()
         self._pending_bytes -= record.size

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
-__all__ = ["main"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_SIGNALLED", "STOPPING", "main", "too_late"]
 
 EXIT_SIGNALLED = 128  # a shell's way to name the signal
 EXIT_INTERRUPTED = EXIT_SIGNALLED + signal.SIGINT
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+_done = False
 
 
 def main() -> None:
@@ -19,6 +22,7 @@ def main() -> None:
     # Nothing is open before a command takes over, and an exception out of a half-done import is nothing to look at.
     for number in STOPPING:
         signal.signal(number, _leave)
+    _fill_closed_streams()
     from streamadapt.app.commands import run_command
     from streamadapt.app.logs import report_dead_threads
 
@@ -28,15 +32,34 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # too late to stop anything
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
-        except OSError:  # whoever read it has gone
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):  # whoever read it has gone
             outcome = outcome._replace(stuck=True)
     if outcome.stuck:
         os._exit(outcome.code)  # a thread that waits for an absent broker would be waited for
     raise SystemExit(outcome.code)
 
 
+def too_late() -> None:
+    """From now on a signal changes nothing: what the command had to do is done, and its exit code is known."""
+    global _done
+    _done = True
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
     del frame
-    os.write(2, b"streamadapt: interrupted\n")
+    if _done:
+        return
+    with suppress(OSError):
+        os.write(2, b"streamadapt: interrupted\n")
     os._exit(EXIT_SIGNALLED + number)
+
+
+def _fill_closed_streams() -> None:
+    """Put something in place of a standard stream that is closed: else the next file that is opened would be it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -18,9 +16,12 @@ import typer
 from streamadapt import __version__
 from streamadapt.app.cli import EXIT_INTERRUPTED
 from streamadapt.app.dlq import dlq
+from streamadapt.app.dlq_progress import safe
+from streamadapt.app.interrupts import interruptible
 from streamadapt.app.logs import logs_are_json, setup_logging
 from streamadapt.app.options import AsJson, ConfigPath, Settings
-from streamadapt.errors import BadShareError, ConfigError, StreamadaptError
+from streamadapt.app.printing import tell, tell_loud, tolerant_output
+from streamadapt.errors import BadShareError, ConfigError, ConnectorError, StreamadaptError
 from streamadapt.masking import remember, scrubbed
 
 __all__ = ["Outcome", "app", "run_command"]
@@ -43,7 +44,7 @@ LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        typer.echo(__version__)
+        tell(__version__)
         raise typer.Exit
 
 
@@ -57,49 +58,67 @@ def run(
 ) -> None:
     """Run the main job until it is stopped (SIGINT or SIGTERM drain and checkpoint), or a finite source ends.
 
-    Exit code 2: the config is wrong; 3: nearly all records were refused (limits.max_bad_share); 1: any other failure.
+    Exit code 2: the config is wrong; 3: nearly all records were refused (limits.max_bad_share), or nothing was
+    predicted or learned from what was read; 1: any other failure.
     """
     setup_logging(log_level, as_json=log_json)
     from streamadapt.app.running import run_config
 
-    summary = run_config(config, settings or ())
-    _tell(json.dumps(summary) if as_json else _table(summary))
+    def finish(summary: dict[str, Any], stuck: bool) -> None:
+        raise Ended(_tell_summary(summary, as_json=as_json), stuck=stuck)
+
+    run_config(config, settings or (), finish)
 
 
 @app.command()
 def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False) -> None:
     """Say what is wrong with a config, without connecting anywhere. Exit code 2 if something is."""
     from streamadapt.app.checkpoints import resumable
-    from streamadapt.assemble import check_config
+    from streamadapt.assemble import check_config, look_at_files
     from streamadapt.config import load_config
+    from streamadapt.outputs import check_outputs
     from streamadapt.secret_files import literal_secrets
 
     try:
         loaded = load_config(config, settings=settings or ())
+        check_outputs(loaded, config)
         experts = check_config(loaded).names
+        files = look_at_files(loaded)
     except ConfigError as error:
         if as_json:
             problem = {"path": error.path, "value": repr(error.value), "expected": error.expected}
-            _tell(json.dumps({"ok": False, "error": problem}))
+            tell(json.dumps({"ok": False, "error": problem}))
             raise typer.Exit(EXIT_CONFIG) from None
         raise
     warnings = literal_secrets(config, os.environ, settings or ())
     there = resumable(loaded)
     if as_json:
-        more = {"warnings": warnings, "checkpoints": there}
-        _tell(json.dumps({"ok": True, "experts": experts} | {name: found for name, found in more.items() if found}))
+        more = {"files": files, "warnings": warnings, "checkpoints": there}
+        tell(json.dumps({"ok": True, "experts": experts} | {name: found for name, found in more.items() if found}))
         return
     for warning in warnings:
         _say(f"warning: {warning}")
+    for one in files:
+        _tell_file(one)
     for one in there:
         for sequence, why in one.get("damaged", {}).items():
             _say(f"warning: {one['partition']}, checkpoint {sequence}: damaged, and will be passed over: {why}")
         place = f"{one['partition']}, checkpoint {one['sequence']}"
         if one["resumes"]:
-            _tell(f"goes on from {place}")
+            tell(f"goes on from {place}")
         else:
             _say(f"warning: a run would not go on from {place}: {one['problem']}")
-    _tell(f"ok: experts {', '.join(experts)}")
+    tell(f"ok: experts {', '.join(experts)}")
+
+
+def _tell_file(found: dict[str, Any]) -> None:
+    """Say what `check` found at the beginning of a file."""
+    tell(f"{found['path']}: columns {', '.join(found['columns']) or 'none: it is empty'}")
+    if "note" in found:
+        _say(f"warning: {found['path']}: {found['note']}")
+    if found["refused"]:
+        share = f"{found['refused']} of the first {found['records']} records"
+        _say(f"warning: {found['path']}: {share} would be refused, for example {found['example']}")
 
 
 @app.command()
@@ -110,14 +129,18 @@ def init(
     """Write a commented config to start from."""
     from importlib.resources import files
 
+    from streamadapt.outputs import check_output, write_whole
+
     if config.exists() and not force:
         raise ConfigError("config", str(config), "a file that does not exist yet, or --force")
-    text = files("streamadapt.app").joinpath("template.toml").read_text(encoding="utf-8")
+    text = files("streamadapt.app").joinpath("template.toml").read_bytes()
+    if not Path(os.path.realpath(config)).parent.is_dir():
+        raise ConfigError("config", str(config), "a file that can be written, in a folder that is there")
     try:
-        config.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError("config", str(config), f"a file that can be written ({error.strerror})") from error
-    _tell(f"wrote {config}; edit it, then: streamadapt check {config}")
+        write_whole(check_output("config", config, {}), text)
+    except ConnectorError as error:
+        raise ConfigError("config", str(config), f"a file that can be written ({error})") from error
+    tell(f"wrote {config}; edit it, then: streamadapt check {config}")
 
 
 @app.command()
@@ -129,24 +152,29 @@ def fit(  # noqa: PLR0913 - each is an option of the command
     ridge: Annotated[float, typer.Option(help="Penalty, in scaled units.")] = 0.1,
     raw_window: Annotated[bool, typer.Option(help="Forecasts: do not subtract the last value.")] = False,
     shared_scale: Annotated[bool, typer.Option(help="Forecasts: one scale for all channels.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fit also where most of the history was refused.")] = False,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the built-in linear base on a history file, with the config's task and fields."""
+    """Fit the built-in linear base on a history file, with the config's task and fields.
+
+    Exit code 3, and nothing is written: fewer than half of the rows, or of the labels, can be used (see --force).
+    """
     from streamadapt.app.fitting import fit_base
 
-    result = fit_base(
-        config,
-        history,
-        out,
-        labels=labels,
-        ridge=ridge,
-        subtract_last=not raw_window,
-        shared_scale=shared_scale,
-        settings=settings or (),
-    )
-    text = f"fitted on {result['rows']} rows ({result['skipped']} refused), wrote {result['weights']}"
-    _tell(json.dumps(result) if as_json else text)
+    with interruptible(_say):
+        result = fit_base(
+            config,
+            history,
+            out,
+            labels=labels,
+            ridge=ridge,
+            subtract_last=not raw_window,
+            shared_scale=shared_scale,
+            force=force,
+            settings=settings or (),
+        )
+    _tell_fit(result, as_json=as_json)
 
 
 @app.command()
@@ -155,19 +183,22 @@ def replay(
     history: Annotated[Path, typer.Argument(metavar="FILE", help="Entries: CSV or JSONL (.gz too).")],
     labels: Annotated[Path | None, typer.Option(help="Labels that came apart from their entries.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Predictions (JSONL), written anew; default: none are written.")
+        Path | None, typer.Option(help="Predictions (JSONL), in place of what is there; default: none are written.")
     ] = None,
     settings: Settings = None,
     log_level: LogLevel = "warning",
     as_json: AsJson = False,
 ) -> None:
-    """Backtest a config on a file at full speed, through the same engine; no checkpoint is read or written."""
-    setup_logging(log_level, as_json=False)
-    from streamadapt.app.running import replay_config
+    """Backtest a config on a file at full speed, through the same engine; no checkpoint is read or written.
 
-    with _interruptible():
+    Exit code 3: nothing was predicted or learned from what was read. Only a replay that ends replaces earlier results.
+    """
+    setup_logging(log_level, as_json=False)
+    from streamadapt.app.replaying import replay_config
+
+    with interruptible(_say):
         summary = replay_config(config, history, labels, out, settings or ())
-    _tell(json.dumps(summary) if as_json else _table(summary))
+    raise typer.Exit(_tell_summary(summary, as_json=as_json))
 
 
 @app.command()
@@ -183,7 +214,7 @@ def demo(
     """Keep a glucose sensor's calibration right, through an embedded Kafka broker. Nothing to set up."""
     from streamadapt.app.demo import run_demo
 
-    with _interruptible():
+    with interruptible(_say):
         code = run_demo(speed=speed, labels=labels, json_path=as_json, limit=limit, keep=keep)
     raise typer.Exit(code)
 
@@ -204,7 +235,7 @@ def list_checkpoints(path: StatePath, as_json: AsJson = False) -> None:
 
     rows = [{k: scrubbed(v) if isinstance(v, str) else v for k, v in row.items()} for row in listed(path)]
     if as_json:
-        _tell(json.dumps(rows))
+        tell(json.dumps(rows))
     else:
         Console().print(listing(rows))
 
@@ -217,7 +248,7 @@ def inspect_checkpoint(
     """Check one checkpoint's files, and print what it tells as JSON: positions, losses, guard weights, health."""
     from streamadapt.app.checkpoints import inspected
 
-    _tell(json.dumps(inspected(path, sequence), indent=2))
+    tell(json.dumps(inspected(path, sequence), indent=2))
 
 
 @checkpoint.command("rollback")
@@ -233,31 +264,53 @@ def roll_back(
     if not yes:
         typer.confirm(f"Remove every checkpoint in {folder_of(path)} that is newer than {sequence}?", abort=True)
     removed = rolled_back(path, sequence)
-    _tell(f"back at {sequence}; removed {', '.join(map(str, removed)) or 'nothing'}")
+    tell(f"back at {sequence}; removed {', '.join(map(str, removed)) or 'nothing'}")
 
 
-def _tell(text: str) -> None:
-    """Print a result on standard output."""
-    typer.echo(scrubbed(text))
+def _tell_fit(result: dict[str, Any], *, as_json: bool) -> None:
+    from streamadapt.app.fitting import refused_lines
+
+    refused, problem = result.pop("refused"), result.pop("problem")
+    if as_json:
+        tell(json.dumps(result if problem is None else {**result, "problem": problem, "refused": refused}))
+        return
+    if problem is not None:
+        tell_loud(safe(problem))
+    text = f"fitted on {result['rows']} rows ({result['skipped']} refused), wrote {result['weights']}"
+    tell("\n".join([text, *refused_lines(refused)]))
 
 
-def _table(summary: dict[str, Any]) -> str:
+def _tell_summary(summary: dict[str, Any], *, as_json: bool) -> int:
+    """Print what a run came to; return its exit code."""
+    from streamadapt.app.outcome import problem_of, refusals
     from streamadapt.app.tables import summary_text
 
-    return summary_text(summary)
+    problem = problem_of(summary["run"])
+    if as_json:
+        facts = None if problem is None else problem.facts
+        if problem is not None:
+            _say(safe(problem.text))
+        tell(json.dumps({**summary, "problem": facts, "refused": refusals(summary["run"])}))
+    else:
+        if problem is not None:
+            tell_loud(safe(problem.text))
+        tell(summary_text(summary))
+    return 0 if problem is None else problem.code
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """From here on there is something to put away: an interrupt is an exception again."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        _say("interrupted")
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    finally:
-        signal.signal(signal.SIGINT, before)
+class Ended(SystemExit):
+    """A command is done.
+
+    Parameters
+    ----------
+    code : int
+    stuck : bool
+        Whether threads of it may never end by themselves.
+    """
+
+    def __init__(self, code: int, *, stuck: bool = False) -> None:
+        super().__init__(code)
+        self.stuck = stuck
 
 
 class Outcome(NamedTuple):
@@ -269,19 +322,25 @@ class Outcome(NamedTuple):
 
 def run_command(arguments: Sequence[str]) -> Outcome:
     """Run one command; errors of ours are one line on standard error, and the exit code tells their kind."""
+    remember("", list(arguments))  # a path may be a URL with a password in it
+    with tolerant_output():
+        return _run_command(arguments)
+
+
+def _run_command(arguments: Sequence[str]) -> Outcome:
     from streamadapt.overrides import variable_of
 
-    remember("", list(arguments))  # a path may be a URL with a password in it
     try:
         app(args=list(arguments), prog_name="streamadapt")
     except SystemExit as end:
-        return Outcome(end.code if isinstance(end.code, int) else 0 if end.code is None else EXIT_FAILED)
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else EXIT_FAILED
+        return Outcome(code, stuck=getattr(end, "stuck", False))
     except ConfigError as error:
         variable = variable_of(error.path, os.environ)
         _say(f"config: {error}" + (f" (set by {variable})" if variable else ""))
         return Outcome(EXIT_CONFIG)
     except StreamadaptError as error:
-        _say(str(error))
+        _say(str(error), loud=isinstance(error, BadShareError))
         return Outcome(EXIT_BAD_SHARE if isinstance(error, BadShareError) else EXIT_FAILED, stuck=True)
     except KeyboardInterrupt:
         _say("interrupted")
@@ -292,10 +351,15 @@ def run_command(arguments: Sequence[str]) -> Outcome:
     return Outcome(0)
 
 
-def _say(message: str, error: Exception | None = None) -> None:
+def _say(message: str, error: Exception | None = None, *, loud: bool = False) -> None:
     if logs_are_json():
         logging.getLogger("streamadapt").error(message, exc_info=error)
         return
     if error is not None:
         sys.stderr.write(scrubbed("".join(traceback.format_exception(error))))
-    sys.stderr.write(scrubbed(f"streamadapt: {message}\n"))
+    first, *more = f"streamadapt: {message}".splitlines()
+    if loud:
+        tell_loud(first, err=True)
+    else:
+        sys.stderr.write(scrubbed(f"{first}\n"))
+    sys.stderr.writelines(scrubbed(f"{line}\n") for line in more)

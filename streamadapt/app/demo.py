@@ -29,6 +29,7 @@ from streamadapt.app.demo_view import show, watch
 from streamadapt.app.fitting import fit_base
 from streamadapt.app.tables import print_result
 from streamadapt.errors import ConfigError, StreamadaptError
+from streamadapt.outputs import check_output, write_whole
 
 __all__ = ["run_demo"]
 
@@ -79,8 +80,8 @@ def _check(speed: float | None, labels: str, json_path: Path | None, limit: int 
         raise ConfigError("--speed", speed, "entries a second, > 0")
     if limit is not None and limit < FEWEST:
         raise ConfigError("--limit", limit, f"a number of readings >= {FEWEST}")
-    if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):
-        raise ConfigError("--json", str(json_path), "a file in a folder that is there")
+    if json_path is not None:
+        check_output("--json", json_path, {})
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise ConfigError("--keep", str(keep), "a new folder or an empty one: its broker's topics are new, too")
 
@@ -146,10 +147,8 @@ def _run(
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StreamadaptError(f"the result cannot be written to {path}: {error}") from error
+    target = check_output("--json", path, {})
+    write_whole(target, (json.dumps(result, indent=2) + "\n").encode())
 
 
 def _result(judgement: Judgement, summary: dict[str, Any], data: _Data) -> dict[str, Any]:

@@ -31,6 +31,8 @@ STALL_S = 120.0
 WEIGHTS_SHOWN = 5
 MARKS_SHOWN = 3
 BAR = 20
+NO_RECORD = ("expired", "negative", "refused")
+"""Outcomes that no record of its own has, or one that is counted among the dead letters."""
 
 Samples = Mapping[str, Mapping[str, float]]
 """Metric name without its prefix -> value of its telling label ("" where it has none) -> value."""
@@ -116,7 +118,7 @@ class _View:
         before = self.done
         entries = sum(samples["entries_total"].values())
         dead = sum(samples.get("dead_letters_total", {}).values())
-        labels = sum(v for k, v in samples.get("labels_total", {}).items() if k != "expired")
+        labels = sum(v for k, v in samples.get("labels_total", {}).items() if k not in NO_RECORD)
         self.done = int(entries + dead + labels)
         if self.done > before:
             self._moved = now

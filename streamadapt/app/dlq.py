@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from streamadapt.app.options import AsJson, ConfigPath, Settings
+from streamadapt.app.printing import tell
 from streamadapt.masking import scrubbed
 
 __all__ = ["dlq"]
@@ -34,12 +36,12 @@ def list_letters(
 ) -> None:
     """Show what was refused, up to now, and why. Commits nothing and changes nothing."""
     from streamadapt.app.dlq_listing import Wanted, print_lines, print_table
-    from streamadapt.app.dlq_progress import interruptible
+    from streamadapt.app.interrupts import interruptible
     from streamadapt.config import load_config
 
     loaded = load_config(config, settings=settings or ())
     wanted = Wanted.of(loaded, reasons or (), since, replayed=replayed)
-    with interruptible():
+    with interruptible(_say):
         if as_json:
             print_lines(loaded, wanted, limit)
         else:
@@ -62,12 +64,18 @@ def replay_letters(
     as_json: AsJson = False,
 ) -> None:
     """Put repaired records at the end of the streams they came from. Exit code 1 if one of them was not sent."""
-    from streamadapt.app.dlq_progress import interruptible
     from streamadapt.app.dlq_replay import Replay
+    from streamadapt.app.interrupts import interruptible
     from streamadapt.config import load_config
 
+    def say(text: str) -> None:
+        if as_json:
+            sys.stderr.write(f"{scrubbed(text)}\n")
+        else:
+            tell(text)
+
     loaded = load_config(config, settings=settings or ())
-    with interruptible(), Replay(loaded, out, say=lambda text: typer.echo(scrubbed(text), err=as_json)) as replay:
+    with interruptible(_say), Replay(loaded, out, say=say) as replay:
         replay.read(file, again=again)
         replay.report(dry_run=dry_run)
         if not dry_run and replay.ready:
@@ -75,6 +83,10 @@ def replay_letters(
                 typer.confirm(replay.question, abort=True, err=as_json)
             replay.send()
         if as_json:
-            typer.echo(scrubbed(json.dumps(replay.result(dry_run=dry_run))))
+            tell(json.dumps(replay.result(dry_run=dry_run)))
         code = replay.exit_code
     raise typer.Exit(code)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"streamadapt: {text}\n")

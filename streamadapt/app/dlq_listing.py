@@ -167,7 +167,13 @@ def _fed_back(stored: StoredLetter, ledger: ReplayLedger) -> dict[str, str]:
 
 
 def json_line(data: dict[str, Any]) -> str:
-    """Return JSON in which letters stay letters, and what could steer a terminal or turn a line is escaped."""
+    """Return JSON in which letters stay letters, and what could steer a terminal or turn a line is escaped.
+
+    Where standard output is not UTF-8, which is what `dlq replay` reads, everything but ASCII is escaped.
+    """
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
+    if encoding not in ("utf-8", "utf8"):
+        return json.dumps(data)
     return NOT_PLAIN.sub(_escape_steering, json.dumps(data, ensure_ascii=False))
 
 

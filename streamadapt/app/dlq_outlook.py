@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from streamadapt.app.dlq_listing import when
-from streamadapt.assemble import ahead_ns, make_pipeline
+from streamadapt.assemble import make_pipeline, time_limits
 from streamadapt.checkpoint import CheckpointStore
 from streamadapt.config import Config
 from streamadapt.entry import Entry, Label
 from streamadapt.errors import CheckpointError, EntryError
 from streamadapt.folder import folder_of
-from streamadapt.lookahead import FEWEST
 from streamadapt.merge import Merge
 from streamadapt.pipeline import Pipeline
-from streamadapt.ports import Record
+from streamadapt.ports import DeadLetter, Record
 
 __all__ = ["Decoded", "Outlook", "outlook"]
 
@@ -93,27 +91,18 @@ def _asked(
     except CheckpointError as error:
         yield f"{name}: what will be refused again cannot be told: {error}"
         return
-    yield from _too_old(config, records, pipeline.task.last_time)
-    _run(pipeline, streams, records, refused)
+    merge = Merge(len(streams), 0.0, *time_limits(config))
+    merge.start_from(pipeline.task.clock)
+    pipeline.task.clock.doubts = False  # as in the engine: the merge judges leaps
+    _run(pipeline, merge, streams, records, refused)
     reached = ", ".join(f"{at}@{offset}" for at, offset in loaded.positions.items())
     asked = f"{name}: asked the checkpoint of {when(loaded.info.time_ns)} UTC, at {reached}"
     yield f"{asked}; what was read since can change it"
 
 
-def _too_old(config: Config, records: Sequence[Decoded], newest: int) -> Iterator[str]:
-    """Tell where old records would make the ones before them look as if their clocks were ahead: see `Lookahead`."""
-    before = newest - ahead_ns(config)
-    old = Counter(one.record.position.stream for one in records if one.item.time < before)
-    for stream, count in sorted(old.items()):
-        if count >= FEWEST:
-            yield (
-                f"{stream}: {count} records are older than the newest entry by more than limits.max_ahead: read in "
-                f"one go, they make the newest records before them look wrong (bad_time). Feed {FEWEST - 1} back at a "
-                "time, or raise limits.max_ahead first"
-            )
-
-
-def _run(pipeline: Pipeline, streams: Sequence[str], records: Sequence[Decoded], refused: dict[int, str]) -> None:
+def _run(
+    pipeline: Pipeline, merge: Merge, streams: Sequence[str], records: Sequence[Decoded], refused: dict[int, str]
+) -> None:
     number = 0
 
     def on_rejected(item: Any, error: EntryError) -> None:
@@ -121,10 +110,12 @@ def _run(pipeline: Pipeline, streams: Sequence[str], records: Sequence[Decoded],
         refused[number] = f"{error.reason.value}: {error.detail}"
 
     pipeline.on_rejected = on_rejected
-    merge, by_record = Merge(len(streams), 0.0), {id(one.record): one.number for one in records}
+    by_record = {id(one.record): one.number for one in records}
     for one in records:
         merge.offer(streams.index(one.record.position.stream), one.record, one.item, 0.0)
     for arrived in merge.release(0.0, len(records), ended=True):
         number = by_record[id(arrived.record)]
-        assert isinstance(arrived.item, Entry | Label), "nothing else was offered"
-        pipeline.observe((arrived.item,))
+        if isinstance(arrived.item, DeadLetter):
+            refused[number] = f"{arrived.item.reason}: {arrived.item.detail}"
+        else:
+            pipeline.observe((arrived.item,))

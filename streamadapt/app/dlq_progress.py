@@ -1,19 +1,14 @@
-"""What both commands about dead letters need: safe text, how far a long topic is read, and a clean interrupt."""
+"""What both commands about dead letters need: safe text, and how far a long topic is read."""
 
 from __future__ import annotations
 
 import re
-import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import typer
-
-from streamadapt.app.cli import EXIT_INTERRUPTED
-
-__all__ = ["interruptible", "progress", "safe"]
+__all__ = ["progress", "safe"]
 
 ASCII = re.compile(r"[ -~]*")
 
@@ -46,19 +41,3 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(safe(what), total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Make Ctrl-C an exception again, so that what is open is closed and what was sent is said."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    except (KeyboardInterrupt, typer.Abort) as error:
-        # At a prompt Ctrl-C, an answer that never comes and a "no" are the same exception; only what it hides differs.
-        if isinstance(error, typer.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        sys.stderr.write("streamadapt: interrupted\n")
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 from streamadapt.app.dlq_listing import when
 from streamadapt.app.dlq_outlook import Decoded, Outlook, outlook
 from streamadapt.app.dlq_progress import progress, safe
 from streamadapt.assemble import check_config, make_codec, make_letter_reader, make_stream_writer
 from streamadapt.config import Config
-from streamadapt.entry import Entry, Position
-from streamadapt.errors import ConfigError, ConnectorError, EntryError, RepairError
+from streamadapt.entry import Entry, Label, Position
+from streamadapt.errors import ConfigError, ConnectorError, EntryError, Reason, RepairError
+from streamadapt.files import encoding_of_mark
 from streamadapt.letter_ports import DeadLetterReader, ReplayMark, Returned, Returning, StoredLetter
 from streamadapt.letters import ReplayLedger, parse_repaired
 from streamadapt.ports import Record, StreamPartition
@@ -107,11 +110,11 @@ class Replay:
             raise RepairError(
                 f"{safe(self._file)}: {len(problems)} of {self.lines} lines are no letters; nothing was sent"
             )
-        ledger, known = self._look()
+        ledger, known, labels = self._look()
         for number, record in records.values():
             at = record.position
             try:
-                item = self._codec.decode(record)
+                record, item = self._decoded(record, only_label=at in labels)
             except EntryError as error:
                 self._bad.append(Line(number, at, f"still bad: {error.reason.value}: {error.detail}"))
                 continue
@@ -129,17 +132,33 @@ class Replay:
         self._check_writable()
         self._outlook = outlook(self._config, self._streams, self.ready)
 
-    def _look(self) -> tuple[ReplayLedger, set[Position]]:
-        ledger, known = ReplayLedger(), set()
+    def _decoded(self, record: Record, *, only_label: bool) -> tuple[Record, Entry | Label]:
+        """Return what goes back, and what it says; of an entry that was predicted its label alone."""
+        if only_label and hasattr(self._codec, "label_alone"):
+            record = self._codec.label_alone(record)
+        item: Entry | Label = self._codec.decode(record)
+        if isinstance(item, Entry) and only_label:
+            raise EntryError(
+                Reason.DUPLICATE_ID, "the entry itself was predicted, and would come twice", record.position
+            )
+        if isinstance(item, Entry) and item.refused is not None:
+            raise EntryError(item.refused.reason, f"its label: {item.refused.detail}", record.position)
+        return record, item
+
+    def _look(self) -> tuple[ReplayLedger, set[Position], set[Position]]:
+        """Return the notes, the records that were refused, and those of them of which only the label was."""
+        ledger, known, labels = ReplayLedger(), set(), set()
         with progress(f"{self._reader.name}: what was fed back") as on_progress:
             for item in self._reader.read(on_progress):
                 if isinstance(item, StoredLetter):
                     known.add(item.letter.record.position)
+                    if item.letter.stage == "label":
+                        labels.add(item.letter.record.position)
                 else:
                     ledger.take(item)
         if self._reader.missing and self._config.source.get("kind") == "kafka":
             self._say(f"note: {safe(self._reader.name)} does not exist")
-        return ledger, known
+        return ledger, known, labels
 
     def _check_writable(self) -> None:
         places = {StreamPartition(one.record.position.stream, one.record.position.partition) for one in self.ready}
@@ -260,15 +279,29 @@ class Replay:
 def _lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
     try:
         if str(file) == "-":
-            yield from _numbered(sys.stdin.buffer)
+            given = io.BufferedReader(cast(io.RawIOBase, sys.stdin.buffer))
+            yield from _numbered(given.peek(4), given)
         else:
             with file.open("rb") as lines:
-                yield from _numbered(lines)
+                yield from _numbered(lines.peek(4), lines)
     except OSError as error:
         raise ConnectorError(f"file {file}: cannot be read: {error.strerror}") from error
 
 
-def _numbered(lines: Any) -> Iterator[tuple[int, bytes]]:
+def _numbered(start: bytes, lines: Any) -> Iterator[tuple[int, bytes]]:
+    encoding = encoding_of_mark(start[:4])
+    if encoding in (None, "utf-8-sig"):
+        yield from _not_blank(lines)
+        return
+    text = io.TextIOWrapper(lines, encoding=encoding, errors="backslashreplace")  # as PowerShell writes
+    try:
+        yield from _not_blank(line.encode() for line in text)
+    finally:
+        text.detach()  # who opened the file closes it
+
+
+def _not_blank(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(lines, 1):
+        line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
             yield number, line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from threading import Thread
 from typing import Any, Self
@@ -98,15 +98,24 @@ class MetricsServer:
 
 
 Ready = Callable[[], tuple[bool, str]]
+"""Returns whether something is so, and a word on it."""
 
 
-def serve(registry: CollectorRegistry, port: int, host: str = "0.0.0.0", ready: Ready | None = None) -> MetricsServer:
-    """Answer ``GET /metrics`` and ``GET /ready`` from a daemon thread of its own.
+def serve(
+    registry: CollectorRegistry,
+    port: int,
+    host: str = "0.0.0.0",
+    ready: Ready | None = None,
+    live: Ready | None = None,
+) -> MetricsServer:
+    """Answer GET and HEAD of ``/metrics``, ``/ready`` and ``/live`` from a daemon thread of its own; else 404.
 
     Parameters
     ----------
     ready : callable, optional
-        Returns whether the engine does its work, and a word on it: status 200 or 503. Without it there is no /ready.
+        Whether the engine does its work: status 200 or 503. Without it there is no /ready.
+    live : callable, optional
+        Whether the process can still do it: status 200 or 503. Without it there is no /live.
     port : int
         0 takes a free one; see `MetricsServer.port`.
     host : str
@@ -121,32 +130,62 @@ def serve(registry: CollectorRegistry, port: int, host: str = "0.0.0.0", ready: 
         server, thread = start_http_server(port, host, registry)
     except (OSError, OverflowError) as exc:
         raise ConfigError("metrics.port", f"{host}:{port}", f"an address and a free port to listen on ({exc})") from exc
-    if ready is not None:
-        server.set_app(_with_ready(make_wsgi_app(registry), ready))
+    checks = {"/ready": ready, "/live": live}
+    server.set_app(
+        _application(make_wsgi_app(registry), {path: ask for path, ask in checks.items() if ask is not None})
+    )
     return MetricsServer(server, thread)
 
 
-def _with_ready(metrics: Any, ready: Ready) -> Any:
-    """Return a WSGI application that answers /ready itself."""
+def _application(metrics: Any, checks: Mapping[str, Ready]) -> Any:
+    """Return a WSGI application with these paths and the metrics, and nothing else."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "").rstrip("/") or "/"
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return _text(start_response, "405 Method Not Allowed", "only GET and HEAD", [("Allow", "GET, HEAD")])
+        if path in checks:
+            fine, why = checks[path]()
+            word = path.strip("/")
+            status = "200 OK" if fine else "503 Service Unavailable"
+            return _text(start_response, status, f"{word if fine else f'not {word}'}: {why}")
+        if path == "/metrics":
+            found: Iterable[bytes] = metrics({**environ, "REQUEST_METHOD": "GET"}, start_response)
+            return found
+        return _text(start_response, "404 Not Found", f"there is {', '.join(sorted({'/metrics', *checks}))}")
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ.get("PATH_INFO") != "/ready":
-            answer: Iterable[bytes] = metrics(environ, start_response)
-            return answer
-        fine, why = ready()
-        status = "200 OK" if fine else "503 Service Unavailable"
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"{'ready' if fine else 'not ready'}: {why}\n".encode()]
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return answer(environ, start_response)
+        said: list[Any] = []
+        size = sum(map(len, answer(environ, lambda status, headers: said.extend((status, headers)))))
+        status, headers = said
+        headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        start_response(status, [*headers, ("Content-Length", str(size))])
+        return []
 
     return application
+
+
+def _text(
+    start_response: Callable[..., Any], status: str, text: str, more: Sequence[tuple[str, str]] = ()
+) -> list[bytes]:
+    body = f"{text}\n".encode()
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *more]
+    start_response(status, headers)
+    return [body]
 
 
 def metrics_markdown() -> str:
     """Return the text of ``docs/metrics.md``, which a test compares with the file."""
     head = (
         "# Metrics\n\n"
-        "Set `[metrics] port` and scrape `/metrics`. A metric that is not known is absent, not zero. "
+        "Set `[metrics] port` and scrape `/metrics`. A metric that is not known is absent, not zero; counters of what "
+        "can happen (reasons, detectors, outcomes) begin at 0, so that `increase()` sees the first event. "
         "No label ever holds a record's key or id.\n\n"
+        "`/live` answers 200 as long as the engine's loop is alive (restart the process when it is not), `/ready` as "
+        "long as it has restored its state, is connected and moves; else both answer 503 and why. Another path is "
+        "404.\n\n"
         "Mean loss over five minutes, by role: "
         "`rate(streamadapt_matured_loss_total[5m]) / rate(streamadapt_matured_cells_total[5m])`. "
         "Counters of a partition continue after a restart from its checkpoint.\n\n"

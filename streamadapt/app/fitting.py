@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from streamadapt.assemble import codec_fields, make_task
+from streamadapt.app.dlq_progress import safe
+from streamadapt.app.outcome import MOST, hint_of
+from streamadapt.assemble import codec_fields, file_form, make_task
 from streamadapt.base import Linear
 from streamadapt.config import load_config
 from streamadapt.convert import convert
 from streamadapt.entry import Batch
-from streamadapt.errors import ConfigError
+from streamadapt.errors import BadShareError, ConfigError
 from streamadapt.fit import fit_forecast, fit_supervised
+from streamadapt.outputs import Replacement, check_output, inputs_of
 from streamadapt.scaling_files import Scaling
 from streamadapt.tasks import Forecast, Supervised, Task
 
-__all__ = ["fit_base"]
+if TYPE_CHECKING:
+    from streamadapt_connectors.files import History
+
+__all__ = ["fit_base", "refused_lines"]
 
 
-def fit_base(
+def fit_base(  # noqa: PLR0913 - each is an option of the command
     config_path: Path,
     history: Path,
     out: Path | None,
@@ -29,18 +34,33 @@ def fit_base(
     ridge: float,
     subtract_last: bool,
     shared_scale: bool,
+    force: bool = False,
     settings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Fit and save; return what was used and where it went.
 
+    Parameters
+    ----------
+    force : bool
+        Fit also where most of the history was refused.
+
+    Returns
+    -------
+    dict
+        ``rows``, ``skipped``: how many were used and refused; ``weights``: the file; ``refused``: reason -> ``count``,
+        ``example`` and ``setting``; ``problem``: one line if most was refused, else None.
+
     Raises
     ------
+    BadShareError
+        If most of the history was refused, and not `force`: nothing is written.
     ConfigError
         If config, history and the linear base do not fit each other, or the weights cannot be written.
     ConnectorError
         If the history cannot be read.
     """
     from streamadapt_connectors.codecs import FieldMap
+    from streamadapt_connectors.file_reading import FileFormat
     from streamadapt_connectors.files import read_history
 
     config = load_config(config_path, settings=settings)
@@ -56,7 +76,18 @@ def fit_base(
     if not 0.0 <= ridge < float("inf"):
         raise ConfigError("--ridge", ridge, "a finite number >= 0")
     weights = out or Path(str(config.base.get("weights" if linear else "scaling", "base.safetensors")))
-    loaded = read_history(history, convert(codec_fields(config), FieldMap, "fields"), label_path=labels)
+    inputs = {name: file for name, file in inputs_of(config, config_path).items() if name != "base.weights"}
+    inputs |= {"the history": history} | ({} if labels is None else {"--labels": labels})
+    target = check_output("base.weights", weights, inputs)
+    form = convert(file_form(config), FileFormat, "source")
+    fields = convert(codec_fields(config), FieldMap, "fields")
+    loaded = read_history(history, fields, label_path=labels, form=form)
+    refused = _refused(loaded)
+    problem = _problem(loaded)
+    if problem is not None and not force:
+        raise BadShareError(
+            "\n".join([f"{problem}; nothing was written (--force fits all the same)", *refused_lines(refused)])
+        )
     try:
         base: Linear | Scaling = Scaling(loaded.batch, task.kind)
         if linear:
@@ -65,8 +96,42 @@ def fit_base(
         raise ConfigError(
             "--ridge", ridge, f"a larger one: the history does not settle every weight ({error})"
         ) from error
-    _save(base, weights)
-    return {"rows": len(loaded.batch), "skipped": sum(loaded.rejected.values()), "weights": str(weights)}
+    _save(base, target)
+    counts: dict[str, Any] = {
+        "rows": len(loaded.batch),
+        "skipped": loaded.rejected.total(),
+        "weights": str(weights),
+    }
+    return {**counts, "refused": refused, "problem": problem}
+
+
+def _refused(loaded: History) -> dict[str, dict[str, Any]]:
+    return {
+        reason: {"count": count, "example": loaded.examples[reason], "setting": hint_of(reason)}
+        for reason, count in loaded.rejected.most_common()
+    }
+
+
+def _problem(loaded: History) -> str | None:
+    """Say if most of the entries, or most of the labels that came apart from them, were refused."""
+    bad_labels = loaded.rejected_labels
+    bad_entries = loaded.rejected.total() - bad_labels
+    parts = [
+        f"{bad / of:.0%} of the {kind} were refused ({bad:,} of {of:,})"
+        for kind, bad, of in (
+            ("rows", bad_entries, loaded.entries),
+            ("labels", bad_labels, loaded.rows - loaded.entries),
+        )
+        if bad > MOST * of
+    ]
+    return "; ".join(parts) or None
+
+
+def refused_lines(refused: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for each reason: count, an example, and the setting that would mend it."""
+    return [
+        f"  {reason} ({one['count']:,}): {safe(one['example'])}. {one['setting']}" for reason, one in refused.items()
+    ]
 
 
 def _fit(task: Task, batch: Batch, ridge: float, *, subtract_last: bool, shared_scale: bool) -> Linear:
@@ -81,9 +146,9 @@ def _fit(task: Task, batch: Batch, ridge: float, *, subtract_last: bool, shared_
 
 def _save(base: Linear | Scaling, path: Path) -> None:
     """Write a whole file or none."""
-    part = path.with_name(path.name + ".part")
     try:
-        base.save(part)
-        os.replace(part, path)
+        with Replacement(path) as replacement:
+            base.save(replacement.path)
+            replacement.put()
     except Exception as error:  # safetensors has errors of its own for what the system refuses
         raise ConfigError("base.weights", str(path), f"a file that can be written ({error})") from error

@@ -10,6 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from streamadapt.app.dlq_progress import safe
+from streamadapt.app.outcome import refusals
+from streamadapt.time_watch import order_warning
 
 __all__ = ["print_result", "summary_text"]
 
@@ -34,7 +39,7 @@ def _expert_table(experts: Mapping[str, float], served: float | None, weights: M
     for name, error in experts.items():
         shown = "frozen (base)" if name == "base" else name
         against = "" if name == "base" else _ratio(error, frozen)
-        table.add_row(shown, f"{error:.3f}", against, f"{weights.get(name, 0.0):.2f}")
+        table.add_row(Text(shown), f"{error:.3f}", against, f"{weights.get(name, 0.0):.2f}")
     if served is not None:
         table.add_section()
         table.add_row("served", f"{served:.3f}", _ratio(served, frozen), "", style="bold")
@@ -54,7 +59,7 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(name, f"{summary[name]:,}")
     for group, word in (("labels", "label"), ("drifts", "drift"), ("dead_letters", "dead letter")):
         for name, count in sorted(summary[group].items()):
-            table.add_row(f"{word}s: {name}", f"{count:,}")
+            table.add_row(Text(f"{word}s: {name}"), f"{count:,}")
         if not summary[group]:
             table.add_row(f"{word}s", "none")
     if summary.get("asked"):
@@ -65,9 +70,13 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
         told = (f"{which} {value:.3f}" for which, value in means.items() if value is not None)
         table.add_row(f"estimated: {measure}", ", ".join(told))
     for name, count in sorted(summary["reactions"].items()):
-        table.add_row(f"reactions: {name}", f"{count:,}")
+        table.add_row(Text(f"reactions: {name}"), f"{count:,}")
+    for name, count in sorted(summary.get("times", {}).items()):
+        table.add_row(f"event times: {name}", f"{count:,}")
+    for name, count in sorted(summary.get("faults", {}).items()):
+        table.add_row(Text(f"raised: {name}"), f"{count:,}")
     for name, count in sorted(summary["restored"].items()):
-        table.add_row(f"restored: {name}", f"{count:,}")
+        table.add_row(Text(f"restored: {name}"), f"{count:,}")
     return table
 
 
@@ -82,6 +91,22 @@ def _drift_dates(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def labels_note(summary: Mapping[str, Any]) -> str:
+    """Return which share of the labels the losses rest on; nothing where no label was refused."""
+    used = summary.get("labels_used")
+    if not used:
+        return ""
+    why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(used["refused"].items()))
+    return f", over {used['used']:,} of {used['of']:,} labels: refused were {why}"
+
+
+def _out_of_order(summary: Mapping[str, Any]) -> str:
+    """Return a line on entries that came out of order; empty if they were few."""
+    refused = summary["dead_letters"].get("time_backwards", 0)
+    raised = summary.get("times", {}).get("raised", 0)
+    return order_warning(summary["entries"] + refused, refused, raised, summary.get("out_of_order", ""))
+
+
 def print_result(console: Console, errors: Mapping[str, float], summary: Mapping[str, Any], *, what: str) -> None:
     """Print what a run came to.
 
@@ -94,20 +119,42 @@ def print_result(console: Console, errors: Mapping[str, float], summary: Mapping
     what : str
         What the errors are, with their unit.
     """
+    if warning := _out_of_order(summary):
+        console.print(warning, style="bold red", highlight=False, markup=False, soft_wrap=not console.is_terminal)
     experts = {name: error for name, error in errors.items() if name != "served"}
     if experts:
-        console.print(f"Error of every expert: {what}", highlight=False, soft_wrap=True)
+        console.print(f"Error of every expert: {what}{labels_note(summary)}", highlight=False, soft_wrap=True)
         console.print(_expert_table(experts, errors.get("served"), summary["weights"]))
     console.print(_count_table(summary))
     for line in _drift_dates(summary):
-        console.print(line, highlight=False, soft_wrap=not console.is_terminal)
+        console.print(Text(line), highlight=False, soft_wrap=not console.is_terminal)
+    _print_refusals(console, summary)
+
+
+def _print_refusals(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print an example of each reason for which the run refused records, and the setting that would mend it."""
+    found = refusals(summary["run"]) if "run" in summary else []
+    if found:
+        console.print("Refused, with an example of each reason:")
+    for one in found:
+        example = safe(f"{one['position']}: {one['detail']}")
+        line = f"  {one['reason']} ({one['count']:,}): {example}. {one['setting']}"
+        console.print(Text(line), highlight=False, soft_wrap=True)
+
+
+class _Buffer(io.StringIO):
+    """Text on its way to standard output: what draws there must know that one's encoding."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
     """Return a run's summary as plain text."""
     errors = {**summary["experts"], "served": summary["served"]}
     known = {name: error for name, error in errors.items() if error is not None}
-    out = io.StringIO()
+    out = _Buffer()
     width = Console().width if sys.stdout.isatty() else PIPE_WIDTH
     print_result(Console(file=out, width=width), known, summary, what="mean loss of matured cells")
     return out.getvalue().rstrip()

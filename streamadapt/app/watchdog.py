@@ -46,8 +46,15 @@ class Watchdog:
             return False, f"the loop has not moved for {self._after_s:g} s"
         if self._engine.stopping:
             return False, "draining"
+        if not self._engine.opened:
+            return False, "its state is being restored"
         state = self._engine.source.state
         return state != "connecting", f"source is {state}"
+
+    def live(self) -> tuple[bool, str]:
+        """Return whether the engine's loop has not ended, and a word on it. A loop that is stuck is alive."""
+        alive = self._engine.alive
+        return alive, "the loop runs" if alive else "the loop has ended"
 
     def __enter__(self) -> Self:
         self._metrics.stalled(False)

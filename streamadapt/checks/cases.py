@@ -143,7 +143,7 @@ def losses(case: Case, said: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
     """Mean loss of predictions, by expert and column, (experts, columns); in scales of the output, or nats."""
     scale = torch.from_numpy(case.output_units()[1])
     shape = (-1, case.rows, case.columns)
-    total, count = torch.zeros(1, dtype=torch.float64), torch.zeros(1)
+    total, count = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float32)
     for prediction, step in zip(said, steps, strict=True):
         p, known = prediction.detach().cpu().double().view(shape), step.known.cpu()
         if case.kind == "classification":

@@ -151,7 +151,10 @@ def check_wrong_target_shape_is_refused(make: Make, device: torch.device) -> Non
         drive(learner, steps)
         state = state_bytes(learner.snapshot())
         for shape in ((case.rows, case.columns + 1), (case.rows + 1, case.columns), (case.columns,), ()):
-            target, mask = torch.zeros(shape, device=device), torch.ones(shape, dtype=torch.bool, device=device)
+            target, mask = (
+                torch.zeros(shape, dtype=torch.float32, device=device),
+                torch.ones(shape, dtype=torch.bool, device=device),
+            )
             try:
                 learner.learn(steps[-1].inputs, steps[-1].base, target, mask)
             except ShapeError:
@@ -169,7 +172,7 @@ def check_unknown_target_changes_nothing(make: Make, device: torch.device) -> No
         step = steps[-1]
         before = learner.predict(step.inputs, step.base)
         for garbage in (torch.nan, 0.0):
-            target = torch.full((case.rows, case.columns), garbage, device=device)
+            target = torch.full((case.rows, case.columns), garbage, dtype=torch.float32, device=device)
             learner.learn(step.inputs, step.base, target, torch.zeros_like(target, dtype=torch.bool))
             after = learner.predict(step.inputs, step.base)
             require(torch.equal(before, after), f"{case}: a masked target of {garbage} changed {before} to {after}")
@@ -196,7 +199,7 @@ def check_same_seed_same_bits(make: Make, device: torch.device) -> None:
     for _ in range(2):
         for learner, case, steps in _built(make, device, FEW):
             found.setdefault(case, []).append(_run(learner, steps))
-            torch.rand(3)
+            torch.rand(3, dtype=torch.float32)
     for case, (first, second) in found.items():
         require(first == second, f"{case}: two runs with one seed differ")
 

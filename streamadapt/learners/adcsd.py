@@ -86,11 +86,11 @@ class ADCSD(Learner):
         t, n = spec.rows, spec.columns
 
         def uniform(bound: float, *shape: int) -> nn.Parameter:
-            numbers = torch.rand(shape, generator=generator) * (2.0 * bound) - bound
+            numbers = torch.rand(shape, generator=generator, dtype=torch.float32) * (2.0 * bound) - bound
             return nn.Parameter(numbers.to(spec.device))
 
         def filled(value: float, *shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.full(shape, value, device=spec.device))
+            return nn.Parameter(torch.full(shape, value, dtype=torch.float32, device=spec.device))
 
         affine = (2, 1, 1, HIDDEN) if self.share_norm else (2, t, n, HIDDEN)
         # The leading 2 is the branch: seasonal, trend.

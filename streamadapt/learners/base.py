@@ -128,7 +128,7 @@ class Spec:
     def ask(self, inputs: Tensor) -> BaseOutput:
         """Return what `model` says of inputs (window, channels) in the learners' units, in these units."""
         model: Any = self.model
-        far = self.input_origin is not None
+        far = self.input_origin is not None or self.output_origin is not None
         original = inputs if self.input_origin is None else inputs.double() + self.input_origin
         said: BaseOutput = model(original.to(model.input_dtype(far=far)))
         output = said.output if self.output_origin is None else said.output.double() - self.output_origin

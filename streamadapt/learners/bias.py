@@ -49,8 +49,10 @@ class Bias(Learner):
     def allocate(self, spec: Spec) -> None:
         """Start without a correction."""
         self._classify = spec.kind == "classification"
-        self.register_buffer("bias", torch.zeros(len(self.rates), spec.rows, spec.columns, device=spec.device))
-        self._rate = torch.tensor(self.rates, device=spec.device).view(-1, 1, 1)
+        self.register_buffer(
+            "bias", torch.zeros(len(self.rates), spec.rows, spec.columns, dtype=torch.float32, device=spec.device)
+        )
+        self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(-1, 1, 1)
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Return ``base + b``, or the softmax of it."""

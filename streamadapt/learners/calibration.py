@@ -23,6 +23,9 @@ from streamadapt.learners.simplex import log_odds
 
 __all__ = ["Calibration"]
 
+RELATIVE_RIDGE = 1e-13
+"""The least determinant of M, in units of the product of its diagonal."""
+
 
 class Calibration(Learner):
     """``prediction = base + scale (v_1 u + v_2)`` with u the scaled base output: gain and offset at once.
@@ -149,14 +152,20 @@ class Calibration(Learner):
             step.mul_(self.weight)
         moments = torch.addcmul(leak, self.moments, forgetting).add_(u.pow(self._powers), alpha=self.weight)
         m0, m1, m2 = moments.unbind()
-        step.div_(torch.addcmul(m0 * m2, m1, m1, value=-1.0))
+        products = m0 * m2
+        determinant = torch.addcmul(products, m1, m1, value=-1.0)
+        # Where less is left than rounding makes, it would be anything: zero, or of the wrong sign.
+        step.div_(torch.maximum(determinant, RELATIVE_RIDGE * products))
         gain = torch.stack([m2 * u - m1, torch.addcmul(m0, m1, u, value=-1.0)])  # of determinant times M^-1
+        weights = torch.addcmul(self.weights, gain, step)
+        if not bool(torch.isfinite(weights).all()):  # numbers beyond all others teach nothing
+            mask, whole = mask & torch.isfinite(weights).all(0), False
         if whole:
             self.moments.copy_(moments)
-            self.weights.addcmul_(gain, step)
+            self.weights.copy_(weights)
         else:
             self.moments.copy_(torch.where(mask, moments, self.moments))
-            self.weights.copy_(torch.where(mask, torch.addcmul(self.weights, gain, step), self.weights))
+            self.weights.copy_(torch.where(mask, weights, self.weights))
 
     def _clipped(self, error: Tensor, mask: Tensor, whole: bool) -> Tensor:
         """Return the errors clipped, having followed their size."""

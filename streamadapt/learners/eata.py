@@ -86,7 +86,9 @@ class EATA(BatchAdapter):
     def allocate(self, spec: Spec) -> None:
         """Copy the base's module and estimate the Fisher information."""
         super().allocate(spec)
-        self.register_buffer("kept", torch.zeros(spec.columns, device=spec.device))  # zero: nothing kept yet
+        self.register_buffer(
+            "kept", torch.zeros(spec.columns, dtype=torch.float32, device=spec.device)
+        )  # zero: nothing kept yet
         self._margin = MARGIN * math.log(spec.columns)
         self._anchors: list[tuple[Tensor, Tensor]] = []
         if self.fisher is not None:

@@ -66,10 +66,12 @@ class Ring(nn.Module):
         # What the product is added to: the key's square, less TIE for every entry written before; inf: empty.
         rank = torch.full((groups, 1, capacity), torch.inf, dtype=torch.float64, device=device)
         self.register_buffer("rank", rank)
-        self.register_buffer("values", torch.zeros(groups, capacity, planes * cells, device=device))
-        self.register_buffer("worth", torch.ones(groups, capacity, device=device))
+        self.register_buffer(
+            "values", torch.zeros(groups, capacity, planes * cells, dtype=torch.float32, device=device)
+        )
+        self.register_buffer("worth", torch.ones(groups, capacity, dtype=torch.float32, device=device))
         self.register_buffer("count", torch.zeros(groups, 1, dtype=torch.int64, device=device))
-        self._each = torch.arange(groups, device=device).unsqueeze(1)
+        self._each = torch.arange(groups, dtype=torch.int64, device=device).unsqueeze(1)
 
     def read(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Average the nearest entries' values.
@@ -134,7 +136,7 @@ class Ring(nn.Module):
         keys, values, count = keys[groups], values[groups].flatten(1), self.count[groups, 0]
         at = torch.remainder(count, self.capacity)
         self.keys[groups, :, at] = keys
-        self.rank[groups, 0, at] = self._squares(keys).squeeze(1) - TIE * count
+        self.rank[groups, 0, at] = self._squares(keys).squeeze(1) - TIE * count.float()
         self.values[groups, at] = values
         self.worth[groups, at] = weight
         self.count[groups, 0] = count + 1
@@ -142,7 +144,9 @@ class Ring(nn.Module):
     def forget(self, keep: float) -> None:
         """Empty all but the newest `keep` of the entries that each group holds."""
         newest = self.count - 1  # (groups, 1)
-        age = torch.remainder(newest - torch.arange(self.capacity, device=newest.device), self.capacity)
+        age = torch.remainder(
+            newest - torch.arange(self.capacity, dtype=torch.int64, device=newest.device), self.capacity
+        )
         held = torch.isfinite(self.rank[:, 0])
         kept = (keep * held.sum(1, keepdim=True)).floor()
         self.rank[:, 0].masked_fill_(age >= kept, torch.inf)
@@ -160,10 +164,14 @@ class Ring(nn.Module):
         for group in range(self.shape.groups):
             entries = known[:, group].nonzero().squeeze(1)
             kept = entries[-self.capacity :]
-            count = self.count[group] + (len(entries) - len(kept)) + torch.arange(len(kept), device=keys.device)
+            count = (
+                self.count[group]
+                + (len(entries) - len(kept))
+                + torch.arange(len(kept), dtype=torch.int64, device=keys.device)
+            )
             at = torch.remainder(count, self.capacity)
             self.keys[group, :, at] = keys[kept, group].T
-            self.rank[group, 0, at] = self._squares(keys[kept, group]).squeeze(1) - TIE * count
+            self.rank[group, 0, at] = self._squares(keys[kept, group]).squeeze(1) - TIE * count.float()
             self.values[group, at] = values[kept, group].flatten(1)
             self.worth[group, at] = 1.0
             self.count[group] += len(entries)

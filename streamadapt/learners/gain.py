@@ -63,10 +63,10 @@ class Gain(Learner):
         """Start with a gain of one."""
         self._classify = spec.kind == "classification"
         shape = (len(self.rates), 1, 1) if self._classify else (len(self.rates), spec.rows, spec.columns)
-        self.register_buffer("gain", torch.ones(shape, device=spec.device))
+        self.register_buffer("gain", torch.ones(shape, dtype=torch.float32, device=spec.device))
         if self._classify:
-            self.register_buffer("curvature", torch.ones(shape, device=spec.device))
-        self._rate = torch.tensor(self.rates, device=spec.device).view(-1, 1, 1)
+            self.register_buffer("curvature", torch.ones(shape, dtype=torch.float32, device=spec.device))
+        self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(-1, 1, 1)
         self._smallest = 0.01 * spec.output_scale
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:

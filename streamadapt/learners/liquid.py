@@ -236,12 +236,12 @@ class Liquid(Learner):
         self.steps_back = min(self.unroll, spec.window)
         lag = spec.rows if spec.kind == "forecast" else self.late
         size = 1 + self.steps_back + lag if self.update == "step" else 0
-        self.register_buffer("state", torch.zeros(1, net.state_size, device=spec.device))
+        self.register_buffer("state", torch.zeros(1, net.state_size, dtype=torch.float32, device=spec.device))
         # Event time of the newest entry; how many there were; the time unit, 0 while it is not known; all in ns.
         unit = 0 if self.time_unit is None else max(round(self.time_unit * 1e9), 1)
-        self.register_buffer("clock", torch.tensor([0, 0, unit], device=spec.device))
-        self.register_buffer("past", torch.zeros(size, net.state_size, device=spec.device))
-        self.register_buffer("past_times", torch.full((size,), NEVER, device=spec.device))
+        self.register_buffer("clock", torch.tensor([0, 0, unit], dtype=torch.int64, device=spec.device))
+        self.register_buffer("past", torch.zeros(size, net.state_size, dtype=torch.float32, device=spec.device))
+        self.register_buffer("past_times", torch.full((size,), NEVER, dtype=torch.int64, device=spec.device))
         if self.update == "step":
             self.optimiser = Optimiser(list(self.net.parameters()), "adam", self.lr, {})
         self._ahead: _Ahead | None = None
@@ -264,7 +264,7 @@ class Liquid(Learner):
             known = before is not None and unit > 0
             gaps.append(min(max((time - before) / unit, SHORTEST), LONGEST) if known and before is not None else 1.0)
             before = time
-        return torch.tensor([gaps], device=self.spec.device)
+        return torch.tensor([gaps], dtype=torch.float32, device=self.spec.device)
 
     # -- the network
 
@@ -332,7 +332,7 @@ class Liquid(Learner):
                 at = clock[1] % len(self.past)
                 self.past[at].copy_(state[0])
                 self.past_times[at] = newest
-            self.clock.copy_(torch.tensor([newest, clock[1] + 1, self._unit(times, clock)]))
+            self.clock.copy_(torch.tensor([newest, clock[1] + 1, self._unit(times, clock)], dtype=torch.int64))
 
     # -- learning
 

@@ -195,7 +195,9 @@ class PerEntry(Learner):
         given = (
             torch.stack([mean, memory[0]]),
             torch.stack([var, memory[1]]),
-            torch.tensor([[rate], [0.0]], device=x.device),  # the entry itself counts among the running statistics
+            torch.tensor(
+                [[rate], [0.0]], dtype=torch.float32, device=x.device
+            ),  # the entry itself counts among the running statistics
         )
         seen = self._copy[0].run(inputs.expand(2, *inputs.shape), given, turn.sign if self.signed else None)
         answers = torch.cat([frozen.unsqueeze(0), seen.logits.softmax(1)])

@@ -45,9 +45,11 @@ class LastValue(Learner):
         """Start with no label known; forecasts need no state."""
         if spec.kind == "forecast":
             return
-        self.register_buffer("last", torch.zeros(1, spec.columns, device=spec.device))
+        self.register_buffer("last", torch.zeros(1, spec.columns, dtype=torch.float32, device=spec.device))
         self.register_buffer("seen", torch.zeros(1, spec.columns, dtype=torch.bool, device=spec.device))
-        self.register_buffer("newest", torch.full((1, spec.columns), NEVER, device=spec.device))  # event times
+        self.register_buffer(
+            "newest", torch.full((1, spec.columns), NEVER, dtype=torch.int64, device=spec.device)
+        )  # event times
         if spec.kind == "classification":
             for name in ("changes", "count"):
                 self.register_buffer(name, torch.zeros((), dtype=torch.float64, device=spec.device))

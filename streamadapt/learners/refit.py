@@ -101,15 +101,22 @@ class Refit(Learner):
         weights: list[Tensor] = []
         for i, (before, after) in enumerate(pairwise(sizes)):
             bound = 0.0 if i == len(self.hidden) else before**-0.5
-            drawn = [torch.rand(shape, generator=generator) * 2.0 - 1.0 for shape in ((after, before), (after,))]
+            drawn = [
+                torch.rand(shape, generator=generator, dtype=torch.float32) * 2.0 - 1.0
+                for shape in ((after, before), (after,))
+            ]
             weights += [w.mul_(bound).to(spec.device) for w in drawn]
         self.serving = nn.ParameterList(nn.Parameter(w.clone(), requires_grad=False) for w in weights)
         self.training_weights = nn.ParameterList(nn.Parameter(w) for w in weights)
         self.optimiser = Optimiser(list(self.training_weights), "adam", self.lr, {})
-        self.register_buffer("seen_inputs", torch.zeros(self.memory, features, device=spec.device))
-        self.register_buffer("seen_targets", torch.zeros(self.memory, self._cells, device=spec.device))
+        self.register_buffer("seen_inputs", torch.zeros(self.memory, features, dtype=torch.float32, device=spec.device))
+        self.register_buffer(
+            "seen_targets", torch.zeros(self.memory, self._cells, dtype=torch.float32, device=spec.device)
+        )
         if self._classify:
-            self.register_buffer("seen_starts", torch.zeros(self.memory, self._cells, device=spec.device))
+            self.register_buffer(
+                "seen_starts", torch.zeros(self.memory, self._cells, dtype=torch.float32, device=spec.device)
+            )
         else:
             unknown = torch.zeros(self.memory, self._cells, dtype=torch.bool, device=spec.device)
             self.register_buffer("seen_masks", unknown)

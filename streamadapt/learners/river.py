@@ -114,12 +114,16 @@ class River(Learner):
         x = self._features(inputs, base)
         if self.spec.kind == "classification":
             return self._probabilities(x, base)
-        left = torch.tensor([float(m.predict_one(x)) for m in self.models], device=self.spec.device)
+        left = torch.tensor(
+            [float(m.predict_one(x)) for m in self.models], dtype=torch.float32, device=self.spec.device
+        )
         return base.output + left.view_as(base.output) * self.spec.output_scale
 
     def _probabilities(self, x: dict[str, float], base: BaseOutput) -> Tensor:
         said = self.models[0].predict_proba_one(x)
-        p = torch.tensor([[float(said.get(c, 0.0)) for c in range(self.spec.columns)]], device=self.spec.device)
+        p = torch.tensor(
+            [[float(said.get(c, 0.0)) for c in range(self.spec.columns)]], dtype=torch.float32, device=self.spec.device
+        )
         total = p.sum()
         return p / total if bool(total > 0.0) else base.output.clone()
 

@@ -29,7 +29,9 @@ from streamadapt.learners.rls_steps import (
     covariance_bound,
     forget,
     information_from_prior,
+    inverse,
     solve_information,
+    solve_regular,
 )
 from streamadapt.learners.season_clock import LastCycle
 from streamadapt.learners.simplex import clipped
@@ -172,8 +174,7 @@ class RLS(Learner):
         if self.shared:
             self._buffer("information", information)
         else:
-            covariance = torch.linalg.inv(information)
-            self._buffer("covariance", (covariance + covariance.mT) / 2.0)  # inv() leaves it asymmetric in a bit
+            self._buffer("covariance", self._covariances(information))
         self._buffer("weights", weights)
         self._buffer("innovation", torch.full((self._experts * self._groups, responses), 0.3, dtype=torch.float64))
         self._buffer("turn", torch.zeros((), dtype=torch.int64))  # whose turn the leak is
@@ -184,7 +185,7 @@ class RLS(Learner):
         if "season" in self.features:
             self.cycle = LastCycle(self.period, SEASON_SLOTS, spec.channels, spec.device)
             # Of the last entries, newest first: by the time a row is known, the cycle has gone on.
-            self._buffer("past_seasons", torch.zeros(spec.rows, spec.channels, spec.rows + 1))
+            self._buffer("past_seasons", torch.zeros(spec.rows, spec.channels, spec.rows + 1, dtype=torch.float32))
         self._pace = ((1.0, self.ridge), *self._paced(self._forgetting))
 
     def _start(self, spec: Spec, sets: int, d: int, responses: int) -> tuple[Tensor, Tensor]:
@@ -199,14 +200,21 @@ class RLS(Learner):
             for forgetting in self.forgetting
         ]
         m, right = (torch.cat(parts) for parts in zip(*starts, strict=True))
-        return m, torch.linalg.solve(m, right)
+        return m, solve_regular(m, right, self.ridge)
+
+    def _covariances(self, information: Tensor) -> Tensor:
+        """Return the inverses; that of the ridge alone for a matrix without one."""
+        found = inverse(information, self.ridge)
+        found = (found + found.mT) / 2.0  # inv() leaves it asymmetric in a bit
+        plain = torch.eye(found.shape[-1], dtype=found.dtype, device=found.device) / self.ridge
+        return torch.where(torch.isnan(found), plain, found)
 
     def _allocate_past(self, rows: int, d: int) -> None:
         # The last forecasts' x and gains, newest first from `head` on. Twice the room, and a move to the back of it
         # every `rows` entries, instead of a move by one every time.
         self._buffer("past_inputs", torch.zeros(self._groups, d, 2 * rows, dtype=torch.float64))
         self._buffer("past_gains", torch.zeros(self._experts, self._groups, d, 2 * rows, dtype=torch.float64))
-        self._buffer("head", torch.tensor(rows))
+        self._buffer("head", torch.tensor(rows, dtype=torch.int64))
 
     def _buffer(self, name: str, tensor: Tensor) -> None:
         self.register_buffer(name, tensor.clone().to(self.spec.device))
@@ -273,15 +281,17 @@ class RLS(Learner):
             self.past_seasons.zero_()
 
     def forget(self, keep: float) -> None:
-        """Inflate the covariance: ``P^-1 <- keep P^-1 + (1 - keep) ridge I``; the weights themselves stay."""
-        information = self.information if self.shared else torch.linalg.inv(self.covariance)
+        """Inflate the covariance: ``P^-1 <- keep P^-1 + (1 - keep) ridge I``; the weights themselves stay.
+
+        A covariance without an inverse starts again at ``I / ridge``.
+        """
+        information = self.information if self.shared else inverse(self.covariance)
         eye = torch.eye(self._features.count, dtype=torch.float64, device=information.device)
         information = keep * information + (1.0 - keep) * self.ridge * eye
         if self.shared:
             self.information.copy_(information)
         else:
-            covariance = torch.linalg.inv(information)
-            self.covariance.copy_((covariance + covariance.mT) / 2.0)
+            self.covariance.copy_(self._covariances(information))
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Learn each row that has become known, with the gain of the entry it was issued at."""

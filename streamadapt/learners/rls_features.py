@@ -66,7 +66,7 @@ class Features:
         self._bare = not extras and not sees_base
         self.count = self.plain + (spec.columns - 1 if sees_base else 0) + sum(map(self._width, extras))
         groups = spec.columns if self.forecast else 1
-        self._one = torch.ones(groups, 1, device=spec.device)
+        self._one = torch.ones(groups, 1, dtype=torch.float32, device=spec.device)
 
     def _width(self, extra: Extra) -> int:
         if extra == "calendar":
@@ -111,7 +111,7 @@ class Features:
         """
         spec = self.spec
         if ago is None:
-            return torch.zeros(spec.channels, spec.rows + 1, device=spec.device)
+            return torch.zeros(spec.channels, spec.rows + 1, dtype=torch.float32, device=spec.device)
         changes = torch.cat([ago[1:] - ago[0], (ago[0] - newest).unsqueeze(0)]) / spec.input_scale
         return changes.T * EXTRA_SCALE
 
@@ -119,7 +119,7 @@ class Features:
         time = 0 if base.times is None else int(base.times[-1])
         turn = 2.0 * math.pi * (time % DAY_NS) / DAY_NS
         waves = (math.sin(turn), math.cos(turn), math.sin(2.0 * turn), math.cos(2.0 * turn))
-        return torch.tensor([wave * EXTRA_SCALE for wave in waves], device=self.spec.device)
+        return torch.tensor([wave * EXTRA_SCALE for wave in waves], dtype=torch.float32, device=self.spec.device)
 
     def _cross(self, scaled: Tensor, groups: int) -> list[Tensor]:
         panel = self.spec.channels < MOST_CHANNELS

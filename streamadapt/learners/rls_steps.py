@@ -12,7 +12,18 @@ from torch import Tensor
 
 from streamadapt.learners.base import Prior
 
-__all__ = ["absorb", "covariance_bound", "forget", "information_from_prior", "solve_information"]
+__all__ = [
+    "absorb",
+    "covariance_bound",
+    "forget",
+    "information_from_prior",
+    "inverse",
+    "solve_information",
+    "solve_regular",
+]
+
+RELATIVE_RIDGE = 1e-12
+"""A matrix's ridge is at least so much of its mean diagonal: beside large numbers a fixed one is lost in rounding."""
 
 
 def covariance_bound(forgetting: float, features: int, ridge: float) -> float:
@@ -47,6 +58,42 @@ def _subtract_square(p: Tensor, root: Tensor) -> None:
     p.addcmul_(root, root.mT, value=-1.0)
 
 
+def _more_ridge(m: Tensor, ridge: float) -> Tensor:
+    """Return what must be added to m (n, d, d), which has `ridge` on its diagonals; zeros where that will do."""
+    mean = m.diagonal(dim1=-2, dim2=-1).mean(-1)
+    eye = torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
+    return (RELATIVE_RIDGE * mean - ridge).clamp_min(0.0).view(-1, 1, 1) * eye
+
+
+def inverse(m: Tensor, ridge: float | None = None) -> Tensor:
+    """Return the inverses of matrices; NaN for one that has none.
+
+    Parameters
+    ----------
+    m : Tensor, (n, d, d)
+    ridge : float, optional
+        What m has on its diagonals already: more is added where that is too little beside m's numbers. None: only to a
+        matrix that has no inverse without it.
+    """
+    if ridge is None:
+        found = _inverse(m)
+        return torch.where(torch.isnan(found), _inverse(m + _more_ridge(m, 0.0)), found)
+    return _inverse(m + _more_ridge(m, ridge))
+
+
+def _inverse(m: Tensor) -> Tensor:
+    found, info = torch.linalg.inv_ex(m)
+    fine = (info == 0) & torch.isfinite(found).all(-1).all(-1)
+    return torch.where(fine.view(-1, 1, 1), found, torch.nan)
+
+
+def solve_regular(m: Tensor, right: Tensor, ridge: float) -> Tensor:
+    """Return ``m^-1 right``, with a ridge as `inverse` has it; 0 where there is no finite solution."""
+    found, info = torch.linalg.solve_ex(m + _more_ridge(m, ridge), right)
+    fine = (info == 0) & torch.isfinite(found).all(-1).all(-1)
+    return torch.where(fine.view(-1, 1, 1), found, 0.0)
+
+
 def solve_information(m: Tensor, right: Tensor) -> Tensor:
     """Return ``M^-1 right``; zeros for a regression whose M has lost its positive definiteness to rounding.
 
@@ -56,7 +103,8 @@ def solve_information(m: Tensor, right: Tensor) -> Tensor:
     right : Tensor, (n, d, k)
     """
     factor, info = torch.linalg.cholesky_ex(m)
-    return torch.where(info.view(-1, 1, 1) == 0, torch.cholesky_solve(right, factor), 0.0)
+    found = torch.cholesky_solve(right, factor)
+    return torch.where(info.view(-1, 1, 1) == 0, found, 0.0)
 
 
 def information_from_prior(

@@ -33,9 +33,11 @@ class LastPeriod(nn.Module):
     def __init__(self, period: int, channels: int, device: torch.device) -> None:
         super().__init__()
         self.period = period
-        self.register_buffer("values", torch.zeros(period, channels, device=device))
+        self.register_buffer("values", torch.zeros(period, channels, dtype=torch.float32, device=device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer("last", torch.tensor(NEVER, device=device))  # event time of the entry put in last
+        self.register_buffer(
+            "last", torch.tensor(NEVER, dtype=torch.int64, device=device)
+        )  # event time of the entry put in last
 
     def _continues(self, times: Tensor | None) -> bool:
         if times is None or len(times) < 2:  # nothing to see a gap by
@@ -51,7 +53,7 @@ class LastPeriod(nn.Module):
         count = int(self.count)
         if count < self.period or not self._continues(base.times):
             return None
-        steps = torch.arange(1, rows + 1, device=self.values.device)
+        steps = torch.arange(1, rows + 1, dtype=torch.int64, device=self.values.device)
         steps = torch.cat([steps.new_zeros(1), (steps - 1) % self.period + 1])
         found = self.values[(count + steps) % self.period]  # entry i lies at i % period, and t is entry `count`
         if self.period <= rows:

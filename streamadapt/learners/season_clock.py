@@ -35,9 +35,9 @@ class LastCycle(nn.Module):
     def __init__(self, period: int, slots: int, channels: int, device: torch.device) -> None:
         super().__init__()
         self.period, self.slots = period, slots
-        self.register_buffer("values", torch.zeros(slots, channels, device=device))
-        self.register_buffer("seen", torch.full((slots,), NEVER, device=device))  # event times
-        self.register_buffer("last", torch.tensor(NEVER, device=device))
+        self.register_buffer("values", torch.zeros(slots, channels, dtype=torch.float32, device=device))
+        self.register_buffer("seen", torch.full((slots,), NEVER, dtype=torch.int64, device=device))  # event times
+        self.register_buffer("last", torch.tensor(NEVER, dtype=torch.int64, device=device))
 
     def _slots(self, times: Tensor) -> Tensor:
         return times % self.period // -(-self.period // self.slots)
@@ -52,7 +52,7 @@ class LastCycle(nn.Module):
             return None
         now = base.times[-1]
         step = now - (base.times[-2] if len(base.times) > 1 else self.last)
-        ahead = torch.arange(rows + 1, device=now.device) * step
+        ahead = torch.arange(rows + 1, dtype=torch.int64, device=now.device) * step
         turns = ((ahead + self.period - 1) // self.period).clamp_min_(1)  # so that none lies after t
         wanted = now + ahead - turns * self.period
         slots = self._slots(wanted)

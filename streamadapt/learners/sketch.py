@@ -93,8 +93,8 @@ class Sketch(nn.Module):
         self.register_buffer("sums", torch.zeros(buckets, (1 + planes) * cells, dtype=torch.float64, device=device))
         self.register_buffer("written", torch.zeros(buckets, dtype=torch.float64, device=device))
         self.register_buffer("clock", torch.zeros(groups, 1, dtype=torch.float64, device=device))
-        self._powers = 2 ** torch.arange(bits, device=device)
-        self._first = (torch.arange(groups * tables, device=device) << bits).view(groups, tables)
+        self._powers = 2 ** torch.arange(bits, dtype=torch.int64, device=device)
+        self._first = (torch.arange(groups * tables, dtype=torch.int64, device=device) << bits).view(groups, tables)
 
     def buckets(self, keys: Tensor) -> Tensor:
         """Return the rows that keys (..., groups, features) belong to, (..., groups, tables), int64."""

@@ -78,11 +78,11 @@ class SlotBias(Learner):
         """Start without a correction."""
         self._classify = spec.kind == "classification"
         cells = (len(self.rates), spec.rows, spec.columns)
-        self.register_buffer("bias", torch.zeros(self.slots, *cells, device=spec.device))
+        self.register_buffer("bias", torch.zeros(self.slots, *cells, dtype=torch.float32, device=spec.device))
         # Event times of the last entries predicted, newest first; one more, whose distance is the oldest row's share.
-        self.register_buffer("issued", torch.full((spec.rows + 1,), NEVER, device=spec.device))
-        self._rate = torch.tensor(self.rates, device=spec.device).view(-1, 1)
-        self._row = torch.arange(spec.rows, device=spec.device)
+        self.register_buffer("issued", torch.full((spec.rows + 1,), NEVER, dtype=torch.int64, device=spec.device))
+        self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(-1, 1)
+        self._row = torch.arange(spec.rows, dtype=torch.int64, device=spec.device)
 
     def _slots(self, times: Tensor) -> Tensor:
         return times % self.period // self._length
@@ -117,7 +117,7 @@ class SlotBias(Learner):
             now, before = self.issued[:-1], self.issued[1:]
             mask = mask & (now != NEVER).unsqueeze(1)
             slots = self._slots(now)
-            share = ((now - before).abs() / self._length).clamp_max(1.0).masked_fill(before == NEVER, 1.0)
+            share = ((now - before).abs().float() / self._length).clamp_max(1.0).masked_fill(before == NEVER, 1.0)
         self._move(slots, share, base.output, target, mask)
 
     def _move(self, slots: Tensor, share: Tensor, output: Tensor, target: Tensor, mask: Tensor) -> None:

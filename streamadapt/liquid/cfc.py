@@ -95,8 +95,8 @@ class CfCLayer(nn.Module):
                 nn.init.xavier_uniform_(part, generator=generator)
         if mode == "pure":
             # Not zero: |w| has no slope there, and w would never learn.
-            w_tau = torch.empty(1, units).uniform_(0.0, 1.0, generator=generator)
-            self.w_tau, self.a = nn.Parameter(w_tau), nn.Parameter(torch.ones(1, units))
+            w_tau = torch.empty(1, units, dtype=torch.float32).uniform_(0.0, 1.0, generator=generator)
+            self.w_tau, self.a = nn.Parameter(w_tau), nn.Parameter(torch.ones(1, units, dtype=torch.float32))
 
     def forward(self, x: Tensor, h: Tensor, dt: Tensor) -> Tensor:
         """Return all states, (steps, batch, units), from (steps, batch, inputs), (batch, units), (steps, batch, 1)."""

@@ -106,9 +106,11 @@ class LTC(Recurrent):
         self.constrained = constrained
         self._draw(wiring, generator)
         for side, mapping, size in zip(("input", "output"), mappings, (inputs, wiring.outputs), strict=True):
-            weight = None if mapping == "none" else nn.Parameter(torch.ones(size))
+            weight = None if mapping == "none" else nn.Parameter(torch.ones(size, dtype=torch.float32))
             self.register_parameter(f"{side}_w", weight)
-            self.register_parameter(f"{side}_b", nn.Parameter(torch.zeros(size)) if mapping == "affine" else None)
+            self.register_parameter(
+                f"{side}_b", nn.Parameter(torch.zeros(size, dtype=torch.float32)) if mapping == "affine" else None
+            )
         self.readout = None
         if projection is not None:
             self.readout = linear_without_numbers(self.output_size, projection)
@@ -120,7 +122,9 @@ class LTC(Recurrent):
                 shape: tuple[int, ...] = (wiring.units,)
             else:
                 shape = (wiring.inputs if name.startswith("sensory") else wiring.units, wiring.units)
-            self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(low, high, generator=generator)))
+            self.register_parameter(
+                name, nn.Parameter(torch.empty(shape, dtype=torch.float32).uniform_(low, high, generator=generator))
+            )
         for prefix, signs in (("", wiring.synapses), ("sensory_", wiring.sensory)):
             polarity = torch.from_numpy(signs).float()
             self.register_parameter(f"{prefix}erev", nn.Parameter(polarity))

@@ -81,7 +81,9 @@ class Recurrent(nn.Module, ABC):
 
 def linear_without_numbers(inputs: int, outputs: int) -> nn.Linear:
     """Return a linear layer that no random number was drawn for; `draw_linear` does, from the caller's generator."""
-    made: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    made: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, inputs, outputs, dtype=torch.float32
+    )
     return made
 
 

@@ -74,10 +74,10 @@ def fit(  # noqa: PLR0913 - the settings of one training
     means = []
     for _ in range(epochs):
         offset = int(torch.randint(slack + 1, (), generator=generator))
-        starts = torch.arange(streams) * (steps // streams) + offset
+        starts = torch.arange(streams, dtype=torch.int64) * (steps // streams) + offset
         total, count, state = 0.0, 0, None
         for begin in range(0, length, chunk):
-            at = starts[:, None] + torch.arange(begin, begin + chunk)  # (streams, chunk)
+            at = starts[:, None] + torch.arange(begin, begin + chunk, dtype=torch.int64)  # (streams, chunk)
             with torch.enable_grad():
                 said, state = network(inputs[at], state, dt[at])
                 value = _loss(said, targets[at], loss)

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from streamadapt.entry import Entry, FloatArray, Label, Position
 from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
+from streamadapt.event_clock import EventClock, Verdict, ahead_of, behind_of
 from streamadapt.learners.base import BaseOutput, TaskKind
 from streamadapt.losses import Array, Loss, Mask, loss_named
 from streamadapt.origin import FLOAT32_MAX, less_origin
@@ -90,6 +91,8 @@ class Arrival:
 
 class Window:
     """The last values of every channel, missing ones filled with the last one seen, and their event times.
+
+    The times never fall: an entry that was taken out of order has the newest time.
 
     Parameters
     ----------
@@ -170,11 +173,16 @@ class Task(ABC):
         self.rows = rows
         self.loss: Loss = loss_named(loss)
         self.window: Window | None = None
-        self.last_time = -(2**63)
+        self.clock = EventClock()
         self.outcomes: Counter[str] = Counter()  # labels by outcome; the pipeline puts its statistics' counter here
         self.device = torch.device("cpu")
         self.origin: Array | None = None  # of the outputs, see `streamadapt.origin`; the pipeline puts it here
         self.absurd_values: Mask | None = None  # of the entry observed next: which values are no targets
+
+    @property
+    def last_time(self) -> int:
+        """The newest event time, ns; -2**63 before the first entry."""
+        return -(2**63) if self.clock.newest is None else self.clock.newest
 
     @abstractmethod
     def columns(self, channels: int) -> int:
@@ -200,7 +208,8 @@ class Task(ABC):
         """Keep the prediction of the newest entry until its target is known."""
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
-        """Put ``moved(prediction)`` in place of each prediction that waits."""
+        """Put ``moved(prediction)`` in place of each prediction that waits; a task has none unless it says so."""
+        del moved
 
     def unjudge_waiting(self, columns: Mask) -> None:
         """Let nobody learn from, or be judged by, these columns (columns,) of the predictions that wait."""
@@ -221,28 +230,44 @@ class Task(ABC):
         del window
         return None
 
-    def check_entry(self, entry: Entry, channels: int | None) -> None:
-        """Raise `EntryError` for what no task accepts."""
+    def check_entry(self, entry: Entry, channels: int | None, *, ahead: bool = False) -> None:
+        """Raise `EntryError` for what no task accepts; with `ahead` its time may be far ahead. Changes nothing."""
+        self.check_values(entry, channels)
+        verdict = self.clock.judge(entry.time)
+        if verdict is Verdict.AHEAD and not ahead:
+            raise EntryError(Reason.BAD_TIME, ahead_of(entry.time, self.clock.newest), entry.position)
+        if verdict is Verdict.BEHIND:
+            raise EntryError(Reason.TIME_BACKWARDS, behind_of(entry.time, self.last_time), entry.position)
+
+    def check_values(self, entry: Entry, channels: int | None) -> None:
+        """Raise `EntryError` for values that no task accepts."""
         width = channels if self.window is None else self.window.values.shape[1]
         if entry.values.ndim != 1 or len(entry.values) == 0 or (width is not None and len(entry.values) != width):
             expected = "at least one value" if width is None else f"{width} values"
             raise EntryError(Reason.WRONG_WIDTH, f"expected {expected}, got {entry.values.shape}", entry.position)
         check_size(entry.values, "values", entry.position)
-        if entry.time < self.last_time:
-            behind = (self.last_time - entry.time) / 1e9
-            raise EntryError(Reason.TIME_BACKWARDS, f"time is {behind:g} s before the newest entry's", entry.position)
+
+    def refused(self, item: Entry | Label, reason: Reason) -> None:
+        """Note that `observe` refused an item: of an entry with a wrong time, that time may prove right."""
+        if isinstance(item, Entry) and reason in (Reason.BAD_TIME, Reason.TIME_BACKWARDS):
+            self.clock.refuse(item.time)
 
     def window_with(self, entry: Entry) -> Window:
         """Return a copy of the window with a checked entry appended: what a prediction of it is made from."""
-        window = self.window or Window(self.window_length, len(entry.values))
-        return window.pushed(entry.values, entry.time)
+        time = self.clock.time_of(entry.time)
+        window = (self.window or Window(self.window_length, len(entry.values))).pushed(entry.values, time)
+        window.times = np.minimum(window.times, time)  # later ones were wrong
+        return window
 
     def take_in(self, entry: Entry) -> Window:
-        """Push a checked entry into the window."""
+        """Push a checked entry into the window, with the newest time if its own is older; see `last_time`."""
+        before = self.last_time
+        time = self.clock.take(entry.time)
+        if time < before:
+            self.go_back(time)
         if self.window is None:
             self.window = Window(self.window_length, len(entry.values))
-        self.window.push(entry.values, entry.time)
-        self.last_time = entry.time
+        self.window.push(entry.values, time)
         return self.window
 
     def tell_unit(self, unit: Tensor | None) -> None:
@@ -253,6 +278,15 @@ class Task(ABC):
         """Return targets or outputs (rows, columns) as learners see them: less the origin, float32, on the device."""
         return torch.from_numpy(less_origin(outputs, self.origin)).to(self.device)
 
+    def as_taken(self, entry: Entry) -> Entry:
+        """Return the entry taken last with the time that it has here."""
+        return entry if entry.time == self.last_time else replace(entry, time=self.last_time)
+
+    def go_back(self, time: int) -> None:
+        """Give all that is kept the time, ns, if it has a later one: the clock was wrong."""
+        if self.window is not None:
+            self.window.times = np.minimum(self.window.times, time)
+
     def count(self, outcome: str, n: int = 1) -> None:
         """Count a label's outcome."""
         self.outcomes[outcome] += n
@@ -262,6 +296,7 @@ class Task(ABC):
         return {
             "window": None if self.window is None else self.window.state_dict(),
             "last_time": self.last_time,
+            "clock": self.clock.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -270,7 +305,11 @@ class Task(ABC):
         if state["window"] is not None:
             self.window = Window(*np.shape(state["window"]["values"]))
             self.window.load_state_dict(state["window"])
-        self.last_time = int(state["last_time"])
+        if "clock" in state:
+            self.clock.load_state_dict(state["clock"])
+        elif int(state["last_time"]) != -(2**63):  # of an earlier version
+            steps = [] if self.window is None else np.diff(self.window.times[-self.window.count :])[:-1].tolist()
+            self.clock.start_from(int(state["last_time"]), steps)
 
 
 def check_size(numbers: FloatArray, what: str, position: Position) -> None:

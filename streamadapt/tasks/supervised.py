@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -179,23 +180,35 @@ class Supervised(Task):
             self._hold(item.id, item.value, item.time)
             self._learn_at_once(arrival)
             return arrival
-        self._learn_at_once(arrival)
-        self._learn_due(item.time, arrival)
         window = self.take_in(item)
-        self._expire(item.time, arrival)
+        now = self.last_time
+        self._learn_at_once(arrival)
+        self._learn_due(now, arrival)
+        self._expire(now, arrival)
         if window.full:
             arrival.inputs = window.values
             if item.refused is not None and self.negative_after is not None:
                 self.unsure[item.id] = None
         else:
-            self.closed[item.id] = (item.time, UNPREDICTED)
+            self.closed[item.id] = (now, UNPREDICTED)
         if item.label is not None:
-            self._hold(item.id, item.label, item.time, entry_time=item.time)
+            self._hold(item.id, item.label, now, entry_time=now)
         return arrival
 
     def waiting_predictions(self) -> Iterable[Issued]:
         """Return the predictions without a whole label."""
         return self.waiting.values()
+
+    def go_back(self, time: int) -> None:
+        """Let nothing wait for a time, ns, that was wrong."""
+        super().go_back(time)
+        for id_, issued in self.waiting.items():
+            if issued.entry.time > time:
+                self.waiting[id_] = replace(issued, entry=replace(issued.entry, time=time))
+        self.closed = OrderedDict((id_, (min(at, time), outcome)) for id_, (at, outcome) in self.closed.items())
+        for held in self.held.values():
+            held.due = min(held.due, time + self.settle)
+        self._queue_anew()
 
     def remember(self, issued: Issued) -> None:
         """Keep a prediction until its label arrives or its time is up."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from streamadapt.entry import Entry, Label
 from streamadapt.errors import ConfigError, EntryError, Reason
 from streamadapt.learners.base import TaskKind
 from streamadapt.tasks.base import Arrival, Task, positive
+from streamadapt.tasks.class_names import ClassName, counted_classes
 from streamadapt.tasks.issued import Issued
 
 __all__ = ["Unlabelled"]
@@ -24,20 +26,21 @@ class Unlabelled(Task):
     window : int, >= 1, in entries
     outputs : int, >= 1
         Values of an output (regression).
-    classes : int, >= 2, optional
-        Classification: outputs are distributions over so many classes.
+    classes : int >= 2, or sequence of str, bool, int or float, optional
+        Classification: outputs are distributions over so many classes, or over classes of these names.
     """
 
     name: ClassVar[str] = "unlabelled"
     labelled: ClassVar[bool] = False
 
-    def __init__(self, window: int = 1, *, outputs: int = 1, classes: int | None = None) -> None:
+    def __init__(self, window: int = 1, *, outputs: int = 1, classes: int | Sequence[ClassName] | None = None) -> None:
         super().__init__(window, 1, "absolute" if classes is None else "log")
-        if classes is not None and (not 2 <= classes <= 100_000 or outputs != 1):
+        count, self.class_names = counted_classes(classes)
+        if count is not None and outputs != 1:
             raise ConfigError("task.classes", classes, "2 to 100000 classes, with one output")
-        self.kind: TaskKind = "regression" if classes is None else "classification"
+        self.kind: TaskKind = "regression" if count is None else "classification"
         self.outputs = positive("task.outputs", outputs, 100_000)
-        self.classes = classes
+        self.classes = count
 
     def columns(self, channels: int) -> int:
         """Return the outputs, or one column per class."""

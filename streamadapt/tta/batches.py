@@ -88,11 +88,13 @@ class BatchAdapter(Learner):
         self.optimiser = Optimiser(self.copy.parameters_driven, self.optimiser_name, self.lr, options)
         features = sum(self.copy.sizes)
         device = spec.device
-        self.register_buffer("ring", torch.zeros(self.batch, spec.window, spec.channels, device=device))
-        self.register_buffer("ring_mean", torch.zeros(self.batch, features, device=device))
-        self.register_buffer("ring_var", torch.zeros(self.batch, features, device=device))
+        self.register_buffer(
+            "ring", torch.zeros(self.batch, spec.window, spec.channels, dtype=torch.float32, device=device)
+        )
+        self.register_buffer("ring_mean", torch.zeros(self.batch, features, dtype=torch.float32, device=device))
+        self.register_buffer("ring_var", torch.zeros(self.batch, features, dtype=torch.float32, device=device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
-        self._slots = torch.arange(self.batch, device=device)
+        self._slots = torch.arange(self.batch, dtype=torch.int64, device=device)
         self._seen: tuple[Any, Seen] | None = None
 
     @abstractmethod
@@ -163,7 +165,7 @@ class BatchAdapter(Learner):
         valid = ((self._slots < count) & (self._slots != count % self.batch)).float() / others
         mean = valid @ self.ring_mean
         var = valid @ (self.ring_var + (self.ring_mean - mean).square_())
-        return mean, var, torch.full((), 1.0 / (others + 1), device=mean.device)
+        return mean, var, torch.full((), 1.0 / (others + 1), dtype=torch.float32, device=mean.device)
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Learn nothing: labels are not used."""

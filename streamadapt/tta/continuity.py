@@ -40,12 +40,12 @@ class Continuity(Part):
 
     def __init__(self, classes: int, device: torch.device) -> None:
         super().__init__()
-        self._stay = torch.tensor(STAY, device=device).unsqueeze(1)
+        self._stay = torch.tensor(STAY, dtype=torch.float32, device=device).unsqueeze(1)
         self._home = torch.where(self._stay[:, 0] > 0.0, -DOUBT, 0.0)
         self.hold(
-            chains=torch.full((len(STAY), classes), 1.0 / classes, device=device),
+            chains=torch.full((len(STAY), classes), 1.0 / classes, dtype=torch.float32, device=device),
             evidence=self._home,
-            marginal=torch.full((classes,), 1.0 / classes, device=device),
+            marginal=torch.full((classes,), 1.0 / classes, dtype=torch.float32, device=device),
         )
 
     def look(self, said: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -94,7 +94,7 @@ class ModelCopy(nn.Module):
         self.source = tuple(
             torch.cat([getattr(layer, f"source_{what}") for layer in self.batch_norms])
             if self.batch_norms
-            else torch.zeros(0, device=spec.device)
+            else torch.zeros(0, dtype=torch.float32, device=spec.device)
             for what in ("mean", "var")
         )
 
@@ -107,7 +107,9 @@ class ModelCopy(nn.Module):
         ]
         for layer in driven.values():
             if isinstance(layer, DrivenBatchNorm):
-                layer.given = Given(layer.source_mean, layer.source_var, torch.zeros((), device=loc.device))
+                layer.given = Given(
+                    layer.source_mean, layer.source_var, torch.zeros((), dtype=torch.float32, device=loc.device)
+                )
         with torch.no_grad():
             self.logits(loc.expand(2, *self._shape))
         for handle in handles:
@@ -123,7 +125,7 @@ class ModelCopy(nn.Module):
     def as_trained(self) -> tuple[Tensor, Tensor, Tensor]:
         """What `run` is given to normalise as the base does."""
         mean, var = self.source
-        return mean, var, torch.zeros((), device=mean.device)
+        return mean, var, torch.zeros((), dtype=torch.float32, device=mean.device)
 
     @property
     def parameters_driven(self) -> list[nn.Parameter]:

@@ -48,9 +48,16 @@ class Selection(Part):
     def __init__(self, follows: tuple[bool, ...], classes: int, device: torch.device) -> None:
         super().__init__()
         k = len(follows)
-        self._follows = torch.tensor(follows, device=device)
-        zero, none = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-        self.hold(mean=torch.zeros(k, classes, device=device), doubt=torch.zeros(k, device=device), count=none)
+        self._follows = torch.tensor(follows, dtype=torch.bool, device=device)
+        zero, none = (
+            torch.zeros((), dtype=torch.float32, device=device),
+            torch.zeros((), dtype=torch.int64, device=device),
+        )
+        self.hold(
+            mean=torch.zeros(k, classes, dtype=torch.float32, device=device),
+            doubt=torch.zeros(k, dtype=torch.float32, device=device),
+            count=none,
+        )
         self.hold(stay=zero, last=none)
 
     def clear(self) -> None:

@@ -129,7 +129,7 @@ class Signature(Part):
         drift = n >= SHRINK and float(_change(recent[-held:].mean(0), older[0], older[1], n)) > most
         if drift:
             held, n, older = min(held, KEPT), 0, torch.zeros_like(older)
-        counts = torch.tensor([held, n], device=z.device)
+        counts = torch.tensor([held, n], dtype=torch.int64, device=z.device)
         new = {"recent": recent, "scores": scores, "older": older, "counts": counts}
         return Look(score, familiar, drift, usable=True, new=new)
 

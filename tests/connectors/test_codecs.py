@@ -264,10 +264,15 @@ def test_labels_inside_entries() -> None:
     assert np.isnan(label[1])
     for absent in ({"v": 1}, {"v": 1, "y": None}):
         assert entry(fields, absent).label is None
-    assert refused(fields, {"v": 1, "y": [1]}).reason is Reason.WRONG_WIDTH
-    assert refused(fields, {"v": 1, "y": 1}).reason is Reason.WRONG_WIDTH
-    assert refused(fields, {"v": 1, "y": "a"}).reason is Reason.WRONG_TYPE
-    assert refused(fields, {"v": 1, "y": True}).reason is Reason.WRONG_TYPE
+    for bad, reason in (
+        ([1], Reason.WRONG_WIDTH), (1, Reason.WRONG_WIDTH), ("a", Reason.WRONG_TYPE), (True, Reason.WRONG_TYPE)
+    ):  # fmt: skip
+        got = entry(fields, {"v": 1, "y": bad})
+        assert got.values.tolist() == [1], "a bad label leaves the entry as it is"
+        assert got.label is None
+        assert got.refused is not None
+        assert got.refused.reason is reason
+        assert got.refused.detail.startswith("$.y")
 
 
 def test_records_of_the_label_stream_are_labels() -> None:
@@ -299,7 +304,14 @@ def test_one_topic_may_hold_both() -> None:
     [
         ("fields.values", lambda: FieldMap(values=())),
         ("fields.values", lambda: FieldMap(values="isig")),  # type: ignore[arg-type]
-        ("fields.values[0]", lambda: JsonCodec(FieldMap(values=("a..b",)), streams=["s"])),
+        ("fields.values[0]", lambda: JsonCodec(FieldMap(values=(" ",)), streams=["s"])),
+        ("fields.decimal", lambda: FieldMap(values=("a",), decimal=";")),
+        ("fields.missing[1]", lambda: JsonCodec(FieldMap(values=("a",), missing=("x", True)), streams=["s"])),
+        ("fields.timezone", lambda: JsonCodec(FieldMap(values=("a",), timezone="Berlin"), streams=["s"])),
+        (
+            "fields.timezone",
+            lambda: JsonCodec(FieldMap(values=("a",), timezone="UTC", time_format="unix_s"), streams=["s"]),
+        ),
         ("fields.channels", lambda: FieldMap(values=("a", "b"), channels=3)),
         ("fields.channels", lambda: FieldMap(values=("a",), channels=0)),
         ("fields.outputs", lambda: FieldMap(values=("a",), outputs=0)),

@@ -44,7 +44,7 @@ def test_csv_rows_become_objects_of_text_cells(tmp_path: Path, suffix: str) -> N
         {"id": "1", "speed": "2.5", "note": "two\nlines"},
         {"id": "2", "speed": "", "note": "x"},
         {"id": "3", "speed": "7"},
-        ["4", "8", "x", "too many"],
+        {"id": "4", "speed": "8", "note": "x", "": ["too many"]},
     ]
 
 
@@ -59,7 +59,7 @@ def test_bad_csv_records_are_refused_by_the_codec_and_the_rest_is_read(tmp_path:
             said.append(str(codec.decode(Record(Position("speeds.csv", 0, i), None, value, i)).values[0]))  # type: ignore[union-attr]
         except EntryError as error:
             said.append(error.reason.value)
-    assert said == ["1.0", "not_json", "wrong_type", "wrong_type", "nan", "5.0"]
+    assert said == ["1.0", "not_json", "wrong_type", "wrong_width", "nan", "5.0"]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

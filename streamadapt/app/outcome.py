@@ -1,0 +1,143 @@
+"""Whether a run did what it was for: most of what came must not have been refused, and something predicted, learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from streamadapt.errors import Reason
+
+__all__ = ["EXIT_REFUSED", "MOST", "Problem", "hint_of", "problem_of", "refusals"]
+
+EXIT_REFUSED: Final = 3
+"""As when the engine itself stops because nearly everything is refused: starting again would not help."""
+MOST: Final = 0.5
+"""A larger share of refused records is no accident."""
+
+HINTS: Final[Mapping[str, str]] = {
+    Reason.EMPTY_VALUE: "the records have no value: keep such records (Kafka tombstones) out of the stream",
+    Reason.TOO_LARGE: "limits.record_bytes is the largest size that is taken",
+    Reason.TOO_DEEP: "limits.depth is how deep arrays and objects may be nested",
+    Reason.NOT_JSON: "records must be JSON objects: check [source]; of files, .csv or .jsonl at the end of the name",
+    Reason.MISSING_FIELD: "[fields] must name the fields as the records have them (fields.missing_as_null = true "
+    "takes a record without one of its values)",
+    Reason.WRONG_TYPE: "[fields] may name the wrong field; numbers written as text need fields.text_numbers = true",
+    Reason.WRONG_WIDTH: "fields.values, fields.channels, fields.outputs and limits.width say how many numbers "
+    "there are",
+    Reason.NOT_FINITE: "a number is infinite or too large: the producer should send null, or nothing, for what "
+    "is missing",
+    Reason.BAD_TIME: "fields.time and fields.time_format say how times are written; limits.max_ahead how far ahead of "
+    "the following records one may be dated",
+    Reason.TIME_BACKWARDS: "entries must come in the order of their times: sort them, or set limits.max_behind; "
+    "several sources of their own need [keys]",
+    Reason.DUPLICATE_ID: "fields.id must name a field that differs from entry to entry",
+    Reason.UNKNOWN_LABEL: "fields.label_id must be the fields.id of an entry, and a label dated later than its entry",
+    Reason.DUPLICATE_LABEL: "an entry has one label: check fields.label_id",
+    Reason.LATE_LABEL: "task.ttl is how long a prediction waits for its label",
+    Reason.BAD_CLASS: "task.classes says which classes there are",
+    Reason.LATE_RECORD: "panel.lateness is how late a record may be",
+    Reason.UNKNOWN_SENSOR: "panel.sensors lists the sensors that are taken",
+    Reason.TOO_MANY_SENSORS: "panel.max_sensors is how many sensors there may be",
+}
+"""Reason -> the setting that would mend it."""
+
+
+def hint_of(reason: str) -> str:
+    """Return which setting would mend a reason for refusing; a general word where none is known."""
+    return HINTS.get(reason, "streamadapt dlq list CONFIG shows the refused records")
+
+
+class Problem(NamedTuple):
+    """What is wrong with a run that came to its end.
+
+    Attributes
+    ----------
+    text : str
+        One line for a person.
+    facts : dict
+        The same as plain values: ``what``, ``count``, ``of``, ``share``, ``reason``, ``position``, ``detail``,
+        ``setting``; None where there is none.
+    code : int
+        The exit code that it calls for.
+    """
+
+    text: str
+    facts: dict[str, Any]
+    code: int
+
+
+@dataclass(frozen=True)
+class _Refused:
+    kind: str
+    count: int
+    of: int
+    reason: str
+
+    @property
+    def share(self) -> float:
+        return self.count / self.of
+
+
+def problem_of(run: Mapping[str, Any]) -> Problem | None:
+    """Judge a run by its facts (see `streamadapt.tally.Tally.facts`); None if nothing is wrong with it."""
+    refused = [_Refused(kind, *_most(run, kind)) for kind in ("entries", "labels")]
+    worst = [one for one in refused if one.count and one.share > MOST]
+    failed = _nothing_predicted(run, worst) or _nothing_learned(run, worst)
+    if not worst and failed is None:
+        return None
+    shown = worst or [one for one in refused if one.count]
+    first = max(shown, key=lambda one: one.share, default=None)
+    parts = [f"{one.share:.0%} of the {one.kind} were refused ({one.count:,} of {one.of:,})" for one in worst]
+    text = "; ".join([*parts, *([] if failed is None else [failed])])
+    facts: dict[str, Any] = dict.fromkeys(("what", "count", "of", "share", "reason", "position", "detail", "setting"))
+    if first is not None:
+        example = run["examples"][first.reason]
+        hint = hint_of(first.reason)
+        text += f"; most as {first.reason}, for example {example['position']}: {example['detail']}. {hint}"
+        facts |= {"what": first.kind, "count": first.count, "of": first.of, "share": first.share}
+        facts |= {"reason": first.reason, "position": example["position"], "detail": example["detail"]}
+        facts["setting"] = hint
+    return Problem(text, {"text": text, **facts}, 0 if failed is None else EXIT_REFUSED)
+
+
+def _most(run: Mapping[str, Any], kind: str) -> tuple[int, int, str]:
+    """Return how many of a kind were refused, of how many, and the reason of most of them."""
+    reasons: Mapping[str, int] = run["refused"][kind]
+    reason = max(reasons, key=lambda name: reasons[name], default="")
+    count = sum(reasons.values())
+    return count, max(run["read"][kind], count), reason
+
+
+def _nothing_predicted(run: Mapping[str, Any], worst: list[_Refused]) -> str | None:
+    if run["predictions"] or run["learned"] or not run["read"]["entries"]:
+        return None
+    if not run["ended"] and not any(one.kind == "entries" for one in worst):
+        return None  # stopped while the first window was filling
+    if not run["entries"]:
+        return "nothing was predicted"
+    window = run["window"]
+    return f"nothing was predicted: {run['entries']:,} entries were taken, and task.window is {window:,}"
+
+
+def _nothing_learned(run: Mapping[str, Any], worst: list[_Refused]) -> str | None:
+    # The label of the newest entry is learned when the next one comes.
+    if not run["expects_labels"] or run["learned"] or run["predictions"] < 2:
+        return None
+    if any(one.kind == "labels" for one in worst):
+        return "nothing was learned"
+    if run["ended"] and not run["ever_learned"]:
+        return "nothing was learned: no label came that could be used (fields.label, fields.label_id)"
+    return None
+
+
+def refusals(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each reason for which this run refused a record: count, first example, and the setting; most first."""
+    counts: dict[str, int] = {}
+    for reasons in run["refused"].values():
+        for reason, count in reasons.items():
+            counts[reason] = counts.get(reason, 0) + count
+    return [
+        {"reason": reason, "count": count, **run["examples"][reason], "setting": hint_of(reason)}
+        for reason, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]

@@ -1,0 +1,86 @@
+"""Standard output and standard error that never change what a command does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+from streamadapt.masking import scrubbed
+
+__all__ = ["tell", "tell_loud", "tolerant_output"]
+
+
+class _Tolerant:
+    """A text stream that replaces what its encoding does not have, and forgets what nobody reads any more.
+
+    Parameters
+    ----------
+    stream : text stream or None
+        None where the process has none.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        if self._stream is None:
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except ValueError:  # it is closed
+            return False
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            with suppress(BrokenPipeError, ValueError):
+                try:
+                    self._stream.write(text)
+                except UnicodeEncodeError:
+                    self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with suppress(BrokenPipeError, ValueError):
+                self._stream.flush()
+
+
+@contextmanager
+def tolerant_output() -> Iterator[None]:
+    """Make this process's standard streams tolerant: a letter that they lack is replaced, a closed pipe ignored."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Tolerant(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def tell(text: str) -> None:
+    """Print a result on standard output, without the config's secrets; a full disk there is no failure either."""
+    with suppress(OSError):
+        sys.stdout.write(scrubbed(text) + "\n")
+        sys.stdout.flush()
+
+
+def tell_loud(text: str, *, err: bool = False) -> None:
+    """Print a line that must not be overlooked: in red where a person reads it."""
+    from rich.console import Console
+    from rich.text import Text
+
+    with suppress(OSError):
+        console = Console(stderr=err)
+        console.print(Text(scrubbed(text), style="bold red"), soft_wrap=True, highlight=False)

@@ -1,0 +1,127 @@
+"""``streamadapt replay``: a config's pipeline over files, as fast as it goes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from streamadapt.assemble import file_form, make_engine
+from streamadapt.config import Config, load_config
+from streamadapt.errors import ConnectorError
+from streamadapt.files import open_regular
+from streamadapt.outputs import Replacement, check_output, inputs_of
+from streamadapt.ports import DeadLetterSink, Sink
+
+__all__ = ["replay_config"]
+
+_LOG = logging.getLogger("streamadapt")
+
+
+class _NoSink(Sink):
+    """Takes predictions and keeps none."""
+
+    def write(self, predictions: Any) -> None:
+        """Forget them."""
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _NoLetters(DeadLetterSink):
+    """Counts refused records in the log only."""
+
+    def write(self, letters: Any) -> None:
+        """Log them."""
+        for letter in letters:
+            at = letter.record.position
+            _LOG.info("refused %s %s: %s", at, letter.reason, letter.detail)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def replay_config(
+    path: Path, entries: Path, labels: Path | None, out: Path | None, settings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run a config's pipeline over files; return the summary.
+
+    The predictions, and beside them ``OUT.dead-letters``, take the place of what was there when all
+    of them are written, and only if there is a prediction, or nothing was to be predicted.
+
+    Raises
+    ------
+    ConfigError
+        If the config is wrong, or `out` is one of the files that are read, or no regular file.
+    ConnectorError
+        If a file cannot be read, or `out` not be written.
+    """
+    config = load_config(path, settings=settings)
+    inputs = {**inputs_of(config, path), "the entries": entries}
+    source: dict[str, Any] = {"kind": "files", "path": str(entries)} | file_form(config)
+    if labels is not None:
+        source["label_path"] = str(labels)
+        inputs["--labels"] = labels
+    config = msgspec.structs.replace(config, source=source, checkpoint=None, metrics=None)
+    targets = None if out is None else _targets(out, inputs)
+    torch.set_num_threads(config.threads)
+    status = Console(stderr=True).status(Text(f"replaying {entries}"))
+    with status if sys.stderr.isatty() else nullcontext():
+        return _run(config, (entries, labels), targets)
+
+
+def _targets(out: Path, inputs: dict[str, Path]) -> tuple[Path, Path]:
+    """Return where predictions and dead letters go."""
+    target = check_output("--out", out, inputs, make_folders=True)
+    beside = Path(f"{out}.dead-letters")
+    return target, check_output("--out", beside, {**inputs, "--out": out}, make_folders=True)
+
+
+def _run(config: Config, read: Sequence[Path | None], targets: tuple[Path, Path] | None) -> dict[str, Any]:
+    with ExitStack() as stack:
+        parts: list[Replacement] = []
+
+        def sinks() -> tuple[Sink, DeadLetterSink]:
+            from streamadapt_connectors.file_sinks import JsonlDeadLetters, JsonlSink
+
+            for file in read:
+                _check_readable(file)
+            if targets is None:
+                return _NoSink(), _NoLetters()
+            parts.extend(stack.enter_context(Replacement(target)) for target in targets)
+            return JsonlSink(parts[0].path), JsonlDeadLetters(parts[1].path)
+
+        engine = make_engine(config, sinks=sinks)
+        engine.run_log.quiet = True  # the summary, which comes soon, says the same
+        summary = engine.run()
+        if summary["predictions"] or not summary["records"]:
+            for part in reversed(parts):
+                part.put()
+        elif parts:
+            _LOG.warning("nothing was predicted: %s is left as it was", parts[0].target)
+    return summary
+
+
+def _check_readable(file: Path | None) -> None:
+    if file is None:
+        return
+    if not file.exists():
+        raise ConnectorError(f"file {file}: not found")
+    try:
+        open_regular(file).close()
+    except OSError as error:
+        raise ConnectorError(f"file {file}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,240 @@
+"""How far event time has come, where no single record with a wrong clock can decide it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
+
+__all__ = ["DAY_NS", "MAX_BEHIND_NS", "EventClock", "Verdict", "ahead_of", "behind_of"]
+
+MAX_BEHIND_NS = 5 * 10**9
+"""Producers' clocks differ by milliseconds to some seconds, and their batches overtake each other by as much."""
+DAY_NS = 86_400 * 10**9
+
+AGREE = 5
+"""A leap ahead is believed at the record that is the fifth to agree on it, with none against it in between."""
+UNDO = 3
+"""A time that few records agreed on is given up when so many records in a row are older; others: see `MOST`."""
+SURE = 16
+"""A move that so many records agreed on is not undone by records that are older by less than the leap."""
+MOST = 100
+"""To go back by more than a leap takes as many records in a row as had agreed on the time; at most so many."""
+USUAL = 4
+"""A move of up to so many times the stream's longest pause so far is usual for it."""
+
+Doubt = tuple[int, int]
+
+
+class Verdict(Enum):
+    """What an event time means for the clock.
+
+    `TAKEN`: it fits. `LEAP`: it is far ahead, and believed. `BACK`: the clock was wrong and goes back to it.
+    `AHEAD`: it is far ahead, and doubted. `BEHIND`: it is too old.
+    """
+
+    TAKEN = "taken"
+    LEAP = "leap"
+    BACK = "back"
+    AHEAD = "ahead"
+    BEHIND = "behind"
+
+
+class EventClock:
+    """The newest event time of a stream that records agree on.
+
+    A record that is older than the newest by at most `max_behind_ns` is taken, with the newest time. An older one is
+    refused. A record further ahead of the newest than `max_ahead_ns`, and than `USUAL` times the longest pause of the
+    stream so far, is doubted: refused until `AGREE` records in a row agree on such a leap (fewer, while the stream has
+    had fewer). One record that fits ends the doubt.
+
+    The clock can also go back, so that a wrong time which was believed stops nothing: where that time is far ahead
+    (`max_ahead_ns`), after as many records in a row as had agreed on it, from `UNDO` to `MOST`; where it is nearer,
+    only if fewer than `SURE` records had agreed since a move that was unusual for the stream.
+
+    `judge` changes nothing; `take` and `refuse` note what was done. Memory: a few numbers.
+
+    Parameters
+    ----------
+    max_behind_ns : int, >= 0, ns of event time
+    max_ahead_ns : int, >= 0, ns of event time
+
+    Attributes
+    ----------
+    newest : int or None
+        The newest time that is believed, ns; None before the first.
+    doubts : bool
+        Whether leaps are doubted here. False where they were judged before (the engine, a panel).
+    others : int or None
+        A time, ns, that other streams have reached: what is not far ahead of it is no leap. Not part of the state.
+    counts : Counter of str
+        ``raised``: taken with the newest time; ``leap``: leaps believed; ``back``: times the clock went back.
+    """
+
+    def __init__(self, max_behind_ns: int = MAX_BEHIND_NS, max_ahead_ns: int = DAY_NS) -> None:
+        self.max_behind_ns = max_behind_ns
+        self.max_ahead_ns = max_ahead_ns
+        self.doubts = True
+        self.others: int | None = None
+        self.counts: Counter[str] = Counter()
+        self.newest: int | None = None
+        self._seen = 0  # records that agreed since the clock last leapt or went back, up to MOST
+        self._sure = 0  # since it last moved by an unusual step, up to SURE
+        self._step = 0  # by how much the newest record moved it
+        self._pause = 0  # the longest step that a later record did not contradict
+        self._pause_before = 0  # the same before the last unusual step, which may have been wrong
+        self._ahead: Doubt | None = None  # the earliest time in doubt, and how many agree on it
+        self._behind: Doubt | None = None  # the same of records that are too old
+
+    @property
+    def reach_ns(self) -> int:
+        """How far ahead a record may be without being doubted."""
+        return max(self.max_ahead_ns, USUAL * max(self._pause, self._step))
+
+    @property
+    def young(self) -> bool:
+        """Whether so few records have come that the next ones may know better."""
+        return self._seen < AGREE
+
+    def judge(self, time: int) -> Verdict:
+        """Return what the next record's time, ns, means; changes nothing."""
+        known = [at for at in (self.newest, self.others) if at is not None]
+        if not known:
+            return Verdict.TAKEN
+        if time > max(known) + self.reach_ns:
+            needed = AGREE if self.others is not None else min(self._seen, AGREE)
+            believed = not self.doubts or self._agreeing(self._ahead, time) >= needed
+            return Verdict.LEAP if believed else Verdict.AHEAD
+        if self.newest is None or time >= self.newest - self.max_behind_ns:
+            return Verdict.TAKEN
+        needed = self._needed_to_go_back(time)
+        return Verdict.BACK if 0 < needed <= self._agreeing(self._behind, time) else Verdict.BEHIND
+
+    def time_of(self, time: int) -> int:
+        """Return the time, ns, that a record of `time` gets when it is taken; changes nothing."""
+        if self.newest is None or self.judge(time) is Verdict.BACK:
+            return time
+        return max(time, self.newest)
+
+    def _needed_to_go_back(self, time: int) -> int:
+        """How many old records in a row turn the clock back; 0 if none do."""
+        assert self.newest is not None
+        if time < self.newest - self.max_ahead_ns:
+            return max(UNDO, self._seen)
+        return max(UNDO, self._sure) if self._sure < SURE else 0
+
+    def _agreeing(self, doubt: Doubt | None, time: int) -> int:
+        """How many records agree with a doubt, one of `time` included. They may be out of order by less than a leap."""
+        return 1 if doubt is None or time < doubt[0] - self.max_ahead_ns else doubt[1] + 1
+
+    def foresee(self, time: int, following: Iterable[int]) -> bool | None:
+        """Tell from the times of the records that follow whether one that is far ahead, or the first, is right.
+
+        Returns
+        -------
+        bool or None
+            None where they do not decide it.
+        """
+        agree, against = self._agreeing(self._ahead, time), 0
+        for other in following:
+            if other >= time - self.max_ahead_ns:
+                agree += 1
+                if agree >= AGREE:
+                    return True
+            elif self.newest is None or other >= self.newest - self.max_ahead_ns:
+                against += 1
+                if against >= (UNDO if self.newest is None else 1):
+                    return False
+        return None
+
+    def take(self, time: int) -> int:
+        """Note that a record of `time` was taken; return the time that it has from now on."""
+        verdict = self.judge(time)
+        if verdict is Verdict.BACK:
+            return self._go_back(time)
+        step = 0 if self.newest is None else time - self.newest
+        if verdict in (Verdict.LEAP, Verdict.AHEAD):
+            self.counts["leap"] += 1
+            self._seen = min(self._seen, AGREE - 1)
+        elif step < 0:
+            self.counts["raised"] += 1
+        self._pause = max(self._pause, self._step)
+        if step > max(USUAL * self._pause, self.max_behind_ns):
+            self._sure, self._pause_before = 0, self._pause
+        self._seen, self._sure = min(self._seen + 1, MOST), min(self._sure + 1, SURE)
+        self._step = min(max(step, 0), 2**62)
+        self._ahead = self._behind = None
+        self.newest = time if self.newest is None else max(time, self.newest)
+        return self.newest
+
+    def _go_back(self, time: int) -> int:
+        self.counts["back"] += 1
+        self._seen, self._sure = self._agreeing(self._behind, time), 1
+        self._step, self._pause = 0, self._pause_before
+        self._ahead = self._behind = None
+        self.newest = time
+        return time
+
+    def refuse(self, time: int) -> None:
+        """Note that a record was refused for its time, so that those that agree with it can be told."""
+        verdict = self.judge(time)
+        if verdict is Verdict.AHEAD:
+            self._ahead = self._with(self._ahead, time)
+        elif verdict is Verdict.BEHIND and self._needed_to_go_back(time):
+            self._behind = self._with(self._behind, time)
+
+    def _with(self, doubt: Doubt | None, time: int) -> Doubt:
+        agreeing = self._agreeing(doubt, time)
+        return (time if doubt is None or agreeing == 1 else min(time, doubt[0])), agreeing
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the time and what is in doubt."""
+        return {
+            "newest": self.newest,
+            "numbers": [self._seen, self._sure, self._step, self._pause, self._pause_before],
+            "ahead": None if self._ahead is None else list(self._ahead),
+            "behind": None if self._behind is None else list(self._behind),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.newest = None if state["newest"] is None else int(state["newest"])
+        numbers = (int(number) for number in state["numbers"])
+        self._seen, self._sure, self._step, self._pause, self._pause_before = numbers
+        self._ahead = _doubt(state["ahead"])
+        self._behind = _doubt(state["behind"])
+
+    def start_from(self, newest: int, steps: Iterable[int] = ()) -> None:
+        """Go on from a time of which no more is known, as in checkpoints of earlier versions.
+
+        Parameters
+        ----------
+        newest : int, ns
+        steps : iterable of int, ns
+            Steps of the stream before its newest record.
+        """
+        self.newest = newest
+        self._seen, self._sure = AGREE, 1
+        self._pause = self._pause_before = max((0, *steps))
+
+
+def ahead_of(time: int, newest: int | None) -> str:
+    """Return what is wrong with a record that is dated too far ahead of the newest time believed, ns."""
+    if newest is None:
+        return "time is far ahead of that of the records that follow (limits.max_ahead)"
+    return f"time is {_span(time - newest)} ahead of the newest entry's, and no others agree on it (limits.max_ahead)"
+
+
+def behind_of(time: int, newest: int) -> str:
+    """Return what is wrong with a record that is older than the newest, ns, by too much."""
+    return f"time is {_span(newest - time)} before the newest entry's (limits.max_behind)"
+
+
+def _span(nanoseconds: int) -> str:
+    seconds = nanoseconds / 1e9
+    return f"{seconds:g} s" if seconds < 2 * 86_400 else f"{seconds / 86_400:.0f} days"
+
+
+def _doubt(saved: Any) -> Doubt | None:
+    return None if saved is None else (int(saved[0]), int(saved[1]))

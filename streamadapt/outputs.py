@@ -1,0 +1,296 @@
+"""Where a command writes: checked before anything is touched, and put in place when it is whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from streamadapt.config import Config
+from streamadapt.convert import join
+from streamadapt.durable import sync
+from streamadapt.errors import ConfigError, ConnectorError
+from streamadapt.files import kind_of
+from streamadapt.folder import LocalFolder, folder_of
+
+__all__ = ["Replacement", "check_output", "check_outputs", "inputs_of", "write_whole"]
+
+PART: Final = ".streamadapt-part"
+"""The end of the name of a file that is still being written."""
+LONGEST: Final = 160
+"""Bytes of the final name that the temporary one takes over: a name has at most 255."""
+FILES: Final = re.compile(r"(.*_)?path|.*file|weights|fisher|source")
+"""Names of the settings that hold the path of a file that is read, or several of them."""
+
+
+def check_output(
+    setting: str, path: Path | str, inputs: Mapping[str, Path | str], *, make_folders: bool = False
+) -> Path:
+    """Return the file that writing to `path` writes to, links followed. Opens and changes nothing.
+
+    Parameters
+    ----------
+    setting : str
+        What named the path, for the error.
+    inputs : mapping of str to path
+        What must not be overwritten: what it is -> where it is.
+    make_folders : bool
+        Whether missing folders are made by who writes; else they are an error.
+
+    Raises
+    ------
+    ConfigError
+        If it is one of the inputs (also through links or another spelling), standard output or
+        standard error of this process, or no regular file, or cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    found = _status(setting, path)
+    for what, other in inputs.items():
+        if _same(found, target, other):
+            raise ConfigError(setting, str(path), f"another file than {what}, {str(other)!r}")
+    if found is None:
+        _check_folder(setting, path, target.parent, make_folders=make_folders)
+        return target
+    if not stat.S_ISREG(found.st_mode):
+        expected = f"a regular file, or a new one ({kind_of(found.st_mode)} is there)"
+        raise ConfigError(setting, str(path), expected)
+    for descriptor, name in ((1, "standard output"), (2, "standard error")):
+        with suppress(OSError):
+            if os.path.samestat(found, os.fstat(descriptor)):
+                raise ConfigError(setting, str(path), f"another file than this command's {name}")
+    if not os.access(target, os.W_OK):
+        raise ConfigError(setting, str(path), "a file that can be written (Permission denied)")
+    return target
+
+
+def _status(setting: str, path: Path | str) -> os.stat_result | None:
+    try:
+        return Path(path).stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(setting, str(path), f"a file that can be written ({why})") from error
+
+
+def _same(found: os.stat_result | None, target: Path, other: Path | str) -> bool:
+    if os.path.realpath(other) == str(target):
+        return True
+    if found is None:
+        return False
+    try:
+        return os.path.samestat(found, Path(other).stat())
+    except (OSError, ValueError):  # it is not there
+        return False
+
+
+def _check_folder(setting: str, path: Path | str, folder: Path, *, make_folders: bool) -> None:
+    if not make_folders and not folder.is_dir():
+        raise ConfigError(setting, str(path), "a file in a folder that is there")
+    while not folder.exists():
+        folder = folder.parent
+    why = "Permission denied" if folder.is_dir() else f"{folder} is no folder"
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(setting, str(path), f"a file that can be written ({why})")
+
+
+# -- what a config reads and writes
+
+
+def inputs_of(config: Config, origin: Path | None = None) -> dict[str, Path]:
+    """Return the files that a config reads: its setting -> where it is.
+
+    Parameters
+    ----------
+    origin : Path or None
+        The config file itself.
+    """
+    found = {} if origin is None else {"the config": origin}
+    tables = {name: getattr(config, name) for name in ("source", "base", "learners")}
+    for name in ("sink", "dead_letters"):
+        tables[f"{name}.security"] = (getattr(config, name) or {}).get("security")
+    for name, table in tables.items():
+        found |= {at: Path(text) for at, text in _named_files(name, table)}
+    return found
+
+
+def _named_files(path: str, value: Any, *, named: bool = False) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            named = FILES.fullmatch(str(key)) is not None
+            yield from _named_files(join(path, str(key)), item, named=named)
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _named_files(f"{path}[{i}]", item, named=named)
+    elif named and isinstance(value, str) and value and "\0" not in value:
+        yield path, value
+
+
+def check_outputs(config: Config, origin: Path | None = None) -> None:
+    """Raise where a config's files of predictions, dead letters or states would harm what it reads.
+
+    Parameters
+    ----------
+    origin : Path or None
+        The config file itself.
+
+    Raises
+    ------
+    ConfigError
+        See `check_output`; also if two of the outputs are the same file.
+    """
+    taken: dict[str, Path | str] = dict(inputs_of(config, origin))
+    for setting, place in _folders(config):
+        found = _status(setting, place)
+        if found is not None and not stat.S_ISDIR(found.st_mode):
+            expected = f"a folder, or a new one ({kind_of(found.st_mode)} is there)"
+            raise ConfigError(setting, str(place), expected)
+        for what, other in taken.items():
+            if os.path.realpath(place) == os.path.realpath(other):
+                raise ConfigError(setting, str(place), f"another place than {what}, {str(other)!r}")
+        taken[setting] = place
+    for setting, file in _files(config):
+        check_output(setting, file, taken, make_folders=True)
+        taken[setting] = file
+
+
+def _folders(config: Config) -> Iterator[tuple[str, Path]]:
+    places = {
+        "checkpoint.path": None if config.checkpoint is None else config.checkpoint.path,
+        "keys.path": None if config.keys is None else config.keys.path,
+    }
+    for setting, place in places.items():
+        folder = None if place is None else folder_of(place, setting)
+        if isinstance(folder, LocalFolder):
+            yield setting, folder.path
+
+
+def _files(config: Config) -> Iterator[tuple[str, str]]:
+    sink, letters = config.sink, config.dead_letters
+    path = sink.get("path")
+    if sink.get("kind") == "files" and isinstance(path, str):
+        yield "sink.path", path
+        if letters is None:
+            yield "sink.path", f"{path}.dead-letters"
+    path = None if letters is None else letters.get("path")
+    if letters is not None and letters.get("kind") == "files" and isinstance(path, str):
+        yield "dead_letters.path", path
+
+
+# -- writing
+
+
+class Replacement:
+    """A file that is written beside its place, and put there by `put` when it is whole. A context manager.
+
+    What was there before stays until then, and stays when it never comes to that. A process that
+    is killed leaves the temporary file (``NAME.….streamadapt-part``), which the next one removes.
+
+    Parameters
+    ----------
+    target : Path
+        Where it goes; no link, see `check_output`.
+
+    Attributes
+    ----------
+    path : Path
+        Where to write it.
+
+    Raises
+    ------
+    ConnectorError
+        If it cannot be written, or be put in place.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        begin = os.fsdecode(os.fsencode(target.name)[:LONGEST])
+        self._begin = f"{begin}."
+        self.path = target.with_name(f"{begin}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_left_behind()
+            self._lock = os.open(self.path, flags, 0o666)
+            with suppress(OSError):  # a file system without locks: it is removed only by this process
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise self._error(error) from error
+        return self
+
+    def put(self) -> None:
+        """See it on the disk, and put it in place of what was there."""
+        try:
+            with suppress(FileNotFoundError):
+                before = self.target.lstat()
+                if not stat.S_ISREG(before.st_mode):  # made since it was checked
+                    raise OSError(f"{kind_of(before.st_mode)} is there")
+                shutil.copymode(self.target, self.path)
+                with suppress(OSError):  # only root may give files away
+                    os.chown(self.path, before.st_uid, before.st_gid)
+            _sync_file(self.path)
+            os.replace(self.path, self.target)
+            sync(self.target.parent)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _remove_left_behind(self) -> None:
+        """Remove what a killed process left: who still writes holds a lock."""
+        for entry in os.scandir(self.target.parent):
+            name = entry.name
+            if not name.startswith(self._begin) or not name.endswith(PART):
+                continue
+            with suppress(OSError):
+                if not entry.is_file(follow_symlinks=False):
+                    continue
+                file = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(entry.path)
+                finally:
+                    os.close(file)
+
+    def _error(self, error: OSError) -> ConnectorError:
+        return ConnectorError(f"file {self.target}: cannot be written: {error.strerror or error}")
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Write a whole file or none; `target` is no link, see `check_output`.
+
+    Raises
+    ------
+    ConnectorError
+        If it cannot be written.
+    """
+    with Replacement(target) as replacement:
+        try:
+            replacement.path.write_bytes(data)
+        except OSError as error:
+            raise ConnectorError(f"file {target}: cannot be written: {error.strerror}") from error
+        replacement.put()

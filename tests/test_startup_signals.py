@@ -1,0 +1,85 @@
+"""Ctrl-C and SIGTERM while a command starts: one line and the signal's exit code, at whatever import it comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from fault_counts import trials
+
+pytestmark = pytest.mark.slow
+
+# Sends a signal at the n-th module that is looked for once the command line itself is loaded, or torch before that:
+# the first thing that can take long. Put on the path as sitecustomize, so that the command is started as it always is.
+SITE = """
+import os, sys
+
+class Finder:
+    seen = -1
+
+    def find_spec(self, name, path=None, target=None):
+        if self.seen < 0 and name not in ("streamadapt.app.commands", "torch"):
+            return None
+        self.seen += 1
+        if self.seen == int(os.environ["SIGNAL_AT"]):
+            print(name, flush=True)
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+        return None
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def start(tmp_path, arguments, at, number, code=None):
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    path = os.pathsep.join([str(tmp_path), *(p for p in sys.path if p)])
+    env = os.environ | {"PYTHONPATH": path, "SIGNAL_AT": str(at), "SIGNAL": str(int(number))}
+    command = [sys.executable, *(["-c", code] if code else ["-m", "streamadapt"]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+
+
+IMPORTS = [0, 1, 5, 20, 60, 150, 400, 700, 1000, 1300]
+
+
+@pytest.mark.parametrize("arguments", [["run", "nowhere.toml"], ["replay", "nowhere.toml", "x.jsonl"]])
+def test_an_interrupt_at_any_import_is_one_line(tmp_path, arguments):
+    count = trials(3, len(IMPORTS))
+    for i, at in enumerate(IMPORTS[:: max(1, len(IMPORTS) // count)]):
+        number = (signal.SIGINT, signal.SIGTERM)[i % 2]
+        done = start(tmp_path, arguments, at, number)
+        if not done.stdout:  # so many imports there were not
+            continue
+        assert (done.returncode, done.stderr) == (128 + number, "streamadapt: interrupted\n"), (at, done.stdout)
+
+
+def test_the_command_as_installed_is_the_same(tmp_path):
+    """The script that pip makes imports the command line by itself."""
+    code = "import sys; sys.argv[0] = 'streamadapt'; from streamadapt.app.cli import main; main()"
+    done = start(tmp_path, ["run", "nowhere.toml"], 2, signal.SIGINT, code)
+    assert (done.returncode, done.stderr) == (130, "streamadapt: interrupted\n"), done.stdout
+
+
+def test_the_command_line_is_loaded_before_anything_slow():
+    """Signals are heard from there on: neither torch nor numpy, rich or typer may have come with it."""
+    code = (
+        "import sys; before = set(sys.modules); import streamadapt.app.cli; "
+        "print(*sorted({n.partition('.')[0] for n in set(sys.modules) - before}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "numpy", "rich", "typer", "msgspec", "river"}.isdisjoint(done.stdout.split())
+
+
+def test_every_name_of_the_package_is_there():
+    """They are looked up when first used; modules of the package too, as after an import of everything."""
+    import streamadapt
+
+    for name in streamadapt.__all__:
+        found = getattr(streamadapt, name)
+        assert found.__name__ == name
+    assert set(streamadapt.__all__) <= set(dir(streamadapt))
+    assert streamadapt.errors.ConfigError is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = streamadapt.nonsense
