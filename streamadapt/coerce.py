@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, float64
 
-from streamadapt.entry import NOWHERE, Entry, Label, Position
+from streamadapt.entry import NOWHERE, Entry, Label, Position, RefusedLabel
 from streamadapt.errors import EntryError, Reason
 
 __all__ = ["coerced", "coerced_entry"]
@@ -50,7 +50,7 @@ def coerced(item: Any) -> Entry | Label:
     ------
     EntryError
         If it is neither of the two, or a part of it cannot be taken: ``wrong_type``, ``wrong_width``, ``not_finite``
-        or ``bad_time``, with what was expected.
+        or ``bad_time``, with what was expected. An entry whose label alone cannot be taken has that in `Entry.refused`.
     """
     if isinstance(item, Entry):
         if _is_plain(item.values, item) and (item.label is None or _is_row(item.label)) and type(item.key) is str:
@@ -66,12 +66,21 @@ def coerced(item: Any) -> Entry | Label:
         time, id_ = _time_ns(item.time), _text(item.id, "id")
         if isinstance(item, Label):
             return replace(item, id=id_, value=_row(item.value, "value"), time=time, position=position)
-        label = None if item.label is None else _row(item.label, "label")
+        label, refused = _own_label(item)
         key, values = _text(item.key, "key"), _row(item.values, "values")
-        entry: Entry = replace(item, values=values, time=time, id=id_, key=key, label=label, position=position)
-        return entry
+        return Entry(values, time, id_, key, label, position, refused)
     except _BadError as bad:
         raise EntryError(bad.reason, bad.detail, position) from bad.__cause__
+
+
+def _own_label(entry: Entry) -> tuple[FloatRow | None, RefusedLabel | None]:
+    """Return the label that an entry brings, and why it cannot be used: the entry is predicted all the same."""
+    if entry.label is None:
+        return None, entry.refused
+    try:
+        return _row(entry.label, "label"), entry.refused
+    except _BadError as bad:
+        return None, RefusedLabel(bad.reason, bad.detail)
 
 
 def coerced_entry(item: Any) -> Entry:

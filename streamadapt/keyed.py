@@ -279,7 +279,7 @@ class KeyedPipeline:
         with self._turn:
             entry = coerced_entry(entry)
             if entry.key not in self._resident and entry.key not in self._stored:
-                raise ConfigError("predict", entry.key[:60], "a key whose window is full: nothing is known of this one")
+                raise ConfigError("predict", entry.key[:60], "a window that is full: nothing has come for this key yet")
             return (self._resident.get(entry.key) or self._fetch(entry.key)).predict(entry)
 
     # -- which key

@@ -26,7 +26,7 @@ PART: Final = ".streamadapt-part"
 """The end of the name of a file that is still being written."""
 LONGEST: Final = 160
 """Bytes of the final name that the temporary one takes over: a name has at most 255."""
-FILES: Final = re.compile(r"(.*_)?path|.*file|weights|fisher|source")
+FILES: Final = re.compile(r"(.*_)?path|.*file|weights|scaling|fisher|source")
 """Names of the settings that hold the path of a file that is read, or several of them."""
 
 

@@ -126,7 +126,7 @@ def test_hostile_inputs_have_no_good_row(name: str, what: str, tmp_path: Path, c
     data = hostile.files(canary)[what]
     for form in (data, gzip.compress(data)) if name.endswith(".gz") else (data,):
         path.write_bytes(form)
-        with pytest.raises(ConnectorError):
+        with pytest.raises((ConnectorError, ConfigError)):  # a CSV file is refused for its columns already
             read_history(path, FIELDS)
     assert not canary.exists()
 
@@ -148,7 +148,7 @@ def test_damaged_gz_is_an_error_that_names_the_file(name: str, tmp_path: Path) -
     path, seen = tmp_path / name, 0
     for at in range(12, len(packed), len(packed) // 40):
         path.write_bytes(packed[:at] + bytes([packed[at] ^ 0xFF]) + packed[at + 1 :])
-        with pytest.raises(ConnectorError, match=name):
+        with pytest.raises((ConnectorError, ConfigError), match=name):
             read_history(path, FIELDS)
         seen += 1
     assert seen > 30

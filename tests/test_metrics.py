@@ -46,6 +46,7 @@ def some_stats() -> Stats:
         loss_cells={"base": 7, "rls": 7, "served": 7},
         drifts=Counter({"adwin:loss": 2}),
         reactions=Counter({"reset": 3}),
+        faults=Counter({"guard": 1}),
         keys=Counter(resident=2, stored=5, evicted=9, restored=4),
         weights={"base": 0.25, "rls": 0.75},
         signals={"dictionary-error": 0.5},

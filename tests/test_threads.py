@@ -136,7 +136,7 @@ def test_keyed_questions_too_while_keys_come_and_go() -> None:
     assert bits(said) == bits(undisturbed)
     for i in range(THREADS):
         assert set(answers[i]) <= right[i]
-    with pytest.raises(ConfigError, match="nothing is known"):
+    with pytest.raises(ConfigError, match="nothing has come"):
         beside.predict(Entry(values[0], LATE, key="never came"))
 
 

@@ -76,9 +76,10 @@ def fit_base(  # noqa: PLR0913 - each is an option of the command
     if not 0.0 <= ridge < float("inf"):
         raise ConfigError("--ridge", ridge, "a finite number >= 0")
     weights = out or Path(str(config.base.get("weights" if linear else "scaling", "base.safetensors")))
-    inputs = {name: file for name, file in inputs_of(config, config_path).items() if name != "base.weights"}
+    written = "base.weights" if linear else "base.scaling"
+    inputs = {name: file for name, file in inputs_of(config, config_path).items() if name != written}
     inputs |= letters_of(config) | {"the history": history} | ({} if labels is None else {"--labels": labels})
-    target = check_output("base.weights", weights, inputs)
+    target = check_output(written, weights, inputs)
     form = convert(file_form(config), FileFormat, "source")
     fields = convert(codec_fields(config), FieldMap, "fields")
     loaded = read_history(history, fields, label_path=labels, form=form)
