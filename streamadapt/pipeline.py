@@ -469,6 +469,7 @@ class Pipeline:
         if due and self.spec is not None:
             better = self.scales.better(self.spec, self.spec.columns)
             if hindsight is not None:  # what was said of these values is of no use
+                self.intervals.load_state_dict({})  # nor are the sizes of the first few errors
                 columns: Mask = np.asarray(hindsight.any(axis=0))
                 forecast = self.spec.kind == "forecast"
                 self.task.unjudge_waiting(columns if forecast else np.ones(self.spec.columns, np.bool_))
