@@ -220,28 +220,12 @@ class Scales:
         for item, absurd in self.items:
             if absurd is not None and isinstance(item, Entry):
                 first = self._first() if first is None else first
-<<<<<<< .merge_file_0yHtVo
-                values = np.where(absurd, np.where(np.isnan(first), np.nan, first), item.values)
-                item = replace(item, values=values.astype(item.values.dtype))
-            if first is not None and isinstance(item, Entry):
-                seen = ~np.isnan(item.values) & (True if absurd is None else ~absurd)
-                first = np.where(seen, np.nan, first)
-            found.append(item)
-        return _in_order(found)
-=======
                 item = replace(item, values=np.where(absurd, first, item.values))
             if first is not None and isinstance(item, Entry):
                 seen = ~np.isnan(item.values) & (True if absurd is None else ~absurd)
                 first = np.where(seen, np.nan, first)
             found.append(item)
-        latest = 2**63 - 1
-        for i, one in reversed(list(enumerate(found))):
-            if isinstance(one, Entry):
-                latest = min(latest, one.time)
-                found[i] = replace(one, time=latest)
-            found.append(item)
-        return found
->>>>>>> .merge_file_Ng8sjk
+        return _in_order(found)
 
     def _first(self) -> Array:
         """Return the first value of each channel that is not absurd, if an absurd one comes before it; else NaN."""
