@@ -39,6 +39,10 @@ HINTS: Final[Mapping[str, str]] = {
     Reason.LATE_RECORD: "panel.lateness is how late a record may be",
     Reason.UNKNOWN_SENSOR: "panel.sensors lists the sensors that are taken",
     Reason.TOO_MANY_SENSORS: "panel.max_sensors is how many sensors there may be",
+    Reason.BASE_FAILED: "the base's own model raised an error, or returned no output, for these entries: the log has "
+    "the traceback",
+    Reason.DUPLICATE_KEY: "a key is in the same JSON object twice, and which one was meant is unknown: the producer "
+    "must write each key once",
 }
 """Reason -> the setting that would mend it."""
 

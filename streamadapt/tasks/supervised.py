@@ -195,10 +195,6 @@ class Supervised(Task):
             self._hold(item.id, item.label, now, entry_time=now)
         return arrival
 
-    def waiting_predictions(self) -> Iterable[Issued]:
-        """Return the predictions without a whole label."""
-        return self.waiting.values()
-
     def go_back(self, time: int) -> None:
         """Let nothing wait for a time, ns, that was wrong."""
         super().go_back(time)
