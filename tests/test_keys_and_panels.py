@@ -194,7 +194,8 @@ def test_no_metric_holds_a_key(tmp_path):
     samples = metrics.samples()
     assert dict(samples["streamadapt_keys"]) == {("0", "resident"): 2, ("0", "stored"): 5}
     moves = dict(samples["streamadapt_key_moves_total"])
-    assert set(moves) == {("0", "evicted"), ("0", "restored")}
+    assert set(moves) == {("0", "evicted"), ("0", "restored"), ("0", "forgotten")}
+    assert moves["0", "forgotten"] == 0
     assert moves["0", "evicted"] - moves["0", "restored"] == 5
     assert not [labels for found in samples.values() for labels, _ in found if any("key-" in one for one in labels)]
 

@@ -160,7 +160,8 @@ def state_bytes(state: Mapping[str, Any]) -> bytes:
     tree, table = encode(state)
     parts = [json.dumps(tree, sort_keys=True).encode()]
     for name, tensor in sorted(table.items()):
-        parts += [name.encode(), str(tensor.dtype).encode(), tensor.reshape(-1).view(torch.uint8).numpy().tobytes()]
+        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        parts += [name.encode(), str(tensor.dtype).encode(), str(tuple(tensor.shape)).encode(), content]
     return b"\0".join(parts)
 
 
@@ -200,7 +201,7 @@ def _steps(case: Case, n: int, matures: Maturity, device: str, seed: int) -> Seq
         if arrival.inputs is None:
             continue
         assert task.window is not None
-        window = task.window.fill_unseen(loc)
+        window = task.window.fill_unseen(loc).astype(np.float32)
         times = torch.from_numpy(task.window.times.copy()).to(where)
         base = _base(case, window, (window - loc) / scale, where)._replace(times=times)
         inputs = torch.from_numpy(window).to(where)

@@ -52,7 +52,7 @@ def time_of(time_format: str, value: Any, *, text_numbers: bool = False) -> int:
 def test_a_full_record_becomes_an_entry() -> None:
     got = entry(CGM, {"t": "2023-11-14T22:13:20Z", "isig": 21.5, "id": "r1", "patient": 7, "bg": 120})
     assert (got.time, got.id, got.key, got.position) == (T0, "r1", "7", Position("cgm", 0, 17))
-    assert got.values.dtype == np.float32
+    assert got.values.dtype == np.float64
     assert got.values.tolist() == [21.5]
     assert got.label is not None
     assert got.label.tolist() == [120.0]
