@@ -635,7 +635,10 @@ class Pipeline:
         cells = int(known.sum())
         if cells == 0:
             return np.full(len(self.names), np.nan)
-        served = matured.own[-1:] if len(matured.own) else self.keeper.mix(matured.experts, commit=True).served[None]
+        if len(matured.own):
+            served = matured.own[-1:]
+        else:  # a guard that keeps nothing; NaN: cells that are not judged
+            served = self.keeper.mix(np.nan_to_num(matured.experts), commit=True).served[None]
         losses = self.task.loss.loss(np.concatenate([matured.experts, served]), matured.target)
         if not np.isfinite(losses).all():  # a loss beyond all numbers (a square) is left out of every sum
             known = known & np.isfinite(losses).all(axis=0)

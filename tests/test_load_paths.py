@@ -53,7 +53,6 @@ CALLS: dict[tuple[str, str], str] = {
     ("streamadapt/manifest.py", "json.loads"): "JSON, its checksum compared",
     ("streamadapt/registry.py", "entry_points"): "installed code, of which the config gives the name",
     ("streamadapt/registry.py", "point.load"): "installed code, of which the config gives the name",
-    ("streamadapt/secret_files.py", "tomllib.loads"): "TOML that has been read before",
     ("streamadapt/statepack.py", "json.loads"): "JSON, in a file whose checksum was compared",
     ("streamadapt/statepack.py", "safetensors.torch.load"): "safetensors, its checksum compared",
     ("streamadapt/toml_text.py", "tomllib.loads"): "TOML, bounded first",
@@ -64,7 +63,9 @@ CALLS: dict[tuple[str, str], str] = {
     ("streamadapt/unpickle_lists.py", "importlib.import_module"): "of a name that is on the unpickler's lists",
     ("streamadapt/weights.py", "json.loads"): "a safetensors header, bounded first",
     ("streamadapt/weights.py", "load"): "safetensors, from memory",
+    ("connectors/streamadapt_connectors/codec_twice.py", "json.loads"): "JSON that msgspec has taken, bounded first",
     ("connectors/streamadapt_connectors/codecs.py", "json.loads"): "JSON that msgspec refused, bounded first",
+    ("streamadapt/lane.py", "self.clocks[].load"): "two plain values of a checkpoint, its checksum compared",
     ("connectors/streamadapt_connectors/file_reading.py", "gzip.GzipFile"): "a stream, line by bounded line",
 }
 IMPORTS: dict[tuple[str, str], str] = {

@@ -176,7 +176,8 @@ def test_a_jump_of_the_level_is_learned(jump: float) -> None:
     for start in range(300, 650, BLOCK):
         served, frozen = (np.nanmean(found[name][start : start + BLOCK]) for name in ("served", "base"))
         assert served <= (1.05 if start == 300 else 0.5) * frozen
-    assert np.nanmean(found["served"][600:]) < 0.1 * np.nanmean(found["base"][600:])
+    noise = np.nanmean(found["served"][200:290])  # what is left once the level is known
+    assert np.nanmean(found["served"][600:]) < max(1.2 * noise, 0.1 * np.nanmean(found["base"][600:]))
 
 
 def ordinary() -> dict[str, Array]:
