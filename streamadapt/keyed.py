@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ class KeyedPipeline:
         for item in items:
             with self._turn:
                 try:
-                    predictions += self._step(self._taken(item))
+                    predictions += self._step(self._taken(item), item)
                 except EntryError as error:
                     if self.on_rejected is None:
                         raise
@@ -212,11 +213,11 @@ class KeyedPipeline:
             self.stats.rejected[error.reason.value] += 1
             raise
 
-    def _step(self, item: Entry | Label) -> list[Prediction]:
+    def _step(self, item: Entry | Label, given: Entry | Label) -> list[Prediction]:
         key = self._key_of(item)
         pipeline = self._resident.get(key) or self._fetch(key)
         pipeline.timing = self.timing
-        pipeline.on_rejected = None if self.on_rejected is None else self._rejected
+        pipeline.on_rejected = None if self.on_rejected is None else partial(self._rejected, given)
         before = pipeline.task.pending
         if pipeline.task.clock.newest is not None:  # a key's first entry is taken as it comes
             leaps = isinstance(item, Entry) and self.clock.judge(item.time) is Verdict.LEAP
@@ -238,11 +239,12 @@ class KeyedPipeline:
         self._put_away()
         return predictions
 
-    def _rejected(self, item: Entry | Label, error: EntryError) -> None:
+    def _rejected(self, given: Entry | Label, item: Entry | Label, error: EntryError) -> None:
         """Pass on what is wrong with a label alone: its entry is taken. Anything else is for `observe`."""
+        del item
         if not isinstance(error, LabelError) or self.on_rejected is None:
             raise error
-        self.on_rejected(item, error)
+        self.on_rejected(given, error)
 
     def _note_time(self, time: int) -> None:
         """Note the time of an accepted entry: all keys together have come so far, if others agree."""

@@ -16,7 +16,7 @@ FIRST = 10
 """Entries that the first description is made from, as medians: a wrong value among them is found in hindsight."""
 YOUNG = 3
 """Entries, or values of one channel, before anything is doubted."""
-LIMIT = 35.0
+LIMIT = 60.0
 """An absurd value is away from the middle by more than so many usual distances ..."""
 YOUNG_LIMIT = 100.0
 """... by more than so many, while a channel has shown fewer than `FIRST` values ..."""

@@ -23,6 +23,7 @@ from streamadapt import (
     River,
     Supervised,
 )
+from streamadapt.base import Base, as_base
 from streamadapt.checks.cases import state_bytes
 from streamadapt.learners import BaseOutput, Learner, Spec
 
@@ -40,6 +41,15 @@ def spec_of(
         kind, window, channels, rows, columns, torch.zeros(channels), scale[:channels], torch.zeros(columns),
         scale[:columns], CPU, **more,
     )  # fmt: skip
+
+
+def with_scaling(base: Any, channels: int, columns: int) -> Base:
+    """Return a base that brings a scaling, ones: nothing has to settle, and nobody learns anything twice."""
+    base = as_base(base)
+    for name, count in (("input", channels), ("output", columns)):
+        setattr(base, f"{name}_loc", torch.zeros(count))
+        setattr(base, f"{name}_scale", torch.ones(count))
+    return base
 
 
 def built(learner: Any, spec: Spec) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from core_helpers import bits, entries, state, walk
+from core_helpers import bits, entries, state, walk, with_scaling
 from torch import Tensor, nn
 
 from streamadapt import (
@@ -24,7 +24,6 @@ from streamadapt import (
     TwoLayer,
     Unlabelled,
 )
-from streamadapt.base import as_base
 from streamadapt.checks.cases import through_a_checkpoint
 from streamadapt.errors import ConfigError, EntryError, Reason
 from streamadapt.learners.base import BaseOutput, Learner, Spec, TaskKind
@@ -103,10 +102,7 @@ def test_times_reach_the_examples(task: Any) -> None:
             super().learn(inputs, base, target, mask)
 
     def make(task: Any) -> Pipeline:
-        base = Persistence(2) if task.kind == "forecast" else as_base(two)
-        for name in ("input_loc", "input_scale", "output_loc", "output_scale"):  # scales that are known need not settle
-            setattr(base, name, torch.ones(2))
-        return Pipeline(task, base, [Noting()])
+        return Pipeline(task, with_scaling(Persistence(2) if task.kind == "forecast" else two, 2, 2), [Noting()])
 
     rows = walk(24, 2)
     stream = entries(rows, label=None if task.kind == "forecast" else np.zeros(2, np.float32))

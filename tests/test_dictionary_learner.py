@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from core_helpers import base, built, spec_of
+from core_helpers import base, built, spec_of, with_scaling
 from torch import Tensor, nn
 
 from streamadapt import RLS, Bias, DriftMonitor, Entry, NoGuard, Pipeline, River, Supervised, TwoLayer, Unlabelled
@@ -135,7 +135,9 @@ def test_helps_where_inputs_are_sparse_and_noisy() -> None:
     clean, _ = sparse_rows(1300, 0)
     rng = np.random.default_rng(1)
     noisy, targets = clean + 0.2 * rng.normal(size=clean.shape), clean @ rng.normal(size=N)
-    pipeline = Pipeline(Supervised(), zero, [RLS(0.999), Dictionary(RLS(0.999), threshold=0.5)], NoGuard())
+    pipeline = Pipeline(
+        Supervised(), with_scaling(zero, N, 1), [RLS(0.999), Dictionary(RLS(0.999), threshold=0.5)], NoGuard()
+    )
     said = pipeline.observe(as_entries(noisy, targets))[-600:]
     errors = {
         name: np.mean([(p.experts[name].item() - targets[int(p.id)]) ** 2 for p in said])
@@ -155,7 +157,7 @@ def test_anomalies_have_the_largest_scores() -> None:
     rows += 0.01 * rng.normal(size=rows.shape)
     strange = rng.normal(size=(10, N))
     rows[odd] = strange / np.linalg.norm(strange, axis=1, keepdims=True) * np.linalg.norm(rows, axis=1).mean()
-    pipeline = Pipeline(Supervised(), zero, [Dictionary()], NoGuard())
+    pipeline = Pipeline(Supervised(), with_scaling(zero, N, 1), [Dictionary()], NoGuard())
     said = pipeline.observe(as_entries(rows, np.zeros(len(rows))))
     scores = np.array([p.scores["dictionary-error"] for p in said])
     normal = np.setdiff1d(np.arange(1200, 2000), odd)
@@ -167,7 +169,7 @@ def test_a_monitor_fires_when_the_atoms_become_others() -> None:
     first, _ = sparse_rows(900, 0)
     second, _ = sparse_rows(200, 5)
     monitor = DriftMonitor("adwin", "dictionary-error")
-    pipeline = Pipeline(Supervised(), zero, [Dictionary()], NoGuard(), [monitor])
+    pipeline = Pipeline(Supervised(), with_scaling(zero, N, 1), [Dictionary()], NoGuard(), [monitor])
     quiet = pipeline.observe(as_entries(first))
     fired = pipeline.observe(as_entries(second, start=900))
     assert not any(p.drifts for p in quiet[400:])

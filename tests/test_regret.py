@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core_helpers import entries, walk
+from core_helpers import entries, walk, with_scaling
 from torch import Tensor
 
 from streamadapt import Bias, Forecast, Hedge, NoGuard, Persistence, Pipeline, TwoLayer
@@ -340,9 +340,8 @@ def test_a_loss_is_charged_to_the_weights_that_made_the_prediction() -> None:
     """Row h, which matured h + 1 entries after it was issued, is charged with the weights of that time."""
     guard, horizon, window = Recording(), 4, 3
     values = walk(80, 1)
-    Pipeline(Forecast(window, horizon), Persistence(horizon), [Bias((0.5, 0.1))], guard, device="cpu").observe(
-        entries(values)
-    )
+    base = with_scaling(Persistence(horizon), 1, 1)
+    Pipeline(Forecast(window, horizon), base, [Bias((0.5, 0.1))], guard, device="cpu").observe(entries(values))
     moved = 0
     for i, (own, _) in enumerate(guard.charged):
         for h in range(min(horizon, i + 1)):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from core_helpers import CPU, base, built, entries, spec_of, walk
+from core_helpers import CPU, base, built, entries, spec_of, walk, with_scaling
 
 from streamadapt import Entry, Forecast, Linear, NoGuard, Persistence, Pipeline
 from streamadapt.checks.cases import Case, drive
@@ -236,7 +236,7 @@ def test_what_is_learned_is_what_was_seen_when_the_forecast_was_issued(loss: Any
     horizon, period, n = 3, 6, 40
     z = walk(n, 2)
     learner = RLS(0.99, loss=loss, features=["season"], period="6s")
-    pipeline = Pipeline(Forecast(2, horizon), Persistence(horizon), [learner], NoGuard())
+    pipeline = Pipeline(Forecast(2, horizon), with_scaling(Persistence(horizon), 2, 2), [learner], NoGuard())
     issued: dict[int, Any] = {}
     learned: list[tuple[int, Any]] = []
     for t in range(n):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -213,12 +213,13 @@ class Task(ABC):
 
     def unjudge_waiting(self, columns: Mask) -> None:
         """Let nobody learn from, or be judged by, these columns (columns,) of the predictions that wait."""
-        for issued in self.waiting_predictions():
-            issued.experts[..., columns] = issued.own[..., columns] = np.nan
 
-    def waiting_predictions(self) -> Iterable[Issued]:
-        """Return the predictions that wait for a target."""
-        return ()
+        def unjudged(issued: Issued) -> Issued:
+            experts, own = issued.experts.copy(), issued.own.copy()
+            experts[..., columns] = own[..., columns] = np.nan
+            return replace(issued, experts=experts, own=own)
+
+        self.move_waiting(unjudged)
 
     @property
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,9 +94,9 @@ class Forecast(Task):
         mask = ~np.isnan(target) & ~np.isnan(oldest.experts[0])
         return Example(oldest.inputs, oldest.base, self.tensor(target), torch.from_numpy(mask).to(self.device))
 
-    def waiting_predictions(self) -> Iterable[Issued]:
-        """Return the open forecasts."""
-        return self.issued
+    def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
+        """Put ``moved(prediction)`` in place of each prediction that waits."""
+        self.issued = deque(map(moved, self.issued), maxlen=self.issued.maxlen)
 
     def remember(self, issued: Issued) -> None:
         """Keep a forecast for `horizon` entries."""

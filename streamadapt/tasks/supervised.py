@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -205,10 +205,6 @@ class Supervised(Task):
         for held in self.held.values():
             held.due = min(held.due, time + self.settle)
         self._queue_anew()
-
-    def waiting_predictions(self) -> Iterable[Issued]:
-        """Return the predictions without a whole label."""
-        return self.waiting.values()
 
     def remember(self, issued: Issued) -> None:
         """Keep a prediction until its label arrives or its time is up."""
