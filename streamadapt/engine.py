@@ -11,10 +11,13 @@ from streamadapt.checkpoint import CheckpointStore
 from streamadapt.delivery import delivery_of
 from streamadapt.engine_settings import EngineSettings
 from streamadapt.entry import Entry, Label, Prediction
-from streamadapt.errors import EntryError
+from streamadapt.errors import EntryError, TransactionLostError
+from streamadapt.fence import FencedError
 from streamadapt.folder import folder_of
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.lane import Lane
+from streamadapt.lost_partitions import LostPartitions
+from streamadapt.manifest import CheckpointInfo
 from streamadapt.merge import Arrived
 from streamadapt.metrics import Metrics, NullMetrics, StageTiming
 from streamadapt.pipeline import Pipeline
@@ -92,6 +95,7 @@ class Engine:
         self.delivery = delivery_of(self.settings.guarantee, sink, self.settings.checkpoint_every_s, self.clock)
         self.on_checkpoint_step: Callable[[str], None] | None = None
         self.lanes: dict[int, Lane] = {}
+        self._lost = LostPartitions()
         self.stopping = False
         self.beat = 0
         self._index = {stream: i for i, stream in enumerate(source.streams)}
@@ -123,11 +127,14 @@ class Engine:
             self.source.open(self)
             while not self.stopping and not self.step():
                 pass
-            # Nothing new since the last one: another like it would only push older ones out.
-            if any(lane.since_checkpoint for lane in self.lanes.values()):
-                self.checkpoint()
+            while not self._last_checkpoint_done():
+                while not self.stopping and not self.step():
+                    pass
             summary = self.summary()
-        except BaseException:
+        except BaseException as failure:
+            if isinstance(failure, FencedError):  # not a word more about what somebody else may own by now
+                for lane in [*self.lanes.values(), *self._lost.lanes]:
+                    self.delivery.fall_silent(lane)
             for error in self._close():
                 _LOG.error("while closing after that: %s", error)
             raise
@@ -136,8 +143,32 @@ class Engine:
         _LOG.info("stopped: %d entries, %d predictions", summary["entries"], summary["predictions"])
         return summary
 
+    def _last_checkpoint_done(self) -> bool:
+        """Write the last checkpoint; False if a transaction was lost over it, and what it covers is to be done again.
+
+        Nothing new since the last one: another like it would only push older ones out.
+        """
+        try:
+            if any(lane.since_checkpoint for lane in self.lanes.values()):
+                self.checkpoint()
+        except TransactionLostError as error:
+            if self.stopping:
+                raise
+            self._lose(error)
+            return False
+        return True
+
     def step(self) -> bool:
         """Poll once and process what came; True when a finite source is done. Tests drive the engine with this."""
+        try:
+            if len(self._lost):
+                self._begin_again()
+            return self._round()
+        except TransactionLostError as error:
+            self._lose(error)
+            return False
+
+    def _round(self) -> bool:
         self.beat += 1
         waiting = any(lane.merge.ready for lane in self.lanes.values())
         records = self.source.poll(0.0 if waiting else self.settings.poll_s)
@@ -157,7 +188,7 @@ class Engine:
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()
-        done = ended and not any(lane.waiting for lane in self.lanes.values())
+        done = ended and not len(self._lost) and not any(lane.waiting for lane in self.lanes.values())
         for lane in self.lanes.values() if done else ():
             self._hand_out(lane, lane.finish(), ())  # nothing comes any more; a plain stop cannot know that
         return done
@@ -236,7 +267,7 @@ class Engine:
             for lane in self.lanes.values()
             for stream, queue in zip(lane.streams, lane.merge.queues, strict=True)
             if len(queue) >= self.settings.max_buffer
-        }
+        } | {StreamPartition(stream, lane.partition) for lane in self._lost.lanes for stream in lane.streams}
         if paused != self._paused:
             self._paused = frozenset(paused)
             self.source.pause(self._paused)
@@ -273,6 +304,7 @@ class Engine:
                 _LOG.debug("checkpoint partition=%d sequence=%d", lane.partition, info.sequence)
             self._step_reached("commit")
             self.delivery.saved(lane)
+            self._lost.committed(lane.partition)
             self._step_reached("committed")
             self.source.commit(lane.positions)
 
@@ -288,36 +320,93 @@ class Engine:
         wanted: dict[StreamPartition, int | None] = {}
         for partition in partitions:
             self.beat += 1
-            lane = self.lanes.get(partition)
+            lane = self.lanes.get(partition) or self._lost.get(partition)
             if lane is None:
                 lane = self._open_lane(partition)
             wanted.update(lane.wanted())
         return wanted
 
     def _open_lane(self, partition: int) -> Lane:
-        store = None
-        if self.settings.checkpoint_path is not None:
-            folder = folder_of(self.settings.checkpoint_path).child(f"{self.source.streams[0]}-{partition}")
-            store = CheckpointStore(
-                folder, keep=self.settings.keep, shared=self.source.shared, guarantee=self.settings.guarantee
-            )
+        lane = self._make_lane(partition, self._make_store(partition))
+        try:
+            info = self.delivery.resume(lane, self.settings.config_digest)
+        except TransactionLostError as error:
+            self._lost.add(lane, error, self.clock.monotonic())
+            return lane  # read from where the source would start; `_begin_again` says where it really goes on
+        except BaseException:
+            lane.close()  # nobody else will: an engine has only the lanes that came up
+            raise
+        self._take_up(lane, info)
+        return lane
+
+    def _make_store(self, partition: int) -> CheckpointStore | None:
+        if self.settings.checkpoint_path is None:
+            return None
+        folder = folder_of(self.settings.checkpoint_path).child(f"{self.source.streams[0]}-{partition}")
+        return CheckpointStore(
+            folder, keep=self.settings.keep, shared=self.source.shared, guarantee=self.settings.guarantee
+        )
+
+    def _make_lane(self, partition: int, store: CheckpointStore | None) -> Lane:
         pipeline = self.make_pipeline()
         pipeline.timing = self._timing
         wait_s, most_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
         keys_path = None if self.settings.keys_path is None else folder_of(self.settings.keys_path, "keys.path")
-        lane = Lane(partition, self.source.streams, pipeline, store, wait_s, most_ahead_ns, keys_path)
-        try:
-            info = self.delivery.resume(lane, self.settings.config_digest)
-        except BaseException:
-            lane.close()  # nobody else will: an engine has only the lanes that came up
-            raise
-        self.metrics.damaged_checkpoints(partition, 0 if store is None else store.damaged)
+        return Lane(partition, self.source.streams, pipeline, store, wait_s, most_ahead_ns, keys_path)
+
+    def _take_up(self, lane: Lane, info: CheckpointInfo | None) -> None:
+        partition, stats = lane.partition, lane.pipeline.stats
+        if lane.store is not None:
+            self.metrics.damaged_checkpoints(partition, lane.store.damaged)
+            lane.store.damaged = 0
+        else:
+            self.metrics.damaged_checkpoints(partition, 0)
         self.lanes[partition] = lane
-        self._drifts_logged[partition] = sum(pipeline.stats.drifts.values())
-        self.metrics.pipeline(partition, pipeline.stats)
+        self._drifts_logged[partition] = sum(stats.drifts.values())
+        self.metrics.pipeline(partition, stats)
         places = " ".join(f"{at}@{offset}" for at, offset in lane.positions.items())
         _LOG.info("partition %d: %s", partition, f"resumes at {places}" if info else "starts without a checkpoint")
-        return lane
+
+    # -- a transaction is lost
+
+    def _lose(self, error: TransactionLostError) -> None:
+        """Stop the partitions whose transactions are void; `_begin_again` takes them up from their last commit."""
+        for partition in error.partitions:
+            lane = self.lanes.pop(partition, None)
+            if lane is not None:
+                self.metrics.transaction_lost(partition, error.cause.value)
+                self.delivery.let_go(lane, lost=True)
+                self._lost.add(lane, error, self.clock.monotonic())
+        self._apply_backpressure()
+
+    def _begin_again(self) -> None:
+        """Take lost partitions up again: the state of the last commit, and the source back where it was then.
+
+        Raises
+        ------
+        FencedError
+            If the partition's checkpoints are another engine's now: then so is its transaction.
+        """
+        while (old := self._lost.due(self.clock.monotonic())) is not None:
+            self.beat += 1
+            old.must_own()
+            lane = self._make_lane(old.partition, old.store)
+            try:
+                info = self.delivery.resume(lane, self.settings.config_digest)
+            except TransactionLostError as error:
+                self._lost.failed(old.partition, error, self.clock.monotonic())
+                return  # whatever keeps the broker from answering may hold up the others as long
+            self._lost.pop(old.partition)
+            self._take_up(lane, info)
+            self._enter_again(lane, old)
+            self.source.seek(lane.wanted())
+
+    def _enter_again(self, lane: Lane, old: Lane) -> None:
+        """Where the source chose the start, and no commit covers it yet, it is not asked again: it may say otherwise."""
+        for at in old.made_anew:
+            self.delivery.anew(lane, at)
+        lane.made_anew = set(old.made_anew)
+        lane.placed(old.entered)
 
     def reached(self, at: StreamPartition) -> int:
         """Tell what the guarantee knows of a stream's records."""
@@ -329,21 +418,42 @@ class Engine:
             _LOG.warning("%s was made anew: it is read from %d, and all of it is new", at, starts.get(at, 0))
             if at.partition in self.lanes:
                 self.delivery.anew(self.lanes[at.partition], at)
-        for lane in self.lanes.values():
+        for lane in [*self.lanes.values(), *self._lost.lanes]:
+            lane.made_anew |= {at for at in anew if at.partition == lane.partition}
             lane.placed(starts)
 
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Save and let go; with ``lost`` only let go, since somebody else may own them already."""
         lanes = [self.lanes.pop(p) for p in partitions if p in self.lanes]
+        void = [lane for p in partitions if (lane := self._lost.pop(p)) is not None]
         try:
             if lanes and not lost:
-                self._save(lanes)
+                void += self._save_and_lose(lanes)
         finally:
-            for lane in lanes:
-                self.delivery.let_go(lane)
+            for lane in [*lanes, *(lane for lane in void if lane not in lanes)]:
+                self.delivery.let_go(lane, lost=lost or lane in void)
                 lane.close()
                 self.metrics.forget(lane.partition)
                 _LOG.info("partition %d: %s", lane.partition, "lost" if lost else "handed over")
+
+    def _save_and_lose(self, lanes: Sequence[Lane]) -> list[Lane]:
+        """Save what is handed over; return those whose transactions were lost: their next owner does it again."""
+        left, void = list(lanes), list[Lane]()
+        while left:
+            try:
+                self._save(left)
+                break
+            except TransactionLostError as error:
+                _LOG.warning("while partitions are handed over: %s", error)
+                gone = [lane for lane in left if lane.partition in error.partitions]
+                if not gone and not any(p in self.lanes for p in error.partitions):
+                    raise
+                self._lose(error)  # it may have hit others, too
+                for lane in gone:
+                    self.delivery.let_go(lane, lost=True)
+                    left.remove(lane)
+                void += gone
+        return void
 
     # -- the end
 
@@ -354,7 +464,7 @@ class Engine:
     def _close(self) -> list[Exception]:
         """Close everything, the group last: who takes over must find all that was said. Return what went wrong."""
         errors = []
-        lanes = self.lanes.values()
+        lanes = [*self.lanes.values(), *self._lost.lanes]
         for close in (self.sink.close, self.dead_letters.close, self.source.close, *(lane.close for lane in lanes)):
             try:
                 close()

@@ -46,6 +46,10 @@ class Lane:
     is_new : callable of Position and Prediction, or None
         Whether a prediction, made when the record at the position was read, is to be written: a replay is silent about
         what a guarantee knows to be in the output. None: all are.
+    entered : dict of StreamPartition to int
+        Starts that the source chose itself and that no commit covers yet; whoever begins again starts there.
+    made_anew : set of StreamPartition
+        Those of them whose stream was made anew.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class Lane:
         self.since_checkpoint = 0
         self.said = 0
         self.is_new: Callable[[Position, Prediction], bool] | None = None
+        self.entered: dict[StreamPartition, int] = {}
+        self.made_anew: set[StreamPartition] = set()
         self._refused: list[DeadLetter] = []
         self._record: Record | None = None
         pipeline.on_rejected = self._reject
@@ -98,13 +104,18 @@ class Lane:
         """Load the newest checkpoint, if there is one, dropping those with a position beyond the ones given."""
         if self.store is None:
             return None
-        self.store.acquire()
+        self.acquire()
         loaded = self.store.load_latest(digest, not_beyond)
         if loaded is None:
             return None
         self._take_over(loaded)
         self.positions = dict(loaded.positions)
         return loaded.info
+
+    def acquire(self) -> None:
+        """Become the only writer of the partition's checkpoints, until `close`. Idempotent."""
+        if self.store is not None:
+            self.store.acquire()
 
     def _take_over(self, loaded: Loaded) -> None:
         try:
@@ -161,12 +172,18 @@ class Lane:
         """Take starts that were not asked for as its positions: the next look at the source could find others."""
         own = {at: offset for at, offset in starts.items() if at.partition == self.partition}
         self.positions.update(own)
+        self.entered.update(own)
         self.since_checkpoint += bool(own)
 
     def check_owner(self) -> None:
         """Raise `FencedError` if another engine has taken this partition's checkpoints over; between two of them."""
         if self.store is not None:
             self.store.glance()
+
+    def must_own(self) -> None:
+        """Raise `FencedError` as `check_owner` does, and always look."""
+        if self.store is not None:
+            self.store.check_owner()
 
     def save(self, digest: str, on_step: Callable[[str], None] | None = None) -> CheckpointInfo | None:
         """Write a checkpoint of the state and the positions it has reached."""

@@ -67,6 +67,7 @@ class Metrics:
         self._checkpoints: dict[int, tuple[float, int, float]] = {}
         self._source_state: str | None = None
         self._damaged: Counter[int] = Counter()
+        self._lost: Counter[tuple[int, str]] = Counter()
         self._late = 0
         self._stalled: bool | None = None
 
@@ -145,6 +146,11 @@ class Metrics:
         with self._lock:
             self._damaged[partition] += count
 
+    def transaction_lost(self, partition: int, cause: str) -> None:
+        """Count one transaction that was given up, by a value of `streamadapt.errors.Loss`."""
+        with self._lock:
+            self._lost[partition, cause] += 1
+
     def source_state(self, state: str) -> None:
         """Note `Source.state`."""
         self._source_state = state
@@ -158,6 +164,7 @@ class Metrics:
         with self._lock:
             pipelines, checkpoints, lag = dict(self._pipelines), dict(self._checkpoints), dict(self._lag)
             damaged = dict(self._damaged)
+            lost = dict(self._lost)
             dead, late, state = dict(self._dead), self._late, self._source_state
             stages = {name: Histogram(tuple(counts), self._sums[name]) for name, counts in self._counts.items()}
         found: Samples = {spec.name: [] for spec in CATALOGUE}
@@ -171,6 +178,7 @@ class Metrics:
         for where, records in lag.items():
             found["streamadapt_consumer_lag_records"].append(((where.stream, str(where.partition)), records))
         found["streamadapt_damaged_checkpoints_total"] = [((str(p),), count) for p, count in damaged.items()]
+        found["streamadapt_transactions_lost_total"] = [((str(p), why), count) for (p, why), count in lost.items()]
         found["streamadapt_dead_letters_total"] = list(dead.items())
         found["streamadapt_late_labels_total"].append(((), late))
         if state in ("connected", "connecting"):  # an ended source is neither up nor down
@@ -204,6 +212,9 @@ class NullMetrics(Metrics):
         """Do nothing."""
 
     def damaged_checkpoints(self, partition: int, count: int) -> None:
+        """Do nothing."""
+
+    def transaction_lost(self, partition: int, cause: str) -> None:
         """Do nothing."""
 
     def source_state(self, state: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from streamadapt.entry import Position, Prediction
+from streamadapt.errors import ConnectorError
 
 __all__ = [
     "Clock",
@@ -139,6 +140,25 @@ class Source(ABC):
     def pause(self, partitions: Collection[StreamPartition]) -> None:
         """Deliver records of exactly these partitions no more, until called again without them (backpressure)."""
 
+    def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
+        """Go to other positions in partitions that it reads already: the next `poll` delivers from there.
+
+        Parameters
+        ----------
+        starts : mapping of StreamPartition to int or None
+            The offset of the first record wanted, as from `PartitionOwner.partitions_assigned`: None is the source's
+            own start. Partitions that are not named are read on.
+
+        Raises
+        ------
+        ConnectorError
+            If the source cannot go back while it runs; the engine then ends, and a restart replays.
+        """
+        raise ConnectorError(
+            f"{type(self).__name__} cannot go back to {', '.join(map(str, starts))} while it runs; start the engine "
+            "again: it replays from the last commit"
+        )
+
     @abstractmethod
     def lag(self) -> dict[StreamPartition, int]:
         """Return how many records are not yet delivered, where the end is known. Never blocks for long."""
@@ -216,6 +236,12 @@ class TransactionalSink(Sink):
         -------
         dict of StreamPartition to int
             The positions committed last, of all `streams`; empty if there never were any.
+
+        Raises
+        ------
+        TransactionLostError
+            From here, and from `write`, `flush` and `commit`: the transaction is void, since the other side did not
+            answer in time or somebody else has begun with the partition. `begin` may be called again.
         """
 
     @abstractmethod
@@ -231,6 +257,10 @@ class TransactionalSink(Sink):
     @abstractmethod
     def end(self, partition: int) -> None:
         """Let go of a partition. What was not committed is void. Idempotent."""
+
+    def abandon(self, partition: int) -> None:
+        """Let go of a partition that is somebody else's now: say nothing more to the other side. Idempotent."""
+        self.end(partition)
 
 
 class DeadLetterSink(ABC):
