@@ -10,7 +10,7 @@ from kafka import TopicPartition
 
 from streamadapt.durations import duration_ns
 from streamadapt.entry import Prediction
-from streamadapt.errors import ConfigError, ConnectorError
+from streamadapt.errors import ConfigError, ConnectorError, TransactionLostError
 from streamadapt.ports import DeadLetter, DeadLetterSink, RecallingSink, StreamPartition, TransactionalSink
 from streamadapt_connectors.codecs import encode_prediction
 from streamadapt_connectors.kafka_settings import Client, Reach
@@ -50,8 +50,12 @@ class KafkaSink(RecallingSink, TransactionalSink):
     compression : str or None
         ``gzip``, ``snappy``, ``lz4`` or ``zstd``.
     transaction_timeout : str
-        With ``exactly-once``: the broker gives up a transaction that is open for longer, and the engine stops. More
-        than the time between two checkpoints, and no more than the broker allows (Kafka: 15 minutes, unless set).
+        With ``exactly-once``: the broker gives up a transaction that is open for longer, and its partition begins
+        again from the last commit. More than the time between two checkpoints, and no more than the broker allows
+        (Kafka: 15 minutes, unless set).
+    broker_timeout : str
+        With ``exactly-once``: where the broker has not answered for so long, the transaction is given up and its
+        partition begins again from the last commit. Never above `transaction_timeout`, whatever is set.
 
     Raises
     ------
@@ -72,6 +76,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         security: Mapping[str, Any] | None = None,
         compression: str | None = None,
         transaction_timeout: str = "60s",
+        broker_timeout: str = "10s",
     ) -> None:
         self._configs = {
             "enable_idempotence": True,
@@ -87,6 +92,10 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._timeout_ms = duration_ns("sink.transaction_timeout", transaction_timeout) // 1_000_000
         if not self._timeout_ms > 0:
             raise ConfigError("sink.transaction_timeout", transaction_timeout, "a duration > 0")
+        limit_ns = duration_ns("sink.broker_timeout", broker_timeout)
+        if not limit_ns > 0:
+            raise ConfigError("sink.broker_timeout", broker_timeout, "a duration > 0")
+        self._limit_s = min(limit_ns / 1e9, self._timeout_ms / 1000)
         self._writer = self._make_writer({}, None)
         self._transactions: dict[int, Transaction] = {}
 
@@ -94,8 +103,14 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return f"KafkaSink({self._topic!r})"
 
     def _make_writer(self, more: Mapping[str, Any], prepare: Callable[[Any], None] | None) -> Writer:
-        configs = {**self._configs, **more}
-        return Writer(self._reach, self._topic, partitions=self._create_partitions, configs=configs, prepare=prepare)
+        return Writer(
+            self._reach,
+            self._topic,
+            partitions=self._create_partitions,
+            configs={**self._configs, **more},
+            prepare=prepare,
+            limit_s=None if prepare is None else self._limit_s,
+        )
 
     @property
     def transaction_timeout_s(self) -> float:
@@ -116,8 +131,14 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
     def flush(self) -> None:
         """Return once the broker has acknowledged every one."""
+        lost = []
         for transaction in self._transactions.values():
-            transaction.flush()
+            try:
+                transaction.flush()
+            except TransactionLostError as error:  # the others have waited as long by now: say all at once
+                lost.append(error)
+        if lost:
+            raise TransactionLostError({p for one in lost for p in one.partitions}, lost[0].cause, str(lost[0]))
         self._writer.flush()
 
     def close(self) -> None:
@@ -153,7 +174,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
         """Begin under the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the broker is away."""
         self.end(partition)
         name = f"streamadapt/{self._topic}/{streams[0]}"  # no topic has a slash in its name
-        transaction = Transaction(self._reach, name, partition, self._make_writer, self._timeout_ms)
+        transaction = Transaction(
+            self._reach, name, partition, self._make_writer, self._timeout_ms, self._limit_s
+        )
         self._transactions[partition] = transaction
         return transaction.begin([StreamPartition(stream, partition) for stream in streams])
 
@@ -166,6 +189,12 @@ class KafkaSink(RecallingSink, TransactionalSink):
         transaction = self._transactions.pop(partition, None)
         if transaction is not None:
             transaction.end()
+
+    def abandon(self, partition: int) -> None:
+        """Drop the partition's producer and its connection without another word. Idempotent."""
+        transaction = self._transactions.pop(partition, None)
+        if transaction is not None:
+            transaction.abandon()
 
 
 class KafkaDeadLetters(DeadLetterSink):

@@ -17,7 +17,7 @@ from streamadapt.errors import ConnectorError
 from streamadapt.masking import scrubbed
 from streamadapt_connectors.kafka_settings import Client, Link, Reach
 
-__all__ = ["Outgoing", "Writer"]
+__all__ = ["NoAnswerError", "Outgoing", "Writer"]
 
 T = TypeVar("T")
 
@@ -27,8 +27,14 @@ LOOK_S: Final = 1.0
 CLOSE_S: Final = 5.0
 FOR_EVER_MS: Final = 2**31 - 1
 FIRST_TRY_MS: Final = 2000
+ADMIN_MS: Final = 5000
+DROP_S: Final = 1.0
 
 TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+
+
+class NoAnswerError(ConnectorError):
+    """The broker did not answer within the writer's limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,8 @@ class Writer:
         Given a record that is too large, returns a smaller one to send in its place; None makes it an error.
     prepare : callable or None
         Called with the producer, once it is connected, before anything is sent; again if it fails.
+    limit_s : float, s, or None
+        Raise `NoAnswerError` where the broker has confirmed nothing for so long. None waits as long as it takes.
     """
 
     def __init__(
@@ -81,7 +89,9 @@ class Writer:
         configs: Mapping[str, Any],
         shrink: Callable[[Outgoing], Outgoing] | None = None,
         prepare: Callable[[KafkaProducer], None] | None = None,
+        limit_s: float | None = None,
     ) -> None:
+        self._limit_s = limit_s
         self._reach = reach
         self._topic = topic
         self._create_partitions = partitions
@@ -126,15 +136,42 @@ class Writer:
             For what waiting cannot mend.
         """
         self._check()
+        deadline = self._deadline()
         while True:
             try:
                 return job(self._connected(), self._partitions)
             except (kafka_errors.RetriableError, OSError) as error:
-                self._link.down(str(error) or type(error).__name__)
-                time.sleep(self._link.wait_s())
+                self._wait_again(error, deadline)
             except kafka_errors.KafkaError as error:
                 self._failure = ConnectorError(scrubbed(f"kafka {self._topic}: {error!r}"))
                 raise self._failure from error
+
+    @property
+    def fenced(self) -> bool:
+        """Whether the broker has said that somebody else writes under this producer's transactional id."""
+        return self._client.fenced
+
+    def abandon(self) -> None:
+        """Drop the producer and everything it holds, and say nothing more to the broker. Idempotent."""
+        self.closed = True
+        self._pending.clear()
+        self._client.fall_silent()
+        if self._producer is None or _drop(self._producer):
+            with suppress(RuntimeError):
+                self._client.close()
+
+    def _deadline(self) -> float | None:
+        return None if self._limit_s is None else time.monotonic() + self._limit_s
+
+    def _check_limit(self, deadline: float | None, why: object) -> None:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise NoAnswerError(scrubbed(f"no answer from the broker within {self._limit_s:g} s ({why})"))
+
+    def _wait_again(self, error: Exception, deadline: float | None) -> None:
+        why = str(error) or type(error).__name__
+        self._link.down(why)
+        self._check_limit(deadline, why)
+        time.sleep(self._link.wait_s())
 
     def close(self, *, flush: bool = True) -> None:
         """Flush, if told so, and close. Idempotent."""
@@ -157,6 +194,7 @@ class Writer:
             raise self._failure
 
     def _post(self, record: Outgoing) -> None:
+        deadline = self._deadline()
         while True:
             try:
                 producer = self._connected()
@@ -171,8 +209,7 @@ class Writer:
                 self._replace(record, error)
                 return
             except (kafka_errors.RetriableError, OSError) as error:
-                self._link.down(str(error) or type(error).__name__)
-                time.sleep(self._link.wait_s())
+                self._wait_again(error, deadline)
                 continue
             except kafka_errors.KafkaError as error:
                 raise self._fail(record, error) from error
@@ -182,12 +219,14 @@ class Writer:
 
     def _settle_first(self) -> None:
         record, future = self._pending[0]
+        deadline = self._deadline()
         while not future.is_done:
             try:
-                future.get(timeout=LOOK_S)
+                future.get(timeout=LOOK_S if self._limit_s is None else min(LOOK_S, self._limit_s))
             except kafka_errors.KafkaError as error:
                 if not future.is_done:
                     self._look(error)
+                    self._check_limit(deadline, error)
         self._pending.popleft()
         self._pending_bytes -= record.size
         if future.failed():
@@ -210,6 +249,7 @@ class Writer:
         self._failure = ConnectorError(
             f"kafka {self._topic}: the record of {record.name} ({record.size} bytes) was not delivered: {why}"
         )
+        self._failure.__cause__ = error
         return self._failure
 
     def _look(self, error: Exception) -> None:
@@ -235,6 +275,7 @@ class Writer:
     def _create_topic(self) -> None:
         """Best effort: without the right to create topics, an existing one is all we need."""
         configs = {k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"}
+        configs["request_timeout_ms"] = ADMIN_MS
         client = Client()
         try:
             admin = KafkaAdminClient(kafka_client=client, **configs)
@@ -249,6 +290,18 @@ class Writer:
         finally:
             admin.close()
             client.close()
+
+
+def _drop(producer: Any) -> bool:
+    """End it without a word: what it holds fails. Return whether its thread has ended; else that closes the connection.
+
+    Not with `KafkaProducer.close`, which waits for what it holds, also when it is collected as garbage.
+    """
+    producer._unregister_cleanup()
+    producer._closed = True
+    producer._sender.force_close()
+    producer._sender.join(DROP_S)
+    return not producer._sender.is_alive()
 
 
 def _close(producer: KafkaProducer) -> None:
