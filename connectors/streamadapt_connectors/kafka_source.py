@@ -185,6 +185,17 @@ class KafkaSource(Source):
         self._paused = frozenset(TopicPartition(at.stream, at.partition) for at in partitions)
         self._apply_pause()
 
+    def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
+        """Go to other positions; placing itself there, and asking the topic what it holds, is the next poll's."""
+        if self._starts is None:
+            return  # the partitions are not known yet: the owner is asked for its starts then
+        moved = {TopicPartition(*at): offset for at, offset in starts.items()}
+        self._starts.update(moved)
+        self._drop(moved)
+        for at in moved:
+            self._next.pop(at, None)
+        self._check_places = True
+
     def lag(self) -> dict[StreamPartition, int]:
         """Records not yet delivered, from end offsets at most a second old (older while the broker is away)."""
         consumer = self._consumer
