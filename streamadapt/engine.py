@@ -11,7 +11,7 @@ from streamadapt.checkpoint import CheckpointStore
 from streamadapt.delivery import delivery_of
 from streamadapt.engine_settings import EngineSettings
 from streamadapt.entry import Entry, Label, Prediction
-from streamadapt.errors import EntryError, TransactionLostError
+from streamadapt.errors import EntryError, Loss, TransactionLostError
 from streamadapt.fence import FencedError
 from streamadapt.folder import folder_of
 from streamadapt.keyed import KeyedPipeline
@@ -27,6 +27,7 @@ from streamadapt.ports import (
     DeadLetterSink,
     Record,
     Sink,
+    Skipped,
     Source,
     StreamPartition,
     SystemClock,
@@ -202,6 +203,10 @@ class Engine:
             if lane is None:
                 continue  # a partition that was revoked during this very poll: its new owner reads the record
             item: Entry | Label | DeadLetter
+            if record.value is None and self.source.skips_tombstones:
+                item = Skipped(record, "", "decode", "")
+                lane.lookaheads[self._index[at.stream]].push(record, item)
+                continue
             try:
                 item = self.codec.decode(record)
             except EntryError as error:
@@ -235,6 +240,7 @@ class Engine:
     def _emit(self, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
         if predictions:
             self.sink.write(predictions)
+            letters = [*letters, *self.sink.refused()]
         if letters:
             self.dead_letters.write(letters)
             for letter in letters:
@@ -293,6 +299,7 @@ class Engine:
     def _save(self, lanes: Sequence[Lane]) -> None:
         self._step_reached("flush")
         self.sink.flush()
+        self._emit((), self.sink.refused())
         self.dead_letters.flush()
         for lane in lanes:
             start = self.clock.monotonic()
@@ -372,6 +379,8 @@ class Engine:
     def _lose(self, error: TransactionLostError) -> None:
         """Stop the partitions whose transactions are void; `_begin_again` takes them up from their last commit."""
         for partition in error.partitions:
+            if error.cause == Loss.TAKEN and partition in self.lanes:
+                self.lanes[partition].must_own()  # else it is no matter of beginning again
             lane = self.lanes.pop(partition, None)
             if lane is not None:
                 self.metrics.transaction_lost(partition, error.cause.value)
@@ -402,7 +411,7 @@ class Engine:
             self.source.seek(lane.wanted())
 
     def _enter_again(self, lane: Lane, old: Lane) -> None:
-        """Where the source chose the start, and no commit covers it yet, it is not asked again: it may say otherwise."""
+        """Keep a start that the source chose and no commit covers yet: asked again, it could say another."""
         for at in old.made_anew:
             self.delivery.anew(lane, at)
         lane.made_anew = set(old.made_anew)

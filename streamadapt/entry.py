@@ -121,6 +121,10 @@ class Prediction:
         NaN in cells of which no error is known yet.
     columns : tuple of str
         Of a panel: which sensor each column is, empty for a column that is still free.
+    raw_key : bytes or None
+        The key of the entry's record, where `key` does not say it byte for byte.
+    headers : tuple of (str, bytes or None)
+        Those of the entry's record; a panel's row has none, since many records are in it.
     """
 
     position: Position
@@ -140,6 +144,8 @@ class Prediction:
     columns: tuple[str, ...] = ()
     low: FloatArray | None = None
     high: FloatArray | None = None
+    raw_key: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,7 @@ class Loss(StrEnum):
 
     NO_ANSWER = "no_answer"
     TAKEN = "taken"
+    TOO_LARGE = "too_large"
     FAILED = "failed"
 
 
@@ -139,8 +140,9 @@ class TransactionLostError(ConnectorError):
     partitions : collection of int
         The input's partitions whose transactions are lost.
     cause : Loss
-        ``NO_ANSWER``: the broker did not answer within our limit. ``TAKEN``: the broker says that somebody else writes
-        under this name, or it ended the transaction itself. ``FAILED``: any other refusal.
+        ``NO_ANSWER``: the broker did not answer within our limit. ``TAKEN``: it says that somebody else writes under
+        this name, or it ended the transaction itself. ``TOO_LARGE``: it refused a record for its size, which the sink
+        will not send again. ``FAILED``: any other refusal.
     text : str
         What happened, for a person.
     """

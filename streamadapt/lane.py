@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from streamadapt.checkpoint import CheckpointStore, Loaded
@@ -15,7 +16,7 @@ from streamadapt.lookahead import Lookahead
 from streamadapt.manifest import CheckpointInfo
 from streamadapt.merge import Arrived, Merge
 from streamadapt.pipeline import Pipeline
-from streamadapt.ports import DeadLetter, Record, StreamPartition
+from streamadapt.ports import DeadLetter, Record, Skipped, StreamPartition
 
 __all__ = ["Lane"]
 
@@ -144,11 +145,14 @@ class Lane:
         predictions: list[Prediction] = []
         for arrived in released:
             self._record = arrived.record
-            if isinstance(arrived.item, DeadLetter):
+            if isinstance(arrived.item, Skipped):
+                pass  # only the position moves
+            elif isinstance(arrived.item, DeadLetter):
                 self.pipeline.stats.rejected[arrived.item.reason] += 1
                 self._refused.append(arrived.item)
             else:
-                predictions += self._new(arrived.record.position, self.pipeline.observe((arrived.item,)))
+                found = _with_origin(arrived.record, self.pipeline.observe((arrived.item,)))
+                predictions += self._new(arrived.record.position, found)
             at = arrived.record.position
             self.positions[StreamPartition(at.stream, at.partition)] = at.offset + 1
         self.since_checkpoint += len(released)
@@ -206,3 +210,22 @@ class Lane:
             self.pipeline.store.close()
         if self.store is not None:
             self.store.close()
+
+
+def _with_origin(record: Record, predictions: list[Prediction]) -> list[Prediction]:
+    """Have the prediction of a record carry its headers, and its key where that is not the text that the codec read."""
+    if not record.headers and _is_text(record.key):
+        return predictions
+    return [
+        replace(p, raw_key=record.key, headers=record.headers) if p.position == record.position else p
+        for p in predictions
+    ]
+
+
+def _is_text(key: bytes | None) -> bool:
+    if key is None or (key and key.isascii()):
+        return True
+    try:
+        return bool(key.decode())
+    except UnicodeDecodeError:
+        return False

@@ -54,10 +54,10 @@ class LostPartitions:
         Raises
         ------
         ConnectorError
-            After `MOST_LOSSES` in a row that were no missing answers.
+            After `MOST_LOSSES` in a row that were neither missing answers nor records that are not sent again.
         """
         self._lost[lane.partition] = _Lost(lane, now)
-        if error.cause != Loss.NO_ANSWER:
+        if error.cause not in (Loss.NO_ANSWER, Loss.TOO_LARGE):
             self._losses[lane.partition] += 1
         if self._losses[lane.partition] > MOST_LOSSES:
             raise ConnectorError(

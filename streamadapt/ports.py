@@ -23,6 +23,7 @@ __all__ = [
     "RecallingSink",
     "Record",
     "Sink",
+    "Skipped",
     "Source",
     "StreamPartition",
     "SystemClock",
@@ -50,12 +51,15 @@ class Record:
         Untouched bytes; None where the source had none (a Kafka tombstone).
     time : int, ns since the Unix epoch
         The source's own time stamp (Kafka's record time stamp); the codec may prefer a field of the value.
+    headers : tuple of (str, bytes or None)
+        What else the source has about it (Kafka's record headers), in order.
     """
 
     position: Position
     key: bytes | None
     value: bytes | None
     time: int
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,10 @@ class DeadLetter:
     reason: str
     stage: str
     detail: str
+
+
+class Skipped(DeadLetter):
+    """A record that is passed over on purpose: nothing is learned from it, and it goes nowhere."""
 
 
 class PartitionOwner(Protocol):
@@ -169,6 +177,11 @@ class Source(ABC):
         return False
 
     @property
+    def skips_tombstones(self) -> bool:
+        """Whether records without a value are passed over, instead of becoming dead letters."""
+        return False
+
+    @property
     @abstractmethod
     def state(self) -> str:
         """``connected``, ``connecting`` or ``ended`` (a finite source that has delivered its last record)."""
@@ -194,6 +207,10 @@ class Sink(ABC):
 
         Raises `ConnectorError` if one cannot be: the engine then does not checkpoint past it.
         """
+
+    def refused(self) -> list[DeadLetter]:
+        """Return, once each, the predictions that the other side will never take (too large), as dead letters."""
+        return []
 
     @abstractmethod
     def close(self) -> None:

@@ -13,7 +13,17 @@ from typing import Any, Final
 
 from streamadapt.errors import ConfigError, Reason
 
-__all__ = ["ABSENT", "FieldError", "FieldPath", "is_blank", "number_reader", "read_text", "shown", "time_reader"]
+__all__ = [
+    "ABSENT",
+    "INT64",
+    "FieldError",
+    "FieldPath",
+    "is_blank",
+    "number_reader",
+    "read_text",
+    "shown",
+    "time_reader",
+]
 
 ABSENT: Final = object()
 """What `FieldPath.get` returns where there is no such key; `None` is JSON's null."""

@@ -37,7 +37,13 @@ class Buffer:
         """Add what a kafka-python poll returned."""
         for at, batch in fetched.items():
             self._records.setdefault(at, []).extend(
-                Record(Position(at.topic, at.partition, r.offset), r.key, r.value, max(0, r.timestamp) * 1_000_000)
+                Record(
+                    Position(at.topic, at.partition, r.offset),
+                    r.key,
+                    r.value,
+                    max(0, r.timestamp) * 1_000_000,
+                    tuple(r.headers or ()),
+                )
                 for r in batch
             )
 

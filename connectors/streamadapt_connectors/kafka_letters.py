@@ -29,7 +29,7 @@ from streamadapt.masking import scrubbed
 from streamadapt.ports import DeadLetter, Record, StreamPartition
 from streamadapt_connectors.kafka_places import OFFSETS_TIMEOUT_MS, fetched_ends
 from streamadapt_connectors.kafka_settings import Client, Reach
-from streamadapt_connectors.letter_fields import origin_of
+from streamadapt_connectors.letter_fields import origin_of, split_headers
 
 __all__ = ["KafkaDeadLetterReader", "KafkaStreamWriter"]
 
@@ -119,7 +119,7 @@ class KafkaDeadLetterReader(DeadLetterReader):
 
 
 class KafkaStreamWriter(StreamWriter):
-    """Write records to the topic and partition they came from, with their key and the headers
+    """Write records to the topic and partition they came from, with their key, their headers and the further headers
     ``streamadapt-replay-of`` (the position that was refused) and ``streamadapt-replayed-at``.
 
     Parameters
@@ -165,12 +165,14 @@ class KafkaStreamWriter(StreamWriter):
 
 def _outgoing(one: Returning, now: bytes) -> dict[str, Any]:
     at = one.record.position
+    # Its own, but what an earlier replay said of it; the client takes no header without a value.
+    own = [(name, raw or b"") for name, raw in one.record.headers if name not in (REPLAY_OF, REPLAYED_AT)]
     return {
         "topic": at.stream,
         "partition": at.partition,
         "key": one.record.key,
         "value": one.record.value,
-        "headers": [(REPLAY_OF, str(at).encode()), (REPLAYED_AT, now)],
+        "headers": [*own, (REPLAY_OF, str(at).encode()), (REPLAYED_AT, now)],
         "timestamp_ms": one.record.time // 1_000_000 if one.timed else None,
     }
 
@@ -281,7 +283,11 @@ def _between(
 
 def _stored(record: Any) -> StoredLetter | ReplayMark:
     place = Position(record.topic, record.partition, record.offset)
-    headers = {name: raw.decode("utf-8", "replace") for name, raw in record.headers or () if raw is not None}
+    try:
+        own, said = split_headers(record.headers or ())
+    except (TypeError, ValueError):
+        own, said = (), tuple(record.headers or ())
+    headers = {name: raw.decode("utf-8", "replace") for name, raw in said if raw is not None}
     if MARK in headers and (mark := mark_of(record.value or b"")) is not None:
         return mark
     try:
@@ -291,9 +297,10 @@ def _stored(record: Any) -> StoredLetter | ReplayMark:
     except (KeyError, ValueError, TypeError) as error:
         what = f"header {error}" + (" is missing" if isinstance(error, KeyError) else "")
         detail = f"not written by streamadapt: {what}"
-        itself = Record(place, record.key, record.value, max(0, record.timestamp) * 1_000_000)
+        time_ns = max(0, record.timestamp) * 1_000_000
+        itself = Record(place, record.key, record.value, time_ns, tuple(record.headers or ()))
         return StoredLetter(DeadLetter(itself, FOREIGN, "", detail), place, foreign=True)
     value = None if headers.get("null") == "true" and not record.value else record.value
-    refused = Record(origin, record.key, value, refused_time)
+    refused = Record(origin, record.key, value, refused_time, own)
     letter = DeadLetter(refused, reason, headers.get("stage", ""), headers.get("detail", ""))
     return StoredLetter(letter, place, truncated)

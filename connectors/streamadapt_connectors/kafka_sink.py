@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from kafka import TopicPartition
 
 from streamadapt.durations import duration_ns
-from streamadapt.entry import Prediction
-from streamadapt.errors import ConfigError, ConnectorError, TransactionLostError
-from streamadapt.ports import DeadLetter, DeadLetterSink, RecallingSink, StreamPartition, TransactionalSink
+from streamadapt.entry import Position, Prediction
+from streamadapt.errors import ConfigError, ConnectorError, Loss, Reason, TransactionLostError
+from streamadapt.ports import (
+    DeadLetter,
+    DeadLetterSink,
+    RecallingSink,
+    Record,
+    StreamPartition,
+    TransactionalSink,
+)
 from streamadapt_connectors.codecs import encode_prediction
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.kafka_tail import newest_offset
 from streamadapt_connectors.kafka_transactions import Transaction
-from streamadapt_connectors.kafka_writer import Outgoing, Writer
+from streamadapt_connectors.kafka_writer import Outgoing, SizeLimit, TooLargeError, Writer
+from streamadapt_connectors.letter_fields import split_headers
 
 __all__ = ["KafkaDeadLetters", "KafkaSink"]
 
@@ -25,6 +34,7 @@ LETTER_BYTES: Final = 32 << 20
 OVERHEAD_BYTES: Final = 64 << 10  # headers and framing
 TRUNCATED_BYTES: Final = 64 << 10
 DETAIL_BYTES: Final = 1000
+SHORT_BYTES: Final = 100
 
 
 class KafkaSink(RecallingSink, TransactionalSink):
@@ -53,6 +63,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
         With ``exactly-once``: the broker gives up a transaction that is open for longer, and its partition begins
         again from the last commit. More than the time between two checkpoints, and no more than the broker allows
         (Kafka: 15 minutes, unless set).
+    headers : bool
+        Whether a prediction carries the headers of its entry's record, such as ``traceparent``, unchanged.
     broker_timeout : str
         With ``exactly-once``: where the broker has not answered for so long, the transaction is given up and its
         partition begins again from the last commit. Never above `transaction_timeout`, whatever is set.
@@ -65,7 +77,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         From `write` and `flush`: the first prediction that the broker refused. The sink is of no use after that.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - flat, as the keys of [sink] in a config file
         self,
         servers: str,
         topic: str,
@@ -77,6 +89,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         compression: str | None = None,
         transaction_timeout: str = "60s",
         broker_timeout: str = "10s",
+        headers: bool = True,
     ) -> None:
         self._configs = {
             "enable_idempotence": True,
@@ -96,6 +109,10 @@ class KafkaSink(RecallingSink, TransactionalSink):
         if not limit_ns > 0:
             raise ConfigError("sink.broker_timeout", broker_timeout, "a duration > 0")
         self._limit_s = min(limit_ns / 1e9, self._timeout_ms / 1000)
+        self._headers = headers
+        self._refused: list[DeadLetter] = []
+        self._size = SizeLimit(self._reach, topic, compressed=compression is not None)
+        self._recalled: set[int] = set()
         self._writer = self._make_writer({}, None)
         self._transactions: dict[int, Transaction] = {}
 
@@ -109,6 +126,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
             partitions=self._create_partitions,
             configs={**self._configs, **more},
             prepare=prepare,
+            refuse=self._refuse,
+            limit=self._size,
             limit_s=None if prepare is None else self._limit_s,
         )
 
@@ -125,9 +144,13 @@ class KafkaSink(RecallingSink, TransactionalSink):
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Accept them; blocks while the buffer is full or the broker is away."""
         for p in predictions:
-            key = p.key.encode() if p.key else None
-            to: Transaction | Writer = self._transactions.get(p.position.partition, self._writer)
-            to.send(Outgoing(str(p.position), p.position.partition, key, self._encoder(p)))
+            headers = tuple((name, value or b"") for name, value in p.headers) if self._headers else ()
+            record = Outgoing(str(p.position), p.position.partition, _key_of(p), self._encoder(p), headers, p.time)
+            transaction = self._transactions.get(p.position.partition)
+            if transaction is not None:
+                transaction.send(record)
+            else:
+                self._mending(partial(self._writer.send, record))
 
     def flush(self) -> None:
         """Return once the broker has acknowledged every one."""
@@ -139,7 +162,35 @@ class KafkaSink(RecallingSink, TransactionalSink):
                 lost.append(error)
         if lost:
             raise TransactionLostError({p for one in lost for p in one.partitions}, lost[0].cause, str(lost[0]))
-        self._writer.flush()
+        self._mending(self._writer.flush)
+
+    def refused(self) -> list[DeadLetter]:
+        """Return what the topic does not take for its size."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def _refuse(self, record: Outgoing, why: str) -> None:
+        at = Position.parse(record.name)
+        assert at is not None, "it is the name of a position"
+        itself = Record(at, record.key, record.value, record.time, record.headers)
+        detail = f"the prediction is too large for topic {self._topic}: {why}"
+        self._refused.append(DeadLetter(itself, Reason.TOO_LARGE.value, "write", detail))
+
+    def _mending(self, step: Callable[[], None]) -> None:
+        """Take a step; where the broker refuses a record for its size, which ends an idempotent producer, go on.
+
+        What the old producer held is sent again, of which some may be there already. Where the output was asked for its
+        newest prediction (effectively-once), it is asked once more instead.
+        """
+        while True:
+            try:
+                return step()
+            except TooLargeError as error:
+                self._writer.renew(resend=not self._recalled)
+                if self._recalled:
+                    partitions, self._recalled = self._recalled, set()
+                    raise TransactionLostError(partitions, Loss.TOO_LARGE, str(error)) from error
+                self._refuse(error.record, str(error.__cause__))
 
     def close(self) -> None:
         """Flush and close; what is in a transaction that is still open is void. Idempotent."""
@@ -149,6 +200,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
     def newest(self, stream: str, partition: int) -> int | None:
         """Read the end of the output's partition, of what is committed; waits while the broker is away."""
+        self._recalled.add(partition)
         self._writer.flush()  # this process may have said more than what is there yet, in an earlier turn as its owner
 
         def look(producer: Any, count: int) -> int | None:
@@ -174,9 +226,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         """Begin under the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the broker is away."""
         self.end(partition)
         name = f"streamadapt/{self._topic}/{streams[0]}"  # no topic has a slash in its name
-        transaction = Transaction(
-            self._reach, name, partition, self._make_writer, self._timeout_ms, self._limit_s
-        )
+        transaction = Transaction(self._reach, name, partition, self._make_writer, self._timeout_ms, self._limit_s)
         self._transactions[partition] = transaction
         return transaction.begin([StreamPartition(stream, partition) for stream in streams])
 
@@ -197,13 +247,22 @@ class KafkaSink(RecallingSink, TransactionalSink):
             transaction.abandon()
 
 
+def _key_of(p: Prediction) -> bytes | None:
+    """Return the record key: the entry's own bytes, where `Prediction.key` is what the codec read of them."""
+    if p.raw_key is not None and p.key == p.raw_key.decode("utf-8", "backslashreplace"):
+        return p.raw_key
+    return p.key.encode() if p.key else None
+
+
 class KafkaDeadLetters(DeadLetterSink):
-    """Write refused records with key and value untouched and the headers reason, stage, topic, partition, offset, time
-    (ns) and detail.
+    """Write refused records with key, value and headers untouched, and after their own headers: reason, stage, topic,
+    partition, offset, time (ns), detail and, where it had any, ``headers``, how many of its own there are.
 
     A record of up to 32 MiB is sent whole. If it is larger, or the broker refuses its size, its first 64 KiB are sent,
-    with the header ``truncated`` = original size in bytes. A record without key and value (Kafka takes none such) gets
-    an empty value and the header ``null``.
+    and half of that again and again, until the broker takes it, with the header ``truncated`` = original size of its
+    value in bytes; where its key was cut or its own headers were left out, with ``truncated-key`` and
+    ``truncated-headers``, their original sizes. A record without key and value (Kafka takes none such) gets an empty
+    value and the header ``null``.
 
     Parameters
     ----------
@@ -227,9 +286,7 @@ class KafkaDeadLetters(DeadLetterSink):
             "max_request_size": LETTER_BYTES + OVERHEAD_BYTES,
         }
         self._topic = topic
-        self._writer = Writer(
-            Reach(servers, security), topic, partitions=partitions, configs=configs, shrink=_first_bytes
-        )
+        self._writer = Writer(Reach(servers, security), topic, partitions=partitions, configs=configs, shrink=_shorter)
 
     def __repr__(self) -> str:
         return f"KafkaDeadLetters({self._topic!r})"
@@ -265,17 +322,31 @@ def _outgoing(letter: DeadLetter) -> Outgoing:
         "time": str(record.time),
         "detail": letter.detail,
     }
+    if record.headers:
+        headers["headers"] = str(len(record.headers))
     encoded = [(name, text.encode("utf-8", "backslashreplace")[:DETAIL_BYTES]) for name, text in headers.items()]
     value = record.value
     if record.key is None and value is None:
         value = b""
         encoded.append(("null", b"true"))
-    return Outgoing(str(record.position), partition, record.key, value, tuple(encoded))
+    own = [(name, value or b"") for name, value in record.headers]  # the client takes no header without a value
+    return Outgoing(str(record.position), partition, record.key, value, (*own, *encoded))
 
 
-def _first_bytes(record: Outgoing) -> Outgoing:
-    """Return the record cut to `TRUNCATED_BYTES` of value, and of key if that is what is long."""
-    key = record.key if record.key is None else record.key[:TRUNCATED_BYTES]
-    value = record.value if record.value is None else record.value[:TRUNCATED_BYTES]
-    headers = (*record.headers, ("truncated", str(len(record.value or b"")).encode()))
-    return Outgoing(record.name, record.partition, key, value, headers)
+def _shorter(record: Outgoing) -> Outgoing:
+    """Return the record cut to `TRUNCATED_BYTES`, or to half of what it has; as it is, if nothing is left to cut."""
+    own, said = split_headers(record.headers)
+    marks = dict(said)
+    held = max(len(record.value or b""), len(record.key or b""))
+    most = TRUNCATED_BYTES if held > TRUNCATED_BYTES else held // 2
+    key = record.key if record.key is None else record.key[:most]
+    value = record.value if record.value is None else record.value[:most]
+    marks.setdefault("truncated", str(len(record.value or b"")).encode())
+    if key != record.key:
+        marks.setdefault("truncated-key", str(len(record.key or b"")).encode())
+    if own and sum(len(name) + len(value) for name, value in own) > most:
+        marks["truncated-headers"] = marks.pop("headers")
+        own = ()
+    if "detail" in marks and not most:
+        marks["detail"] = marks["detail"][:SHORT_BYTES]
+    return replace(record, key=key, value=value, headers=(*own, *marks.items()))

@@ -74,6 +74,9 @@ class KafkaSource(Source):
         Fetched at once per partition, and twice that in all: what is held in memory. A larger record is delivered all
         the same.
 
+    tombstones : str
+        ``dead-letter`` or ``skip``: what becomes of records without a value.
+
     Raises
     ------
     ConfigError
@@ -96,7 +99,11 @@ class KafkaSource(Source):
         session_timeout: str = "45s",
         max_poll_records: int = 1000,
         fetch_bytes: int = FETCH_BYTES,
+        tombstones: str = "dead-letter",
     ) -> None:
+        if tombstones not in ("dead-letter", "skip"):
+            raise ConfigError("source.tombstones", tombstones, "dead-letter or skip")
+        self._skips_tombstones = tombstones == "skip"
         if label_topic == topic:
             raise ConfigError("source.label_topic", label_topic, "another topic than source.topic, or none")
         if group is not None and partitions is not None:
@@ -140,6 +147,11 @@ class KafkaSource(Source):
     def shared(self) -> bool:
         """With a consumer group."""
         return self._group is not None
+
+    @property
+    def skips_tombstones(self) -> bool:
+        """As told."""
+        return self._skips_tombstones
 
     @property
     def state(self) -> str:

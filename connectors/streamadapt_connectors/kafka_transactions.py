@@ -14,7 +14,7 @@ from streamadapt.errors import ConnectorError, Loss, TransactionLostError
 from streamadapt.masking import scrubbed
 from streamadapt.ports import StreamPartition
 from streamadapt_connectors.kafka_settings import Client, Reach
-from streamadapt_connectors.kafka_writer import NoAnswerError, Outgoing, Writer
+from streamadapt_connectors.kafka_writer import TOO_LARGE, NoAnswerError, Outgoing, Writer
 
 __all__ = ["Transaction"]
 
@@ -23,7 +23,12 @@ ABORT_S: Final = 2.0
 """Of the time between a signal and the end; a broker that takes longer ends the transaction by itself."""
 
 # kafka-python says many errors only in the text of another one, so they are looked for by name there.
-HOPELESS: Final = ("AuthorizationFailed", "UnsupportedVersion", "InvalidTransactionTimeout", "UnsupportedForMessageFormat")
+HOPELESS: Final = (
+    "AuthorizationFailed",
+    "UnsupportedVersion",
+    "InvalidTransactionTimeout",
+    "UnsupportedForMessageFormat",
+)
 """What waiting and beginning again cannot mend."""
 TAKEN: Final = (
     "ProducerFenced",
@@ -34,7 +39,14 @@ TAKEN: Final = (
     "TransactionCoordinatorFenced",
 )
 """What a broker says to a writer whose transaction it has ended, or given to somebody else."""
-SILENCE: Final = ("Timeout", "TimedOut", "KafkaConnectionError", "NotReady", "NotCoordinator", "CoordinatorNotAvailable")
+SILENCE: Final = (
+    "Timeout",
+    "TimedOut",
+    "KafkaConnectionError",
+    "NotReady",
+    "NotCoordinator",
+    "CoordinatorNotAvailable",
+)
 
 
 class Transaction:
@@ -162,6 +174,8 @@ class Transaction:
         said = f"{cause!r} {error!r}"
         if any(name in said for name in HOPELESS):
             raise ConnectorError(scrubbed(f"kafka transaction {self._id}: could not be {what}: {error}")) from error
+        if isinstance(cause, TOO_LARGE):
+            self._lose(what, Loss.TOO_LARGE, str(error))
         if self._writer.fenced or any(name in said for name in TAKEN):
             self._lose(what, Loss.TAKEN, f"fenced by another engine, or open for too long: {cause!r}")
         silent = isinstance(cause, kafka_errors.RetriableError) or any(name in said for name in SILENCE)

@@ -11,13 +11,13 @@ from typing import Any, Final, TypeVar
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka import errors as kafka_errors
-from kafka.admin import NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from streamadapt.errors import ConnectorError
 from streamadapt.masking import scrubbed
 from streamadapt_connectors.kafka_settings import Client, Link, Reach
 
-__all__ = ["NoAnswerError", "Outgoing", "Writer"]
+__all__ = ["NoAnswerError", "Outgoing", "SizeLimit", "TooLargeError", "Writer"]
 
 T = TypeVar("T")
 
@@ -28,6 +28,8 @@ CLOSE_S: Final = 5.0
 FOR_EVER_MS: Final = 2**31 - 1
 FIRST_TRY_MS: Final = 2000
 ADMIN_MS: Final = 5000
+FRAMING_BYTES: Final = 256
+"""Of a batch and a record in it, above `Outgoing.size`."""
 DROP_S: Final = 1.0
 
 TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
@@ -35,6 +37,20 @@ TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordLi
 
 class NoAnswerError(ConnectorError):
     """The broker did not answer within the writer's limit."""
+
+
+class TooLargeError(ConnectorError):
+    """The broker has refused a record for its size; the producer is of no use after that (`Writer.renew`).
+
+    Parameters
+    ----------
+    text : str
+    record : Outgoing
+    """
+
+    def __init__(self, text: str, record: Outgoing) -> None:
+        super().__init__(text)
+        self.record = record
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +70,65 @@ class Outgoing:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    time: int = 0
 
     @property
     def size(self) -> int:
-        """Bytes of key and value."""
-        return len(self.key or b"") + len(self.value or b"")
+        """Bytes of key, value and headers."""
+        headers = sum(len(name.encode()) + len(value) for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
+
+
+class SizeLimit:
+    """How large a record of a topic may be, as far as that is known: learned from records that the broker refused.
+
+    Parameters
+    ----------
+    reach : Reach
+    topic : str
+    compressed : bool
+        Whether what the topic's limit is held against is smaller than the record.
+    """
+
+    def __init__(self, reach: Reach, topic: str, *, compressed: bool) -> None:
+        self._reach = reach
+        self._topic = topic
+        self._compressed = compressed
+        self.most: int | None = None
+
+    def allows(self, record: Outgoing) -> bool:
+        """Whether the record may be small enough."""
+        return self.most is None or record.size <= self.most
+
+    def learn(self, record: Outgoing) -> None:
+        """The broker has refused `record` for its size: ask for the topic's limit, so that the next is not tried."""
+        most = record.size - 1
+        if not self._compressed:
+            with suppress(kafka_errors.KafkaError, OSError, ConnectorError, KeyError, ValueError):
+                most = min(most, self._asked())
+        self.most = most if self.most is None else min(self.most, most)
+
+    def _asked(self) -> int:
+        client = Client()
+        configs = {k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"}
+        try:
+            admin = KafkaAdminClient(kafka_client=client, request_timeout_ms=ADMIN_MS, **configs)
+            found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, self._topic)])
+            return int(_value_in(found, "max.message.bytes")) - FRAMING_BYTES
+        finally:
+            client.close()
+
+
+def _value_in(found: Any, name: str) -> str:
+    """Return one setting of what kafka-python's `describe_configs` returns."""
+    if isinstance(found, Mapping):
+        if isinstance(value := found.get(name), Mapping):
+            return str(value["value"])
+        found = list(found.values())
+    for part in found if isinstance(found, list) else ():
+        with suppress(KeyError):
+            return _value_in(part, name)
+    raise KeyError(name)
 
 
 class Writer:
@@ -73,14 +143,19 @@ class Writer:
     configs : mapping
         For kafka-python's producer.
     shrink : callable or None
-        Given a record that is too large, returns a smaller one to send in its place; None makes it an error.
+        Given a record that is too large, returns a smaller one to send in its place, or the same; None makes it an
+        error.
+    refuse : callable or None
+        Given a record that is too large and why, keeps it: it is not sent. Goes before `shrink`.
+    limit : SizeLimit or None
+        Known to all writers of a topic; with `refuse`.
     prepare : callable or None
         Called with the producer, once it is connected, before anything is sent; again if it fails.
     limit_s : float, s, or None
         Raise `NoAnswerError` where the broker has confirmed nothing for so long. None waits as long as it takes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one decision of the sink
         self,
         reach: Reach,
         topic: str,
@@ -88,6 +163,8 @@ class Writer:
         partitions: int | None,
         configs: Mapping[str, Any],
         shrink: Callable[[Outgoing], Outgoing] | None = None,
+        refuse: Callable[[Outgoing, str], None] | None = None,
+        limit: SizeLimit | None = None,
         prepare: Callable[[KafkaProducer], None] | None = None,
         limit_s: float | None = None,
     ) -> None:
@@ -97,12 +174,15 @@ class Writer:
         self._create_partitions = partitions
         self._configs = {"delivery_timeout_ms": FOR_EVER_MS, "max_block_ms": FIRST_TRY_MS, "acks": "all", **configs}
         self._shrink = shrink
+        self._refuse = refuse
+        self._limit = limit
         self._prepare = prepare
         self._link = Link(f"sink kafka {topic} at {','.join(reach.servers)}")
         self._client = Client()
         self._producer: KafkaProducer | None = None
         self._partitions = 0
         self._pending: deque[tuple[Outgoing, Any]] = deque()
+        self._held: deque[Outgoing] = deque()
         self._pending_bytes = 0
         self._failure: ConnectorError | None = None
         self.closed = False
@@ -115,15 +195,23 @@ class Writer:
     def send(self, record: Outgoing) -> None:
         """Accept `record`; blocks while the buffer is full or the broker is away."""
         self._check()
+        if self._refuse is not None and self._limit is not None and not self._limit.allows(record):
+            self._refuse(record, f"{record.size} bytes; topic {self._topic} takes {self._limit.most}")
+            return
+        self._send_held()
+        self._make_room(record)
+        self._post(record)
+
+    def _make_room(self, record: Outgoing) -> None:
         while self._pending and (
             len(self._pending) >= MAX_PENDING or self._pending_bytes + record.size > MAX_PENDING_BYTES
         ):
             self._settle_first()
-        self._post(record)
 
     def flush(self) -> None:
         """Return once everything accepted has been delivered; raises `ConnectorError` for the first that was not."""
         self._check()
+        self._send_held()
         while self._pending:
             self._settle_first()
 
@@ -145,6 +233,24 @@ class Writer:
             except kafka_errors.KafkaError as error:
                 self._failure = ConnectorError(scrubbed(f"kafka {self._topic}: {error!r}"))
                 raise self._failure from error
+
+    def renew(self, *, resend: bool) -> None:
+        """Go on after an error with a new producer; with `resend`, what the old one held is sent again, in order.
+
+        What was under way may arrive twice then.
+        """
+        held = [record for record, _ in self._pending] if resend else []
+        self.abandon()
+        self.closed = False
+        self._client, self._producer, self._failure = Client(), None, None
+        self._partitions, self._pending_bytes = 0, 0
+        self._held = deque([*held, *(self._held if resend else ())])
+
+    def _send_held(self) -> None:
+        while self._held:
+            self._make_room(self._held[0])
+            self._post(self._held[0])
+            self._held.popleft()
 
     @property
     def fenced(self) -> bool:
@@ -206,7 +312,10 @@ class Writer:
                     partition=record.partition % self._partitions,
                 )
             except TOO_LARGE as error:  # the client's own limit
-                self._replace(record, error)
+                if self._refuse is not None:
+                    self._refuse(record, str(error))
+                else:
+                    self._replace(record, error)
                 return
             except (kafka_errors.RetriableError, OSError) as error:
                 self._wait_again(error, deadline)
@@ -231,16 +340,21 @@ class Writer:
         self._pending_bytes -= record.size
         if future.failed():
             if isinstance(future.exception, TOO_LARGE):
+                if self._limit is not None:
+                    self._limit.learn(record)
                 self._replace(record, future.exception)
                 return
             raise self._fail(record, future.exception)
         self._link.up()
 
     def _replace(self, record: Outgoing, error: Exception) -> None:
+        if self._refuse is not None:
+            self._failure = TooLargeError(str(self._fail(record, error)), record)
+            raise self._failure from error
         if self._shrink is None:
             raise self._fail(record, error) from error
         smaller = self._shrink(record)
-        if smaller.size >= record.size:
+        if smaller == record:
             raise self._fail(record, error) from error
         self._post(smaller)
 

@@ -187,7 +187,7 @@ def feed_while(servers: str, name: str, batches: int, between: Sequence[Callable
 
 @pytest.mark.kafka
 def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) -> None:
-    """SIGKILL of the only broker, three times: nothing is lost or said twice, and it is the same process that goes on."""
+    """SIGKILL of the only broker, three times: nothing is lost or said twice, and the same process goes on."""
     name, out, pid = "in", "out", os.getpid()
     create_topics(own_broker.servers, {name: 1, out: 1})
     engine = make_engine(own_broker.servers, name, out, tmp_path / "state", broker_timeout="4s")
@@ -213,7 +213,7 @@ def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) ->
 def test_a_transaction_that_was_open_for_too_long_is_begun_again(
     kafka_servers: str, topic: Topic, tmp_path: Any
 ) -> None:
-    """The broker has ended it and calls our epoch old; our token is still the highest: no error, and no other engine."""
+    """The broker has ended it and calls our epoch old, but our token is still the highest: the partition goes on."""
     if EMBEDDED:
         pytest.skip("the embedded broker does not end transactions that are open for too long")
     name, out = topic(1), topic(1)
