@@ -27,7 +27,7 @@ from streamadapt.letter_ports import (
 from streamadapt.letters import mark_fields, mark_of
 from streamadapt.masking import scrubbed
 from streamadapt.ports import DeadLetter, Record, StreamPartition
-from streamadapt_connectors.kafka_places import OFFSETS_TIMEOUT_MS, fetched_ends
+from streamadapt_connectors.kafka_places import OFFSETS_TIMEOUT_MS, fetched_ends, topic_partitions
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.letter_fields import origin_of, split_headers
 
@@ -88,8 +88,7 @@ class KafkaDeadLetterReader(DeadLetterReader):
     def read(self, on_progress: Callable[[int, int], None] | None = None) -> Iterator[StoredLetter | ReplayMark]:
         """Yield every record up to the ends as they are now; gives up if the broker is silent for `PATIENCE_S`."""
         with _consumer(self._reach, self.name) as consumer:
-            counts = sorted(consumer.partitions_for_topic(self._topic) or ())
-            places = [TopicPartition(self._topic, p) for p in counts]
+            places = [TopicPartition(self._topic, p) for p in topic_partitions(consumer, self._topic)]
             self._missing = not places
             if not places:
                 return
@@ -148,7 +147,7 @@ class KafkaStreamWriter(StreamWriter):
         name = f"kafka {','.join(self._reach.servers)}"
         with _consumer(self._reach, name) as consumer:
             for topic, partition in sorted(places):
-                there = sorted(consumer.partitions_for_topic(topic) or ())
+                there = topic_partitions(consumer, topic)
                 if partition not in there:
                     said = f"has the partitions {there[0]} to {there[-1]}" if there else "does not exist"
                     raise ConnectorError(f"{name}: {topic}[{partition}]: cannot be written to, topic {topic} {said}")
@@ -244,7 +243,7 @@ def _consumer(reach: Reach, name: str) -> Iterator[KafkaConsumer]:
         try:
             yield consumer
         finally:
-            consumer.close(autocommit=False)
+            consumer.close(autocommit=False, timeout_ms=1000 * CLOSE_S)
             client.close()
     except (kafka_errors.KafkaError, OSError) as error:
         raise ConnectorError(f"{name}: {_why(error)}") from error

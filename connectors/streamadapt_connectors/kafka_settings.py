@@ -20,6 +20,7 @@ from kafka.protocol.producer import InitProducerIdRequest
 
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.masking import remember, scrubbed, without_credentials
+from streamadapt_connectors.kafka_records import read_any_header_name
 from streamadapt_connectors.kafka_security import check_security, refusal_of, tls_context
 
 __all__ = ["Client", "Link", "Reach", "Setup", "check_security"]
@@ -256,6 +257,7 @@ class Reach:
 
     def consumer(self, client: Client, **configs: Any) -> KafkaConsumer:
         """Return a connected consumer or raise; takes at most about seven seconds."""
+        read_any_header_name()
         return self._build(KafkaConsumer, client, configs)
 
     def producer(self, client: Client, **configs: Any) -> KafkaProducer:

@@ -35,6 +35,7 @@ OVERHEAD_BYTES: Final = 64 << 10  # headers and framing
 TRUNCATED_BYTES: Final = 64 << 10
 DETAIL_BYTES: Final = 1000
 SHORT_BYTES: Final = 100
+CLOSE_MS: Final = 1000
 
 
 class KafkaSink(RecallingSink, TransactionalSink):
@@ -217,7 +218,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
             try:
                 return newest_offset(consumer, TopicPartition(self._topic, partition), stream, partition)
             finally:
-                consumer.close(autocommit=False)
+                consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
                 client.close()
 
         return self._writer.insist(look)
@@ -260,9 +261,9 @@ class KafkaDeadLetters(DeadLetterSink):
 
     A record of up to 32 MiB is sent whole. If it is larger, or the broker refuses its size, its first 64 KiB are sent,
     and half of that again and again, until the broker takes it, with the header ``truncated`` = original size of its
-    value in bytes; where its key was cut or its own headers were left out, with ``truncated-key`` and
-    ``truncated-headers``, their original sizes. A record without key and value (Kafka takes none such) gets an empty
-    value and the header ``null``.
+    value in bytes; where its key was cut, with ``truncated-key``, its original size, and where its own headers were
+    left out, with ``truncated-headers``, how many there were. A record without key and value (Kafka takes none such)
+    gets an empty value and the header ``null``.
 
     Parameters
     ----------
