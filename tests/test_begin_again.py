@@ -212,6 +212,22 @@ def test_the_other_partitions_go_on(tmp_path, step):
         assert_same_state(engine.lanes[p].pipeline.state_dict(), calm.lanes[p].pipeline.state_dict())
 
 
+@pytest.mark.parametrize("killed", ["produce", "encode", "commit"])
+def test_killed_while_one_partition_replays(tmp_path, killed):
+    """Two partitions, one of which has begun again: kill -9, and a start, and every prediction is there once."""
+    undisturbed, log = TransactionalLog(), TransactionalLog()
+    two_partitions(tmp_path / "calm", undisturbed).run()
+    engine = two_partitions(tmp_path / "lost", log, "commit", 2)
+    crash = crash_at(killed, 120 if killed == "produce" else 6)
+    engine.on_checkpoint_step = crash
+    lose = engine.sink._step
+    engine.sink._step = lambda name: (lose(name), crash(name) if name == "produce" else None)
+    with pytest.raises(SimulatedCrash):
+        engine.run()
+    two_partitions(tmp_path / "lost", log).run()
+    assert seen(log) == seen(undisturbed)
+
+
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_a_partition_that_is_lost_moves_to_another_engine(tmp_path, lost, when):

@@ -1,4 +1,4 @@
-"""Records whose header names are no UTF-8: kafka-python 3.0 raises for one, again at every poll, and reads no further."""
+"""Records with a header name that is no UTF-8: kafka-python 3.0 raises for one at every poll, and reads no further."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class _AnyText(bytes):
 
 
 class _Batch(DefaultRecordBatch):  # type: ignore[misc]
+    _buffer: Any
+
     def _read_msg(self, *args: Any) -> Any:
         try:
             return super()._read_msg(*args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -37,10 +38,12 @@ def entries(first: int, count: int) -> list[bytes]:
     return [encode(Entry(np.array([i % 7], np.float32), i * 10**9, f"e{i}")) for i in rows]
 
 
-def make_engine(servers: str, name: str, out: str, path: Any, **sink: str) -> Engine:
+def make_engine(
+    servers: str, name: str, out: str, path: Any, group: dict[str, Any] | None = None, **sink: str
+) -> Engine:
     options = {"broker_timeout": "3s", "transaction_timeout": "30s"} | sink
     return Engine(
-        KafkaSource(servers, name),
+        KafkaSource(servers, name, **(group or {})),
         lambda: Pipeline(Forecast(WINDOW, 1), Persistence(1), [Bias(0.1)]),
         KafkaSink(servers, out, **options),
         IdentityCodec(),
@@ -54,8 +57,8 @@ def said(servers: str, out: str) -> Counter[str]:
     return Counter(json.loads(r.value)["id"] for r in consume(servers, out, isolation_level="read_committed"))
 
 
-def wanted(name: str, count: int) -> Counter[str]:
-    return Counter(f"{name}[0]@{i}" for i in range(WINDOW - 1, count))
+def wanted(name: str, count: int, partitions: int = 1) -> Counter[str]:
+    return Counter(f"{name}[{p}]@{i}" for p in range(partitions) for i in range(WINDOW - 1, count))
 
 
 def losses(engine: Engine) -> dict[str, float]:
@@ -172,12 +175,14 @@ def run_in_thread(engine: Engine) -> tuple[threading.Thread, list[Exception]]:
     return thread, errors
 
 
-def feed_while(servers: str, name: str, batches: int, between: Sequence[Callable[[], object]]) -> int:
-    """Write batches of ten entries, and do something after some of them; return how many entries there are."""
+def feed_while(
+    servers: str, name: str, batches: int, between: Sequence[Callable[[], object]], partitions: int = 1
+) -> int:
+    """Write batches of ten entries, and do something after some of them; return how many each partition has."""
     done = 0
     steps = dict(enumerate(between, 1))
     for i in range(batches):
-        produce(servers, name, [entries(done, 10)])
+        produce(servers, name, [entries(done, 10)] * partitions)
         done += 10
         time.sleep(0.4)
         if i % 3 == 2 and (step := steps.pop(i // 3 + 1, None)) is not None:
@@ -207,6 +212,43 @@ def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) ->
     assert not errors
     assert os.getpid() == pid
     assert said(own_broker.servers, out) == wanted(name, count)
+
+
+@pytest.mark.kafka
+def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_path: Any) -> None:
+    """Two engines, two partitions: no engine ends, nothing is lost, nothing is said twice."""
+    name, out = "in", "out"
+    create_topics(own_broker.servers, {name: 2, out: 2})
+    group = {"group": "g", "session_timeout": "30s"}
+    engines = [
+        make_engine(own_broker.servers, name, out, tmp_path / "state", group, broker_timeout="4s") for _ in range(2)
+    ]
+    running = [run_in_thread(engine) for engine in engines]
+
+    def freeze() -> None:
+        own_broker.signal(signal.SIGSTOP)
+        time.sleep(7.0)  # longer than the limit of 4 s
+        own_broker.signal(signal.SIGCONT)
+
+    def outage() -> None:
+        own_broker.kill()
+        time.sleep(2.0)
+        own_broker.start()
+
+    count = feed_while(own_broker.servers, name, 12, [freeze, outage, freeze], partitions=2)
+
+    def done() -> bool:
+        return said(own_broker.servers, out) == wanted(name, count, 2) or any(errors for _, errors in running)
+
+    try:
+        until(done, lambda: time.sleep(0.5))
+    finally:
+        for engine in engines:
+            engine.stop()
+        for thread, _ in running:
+            thread.join()
+    assert [errors for _, errors in running] == [[], []]
+    assert said(own_broker.servers, out) == wanted(name, count, 2)
 
 
 @pytest.mark.kafka
