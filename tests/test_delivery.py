@@ -244,6 +244,15 @@ class ForgetsPositions(LogSink):
         return {}
 
 
+class TakesItBack(LogSink):
+    """As kafka-python's producer does, which asks for a new epoch where the broker calls its own old."""
+
+    def end(self, partition):
+        for session in self._sessions.values():
+            self._log.open(session.name)
+        super().end(partition)
+
+
 class CommitsAtOnce(LogSink):
     def flush(self):
         for session in self._sessions.values():
@@ -253,8 +262,8 @@ class CommitsAtOnce(LogSink):
 @pytest.mark.parametrize(
     "case",
     [lambda: log_case(ShowsAborted()), lambda: log_case(NoFence()), lambda: log_case(make=ForgetsPositions),
-     lambda: log_case(make=CommitsAtOnce)],
-    ids=["shows aborted", "no fence", "forgets positions", "commits at once"],
+     lambda: log_case(make=CommitsAtOnce), lambda: log_case(make=TakesItBack)],
+    ids=["shows aborted", "no fence", "forgets positions", "commits at once", "takes it back"],
 )  # fmt: skip
 def test_the_checks_catch_a_broken_one(case):
     def fails(check):
