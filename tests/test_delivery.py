@@ -142,7 +142,7 @@ def test_exactly_once_survives_every_step_of_a_transaction(tmp_path, calm, step,
 
 
 def test_exactly_once_goes_on_after_a_transaction_that_the_broker_gave_up(tmp_path, calm):
-    """Open for too long: aborted by the broker. The engine stops with an error; a restart loses and doubles nothing."""
+    """Open for too long again and again: in the end the engine stops; a restart loses and doubles nothing."""
     log = TransactionalLog()
     entries, labels = stream()
     engine = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once")

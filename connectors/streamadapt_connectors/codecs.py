@@ -354,8 +354,8 @@ def _key_text(value: Any, path: str) -> str:
 
 
 def _record_time(time: int) -> int:
-    if time not in INT64:
-        raise FieldError(Reason.BAD_TIME, f"the record's time stamp: expected ns that fit into 64 bits, got {time}")
+    if time not in INT64 or time == INT64[-1]:  # the last one stands for all that are beyond
+        raise FieldError(Reason.BAD_TIME, f"the record's time stamp: expected one before the year 2262, got {time} ns")
     return time
 
 

@@ -16,6 +16,8 @@ from streamadapt.ports import Record
 
 __all__ = ["TAKE_ALL", "Buffer"]
 
+LATEST_NS: Final = 2**63 - 1
+"""In 2262. Kafka's milliseconds reach further; the codec takes none of those."""
 TAKE_ALL: Final = 2**31 - 1
 """For kafka-python's max_poll_records: never stop in the middle of a fetch."""
 
@@ -41,7 +43,7 @@ class Buffer:
                     Position(at.topic, at.partition, r.offset),
                     r.key,
                     r.value,
-                    max(0, r.timestamp) * 1_000_000,
+                    min(max(0, r.timestamp) * 1_000_000, LATEST_NS),
                     tuple(r.headers or ()),
                 )
                 for r in batch

@@ -224,6 +224,11 @@ def _settled(posted: Any) -> Returned:
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, kafka_errors.InvalidTimestampError):
+        return (
+            f"{scrubbed(str(error))}: the topic's message.timestamp.before.max.ms or message.timestamp.after.max.ms "
+            "does not allow the record's time; raise it, or name the event time's field in fields.time"
+        )
     return scrubbed(str(error)) or type(error).__name__
 
 

@@ -15,6 +15,8 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 from kafka_helpers import PATIENCE_S, consume, until
 from streamadapt_connectors.codecs import FieldMap, JsonCodec, Limits
+from streamadapt_connectors.file_letters import JsonlDeadLetterReader
+from streamadapt_connectors.file_sinks import JsonlDeadLetters
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSource
 from streamadapt_connectors.kafka_letters import KafkaDeadLetterReader, KafkaStreamWriter
 
@@ -46,9 +48,14 @@ def post(servers: str, topic: str, *records: tuple[bytes | None, bytes | None, l
 
 def small(servers: str, name: str, most: int) -> str:
     """Create a topic that takes no batch above `most` bytes."""
+    return made(servers, name, {"max.message.bytes": str(most)})
+
+
+def made(servers: str, name: str, configs: dict[str, str]) -> str:
+    """Create a topic of one partition with some settings."""
     admin = KafkaAdminClient(bootstrap_servers=servers)
     try:
-        admin.create_topics([NewTopic(name, 1, 1, topic_configs={"max.message.bytes": str(most)})])
+        admin.create_topics([NewTopic(name, 1, 1, topic_configs=configs)])
         admin.wait_for_topics([name], timeout_ms=30_000)
     finally:
         admin.close()
@@ -233,6 +240,38 @@ def test_tombstones(kafka_servers: str, topic: Topic, tmp_path: Any, tombstones:
     assert engine.lanes[0].pipeline.stats.rejected.total() == len(refused)
 
 
+@pytest.mark.kafka
+def test_a_time_stamp_of_the_far_future(kafka_servers: str, topic: Topic, tmp_path: Any) -> None:
+    """It is a dead letter, which can be written to a file, and read, and goes no other way than any."""
+    name, path = made(kafka_servers, topic(0), {"message.timestamp.after.max.ms": str(2**63 - 1)}), tmp_path / "dead"
+    post(kafka_servers, name, (b"k", b'{"v": 1}', []))
+    producer = KafkaProducer(bootstrap_servers=kafka_servers)
+    producer.send(name, b'{"v": 2}', timestamp_ms=2**62).get(timeout=PATIENCE_S)
+    producer.close()
+    post(kafka_servers, name, (b"k", b'{"v": 3}', []))
+    codec, sink, dead = JsonCodec(FieldMap(values=("v",)), streams=[name]), MemorySink(), JsonlDeadLetters(path)
+    run_until(engine_of(KafkaSource(kafka_servers, name), sink, codec, dead), 3)
+    assert [p.position.offset for p in sink.predictions] == [0, 2]
+    (stored,) = [item for item in JsonlDeadLetterReader(path).read() if isinstance(item, StoredLetter)]
+    assert (stored.letter.reason, stored.letter.record.position.offset) == ("bad_time", 1)
+    assert parse_repaired(msgspec.json.encode(stored_fields(stored)), [name]).value == b'{"v": 2}'
+
+
+@pytest.mark.kafka
+def test_a_replay_whose_time_the_topic_does_not_allow(kafka_servers: str, topic: Topic) -> None:
+    """It is not sent, and it is said what forbids it; what comes after it can be sent."""
+    if EMBEDDED:
+        pytest.skip("the embedded broker takes every time stamp")
+    name = made(kafka_servers, topic(0), {"message.timestamp.before.max.ms": "60000"})
+    writer = KafkaStreamWriter(kafka_servers, name)
+    record = Record(Position(name, 0, 0), b"k", b"v", 10**15)
+    (old,) = writer.write([Returning(record, timed=True)])
+    (new,) = writer.write([Returning(record, timed=False)])
+    writer.close()
+    assert (old.state, new.state) == ("not-sent", "sent")
+    assert "message.timestamp.before.max.ms" in old.detail
+
+
 def test_tombstones_are_one_of_two() -> None:
     with pytest.raises(ConfigError, match=r"source\.tombstones: expected dead-letter or skip, got 'keep'"):
         KafkaSource("127.0.0.1:1", "in", tombstones="keep")
@@ -265,7 +304,7 @@ def test_ids_and_keys_have_a_limit() -> None:
         assert "8 bytes (limits.id_bytes), got 9" in error.detail
 
 
-@pytest.mark.parametrize("time", [2**63, -(2**63) - 1, (2**63 - 1) * 10**6])
+@pytest.mark.parametrize("time", [2**63 - 1, 2**63, -(2**63) - 1, (2**63 - 1) * 10**6])
 def test_a_time_stamp_beyond_64_bits_of_nanoseconds_is_refused(time: int) -> None:
     """Kafka's are milliseconds in 64 bits, so there are some."""
     assert refusal(b'{"v": 1, "id": "1"}', time=time).reason is Reason.BAD_TIME
