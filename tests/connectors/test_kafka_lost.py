@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -212,6 +214,69 @@ def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) ->
     assert not errors
     assert os.getpid() == pid
     assert said(own_broker.servers, out) == wanted(name, count)
+
+
+CONFIG = """
+guarantee = "exactly-once"
+[source]
+kind = "kafka"
+servers = "{servers}"
+topic = "in"
+[fields]
+id = "id"
+values = ["v"]
+[task]
+kind = "forecast"
+window = 3
+horizon = 1
+[base]
+kind = "persistence"
+[sink]
+kind = "kafka"
+topic = "out"
+broker_timeout = "4s"
+[checkpoint]
+path = "state"
+every = "500ms"
+"""
+
+
+@pytest.mark.kafka
+def test_streamadapt_run_is_the_same_process_before_and_after(own_broker: OwnBroker, tmp_path: Any) -> None:
+    """``streamadapt run``: its only broker is killed in the middle of a transaction; SIGTERM ends it in good order."""
+    create_topics(own_broker.servers, {"in": 1, "out": 1})
+    (tmp_path / "config.toml").write_text(CONFIG.format(servers=own_broker.servers))
+    with (tmp_path / "log").open("wb") as log:
+        command = [sys.executable, "-m", "streamadapt", "run", "config.toml"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    done = 0
+
+    def feed_until_said(more: int) -> None:
+        nonlocal done
+        rows = [json.dumps({"id": f"e{i}", "v": i % 7}).encode() for i in range(done, done + more)]
+        produce(own_broker.servers, "in", [rows])
+        done += more
+        until(
+            lambda: process.poll() is not None or said(own_broker.servers, "out") == wanted("in", done),
+            lambda: time.sleep(0.2),
+        )
+        assert process.poll() is None, (tmp_path / "log").read_text()
+
+    try:
+        feed_until_said(20)
+        pid = process.pid
+        produce(own_broker.servers, "in", [[json.dumps({"id": "last", "v": 1}).encode()]])
+        done += 1
+        own_broker.kill()
+        time.sleep(6.0)
+        own_broker.start()
+        feed_until_said(20)
+        assert process.pid == pid
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.kafka
