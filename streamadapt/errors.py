@@ -83,6 +83,7 @@ class Reason(StrEnum):
     UNKNOWN_SENSOR = "unknown_sensor"
     TOO_MANY_SENSORS = "too_many_sensors"
     BASE_FAILED = "base_failed"
+    NO_KEY = "no_key"
 
 
 class EntryError(StreamadaptError):
@@ -126,7 +127,7 @@ class Loss(StrEnum):
 
     NO_ANSWER = "no_answer"
     TAKEN = "taken"
-    TOO_LARGE = "too_large"
+    REFUSED = "refused"
     FAILED = "failed"
 
 
@@ -141,8 +142,8 @@ class TransactionLostError(ConnectorError):
         The input's partitions whose transactions are lost.
     cause : Loss
         ``NO_ANSWER``: the broker did not answer within our limit. ``TAKEN``: it says that somebody else writes under
-        this name, or it ended the transaction itself. ``TOO_LARGE``: it refused a record for its size, which the sink
-        will not send again. ``FAILED``: any other refusal.
+        this name, or it ended the transaction itself. ``REFUSED``: it refused a record, which the sink will not
+        send again. ``FAILED``: anything else.
     text : str
         What happened, for a person.
     """

@@ -57,7 +57,7 @@ class LostPartitions:
             After `MOST_LOSSES` in a row that were neither missing answers nor records that are not sent again.
         """
         self._lost[lane.partition] = _Lost(lane, now)
-        if error.cause not in (Loss.NO_ANSWER, Loss.TOO_LARGE):
+        if error.cause not in (Loss.NO_ANSWER, Loss.REFUSED):
             self._losses[lane.partition] += 1
         if self._losses[lane.partition] > MOST_LOSSES:
             raise ConnectorError(

@@ -169,11 +169,11 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "streamadapt_transactions_lost_total", "counter",
-        "Transactions given up, by cause: no_answer, taken, too_large or failed; the partition begins again from its "
+        "Transactions given up, by cause: no_answer, taken, refused or failed; the partition begins again from its "
         "last commit.",
         (*_P, "cause"), "transactions",
         "no_answer: look at the brokers; taken: look for a second engine on this output, or raise "
-        "sink.transaction_timeout; too_large, failed: read the log.",
+        "sink.transaction_timeout; refused, failed: read the log.",
     ),
     MetricSpec(
         "streamadapt_stage_duration_seconds", "histogram", "Time of one call of a stage.",

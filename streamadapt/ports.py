@@ -209,7 +209,7 @@ class Sink(ABC):
         """
 
     def refused(self) -> list[DeadLetter]:
-        """Return, once each, the predictions that the other side will never take (too large), as dead letters."""
+        """Return, once each, the predictions that the other side will never take, as dead letters (too large)."""
         return []
 
     @abstractmethod

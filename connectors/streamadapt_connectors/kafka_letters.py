@@ -305,6 +305,7 @@ def _stored(record: Any) -> StoredLetter | ReplayMark:
         itself = Record(place, record.key, record.value, time_ns, tuple(record.headers or ()))
         return StoredLetter(DeadLetter(itself, FOREIGN, "", detail), place, foreign=True)
     value = None if headers.get("null") == "true" and not record.value else record.value
-    refused = Record(origin, record.key, value, refused_time, own)
+    key = None if headers.get("null-key") == "true" else record.key
+    refused = Record(origin, key, value, refused_time, own)
     letter = DeadLetter(refused, reason, headers.get("stage", ""), headers.get("detail", ""))
     return StoredLetter(letter, place, truncated)

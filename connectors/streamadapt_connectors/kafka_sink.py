@@ -24,7 +24,7 @@ from streamadapt_connectors.codecs import encode_prediction
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.kafka_tail import newest_offset
 from streamadapt_connectors.kafka_transactions import Transaction
-from streamadapt_connectors.kafka_writer import Outgoing, SizeLimit, TooLargeError, Writer
+from streamadapt_connectors.kafka_writer import TOO_LARGE, Outgoing, RefusedError, TopicLimits, Writer
 from streamadapt_connectors.letter_fields import split_headers
 
 __all__ = ["KafkaDeadLetters", "KafkaSink"]
@@ -112,7 +112,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._limit_s = min(limit_ns / 1e9, self._timeout_ms / 1000)
         self._headers = headers
         self._refused: list[DeadLetter] = []
-        self._size = SizeLimit(self._reach, topic, compressed=compression is not None)
+        self._limits = TopicLimits(self._reach, topic, compressed=compression is not None)
         self._recalled: set[int] = set()
         self._writer = self._make_writer({}, None)
         self._transactions: dict[int, Transaction] = {}
@@ -128,7 +128,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
             configs={**self._configs, **more},
             prepare=prepare,
             refuse=self._refuse,
-            limit=self._size,
+            limits=self._limits,
             limit_s=None if prepare is None else self._limit_s,
         )
 
@@ -166,7 +166,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._mending(self._writer.flush)
 
     def refused(self) -> list[DeadLetter]:
-        """Return what the topic does not take for its size."""
+        """Return what the topic does not take: too large, or without a key where it needs one."""
         refused, self._refused = self._refused, []
         return refused
 
@@ -174,11 +174,11 @@ class KafkaSink(RecallingSink, TransactionalSink):
         at = Position.parse(record.name)
         assert at is not None, "it is the name of a position"
         itself = Record(at, record.key, record.value, record.time, record.headers)
-        detail = f"the prediction is too large for topic {self._topic}: {why}"
-        self._refused.append(DeadLetter(itself, Reason.TOO_LARGE.value, "write", detail))
+        reason = Reason.NO_KEY if "no key" in why else Reason.TOO_LARGE
+        self._refused.append(DeadLetter(itself, reason.value, "write", f"the prediction cannot be written: {why}"))
 
     def _mending(self, step: Callable[[], None]) -> None:
-        """Take a step; where the broker refuses a record for its size, which ends an idempotent producer, go on.
+        """Take a step; where the broker refuses a record, which ends an idempotent producer, go on with another.
 
         What the old producer held is sent again, of which some may be there already. Where the output was asked for its
         newest prediction (effectively-once), it is asked once more instead.
@@ -186,12 +186,11 @@ class KafkaSink(RecallingSink, TransactionalSink):
         while True:
             try:
                 return step()
-            except TooLargeError as error:
+            except RefusedError as error:
                 self._writer.renew(resend=not self._recalled)
                 if self._recalled:
                     partitions, self._recalled = self._recalled, set()
-                    raise TransactionLostError(partitions, Loss.TOO_LARGE, str(error)) from error
-                self._refuse(error.record, str(error.__cause__))
+                    raise TransactionLostError(partitions, Loss.REFUSED, str(error)) from error
 
     def close(self) -> None:
         """Flush and close; what is in a transaction that is still open is void. Idempotent."""
@@ -263,7 +262,8 @@ class KafkaDeadLetters(DeadLetterSink):
     and half of that again and again, until the broker takes it, with the header ``truncated`` = original size of its
     value in bytes; where its key was cut, with ``truncated-key``, its original size, and where its own headers were
     left out, with ``truncated-headers``, how many there were. A record without key and value (Kafka takes none such)
-    gets an empty value and the header ``null``.
+    gets an empty value and the header ``null``; one without a key, where the topic is compacted and takes none such,
+    its position as key and the header ``null-key``.
 
     Parameters
     ----------
@@ -287,7 +287,9 @@ class KafkaDeadLetters(DeadLetterSink):
             "max_request_size": LETTER_BYTES + OVERHEAD_BYTES,
         }
         self._topic = topic
-        self._writer = Writer(Reach(servers, security), topic, partitions=partitions, configs=configs, shrink=_shorter)
+        self._writer = Writer(
+            Reach(servers, security), topic, partitions=partitions, configs=configs, shrink=_acceptable
+        )
 
     def __repr__(self) -> str:
         return f"KafkaDeadLetters({self._topic!r})"
@@ -332,6 +334,15 @@ def _outgoing(letter: DeadLetter) -> Outgoing:
         encoded.append(("null", b"true"))
     own = [(name, value or b"") for name, value in record.headers]  # the client takes no header without a value
     return Outgoing(str(record.position), partition, record.key, value, (*own, *encoded))
+
+
+def _acceptable(record: Outgoing, error: BaseException) -> Outgoing:
+    """Return another record for one that the broker refused: shorter, or with a key where it asks for one."""
+    if isinstance(error, TOO_LARGE):
+        return _shorter(record)
+    if record.key is None:  # a topic that is compacted
+        return replace(record, key=record.name.encode(), headers=(*record.headers, ("null-key", b"true")))
+    return record
 
 
 def _shorter(record: Outgoing) -> Outgoing:

@@ -14,7 +14,7 @@ from streamadapt.errors import ConnectorError, Loss, TransactionLostError
 from streamadapt.masking import scrubbed
 from streamadapt.ports import StreamPartition
 from streamadapt_connectors.kafka_settings import Client, Reach
-from streamadapt_connectors.kafka_writer import TOO_LARGE, NoAnswerError, Outgoing, Writer
+from streamadapt_connectors.kafka_writer import NoAnswerError, Outgoing, RefusedError, Writer
 
 __all__ = ["Transaction"]
 
@@ -174,8 +174,8 @@ class Transaction:
         said = f"{cause!r} {error!r}"
         if any(name in said for name in HOPELESS):
             raise ConnectorError(scrubbed(f"kafka transaction {self._id}: could not be {what}: {error}")) from error
-        if isinstance(cause, TOO_LARGE):
-            self._lose(what, Loss.TOO_LARGE, str(error))
+        if isinstance(error, RefusedError):
+            self._lose(what, Loss.REFUSED, str(error))
         if self._writer.fenced or any(name in said for name in TAKEN):
             self._lose(what, Loss.TAKEN, f"fenced by another engine, or open for too long: {cause!r}")
         silent = isinstance(cause, kafka_errors.RetriableError) or any(name in said for name in SILENCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -17,7 +17,7 @@ from streamadapt.errors import ConnectorError
 from streamadapt.masking import scrubbed
 from streamadapt_connectors.kafka_settings import Client, Link, Reach
 
-__all__ = ["NoAnswerError", "Outgoing", "SizeLimit", "TooLargeError", "Writer"]
+__all__ = ["NoAnswerError", "Outgoing", "RefusedError", "TopicLimits", "Writer"]
 
 T = TypeVar("T")
 
@@ -28,29 +28,26 @@ CLOSE_S: Final = 5.0
 FOR_EVER_MS: Final = 2**31 - 1
 FIRST_TRY_MS: Final = 2000
 ADMIN_MS: Final = 5000
-FRAMING_BYTES: Final = 256
+FRAMING_BYTES: Final = 128
 """Of a batch and a record in it, above `Outgoing.size`."""
 DROP_S: Final = 1.0
 
 TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+REFUSALS: Final = (*TOO_LARGE, kafka_errors.InvalidRecordError)
+"""Of one record, for what it is."""
+IN_A_BAD_BATCH: Final = "part of a batch"
+"""What kafka-python says to the other records of a batch in which one was refused."""
 
 
 class NoAnswerError(ConnectorError):
     """The broker did not answer within the writer's limit."""
 
 
-class TooLargeError(ConnectorError):
-    """The broker has refused a record for its size; the producer is of no use after that (`Writer.renew`).
+class RefusedError(ConnectorError):
+    """The broker has refused a record, and it is known which ones not to send again.
 
-    Parameters
-    ----------
-    text : str
-    record : Outgoing
+    The producer is of no use after that: `Writer.renew`.
     """
-
-    def __init__(self, text: str, record: Outgoing) -> None:
-        super().__init__(text)
-        self.record = record
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +76,8 @@ class Outgoing:
         return len(self.key or b"") + len(self.value or b"") + headers
 
 
-class SizeLimit:
-    """How large a record of a topic may be, as far as that is known: learned from records that the broker refused.
+class TopicLimits:
+    """What records a topic takes, as far as that is known: learned from those that the broker refused.
 
     Parameters
     ----------
@@ -94,19 +91,37 @@ class SizeLimit:
         self._reach = reach
         self._topic = topic
         self._compressed = compressed
-        self.most: int | None = None
+        self._most: int | None = None
+        self._needs_key = False
 
-    def allows(self, record: Outgoing) -> bool:
-        """Whether the record may be small enough."""
-        return self.most is None or record.size <= self.most
+    def forbids(self, record: Outgoing) -> str:
+        """Return why the broker would not take the record; empty where it may."""
+        if self._most is not None and record.size > self._most:
+            return f"it has {record.size} bytes, topic {self._topic} takes {self._most} (max.message.bytes)"
+        if self._needs_key and record.key is None:
+            return f"it has no key, and topic {self._topic} takes none such (cleanup.policy = compact)"
+        return ""
 
-    def learn(self, record: Outgoing) -> None:
-        """The broker has refused `record` for its size: ask for the topic's limit, so that the next is not tried."""
-        most = record.size - 1
+    def learn(self, failed: Sequence[tuple[Outgoing, BaseException]]) -> bool:
+        """Learn from refused records; return whether there was anything to learn.
+
+        With one refused record kafka-python fails all that it holds, with the same error. So the largest one of them is
+        taken for the one that is too large: whatever the limit is, it is above it too.
+        """
+        large = [record for record, error in failed if isinstance(error, TOO_LARGE)]
+        if large:
+            self._learn_size(max(record.size for record in large))
+        if any(record.key is None for record, error in failed if isinstance(error, kafka_errors.InvalidRecordError)):
+            self._needs_key = True
+            return True
+        return bool(large)
+
+    def _learn_size(self, refused: int) -> None:
+        most = refused - 1
         if not self._compressed:
             with suppress(kafka_errors.KafkaError, OSError, ConnectorError, KeyError, ValueError):
                 most = min(most, self._asked())
-        self.most = most if self.most is None else min(self.most, most)
+        self._most = most if self._most is None else min(self._most, most)
 
     def _asked(self) -> int:
         client = Client()
@@ -143,11 +158,11 @@ class Writer:
     configs : mapping
         For kafka-python's producer.
     shrink : callable or None
-        Given a record that is too large, returns a smaller one to send in its place, or the same; None makes it an
+        Given a record that was refused and the error, returns another to send in its place, or the same: then it is an
         error.
     refuse : callable or None
-        Given a record that is too large and why, keeps it: it is not sent. Goes before `shrink`.
-    limit : SizeLimit or None
+        Given a record that the topic does not take and why, keeps it: it is not sent. Goes before `shrink`.
+    limits : TopicLimits or None
         Known to all writers of a topic; with `refuse`.
     prepare : callable or None
         Called with the producer, once it is connected, before anything is sent; again if it fails.
@@ -162,9 +177,9 @@ class Writer:
         *,
         partitions: int | None,
         configs: Mapping[str, Any],
-        shrink: Callable[[Outgoing], Outgoing] | None = None,
+        shrink: Callable[[Outgoing, BaseException], Outgoing] | None = None,
         refuse: Callable[[Outgoing, str], None] | None = None,
-        limit: SizeLimit | None = None,
+        limits: TopicLimits | None = None,
         prepare: Callable[[KafkaProducer], None] | None = None,
         limit_s: float | None = None,
     ) -> None:
@@ -175,7 +190,7 @@ class Writer:
         self._configs = {"delivery_timeout_ms": FOR_EVER_MS, "max_block_ms": FIRST_TRY_MS, "acks": "all", **configs}
         self._shrink = shrink
         self._refuse = refuse
-        self._limit = limit
+        self._limits = limits
         self._prepare = prepare
         self._link = Link(f"sink kafka {topic} at {','.join(reach.servers)}")
         self._client = Client()
@@ -195,10 +210,13 @@ class Writer:
     def send(self, record: Outgoing) -> None:
         """Accept `record`; blocks while the buffer is full or the broker is away."""
         self._check()
-        if self._refuse is not None and self._limit is not None and not self._limit.allows(record):
-            self._refuse(record, f"{record.size} bytes; topic {self._topic} takes {self._limit.most}")
-            return
         self._send_held()
+        self._accept(record)
+
+    def _accept(self, record: Outgoing) -> None:
+        if self._refuse is not None and self._limits is not None and (why := self._limits.forbids(record)):
+            self._refuse(record, why)
+            return
         self._make_room(record)
         self._post(record)
 
@@ -248,8 +266,7 @@ class Writer:
 
     def _send_held(self) -> None:
         while self._held:
-            self._make_room(self._held[0])
-            self._post(self._held[0])
+            self._accept(self._held[0])
             self._held.popleft()
 
     @property
@@ -336,27 +353,32 @@ class Writer:
                 if not future.is_done:
                     self._look(error)
                     self._check_limit(deadline, error)
+        if future.failed() and self._limits is not None:
+            self._learn(record, future.exception)
         self._pending.popleft()
         self._pending_bytes -= record.size
-        if future.failed():
-            if isinstance(future.exception, TOO_LARGE):
-                if self._limit is not None:
-                    self._limit.learn(record)
-                self._replace(record, future.exception)
-                return
+        if not future.failed():
+            self._link.up()
+        elif self._shrink is not None and IN_A_BAD_BATCH in str(future.exception):
+            self._post(record)
+        elif isinstance(future.exception, REFUSALS):
+            self._replace(record, future.exception)
+        else:
             raise self._fail(record, future.exception)
-        self._link.up()
 
-    def _replace(self, record: Outgoing, error: Exception) -> None:
-        if self._refuse is not None:
-            self._failure = TooLargeError(str(self._fail(record, error)), record)
+    def _learn(self, record: Outgoing, error: BaseException) -> None:
+        """Raise `RefusedError` if a record was refused that will not be sent again; what is pending stays so."""
+        assert self._limits is not None, "asked before"
+        failed = [(other, future.exception) for other, future in self._pending if future.is_done and future.failed()]
+        if self._limits.learn(failed):
+            self._failure = RefusedError(str(self._fail(record, error)))
             raise self._failure from error
-        if self._shrink is None:
+
+    def _replace(self, record: Outgoing, error: BaseException) -> None:
+        other = record if self._shrink is None else self._shrink(record, error)
+        if other == record:
             raise self._fail(record, error) from error
-        smaller = self._shrink(record)
-        if smaller == record:
-            raise self._fail(record, error) from error
-        self._post(smaller)
+        self._post(other)
 
     def _fail(self, record: Outgoing, error: BaseException) -> ConnectorError:
         why = scrubbed(repr(error))

@@ -37,25 +37,30 @@ KEY = b"\xff\xfe key"
 HEADERS = [("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-01"), ("bin", b"\x00\xff"), ("traceparent", b"again")]
 
 
-def post(servers: str, topic: str, *records: tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]) -> None:
+def post(
+    servers: str,
+    topic: str,
+    *records: tuple[bytes | None, bytes | None, list[tuple[str, bytes]]],
+    partition: int = 0,
+) -> None:
     producer = KafkaProducer(bootstrap_servers=servers, acks="all")
     try:
         for key, value, headers in records:
-            producer.send(topic, key=key, value=value, headers=headers, partition=0).get(timeout=PATIENCE_S)
+            producer.send(topic, key=key, value=value, headers=headers, partition=partition).get(timeout=PATIENCE_S)
     finally:
         producer.close()
 
 
-def small(servers: str, name: str, most: int) -> str:
+def small(servers: str, name: str, most: int, partitions: int = 1) -> str:
     """Create a topic that takes no batch above `most` bytes."""
-    return made(servers, name, {"max.message.bytes": str(most)})
+    return made(servers, name, {"max.message.bytes": str(most)}, partitions)
 
 
-def made(servers: str, name: str, configs: dict[str, str]) -> str:
-    """Create a topic of one partition with some settings."""
+def made(servers: str, name: str, configs: dict[str, str], partitions: int = 1) -> str:
+    """Create a topic with some settings."""
     admin = KafkaAdminClient(bootstrap_servers=servers)
     try:
-        admin.create_topics([NewTopic(name, 1, 1, topic_configs=configs)])
+        admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs)])
         admin.wait_for_topics([name], timeout_ms=30_000)
     finally:
         admin.close()
@@ -76,7 +81,7 @@ def engine_of(source: KafkaSource, sink: Any, codec: Any, letters: Any, **settin
 def run_until(engine: Engine, read: int) -> None:
     """Run until so many records are done."""
     engine.source.open(engine)
-    until(lambda: bool(engine.lanes) and sum(engine.lanes[0].positions.values()) >= read, engine.step)
+    until(lambda: sum(sum(lane.positions.values()) for lane in engine.lanes.values()) >= read, engine.step)
     engine.source.open = lambda owner: None  # type: ignore[method-assign]
     engine.stop()
     engine.run()
@@ -173,12 +178,14 @@ def test_a_prediction_that_its_topic_does_not_take(
     """It becomes a dead letter that fits, shortened and marked; every other prediction is there once."""
     if EMBEDDED:
         pytest.skip(NO_LIMIT)
-    name, out = topic(1), small(kafka_servers, topic(0), 3000)
+    name, out = topic(2), small(kafka_servers, topic(0), 3000, 2)
     letters = small(kafka_servers, topic(0), 1200)
     large = {3: 4000, 11: 20_000, 12: 3500, 30: 3600, 31: 100_000}
     ids = [f"e{i}" + "x" * large.get(i, 0) for i in range(40)]
     rows = [encode(Entry(np.array([i % 7], np.float32), i * 10**9, ids[i])) for i in range(40)]
     post(kafka_servers, name, *((None, row, []) for row in rows))
+    short = [encode(Entry(np.array([i % 7], np.float32), i * 10**9, f"e{i}")) for i in range(40)]
+    post(kafka_servers, name, *((None, row, []) for row in short), partition=1)
     engine = engine_of(
         KafkaSource(kafka_servers, name),
         KafkaSink(kafka_servers, out),
@@ -187,17 +194,43 @@ def test_a_prediction_that_its_topic_does_not_take(
         guarantee=guarantee,
         checkpoint_path=tmp_path,
     )
-    run_until(engine, 40)
+    run_until(engine, 80)
     said = Counter(json.loads(r.value)["id"] for r in consume(kafka_servers, out, isolation_level="read_committed"))
-    wanted = {f"{name}[0]@{i}" for i in range(40) if i not in large}
+    wanted = {f"{name}[{p}]@{i}" for p in (0, 1) for i in range(40) if p or i not in large}
     assert set(said) == wanted
     assert guarantee == "at-least-once" or set(said.values()) == {1}
     dead = consume(kafka_servers, letters)
     marks = [dict(r.headers) for r in dead]
-    assert {int(mark["offset"]) for mark in marks} == set(large)
+    assert {(mark["partition"], int(mark["offset"])) for mark in marks} == {(b"0", i) for i in large}
     assert {(mark["reason"], mark["stage"]) for mark in marks} == {(b"too_large", b"write")}
     for record, mark in zip(dead, marks, strict=True):
         assert int(mark["truncated"]) > large[int(mark["offset"])] > len(record.value)
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("guarantee", ["at-least-once", "effectively-once", "exactly-once"])
+def test_a_prediction_without_a_key_for_a_compacted_topic(
+    kafka_servers: str, topic: Topic, tmp_path: Any, guarantee: str
+) -> None:
+    """The broker refuses it, and the batch that it is in; it becomes a dead letter, in a compacted topic too."""
+    if EMBEDDED:
+        pytest.skip("the embedded broker takes records without a key everywhere")
+    name = topic(1)
+    out, letters = (made(kafka_servers, topic(0), {"cleanup.policy": "compact"}) for _ in range(2))
+    bare = {0, 4, 5, 19}
+    post(kafka_servers, name, *((None if i in bare else b"k%d" % i, b'{"v": %d}' % i, []) for i in range(20)))
+    codec = JsonCodec(FieldMap(values=("v",)), streams=[name])
+    sink, dead = KafkaSink(kafka_servers, out), KafkaDeadLetters(kafka_servers, letters)
+    source = KafkaSource(kafka_servers, name)
+    run_until(engine_of(source, sink, codec, dead, guarantee=guarantee, checkpoint_path=tmp_path), 20)
+    said = [json.loads(r.value)["id"] for r in consume(kafka_servers, out, isolation_level="read_committed")]
+    assert set(said) == {f"{name}[0]@{i}" for i in range(20) if i not in bare}
+    assert guarantee == "at-least-once" or len(said) == 20 - len(bare)
+    reader = KafkaDeadLetterReader(kafka_servers, letters)
+    found = [item.letter for item in reader.read() if isinstance(item, StoredLetter)]
+    reader.close()
+    assert {letter.record.position.offset for letter in found} == bare
+    assert {(letter.reason, letter.stage, letter.record.key) for letter in found} == {("no_key", "write", None)}
 
 
 @pytest.mark.kafka
