@@ -368,6 +368,7 @@ class Engine:
             lane.store.damaged = 0
         else:
             self.metrics.damaged_checkpoints(partition, 0)
+        lane.began = True
         self.lanes[partition] = lane
         self._drifts_logged[partition] = sum(stats.drifts.values())
         self.metrics.pipeline(partition, stats)
@@ -399,11 +400,11 @@ class Engine:
         while (old := self._lost.due(self.clock.monotonic())) is not None:
             self.beat += 1
             old.must_own()
-            lane = self._make_lane(old.partition, old.store)
+            lane = self._lost.fresh(old.partition) or self._make_lane(old.partition, old.store)
             try:
                 info = self.delivery.resume(lane, self.settings.config_digest)
             except TransactionLostError as error:
-                self._lost.failed(old.partition, error, self.clock.monotonic())
+                self._lost.failed(old.partition, lane, error, self.clock.monotonic())
                 return  # whatever keeps the broker from answering may hold up the others as long
             self._lost.pop(old.partition)
             self._take_up(lane, info)
@@ -411,11 +412,14 @@ class Engine:
             self.source.seek(lane.wanted())
 
     def _enter_again(self, lane: Lane, old: Lane) -> None:
-        """Keep a start that the source chose and no commit covers yet: asked again, it could say another."""
+        """Keep a start that the source chose and no commit covers yet: asked again, it could say another.
+
+        Where the partition had never begun, the source chose in place of positions that nobody could tell it.
+        """
         for at in old.made_anew:
             self.delivery.anew(lane, at)
         lane.made_anew = set(old.made_anew)
-        lane.placed(old.entered)
+        lane.placed({at: n for at, n in old.entered.items() if old.began or at not in lane.positions})
 
     def reached(self, at: StreamPartition) -> int:
         """Tell what the guarantee knows of a stream's records."""

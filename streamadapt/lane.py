@@ -49,6 +49,8 @@ class Lane:
         what a guarantee knows to be in the output. None: all are.
     entered : dict of StreamPartition to int
         Starts that the source chose itself and that no commit covers yet; whoever begins again starts there.
+    began : bool
+        Whether it was ever taken up: its state loaded, and its positions given to the source.
     made_anew : set of StreamPartition
         Those of them whose stream was made anew.
     """
@@ -73,6 +75,7 @@ class Lane:
         self.since_checkpoint = 0
         self.said = 0
         self.is_new: Callable[[Position, Prediction], bool] | None = None
+        self.began = False
         self.entered: dict[StreamPartition, int] = {}
         self.made_anew: set[StreamPartition] = set()
         self._refused: list[DeadLetter] = []

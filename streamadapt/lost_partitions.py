@@ -26,6 +26,7 @@ class _Lost:
     lane: Lane
     not_before: float
     wait_s: float = FIRST_WAIT_S
+    fresh: Lane | None = None
 
 
 class LostPartitions:
@@ -75,12 +76,17 @@ class LostPartitions:
         """Return the lane to begin again next, if it is time for one."""
         return next((lost.lane for lost in self._lost.values() if now >= lost.not_before), None)
 
-    def failed(self, partition: int, error: TransactionLostError, now: float) -> None:
+    def fresh(self, partition: int) -> Lane | None:
+        """Return the lane that was made for a try before, and not used: a pipeline can be large."""
+        return self._lost[partition].fresh
+
+    def failed(self, partition: int, fresh: Lane, error: TransactionLostError, now: float) -> None:
         """It could not be begun: wait a little longer than the last time, and let the others try first."""
         lost = self._lost.pop(partition)
         _LOG.debug("partition %d: cannot begin yet: %s", partition, error)
         wait_s = min(LAST_WAIT_S, 2.0 * lost.wait_s)
-        self._lost[partition] = _Lost(lost.lane, now + lost.wait_s, wait_s)
+        unused = None if fresh.positions else fresh
+        self._lost[partition] = _Lost(lost.lane, now + lost.wait_s, wait_s, unused)
 
     def pop(self, partition: int) -> Lane | None:
         """Forget a partition that has begun again, or that belongs to another engine; return its lane."""

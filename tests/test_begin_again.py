@@ -288,6 +288,24 @@ def test_a_start_that_the_source_chose_is_kept(tmp_path):
     assert [name for _, name in LogSink(log).seen(0)] == [f"memory[0]@{i}" for i in range(12, N)]
 
 
+def test_a_start_that_the_source_chose_for_want_of_an_answer_is_not(tmp_path):
+    """The broker is away when the engine starts: the checkpoint's positions count once they are known."""
+    entries, labels = stream(N)
+    log = TransactionalLog()
+    first = engine_of(tmp_path, LogSink(log))
+    first.source = MemorySource(entries[:100], labels[:100], batch=30)
+    first.run()
+    settings = EngineSettings(checkpoint_path=tmp_path, checkpoint_every_entries=37, guarantee="exactly-once")
+    source = FromTheEnd(entries, labels, batch=30)
+    source.entered = N - 10
+    sink = LogSink(log, on_step=lose_at("begin", {1, 2}))
+    again = Engine(source, make_pipeline, sink, IdentityCodec(), MemoryDeadLetters(), settings=settings,
+                   clock=ManualClock())  # fmt: skip
+    let_time_pass(again)
+    again.run()
+    assert [name for _, name in LogSink(log).seen(0)] == [f"memory[0]@{i}" for i in range(2, N)]
+
+
 def test_a_source_that_cannot_go_back_ends_the_run(tmp_path):
     """With what to do; the restart goes on from the last commit, as ever."""
     log = TransactionalLog()
