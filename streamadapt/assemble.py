@@ -55,7 +55,7 @@ _PLAIN = (AdaHedge, PlainBOA, PlainMLPoly, Simplex, RidgeOnly, Mean, Median)
 _GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard, *_PLAIN)}
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
 _LIMITS: dict[str, Any] = {  # Any: a duration, which says itself what it expects
-    "record_bytes": int, "depth": int, "width": int, "max_buffer": int,
+    "record_bytes": int, "depth": int, "width": int, "id_bytes": int, "max_buffer": int,
     "max_ahead": Any, "max_behind": Any, "max_bad_share": float, "stuck_after": Any,
 }  # fmt: skip
 _FORM = ("delimiter", "columns", "comment", "encoding")
@@ -271,7 +271,7 @@ def look_at_files(config: Config) -> list[dict[str, Any]]:
 
 def _codec(config: Config, source: Any) -> Any:
     limits = _limits(config.limits)
-    size = {k: limits[k] for k in ("record_bytes", "depth", "width") if k in limits}
+    size = {k: limits[k] for k in ("record_bytes", "depth", "width", "id_bytes") if k in limits}
     table = {"kind": "json", "fields": codec_fields(config), "limits": size}
     return build("codecs", "", table, streams=list(source.streams))
 
@@ -321,7 +321,7 @@ def _settings(config: Config, label_wait_s: float = 0.0) -> EngineSettings:
 def _limits(table: Mapping[str, Any]) -> dict[str, Any]:
     check_keys("limits", table, _LIMITS)
     limits = {k: convert(v, _LIMITS[k], f"limits.{k}") for k, v in table.items()}
-    for name in ("record_bytes", "depth", "width", "max_buffer"):
+    for name in ("record_bytes", "depth", "width", "id_bytes", "max_buffer"):
         if not limits.get(name, 1) >= 1:
             raise ConfigError(f"limits.{name}", limits[name], "a whole number >= 1")
     if not 0.0 < limits.get("max_bad_share", 1.0) <= 1.0:

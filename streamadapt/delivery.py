@@ -58,8 +58,12 @@ class Delivery:
     def saved(self, lane: Lane) -> None:
         """The checkpoint is on the disk, and every prediction before it is delivered."""
 
-    def let_go(self, lane: Lane) -> None:
-        """The partition is somebody else's from here on."""
+    def let_go(self, lane: Lane, *, lost: bool = False) -> None:
+        """The partition is somebody else's from here on; with `lost` it may have been for a while."""
+
+    def fall_silent(self, lane: Lane) -> None:
+        """The partition has another owner: let go, and say nothing more about it to anybody."""
+        self.let_go(lane, lost=True)
 
     def _committed_before(self, lane: Lane) -> dict[StreamPartition, int] | None:
         """Return what was committed, if the newest checkpoint is of an exactly-once run: else it might not count."""
@@ -137,7 +141,11 @@ class ExactlyOnce(Delivery):
 
     def resume(self, lane: Lane, digest: str) -> CheckpointInfo | None:
         """Shut out older writers, drop checkpoints that were not committed, keep silent about what was."""
+        # The token comes first: who is stopped between the two, and is taken over meanwhile, then finds a higher one
+        # and does not speak; the other way round it would fence its successor off.
+        lane.acquire()
         committed = self._transactions.begin(lane.streams, lane.partition)
+        lane.must_own()
         self._said[lane.partition] = lane.said
         if not committed:
             return self._resume_unknown(lane, digest)
@@ -208,12 +216,17 @@ class ExactlyOnce(Delivery):
         self._committed[lane.partition] = dict(positions)
         self._said[lane.partition] = lane.said
         self._at[lane.partition] = self._clock.monotonic()
+        lane.entered.clear()
+        lane.made_anew.clear()
 
-    def let_go(self, lane: Lane) -> None:
+    def let_go(self, lane: Lane, *, lost: bool = False) -> None:
         """What is not committed is void."""
         for known in (self._committed, self._before, self._said, self._at):
             known.pop(lane.partition, None)
-        self._transactions.end(lane.partition)
+        if lost:
+            self._transactions.abandon(lane.partition)
+        else:
+            self._transactions.end(lane.partition)
 
 
 def _after(at: StreamPartition, newest: int) -> Callable[[Position, Prediction], bool]:

@@ -12,10 +12,13 @@ from streamadapt.checkpoint import CheckpointStore
 from streamadapt.delivery import delivery_of
 from streamadapt.engine_settings import EngineSettings
 from streamadapt.entry import Entry, Label, Prediction
-from streamadapt.errors import EntryError
+from streamadapt.errors import EntryError, Loss, TransactionLostError
+from streamadapt.fence import FencedError
 from streamadapt.folder import folder_of
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.lane import Lane
+from streamadapt.lost_partitions import LostPartitions
+from streamadapt.manifest import CheckpointInfo
 from streamadapt.merge import Arrived
 from streamadapt.metrics import Metrics, NullMetrics, StageTiming
 from streamadapt.metrics_start import zeros_of
@@ -26,6 +29,7 @@ from streamadapt.ports import (
     DeadLetterSink,
     Record,
     Sink,
+    Skipped,
     Source,
     StreamPartition,
     SystemClock,
@@ -104,6 +108,7 @@ class Engine:
         self.delivery = delivery_of(self.settings.guarantee, sink, self.settings.checkpoint_every_s, self.clock)
         self.on_checkpoint_step: Callable[[str], None] | None = None
         self.lanes: dict[int, Lane] = {}
+        self._lost = LostPartitions()
         self.stopping = False
         self.beat = 0
         self.opened = False
@@ -170,12 +175,15 @@ class Engine:
             self.opened = True
             while not self.stopping and not self.step():
                 pass
-            # Nothing new since the last one: another like it would only push older ones out.
-            if any(lane.since_checkpoint for lane in self.lanes.values()):
-                self.checkpoint()
+            while not self._last_checkpoint_done():
+                while not self.stopping and not self.step():
+                    pass
             self.drained = True
             summary = self.summary()
-        except BaseException:
+        except BaseException as failure:
+            if isinstance(failure, FencedError):  # not a word more about what somebody else may own by now
+                for lane in [*self.lanes.values(), *self._lost.lanes]:
+                    self.delivery.fall_silent(lane)
             for error in self._close():
                 _LOG.error("while closing after that: %s", error)
             raise
@@ -184,8 +192,32 @@ class Engine:
         _LOG.info("stopped: %d entries, %d predictions", summary["entries"], summary["predictions"])
         return summary
 
+    def _last_checkpoint_done(self) -> bool:
+        """Write the last checkpoint; False if a transaction was lost over it, and what it covers is to be done again.
+
+        Nothing new since the last one: another like it would only push older ones out.
+        """
+        try:
+            if any(lane.since_checkpoint for lane in self.lanes.values()):
+                self.checkpoint()
+        except TransactionLostError as error:
+            if self.stopping:
+                raise
+            self._lose(error)
+            return False
+        return True
+
     def step(self) -> bool:
         """Poll once and process what came; True when a finite source is done. Tests drive the engine with this."""
+        try:
+            if len(self._lost):
+                self._begin_again()
+            return self._round()
+        except TransactionLostError as error:
+            self._lose(error)
+            return False
+
+    def _round(self) -> bool:
         self.beat += 1
         waiting = any(lane.merge.ready for lane in self.lanes.values())
         records = self.source.poll(0.0 if waiting else self.settings.poll_s)
@@ -206,7 +238,8 @@ class Engine:
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()
-        done = self._ended = ended and not any(lane.waiting for lane in self.lanes.values())
+        idle = not len(self._lost) and not any(lane.waiting for lane in self.lanes.values())
+        done = self._ended = ended and idle
         for lane in self.lanes.values() if done else ():
             self._hand_out(lane, *lane.finish())  # nothing comes any more; a plain stop cannot know that
         return done
@@ -220,11 +253,18 @@ class Engine:
             if lane is None:
                 continue  # a partition that was revoked during this very poll: its new owner reads the record
             item: Entry | Label | DeadLetter
-            try:
-                item = lane.clocks[at.stream].take(at.offset, self.codec.decode(record))
-            except EntryError as error:
-                item = DeadLetter(record, error.reason.value, "decode", error.detail)
+            if record.value is None and self.source.skips_tombstones:
+                item = Skipped(record, "", "decode", "")
+            else:
+                item = self._decoded(lane, record)
             lane.merge.offer(self._index[at.stream], record, item, now)
+
+    def _decoded(self, lane: Lane, record: Record) -> Entry | Label | DeadLetter:
+        at = record.position
+        try:
+            return lane.clocks[at.stream].take(at.offset, self.codec.decode(record))
+        except EntryError as error:
+            return DeadLetter(record, error.reason.value, "decode", error.detail)
 
     def _advance(self, lane: Lane, now: float, ended: bool) -> None:
         """Process what may be processed, in small lots, for a while: signals and other partitions get their turn."""
@@ -255,6 +295,7 @@ class Engine:
     def _emit(self, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
         if predictions:
             self.sink.write(predictions)
+            letters = [*letters, *self.sink.refused()]
         if letters:
             self.dead_letters.write(letters)
             self.run_log.refused(letters)
@@ -293,7 +334,7 @@ class Engine:
         self.metrics.lag(self._behind)
 
     def _figures(self) -> dict[str, Any]:
-        lanes = list(self.lanes.values())
+        lanes = [*self.lanes.values(), *self._lost.lanes]
         facts = self._tally.facts(lanes, ended=self._ended)
         losses: dict[str, tuple[float, int]] = {}
         for lane in lanes:
@@ -310,7 +351,7 @@ class Engine:
             for lane in self.lanes.values()
             for stream, queue in zip(lane.streams, lane.merge.queues, strict=True)
             if len(queue) >= self.settings.max_buffer
-        }
+        } | {StreamPartition(stream, lane.partition) for lane in self._lost.lanes for stream in lane.streams}
         if paused != self._paused:
             self._paused = frozenset(paused)
             self.source.pause(self._paused)
@@ -336,6 +377,7 @@ class Engine:
     def _save(self, lanes: Sequence[Lane]) -> None:
         self._step_reached("flush")
         self.sink.flush()
+        self._emit((), self.sink.refused())
         self.dead_letters.flush()
         for lane in lanes:
             start = self.clock.monotonic()
@@ -347,6 +389,7 @@ class Engine:
                 _LOG.debug("checkpoint partition=%d sequence=%d", lane.partition, info.sequence)
             self._step_reached("commit")
             self.delivery.saved(lane)
+            self._lost.committed(lane.partition)
             self._step_reached("committed")
             self.source.commit(lane.positions)
 
@@ -362,42 +405,105 @@ class Engine:
         wanted: dict[StreamPartition, int | None] = {}
         for partition in partitions:
             self.beat += 1
-            lane = self.lanes.get(partition)
+            lane = self.lanes.get(partition) or self._lost.get(partition)
             if lane is None:
                 lane = self._open_lane(partition)
             wanted.update(lane.wanted())
         return wanted
 
     def _open_lane(self, partition: int) -> Lane:
-        store = None
-        if self.settings.checkpoint_path is not None:
-            folder = folder_of(self.settings.checkpoint_path).child(f"{self.source.streams[0]}-{partition}")
-            store = CheckpointStore(
-                folder, keep=self.settings.keep, shared=self.source.shared, guarantee=self.settings.guarantee
-            )
+        lane = self._make_lane(partition, self._make_store(partition))
+        try:
+            info = self.delivery.resume(lane, self.settings.config_digest)
+        except TransactionLostError as error:
+            self._lost.add(lane, error, self.clock.monotonic())
+            return lane  # read from where the source would start; `_begin_again` says where it really goes on
+        except BaseException:
+            lane.close()  # nobody else will: an engine has only the lanes that came up
+            raise
+        self._take_up(lane, info)
+        return lane
+
+    def _make_store(self, partition: int) -> CheckpointStore | None:
+        if self.settings.checkpoint_path is None:
+            return None
+        folder = folder_of(self.settings.checkpoint_path).child(f"{self.source.streams[0]}-{partition}")
+        return CheckpointStore(
+            folder, keep=self.settings.keep, shared=self.source.shared, guarantee=self.settings.guarantee
+        )
+
+    def _make_lane(self, partition: int, store: CheckpointStore | None) -> Lane:
         pipeline = self.make_pipeline()
         pipeline.timing = self._timing
         wait_s, max_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
         keys_path = None if self.settings.keys_path is None else folder_of(self.settings.keys_path, "keys.path")
-        lane = Lane(
+        return Lane(
             partition, self.source.streams, pipeline, store, wait_s, max_ahead_ns, keys_path,
             max_behind_ns=self.settings.max_behind_ns, max_held=self.settings.max_buffer,
         )  # fmt: skip
-        try:
-            info = self.delivery.resume(lane, self.settings.config_digest)
-        except BaseException:
-            lane.close()  # nobody else will: an engine has only the lanes that came up
-            raise
-        self.metrics.expect(partition, zeros_of(pipeline))
-        self.metrics.damaged_checkpoints(partition, 0 if store is None else store.damaged)
+
+    def _take_up(self, lane: Lane, info: CheckpointInfo | None) -> None:
+        partition, stats = lane.partition, lane.pipeline.stats
+        self.metrics.expect(partition, zeros_of(lane.pipeline))
+        if lane.store is not None:
+            self.metrics.damaged_checkpoints(partition, lane.store.damaged)
+            lane.store.damaged = 0
+        else:
+            self.metrics.damaged_checkpoints(partition, 0)
+        lane.began = True
         self.lanes[partition] = lane
-        self._time_watches[partition] = TimeWatch(partition, pipeline.stats)
+        self._time_watches[partition] = TimeWatch(partition, stats)
         self._tally.opened(lane)
-        self._drifts_logged[partition] = sum(pipeline.stats.drifts.values())
-        self.metrics.pipeline(partition, pipeline.stats)
+        self._drifts_logged[partition] = sum(stats.drifts.values())
+        self.metrics.pipeline(partition, stats)
         places = " ".join(f"{at}@{offset}" for at, offset in lane.positions.items())
         _LOG.info("partition %d: %s", partition, f"resumes at {places}" if info else "starts without a checkpoint")
-        return lane
+
+    # -- a transaction is lost
+
+    def _lose(self, error: TransactionLostError) -> None:
+        """Stop the partitions whose transactions are void; `_begin_again` takes them up from their last commit."""
+        for partition in error.partitions:
+            if error.cause == Loss.TAKEN and partition in self.lanes:
+                self.lanes[partition].must_own()  # else it is no matter of beginning again
+            lane = self.lanes.pop(partition, None)
+            if lane is not None:
+                self.metrics.transaction_lost(partition, error.cause.value)
+                self.delivery.let_go(lane, lost=True)
+                self._lost.add(lane, error, self.clock.monotonic())
+        self._apply_backpressure()
+
+    def _begin_again(self) -> None:
+        """Take lost partitions up again: the state of the last commit, and the source back where it was then.
+
+        Raises
+        ------
+        FencedError
+            If the partition's checkpoints are another engine's now: then so is its transaction.
+        """
+        while (old := self._lost.due(self.clock.monotonic())) is not None:
+            self.beat += 1
+            old.must_own()
+            lane = self._lost.fresh(old.partition) or self._make_lane(old.partition, old.store)
+            try:
+                info = self.delivery.resume(lane, self.settings.config_digest)
+            except TransactionLostError as error:
+                self._lost.failed(old.partition, lane, error, self.clock.monotonic())
+                return  # whatever keeps the broker from answering may hold up the others as long
+            self._lost.pop(old.partition)
+            self._take_up(lane, info)
+            self._enter_again(lane, old)
+            self.source.seek(lane.wanted())
+
+    def _enter_again(self, lane: Lane, old: Lane) -> None:
+        """Keep a start that the source chose and no commit covers yet: asked again, it could say another.
+
+        Where the partition had never begun, the source chose in place of positions that nobody could tell it.
+        """
+        for at in old.made_anew:
+            self.delivery.anew(lane, at)
+        lane.made_anew = set(old.made_anew)
+        lane.placed({at: n for at, n in old.entered.items() if old.began or at not in lane.positions})
 
     def reached(self, at: StreamPartition) -> int:
         """Tell what the guarantee knows of a stream's records."""
@@ -409,22 +515,43 @@ class Engine:
             _LOG.warning("%s was made anew: it is read from %d, and all of it is new", at, starts.get(at, 0))
             if at.partition in self.lanes:
                 self.delivery.anew(self.lanes[at.partition], at)
-        for lane in self.lanes.values():
+        for lane in [*self.lanes.values(), *self._lost.lanes]:
+            lane.made_anew |= {at for at in anew if at.partition == lane.partition}
             lane.placed(starts)
 
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Save and let go; with ``lost`` only let go, since somebody else may own them already."""
         lanes = [self.lanes.pop(p) for p in partitions if p in self.lanes]
+        void = [lane for p in partitions if (lane := self._lost.pop(p)) is not None]
         try:
             if lanes and not lost:
-                self._save(lanes)
+                void += self._save_and_lose(lanes)
         finally:
-            for lane in lanes:
+            for lane in [*lanes, *(lane for lane in void if lane not in lanes)]:
                 self._tally.closed(lane)
-                self.delivery.let_go(lane)
+                self.delivery.let_go(lane, lost=lost or lane in void)
                 lane.close()
                 self.metrics.forget(lane.partition)
                 _LOG.info("partition %d: %s", lane.partition, "lost" if lost else "handed over")
+
+    def _save_and_lose(self, lanes: Sequence[Lane]) -> list[Lane]:
+        """Save what is handed over; return those whose transactions were lost: their next owner does it again."""
+        left, void = list(lanes), list[Lane]()
+        while left:
+            try:
+                self._save(left)
+                break
+            except TransactionLostError as error:
+                _LOG.warning("while partitions are handed over: %s", error)
+                gone = [lane for lane in left if lane.partition in error.partitions]
+                if not gone and not any(p in self.lanes for p in error.partitions):
+                    raise
+                self._lose(error)  # it may have hit others, too
+                for lane in gone:
+                    self.delivery.let_go(lane, lost=True)
+                    left.remove(lane)
+                void += gone
+        return void
 
     # -- the end
 
@@ -439,18 +566,18 @@ class Engine:
             partition -> records not yet processed, where that is known;
             ``out_of_order``: an entry that came out of order.
         """
-        lanes = list(self.lanes.values())
+        lanes = [*self.lanes.values(), *self._lost.lanes]
         run = self._tally.facts(lanes, ended=self._ended)
         run["all_may_be_refused"] = self.settings.max_bad_share >= 1.0
         lag = {str(at): behind for at, behind in self._behind.items()}
         examples = [example for watch in self._time_watches.values() if (example := watch.example)]
         told = {"records": run["records"], "run": run, "lag": lag, "out_of_order": examples[0] if examples else ""}
-        return summarise([lane.pipeline.stats for lane in lanes]) | told
+        return summarise([lane.pipeline.stats for lane in self.lanes.values()]) | told
 
     def _close(self) -> list[Exception]:
         """Close everything, the group last: who takes over must find all that was said. Return what went wrong."""
         errors = []
-        lanes = self.lanes.values()
+        lanes = [*self.lanes.values(), *self._lost.lanes]
         for close in (self.sink.close, self.dead_letters.close, self.source.close, *(lane.close for lane in lanes)):
             try:
                 self.closing = True

@@ -142,6 +142,10 @@ class Prediction:
         Of a panel: which sensor each column is, empty for a column that is still free.
     classes : tuple
         Of a classification whose classes have names: which class each column is the probability of.
+    raw_key : bytes or None
+        The key of the entry's record, where `key` does not say it byte for byte.
+    headers : tuple of (str, bytes or None)
+        Those of the entry's record; a panel's row has none, since many records are in it.
     """
 
     position: Position
@@ -162,6 +166,8 @@ class Prediction:
     low: FloatArray | None = None
     high: FloatArray | None = None
     classes: tuple[str | bool | int | float, ...] = ()
+    raw_key: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

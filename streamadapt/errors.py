@@ -9,6 +9,7 @@
     +-- ShapeError         an array or tensor does not have the shape that was promised
     +-- CheckpointError    a checkpoint cannot be written, read or trusted
     +-- ConnectorError     a source or a sink failed for good (what can be retried is retried inside it)
+    |   +-- TransactionLostError   a transaction is void: its partitions begin again from their last commit
     +-- BadShareError      nearly all records are refused: a wrong config, not bad records
     +-- RepairError        a file of repaired dead letters is not what it should be
     +-- BusyError          a pipeline was called from within one of its own calls
@@ -16,6 +17,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Any
 
@@ -27,10 +29,12 @@ __all__ = [
     "ConnectorError",
     "EntryError",
     "LabelError",
+    "Loss",
     "Reason",
     "RepairError",
     "ShapeError",
     "StreamadaptError",
+    "TransactionLostError",
 ]
 
 
@@ -84,6 +88,7 @@ class Reason(StrEnum):
     TOO_MANY_SENSORS = "too_many_sensors"
     BASE_FAILED = "base_failed"
     DUPLICATE_KEY = "duplicate_key"
+    NO_KEY = "no_key"
 
 
 class EntryError(StreamadaptError):
@@ -124,6 +129,38 @@ class CheckpointError(StreamadaptError):
 
 class ConnectorError(StreamadaptError):
     """A source or a sink failed for good."""
+
+
+class Loss(StrEnum):
+    """Why a transaction was given up; the values are metric labels, so they never change."""
+
+    NO_ANSWER = "no_answer"
+    TAKEN = "taken"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+class TransactionLostError(ConnectorError):
+    """Nothing that was written to some partitions since their last commit will ever be visible.
+
+    A sink raises it from any of its calls. The engine then begins these partitions again from their last commit.
+
+    Parameters
+    ----------
+    partitions : collection of int
+        The input's partitions whose transactions are lost.
+    cause : Loss
+        ``NO_ANSWER``: the broker did not answer within our limit. ``TAKEN``: it says that somebody else writes under
+        this name, or it ended the transaction itself. ``REFUSED``: it refused a record, which the sink will not
+        send again. ``FAILED``: anything else.
+    text : str
+        What happened, for a person.
+    """
+
+    def __init__(self, partitions: Collection[int], cause: Loss, text: str) -> None:
+        super().__init__(text)
+        self.partitions = tuple(sorted(partitions))
+        self.cause = cause
 
 
 class BadShareError(StreamadaptError):

@@ -73,9 +73,9 @@ class Fence:
             return
         owner = self._said(newest).partition("\n")[0].strip()[:200] or "unknown"
         raise FencedError(
-            f"{self._folder}: another engine ({owner}) has taken over (token {newest}, this one has {self.token}): "
-            "this one was thought dead, paused or cut off for longer than the session time-out, or two groups, or two "
-            "engines without one, use one checkpoint path; start it again to go on"
+            f"{self._folder}: fenced by another engine ({owner}): it has taken over (token {newest}, this one has "
+            f"{self.token}); this one was paused or cut off for longer than the session time-out, or two groups, or "
+            "two engines without one, use one checkpoint path; start it again to go on"
         )
 
     def _tokens(self) -> list[int]:

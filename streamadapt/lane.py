@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from streamadapt.checkpoint import CheckpointStore, Loaded
@@ -16,7 +17,7 @@ from streamadapt.local_time import LocalClock
 from streamadapt.manifest import CheckpointInfo
 from streamadapt.merge import HELD, Arrived, Merge
 from streamadapt.pipeline import Pipeline
-from streamadapt.ports import DeadLetter, Record, StreamPartition
+from streamadapt.ports import DeadLetter, Record, Skipped, StreamPartition
 
 __all__ = ["Lane"]
 
@@ -51,6 +52,12 @@ class Lane:
     is_new : callable of Position and Prediction, or None
         Whether a prediction, made when the record at the position was read, is to be written: a replay is silent about
         what a guarantee knows to be in the output. None: all are.
+    entered : dict of StreamPartition to int
+        Starts that the source chose itself and that no commit covers yet; whoever begins again starts there.
+    began : bool
+        Whether it was ever taken up: its state loaded, and its positions given to the source.
+    made_anew : set of StreamPartition
+        Those of them whose stream was made anew.
     """
 
     def __init__(  # noqa: PLR0913 - settings of the engine, which has one lane for each partition
@@ -80,6 +87,9 @@ class Lane:
         self.said = 0
         self.out_of_order = ""
         self.is_new: Callable[[Position, Prediction], bool] | None = None
+        self.began = False
+        self.entered: dict[StreamPartition, int] = {}
+        self.made_anew: set[StreamPartition] = set()
         self._refused: list[DeadLetter] = []
         self._record: Record | None = None
         pipeline.on_rejected = self._reject
@@ -110,7 +120,7 @@ class Lane:
         """Load the newest checkpoint, if there is one, dropping those with a position beyond the ones given."""
         if self.store is None:
             return None
-        self.store.acquire()
+        self.acquire()
         loaded = self.store.load_latest(digest, not_beyond)
         if loaded is None:
             return None
@@ -120,6 +130,11 @@ class Lane:
                 self.clocks[stream].load(known)
         self.positions = dict(loaded.positions)
         return loaded.info
+
+    def acquire(self) -> None:
+        """Become the only writer of the partition's checkpoints, until `close`. Idempotent."""
+        if self.store is not None:
+            self.store.acquire()
 
     def _take_over(self, loaded: Loaded) -> None:
         try:
@@ -153,13 +168,16 @@ class Lane:
         for arrived in released:
             raised = self.pipeline.stats.times["raised"]
             self._record = arrived.record
-            if isinstance(arrived.item, DeadLetter):
+            if isinstance(arrived.item, Skipped):
+                pass  # only the position moves
+            elif isinstance(arrived.item, DeadLetter):
                 self.pipeline.stats.rejected[arrived.item.reason] += 1
                 if arrived.record.position.stream in self.streams[1:]:
                     self.pipeline.stats.rejected_labels[arrived.item.reason] += 1
                 self._refused.append(arrived.item)
             else:
-                predictions += self._new(arrived.record.position, self.pipeline.observe((arrived.item,)))
+                found = _with_origin(arrived.record, self.pipeline.observe((arrived.item,)))
+                predictions += self._new(arrived.record.position, found)
             at = arrived.record.position
             self.clocks[at.stream].passed(at.offset)
             if self.pipeline.stats.times["raised"] > raised:
@@ -187,12 +205,18 @@ class Lane:
         """Take starts that were not asked for as its positions: the next look at the source could find others."""
         own = {at: offset for at, offset in starts.items() if at.partition == self.partition}
         self.positions.update(own)
+        self.entered.update(own)
         self.since_checkpoint += bool(own)
 
     def check_owner(self) -> None:
         """Raise `FencedError` if another engine has taken this partition's checkpoints over; between two of them."""
         if self.store is not None:
             self.store.glance()
+
+    def must_own(self) -> None:
+        """Raise `FencedError` as `check_owner` does, and always look."""
+        if self.store is not None:
+            self.store.check_owner()
 
     def save(self, digest: str, on_step: Callable[[str], None] | None = None) -> CheckpointInfo | None:
         """Write a checkpoint of the state and the positions it has reached."""
@@ -218,3 +242,22 @@ class Lane:
             self.pipeline.store.close()
         if self.store is not None:
             self.store.close()
+
+
+def _with_origin(record: Record, predictions: list[Prediction]) -> list[Prediction]:
+    """Have the prediction of a record carry its headers, and its key where that is not the text that the codec read."""
+    if not record.headers and _is_text(record.key):
+        return predictions
+    return [
+        replace(p, raw_key=record.key, headers=record.headers) if p.position == record.position else p
+        for p in predictions
+    ]
+
+
+def _is_text(key: bytes | None) -> bool:
+    if key is None or (key and key.isascii()):
+        return True
+    try:
+        return bool(key.decode())
+    except UnicodeDecodeError:
+        return False

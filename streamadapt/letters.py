@@ -14,13 +14,13 @@ from streamadapt.errors import RepairError
 from streamadapt.letter_ports import ReplayMark, StoredLetter
 from streamadapt.ports import DeadLetter, Record
 
-__all__ = ["ReplayLedger", "letter_fields", "mark_fields", "mark_of", "parse_repaired", "stored_fields"]
+__all__ = ["ReplayLedger", "headers_of", "letter_fields", "mark_fields", "mark_of", "parse_repaired", "stored_fields"]
 
 NEEDED: Final = ("topic", "partition", "offset", "time", "key", "value")
 KNOWN: Final = frozenset(
     {
-        *NEEDED, "reason", "stage", "detail", "key_encoding", "value_encoding", "truncated", "foreign", "letter",
-        "replayed",
+        *NEEDED, "reason", "stage", "detail", "key_encoding", "value_encoding", "headers", "truncated", "foreign",
+        "letter", "replayed",
     }
 )  # fmt: skip
 STATES: Final = ("sending", "sent", "not-sent")
@@ -48,7 +48,41 @@ def letter_fields(letter: DeadLetter) -> dict[str, Any]:
         except UnicodeDecodeError:
             data[name] = base64.b64encode(raw).decode()
             data[f"{name}_encoding"] = "base64"
+    if record.headers:
+        data["headers"] = [_header_fields(name, raw) for name, raw in record.headers]
     return data
+
+
+def _header_fields(name: str, raw: bytes | None) -> list[str | None]:
+    """Return name and value, and ``base64`` where the value is no text."""
+    if raw is None:
+        return [name, None]
+    try:
+        return [name, raw.decode()]
+    except UnicodeDecodeError:
+        return [name, base64.b64encode(raw).decode(), "base64"]
+
+
+def headers_of(fields: Any) -> tuple[tuple[str, bytes | None], ...]:
+    """Return a record's headers from what `letter_fields` gave of them.
+
+    Raises
+    ------
+    ValueError
+        If it did not.
+    """
+    found: list[tuple[str, bytes | None]] = []
+    for field in fields if isinstance(fields, list | tuple) else [None]:
+        match field:
+            case [str(name), None]:
+                found.append((name, None))
+            case [str(name), str(text)]:
+                found.append((name, text.encode()))
+            case [str(name), str(text), "base64"]:
+                found.append((name, base64.b64decode(text, validate=True)))
+            case _:
+                raise ValueError('expected a list of [name, value] or [name, value, "base64"]')
+    return tuple(found)
 
 
 def stored_fields(stored: StoredLetter) -> dict[str, Any]:
@@ -92,7 +126,11 @@ def parse_repaired(line: bytes, streams: Collection[str]) -> Record:
         raise RepairError(f"topic: expected {' or '.join(map(repr, streams))}, got {data['topic']!r}")
     partition, offset, time = (_whole(data, name) for name in ("partition", "offset", "time"))
     position = Position(data["topic"], partition, offset)
-    return Record(position, _raw(data, "key"), _raw(data, "value"), time)
+    try:
+        headers = headers_of(data.get("headers") or ())
+    except ValueError as error:
+        raise RepairError(f"headers: {error}") from None
+    return Record(position, _raw(data, "key"), _raw(data, "value"), time, headers)
 
 
 def _check_names(data: Mapping[str, Any]) -> None:

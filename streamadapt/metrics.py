@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from streamadapt import __version__
+from streamadapt.errors import Loss
 from streamadapt.metrics_catalogue import CATALOGUE, MetricSpec
 from streamadapt.metrics_labels import label_samples
 from streamadapt.metrics_start import DEAD_LETTERS, Zeros
@@ -69,6 +70,7 @@ class Metrics:
         self._checkpoints: dict[int, tuple[float, int, float]] = {}
         self._source_state: str | None = None
         self._damaged: Counter[int] = Counter()
+        self._lost: Counter[tuple[int, str]] = Counter()
         self._late = 0
         self._stalled: bool | None = None
 
@@ -90,6 +92,8 @@ class Metrics:
             self._zeros[partition] = zeros
             for known in DEAD_LETTERS:
                 self._dead[known] += 0
+            for cause in Loss:
+                self._lost[partition, cause.value] += 0
 
     def pipeline(self, partition: int, stats: Stats) -> None:
         """Take over a copy of a pipeline's newest counts; called after each poll."""
@@ -131,6 +135,8 @@ class Metrics:
             self._checkpoints.pop(partition, None)
             self._damaged.pop(partition, None)
             self._zeros.pop(partition, None)
+            for cause in Loss:
+                self._lost.pop((partition, cause.value), None)
             self._lag = {where: lag for where, lag in self._lag.items() if where.partition != partition}
 
     def dead_letter(self, reason: str, stage: str) -> None:
@@ -158,6 +164,11 @@ class Metrics:
         with self._lock:
             self._damaged[partition] += count
 
+    def transaction_lost(self, partition: int, cause: str) -> None:
+        """Count one transaction that was given up, by a value of `streamadapt.errors.Loss`."""
+        with self._lock:
+            self._lost[partition, cause] += 1
+
     def source_state(self, state: str) -> None:
         """Note `Source.state`."""
         self._source_state = state
@@ -170,7 +181,7 @@ class Metrics:
         """Return every known sample: metric name -> (label values in the catalogue's order, value). Thread-safe."""
         with self._lock:
             pipelines, checkpoints, lag = dict(self._pipelines), dict(self._checkpoints), dict(self._lag)
-            damaged, zeros = dict(self._damaged), dict(self._zeros)
+            damaged, zeros, lost = dict(self._damaged), dict(self._zeros), dict(self._lost)
             dead, late, state = dict(self._dead), self._late, self._source_state
             stages = {name: Histogram(tuple(counts), self._sums[name]) for name, counts in self._counts.items()}
         found: Samples = {spec.name: [] for spec in CATALOGUE}
@@ -184,6 +195,7 @@ class Metrics:
         for where, records in lag.items():
             found["streamadapt_consumer_lag_records"].append(((where.stream, str(where.partition)), records))
         found["streamadapt_damaged_checkpoints_total"] = [((str(p),), count) for p, count in damaged.items()]
+        found["streamadapt_transactions_lost_total"] = [((str(p), why), count) for (p, why), count in lost.items()]
         found["streamadapt_dead_letters_total"] = list(dead.items())
         found["streamadapt_late_labels_total"].append(((), late))
         if state in ("connected", "connecting"):  # an ended source is neither up nor down
@@ -220,6 +232,9 @@ class NullMetrics(Metrics):
         """Do nothing."""
 
     def damaged_checkpoints(self, partition: int, count: int) -> None:
+        """Do nothing."""
+
+    def transaction_lost(self, partition: int, cause: str) -> None:
         """Do nothing."""
 
     def source_state(self, state: str) -> None:

@@ -189,6 +189,14 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         _P, "checkpoints", "Look at the disk: something tore or changed a file that had been written whole.",
     ),
     MetricSpec(
+        "streamadapt_transactions_lost_total", "counter",
+        "Transactions given up, by cause: no_answer, taken, refused or failed; the partition begins again from its "
+        "last commit.",
+        (*_P, "cause"), "transactions",
+        "no_answer: look at the brokers; taken: look for a second engine on this output, or raise "
+        "sink.transaction_timeout; refused, failed: read the log.",
+    ),
+    MetricSpec(
         "streamadapt_stage_duration_seconds", "histogram", "Time of one call of a stage.",
         ("stage",), "seconds", "The stage that grew is where to look; learn and predict grow with the learners.",
     ),

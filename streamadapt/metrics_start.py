@@ -21,7 +21,7 @@ BOTH: Final = ("decode", "process")
 LABEL: Final = (*BOTH, "label")
 _STAGES: Final = {
     Reason.EMPTY_VALUE: DECODE,
-    Reason.TOO_LARGE: DECODE,
+    Reason.TOO_LARGE: ("decode", "write"),
     Reason.TOO_DEEP: DECODE,
     Reason.NOT_JSON: DECODE,
     Reason.WRONG_TYPE: ("decode", "label"),
@@ -30,6 +30,7 @@ _STAGES: Final = {
     Reason.NOT_FINITE: LABEL,
     Reason.BAD_TIME: BOTH,
     Reason.BAD_CLASS: LABEL,
+    Reason.NO_KEY: ("write",),
 }
 """Where a record is refused; for the other reasons only while it is processed."""
 

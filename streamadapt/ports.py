@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from streamadapt.entry import Position, Prediction
+from streamadapt.errors import ConnectorError
 
 __all__ = [
     "Clock",
@@ -22,6 +23,7 @@ __all__ = [
     "RecallingSink",
     "Record",
     "Sink",
+    "Skipped",
     "Source",
     "StreamPartition",
     "SystemClock",
@@ -49,12 +51,15 @@ class Record:
         Untouched bytes; None where the source had none (a Kafka tombstone).
     time : int, ns since the Unix epoch
         The source's own time stamp (Kafka's record time stamp); the codec may prefer a field of the value.
+    headers : tuple of (str, bytes or None)
+        What else the source has about it (Kafka's record headers), in order.
     """
 
     position: Position
     key: bytes | None
     value: bytes | None
     time: int
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,10 @@ class DeadLetter:
     reason: str
     stage: str
     detail: str
+
+
+class Skipped(DeadLetter):
+    """A record that is passed over on purpose: nothing is learned from it, and it goes nowhere."""
 
 
 class PartitionOwner(Protocol):
@@ -156,6 +165,25 @@ class Source(ABC):
     def pause(self, partitions: Collection[StreamPartition]) -> None:
         """Deliver records of exactly these partitions no more, until called again without them (backpressure)."""
 
+    def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
+        """Go to other positions in partitions that it reads already: the next `poll` delivers from there.
+
+        Parameters
+        ----------
+        starts : mapping of StreamPartition to int or None
+            The offset of the first record wanted, as from `PartitionOwner.partitions_assigned`: None is the source's
+            own start. Partitions that are not named are read on.
+
+        Raises
+        ------
+        ConnectorError
+            If the source cannot go back while it runs; the engine then ends, and a restart replays.
+        """
+        raise ConnectorError(
+            f"{type(self).__name__} cannot go back to {', '.join(map(str, starts))} while it runs; start the engine "
+            "again: it replays from the last commit"
+        )
+
     @abstractmethod
     def lag(self) -> dict[StreamPartition, int]:
         """Return how many records are not yet delivered, where the end is known. Never blocks for long."""
@@ -163,6 +191,11 @@ class Source(ABC):
     @property
     def shared(self) -> bool:
         """Whether a partition may go to another process that does not know if this one still runs (a group)."""
+        return False
+
+    @property
+    def skips_tombstones(self) -> bool:
+        """Whether records without a value are passed over, instead of becoming dead letters."""
         return False
 
     @property
@@ -198,6 +231,10 @@ class Sink(ABC):
         An engine that was asked to stop gives up after a while. A sink that waits asks at least every few seconds; one
         that never waits needs nothing of this.
         """
+
+    def refused(self) -> list[DeadLetter]:
+        """Return, once each, the predictions that the other side will never take, as dead letters (too large)."""
+        return []
 
     @abstractmethod
     def close(self) -> None:
@@ -240,6 +277,12 @@ class TransactionalSink(Sink):
         -------
         dict of StreamPartition to int
             The positions committed last, of all `streams`; empty if there never were any.
+
+        Raises
+        ------
+        TransactionLostError
+            From here, and from `write`, `flush` and `commit`: the transaction is void, since the other side did not
+            answer in time or somebody else has begun with the partition. `begin` may be called again.
         """
 
     @abstractmethod
@@ -255,6 +298,10 @@ class TransactionalSink(Sink):
     @abstractmethod
     def end(self, partition: int) -> None:
         """Let go of a partition. What was not committed is void. Idempotent."""
+
+    def abandon(self, partition: int) -> None:
+        """Let go of a partition that is somebody else's now: say nothing more to the other side. Idempotent."""
+        self.end(partition)
 
 
 class DeadLetterSink(ABC):

@@ -77,7 +77,8 @@ class RunLog:
         _LOG.warning("refused %d more as %s in %.0f s, the newest %s: %s", count, reason, since_s, at, detail)
 
     def _say_beat(self, figures: Mapping[str, Any], now: float) -> None:
-        fresh = {name: figures[name] - self._before.get(name, 0) for name in ("entries", "predictions")}
+        # A partition that was begun again from its last commit has done less than it had.
+        fresh = {name: max(0, figures[name] - self._before.get(name, 0)) for name in ("entries", "predictions")}
         parts = [f"{count} {name}" for name, count in fresh.items()]
         parts.append(f"{self._refused} dead letters in {now - self._beat_at:.0f} s")
         lag = figures["lag"]

@@ -9,7 +9,7 @@ from typing import Any
 from streamadapt.entry import Label
 from streamadapt.lane import Lane
 from streamadapt.merge import Arrived
-from streamadapt.ports import DeadLetter
+from streamadapt.ports import DeadLetter, Skipped
 from streamadapt.stats import Stats
 from streamadapt.tasks import Supervised
 
@@ -42,11 +42,14 @@ class Tally:
         self._expects_labels = False
 
     def opened(self, lane: Lane) -> None:
-        """Note where a partition's statistics stand before anything is read."""
+        """Note where a partition's statistics stand before anything is read.
+
+        One that is begun again from its last commit counts from where it stood at first: what was lost is done again.
+        """
         task = lane.pipeline.task
         waits = getattr(task, "settle", 0) > 0  # labels may then be learned long after the last entry
         self._expects_labels = isinstance(task, Supervised) and task.labelled and not waits
-        self._before[lane.partition] = _counts(lane.pipeline.stats)
+        self._before.setdefault(lane.partition, _counts(lane.pipeline.stats))
 
     def closed(self, lane: Lane) -> None:
         """Keep what was counted for a partition that another engine takes over."""
@@ -60,7 +63,7 @@ class Tally:
         refused = {id(letter.record): letter for letter in letters}
         for arrived in released:
             of_labels = isinstance(arrived.item, Label) or arrived.record.position.stream in labels
-            self._read["entries"] += not of_labels
+            self._read["entries"] += not of_labels and not isinstance(arrived.item, Skipped)
             letter = refused.get(id(arrived.record))
             if letter is not None:
                 of_labels = of_labels or letter.stage == "label"  # the entry that it came with was taken
@@ -104,7 +107,8 @@ class Tally:
         }
 
     def _since(self, lane: Lane) -> Counter[str]:
-        return _counts(lane.pipeline.stats) - self._before.get(lane.partition, Counter())
+        before = self._before.get(lane.partition)
+        return Counter() if before is None else _counts(lane.pipeline.stats) - before
 
 
 def _counts(stats: Stats) -> Counter[str]:

@@ -207,6 +207,7 @@ def test_the_catalogue_the_docs_and_a_live_scrape_agree(metrics: Metrics, regist
     record_everything(metrics)
     metrics.stalled(False)
     metrics.damaged_checkpoints(0, 1)
+    metrics.transaction_lost(0, "no_answer")
     with serve(registry, 0, "127.0.0.1") as server:
         assert server.port > 0
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as response:

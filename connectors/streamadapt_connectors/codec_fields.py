@@ -17,6 +17,7 @@ from streamadapt.errors import ConfigError, Reason
 __all__ = [
     "ABSENT",
     "GROUPED",
+    "INT64",
     "FieldError",
     "FieldPath",
     "Missing",

@@ -22,6 +22,7 @@ from streamadapt.ports import Record
 from streamadapt_connectors.codec_classes import class_reader
 from streamadapt_connectors.codec_fields import (
     ABSENT,
+    INT64,
     FieldError,
     FieldPath,
     Missing,
@@ -40,6 +41,7 @@ _encode_json = msgspec.json.Encoder().encode
 
 STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 BRACKETS: Final = re.compile(rb"[^\[\]{}]+")
+FRAME_BYTES: Final = 5
 LONGEST_INT: Final = 400  # digits; a longer one is beyond every float, and int() of it is slow
 
 
@@ -53,14 +55,17 @@ class Limits:
     depth : int, > 0, levels of nested arrays and objects
     width : int, > 0
         Fields of a record, and numbers of an array: a row of a million would cost every learner a million weights.
+    id_bytes : int, > 0, bytes
+        Of an id or a key, as UTF-8: both are kept, and go into every prediction.
     """
 
     record_bytes: int = 1 << 20
     depth: int = 64
     width: int = 10_000
+    id_bytes: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("record_bytes", "depth", "width"):
+        for name in ("record_bytes", "depth", "width", "id_bytes"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"limits.{name}", getattr(self, name), "a whole number above 0")
 
@@ -220,7 +225,7 @@ class JsonCodec:
         for other, own in ((self._label_id, self._id), (self._label_time, self._time)):
             if other is not None and own is not None and other.get(data) is ABSENT:
                 data[other.text] = own.get(data)
-        return Record(record.position, record.key, _encode_json(data), record.time)
+        return Record(record.position, record.key, _encode_json(data), record.time, record.headers)
 
     def _said(self, detail: str) -> str:
         """Say "column 'a'" in place of "$.a" where records are rows of text."""
@@ -292,13 +297,28 @@ class JsonCodec:
             time,
             f"{position.stream}[{position.partition}]@{position.offset}"
             if id_path is None
-            else read_text(id_path.need(data), id_path.text),
-            _record_key(record.key) if key is None else _key_text(key.need(data), key.text),
+            else self._short(read_text(id_path.need(data), id_path.text), id_path.text),
+            self._record_key(record.key) if key is None else self._short(_key_text(key.need(data), key.text), key.text),
             label,
             position,
             refused,
             or_time,
         )
+
+    def _short(self, text: str, path: str) -> str:
+        most = self.limits.id_bytes
+        if len(text) > most or (4 * len(text) > most and len(text.encode()) > most):
+            detail = f"$.{path}: expected at most {most} bytes (limits.id_bytes), got {len(text.encode())}"
+            raise FieldError(Reason.TOO_LARGE, detail)
+        return text
+
+    def _record_key(self, key: bytes | None) -> str:
+        if key is None:
+            return ""
+        if len(key) > self.limits.id_bytes:
+            expected = f"at most {self.limits.id_bytes} bytes (limits.id_bytes)"
+            raise FieldError(Reason.TOO_LARGE, f"the record's key: expected {expected}, got {len(key)}")
+        return key.decode("utf-8", "backslashreplace")  # need not be UTF-8; escapes keep different keys different
 
     def _label_of(self, data: dict[str, Any], record: Record) -> Label:
         id_path, value_path, time_path = self._label_id, self._label, self._label_time
@@ -306,10 +326,11 @@ class JsonCodec:
         assert value_path is not None, "checked on construction"
         value = self._label_row(value_path.need(data), value_path.text)
         time, or_time = self._moment(time_path, data, record)
-        return Label(read_text(id_path.need(data), id_path.text), value, time, record.position, or_time)
+        name = self._short(read_text(id_path.need(data), id_path.text), id_path.text)
+        return Label(name, value, time, record.position, or_time)
 
     def _moment(self, path: FieldPath | None, data: dict[str, Any], record: Record) -> tuple[int, int | None]:
-        return (record.time, None) if path is None else self._read_time(path.need(data), path.text)
+        return (_record_time(record.time), None) if path is None else self._read_time(path.need(data), path.text)
 
     def _row(self, data: dict[str, Any]) -> FloatArray:
         read, lenient = self._read_number, self.fields.missing_as_null
@@ -430,9 +451,21 @@ def _key_text(value: Any, path: str) -> str:
     return "" if value is None or value == "" else read_text(value, path)
 
 
-def _record_key(key: bytes | None) -> str:
-    # A key need not be UTF-8; escapes keep different keys different.
-    return "" if key is None else key.decode("utf-8", "backslashreplace")
+def _record_time(time: int) -> int:
+    if time not in INT64 or time == INT64[-1]:  # the last one stands for all that are beyond
+        raise FieldError(Reason.BAD_TIME, f"the record's time stamp: expected one before the year 2262, got {time} ns")
+    return time
+
+
+def _framing(value: bytes) -> str:
+    """Name the framing of a schema registry, where a value starts with it: what follows is rarely plain JSON."""
+    if len(value) < FRAME_BYTES or value[0] != 0:
+        return ""
+    schema = int.from_bytes(value[1:FRAME_BYTES], "big")
+    return (
+        f"; it starts with the framing of a schema registry (a zero byte, then schema id {schema}): write plain JSON, "
+        "without the registry's serializer"
+    )
 
 
 def _decode_lenient(value: bytes) -> Any:
@@ -440,7 +473,7 @@ def _decode_lenient(value: bytes) -> Any:
     try:
         return json.loads(value.decode("utf-8"), parse_int=_parse_int)
     except (ValueError, RecursionError) as error:
-        raise FieldError(Reason.NOT_JSON, f"$: expected JSON, got {error}"[:200]) from None
+        raise FieldError(Reason.NOT_JSON, f"$: expected JSON, got {error}"[:200] + _framing(value)) from None
 
 
 def _parse_int(digits: str) -> float:

@@ -135,6 +135,13 @@ class FilesSource(Source):
         """Hold back exactly these partitions."""
         self._paused = frozenset(at.stream for at in partitions if at.partition == 0)
 
+    def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
+        """Read the streams of `starts` from their beginning again, up to there in silence."""
+        for at, start in starts.items():
+            if at.stream in self._readers and at.partition == 0:
+                self._readers[at.stream].close()
+                self._readers[at.stream] = _Reader(at.stream, self._files[at.stream], start or 0, self.form)
+
     def lag(self) -> dict[StreamPartition, int]:
         """0 for a stream read to its end; how much is left of the others is not known."""
         return {StreamPartition(stream, 0): 0 for stream, reader in self._readers.items() if reader.ended}

@@ -16,6 +16,8 @@ from streamadapt.ports import Record
 
 __all__ = ["TAKE_ALL", "Buffer"]
 
+LATEST_NS: Final = 2**63 - 1
+"""In 2262. Kafka's milliseconds reach further; the codec takes none of those."""
 TAKE_ALL: Final = 2**31 - 1
 """For kafka-python's max_poll_records: never stop in the middle of a fetch."""
 
@@ -37,7 +39,13 @@ class Buffer:
         """Add what a kafka-python poll returned."""
         for at, batch in fetched.items():
             self._records.setdefault(at, []).extend(
-                Record(Position(at.topic, at.partition, r.offset), r.key, r.value, max(0, r.timestamp) * 1_000_000)
+                Record(
+                    Position(at.topic, at.partition, r.offset),
+                    r.key,
+                    r.value,
+                    min(max(0, r.timestamp) * 1_000_000, LATEST_NS),
+                    tuple(r.headers or ()),
+                )
                 for r in batch
             )
 

@@ -27,9 +27,9 @@ from streamadapt.letter_ports import (
 from streamadapt.letters import mark_fields, mark_of
 from streamadapt.masking import scrubbed
 from streamadapt.ports import DeadLetter, Record, StreamPartition
-from streamadapt_connectors.kafka_places import OFFSETS_TIMEOUT_MS, fetched_ends
+from streamadapt_connectors.kafka_places import OFFSETS_TIMEOUT_MS, fetched_ends, topic_partitions
 from streamadapt_connectors.kafka_settings import Client, Reach
-from streamadapt_connectors.letter_fields import origin_of
+from streamadapt_connectors.letter_fields import origin_of, split_headers
 
 __all__ = ["KafkaDeadLetterReader", "KafkaStreamWriter"]
 
@@ -88,8 +88,7 @@ class KafkaDeadLetterReader(DeadLetterReader):
     def read(self, on_progress: Callable[[int, int], None] | None = None) -> Iterator[StoredLetter | ReplayMark]:
         """Yield every record up to the ends as they are now; gives up if the broker is silent for `PATIENCE_S`."""
         with _consumer(self._reach, self.name) as consumer:
-            counts = sorted(consumer.partitions_for_topic(self._topic) or ())
-            places = [TopicPartition(self._topic, p) for p in counts]
+            places = [TopicPartition(self._topic, p) for p in topic_partitions(consumer, self._topic)]
             self._missing = not places
             if not places:
                 return
@@ -119,7 +118,7 @@ class KafkaDeadLetterReader(DeadLetterReader):
 
 
 class KafkaStreamWriter(StreamWriter):
-    """Write records to the topic and partition they came from, with their key and the headers
+    """Write records to the topic and partition they came from, with their key, their headers and the further headers
     ``streamadapt-replay-of`` (the position that was refused) and ``streamadapt-replayed-at``.
 
     Parameters
@@ -148,7 +147,7 @@ class KafkaStreamWriter(StreamWriter):
         name = f"kafka {','.join(self._reach.servers)}"
         with _consumer(self._reach, name) as consumer:
             for topic, partition in sorted(places):
-                there = sorted(consumer.partitions_for_topic(topic) or ())
+                there = topic_partitions(consumer, topic)
                 if partition not in there:
                     said = f"has the partitions {there[0]} to {there[-1]}" if there else "does not exist"
                     raise ConnectorError(f"{name}: {topic}[{partition}]: cannot be written to, topic {topic} {said}")
@@ -165,12 +164,14 @@ class KafkaStreamWriter(StreamWriter):
 
 def _outgoing(one: Returning, now: bytes) -> dict[str, Any]:
     at = one.record.position
+    # Its own, but what an earlier replay said of it; the client takes no header without a value.
+    own = [(name, raw or b"") for name, raw in one.record.headers if name not in (REPLAY_OF, REPLAYED_AT)]
     return {
         "topic": at.stream,
         "partition": at.partition,
         "key": one.record.key,
         "value": one.record.value,
-        "headers": [(REPLAY_OF, str(at).encode()), (REPLAYED_AT, now)],
+        "headers": [*own, (REPLAY_OF, str(at).encode()), (REPLAYED_AT, now)],
         "timestamp_ms": one.record.time // 1_000_000 if one.timed else None,
     }
 
@@ -223,6 +224,11 @@ def _settled(posted: Any) -> Returned:
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, kafka_errors.InvalidTimestampError):
+        return (
+            f"{scrubbed(str(error))}: the topic's message.timestamp.before.max.ms or message.timestamp.after.max.ms "
+            "does not allow the record's time; raise it, or name the event time's field in fields.time"
+        )
     return scrubbed(str(error)) or type(error).__name__
 
 
@@ -242,7 +248,7 @@ def _consumer(reach: Reach, name: str) -> Iterator[KafkaConsumer]:
         try:
             yield consumer
         finally:
-            consumer.close(autocommit=False)
+            consumer.close(autocommit=False, timeout_ms=1000 * CLOSE_S)
             client.close()
     except (kafka_errors.KafkaError, OSError) as error:
         raise ConnectorError(f"{name}: {_why(error)}") from error
@@ -281,7 +287,11 @@ def _between(
 
 def _stored(record: Any) -> StoredLetter | ReplayMark:
     place = Position(record.topic, record.partition, record.offset)
-    headers = {name: raw.decode("utf-8", "replace") for name, raw in record.headers or () if raw is not None}
+    try:
+        own, said = split_headers(record.headers or ())
+    except (TypeError, ValueError):
+        own, said = (), tuple(record.headers or ())
+    headers = {name: raw.decode("utf-8", "replace") for name, raw in said if raw is not None}
     if MARK in headers and (mark := mark_of(record.value or b"")) is not None:
         return mark
     try:
@@ -291,9 +301,11 @@ def _stored(record: Any) -> StoredLetter | ReplayMark:
     except (KeyError, ValueError, TypeError) as error:
         what = f"header {error}" + (" is missing" if isinstance(error, KeyError) else "")
         detail = f"not written by streamadapt: {what}"
-        itself = Record(place, record.key, record.value, max(0, record.timestamp) * 1_000_000)
+        time_ns = max(0, record.timestamp) * 1_000_000
+        itself = Record(place, record.key, record.value, time_ns, tuple(record.headers or ()))
         return StoredLetter(DeadLetter(itself, FOREIGN, "", detail), place, foreign=True)
     value = None if headers.get("null") == "true" and not record.value else record.value
-    refused = Record(origin, record.key, value, refused_time)
+    key = None if headers.get("null-key") == "true" else record.key
+    refused = Record(origin, key, value, refused_time, own)
     letter = DeadLetter(refused, reason, headers.get("stage", ""), headers.get("detail", ""))
     return StoredLetter(letter, place, truncated)

@@ -13,9 +13,18 @@ from kafka import errors as kafka_errors
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.ports import StreamPartition
 
-__all__ = ["Places", "Range", "check_partition_counts", "fetched_ends", "partition_counts", "ranges_of"]
+__all__ = [
+    "Places",
+    "Range",
+    "check_partition_counts",
+    "fetched_ends",
+    "partition_counts",
+    "ranges_of",
+    "topic_partitions",
+]
 
 OFFSETS_TIMEOUT_MS: Final = 5000
+METADATA_TIMEOUT_MS: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -181,9 +190,31 @@ def fetched_ends(consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]) ->
     return {at: max(end, consumer.highwater(at) or 0) for at, end in ends.items()}
 
 
+def topic_partitions(consumer: Any, topic: str) -> list[int]:
+    """Return the partitions of a topic, none if it does not exist.
+
+    `KafkaConsumer.partitions_for_topic` does the same, and waits for the brokers without a limit.
+
+    Raises
+    ------
+    KafkaError
+        After `METADATA_TIMEOUT_MS` at the latest.
+    """
+    cluster, manager = consumer._cluster, consumer._manager
+    if cluster.partitions_for_topic(topic) is None:
+        if cluster.metadata_refresh_in_progress:  # it may have been asked for before the topic was of interest
+            consumer._net.run(manager.wait_for, cluster.request_update(), METADATA_TIMEOUT_MS)
+        before, cluster.need_all_topic_metadata = cluster.need_all_topic_metadata, True
+        try:
+            consumer._net.run(manager.wait_for, cluster.request_update(), METADATA_TIMEOUT_MS)
+        finally:
+            cluster.need_all_topic_metadata = before
+    return sorted(cluster.partitions_for_topic(topic) or ())
+
+
 def partition_counts(consumer: KafkaConsumer, topics: Sequence[str]) -> dict[str, int]:
     """Return how many partitions the topics have; raises `KafkaError` if one is not there."""
-    counts = {topic: len(consumer.partitions_for_topic(topic)) for topic in topics}
+    counts = {topic: len(topic_partitions(consumer, topic)) for topic in topics}
     missing = [topic for topic, count in counts.items() if not count]
     if missing:
         raise kafka_errors.UnknownTopicOrPartitionError(f"topic {', '.join(missing)} does not exist")

@@ -12,12 +12,15 @@ from typing import Any, Final, TypeVar
 
 from kafka import KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
+from kafka.future import Future as KafkaFuture
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
+from kafka.protocol.producer import InitProducerIdRequest
 
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.masking import remember, scrubbed, without_credentials
+from streamadapt_connectors.kafka_records import read_any_header_name
 from streamadapt_connectors.kafka_security import check_security, refusal_of, tls_context
 
 __all__ = ["Client", "Link", "Reach", "Setup", "check_security"]
@@ -29,6 +32,7 @@ log = logging.getLogger("streamadapt.kafka")
 FIRST_BACKOFF_S: Final = 0.1
 LAST_BACKOFF_S: Final = 10.0
 PROBE_S: Final = 2.0
+NOT_READY_S: Final = 0.05
 BOOTSTRAP_MS: Final = 5000
 RECONNECT_MAX_MS: Final = 5000
 
@@ -127,12 +131,14 @@ class Client:
         self.net: NetworkSelector | None = None
         self._client: KafkaNetClient | None = None
         self._manager: _Manager | None = None
+        self.fenced = False
 
     def __call__(self, **configs: Any) -> KafkaNetClient:
         """Build the client; kafka-python calls this from its constructors."""
         self.net = NetworkSelector(**configs)
         self._manager = _Manager(self.net, **configs)
-        self._client = KafkaNetClient(net=self.net, manager=self._manager, **configs)
+        self._manager.on_bump = self._take_bump
+        self._client = _NetClient(net=self.net, manager=self._manager, **configs)
         return self._client
 
     @property
@@ -150,6 +156,15 @@ class Client:
         client = self._client
         return client is not None and any(client.connected(broker.node_id) for broker in client.cluster.brokers())
 
+    def fall_silent(self) -> None:
+        """Send no request any more, whatever kafka-python still wants to; its sockets close with its thread."""
+        if self._manager is not None:
+            self._manager.silent = True
+
+    def _take_bump(self) -> None:
+        self.fenced = True
+        self.fall_silent()
+
     def close(self) -> None:
         """Stop the client's thread and close its sockets. Idempotent."""
         if self._client is not None:
@@ -157,8 +172,28 @@ class Client:
             self._client = None
 
 
+class _NetClient(KafkaNetClient):  # type: ignore[misc]
+    """Says that a node is not ready where kafka-python 3.0 raises: its sender then drops the request that was due."""
+
+    def await_ready(self, node_id: Any, timeout_ms: float = 30000) -> bool:
+        """Return whether requests can be sent to a node, after at most so long."""
+        try:
+            ready: bool = super().await_ready(node_id, timeout_ms=timeout_ms)
+        except (kafka_errors.KafkaConnectionError, kafka_errors.NodeNotReadyError):
+            time.sleep(NOT_READY_S)  # kafka-python asks again at once
+            return False
+        return ready
+
+
 class _Manager(KafkaConnectionManager):  # type: ignore[misc]
-    """Keeps why connections fail, which kafka-python only logs, and gives up at the first that can never be made."""
+    """Keeps why connections fail, which kafka-python only logs, and gives up at the first that can never be made.
+
+    Sends nothing once it is silent. kafka-python answers a broker that calls its epoch old with a request for the next
+    one (KIP-360), which would take the transaction from whoever has it now: a transactional producer is fenced then.
+    """
+
+    on_bump: Callable[[], None] = staticmethod(lambda: None)
+    silent = False
 
     def __init__(self, net: NetworkSelector, **configs: Any) -> None:
         super().__init__(net, **configs)
@@ -176,6 +211,14 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
             connection.init_future.add_callback(self._made)
             connection.init_future.add_errback(self._failed)
         return connection
+
+    def send(self, request: Any, node_id: Any = None, request_timeout_ms: float | None = None) -> Any:
+        """Send a request, unless it must not be."""
+        if isinstance(request, InitProducerIdRequest) and request.transactional_id and request.producer_id >= 0:
+            self.on_bump()
+        if self.silent:
+            return KafkaFuture().failure(kafka_errors.ProducerFencedError("this producer says nothing more"))
+        return super().send(request, node_id=node_id, request_timeout_ms=request_timeout_ms)
 
     def _made(self, _: object) -> None:
         self.failure = None
@@ -214,6 +257,7 @@ class Reach:
 
     def consumer(self, client: Client, **configs: Any) -> KafkaConsumer:
         """Return a connected consumer or raise; takes at most about seven seconds."""
+        read_any_header_name()
         return self._build(KafkaConsumer, client, configs)
 
     def producer(self, client: Client, **configs: Any) -> KafkaProducer:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from kafka import TopicPartition
 
 from streamadapt.durations import duration_ns
-from streamadapt.entry import Prediction
-from streamadapt.errors import ConfigError, ConnectorError
-from streamadapt.ports import DeadLetter, DeadLetterSink, RecallingSink, StreamPartition, TransactionalSink
+from streamadapt.entry import Position, Prediction
+from streamadapt.errors import ConfigError, ConnectorError, Loss, Reason, TransactionLostError
+from streamadapt.ports import (
+    DeadLetter,
+    DeadLetterSink,
+    RecallingSink,
+    Record,
+    StreamPartition,
+    TransactionalSink,
+)
 from streamadapt_connectors.codecs import encode_prediction
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.kafka_tail import newest_offset
 from streamadapt_connectors.kafka_transactions import Transaction
-from streamadapt_connectors.kafka_writer import Outgoing, Writer
+from streamadapt_connectors.kafka_writer import TOO_LARGE, Outgoing, RefusedError, TopicLimits, Writer
+from streamadapt_connectors.letter_fields import split_headers
 
 __all__ = ["KafkaDeadLetters", "KafkaSink"]
 
@@ -25,6 +34,8 @@ LETTER_BYTES: Final = 32 << 20
 OVERHEAD_BYTES: Final = 64 << 10  # headers and framing
 TRUNCATED_BYTES: Final = 64 << 10
 DETAIL_BYTES: Final = 1000
+SHORT_BYTES: Final = 100
+CLOSE_MS: Final = 1000
 
 
 class KafkaSink(RecallingSink, TransactionalSink):
@@ -50,8 +61,14 @@ class KafkaSink(RecallingSink, TransactionalSink):
     compression : str or None
         ``gzip``, ``snappy``, ``lz4`` or ``zstd``.
     transaction_timeout : str
-        With ``exactly-once``: the broker gives up a transaction that is open for longer, and the engine stops. More
-        than the time between two checkpoints, and no more than the broker allows (Kafka: 15 minutes, unless set).
+        With ``exactly-once``: the broker gives up a transaction that is open for longer, and its partition begins
+        again from the last commit. More than the time between two checkpoints, and no more than the broker allows
+        (Kafka: 15 minutes, unless set).
+    headers : bool
+        Whether a prediction carries the headers of its entry's record, such as ``traceparent``, unchanged.
+    broker_timeout : str
+        With ``exactly-once``: where the broker has not answered for so long, the transaction is given up and its
+        partition begins again from the last commit. Never above `transaction_timeout`, whatever is set.
 
     Raises
     ------
@@ -61,7 +78,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         From `write` and `flush`: the first prediction that the broker refused. The sink is of no use after that.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - flat, as the keys of [sink] in a config file
         self,
         servers: str,
         topic: str,
@@ -72,6 +89,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
         security: Mapping[str, Any] | None = None,
         compression: str | None = None,
         transaction_timeout: str = "60s",
+        broker_timeout: str = "10s",
+        headers: bool = True,
     ) -> None:
         self._configs = {
             "enable_idempotence": True,
@@ -88,6 +107,14 @@ class KafkaSink(RecallingSink, TransactionalSink):
         if not self._timeout_ms > 0:
             raise ConfigError("sink.transaction_timeout", transaction_timeout, "a duration > 0")
         self._given_up: Callable[[], bool] = lambda: False
+        limit_ns = duration_ns("sink.broker_timeout", broker_timeout)
+        if not limit_ns > 0:
+            raise ConfigError("sink.broker_timeout", broker_timeout, "a duration > 0")
+        self._limit_s = min(limit_ns / 1e9, self._timeout_ms / 1000)
+        self._headers = headers
+        self._refused: list[DeadLetter] = []
+        self._limits = TopicLimits(self._reach, topic, compressed=compression is not None)
+        self._recalled: set[int] = set()
         self._writer = self._make_writer({}, None)
         self._transactions: dict[int, Transaction] = {}
 
@@ -95,8 +122,16 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return f"KafkaSink({self._topic!r})"
 
     def _make_writer(self, more: Mapping[str, Any], prepare: Callable[[Any], None] | None) -> Writer:
-        configs = {**self._configs, **more}
-        writer = Writer(self._reach, self._topic, partitions=self._create_partitions, configs=configs, prepare=prepare)
+        writer = Writer(
+            self._reach,
+            self._topic,
+            partitions=self._create_partitions,
+            configs={**self._configs, **more},
+            prepare=prepare,
+            refuse=self._refuse,
+            limits=self._limits,
+            limit_s=None if prepare is None else self._limit_s,
+        )
         writer.given_up = lambda: self._given_up()  # as it is then
         return writer
 
@@ -117,15 +152,52 @@ class KafkaSink(RecallingSink, TransactionalSink):
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Accept them; blocks while the buffer is full or the broker is away."""
         for p in predictions:
-            key = p.key.encode() if p.key else None
-            to: Transaction | Writer = self._transactions.get(p.position.partition, self._writer)
-            to.send(Outgoing(str(p.position), p.position.partition, key, self._encoder(p)))
+            headers = tuple((name, value or b"") for name, value in p.headers) if self._headers else ()
+            record = Outgoing(str(p.position), p.position.partition, _key_of(p), self._encoder(p), headers, p.time)
+            transaction = self._transactions.get(p.position.partition)
+            if transaction is not None:
+                transaction.send(record)
+            else:
+                self._mending(partial(self._writer.send, record))
 
     def flush(self) -> None:
         """Return once the broker has acknowledged every one."""
+        lost = []
         for transaction in self._transactions.values():
-            transaction.flush()
-        self._writer.flush()
+            try:
+                transaction.flush()
+            except TransactionLostError as error:  # the others have waited as long by now: say all at once
+                lost.append(error)
+        if lost:
+            raise TransactionLostError({p for one in lost for p in one.partitions}, lost[0].cause, str(lost[0]))
+        self._mending(self._writer.flush)
+
+    def refused(self) -> list[DeadLetter]:
+        """Return what the topic does not take: too large, or without a key where it needs one."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def _refuse(self, record: Outgoing, why: str) -> None:
+        at = Position.parse(record.name)
+        assert at is not None, "it is the name of a position"
+        itself = Record(at, record.key, record.value, record.time, record.headers)
+        reason = Reason.NO_KEY if "no key" in why else Reason.TOO_LARGE
+        self._refused.append(DeadLetter(itself, reason.value, "write", f"the prediction cannot be written: {why}"))
+
+    def _mending(self, step: Callable[[], None]) -> None:
+        """Take a step; where the broker refuses a record, which ends an idempotent producer, go on with another.
+
+        What the old producer held is sent again, of which some may be there already. Where the output was asked for its
+        newest prediction (effectively-once), it is asked once more instead.
+        """
+        while True:
+            try:
+                return step()
+            except RefusedError as error:
+                self._writer.renew(resend=not self._recalled)
+                if self._recalled:
+                    partitions, self._recalled = self._recalled, set()
+                    raise TransactionLostError(partitions, Loss.REFUSED, str(error)) from error
 
     def close(self) -> None:
         """Flush and close; what is in a transaction that is still open is void. Idempotent."""
@@ -135,6 +207,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
     def newest(self, stream: str, partition: int) -> int | None:
         """Read the end of the output's partition, of what is committed; waits while the broker is away."""
+        self._recalled.add(partition)
         self._writer.flush()  # this process may have said more than what is there yet, in an earlier turn as its owner
 
         def look(producer: Any, count: int) -> int | None:
@@ -151,7 +224,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
             try:
                 return newest_offset(consumer, TopicPartition(self._topic, partition), stream, partition)
             finally:
-                consumer.close(autocommit=False)
+                consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
                 client.close()
 
         return self._writer.insist(look)
@@ -160,7 +233,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         """Begin under the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the broker is away."""
         self.end(partition)
         name = f"streamadapt/{self._topic}/{streams[0]}"  # no topic has a slash in its name
-        transaction = Transaction(self._reach, name, partition, self._make_writer, self._timeout_ms)
+        transaction = Transaction(self._reach, name, partition, self._make_writer, self._timeout_ms, self._limit_s)
         self._transactions[partition] = transaction
         return transaction.begin([StreamPartition(stream, partition) for stream in streams])
 
@@ -174,14 +247,30 @@ class KafkaSink(RecallingSink, TransactionalSink):
         if transaction is not None:
             transaction.end()
 
+    def abandon(self, partition: int) -> None:
+        """Drop the partition's producer and its connection without another word. Idempotent."""
+        transaction = self._transactions.pop(partition, None)
+        if transaction is not None:
+            transaction.abandon()
+
+
+def _key_of(p: Prediction) -> bytes | None:
+    """Return the record key: the entry's own bytes, where `Prediction.key` is what the codec read of them."""
+    if p.raw_key is not None and p.key == p.raw_key.decode("utf-8", "backslashreplace"):
+        return p.raw_key
+    return p.key.encode() if p.key else None
+
 
 class KafkaDeadLetters(DeadLetterSink):
-    """Write refused records with key and value untouched and the headers reason, stage, topic, partition, offset, time
-    (ns) and detail.
+    """Write refused records with key, value and headers untouched, and after their own headers: reason, stage, topic,
+    partition, offset, time (ns), detail and, where it had any, ``headers``, how many of its own there are.
 
     A record of up to 32 MiB is sent whole. If it is larger, or the broker refuses its size, its first 64 KiB are sent,
-    with the header ``truncated`` = original size in bytes. A record without key and value (Kafka takes none such) gets
-    an empty value and the header ``null``.
+    and half of that again and again, until the broker takes it, with the header ``truncated`` = original size of its
+    value in bytes; where its key was cut, with ``truncated-key``, its original size, and where its own headers were
+    left out, with ``truncated-headers``, how many there were. A record without key and value (Kafka takes none such)
+    gets an empty value and the header ``null``; one without a key, where the topic is compacted and takes none such,
+    its position as key and the header ``null-key``.
 
     Parameters
     ----------
@@ -206,7 +295,7 @@ class KafkaDeadLetters(DeadLetterSink):
         }
         self._topic = topic
         self._writer = Writer(
-            Reach(servers, security), topic, partitions=partitions, configs=configs, shrink=_first_bytes
+            Reach(servers, security), topic, partitions=partitions, configs=configs, shrink=_acceptable
         )
 
     def __repr__(self) -> str:
@@ -247,17 +336,40 @@ def _outgoing(letter: DeadLetter) -> Outgoing:
         "time": str(record.time),
         "detail": letter.detail,
     }
+    if record.headers:
+        headers["headers"] = str(len(record.headers))
     encoded = [(name, text.encode("utf-8", "backslashreplace")[:DETAIL_BYTES]) for name, text in headers.items()]
     value = record.value
     if record.key is None and value is None:
         value = b""
         encoded.append(("null", b"true"))
-    return Outgoing(str(record.position), partition, record.key, value, tuple(encoded))
+    own = [(name, value or b"") for name, value in record.headers]  # the client takes no header without a value
+    return Outgoing(str(record.position), partition, record.key, value, (*own, *encoded))
 
 
-def _first_bytes(record: Outgoing) -> Outgoing:
-    """Return the record cut to `TRUNCATED_BYTES` of value, and of key if that is what is long."""
-    key = record.key if record.key is None else record.key[:TRUNCATED_BYTES]
-    value = record.value if record.value is None else record.value[:TRUNCATED_BYTES]
-    headers = (*record.headers, ("truncated", str(len(record.value or b"")).encode()))
-    return Outgoing(record.name, record.partition, key, value, headers)
+def _acceptable(record: Outgoing, error: BaseException) -> Outgoing:
+    """Return another record for one that the broker refused: shorter, or with a key where it asks for one."""
+    if isinstance(error, TOO_LARGE):
+        return _shorter(record)
+    if record.key is None:  # a topic that is compacted
+        return replace(record, key=record.name.encode(), headers=(*record.headers, ("null-key", b"true")))
+    return record
+
+
+def _shorter(record: Outgoing) -> Outgoing:
+    """Return the record cut to `TRUNCATED_BYTES`, or to half of what it has; as it is, if nothing is left to cut."""
+    own, said = split_headers(record.headers)
+    marks = dict(said)
+    held = max(len(record.value or b""), len(record.key or b""))
+    most = TRUNCATED_BYTES if held > TRUNCATED_BYTES else held // 2
+    key = record.key if record.key is None else record.key[:most]
+    value = record.value if record.value is None else record.value[:most]
+    marks.setdefault("truncated", str(len(record.value or b"")).encode())
+    if key != record.key:
+        marks.setdefault("truncated-key", str(len(record.key or b"")).encode())
+    if own and sum(len(name) + len(value) for name, value in own) > most:
+        marks["truncated-headers"] = marks.pop("headers")
+        own = ()
+    if "detail" in marks and not most:
+        marks["detail"] = marks["detail"][:SHORT_BYTES]
+    return replace(record, key=key, value=value, headers=(*own, *marks.items()))

@@ -74,6 +74,9 @@ class KafkaSource(Source):
         Fetched at once per partition, and twice that in all: what is held in memory. A larger record is delivered all
         the same.
 
+    tombstones : str
+        ``dead-letter`` or ``skip``: what becomes of records without a value.
+
     Raises
     ------
     ConfigError
@@ -96,7 +99,11 @@ class KafkaSource(Source):
         session_timeout: str = "45s",
         max_poll_records: int = 1000,
         fetch_bytes: int = FETCH_BYTES,
+        tombstones: str = "dead-letter",
     ) -> None:
+        if tombstones not in ("dead-letter", "skip"):
+            raise ConfigError("source.tombstones", tombstones, "dead-letter or skip")
+        self._skips_tombstones = tombstones == "skip"
         if label_topic == topic:
             raise ConfigError("source.label_topic", label_topic, "another topic than source.topic, or none")
         if group is not None and partitions is not None:
@@ -142,6 +149,11 @@ class KafkaSource(Source):
         return self._group is not None
 
     @property
+    def skips_tombstones(self) -> bool:
+        """As told."""
+        return self._skips_tombstones
+
+    @property
     def state(self) -> str:
         """``connected`` or ``connecting``; a topic has no end."""
         return self._link.state
@@ -184,6 +196,17 @@ class KafkaSource(Source):
         """Hold back exactly these partitions."""
         self._paused = frozenset(TopicPartition(at.stream, at.partition) for at in partitions)
         self._apply_pause()
+
+    def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
+        """Go to other positions; placing itself there, and asking the topic what it holds, is the next poll's."""
+        if self._starts is None:
+            return  # the partitions are not known yet: the owner is asked for its starts then
+        moved = {TopicPartition(*at): offset for at, offset in starts.items()}
+        self._starts.update(moved)
+        self._drop(moved)
+        for at in moved:
+            self._next.pop(at, None)
+        self._check_places = True
 
     def lag(self) -> dict[StreamPartition, int]:
         """Records not yet delivered, from end offsets at most a second old (older while the broker is away)."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka import errors as kafka_errors
-from kafka.admin import NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from streamadapt.errors import ConnectorError
 from streamadapt.masking import scrubbed
 from streamadapt_connectors.kafka_settings import Client, Link, Reach
 
-__all__ = ["Outgoing", "Writer"]
+__all__ = ["NoAnswerError", "Outgoing", "RefusedError", "TopicLimits", "Writer"]
 
 T = TypeVar("T")
 
@@ -27,8 +27,27 @@ LOOK_S: Final = 1.0
 CLOSE_S: Final = 5.0
 FOR_EVER_MS: Final = 2**31 - 1
 FIRST_TRY_MS: Final = 2000
+ADMIN_MS: Final = 5000
+FRAMING_BYTES: Final = 128
+"""Of a batch and a record in it, above `Outgoing.size`."""
+DROP_S: Final = 1.0
 
 TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+REFUSALS: Final = (*TOO_LARGE, kafka_errors.InvalidRecordError)
+"""Of one record, for what it is."""
+IN_A_BAD_BATCH: Final = "part of a batch"
+"""What kafka-python says to the other records of a batch in which one was refused."""
+
+
+class NoAnswerError(ConnectorError):
+    """The broker did not answer within the writer's limit."""
+
+
+class RefusedError(ConnectorError):
+    """The broker has refused a record, and it is known which ones not to send again.
+
+    The producer is of no use after that: `Writer.renew`.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +67,83 @@ class Outgoing:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    time: int = 0
 
     @property
     def size(self) -> int:
-        """Bytes of key and value."""
-        return len(self.key or b"") + len(self.value or b"")
+        """Bytes of key, value and headers."""
+        headers = sum(len(name.encode()) + len(value) for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
+
+
+class TopicLimits:
+    """What records a topic takes, as far as that is known: learned from those that the broker refused.
+
+    Parameters
+    ----------
+    reach : Reach
+    topic : str
+    compressed : bool
+        Whether what the topic's limit is held against is smaller than the record.
+    """
+
+    def __init__(self, reach: Reach, topic: str, *, compressed: bool) -> None:
+        self._reach = reach
+        self._topic = topic
+        self._compressed = compressed
+        self._most: int | None = None
+        self._needs_key = False
+
+    def forbids(self, record: Outgoing) -> str:
+        """Return why the broker would not take the record; empty where it may."""
+        if self._most is not None and record.size > self._most:
+            return f"it has {record.size} bytes, topic {self._topic} takes {self._most} (max.message.bytes)"
+        if self._needs_key and record.key is None:
+            return f"it has no key, and topic {self._topic} takes none such (cleanup.policy = compact)"
+        return ""
+
+    def learn(self, failed: Sequence[tuple[Outgoing, BaseException]]) -> bool:
+        """Learn from refused records; return whether there was anything to learn.
+
+        With one refused record kafka-python fails all that it holds, with the same error. So the largest one of them is
+        taken for the one that is too large: whatever the limit is, it is above it too.
+        """
+        large = [record for record, error in failed if isinstance(error, TOO_LARGE)]
+        if large:
+            self._learn_size(max(record.size for record in large))
+        if any(record.key is None for record, error in failed if isinstance(error, kafka_errors.InvalidRecordError)):
+            self._needs_key = True
+            return True
+        return bool(large)
+
+    def _learn_size(self, refused: int) -> None:
+        most = refused - 1
+        if not self._compressed:
+            with suppress(kafka_errors.KafkaError, OSError, ConnectorError, KeyError, ValueError):
+                most = min(most, self._asked())
+        self._most = most if self._most is None else min(self._most, most)
+
+    def _asked(self) -> int:
+        client = Client()
+        configs = {k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"}
+        try:
+            admin = KafkaAdminClient(kafka_client=client, request_timeout_ms=ADMIN_MS, **configs)
+            found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, self._topic)])
+            return int(_value_in(found, "max.message.bytes")) - FRAMING_BYTES
+        finally:
+            client.close()
+
+
+def _value_in(found: Any, name: str) -> str:
+    """Return one setting of what kafka-python's `describe_configs` returns."""
+    if isinstance(found, Mapping):
+        if isinstance(value := found.get(name), Mapping):
+            return str(value["value"])
+        found = list(found.values())
+    for part in found if isinstance(found, list) else ():
+        with suppress(KeyError):
+            return _value_in(part, name)
+    raise KeyError(name)
 
 
 class Writer:
@@ -67,32 +158,46 @@ class Writer:
     configs : mapping
         For kafka-python's producer.
     shrink : callable or None
-        Given a record that is too large, returns a smaller one to send in its place; None makes it an error.
+        Given a record that was refused and the error, returns another to send in its place, or the same: then it is an
+        error.
+    refuse : callable or None
+        Given a record that the topic does not take and why, keeps it: it is not sent. Goes before `shrink`.
+    limits : TopicLimits or None
+        Known to all writers of a topic; with `refuse`.
     prepare : callable or None
         Called with the producer, once it is connected, before anything is sent; again if it fails.
+    limit_s : float, s, or None
+        Raise `NoAnswerError` where the broker has confirmed nothing for so long. None waits as long as it takes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one decision of the sink
         self,
         reach: Reach,
         topic: str,
         *,
         partitions: int | None,
         configs: Mapping[str, Any],
-        shrink: Callable[[Outgoing], Outgoing] | None = None,
+        shrink: Callable[[Outgoing, BaseException], Outgoing] | None = None,
+        refuse: Callable[[Outgoing, str], None] | None = None,
+        limits: TopicLimits | None = None,
         prepare: Callable[[KafkaProducer], None] | None = None,
+        limit_s: float | None = None,
     ) -> None:
+        self._limit_s = limit_s
         self._reach = reach
         self._topic = topic
         self._create_partitions = partitions
         self._configs = {"delivery_timeout_ms": FOR_EVER_MS, "max_block_ms": FIRST_TRY_MS, "acks": "all", **configs}
         self._shrink = shrink
+        self._refuse = refuse
+        self._limits = limits
         self._prepare = prepare
         self._link = Link(f"sink kafka {topic} at {','.join(reach.servers)}")
         self._client = Client()
         self._producer: KafkaProducer | None = None
         self._partitions = 0
         self._pending: deque[tuple[Outgoing, Any]] = deque()
+        self._held: deque[Outgoing] = deque()
         self._pending_bytes = 0
         self._failure: ConnectorError | None = None
         self.closed = False
@@ -106,15 +211,26 @@ class Writer:
     def send(self, record: Outgoing) -> None:
         """Accept `record`; blocks while the buffer is full or the broker is away."""
         self._check()
+        self._send_held()
+        self._accept(record)
+
+    def _accept(self, record: Outgoing) -> None:
+        if self._refuse is not None and self._limits is not None and (why := self._limits.forbids(record)):
+            self._refuse(record, why)
+            return
+        self._make_room(record)
+        self._post(record)
+
+    def _make_room(self, record: Outgoing) -> None:
         while self._pending and (
             len(self._pending) >= MAX_PENDING or self._pending_bytes + record.size > MAX_PENDING_BYTES
         ):
             self._settle_first()
-        self._post(record)
 
     def flush(self) -> None:
         """Return once everything accepted has been delivered; raises `ConnectorError` for the first that was not."""
         self._check()
+        self._send_held()
         while self._pending:
             self._settle_first()
 
@@ -127,15 +243,59 @@ class Writer:
             For what waiting cannot mend.
         """
         self._check()
+        deadline = self._deadline()
         while True:
             try:
                 return job(self._connected(), self._partitions)
             except (kafka_errors.RetriableError, OSError) as error:
-                self._link.down(str(error) or type(error).__name__)
-                self._wait(self._link.wait_s())
+                self._wait_again(error, deadline)
             except kafka_errors.KafkaError as error:
                 self._failure = ConnectorError(scrubbed(f"kafka {self._topic}: {error!r}"))
                 raise self._failure from error
+
+    def renew(self, *, resend: bool) -> None:
+        """Go on after an error with a new producer; with `resend`, what the old one held is sent again, in order.
+
+        What was under way may arrive twice then.
+        """
+        held = [record for record, _ in self._pending] if resend else []
+        self.abandon()
+        self.closed = False
+        self._client, self._producer, self._failure = Client(), None, None
+        self._partitions, self._pending_bytes = 0, 0
+        self._held = deque([*held, *(self._held if resend else ())])
+
+    def _send_held(self) -> None:
+        while self._held:
+            self._accept(self._held[0])
+            self._held.popleft()
+
+    @property
+    def fenced(self) -> bool:
+        """Whether the broker has said that somebody else writes under this producer's transactional id."""
+        return self._client.fenced
+
+    def abandon(self) -> None:
+        """Drop the producer and everything it holds, and say nothing more to the broker. Idempotent."""
+        self.closed = True
+        self._pending.clear()
+        self._client.fall_silent()
+        if self._producer is None or _drop(self._producer):
+            with suppress(RuntimeError):
+                self._client.close()
+
+    def _deadline(self) -> float | None:
+        return None if self._limit_s is None else time.monotonic() + self._limit_s
+
+    def _check_limit(self, deadline: float | None, why: object) -> None:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise NoAnswerError(scrubbed(f"no answer from the broker within {self._limit_s:g} s ({why})"))
+
+    def _wait_again(self, error: Exception, deadline: float | None) -> None:
+        why = str(error) or type(error).__name__
+        self._link.down(why)
+        self._check_limit(deadline, why)
+        self._wait(self._link.wait_s())
 
     def close(self, *, flush: bool = True) -> None:
         """Flush, if told so, and close. Idempotent."""
@@ -161,11 +321,12 @@ class Writer:
         """Sleep, but hear it when nobody wants to wait any longer."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0.0:
-            self._check_given_up()
+            self.check_given_up()
             time.sleep(min(left, LOOK_S))
-        self._check_given_up()
+        self.check_given_up()
 
-    def _check_given_up(self) -> None:
+    def check_given_up(self) -> None:
+        """Raise `ConnectorError` if nobody wants to wait any longer."""
         if self.given_up():
             self._failure = ConnectorError(
                 f"kafka {self._topic}: no broker has taken all of it, and the engine is to stop; "
@@ -174,6 +335,7 @@ class Writer:
             raise self._failure
 
     def _post(self, record: Outgoing) -> None:
+        deadline = self._deadline()
         while True:
             try:
                 producer = self._connected()
@@ -185,11 +347,13 @@ class Writer:
                     partition=record.partition % self._partitions,
                 )
             except TOO_LARGE as error:  # the client's own limit
-                self._replace(record, error)
+                if self._refuse is not None:
+                    self._refuse(record, str(error))
+                else:
+                    self._replace(record, error)
                 return
             except (kafka_errors.RetriableError, OSError) as error:
-                self._link.down(str(error) or type(error).__name__)
-                self._wait(self._link.wait_s())
+                self._wait_again(error, deadline)
                 continue
             except kafka_errors.KafkaError as error:
                 raise self._fail(record, error) from error
@@ -199,35 +363,48 @@ class Writer:
 
     def _settle_first(self) -> None:
         record, future = self._pending[0]
+        deadline = self._deadline()
         while not future.is_done:
             try:
-                future.get(timeout=LOOK_S)
+                future.get(timeout=LOOK_S if self._limit_s is None else min(LOOK_S, self._limit_s))
             except kafka_errors.KafkaError as error:
                 if not future.is_done:
-                    self._check_given_up()
+                    self.check_given_up()
                     self._look(error)
+                    self._check_limit(deadline, error)
+        if future.failed() and self._limits is not None:
+            self._learn(record, future.exception)
         self._pending.popleft()
         self._pending_bytes -= record.size
-        if future.failed():
-            if isinstance(future.exception, TOO_LARGE):
-                self._replace(record, future.exception)
-                return
+        if not future.failed():
+            self._link.up()
+        elif self._shrink is not None and IN_A_BAD_BATCH in str(future.exception):
+            self._post(record)
+        elif isinstance(future.exception, REFUSALS):
+            self._replace(record, future.exception)
+        else:
             raise self._fail(record, future.exception)
-        self._link.up()
 
-    def _replace(self, record: Outgoing, error: Exception) -> None:
-        if self._shrink is None:
+    def _learn(self, record: Outgoing, error: BaseException) -> None:
+        """Raise `RefusedError` if a record was refused that will not be sent again; what is pending stays so."""
+        assert self._limits is not None, "asked before"
+        failed = [(other, future.exception) for other, future in self._pending if future.is_done and future.failed()]
+        if self._limits.learn(failed):
+            self._failure = RefusedError(str(self._fail(record, error)))
+            raise self._failure from error
+
+    def _replace(self, record: Outgoing, error: BaseException) -> None:
+        other = record if self._shrink is None else self._shrink(record, error)
+        if other == record:
             raise self._fail(record, error) from error
-        smaller = self._shrink(record)
-        if smaller.size >= record.size:
-            raise self._fail(record, error) from error
-        self._post(smaller)
+        self._post(other)
 
     def _fail(self, record: Outgoing, error: BaseException) -> ConnectorError:
         why = scrubbed(repr(error))
         self._failure = ConnectorError(
             f"kafka {self._topic}: the record of {record.name} ({record.size} bytes) was not delivered: {why}"
         )
+        self._failure.__cause__ = error
         return self._failure
 
     def _look(self, error: Exception) -> None:
@@ -253,6 +430,7 @@ class Writer:
     def _create_topic(self) -> None:
         """Best effort: without the right to create topics, an existing one is all we need."""
         configs = {k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"}
+        configs["request_timeout_ms"] = ADMIN_MS
         client = Client()
         try:
             admin = KafkaAdminClient(kafka_client=client, **configs)
@@ -267,6 +445,18 @@ class Writer:
         finally:
             admin.close()
             client.close()
+
+
+def _drop(producer: Any) -> bool:
+    """End it without a word: what it holds fails. Return whether its thread has ended; else that closes the connection.
+
+    Not with `KafkaProducer.close`, which waits for what it holds, also when it is collected as garbage.
+    """
+    producer._unregister_cleanup()
+    producer._closed = True
+    producer._sender.force_close()
+    producer._sender.join(DROP_S)
+    return not producer._sender.is_alive()
 
 
 def _close(producer: KafkaProducer) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamadapt.entry import Position
+from streamadapt.letters import headers_of
 from streamadapt.ports import DeadLetter, Record
 
-__all__ = ["letter_of", "origin_of"]
+__all__ = ["letter_of", "origin_of", "split_headers"]
+
+Headers = tuple[tuple[str, Any], ...]
 
 
 def letter_of(data: Mapping[str, Any]) -> DeadLetter:
@@ -23,8 +26,28 @@ def letter_of(data: Mapping[str, Any]) -> DeadLetter:
     if not isinstance(data, Mapping):
         raise TypeError("a line is a JSON object")
     at = origin_of(data)
-    record = Record(at, _raw(data, "key"), _raw(data, "value"), int(data.get("time") or 0))
+    headers = headers_of(data.get("headers") or ())
+    record = Record(at, _raw(data, "key"), _raw(data, "value"), int(data.get("time") or 0), headers)
     return DeadLetter(record, str(data["reason"]), str(data.get("stage", "")), str(data.get("detail", "")))
+
+
+def split_headers(headers: Sequence[tuple[str, Any]]) -> tuple[Headers, Headers]:
+    """Part the headers of a Kafka dead letter: the refused record's own, which come first, and those of the letter.
+
+    Raises
+    ------
+    ValueError
+        If the header that counts the record's own says something else.
+    """
+    for name, raw in reversed(headers):
+        if name == "headers":
+            count = int(raw)
+            if not 0 <= count < len(headers):
+                raise ValueError(f"headers says {count}, there are {len(headers)}")
+            return tuple(headers[:count]), tuple(headers[count:])
+        if name == "reason":  # of the letter's headers the first: none of what comes before is its
+            break
+    return (), tuple(headers)
 
 
 def origin_of(data: Mapping[str, Any]) -> Position:

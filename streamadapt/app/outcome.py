@@ -17,7 +17,7 @@ MOST: Final = 0.5
 
 HINTS: Final[Mapping[str, str]] = {
     Reason.EMPTY_VALUE: "the records have no value: keep such records (Kafka tombstones) out of the stream",
-    Reason.TOO_LARGE: "limits.record_bytes is the largest size that is taken",
+    Reason.TOO_LARGE: "limits.record_bytes is the largest record that is taken, limits.id_bytes the longest id or key",
     Reason.TOO_DEEP: "limits.depth is how deep arrays and objects may be nested",
     Reason.NOT_JSON: "records must be JSON objects: check [source]; of files, .csv or .jsonl at the end of the name",
     Reason.MISSING_FIELD: "[fields] must name the fields as the records have them (fields.missing_as_null = true "
@@ -43,6 +43,8 @@ HINTS: Final[Mapping[str, str]] = {
     "the traceback",
     Reason.DUPLICATE_KEY: "a key is in the same JSON object twice, and which one was meant is unknown: the producer "
     "must write each key once",
+    Reason.NO_KEY: "the output topic is compacted (cleanup.policy) and takes no predictions without a key: give the "
+    "entries keys, or the output a topic that is not compacted",
 }
 """Reason -> the setting that would mend it."""
 

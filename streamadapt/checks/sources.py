@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from streamadapt.errors import ConnectorError
 from streamadapt.ports import Record, Source, StreamPartition
 
 __all__ = ["CheckError", "Owner", "SourceFactory", "check_source", "yield_source_checks"]
@@ -90,6 +91,7 @@ def yield_source_checks() -> Iterator[SourceCheck]:
     yield check_pause_holds_back_and_loses_nothing
     yield check_lag_counts_what_is_left
     yield check_commit_moves_nothing
+    yield check_seek_goes_back_and_forth
     yield check_close_is_idempotent
 
 
@@ -219,6 +221,30 @@ def check_commit_moves_nothing(factory: SourceFactory, partitions: int) -> None:
             _compare(found + _read(source, 5 * partitions - len(found)), logs, source.streams[0])
         finally:
             source.close()
+
+
+def check_seek_goes_back_and_forth(factory: SourceFactory, partitions: int) -> None:
+    """After `seek` the records come from there, in the partitions that it names; or it says that it cannot."""
+    logs = _logs(partitions, 8)
+    source = factory(logs)()
+    _open(source)
+    try:
+        stream = source.streams[0]
+        _compare(_read(source, 8 * partitions), logs, stream)
+        try:
+            source.seek({StreamPartition(stream, 0): 3})
+        except ConnectorError:
+            return
+        starts = dict.fromkeys(range(partitions), 8) | {0: 3}
+        _compare(_read(source, 5), logs, stream, starts)
+        source.seek({StreamPartition(stream, p): None if p == 0 else 7 for p in range(partitions)})
+        starts = dict.fromkeys(range(partitions), 7) | {0: 0}
+        _compare(_read(source, 8 + partitions - 1), logs, stream, starts)
+        source.seek({StreamPartition(stream, 0): 8})
+        found = _idle(source)
+        _require(not found, f"sent to the end, it delivered {_names(found)}")
+    finally:
+        source.close()
 
 
 def check_close_is_idempotent(factory: SourceFactory, partitions: int) -> None:

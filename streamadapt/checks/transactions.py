@@ -14,7 +14,7 @@ import numpy as np
 
 from streamadapt.checks.sources import CheckError
 from streamadapt.entry import Position, Prediction
-from streamadapt.errors import ConnectorError
+from streamadapt.errors import ConnectorError, TransactionLostError
 from streamadapt.ports import StreamPartition, TransactionalSink
 
 __all__ = ["TransactionCase", "check_transactional_sink", "yield_transaction_checks"]
@@ -80,6 +80,7 @@ def yield_transaction_checks() -> Iterator[Check]:
     yield check_end_makes_void
     yield check_a_killed_writer_leaves_nothing
     yield check_a_new_writer_fences_the_old
+    yield check_a_fenced_writer_takes_nothing_back
     yield check_partitions_are_apart
     yield check_positions_alone
     yield check_many_transactions
@@ -181,6 +182,29 @@ def check_a_new_writer_fences_the_old(case: TransactionCase) -> None:
         sink.close()
         with suppress(ConnectorError):
             zombie.close()
+
+
+def check_a_fenced_writer_takes_nothing_back(case: TransactionCase) -> None:
+    """It is told that another engine has fenced it, and whatever it does then, its successor's transaction stands."""
+    zombie, sink = case.open(), case.open()
+    try:
+        zombie.begin([case.entries], 0)
+        case.write(zombie, 0, [0])
+        sink.begin([case.entries], 0)
+        case.write(sink, 0, [0])
+        for goes_on in (True, False):
+            try:
+                case.write(zombie, 0, [1]) if goes_on else zombie.commit(case.reached(0, 2))
+            except TransactionLostError as error:
+                _require(error.partitions == (0,), f"the loss is of partition 0, it says {error.partitions}")
+                _require("fenced by another engine" in str(error), f"it should say so: {error}")
+        zombie.end(0)
+        zombie.close()
+        case.write(sink, 0, [1])
+        sink.commit(case.reached(0, 2))
+        case.check_seen(0, range(2))
+    finally:
+        sink.close()
 
 
 def check_partitions_are_apart(case: TransactionCase) -> None:

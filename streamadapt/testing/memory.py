@@ -145,6 +145,18 @@ class MemorySource(Source):
         """Hold back exactly these partitions."""
         self._paused = frozenset(partitions)
 
+    def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
+        """Deliver from other offsets next."""
+        moved = {at.partition for at in starts} & set(self._owned)
+        for stream, script in self._scripts.items():
+            todo = dict(self._todo[stream])
+            for i, step in enumerate(script):
+                if isinstance(step, Record) and step.position.partition in moved:
+                    todo.pop(i, None)
+                    if self._wanted(stream, i, step, starts):
+                        todo[i] = step
+            self._todo[stream] = deque(sorted(todo.items()))
+
     def lag(self) -> dict[StreamPartition, int]:
         """Records not yet delivered."""
         counts = {StreamPartition(stream, p): 0 for stream in self._streams for p in self._owned}

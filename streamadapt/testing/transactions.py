@@ -9,14 +9,14 @@ process cannot show, such as the loss of a broker.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import msgspec
 
 from streamadapt.entry import Position, Prediction
-from streamadapt.errors import ConnectorError
+from streamadapt.errors import ConnectorError, Loss, TransactionLostError
 from streamadapt.ports import RecallingSink, StreamPartition, TransactionalSink
 
 __all__ = ["LogSink", "TransactionalLog"]
@@ -110,7 +110,9 @@ class TransactionalLog:
     def _ongoing(self, session: _Session) -> _Producer:
         producer = self._producers[session.name]
         if session.epoch != producer.epoch:
-            raise ConnectorError(f"{session.name}: fenced: epoch {session.epoch}, the newest is {producer.epoch}")
+            raise ConnectorError(
+                f"{session.name}: fenced by another engine: epoch {session.epoch}, the newest is {producer.epoch}"
+            )
         producer.ongoing = True
         return producer
 
@@ -129,6 +131,17 @@ class TransactionalLog:
 
     def _is_of(self, slot: _Slot, producer: _Producer) -> bool:
         return slot.session is not None and self._producers[slot.session.name] is producer
+
+
+@contextmanager
+def _losing(partition: int) -> Iterator[None]:
+    """Who is fenced has lost its transaction."""
+    try:
+        yield
+    except TransactionLostError:
+        raise
+    except ConnectorError as error:
+        raise TransactionLostError([partition], Loss.TAKEN, str(error)) from error
 
 
 class LogSink(RecallingSink, TransactionalSink):
@@ -164,20 +177,23 @@ class LogSink(RecallingSink, TransactionalSink):
             self._step("produce")
             at = StreamPartition(self._topic, p.position.partition)
             value = msgspec.json.encode({"id": str(p.position), "served": p.served.tobytes().hex()})
-            self._log.append(at, value, self._sessions.get(p.position.partition))
+            with _losing(p.position.partition):
+                self._log.append(at, value, self._sessions.get(p.position.partition))
 
     def flush(self) -> None:
         """Nothing waits."""
+        self._step("flush")
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
         """Commit what was written, and the positions, together."""
         partition = next(iter(positions)).partition
         session = self._sessions[partition]
-        self._step("offsets")
-        self._log.add_offsets(session, session.name, positions)
-        self._step("commit")
-        self._log.commit(session)
-        self._step("committed")
+        with _losing(partition):
+            self._step("offsets")
+            self._log.add_offsets(session, session.name, positions)
+            self._step("commit")
+            self._log.commit(session)
+            self._step("committed")
 
     def end(self, partition: int) -> None:
         """Let go of a partition; what is not committed is void."""
@@ -185,6 +201,10 @@ class LogSink(RecallingSink, TransactionalSink):
         with suppress(ConnectorError):  # fenced: then it is void already
             if session is not None:
                 self._log.abort(session)
+
+    def abandon(self, partition: int) -> None:
+        """Let go without a word: what is open stays open until somebody begins, or it expires."""
+        self._sessions.pop(partition, None)
 
     def newest(self, stream: str, partition: int) -> int | None:
         """Return the newest entry's offset that a reader finds a prediction of."""

@@ -104,6 +104,21 @@ class CommitSeeks(MemorySource):
             todo.clear()
 
 
+class SeeksEverywhere(MemorySource):
+    """Sends every partition back, not only those that are named."""
+
+    def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
+        stream = self.streams[0]
+        super().seek({StreamPartition(stream, p): 0 for p in self.partitions} | dict(starts))
+
+
+class SeeksPastTheFirst(MemorySource):
+    """Where the start is its own it leaves the first record out."""
+
+    def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
+        super().seek({at: (start or 0) + (start is None) for at, start in starts.items()})
+
+
 class ClosesOnce(MemorySource):
     """Fails when it is closed again."""
 
@@ -125,6 +140,7 @@ SOURCES: dict[str, list[type[MemorySource]]] = {
     "check_pause_holds_back_and_loses_nothing": [IgnoresPause, DropsWhatIsPaused],
     "check_lag_counts_what_is_left": [LagIsConstant],
     "check_commit_moves_nothing": [CommitSeeks],
+    "check_seek_goes_back_and_forth": [SeeksEverywhere, SeeksPastTheFirst],
     "check_close_is_idempotent": [ClosesOnce],
 }
 

@@ -166,7 +166,14 @@ def test_the_newest_prediction_in_a_file(tmp_path: Any) -> None:
 
 EMBEDDED = not os.environ.get("STREAMADAPT_TEST_BROKER")
 SHOWS_ABORTED = "the embedded broker shows the records of aborted transactions to readers of committed ones"
-VOID = ("end_makes_void", "killed_writer", "fences_the_old", "before_the_commit", "partitions_are_apart")
+VOID = (
+    "takes_nothing_back",
+    "end_makes_void",
+    "killed_writer",
+    "fences_the_old",
+    "before_the_commit",
+    "partitions_are_apart",
+)
 
 
 @pytest.mark.kafka

@@ -1,0 +1,69 @@
+"""An Apache Kafka that a test may kill: started from the script that STREAMADAPT_KAFKA_START names, if there is one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from streamadapt.app.broker import free_port
+
+BESIDE = Path(__file__).parents[2] / "shared" / "kafka" / "start"
+PATIENCE_S = 120.0
+
+
+class OwnBroker:
+    """One broker with its data below a folder.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    def __init__(self, folder: Path) -> None:
+        named = os.environ.get("STREAMADAPT_KAFKA_START")
+        self._start = Path(named) if named else BESIDE
+        if not self._start.is_file():
+            pytest.skip(f"no start script of Apache Kafka: {self._start} (STREAMADAPT_KAFKA_START names another)")
+        self._folder = folder / "kafka"
+        self._port = free_port()
+        self.servers = f"127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, also with the data of an earlier time; returns once it answers."""
+        command = [str(self._start), str(self._folder), str(self._port)]
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
+
+    @property
+    def pid(self) -> int:
+        return int((self._folder / "broker.0" / "pid").read_text())
+
+    def kill(self) -> None:
+        """SIGKILL, as a machine that loses its power."""
+        self.signal(signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE_S
+        while _runs(self.pid):
+            assert time.monotonic() < deadline, "it was killed, and runs"
+            time.sleep(0.05)
+        # The start script looks for its last line: that of the life before must not be taken for the next one's.
+        (self._folder / "broker.0" / "broker.log").unlink(missing_ok=True)
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def stop(self) -> None:
+        if _runs(self.pid):
+            os.kill(self.pid, signal.SIGCONT)
+            self.kill()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
