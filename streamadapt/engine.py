@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from streamadapt.badshare import BAD_SHARE_OF, BadShare
@@ -29,14 +29,11 @@ from streamadapt.ports import (
     SystemClock,
 )
 from streamadapt.report import summarise
+from streamadapt.rounds import Lot, Turns
 
 __all__ = ["BAD_SHARE_OF", "Codec", "Engine", "EngineSettings"]
 
 _LOG = logging.getLogger("streamadapt")
-
-LOT = 32
-"""Records processed between two looks at the clock."""
-
 
 class Codec(Protocol):
     """Turns records into entries and labels."""
@@ -97,6 +94,7 @@ class Engine:
         self._index = {stream: i for i, stream in enumerate(source.streams)}
         self._bad_share = BadShare(self.settings.max_bad_share)
         self._last_checkpoint = self.clock.monotonic()
+        self._turns = Turns(self.clock, self.settings.turn_s)
         self._timing = StageTiming(self.clock, self.metrics)
         self._paused: frozenset[StreamPartition] = frozenset()
         self._drifts_logged: dict[int, int] = {}
@@ -153,7 +151,8 @@ class Engine:
                 lane.merge.note_lag(i, left, now)
                 for record, item in lane.lookaheads[i].release(behind=bool(left) and not ended):
                     lane.merge.offer(i, record, item, now)
-            self._advance(lane, now, ended)
+        busy = [lane.partition for lane in self.lanes.values() if len(lane.merge)]
+        self._turns.round(busy, lambda partition, until: self._advance(self.lanes[partition], now, until, ended))
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()
@@ -177,23 +176,28 @@ class Engine:
                 item = DeadLetter(record, error.reason.value, "decode", error.detail)
             lane.lookaheads[self._index[at.stream]].push(record, item)
 
-    def _advance(self, lane: Lane, now: float, ended: bool) -> None:
-        """Process what may be processed, in small lots, for a while: signals and other partitions get their turn."""
-        while not self.stopping and self.clock.monotonic() - now < self.settings.turn_s:
+    def _advance(self, lane: Lane, now: float, until: float, ended: bool) -> bool:
+        """Process what may be processed, in small lots, until the time is up; return whether there may be more."""
+        while not self.stopping:
             late = lane.merge.late_labels
-            released = lane.merge.release(now, LOT, ended=ended)
+            lot = Lot(lane.merge, self.clock, now, until, ended=ended, stopping=lambda: self.stopping)
+            if lot:
+                self._process(lane, lot)
             for _ in range(lane.merge.late_labels - late):
                 self.metrics.late_label()
-            if not released:
-                break
-            self._process(lane, released)
+            if not lot.count:
+                return False
+            if self.clock.monotonic() >= until:
+                return True
+        return False
 
-    def _process(self, lane: Lane, released: Sequence[Arrived]) -> None:
+    def _process(self, lane: Lane, released: Iterable[Arrived]) -> None:
         self.beat += 1
         lane.check_owner()  # a process that was stopped for a while must not speak before it knows
+        before = lane.since_checkpoint
         predictions, letters = lane.process(released)
         self._hand_out(lane, predictions, letters)
-        self._bad_share.add(len(released), letters)
+        self._bad_share.add(lane.since_checkpoint - before, letters)
 
     def _hand_out(self, lane: Lane, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
         with self._timing.stage("emit"):

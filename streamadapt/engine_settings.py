@@ -31,7 +31,8 @@ class EngineSettings:
     poll_s : float, s
         Longest wait for records.
     turn_s : float, s
-        A partition gives way to the others, and to polling, after so long.
+        So long records are processed before the source, checkpoints and signals are looked at again. The partitions
+        that have something to do share the time evenly; at least one record is processed each time.
     max_buffer : int, records
         A partition with so many records waiting is paused.
     max_ahead_ns : int, ns of event time

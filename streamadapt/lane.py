@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from streamadapt.checkpoint import CheckpointStore, Loaded
@@ -128,7 +128,7 @@ class Lane:
         assert self._record is not None
         self._refused.append(DeadLetter(self._record, error.reason.value, "process", error.detail))
 
-    def process(self, released: Sequence[Arrived]) -> tuple[list[Prediction], list[DeadLetter]]:
+    def process(self, released: Iterable[Arrived]) -> tuple[list[Prediction], list[DeadLetter]]:
         """Run released records through the pipeline and move the positions past them."""
         predictions: list[Prediction] = []
         for arrived in released:
@@ -140,7 +140,7 @@ class Lane:
                 predictions += self._new(arrived.record.position, self.pipeline.observe((arrived.item,)))
             at = arrived.record.position
             self.positions[StreamPartition(at.stream, at.partition)] = at.offset + 1
-        self.since_checkpoint += len(released)
+            self.since_checkpoint += 1
         letters, self._refused = self._refused, []
         return predictions, letters
 
