@@ -153,6 +153,9 @@ class Engine:
                     lane.merge.offer(i, record, item, now)
         busy = [lane.partition for lane in self.lanes.values() if len(lane.merge)]
         self._turns.round(busy, lambda partition, until: self._advance(self.lanes[partition], now, until, ended))
+        for at, offset in self.source.read_up_to().items():
+            if at.partition in self.lanes:
+                self.lanes[at.partition].read_up_to(at, offset)
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()
@@ -267,7 +270,9 @@ class Engine:
         self._step_reached("flush")
         self.sink.flush()
         self.dead_letters.flush()
+        identities = self.source.identities()
         for lane in lanes:
+            lane.identities |= {at: known for at, known in identities.items() if at.partition == lane.partition}
             start = self.clock.monotonic()
             info = lane.save(self.settings.config_digest, self._step_reached)
             end = self.clock.monotonic()
@@ -290,6 +295,9 @@ class Engine:
     def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
         """Load what is known of each partition and say where to read on."""
         wanted: dict[StreamPartition, int | None] = {}
+        if count := self.source.partition_count:
+            self.sink.expect_partitions(count)
+            self.dead_letters.expect_partitions(count)
         for partition in partitions:
             self.beat += 1
             lane = self.lanes.get(partition)
@@ -327,11 +335,17 @@ class Engine:
         """Tell what the guarantee knows of a stream's records."""
         return self.delivery.reached(at)
 
+    def identity(self, at: StreamPartition) -> str | None:
+        """Tell what the stream of the checkpoint's position was."""
+        return self.lanes[at.partition].identities.get(at) if at.partition in self.lanes else None
+
     def partitions_placed(self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]) -> None:
         """Go by the source's own starts."""
         for at in anew:
-            _LOG.warning("%s was made anew: it is read from %d, and all of it is new", at, starts.get(at, 0))
+            offset = starts.get(at, 0)
+            _LOG.warning("%s was deleted and created again: it is read from %d, and all of it is new", at, offset)
             if at.partition in self.lanes:
+                self.lanes[at.partition].anew(at)
                 self.delivery.anew(self.lanes[at.partition], at)
         for lane in self.lanes.values():
             lane.placed(starts)

@@ -65,6 +65,7 @@ class Lane:
         self.merge = Merge(len(self.streams), wait_s)
         self.lookaheads = [Lookahead(most_ahead_ns) for _ in self.streams]
         self.positions: dict[StreamPartition, int] = {}
+        self.identities: dict[StreamPartition, str] = {}
         self.since_checkpoint = 0
         self.said = 0
         self.is_new: Callable[[Position, Prediction], bool] | None = None
@@ -104,6 +105,7 @@ class Lane:
             return None
         self._take_over(loaded)
         self.positions = dict(loaded.positions)
+        self.identities = dict(loaded.info.identities)
         return loaded.info
 
     def _take_over(self, loaded: Loaded) -> None:
@@ -163,6 +165,21 @@ class Lane:
         self.positions.update(own)
         self.since_checkpoint += bool(own)
 
+    def read_up_to(self, at: StreamPartition, offset: int) -> None:
+        """Move a position past offsets that hold no record, where nothing that was read still waits."""
+        if not self.waiting and offset > self.positions.get(at, 0):
+            self.positions[at] = offset
+            self.since_checkpoint += 1
+
+    def anew(self, at: StreamPartition) -> None:
+        """A stream was deleted and created again: what was read of the old one and still waits is not processed.
+
+        Its offsets would be taken for positions in the new one.
+        """
+        stream = self.streams.index(at.stream)
+        self.merge.forget(stream)
+        self.lookaheads[stream].forget()
+
     def check_owner(self) -> None:
         """Raise `FencedError` if another engine has taken this partition's checkpoints over; between two of them."""
         if self.store is not None:
@@ -174,7 +191,14 @@ class Lane:
         if self.store is None:
             return None
         state = self.pipeline.state_dict()
-        info = self.store.save(state, self.positions, config_digest=digest, summary=self.summary(), on_step=on_step)
+        info = self.store.save(
+            state,
+            self.positions,
+            config_digest=digest,
+            summary=self.summary(),
+            on_step=on_step,
+            identities=self.identities,
+        )
         if isinstance(self.pipeline, KeyedPipeline):
             self.pipeline.checkpointed()
         return info

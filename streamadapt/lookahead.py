@@ -37,6 +37,10 @@ class Lookahead:
     def __len__(self) -> int:
         return len(self._held)
 
+    def forget(self) -> None:
+        """Drop what is held."""
+        self._held.clear()
+
     def push(self, record: Record, item: Entry | Label | DeadLetter) -> None:
         """Take one record of the stream, in its order."""
         self._held.append((record, item))

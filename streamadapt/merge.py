@@ -63,6 +63,11 @@ class Merge:
         if lag is not None and lag > 0:
             self._behind_until[stream] = now
 
+    def forget(self, stream: int) -> None:
+        """Drop what waits of a stream, and how far its times had come: it begins again."""
+        self.queues[stream].clear()
+        self._newest[stream] = -(2**63)
+
     def __len__(self) -> int:
         return sum(len(queue) for queue in self.queues)
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, Final
 
 from kafka import TopicPartition
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.coordinator.base import MemberState
 from kafka.errors import KafkaError
+from kafka.protocol.consumer import LeaveGroupRequest
 
 from streamadapt.durations import duration_ns
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt_connectors.kafka_settings import Client
 
-__all__ = ["Handover", "RebalanceListener", "owners_errors", "session_of"]
+__all__ = ["Handover", "RebalanceListener", "leave", "owners_errors", "rebalancing", "session_of"]
 
 LOOK_S: Final = 0.005
 LEAST_SESSION_MS: Final = 1000
-MOST_HEARTBEAT_MS: Final = 3000
+MOST_HEARTBEAT_MS: Final = 1000
+"""A member learns from the answer to a heartbeat that the group shares its partitions out anew."""
+LEAVE_MS: Final = 1000
 
 
 def session_of(timeout: str) -> dict[str, int]:
@@ -40,6 +44,34 @@ def owners_errors() -> Iterator[None]:
         yield
     except (KafkaError, OSError) as error:
         raise ConnectorError(f"while a partition came or went: {type(error).__name__}: {error}") from error
+
+
+def rebalancing(consumer: Any) -> bool:
+    """Whether a consumer waits for its group to share the partitions out."""
+    return consumer.group_metadata().state is MemberState.REBALANCING
+
+
+def leave(consumer: Any) -> None:
+    """Leave a group whose answer to our request to join is still to come; otherwise ``close`` of the client does it.
+
+    A broker answers the requests of one connection in their order. On the coordinator's own, the word that we leave
+    would wait behind the join, which the broker may hold back for as long as its slowest member takes. The member that
+    has gone would then be given partitions, which nobody reads until its session ends.
+    """
+    if consumer.config["group_id"] is None or not rebalancing(consumer):
+        return
+    coordinator, member = consumer._coordinator, consumer.group_metadata()
+    node = str(coordinator.coordinator_id).rpartition("-")[2]
+    if member.member_id and node.isdigit():
+        identity = LeaveGroupRequest.MemberIdentity(member_id=member.member_id, group_instance_id=None)
+        request = LeaveGroupRequest(group_id=member.group_id, member_id=member.member_id, members=[identity])
+
+        async def send() -> None:
+            await consumer._manager.wait_for(consumer._manager.send(request, node_id=int(node)), LEAVE_MS)
+
+        with suppress(KafkaError):
+            consumer._net.run(send)
+    coordinator.reset_generation()
 
 
 class Handover:

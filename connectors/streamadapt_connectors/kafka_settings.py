@@ -136,6 +136,12 @@ class Client:
         return self._client
 
     @property
+    def cluster(self) -> Any:
+        """What kafka-python knows of the cluster (its `ClusterMetadata`); None before the client is built."""
+        client = self._client
+        return None if client is None else client.cluster
+
+    @property
     def failure(self) -> BaseException | None:
         """Why the newest connection could not be made; None if it could."""
         return None if self._manager is None else self._manager.failure
