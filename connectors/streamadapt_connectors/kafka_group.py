@@ -19,7 +19,7 @@ from streamadapt.durations import duration_ns
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt_connectors.kafka_settings import Client
 
-__all__ = ["Handover", "RebalanceListener", "leave", "owners_errors", "rebalancing", "session_of"]
+__all__ = ["Handover", "RebalanceListener", "leave", "owners_errors", "rebalancing", "session_of", "settled"]
 
 LOOK_S: Final = 0.005
 LEAST_SESSION_MS: Final = 1000
@@ -49,6 +49,11 @@ def owners_errors() -> Iterator[None]:
 def rebalancing(consumer: Any) -> bool:
     """Whether a consumer waits for its group to share the partitions out."""
     return consumer.group_metadata().state is MemberState.REBALANCING
+
+
+def settled(consumer: Any) -> bool:
+    """Whether a consumer is in its group, also where it was given no partition."""
+    return consumer.group_metadata().state is MemberState.STABLE
 
 
 def leave(consumer: Any) -> None:

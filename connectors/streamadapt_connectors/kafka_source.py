@@ -19,7 +19,16 @@ from streamadapt.ports import PartitionOwner, Record, Source, StreamPartition
 from streamadapt_connectors.kafka_assignor import CoPartitioned
 from streamadapt_connectors.kafka_buffer import TAKE_ALL, Buffer
 from streamadapt_connectors.kafka_commits import Commits
-from streamadapt_connectors.kafka_group import Handover, RebalanceListener, leave, owners_errors, rebalancing, session_of
+from streamadapt_connectors.kafka_group import (
+    Handover,
+    RebalanceListener,
+    leave,
+    owners_errors,
+    rebalancing,
+    session_of,
+    settled,
+)
+from streamadapt_connectors.kafka_members import group_of
 from streamadapt_connectors.kafka_places import (
     Places,
     Range,
@@ -45,6 +54,8 @@ REBALANCE_S: Final = 0.1
 """And so long at a time while the group shares its partitions out."""
 VERIFY_S: Final = 1.0
 REFRESH_S: Final = 5.0
+REFUSED_S: Final = 10.0
+"""Another application in the group may just be leaving it."""
 UNLIKE_S: Final = 10.0
 """So long after each other the partitions of two topics may be added."""
 
@@ -56,6 +67,9 @@ FATAL: Final = (
     kafka_errors.UnsupportedCodecError,
     kafka_errors.FencedInstanceIdError,
     kafka_errors.UnsupportedVersionError,
+    kafka_errors.InvalidSessionTimeoutError,
+    kafka_errors.InvalidGroupIdError,
+    kafka_errors.GroupMaxSizeReachedError,
 )
 MOVED: Final = (
     kafka_errors.OffsetOutOfRangeError,
@@ -161,6 +175,7 @@ class KafkaSource(Source):
         self._ids: dict[TopicPartition, str] = {}
         self._count = 0
         self._unlike_since: float | None = None
+        self._refused_since: float | None = None
         self._verified = True
         self._tended_at = 0.0
         self._passed: dict[TopicPartition, int] = {}
@@ -206,6 +221,10 @@ class KafkaSource(Source):
             return self._poll(deadline)
         except MOVED:
             self._check_places = True
+        except kafka_errors.InconsistentGroupProtocolError as error:
+            self._refused()
+            self._lost(error)
+            self._link.sleep(deadline)
         except FATAL as error:
             raise ConnectorError(scrubbed(f"{self!r}: {error!r}")) from error
         except (kafka_errors.KafkaError, OSError) as error:
@@ -226,6 +245,7 @@ class KafkaSource(Source):
             if self._check_places and not self._place_again(deadline):
                 return []
         self._tend(deadline, gone)
+        self._check_group()
         if not self._are_still_the_same(deadline):
             return []
         records = self._buffer.take(self._paused)
@@ -295,6 +315,7 @@ class KafkaSource(Source):
     def _consumer_configs(self, fetch_bytes: int) -> dict[str, Any]:
         return {
             "group_id": self._group,
+            "client_id": "streamadapt",
             "enable_auto_commit": False,
             "auto_offset_reset": "none",  # positions come from the owner; anything else is a loud error
             "allow_auto_create_topics": False,
@@ -524,7 +545,7 @@ class KafkaSource(Source):
             if gone:
                 names = ", ".join(gone)
                 self._link.down(f"topic {names} does not exist: it was deleted; waiting for it to be created again")
-            elif self._joined or self._group is None:
+            elif self._group is None or self._joined or settled(consumer):
                 self._link.up()
         else:
             self._client.check()
@@ -533,12 +554,40 @@ class KafkaSource(Source):
         self._buffer.put({at: batch for at, batch in found.items() if at in self._next})
         self._verified = self._verified and not found
 
+    def _check_group(self) -> None:
+        """Raise `ConnectorError` unless it was one of us who shared the group's partitions out."""
+        if self._assignor.refusal:
+            raise ConnectorError(self._foreign_group(self._assignor.refusal))
+        if not self._assignor.marked:
+            group = group_of(self._reach, self._group or "")
+            if group is not None and group.protocol not in ("", self._assignor.name):
+                raise ConnectorError(self._foreign_group(f"it shares its partitions out by {group.protocol!r}"))
+            self._assignor.marked = group is not None  # by an engine of before there were marks
+
+    def _refused(self) -> None:
+        """The broker does not let us into the group; raise `ConnectorError` if that stays so."""
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        if now - self._refused_since >= REFUSED_S:
+            raise ConnectorError(self._foreign_group("it shares its partitions out in another way"))
+
+    def _foreign_group(self, why: str) -> str:
+        group = group_of(self._reach, self._group or "")
+        members = "the broker does not say who" if group is None else str(group)
+        by = f", assignor {group.protocol!r}" if group is not None and group.protocol else ""
+        return (
+            f"{self!r}: the group {self._group!r} is not this engine's alone: {why}. Its members{by}: {members}. Stop "
+            "the other application, or give source.group a name that only engines with these topics use"
+        )
+
     def _group_assigned(self, given: Collection[TopicPartition]) -> None:
         of = {topic: sorted(at.partition for at in given if at.topic == topic) for topic in self._topics}
         if len({tuple(partitions) for partitions in of.values()}) > 1:
             raise ConnectorError(f"{self!r}: the group gave out unlike partitions of the topics: {of}")
         assert self._consumer is not None, "subscribed first"
         self._joined = True
+        self._refused_since = None
         if given:
             starts = self._ask_owner(of[self._topics[0]])
             self._starts = {**(self._starts or {}), **starts}
