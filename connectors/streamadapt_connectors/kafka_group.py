@@ -19,7 +19,7 @@ from streamadapt.durations import duration_ns
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt_connectors.kafka_settings import Client
 
-__all__ = ["Handover", "RebalanceListener", "leave", "owners_errors", "rebalancing", "session_of", "settled"]
+__all__ = ["Handover", "RebalanceListener", "keep_joins", "leave", "owners_errors", "rebalancing", "session_of", "settled"]
 
 LOOK_S: Final = 0.005
 LEAST_SESSION_MS: Final = 1000
@@ -46,9 +46,36 @@ def owners_errors() -> Iterator[None]:
         raise ConnectorError(f"while a partition came or went: {type(error).__name__}: {error}") from error
 
 
+def keep_joins(consumer: Any) -> None:
+    """Have a consumer use the answer to a join that came between two polls.
+
+    kafka-python 3.0 only looks for it during a poll. If it finds the join done at the next one, it begins another,
+    which makes all members join again: with short polls the group never settles.
+    """
+    coordinator = consumer._coordinator
+    join, complete = coordinator._do_join_and_sync_async, coordinator._on_join_complete_async
+    kept: list[tuple[Any, bytes]] = []
+
+    async def join_once() -> bytes:
+        if kept and kept[0][0] is coordinator._generation:
+            return kept[0][1]
+        kept.clear()
+        assignment: bytes = await join()
+        kept.append((coordinator._generation, assignment))
+        return assignment
+
+    async def completed(*args: Any) -> None:
+        kept.clear()
+        await complete(*args)
+
+    coordinator._do_join_and_sync_async, coordinator._on_join_complete_async = join_once, completed
+
+
 def rebalancing(consumer: Any) -> bool:
-    """Whether a consumer waits for its group to share the partitions out."""
-    return consumer.group_metadata().state is MemberState.REBALANCING
+    """Whether a consumer's group is about to share its partitions out, or at it."""
+    return consumer.config["group_id"] is not None and (
+        consumer.group_metadata().state is MemberState.REBALANCING or bool(consumer._coordinator.need_rejoin())
+    )
 
 
 def settled(consumer: Any) -> bool:
@@ -63,9 +90,9 @@ def leave(consumer: Any) -> None:
     would wait behind the join, which the broker may hold back for as long as its slowest member takes. The member that
     has gone would then be given partitions, which nobody reads until its session ends.
     """
-    if consumer.config["group_id"] is None or not rebalancing(consumer):
-        return
     coordinator, member = consumer._coordinator, consumer.group_metadata()
+    if member.state is not MemberState.REBALANCING:
+        return
     node = str(coordinator.coordinator_id).rpartition("-")[2]
     if member.member_id and node.isdigit():
         identity = LeaveGroupRequest.MemberIdentity(member_id=member.member_id, group_instance_id=None)

@@ -22,6 +22,7 @@ from streamadapt_connectors.kafka_commits import Commits
 from streamadapt_connectors.kafka_group import (
     Handover,
     RebalanceListener,
+    keep_joins,
     leave,
     owners_errors,
     rebalancing,
@@ -340,6 +341,7 @@ class KafkaSource(Source):
             check_partition_counts(counts)
             self._count = counts[self._topics[0]]
             if self._group is not None:
+                keep_joins(self._consumer)
                 listener = RebalanceListener(self._handover, self._group_assigned, self._group_revoked)
                 self._consumer.subscribe(list(self._topics), listener=listener)
                 self._starts, self._placed = {}, True
@@ -500,10 +502,13 @@ class KafkaSource(Source):
         at_hand = bool(self._buffer.places - self._paused)
         if at_hand and now - self._tended_at < TEND_S:
             return
+        unsettled = rebalancing(self._consumer)
         if at_hand:
-            deadline = now + (REBALANCE_S if rebalancing(self._consumer) else 0.0)
+            deadline = now + (REBALANCE_S if unsettled else 0.0)
         self._apply_pause()
         self._fetch(deadline, gone)
+        if at_hand and unsettled and rebalancing(self._consumer):  # what was taken from us waits for a second round
+            self._fetch(time.monotonic() + REBALANCE_S, gone)
         self._tended_at = time.monotonic()
         if self._group is not None:
             self._commits.send(self._consumer)
