@@ -35,6 +35,7 @@ __all__ = ["BAD_SHARE_OF", "Codec", "Engine", "EngineSettings"]
 
 _LOG = logging.getLogger("streamadapt")
 
+
 class Codec(Protocol):
     """Turns records into entries and labels."""
 

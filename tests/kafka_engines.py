@@ -111,7 +111,9 @@ def fill(servers: str, topic: str, count: int, partitions: int = 1, first: int =
 class Job:
     """A topic's config and state in a folder; `start` runs engines on it."""
 
-    def __init__(self, folder: Path, servers: str, topic: str, guarantee: str = "at-least-once", source: str = "") -> None:
+    def __init__(
+        self, folder: Path, servers: str, topic: str, guarantee: str = "at-least-once", source: str = ""
+    ) -> None:
         self.folder, self.servers, self.topic = folder, servers, topic
         self._settings = {"guarantee": guarantee, "servers": servers, "topic": topic, "source": source}
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +167,10 @@ class Engine:
         return self._log.read_text(errors="replace")
 
     def metrics(self) -> dict[str, float]:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as page:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as page,
+        ):
             lines = [line.rpartition(" ") for line in page.read().decode().splitlines() if line[:1] != "#"]
             return {name: float(value) for name, _, value in lines}
         return {}

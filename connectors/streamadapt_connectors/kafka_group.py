@@ -19,7 +19,16 @@ from streamadapt.durations import duration_ns
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt_connectors.kafka_settings import Client
 
-__all__ = ["Handover", "RebalanceListener", "keep_joins", "leave", "owners_errors", "rebalancing", "session_of", "settled"]
+__all__ = [
+    "Handover",
+    "RebalanceListener",
+    "keep_joins",
+    "leave",
+    "owners_errors",
+    "rebalancing",
+    "session_of",
+    "settled",
+]
 
 LOOK_S: Final = 0.005
 LEAST_SESSION_MS: Final = 1000

@@ -99,21 +99,22 @@ class Places:
             place = f"kafka {at.topic}[{at.partition}]: "
             if lost:
                 raise ConnectorError(
-                    f"{place}this is not the topic that was read up to {max(wanted or 0, reached)}: that one was deleted, "
-                    "and this one was created under its name (its topic id is another); set source.out_of_range to "
-                    "'earliest' or 'latest' to go on with the new topic, start without the checkpoint, or, if it is a "
-                    "copy in which every record has its old offset, set source.check_topic_id = false"
+                    f"{place}this is not the topic that was read up to {max(wanted or 0, reached)}: that one was "
+                    "deleted, and this one was created under its name (its topic id is another); set "
+                    "source.out_of_range to 'earliest' or 'latest' to go on with the new topic, start without the "
+                    "checkpoint, or, if it is a copy in which every record has its old offset, set "
+                    "source.check_topic_id to false"
                 )
             if reached > held.end:
                 raise ConnectorError(
                     f"{place}the output knows of its records up to {reached - 1}, but the topic ends at {held.end}: it "
-                    "was deleted and created again; set source.out_of_range to 'earliest' or 'latest' to go on with it, or name "
-                    "another sink.topic"
+                    "was deleted and created again; set source.out_of_range to 'earliest' or 'latest' to go on with "
+                    "it, or name another sink.topic"
                 )
             raise ConnectorError(
                 f"{place}position {wanted} is outside of the topic's {held.begin} to {held.end}: its records are gone "
-                "or the topic was deleted and created again; start without the checkpoint, or set source.out_of_range to 'earliest' or "
-                "'latest' to accept the gap"
+                "or the topic was deleted and created again; start without the checkpoint, or set "
+                "source.out_of_range to 'earliest' or 'latest' to accept the gap"
             )
         return held.begin if self.out_of_range == "earliest" else held.end
 
