@@ -157,6 +157,8 @@ class Engine:
         for at, offset in self.source.read_up_to().items():
             if at.partition in self.lanes:
                 self.lanes[at.partition].read_up_to(at, offset)
+        for sink in (self.sink, self.dead_letters):
+            _ = sink.trouble  # looking is what puts it into the log
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()

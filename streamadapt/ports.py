@@ -188,6 +188,11 @@ class Source(ABC):
 class Sink(ABC):
     """Where predictions go."""
 
+    @property
+    def trouble(self) -> str:
+        """Why what is written cannot be delivered for now, in words for an operator; empty if nothing is known."""
+        return ""
+
     def expect_partitions(self, count: int) -> None:  # noqa: B027 - optional by design
         """Hear how many partitions the input has, before something is written of any: for an output yet to be made."""
 
@@ -262,6 +267,11 @@ class TransactionalSink(Sink):
 
 class DeadLetterSink(ABC):
     """Where refused records go; same rules as `Sink`."""
+
+    @property
+    def trouble(self) -> str:
+        """Why what is written cannot be delivered for now, in words for an operator; empty if nothing is known."""
+        return ""
 
     def expect_partitions(self, count: int) -> None:  # noqa: B027 - optional by design
         """Hear how many partitions the input has; see `Sink`."""

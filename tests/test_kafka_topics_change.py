@@ -9,14 +9,16 @@ from collections import Counter
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka_engines import create, delete, fill, grow
-from kafka_helpers import consume, until
+from kafka_helpers import consume, produce, until
 from streamadapt_connectors.codecs import FieldMap, JsonCodec
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSource
 
 from streamadapt import Bias, Forecast, Persistence, Pipeline
+from streamadapt.app.watchdog import Watchdog
 from streamadapt.engine import Engine, EngineSettings
 from streamadapt.entry import Position
 from streamadapt.errors import ConnectorError
+from streamadapt.metrics import NullMetrics
 
 pytestmark = pytest.mark.kafka
 
@@ -82,6 +84,10 @@ def created(servers, topic, partitions=1, **more):
     name = topic(partitions, **more)
     create(servers, f"{name}-out", f"{name}-dead", partitions=partitions)
     return name
+
+
+def refused(one):
+    return sum(sum(lane.pipeline.stats.rejected.values()) for lane in one.engine.lanes.values())
 
 
 def again(servers, name, partitions=1):
@@ -245,7 +251,7 @@ def test_an_output_that_is_created_has_as_many_partitions_as_the_input(kafka_ser
     producer = KafkaProducer(bootstrap_servers=kafka_servers)
     producer.send(name, b"not JSON", partition=2).get(60)
     producer.close()
-    one.until(lambda: one.entries() == {0: 2, 1: 2, 2: 2} and sum(one.engine.summary()["rejected"].values()) == 1)
+    one.until(lambda: one.entries() == {0: 2, 1: 2, 2: 2} and refused(one) == 1)
     one.close()
     consumer = KafkaConsumer(bootstrap_servers=kafka_servers)
     try:
@@ -253,6 +259,35 @@ def test_an_output_that_is_created_has_as_many_partitions_as_the_input(kafka_ser
         assert consumer.partitions_for_topic(f"{name}-refused") == {0, 1, 2}
     finally:
         consumer.close()
+
+
+@pytest.mark.parametrize("which", ["out", "dead"])
+def test_a_deleted_output_is_named_and_waited_for(which, kafka_servers, topic, running, caplog):
+    """Also where nothing is written meanwhile: in the log, and by who asks whether the engine is ready."""
+    name = created(kafka_servers, topic)
+    one = running(name)
+    watchdog = Watchdog(one.engine, NullMetrics(), 60.0)
+    produce(kafka_servers, name, [[b"not JSON"]])
+    fill(kafka_servers, name, 3)
+    one.until(lambda: one.entries() == {0: 3} and refused(one) == 1)
+    one.until(lambda: watchdog.ready()[0])
+    one.settle(1.0)
+    lost = f"{name}-{which}"
+    with caplog.at_level(logging.INFO, "streamadapt"):
+        begin = time.monotonic()
+        delete(kafka_servers, lost)
+        one.until(lambda: watchdog.ready() != (True, "source is connected"))
+        assert time.monotonic() - begin < 20.0
+        assert f"topic {lost} does not exist" in watchdog.ready()[1]
+        one.settle(1.0)
+        assert caplog.text.count(f"topic {lost} does not exist") == 1
+        create(kafka_servers, lost)
+        one.until(lambda: watchdog.ready()[0])
+    produce(kafka_servers, name, [[b"neither"]])
+    fill(kafka_servers, name, 3, first=10)
+    one.until(lambda: one.entries() == {0: 6} and refused(one) == 2)
+    one.close()
+    assert len(consume(kafka_servers, lost)) == (3 if which == "out" else 1)
 
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])

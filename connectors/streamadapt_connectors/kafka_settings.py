@@ -133,6 +133,9 @@ class Client:
         self.net = NetworkSelector(**configs)
         self._manager = _Manager(self.net, **configs)
         self._client = KafkaNetClient(net=self.net, manager=self._manager, **configs)
+        # kafka-python 3.0 does not hand this on: a topic that was deleted would be created by asking for it.
+        name = "allow_auto_create_topics"
+        self._client.cluster.config[name] = configs.get(name, self._client.cluster.config[name])
         return self._client
 
     @property

@@ -53,6 +53,11 @@ class Transaction:
         configs = {"transactional_id": self._id, "transaction_timeout_ms": timeout_ms}
         self._writer = make_writer(configs, lambda producer: producer.init_transactions())
 
+    @property
+    def trouble(self) -> str:
+        """See `Writer.trouble`."""
+        return self._writer.trouble
+
     def begin(self, places: Sequence[StreamPartition]) -> dict[StreamPartition, int]:
         """Shut out who wrote before; return the positions committed last."""
         return self._writer.insist(lambda producer, count: self._committed(places))

@@ -46,6 +46,8 @@ class Watchdog:
             return False, f"the loop has not moved for {self._after_s:g} s"
         if self._engine.stopping:
             return False, "draining"
+        if why := self._engine.sink.trouble or self._engine.dead_letters.trouble:
+            return False, why
         state = self._engine.source.state
         return state != "connecting", f"source is {state}"
 
