@@ -51,7 +51,8 @@ def test_a_second_engine_gets_its_share_of_a_backlog(slow_s, guarantee, kafka_se
             wait(lambda: two.predictions())
             assert time.monotonic() - begin < 15.0 + 2 * slow_s, "its first prediction takes a window of two"
             wait(lambda: len(one.predictions()) == len(two.predictions()) == 1)
-            assert one.process.poll() is None and two.process.poll() is None
+            assert one.process.poll() is None
+            assert two.process.poll() is None
             assert [one.end(), two.end()] == [0, 0]
         assert "handed over" in one.log
     found = work.offsets()

@@ -168,6 +168,10 @@ class KafkaSource(Source):
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="streamadapt-kafka")
         self._handover = Handover(self._worker, self._client)
         self._setup = Setup(self._worker, self._link)
+        self._know_nothing()
+
+    def _know_nothing(self) -> None:
+        """Set what is known of places, topics and the group, before anything is."""
         self._owner: PartitionOwner | None = None
         self._consumer: KafkaConsumer | None = None
         self._starts: dict[TopicPartition, int | None] | None = None
