@@ -164,9 +164,9 @@ class MemorySource(Source):
         return counts
 
     def read_up_to(self) -> dict[StreamPartition, int]:
-        """Return the ends of the partitions of which nothing is left."""
-        lags = self.lag()
-        return {at: self._ends[at] for at in lags if not lags[at] and at in self._ends}
+        """Return the ends of the partitions of a stream of which nothing is left."""
+        done = [StreamPartition(s, p) for s in self._streams if not self._todo.get(s) for p in self._owned]
+        return {at: self._ends[at] for at in done if at in self._ends}
 
     def identities(self) -> dict[StreamPartition, str]:
         """As told, for every stream."""
