@@ -166,6 +166,7 @@ class CheckpointStore:
         config_digest: str,
         summary: Mapping[str, Any],
         on_step: Callable[[str], None] | None = None,
+        identities: Mapping[StreamPartition, str] | None = None,
     ) -> CheckpointInfo:
         """Write `state` and the positions it has reached as one unit, durably, and prune the oldest.
 
@@ -177,6 +178,8 @@ class CheckpointStore:
             Readable without torch; non-finite floats become null.
         on_step : callable of str, optional
             Called before each step with its name; fault-injection tests raise from it.
+        identities : mapping, optional
+            What the streams of the positions are; see `CheckpointInfo`.
 
         Raises
         ------
@@ -204,6 +207,7 @@ class CheckpointStore:
                 fence=self._fence.token,
                 guarantee=self.guarantee,
                 positions=[(stream, partition, offset) for (stream, partition), offset in positions.items()],
+                identities=[(stream, partition, known) for (stream, partition), known in (identities or {}).items()],
                 summary=finite(summary),
                 files={name: StoredFile(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
             )

@@ -19,7 +19,6 @@ from streamadapt.keyed import KeyedPipeline
 from streamadapt.lane import Lane
 from streamadapt.lost_partitions import LostPartitions
 from streamadapt.manifest import CheckpointInfo
-from streamadapt.merge import Arrived
 from streamadapt.metrics import Metrics, NullMetrics, StageTiming
 from streamadapt.metrics_start import zeros_of
 from streamadapt.pipeline import Pipeline
@@ -35,6 +34,7 @@ from streamadapt.ports import (
     SystemClock,
 )
 from streamadapt.report import summarise
+from streamadapt.rounds import Lot, Turns
 from streamadapt.runlog import RunLog
 from streamadapt.tally import Tally
 from streamadapt.time_watch import TimeWatch
@@ -42,9 +42,6 @@ from streamadapt.time_watch import TimeWatch
 __all__ = ["BAD_SHARE_OF", "Codec", "Engine", "EngineSettings"]
 
 _LOG = logging.getLogger("streamadapt")
-
-LOT = 32
-"""Records processed between two looks at the clock."""
 
 
 class Codec(Protocol):
@@ -126,6 +123,7 @@ class Engine:
         for one in (sink, dead_letters):
             one.break_off_when(self._given_up)
         self._last_checkpoint = self.clock.monotonic()
+        self._turns = Turns(self.clock, self.settings.turn_s)
         self._timing = StageTiming(self.clock, self.metrics)
         self._paused: frozenset[StreamPartition] = frozenset()
         self._drifts_logged: dict[int, int] = {}
@@ -135,7 +133,7 @@ class Engine:
     def stop(self) -> None:
         """Ask `run` to drain and return; may be called from a signal handler or another thread.
 
-        It is heard between two lots of 32 records, and by sinks that heed `Sink.break_off_when`: what they still wait
+        It is heard after the record at hand, and by sinks that heed `Sink.break_off_when`: what they still wait
         for `EngineSettings.drain_s` later is given up with an error, and a restart replays from the last checkpoint.
         """
         if self._stopped_at is None:
@@ -231,8 +229,12 @@ class Engine:
             for i, stream in enumerate(lane.streams):
                 left = lag.get(StreamPartition(stream, lane.partition))
                 lane.merge.note_lag(i, left, now)
-            self._advance(lane, now, ended)
-            self._time_watches[lane.partition].look_held(lane.merge.held)
+        self._take_turns(now, ended)
+        for at, offset in self.source.read_up_to().items():
+            if at.partition in self.lanes:
+                self.lanes[at.partition].read_up_to(at, offset)
+        for sink in (self.sink, self.dead_letters):
+            _ = sink.trouble  # looking is what puts it into the log
         self._note_lag(lag)
         self.run_log.tick(self._figures)
         self._apply_backpressure()
@@ -266,24 +268,34 @@ class Engine:
         except EntryError as error:
             return DeadLetter(record, error.reason.value, "decode", error.detail)
 
-    def _advance(self, lane: Lane, now: float, ended: bool) -> None:
-        """Process what may be processed, in small lots, for a while: signals and other partitions get their turn."""
-        while not self.stopping and self.clock.monotonic() - now < self.settings.turn_s:
+    def _take_turns(self, now: float, ended: bool) -> None:
+        busy = [lane.partition for lane in self.lanes.values() if len(lane.merge)]
+        self._turns.round(busy, lambda partition, until: self._advance(self.lanes[partition], now, until, ended))
+        for partition in busy:
+            self._time_watches[partition].look_held(self.lanes[partition].merge.held)
+
+    def _advance(self, lane: Lane, now: float, until: float, ended: bool) -> bool:
+        """Process what may be processed, in small lots, until the time is up; return whether there may be more."""
+        while not self.stopping:
             late = lane.merge.late_labels
-            released = lane.merge.release(now, LOT, ended=ended)
+            lot = Lot(lane.merge, self.clock, now, until, ended=ended, stopping=lambda: self.stopping)
+            if lot:
+                self._process(lane, lot)
             for _ in range(lane.merge.late_labels - late):
                 self.metrics.late_label()
-            if not released:
-                break
-            self._process(lane, released)
+            if not lot.count:
+                return False
+            if self.clock.monotonic() >= until:
+                return True
+        return False
 
-    def _process(self, lane: Lane, released: Sequence[Arrived]) -> None:
+    def _process(self, lane: Lane, released: Lot) -> None:
         self.beat += 1
         lane.check_owner()  # a process that was stopped for a while must not speak before it knows
         predictions, letters = lane.process(released)
         self._hand_out(lane, predictions, letters)
-        self._tally.add(lane, released, letters)
-        self._bad_share.add(len(released), letters)
+        self._tally.add(lane, released.handed, letters)
+        self._bad_share.add(released.count, letters)
 
     def _hand_out(self, lane: Lane, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
         with self._timing.stage("emit"):
@@ -379,7 +391,9 @@ class Engine:
         self.sink.flush()
         self._emit((), self.sink.refused())
         self.dead_letters.flush()
+        identities = self.source.identities()
         for lane in lanes:
+            lane.identities |= {at: known for at, known in identities.items() if at.partition == lane.partition}
             start = self.clock.monotonic()
             info = lane.save(self.settings.config_digest, self._step_reached)
             end = self.clock.monotonic()
@@ -403,6 +417,9 @@ class Engine:
     def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
         """Load what is known of each partition and say where to read on."""
         wanted: dict[StreamPartition, int | None] = {}
+        if count := self.source.partition_count:
+            self.sink.expect_partitions(count)
+            self.dead_letters.expect_partitions(count)
         for partition in partitions:
             self.beat += 1
             lane = self.lanes.get(partition) or self._lost.get(partition)
@@ -501,6 +518,7 @@ class Engine:
         Where the partition had never begun, the source chose in place of positions that nobody could tell it.
         """
         for at in old.made_anew:
+            lane.anew(at)
             self.delivery.anew(lane, at)
         lane.made_anew = set(old.made_anew)
         lane.placed({at: n for at, n in old.entered.items() if old.began or at not in lane.positions})
@@ -509,11 +527,18 @@ class Engine:
         """Tell what the guarantee knows of a stream's records."""
         return self.delivery.reached(at)
 
+    def identity(self, at: StreamPartition) -> str | None:
+        """Tell what the stream of the checkpoint's position was."""
+        lane = self.lanes.get(at.partition) or self._lost.get(at.partition)
+        return None if lane is None else lane.identities.get(at)
+
     def partitions_placed(self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]) -> None:
         """Go by the source's own starts."""
         for at in anew:
-            _LOG.warning("%s was made anew: it is read from %d, and all of it is new", at, starts.get(at, 0))
+            offset = starts.get(at, 0)
+            _LOG.warning("%s was deleted and created again: it is read from %d, and all of it is new", at, offset)
             if at.partition in self.lanes:
+                self.lanes[at.partition].anew(at)
                 self.delivery.anew(self.lanes[at.partition], at)
         for lane in [*self.lanes.values(), *self._lost.lanes]:
             lane.made_anew |= {at for at in anew if at.partition == lane.partition}

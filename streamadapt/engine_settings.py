@@ -30,7 +30,8 @@ class EngineSettings:
     poll_s : float, s
         Longest wait for records.
     turn_s : float, s
-        A partition gives way to the others, and to polling, after so long.
+        So long records are processed before the source, checkpoints and signals are looked at again. The partitions
+        that have something to do share the time evenly; at least one record is processed each time.
     drain_s : float, s
         After `Engine.stop`, so long for what a sink still waits for; then that is given up. Sinks must heed it.
     max_buffer : int, records

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +83,7 @@ class Lane:
             pipeline.task.clock.doubts = False
         self.clocks = {stream: LocalClock() for stream in self.streams}
         self.positions: dict[StreamPartition, int] = {}
+        self.identities: dict[StreamPartition, str] = {}
         self.since_checkpoint = 0
         self.said = 0
         self.out_of_order = ""
@@ -129,6 +130,7 @@ class Lane:
             if stream in self.clocks:
                 self.clocks[stream].load(known)
         self.positions = dict(loaded.positions)
+        self.identities = dict(loaded.info.identities)
         return loaded.info
 
     def acquire(self) -> None:
@@ -162,7 +164,7 @@ class Lane:
         stage = "label" if isinstance(error, LabelError) else "process"
         self._refused.append(DeadLetter(record, error.reason.value, stage, error.detail))
 
-    def process(self, released: Sequence[Arrived]) -> tuple[list[Prediction], list[DeadLetter]]:
+    def process(self, released: Iterable[Arrived]) -> tuple[list[Prediction], list[DeadLetter]]:
         """Run released records through the pipeline and move the positions past them."""
         predictions: list[Prediction] = []
         for arrived in released:
@@ -183,7 +185,7 @@ class Lane:
             if self.pipeline.stats.times["raised"] > raised:
                 self.out_of_order = str(at)
             self.positions[StreamPartition(at.stream, at.partition)] = at.offset + 1
-        self.since_checkpoint += len(released)
+            self.since_checkpoint += 1
         letters, self._refused = self._refused, []
         return predictions, letters
 
@@ -208,6 +210,20 @@ class Lane:
         self.entered.update(own)
         self.since_checkpoint += bool(own)
 
+    def read_up_to(self, at: StreamPartition, offset: int) -> None:
+        """Move a position past offsets that hold no record, where nothing that was read still waits."""
+        if not self.waiting and offset > self.positions.get(at, 0):
+            self.positions[at] = offset
+            self.since_checkpoint += 1
+
+    def anew(self, at: StreamPartition) -> None:
+        """A stream was deleted and created again: what was read of the old one and still waits is not processed.
+
+        Its offsets would be taken for positions in the new one.
+        """
+        self.merge.forget(self.streams.index(at.stream))
+        self.clocks[at.stream] = LocalClock()
+
     def check_owner(self) -> None:
         """Raise `FencedError` if another engine has taken this partition's checkpoints over; between two of them."""
         if self.store is not None:
@@ -227,7 +243,14 @@ class Lane:
         clocks = {stream: known for stream, clock in self.clocks.items() if (known := clock.state)}
         if clocks:  # of streams with local times
             state["local_times"] = clocks
-        info = self.store.save(state, self.positions, config_digest=digest, summary=self.summary(), on_step=on_step)
+        info = self.store.save(
+            state,
+            self.positions,
+            config_digest=digest,
+            summary=self.summary(),
+            on_step=on_step,
+            identities=self.identities,
+        )
         if isinstance(self.pipeline, KeyedPipeline):
             self.pipeline.checkpointed()
         return info

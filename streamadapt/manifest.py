@@ -51,6 +51,8 @@ class CheckpointInfo:
         The streamadapt that wrote it.
     fence : int
         The writer's fencing token; 0 if it was written before there were any.
+    identities : dict of StreamPartition to str
+        What the source said its streams are (see `streamadapt.ports.Source.identities`); empty if it said nothing.
     """
 
     sequence: int
@@ -64,6 +66,7 @@ class CheckpointInfo:
     fence: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     guarantee: str = "at-least-once"
+    identities: dict[StreamPartition, str] = field(default_factory=dict)
 
 
 class StoredFile(msgspec.Struct, frozen=True):
@@ -87,6 +90,7 @@ class Manifest(msgspec.Struct, frozen=True):
     fence: int = 0
     config: dict[str, Any] = {}
     guarantee: str = "at-least-once"
+    identities: list[tuple[str, int, str]] = []
 
     def to_json(self) -> bytes:
         """Return the file's text, with the checksum of everything else in it."""
@@ -107,6 +111,7 @@ class Manifest(msgspec.Struct, frozen=True):
             fence=self.fence,
             settings=self.config,
             guarantee=self.guarantee,
+            identities={StreamPartition(stream, partition): known for stream, partition, known in self.identities},
         )
 
 

@@ -92,7 +92,7 @@ class Merge:
         self.wait_s = wait_s
         self.refuses = refuses
         self.max_held = min(HELD, max_held)
-        self.clocks = tuple(EventClock(max_behind_ns, max_ahead_ns) for _ in range(streams))
+        self.clocks = [EventClock(max_behind_ns, max_ahead_ns) for _ in range(streams)]
         self.late_labels = 0
         self.held: Record | None = None
         self._heads: list[_Head | None] = [None] * streams
@@ -106,6 +106,16 @@ class Merge:
         """Say how many records of a stream are still to be read; None, where that is not known, changes nothing."""
         if lag is not None and lag > 0:
             self._behind_until[stream] = now
+
+    def forget(self, stream: int) -> None:
+        """Drop what waits of a stream, and how far its times had come: it begins again."""
+        if self.held is not None and any(arrived.record is self.held for arrived in self.queues[stream]):
+            self.held = None
+        self.queues[stream].clear()
+        self._heads[stream] = None
+        self._behind_until[stream] = 0.0
+        clock = self.clocks[stream]
+        self.clocks[stream] = EventClock(clock.max_behind_ns, clock.max_ahead_ns)
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self.queues)

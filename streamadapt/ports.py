@@ -105,12 +105,16 @@ class PartitionOwner(Protocol):
         """
         ...
 
+    def identity(self, at: StreamPartition) -> str | None:
+        """Return what `Source.identities` said of a stream when its position was saved; None if nothing is known."""
+        ...
+
     def partitions_placed(self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]) -> None:
         """Hear of starts that were not asked for.
 
         Called before the first record of them: `starts` begin at what was the end when the source looked, or where the
-        source's own policy says since what was asked for is gone. `anew` are those of them whose stream was made anew:
-        its offsets have nothing to do with earlier ones.
+        source's own policy says since what was asked for is gone. `anew` are those of them whose stream was deleted
+        and created again: its offsets have nothing to do with earlier ones.
         """
         ...
 
@@ -188,6 +192,26 @@ class Source(ABC):
     def lag(self) -> dict[StreamPartition, int]:
         """Return how many records are not yet delivered, where the end is known. Never blocks for long."""
 
+    def read_up_to(self) -> Mapping[StreamPartition, int]:
+        """Return offsets that were passed without a record: behind the last one delivered, as far as it is known.
+
+        Offsets may be taken by what is never delivered (a transaction's markers, records that its producer took back).
+        Only a partition of which every record before that offset has been delivered may be named.
+        """
+        return {}
+
+    def identities(self) -> Mapping[StreamPartition, str]:
+        """Return what tells a stream from another one of the same name, created after it was deleted (a topic's id).
+
+        Saved with the positions, and asked for with `PartitionOwner.identity`. Empty where there is no such thing.
+        """
+        return {}
+
+    @property
+    def partition_count(self) -> int | None:
+        """How many partitions its streams have, also those that others read; None while that is not known."""
+        return None
+
     @property
     def shared(self) -> bool:
         """Whether a partition may go to another process that does not know if this one still runs (a group)."""
@@ -213,6 +237,14 @@ class Source(ABC):
 
 class Sink(ABC):
     """Where predictions go."""
+
+    @property
+    def trouble(self) -> str:
+        """Why what is written cannot be delivered for now, in words for an operator; empty if nothing is known."""
+        return ""
+
+    def expect_partitions(self, count: int) -> None:  # noqa: B027 - optional by design
+        """Hear how many partitions the input has, before something is written of any: for an output yet to be made."""
 
     @abstractmethod
     def write(self, predictions: Sequence[Prediction]) -> None:
@@ -306,6 +338,14 @@ class TransactionalSink(Sink):
 
 class DeadLetterSink(ABC):
     """Where refused records go; same rules as `Sink`."""
+
+    @property
+    def trouble(self) -> str:
+        """Why what is written cannot be delivered for now, in words for an operator; empty if nothing is known."""
+        return ""
+
+    def expect_partitions(self, count: int) -> None:  # noqa: B027 - optional by design
+        """Hear how many partitions the input has; see `Sink`."""
 
     @abstractmethod
     def write(self, letters: Sequence[DeadLetter]) -> None:

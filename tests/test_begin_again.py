@@ -100,6 +100,18 @@ def test_killed_after_it_began_again(tmp_path, calm, step, killed):
     assert_same_state(resumed.lanes[0].pipeline.state_dict(), calm[1])
 
 
+def test_what_is_done_again_is_counted_once(tmp_path):
+    """In the words that judge a run: entries, predictions and what was learned."""
+    engines = [
+        engine_of(tmp_path / step, LogSink(TransactionalLog(), on_step=lose_at(step, {2, 3})))
+        for step in ("never", "commit", "produce")
+    ]
+    runs = [engine.run()["run"] for engine in engines]
+    counted = [{name: run[name] for name in ("entries", "predictions", "learned")} for run in runs]
+    assert counted[0]["entries"] == N
+    assert counted[1] == counted[2] == counted[0]
+
+
 def test_a_broker_that_is_away_for_long(tmp_path, calm):
     """Beginning again is tried as often as it takes; what came in between is not skipped."""
     log = TransactionalLog()

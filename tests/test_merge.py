@@ -157,3 +157,34 @@ def test_each_streams_own_order_is_always_kept(wait_s: float) -> None:
     for name, count in (("e", offsets[0]), ("l", offsets[1])):
         found = [a.record.position.offset for a in released if a.record.position.stream == name]
         assert found == list(range(count))
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_stream_that_is_forgotten_begins_again(judged: bool) -> None:
+    """Its topic was deleted and created again: what waited is gone, and older times are right again."""
+    merge = Merge(2, 5.0)
+    later = 10 * 86_400 * ALL
+    for offset in range(3):
+        merge.offer(ENTRIES, *made(ENTRIES, offset, later + offset * ALL), now=0.0)
+        merge.offer(LABELS, *made(LABELS, offset, later + offset * ALL), now=0.0)
+    assert len(merge.release(0.0, 4)) == 4
+    if judged:
+        assert merge.ready
+    merge.note_lag(ENTRIES, 7, now=1.0)
+    merge.forget(ENTRIES)
+    assert names(merge.release(5.0, ALL)) == [f"l2@{later + 2 * ALL}"], "labels wait no longer for the old entries"
+    for offset, time in enumerate((10, 30, 20)):
+        merge.offer(ENTRIES, *made(ENTRIES, offset, time), now=6.0)
+    assert names(merge.release(12.0, ALL)) == ["e0@10", "e1@30", "e2@30"]
+
+
+def test_what_is_held_back_is_forgotten_too() -> None:
+    merge = Merge(1, 5.0)
+    for offset in range(5):
+        merge.offer(ENTRIES, *made(ENTRIES, offset, offset), now=0.0)
+    merge.offer(ENTRIES, *made(ENTRIES, 5, 10 * 86_400 * ALL), now=0.0)
+    assert len(merge.release(0.0, ALL)) == 5
+    assert merge.held is not None
+    merge.forget(ENTRIES)
+    assert merge.held is None
+    assert not merge.ready

@@ -1,5 +1,8 @@
 """Who of a consumer group gets which partitions: those of entries and labels together, moved as few as can be.
 
+Members that read the same topics share those out among themselves; a group may have several such sets of members. With
+each assignment goes a mark, or why a member gets nothing: without the mark it was somebody else who shared out.
+
 Incremental cooperative rebalancing (Kafka's KIP-429): everybody keeps what stays theirs and goes on with it while the
 group settles. A partition that is to move is first taken from its owner, who saves its state, and given to its next
 owner in a second round.
@@ -18,6 +21,7 @@ from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment, Consume
 __all__ = ["CoPartitioned", "shared_out"]
 
 GENERATION: Final = struct.Struct(">i")
+MARK: Final = b"streamadapt"
 
 
 def shared_out(
@@ -58,6 +62,10 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
     def __init__(self) -> None:
         self._owned: list[Any] = []
         self._generation = -1
+        self.refusal = ""
+        """Why this member gets nothing; empty if it is one of the group."""
+        self.marked = True
+        """Whether the newest assignment was made by this class."""
 
     def supported_protocols(self) -> list[RebalanceProtocol]:
         """Only the cooperative one."""
@@ -84,24 +92,48 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
         """Remember what was given, and when."""
         self._owned = list(assignment.partitions())
         self._generation = generation
+        said = bytes(assignment.user_data or b"")
+        self.marked = said.startswith(MARK)
+        self.refusal = said.removeprefix(MARK).decode("utf-8", "replace") if self.marked else ""
 
     def assign(self, cluster: Any, members: Sequence[Any]) -> dict[str, ConsumerProtocolAssignment]:
         """Share out; what has to move first is nobody's for a round."""
-        topics = sorted({topic for member in members for topic in member.metadata.topics})
-        counts = [set(cluster.partitions_for_topic(topic) or ()) for topic in topics]
         # Static members first: their names survive a restart, and so does the order.
         order = sorted(members, key=lambda m: (m.group_instance_id is None, m.group_instance_id or "", m.member_id))
-        names = [member.member_id for member in order]
-        owner = _owners(order)
+        by_topics: dict[tuple[str, ...], list[Any]] = defaultdict(list)
+        for member in order:
+            by_topics[tuple(sorted(member.metadata.topics))].append(member)
+        # Those who read something go before those who come with other topics.
+        sets = sorted(by_topics, key=lambda topics: (-len(_owners(by_topics[topics])), topics))
+        given: dict[str, ConsumerProtocolAssignment] = {}
+        taken: dict[str, tuple[str, ...]] = {}
+        for topics in sets:
+            foreign = next((taken[topic] for topic in topics if topic in taken), None)
+            if foreign is None:
+                taken |= dict.fromkeys(topics, topics)
+                given |= self._share(cluster, topics, by_topics[topics])
+                continue
+            why = f"others in it read {', '.join(foreign)}, and this one {', '.join(topics)}: that cannot be shared out"
+            given |= {m.member_id: self._assignment([], why) for m in by_topics[topics]}
+        return given
+
+    def _share(
+        self, cluster: Any, topics: Sequence[str], members: Sequence[Any]
+    ) -> dict[str, ConsumerProtocolAssignment]:
+        """Share out the topics of members that all read the same ones."""
+        names = [member.member_id for member in members]
+        owner = _owners(members)
         owned: dict[str, list[int]] = defaultdict(list)
         for partition, name in owner.items():
             owned[name].append(partition)
-        goal = shared_out(set[int]().union(*counts), names, owned)
+        # Only what all topics have: partitions are added to one of them first.
+        there = set.intersection(*(set(cluster.partitions_for_topic(topic) or ()) for topic in topics))
+        goal = shared_out(there, names, owned)
         given = {name: [p for p in own if owner.get(p, name) == name] for name, own in goal.items()}
-        return {
-            name: ConsumerProtocolAssignment(self.version, [(topic, own) for topic in topics if own], b"")
-            for name, own in given.items()
-        }
+        return {name: self._assignment([(t, own) for t in topics if own]) for name, own in given.items()}
+
+    def _assignment(self, places: list[tuple[str, list[int]]], refusal: str = "") -> ConsumerProtocolAssignment:
+        return ConsumerProtocolAssignment(self.version, places, MARK + refusal.encode())
 
 
 def _owners(members: Sequence[Any]) -> dict[int, str]:

@@ -23,7 +23,7 @@ TAKE_ALL: Final = 2**31 - 1
 
 
 class Buffer:
-    """Records by partition, in order; never more than was fetched at once.
+    """Records by partition, in order; of each never more than was fetched at once.
 
     Parameters
     ----------
@@ -34,6 +34,21 @@ class Buffer:
     def __init__(self, most: int) -> None:
         self._most = most
         self._records: dict[TopicPartition, list[Record]] = {}
+        self._sizes: dict[TopicPartition, int] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything is held."""
+        return bool(self._records)
+
+    @property
+    def places(self) -> set[TopicPartition]:
+        """The partitions of which records are held."""
+        return set(self._records)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the keys and values held."""
+        return sum(self._sizes.values())
 
     def put(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
         """Add what a kafka-python poll returned."""
@@ -48,6 +63,8 @@ class Buffer:
                 )
                 for r in batch
             )
+            size = sum(len(r.key or b"") + len(r.value or b"") for r in batch)
+            self._sizes[at] = self._sizes.get(at, 0) + size
 
     def take(self, paused: Collection[TopicPartition]) -> list[Record]:
         """Return the next records, the same share of every partition that is not paused."""
@@ -59,6 +76,8 @@ class Buffer:
             taken += records[:share]
             if share < len(records):
                 self._records[at] = records[share:]  # to the end of the queue
+            else:
+                self._sizes.pop(at, None)
             if len(taken) >= self._most:
                 break
         return taken
@@ -72,3 +91,4 @@ class Buffer:
         """Forget what is held of some partitions."""
         for at in places:
             self._records.pop(at, None)
+            self._sizes.pop(at, None)

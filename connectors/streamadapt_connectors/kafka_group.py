@@ -5,23 +5,36 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, Final
 
 from kafka import TopicPartition
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.coordinator.base import MemberState
 from kafka.errors import KafkaError
+from kafka.protocol.consumer import LeaveGroupRequest
 
 from streamadapt.durations import duration_ns
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt_connectors.kafka_settings import Client
 
-__all__ = ["Handover", "RebalanceListener", "owners_errors", "session_of"]
+__all__ = [
+    "Handover",
+    "RebalanceListener",
+    "keep_joins",
+    "leave",
+    "owners_errors",
+    "rebalancing",
+    "session_of",
+    "settled",
+]
 
 LOOK_S: Final = 0.005
 LEAST_SESSION_MS: Final = 1000
-MOST_HEARTBEAT_MS: Final = 3000
+MOST_HEARTBEAT_MS: Final = 1000
+"""A member learns from the answer to a heartbeat that the group shares its partitions out anew."""
+LEAVE_MS: Final = 1000
 
 
 def session_of(timeout: str) -> dict[str, int]:
@@ -40,6 +53,66 @@ def owners_errors() -> Iterator[None]:
         yield
     except (KafkaError, OSError) as error:
         raise ConnectorError(f"while a partition came or went: {type(error).__name__}: {error}") from error
+
+
+def keep_joins(consumer: Any) -> None:
+    """Have a consumer use the answer to a join that came between two polls.
+
+    kafka-python 3.0 only looks for it during a poll. If it finds the join done at the next one, it begins another,
+    which makes all members join again: with short polls the group never settles.
+    """
+    coordinator = consumer._coordinator
+    join, complete = coordinator._do_join_and_sync_async, coordinator._on_join_complete_async
+    kept: list[tuple[Any, bytes]] = []
+
+    async def join_once() -> bytes:
+        if kept and kept[0][0] is coordinator._generation:
+            return kept[0][1]
+        kept.clear()
+        assignment: bytes = await join()
+        kept.append((coordinator._generation, assignment))
+        return assignment
+
+    async def completed(*args: Any) -> None:
+        kept.clear()
+        await complete(*args)
+
+    coordinator._do_join_and_sync_async, coordinator._on_join_complete_async = join_once, completed
+
+
+def rebalancing(consumer: Any) -> bool:
+    """Whether a consumer's group is about to share its partitions out, or at it."""
+    return consumer.config["group_id"] is not None and (
+        consumer.group_metadata().state is MemberState.REBALANCING or bool(consumer._coordinator.need_rejoin())
+    )
+
+
+def settled(consumer: Any) -> bool:
+    """Whether a consumer is in its group, also where it was given no partition."""
+    return consumer.group_metadata().state is MemberState.STABLE
+
+
+def leave(consumer: Any) -> None:
+    """Leave a group whose answer to our request to join is still to come; otherwise ``close`` of the client does it.
+
+    A broker answers the requests of one connection in their order. On the coordinator's own, the word that we leave
+    would wait behind the join, which the broker may hold back for as long as its slowest member takes. The member that
+    has gone would then be given partitions, which nobody reads until its session ends.
+    """
+    coordinator, member = consumer._coordinator, consumer.group_metadata()
+    if member.state is not MemberState.REBALANCING:
+        return
+    node = str(coordinator.coordinator_id).rpartition("-")[2]
+    if member.member_id and node.isdigit():
+        identity = LeaveGroupRequest.MemberIdentity(member_id=member.member_id, group_instance_id=None)
+        request = LeaveGroupRequest(group_id=member.group_id, member_id=member.member_id, members=[identity])
+
+        async def send() -> None:
+            await consumer._manager.wait_for(consumer._manager.send(request, node_id=int(node)), LEAVE_MS)
+
+        with suppress(KafkaError):
+            consumer._net.run(send)
+    coordinator.reset_generation()
 
 
 class Handover:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from streamadapt.ports import StreamPartition
 __all__ = [
     "Places",
     "Range",
+    "asked",
     "check_partition_counts",
     "fetched_ends",
     "partition_counts",
@@ -51,7 +52,7 @@ class Placing:
     told : dict of StreamPartition to int
         Those of them that the owner did not ask for.
     anew : list of StreamPartition
-        Those whose topic was made anew.
+        Those whose topic was deleted and created again.
     """
 
     offsets: dict[TopicPartition, int]
@@ -80,36 +81,50 @@ class Places:
         if self.out_of_range not in ("error", "earliest", "latest"):
             raise ConfigError("source.out_of_range", self.out_of_range, "error, earliest or latest")
 
-    def resolve(self, at: TopicPartition, wanted: int | None, held: Range, reached: int = 0) -> int:
+    def resolve(
+        self, at: TopicPartition, wanted: int | None, held: Range, reached: int = 0, *, replaced: bool = False
+    ) -> int:
         """Return the offset to read first.
 
         Parameters
         ----------
         reached : int
             One past the newest record that is known to have been there.
+        replaced : bool
+            Whether the topic is known to be another than the one that `wanted` and `reached` are about.
 
         Raises
         ------
         ConnectorError
-            If `wanted` is outside of `held`, or `reached` beyond it, and the policy is ``error``.
+            If `wanted` is outside of `held`, or `reached` beyond it, or something was read of the topic that was
+            replaced, and the policy is ``error``.
         """
-        if reached <= held.end:
+        lost = replaced and max(wanted or 0, reached) > 0
+        if not lost and reached <= held.end:
             if wanted is None:
                 return held.begin if self.start == "earliest" else held.end
             if held.begin <= wanted <= held.end:
                 return wanted
         if self.out_of_range == "error":
             place = f"kafka {at.topic}[{at.partition}]: "
+            if lost:
+                raise ConnectorError(
+                    f"{place}this is not the topic that was read up to {max(wanted or 0, reached)}: that one was "
+                    "deleted, and this one was created under its name (its topic id is another); set "
+                    "source.out_of_range to 'earliest' or 'latest' to go on with the new topic, start without the "
+                    "checkpoint, or, if it is a copy in which every record has its old offset, set "
+                    "source.check_topic_id to false"
+                )
             if reached > held.end:
                 raise ConnectorError(
                     f"{place}the output knows of its records up to {reached - 1}, but the topic ends at {held.end}: it "
-                    "was made anew; set source.out_of_range to 'earliest' or 'latest' to go on with it, or name "
-                    "another sink.topic"
+                    "was deleted and created again; set source.out_of_range to 'earliest' or 'latest' to go on with "
+                    "it, or name another sink.topic"
                 )
             raise ConnectorError(
                 f"{place}position {wanted} is outside of the topic's {held.begin} to {held.end}: its records are gone "
-                "or the topic was made anew; start without the checkpoint, or set source.out_of_range to 'earliest' or "
-                "'latest' to accept the gap"
+                "or the topic was deleted and created again; start without the checkpoint, or set "
+                "source.out_of_range to 'earliest' or 'latest' to accept the gap"
             )
         return held.begin if self.out_of_range == "earliest" else held.end
 
@@ -118,15 +133,28 @@ class Places:
         starts: Mapping[TopicPartition, int | None],
         held: Mapping[TopicPartition, Range],
         reached: Mapping[TopicPartition, int],
+        *,
+        replaced: Collection[TopicPartition] = (),
+        added: Collection[TopicPartition] = (),
     ) -> Placing:
-        """Resolve every one of `starts`; see `resolve`."""
+        """Resolve every one of `starts`; see `resolve`.
+
+        Parameters
+        ----------
+        added : collection of TopicPartition
+            Those that the topic did not have at first: all of their records are new, whatever `start` says.
+        """
         found = Placing({}, {}, [])
         for at, wanted in starts.items():
-            offset = self.resolve(at, wanted, held[at], reached[at])
+            if wanted is None and at in added:
+                offset = held[at].begin
+            else:
+                offset = self.resolve(at, wanted, held[at], reached[at], replaced=at in replaced)
             found.offsets[at] = offset
-            if self.starts_at_the_end(wanted) or wanted not in (None, offset) or reached[at] > held[at].end:
+            fresh = at in replaced or max(reached[at], wanted or 0) > held[at].end
+            if fresh or self.starts_at_the_end(wanted) or wanted not in (None, offset):
                 found.told[StreamPartition(*at)] = offset
-            if max(reached[at], wanted or 0) > held[at].end:
+            if fresh:
                 found.anew.append(StreamPartition(*at))
         return found
 
@@ -163,8 +191,8 @@ def ranges_of(
     KafkaError
         After 20 seconds at the latest.
     """
-    begins = consumer.beginning_offsets(list(wanted), timeout_ms=OFFSETS_TIMEOUT_MS)
-    ends = consumer.end_offsets(list(wanted), timeout_ms=OFFSETS_TIMEOUT_MS)
+    begins = asked(consumer.beginning_offsets, wanted)
+    ends = asked(consumer.end_offsets, wanted)
     doubtful = [
         at
         for at, offset in wanted.items()
@@ -175,6 +203,17 @@ def ranges_of(
         with spare() as second:
             ends.update(fetched_ends(second, {at: ends[at] for at in doubtful}))
     return {at: Range(begins[at], ends[at]) for at in wanted}
+
+
+def asked(
+    offsets: Callable[..., dict[TopicPartition, int]], places: Iterable[TopicPartition], timeout_ms: int | None = None
+) -> dict[TopicPartition, int]:
+    """Call one of kafka-python's two functions for offsets; a partition that is not there is a `KafkaError`, too."""
+    wanted = list(places)
+    try:
+        return offsets(wanted, timeout_ms=OFFSETS_TIMEOUT_MS if timeout_ms is None else timeout_ms)
+    except KeyError as error:
+        raise kafka_errors.UnknownTopicOrPartitionError(f"partition {error} is not there") from error
 
 
 def fetched_ends(consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:

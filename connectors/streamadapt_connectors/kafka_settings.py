@@ -139,7 +139,16 @@ class Client:
         self._manager = _Manager(self.net, **configs)
         self._manager.on_bump = self._take_bump
         self._client = _NetClient(net=self.net, manager=self._manager, **configs)
+        # kafka-python 3.0 does not hand this on: a topic that was deleted would be created by asking for it.
+        name = "allow_auto_create_topics"
+        self._client.cluster.config[name] = configs.get(name, self._client.cluster.config[name])
         return self._client
+
+    @property
+    def cluster(self) -> Any:
+        """What kafka-python knows of the cluster (its `ClusterMetadata`); None before the client is built."""
+        client = self._client
+        return None if client is None else client.cluster
 
     @property
     def failure(self) -> BaseException | None:

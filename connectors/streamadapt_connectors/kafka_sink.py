@@ -55,7 +55,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
     experts : bool
         Also write what every expert said; not together with an encoder of one's own.
     partitions : int or None
-        How many to create the topic with: the source's number. None leaves it to the broker.
+        How many to create the topic with. None: as many as the input has.
     security : mapping or None
         TLS and SASL settings by kafka-python's names.
     compression : str or None
@@ -120,6 +120,16 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
     def __repr__(self) -> str:
         return f"KafkaSink({self._topic!r})"
+
+    def expect_partitions(self, count: int) -> None:
+        """Create the topic with so many partitions, if it is to be created and the config does not say otherwise."""
+        self._create_partitions = self._create_partitions or count
+        self._writer.expect_partitions(count)
+
+    @property
+    def trouble(self) -> str:
+        """That the topic has been deleted, if it has."""
+        return self._writer.trouble or next((w for t in list(self._transactions.values()) if (w := t.trouble)), "")
 
     def _make_writer(self, more: Mapping[str, Any], prepare: Callable[[Any], None] | None) -> Writer:
         writer = Writer(
@@ -309,6 +319,15 @@ class KafkaDeadLetters(DeadLetterSink):
     def break_off_when(self, given_up: Callable[[], bool]) -> None:
         """Ask it while the broker is away."""
         self._writer.given_up = given_up
+
+    def expect_partitions(self, count: int) -> None:
+        """Create the topic with so many partitions, if it is to be created and the config does not say otherwise."""
+        self._writer.expect_partitions(count)
+
+    @property
+    def trouble(self) -> str:
+        """That the topic has been deleted, if it has."""
+        return self._writer.trouble
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Accept them; blocks while the buffer is full or the broker is away."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,23 +12,53 @@ from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.structs import OffsetAndMetadata
 
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.masking import scrubbed
 from streamadapt.ports import PartitionOwner, Record, Source, StreamPartition
 from streamadapt_connectors.kafka_assignor import CoPartitioned
 from streamadapt_connectors.kafka_buffer import TAKE_ALL, Buffer
-from streamadapt_connectors.kafka_group import Handover, RebalanceListener, owners_errors, session_of
-from streamadapt_connectors.kafka_places import Places, Range, check_partition_counts, partition_counts, ranges_of
+from streamadapt_connectors.kafka_commits import Commits
+from streamadapt_connectors.kafka_group import (
+    Handover,
+    RebalanceListener,
+    keep_joins,
+    leave,
+    owners_errors,
+    rebalancing,
+    session_of,
+    settled,
+)
+from streamadapt_connectors.kafka_members import group_of
+from streamadapt_connectors.kafka_places import (
+    Places,
+    Range,
+    asked,
+    check_partition_counts,
+    partition_counts,
+    ranges_of,
+)
 from streamadapt_connectors.kafka_settings import Client, Link, Reach, Setup
+from streamadapt_connectors.kafka_topics import Topics, metadata_age_of
 
 __all__ = ["KafkaSource"]
+
+log = logging.getLogger("streamadapt.kafka")
 
 FETCH_BYTES: Final = 4 << 20
 LAG_EVERY_S: Final = 1.0
 LAG_TIMEOUT_MS: Final = 250
 CLOSE_MS: Final = 5000
+TEND_S: Final = 0.1
+"""With records at hand the group and the other partitions are looked after this often."""
+REBALANCE_S: Final = 0.1
+"""And so long at a time while the group shares its partitions out."""
+VERIFY_S: Final = 1.0
+REFRESH_S: Final = 5.0
+REFUSED_S: Final = 10.0
+"""Another application in the group may just be leaving it."""
+UNLIKE_S: Final = 10.0
+"""So long after each other the partitions of two topics may be added."""
 
 FATAL: Final = (
     kafka_errors.AuthorizationError,
@@ -36,6 +68,9 @@ FATAL: Final = (
     kafka_errors.UnsupportedCodecError,
     kafka_errors.FencedInstanceIdError,
     kafka_errors.UnsupportedVersionError,
+    kafka_errors.InvalidSessionTimeoutError,
+    kafka_errors.InvalidGroupIdError,
+    kafka_errors.GroupMaxSizeReachedError,
 )
 MOVED: Final = (
     kafka_errors.OffsetOutOfRangeError,
@@ -73,7 +108,14 @@ class KafkaSource(Source):
     fetch_bytes : int, bytes
         Fetched at once per partition, and twice that in all: what is held in memory. A larger record is delivered all
         the same.
-
+    isolation_level : str
+        ``read_committed``: records of transactions that were aborted are left out, and those of an open one are waited
+        for. Or ``read_uncommitted``: every record, when it is written.
+    metadata_max_age : str
+        How old the knowledge of the topics may become: added partitions are found this late.
+    check_topic_id : bool
+        Whether a topic that was deleted and created again counts as another one. False trusts the offsets alone: for a
+        copy of a topic, on another cluster, in which every record has its old offset.
     tombstones : str
         ``dead-letter`` or ``skip``: what becomes of records without a value.
 
@@ -100,6 +142,9 @@ class KafkaSource(Source):
         max_poll_records: int = 1000,
         fetch_bytes: int = FETCH_BYTES,
         tombstones: str = "dead-letter",
+        isolation_level: str = "read_committed",
+        metadata_max_age: str = "10s",
+        check_topic_id: bool = True,
     ) -> None:
         if tombstones not in ("dead-letter", "skip"):
             raise ConfigError("source.tombstones", tombstones, "dead-letter or skip")
@@ -110,6 +155,8 @@ class KafkaSource(Source):
             raise ConfigError("source.partitions", list(partitions), "nothing where source.group shares them out")
         if not max_poll_records >= 1:
             raise ConfigError("source.max_poll_records", max_poll_records, "a whole number, at least 1")
+        if isolation_level not in ("read_committed", "read_uncommitted"):
+            raise ConfigError("source.isolation_level", isolation_level, "read_committed or read_uncommitted")
         self._reach = Reach(servers, security)
         self._topics = (topic,) if label_topic is None else (topic, label_topic)
         self._group = group
@@ -117,15 +164,32 @@ class KafkaSource(Source):
         self._places = Places(start, out_of_range)
         self._assignor = CoPartitioned()
         self._configs = self._consumer_configs(fetch_bytes) | session_of(session_timeout)
+        self._configs |= metadata_age_of(metadata_max_age) | {"isolation_level": isolation_level}
+        self._most_bytes = 2 * fetch_bytes
         self._buffer = Buffer(max_poll_records)
         self._link = Link(f"source kafka {'+'.join(self._topics)} at {servers}")
         self._client = Client()
+        self._topics_now = Topics(self._client, self._topics)
+        self._check_ids = check_topic_id
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="streamadapt-kafka")
         self._handover = Handover(self._worker, self._client)
         self._setup = Setup(self._worker, self._link)
+        self._know_nothing()
+
+    def _know_nothing(self) -> None:
+        """Set what is known of places, topics and the group, before anything is."""
         self._owner: PartitionOwner | None = None
         self._consumer: KafkaConsumer | None = None
         self._starts: dict[TopicPartition, int | None] | None = None
+        self._more: dict[TopicPartition, int | None] = {}
+        self._commits = Commits()
+        self._ids: dict[TopicPartition, str] = {}
+        self._count = 0
+        self._unlike_since: float | None = None
+        self._refused_since: float | None = None
+        self._verified = True
+        self._tended_at = 0.0
+        self._passed: dict[TopicPartition, int] = {}
         self._placed = False
         self._joined = False
         self._check_places = False
@@ -170,27 +234,42 @@ class KafkaSource(Source):
             raise ConnectorError(f"{self!r}: poll {'after close' if self._closed else 'before open'}")
         deadline = time.monotonic() + timeout_s
         try:
-            if not self._placed and not self._place(deadline):
-                return []
-            if self._check_places and not self._place_again(deadline):
-                return []
-            records = self._buffer.take(self._paused)
-            if not records:
-                self._fetch(deadline)
-                records = self._buffer.take(self._paused)
+            return self._poll(deadline)
         except MOVED:
             self._check_places = True
+        except kafka_errors.InconsistentGroupProtocolError as error:
+            self._refused()
+            self._lost(error)
+            self._link.sleep(deadline)
         except FATAL as error:
             raise ConnectorError(scrubbed(f"{self!r}: {error!r}")) from error
         except (kafka_errors.KafkaError, OSError) as error:
             self._lost(error)
             self._link.sleep(deadline)
-        else:
-            for record in records:
-                at = record.position
-                self._next[TopicPartition(at.stream, at.partition)] = at.offset + 1
-            return records
         return []
+
+    def _poll(self, deadline: float) -> list[Record]:
+        if not self._placed and not self._place(deadline):
+            return []
+        gone = self._topics_now.gone()
+        if gone:
+            self._check_places = True
+        else:
+            self._look_at_counts()
+            if self._more and not self._place_more(deadline):
+                return []
+            if self._check_places and not self._place_again(deadline):
+                return []
+        self._tend(deadline, gone)
+        self._check_group()
+        if not self._are_still_the_same(deadline):
+            return []
+        records = self._buffer.take(self._paused)
+        for record in records:
+            at = record.position
+            self._next[TopicPartition(at.stream, at.partition)] = at.offset + 1
+        self._pass_over()
+        return records
 
     def pause(self, partitions: Collection[StreamPartition]) -> None:
         """Hold back exactly these partitions."""
@@ -211,7 +290,7 @@ class KafkaSource(Source):
     def lag(self) -> dict[StreamPartition, int]:
         """Records not yet delivered, from end offsets at most a second old (older while the broker is away)."""
         consumer = self._consumer
-        if consumer is not None and self._next and self.state == "connected":
+        if consumer is not None and self._placed and self._next and self.state == "connected":
             self._refresh_ends(consumer)
         lags = {}
         for at in self._next:
@@ -226,9 +305,24 @@ class KafkaSource(Source):
         """Tell the group, if there is one; a failure is of no consequence."""
         if self._group is None or self._consumer is None or not self._placed:
             return
-        offsets = {TopicPartition(*at): OffsetAndMetadata(offset, "", -1) for at, offset in positions.items()}
-        with suppress(kafka_errors.KafkaError):
-            self._consumer.commit_async(offsets, callback=lambda *_: None)
+        self._commits.want({TopicPartition(*at): offset for at, offset in positions.items()})
+        self._commits.send(self._consumer)
+
+    def read_up_to(self) -> dict[StreamPartition, int]:
+        """Offsets behind what was delivered, where only transaction markers and aborted records lie in between."""
+        return {StreamPartition(*at): end for at, end in self._passed.items() if self._next.get(at) == end}
+
+    def identities(self) -> dict[StreamPartition, str]:
+        """Topic ids, of brokers that have them (Kafka from 2.8 on)."""
+        if self._check_ids:
+            return {StreamPartition(*at): known for at, known in self._ids.items()}
+        now = {at: self._topics_now.identity(at.topic) for at in self._next}
+        return {StreamPartition(*at): known for at, known in now.items() if known is not None}
+
+    @property
+    def partition_count(self) -> int | None:
+        """Of the topics, once they have been found."""
+        return min(self._topics_now.counts().values()) or self._count or None
 
     def close(self) -> None:
         """Leave the group and close the connections. Idempotent."""
@@ -238,6 +332,7 @@ class KafkaSource(Source):
         self._handover.closing = True
         if self._consumer is not None:
             with suppress(kafka_errors.KafkaError, OSError, RuntimeError):
+                leave(self._consumer)
                 self._consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
             self._client.close()
         else:
@@ -247,10 +342,10 @@ class KafkaSource(Source):
     def _consumer_configs(self, fetch_bytes: int) -> dict[str, Any]:
         return {
             "group_id": self._group,
+            "client_id": "streamadapt",
             "enable_auto_commit": False,
             "auto_offset_reset": "none",  # positions come from the owner; anything else is a loud error
             "allow_auto_create_topics": False,
-            "isolation_level": "read_committed",  # what its producer took back was never said
             "partition_assignment_strategy": [self._assignor],
             "max_poll_records": TAKE_ALL,
             "max_partition_fetch_bytes": fetch_bytes,
@@ -270,7 +365,9 @@ class KafkaSource(Source):
             if counts is None:
                 return False
             check_partition_counts(counts)
+            self._count = counts[self._topics[0]]
             if self._group is not None:
+                keep_joins(self._consumer)
                 listener = RebalanceListener(self._handover, self._group_assigned, self._group_revoked)
                 self._consumer.subscribe(list(self._topics), listener=listener)
                 self._starts, self._placed = {}, True
@@ -281,15 +378,19 @@ class KafkaSource(Source):
         ranges = self._setup.in_time(lambda: self._ranges(consumer, starts), deadline)
         if ranges is None:
             return False
-        self._seek(starts, ranges)
+        self._seek(starts, *ranges)
         self._placed = True
         self._link.up()
         return True
 
     def _ranges(
         self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int | None]
-    ) -> dict[TopicPartition, Range]:
-        return ranges_of(consumer, wanted, self._places, self._spare, self._reached(wanted))
+    ) -> tuple[dict[TopicPartition, Range], dict[TopicPartition, str]]:
+        """Ask the broker which topics these are, then what they hold."""
+        if not self._topics_now.refresh(REFRESH_S):
+            raise kafka_errors.KafkaTimeoutError("the broker does not say which topics it has")
+        ids = {at: found for at in wanted if (found := self._topics_now.identity(at.topic)) is not None}
+        return ranges_of(consumer, wanted, self._places, self._spare, self._reached(wanted)), ids
 
     @contextmanager
     def _spare(self) -> Iterator[KafkaConsumer]:
@@ -323,37 +424,146 @@ class KafkaSource(Source):
     def _reached(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         return {at: self._of_owner.reached(StreamPartition(*at)) for at in places}
 
-    def _seek(self, starts: Mapping[TopicPartition, int | None], ranges: Mapping[TopicPartition, Any]) -> None:
+    def _seek(
+        self,
+        starts: Mapping[TopicPartition, int | None],
+        ranges: Mapping[TopicPartition, Range],
+        ids: Mapping[TopicPartition, str],
+    ) -> None:
         assert self._consumer is not None, "connected first"
-        placing = self._places.all(starts, ranges, self._reached(starts))
+        replaced = self._replaced(starts, ids)
+        added = [at for at in starts if at.partition >= self._count > 0]
+        placing = self._places.all(starts, ranges, self._reached(starts), replaced=replaced, added=added)
         for at, offset in placing.offsets.items():
             self._consumer.seek(at, offset)
+        # Where nothing has been delivered yet, this is where the work stands.
+        fresh = {at: o for at, o in placing.offsets.items() if at not in self._next or at in replaced}
+        self._commits.want(fresh if self._group is not None else {})
         self._next.update(placing.offsets)
+        self._ids.update(ids)
         self._drop(starts)
         if placing.told:
             with owners_errors():
                 self._of_owner.partitions_placed(placing.told, anew=placing.anew)
         self._apply_pause()
 
+    def _replaced(self, starts: Iterable[TopicPartition], ids: Mapping[TopicPartition, str]) -> set[TopicPartition]:
+        """Return the partitions whose topic is another than the one they were read from."""
+        if not self._check_ids:
+            return set()
+        known = {at: self._ids.get(at) or self._of_owner.identity(StreamPartition(*at)) for at in starts}
+        return {at for at, before in known.items() if before is not None and ids.get(at, before) != before}
+
     def _drop(self, places: Collection[TopicPartition]) -> None:
         """Forget what is held of these partitions and known of their ends."""
         for at in places:
             self._ends.pop(at, None)
+            self._passed.pop(at, None)
         self._buffer.drop(places)
 
     def _place_again(self, deadline: float) -> bool:
         """Compare with the topic again: the broker was away, or says that a position is gone; True once done."""
         consumer = self._consumer
-        here = {**(self._starts or {}), **{at: self._position(at) for at in self._next}}
+        self._give_up_missing()
+        # Not behind what is held of them: that is dropped, and fetched again.
+        here = {**(self._starts or {}), **self._next}
         if consumer is not None and here:
             ranges = self._setup.in_time(lambda: self._ranges(consumer, here), deadline)
             if ranges is None:
                 return False
-            self._seek(here, ranges)
+            self._seek(here, *ranges)
         self._check_places = False
+        self._verified = True
         return True
 
-    def _fetch(self, deadline: float) -> None:
+    def _give_up_missing(self) -> None:
+        """Let go of partitions that a topic does not have since it was created again with fewer of them."""
+        count = min(self._topics_now.counts().values())
+        missing = [at for at in self._starts or {} if at.partition >= count]
+        if self._group is not None or self._wanted is not None or not count or not missing:
+            return
+        log.warning("%r: partitions from %d on are gone: the topic was created again with fewer", self, count)
+        assert self._consumer is not None, "placed before"
+        self._count = count
+        self._forget(missing)
+        self._consumer.assign(list(self._starts or {}))
+        with owners_errors():
+            self._of_owner.partitions_revoked(sorted({at.partition for at in missing}), lost=True)
+
+    def _look_at_counts(self) -> None:
+        """Notice partitions that were added; without a group they are this source's."""
+        counts = self._topics_now.counts()
+        if len(set(counts.values())) > 1:
+            now = time.monotonic()
+            if self._unlike_since is None:
+                self._unlike_since = now
+                said = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
+                log.warning("%r: %s partitions; they must have the same number within %g s", self, said, UNLIKE_S)
+            elif now - self._unlike_since >= UNLIKE_S:
+                check_partition_counts(counts)
+            return
+        self._unlike_since = None
+        count = counts[self._topics[0]]
+        if self._group is None and self._wanted is None and count > self._count and not self._more:
+            log.info("%r: partitions %d to %d were added", self, self._count, count - 1)
+            self._more = self._ask_owner(range(self._count, count))
+
+    def _place_more(self, deadline: float) -> bool:
+        """Go to the beginning of partitions that were added; True once done."""
+        consumer, more = self._consumer, self._more
+        assert consumer is not None, "placed before"
+        ranges = self._setup.in_time(lambda: self._ranges(consumer, more), deadline)
+        if ranges is None:
+            return False
+        self._starts = {**(self._starts or {}), **more}
+        consumer.assign(list(self._starts))
+        self._seek(more, *ranges)
+        self._count += len({at.partition for at in more})
+        self._more = {}
+        return True
+
+    def _tend(self, deadline: float, gone: Sequence[str]) -> None:
+        """Fetch, and let the group settle, also while there are records at hand: but then only now and then."""
+        now = time.monotonic()
+        at_hand = bool(self._buffer.places - self._paused)
+        if at_hand and now - self._tended_at < TEND_S:
+            return
+        unsettled = rebalancing(self._consumer)
+        if at_hand:
+            deadline = now + (REBALANCE_S if unsettled else 0.0)
+        self._apply_pause()
+        self._fetch(deadline, gone)
+        if at_hand and unsettled and rebalancing(self._consumer):  # what was taken from us waits for a second round
+            self._fetch(time.monotonic() + REBALANCE_S, gone)
+        self._tended_at = time.monotonic()
+        if self._group is not None:
+            self._commits.send(self._consumer)
+
+    def _are_still_the_same(self, deadline: float) -> bool:
+        """Whether what was fetched is of the topics that were placed; asks the broker once a second at most.
+
+        A fetch names a topic by its name. Of one that was deleted and created again it gets the records from our
+        position on, and those before it would be skipped.
+        """
+        if not self._check_ids:
+            return True
+        if not self._verified:
+            left = max(deadline - time.monotonic(), VERIFY_S)
+            self._verified = self._topics_now.fresh or self._topics_now.refresh(left)
+        now = {topic: self._topics_now.identity(topic) for topic in self._topics}
+        if any(now[at.topic] not in (None, known) for at, known in self._ids.items()):
+            self._check_places = True
+        return self._verified and not self._check_places
+
+    def _pass_over(self) -> None:
+        """Move positions past what lies behind the last record delivered and holds none: transaction markers."""
+        for at, next_offset in self._next.items():
+            if self._ends.get(at, 0) > next_offset and self._buffer.next_of(at) is None:
+                position = self._position(at)
+                if position > next_offset:
+                    self._next[at] = self._passed[at] = position
+
+    def _fetch(self, deadline: float, gone: Sequence[str]) -> None:
         consumer: Any = self._consumer
 
         def poll() -> Any:
@@ -363,13 +573,44 @@ class KafkaSource(Source):
         if found or self._client.answers():
             if self._link.state == "connecting" and not found:
                 self._check_places = True  # back after a while: is the topic still the one it was?
-            if self._joined or self._group is None:
+            if gone:
+                names = ", ".join(gone)
+                self._link.down(f"topic {names} does not exist: it was deleted; waiting for it to be created again")
+            elif self._group is None or self._joined or settled(consumer):
                 self._link.up()
         else:
             self._client.check()
             self._lost(ConnectionError("no broker answers"))
         # What was fetched of a partition that went away during this very poll is its next owner's.
         self._buffer.put({at: batch for at, batch in found.items() if at in self._next})
+        self._verified = self._verified and not found
+
+    def _check_group(self) -> None:
+        """Raise `ConnectorError` unless it was one of us who shared the group's partitions out."""
+        if self._assignor.refusal:
+            raise ConnectorError(self._foreign_group(self._assignor.refusal))
+        if not self._assignor.marked:
+            group = group_of(self._reach, self._group or "")
+            if group is not None and group.protocol not in ("", self._assignor.name):
+                raise ConnectorError(self._foreign_group(f"it shares its partitions out by {group.protocol!r}"))
+            self._assignor.marked = group is not None  # by an engine of before there were marks
+
+    def _refused(self) -> None:
+        """The broker does not let us into the group; raise `ConnectorError` if that stays so."""
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        if now - self._refused_since >= REFUSED_S:
+            raise ConnectorError(self._foreign_group("it shares its partitions out in another way"))
+
+    def _foreign_group(self, why: str) -> str:
+        group = group_of(self._reach, self._group or "")
+        members = "the broker does not say who" if group is None else str(group)
+        by = f", assignor {group.protocol!r}" if group is not None and group.protocol else ""
+        return (
+            f"{self!r}: the group {self._group!r} is not this engine's alone: {why}. Its members{by}: {members}. Stop "
+            "the other application, or give source.group a name that only engines with these topics use"
+        )
 
     def _group_assigned(self, given: Collection[TopicPartition]) -> None:
         of = {topic: sorted(at.partition for at in given if at.topic == topic) for topic in self._topics}
@@ -377,35 +618,42 @@ class KafkaSource(Source):
             raise ConnectorError(f"{self!r}: the group gave out unlike partitions of the topics: {of}")
         assert self._consumer is not None, "subscribed first"
         self._joined = True
+        self._refused_since = None
         if given:
             starts = self._ask_owner(of[self._topics[0]])
             self._starts = {**(self._starts or {}), **starts}
             self._check_places = True  # should the broker go away between these two lines
-            self._seek(starts, self._ranges(self._consumer, starts))
+            self._seek(starts, *self._ranges(self._consumer, starts))
             self._check_places = False
 
     def _group_revoked(self, taken: Collection[TopicPartition], lost: bool) -> None:
         if lost:
             self._assignor.forget()
         self._drop(taken)
-        for known in (self._next, self._starts or {}):
-            for at in taken:
-                known.pop(at, None)
         with owners_errors():
             self._of_owner.partitions_revoked(sorted({at.partition for at in taken}), lost=lost)
+        self._forget(taken)
+
+    def _forget(self, places: Collection[TopicPartition]) -> None:
+        self._drop(places)
+        self._commits.forget(places)
+        for at in places:
+            for known in (self._next, self._starts or {}, self._ids):
+                known.pop(at, None)
 
     def _apply_pause(self) -> None:
         if self._consumer is None or not self._next:
             return
-        own = set(self._next)
-        self._consumer.pause(*(own & self._paused))
-        self._consumer.resume(*(own - self._paused))
+        own = set(self._next) & self._consumer.assignment()
+        full = own if self._buffer.size >= self._most_bytes else own & (self._paused | self._buffer.places)
+        self._consumer.pause(*full)
+        self._consumer.resume(*(own - full))
 
     def _refresh_ends(self, consumer: KafkaConsumer) -> None:
         if time.monotonic() - self._ends_at >= LAG_EVERY_S:
             self._ends_at = time.monotonic()
             with suppress(kafka_errors.KafkaError):
-                for at, end in consumer.end_offsets(list(self._next), timeout_ms=LAG_TIMEOUT_MS).items():
+                for at, end in asked(consumer.end_offsets, self._next, LAG_TIMEOUT_MS).items():
                     self._ends[at] = max(end, self._ends.get(at, 0))
 
     def _position(self, at: TopicPartition) -> int:
@@ -413,6 +661,8 @@ class KafkaSource(Source):
         held = self._buffer.next_of(at)
         if held is not None:
             return held
+        if self._ends.get(at, sys.maxsize) <= self._next[at]:
+            return self._next[at]
         with suppress(kafka_errors.KafkaError):
             position: int | None = self._consumer.position(at, timeout_ms=0) if self._consumer is not None else None
             if position is not None:

@@ -94,6 +94,11 @@ class Transaction:
         }
         self._writer = make_writer(configs, lambda producer: producer.init_transactions())
 
+    @property
+    def trouble(self) -> str:
+        """See `Writer.trouble`."""
+        return self._writer.trouble
+
     def begin(self, places: Sequence[StreamPartition]) -> dict[StreamPartition, int]:
         """Shut out who wrote before; return the positions committed last."""
         with self._watched("begun"):

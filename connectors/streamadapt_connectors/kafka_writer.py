@@ -16,6 +16,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from streamadapt.errors import ConnectorError
 from streamadapt.masking import scrubbed
 from streamadapt_connectors.kafka_settings import Client, Link, Reach
+from streamadapt_connectors.kafka_topics import Topics
 
 __all__ = ["NoAnswerError", "Outgoing", "RefusedError", "TopicLimits", "Writer"]
 
@@ -31,6 +32,8 @@ ADMIN_MS: Final = 5000
 FRAMING_BYTES: Final = 128
 """Of a batch and a record in it, above `Outgoing.size`."""
 DROP_S: Final = 1.0
+METADATA_AGE_MS: Final = 10_000
+"""So late it is noticed that the topic was deleted, where nothing is written to it."""
 
 TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 REFUSALS: Final = (*TOO_LARGE, kafka_errors.InvalidRecordError)
@@ -188,12 +191,16 @@ class Writer:
         self._topic = topic
         self._create_partitions = partitions
         self._configs = {"delivery_timeout_ms": FOR_EVER_MS, "max_block_ms": FIRST_TRY_MS, "acks": "all", **configs}
+        # The broker would create it again with a number of partitions of its own.
+        self._configs |= {"allow_auto_create_topics": False, "metadata_max_age_ms": METADATA_AGE_MS}
         self._shrink = shrink
         self._refuse = refuse
         self._limits = limits
         self._prepare = prepare
         self._link = Link(f"sink kafka {topic} at {','.join(reach.servers)}")
         self._client = Client()
+        self._topics_now = Topics(self._client, [topic])
+        self._gone = False
         self._producer: KafkaProducer | None = None
         self._partitions = 0
         self._pending: deque[tuple[Outgoing, Any]] = deque()
@@ -207,6 +214,22 @@ class Writer:
     def state(self) -> str:
         """``connected`` or ``connecting``."""
         return self._link.state
+
+    def expect_partitions(self, count: int) -> None:
+        """Take the input's number of partitions for a topic that is still to be created, unless told another."""
+        self._create_partitions = self._create_partitions or count
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be delivered, where the topic has been deleted; else empty. Says it once in the log."""
+        gone = bool(self._partitions) and not self.closed and bool(self._topics_now.gone())
+        why = f"topic {self._topic} does not exist: it was deleted; waiting for it to be created again"
+        if gone:
+            self._link.down(why)
+        elif self._gone:
+            self._link.up()
+        self._gone = gone
+        return why if gone else ""
 
     def send(self, record: Outgoing) -> None:
         """Accept `record`; blocks while the buffer is full or the broker is away."""
@@ -262,6 +285,7 @@ class Writer:
         self.abandon()
         self.closed = False
         self._client, self._producer, self._failure = Client(), None, None
+        self._topics_now, self._gone = Topics(self._client, [self._topic]), False
         self._partitions, self._pending_bytes = 0, 0
         self._held = deque([*held, *(self._held if resend else ())])
 
@@ -408,6 +432,8 @@ class Writer:
         return self._failure
 
     def _look(self, error: Exception) -> None:
+        if self.trouble:
+            return
         if not self._client.answers():
             try:
                 self._client.check()
@@ -425,6 +451,7 @@ class Writer:
             self._create_topic()
             self._partitions = len(self._producer.partitions_for(self._topic))
             self._link.up()
+        self._partitions = max(self._partitions, self._topics_now.counts()[self._topic])  # some may be added
         return self._producer
 
     def _create_topic(self) -> None:

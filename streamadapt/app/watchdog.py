@@ -48,6 +48,8 @@ class Watchdog:
             return False, "draining"
         if not self._engine.opened:
             return False, "its state is being restored"
+        if why := self._engine.sink.trouble or self._engine.dead_letters.trouble:
+            return False, why
         state = self._engine.source.state
         return state != "connecting", f"source is {state}"
 

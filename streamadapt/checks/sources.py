@@ -42,6 +42,7 @@ class Owner:
         self.revoked: list[list[int]] = []
         self.placed: dict[StreamPartition, int] = {}
         self.anew: list[StreamPartition] = []
+        self.identities: dict[StreamPartition, str] = {}
 
     def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
         """Remember, and answer with the starts."""
@@ -52,6 +53,10 @@ class Owner:
         """Nothing is known."""
         del at
         return 0
+
+    def identity(self, at: StreamPartition) -> str | None:
+        """Nothing is known, or what the test says."""
+        return self.identities.get(at)
 
     def partitions_placed(self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]) -> None:
         """Remember."""
@@ -90,6 +95,8 @@ def yield_source_checks() -> Iterator[SourceCheck]:
     yield check_empty_poll
     yield check_pause_holds_back_and_loses_nothing
     yield check_lag_counts_what_is_left
+    yield check_read_up_to_passes_no_record
+    yield check_identities_stay
     yield check_commit_moves_nothing
     yield check_seek_goes_back_and_forth
     yield check_close_is_idempotent
@@ -203,6 +210,42 @@ def check_lag_counts_what_is_left(factory: SourceFactory, partitions: int) -> No
         _require(sum(delivered.values()) == total * partitions, f"delivered only {delivered} of {total} each")
     finally:
         source.close()
+
+
+def check_read_up_to_passes_no_record(factory: SourceFactory, partitions: int) -> None:
+    """No offset is said to be passed while a record before it is still to come."""
+    total = 30
+    source = factory(_logs(partitions, total))()
+    _open(source)
+    try:
+        delivered = dict.fromkeys(range(partitions), 0)
+        for _ in range(MAX_POLLS):
+            for at, offset in source.read_up_to().items():
+                there = delivered[at.partition]
+                wrong = there < total and offset > there
+                _require(not wrong, f"{at}: read_up_to says {offset}, but only {there} of {total} were delivered")
+            if sum(delivered.values()) == total * partitions:
+                break
+            for record in _poll(source):
+                delivered[record.position.partition] += 1
+        _require(sum(delivered.values()) == total * partitions, f"delivered only {delivered} of {total} each")
+    finally:
+        source.close()
+
+
+def check_identities_stay(factory: SourceFactory, partitions: int) -> None:
+    """The same stream has the same identity for every source, and later; a source may have none."""
+    make = factory(_logs(partitions, 5))
+    found: list[dict[StreamPartition, str]] = []
+    for _ in range(2):
+        source = make()
+        _open(source)
+        try:
+            _read(source, 5 * partitions)
+            found += [dict(source.identities()) for _ in range(2)]
+        finally:
+            source.close()
+    _require(all(one == found[0] for one in found), f"the same stream had the identities {found}")
 
 
 def check_commit_moves_nothing(factory: SourceFactory, partitions: int) -> None:

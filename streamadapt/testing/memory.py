@@ -70,6 +70,8 @@ class MemorySource(Source):
         Whether `state` becomes ``ended``; otherwise `append` may add more at any time.
     shared : bool
         Whether it behaves as one of a group, of which another may have taken its partitions over.
+    identity : str or None
+        Of its streams: where the owner's positions belong to another one, everything is new and read from 0.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class MemorySource(Source):
         batch: int = 100,
         finite: bool = True,
         shared: bool = False,
+        identity: str | None = None,
     ) -> None:
         self._shared = shared
+        self._identity = identity
         self._streams = streams[:1] if labels is None else streams
         self._batch = batch
         self._finite = finite
@@ -108,6 +112,11 @@ class MemorySource(Source):
             todo = self._todo.get(name)
             if todo is not None and (isinstance(step, _Crash) or step.position.partition in self._owned):
                 todo.append((len(self._scripts[name]) - 1, step))
+
+    def append_gap(self, count: int, partition: int = 0, *, stream: str | None = None) -> None:
+        """Take `count` offsets at the end of a partition that hold no record, as a transaction's markers do."""
+        at = StreamPartition(stream or self._streams[0], partition)
+        self._ends[at] = self._ends.get(at, 0) + count
 
     def rebalance(self, partitions: Sequence[int], *, lost: bool = False) -> None:
         """Make the next poll take all partitions away and give exactly `partitions`, as a consumer group does."""
@@ -166,6 +175,22 @@ class MemorySource(Source):
                     counts[StreamPartition(step.position.stream, step.position.partition)] += 1
         return counts
 
+    def read_up_to(self) -> dict[StreamPartition, int]:
+        """Return the ends of the partitions of a stream of which nothing is left."""
+        done = [StreamPartition(s, p) for s in self._streams if not self._todo.get(s) for p in self._owned]
+        return {at: self._ends[at] for at in done if at in self._ends}
+
+    def identities(self) -> dict[StreamPartition, str]:
+        """As told, for every stream."""
+        if self._identity is None:
+            return {}
+        return {StreamPartition(stream, p): self._identity for stream in self._streams for p in self._owned}
+
+    @property
+    def partition_count(self) -> int:
+        """The partitions that have records; one at least."""
+        return len(self.partitions)
+
     @property
     def shared(self) -> bool:
         """As told."""
@@ -205,6 +230,7 @@ class MemorySource(Source):
         assert self._owner is not None, "only called while open"
         starts = self._owner.partitions_assigned(list(partitions)) if partitions else {}
         self._owned = tuple(partitions)
+        starts = dict(starts) | self._begun_again(starts)
         for at, start in starts.items():
             if start is not None and not 0 <= start <= self._ends.get(at, 0):
                 raise ConnectorError(f"{at}: position {start} is outside of the stream's 0 to {self._ends.get(at, 0)}")
@@ -213,6 +239,14 @@ class MemorySource(Source):
             for i, step in enumerate(script):
                 if self._wanted(stream, i, step, starts):
                     self._todo[stream].append((i, step))
+
+    def _begun_again(self, starts: Mapping[StreamPartition, int | None]) -> dict[StreamPartition, int | None]:
+        """Return new starts of the streams that are others than those the owner has read; tells it so."""
+        assert self._owner is not None, "only called while open"
+        anew = [at for at in starts if self._identity and self._owner.identity(at) not in (None, self._identity)]
+        if anew:
+            self._owner.partitions_placed(dict.fromkeys(anew, 0), anew=anew)
+        return dict.fromkeys(anew, 0)
 
     def _wanted(self, stream: str, i: int, step: Record | _Crash, starts: Mapping[StreamPartition, int | None]) -> bool:
         if isinstance(step, _Crash):

@@ -26,6 +26,9 @@ class NeverAsks(MemorySource):
             def reached(self, at: StreamPartition) -> int:
                 return 0
 
+            def identity(self, at: StreamPartition) -> str | None:
+                return None
+
             def partitions_placed(
                 self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]
             ) -> None: ...
@@ -96,6 +99,20 @@ class LagIsConstant(MemorySource):
         return dict.fromkeys(super().lag(), 6)
 
 
+class PassesTheEnd(MemorySource):
+    """Takes the end of a partition for what has been read of it."""
+
+    def read_up_to(self) -> dict[StreamPartition, int]:
+        return dict(self._ends)
+
+
+class NewIdentityEachTime(MemorySource):
+    """Names itself, not the stream."""
+
+    def identities(self) -> dict[StreamPartition, str]:
+        return {at: str(id(self)) for at in self.lag()}
+
+
 class CommitSeeks(MemorySource):
     """Goes where it is told to commit."""
 
@@ -139,6 +156,8 @@ SOURCES: dict[str, list[type[MemorySource]]] = {
     "check_empty_poll": [ReturnsNone],
     "check_pause_holds_back_and_loses_nothing": [IgnoresPause, DropsWhatIsPaused],
     "check_lag_counts_what_is_left": [LagIsConstant],
+    "check_read_up_to_passes_no_record": [PassesTheEnd],
+    "check_identities_stay": [NewIdentityEachTime],
     "check_commit_moves_nothing": [CommitSeeks],
     "check_seek_goes_back_and_forth": [SeeksEverywhere, SeeksPastTheFirst],
     "check_close_is_idempotent": [ClosesOnce],

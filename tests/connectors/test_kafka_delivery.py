@@ -94,7 +94,7 @@ def test_a_topic_that_was_made_anew_is_not_taken_for_the_old_one(kafka_servers: 
     source.open(owner)
     try:
         if policy == "error":
-            with pytest.raises(ConnectorError, match=r"up to 999, but the topic ends at 10: it was made anew"):
+            with pytest.raises(ConnectorError, match=r"up to 999, but the topic ends at 10: it was deleted"):
                 until(lambda: False, lambda: source.poll(0.2))
             return
         until(lambda: bool(owner.placed), lambda: source.poll(0.2))

@@ -1,0 +1,103 @@
+"""Offsets without a record, and streams that are others than they were: positions and checkpoints, against memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from streamadapt import Bias, Entry, Forecast, Persistence, Pipeline
+from streamadapt.checkpoint import CheckpointStore
+from streamadapt.engine import Engine, EngineSettings
+from streamadapt.ports import StreamPartition
+from streamadapt.testing import IdentityCodec, LogSink, ManualClock, MemoryDeadLetters, MemorySource, TransactionalLog
+
+AT = StreamPartition("memory", 0)
+
+
+def entries(count, first=0):
+    return [Entry(np.float32([i]), i * 10**9) for i in range(first, first + count)]
+
+
+def engine_of(source, path, sink=None, guarantee="at-least-once"):
+    settings = EngineSettings(checkpoint_path=path, checkpoint_every_s=1.0, guarantee=guarantee)
+    return Engine(
+        source, lambda: Pipeline(Forecast(1, 1), Persistence(1), [Bias(0.1)]), sink or LogSink(TransactionalLog()),
+        IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=ManualClock(),
+    )  # fmt: skip
+
+
+def newest(path):
+    return CheckpointStore(path / "memory-0").newest()
+
+
+@pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
+def test_positions_stand_behind_offsets_without_a_record(tmp_path, guarantee):
+    """In the checkpoint, in what is committed to the source, and in the transaction: a monitor sees nothing left."""
+    source, log = MemorySource(entries(5)), TransactionalLog()
+    source.append_gap(3)
+    engine_of(source, tmp_path, LogSink(log), guarantee).run()
+    assert newest(tmp_path).positions == {AT: 8}
+    assert source.committed == {AT: 8}
+    assert guarantee != "exactly-once" or dict(next(iter(log.committed.values()))) == {AT: 8}
+    more = MemorySource(entries(5), finite=True)
+    more.append_gap(3)
+    more.append(*entries(2, 5))
+    sink = LogSink(log)
+    engine = engine_of(more, tmp_path, sink, guarantee)
+    engine.run()
+    assert engine.lanes[0].pipeline.stats.entries == 7
+    assert newest(tmp_path).positions == {AT: 10}
+
+
+def test_a_stream_of_offsets_without_records_is_done_with(tmp_path):
+    source = MemorySource([])
+    source.append_gap(4)
+    engine_of(source, tmp_path).run()
+    assert source.committed == {AT: 4}
+
+
+@pytest.mark.parametrize("guarantee", ["at-least-once", "effectively-once", "exactly-once"])
+def test_another_stream_of_the_same_name_is_new(tmp_path, caplog, guarantee):
+    """It has more records than were read of the old one: all of them are read, and predicted."""
+    log = TransactionalLog()
+    engine_of(MemorySource(entries(5), identity="first"), tmp_path, LogSink(log), guarantee).run()
+    assert newest(tmp_path).identities == {AT: "first"}
+    again = MemorySource(entries(9, 100), identity="second")
+    sink = LogSink(log)
+    with caplog.at_level(logging.WARNING, "streamadapt"):
+        engine = engine_of(again, tmp_path, sink, guarantee)
+        engine.run()
+    assert "memory[0] was deleted and created again: it is read from 0, and all of it is new" in caplog.text
+    assert engine.lanes[0].pipeline.stats.entries == 14
+    assert newest(tmp_path).identities == {AT: "second"}
+    assert newest(tmp_path).positions == {AT: 9}
+    said = [json.loads(value)["id"] for _, value in log.read(StreamPartition("predictions", 0))]
+    assert said == [f"memory[0]@{i}" for i in (*range(5), *range(9))]
+
+
+def test_the_same_stream_goes_on_and_one_without_identity_is_taken(tmp_path):
+    """A checkpoint of before there were identities, or a source that has none: the position is believed."""
+    for identity, count in ((None, 3), ("first", 5), ("first", 6), (None, 8)):
+        engine = engine_of(MemorySource(entries(count), identity=identity), tmp_path)
+        engine.run()
+        assert engine.lanes[0].pipeline.stats.entries == count
+    assert newest(tmp_path).identities == {AT: "first"}
+
+
+def test_what_waits_of_a_stream_that_was_deleted_is_dropped(tmp_path):
+    """Its offsets would be taken for positions in the new one."""
+    source = MemorySource(entries(40), finite=False)
+    engine = engine_of(source, tmp_path)
+    source.open(engine)
+    engine.stopping = True  # records are read and wait
+    engine.step()
+    assert engine.lanes[0].waiting == 40
+    engine.stopping = False
+    engine.partitions_placed({AT: 0}, anew=[AT])
+    assert engine.lanes[0].waiting == 0
+    engine.checkpoint()
+    assert newest(tmp_path).positions == {AT: 0}
+    engine._close()
