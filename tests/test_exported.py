@@ -473,6 +473,7 @@ def test_check_asks_the_model_for_the_shape_that_the_task_needs(
     task = f'kind = "supervised"\nwindow = 6\noutputs = {outputs}'
     text = CONFIG.replace('kind = "forecast"\nwindow = 6\nhorizon = 3', task).replace("[task]", 'label = "l"\n[task]')
     Path("config.toml").write_text(text.replace('kind = "export"\npath = "model.pt2"', base))
+    Path("entries.csv").write_text("id,time,x,y,l\n")
     assert run_command(["check", "config.toml"]).code == (2 if path else 0)
     assert path in capsys.readouterr().err
 

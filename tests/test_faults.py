@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import logging_as_before
-from core_helpers import bits, entries, entry, state, walk
+from core_helpers import bits, entries, entry, state, walk, with_scaling
 from states import assert_same_state
 from torch import Tensor
 
@@ -105,7 +105,7 @@ def wrong_base(inputs: Tensor) -> Tensor:
 
 
 def pipeline_with(*learners: Any, **more: Any) -> Pipeline:
-    return Pipeline(Forecast(3, 2), more.pop("base", wrong_base), list(learners), **more)
+    return Pipeline(Forecast(3, 2), with_scaling(more.pop("base", wrong_base), 2, 2), list(learners), **more)
 
 
 def other_bits(predictions: list[Any], name: str = "bias-0.05") -> list[bytes]:

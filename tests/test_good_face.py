@@ -102,7 +102,7 @@ def test_an_ordinary_run_has_no_such_line(folder, capsys):
     write("data.jsonl", [*GOOD, *BAD[:19], row(5)])
     code, out, _ = go(capsys, "replay", "c.toml", "data.jsonl")
     assert code == 0
-    assert not re.search("were refused|nothing was", out)
+    assert not re.search("entries were refused|nothing was", out)
     assert "wrong_type (19): data.jsonl[0]@20: $.x" in out
     assert "time_backwards (1): data.jsonl[0]@39: time is" in out
     code, out, _ = go(capsys, "replay", "c.toml", "data.jsonl", "--json")

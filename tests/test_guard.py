@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core_helpers import entries, walk
+from core_helpers import entries, walk, with_scaling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -273,7 +273,8 @@ def test_losses_are_charged_to_the_predictions_as_they_were_issued() -> None:
     """Row h of what is charged at entry t is row h of what was said at entry t - h - 1, not what it would be now."""
     guard, window, horizon = Recording(), 3, 4
     values = walk(60, 2)
-    Pipeline(Forecast(window, horizon), Persistence(horizon), [Bias((0.3, 0.1))], guard).observe(entries(values))
+    base = with_scaling(Persistence(horizon), 2, 2)
+    Pipeline(Forecast(window, horizon), base, [Bias((0.3, 0.1))], guard).observe(entries(values))
     assert len(guard.said) == 60 - window + 1
     assert len(guard.charged) == 60 - window
     for i, (experts, own, target, mask) in enumerate(guard.charged):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from core_helpers import entries, entry, walk
+from core_helpers import entries, entry, walk, with_scaling
 from torch import Tensor
 
 from streamadapt import ADCSD, RLS, Bias, DriftMonitor, Forecast, Persistence, Pipeline, Prediction, River, Supervised
@@ -31,7 +31,7 @@ class Breaks(Bias):
 
 
 def run(learner: Bias, n: int = 900, horizon: int = 1) -> tuple[Pipeline, list[Prediction]]:
-    pipeline = Pipeline(Forecast(3, horizon), Persistence(horizon), [learner])
+    pipeline = Pipeline(Forecast(3, horizon), with_scaling(Persistence(horizon), 2, 2), [learner])
     return pipeline, pipeline.observe(entries(walk(n, 2)))
 
 
@@ -74,7 +74,7 @@ def test_what_is_restored_is_what_was_learned_and_not_the_start() -> None:
         return inputs[-1:] - 5.0
 
     learner = Breaks(SNAPSHOT_EVERY + PROBATION + 20, float("nan"))
-    pipeline = Pipeline(Forecast(3, 1), wrong, [learner])
+    pipeline = Pipeline(Forecast(3, 1), with_scaling(wrong, 2, 2), [learner])
     restored: list[float] = []
     original = learner.restore
 
@@ -103,7 +103,7 @@ def test_all_learners_may_be_nan_from_the_start() -> None:
 
     pipeline = Pipeline(Forecast(3, 2), Persistence(2), [Nan((0.1, 0.2))])
     for p in pipeline.observe(entries(walk(150, 2))):
-        assert np.array_equal(p.served, p.base)
+        np.testing.assert_allclose(p.served, p.base, rtol=1e-12)
         assert np.array_equal(p.experts["bias-0.1"], p.base)
 
 
@@ -153,7 +153,7 @@ def test_a_base_that_breaks_once_harms_that_prediction_only(value: float) -> Non
     def make(base: Any) -> Pipeline:
         learners = [Bias(0.1), RLS(0.99), ADCSD(1e-3), River("linear_model.LinearRegression")]
         monitors = [DriftMonitor("adwin", "loss", "boost")]
-        return Pipeline(Forecast(3, 2), base, learners, drift=monitors)
+        return Pipeline(Forecast(3, 2), with_scaling(base, 2, 2), learners, drift=monitors)
 
     values = walk(130, 2)
     broken, whole = make(BadAt(60, 61, value=value)), make(BadAt())
@@ -170,7 +170,7 @@ def test_a_base_that_breaks_once_harms_that_prediction_only(value: float) -> Non
 
 
 def test_a_base_that_breaks_once_on_a_supervised_task() -> None:
-    pipeline = Pipeline(Supervised(), BadAt(60, rows=1), [Bias(0.1), RLS(0.99)])
+    pipeline = Pipeline(Supervised(), with_scaling(BadAt(60, rows=1), 1, 1), [Bias(0.1), RLS(0.99)])
     values = walk(120, 1)
     rows = [entry(v, t + 1, id=str(t), label=v + 1.0) for t, v in enumerate(values)]
     finite = [bool(np.isfinite(p.served).all()) for p in pipeline.observe(rows)]
