@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -66,8 +67,14 @@ def check_output(
             if os.path.samestat(found, os.fstat(descriptor)):
                 raise ConfigError(setting, str(path), f"another file than this command's {name}")
     if not os.access(target, os.W_OK):
-        raise ConfigError(setting, str(path), "a file that can be written (Permission denied)")
+        raise ConfigError(setting, str(path), f"a file that can be written ({_why_not(target)})")
     return target
+
+
+def _why_not(path: Path) -> str:
+    """Return why a file, or a file in a folder, cannot be written."""
+    read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+    return os.strerror(errno.EROFS if read_only else errno.EACCES)
 
 
 def _status(setting: str, path: Path | str) -> os.stat_result | None:
@@ -96,7 +103,7 @@ def _check_folder(setting: str, path: Path | str, folder: Path, *, make_folders:
         raise ConfigError(setting, str(path), "a file in a folder that is there")
     while not folder.exists():
         folder = folder.parent
-    why = "Permission denied" if folder.is_dir() else f"{folder} is no folder"
+    why = _why_not(folder) if folder.is_dir() else f"{folder} is no folder"
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(setting, str(path), f"a file that can be written ({why})")
 

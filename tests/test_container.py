@@ -78,7 +78,8 @@ def test_a_run_needs_no_root_and_writes_to_its_state_only(folder):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["entries"] == ROWS
     lines = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [line for line in lines if line["level"] in ("warning", "error")] == []
+    (told,) = [line for line in lines if line["level"] in ("warning", "error")]
+    assert "refused entries.csv[0]@150" in told["message"], "the one record that is bad"
     assert len((folder / "state" / "predictions.jsonl").read_text().splitlines()) > ROWS / 2
     again = run(folder, "state")
     assert again.returncode == 0, again.stderr
@@ -89,7 +90,7 @@ def test_a_run_needs_no_root_and_writes_to_its_state_only(folder):
 def test_the_same_run_with_another_folder_to_write_to_says_where_it_cannot(folder):
     """The read-only root is a real one."""
     done = run(folder, "elsewhere")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Read-only file system" in done.stderr
     assert "state/predictions.jsonl" in done.stderr
     assert "Traceback" not in done.stderr
