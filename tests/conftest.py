@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:unclosed <socket.socket.*laddr=.'0.0.0.0':ResourceWarning")
     # It also loads its protocol schemas through a deprecated function of importlib.resources.
     config.addinivalue_line("filterwarnings", "ignore:(read_text|open_text) is deprecated:DeprecationWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what only Apache Kafka does right where no such broker is named: the embedded one does it otherwise."""
+    if os.environ.get("STREAMADAPT_TEST_BROKER"):
+        return
+    for item in items:
+        if item.get_closest_marker("apache_kafka"):
+            item.add_marker(pytest.mark.skip(reason="needs Apache Kafka, named by STREAMADAPT_TEST_BROKER"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -19,7 +19,7 @@ from streamadapt_connectors.kafka import KafkaSource
 from streamadapt.checks.sources import Owner
 from streamadapt.errors import ConnectorError
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.apache_kafka]
 
 
 class Engines:

@@ -12,7 +12,7 @@ from streamadapt_connectors.kafka import KafkaSource
 
 from streamadapt.checks.sources import Owner
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.apache_kafka]
 
 
 def job(servers, topic, folder, partitions, count, guarantee="at-least-once", *, group=True):

@@ -20,7 +20,7 @@ from streamadapt.entry import Position
 from streamadapt.errors import ConnectorError
 from streamadapt.metrics import NullMetrics
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.apache_kafka]
 
 FIELDS = FieldMap(time="time", time_format="unix_s", values=["x"])
 GUARANTEES = ["at-least-once", "effectively-once", "exactly-once"]

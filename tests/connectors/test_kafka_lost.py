@@ -114,6 +114,7 @@ REQUESTS += ["EndTxnRequest"]
 
 
 @pytest.mark.kafka
+@pytest.mark.apache_kafka
 @pytest.mark.parametrize("loses", REQUESTS, indirect=True)
 def test_a_lost_request_costs_a_replay(kafka_servers: str, topic: Topic, tmp_path: Any, loses: Loses) -> None:
     """Without a limit of our own the engine would wait for its answer for as long as it runs."""
@@ -139,6 +140,7 @@ def test_a_lost_request_costs_a_replay(kafka_servers: str, topic: Topic, tmp_pat
 
 
 @pytest.mark.kafka
+@pytest.mark.apache_kafka
 @pytest.mark.parametrize("loses", ["InitProducerIdRequest", "FindCoordinatorRequest"], indirect=True)
 def test_a_lost_request_at_the_start(kafka_servers: str, topic: Topic, tmp_path: Any, loses: Loses) -> None:
     """The partition is begun again until it works; what came in between is not skipped."""
@@ -193,6 +195,7 @@ def feed_while(
 
 
 @pytest.mark.kafka
+@pytest.mark.apache_kafka
 def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) -> None:
     """SIGKILL of the only broker, three times: nothing is lost or said twice, and the same process goes on."""
     name, out, pid = "in", "out", os.getpid()
@@ -242,6 +245,7 @@ every = "500ms"
 
 
 @pytest.mark.kafka
+@pytest.mark.apache_kafka
 def test_streamadapt_run_is_the_same_process_before_and_after(own_broker: OwnBroker, tmp_path: Any) -> None:
     """``streamadapt run``: its only broker is killed in the middle of a transaction; SIGTERM ends it in good order."""
     create_topics(own_broker.servers, {"in": 1, "out": 1})
@@ -280,6 +284,7 @@ def test_streamadapt_run_is_the_same_process_before_and_after(own_broker: OwnBro
 
 
 @pytest.mark.kafka
+@pytest.mark.apache_kafka
 def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_path: Any) -> None:
     """Two engines, two partitions: no engine ends, nothing is lost, nothing is said twice."""
     name, out = "in", "out"
@@ -317,6 +322,7 @@ def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_p
 
 
 @pytest.mark.kafka
+@pytest.mark.apache_kafka
 def test_a_transaction_that_was_open_for_too_long_is_begun_again(
     kafka_servers: str, topic: Topic, tmp_path: Any
 ) -> None:
