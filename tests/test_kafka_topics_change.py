@@ -264,6 +264,7 @@ def test_a_deleted_output_is_named_and_waited_for(which, kafka_servers, topic, r
     """Also where nothing is written meanwhile: in the log, and by who asks whether the engine is ready."""
     name = created(kafka_servers, topic)
     one = running(name)
+    one.engine.opened = True  # as `Engine.run` says once it has begun
     watchdog = Watchdog(one.engine, NullMetrics(), 60.0)
     produce(kafka_servers, name, [[b"not JSON"]])
     fill(kafka_servers, name, 3)

@@ -65,7 +65,7 @@ def wanted(name: str, count: int, partitions: int = 1) -> Counter[str]:
 
 def losses(engine: Engine) -> dict[str, float]:
     found = engine.metrics.samples()["streamadapt_transactions_lost_total"]
-    return {labels[1]: value for labels, value in found if isinstance(value, int)}
+    return {labels[1]: value for labels, value in found if isinstance(value, int) and value}
 
 
 def run_until(engine: Engine, count: int) -> None:
