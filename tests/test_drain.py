@@ -109,10 +109,9 @@ def test_alarms_after_a_complete_drain_are_no_failure(folder, monkeypatch, capsy
     first = written()
     assert 0 < first < 499
     monkeypatch.undo()
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     assert run_command(["run", "c.toml"]).code == 0
-    sys.path.remove(str(folder))
     assert written() == 499, "the next run goes on behind it"
 
 

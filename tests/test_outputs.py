@@ -190,8 +190,7 @@ def test_a_device_is_refused_unopened(folder, monkeypatch):
     monkeypatch.setattr(os, "stat", made_up)
     assert run_command(["replay", "c.toml", "data.jsonl", "--out", "earlier.jsonl"]).code == 2
     monkeypatch.undo()
-    os.chdir(folder)
-    assert Path("earlier.jsonl").read_bytes() == RESULT
+    assert (folder / "earlier.jsonl").read_bytes() == RESULT
 
 
 @pytest.mark.parametrize(
