@@ -84,7 +84,7 @@ class FieldMap:
         Event time; None takes the record's own time stamp. Formats: ``iso8601``, ``unix_s``, ``unix_ms``,
         ``unix_us``, ``unix_ns`` or a strptime pattern. A time without an offset is UTC, or in `timezone`.
     timezone : str or None
-        Where clocks show the times that have no offset: ``Europe/Berlin``. The hour that autumn repeats is told apart
+        Where clocks show the times that have no offset: ``Europe/Berlin``. The hour that autumn repeats is decided
         by the records' order (`streamadapt.local_time`); a time in the hour that spring leaves out is refused.
     key, id : str or None
         None: the record's own key; its position, e.g. ``cgm[0]@17``.

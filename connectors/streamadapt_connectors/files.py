@@ -93,7 +93,7 @@ class FilesSource(Source):
         return self._files
 
     def look(self, codec: Any) -> list[dict[str, Any]]:
-        """Read the beginning of every file; see `look_at`. Of one that cannot be read a ``problem`` is told."""
+        """Read the beginning of every file; see `look_at`. A file that cannot be read has a ``problem``."""
         found: list[dict[str, Any]] = []
         if not isinstance(codec, JsonCodec):  # somebody else's, of whose fields nothing is known
             return found

@@ -33,7 +33,7 @@ __all__ = [
 LOOK_S: Final = 0.005
 LEAST_SESSION_MS: Final = 1000
 MOST_HEARTBEAT_MS: Final = 1000
-"""A member learns from the answer to a heartbeat that the group shares its partitions out anew."""
+"""A member learns from the answer to a heartbeat that the group shares its partitions out again."""
 LEAVE_MS: Final = 1000
 
 

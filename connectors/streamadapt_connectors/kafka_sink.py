@@ -122,7 +122,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return f"KafkaSink({self._topic!r})"
 
     def expect_partitions(self, count: int) -> None:
-        """Create the topic with so many partitions, if it is to be created and the config does not say otherwise."""
+        """Create a missing topic with this number of partitions, unless the config says otherwise."""
         self._create_partitions = self._create_partitions or count
         self._writer.expect_partitions(count)
 
@@ -321,7 +321,7 @@ class KafkaDeadLetters(DeadLetterSink):
         self._writer.given_up = given_up
 
     def expect_partitions(self, count: int) -> None:
-        """Create the topic with so many partitions, if it is to be created and the config does not say otherwise."""
+        """Create a missing topic with this number of partitions, unless the config says otherwise."""
         self._writer.expect_partitions(count)
 
     @property
