@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
 
 from streamadapt.checks.sources import Owner
 from streamadapt.ports import Record, Source
@@ -23,6 +24,17 @@ def produce(servers: str, topic: str, logs: Sequence[Sequence[bytes]], **configs
             future.get(timeout=PATIENCE_S)
     finally:
         producer.close()
+
+
+def made(servers: str, name: str, configs: dict[str, str], partitions: int = 1) -> str:
+    """Create a topic with some settings of the broker's."""
+    admin = KafkaAdminClient(bootstrap_servers=servers)
+    try:
+        admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs)])
+        admin.wait_for_topics([name], timeout_ms=30_000)
+    finally:
+        admin.close()
+    return name
 
 
 def consume(servers: str, topic: str, **configs: Any) -> list[Any]:

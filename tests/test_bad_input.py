@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from kafka_helpers import produce, until
+from kafka_helpers import made, produce, until
 from kafka_tail import read_until
 from states import assert_same_state
 from streamadapt_connectors.codecs import FieldMap, JsonCodec
@@ -180,7 +180,8 @@ def processed(engine):
 @pytest.mark.kafka
 def test_dead_letters_reach_their_topic(kafka_servers, topic):
     """With the raw value, and the reason, the stage and the place it came from as headers."""
-    entries, labels, letters = topic(name="entries"), topic(name="labels"), topic(name="letters")
+    large = {"max.message.bytes": str(64 << 20)}  # a broker's default is 1 MiB
+    entries, labels, letters = (made(kafka_servers, topic(0, name), large) for name in ("entries", "labels", "letters"))
     kinds = [(kind, 7) for kind in BAD_ENTRIES if kind != "an empty value"]
     dirty = injected(ENTRIES, BAD_ENTRIES, kinds)
     dirty_labels = injected(LABELS, BAD_LABELS, [(kind, FIRST_LATE) for kind in BAD_LABELS])

@@ -11,9 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer
-from kafka.admin import NewTopic
-from kafka_helpers import PATIENCE_S, consume, until
+from kafka import KafkaProducer
+from kafka_helpers import PATIENCE_S, consume, made, until
 from streamadapt_connectors.codecs import FieldMap, JsonCodec, Limits
 from streamadapt_connectors.file_letters import JsonlDeadLetterReader
 from streamadapt_connectors.file_sinks import JsonlDeadLetters
@@ -54,17 +53,6 @@ def post(
 def small(servers: str, name: str, most: int, partitions: int = 1) -> str:
     """Create a topic that takes no batch above `most` bytes."""
     return made(servers, name, {"max.message.bytes": str(most)}, partitions)
-
-
-def made(servers: str, name: str, configs: dict[str, str], partitions: int = 1) -> str:
-    """Create a topic with some settings."""
-    admin = KafkaAdminClient(bootstrap_servers=servers)
-    try:
-        admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs)])
-        admin.wait_for_topics([name], timeout_ms=30_000)
-    finally:
-        admin.close()
-    return name
 
 
 def engine_of(source: KafkaSource, sink: Any, codec: Any, letters: Any, **settings: Any) -> Engine:

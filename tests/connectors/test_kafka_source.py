@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from kafka import KafkaProducer
-from kafka_helpers import PATIENCE_S, offsets, opened, produce, read, until
+from kafka_helpers import PATIENCE_S, made, offsets, opened, produce, read, until
 from streamadapt_connectors.kafka import KafkaSource
 
 from benchmarks.faults.proxy import Proxy
@@ -95,17 +95,9 @@ def test_compressed_topics(codec: str, kafka_servers: str, topic: Topic) -> None
 
 
 def test_a_record_of_ten_megabytes(kafka_servers: str, topic: Topic) -> None:
-    name = topic()
+    name = made(kafka_servers, topic(0), {"max.message.bytes": str(16 << 20)})
     values = [b"a", b"x" * 10_000_000, b"b"]
-    producer = KafkaProducer(bootstrap_servers=kafka_servers, max_request_size=64 << 20)
-    futures = [producer.send(name, value, partition=0) for value in values]
-    try:
-        for future in futures:
-            future.get(PATIENCE_S)
-    except Exception as error:  # a shared broker may have a lower limit
-        pytest.skip(f"the broker takes no such record: {error}")
-    finally:
-        producer.close()
+    produce(kafka_servers, name, [values])
     source = KafkaSource(kafka_servers, name)
     with opened(source):
         assert [r.value == v for r, v in zip(read(source, 3), values, strict=True)] == [True] * 3
