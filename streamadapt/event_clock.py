@@ -22,7 +22,10 @@ SURE = 16
 MOST = 100
 """To go back by more than a leap takes as many records in a row as had agreed on the time; at most so many."""
 USUAL = 4
-"""A move of up to so many times the stream's longest pause so far is usual for it."""
+"""A move of up to this many times the stream's longest pause so far is no leap, and one of up to this many times its
+typical step is usual for it."""
+FADING = 16
+"""The typical step is about the longest of this many records; one record at most doubles it."""
 
 Doubt = tuple[int, int]
 
@@ -51,7 +54,8 @@ class EventClock:
 
     The clock can also go back, so that a wrong time which was believed stops nothing: where that time is far ahead
     (`max_ahead_ns`), after as many records in a row as had agreed on it, from `UNDO` to `MOST`; where it is nearer,
-    only if fewer than `SURE` records had agreed since a move that was unusual for the stream.
+    only if fewer than `SURE` records had agreed since a move that was unusual for the stream. Where the stream was
+    deleted and created again (`begin_again`), the next record that is taken turns it back, however old it is.
 
     `judge` changes nothing; `take` and `refuse` note what was done. Memory: a few numbers.
 
@@ -68,6 +72,8 @@ class EventClock:
         Whether leaps are doubted here. False where they were judged before (the engine, a panel).
     others : int or None
         A time, ns, that other streams have reached: what is not far ahead of it is no leap. Not part of the state.
+    restarts : int
+        How often the stream was created again.
     counts : Counter of str
         ``raised``: taken with the newest time; ``leap``: leaps believed; ``back``: times the clock went back.
     """
@@ -79,9 +85,12 @@ class EventClock:
         self.others: int | None = None
         self.counts: Counter[str] = Counter()
         self.newest: int | None = None
+        self.restarts = 0
+        self._any_time = False  # whether the next record may have any older time
         self._seen = 0  # records that agreed since the clock last leapt or went back, up to MOST
         self._sure = 0  # since it last moved by an unusual step, up to SURE
         self._step = 0  # by how much the newest record moved it
+        self._typical = 0  # the typical step; see FADING
         self._pause = 0  # the longest step that a later record did not contradict
         self._pause_before = 0  # the same before the last unusual step, which may have been wrong
         self._ahead: Doubt | None = None  # the earliest time in doubt, and how many agree on it
@@ -117,12 +126,26 @@ class EventClock:
             return time
         return max(time, self.newest)
 
+    def begin_again(self, restarts: int | None = None) -> None:
+        """Accept any older time from the next record: the stream was deleted and created again.
+
+        Parameters
+        ----------
+        restarts : int, optional
+            How often it was, now. Default: once more.
+        """
+        self.restarts = self.restarts + 1 if restarts is None else restarts
+        self._any_time = True
+        self._behind = None
+
     def _needed_to_go_back(self, time: int) -> int:
         """How many old records in a row turn the clock back; 0 if none do."""
         assert self.newest is not None
-        if time < self.newest - self.max_ahead_ns:
-            return max(UNDO, self._seen)
-        return max(UNDO, self._sure) if self._sure < SURE else 0
+        if self._any_time:
+            return 1
+        if self._sure < SURE:
+            return max(UNDO, self._sure)
+        return max(UNDO, self._seen) if time < self.newest - self.max_ahead_ns else 0
 
     def _agreeing(self, doubt: Doubt | None, time: int) -> int:
         """How many records agree with a doubt, one of `time` included. They may be out of order by less than a leap."""
@@ -151,6 +174,7 @@ class EventClock:
     def take(self, time: int) -> int:
         """Note that a record of `time` was taken; return the time that it has from now on."""
         verdict = self.judge(time)
+        self._any_time = False
         if verdict is Verdict.BACK:
             return self._go_back(time)
         step = 0 if self.newest is None else time - self.newest
@@ -160,13 +184,19 @@ class EventClock:
         elif step < 0:
             self.counts["raised"] += 1
         self._pause = max(self._pause, self._step)
-        if step > max(USUAL * self._pause, self.max_behind_ns):
-            self._sure, self._pause_before = 0, self._pause
+        if step > max(USUAL * self._typical, self.max_behind_ns):
+            self._sure = self._seen if verdict is Verdict.LEAP else 0
+            self._pause_before = self._pause
+        self._typical = self._typical_after(max(step, 0))
         self._seen, self._sure = min(self._seen + 1, MOST), min(self._sure + 1, SURE)
         self._step = min(max(step, 0), 2**62)
         self._ahead = self._behind = None
         self.newest = time if self.newest is None else max(time, self.newest)
         return self.newest
+
+    def _typical_after(self, step: int) -> int:
+        known = max(self._typical, self.max_behind_ns)
+        return max(min(step, 2 * known), known - known // FADING)
 
     def _go_back(self, time: int) -> int:
         self.counts["back"] += 1
@@ -190,18 +220,24 @@ class EventClock:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the time and what is in doubt."""
-        return {
+        state: dict[str, Any] = {
             "newest": self.newest,
+            "typical": self._typical,
             "numbers": [self._seen, self._sure, self._step, self._pause, self._pause_before],
             "ahead": None if self._ahead is None else list(self._ahead),
             "behind": None if self._behind is None else list(self._behind),
         }
+        if self.restarts:
+            state |= {"restarts": self.restarts, "any_time": self._any_time}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.newest = None if state["newest"] is None else int(state["newest"])
         numbers = (int(number) for number in state["numbers"])
         self._seen, self._sure, self._step, self._pause, self._pause_before = numbers
+        self._typical = int(state.get("typical", self._pause))
+        self.restarts, self._any_time = int(state.get("restarts", 0)), bool(state.get("any_time", False))
         self._ahead = _doubt(state["ahead"])
         self._behind = _doubt(state["behind"])
 
@@ -215,8 +251,8 @@ class EventClock:
             Steps of the stream before its newest record.
         """
         self.newest = newest
-        self._seen, self._sure = AGREE, 1
-        self._pause = self._pause_before = max((0, *steps))
+        self._seen = self._sure = AGREE
+        self._pause = self._pause_before = self._typical = max((0, *steps))
 
 
 def ahead_of(time: int, newest: int | None) -> str:

@@ -219,6 +219,8 @@ class KeyedPipeline:
         pipeline.timing = self.timing
         pipeline.on_rejected = None if self.on_rejected is None else partial(self._rejected, given)
         before = pipeline.task.pending
+        if pipeline.task.clock.restarts < self.clock.restarts:
+            pipeline.task.clock.begin_again(self.clock.restarts)
         if pipeline.task.clock.newest is not None:  # a key's first entry is taken as it comes
             leaps = isinstance(item, Entry) and self.clock.judge(item.time) is Verdict.LEAP
             pipeline.task.clock.others = item.time if leaps else self.clock.newest

@@ -9,7 +9,7 @@ from typing import Any
 from streamadapt.checkpoint import CheckpointStore, Loaded
 from streamadapt.entry import Entry, Label, Position, Prediction
 from streamadapt.errors import CheckpointError, EntryError, LabelError, StreamadaptError
-from streamadapt.event_clock import MAX_BEHIND_NS
+from streamadapt.event_clock import MAX_BEHIND_NS, EventClock
 from streamadapt.folder import Folder
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.keystore import DirectoryKeyStore
@@ -149,8 +149,7 @@ class Lane:
                 f"{loaded.info.path}: it holds the state of something else than this pipeline ({reason}); use another "
                 "checkpoint path to start from nothing"
             ) from exc
-        pipeline = self.pipeline
-        self.merge.start_from(pipeline.clock if isinstance(pipeline, KeyedPipeline) else pipeline.task.clock)
+        self.merge.start_from(self.event_clock)
 
     def wanted(self) -> dict[StreamPartition, int | None]:
         """Return where each stream is to be read from; None is the source's own start."""
@@ -219,10 +218,18 @@ class Lane:
     def anew(self, at: StreamPartition) -> None:
         """A stream was deleted and created again: what was read of the old one and still waits is not processed.
 
-        Its offsets would be taken for positions in the new one.
+        Its offsets would be taken for positions in the new one. The entries' times may begin again, too.
         """
-        self.merge.forget(self.streams.index(at.stream))
+        stream = self.streams.index(at.stream)
+        self.merge.forget(stream)
         self.clocks[at.stream] = LocalClock()
+        if stream == 0:
+            self.event_clock.begin_again()
+
+    @property
+    def event_clock(self) -> EventClock:
+        """The clock of the entries, of all keys together where there are keys."""
+        return self.pipeline.clock if isinstance(self.pipeline, KeyedPipeline) else self.pipeline.task.clock
 
     def check_owner(self) -> None:
         """Raise `FencedError` if another engine has taken this partition's checkpoints over; between two of them."""

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from streamadapt import Bias, Entry, Forecast, Persistence, Pipeline
+from streamadapt import Bias, Entry, Forecast, KeyedPipeline, Persistence, Pipeline
 from streamadapt.checkpoint import CheckpointStore
 from streamadapt.engine import Engine, EngineSettings
 from streamadapt.ports import StreamPartition
@@ -21,11 +21,15 @@ def entries(count, first=0):
     return [Entry(np.float32([i]), i * 10**9) for i in range(first, first + count)]
 
 
-def engine_of(source, path, sink=None, guarantee="at-least-once"):
+def plain():
+    return Pipeline(Forecast(1, 1), Persistence(1), [Bias(0.1)])
+
+
+def engine_of(source, path, sink=None, guarantee="at-least-once", make=plain):
     settings = EngineSettings(checkpoint_path=path, checkpoint_every_s=1.0, guarantee=guarantee)
     return Engine(
-        source, lambda: Pipeline(Forecast(1, 1), Persistence(1), [Bias(0.1)]), sink or LogSink(TransactionalLog()),
-        IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=ManualClock(),
+        source, make, sink or LogSink(TransactionalLog()), IdentityCodec(), MemoryDeadLetters(),
+        settings=settings, clock=ManualClock(),
     )  # fmt: skip
 
 
@@ -101,3 +105,31 @@ def test_what_waits_of_a_stream_that_was_deleted_is_dropped(tmp_path):
     engine.checkpoint()
     assert newest(tmp_path).positions == {AT: 0}
     engine._close()
+
+
+def keyed():
+    return KeyedPipeline(plain)
+
+
+def timed(count, hour, first=0):
+    start = (1_000 + hour) * 3600 * 10**9
+    return [Entry(np.float32([i]), start + i * 10**9, key=f"k{i % 2}") for i in range(first, count)]
+
+
+@pytest.mark.parametrize("hours", [1, 240])
+@pytest.mark.parametrize("make", [plain, keyed])
+def test_times_begin_again_with_the_stream(tmp_path, make, hours):
+    """All of a stream that was created again is new, also where its times are older; a wrong one is refused again."""
+
+    def run(items, identity):
+        engine = engine_of(MemorySource(items, identity=identity), tmp_path, make=make)
+        engine.run()
+        stats = engine.lanes[0].pipeline.stats
+        return stats.entries, dict(stats.rejected)
+
+    assert run(timed(40, 0), "first") == (40, {})
+    assert run([], "second") == (40, {})  # the clock is in the checkpoint
+    again = timed(30, -hours)
+    assert run(again, "second") == (70, {})
+    wrong = Entry(np.float32([1]), 10**9, key="k0")
+    assert run([*again, wrong, *timed(40, -hours, 30)], "second") == (80, {"time_backwards": 1})

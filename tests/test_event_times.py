@@ -192,6 +192,21 @@ SPARSE = {
 }
 
 
+@pytest.mark.parametrize("pause_hours", [4, 60])
+@pytest.mark.parametrize("ahead_hours", [1, 10, 30, 200])
+@pytest.mark.parametrize("after", [5, 100])
+def test_a_pause_of_the_past_makes_no_wrong_time_usual(pause_hours, ahead_hours, after):
+    """A stream that pauses at weekends: one record with a clock some hours or days ahead costs two others."""
+    before = minutes(100)
+    times = [*before, *minutes(300, before[-1] + pause_hours * 3600 * S)]
+    at = 100 + after
+    one = wrong(times[at] + ahead_hours * 3600 * S)
+    pipeline, _, refused = observed(forecast, inserted(entries_at(times), at, one))
+    calm = observed(forecast, entries_at(times))[2]  # the first long pause is a leap itself
+    assert len([id_ for id_, _ in refused if not id_.startswith("wrong")]) <= len(calm) + 2
+    assert pipeline.stats.last_time == times[-1]
+
+
 @pytest.mark.parametrize("times", SPARSE.values(), ids=SPARSE)
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 def test_sparse_streams_and_pauses_lose_a_few_once(make, times):
