@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.monotonic()
         print(f"{kind} ...", file=sys.stderr, flush=True)
         found[kind] = measure(kind)(asked.quick, *([asked.trials] if kind in APPENDED else []))
+        found[kind].more.setdefault("broker", "none")
         print(f"{kind}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         if asked.json is not None:  # each time: should a later kind fail, what there is stays
             asked.json.parent.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,9 @@ RATE = 8.0
 """Entries a second and partition."""
 QUIET_S = 4.0
 AFTER_S = 4.0
-LATEST_S = 60.0
-"""What has no prediction so long after the last entry of a trial is lost."""
+SILENT_S, LATEST_S = 60.0, 300.0
+"""What has no prediction when nothing has come of what is missing for so long, or so long after the last entry of a
+trial, is lost: a service that lags on a busy machine has lost nothing."""
 REPEATS_S = 2.0
 SETTLED_S = 120.0
 
@@ -101,7 +102,7 @@ class Scene:
 
     def trials(self, name: str, fault: Fault) -> list[Trial]:
         """Make a fault, and return a trial for each setting."""
-        self._wait_for(self._wanted(), LATEST_S)
+        self._wait_for(self._wanted())
         time.sleep(QUIET_S)
         before = {service.setting: service.tend() for service in self.services}
         for setting, ended in before.items():
@@ -111,7 +112,7 @@ class Scene:
         done = fault(self)
         time.sleep(AFTER_S)
         wanted = self._wanted()
-        self._wait_for(wanted, LATEST_S)
+        self._wait_for(wanted)
         time.sleep(REPEATS_S)
         until, clock = time.monotonic(), time.time() - time.monotonic()
         found = []
@@ -137,13 +138,17 @@ class Scene:
             for service in self.services
         }
 
-    def _wait_for(self, wanted: Mapping[Setting, Sequence[range]], most_s: float) -> bool:
-        deadline = time.monotonic() + most_s
-        while not all(self.reader.has_all(service, wanted[service.setting]) for service in self.services):
-            if time.monotonic() > deadline:
-                return False
+    def _wait_for(self, wanted: Mapping[Setting, Sequence[range]]) -> None:
+        """Wait until these entries have their predictions, or what is missing is lost."""
+        begin = moved = time.monotonic()
+        before = None
+        while any(missing := [self.reader.missing(s, wanted[s.setting]) for s in self.services]):
+            now = time.monotonic()
+            if missing != before:
+                before, moved = missing, now
+            if now - moved > SILENT_S or now - begin > LATEST_S:
+                return
             time.sleep(0.2)
-        return True
 
     def _settle(self) -> None:
         """Wait until every process works; what was fed until then belongs to no trial."""
@@ -153,8 +158,7 @@ class Scene:
                 stories = "\n".join(one.story() for service in self.services for one in service.members.values())
                 raise RuntimeError(f"the services did not begin to work:\n{stories}")
             time.sleep(0.5)
-        wanted = self._wanted()
-        self._wait_for(wanted, LATEST_S)
+        self._wait_for(self._wanted())
 
 
 def works(service: Service) -> bool:

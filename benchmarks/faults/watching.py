@@ -142,13 +142,13 @@ class Reader:
             for p, offsets in enumerate(wanted)
         ]
 
-    def has_all(self, service: Service, wanted: Sequence[range]) -> bool:
-        """Whether each of these entries has its prediction."""
+    def missing(self, service: Service, wanted: Sequence[range]) -> int:
+        """Return how many of these entries have no prediction yet."""
+        count = 0
         for p, offsets in enumerate(wanted):
             seen = {arrival.offset for arrival in list(self._arrivals[TopicPartition(service.predictions, p)])}
-            if not seen.issuperset(offsets):
-                return False
-        return True
+            count += sum(offset not in seen for offset in offsets)
+        return count
 
     def _run(self) -> None:
         while not self._over.is_set():
