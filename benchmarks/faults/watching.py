@@ -114,6 +114,7 @@ class Reader:
         self._next = {TopicPartition(topic, p): 0 for topic in topics for p in range(PARTITIONS)}
         self._fed: dict[TopicPartition, dict[int, float]] = defaultdict(dict)
         self._arrivals: dict[TopicPartition, list[Arrival]] = defaultdict(list)
+        self._seen: dict[TopicPartition, set[int]] = defaultdict(set)
         self._over = threading.Event()
         self.renewed = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -146,7 +147,7 @@ class Reader:
         """Return how many of these entries have no prediction yet."""
         count = 0
         for p, offsets in enumerate(wanted):
-            seen = {arrival.offset for arrival in list(self._arrivals[TopicPartition(service.predictions, p)])}
+            seen = self._seen[TopicPartition(service.predictions, p)]
             count += sum(offset not in seen for offset in offsets)
         return count
 
@@ -182,4 +183,5 @@ class Reader:
                 if of is None:
                     raise ValueError(f"a prediction without a position as its id: {record.value!r}")
                 self._arrivals[at].append(Arrival(now, of.offset, record.value, record.timestamp / 1000.0))
+                self._seen[at].add(of.offset)
             self._next[at] = record.offset + 1
