@@ -53,6 +53,7 @@ def cluster_trials(trials: Trials, faults: Sequence[str] = (), *, quick: bool = 
         ):
             while (name := _next_fault(trials, names, quick=quick)) is not None:
                 _spread(scene)
+                scene.missing = {one: trials.missing(name, one, quick=quick) for one in SETTINGS}
                 keep(trials, scene.trials(name, FAULTS[name]))
     return trials.counts(names)
 
@@ -155,8 +156,8 @@ def _coordinator(scene: Scene) -> tuple[int, dict[Setting, bool]]:
     found = asked(scene, lambda admin: {s.setting: s.coordinators(admin) for s in scene.services})
     weights: Counter[int] = Counter()
     for setting, nodes in found.items():
-        # The setting of which the most trials are wanted decides, the others choose among what is left.
-        weights.update(dict.fromkeys(nodes, 10 if setting == Setting("exactly-once", 2) else 1))
+        # The settings of which trials are missing decide, the others choose among what is left.
+        weights.update(dict.fromkeys(nodes, 1 + 10 * scene.missing.get(setting, 0)))
     most = max(weights.values())
     node = random.choice([node for node, weight in weights.items() if weight == most])
     return node, {setting: not nodes or node in nodes for setting, nodes in found.items()}

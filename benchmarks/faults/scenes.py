@@ -62,6 +62,11 @@ class Scene:
     settings : sequence of Setting
     session_timeout : str or None
         Of the groups; None leaves the default.
+
+    Attributes
+    ----------
+    missing : dict of Setting to int
+        How many trials of the next fault are still to be made: a fault that cannot hit all of them chooses by it.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Scene:
         self.reader = Reader(kafka.servers, self.services)
         self.feeder = Feeder(kafka.servers, self.services, RATE)
         self._broker = broker_name(kafka.servers)
+        self.missing: dict[Setting, int] = {}
         self._judged = {service.setting: [1] * PARTITIONS for service in self.services}
 
     def __enter__(self) -> Scene:
