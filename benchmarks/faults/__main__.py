@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -106,4 +107,6 @@ def _rows(kind: str, rows: Sequence[dict[str, object]]) -> Table:
 
 
 if __name__ == "__main__":
+    # An orderly end, so that the brokers and processes that were started end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())
