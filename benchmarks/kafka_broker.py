@@ -22,8 +22,12 @@ from streamadapt.errors import ConnectorError
 __all__ = ["ApacheKafka", "broker_name", "measured_broker", "start_script"]
 
 BESIDE = Path(__file__).parents[2] / "shared" / "kafka" / "start"
-PORTS = range(21300, 30000, 100)
-"""Below the range that connections take their own ports from: a broker that is away finds its port free again."""
+PORTS = range(21300, 30000, 50)
+"""The first ports of blocks, below the range that connections take their own ports from: a broker that is away finds
+its port free again."""
+MOST_BROKERS = 3
+KEPT_PORT = 9
+"""Of a block: bound for as long as the block is in use, also while its brokers are away."""
 PATIENCE_S = 120.0
 ASK_TIMEOUT_S = 20.0
 EMBEDDED_CLUSTER = "tansu_cluster"
@@ -85,8 +89,8 @@ def _tansu_version() -> str:
 class ApacheKafka:
     """Apache Kafka of one broker or of three, started from `start_script`; a context manager.
 
-    Its brokers are numbered from 0; their node ids begin at 1. With three, topics have three replicas, two of which
-    must have a record before it counts as written.
+    It takes its ports, of 127.0.0.1, when it is made. Its brokers are numbered from 0; their node ids begin at 1. With
+    three, topics have three replicas, two of which must have a record before it counts as written.
 
     Parameters
     ----------
@@ -106,7 +110,7 @@ class ApacheKafka:
         self._script = script
         self._folder = folder / "kafka"
         self.brokers = brokers
-        self._port = _free_ports(brokers)
+        self._port, self._kept = _free_block()
         self.servers = ",".join(f"127.0.0.1:{self._port + 10 * i}" for i in range(brokers))
 
     def __enter__(self) -> ApacheKafka:
@@ -151,7 +155,9 @@ class ApacheKafka:
             if time.monotonic() > deadline:
                 raise ConnectorError(f"broker {broker} got signal {number.name} and still runs")
             time.sleep(0.05)
-        # The start script waits for a line of this log: it must not find the one of the life before.
+        # The start script takes a process that nobody has waited for yet for one that runs, and waits for a line of the
+        # log: it must not find the one of the life before.
+        (self._folder / f"broker.{broker}" / "pid").unlink()
         self._log(broker).rename(self._log(broker).with_suffix(f".{time.time_ns()}.log"))
 
     def stop(self) -> None:
@@ -161,6 +167,7 @@ class ApacheKafka:
                 if _runs(self._pid(broker)):
                     self.send(broker, signal.SIGCONT)
                     self.end(broker)
+        self._kept.close()
 
     def _pid(self, broker: int) -> int:
         return int((self._folder / f"broker.{broker}" / "pid").read_text())
@@ -169,22 +176,26 @@ class ApacheKafka:
         return self._folder / f"broker.{broker}" / "broker.log"
 
 
-def _free_ports(brokers: int) -> int:
-    """Return the first port of a block in which nobody listens on what the brokers need."""
+def _free_block() -> tuple[int, socket.socket]:
+    """Return the first port of a block in which nobody listens, and what keeps the block."""
     for first in PORTS:
-        if all(_is_free(first + 10 * i + more) for i in range(brokers) for more in (0, 1)):
-            return first
-    raise ConnectorError(f"no free ports for {brokers} brokers between {PORTS.start} and {PORTS.stop}")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept = socket.socket()
         try:
-            probe.bind(("127.0.0.1", port))
+            kept.bind(("127.0.0.1", first + KEPT_PORT))
+            for port in (first + 10 * i + more for i in range(MOST_BROKERS) for more in (0, 1)):
+                _check_free(port)
         except OSError:
-            return False
-        return True
+            kept.close()
+        else:
+            return first, kept
+    raise ConnectorError(f"no free ports for Apache Kafka between {PORTS.start} and {PORTS.stop}")
+
+
+def _check_free(port: int) -> None:
+    """Raise `OSError` if somebody listens."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just closed is free, as it is for the broker
+        probe.bind(("127.0.0.1", port))
 
 
 def _runs(pid: int) -> bool:

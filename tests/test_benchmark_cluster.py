@@ -177,6 +177,17 @@ def test_the_broker_of_a_measurement_is_named(monkeypatch):
 
 
 @needs_apache_kafka
+def test_two_at_a_time_have_ports_of_their_own(tmp_path):
+    """Also before their brokers listen, and while these are away."""
+    one, two = ApacheKafka(tmp_path / "one", 3), ApacheKafka(tmp_path / "two")
+    try:
+        assert not set(one.servers.split(",")) & set(two.servers.split(","))
+    finally:
+        one.stop()
+        two.stop()
+
+
+@needs_apache_kafka
 @pytest.mark.kafka
 def test_apache_kafka_is_named_with_its_version(monkeypatch):
     monkeypatch.delenv("STREAMADAPT_TEST_BROKER", raising=False)

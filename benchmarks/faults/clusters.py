@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import signal
 import tempfile
 import time
@@ -54,13 +55,16 @@ def cluster_trials(trials: Trials, faults: Sequence[str] = (), *, quick: bool = 
             while (name := _next_fault(trials, names, quick=quick)) is not None:
                 _spread(scene)
                 scene.missing = {one: trials.missing(name, one, quick=quick) for one in SETTINGS}
-                keep(trials, scene.trials(name, FAULTS[name]))
+                keep(trials, scene, scene.trials(name, FAULTS[name]))
     return trials.counts(names)
 
 
-def keep(trials: Trials, found: Sequence[Trial]) -> None:
-    """Append trials to their file, and tell of them."""
+def keep(trials: Trials, scene: Scene, found: Sequence[Trial]) -> None:
+    """Append trials to their file, and tell of them; keep the logs beside it where one has not survived."""
     trials.append(found)
+    if not all(one.survived for one in found):
+        kept = trials.path.with_suffix("") / f"{found[0].began} {found[0].fault}".replace(" ", "-").replace(":", "")
+        shutil.copytree(scene.folder, kept, ignore=shutil.ignore_patterns("state"))
     say(f"{found[0].fault}: {sum(one.survived for one in found)} of {len(found)} survived")
     for one in found:
         if not one.survived:

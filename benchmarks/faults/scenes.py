@@ -72,7 +72,7 @@ class Scene:
     def __init__(
         self, kafka: ApacheKafka, folder: Path, settings: Sequence[Setting], session_timeout: str | None = None
     ) -> None:
-        self.kafka = kafka
+        self.kafka, self.folder = kafka, folder
         replicas = 1 if kafka.brokers < 3 else 3
         self.services = create_services(kafka.servers, folder, settings, replicas, session_timeout)
         self.reader = Reader(kafka.servers, self.services)

@@ -43,7 +43,7 @@ def zombie_trials(trials: Trials, *, quick: bool = False) -> Counts:
             Scene(kafka, Path(folder) / "jobs", SETTINGS, f"{SESSION_S}s") as scene,
         ):
             while _missing(trials, quick=quick):
-                keep(trials, scene.trials(FAULT, paused))
+                keep(trials, scene, scene.trials(FAULT, paused))
     return trials.counts([FAULT])
 
 
