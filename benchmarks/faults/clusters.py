@@ -13,7 +13,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,20 +41,32 @@ def cluster(quick: bool, trials: Path) -> Counts:
     return cluster_trials(Trials(trials / "faults-cluster.jsonl"), quick=quick)
 
 
-def cluster_trials(trials: Trials, faults: Sequence[str] = (), *, quick: bool = False) -> Counts:
-    """Make the trials of these faults (all of them, if none is named) that are missing; return the figures of all."""
-    names = list(faults or FAULTS)
+def cluster_trials(
+    trials: Trials, faults: Sequence[str] = (), settings: Sequence[Setting] = (), *, quick: bool = False
+) -> Counts:
+    """Make the trials that are missing, of these faults and settings, and return the figures of all.
+
+    Parameters
+    ----------
+    faults, settings : sequence
+        All there are, if none is named.
+    """
+    names, settings = list(faults or FAULTS), list(settings or SETTINGS)
+
+    def missing(name: str) -> dict[Setting, int]:
+        return {setting: trials.missing(name, setting, quick=quick) for setting in settings}
+
     if start_script() is None:
         return skipped()
-    if _next_fault(trials, names, quick=quick) is not None:
+    if _next_fault(names, missing) is not None:
         with (
             tempfile.TemporaryDirectory(prefix="streamadapt-cluster-") as folder,
             ApacheKafka(Path(folder), BROKERS) as kafka,
-            Scene(kafka, Path(folder) / "jobs", SETTINGS) as scene,
+            Scene(kafka, Path(folder) / "jobs", settings) as scene,
         ):
-            while (name := _next_fault(trials, names, quick=quick)) is not None:
+            while (name := _next_fault(names, missing)) is not None:
                 _spread(scene)
-                scene.missing = {one: trials.missing(name, one, quick=quick) for one in SETTINGS}
+                scene.missing = missing(name)
                 keep(trials, scene, scene.trials(name, FAULTS[name]))
     return trials.counts(names)
 
@@ -77,11 +89,11 @@ def skipped() -> Counts:
     return Counts(more={"left_out": "no script that starts Apache Kafka"})
 
 
-def _next_fault(trials: Trials, names: Sequence[str], *, quick: bool) -> str | None:
+def _next_fault(names: Sequence[str], missing: Callable[[str], Mapping[Setting, int]]) -> str | None:
     """Return the fault of which the most trials are missing, the first of them; None if none is."""
-    missing = {name: max(trials.missing(name, setting, quick=quick) for setting in SETTINGS) for name in names}
-    name = max(missing, key=missing.__getitem__)
-    return name if missing[name] else None
+    most = {name: max(missing(name).values()) for name in names}
+    name = max(most, key=most.__getitem__)
+    return name if most[name] else None
 
 
 # -- the faults
