@@ -26,7 +26,8 @@ test-kafka: $(STAMP) ## Run the tests of Kafka on the broker that STREAMADAPT_TE
 	@$(BIN)/python -m pytest -m kafka --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-faults: $(STAMP) ## Run the fault tests and the faults benchmark in full, into build/faults.json: hours
-	STREAMADAPT_FAULTS=full $(BIN)/python -m pytest tests/test_kill.py tests/test_benchmark_faults.py
+	STREAMADAPT_FAULTS=full $(BIN)/python -m pytest tests/test_kill.py tests/test_benchmark_faults.py \
+		tests/test_benchmark_cluster.py
 	$(BIN)/python -m benchmarks.faults --json build/faults.json
 
 check: $(STAMP) ## Lint, formatting, types; changes nothing

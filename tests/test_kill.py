@@ -24,11 +24,11 @@ EMBEDDED = not os.environ.get("STREAMADAPT_TEST_BROKER")
 
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "effectively-once", "exactly-once"])
-def test_kill_minus_nine_leaves_no_trace(guarantee: str) -> None:
+def test_kill_minus_nine_leaves_no_trace(guarantee: str, kafka_servers: str) -> None:
     """The same final state to the bit, no entry missing; repeats equal, or none at all where that is promised."""
     if guarantee == "exactly-once" and EMBEDDED:
         pytest.skip("the embedded broker shows the records of aborted transactions to readers of committed ones")
-    found = kills(guarantee, trials(6, 200), entries=2500)
+    found = kills(guarantee, trials(6, 200), 2500, kafka_servers)
     assert (found.survived, found.lost, found.state_differs) == (found.tried, 0, 0), found
     assert found.more["repeats_differ"] == 0
     if guarantee != "at-least-once":
@@ -41,8 +41,8 @@ def test_exactly_once_is_killed_at_every_step() -> None:
     assert found.tried > 20
 
 
-def test_members_of_a_group_come_and_go() -> None:
-    found = rebalances(trials(1, 3))
+def test_members_of_a_group_come_and_go(kafka_servers: str) -> None:
+    found = rebalances(trials(1, 3), servers=kafka_servers)
     assert (found.survived, found.lost, found.state_differs) == (found.tried, 0, 0), found
 
 

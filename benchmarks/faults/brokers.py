@@ -16,6 +16,7 @@ from streamadapt_connectors.kafka import KafkaSink, KafkaSource
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.memory_job import STREAMS, Job, final_state
 from benchmarks.faults.proxy import Proxy
+from benchmarks.kafka_broker import broker_name
 from streamadapt import Position
 from streamadapt.app.broker import EmbeddedBroker, create_topics
 from streamadapt.engine import Engine, EngineSettings
@@ -62,6 +63,7 @@ def one_round(job: Job, counts: Counts, plan: Sequence[Fault]) -> tuple[int, boo
     try:
         with EmbeddedBroker(advertised_port=proxy.port) as broker_:
             proxy.target_port = broker_.port
+            counts.more["broker"] = broker_name(broker_.servers)
             servers = f"127.0.0.1:{proxy.port}"
             create_topics(servers, dict.fromkeys((*STREAMS, PREDICTIONS), 1))
             _produce(servers, job)

@@ -11,8 +11,10 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import time
 import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from streamadapt.app.fitting import fit_base
 from streamadapt.checkpoint import CheckpointStore, Loaded
 from streamadapt.errors import CheckpointError
 
-__all__ = ["SESSION_S", "Job", "Running", "Topics", "brokers", "ids", "read_all", "rows", "wait"]
+__all__ = ["SESSION_S", "Job", "Running", "Topics", "brokers", "ids", "launch", "read_all", "rows", "wait"]
 
 LABEL_DELAY = timedelta(hours=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -155,6 +157,13 @@ class Topics:
         producer.close()
 
 
+def launch(config: Path, log: Path) -> Any:
+    """Start ``streamadapt run CONFIG`` as a process of its own, and return the process."""
+    process = _forks.Process(target=_run, args=(str(config), str(log)), daemon=True)
+    process.start()
+    return process
+
+
 def _run(config: str, log: str) -> None:
     """Be the process; what it logs goes to a file."""
     logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
@@ -212,9 +221,7 @@ class Job:
     def start(self, member: int = 0) -> Running:
         """Start a process."""
         config, port = self._config(member)
-        process = _forks.Process(target=_run, args=(str(config), str(self.log)), daemon=True)
-        process.start()
-        return Running(process, port, self.log)
+        return Running(launch(config, self.log), port, self.log)
 
     def finish(self, running: Running) -> bool:
         """Let it come to the end, and stop it with SIGTERM; True if it ended well."""
@@ -270,6 +277,15 @@ class Running:
     def labels(self) -> float:
         """Return how many labels."""
         return sum(v for k, v in self._samples().get("labels_total", {}).items() if k != "expired")
+
+    def partitions(self) -> set[str]:
+        """Return the partitions that it holds and has made predictions of."""
+        try:
+            with urllib.request.urlopen(self._url, timeout=2.0) as page:
+                text = page.read().decode()
+        except OSError:
+            return set()
+        return set(re.findall(r'^streamadapt_predictions_total\{partition="(\d+)"', text, re.MULTILINE))
 
     def story(self) -> str:
         """Return the end of its log."""

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from benchmarks.faults.compare import compare
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.job import Job, Topics, brokers
+from benchmarks.faults.job import Job, Topics
 from benchmarks.faults.transactions import killed_at_every_step
+from benchmarks.kafka_broker import broker_name, measured_broker, start_script
 
 __all__ = ["kill", "kill_effectively_once", "kill_exactly_once"]
 
@@ -38,25 +39,37 @@ def kill_effectively_once(quick: bool) -> Counts:
 
 
 def kill_exactly_once(quick: bool) -> Counts:
-    """At every step of checkpoint and transaction on the log in memory; with a broker that is named, there too."""
+    """At every step of checkpoint and transaction on the log in memory, and processes where a broker has transactions.
+
+    The embedded one shows the records of aborted transactions to readers of committed ones.
+    """
     counts = killed_at_every_step(quick)
     counts.more["broker"] = "in-memory transactional log"
-    named = os.environ.get("STREAMADAPT_TEST_BROKER")
-    if named:
+    if os.environ.get("STREAMADAPT_TEST_BROKER") or start_script() is not None:
         there = kills("exactly-once", QUICK_KILLS if quick else KILLS)
         for name in ("tried", "survived", "lost", "doubled", "state_differs"):
             setattr(counts, name, getattr(counts, name) + getattr(there, name))
-        counts.more |= {"broker": "in-memory transactional log, and the one named", "there": there.tried}
+        counts.more["broker"] += f", and {there.more['broker']}"
+        counts.more["there"] = there.tried
     return counts
 
 
-def kills(guarantee: str, wanted: int, entries: int = ENTRIES) -> Counts:
-    """Kill a job so often, over as many rounds as it takes."""
-    counts = Counts(more={"rounds": 0, "repeats_differ": 0})
+def kills(guarantee: str, wanted: int, entries: int = ENTRIES, servers: str | None = None) -> Counts:
+    """Kill a job so often, over as many rounds as it takes.
+
+    Parameters
+    ----------
+    servers : str or None
+        None takes the broker of a measurement.
+    """
+    if servers is None:
+        with measured_broker() as servers:
+            return kills(guarantee, wanted, entries, servers)
+    counts = Counts(more={"broker": broker_name(servers), "rounds": 0, "repeats_differ": 0})
     seed = time.time_ns()
     choose = random.Random(seed)
     committed = guarantee == "exactly-once"
-    with brokers() as servers, tempfile.TemporaryDirectory(prefix="streamadapt-kills-") as folder:
+    with tempfile.TemporaryDirectory(prefix="streamadapt-kills-") as folder:
         topics = Topics(servers, entries, f"kills-{uuid.uuid4().hex[:8]}")
         calm = Job(topics, Path(folder) / "calm")
         if not calm.finish(calm.start()):

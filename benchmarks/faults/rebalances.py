@@ -19,7 +19,8 @@ from pathlib import Path
 
 from benchmarks.faults.compare import compare
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.job import SESSION_S, Job, Running, Topics, brokers, wait
+from benchmarks.faults.job import SESSION_S, Job, Running, Topics, wait
+from benchmarks.kafka_broker import broker_name, measured_broker
 
 __all__ = ["rebalance", "rebalances"]
 
@@ -31,10 +32,19 @@ def rebalance(quick: bool) -> Counts:
     return rebalances(1 if quick else ROUNDS)
 
 
-def rebalances(rounds: int, guarantee: str = "at-least-once") -> Counts:
-    """Play the story so often."""
-    counts = Counts(more={"rounds": rounds})
-    with brokers() as servers, tempfile.TemporaryDirectory(prefix="streamadapt-group-") as folder:
+def rebalances(rounds: int, guarantee: str = "at-least-once", servers: str | None = None) -> Counts:
+    """Play the story so often.
+
+    Parameters
+    ----------
+    servers : str or None
+        None takes the broker of a measurement.
+    """
+    if servers is None:
+        with measured_broker() as servers:
+            return rebalances(rounds, guarantee, servers)
+    counts = Counts(more={"broker": broker_name(servers), "rounds": rounds})
+    with tempfile.TemporaryDirectory(prefix="streamadapt-group-") as folder:
         for i in range(rounds):
             name = f"group-{uuid.uuid4().hex[:8]}"
             story = Story(servers, Path(folder) / str(i), name, guarantee)

