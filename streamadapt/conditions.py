@@ -90,6 +90,7 @@ class Conditions:
 
     Attributes
     ----------
+    what : str
     answered : bool
         Whether the other side has ever answered.
     """
@@ -101,7 +102,7 @@ class Conditions:
         log: logging.Logger | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._what = what
+        self.what = what
         self._known = known
         self._log = log or logging.getLogger("streamadapt")
         self._clock = clock
@@ -128,7 +129,7 @@ class Conditions:
             text = scrubbed(text)
             self._held[condition] = _Held(text, self._clock(), {holder})
             self._began[condition] += 1
-        self._log.warning("%s: %s", self._what, text)
+        self._log.warning("%s: %s", self.what, text)
 
     def end(self, condition: Condition, text: str, holder: str = "") -> None:
         """Say that a condition is over for a part; one line in the log if it was the last one, with how long it took.
@@ -147,7 +148,7 @@ class Conditions:
                 return
             del self._held[condition]
             took_s = self._clock() - held.since
-        self._log.info("%s: %s after %.0f s", self._what, text, took_s)
+        self._log.info("%s: %s after %.0f s", self.what, text, took_s)
 
     def holds(self, condition: Condition, holder: str | None = None) -> bool:
         """Whether a condition holds, for one part if that is named."""
@@ -167,7 +168,7 @@ class Conditions:
         """Say that something has happened that has no end."""
         with self._lock:
             self._began[condition] += 1
-        self._log.warning("%s: %s", self._what, scrubbed(text))
+        self._log.warning("%s: %s", self.what, scrubbed(text))
 
     @property
     def trouble(self) -> str:

@@ -76,7 +76,7 @@ def record_everything(metrics: Metrics) -> None:
     metrics.source_state("connected")
     metrics.late_label()
     began = {Condition.NO_ANSWER: 2}
-    standing = Standing("away", {Condition.NO_ANSWER: True}, began, 6.0, {("speeds", 3): 4})
+    standing = Standing("away", {Condition.NO_ANSWER: True}, began, 6.0, {("speeds", 5): 4})
     metrics.standings(lambda: {"source": Standing(), "sink": standing})
 
 

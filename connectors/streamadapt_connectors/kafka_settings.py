@@ -45,16 +45,13 @@ class Link:
 
     Parameters
     ----------
-    what : str
-        For the log lines, e.g. ``source kafka cgm at localhost:9092``. Never a secret.
     conditions : Conditions
-        Keeps what is wrong.
+        Keeps what is wrong, and says it.
     holder : str
         See `Conditions.begin`.
     """
 
-    def __init__(self, what: str, conditions: Conditions, holder: str = "") -> None:
-        self._what = what
+    def __init__(self, conditions: Conditions, holder: str = "") -> None:
         self._conditions = conditions
         self._holder = holder
         self._state = "connecting"
@@ -72,7 +69,7 @@ class Link:
         self._conditions.end(Condition.NO_ANSWER, "connected again", self._holder)
         self._conditions.end(Condition.TOPIC_MISSING, "the topic is there again", self._holder)
         if not self._conditions.answered:
-            log.info("%s: connected", self._what)
+            log.info("%s: connected", self._conditions.what)
         self._conditions.answered = True
         self._state, self._why, self._backoff_s, self._not_before = "connected", None, FIRST_BACKOFF_S, 0.0
 
@@ -83,7 +80,7 @@ class Link:
         known = self._conditions.holds(condition)
         self._conditions.begin(condition, text, self._holder)
         if known and not self._conditions.answered and why != self._why:  # each may be another wrong setting
-            log.warning("%s: %s", self._what, text)
+            log.warning("%s: %s", self._conditions.what, text)
         self._state, self._why = "connecting", why
         self._not_before = time.monotonic() + self._backoff_s * random.uniform(0.5, 1.0)
         self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)

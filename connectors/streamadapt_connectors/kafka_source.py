@@ -185,7 +185,7 @@ class KafkaSource(Source):
         self._buffer = Buffer(max_poll_records)
         what = f"source kafka {'+'.join(self._topics)} at {servers}"
         self._conditions = Conditions(what, SOURCE_CONDITIONS, log)
-        self._link = Link(what, self._conditions)
+        self._link = Link(self._conditions)
         self._open = OpenTransactions(self._conditions, partial(who_holds, self._reach))
         self._client = Client()
         self._topics_now = Topics(self._client, self._topics)
@@ -710,6 +710,7 @@ class KafkaSource(Source):
         self._drop(places)
         self._commits.forget(places)
         for at in places:
+            self._skipped.pop((at.topic, at.partition), None)
             for known in (self._next, self._starts or {}, self._ids):
                 known.pop(at, None)
 

@@ -206,7 +206,7 @@ class Writer:
         what = f"sink kafka {topic} at {','.join(reach.servers)}"
         self._deliveries = deliveries or Deliveries(Conditions(what, SINK_CONDITIONS), topic)
         self._conditions, self._holder = self._deliveries.conditions, self._deliveries.holder
-        self._link = Link(what, self._conditions, self._holder)
+        self._link = Link(self._conditions, self._holder)
         self._client = Client()
         self._topics_now = Topics(self._client, [topic])
         self._producer: KafkaProducer | None = None
