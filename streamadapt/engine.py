@@ -567,7 +567,7 @@ class Engine:
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Save and let go; with ``lost`` only let go, since somebody else may own them already."""
         lanes = [self.lanes.pop(p) for p in partitions if p in self.lanes]
-        void = [lane for p in partitions if (lane := self._lost.pop(p)) is not None]
+        void = [lane for p in partitions if (lane := self._lost.forget(p)) is not None]
         try:
             if lanes and not lost:
                 void += self._save_and_lose(lanes)

@@ -103,9 +103,14 @@ class LostPartitions:
         self._lost[partition] = _Lost(lost.lane, now + lost.wait_s, wait_s, unused, str(error))
 
     def pop(self, partition: int) -> Lane | None:
-        """Forget a partition that has begun again, or that belongs to another engine; return its lane."""
+        """Forget a partition that has begun again; return its lane."""
         lost = self._lost.pop(partition, None)
         return None if lost is None else lost.lane
+
+    def forget(self, partition: int) -> Lane | None:
+        """The partition is another engine's now; return its lane, if it was lost."""
+        self.committed(partition)
+        return self.pop(partition)
 
     def committed(self, partition: int) -> None:
         """A commit went through: whatever was wrong is over."""

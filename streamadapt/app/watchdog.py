@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -77,7 +78,8 @@ class Watchdog:
         every_s = self._after_s / LOOKS
         due = time.monotonic() + every_s
         while not self._stop.wait(min(LOOK_S, max(0.0, due - time.monotonic()))):
-            self._engine.look()
+            with suppress(Exception):  # the loop looks, too, and what a sink raises there ends it
+                self._engine.look()
             if time.monotonic() < due:
                 continue
             due += every_s

@@ -297,8 +297,9 @@ class TestClientLog:
         library.warning("topic %s is not authorized", "b")
         assert len(warnings(caplog)) == 2
 
-    def test_what_is_no_warning_is_left_out(self, library, caplog):
+    def test_what_is_no_warning_is_left_out_and_so_is_our_own_refusal(self, library, caplog):
         library.info("hello")
+        library.error("Error sending: ProducerFencedError: this producer says nothing more")
         assert caplog.text == ""
 
     def test_memory_is_bounded(self, library):
