@@ -54,9 +54,15 @@ class Answers:
     ----------
     clock : callable () -> float, optional
         Monotonic time in seconds.
+
+    Attributes
+    ----------
+    forgotten : bool
+        Whether a broker has said that it does not know the producer's transactional id any more.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.forgotten = False
         self._clock = clock
         self._asked: dict[int, _Asked] = {}
         self._numbers = itertools.count()
@@ -74,6 +80,8 @@ class Answers:
         def answered(response: Any) -> None:
             self._asked.pop(number, None)
             self._answered_at = self._clock()
+            if getattr(response, "error_code", 0) == kafka_errors.InvalidProducerIdMappingError.errno:
+                self.forgotten = True
             if kind == PRODUCE:
                 self._note_refusals(response)
 

@@ -43,9 +43,7 @@ class ClientLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record on, or count it."""
-        if (
-            not self._out.hasHandlers()
-        ):  # a command that logs nothing, such as `streamadapt dlq`, says itself what failed
+        if not self._out.hasHandlers():  # a command without a log, such as `dlq`, says itself what failed
             return
         text = record.getMessage()
         if any(harmless in text for harmless in HARMLESS):

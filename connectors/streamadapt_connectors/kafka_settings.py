@@ -206,6 +206,11 @@ class Client:
         """Return a partition of a topic that did not store what was sent last, and the broker's error."""
         return None if self._manager is None else self._manager.answers.refusal(topic)
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether a broker has said that it does not know the producer's transactional id any more."""
+        return self._manager is not None and self._manager.answers.forgotten
+
     def fall_silent(self) -> None:
         """Send no request any more, whatever kafka-python still wants to; its sockets close with its thread."""
         if self._manager is not None:

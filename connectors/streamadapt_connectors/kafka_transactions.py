@@ -191,7 +191,7 @@ class Transaction:
             raise ConnectorError(scrubbed(f"kafka transaction {self._id}: could not be {what}: {error}")) from error
         if isinstance(error, RefusedError):
             self._lose(what, Loss.REFUSED, str(error))
-        if EXPIRED in said:
+        if EXPIRED in said or self._writer.forgotten:
             self._lose(
                 what,
                 Loss.EXPIRED,

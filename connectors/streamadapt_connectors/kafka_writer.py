@@ -322,6 +322,11 @@ class Writer:
         """Whether the broker has said that somebody else writes under this producer's transactional id."""
         return self._client.fenced
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether the broker has said that it does not know this producer's transactional id any more."""
+        return self._client.forgotten
+
     def abandon(self) -> None:
         """Drop the producer and everything it holds, and say nothing more to the broker. Idempotent."""
         self.closed = True

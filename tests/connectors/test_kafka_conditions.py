@@ -109,6 +109,14 @@ class TestAnswers:
         assert answers.refusal("out") is None
         assert answers.overdue(PRODUCE) is None
 
+    def test_a_transactional_id_that_the_broker_has_forgotten(self, clock):
+        """kafka-python says nothing of it where it was about to commit positions alone: it asks for a new epoch."""
+        answers = Answers(clock)
+        sent(answers, MetadataRequest()).success(SimpleNamespace(error_code=0))
+        assert not answers.forgotten
+        sent(answers, MetadataRequest()).success(SimpleNamespace(error_code=49))
+        assert answers.forgotten
+
 
 @pytest.fixture
 def conditions(clock):
