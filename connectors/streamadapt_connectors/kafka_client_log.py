@@ -15,11 +15,13 @@ __all__ = ["ClientLog", "let_client_speak"]
 EVERY_S: Final = 60.0
 MOST: Final = 256
 """Different messages that are remembered."""
-NUMBER: Final = re.compile(r"\d+")
+NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+")
 
 HARMLESS: Final = (
     # Our own answer to whatever a producer that was given up still wants to send: the loss itself has been said.
     "this producer says nothing more",
+    # A step of the client that took more than 100 ms: so it is on any machine that is busy, and nothing waits longer.
+    "It is blocking the event loop",
 )
 
 

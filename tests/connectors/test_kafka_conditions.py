@@ -293,12 +293,12 @@ class TestClientLog:
 
     def test_a_warning_comes_once_a_minute_with_how_many_there_were(self, library, clock, caplog):
         for i in range(300):
-            library.warning("connection %d to %s failed", i, "b:1")
+            library.warning("connection %d to %s failed: <Task 0x%x>", i, "b:1", 10**6 * i)
             clock.now += 1.0
         said = warnings(caplog)
         assert len(said) == 5
-        assert said[0] == "lib.net: connection 0 to b:1 failed"
-        assert said[1] == "lib.net: connection 60 to b:1 failed (59 more like it since the last line)"
+        assert said[0] == "lib.net: connection 0 to b:1 failed: <Task 0x0>"
+        assert said[1] == "lib.net: connection 60 to b:1 failed: <Task 0x3938700> (59 more like it since the last line)"
 
     def test_another_message_is_not_held_up(self, library, caplog):
         library.warning("topic %s is not authorized", "a")
