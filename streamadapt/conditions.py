@@ -39,6 +39,10 @@ BLOCKING: Final = frozenset(
 EVENTS: Final = (Condition.RECORDS_DELETED, Condition.GROUP_OFFSET, Condition.OFFSETS_EXPIRED)
 
 
+AGAIN_S: Final = 10.0
+"""What comes back so soon after its end is the same outage: brokers that come up stumble."""
+
+
 @dataclass(frozen=True)
 class Standing:
     """How one side (the source, the sink, the dead letters) does at this moment.
@@ -108,11 +112,12 @@ class Conditions:
         self._clock = clock
         self._lock = threading.RLock()
         self._held: dict[Condition, _Held] = {}
+        self._ended: dict[Condition, tuple[float, float]] = {}  # when it ended, and since when it had held
         self._began: Counter[Condition] = Counter()
         self.answered = False
 
     def begin(self, condition: Condition, text: str, holder: str = "") -> None:
-        """Say that a condition holds; one line in the log, unless it holds already.
+        """Say that a condition holds; one line in the log, unless it holds already, or did within `AGAIN_S`.
 
         Parameters
         ----------
@@ -126,8 +131,12 @@ class Conditions:
             if held is not None:
                 held.holders.add(holder)
                 return
-            text = scrubbed(text)
-            self._held[condition] = _Held(text, self._clock(), {holder})
+            now, text = self._clock(), scrubbed(text)
+            ended_at, since = self._ended.pop(condition, (float("-inf"), now))
+            if now - ended_at < AGAIN_S:
+                self._held[condition] = _Held(text, since, {holder})
+                return
+            self._held[condition] = _Held(text, now, {holder})
             self._began[condition] += 1
         self._log.warning("%s: %s", self.what, text)
 
@@ -147,7 +156,9 @@ class Conditions:
             if held.holders:
                 return
             del self._held[condition]
-            took_s = self._clock() - held.since
+            now = self._clock()
+            self._ended[condition] = (now, held.since)
+            took_s = now - held.since
         self._log.info("%s: %s after %.0f s", self.what, text, took_s)
 
     def holds(self, condition: Condition, holder: str | None = None) -> bool:

@@ -85,10 +85,26 @@ def test_only_what_stops_all_work_is_trouble(conditions, clock):
     assert conditions.trouble == "first"
 
 
-def test_what_began_is_counted_and_what_can_be_is_shown_at_0(conditions):
+def test_a_broker_that_stumbles_as_it_comes_back_has_one_outage(conditions, clock, caplog):
+    """The log has one line of it; who asks whether it works now is told the truth all the same."""
+    with caplog.at_level(logging.INFO, "streamadapt"):
+        for _ in range(3):
+            conditions.begin(Condition.NO_ANSWER, "away")
+            assert conditions.trouble == "away"
+            clock.now += 2.0
+            conditions.end(Condition.NO_ANSWER, "back")
+            assert conditions.trouble == ""
+            clock.now += 4.0
+    assert [level for level, _ in lines(caplog)] == ["WARNING", "INFO", "INFO", "INFO"]
+    assert lines(caplog)[-1] == ("INFO", "source x: back after 14 s")
+    assert conditions.standing().began[Condition.NO_ANSWER] == 1
+
+
+def test_what_began_is_counted_and_what_can_be_is_shown_at_0(conditions, clock):
     for _ in range(2):
         conditions.begin(Condition.NO_ANSWER, "away")
         conditions.end(Condition.NO_ANSWER, "back")
+        clock.now += 60.0
     conditions.happened(Condition.GROUP_OFFSET, "moved")
     standing = conditions.standing()
     assert standing.holds == {Condition.NO_ANSWER: False, Condition.OPEN_TRANSACTION: False}
