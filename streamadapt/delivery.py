@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
+from streamadapt.conditions import Condition
 from streamadapt.entry import Position, Prediction
 from streamadapt.errors import CheckpointError, ConfigError
 from streamadapt.lane import Lane
@@ -172,13 +173,7 @@ class ExactlyOnce(Delivery):
         before = None if lane.store is None else lane.store.newest()
         limits = None
         if before is not None and before.guarantee == EXACTLY:
-            _LOG.warning(
-                "partition %d: there are checkpoints of an exactly-once run, but its output's broker knows of no "
-                "commit: the output is another one, or the positions were deleted or have expired; the output has come "
-                "to %s, which decides what is said again",
-                lane.partition,
-                "nothing" if newest is None else Position(*at, newest),
-            )
+            self._say_expired(lane, "nothing" if newest is None else str(Position(*at, newest)))
             if newest is not None:
                 limits = dict.fromkeys(
                     (StreamPartition(stream, lane.partition) for stream in lane.streams), sys.maxsize
@@ -189,6 +184,20 @@ class ExactlyOnce(Delivery):
             lane.is_new = _after(at, newest)
         self._commit(lane, {at: 0} | lane.positions)
         return info
+
+    def _say_expired(self, lane: Lane, reached: str) -> None:
+        name = self._transactions.name_of(lane.streams, lane.partition)
+        text = (
+            f"partition {lane.partition}: there are checkpoints of an exactly-once run, but the output's broker knows "
+            f"of no committed offsets{' of the group ' + repr(name) if name else ''}: the output is another one, or "
+            "they were deleted or have expired (the brokers' offsets.retention.minutes; keep it above the time that "
+            f"an engine may be stopped); the output has come to {reached}, which decides what is said again"
+        )
+        conditions = self._sink.conditions
+        if conditions is None:
+            _LOG.warning("%s", text)
+        else:
+            conditions.happened(Condition.OFFSETS_EXPIRED, text)
 
     def reached(self, at: StreamPartition) -> int:
         """Return the committed position."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from streamadapt.badshare import BAD_SHARE_OF, BadShare
 from streamadapt.checkpoint import CheckpointStore
+from streamadapt.conditions import Standing
 from streamadapt.delivery import delivery_of
 from streamadapt.engine_settings import EngineSettings
 from streamadapt.entry import Entry, Label, Prediction
@@ -120,6 +122,7 @@ class Engine:
         self._stopped_at: float | None = None
         self._index = {stream: i for i, stream in enumerate(source.streams)}
         self._bad_share = BadShare(self.settings.max_bad_share)
+        self.metrics.standings(self.standings)
         for one in (sink, dead_letters):
             one.break_off_when(self._given_up)
         self._last_checkpoint = self.clock.monotonic()
@@ -205,6 +208,24 @@ class Engine:
             return False
         return True
 
+    def look(self) -> None:
+        """Look at source, sink and dead letters: looking is what puts into the log what is wrong. From any thread."""
+        for side in (self.source, self.sink, self.dead_letters):
+            _ = side.trouble
+
+    @property
+    def trouble(self) -> str:
+        """Why no work can be done for now, in words for an operator; empty if nothing is known. From any thread."""
+        sides = (self.sink, self.dead_letters, self.source)
+        return next((why for side in sides if (why := side.trouble)), "") or self._lost.trouble
+
+    def standings(self) -> dict[str, Standing]:
+        """Return how source, sink and dead letters do at this moment, for metrics. From any thread."""
+        found = {"source": self.source.standing, "sink": self.sink.standing, "dead_letters": self.dead_letters.standing}
+        if why := self._lost.trouble:
+            found["sink"] = replace(found["sink"], trouble=found["sink"].trouble or why)
+        return found
+
     def step(self) -> bool:
         """Poll once and process what came; True when a finite source is done. Tests drive the engine with this."""
         try:
@@ -233,8 +254,7 @@ class Engine:
         for at, offset in self.source.read_up_to().items():
             if at.partition in self.lanes:
                 self.lanes[at.partition].read_up_to(at, offset)
-        for sink in (self.sink, self.dead_letters):
-            _ = sink.trouble  # looking is what puts it into the log
+        self.look()
         self._note_lag(lag)
         self.run_log.tick(self._figures)
         self._apply_backpressure()
@@ -481,7 +501,7 @@ class Engine:
     def _lose(self, error: TransactionLostError) -> None:
         """Stop the partitions whose transactions are void; `_begin_again` takes them up from their last commit."""
         for partition in error.partitions:
-            if error.cause == Loss.TAKEN and partition in self.lanes:
+            if error.cause in (Loss.TAKEN, Loss.EXPIRED) and partition in self.lanes:
                 self.lanes[partition].must_own()  # else it is no matter of beginning again
             lane = self.lanes.pop(partition, None)
             if lane is not None:
@@ -547,7 +567,7 @@ class Engine:
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Save and let go; with ``lost`` only let go, since somebody else may own them already."""
         lanes = [self.lanes.pop(p) for p in partitions if p in self.lanes]
-        void = [lane for p in partitions if (lane := self._lost.pop(p)) is not None]
+        void = [lane for p in partitions if (lane := self._lost.forget(p)) is not None]
         try:
             if lanes and not lost:
                 void += self._save_and_lose(lanes)

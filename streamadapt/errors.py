@@ -136,6 +136,7 @@ class Loss(StrEnum):
 
     NO_ANSWER = "no_answer"
     TAKEN = "taken"
+    EXPIRED = "expired"
     REFUSED = "refused"
     FAILED = "failed"
 
@@ -151,8 +152,8 @@ class TransactionLostError(ConnectorError):
         The input's partitions whose transactions are lost.
     cause : Loss
         ``NO_ANSWER``: the broker did not answer within our limit. ``TAKEN``: it says that somebody else writes under
-        this name, or it ended the transaction itself. ``REFUSED``: it refused a record, which the sink will not
-        send again. ``FAILED``: anything else.
+        this name, or it ended the transaction itself. ``EXPIRED``: it has forgotten the name.
+        ``REFUSED``: it refused a record, which the sink will not send again. ``FAILED``: anything else.
     text : str
         What happened, for a person.
     """

@@ -27,6 +27,7 @@ class _Lost:
     not_before: float
     wait_s: float = FIRST_WAIT_S
     fresh: Lane | None = None
+    why: str = ""
 
 
 class LostPartitions:
@@ -35,9 +36,18 @@ class LostPartitions:
     def __init__(self) -> None:
         self._lost: dict[int, _Lost] = {}
         self._losses: Counter[int] = Counter()
+        self._said: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._lost)
+
+    @property
+    def trouble(self) -> str:
+        """Why a partition cannot begin again, since the other side does not answer; empty if there is none."""
+        for partition, lost in list(self._lost.items()):
+            if lost.why:
+                return f"partition {partition} waits to begin again from its last commit: {lost.why}"
+        return ""
 
     @property
     def lanes(self) -> list[Lane]:
@@ -57,7 +67,8 @@ class LostPartitions:
         ConnectorError
             After `MOST_LOSSES` in a row that were neither missing answers nor records that are not sent again.
         """
-        self._lost[lane.partition] = _Lost(lane, now)
+        why = str(error) if error.cause == Loss.NO_ANSWER else ""
+        self._lost[lane.partition] = _Lost(lane, now, why=why)
         if error.cause not in (Loss.NO_ANSWER, Loss.REFUSED):
             self._losses[lane.partition] += 1
         if self._losses[lane.partition] > MOST_LOSSES:
@@ -65,7 +76,10 @@ class LostPartitions:
                 f"partition {lane.partition}: its transaction was lost {self._losses[lane.partition]} times in a row "
                 f"without a commit in between, the last time: {error}"
             ) from error
-        _LOG.warning("partition %d: %s; it begins again from its last commit", lane.partition, error)
+        said = lane.partition in self._said
+        self._said.add(lane.partition)
+        level = logging.DEBUG if said else logging.WARNING  # where it is lost again and again, a line would say no more
+        _LOG.log(level, "partition %d: %s; it begins again from its last commit", lane.partition, error)
 
     def get(self, partition: int) -> Lane | None:
         """Return a partition's lane as it was; None if it is not lost."""
@@ -86,13 +100,19 @@ class LostPartitions:
         _LOG.debug("partition %d: cannot begin yet: %s", partition, error)
         wait_s = min(LAST_WAIT_S, 2.0 * lost.wait_s)
         unused = None if fresh.positions else fresh
-        self._lost[partition] = _Lost(lost.lane, now + lost.wait_s, wait_s, unused)
+        self._lost[partition] = _Lost(lost.lane, now + lost.wait_s, wait_s, unused, str(error))
 
     def pop(self, partition: int) -> Lane | None:
-        """Forget a partition that has begun again, or that belongs to another engine; return its lane."""
+        """Forget a partition that has begun again; return its lane."""
         lost = self._lost.pop(partition, None)
         return None if lost is None else lost.lane
+
+    def forget(self, partition: int) -> Lane | None:
+        """The partition is another engine's now; return its lane, if it was lost."""
+        self.committed(partition)
+        return self.pop(partition)
 
     def committed(self, partition: int) -> None:
         """A commit went through: whatever was wrong is over."""
         self._losses.pop(partition, None)
+        self._said.discard(partition)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from streamadapt import __version__
+from streamadapt.conditions import NOTHING, Standing
 from streamadapt.errors import Loss
 from streamadapt.metrics_catalogue import CATALOGUE, MetricSpec
 from streamadapt.metrics_labels import label_samples
@@ -69,6 +70,7 @@ class Metrics:
         self._lag: dict[StreamPartition, int] = {}
         self._checkpoints: dict[int, tuple[float, int, float]] = {}
         self._source_state: str | None = None
+        self._standings: Callable[[], Mapping[str, Standing]] = dict
         self._damaged: Counter[int] = Counter()
         self._lost: Counter[tuple[int, str]] = Counter()
         self._late = 0
@@ -173,6 +175,10 @@ class Metrics:
         """Note `Source.state`."""
         self._source_state = state
 
+    def standings(self, ask: Callable[[], Mapping[str, Standing]]) -> None:
+        """Take what tells, at any time and from any thread, how source, sink and dead letters do."""
+        self._standings = ask
+
     def stalled(self, stalled: bool) -> None:
         """Note whether the engine's loop is stuck; never called where nobody watches it."""
         self._stalled = stalled
@@ -198,13 +204,29 @@ class Metrics:
         found["streamadapt_transactions_lost_total"] = [((str(p), why), count) for (p, why), count in lost.items()]
         found["streamadapt_dead_letters_total"] = list(dead.items())
         found["streamadapt_late_labels_total"].append(((), late))
+        standings = dict(self._standings())
         if state in ("connected", "connecting"):  # an ended source is neither up nor down
-            found["streamadapt_source_connected"].append(((), float(state == "connected")))
+            works = state == "connected" and not standings.get("source", NOTHING).trouble
+            found["streamadapt_source_connected"].append(((), float(works)))
+        for side, standing in standings.items():
+            _add_standing(found, side, standing)
         if self._stalled is not None:
             found["streamadapt_loop_stalled"].append(((), float(self._stalled)))
         found["streamadapt_stage_duration_seconds"] = [((name,), h) for name, h in stages.items() if any(h.counts)]
         found["streamadapt_build_info"].append(((__version__,), 1.0))
         return found
+
+
+def _add_standing(found: Samples, side: str, standing: Standing) -> None:
+    if side != "source":
+        found["streamadapt_sink_connected"].append(((side,), float(not standing.trouble)))
+    holds = [((side, condition.value), float(holds)) for condition, holds in standing.holds.items()]
+    found["streamadapt_condition_active"] += holds
+    found["streamadapt_conditions_total"] += [((side, what.value), n) for what, n in standing.began.items()]
+    if standing.unacknowledged_s is not None:
+        found["streamadapt_unacknowledged_seconds"].append(((side,), standing.unacknowledged_s))
+    skipped = [((stream, str(partition)), n) for (stream, partition), n in standing.skipped.items()]
+    found["streamadapt_skipped_records_total"] += skipped
 
 
 class NullMetrics(Metrics):
@@ -238,6 +260,9 @@ class NullMetrics(Metrics):
         """Do nothing."""
 
     def source_state(self, state: str) -> None:
+        """Do nothing."""
+
+    def standings(self, ask: Callable[[], Mapping[str, Standing]]) -> None:
         """Do nothing."""
 
 

@@ -190,19 +190,46 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "streamadapt_transactions_lost_total", "counter",
-        "Transactions given up, by cause: no_answer, taken, refused or failed; the partition begins again from its "
-        "last commit.",
+        "Transactions given up, by cause: no_answer, taken, expired, refused or failed; the partition begins again "
+        "from its last commit.",
         (*_P, "cause"), "transactions",
         "no_answer: look at the brokers; taken: look for a second engine on this output, or raise "
-        "sink.transaction_timeout; refused, failed: read the log.",
+        "sink.transaction_timeout; expired: raise the brokers' transactional.id.expiration.ms; refused, failed: read "
+        "the log.",
     ),
     MetricSpec(
         "streamadapt_stage_duration_seconds", "histogram", "Time of one call of a stage.",
         ("stage",), "seconds", "The stage that grew is where to look; learn and predict grow with the learners.",
     ),
     MetricSpec(
-        "streamadapt_source_connected", "gauge", "1 while the source is connected, 0 while it is trying to be.",
-        (), "0 or 1", "At 0 for long: check the servers, the network and the credentials.",
+        "streamadapt_source_connected", "gauge",
+        "1 while the source is connected and answers, 0 while nothing can be read.",
+        (), "0 or 1", "At 0: /ready and the log say why; check the servers, the network and the credentials.",
+    ),
+    MetricSpec(
+        "streamadapt_sink_connected", "gauge",
+        "1 while nothing is known to keep what is written from being delivered, by side: sink or dead_letters.",
+        ("side",), "0 or 1", "At 0: /ready and the log say why.",
+    ),
+    MetricSpec(
+        "streamadapt_unacknowledged_seconds", "gauge",
+        "Age of the oldest record that was sent and that the output has not acknowledged; 0 where there is none.",
+        ("side",), "seconds", "Above 5 s: the log says what the output's brokers do.",
+    ),
+    MetricSpec(
+        "streamadapt_condition_active", "gauge",
+        "1 while a condition of docs/kafka.md holds, by side: source, sink or dead_letters.",
+        ("side", "condition"), "0 or 1", "At 1: the log has one line from when it began, which says what to do.",
+    ),
+    MetricSpec(
+        "streamadapt_conditions_total", "counter", "How often each condition has begun, or was seen, in this run.",
+        ("side", "condition"), "conditions", "When it rises, look for the line in the log; docs/kafka.md has them all.",
+    ),
+    MetricSpec(
+        "streamadapt_skipped_records_total", "counter",
+        "Offsets that this run passed over, since their records were deleted before they were read.",
+        ("stream", "partition"), "offsets",
+        "When it rises, raise the topic's retention, or add engines: records were lost unread.",
     ),
     MetricSpec(
         "streamadapt_loop_stalled", "gauge", "1 while the engine's loop has not moved for `limits.stuck_after`.",

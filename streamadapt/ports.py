@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from streamadapt.conditions import Conditions, Standing
 from streamadapt.entry import Position, Prediction
 from streamadapt.errors import ConnectorError
 
@@ -223,6 +224,19 @@ class Source(ABC):
         return False
 
     @property
+    def trouble(self) -> str:
+        """Why nothing can be read for now, in words for an operator; empty if nothing is known.
+
+        Called from any thread; never blocks.
+        """
+        return ""
+
+    @property
+    def standing(self) -> Standing:
+        """How it does at this moment, for metrics. Called from any thread; never blocks."""
+        return Standing(self.trouble)
+
+    @property
     @abstractmethod
     def state(self) -> str:
         """``connected``, ``connecting`` or ``ended`` (a finite source that has delivered its last record)."""
@@ -240,8 +254,21 @@ class Sink(ABC):
 
     @property
     def trouble(self) -> str:
-        """Why what is written cannot be delivered for now, in words for an operator; empty if nothing is known."""
+        """Why what is written cannot be delivered for now, in words for an operator; empty if nothing is known.
+
+        Called from any thread; never blocks.
+        """
         return ""
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """Where it keeps what an operator should know of it; None where it keeps nothing."""
+        return None
+
+    @property
+    def standing(self) -> Standing:
+        """How it does at this moment, for metrics. Called from any thread; never blocks."""
+        return Standing(self.trouble)
 
     def expect_partitions(self, count: int) -> None:  # noqa: B027 - optional by design
         """Hear how many partitions the input has, before something is written of any: for an output yet to be made."""
@@ -301,6 +328,11 @@ class TransactionalSink(Sink):
         """For how long a transaction may be open, in seconds; None for any time."""
         return None
 
+    def name_of(self, streams: Sequence[str], partition: int) -> str:
+        """Return under which name a partition's positions are committed, for messages; empty if it has none."""
+        del streams, partition
+        return ""
+
     @abstractmethod
     def begin(self, streams: Sequence[str], partition: int) -> dict[StreamPartition, int]:
         """Become a partition's only writer: older ones can commit nothing more, and what they left open is void.
@@ -341,8 +373,13 @@ class DeadLetterSink(ABC):
 
     @property
     def trouble(self) -> str:
-        """Why what is written cannot be delivered for now, in words for an operator; empty if nothing is known."""
+        """Why what is written cannot be delivered for now, in words for an operator; see `Sink.trouble`."""
         return ""
+
+    @property
+    def standing(self) -> Standing:
+        """How it does at this moment, for metrics; see `Sink.standing`."""
+        return Standing(self.trouble)
 
     def expect_partitions(self, count: int) -> None:  # noqa: B027 - optional by design
         """Hear how many partitions the input has; see `Sink`."""

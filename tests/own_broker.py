@@ -22,21 +22,24 @@ class OwnBroker:
     Parameters
     ----------
     folder : Path
+    settings : str
+        Further lines of its properties.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *settings: str) -> None:
         named = os.environ.get("STREAMADAPT_KAFKA_START")
         self._start = Path(named) if named else BESIDE
         if not self._start.is_file():
             pytest.skip(f"no start script of Apache Kafka: {self._start} (STREAMADAPT_KAFKA_START names another)")
         self._folder = folder / "kafka"
+        self._settings = settings
         self._port = free_port()
         self.servers = f"127.0.0.1:{self._port}"
         self.start()
 
     def start(self) -> None:
         """Start it, also with the data of an earlier time; returns once it answers."""
-        command = [str(self._start), str(self._folder), str(self._port)]
+        command = [str(self._start), str(self._folder), str(self._port), "1", *self._settings]
         subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
 
     @property

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from streamadapt import __version__
 from streamadapt.app.exposition import MetricsCollector, metrics_markdown, serve
+from streamadapt.conditions import Condition, Standing
 from streamadapt.errors import ConfigError
 from streamadapt.metrics import CATALOGUE, STAGE_BOUNDS_S, STAGES, Metrics, NullMetrics
 from streamadapt.ports import StreamPartition
@@ -74,6 +75,9 @@ def record_everything(metrics: Metrics) -> None:
     metrics.checkpoint(3, 0.02, 4096, 45.0)
     metrics.source_state("connected")
     metrics.late_label()
+    began = {Condition.NO_ANSWER: 2}
+    standing = Standing("away", {Condition.NO_ANSWER: True}, began, 6.0, {("speeds", 5): 4})
+    metrics.standings(lambda: {"source": Standing(), "sink": standing})
 
 
 @pytest.fixture

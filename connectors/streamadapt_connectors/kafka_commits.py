@@ -11,6 +11,8 @@ from kafka import TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
+from streamadapt_connectors.kafka_group_offsets import OWN_COMMIT
+
 __all__ = ["Commits"]
 
 AGAIN_S: Final = 5.0
@@ -53,5 +55,5 @@ class Commits:
                 self._told.update(due)
 
         with suppress(kafka_errors.KafkaError):
-            offsets = {at: OffsetAndMetadata(offset, "", -1) for at, offset in due.items()}
+            offsets = {at: OffsetAndMetadata(offset, OWN_COMMIT, -1) for at, offset in due.items()}
             consumer.commit_async(offsets, callback=done)

@@ -18,8 +18,11 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.protocol.producer import InitProducerIdRequest
 
+from streamadapt.conditions import Condition, Conditions
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.masking import remember, scrubbed, without_credentials
+from streamadapt_connectors.kafka_answers import Answers
+from streamadapt_connectors.kafka_client_log import let_client_speak
 from streamadapt_connectors.kafka_records import read_any_header_name
 from streamadapt_connectors.kafka_security import check_security, refusal_of, tls_context
 
@@ -42,12 +45,15 @@ class Link:
 
     Parameters
     ----------
-    what : str
-        For the log lines, e.g. ``source kafka cgm at localhost:9092``. Never a secret.
+    conditions : Conditions
+        Keeps what is wrong, and says it.
+    holder : str
+        See `Conditions.begin`.
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, conditions: Conditions, holder: str = "") -> None:
+        self._conditions = conditions
+        self._holder = holder
         self._state = "connecting"
         self._why: str | None = None
         self._backoff_s = FIRST_BACKOFF_S
@@ -60,15 +66,21 @@ class Link:
 
     def up(self) -> None:
         """It answers."""
-        if self._state != "connected" or self._why is not None:
-            log.info("%s: connected", self._what)
+        self._conditions.end(Condition.NO_ANSWER, "connected again", self._holder)
+        self._conditions.end(Condition.TOPIC_MISSING, "the topic is there again", self._holder)
+        if not self._conditions.answered:
+            log.info("%s: connected", self._conditions.what)
+        self._conditions.answered = True
         self._state, self._why, self._backoff_s, self._not_before = "connected", None, FIRST_BACKOFF_S, 0.0
 
-    def down(self, why: str) -> None:
+    def down(self, why: str, condition: Condition = Condition.NO_ANSWER) -> None:
         """It does not; wait longer each time, with jitter, so that many clients do not come back at once."""
         why = scrubbed(why)
-        if why != self._why:
-            log.warning("%s: %s; trying again until it works", self._what, why)
+        text = f"{why}; trying again until it works"
+        known = self._conditions.holds(condition)
+        self._conditions.begin(condition, text, self._holder)
+        if known and not self._conditions.answered and why != self._why:  # each may be another wrong setting
+            log.warning("%s: %s", self._conditions.what, text)
         self._state, self._why = "connecting", why
         self._not_before = time.monotonic() + self._backoff_s * random.uniform(0.5, 1.0)
         self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)
@@ -165,6 +177,40 @@ class Client:
         client = self._client
         return client is not None and any(client.connected(broker.node_id) for broker in client.cluster.brokers())
 
+    def quiet(self, kind: str) -> str:
+        """Return that no broker answers, in words for an operator; empty if one does.
+
+        Parameters
+        ----------
+        kind : str
+            Of the requests that matter: ``fetch`` or ``produce``.
+        """
+        manager = self._manager
+        if manager is None or manager.silent:
+            return ""
+        late = manager.answers.overdue(kind)
+        if late is not None:
+            broker = manager.cluster.broker_metadata(late.node)
+            where = "a broker" if broker is None else f"broker {broker.host}:{broker.port}"
+            return (
+                f"{where} keeps its connection open but has not answered a {late.kind} request for {late.age_s:.0f} s: "
+                "it is paused, frozen or overloaded; look at that broker"
+            )
+        if self.answers():
+            return ""
+        failure = self.failure
+        why = "" if failure is None else f" ({str(failure) or type(failure).__name__})"
+        return f"no broker answers{why}; look at the brokers and the network"
+
+    def refusal(self, topic: str) -> tuple[int, str] | None:
+        """Return a partition of a topic that did not store what was sent last, and the broker's error."""
+        return None if self._manager is None else self._manager.answers.refusal(topic)
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether a broker has said that it does not know the producer's transactional id any more."""
+        return self._manager is not None and self._manager.answers.forgotten
+
     def fall_silent(self) -> None:
         """Send no request any more, whatever kafka-python still wants to; its sockets close with its thread."""
         if self._manager is not None:
@@ -207,6 +253,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
     def __init__(self, net: NetworkSelector, **configs: Any) -> None:
         super().__init__(net, **configs)
         self.servers = ",".join(configs["bootstrap_servers"])
+        self.answers = Answers()
         self.failure: BaseException | None = None
         self.refusal: str | None = None
 
@@ -227,7 +274,10 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
             self.on_bump()
         if self.silent:
             return KafkaFuture().failure(kafka_errors.ProducerFencedError("this producer says nothing more"))
-        return super().send(request, node_id=node_id, request_timeout_ms=request_timeout_ms)
+        node_id = node_id if node_id is not None else self.least_loaded_node()
+        future = super().send(request, node_id=node_id, request_timeout_ms=request_timeout_ms)
+        self.answers.sent(request, node_id, future)
+        return future
 
     def _made(self, _: object) -> None:
         self.failure = None
@@ -320,7 +370,7 @@ class Reach:
 
     def _build(self, kind: Callable[..., Any], client: Client, configs: Mapping[str, Any]) -> Any:
         self.probe()
-        quiet_client_logs()
+        let_client_speak()
         try:
             return kind(kafka_client=client, metrics_enabled=False, **self.common(), **configs)
         except (ValueError, TypeError, AssertionError) as error:
@@ -346,10 +396,3 @@ class Reach:
         if protocol.startswith("SASL"):
             said += "; some brokers only close the connection where the password is wrong"
         return f"no broker answers as Kafka: {said}"
-
-
-def quiet_client_logs() -> None:
-    """Keep kafka-python from reporting every attempt: `Link` says it once. A level somebody has set is left alone."""
-    logger = logging.getLogger("kafka")
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.CRITICAL)

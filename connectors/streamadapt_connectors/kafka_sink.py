@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 from kafka import TopicPartition
 
+from streamadapt.conditions import Condition, Conditions, Standing
 from streamadapt.durations import duration_ns
 from streamadapt.entry import Position, Prediction
 from streamadapt.errors import ConfigError, ConnectorError, Loss, Reason, TransactionLostError
@@ -21,6 +23,7 @@ from streamadapt.ports import (
     TransactionalSink,
 )
 from streamadapt_connectors.codecs import encode_prediction
+from streamadapt_connectors.kafka_deliveries import SINK_CONDITIONS, Deliveries
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.kafka_tail import newest_offset
 from streamadapt_connectors.kafka_transactions import Transaction
@@ -29,6 +32,7 @@ from streamadapt_connectors.letter_fields import split_headers
 
 __all__ = ["KafkaDeadLetters", "KafkaSink"]
 
+LOG: Final = logging.getLogger("streamadapt.kafka")
 PREDICTION_BYTES: Final = 16 << 20
 LETTER_BYTES: Final = 32 << 20
 OVERHEAD_BYTES: Final = 64 << 10  # headers and framing
@@ -115,6 +119,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._refused: list[DeadLetter] = []
         self._limits = TopicLimits(self._reach, topic, compressed=compression is not None)
         self._recalled: set[int] = set()
+        known = (*SINK_CONDITIONS, Condition.OFFSETS_EXPIRED)
+        self._conditions = Conditions(f"sink kafka {topic} at {','.join(self._reach.servers)}", known, LOG)
+        self._deliveries: dict[str, Deliveries] = {}
         self._writer = self._make_writer({}, None)
         self._transactions: dict[int, Transaction] = {}
 
@@ -128,10 +135,25 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
     @property
     def trouble(self) -> str:
-        """That the topic has been deleted, if it has."""
-        return self._writer.trouble or next((w for t in list(self._transactions.values()) if (w := t.trouble)), "")
+        """Why predictions cannot be delivered."""
+        self._writer.look()
+        for transaction in list(self._transactions.values()):
+            transaction.look()
+        return self._conditions.trouble
 
-    def _make_writer(self, more: Mapping[str, Any], prepare: Callable[[Any], None] | None) -> Writer:
+    @property
+    def conditions(self) -> Conditions:
+        """What the sink knows of itself."""
+        return self._conditions
+
+    @property
+    def standing(self) -> Standing:
+        """See `streamadapt.conditions.Standing`."""
+        _ = self.trouble
+        return self._conditions.standing(max(one.age_s for one in list(self._deliveries.values())))
+
+    def _make_writer(self, more: Mapping[str, Any], prepare: Callable[[Any], None] | None, holder: str = "") -> Writer:
+        deliveries = Deliveries(self._conditions, self._topic, holder)
         writer = Writer(
             self._reach,
             self._topic,
@@ -141,6 +163,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
             refuse=self._refuse,
             limits=self._limits,
             limit_s=None if prepare is None else self._limit_s,
+            deliveries=self._deliveries.setdefault(holder, deliveries),
         )
         writer.given_up = lambda: self._given_up()  # as it is then
         return writer
@@ -241,11 +264,16 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
     def begin(self, streams: Sequence[str], partition: int) -> dict[StreamPartition, int]:
         """Begin under the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the broker is away."""
-        self.end(partition)
-        name = f"streamadapt/{self._topic}/{streams[0]}"  # no topic has a slash in its name
-        transaction = Transaction(self._reach, name, partition, self._make_writer, self._timeout_ms, self._limit_s)
+        self._end(partition)
+        make_writer = partial(self._make_writer, holder=str(partition))
+        name = self.name_of(streams, partition).rpartition("/")[0]
+        transaction = Transaction(self._reach, name, partition, make_writer, self._timeout_ms, self._limit_s)
         self._transactions[partition] = transaction
         return transaction.begin([StreamPartition(stream, partition) for stream in streams])
+
+    def name_of(self, streams: Sequence[str], partition: int) -> str:
+        """Return the transactional id, which is also the group's name; no topic has a slash in its name."""
+        return f"streamadapt/{self._topic}/{streams[0]}/{partition}"
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
         """Commit the partition's transaction, positions included."""
@@ -253,6 +281,10 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
     def end(self, partition: int) -> None:
         """Abort what is open, and let go. Idempotent."""
+        self._end(partition)
+        self._forget(partition)
+
+    def _end(self, partition: int) -> None:
         transaction = self._transactions.pop(partition, None)
         if transaction is not None:
             transaction.end()
@@ -262,6 +294,12 @@ class KafkaSink(RecallingSink, TransactionalSink):
         transaction = self._transactions.pop(partition, None)
         if transaction is not None:
             transaction.abandon()
+        if transaction is None or not transaction.lost:  # else what has happened to it lasts until it begins again
+            self._forget(partition)
+
+    def _forget(self, partition: int) -> None:
+        self._deliveries.pop(str(partition), None)
+        self._conditions.release(str(partition))
 
 
 def _key_of(p: Prediction) -> bytes | None:
@@ -304,8 +342,11 @@ class KafkaDeadLetters(DeadLetterSink):
             "max_request_size": LETTER_BYTES + OVERHEAD_BYTES,
         }
         self._topic = topic
+        reach = Reach(servers, security)
+        what = f"dead letters kafka {topic} at {','.join(reach.servers)}"
+        self._deliveries = Deliveries(Conditions(what, SINK_CONDITIONS, LOG), topic)
         self._writer = Writer(
-            Reach(servers, security), topic, partitions=partitions, configs=configs, shrink=_acceptable
+            reach, topic, partitions=partitions, configs=configs, shrink=_acceptable, deliveries=self._deliveries
         )
 
     def __repr__(self) -> str:
@@ -326,8 +367,20 @@ class KafkaDeadLetters(DeadLetterSink):
 
     @property
     def trouble(self) -> str:
-        """That the topic has been deleted, if it has."""
-        return self._writer.trouble
+        """Why dead letters cannot be delivered."""
+        self._writer.look()
+        return self._deliveries.conditions.trouble
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the sink knows of itself."""
+        return self._deliveries.conditions
+
+    @property
+    def standing(self) -> Standing:
+        """See `streamadapt.conditions.Standing`."""
+        _ = self.trouble
+        return self._deliveries.conditions.standing(self._deliveries.age_s)
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Accept them; blocks while the buffer is full or the broker is away."""

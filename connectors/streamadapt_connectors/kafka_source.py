@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
+from streamadapt.conditions import Condition, Conditions, Standing
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.masking import scrubbed
 from streamadapt.ports import PartitionOwner, Record, Source, StreamPartition
+from streamadapt_connectors.kafka_answers import FETCH
 from streamadapt_connectors.kafka_assignor import CoPartitioned
 from streamadapt_connectors.kafka_buffer import TAKE_ALL, Buffer
 from streamadapt_connectors.kafka_commits import Commits
@@ -29,7 +33,9 @@ from streamadapt_connectors.kafka_group import (
     session_of,
     settled,
 )
+from streamadapt_connectors.kafka_group_offsets import moved_by_others, moved_text
 from streamadapt_connectors.kafka_members import group_of
+from streamadapt_connectors.kafka_open_transactions import OpenTransactions, who_holds
 from streamadapt_connectors.kafka_places import (
     Places,
     Range,
@@ -46,6 +52,16 @@ __all__ = ["KafkaSource"]
 log = logging.getLogger("streamadapt.kafka")
 
 FETCH_BYTES: Final = 4 << 20
+SOURCE_CONDITIONS: Final = (
+    Condition.NO_ANSWER,
+    Condition.TOPIC_MISSING,
+    Condition.OPEN_TRANSACTION,
+    Condition.RECORDS_DELETED,
+    Condition.GROUP_OFFSET,
+)
+HOLD_S: Final = 0.5
+"""Seen once it may be this process that stood still, with the answer waiting to be read."""
+GROUP_OFFSETS_MS: Final = 2000
 LAG_EVERY_S: Final = 1.0
 LAG_TIMEOUT_MS: Final = 250
 CLOSE_MS: Final = 5000
@@ -167,7 +183,10 @@ class KafkaSource(Source):
         self._configs |= metadata_age_of(metadata_max_age) | {"isolation_level": isolation_level}
         self._most_bytes = 2 * fetch_bytes
         self._buffer = Buffer(max_poll_records)
-        self._link = Link(f"source kafka {'+'.join(self._topics)} at {servers}")
+        what = f"source kafka {'+'.join(self._topics)} at {servers}"
+        self._conditions = Conditions(what, SOURCE_CONDITIONS, log)
+        self._link = Link(self._conditions)
+        self._open = OpenTransactions(self._conditions, partial(who_holds, self._reach))
         self._client = Client()
         self._topics_now = Topics(self._client, self._topics)
         self._check_ids = check_topic_id
@@ -198,6 +217,8 @@ class KafkaSource(Source):
         self._next: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
         self._ends_at = 0.0
+        self._quiet_since: float | None = None
+        self._skipped: Counter[tuple[str, int]] = Counter()
 
     def __repr__(self) -> str:
         return f"KafkaSource({self._reach!r}, {self._topics!r}, group={self._group!r})"
@@ -221,6 +242,31 @@ class KafkaSource(Source):
     def state(self) -> str:
         """``connected`` or ``connecting``; a topic has no end."""
         return self._link.state
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be read."""
+        # The loop may be waiting for a sink, and not come to look for a while.
+        if self._placed and not self._closed and (quiet := self._quiet()):
+            self._conditions.begin(Condition.NO_ANSWER, quiet)
+        return self._conditions.trouble
+
+    @property
+    def standing(self) -> Standing:
+        """See `streamadapt.conditions.Standing`."""
+        _ = self.trouble
+        return self._conditions.standing(skipped=self._skipped)
+
+    def _quiet(self) -> str:
+        """Return that no broker answers, if it has been so for more than a moment; empty otherwise."""
+        now, quiet = time.monotonic(), self._client.quiet(FETCH)
+        if not quiet:
+            self._quiet_since = None
+        elif self._quiet_since is None:
+            self._quiet_since = now
+        elif now - self._quiet_since >= HOLD_S:
+            return quiet
+        return ""
 
     def open(self, owner: PartitionOwner) -> None:
         """Start; connecting happens in `poll`."""
@@ -436,6 +482,8 @@ class KafkaSource(Source):
         placing = self._places.all(starts, ranges, self._reached(starts), replaced=replaced, added=added)
         for at, offset in placing.offsets.items():
             self._consumer.seek(at, offset)
+            if StreamPartition(*at) not in placing.anew:
+                self._note_skipped(at, starts[at], offset)
         # Where nothing has been delivered yet, this is where the work stands.
         fresh = {at: o for at, o in placing.offsets.items() if at not in self._next or at in replaced}
         self._commits.want(fresh if self._group is not None else {})
@@ -446,6 +494,17 @@ class KafkaSource(Source):
             with owners_errors():
                 self._of_owner.partitions_placed(placing.told, anew=placing.anew)
         self._apply_pause()
+
+    def _note_skipped(self, at: TopicPartition, wanted: int | None, offset: int) -> None:
+        if wanted is None or offset <= wanted:
+            return
+        self._skipped[at.topic, at.partition] += offset - wanted
+        self._conditions.happened(
+            Condition.RECORDS_DELETED,
+            f"{at.topic}[{at.partition}]: {offset - wanted} records, {wanted} to {offset - 1}, were deleted before "
+            "they were read, and are skipped (source.out_of_range); raise the topic's retention (retention.ms, "
+            "retention.bytes), or add engines",
+        )
 
     def _replaced(self, starts: Iterable[TopicPartition], ids: Mapping[TopicPartition, str]) -> set[TopicPartition]:
         """Return the partitions whose topic is another than the one they were read from."""
@@ -570,17 +629,20 @@ class KafkaSource(Source):
             return consumer.poll(max(0.0, 1000 * (deadline - time.monotonic())))
 
         found = poll() if self._group is None else self._handover.call(poll)
-        if found or self._client.answers():
+        if found or not self._client.quiet(FETCH):
+            self._quiet_since = None
             if self._link.state == "connecting" and not found:
                 self._check_places = True  # back after a while: is the topic still the one it was?
             if gone:
                 names = ", ".join(gone)
-                self._link.down(f"topic {names} does not exist: it was deleted; waiting for it to be created again")
+                why = f"topic {names} does not exist: it was deleted; waiting for it to be created again"
+                self._link.down(why, Condition.TOPIC_MISSING)
             elif self._group is None or self._joined or settled(consumer):
                 self._link.up()
         else:
             self._client.check()
-            self._lost(ConnectionError("no broker answers"))
+            if quiet := self._quiet():
+                self._lost(ConnectionError(quiet))
         # What was fetched of a partition that went away during this very poll is its next owner's.
         self._buffer.put({at: batch for at, batch in found.items() if at in self._next})
         self._verified = self._verified and not found
@@ -624,7 +686,17 @@ class KafkaSource(Source):
             self._starts = {**(self._starts or {}), **starts}
             self._check_places = True  # should the broker go away between these two lines
             self._seek(starts, *self._ranges(self._consumer, starts))
+            self._compare_with_group(starts)
             self._check_places = False
+
+    def _compare_with_group(self, wanted: Mapping[TopicPartition, int | None]) -> None:
+        """Say where the group's offsets are others than ours: somebody may have reset them, to no effect."""
+        consumer: Any = self._consumer
+        with suppress(kafka_errors.KafkaError, OSError):
+            committed = consumer._coordinator.fetch_committed_offsets(list(wanted), timeout_ms=GROUP_OFFSETS_MS)
+            placed = {at: self._next[at] for at in wanted if at in self._next}
+            if moved := moved_by_others(placed, committed):
+                self._conditions.happened(Condition.GROUP_OFFSET, moved_text(self._group or "", moved, placed, wanted))
 
     def _group_revoked(self, taken: Collection[TopicPartition], lost: bool) -> None:
         if lost:
@@ -638,6 +710,7 @@ class KafkaSource(Source):
         self._drop(places)
         self._commits.forget(places)
         for at in places:
+            self._skipped.pop((at.topic, at.partition), None)
             for known in (self._next, self._starts or {}, self._ids):
                 known.pop(at, None)
 
@@ -653,8 +726,11 @@ class KafkaSource(Source):
         if time.monotonic() - self._ends_at >= LAG_EVERY_S:
             self._ends_at = time.monotonic()
             with suppress(kafka_errors.KafkaError):
-                for at, end in asked(consumer.end_offsets, self._next, LAG_TIMEOUT_MS).items():
+                found = asked(consumer.end_offsets, self._next, LAG_TIMEOUT_MS)
+                for at, end in found.items():
                     self._ends[at] = max(end, self._ends.get(at, 0))
+                if self._configs["isolation_level"] == "read_committed":  # then these are the last stable offsets
+                    self._open.look(found, {at: self._position(at) for at in found}, self._ends)
 
     def _position(self, at: TopicPartition) -> int:
         """Next offset wanted: without records held here the client's own, which has passed over transaction markers."""
@@ -670,4 +746,6 @@ class KafkaSource(Source):
         return self._next[at]
 
     def _lost(self, error: Exception) -> None:
-        self._link.down(str(error) or type(error).__name__)
+        missing = isinstance(error, kafka_errors.UnknownTopicOrPartitionError)
+        what = Condition.TOPIC_MISSING if missing else Condition.NO_ANSWER
+        self._link.down(str(error) or type(error).__name__, what)

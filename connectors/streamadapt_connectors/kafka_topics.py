@@ -65,7 +65,7 @@ class Topics:
                 self._missing_since.pop(topic, None)
             else:
                 self._missing_since.setdefault(topic, now)
-        return [topic for topic, since in self._missing_since.items() if now - since >= GONE_S]
+        return [topic for topic, since in list(self._missing_since.items()) if now - since >= GONE_S]
 
     @property
     def fresh(self) -> bool:

@@ -34,12 +34,13 @@ HOPELESS: Final = (
 TAKEN: Final = (
     "ProducerFenced",
     "InvalidProducerEpoch",
-    "InvalidProducerIdMapping",
     "InvalidTxnState",
     "UnknownProducerId",
     "TransactionCoordinatorFenced",
 )
 """What a broker says to a writer whose transaction it has ended, or given to somebody else."""
+EXPIRED: Final = "InvalidProducerIdMapping"
+"""What a broker says that does not know the transactional id any more."""
 SILENCE: Final = (
     "Timeout",
     "TimedOut",
@@ -95,9 +96,13 @@ class Transaction:
         self._writer = make_writer(configs, lambda producer: producer.init_transactions())
 
     @property
-    def trouble(self) -> str:
-        """See `Writer.trouble`."""
-        return self._writer.trouble
+    def lost(self) -> bool:
+        """Whether the transaction was lost, and is to be begun again."""
+        return self._lost is not None
+
+    def look(self) -> None:
+        """See `Writer.look`."""
+        self._writer.look()
 
     def begin(self, places: Sequence[StreamPartition]) -> dict[StreamPartition, int]:
         """Shut out who wrote before; return the positions committed last."""
@@ -159,6 +164,7 @@ class Transaction:
         deadline = time.monotonic() + limit_s
         while not result.wait(timeout_ms=1000 * max(0.0, min(LOOK_S, deadline - time.monotonic()))):
             self._writer.check_given_up()
+            self._writer.look()
             if time.monotonic() >= deadline:
                 raise NoAnswerError(f"no answer from the broker within {limit_s:g} s")
 
@@ -185,6 +191,14 @@ class Transaction:
             raise ConnectorError(scrubbed(f"kafka transaction {self._id}: could not be {what}: {error}")) from error
         if isinstance(error, RefusedError):
             self._lose(what, Loss.REFUSED, str(error))
+        if EXPIRED in said or self._writer.forgotten:
+            self._lose(
+                what,
+                Loss.EXPIRED,
+                "the broker has forgotten the transactional id, which was not used for longer than the brokers' "
+                "transactional.id.expiration.ms; nothing is lost; raise that setting above the longest pause of the "
+                "input",
+            )
         if self._writer.fenced or any(name in said for name in TAKEN):
             self._lose(what, Loss.TAKEN, f"fenced by another engine, or open for too long: {cause!r}")
         silent = isinstance(cause, kafka_errors.RetriableError) or any(name in said for name in SILENCE)

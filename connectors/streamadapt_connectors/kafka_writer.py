@@ -13,8 +13,11 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
+from streamadapt.conditions import Condition, Conditions
 from streamadapt.errors import ConnectorError
 from streamadapt.masking import scrubbed
+from streamadapt_connectors.kafka_answers import PRODUCE
+from streamadapt_connectors.kafka_deliveries import SINK_CONDITIONS, Deliveries
 from streamadapt_connectors.kafka_settings import Client, Link, Reach
 from streamadapt_connectors.kafka_topics import Topics
 
@@ -171,6 +174,8 @@ class Writer:
         Called with the producer, once it is connected, before anything is sent; again if it fails.
     limit_s : float, s, or None
         Raise `NoAnswerError` where the broker has confirmed nothing for so long. None waits as long as it takes.
+    deliveries : Deliveries or None
+        Those of the writers before this one, of the same partition of a sink.
     """
 
     def __init__(  # noqa: PLR0913 - each is one decision of the sink
@@ -185,6 +190,7 @@ class Writer:
         limits: TopicLimits | None = None,
         prepare: Callable[[KafkaProducer], None] | None = None,
         limit_s: float | None = None,
+        deliveries: Deliveries | None = None,
     ) -> None:
         self._limit_s = limit_s
         self._reach = reach
@@ -197,10 +203,12 @@ class Writer:
         self._refuse = refuse
         self._limits = limits
         self._prepare = prepare
-        self._link = Link(f"sink kafka {topic} at {','.join(reach.servers)}")
+        what = f"sink kafka {topic} at {','.join(reach.servers)}"
+        self._deliveries = deliveries or Deliveries(Conditions(what, SINK_CONDITIONS), topic)
+        self._conditions, self._holder = self._deliveries.conditions, self._deliveries.holder
+        self._link = Link(self._conditions, self._holder)
         self._client = Client()
         self._topics_now = Topics(self._client, [topic])
-        self._gone = False
         self._producer: KafkaProducer | None = None
         self._partitions = 0
         self._pending: deque[tuple[Outgoing, Any]] = deque()
@@ -213,23 +221,37 @@ class Writer:
     @property
     def state(self) -> str:
         """``connected`` or ``connecting``."""
-        return self._link.state
+        return "connecting" if self._conditions.holds(Condition.NO_ANSWER, self._holder) else self._link.state
 
     def expect_partitions(self, count: int) -> None:
         """Take the input's number of partitions for a topic that is still to be created, unless told another."""
         self._create_partitions = self._create_partitions or count
 
     @property
-    def trouble(self) -> str:
-        """Why nothing can be delivered, where the topic has been deleted; else empty. Says it once in the log."""
-        gone = bool(self._partitions) and not self.closed and bool(self._topics_now.gone())
-        why = f"topic {self._topic} does not exist: it was deleted; waiting for it to be created again"
-        if gone:
-            self._link.down(why)
-        elif self._gone:
-            self._link.up()
-        self._gone = gone
-        return why if gone else ""
+    def deliveries(self) -> Deliveries:
+        """What is sent and not acknowledged."""
+        return self._deliveries
+
+    def look(self) -> None:
+        """Say what keeps records from being delivered: once in the log when it begins, and once when it is over.
+
+        From any thread.
+        """
+        if self.closed or not self._partitions:
+            return
+        if self._topics_now.gone():
+            self._conditions.begin(
+                Condition.TOPIC_MISSING,
+                f"topic {self._topic} does not exist: it was deleted; waiting for it to be created again",
+                self._holder,
+            )
+            return
+        self._conditions.end(Condition.TOPIC_MISSING, f"topic {self._topic} is there again", self._holder)
+        self._deliveries.look(
+            quiet=self._client.quiet(PRODUCE),
+            refusal=self._client.refusal(self._topic),
+            connected=self._link.state == "connected",
+        )
 
     def send(self, record: Outgoing) -> None:
         """Accept `record`; blocks while the buffer is full or the broker is away."""
@@ -285,7 +307,8 @@ class Writer:
         self.abandon()
         self.closed = False
         self._client, self._producer, self._failure = Client(), None, None
-        self._topics_now, self._gone = Topics(self._client, [self._topic]), False
+        self._topics_now = Topics(self._client, [self._topic])
+        self._deliveries.begun()  # that the broker has refused a record was an answer
         self._partitions, self._pending_bytes = 0, 0
         self._held = deque([*held, *(self._held if resend else ())])
 
@@ -299,10 +322,16 @@ class Writer:
         """Whether the broker has said that somebody else writes under this producer's transactional id."""
         return self._client.fenced
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether the broker has said that it does not know this producer's transactional id any more."""
+        return self._client.forgotten
+
     def abandon(self) -> None:
         """Drop the producer and everything it holds, and say nothing more to the broker. Idempotent."""
         self.closed = True
         self._pending.clear()
+        self._deliveries.given_up()
         self._client.fall_silent()
         if self._producer is None or _drop(self._producer):
             with suppress(RuntimeError):
@@ -343,6 +372,7 @@ class Writer:
 
     def _wait(self, seconds: float) -> None:
         """Sleep, but hear it when nobody wants to wait any longer."""
+        self.look()
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0.0:
             self.check_given_up()
@@ -382,6 +412,7 @@ class Writer:
             except kafka_errors.KafkaError as error:
                 raise self._fail(record, error) from error
             self._pending.append((record, future))
+            self._deliveries.posted(future)
             self._pending_bytes += record.size
             return
 
@@ -394,7 +425,7 @@ class Writer:
             except kafka_errors.KafkaError as error:
                 if not future.is_done:
                     self.check_given_up()
-                    self._look(error)
+                    self._look()
                     self._check_limit(deadline, error)
         if future.failed() and self._limits is not None:
             self._learn(record, future.exception)
@@ -431,16 +462,14 @@ class Writer:
         self._failure.__cause__ = error
         return self._failure
 
-    def _look(self, error: Exception) -> None:
-        if self.trouble:
-            return
-        if not self._client.answers():
+    def _look(self) -> None:
+        self.look()
+        if not self._client.answers() and not self._topics_now.gone():
             try:
                 self._client.check()
             except ConnectorError as refusal:
                 self._failure = refusal
                 raise
-            self._link.down(f"no broker answers ({error})")
 
     def _connected(self) -> KafkaProducer:
         if self._producer is None:
@@ -451,6 +480,7 @@ class Writer:
             self._create_topic()
             self._partitions = len(self._producer.partitions_for(self._topic))
             self._link.up()
+            self._deliveries.begun()
         self._partitions = max(self._partitions, self._topics_now.counts()[self._topic])  # some may be added
         return self._producer
 

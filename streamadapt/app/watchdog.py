@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 import traceback
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +20,8 @@ _LOG = logging.getLogger("streamadapt")
 
 LOOKS = 4
 """Within the time after which a loop counts as stuck."""
+LOOK_S = 1.0
+"""So often it looks at source and sinks, which also while the loop waits for one of them has to come into the log."""
 
 
 class Watchdog:
@@ -48,7 +52,7 @@ class Watchdog:
             return False, "draining"
         if not self._engine.opened:
             return False, "its state is being restored"
-        if why := self._engine.sink.trouble or self._engine.dead_letters.trouble:
+        if why := self._engine.trouble:
             return False, why
         state = self._engine.source.state
         return state != "connecting", f"source is {state}"
@@ -71,7 +75,14 @@ class Watchdog:
 
     def _watch(self) -> None:
         seen, still = self._engine.beat, 0
-        while not self._stop.wait(self._after_s / LOOKS):
+        every_s = self._after_s / LOOKS
+        due = time.monotonic() + every_s
+        while not self._stop.wait(min(LOOK_S, max(0.0, due - time.monotonic()))):
+            with suppress(Exception):  # the loop looks, too, and what a sink raises there ends it
+                self._engine.look()
+            if time.monotonic() < due:
+                continue
+            due += every_s
             beat = self._engine.beat
             still = still + 1 if beat == seen else 0
             seen = beat

@@ -1,0 +1,316 @@
+"""How the Kafka connectors notice what keeps them from their work, piece by piece, with a clock of the test's own."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from kafka import TopicPartition
+from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
+from kafka.structs import OffsetAndMetadata
+from streamadapt_connectors.kafka_answers import FETCH, PRODUCE, Answers
+from streamadapt_connectors.kafka_client_log import ClientLog
+from streamadapt_connectors.kafka_deliveries import SINK_CONDITIONS, Deliveries
+from streamadapt_connectors.kafka_group_offsets import OWN_COMMIT, moved_by_others, moved_text
+from streamadapt_connectors.kafka_open_transactions import OpenTransactions
+
+from streamadapt.conditions import Condition, Conditions
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+class FetchRequest:
+    max_wait_ms = 2000
+
+
+class MetadataRequest:
+    pass
+
+
+class JoinGroupRequest:
+    pass
+
+
+class ProduceRequest:
+    pass
+
+
+def sent(answers, request, node=1):
+    future = Future()
+    answers.sent(request, node, future)
+    return future
+
+
+class TestAnswers:
+    def test_a_fetch_is_overdue_5_s_after_it_may_wait(self, clock):
+        answers = Answers(clock)
+        sent(answers, FetchRequest())
+        clock.now += 6.9
+        assert answers.overdue(FETCH) is None
+        clock.now += 0.2
+        assert (answers.overdue(FETCH).node, answers.overdue(FETCH).kind) == (1, "fetch")
+        assert answers.overdue(FETCH).age_s == pytest.approx(7.1)
+
+    def test_an_answer_or_a_lost_connection_ends_it(self, clock):
+        answers = Answers(clock)
+        first, second = sent(answers, FetchRequest()), sent(answers, FetchRequest(), 2)
+        clock.now += 10.0
+        first.success(object())
+        assert answers.overdue(FETCH).node == 2
+        second.failure(KafkaTimeoutError())
+        assert answers.overdue(FETCH) is None
+
+    def test_another_request_counts_only_where_no_broker_answers_at_all(self, clock):
+        answers = Answers(clock)
+        sent(answers, MetadataRequest())
+        clock.now += 5.0
+        assert answers.overdue(FETCH).kind == "metadata"
+        sent(answers, FetchRequest(), 2).success(object())
+        assert answers.overdue(FETCH) is None, "a broker of several is silent, and not one that matters"
+
+    def test_a_member_may_be_kept_waiting_by_its_group(self, clock):
+        answers = Answers(clock)
+        sent(answers, JoinGroupRequest())
+        clock.now += 300.0
+        assert answers.overdue(FETCH) is None
+
+    def test_a_request_that_the_client_has_lost_is_forgotten(self, clock):
+        answers = Answers(clock)
+        sent(answers, FetchRequest())
+        clock.now += 601.0
+        assert answers.overdue(FETCH) is None
+        assert not answers._asked
+
+    def test_what_a_broker_does_not_store_is_kept_until_it_does(self, clock):
+        answers = Answers(clock)
+
+        def answer(code):
+            part = SimpleNamespace(index=3, error_code=code)
+            topic = SimpleNamespace(name="out", partition_responses=[part])
+            sent(answers, ProduceRequest()).success(SimpleNamespace(responses=[topic]))
+
+        answer(19)
+        assert answers.refusal("out") == (3, "NotEnoughReplicas")
+        assert answers.refusal("other") is None
+        answer(0)
+        assert answers.refusal("out") is None
+        assert answers.overdue(PRODUCE) is None
+
+    def test_a_transactional_id_that_the_broker_has_forgotten(self, clock):
+        """kafka-python says nothing of it where it was about to commit positions alone: it asks for a new epoch."""
+        answers = Answers(clock)
+        sent(answers, MetadataRequest()).success(SimpleNamespace(error_code=0))
+        assert not answers.forgotten
+        sent(answers, MetadataRequest()).success(SimpleNamespace(error_code=49))
+        assert answers.forgotten
+
+
+@pytest.fixture
+def conditions(clock):
+    return Conditions("sink x", SINK_CONDITIONS, clock=clock)
+
+
+@pytest.fixture
+def deliveries(conditions, clock):
+    return Deliveries(conditions, "out", clock=clock)
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class TestDeliveries:
+    def test_what_is_acknowledged_in_time_is_not_told_of(self, deliveries, clock, caplog):
+        for _ in range(100):
+            deliveries.posted(future := Future())
+            clock.now += 4.0
+            deliveries.look(quiet="", refusal=None)
+            future.success(None)
+        assert (deliveries.age_s, deliveries.waiting, caplog.text) == (0.0, 0, "")
+
+    def test_a_late_delivery_is_told_of_once_and_its_end_too(self, deliveries, conditions, clock, caplog):
+        deliveries.posted(future := Future())
+        with caplog.at_level(logging.INFO, "streamadapt"):
+            for _ in range(20):
+                clock.now += 1.0
+                deliveries.look(quiet="", refusal=(0, "NotLeaderForPartition"))
+            assert deliveries.age_s == 20.0
+            assert conditions.trouble.startswith("topic out has not acknowledged 1 records, the oldest for 6 s")
+            assert "partition 0: NotLeaderForPartition" in conditions.trouble
+            future.success(None)
+            deliveries.look(quiet="", refusal=None)
+        assert len(caplog.records) == 2
+        assert caplog.records[1].getMessage() == "sink x: topic out has acknowledged everything that waited after 14 s"
+
+    def test_the_oldest_counts_also_where_newer_ones_are_acknowledged(self, deliveries, clock):
+        deliveries.posted(Future())
+        clock.now += 3.0
+        deliveries.posted(newer := Future())
+        newer.success(None)
+        assert (deliveries.waiting, deliveries.age_s) == (2, 3.0)
+
+    def test_the_reason_is_told_in_place_of_the_delay(self, deliveries, clock, caplog):
+        """One line for one outage, with what waits behind it."""
+        deliveries.posted(Future())
+        for _ in range(30):
+            clock.now += 1.0
+            deliveries.look(quiet="broker b:1 is frozen" if clock.now > 105.0 else "", refusal=None)
+        assert warnings(caplog) == ["sink x: broker b:1 is frozen; 1 records are not acknowledged, the oldest for 7 s"]
+
+    def test_a_process_that_stood_still_does_not_blame_the_broker(self, deliveries, clock, caplog):
+        deliveries.look(quiet="no answer for 60 s", refusal=None)
+        clock.now += 0.3
+        deliveries.look(quiet="", refusal=None)
+        assert caplog.text == ""
+
+    def test_too_few_replicas_last_until_something_is_stored(self, deliveries, conditions, clock, caplog):
+        """Also where the transaction is given up again and again meanwhile: without a new line for each try."""
+        refusal = (2, "NotEnoughReplicas")
+        for _ in range(4):
+            deliveries.posted(future := Future())
+            for _ in range(10):
+                clock.now += 1.0
+                deliveries.look(quiet="", refusal=refusal)
+            deliveries.given_up()
+            deliveries.begun()
+            deliveries.look(quiet="", refusal=None)
+            assert conditions.holds(Condition.TOO_FEW_REPLICAS)
+        assert len(warnings(caplog)) == 1
+        assert "topic out, partition 2 has fewer in-sync replicas than its min.insync.replicas" in caplog.text
+        deliveries.posted(future)
+        future.success(None)
+        deliveries.look(quiet="", refusal=None)
+        assert conditions.trouble == ""
+
+    def test_a_new_producer_owes_nothing_of_what_may_be_stored(self, deliveries, conditions, clock):
+        deliveries.posted(Future())
+        clock.now += 9.0
+        deliveries.look(quiet="", refusal=None)
+        deliveries.given_up()
+        assert deliveries.age_s == 9.0
+        deliveries.begun()
+        deliveries.look(quiet="", refusal=None)
+        assert (deliveries.age_s, conditions.trouble) == (0.0, "")
+
+
+AT = TopicPartition("t", 0)
+
+
+class TestOpenTransactions:
+    @pytest.fixture
+    def told(self, clock):
+        return Conditions("source x", (Condition.OPEN_TRANSACTION,), clock=clock)
+
+    @pytest.fixture
+    def watch(self, told, clock):
+        return OpenTransactions(told, lambda at, offset: f" (transactional id 'other' at {offset})", clock)
+
+    def stand(self, watch, clock, seconds, stable=10, position=10, end=22):
+        for _ in range(seconds):
+            watch.look({AT: stable}, {AT: position}, {AT: end})
+            clock.now += 1.0
+
+    def test_one_that_lasts_is_told_of_with_whose_it_is(self, watch, told, clock, caplog):
+        self.stand(watch, clock, 10)
+        assert not told.holds(Condition.OPEN_TRANSACTION)
+        self.stand(watch, clock, 30)
+        assert len(warnings(caplog)) == 1
+        assert "t[0]@10" in caplog.text
+        assert "transactional id 'other' at 10" in caplog.text
+        assert "12 records" in caplog.text
+        with caplog.at_level(logging.INFO, "streamadapt"):
+            self.stand(watch, clock, 1, stable=22, position=22)
+        assert "the transaction has ended after" in caplog.text
+        assert not told.holds(Condition.OPEN_TRANSACTION)
+
+    def test_short_ones_one_after_the_other_are_not(self, watch, clock, caplog):
+        for i in range(10):
+            self.stand(watch, clock, 8, stable=10 + i, position=10 + i)
+        assert caplog.text == ""
+
+    def test_nor_is_a_reader_that_is_behind_or_has_read_all(self, watch, clock, caplog):
+        self.stand(watch, clock, 30, stable=10, position=4)
+        self.stand(watch, clock, 30, stable=10, position=22)
+        assert caplog.text == ""
+
+    def test_a_partition_that_goes_away_ends_it_without_a_word(self, watch, told, clock, caplog):
+        self.stand(watch, clock, 20)
+        with caplog.at_level(logging.INFO, "streamadapt"):
+            watch.look({}, {}, {})
+        assert not told.holds(Condition.OPEN_TRANSACTION)
+        assert len(caplog.records) == 1
+
+
+def committed(offset, metadata=""):
+    return {AT: OffsetAndMetadata(offset, metadata, -1)}
+
+
+@pytest.mark.parametrize(
+    ("found", "moved"),
+    [
+        (committed(100, OWN_COMMIT), {}),
+        (committed(100), {}),
+        (committed(90, OWN_COMMIT), {}),  # the process died between the checkpoint and the commit
+        (committed(90), {AT: 90}),
+        (committed(0), {AT: 0}),
+        (committed(150), {AT: 150}),
+        (committed(150, OWN_COMMIT), {AT: 150}),
+        (committed(-1), {}),
+        ({}, {}),
+    ],
+)
+def test_group_offsets_that_somebody_has_set(found, moved):
+    assert moved_by_others({AT: 100}, found) == moved
+
+
+def test_what_is_said_of_them_names_the_group_and_what_to_do():
+    said = moved_text("g", {AT: 0}, {AT: 100}, {AT: 100})
+    for part in ("group 'g'", "t[0] 0, read from 100", "the checkpoints count", "checkpoint rollback"):
+        assert part in said
+    assert "there is no checkpoint" in moved_text("g", {AT: 500}, {AT: 0}, {AT: None})
+
+
+class TestClientLog:
+    @pytest.fixture
+    def library(self, clock):
+        out = logging.getLogger("streamadapt.kafka.client")
+        library = logging.Logger("lib.net")
+        library.addHandler(ClientLog(out, clock))
+        return library
+
+    def test_a_warning_comes_once_a_minute_with_how_many_there_were(self, library, clock, caplog):
+        for i in range(300):
+            library.warning("connection %d to %s failed: <Task 0x%x>", i, "b:1", 10**6 * i)
+            clock.now += 1.0
+        said = warnings(caplog)
+        assert len(said) == 5
+        assert said[0] == "lib.net: connection 0 to b:1 failed: <Task 0x0>"
+        assert said[1] == "lib.net: connection 60 to b:1 failed: <Task 0x3938700> (59 more like it since the last line)"
+
+    def test_another_message_is_not_held_up(self, library, caplog):
+        library.warning("topic %s is not authorized", "a")
+        library.warning("topic %s is not authorized", "b")
+        assert len(warnings(caplog)) == 2
+
+    def test_what_is_no_warning_is_left_out_and_so_is_our_own_refusal(self, library, caplog):
+        library.info("hello")
+        library.error("Error sending: ProducerFencedError: this producer says nothing more")
+        assert caplog.text == ""
+
+    def test_memory_is_bounded(self, library):
+        for i in range(2000):
+            library.warning("topic %s", "x" * i)
+        assert len(library.handlers[0]._said) <= 256
