@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from kafka import TopicPartition
+from kafka import errors as kafka_errors
 
 from streamadapt.durations import duration_ns
 from streamadapt.entry import Position, Prediction
@@ -21,6 +22,7 @@ from streamadapt.ports import (
     TransactionalSink,
 )
 from streamadapt_connectors.codecs import encode_prediction
+from streamadapt_connectors.kafka_refusals import Access, Refusals
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.kafka_tail import newest_offset
 from streamadapt_connectors.kafka_transactions import Transaction
@@ -131,7 +133,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
         """That the topic has been deleted, if it has."""
         return self._writer.trouble or next((w for t in list(self._transactions.values()) if (w := t.trouble)), "")
 
-    def _make_writer(self, more: Mapping[str, Any], prepare: Callable[[Any], None] | None) -> Writer:
+    def _make_writer(
+        self, more: Mapping[str, Any], prepare: Callable[[Any], None] | None, refusals: Refusals | None = None
+    ) -> Writer:
         writer = Writer(
             self._reach,
             self._topic,
@@ -141,6 +145,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
             refuse=self._refuse,
             limits=self._limits,
             limit_s=None if prepare is None else self._limit_s,
+            refusals=refusals,
         )
         writer.given_up = lambda: self._given_up()  # as it is then
         return writer
@@ -233,6 +238,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
             consumer = self._reach.consumer(client, enable_auto_commit=False, **configs)
             try:
                 return newest_offset(consumer, TopicPartition(self._topic, partition), stream, partition)
+            except kafka_errors.AuthorizationError as error:
+                read = Access("Read", "topic", self._topic, "sink.topic, read back for effectively-once")
+                raise ConnectorError(Refusals(self._reach.servers, [read]).explain(error)) from error
             finally:
                 consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
                 client.close()
@@ -243,7 +251,10 @@ class KafkaSink(RecallingSink, TransactionalSink):
         """Begin under the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the broker is away."""
         self.end(partition)
         name = f"streamadapt/{self._topic}/{streams[0]}"  # no topic has a slash in its name
-        transaction = Transaction(self._reach, name, partition, self._make_writer, self._timeout_ms, self._limit_s)
+        limits = self._timeout_ms, self._limit_s
+        transaction = Transaction(
+            self._reach, name, partition, self._make_writer, *limits, output=self._topic, streams=streams
+        )
         self._transactions[partition] = transaction
         return transaction.begin([StreamPartition(stream, partition) for stream in streams])
 
@@ -305,7 +316,12 @@ class KafkaDeadLetters(DeadLetterSink):
         }
         self._topic = topic
         self._writer = Writer(
-            Reach(servers, security), topic, partitions=partitions, configs=configs, shrink=_acceptable
+            Reach(servers, security),
+            topic,
+            partitions=partitions,
+            configs=configs,
+            shrink=_acceptable,
+            setting="dead_letters.topic",
         )
 
     def __repr__(self) -> str:

@@ -38,6 +38,7 @@ from streamadapt_connectors.kafka_places import (
     partition_counts,
     ranges_of,
 )
+from streamadapt_connectors.kafka_refusals import Refusals, source_accesses
 from streamadapt_connectors.kafka_settings import Client, Link, Reach, Setup
 from streamadapt_connectors.kafka_topics import Topics, metadata_age_of
 
@@ -71,6 +72,7 @@ FATAL: Final = (
     kafka_errors.InvalidSessionTimeoutError,
     kafka_errors.InvalidGroupIdError,
     kafka_errors.GroupMaxSizeReachedError,
+    kafka_errors.InvalidTopicError,
 )
 MOVED: Final = (
     kafka_errors.OffsetOutOfRangeError,
@@ -169,6 +171,7 @@ class KafkaSource(Source):
         self._buffer = Buffer(max_poll_records)
         self._link = Link(f"source kafka {'+'.join(self._topics)} at {servers}")
         self._client = Client()
+        self._refusals = Refusals(self._reach.servers, source_accesses(self._topics, group))
         self._topics_now = Topics(self._client, self._topics)
         self._check_ids = check_topic_id
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="streamadapt-kafka")
@@ -242,7 +245,8 @@ class KafkaSource(Source):
             self._lost(error)
             self._link.sleep(deadline)
         except FATAL as error:
-            raise ConnectorError(scrubbed(f"{self!r}: {error!r}")) from error
+            why = self._refusals.explain(error, self._client.shown())
+            raise ConnectorError(why or scrubbed(f"{self!r}: {error!r}")) from error
         except (kafka_errors.KafkaError, OSError) as error:
             self._lost(error)
             self._link.sleep(deadline)
@@ -251,6 +255,8 @@ class KafkaSource(Source):
     def _poll(self, deadline: float) -> list[Record]:
         if not self._placed and not self._place(deadline):
             return []
+        if denied := self._topics_now.denied():
+            raise kafka_errors.TopicAuthorizationFailedError(set(denied))
         gone = self._topics_now.gone()
         if gone:
             self._check_places = True
@@ -670,4 +676,4 @@ class KafkaSource(Source):
         return self._next[at]
 
     def _lost(self, error: Exception) -> None:
-        self._link.down(str(error) or type(error).__name__)
+        self._link.down(self._client.explain(error))
