@@ -128,7 +128,7 @@ def mechanisms_at(server: str, security: Mapping[str, Any]) -> str:
     with suppress(OSError), _connected(server) as raw, _secured(raw, server, security) as end:
         answer = _ask(end, SASL_HANDSHAKE, SECOND_LOOK_S, struct.pack(">h5s", 5, b"PLAIN"))
     body = answer[8:]  # size, correlation id
-    if len(body) < 6:
+    if len(body) < 6 or struct.unpack(">i", answer[4:8])[0] != SASL_HANDSHAKE:
         return ""
     code, count = struct.unpack(">hi", body[:6])
     return "" if code == NO_SASL_HERE else ", ".join(_strings(body[6:], count))
