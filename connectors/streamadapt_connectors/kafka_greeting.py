@@ -219,7 +219,7 @@ def _ask(end: socket.socket, key: int, timeout_s: float, body: bytes = b"") -> b
 
 
 def _lacks(answer: bytes) -> bool:
-    size = struct.unpack(">i", answer[:4])[0]
+    size: int = struct.unpack(">i", answer[:4])[0]
     return 0 < size <= MOST_BYTES and len(answer) < size + 4
 
 

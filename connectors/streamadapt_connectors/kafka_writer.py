@@ -239,8 +239,6 @@ class Writer:
     @property
     def trouble(self) -> str:
         """Why nothing can be delivered, where the topic has been deleted; else empty. Says it once in the log."""
-        if denied := self._denied():
-            return denied
         gone = bool(self._partitions) and not self.closed and bool(self._topics_now.gone())
         why = f"topic {self._topic} does not exist: it was deleted; waiting for it to be created again"
         if gone:
@@ -249,12 +247,6 @@ class Writer:
             self._link.up()
         self._gone = gone
         return why if gone else ""
-
-    def _denied(self) -> str:
-        """Return that the right to the topic has been taken away; empty where it has not."""
-        if self.closed or not self._topics_now.denied():
-            return ""
-        return self._refusals.explain(kafka_errors.TopicAuthorizationFailedError({self._topic})) or ""
 
     def send(self, record: Outgoing) -> None:
         """Accept `record`; blocks while the buffer is full or the broker is away."""
@@ -371,6 +363,13 @@ class Writer:
         if self._failure is not None:  # what was lost stays lost: no later flush may say that all is well
             raise self._failure
 
+    def _check_rights(self) -> None:
+        """Raise `ConnectorError` if the right to the topic has been taken away: its records would wait without end."""
+        if self._topics_now.denied():
+            error = kafka_errors.TopicAuthorizationFailedError({self._topic})
+            self._failure = ConnectorError(self._refusals.explain(error, {self._topic}))
+            raise self._failure from error
+
     def _wait(self, seconds: float) -> None:
         """Sleep, but hear it when nobody wants to wait any longer."""
         deadline = time.monotonic() + seconds
@@ -424,6 +423,7 @@ class Writer:
             except kafka_errors.KafkaError as error:
                 if not future.is_done:
                     self.check_given_up()
+                    self._check_rights()
                     self._look(error)
                     self._check_limit(deadline, error)
         if future.failed() and self._limits is not None:
@@ -461,9 +461,6 @@ class Writer:
         return self._failure
 
     def _look(self, error: Exception) -> None:
-        if denied := self._denied():
-            self._failure = ConnectorError(denied)
-            raise self._failure from error
         if self.trouble:
             return
         if not self._client.answers():
@@ -472,7 +469,7 @@ class Writer:
             except ConnectorError as refusal:
                 self._failure = refusal
                 raise
-            self._link.down(f"no broker answers ({self._client.explain(error)})")
+            self._link.down(f"no broker answers ({error})")
 
     def _connected(self) -> KafkaProducer:
         if self._producer is None:
