@@ -94,7 +94,7 @@ def check_server(server: str, security: Mapping[str, Any]) -> None:
             _judge_tls_failure(server, protocol, error)
         raise
     else:
-        _judge_answer(server, protocol, answer)
+        _judge_answer(server, security, answer)
 
 
 def address_reason(error: BaseException | str) -> str:
@@ -134,11 +134,14 @@ def mechanisms_at(server: str, security: Mapping[str, Any]) -> str:
     return "" if code == NO_SASL_HERE else ", ".join(_strings(body[6:], count))
 
 
-def _judge_answer(server: str, protocol: str, answer: bytes) -> None:
+def _judge_answer(server: str, security: Mapping[str, Any], answer: bytes) -> None:
+    protocol = security.get("security_protocol", "PLAINTEXT")
     if not answer:
         if "SSL" not in protocol and _speaks_tls(server):
             _is_tls(server, protocol)
-        raise ConnectionError(f"{server}: {IS_CLOSED}")
+        asks = "SSL" in protocol and not security.get("ssl_certfile")
+        more = "; if it asks for a client certificate, set security.ssl_certfile" if asks else ""
+        raise ConnectionError(f"{server}: {IS_CLOSED}{more}")
     if answer.startswith(TLS_ALERT):
         _is_tls(server, protocol)
     keys = _api_keys(answer)

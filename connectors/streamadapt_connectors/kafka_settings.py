@@ -164,9 +164,9 @@ class Client:
 
     def explain(self, error: BaseException) -> str:
         """Return in a person's words why something failed: with the addresses of brokers that cannot be reached."""
-        failed = {} if self._manager is None else dict(self._manager.unreachable)
+        failed = [] if self._manager is None else self._manager.failed_brokers()
         if failed and not isinstance(error, kafka_errors.BrokerResponseError):
-            return "; ".join(f"broker {node} at {why}" for node, why in failed.items())
+            return "; ".join(failed)
         return str(error) or type(error).__name__
 
     def shown(self) -> Collection[str]:
@@ -229,7 +229,8 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         self.servers = ",".join(configs["bootstrap_servers"])
         self.failure: BaseException | None = None
         self.refusal: str | None = None
-        self.unreachable: dict[Any, str] = {}
+        self._unreachable: dict[Any, str] = {}
+        self._reached: set[Any] = set()
 
     def get_connection(self, node_id: Any, *args: Any, **kwargs: Any) -> Any:
         """Return it; a new one is watched."""
@@ -252,7 +253,8 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
 
     def _made(self, node_id: Any) -> None:
         self.failure = None
-        self.unreachable.pop(node_id, None)
+        self._unreachable.pop(node_id, None)
+        self._reached.add(node_id)
 
     def _failed(self, node_id: Any, error: BaseException) -> None:
         self.failure = error
@@ -262,8 +264,13 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         if node is None or self.cluster.is_bootstrap(node_id) or self.closed:
             return
         address = f"{node.host}:{node.port}"
-        advertised = "" if address in self.known else f"; {ADVERTISED}"
-        self.unreachable[node_id] = f"{address} cannot be reached: {address_reason(error)}{advertised}"
+        hint = "" if address in self.known or node_id in self._reached else f"; {ADVERTISED}"
+        number = str(node_id).rpartition("-")[2]  # of a group's coordinator, too
+        self._unreachable[node_id] = f"broker {number} at {address} cannot be reached: {address_reason(error)}{hint}"
+
+    def failed_brokers(self) -> list[str]:
+        """Return the addresses of brokers to which the newest connection could not be made, and why."""
+        return [why for node, why in list(self._unreachable.items()) if self.cluster.broker_metadata(node) is not None]
 
 
 class Reach:

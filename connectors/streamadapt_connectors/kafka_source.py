@@ -245,6 +245,7 @@ class KafkaSource(Source):
             self._lost(error)
             self._link.sleep(deadline)
         except FATAL as error:
+            self._client.check()
             why = self._refusals.explain(error, self._client.shown())
             raise ConnectorError(why or scrubbed(f"{self!r}: {error!r}")) from error
         except (kafka_errors.KafkaError, OSError) as error:

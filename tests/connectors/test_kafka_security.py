@@ -111,7 +111,12 @@ def refusals(certificates: Certificates, folder: Path) -> Iterator[tuple[str, Do
     for mechanism in ("PLAIN", "SCRAM-SHA-256"):
         said = "refuses security.sasl_plain_username with this password"
         yield f"a wrong password, {mechanism}", Door(users=USERS), sasl(mechanism, "wrong-rabbit"), said
-    yield "no such mechanism", Door(users=USERS), sasl("SCRAM-SHA-512"), "does not take this security.sasl_mechanism (SCRAM-SHA-512); it takes PLAIN, SCRAM-SHA-256"
+    yield (
+        "no such mechanism",
+        Door(users=USERS),
+        sasl("SCRAM-SHA-512"),
+        "does not take this security.sasl_mechanism (SCRAM-SHA-512); it takes PLAIN, SCRAM-SHA-256",
+    )
 
 
 def test_who_is_refused_is_told_what_to_do_and_does_not_try_for_ever(
