@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,24 +23,26 @@ class OwnBroker:
     Parameters
     ----------
     folder : Path
-    settings : str
-        Further lines of its properties.
+    lines : sequence of str
+        Further lines of ``server.properties``; a later line replaces an earlier one of the same name.
+    port : int or None
+        Of the listener without TLS and password; None takes a free one. The next port is the controller's.
     """
 
-    def __init__(self, folder: Path, *settings: str) -> None:
+    def __init__(self, folder: Path, lines: Sequence[str] = (), port: int | None = None) -> None:
         named = os.environ.get("STREAMADAPT_KAFKA_START")
         self._start = Path(named) if named else BESIDE
         if not self._start.is_file():
             pytest.skip(f"no start script of Apache Kafka: {self._start} (STREAMADAPT_KAFKA_START names another)")
         self._folder = folder / "kafka"
-        self._settings = settings
-        self._port = free_port()
+        self._port = free_port() if port is None else port
+        self._lines = list(lines)
         self.servers = f"127.0.0.1:{self._port}"
         self.start()
 
     def start(self) -> None:
         """Start it, also with the data of an earlier time; returns once it answers."""
-        command = [str(self._start), str(self._folder), str(self._port), "1", *self._settings]
+        command = [str(self._start), str(self._folder), str(self._port), "1", *self._lines]
         subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
 
     @property

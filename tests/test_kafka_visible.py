@@ -45,7 +45,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
         f"transactional.id.expiration.ms={EXPIRES_MS}",
         "transaction.remove.expired.transaction.cleanup.interval.ms=1000",
     )
-    broker = OwnBroker(folder, *settings)
+    broker = OwnBroker(folder, settings)
     try:
         yield broker
     finally:

@@ -28,6 +28,7 @@ from streamadapt.letters import mark_fields, mark_of
 from streamadapt.masking import scrubbed
 from streamadapt.ports import DeadLetter, Record, StreamPartition
 from streamadapt_connectors.kafka_places import OFFSETS_TIMEOUT_MS, fetched_ends, topic_partitions
+from streamadapt_connectors.kafka_refusals import Access, Refusals
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.letter_fields import origin_of, split_headers
 
@@ -73,7 +74,7 @@ class KafkaDeadLetterReader(DeadLetterReader):
         self._reach = Reach(servers, security)
         self._topic = topic
         self._missing = False
-        self._producer = _Producer(self._reach)
+        self._producer = _Producer(self._reach, [Access("Write", "topic", topic, "dead_letters.topic")])
 
     @property
     def name(self) -> str:
@@ -87,7 +88,8 @@ class KafkaDeadLetterReader(DeadLetterReader):
 
     def read(self, on_progress: Callable[[int, int], None] | None = None) -> Iterator[StoredLetter | ReplayMark]:
         """Yield every record up to the ends as they are now; gives up if the broker is silent for `PATIENCE_S`."""
-        with _consumer(self._reach, self.name) as consumer:
+        accesses = [Access("Read", "topic", self._topic, "dead_letters.topic")]
+        with _consumer(self._reach, self.name, accesses) as consumer:
             places = [TopicPartition(self._topic, p) for p in topic_partitions(consumer, self._topic)]
             self._missing = not places
             if not places:
@@ -138,14 +140,16 @@ class KafkaStreamWriter(StreamWriter):
         security: Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
-        del topic, label_topic, others
+        del others
         self._reach = Reach(servers, security)
-        self._producer = _Producer(self._reach)
+        settings = {topic: "source.topic"} | ({} if label_topic is None else {label_topic: "source.label_topic"})
+        self._accesses = [Access("Write", "topic", name, setting) for name, setting in settings.items()]
+        self._producer = _Producer(self._reach, self._accesses)
 
     def check(self, places: Collection[StreamPartition]) -> None:
         """Raise `ConnectorError` for a partition that there is not."""
         name = f"kafka {','.join(self._reach.servers)}"
-        with _consumer(self._reach, name) as consumer:
+        with _consumer(self._reach, name, self._accesses) as consumer:
             for topic, partition in sorted(places):
                 there = topic_partitions(consumer, topic)
                 if partition not in there:
@@ -179,8 +183,9 @@ def _outgoing(one: Returning, now: bytes) -> dict[str, Any]:
 class _Producer:
     """A producer that is connected when first needed, and says of each record what became of it."""
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(self, reach: Reach, accesses: Sequence[Access]) -> None:
         self._reach = reach
+        self._refusals = Refusals(reach.servers, accesses)
         self._client = Client()
         self._producer: KafkaProducer | None = None
 
@@ -189,9 +194,9 @@ class _Producer:
             if self._producer is None:
                 self._producer = self._reach.producer(self._client, **PRODUCER)
         except (kafka_errors.KafkaError, OSError) as error:
-            return [Returned("not-sent", _why(error))] * len(records)
+            return [Returned("not-sent", self._why(error))] * len(records)
         posted = [self._post(self._producer, record) for record in records]
-        done = [_settled(one) for one in posted]
+        done = [self._settled(one) for one in posted]
         if any(one.state != "sent" for one in done):
             self.close()  # a refused batch breaks the sequence of an idempotent producer: the next ones get a new one
         return done
@@ -200,7 +205,21 @@ class _Producer:
         try:
             return producer.send(**record)
         except (kafka_errors.KafkaError, OSError) as error:
-            return Returned("not-sent", _why(error))
+            return Returned("not-sent", self._why(error))
+
+    def _settled(self, posted: Any) -> Returned:
+        if isinstance(posted, Returned):
+            return posted
+        try:
+            told = posted.get(timeout=PATIENCE_S + CLOSE_S)
+        except (kafka_errors.RetriableError, kafka_errors.KafkaTimeoutError, OSError) as error:
+            return Returned("unknown", self._why(error))  # the broker may have it, and its answer was lost
+        except kafka_errors.KafkaError as error:
+            return Returned("not-sent", self._why(error))
+        return Returned("sent", f"{told.topic}[{told.partition}]@{told.offset}")
+
+    def _why(self, error: Exception) -> str:
+        return _why(error, self._client, self._refusals)
 
     def close(self) -> None:
         if self._producer is not None:
@@ -211,29 +230,17 @@ class _Producer:
         self._client = Client()
 
 
-def _settled(posted: Any) -> Returned:
-    if isinstance(posted, Returned):
-        return posted
-    try:
-        told = posted.get(timeout=PATIENCE_S + CLOSE_S)
-    except (kafka_errors.RetriableError, kafka_errors.KafkaTimeoutError, OSError) as error:
-        return Returned("unknown", _why(error))  # the broker may have it, and its answer was lost
-    except kafka_errors.KafkaError as error:
-        return Returned("not-sent", _why(error))
-    return Returned("sent", f"{told.topic}[{told.partition}]@{told.offset}")
-
-
-def _why(error: Exception) -> str:
+def _why(error: Exception, client: Client, refusals: Refusals) -> str:
     if isinstance(error, kafka_errors.InvalidTimestampError):
         return (
             f"{scrubbed(str(error))}: the topic's message.timestamp.before.max.ms or message.timestamp.after.max.ms "
             "does not allow the record's time; raise it, or name the event time's field in fields.time"
         )
-    return scrubbed(str(error)) or type(error).__name__
+    return refusals.explain(error, client.shown()) or scrubbed(client.explain(error))
 
 
 @contextmanager
-def _consumer(reach: Reach, name: str) -> Iterator[KafkaConsumer]:
+def _consumer(reach: Reach, name: str, accesses: Sequence[Access]) -> Iterator[KafkaConsumer]:
     client = Client()
     configs = {
         "group_id": None,
@@ -251,7 +258,9 @@ def _consumer(reach: Reach, name: str) -> Iterator[KafkaConsumer]:
             consumer.close(autocommit=False, timeout_ms=1000 * CLOSE_S)
             client.close()
     except (kafka_errors.KafkaError, OSError) as error:
-        raise ConnectorError(f"{name}: {_why(error)}") from error
+        refusals = Refusals(reach.servers, accesses)
+        refusal = refusals.explain(error, client.shown())
+        raise ConnectorError(refusal or f"{name}: {_why(error, client, refusals)}") from error
 
 
 def _between(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.ports import StreamPartition
 
 __all__ = [
+    "MissingTopicError",
     "Places",
     "Range",
     "asked",
@@ -26,6 +28,25 @@ __all__ = [
 
 OFFSETS_TIMEOUT_MS: Final = 5000
 METADATA_TIMEOUT_MS: Final = 10_000
+
+
+class MissingTopicError(kafka_errors.UnknownTopicOrPartitionError):  # type: ignore[misc]
+    """Topics that the engine reads are not there.
+
+    Parameters
+    ----------
+    topics : sequence of str
+    """
+
+    def __init__(self, topics: Sequence[str]) -> None:
+        super().__init__(*topics)
+        self.topics = tuple(topics)
+
+    def __str__(self) -> str:
+        return (
+            f"topic {', '.join(self.topics)} does not exist: an engine does not create what it reads; create it, or "
+            "correct source.topic or source.label_topic"
+        )
 
 
 @dataclass(frozen=True)
@@ -232,23 +253,34 @@ def fetched_ends(consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]) ->
 def topic_partitions(consumer: Any, topic: str) -> list[int]:
     """Return the partitions of a topic, none if it does not exist.
 
-    `KafkaConsumer.partitions_for_topic` does the same, and waits for the brokers without a limit.
+    `KafkaConsumer.partitions_for_topic` asks for all topics, which are only those that the user may describe, and waits
+    for the brokers without a limit.
 
     Raises
     ------
     KafkaError
-        After `METADATA_TIMEOUT_MS` at the latest.
+        After `METADATA_TIMEOUT_MS` at the latest; `TopicAuthorizationFailedError` if the user may not describe it.
     """
     cluster, manager = consumer._cluster, consumer._manager
     if cluster.partitions_for_topic(topic) is None:
         if cluster.metadata_refresh_in_progress:  # it may have been asked for before the topic was of interest
-            consumer._net.run(manager.wait_for, cluster.request_update(), METADATA_TIMEOUT_MS)
-        before, cluster.need_all_topic_metadata = cluster.need_all_topic_metadata, True
+            with suppress(kafka_errors.BrokerResponseError):
+                consumer._net.run(manager.wait_for, cluster.request_update(), METADATA_TIMEOUT_MS)
         try:
-            consumer._net.run(manager.wait_for, cluster.request_update(), METADATA_TIMEOUT_MS)
-        finally:
-            cluster.need_all_topic_metadata = before
+            consumer._net.run(manager.wait_for, _asked_for(cluster, topic), METADATA_TIMEOUT_MS)
+        except kafka_errors.UnknownTopicOrPartitionError:
+            return []
+        if topic in cluster.unauthorized_topics:
+            raise kafka_errors.TopicAuthorizationFailedError({topic})
     return sorted(cluster.partitions_for_topic(topic) or ())
+
+
+def _asked_for(cluster: Any, topic: str) -> Any:
+    try:
+        added = cluster.add_topic(topic)
+    except (TypeError, ValueError) as error:
+        raise kafka_errors.InvalidTopicError(topic) from error
+    return cluster.request_update() if added.is_done else added
 
 
 def partition_counts(consumer: KafkaConsumer, topics: Sequence[str]) -> dict[str, int]:
@@ -256,7 +288,7 @@ def partition_counts(consumer: KafkaConsumer, topics: Sequence[str]) -> dict[str
     counts = {topic: len(topic_partitions(consumer, topic)) for topic in topics}
     missing = [topic for topic, count in counts.items() if not count]
     if missing:
-        raise kafka_errors.UnknownTopicOrPartitionError(f"topic {', '.join(missing)} does not exist")
+        raise MissingTopicError(missing)
     return counts
 
 

@@ -144,6 +144,11 @@ def refusal_of(error: BaseException) -> str | None:
     """Return in a person's words why a broker refuses us for good; None if waiting may help."""
     if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
         return f"the broker does not take this security.sasl_mechanism ({error})"
+    if isinstance(error, kafka_errors.IllegalSaslStateError):
+        return (
+            "the broker's port asks for no user name and password: set security.security_protocol to 'PLAINTEXT' or "
+            "'SSL' and leave out security.sasl_*, or name the port that asks for them in servers"
+        )
     if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
         return f"the broker refuses security.sasl_plain_username with this password ({error})"
     if isinstance(error, kafka_errors.KafkaConfigurationError):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -23,8 +22,9 @@ from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.masking import remember, scrubbed, without_credentials
 from streamadapt_connectors.kafka_answers import Answers
 from streamadapt_connectors.kafka_client_log import let_client_speak
+from streamadapt_connectors.kafka_greeting import address_reason, check_server, mechanisms_at, password_demand
 from streamadapt_connectors.kafka_records import read_any_header_name
-from streamadapt_connectors.kafka_security import check_security, refusal_of, tls_context
+from streamadapt_connectors.kafka_security import check_security, refusal_of
 
 __all__ = ["Client", "Link", "Reach", "Setup", "check_security"]
 
@@ -34,10 +34,15 @@ log = logging.getLogger("streamadapt.kafka")
 
 FIRST_BACKOFF_S: Final = 0.1
 LAST_BACKOFF_S: Final = 10.0
-PROBE_S: Final = 2.0
 NOT_READY_S: Final = 0.05
 BOOTSTRAP_MS: Final = 5000
 RECONNECT_MAX_MS: Final = 5000
+SETUP_MS: Final = 5000
+"""For a connection and what is asked on it first, doubled each time that is too short."""
+ADVERTISED: Final = (
+    "this is the address that the broker itself names (its advertised.listeners), not one of servers: make it "
+    "reachable from this machine, or correct it in the broker's settings"
+)
 
 
 class Link:
@@ -143,12 +148,14 @@ class Client:
         self.net: NetworkSelector | None = None
         self._client: KafkaNetClient | None = None
         self._manager: _Manager | None = None
+        self.servers: Sequence[str] = ()
         self.fenced = False
 
     def __call__(self, **configs: Any) -> KafkaNetClient:
         """Build the client; kafka-python calls this from its constructors."""
         self.net = NetworkSelector(**configs)
-        self._manager = _Manager(self.net, **configs)
+        self._manager = _Manager(self.net, **configs, socket_connection_setup_timeout_ms=SETUP_MS)
+        self._manager.known = self.servers
         self._manager.on_bump = self._take_bump
         self._client = _NetClient(net=self.net, manager=self._manager, **configs)
         # kafka-python 3.0 does not hand this on: a topic that was deleted would be created by asking for it.
@@ -166,6 +173,17 @@ class Client:
     def failure(self) -> BaseException | None:
         """Why the newest connection could not be made; None if it could."""
         return None if self._manager is None else self._manager.failure
+
+    def explain(self, error: BaseException) -> str:
+        """Return in a person's words why something failed: with the addresses of brokers that cannot be reached."""
+        failed = [] if self._manager is None else self._manager.failed_brokers()
+        if failed and not isinstance(error, kafka_errors.BrokerResponseError):
+            return "; ".join(failed)
+        return str(error) or type(error).__name__
+
+    def shown(self) -> Collection[str]:
+        """Return the topics that the broker has told of."""
+        return set() if self.cluster is None else self.cluster.topics()
 
     def check(self) -> None:
         """Raise `ConnectorError` if a broker has refused us, which waiting cannot mend."""
@@ -249,6 +267,8 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
 
     on_bump: Callable[[], None] = staticmethod(lambda: None)
     silent = False
+    known: Sequence[str] = ()
+    """The servers that the user has named."""
 
     def __init__(self, net: NetworkSelector, **configs: Any) -> None:
         super().__init__(net, **configs)
@@ -256,6 +276,8 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         self.answers = Answers()
         self.failure: BaseException | None = None
         self.refusal: str | None = None
+        self._unreachable: dict[Any, str] = {}
+        self._reached: set[Any] = set()
 
     def get_connection(self, node_id: Any, *args: Any, **kwargs: Any) -> Any:
         """Return it; a new one is watched."""
@@ -264,8 +286,8 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         known = self._conns.get(node_id)
         connection = super().get_connection(node_id, *args, **kwargs)
         if connection is not known:
-            connection.init_future.add_callback(self._made)
-            connection.init_future.add_errback(self._failed)
+            connection.init_future.add_callback(lambda _: self._made(node_id))
+            connection.init_future.add_errback(lambda error: self._failed(node_id, error))
         return connection
 
     def send(self, request: Any, node_id: Any = None, request_timeout_ms: float | None = None) -> Any:
@@ -279,13 +301,26 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         self.answers.sent(request, node_id, future)
         return future
 
-    def _made(self, _: object) -> None:
+    def _made(self, node_id: Any) -> None:
         self.failure = None
+        self._unreachable.pop(node_id, None)
+        self._reached.add(node_id)
 
-    def _failed(self, error: BaseException) -> None:
+    def _failed(self, node_id: Any, error: BaseException) -> None:
         self.failure = error
         why = refusal_of(error)
         self.refusal = None if why is None else scrubbed(why)
+        node = self.cluster.broker_metadata(node_id)
+        if node is None or self.cluster.is_bootstrap(node_id) or self.closed:
+            return
+        address = f"{node.host}:{node.port}"
+        hint = "" if address in self.known or node_id in self._reached else f"; {ADVERTISED}"
+        number = str(node_id).rpartition("-")[2]  # of a group's coordinator, too
+        self._unreachable[node_id] = f"broker {number} at {address} cannot be reached: {address_reason(error)}{hint}"
+
+    def failed_brokers(self) -> list[str]:
+        """Return the addresses of brokers to which the newest connection could not be made, and why."""
+        return [why for node, why in list(self._unreachable.items()) if self.cluster.broker_metadata(node) is not None]
 
 
 class Reach:
@@ -310,6 +345,8 @@ class Reach:
                 raise ConfigError("servers", without_credentials(servers), expected)
         remember("security", security)
         self._security = check_security(security)
+        self._answering: str | None = None
+        self._told: set[str] = set()
 
     def __repr__(self) -> str:
         return f"Reach({','.join(self.servers)!r})"
@@ -326,51 +363,55 @@ class Reach:
     def common(self) -> dict[str, Any]:
         """Settings that every kafka-python client takes."""
         return {
-            "bootstrap_servers": self.servers,
+            "bootstrap_servers": self.servers if self._answering is None else [self._answering],
             "bootstrap_timeout_ms": BOOTSTRAP_MS,
             "reconnect_backoff_max_ms": RECONNECT_MAX_MS,
             **self._security,
         }
 
     def probe(self) -> None:
-        """Raise `ConnectionError` unless one of the servers takes a connection, and with TLS the handshake.
+        """Raise unless one of the servers answers as a Kafka broker; remember which.
 
-        Far cheaper than a client, and bounded: kafka-python waits for ever for one who is silent in a handshake.
+        Far cheaper than a client, and bounded: kafka-python waits for ever for one who is silent in a TLS handshake.
+        The client then begins with the server that answered: kafka-python takes any of them, and may spend all of its
+        time on a wrong one.
 
         Raises
         ------
+        ConnectionError
+            If none answers now.
         ConnectorError
-            If the certificate of one is not to be trusted, or it speaks no TLS.
+            If none ever will: every one is of another kind than `security` says, or not to be trusted.
         """
-        errors = []
-        for server in self.servers:
-            host, _, port = server.rpartition(":")
+        first = self._answering
+        refusals, errors = [], []
+        for server in sorted(self.servers, key=lambda server: server != first):
             try:
-                with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S) as end:
-                    self._shake_hands(end, host.strip("[]"))
+                check_server(server, self._security)
+            except ConnectorError as error:
+                refusals.append(error)
             except OSError as error:
-                if refusal := refusal_of(error):
-                    raise ConnectorError(f"kafka {server}: {refusal}") from error
-                errors.append(f"{server}: {error}")
+                errors.append(error)
             else:
+                self._tell_refused(refusals)
+                self._answering = server
                 return
-        raise ConnectionError("; ".join(errors))
+        self._answering = None
+        if errors:
+            raise ConnectionError("; ".join(map(str, [*errors, *refusals])))
+        raise ConnectorError("; ".join(map(str, refusals))) from refusals[0]
 
-    def _shake_hands(self, end: socket.socket, host: str) -> None:
-        if not self._security.get("security_protocol", "").endswith("SSL"):
-            return
-        try:
-            context = tls_context(self._security)
-        except ConfigError as error:  # the files were right at the start: perhaps they are being replaced
-            raise ConnectionError(str(error)) from error
-        try:
-            context.wrap_socket(end, server_hostname=host.rstrip(".")).close()
-        except TimeoutError:
-            raise ConnectionError(f"no answer to a TLS handshake within {PROBE_S:g} s; does it speak TLS?") from None
+    def _tell_refused(self, refusals: Sequence[ConnectorError]) -> None:
+        """Log once what is wrong with some of the servers, where another one answers."""
+        for text in map(str, refusals):
+            if text not in self._told:
+                self._told.add(text)
+                log.warning("%s; another one of servers answers, and is used", text)
 
     def _build(self, kind: Callable[..., Any], client: Client, configs: Mapping[str, Any]) -> Any:
         self.probe()
         let_client_speak()
+        client.servers = self.servers
         try:
             return kind(kafka_client=client, metrics_enabled=False, **self.common(), **configs)
         except (ValueError, TypeError, AssertionError) as error:
@@ -379,20 +420,36 @@ class Reach:
             raise ConnectorError(f"kafka {','.join(self.servers)}: wrong client settings: {why}") from error
         except kafka_errors.KafkaError as error:
             client.close()
+            if isinstance(client.failure, kafka_errors.UnsupportedSaslMechanismError):
+                raise self._other_mechanism() from error
             client.check()
             raise ConnectionError(self._why(client.failure or error)) from error
         except BaseException:
             client.close()
             raise
 
+    def _other_mechanism(self) -> ConnectorError:
+        server = self._answering or self.servers[0]
+        offered = mechanisms_at(server, self._security) or "no other that it names"
+        asked = self._security.get("sasl_mechanism")
+        text = f"the broker does not take this security.sasl_mechanism ({asked}); it takes {offered}"
+        return ConnectorError(f"kafka {server}: {text}")
+
     def _why(self, failure: BaseException) -> str:
-        """Say why there is no connection, in words that help where the client's own are none."""
-        said = str(failure) or type(failure).__name__
+        """Say why there is no connection, in words that help where the client's own are none.
+
+        Raises
+        ------
+        ConnectorError
+            If the broker asks for a password, and there is none.
+        """
+        server = self._answering or self.servers[0]
+        if demand := password_demand(server, self._security):
+            raise ConnectorError(f"kafka {server}: {demand}")
+        said = f"{server} answers, but takes no requests: {failure or type(failure).__name__}"
         protocol = self._security.get("security_protocol", "PLAINTEXT")
-        if protocol == "PLAINTEXT":
-            said += "; if it asks for TLS or a password, set security.security_protocol"
-        elif protocol.endswith("SSL") and not self._security.get("ssl_certfile"):
+        if protocol.endswith("SSL") and not self._security.get("ssl_certfile"):
             said += "; if it asks for a client certificate, set security.ssl_certfile"
         if protocol.startswith("SASL"):
             said += "; some brokers only close the connection where the password is wrong"
-        return f"no broker answers as Kafka: {said}"
+        return said

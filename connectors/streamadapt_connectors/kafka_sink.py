@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from kafka import TopicPartition
+from kafka import errors as kafka_errors
 
 from streamadapt.conditions import Condition, Conditions, Standing
 from streamadapt.durations import duration_ns
@@ -24,6 +25,7 @@ from streamadapt.ports import (
 )
 from streamadapt_connectors.codecs import encode_prediction
 from streamadapt_connectors.kafka_deliveries import SINK_CONDITIONS, Deliveries
+from streamadapt_connectors.kafka_refusals import Access, Refusals
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.kafka_tail import newest_offset
 from streamadapt_connectors.kafka_transactions import Transaction
@@ -152,7 +154,14 @@ class KafkaSink(RecallingSink, TransactionalSink):
         _ = self.trouble
         return self._conditions.standing(max(one.age_s for one in list(self._deliveries.values())))
 
-    def _make_writer(self, more: Mapping[str, Any], prepare: Callable[[Any], None] | None, holder: str = "") -> Writer:
+    def _make_writer(
+        self,
+        more: Mapping[str, Any],
+        prepare: Callable[[Any], None] | None,
+        refusals: Refusals | None = None,
+        *,
+        holder: str = "",
+    ) -> Writer:
         deliveries = Deliveries(self._conditions, self._topic, holder)
         writer = Writer(
             self._reach,
@@ -164,6 +173,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
             limits=self._limits,
             limit_s=None if prepare is None else self._limit_s,
             deliveries=self._deliveries.setdefault(holder, deliveries),
+            refusals=refusals,
         )
         writer.given_up = lambda: self._given_up()  # as it is then
         return writer
@@ -256,6 +266,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
             consumer = self._reach.consumer(client, enable_auto_commit=False, **configs)
             try:
                 return newest_offset(consumer, TopicPartition(self._topic, partition), stream, partition)
+            except kafka_errors.AuthorizationError as error:
+                read = Access("Read", "topic", self._topic, "sink.topic, read back for effectively-once")
+                raise ConnectorError(Refusals(self._reach.servers, [read]).explain(error)) from error
             finally:
                 consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
                 client.close()
@@ -265,9 +278,11 @@ class KafkaSink(RecallingSink, TransactionalSink):
     def begin(self, streams: Sequence[str], partition: int) -> dict[StreamPartition, int]:
         """Begin under the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the broker is away."""
         self._end(partition)
-        make_writer = partial(self._make_writer, holder=str(partition))
         name = self.name_of(streams, partition).rpartition("/")[0]
-        transaction = Transaction(self._reach, name, partition, make_writer, self._timeout_ms, self._limit_s)
+        make_writer, limits = partial(self._make_writer, holder=str(partition)), (self._timeout_ms, self._limit_s)
+        transaction = Transaction(
+            self._reach, name, partition, make_writer, *limits, output=self._topic, streams=streams
+        )
         self._transactions[partition] = transaction
         return transaction.begin([StreamPartition(stream, partition) for stream in streams])
 
@@ -346,7 +361,13 @@ class KafkaDeadLetters(DeadLetterSink):
         what = f"dead letters kafka {topic} at {','.join(reach.servers)}"
         self._deliveries = Deliveries(Conditions(what, SINK_CONDITIONS, LOG), topic)
         self._writer = Writer(
-            reach, topic, partitions=partitions, configs=configs, shrink=_acceptable, deliveries=self._deliveries
+            reach,
+            topic,
+            partitions=partitions,
+            configs=configs,
+            shrink=_acceptable,
+            deliveries=self._deliveries,
+            setting="dead_letters.topic",
         )
 
     def __repr__(self) -> str:

@@ -44,6 +44,7 @@ from streamadapt_connectors.kafka_places import (
     partition_counts,
     ranges_of,
 )
+from streamadapt_connectors.kafka_refusals import Refusals, source_accesses
 from streamadapt_connectors.kafka_settings import Client, Link, Reach, Setup
 from streamadapt_connectors.kafka_topics import Topics, metadata_age_of
 
@@ -87,6 +88,7 @@ FATAL: Final = (
     kafka_errors.InvalidSessionTimeoutError,
     kafka_errors.InvalidGroupIdError,
     kafka_errors.GroupMaxSizeReachedError,
+    kafka_errors.InvalidTopicError,
 )
 MOVED: Final = (
     kafka_errors.OffsetOutOfRangeError,
@@ -188,6 +190,7 @@ class KafkaSource(Source):
         self._link = Link(self._conditions)
         self._open = OpenTransactions(self._conditions, partial(who_holds, self._reach))
         self._client = Client()
+        self._refusals = Refusals(self._reach.servers, source_accesses(self._topics, group))
         self._topics_now = Topics(self._client, self._topics)
         self._check_ids = check_topic_id
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="streamadapt-kafka")
@@ -288,7 +291,9 @@ class KafkaSource(Source):
             self._lost(error)
             self._link.sleep(deadline)
         except FATAL as error:
-            raise ConnectorError(scrubbed(f"{self!r}: {error!r}")) from error
+            self._client.check()
+            why = self._refusals.explain(error, self._client.shown())
+            raise ConnectorError(why or scrubbed(f"{self!r}: {error!r}")) from error
         except (kafka_errors.KafkaError, OSError) as error:
             self._lost(error)
             self._link.sleep(deadline)
@@ -297,6 +302,8 @@ class KafkaSource(Source):
     def _poll(self, deadline: float) -> list[Record]:
         if not self._placed and not self._place(deadline):
             return []
+        if denied := self._topics_now.denied():
+            raise kafka_errors.TopicAuthorizationFailedError(set(denied))
         gone = self._topics_now.gone()
         if gone:
             self._check_places = True
@@ -748,4 +755,4 @@ class KafkaSource(Source):
     def _lost(self, error: Exception) -> None:
         missing = isinstance(error, kafka_errors.UnknownTopicOrPartitionError)
         what = Condition.TOPIC_MISSING if missing else Condition.NO_ANSWER
-        self._link.down(str(error) or type(error).__name__, what)
+        self._link.down(self._client.explain(error), what)

@@ -57,11 +57,16 @@ class Topics:
             return dict.fromkeys(self._names, 0)
         return {topic: len(cluster.partitions_for_topic(topic) or ()) for topic in self._names}
 
+    def denied(self) -> list[str]:
+        """Return the topics that the broker does not show, because a right to them is missing."""
+        cluster = self._client.cluster
+        return [] if cluster is None else sorted(cluster.unauthorized_topics & set(self._names))
+
     def gone(self) -> list[str]:
         """Return the topics that have been missing for `GONE_S`."""
         now = time.monotonic()
         for topic, count in self.counts().items():
-            if count:
+            if count or topic in self.denied():
                 self._missing_since.pop(topic, None)
             else:
                 self._missing_since.setdefault(topic, now)

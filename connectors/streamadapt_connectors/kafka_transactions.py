@@ -14,6 +14,7 @@ from kafka.structs import OffsetAndMetadata
 from streamadapt.errors import ConnectorError, Loss, TransactionLostError
 from streamadapt.masking import scrubbed
 from streamadapt.ports import StreamPartition
+from streamadapt_connectors.kafka_refusals import Access, Refusals, names_in, source_accesses
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.kafka_writer import LOOK_S, NoAnswerError, Outgoing, RefusedError, Writer
 
@@ -24,13 +25,6 @@ ABORT_S: Final = 2.0
 """Of the time between a signal and the end; a broker that takes longer ends the transaction by itself."""
 
 # kafka-python says many errors only in the text of another one, so they are looked for by name there.
-HOPELESS: Final = (
-    "AuthorizationFailed",
-    "UnsupportedVersion",
-    "InvalidTransactionTimeout",
-    "UnsupportedForMessageFormat",
-)
-"""What waiting and beginning again cannot mend."""
 TAKEN: Final = (
     "ProducerFenced",
     "InvalidProducerEpoch",
@@ -71,6 +65,10 @@ class Transaction:
     timeout_ms : int, ms
         The broker gives a transaction up that is open for longer.
     limit_s : float, s
+    output : str
+        The topic that is written to.
+    streams : sequence of str
+        The topics whose positions are committed.
     """
 
     def __init__(
@@ -78,9 +76,12 @@ class Transaction:
         reach: Reach,
         name: str,
         partition: int,
-        make_writer: Callable[[Mapping[str, Any], Callable[[KafkaProducer], None]], Writer],
+        make_writer: Callable[[Mapping[str, Any], Callable[[KafkaProducer], None], Refusals], Writer],
         timeout_ms: int,
         limit_s: float,
+        *,
+        output: str,
+        streams: Sequence[str],
     ) -> None:
         self._reach = reach
         self._id = f"{name}/{partition}"
@@ -93,7 +94,15 @@ class Transaction:
             "transaction_timeout_ms": timeout_ms,
             "request_timeout_ms": max(1, int(1000 * limit_s)),
         }
-        self._writer = make_writer(configs, lambda producer: producer.init_transactions())
+        name = "exactly-once: from sink.topic and source.topic"
+        accesses = [
+            Access("Write", "topic", output, "sink.topic"),
+            Access("Write", "transactional-id", self._id, name),
+            Access("Read", "group", self._id, name),
+            *source_accesses(streams, None),
+        ]
+        self._refusals = Refusals(reach.servers, accesses, timeout_ms / 1000)
+        self._writer = make_writer(configs, lambda producer: producer.init_transactions(), self._refusals)
 
     @property
     def lost(self) -> bool:
@@ -187,8 +196,8 @@ class Transaction:
 
     def _lose_by(self, what: str, cause: BaseException, error: Exception) -> None:
         said = f"{cause!r} {error!r}"
-        if any(name in said for name in HOPELESS):
-            raise ConnectorError(scrubbed(f"kafka transaction {self._id}: could not be {what}: {error}")) from error
+        if refusal := self._refusals.explain(cause, self._writer.shown()):
+            raise ConnectorError(f"kafka transaction {self._id}: could not be {what}: {refusal}") from error
         if isinstance(error, RefusedError):
             self._lose(what, Loss.REFUSED, str(error))
         if EXPIRED in said or self._writer.forgotten:
@@ -216,6 +225,9 @@ class Transaction:
         consumer: KafkaConsumer = self._reach.consumer(client, group_id=self._id, enable_auto_commit=False)
         try:
             found = {at: consumer.committed(TopicPartition(*at), timeout_ms=limit_ms) for at in places}
+        except kafka_errors.TopicAuthorizationFailedError as error:
+            streams = names_in(error) or {at.stream for at in places}
+            raise kafka_errors.TopicAuthorizationFailedError(streams) from error
         finally:
             with suppress(kafka_errors.KafkaError, OSError, RuntimeError):
                 consumer.close(autocommit=False, timeout_ms=CLOSE_MS)

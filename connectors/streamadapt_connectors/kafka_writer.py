@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -18,6 +18,7 @@ from streamadapt.errors import ConnectorError
 from streamadapt.masking import scrubbed
 from streamadapt_connectors.kafka_answers import PRODUCE
 from streamadapt_connectors.kafka_deliveries import SINK_CONDITIONS, Deliveries
+from streamadapt_connectors.kafka_refusals import Access, Refusals
 from streamadapt_connectors.kafka_settings import Client, Link, Reach
 from streamadapt_connectors.kafka_topics import Topics
 
@@ -37,6 +38,14 @@ FRAMING_BYTES: Final = 128
 DROP_S: Final = 1.0
 METADATA_AGE_MS: Final = 10_000
 """So late it is noticed that the topic was deleted, where nothing is written to it."""
+
+NEVER_CREATED: Final = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.PolicyViolationError,
+    kafka_errors.InvalidTopicError,
+    kafka_errors.InvalidPartitionsError,
+)
+"""Why a topic cannot be created, however long one waits."""
 
 TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 REFUSALS: Final = (*TOO_LARGE, kafka_errors.InvalidRecordError)
@@ -176,6 +185,10 @@ class Writer:
         Raise `NoAnswerError` where the broker has confirmed nothing for so long. None waits as long as it takes.
     deliveries : Deliveries or None
         Those of the writers before this one, of the same partition of a sink.
+    setting : str
+        Where the topic's name comes from, for errors.
+    refusals : Refusals or None
+        What errors mean; by default those of a writer to this topic.
     """
 
     def __init__(  # noqa: PLR0913 - each is one decision of the sink
@@ -191,8 +204,12 @@ class Writer:
         prepare: Callable[[KafkaProducer], None] | None = None,
         limit_s: float | None = None,
         deliveries: Deliveries | None = None,
+        setting: str = "sink.topic",
+        refusals: Refusals | None = None,
     ) -> None:
         self._limit_s = limit_s
+        self._setting = setting
+        self._refusals = refusals or Refusals(reach.servers, [Access("Write", "topic", topic, setting)])
         self._reach = reach
         self._topic = topic
         self._create_partitions = partitions
@@ -295,7 +312,8 @@ class Writer:
             except (kafka_errors.RetriableError, OSError) as error:
                 self._wait_again(error, deadline)
             except kafka_errors.KafkaError as error:
-                self._failure = ConnectorError(scrubbed(f"kafka {self._topic}: {error!r}"))
+                why = self._refusals.explain(error, self._client.shown())
+                self._failure = ConnectorError(why or scrubbed(f"kafka {self._topic}: {error!r}"))
                 raise self._failure from error
 
     def renew(self, *, resend: bool) -> None:
@@ -316,6 +334,10 @@ class Writer:
         while self._held:
             self._accept(self._held[0])
             self._held.popleft()
+
+    def shown(self) -> Collection[str]:
+        """Return the topics that the broker has told of."""
+        return self._client.shown()
 
     @property
     def fenced(self) -> bool:
@@ -345,7 +367,7 @@ class Writer:
             raise NoAnswerError(scrubbed(f"no answer from the broker within {self._limit_s:g} s ({why})"))
 
     def _wait_again(self, error: Exception, deadline: float | None) -> None:
-        why = str(error) or type(error).__name__
+        why = self._client.explain(error)
         self._link.down(why)
         self._check_limit(deadline, why)
         self._wait(self._link.wait_s())
@@ -369,6 +391,13 @@ class Writer:
             raise ConnectorError(f"kafka {self._topic}: the sink is closed")
         if self._failure is not None:  # what was lost stays lost: no later flush may say that all is well
             raise self._failure
+
+    def _check_rights(self) -> None:
+        """Raise `ConnectorError` if the right to the topic has been taken away: its records would wait without end."""
+        if self._topics_now.denied():
+            error = kafka_errors.TopicAuthorizationFailedError({self._topic})
+            self._failure = ConnectorError(self._refusals.explain(error, {self._topic}))
+            raise self._failure from error
 
     def _wait(self, seconds: float) -> None:
         """Sleep, but hear it when nobody wants to wait any longer."""
@@ -425,6 +454,7 @@ class Writer:
             except kafka_errors.KafkaError as error:
                 if not future.is_done:
                     self.check_given_up()
+                    self._check_rights()
                     self._look()
                     self._check_limit(deadline, error)
         if future.failed() and self._limits is not None:
@@ -455,10 +485,9 @@ class Writer:
         self._post(other)
 
     def _fail(self, record: Outgoing, error: BaseException) -> ConnectorError:
-        why = scrubbed(repr(error))
-        self._failure = ConnectorError(
-            f"kafka {self._topic}: the record of {record.name} ({record.size} bytes) was not delivered: {why}"
-        )
+        name = f"kafka {self._topic}: the record of {record.name} ({record.size} bytes) was not delivered"
+        refusal = self._refusals.explain(error, self._client.shown())
+        self._failure = ConnectorError(refusal or f"{name}: {scrubbed(repr(error))}")
         self._failure.__cause__ = error
         return self._failure
 
@@ -477,31 +506,54 @@ class Writer:
         if not self._partitions:
             if self._prepare is not None:
                 self._prepare(self._producer)
-            self._create_topic()
-            self._partitions = len(self._producer.partitions_for(self._topic))
+            not_created = self._create_topic()
+            try:
+                self._partitions = len(self._producer.partitions_for(self._topic))
+            except kafka_errors.KafkaTimeoutError as error:
+                raise self._unknown_topic(not_created, error) from error
             self._link.up()
             self._deliveries.begun()
         self._partitions = max(self._partitions, self._topics_now.counts()[self._topic])  # some may be added
         return self._producer
 
-    def _create_topic(self) -> None:
-        """Best effort: without the right to create topics, an existing one is all we need."""
+    def _unknown_topic(self, not_created: BaseException | None, error: Exception) -> Exception:
+        """Return what it means that the broker does not know the topic."""
+        if not self._client.answers():
+            return error
+        if isinstance(not_created, kafka_errors.AuthorizationError):
+            create = Refusals(self._reach.servers, [Access("Create", "topic", self._topic, self._setting)])
+            why = create.explain(kafka_errors.TopicAuthorizationFailedError({self._topic}))
+            self._failure = ConnectorError(f"{why}; or create the topic: it does not exist")
+            return self._failure
+        text = f"topic {self._topic!r} ({self._setting}) does not exist"
+        if not_created is not None:
+            text += f", and could not be created: {scrubbed(str(not_created))}; create it"
+        if isinstance(not_created, NEVER_CREATED):
+            self._failure = ConnectorError(f"kafka {','.join(self._reach.servers)}: {text}")
+            return self._failure
+        return ConnectionError(text)
+
+    def _create_topic(self) -> BaseException | None:
+        """Best effort: without the right to create topics, an existing one is all we need. Return what went wrong."""
         configs = {k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"}
         configs["request_timeout_ms"] = ADMIN_MS
         client = Client()
         try:
             admin = KafkaAdminClient(kafka_client=client, **configs)
-        except kafka_errors.KafkaError:
+        except kafka_errors.KafkaError as error:
             client.close()
-            return
+            why: BaseException = error
+            return why
         try:
             if self._topic not in admin.list_topics():
                 admin.create_topics([NewTopic(self._topic, self._create_partitions or -1, -1)])
-        except kafka_errors.KafkaError:
-            pass  # waiting for its metadata says what is wrong
+        except kafka_errors.KafkaError as error:
+            why = error
+            return why  # waiting for its metadata says whether that matters
         finally:
             admin.close()
             client.close()
+        return None
 
 
 def _drop(producer: Any) -> bool:
