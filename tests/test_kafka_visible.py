@@ -157,6 +157,7 @@ def at_work(broker: OwnBroker, made: str, tmp_path: Any, caplog: Any, guarantee:
 def test_a_broker_that_goes_and_comes_back(
     fault: str, guarantee: str, group: str | None, broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
 ) -> None:
+    sides = (f"source kafka {made} at", f"sink kafka {made}-out at", f"dead letters kafka {made}-dead at")
     with at_work(broker, made, tmp_path, caplog, guarantee, group) as one:
         broker.signal(signal.SIGSTOP) if fault == "frozen" else broker.kill()
         try:
@@ -168,14 +169,16 @@ def test_a_broker_that_goes_and_comes_back(
             assert "answer" in why
             time.sleep(12.0)  # longer than `sink.broker_timeout`: transactions are given up meanwhile
             assert not one.watchdog.ready()[0]
+            said = {
+                side: [text for text in lines(caplog, side) if any(w in text for w in AWAY[fault])] for side in sides
+            }
+            assert one.metric("conditions_total", side="source", condition="no_answer") == 1
         finally:
             broker.signal(signal.SIGCONT) if fault == "frozen" else broker.start()
         one.until(lambda: one.works() and one.entries() == 420)
         assert one.metric("condition_active", side="source", condition="no_answer") == 0.0
-        assert one.metric("conditions_total", side="source", condition="no_answer") == 1
-    for side in (f"source kafka {made} at", f"sink kafka {made}-out at", f"dead letters kafka {made}-dead at"):
-        said = [text for text in lines(caplog, side) if any(why in text for why in AWAY[fault])]
-        assert len(said) == 1, said
+    for side in sides:
+        assert len(said[side]) == 1, said
         assert [text for text in lines(caplog, side, logging.INFO) if "connected again after" in text]
 
 

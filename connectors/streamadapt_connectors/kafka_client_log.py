@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
+from kafka import errors as kafka_errors
+
 __all__ = ["ClientLog", "let_client_speak"]
 
 EVERY_S: Final = 60.0
@@ -54,7 +56,12 @@ class ClientLog(logging.Handler):
         if repeats is None:
             return
         more = f" ({repeats} more like it since the last line)" if repeats else ""
-        self._out.log(record.levelno, "%s: %s%s", record.name, text, more, exc_info=record.exc_info)
+        error = record.exc_info[1] if record.exc_info else None
+        usual = isinstance(error, OSError | kafka_errors.KafkaError)  # where it stood says no more than what it was
+        if usual:
+            text = f"{text}: {error}"
+        # No error of ours: what the client calls one is tried again, and what cannot be mended so is raised.
+        self._out.warning("%s: %s%s", record.name, text, more, exc_info=None if usual else record.exc_info)
 
     def _repeats(self, key: str) -> int | None:
         """Return how often a message came since it was passed on; None if it is not to be passed on now."""

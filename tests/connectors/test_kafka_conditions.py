@@ -310,6 +310,15 @@ class TestClientLog:
         library.error("Error sending: ProducerFencedError: this producer says nothing more")
         assert caplog.text == ""
 
+    def test_what_the_client_tries_again_is_no_error_and_has_no_traceback(self, library, caplog):
+        try:
+            raise ConnectionResetError(104, "reset by peer")
+        except ConnectionResetError:
+            library.exception("closing socket")
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert warnings(caplog) == ["lib.net: closing socket: [Errno 104] reset by peer"]
+        assert caplog.records[0].exc_info is None
+
     def test_memory_is_bounded(self, library):
         for i in range(2000):
             library.warning("topic %s", "x" * i)
