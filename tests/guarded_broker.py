@@ -27,10 +27,8 @@ from kafka.admin import (
     ResourcePatternFilter,
     ResourceType,
 )
-from own_broker import OwnBroker
+from own_broker import OwnBroker, free_ports
 from secured_broker import Certificates
-
-from streamadapt.app.broker import free_port
 
 USERS: Final = {"admin": "admin-secret", "alice": "rabbit-hole"}
 PROTOCOLS: Final = {
@@ -84,8 +82,9 @@ class Guarded:
         (folder / "other").mkdir(parents=True)
         self.certificates = Certificates(folder)
         self.elsewhere = Certificates(folder / "other", "kafka.example.org")
-        first = free_port() if port is None else port
-        ports = {name: free_port() for name in PROTOCOLS} | {"open": first}
+        free = free_ports(len(PROTOCOLS))
+        first = free[0] if port is None else port
+        ports = dict(zip(["open", *(name for name in PROTOCOLS if name != "open")], [first, *free[1:]], strict=True))
         self.servers = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         advertised = self.servers | {
             "deadend": f"127.0.0.1:{silent[0]}",

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from streamadapt.app.broker import free_port
-
 BESIDE = Path(__file__).parents[2] / "shared" / "kafka" / "start"
 PATIENCE_S = 120.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports of 127.0.0.1 that nobody listens on, all different; the one behind the first is free too."""
+    with ExitStack() as held:  # all at once: one that is closed again may be given out again
+
+        def bound(port: int) -> int | None:
+            probe = held.enter_context(socket.socket())
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                return None
+            return int(probe.getsockname()[1])
+
+        first = next(port for _ in range(100) if (port := bound(0)) and bound(port + 1))
+        others = (bound(0) for _ in range(count - 1))
+        return [first, *(port for port in others if port)]
 
 
 class OwnBroker:
@@ -35,7 +52,7 @@ class OwnBroker:
         if not self._start.is_file():
             pytest.skip(f"no start script of Apache Kafka: {self._start} (STREAMADAPT_KAFKA_START names another)")
         self._folder = folder / "kafka"
-        self._port = free_port() if port is None else port
+        self._port = free_ports(1)[0] if port is None else port
         self._lines = list(lines)
         self.servers = f"127.0.0.1:{self._port}"
         self.start()

@@ -217,7 +217,7 @@ class Client:
         if self.answers():
             return ""
         failure = self.failure
-        why = "" if failure is None else f" ({str(failure) or type(failure).__name__})"
+        why = "" if failure is None else f" ({self.explain(failure)})"
         return f"no broker answers{why}; look at the brokers and the network"
 
     def refusal(self, topic: str) -> tuple[int, str] | None:
