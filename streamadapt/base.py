@@ -99,6 +99,12 @@ class Persistence(Base):
     Parameters
     ----------
     horizon : int, >= 1, in entries
+        How many entries ahead the forecast reaches: as many as the task's.
+
+    Examples
+    --------
+    >>> Persistence(2)(torch.tensor([[1.0], [4.0]])).output.tolist()
+    [[4.0], [4.0]]
     """
 
     kind: ClassVar[str] = "persistence"
@@ -230,7 +236,18 @@ class Linear(Base):
 
     @classmethod
     def load(cls, weights: Path) -> Linear:
-        """Read what `save` wrote to `weights`; `ConfigError` if the file is not one of those."""
+        """Read a ridge regression that ``streamadapt fit``, or `save`, wrote.
+
+        Parameters
+        ----------
+        weights : Path
+            The file that ``streamadapt fit`` wrote.
+
+        Raises
+        ------
+        ConfigError
+            If it is no such file.
+        """
         tensors, metadata = read_tensors(weights, "base.weights")
         if metadata.get("format") != "streamadapt-linear-1":
             raise ConfigError("base.weights", str(weights), "a file written by streamadapt fit")
@@ -418,7 +435,21 @@ def load_module(
     softmax: bool = False,
     embedding: str | None = None,
 ) -> FrozenModel:
-    """Build ``package.module:factory``, load safetensors weights into it and freeze it; see `FrozenModel`.
+    """Build your own model with a function of Python, load its weights, and freeze it; see `FrozenModel`.
+
+    Parameters
+    ----------
+    factory : str
+        ``package.module:function``. The function returns a torch module, which is given (1, window, channels), or
+        another callable, which is given (window, channels); either returns the prediction.
+    weights : Path, optional
+        A safetensors file with the tensors of the module's state dict.
+    params : dict, optional
+        Arguments of the function.
+    softmax : bool
+        Whether the model returns logits, of which the output is the softmax.
+    embedding : str, optional
+        The submodule whose output is the embedding, as ``named_modules`` calls it: ``layers.2``.
 
     Raises
     ------

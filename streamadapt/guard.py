@@ -177,7 +177,7 @@ class TwoLayer(Guard):
         Shares of experts to serve while no loss speaks for anything; the base has what they leave of 1. Default: the
         base alone. Without labels, what is served for good.
     stack : bool
-        Whether layer 1 has the ridge stack.
+        Whether layer 1 has also a ridge regression on the experts.
     """
 
     kind: ClassVar[str] = "two-layer"
@@ -253,8 +253,11 @@ class Hedge(Guard):
     Parameters
     ----------
     eta : float, > 0
+        Learning rate of the weights: higher moves them faster to the best expert.
     share : float, in [0, 1)
+        The share of the weight that is spread again over all experts at each step.
     scope : {"horizon", "global", "cell"}
+        What shares weights: each row of a forecast, everything, or nothing.
     prior : mapping of str to float, optional
         Shares of experts to begin with and to return to; the base has what they leave of 1, other experts have none.
         Default: all alike. With few labels, and a prior that is known to be good, a low `eta` and a high `share` (.3

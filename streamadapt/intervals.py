@@ -92,9 +92,10 @@ class Intervals(NoIntervals):
     Parameters
     ----------
     coverage : float, in (0, 1)
-        The share of targets that lie within.
+        The share of the targets that lie within their interval.
     rate : float, > 0
-        How fast q moves, in running means of the error. Lower: steadier intervals, slower to get the coverage right.
+        How fast the width follows the misses (the step of q, in running means of the error). Lower: steadier
+        intervals, which take longer to get the coverage right.
 
     References
     ----------

@@ -43,10 +43,10 @@ class Panel:
     Parameters
     ----------
     sensors : sequence of str, optional
-        The columns. Records of other sensors are refused.
+        The names of the sensors, a column each. Records of other sensors are refused.
     max_sensors : int, optional
-        In place of `sensors`: so many columns, taken by sensors as they first have a value in a row that is released,
-        in the order of their names within the row, and kept for good. Sensors beyond are refused.
+        In place of `sensors`: the largest number of columns. A sensor takes one when it first has a value in a row that
+        is released, in the order of the names within that row, and keeps it. Further sensors are refused.
     step : duration, optional
         Rows on a grid: the row of time T has what was measured in (T - step, T], T being a multiple of `step` since the
         Unix epoch. Without it there is a row for every event time at which a sensor said something (irregular steps;
@@ -60,7 +60,7 @@ class Panel:
         A record further ahead of the newest is in doubt; see `Watermark`. At least `lateness`. Default: a day, or 16
         steps if they are longer.
     max_waiting : int
-        At most so many values wait; beyond it the oldest row is released early.
+        The largest number of values that wait; beyond it the oldest row is released early.
 
     Raises
     ------

@@ -50,7 +50,7 @@ class Calibration(Learner):
     forgetting : float or sequence of floats, in (0, 1]
         Per matured example: .9 remembers about 10. Several: one expert each.
     clip : float, > 0
-        Not used for classes.
+        Errors are clipped at this many times their running mean size; ``inf`` clips nothing. Not used for classes.
     ridge : float, > 0
         Weight of the prior, "no correction", in squared scaled units. Default: .1; 10 for classes, where u is not
         scaled.

@@ -51,7 +51,7 @@ class Holt(Learner):
     trend : float, in [0, 1]
         Share that goes into the slope, at most `level`.
     damping : float, in (0, 1]
-        phi, per step.
+        What is left of the slope after each step of the forecast: 1 is a straight line.
     jump : float, > 1
         Errors beyond so many times their mean size are jumps; ``inf`` for none.
 

@@ -44,9 +44,13 @@ class Refit(Learner):
     hidden : int or sequence of ints, >= 1
         Units of the one or two hidden layers (ReLU).
     epochs : int, >= 1
+        Passes over the memory in each fit.
     batch : int, >= 1
+        Examples of one gradient step.
     lr : float, > 0
+        Learning rate of Adam.
     direct : bool
+        Whether the network predicts by itself, instead of correcting the base.
 
     References
     ----------

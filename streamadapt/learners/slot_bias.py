@@ -45,6 +45,7 @@ class SlotBias(Learner):
     period : str or float
         A duration such as ``"1d"``, or seconds.
     slots : int, >= 1
+        The number of equal slots that the period is cut into.
     """
 
     kind: ClassVar[str] = "slot_bias"

@@ -29,11 +29,13 @@ class Tent(BatchAdapter):
     batch : int, default 64
         Entries per step in a stream; 2 or more for a model with batch normalisations.
     lr : float, > 0, default 1e-3
+        Learning rate.
     momentum : float, in [0, 1)
-        Of ``sgd``.
+        Momentum of ``sgd``.
     optimiser : {"sgd", "adam", "lion", "adabelief"}
+        What makes the steps.
     modules : sequence of str, optional
-        Names of the normalisation layers to adapt; default: all.
+        Names of the normalisation layers to adapt. Default: all.
 
     References
     ----------
