@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.door import own_settings
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.features import feature_count, linear_features
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-class Base(nn.Module, ABC):
+class Base(ShowsArguments, nn.Module, ABC):
     """A frozen model: ``inputs -> BaseOutput``.
 
     Attributes
@@ -148,6 +149,15 @@ class Linear(Base):
     scaling : mapping of str to Tensor
         ``input_loc``, ``input_scale`` (channels,) and ``output_loc``, ``output_scale`` (columns,).
     statistics : Prior or None
+
+    Examples
+    --------
+    >>> from streamadapt import Batch
+    >>> from streamadapt.fit import fit_forecast
+    >>> history = Batch([[t % 3] for t in range(100)], range(100))  # 0, 1, 2, 0, 1, 2, ...
+    >>> said = fit_forecast(history, window=3, horizon=3, ridge=0.0)(torch.tensor([[0.0], [1.0], [2.0]]))
+    >>> said.output.round().abs().flatten().tolist()
+    [0.0, 1.0, 2.0]
     """
 
     kind: ClassVar[str] = "linear"
@@ -302,6 +312,12 @@ class FrozenModel(Base):
         Whether the model returns logits, of which the output is the softmax.
     embedding : str, optional
         The submodule whose output is the embedding, as ``named_modules`` calls it: ``"layers.2"``.
+
+    Examples
+    --------
+    >>> model = FrozenModel(nn.Linear(2, 1))
+    >>> model(torch.zeros(6, 2)).output.shape
+    torch.Size([6, 1])
     """
 
     kind: ClassVar[str] = "module"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.detectors import (
     BINARY,
     DETECTORS,
@@ -38,7 +39,7 @@ MOST = 1e6
 """No value counts for more, whatever the first ones were."""
 
 
-class DriftMonitor:
+class DriftMonitor(ShowsArguments):
     """One detector on one signal, and its reaction.
 
     Parameters
@@ -84,6 +85,11 @@ class DriftMonitor:
         Values that were not finite.
     fired_channels : tuple of int
         Which channels fired at the last alarm.
+
+    Examples
+    --------
+    >>> DriftMonitor("adwin", "loss", "boost", factor=3.0).name
+    'adwin:loss'
     """
 
     def __init__(  # noqa: PLR0913 - each is a key of its table

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.errors import ConfigError
 from streamadapt.guard import Mixture
 from streamadapt.losses import Array, Mask
@@ -35,7 +36,7 @@ KEPT = 3
 """Rows of `Issued.own` that are an interval's: what was served, its half-width, and the errors known by then."""
 
 
-class NoIntervals:
+class NoIntervals(ShowsArguments):
     """Says nothing about errors.
 
     Attributes

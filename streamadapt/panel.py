@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.durations import duration_ns
 from streamadapt.entry import Entry, FloatArray, Label, Position
 from streamadapt.errors import ConfigError, EntryError, Reason
@@ -24,7 +25,7 @@ DAY_NS = 86_400 * 10**9
 Rank = tuple[bool, int, float, bool]
 
 
-class Panel:
+class Panel(ShowsArguments):
     """Assembles records, each of one sensor (`Entry.key`) with one value, into entries of all sensors.
 
     A row is released when the watermark, the newest event time seen less `lateness`, has passed its time; a record that

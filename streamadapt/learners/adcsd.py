@@ -45,6 +45,11 @@ class ADCSD(Learner):
     ----------
     .. [1] Guo et al. (2024), Online test-time adaptation of spatial-temporal traffic flow forecasting,
        arXiv:2401.04148.
+
+    Examples
+    --------
+    >>> ADCSD(share_norm=True).names
+    ('adcsd-share-norm',)
     """
 
     kind: ClassVar[str] = "adcsd"

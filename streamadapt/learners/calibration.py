@@ -61,6 +61,11 @@ class Calibration(Learner):
     .. [2] Guo et al. (2017), On calibration of modern neural networks, ICML 34.
     .. [3] Böhning (1992), Multinomial logistic regression algorithm, Annals of the Institute of Statistical Mathematics
        44.
+
+    Examples
+    --------
+    >>> Calibration(0.98).names
+    ('calibration-0.98',)
     """
 
     kind: ClassVar[str] = "calibration"

@@ -58,6 +58,12 @@ class Dictionary(Learner):
     References
     ----------
     .. [1] Xue & Lau (2021), Online orthogonal dictionary learning based on Frank-Wolfe method, arXiv:2103.01484.
+
+    Examples
+    --------
+    >>> from streamadapt import Bias
+    >>> Dictionary(Bias(0.1), threshold=0.3).names
+    ('dictionary-bias-0.1',)
     """
 
     kind: ClassVar[str] = "dictionary"

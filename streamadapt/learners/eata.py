@@ -63,6 +63,11 @@ class EATA(BatchAdapter):
     References
     ----------
     .. [1] Niu et al. (2022), Efficient test-time model adaptation without forgetting, ICML, equations 2 to 8.
+
+    Examples
+    --------
+    >>> EATA(batch=32, d=0.05).names
+    ('eata-b32',)
     """
 
     kind: ClassVar[str] = "eata"

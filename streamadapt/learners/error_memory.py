@@ -101,6 +101,11 @@ class ErrorMemory(Learner):
     .. [1] Zhu et al. (2023), ReLoop2: building self-adaptive recommendation models via responsive error compensation
        loop, KDD.
     .. [2] Farmer & Sidorowich (1987), Predicting chaotic time series, Phys. Rev. Lett. 59: forecasts by analogues.
+
+    Examples
+    --------
+    >>> ErrorMemory(scope="panel").names
+    ('error-memory-panel',)
     """
 
     kind: ClassVar[str] = "error_memory"

@@ -58,6 +58,11 @@ class Holt(Learner):
     References
     ----------
     .. [1] Hyndman & Athanasopoulos (2021), Forecasting: principles and practice, sections 8.2 and 8.5.
+
+    Examples
+    --------
+    >>> Holt(level=0.3).names
+    ('holt-0.3-0.05',)
     """
 
     kind: ClassVar[str] = "holt"

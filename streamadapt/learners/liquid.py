@@ -153,6 +153,11 @@ class Liquid(Learner):
     ----------
     .. [1] Hasani et al. (2022), Closed-form continuous-time neural networks, Nature Machine Intelligence 4.
     .. [2] Hasani et al. (2021), Liquid time-constant networks, AAAI 35.
+
+    Examples
+    --------
+    >>> Liquid("ltc", units=16).names
+    ('liquid-ltc-16',)
     """
 
     kind: ClassVar[str] = "liquid"

@@ -92,6 +92,11 @@ class PerEntry(Learner):
     References
     ----------
     The parts are after RoTTA (Yuan et al. 2023), NOTE (Gong et al. 2022) and SAR (Niu et al. 2023); see each of them.
+
+    Examples
+    --------
+    >>> PerEntry(torch.randn(60, 1, 8), memory=32)
+    PerEntry(source=Tensor(60, 1, 8), memory=32)
     """
 
     kind: ClassVar[str] = "per_entry"

@@ -56,6 +56,11 @@ class Refit(Learner):
     ----------
     .. [1] "Liquid Neural Network-based Adaptive Learning vs. Incremental Learning for Link Load Prediction amid Concept
        Drift due to Network Failures" (2024), whose incremental learner this is.
+
+    Examples
+    --------
+    >>> Refit(every=100, hidden=(64, 32)).names
+    ('refit-100',)
     """
 
     kind: ClassVar[str] = "refit"

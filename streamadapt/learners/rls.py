@@ -103,6 +103,11 @@ class RLS(Learner):
     ----------
     .. [1] Ljung & Soderstrom (1983), Theory and practice of recursive identification, chapter 2.
     .. [2] Holland & Welsch (1977), Robust regression using iteratively reweighted least squares.
+
+    Examples
+    --------
+    >>> RLS((0.9995, 0.998), clip=1.0).names
+    ('rls-0.9995', 'rls-0.998')
     """
 
     kind: ClassVar[str] = "rls"

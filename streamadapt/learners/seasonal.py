@@ -38,6 +38,11 @@ class Seasonal(Learner):
     References
     ----------
     .. [1] Hyndman & Athanasopoulos (2021), Forecasting: principles and practice, section 5.2.
+
+    Examples
+    --------
+    >>> Seasonal("1d", slots=96).names
+    ('seasonal-1d', 'seasonal-drift-1d')
     """
 
     kind: ClassVar[str] = "seasonal"

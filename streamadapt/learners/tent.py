@@ -40,6 +40,11 @@ class Tent(BatchAdapter):
     References
     ----------
     .. [1] Wang et al. (2021), Tent: fully test-time adaptation by entropy minimization, ICLR, equation 1.
+
+    Examples
+    --------
+    >>> Tent(batch=32, lr=0.01).names
+    ('tent-b32-0.01',)
     """
 
     kind: ClassVar[str] = "tent"

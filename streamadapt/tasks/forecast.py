@@ -33,6 +33,11 @@ class Forecast(Task):
         How many entries ahead the forecast reaches.
     loss : str
         What experts are compared by: ``absolute``, ``squared``, or ``pinball-0.9`` for the quantile 0.9.
+
+    Examples
+    --------
+    >>> Forecast(window=12, horizon=3).rows
+    3
     """
 
     name: ClassVar[str] = "forecast"

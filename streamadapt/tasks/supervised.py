@@ -73,6 +73,12 @@ class Supervised(Task):
     absurd : float, > 10
         A label that differs from the base by more than this many usual errors of the base is not learned, and the
         prediction waits for a better one. ``inf``: every label is learned.
+
+    Examples
+    --------
+    >>> task = Supervised(window=6, classes=["no", "yes"])
+    >>> task.kind, task.label("yes").tolist()
+    ('classification', [1.0])
     """
 
     name: ClassVar[str] = "supervised"

@@ -29,6 +29,11 @@ class Unlabelled(Task):
         Values of an output (regression).
     classes : int >= 2, or sequence of str, bool, int or float, optional
         Classification: the number of classes, or the list of their names.
+
+    Examples
+    --------
+    >>> Unlabelled(classes=10).kind
+    'classification'
     """
 
     name: ClassVar[str] = "unlabelled"
