@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-import numpy as np
-from torch import Tensor, nn
-
 __all__ = ["ShowsArguments"]
 
 MOST_CHARACTERS: Final = 60
@@ -73,11 +70,9 @@ def _shown(value: Any) -> str:
         items = [_shown(item) for item in value[:MOST_ITEMS]] + ["..."] * (len(value) > MOST_ITEMS)
         text = ", ".join(items) + "," * (isinstance(value, tuple) and len(value) == 1)
         return f"({text})" if isinstance(value, tuple) else f"[{text}]"
-    if isinstance(value, Tensor | np.ndarray):
+    if isinstance(getattr(value, "shape", None), tuple):  # an array or a tensor, whose library need not be loaded here
         return f"{type(value).__name__}{tuple(value.shape)}"
-    if isinstance(value, nn.Module):
-        return f"{type(value).__name__}(...)"  # its own text has a line for each layer
-    if callable(value):
+    if callable(value):  # a function, or a torch module, whose own text has a line for each layer
         return getattr(value, "__qualname__", f"{type(value).__name__}(...)")
     try:
         text = repr(str(value) if isinstance(value, Path) else value)
