@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any, Final, cast, get_type_hints
 
 import torch
 
 from streamadapt.base import Base, FrozenModel, as_base, check_probabilities
-from streamadapt.config import Config
+from streamadapt.config import Config, LimitKeys, SourceKeys
 from streamadapt.convert import check_keys, convert
 from streamadapt.defaults import default_learners
 from streamadapt.delivery import check_guarantee, delivery_of
@@ -37,9 +37,11 @@ from streamadapt.scaling_files import give_scaling
 from streamadapt.tasks import Forecast, Supervised, Task, Unlabelled
 
 __all__ = [
+    "TASK_DURATIONS",
     "check_config",
     "codec_fields",
     "file_form",
+    "kinds_of_table",
     "look_at_files",
     "make_codec",
     "make_engine",
@@ -54,11 +56,10 @@ __all__ = [
 _PLAIN = (AdaHedge, PlainBOA, PlainMLPoly, Simplex, RidgeOnly, Mean, Median)
 _GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard, *_PLAIN)}
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
-_LIMITS: dict[str, Any] = {  # Any: a duration, which says itself what it expects
-    "record_bytes": int, "depth": int, "width": int, "id_bytes": int, "max_buffer": int,
-    "max_ahead": Any, "max_behind": Any, "max_bad_share": float, "stuck_after": Any,
-}  # fmt: skip
-_FORM = ("delimiter", "columns", "comment", "encoding")
+TASK_DURATIONS: Final = ("ttl", "settle", "negative_after")
+"""Keys of ``[task]`` that a config writes as durations; the tasks themselves take nanoseconds."""
+_LIMITS: dict[str, Any] = get_type_hints(LimitKeys)
+_FORM = tuple(name for name in SourceKeys.__struct_fields__ if name != "label_wait")
 """Keys of ``[source]`` that say how files are written."""
 _OPENED_WHEN_MADE = ("files",)
 """Sinks that create or mend their file as soon as they are made: a check must leave that to the run."""
@@ -211,10 +212,18 @@ def make_engine(
 def make_task(table: Mapping[str, Any]) -> Task:
     """Make the task of a ``[task]`` table."""
     table = dict(table)
-    for name in ("ttl", "settle", "negative_after"):
+    for name in TASK_DURATIONS:
         if name in table:
             table[name] = duration_ns(f"task.{name}", table[name])
     return cast(Task, _of_kind(_TASKS, "task", table))
+
+
+def kinds_of_table(table: str) -> dict[str, Callable[..., Any]]:
+    """Return what each ``kind`` of a config's table names; empty for a table that has no kinds."""
+    if table in ("guard", "task"):
+        return dict(_GUARDS if table == "guard" else _TASKS)
+    groups = {"source": "sources", "base": "bases", "sink": "sinks"}
+    return {name: point.load() for name, point in sorted(kinds(groups.get(table, table)).items())}
 
 
 def codec_fields(config: Config) -> dict[str, Any]:
@@ -231,7 +240,8 @@ def codec_fields(config: Config) -> dict[str, Any]:
 
 
 def _of_kind(classes: Mapping[str, Any], path: str, table: Mapping[str, Any]) -> object:
-    made: object = arguments_of(choose(classes, path, table), path, {k: v for k, v in table.items() if k != "kind"})()
+    settings = {k: v for k, v in table.items() if k != "kind"}
+    made: object = arguments_of(choose(classes, path, table), path, settings, table["kind"])()
     return made
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.door import own_settings
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.features import feature_count, linear_features
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-class Base(nn.Module, ABC):
+class Base(ShowsArguments, nn.Module, ABC):
     """A frozen model: ``inputs -> BaseOutput``.
 
     Attributes
@@ -99,6 +100,12 @@ class Persistence(Base):
     Parameters
     ----------
     horizon : int, >= 1, in entries
+        How many entries ahead the forecast reaches: as many as the task's.
+
+    Examples
+    --------
+    >>> Persistence(2)(torch.tensor([[1.0], [4.0]])).output.tolist()
+    [[4.0], [4.0]]
     """
 
     kind: ClassVar[str] = "persistence"
@@ -142,6 +149,15 @@ class Linear(Base):
     scaling : mapping of str to Tensor
         ``input_loc``, ``input_scale`` (channels,) and ``output_loc``, ``output_scale`` (columns,).
     statistics : Prior or None
+
+    Examples
+    --------
+    >>> from streamadapt import Batch
+    >>> from streamadapt.fit import fit_forecast
+    >>> history = Batch([[t % 3] for t in range(100)], range(100))  # 0, 1, 2, 0, 1, 2, ...
+    >>> said = fit_forecast(history, window=3, horizon=3, ridge=0.0)(torch.tensor([[0.0], [1.0], [2.0]]))
+    >>> said.output.round().abs().flatten().tolist()
+    [0.0, 1.0, 2.0]
     """
 
     kind: ClassVar[str] = "linear"
@@ -230,7 +246,18 @@ class Linear(Base):
 
     @classmethod
     def load(cls, weights: Path) -> Linear:
-        """Read what `save` wrote to `weights`; `ConfigError` if the file is not one of those."""
+        """Read a ridge regression that ``streamadapt fit``, or `save`, wrote.
+
+        Parameters
+        ----------
+        weights : Path
+            The file that ``streamadapt fit`` wrote.
+
+        Raises
+        ------
+        ConfigError
+            If it is no such file.
+        """
         tensors, metadata = read_tensors(weights, "base.weights")
         if metadata.get("format") != "streamadapt-linear-1":
             raise ConfigError("base.weights", str(weights), "a file written by streamadapt fit")
@@ -285,6 +312,12 @@ class FrozenModel(Base):
         Whether the model returns logits, of which the output is the softmax.
     embedding : str, optional
         The submodule whose output is the embedding, as ``named_modules`` calls it: ``"layers.2"``.
+
+    Examples
+    --------
+    >>> model = FrozenModel(nn.Linear(2, 1))
+    >>> model(torch.zeros(6, 2)).output.shape
+    torch.Size([6, 1])
     """
 
     kind: ClassVar[str] = "module"
@@ -418,7 +451,21 @@ def load_module(
     softmax: bool = False,
     embedding: str | None = None,
 ) -> FrozenModel:
-    """Build ``package.module:factory``, load safetensors weights into it and freeze it; see `FrozenModel`.
+    """Build your own model with a function of Python, load its weights, and freeze it; see `FrozenModel`.
+
+    Parameters
+    ----------
+    factory : str
+        ``package.module:function``. The function returns a torch module, which is given (1, window, channels), or
+        another callable, which is given (window, channels); either returns the prediction.
+    weights : Path, optional
+        A safetensors file with the tensors of the module's state dict.
+    params : dict, optional
+        Arguments of the function.
+    softmax : bool
+        Whether the model returns logits, of which the output is the softmax.
+    embedding : str, optional
+        The submodule whose output is the embedding, as ``named_modules`` calls it: ``layers.2``.
 
     Raises
     ------

@@ -20,13 +20,36 @@ from streamadapt.overrides import apply_environment, apply_settings
 from streamadapt.secret_files import read_secret_files
 from streamadapt.toml_text import parse_toml, read_config
 
-__all__ = ["CheckpointTable", "Config", "KeysTable", "LabelsTable", "MetricsTable", "load_config", "parse_config"]
+__all__ = [
+    "BaseKeys",
+    "CheckpointTable",
+    "Config",
+    "KeysTable",
+    "LabelsTable",
+    "LimitKeys",
+    "MetricsTable",
+    "SourceKeys",
+    "load_config",
+    "parse_config",
+]
 
 NEEDED = ("source", "fields", "task", "base", "sink")
 
 
 class CheckpointTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[checkpoint]``: where and how often the state is saved."""
+    """Where and how often the state is saved; without this table it is not saved.
+
+    Attributes
+    ----------
+    path : str
+        A folder, or a URL such as ``s3://bucket/state``.
+    every : duration, > 0
+        A checkpoint is written at least this often while records come.
+    every_entries : int, >= 1
+        A checkpoint is also written after this number of entries.
+    keep : int, >= 1
+        The number of checkpoints that are kept for each partition; at least 2 with ``exactly-once``.
+    """
 
     path: str
     every: str = "10s"
@@ -35,7 +58,18 @@ class CheckpointTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
 
 
 class KeysTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[keys]``: every key has a pipeline of its own; see `streamadapt.keyed`."""
+    """Every key has a pipeline of its own: its own learners and its own guard.
+
+    Attributes
+    ----------
+    max_keys : int, >= 1
+        The largest number of keys in memory, and in a checkpoint. The key that was used least recently is moved to
+        the disk first.
+    max_stored : int, >= 1
+        The largest number of keys on the disk. Beyond it the key that was used least recently is forgotten.
+    path : str
+        The folder, or the URL, for the keys that are not in memory. Default: inside the folder of the checkpoints.
+    """
 
     max_keys: int = 1000
     max_stored: int = 100_000
@@ -43,23 +77,157 @@ class KeysTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
 
 
 class LabelsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[labels]``: how many labels to ask for, a prediction, and which share of them at random."""
+    """Which labels to ask for, where labels cost money or time; a prediction says whether its label is wanted.
+
+    Attributes
+    ----------
+    rate : float, in (0, 1]
+        Labels asked for, per prediction: 0.1 asks for one label in ten.
+    floor : float, in (0, 1]
+        The share of the labels that is asked for at random; 1 asks at random only.
+    """
 
     rate: float = 0.1
     floor: float = 0.2
 
 
 class MetricsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[metrics]``: where Prometheus scrapes."""
+    """Where Prometheus reads the metrics, and where ``/live`` and ``/ready`` answer.
+
+    Attributes
+    ----------
+    port : int, from 0 to 65535
+        The HTTP port; 0 takes a free one.
+    host : str
+        The address to listen on; ``0.0.0.0`` is every address of the machine.
+    """
 
     port: int
     host: str = "0.0.0.0"
+
+
+class SourceKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys of ``[source]`` that every kind of source takes.
+
+    Attributes
+    ----------
+    label_wait : duration
+        How long an entry waits for a label stream that has nothing more to read.
+    delimiter : str, one character
+        Between the cells of a CSV file. This key and the following ones say how files are written: the files of
+        ``kind = "files"``, and those given to ``streamadapt replay`` and ``streamadapt fit``.
+    columns : list of str
+        The names of the columns, for CSV files without a header.
+    comment : str
+        Lines of a CSV file that begin with this text are passed over.
+    encoding : str
+        The encoding of the text, by Python's names, such as ``cp1252``. Default: UTF-8. A byte-order mark at the
+        start of a file has priority.
+    """
+
+    label_wait: str = "2s"
+    delimiter: str = ","
+    columns: Sequence[str] = ()
+    comment: str = ""
+    encoding: str | None = None
+
+
+class BaseKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys of ``[base]`` that every kind of base takes.
+
+    Attributes
+    ----------
+    scaling : str
+        A file with the usual location and scale of inputs and outputs, for a base that does not know them; written by
+        ``streamadapt fit``.
+    """
+
+    scaling: str | None = None
+
+
+class LimitKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """What is refused because it is too large, too old or too far ahead, and when a run is stopped.
+
+    Attributes
+    ----------
+    record_bytes : int, >= 1, bytes
+        Larger records are refused.
+    depth : int, >= 1
+        Records with more levels of nested arrays and objects are refused.
+    width : int, >= 1
+        Records with more fields, or with longer arrays, are refused.
+    id_bytes : int, >= 1, bytes
+        Longer ids and keys are refused.
+    max_buffer : int, >= 1, records
+        A partition with this number of records waiting is not read until some are processed.
+    max_ahead : duration
+        An entry that is dated further ahead of the newest entry is refused, until other records agree with it.
+    max_behind : duration
+        An entry that is older than the newest entry by more than this is refused.
+    max_bad_share : float, in (0, 1]
+        The run stops with exit code 3 when more than this share of the last 5,000 records was refused. 1.0 never stops.
+    stuck_after : duration, > 0
+        A run that does not move for this long is reported by ``/ready``, by a metric and in the log.
+    """
+
+    record_bytes: int = 1 << 20
+    depth: int = 64
+    width: int = 10_000
+    id_bytes: int = 4096
+    max_buffer: int = 10_000
+    max_ahead: Any = "1d"  # Any: a duration, which says itself what it expects
+    max_behind: Any = "5s"
+    max_bad_share: float = 0.95
+    stuck_after: Any = "60s"
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A whole config file.
 
     Tables with a ``kind`` are open: their other keys are the arguments of what the kind names.
+
+    Attributes
+    ----------
+    source : table
+        Where entries and labels are read from.
+    fields : table
+        Where a record keeps the time, the values, the label and the id, and how they are written.
+    task : table
+        What is predicted, from what, and when the truth is known.
+    base : table
+        The frozen model whose predictions are corrected; it is never written to.
+    sink : table
+        Where predictions are written to.
+    dead_letters : table
+        Where refused records are written to, with the reason. Default: beside the predictions.
+    learners : list of tables
+        What learns from the labels, a table each. Default: a set that suits the task.
+    drift : list of tables
+        What watches for drift, and what a drift does, a table each. Default: nothing.
+    labels : table
+        Which labels to ask for.
+    guard : table
+        How the base and the learners are mixed into the prediction that is served.
+    intervals : table
+        Prediction intervals around what is served. Default: none.
+    checkpoint : table
+        Where and how often the state is saved.
+    metrics : table
+        Where Prometheus reads the metrics.
+    limits : table
+        What is refused because it is too large, too old or too far ahead.
+    keys : table
+        A pipeline for each key, instead of one for all entries.
+    panel : table
+        Records of single sensors, put together into entries by their times.
+    guarantee : {"at-least-once", "effectively-once", "exactly-once"}
+        What a reader of the predictions sees after a crash; docs/delivery.md explains the three.
+    device : str
+        Where tensors live: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. ``auto`` takes a GPU for large outputs only.
+    seed : int, from 0 to 2^63 - 1
+        The seed of all random numbers.
+    threads : int, from 1 to 1024
+        Threads of torch. Steps are small: one thread is usually the fastest.
     """
 
     source: dict[str, Any]

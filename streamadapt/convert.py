@@ -17,7 +17,7 @@ from torch import Tensor
 from streamadapt.errors import ConfigError
 from streamadapt.masking import masked
 
-__all__ = ["check_keys", "check_needed", "convert", "is_callable_hint", "join", "meant", "wrong"]
+__all__ = ["check_keys", "check_needed", "convert", "is_callable_hint", "join", "meant", "see", "wrong"]
 
 AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 TYPE: Final = re.compile(r"Expected `(?P<types>[^`]+)`(?P<rest>.*?)(?:, got `.*`)?", re.DOTALL)
@@ -44,13 +44,26 @@ def meant(key: object, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def check_keys(path: str, table: Mapping[str, Any], allowed: Iterable[str]) -> None:
-    """Raise `ConfigError` for the first key that is not allowed, naming the nearest one that is."""
+def see(table: str) -> str:
+    """Return a pointer to what explains a table's keys: its name, ``learners.rls``, or a path that starts with it."""
+    name = re.sub(r"\[.*", "", table)
+    return f"; see `{f'streamadapt config {name}'.strip()}`"
+
+
+def check_keys(path: str, table: Mapping[str, Any], allowed: Iterable[str], explained_as: str | None = None) -> None:
+    """Raise `ConfigError` for the first key that is not allowed, naming the nearest one that is.
+
+    Parameters
+    ----------
+    explained_as : str, optional
+        What ``streamadapt config`` calls the table. Default: as `path` does.
+    """
     names = sorted(allowed)
+    pointer = see(path if explained_as is None else explained_as)
     for key in table:
         if key not in names:
             known = f"one of the keys {', '.join(names)}" if names else "no keys here"
-            raise wrong(join(path, str(key)), table[key], known + meant(key, names))
+            raise wrong(join(path, str(key)), table[key], known + meant(key, names) + pointer)
 
 
 def check_needed(path: str, table: Mapping[str, Any], needed: Iterable[str]) -> None:

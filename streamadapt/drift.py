@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.detectors import (
     BINARY,
     DETECTORS,
@@ -38,19 +39,21 @@ MOST = 1e6
 """No value counts for more, whatever the first ones were."""
 
 
-class DriftMonitor:
+class DriftMonitor(ShowsArguments):
     """One detector on one signal, and its reaction.
 
     Parameters
     ----------
     detector : {"adwin", "page-hinkley", "kswin", "ddm", "eddm", "hddm-a", "hddm-w", "fhddm"}
-        river's. For numbers: ADWIN (Bifet & Gavalda 2007), O(log n) per entry; Page-Hinkley (Page 1954), O(1); KSWIN
-        (Raab et al. 2020), O(w log w) for a window of w, its random sample seeded with 0 unless `params` has a seed.
+        A detector of river. For numbers: ADWIN (Bifet & Gavalda 2007), O(log n) per entry; Page-Hinkley (Page 1954),
+        O(1); KSWIN (Raab et al. 2020), O(w log w) for a window of w, its random sample seeded with 0 unless `params`
+        has a seed.
         For right and wrong, O(1) each: DDM (Gama et al. 2004), EDDM (Baena-Garcia et al. 2006), HDDM by averages and by
         weighted averages (Frias-Blanco et al. 2015), FHDDM (Pesaranghader & Viktor 2016).
     signal : str
-        One of `streamadapt.signals.SIGNALS`, which says what each is, or of a learner's `signal_names`, such as
-        ``dictionary-error``. The detectors of right and wrong watch ``error`` and nothing else.
+        ``loss``, ``error``, ``residual``, ``input``, ``confidence`` or ``embedding`` (`streamadapt.signals` explains
+        them), or a signal of a learner, such as ``dictionary-error``. The detectors of right and wrong watch ``error``
+        and nothing else.
     reaction : {"alert", "boost", "forget", "reset", "refit"}
         ``alert``: say so (prediction, metric, log). ``boost``: also learn faster for a while. ``forget``: give what was
         learned so far only `keep` of its weight (`Learner.forget`). ``reset``: start the learners anew. ``refit``:
@@ -58,19 +61,21 @@ class DriftMonitor:
         matured examples; twice the cost while that lasts. docs/reactions.md has what each was worth.
     params : dict
         Arguments of river's class.
-    factor, half_life
-        Of the `Boost`.
+    factor : float, >= 1
+        With ``boost``: how many times faster learners learn right after an alarm.
+    half_life : float, > 0, in entries
+        With ``boost``: after this many entries half of the additional speed is gone.
     cool_down : int, >= 0
-        So many values after an alarm no other is told: a detector whose window still holds the change would tell it
-        again. The detector itself goes on.
+        The number of values after an alarm for which no other alarm is raised: a detector whose window still holds the
+        change would raise it again. The detector itself goes on.
     channels : {"mean", "each"}
         ``each``: a detector per channel of the signal (``loss``, ``residual``, ``input``), an alarm if any fires, with
         the level of each test divided by their number (Bonferroni), so that the rate of false alarms does not grow with
         the channels. For detectors that have such a level: adwin, kswin, hddm-a, hddm-w, fhddm. Costs a detector each.
     keep : float, in [0, 1)
-        Of ``forget``.
+        With ``forget``: the weight that is left of what was learned.
     trial : int, >= 2, matured examples
-        Of ``refit``.
+        With ``refit``: how long the fresh copy is compared with the learner.
     learners : sequence of str, optional
         Kinds of the learners that ``forget``, ``reset`` and ``refit`` act on. Default: all.
 
@@ -80,6 +85,11 @@ class DriftMonitor:
         Values that were not finite.
     fired_channels : tuple of int
         Which channels fired at the last alarm.
+
+    Examples
+    --------
+    >>> DriftMonitor("adwin", "loss", "boost", factor=3.0).name
+    'adwin:loss'
     """
 
     def __init__(  # noqa: PLR0913 - each is a key of its table

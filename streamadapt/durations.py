@@ -6,9 +6,9 @@ import re
 
 from streamadapt.errors import ConfigError
 
-__all__ = ["duration_ns", "duration_s"]
+__all__ = ["UNITS_NS", "duration_ns", "duration_s"]
 
-_UNITS_NS = {"ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
+UNITS_NS = {"ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 
 
@@ -17,7 +17,7 @@ def duration_ns(path: str, value: object) -> int:
     match = _FORM.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ConfigError(path, value, 'a duration with its unit, such as "250ms", "10s", "5m", "6h" or "1d"')
-    nanoseconds = round(float(match[1]) * _UNITS_NS[match[2]])
+    nanoseconds = round(float(match[1]) * UNITS_NS[match[2]])
     if not nanoseconds < 2**62:
         raise ConfigError(path, value, "a duration of less than 146 years")
     return nanoseconds

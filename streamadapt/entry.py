@@ -20,7 +20,13 @@ _POSITION = re.compile(r"(.*)\[(\d{1,10})\]@(-?\d{1,19})", re.DOTALL | re.ASCII)
 
 
 class Position(NamedTuple):
-    """Where a record stands in its source; totally ordered within one partition."""
+    """Where a record stands in its source; totally ordered within one partition.
+
+    Examples
+    --------
+    >>> str(Position("speeds", 0, 17))
+    'speeds[0]@17'
+    """
 
     stream: str
     partition: int
@@ -72,6 +78,11 @@ class Entry:
     or_time : int or None, ns since the Unix epoch
         Of a local time without an offset, until `streamadapt.local_time` has decided: `time` again, or the later one
         of the two times that it can mean.
+
+    Examples
+    --------
+    >>> Entry([20.5, 3.1], time=1_700_000_000_000_000_000, id="a-17").id
+    'a-17'
     """
 
     values: FloatArray
@@ -98,6 +109,11 @@ class Label:
         When the label became known (not when its entry was measured).
     or_time : int or None
         As of `Entry`.
+
+    Examples
+    --------
+    >>> Label("a-17", 21.0, time=1_700_000_600_000_000_000).id
+    'a-17'
     """
 
     id: str
@@ -146,6 +162,13 @@ class Prediction:
         The key of the entry's record, where `key` does not say it byte for byte.
     headers : tuple of (str, bytes or None)
         Those of the entry's record; a panel's row has none, since many records are in it.
+
+    Examples
+    --------
+    >>> from streamadapt import Forecast, Persistence, Pipeline
+    >>> (prediction,) = Pipeline(Forecast(1, 2), Persistence(2)).observe([Entry([3.0], time=0)])
+    >>> prediction.served.tolist()
+    [[3.0], [3.0]]
     """
 
     position: Position
@@ -183,6 +206,12 @@ class Batch:
         NaN rows are unlabelled.
     channels : tuple of str
         Names of the columns of `values`; may be empty.
+
+    Examples
+    --------
+    >>> batch = Batch(np.zeros((10, 2), np.float32), np.arange(10), channels=("a", "b"))
+    >>> len(batch.values)
+    10
     """
 
     values: FloatArray

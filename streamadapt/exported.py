@@ -174,6 +174,7 @@ def load_export(path: Path, *, softmax: bool = False) -> Exported:
     Parameters
     ----------
     path : Path
+        The ``.pt2`` file.
     softmax : bool
         Whether the model returns logits, of which the output is the softmax.
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from streamadapt.aggregators import BOA, FixedShare, Mixer, MLPoly
+from streamadapt.arguments import ShowsArguments
 from streamadapt.errors import ConfigError
 from streamadapt.losses import Array, Loss, Mask
 from streamadapt.scoped import SCOPES, Scope, Scoped
@@ -51,7 +52,7 @@ class Mixture:
     weights: Array
 
 
-class Guard(ABC):
+class Guard(ShowsArguments, ABC):
     """Mixes experts; the first expert is always the base."""
 
     kind: ClassVar[str]
@@ -177,7 +178,12 @@ class TwoLayer(Guard):
         Shares of experts to serve while no loss speaks for anything; the base has what they leave of 1. Default: the
         base alone. Without labels, what is served for good.
     stack : bool
-        Whether layer 1 has the ridge stack.
+        Whether layer 1 has also a ridge regression on the experts.
+
+    Examples
+    --------
+    >>> TwoLayer("global", stack=False)
+    TwoLayer(scope='global', stack=False)
     """
 
     kind: ClassVar[str] = "two-layer"
@@ -253,12 +259,20 @@ class Hedge(Guard):
     Parameters
     ----------
     eta : float, > 0
+        Learning rate of the weights: higher moves them faster to the best expert.
     share : float, in [0, 1)
+        The share of the weight that is spread again over all experts at each step.
     scope : {"horizon", "global", "cell"}
+        What shares weights: each row of a forecast, everything, or nothing.
     prior : mapping of str to float, optional
         Shares of experts to begin with and to return to; the base has what they leave of 1, other experts have none.
         Default: all alike. With few labels, and a prior that is known to be good, a low `eta` and a high `share` (.3
         and .1) keep near it: a label in twenty is too little to find weights by.
+
+    Examples
+    --------
+    >>> Hedge(eta=0.3, share=0.1)
+    Hedge(eta=0.3, share=0.1)
     """
 
     kind: ClassVar[str] = "hedge"
@@ -302,6 +316,11 @@ class NoGuard(Guard):
     ----------
     expert : int, >= 0
         Its place among the experts; the base is 0.
+
+    Examples
+    --------
+    >>> NoGuard(expert=1)
+    NoGuard(expert=1)
     """
 
     kind: ClassVar[str] = "none"

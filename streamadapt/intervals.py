@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.errors import ConfigError
 from streamadapt.guard import Mixture
 from streamadapt.losses import Array, Mask
@@ -35,7 +36,7 @@ KEPT = 3
 """Rows of `Issued.own` that are an interval's: what was served, its half-width, and the errors known by then."""
 
 
-class NoIntervals:
+class NoIntervals(ShowsArguments):
     """Says nothing about errors.
 
     Attributes
@@ -92,9 +93,10 @@ class Intervals(NoIntervals):
     Parameters
     ----------
     coverage : float, in (0, 1)
-        The share of targets that lie within.
+        The share of the targets that lie within their interval.
     rate : float, > 0
-        How fast q moves, in running means of the error. Lower: steadier intervals, slower to get the coverage right.
+        How fast the width follows the misses (the step of q, in running means of the error). Lower: steadier
+        intervals, which take longer to get the coverage right.
 
     References
     ----------

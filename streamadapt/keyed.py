@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.entry import Entry, Label, Prediction
 from streamadapt.entry_labels import count_refused
@@ -108,7 +109,7 @@ class _Stored:
         return f"{self.number:012d}"
 
 
-class KeyedPipeline:
+class KeyedPipeline(ShowsArguments):
     """One pipeline for each `Entry.key`, made when the key first comes; to be used like a `Pipeline`.
 
     Each key's predictions and state are, to the bit, those of a pipeline that sees this key's entries and labels alone.
@@ -142,6 +143,14 @@ class KeyedPipeline:
         Of all keys together.
     stats : Stats
         Of all keys together; ``weights`` and ``signals`` are those of the newest prediction, ``keys`` counts the keys.
+
+    Examples
+    --------
+    >>> from streamadapt import Entry, Forecast, Persistence, Pipeline
+    >>> pipeline = KeyedPipeline(lambda: Pipeline(Forecast(1, 1), Persistence(1)))
+    >>> items = [Entry([t], time=t, key=key) for t in range(3) for key in ("a", "b")]
+    >>> [prediction.key for prediction in pipeline.observe(items)]
+    ['a', 'b', 'a', 'b', 'a', 'b']
     """
 
     def __init__(

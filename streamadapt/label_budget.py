@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.errors import ConfigError
 from streamadapt.losses import Array
 
@@ -23,7 +24,7 @@ MOST_STEERED = 5.0
 WORD = (1 << 64) - 1
 
 
-class LabelBudget:
+class LabelBudget(ShowsArguments):
     """Asks for the label of each prediction with a probability that grows with how much it would tell.
 
     ::

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.durations import duration_ns
 from streamadapt.entry import Entry, FloatArray, Label, Position
 from streamadapt.errors import ConfigError, EntryError, Reason
@@ -24,7 +25,7 @@ DAY_NS = 86_400 * 10**9
 Rank = tuple[bool, int, float, bool]
 
 
-class Panel:
+class Panel(ShowsArguments):
     """Assembles records, each of one sensor (`Entry.key`) with one value, into entries of all sensors.
 
     A row is released when the watermark, the newest event time seen less `lateness`, has passed its time; a record that
@@ -43,10 +44,10 @@ class Panel:
     Parameters
     ----------
     sensors : sequence of str, optional
-        The columns. Records of other sensors are refused.
+        The names of the sensors, a column each. Records of other sensors are refused.
     max_sensors : int, optional
-        In place of `sensors`: so many columns, taken by sensors as they first have a value in a row that is released,
-        in the order of their names within the row, and kept for good. Sensors beyond are refused.
+        In place of `sensors`: the largest number of columns. A sensor takes one when it first has a value in a row that
+        is released, in the order of the names within that row, and keeps it. Further sensors are refused.
     step : duration, optional
         Rows on a grid: the row of time T has what was measured in (T - step, T], T being a multiple of `step` since the
         Unix epoch. Without it there is a row for every event time at which a sensor said something (irregular steps;
@@ -60,7 +61,7 @@ class Panel:
         A record further ahead of the newest is in doubt; see `Watermark`. At least `lateness`. Default: a day, or 16
         steps if they are longer.
     max_waiting : int
-        At most so many values wait; beyond it the oldest row is released early.
+        The largest number of values that wait; beyond it the oldest row is released early.
 
     Raises
     ------

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.base import Base, as_base, check_probabilities
 from streamadapt.coerce import coerced, coerced_entry
 from streamadapt.device import resolve_device
@@ -85,7 +86,7 @@ class Asked:
     raw: BaseOutput | None
 
 
-class Pipeline:
+class Pipeline(ShowsArguments):
     """Predicts every entry, learns from every label, and serves a guarded mixture.
 
     A learner, guard, detector or reaction that raises an exception is left out for a while: it is counted in

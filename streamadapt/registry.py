@@ -8,14 +8,16 @@ import typing
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, Final
 
-from streamadapt.convert import check_keys, check_needed, convert, is_callable_hint, join, meant, wrong
+from streamadapt.convert import check_keys, check_needed, convert, is_callable_hint, join, meant, see, wrong
 from streamadapt.errors import ConfigError, StreamadaptError
 from streamadapt.masking import masked, scrubbed
 
 __all__ = ["ROOTS", "arguments_of", "build", "call", "choose", "kinds", "prepare"]
 
+BEHIND_ROOT: Final = r"[.\[].*"
+"""What stands in a path behind the name of its table."""
 ROOTS = frozenset(
     {
         "source", "fields", "task", "base", "learners", "drift", "guard", "sink", "dead_letters", "checkpoint",
@@ -40,7 +42,7 @@ def choose(known: Mapping[str, Any], path: str, table: Mapping[str, Any]) -> Any
     """
     kind = table.get("kind")
     if not isinstance(kind, str) or kind not in known:
-        raise wrong(join(path, "kind"), kind, "one of " + ", ".join(sorted(known)) + meant(kind, known))
+        raise wrong(join(path, "kind"), kind, "one of " + ", ".join(sorted(known)) + meant(kind, known) + see(path))
     return known[kind]
 
 
@@ -71,11 +73,19 @@ def prepare(group: str, path: str, table: Mapping[str, Any], **given: Any) -> Ca
         target = point.load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(join(path, "kind"), point.name, f"a kind that can be imported ({error})") from error
-    return arguments_of(target, path, {k: v for k, v in table.items() if k != "kind"}, **given)
+    return arguments_of(target, path, {k: v for k, v in table.items() if k != "kind"}, point.name, **given)
 
 
-def arguments_of(target: Callable[..., Any], path: str, settings: Mapping[str, Any], **given: Any) -> Callable[[], Any]:
-    """Return the call of `target` with a table's settings, each converted to what its signature says."""
+def arguments_of(
+    target: Callable[..., Any], path: str, settings: Mapping[str, Any], kind: str | None = None, /, **given: Any
+) -> Callable[[], Any]:
+    """Return the call of `target` with a table's settings, each converted to what its signature says.
+
+    Parameters
+    ----------
+    kind : str, optional
+        Whose settings these are, where the table has kinds; for errors.
+    """
     function = target.__init__ if inspect.isclass(target) else target
     try:
         hints = typing.get_type_hints(function)
@@ -85,7 +95,8 @@ def arguments_of(target: Callable[..., Any], path: str, settings: Mapping[str, A
     named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     given = {name: value for name, value in given.items() if name in named}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        check_keys(path, settings, {n for n in named.keys() - given.keys() if not is_callable_hint(hints.get(n))})
+        allowed = {n for n in named.keys() - given.keys() if not is_callable_hint(hints.get(n))}
+        check_keys(path, settings, allowed, None if kind is None else f"{re.sub(BEHIND_ROOT, '', path)}.{kind}")
     needed = [n for n, p in named.items() if p.default is p.empty]
     # TOML has no null: leaving a key out is the way to say it.
     given = {n: None for n in needed if type(None) in typing.get_args(hints.get(n)) and n not in settings} | given

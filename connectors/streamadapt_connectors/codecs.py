@@ -80,22 +80,28 @@ class FieldMap:
     ----------
     values : tuple of str
         One path per channel, or one path to a JSON array that holds the whole row.
-    time, time_format : str or None, str
-        Event time; None takes the record's own time stamp. Formats: ``iso8601``, ``unix_s``, ``unix_ms``,
-        ``unix_us``, ``unix_ns`` or a strptime pattern. A time without an offset is UTC, or in `timezone`.
+    time : str or None
+        The path of the event time. Default: the record's own time stamp.
+    time_format : str
+        How times are written: ``iso8601``, ``unix_s``, ``unix_ms``, ``unix_us``, ``unix_ns`` or a strptime pattern. A
+        time without an offset is UTC, or in `timezone`.
     timezone : str or None
         Where clocks show the times that have no offset: ``Europe/Berlin``. The hour that autumn repeats is decided
         by the records' order (`streamadapt.local_time`); a time in the hour that spring leaves out is refused.
-    key, id : str or None
-        None: the record's own key; its position, e.g. ``cgm[0]@17``.
+    key : str or None
+        The path of the key: which sensor, machine or customer the record is of. Default: the record's own key.
+    id : str or None
+        The path of the id that labels refer to. Default: the record's position, such as ``cgm[0]@17``.
     label : str or None
-        A number or an array of numbers.
-    label_id, label_time : str or None
-        In the label stream; None means the same as `id` and `time`.
-    channels : int or None
-        Width of the row; None takes what comes when `values` is one path.
-    outputs : int
-        Width of a label.
+        The path of the label: a number, an array of numbers, or a class.
+    label_id : str or None
+        The path of the entry's id in a record of the label stream. Default: as `id`.
+    label_time : str or None
+        The path of the time in a record of the label stream. Default: as `time`.
+    channels : int or None, >= 1
+        How many numbers the array has, where `values` is one path. Default: as many as the first record has.
+    outputs : int, >= 1
+        How many numbers a label has.
     text_numbers : bool
         Cells are text (CSV): numbers are read from it; empty, nan, NA, N/A, null, None, ``-``, ``?`` and the other
         words of pandas mean missing.

@@ -135,7 +135,7 @@ class JsonlSink(RecallingSink):
     encoder : callable
         From `Prediction` to one line of bytes; not from a config.
     experts : bool
-        Also write what every expert said; not together with an encoder of one's own.
+        Whether to write also what every expert predicted; not together with an encoder of your own.
 
     Raises
     ------
@@ -180,6 +180,7 @@ class JsonlDeadLetters(DeadLetterSink):
     Parameters
     ----------
     path : Path or str
+        The file; it is created, with its folders, if it is missing.
 
     Raises
     ------

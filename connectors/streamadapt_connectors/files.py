@@ -38,15 +38,21 @@ class FilesSource(Source):
     Parameters
     ----------
     path : path or sequence of paths
-        One stream, in this order. Names end in .csv, .jsonl or .ndjson, with or without .gz.
-    label_path : the same, or None
-        The label stream.
+        The files with the entries, read in this order. Names end in .csv, .jsonl or .ndjson, with or without .gz.
+    label_path : path or sequence of paths, optional
+        The files with the labels, where they have files of their own.
     stream, label_stream : str or None
-        Names; None takes the name of the first file.
+        The names of the two streams, as positions show them. Default: the name of the first file.
     batch : int, >= 1
-        Most records of each stream that a poll returns.
-    delimiter, columns, comment, encoding
-        How the files are written; see `FileFormat`.
+        The largest number of records of each stream that one poll returns.
+    delimiter : str, one character
+        Between the cells of a CSV file.
+    columns : sequence of str
+        The names of the columns, for CSV files without a header.
+    comment : str
+        Lines of a CSV file that begin with this text are passed over.
+    encoding : str, optional
+        The encoding of the text, by Python's names. Default: UTF-8.
 
     Raises
     ------

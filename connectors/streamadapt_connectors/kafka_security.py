@@ -4,36 +4,80 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Final
 
 from kafka import errors as kafka_errors
 
 from streamadapt.errors import ConfigError
 from streamadapt.masking import HIDDEN
 
-__all__ = ["check_security", "refusal_of", "tls_context"]
+__all__ = ["Security", "SecurityKeys", "check_security", "refusal_of", "tls_context"]
 
 PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-SECURITY: Final = frozenset(
-    {
-        "security_protocol",
-        "ssl_cafile",
-        "ssl_certfile",
-        "ssl_keyfile",
-        "ssl_password",
-        "ssl_crlfile",
-        "ssl_ciphers",
-        "ssl_check_hostname",
-        "ssl_context",
-        "sasl_mechanism",
-        "sasl_plain_username",
-        "sasl_plain_password",
-        "sasl_kerberos_name",
-        "sasl_kerberos_service_name",
-        "sasl_kerberos_domain_name",
-        "sasl_oauth_token_provider",
-    }
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecurityKeys:
+    """TLS and SASL settings, by kafka-python's names; docs/security.md says which ones a broker needs.
+
+    Attributes
+    ----------
+    security_protocol : {"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"}
+        Whether the connection is encrypted (SSL), and whether the client logs in (SASL).
+    ssl_cafile : str
+        A PEM file with the certificates of the authorities that are trusted. Default: those of the system.
+    ssl_certfile : str
+        A PEM file with the client's certificate.
+    ssl_keyfile : str
+        A PEM file with the key of the client's certificate.
+    ssl_password : str
+        The password of an encrypted key; `ssl_password_file` names a file that holds it.
+    ssl_crlfile : str
+        A PEM file with revoked certificates.
+    ssl_ciphers : str
+        The ciphers that are allowed, as OpenSSL writes them.
+    ssl_check_hostname : bool
+        Whether the certificate must be of the host that is connected to.
+    ssl_context : ssl.SSLContext
+        A context made in Python, in place of the files.
+    sasl_mechanism : {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER", "AWS_MSK_IAM"}
+        How the client logs in.
+    sasl_plain_username : str
+        The user name; `sasl_plain_username_file` names a file that holds it.
+    sasl_plain_password : str
+        The password; `sasl_plain_password_file` names a file that holds it.
+    sasl_kerberos_name : str
+        GSSAPI: the whole name of the broker's service.
+    sasl_kerberos_service_name : str
+        GSSAPI: the service part of that name.
+    sasl_kerberos_domain_name : str
+        GSSAPI: the host part of that name. Default: the host that is connected to.
+    sasl_oauth_token_provider : object
+        OAUTHBEARER: an object that gives tokens, made in Python.
+    """
+
+    security_protocol: str = "PLAINTEXT"
+    ssl_cafile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_password: str | None = None
+    ssl_crlfile: str | None = None
+    ssl_ciphers: str | None = None
+    ssl_check_hostname: bool = True
+    ssl_context: ssl.SSLContext | None = None
+    sasl_mechanism: str | None = None
+    sasl_plain_username: str | None = None
+    sasl_plain_password: str | None = None
+    sasl_kerberos_name: str | None = None
+    sasl_kerberos_service_name: str = "kafka"
+    sasl_kerberos_domain_name: str | None = None
+    sasl_oauth_token_provider: object = None
+
+
+Security = Annotated[Mapping[str, Any], SecurityKeys]
+"""A table ``security``: plain data, whose keys `SecurityKeys` describes."""
+SECURITY: Final = frozenset(field.name for field in fields(SecurityKeys))
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER", "AWS_MSK_IAM")
 WITH_PASSWORD: Final = MECHANISMS[:3]
 
@@ -50,7 +94,8 @@ def check_security(security: Mapping[str, Any] | None, path: str = "security") -
     given = dict(security or {})
     for name in given:
         if name not in SECURITY:
-            raise ConfigError(f"{path}.{name}", HIDDEN, f"one of {', '.join(sorted(SECURITY))}")
+            expected = f"one of {', '.join(sorted(SECURITY))}; see `streamadapt config source.security`"
+            raise ConfigError(f"{path}.{name}", HIDDEN, expected)
     protocol = given.get("security_protocol", "PLAINTEXT")
     if protocol not in PROTOCOLS:
         raise ConfigError(f"{path}.security_protocol", protocol, f"one of {', '.join(PROTOCOLS)}")

@@ -26,6 +26,7 @@ from streamadapt.ports import (
 from streamadapt_connectors.codecs import encode_prediction
 from streamadapt_connectors.kafka_deliveries import SINK_CONDITIONS, Deliveries
 from streamadapt_connectors.kafka_refusals import Access, Refusals
+from streamadapt_connectors.kafka_security import Security
 from streamadapt_connectors.kafka_settings import Client, Reach
 from streamadapt_connectors.kafka_tail import newest_offset
 from streamadapt_connectors.kafka_transactions import Transaction
@@ -59,20 +60,20 @@ class KafkaSink(RecallingSink, TransactionalSink):
     encoder : callable
         From `Prediction` to bytes; not from a config.
     experts : bool
-        Also write what every expert said; not together with an encoder of one's own.
+        Whether to write also what every expert predicted; not together with an encoder of your own.
     partitions : int or None
-        How many to create the topic with. None: as many as the input has.
+        The number of partitions, if the topic is created. Default: as many as the source has.
     security : mapping or None
-        TLS and SASL settings by kafka-python's names.
-    compression : str or None
-        ``gzip``, ``snappy``, ``lz4`` or ``zstd``.
-    transaction_timeout : str
+        TLS and SASL settings: the keys of ``source.security``.
+    compression : {"gzip", "snappy", "lz4", "zstd"}, optional
+        How records are compressed. Default: not at all.
+    transaction_timeout : duration
         With ``exactly-once``: the broker gives up a transaction that is open for longer, and its partition begins
         again from the last commit. More than the time between two checkpoints, and no more than the broker allows
         (Kafka: 15 minutes, unless set).
     headers : bool
         Whether a prediction carries the headers of its entry's record, such as ``traceparent``, unchanged.
-    broker_timeout : str
+    broker_timeout : duration
         With ``exactly-once``: where the broker has not answered for so long, the transaction is given up and its
         partition begins again from the last commit. Never above `transaction_timeout`, whatever is set.
 
@@ -92,7 +93,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
         *,
         experts: bool = False,
         partitions: int | None = None,
-        security: Mapping[str, Any] | None = None,
+        security: Security | None = None,
         compression: str | None = None,
         transaction_timeout: str = "60s",
         broker_timeout: str = "10s",
@@ -347,7 +348,7 @@ class KafkaDeadLetters(DeadLetterSink):
         topic: str,
         *,
         partitions: int | None = None,
-        security: Mapping[str, Any] | None = None,
+        security: Security | None = None,
     ) -> None:
         configs = {
             # A batch that is too large would break the idempotent producer's sequence for those after it;

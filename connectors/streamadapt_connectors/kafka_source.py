@@ -45,6 +45,7 @@ from streamadapt_connectors.kafka_places import (
     ranges_of,
 )
 from streamadapt_connectors.kafka_refusals import Refusals, source_accesses
+from streamadapt_connectors.kafka_security import Security
 from streamadapt_connectors.kafka_settings import Client, Link, Reach, Setup
 from streamadapt_connectors.kafka_topics import Topics, metadata_age_of
 
@@ -108,34 +109,37 @@ class KafkaSource(Source):
     ----------
     servers : str
         ``host:port``, several with commas.
-    topic, label_topic : str, str or None
+    topic : str
+        The topic with the entries; their labels may be in it, too.
+    label_topic : str or None
+        The topic with the labels, where they have one of their own.
     group : str or None
-        Consumer group; offsets are committed to it for monitoring only.
+        Consumer group: its members share the partitions. Offsets are committed to it for monitoring only.
     partitions : sequence of int or None
-        Without a group: which ones; None is all.
-    start : str
-        ``earliest`` or ``latest``: where to read if the owner names no offset.
-    out_of_range : str
-        ``error``, ``earliest`` or ``latest``: what to do if the topic no longer holds the position asked for.
+        Without a group: the partitions to read. Default: all.
+    start : {"earliest", "latest"}
+        Where to begin to read where there is no checkpoint.
+    out_of_range : {"error", "earliest", "latest"}
+        What to do if the topic no longer holds the position of the checkpoint.
     security : mapping or None
-        TLS and SASL settings by kafka-python's names (``security_protocol``, ``ssl_*``, ``sasl_*``).
-    session_timeout : str
-        With a group: who says nothing for so long is thought dead, and others get its partitions.
+        TLS and SASL settings: the keys of ``source.security``.
+    session_timeout : duration
+        With a group: a member that is silent for this long counts as dead, and others get its partitions.
     max_poll_records : int
-        Most records a poll returns.
+        The largest number of records that one poll returns.
     fetch_bytes : int, bytes
         Fetched at once per partition, and twice that in all: what is held in memory. A larger record is delivered all
         the same.
-    isolation_level : str
-        ``read_committed``: records of transactions that were aborted are left out, and those of an open one are waited
-        for. Or ``read_uncommitted``: every record, when it is written.
-    metadata_max_age : str
+    isolation_level : {"read_committed", "read_uncommitted"}
+        ``read_committed``: records of aborted transactions are left out, and the end of an open transaction is waited
+        for. ``read_uncommitted``: every record is read as soon as it is written.
+    metadata_max_age : duration
         How old the knowledge of the topics may become: added partitions are found this late.
     check_topic_id : bool
         Whether a topic that was deleted and created again counts as another one. False trusts the offsets alone: for a
         copy of a topic, on another cluster, in which every record has its old offset.
-    tombstones : str
-        ``dead-letter`` or ``skip``: what becomes of records without a value.
+    tombstones : {"dead-letter", "skip"}
+        What is done with records without a value.
 
     Raises
     ------
@@ -155,7 +159,7 @@ class KafkaSource(Source):
         partitions: Sequence[int] | None = None,
         start: str = "earliest",
         out_of_range: str = "error",
-        security: Mapping[str, Any] | None = None,
+        security: Security | None = None,
         session_timeout: str = "45s",
         max_poll_records: int = 1000,
         fetch_bytes: int = FETCH_BYTES,

@@ -1,4 +1,4 @@
-"""The commands: ``streamadapt run|check|init|fit|replay|demo|checkpoint|dlq``."""
+"""The commands: ``streamadapt run|check|init|config|fit|replay|demo|checkpoint|dlq``."""
 
 from __future__ import annotations
 
@@ -140,7 +140,21 @@ def init(
         write_whole(check_output("config", config, {}), text)
     except ConnectorError as error:
         raise ConfigError("config", str(config), f"a file that can be written ({error})") from error
-    tell(f"wrote {config}; edit it, then: streamadapt check {config}")
+    tell(f"wrote {config}; edit it (streamadapt config TABLE explains the keys), then: streamadapt check {config}")
+
+
+@app.command("config")
+def explain(
+    table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="Such as source, or learners.rls.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole page of the docs.")] = False,
+) -> None:
+    """Explain the keys of a config: type, default, meaning and an example. Without a table: which tables there are."""
+    from streamadapt.app.config_page import config_index, config_markdown, config_text
+
+    if markdown:
+        tell(config_markdown().rstrip("\n"))
+    else:
+        tell(config_index() if table is None else config_text(table))
 
 
 @app.command()

@@ -37,14 +37,19 @@ class ADCSD(Learner):
         False: the original; LayerNorm over all of (T, N, 128) with an affine of that size, lambda per node.
         True: LayerNorm over the 128 only with one affine for all cells; lambda and a bias per (horizon, node).
     loss : {"mae", "huber"}
-        Huber's threshold is one scale of the output.
+        What a step reduces: the absolute error, or Huber's loss, whose threshold is one scale of the output.
     optimiser : {"adam", "sgd", "lion", "adabelief"}
-        Adam is the paper's; see `streamadapt.optim.Optimiser`. The default `lr` is Adam's, whichever is chosen.
+        What makes the steps. Adam is the paper's; the default `lr` is Adam's, whichever is chosen.
 
     References
     ----------
     .. [1] Guo et al. (2024), Online test-time adaptation of spatial-temporal traffic flow forecasting,
        arXiv:2401.04148.
+
+    Examples
+    --------
+    >>> ADCSD(share_norm=True).names
+    ('adcsd-share-norm',)
     """
 
     kind: ClassVar[str] = "adcsd"

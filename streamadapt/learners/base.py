@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.optim import Optimiser
 
@@ -139,7 +140,7 @@ class Spec:
         return torch.Generator().manual_seed(self.seed)
 
 
-class Learner(nn.Module, ABC):
+class Learner(ShowsArguments, nn.Module, ABC):
     """An online learner: one expert beside the frozen base.
 
     Its parameters, buffers (optimiser moments included) and `get_extra_state` are its whole state. It is constructed

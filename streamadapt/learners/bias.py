@@ -31,6 +31,11 @@ class Bias(Learner):
     References
     ----------
     .. [1] Wu et al. (2021), Online adaptation to label distribution shift, NeurIPS 34.
+
+    Examples
+    --------
+    >>> Bias((0.1, 0.02)).names
+    ('bias-0.1', 'bias-0.02')
     """
 
     kind: ClassVar[str] = "bias"

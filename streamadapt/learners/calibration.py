@@ -50,7 +50,7 @@ class Calibration(Learner):
     forgetting : float or sequence of floats, in (0, 1]
         Per matured example: .9 remembers about 10. Several: one expert each.
     clip : float, > 0
-        Not used for classes.
+        Errors are clipped at this many times their running mean size; ``inf`` clips nothing. Not used for classes.
     ridge : float, > 0
         Weight of the prior, "no correction", in squared scaled units. Default: .1; 10 for classes, where u is not
         scaled.
@@ -61,6 +61,11 @@ class Calibration(Learner):
     .. [2] Guo et al. (2017), On calibration of modern neural networks, ICML 34.
     .. [3] Böhning (1992), Multinomial logistic regression algorithm, Annals of the Institute of Statistical Mathematics
        44.
+
+    Examples
+    --------
+    >>> Calibration(0.98).names
+    ('calibration-0.98',)
     """
 
     kind: ClassVar[str] = "calibration"

@@ -45,8 +45,8 @@ class Dictionary(Learner):
         Predicts from the cleaned inputs; its experts are offered as ``dictionary-<name>``. It learns what that learner
         learns. Default: none; the base predicts from the cleaned inputs, which needs no labels.
     over : {"window", "row"}
-        What y is: the window of (window, channels) as one vector, or each of its rows, of which the newest is learned.
-        At most `MOST_NUMBERS` numbers.
+        What is cleaned at once: the window of (window, channels) as one vector, or each of its rows, of which the
+        newest is learned. At most `MOST_NUMBERS` numbers.
     threshold : float, >= 0, in scaled units
         Two to three times the noise, in units of the inputs' scale. 0 leaves the inputs as they are.
     batch : int, >= 1
@@ -58,6 +58,12 @@ class Dictionary(Learner):
     References
     ----------
     .. [1] Xue & Lau (2021), Online orthogonal dictionary learning based on Frank-Wolfe method, arXiv:2103.01484.
+
+    Examples
+    --------
+    >>> from streamadapt import Bias
+    >>> Dictionary(Bias(0.1), threshold=0.3).names
+    ('dictionary-bias-0.1',)
     """
 
     kind: ClassVar[str] = "dictionary"

@@ -44,18 +44,30 @@ class EATA(BatchAdapter):
     batch : int, default 64
         Entries per step in a stream, and source samples per gradient of the Fisher information.
     lr : float, > 0, default 2.5e-4
+        Learning rate.
     fisher : Path or Tensor, optional
-        Source samples without labels (2000 in the paper), see `streamadapt.tta.source_samples`.
+        Source samples without labels (2000 in the paper), of (samples, window, channels): a file ``.npy``, ``.npz`` or
+        ``.safetensors``, in the latter two under the name ``inputs``.
     fisher_weight : float, >= 0
-        1 for inputs of CIFAR's size, 2000 for ImageNet in the paper.
+        How strongly important weights are held: 1 for inputs of CIFAR's size, 2000 for ImageNet in the paper.
     d : float, > 0
-        .4 for ten classes, .05 for a thousand in the paper.
-    momentum, optimiser, modules
-        As for `Tent`.
+        Entries whose cosine with the running mean is above this are redundant: .4 for ten classes, .05 for a thousand
+        in the paper.
+    momentum : float, in [0, 1)
+        Momentum of ``sgd``.
+    optimiser : {"sgd", "adam", "lion", "adabelief"}
+        What makes the steps.
+    modules : sequence of str, optional
+        Names of the normalisation layers to adapt. Default: all.
 
     References
     ----------
     .. [1] Niu et al. (2022), Efficient test-time model adaptation without forgetting, ICML, equations 2 to 8.
+
+    Examples
+    --------
+    >>> EATA(batch=32, d=0.05).names
+    ('eata-b32',)
     """
 
     kind: ClassVar[str] = "eata"

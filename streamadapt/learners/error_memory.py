@@ -60,42 +60,52 @@ class ErrorMemory(Learner):
     Parameters
     ----------
     store : {"exact", "sketch"}
+        How errors are kept: every one of the newest, or sums of them in hashed buckets.
     scope : {"channel", "panel"}, optional
-        Forecasts only. Default: channel; panel where the key is the base's embedding.
+        One memory for each channel, or one for all. Forecasts only. Default: channel; panel where the key is the base's
+        embedding.
     embedding : {"auto", "base", "inputs"}
         Where the key comes from: ``base`` wants a base that shows its embedding; ``auto`` takes it where there is one
         (forecasts: always the inputs).
     value : {"label", "residual"}, optional
-        Default: label for classification, residual otherwise; forecasts know no other.
+        What is remembered: labels and the base's outputs, or the base's errors. Default: label for classification,
+        residual otherwise; forecasts know no other.
     lam : float, > 0, optional
         How much of the error is put right. Default: 1; .9 for classification, where 1 could say that something is
         impossible since it was not among the neighbours.
     gamma : float, in [0, 1], optional
-        With ``value="label"`` only. Default: 1.
+        With ``value="label"`` only: the share of the published form against the mean of the errors. Default: 1.
     capacity : int, optional
         Exact: entries remembered. Default: 500; 4000 for forecasts, 1300 from 50 channels on.
     k : int, optional
         Exact: neighbours, <= capacity. Default: 10; 64 for forecasts by channel, 32 by panel; or `capacity`, if less.
     tau : float, > 0, optional
         Exact: temperature of the softmax. Default: .1.
-    tables, bits : int, optional
-        Sketch: K tables of 2^bits buckets. Default: 64 and 8; 16 and 6 for forecasts.
+    tables : int, optional
+        Sketch: the number of hash tables. Default: 64; 16 for forecasts.
+    bits : int, optional
+        Sketch: a table has 2^bits buckets. Default: 8; 6 for forecasts.
     decay : float, in (0, 1], optional
         Sketch: fading per remembered entry: .98 remembers about 50. Default: .98; .999 for forecasts. A boost fades
         faster.
     floor : float, > 0, optional
-        Below so many entries a store says nothing. Exact: of those in it. Default: `k`. Sketch: of those in the matched
-        bucket of a table, on average. Default: .1.
+        A store with fewer entries than this says nothing. Exact: of those in it. Default: `k`. Sketch: of those in the
+        matched bucket of a table, on average. Default: .1.
     key_window : int, in entries, optional
         Forecasts by channel: steps of the key. Default: 24, or the window, if less.
     period : float, in seconds, optional
-        Forecasts: what time of day is taken within. Default: a day.
+        Forecasts: the period within which the key has the time. Default: a day.
 
     References
     ----------
     .. [1] Zhu et al. (2023), ReLoop2: building self-adaptive recommendation models via responsive error compensation
        loop, KDD.
     .. [2] Farmer & Sidorowich (1987), Predicting chaotic time series, Phys. Rev. Lett. 59: forecasts by analogues.
+
+    Examples
+    --------
+    >>> ErrorMemory(scope="panel").names
+    ('error-memory-panel',)
     """
 
     kind: ClassVar[str] = "error_memory"

@@ -40,6 +40,11 @@ class Gain(Learner):
     ----------
     .. [1] Guo et al. (2017), On calibration of modern neural networks, ICML 34; for the steps, Amari (1998), Natural
        gradient works efficiently in learning, Neural Computation 10.
+
+    Examples
+    --------
+    >>> Gain(0.05).names
+    ('gain-0.05',)
     """
 
     kind: ClassVar[str] = "gain"

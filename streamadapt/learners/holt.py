@@ -51,13 +51,18 @@ class Holt(Learner):
     trend : float, in [0, 1]
         Share that goes into the slope, at most `level`.
     damping : float, in (0, 1]
-        phi, per step.
+        What is left of the slope after each step of the forecast: 1 is a straight line.
     jump : float, > 1
         Errors beyond so many times their mean size are jumps; ``inf`` for none.
 
     References
     ----------
     .. [1] Hyndman & Athanasopoulos (2021), Forecasting: principles and practice, sections 8.2 and 8.5.
+
+    Examples
+    --------
+    >>> Holt(level=0.3).names
+    ('holt-0.3-0.05',)
     """
 
     kind: ClassVar[str] = "holt"

@@ -124,8 +124,11 @@ class Liquid(Learner):
     Parameters
     ----------
     cell : {"cfc", "ltc"}
-    units : int
+        The kind of network: closed-form continuous-time, or liquid time-constant.
+    units : int, >= 1
+        Neurons of the recurrent layer.
     update : {"step", "none"}
+        Whether labels change the weights.
     weights : path, optional
         A safetensors file to start from, with the tensors' names of ncps (``rnn_cell.*``, ``fc.*``) or of
         `streamadapt.liquid`; the readout included. Needed for "none". It must have been trained on inputs and outputs
@@ -135,7 +138,7 @@ class Liquid(Learner):
     lr : float, > 0
         Adam's learning rate. Default: 1e-3 for a CfC; 3e-3 for an LTC, whose states move less.
     loss : {"mae", "mse"}
-        In scaled units; for classes it is always the cross entropy.
+        What a step reduces, in scaled units; for classes it is always the cross entropy.
     unroll : int, >= 1
         Entries that the gradient goes back; at most the window.
     clip : float, > 0
@@ -150,6 +153,11 @@ class Liquid(Learner):
     ----------
     .. [1] Hasani et al. (2022), Closed-form continuous-time neural networks, Nature Machine Intelligence 4.
     .. [2] Hasani et al. (2021), Liquid time-constant networks, AAAI 35.
+
+    Examples
+    --------
+    >>> Liquid("ltc", units=16).names
+    ('liquid-ltc-16',)
     """
 
     kind: ClassVar[str] = "liquid"

@@ -74,13 +74,15 @@ class PerEntry(Learner):
     Parameters
     ----------
     source : Path or Tensor
-        Source samples, 50 or more, without labels: see `streamadapt.tta.source_samples`. Best a few hundred that the
-        base was not fitted on; those it was fitted on will do.
+        Source samples, 50 or more, without labels, of (samples, window, channels): a file ``.npy``, ``.npz`` or
+        ``.safetensors``, in the latter two under the name ``inputs``. Best a few hundred that the base was not fitted
+        on; those it was fitted on will do.
     memory : int, >= 8, in entries
+        How many entries the class-balanced memory keeps.
     modules : sequence of str, optional
         Names of the normalisation layers to drive; default: all. The first that is reached makes the signature.
     signed : bool
-        Whether the first gain may be turned round: for streams that may come as negatives.
+        Whether the sign of the first layer's gain may change: for streams that may come as negatives.
 
     Attributes
     ----------
@@ -90,6 +92,11 @@ class PerEntry(Learner):
     References
     ----------
     The parts are after RoTTA (Yuan et al. 2023), NOTE (Gong et al. 2022) and SAR (Niu et al. 2023); see each of them.
+
+    Examples
+    --------
+    >>> PerEntry(torch.randn(60, 1, 8), memory=32)
+    PerEntry(source=Tensor(60, 1, 8), memory=32)
     """
 
     kind: ClassVar[str] = "per_entry"

@@ -31,6 +31,11 @@ class LastValue(Learner):
     e is too small, since the rate is that from label to label.
 
     Costs O(rows x columns) time, columns + 3 numbers.
+
+    Examples
+    --------
+    >>> LastValue().names
+    ('persistence',)
     """
 
     kind: ClassVar[str] = "persistence"

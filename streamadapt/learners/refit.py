@@ -44,14 +44,23 @@ class Refit(Learner):
     hidden : int or sequence of ints, >= 1
         Units of the one or two hidden layers (ReLU).
     epochs : int, >= 1
+        Passes over the memory in each fit.
     batch : int, >= 1
+        Examples of one gradient step.
     lr : float, > 0
+        Learning rate of Adam.
     direct : bool
+        Whether the network predicts by itself, instead of correcting the base.
 
     References
     ----------
     .. [1] "Liquid Neural Network-based Adaptive Learning vs. Incremental Learning for Link Load Prediction amid Concept
        Drift due to Network Failures" (2024), whose incremental learner this is.
+
+    Examples
+    --------
+    >>> Refit(every=100, hidden=(64, 32)).names
+    ('refit-100',)
     """
 
     kind: ClassVar[str] = "refit"

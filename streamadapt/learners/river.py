@@ -41,6 +41,11 @@ class River(Learner):
     References
     ----------
     .. [1] Montiel et al. (2021), River: machine learning for streaming data in Python, JMLR 22.
+
+    Examples
+    --------
+    >>> River("linear_model.LinearRegression", {"l2": 0.01}).names
+    ('river-LinearRegression',)
     """
 
     kind: ClassVar[str] = "river"

@@ -89,18 +89,25 @@ class RLS(Learner):
     ridge : float, > 0
         Weight of the prior and of the leak, in squared scaled units.
     shared : bool
-        Forecasts only.
+        Whether all channels share one set of weights. Forecasts only.
     loss : {"squared", "l1"}
+        What is minimised: the squared error, or the absolute error.
     features : sequence of {"level", "calendar", "cross", "season"}
-        What to look at beside the window: see `Features`. Only ``"calendar"`` outside forecasts. ``"season"`` keeps
+        What to use beside the window: the channel's level, the time of day, the other channels, the same time one
+        `period` ago; `Features` has the details. Only ``"calendar"`` outside forecasts. ``"season"`` keeps
         `SEASON_SLOTS` values of each channel.
-    period : str
-        Of ``"season"``: a duration of event time.
+    period : duration
+        The length of a season, in event time, for ``"season"``.
 
     References
     ----------
     .. [1] Ljung & Soderstrom (1983), Theory and practice of recursive identification, chapter 2.
     .. [2] Holland & Welsch (1977), Robust regression using iteratively reweighted least squares.
+
+    Examples
+    --------
+    >>> RLS((0.9995, 0.998), clip=1.0).names
+    ('rls-0.9995', 'rls-0.998')
     """
 
     kind: ClassVar[str] = "rls"

@@ -32,11 +32,17 @@ class Seasonal(Learner):
         A duration of event time such as ``"1d"``, looked up by the clock; or a number of entries, >= 1: 24 for the days
         of an hourly stream without gaps.
     slots : int, >= 1
-        By the clock: an entry replaces the one before it in the same slot. 288 of a day are five minutes each.
+        With a duration: the number of slots that a period is cut into; an entry replaces the one before it in the same
+        slot. 288 of a day are five minutes each.
 
     References
     ----------
     .. [1] Hyndman & Athanasopoulos (2021), Forecasting: principles and practice, section 5.2.
+
+    Examples
+    --------
+    >>> Seasonal("1d", slots=96).names
+    ('seasonal-1d', 'seasonal-drift-1d')
     """
 
     kind: ClassVar[str] = "seasonal"

@@ -45,6 +45,12 @@ class SlotBias(Learner):
     period : str or float
         A duration such as ``"1d"``, or seconds.
     slots : int, >= 1
+        The number of equal slots that the period is cut into.
+
+    Examples
+    --------
+    >>> SlotBias(0.1, period="7d", slots=168).names
+    ('slot_bias-604800s-168-0.1',)
     """
 
     kind: ClassVar[str] = "slot_bias"

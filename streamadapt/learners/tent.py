@@ -29,15 +29,22 @@ class Tent(BatchAdapter):
     batch : int, default 64
         Entries per step in a stream; 2 or more for a model with batch normalisations.
     lr : float, > 0, default 1e-3
+        Learning rate.
     momentum : float, in [0, 1)
-        Of ``sgd``.
+        Momentum of ``sgd``.
     optimiser : {"sgd", "adam", "lion", "adabelief"}
+        What makes the steps.
     modules : sequence of str, optional
-        Names of the normalisation layers to adapt; default: all.
+        Names of the normalisation layers to adapt. Default: all.
 
     References
     ----------
     .. [1] Wang et al. (2021), Tent: fully test-time adaptation by entropy minimization, ICLR, equation 1.
+
+    Examples
+    --------
+    >>> Tent(batch=32, lr=0.01).names
+    ('tent-b32-0.01',)
     """
 
     kind: ClassVar[str] = "tent"

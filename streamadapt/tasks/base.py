@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamadapt.arguments import ShowsArguments
 from streamadapt.entry import Entry, FloatArray, Label, Position
 from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
 from streamadapt.event_clock import EventClock, Verdict, ahead_of, behind_of
@@ -148,7 +149,7 @@ class Window:
         self.count = int(state["count"])
 
 
-class Task(ABC):
+class Task(ShowsArguments, ABC):
     """Turns entries and labels into examples, and remembers predictions until their targets are known.
 
     Parameters

@@ -28,8 +28,16 @@ class Forecast(Task):
     Parameters
     ----------
     window : int, >= 1, in entries
+        How many entries one forecast is made from.
     horizon : int, >= 1, in entries
-    loss : {"absolute", "squared", "pinball-q"}
+        How many entries ahead the forecast reaches.
+    loss : str
+        What experts are compared by: ``absolute``, ``squared``, or ``pinball-0.9`` for the quantile 0.9.
+
+    Examples
+    --------
+    >>> Forecast(window=12, horizon=3).rows
+    3
     """
 
     name: ClassVar[str] = "forecast"

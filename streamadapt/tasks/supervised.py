@@ -46,31 +46,39 @@ class Supervised(Task):
     Parameters
     ----------
     window : int, >= 1, in entries
+        How many entries one prediction is made from.
     outputs : int, >= 1
         Values of a label (regression).
     classes : int >= 2, or sequence of str, bool, int or float, optional
-        Classification: outputs are distributions over so many classes, or over classes of these names. Labels are
-        class indices from 0, of names the places in the list: `label` makes one of a name. From records the codec
-        takes the names themselves.
+        Classification: the number of classes, whose labels are then 0, 1, ..., or the list of their names, in the
+        order of the base's probabilities. Records may have the names as labels; in Python, `label` makes a label of a
+        name.
     ttl : int, ns of event time
         How long a prediction waits for its label.
     max_pending : int
-        At most so many predictions wait; beyond it the oldest expires early.
+        The largest number of predictions that wait for their labels; beyond it the oldest one expires early.
     loss : str, optional
-        Default: ``absolute``, or ``log`` for classification.
+        What experts are compared by: ``absolute``, ``squared``, ``pinball-0.9`` or, for classes, ``log``. Default:
+        ``absolute``, or ``log`` for classification.
     settle : int, ns of event time, from 0 to `ttl`
         How long a label can still be put right. It is learned before the prediction of the first entry that is so much
         younger than the label; labels that are due at once are learned in the order of their times, whatever the order
         they came in. 0: learned as soon as they are there.
     negative_after : int, ns of event time, less than `ttl`, optional
-        Two classes, of which only the second is ever told, as with clicks and purchases: an entry without a label is
-        learned as a negative after so long, and as a positive, too, if that comes later. `DelayedPositives` has the
-        weights that make up for it.
+        For two classes of which only the second is ever reported, as with clicks and purchases: an entry without a
+        label is learned as a negative after this time, and later as a positive, too, if its label comes after all.
     correct_negatives : bool
-        Whether examples have those weights. False: late positives are outweighed by the negatives that they were.
+        With `negative_after`: whether examples are weighted so that a positive that comes late makes up for the
+        negative that was learned before it (`DelayedPositives`).
     absurd : float, > 10
-        Labels of values that lie so many usual errors of the base away from it are not learned, and the prediction
-        waits for a better one; see `AbsurdLabels`. Infinite: all are learned.
+        A label that differs from the base by more than this many usual errors of the base is not learned, and the
+        prediction waits for a better one. ``inf``: every label is learned.
+
+    Examples
+    --------
+    >>> task = Supervised(window=6, classes=["no", "yes"])
+    >>> task.kind, task.label("yes").tolist()
+    ('classification', [1.0])
     """
 
     name: ClassVar[str] = "supervised"

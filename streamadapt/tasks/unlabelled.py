@@ -24,10 +24,16 @@ class Unlabelled(Task):
     Parameters
     ----------
     window : int, >= 1, in entries
+        How many entries one prediction is made from.
     outputs : int, >= 1
         Values of an output (regression).
     classes : int >= 2, or sequence of str, bool, int or float, optional
-        Classification: outputs are distributions over so many classes, or over classes of these names.
+        Classification: the number of classes, or the list of their names.
+
+    Examples
+    --------
+    >>> Unlabelled(classes=10).kind
+    'classification'
     """
 
     name: ClassVar[str] = "unlabelled"

@@ -1,0 +1,207 @@
+"""Every key of a config, its type, default and meaning: taken from signatures and docstrings, third parties' too."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from streamadapt.app.config_words import default_text, duration_text, is_settable, table_class, type_text
+from streamadapt.app.docstrings import Entry, described, summary_of
+from streamadapt.assemble import TASK_DURATIONS, kinds_of_table
+from streamadapt.config import NEEDED, BaseKeys, Config, LimitKeys, SourceKeys
+from streamadapt.drift import DriftMonitor
+from streamadapt.errors import ConfigError
+from streamadapt.intervals import Intervals
+from streamadapt.panel import Panel
+from streamadapt.registry import kinds
+
+__all__ = ["ROOT", "Key", "Table", "find_tables", "tables"]
+
+ROOT: Final = "top"
+"""The path of the keys that stand above all tables."""
+
+_CLASSES: Final[Mapping[str, type]] = {
+    "drift": DriftMonitor, "intervals": Intervals, "panel": Panel, "limits": LimitKeys, "source": SourceKeys,
+    "base": BaseKeys,
+}  # fmt: skip
+"""What describes the keys that a table has whatever its kind."""
+_FROM_ELSEWHERE: Final[Mapping[str, str]] = {
+    "base.persistence.horizon": "task.horizon",
+    "fields.outputs": "task.outputs",
+    "fields.text_numbers": "true for CSV files, else false",
+    "panel.max_ahead": "limits.max_ahead, else 1d or 16 steps, whichever is longer",
+    "sink.kafka.servers": "those of a Kafka source",
+    "sink.kafka.security": "that of the source, with its servers",
+    "dead_letters.kafka.servers": "those of a Kafka source",
+    "dead_letters.kafka.security": "that of the source, with its servers",
+    "keys.path": "in the folder of the checkpoints",
+}
+"""Defaults that come from another key of the config."""
+_NOT_A_KEY: Final = frozenset({"fields.classes"})
+"""Arguments that the config gives by another key: `codec_fields` takes them from the task."""
+
+
+class Key(NamedTuple):
+    """One key of a table.
+
+    Attributes
+    ----------
+    default : str or None
+        As TOML has it; None where the key is needed.
+    """
+
+    name: str
+    type: str
+    default: str | None
+    meaning: str
+
+
+class Table(NamedTuple):
+    """One table of a config, or what one kind adds to it.
+
+    Attributes
+    ----------
+    path : str
+        ``source``, or ``source.kafka`` for a kind.
+    header : str
+        As TOML has it: ``[source]``, ``[[learners]]``.
+    kind : str
+        Empty where the table is not about a kind.
+    needed : bool
+        Whether a config must have it.
+    summary : str
+        What it is for, one paragraph of Markdown.
+    """
+
+    path: str
+    header: str
+    kind: str
+    needed: bool
+    summary: str
+    keys: tuple[Key, ...]
+
+
+def tables() -> list[Table]:
+    """Return the tables in the order of `Config`, each followed by its kinds and the tables within it."""
+    about, hints = described(Config), typing.get_type_hints(Config)
+    scalars = {name for name, hint in hints.items() if not _is_table(hint)}
+    top = _keys(Config, ROOT, only=scalars)
+    found = [Table(ROOT, "", "", False, "Keys that stand above the first table.", top)]
+    nested: dict[type, str] = {}
+    for name, hint in hints.items():
+        if name not in scalars:
+            found += _table(name, hint, about[name].text, nested)
+    return found
+
+
+def find_tables(path: str) -> list[Table]:
+    """Return the table of a path such as ``source`` with all that belongs to it, or one kind: ``learners.rls``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such table.
+    """
+    every = tables()
+    wanted = path.strip("[] ")
+    found = [table for table in every if table.path == wanted or table.path.startswith(f"{wanted}.")]
+    if not found:
+        raise ConfigError("TABLE", path, "one of " + ", ".join(table.path for table in every if "." not in table.path))
+    return found
+
+
+def _table(name: str, hint: Any, summary: str, nested: dict[type, str]) -> Iterator[Table]:
+    header = f"[[{name}]]" if typing.get_origin(_tables_hint(hint)) is list else f"[{name}]"
+    shared = _shared(name, hint)
+    keys = () if shared is None else _keys(shared, name)
+    yield Table(name, header, "", name in NEEDED, summary, keys)
+    makers = kinds_of_table(name)
+    for kind, target in makers.items():
+        path = f"{name}.{kind}"
+        own = tuple(key for key in _keys(target, path) if key.name not in {k.name for k in keys})
+        yield Table(path, header, kind, False, summary_of(target), own)
+    for target in [shared, *makers.values()]:
+        for key, described_by in _within(target, nested, name):
+            path = f"{name}.{key}"
+            yield Table(path, f"[{path}]", "", False, summary_of(described_by), _keys(described_by, path))
+
+
+def _shared(name: str, hint: Any) -> Any:
+    """Return what describes the keys that a table has whatever its kind; None where there is nothing."""
+    if name in _CLASSES:
+        return _CLASSES[name]
+    if name == "fields":
+        return _hints(kinds("codecs")["json"].load())["fields"]
+    member = _tables_hint(hint)
+    return member if inspect.isclass(member) and issubclass(member, msgspec.Struct) else None
+
+
+def _tables_hint(hint: Any) -> Any:
+    """Return the type of a table, without ``| None``."""
+    if not _is_optional(hint):
+        return hint
+    return next(member for member in typing.get_args(hint) if member is not type(None))
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
+
+
+def _is_table(hint: Any) -> bool:
+    member = _tables_hint(hint)
+    is_struct = inspect.isclass(member) and issubclass(member, msgspec.Struct)
+    return is_struct or typing.get_origin(member) in (dict, list)
+
+
+def _within(target: Any, nested: dict[type, str], name: str) -> Iterator[tuple[str, type]]:
+    """Yield each documented table within a table, the first time that it comes."""
+    if target is None:
+        return
+    for key, hint in _hints(target).items():
+        described_by = table_class(hint)
+        if described_by is not None and described_by not in nested:
+            nested[described_by] = f"{name}.{key}"
+            yield key, described_by
+
+
+def _keys(target: Callable[..., Any], path: str, only: Collection[str] | None = None) -> tuple[Key, ...]:
+    """Return what can be set of a class or function, in the order of its signature; `only` some of it."""
+    about, hints = described(target), _hints(target)
+    keys = []
+    for name, parameter in inspect.signature(target).parameters.items():
+        hint = hints.get(name, Any)
+        is_left_out = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        is_left_out |= f"{path}.{name}" in _NOT_A_KEY or (only is not None and name not in only)
+        if not is_left_out and is_settable(hint):
+            keys.append(_key(path, parameter, hint, about.get(name, Entry("", ""))))
+    return tuple(keys)
+
+
+def _key(path: str, parameter: inspect.Parameter, hint: Any, about: Entry) -> Key:
+    name, default, place = parameter.name, parameter.default, f"{path}.{parameter.name}"
+    documented = about.type
+    if path.startswith("task.") and name in TASK_DURATIONS:
+        hint, documented = str, "duration"
+        default = duration_text(default) if isinstance(default, int) else default
+    if place in _FROM_ELSEWHERE:
+        said: str | None = _FROM_ELSEWHERE[place]
+    elif default is parameter.empty or default is msgspec.NODEFAULT:
+        said = "none" if _is_optional(hint) else None
+    else:
+        said = default_text(default)
+    return Key(name, type_text(hint, documented, default), said, about.text)
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """Return the types of the arguments, with what is annotated; none where a third party's names are unknown."""
+    plain = is_dataclass(target) or (inspect.isclass(target) and issubclass(target, msgspec.Struct))
+    function = target if plain or not inspect.isclass(target) else target.__init__
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError:
+        return {}
