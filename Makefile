@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults check fix bench
+.PHONY: help demo test test-slow test-faults check fix bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -18,8 +18,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run the demo (SPEED=..., JSON=file, LABELS=...)
 	@exec $(BIN)/streamadapt demo $(if $(SPEED),--speed '$(SPEED)') $(if $(JSON),--json '$(JSON)') $(if $(LABELS),--labels '$(LABELS)')
 
-test: $(STAMP) ## Run every test that fits this machine
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test: $(STAMP) ## Run the quick tests: minutes
+	@$(PYTEST) -m 'not slow'
+
+test-slow: $(STAMP) ## Run the tests that `make test` leaves out, and more examples of each property
+	@$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile full
 
 test-faults: $(STAMP) ## Run the fault tests and the faults benchmark in full, into build/faults.json: hours
 	STREAMADAPT_FAULTS=full $(BIN)/python -m pytest tests/test_kill.py tests/test_benchmark_faults.py
