@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kafka test-faults check fix bench
+.PHONY: help demo test test-slow test-kafka test-faults check fix bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -18,12 +18,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run the demo (SPEED=..., JSON=file, LABELS=...)
 	@exec $(BIN)/streamadapt demo $(if $(SPEED),--speed '$(SPEED)') $(if $(JSON),--json '$(JSON)') $(if $(LABELS),--labels '$(LABELS)')
 
-test: $(STAMP) ## Run every test that fits this machine
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test: $(STAMP) ## Run the quick tests: minutes
+	@$(PYTEST) -m 'not slow'
+
+test-slow: $(STAMP) ## Run the tests that `make test` leaves out, and more examples of each property
+	@$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile full
 
 test-kafka: $(STAMP) ## Run the tests of Kafka on the broker that STREAMADAPT_TEST_BROKER names (host:port)
 	@test -n "$$STREAMADAPT_TEST_BROKER" || { echo "STREAMADAPT_TEST_BROKER must name a broker, as in 127.0.0.1:9092" >&2; exit 2; }
-	@$(BIN)/python -m pytest -m kafka --numprocesses auto --maxprocesses 4 --dist worksteal
+	@$(PYTEST) -m kafka
 
 test-faults: $(STAMP) ## Run the fault tests and the faults benchmark in full, into build/faults.json: hours
 	STREAMADAPT_FAULTS=full $(BIN)/python -m pytest tests/test_kill.py tests/test_benchmark_faults.py \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from torch import Tensor
 
 from streamadapt.errors import ConfigError
 from streamadapt.masking import masked
@@ -145,7 +145,7 @@ def _decodable(hint: Any) -> Any:
     """Take out of a union what TOML has no form for, and read paths as text there."""
     if typing.get_origin(hint) in UNIONS:
         members = [
-            str if member is Path else _decodable(member) for member in typing.get_args(hint) if member is not Tensor
+            str if member is Path else _decodable(member) for member in typing.get_args(hint) if not _is_tensor(member)
         ]
         return typing.Union[tuple(dict.fromkeys(members))]  # noqa: UP007 - made at run time
     if typing.get_origin(hint) in (Sequence, Mapping) and Path in typing.get_args(hint):
@@ -153,6 +153,12 @@ def _decodable(hint: Any) -> Any:
     if (origin := typing.get_origin(hint)) is Sequence:
         return list[tuple(_decodable(a) for a in typing.get_args(hint))]  # type: ignore[misc]
     return dict[str, Any] if origin is Mapping else hint
+
+
+def _is_tensor(hint: Any) -> bool:
+    """Whether it is torch's tensor, which nobody can have named unless torch is loaded: loading it takes a second."""
+    torch = sys.modules.get("torch")
+    return torch is not None and hint is torch.Tensor
 
 
 def _wants_path(hint: Any) -> bool:

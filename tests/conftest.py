@@ -9,9 +9,15 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from fault_counts import IN_FULL
+from hypothesis import settings
 
 from streamadapt import masking
 from streamadapt.app.broker import create_topics
+
+# `make test-slow` names the other one. A property that needs another number has it at its test.
+settings.register_profile("quick", max_examples=25, deadline=None)
+settings.register_profile("full", max_examples=200, deadline=None)
+settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,6 +11,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,16 @@ def pickles(canary: Path) -> dict[str, bytes]:
 
 def files(canary: Path) -> dict[str, bytes]:
     """Bytes that no loader may take; `canary` is made by the ones that it runs."""
+    return pickles(canary) | _without_code()
+
+
+@cache
+def _without_code() -> dict[str, bytes]:
+    """Those that only lie."""
     whole = safetensors(one(), struct.pack("<f", 1.0))
     deep = b"[" * 100_000 + b"]" * 100_000
     twice = json.dumps(one())
-    return pickles(canary) | {
+    return {
         "empty": b"",
         "text": b"this is none\n",
         "zeros": bytes(4096),

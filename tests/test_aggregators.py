@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -169,7 +169,6 @@ def test_state_round_trip_is_a_copy(name: str) -> None:
 REGRETS = hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.floats(-5.0, 5.0))
 
 
-@settings(max_examples=150, deadline=None)
 @given(REGRETS, st.sampled_from(["fixed-share", "eager", "boa", "mlpoly"]), st.sampled_from([1.0, 0.5, 1e-3]))
 def test_weights_stay_on_the_simplex_whatever_comes(signal: Any, name: str, discount: float) -> None:
     rules: dict[str, Aggregator] = {
@@ -215,7 +214,6 @@ def best_sequence(losses: Any, switches: int) -> float:
 LOSSES = hnp.arrays(np.float64, st.tuples(st.integers(3, 40), st.integers(2, 4)), elements=st.floats(0.0, 2.0))
 
 
-@settings(max_examples=100, deadline=None)
 @given(LOSSES, st.integers(0, 3), st.sampled_from([0.01, 0.1, 0.5]), st.sampled_from([0.1, 1.0, 5.0]))
 def test_fixed_share_keeps_its_documented_bound(losses: Any, switches: int, share: float, eta: float) -> None:
     rounds, experts = losses.shape

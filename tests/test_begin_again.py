@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 from states import assert_same_state
-from test_delivery import crash_at, make_engine
-from test_engine import make_pipeline, stream
+from test_delivery import crash_at, light_pipeline, make_engine
+from test_engine import stream
 
 from streamadapt.engine import Engine, EngineSettings
 from streamadapt.entry import Position
@@ -289,7 +289,7 @@ def test_a_start_that_the_source_chose_is_kept(tmp_path):
     settings = EngineSettings(checkpoint_path=tmp_path, checkpoint_every_entries=37, guarantee="exactly-once")
     engine = Engine(
         FromTheEnd(entries, labels, batch=30),
-        make_pipeline,
+        light_pipeline,
         LogSink(log, on_step=lose_at("produce", 5)),
         IdentityCodec(),
         MemoryDeadLetters(),
@@ -312,7 +312,7 @@ def test_a_start_that_the_source_chose_for_want_of_an_answer_is_not(tmp_path):
     source = FromTheEnd(entries, labels, batch=30)
     source.entered = N - 10
     sink = LogSink(log, on_step=lose_at("begin", {1, 2}))
-    again = Engine(source, make_pipeline, sink, IdentityCodec(), MemoryDeadLetters(), settings=settings,
+    again = Engine(source, light_pipeline, sink, IdentityCodec(), MemoryDeadLetters(), settings=settings,
                    clock=ManualClock())  # fmt: skip
     let_time_pass(again)
     again.run()

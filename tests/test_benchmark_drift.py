@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.drift import measured, synthetic
@@ -15,6 +15,8 @@ from benchmarks.drift.signals import ALWAYS, MOVING, NEVER, Stream, record, watc
 from streamadapt import Batch, Entry
 from streamadapt.detectors import DETECTORS
 from streamadapt.drift import DriftMonitor
+
+pytestmark = pytest.mark.slow
 
 HOUR = 3_600_000_000_000
 TWO = (Change(100, "away"), Change(200, "back"))
@@ -62,7 +64,6 @@ def test_sums_over_streams() -> None:
     assert (total.delay, total.false, total.quiet, total.entries) == (9.0, 1, 560, 600)
 
 
-@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=60), st.integers(0, 12))
 def test_cooling_down_is_the_monitors(fires: list[bool], cool_down: int) -> None:
     """Leaving alarms out afterwards is what `DriftMonitor(cool_down=...)` does."""

@@ -15,6 +15,8 @@ from benchmarks.drift.page import page
 from benchmarks.drift.plot import write_plot
 from benchmarks.drift.score import Change, Tally, score
 
+pytestmark = pytest.mark.slow
+
 CHANGES = (Change(100, "away"), Change(200, "back"))
 
 
@@ -65,7 +67,6 @@ def test_an_empty_tally_has_no_rates() -> None:
     assert (empty.delay, empty.false_rate, empty.above_chance) == (None, None, 0.0)
 
 
-@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     """It writes the counts of the streams asked for, and the page."""
     told, written = tmp_path / "drift.json", tmp_path / "drift.md"

@@ -16,6 +16,8 @@ from streamadapt import Batch, Bias, Entry, Pipeline, Supervised
 from streamadapt.fit import fit_supervised
 from streamadapt.learners import Learner
 
+pytestmark = pytest.mark.slow
+
 
 def quiet(text: str) -> None:
     del text

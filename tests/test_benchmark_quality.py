@@ -16,6 +16,8 @@ from streamadapt import Batch, Bias, Entry, Label, Linear, Pipeline
 from streamadapt.entry import FloatArray
 from streamadapt.learners import Learner
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 RATE = 0.1
@@ -203,7 +205,6 @@ def test_the_scenarios_keep_their_names() -> None:
 
 
 @needs_data
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "figure"),
     list(zip(forecast.FORECASTS, (2.1470, 1.3292, 3.8743, 3.5731), strict=True)),

@@ -19,6 +19,8 @@ from benchmarks.results_page_words import change_of, served_words
 from benchmarks.scenarios import plain
 from benchmarks.scenarios.measure import MAE, Figure, Measure, Measured, mean_of
 
+pytestmark = pytest.mark.slow
+
 AUC = Measure("auc", "area under the curve", higher=True)
 LOSS = Measure("log_loss", "log loss")
 MIXED = ("base", "good", "bad", "same")

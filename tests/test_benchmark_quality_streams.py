@@ -19,6 +19,8 @@ from benchmarks.scenarios.linkload_stream import Loads, Traffic, demands, failur
 from streamadapt import Batch, Bias, Pipeline
 from streamadapt.learners import Learner, River
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore
@@ -138,7 +138,6 @@ TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dict
 
 
 @given(st.dictionaries(st.text(), TREES, max_size=4))
-@settings(max_examples=200, deadline=None)
 def test_any_tree_survives_json(state: dict[str, Any]) -> None:
     tree, table = encode(state)
     assert bits(decode(json.loads(json.dumps(tree, allow_nan=False)), table)) == bits(state)

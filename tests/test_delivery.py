@@ -6,8 +6,10 @@ from collections import Counter
 
 import pytest
 from states import assert_same_state
-from test_engine import make_pipeline, stream
+from test_engine import base
+from test_engine import stream as stream_of
 
+from streamadapt import Bias, Pipeline, Supervised
 from streamadapt.checkpoint import CheckpointStore
 from streamadapt.checks.sources import CheckError
 from streamadapt.checks.transactions import TransactionCase, yield_transaction_checks
@@ -27,10 +29,19 @@ from streamadapt.testing import (
     TransactionalLog,
 )
 
-EVERY = 37
+N, EVERY = 160, 37
 ENGINE_STEPS = ["flush", "encode", "mkdir", "write state.safetensors", "write state.json", "write manifest.json"]
 ENGINE_STEPS += ["sync folder", "rename", "sync parent", "prune", "commit", "committed"]
 SINK_STEPS = ["begin", "produce", "offsets", "commit", "committed"]
+
+
+def stream():
+    return stream_of(N)
+
+
+def light_pipeline():
+    """It learns, so that a label that is learned twice shows; whole pipelines crash in `test_engine`."""
+    return Pipeline(Supervised(3), base, [Bias(0.1)])
 
 
 def make_engine(items, labels, path, sink, guarantee, **source):
@@ -39,7 +50,7 @@ def make_engine(items, labels, path, sink, guarantee, **source):
     )
     source = MemorySource(items, labels, **{"batch": 30, **source})
     return Engine(
-        source, make_pipeline, sink, IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=ManualClock()
+        source, light_pipeline, sink, IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=ManualClock()
     )
 
 
@@ -104,7 +115,7 @@ def test_effectively_once_survives_every_step_of_a_checkpoint(tmp_path, calm, st
     assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
 
 
-@pytest.mark.parametrize("at", [1, 38, 111, 250, 399])
+@pytest.mark.parametrize("at", [1, 38, 75, 111, N - 1])
 def test_effectively_once_survives_a_crash_anywhere(tmp_path, calm, at):
     written = []
     engine = run_twice(tmp_path, "effectively-once", effectively(written), at=at)
@@ -115,7 +126,7 @@ def test_effectively_once_survives_a_crash_anywhere(tmp_path, calm, at):
 def test_a_repeat_would_be_seen(tmp_path, calm):
     """The same crash under at-least-once: the test above is able to fail."""
     written = []
-    run_twice(tmp_path, "at-least-once", effectively(written), at=250)
+    run_twice(tmp_path, "at-least-once", effectively(written), at=100)
     assert len(said_by(written)) > len(calm[0])
 
 
@@ -162,7 +173,7 @@ def test_a_zombie_commits_nothing(tmp_path, calm):
     entries, labels = stream()
     zombie = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once", shared=True)
     zombie.source.open(zombie)
-    for _ in range(5):
+    for _ in range(2):
         zombie.step()
     successor = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once", shared=True)
     successor.run()
@@ -181,7 +192,7 @@ def test_after_a_rollback_nothing_is_said_twice(tmp_path, calm, guarantee):
     entries, labels = stream()
     log, written = TransactionalLog(), []
     make = (lambda: LogSink(log)) if guarantee == "exactly-once" else effectively(written)
-    first = make_engine(entries[:300], labels[:300], tmp_path, make(), guarantee)
+    first = make_engine(entries[:120], labels[:120], tmp_path, make(), guarantee)
     first.run()
     with CheckpointStore(tmp_path / "memory-0") as store:
         store.rollback(store.sequences()[0])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_delivery import EVERY, crash_at, make_engine
-from test_engine import make_pipeline, stream
+from test_delivery import EVERY, crash_at, light_pipeline, make_engine
+from test_engine import stream
 
 from streamadapt import Entry, Forecast, Persistence, Pipeline
 from streamadapt.app.watchdog import Watchdog
@@ -96,7 +96,7 @@ def test_a_configuration_that_does_not_fit_costs_no_checkpoint(tmp_path):
     entries, labels = stream()
     settings = EngineSettings(checkpoint_path=tmp_path, guarantee="exactly-once", config_digest="another")
     engine = Engine(
-        MemorySource(entries, labels), make_pipeline, LogSink(log), IdentityCodec(), MemoryDeadLetters(),
+        MemorySource(entries, labels), light_pipeline, LogSink(log), IdentityCodec(), MemoryDeadLetters(),
         settings=settings, clock=ManualClock(),
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="written with configuration"):
@@ -227,7 +227,7 @@ def test_who_takes_over_after_an_error_finds_all_that_was_said(tmp_path):
     settings = EngineSettings(checkpoint_path=tmp_path, checkpoint_every_entries=EVERY, guarantee="effectively-once")
     source = Source(entries, labels, batch=30, shared=True)
     engine = Engine(
-        source, make_pipeline, Buffered(out), IdentityCodec(), MemoryDeadLetters(), settings=settings,
+        source, light_pipeline, Buffered(out), IdentityCodec(), MemoryDeadLetters(), settings=settings,
         clock=ManualClock(),
     )  # fmt: skip
     process, lots = engine._process, []

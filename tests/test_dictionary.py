@@ -63,7 +63,6 @@ def feed(dictionary: OrthogonalDictionary, entries: Tensor, batch: int = 1) -> O
 # -- the polar factor
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([1, 2, 7, 20, 40]),
     st.floats(0.0, 9.0),
@@ -241,7 +240,6 @@ def test_floors_keep_following_what_decreasing_rates_have_stopped_to() -> None:
 # -- encoding
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.floats(0.01, 100.0), st.integers(0, 30))
 def test_codes_and_errors(seed: int, n: int, size: float, learned: int) -> None:
     entries, _ = sparse_entries(n, learned + 5, seed, noise=0.3)

@@ -12,7 +12,7 @@ import pytest
 from cli_helpers import logging_as_before
 from core_helpers import bits
 from dlq_helpers import go
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from states import assert_same_state
 
@@ -555,7 +555,6 @@ def test_a_checkpoint_that_was_written_with_a_wrong_time_recovers(tmp_path):
 # -- properties
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(0, 3 * DAY), min_size=12, max_size=80),
     st.integers(0, 80),
@@ -573,7 +572,6 @@ def test_any_wrong_record_anywhere_costs_a_bounded_number_of_others(steps, at, t
     assert pipeline.stats.last_time == after[-1].time, "nothing is stuck"
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 20 * S), min_size=5, max_size=60), st.integers(0, 2**32), st.booleans())
 def test_disorder_within_the_tolerance_refuses_nothing(steps, seed, state_too):
     """However entries are moved, as long as none is older than the newest by more than max_behind."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from streamadapt_connectors.codecs import JsonCodec
@@ -47,15 +48,17 @@ def test_any_json_in_the_fields(row, stream):
     decode(json.dumps(row).encode("utf-8", "surrogatepass"), stream)
 
 
-def test_a_hundred_thousand_through_the_decoder():
-    found = through_decoder(DECODED, seed=1)
-    assert found.tried == found.survived == DECODED
+@pytest.mark.parametrize("n", [10_000, pytest.param(DECODED, marks=pytest.mark.slow)])
+def test_many_through_the_decoder(n):
+    found = through_decoder(n, seed=1)
+    assert found.tried == found.survived == n
     assert len(found.more["reasons"]) >= 7, "the mutations reach many checks"
 
 
-def test_ten_thousand_through_the_engine():
-    found = through_engine(IN_ENGINE, seed=2)
-    assert found.tried == IN_ENGINE
+@pytest.mark.parametrize("n", [1_000, pytest.param(IN_ENGINE, marks=pytest.mark.slow)])
+def test_many_through_the_engine(n):
+    found = through_engine(n, seed=2)
+    assert found.tried == n
     assert (found.survived, found.lost, found.doubled, found.state_differs) == (found.tried, 0, 0, 0)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from core_helpers import base, built, spec_of, walk
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streamadapt import Holt
@@ -51,7 +51,6 @@ def slow(values: list[float], rows: int, alpha: float, beta: float, phi: float, 
     return said
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 999), st.sampled_from([0.1, 0.5, 1.0]), st.sampled_from([0.0, 0.1]),
        st.sampled_from([1.0, 0.9]), st.sampled_from([3.0, 8.0]))  # fmt: skip
 def test_equals_the_slow_form(seed: int, level: float, trend: float, damping: float, jump: float) -> None:

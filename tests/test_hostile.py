@@ -86,8 +86,17 @@ def refused(load: Callable[[Path], Any], path: Path, canary: Path, kind: type[Ex
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("what", NAMES)
-@pytest.mark.parametrize("loader", LOADERS)
+ONE_READER = ("module", "liquid", "samples, safetensors")
+"""They read with `read_tensors`, as "linear" does, which is fed with everything; what a type means is theirs to say."""
+FEW = (
+    "empty", "pickle", "torch.save", "safetensors, cut", "safetensors, nested 100,000 deep", "safetensors, NaN",
+    "safetensors, F8", "safetensors, C64", "safetensors, I64", "safetensors, BOOL", "safetensors, 2**62 times nothing",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("loader", "what"), [(name, what) for name in LOADERS for what in (FEW if name in ONE_READER else NAMES)]
+)
 def test_hostile_bytes_are_refused(loader: str, what: str, tmp_path: Path, canary: Path) -> None:
     name, load = LOADERS[loader]
     path = tmp_path / name
@@ -120,7 +129,7 @@ def test_inputs_that_are_no_files_are_refused(name: str, what: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("what", NAMES)
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv.gz"])  # each form of rows, and each way of opening, once
 def test_hostile_inputs_have_no_good_row(name: str, what: str, tmp_path: Path, canary: Path) -> None:
     path = tmp_path / name
     data = hostile.files(canary)[what]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streamadapt.errors import ConfigError
@@ -14,7 +14,6 @@ from streamadapt.losses import Absolute, Loss, Pinball, Squared, loss_named
 LOSSES: list[Loss] = [Absolute(), Squared(), Pinball(0.1), Pinball(0.5), Pinball(0.9)]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(LOSSES), st.integers(0, 2**32 - 1))
 def test_regrets_are_the_slope_times_the_way_to_the_expert(loss: Loss, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streamadapt import Entry, Label, Position
@@ -130,7 +130,6 @@ def interleaved(entry_times: list[int], label_times: list[int], choices: Any, li
     return names(released)
 
 
-@settings(max_examples=40, deadline=None)
 @given(Times, Times, st.data(), st.integers(1, 4))
 def test_the_order_does_not_depend_on_who_arrived_first(e: list[int], lab: list[int], data: Any, limit: int) -> None:
     """However the two streams' records are interleaved, as long as neither is given up: the same order every time."""

@@ -84,7 +84,6 @@ def test_the_order_within_the_lateness_is_one_that_the_lateness_allows():
     assert [one.key for one in made] == ["b", "a", "c"]
 
 
-@settings(deadline=None, max_examples=150)
 @given(readings, st.sampled_from([None, 7, 10]))
 def test_rows_are_those_of_a_slow_oracle_in_any_allowed_order(readings, step):
     """Fixed sensors: what comes out depends on the set of records alone, duplicates included."""
@@ -117,7 +116,6 @@ def run(pipeline, records):
     return [(one, p.position, p.columns) for one, p in zip(bits(said), said, strict=True)]
 
 
-@settings(deadline=None, max_examples=40)
 @given(readings, st.sampled_from([None, "10s"]), st.sampled_from([2, 3, 6]))
 def test_reordered_within_the_lateness_the_results_are_the_same_bits(readings, step, most):
     """Predictions, ids, places, columns and the pipeline's state; also where sensors are more than columns."""
@@ -347,7 +345,6 @@ def test_a_leap_is_believed_by_the_stated_numbers():
         assert [len(one) for one in admitted[:needed]] == [0] * (needed - 1) + [needed]
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([0, 5, 50, 1000, 10**6])), max_size=200))
 def test_doubt_is_bounded_and_loses_count_of_nothing(leaps):
     """Every reading comes out, is dropped, or is in doubt; never more than a few are."""

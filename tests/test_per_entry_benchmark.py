@@ -24,6 +24,8 @@ from benchmarks.scenarios.digits_data import (
     train,
 )
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
 
 

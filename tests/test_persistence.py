@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from core_helpers import base, built, entries, entry, spec_of, walk
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streamadapt import Forecast, Label, LastValue, NoGuard, Persistence, Pipeline, Supervised
@@ -47,7 +47,6 @@ def test_the_newest_label_is_that_of_the_latest_entry() -> None:
     assert pipeline.observe(items)[-1].experts["persistence"].item() == 2.0
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(2, 6), st.lists(st.integers(0, 5), max_size=60))
 def test_classes_repeat_with_the_rate_of_change(classes: int, labels: list[int]) -> None:
     learner = built(LastValue(), spec_of("classification", 1, 1, 1, classes))

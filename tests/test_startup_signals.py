@@ -10,10 +10,8 @@ import sys
 import pytest
 from fault_counts import trials
 
-pytestmark = pytest.mark.slow
-
-# Sends a signal at the n-th module that is looked for once the command line itself is loaded, or torch before that:
-# the first thing that can take long. Put on the path as sitecustomize, so that the command is started as it always is.
+# Sends a signal at the n-th module that is looked for from one of SIGNAL_FROM on. Put on the path as sitecustomize, so
+# that the command is started as it always is.
 SITE = """
 import os, sys
 
@@ -21,7 +19,7 @@ class Finder:
     seen = -1
 
     def find_spec(self, name, path=None, target=None):
-        if self.seen < 0 and name not in ("streamadapt.app.commands", "torch"):
+        if self.seen < 0 and name not in os.environ["SIGNAL_FROM"].split(","):
             return None
         self.seen += 1
         if self.seen == int(os.environ["SIGNAL_AT"]):
@@ -33,10 +31,11 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-def start(tmp_path, arguments, at, number, code=None):
+def start(tmp_path, arguments, at, number, code=None, first="streamadapt.app.commands,torch"):
     (tmp_path / "sitecustomize.py").write_text(SITE)
     path = os.pathsep.join([str(tmp_path), *(p for p in sys.path if p)])
-    env = os.environ | {"PYTHONPATH": path, "SIGNAL_AT": str(at), "SIGNAL": str(int(number))}
+    env = os.environ | {"PYTHONPATH": path, "SIGNAL_FROM": first, "SIGNAL_AT": str(at)}
+    env["SIGNAL"] = str(int(number))
     command = [sys.executable, *(["-c", code] if code else ["-m", "streamadapt"]), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
 
@@ -44,6 +43,7 @@ def start(tmp_path, arguments, at, number, code=None):
 IMPORTS = [0, 1, 5, 20, 60, 150, 400, 700, 1000, 1300]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["run", "nowhere.toml"], ["replay", "nowhere.toml", "x.jsonl"]])
 def test_an_interrupt_at_any_import_is_one_line(tmp_path, arguments):
     count = trials(3, len(IMPORTS))
@@ -53,6 +53,13 @@ def test_an_interrupt_at_any_import_is_one_line(tmp_path, arguments):
         if not done.stdout:  # so many imports there were not
             continue
         assert (done.returncode, done.stderr) == (128 + number, "streamadapt: interrupted\n"), (at, done.stdout)
+
+
+@pytest.mark.parametrize("first", ["streamadapt.app.commands", "typer", "rich", "torch"])
+def test_an_interrupt_at_the_first_slow_imports(tmp_path, first):
+    arguments = ["--nonsense"] if first == "rich" else ["run", "nowhere.toml"]
+    done = start(tmp_path, arguments, 0, signal.SIGTERM, first=first)
+    assert (done.stdout, done.returncode, done.stderr) == (f"{first}\n", 143, "streamadapt: interrupted\n")
 
 
 def test_the_command_as_installed_is_the_same(tmp_path):
@@ -70,6 +77,35 @@ def test_the_command_line_is_loaded_before_anything_slow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "rich", "typer", "msgspec", "river"}.isdisjoint(done.stdout.split())
+
+
+COMMAND = """
+import sys
+from streamadapt.app.cli import main
+sys.argv = ["streamadapt", *sys.argv[1:]]
+try:
+    main()
+finally:
+    came = {name.partition(".")[0] for name in sys.modules}
+    print(*sorted(came & {"torch", "numpy", "river", "kafka", "safetensors"}), file=sys.__stderr__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0), (["--version"], 0), ([], 2), (["run", "--help"], 0), (["dlq", "replay", "--help"], 0),
+        (["checkpoint", "--help"], 0), (["nonsense"], 2), (["run", "a.toml", "--nonsense"], 2), (["run"], 2),
+        (["init", "config.toml"], 0),
+    ],
+)  # fmt: skip
+def test_what_needs_no_numbers_loads_nothing_slow(tmp_path, arguments, code):
+    """Help, version, usage errors and a new config come at once: torch alone takes two seconds to load."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.splitlines()[-1] == ""
 
 
 def test_every_name_of_the_package_is_there():

@@ -344,14 +344,14 @@ def run_command(arguments: Sequence[str]) -> Outcome:
 
 
 def _run_command(arguments: Sequence[str]) -> Outcome:
-    from streamadapt.overrides import variable_of
-
     try:
         app(args=list(arguments), prog_name="streamadapt")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else EXIT_FAILED
         return Outcome(code, stuck=getattr(end, "stuck", False))
     except ConfigError as error:
+        from streamadapt.overrides import variable_of
+
         variable = variable_of(error.path, os.environ)
         _say(f"config: {error}" + (f" (set by {variable})" if variable else ""))
         return Outcome(EXIT_CONFIG)

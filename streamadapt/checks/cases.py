@@ -181,7 +181,7 @@ def _units(columns: int) -> tuple[FloatArray, FloatArray]:
     return 10.0 + 5.0 * number, 1.0 + 0.5 * number
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)  # all that one run of the checks asks for, in both maturities
 def _steps(case: Case, n: int, matures: Maturity, device: str, seed: int) -> Sequence[Step]:
     rng = np.random.default_rng(seed)
     length = n + case.window - 1

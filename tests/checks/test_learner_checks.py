@@ -100,6 +100,18 @@ SKIPS: dict[str, dict[str, str]] = {
 }
 """Learner -> check -> why it cannot hold."""
 
+DEFAULTS = {name for name in MAKERS if "-" not in name} | {"liquid-cfc", "river-regressor", "river-classifier"}
+"""The learners as they are by default. The others are variants, and pass the long checks in `make test-slow`."""
+LONG = dict.fromkeys(
+    (
+        "check_learns_a_constant_error",
+        "check_learns_it_where_it_is",
+        "check_state_is_bounded",
+        "check_late_steps_cost_no_more",
+    ),
+    "hundreds of steps for each case",
+)
+
 
 def test_the_written_list_is_the_discovered_one() -> None:
     found = {
@@ -125,12 +137,17 @@ def test_learners_take_the_tasks_they_are_said_to_take() -> None:
     assert takes == LEARNS
 
 
-@pytest.mark.parametrize("check", [*yield_learner_checks()], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("name", MAKERS)
-def test_learners_pass(name: str, check: Callable[..., None]) -> None:
-    if (reason := SKIPS.get(name, {}).get(check.__name__)) is not None:
-        pytest.skip(reason)
-    check(MAKERS[name], torch.device("cpu"))
+def test_learners_pass(name: str) -> None:
+    known = SKIPS.get(name, {})
+    check_learner(MAKERS[name], skip=known if name in DEFAULTS else LONG | known)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MAKERS.keys() - DEFAULTS))
+def test_variants_pass_the_long_checks(name: str) -> None:
+    short = {check.__name__: "passed above" for check in yield_learner_checks() if check.__name__ not in LONG}
+    check_learner(MAKERS[name], skip=short | SKIPS.get(name, {}))
 
 
 @pytest.mark.gpu
@@ -142,13 +159,13 @@ def test_learners_pass_on_a_gpu(name: str) -> None:
 
 
 @pytest.mark.parametrize("check", [*yield_detector_checks()], ids=lambda c: c.__name__)
-@pytest.mark.parametrize("reaction", ["alert", "boost"])
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_detectors_pass(detector: str, reaction: str, check: Callable[..., None]) -> None:
+def test_detectors_pass(detector: str, check: Callable[..., None]) -> None:
+    """As the one that boosts, which has all that the one that alerts has, and its boost."""
     if detector == "eddm" and check.__name__ == "check_clear_jump_is_seen":
         pytest.skip("false alarms are its nature: it compares distances between single errors, without a bound")
     signal = "error" if DETECTORS[detector].startswith(BINARY) else "loss"
-    check(lambda: DriftMonitor(detector, signal, reaction, factor=3.0, half_life=10.0))  # type: ignore[arg-type]
+    check(lambda: DriftMonitor(detector, signal, "boost", factor=3.0, half_life=10.0))
 
 
 def test_check_detector_runs_all() -> None:
