@@ -27,6 +27,7 @@ from streamadapt.learners import Learner
 from streamadapt.letter_ports import DeadLetterReader, StreamWriter
 from streamadapt.masking import scrubbed
 from streamadapt.metrics import Metrics
+from streamadapt.onnx_base import OnnxBase
 from streamadapt.outputs import check_outputs
 from streamadapt.panel import Panel
 from streamadapt.pipeline import Pipeline
@@ -79,7 +80,7 @@ def check_config(config: Config) -> Pipeline | KeyedPipeline:
     """
     check_outputs(config)
     pipeline = make_pipeline(config)
-    if config.panel is None and isinstance(pipeline.base, FrozenModel):
+    if config.panel is None and isinstance(pipeline.base, FrozenModel | OnnxBase):
         _check_said(config, make_task(config.task), pipeline.base)
     source, _ = _source(config)
     _codec(config, source)
@@ -114,7 +115,9 @@ def _base(config: Config, task: Task) -> Base:
     if base_table.get("kind") == "persistence":
         base_table.setdefault("horizon", task.rows)
     scaling = base_table.pop("scaling", None)
-    base = as_base(build("bases", "base", base_table))
+    # These two follow from the rest of the config.
+    given = {"rows": task.rows, "threads": config.threads} if base_table.get("kind") == OnnxBase.kind else {}
+    base = as_base(build("bases", "base", base_table, **given))
     if scaling is not None:
         give_scaling(base, scaling, task.kind, _width(config))
     return base
@@ -381,7 +384,7 @@ def _width(config: Config) -> int | None:
     return width
 
 
-def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
+def _check_said(config: Config, task: Task, base: FrozenModel | OnnxBase) -> None:
     """Raise where the user's own model does not return what the task needs, as it says to a window of zeros."""
     channels = base.channels or _width(config)
     if channels is None:
@@ -395,12 +398,12 @@ def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
             raise
         found = str(error)
     except Exception as error:  # the model's own, whose words are what helps
-        if not isinstance(base.model, torch.nn.Module):  # it may live on another device
-            return
+        if isinstance(base, FrozenModel) and not isinstance(base.model, torch.nn.Module):
+            return  # it may live on another device
         found = f"{type(error).__name__}: {scrubbed(str(error))[:200]}"
     if found != wanted:
         expected = f"a model that makes {wanted}, as the task has, of a window of {[task.window_length, channels]}"
-        raise ConfigError("base.path" if base.kind == "export" else "base.factory", found, expected)
+        raise ConfigError("base.factory" if isinstance(base, FrozenModel) else "base.path", found, expected)
     if task.kind == "classification":
         check_probabilities(output)
 

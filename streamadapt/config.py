@@ -96,6 +96,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         if self.labels is not None:
             relevant["labels"] = self.labels
         base = {k: _content(v) if k in ("weights", "path") else v for k, v in self.base.items()}
+        if self.base.get("kind") == "onnx" and (beside := Path(f"{self.base.get('path')}.data")).exists():
+            base["data"] = _content(beside)
         if self.keys is not None:
             relevant["keys"] = [self.keys.max_keys, self.keys.max_stored]
         if self.panel is not None:
@@ -110,7 +112,7 @@ def _content(path: object) -> object:
     try:
         return hashlib.sha256(read_regular(Path(str(path)), MOST_WEIGHTS)).hexdigest()
     except OSError:
-        return path
+        return str(path) if isinstance(path, Path) else path
 
 
 def load_config(path: Path, environment: Mapping[str, str] | None = None, settings: Sequence[str] = ()) -> Config:

@@ -13,9 +13,8 @@ import pytest
 import torch
 from cli_helpers import logging_as_before
 from config_cases import BROKEN, make_weights, text_of
-from export_helpers import save
+from onnx_helpers import rows_of, save
 from safetensors.torch import save_file
-from torch import nn
 
 from streamadapt.app.commands import run_command
 from streamadapt.assemble import check_config, make_engine, make_pipeline
@@ -278,7 +277,7 @@ KIND_TABLES = {
                  "eata": {}, "per_entry": {"source": "x.npz"}, "tent": {}, "dictionary": {}, "error_memory": {},
                  "holt": {}, "liquid": {}, "persistence": {}, "refit": {}, "seasonal": {}, "slot_bias": {},
                  "river": {"model": "linear_model.LinearRegression"}},
-    "bases": {"export": {}, "linear": {}, "module": {"factory": "torch.nn:Identity"}, "persistence": {"horizon": 3}},
+    "bases": {"linear": {}, "module": {"factory": "torch.nn:Identity"}, "onnx": {}, "persistence": {"horizon": 3}},
     "sources": {"files": {"path": "x.csv"}, "kafka": {"servers": "a:1", "topic": "t"}},
     "sinks": {"files": {"path": "p.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
     "dead_letters": {"files": {"path": "d.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
@@ -299,8 +298,8 @@ def test_every_kind_of_the_entry_points_can_be_built(weights, tmp_path):
             table = {"kind": kind, **tables[kind]}
             if kind == "linear":
                 table["weights"] = str(weights)
-            if kind == "export":
-                table["path"] = str(save(nn.Sequential(nn.Flatten(), nn.Linear(12, 1)).eval(), tmp_path / "model.pt2"))
+            if kind == "onnx":
+                table["path"] = str(save(rows_of(1), tmp_path / "model.onnx"))
             if kind == "files":
                 table["path"] = str(tmp_path / table["path"])
             made = build(group.removeprefix("streamadapt."), "x", table, streams=["s"])

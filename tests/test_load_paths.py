@@ -20,7 +20,8 @@ SUSPICIOUS = {
     "open_memmap", "loadtxt", "genfromtxt", "fromregex", "extract", "extractall", "unpack_archive", "ZipFile",
     "GzipFile", "BZ2File", "LZMAFile", "TarFile", "decompress", "decompressobj", "run_path", "run_module", "CDLL",
     "CFUNCTYPE", "Popen", "system", "popen", "spawn", "sympify", "read_pickle", "read_array", "package_importer",
-    "PackageImporter", "deserialize", "treespec_loads", "entry_points",
+    "PackageImporter", "deserialize", "treespec_loads", "entry_points", "InferenceSession",
+    "register_custom_ops_library",
 }  # fmt: skip
 # Modules that nothing may import but those named.
 MODULES = {
@@ -47,10 +48,9 @@ CALLS: dict[tuple[str, str], str] = {
     ("streamadapt/checkpoint.py", "json.loads"): "JSON, its checksum compared",
     ("streamadapt/checkpoint.py", "safetensors.torch.load"): "safetensors, its checksum compared",
     ("streamadapt/checkpoint.py", "self.load"): "this store's own, which is the two above",
-    ("streamadapt/exported_archive.py", "json.loads"): "JSON, of which every part is compared with a list",
-    ("streamadapt/exported_archive.py", "zipfile.ZipFile"): "members by a list of names, stored and not packed",
     ("streamadapt/learners/river.py", "importlib.import_module"): "learners.model: a path below river, of the config",
     ("streamadapt/manifest.py", "json.loads"): "JSON, its checksum compared",
+    ("streamadapt/onnx_base.py", "runtime.InferenceSession"): "ONNX from memory; no other file is opened",
     ("streamadapt/registry.py", "entry_points"): "installed code, of which the config gives the name",
     ("streamadapt/registry.py", "point.load"): "installed code, of which the config gives the name",
     ("streamadapt/statepack.py", "json.loads"): "JSON, in a file whose checksum was compared",
@@ -77,7 +77,6 @@ IMPORTS: dict[tuple[str, str], str] = {
     ("streamadapt/app/demo_engine.py", "subprocess"): "above",
     ("streamadapt/app/demo_view.py", "subprocess"): "a type",
     ("streamadapt/base.py", "importlib"): "above",
-    ("streamadapt/exported_archive.py", "zipfile"): "above",
     ("streamadapt/folder.py", "shutil"): "removes checkpoints; unpacks nothing",
     ("streamadapt/learners/river.py", "importlib"): "above",
     ("streamadapt/registry.py", "importlib"): "above",
@@ -149,7 +148,8 @@ def test_nothing_is_listed_that_is_gone() -> None:
         "import pickle\npickle.loads(x)", "from pickle import loads\nloads(x)", "import pickle as p\np.load(f)",
         "list(map(torch.load, files))", "np.load(f, allow_pickle=True)", "eval(x)", "exec(x)", "load = builtins.eval",
         "import yaml\nyaml.load(x)", "zipfile.ZipFile(x).extractall()", "importlib.import_module(x)", "joblib.load(x)",
-        "torch.export.load(x)", "torch.jit.load(x)", "torch.ops.load_library(x)", "import shelve",
+        "onnxruntime.InferenceSession(x)", "options.register_custom_ops_library(x)", "torch.export.load(x)",
+        "torch.jit.load(x)", "torch.ops.load_library(x)", "import shelve",
         "from torch import hub", "from torch.export import load as take", "import torch.package",
     ],
 )  # fmt: skip
