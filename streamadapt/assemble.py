@@ -19,7 +19,7 @@ from streamadapt.durations import duration_ns, duration_s
 from streamadapt.engine import Engine, EngineSettings
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.folder import folder_of
-from streamadapt.guard import Guard, Hedge, NoGuard, TwoLayer
+from streamadapt.guard import Guard, Hedge, Mean, NoGuard, TwoLayer
 from streamadapt.intervals import Intervals
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.label_budget import LabelBudget
@@ -31,7 +31,6 @@ from streamadapt.onnx_base import OnnxBase
 from streamadapt.outputs import check_outputs
 from streamadapt.panel import Panel
 from streamadapt.pipeline import Pipeline
-from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 from streamadapt.ports import DeadLetterSink, Sink
 from streamadapt.registry import arguments_of, build, call, choose, kinds, prepare
 from streamadapt.scaling_files import give_scaling
@@ -52,8 +51,7 @@ __all__ = [
     "time_limits",
 ]
 
-_PLAIN = (AdaHedge, PlainBOA, PlainMLPoly, Simplex, RidgeOnly, Mean, Median)
-_GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard, *_PLAIN)}
+_GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, Mean, NoGuard)}
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
 _LIMITS: dict[str, Any] = {  # Any: a duration, which says itself what it expects
     "record_bytes": int, "depth": int, "width": int, "id_bytes": int, "max_buffer": int,
