@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from streamadapt import Bias, Entry, Forecast, Label, Persistence, Pipeline, Supervised
 from streamadapt.app.commands import run_command
+from streamadapt.base import load_module
 from streamadapt.config import load_config
 from streamadapt.errors import ConfigError, EntryError, Reason, ShapeError
 from streamadapt.learners.adcsd import ADCSD
@@ -626,6 +627,20 @@ def test_a_base_of_scikit_learn_from_a_config_knows_the_horizon(
     assert run_command(["run", "config.toml"]).code == 0
     expected = fitted.predict(values[-6:].reshape(1, -1)).reshape(3, 2)
     np.testing.assert_allclose(lines("predictions.jsonl")[-1]["base"], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_estimator_of_scikit_learn_is_a_base_through_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/models.md shows, for estimators that are not exported."""
+    x, _ = history()
+    fitted = LogisticRegression(max_iter=5000).fit(x, x[:, 0] > np.median(x[:, 0]))
+    own = ModuleType("own_model")
+    own.make = lambda: lambda window: fitted.predict_proba(window.numpy().reshape(1, -1))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_model", own)
+    base = load_module("own_model:make")
+    pipeline = Pipeline(Supervised(6, classes=2), base)
+    windows = pipeline.observe(entries(walk(40, 2)))
+    assert len(windows) == 35
+    np.testing.assert_allclose(windows[0].base, fitted.predict_proba(walk(40, 2)[:6].reshape(1, -1)), rtol=1e-4)
 
 
 def test_the_kind_that_was_removed_names_what_replaces_it(
