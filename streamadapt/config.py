@@ -14,11 +14,10 @@ import msgspec
 from streamadapt.convert import check_keys, convert
 from streamadapt.digest import ConfigDigest
 from streamadapt.errors import ConfigError
-from streamadapt.files import MOST_WEIGHTS, read_regular
+from streamadapt.files import MOST_CONFIG, MOST_WEIGHTS, read_regular, read_text
 from streamadapt.masking import masked, remember
 from streamadapt.overrides import apply_environment, apply_settings
 from streamadapt.secret_files import read_secret_files
-from streamadapt.toml_text import parse_toml, read_config
 
 __all__ = ["CheckpointTable", "Config", "KeysTable", "LabelsTable", "MetricsTable", "load_config", "parse_config"]
 
@@ -133,7 +132,7 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None, settin
         If the file cannot be read, is not TOML, or a setting is wrong.
     """
     try:
-        text = read_config(path)
+        text = read_text(path, MOST_CONFIG)
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError("config", str(path), f"a readable UTF-8 file ({exc})") from exc
     environment = os.environ if environment is None else environment
@@ -149,8 +148,8 @@ def parse_config(
 ) -> Config:
     """Parse TOML text; see `load_config`. Without `environment` there is none."""
     try:
-        table = parse_toml(text)
-    except tomllib.TOMLDecodeError as exc:
+        table = tomllib.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as exc:  # not TOML, too many digits, too many brackets
         raise ConfigError("config", origin, f"TOML ({exc})") from exc
     apply_environment(table, environment or {})
     apply_settings(table, settings)

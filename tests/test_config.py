@@ -126,6 +126,18 @@ def test_no_error_shows_a_secret(weights, table, where, tmp_path, capsys):
         assert SECRET not in said.out + said.err
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_is_no_toml_is_named_by_path_line_and_column(weights, tmp_path, encoding):
+    path = tmp_path / "config.toml"
+    lines = text_of(weights).splitlines()
+    path.write_text("\n".join([*lines[:3], "broken = = 1", *lines[3:]]), encoding=encoding)
+    with pytest.raises(ConfigError, match=r"line 4, column 10") as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    path.write_text(text_of(weights), encoding=encoding)
+    load_config(path)
+
+
 def test_a_right_config_shows_no_secret_either(weights):
     """Not in its repr, nor in the repr of what is made from it."""
     user = f'sasl_plain_username = "u", sasl_plain_password = "{SECRET}"'

@@ -415,9 +415,6 @@ def test_a_sink_that_is_no_file(what: str, tmp_path: Path) -> None:
 
 CONFIGS = {
     "100,000 brackets": "a=" + "[" * 100_000,
-    "a key of 100,000 parts": ".".join("a" * 100_000) + "=1",
-    "a key of 100,000 quoted parts": " . ".join(['"a"'] * 100_000) + "=1",
-    "a table of 100,000 parts": "[" + ".".join("a" * 100_000) + "]",
     "100,000 tables in tables": "a=" + "{a=" * 100_000,
     "5,000 digits": "a=" + "1" * 5_000,
     "five million characters": "#" * 5_000_000,
