@@ -1,7 +1,8 @@
 """A base from an ONNX file, run by ONNX Runtime (the extra ``onnx``): any framework exports to it.
 
-The file is read here, as a bounded regular file, and handed over as bytes. Its weights may lie in a second file beside
-it, ``MODEL.data``, which is read in the same way. ONNX Runtime opens no file itself, whatever the model names.
+The file is read here, as a bounded regular file, and handed over as bytes. Its weights may lie in
+a second file beside it, ``MODEL.data``, which is read in the same way. ONNX Runtime opens no file
+itself, whatever the model names.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ TAKEN: Final = FLOATS | INTEGERS
 """Element types of the input that a window is converted to."""
 
 NO_FILE: Final = "\0"
-"""A name that no weights in a model can have: a table of files that is not empty keeps ONNX Runtime from
-opening any file."""
+"""A name that no weights in a model can have: a table of files that is not empty keeps ONNX Runtime
+from opening any file."""
 
 
 class TensorInfo(NamedTuple):
@@ -75,7 +76,7 @@ class OnnxSession:
     Raises
     ------
     ConfigError
-        If ONNX Runtime is not installed, or a file cannot be read or is no model that ONNX Runtime can run.
+        If ONNX Runtime is not installed, or a file cannot be read or is no model that it can run.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -85,7 +86,7 @@ class OnnxSession:
         self.digest = hashlib.sha256(hashlib.sha256(model).digest() + (data or b"")).hexdigest()
         options = _options(runtime, path, data, threads)
         try:
-            # Without a fallback: it would only try the same again, and print to the standard output.
+            # Without a fallback, which would try the same again and print to the standard output.
             self._session = runtime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
@@ -120,27 +121,30 @@ class OnnxSession:
 class OnnxBase(Base):
     """An ONNX model ``inputs -> output | (output, embedding)``, on the CPU.
 
-    It has one input, a tensor of float16, float32, float64, int32 or int64. A window, (window, channels) with the
-    oldest entry first, is given to it as one of these, whichever its declared shape fits:
+    It has one input, a tensor of float16, float32, float64, int32 or int64. A window, (window,
+    channels) with the oldest entry first, is given to it in the first of these shapes that fits what
+    it declares:
 
     - (1, window, channels), the first dimension dynamic or 1
-    - (1, window * channels), all channels of the oldest entry first: models of scikit-learn and of trees
+    - (1, window * channels), all channels of the oldest entry first: models of scikit-learn
     - (window, channels)
 
     Parameters
     ----------
     path : Path
-        The model; weights that it keeps in another file must be in ``PATH.data``, the name that PyTorch gives them.
+        The model; weights that it keeps in another file must be in ``PATH.data``, the name that
+        PyTorch gives them.
     softmax : bool
         Whether the output holds logits, of which the softmax is taken.
     output : str, optional
-        The name of the output to use; default: the first that holds floats (classifiers of scikit-learn return the
-        label, an integer, before the probabilities).
+        The name of the output to use; default: the first that holds floats (classifiers of
+        scikit-learn return the label, an integer, before the probabilities).
     embedding : str, optional
-        The name of the output that is the embedding; default: where `output` is not given, the second that holds
-        floats.
+        The name of the output that is the embedding; default: where `output` is not given, the
+        second that holds floats.
     rows : int, >= 1
-        The task's rows: a model that returns one row of rows * columns numbers has them reshaped to (rows, columns).
+        The task's rows: a model that returns one row of rows * columns numbers has them reshaped to
+        (rows, columns).
     threads : int, >= 1
         Threads within one operator.
 
@@ -171,7 +175,7 @@ class OnnxBase(Base):
 
     @property
     def channels(self) -> int | None:
-        """As many as the input's last dimension declares; None where it is dynamic or a whole window in one row."""
+        """Channels that the input declares; None where it declares none, or a window in one row."""
         shape = self.input.shape
         flat = len(shape) < 3 and (len(shape) == 1 or shape[0] in (None, 1))
         return None if flat else shape[-1]
@@ -182,7 +186,7 @@ class OnnxBase(Base):
         return torch.float32 if self._dtype in (np.float16, np.float32) else torch.float64
 
     def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
-        """Compare with the declared shape of the input, and with what the model returns for a window of zeros."""
+        """Compare with the declared input, and with what the model returns for zeros."""
         channels = self.channels if self.channels is not None else columns if kind == "forecast" else None
         if channels is None:
             channels = self._channels_of(window)
@@ -219,7 +223,7 @@ class OnnxBase(Base):
         return BaseOutput(output, tensors[1].float().flatten().to(inputs.device) if len(tensors) > 1 else None)
 
     def _converted(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the numbers in the type of the input; a fraction is an error where that is an integer."""
+        """Return the numbers in the type of the input; one of integers takes whole numbers only."""
         if self._dtype in (np.int32, np.int64):
             limits = np.iinfo(self._dtype)
             bad = ~((array == np.floor(array)) & (array >= limits.min) & (array <= limits.max))
@@ -282,7 +286,7 @@ def _options(runtime: Any, path: Path, data: bytes | None, threads: int) -> Any:
     options.log_severity_level = 4  # what is wrong comes as an error
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Only what is in this table is taken for weights in another file; below a file's own path there is no file.
+    # Weights in another file are taken from this table only; below a file's own path there is no file.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute()))
     name, weights = (NO_FILE, b"\0") if data is None else (data_file(path).name, data)
     options.add_external_initializers_from_files_in_memory([name], [weights], [len(weights)])
