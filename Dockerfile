@@ -1,18 +1,20 @@
 # Build:  docker build -t streamadapt .
 #   --build-arg TORCH_INDEX=URL  an extra package index that offers PyTorch's CPU builds: without one the image works
 #                                too, but carries the CUDA libraries, several gigabytes
+#   --build-arg EXTRAS=[onnx]    extras to install: onnx for models in that format, object-store for checkpoints there
 # Run:    docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
 #             -v ./config.toml:/config.toml:ro -v state:/state streamadapt
 
 FROM python:3.11-slim AS build
 ARG TORCH_INDEX=""
+ARG EXTRAS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/streamadapt
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY streamadapt streamadapt
 COPY connectors connectors
-RUN /opt/streamadapt/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
+RUN /opt/streamadapt/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".$EXTRAS"
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --home-dir /state streamadapt \

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import data
+from benchmarks.plain_guards import AdaHedge, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 from benchmarks.scenarios import digits, elec2, forecast, glucose, linkload
 from benchmarks.scenarios.linkload_networks import lstm
 from benchmarks.scenarios.linkload_stream import generate, nobel_eu
@@ -18,10 +19,9 @@ from benchmarks.scenarios.measure import BLOCK, Losses, Progress, Sums, cross_ch
 from streamadapt import Entry, FrozenModel, Hedge, Label, PerEntry, Pipeline, Prediction, Supervised, TwoLayer
 from streamadapt.defaults import default_learners
 from streamadapt.errors import ConfigError
-from streamadapt.guard import Guard, Mixture
+from streamadapt.guard import Guard, Mean, Mixture
 from streamadapt.intervals import Intervals
 from streamadapt.losses import Array, Loss, Mask
-from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 
 __all__ = ["COVERAGE", "GUARDS", "RUNS", "SEED", "SHOWN", "Compared", "SideBySide"]
 

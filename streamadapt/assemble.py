@@ -19,7 +19,7 @@ from streamadapt.durations import duration_ns, duration_s
 from streamadapt.engine import Engine, EngineSettings
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.folder import folder_of
-from streamadapt.guard import Guard, Hedge, NoGuard, TwoLayer
+from streamadapt.guard import Guard, Hedge, Mean, NoGuard, TwoLayer
 from streamadapt.intervals import Intervals
 from streamadapt.keyed import KeyedPipeline
 from streamadapt.label_budget import LabelBudget
@@ -27,10 +27,10 @@ from streamadapt.learners import Learner
 from streamadapt.letter_ports import DeadLetterReader, StreamWriter
 from streamadapt.masking import scrubbed
 from streamadapt.metrics import Metrics
+from streamadapt.onnx_base import OnnxBase
 from streamadapt.outputs import check_outputs
 from streamadapt.panel import Panel
 from streamadapt.pipeline import Pipeline
-from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 from streamadapt.ports import DeadLetterSink, Sink
 from streamadapt.registry import arguments_of, build, call, choose, kinds, prepare
 from streamadapt.scaling_files import give_scaling
@@ -53,8 +53,7 @@ __all__ = [
     "time_limits",
 ]
 
-_PLAIN = (AdaHedge, PlainBOA, PlainMLPoly, Simplex, RidgeOnly, Mean, Median)
-_GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, NoGuard, *_PLAIN)}
+_GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, Mean, NoGuard)}
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
 TASK_DURATIONS: Final = ("ttl", "settle", "negative_after")
 """Keys of ``[task]`` that a config writes as durations; the tasks themselves take nanoseconds."""
@@ -80,7 +79,7 @@ def check_config(config: Config) -> Pipeline | KeyedPipeline:
     """
     check_outputs(config)
     pipeline = make_pipeline(config)
-    if config.panel is None and isinstance(pipeline.base, FrozenModel):
+    if config.panel is None and isinstance(pipeline.base, FrozenModel | OnnxBase):
         _check_said(config, make_task(config.task), pipeline.base)
     source, _ = _source(config)
     _codec(config, source)
@@ -115,7 +114,9 @@ def _base(config: Config, task: Task) -> Base:
     if base_table.get("kind") == "persistence":
         base_table.setdefault("horizon", task.rows)
     scaling = base_table.pop("scaling", None)
-    base = as_base(build("bases", "base", base_table))
+    # These two follow from the rest of the config.
+    given = {"rows": task.rows, "threads": config.threads} if base_table.get("kind") == OnnxBase.kind else {}
+    base = as_base(build("bases", "base", base_table, **given))
     if scaling is not None:
         give_scaling(base, scaling, task.kind, _width(config))
     return base
@@ -391,7 +392,7 @@ def _width(config: Config) -> int | None:
     return width
 
 
-def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
+def _check_said(config: Config, task: Task, base: FrozenModel | OnnxBase) -> None:
     """Raise where the user's own model does not return what the task needs, as it says to a window of zeros."""
     channels = base.channels or _width(config)
     if channels is None:
@@ -405,12 +406,12 @@ def _check_said(config: Config, task: Task, base: FrozenModel) -> None:
             raise
         found = str(error)
     except Exception as error:  # the model's own, whose words are what helps
-        if not isinstance(base.model, torch.nn.Module):  # it may live on another device
-            return
+        if isinstance(base, FrozenModel) and not isinstance(base.model, torch.nn.Module):
+            return  # it may live on another device
         found = f"{type(error).__name__}: {scrubbed(str(error))[:200]}"
     if found != wanted:
         expected = f"a model that makes {wanted}, as the task has, of a window of {[task.window_length, channels]}"
-        raise ConfigError("base.path" if base.kind == "export" else "base.factory", found, expected)
+        raise ConfigError("base.factory" if isinstance(base, FrozenModel) else "base.path", found, expected)
     if task.kind == "classification":
         check_probabilities(output)
 

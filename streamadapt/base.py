@@ -30,6 +30,7 @@ __all__ = [
     "as_base",
     "check_probabilities",
     "load_module",
+    "shaped_output",
     "without_nonfinite",
 ]
 
@@ -377,16 +378,27 @@ class FrozenModel(Base):
         output = torch.as_tensor(output, device=inputs.device)
         if output.is_complex():
             raise ShapeError(f"the base must return real numbers, got {output.dtype}")
-        output = output.to(inputs.dtype)
-        while output.ndim > 2 and output.shape[0] == 1:
-            output = output.squeeze(0)
-        if output.ndim < 2:
-            output = output.reshape(1, -1)
-        if output.ndim != 2:
-            raise ShapeError(f"the base must return (rows, columns) for one entry, got {tuple(output.shape)}")
+        output = shaped_output(output.to(inputs.dtype))
         if self.softmax:
             output = torch.softmax(output, dim=-1)
         return BaseOutput(output, None if embedding is None else torch.as_tensor(embedding).float().flatten())
+
+
+def shaped_output(output: Tensor) -> Tensor:
+    """Return what a model said about one entry as (rows, columns): without leading ones, a vector as one row.
+
+    Raises
+    ------
+    ShapeError
+        If it has more dimensions.
+    """
+    while output.ndim > 2 and output.shape[0] == 1:
+        output = output.squeeze(0)
+    if output.ndim < 2:
+        output = output.reshape(1, -1)
+    if output.ndim != 2:
+        raise ShapeError(f"the base must return (rows, columns) for one entry, got {tuple(output.shape)}")
+    return output
 
 
 def check_probabilities(output: Tensor) -> bool:

@@ -14,11 +14,10 @@ import msgspec
 from streamadapt.convert import check_keys, convert
 from streamadapt.digest import ConfigDigest
 from streamadapt.errors import ConfigError
-from streamadapt.files import MOST_WEIGHTS, read_regular
+from streamadapt.files import MOST_CONFIG, MOST_WEIGHTS, read_regular, read_text
 from streamadapt.masking import masked, remember
 from streamadapt.overrides import apply_environment, apply_settings
 from streamadapt.secret_files import read_secret_files
-from streamadapt.toml_text import parse_toml, read_config
 
 __all__ = [
     "BaseKeys",
@@ -264,6 +263,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         if self.labels is not None:
             relevant["labels"] = self.labels
         base = {k: _content(v) if k in ("weights", "path") else v for k, v in self.base.items()}
+        if self.base.get("kind") == "onnx" and (beside := Path(f"{self.base.get('path')}.data")).exists():
+            base["data"] = _content(beside)
         if self.keys is not None:
             relevant["keys"] = [self.keys.max_keys, self.keys.max_stored]
         if self.panel is not None:
@@ -278,7 +279,7 @@ def _content(path: object) -> object:
     try:
         return hashlib.sha256(read_regular(Path(str(path)), MOST_WEIGHTS)).hexdigest()
     except OSError:
-        return path
+        return str(path) if isinstance(path, Path) else path
 
 
 def load_config(path: Path, environment: Mapping[str, str] | None = None, settings: Sequence[str] = ()) -> Config:
@@ -299,7 +300,7 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None, settin
         If the file cannot be read, is not TOML, or a setting is wrong.
     """
     try:
-        text = read_config(path)
+        text = read_text(path, MOST_CONFIG)
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError("config", str(path), f"a readable UTF-8 file ({exc})") from exc
     environment = os.environ if environment is None else environment
@@ -315,8 +316,8 @@ def parse_config(
 ) -> Config:
     """Parse TOML text; see `load_config`. Without `environment` there is none."""
     try:
-        table = parse_toml(text)
-    except tomllib.TOMLDecodeError as exc:
+        table = tomllib.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as exc:  # not TOML, too many digits, too many brackets
         raise ConfigError("config", origin, f"TOML ({exc})") from exc
     apply_environment(table, environment or {})
     apply_settings(table, settings)

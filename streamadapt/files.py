@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Final
 
 __all__ = [
+    "MOST_CONFIG",
     "MOST_WEIGHTS",
     "decoded",
     "encoding_of_mark",
@@ -23,6 +24,7 @@ __all__ = [
     "open_to_append",
     "read_most",
     "read_regular",
+    "read_text",
 ]
 
 MARKS: Final = (  # the longer ones first: UTF-32's begins with UTF-16's
@@ -32,6 +34,9 @@ MARKS: Final = (  # the longer ones first: UTF-32's begins with UTF-16's
 
 MOST_WEIGHTS: Final = 1 << 36
 """The largest file of weights that is read: 64 GiB."""
+
+MOST_CONFIG: Final = 1 << 22
+"""The largest config file: 4 MiB."""
 
 CHUNK: Final = 1 << 24
 
@@ -110,6 +115,37 @@ def read_regular(file: Path, most: int) -> bytes:
     if len(data) > most:
         raise OSError(errno.EFBIG, f"larger than {most} bytes")
     return data
+
+
+def read_text(file: Path, most: int) -> str:
+    """Read the text of a regular file, or of a pipe, which is what a shell makes of ``<(command)``.
+
+    Parameters
+    ----------
+    most : int, bytes
+
+    Returns
+    -------
+    str
+        Without a byte-order mark.
+
+    Raises
+    ------
+    OSError, UnicodeDecodeError
+        If it cannot be read, is something else, larger than `most`, or neither UTF-8 nor what its
+        byte-order mark says.
+    """
+    # Not blocking: a pipe without a writer is at its end.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as opened:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            raise OSError(errno.EINVAL, "no regular file")
+        os.set_blocking(descriptor, True)
+        data = read_most(opened, most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most} bytes")
+    return decoded(data)
 
 
 def read_most(file: IO[bytes], most: int) -> bytes:

@@ -6,7 +6,6 @@ points ``streamadapt.folders``, the one named ``fsspec`` serving every scheme th
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -14,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
+
+from filelock import FileLock, Timeout
 
 from streamadapt.convert import wrong
 from streamadapt.durable import read, sync, write
@@ -24,6 +25,8 @@ __all__ = ["NUMBERED", "Folder", "LocalFolder", "folder_of", "numbered"]
 
 NUMBERED = re.compile(r"\d{12}")
 """The name of one checkpoint's folder."""
+LOCK: Final = ".lock"
+"""The file that an owner holds locked; its pid stands in it."""
 MOST_STATE: Final = 1 << 36
 """The largest file of a state that is read: 64 GiB."""
 _STALE = re.compile(r"\.tmp-(?:old-)?(\d{12})")
@@ -209,7 +212,7 @@ class LocalFolder(Folder):
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
 
     @property
     def name(self) -> str:
@@ -230,26 +233,30 @@ class LocalFolder(Folder):
 
     def lock(self) -> None:
         """Keep all others out until `unlock`, or raise `CheckpointError` that names their pid."""
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        # The system releases it with the process, however that ends. A file system without such locks is
+        # an error: a lock of another kind would outlive a killed process.
+        lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, fallback_to_soft=False)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            owner = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
-            os.close(lock)
+            lock.acquire()
+        except Timeout as exc:
             raise CheckpointError(
-                f"{self}: another engine (pid {owner}) writes checkpoints here; stop it or use another path"
+                f"{self}: another engine (pid {self._owner()}) writes checkpoints here; stop it or use another path"
             ) from exc
-        except OSError:  # this file system has no locks
-            os.close(lock)
-            raise
         self._lock = lock
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
+        with open(os.open(self.path / LOCK, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW), "wb") as file:
+            file.write(f"{os.getpid()}\n".encode())
+
+    def _owner(self) -> str:
+        """Return the pid that the owner wrote into the lock's file."""
+        try:
+            return read(self.path, LOCK, 32).decode("ascii", "replace").strip() or "unknown"
+        except CheckpointError:
+            return "unknown"
 
     def unlock(self) -> None:
         """Undo `lock`. Idempotent."""
         if self._lock is not None:
-            os.close(self._lock)  # releases the lock; the file stays, since removing it would race with the next owner
+            self._lock.release()  # the file stays: removing it would race with the next owner
             self._lock = None
 
     def names(self) -> Sequence[str]:

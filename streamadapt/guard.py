@@ -22,7 +22,7 @@ from streamadapt.losses import Array, Loss, Mask
 from streamadapt.scoped import SCOPES, Scope, Scoped
 from streamadapt.stacking import RidgeStack
 
-__all__ = ["Guard", "Hedge", "Mixture", "NoGuard", "Scope", "TwoLayer", "checked_scope", "effective_scope"]
+__all__ = ["Guard", "Hedge", "Mean", "Mixture", "NoGuard", "Scope", "TwoLayer", "checked_scope", "effective_scope"]
 
 SCALE_RATE = 0.01
 """How fast the running scale of the base's error follows it, per arrival."""
@@ -307,6 +307,33 @@ class Hedge(Guard):
 
     def _aggregators(self) -> list[Mixer]:
         return [self.rule]
+
+
+class Mean(Guard):
+    """The plain mean of all experts; learns nothing.
+
+    For a convex loss its loss is at most the mean of the experts' own (Jensen).
+    """
+
+    kind: ClassVar[str] = "mean"
+
+    def _allocate(self) -> None:
+        pass
+
+    @property
+    def own_count(self) -> int:
+        """Nothing needs keeping."""
+        return 0
+
+    def mix(self, predictions: Array) -> Mixture:
+        """Average."""
+        return Mixture(predictions.mean(axis=0), predictions[:0], np.full(self.experts, 1.0 / self.experts))
+
+    def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None:
+        pass
+
+    def _aggregators(self) -> list[Mixer]:
+        return []
 
 
 class NoGuard(Guard):

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from streamadapt.convert import wrong
 from streamadapt.masking import HIDDEN, is_secret
-from streamadapt.toml_text import parse_toml
 
 __all__ = ["PREFIX", "apply_environment", "apply_settings", "setting_of", "variable_of"]
 
@@ -111,7 +110,7 @@ def _value(path: str, text: str) -> Any:
     if is_secret(path.rpartition(".")[2]):
         return text  # a password of digits is text all the same
     try:
-        parsed = parse_toml(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text  # a line break could bring in more

@@ -26,6 +26,20 @@ ROOTS = frozenset(
 )  # fmt: skip
 """What the paths of a config start with."""
 
+REMOVED = {
+    ("base", "export"): (
+        '"onnx": the kind "export" was removed; convert the model once by torch.onnx.export, as docs/models.md shows'
+    ),
+    **{
+        ("guard", kind): (
+            f'"two-layer", "hedge", "mean" or "none": "{kind}" was removed from the package, it is a comparison in '
+            "benchmarks/plain_guards.py (docs/guards.md)"
+        )
+        for kind in ("adahedge", "boa", "median", "ml-poly", "ridge", "simplex")
+    },
+}
+"""Kinds that were removed, by table and kind: what to use instead."""
+
 
 def kinds(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of ``streamadapt.<group>`` by kind."""
@@ -42,6 +56,8 @@ def choose(known: Mapping[str, Any], path: str, table: Mapping[str, Any]) -> Any
     """
     kind = table.get("kind")
     if not isinstance(kind, str) or kind not in known:
+        if isinstance(kind, str) and (path, kind) in REMOVED:
+            raise wrong(join(path, "kind"), kind, REMOVED[path, kind])
         raise wrong(join(path, "kind"), kind, "one of " + ", ".join(sorted(known)) + meant(kind, known) + see(path))
     return known[kind]
 

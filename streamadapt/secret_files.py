@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import stat
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from streamadapt.convert import join
 from streamadapt.errors import ConfigError
-from streamadapt.files import decoded
+from streamadapt.files import MOST_CONFIG, decoded, read_text
 from streamadapt.masking import HIDDEN, masked
 from streamadapt.overrides import PREFIX, apply_environment, apply_settings, setting_of
-from streamadapt.toml_text import parse_toml, read_config
 
 __all__ = ["literal_secrets", "read_secret_files"]
 
@@ -83,7 +83,7 @@ def literal_secrets(path: Path, environment: Mapping[str, str], settings: Sequen
     """
     if not path.is_file():
         return []
-    table = parse_toml(read_config(path))
+    table = tomllib.loads(read_text(path, MOST_CONFIG))
     written = dict(_secrets("", table))
     apply_environment(table, environment)
     before = dict(_secrets("", table))

@@ -139,8 +139,10 @@ BROKEN = [
     ('detector = "adwin"', 'detector = "adwin"\nparams = { dleta = 1.0 }', "drift[0].params", "arguments of river"),
     ('detector = "adwin"', 'reaction = "boost"\nfactor = 0.5', "drift[0].factor", "a finite number >= 1"),
     # -- guard, limits
-    ("[checkpoint]", '[guard]\nkind = "one-layer"\n[checkpoint]', "guard.kind", "mean, median, ml-poly, none"),
-    ("[checkpoint]", '[guard]\nscope = "row"\n[checkpoint]', "guard.kind", "one of adahedge, boa, hedge"),
+    ("[checkpoint]", '[guard]\nkind = "one-layer"\n[checkpoint]', "guard.kind", "hedge, mean, none, two-layer"),
+    ("[checkpoint]", '[guard]\nkind = "ml-poly"\n[checkpoint]', "guard.kind", "removed from the package"),
+    ("[checkpoint]", '[guard]\nkind = "median"\n[checkpoint]', "guard.kind", "benchmarks/plain_guards.py"),
+    ("[checkpoint]", '[guard]\nscope = "row"\n[checkpoint]', "guard.kind", "one of hedge, mean, none"),
     ("[checkpoint]", '[guard]\nkind = "hedge"\nscope = "row"\n[checkpoint]', "guard.scope", "one of global, horizon"),
     ("[checkpoint]", "[limits]\ndepth = 0\n[checkpoint]", "limits.depth", ">= 1"),
     ("[checkpoint]", "[limits]\nmax_bad_share = 2.0\n[checkpoint]", "limits.max_bad_share", "(0, 1]"),

@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore
 from streamadapt.errors import CheckpointError
+from streamadapt.folder import LocalFolder
 from streamadapt.manifest import checksum_of
 from streamadapt.ports import StreamPartition
 from streamadapt.statepack import pack
@@ -398,6 +400,49 @@ def test_a_second_writer_is_refused_by_the_first_ones_pid(tmp_path: Path) -> Non
     second.acquire()
     second.close()
     second.close()
+
+
+def test_the_lock_of_a_killed_writer_is_gone_with_it(tmp_path: Path) -> None:
+    """Also where the folder had been locked before, and whoever asks from another thread."""
+    code = (
+        "import sys, pathlib, time\nfrom streamadapt.folder import LocalFolder\n"
+        "held = LocalFolder(pathlib.Path(sys.argv[1]))\nheld.lock()\n"
+        "folder = LocalFolder(pathlib.Path(sys.argv[1]) / 'b')\nfolder.make()\nfolder.lock()\nfolder.unlock()\n"
+        "print('locked', flush=True)\ntime.sleep(600)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(CheckpointError, match=rf"another engine \(pid {other.pid}\)"):
+            LocalFolder(tmp_path).lock()
+        (tmp_path / ".lock").write_text("what nobody wrote, longer than any pid there is")
+        with pytest.raises(CheckpointError, match=r"another engine \(pid unknown\)"):
+            LocalFolder(tmp_path).lock()
+        LocalFolder(tmp_path / "b").lock()
+    finally:
+        other.kill()
+        other.wait()
+        assert other.stdout is not None
+        other.stdout.close()
+    mine = LocalFolder(tmp_path)
+    mine.lock()
+    thread = threading.Thread(target=mine.unlock)
+    thread.start()
+    thread.join()
+    again = LocalFolder(tmp_path)
+    again.lock()
+    assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+    again.unlock()
+
+
+def test_no_link_is_followed_to_a_lock(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("precious")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="cannot lock"):
+        CheckpointStore(tmp_path / "state").acquire()
+    assert (tmp_path / "elsewhere").read_text() == "precious"
 
 
 def test_list_reads_positions_and_summary_without_torch(tmp_path: Path) -> None:

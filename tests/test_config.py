@@ -13,9 +13,8 @@ import pytest
 import torch
 from cli_helpers import logging_as_before
 from config_cases import BROKEN, make_weights, text_of
-from export_helpers import save
+from onnx_helpers import rows_of, save
 from safetensors.torch import save_file
-from torch import nn
 
 from streamadapt.app.commands import run_command
 from streamadapt.assemble import check_config, make_engine, make_pipeline
@@ -125,6 +124,18 @@ def test_no_error_shows_a_secret(weights, table, where, tmp_path, capsys):
         said = capsys.readouterr()
         assert said.out + said.err
         assert SECRET not in said.out + said.err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_is_no_toml_is_named_by_path_line_and_column(weights, tmp_path, encoding):
+    path = tmp_path / "config.toml"
+    lines = text_of(weights).splitlines()
+    path.write_text("\n".join([*lines[:3], "broken = = 1", *lines[3:]]), encoding=encoding)
+    with pytest.raises(ConfigError, match=r"line 4, column 10") as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    path.write_text(text_of(weights), encoding=encoding)
+    load_config(path)
 
 
 def test_a_right_config_shows_no_secret_either(weights):
@@ -278,7 +289,7 @@ KIND_TABLES = {
                  "eata": {}, "per_entry": {"source": "x.npz"}, "tent": {}, "dictionary": {}, "error_memory": {},
                  "holt": {}, "liquid": {}, "persistence": {}, "refit": {}, "seasonal": {}, "slot_bias": {},
                  "river": {"model": "linear_model.LinearRegression"}},
-    "bases": {"export": {}, "linear": {}, "module": {"factory": "torch.nn:Identity"}, "persistence": {"horizon": 3}},
+    "bases": {"linear": {}, "module": {"factory": "torch.nn:Identity"}, "onnx": {}, "persistence": {"horizon": 3}},
     "sources": {"files": {"path": "x.csv"}, "kafka": {"servers": "a:1", "topic": "t"}},
     "sinks": {"files": {"path": "p.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
     "dead_letters": {"files": {"path": "d.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
@@ -299,8 +310,8 @@ def test_every_kind_of_the_entry_points_can_be_built(weights, tmp_path):
             table = {"kind": kind, **tables[kind]}
             if kind == "linear":
                 table["weights"] = str(weights)
-            if kind == "export":
-                table["path"] = str(save(nn.Sequential(nn.Flatten(), nn.Linear(12, 1)).eval(), tmp_path / "model.pt2"))
+            if kind == "onnx":
+                table["path"] = str(save(rows_of(1), tmp_path / "model.onnx"))
             if kind == "files":
                 table["path"] = str(tmp_path / table["path"])
             made = build(group.removeprefix("streamadapt."), "x", table, streams=["s"])

@@ -33,10 +33,9 @@ from streamadapt import (
 )
 from streamadapt.app.commands import run_command
 from streamadapt.errors import ConfigError, EntryError, Reason, ShapeError
-from streamadapt.guard import Mixture
+from streamadapt.guard import Mean, Mixture
 from streamadapt.health import PROBATION, SNAPSHOT_EVERY, WINDOW
 from streamadapt.learners import BaseOutput
-from streamadapt.plain_guards import Mean
 
 N = 300
 

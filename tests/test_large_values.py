@@ -13,6 +13,7 @@ import pytest
 from cli_helpers import logging_as_before
 from core_helpers import entries, entry, walk
 
+from benchmarks.plain_guards import AdaHedge, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 from streamadapt import (
     ADCSD,
     RLS,
@@ -39,11 +40,10 @@ from streamadapt import (
 from streamadapt.app.commands import run_command
 from streamadapt.entry import Batch
 from streamadapt.fit import fit_forecast
-from streamadapt.guard import Guard
+from streamadapt.guard import Guard, Mean
 from streamadapt.intervals import Intervals
 from streamadapt.label_budget import LabelBudget
 from streamadapt.learners import Learner
-from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 
 VALUES = [1e3, 1e9, 1e12, 1e15, 1e20, 9.96921e36, -3.4e38]
 N, AT, AFTER = 190, 60, 100

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
 
+from benchmarks.plain_guards import AdaHedge, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
+from benchmarks.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
 from streamadapt.aggregators import Aggregator
 from streamadapt.errors import ConfigError
-from streamadapt.guard import Guard
+from streamadapt.guard import Guard, Mean
 from streamadapt.losses import Absolute, Log, Pinball, Squared
-from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
-from streamadapt.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
 
 EXPERTS = 4
 Vector = list[float]

@@ -13,12 +13,12 @@ import pytest
 from core_helpers import entries, walk, with_scaling
 from torch import Tensor
 
+from benchmarks.plain_guards import AdaHedge, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
+from benchmarks.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
 from streamadapt import Bias, Forecast, Hedge, NoGuard, Persistence, Pipeline, TwoLayer
 from streamadapt.aggregators import BOA, Aggregator, FixedShare, MLPoly
-from streamadapt.guard import Guard
+from streamadapt.guard import Guard, Mean
 from streamadapt.losses import Absolute, Log, Loss, Pinball, Squared
-from streamadapt.plain_guards import AdaHedge, Mean, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
-from streamadapt.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
 from streamadapt.scoped import LOSS_CAP, REGRET_CAP
 
 ROUNDS = 500

@@ -211,8 +211,7 @@ def _module_of(spec: Spec) -> FrozenModel:
     from streamadapt.base import FrozenModel  # it imports the learners' contract, and that package this one
 
     model = spec.model
-    exported = getattr(model, "kind", None) == "export"  # a graph: a module without layers
-    if exported or not isinstance(model, FrozenModel) or not isinstance(model.model, nn.Module):
+    if not isinstance(model, FrozenModel) or not isinstance(model.model, nn.Module):
         raise ConfigError(
             "base.kind", getattr(model, "kind", None), 'a base that is a torch module to adapt a copy of: "module"'
         )

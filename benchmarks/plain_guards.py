@@ -1,4 +1,7 @@
-"""Guards of a single rule: the plain methods that the default one is measured against (docs/guards.md)."""
+"""Guards of a single rule: the plain methods that the default guard is measured against (docs/guards.md).
+
+They are part of the benchmark and not of the package; hand one to a pipeline in Python to try it.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 
+from benchmarks.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
 from streamadapt.aggregators import Aggregator, Mixer
 from streamadapt.errors import ConfigError
-from streamadapt.guard import Guard, Mixture, checked_scope, effective_scope
+from streamadapt.guard import Guard, Mean, Mixture, checked_scope, effective_scope
 from streamadapt.losses import Array, Mask
-from streamadapt.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
 from streamadapt.scoped import Scope, Scoped
 from streamadapt.stacking import RidgeStack
 
-__all__ = ["AdaHedge", "Mean", "Median", "PlainBOA", "PlainMLPoly", "RidgeOnly", "Simplex"]
+__all__ = ["AdaHedge", "Median", "PlainBOA", "PlainMLPoly", "RidgeOnly", "Simplex"]
 
 
 class _OneRule(Guard):
@@ -119,33 +122,6 @@ class RidgeOnly(_OneRule):
         if self.loss.row_wise or not self.loss.central:
             raise ConfigError("guard.kind", self.kind, "another guard: a ridge stack aims at means and medians alone")
         return RidgeStack(robust=self.loss.name == "absolute")
-
-
-class Mean(Guard):
-    """The plain mean of all experts; learns nothing.
-
-    For a convex loss its loss is at most the mean of the experts' own (Jensen).
-    """
-
-    kind: ClassVar[str] = "mean"
-
-    def _allocate(self) -> None:
-        pass
-
-    @property
-    def own_count(self) -> int:
-        """Nothing needs keeping."""
-        return 0
-
-    def mix(self, predictions: Array) -> Mixture:
-        """Average."""
-        return Mixture(predictions.mean(axis=0), predictions[:0], np.full(self.experts, 1.0 / self.experts))
-
-    def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None:
-        pass
-
-    def _aggregators(self) -> list[Mixer]:
-        return []
 
 
 class Median(Mean):
