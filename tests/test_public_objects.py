@@ -44,7 +44,7 @@ PUBLIC = [getattr(streamadapt, name) for name in streamadapt.__all__]
 KINDS = {
     f"{table}.{kind}": cls for table in ("learners", "guard", "task") for kind, cls in kinds_of_table(table).items()
 }
-COMPARED = {f"guard.{kind}" for kind in ("adahedge", "boa", "ml-poly", "simplex", "ridge", "mean", "median")}
+COMPARED = {f"guard.{kind}" for kind in ("mean",)}
 
 
 def modules() -> list[types.ModuleType]:

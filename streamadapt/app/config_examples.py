@@ -54,10 +54,6 @@ ttl = "2d"
 kind = "unlabelled"
 window = 1
 classes = ["cat", "dog"]
-# == base.export
-[base]
-kind = "export"
-path = "model.pt2"
 # == base.linear
 [base]
 kind = "linear"
@@ -68,6 +64,10 @@ kind = "module"
 factory = "my_models:make"
 weights = "weights.safetensors"
 params = { width = 4 }
+# == base.onnx
+[base]
+kind = "onnx"
+path = "model.onnx"
 # == base.persistence
 [base]
 kind = "persistence"
