@@ -352,6 +352,7 @@ engine.run()
 """
 
 
+@pytest.mark.slow  # ten seconds; a kill between two steps is quick in `test_checkpoint`
 @pytest.mark.parametrize(("kind", "make"), [("plain", make_plain), ("keyed", make_keyed)])
 def test_a_killed_process_resumes_bit_for_bit(tmp_path, kind, make):
     """SIGKILL between a checkpoint's files and its manifest; another process goes on."""
