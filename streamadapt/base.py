@@ -156,7 +156,8 @@ class Linear(Base):
     >>> from streamadapt import Batch
     >>> from streamadapt.fit import fit_forecast
     >>> history = Batch([[t % 3] for t in range(100)], range(100))  # 0, 1, 2, 0, 1, 2, ...
-    >>> said = fit_forecast(history, window=3, horizon=3, ridge=0.0)(torch.tensor([[0.0], [1.0], [2.0]]))
+    >>> base = fit_forecast(history, window=3, horizon=3, ridge=0.0)
+    >>> said = base(torch.tensor([[0.0], [1.0], [2.0]]))
     >>> said.output.round().abs().flatten().tolist()
     [0.0, 1.0, 2.0]
     """

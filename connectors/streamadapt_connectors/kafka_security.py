@@ -41,8 +41,8 @@ class SecurityKeys:
         Whether the certificate must be of the host that is connected to.
     ssl_context : ssl.SSLContext
         A context made in Python, in place of the files.
-    sasl_mechanism : {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER", "AWS_MSK_IAM"}
-        How the client logs in.
+    sasl_mechanism : str
+        How the client logs in: "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER" or "AWS_MSK_IAM".
     sasl_plain_username : str
         The user name; `sasl_plain_username_file` names a file that holds it.
     sasl_plain_password : str

@@ -40,7 +40,7 @@ def summary_of(target: Any) -> str:
 def described(target: Any, depth: int = 3) -> dict[str, Entry]:
     """Return what the docstring of a class or function says of each parameter or attribute.
 
-    ``As for `Other`.`` is replaced by what `Other`, a name in the same module, says; at most `depth` times.
+    ``As for `Other`.`` is replaced by what `Other`, a name in its module, says; at most `depth` times.
     """
     found: dict[str, Entry] = {}
     for names, kind, text in _items(inspect.getdoc(target) or ""):
