@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.structs import OffsetAndMetadata
 from kafka_engines import admin, create, fill
 from kafka_helpers import until
@@ -34,7 +33,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 FIELDS = FieldMap(time="time", time_format="unix_s", values=["x"])
 EXPIRES_MS = 15_000
 AWAY = {"frozen": ["has not answered"], "killed": ["no broker answers", "refused", "trying again until it works"]}
-GUARANTEES = ["at-least-once", "effectively-once", "exactly-once"]
 BOTH = [("at-least-once", None), ("effectively-once", "g"), ("exactly-once", None), ("exactly-once", "g")]
 
 
@@ -180,38 +178,6 @@ def test_a_broker_that_goes_and_comes_back(
     for side in sides:
         assert len(said[side]) == 1, said
         assert [text for text in lines(caplog, side, logging.INFO) if "connected again after" in text]
-
-
-def set_in_sync(servers: str, topic: str, count: int) -> None:
-    with admin(servers) as client:
-        client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"min.insync.replicas": str(count)})])
-
-
-@pytest.mark.parametrize("which", ["out", "dead"])
-@pytest.mark.parametrize("guarantee", GUARANTEES)
-def test_too_few_in_sync_replicas(
-    guarantee: str, which: str, broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
-) -> None:
-    side = "sink" if which == "out" else "dead_letters"
-    with at_work(broker, made, tmp_path, caplog, guarantee, None) as one:
-        set_in_sync(broker.servers, f"{made}-{which}", 2)
-        not_json(broker.servers, made)
-        fill(broker.servers, made, 50, first=420)
-        try:
-            one.until(lambda: one.metric("condition_active", side=side, condition="too_few_replicas") == 1.0)
-            assert one.metric("sink_connected", side=side) == 0.0
-            ready, why = one.watchdog.ready()
-            assert not ready
-            assert f"topic {made}-{which}, partition 0 has fewer in-sync replicas" in why
-            one.until(lambda: (one.metric("unacknowledged_seconds", side=side) or 0.0) > 5.0)
-            time.sleep(12.0)
-        finally:
-            set_in_sync(broker.servers, f"{made}-{which}", 1)
-        one.until(lambda: one.works() and one.entries() == 470)
-    what = f"sink kafka {made}-out at" if which == "out" else f"dead letters kafka {made}-dead at"
-    said = lines(caplog, what, of="min.insync.replicas")
-    assert len(said) == 1, said
-    assert sum("has enough in-sync replicas again after" in text for text in lines(caplog, what, logging.INFO)) == 1
 
 
 def test_an_open_transaction_before_us(broker: OwnBroker, made: str, tmp_path: Any, caplog: Any) -> None:
