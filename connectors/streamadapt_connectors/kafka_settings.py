@@ -71,9 +71,11 @@ class Link:
 
     def up(self) -> None:
         """It answers."""
-        self._conditions.end(Condition.NO_ANSWER, "connected again", self._holder)
-        self._conditions.end(Condition.TOPIC_MISSING, "the topic is there again", self._holder)
-        if not self._conditions.answered:
+        again = " again" if self._conditions.answered else ""
+        waited = self._conditions.holds(Condition.NO_ANSWER, self._holder)
+        self._conditions.end(Condition.NO_ANSWER, f"connected{again}", self._holder)
+        self._conditions.end(Condition.TOPIC_MISSING, f"the topic is there{again}", self._holder)
+        if not self._conditions.answered and not waited:
             log.info("%s: connected", self._conditions.what)
         self._conditions.answered = True
         self._state, self._why, self._backoff_s, self._not_before = "connected", None, FIRST_BACKOFF_S, 0.0
