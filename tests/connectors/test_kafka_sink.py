@@ -115,15 +115,24 @@ def test_more_than_the_buffer_holds(kafka_servers: str, topic: Topic, monkeypatc
     assert [json.loads(r.value)["entry"] for r in consume(kafka_servers, name)] == [f"e{i}" for i in range(200)]
 
 
-def test_a_refused_prediction_is_named_and_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = RefusingProducer(lambda value: b"e1" in value, kafka_errors.TopicAuthorizationFailedError)
-    with_producer(monkeypatch, refused)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (kafka_errors.CorruptRecordError, r"kafka out: the record of in\[0\]@1 .* was not delivered"),
+        (kafka_errors.TopicAuthorizationFailedError, r"no right to write to the topic 'out' \(sink\.topic\)"),
+    ],
+)
+def test_a_refused_prediction_is_never_forgotten(
+    error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prediction is named, or the right that is missing, which concerns all of them."""
+    with_producer(monkeypatch, RefusingProducer(lambda value: b"e1" in value, error))
     sink = KafkaSink("h:1", "out")
     sink.write([prediction(i) for i in range(3)])
     for _ in range(2):
-        with pytest.raises(ConnectorError, match=r"kafka out: the record of in\[0\]@1 .* was not delivered"):
+        with pytest.raises(ConnectorError, match=said):
             sink.flush()
-    with pytest.raises(ConnectorError, match=r"in\[0\]@1"):
+    with pytest.raises(ConnectorError, match=said):
         sink.write([prediction(4)])
     sink.close()
     sink.close()
