@@ -40,6 +40,9 @@ EPOCH = 1_000_000
 higher one: whatever a former owner still writes has a lower number, and can neither stand in the way nor be taken for
 the newest."""
 
+FRESH_S = 1.0
+"""For so long, and the time between two glances, the word of the last look at the owner is taken."""
+
 _LOG = logging.getLogger(__name__)
 _TREE, _TENSORS = "state.json", "state.safetensors"
 
@@ -145,6 +148,25 @@ class CheckpointStore:
         """`check_owner` between two checkpoints: where another could have come, and as often as it is cheap to ask."""
         if self.leased and self._clock.monotonic() - self._looked >= self.folder.glance_s:
             self.check_owner()
+
+    def lease(self) -> Callable[[], None]:
+        """Return what raises `FencedError` if another store has taken the folder over; it outlives `close`.
+
+        For what was written a while ago and is sent now, from any thread. It looks only if the last look, by whoever,
+        is older than `FRESH_S`: then the process may have stood still.
+        """
+        fence = self._fence
+        if fence is None or not self.leased:
+            return lambda: None
+        fresh_s = FRESH_S + self.folder.glance_s
+
+        def check() -> None:
+            if self._clock.monotonic() - self._looked >= fresh_s:
+                with self._reporting("check the owner"):
+                    fence.check()
+                self._looked = self._clock.monotonic()
+
+        return check
 
     def close(self) -> None:
         """Let others write here. Idempotent."""

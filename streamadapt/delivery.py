@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from streamadapt.conditions import Condition
 from streamadapt.entry import Position, Prediction
-from streamadapt.errors import CheckpointError, ConfigError
+from streamadapt.errors import CheckpointError, ConfigError, ConnectorError, TransactionLostError
+from streamadapt.fence import FencedError
 from streamadapt.lane import Lane
 from streamadapt.manifest import CheckpointInfo
 from streamadapt.ports import Clock, RecallingSink, Sink, StreamPartition, SystemClock, TransactionalSink
@@ -97,10 +98,16 @@ class EffectivelyOnce(Delivery):
         super().__init__(sink)
         self._recalling = sink
         self._reached: dict[StreamPartition, int] = {}
+        self._leases: dict[int, Callable[[], None]] = {}  # also of partitions that were lost: the sink may hold some
+        self._silent = False
+        sink.check_before_sending(self._check_owners)
 
     def resume(self, lane: Lane, digest: str) -> CheckpointInfo | None:
         """Load the state, and have the lane keep silent up to the newest prediction in the output."""
+        if lane.partition in self._leases:
+            self._flush_former_turn()
         info = super().resume(lane, digest)
+        self._leases[lane.partition] = lane.lease()
         at = lane.entries_at
         newest = self._recalling.newest(*at)
         if newest is not None:
@@ -108,6 +115,28 @@ class EffectivelyOnce(Delivery):
             if _ids_are_offsets(lane):
                 self._reached[at] = newest + 1
         return info
+
+    def fall_silent(self, lane: Lane) -> None:
+        """The sink sends nothing that it still holds: a restart says it, or the partition's new owner."""
+        self._silent = True
+        super().fall_silent(lane)
+
+    def _flush_former_turn(self) -> None:
+        """Deliver what this engine said in a former turn as the owner, while it can be told whether that still counts.
+
+        Afterwards its own new token would hide that somebody else was the owner in between.
+        """
+        try:
+            self._sink.flush()
+        except TransactionLostError as error:  # the output refuses a record: a restart does without it
+            raise ConnectorError(str(error)) from error
+
+    def _check_owners(self, partitions: Collection[int]) -> None:
+        if self._silent:
+            raise FencedError("fenced by another engine: what the sink still holds is not sent")
+        for partition in partitions:
+            if lease := self._leases.get(partition):
+                lease()
 
     def reached(self, at: StreamPartition) -> int:
         """Return one past the newest entry that there is a prediction of."""

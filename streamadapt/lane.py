@@ -241,6 +241,10 @@ class Lane:
         if self.store is not None:
             self.store.check_owner()
 
+    def lease(self) -> Callable[[], None]:
+        """Return what raises `FencedError` as `check_owner` does, from any thread, also when the lane is closed."""
+        return (lambda: None) if self.store is None else self.store.lease()
+
     def save(self, digest: str, on_step: Callable[[str], None] | None = None) -> CheckpointInfo | None:
         """Write a checkpoint of the state and the positions it has reached."""
         self.since_checkpoint = 0

@@ -315,6 +315,14 @@ class RecallingSink(Sink):
             If the output is not made so that its order could be kept.
         """
 
+    def check_before_sending(self, check: Callable[[Collection[int]], None]) -> None:
+        """Take what raises if one of some input partitions belongs to another engine by now; any thread may call it.
+
+        A sink that sends what it has accepted later, or again, calls it with the partitions immediately before. If it
+        raises, the sink sends nothing more, and raises the same from `write` and `flush`. One that writes at once needs
+        nothing of this.
+        """
+
 
 class TransactionalSink(Sink):
     """A sink whose predictions become visible together with the positions they were made at: ``exactly-once``.

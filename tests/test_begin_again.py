@@ -133,7 +133,7 @@ def test_a_transaction_that_the_broker_ended_is_begun_again(tmp_path, calm):
     assert LogSink(log).seen(0) == calm[0]
     assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
     counts = dict(engine.metrics.samples()["streamadapt_transactions_lost_total"])
-    assert counts == {("0", cause): 2 * (cause == "taken") for cause in ("no_answer", "taken", "refused", "failed")}
+    assert counts == {("0", cause.value): 2 * (cause is Loss.TAKEN) for cause in Loss}
 
 
 def test_one_that_is_taken_again_and_again_is_an_error(tmp_path):

@@ -354,3 +354,112 @@ def test_a_late_rename_is_not_the_newest(tmp_path):
     late = save(old, 2)
     assert save(new, 10).sequence > late.sequence
     assert CheckpointStore(tmp_path).load_latest().state == {"n": 10}
+
+
+def test_a_lease_is_looked_at_again_where_the_last_look_is_old(tmp_path, monkeypatch):
+    """Cheap while all goes on; and it can be asked when the store is closed."""
+    clock = ManualClock()
+    old, new = CheckpointStore(tmp_path, shared=True, clock=clock), CheckpointStore(tmp_path, shared=True)
+    old.acquire()
+    lease = old.lease()
+    clock.advance(0.9)
+    with monkeypatch.context() as patched:
+        patched.setattr(old.folder, "names", None)  # else it would be called
+        lease()
+    clock.advance(0.2)
+    lease()
+    old.close()
+    new.acquire()
+    lease()
+    clock.advance(1.1)
+    for _ in range(2):
+        with pytest.raises(FencedError, match="another engine"):
+            lease()
+
+
+def test_who_has_locked_a_folder_need_not_look(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        store.folder.names = None
+        store.lease()()
+
+
+class LateSink(MemorySink):
+    """Sends at a flush what it was given before."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = []
+        self.asked = []
+        self.check = None
+
+    def check_before_sending(self, check):
+        self.check = check
+
+    def write(self, predictions):
+        self.held += predictions
+
+    def flush(self):
+        if self.held:
+            self.asked.append({p.position.partition for p in self.held})
+            self.check(self.asked[-1])
+        super().write(self.held)
+        self.held = []
+        super().flush()
+
+    def close(self):
+        self.flush()
+
+
+@pytest.fixture
+def late(tmp_path, monkeypatch):
+    """An engine under effectively-once whose sink holds predictions, and who takes the partition over from it."""
+    monkeypatch.setattr("streamadapt.checkpoint.FRESH_S", 0.0)
+    engine = make_engine(*stream(), tmp_path, LateSink(), "effectively-once", shared=True)
+    engine.source.open(engine)
+    engine.step()
+    engine.sink.flush()
+    while not engine.sink.held:
+        engine.step()
+    assert engine.sink.asked[0] == {0}
+    return engine, CheckpointStore(tmp_path / f"{engine.source.streams[0]}-0", shared=True)
+
+
+def test_what_was_handed_over_before_a_take_over_and_is_sent_after_it_is_not_sent(late):
+    engine, other = late
+    sent = list(engine.sink.predictions)
+    other.acquire()
+    with pytest.raises(FencedError, match="another engine"):
+        engine.sink.flush()
+    assert engine.sink.predictions == sent
+
+
+def test_a_fenced_engine_sends_nothing_when_it_closes(late, caplog):
+    """Whatever the sink holds, also of partitions that are still its own."""
+    engine, other = late
+    sent = list(engine.sink.predictions)
+    engine.source.close()
+    other.acquire()
+    with pytest.raises(FencedError, match="token 2"):
+        engine.run()
+    assert "while closing after that: fenced by another engine" in caplog.text
+    assert engine.sink.predictions == sent
+
+
+def test_what_was_said_of_a_partition_that_was_lost_is_not_sent_if_it_has_another_owner(late):
+    engine, other = late
+    sent = list(engine.sink.predictions)
+    engine.partitions_revoked([0], lost=True)
+    other.acquire()
+    for step in (engine.sink.flush, lambda: engine.partitions_assigned([0])):
+        with pytest.raises(FencedError):
+            step()
+    assert engine.sink.predictions == sent
+
+
+def test_what_was_said_of_a_partition_that_was_lost_and_came_back_is_sent(late):
+    engine, _ = late
+    sent = list(engine.sink.predictions)
+    engine.partitions_revoked([0], lost=True)
+    held = list(engine.sink.held)
+    engine.partitions_assigned([0])
+    assert engine.sink.predictions == sent + held

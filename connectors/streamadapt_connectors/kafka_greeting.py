@@ -26,6 +26,8 @@ API_VERSIONS: Final = 18
 SASL_HANDSHAKE: Final = 17
 METADATA: Final = 3
 NO_SASL_HERE: Final = 34
+CLOSED: Final = ("socket disconnected", "Connection reset")
+"""How kafka-python says it."""
 TLS_ALERT: Final = b"\x15\x03"
 
 IS_TLS: Final = (
@@ -106,6 +108,8 @@ def address_reason(error: BaseException | str) -> str:
         return "nothing listens there (connection refused)"
     if isinstance(error, TimeoutError) or "timed out" in said.lower():
         return f"no answer within {CONNECT_S:g} s: the host is down, or a firewall drops the connection"
+    if isinstance(error, ConnectionResetError) or any(words in said for words in CLOSED):
+        return "it closes the connection: the broker is starting or stopping, or something in between closes it"
     return said or type(error).__name__
 
 

@@ -15,7 +15,7 @@ from kafka.future import Future as KafkaFuture
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
-from kafka.protocol.producer import InitProducerIdRequest
+from kafka.protocol.producer import InitProducerIdRequest, ProduceRequest
 
 from streamadapt.conditions import Condition, Conditions
 from streamadapt.errors import ConfigError, ConnectorError
@@ -71,9 +71,11 @@ class Link:
 
     def up(self) -> None:
         """It answers."""
-        self._conditions.end(Condition.NO_ANSWER, "connected again", self._holder)
-        self._conditions.end(Condition.TOPIC_MISSING, "the topic is there again", self._holder)
-        if not self._conditions.answered:
+        again = " again" if self._conditions.answered else ""
+        waited = self._conditions.holds(Condition.NO_ANSWER, self._holder)
+        self._conditions.end(Condition.NO_ANSWER, f"connected{again}", self._holder)
+        self._conditions.end(Condition.TOPIC_MISSING, f"the topic is there{again}", self._holder)
+        if not self._conditions.answered and not waited:
             log.info("%s: connected", self._conditions.what)
         self._conditions.answered = True
         self._state, self._why, self._backoff_s, self._not_before = "connected", None, FIRST_BACKOFF_S, 0.0
@@ -150,6 +152,7 @@ class Client:
         self._manager: _Manager | None = None
         self.servers: Sequence[str] = ()
         self.fenced = False
+        self.before_sending: Callable[[Collection[int]], None] = lambda partitions: None
 
     def __call__(self, **configs: Any) -> KafkaNetClient:
         """Build the client; kafka-python calls this from its constructors."""
@@ -157,6 +160,7 @@ class Client:
         self._manager = _Manager(self.net, **configs, socket_connection_setup_timeout_ms=SETUP_MS)
         self._manager.known = self.servers
         self._manager.on_bump = self._take_bump
+        self._manager.before_sending = lambda partitions: self.before_sending(partitions)  # as it is then
         self._client = _NetClient(net=self.net, manager=self._manager, **configs)
         # kafka-python 3.0 does not hand this on: a topic that was deleted would be created by asking for it.
         name = "allow_auto_create_topics"
@@ -229,6 +233,11 @@ class Client:
         """Whether a broker has said that it does not know the producer's transactional id any more."""
         return self._manager is not None and self._manager.answers.forgotten
 
+    @property
+    def stopped_by(self) -> Exception | None:
+        """What `before_sending` has raised, after which nothing more is sent."""
+        return None if self._manager is None else self._manager.stopped_by
+
     def fall_silent(self) -> None:
         """Send no request any more, whatever kafka-python still wants to; its sockets close with its thread."""
         if self._manager is not None:
@@ -266,6 +275,9 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
     """
 
     on_bump: Callable[[], None] = staticmethod(lambda: None)
+    before_sending: Callable[[Collection[int]], None] = staticmethod(lambda partitions: None)
+    """Called with the partitions of what is produced; what it raises ends the producer."""
+    stopped_by: Exception | None = None
     silent = False
     known: Sequence[str] = ()
     """The servers that the user has named."""
@@ -294,12 +306,21 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         """Send a request, unless it must not be."""
         if isinstance(request, InitProducerIdRequest) and request.transactional_id and request.producer_id >= 0:
             self.on_bump()
+        if isinstance(request, ProduceRequest) and not self.silent:
+            self._ask_before(request)
         if self.silent:
             return KafkaFuture().failure(kafka_errors.ProducerFencedError("this producer says nothing more"))
         node_id = node_id if node_id is not None else self.least_loaded_node()
         future = super().send(request, node_id=node_id, request_timeout_ms=request_timeout_ms)
         self.answers.sent(request, node_id, future)
         return future
+
+    def _ask_before(self, request: Any) -> None:
+        try:
+            self.before_sending({part.index for topic in request.topic_data for part in topic.partition_data})
+        except Exception as error:  # of the engine, to be raised in its own thread
+            self.stopped_by = error
+            self.silent = True
 
     def _made(self, node_id: Any) -> None:
         self.failure = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -192,6 +192,13 @@ class KafkaSink(RecallingSink, TransactionalSink):
     def break_off_when(self, given_up: Callable[[], bool]) -> None:
         """Ask it while the broker is away."""
         self._given_up = given_up
+
+    def check_before_sending(self, check: Callable[[Collection[int]], None]) -> None:
+        """Ask it before every request, repeated ones too; a partition of the output is the input's of that number.
+
+        Not before those of a transaction, whose writer the broker refuses.
+        """
+        self._writer.before_sending = check
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Accept them; blocks while the buffer is full or the broker is away."""

@@ -653,7 +653,7 @@ class KafkaSource(Source):
         else:
             self._client.check()
             if quiet := self._quiet():
-                self._lost(ConnectionError(quiet))
+                self._link.down(quiet)
         # What was fetched of a partition that went away during this very poll is its next owner's.
         self._buffer.put({at: batch for at, batch in found.items() if at in self._next})
         self._verified = self._verified and not found

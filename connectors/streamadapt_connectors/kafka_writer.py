@@ -224,16 +224,22 @@ class Writer:
         self._deliveries = deliveries or Deliveries(Conditions(what, SINK_CONDITIONS), topic)
         self._conditions, self._holder = self._deliveries.conditions, self._deliveries.holder
         self._link = Link(self._conditions, self._holder)
-        self._client = Client()
+        self._client = self._make_client()
         self._topics_now = Topics(self._client, [topic])
         self._producer: KafkaProducer | None = None
         self._partitions = 0
         self._pending: deque[tuple[Outgoing, Any]] = deque()
         self._held: deque[Outgoing] = deque()
         self._pending_bytes = 0
-        self._failure: ConnectorError | None = None
+        self._failure: Exception | None = None
         self.closed = False
+        self.before_sending: Callable[[Collection[int]], None] = lambda partitions: None
         self.given_up: Callable[[], bool] = lambda: False  # see `streamadapt.ports.Sink.break_off_when`
+
+    def _make_client(self) -> Client:
+        client = Client()
+        client.before_sending = lambda partitions: self.before_sending(partitions)  # as it is then
+        return client
 
     @property
     def state(self) -> str:
@@ -324,7 +330,7 @@ class Writer:
         held = [record for record, _ in self._pending] if resend else []
         self.abandon()
         self.closed = False
-        self._client, self._producer, self._failure = Client(), None, None
+        self._client, self._producer, self._failure = self._make_client(), None, None
         self._topics_now = Topics(self._client, [self._topic])
         self._deliveries.begun()  # that the broker has refused a record was an answer
         self._partitions, self._pending_bytes = 0, 0
@@ -389,6 +395,7 @@ class Writer:
     def _check(self) -> None:
         if self.closed:
             raise ConnectorError(f"kafka {self._topic}: the sink is closed")
+        self._failure = self._failure or self._client.stopped_by
         if self._failure is not None:  # what was lost stays lost: no later flush may say that all is well
             raise self._failure
 
@@ -484,7 +491,10 @@ class Writer:
             raise self._fail(record, error) from error
         self._post(other)
 
-    def _fail(self, record: Outgoing, error: BaseException) -> ConnectorError:
+    def _fail(self, record: Outgoing, error: BaseException) -> Exception:
+        if self._client.stopped_by is not None:
+            self._failure = self._client.stopped_by
+            return self._failure
         name = f"kafka {self._topic}: the record of {record.name} ({record.size} bytes) was not delivered"
         refusal = self._refusals.explain(error, self._client.shown())
         self._failure = ConnectorError(refusal or f"{name}: {scrubbed(repr(error))}")

@@ -123,6 +123,8 @@ def test_an_error_that_was_only_being_handled_at_the_time_is_not_the_reason() ->
         (kafka_errors.KafkaConnectionError("111 ECONNREFUSED"), "nothing listens there"),
         (kafka_errors.KafkaConnectionError("DNS Resolution failure"), "cannot be resolved"),
         (kafka_errors.KafkaConnectionError("Connection timed out"), "a firewall drops"),
+        (ConnectionResetError(104, "Connection reset by peer"), "closes the connection"),
+        (kafka_errors.KafkaConnectionError("socket disconnected"), "closes the connection"),
         (OSError(113, "No route to host"), "No route to host"),
     ],
 )

@@ -209,7 +209,7 @@ def test_who_asks_for_nothing_where_something_is_asked_is_told(certificates: Cer
         with opened(source), pytest.raises(ConnectorError, match=f"{servers}: {said}") as refused:
             until(lambda: False, lambda: source.poll(0.5))
     assert "security.security_protocol is 'PLAINTEXT': set it to" in str(refused.value)
-    assert asks.admitted == (door == "tls"), "the handshake that found it out, and nothing after it"
+    assert asks.admitted <= (door == "tls"), "nothing, or a TLS handshake where the broker's alert did not come through"
 
 
 def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(certificates: Certificates) -> None:

@@ -6,22 +6,26 @@ import gc
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from kafka import errors as kafka_errors
 from kafka.future import Future
-from kafka_helpers import consume
+from kafka_helpers import PATIENCE_S, consume
 from streamadapt_connectors import kafka_writer
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink
 
 from benchmarks.faults.proxy import Proxy
 from streamadapt.app.broker import EmbeddedBroker, create_topics
+from streamadapt.checkpoint import CheckpointStore
 from streamadapt.entry import Position, Prediction
 from streamadapt.errors import ConfigError, ConnectorError
+from streamadapt.fence import FencedError
 from streamadapt.ports import DeadLetter, Record
+from streamadapt.testing import ManualClock
 
 pytestmark = pytest.mark.kafka
 
@@ -115,15 +119,24 @@ def test_more_than_the_buffer_holds(kafka_servers: str, topic: Topic, monkeypatc
     assert [json.loads(r.value)["entry"] for r in consume(kafka_servers, name)] == [f"e{i}" for i in range(200)]
 
 
-def test_a_refused_prediction_is_named_and_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = RefusingProducer(lambda value: b"e1" in value, kafka_errors.TopicAuthorizationFailedError)
-    with_producer(monkeypatch, refused)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (kafka_errors.CorruptRecordError, r"kafka out: the record of in\[0\]@1 .* was not delivered"),
+        (kafka_errors.TopicAuthorizationFailedError, r"no right to write to the topic 'out' \(sink\.topic\)"),
+    ],
+)
+def test_a_refused_prediction_is_never_forgotten(
+    error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prediction is named, or the right that is missing, which concerns all of them."""
+    with_producer(monkeypatch, RefusingProducer(lambda value: b"e1" in value, error))
     sink = KafkaSink("h:1", "out")
     sink.write([prediction(i) for i in range(3)])
     for _ in range(2):
-        with pytest.raises(ConnectorError, match=r"kafka out: the record of in\[0\]@1 .* was not delivered"):
+        with pytest.raises(ConnectorError, match=said):
             sink.flush()
-    with pytest.raises(ConnectorError, match=r"in\[0\]@1"):
+    with pytest.raises(ConnectorError, match=said):
         sink.write([prediction(4)])
     sink.close()
     sink.close()
@@ -232,3 +245,35 @@ def test_wrong_settings_name_their_path() -> None:
         KafkaSink("h:1", "t", security={"sasl_x": "secret"})
     with pytest.raises(ConfigError, match="servers"):
         KafkaDeadLetters("h", "t")
+
+
+def test_what_was_handed_over_before_a_take_over_is_not_sent_after_it(
+    kafka_servers: str, topic: Topic, tmp_path: Path
+) -> None:
+    """The process stands still between the two: the check is all that it does when it goes on."""
+    name, clock = topic(2), ManualClock()
+    old, new = CheckpointStore(tmp_path, shared=True, clock=clock), CheckpointStore(tmp_path, shared=True)
+    old.acquire()
+    lease, goes_on, asked = old.lease(), threading.Event(), list[set[int]]()
+
+    def check(partitions: Collection[int]) -> None:
+        asked.append(set(partitions))
+        assert goes_on.wait(PATIENCE_S)
+        lease()
+
+    sink = KafkaSink(kafka_servers, name)
+    sink.check_before_sending(check)
+    goes_on.set()
+    sink.write([prediction(0, 1)])
+    sink.flush()
+    goes_on.clear()
+    sink.write([prediction(1, 1)])
+    new.acquire()
+    clock.advance(7.0)
+    goes_on.set()
+    for step in (sink.flush, lambda: sink.write([prediction(2, 1)])):
+        with pytest.raises(FencedError, match="fenced by another engine"):
+            step()
+    sink.close()
+    assert asked == [{1}, {1}]
+    assert [json.loads(r.value)["entry"] for r in consume(kafka_servers, name)] == ["e0"]
