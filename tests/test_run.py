@@ -23,6 +23,8 @@ from streamadapt.app.commands import run_command
 from streamadapt.checkpoint import CheckpointStore
 from streamadapt.ports import StreamPartition
 
+AWAY = ("no broker answers", "cannot be reached")
+
 
 @pytest.fixture(autouse=True)
 def _logging():
@@ -63,10 +65,12 @@ class Run:
     def log(self):
         return [line["message"] for line in lines(self.folder / "log.jsonl")]
 
-    def wait_for(self, text):
+    def wait_for(self, *texts):
+        """Until one of them stands in the log."""
+
         def found():
             assert self.process.poll() is None, self.log()
-            return any(text in line for line in self.log())
+            return any(text in line for line in self.log() for text in texts)
 
         until(found, lambda: time.sleep(0.05))
 
@@ -171,7 +175,7 @@ def test_a_signal_while_the_broker_is_away_and_a_restart_when_it_is_back(folder)
         with run:
             run.wait_for_checkpoint(100)
             proxy.cut(refuse=True)
-            run.wait_for("trying again until it works")
+            run.wait_for(*AWAY)
             code, _ = run.end(signal.SIGTERM)
         assert code == 1, run.log()
         assert "a restart replays from the last checkpoint" in run.log()[-1]
