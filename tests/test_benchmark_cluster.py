@@ -24,6 +24,7 @@ def real(test):
     for mark in (
         needs_apache_kafka,
         pytest.mark.kafka,
+        pytest.mark.apache_kafka,
         pytest.mark.slow,
         pytest.mark.timeout(900),
         pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -189,6 +190,7 @@ def test_two_at_a_time_have_ports_of_their_own(tmp_path):
 
 @needs_apache_kafka
 @pytest.mark.kafka
+@pytest.mark.apache_kafka
 def test_apache_kafka_is_named_with_its_version(monkeypatch):
     monkeypatch.delenv("STREAMADAPT_TEST_BROKER", raising=False)
     with measured_broker() as servers:

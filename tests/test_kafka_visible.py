@@ -28,7 +28,7 @@ from streamadapt.app.watchdog import Watchdog
 from streamadapt.engine import Engine, EngineSettings
 from streamadapt.metrics import Metrics
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.apache_kafka]
 
 FIELDS = FieldMap(time="time", time_format="unix_s", values=["x"])
 EXPIRES_MS = 15_000

@@ -31,6 +31,7 @@ from streamadapt.ports import DeadLetter, Record, StreamPartition
 
 pytestmark = [
     pytest.mark.kafka,
+    pytest.mark.apache_kafka,
     # kafka-python leaves the sockets of refused connections to garbage collection.
     pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
 ]
