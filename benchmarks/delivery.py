@@ -30,9 +30,10 @@ from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSourc
 
 from benchmarks.kafka_broker import broker_name, measured_broker
 from streamadapt import RLS, Bias, Forecast, Persistence, Pipeline
-from streamadapt.app.broker import create_topics
-from streamadapt.delivery import GUARANTEES
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.app.demo.broker import create_topics
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.guarantees import GUARANTEES
+from streamadapt.engine.settings import EngineSettings
 
 ENTRIES, EVERY_S, CHECKPOINT_S, ROUNDS = 300, 0.02, 1.0, 3
 

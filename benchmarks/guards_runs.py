@@ -17,11 +17,12 @@ from benchmarks.scenarios.linkload_networks import lstm
 from benchmarks.scenarios.linkload_stream import generate, nobel_eu
 from benchmarks.scenarios.measure import BLOCK, Losses, Progress, Sums, cross_check, drive
 from streamadapt import Entry, FrozenModel, Hedge, Label, PerEntry, Pipeline, Prediction, Supervised, TwoLayer
-from streamadapt.defaults import default_learners
 from streamadapt.errors import ConfigError
-from streamadapt.guard import Guard, Mean, Mixture
-from streamadapt.intervals import Intervals
-from streamadapt.losses import Array, Loss, Mask
+from streamadapt.guard.two_layer import Guard, Mean, Mixture
+from streamadapt.learners.defaults import default_learners
+from streamadapt.pipeline.intervals import Intervals
+from streamadapt.records import Array, Mask
+from streamadapt.tasks.losses import Loss
 
 __all__ = ["COVERAGE", "GUARDS", "RUNS", "SEED", "SHOWN", "Compared", "SideBySide"]
 

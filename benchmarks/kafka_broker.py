@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kafka import KafkaAdminClient
 
-from streamadapt.app.broker import EmbeddedBroker
+from streamadapt.app.demo.broker import EmbeddedBroker
 from streamadapt.errors import ConnectorError
 
 __all__ = ["ApacheKafka", "broker_name", "measured_broker", "start_script"]

@@ -20,8 +20,8 @@ from rich.table import Table
 from torch import Tensor
 
 from streamadapt import ErrorMemory
-from streamadapt.checks.costs import size_of
 from streamadapt.learners import BaseOutput, Spec
+from streamadapt.testing.checks.costs import size_of
 
 __all__ = ["SEEN", "STORES", "Cost", "main", "measure", "page"]
 

@@ -11,12 +11,12 @@ from typing import ClassVar
 import numpy as np
 
 from benchmarks.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
-from streamadapt.aggregators import Aggregator, Mixer
 from streamadapt.errors import ConfigError
-from streamadapt.guard import Guard, Mean, Mixture, checked_scope, effective_scope
-from streamadapt.losses import Array, Mask
-from streamadapt.scoped import Scope, Scoped
-from streamadapt.stacking import RidgeStack
+from streamadapt.guard.aggregators import Aggregator, Mixer
+from streamadapt.guard.scopes import Scope, Scoped
+from streamadapt.guard.stacking import RidgeStack
+from streamadapt.guard.two_layer import Guard, Mean, Mixture, checked_scope, effective_scope
+from streamadapt.records import Array, Mask
 
 __all__ = ["AdaHedge", "Median", "PlainBOA", "PlainMLPoly", "RidgeOnly", "Simplex"]
 

@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from streamadapt.aggregators import Aggregator
-from streamadapt.losses import Array, Mask
+from streamadapt.guard.aggregators import Aggregator
+from streamadapt.records import Array, Mask
 
 __all__ = ["AdaHedgeRule", "OnlineGradient", "OperaBOA", "OperaMLPoly"]
 

@@ -17,11 +17,11 @@ from benchmarks.scenarios import elec2, forecast, glucose, linkload
 from benchmarks.scenarios.linkload_stream import generate, nobel_eu
 from benchmarks.scenarios.measure import BLOCK, Errors, Losses, Progress, drive
 from streamadapt import Entry, Label, Pipeline, Prediction
-from streamadapt.defaults import default_learners
-from streamadapt.detectors import DetectorName
-from streamadapt.drift import DriftMonitor
+from streamadapt.drift.detectors import DetectorName
+from streamadapt.drift.monitor import DriftMonitor
+from streamadapt.drift.reactions import Reaction
 from streamadapt.learners import RLS, Bias, ErrorMemory, Holt, LastValue, Learner, Liquid, Refit, Seasonal, SlotBias
-from streamadapt.reactions import Reaction
+from streamadapt.learners.defaults import default_learners
 
 __all__ = ["CASES", "COOL_DOWN", "DETECTOR", "NONE", "REACTIONS", "SIGNAL", "Case", "Prepared", "Run", "ablate"]
 

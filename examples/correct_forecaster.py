@@ -13,7 +13,7 @@ import csv
 import numpy as np
 
 from streamadapt import ADCSD, RLS, Batch, Bias, Forecast, Pipeline
-from streamadapt.fit import fit_forecast
+from streamadapt.models.fit import fit_forecast
 
 
 def read_panel(path):

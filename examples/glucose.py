@@ -12,9 +12,9 @@ import sys
 import numpy as np
 
 from streamadapt import Batch, Entry, Label, Pipeline, Supervised
-from streamadapt.app.cgm import LABEL_DELAY, read_glucose
-from streamadapt.defaults import default_learners
-from streamadapt.fit import fit_supervised
+from streamadapt.app.demo.cgm import LABEL_DELAY, read_glucose
+from streamadapt.learners.defaults import default_learners
+from streamadapt.models.fit import fit_supervised
 
 
 def nanoseconds(moment):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from streamadapt.version import __version__ as __version__
+
 # ruff: noqa: F405
 TYPE_CHECKING = False  # as in typing, whose import would take time before a signal is heard
 if TYPE_CHECKING:
     from streamadapt.public import *  # noqa: F403
 
-__version__ = "0.1.0"
 
 __all__ = [
     "ADCSD",

@@ -1,7 +1,7 @@
 """Opening files that somebody else may have made: regular ones only, and never more of them than was agreed.
 
 A named pipe would hang the start, a device never ends. Links are followed here, since a mounted volume is made of them;
-where no link may be followed (checkpoints), see `streamadapt.durable`.
+where no link may be followed (checkpoints), see `streamadapt.files`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, Final
 
+from streamadapt.errors import CheckpointError
+
 __all__ = [
     "MOST_CONFIG",
     "MOST_WEIGHTS",
+    "DamagedError",
     "decoded",
     "encoding_of_mark",
     "kind_of",
@@ -25,6 +28,9 @@ __all__ = [
     "read_most",
     "read_regular",
     "read_text",
+    "read_untrusted",
+    "sync_folder",
+    "write_durably",
 ]
 
 MARKS: Final = (  # the longer ones first: UTF-32's begins with UTF-16's
@@ -171,3 +177,48 @@ def decoded(data: bytes) -> str:
         If it is not.
     """
     return data.decode(encoding_of_mark(data[:4]) or "utf-8")
+
+
+class DamagedError(CheckpointError):
+    """One checkpoint is torn or damaged: the one before it may still serve."""
+
+
+def read_untrusted(folder: Path, name: str, most: int) -> bytes:
+    """Read one regular file that lies in a real folder; links could lead anywhere and are refused.
+
+    Parameters
+    ----------
+    most : int, bytes
+        A larger file is damaged.
+    """
+    try:
+        if folder.is_symlink():
+            raise DamagedError("the folder is a symbolic link")
+        # Not blocking: a named pipe must not hang the start.
+        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise DamagedError(f"{name} is no regular file")
+            data = read_most(file, most + 1)
+    except OSError as exc:
+        raise DamagedError(f"{name} cannot be read: {exc}") from exc
+    if len(data) > most:
+        raise DamagedError(f"{name} is larger than {most} bytes")
+    return data
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and return once the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's own entries durable: a rename without this can be lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -14,12 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from streamadapt.config import Config
-from streamadapt.convert import join
-from streamadapt.durable import sync
+from streamadapt.config.convert import join
+from streamadapt.config.tables import Config
 from streamadapt.errors import ConfigError, ConnectorError
-from streamadapt.files import kind_of
-from streamadapt.folder import LocalFolder, folder_of
+from streamadapt.files import kind_of, sync_folder
+from streamadapt.state.folder import LocalFolder, folder_of
 
 __all__ = ["Replacement", "check_output", "check_outputs", "inputs_of", "letters_of", "write_whole"]
 
@@ -259,7 +258,7 @@ class Replacement:
                     os.chown(self.path, before.st_uid, before.st_gid)
             _sync_file(self.path)
             os.replace(self.path, self.target)
-            sync(self.target.parent)
+            sync_folder(self.target.parent)
         except OSError as error:
             raise self._error(error) from error
 

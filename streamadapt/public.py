@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from streamadapt.base import FrozenModel, Linear, Persistence
-from streamadapt.drift import DriftMonitor
-from streamadapt.entry import Batch, Entry, Label, Position, Prediction
-from streamadapt.guard import Hedge, NoGuard, TwoLayer
-from streamadapt.keyed import KeyedPipeline
+from streamadapt.drift.monitor import DriftMonitor
+from streamadapt.guard.two_layer import Hedge, NoGuard, TwoLayer
 from streamadapt.learners import (
     ADCSD,
     EATA,
@@ -26,8 +23,12 @@ from streamadapt.learners import (
     SlotBias,
     Tent,
 )
-from streamadapt.panel import Panel
-from streamadapt.pipeline import Pipeline
+from streamadapt.models.builtin import Linear, Persistence
+from streamadapt.models.contract import FrozenModel
+from streamadapt.pipeline.keyed import KeyedPipeline
+from streamadapt.pipeline.panel import Panel
+from streamadapt.pipeline.pipeline import Pipeline
+from streamadapt.records import Batch, Entry, Label, Position, Prediction
 from streamadapt.tasks import Forecast, Supervised, Unlabelled
 
 __all__ = [

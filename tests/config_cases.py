@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from streamadapt.base import Linear
+from streamadapt.models.builtin import Linear
 
 CONFIG = """
 [source]

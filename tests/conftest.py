@@ -11,8 +11,8 @@ import torch
 from fault_counts import IN_FULL
 from hypothesis import settings
 
-from streamadapt import masking
-from streamadapt.app.broker import create_topics
+from streamadapt.app.demo.broker import create_topics
+from streamadapt.config import secrets as masking
 
 # `make test-slow` names the other one. A property that needs another number has it at its test.
 settings.register_profile("quick", max_examples=25, deadline=None)

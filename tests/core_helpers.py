@@ -23,9 +23,9 @@ from streamadapt import (
     River,
     Supervised,
 )
-from streamadapt.base import Base, as_base
-from streamadapt.checks.cases import state_bytes
 from streamadapt.learners import BaseOutput, Learner, Spec
+from streamadapt.models.contract import Base, as_base
+from streamadapt.testing.checks.cases import state_bytes
 
 torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
 

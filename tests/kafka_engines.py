@@ -19,7 +19,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewPartitions, NewTopic
 from kafka_helpers import PATIENCE_S, consume
 
-from streamadapt.app.broker import free_port
+from streamadapt.app.demo.broker import free_port
 
 CONFIG = """
 guarantee = "{guarantee}"
@@ -149,7 +149,7 @@ class Job:
 
 def split(value: bytes) -> tuple[int, int]:
     """Return partition and offset in the id of a prediction."""
-    from streamadapt.entry import Position
+    from streamadapt.records import Position
 
     at = Position.parse(json.loads(value)["id"])
     assert at is not None

@@ -10,8 +10,9 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from streamadapt.checks.sources import Owner
-from streamadapt.ports import Record, Source
+from streamadapt.engine.ports import Source
+from streamadapt.records import Record
+from streamadapt.testing.checks.sources import Owner
 
 PATIENCE_S = 120.0  # a bound against hanging, far above what anything here takes
 

@@ -9,7 +9,7 @@ from core_helpers import base, spec_of
 from torch import Tensor
 
 from streamadapt.learners import BaseOutput, Spec
-from streamadapt.learners.liquid import Network
+from streamadapt.learners.liquid.learner import Network
 
 CPU = torch.device("cpu")
 SECOND = 10**9

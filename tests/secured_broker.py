@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from streamadapt.app.broker import EmbeddedBroker
+from streamadapt.app.demo.broker import EmbeddedBroker
 
 SASL_HANDSHAKE, API_VERSIONS, SASL_AUTHENTICATE = 17, 18, 36
 REFUSED = 58  # SASL_AUTHENTICATION_FAILED

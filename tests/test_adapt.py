@@ -24,9 +24,10 @@ from streamadapt import (
     TwoLayer,
     Unlabelled,
 )
-from streamadapt.checks.cases import through_a_checkpoint
 from streamadapt.errors import ConfigError, EntryError, Reason
-from streamadapt.learners.base import BaseOutput, Learner, Spec, TaskKind
+from streamadapt.learners.base import Learner
+from streamadapt.models.contract import BaseOutput, Spec, TaskKind
+from streamadapt.testing.checks.cases import through_a_checkpoint
 
 
 class Counting(Learner):

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streamadapt.aggregators import BOA, Aggregator, FixedShare, MLPoly
 from streamadapt.errors import ConfigError
+from streamadapt.guard.aggregators import BOA, Aggregator, FixedShare, MLPoly
 
 Weights = dict[int, float]
 

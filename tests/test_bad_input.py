@@ -16,7 +16,8 @@ from streamadapt_connectors.codecs import FieldMap, JsonCodec
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSource
 
 from streamadapt import RLS, Bias, DriftMonitor, Pipeline, Supervised
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.testing import ManualClock, MemoryDeadLetters, MemorySink, MemorySource
 
 N = 60

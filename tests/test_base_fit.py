@@ -16,9 +16,10 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from streamadapt import Batch, Bias, Forecast, FrozenModel, Linear, Persistence, Pipeline, Supervised
-from streamadapt.base import as_base, load_module
 from streamadapt.errors import ConfigError, ShapeError
-from streamadapt.fit import fit_forecast, fit_supervised
+from streamadapt.models.builtin import load_module
+from streamadapt.models.contract import as_base
+from streamadapt.models.fit import fit_forecast, fit_supervised
 
 
 def history(n: int = 300, channels: int = 3, missing: float = 0.0) -> Batch:

@@ -10,12 +10,13 @@ from states import assert_same_state
 from test_delivery import crash_at, light_pipeline, make_engine
 from test_engine import stream
 
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.entry import Position
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.ports import Source
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import ConnectorError, Loss, TransactionLostError
-from streamadapt.fence import FencedError
-from streamadapt.metrics import Metrics
-from streamadapt.ports import Source, StreamPartition
+from streamadapt.records import Position, StreamPartition
+from streamadapt.state.fence import FencedError
 from streamadapt.testing import (
     IdentityCodec,
     LogSink,

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.faults import clusters, zombies
 from benchmarks.faults.trials import Arrival, Ended, Partition, Setting, Trial, Trials, judge, longest_gap
 from benchmarks.kafka_broker import ApacheKafka, broker_name, measured_broker, start_script
-from streamadapt.app.broker import EmbeddedBroker
+from streamadapt.app.demo.broker import EmbeddedBroker
 from streamadapt.errors import ConnectorError
 
 GROUP = Setting("exactly-once", 2)

@@ -13,8 +13,8 @@ from benchmarks.drift.compare import Compared, compare, rows_for
 from benchmarks.drift.score import Change, Tally, cooled, score
 from benchmarks.drift.signals import ALWAYS, MOVING, NEVER, Stream, record, watch
 from streamadapt import Batch, Entry
-from streamadapt.detectors import DETECTORS
-from streamadapt.drift import DriftMonitor
+from streamadapt.drift.detectors import DETECTORS
+from streamadapt.drift.monitor import DriftMonitor
 
 pytestmark = pytest.mark.slow
 

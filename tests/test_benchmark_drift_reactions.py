@@ -13,8 +13,8 @@ from benchmarks import reactions_runs
 from benchmarks.reactions_page import change, page
 from benchmarks.reactions_runs import CASES, NONE, REACTIONS, Case, Prepared, Run, _Truth, ablate, once, summary
 from streamadapt import Batch, Bias, Entry, Pipeline, Supervised
-from streamadapt.fit import fit_supervised
 from streamadapt.learners import Learner
+from streamadapt.models.fit import fit_supervised
 
 pytestmark = pytest.mark.slow
 

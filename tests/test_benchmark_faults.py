@@ -9,7 +9,7 @@ from benchmarks.faults import brokers, damage, disks, soak
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, said_by
 from benchmarks.faults.soak_jobs import CountingSink
-from streamadapt.checkpoint import CheckpointStore
+from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import MemorySink
 
 KEPT = []

@@ -13,8 +13,8 @@ from benchmarks import quality
 from benchmarks.scenarios import SCENARIOS, forecast, glucose
 from benchmarks.scenarios.measure import Sums, cross_check
 from streamadapt import Batch, Bias, Entry, Label, Linear, Pipeline
-from streamadapt.entry import FloatArray
 from streamadapt.learners import Learner
+from streamadapt.records import FloatArray
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from core_helpers import CPU, base, built, spec_of
 
-from streamadapt.checks.cases import Case, drive
 from streamadapt.errors import ConfigError
 from streamadapt.learners import Bias, Gain
+from streamadapt.testing.checks.cases import Case, drive
 
 RATES = (0.5, 0.1, 0.02)
 FORECAST, REGRESSION = Case("forecast", 5, 3, 4, 3), Case("regression", 2, 3, 1, 4)

@@ -11,14 +11,14 @@ import time
 
 import pytest
 
-from streamadapt.app.broker import EmbeddedBroker, create_topics
+from streamadapt.app.demo.broker import EmbeddedBroker, create_topics
 from streamadapt.errors import ConnectorError
 
 pytestmark = pytest.mark.kafka
 
 CHILD = """
 import time
-from streamadapt.app.broker import EmbeddedBroker
+from streamadapt.app.demo.broker import EmbeddedBroker
 print(EmbeddedBroker().start().port, flush=True)
 time.sleep(600)
 """

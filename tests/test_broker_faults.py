@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 from kafka_helpers import produce
 from streamadapt_connectors.kafka import KafkaSource
-from streamadapt_connectors.kafka_settings import Reach
+from streamadapt_connectors.kafka.client import Reach
 
 from benchmarks.faults.brokers import one_round
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.memory_job import Job
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import ConnectorError
-from streamadapt.ports import StreamPartition
+from streamadapt.records import StreamPartition
+from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import IdentityCodec, MemoryDeadLetters, MemorySink, encode
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

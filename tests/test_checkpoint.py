@@ -20,13 +20,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore
 from streamadapt.errors import CheckpointError
-from streamadapt.folder import LocalFolder
-from streamadapt.manifest import checksum_of
-from streamadapt.ports import StreamPartition
-from streamadapt.statepack import pack
-from streamadapt.statetree import decode, encode, table_bytes
+from streamadapt.records import StreamPartition
+from streamadapt.state.folder import LocalFolder
+from streamadapt.state.manifest import checksum_of
+from streamadapt.state.pack import pack
+from streamadapt.state.store import FORMAT_VERSION, CheckpointStore
+from streamadapt.state.tree import decode, encode, table_bytes
 
 DIGEST = "sha256:aaaa"
 AT = {StreamPartition("speeds", 3): 1042, StreamPartition("labels", 3): 2**60}
@@ -229,7 +229,7 @@ def test_a_crash_before_any_step_leaves_the_previous_or_the_new_one(tmp_path: Pa
 def test_killing_the_process_between_two_steps_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib\n"
-        "from streamadapt.checkpoint import CheckpointStore\n"
+        "from streamadapt.state.store import CheckpointStore\n"
         "store = CheckpointStore(pathlib.Path(sys.argv[1]))\n"
         "store.save({'value': 1}, {}, config_digest='sha256:aaaa', summary={})\n"
         "die = lambda step: os.kill(os.getpid(), 9) if step == 'rename' else None\n"
@@ -391,7 +391,7 @@ def test_a_second_writer_is_refused_by_the_first_ones_pid(tmp_path: Path) -> Non
         with pytest.raises(CheckpointError, match="another engine"):
             save(second, 2)
         code = (
-            "import sys, pathlib\nfrom streamadapt.checkpoint import CheckpointStore\n"
+            "import sys, pathlib\nfrom streamadapt.state.store import CheckpointStore\n"
             "CheckpointStore(pathlib.Path(sys.argv[1])).acquire()"
         )
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
@@ -405,7 +405,7 @@ def test_a_second_writer_is_refused_by_the_first_ones_pid(tmp_path: Path) -> Non
 def test_the_lock_of_a_killed_writer_is_gone_with_it(tmp_path: Path) -> None:
     """Also where the folder had been locked before, and whoever asks from another thread."""
     code = (
-        "import sys, pathlib, time\nfrom streamadapt.folder import LocalFolder\n"
+        "import sys, pathlib, time\nfrom streamadapt.state.folder import LocalFolder\n"
         "held = LocalFolder(pathlib.Path(sys.argv[1]))\nheld.lock()\n"
         "folder = LocalFolder(pathlib.Path(sys.argv[1]) / 'b')\nfolder.make()\nfolder.lock()\nfolder.unlock()\n"
         "print('locked', flush=True)\ntime.sleep(600)"

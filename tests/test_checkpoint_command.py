@@ -9,8 +9,8 @@ import pytest
 from cli_helpers import logging_as_before, prepare
 
 from streamadapt.app.commands import run_command
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.ports import StreamPartition
+from streamadapt.records import StreamPartition
+from streamadapt.state.store import CheckpointStore
 
 _logging = pytest.fixture(autouse=True)(logging_as_before)
 

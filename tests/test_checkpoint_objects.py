@@ -20,12 +20,12 @@ from test_checkpoint import ARRAYS, AT, DIGEST, FILES, SCALARS, TENSORS, Crash, 
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, said_by
 from streamadapt.app.commands import run_command
-from streamadapt.checkpoint import EPOCH, CheckpointStore
 from streamadapt.errors import CheckpointError, ConfigError
-from streamadapt.fence import Fence, FencedError
-from streamadapt.folder import LocalFolder, folder_of
-from streamadapt.keystore import DirectoryKeyStore
-from streamadapt.ports import StreamPartition
+from streamadapt.records import StreamPartition
+from streamadapt.state.fence import Fence, FencedError
+from streamadapt.state.folder import LocalFolder, folder_of
+from streamadapt.state.key_store import DirectoryKeyStore
+from streamadapt.state.store import EPOCH, CheckpointStore
 
 KINDS = ["memory", "local"]
 STEPS = ["encode", "write state.safetensors", "write state.json", "write manifest.json", "prune"]

@@ -10,10 +10,10 @@ from cli_helpers import logging_as_before, prepare
 from config_cases import make_weights, text_of
 
 from streamadapt.app.commands import run_command
-from streamadapt.assemble import check_config, make_engine
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.config import parse_config
+from streamadapt.build import check_config, make_engine
+from streamadapt.config.tables import parse_config
 from streamadapt.errors import ConfigError
+from streamadapt.state.store import CheckpointStore
 
 _logging = pytest.fixture(autouse=True)(logging_as_before)
 

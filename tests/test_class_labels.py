@@ -11,7 +11,7 @@ from cli_helpers import lines, logging_as_before
 from streamadapt import Bias, Entry, Label, Pipeline, Supervised, TwoLayer, Unlabelled
 from streamadapt.app.commands import run_command
 from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
-from streamadapt.keyed import KeyedPipeline
+from streamadapt.pipeline.keyed import KeyedPipeline
 
 CONFIG = """
 [source]

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamadapt import Hedge, Pipeline, Supervised
-from streamadapt.checks.cases import Case, drive
 from streamadapt.learners import RLS, Bias, Calibration, Gain, LastValue, Learner, Refit, River, SlotBias
 from streamadapt.learners.simplex import LEAST, SHARE, clipped, log_odds
+from streamadapt.testing.checks.cases import Case, drive
 
 MAKERS: dict[str, Callable[[], Learner]] = {
     "bias": lambda: Bias((1.0, 0.5, 0.05)),

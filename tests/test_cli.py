@@ -17,7 +17,7 @@ from states import assert_same_state
 
 from streamadapt import RLS, Bias, DriftMonitor, Linear, Pipeline, Supervised
 from streamadapt.app.commands import run_command
-from streamadapt.checkpoint import CheckpointStore
+from streamadapt.state.store import CheckpointStore
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +219,7 @@ def test_an_exit_code_reaches_the_shell(folder):
 
 
 @pytest.mark.parametrize(
-    "module", ["typer", "streamadapt.assemble", "streamadapt.app.running", "streamadapt_connectors.files"]
+    "module", ["typer", "streamadapt.build", "streamadapt.app.running", "streamadapt_connectors.files.source"]
 )
 def test_an_interrupt_during_imports_ends_cleanly(folder, module):
     """Exit code 130 and one line, wherever it comes."""

@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 
 from streamadapt.app.exposition import MetricsCollector
 from streamadapt.app.watchdog import Watchdog
-from streamadapt.conditions import Condition, Conditions, Standing
-from streamadapt.engine import Engine
-from streamadapt.masking import remember
-from streamadapt.metrics import Metrics, NullMetrics
+from streamadapt.config.secrets import remember
+from streamadapt.engine.conditions import Condition, Conditions, Standing
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics, NullMetrics
 from streamadapt.testing import IdentityCodec, MemoryDeadLetters, MemorySink, MemorySource
 
 KNOWN = (Condition.NO_ANSWER, Condition.OPEN_TRANSACTION, Condition.GROUP_OFFSET)

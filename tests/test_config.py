@@ -17,13 +17,13 @@ from onnx_helpers import rows_of, save
 from safetensors.torch import save_file
 
 from streamadapt.app.commands import run_command
-from streamadapt.assemble import check_config, make_engine, make_pipeline
-from streamadapt.config import load_config, parse_config
-from streamadapt.durations import duration_ns
+from streamadapt.build import check_config, make_engine, make_pipeline
+from streamadapt.config.durations import duration_ns
+from streamadapt.config.registry import build
+from streamadapt.config.tables import load_config, parse_config
+from streamadapt.engine.summary import summarise
 from streamadapt.errors import ConfigError
-from streamadapt.registry import build
-from streamadapt.report import summarise
-from streamadapt.stats import Stats
+from streamadapt.pipeline.stats import Stats
 
 ROOT = Path(__file__).parents[1]
 
@@ -160,7 +160,7 @@ def test_credentials_go_to_their_own_servers_only(weights):
     made = {}
 
     def sink_of(text):
-        import streamadapt.assemble as assemble
+        import streamadapt.build as assemble
 
         return assemble._sinks(parse_config(text))
 

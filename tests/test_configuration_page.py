@@ -20,11 +20,11 @@ from streamadapt.app.config_keys import Key, Table, find_tables, tables
 from streamadapt.app.config_page import config_markdown
 from streamadapt.app.config_words import type_text
 from streamadapt.app.docstrings import described, summary_of
-from streamadapt.assemble import check_config
-from streamadapt.config import Config, LimitKeys, parse_config
-from streamadapt.engine import EngineSettings
+from streamadapt.build import check_config
+from streamadapt.config.registry import kinds
+from streamadapt.config.tables import Config, LimitKeys, parse_config
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import ConfigError
-from streamadapt.registry import kinds
 
 DOCS = Path(__file__).parent.parent / "docs" / "configuration.md"
 TABLES = tables()

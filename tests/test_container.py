@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import CONFIG, ROWS, logging_as_before, prepare
 
-from streamadapt.app.broker import free_port
+from streamadapt.app.demo.broker import free_port
 
 _logging = pytest.fixture(autouse=True)(logging_as_before)
 

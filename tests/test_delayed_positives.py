@@ -16,12 +16,13 @@ from test_tasks import label, reason_of
 
 from benchmarks.labels.conversions import Conversions, figures, run
 from streamadapt import RLS, Bias, Calibration, Entry, ErrorMemory, Gain, Refit, River, SlotBias, Supervised
-from streamadapt.checks.cases import CASES, drive
 from streamadapt.errors import Reason
 from streamadapt.learners import Learner
-from streamadapt.learners.error_memory_ring import Ring, StoreShape
+from streamadapt.learners.error_memory.ring import Ring
+from streamadapt.learners.error_memory.sketch import StoreShape
 from streamadapt.tasks import Arrival, Issued
-from streamadapt.tasks.negatives import DelayedPositives
+from streamadapt.tasks.delayed_positives import DelayedPositives
+from streamadapt.testing.checks.cases import CASES, drive
 
 S = 10**9
 

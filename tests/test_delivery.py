@@ -10,13 +10,13 @@ from test_engine import base
 from test_engine import stream as stream_of
 
 from streamadapt import Bias, Pipeline, Supervised
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.checks.sources import CheckError
-from streamadapt.checks.transactions import TransactionCase, yield_transaction_checks
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.ports import Sink
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import CheckpointError, ConfigError, ConnectorError
-from streamadapt.fence import FencedError
-from streamadapt.ports import Sink, StreamPartition
+from streamadapt.records import StreamPartition
+from streamadapt.state.fence import FencedError
+from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import (
     CRASH,
     IdentityCodec,
@@ -28,6 +28,8 @@ from streamadapt.testing import (
     SimulatedCrash,
     TransactionalLog,
 )
+from streamadapt.testing.checks.sources import CheckError
+from streamadapt.testing.checks.transactions import TransactionCase, yield_transaction_checks
 
 N, EVERY = 160, 37
 ENGINE_STEPS = ["flush", "encode", "mkdir", "write state.safetensors", "write state.json", "write manifest.json"]
@@ -413,7 +415,7 @@ class LateSink(MemorySink):
 @pytest.fixture
 def late(tmp_path, monkeypatch):
     """An engine under effectively-once whose sink holds predictions, and who takes the partition over from it."""
-    monkeypatch.setattr("streamadapt.checkpoint.FRESH_S", 0.0)
+    monkeypatch.setattr("streamadapt.state.store.FRESH_S", 0.0)
     engine = make_engine(*stream(), tmp_path, LateSink(), "effectively-once", shared=True)
     engine.source.open(engine)
     engine.step()

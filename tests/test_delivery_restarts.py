@@ -9,12 +9,13 @@ from test_engine import stream
 
 from streamadapt import Entry, Forecast, Persistence, Pipeline
 from streamadapt.app.watchdog import Watchdog
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import CheckpointError, ConnectorError
-from streamadapt.metrics import Metrics
-from streamadapt.panel import Panel
-from streamadapt.ports import StreamPartition
+from streamadapt.pipeline.panel import Panel
+from streamadapt.records import StreamPartition
+from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import (
     IdentityCodec,
     LogSink,

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from streamadapt.app.demo_engine import uninterrupted
-from streamadapt.app.demo_view import _View
+from streamadapt.app.demo.engine import uninterrupted
+from streamadapt.app.demo.view import _View
 from streamadapt.app.tables import summary_text
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")

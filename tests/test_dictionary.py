@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import streamadapt.dictionary
-from streamadapt.dictionary import ANCHOR, OrthogonalDictionary, polar_factor
+import streamadapt.learners.dictionary.orthogonal
 from streamadapt.errors import ConfigError, ShapeError
+from streamadapt.learners.dictionary import OrthogonalDictionary
+from streamadapt.learners.dictionary.orthogonal import ANCHOR, polar_factor
 
 torch.set_num_threads(1)
 
@@ -110,8 +111,10 @@ def test_newton_schulz_that_does_not_converge_is_not_used(monkeypatch: pytest.Mo
     values[0] = 1e-4
     matrix, _ = with_singular_values(values, 2)
     tried = []
-    iterate = streamadapt.dictionary._newton_schulz
-    monkeypatch.setattr(streamadapt.dictionary, "_newton_schulz", lambda *a: tried.append(iterate(*a)) or tried[-1])
+    iterate = streamadapt.learners.dictionary.orthogonal._newton_schulz
+    monkeypatch.setattr(
+        streamadapt.learners.dictionary.orthogonal, "_newton_schulz", lambda *a: tried.append(iterate(*a)) or tried[-1]
+    )
     found = polar_factor(torch.from_numpy(matrix), torch.from_numpy(svd_polar(matrix)))
     assert tried == [None]
     np.testing.assert_allclose(found.numpy(), svd_polar(matrix), rtol=0, atol=1e-9)

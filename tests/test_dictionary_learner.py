@@ -11,9 +11,9 @@ from core_helpers import base, built, spec_of, with_scaling
 from torch import Tensor, nn
 
 from streamadapt import RLS, Bias, DriftMonitor, Entry, NoGuard, Pipeline, River, Supervised, TwoLayer, Unlabelled
+from streamadapt.config.registry import build
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import Dictionary
-from streamadapt.registry import build
 
 N = 16
 MASK = torch.ones(1, 1, dtype=torch.bool)

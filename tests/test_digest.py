@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.digest import ConfigDigest, changes
+from streamadapt.config.digest import ConfigDigest, changes
 from streamadapt.errors import CheckpointError
-from streamadapt.ports import StreamPartition
+from streamadapt.records import StreamPartition
+from streamadapt.state.store import CheckpointStore
 
 BEFORE = {"learners": [{"kind": "bias", "rate": 0.1}, {"kind": "rls"}], "seed": 0, "fields": {"values": ["x", "y"]}}
 AT = {StreamPartition("t", 0): 1}

@@ -11,8 +11,8 @@ import pytest
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.disks import FailingDisk
 from benchmarks.faults.memory_job import Job, final_state, said_by
-from streamadapt.checkpoint import CheckpointStore
 from streamadapt.errors import CheckpointError
+from streamadapt.state.store import CheckpointStore
 
 RUN = """
 import json, pathlib, subprocess, sys

@@ -11,12 +11,12 @@ import sys
 import pytest
 from cli_helpers import CONFIG, lines, logging_as_before, rows
 from dlq_helpers import EVIL, entry, fill, go, label, listed, repaired, state_of, steers, write_lines
-from streamadapt_connectors.file_letters import JsonlDeadLetterReader
+from streamadapt_connectors.files import JsonlDeadLetterReader
 
-from streamadapt.app import dlq_replay
-from streamadapt.app.dlq_progress import safe
-from streamadapt.entry import Position
-from streamadapt.letter_ports import ReplayMark, Returned
+from streamadapt.app.dlq import replay as dlq_replay
+from streamadapt.app.terminal import safe
+from streamadapt.engine.dead_letter_ports import ReplayMark, Returned
+from streamadapt.records import Position
 
 _logging = pytest.fixture(autouse=True)(logging_as_before)
 
@@ -201,7 +201,7 @@ def test_a_replay_that_was_killed_in_between_is_noticed(folder, capsys, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("streamadapt_connectors.file_letters.FilesStreamWriter.write", killed)
+        patched.setattr("streamadapt_connectors.files.dead_letters.FilesStreamWriter.write", killed)
         said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=130)
     assert "sent 0 of 3" in said.out
     said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).out
@@ -216,7 +216,7 @@ def test_a_partial_failure_says_what_was_sent(folder, capsys, monkeypatch):
     state_of(capsys)
     fixed = repaired(capsys, folder)
     monkeypatch.setattr(dlq_replay, "BATCH", 2)
-    written = "streamadapt_connectors.file_letters.FilesStreamWriter.write"
+    written = "streamadapt_connectors.files.dead_letters.FilesStreamWriter.write"
     refuse = [Returned("sent", "there"), Returned("not-sent", "the disk is full")]
     with monkeypatch.context() as patched:
         patched.setattr(written, lambda self, records: refuse[: len(records)])

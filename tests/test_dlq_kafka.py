@@ -13,8 +13,8 @@ from dlq_helpers import EVIL, fill, go, listed, repaired, steers, streams, write
 from kafka import KafkaProducer
 from kafka_helpers import consume, produce, until
 
-from streamadapt.app.broker import create_topics
 from streamadapt.app.commands import run_command
+from streamadapt.app.demo.broker import create_topics
 
 _logging = pytest.fixture(autouse=True)(logging_as_before)
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import logging_as_before
-from streamadapt_connectors.file_sinks import JsonlSink
+from streamadapt_connectors.files import JsonlSink
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink
 
 from streamadapt.app import running, tables
 from streamadapt.app.commands import run_command
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import ConnectorError
 from streamadapt.testing import IdentityCodec, MemoryDeadLetters, MemorySink, MemorySource
 

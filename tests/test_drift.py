@@ -14,9 +14,9 @@ from river import drift
 from torch import Tensor
 
 from streamadapt import DriftMonitor, Forecast, Pipeline, Supervised
-from streamadapt.checks.cases import through_a_checkpoint
-from streamadapt.detectors import BINARY, DETECTORS
+from streamadapt.drift.detectors import BINARY, DETECTORS
 from streamadapt.errors import ConfigError
+from streamadapt.testing.checks.cases import through_a_checkpoint
 
 
 def signal_for(detector: str) -> str:

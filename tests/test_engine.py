@@ -9,9 +9,11 @@ import pytest
 from states import assert_same_state
 
 from streamadapt import RLS, Bias, DriftMonitor, Entry, Forecast, Label, Persistence, Pipeline, Position, Supervised
-from streamadapt.engine import BAD_SHARE_OF, Engine, EngineSettings
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.reject_limit import BAD_SHARE_OF
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import CheckpointError, ConnectorError, StreamadaptError
-from streamadapt.metrics import Metrics
 from streamadapt.testing import (
     CRASH,
     IdentityCodec,

@@ -8,9 +8,10 @@ from benchmarks.faults.counts import Counts
 from benchmarks.faults.memory_job import Job, final_state, said_by
 from benchmarks.faults.soak_jobs import CountingSink, GeneratedSource, SoakJob
 from streamadapt import Bias, Pipeline, Supervised
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.metrics import Metrics
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.settings import EngineSettings
+from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import IdentityCodec, ManualClock, MemoryDeadLetters
 
 BUFFER, BATCH = 500, 300
@@ -71,7 +72,7 @@ def test_a_wall_clock_that_goes_back_changes_nothing(tmp_path, monkeypatch):
         now[0] -= hour_ns
         return now[0]
 
-    monkeypatch.setattr("streamadapt.ports.time.time_ns", earlier)
+    monkeypatch.setattr("streamadapt.engine.ports.time.time_ns", earlier)
     job = Job(80, every=40)
     metrics = Metrics()
     first, one = job.engine(tmp_path, metrics=metrics)

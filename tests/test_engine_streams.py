@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from streamadapt import Bias, Entry, Forecast, KeyedPipeline, Persistence, Pipeline
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.ports import StreamPartition
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.settings import EngineSettings
+from streamadapt.records import StreamPartition
+from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import IdentityCodec, LogSink, ManualClock, MemoryDeadLetters, MemorySource, TransactionalLog
 
 AT = StreamPartition("memory", 0)

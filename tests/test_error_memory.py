@@ -11,10 +11,10 @@ from core_helpers import CPU, bits, built, entries, entry, items_in_order, spec_
 from torch import Tensor, nn
 
 from streamadapt import ErrorMemory, Forecast, FrozenModel, NoGuard, Persistence, Pipeline, Supervised
-from streamadapt.checks.cases import Case, drive
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import BaseOutput
-from streamadapt.learners.error_memory_keys import EmbeddingKey, InputsKey
+from streamadapt.learners.error_memory.keys import EmbeddingKey, InputsKey
+from streamadapt.testing.checks.cases import Case, drive
 
 EMBEDDINGS = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 2.0], [-3.0, 0.0]])
 TARGETS = torch.eye(3)[[0, 1, 1, 2]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamadapt import ErrorMemory, Forecast, NoGuard, Persistence, Pipeline
 from streamadapt.learners import BaseOutput
-from streamadapt.learners.error_memory_keys import MOST_DIRECTIONS, WORTH, PanelKey
+from streamadapt.learners.error_memory.keys import MOST_DIRECTIONS, WORTH, PanelKey
 
 HOUR_NS = 3_600_000_000_000
 

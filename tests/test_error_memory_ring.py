@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamadapt.learners.error_memory_ring import Ring
-from streamadapt.learners.sketch import StoreShape
+from streamadapt.learners.error_memory.ring import Ring
+from streamadapt.learners.error_memory.sketch import StoreShape
 
 torch.set_num_threads(1)
 

@@ -11,11 +11,11 @@ from core_helpers import KINDS, bits, entry, pipeline_of, stream_of
 from sklearn.linear_model import LinearRegression
 
 from streamadapt import Bias, Hedge, Label, Pipeline, Supervised, Unlabelled
-from streamadapt.estimate import ConfidenceEstimate, DirectEstimate
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.summary import summarise
 from streamadapt.learners import Tent
-from streamadapt.losses import Log
-from streamadapt.metrics import Metrics
-from streamadapt.report import summarise
+from streamadapt.tasks.loss_estimate import ConfidenceEstimate, DirectEstimate
+from streamadapt.tasks.losses import Log
 
 ONE = np.ones((1, 1))
 

@@ -29,10 +29,11 @@ from streamadapt import (
     TwoLayer,
     Unlabelled,
 )
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import EntryError, Reason
-from streamadapt.keyed import KeyedPipeline
-from streamadapt.metrics import Metrics
+from streamadapt.pipeline.keyed import KeyedPipeline
 from streamadapt.testing import IdentityCodec, ManualClock, MemoryDeadLetters, MemorySink, MemorySource
 
 S = 10**9

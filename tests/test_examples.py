@@ -40,8 +40,8 @@ def test_the_readme_example_runs_and_prints_what_it_says(tmp_path):
 
 def test_the_readme_config_is_valid(tmp_path):
     """The README's TOML block passes the same check as any config."""
-    from streamadapt.assemble import make_engine
-    from streamadapt.config import parse_config
+    from streamadapt.build import make_engine
+    from streamadapt.config.tables import parse_config
 
     (block,) = code_blocks("toml")
     engine = make_engine(parse_config(block))

@@ -33,9 +33,9 @@ from streamadapt import (
 )
 from streamadapt.app.commands import run_command
 from streamadapt.errors import ConfigError, EntryError, Reason, ShapeError
-from streamadapt.guard import Mean, Mixture
-from streamadapt.health import PROBATION, SNAPSHOT_EVERY, WINDOW
+from streamadapt.guard.two_layer import Mean, Mixture
 from streamadapt.learners import BaseOutput
+from streamadapt.pipeline.rollback import PROBATION, SNAPSHOT_EVERY, WINDOW
 
 N = 300
 

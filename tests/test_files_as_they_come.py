@@ -298,7 +298,7 @@ def test_a_config_may_begin_with_a_byte_order_mark(folder, capsys, encoding):
 
 
 def test_a_secret_in_a_file_has_no_byte_order_mark(tmp_path):
-    from streamadapt.secret_files import read_secret_files
+    from streamadapt.config.secret_files import read_secret_files
 
     (tmp_path / "secret").write_bytes("pässword\r\n".encode("utf-8-sig"))
     table = {"source": {"sasl_plain_password_file": str(tmp_path / "secret")}}

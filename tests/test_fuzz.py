@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from streamadapt_connectors.codecs import JsonCodec
 
 from benchmarks.faults.bad_records import DECODED, FIELDS, IN_ENGINE, STREAMS, through_decoder, through_engine
-from streamadapt.entry import Entry, Label, Position
 from streamadapt.errors import EntryError, Reason
-from streamadapt.ports import Record
+from streamadapt.records import Entry, Label, Position, Record
 
 CODEC = JsonCodec(FIELDS, streams=STREAMS)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore
-from streamadapt.ports import StreamPartition
+from streamadapt.records import StreamPartition
+from streamadapt.state.store import FORMAT_VERSION, CheckpointStore
 
 GOLDEN = Path(__file__).parent / "golden"
 _spec = importlib.util.spec_from_file_location("golden_make", GOLDEN / "make.py")

@@ -14,7 +14,8 @@ from cli_helpers import logging_as_before
 from streamadapt import Bias, Entry, Label, Pipeline, Position, Supervised
 from streamadapt.app.commands import run_command
 from streamadapt.app.outcome import HINTS
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import Reason
 from streamadapt.testing import IdentityCodec, ManualClock, MemoryDeadLetters, MemorySink, MemorySource
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from streamadapt import Bias, Forecast, Hedge, NoGuard, Persistence, Pipeline, TwoLayer
 from streamadapt.errors import ConfigError
-from streamadapt.guard import Guard
-from streamadapt.losses import Absolute, Log, Squared
+from streamadapt.guard.two_layer import Guard
+from streamadapt.tasks.losses import Absolute, Log, Squared
 
 EVERY: list[Callable[[], Guard]] = [
     TwoLayer, lambda: TwoLayer(stack=False), lambda: TwoLayer("global"), lambda: TwoLayer("cell"),

@@ -12,8 +12,8 @@ from core_helpers import entries, entry, walk, with_scaling
 from torch import Tensor
 
 from streamadapt import ADCSD, RLS, Bias, DriftMonitor, Forecast, Persistence, Pipeline, Prediction, River, Supervised
-from streamadapt.health import PROBATION, SNAPSHOT_EVERY, WINDOW
 from streamadapt.learners import BaseOutput
+from streamadapt.pipeline.rollback import PROBATION, SNAPSHOT_EVERY, WINDOW
 
 
 class Breaks(Bias):

@@ -31,8 +31,8 @@ from streamadapt import (
     Tent,
 )
 from streamadapt.app.exposition import MetricsCollector
+from streamadapt.engine.metrics import Metrics
 from streamadapt.learners import Learner
-from streamadapt.metrics import Metrics
 
 FORECASTERS: dict[str, Callable[[], Learner]] = {
     "calibration": lambda: Calibration(0.9),

@@ -20,26 +20,24 @@ from core_helpers import built, pipeline_of, spec_of, stream_of, walk
 from safetensors.torch import save_file
 from states import assert_same_state
 from streamadapt_connectors.codecs import FieldMap, JsonCodec
-from streamadapt_connectors.file_sinks import JsonlSink
-from streamadapt_connectors.files import read_history
+from streamadapt_connectors.files import JsonlSink, read_history
 from torch import nn
 
 from streamadapt import Batch, Linear, River
-from streamadapt.base import load_module
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.config import load_config
-from streamadapt.entry import Position
+from streamadapt.config.tables import load_config
+from streamadapt.engine.partition import Lane
 from streamadapt.errors import CheckpointError, ConfigError, ConnectorError, EntryError, StreamadaptError
-from streamadapt.fit import fit_forecast
-from streamadapt.keystore import DirectoryKeyStore
-from streamadapt.lane import Lane
 from streamadapt.learners import Liquid, Spec
-from streamadapt.manifest import checksum_of
-from streamadapt.onnx_base import OnnxBase
-from streamadapt.ports import Record, StreamPartition
-from streamadapt.statepack import pack, unpack
-from streamadapt.tta.samples import source_samples
-from streamadapt.unpickle import loads_river
+from streamadapt.learners.tta.samples import source_samples
+from streamadapt.models.builtin import load_module
+from streamadapt.models.fit import fit_forecast
+from streamadapt.models.onnx import OnnxBase
+from streamadapt.records import Position, Record, StreamPartition
+from streamadapt.state.key_store import DirectoryKeyStore
+from streamadapt.state.manifest import checksum_of
+from streamadapt.state.pack import pack, unpack
+from streamadapt.state.river_pickle import loads_river
+from streamadapt.state.store import CheckpointStore
 
 SPEC: Spec = spec_of("classification", 1, 1, 1, 3)
 
@@ -448,7 +446,7 @@ from core_helpers import spec_of
 import test_hostile as t
 from streamadapt.errors import StreamadaptError
 from streamadapt_connectors.files import read_history
-from streamadapt.tta.samples import source_samples
+from streamadapt.learners.tta.samples import source_samples
 
 folder, N = Path(sys.argv[1]), 320 << 20
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from streamadapt_connectors.codecs import encode_prediction
 
 from streamadapt import Bias, Forecast, Hedge, Label, NoGuard, Persistence, Pipeline, Supervised
-from streamadapt.checks.cases import state_bytes
+from streamadapt.engine.metrics import Metrics
 from streamadapt.errors import ConfigError
-from streamadapt.guard import Guard
-from streamadapt.intervals import Intervals
-from streamadapt.metrics import Metrics
+from streamadapt.guard.two_layer import Guard
+from streamadapt.pipeline.intervals import Intervals
+from streamadapt.testing.checks.cases import state_bytes
 
 
 def zero(inputs: Any) -> Any:

@@ -16,8 +16,8 @@ from kafka_engines import fill
 from kafka_helpers import offsets, until
 from streamadapt_connectors.kafka import KafkaSource
 
-from streamadapt.checks.sources import Owner
 from streamadapt.errors import ConnectorError
+from streamadapt.testing.checks.sources import Owner
 
 pytestmark = [pytest.mark.kafka, pytest.mark.apache_kafka]
 

@@ -10,7 +10,7 @@ from kafka_engines import Job, create, fill
 from kafka_helpers import until
 from streamadapt_connectors.kafka import KafkaSource
 
-from streamadapt.checks.sources import Owner
+from streamadapt.testing.checks.sources import Owner
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.apache_kafka]
 

@@ -15,10 +15,11 @@ from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSourc
 
 from streamadapt import Bias, Forecast, Persistence, Pipeline
 from streamadapt.app.watchdog import Watchdog
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.entry import Position
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import NullMetrics
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import ConnectorError
-from streamadapt.metrics import NullMetrics
+from streamadapt.records import Position
 
 pytestmark = [pytest.mark.kafka, pytest.mark.apache_kafka]
 
@@ -223,7 +224,7 @@ def test_entries_that_grow_without_their_labels(group, kafka_servers, topic, run
     name, labels = created(kafka_servers, topic), topic(1, name="labels")
     group = group and f"{group}-{name}"
     source = KafkaSource(kafka_servers, name, labels, group=group, metadata_max_age="1s", session_timeout="6s")
-    from streamadapt.checks.sources import Owner
+    from streamadapt.testing.checks.sources import Owner
 
     source.open(owner := Owner())
     owner.streams = source.streams

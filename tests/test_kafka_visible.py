@@ -25,8 +25,9 @@ from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSourc
 
 from streamadapt import Bias, Forecast, Persistence, Pipeline
 from streamadapt.app.watchdog import Watchdog
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.metrics import Metrics
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.settings import EngineSettings
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.apache_kafka]
 

@@ -15,24 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import assert_same_state
 
-from streamadapt import (
-    Bias,
-    DriftMonitor,
-    Entry,
-    Forecast,
-    Label,
-    Persistence,
-    Pipeline,
-    Supervised,
-)
-from streamadapt.base import as_base
+from streamadapt import Bias, DriftMonitor, Entry, Forecast, Label, Persistence, Pipeline, Supervised
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason
-from streamadapt.keyed import KeyedPipeline, KeyStore
-from streamadapt.keystore import DirectoryKeyStore
-from streamadapt.panel import Panel
-from streamadapt.routes import Routes
-from streamadapt.statepack import unpack
-from streamadapt.statetree import decode, encode
+from streamadapt.models.contract import as_base
+from streamadapt.pipeline.keyed import KeyedPipeline
+from streamadapt.pipeline.label_routes import Routes
+from streamadapt.pipeline.panel import Panel
+from streamadapt.state.key_store import DirectoryKeyStore, KeyStore
+from streamadapt.state.pack import unpack
+from streamadapt.state.tree import decode, encode
 
 KEYS = [f"k{i}" for i in range(6)]
 

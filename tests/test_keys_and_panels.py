@@ -12,17 +12,17 @@ from states import assert_same_state
 from streamadapt_connectors.codecs import FieldMap, JsonCodec, encode_prediction
 
 from streamadapt import RLS, Bias, Entry, Forecast, Label, Persistence, Pipeline, Position, Supervised
-from streamadapt.assemble import check_config, make_engine
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.config import parse_config
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.entry import Batch
+from streamadapt.build import check_config, make_engine
+from streamadapt.config.tables import parse_config
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import CheckpointError, ConfigError
-from streamadapt.fit import fit_supervised
-from streamadapt.keyed import KeyedPipeline
-from streamadapt.metrics import Metrics
-from streamadapt.panel import Panel
-from streamadapt.ports import Record
+from streamadapt.models.fit import fit_supervised
+from streamadapt.pipeline.keyed import KeyedPipeline
+from streamadapt.pipeline.panel import Panel
+from streamadapt.records import Batch, Record
+from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import (
     CRASH,
     IdentityCodec,

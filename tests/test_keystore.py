@@ -10,8 +10,8 @@ import torch
 from states import assert_same_state
 
 from streamadapt.errors import CheckpointError
-from streamadapt.keystore import DirectoryKeyStore
-from streamadapt.statepack import pack, unpack
+from streamadapt.state.key_store import DirectoryKeyStore
+from streamadapt.state.pack import pack, unpack
 
 STATE = {
     "a": torch.arange(6, dtype=torch.float64).reshape(2, 3),

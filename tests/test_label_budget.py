@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamadapt import RLS, Bias, Forecast, Label, Persistence, Pipeline, Supervised
-from streamadapt.checks.cases import through_a_checkpoint
 from streamadapt.errors import ConfigError
-from streamadapt.label_budget import MOST_STEERED, STEER, LabelBudget, _uniform
+from streamadapt.tasks.label_budget import MOST_STEERED, STEER, LabelBudget, _uniform
+from streamadapt.testing.checks.cases import through_a_checkpoint
 
 ONE = np.ones((1, 1))
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from test_tasks import label, reason_of, send, supervised
 
 from streamadapt import RLS, Bias, Entry, Label, Pipeline, Supervised
-from streamadapt.checks.cases import through_a_checkpoint
 from streamadapt.errors import ConfigError, EntryError, Reason
-from streamadapt.tasks.absurd import AbsurdLabels
+from streamadapt.tasks.outliers import AbsurdLabels
+from streamadapt.testing.checks.cases import through_a_checkpoint
 
 NAN = float("nan")
 S = 10**9

@@ -10,8 +10,8 @@ from config_cases import make_weights, text_of
 from streamadapt_connectors.codecs import encode_prediction
 
 from streamadapt import Entry, Supervised
-from streamadapt.assemble import make_pipeline, make_task
-from streamadapt.config import parse_config
+from streamadapt.build import make_pipeline, make_task
+from streamadapt.config.tables import parse_config
 from streamadapt.errors import ConfigError
 
 

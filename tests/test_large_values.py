@@ -38,12 +38,12 @@ from streamadapt import (
     TwoLayer,
 )
 from streamadapt.app.commands import run_command
-from streamadapt.entry import Batch
-from streamadapt.fit import fit_forecast
-from streamadapt.guard import Guard, Mean
-from streamadapt.intervals import Intervals
-from streamadapt.label_budget import LabelBudget
+from streamadapt.guard.two_layer import Guard, Mean
 from streamadapt.learners import Learner
+from streamadapt.models.fit import fit_forecast
+from streamadapt.pipeline.intervals import Intervals
+from streamadapt.records import Batch
+from streamadapt.tasks.label_budget import LabelBudget
 
 VALUES = [1e3, 1e9, 1e12, 1e15, 1e20, 9.96921e36, -3.4e38]
 N, AT, AFTER = 190, 60, 100

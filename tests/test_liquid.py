@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streamadapt.errors import ConfigError, ShapeError
-from streamadapt.liquid import (
+from streamadapt.learners.liquid import (
     LTC,
     CfC,
     Recurrent,

@@ -12,12 +12,12 @@ from core_helpers import base, built, spec_of
 from liquid_helpers import CPU, SECOND, SMALL, said_at, scaled_spec, stream
 from torch import Tensor
 
-from streamadapt.checks.cases import CASES, state_bytes
+from streamadapt.config.registry import prepare
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import BaseOutput, Learner, Liquid
-from streamadapt.learners.liquid import FLOOR, LONGEST, SHORTEST, Network
-from streamadapt.liquid import LTC, CfC
-from streamadapt.registry import prepare
+from streamadapt.learners.liquid import LTC, CfC
+from streamadapt.learners.liquid.learner import FLOOR, LONGEST, SHORTEST, Network
+from streamadapt.testing.checks.cases import CASES, state_bytes
 
 
 def randomise(learner: Any, seed: int = 0) -> None:

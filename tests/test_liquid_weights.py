@@ -12,11 +12,11 @@ from core_helpers import built
 from liquid_helpers import CPU, SECOND, SMALL, said_at, scaled_spec, stream
 from safetensors.torch import save_file
 
-from streamadapt.checks.cases import CASES, drive
-from streamadapt.checks.learners import check_learner
 from streamadapt.errors import ConfigError
 from streamadapt.learners import Liquid
-from streamadapt.liquid import CfC
+from streamadapt.learners.liquid import CfC
+from streamadapt.testing.checks.cases import CASES, drive
+from streamadapt.testing.checks.learners import check_learner
 
 
 def ncps_file(path: Path, make: Any, outputs: int, **more: Any) -> tuple[Any, Path]:

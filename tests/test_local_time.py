@@ -11,8 +11,8 @@ import pytest
 from cli_helpers import lines, logging_as_before
 
 from streamadapt.app.commands import run_command
-from streamadapt.entry import Entry
-from streamadapt.local_time import LocalClock
+from streamadapt.engine.local_time import LocalClock
+from streamadapt.records import Entry
 
 CONFIG = """
 [source]

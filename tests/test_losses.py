@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamadapt.errors import ConfigError
-from streamadapt.guard import TwoLayer
-from streamadapt.losses import Absolute, Loss, Pinball, Squared, loss_named
+from streamadapt.guard.two_layer import TwoLayer
+from streamadapt.tasks.losses import Absolute, Loss, Pinball, Squared, loss_named
 
 LOSSES: list[Loss] = [Absolute(), Squared(), Pinball(0.1), Pinball(0.5), Pinball(0.9)]
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamadapt import Entry, Label, Position
-from streamadapt.merge import Arrived, Merge
-from streamadapt.ports import DeadLetter, Record
+from streamadapt.engine.merge import Arrived, Merge
+from streamadapt.records import DeadLetter, Record
 
 ENTRIES, LABELS = 0, 1
 ALL = 10**9

@@ -16,11 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from streamadapt import __version__
 from streamadapt.app.exposition import MetricsCollector, metrics_markdown, serve
-from streamadapt.conditions import Condition, Standing
+from streamadapt.engine.conditions import Condition, Standing
+from streamadapt.engine.metrics import STAGE_BOUNDS_S, STAGES, Metrics, NullMetrics
+from streamadapt.engine.metrics_catalogue import CATALOGUE
 from streamadapt.errors import ConfigError
-from streamadapt.metrics import CATALOGUE, STAGE_BOUNDS_S, STAGES, Metrics, NullMetrics
-from streamadapt.ports import StreamPartition
-from streamadapt.stats import Stats
+from streamadapt.pipeline.stats import Stats
+from streamadapt.records import StreamPartition
 
 DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
 

@@ -31,13 +31,14 @@ from streamadapt import (
     Supervised,
 )
 from streamadapt.app.commands import run_command
-from streamadapt.base import Base, Linear
-from streamadapt.defaults import default_learners
 from streamadapt.errors import EntryError, Reason
-from streamadapt.fit import fit_forecast, fit_supervised
-from streamadapt.intervals import Intervals
-from streamadapt.ports import Record
-from streamadapt.statepack import pack, unpack
+from streamadapt.learners.defaults import default_learners
+from streamadapt.models.builtin import Linear
+from streamadapt.models.contract import Base
+from streamadapt.models.fit import fit_forecast, fit_supervised
+from streamadapt.pipeline.intervals import Intervals
+from streamadapt.records import Record
+from streamadapt.state.pack import pack, unpack
 
 logging_restored = pytest.fixture(autouse=True)(logging_as_before)
 LEVELS = (1e6, 2e7, 2e8, 1.7e9, 1e12)
@@ -216,7 +217,7 @@ class SeesWhatItIsGiven(Base):
 
     def forward(self, inputs: Tensor) -> Any:
         self.seen = inputs
-        from streamadapt.learners.base import BaseOutput
+        from streamadapt.models.contract import BaseOutput
 
         return BaseOutput(inputs[-1:])
 

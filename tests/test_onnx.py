@@ -27,14 +27,14 @@ from torch import Tensor, nn
 
 from streamadapt import Bias, Entry, Forecast, Label, Persistence, Pipeline, Supervised
 from streamadapt.app.commands import run_command
-from streamadapt.base import load_module
-from streamadapt.config import load_config
+from streamadapt.config.tables import load_config
 from streamadapt.errors import ConfigError, EntryError, Reason, ShapeError
 from streamadapt.learners.adcsd import ADCSD
 from streamadapt.learners.dictionary import Dictionary
 from streamadapt.learners.error_memory import ErrorMemory
-from streamadapt.learners.tent import Tent
-from streamadapt.onnx_base import OnnxBase
+from streamadapt.learners.tta.tent import Tent
+from streamadapt.models.builtin import load_module
+from streamadapt.models.onnx import OnnxBase
 
 _ = pytest.fixture(autouse=True)(logging_as_before)
 
@@ -501,7 +501,7 @@ import contextlib, random, sys
 from pathlib import Path
 import torch
 from streamadapt.errors import StreamadaptError
-from streamadapt.onnx_base import OnnxBase
+from streamadapt.models.onnx import OnnxBase
 
 path, step, dice = Path(sys.argv[1]), int(sys.argv[2]), random.Random(7)
 whole, window, refused, ran = path.read_bytes(), torch.ones(6, 2), 0, 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError
 from streamadapt.learners import ADCSD
-from streamadapt.optim import OPTIMISERS, Optimiser
+from streamadapt.learners.optimizer import OPTIMISERS, Optimiser
 
 LR = 0.05
 STEPS = 12

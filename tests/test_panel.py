@@ -15,9 +15,9 @@ from states import assert_same_state
 
 from streamadapt import RLS, Bias, Entry, Forecast, Label, Persistence, Pipeline, Position, Supervised, TwoLayer
 from streamadapt.errors import ConfigError, EntryError, Reason
-from streamadapt.panel import Panel
-from streamadapt.statetree import decode, encode
-from streamadapt.watermark import ALONE, TOGETHER, Reading, Watermark
+from streamadapt.pipeline.panel import Panel
+from streamadapt.pipeline.watermark import ALONE, TOGETHER, Reading, Watermark
+from streamadapt.state.tree import decode, encode
 
 S = 10**9
 LATENESS = 20  # seconds, in the tests with random orders

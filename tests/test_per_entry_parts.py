@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from streamadapt.tta.continuity import Continuity
-from streamadapt.tta.memory import BalancedMemory
-from streamadapt.tta.norms import DrivenBatchNorm, Given
-from streamadapt.tta.polarity import Polarity
-from streamadapt.tta.running import Running
-from streamadapt.tta.selection import Selection
-from streamadapt.tta.signature import Signature
+from streamadapt.learners.tta.continuity import Continuity
+from streamadapt.learners.tta.memory import BalancedMemory
+from streamadapt.learners.tta.norms import DrivenBatchNorm, Given
+from streamadapt.learners.tta.polarity import Polarity
+from streamadapt.learners.tta.running import Running
+from streamadapt.learners.tta.selection import Selection
+from streamadapt.learners.tta.signature import Signature
 
 CPU = torch.device("cpu")
 

@@ -11,21 +11,10 @@ from core_helpers import KINDS, bits, entries, entry, linear_base, pipeline_of, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamadapt import (
-    RLS,
-    Bias,
-    DriftMonitor,
-    Entry,
-    Forecast,
-    Label,
-    NoGuard,
-    Persistence,
-    Pipeline,
-    Supervised,
-)
-from streamadapt.checks.cases import state_bytes, through_a_checkpoint
+from streamadapt import RLS, Bias, DriftMonitor, Entry, Forecast, Label, NoGuard, Persistence, Pipeline, Supervised
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason
 from streamadapt.learners import ADCSD
+from streamadapt.testing.checks.cases import state_bytes, through_a_checkpoint
 
 
 def noise_from(items: list[Entry | Label], cut: int) -> list[Entry | Label]:

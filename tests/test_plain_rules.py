@@ -15,10 +15,10 @@ from scipy.optimize import minimize
 
 from benchmarks.plain_guards import AdaHedge, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 from benchmarks.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
-from streamadapt.aggregators import Aggregator
 from streamadapt.errors import ConfigError
-from streamadapt.guard import Guard, Mean
-from streamadapt.losses import Absolute, Log, Pinball, Squared
+from streamadapt.guard.aggregators import Aggregator
+from streamadapt.guard.two_layer import Guard, Mean
+from streamadapt.tasks.losses import Absolute, Log, Pinball, Squared
 
 EXPERTS = 4
 Vector = list[float]

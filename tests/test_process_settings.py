@@ -40,9 +40,9 @@ from streamadapt import (
     Supervised,
     Tent,
 )
-from streamadapt.defaults import default_learners
-from streamadapt.fit import fit_forecast, fit_supervised
-from streamadapt.intervals import Intervals
+from streamadapt.learners.defaults import default_learners
+from streamadapt.models.fit import fit_forecast, fit_supervised
+from streamadapt.pipeline.intervals import Intervals
 
 N = 40
 X = np.random.default_rng(0).normal(20.0, 5.0, size=(N, 2)).astype(np.float32)

@@ -36,9 +36,9 @@ from streamadapt import (
 )
 from streamadapt.app.config_examples import EXAMPLES
 from streamadapt.arguments import ShowsArguments
-from streamadapt.assemble import kinds_of_table
-from streamadapt.intervals import Intervals
-from streamadapt.label_budget import LabelBudget
+from streamadapt.build import kinds_of_table
+from streamadapt.pipeline.intervals import Intervals
+from streamadapt.tasks.label_budget import LabelBudget
 
 PUBLIC = [getattr(streamadapt, name) for name in streamadapt.__all__]
 KINDS = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from streamadapt_connectors.file_sinks import JsonlSink
+from streamadapt_connectors.files import JsonlSink
 
 from streamadapt import (
     RLS,

@@ -11,10 +11,10 @@ from core_helpers import entries
 from torch import Tensor
 
 from streamadapt import RLS, Bias, DriftMonitor, Forecast, Pipeline
-from streamadapt.checks.cases import state_bytes, through_a_checkpoint
 from streamadapt.errors import ConfigError
 from streamadapt.learners import Calibration, ErrorMemory, Gain, Learner, SlotBias
-from streamadapt.learners.base import BaseOutput
+from streamadapt.models.contract import BaseOutput
+from streamadapt.testing.checks.cases import state_bytes, through_a_checkpoint
 
 JUMP = 300
 

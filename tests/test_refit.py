@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from core_helpers import CPU, base, built, spec_of
 from torch import Tensor, nn
 
-from streamadapt.checks.cases import Case, drive
-from streamadapt.checks.costs import count_work
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import Refit
+from streamadapt.testing.checks.cases import Case, drive
+from streamadapt.testing.checks.costs import count_work
 
 CASES = [Case("forecast", 5, 3, 4, 3), Case("regression", 2, 3, 1, 4), Case("classification", 2, 4, 1, 3)]
 EVERY, MEMORY, BATCH, EPOCHS = 10, 25, 4, 3

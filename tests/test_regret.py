@@ -16,10 +16,10 @@ from torch import Tensor
 from benchmarks.plain_guards import AdaHedge, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 from benchmarks.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
 from streamadapt import Bias, Forecast, Hedge, NoGuard, Persistence, Pipeline, TwoLayer
-from streamadapt.aggregators import BOA, Aggregator, FixedShare, MLPoly
-from streamadapt.guard import Guard, Mean
-from streamadapt.losses import Absolute, Log, Loss, Pinball, Squared
-from streamadapt.scoped import LOSS_CAP, REGRET_CAP
+from streamadapt.guard.aggregators import BOA, Aggregator, FixedShare, MLPoly
+from streamadapt.guard.scopes import LOSS_CAP, REGRET_CAP
+from streamadapt.guard.two_layer import Guard, Mean
+from streamadapt.tasks.losses import Absolute, Log, Loss, Pinball, Squared
 
 ROUNDS = 500
 Stream = list[tuple[Any, Any]]

@@ -9,10 +9,10 @@ import torch
 from core_helpers import CPU, base, built, spec_of
 from river import compose, ensemble, forest, linear_model, naive_bayes, preprocessing, tree
 
-from streamadapt.checks.cases import Case, drive
 from streamadapt.errors import CheckpointError, ConfigError
 from streamadapt.learners import River
-from streamadapt.unpickle import dumps_river
+from streamadapt.state.river_pickle import dumps_river
+from streamadapt.testing.checks.cases import Case, drive
 
 REGRESSION, CLASSES, FORECAST = (
     Case("regression", 2, 3, 1, 4),

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamadapt import Forecast, Persistence, Pipeline
-from streamadapt.checks.cases import Case, drive
-from streamadapt.entry import Batch
 from streamadapt.errors import ConfigError
-from streamadapt.fit import fit_forecast
 from streamadapt.learners import RLS
-from streamadapt.learners.rls import covariance_bound
+from streamadapt.learners.rls.steps import covariance_bound
+from streamadapt.models.fit import fit_forecast
+from streamadapt.records import Batch
+from streamadapt.testing.checks.cases import Case, drive
 
 PLAIN = {"forgetting": 1.0, "clip": 1e9}
 """No forgetting (and so no leak), no clipping: ridge regression, done one row at a time."""

@@ -12,12 +12,12 @@ import torch
 from core_helpers import CPU, base, built, entries, spec_of, walk, with_scaling
 
 from streamadapt import Entry, Forecast, Linear, NoGuard, Persistence, Pipeline
-from streamadapt.checks.cases import Case, drive
-from streamadapt.entry import Batch
 from streamadapt.errors import ConfigError
-from streamadapt.fit import fit_forecast
 from streamadapt.learners import RLS, BaseOutput
-from streamadapt.learners.rls_features import EXTRA_SCALE, Features
+from streamadapt.learners.rls.features import EXTRA_SCALE, Features
+from streamadapt.models.fit import fit_forecast
+from streamadapt.records import Batch
+from streamadapt.testing.checks.cases import Case, drive
 
 SIZES = [(5, 3, 4), (3, 3, 3), (2, 1, 1)]
 

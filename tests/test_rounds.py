@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamadapt import Bias, Entry, Forecast, Pipeline, Position
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.rounds import Turns
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.rounds import Turns
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.testing import IdentityCodec, ManualClock, MemoryDeadLetters, MemorySink, MemorySource
 
 

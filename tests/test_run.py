@@ -18,10 +18,10 @@ from kafka_helpers import produce, until
 from kafka_tail import read_until
 
 from benchmarks.faults.proxy import Proxy
-from streamadapt.app.broker import EmbeddedBroker, create_topics
 from streamadapt.app.commands import run_command
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.ports import StreamPartition
+from streamadapt.app.demo.broker import EmbeddedBroker, create_topics
+from streamadapt.records import StreamPartition
+from streamadapt.state.store import CheckpointStore
 
 AWAY = ("no broker answers", "cannot be reached")
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streamadapt import Entry, Forecast, Persistence, Pipeline, Supervised
-from streamadapt.assemble import make_pipeline
-from streamadapt.config import parse_config
+from streamadapt.build import make_pipeline
+from streamadapt.config.tables import parse_config
 from streamadapt.errors import ConfigError
 from streamadapt.learners import ADCSD, RLS, Bias, Calibration, ErrorMemory
 from streamadapt.learners.base import Learner

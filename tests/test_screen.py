@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pytest
 
 from streamadapt import Batch, Entry, Forecast, Persistence, Pipeline, Prediction, Supervised
-from streamadapt.base import Base
-from streamadapt.defaults import default_learners
-from streamadapt.fit import fit_forecast, fit_supervised
-from streamadapt.intervals import Intervals
 from streamadapt.learners import RLS, Bias, Calibration, ErrorMemory, Holt, LastValue, Seasonal
 from streamadapt.learners.base import Learner
+from streamadapt.learners.defaults import default_learners
+from streamadapt.models.contract import Base
+from streamadapt.models.fit import fit_forecast, fit_supervised
+from streamadapt.pipeline.intervals import Intervals
 
 Array = npt.NDArray[np.float64]
 STEP = 300 * 10**9

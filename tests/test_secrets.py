@@ -21,15 +21,15 @@ from kafka_helpers import consume, opened, produce, until
 from secured_broker import Door, secured
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSource
 
-from streamadapt.app.broker import free_port
 from streamadapt.app.commands import run_command
+from streamadapt.app.demo.broker import free_port
 from streamadapt.app.logs import report_dead_threads, setup_logging
 from streamadapt.app.watchdog import _stacks
-from streamadapt.assemble import make_engine
-from streamadapt.config import parse_config
+from streamadapt.build import make_engine
+from streamadapt.config.secret_files import MAX_BYTES
+from streamadapt.config.secrets import HIDDEN, remember, scrubbed, without_credentials
+from streamadapt.config.tables import parse_config
 from streamadapt.errors import ConfigError
-from streamadapt.masking import HIDDEN, remember, scrubbed, without_credentials
-from streamadapt.secret_files import MAX_BYTES
 
 _logging = pytest.fixture(autouse=True)(logging_as_before)
 

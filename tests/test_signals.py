@@ -11,8 +11,8 @@ from core_helpers import entries, entry
 from torch import Tensor
 
 from streamadapt import Bias, DriftMonitor, Forecast, Pipeline, Supervised
+from streamadapt.drift.signals import REFERENCE, WARM, EmbeddingDistance
 from streamadapt.errors import ConfigError
-from streamadapt.signals import REFERENCE, WARM, EmbeddingDistance
 
 
 class Listening(DriftMonitor):

@@ -17,7 +17,7 @@ from fault_counts import trials
 from kafka_helpers import until
 from states import assert_same_state
 
-from streamadapt.checkpoint import CheckpointStore
+from streamadapt.state.store import CheckpointStore
 
 pytestmark = pytest.mark.slow
 

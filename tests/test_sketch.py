@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamadapt.learners.base import MOST_BOOSTED
-from streamadapt.learners.sketch import Sketch, StoreShape
+from streamadapt.learners.error_memory.sketch import Sketch, StoreShape
 
 torch.set_num_threads(1)
 

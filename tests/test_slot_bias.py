@@ -9,9 +9,9 @@ import pytest
 import torch
 from core_helpers import CPU, built, spec_of
 
-from streamadapt.checks.cases import Case, drive
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import BaseOutput, Bias, SlotBias
+from streamadapt.testing.checks.cases import Case, drive
 
 HOUR = 3600 * 10**9
 RATES = (0.5, 0.1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamadapt.errors import ConfigError
-from streamadapt.stacking import RidgeStack
+from streamadapt.guard.stacking import RidgeStack
 
 EXPERTS, ROWS, COLUMNS = 3, 2, 4
 GROUPS = [(1, 1), (ROWS, 1), (ROWS, COLUMNS)]

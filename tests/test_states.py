@@ -5,7 +5,7 @@ import torch
 from river import drift, linear_model, preprocessing
 from states import assert_same_state
 
-from streamadapt.unpickle import dumps_river, loads_river
+from streamadapt.state.river_pickle import dumps_river, loads_river
 
 
 def trained(last):

@@ -10,8 +10,8 @@ import torch
 from core_helpers import base, entries, entry, walk
 
 from streamadapt import Bias, Forecast, Label, Persistence, Pipeline, Supervised
-from streamadapt.entry import Batch
 from streamadapt.errors import ConfigError, EntryError, Reason, ShapeError
+from streamadapt.records import Batch
 from streamadapt.tasks import Arrival, Issued, Task
 
 NAN = float("nan")

@@ -39,9 +39,9 @@ from streamadapt import (
     Supervised,
     Tent,
 )
-from streamadapt.base import as_base
 from streamadapt.errors import BusyError, ConfigError, EntryError
 from streamadapt.learners import BaseOutput, Learner
+from streamadapt.models.contract import as_base
 
 N, WARM = 90, 20
 THREADS = 8

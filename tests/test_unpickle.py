@@ -37,7 +37,7 @@ from river import (
 )
 
 from streamadapt.errors import CheckpointError
-from streamadapt.unpickle import dumps_river, loads_river
+from streamadapt.state.river_pickle import dumps_river, loads_river
 
 N = 2000
 

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from streamadapt.app.exposition import MetricsCollector, serve
 from streamadapt.app.watchdog import Watchdog
-from streamadapt.engine import Engine
-from streamadapt.metrics import Metrics
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
 from streamadapt.testing import IdentityCodec, MemoryDeadLetters, MemorySink, MemorySource
 
 STUCK_S = 1.0

@@ -13,13 +13,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from streamadapt import Bias, DriftMonitor, Entry, KeyedPipeline, Label, Pipeline, Position, Supervised, TwoLayer
-from streamadapt.app.demo_view import _View
+from streamadapt.app.demo.view import _View
 from streamadapt.app.exposition import MetricsCollector, serve
 from streamadapt.app.watchdog import Watchdog
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import Reason
-from streamadapt.metrics import Metrics
-from streamadapt.ports import StreamPartition
+from streamadapt.records import StreamPartition
 from streamadapt.testing import IdentityCodec, ManualClock, MemoryDeadLetters, MemorySink, MemorySource
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamadapt.detectors import LEVELS, corrected
-from streamadapt.drift import DriftMonitor
+from streamadapt.drift.detectors import LEVELS, corrected
+from streamadapt.drift.monitor import DriftMonitor
 
 __all__ = ["INERTIA", "NOISES", "PLANS", "Family", "Plan", "families", "measure", "params_of"]
 

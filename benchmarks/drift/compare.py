@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.drift import measured, synthetic
 from benchmarks.drift.score import Tally, score
 from benchmarks.drift.signals import ALWAYS, MOVING, NEVER, Alarms, Stream, record, watch
-from streamadapt.detectors import BINARY, DETECTORS
+from streamadapt.drift.detectors import BINARY, DETECTORS
 
 __all__ = ["DUMMIES", "GROUPS", "SEEDS", "SLOW", "Compared", "Row", "compare", "made", "rows_for"]
 

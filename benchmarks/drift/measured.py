@@ -16,7 +16,7 @@ from benchmarks.drift.signals import MOVING, Stream
 from benchmarks.scenarios import glucose, linkload
 from benchmarks.scenarios.linkload_stream import Loads, generate, nobel_eu
 from streamadapt import Batch, Forecast, FrozenModel, Linear, NoGuard, Pipeline, Supervised
-from streamadapt.drift import DriftMonitor
+from streamadapt.drift.monitor import DriftMonitor
 
 __all__ = ["HOUR_NS", "PAUSE", "Sureness", "failing", "sensor", "sensor_changes", "streams", "sureness"]
 

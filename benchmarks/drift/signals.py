@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from benchmarks.drift.score import Change, cooled
 from streamadapt import Entry, Label, Pipeline
-from streamadapt.drift import DriftMonitor
+from streamadapt.drift.monitor import DriftMonitor
 
 __all__ = [
     "ALWAYS",

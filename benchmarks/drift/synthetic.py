@@ -13,8 +13,8 @@ from benchmarks.drift.score import Change
 from benchmarks.drift.signals import CLASSIFICATION, MOVING, Stream
 from benchmarks.scenarios import elec2
 from streamadapt import Batch, FrozenModel, Linear, NoGuard, Pipeline, Supervised
-from streamadapt.drift import DriftMonitor
-from streamadapt.fit import fit_supervised
+from streamadapt.drift.monitor import DriftMonitor
+from streamadapt.models.fit import fit_supervised
 
 __all__ = ["FAMILIES", "FIT", "SPACING", "friedman", "of_family", "streams"]
 

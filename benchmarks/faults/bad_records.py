@@ -19,10 +19,10 @@ from benchmarks.faults.counts import Counts
 from benchmarks.faults.mutate import Mutator
 from benchmarks.faults.states import differing
 from streamadapt import RLS, Bias, DriftMonitor, Pipeline, Supervised
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.entry import Entry, Label, Position
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import EntryError, Reason
-from streamadapt.ports import Record
+from streamadapt.records import Entry, Label, Position, Record
 from streamadapt.testing import ManualClock, MemoryDeadLetters, MemorySink, MemorySource
 
 __all__ = ["bad_records", "through_decoder", "through_engine"]

@@ -18,8 +18,9 @@ from benchmarks.faults.memory_job import STREAMS, Job, final_state
 from benchmarks.faults.proxy import Proxy
 from benchmarks.kafka_broker import broker_name
 from streamadapt import Position
-from streamadapt.app.broker import EmbeddedBroker, create_topics
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.app.demo.broker import EmbeddedBroker, create_topics
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.testing import IdentityCodec, MemoryDeadLetters, encode
 
 __all__ = ["Disturber", "broker", "one_round"]

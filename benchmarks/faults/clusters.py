@@ -24,7 +24,7 @@ from benchmarks.faults.counts import Counts
 from benchmarks.faults.scenes import Done, Fault, Scene, say
 from benchmarks.faults.trials import Setting, Trial, Trials
 from benchmarks.kafka_broker import ApacheKafka, start_script
-from streamadapt.delivery import GUARANTEES
+from streamadapt.engine.guarantees import GUARANTEES
 
 __all__ = ["FAULTS", "cluster", "cluster_trials"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.memory_job import STREAMS, Job, final_state, said_by
-from streamadapt.checkpoint import CheckpointStore
+from streamadapt.engine.metrics import Metrics
 from streamadapt.errors import StreamadaptError
-from streamadapt.metrics import Metrics
-from streamadapt.ports import StreamPartition
+from streamadapt.records import StreamPartition
+from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import MemorySink, SimulatedCrash
 
 __all__ = ["DAMAGES", "checkpoint"]

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from streamadapt.app.broker import EmbeddedBroker, create_topics, free_port
-from streamadapt.app.demo_view import scrape
+from streamadapt.app.demo.broker import EmbeddedBroker, create_topics, free_port
+from streamadapt.app.demo.view import scrape
 from streamadapt.app.fitting import fit_base
-from streamadapt.checkpoint import CheckpointStore, Loaded
 from streamadapt.errors import CheckpointError
+from streamadapt.state.store import CheckpointStore, Loaded
 
 __all__ = ["SESSION_S", "Job", "Running", "Topics", "brokers", "ids", "launch", "read_all", "rows", "wait"]
 

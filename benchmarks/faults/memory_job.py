@@ -15,10 +15,11 @@ import torch
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.states import differing
 from streamadapt import RLS, Bias, DriftMonitor, Entry, Label, Pipeline, Position, River, Supervised
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.entry import Prediction
-from streamadapt.keyed import KeyedPipeline
-from streamadapt.metrics import Metrics
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.settings import EngineSettings
+from streamadapt.pipeline.keyed import KeyedPipeline
+from streamadapt.records import Prediction
 from streamadapt.testing import CRASH, IdentityCodec, ManualClock, MemoryDeadLetters, MemorySink, MemorySource
 
 __all__ = ["STREAMS", "Job", "final_state", "make_keyed", "make_plain", "said_by"]

@@ -15,7 +15,7 @@ from kafka.protocol.metadata.find_coordinator import CoordinatorType
 
 from benchmarks.faults.job import Running, launch
 from benchmarks.faults.trials import Ended, Setting
-from streamadapt.app.broker import free_port
+from streamadapt.app.demo.broker import free_port
 
 __all__ = ["PARTITIONS", "Service", "create_services"]
 

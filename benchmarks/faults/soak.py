@@ -13,8 +13,9 @@ from pathlib import Path
 
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.soak_jobs import JOBS, KEY_RUN, KEYS, CountingSink, GeneratedSource, SoakJob
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.metrics import Metrics
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.testing import IdentityCodec, MemoryDeadLetters
 
 __all__ = ["ENTRIES", "MOST_RSS_GROWTH", "MOST_TIME_RATIO", "measure", "soak"]

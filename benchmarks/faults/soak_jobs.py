@@ -39,10 +39,10 @@ from streamadapt import (
     Supervised,
     Tent,
 )
-from streamadapt.entry import Prediction
-from streamadapt.keyed import KeyedPipeline
+from streamadapt.engine.ports import PartitionOwner, Sink, Source
 from streamadapt.learners import Gain, LastValue, Learner
-from streamadapt.ports import PartitionOwner, Record, Sink, Source, StreamPartition
+from streamadapt.pipeline.keyed import KeyedPipeline
+from streamadapt.records import Prediction, Record, StreamPartition
 from streamadapt.testing import encode
 
 __all__ = ["JOBS", "CountingSink", "GeneratedSource", "SoakJob"]

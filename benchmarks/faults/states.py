@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from streamadapt.checkpoint import Loaded
-from streamadapt.unpickle import loads_river
+from streamadapt.state.river_pickle import loads_river
+from streamadapt.state.store import Loaded
 
 __all__ = ["assert_same_state", "canonical", "differing", "flat", "same_state"]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.states import flat
 from streamadapt import RLS, Bias, DriftMonitor, Entry, Label, Pipeline, Supervised
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.testing import (
     IdentityCodec,
     LogSink,

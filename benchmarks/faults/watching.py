@@ -15,7 +15,7 @@ from kafka.errors import KafkaError
 
 from benchmarks.faults.services import PARTITIONS, Service
 from benchmarks.faults.trials import Arrival, Partition
-from streamadapt.entry import Position
+from streamadapt.records import Position
 
 __all__ = ["Feeder", "Reader"]
 

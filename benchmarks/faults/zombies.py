@@ -15,7 +15,7 @@ from benchmarks.faults.scenes import SETTLED_S, Done, Scene, works
 from benchmarks.faults.services import Service
 from benchmarks.faults.trials import Ended, Setting, Trials
 from benchmarks.kafka_broker import ApacheKafka, start_script
-from streamadapt.delivery import GUARANTEES
+from streamadapt.engine.guarantees import GUARANTEES
 
 __all__ = ["zombie", "zombie_trials"]
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from benchmarks import data
 from benchmarks.scenarios import elec2, glucose
 from streamadapt import Entry, Label, Pipeline, Supervised
-from streamadapt.base import Base
-from streamadapt.defaults import default_learners
-from streamadapt.label_budget import LabelBudget
 from streamadapt.learners import Learner, River
-from streamadapt.losses import loss_named
+from streamadapt.learners.defaults import default_learners
+from streamadapt.models.contract import Base
+from streamadapt.tasks.label_budget import LabelBudget
+from streamadapt.tasks.losses import loss_named
 
 __all__ = ["BLOCK", "Run", "Stream", "delivered", "elec2_stream", "glucose_stream", "run"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.labels.conversions import MODES, Conversions, figures, learners
 from benchmarks.labels.conversions import run as run_conversions
 from benchmarks.labels.streams import BLOCK, Run, Stream, blocks, run
-from streamadapt.label_budget import LabelBudget
+from streamadapt.tasks.label_budget import LabelBudget
 
 __all__ = ["CONDITIONS", "RATES", "Row", "budgets", "conversions", "estimates", "robustness"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from streamadapt.dictionary import OrthogonalDictionary
+from streamadapt.learners.dictionary import OrthogonalDictionary
 
 __all__ = ["MEASURE", "NAMES", "PROTOCOL", "Setting", "cost", "entries_and_atoms", "measure", "recovery", "tuned"]
 

@@ -24,10 +24,10 @@ from benchmarks.scenarios.measure import (
     seeds_protocol,
 )
 from streamadapt import Batch, Entry, Forecast, Linear, Pipeline, Prediction
-from streamadapt.defaults import default_learners
-from streamadapt.fit import fit_forecast
-from streamadapt.guard import Guard
+from streamadapt.guard.two_layer import Guard
 from streamadapt.learners import Learner
+from streamadapt.learners.defaults import default_learners
+from streamadapt.models.fit import fit_forecast
 
 __all__ = ["FORECASTS", "Setting", "issue_times", "measure", "pipeline_for", "stream_of"]
 

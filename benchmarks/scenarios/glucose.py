@@ -10,10 +10,10 @@ import numpy as np
 
 from benchmarks.scenarios.measure import Errors, Learners, Measured, Progress, Sums, cost_of, judge_all
 from streamadapt import Batch, Entry, Label, Linear, Pipeline, Prediction, Supervised
-from streamadapt.defaults import default_learners
-from streamadapt.fit import fit_supervised
-from streamadapt.guard import Guard
+from streamadapt.guard.two_layer import Guard
 from streamadapt.learners import Learner
+from streamadapt.learners.defaults import default_learners
+from streamadapt.models.fit import fit_supervised
 
 __all__ = ["SENSORS", "Setting", "items_of", "measure", "no_change", "pipeline_for"]
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from streamadapt.learners import BaseOutput, Learner, Spec
-from streamadapt.learners.base import TaskKind, require_shape
-from streamadapt.liquid import CfC
-from streamadapt.optim import Optimiser
+from streamadapt.learners.base import require_shape
+from streamadapt.learners.liquid import CfC
+from streamadapt.learners.optimizer import Optimiser
+from streamadapt.models.contract import TaskKind
 
 __all__ = ["Change", "Fitting", "OnlineNetwork", "cfc", "fit_change", "lstm"]
 

@@ -5,7 +5,7 @@ written under its number first and its manifest last: a checkpoint exists if its
 one are never read. It is removed manifest first. An object store has a file whole or not at all; where fsspec writes
 into true files (``local``, ``sftp``, ``smb``), which a crash can tear, the manifest is written aside and renamed.
 
-Ownership goes by fencing tokens alone (`streamadapt.fence`): whoever comes takes over. Tokens and manifests are written
+Ownership goes by fencing tokens alone (`streamadapt.state.fence`): whoever comes takes over. Tokens and manifests are written
 so that they replace nothing (``mode="create"``): S3, Google and Azure refuse in one step what is there already. Where
 fsspec can only look first and write then, or a server ignores the wish, two could create the same token at the same
 instant: the later one's word stands in it, the earlier one reads that before it writes a manifest, and is fenced.
@@ -18,11 +18,11 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
-from streamadapt.durable import DamagedError
+from streamadapt.config.secrets import remember, scrubbed, without_credentials
 from streamadapt.errors import CheckpointError
-from streamadapt.folder import NUMBERED, Folder, numbered
-from streamadapt.manifest import MANIFEST
-from streamadapt.masking import remember, scrubbed, without_credentials
+from streamadapt.files import DamagedError
+from streamadapt.state.folder import NUMBERED, Folder, numbered
+from streamadapt.state.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

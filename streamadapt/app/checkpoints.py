@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.config import Config
-from streamadapt.digest import misfit
-from streamadapt.durable import DamagedError
+from streamadapt.config.digest import misfit
+from streamadapt.config.tables import Config
 from streamadapt.errors import CheckpointError
-from streamadapt.folder import LocalFolder, folder_of
-from streamadapt.manifest import CheckpointInfo
+from streamadapt.files import DamagedError
+from streamadapt.state.folder import LocalFolder, folder_of
+from streamadapt.state.manifest import CheckpointInfo
+from streamadapt.state.store import CheckpointStore
 
 __all__ = ["described", "inspected", "listed", "listing", "resumable", "rolled_back", "stores"]
 

@@ -5,23 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
-from types import FrameType
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_SIGNALLED", "STOPPING", "main", "too_late"]
+from streamadapt.app.signals import STOPPING, leave
 
-EXIT_SIGNALLED = 128  # a shell's way to name the signal
-EXIT_INTERRUPTED = EXIT_SIGNALLED + signal.SIGINT
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-_done = False
+__all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line of this process."""
     # Nothing is open before a command takes over, and an exception out of a half-done import is nothing to look at.
     for number in STOPPING:
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
     _fill_closed_streams()
     from streamadapt.app.commands import run_command
     from streamadapt.app.logs import report_dead_threads
@@ -39,21 +33,6 @@ def main() -> None:
     if outcome.stuck:
         os._exit(outcome.code)  # a thread that waits for an absent broker would be waited for
     raise SystemExit(outcome.code)
-
-
-def too_late() -> None:
-    """From now on a signal changes nothing: what the command had to do is done, and its exit code is known."""
-    global _done
-    _done = True
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    del frame
-    if _done:
-        return
-    with suppress(OSError):
-        os.write(2, b"streamadapt: interrupted\n")
-    os._exit(EXIT_SIGNALLED + number)
 
 
 def _fill_closed_streams() -> None:

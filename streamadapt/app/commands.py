@@ -13,22 +13,19 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from streamadapt import __version__
-from streamadapt.app.cli import EXIT_INTERRUPTED
-from streamadapt.app.dlq import dlq
-from streamadapt.app.dlq_progress import safe
+from streamadapt.app.dlq.commands import dlq
+from streamadapt.app.exit_codes import EXIT_BAD_SHARE, EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED
 from streamadapt.app.interrupts import interruptible
 from streamadapt.app.logs import logs_are_json, setup_logging
 from streamadapt.app.options import AsJson, ConfigPath, Settings
 from streamadapt.app.printing import tell, tell_loud, tolerant_output
+from streamadapt.app.terminal import safe
+from streamadapt.config.secrets import remember, scrubbed
 from streamadapt.errors import BadShareError, ConfigError, ConnectorError, StreamadaptError
-from streamadapt.masking import remember, scrubbed
+from streamadapt.version import __version__
 
 __all__ = ["Outcome", "app", "run_command"]
 
-EXIT_FAILED = 1
-EXIT_CONFIG = 2
-EXIT_BAD_SHARE = 3
 
 app = typer.Typer(
     help="Keep a deployed model right while the world under it moves.",
@@ -74,10 +71,10 @@ def run(
 def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False) -> None:
     """Say what is wrong with a config, without connecting anywhere. Exit code 2 if something is."""
     from streamadapt.app.checkpoints import resumable
-    from streamadapt.assemble import check_config, look_at_files
-    from streamadapt.config import load_config
+    from streamadapt.build import check_config, look_at_files
+    from streamadapt.config.secret_files import literal_secrets
+    from streamadapt.config.tables import load_config
     from streamadapt.outputs import check_outputs
-    from streamadapt.secret_files import literal_secrets
 
     try:
         loaded = load_config(config, settings=settings or ())
@@ -226,7 +223,7 @@ def demo(
     keep: Annotated[Path | None, typer.Option(help="Keep config, base, checkpoints and logs in this folder.")] = None,
 ) -> None:
     """Keep a glucose sensor's calibration right, through an embedded Kafka broker. Nothing to set up."""
-    from streamadapt.app.demo import run_demo
+    from streamadapt.app.demo.run import run_demo
 
     with interruptible(_say):
         code = run_demo(speed=speed, labels=labels, json_path=as_json, limit=limit, keep=keep)
@@ -273,7 +270,7 @@ def roll_back(
 ) -> None:
     """Remove what is newer than a checkpoint: the next start resumes from it and reads again what came after."""
     from streamadapt.app.checkpoints import rolled_back
-    from streamadapt.folder import folder_of
+    from streamadapt.state.folder import folder_of
 
     if not yes:
         typer.confirm(f"Remove every checkpoint in {folder_of(path)} that is newer than {sequence}?", abort=True)
@@ -350,7 +347,7 @@ def _run_command(arguments: Sequence[str]) -> Outcome:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else EXIT_FAILED
         return Outcome(code, stuck=getattr(end, "stuck", False))
     except ConfigError as error:
-        from streamadapt.overrides import variable_of
+        from streamadapt.config.overrides import variable_of
 
         variable = variable_of(error.path, os.environ)
         _say(f"config: {error}" + (f" (set by {variable})" if variable else ""))

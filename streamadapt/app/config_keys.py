@@ -12,13 +12,13 @@ import msgspec
 
 from streamadapt.app.config_words import default_text, duration_text, is_settable, table_class, type_text
 from streamadapt.app.docstrings import Entry, described, summary_of
-from streamadapt.assemble import TASK_DURATIONS, kinds_of_table
-from streamadapt.config import NEEDED, BaseKeys, Config, LimitKeys, SourceKeys
-from streamadapt.drift import DriftMonitor
+from streamadapt.build import TASK_DURATIONS, kinds_of_table
+from streamadapt.config.registry import kinds
+from streamadapt.config.tables import NEEDED, BaseKeys, Config, LimitKeys, SourceKeys
+from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.errors import ConfigError
-from streamadapt.intervals import Intervals
-from streamadapt.panel import Panel
-from streamadapt.registry import kinds
+from streamadapt.pipeline.intervals import Intervals
+from streamadapt.pipeline.panel import Panel
 
 __all__ = ["ROOT", "Key", "Table", "find_tables", "tables"]
 

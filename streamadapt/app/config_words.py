@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from streamadapt.durations import UNITS_NS, duration_ns
+from streamadapt.config.durations import UNITS_NS, duration_ns
 from streamadapt.errors import ConfigError
 
 __all__ = ["default_text", "duration_text", "is_settable", "table_class", "type_text"]

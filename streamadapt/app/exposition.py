@@ -14,8 +14,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from streamadapt.engine.metrics import STAGE_BOUNDS_S, Histogram, Metrics
+from streamadapt.engine.metrics_catalogue import CATALOGUE, MetricSpec
 from streamadapt.errors import ConfigError
-from streamadapt.metrics import CATALOGUE, STAGE_BOUNDS_S, Histogram, Metrics, MetricSpec
 
 __all__ = ["MetricsCollector", "MetricsServer", "metrics_markdown", "serve"]
 

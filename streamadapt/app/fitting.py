@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamadapt.app.dlq_progress import safe
 from streamadapt.app.outcome import MOST, hint_of
-from streamadapt.assemble import codec_fields, file_form, make_task
-from streamadapt.base import Linear
-from streamadapt.config import load_config
-from streamadapt.convert import convert
-from streamadapt.entry import Batch
+from streamadapt.app.terminal import safe
+from streamadapt.build import codec_fields, file_form, make_task
+from streamadapt.config.convert import convert
+from streamadapt.config.tables import load_config
 from streamadapt.errors import BadShareError, ConfigError
-from streamadapt.fit import fit_forecast, fit_supervised
+from streamadapt.models.builtin import Linear
+from streamadapt.models.fit import fit_forecast, fit_supervised
+from streamadapt.models.scaling_files import Scaling
 from streamadapt.outputs import Replacement, check_output, inputs_of, letters_of
-from streamadapt.scaling_files import Scaling
+from streamadapt.records import Batch
 from streamadapt.tasks import Forecast, Supervised, Task
 
 if TYPE_CHECKING:
-    from streamadapt_connectors.files import History
+    from streamadapt_connectors.files.source import History
 
 __all__ = ["fit_base", "refused_lines"]
 
@@ -59,9 +59,9 @@ def fit_base(  # noqa: PLR0913 - each is an option of the command
     ConnectorError
         If the history cannot be read.
     """
-    from streamadapt_connectors.codecs import FieldMap
-    from streamadapt_connectors.file_reading import FileFormat
-    from streamadapt_connectors.files import read_history
+    from streamadapt_connectors.codecs.json_codec import FieldMap
+    from streamadapt_connectors.files.reading import FileFormat
+    from streamadapt_connectors.files.source import read_history
 
     config = load_config(config_path, settings=settings)
     task = make_task(config.task)

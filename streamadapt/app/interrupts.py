@@ -9,7 +9,8 @@ from types import FrameType
 
 import typer
 
-from streamadapt.app.cli import EXIT_SIGNALLED, STOPPING
+from streamadapt.app.exit_codes import EXIT_SIGNALLED
+from streamadapt.app.signals import STOPPING
 
 __all__ = ["interruptible"]
 

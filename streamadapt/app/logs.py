@@ -8,8 +8,8 @@ import sys
 import threading
 from datetime import UTC, datetime
 
+from streamadapt.config.secrets import scrubbed
 from streamadapt.errors import ConfigError
-from streamadapt.masking import scrubbed
 
 __all__ = ["logs_are_json", "report_dead_threads", "setup_logging"]
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from streamadapt.app.exit_codes import EXIT_REFUSED
 from streamadapt.errors import Reason
 
-__all__ = ["EXIT_REFUSED", "MOST", "Problem", "hint_of", "problem_of", "refusals"]
+__all__ = ["MOST", "Problem", "hint_of", "problem_of", "refusals"]
 
-EXIT_REFUSED: Final = 3
-"""As when the engine itself stops because nearly everything is refused: starting again would not help."""
 MOST: Final = 0.5
 """A larger share of refused records is no accident."""
 

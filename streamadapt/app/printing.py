@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from streamadapt.masking import scrubbed
+from streamadapt.config.secrets import scrubbed
 
 __all__ = ["tell", "tell_loud", "tolerant_output"]
 

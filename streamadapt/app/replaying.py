@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from streamadapt.assemble import file_form, make_engine
-from streamadapt.config import Config, load_config
+from streamadapt.build import file_form, make_engine
+from streamadapt.config.tables import Config, load_config
+from streamadapt.engine.ports import DeadLetterSink, Sink
 from streamadapt.errors import ConnectorError
 from streamadapt.files import open_regular
 from streamadapt.outputs import Replacement, check_output, inputs_of, letters_of
-from streamadapt.ports import DeadLetterSink, Sink
 
 __all__ = ["replay_config"]
 
@@ -99,7 +99,7 @@ def _run(config: Config, read: Sequence[Path | None], targets: tuple[Path, Path]
         parts: list[Replacement] = []
 
         def sinks() -> tuple[Sink, DeadLetterSink]:
-            from streamadapt_connectors.file_sinks import JsonlDeadLetters, JsonlSink
+            from streamadapt_connectors.files.sinks import JsonlDeadLetters, JsonlSink
 
             for file in read:
                 _check_readable(file)

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from prometheus_client import CollectorRegistry
 
-from streamadapt.app.cli import too_late
 from streamadapt.app.exposition import MetricsCollector, serve
+from streamadapt.app.signals import too_late
 from streamadapt.app.watchdog import Watchdog
-from streamadapt.assemble import make_engine, stuck_after_s
-from streamadapt.config import Config, load_config
-from streamadapt.engine import Engine
+from streamadapt.build import make_engine, stuck_after_s
+from streamadapt.config.tables import Config, load_config
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics, NullMetrics
 from streamadapt.errors import StreamadaptError
-from streamadapt.metrics import Metrics, NullMetrics
 from streamadapt.outputs import check_outputs
 
 __all__ = ["ClosingTimeoutError", "DrainTimeoutError", "run_config"]

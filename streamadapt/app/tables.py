@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamadapt.app.dlq_progress import safe
 from streamadapt.app.outcome import refusals
-from streamadapt.time_watch import order_warning
+from streamadapt.app.terminal import safe
+from streamadapt.engine.time_watch import order_warning
 
 __all__ = ["print_result", "summary_text"]
 
@@ -115,7 +115,7 @@ def print_result(console: Console, errors: Mapping[str, float], summary: Mapping
     errors : mapping of str to float
         Mean errors by expert; the frozen model's is called ``base``, the mixture's ``served``.
     summary : mapping
-        See `streamadapt.report.summarise`.
+        See `streamadapt.engine.summary.summarise`.
     what : str
         What the errors are, with their unit.
     """

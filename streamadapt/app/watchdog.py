@@ -11,8 +11,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from streamadapt.engine import Engine
-from streamadapt.metrics import Metrics
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
 
 __all__ = ["Watchdog"]
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from streamadapt.learners.adcsd import ADCSD
-from streamadapt.learners.base import BaseOutput, Learner, Prior, Spec
+from streamadapt.learners.base import Learner
 from streamadapt.learners.bias import Bias
 from streamadapt.learners.calibration import Calibration
-from streamadapt.learners.dictionary import Dictionary
-from streamadapt.learners.eata import EATA
-from streamadapt.learners.error_memory import ErrorMemory
+from streamadapt.learners.dictionary.learner import Dictionary
+from streamadapt.learners.error_memory.learner import ErrorMemory
 from streamadapt.learners.gain import Gain
 from streamadapt.learners.holt import Holt
-from streamadapt.learners.liquid import Liquid
-from streamadapt.learners.per_entry import PerEntry
-from streamadapt.learners.persistence import LastValue
+from streamadapt.learners.last_value import LastValue
+from streamadapt.learners.liquid.learner import Liquid
 from streamadapt.learners.refit import Refit
 from streamadapt.learners.river import River
-from streamadapt.learners.rls import RLS
+from streamadapt.learners.rls.learner import RLS
 from streamadapt.learners.seasonal import Seasonal
 from streamadapt.learners.slot_bias import SlotBias
-from streamadapt.learners.tent import Tent
+from streamadapt.learners.tta.eata import EATA
+from streamadapt.learners.tta.per_entry import PerEntry
+from streamadapt.learners.tta.tent import Tent
+from streamadapt.models.contract import BaseOutput, Prior, Spec
 
 __all__ = [
     "ADCSD",

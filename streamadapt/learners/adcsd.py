@@ -10,8 +10,9 @@ import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind, masked_mean, require_shape
-from streamadapt.optim import OPTIMISERS, Optimiser, OptimiserName
+from streamadapt.learners.base import Learner, Maturity, masked_mean, require_shape
+from streamadapt.learners.optimizer import OPTIMISERS, Optimiser, OptimiserName
+from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 
 __all__ = ["ADCSD"]
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from streamadapt.arguments import ShowsArguments
 from streamadapt.errors import ConfigError, ShapeError
-from streamadapt.optim import Optimiser
+from streamadapt.learners.optimizer import Optimiser
+from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 
 __all__ = [
     "INNOVATION_RATE",
-    "MOST_WEIGHT",
-    "BaseOutput",
     "Learner",
     "Maturity",
-    "Prior",
-    "Spec",
-    "TaskKind",
     "boosted_forgetting",
     "masked_mean",
     "one_or_more",
@@ -31,113 +26,10 @@ __all__ = [
 
 INNOVATION_RATE = 0.01
 """How fast the running mean size of a recursive learner's innovations follows them."""
-MOST_WEIGHT = 1.0 / 0.3
-"""Where least squares are reweighted towards absolute errors, an example counts at most so many times."""
 MOST_BOOSTED = 0.5
 """A boost never makes the forgetting faster than this."""
 
-TaskKind = Literal["forecast", "regression", "classification"]
 Maturity = Literal["rows", "path"]
-
-
-class BaseOutput(NamedTuple):
-    """What the frozen base said about one entry, and when.
-
-    Attributes
-    ----------
-    output : Tensor, (rows, columns), float32, original units (probabilities for classification)
-        A base may say it in float64. Learners are given float32, less `Spec.output_origin`.
-    embedding : Tensor, (features,), float32, or None
-        The base's hidden layer, where it has one to show.
-    times : Tensor, (window,), int64, ns since the Unix epoch, or None
-        Event times of the window's entries, the newest last. The pipeline puts them here; a base does not know them.
-    """
-
-    output: Tensor
-    embedding: Tensor | None = None
-    times: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prior:
-    """Sufficient statistics of the part a linear base was fitted on, in scaled units.
-
-    Attributes
-    ----------
-    gram : Tensor, (groups, features, features), float64
-        Sum of ``x x^T`` with x as `streamadapt.features.linear_features` makes it; a group is a channel of a forecast,
-        or the one group of a supervised task.
-    moment : Tensor, (groups, features, responses), float64
-        Sum of ``x (y - base)^T``: what the base left over.
-    robust : Prior or None
-        The same sums with every example weighted by its errors, as least absolute deviations weigh them in the end:
-        what a learner that is judged by absolute errors starts from. None where nobody worked them out.
-    """
-
-    gram: Tensor
-    moment: Tensor
-    robust: Prior | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What a learner must know to allocate itself: shapes, units, device, seed.
-
-    Attributes
-    ----------
-    window, channels : int
-        Inputs are (window, channels), original units less `input_origin`.
-    rows, columns : int
-        Outputs are (rows, columns): (horizon, channels) of a forecast, (1, outputs) or (1, classes) otherwise.
-    input_loc, input_scale : Tensor, (channels,), float32
-        ``(inputs - input_loc) / input_scale`` is of order one.
-    output_loc, output_scale : Tensor, (columns,), float32
-        The same for outputs; 0 and 1 for classification.
-    seed : int
-        Of the learner's own random numbers; the same seed gives the same bits.
-    prior : Prior or None
-        Where the base can tell what it was fitted on.
-    embedding : int or None
-        Features of ``BaseOutput.embedding``; None where the base shows none.
-    model : Base or None
-        The frozen base itself, for learners that adapt a copy of it. Never write to it. It takes original units: `ask`
-        puts a question to it in the learners' own.
-    input_origin : Tensor, (channels,), float64, or None
-        What was subtracted from the inputs, and from `input_loc`, before they became float32; None: nothing. It is not
-        0 for channels that are so far from zero that float32 would lose their changes (`streamadapt.origin`).
-    output_origin : Tensor, (columns,), float64, or None
-        The same of the base's output, targets, predictions and `output_loc`. None for classification.
-    """
-
-    kind: TaskKind
-    window: int
-    channels: int
-    rows: int
-    columns: int
-    input_loc: Tensor
-    input_scale: Tensor
-    output_loc: Tensor
-    output_scale: Tensor
-    device: torch.device
-    seed: int = 0
-    prior: Prior | None = None
-    embedding: int | None = None
-    model: nn.Module | None = None
-    input_origin: Tensor | None = None
-    output_origin: Tensor | None = None
-
-    def ask(self, inputs: Tensor) -> BaseOutput:
-        """Return what `model` says of inputs (window, channels) in the learners' units, in these units."""
-        model: Any = self.model
-        far = self.input_origin is not None or self.output_origin is not None
-        original = inputs if self.input_origin is None else inputs.double() + self.input_origin
-        said: BaseOutput = model(original.to(model.input_dtype(far=far)))
-        output = said.output if self.output_origin is None else said.output.double() - self.output_origin
-        return said._replace(output=output.float())
-
-    def generator(self) -> torch.Generator:
-        """Return a fresh CPU generator seeded with `seed` (CPU, so that every device starts from the same numbers)."""
-        return torch.Generator().manual_seed(self.seed)
 
 
 class Learner(ShowsArguments, nn.Module, ABC):
@@ -162,7 +54,7 @@ class Learner(ShowsArguments, nn.Module, ABC):
         How much faster to learn just now; set by the pipeline's reactions before each `learn`, never part of the state.
     weight : float, >= 0
         What the example counts; set by the pipeline before each `learn`, like `boost`, and 1 but for examples that are
-        learned more than once (`streamadapt.tasks.negatives`: classification only). A learner that minimises a loss
+        learned more than once (`streamadapt.tasks.delayed_positives`: classification only). A learner that minimises a loss
         minimises the weighted one: least squares and memories count an example so many times, a step's rate is so many
         times as large. 0 teaches nothing. What does not look at it learns without the weights.
     """
@@ -265,7 +157,7 @@ class Learner(ShowsArguments, nn.Module, ABC):
     def take_gradient_norm(self) -> float | None:
         """Return the norm of a gradient step made since the last call; None where there was none.
 
-        One that makes its steps with `streamadapt.optim.Optimiser` tells of each step once; others of each new value of
+        One that makes its steps with `streamadapt.learners.optimizer.Optimiser` tells of each step once; others of each new value of
         `gradient_norm`. So the norm for which a learner was taken out is not held against it again.
         """
         optimiser = getattr(self, "optimiser", None)

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, one_or_more, require_shape
+from streamadapt.learners.base import Learner, Maturity, one_or_more, require_shape
 from streamadapt.learners.simplex import log_odds
+from streamadapt.models.contract import BaseOutput, Spec
 
 __all__ = ["Bias"]
 

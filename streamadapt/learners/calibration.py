@@ -9,17 +9,9 @@ import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import (
-    INNOVATION_RATE,
-    BaseOutput,
-    Learner,
-    Maturity,
-    Spec,
-    boosted_forgetting,
-    one_or_more,
-    require_shape,
-)
+from streamadapt.learners.base import INNOVATION_RATE, Learner, Maturity, boosted_forgetting, one_or_more, require_shape
 from streamadapt.learners.simplex import log_odds
+from streamadapt.models.contract import BaseOutput, Spec
 
 __all__ = ["Calibration"]
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Spec, TaskKind
+from streamadapt.learners.base import Learner
+from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 
 __all__ = ["Holt"]
 

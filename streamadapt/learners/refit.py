@@ -12,9 +12,10 @@ import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, masked_mean, require_shape
+from streamadapt.learners.base import Learner, Maturity, masked_mean, require_shape
+from streamadapt.learners.optimizer import Optimiser
 from streamadapt.learners.simplex import log_odds
-from streamadapt.optim import Optimiser
+from streamadapt.models.contract import BaseOutput, Spec
 
 __all__ = ["Refit"]
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, TaskKind, require_shape
-from streamadapt.unpickle import dumps_river, loads_river
+from streamadapt.learners.base import Learner, Maturity, require_shape
+from streamadapt.models.contract import BaseOutput, Spec, TaskKind
+from streamadapt.state.river_pickle import dumps_river, loads_river
 
 __all__ = ["River"]
 
@@ -95,7 +96,7 @@ class River(Learner):
         return preprocessing.StandardScaler() | model
 
     def get_extra_state(self) -> bytes:
-        """Return the models as bytes that only `streamadapt.unpickle` reads."""
+        """Return the models as bytes that only `streamadapt.state.river_pickle` reads."""
         return dumps_river(self.models)
 
     def set_extra_state(self, state: bytes) -> None:

@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from streamadapt.durations import duration_ns
+from streamadapt.config.durations import duration_ns
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Spec, TaskKind
-from streamadapt.learners.season import LastPeriod
-from streamadapt.learners.season_clock import LastCycle
+from streamadapt.learners.base import Learner
+from streamadapt.learners.season import LastCycle, LastPeriod
+from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 
 __all__ = ["Seasonal"]
 

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from streamadapt.durations import duration_ns
+from streamadapt.config.durations import duration_ns
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import BaseOutput, Learner, Maturity, Spec, one_or_more, require_shape
+from streamadapt.learners.base import Learner, Maturity, one_or_more, require_shape
 from streamadapt.learners.simplex import log_odds
+from streamadapt.models.contract import BaseOutput, Spec
 
 __all__ = ["SlotBias"]
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from streamadapt.arguments import ShowsArguments
-from streamadapt.entry import Entry, FloatArray, Label, Position
 from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
-from streamadapt.event_clock import EventClock, Verdict, ahead_of, behind_of
-from streamadapt.learners.base import BaseOutput, TaskKind
-from streamadapt.losses import Array, Loss, Mask, loss_named
-from streamadapt.origin import FLOAT32_MAX, less_origin
+from streamadapt.models.contract import BaseOutput, TaskKind
+from streamadapt.models.origin import FLOAT32_MAX, less_origin
+from streamadapt.records import Array, Entry, FloatArray, Label, Mask, Position
 from streamadapt.tasks.class_names import ClassName
+from streamadapt.tasks.event_clock import EventClock, Verdict, ahead_of, behind_of
 from streamadapt.tasks.issued import Issued
+from streamadapt.tasks.losses import Loss, loss_named
 
 __all__ = ["Arrival", "Example", "Matured", "Task", "Window"]
 
@@ -177,7 +177,7 @@ class Task(ShowsArguments, ABC):
         self.clock = EventClock()
         self.outcomes: Counter[str] = Counter()  # labels by outcome; the pipeline puts its statistics' counter here
         self.device = torch.device("cpu")
-        self.origin: Array | None = None  # of the outputs, see `streamadapt.origin`; the pipeline puts it here
+        self.origin: Array | None = None  # of the outputs, see `streamadapt.models.origin`; the pipeline puts it here
         self.absurd_values: Mask | None = None  # of the entry observed next: which values are no targets
 
     @property

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from streamadapt.entry import Entry, Label
 from streamadapt.errors import ConfigError, EntryError, Reason
-from streamadapt.learners.base import TaskKind
-from streamadapt.losses import Array, Mask
+from streamadapt.models.contract import TaskKind
+from streamadapt.records import Array, Entry, Label, Mask
 from streamadapt.tasks.base import Arrival, Example, Matured, Task, Window, positive
 from streamadapt.tasks.issued import Issued, pack, unpack
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.entry import Entry
-from streamadapt.learners.base import BaseOutput
-from streamadapt.losses import Array
+from streamadapt.models.contract import BaseOutput
+from streamadapt.records import Array, Entry
 
 __all__ = ["Issued", "pack", "unpack"]
 
@@ -21,7 +20,7 @@ __all__ = ["Issued", "pack", "unpack"]
 class Issued:
     """One prediction as it was made, to be kept until its target is known.
 
-    `note` is what `streamadapt.labelling.Labelling` wants to know of it again; of a pipeline, all notes
+    `note` is what `streamadapt.pipeline.label_requests.Labelling` wants to know of it again; of a pipeline, all notes
     are as long.
     """
 

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.entry import Entry, FloatArray, Label
 from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
-from streamadapt.learners.base import TaskKind
-from streamadapt.losses import Mask
-from streamadapt.tasks.absurd import AbsurdLabels
+from streamadapt.models.contract import TaskKind
+from streamadapt.records import Entry, FloatArray, Label, Mask
 from streamadapt.tasks.base import Arrival, Example, Matured, Task, check_size, positive
 from streamadapt.tasks.class_names import ClassName, counted_classes
-from streamadapt.tasks.held import Held, HeldLabels, Queue
+from streamadapt.tasks.delayed_positives import DelayedPositives
 from streamadapt.tasks.issued import Issued, pack, unpack
-from streamadapt.tasks.negatives import DelayedPositives
+from streamadapt.tasks.outliers import AbsurdLabels
+from streamadapt.tasks.settling import Held, HeldLabels, Queue
 
 __all__ = ["Supervised"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from streamadapt.entry import Entry, Label
 from streamadapt.errors import ConfigError, EntryError, Reason
-from streamadapt.learners.base import TaskKind
+from streamadapt.models.contract import TaskKind
+from streamadapt.records import Entry, Label
 from streamadapt.tasks.base import Arrival, Task, positive
 from streamadapt.tasks.class_names import ClassName, counted_classes
 from streamadapt.tasks.issued import Issued

@@ -12,17 +12,9 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from streamadapt.entry import Entry, FloatArray, Label, Position, Prediction
+from streamadapt.engine.ports import DeadLetterSink, PartitionOwner, RecallingSink, Source
 from streamadapt.errors import ConnectorError, EntryError, Reason
-from streamadapt.ports import (
-    DeadLetter,
-    DeadLetterSink,
-    PartitionOwner,
-    RecallingSink,
-    Record,
-    Source,
-    StreamPartition,
-)
+from streamadapt.records import DeadLetter, Entry, FloatArray, Label, Position, Prediction, Record, StreamPartition
 
 __all__ = [
     "CRASH",

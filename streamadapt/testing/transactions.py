@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from streamadapt.entry import Position, Prediction
+from streamadapt.engine.ports import RecallingSink, TransactionalSink
 from streamadapt.errors import ConnectorError, Loss, TransactionLostError
-from streamadapt.ports import RecallingSink, StreamPartition, TransactionalSink
+from streamadapt.records import Position, Prediction, StreamPartition
 
 __all__ = ["LogSink", "TransactionalLog"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from streamadapt.checks import detectors
-from streamadapt.detectors import tell
-from streamadapt.drift import DriftMonitor
+from streamadapt.drift.detectors import tell
+from streamadapt.drift.monitor import DriftMonitor
+from streamadapt.testing.checks import detectors
 
 
 class Deaf(DriftMonitor):

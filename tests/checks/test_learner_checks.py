@@ -9,11 +9,8 @@ import pytest
 import torch
 
 import streamadapt.learners
-from streamadapt.checks.cases import CASES
-from streamadapt.checks.detectors import check_detector, yield_detector_checks
-from streamadapt.checks.learners import check_cpu_and_cuda_agree, check_learner, yield_learner_checks
-from streamadapt.detectors import BINARY, DETECTORS
-from streamadapt.drift import DriftMonitor
+from streamadapt.drift.detectors import BINARY, DETECTORS
+from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.errors import ConfigError
 from streamadapt.learners import (
     ADCSD,
@@ -35,7 +32,10 @@ from streamadapt.learners import (
     SlotBias,
     Tent,
 )
-from streamadapt.learners.liquid import Network
+from streamadapt.learners.liquid.learner import Network
+from streamadapt.testing.checks.cases import CASES
+from streamadapt.testing.checks.detectors import check_detector, yield_detector_checks
+from streamadapt.testing.checks.learners import check_cpu_and_cuda_agree, check_learner, yield_learner_checks
 
 torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
 

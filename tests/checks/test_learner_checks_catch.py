@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamadapt.checks import learners
-from streamadapt.checks.cases import CASES
 from streamadapt.learners import Bias
-from streamadapt.learners.base import BaseOutput, Spec
+from streamadapt.models.contract import BaseOutput, Spec
+from streamadapt.testing.checks import learners
+from streamadapt.testing.checks.cases import CASES
 
 torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from streamadapt.checks import sinks, sources
-from streamadapt.checks.sinks import LetterCase, SinkCase
-from streamadapt.checks.sources import CheckError
-from streamadapt.entry import Prediction
-from streamadapt.ports import DeadLetter, PartitionOwner, Record, StreamPartition
+from streamadapt.engine.ports import PartitionOwner
+from streamadapt.records import DeadLetter, Prediction, Record, StreamPartition
 from streamadapt.testing import MemoryDeadLetters, MemorySink, MemorySource
+from streamadapt.testing.checks import sinks, sources
+from streamadapt.testing.checks.sinks import LetterCase, SinkCase
+from streamadapt.testing.checks.sources import CheckError
 
 
 class NeverAsks(MemorySource):
@@ -248,7 +248,7 @@ def factory_of(kind: type[MemorySource]) -> sources.SourceFactory:
 
 
 def sources_position(partition: int, offset: int) -> Any:
-    from streamadapt.entry import Position
+    from streamadapt.records import Position
 
     return Position("memory", partition, offset)
 

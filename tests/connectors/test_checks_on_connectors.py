@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 from kafka_helpers import consume, produce
-from streamadapt_connectors.file_letters import JsonlDeadLetterReader
-from streamadapt_connectors.files import FilesSource, JsonlDeadLetters, JsonlSink
+from streamadapt_connectors.files import FilesSource, JsonlDeadLetterReader, JsonlDeadLetters, JsonlSink
 from streamadapt_connectors.kafka import KafkaDeadLetterReader, KafkaDeadLetters, KafkaSink, KafkaSource
 
-from streamadapt.checks.letters import ReaderCase, check_letter_reader, yield_letter_reader_checks
-from streamadapt.checks.sinks import LetterCase, SinkCase, yield_dead_letter_checks, yield_sink_checks
-from streamadapt.checks.sources import CheckError, yield_source_checks
-from streamadapt.letter_ports import DeadLetterReader, ReplayMark
-from streamadapt.ports import Source
+from streamadapt.engine.dead_letter_ports import DeadLetterReader, ReplayMark
+from streamadapt.engine.ports import Source
+from streamadapt.testing.checks.dead_letters import ReaderCase, check_letter_reader, yield_letter_reader_checks
+from streamadapt.testing.checks.sinks import LetterCase, SinkCase, yield_dead_letter_checks, yield_sink_checks
+from streamadapt.testing.checks.sources import CheckError, yield_source_checks
 
 over_sources = pytest.mark.parametrize("check", [*yield_source_checks()], ids=lambda c: c.__name__)
 over_sinks = pytest.mark.parametrize("check", [*yield_sink_checks()], ids=lambda c: c.__name__)

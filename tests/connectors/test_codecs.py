@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streamadapt_connectors.codecs import FieldMap, JsonCodec, Limits, encode_prediction, nesting
+from streamadapt_connectors.codecs import FieldMap, JsonCodec, Limits, encode_prediction
+from streamadapt_connectors.codecs.json_codec import nesting
 
-from streamadapt.entry import Entry, Label, Position, Prediction
 from streamadapt.errors import ConfigError, EntryError, Reason
-from streamadapt.ports import Record
+from streamadapt.records import Entry, Label, Position, Prediction, Record
 
 CGM = FieldMap(values=("isig",), time="t", id="id", key="patient", label="bg")
 PLAIN = FieldMap(values=("a", "b"))

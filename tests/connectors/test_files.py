@@ -14,9 +14,8 @@ from kafka_helpers import opened, read
 from streamadapt_connectors.codecs import FieldMap, JsonCodec
 from streamadapt_connectors.files import FilesSource, JsonlDeadLetters, JsonlSink, read_history
 
-from streamadapt.entry import Position, Prediction
 from streamadapt.errors import ConfigError, ConnectorError, EntryError
-from streamadapt.ports import DeadLetter, Record, StreamPartition
+from streamadapt.records import DeadLetter, Position, Prediction, Record, StreamPartition
 
 CSV = 'id,speed,note\n1,2.5,"two\nlines"\n\n2,,x\n3,7\n4,8,x,too many\n'
 

@@ -14,18 +14,22 @@ import pytest
 from kafka import KafkaProducer
 from kafka_helpers import PATIENCE_S, consume, made, until
 from streamadapt_connectors.codecs import FieldMap, JsonCodec, Limits
-from streamadapt_connectors.file_letters import JsonlDeadLetterReader
-from streamadapt_connectors.file_sinks import JsonlDeadLetters
-from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSource
-from streamadapt_connectors.kafka_letters import KafkaDeadLetterReader, KafkaStreamWriter
+from streamadapt_connectors.files import JsonlDeadLetterReader, JsonlDeadLetters
+from streamadapt_connectors.kafka import (
+    KafkaDeadLetterReader,
+    KafkaDeadLetters,
+    KafkaSink,
+    KafkaSource,
+    KafkaStreamWriter,
+)
 
 from streamadapt import Bias, Entry, Forecast, Persistence, Pipeline
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.entry import Position
+from streamadapt.engine.dead_letter_ports import Returning, StoredLetter
+from streamadapt.engine.dead_letters import parse_repaired, stored_fields
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import ConfigError, EntryError, Reason
-from streamadapt.letter_ports import Returning, StoredLetter
-from streamadapt.letters import parse_repaired, stored_fields
-from streamadapt.ports import DeadLetter, Record
+from streamadapt.records import DeadLetter, Position, Record
 from streamadapt.testing import IdentityCodec, MemoryDeadLetters, MemorySink, encode
 
 Topic = Callable[..., str]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment, ConsumerProtocolSubscription
-from streamadapt_connectors.kafka_assignor import CoPartitioned, shared_out
+from streamadapt_connectors.kafka.assignor import CoPartitioned, shared_out
 
 TOPICS = ["entries", "labels"]
 

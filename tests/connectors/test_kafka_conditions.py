@@ -10,13 +10,13 @@ from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 from kafka.structs import OffsetAndMetadata
-from streamadapt_connectors.kafka_answers import FETCH, PRODUCE, Answers
-from streamadapt_connectors.kafka_client_log import ClientLog
-from streamadapt_connectors.kafka_deliveries import SINK_CONDITIONS, Deliveries
-from streamadapt_connectors.kafka_group_offsets import OWN_COMMIT, moved_by_others, moved_text
-from streamadapt_connectors.kafka_open_transactions import OpenTransactions
+from streamadapt_connectors.kafka.answers import FETCH, PRODUCE, Answers
+from streamadapt_connectors.kafka.client_log import ClientLog
+from streamadapt_connectors.kafka.deliveries import SINK_CONDITIONS, Deliveries
+from streamadapt_connectors.kafka.group_offsets import OWN_COMMIT, moved_by_others, moved_text
+from streamadapt_connectors.kafka.open_transactions import OpenTransactions
 
-from streamadapt.conditions import Condition, Conditions
+from streamadapt.engine.conditions import Condition, Conditions
 
 
 class Clock:

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 from kafka_helpers import consume, produce, until
-from streamadapt_connectors.file_sinks import JsonlSink
+from streamadapt_connectors.files import JsonlSink
 from streamadapt_connectors.kafka import KafkaSink, KafkaSource
-from streamadapt_connectors.kafka_group import owners_errors
+from streamadapt_connectors.kafka.group import owners_errors
 
 from streamadapt import Bias, Entry, Forecast, Persistence, Pipeline
-from streamadapt.checks.sources import Owner
-from streamadapt.checks.transactions import TransactionCase, yield_transaction_checks
-from streamadapt.engine import Engine, EngineSettings
-from streamadapt.entry import Position, Prediction
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.ports import RecallingSink
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import ConnectorError
-from streamadapt.ports import RecallingSink, StreamPartition
+from streamadapt.records import Position, Prediction, StreamPartition
 from streamadapt.testing import IdentityCodec, MemoryDeadLetters, MemorySink, encode
+from streamadapt.testing.checks.sources import Owner
+from streamadapt.testing.checks.transactions import TransactionCase, yield_transaction_checks
 
 Topic = Callable[..., str]
 

@@ -21,13 +21,17 @@ import numpy as np
 import pytest
 from guarded_broker import Guarded, guarded
 from kafka_helpers import PATIENCE_S, opened, produce, until
-from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSource
-from streamadapt_connectors.kafka_letters import KafkaDeadLetterReader, KafkaStreamWriter
+from streamadapt_connectors.kafka import (
+    KafkaDeadLetterReader,
+    KafkaDeadLetters,
+    KafkaSink,
+    KafkaSource,
+    KafkaStreamWriter,
+)
 
-from streamadapt.app.broker import create_topics
-from streamadapt.entry import Position, Prediction
+from streamadapt.app.demo.broker import create_topics
 from streamadapt.errors import ConnectorError
-from streamadapt.ports import DeadLetter, Record, StreamPartition
+from streamadapt.records import DeadLetter, Position, Prediction, Record, StreamPartition
 
 pytestmark = [
     pytest.mark.kafka,

@@ -10,8 +10,8 @@ import pytest
 from kafka_helpers import produce, until
 from streamadapt_connectors.kafka import KafkaSource
 
-from streamadapt.checks.sources import Owner
-from streamadapt.ports import StreamPartition
+from streamadapt.records import StreamPartition
+from streamadapt.testing.checks.sources import Owner
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

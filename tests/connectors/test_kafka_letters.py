@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from kafka import errors as kafka_errors
 from streamadapt_connectors.kafka import KafkaDeadLetterReader, KafkaStreamWriter
-from streamadapt_connectors.kafka_settings import Reach
+from streamadapt_connectors.kafka.client import Reach
 
-from streamadapt.entry import Position
+from streamadapt.engine.dead_letter_ports import ReplayMark, Returning
 from streamadapt.errors import ConnectorError
-from streamadapt.letter_ports import ReplayMark, Returning
-from streamadapt.ports import Record
+from streamadapt.records import Position, Record
 
 
 class Posted:

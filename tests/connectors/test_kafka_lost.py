@@ -18,14 +18,15 @@ import pytest
 from kafka.future import Future
 from kafka_helpers import consume, produce, until
 from own_broker import OwnBroker
-from streamadapt_connectors import kafka_settings
 from streamadapt_connectors.kafka import KafkaSink, KafkaSource
+from streamadapt_connectors.kafka import client as kafka_settings
 
 from streamadapt import Bias, Entry, Forecast, Persistence, Pipeline
-from streamadapt.app.broker import create_topics
-from streamadapt.engine import Engine, EngineSettings
+from streamadapt.app.demo.broker import create_topics
+from streamadapt.engine.engine import Engine
+from streamadapt.engine.metrics import Metrics
+from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import ConfigError, Loss, TransactionLostError
-from streamadapt.metrics import Metrics
 from streamadapt.testing import IdentityCodec, MemoryDeadLetters, encode
 
 Topic = Callable[..., str]

@@ -15,10 +15,10 @@ import pytest
 from guarded_broker import silent_port
 from kafka import errors as kafka_errors
 from secured_broker import Certificates
-from streamadapt_connectors import kafka_greeting
-from streamadapt_connectors.kafka_greeting import address_reason, check_server, mechanisms_at, password_demand
-from streamadapt_connectors.kafka_refusals import Access, Refusals, names_in, source_accesses
-from streamadapt_connectors.kafka_settings import Reach
+from streamadapt_connectors.kafka import greeting as kafka_greeting
+from streamadapt_connectors.kafka.client import Reach
+from streamadapt_connectors.kafka.greeting import address_reason, check_server, mechanisms_at, password_demand
+from streamadapt_connectors.kafka.refusals import Access, Refusals, names_in, source_accesses
 
 from streamadapt.errors import ConnectorError
 

@@ -19,10 +19,10 @@ import pytest
 from kafka_helpers import consume, opened, produce, read, until
 from secured_broker import Certificates, Door, secured
 from streamadapt_connectors.kafka import KafkaSink, KafkaSource
-from streamadapt_connectors.kafka_security import check_security
+from streamadapt_connectors.kafka.security import check_security
 
-from streamadapt.entry import Position, Prediction
 from streamadapt.errors import ConfigError, ConnectorError
+from streamadapt.records import Position, Prediction
 
 pytestmark = [
     pytest.mark.kafka,

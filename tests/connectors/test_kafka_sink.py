@@ -15,16 +15,15 @@ import pytest
 from kafka import errors as kafka_errors
 from kafka.future import Future
 from kafka_helpers import PATIENCE_S, consume
-from streamadapt_connectors import kafka_writer
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink
+from streamadapt_connectors.kafka import writer as kafka_writer
 
 from benchmarks.faults.proxy import Proxy
-from streamadapt.app.broker import EmbeddedBroker, create_topics
-from streamadapt.checkpoint import CheckpointStore
-from streamadapt.entry import Position, Prediction
+from streamadapt.app.demo.broker import EmbeddedBroker, create_topics
 from streamadapt.errors import ConfigError, ConnectorError
-from streamadapt.fence import FencedError
-from streamadapt.ports import DeadLetter, Record
+from streamadapt.records import DeadLetter, Position, Prediction, Record
+from streamadapt.state.fence import FencedError
+from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import ManualClock
 
 pytestmark = pytest.mark.kafka

@@ -12,10 +12,10 @@ from kafka_helpers import PATIENCE_S, made, offsets, opened, produce, read, unti
 from streamadapt_connectors.kafka import KafkaSource
 
 from benchmarks.faults.proxy import Proxy
-from streamadapt.app.broker import EmbeddedBroker, create_topics
-from streamadapt.checks.sources import Owner
+from streamadapt.app.demo.broker import EmbeddedBroker, create_topics
 from streamadapt.errors import ConfigError, ConnectorError
-from streamadapt.ports import Record, StreamPartition
+from streamadapt.records import Record, StreamPartition
+from streamadapt.testing.checks.sources import Owner
 
 pytestmark = pytest.mark.kafka
 

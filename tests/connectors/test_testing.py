@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamadapt.checks.sources import Owner
-from streamadapt.entry import Entry, Label, Position
 from streamadapt.errors import ConnectorError, EntryError
-from streamadapt.ports import Record, StreamPartition
+from streamadapt.records import Entry, Label, Position, Record, StreamPartition
 from streamadapt.testing import (
     CRASH,
     IdentityCodec,
@@ -21,6 +19,7 @@ from streamadapt.testing import (
     SimulatedCrash,
     encode,
 )
+from streamadapt.testing.checks.sources import Owner
 
 FLOATS = st.floats(width=32, allow_infinity=False)
 

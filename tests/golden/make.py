@@ -26,8 +26,8 @@ from streamadapt import (
     River,
     Supervised,
 )
-from streamadapt.checkpoint import FORMAT_VERSION, CheckpointStore
-from streamadapt.ports import StreamPartition
+from streamadapt.records import StreamPartition
+from streamadapt.state.store import FORMAT_VERSION, CheckpointStore
 
 GOLDEN = Path(__file__).parent
 BEFORE, AFTER = 120, 40

@@ -1,0 +1,485 @@
+"""JSON records <-> entries, labels and predictions.
+
+`JsonCodec.decode` is the only door through which bytes of strangers become numbers: it returns an `Entry` or a `Label`,
+or raises `EntryError` with a reason of the catalogue, and never anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from codecs import BOM_UTF8
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from streamadapt.errors import ConfigError, EntryError, Reason
+from streamadapt.records import Entry, FloatArray, Label, Prediction, Record, RefusedLabel
+from streamadapt_connectors.codecs.classes import class_reader
+from streamadapt_connectors.codecs.fields import (
+    ABSENT,
+    INT64,
+    FieldError,
+    FieldPath,
+    Missing,
+    is_blank,
+    number_reader,
+    read_text,
+    shown,
+)
+from streamadapt_connectors.codecs.local_time import moment_reader
+from streamadapt_connectors.codecs.repeated_keys import check_twice
+
+__all__ = ["FieldMap", "JsonCodec", "Limits", "encode_prediction"]
+
+_decode_json = msgspec.json.Decoder().decode
+_encode_json = msgspec.json.Encoder().encode
+
+STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+BRACKETS: Final = re.compile(rb"[^\[\]{}]+")
+FRAME_BYTES: Final = 5
+LONGEST_INT: Final = 400  # digits; a longer one is beyond every float, and int() of it is slow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How large a record may be before it is even decoded.
+
+    Attributes
+    ----------
+    record_bytes : int, > 0, bytes
+    depth : int, > 0, levels of nested arrays and objects
+    width : int, > 0
+        Fields of a record, and numbers of an array: a row of a million would cost every learner a million weights.
+    id_bytes : int, > 0, bytes
+        Of an id or a key, as UTF-8: both are kept, and go into every prediction.
+    """
+
+    record_bytes: int = 1 << 20
+    depth: int = 64
+    width: int = 10_000
+    id_bytes: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("record_bytes", "depth", "width", "id_bytes"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"limits.{name}", getattr(self, name), "a whole number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldMap:
+    """Where a record keeps what. Paths may be dotted (``payload.speed``); a literal key with the dots wins.
+
+    Names of columns may have dots, blanks and brackets: ``Temp..C.``, ``Inst. No.``, ``x[0]``.
+
+    Attributes
+    ----------
+    values : tuple of str
+        One path per channel, or one path to a JSON array that holds the whole row.
+    time : str or None
+        The path of the event time. Default: the record's own time stamp.
+    time_format : str
+        How times are written: ``iso8601``, ``unix_s``, ``unix_ms``, ``unix_us``, ``unix_ns`` or a strptime pattern. A
+        time without an offset is UTC, or in `timezone`.
+    timezone : str or None
+        Where clocks show the times that have no offset: ``Europe/Berlin``. The hour that autumn repeats is decided
+        by the records' order (`streamadapt.engine.local_time`); a time in the hour that spring leaves out is refused.
+    key : str or None
+        The path of the key: which sensor, machine or customer the record is of. Default: the record's own key.
+    id : str or None
+        The path of the id that labels refer to. Default: the record's position, such as ``cgm[0]@17``.
+    label : str or None
+        The path of the label: a number, an array of numbers, or a class.
+    label_id : str or None
+        The path of the entry's id in a record of the label stream. Default: as `id`.
+    label_time : str or None
+        The path of the time in a record of the label stream. Default: as `time`.
+    channels : int or None, >= 1
+        How many numbers the array has, where `values` is one path. Default: as many as the first record has.
+    outputs : int, >= 1
+        How many numbers a label has.
+    text_numbers : bool
+        Cells are text (CSV): numbers are read from it; empty, nan, NA, N/A, null, None, ``-``, ``?`` and the other
+        words of pandas mean missing.
+    missing : tuple of str, int or float
+        Further words and numbers that mean missing, such as ``"n.a."`` or -999, in values and labels.
+    decimal : {".", ","}
+        The decimal sign of numbers in text.
+    classes : int, tuple of str, bool, int or float, or None
+        Classification: how many classes there are, or their names. From a config it is the task's.
+    missing_as_null : bool
+        A record without one of the value keys has a missing value there, instead of being refused.
+    """
+
+    values: tuple[str, ...]
+    time: str | None = None
+    time_format: str = "iso8601"
+    key: str | None = None
+    id: str | None = None
+    label: str | None = None
+    label_id: str | None = None
+    label_time: str | None = None
+    channels: int | None = None
+    outputs: int = 1
+    text_numbers: bool = False
+    missing_as_null: bool = False
+    timezone: str | None = None
+    missing: tuple[str | int | float, ...] = ()
+    decimal: str = "."
+    classes: int | tuple[str | bool | int | float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        given: object = self.values
+        if isinstance(given, str) or not self.values:  # a str would be read as one path per character
+            raise ConfigError("fields.values", given, "one field path per channel, or one path to an array")
+        if len(self.values) > 1 and self.channels not in (None, len(self.values)):
+            raise ConfigError("fields.channels", self.channels, f"{len(self.values)}, the number of value paths")
+        if self.channels is not None and not self.channels > 0:
+            raise ConfigError("fields.channels", self.channels, "a whole number above 0")
+        if not self.outputs > 0:
+            raise ConfigError("fields.outputs", self.outputs, "a whole number above 0")
+        if self.decimal not in (".", ","):
+            raise ConfigError("fields.decimal", self.decimal, "'.' or ','")
+
+
+class JsonCodec:
+    """Decode JSON records.
+
+    A record of the label stream is a `Label`. A record of the entry stream is an `Entry`, unless it has a label and an
+    id but none of the values: then it is a `Label` too (one topic for both). An entry whose own label is bad comes
+    without it, with `Entry.refused`. A byte-order mark before a record does not count; a key that is there twice, in
+    the record or in an object on the way to a field, is an error.
+
+    Parameters
+    ----------
+    fields : FieldMap
+    streams : sequence of str
+        The source's streams: the entries' first, then, if there is one, the labels'.
+    limits : Limits
+
+    Raises
+    ------
+    ConfigError
+        If a path or the time format is wrong, or there is a label stream but no path to its labels or their ids.
+    """
+
+    def __init__(self, fields: FieldMap, *, streams: Sequence[str], limits: Limits | None = None) -> None:
+        self.fields = fields
+        self.limits = limits or Limits()
+        self.label_stream = streams[1] if len(streams) > 1 else None
+        if self.label_stream is not None and fields.label is None:
+            raise ConfigError("fields.label", None, f"the label's path in stream {self.label_stream!r}")
+        if self.label_stream is not None and fields.label_id is None and fields.id is None:
+            raise ConfigError("fields.label_id", None, f"the path of the entry's id in stream {self.label_stream!r}")
+        self._values = [FieldPath(path, f"fields.values[{i}]") for i, path in enumerate(fields.values)]
+        self._time = _path(fields.time, "fields.time")
+        self._key = _path(fields.key, "fields.key")
+        self._id = _path(fields.id, "fields.id")
+        self._label = _path(fields.label, "fields.label")
+        self._label_id = _path(fields.label_id, "fields.label_id") or self._id
+        self._label_time = _path(fields.label_time, "fields.label_time") or self._time
+        text = fields.text_numbers
+        self._missing = Missing(fields.missing, text_numbers=text)
+        self._read_number = number_reader(text, missing=self._missing, decimal=fields.decimal)
+        self._read_label = self._read_number
+        if fields.classes is not None:
+            self._read_label = class_reader(fields.classes, self._read_number, self._missing, text_numbers=text)
+        self._read_time = moment_reader(fields.time_format, fields.timezone, text, fields.decimal)
+        paths = (*self._values, self._time, self._key, self._id, self._label, self._label_id, self._label_time)
+        self._paths = [path for path in paths if path is not None]
+        self._names = sorted({path.text for path in self._paths}, key=len, reverse=True)
+
+    def decode(self, record: Record) -> Entry | Label:
+        """Return what `record` says.
+
+        Raises
+        ------
+        EntryError
+            With the catalogue's reason, a one-line detail and the record's position.
+        """
+        try:
+            data = self._object(record.value)
+            if record.position.stream == self.label_stream or self._is_lone_label(data):
+                return self._label_of(data, record)
+            return self._entry_of(data, record)
+        except FieldError as error:
+            raise EntryError(error.reason, self._said(error.detail), record.position) from None
+
+    def label_alone(self, record: Record) -> Record:
+        """Return an entry's record without its values: what then is read as the label of that entry.
+
+        Raises
+        ------
+        EntryError
+            If the record is bad, or has no label or no id by which it could find its entry.
+        """
+        item = self.decode(record)
+        if isinstance(item, Label):
+            return record
+        if item.refused is not None:
+            raise EntryError(item.refused.reason, item.refused.detail, record.position)
+        if item.label is None or self._id is None:
+            detail = "no label" if item.label is None else "without fields.id no label finds its entry"
+            raise EntryError(Reason.MISSING_FIELD, detail, record.position)
+        data = self._object(record.value)
+        for path in self._values:
+            path.remove(data)
+        for other, own in ((self._label_id, self._id), (self._label_time, self._time)):
+            if other is not None and own is not None and other.get(data) is ABSENT:
+                data[other.text] = own.get(data)
+        return Record(record.position, record.key, _encode_json(data), record.time, record.headers)
+
+    def _said(self, detail: str) -> str:
+        """Say "column 'a'" in place of "$.a" where records are rows of text."""
+        if self.fields.text_numbers and detail.startswith("$."):
+            for name in self._names:
+                if detail.startswith(name, 2):
+                    return f"column {name!r}" + detail[2 + len(name) :]
+        return detail
+
+    def _object(self, value: bytes | None) -> dict[str, Any]:
+        if not value:
+            raise FieldError(Reason.EMPTY_VALUE, "$: expected a JSON object, got an empty value")
+        limits = self.limits
+        if len(value) > limits.record_bytes:
+            detail = f"$: expected at most {limits.record_bytes} bytes, got {len(value)}"
+            raise FieldError(Reason.TOO_LARGE, detail)
+        # There are never more levels than opening brackets: ordinary records are through with two fast counts.
+        if value.count(b"[") + value.count(b"{") > limits.depth and nesting(value) > limits.depth:
+            raise FieldError(Reason.TOO_DEEP, f"$: expected at most {limits.depth} levels, got {nesting(value)}")
+        if value.startswith(BOM_UTF8):
+            value = value[len(BOM_UTF8) :]
+        try:
+            data = _decode_json(value)
+        except (msgspec.MsgspecError, ValueError):
+            data = _decode_lenient(value)
+        if type(data) is not dict:
+            raise FieldError(Reason.WRONG_TYPE, f"$: expected object, got {shown(data)}")
+        if len(data) > limits.width:
+            raise FieldError(Reason.WRONG_WIDTH, f"$: expected at most {limits.width} fields, got {len(data)}")
+        check_twice(value, data, self._paths)
+        if self.fields.text_numbers and type(extra := data.get("")) is list:
+            detail = f"$: {len(extra)} more cells than the file has columns, the first is {shown(extra[0])}"
+            raise FieldError(Reason.WRONG_WIDTH, detail + self._comma_hint())
+        return data
+
+    def _comma_hint(self) -> str:
+        return "; if its numbers have decimal commas, they need quotes or another delimiter"
+
+    def _is_lone_label(self, data: dict[str, Any]) -> bool:
+        if self._label is None or self._label_id is None:
+            return False
+        text, missing = self.fields.text_numbers, self._missing
+        if not all(is_blank(v, missing) if text else v is ABSENT for v in (path.get(data) for path in self._values)):
+            return False
+        return self._has_label(data) and not is_blank(self._label_id.get(data), missing)
+
+    def _has_label(self, data: dict[str, Any]) -> bool:
+        """Whether there is anything in the label's place; a class may have a name that else means missing."""
+        assert self._label is not None, "asked only where labels have a place"
+        raw = self._label.get(data)
+        if not is_blank(raw, self._missing):
+            return True
+        classes = self.fields.classes
+        return isinstance(raw, str) and isinstance(classes, tuple) and raw.strip() in classes
+
+    def _entry_of(self, data: dict[str, Any], record: Record) -> Entry:
+        key, label_path, id_path, time_path = self._key, self._label, self._id, self._time
+        position = record.position
+        values = self._row(data)
+        label = refused = None
+        if label_path is not None and self._has_label(data):
+            try:
+                label = self._label_row(label_path.get(data), label_path.text)
+            except FieldError as error:  # the entry is predicted all the same
+                refused = RefusedLabel(error.reason, self._said(error.detail))
+        time, or_time = self._moment(time_path, data, record)
+        return Entry(
+            values,
+            time,
+            f"{position.stream}[{position.partition}]@{position.offset}"
+            if id_path is None
+            else self._short(read_text(id_path.need(data), id_path.text), id_path.text),
+            self._record_key(record.key) if key is None else self._short(_key_text(key.need(data), key.text), key.text),
+            label,
+            position,
+            refused,
+            or_time,
+        )
+
+    def _short(self, text: str, path: str) -> str:
+        most = self.limits.id_bytes
+        if len(text) > most or (4 * len(text) > most and len(text.encode()) > most):
+            detail = f"$.{path}: expected at most {most} bytes (limits.id_bytes), got {len(text.encode())}"
+            raise FieldError(Reason.TOO_LARGE, detail)
+        return text
+
+    def _record_key(self, key: bytes | None) -> str:
+        if key is None:
+            return ""
+        if len(key) > self.limits.id_bytes:
+            expected = f"at most {self.limits.id_bytes} bytes (limits.id_bytes)"
+            raise FieldError(Reason.TOO_LARGE, f"the record's key: expected {expected}, got {len(key)}")
+        return key.decode("utf-8", "backslashreplace")  # need not be UTF-8; escapes keep different keys different
+
+    def _label_of(self, data: dict[str, Any], record: Record) -> Label:
+        id_path, value_path, time_path = self._label_id, self._label, self._label_time
+        assert id_path is not None, "checked on construction"
+        assert value_path is not None, "checked on construction"
+        value = self._label_row(value_path.need(data), value_path.text)
+        time, or_time = self._moment(time_path, data, record)
+        name = self._short(read_text(id_path.need(data), id_path.text), id_path.text)
+        return Label(name, value, time, record.position, or_time)
+
+    def _moment(self, path: FieldPath | None, data: dict[str, Any], record: Record) -> tuple[int, int | None]:
+        return (_record_time(record.time), None) if path is None else self._read_time(path.need(data), path.text)
+
+    def _row(self, data: dict[str, Any]) -> FloatArray:
+        read, lenient = self._read_number, self.fields.missing_as_null
+        row: list[float] = []
+        if len(self._values) == 1:
+            path = self._values[0]
+            raw = path.get(data) if lenient else path.need(data)
+            if type(raw) is list:
+                return self._array(raw, path.text, self.fields.channels)
+            if self.fields.channels not in (None, 1):
+                wanted = f"an array of {self.fields.channels} numbers"
+                if raw is ABSENT or raw is None:
+                    return np.full(self.fields.channels or 1, np.nan)
+                raise FieldError(Reason.WRONG_WIDTH, f"$.{path.text}: expected {wanted}, got {shown(raw)}")
+        for path in self._values:
+            raw = data.get(path.text, ABSENT)
+            if raw is ABSENT:
+                raw = path.get(data)
+            if raw is ABSENT:
+                if not lenient:
+                    raise FieldError(Reason.MISSING_FIELD, f"$.{path.text}: missing")
+                raw = None
+            row.append(read(raw, path.text))
+        return np.array(row, np.float64)
+
+    def _label_row(self, raw: Any, path: str) -> FloatArray:
+        outputs = self.fields.outputs
+        if type(raw) is list:
+            return self._array(raw, path, outputs, self._read_label)
+        if raw is None:
+            return np.full(outputs, np.nan)
+        number = self._read_label(raw, path)
+        if outputs != 1:
+            raise FieldError(Reason.WRONG_WIDTH, f"$.{path}: expected an array of {outputs} numbers, got {shown(raw)}")
+        return np.array([number], np.float64)
+
+    def _array(
+        self, raw: list[Any], path: str, width: int | None, read: Callable[[Any, str], float] | None = None
+    ) -> FloatArray:
+        if not raw or (width is not None and len(raw) != width):
+            wanted = "at least 1" if width is None else str(width)
+            raise FieldError(Reason.WRONG_WIDTH, f"$.{path}: expected an array of {wanted} numbers, got {len(raw)}")
+        if len(raw) > self.limits.width:
+            detail = f"$.{path}: expected at most {self.limits.width} numbers, got {len(raw)}"
+            raise FieldError(Reason.WRONG_WIDTH, detail)
+        read = read or self._read_number
+        try:
+            return np.array([read(value, path) for value in raw], np.float64)
+        except FieldError:
+            # Only the failing path pays for the elements' names.
+            for i, value in enumerate(raw):
+                read(value, f"{path}[{i}]")
+            raise
+
+
+def nesting(value: bytes) -> int:
+    """Return how many levels of arrays and objects `value` opens, without recursion: brackets outside strings."""
+    marks = np.frombuffer(BRACKETS.sub(b"", STRINGS.sub(b"", value)), np.uint8)
+    steps = np.where((marks == ord("[")) | (marks == ord("{")), 1, -1)
+    return int(np.cumsum(steps).max(initial=0))
+
+
+def encode_prediction(prediction: Prediction, *, experts: bool = False) -> bytes:
+    """Return `prediction` as one JSON object; NaN becomes null.
+
+    Parameters
+    ----------
+    prediction : Prediction
+    experts : bool
+        Whether every expert's prediction is written too.
+
+    Returns
+    -------
+    bytes
+        ``id`` is the position, e.g. ``cgm[0]@17``; ``time`` is in ns since the Unix epoch; predictions of one row are
+        flat lists, others lists of rows. Where classes have names, ``classes`` are these, in the order of the
+        probabilities, and ``class`` is the likeliest one as served, null where nothing is known.
+    """
+    p = prediction
+    data: dict[str, Any] = {
+        "id": str(p.position),
+        "entry": p.id,
+        "key": p.key,
+        "time": p.time,
+        **({"columns": list(p.columns)} if p.columns else {}),
+        "served": _rows(p.served),
+        "base": _rows(p.base),
+        **(_named(p) if p.classes else {}),
+        **({"low": _rows(p.low), "high": _rows(p.high)} if p.low is not None and p.high is not None else {}),
+        "weights": {name: float(share) for name, share in p.weights.items()},
+        "drifts": list(p.drifts),
+        **({"reactions": list(p.reactions)} if p.reactions else {}),
+        **({"scores": p.scores} if p.scores else {}),
+        **({"ask": p.ask, "ask_probability": p.ask_probability} if p.ask is not None else {}),
+        **({"estimated_loss": p.estimated_loss} if p.estimated_loss is not None else {}),
+    }
+    if experts:
+        data["experts"] = {name: _rows(values) for name, values in p.experts.items()}
+    return _encode_json(data)
+
+
+def _named(prediction: Prediction) -> dict[str, Any]:
+    row = prediction.served[0]
+    likeliest = None if np.isnan(row).any() else prediction.classes[int(row.argmax())]
+    return {"classes": list(prediction.classes), "class": likeliest}
+
+
+def _rows(values: FloatArray) -> list[Any]:
+    rows: list[Any] = values.tolist()
+    return rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
+
+
+def _path(text: str | None, setting: str) -> FieldPath | None:
+    return None if text is None else FieldPath(text, setting)
+
+
+def _key_text(value: Any, path: str) -> str:
+    return "" if value is None or value == "" else read_text(value, path)
+
+
+def _record_time(time: int) -> int:
+    if time not in INT64 or time == INT64[-1]:  # the last one stands for all that are beyond
+        raise FieldError(Reason.BAD_TIME, f"the record's time stamp: expected one before the year 2262, got {time} ns")
+    return time
+
+
+def _framing(value: bytes) -> str:
+    """Name the framing of a schema registry, where a value starts with it: what follows is rarely plain JSON."""
+    if len(value) < FRAME_BYTES or value[0] != 0:
+        return ""
+    schema = int.from_bytes(value[1:FRAME_BYTES], "big")
+    return (
+        f"; it starts with the framing of a schema registry (a zero byte, then schema id {schema}): write plain JSON, "
+        "without the registry's serializer"
+    )
+
+
+def _decode_lenient(value: bytes) -> Any:
+    """Decode what msgspec refuses but producers send: the bare tokens NaN and Infinity, numbers beyond every float."""
+    try:
+        return json.loads(value.decode("utf-8"), parse_int=_parse_int)
+    except (ValueError, RecursionError) as error:
+        raise FieldError(Reason.NOT_JSON, f"$: expected JSON, got {error}"[:200] + _framing(value)) from None
+
+
+def _parse_int(digits: str) -> float:
+    return int(digits) if len(digits) <= LONGEST_INT else float(digits)

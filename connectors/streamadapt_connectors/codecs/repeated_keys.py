@@ -1,0 +1,72 @@
+"""Keys that are there twice: readers of JSON keep the last without a word, and which one was meant is unknown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from streamadapt.errors import Reason
+from streamadapt_connectors.codecs.fields import FieldError, FieldPath
+
+__all__ = ["check_twice"]
+
+
+def check_twice(value: bytes, data: dict[str, Any], paths: Sequence[FieldPath]) -> None:
+    """Raise `FieldError` if a key is there twice in the record, or in an object on the way to one of `paths`.
+
+    Parameters
+    ----------
+    value : bytes
+        The record, which `data` was decoded from.
+    paths : sequence of FieldPath
+        The fields that are read.
+    """
+    # Each key has a colon of its own. If all colons of the bytes are accounted for, no key was lost in decoding.
+    colons = value.count(b":")
+    if colons == len(data) or (b"\\" not in value and colons == _colons(data)):
+        return
+    try:
+        whole = json.loads(value.decode("utf-8"), object_pairs_hook=_Object, parse_int=float)
+    except (ValueError, RecursionError):
+        return  # what is wrong with it has been said, or is taken as it was decoded
+    for name, found in [("", whole), *_inner(whole, paths)]:
+        if found.twice is not None:
+            place = f"$.{name}" if name else "$"
+            raise FieldError(Reason.DUPLICATE_KEY, f"{place}: the key {found.twice[:40]!r} is there twice")
+
+
+class _Object(dict[str, Any]):
+    """An object, and the first of its keys that came again."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.twice: str | None = None
+        if len(self) != len(pairs):
+            seen: set[str] = set()
+            self.twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+
+
+def _inner(whole: _Object, paths: Sequence[FieldPath]) -> list[tuple[str, _Object]]:
+    found = []
+    for path in paths:
+        if path.text in whole:
+            continue
+        at: Any = whole
+        for i, part in enumerate(path.parts):
+            at = at.get(part)
+            if not isinstance(at, _Object):
+                break
+            found.append((".".join(path.parts[: i + 1]), at))
+    return found
+
+
+def _colons(value: Any) -> int:
+    """Count the colons that a decoded value needs: one for each key, and those within its texts."""
+    if type(value) is str:
+        return value.count(":")
+    if type(value) is dict:
+        return len(value) + sum(map(_colons, value)) + sum(map(_colons, value.values()))
+    if type(value) is list:
+        return sum(_colons(item) for item in value if type(item) not in (float, int))
+    return 0

@@ -1,0 +1,166 @@
+"""Whether a file holds what the config's fields name: said before it is read, once, and with what to change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from streamadapt.config.convert import meant
+from streamadapt.errors import ConfigError, EntryError
+from streamadapt.records import Position, Record
+from streamadapt_connectors.codecs.fields import GROUPED, Missing, number_of
+from streamadapt_connectors.codecs.json_codec import FieldMap, JsonCodec
+from streamadapt_connectors.files.reading import FileFormat, header_of, is_csv, shown_columns, values_of
+
+__all__ = ["check_columns", "look_at"]
+
+LOOKED_AT: Final = 20  # records
+DELIMITERS: Final = (",", ";", "\t", "|", ":")
+
+
+def look_at(path: Path, codec: JsonCodec, stream: str, form: FileFormat, setting: str) -> dict[str, Any]:
+    """Read the beginning of a file, and return what was found there as plain values.
+
+    Returns
+    -------
+    dict
+        ``path``; ``columns`` (of JSON lines: the keys of the first record); ``records``: how many were looked at;
+        ``refused``: how many of them the codec refuses, and ``example``: why it refuses the first of those; ``note``:
+        what else is to be known.
+
+    Raises
+    ------
+    ConfigError
+        If the columns are not the ones that the fields name, or numbers are written with the other decimal sign.
+    ConnectorError
+        If it cannot be read.
+    """
+    columns = check_columns(path, codec.fields, form, setting, labels=stream == codec.label_stream)
+    values = list(islice(values_of(path, form), LOOKED_AT))
+    if columns is None:
+        columns = next((list(found) for value in values if (found := _object(value))), [])
+    else:
+        _check_decimal(path, codec, [cells for value in values if (cells := _object(value))])
+    problems = []
+    for number, value in enumerate(values):
+        try:
+            item = codec.decode(Record(Position(stream, 0, number), None, value, number))
+            refused = getattr(item, "refused", None)
+            problem = None if refused is None else f"{refused.reason.value}: {refused.detail}"
+        except EntryError as error:
+            problem = str(error)
+        if problem is not None:
+            problems.append(problem)
+    found = {"path": str(path), "columns": columns, "records": len(values), "refused": len(problems)}
+    label = codec.fields.label
+    if label is not None and codec.label_stream is None and is_csv(path) and label.strip() not in columns:
+        found["note"] = f"it has no column {label!r}: no label would come from it"
+    return found | ({"example": problems[0]} if problems else {})
+
+
+def check_columns(
+    path: Path, fields: FieldMap, form: FileFormat, setting: str, *, labels: bool = False
+) -> list[str] | None:
+    """Return the columns of a CSV file that have names; None for JSON lines.
+
+    Parameters
+    ----------
+    setting : str
+        What named the file, for errors.
+    labels : bool
+        Whether its rows are labels.
+
+    Raises
+    ------
+    ConfigError
+        If one that is needed is missing.
+    ConnectorError
+        If they cannot be read, or two have the same name.
+    """
+    if not is_csv(path):
+        return None
+    columns = [name for name in header_of(path, form) if name]
+    if not columns:
+        return columns  # an empty file: nothing is read, and nothing refused
+    wanted = _wanted(fields, labels=labels)
+    absent = [name for name in wanted if name.strip() not in columns]
+    if not labels and fields.missing_as_null and not set(map(str.strip, fields.values)).isdisjoint(columns):
+        absent = [name for name in absent if name not in fields.values]
+    if absent:
+        which = "none of them" if len(absent) == len(wanted) else f"no {_listed(absent)}"
+        expected = f"a file with the columns {_listed(wanted)}: {path} has {which}{_hint(columns, absent, form)}"
+        raise ConfigError(setting, _Shown(shown_columns(columns)), expected)
+    return columns
+
+
+class _Shown(str):
+    """Text that is shown without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _wanted(fields: FieldMap, *, labels: bool) -> list[str]:
+    names: tuple[str | None, ...] = (*fields.values, fields.time, fields.key, fields.id)
+    if labels:
+        names = fields.label, fields.label_id or fields.id, fields.label_time or fields.time
+    return [name for name in dict.fromkeys(names) if name is not None]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _hint(columns: Sequence[str], absent: Sequence[str], form: FileFormat) -> str:
+    """Return what may be the matter, and what to change."""
+    line = form.delimiter.join(columns)
+    for delimiter in DELIMITERS:
+        if delimiter != form.delimiter and {cell.strip() for cell in line.split(delimiter)} & set(absent):
+            return f"; is its delimiter {delimiter!r}? Set source.delimiter"
+    mark = re.match(r"#|//|%|--", line)
+    if mark and columns[0][len(mark[0]) :].strip() not in absent:
+        return f'; is its first line a comment? Set source.comment = "{mark[0]}"'
+    if any(number_of(name) is not None for name in columns):
+        return "; is its first line a record already? Name its columns with source.columns"
+    if "\\x" in line:
+        return "; it is not UTF-8: set source.encoding"
+    by_case = {name.lower(): name for name in columns}
+    for name in absent:
+        if (there := by_case.get(name.strip().lower())) is not None:
+            return f"; {name!r} is called {there!r} there: change [fields]"
+    return meant(absent[0], columns)
+
+
+def _object(value: bytes) -> dict[str, Any] | None:
+    try:
+        found = msgspec.json.decode(value.removeprefix(b"\xef\xbb\xbf"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_number_with(sign: str, other: str, cell: str) -> bool:
+    return cell.count(sign) == 1 and other not in cell and number_of(cell.replace(sign, ".")) is not None
+
+
+def _check_decimal(path: Path, codec: JsonCodec, rows: Sequence[dict[str, Any]]) -> None:
+    """Raise where the numbers of a column are written with the other decimal sign, as far as they have one."""
+    fields = codec.fields
+    sign, other = fields.decimal, "," if fields.decimal == "." else "."
+    missing = Missing(fields.missing, text_numbers=True)
+    numeric = (*fields.values, fields.label) if fields.classes is None else fields.values
+    for name in filter(None, numeric):
+        cells = [str(row.get(name, row.get(name.strip(), ""))).strip() for row in rows]
+        cells = [cell for cell in cells if not missing.says(cell)]
+        wrong = [cell for cell in cells if _is_number_with(other, sign, cell)]
+        plain = sum(sign in cell for cell in cells)
+        if wrong and not plain and 2 * len(wrong) >= len(cells) and not all(map(GROUPED.fullmatch, wrong)):
+            expected = f"{other!r}: the column {name!r} of {path} has numbers such as {wrong[0][:40]!r}"
+            raise ConfigError("fields.decimal", sign, expected)

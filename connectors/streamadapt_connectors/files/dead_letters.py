@@ -1,0 +1,256 @@
+"""Dead letters of a file, read back; and repaired records, appended to the file they came from."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from streamadapt.engine.dead_letter_ports import (
+    FOREIGN,
+    DeadLetterReader,
+    ReplayMark,
+    Returned,
+    Returning,
+    StoredLetter,
+    StreamWriter,
+)
+from streamadapt.engine.dead_letters import letter_of, mark_fields, mark_of
+from streamadapt.errors import ConnectorError
+from streamadapt.files import open_to_append
+from streamadapt.records import DeadLetter, Position, Record, StreamPartition
+from streamadapt_connectors.files.reading import AS_USUAL, FileFormat, encoding_of, header_of, is_csv
+from streamadapt_connectors.files.source import FilesSource
+
+__all__ = ["FilesStreamWriter", "JsonlDeadLetterReader", "LineWriter"]
+
+PROGRESS_EVERY: Final = 256  # lines
+
+
+class JsonlDeadLetterReader(DeadLetterReader):
+    """Read the lines of `JsonlDeadLetters`. Notes are in a file beside it, ``PATH.replays``: the engine that appends to
+    the dead letters does so in blocks, and a line of somebody else's could land in the middle of one of its own.
+
+    Parameters
+    ----------
+    path : Path or str
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+        self._marks = Path(f"{path}.replays")
+        self._missing = False
+
+    @property
+    def name(self) -> str:
+        """The file."""
+        return f"file {self._path}"
+
+    @property
+    def missing(self) -> bool:
+        """Whether there was no such file."""
+        return self._missing
+
+    def read(self, on_progress: Callable[[int, int], None] | None = None) -> Iterator[StoredLetter | ReplayMark]:
+        """Yield the notes, then the letters; a last line without its end is still being written, and left out."""
+        for _, line in _lines(self._marks):
+            mark = mark_of(line)
+            if mark is not None:  # else one that a crash tore
+                yield mark
+        self._missing = not self._path.exists()
+        size = 0 if self._missing else self._path.stat().st_size
+        done = 0
+        for number, line in _lines(self._path):
+            if done >= size:
+                return
+            done += len(line)
+            if on_progress is not None and number % PROGRESS_EVERY == 0:
+                on_progress(done, size)
+            if line.strip():
+                yield self._stored(line.rstrip(b"\r\n"), number)
+
+    def _stored(self, line: bytes, number: int) -> StoredLetter:
+        place = Position(self._path.name, 0, number)
+        try:
+            data = msgspec.json.decode(line)
+            letter = letter_of(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError, KeyError) as error:
+            detail = f"not written by streamadapt: {type(error).__name__}: {error}"
+            return StoredLetter(DeadLetter(Record(place, None, line, 0), FOREIGN, "", detail), place, foreign=True)
+        return StoredLetter(letter, place)
+
+    def mark(self, mark: ReplayMark) -> None:
+        """Append the note, and see it on the disk."""
+        try:
+            self._marks.parent.mkdir(parents=True, exist_ok=True)
+            _append(self._marks, msgspec.json.encode(mark_fields(mark)) + b"\n")
+        except OSError as error:
+            raise ConnectorError(f"file {self._marks}: cannot be written: {error}") from error
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+class LineWriter(StreamWriter):
+    """Write records of one stream as lines that can be appended to its file: into a new file.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist yet.
+    header : sequence of str or None
+        CSV: the columns; None is JSON lines.
+    form : FileFormat
+        Of the file that they are for; its encoding is that of lines put at the end.
+    """
+
+    def __init__(self, path: Path, header: Sequence[str] | None = None, form: FileFormat = AS_USUAL) -> None:
+        self._path = path
+        self._header = header
+        self._form = form
+
+    def check(self, places: Collection[StreamPartition]) -> None:
+        """Raise `ConnectorError` if these are several streams, or the file is there."""
+        streams = sorted({at.stream for at in places})
+        if len(streams) > 1:
+            raise ConnectorError(f"file {self._path}: expected records of one stream, got {', '.join(streams)}")
+        if self._path.exists():
+            raise ConnectorError(f"file {self._path}: expected a file that does not exist yet")
+        if not Path(os.path.realpath(self._path)).parent.is_dir():
+            raise ConnectorError(f"file {self._path}: expected a file in a folder that is there")
+
+    def write(self, records: Sequence[Returning]) -> list[Returned]:
+        """Append them; what has no form as a line is not written."""
+        return _write_lines(self._path, records, self._header, self._form)
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+class FilesStreamWriter(StreamWriter):
+    """Append records to the last file of their stream, where that is JSON lines and not compressed.
+
+    Parameters
+    ----------
+    path, label_path, stream, label_stream
+        As for `FilesSource`.
+    others
+        Its other settings, of which the form of its files matters here.
+    """
+
+    def __init__(self, path: Any, label_path: Any = None, **others: Any) -> None:
+        source = FilesSource(path, label_path, **others)
+        self._files, self._form = source.files, source.form
+
+    def check(self, places: Collection[StreamPartition]) -> None:
+        """Raise `ConnectorError` for a stream that cannot simply be appended to, with what can be done."""
+        for stream, partition in sorted(places):
+            if partition != 0:
+                raise ConnectorError(f"{stream}[{partition}]: files have the partition 0 only")
+            path = self._files[stream][-1]
+            if not path.is_file():
+                raise ConnectorError(f"file {path}: not found")
+            encoding = encoding_of(path, self._form)
+            if is_csv(path) or path.suffix == ".gz" or encoding != "utf-8":
+                kind = "compressed" if path.suffix == ".gz" else "CSV" if is_csv(path) else f"in {encoding}"
+                raise ConnectorError(
+                    f"file {path}: is {kind}, and only plain JSON lines are appended to. Use --out LINES, look at "
+                    f"the file, then: {appending('LINES', path)}"
+                )
+
+    def detached(self, out: Path, streams: Collection[str]) -> tuple[LineWriter, str]:
+        """Return what writes lines of the stream's own form into another file, and how to append that one."""
+        path = self._files[min(streams)][-1]
+        header = header_of(path, self._form) if is_csv(path) else None
+        form = replace(self._form, encoding=encoding_of(path, self._form))
+        return LineWriter(out, header, form), appending(str(out), path)
+
+    def write(self, records: Sequence[Returning]) -> list[Returned]:
+        """Append them, and see them on the disk."""
+        found: dict[int, Returned] = {}
+        for stream in {one.record.position.stream for one in records}:
+            own = [i for i, one in enumerate(records) if one.record.position.stream == stream]
+            done = _write_lines(self._files[stream][-1], [records[i] for i in own], None, AS_USUAL)
+            found.update(zip(own, done, strict=True))
+        return [found[i] for i in range(len(records))]
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def appending(lines: str, path: Path) -> str:
+    """Return the command that appends a file of lines; the members of a .gz are read one after the other."""
+    return f"gzip -c {lines} >> {path}" if path.suffix == ".gz" else f"cat {lines} >> {path}"
+
+
+def _write_lines(
+    path: Path, records: Sequence[Returning], header: Sequence[str] | None, form: FileFormat
+) -> list[Returned]:
+    lines = [_line(one.record, header, form) for one in records]
+    good = b"".join(line for line in lines if isinstance(line, bytes))
+    state, detail = "sent", f"appended to {path}"
+    try:
+        if good:
+            _append(path, good)
+    except OSError as error:  # a part may be there
+        state, detail = "unknown", f"file {path}: {error}"
+    return [Returned(state, detail) if isinstance(x, bytes) else Returned("not-sent", x) for x in lines]
+
+
+def _line(record: Record, header: Sequence[str] | None, form: FileFormat) -> bytes | str:
+    """Return a line, or why there is none."""
+    if record.key is not None:
+        return "key: expected null, files have none"
+    value = (record.value or b"").removeprefix(codecs.BOM_UTF8)
+    encoding = form.encoding or "utf-8"
+    if header is None:
+        # The codec took it, so it is JSON, where the end of a line is white space: a value is one line, whatever.
+        line = value.replace(b"\r", b" ").replace(b"\n", b" ").strip() + b"\n"
+        return line if encoding == "utf-8" else line.decode().encode(encoding, "backslashreplace")
+    cells = msgspec.json.decode(value)
+    strangers = sorted(cells.keys() - set(header))
+    if strangers:
+        return f"the CSV file has no column {', '.join(map(repr, strangers))}"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", delimiter=form.delimiter)
+    writer.writerow([_cell(cells.get(name, "")) if name else "" for name in header])
+    try:
+        return text.getvalue().encode(encoding)
+    except UnicodeEncodeError as error:
+        return f"it has characters that the file's encoding has none for: {error}"
+
+
+def _cell(value: object) -> str:
+    return value if isinstance(value, str) else "" if value is None else msgspec.json.encode(value).decode()
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append whole lines in one go; raises `OSError`."""
+    with open_to_append(path) as file:
+        ends = True
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            ends = file.read(1) == b"\n"
+        file.write(data if ends else b"\n" + data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the whole lines with their numbers, from 1; a file that is not there has none."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    yield number, line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConnectorError(f"file {path}: cannot be read: {error}") from error

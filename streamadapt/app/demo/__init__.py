@@ -1,0 +1,1 @@
+"""``streamadapt demo``: a broker, a stream and an engine on this machine."""

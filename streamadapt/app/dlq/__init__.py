@@ -1,0 +1,1 @@
+"""``streamadapt dlq``: dead letters, listed and replayed."""

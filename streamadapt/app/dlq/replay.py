@@ -1,0 +1,306 @@
+"""``streamadapt dlq replay``: read repaired letters, judge them, and put the good ones back into their streams."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, cast
+
+from streamadapt.app.dlq.listing import when
+from streamadapt.app.dlq.outlook import Decoded, Outlook, outlook
+from streamadapt.app.terminal import progress, safe
+from streamadapt.build import check_config, make_codec, make_letter_reader, make_stream_writer
+from streamadapt.config.tables import Config
+from streamadapt.engine.dead_letter_ports import DeadLetterReader, ReplayMark, Returned, Returning, StoredLetter
+from streamadapt.engine.dead_letters import ReplayLedger, parse_repaired
+from streamadapt.errors import ConfigError, ConnectorError, EntryError, Reason, RepairError
+from streamadapt.files import encoding_of_mark
+from streamadapt.records import Entry, Label, Position, Record, StreamPartition
+
+__all__ = ["Replay"]
+
+BATCH = 200
+"""Records between two notes: so many are in doubt if this process is killed in between."""
+SHOWN = 20
+"""Lines of one kind that are told one by one."""
+
+
+class Line(NamedTuple):
+    """A line of the file and what is said of it."""
+
+    number: int
+    position: Position
+    said: str
+
+
+class Replay:
+    """One file of repaired letters on its way back. Used as a context manager.
+
+    Parameters
+    ----------
+    config : Config
+    out : Path or None
+        Sources of files: where to put lines instead of appending them.
+    say : callable of str
+        Prints one line for a person.
+    """
+
+    def __init__(self, config: Config, out: Path | None, say: Callable[[str], None]) -> None:
+        check_config(config)
+        self._config = config
+        self._say = say
+        self._codec, self._streams = make_codec(config)
+        self._reader: DeadLetterReader = make_letter_reader(config)
+        self._writer = make_stream_writer(config)
+        self._out = out
+        self._appending = ""
+        self._file = ""
+        self.lines = 0
+        self.ready: list[Decoded] = []
+        self._bad: list[Line] = []
+        self._before: list[Line] = []
+        self._perhaps: list[Line] = []
+        self._unknown: list[Line] = []
+        self._outlook = Outlook({}, [])
+        self._done: list[tuple[Decoded, Returned]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with suppress(ConnectorError):
+            self._writer.close()
+        self._reader.close()
+
+    # -- reading and judging
+
+    def read(self, file: Path, *, again: bool) -> None:
+        """Read the file and sort its lines into what is ready, still bad, and fed back before.
+
+        Raises
+        ------
+        RepairError
+            If a line is no letter of this config; all such lines have been said. Nothing is ready then.
+        ConnectorError
+            If the file, the dead letters or the streams cannot be read.
+        """
+        self._file = str(file)
+        records: dict[Position, tuple[int, Record]] = {}
+        problems: list[str] = []
+        for number, line in _lines_of(file):
+            self.lines += 1
+            try:
+                record = parse_repaired(line, self._streams)
+                if record.position in records:
+                    raise RepairError(f"the same record as line {records[record.position][0]}: expected each once")
+                records[record.position] = number, record
+            except RepairError as error:
+                problems.append(f"{self._file} line {number}: {safe(str(error))}")
+        if problems:
+            for problem in problems[:SHOWN]:
+                self._say(problem)
+            raise RepairError(
+                f"{safe(self._file)}: {len(problems)} of {self.lines} lines are no letters; nothing was sent"
+            )
+        ledger, known, labels = self._look()
+        for number, record in records.values():
+            at = record.position
+            try:
+                record, item = self._decoded(record, only_label=at in labels)
+            except EntryError as error:
+                self._bad.append(Line(number, at, f"still bad: {error.reason.value}: {error.detail}"))
+                continue
+            if at in ledger.perhaps and not again:
+                said = f"perhaps fed back already, {when(ledger.perhaps[at])} UTC: that replay broke off"
+                self._perhaps.append(Line(number, at, f"{said}; look at the end of {at.stream}, then --again"))
+            elif at in ledger.sent and not again:
+                self._before.append(
+                    Line(number, at, f"fed back before, {when(ledger.sent[at])} UTC (--again sends it)")
+                )
+            else:
+                self.ready.append(Decoded(number, record, item))
+                if at not in known:
+                    self._unknown.append(Line(number, at, f"is no dead letter that {self._reader.name} still holds"))
+        self._check_writable()
+        self._outlook = outlook(self._config, self._streams, self.ready)
+
+    def _decoded(self, record: Record, *, only_label: bool) -> tuple[Record, Entry | Label]:
+        """Return what goes back, and what it says; of an entry that was predicted its label alone."""
+        if only_label and hasattr(self._codec, "label_alone"):
+            record = self._codec.label_alone(record)
+        item: Entry | Label = self._codec.decode(record)
+        if isinstance(item, Entry) and only_label:
+            raise EntryError(
+                Reason.DUPLICATE_ID, "the entry itself was predicted, and would come twice", record.position
+            )
+        if isinstance(item, Entry) and item.refused is not None:
+            raise EntryError(item.refused.reason, f"its label: {item.refused.detail}", record.position)
+        return record, item
+
+    def _look(self) -> tuple[ReplayLedger, set[Position], set[Position]]:
+        """Return the notes, the records that were refused, and those of them of which only the label was."""
+        ledger, known, labels = ReplayLedger(), set(), set()
+        with progress(f"{self._reader.name}: what was fed back") as on_progress:
+            for item in self._reader.read(on_progress):
+                if isinstance(item, StoredLetter):
+                    known.add(item.letter.record.position)
+                    if item.letter.stage == "label":
+                        labels.add(item.letter.record.position)
+                else:
+                    ledger.take(item)
+        if self._reader.missing and self._config.source.get("kind") == "kafka":
+            self._say(f"note: {safe(self._reader.name)} does not exist")
+        return ledger, known, labels
+
+    def _check_writable(self) -> None:
+        places = {StreamPartition(one.record.position.stream, one.record.position.partition) for one in self.ready}
+        if self._out is not None:
+            detached = getattr(self._writer, "detached", None)
+            if detached is None:
+                raise ConfigError("--out", str(self._out), "a source of files: others are written to directly")
+            if places:
+                self._writer, self._appending = detached(self._out, {at.stream for at in places})
+        if places:
+            self._writer.check(places)
+
+    # -- telling
+
+    def report(self, *, dry_run: bool) -> None:
+        """Say what would be sent, what not and why, and what is to be expected."""
+        for lines in (self._bad, self._perhaps, self._before, self._unknown):
+            self._say_lines(lines)
+        refused = self._outlook.refused
+        by_number = {one.number: one.record.position for one in self.ready}
+        self._say_lines([Line(n, by_number[n], f"will be refused again: {why}") for n, why in sorted(refused.items())])
+        for note in self._outlook.notes:
+            self._say(f"note: {safe(note)}")
+        counts = {
+            "ready": len(self.ready),
+            "of which will be refused again": len(refused),
+            "still bad": len(self._bad),
+            "fed back before": len(self._before),
+            "perhaps fed back": len(self._perhaps),
+        }
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "ready")
+        self._say(f"{self.lines} lines: {told}{'; dry run, nothing is sent' if dry_run else ''}")
+
+    def _say_lines(self, lines: list[Line]) -> None:
+        for line in lines[:SHOWN]:
+            self._say(f"line {line.number}: {safe(str(line.position))}: {safe(line.said)}")
+        if len(lines) > SHOWN:
+            self._say(f"... and {len(lines) - SHOWN} more lines like the last (--json has them all)")
+
+    @property
+    def question(self) -> str:
+        """What a person is asked before anything is sent."""
+        by_place = Counter(self._place(one) for one in self.ready)
+        told = ", ".join(f"{count} to {place}" for place, count in sorted(by_place.items()))
+        again = len(self._outlook.refused)
+        return f"Send {told}" + (f" ({again} of them will be refused again)?" if again else "?")
+
+    def _place(self, one: Decoded) -> str:
+        at = one.record.position
+        return safe(str(self._out) if self._out is not None else f"{at.stream}[{at.partition}]")
+
+    # -- sending
+
+    def send(self) -> None:
+        """Send what is ready, in the file's order; before and after each batch a note of it is kept.
+
+        Raises
+        ------
+        ConnectorError
+            If a note cannot be kept: nothing is sent without.
+        """
+        try:
+            for start in range(0, len(self.ready), BATCH):
+                batch = self.ready[start : start + BATCH]
+                self._note("sending", batch)
+                done = self._writer.write([self._returning(one) for one in batch])
+                self._done += zip(batch, done, strict=True)
+                for state in ("sent", "not-sent"):
+                    self._note(state, [one for one, what in zip(batch, done, strict=True) if what.state == state])
+                if any(what.state != "sent" for what in done):
+                    break  # the rest would fare no better, and order is lost
+        finally:
+            self._say_sent()
+
+    def _note(self, state: str, batch: list[Decoded]) -> None:
+        if batch:
+            self._reader.mark(ReplayMark(state, time.time_ns(), tuple(one.record.position for one in batch)))
+
+    def _returning(self, one: Decoded) -> Returning:
+        fields = self._config.fields
+        stamp = fields.get("time") if isinstance(one.item, Entry) else fields.get("label_time", fields.get("time"))
+        return Returning(one.record, timed=stamp is None)
+
+    def _say_sent(self) -> None:
+        words = {"not-sent": "not sent", "unknown": "perhaps sent"}
+        failed = [(one, done) for one, done in self._done if done.state in words]
+        self._say_lines([Line(x.number, x.record.position, f"{words[y.state]}: {y.detail}") for x, y in failed])
+        sent = sum(done.state == "sent" for _, done in self._done)
+        left = len(self.ready) - len(self._done)
+        self._say(f"sent {sent} of {len(self.ready)}" + (f"; the last {left} were not tried" if left else ""))
+        if self._appending and sent:
+            self._say(f"now: {self._appending}")
+
+    @property
+    def exit_code(self) -> int:
+        """0 if everything in the file is, or was before, where it belongs or would be sent; else 1."""
+        failed = any(done.state != "sent" for _, done in self._done)
+        return int(bool(self._bad or self._perhaps or failed))
+
+    def result(self, *, dry_run: bool) -> dict[str, Any]:
+        """Return the whole of it as JSON values."""
+        by_state = {"sent": "sent", "not-sent": "not_sent", "unknown": "perhaps_sent"}
+        found: dict[str, Any] = {"lines": self.lines, "dry_run": dry_run, "ready": len(self.ready)}
+        for name, lines in (
+            ("still_bad", self._bad), ("perhaps_before", self._perhaps), ("sent_before", self._before),
+        ):  # fmt: skip
+            found[name] = [{"line": x.number, "position": str(x.position), "detail": x.said} for x in lines]
+        found["refused_again"] = [{"line": n, "detail": why} for n, why in sorted(self._outlook.refused.items())]
+        for state, name in by_state.items():
+            found[name] = [
+                {"line": one.number, "position": str(one.record.position), "detail": done.detail}
+                for one, done in self._done
+                if done.state == state
+            ]
+        return found | {"notes": self._outlook.notes}
+
+
+def _lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        if str(file) == "-":
+            given = io.BufferedReader(cast(io.RawIOBase, sys.stdin.buffer))
+            yield from _numbered(given.peek(4), given)
+        else:
+            with file.open("rb") as lines:
+                yield from _numbered(lines.peek(4), lines)
+    except OSError as error:
+        raise ConnectorError(f"file {file}: cannot be read: {error.strerror}") from error
+
+
+def _numbered(start: bytes, lines: Any) -> Iterator[tuple[int, bytes]]:
+    encoding = encoding_of_mark(start[:4])
+    if encoding in (None, "utf-8-sig"):
+        yield from _not_blank(lines)
+        return
+    text = io.TextIOWrapper(lines, encoding=encoding, errors="backslashreplace")  # as PowerShell writes
+    try:
+        yield from _not_blank(line.encode() for line in text)
+    finally:
+        text.detach()  # who opened the file closes it
+
+
+def _not_blank(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(lines, 1):
+        line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            yield number, line

@@ -1,0 +1,31 @@
+"""What SIGINT and SIGTERM do while no command has anything to clean up."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from types import FrameType
+
+from streamadapt.app.exit_codes import EXIT_SIGNALLED
+
+__all__ = ["STOPPING", "too_late"]
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+_done = False
+
+
+def too_late() -> None:
+    """From now on a signal changes nothing: what the command had to do is done, and its exit code is known."""
+    global _done
+    _done = True
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    del frame
+    if _done:
+        return
+    with suppress(OSError):
+        os.write(2, b"streamadapt: interrupted\n")
+    os._exit(EXIT_SIGNALLED + number)

@@ -1,0 +1,1 @@
+"""From TOML and the environment to checked tables."""

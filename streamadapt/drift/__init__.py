@@ -1,0 +1,1 @@
+"""Drift: signals, detectors, monitors and reactions."""

@@ -1,0 +1,227 @@
+"""What a drift does: learn faster for a while, forget, start anew, or train a replacement in the background."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from torch import Tensor
+
+from streamadapt.errors import ConfigError
+from streamadapt.learners.base import Learner
+from streamadapt.models.contract import BaseOutput
+from streamadapt.models.device import is_fatal
+from streamadapt.records import Array, Mask
+from streamadapt.tasks.losses import Loss
+
+__all__ = ["REACTIONS", "Boost", "Reaction", "Reactor", "Trial"]
+
+Reaction = Literal["alert", "boost", "forget", "reset", "refit"]
+REACTIONS: tuple[str, ...] = get_args(Reaction)
+
+
+@dataclass(slots=True)
+class Boost:
+    """A learning-rate factor that jumps at a drift and decays back to one.
+
+    Attributes
+    ----------
+    factor : float, >= 1
+        Right after a drift.
+    half_life : float, > 0, in entries
+        Of what the factor is above one.
+    level : float, >= 1
+        Now.
+    """
+
+    factor: float = 5.0
+    half_life: float = 100.0
+    level: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1.0 <= self.factor < math.inf:
+            raise ConfigError("drift.factor", self.factor, "a finite number >= 1")
+        if not 0.0 < self.half_life < math.inf:
+            raise ConfigError("drift.half_life", self.half_life, "a finite number of entries > 0")
+
+    def fire(self) -> None:
+        """Jump."""
+        self.level = self.factor
+
+    def decay(self) -> None:
+        """Let one entry pass."""
+        self.level = 1.0 + (self.level - 1.0) * 0.5 ** (1.0 / self.half_life)
+
+
+class Trial:
+    """A learner's replacement that starts anew beside it and takes its place if it turns out better.
+
+    As in adaptive random forests, where a background tree grows from the alarm on and replaces the old one (Gomes et
+    al. 2017, Machine Learning 106). Both are asked, with their states of now, for every matured example before either
+    learns it; over the second half of the trial the mean losses decide.
+
+    Parameters
+    ----------
+    learner : Learner
+        Built. It is not changed before the end.
+    length : int, matured examples
+    """
+
+    def __init__(self, learner: Learner, length: int) -> None:
+        # The spec is shared, and the frozen base in it: a copy of a learner must not be a copy of the base.
+        shared = {id(learner.spec): learner.spec, id(learner.spec.model): learner.spec.model}
+        self.learner = learner
+        self.fresh = copy.deepcopy(learner, shared)
+        self.fresh.reset()
+        self.length = length
+        self.count = 0
+        self.losses = np.zeros(2)  # the old one's, the fresh one's
+
+    def compare(self, inputs: Tensor, base: BaseOutput, target: Array, known: Mask, loss: Loss) -> None:
+        """Ask both about one matured example; `target` is (rows, columns), `known` as `Loss.known` has it."""
+        self.count += 1
+        if 2 * self.count <= self.length:
+            return
+        shape = (-1, *target.shape)
+        for i, learner in enumerate((self.learner, self.fresh)):
+            try:
+                said = learner.predict(inputs, base).reshape(shape).cpu().double().numpy()
+                losses = np.where(known, loss.loss(said, target), 0.0).sum() / len(said)
+            except Exception as error:  # what raises says nothing that is of use
+                if is_fatal(error):
+                    raise
+                losses = math.inf
+            self.losses[i] += losses if np.isfinite(losses) else math.inf
+
+    @property
+    def over(self) -> bool:
+        """Whether enough was seen."""
+        return self.count >= self.length
+
+    def finish(self) -> bool:
+        """Put the fresh state in place of the old one if it was better; say whether it was."""
+        better = bool(self.losses[1] < self.losses[0])
+        if better:
+            self.learner.load_state_dict(self.fresh.snapshot())
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fresh learner's state and the losses so far."""
+        return {"fresh": self.fresh.snapshot(), "count": self.count, "losses": self.losses.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.fresh.load_state_dict(state["fresh"])
+        self.count = int(state["count"])
+        self.losses[...] = state["losses"]
+
+
+class Reactor:
+    """Does to the learners what the monitors' alarms ask for.
+
+    Parameters
+    ----------
+    learners : sequence of Learner
+    told : callable (str, Learner) -> None
+        Called with what was done to a learner: ``forget``, ``reset``, ``refit``, ``refit-kept``, ``refit-dropped``.
+
+    Attributes
+    ----------
+    failed : callable (str, int, Exception) -> None
+        Called with a reaction that raised and the place of the learner that it was done to. Default: it is raised.
+    """
+
+    def __init__(self, learners: Sequence[Learner], told: Callable[[str, Learner], None]) -> None:
+        self.learners = learners
+        self.told = told
+        self.failed: Callable[[str, int, Exception], None] = _raise
+        self.trials: dict[int, Trial] = {}
+
+    def chosen(self, kinds: Sequence[str] | None) -> list[int]:
+        """Return the places of the learners of these kinds; None: of all."""
+        return [i for i, learner in enumerate(self.learners) if kinds is None or learner.kind in kinds]
+
+    def react(self, reaction: Reaction, kinds: Sequence[str] | None, *, keep: float, trial: int) -> None:
+        """Carry out one alarm's reaction; learners must be built."""
+        if reaction in ("alert", "boost"):
+            return  # a boost acts through the learning rates
+        for i in self.chosen(kinds):
+            try:
+                done = self._react(i, reaction, keep, trial)
+            except Exception as error:
+                self.failed(reaction, i, error)
+                continue
+            if done:
+                self.told(reaction, self.learners[i])
+
+    def _react(self, i: int, reaction: Reaction, keep: float, trial: int) -> bool:
+        """Do it to one learner; tell whether anything was done."""
+        learner = self.learners[i]
+        if reaction == "forget":
+            learner.forget(keep)
+        elif reaction == "reset":
+            learner.reset()
+            self.trials.pop(i, None)
+        elif not learner.needs_labels:
+            return False  # nothing would tell whether a fresh one is better
+        else:
+            self.trials[i] = Trial(learner, trial)
+        return True
+
+    def compare(self, inputs: Tensor, base: BaseOutput, target: Array, known: Mask, loss: Loss) -> None:
+        """Let all trials compare on one matured example, before it is learned."""
+        for trial in self.trials.values():
+            trial.compare(inputs, base, target, known, loss)
+
+    def learned(self, i: int, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        """Let the trial of learner `i`, if any, learn what the learner has just learned; end it if it is over."""
+        trial = self.trials.get(i)
+        if trial is None:
+            return
+        try:
+            trial.fresh.boost, trial.fresh.weight = self.learners[i].boost, self.learners[i].weight
+            trial.fresh.learn(inputs, base, target, mask)
+        except Exception as error:
+            self._drop(i, error)
+            return
+        if trial.over:
+            del self.trials[i]
+            try:
+                kept = trial.finish()
+            except Exception as error:  # the old state may be half overwritten
+                self.failed("refit-kept", i, error)
+                return
+            self.told("refit-kept" if kept else "refit-dropped", self.learners[i])
+
+    def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
+        """Let the fresh learners take in one entry."""
+        for i, trial in list(self.trials.items()):
+            try:
+                trial.fresh.adapt(inputs, base)
+            except Exception as error:
+                self._drop(i, error)
+
+    def _drop(self, i: int, error: Exception) -> None:
+        """End a trial whose replacement raised."""
+        self.trials.pop(i, None)
+        self.failed("refit", i, error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the trials that go on."""
+        return {"trials": [[i, trial.length, trial.state_dict()] for i, trial in self.trials.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned; the learners must be built."""
+        self.trials = {}
+        for i, length, saved in state["trials"]:
+            self.trials[int(i)] = trial = Trial(self.learners[int(i)], int(length))
+            trial.load_state_dict(saved)
+
+
+def _raise(reaction: str, i: int, error: Exception) -> None:
+    del reaction, i
+    raise error

@@ -1,0 +1,198 @@
+"""What keeps a source or a sink from its work: one log line when it begins, one when it is over, and counts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from streamadapt.config.secrets import scrubbed
+
+__all__ = ["BLOCKING", "NOTHING", "Condition", "Conditions", "Standing"]
+
+
+class Condition(StrEnum):
+    """What an operator should know of; the values are metric labels, so they never change.
+
+    The last three are events: they have no end.
+    """
+
+    NO_ANSWER = "no_answer"
+    TOPIC_MISSING = "topic_missing"
+    TOO_FEW_REPLICAS = "too_few_replicas"
+    UNACKNOWLEDGED = "unacknowledged"
+    OPEN_TRANSACTION = "open_transaction"
+    RECORDS_DELETED = "records_deleted"
+    GROUP_OFFSET = "group_offset"
+    OFFSETS_EXPIRED = "offsets_expired"
+
+
+BLOCKING: Final = frozenset(
+    (Condition.NO_ANSWER, Condition.TOPIC_MISSING, Condition.TOO_FEW_REPLICAS, Condition.UNACKNOWLEDGED)
+)
+"""While one of these holds, no work can be done."""
+EVENTS: Final = (Condition.RECORDS_DELETED, Condition.GROUP_OFFSET, Condition.OFFSETS_EXPIRED)
+
+
+AGAIN_S: Final = 10.0
+"""What comes back so soon after its end is the same outage: brokers that come up stumble."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one side (the source, the sink, the dead letters) does at this moment.
+
+    Attributes
+    ----------
+    trouble : str
+        Why no work can be done; empty if nothing is known.
+    holds : mapping of Condition to bool
+        Of every condition that the side can tell, whether it holds now.
+    began : mapping of Condition to int
+        And how often it has begun.
+    unacknowledged_s : float or None, s
+        Age of the oldest delivery that is not acknowledged; None where there is no such thing.
+    skipped : mapping of (str, int) to int
+        Stream and partition -> offsets that were passed over, since their records were deleted before they were read.
+    """
+
+    trouble: str = ""
+    holds: Mapping[Condition, bool] = field(default_factory=dict)
+    began: Mapping[Condition, int] = field(default_factory=dict)
+    unacknowledged_s: float | None = None
+    skipped: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+
+NOTHING: Final = Standing()
+"""Of a side that tells nothing of itself."""
+
+
+@dataclass
+class _Held:
+    text: str
+    since: float
+    holders: set[str]
+
+
+class Conditions:
+    """The conditions of one side. Any thread may call any method.
+
+    Parameters
+    ----------
+    what : str
+        The side, for the log lines, e.g. ``source kafka speeds at localhost:9092``. Never a secret.
+    known : collection of Condition
+        Those that this side can tell.
+    log : logging.Logger, optional
+    clock : callable () -> float, optional
+        Monotonic time in seconds.
+
+    Attributes
+    ----------
+    what : str
+    answered : bool
+        Whether the other side has ever answered.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        known: tuple[Condition, ...],
+        log: logging.Logger | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.what = what
+        self._known = known
+        self._log = log or logging.getLogger("streamadapt")
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._held: dict[Condition, _Held] = {}
+        self._ended: dict[Condition, tuple[float, float]] = {}  # when it ended, and since when it had held
+        self._began: Counter[Condition] = Counter()
+        self.answered = False
+
+    def begin(self, condition: Condition, text: str, holder: str = "") -> None:
+        """Say that a condition holds; one line in the log, unless it holds already, or did within `AGAIN_S`.
+
+        Parameters
+        ----------
+        text : str
+            What is wrong, of which topic, partition, group or broker, and what to do.
+        holder : str
+            Which part of the side: the condition holds for as long as it does for one of its parts.
+        """
+        with self._lock:
+            held = self._held.get(condition)
+            if held is not None:
+                held.holders.add(holder)
+                return
+            now, text = self._clock(), scrubbed(text)
+            ended_at, since = self._ended.pop(condition, (float("-inf"), now))
+            if now - ended_at < AGAIN_S:
+                self._held[condition] = _Held(text, since, {holder})
+                return
+            self._held[condition] = _Held(text, now, {holder})
+            self._began[condition] += 1
+        self._log.warning("%s: %s", self.what, text)
+
+    def end(self, condition: Condition, text: str, holder: str = "") -> None:
+        """Say that a condition is over for a part; one line in the log if it was the last one, with how long it took.
+
+        Parameters
+        ----------
+        text : str
+            What is right again.
+        """
+        with self._lock:
+            held = self._held.get(condition)
+            if held is None or holder not in held.holders:
+                return
+            held.holders.discard(holder)
+            if held.holders:
+                return
+            del self._held[condition]
+            now = self._clock()
+            self._ended[condition] = (now, held.since)
+            took_s = now - held.since
+        self._log.info("%s: %s after %.0f s", self.what, text, took_s)
+
+    def holds(self, condition: Condition, holder: str | None = None) -> bool:
+        """Whether a condition holds, for one part if that is named."""
+        with self._lock:
+            held = self._held.get(condition)
+            return held is not None and (holder is None or holder in held.holders)
+
+    def release(self, holder: str) -> None:
+        """A part is not this side's any more: what held for it alone is over, without a word."""
+        with self._lock:
+            for condition, held in list(self._held.items()):
+                held.holders.discard(holder)
+                if not held.holders:
+                    del self._held[condition]
+
+    def happened(self, condition: Condition, text: str) -> None:
+        """Say that something has happened that has no end."""
+        with self._lock:
+            self._began[condition] += 1
+        self._log.warning("%s: %s", self.what, scrubbed(text))
+
+    @property
+    def trouble(self) -> str:
+        """Why no work can be done: the text of the condition that has held longest; empty if there is none."""
+        with self._lock:
+            blocking = [held for condition, held in self._held.items() if condition in BLOCKING]
+            return min(blocking, key=lambda held: held.since).text if blocking else ""
+
+    def standing(
+        self, unacknowledged_s: float | None = None, skipped: Mapping[tuple[str, int], int] | None = None
+    ) -> Standing:
+        """Return everything as it is now; see `Standing`."""
+        with self._lock:
+            holds: dict[Condition, bool] = {one: one in self._held for one in self._known if one not in EVENTS}
+            began = {condition: self._began[condition] for condition in self._known}
+            return Standing(self.trouble, holds, began, unacknowledged_s, dict(skipped or {}))

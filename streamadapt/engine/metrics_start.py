@@ -1,0 +1,114 @@
+"""Counters that are there before they count: of a series that begins at 1, `increase()` never sees the first event."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from streamadapt.errors import Reason
+from streamadapt.pipeline.intervals import Intervals
+from streamadapt.pipeline.keyed import KeyedPipeline
+from streamadapt.pipeline.pipeline import Pipeline
+from streamadapt.pipeline.stats import Stats
+from streamadapt.tasks import Supervised
+
+__all__ = ["DEAD_LETTERS", "Zeros", "zeros_of"]
+
+DECODE: Final = ("decode",)
+BOTH: Final = ("decode", "process")
+LABEL: Final = (*BOTH, "label")
+_STAGES: Final = {
+    Reason.EMPTY_VALUE: DECODE,
+    Reason.TOO_LARGE: ("decode", "write"),
+    Reason.TOO_DEEP: DECODE,
+    Reason.NOT_JSON: DECODE,
+    Reason.WRONG_TYPE: ("decode", "label"),
+    Reason.MISSING_FIELD: BOTH,
+    Reason.WRONG_WIDTH: LABEL,
+    Reason.NOT_FINITE: LABEL,
+    Reason.BAD_TIME: BOTH,
+    Reason.BAD_CLASS: LABEL,
+    Reason.NO_KEY: ("write",),
+}
+"""Where a record is refused; for the other reasons only while it is processed."""
+
+DEAD_LETTERS: Final = tuple((reason.value, stage) for reason in Reason for stage in _STAGES.get(reason, ("process",)))
+"""Every reason and stage that can occur."""
+
+_OUTCOMES: Final = ("learned", "partial", "corrected", "absurd", "unpredicted", "expired", "refused")
+_NEGATIVES: Final = ("negative", "turned", "confirmed")
+_MOVES: Final = ("evicted", "restored", "forgotten")
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """What one partition's counters begin with.
+
+    Attributes
+    ----------
+    stats : Stats
+        Everything that can be counted is there, at 0.
+    asks : bool
+        Whether labels are asked for.
+    intervals : bool
+        Whether predictions have intervals.
+    measures : tuple of str
+        Of the losses that are estimated before labels come; empty where none are.
+    """
+
+    stats: Stats = field(default_factory=Stats)
+    asks: bool = False
+    intervals: bool = False
+    measures: tuple[str, ...] = ()
+
+    def under(self, stats: Stats) -> Stats:
+        """Return `stats` with the zeros of what has not been counted yet."""
+        zero = self.stats
+        names = {*zero.updates, *stats.updates}
+        return replace(
+            stats,
+            labels=Counter({**zero.labels, **stats.labels}),
+            updates={n: Counter({**zero.updates.get(n, {}), **stats.updates.get(n, {})}) for n in sorted(names)},
+            loss_sum={**zero.loss_sum, **stats.loss_sum},
+            loss_cells={**zero.loss_cells, **stats.loss_cells},
+            drifts=Counter({**zero.drifts, **stats.drifts}),
+            reactions=Counter({**zero.reactions, **stats.reactions}),
+            keys=Counter({**zero.keys, **stats.keys}),
+        )
+
+
+def zeros_of(pipeline: Pipeline | KeyedPipeline) -> Zeros:
+    """Return what a pipeline's counters begin with."""
+    one = pipeline.template if isinstance(pipeline, KeyedPipeline) else pipeline
+    outcomes: tuple[str, ...] = _OUTCOMES if isinstance(one.task, Supervised) and one.task.labelled else ()
+    if getattr(one.task, "negative_after", None) is not None:
+        outcomes += _NEGATIVES
+    moves = _MOVES if isinstance(pipeline, KeyedPipeline) else ()
+    stats = Stats(
+        labels=Counter(dict.fromkeys(outcomes, 0)),
+        updates={name: Counter(ok=0, restored=0) for name in one.names[1:]},
+        loss_sum=dict.fromkeys((*one.names, "served"), 0.0),
+        loss_cells=dict.fromkeys((*one.names, "served"), 0),
+        drifts=Counter(dict.fromkeys((monitor.name for monitor in one.watch.monitors), 0)),
+        reactions=Counter(dict.fromkeys(_reactions(one), 0)),
+        keys=Counter(dict.fromkeys(moves, 0)),
+    )
+    measures: tuple[str, ...] = ("base", "served")
+    if one.labelling.classify:
+        measures += ("base_accuracy", "served_accuracy")
+    return Zeros(
+        stats,
+        asks=one.labelling.budget is not None,
+        intervals=isinstance(one.intervals, Intervals),
+        measures=() if one.labelling.estimate is None else measures,
+    )
+
+
+def _reactions(pipeline: Pipeline) -> Iterator[str]:
+    for monitor in pipeline.watch.monitors:
+        if monitor.reaction != "alert":
+            yield monitor.reaction
+        if monitor.reaction == "refit":
+            yield from ("refit-kept", "refit-dropped")

@@ -1,0 +1,106 @@
+"""What a run came to, from the statistics of its partitions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from streamadapt.pipeline.stats import Stats
+
+__all__ = ["summarise"]
+
+
+def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
+    """Add up the partitions.
+
+    Returns
+    -------
+    dict
+        ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``, ``predictions``, ``pending``;
+        ``labels_used``: where labels were refused, how many were ``used`` ``of`` all, and the ``refused`` by reason;
+        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``times``, ``faults`` (see `Stats`),
+        ``restored``: name -> count;
+        ``drift_log``: the newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``:
+        labels asked for; ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``:
+        measure -> means of the estimates of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and
+        what those of the labelled ``really`` were. Empty where there is nothing to tell.
+    """
+    sums: Counter[str] = Counter()
+    cells: Counter[str] = Counter()
+    for one in stats:
+        sums.update(one.loss_sum)
+        cells.update(one.loss_cells)
+    means = {role: sums[role] / cells[role] if cells[role] else None for role in cells}
+    experts = {role: mean for role, mean in means.items() if role != "served"}
+    weights = {name: sum(s.weights.get(name, 0.0) for s in stats) / len(stats) for name in experts} if stats else {}
+    restored = {n: c for n in experts if (c := sum(s.updates.get(n, Counter())["restored"] for s in stats))}
+    return {
+        "frozen": means.get("base"),
+        "served": means.get("served"),
+        "experts": experts,
+        "matured_cells": cells["base"],
+        "labels_used": _labels_used(stats),
+        "entries": sum(s.entries for s in stats),
+        "predictions": sum(s.predictions for s in stats),
+        "pending": sum(s.pending for s in stats),
+        "labels": _total(s.labels for s in stats),
+        "dead_letters": _total(s.rejected for s in stats),
+        "drifts": _total(s.drifts for s in stats),
+        "reactions": _total(s.reactions for s in stats),
+        "times": _total(s.times for s in stats),
+        "faults": {part: n for part, n in _total(s.faults for s in stats).items() if n},
+        "drift_log": [list(drift) for s in stats for drift in s.drift_log],
+        "restored": restored,
+        "weights": weights,
+        "asked": sum(s.asked for s in stats),
+        "asked_loss": _asked(stats),
+        "estimated": _estimated(stats),
+    }
+
+
+def _labels_used(stats: Sequence[Stats]) -> dict[str, Any]:
+    """Return what share of the labels the losses rest on, where some were refused."""
+    refused = _total(s.rejected_labels for s in stats)
+    if not refused:
+        return {}
+    used = sum(s.labels[outcome] for s in stats for outcome in ("learned", "turned", "confirmed"))
+    return {"used": used, "of": used + sum(refused.values()), "refused": refused}
+
+
+def _asked(stats: Sequence[Stats]) -> dict[str, float]:
+    weight = sum(s.asked_weight for s in stats)
+    return {role: total / weight for role, total in _sums(s.asked_loss for s in stats).items()} if weight else {}
+
+
+def _estimated(stats: Sequence[Stats]) -> dict[str, dict[str, float | None]]:
+    count, known = sum(s.estimated_count for s in stats), sum(s.seen_count for s in stats)
+    told, foreseen = _sums(s.estimated for s in stats), _sums(s.foreseen for s in stats)
+    really = _sums(s.seen for s in stats)
+
+    def mean(total: float, n: float) -> float | None:
+        return total / n if n > 0.0 else None
+
+    return {
+        measure: {
+            "all": mean(total, count),
+            "labelled": mean(foreseen.get(measure, 0.0), known),
+            "really": mean(really.get(measure, 0.0), known),
+            "unlabelled": mean(total - foreseen.get(measure, 0.0), count - known),
+        }
+        for measure, total in told.items()
+    }
+
+
+def _sums(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    sums: Counter[str] = Counter()
+    for part in parts:
+        sums.update(part)
+    return dict(sums)
+
+
+def _total(counters: Any) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for counter in counters:
+        total.update(counter)
+    return dict(total)

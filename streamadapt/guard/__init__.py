@@ -1,0 +1,1 @@
+"""The guard: mixes the experts into the served prediction."""

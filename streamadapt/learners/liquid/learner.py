@@ -1,0 +1,389 @@
+"""Liquid networks as learners: a state that lives on between the entries, in the time that really passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
+from torch import Tensor
+
+from streamadapt.errors import ConfigError
+from streamadapt.learners.base import Learner, Maturity, masked_mean, require_shape
+from streamadapt.learners.liquid.cfc import Activation, CfC, Mode
+from streamadapt.learners.liquid.ltc import LTC
+from streamadapt.learners.liquid.ncps_weights import load_weights, read_weights
+from streamadapt.learners.liquid.recurrent import Recurrent
+from streamadapt.learners.liquid.wirings import Wiring, auto_ncp, fully_connected, random_wiring
+from streamadapt.learners.optimizer import Optimiser
+from streamadapt.models.contract import BaseOutput, Spec
+
+__all__ = ["Liquid", "Network"]
+
+SHORTEST, LONGEST = 1e-3, 1e4
+"""Gaps between entries are taken to lie between these, in time units: two entries may bear the same time."""
+INPUT_LIMIT = 1e3
+"""Scaled inputs are clipped here: one outlier's gradient would swamp all others."""
+FLOOR = 1e-6
+"""A class that the base rules out is given this much, so that it can be corrected; the log loss has the same floor."""
+NEVER = -(2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What the network is made of, besides its kind and number of units.
+
+    Attributes
+    ----------
+    mode, activation, backbone : of a CfC
+        See `streamadapt.learners.liquid.CfC`; a sparse wiring has no backbone. Default backbone: one layer of twice the units.
+    unfolds : int, of an LTC
+    wiring : {"dense", "random", "autoncp"}
+    motors : int, optional
+        Motor neurons of "autoncp", which the readout sees; default: a quarter of the units.
+    sparsity : float
+        Of "random" and "autoncp": the share of synapses that are left out.
+    wiring_seed : int
+        Of the wiring alone, so that weights from a file fit.
+    """
+
+    mode: Mode = "default"
+    activation: Activation = "lecun_tanh"
+    backbone: Sequence[int] | None = None
+    unfolds: int = 6
+    wiring: Literal["dense", "random", "autoncp"] = "dense"
+    motors: int | None = None
+    sparsity: float = 0.5
+    wiring_seed: int = 22222
+
+    def build(self, cell: str, inputs: int, units: int, outputs: int, generator: torch.Generator) -> Recurrent:
+        """Make the network, with a readout of `outputs`; `ConfigError` where the settings do not fit each other."""
+        if self.wiring not in ("dense", "random", "autoncp"):
+            raise ConfigError("network.wiring", self.wiring, "dense, random or autoncp")
+        if cell == "ltc" and self.mode != "default":
+            raise ConfigError("network.mode", self.mode, "no mode for an LTC: only a CfC has several")
+        if self.backbone is not None and (cell == "ltc" or self.wiring != "dense"):
+            raise ConfigError(
+                "network.backbone", self.backbone, "no backbone: only a CfC that is wired densely has one"
+            )
+        if self.wiring == "autoncp":
+            motors = max(units // 4, 1) if self.motors is None else self.motors
+            wired = auto_ncp(inputs, units, motors, sparsity=self.sparsity, seed=self.wiring_seed)
+        elif self.wiring == "random":
+            wired = random_wiring(inputs, units, sparsity=self.sparsity, seed=self.wiring_seed)
+        else:
+            wired = fully_connected(inputs, units)
+        if cell == "ltc":
+            return LTC(inputs, wired, projection=outputs, unfolds=self.unfolds, generator=generator)
+        of: int | Wiring = units if self.wiring == "dense" else wired
+        backbone = (2 * units,) if self.backbone is None else tuple(self.backbone)
+        return CfC(
+            inputs, of, projection=outputs, mode=self.mode, activation=self.activation, backbone=backbone,
+            generator=generator,
+        )  # fmt: skip
+
+
+class _Ahead(NamedTuple):
+    """The state after an entry as `predict` found it, and all that it was found from."""
+
+    inputs: Tensor
+    times: Tensor | None
+    parameter: Tensor
+    versions: tuple[int, int]
+    state: Tensor
+
+
+class Liquid(Learner):
+    """A liquid network (CfC [1]_ or LTC [2]_) with a live state, in event time.
+
+    At every entry the state h advances by one step from the newest row x of the window, in scaled units, and the time
+    dt since the entry before, in units of `time_unit` (the very first time it runs over the whole window)::
+
+        h <- cell(x, h, dt),   prediction = base + scale * readout(h)         (forecasts, regression)
+                               prediction = softmax(log base + readout(h))    (classification)
+
+    With ``residual=False`` there is no base in it: ``loc + scale * readout(h)``, ``softmax(readout(h))``. The base's
+    output is no input: a matured example tells it for its own entry only, and the unrolled steps need it for each.
+
+    ``update="step"``: for each matured example one step of truncated backpropagation through time: from the state as it
+    was (detached) before the last `unroll` entries of the example's window, over these, to the readout at its newest;
+    one step of Adam on the error. States of the past are kept in a ring and found by event time; they are those that
+    the live network went through, however long its memory, where a start from zeros would train it for another
+    life than it leads. Where the ring does not reach back (the start of a stream, labels later than `late` entries),
+    zeros are what is left. The readout starts at zero: the first prediction is the base's to the bit (of classes whose
+    probability is at least `FLOOR`).
+
+    ``update="none"``: the weights of a file are never changed; only the state lives. No labels are needed.
+
+    Costs per entry of a CfC with n units, c channels and backbone b: O(b (c + n) + n b + n rows columns) to predict, 3
+    `unroll` times that to learn; floats of state: three times its parameters, n (`late` + `unroll`) for the ring.
+
+    Parameters
+    ----------
+    cell : {"cfc", "ltc"}
+        The kind of network: closed-form continuous-time, or liquid time-constant.
+    units : int, >= 1
+        Neurons of the recurrent layer.
+    update : {"step", "none"}
+        Whether labels change the weights.
+    weights : path, optional
+        A safetensors file to start from, with the tensors' names of ncps (``rnn_cell.*``, ``fc.*``) or of
+        `streamadapt.learners.liquid`; the readout included. Needed for "none". It must have been trained on inputs and outputs
+        that are scaled as the base's are (`Spec`), and on gaps in the same `time_unit`.
+    residual : bool
+        Whether the network corrects the base or predicts by itself.
+    lr : float, > 0
+        Adam's learning rate. Default: 1e-3 for a CfC; 3e-3 for an LTC, whose states move less.
+    loss : {"mae", "mse"}
+        What a step reduces, in scaled units; for classes it is always the cross entropy.
+    unroll : int, >= 1
+        Entries that the gradient goes back; at most the window.
+    clip : float, > 0
+        Gradients are scaled down to this norm.
+    late : int, >= 0
+        How many entries late a label may come to be learned from the state of its time (supervised tasks).
+    time_unit : float, > 0, seconds, optional
+        Default: the mean gap between the entries of the first window (of one: the first gap), kept from then on.
+    network : Network, optional
+
+    References
+    ----------
+    .. [1] Hasani et al. (2022), Closed-form continuous-time neural networks, Nature Machine Intelligence 4.
+    .. [2] Hasani et al. (2021), Liquid time-constant networks, AAAI 35.
+
+    Examples
+    --------
+    >>> Liquid("ltc", units=16).names
+    ('liquid-ltc-16',)
+    """
+
+    kind: ClassVar[str] = "liquid"
+    matures: ClassVar[Maturity] = "path"
+    state: Tensor
+    clock: Tensor
+    past: Tensor
+    past_times: Tensor
+
+    def __init__(  # noqa: PLR0913 - each is a key of its table
+        self,
+        cell: Literal["cfc", "ltc"] = "cfc",
+        units: int = 32,
+        *,
+        update: Literal["step", "none"] = "step",
+        weights: Path | None = None,
+        residual: bool = True,
+        lr: float | None = None,
+        loss: Literal["mae", "mse"] = "mae",
+        unroll: int = 4,
+        clip: float = 1.0,
+        late: int = 256,
+        time_unit: float | None = None,
+        network: Network | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (("cell", cell, ("cfc", "ltc")), ("update", update, ("step", "none"))):
+            if value not in known:
+                raise ConfigError(name, value, " or ".join(known))
+        if loss not in ("mae", "mse"):
+            raise ConfigError("loss", loss, "mae or mse")
+        for name, size, least in (("units", units, 1), ("unroll", unroll, 1), ("late", late, 0)):
+            if size < least:
+                raise ConfigError(name, size, f"a whole number >= {least}")
+        self.default_lr = 1e-3 if cell == "cfc" else 3e-3
+        lr = self.default_lr if lr is None else lr
+        for name, number in (("lr", lr), ("clip", clip), ("time_unit", 1.0 if time_unit is None else time_unit)):
+            if not 0.0 < number < math.inf:
+                raise ConfigError(name, number, "a finite number > 0")
+        if update == "none" and weights is None:
+            raise ConfigError("weights", None, 'a safetensors file: update = "none" never learns any')
+        self.cell, self.units, self.update, self.residual = cell, units, update, residual
+        self.lr, self.loss, self.unroll, self.clip, self.late = lr, loss, unroll, clip, late
+        self.time_unit = time_unit
+        self.network = network or Network()
+        self.network.build(cell, 1, units, 1, torch.Generator())  # what does not fit is refused now
+        self._file = None if weights is None else Path(weights)
+        self._weights = None if self._file is None else read_weights(self._file)
+
+    @property
+    def needs_labels(self) -> bool:  # type: ignore[override]
+        """Not with frozen weights."""
+        return self.update == "step"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``liquid-cfc`` or ``liquid-ltc``, and what is not the default: ``liquid-cfc-pure-64-direct-frozen``."""
+        said = [self.kind, self.cell]
+        said += [self.network.mode] * (self.network.mode != "default") + [self.network.wiring] * self._sparse
+        said += [str(self.units)] * (self.units != 32) + [f"{self.lr:g}"] * (self.lr != self.default_lr)
+        said += (
+            [f"unroll{self.unroll}"] * (self.unroll != 4)
+            + ["direct"] * (not self.residual)
+            + ["frozen"] * (self.update == "none")
+        )
+        return ("-".join(said),)
+
+    @property
+    def _sparse(self) -> bool:
+        return self.network.wiring != "dense"
+
+    def allocate(self, spec: Spec) -> None:
+        """Draw the network, or take the file's; the state starts at zero."""
+        generator = spec.generator()
+        net = self.network.build(self.cell, spec.channels, self.units, spec.rows * spec.columns, generator)
+        assert net.readout is not None
+        if self._weights is not None:
+            load_weights(net, self._weights, file=self._file)
+        else:
+            with torch.no_grad():
+                net.readout.weight.zero_()
+                net.readout.bias.zero_()
+        self.net = net.to(spec.device).requires_grad_(self.update == "step")
+        self.steps_back = min(self.unroll, spec.window)
+        lag = spec.rows if spec.kind == "forecast" else self.late
+        size = 1 + self.steps_back + lag if self.update == "step" else 0
+        self.register_buffer("state", torch.zeros(1, net.state_size, dtype=torch.float32, device=spec.device))
+        # Event time of the newest entry; how many there were; the time unit, 0 while it is not known; all in ns.
+        unit = 0 if self.time_unit is None else max(round(self.time_unit * 1e9), 1)
+        self.register_buffer("clock", torch.tensor([0, 0, unit], dtype=torch.int64, device=spec.device))
+        self.register_buffer("past", torch.zeros(size, net.state_size, dtype=torch.float32, device=spec.device))
+        self.register_buffer("past_times", torch.full((size,), NEVER, dtype=torch.int64, device=spec.device))
+        if self.update == "step":
+            self.optimiser = Optimiser(list(self.net.parameters()), "adam", self.lr, {})
+        self._ahead: _Ahead | None = None
+
+    # -- time
+
+    def _unit(self, times: list[int], clock: list[int]) -> int:
+        """The time unit in ns as it is or would be found now; 0 while no time has passed."""
+        last, count, unit = clock
+        if unit or not times:
+            return unit
+        if len(times) > 1:
+            return (times[-1] - times[0]) // (len(times) - 1)
+        return max(times[0] - last, 0) if count else 0
+
+    def _gaps(self, times: list[int], before: int | None, unit: int) -> Tensor:
+        """Return (1, steps): time since the entry before each, in units; 1 where that is not known."""
+        gaps = []
+        for time in times:
+            known = before is not None and unit > 0
+            gaps.append(min(max((time - before) / unit, SHORTEST), LONGEST) if known and before is not None else 1.0)
+            before = time
+        return torch.tensor([gaps], dtype=torch.float32, device=self.spec.device)
+
+    # -- the network
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        """(steps, channels) original units -> (1, steps, channels)."""
+        scaled = (rows - self.spec.input_loc) / self.spec.input_scale
+        return scaled.clamp(-INPUT_LIMIT, INPUT_LIMIT).unsqueeze(0)
+
+    def _advance(self, inputs: Tensor, base: BaseOutput) -> tuple[Tensor, Tensor]:
+        """Return what the readout says of the newest entry, (1, rows * columns), and the state after it."""
+        require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
+        clock: list[int] = self.clock.tolist()
+        last, count, _ = clock
+        times: list[int] = [] if base.times is None else base.times.tolist()
+        unit = self._unit(times, clock)
+        rows = inputs[-1:] if count else inputs
+        newest = times[-len(rows) :] if times else [0] * len(rows)
+        gaps = self._gaps(newest, last if count else None, unit if times else 0)
+        with torch.no_grad():
+            said, state = self.net(self._scaled(rows), self.state, gaps, sequences=False)
+        return said, state
+
+    def _output(self, said: Tensor, base: Tensor) -> Tensor:
+        """(1, rows * columns) of the readout -> (rows, columns), original units."""
+        spec = self.spec
+        said = said.view(spec.rows, spec.columns)
+        if spec.kind == "classification":
+            if not self.residual:
+                return torch.softmax(said, -1)
+            p = base.clamp_min(FLOOR)
+            moved = p * torch.exp(said - said.amax(-1, keepdim=True))
+            # Divided by what the base sums to: where the readout is zero, the base stays as it is to the bit.
+            return moved / (moved.sum(-1, keepdim=True) / p.sum(-1, keepdim=True))
+        return torch.addcmul(base if self.residual else spec.output_loc, said, spec.output_scale)
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        """Return what the network would say after this entry; its state stays."""
+        require_shape("base.output", base.output, (self.spec.rows, self.spec.columns))
+        said, state = self._advance(inputs, base)
+        parameter, versions = self._versions()
+        self._ahead = _Ahead(inputs, base.times, parameter, versions, state)
+        return self._output(said, base.output)
+
+    def _versions(self) -> tuple[Tensor, tuple[int, int]]:
+        """What changes when parameters are swapped, and when a state is loaded."""
+        assert self.net.readout is not None
+        parameter = self.net.readout.weight
+        return parameter, (parameter._version, self.state._version)
+
+    def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
+        """Let the state live on, and remember it."""
+        ahead, self._ahead = self._ahead, None
+        parameter, versions = self._versions()
+        fits = ahead is not None and ahead.inputs is inputs and ahead.times is base.times
+        if ahead is not None and fits and ahead.parameter is parameter and ahead.versions == versions:
+            state = ahead.state
+        else:
+            state = self._advance(inputs, base)[1]
+        clock: list[int] = self.clock.tolist()
+        times: list[int] = [] if base.times is None else base.times.tolist()
+        newest = times[-1] if times else clock[0]
+        with torch.no_grad():
+            self.state.copy_(state)
+            if len(self.past):
+                at = clock[1] % len(self.past)
+                self.past[at].copy_(state[0])
+                self.past_times[at] = newest
+            self.clock.copy_(torch.tensor([newest, clock[1] + 1, self._unit(times, clock)], dtype=torch.int64))
+
+    # -- learning
+
+    def _start(self, newest: int | None, count: int) -> tuple[Tensor, int | None]:
+        """Find the state before the unrolled entries of an example, and its time; zeros where it is not kept."""
+        size, nowhere = len(self.past), (torch.zeros_like(self.state), None)
+        if newest is None:
+            return nowhere
+        index = int((self.past_times == newest).int().argmax())
+        age = (count - 1 - index) % size + self.steps_back  # of the wanted state, in entries
+        at = (count - 1 - age) % size
+        if age >= min(size, count) or int(self.past_times[index]) != newest:
+            return nowhere
+        return self.past[at : at + 1].clone(), int(self.past_times[at])
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        """Make one step of truncated backpropagation through time."""
+        require_shape("target", target, (self.spec.rows, self.spec.columns))
+        if self.update == "none" or not bool(mask.any()):
+            return
+        k = self.steps_back
+        times: list[int] = [] if base.times is None else base.times[-k - 1 :].tolist()
+        _, count, unit = self.clock.tolist()
+        state, before = self._start(times[-1] if times else None, count)
+        if len(times) > k:
+            before = times[0]
+        gaps = self._gaps(times[-k:] if times else [0] * k, before, unit if times else 0)
+        with torch.enable_grad():
+            said, _ = self.net(self._scaled(inputs[-k:]), state, gaps, sequences=False)
+            loss = self._loss(said, base.output, target, mask)
+            loss = loss if self.weight == 1.0 else loss * self.weight
+        self._ahead = None  # found with the parameters of before
+        self.optimiser.step(loss, self.boost, clip=self.clip)
+        with torch.no_grad():
+            self.net.constrain_()
+
+    def _loss(self, said: Tensor, base: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        spec = self.spec
+        said = said.view(spec.rows, spec.columns)
+        if spec.kind == "classification":
+            logits = said + base.clamp_min(FLOOR).log() if self.residual else said
+            return masked_mean(-torch.where(mask, target, 0.0) * F.log_softmax(logits, -1), mask) * spec.columns
+        left = (target - (base if self.residual else spec.output_loc)) / spec.output_scale
+        error = said - torch.where(mask, left, 0.0)
+        return masked_mean(error.abs() if self.loss == "mae" else error.square(), mask)

@@ -1,0 +1,216 @@
+"""Test-time adaptation one entry at a time, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from streamadapt.errors import ConfigError
+from streamadapt.learners.base import Learner, require_shape
+from streamadapt.learners.tta.continuity import Continuity
+from streamadapt.learners.tta.copies import ModelCopy
+from streamadapt.learners.tta.memory import BalancedMemory
+from streamadapt.learners.tta.polarity import Polarity
+from streamadapt.learners.tta.running import Running
+from streamadapt.learners.tta.samples import source_samples
+from streamadapt.learners.tta.selection import Selection
+from streamadapt.learners.tta.signature import Look, Signature
+from streamadapt.models.contract import BaseOutput, Spec, TaskKind
+
+__all__ = ["PerEntry"]
+
+LEAST_SAMPLES = 50
+LEAST_MEMORY = 8
+AT_ONCE = 256
+"""Source samples that are run through the model together."""
+
+
+class _Branches(NamedTuple):
+    """What the branches make of an unfamiliar entry: what to commit, by part, and what to remember."""
+
+    fresh: bool
+    polarity: dict[str, Tensor]
+    running: dict[str, Tensor]
+    selection: dict[str, Tensor]
+    mean: Tensor
+    var: Tensor
+
+
+class _View(NamedTuple):
+    """One entry, worked out: `predict` returns its answer, `adapt` commits the rest."""
+
+    look: Look
+    answer: Tensor
+    continuity: dict[str, Tensor]
+    branches: _Branches | None
+
+
+class PerEntry(Learner):
+    """Adapts a classifier to a stream of single entries, without labels and without gradients.
+
+    Published test-time adaptation takes statistics and gradients from batches; one entry at a time, and in orders
+    sorted by label, it falls to chance. Here every entry is met with statistics gathered over many:
+
+    1. `Signature`: an entry whose first layer looks like the source's is answered by the frozen model, and changes no
+       statistics. A change of the stream is told from the same numbers; everything adapted is then dropped.
+    2. Otherwise three branches answer: the frozen model, one with running statistics (`Running`), one with the
+       statistics of a class-balanced memory (`BalancedMemory`), the two latter with the first gain turned round
+       where the stream's polarity is (`Polarity`). One forward pass runs both.
+    3. `Selection` mixes them by the mutual information between entries and answers.
+    4. `Continuity` finds out whether labels come in runs, and uses it.
+
+    Every threshold is measured on the source samples when the learner is built. Only batch normalisations have
+    statistics to move. A model with LayerNorm or GroupNorm only keeps its frozen answers, filtered by `Continuity`
+    where an entry is familiar: on single entries, entropy steps on such models did harm in measurement. There is no
+    guarantee without labels; a guard with a few labels gives one.
+
+    Costs a familiar entry: the model up to its first normalisation, and some 40 small operations; an unfamiliar one: a
+    forward pass of two entries besides, and O(memory x features) time. Holds memory x features x 2 floats, where
+    features are the channels of all batch normalisations.
+
+    Parameters
+    ----------
+    source : Path or Tensor
+        Source samples, 50 or more, without labels, of (samples, window, channels): a file ``.npy``, ``.npz`` or
+        ``.safetensors``, in the latter two under the name ``inputs``. Best a few hundred that the base was not fitted
+        on; those it was fitted on will do.
+    memory : int, >= 8, in entries
+        How many entries the class-balanced memory keeps.
+    modules : sequence of str, optional
+        Names of the normalisation layers to drive; default: all. The first that is reached makes the signature.
+    signed : bool
+        Whether the sign of the first layer's gain may change: for streams that may come as negatives.
+
+    Attributes
+    ----------
+    signal_names
+        ``per_entry-unfamiliarity``: log mean squared z-score of the newest entry's signature; near 0 for the source's.
+
+    References
+    ----------
+    The parts are after RoTTA (Yuan et al. 2023), NOTE (Gong et al. 2022) and SAR (Niu et al. 2023); see each of them.
+
+    Examples
+    --------
+    >>> PerEntry(torch.randn(60, 1, 8), memory=32)
+    PerEntry(source=Tensor(60, 1, 8), memory=32)
+    """
+
+    kind: ClassVar[str] = "per_entry"
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
+    needs_labels: ClassVar[bool] = False
+
+    def __init__(
+        self, source: Path | Tensor, *, memory: int = 64, modules: Sequence[str] | None = None, signed: bool = True
+    ) -> None:
+        super().__init__()
+        if memory < LEAST_MEMORY:
+            raise ConfigError("memory", memory, f"entries to remember, {LEAST_MEMORY} or more")
+        self.source = source
+        self.memory_size = memory
+        self.modules_named = None if modules is None else tuple(modules)
+        self.signed = signed
+
+    @property
+    def signal_names(self) -> tuple[str, ...]:
+        """``per_entry-unfamiliarity``."""
+        return (f"{self.kind}-unfamiliarity",)
+
+    def signals(self) -> dict[str, float]:
+        """Return how unlike the source's the newest entry is."""
+        return {self.signal_names[0]: self._score}
+
+    def allocate(self, spec: Spec) -> None:
+        """Copy the base's module, and measure the thresholds on the source samples."""
+        copy = ModelCopy(spec, self.modules_named)
+        self._copy = (copy,)  # a tuple keeps it out of the module tree: nothing of the model's changes
+        samples = torch.split(source_samples("source", self.source, spec, LEAST_SAMPLES), AT_ONCE)
+        mean, var = copy.source
+        with torch.no_grad():
+            labels = torch.cat([copy.run(part, copy.as_trained).logits.argmax(1) for part in samples])
+            x = torch.cat([copy.head(part) for part in samples])
+        self.signature = Signature(x, labels, spec.generator())
+        self.polarity = Polarity(x)
+        self.running = Running(mean, var)
+        self.memory = BalancedMemory(self.memory_size, spec.columns, mean, var)
+        self.selection = Selection((False, True, False), spec.columns, spec.device)
+        self.continuity = Continuity(spec.columns, spec.device)
+        self._kept: tuple[Tensor, int, int, _View] | None = None
+        self._score = torch.nan
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        """Answer one entry."""
+        require_shape("base.output", base.output, (self.spec.rows, self.spec.columns))
+        return self._view(inputs, base).answer.unsqueeze(0).clone()
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        """Learn nothing: labels are not used."""
+
+    def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
+        """Take one entry in."""
+        view = self._view(inputs, base)
+        self._kept = None
+        self._score = view.look.score
+        self.signature.commit(view.look.new)
+        self.continuity.commit(view.continuity)
+        branches = view.branches
+        if view.look.drift or (branches is not None and branches.fresh):
+            for part in (self.polarity, self.running, self.memory, self.selection):
+                part.clear()
+        if branches is not None:
+            self.polarity.commit(branches.polarity)
+            self.running.commit(branches.running)
+            self.selection.commit(branches.selection)
+            self.memory.add(view.answer.argmax(), branches.mean, branches.var)
+
+    def _view(self, inputs: Tensor, base: BaseOutput) -> _View:
+        """Work one entry out without writing to the state; `adapt` finds what `predict` has worked out."""
+        versions = inputs._version, self.signature.counts._version
+        if self._kept is not None and self._kept[0] is inputs and self._kept[1:3] == versions:
+            return self._kept[3]
+        with torch.no_grad():
+            view = self._work_out(inputs, base.output[0])
+        self._kept = (inputs, *versions, view)
+        return view
+
+    def _work_out(self, inputs: Tensor, frozen: Tensor) -> _View:
+        x = self._copy[0].head(inputs.unsqueeze(0))
+        look = self.signature.look(x)
+        answer, branches = frozen, None
+        if not look.familiar:
+            if look.usable and self._copy[0].batch_norms:
+                answer, branches = self._branches(inputs, x, look.drift, frozen)
+            if branches is None:  # nothing to adapt, or a glitch: nothing is learned from it
+                return _View(look, frozen if self._sound() else torch.full_like(frozen, torch.nan), {}, None)
+        filtered, new = self.continuity.look(answer)
+        return _View(look, filtered, new, branches)
+
+    def _sound(self) -> bool:
+        """Tell whether the state is finite: where it is not, nothing an entry holds is to blame, and that must show."""
+        return all(bool(torch.isfinite(held).all()) for held in self.buffers() if held.is_floating_point())
+
+    def _branches(self, inputs: Tensor, x: Tensor, drift: bool, frozen: Tensor) -> tuple[Tensor, _Branches | None]:
+        """Return the mixed answer (classes,) to an unfamiliar entry, and what to commit; None if it is not finite."""
+        turn = self.polarity.look(x, drift)
+        fresh = drift or turn.flipped
+        source = self._copy[0].source
+        mean, var, rate, count = self.running.look(fresh)
+        memory = source if fresh else self.memory.statistics()
+        given = (
+            torch.stack([mean, memory[0]]),
+            torch.stack([var, memory[1]]),
+            torch.tensor(
+                [[rate], [0.0]], dtype=torch.float32, device=x.device
+            ),  # the entry itself counts among the running statistics
+        )
+        seen = self._copy[0].run(inputs.expand(2, *inputs.shape), given, turn.sign if self.signed else None)
+        answers = torch.cat([frozen.unsqueeze(0), seen.logits.softmax(1)])
+        if not bool(torch.isfinite(answers.sum() + sum(t.sum() for t in seen[1:]))):
+            return frozen, None
+        choice = self.selection.look(answers, fresh)
+        running = {"mean": seen.used_mean[0], "var": seen.used_var[0], "count": count}
+        return choice.answer, _Branches(fresh, turn.new, running, choice.new, seen.mean[1], seen.var[1])

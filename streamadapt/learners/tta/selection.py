@@ -1,0 +1,83 @@
+"""Weighing branches by how decided and how varied their answers are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from streamadapt.learners.tta.parts import Part
+
+__all__ = ["Choice", "Selection"]
+
+SLOWEST = 0.004
+SHARPNESS = 20.0
+WARM = 16.0
+STAY_RATE = 0.03
+SORTED = 0.5
+"""Rate of equal answers in a row above which the labels are taken to come sorted."""
+
+
+class Choice(NamedTuple):
+    """The mixed answer (classes,), and what to commit."""
+
+    answer: Tensor
+    new: dict[str, Tensor]
+
+
+class Selection(Part):
+    """Mixes branches by the mutual information between entry and answer, as each branch's answers show it.
+
+    Per branch, over the unfamiliar entries since the stream changed: ``MI = (H(mean p) - mean H(p)) min(1, t / 16)``,
+    ``w = softmax(20 MI)``. A branch that says the same to everything, or is undecided on everything, has MI near 0.
+    Where the labels come sorted, branches that follow the newest entries only are left out.
+
+    Parameters
+    ----------
+    follows : tuple of bool
+        Which branches follow the newest entries only.
+    """
+
+    mean: Tensor
+    doubt: Tensor
+    count: Tensor
+    stay: Tensor
+    last: Tensor
+
+    def __init__(self, follows: tuple[bool, ...], classes: int, device: torch.device) -> None:
+        super().__init__()
+        k = len(follows)
+        self._follows = torch.tensor(follows, dtype=torch.bool, device=device)
+        zero, none = (
+            torch.zeros((), dtype=torch.float32, device=device),
+            torch.zeros((), dtype=torch.int64, device=device),
+        )
+        self.hold(
+            mean=torch.zeros(k, classes, dtype=torch.float32, device=device),
+            doubt=torch.zeros(k, dtype=torch.float32, device=device),
+            count=none,
+        )
+        self.hold(stay=zero, last=none)
+
+    def clear(self) -> None:
+        """Begin anew; whether labels come in runs is no matter of what the entries look like."""
+        self.count.zero_()
+
+    def look(self, p: Tensor, fresh: bool) -> Choice:
+        """Mix (branches, classes); `fresh`: the stream has just changed."""
+        count = torch.ones_like(self.count) if fresh else self.count + 1
+        rate = max(SLOWEST, 1.0 / int(count))
+        mean = torch.lerp(self.mean, p, rate)
+        doubt = torch.lerp(self.doubt, _entropy(p), rate)
+        information = (_entropy(mean) - doubt) * min(1.0, int(count) / WARM)
+        scores = torch.where(self._follows & (self.stay > SORTED), -torch.inf, SHARPNESS * information)
+        answer: Tensor = scores.softmax(0) @ p
+        said = answer.argmax()
+        stay = torch.lerp(self.stay, (said == self.last).float(), STAY_RATE)
+        return Choice(answer, {"mean": mean, "doubt": doubt, "count": count, "stay": stay, "last": said})
+
+
+def _entropy(p: Tensor) -> Tensor:
+    terms: Tensor = torch.special.entr(p)
+    return terms.sum(-1)

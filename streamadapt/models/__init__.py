@@ -1,0 +1,1 @@
+"""The frozen model: its contract, the built-in ones, fitting and reading them."""

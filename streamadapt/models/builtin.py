@@ -1,0 +1,282 @@
+"""The frozen model: what the user deployed. It is read and never written to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from streamadapt.errors import ConfigError
+from streamadapt.models.contract import Base, BaseOutput, FrozenModel, Prior, TaskKind
+from streamadapt.models.features import feature_count, linear_features
+from streamadapt.models.weights import read_tensors
+
+__all__ = ["Linear", "Persistence", "load_module"]
+
+
+class Persistence(Base):
+    """The last value again, for every step of the horizon: the plainest forecaster.
+
+    Parameters
+    ----------
+    horizon : int, >= 1, in entries
+        How many entries ahead the forecast reaches: as many as the task's.
+
+    Examples
+    --------
+    >>> Persistence(2)(torch.tensor([[1.0], [4.0]])).output.tolist()
+    [[4.0], [4.0]]
+    """
+
+    kind: ClassVar[str] = "persistence"
+
+    def __init__(self, horizon: int) -> None:
+        super().__init__()
+        self.horizon = horizon
+
+    def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
+        """Only forecasts have a last value of what is to be predicted."""
+        del window, columns
+        if kind != "forecast":
+            raise ConfigError("base.kind", self.kind, f"a base for a {kind} task: persistence forecasts")
+        if rows != self.horizon:
+            raise ConfigError("base.horizon", self.horizon, f"the task's horizon, {rows}")
+
+    def input_dtype(self, *, far: bool) -> torch.dtype:
+        """Take float64: what came is what it says."""
+        del far
+        return torch.float64
+
+    def forward(self, inputs: Tensor) -> BaseOutput:
+        """Repeat the last row."""
+        return BaseOutput(inputs[-1:].expand(self.horizon, -1).clone())
+
+
+class Linear(Base):
+    """Ridge regression on the window; made by `streamadapt.models.fit.fit_linear`.
+
+    Forecasts: one regression for all channels, from a channel's own scaled window to its next `rows` values.
+    Regression: from the whole scaled window to the outputs. Classification: softmax of the same.
+
+    Parameters
+    ----------
+    kind_of_task : {"forecast", "regression", "classification"}
+    weights : Tensor, (features, responses), float32
+        The last feature is the constant.
+    window : int
+    subtract_last : bool
+        Forecasts: the last value is subtracted from window and target ("strong" form).
+    scaling : mapping of str to Tensor
+        ``input_loc``, ``input_scale`` (channels,) and ``output_loc``, ``output_scale`` (columns,).
+    statistics : Prior or None
+
+    Examples
+    --------
+    >>> from streamadapt import Batch
+    >>> from streamadapt.models.fit import fit_forecast
+    >>> history = Batch([[t % 3] for t in range(100)], range(100))  # 0, 1, 2, 0, 1, 2, ...
+    >>> base = fit_forecast(history, window=3, horizon=3, ridge=0.0)
+    >>> said = base(torch.tensor([[0.0], [1.0], [2.0]]))
+    >>> said.output.round().abs().flatten().tolist()
+    [0.0, 1.0, 2.0]
+    """
+
+    kind: ClassVar[str] = "linear"
+    weights: Tensor
+
+    def __init__(
+        self,
+        kind_of_task: TaskKind,
+        weights: Tensor,
+        window: int,
+        *,
+        subtract_last: bool,
+        scaling: dict[str, Tensor],
+        statistics: Prior | None = None,
+    ) -> None:
+        super().__init__()
+        self.kind_of_task = kind_of_task
+        self.window = window
+        self.subtract_last = subtract_last
+        self.register_buffer("weights", weights.contiguous())
+        for name, tensor in scaling.items():
+            self.register_buffer(name, tensor)
+        self._statistics = statistics
+
+    @property
+    def channels(self) -> int | None:
+        """As many as it was fitted on."""
+        assert self.input_loc is not None
+        return len(self.input_loc)
+
+    def prior(self) -> Prior | None:
+        """Return the sufficient statistics of the fit."""
+        return self._statistics
+
+    def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
+        """Compare with what it was fitted for."""
+        mine = self.weights.shape[1]
+        wanted = rows if kind == "forecast" else columns
+        if kind != self.kind_of_task:
+            raise ConfigError("base.weights", self.kind_of_task, f"weights fitted for a {kind} task")
+        if window != self.window:
+            raise ConfigError("task.window", window, f"{self.window}, which the base's weights were fitted for")
+        if wanted is not None and wanted != mine:
+            raise ConfigError("base.weights", mine, f"weights with {wanted} responses, as the task has")
+
+    def input_dtype(self, *, far: bool) -> torch.dtype:
+        """Take float64 where float32 would lose something."""
+        return torch.float64 if far else torch.float32
+
+    def forward(self, inputs: Tensor) -> BaseOutput:
+        """Predict; (window, channels) -> (rows, columns). Float64 inputs: all is worked out in float64."""
+        assert self.input_loc is not None
+        assert self.input_scale is not None
+        scaled = (inputs - self.input_loc) / self.input_scale
+        weights = self.weights.to(scaled.dtype)
+        if self.kind_of_task == "forecast":
+            if self.subtract_last:
+                x = linear_features(scaled, forecast=True)  # (C, window)
+                out = (x @ weights).T + scaled[-1]  # (rows, C)
+            else:
+                out = (scaled.T @ weights[:-1] + weights[-1]).T
+        else:
+            out = linear_features(scaled, forecast=False) @ weights  # (1, columns)
+        if self.kind_of_task == "classification":
+            return BaseOutput(torch.softmax(out, dim=-1))
+        assert self.output_loc is not None
+        assert self.output_scale is not None
+        return BaseOutput(out * self.output_scale + self.output_loc)
+
+    def save(self, path: Path) -> None:
+        """Write weights, scaling and statistics as safetensors."""
+        tensors = {"weights": self.weights}
+        for name in ("input_loc", "input_scale", "output_loc", "output_scale"):
+            tensors[name] = getattr(self, name)
+        if self._statistics is not None:
+            tensors["gram"], tensors["moment"] = self._statistics.gram, self._statistics.moment
+            if (robust := self._statistics.robust) is not None:
+                tensors["robust_gram"], tensors["robust_moment"] = robust.gram, robust.moment
+        metadata = {
+            "format": "streamadapt-linear-1",
+            "task": self.kind_of_task,
+            "window": str(self.window),
+            "subtract_last": str(int(self.subtract_last)),
+        }
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
+
+    @classmethod
+    def load(cls, weights: Path) -> Linear:
+        """Read a ridge regression that ``streamadapt fit``, or `save`, wrote.
+
+        Parameters
+        ----------
+        weights : Path
+            The file that ``streamadapt fit`` wrote.
+
+        Raises
+        ------
+        ConfigError
+            If it is no such file.
+        """
+        tensors, metadata = read_tensors(weights, "base.weights")
+        if metadata.get("format") != "streamadapt-linear-1":
+            raise ConfigError("base.weights", str(weights), "a file written by streamadapt fit")
+        try:
+            return cls._from_file(tensors, metadata)
+        except (KeyError, ValueError) as exc:
+            raise ConfigError(
+                "base.weights", str(weights), f"a whole file as streamadapt fit writes it ({exc})"
+            ) from exc
+
+    @classmethod
+    def _from_file(cls, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Linear:
+        """Make one of what a file holds; `KeyError` or `ValueError` where the parts do not fit together."""
+        kind: Any = metadata["task"]
+        window, subtract_last = int(metadata["window"]), metadata["subtract_last"] == "1"
+        if kind not in get_args(TaskKind):
+            raise ValueError(f"the task is {kind!r}")
+        forecast, c, columns = kind == "forecast", len(tensors["input_loc"]), len(tensors["output_loc"])
+        d = feature_count(window, c, forecast=forecast)
+        responses = tensors["weights"].shape[-1] if forecast else columns
+        shapes: dict[str, tuple[int, ...]] = {"weights": (d if subtract_last or not forecast else d + 1, responses)}
+        shapes |= dict.fromkeys(("input_loc", "input_scale"), (c,))
+        shapes |= dict.fromkeys(("output_loc", "output_scale"), (c if forecast else columns,))
+        if "gram" in tensors:
+            groups = c if forecast else 1
+            sums = {"gram": (groups, d, d), "moment": (groups, d, responses)}
+            shapes |= sums
+            if "robust_gram" in tensors:
+                shapes |= {f"robust_{name}": shape for name, shape in sums.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != shapes:
+            raise ValueError(f"expected tensors of the shapes {shapes}, found {found}")
+        for name, tensor in tensors.items():
+            if tensor.dtype != (wanted := torch.float64 if name.endswith(("gram", "moment")) else torch.float32):
+                raise ValueError(f"{name} must be {wanted}, not {tensor.dtype}")
+        robust = Prior(tensors.pop("robust_gram"), tensors.pop("robust_moment")) if "robust_gram" in tensors else None
+        statistics = Prior(tensors.pop("gram"), tensors.pop("moment"), robust) if "gram" in tensors else None
+        weights = tensors.pop("weights")
+        return cls(kind, weights, window, subtract_last=subtract_last, scaling=tensors, statistics=statistics)
+
+
+def load_module(
+    factory: str,
+    weights: Path | None = None,
+    params: dict[str, Any] | None = None,
+    *,
+    softmax: bool = False,
+    embedding: str | None = None,
+) -> FrozenModel:
+    """Build your own model with a function of Python, load its weights, and freeze it; see `FrozenModel`.
+
+    Parameters
+    ----------
+    factory : str
+        ``package.module:function``. The function returns a torch module, which is given (1, window, channels), or
+        another callable, which is given (window, channels); either returns the prediction.
+    weights : Path, optional
+        A safetensors file with the tensors of the module's state dict.
+    params : dict, optional
+        Arguments of the function.
+    softmax : bool
+        Whether the model returns logits, of which the output is the softmax.
+    embedding : str, optional
+        The submodule whose output is the embedding, as ``named_modules`` calls it: ``layers.2``.
+
+    Raises
+    ------
+    ConfigError
+        If the factory cannot be imported or called, or the weights do not fit, naming the keys that differ.
+    """
+    import importlib
+
+    module_name, _, name = factory.partition(":")
+    try:
+        make = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise ConfigError("base.factory", factory, f"an importable module:factory ({exc})") from exc
+    try:
+        model = make(**(params or {}))
+    except TypeError as exc:
+        raise ConfigError("base.params", params, f"arguments that {factory} takes ({exc})") from exc
+    if weights is not None:
+        _load_weights(model, weights)
+    return FrozenModel(model, softmax=softmax, embedding=embedding)
+
+
+def _load_weights(model: Any, path: Path) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError("base.weights", str(path), "no weights: the factory returned no torch module")
+    tensors, _ = read_tensors(path, "base.weights")
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        if name in own and tensor.is_floating_point() != own[name].is_floating_point():
+            raise ConfigError("base.weights", str(path), f"{name} as {own[name].dtype}, not {tensor.dtype}")
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as exc:
+        raise ConfigError("base.weights", str(path), f"weights that fit the model ({exc})") from exc

@@ -1,0 +1,37 @@
+"""Where tensors live."""
+
+from __future__ import annotations
+
+import torch
+
+from streamadapt.errors import ConfigError
+
+__all__ = ["is_fatal", "resolve_device"]
+
+GPU_FROM_CELLS = 20_000
+"""Output cells from which ``auto`` prefers a GPU: below it a step is many tiny kernels, and launching them costs more
+than a CPU core needs for the numbers."""
+
+
+def resolve_device(wanted: str | torch.device, *, cells: int) -> torch.device:
+    """Return the device for an output of so many cells.
+
+    Raises
+    ------
+    ConfigError
+        If `wanted` is no device, or a CUDA device where there is none.
+    """
+    if isinstance(wanted, str) and wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() and cells >= GPU_FROM_CELLS else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as exc:
+        raise ConfigError("device", wanted, "auto, cpu, cuda or cuda:N") from exc
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", str(wanted), "cpu or auto: this machine has no CUDA device")
+    return device
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether an error is about the machine and not about the part that raised it: it ends the run."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)

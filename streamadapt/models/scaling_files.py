@@ -1,0 +1,109 @@
+"""Scaling for a base that brings none: from a file that ``streamadapt fit`` wrote, or from the config itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from streamadapt.errors import ConfigError
+from streamadapt.models.builtin import Linear
+from streamadapt.models.contract import Base, TaskKind
+from streamadapt.models.fit import scaling_of
+from streamadapt.models.weights import read_tensors
+from streamadapt.records import Batch
+
+__all__ = ["Scaling", "give_scaling"]
+
+FORMAT = "streamadapt-scaling-1"
+_INPUTS, _OUTPUTS = ("input_loc", "input_scale"), ("output_loc", "output_scale")
+_NAMES = (*_INPUTS, *_OUTPUTS)
+
+
+def give_scaling(base: Base, given: Any, kind: TaskKind, channels: int | None = None) -> None:
+    """Give a base the scaling of ``base.scaling``.
+
+    Parameters
+    ----------
+    base : Base
+        One without a scaling of its own.
+    given : str or mapping
+        A file that `Scaling.save` wrote, or a table of lists of numbers: ``input_loc`` and ``input_scale`` with one for
+        each channel, ``output_loc`` and ``output_scale`` with one for each output of a regression.
+    channels : int, optional
+        How many channels the entries have, where that is known.
+
+    Raises
+    ------
+    ConfigError
+        If the file or the table does not hold just these, or the base has a scaling.
+    """
+    if isinstance(base, Linear):
+        raise ConfigError("base.scaling", given, "no such key here: a linear base brings the scaling of its fit")
+    if isinstance(given, str):
+        tensors, metadata = read_tensors(Path(given), "base.scaling")
+        if metadata.get("format") != FORMAT:
+            raise ConfigError("base.scaling", given, "a file that streamadapt fit wrote for a base that is not linear")
+    elif isinstance(given, Mapping):
+        tensors = {str(name): _numbers(f"base.scaling.{name}", numbers) for name, numbers in given.items()}
+    else:
+        raise ConfigError("base.scaling", given, "a file's name, or a table with input_loc and input_scale")
+    names = set(tensors)
+    if not names >= set(_INPUTS) or names - set(_NAMES) or names & set(_OUTPUTS) not in (set(), set(_OUTPUTS)):
+        raise ConfigError("base.scaling", sorted(names), "input_loc and input_scale, or these and both of the outputs")
+    for loc, scale in (_INPUTS, _OUTPUTS):
+        if scale in tensors and (tensors[loc].shape != tensors[scale].shape or tensors[scale].ndim != 1):
+            raise ConfigError(f"base.scaling.{scale}", list(tensors[scale].shape), f"as many numbers as {loc} has")
+        if scale in tensors and not bool((tensors[scale] > 0.0).all()):
+            raise ConfigError(f"base.scaling.{scale}", tensors[scale].tolist()[:8], "numbers > 0")
+    if channels not in (None, len(tensors["input_scale"])):
+        raise ConfigError("base.scaling", len(tensors["input_scale"]), f"{channels} channels, as fields.values has")
+    if kind == "forecast":  # what is forecast are the inputs
+        tensors |= {out: tensors[of] for out, of in zip(_OUTPUTS, _INPUTS, strict=True)}
+    for name, tensor in tensors.items():
+        setattr(base, name, tensor)
+
+
+def _numbers(path: str, given: Any) -> Tensor:
+    if (
+        not isinstance(given, Sequence)
+        or isinstance(given, str)
+        or not given
+        or not all(isinstance(number, int | float) and not isinstance(number, bool) for number in given)
+    ):
+        raise ConfigError(path, given, "a list of numbers")
+    tensor = torch.tensor([float(number) for number in given], dtype=torch.float64)
+    if not bool(torch.isfinite(tensor).all()):
+        raise ConfigError(path, given, "finite numbers")
+    return tensor
+
+
+class Scaling:
+    """The scaling of a history: mean and standard deviation of each channel, and of a regression's labels.
+
+    Parameters
+    ----------
+    batch : Batch
+    kind : {"forecast", "regression", "classification"}
+
+    Raises
+    ------
+    ConfigError
+        If a column holds no value, or one that is infinite.
+    """
+
+    def __init__(self, batch: Batch, kind: TaskKind) -> None:
+        loc, scale = scaling_of(batch.values)
+        self.tensors = {"input_loc": loc, "input_scale": scale}
+        if kind == "regression":
+            if batch.labels is None:
+                raise ConfigError("history", "no labels", "a label column")
+            self.tensors |= dict(zip(_OUTPUTS, scaling_of(batch.labels), strict=True))
+
+    def save(self, file: Path) -> None:
+        """Write it as safetensors, for `give_scaling`."""
+        save_file(self.tensors, file, {"format": FORMAT})

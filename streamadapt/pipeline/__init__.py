@@ -1,0 +1,1 @@
+"""The way of one entry, without I/O: entries in, predictions out."""

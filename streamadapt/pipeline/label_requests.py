@@ -1,0 +1,152 @@
+"""What is done about labels that are few, late or absent: which to ask for, and what the loss is meanwhile."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from streamadapt.errors import ConfigError
+from streamadapt.pipeline.stats import Stats
+from streamadapt.records import Array
+from streamadapt.tasks import Matured, Task
+from streamadapt.tasks.label_budget import LabelBudget
+from streamadapt.tasks.loss_estimate import ROLES, ConfidenceEstimate, DirectEstimate, Estimate
+from streamadapt.tasks.losses import Loss
+
+__all__ = ["Labelling", "Said"]
+
+
+class Said(NamedTuple):
+    """What goes out with a prediction; None where there is no budget, or nothing to estimate from.
+
+    Attributes
+    ----------
+    ask : bool or None
+        Whether its label is asked for.
+    ask_probability : float or None
+        With what probability that came out.
+    estimated_loss : float or None
+        Of what is served, in the task's loss.
+    """
+
+    ask: bool | None = None
+    ask_probability: float | None = None
+    estimated_loss: float | None = None
+
+
+class Labelling:
+    """Asks for labels, estimates losses without them, and keeps both beside the truth.
+
+    Each prediction has a note, which comes back with its label: probability and outcome of the asking (with a budget),
+    then the estimates (with `estimate`). The truth about asked labels, weighted by one over the probability, estimates
+    the loss over all predictions without bias, whatever was asked for.
+
+    Parameters
+    ----------
+    task : Task
+    budget : LabelBudget, optional
+        Supervised tasks only.
+    estimate : bool
+        Whether losses are estimated. Forecasts, whose targets always come, have no estimates.
+    """
+
+    def __init__(self, task: Task, budget: LabelBudget | None = None, *, estimate: bool = True) -> None:
+        if budget is not None and task.name != "supervised":
+            raise ConfigError("labels.rate", budget.rate, f"a supervised task: a {task.name} asks for no labels")
+        self.loss: Loss = task.loss
+        self.classify = task.kind == "classification"
+        self.budget = budget
+        self.estimate: Estimate | None = None
+        if estimate and task.kind != "forecast":
+            self.estimate = ConfidenceEstimate() if self.classify else DirectEstimate()
+        self.stats = Stats()  # the pipeline puts its own here
+
+    @property
+    def silent(self) -> bool:
+        """Whether it does nothing at all."""
+        return self.budget is None and self.estimate is None
+
+    def note(self, experts: Array, served: Array, scale: Array, *, commit: bool) -> tuple[float, ...]:
+        """Return the note of a new prediction; without `commit` nothing is asked for, and nothing changes.
+
+        Parameters
+        ----------
+        experts : ndarray, (experts, rows, columns)
+        served : ndarray, (rows, columns)
+        scale : ndarray, (rows, columns) or (rows, 1)
+            The guard's.
+        """
+        unit = self.loss.length_of(scale)
+        note: tuple[float, ...] = ()
+        if self.budget is not None:
+            probability, ask = 0.0, False
+            if commit:
+                probability, ask = self.budget.decide(experts, served, unit, classify=self.classify)
+                self.stats.asked += ask
+            note = (probability, float(ask))
+        if self.estimate is not None:
+            estimates = self.estimate.expect(experts, served, scale, unit)
+            if commit and estimates[0] == estimates[0]:
+                add(self.stats.estimated, self.estimate.measures, estimates)
+                self.stats.estimated_count += 1
+            note += estimates
+        return note
+
+    def blank(self) -> tuple[float, ...]:
+        """Return the note of a prediction about which nothing could be noted: not asked for, nothing estimated."""
+        asked = () if self.budget is None else (0.0, 0.0)
+        return asked if self.estimate is None else asked + (math.nan,) * self.estimate.length
+
+    def said(self, note: tuple[float, ...], *, commit: bool) -> Said:
+        """Return what goes out with a prediction of this note."""
+        start = 0 if self.budget is None else 2
+        estimated = note[start + ROLES.index("served")] if self.estimate is not None else float("nan")
+        loss = estimated if estimated == estimated else None
+        return Said(bool(note[1]), note[0], loss) if start and commit else Said(estimated_loss=loss)
+
+    def learn(self, matured: Matured) -> None:
+        """Take the truth about a prediction in; nothing else is changed by it than what is asked and estimated next."""
+        if self.silent or not matured.note:
+            return
+        known = self.loss.known(matured.mask)
+        if not known.any() or not len(matured.own):
+            return
+        said = np.stack([matured.experts[0, 0], matured.own[-1, 0]])
+        cells = self.loss.loss(said[:, None], matured.target)[:, known]  # (roles, known cells)
+        losses: Array = cells.mean(axis=1)
+        share = matured.weight * float(known.mean())  # of a label known in part
+        if self.budget is not None and matured.note[1]:
+            weight = share / matured.note[0]
+            add(self.stats.asked_loss, ROLES, (weight * losses).tolist())
+            self.stats.asked_weight += weight
+        if self.estimate is not None:
+            note = matured.note[0 if self.budget is None else 2 :]
+            measures = self.estimate.measures
+            extra = note[len(measures) :]
+            true = self.estimate.learn(said, matured.target[0], losses, extra, matured.weight)
+            if note[0] == note[0]:
+                add(self.stats.foreseen, measures, [share * number for number in note[: len(measures)]])
+                add(self.stats.seen, measures, (share * true).tolist())
+                self.stats.seen_count += share
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of budget and estimates; the sums are in the statistics."""
+        return {
+            "budget": None if self.budget is None else self.budget.state_dict(),
+            "estimate": None if self.estimate is None else self.estimate.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        if self.budget is not None and state["budget"] is not None:
+            self.budget.load_state_dict(state["budget"])
+        if self.estimate is not None and state["estimate"] is not None:
+            self.estimate.load_state_dict(state["estimate"])
+
+
+def add(sums: dict[str, float], names: tuple[str, ...], values: Any) -> None:
+    """Add a value to the sum of each name."""
+    for name, value in zip(names, values, strict=False):
+        sums[name] = sums.get(name, 0.0) + float(value)

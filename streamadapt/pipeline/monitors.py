@@ -1,0 +1,191 @@
+"""The monitors of a pipeline: what each is told, and what its alarm does to the learners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from streamadapt.drift.monitor import DriftMonitor
+from streamadapt.drift.reactions import Reactor
+from streamadapt.drift.signals import SIGNALS, EmbeddingDistance, UsualError, by_column, confidence, residual, wrong
+from streamadapt.errors import ConfigError
+from streamadapt.learners.base import Learner
+from streamadapt.models.contract import BaseOutput, Spec, TaskKind
+from streamadapt.pipeline.faults import Faults
+from streamadapt.pipeline.stats import Stats
+from streamadapt.records import Array
+from streamadapt.tasks import Issued, Matured
+from streamadapt.tasks.losses import Loss
+
+__all__ = ["Watch"]
+
+Value = float | Array
+
+
+class Watch:
+    """Monitors, signals and reactions.
+
+    Parameters
+    ----------
+    monitors : sequence of DriftMonitor
+    learners : sequence of Learner
+    kind : {"forecast", "regression", "classification"}
+        The task's.
+    """
+
+    def __init__(self, monitors: Sequence[DriftMonitor], learners: Sequence[Learner], kind: TaskKind) -> None:
+        self.monitors = list(monitors)
+        self.kind = kind
+        self.stats = Stats()  # the pipeline puts its own here, and its faults
+        self.faults = Faults()
+        self.distance = EmbeddingDistance()
+        self.usual = UsualError()
+        self.fired: tuple[str, ...] = ()  # since the last prediction
+        self.done: tuple[str, ...] = ()
+        self.reactor = Reactor(learners, self._told)
+        self._firing = ""
+        self._check(learners)
+
+    def _check(self, learners: Sequence[Learner]) -> None:
+        """Raise `ConfigError` where a monitor's signal or learners are not there."""
+        signals = (*SIGNALS, *(name for learner in learners for name in learner.signal_names))
+        kinds = {learner.kind for learner in learners}
+        for i, monitor in enumerate(self.monitors):
+            if monitor.signal not in signals:
+                raise ConfigError(f"drift[{i}].signal", monitor.signal, "one of " + ", ".join(signals))
+            if monitor.signal == "confidence" and self.kind != "classification":
+                raise ConfigError(f"drift[{i}].signal", monitor.signal, f"classification; this task is a {self.kind}")
+            for kind in monitor.learners or ():
+                if kind not in kinds:
+                    expected = "kinds of the learners: " + ", ".join(sorted(kinds))
+                    raise ConfigError(f"drift[{i}].learners", kind, expected)
+
+    def check_spec(self, spec: Spec) -> None:
+        """Raise `ConfigError` if what a monitor watches is nothing that the base shows."""
+        for i, monitor in enumerate(self.monitors):
+            if monitor.signal == "embedding" and spec.embedding is None:
+                raise ConfigError(f"drift[{i}].signal", monitor.signal, "a base that shows an embedding")
+
+    @property
+    def boost(self) -> float:
+        """How much faster to learn just now."""
+        return max([1.0, *(m.boost.level for m in self.monitors if m.boost is not None)])
+
+    def watches(self, signal: str, *, each: bool = False) -> bool:
+        """Whether a monitor wants it; `each`: by channel."""
+        return any(monitor.signal == signal and (monitor.each or not each) for monitor in self.monitors)
+
+    def take_in_matured(self, matured: Matured, loss: Loss) -> None:
+        """Tell the monitors what became known."""
+        if not self.monitors:
+            return
+        base, target = matured.experts[0], matured.target
+        usual = self.usual.usual(target.shape)
+        self.usual.follow(np.abs(target - base), matured.mask)
+        judged = loss.known(matured.mask & ~np.isnan(usual)) if not loss.row_wise else loss.known(matured.mask)
+        scale = np.where(judged, loss.scale_of(usual), 1.0)
+        losses = np.where(judged, loss.loss(base, target), 0.0)
+        relative = float(losses.sum() / scale[judged].sum()) if judged.any() else math.nan
+        each = by_column(losses, judged) / by_column(scale, judged) if self.watches("loss", each=True) else None
+        self._detect("loss", relative, each)
+        if self.watches("error"):
+            self._detect("error", wrong(base, target, relative, self.kind))
+        if self.watches("residual"):
+            left = residual(base, target, judged, loss.length_of(scale), self.kind)
+            self._detect("residual", _mean(left), left)
+
+    def take_in_entry(self, newest: Array, base: BaseOutput) -> None:
+        """Tell the monitors about an entry: scaled values (channels,), NaN where missing, and the base's output."""
+        if self.watches("input"):
+            self._detect("input", _mean(newest), newest)
+        if self.watches("confidence"):
+            self._detect("confidence", confidence(base.output))
+        if self.watches("embedding") and base.embedding is not None:
+            self._detect("embedding", self.distance(base.embedding))
+
+    def take_in_scores(self, scores: Mapping[str, float]) -> None:
+        """Tell the monitors what learners say about the newest entry."""
+        for name, value in scores.items():
+            self._detect(name, value)
+
+    def take_in_issued(self, issued: Issued) -> None:
+        """Let learners on trial take in one entry."""
+        self.reactor.adapt(issued.inputs, issued.base)
+
+    def begin_again(self) -> None:
+        """Let monitors of what is told in learners' units, and trials, begin again: these units have changed."""
+        self.reactor.trials.clear()
+        for monitor in self.monitors:
+            if monitor.signal == "input" or monitor.signal not in SIGNALS:
+                monitor.begin_again()
+
+    def _detect(self, signal: str, value: float, each: Array | None = None) -> None:
+        for monitor in self.monitors:
+            if monitor.signal != signal or not self._fires(monitor, _given(monitor, value, each)):
+                continue
+            self.fired = (*self.fired, monitor.name)
+            self._firing = monitor.name
+            self.stats.add_drift(monitor.name, self.stats.last_time)
+            if monitor.boost is not None:
+                self._note("boost", "")
+            self.reactor.react(monitor.reaction, monitor.learners, keep=monitor.keep, trial=monitor.trial)
+
+    def _fires(self, monitor: DriftMonitor, value: Value) -> bool:
+        """Tell a monitor a value; one that raises starts again from nothing, and does not fire."""
+        part = f"detector:{monitor.name}"
+        try:
+            return bool(monitor.update(value))
+        except Exception as error:
+            self.faults.note(part, error)
+        try:
+            monitor.restart()
+        except Exception as error:
+            self.faults.note(part, error)
+        return False
+
+    def _told(self, what: str, learner: Learner) -> None:
+        self._note(what, " ".join(learner.names))
+
+    def _note(self, what: str, whom: str) -> None:
+        # A trial ends long after its alarm, of which only the reaction's name is still known.
+        by = f"{self._firing}>" if self._firing and not what.startswith("refit-") else ""
+        self.done = (*self.done, f"{by}{what}" + (f" {whom}" if whom else ""))
+        self.stats.reactions[what] += 1
+
+    def taken(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the drifts and what they did since the last prediction, and forget them."""
+        said = self.fired, self.done
+        self.fired, self.done = (), ()
+        return said
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return detectors, reference and trials."""
+        return {
+            "monitors": [monitor.state_dict() for monitor in self.monitors],
+            "distance": self.distance.state_dict(),
+            "usual": self.usual.state_dict(),
+            "reactor": self.reactor.state_dict(),
+            "fired": list(self.fired),
+            "done": list(self.done),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned; the learners must be built."""
+        for monitor, saved in zip(self.monitors, state["monitors"], strict=True):
+            monitor.load_state_dict(saved)
+        self.distance.load_state_dict(state["distance"])
+        self.usual.load_state_dict(state["usual"])
+        self.reactor.load_state_dict(state["reactor"])
+        self.fired, self.done = tuple(state["fired"]), tuple(state["done"])
+
+
+def _given(monitor: DriftMonitor, value: float, each: Array | None) -> Value:
+    return each if monitor.each and each is not None else value
+
+
+def _mean(values: Array) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan

@@ -1,0 +1,105 @@
+"""Inputs, outputs, waiting predictions and matured examples as learners take them: less their channels' origins."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamadapt.models.contract import Base, BaseOutput, Spec
+from streamadapt.models.origin import FLOAT32_MAX, less_origin
+from streamadapt.records import Array, Mask
+from streamadapt.tasks import Issued, Matured, Window
+
+__all__ = ["base_inputs", "finite_output", "learner_inputs", "moved_issued", "moved_matured", "warn_of_rounding"]
+
+
+log = logging.getLogger(__name__)
+
+
+def base_inputs(window: Window, spec: Spec, base: Base) -> Tensor:
+    """Return what the base is asked with, (window, channels), original units, in the precision that it takes."""
+    far = spec.input_origin is not None or spec.output_origin is not None
+    filled = torch.from_numpy(window.fill_unseen(_original(spec.input_loc, spec.input_origin)))
+    return filled.to(spec.device, base.input_dtype(far=far))
+
+
+def learner_inputs(window: Window, spec: Spec) -> Tensor:
+    """Return what learners are given, (window, channels), float32, less the origin."""
+    filled = window.fill_unseen(_original(spec.input_loc, spec.input_origin))
+    return torch.from_numpy(less_origin(filled, _numbers(spec.input_origin))).to(spec.device)
+
+
+def finite_output(said: BaseOutput, spec: Spec) -> tuple[Array, BaseOutput, Mask | None]:
+    """Take what is no number out of a base's output.
+
+    Returns
+    -------
+    ndarray, (rows, columns), float64
+        The output in original units, all finite.
+    BaseOutput
+        The same less the origin, float32: what learners are given.
+    ndarray, (rows, columns), bool, or None
+        The cells that the base said nothing about; None if it said something about all.
+    """
+    if said.embedding is not None:
+        said = said._replace(embedding=said.embedding.nan_to_num())
+    exact: Array = said.output.cpu().double().numpy()
+    if bool((np.abs(exact) <= FLOAT32_MAX).all()):
+        as_it_is = spec.output_origin is None and said.output.dtype == torch.float32
+        return exact, said if as_it_is else said._replace(output=_for_learners(exact, spec)), None
+    from streamadapt.models.contract import without_nonfinite  # here: it imports the learners, which import this module
+
+    loc = torch.from_numpy(_original(spec.output_loc, spec.output_origin)).to(said.output.device, said.output.dtype)
+    finite, silent = without_nonfinite(said, spec.kind, loc)
+    exact = finite.output.cpu().double().numpy()
+    return exact, finite._replace(output=_for_learners(exact, spec)), silent
+
+
+def moved_issued(issued: Issued, spec: Spec) -> Issued:
+    """Return a prediction that waits, as it would have been kept had the outputs had this spec's origin."""
+    said = np.nan_to_num(issued.experts[0])
+    return replace(issued, base=issued.base._replace(output=_for_learners(said, spec)))
+
+
+def moved_matured(matured: Matured, spec: Spec) -> Matured:
+    """Return a matured example of a regression with the origin of this spec."""
+    said = _for_learners(np.nan_to_num(matured.experts[0]), spec)
+    target = _for_learners(matured.target, spec)
+    rows = replace(matured.rows, base=matured.rows.base._replace(output=said), target=target)
+    return replace(matured, rows=rows, path=rows)
+
+
+def warn_of_rounding(base: Base, spec: Spec) -> None:
+    """Log, once for a base, that it is given numbers in which float32 cannot tell the changes."""
+    origin = spec.input_origin
+    if origin is None or base.warned_of_rounding or base.input_dtype(far=True) == torch.float64:
+        return
+    base.warned_of_rounding = True
+    channels = torch.nonzero(origin).flatten().tolist()
+    spacing = float(np.spacing(np.float32(origin.abs().max().item())))
+    log.warning(
+        "the base is given float32 numbers, and channel %s is so far from zero (near %g) that these are %g apart: its "
+        "changes are rounded to that. Give the base differences from the entry before instead of totals; "
+        "learners and losses are not rounded",
+        ", ".join(map(str, channels[:8])) + (" ..." if len(channels) > 8 else ""),
+        float(origin.abs().max()),
+        spacing,
+    )
+
+
+def _for_learners(exact: Array, spec: Spec) -> Tensor:
+    return torch.from_numpy(less_origin(exact, _numbers(spec.output_origin))).to(spec.device)
+
+
+def _numbers(origin: Tensor | None) -> Array | None:
+    return None if origin is None else origin.cpu().numpy()
+
+
+def _original(loc: Tensor, origin: Tensor | None) -> Array:
+    """Return a location in original units, float64."""
+    found: Array = loc.cpu().double().numpy()
+    return found if origin is None else found + origin.cpu().numpy()

@@ -1,0 +1,862 @@
+"""The way of one entry: task, learners, detectors, guard. No I/O: entries in, predictions out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamadapt.arguments import ShowsArguments
+from streamadapt.config.durations import duration_ns
+from streamadapt.drift.monitor import DriftMonitor
+from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason, ShapeError, StreamadaptError
+from streamadapt.guard.two_layer import Guard, Mixture, TwoLayer
+from streamadapt.learners.base import Learner
+from streamadapt.models.contract import Base, BaseOutput, Spec, as_base, check_probabilities
+from streamadapt.models.device import is_fatal, resolve_device
+from streamadapt.models.origin import agreed_origin
+from streamadapt.models.own_settings import own_settings
+from streamadapt.models.turns import Turn
+from streamadapt.pipeline.coerce import coerced, coerced_entry
+from streamadapt.pipeline.entry_labels import count_refused, without_bad_label
+from streamadapt.pipeline.faults import Faults
+from streamadapt.pipeline.guard_keeper import GuardKeeper
+from streamadapt.pipeline.intervals import NoIntervals
+from streamadapt.pipeline.label_requests import Labelling
+from streamadapt.pipeline.monitors import Watch
+from streamadapt.pipeline.origin import (
+    base_inputs,
+    finite_output,
+    learner_inputs,
+    moved_issued,
+    moved_matured,
+    warn_of_rounding,
+)
+from streamadapt.pipeline.panel import Panel
+from streamadapt.pipeline.rollback import Health, part_of
+from streamadapt.pipeline.scaling import Learned, Scales
+from streamadapt.pipeline.screen import Look, Screen
+from streamadapt.pipeline.serving import Spoken, fall_back, unjudged
+from streamadapt.pipeline.shared_tensors import Lent
+from streamadapt.pipeline.spec import rescaled, spec_from_state, spec_state, spec_with_scaling
+from streamadapt.pipeline.stats import Stats
+from streamadapt.pipeline.timing import NO_TIMING, Timing
+from streamadapt.records import Array, Entry, Label, Mask, Prediction
+from streamadapt.tasks import Example, Issued, Matured, Task, Window
+from streamadapt.tasks.label_budget import LabelBudget
+
+__all__ = ["Pipeline"]
+
+Rejected = Callable[[Entry | Label, EntryError], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the base said about an entry that has not been taken in yet.
+
+    Attributes
+    ----------
+    window : Window
+        A copy of the task's with the entry appended.
+    inputs : Tensor, (window, channels), float32
+        What learners are given: without the absurd values, and less the origin.
+    base : BaseOutput
+        What the base said of the window without the absurd values, in original units: it may hold what is no number.
+    look : Look
+        What the screen says of the entry.
+    raw : BaseOutput or None
+        What the base said of the window as it is, where that holds absurd values.
+    """
+
+    entry: Entry
+    window: Window
+    spec: Spec
+    inputs: Tensor
+    base: BaseOutput
+    look: Look
+    raw: BaseOutput | None
+
+
+class Pipeline(ShowsArguments):
+    """Predicts every entry, learns from every label, and serves a guarded mixture.
+
+    A learner, guard, detector or reaction that raises an exception is left out for a while: it is counted in
+    ``stats.faults``, logged with its traceback once, and put back to a state from before; the stream goes on. Where the
+    base raises, or returns no output, that entry is refused (`Reason.BASE_FAILED`) and has changed nothing. What is
+    wrong when the first window is full (`ConfigError`, `ShapeError`) is raised.
+
+    May be used from several threads: calls wait for each other. `observe` takes a turn for each item, so that a
+    `predict` beside it sees the state between two items. A call from within another one on the same thread (from
+    `on_rejected`, a learner or the base) raises `BusyError`.
+
+    Parameters
+    ----------
+    task : Task
+        `Forecast`, `Supervised` or `Unlabelled`. It holds state: one task, one pipeline.
+    base : Base or callable
+        The frozen model; `FrozenModel` says what a callable is given.
+    learners : sequence of Learner
+        The experts beside the base; their names must differ.
+    guard : Guard
+        Default: `TwoLayer()`.
+    drift : sequence of DriftMonitor
+    device : {"auto", "cpu", "cuda"} or torch.device
+        Where base and learners live.
+    seed : int
+        Of all random numbers: the same entries, settings and seed give the same bits on the same kind of machine.
+    budget : LabelBudget, optional
+        Supervised tasks: asks for the labels that tell most (`Prediction.ask`).
+    estimate : bool
+        Whether the losses of predictions are estimated before their labels come. Changes no prediction.
+    on_rejected : callable, optional
+        Called with a refused item and its `EntryError`; without one, `observe` raises it. Of a panel's row that the
+        base failed on, the item is the row. Of an entry that only brought a bad label it gets a `LabelError`, after the
+        entry was predicted without it.
+    panel : Panel, optional
+        Assembles records of single sensors into the entries that the task sees. It holds state, too.
+    intervals : Intervals, optional
+        Forecasts and regressions: a prediction has `Prediction.low` and `high`. It holds state, too.
+    max_behind : duration
+        An entry that is older than the newest by at most so much is taken in the order of arrival, with the newest
+        time (`Prediction.time` is its own); an older one is refused (``time_backwards``).
+    max_ahead : duration
+        An entry dated further ahead than this, and than is usual for the stream, is refused (``bad_time``) until
+        others agree on such a leap; see `streamadapt.tasks.event_clock.EventClock`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from streamadapt import Entry, Forecast, Persistence, Pipeline, Bias
+    >>> pipeline = Pipeline(Forecast(window=3, horizon=2), Persistence(2), [Bias(0.1)])
+    >>> for t in range(50):
+    ...     predictions = pipeline.observe([Entry(np.array([t], np.float32), time=t)])
+    >>> predictions[0].base.ravel().tolist(), predictions[0].served.shape
+    ([49.0, 49.0], (2, 1))
+    """
+
+    @own_settings
+    def __init__(  # noqa: PLR0913 - a pipeline is put together from its parts
+        self,
+        task: Task,
+        base: Base | Callable[..., Any],
+        learners: Sequence[Learner] = (),
+        guard: Guard | None = None,
+        drift: Sequence[DriftMonitor] = (),
+        *,
+        device: str | torch.device = "auto",
+        seed: int = 0,
+        budget: LabelBudget | None = None,
+        estimate: bool = True,
+        on_rejected: Rejected | None = None,
+        panel: Panel | None = None,
+        intervals: NoIntervals | None = None,
+        max_behind: str = "5s",
+        max_ahead: str = "1d",
+    ) -> None:
+        self.task = task
+        task.clock.max_behind_ns = duration_ns("limits.max_behind", max_behind)
+        task.clock.max_ahead_ns = duration_ns("limits.max_ahead", max_ahead)
+        task.clock.doubts = panel is None  # a panel judges the times of its records itself
+        self.base = as_base(base)
+        self.learners = list(learners)
+        self.guard = guard or TwoLayer()
+        self.device_wanted = device
+        self.seed = seed
+        self.on_rejected = on_rejected
+        self.timing: Timing = NO_TIMING
+        self.faults = Faults()
+        self._turn = Turn("the pipeline")
+        self.names = ["base", *(name for learner in self.learners for name in learner.names)]
+        if len(set(self.names) | {"served"}) != len(self.names) + 1:
+            raise ConfigError("learners", self.names, "names that differ from each other, from base and from served")
+        for learner in self.learners:
+            learner.check_kind(task.kind)
+        self.base.check(task.kind, task.window_length, task.rows, getattr(task, "classes", None))
+        self.watch = Watch(drift, self.learners, task.kind)
+        self.watch.faults, self.watch.reactor.failed = self.faults, self._reaction_failed
+        self.keeper = GuardKeeper(self.guard, self.faults)
+        self.panel, self.intervals = panel, intervals or NoIntervals()
+        self._check_parts()
+        self.labelling = Labelling(task, budget, estimate=estimate)
+        self._count_in(self.watch.stats)
+        self.screen = Screen(task.window_length)
+        self.scales = Scales(task, self.base)
+        task.tell_unit(self.base.output_scale)
+        self._doubted = task.kind == "classification"  # whether the base returns probabilities
+        self.health: Health | None = None
+        self.spec: Spec | None = None
+        self._level_open = task.kind == "regression" and self.base.output_loc is None  # no label has told it yet
+
+    def _check_parts(self) -> None:
+        """Raise `ConfigError` where learners, guard, panel and task do not fit each other."""
+        if self.panel is not None:
+            self.panel.check(self.task, self.base.channels)
+        self.guard.check(self.names, labelled=self.task.labelled)
+        self.intervals.check(self.task)
+        if not self.task.labelled:
+            for i, learner in enumerate(self.learners):
+                if learner.needs_labels:
+                    raise ConfigError(f"learners[{i}].kind", learner.kind, "one that adapts without labels: none come")
+
+    def count_in(self, stats: Stats) -> None:
+        """Count in `stats` from now on; many pipelines may share one."""
+        with self._turn:
+            self._count_in(stats)
+
+    def _count_in(self, stats: Stats) -> None:
+        self.stats = self.watch.stats = self.labelling.stats = self.faults.stats = stats
+        self.task.outcomes, self.task.clock.counts = stats.labels, stats.times
+        if self.panel is not None:
+            self.panel.lost = stats.rejected
+
+    @own_settings
+    def observe(self, items: Iterable[Entry | Label]) -> list[Prediction]:
+        """Take entries and labels in, in order; return one prediction per entry once the window is full.
+
+        With a `panel` there is one per assembled row: several at one record, or none.
+        ``observe([a, b])`` equals ``observe([a]) + observe([b])``. Called from two threads, each waits for its turn:
+        their items come in some order, one whole item after the other.
+
+        Raises
+        ------
+        EntryError
+            At the first bad item, if there is no `on_rejected`; that item changed nothing, but that the clock
+            remembers a time that later entries may agree with. (Of a panel's rows that one
+            record completes, the others have been taken in.) An entry with a bad label is such an item then.
+        BusyError
+            From within a call of the same pipeline.
+        """
+        predictions: list[Prediction] = []
+        for item in items:
+            with self._turn:
+                self._observe(item, predictions)
+        return predictions
+
+    @own_settings
+    def flush(self) -> list[Prediction]:
+        """Predict for what waits in the panel, if there is one: nothing comes any more."""
+        predictions: list[Prediction] = []
+        with self._turn:
+            if self.panel is not None:
+                self._take(self.panel.flush(), None, predictions)
+        return predictions
+
+    def _observe(self, given: Entry | Label, predictions: list[Prediction]) -> None:
+        """Take one item in, as people give it; a bad label that an entry brought is refused by itself."""
+        try:
+            item, fault = without_bad_label(self.task, coerced(given))
+        except EntryError as error:
+            self._refuse([(given, error)])
+            return
+        if fault is not None and self.on_rejected is None:
+            self._refuse([(given, fault)])
+        taken = self._take((item,) if self.panel is None else self.panel.take(item), given, predictions)
+        if fault is not None and taken:
+            self._refuse([(given, fault)])
+
+    def _take(self, rows: Iterable[Entry | Label], given: Entry | Label | None, predictions: list[Prediction]) -> bool:
+        """Take rows in, which `given` completed; one that is refused does not keep the others out.
+
+        Returns
+        -------
+        bool
+            Whether none was refused.
+        """
+        refused: list[tuple[Entry | Label, EntryError]] = []
+        try:
+            for row in rows:
+                try:
+                    predictions += filter(None, (self._step(row),))
+                except EntryError as error:
+                    self.task.refused(row, error.reason)
+                    refused.append((row if self.panel is not None or given is None else given, error))
+        except EntryError as error:  # the panel's own, about the item
+            assert given is not None
+            refused.append((given, error))
+        self._refuse(refused)
+        return not refused
+
+    def _refuse(self, refused: Sequence[tuple[Entry | Label, EntryError]]) -> None:
+        for item, error in refused:
+            count_refused(self.stats, item, error)
+        for item, error in refused:
+            if self.on_rejected is None:
+                raise error
+            self.on_rejected(item, error)
+
+    def _step(self, item: Entry | Label) -> Prediction | None:
+        was_built = self.spec is not None
+        look, asked = self._ask(item) if isinstance(item, Entry) else (None, None)  # first: where the base fails
+        self.task.absurd_values = None if look is None else look.absurd  # nothing has changed
+        arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
+        if look is not None and isinstance(item, Entry):
+            self.stats.absurd += self.screen.take(item.values, look)
+        if self._level_open and arrival.matured:
+            self._settle_level(arrival.matured)
+        with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            for whole in arrival.matured:
+                matured = self._judge_interval(whole)
+                self._learn(matured)  # 2. every learner, in order
+                # 3. drift, and the reactions to it
+                self._contain("signals", self.watch.take_in_matured, matured, self.task.loss)
+                self._contain("labelling", self.labelling.learn, matured)
+                self.keeper.update(matured.experts, matured.own, matured.target, matured.mask, matured.weight)  # 4.
+        self.stats.pending = self.task.pending
+        due = self.scales.learn(arrival.matured)
+        if look is not None and isinstance(item, Entry):
+            due |= self.scales.take(self.task.as_taken(item), look)
+        if isinstance(item, Label):
+            with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+                self._look_at_scales(due)
+            return None
+        self.stats.entries += 1
+        self.stats.last_time = self.task.last_time
+        if asked is None:
+            return None
+        with self.timing.stage("predict"), torch.no_grad():
+            issued, said = self._predict(asked)  # 5. the base, the learners, the guard
+        self.task.remember(issued)
+        self.stats.pending = self.task.pending
+        with self.timing.stage("learn"), torch.no_grad():
+            scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
+        prediction = self._prediction(asked, issued, said, scores)  # 6. what is served
+        with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            self._look_at_scales(due, look.hindsight if was_built and look is not None else None)
+        return prediction
+
+    @own_settings
+    def predict(self, entry: Entry) -> Prediction:
+        """Predict from the current window with `entry` appended, learning and changing nothing (serving).
+
+        May be asked from any thread while another one observes: it waits for its turn, and sees the state between two
+        items.
+
+        Raises
+        ------
+        EntryError
+            If no task accepts such an entry, or the base fails on it.
+        ConfigError
+            Before the first window is full.
+        BusyError
+            From within a call of the same pipeline.
+        """
+        with self._turn:
+            entry = coerced_entry(entry)
+            _, asked = self._ask(entry, commit=False) if self.spec is not None else (None, None)
+            if asked is None:  # building from this entry would let a question shape the learners
+                window = self.task.window
+                raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
+            with torch.no_grad():
+                issued, said = self._predict(asked, commit=False)
+            return self._prediction(asked, issued, said, {}, commit=False)
+
+    # -- the base, which is asked before anything changes
+
+    def _ask(self, entry: Entry, *, commit: bool = True) -> tuple[Look, Asked | None]:
+        """Check an entry and call the base for it, changing nothing; nothing is asked while the first window fills.
+
+        Raises
+        ------
+        EntryError
+            If no task accepts such an entry, or the base raises or returns no output.
+        ShapeError, ConfigError
+            If the base does not fit the task; at the first full window only.
+        """
+        self.task.check_entry(entry, self.base.channels, ahead=not commit)
+        window = self.task.window_with(entry)
+        look = self.screen.look(entry.values, window, self.task.window)
+        if not window.full:
+            return look, None
+        clean = look.clean or window
+        spec = self.spec or self._new_spec(clean)
+        inputs, base = self._ask_of(clean, entry, spec)
+        raw = None if clean is window else self._ask_of(window, entry, spec)[1]
+        return look, Asked(entry, window, spec, inputs, base, look, raw)
+
+    def _ask_of(self, window: Window, entry: Entry, spec: Spec) -> tuple[Tensor, BaseOutput]:
+        """Return the inputs of a window that ends with an entry, and what the base says of them."""
+        inputs = learner_inputs(window, spec)
+        try:
+            with self.timing.stage("predict"), torch.no_grad():
+                said = self._checked(self.base(base_inputs(window, spec, self.base)), spec)
+        except Exception as error:
+            if is_fatal(error) or (self.spec is None and isinstance(error, StreamadaptError)):
+                raise  # a wrong setting, or a machine that is too small: no fault of an entry
+            self.faults.note("base", error, count=False)  # the refusal is what is counted
+            detail = f"the base raised {type(error).__name__}: {str(error)[:200]}"
+            raise EntryError(Reason.BASE_FAILED, detail, entry.position) from error
+        if self._doubted:
+            self._doubted = not check_probabilities(said.output)
+        times = torch.from_numpy(window.times.copy()).to(spec.device)
+        return inputs, said._replace(times=times)
+
+    def _checked(self, said: Any, spec: Spec) -> BaseOutput:
+        """Return a copy of what the base said, if it is an output at all."""
+        if not isinstance(said, BaseOutput) or not isinstance(said.output, Tensor):
+            raise ShapeError(f"the base must return a BaseOutput with a tensor, got {type(said).__name__}")
+        output, embedding = said.output, said.embedding
+        if tuple(output.shape) != (spec.rows, spec.columns) or output.is_complex():
+            raise ShapeError(
+                f"the base must return ({spec.rows}, {spec.columns}) for this task, got {tuple(output.shape)}"
+                + (f" of {output.dtype}" if output.is_complex() else "")
+            )
+        features = None if embedding is None else embedding.numel()
+        if self.spec is not None and features != spec.embedding:
+            raise ShapeError(f"the base's embedding must have {spec.embedding} features as before, got {features}")
+        dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
+        copied = output.detach().to(spec.device, dtype, copy=True)  # it may be a buffer that is used again
+        return BaseOutput(copied, None if embedding is None else embedding.detach().clone())
+
+    # -- building: when the first window is full the shapes are known
+
+    def _new_spec(self, window: Window) -> Spec:
+        columns = self.task.columns(window.values.shape[1])
+        scale = self.base.input_scale
+        if scale is not None and len(scale) != window.values.shape[1]:
+            raise ConfigError("base.scaling", len(scale), f"{window.values.shape[1]} channels, as the entries have")
+        self.base.check(self.task.kind, self.task.window_length, self.task.rows, columns)
+        device = resolve_device(self.device_wanted, cells=self.task.rows * columns)
+        self.base.to(device)
+        self.task.device = device
+        return spec_with_scaling(self.task, window, self.base, columns, device, self.seed)
+
+    def _allocate(self, spec: Spec) -> None:
+        self.spec = spec
+        self.task.device = spec.device
+        self.task.origin = None if spec.output_origin is None else spec.output_origin.cpu().numpy()
+        self.base.to(spec.device)
+        warn_of_rounding(self.base, spec)
+        unbuilt = [i for i, learner in enumerate(self.learners) if not self._is_built(learner, spec)]
+        self.watch.check_spec(spec)
+        self.health = Health(self.learners, self.faults, unbuilt)
+        unit = spec.output_scale.cpu().double().numpy()
+        self.keeper.build(self.names, spec.rows, spec.columns, self.task.loss, unit)
+        for name in (*self.names, "served"):
+            self.stats.loss_sum.setdefault(name, 0.0)
+            self.stats.loss_cells.setdefault(name, 0)
+        parts = [f"detector:{m.name}" for m in self.watch.monitors]
+        for part in ("guard", *map(part_of, self.learners), *parts):
+            self.stats.faults.setdefault(part, 0)  # a counter that appears with its first event has no rate
+        for name in self.names[1:]:
+            self.stats.updates.setdefault(name, Counter())
+
+    def _is_built(self, learner: Learner, spec: Spec) -> bool:
+        try:
+            learner.build(spec)
+        except StreamadaptError:  # a setting that does not fit
+            raise
+        except Exception as error:
+            self.faults.note(part_of(learner), error)
+            return False
+        return True
+
+    # -- scales that turn out to be wrong
+
+    def _look_at_scales(self, due: bool, hindsight: Mask | None = None) -> None:
+        """Begin again where a scale, or a first entry, turns out to be wrong, with what is remembered.
+
+        Predictions that wait are judged as they were issued, and nothing is counted twice. What looks at losses only
+        (detectors, label budget, estimates, intervals) goes on as it is.
+        """
+        if due and self.spec is not None:
+            better = self.scales.better(self.spec, self.spec.columns)
+            if hindsight is not None:  # what was said of these values is of no use
+                self.intervals.load_state_dict({})  # nor are the sizes of the first few errors
+                columns: Mask = np.asarray(hindsight.any(axis=0))
+                forecast = self.spec.kind == "forecast"
+                self.task.unjudge_waiting(columns if forecast else np.ones(self.spec.columns, np.bool_))
+            if better is not None or hindsight is not None:
+                self._begin_again(self.spec if better is None else rescaled(self.spec, better))
+        self.scales.settle()
+
+    def _begin_again(self, spec: Spec) -> None:
+        items = self.scales.cleaned()
+        try:
+            answers = self._ask_again(items, spec)
+        except EntryError:  # a base that has answered before, and does not now: everything stays as it is
+            return
+        now, stats = self.task.state_dict(), self.stats
+        self.task.load_state_dict(self.scales.pristine)
+        doubts, self.task.clock.doubts = self.task.clock.doubts, False  # these times have been judged
+        self.task.absurd_values = None
+        self._count_in(Stats())
+        self.watch.begin_again()
+        try:
+            self._allocate(spec)
+            waiting: dict[str, Issued] = {}
+            for i, item in enumerate(items):
+                self._repeat(item, answers.get(i), waiting)
+        finally:
+            self.task.load_state_dict(now)
+            self.task.clock.doubts = doubts
+            self._count_in(stats)
+        if self.health is not None:
+            self.health.grace = self.task.pending
+        self.scales.spent += len(items)
+
+    def _ask_again(self, items: Sequence[Entry | Learned], spec: Spec) -> dict[int, tuple[Tensor, BaseOutput]]:
+        """Return what the base says of the windows that are remembered, by the place of their newest entry."""
+        window: Window | None = None
+        answers = {}
+        for i, item in enumerate(items):
+            if isinstance(item, Entry):
+                window = window or Window(self.task.window_length, len(item.values))
+                window.push(item.values, item.time)
+                if window.full:
+                    answers[i] = self._ask_of(window, item, spec)
+        return answers
+
+    def _repeat(
+        self, item: Entry | Learned, answer: tuple[Tensor, BaseOutput] | None, waiting: dict[str, Issued]
+    ) -> None:
+        """Learn an item again: the steps of `_step` that change learners and guard.
+
+        Of a supervised task, `waiting` has the predictions by id: which label was learned when is remembered.
+        """
+        matured: list[Matured] = []
+        if isinstance(item, Learned):
+            if item.id in waiting:
+                matured = [_again(item, waiting[item.id], self.task)]
+        elif self.task.kind == "forecast":
+            matured = self.task.observe(item).matured
+        for one in matured:
+            self._learn(one)
+            self.keeper.update(one.experts, one.own, one.target, one.mask, one.weight)
+        if answer is None or not isinstance(item, Entry):
+            return
+        inputs, said = answer
+        exact, base, silent = finite_output(said, self._built)
+        experts = self._experts(inputs, exact, base, commit=True)
+        own = np.array(self.keeper.mix(experts, commit=True).own)
+        if silent is not None:
+            experts[..., silent] = own[..., silent] = np.nan
+        issued = waiting[item.id] = Issued(item, inputs, base, experts, own)
+        if self.task.kind == "forecast":
+            self.task.remember(issued)
+            waiting.clear()
+        self._adapt_learners(issued)
+
+    def _settle_level(self, matured: list[Matured]) -> None:
+        """Take the outputs' origin from the first label, before anything has been learned."""
+        first, spec = matured[0], self.spec
+        if spec is None or not first.mask.any():
+            return
+        self._level_open = False
+        origin = agreed_origin(first.experts[0], first.target, first.mask, spec.output_scale.cpu().double().numpy())
+        if not origin.any():
+            return
+        found = torch.from_numpy(origin).to(spec.device)
+        loc = (spec.output_loc.double() * (found == 0.0)).float()  # where there is an origin it is the location, too
+        self._allocate(replace(spec, output_loc=loc, output_origin=found))
+        self.task.move_waiting(lambda issued: moved_issued(issued, self._built))
+        matured[:] = [moved_matured(one, self._built) for one in matured]
+
+    @property
+    def _built(self) -> Spec:
+        assert self.spec is not None
+        return self.spec
+
+    # -- what parts raise
+
+    def _contain(self, part: str, call: Callable[..., T], *given: Any, count: bool = True) -> T | None:
+        """Return what `call` returns; None where it raises."""
+        try:
+            return call(*given)
+        except Exception as error:
+            self.faults.note(part, error, count=count)
+            return None
+
+    def _reaction_failed(self, reaction: str, i: int, error: Exception) -> None:
+        self.faults.note(f"reaction:{reaction}", error)
+        if reaction != "refit" and self.health is not None:  # a refit has touched the learner's replacement alone
+            self._count_restored(self.health.take_out(i))
+
+    def _put_back(self, lent: Lent, learner: Learner, *, count: bool = True) -> None:
+        """Undo what a learner wrote into what others see."""
+        if lent.put_back():
+            self.faults.note(part_of(learner), ValueError("it wrote into the tensors that it was given"), count=count)
+
+    # -- steps 2 and 3
+
+    def _judge_interval(self, matured: Matured) -> Matured:
+        """Let the intervals learn; return what has matured without their rows."""
+        rest = self._contain("intervals", self.intervals.learn, (matured,), self.stats)
+        return replace(matured, own=matured.own[self.intervals.kept :]) if rest is None else rest[0]
+
+    def _learn(self, matured: Matured) -> None:
+        assert self.health is not None
+        losses = self._score(matured)
+        if self.watch.reactor.trials and matured.path is not None:
+            self._contain("reaction:refit", self._compare, matured.path)
+        lent = {id(e): Lent(e.inputs, *e.base, e.target, e.mask) for e in (matured.rows, matured.path) if e is not None}
+        for i, learner in enumerate(self.learners):
+            example = matured.rows if learner.matures == "rows" else matured.path
+            if example is not None and learner.needs_labels:
+                self._teach(i, learner, example, matured.weight)
+                self._put_back(lent[id(example)], learner)
+                self._count_restored(self.health.check_gradient(i))
+        if not np.isnan(losses[0]):
+            self._count_restored(self.health.check_losses(losses))
+
+    def _teach(self, i: int, learner: Learner, example: Example, weight: float) -> None:
+        assert self.health is not None
+        given = (example.inputs, example.base, example.target, example.mask)
+
+        def teach() -> bool:
+            learner.boost, learner.weight = self.watch.boost, weight
+            learner.learn(*given)
+            return True
+
+        learned, taken_out = self.health.attempt(i, teach)
+        self.watch.reactor.learned(i, *given)
+        for name in learner.names if learned else ():
+            self.stats.updates[name]["ok"] += 1
+        self._count_restored(taken_out)
+
+    def _compare(self, path: Example) -> None:
+        known = self.task.loss.known(path.mask.cpu().numpy())
+        target = path.target.cpu().double().numpy()
+        self.watch.reactor.compare(path.inputs, path.base, target, known, self.task.loss)
+
+    def _count_restored(self, experts: list[int]) -> None:
+        for k in experts:
+            self.stats.updates[self.names[k]]["restored"] += 1
+
+    def _score(self, matured: Matured) -> Array:
+        known = self.task.loss.known(matured.mask)
+        cells = int(known.sum())
+        if cells == 0:
+            return np.full(len(self.names), np.nan)
+        if len(matured.own):
+            served = matured.own[-1:]
+        else:  # a guard that keeps nothing; NaN: cells that are not judged
+            served = self.keeper.mix(np.nan_to_num(matured.experts), commit=True).served[None]
+        losses = self.task.loss.loss(np.concatenate([matured.experts, served]), matured.target)
+        if not np.isfinite(losses).all():  # a loss beyond all numbers (a square) is left out of every sum
+            known = known & np.isfinite(losses).all(axis=0)
+            cells = int(known.sum())
+            if cells == 0:
+                return np.full(len(self.names), np.nan)
+        sums = np.where(known, losses, 0.0).sum(axis=(1, 2))
+        if matured.weight != 1.0:
+            sums = sums * matured.weight
+        self._add_losses(sums.tolist(), cells)
+        means: Array = sums[:-1] / cells
+        return means if np.isfinite(means).all() else np.full(len(self.names), np.nan)
+
+    def _add_losses(self, sums: list[float], cells: int) -> None:
+        roles = (*self.names, "served")
+        totals = [self.stats.loss_sum[name] + total for name, total in zip(roles, sums, strict=True)]
+        if not all(map(math.isfinite, totals)):  # one would be no number for good
+            return
+        for name, total in zip(roles, totals, strict=True):
+            self.stats.loss_sum[name] = total
+            self.stats.loss_cells[name] += cells
+
+    def _adapt(self, issued: Issued) -> dict[str, float]:
+        scores = self._adapt_learners(issued)
+        self.stats.signals = scores
+        self._contain("signals", self.watch.take_in_scores, scores)
+        self.watch.take_in_issued(issued)
+        return scores
+
+    def _adapt_learners(self, issued: Issued) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        assert self.health is not None
+        lent = Lent(issued.inputs, *issued.base)
+        for i, learner in enumerate(self.learners):
+            told, taken_out = self.health.attempt(i, partial(_adapted, learner, issued))
+            self._count_restored(taken_out)
+            self._put_back(lent, learner)
+            if not learner.needs_labels:
+                self._count_restored(self.health.check_gradient(i))
+            scores |= told or {}
+        if not self.task.labelled:  # no loss will tell that time passes
+            self.health.check_losses(np.zeros(len(self.names)))
+        return scores
+
+    # -- steps 5 and 6
+
+    def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Spoken]:
+        inputs, base, spec = asked.inputs, asked.base, self.spec or asked.spec
+        entry = replace(asked.entry, time=int(asked.window.times[-1]))  # the time that it was taken with
+        if self.spec is None:  # what the base shows is known only now
+            self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
+        if commit and self.watch.monitors:
+            newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
+            newest = np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest)
+            self._contain("signals", self.watch.take_in_entry, newest, base)
+        exact, base, silent = finite_output(base, spec)
+        experts = self._experts(inputs, exact, base, commit=commit)
+        mixture = self.keeper.mix(experts, commit=commit)
+        if silent is not None:  # NaN here is what the task knows not to judge or learn from
+            mixture = Mixture(np.array(mixture.served), np.array(mixture.own), mixture.weights)
+            for said in (experts, mixture.own, mixture.served):
+                said[..., silent] = np.nan
+        note = () if self.labelling.silent else self._note(experts, mixture.served, commit=commit)
+        raw = None if asked.raw is None else finite_output(asked.raw, spec)[::2]
+        mixture, spoken = fall_back(experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast")
+        own = self._contain("intervals", self.intervals.issue, mixture, count=commit)
+        if own is None:
+            blank = np.full((self.intervals.kept, *mixture.served.shape), np.nan)
+            own = np.concatenate([blank, mixture.own])
+        experts, own, spoken = unjudged(experts, own, spoken)
+        return Issued(entry, inputs, base, experts, own, note), spoken
+
+    def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
+        note = partial(self.labelling.note, commit=commit)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = self._contain("labelling", lambda: note(experts, served, self.keeper.scale()), count=commit)
+        return self.labelling.blank() if found is None else found
+
+    def _experts(self, inputs: Tensor, exact: Array, base: BaseOutput, *, commit: bool) -> Array:
+        assert self.health is not None
+        said, lent = [base.output.unsqueeze(0)], Lent(inputs, *base)
+        for i, learner in enumerate(self.learners):
+            found = None if self.health.lost[i] else self._said_by(learner, inputs, base, commit=commit)
+            if found is None:  # NaN is what health takes a learner out for
+                found = base.output.new_full((len(learner.names), *base.output.shape), torch.nan)
+            said.append(found)
+            self._put_back(lent, learner, count=commit)
+        experts: Array = torch.cat(said).cpu().double().numpy()
+        if self.task.origin is not None:
+            experts += self.task.origin
+        experts[0] = exact
+        if commit:
+            self._count_restored(self.health.check_predictions(experts))
+        else:
+            self.health.stand_in(experts)
+        return experts
+
+    def _said_by(self, learner: Learner, inputs: Tensor, base: BaseOutput, *, commit: bool) -> Tensor | None:
+        """Return what a learner predicts, (experts, rows, columns); None where it raises, or returns something else."""
+        try:
+            said = learner.predict(inputs, base)
+            shape = (len(learner.names), *base.output.shape)  # a family of learners offers several experts at once
+            if not isinstance(said, Tensor) or said.is_complex() or said.layout != torch.strided:
+                raise ShapeError(f"a prediction must be a tensor of numbers, got {type(said).__name__}")
+            if tuple(said.shape) != shape and (1, *said.shape) != shape:
+                raise ShapeError(f"a prediction must be {shape}, got {tuple(said.shape)}")
+            return said.detach().to(base.output.device).reshape(shape)
+        except Exception as error:
+            self.faults.note(part_of(learner), error, count=commit)
+            return None
+
+    def _prediction(
+        self,
+        asked: Asked,
+        issued: Issued,
+        spoken: Spoken,
+        scores: dict[str, float],
+        *,
+        commit: bool = True,
+    ) -> Prediction:
+        entry = asked.entry
+        shares = dict(zip(self.names, spoken.weights.tolist(), strict=True))
+        experts, out = spoken.experts.copy(), spoken.served.copy()
+        known = self.task.known(asked.window)
+        if known is not None:
+            out[:, ~known] = np.nan
+            experts[:, :, ~known] = np.nan
+        if commit:
+            self.stats.predictions += 1
+            self.stats.weights = shares
+        fired, done = self.watch.taken() if commit else ((), ())
+        by_name = dict(zip(self.names, experts, strict=True))
+        label = self.labelling.said(issued.note, commit=commit)
+        low, high = self._contain("intervals", self.intervals.bounds, spoken.own, count=commit) or (None, None)
+        return Prediction(
+            entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
+            *label, () if self.panel is None else self.panel.columns, low, high, self.task.class_names,
+        )  # fmt: skip
+
+    # -- state
+
+    @own_settings
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state as copies: a tree of dicts and lists with tensors, arrays, numbers, text and bytes."""
+        with self._turn:
+            return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        built = self.spec is not None
+        learners = self.health.snapshots() if self.health is not None else None  # first: it may change what follows
+        guard = self.keeper.state() if built else None
+        return {
+            "names": list(self.names),
+            "spec": spec_state(self.spec) if self.spec is not None else None,
+            "task": self.task.state_dict(),
+            "learners": learners,
+            "health": self.health.state_dict() if self.health is not None else None,
+            "guard": guard,
+            "guard_kept": self.keeper.state_dict() if built else None,
+            "drift": self.watch.state_dict(),
+            "labelling": self.labelling.state_dict(),
+            "intervals": self.intervals.state_dict(),
+            "stats": self.stats.state_dict(),
+            **({"level_open": True} if self._level_open else {}),
+            "screen": self.screen.state_dict(),
+            "scales": self.scales.state_dict(),
+            **({} if self.panel is None else {"panel": self.panel.state_dict()}),
+        }
+
+    @own_settings
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned, in a pipeline made alike and not yet used.
+
+        Raises
+        ------
+        CheckpointError
+            If the state is of other experts.
+        """
+        with self._turn:
+            self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if list(state["names"]) != self.names or len(state["drift"]["monitors"]) != len(self.watch.monitors):
+            raise CheckpointError(f"the checkpoint is of the experts {state['names']}, this pipeline has {self.names}")
+        self._level_open = bool(state.get("level_open", False))  # states of earlier versions: all origins are 0
+        if state["spec"] is not None:
+            device = resolve_device(self.device_wanted, cells=state["spec"]["rows"] * state["spec"]["columns"])
+            self._allocate(spec_from_state(state["spec"], device, self.base))
+            assert self.health is not None
+            for learner, saved in zip(self.learners, state["learners"], strict=True):
+                if saved is not None:  # None: it could not tell its state, and begins again
+                    learner.load_state_dict(saved)
+            self.health.load_state_dict(state["health"])
+            self.keeper.load_state_dict(state["guard"], state.get("guard_kept"))
+        self.task.load_state_dict(state["task"])
+        self.watch.load_state_dict(state["drift"])
+        self.labelling.load_state_dict(state["labelling"])
+        self.intervals.load_state_dict(state["intervals"])
+        self.stats.load_state_dict(state["stats"])
+        if "screen" in state:  # else of an earlier version: what the stream shows is described from here on
+            self.screen.load_state_dict(state["screen"])
+        self.scales.load_state_dict(state.get("scales"))
+        if self.panel is not None:
+            self.panel.load_state_dict(state["panel"])
+        self._count_in(self.stats)
+
+
+def _again(learned: Learned, issued: Issued, task: Task) -> Matured:
+    """Return a remembered label as an example of the prediction that was made again."""
+    mask = learned.mask & ~np.isnan(issued.experts[0])
+    target = np.where(mask, learned.target, np.nan_to_num(issued.experts[0]))
+    known = torch.from_numpy(mask).to(task.device)
+    example = Example(issued.inputs, issued.base, task.tensor(target), known)
+    return Matured(example, example, issued.experts, issued.own, target, mask, learned.weight, (), learned.id)
+
+
+def _adapted(learner: Learner, issued: Issued) -> dict[str, float]:
+    """Let a learner take an entry in; return what it tells about it, where that is a number."""
+    learner.adapt(issued.inputs, issued.base)
+    told = learner.signals() if learner.signal_names else {}
+    return {str(name): float(value) for name, value in told.items() if math.isfinite(value)}

@@ -1,0 +1,352 @@
+"""Scales that settle: learners start with the first window's, and begin again from memory where these were wrong."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from streamadapt.models.contract import Base, Spec
+from streamadapt.pipeline.screen import FIRST, IN_A_ROW, Look
+from streamadapt.pipeline.spec import original_scaling
+from streamadapt.records import Array, Entry, Mask
+from streamadapt.tasks import Matured, Task
+
+__all__ = ["Learned", "Scales"]
+
+MOST = 512
+"""Entries that are remembered until all scales have settled; of a supervised task twice as many entries and labels."""
+FEWEST = 8
+"""A channel's scale is looked at when its value has changed so often, then at every doubling ..."""
+SETTLED = 512
+"""... until it has changed so often; then it has settled."""
+FACTOR = 2.0
+"""Learners begin again where a scale is wrong by more than this factor ..."""
+LATE_FACTOR = 8.0
+"""... or by this, where more was learned than is remembered."""
+LATE = 4096
+"""In a stream of several channels nothing begins again after so many entries: too much of the others' would be lost."""
+FAR = 35.0
+"""Labels further from their median than so many usual distances say nothing of the scale."""
+
+INPUTS = ("input_loc", "input_scale")
+OUTPUTS = ("output_loc", "output_scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A label as it was learned.
+
+    Attributes
+    ----------
+    id : str
+        Of its entry.
+    target, mask : ndarray, (1, columns)
+    weight : float
+    """
+
+    id: str
+    target: Array
+    mask: Mask
+    weight: float
+
+
+class Scales:
+    """Estimates the scaling that a base does not bring, from what the stream shows.
+
+    A channel's scale is the standard deviation of the values at which it moved: a sensor that stands still says nothing
+    about it. It is looked at each time the channel has moved 8, 16, ... 512 times. Where it then differs from the one
+    in use by more than `FACTOR`, the learners must begin again with the new one, from the items that are kept in memory
+    until then. After 512 moves a scale has settled and stays; it is estimated again if the channel changes by far more
+    than was usual. The same for the labels of a regression.
+
+    Memory: `MOST` entries, until all scales have settled; the first `FIRST` of a base that brings its scaling.
+
+    Parameters
+    ----------
+    task : Task
+        As it is before its first entry.
+    base : Base
+    """
+
+    def __init__(self, task: Task, base: Base) -> None:
+        self.pristine = task.state_dict()
+        self.forecast = task.kind == "forecast"
+        labelled = task.kind == "regression" and task.labelled
+        self.free_inputs = base.input_scale is None
+        self.free_outputs = base.output_scale is None and (self.forecast or labelled)
+        self.labels = labelled and self.free_outputs
+        self.items: deque[tuple[Entry | Learned, Mask | None]] = deque(maxlen=MOST if self.forecast else 2 * MOST)
+        self.active = True
+        self.entries = 0
+        self.dropped = False  # whether anything that was learned is not in memory any more
+        self.spent = 0  # items learned again so far
+        self.moves = np.zeros(0, np.int64)
+        self.since = np.zeros(0, np.int64)  # of each channel, how many entries say nothing of it any more
+        self.last: Array = np.zeros(0)
+        self.label_count = 0
+
+    @property
+    def free(self) -> bool:
+        """Whether there is anything to estimate."""
+        return self.free_inputs or self.free_outputs
+
+    def take(self, entry: Entry, look: Look) -> bool:
+        """Remember an accepted entry; say whether it is time to look at the scales."""
+        self.entries += 1
+        if self.free and look.changed.any():
+            self._change(look.changed)
+        if not self.active:
+            return False
+        self._remember(entry, look.absurd if look.absurd.any() else None)
+        if look.hindsight is not None:
+            self._mark(look.hindsight)
+        return self._count(_cleaned(entry, look.absurd)) or look.hindsight is not None
+
+    def learn(self, matured: Sequence[Matured]) -> bool:
+        """Remember labels that have been learned; say whether it is time to look at the scales."""
+        if not self.active or self.forecast:
+            return False
+        due = False
+        for one in matured:
+            self._remember(Learned(one.id, one.target, one.mask, one.weight), None)
+            if self.labels and one.mask.any():
+                self.label_count += 1
+                due |= bool(_doubled(np.array([self.label_count]))[0])
+        return due
+
+    def _remember(self, item: Entry | Learned, absurd: Mask | None) -> None:
+        self.dropped |= len(self.items) == self.items.maxlen
+        self.items.append((item, absurd))
+
+    def _mark(self, hindsight: Mask) -> None:
+        """Put right which of the first values are absurd."""
+        rows = iter(hindsight)
+        for i, (item, _) in enumerate(self.items):
+            if isinstance(item, Entry):
+                absurd = next(rows, None)
+                self.items[i] = item, absurd if absurd is not None and absurd.any() else None
+
+    def _change(self, changed: Mask) -> None:
+        self.moves = np.where(changed, 0, self.moves)
+        self.since = np.where(changed, self.entries - IN_A_ROW, self.since)
+        if not self.active:
+            self.active, self.dropped = True, True
+
+    def _count(self, values: Array) -> bool:
+        """Count moves; return whether a count has reached a power of two."""
+        if len(self.moves) == 0:
+            self.moves, self.since, self.last = np.zeros(len(values), np.int64), np.zeros(len(values), np.int64), values
+            return False
+        moved = ~np.isnan(values) & (values != self.last) & ~np.isnan(self.last)
+        self.moves = self.moves + moved
+        self.last = np.where(np.isnan(values), self.last, values)
+        return bool((moved & _doubled(self.moves)).any())
+
+    def settle(self) -> None:
+        """Forget what is remembered if nothing is left to be estimated from it."""
+        if not self.active or self.entries < FIRST:
+            return
+        several = len(self.moves) > 1
+        open_inputs = (self.free_inputs or (self.free_outputs and self.forecast)) and (
+            (self.moves < SETTLED).any() and not (several and self.entries > LATE)
+        )
+        open_labels = self.labels and self.label_count < SETTLED and not self.entries > LATE
+        if not open_inputs and not open_labels:
+            self.active = False
+            self.items.clear()
+
+    # -- what the stream says
+
+    def better(self, spec: Spec, columns: int) -> dict[str, Array] | None:
+        """Return the scaling that learners should begin again with, original units; None where that in use will do."""
+        found: dict[str, Array] = {}
+        wrong = False
+        several = len(self.moves) > 1
+        if several and self.dropped and self.entries > LATE:
+            return None
+        factor = LATE_FACTOR if self.dropped else FACTOR
+        if self.free_inputs or (self.free_outputs and self.forecast):
+            loc, scale, known = _moving(self._values())
+            known &= self.moves <= SETTLED  # what has settled stays
+            for names, free in ((INPUTS, self.free_inputs), (OUTPUTS, self.free_outputs and self.forecast)):
+                if free:
+                    wrong |= self._put(found, names, spec, (loc, scale), known, factor)
+        if self.labels and self.label_count >= FEWEST:
+            loc, scale, known = _of_labels(self._labels(columns))
+            wrong |= self._put(found, OUTPUTS, spec, (loc, scale), known, factor)
+        if not wrong or self.spent + len(self.items) > 2 * self.entries + 2 * MOST:
+            return None
+        return found
+
+    def _put(
+        self,
+        found: dict[str, Array],
+        names: tuple[str, str],
+        spec: Spec,
+        estimate: tuple[Array, Array],
+        known: Mask,
+        factor: float,
+    ) -> bool:
+        scaling = original_scaling(spec)
+        used = [scaling[name] for name in names]
+        ratio = np.where(known, estimate[1] / used[1], 1.0)
+        for name, now, then in zip(names, estimate, used, strict=True):
+            found[name] = np.where(known, now, then)
+        return bool(((ratio > factor) | (ratio < 1.0 / factor)).any())
+
+    def _values(self) -> Array:
+        values = np.stack([_cleaned(item, absurd) for item, absurd in self.items if isinstance(item, Entry)])
+        number = np.arange(self.entries - len(values), self.entries)
+        return np.where(number[:, None] >= self.since, values, np.nan)
+
+    def _labels(self, columns: int) -> Array:
+        rows = [np.where(item.mask, item.target, np.nan) for item, _ in self.items if isinstance(item, Learned)]
+        return np.array(rows, np.float64).reshape(-1, columns)
+
+    def cleaned(self) -> list[Entry | Learned]:
+        """Return the items in memory, with what is absurd as if it had been missing.
+
+        Absurd values before a channel's first other one are replaced by that: it is the best guess of its level. No
+        entry has a later time than one that follows it: where event time went back, the later times were wrong.
+        """
+        found: list[Entry | Learned] = []
+        first: Array | None = None  # of each channel, while absurd values came before all others
+        for item, absurd in self.items:
+            if absurd is not None and isinstance(item, Entry):
+                first = self._first() if first is None else first
+                item = replace(item, values=np.where(absurd, first, item.values))
+            if first is not None and isinstance(item, Entry):
+                seen = ~np.isnan(item.values) & (True if absurd is None else ~absurd)
+                first = np.where(seen, np.nan, first)
+            found.append(item)
+        return _in_order(found)
+
+    def _first(self) -> Array:
+        """Return the first value of each channel that is not absurd, if an absurd one comes before it; else NaN."""
+        values = np.stack([_cleaned(item, absurd) for item, absurd in self.items if isinstance(item, Entry)])
+        masks = [absurd for item, absurd in self.items if isinstance(item, Entry)]
+        known = ~np.isnan(values)
+        at = known.argmax(axis=0)
+        earlier = np.zeros(values.shape[1], np.bool_)
+        for i, absurd in enumerate(masks):
+            if absurd is not None:
+                earlier |= absurd & ((i < at) | ~known.any(axis=0))
+        first: Array = np.where(earlier, values[at, np.arange(values.shape[1])], np.nan)
+        return first
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counts and the items in memory, as plain values and arrays."""
+        return {
+            "active": self.active,
+            "entries": self.entries,
+            "dropped": self.dropped,
+            "spent": self.spent,
+            "moves": self.moves.copy(),
+            "since": self.since.copy(),
+            "last": self.last.copy(),
+            "label_count": self.label_count,
+            "items": _packed(list(self.items)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Take over what `state_dict` returned; None: the scales of a state that remembers nothing have settled."""
+        self.items.clear()
+        if state is None:
+            self.active = False
+            return
+        self.active, self.dropped = bool(state["active"]), bool(state["dropped"])
+        self.entries, self.spent = int(state["entries"]), int(state["spent"])
+        self.moves, self.last = np.array(state["moves"], np.int64), np.array(state["last"], np.float64)
+        self.since = np.array(state["since"], np.int64)
+        self.label_count = int(state["label_count"])
+        self.items.extend(_unpacked(state["items"]))
+
+
+def _in_order(items: Sequence[Entry | Learned]) -> list[Entry | Learned]:
+    latest = 2**63 - 1
+    found = list(items)
+    for i in range(len(found) - 1, -1, -1):
+        item = found[i]
+        if isinstance(item, Entry):
+            latest = min(latest, item.time)
+            found[i] = item if item.time == latest else replace(item, time=latest)
+    return found
+
+
+def _doubled(counts: Any) -> Mask:
+    found: Mask = (counts >= FEWEST) & (counts <= SETTLED) & ((counts & (counts - 1)) == 0)
+    return found
+
+
+def _cleaned(entry: Entry, absurd: Mask | None) -> Array:
+    values = np.asarray(entry.values, np.float64)
+    return values if absurd is None else np.where(absurd, np.nan, values)
+
+
+def _moving(values: Array) -> tuple[Array, Array, Mask]:
+    """Return location and scale of (entries, channels), and where they are known."""
+    known = ~np.isnan(values)
+    at = np.where(known, np.arange(len(values))[:, None], 0)
+    np.maximum.accumulate(at, axis=0, out=at)
+    filled = values[at, np.arange(values.shape[1])]
+    moved = np.zeros(values.shape, np.bool_)
+    moved[1:] = known[1:] & (filled[1:] != filled[:-1]) & ~np.isnan(filled[:-1])
+    return _spread(np.where(moved, values, np.nan))
+
+
+def _of_labels(labels: Array) -> tuple[Array, Array, Mask]:
+    with np.errstate(all="ignore"):
+        middle = np.array([np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else 0.0 for c in labels.T])
+        away = np.abs(labels - middle)
+        usual = np.array([np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else 0.0 for c in away.T])
+    return _spread(np.where(away <= FAR * usual, labels, np.nan))
+
+
+def _spread(values: Array) -> tuple[Array, Array, Mask]:
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    many = np.maximum(count, 1)
+    loc = np.where(known, values, 0.0).sum(axis=0) / many
+    scale = np.sqrt(np.where(known, np.square(values - loc), 0.0).sum(axis=0) / many)
+    fine: Mask = (count >= FEWEST) & (scale > 1e-12 * np.abs(loc)) & (scale > 0.0)
+    return loc, scale, fine
+
+
+def _packed(items: list[tuple[Entry | Learned, Mask | None]]) -> dict[str, Any] | None:
+    """Return what must be saved of the items, as arrays with a row each; None if there are none."""
+    if not items:
+        return None
+    entries = [(item, absurd) for item, absurd in items if isinstance(item, Entry)]
+    learned = [item for item, _ in items if isinstance(item, Learned)]
+    nothing = np.zeros(len(entries[0][0].values), np.bool_) if entries else np.zeros(0, np.bool_)
+    return {
+        "ids": [item.id for item, _ in items],
+        "is_entry": [isinstance(item, Entry) for item, _ in items],
+        "times": [entry.time for entry, _ in entries],
+        "values": np.stack([entry.values for entry, _ in entries]) if entries else None,
+        "absurd": np.stack([nothing if mask is None else mask for _, mask in entries]) if entries else None,
+        "targets": np.stack([one.target for one in learned]) if learned else None,
+        "masks": np.stack([one.mask for one in learned]) if learned else None,
+        "weights": [float(one.weight) for one in learned],
+    }
+
+
+def _unpacked(state: dict[str, Any] | None) -> Iterator[tuple[Entry | Learned, Mask | None]]:
+    row = told = 0
+    for id_, is_entry in () if state is None else zip(state["ids"], state["is_entry"], strict=True):
+        assert state is not None
+        if is_entry:
+            absurd = np.array(state["absurd"][row], np.bool_)
+            entry = Entry(np.array(state["values"][row]), int(state["times"][row]), str(id_))
+            yield entry, absurd if absurd.any() else None
+            row += 1
+        else:
+            target, mask = np.array(state["targets"][told]), np.array(state["masks"][told], np.bool_)
+            yield Learned(str(id_), target, mask, float(state["weights"][told])), None
+            told += 1

@@ -1,0 +1,142 @@
+"""Which entries to ask labels for, where only so many can be had."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from streamadapt.arguments import ShowsArguments
+from streamadapt.errors import ConfigError
+from streamadapt.records import Array
+
+__all__ = ["LabelBudget"]
+
+MEAN_RATE = 0.01
+"""How fast the running means of uncertainty and disagreement follow them, per prediction."""
+CAP = 5.0
+"""Disagreement counts up to so many of the guard's scales: one expert that explodes must not use up the budget."""
+STEER = 0.05
+"""How fast the probabilities are steered to the rate."""
+MOST_STEERED = 5.0
+"""Largest logarithm of the factor that steers them."""
+WORD = (1 << 64) - 1
+
+
+class LabelBudget(ShowsArguments):
+    """Asks for the label of each prediction with a probability that grows with how much it would tell.
+
+    ::
+
+        u = uncertainty / its mean + disagreement / its mean
+        probability = rate (floor + (1 - floor) lambda u / mean u), at most 1
+        ln lambda <- ln lambda + STEER (rate - probability)
+
+    Uncertainty (classification): one minus the margin between the two likeliest classes as served. Disagreement: the
+    mean distance of the experts from what is served, in units of the guard's scale. Means are running ones. The random
+    part keeps every probability above zero [1]_, so that a mean over the asked labels, each weighted by one over its
+    probability, has no bias [2]_ [3]_; `Labelling` keeps it. lambda makes up for what the upper limit cuts off: over n
+    predictions the mean probability is within ``10 / (STEER n)`` of `rate`, unless lambda is at its bound.
+
+    A label that was not asked for and comes is learned like any other.
+
+    Parameters
+    ----------
+    rate : float, in (0, 1]
+        Labels asked for, per prediction.
+    floor : float, in (0, 1]
+        Which share of them is asked at random; 1: all.
+    seed : int, >= 0
+
+    References
+    ----------
+    .. [1] Zliobaite, Bifet, Pfahringer & Holmes (2014), Active learning with drifting streaming data, IEEE TNNLS 25.
+    .. [2] Horvitz & Thompson (1952), A generalization of sampling without replacement from a finite universe, JASA 47.
+    .. [3] Beygelzimer, Dasgupta & Langford (2009), Importance weighted active learning, ICML.
+    """
+
+    def __init__(self, rate: float = 0.1, floor: float = 0.2, seed: int = 0) -> None:
+        for name, value in (("rate", rate), ("floor", floor)):
+            if not 0.0 < value <= 1.0:
+                raise ConfigError(f"labels.{name}", value, "a number in (0, 1]")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ConfigError("labels.seed", seed, "a whole number >= 0")
+        self.rate = float(rate)
+        self.floor = float(floor)
+        self.seed = seed
+        self.count = 0
+        self.means = [0.0, 0.0, 0.0]  # of uncertainty, disagreement and u
+        self.steer = 0.0  # ln lambda
+
+    def decide(self, experts: Array, served: Array, unit: Array, *, classify: bool) -> tuple[float, bool]:
+        """Decide about one prediction.
+
+        Parameters
+        ----------
+        experts : ndarray, (experts, rows, columns)
+        served : ndarray, (rows, columns)
+        unit : ndarray, (rows, columns) or (rows, 1)
+            The guard's scale in the predictions' own unit.
+        classify : bool
+            Whether they are distributions.
+
+        Returns
+        -------
+        float
+            The probability with which it was asked for, in (0, 1].
+        bool
+            Whether it was.
+        """
+        wanted = self._wanted(experts, served, unit, classify)
+        share = self.floor + (1.0 - self.floor) * math.exp(self.steer) * wanted
+        probability = min(1.0, self.rate * share)
+        if self.floor < 1.0:
+            steer = self.steer + STEER * (self.rate - probability)
+            self.steer = min(max(steer, -MOST_STEERED), MOST_STEERED)
+        drawn = _uniform(self.seed, self.count)
+        self.count += 1
+        return probability, drawn < probability
+
+    def _wanted(self, experts: Array, served: Array, unit: Array, classify: bool) -> float:
+        """Return u over its running mean; 1 where nothing is known."""
+        spread = np.minimum(np.abs(experts - served) / unit, CAP)
+        disagreement = float(spread.sum()) / spread.size
+        uncertainty = 0.0
+        if classify:
+            first, second = np.partition(served[0], -2)[-2:][::-1].tolist()
+            uncertainty = 1.0 - first + second
+        if not (math.isfinite(disagreement) and math.isfinite(uncertainty)):
+            return 1.0
+        u = self._relative(0, uncertainty) + self._relative(1, disagreement)
+        return self._relative(2, u)
+
+    def _relative(self, which: int, value: float) -> float:
+        """Return a value over its running mean, this one included; 0 while all were 0."""
+        mean = self.means[which]
+        mean += max(MEAN_RATE, 1.0 / (1 + self.count)) * (value - mean)
+        self.means[which] = mean
+        return value / mean if mean > 0.0 else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters and means."""
+        return {"count": self.count, "means": list(self.means), "steer": self.steer}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.count = int(state["count"])
+        self.means = [float(mean) for mean in state["means"]]
+        self.steer = float(state["steer"])
+
+
+def _uniform(seed: int, number: int) -> float:
+    """Return the `number`-th of a seed's numbers in [0, 1): SplitMix64 (Steele, Lea & Flood 2014), whose state is its
+    place in the sequence."""
+    z = (_mixed(seed) + (number + 1) * 0x9E3779B97F4A7C15) & WORD
+    return (_mixed(z) >> 11) * 2.0**-53
+
+
+def _mixed(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
+    return z ^ (z >> 31)

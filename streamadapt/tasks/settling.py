@@ -1,0 +1,104 @@
+"""Labels that are known and not yet learned: what comes meanwhile is put into them."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamadapt.records import FloatArray
+
+__all__ = ["Held", "HeldLabels", "Queue"]
+
+UNSAID = -(2**63)
+
+
+@dataclass(slots=True)
+class Held:
+    """What is known of one entry's label.
+
+    Attributes
+    ----------
+    value : ndarray, (outputs,), float64
+        NaN where nobody has said anything.
+    times : ndarray, (outputs,), int64, ns
+        When what `value` holds became known; of two labels the later one holds, in whatever order they come.
+    due : int, ns
+        The event time at which it is learned.
+    """
+
+    value: FloatArray
+    times: npt.NDArray[np.int64]
+    due: int
+
+    @classmethod
+    def of(cls, value: FloatArray, time: int, due: int) -> Held:
+        """Hold a first label."""
+        return cls(value.astype(np.float64), np.where(np.isnan(value), UNSAID, time).astype(np.int64), due)
+
+    def news(self, value: FloatArray, time: int) -> npt.NDArray[np.bool_]:
+        """Return which outputs of a further label change something, (outputs,)."""
+        newer: npt.NDArray[np.bool_] = ~np.isnan(value) & (time >= self.times) & (value != self.value)
+        return newer
+
+    def take(self, value: FloatArray, time: int, due: int) -> bool:
+        """Put a further label in; True if the two do not agree."""
+        newer = self.news(value, time)
+        differs = bool((~np.isnan(value) & ~np.isnan(self.value) & (value != self.value)).any())
+        self.value = np.where(newer, value, self.value)
+        self.times = np.where(newer, time, self.times)
+        self.due = min(self.due, due)
+        return differs
+
+
+class HeldLabels(dict[str, Held]):
+    """Held labels by entry id, in the order of their first arrival."""
+
+    def pack(self) -> dict[str, Any] | None:
+        """Return what must be saved, a row each; None if there are none."""
+        if not self:
+            return None
+        return {
+            "ids": list(self),
+            "dues": [held.due for held in self.values()],
+            "values": np.stack([held.value for held in self.values()]),
+            "times": np.stack([held.times for held in self.values()]),
+        }
+
+    @classmethod
+    def unpack(cls, state: dict[str, Any] | None) -> HeldLabels:
+        """Return what `pack` saved."""
+        held = cls()
+        for i, id_ in enumerate(() if state is None else state["ids"]):
+            assert state is not None
+            value, times = np.array(state["values"][i], np.float64), np.array(state["times"][i], np.int64)
+            held[id_] = Held(value, times, int(state["dues"][i]))
+        return held
+
+
+class Queue:
+    """Ids by the event time at which something is due, those due at once by their entries' times, then by name.
+
+    That order does not depend on the order in which they were put in. It may hold what is due no more: the owner knows.
+    """
+
+    def __init__(self, items: Iterable[tuple[int, int, str, bool]] = ()) -> None:
+        self.items = list(items)
+        heapq.heapify(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def push(self, due: int, entry_time: int, id_: str, is_label: bool) -> None:
+        """Put one in."""
+        heapq.heappush(self.items, (due, entry_time, id_, is_label))
+
+    def pop_due(self, now: int) -> Iterator[tuple[int, str, bool]]:
+        """Take out what is due by `now`, in order: (due, id, whether it is a label that is due)."""
+        while self.items and self.items[0][0] <= now:
+            due, _, id_, is_label = heapq.heappop(self.items)
+            yield due, id_, is_label
