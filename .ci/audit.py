@@ -1,7 +1,9 @@
-"""Audit the pinned versions for known vulnerabilities: `python3 .ci/audit.py`, from the repository's root.
+"""Audit the pinned versions for known vulnerabilities: `python3 .ci/audit.py`, from the
+repository's root.
 
-Fails on a known vulnerability only. Where pip-audit or its data cannot be reached it says so in one line and passes:
-what the network lets through is no property of this code. pip-audit lives in a folder of its own, so it moves no pin.
+Fails on a known vulnerability only. Where pip-audit or its data cannot be reached it says so in
+one line and passes: what the network lets through is no property of this code. pip-audit lives in
+a folder of its own, so it moves no pin.
 """
 
 from __future__ import annotations
@@ -37,16 +39,38 @@ def audited(lock: Path, folder: Path) -> tuple[dict[str, Any] | None, str]:
     report = folder / "report.json"
     python = folder / "venv" / "bin" / "python"
     once = ["--retries", "0", "--timeout", "15"]  # a refusal is an answer
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *once, AUDITOR]
-    # No resolver: the lock is complete, which tests/test_lock.py holds, and nothing is to be downloaded.
-    audit = [python, "-m", "pip_audit", "-r", lock, "--no-deps", "--disable-pip", "--progress-spinner", "off"]
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        *once,
+        AUDITOR,
+    ]
+    # No resolver: the lock is complete, which tests/test_lock.py holds, and nothing is to be
+    # downloaded.
+    audit = [
+        python,
+        "-m",
+        "pip_audit",
+        "-r",
+        lock,
+        "--no-deps",
+        "--disable-pip",
+        "--progress-spinner",
+        "off",
+    ]
     try:
         venv.create(folder / "venv", with_pip=True)
         subprocess.run(install, check=True, capture_output=True, timeout=INSTALL_S)
     except (OSError, subprocess.SubprocessError):
         return None, f"{AUDITOR} cannot be installed here"
     try:
-        subprocess.run([*audit, "-f", "json", "-o", report], check=False, capture_output=True, timeout=AUDIT_S)
+        subprocess.run(
+            [*audit, "-f", "json", "-o", report], check=False, capture_output=True, timeout=AUDIT_S
+        )
         found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     except (OSError, ValueError, subprocess.SubprocessError):
         return None, "its data cannot be reached from here"

@@ -19,13 +19,19 @@ MINUTE_NS = 60_000_000_000
 
 
 def etth1(folder: Path) -> Batch:
-    """Transformer load and oil temperature, hourly: 17,420 rows of 7 columns (ETDataset, CC BY-ND 4.0)."""
+    """Transformer load and oil temperature, hourly: 17,420 rows of 7 columns (ETDataset, CC BY-ND
+    4.0)."""
     header, rows = _read(folder / "ETTh1.csv")
-    return Batch(_numbers(row[1:] for row in rows), _times(row[0] for row in rows), channels=tuple(header[1:]))
+    return Batch(
+        _numbers(row[1:] for row in rows),
+        _times(row[0] for row in rows),
+        channels=tuple(header[1:]),
+    )
 
 
 def los_speed(folder: Path) -> Batch:
-    """Mean speeds (mph) of 207 loop detectors in Los Angeles, every 5 minutes: 2,016 rows (METR-LA, first week)."""
+    """Mean speeds (mph) of 207 loop detectors in Los Angeles, every 5 minutes: 2,016 rows
+    (METR-LA, first week)."""
     header, rows = _read(folder / "los_speed.csv")
     # The file has no times: they are counted from its first day's midnight.
     start = int(np.datetime64("2012-03-01", "ns").astype(np.int64))
@@ -34,7 +40,8 @@ def los_speed(folder: Path) -> Batch:
 
 
 def elec2(folder: Path) -> Batch:
-    """New South Wales electricity market, every 30 minutes: 45,312 rows of 6 features and whether the price goes up.
+    """New South Wales electricity market, every 30 minutes: 45,312 rows of 6 features and whether
+    the price goes up.
 
     M. Harries (1999), as published with scikit-multiflow; labels are 0 and 1, (rows, 1).
     """
@@ -47,10 +54,11 @@ def elec2(folder: Path) -> Batch:
 
 
 def glucose() -> Batch:
-    """A glucose sensor's current (nA) and the meter's glucose (mg/dL), every 5 minutes, March to October 2010.
+    """A glucose sensor's current (nA) and the meter's glucose (mg/dL), every 5 minutes, March to
+    October 2010.
 
-    Rows whose current is not a number (``nil``: the sensor was dirty) are left out; the others are sorted by time.
-    It ships in the package bokeh_sampledata, a dependency of the demo.
+    Rows whose current is not a number (``nil``: the sensor was dirty) are left out; the others are
+    sorted by time. It ships in the package bokeh_sampledata, a dependency of the demo.
     """
     packed = files("bokeh_sampledata").joinpath("_data", "CGM.csv.gz")
     with packed.open("rb") as raw, gzip.open(raw, "rt", encoding="utf-8", newline="") as text:

@@ -1,11 +1,12 @@
 """What each guarantee costs in time: ``python -m benchmarks.delivery --json FILE``.
 
-The three run one after the other over the same trickle of entries, several rounds of them interleaved, on the broker
-that STREAMADAPT_TEST_BROKER names, or else on an Apache Kafka of its own, or else on the embedded one. Latency is from
-handing an entry to the producer to the moment at which a reader of committed records has its prediction. (The embedded
-broker shows records before their commit: there the moment is the end of the commit, taken from the engine's own step.)
-Start is what the guarantee does before the first record: reading the output's end, or fencing and reading the committed
-positions.
+The three run one after the other over the same trickle of entries, several rounds of them
+interleaved, on the broker that STREAMADAPT_TEST_BROKER names, or else on an Apache Kafka of its
+own, or else on the embedded one. Latency is from handing an entry to the producer to the moment at
+which a reader of committed records has its prediction. (The embedded broker shows records before
+their commit: there the moment is the end of the commit, taken from the engine's own step.) Start
+is what the guarantee does before the first record: reading the output's end, or fencing and
+reading the committed positions.
 """
 
 from __future__ import annotations
@@ -41,16 +42,23 @@ ENTRIES, EVERY_S, CHECKPOINT_S, ROUNDS = 300, 0.02, 1.0, 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.delivery", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object"
+    )
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     found: dict[str, list[dict[str, float]]] = {guarantee: [] for guarantee in GUARANTEES}
-    with measured_broker() as servers, tempfile.TemporaryDirectory(prefix="streamadapt-latency-") as folder:
+    with (
+        measured_broker() as servers,
+        tempfile.TemporaryDirectory(prefix="streamadapt-latency-") as folder,
+    ):
         broker = broker_name(servers)
         print(f"on {broker}")
         for i in range(ROUNDS):
             for guarantee in GUARANTEES:
-                found[guarantee].append(measured(broker, servers, Path(folder) / f"{guarantee}-{i}", guarantee))
+                found[guarantee].append(
+                    measured(broker, servers, Path(folder) / f"{guarantee}-{i}", guarantee)
+                )
     figures = {
         guarantee: {name: median(one[name] for one in rounds) for name in rounds[0]}
         for guarantee, rounds in found.items()
@@ -59,9 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(guarantee, {name: round(value, 2) for name, value in figure.items()})
     if asked.json is not None:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
-        protocol = {"entries": ENTRIES, "every_s": EVERY_S, "checkpoint_s": CHECKPOINT_S, "rounds": ROUNDS}
+        protocol = {
+            "entries": ENTRIES,
+            "every_s": EVERY_S,
+            "checkpoint_s": CHECKPOINT_S,
+            "rounds": ROUNDS,
+        }
         asked.json.write_text(
-            json.dumps({"broker": broker, "protocol": protocol, **figures}, indent=1) + "\n", encoding="utf-8"
+            json.dumps({"broker": broker, "protocol": protocol, **figures}, indent=1) + "\n",
+            encoding="utf-8",
         )
     return 0
 
@@ -77,11 +91,15 @@ def measured(broker: str, servers: str, folder: Path, guarantee: str) -> dict[st
         KafkaSink(servers, f"{name}-out"),
         JsonCodec(fields, streams=[name]),
         KafkaDeadLetters(servers, f"{name}-dead"),
-        settings=EngineSettings(checkpoint_path=folder, checkpoint_every_s=CHECKPOINT_S, guarantee=guarantee),
+        settings=EngineSettings(
+            checkpoint_path=folder, checkpoint_every_s=CHECKPOINT_S, guarantee=guarantee
+        ),
     )
     commits: list[float] = []
     starts: list[float] = []
-    engine.on_checkpoint_step = lambda step: commits.append(time.monotonic()) if step == "committed" else None
+    engine.on_checkpoint_step = lambda step: (
+        commits.append(time.monotonic()) if step == "committed" else None
+    )
     resume = engine.delivery.resume
 
     def timed(lane: Any, digest: str) -> Any:
@@ -113,11 +131,14 @@ def measured(broker: str, servers: str, folder: Path, guarantee: str) -> dict[st
 
 
 def _trickle(servers: str, name: str) -> tuple[dict[int, float], dict[int, float]]:
-    """Send the entries and read the predictions; return when each was sent, and when it was read."""
+    """Send the entries and read the predictions; return when each was sent, and when it was
+    read."""
     sent: dict[int, float] = {}
     seen: dict[int, float] = {}
     producer = KafkaProducer(bootstrap_servers=servers, linger_ms=0)
-    consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False, isolation_level="read_committed")
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers, enable_auto_commit=False, isolation_level="read_committed"
+    )
     at = TopicPartition(f"{name}-out", 0)
     consumer.assign([at])
     consumer.seek(at, 0)
@@ -141,7 +162,9 @@ def _trickle(servers: str, name: str) -> tuple[dict[int, float], dict[int, float
 def _read(consumer: Any, seen: dict[int, float], timeout_s: float) -> None:
     for batch in consumer.poll(max(1.0, 1000 * timeout_s)).values():
         for record in batch:
-            seen.setdefault(int(json.loads(record.value)["id"].rpartition("@")[2]), time.monotonic())
+            seen.setdefault(
+                int(json.loads(record.value)["id"].rpartition("@")[2]), time.monotonic()
+            )
 
 
 if __name__ == "__main__":

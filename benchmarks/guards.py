@@ -1,7 +1,8 @@
 """Every guard on every scenario, in one table: ``python -m benchmarks.guards --json FILE``.
 
-All guards watch the same experts, so one pass through the pipeline that is deployed is enough for all of them: they
-stand side by side in it, each charged for its own predictions, with the scenario's own delays.
+All guards watch the same experts, so one pass through the pipeline that is deployed is enough for
+all of them: they stand side by side in it, each charged for its own predictions, with the
+scenario's own delays.
 """
 
 from __future__ import annotations
@@ -69,16 +70,21 @@ def _compare(name: str, data: Path) -> Compared:
 
 
 def _write(found: Sequence[Compared], json_path: Path | None, markdown: Path | None) -> None:
-    """Write what there is, after every scenario: a long run that is interrupted keeps what it has."""
+    """Write what there is, after every scenario: a long run that is interrupted keeps what it
+    has."""
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps({c.name: c.as_json() for c in found}, indent=2) + "\n", encoding="utf-8")
+        json_path.write_text(
+            json.dumps({c.name: c.as_json() for c in found}, indent=2) + "\n", encoding="utf-8"
+        )
     if markdown is not None:
         markdown.write_text(page(found), encoding="utf-8")
 
 
 def _print(found: Sequence[Compared]) -> None:
-    table = Table(title="served, by guard; in brackets: the worst block of 500, as a ratio to the base")
+    table = Table(
+        title="served, by guard; in brackets: the worst block of 500, as a ratio to the base"
+    )
     table.add_column("guard", no_wrap=True)
     for compared in found:
         table.add_column(compared.name, justify="right")
@@ -89,12 +95,27 @@ def _print(found: Sequence[Compared]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guards", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")
-    parser.add_argument("--only", nargs="+", choices=list(RUNS), metavar="NAME", help=f"of {', '.join(RUNS)}")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="scenarios at a time (default: %(default)s)")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR",
-                        help="folder with ETTh1.csv, los_speed.csv and elec.csv (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", choices=list(RUNS), metavar="NAME", help=f"of {', '.join(RUNS)}"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="scenarios at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("../shared/data"),
+        metavar="DIR",
+        help="folder with ETTh1.csv, los_speed.csv and elec.csv (default: %(default)s)",
+    )
     return parser
 
 

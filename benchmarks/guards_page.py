@@ -38,16 +38,16 @@ hindsight. In brackets: the worst block of 500 predictions, as a ratio to the ba
 than doing nothing there). The two layers and their rules were chosen with the cgm, etth1, los and elec2 streams in
 sight; nothing was chosen on them for the others. A ridge stack cannot mix distributions. The dictionary scenarios mix
 nothing.
-"""
+"""  # noqa: E501
 TAIL = f"""
 On the digits streams one entry in twenty is ever labelled, 50 entries late: no weights can be learned from that, and
 all guards but `{PRIOR_HEDGE}` start without the prior that was chosen there (docs/results.md). What each rule promises
 is in docs/regret.md.
-"""
+"""  # noqa: E501
 
 SPARSE = """What is promised is the coverage of the labels that come. In cgm-sparse every 72nd row has one, which is
 also the row predicted soonest after a label was learned, and so the easiest (mean absolute error 16.5 in place of
-18.7): of the others, of which no label ever tells, fewer lie within."""
+18.7): of the others, of which no label ever tells, fewer lie within."""  # noqa: E501
 
 
 def _groups(found: Sequence[Compared]) -> list[list[Compared]]:
@@ -61,7 +61,11 @@ def _groups(found: Sequence[Compared]) -> list[list[Compared]]:
 
 
 def _table(group: Sequence[Compared]) -> str:
-    rows = [row for row in ("base", "best expert", *GUARDS, PRIOR_HEDGE) if any(row in c.figures for c in group)]
+    rows = [
+        row
+        for row in ("base", "best expert", *GUARDS, PRIOR_HEDGE)
+        if any(row in c.figures for c in group)
+    ]
     lines = [
         f"{group[0].measure[0].upper()}{group[0].measure[1:]}.",
         "",
@@ -76,13 +80,16 @@ def _table(group: Sequence[Compared]) -> str:
 
 
 def _summary(found: Sequence[Compared]) -> str:
-    """Rank the guards over all scenarios that every one of them can mix, digits left out: nobody learns there."""
+    """Rank the guards over all scenarios that every one of them can mix, digits left out: nobody
+    learns there."""
     judged = [c for c in found if not c.higher]
     if not judged:
         return ""
     lines = [
-        "Over the scenarios above that are not of digits: how far each guard is from the best expert in hindsight "
-        "(geometric mean of the ratios, below 1: better than it), and from the base in its worst block.",
+        "Over the scenarios above that are not of digits: how far each guard is from the best "
+        "expert in hindsight "
+        "(geometric mean of the ratios, below 1: better than it), and from the base in its "
+        "worst block.",
         "",
         "| guard | to the best expert | to the base | worst block of all | of scenarios |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -104,9 +111,12 @@ def _intervals(found: Sequence[Compared]) -> str:
     lines = [
         "## Prediction intervals",
         "",
-        f"`Intervals({COVERAGE:g})` around what the default guard served, in the same pass, everything else at its "
-        "default. Judged: the share of the targets of all judged predictions that lie within, labels that never come "
-        "included; counted: the pipeline's own count, over the labels that came, warm-up included. Rate and scale of "
+        f"`Intervals({COVERAGE:g})` around what the default guard served, in the same pass, "
+        f"everything else at its "
+        "default. Judged: the share of the targets of all judged predictions that lie within, "
+        "labels that never come "
+        "included; counted: the pipeline's own count, over the labels that came, warm-up "
+        "included. Rate and scale of "
         "the intervals were chosen with cgm-6h, cgm-sparse, los-strong and etth1-strong in sight.",
         "",
         "| scenario | judged | counted | mean width |",
@@ -115,7 +125,10 @@ def _intervals(found: Sequence[Compared]) -> str:
     for c in found:
         if c.intervals:
             said = c.intervals
-            lines.append(f"| {c.name} | {said['judged']:.4f} | {said['counted']:.4f} | {said['width']:.4g} |")
+            lines.append(
+                f"| {c.name} | {said['judged']:.4f} | {said['counted']:.4f} | "
+                f"{said['width']:.4g} |"
+            )
     return "\n".join([*lines, "", SPARSE, ""])
 
 

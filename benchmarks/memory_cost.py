@@ -1,4 +1,5 @@
-"""What an error memory costs, however much it has seen: ``python -m benchmarks.memory_cost --json FILE``.
+"""What an error memory costs, however much it has seen:
+``python -m benchmarks.memory_cost --json FILE``.
 
 Time of one predict-and-learn step and bytes held, after 10^3, 10^5 and 10^7 entries.
 """
@@ -39,12 +40,18 @@ SETTINGS = {
     "exact": "a ring of 500, the 10 nearest (the default)",
 }
 PROTOCOL = (
-    f"Classification into {CLASSES} classes, keyed on an embedding of {FEATURES} numbers, all random and different "
-    "(standard normal). The entries before the measured ones are really put in, by the stores' bulk update, which the "
-    "tests compare with one entry at a time; the measured ones go through the learner's predict and learn. Process "
-    f"time, one thread, median of {BLOCKS} blocks of {ENTRIES} entries; the three states take turns block by block, so "
-    "that a machine that is slow for a while is slow for all, and each block starts from the state with just so many "
-    "entries seen. The ratio is the median of the blocks' ratios to the turn's first state. Bytes: everything that the "
+    f"Classification into {CLASSES} classes, keyed on an embedding of {FEATURES} numbers, all "
+    f"random and different "
+    "(standard normal). The entries before the measured ones are really put in, by the stores' "
+    "bulk update, which the "
+    "tests compare with one entry at a time; the measured ones go through the learner's predict "
+    "and learn. Process "
+    f"time, one thread, median of {BLOCKS} blocks of {ENTRIES} entries; the three states take "
+    f"turns block by block, so "
+    "that a machine that is slow for a while is slow for all, and each block starts from the "
+    "state with just so many "
+    "entries seen. The ratio is the median of the blocks' ratios to the turn's first state. "
+    "Bytes: everything that the "
     "learner reaches, its settings included."
 )
 
@@ -73,7 +80,18 @@ def spec() -> Spec:
     """What the learner is built with."""
     zero, one = torch.zeros(1), torch.ones(1)
     classes = (torch.zeros(CLASSES), torch.ones(CLASSES))
-    return Spec("classification", 1, 1, 1, CLASSES, zero, one, *classes, torch.device("cpu"), embedding=FEATURES)
+    return Spec(
+        "classification",
+        1,
+        1,
+        1,
+        CLASSES,
+        zero,
+        one,
+        *classes,
+        torch.device("cpu"),
+        embedding=FEATURES,
+    )
 
 
 def feed(learner: ErrorMemory, n: int, generator: torch.Generator) -> None:
@@ -82,7 +100,9 @@ def feed(learner: ErrorMemory, n: int, generator: torch.Generator) -> None:
         many = min(CHUNK, n - start)
         embeddings, labels, outputs = _examples(many, generator)
         keys = torch.nn.functional.normalize(embeddings.double(), dim=1)
-        learner.memory.write_many(keys.unsqueeze(1), torch.stack([labels, outputs], dim=1).unsqueeze(1))
+        learner.memory.write_many(
+            keys.unsqueeze(1), torch.stack([labels, outputs], dim=1).unsqueeze(1)
+        )
 
 
 def _examples(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,7 +112,9 @@ def _examples(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tenso
     return embeddings, labels, torch.softmax(torch.randn(n, CLASSES, generator=generator), 1)
 
 
-def measure(make: Callable[[], ErrorMemory], seen: Sequence[int] = SEEN, blocks: int = BLOCKS) -> list[Cost]:
+def measure(
+    make: Callable[[], ErrorMemory], seen: Sequence[int] = SEEN, blocks: int = BLOCKS
+) -> list[Cost]:
     """Measure one store after each number of entries, in increasing order."""
     generator = torch.Generator().manual_seed(0)
     learner = make()
@@ -132,14 +154,18 @@ def page(costs: dict[str, list[Cost]]) -> str:
     lines = [
         "# What an error memory costs",
         "",
-        "Written by `python -m benchmarks.memory_cost --markdown docs/memory_cost.md`. The ratios say whether cost and "
+        "Written by `python -m benchmarks.memory_cost --markdown docs/memory_cost.md`. The "
+        "ratios say whether cost and "
         "memory are flat; the times belong to one machine, shared with others while it measured.",
         "",
         "| store | entries seen | predict and learn, us | ratio | bytes |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, rows in costs.items():
-        lines += [f"| {name} | {c.seen:,} | {c.microseconds:.0f} | {c.ratio:.3f} | {c.size:,} |" for c in rows]
+        lines += [
+            f"| {name} | {c.seen:,} | {c.microseconds:.0f} | {c.ratio:.3f} | {c.size:,} |"
+            for c in rows
+        ]
     settings = [f"* `{name}`: {SETTINGS[name]}." for name in costs]
     return "\n".join([*lines, "", *settings, "", PROTOCOL, ""])
 
@@ -149,7 +175,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_cost", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")
-    parser.add_argument("--seen", type=int, nargs="+", default=SEEN, metavar="N", help="entries, in increasing order")
+    parser.add_argument(
+        "--seen",
+        type=int,
+        nargs="+",
+        default=SEEN,
+        metavar="N",
+        help="entries, in increasing order",
+    )
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     costs: dict[str, list[Cost]] = {}
@@ -159,11 +192,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = Table("store", "seen", "us", "ratio", "bytes", title="predict and learn, one entry")
     for name, rows in costs.items():
         for c in rows:
-            table.add_row(name, f"{c.seen:,}", f"{c.microseconds:.0f}", f"{c.ratio:.3f}", f"{c.size:,}")
+            table.add_row(
+                name, f"{c.seen:,}", f"{c.microseconds:.0f}", f"{c.ratio:.3f}", f"{c.size:,}"
+            )
     Console().print(table)
     if asked.json is not None:
         figures = {name: [asdict(c) for c in rows] for name, rows in costs.items()}
-        asked.json.write_text(json.dumps({**figures, "protocol": PROTOCOL}, indent=2) + "\n", encoding="utf-8")
+        asked.json.write_text(
+            json.dumps({**figures, "protocol": PROTOCOL}, indent=2) + "\n", encoding="utf-8"
+        )
     if asked.markdown is not None:
         asked.markdown.write_text(page(costs), encoding="utf-8")
     return 0

@@ -1,4 +1,5 @@
-"""Guards of a single rule: the plain methods that the default guard is measured against (docs/guards.md).
+"""Guards of a single rule: the plain methods that the default guard is measured against
+(docs/guards.md).
 
 They are part of the benchmark and not of the package; hand one to a pipeline in Python to try it.
 """
@@ -109,7 +110,8 @@ class Simplex(_OneRule):
 
 
 class RidgeOnly(_OneRule):
-    """The ridge stack of `TwoLayer` alone: nothing holds it to the base, and it has no regret bound.
+    """The ridge stack of `TwoLayer` alone: nothing holds it to the base, and it has no regret
+    bound.
 
     Parameters
     ----------
@@ -120,15 +122,20 @@ class RidgeOnly(_OneRule):
 
     def _rule(self) -> RidgeStack:
         if self.loss.row_wise or not self.loss.central:
-            raise ConfigError("guard.kind", self.kind, "another guard: a ridge stack aims at means and medians alone")
+            raise ConfigError(
+                "guard.kind",
+                self.kind,
+                "another guard: a ridge stack aims at means and medians alone",
+            )
         return RidgeStack(robust=self.loss.name == "absolute")
 
 
 class Median(Mean):
     """The median of all experts in each cell; learns nothing.
 
-    Its absolute error is at most twice the experts' median error: half of them are no nearer to the target than it, if
-    it lies between it and them. A distribution's medians are divided by their sum.
+    Its absolute error is at most twice the experts' median error: half of them are no nearer to
+    the target than it, if it lies between it and them. A distribution's medians are divided by
+    their sum.
     """
 
     kind: ClassVar[str] = "median"
@@ -136,7 +143,9 @@ class Median(Mean):
     def mix(self, predictions: Array) -> Mixture:
         """Take the middle expert of each cell, or the mean of the two in the middle."""
         order = predictions.argsort(axis=0, kind="stable")
-        middle = order[(self.experts - 1) // 2 : self.experts // 2 + 1]  # one or two experts, (1 or 2, rows, columns)
+        middle = order[
+            (self.experts - 1) // 2 : self.experts // 2 + 1
+        ]  # one or two experts, (1 or 2, rows, columns)
         served = np.take_along_axis(predictions, middle, axis=0).mean(axis=0)
         if self.loss.row_wise:
             served /= served.sum(axis=-1, keepdims=True)

@@ -1,7 +1,8 @@
-"""The plain aggregation rules of the literature, each alone: what the default guard is compared with.
+"""The plain aggregation rules of the literature, each alone: what the default guard is compared
+with.
 
-They take the linearised regrets that every `Aggregator` takes, so that they compete with mixtures and not only with
-single experts. How their bounds follow is written down in docs/regret.md.
+They take the linearised regrets that every `Aggregator` takes, so that they compete with mixtures
+and not only with single experts. How their bounds follow is written down in docs/regret.md.
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ LEAST_GAP = 1e-200
 class AdaHedgeRule(Aggregator):
     """Hedge that finds its own rate: AdaHedge [1]_.
 
-    With losses ``l_k = -r_k`` summed to L: ``w_k ~ exp(-eta L_k)``, ``eta = ln K / D``; D sums the mixability gaps
-    ``delta = w . l + ln(sum w_k exp(-eta l_k)) / eta`` (at eta infinite: ``w . l`` less the growth of the least L).
-    Nothing is tuned and no range need be known. Its regret against any expert, and so any fixed mixture, is at most
-    ``2 sqrt(V ln K) + S (4/3 ln K + 2)``, V the sum of the variances of l under w, S the largest range of l [1]_
-    (theorem 8); as V <= sum S_t^2 / 4, also ``sqrt(ln K sum S_t^2) + S (4/3 ln K + 2)``.
+    With losses ``l_k = -r_k`` summed to L: ``w_k ~ exp(-eta L_k)``, ``eta = ln K / D``; D sums the
+    mixability gaps ``delta = w . l + ln(sum w_k exp(-eta l_k)) / eta`` (at eta infinite: ``w . l``
+    less the growth of the least L). Nothing is tuned and no range need be known. Its regret
+    against any expert, and so any fixed mixture, is at most ``2 sqrt(V ln K) + S (4/3 ln K + 2)``,
+    V the sum of the variances of l under w, S the largest range of l [1]_ (theorem 8); as V <= sum
+    S_t^2 / 4, also ``sqrt(ln K sum S_t^2) + S (4/3 ln K + 2)``.
 
     References
     ----------
-    .. [1] de Rooij, van Erven, Grunwald & Koolen (2014), Follow the leader if you can, hedge if you must, JMLR 15.
+    .. [1] de Rooij, van Erven, Grunwald & Koolen (2014), Follow the leader if you can, hedge if
+       you must, JMLR 15.
     """
 
     def __init__(self) -> None:
@@ -74,18 +77,21 @@ class AdaHedgeRule(Aggregator):
 class OperaBOA(Aggregator):
     """Bernstein online aggregation [1]_ by the formulas of R's opera [2]_, which forgets nothing.
 
-    ``B = max(B, |r|)``, ``V = V + r^2``, ``eta = min(1 / (2B), sqrt(ln K / V))``, ``R = R + r - eta r^2``,
-    ``w_k ~ exp(eta_k R_k)``. (opera regularises no regret before every expert has had one; here each from its own
-    first one on.) Its regret against expert k is at most::
+    ``B = max(B, |r|)``, ``V = V + r^2``, ``eta = min(1 / (2B), sqrt(ln K / V))``,
+    ``R = R + r - eta r^2``, ``w_k ~ exp(eta_k R_k)``. (opera regularises no regret before every
+    expert has had one; here each from its own first one on.) Its regret against expert k is at
+    most::
 
         2 sqrt(V_k ln K) + max(2 B_k, sqrt(V_k / ln K)) (ln K + ln(1.5 mean_j eta_k / eta_j) + X)
 
-    X, which is 0 where the first arrival shows every expert's range, is the sum over the later arrivals of
-    ``ln(1 + rho / 2)``, rho the largest B / (B before) of those whose B has grown (docs/regret.md).
+    X, which is 0 where the first arrival shows every expert's range, is the sum over the later
+    arrivals of ``ln(1 + rho / 2)``, rho the largest B / (B before) of those whose B has grown
+    (docs/regret.md).
 
     References
     ----------
-    .. [1] Wintenberger (2017), Optimal learning with Bernstein online aggregation, Machine Learning 106.
+    .. [1] Wintenberger (2017), Optimal learning with Bernstein online aggregation, Machine
+       Learning 106.
     .. [2] Gaillard & Goude (2016), opera: Online prediction by expert aggregation, R package.
     """
 
@@ -124,13 +130,15 @@ class OperaBOA(Aggregator):
 class OperaMLPoly(Aggregator):
     """ML-Poly [1]_ by the formulas of R's opera [2]_ (``MLpol``), which forgets nothing.
 
-    ``R = R + r``, ``1 / eta_k = B + sum r_k^2`` with B the largest r^2 of any expert so far, ``w_k ~ eta_k max(R_k,
-    0)``, and the initial weights where no regret is positive. Its regret against expert k is at most::
+    ``R = R + r``, ``1 / eta_k = B + sum r_k^2`` with B the largest r^2 of any expert so far,
+    ``w_k ~ eta_k max(R_k, 0)``, and the initial weights where no regret is positive. Its regret
+    against expert k is at most::
 
         sqrt((B + V_k) sum_j (1.5 + ln((B + V_j) / B_1) + X)),    V_k = sum r_k^2
 
-    B_1 the first B that is not 0; X, which is 0 where the first arrival shows the range, is the sum of 1 + B / (B
-    before) over the later arrivals at which B grows (after [1]_, theorem 5; docs/regret.md).
+    B_1 the first B that is not 0; X, which is 0 where the first arrival shows the range, is the
+    sum of 1 + B / (B before) over the later arrivals at which B grows (after [1]_, theorem 5;
+    docs/regret.md).
 
     References
     ----------
@@ -164,15 +172,17 @@ class OperaMLPoly(Aggregator):
 
 
 class OnlineGradient(Aggregator):
-    """Stacking on the simplex: projected online gradient descent [1]_ with a rate that needs no tuning [2]_.
+    """Stacking on the simplex: projected online gradient descent [1]_ with a rate that needs no
+    tuning [2]_.
 
-    ``w <- project(w + eta r)`` onto the simplex, ``eta = 1 / sqrt(G)``, G the sum of ``|r|^2`` so far, |.| Euclidean.
-    Its regret against any fixed mixture of the experts is at most ``2 sqrt(G)``: [2]_, theorem 4.14, with the
-    simplex's diameter sqrt(2).
+    ``w <- project(w + eta r)`` onto the simplex, ``eta = 1 / sqrt(G)``, G the sum of ``|r|^2`` so
+    far, |.| Euclidean. Its regret against any fixed mixture of the experts is at most
+    ``2 sqrt(G)``: [2]_, theorem 4.14, with the simplex's diameter sqrt(2).
 
     References
     ----------
-    .. [1] Zinkevich (2003), Online convex programming and generalized infinitesimal gradient ascent, ICML.
+    .. [1] Zinkevich (2003), Online convex programming and generalized infinitesimal gradient
+       ascent, ICML.
     .. [2] Orabona (2019), A modern introduction to online learning, arXiv 1912.13213.
     """
 

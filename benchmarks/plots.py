@@ -1,4 +1,5 @@
-"""The plots of the page of results: bars of all experts, and the losses of three of them over time."""
+"""The plots of the page of results: bars of all experts, and the losses of three of them over
+time."""
 
 from __future__ import annotations
 
@@ -40,12 +41,14 @@ def write_plot(measured: Measured, folder: Path) -> Path:
 
 
 def draw(measured: Measured) -> Figure:
-    """Draw one scenario: a panel of bars for each of its first measures, and the losses over time where there are."""
+    """Draw one scenario: a panel of bars for each of its first measures, and the losses over time
+    where there are."""
     shown = measured.measures[:MOST_BARS_PANELS]
     timed = bool(measured.losses)
     widths = [1.0] * len(shown) + [1.35] * timed
     height = max(2.8, 0.9 + 0.24 * len(measured.figures))
-    # Figures of the object interface draw with Agg and leave no state behind; rc settings hold within the block only.
+    # Figures of the object interface draw with Agg and leave no state behind; rc settings hold
+    # within the block only.
     with mpl.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(4.2 * sum(widths) / 1.0, height), layout="constrained")
         panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
@@ -59,19 +62,25 @@ def draw(measured: Measured) -> Figure:
 
 def _bars(axes: Any, measured: Measured, measure: Measure, *, named: bool) -> None:
     """One bar per expert, the best of the first measure on top."""
-    ranked = sorted(measured.figures, key=measured.figure, reverse=not measured.measure.higher)  # bars go upwards
+    ranked = sorted(
+        measured.figures, key=measured.figure, reverse=not measured.measure.higher
+    )  # bars go upwards
     values = [measured.figure(name, measure.key) for name in ranked]
     spreads = [measured.spread(name, measure.key) for name in ranked]
     colours = [_colour(measured, name) for name in ranked]
     places = np.arange(len(ranked))
     axes.barh(places, values, color=colours, height=0.75)
-    axes.errorbar(values, places, xerr=spreads, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
+    axes.errorbar(
+        values, places, xerr=spreads, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5
+    )
     top = max(value + spread for value, spread in zip(values, spreads, strict=True))
     # Measures that end at 1 differ in their last part: from zero on, all bars would look alike.
     cut = measure.higher and min(values) > 0.5 * top
     left = min(values) - 0.5 * (top - min(values)) if cut else 0.0
     for place, value, spread in zip(places, values, spreads, strict=True):
-        axes.text(value + spread + 0.01 * (top - left), place, f"{value:.4g}", va="center", fontsize=7)
+        axes.text(
+            value + spread + 0.01 * (top - left), place, f"{value:.4g}", va="center", fontsize=7
+        )
     axes.set_yticks(places, ranked if named else [""] * len(ranked))
     for label, name in zip(axes.get_yticklabels(), ranked, strict=True):
         label.set_fontweight("bold" if name in ("served", "base") else "normal")

@@ -1,7 +1,7 @@
 """How much better adaptation makes the predictions: ``python -m benchmarks.quality --json FILE``.
 
-Runs each scenario through the pipeline that is deployed, judges the predictions against the data outside of it, and
-checks that the pipeline counted the same.
+Runs each scenario through the pipeline that is deployed, judges the predictions against the data
+outside of it, and checks that the pipeline counted the same.
 """
 
 from __future__ import annotations
@@ -84,31 +84,58 @@ def _measure(name: str, data: Path) -> Measured:
     return measured
 
 
-def _write(results: Sequence[Measured], newest: Measured, json_path: Path | None, page: Path | None) -> None:
-    """Write what there is, after every scenario: a long run that is interrupted keeps what it has."""
+def _write(
+    results: Sequence[Measured], newest: Measured, json_path: Path | None, page: Path | None
+) -> None:
+    """Write what there is, after every scenario: a long run that is interrupted keeps what it
+    has."""
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps({m.name: m.as_json() for m in results}, indent=2) + "\n", encoding="utf-8")
+        json_path.write_text(
+            json.dumps({m.name: m.as_json() for m in results}, indent=2) + "\n", encoding="utf-8"
+        )
     if page is not None:
         write_plot(newest, page.parent / PLOTS)
-        page.write_text(results_page(results, {m.name: f"{PLOTS}/{m.name}.png" for m in results}), encoding="utf-8")
+        page.write_text(
+            results_page(results, {m.name: f"{PLOTS}/{m.name}.png" for m in results}),
+            encoding="utf-8",
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object"
+    )
     parser.add_argument(
         "--markdown",
         type=Path,
         metavar="FILE",
         help="write the page of results here, and its plots into plots/ beside it",
     )
-    parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), metavar="NAME", help=f"of {', '.join(SCENARIOS)}")
-    parser.add_argument("--jobs", type=_jobs, default=1, metavar="N",
-                        help="scenarios to run at a time; their costs per entry are then measured beside each other "
-                        "(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR",
-                        help="folder with ETTh1.csv, los_speed.csv and elec.csv (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(SCENARIOS),
+        metavar="NAME",
+        help=f"of {', '.join(SCENARIOS)}",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_jobs,
+        default=1,
+        metavar="N",
+        help="scenarios to run at a time; their costs per entry are then "
+        "measured beside each other "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("../shared/data"),
+        metavar="DIR",
+        help="folder with ETTh1.csv, los_speed.csv and elec.csv (default: %(default)s)",
+    )
     return parser
 
 

@@ -39,14 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(results: Mapping[str, Mapping[str, Run]], asked: argparse.Namespace, spent: float) -> None:
+def _write(
+    results: Mapping[str, Mapping[str, Run]], asked: argparse.Namespace, spent: float
+) -> None:
     """Write what there is, after every scenario."""
     ordered = {name: results[name] for name in CASES if name in results}
     if asked.json is not None:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
-        figures = {name: {r: run.as_json() for r, run in runs.items()} for name, runs in ordered.items()}
+        figures = {
+            name: {r: run.as_json() for r, run in runs.items()} for name, runs in ordered.items()
+        }
         protocols = {name: CASES[name].protocol for name in ordered}
-        said = {"figures": figures, "protocols": protocols, "part": asked.part, "process_seconds": spent}
+        said = {
+            "figures": figures,
+            "protocols": protocols,
+            "part": asked.part,
+            "process_seconds": spent,
+        }
         asked.json.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     if asked.markdown is not None:
         asked.markdown.write_text(page(ordered, asked.part), encoding="utf-8")
@@ -54,13 +63,27 @@ def _write(results: Mapping[str, Mapping[str, Run]], asked: argparse.Namespace, 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reactions", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")
-    parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--part", type=_part, default=PART, metavar="X",
-                        help="of the long streams, the first part of this size (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR",
-                        help="folder with ETTh1.csv, los_speed.csv and elec.csv (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", choices=list(CASES), metavar="NAME", help=f"of {', '.join(CASES)}"
+    )
+    parser.add_argument(
+        "--part",
+        type=_part,
+        default=PART,
+        metavar="X",
+        help="of the long streams, the first part of this size (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("../shared/data"),
+        metavar="DIR",
+        help="folder with ETTh1.csv, los_speed.csv and elec.csv (default: %(default)s)",
+    )
     return parser
 
 

@@ -23,33 +23,48 @@ river's defaults, a cool-down of {COOL_DOWN} values, reactions at their defaults
 the worst block of {BLOCK} predictions, as a ratio to the base's error in that block. Learners forget by themselves, and
 the guard moves to those that are right again, whether or not a detector says anything: that is what a reaction is up
 against.
-"""
+"""  # noqa: E501
 
 PROTOCOL = """## Protocol
 
 As in docs/results.md (the scenarios of that name), but for the learners and the lengths, so that all runs together take
 half an hour (`--part 1` runs all of the long ones):
 
-"""
+"""  # noqa: E501
 
 
 def page(results: Results, part: float) -> str:
     """Return the page in Markdown; `part` of the long streams was run."""
     cut = f"; the first {part:.0%} of the stream" if part < 1.0 else ""
     protocols = "\n".join(
-        f"* `{name}`: {CASES[name].protocol}{cut if CASES[name].long else ''}; {CASES[name].error}." for name in results
+        f"* `{name}`: {CASES[name].protocol}{cut if CASES[name].long else ''}; "
+        f"{CASES[name].error}."
+        for name in results
     )
-    parts = [INTRODUCTION, "## Served error\n", _figures(results), _changes(results), _words(results)]
+    parts = [
+        INTRODUCTION,
+        "## Served error\n",
+        _figures(results),
+        _changes(results),
+        _words(results),
+    ]
     parts += ["## What was done\n", _done(results), PROTOCOL + protocols + "\n"]
     return "\n".join(parts)
 
 
 def _figures(results: Results) -> str:
     rows = [
-        [name, f"{runs[NONE].base:.4f}", *(_cell(runs[r]) for r in (NONE, *REACTIONS)), f"{runs[NONE].best:.4f}"]
+        [
+            name,
+            f"{runs[NONE].base:.4f}",
+            *(_cell(runs[r]) for r in (NONE, *REACTIONS)),
+            f"{runs[NONE].best:.4f}",
+        ]
         for name, runs in results.items()
     ]
-    return rows_of(["scenario", "base", "no reaction", *REACTIONS, "best single expert, no reaction"], rows)
+    return rows_of(
+        ["scenario", "base", "no reaction", *REACTIONS, "best single expert, no reaction"], rows
+    )
 
 
 def _cell(run: Run) -> str:
@@ -79,7 +94,10 @@ def _words(results: Results) -> str:
         parts = []
         for names, word in ((better, "better"), (worse, "worse")):
             if names:
-                parts.append(f"{word} on " + ", ".join(f"{n} ({percent(change(results[n], reaction))})" for n in names))
+                parts.append(
+                    f"{word} on "
+                    + ", ".join(f"{n} ({percent(change(results[n], reaction))})" for n in names)
+                )
         if same:
             parts.append(f"no difference (under {ALIKE:.2%}) on {', '.join(same)}")
         lines.append(f"* `{reaction}`: {'; '.join(parts)}.")
@@ -88,14 +106,21 @@ def _words(results: Results) -> str:
 
 def _done(results: Results) -> str:
     rows = [
-        [name, *(_times(runs[r]) for r in REACTIONS), *(f"{runs[r].milliseconds:.1f}" for r in (NONE, *REACTIONS))]
+        [
+            name,
+            *(_times(runs[r]) for r in REACTIONS),
+            *(f"{runs[r].milliseconds:.1f}" for r in (NONE, *REACTIONS)),
+        ]
         for name, runs in results.items()
     ]
     head = (
-        "Learners acted on, counted once for every learner and alarm (refit: kept of tried), and process time, ms per "
+        "Learners acted on, counted once for every learner and alarm (refit: kept of tried), "
+        "and process time, ms per "
         "item, on a shared machine.\n\n"
     )
-    return head + rows_of(["scenario", *REACTIONS, *(f"ms, {r}" for r in (NONE, *REACTIONS))], rows)
+    return head + rows_of(
+        ["scenario", *REACTIONS, *(f"ms, {r}" for r in (NONE, *REACTIONS))], rows
+    )
 
 
 def _times(run: Run) -> str:
@@ -116,4 +141,4 @@ _CONCLUSION = """No reaction pays everywhere, so the default is `alert`: say so,
   as on agrawal-abrupt, and it makes the worst block of cgm-6h better and its mean worse.
 
 On cgm-sparse, with four labels a day, the detector never had enough values to fire at all.
-"""
+"""  # noqa: E501

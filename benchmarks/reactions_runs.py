@@ -20,10 +20,32 @@ from streamadapt import Entry, Label, Pipeline, Prediction
 from streamadapt.drift.detectors import DetectorName
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.drift.reactions import Reaction
-from streamadapt.learners import RLS, Bias, ErrorMemory, Holt, LastValue, Learner, Liquid, Refit, Seasonal, SlotBias
+from streamadapt.learners import (
+    RLS,
+    Bias,
+    ErrorMemory,
+    Holt,
+    LastValue,
+    Learner,
+    Liquid,
+    Refit,
+    Seasonal,
+    SlotBias,
+)
 from streamadapt.learners.defaults import default_learners
 
-__all__ = ["CASES", "COOL_DOWN", "DETECTOR", "NONE", "REACTIONS", "SIGNAL", "Case", "Prepared", "Run", "ablate"]
+__all__ = [
+    "CASES",
+    "COOL_DOWN",
+    "DETECTOR",
+    "NONE",
+    "REACTIONS",
+    "SIGNAL",
+    "Case",
+    "Prepared",
+    "Run",
+    "ablate",
+]
 
 SEED = 0
 DETECTOR: DetectorName = "adwin"
@@ -46,7 +68,8 @@ class Run:
     Attributes
     ----------
     served, base, best : float
-        Errors: of the mixture, of the frozen model, and of the best single expert of this run in hindsight.
+        Errors: of the mixture, of the frozen model, and of the best single expert of this run in
+        hindsight.
     worst_block : float
         Largest ratio of what is served to the base over blocks of `BLOCK` predictions.
     alarms : int
@@ -112,7 +135,8 @@ def ablate(
 ) -> dict[str, Run]:
     """Run one scenario, or the first part of a long one, without a reaction and with each one.
 
-    Where the first reaction saw no alarm none would: the others are what no reaction is, and are not run.
+    Where the first reaction saw no alarm none would: the others are what no reaction is, and are
+    not run.
     """
     case = case or CASES[name]
     prepared = case.prepare(folder)
@@ -124,27 +148,47 @@ def ablate(
             runs[str(reaction)] = replace(runs[NONE])
             continue
         run = runs[reaction or NONE] = once(prepared, reaction, root=case.root, progress=progress)
-        said = f"{name}, {reaction or NONE}: served {run.served:.4f}, base {run.base:.4f}, {run.alarms} alarms"
+        said = (
+            f"{name}, {reaction or NONE}: served {run.served:.4f}, base {run.base:.4f}, "
+            f"{run.alarms} alarms"
+        )
         progress(f"{said}, {run.milliseconds:.1f} ms an item")
     return runs
 
 
 def once(prepared: Prepared, reaction: Reaction | None, *, root: bool, progress: Progress) -> Run:
     """Run a scenario with one reaction, or without."""
-    monitors = [] if reaction is None else [DriftMonitor(DETECTOR, SIGNAL, reaction, cool_down=COOL_DOWN)]
+    monitors = (
+        [] if reaction is None else [DriftMonitor(DETECTOR, SIGNAL, reaction, cool_down=COOL_DOWN)]
+    )
     bare = prepared.make(prepared.learners())
-    pipeline = Pipeline(bare.task, bare.base, bare.learners, bare.guard, monitors, device="cpu", seed=SEED)
+    pipeline = Pipeline(
+        bare.task, bare.base, bare.learners, bare.guard, monitors, device="cpu", seed=SEED
+    )
     judge, losses = prepared.judge()
     start = time.process_time()
     drive(pipeline, prepared.items, judge, progress)
     each = 1e3 * (time.process_time() - start) / len(prepared.items)
     found = losses()
     alarms = sum(pipeline.stats.drifts.values())
-    return summary(found, pipeline.names, root=root, alarms=alarms, done=dict(pipeline.stats.reactions), each=each)
+    return summary(
+        found,
+        pipeline.names,
+        root=root,
+        alarms=alarms,
+        done=dict(pipeline.stats.reactions),
+        each=each,
+    )
 
 
 def summary(
-    losses: Losses, experts: Sequence[str], *, root: bool, alarms: int, done: dict[str, int], each: float
+    losses: Losses,
+    experts: Sequence[str],
+    *,
+    root: bool,
+    alarms: int,
+    done: dict[str, int],
+    each: float,
 ) -> Run:
     """Sum up the losses of every prediction; `root`: of a mean the root is shown."""
 
@@ -230,10 +274,15 @@ def _linkload(folder: Path) -> Prepared:
 
 
 class _Truth:
-    """Compares predictions with the label that is inside each entry: log loss, or absolute error."""
+    """Compares predictions with the label that is inside each entry: log loss, or absolute
+    error."""
 
     def __init__(self, items: Sequence[Entry | Label], classes: bool) -> None:
-        self.labels = {item.id: item.label for item in items if isinstance(item, Entry) and item.label is not None}
+        self.labels = {
+            item.id: item.label
+            for item in items
+            if isinstance(item, Entry) and item.label is not None
+        }
         self.classes = classes
         self.losses = Errors()
 
@@ -242,9 +291,13 @@ class _Truth:
         said = {**prediction.experts, "served": prediction.served}
         if self.classes:
             k = int(label[0])
-            self.losses.take({name: float(-np.log(max(p[0, k], elec2.FLOOR))) for name, p in said.items()})
+            self.losses.take(
+                {name: float(-np.log(max(p[0, k], elec2.FLOOR))) for name, p in said.items()}
+            )
         else:
-            self.losses.take({name: abs(float(p[0, 0]) - float(label[0])) for name, p in said.items()})
+            self.losses.take(
+                {name: abs(float(p[0, 0]) - float(label[0])) for name, p in said.items()}
+            )
 
 
 def _synthetic(name: str, folder: Path) -> Prepared:
@@ -268,21 +321,34 @@ def _synthetic(name: str, folder: Path) -> Prepared:
 MAE, LOG, RMSE = "mean absolute error", "log loss, nats", "RMSE of z-scores"
 _DEFAULTS = "the default learners of {}"
 _REDUCED = (
-    "learners: bias, slot_bias, rls .9995 and .998, error_memory by panel, last value, seasonal (no ADCSD, memory by "
-    f"channel or further rls: a run would take several times as long); {WARM_UP} entries to warm up at most"
+    "learners: bias, slot_bias, rls .9995 and .998, error_memory by panel, last value, seasonal "
+    "(no ADCSD, memory by "
+    f"channel or further rls: a run would take several times as long); {WARM_UP} entries to "
+    f"warm up at most"
 )
 _REGRESSION, _CLASSIFICATION = _DEFAULTS.format("regression"), _DEFAULTS.format("classification")
 _RIVERS = "the stream of docs/drift.md; "
 
 CASES: dict[str, Case] = {
-    **{s.name: Case(partial(_glucose, s), f"{MAE}, mg/dL", _REGRESSION, long=True) for s in glucose.SENSORS},
     **{
-        s.name: Case(partial(_forecast, s), f"{MAE}, original units", _REDUCED, long=s.name.startswith("etth1"))
+        s.name: Case(partial(_glucose, s), f"{MAE}, mg/dL", _REGRESSION, long=True)
+        for s in glucose.SENSORS
+    },
+    **{
+        s.name: Case(
+            partial(_forecast, s),
+            f"{MAE}, original units",
+            _REDUCED,
+            long=s.name.startswith("etth1"),
+        )
         for s in forecast.FORECASTS
     },
     "elec2": Case(_elec2, LOG, f"{_CLASSIFICATION}: no forest", long=True),
     "linkload": Case(
-        _linkload, RMSE, "without the two networks of the paper that learn per entry; its other learners", root=True
+        _linkload,
+        RMSE,
+        "without the two networks of the paper that learn per entry; its other learners",
+        root=True,
     ),
     "agrawal-abrupt": Case(partial(_synthetic, "agrawal-abrupt"), LOG, _RIVERS + _CLASSIFICATION),
     "friedman-gra": Case(partial(_synthetic, "friedman-gra"), MAE, _RIVERS + _REGRESSION),

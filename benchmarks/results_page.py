@@ -5,14 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from benchmarks.results_page_tables import against_table, costs_table, figures_table, groups_of, parts_table
+from benchmarks.results_page_tables import (
+    against_table,
+    costs_table,
+    figures_table,
+    groups_of,
+    parts_table,
+)
 from benchmarks.results_page_words import served_words, words
 from benchmarks.scenarios.measure import BLOCK, Measured
 
 __all__ = ["protocols", "results_page"]
 
 ALIKE = 0.6
-"""A protocol that shares this part of its sentences with one already told is told by what differs."""
+"""A protocol that shares this part of its sentences with one already told is told by what
+differs."""
 
 _INTRODUCTION = f"""# Results
 
@@ -27,20 +34,20 @@ standard deviation. In brackets: the worst block of {BLOCK} predictions, as a ra
 
 The default learners' settings were chosen with the streams of the cgm, etth1 and los scenarios in sight: read those
 figures as slightly optimistic. What was chosen for the others is in their protocols.
-"""
+"""  # noqa: E501
 
 _WORDS = """## Where each one helps, where it does nothing, where it harms
 
 Against the frozen base, by the first measure of each scenario: in per cent of the base's figure, or, where higher is
 better, in points of the measure. Changes of less than .05 % or less than the spread over the seeds are called nothing.
-"""
+"""  # noqa: E501
 
 _COST = """## Cost
 
 CPU time per entry in ms, one thread, predicting, learning and mixing included; measured on a noisy 2-core machine, with
 other work beside it, so that the ratios say more than the times. `base only` is a pipeline without learners and guard;
 a learner's row is what it adds to that when it is the only one; `all, with guard` is the scenario's pipeline.
-"""
+"""  # noqa: E501
 
 
 def results_page(results: Sequence[Measured], plots: Mapping[str, str] | None = None) -> str:
@@ -54,8 +61,16 @@ def results_page(results: Sequence[Measured], plots: Mapping[str, str] | None = 
     groups = groups_of(results)
     parts = [_INTRODUCTION, "## Figures\n"]
     for group in groups:
-        parts += [figures_table(group), *(parts_table(m) for m in group), *(_image(m, plots or {}) for m in group)]
-    parts += ["## Served, against the base and the best single expert\n", against_table(results), served_words(results)]
+        parts += [
+            figures_table(group),
+            *(parts_table(m) for m in group),
+            *(_image(m, plots or {}) for m in group),
+        ]
+    parts += [
+        "## Served, against the base and the best single expert\n",
+        against_table(results),
+        served_words(results),
+    ]
     parts += [_WORDS, words(results)]
     costs = [table for group in groups if (table := costs_table(group))]
     parts += [_COST, *costs] if costs else []
@@ -66,7 +81,8 @@ def results_page(results: Sequence[Measured], plots: Mapping[str, str] | None = 
 def _image(measured: Measured, plots: Mapping[str, str]) -> str:
     path = plots.get(measured.name)
     return (
-        f"![{measured.name}: the figures of all experts{', and losses over time' if measured.losses else ''}]({path})\n"
+        f"![{measured.name}: the figures of all "
+        f"experts{', and losses over time' if measured.losses else ''}]({path})\n"
         if path
         else ""
     )

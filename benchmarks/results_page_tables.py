@@ -6,14 +6,23 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.scenarios.measure import PART, Measure, Measured
 
-__all__ = ["against_table", "compared", "costs_table", "figures_table", "groups_of", "parts_table", "percent"]
+__all__ = [
+    "against_table",
+    "compared",
+    "costs_table",
+    "figures_table",
+    "groups_of",
+    "parts_table",
+    "percent",
+]
 
 MOST_COLUMNS = 7
 """Of figures in one table."""
 
 
 def groups_of(results: Sequence[Measured]) -> list[list[Measured]]:
-    """Put scenarios together that have the same experts and measures, in tables that are not too wide."""
+    """Put scenarios together that have the same experts and measures, in tables that are not too
+    wide."""
     groups: dict[tuple[object, ...], list[Measured]] = {}
     for measured in results:
         groups.setdefault((*measured.figures, *measured.measures), []).append(measured)
@@ -55,8 +64,13 @@ def figures_table(group: Sequence[Measured]) -> str:
         beside = name not in first.mixed and name != "served"
         title = f"*{name}*" if beside else f"**{name}**" if name == "served" else name
         rows.append([title, *(_cell(m, measure, name) for m, measure in columns)])
-    header = ["expert", *(f"{m.name} {measure.key}" if several else m.name for m, measure in columns)]
-    titles = "; ".join(f"{m.title} ({'higher' if m.higher else 'lower'} is better)" for m in first.measures)
+    header = [
+        "expert",
+        *(f"{m.name} {measure.key}" if several else m.name for m, measure in columns),
+    ]
+    titles = "; ".join(
+        f"{m.title} ({'higher' if m.higher else 'lower'} is better)" for m in first.measures
+    )
     return f"{titles[0].upper()}{titles[1:]}.\n\n" + rows_of(header, rows)
 
 
@@ -79,23 +93,39 @@ def parts_table(measured: Measured) -> str:
         shown = parts[start : start + MOST_COLUMNS]
         cells = ([measured.details.get(f"{e}{PART}{p}") for p in shown] for e in experts)
         rows = [
-            [e, *("" if f is None else f"{f.mean:.4f}" for f in row)] for e, row in zip(experts, cells, strict=True)
+            [e, *("" if f is None else f"{f.mean:.4f}" for f in row)]
+            for e, row in zip(experts, cells, strict=True)
         ]
         tables.append(rows_of([measured.name, *shown], rows))
     return "\n".join(tables)
 
 
 def against_table(results: Sequence[Measured]) -> str:
-    """What is served against the base and against the best single expert in hindsight, for every measure."""
+    """What is served against the base and against the best single expert in hindsight, for every
+    measure."""
     rows = []
     for m in (m for m in results if m.adapts):
         for measure in m.measures:
             best = m.best(measure.key)
-            served, base, of_best = (m.figure(name, measure.key) for name in ("served", "base", best))
+            served, base, of_best = (
+                m.figure(name, measure.key) for name in ("served", "base", best)
+            )
             title = f"{m.name}, {measure.key}" if len(m.measures) > 1 else m.name
             beats = compared(served, base, measure), compared(served, of_best, measure)
-            rows.append([title, f"{base:.4f}", f"{best}: {of_best:.4f}", f"**{served:.4f}**", *beats])
-    return rows_of(["scenario", "base", "best single expert", "served", "against base", "against best single"], rows)
+            rows.append(
+                [title, f"{base:.4f}", f"{best}: {of_best:.4f}", f"**{served:.4f}**", *beats]
+            )
+    return rows_of(
+        [
+            "scenario",
+            "base",
+            "best single expert",
+            "served",
+            "against base",
+            "against best single",
+        ],
+        rows,
+    )
 
 
 def costs_table(group: Sequence[Measured]) -> str:
@@ -109,7 +139,10 @@ def costs_table(group: Sequence[Measured]) -> str:
 
     rows = [["base only", *(cell(cost.base, cost.base) for _, cost in timed)]]
     rows += [
-        [f"+ {name}", *(cell(cost.learners[name], cost.base) for _, cost in timed)] for name in timed[0][1].learners
+        [f"+ {name}", *(cell(cost.learners[name], cost.base) for _, cost in timed)]
+        for name in timed[0][1].learners
     ]
     rows.append(["all, with guard", *(cell(cost.full, cost.base) for _, cost in timed)])
-    return rows_of(["pipeline, ms per entry (ratio to base only)", *(m.name for m, _ in timed)], rows)
+    return rows_of(
+        ["pipeline, ms per entry (ratio to base only)", *(m.name for m, _ in timed)], rows
+    )

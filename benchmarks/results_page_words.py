@@ -1,4 +1,5 @@
-"""What the figures say in words: where each method helps, where it does nothing and where it harms."""
+"""What the figures say in words: where each method helps, where it does nothing and where it
+harms."""
 
 from __future__ import annotations
 
@@ -10,15 +11,19 @@ from benchmarks.scenarios.measure import Measured
 __all__ = ["change_of", "served_words", "words"]
 
 ALIKE = 0.0005
-"""Changes below this part of the base's figure are called none, and so are those below the spread over the seeds."""
+"""Changes below this part of the base's figure are called none, and so are those below the spread
+over the seeds."""
 LOSS_OF_BEST = 0.005
-"""The served mixture is meant to be no further behind the best single expert than this part of its figure."""
+"""The served mixture is meant to be no further behind the best single expert than this part of its
+figure."""
 
 
 def words(results: Sequence[Measured]) -> str:
     """One item per expert, over all scenarios that have it."""
     results = [m for m in results if m.adapts]
-    names = dict.fromkeys(name for m in results for name in m.figures if name not in ("base", "served"))
+    names = dict.fromkeys(
+        name for m in results for name in m.figures if name not in ("base", "served")
+    )
     lines = [_said("served", results)] if results else []
     lines += [_said(name, [m for m in results if name in m.figures]) for name in names]
     return "\n".join(lines) + "\n"
@@ -32,7 +37,8 @@ def change_of(measured: Measured, name: str) -> tuple[int, str]:
     sign : int
         1: it helps; -1: it harms; 0: it does nothing.
     text : str
-        By how much: in per cent of the base's figure, or in points of a measure that is better when higher.
+        By how much: in per cent of the base's figure, or in points of a measure that is better
+        when higher.
     """
     figure, base = measured.figure(name), measured.figure("base")
     gain = figure - base if measured.measure.higher else base - figure
@@ -67,7 +73,9 @@ def served_words(results: Sequence[Measured]) -> str:
         for measure in m.measures:
             sign = 1.0 if measure.higher else -1.0
             title = f"{m.name} ({measure.key})" if len(m.measures) > 1 else m.name
-            served, base, best = (m.figure(name, measure.key) for name in ("served", "base", m.best(measure.key)))
+            served, base, best = (
+                m.figure(name, measure.key) for name in ("served", "base", m.best(measure.key))
+            )
             if sign * (served / base - 1.0) < 0.0:
                 behind_base.append(f"{title} ({compared(served, base, measure)})")
             if sign * (served / best - 1.0) < -LOSS_OF_BEST:
@@ -75,7 +83,8 @@ def served_words(results: Sequence[Measured]) -> str:
     return (
         "Worse than the frozen base: "
         + (", ".join(behind_base) or "nowhere")
-        + f". Behind the best single expert in hindsight by more than {LOSS_OF_BEST:.1%}: ".replace("%", " %")
+        + f". Behind the best single expert in hindsight by more than "
+        f"{LOSS_OF_BEST:.1%}: ".replace("%", " %")
         + (", ".join(behind_best) or "nowhere")
         + ".\n"
     )

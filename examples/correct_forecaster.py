@@ -2,9 +2,10 @@
 
     python examples/correct_forecaster.py panel.csv [--window 24] [--horizon 12] [--train 0.6]
 
-One row is one time step; every numeric column is a channel (a first column of dates is left out). A linear forecaster
-is fitted on the first part and frozen; ADCSD, a bias and recursive least squares correct it on the rest. To correct a
-model of your own, give its module to `Pipeline` in place of `base`: it is called with (1, window, channels).
+One row is one time step; every numeric column is a channel (a first column of dates is left out).
+A linear forecaster is fitted on the first part and frozen; ADCSD, a bias and recursive least
+squares correct it on the rest. To correct a model of your own, give its module to `Pipeline` in
+place of `base`: it is called with (1, window, channels).
 """
 
 import argparse
@@ -26,7 +27,9 @@ def read_panel(path):
             return np.nan
 
     with open(path, newline="", encoding="utf-8") as file:
-        values = np.array([[number(cell) for cell in row] for row in csv.reader(file)][1:], np.float32)
+        values = np.array(
+            [[number(cell) for cell in row] for row in csv.reader(file)][1:], np.float32
+        )
     return values[:, ~np.isnan(values).all(axis=0)]
 
 
@@ -43,12 +46,18 @@ def main():
     split = int(options.train * len(values))
     base = fit_forecast(Batch(values[:split], times[:split]), options.window, options.horizon)
     pipeline = Pipeline(
-        Forecast(options.window, options.horizon), base, [ADCSD(), ADCSD(share_norm=True), Bias(0.02), RLS(0.9995)]
+        Forecast(options.window, options.horizon),
+        base,
+        [ADCSD(), ADCSD(share_norm=True), Bias(0.02), RLS(0.9995)],
     )
     start = split - options.window + 1  # so that the first forecast is made at the split
-    for _ in map(pipeline.observe, ([entry] for entry in Batch(values[start:], times[start:]).entries())):
+    for _ in map(
+        pipeline.observe, ([entry] for entry in Batch(values[start:], times[start:]).entries())
+    ):
         pass
-    print(f"{len(values)} steps, {values.shape[1]} channels; mean absolute error after step {split}:")
+    print(
+        f"{len(values)} steps, {values.shape[1]} channels; mean absolute error after step {split}:"
+    )
     for name in (*pipeline.names, "served"):
         print(f"{name:20s} {pipeline.stats.mean_loss(name):10.4f}")
 

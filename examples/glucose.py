@@ -2,8 +2,9 @@
 
     python examples/glucose.py [READINGS]
 
-The base is a linear calibration on the last six sensor currents, fitted on the first fifth of the readings and frozen.
-The labels arrive six hours after their reading, as they do when somebody has to take blood for them.
+The base is a linear calibration on the last six sensor currents, fitted on the first fifth of the
+readings and frozen. The labels arrive six hours after their reading, as they do when somebody has
+to take blood for them.
 """
 
 import heapq
@@ -24,12 +25,17 @@ def nanoseconds(moment):
 def items(readings):
     """Entries and labels in the order of event time."""
     entries = (Entry(np.array([r.isig], np.float32), nanoseconds(r.time), r.id) for r in readings)
-    labels = (Label(r.id, np.array([r.glucose], np.float32), nanoseconds(r.time + LABEL_DELAY)) for r in readings)
+    labels = (
+        Label(r.id, np.array([r.glucose], np.float32), nanoseconds(r.time + LABEL_DELAY))
+        for r in readings
+    )
     return heapq.merge(entries, labels, key=lambda item: item.time)
 
 
 def main(limit):
-    readings = [r for r in read_glucose() if not isinstance(r.isig, str)]  # a sensor that is out says "nil"
+    readings = [
+        r for r in read_glucose() if not isinstance(r.isig, str)
+    ]  # a sensor that is out says "nil"
     split = len(readings) // 5
     history, stream = readings[:split], readings[split:][:limit]
     batch = Batch(
@@ -42,7 +48,10 @@ def main(limit):
     said = {p.id: p for p in pipeline.observe(items(stream))}
     truth = {r.id: r.glucose for r in stream}
     for name in (*pipeline.names, "served"):
-        errors = [abs((p.served if name == "served" else p.experts[name])[0, 0] - truth[i]) for i, p in said.items()]
+        errors = [
+            abs((p.served if name == "served" else p.experts[name])[0, 0] - truth[i])
+            for i, p in said.items()
+        ]
         print(f"{name:20s} {np.mean(errors):7.2f} mg/dL")
 
 

@@ -54,11 +54,14 @@ _loading: set[int] = set()
 if not TYPE_CHECKING:  # there, a name that is not above is an error
 
     def __getattr__(name):
-        """Load the names above when the first is used: a command hears a signal before torch is loaded."""
+        """Load the names above when the first is used: a command hears a signal before torch is
+        loaded."""
         from _thread import get_ident
 
         this = get_ident()
-        if not name.startswith("_") and this not in _loading:  # what is loaded may itself ask for parts of the package
+        if (
+            not name.startswith("_") and this not in _loading
+        ):  # what is loaded may itself ask for parts of the package
             _loading.add(this)
             try:
                 from streamadapt import public

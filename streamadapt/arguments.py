@@ -18,8 +18,9 @@ MOST_ITEMS: Final = 20
 class ShowsArguments:
     """Gives a class the ``repr`` of its constructor's call, in the order of the signature.
 
-    Shown are the arguments that differ from their defaults. They are kept as text: the values themselves, a model or an
-    array of samples, would be held in memory, and copied and pickled with the object.
+    Shown are the arguments that differ from their defaults. They are kept as text: the values
+    themselves, a model or an array of samples, would be held in memory, and copied and pickled
+    with the object.
 
     Examples
     --------
@@ -32,7 +33,8 @@ class ShowsArguments:
     _arguments: str
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make the object and remember its arguments; copies and unpickled objects get them with their state."""
+        """Make the object and remember its arguments; copies and unpickled objects get them with
+        their state."""
         made = super().__new__(cls)
         made.__dict__["_arguments"] = _arguments_text(cls, args, kwargs)
         return made
@@ -42,7 +44,8 @@ class ShowsArguments:
 
 
 def _arguments_text(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Return ``name=value`` for each argument that is not its default; empty where the call is wrong."""
+    """Return ``name=value`` for each argument that is not its default; empty where the call is
+    wrong."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # of this class and no other
     try:
         bound = signature.bind(None, *args, **kwargs)
@@ -50,7 +53,9 @@ def _arguments_text(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         return ""
     parameters = list(signature.parameters.values())[1:]
     given = [(p, bound.arguments[p.name]) for p in parameters if p.name in bound.arguments]
-    return ", ".join(f"{p.name}={_shown(value)}" for p, value in given if not _same(value, p.default))
+    return ", ".join(
+        f"{p.name}={_shown(value)}" for p, value in given if not _same(value, p.default)
+    )
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -70,7 +75,9 @@ def _shown(value: Any) -> str:
         items = [_shown(item) for item in value[:MOST_ITEMS]] + ["..."] * (len(value) > MOST_ITEMS)
         text = ", ".join(items) + "," * (isinstance(value, tuple) and len(value) == 1)
         return f"({text})" if isinstance(value, tuple) else f"[{text}]"
-    if isinstance(getattr(value, "shape", None), tuple):  # an array or a tensor, whose library need not be loaded here
+    if isinstance(
+        getattr(value, "shape", None), tuple
+    ):  # an array or a tensor, whose library need not be loaded here
         return f"{type(value).__name__}{tuple(value.shape)}"
     if callable(value):  # a function, or a torch module, whose own text has a line for each layer
         return getattr(value, "__qualname__", f"{type(value).__name__}(...)")

@@ -62,7 +62,8 @@ _LIMITS: dict[str, Any] = get_type_hints(LimitKeys)
 _FORM = tuple(name for name in SourceKeys.__struct_fields__ if name != "label_wait")
 """Keys of ``[source]`` that say how files are written."""
 _OPENED_WHEN_MADE = ("files",)
-"""Sinks that create or mend their file as soon as they are made: a check must leave that to the run."""
+"""Sinks that create or mend their file as soon as they are made: a check must leave that to the
+run."""
 
 
 def check_config(config: Config) -> Pipeline | KeyedPipeline:
@@ -85,7 +86,10 @@ def check_config(config: Config) -> Pipeline | KeyedPipeline:
     source, _ = _source(config)
     _codec(config, source)
     settings = _settings(config)
-    (_, made), _ = ((table, None if table["kind"] in _OPENED_WHEN_MADE else make()) for table, make in _sinks(config))
+    (_, made), _ = (
+        (table, None if table["kind"] in _OPENED_WHEN_MADE else make())
+        for table, make in _sinks(config)
+    )
     if made is None:
         check_guarantee(config.guarantee, kinds("sinks")[config.sink["kind"]].load())
     else:
@@ -105,18 +109,29 @@ def make_pipeline(config: Config) -> Pipeline | KeyedPipeline:
     if config.keys is None:
         return _one_pipeline(config, base)
     fresh, shared = _one_pipeline(config, base), {id(base): base}
-    # A copy of what was never used is as good as a new one, and thirty times as fast as looking kinds up again.
-    return KeyedPipeline(lambda: deepcopy(fresh, dict(shared)), config.keys.max_keys, max_stored=config.keys.max_stored)
+    # A copy of what was never used is as good as a new one, and thirty times as fast as looking
+    # kinds up again.
+    return KeyedPipeline(
+        lambda: deepcopy(fresh, dict(shared)),
+        config.keys.max_keys,
+        max_stored=config.keys.max_stored,
+    )
 
 
 def _base(config: Config, task: Task) -> Base:
-    resolve_device(config.device, cells=1)  # else a device that is not there shows at the first full window only
+    resolve_device(
+        config.device, cells=1
+    )  # else a device that is not there shows at the first full window only
     base_table = dict(config.base)
     if base_table.get("kind") == "persistence":
         base_table.setdefault("horizon", task.rows)
     scaling = base_table.pop("scaling", None)
     # These two follow from the rest of the config.
-    given = {"rows": task.rows, "threads": config.threads} if base_table.get("kind") == OnnxBase.kind else {}
+    given = (
+        {"rows": task.rows, "threads": config.threads}
+        if base_table.get("kind") == OnnxBase.kind
+        else {}
+    )
     base = as_base(build("bases", "base", base_table, **given))
     if scaling is not None:
         give_scaling(base, scaling, task.kind, _width(config))
@@ -126,7 +141,8 @@ def _base(config: Config, task: Task) -> Base:
 def _one_pipeline(config: Config, base: Base) -> Pipeline:
     task = make_task(config.task)
     drift = [
-        cast(DriftMonitor, arguments_of(DriftMonitor, f"drift[{i}]", table)()) for i, table in enumerate(config.drift)
+        cast(DriftMonitor, arguments_of(DriftMonitor, f"drift[{i}]", table)())
+        for i, table in enumerate(config.drift)
     ]
     guard = cast(Guard, _of_kind(_GUARDS, "guard", config.guard))
     asked = config.labels
@@ -161,16 +177,22 @@ def _panel(config: Config) -> Panel | None:
         table.setdefault("max_ahead", config.limits["max_ahead"])
     panel = cast(Panel, arguments_of(Panel, "panel", table)())
     ahead_ns = limits.get("max_ahead_ns", EngineSettings.max_ahead_ns)
-    if ahead_ns < panel.clock.lateness_ns:  # else a record would be refused for those that follow it late
+    if (
+        ahead_ns < panel.clock.lateness_ns
+    ):  # else a record would be refused for those that follow it late
         given = config.limits.get("max_ahead", "1d")
-        raise ConfigError("limits.max_ahead", given, f"a duration >= panel.lateness, {table['lateness']}")
+        raise ConfigError(
+            "limits.max_ahead", given, f"a duration >= panel.lateness, {table['lateness']}"
+        )
     return panel
 
 
 def _learners(config: Config, task: Task) -> list[Learner]:
     if config.learners is None:
         return default_learners(task.kind)
-    learners = [build("learners", f"learners[{i}]", table) for i, table in enumerate(config.learners)]
+    learners = [
+        build("learners", f"learners[{i}]", table) for i, table in enumerate(config.learners)
+    ]
     for i, learner in enumerate(learners):
         call(f"learners[{i}]", learner.check_kind, {"kind": task.kind})
     return learners
@@ -187,7 +209,8 @@ def make_engine(
     Parameters
     ----------
     sinks : callable () -> (Sink, DeadLetterSink), optional
-        Makes those for predictions and for dead letters, in place of the config's, once all else is known to be right.
+        Makes those for predictions and for dead letters, in place of the config's, once all else
+        is known to be right.
 
     Raises
     ------
@@ -208,7 +231,15 @@ def make_engine(
         sink, letters = make_sink(), make_letters()
     else:
         sink, letters = sinks()
-    return Engine(source, lambda: make_pipeline(config), sink, codec, letters, settings=settings, metrics=metrics)
+    return Engine(
+        source,
+        lambda: make_pipeline(config),
+        sink,
+        codec,
+        letters,
+        settings=settings,
+        metrics=metrics,
+    )
 
 
 def make_task(table: Mapping[str, Any]) -> Task:
@@ -229,14 +260,17 @@ def kinds_of_table(table: str) -> dict[str, Callable[..., Any]]:
 
 
 def codec_fields(config: Config) -> dict[str, Any]:
-    """Return the codec's mapping, with what follows from the task and the source where it is not given."""
+    """Return the codec's mapping, with what follows from the task and the source where it is not
+    given."""
     fields = dict(config.fields)
     fields.setdefault("outputs", config.task.get("outputs", 1))
     if config.task.get("kind") == Supervised.name and "classes" in config.task:
         fields["classes"] = config.task["classes"]
     paths = [config.source.get(name, ()) for name in ("path", "label_path")]
     names = [name for path in paths for name in ([path] if isinstance(path, str) else path)]
-    if config.source.get("kind") == "files" and any(str(name).removesuffix(".gz").endswith(".csv") for name in names):
+    if config.source.get("kind") == "files" and any(
+        str(name).removesuffix(".gz").endswith(".csv") for name in names
+    ):
         fields.setdefault("text_numbers", True)
     return fields
 
@@ -260,12 +294,18 @@ def file_form(config: Config) -> dict[str, Any]:
 
 
 def _without_form(table: dict[str, Any]) -> dict[str, Any]:
-    """Take out what is about files, for the `replay` and `fit` of a stream that comes from elsewhere."""
-    return {k: v for k, v in table.items() if k not in _FORM} if table.get("kind") == "kafka" else table
+    """Take out what is about files, for the `replay` and `fit` of a stream that comes from
+    elsewhere."""
+    return (
+        {k: v for k, v in table.items() if k not in _FORM}
+        if table.get("kind") == "kafka"
+        else table
+    )
 
 
 def look_at_files(config: Config) -> list[dict[str, Any]]:
-    """Return what a run would find at the beginning of the files that the config names; see `Source.look`.
+    """Return what a run would find at the beginning of the files that the config names; see
+    `Source.look`.
 
     Raises
     ------
@@ -277,7 +317,9 @@ def look_at_files(config: Config) -> list[dict[str, Any]]:
     source.close()
     for one in found:
         if "problem" in one:
-            raise ConfigError("source.path", one["path"], f"a file that can be read ({one['problem']})")
+            raise ConfigError(
+                "source.path", one["path"], f"a file that can be read ({one['problem']})"
+            )
     return found
 
 
@@ -289,7 +331,8 @@ def _codec(config: Config, source: Any) -> Any:
 
 
 def make_codec(config: Config) -> tuple[Any, tuple[str, ...]]:
-    """Make the codec, and return it with the names of the source's streams: the entries', then the labels'."""
+    """Make the codec, and return it with the names of the source's streams: the entries', then the
+    labels'."""
     source, _ = _source(config)
     streams = tuple(source.streams)
     codec = _codec(config, source)
@@ -325,8 +368,14 @@ def _settings(config: Config, label_wait_s: float = 0.0) -> EngineSettings:
         label_wait_s=label_wait_s,
         config_digest=config.digest(),
         guarantee=config.guarantee,
-        keys_path=None if config.keys is None or config.keys.path is None else folder_of(config.keys.path, "keys.path"),
-        **{k: limits[k] for k in ("max_ahead_ns", "max_behind_ns", "max_bad_share", "max_buffer") if k in limits},
+        keys_path=None
+        if config.keys is None or config.keys.path is None
+        else folder_of(config.keys.path, "keys.path"),
+        **{
+            k: limits[k]
+            for k in ("max_ahead_ns", "max_behind_ns", "max_bad_share", "max_buffer")
+            if k in limits
+        },
     )
 
 
@@ -362,45 +411,65 @@ def stuck_after_s(config: Config) -> float:
 
 
 def _check_fields(config: Config, task: Task, base: Base) -> None:
-    """Raise where fields, task and base do not fit each other: each record would be refused, or nothing learned."""
+    """Raise where fields, task and base do not fit each other: each record would be refused, or
+    nothing learned."""
     fields = config.fields
     values = fields.get("values")
     if config.panel is not None:
         _check_panel_fields(config)
         return
     if config.keys is not None and "key" not in fields and config.source.get("kind") == "files":
-        raise ConfigError("fields.key", None, "a field's path: with [keys] it says whose a record is")
+        raise ConfigError(
+            "fields.key", None, "a field's path: with [keys] it says whose a record is"
+        )
     if "classes" in fields:
-        raise ConfigError("fields.classes", fields["classes"], "no such key here: task.classes has them")
+        raise ConfigError(
+            "fields.classes", fields["classes"], "no such key here: task.classes has them"
+        )
     width = _width(config)
     if base.channels is not None and width not in (None, base.channels):
-        raise ConfigError("fields.values", values, f"{base.channels} channels, which the base was fitted on")
+        raise ConfigError(
+            "fields.values", values, f"{base.channels} channels, which the base was fitted on"
+        )
     if isinstance(task, Supervised):
         if fields.get("outputs", task.outputs) != task.outputs:
-            raise ConfigError("fields.outputs", fields["outputs"], f"{task.outputs}, the task's outputs")
+            raise ConfigError(
+                "fields.outputs", fields["outputs"], f"{task.outputs}, the task's outputs"
+            )
         if "label" not in fields:
-            raise ConfigError("fields.label", None, "a field's path: a supervised task learns from labels")
+            raise ConfigError(
+                "fields.label", None, "a field's path: a supervised task learns from labels"
+            )
         return
     for name in ("label_topic", "label_path"):
         if name in config.source:
-            raise ConfigError(f"source.{name}", config.source[name], "none: this task learns from no labels")
+            raise ConfigError(
+                f"source.{name}", config.source[name], "none: this task learns from no labels"
+            )
 
 
 def _width(config: Config) -> int | None:
     """Return how many channels an entry has; None where only the entries know."""
     values = config.fields.get("values")
-    width: int | None = len(values) if isinstance(values, list) and len(values) > 1 else config.fields.get("channels")
+    width: int | None = (
+        len(values)
+        if isinstance(values, list) and len(values) > 1
+        else config.fields.get("channels")
+    )
     return width
 
 
 def _check_said(config: Config, task: Task, base: FrozenModel | OnnxBase) -> None:
-    """Raise where the user's own model does not return what the task needs, as it says to a window of zeros."""
+    """Raise where the user's own model does not return what the task needs, as it says to a window
+    of zeros."""
     channels = base.channels or _width(config)
     if channels is None:
         return
     wanted = [task.rows, task.columns(channels)]
     try:
-        output = base.to("cpu")(torch.zeros(task.window_length, channels, dtype=torch.float32)).output
+        output = base.to("cpu")(
+            torch.zeros(task.window_length, channels, dtype=torch.float32)
+        ).output
         found: object = list(output.shape)
     except (ConfigError, ShapeError) as error:
         if isinstance(error, ConfigError):
@@ -411,8 +480,13 @@ def _check_said(config: Config, task: Task, base: FrozenModel | OnnxBase) -> Non
             return  # it may live on another device
         found = f"{type(error).__name__}: {scrubbed(str(error))[:200]}"
     if found != wanted:
-        expected = f"a model that makes {wanted}, as the task has, of a window of {[task.window_length, channels]}"
-        raise ConfigError("base.factory" if isinstance(base, FrozenModel) else "base.path", found, expected)
+        expected = (
+            f"a model that makes {wanted}, as the task has, of a window of "
+            f"{[task.window_length, channels]}"
+        )
+        raise ConfigError(
+            "base.factory" if isinstance(base, FrozenModel) else "base.path", found, expected
+        )
     if task.kind == "classification":
         check_probabilities(output)
 
@@ -421,13 +495,19 @@ def _check_panel_fields(config: Config) -> None:
     fields = config.fields
     values = fields.get("values")
     if isinstance(values, list) and len(values) != 1:
-        raise ConfigError("fields.values", values, "one path: with [panel] a record has one value, of one sensor")
+        raise ConfigError(
+            "fields.values", values, "one path: with [panel] a record has one value, of one sensor"
+        )
     if fields.get("channels", 1) != 1:
         raise ConfigError(
-            "fields.channels", fields["channels"], "1: with [panel] a record has one value, of one sensor"
+            "fields.channels",
+            fields["channels"],
+            "1: with [panel] a record has one value, of one sensor",
         )
     if "key" not in fields and config.source.get("kind") == "files":
-        raise ConfigError("fields.key", None, "a field's path: with [panel] it says which sensor a record is of")
+        raise ConfigError(
+            "fields.key", None, "a field's path: with [panel] it says which sensor a record is of"
+        )
 
 
 def _sinks(config: Config) -> list[tuple[Mapping[str, Any], Callable[[], Any]]]:
@@ -445,13 +525,18 @@ def _letters_table(config: Config) -> dict[str, Any]:
     place = "topic" if config.sink.get("kind") == "kafka" else "path"
     beside = config.sink.get(place)
     if config.sink.get("kind") not in ("kafka", "files") or not isinstance(beside, str):
-        raise ConfigError("dead_letters", None, "a table [dead_letters]: refused records must go somewhere")
+        raise ConfigError(
+            "dead_letters", None, "a table [dead_letters]: refused records must go somewhere"
+        )
     kept = {k: v for k, v in config.sink.items() if k in ("kind", "servers", "security")}
-    return kept | {place: f"{beside}-dead-letters" if place == "topic" else f"{beside}.dead-letters"}
+    return kept | {
+        place: f"{beside}-dead-letters" if place == "topic" else f"{beside}.dead-letters"
+    }
 
 
 def _with_servers(table: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """A Kafka sink speaks to the source's servers, with its credentials, where the config does not name others."""
+    """A Kafka sink speaks to the source's servers, with its credentials, where the config does not
+    name others."""
     table = dict(table)
     if table.get("kind") == source.get("kind") == "kafka" and "servers" not in table:
         for name in ("servers", "security"):

@@ -12,7 +12,8 @@ class Clock(Protocol):
     """The engine's only access to time and sleep."""
 
     def time_ns(self) -> int:
-        """Wall-clock time, ns since the Unix epoch (for lags and time stamps, never for intervals)."""
+        """Wall-clock time, ns since the Unix epoch (for lags and time stamps, never for
+        intervals)."""
         ...
 
     def monotonic(self) -> float:

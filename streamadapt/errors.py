@@ -5,11 +5,12 @@
     StreamadaptError
     +-- ConfigError        a setting is wrong: its path, its value and what was expected
     +-- EntryError         one record is bad: it goes to the dead letters with its reason
-    |   +-- LabelError     only the label that an entry brought is bad: the entry itself is predicted
+    |   +-- LabelError     only the label that an entry brought is bad: the entry is predicted
     +-- ShapeError         an array or tensor does not have the shape that was promised
     +-- CheckpointError    a checkpoint cannot be written, read or trusted
-    +-- ConnectorError     a source or a sink failed for good (what can be retried is retried inside it)
-    |   +-- TransactionLostError   a transaction is void: its partitions begin again from their last commit
+    +-- ConnectorError     a source or a sink failed for good (it retries what can be retried)
+    |   +-- TransactionLostError   a transaction is void: its partitions begin again from their
+    |                              last commit
     +-- BadShareError      nearly all records are refused: a wrong config, not bad records
     +-- RepairError        a file of repaired dead letters is not what it should be
     +-- BusyError          a pipeline was called from within one of its own calls
@@ -66,7 +67,8 @@ class ConfigError(StreamadaptError, ValueError):
 
 
 class Reason(StrEnum):
-    """Why a record became a dead letter; the values are metric labels and headers, so they never change."""
+    """Why a record became a dead letter; the values are metric labels and headers, so they never
+    change."""
 
     EMPTY_VALUE = "empty_value"
     TOO_LARGE = "too_large"
@@ -99,7 +101,8 @@ class EntryError(StreamadaptError):
     reason : Reason
         The catalogue entry; also the dead letter's header and the metric's label.
     detail : str
-        One line for a person: the field's path, what came and what was expected. Never the whole payload.
+        One line for a person: the field's path, what came and what was expected. Never the whole
+        payload.
     position : Position or None
         Where the record stands in its source.
     """
@@ -116,7 +119,8 @@ class EntryError(StreamadaptError):
 
 
 class LabelError(EntryError):
-    """The label that an entry brought is bad, and only the label is refused: the entry itself is predicted."""
+    """The label that an entry brought is bad, and only the label is refused: the entry itself is
+    predicted."""
 
 
 class ShapeError(StreamadaptError, ValueError):
@@ -144,16 +148,18 @@ class Loss(StrEnum):
 class TransactionLostError(ConnectorError):
     """Nothing that was written to some partitions since their last commit will ever be visible.
 
-    A sink raises it from any of its calls. The engine then begins these partitions again from their last commit.
+    A sink raises it from any of its calls. The engine then begins these partitions again from
+    their last commit.
 
     Parameters
     ----------
     partitions : collection of int
         The input's partitions whose transactions are lost.
     cause : Loss
-        ``NO_ANSWER``: the broker did not answer within our limit. ``TAKEN``: it says that somebody else writes under
-        this name, or it ended the transaction itself. ``EXPIRED``: it has forgotten the name.
-        ``REFUSED``: it refused a record, which the sink will not send again. ``FAILED``: anything else.
+        ``NO_ANSWER``: the broker did not answer within our limit. ``TAKEN``: it says that somebody
+        else writes under this name, or it ended the transaction itself. ``EXPIRED``: it has
+        forgotten the name. ``REFUSED``: it refused a record, which the sink will not send again.
+        ``FAILED``: anything else.
     text : str
         What happened, for a person.
     """
@@ -165,12 +171,15 @@ class TransactionLostError(ConnectorError):
 
 
 class BadShareError(StreamadaptError):
-    """More of the recent records were refused than ``limits.max_bad_share`` bears: the engine stops."""
+    """More of the recent records were refused than ``limits.max_bad_share`` bears: the engine
+    stops."""
 
 
 class RepairError(StreamadaptError):
-    """A line of a file of repaired dead letters is none: what was expected there, and what came."""
+    """A line of a file of repaired dead letters is none: what was expected there, and what
+    came."""
 
 
 class BusyError(StreamadaptError, RuntimeError):
-    """A pipeline was called from within itself: from `on_rejected`, from a learner or from the base."""
+    """A pipeline was called from within itself: from `on_rejected`, from a learner or from the
+    base."""

@@ -1,7 +1,8 @@
-"""Opening files that somebody else may have made: regular ones only, and never more of them than was agreed.
+"""Opening files that somebody else may have made: regular ones only, and never more of them than
+was agreed.
 
-A named pipe would hang the start, a device never ends. Links are followed here, since a mounted volume is made of them;
-where no link may be followed (checkpoints), see `streamadapt.files`.
+A named pipe would hang the start, a device never ends. Links are followed here, since a mounted
+volume is made of them; where no link may be followed (checkpoints), see `streamadapt.files`.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ __all__ = [
 ]
 
 MARKS: Final = (  # the longer ones first: UTF-32's begins with UTF-16's
-    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 MOST_WEIGHTS: Final = 1 << 36
 """The largest file of weights that is read: 64 GiB."""
@@ -55,7 +59,9 @@ def open_regular(file: Path) -> BinaryIO:
     OSError
         If it cannot be opened, or is a folder, a pipe, a socket or a device.
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not blocking: a pipe would wait for ever
+    descriptor = os.open(
+        file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # not blocking: a pipe would wait for ever
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "no regular file")
@@ -71,7 +77,8 @@ def open_to_append(file: Path) -> BinaryIO:
     Raises
     ------
     OSError
-        If it cannot be opened, or is a folder, a pipe, a socket or a device: these are not opened at all.
+        If it cannot be opened, or is a folder, a pipe, a socket or a device: these are not opened
+        at all.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     with suppress(FileNotFoundError):
@@ -124,7 +131,8 @@ def read_regular(file: Path, most: int) -> bytes:
 
 
 def read_text(file: Path, most: int) -> str:
-    """Read the text of a regular file, or of a pipe, which is what a shell makes of ``<(command)``.
+    """Read the text of a regular file, or of a pipe, which is what a shell makes of
+    ``<(command)``.
 
     Parameters
     ----------
@@ -169,7 +177,8 @@ def encoding_of_mark(start: bytes) -> str | None:
 
 
 def decoded(data: bytes) -> str:
-    """Return a whole text, of which a byte-order mark is no part: UTF-8 unless the mark says otherwise.
+    """Return a whole text, of which a byte-order mark is no part: UTF-8 unless the mark says
+    otherwise.
 
     Raises
     ------

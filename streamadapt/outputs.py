@@ -1,4 +1,5 @@
-"""Where a command writes: checked before anything is touched, and put in place when it is whole."""
+"""Where a command writes: checked before anything is touched, and put in place when it is
+whole."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.files import kind_of, sync_folder
 from streamadapt.state.folder import LocalFolder, folder_of
 
-__all__ = ["Replacement", "check_output", "check_outputs", "inputs_of", "letters_of", "write_whole"]
+__all__ = [
+    "Replacement",
+    "check_output",
+    "check_outputs",
+    "inputs_of",
+    "letters_of",
+    "write_whole",
+]
 
 PART: Final = ".streamadapt-part"
 """The end of the name of a file that is still being written."""
@@ -140,7 +148,8 @@ def _named_files(path: str, value: Any, *, named: bool = False) -> Iterator[tupl
 
 
 def check_outputs(config: Config, origin: Path | None = None) -> None:
-    """Raise where a config's files of predictions, dead letters or states would harm what it reads.
+    """Raise where a config's files of predictions, dead letters or states would harm what it
+    reads.
 
     Parameters
     ----------
@@ -160,7 +169,9 @@ def check_outputs(config: Config, origin: Path | None = None) -> None:
             raise ConfigError(setting, str(place), expected)
         for what, other in taken.items():
             if os.path.realpath(place) == os.path.realpath(other):
-                raise ConfigError(setting, str(place), f"another place than {what}, {str(other)!r}")
+                raise ConfigError(
+                    setting, str(place), f"another place than {what}, {str(other)!r}"
+                )
         taken[setting] = place
     for setting, file in _files(config):
         check_output(setting, file, taken, make_folders=True)
@@ -168,7 +179,8 @@ def check_outputs(config: Config, origin: Path | None = None) -> None:
 
 
 def letters_of(config: Config) -> dict[str, Path]:
-    """Return the file of the dead letters, if that is what they go to: what it is -> where it is."""
+    """Return the file of the dead letters, if that is what they go to: what it is -> where it
+    is."""
     found = [Path(path) for _, path in _letter_files(config)]
     return {"the dead letters": found[0]} if found else {}
 
@@ -206,7 +218,9 @@ def _letter_files(config: Config) -> Iterator[tuple[str, str]]:
 
 
 class Replacement:
-    """A file that is written beside its place, and put there by `put` when it is whole. A context manager.
+    """A file that is written beside its place, and put there by `put` when it is whole.
+
+    A context manager.
 
     What was there before stays until then, and stays when it never comes to that. A process that
     is killed leaves the temporary file (``NAME.….streamadapt-part``), which the next one removes.
@@ -240,7 +254,9 @@ class Replacement:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._remove_left_behind()
             self._lock = os.open(self.path, flags, 0o666)
-            with suppress(OSError):  # a file system without locks: it is removed only by this process
+            with suppress(
+                OSError
+            ):  # a file system without locks: it is removed only by this process
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise self._error(error) from error
@@ -262,7 +278,12 @@ class Replacement:
         except OSError as error:
             raise self._error(error) from error
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
         if self._lock >= 0:

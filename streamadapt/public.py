@@ -1,4 +1,7 @@
-"""The names that ``import streamadapt`` offers. Importing this module takes the time that torch takes."""
+"""The names that ``import streamadapt`` offers.
+
+Importing this module takes the time that torch takes.
+"""
 
 from __future__ import annotations
 

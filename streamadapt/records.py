@@ -76,8 +76,9 @@ class Entry:
     Attributes
     ----------
     values : ndarray, (channels,), float64
-        The measurements; NaN marks a missing one, infinite values never get here. From Python also lists, rows of data
-        frames, tensors and what else docs/numbers.md names: a pipeline turns them into this.
+        The measurements; NaN marks a missing one, infinite values never get here. From Python also
+        lists, rows of data frames, tensors and what else docs/numbers.md names: a pipeline turns
+        them into this.
     time : int, ns since the Unix epoch
         Event time. From Python also a float (seconds), a `datetime` or a `numpy.datetime64`.
     id : str
@@ -85,15 +86,17 @@ class Entry:
     key : str
         The stream it belongs to within its topic (a sensor, a user); empty where there is none.
     label : ndarray, (outputs,), float64, or None
-        The label that came with the entry itself. It is learned only after the entry was predicted.
-        Classification: one value, the class's index; `Supervised.label` makes it of a class's name.
+        The label that came with the entry itself. It is learned only after the entry was
+        predicted. Classification: one value, the class's index; `Supervised.label` makes it of a
+        class's name.
     position : Position
         Where it stands in its source; the id of its prediction.
     refused : RefusedLabel or None
-        Why the label in its record could not be read. A task that learns from labels refuses the label, not the entry.
+        Why the label in its record could not be read. A task that learns from labels refuses the
+        label, not the entry.
     or_time : int or None, ns since the Unix epoch
-        Of a local time without an offset, until `streamadapt.engine.local_time` has decided: `time` again, or the later one
-        of the two times that it can mean.
+        Of a local time without an offset, until `streamadapt.engine.local_time` has decided:
+        `time` again, or the later one of the two times that it can mean.
 
     Examples
     --------
@@ -120,7 +123,8 @@ class Label:
     id : str
         The `Entry.id` it belongs to.
     value : ndarray, (outputs,), float64
-        NaN marks an output that this label says nothing about. Classification: one value, the class's index.
+        NaN marks an output that this label says nothing about. Classification: one value, the
+        class's index.
     time : int, ns since the Unix epoch
         When the label became known (not when its entry was measured).
     or_time : int or None
@@ -146,34 +150,38 @@ class Prediction:
     Attributes
     ----------
     served : ndarray, (rows, columns), float64
-        The guarded mixture: what to use. Rows are forecast steps (1 for supervised tasks), columns are channels,
-        outputs or class probabilities. NaN only where the task knows nothing (a channel never observed) or the base
-        said nothing finite.
+        The guarded mixture: what to use. Rows are forecast steps (1 for supervised tasks), columns
+        are channels, outputs or class probabilities. NaN only where the task knows nothing (a
+        channel never observed) or the base said nothing finite.
     base : ndarray, (rows, columns), float64
         What the frozen model alone says.
     experts : mapping of str to ndarray, (rows, columns)
         Every expert's prediction, the base's included.
     weights : mapping of str to float
-        Each expert's share of `served`, averaged over the cells. They sum to 1; a stacked mixture may hold one against
-        another (a negative share).
+        Each expert's share of `served`, averaged over the cells. They sum to 1; a stacked mixture
+        may hold one against another (a negative share).
     drifts : tuple of str
         ``detector:signal`` of each detector that fired on this arrival.
     reactions : tuple of str
-        What drifts did since the prediction before: ``adwin:loss>reset bias-0.02``; ``refit-kept ...`` or
-        ``refit-dropped ...`` at the end of a refit.
+        What drifts did since the prediction before: ``adwin:loss>reset bias-0.02``;
+        ``refit-kept ...`` or ``refit-dropped ...`` at the end of a refit.
     ask, ask_probability : bool, float, or None
-        Whether its label is asked for, and with what probability that came out; None without a budget of labels.
+        Whether its label is asked for, and with what probability that came out; None without a
+        budget of labels.
     estimated_loss : float or None
-        What the loss of `served` is expected to be, in the task's loss; None where nothing is known to tell it from.
+        What the loss of `served` is expected to be, in the task's loss; None where nothing is
+        known to tell it from.
     scores : mapping of str to float
-        What learners tell about the entry itself, such as ``dictionary-error``: a drift signal and an anomaly score.
+        What learners tell about the entry itself, such as ``dictionary-error``: a drift signal and
+        an anomaly score.
     low, high : ndarray, (rows, columns), float64, or None
-        The interval that holds the target with the coverage asked for; None without `streamadapt.pipeline.intervals.Intervals`,
-        NaN in cells of which no error is known yet.
+        The interval that holds the target with the coverage asked for; None without
+        `streamadapt.pipeline.intervals.Intervals`, NaN in cells of which no error is known yet.
     columns : tuple of str
         Of a panel: which sensor each column is, empty for a column that is still free.
     classes : tuple
-        Of a classification whose classes have names: which class each column is the probability of.
+        Of a classification whose classes have names: which class each column is the probability
+        of.
     raw_key : bytes or None
         The key of the entry's record, where `key` does not say it byte for byte.
     headers : tuple of (str, bytes or None)
@@ -238,12 +246,21 @@ class Batch:
     def __post_init__(self) -> None:
         for name in ("values", "labels"):
             given: Any = getattr(self, name)
-            if given is not None and not (isinstance(given, np.ndarray) and given.dtype in (np.float32, np.float64)):
+            if given is not None and not (
+                isinstance(given, np.ndarray) and given.dtype in (np.float32, np.float64)
+            ):
                 object.__setattr__(self, name, np.asarray(given, np.float64))
         if self.values.ndim != 2 or len(self.times) != len(self.values):
-            raise ShapeError(f"values must be (n, channels) with n times, got {self.values.shape}, {self.times.shape}")
-        if self.labels is not None and (self.labels.ndim != 2 or len(self.labels) != len(self.values)):
-            raise ShapeError(f"labels must be ({len(self.values)}, outputs), got {self.labels.shape}")
+            raise ShapeError(
+                f"values must be (n, channels) with n times, got {self.values.shape}, "
+                f"{self.times.shape}"
+            )
+        if self.labels is not None and (
+            self.labels.ndim != 2 or len(self.labels) != len(self.values)
+        ):
+            raise ShapeError(
+                f"labels must be ({len(self.values)}, outputs), got {self.labels.shape}"
+            )
 
     def __len__(self) -> int:
         return len(self.values)
@@ -251,8 +268,12 @@ class Batch:
     def entries(self, stream: str = "history") -> Iterator[Entry]:
         """Yield the rows as entries, ids being the row numbers."""
         for i in range(len(self)):
-            label = None if self.labels is None or np.isnan(self.labels[i]).all() else self.labels[i]
-            yield Entry(self.values[i], int(self.times[i]), str(i), "", label, Position(stream, 0, i))
+            label = (
+                None if self.labels is None or np.isnan(self.labels[i]).all() else self.labels[i]
+            )
+            yield Entry(
+                self.values[i], int(self.times[i]), str(i), "", label, Position(stream, 0, i)
+            )
 
 
 class StreamPartition(NamedTuple):
@@ -274,7 +295,8 @@ class Record:
     key, value : bytes or None
         Untouched bytes; None where the source had none (a Kafka tombstone).
     time : int, ns since the Unix epoch
-        The source's own time stamp (Kafka's record time stamp); the codec may prefer a field of the value.
+        The source's own time stamp (Kafka's record time stamp); the codec may prefer a field of
+        the value.
     headers : tuple of (str, bytes or None)
         What else the source has about it (Kafka's record headers), in order.
     """
@@ -295,8 +317,8 @@ class DeadLetter:
     reason : str
         A value of `streamadapt.errors.Reason`.
     stage : str
-        ``decode``, ``process`` or ``write``; ``label`` where only the label in an entry was refused, and the entry
-        itself was predicted.
+        ``decode``, ``process`` or ``write``; ``label`` where only the label in an entry was
+        refused, and the entry itself was predicted.
     detail : str
         One line for a person.
     """

@@ -66,7 +66,8 @@ def write_csv(path, table):
 
 
 def prepare(path):
-    """Fill a working folder, which is the current one, with a config, its history, its entries and a fitted base."""
+    """Fill a working folder, which is the current one, with a config, its history, its entries and
+    a fitted base."""
     (path / "config.toml").write_text(CONFIG.format(source=FILES[0], sink=FILES[1]))
     table = rows()
     write_csv(path / "history.csv", table[:100])

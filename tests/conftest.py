@@ -21,20 +21,30 @@ settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
-    # kafka-python 3.0 drops the socket of a refused connection, to be closed by garbage collection whenever that comes.
-    config.addinivalue_line("filterwarnings", "ignore:unclosed <socket.socket.*laddr=.'0.0.0.0':ResourceWarning")
+    torch.set_num_threads(
+        1
+    )  # small steps: handing them to a second thread costs more than doing them
+    # kafka-python 3.0 drops the socket of a refused connection, to be closed by garbage collection
+    # whenever that comes.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:unclosed <socket.socket.*laddr=.'0.0.0.0':ResourceWarning"
+    )
     # It also loads its protocol schemas through a deprecated function of importlib.resources.
-    config.addinivalue_line("filterwarnings", "ignore:(read_text|open_text) is deprecated:DeprecationWarning")
+    config.addinivalue_line(
+        "filterwarnings", "ignore:(read_text|open_text) is deprecated:DeprecationWarning"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what only Apache Kafka does right where no such broker is named: the embedded one does it otherwise."""
+    """Skip what only Apache Kafka does right where no such broker is named: the embedded one does
+    it otherwise."""
     if os.environ.get("STREAMADAPT_TEST_BROKER"):
         return
     for item in items:
         if item.get_closest_marker("apache_kafka"):
-            item.add_marker(pytest.mark.skip(reason="needs Apache Kafka, named by STREAMADAPT_TEST_BROKER"))
+            item.add_marker(
+                pytest.mark.skip(reason="needs Apache Kafka, named by STREAMADAPT_TEST_BROKER")
+            )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -50,8 +60,11 @@ def _secrets_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def kafka_servers() -> Iterator[str]:
-    """``host:port`` of a broker: the one STREAMADAPT_TEST_BROKER names, otherwise an embedded one."""
-    from benchmarks.faults.job import brokers  # not above: the filters that kafka-python needs come first
+    """``host:port`` of a broker: the one STREAMADAPT_TEST_BROKER names, otherwise an embedded
+    one."""
+    from benchmarks.faults.job import (
+        brokers,
+    )  # not above: the filters that kafka-python needs come first
 
     with brokers() as servers:
         yield servers

@@ -1,4 +1,5 @@
-"""What the core's tests share: seeded streams, driving a learner by hand, comparing to the last bit."""
+"""What the core's tests share: seeded streams, driving a learner by hand, comparing to the last
+bit."""
 
 from __future__ import annotations
 
@@ -33,18 +34,26 @@ CPU = torch.device("cpu")
 
 
 def spec_of(
-    kind: Any, window: int, channels: int, rows: int, columns: int, *, scale: Tensor | None = None, **more: Any
+    kind: Any,
+    window: int,
+    channels: int,
+    rows: int,
+    columns: int,
+    *,
+    scale: Tensor | None = None,
+    **more: Any,
 ) -> Spec:
     """A spec without a location; the scale is that of inputs and outputs."""
     scale = torch.ones(max(channels, columns)) if scale is None else scale
     return Spec(
-        kind, window, channels, rows, columns, torch.zeros(channels), scale[:channels], torch.zeros(columns),
-        scale[:columns], CPU, **more,
+        kind, window, channels, rows, columns, torch.zeros(channels), scale[:channels],
+        torch.zeros(columns), scale[:columns], CPU, **more,
     )  # fmt: skip
 
 
 def with_scaling(base: Any, channels: int, columns: int) -> Base:
-    """Return a base that brings a scaling, ones: nothing has to settle, and nobody learns anything twice."""
+    """Return a base that brings a scaling, ones: nothing has to settle, and nobody learns anything
+    twice."""
     base = as_base(base)
     for name, count in (("input", channels), ("output", columns)):
         setattr(base, f"{name}_loc", torch.zeros(count))
@@ -64,7 +73,12 @@ def base(output: Any) -> BaseOutput:
 
 
 def entry(values: Any, time: int, **more: Any) -> Entry:
-    return Entry(np.atleast_1d(np.asarray(values, np.float32)), time, position=Position("t", 0, time), **more)
+    return Entry(
+        np.atleast_1d(np.asarray(values, np.float32)),
+        time,
+        position=Position("t", 0, time),
+        **more,
+    )
 
 
 def walk(n: int, channels: int = 2, seed: int = 0, missing: float = 0.0) -> np.ndarray[Any, Any]:
@@ -114,9 +128,16 @@ def pipeline_of(kind: str, **more: Any) -> Pipeline:
         learners: list[Learner] = [Bias((0.1, 0.02)), RLS(0.99), ADCSD(1e-3, share_norm=True)]
         return Pipeline(Forecast(4, 3), Persistence(3), learners, **more)
     if kind == "classes":
-        return Pipeline(Supervised(1, classes=3), softmax_base, [River("naive_bayes.GaussianNB")], **more)
+        return Pipeline(
+            Supervised(1, classes=3), softmax_base, [River("naive_bayes.GaussianNB")], **more
+        )
     task = Supervised(2, outputs=2, ttl=1_000)
-    return Pipeline(task, linear_base, [Bias((0.1, 0.02)), RLS(0.99), River("linear_model.LinearRegression")], **more)
+    return Pipeline(
+        task,
+        linear_base,
+        [Bias((0.1, 0.02)), RLS(0.99), River("linear_model.LinearRegression")],
+        **more,
+    )
 
 
 def linear_base(inputs: Tensor) -> Tensor:
@@ -126,14 +147,17 @@ def linear_base(inputs: Tensor) -> Tensor:
 
 def softmax_base(inputs: Tensor) -> Tensor:
     """Three classes; not very good."""
-    return torch.softmax(torch.stack([inputs[-1, 0] - 10.0, torch.zeros(()), 10.0 - inputs[-1, 1]]), 0).unsqueeze(0)
+    return torch.softmax(
+        torch.stack([inputs[-1, 0] - 10.0, torch.zeros(()), 10.0 - inputs[-1, 1]]), 0
+    ).unsqueeze(0)
 
 
 KINDS = ("forecast", "own labels", "late labels", "classes")
 
 
 def stream_of(kind: str, n: int = 90, seed: int = 0) -> list[Entry | Label]:
-    """Entries with their labels inside, or 7 entries late, or targets of their own; some values and labels missing."""
+    """Entries with their labels inside, or 7 entries late, or targets of their own; some values
+    and labels missing."""
     rng = np.random.default_rng(seed + 100)
     values = walk(n, 2, seed, missing=0.0 if kind == "classes" else 0.05)
     if kind == "forecast":
@@ -147,6 +171,9 @@ def stream_of(kind: str, n: int = 90, seed: int = 0) -> list[Entry | Label]:
         targets[rng.random(targets.shape) < 0.1] = np.nan
     targets = targets.astype(np.float32)
     if kind != "late labels":
-        return [entry(v, t + 1, id=str(t), label=y) for t, (v, y) in enumerate(zip(values, targets, strict=True))]
+        return [
+            entry(v, t + 1, id=str(t), label=y)
+            for t, (v, y) in enumerate(zip(values, targets, strict=True))
+        ]
     labels = [Label(str(t), y, t + 8) for t, y in enumerate(targets[: n - 7])]
     return items_in_order(entries(values), labels)

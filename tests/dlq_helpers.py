@@ -1,4 +1,5 @@
-"""What the tests of the dead letters' commands share: a run with bad records, its letters, and their repair."""
+"""What the tests of the dead letters' commands share: a run with bad records, its letters, and
+their repair."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def label(row, **other):
 
 def streams(bad=True):
     table = rows()
-    entries = [entry(r, **({"x": BAD[k]} if bad and k in BAD else {})) for k, r in enumerate(table)]
+    entries = [
+        entry(r, **({"x": BAD[k]} if bad and k in BAD else {})) for k, r in enumerate(table)
+    ]
     labels = [label(r) for r in table if r[0] not in ("e100", "e101")]
     if bad:
         for k, y in BAD_LABELS.items():
@@ -52,7 +55,8 @@ def go(capsys, *arguments, code=0):
 
 def listed(capsys, *arguments):
     return [
-        json.loads(line) for line in go(capsys, "dlq", "list", "config.toml", "--json", *arguments).out.splitlines()
+        json.loads(line)
+        for line in go(capsys, "dlq", "list", "config.toml", "--json", *arguments).out.splitlines()
     ]
 
 
@@ -75,4 +79,8 @@ def state_of(capsys):
 
 
 def steers(text):
-    return [c for c in text if c != "\n" and (unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp"))]
+    return [
+        c
+        for c in text
+        if c != "\n" and (unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp"))
+    ]

@@ -1,6 +1,8 @@
-"""An Apache Kafka with ACLs and a listener for each way in: TLS, client certificates, passwords, wrong addresses.
+"""An Apache Kafka with ACLs and a listener for each way in: TLS, client certificates, passwords,
+wrong addresses.
 
-The listener ``open`` needs nothing and may do everything; at others a user has the rights that `Guarded.allow` gave.
+The listener ``open`` needs nothing and may do everything; at others a user has the rights that
+`Guarded.allow` gave.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ PROTOCOLS: Final = {
 
 @contextmanager
 def silent_port(*, listen: bool) -> Iterator[int]:
-    """Yield a port at which nothing answers: refused, or with `listen` dropped, as by a firewall."""
+    """Yield a port at which nothing answers: refused, or with `listen` dropped, as by a
+    firewall."""
     with socket.socket() as end:
         end.bind(("127.0.0.1", 0))
         port: int = end.getsockname()[1]
@@ -84,7 +87,13 @@ class Guarded:
         self.elsewhere = Certificates(folder / "other", "kafka.example.org")
         free = free_ports(len(PROTOCOLS))
         first = free[0] if port is None else port
-        ports = dict(zip(["open", *(name for name in PROTOCOLS if name != "open")], [first, *free[1:]], strict=True))
+        ports = dict(
+            zip(
+                ["open", *(name for name in PROTOCOLS if name != "open")],
+                [first, *free[1:]],
+                strict=True,
+            )
+        )
         self.servers = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         advertised = self.servers | {
             "deadend": f"127.0.0.1:{silent[0]}",
@@ -103,8 +112,12 @@ class Guarded:
         lines = {
             "listeners": ",".join(f"{n.upper()}://{at}" for n, at in self.servers.items())
             + f",CONTROLLER://127.0.0.1:{first + 1}",
-            "advertised.listeners": ",".join(f"{n.upper()}://{at}" for n, at in advertised.items()),
-            "listener.security.protocol.map": ",".join(f"{n.upper()}:{p}" for n, p in PROTOCOLS.items())
+            "advertised.listeners": ",".join(
+                f"{n.upper()}://{at}" for n, at in advertised.items()
+            ),
+            "listener.security.protocol.map": ",".join(
+                f"{n.upper()}:{p}" for n, p in PROTOCOLS.items()
+            )
             + ",CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "OPEN",
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -147,7 +160,8 @@ class Guarded:
             client.close()
 
     def allow(self, *rights: str, user: str = "alice") -> None:
-        """Give rights: ``"Read topic in"``, ``"Write transactional-id a/b/0"``, ``"IdempotentWrite cluster"``."""
+        """Give rights: ``"Read topic in"``, ``"Write transactional-id a/b/0"``,
+        ``"IdempotentWrite cluster"``."""
         with self.admin() as admin:
             done = admin.create_acls([_acl(right, user) for right in rights])
         assert not done["failed"], done
@@ -155,7 +169,9 @@ class Guarded:
     def deny(self, *rights: str, user: str = "alice") -> None:
         """Forbid something, whatever is allowed."""
         with self.admin() as admin:
-            done = admin.create_acls([_acl(right, user, ACLPermissionType.DENY) for right in rights])
+            done = admin.create_acls(
+                [_acl(right, user, ACLPermissionType.DENY) for right in rights]
+            )
         assert not done["failed"], done
 
     def revoke_all(self, user: str = "alice") -> None:
@@ -163,10 +179,14 @@ class Guarded:
         anything = ResourcePatternFilter(ResourceType.ANY, None, pattern_type=_any_pattern())
         principal = f"User:{user}"
         with self.admin() as admin:
-            admin.delete_acls([ACLFilter(principal, "*", ACLOperation.ANY, ACLPermissionType.ANY, anything)])
+            admin.delete_acls(
+                [ACLFilter(principal, "*", ACLOperation.ANY, ACLPermissionType.ANY, anything)]
+            )
 
     def _allow_everything(self, user: str) -> None:
-        self.allow("All topic *", "All group *", "All transactional-id *", "All cluster", user=user)
+        self.allow(
+            "All topic *", "All group *", "All transactional-id *", "All cluster", user=user
+        )
 
 
 def _any_pattern() -> Any:
@@ -178,7 +198,9 @@ def _any_pattern() -> Any:
 def _acl(right: str, user: str, permission: ACLPermissionType = ACLPermissionType.ALLOW) -> ACL:
     operation, kind, *name = right.split(" ")
     words = {"IdempotentWrite": "IDEMPOTENT_WRITE", "DescribeConfigs": "DESCRIBE_CONFIGS"}
-    pattern = ResourcePattern(ResourceType[kind.upper().replace("-", "_")], name[0] if name else "kafka-cluster")
+    pattern = ResourcePattern(
+        ResourceType[kind.upper().replace("-", "_")], name[0] if name else "kafka-cluster"
+    )
     which = ACLOperation[words.get(operation, operation.upper())]
     return ACL(f"User:{user}", "*", which, permission, pattern)
 

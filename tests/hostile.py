@@ -1,4 +1,5 @@
-"""Hostile files, for whatever reads one: pickles that would run, archives that climb out, headers that lie."""
+"""Hostile files, for whatever reads one: pickles that would run, archives that climb out, headers
+that lie."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def safetensors(header: Any, data: bytes = b"", size: int | None = None) -> byte
     return struct.pack("<Q", len(head) if size is None else size) + head + data
 
 
-def one(name: str = "inputs", dtype: str = "F32", shape: Any = (1,), at: Any = (0, 4)) -> dict[str, Any]:
+def one(
+    name: str = "inputs", dtype: str = "F32", shape: Any = (1,), at: Any = (0, 4)
+) -> dict[str, Any]:
     return {name: {"dtype": dtype, "shape": list(shape), "data_offsets": list(at)}}
 
 
@@ -102,7 +105,9 @@ def _without_code() -> dict[str, bytes]:
         "safetensors, a header longer than the file": safetensors(one(), size=10_000),
         "safetensors, nested 100,000 deep": safetensors(b'{"inputs":' + deep + b"}"),
         "safetensors, metadata nested": safetensors(b'{"__metadata__":{"format":' + deep + b"}}"),
-        "safetensors, a name twice": safetensors(f"{twice[:-1]},{twice[1:]}".encode(), struct.pack("<f", 1.0)),
+        "safetensors, a name twice": safetensors(
+            f"{twice[:-1]},{twice[1:]}".encode(), struct.pack("<f", 1.0)
+        ),
         "safetensors, overlapping": safetensors(one() | one("b"), struct.pack("<f", 1.0)),
         "safetensors, beyond the end": safetensors(one(shape=(100,), at=(0, 400)), bytes(4)),
         "safetensors, offsets backwards": safetensors(one(at=(4, 0)), bytes(4)),
@@ -114,7 +119,9 @@ def _without_code() -> dict[str, bytes]:
         "safetensors, I64": safetensors(one(dtype="I64", at=(0, 8)), bytes(8)),
         "safetensors, BOOL": safetensors(one(dtype="BOOL", at=(0, 1)), b"\x01"),
         "safetensors, a type that is none": safetensors(one(dtype="PICKLE"), bytes(4)),
-        "safetensors, a field more": safetensors({"inputs": one()["inputs"] | {"load": "os:system"}}, bytes(4)),
+        "safetensors, a field more": safetensors(
+            {"inputs": one()["inputs"] | {"load": "os:system"}}, bytes(4)
+        ),
         "safetensors, NaN": safetensors(one(), struct.pack("<f", float("nan"))),
         "safetensors, cut": whole[:-2],
         "safetensors, more than it says": whole + b"more",
@@ -130,7 +137,9 @@ def _without_code() -> dict[str, bytes]:
 
 
 def npy(kind: str, shape: str, data: bytes = bytes(8), *, raw: bool = False) -> bytes:
-    head = f"{{'descr': {kind if raw else repr(kind)}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    head = (
+        f"{{'descr': {kind if raw else repr(kind)}, 'fortran_order': False, 'shape': {shape}, }}"
+    ).encode()
     head += b" " * (-(len(head) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + data
 

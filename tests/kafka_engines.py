@@ -1,4 +1,5 @@
-"""``streamadapt run`` as processes on a topic of numbers, for tests of what happens around them on a broker."""
+"""``streamadapt run`` as processes on a topic of numbers, for tests of what happens around them on
+a broker."""
 
 from __future__ import annotations
 
@@ -90,7 +91,9 @@ def grow(servers: str, topic: str, partitions: int) -> None:
         client.create_partitions({topic: NewPartitions(partitions)})
 
 
-def fill(servers: str, topic: str, count: int, partitions: int = 1, first: int = 0, **configs: Any) -> None:
+def fill(
+    servers: str, topic: str, count: int, partitions: int = 1, first: int = 0, **configs: Any
+) -> None:
     """Write `count` entries to each partition."""
     producer = KafkaProducer(bootstrap_servers=servers, acks="all", linger_ms=20, **configs)
     try:
@@ -112,10 +115,20 @@ class Job:
     """A topic's config and state in a folder; `start` runs engines on it."""
 
     def __init__(
-        self, folder: Path, servers: str, topic: str, guarantee: str = "at-least-once", source: str = ""
+        self,
+        folder: Path,
+        servers: str,
+        topic: str,
+        guarantee: str = "at-least-once",
+        source: str = "",
     ) -> None:
         self.folder, self.servers, self.topic = folder, servers, topic
-        self._settings = {"guarantee": guarantee, "servers": servers, "topic": topic, "source": source}
+        self._settings = {
+            "guarantee": guarantee,
+            "servers": servers,
+            "topic": topic,
+            "source": source,
+        }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "slow_base.py").write_text(SLOW_BASE)
 
@@ -124,7 +137,12 @@ class Job:
         port = free_port()
         (self.folder / f"{name}.toml").write_text(CONFIG.format(port=port, **self._settings))
         path = os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": path, "SLOW_S": str(slow_s), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "SLOW_S": str(slow_s),
+            "OMP_NUM_THREADS": "1",
+        }
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "streamadapt", "run", f"{name}.toml"],
@@ -142,7 +160,10 @@ class Job:
         """Return how often each entry's prediction is in the output, by partition and offset."""
         found: dict[int, Counter[int]] = {}
         for record in consume(self.servers, f"{self.topic}-out", isolation_level="read_committed"):
-            _, place, offset = json.loads(record.value)["id"].rpartition("@")[0], *split(record.value)
+            _, place, offset = (
+                json.loads(record.value)["id"].rpartition("@")[0],
+                *split(record.value),
+            )
             found.setdefault(place, Counter())[offset] += 1
         return found
 
@@ -171,14 +192,22 @@ class Engine:
             contextlib.suppress(OSError),
             urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as page,
         ):
-            lines = [line.rpartition(" ") for line in page.read().decode().splitlines() if line[:1] != "#"]
+            lines = [
+                line.rpartition(" ")
+                for line in page.read().decode().splitlines()
+                if line[:1] != "#"
+            ]
             return {name: float(value) for name, _, value in lines}
         return {}
 
     def predictions(self) -> dict[str, float]:
         """Return the count by partition."""
         name = 'streamadapt_predictions_total{partition="'
-        return {k.removeprefix(name).partition('"')[0]: v for k, v in self.metrics().items() if k.startswith(name)}
+        return {
+            k.removeprefix(name).partition('"')[0]: v
+            for k, v in self.metrics().items()
+            if k.startswith(name)
+        }
 
     def ready(self) -> int:
         """Return the status of ``/ready``; 0 while nothing answers."""

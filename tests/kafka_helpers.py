@@ -18,7 +18,9 @@ PATIENCE_S = 120.0  # a bound against hanging, far above what anything here take
 
 
 def produce(servers: str, topic: str, logs: Sequence[Sequence[bytes]], **configs: Any) -> None:
-    producer = KafkaProducer(bootstrap_servers=servers, acks="all", max_request_size=64 << 20, **configs)
+    producer = KafkaProducer(
+        bootstrap_servers=servers, acks="all", max_request_size=64 << 20, **configs
+    )
     try:
         futures = [producer.send(topic, v, partition=p) for p, log in enumerate(logs) for v in log]
         for future in futures:
@@ -56,7 +58,9 @@ def consume(servers: str, topic: str, **configs: Any) -> list[Any]:
             consumer.seek(at, 0)
         while any(consumer.position(at) < ends[at] for at in places):
             found += [r for batch in consumer.poll(500).values() for r in batch]
-        while batches := consumer.poll(500):  # some brokers name the start of the last batch when asked for the end
+        while batches := consumer.poll(
+            500
+        ):  # some brokers name the start of the last batch when asked for the end
             found += [r for batch in batches.values() for r in batch]
         return sorted(found, key=lambda r: (r.partition, r.offset))
     finally:

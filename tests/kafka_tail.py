@@ -1,4 +1,5 @@
-"""Reading a topic to its true end: some brokers name the start of the last batch when asked for it."""
+"""Reading a topic to its true end: some brokers name the start of the last batch when asked for
+it."""
 
 from __future__ import annotations
 
@@ -12,8 +13,11 @@ MORE_MS = 500
 
 
 def read_until(servers: str, topic: str, enough: Callable[[list[Any]], bool]) -> list[Any]:
-    """Return the records of partition 0 once `enough` of them are there, with what comes right after."""
-    consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False, fetch_max_bytes=64 << 20)
+    """Return the records of partition 0 once `enough` of them are there, with what comes right
+    after."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers, enable_auto_commit=False, fetch_max_bytes=64 << 20
+    )
     at = TopicPartition(topic, 0)
     found: list[Any] = []
     try:

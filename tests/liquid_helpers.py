@@ -1,4 +1,5 @@
-"""What the tests of the liquid learner share: a stream at uneven times, and sizes whose scales all differ."""
+"""What the tests of the liquid learner share: a stream at uneven times, and sizes whose scales all
+differ."""
 
 from __future__ import annotations
 
@@ -29,10 +30,12 @@ def said_at(times: Tensor | None, output: Tensor) -> BaseOutput:
     return base(output)._replace(times=times)
 
 
-def scaled_spec(kind: Any = "regression", window: int = 3, rows: int = 1, columns: int = 2) -> Spec:
+def scaled_spec(
+    kind: Any = "regression", window: int = 3, rows: int = 1, columns: int = 2
+) -> Spec:
     s = spec_of(kind, window, 2, rows, columns)
     numbers = torch.arange(2.0)
     return Spec(
-        kind, window, 2, rows, columns, 1.0 + numbers, 2.0 + numbers, 3.0 - torch.arange(float(columns)),
-        0.5 + torch.arange(float(columns)), s.device, 5,
+        kind, window, 2, rows, columns, 1.0 + numbers, 2.0 + numbers,
+        3.0 - torch.arange(float(columns)), 0.5 + torch.arange(float(columns)), s.device, 5,
     )  # fmt: skip

@@ -18,8 +18,8 @@ class Broken(Exception):
 class FailingFileSystem(MemoryFileSystem):
     """An object store in memory that counts what is asked of it, and fails once.
 
-    ``before``: refused. ``torn``: half of a file was written, as on a file system that is mounted. ``after``: it was
-    done, and the answer got lost.
+    ``before``: refused. ``torn``: half of a file was written, as on a file system that is mounted.
+    ``after``: it was done, and the answer got lost.
     """
 
     protocol = "failing"
@@ -64,7 +64,9 @@ class FailingFileSystem(MemoryFileSystem):
         return self._ask("info", lambda: super(FailingFileSystem, self).info(path, **kwargs))
 
     def cat_file(self, path, start=None, end=None, **kwargs):
-        return self._ask("cat", lambda: super(FailingFileSystem, self).cat_file(path, start, end, **kwargs))
+        return self._ask(
+            "cat", lambda: super(FailingFileSystem, self).cat_file(path, start, end, **kwargs)
+        )
 
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         write = super().pipe_file
@@ -77,7 +79,9 @@ class FailingFileSystem(MemoryFileSystem):
         return self._ask("rm_file", lambda: super(FailingFileSystem, self).rm_file(path))
 
     def rm(self, path, recursive=False, maxdepth=None):
-        return self._ask("rm", lambda: super(FailingFileSystem, self).rm(path, recursive, maxdepth))
+        return self._ask(
+            "rm", lambda: super(FailingFileSystem, self).rm(path, recursive, maxdepth)
+        )
 
 
 class CarelessFileSystem(MemoryFileSystem):
@@ -96,7 +100,8 @@ class CarelessFileSystem(MemoryFileSystem):
 
 
 class AsynchronousFileSystem(AsyncFileSystem):
-    """As s3fs and gcsfs are: it sends a file in one piece, by a coroutine that fsspec makes a plain method of."""
+    """As s3fs and gcsfs are: it sends a file in one piece, by a coroutine that fsspec makes a
+    plain method of."""
 
     protocol = "asynchronous"
 
@@ -110,4 +115,8 @@ for made in (FailingFileSystem, CarelessFileSystem, AsynchronousFileSystem):
 
 def fresh(kind: str, tmp_path: Any) -> str:
     """Return a URL under which there is nothing."""
-    return f"local://{tmp_path}/deep/state" if kind == "local" else f"{kind}://bucket/{uuid.uuid4().hex}/state"
+    return (
+        f"local://{tmp_path}/deep/state"
+        if kind == "local"
+        else f"{kind}://bucket/{uuid.uuid4().hex}/state"
+    )

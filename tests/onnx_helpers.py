@@ -17,14 +17,24 @@ OPSET = 20
 Shape = Sequence[int | str | None]
 
 
-def export(model: nn.Module, path: Path, *, dynamic: bool = False, external: bool = False, window: int = 6) -> Path:
+def export(
+    model: nn.Module, path: Path, *, dynamic: bool = False, external: bool = False, window: int = 6
+) -> Path:
     """What a user does with a torch model."""
     inputs = torch.zeros(2 if dynamic else 1, window, 2)
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own: its exporter uses what other parts of it deprecate
+        warnings.simplefilter(
+            "ignore"
+        )  # torch's own: its exporter uses what other parts of it deprecate
         torch.onnx.export(
-            model.eval(), (inputs,), path, dynamic_shapes=shapes, external_data=external, verbose=False, dynamo=True
+            model.eval(),
+            (inputs,),
+            path,
+            dynamic_shapes=shapes,
+            external_data=external,
+            verbose=False,
+            dynamo=True,
         )
     return path
 
@@ -41,11 +51,16 @@ def model_of(
     output_kind: int = TensorProto.FLOAT,
 ) -> onnx.ModelProto:
     """A model of the input ``x``, made by hand: no exporter has to run."""
-    inputs = [helper.make_tensor_value_info(n, k, list(s)) for n, s, k in (("x", shape, kind), *more)]
+    inputs = [
+        helper.make_tensor_value_info(n, k, list(s)) for n, s, k in (("x", shape, kind), *more)
+    ]
     said = [helper.make_tensor_value_info(name, output_kind, None) for name in outputs]
     graph = helper.make_graph(list(nodes), "g", inputs, said, list(held))
     domains = {node.domain for node in nodes} - {""}
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
+    opsets = [
+        helper.make_opsetid("", opset),
+        *(helper.make_opsetid(domain, 1) for domain in sorted(domains)),
+    ]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
@@ -53,14 +68,17 @@ def constant(name: str, values: Any, dtype: Any = np.float32) -> TensorProto:
     return onnx.numpy_helper.from_array(np.asarray(values, dtype), name)
 
 
-def rows_of(horizon: int, shape: Shape = (1, 6, 2), kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
+def rows_of(
+    horizon: int, shape: Shape = (1, 6, 2), kind: int = TensorProto.FLOAT
+) -> onnx.ModelProto:
     """The last value of each channel, `horizon` times, as (1, horizon, channels)."""
     nodes = [
         helper.make_node("Slice", ["x", "from", "to", "axis"], ["last"]),
         helper.make_node("Tile", ["last", "times"], ["y"]),
     ]
     held = [
-        constant("from", [-1], np.int64), constant("to", [1 << 30], np.int64), constant("axis", [-2], np.int64),
+        constant("from", [-1], np.int64), constant("to", [1 << 30], np.int64),
+        constant("axis", [-2], np.int64),
         constant("times", [1] * (len(shape) - 2) + [horizon, 1], np.int64),
     ]  # fmt: skip
     return model_of(nodes, shape, kind=kind, held=held, output_kind=kind)

@@ -1,4 +1,5 @@
-"""An Apache Kafka that a test may kill: started from the script that STREAMADAPT_KAFKA_START names, if there is one."""
+"""An Apache Kafka that a test may kill: started from the script that STREAMADAPT_KAFKA_START
+names, if there is one."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ PATIENCE_S = 120.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Return TCP ports of 127.0.0.1 that nobody listens on, all different; the one behind the first is free too."""
+    """Return TCP ports of 127.0.0.1 that nobody listens on, all different; the one behind the
+    first is free too."""
     with ExitStack() as held:  # all at once: one that is closed again may be given out again
 
         def bound(port: int) -> int | None:
@@ -41,16 +43,21 @@ class OwnBroker:
     ----------
     folder : Path
     lines : sequence of str
-        Further lines of ``server.properties``; a later line replaces an earlier one of the same name.
+        Further lines of ``server.properties``; a later line replaces an earlier one of the same
+        name.
     port : int or None
-        Of the listener without TLS and password; None takes a free one. The next port is the controller's.
+        Of the listener without TLS and password; None takes a free one. The next port is the
+        controller's.
     """
 
     def __init__(self, folder: Path, lines: Sequence[str] = (), port: int | None = None) -> None:
         named = os.environ.get("STREAMADAPT_KAFKA_START")
         self._start = Path(named) if named else BESIDE
         if not self._start.is_file():
-            pytest.skip(f"no start script of Apache Kafka: {self._start} (STREAMADAPT_KAFKA_START names another)")
+            pytest.skip(
+                f"no start script of Apache Kafka: {self._start} (STREAMADAPT_KAFKA_START names "
+                f"another)"
+            )
         self._folder = folder / "kafka"
         self._port = free_ports(1)[0] if port is None else port
         self._lines = list(lines)
@@ -73,7 +80,8 @@ class OwnBroker:
         while _runs(self.pid):
             assert time.monotonic() < deadline, "it was killed, and runs"
             time.sleep(0.05)
-        # The start script looks for its last line: that of the life before must not be taken for the next one's.
+        # The start script looks for its last line: that of the life before must not be taken for
+        # the next one's.
         (self._folder / "broker.0" / "broker.log").unlink(missing_ok=True)
 
     def signal(self, number: signal.Signals) -> None:

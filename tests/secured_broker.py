@@ -1,8 +1,10 @@
-"""A listener that asks for TLS, a password, or both, and passes what it admits on to the embedded broker.
+"""A listener that asks for TLS, a password, or both, and passes what it admits on to the embedded
+broker.
 
-It is a stand-in. The embedded broker takes the options for TLS but speaks none, and with its option for authentication
-on it admits nobody, as users can only be made by one who is admitted. So handshakes and refusals are this file's (TLS
-itself is OpenSSL's); everything after them is the broker's own.
+It is a stand-in. The embedded broker takes the options for TLS but speaks none, and with its
+option for authentication on it admits nobody, as users can only be made by one who is admitted. So
+handshakes and refusals are this file's (TLS itself is OpenSSL's); everything after them is the
+broker's own.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ ITERATIONS = 4096
 
 
 class Certificates:
-    """A CA, a certificate of the broker's, a client's with its key encrypted, and a CA that nobody knows."""
+    """A CA, a certificate of the broker's, a client's with its key encrypted, and a CA that nobody
+    knows."""
 
     password = "key-password"
 
@@ -50,7 +53,9 @@ class Certificates:
         self.ca.cert_pem.write_to_path(str(self.ca_file))
         stranger.cert_pem.write_to_path(str(self.stranger_file))
         self.cert_file, self.key_file = self._client(folder, "client", self.ca)
-        self.stranger_cert_file, self.stranger_key_file = self._client(folder, "stranger-client", stranger)
+        self.stranger_cert_file, self.stranger_key_file = self._client(
+            folder, "stranger-client", stranger
+        )
 
     def _client(self, folder: Path, name: str, ca: trustme.CA) -> tuple[Path, Path]:
         issued = ca.issue_cert("streamadapt@example.org")
@@ -125,14 +130,18 @@ class Secured:
         with contextlib.suppress(OSError, EOFError), contextlib.ExitStack() as stack:
             stack.callback(lambda: near.close())
             if self.door.tls is not None:
-                near = self.door.tls.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+                near = self.door.tls.wrap_socket(
+                    raw, server_side=True, do_handshake_on_connect=False
+                )
                 try:
                     near.do_handshake()
                 except OSError:
                     self.door.refused += 1
                     _read_out(near)
                     raise
-            far = stack.enter_context(socket.create_connection(("127.0.0.1", self.target_port), timeout=10.0))
+            far = stack.enter_context(
+                socket.create_connection(("127.0.0.1", self.target_port), timeout=10.0)
+            )
             if self.door.users is not None and not self._admit(near, far):
                 self.door.refused += 1
                 self._wait_for_end(near)
@@ -141,7 +150,8 @@ class Secured:
             self._pass_on(near, far)
 
     def _wait_for_end(self, near: socket.socket) -> None:
-        """Leave the client time to read why, as Kafka does (connection.failed.authentication.delay.ms)."""
+        """Leave the client time to read why, as Kafka does
+        (connection.failed.authentication.delay.ms)."""
         near.settimeout(0.5)
         with contextlib.suppress(OSError):
             while near.recv(1 << 16):
@@ -154,12 +164,15 @@ class Secured:
                 data = end.recv(1 << 16)
                 if not data:
                     return
-                while isinstance(end, ssl.SSLSocket) and end.pending():  # decrypted, so no longer to be seen by select
+                while (
+                    isinstance(end, ssl.SSLSocket) and end.pending()
+                ):  # decrypted, so no longer to be seen by select
                     data += end.recv(1 << 16)
                 other[end].sendall(data)
 
     def _admit(self, near: socket.socket, far: socket.socket) -> bool:
-        """Speak with a client until it is let through; the broker itself answers which versions it knows."""
+        """Speak with a client until it is let through; the broker itself answers which versions it
+        knows."""
         login: Login | None = None
         while True:
             request = frame_of(near)
@@ -233,7 +246,9 @@ def authenticated(answer: bytes | None, says: str, version: int) -> bytes:
         lifetime = b"" if version == 0 else struct.pack(">q", 0)
         return struct.pack(">h", code) + message + struct.pack(">i", len(token)) + token + lifetime
     message = compact(said)
-    return b"\0" + struct.pack(">h", code) + message + compact(token) + struct.pack(">q", 0) + b"\0"
+    return (
+        b"\0" + struct.pack(">h", code) + message + compact(token) + struct.pack(">q", 0) + b"\0"
+    )
 
 
 def compact(value: bytes | None) -> bytes:

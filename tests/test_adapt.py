@@ -1,4 +1,5 @@
-"""What learns without labels: called once per entry, never by questions; its signals; tasks without labels."""
+"""What learns without labels: called once per entry, never by questions; its signals; tasks
+without labels."""
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ def test_adapt_is_called_once_for_every_predicted_entry_and_by_no_question() -> 
     stream = entries(walk(20, 2))
     for i, entry in enumerate(stream):
         pipeline.observe([entry])
-        assert not hasattr(learner, "count") or int(learner.count) == max(0, i - 1), "from the third entry on"
+        assert not hasattr(learner, "count") or int(learner.count) == max(0, i - 1), (
+            "from the third entry on"
+        )
         if i > 4:
             before = state(pipeline)
             pipeline.predict(entry)
@@ -103,7 +106,11 @@ def test_times_reach_the_examples(task: Any) -> None:
             super().learn(inputs, base, target, mask)
 
     def make(task: Any) -> Pipeline:
-        return Pipeline(task, with_scaling(Persistence(2) if task.kind == "forecast" else two, 2, 2), [Noting()])
+        return Pipeline(
+            task,
+            with_scaling(Persistence(2) if task.kind == "forecast" else two, 2, 2),
+            [Noting()],
+        )
 
     rows = walk(24, 2)
     stream = entries(rows, label=None if task.kind == "forecast" else np.zeros(2, np.float32))
@@ -121,7 +128,9 @@ def two(inputs: Tensor) -> Tensor:
 
 
 def test_signals_are_scores_and_can_be_watched() -> None:
-    monitor = DriftMonitor("page-hinkley", "counting-level", params={"threshold": 100.0, "min_instances": 5})
+    monitor = DriftMonitor(
+        "page-hinkley", "counting-level", params={"threshold": 100.0, "min_instances": 5}
+    )
     pipeline, _ = unlabelled(drift=[monitor])
     rows = np.concatenate([walk(60, 2), walk(60, 2) + 30.0])
     predictions = pipeline.observe(entries(rows))
@@ -134,7 +143,8 @@ def test_signals_are_scores_and_can_be_watched() -> None:
 def test_an_unknown_signal_is_an_error_that_names_the_known_ones() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"drift\[0\].signal: expected one of loss, .*, embedding, counting-level, got 'typo'",
+        match=r"drift\[0\].signal: expected one of loss, .*, embedding, counting-level, got "
+        r"'typo'",
     ):
         unlabelled(drift=[DriftMonitor("adwin", "typo")])
 
@@ -153,11 +163,16 @@ def test_an_unlabelled_task_refuses_labels_and_learners_that_need_them() -> None
     with pytest.raises(EntryError) as caught:
         pipeline.observe([Label("0", np.zeros(1, np.float32), 5)])
     assert caught.value.reason is Reason.UNKNOWN_LABEL
-    with pytest.raises(ConfigError, match=r"learners\[0\].kind: expected one that adapts without labels"):
+    with pytest.raises(
+        ConfigError, match=r"learners\[0\].kind: expected one that adapts without labels"
+    ):
         Pipeline(Unlabelled(3, outputs=2), two, [Bias()], TwoLayer(prior={"bias-0.02": 1.0}))
     with pytest.raises(ConfigError, match=r"guard.prior"):
         unlabelled(guard=TwoLayer())
-    with pytest.raises(ConfigError, match=r"guard.prior: expected an expert's name: one of base, counting, got 'typo'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"guard.prior: expected an expert's name: one of base, counting, got 'typo'",
+    ):
         unlabelled(guard=TwoLayer(prior={"typo": 0.5}))
     unlabelled(guard=NoGuard(1))
 
@@ -176,7 +191,9 @@ def test_a_prior_is_only_the_beginning() -> None:
         def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
             return base.output.flip(-1)
 
-    pipeline = Pipeline(Supervised(3, classes=2), constant, [Wrong()], TwoLayer(prior={"counting": 0.9}))
+    pipeline = Pipeline(
+        Supervised(3, classes=2), constant, [Wrong()], TwoLayer(prior={"counting": 0.9})
+    )
     predictions = pipeline.observe(entries(walk(300, 2), label=np.ones(1, np.float32)))
     assert predictions[0].weights["counting"] == pytest.approx(0.9)
     assert predictions[-1].weights["counting"] < 0.1
@@ -187,7 +204,9 @@ def test_a_broken_learner_comes_back_without_labels_too() -> None:
         def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
             return base.output * (float("nan") if int(self.count) == 30 else 1.0)
 
-    pipeline = Pipeline(Unlabelled(3, classes=2), constant, [Breaks()], TwoLayer(prior={"counting": 0.9}))
+    pipeline = Pipeline(
+        Unlabelled(3, classes=2), constant, [Breaks()], TwoLayer(prior={"counting": 0.9})
+    )
     predictions = pipeline.observe(entries(walk(200, 2)))
     assert all(np.isfinite(p.served).all() for p in predictions)
     assert pipeline.stats.updates["counting"]["restored"] >= 1

@@ -76,7 +76,9 @@ def pairs(learner: ADCSD, book: Textbook) -> list[tuple[str, Tensor, Tensor]]:
 @pytest.mark.parametrize("loss", ["mae", "huber"])
 @pytest.mark.parametrize("share_norm", [False, True])
 @pytest.mark.parametrize(("t", "n"), [(4, 3), (5, 5), (7, 1)])
-def test_equals_the_textbook_after_fifty_steps(share_norm: bool, loss: Any, t: int, n: int) -> None:
+def test_equals_the_textbook_after_fifty_steps(
+    share_norm: bool, loss: Any, t: int, n: int
+) -> None:
     scale = 1.0 + torch.arange(n, dtype=torch.float32)
     loc = 10.0 * scale
     spec = spec_of("forecast", 6, n, t, n, scale=scale)
@@ -120,7 +122,8 @@ def test_equals_the_textbook_after_fifty_steps(share_norm: bool, loss: Any, t: i
 def test_shared_norms_have_hundreds_of_times_fewer_parameters() -> None:
     spec = spec_of("forecast", 12, 207, 12, 207)
     full, shared = (
-        sum(p.numel() for p in built(ADCSD(share_norm=share), spec).parameters()) for share in (False, True)
+        sum(p.numel() for p in built(ADCSD(share_norm=share), spec).parameters())
+        for share in (False, True)
     )
     assert full > 2 * 2 * 12 * 207 * HIDDEN
     assert full / shared > 100
@@ -143,18 +146,27 @@ def test_nothing_known_is_no_step() -> None:
     learner = built(ADCSD(), spec)
     before = learner.snapshot()
     nothing = torch.zeros(3, 2, dtype=torch.bool)
-    learner.learn(torch.zeros(3, 2), base(torch.ones(3, 2)), torch.full((3, 2), torch.nan), nothing)
+    learner.learn(
+        torch.zeros(3, 2), base(torch.ones(3, 2)), torch.full((3, 2), torch.nan), nothing
+    )
     after = learner.snapshot()
     assert all(torch.equal(before[k], after[k]) for k in before), "not even Adam's moments decay"
 
 
 def test_names_tell_siblings_apart() -> None:
-    siblings = [ADCSD(), ADCSD(1e-3), ADCSD(share_norm=True), ADCSD(3e-4, share_norm=True, optimiser="lion")]
+    siblings = [
+        ADCSD(),
+        ADCSD(1e-3),
+        ADCSD(share_norm=True),
+        ADCSD(3e-4, share_norm=True, optimiser="lion"),
+    ]
     names = [n for learner in siblings for n in learner.names]
     assert names == ["adcsd", "adcsd-1e-3", "adcsd-share-norm", "adcsd-share-norm-lion-3e-4"]
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"lr": -1.0}, {"loss": "l3"}])
+@pytest.mark.parametrize(
+    "bad", [{"lr": 0.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"lr": -1.0}, {"loss": "l3"}]
+)
 def test_bad_settings(bad: Any) -> None:
     with pytest.raises(ConfigError):
         ADCSD(**bad)

@@ -1,4 +1,5 @@
-"""The aggregation rules against slow scalar ones written from the formulas, and what holds whatever comes."""
+"""The aggregation rules against slow scalar ones written from the formulas, and what holds
+whatever comes."""
 
 from __future__ import annotations
 
@@ -70,11 +71,17 @@ FALLBACK = [0.7, 0.1, 0.1, 0.1]
 UNIFORM = [0.25] * 4
 RULES: dict[str, tuple[Callable[[], Aggregator], list[float], Callable[[int], Any]]] = {
     "fixed-share": (
-        lambda: FixedShare(0.01, 0.2, eta=0.7), FALLBACK, lambda v: SlowFixedShare(FALLBACK, (0.01, 0.2)[v], 0.7),
+        lambda: FixedShare(0.01, 0.2, eta=0.7),
+        FALLBACK,
+        lambda v: SlowFixedShare(FALLBACK, (0.01, 0.2)[v], 0.7),
     ),
     "boa": (lambda: BOA(0.999, 0.9), UNIFORM, lambda v: SlowBOA(EXPERTS, (0.999, 0.9)[v])),
-    "mlpoly": (lambda: MLPoly(1.0, 0.95), FALLBACK, lambda v: SlowMLPoly(EXPERTS, (1.0, 0.95)[v], FALLBACK)),
-}  # fmt: skip
+    "mlpoly": (
+        lambda: MLPoly(1.0, 0.95),
+        FALLBACK,
+        lambda v: SlowMLPoly(EXPERTS, (1.0, 0.95)[v], FALLBACK),
+    ),
+}
 
 
 def make(name: str, groups: tuple[int, int] = (1, 1)) -> Aggregator:
@@ -85,7 +92,8 @@ def make(name: str, groups: tuple[int, int] = (1, 1)) -> Aggregator:
 
 
 def signals(name: str, groups: tuple[int, int], n: int = 250, seed: int = 0) -> Any:
-    """Losses from 0 for fixed share, regrets around 0 otherwise; a fifth of the groups without news."""
+    """Losses from 0 for fixed share, regrets around 0 otherwise; a fifth of the groups without
+    news."""
     rng = np.random.default_rng(seed)
     variants = 1 if name == "fixed-share" else 2
     for t in range(n):
@@ -98,7 +106,9 @@ def signals(name: str, groups: tuple[int, int], n: int = 250, seed: int = 0) -> 
 
 @pytest.mark.parametrize("groups", [(1, 1), (3, 1), (3, 2), (2, 2)])
 @pytest.mark.parametrize("name", RULES)
-def test_equals_the_slow_one_in_every_variant_and_group(name: str, groups: tuple[int, int]) -> None:
+def test_equals_the_slow_one_in_every_variant_and_group(
+    name: str, groups: tuple[int, int]
+) -> None:
     aggregator = make(name, groups)
     cells = [(v, h, c) for v in range(2) for h in range(groups[0]) for c in range(groups[1])]
     slow = {cell: RULES[name][2](cell[0]) for cell in cells}
@@ -108,7 +118,9 @@ def test_equals_the_slow_one_in_every_variant_and_group(name: str, groups: tuple
             if known[h, c]:
                 one.update(signal[v % len(signal), :, h, c].tolist())
             mine = aggregator.weights[v, :, h, c]
-            np.testing.assert_allclose(mine, [one.w[k] for k in range(EXPERTS)], rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                mine, [one.w[k] for k in range(EXPERTS)], rtol=1e-9, atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -131,7 +143,9 @@ def test_two_variants_are_two_rules(name: str) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_before_the_first_update_the_weights_are_the_fallback(name: str) -> None:
     aggregator = make(name, (2, 3))
-    assert np.array_equal(aggregator.weights, np.broadcast_to(np.array(RULES[name][1])[:, None, None], (2, 4, 2, 3)))
+    assert np.array_equal(
+        aggregator.weights, np.broadcast_to(np.array(RULES[name][1])[:, None, None], (2, 4, 2, 3))
+    )
 
 
 @pytest.mark.parametrize("groups", [(1, 1), (3, 1), (3, 2)])
@@ -166,11 +180,19 @@ def test_state_round_trip_is_a_copy(name: str) -> None:
     assert all(np.array_equal(state[k], kept[k]) for k in state), "the state is no view"
 
 
-REGRETS = hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.floats(-5.0, 5.0))
+REGRETS = hnp.arrays(
+    np.float64, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.floats(-5.0, 5.0)
+)
 
 
-@given(REGRETS, st.sampled_from(["fixed-share", "eager", "boa", "mlpoly"]), st.sampled_from([1.0, 0.5, 1e-3]))
-def test_weights_stay_on_the_simplex_whatever_comes(signal: Any, name: str, discount: float) -> None:
+@given(
+    REGRETS,
+    st.sampled_from(["fixed-share", "eager", "boa", "mlpoly"]),
+    st.sampled_from([1.0, 0.5, 1e-3]),
+)
+def test_weights_stay_on_the_simplex_whatever_comes(
+    signal: Any, name: str, discount: float
+) -> None:
     rules: dict[str, Aggregator] = {
         "fixed-share": FixedShare(0.0, 0.3),
         "eager": FixedShare(0.0, 0.3, eta=1e4),
@@ -181,20 +203,25 @@ def test_weights_stay_on_the_simplex_whatever_comes(signal: Any, name: str, disc
     experts = signal.shape[1]
     rule.build((1, 1), np.full(experts, 1.0 / experts))
     for row in signal:
-        rule.update((row if rule.linearised else np.abs(row)).reshape(1, -1, 1, 1), np.ones((1, 1), bool))
+        rule.update(
+            (row if rule.linearised else np.abs(row)).reshape(1, -1, 1, 1), np.ones((1, 1), bool)
+        )
         assert (rule.weights >= 0.0).all()
         np.testing.assert_allclose(rule.weights.sum(axis=1), 1.0, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_long_silence_divides_by_nothing(name: str) -> None:
-    """A sensor that stands still gives regrets of zero for months: what was learned fades, to nothing at worst."""
+    """A sensor that stands still gives regrets of zero for months: what was learned fades, to
+    nothing at worst."""
     aggregator = make(name)
     for attribute in ("variance", "regret"):
         if hasattr(aggregator, attribute):
             getattr(aggregator, attribute)[...] = 5e-324
     for _ in range(3):
-        aggregator.update(np.zeros((1 if name == "fixed-share" else 2, EXPERTS, 1, 1)), np.ones((1, 1), bool))
+        aggregator.update(
+            np.zeros((1 if name == "fixed-share" else 2, EXPERTS, 1, 1)), np.ones((1, 1), bool)
+        )
     assert np.isfinite(aggregator.weights).all()
 
 
@@ -211,11 +238,17 @@ def best_sequence(losses: Any, switches: int) -> float:
     return float(best[switches].min())
 
 
-LOSSES = hnp.arrays(np.float64, st.tuples(st.integers(3, 40), st.integers(2, 4)), elements=st.floats(0.0, 2.0))
+LOSSES = hnp.arrays(
+    np.float64, st.tuples(st.integers(3, 40), st.integers(2, 4)), elements=st.floats(0.0, 2.0)
+)
 
 
-@given(LOSSES, st.integers(0, 3), st.sampled_from([0.01, 0.1, 0.5]), st.sampled_from([0.1, 1.0, 5.0]))
-def test_fixed_share_keeps_its_documented_bound(losses: Any, switches: int, share: float, eta: float) -> None:
+@given(
+    LOSSES, st.integers(0, 3), st.sampled_from([0.01, 0.1, 0.5]), st.sampled_from([0.1, 1.0, 5.0])
+)
+def test_fixed_share_keeps_its_documented_bound(
+    losses: Any, switches: int, share: float, eta: float
+) -> None:
     rounds, experts = losses.shape
     m = min(switches, rounds - 1)
     rule = FixedShare(share, eta=eta)
@@ -224,7 +257,11 @@ def test_fixed_share_keeps_its_documented_bound(losses: Any, switches: int, shar
     for row in losses:
         mine += float(rule.weights[0, :, 0, 0] @ row)
         rule.update(row.reshape(1, -1, 1, 1), np.ones((1, 1), bool))
-    code = (m + 1) * math.log(experts) + m * math.log(1 / share) + (rounds - m - 1) * math.log(1 / (1 - share))
+    code = (
+        (m + 1) * math.log(experts)
+        + m * math.log(1 / share)
+        + (rounds - m - 1) * math.log(1 / (1 - share))
+    )
     bound = code / eta + eta * rounds * 2.0**2 / 8.0
     assert mine - best_sequence(losses, m) <= bound + 1e-9
 
@@ -232,7 +269,8 @@ def test_fixed_share_keeps_its_documented_bound(losses: Any, switches: int, shar
 @pytest.mark.parametrize("rule", [BOA(1.0), MLPoly(1.0)], ids=["boa", "mlpoly"])
 @pytest.mark.parametrize("seed", range(3))
 def test_second_order_rules_have_sublinear_regret(rule: Any, seed: int) -> None:
-    """On linear losses with one better expert the regret is of the order of the root of the sum of squares."""
+    """On linear losses with one better expert the regret is of the order of the root of the sum of
+    squares."""
     rng = np.random.default_rng(seed)
     rule.build((1, 1), np.full(3, 1.0 / 3.0))
     total, squares, rounds = np.zeros(3), np.zeros(3), 2_000

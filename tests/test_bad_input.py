@@ -1,4 +1,5 @@
-"""Bad records, end to end: each goes to the dead letters with its reason, and the model is as if it had never come."""
+"""Bad records, end to end: each goes to the dead letters with its reason, and the model is as if
+it had never come."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def base(inputs):
 
 def make_pipeline():
     task = Supervised(3, ttl=TTL_H * HOUR * 10**9)
-    return Pipeline(task, base, [Bias((0.1, 0.01)), RLS(0.98)], drift=[DriftMonitor("adwin", "loss", "boost")])
+    return Pipeline(
+        task, base, [Bias((0.1, 0.01)), RLS(0.98)], drift=[DriftMonitor("adwin", "loss", "boost")]
+    )
 
 
 def dump(**fields):
@@ -49,14 +52,22 @@ def entry(i, **other):
 
 
 def label(i, **other):
-    return dump(**{"id": f"e{i}", "time": (i + DELAY_H) * HOUR, "y": 2.0 * _x[i][0] + (i > N // 2) * 5.0, **other})
+    return dump(
+        **{
+            "id": f"e{i}",
+            "time": (i + DELAY_H) * HOUR,
+            "y": 2.0 * _x[i][0] + (i > N // 2) * 5.0,
+            **other,
+        }
+    )
 
 
 ENTRIES = [entry(i) for i in range(N)]
 LABELS = [label(i) for i in LABELLED]
 HUGE = b'{"id": "huge", "time": 0, "x": "' + b"a" * 10_000_000 + b'"}'
 
-# Reason -> what makes such a record to stand before entry i (1 <= i), with the stage that refuses it.
+# Reason -> what makes such a record to stand before entry i (1 <= i), with the stage that refuses
+# it.
 BAD_ENTRIES = {
     "not JSON": ("not_json", "decode", lambda i: b'{"id": nonsense'),
     "not UTF-8": ("not_json", "decode", lambda i: b"\xff\xfe\x00"),
@@ -69,12 +80,24 @@ BAD_ENTRIES = {
     "Inf": ("not_finite", "decode", lambda i: entry(i, id="bad", x=[1.0, float("-inf")])),
     "beyond float32": ("not_finite", "decode", lambda i: entry(i, id="bad", x=[1e39, 0.0])),
     "no time": ("bad_time", "decode", lambda i: entry(i, id="bad", time="soon")),
-    "a time that goes back": ("time_backwards", "process", lambda i: entry(i, id="bad", time=(i - 1) * HOUR - 6)),
+    "a time that goes back": (
+        "time_backwards",
+        "process",
+        lambda i: entry(i, id="bad", time=(i - 1) * HOUR - 6),
+    ),
     "an id again": ("duplicate_id", "process", lambda i: entry(i, id=f"e{i - 1}")),
-    "a key twice": ("duplicate_key", "decode", lambda i: entry(i, id="bad")[:-1] + b', "time": 1}'),
+    "a key twice": (
+        "duplicate_key",
+        "decode",
+        lambda i: entry(i, id="bad")[:-1] + b', "time": 1}',
+    ),
     "an empty value": ("empty_value", "decode", lambda i: b""),
     "10 MB in one value": ("too_large", "decode", lambda i: HUGE),
-    "500 levels of nesting": ("too_deep", "decode", lambda i: b'{"x":' + b"[" * 500 + b"]" * 500 + b"}"),
+    "500 levels of nesting": (
+        "too_deep",
+        "decode",
+        lambda i: b'{"x":' + b"[" * 500 + b"]" * 500 + b"}",
+    ),
 }
 
 
@@ -84,7 +107,8 @@ def known_at(j):
 
 
 def too_late(j):
-    """A label for an entry that has waited in vain, but is not forgotten yet; in the order of the stream."""
+    """A label for an entry that has waited in vain, but is not forgotten yet; in the order of the
+    stream."""
     now = known_at(j)
     waited = next(u for u in range(now - TTL_H - 3, 0, -1) if u % 10 == NEVER_LABELLED)
     return label(waited, time=now * HOUR)
@@ -92,7 +116,11 @@ def too_late(j):
 
 # The same for a record to stand before the label at place j (j >= 1) of the label stream.
 BAD_LABELS = {
-    "an unknown id": ("unknown_label", "process", lambda j: label(0, id="nobody", time=known_at(j) * HOUR)),
+    "an unknown id": (
+        "unknown_label",
+        "process",
+        lambda j: label(0, id="nobody", time=known_at(j) * HOUR),
+    ),
     "a label twice": ("duplicate_label", "process", lambda j: LABELS[j - 1]),
     "a label too late": ("late_label", "process", too_late),
     "an infinite label": ("not_finite", "decode", lambda j: label(LABELLED[j], y=float("inf"))),
@@ -135,14 +163,17 @@ def check(bad_entries, bad_labels):
     )
     assert_same_state(CLEAN_STATE, state)
     assert predictions == CLEAN_PREDICTIONS
-    wanted = [BAD_ENTRIES[kind][:2] for kind, _ in bad_entries] + [BAD_LABELS[kind][:2] for kind, _ in bad_labels]
+    wanted = [BAD_ENTRIES[kind][:2] for kind, _ in bad_entries] + [
+        BAD_LABELS[kind][:2] for kind, _ in bad_labels
+    ]
     assert Counter((letter.reason, letter.stage) for letter in letters) == Counter(wanted)
     assert summary["dead_letters"] == Counter(reason for reason, _ in wanted)
     assert all(letter.detail and len(letter.detail) < 300 for letter in letters)
 
 
 def test_the_clean_stream_is_clean():
-    """What the dirty ones are compared with: every label learned, late ones expired, nothing refused."""
+    """What the dirty ones are compared with: every label learned, late ones expired, nothing
+    refused."""
     assert _none == []
     assert len(CLEAN_PREDICTIONS) == N - 2
     assert _summary["labels"] == {"learned": len(LABELS) - 2, "unpredicted": 2, "expired": 4}
@@ -160,9 +191,12 @@ def test_a_bad_label_changes_nothing(kind):
     check([], [(kind, FIRST_LATE), (kind, FIRST_LATE), (kind, 40)])
 
 
-some_entries = st.lists(st.tuples(st.sampled_from(sorted(BAD_ENTRIES)), st.integers(1, N - 1)), max_size=12)
+some_entries = st.lists(
+    st.tuples(st.sampled_from(sorted(BAD_ENTRIES)), st.integers(1, N - 1)), max_size=12
+)
 some_labels = st.lists(
-    st.tuples(st.sampled_from(sorted(BAD_LABELS)), st.integers(FIRST_LATE, len(LABELS) - 1)), max_size=12
+    st.tuples(st.sampled_from(sorted(BAD_LABELS)), st.integers(FIRST_LATE, len(LABELS) - 1)),
+    max_size=12,
 )
 
 
@@ -170,7 +204,8 @@ some_labels = st.lists(
 @given(some_entries, some_labels)
 @example([(kind, 7) for kind in BAD_ENTRIES], [(kind, FIRST_LATE) for kind in BAD_LABELS])
 def test_any_mixture_of_bad_records_changes_nothing(bad_entries, bad_labels):
-    """Whatever comes, wherever: bit for bit the state and the predictions of the stream without it."""
+    """Whatever comes, wherever: bit for bit the state and the predictions of the stream without
+    it."""
     check(bad_entries, bad_labels)
 
 
@@ -182,7 +217,9 @@ def processed(engine):
 def test_dead_letters_reach_their_topic(kafka_servers, topic):
     """With the raw value, and the reason, the stage and the place it came from as headers."""
     large = {"max.message.bytes": str(64 << 20)}  # a broker's default is 1 MiB
-    entries, labels, letters = (made(kafka_servers, topic(0, name), large) for name in ("entries", "labels", "letters"))
+    entries, labels, letters = (
+        made(kafka_servers, topic(0, name), large) for name in ("entries", "labels", "letters")
+    )
     kinds = [(kind, 7) for kind in BAD_ENTRIES if kind != "an empty value"]
     dirty = injected(ENTRIES, BAD_ENTRIES, kinds)
     dirty_labels = injected(LABELS, BAD_LABELS, [(kind, FIRST_LATE) for kind in BAD_LABELS])
@@ -192,7 +229,9 @@ def test_dead_letters_reach_their_topic(kafka_servers, topic):
     sink = MemorySink()
     codec = JsonCodec(FIELDS, streams=source.streams)
     refused = KafkaDeadLetters(kafka_servers, letters)
-    engine = Engine(source, make_pipeline, sink, codec, refused, settings=EngineSettings(label_wait_s=1.0))
+    engine = Engine(
+        source, make_pipeline, sink, codec, refused, settings=EngineSettings(label_wait_s=1.0)
+    )
     source.open(engine)
     try:
         until(lambda: sum(map(len, (dirty, dirty_labels))) == processed(engine), engine.step)
@@ -202,7 +241,9 @@ def test_dead_letters_reach_their_topic(kafka_servers, topic):
         engine._close()
     state["stats"].pop("rejected")
     assert_same_state(CLEAN_STATE, state)
-    found = read_until(kafka_servers, letters, lambda found: len(found) >= len(kinds) + len(BAD_LABELS))
+    found = read_until(
+        kafka_servers, letters, lambda found: len(found) >= len(kinds) + len(BAD_LABELS)
+    )
     told = Counter()
     for record in found:
         headers = {name: value.decode() for name, value in record.headers}
@@ -211,4 +252,6 @@ def test_dead_letters_reach_their_topic(kafka_servers, topic):
         assert headers["partition"] == "0"
         assert headers["detail"]
         told[headers["reason"], headers["stage"]] += 1
-    assert told == Counter([BAD_ENTRIES[k][:2] for k, _ in kinds] + [bad[:2] for bad in BAD_LABELS.values()])
+    assert told == Counter(
+        [BAD_ENTRIES[k][:2] for k, _ in kinds] + [bad[:2] for bad in BAD_LABELS.values()]
+    )

@@ -1,4 +1,5 @@
-"""Bases: fitted ones equal scikit-learn's ridge, saved ones come back, the user's own model is never written to."""
+"""Bases: fitted ones equal scikit-learn's ridge, saved ones come back, the user's own model is
+never written to."""
 
 from __future__ import annotations
 
@@ -15,7 +16,16 @@ from safetensors.torch import save_file
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-from streamadapt import Batch, Bias, Forecast, FrozenModel, Linear, Persistence, Pipeline, Supervised
+from streamadapt import (
+    Batch,
+    Bias,
+    Forecast,
+    FrozenModel,
+    Linear,
+    Persistence,
+    Pipeline,
+    Supervised,
+)
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.models.builtin import load_module
 from streamadapt.models.contract import as_base
@@ -40,29 +50,45 @@ def filled(values: Any) -> Any:
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("strong", [False, True])
 @pytest.mark.parametrize(("window", "horizon"), [(6, 3), (4, 4), (1, 1)])
-def test_forecast_fit_is_sklearns_ridge(window: int, horizon: int, strong: bool, shared: bool, missing: float) -> None:
-    """The constant is a feature like the others, penalised too: Ridge without an intercept, on a column of ones."""
+def test_forecast_fit_is_sklearns_ridge(
+    window: int, horizon: int, strong: bool, shared: bool, missing: float
+) -> None:
+    """The constant is a feature like the others, penalised too: Ridge without an intercept, on a
+    column of ones."""
     batch = history(missing=missing)
-    fitted = fit_forecast(batch, window, horizon, ridge=0.7, subtract_last=strong, shared_scale=shared)
+    fitted = fit_forecast(
+        batch, window, horizon, ridge=0.7, subtract_last=strong, shared_scale=shared
+    )
     axis = None if shared else 0
-    loc = np.broadcast_to(np.nanmean(batch.values, axis=axis, dtype=np.float64), 3).astype(np.float32)
-    scale = np.broadcast_to(np.nanstd(batch.values, axis=axis, dtype=np.float64), 3).astype(np.float32)
+    loc = np.broadcast_to(np.nanmean(batch.values, axis=axis, dtype=np.float64), 3).astype(
+        np.float32
+    )
+    scale = np.broadcast_to(np.nanstd(batch.values, axis=axis, dtype=np.float64), 3).astype(
+        np.float32
+    )
     z = (filled(batch.values).astype(np.float32) - loc) / scale
     rows, targets = [], []
     for t in range(len(z) - window - horizon + 1):
         for c in range(3):
             if np.isnan(batch.values[t + window : t + window + horizon, c]).any():
                 continue
-            x, y = z[t : t + window, c].astype(np.float64), z[t + window : t + window + horizon, c].astype(np.float64)
+            x, y = (
+                z[t : t + window, c].astype(np.float64),
+                z[t + window : t + window + horizon, c].astype(np.float64),
+            )
             rows.append(np.append(x[:-1] - x[-1] if strong else x, 1.0))
             targets.append(y - x[-1] if strong else y)
     oracle = Ridge(alpha=0.7, fit_intercept=False).fit(np.array(rows), np.array(targets))
-    np.testing.assert_allclose(fitted.weights.T.numpy(), np.atleast_2d(oracle.coef_), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        fitted.weights.T.numpy(), np.atleast_2d(oracle.coef_), rtol=1e-4, atol=1e-5
+    )
     inputs = filled(batch.values)[-window:].astype(np.float32)
     scaled = (inputs - loc) / scale
     for c in range(3):
         x = np.append(scaled[:-1, c] - scaled[-1, c] if strong else scaled[:, c], 1.0)
-        wanted = (oracle.predict(x[None])[0] + (scaled[-1, c] if strong else 0.0)) * scale[c] + loc[c]
+        wanted = (oracle.predict(x[None])[0] + (scaled[-1, c] if strong else 0.0)) * scale[
+            c
+        ] + loc[c]
         said = fitted(torch.from_numpy(inputs)).output[:, c].numpy()
         np.testing.assert_allclose(said, wanted, rtol=1e-4)
 
@@ -73,15 +99,17 @@ def test_supervised_fit_is_sklearns_ridge(window: int) -> None:
     labels = (values @ np.array([[1.0, -2.0], [0.5, 3.0]]) + 7.0).astype(np.float32)
     labels[::5] = np.nan
     fitted = fit_supervised(Batch(values, np.arange(200), labels), window, ridge=0.3)
-    z = (values - values.mean(0, dtype=np.float64).astype(np.float32)) / values.std(0, dtype=np.float64).astype(
-        np.float32
-    )
+    z = (values - values.mean(0, dtype=np.float64).astype(np.float32)) / values.std(
+        0, dtype=np.float64
+    ).astype(np.float32)
     mean = np.nanmean(labels, 0, dtype=np.float64).astype(np.float32)
     std = np.nanstd(labels, 0, dtype=np.float64).astype(np.float32)
     at = [t for t in range(window - 1, 200) if not np.isnan(labels[t]).any()]
     x = np.array([np.append(z[t - window + 1 : t + 1].ravel(), 1.0) for t in at])
     oracle = Ridge(alpha=0.3, fit_intercept=False).fit(x, (labels[at] - mean) / std)
-    np.testing.assert_allclose(fitted.weights.T.numpy(), np.atleast_2d(oracle.coef_), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        fitted.weights.T.numpy(), np.atleast_2d(oracle.coef_), rtol=1e-4, atol=1e-5
+    )
     said = fitted(torch.from_numpy(values[50 - window : 50])).output.numpy()
     features = np.append(z[50 - window : 50].ravel(), 1.0)[None]
     np.testing.assert_allclose(said, oracle.predict(features) * std + mean, rtol=1e-4)
@@ -93,8 +121,11 @@ def test_statistics_are_those_of_the_fit() -> None:
     assert prior is not None
     assert prior.gram.shape == (3, 5, 5)
     assert prior.moment.shape == (3, 5, 2)
-    assert prior.gram[:, -1, -1].tolist() == [294.0] * 3, "the constant's square, summed over the examples"
-    # What ridge regression leaves over: its moment is the penalty times the weights, over all channels together.
+    assert prior.gram[:, -1, -1].tolist() == [294.0] * 3, (
+        "the constant's square, summed over the examples"
+    )
+    # What ridge regression leaves over: its moment is the penalty times the weights, over all
+    # channels together.
     total = prior.moment.sum(0).numpy()
     np.testing.assert_allclose(total, 0.1 * fitted.weights.double().numpy(), atol=1e-3)
 
@@ -173,7 +204,11 @@ def test_files_that_are_no_safetensors_are_refused(content: bytes | None, tmp_pa
 
 def test_a_base_is_held_against_the_task() -> None:
     fitted = fit_forecast(history(), 5, 2)
-    for task, said in ((Forecast(6, 2), "window"), (Forecast(5, 3), "responses"), (Supervised(5), "regression")):
+    for task, said in (
+        (Forecast(6, 2), "window"),
+        (Forecast(5, 3), "responses"),
+        (Supervised(5), "regression"),
+    ):
         with pytest.raises(ConfigError, match=said):
             Pipeline(task, fitted)
     with pytest.raises(ConfigError, match="forecasts"):
@@ -283,12 +318,20 @@ def test_load_module(module: str, tmp_path: Path) -> None:
         ({"1.weight": torch.ones(2, 6)}, "1.bias"),
         ({"1.weight": torch.ones(2, 6), "1.bias": torch.ones(2), "more": torch.ones(2)}, "more"),
         ({"1.weight": torch.ones(2, 7), "1.bias": torch.ones(2)}, "size mismatch"),
-        ({"1.weight": torch.full((2, 6), torch.nan), "1.bias": torch.ones(2)}, "finite numbers, but 1.weight"),
-        ({"1.weight": torch.ones(2, 6), "1.bias": torch.full((2,), torch.inf)}, "finite numbers, but 1.bias"),
+        (
+            {"1.weight": torch.full((2, 6), torch.nan), "1.bias": torch.ones(2)},
+            "finite numbers, but 1.weight",
+        ),
+        (
+            {"1.weight": torch.ones(2, 6), "1.bias": torch.full((2,), torch.inf)},
+            "finite numbers, but 1.bias",
+        ),
         (None, "readable safetensors"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(module: str, tmp_path: Path, weights: Any, said: str) -> None:
+def test_weights_that_do_not_fit_are_refused(
+    module: str, tmp_path: Path, weights: Any, said: str
+) -> None:
     path = tmp_path / "weights.safetensors"
     if weights is None:
         path.write_bytes(b"\x80\x04pickle")

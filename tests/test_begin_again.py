@@ -1,4 +1,5 @@
-"""A transaction that is lost costs a replay from the last commit, in the same engine: nothing is lost or said twice."""
+"""A transaction that is lost costs a replay from the last commit, in the same engine: nothing is
+lost or said twice."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ NAME = "predictions-memory-0"
 
 
 def lose_at(step, times, partition=0, cause=Loss.NO_ANSWER):
-    """A hook of a sink: the broker's answer is lost when a step is reached so often (or at each of several times)."""
+    """A hook of a sink: the broker's answer is lost when a step is reached so often (or at each of
+    several times)."""
     reached = Counter()
     times = {times} if isinstance(times, int) else set(times)
 
@@ -83,7 +85,9 @@ def test_an_answer_that_is_lost_at_any_step(tmp_path, calm, step, times):
     assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
 
 
-@pytest.mark.parametrize(("step", "killed"), [("produce", "produce"), ("commit", "encode"), ("committed", "commit")])
+@pytest.mark.parametrize(
+    ("step", "killed"), [("produce", "produce"), ("commit", "encode"), ("committed", "commit")]
+)
 def test_killed_after_it_began_again(tmp_path, calm, step, killed):
     """The replay may be cut off as anything else may be."""
     log = TransactionalLog()
@@ -124,12 +128,17 @@ def test_a_broker_that_is_away_for_long(tmp_path, calm):
 
 
 def test_a_transaction_that_the_broker_ended_is_begun_again(tmp_path, calm):
-    """Open for too long: aborted, its epoch is old. The token is still the highest: the partition goes on."""
+    """Open for too long: aborted, its epoch is old.
+
+    The token is still the highest: the partition goes on.
+    """
     log = TransactionalLog()
     engine = engine_of(tmp_path, LogSink(log))
     engine.metrics = Metrics()
     expired = iter([True, False, True])
-    engine.on_checkpoint_step = lambda name: name == "commit" and next(expired, False) and log.expire(NAME)
+    engine.on_checkpoint_step = lambda name: (
+        name == "commit" and next(expired, False) and log.expire(NAME)
+    )
     engine.run()
     assert LogSink(log).seen(0) == calm[0]
     assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
@@ -138,7 +147,8 @@ def test_a_transaction_that_the_broker_ended_is_begun_again(tmp_path, calm):
 
 
 def test_one_that_is_taken_again_and_again_is_an_error(tmp_path):
-    """Two engines with two checkpoint folders and one output: neither may take it from the other for all time."""
+    """Two engines with two checkpoint folders and one output: neither may take it from the other
+    for all time."""
     log = TransactionalLog()
     engine = engine_of(tmp_path, LogSink(log))
     engine.on_checkpoint_step = lambda name: name == "commit" and log.expire(NAME)
@@ -148,11 +158,13 @@ def test_one_that_is_taken_again_and_again_is_an_error(tmp_path):
 
 
 def test_who_is_fenced_says_nothing_more(tmp_path):
-    """Its transaction was taken, and its token is not the highest: it ends, and its successor's transaction stands."""
+    """Its transaction was taken, and its token is not the highest: it ends, and its successor's
+    transaction stands."""
     log = TransactionalLog()
     entries, labels = stream(N)
     zombie, successor = (
-        make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once", shared=True, batch=10) for _ in range(2)
+        make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once", shared=True, batch=10)
+        for _ in range(2)
     )
     zombie.source.open(zombie)
     zombie.step()
@@ -175,7 +187,9 @@ def test_who_is_fenced_says_nothing_more(tmp_path):
 
 def spread(items, partitions):
     """Give the items out to partitions in turn."""
-    return [replace(item, position=Position("", i % partitions, 0)) for i, item in enumerate(items)]
+    return [
+        replace(item, position=Position("", i % partitions, 0)) for i, item in enumerate(items)
+    ]
 
 
 def two_partitions(path, log, step=None, times=1, cause=Loss.NO_ANSWER):
@@ -223,12 +237,15 @@ def test_the_other_partitions_go_on(tmp_path, step):
     assert seen(log) == seen(undisturbed)
     assert first is engine.lanes
     for p in (0, 1):
-        assert_same_state(engine.lanes[p].pipeline.state_dict(), calm.lanes[p].pipeline.state_dict())
+        assert_same_state(
+            engine.lanes[p].pipeline.state_dict(), calm.lanes[p].pipeline.state_dict()
+        )
 
 
 @pytest.mark.parametrize("killed", ["produce", "encode", "commit"])
 def test_killed_while_one_partition_replays(tmp_path, killed):
-    """Two partitions, one of which has begun again: kill -9, and a start, and every prediction is there once."""
+    """Two partitions, one of which has begun again: kill -9, and a start, and every prediction is
+    there once."""
     undisturbed, log = TransactionalLog(), TransactionalLog()
     two_partitions(tmp_path / "calm", undisturbed).run()
     engine = two_partitions(tmp_path / "lost", log, "commit", 2)
@@ -270,14 +287,19 @@ def test_a_partition_that_is_lost_moves_to_another_engine(tmp_path, lost, when):
 
 
 class FromTheEnd(MemorySource):
-    """As a topic that is entered at its end: what is not asked for starts at the tenth record, and later further on."""
+    """As a topic that is entered at its end: what is not asked for starts at the tenth record, and
+    later further on."""
 
     entered = 10
 
     def _assign(self, partitions):
         super()._assign(partitions)
         starts = {StreamPartition(stream, 0): self.entered for stream in self.streams}
-        unknown = {at: n for at, n in starts.items() if self._owner.partitions_assigned([0]).get(at) is None}
+        unknown = {
+            at: n
+            for at, n in starts.items()
+            if self._owner.partitions_assigned([0]).get(at) is None
+        }
         if unknown:
             self._owner.partitions_placed(unknown, anew=())
             self.seek(unknown)
@@ -287,7 +309,9 @@ def test_a_start_that_the_source_chose_is_kept(tmp_path):
     """No commit covers it yet: asked again, the source would start at what is the end by now."""
     entries, labels = stream(N)
     log = TransactionalLog()
-    settings = EngineSettings(checkpoint_path=tmp_path, checkpoint_every_entries=37, guarantee="exactly-once")
+    settings = EngineSettings(
+        checkpoint_path=tmp_path, checkpoint_every_entries=37, guarantee="exactly-once"
+    )
     engine = Engine(
         FromTheEnd(entries, labels, batch=30),
         light_pipeline,
@@ -303,18 +327,28 @@ def test_a_start_that_the_source_chose_is_kept(tmp_path):
 
 
 def test_a_start_that_the_source_chose_for_want_of_an_answer_is_not(tmp_path):
-    """The broker is away when the engine starts: the checkpoint's positions count once they are known."""
+    """The broker is away when the engine starts: the checkpoint's positions count once they are
+    known."""
     entries, labels = stream(N)
     log = TransactionalLog()
     first = engine_of(tmp_path, LogSink(log))
     first.source = MemorySource(entries[:100], labels[:100], batch=30)
     first.run()
-    settings = EngineSettings(checkpoint_path=tmp_path, checkpoint_every_entries=37, guarantee="exactly-once")
+    settings = EngineSettings(
+        checkpoint_path=tmp_path, checkpoint_every_entries=37, guarantee="exactly-once"
+    )
     source = FromTheEnd(entries, labels, batch=30)
     source.entered = N - 10
     sink = LogSink(log, on_step=lose_at("begin", {1, 2}))
-    again = Engine(source, light_pipeline, sink, IdentityCodec(), MemoryDeadLetters(), settings=settings,
-                   clock=ManualClock())  # fmt: skip
+    again = Engine(
+        source,
+        light_pipeline,
+        sink,
+        IdentityCodec(),
+        MemoryDeadLetters(),
+        settings=settings,
+        clock=ManualClock(),
+    )
     let_time_pass(again)
     again.run()
     assert [name for _, name in LogSink(log).seen(0)] == [f"memory[0]@{i}" for i in range(2, N)]
@@ -325,5 +359,7 @@ def test_a_source_that_cannot_go_back_ends_the_run(tmp_path):
     log = TransactionalLog()
     engine = engine_of(tmp_path, LogSink(log, on_step=lose_at("commit", 2)))
     engine.source.seek = lambda starts: Source.seek(engine.source, starts)
-    with pytest.raises(ConnectorError, match=r"MemorySource cannot go back to memory\[0\].*start the engine again"):
+    with pytest.raises(
+        ConnectorError, match=r"MemorySource cannot go back to memory\[0\].*start the engine again"
+    ):
         engine.run()

@@ -1,4 +1,5 @@
-"""The kinds `cluster` and `zombie` of ``benchmarks.faults``: what they call well, and one fault of each for real."""
+"""The kinds `cluster` and `zombie` of ``benchmarks.faults``: what they call well, and one fault of
+each for real."""
 
 from __future__ import annotations
 
@@ -7,7 +8,16 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.faults import clusters, zombies
-from benchmarks.faults.trials import Arrival, Ended, Partition, Setting, Trial, Trials, judge, longest_gap
+from benchmarks.faults.trials import (
+    Arrival,
+    Ended,
+    Partition,
+    Setting,
+    Trial,
+    Trials,
+    judge,
+    longest_gap,
+)
 from benchmarks.kafka_broker import ApacheKafka, broker_name, measured_broker, start_script
 from streamadapt.app.demo.broker import EmbeddedBroker
 from streamadapt.errors import ConnectorError
@@ -16,7 +26,9 @@ GROUP = Setting("exactly-once", 2)
 FENCED = Ended("a", 1, fenced=True, why="fenced by another engine")
 CLOCK = 1e9
 
-needs_apache_kafka = pytest.mark.skipif(start_script() is None, reason="no script that starts Apache Kafka")
+needs_apache_kafka = pytest.mark.skipif(
+    start_script() is None, reason="no script that starts Apache Kafka"
+)
 
 
 def real(test):
@@ -27,7 +39,9 @@ def real(test):
         pytest.mark.apache_kafka,
         pytest.mark.slow,
         pytest.mark.timeout(900),
-        pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+        pytest.mark.filterwarnings(
+            "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+        ),
     ):
         test = mark(test)
     return test
@@ -42,7 +56,8 @@ def watched(arrivals, wanted=range(5, 10)):
 
 
 def calm():
-    """Five entries at 5 s to 9 s, each with its prediction half a second later; those before are of another trial."""
+    """Five entries at 5 s to 9 s, each with its prediction half a second later; those before are
+    of another trial."""
     return [said(offset, offset + 0.5) for offset in range(10)]
 
 
@@ -57,7 +72,12 @@ def judged(arrivals, guarantee="exactly-once", length_s=0.0, until=10.0):
 def test_what_goes_well_is_judged_well():
     trial = judged(calm())
     assert (trial.lost, trial.doubled, trial.values_differ, trial.fed) == (0, 0, 0, 10)
-    assert (trial.gap_s, trial.gap_appended_s, trial.gap_input_s, trial.lag_s) == (1.0, 1.0, 1.0, 0.5)
+    assert (trial.gap_s, trial.gap_appended_s, trial.gap_input_s, trial.lag_s) == (
+        1.0,
+        1.0,
+        1.0,
+        0.5,
+    )
     assert trial.survived
 
 
@@ -84,7 +104,9 @@ def test_what_came_before_the_trial_comes_again_in_it():
 def test_the_gap_is_that_of_the_worst_partition_and_reaches_to_the_end():
     late = [said(offset, offset + 0.5 if offset < 7 else offset + 23.0) for offset in range(10)]
     trial = judged(late, until=40.0)
-    assert (trial.gap_s, trial.lag_s, trial.lost) == (30.5, 23.0, 0), "the calm partition is silent after 9.5 s"
+    assert (trial.gap_s, trial.lag_s, trial.lost) == (30.5, 23.0, 0), (
+        "the calm partition is silent after 9.5 s"
+    )
     assert not trial.survived
     assert judged(late, length_s=16.0, until=40.0).survived
     assert longest_gap([], 2.0, 7.0) == 5.0
@@ -126,14 +148,26 @@ def test_a_later_run_goes_on_where_one_stopped(tmp_path):
     path = tmp_path / "new" / "trials.jsonl"
     alone = Setting("exactly-once", 1)
     trials = Trials(path)
-    assert (trials.missing("f", GROUP, quick=False), trials.missing("f", alone, quick=False)) == (10, 3)
-    trials.append([Trial("f", *GROUP, fed=1, ended=[FENCED]), Trial("f", *alone, hit=False, fed=1)])
+    assert (trials.missing("f", GROUP, quick=False), trials.missing("f", alone, quick=False)) == (
+        10,
+        3,
+    )
+    trials.append(
+        [Trial("f", *GROUP, fed=1, ended=[FENCED]), Trial("f", *alone, hit=False, fed=1)]
+    )
     again = Trials(path)
     assert again.all == trials.all
-    assert (again.missing("f", GROUP, quick=False), again.missing("f", GROUP, quick=True)) == (9, 0)
-    assert again.missing("f", alone, quick=False) == 3, "the broker that was killed was none of its brokers"
+    assert (again.missing("f", GROUP, quick=False), again.missing("f", GROUP, quick=True)) == (
+        9,
+        0,
+    )
+    assert again.missing("f", alone, quick=False) == 3, (
+        "the broker that was killed was none of its brokers"
+    )
     assert again.missing("g", GROUP, quick=False) == 10
-    again.append([Trial("f", *GROUP, lost=2, doubled=1, gap_s=3.0, broker="Apache Kafka 4.3.1", fed=1)])
+    again.append(
+        [Trial("f", *GROUP, lost=2, doubled=1, gap_s=3.0, broker="Apache Kafka 4.3.1", fed=1)]
+    )
     counts = Trials(path).counts(["f"])
     assert (counts.tried, counts.survived, counts.lost, counts.doubled) == (3, 2, 2, 1)
     rows = [(row["setting"], row["tried"], row["survived"]) for row in counts.more["rows"]]
@@ -216,4 +250,6 @@ def test_three_brokers_of_which_one_is_killed(tmp_path):
 @real
 def test_a_zombie_is_fenced_and_its_successor_lives(tmp_path):
     counts = zombies.zombie_trials(Trials(tmp_path / "trials.jsonl"), quick=True)
-    assert counts.survived == counts.tried == len(zombies.SETTINGS), Trials(tmp_path / "trials.jsonl").all
+    assert counts.survived == counts.tried == len(zombies.SETTINGS), Trials(
+        tmp_path / "trials.jsonl"
+    ).all

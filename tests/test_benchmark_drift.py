@@ -1,4 +1,5 @@
-"""The drift benchmark counts what it says it counts: hand-made alarms, dummies, and a pipeline's own monitors."""
+"""The drift benchmark counts what it says it counts: hand-made alarms, dummies, and a pipeline's
+own monitors."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def small() -> Stream:
 
 
 def test_alarms_by_hand() -> None:
-    """One in the first horizon and its repeat, one too late, none in the second, one before everything."""
+    """One in the first horizon and its repeat, one too late, none in the second, one before
+    everything."""
     tally = score([50, 110, 120, 131, 199, 240], TWO, 30, 300)
     assert tally.delays == {"away": [10], "back": []}
     assert (tally.detected, tally.count, tally.delay) == (1, 2, 10.0)
@@ -46,7 +48,8 @@ def test_alarms_by_hand() -> None:
 
 
 def test_borders_of_a_horizon() -> None:
-    """The change's own entry counts, the horizon's end does not; the next change and the stream's end cut it short."""
+    """The change's own entry counts, the horizon's end does not; the next change and the stream's
+    end cut it short."""
     at = (Change(10), Change(15), Change(28))
     assert score([10], at, 8, 30).delays == {"event": [0]}
     assert score([9], at, 8, 30).false == 1
@@ -67,7 +70,9 @@ def test_sums_over_streams() -> None:
 @given(st.lists(st.booleans(), max_size=60), st.integers(0, 12))
 def test_cooling_down_is_the_monitors(fires: list[bool], cool_down: int) -> None:
     """Leaving alarms out afterwards is what `DriftMonitor(cool_down=...)` does."""
-    monitor = DriftMonitor("page-hinkley", "loss", cool_down=cool_down, params={"min_instances": 1, "threshold": 0.5})
+    monitor = DriftMonitor(
+        "page-hinkley", "loss", cool_down=cool_down, params={"min_instances": 1, "threshold": 0.5}
+    )
     bare = DriftMonitor("page-hinkley", "loss", params={"min_instances": 1, "threshold": 0.5})
     values = [3.0 if f else 0.0 for f in fires]
     raw = [i for i, v in enumerate(values) if bare.update(v)]
@@ -81,9 +86,15 @@ def test_cooling_down_by_hand() -> None:
 
 
 def test_recorded_signals_are_the_pipelines(small: Stream) -> None:
-    """A detector on the recording fires at just the entries at which the pipeline says that it fired."""
+    """A detector on the recording fires at just the entries at which the pipeline says that it
+    fired."""
     traces = record(small)
-    for detector, signal in (("hddm-w", "error"), ("adwin", "loss"), ("adwin", "input"), ("adwin", "embedding")):
+    for detector, signal in (
+        ("hddm-w", "error"),
+        ("adwin", "loss"),
+        ("adwin", "input"),
+        ("adwin", "embedding"),
+    ):
         pipeline = small.pipeline([DriftMonitor(detector, signal)])  # type: ignore[arg-type]
         told = [int(p.id) for p in pipeline.observe(list(small.items)) if p.drifts]
         assert watch(detector, signal, traces[signal], 0).raw == told
@@ -91,7 +102,8 @@ def test_recorded_signals_are_the_pipelines(small: Stream) -> None:
 
 
 def test_the_dummies(small: Stream) -> None:
-    """Always: every change at its first known loss, and all else false alarms; never: nothing at all."""
+    """Always: every change at its first known loss, and all else false alarms; never: nothing at
+    all."""
     compared = compare([("mixed", 0, lambda: small)], quiet)
     always = compared.total((ALWAYS, "loss"), "abrupt")
     assert always.delays == {"away": [0, 0], "back": [0]}
@@ -105,7 +117,8 @@ def test_the_dummies(small: Stream) -> None:
 
 
 def test_a_small_run(small: Stream) -> None:
-    """All detectors are there; one of errors finds that the labels turned round, at once; costs are told."""
+    """All detectors are there; one of errors finds that the labels turned round, at once; costs
+    are told."""
     compared = compare([("mixed", 0, lambda: small)], quiet)
     rows = compared.rows("abrupt")
     assert {detector for detector, _ in rows} == {ALWAYS, NEVER, *DETECTORS}
@@ -115,13 +128,17 @@ def test_a_small_run(small: Stream) -> None:
     assert found.delay is not None
     assert found.delay < 40
     said = compared.as_json()
-    assert said["streams"]["mixed-abrupt"]["0"]["hddm-w:error"]["alarms"]["kinds"]["away"]["detected"] == 2
+    assert (
+        said["streams"]["mixed-abrupt"]["0"]["hddm-w:error"]["alarms"]["kinds"]["away"]["detected"]
+        == 2
+    )
     assert set(said["microseconds"]) == {":".join(row) for row in rows}
     assert compared.groups() == ["abrupt"]
 
 
 def test_where_changes_are_put(small: Stream) -> None:
-    """The base's error jumps at the marks; controls have none; every stream says how long it is."""
+    """The base's error jumps at the marks; controls have none; every stream says how long it
+    is."""
     error = record(small)["error"]
     known = dict(zip(error.at.tolist(), error.values.tolist(), strict=True))
     for change in small.changes:
@@ -143,7 +160,9 @@ def test_friedman_changes() -> None:
         loss = dict(zip(traces[signal].at.tolist(), traces[signal].values.tolist(), strict=True))
         means[signal] = [np.nanmean([loss[i] for i in range(a, a + 250)]) for a in (40, 600, 1200)]
     assert means["loss"][1] > 1.15 * max(means["loss"][0], means["loss"][2])
-    assert means[MOVING] == pytest.approx([1.0, 1.0, 1.0], abs=0.15)  # long after a change, no trace of it
+    assert means[MOVING] == pytest.approx(
+        [1.0, 1.0, 1.0], abs=0.15
+    )  # long after a change, no trace of it
 
 
 def test_sensor_changes_by_hand() -> None:
@@ -163,7 +182,9 @@ def test_the_sensor_stream_counts_entries() -> None:
     stream = measured.sensor(Batch(current, times, 5.0 * current))
     assert [c.at for c in stream.changes] == [150 - 80, 300 - 80]
     entries = [item for item in stream.items if isinstance(item, Entry)]
-    assert all(entries[c.at].time - entries[c.at - 1].time == 200 * HOUR // 60 for c in stream.changes)
+    assert all(
+        entries[c.at].time - entries[c.at - 1].time == 200 * HOUR // 60 for c in stream.changes
+    )
     assert measured.sureness(Batch(current, times, 5.0 * current)).large == 0.0
 
 
@@ -179,7 +200,8 @@ def test_noise_does_not_change(noise: str) -> None:
 
 
 def test_levels_with_and_without_correction() -> None:
-    """Without it each of many channels is tested at the level of one; with it there are fewer alarms."""
+    """Without it each of many channels is tested at the level of one; with it there are fewer
+    alarms."""
     plan = Plan("kswin", "independent", {}, entries=150)
     assert params_of(plan) == {"alpha": 0.005}
     assert params_of(Plan("adwin", "independent", {}, level=0.1)) == {"delta": 0.1}
@@ -187,7 +209,9 @@ def test_levels_with_and_without_correction() -> None:
     noise = np.random.default_rng(3).lognormal(size=(150, 10))
     noise[100:, 0] += 10.0
     apart = [DriftMonitor("kswin", "loss") for _ in range(10)]
-    for row in noise:  # ten times the level, divided by ten: every channel fires as a monitor of its own would
+    for row in (
+        noise
+    ):  # ten times the level, divided by ten: every channel fires as a monitor of its own would
         fired = [one.update(v) for one, v in zip(apart, row.tolist(), strict=True)]
         assert alone.update(row) == any(fired)
     full, divided = (measure(plan, 10, 1, divided=d) for d in (False, True))
@@ -200,7 +224,11 @@ def test_groups_sum_their_streams(small: Stream) -> None:
     compared = Compared()
     other = synthetic.of_family("stagger", "abrupt", 0, spacing=200, fit=400)
     for stream in (small, other):
-        compared.add(stream, ("hddm-w", "error"), watch("hddm-w", "error", record(stream)["error"], stream.horizon))
+        compared.add(
+            stream,
+            ("hddm-w", "error"),
+            watch("hddm-w", "error", record(stream)["error"], stream.horizon),
+        )
     both = compared.total(("hddm-w", "error"), "abrupt")
     apart = [compared.total(("hddm-w", "error"), "abrupt", s.name) for s in (small, other)]
     assert both.count == 6

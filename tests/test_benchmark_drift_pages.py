@@ -32,7 +32,8 @@ def compared() -> Compared:
 
 
 def test_the_page_by_hand(tmp_path: Path) -> None:
-    """The detector that found more comes first, with its counts; costs are ratios to the cheapest."""
+    """The detector that found more comes first, with its counts; costs are ratios to the
+    cheapest."""
     family = Family("adwin", 0.002, "independent", 10, True, 1000, 4, 0.25, 2.5, 40.0)
     text = page(compared(), [family], Sureness(54, 500, 0.5, 0.2, 0.3))
     lines = text.splitlines()
@@ -70,12 +71,25 @@ def test_an_empty_tally_has_no_rates() -> None:
 def test_the_command(tmp_path: Path) -> None:
     """It writes the counts of the streams asked for, and the page."""
     told, written = tmp_path / "drift.json", tmp_path / "drift.md"
-    arguments = ["--json", str(told), "--markdown", str(written), "--only", "rbf-creeping", "--seeds", "1"]
+    arguments = [
+        "--json",
+        str(told),
+        "--markdown",
+        str(written),
+        "--only",
+        "rbf-creeping",
+        "--seeds",
+        "1",
+    ]
     assert main(arguments) == 0
     said = json.loads(told.read_text(encoding="utf-8"))
     assert list(said["streams"]) == ["rbf-creeping"]
     found = said["groups"]["creeping"]
     assert found["never-fire:loss"]["alarms"]["detected"] == 0
     assert found["always-fire:loss"]["alarms"]["detected"] == 1
-    assert found["hddm-w:error"]["alarms"]["detected"] == 1  # a base that has drifted far away is wrong often
-    assert "## Classification, a drift that begins and goes on" in written.read_text(encoding="utf-8")
+    assert (
+        found["hddm-w:error"]["alarms"]["detected"] == 1
+    )  # a base that has drifted far away is wrong often
+    assert "## Classification, a drift that begins and goes on" in written.read_text(
+        encoding="utf-8"
+    )

@@ -11,7 +11,18 @@ import pytest
 
 from benchmarks import reactions_runs
 from benchmarks.reactions_page import change, page
-from benchmarks.reactions_runs import CASES, NONE, REACTIONS, Case, Prepared, Run, _Truth, ablate, once, summary
+from benchmarks.reactions_runs import (
+    CASES,
+    NONE,
+    REACTIONS,
+    Case,
+    Prepared,
+    Run,
+    _Truth,
+    ablate,
+    once,
+    summary,
+)
 from streamadapt import Batch, Bias, Entry, Pipeline, Supervised
 from streamadapt.learners import Learner
 from streamadapt.models.fit import fit_supervised
@@ -60,7 +71,8 @@ def test_a_summary_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_reaction_it_is_the_plain_pipeline() -> None:
-    """The same served error as a pipeline that never heard of monitors; each reaction does what it is called."""
+    """The same served error as a pipeline that never heard of monitors; each reaction does what it
+    is called."""
     prepared = jumping()
     runs = ablate("jumping", Path(), quiet, case=Case(lambda _: prepared, "absolute error", ""))
     plain = prepared.make(prepared.learners())
@@ -78,7 +90,9 @@ def test_without_a_reaction_it_is_the_plain_pipeline() -> None:
 
 def test_without_alarms_nothing_is_run_twice() -> None:
     """No jump, no alarm, no difference."""
-    runs = ablate("still", Path(), quiet, case=Case(lambda _: jumping(300, 0.0), "absolute error", ""))
+    runs = ablate(
+        "still", Path(), quiet, case=Case(lambda _: jumping(300, 0.0), "absolute error", "")
+    )
     assert runs["boost"].alarms == 0
     assert runs["reset"] == runs["forget"] == runs["refit"]
     assert {run.served for run in runs.values()} == {runs[NONE].served}
@@ -86,7 +100,13 @@ def test_without_alarms_nothing_is_run_twice() -> None:
 
 def test_long_streams_are_cut() -> None:
     """Only the first part is run where a case is long."""
-    runs = ablate("still", Path(), quiet, part=0.5, case=Case(lambda _: jumping(600, 30.0), "", "", long=True))
+    runs = ablate(
+        "still",
+        Path(),
+        quiet,
+        part=0.5,
+        case=Case(lambda _: jumping(600, 30.0), "", "", long=True),
+    )
     assert runs["boost"].alarms == 0  # the jump comes later
 
 
@@ -100,7 +120,13 @@ def test_runs_are_repeatable() -> None:
 def test_the_page_says_where_it_pays() -> None:
     """Better, worse and no difference, from the figures."""
     run = partial(Run, base=2.0, best=0.9, worst_block=1.1)
-    made = {NONE: run(1.0), "boost": run(0.9, alarms=4), "forget": run(1.1), "reset": run(1.0), "refit": run(1.00001)}
+    made = {
+        NONE: run(1.0),
+        "boost": run(0.9, alarms=4),
+        "forget": run(1.1),
+        "reset": run(1.0),
+        "refit": run(1.00001),
+    }
     text = page({"cgm-6h": made, "elec2": {name: run(1.0) for name in (NONE, *REACTIONS)}}, 0.25)
     assert change(made, "boost") == pytest.approx(-0.1)
     assert "* `boost`: better on cgm-6h (-10.0 %); no difference (under 0.05%) on elec2." in text
@@ -112,5 +138,14 @@ def test_the_page_says_where_it_pays() -> None:
 
 def test_all_scenarios_that_drift_are_there() -> None:
     """The names are those of the quality benchmark, and of river's streams."""
-    wanted = {"cgm-6h", "cgm-sparse", "etth1-weak", "etth1-strong", "los-weak", "los-strong", "elec2", "linkload"}
+    wanted = {
+        "cgm-6h",
+        "cgm-sparse",
+        "etth1-weak",
+        "etth1-strong",
+        "los-weak",
+        "los-strong",
+        "elec2",
+        "linkload",
+    }
     assert wanted < set(CASES)

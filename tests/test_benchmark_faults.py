@@ -1,4 +1,5 @@
-"""The kinds of ``python -m benchmarks.faults``: the engine survives them all, and a broken engine is caught."""
+"""The kinds of ``python -m benchmarks.faults``: the engine survives them all, and a broken engine
+is caught."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def assert_all_survived(counts):
 def test_a_disk_that_refuses_stops_the_engine_and_a_restart_loses_nothing():
     counts = disks.disk(quick=True)
     assert_all_survived(counts)
-    assert counts.more["stopped"] > counts.tried / 2, "what is refused is seldom what can be done without"
+    assert counts.more["stopped"] > counts.tried / 2, (
+        "what is refused is seldom what can be done without"
+    )
 
 
 @pytest.mark.slow
@@ -40,7 +43,9 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before():
 
 @pytest.mark.kafka
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_a_broker_that_fails_again_and_again_loses_and_doubles_nothing():
     counts = brokers.broker(quick=True)
     assert_all_survived(counts)
@@ -87,7 +92,9 @@ def test_an_undisturbed_run_is_its_own_equal(make, tmp_path):
 def test_a_dropped_prediction_is_caught(monkeypatch):
     write = MemorySink.write
     monkeypatch.setattr(
-        MemorySink, "write", lambda self, these: write(self, [p for p in these if p.position.offset != 50])
+        MemorySink,
+        "write",
+        lambda self, these: write(self, [p for p in these if p.position.offset != 50]),
     )
     monkeypatch.setattr(disks, "QUICK_TRIALS", 1)
     monkeypatch.setattr(disks, "QUICK_LIMIT_TRIALS", 0)
@@ -98,7 +105,11 @@ def test_a_dropped_prediction_is_caught(monkeypatch):
 
 def test_a_checkpoint_without_its_positions_is_caught(monkeypatch):
     save = CheckpointStore.save
-    monkeypatch.setattr(CheckpointStore, "save", lambda self, state, positions, **more: save(self, state, {}, **more))
+    monkeypatch.setattr(
+        CheckpointStore,
+        "save",
+        lambda self, state, positions, **more: save(self, state, {}, **more),
+    )
     monkeypatch.setattr(damage, "QUICK_TRIALS", 1)
     counts = damage.checkpoint(quick=True)
     assert counts.state_differs > 0

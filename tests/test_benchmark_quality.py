@@ -1,4 +1,5 @@
-"""The quality benchmark judges what it says it judges: a slow recomputation by hand gives the same figures."""
+"""The quality benchmark judges what it says it judges: a slow recomputation by hand gives the same
+figures."""
 
 from __future__ import annotations
 
@@ -23,9 +24,13 @@ DATA = ROOT.parent / "shared" / "data"
 RATE = 0.1
 HOUR = 3_600_000_000_000
 
-needs_data = pytest.mark.skipif(not (DATA / "ETTh1.csv").exists(), reason="the measured data sets are not here")
+needs_data = pytest.mark.skipif(
+    not (DATA / "ETTh1.csv").exists(), reason="the measured data sets are not here"
+)
 
-TINY = forecast.Setting("tiny", lambda folder: waves(), 0.5, 6, strong=True, shared_scale=False, horizon=4)
+TINY = forecast.Setting(
+    "tiny", lambda folder: waves(), 0.5, 6, strong=True, shared_scale=False, horizon=4
+)
 LATE = glucose.Setting("late", train=0.3, window=3)
 
 
@@ -41,7 +46,11 @@ def waves(rows: int = 240) -> Batch:
     """Three waves whose level jumps in the second half."""
     t = np.arange(rows, dtype=np.float64)[:, None]
     noise = np.random.default_rng(0).normal(size=(rows, 3))
-    values = np.sin(t / np.array([3.0, 5.0, 8.0])) + 0.1 * noise + (t > 0.6 * rows) * np.array([1.0, 2.0, -1.0])
+    values = (
+        np.sin(t / np.array([3.0, 5.0, 8.0]))
+        + 0.1 * noise
+        + (t > 0.6 * rows) * np.array([1.0, 2.0, -1.0])
+    )
     return Batch(values.astype(np.float32), np.arange(rows, dtype=np.int64))
 
 
@@ -68,17 +77,27 @@ def test_a_forecast_figure_is_what_a_computation_by_hand_gives() -> None:
     bias = np.zeros((horizon, 3))
     errors: dict[str, list[float]] = {"base": [], "bias-0.1": [], "persistence": []}
     for t in range(first, n - horizon):
-        for h in range(1, horizon + 1):  # what row t makes known, of the forecasts since the first judged one
+        for h in range(
+            1, horizon + 1
+        ):  # what row t makes known, of the forecasts since the first judged one
             if t - h >= first:
                 bias[h - 1] += RATE * (batch.values[t] - said[t - h][h - 1] - bias[h - 1])
         actual = batch.values[t + 1 : t + 1 + horizon]
-        for name, forecasts in (("base", said[t]), ("bias-0.1", said[t] + bias), ("persistence", batch.values[t])):
+        for name, forecasts in (
+            ("base", said[t]),
+            ("bias-0.1", said[t] + bias),
+            ("persistence", batch.values[t]),
+        ):
             errors[name].append(float(np.abs(forecasts - actual).mean()))
     measured = forecast.measure(TINY, batch, quiet, one_bias)
     for name, by_hand in errors.items():
         np.testing.assert_allclose(measured.losses[name], by_hand, rtol=2e-5, err_msg=name)
     assert measured.mixed == ("base", "bias-0.1")
-    assert list(measured.losses) == list(measured.figures) == ["base", "bias-0.1", "persistence", "served"]
+    assert (
+        list(measured.losses)
+        == list(measured.figures)
+        == ["base", "bias-0.1", "persistence", "served"]
+    )
 
 
 def test_issue_times_are_those_of_the_protocol() -> None:
@@ -88,7 +107,8 @@ def test_issue_times_are_those_of_the_protocol() -> None:
 
 
 def test_what_comes_later_changes_no_earlier_error() -> None:
-    """Errors of forecasts that were whole before row 200 stay the same when the rest of the stream is noise."""
+    """Errors of forecasts that were whole before row 200 stay the same when the rest of the stream
+    is noise."""
     batch = waves()
     values = batch.values.copy()
     values[200:] = np.random.default_rng(2).normal(50.0, 20.0, size=(40, 3))
@@ -102,7 +122,8 @@ def test_what_comes_later_changes_no_earlier_error() -> None:
 
 @pytest.mark.parametrize("every", [1, 7])
 def test_labels_arrive_when_the_protocol_says(every: int) -> None:
-    """A label comes before the first entry that is not older than its time, and no earlier entry follows it."""
+    """A label comes before the first entry that is not older than its time, and no earlier entry
+    follows it."""
     setting, batch = replace(LATE, every=every), sensor()
     items = glucose.items_of(setting, batch)
     entries = [item for item in items if isinstance(item, Entry)]
@@ -145,7 +166,11 @@ def test_no_change_is_the_newest_label_that_has_arrived() -> None:
     plain = glucose.no_change(replace(LATE, every=3), batch)
     first = LATE.split(batch)
     for row in range(len(batch)):
-        known = [r for r in range(row) if (r - first) % 3 == 0 and batch.times[r] + 6 * HOUR <= batch.times[row]]
+        known = [
+            r
+            for r in range(row)
+            if (r - first) % 3 == 0 and batch.times[r] + 6 * HOUR <= batch.times[row]
+        ]
         expected = float(batch.labels[known[-1], 0]) if known else np.nan
         np.testing.assert_equal(plain[row], expected)
 
@@ -170,10 +195,13 @@ def test_a_pipeline_that_counts_otherwise_is_caught() -> None:
 
 @pytest.mark.parametrize("warm_up", [0, 40])
 def test_warming_up_changes_what_is_known_and_not_what_is_judged(warm_up: int) -> None:
-    """The same issue times and base errors; a bias that has learned more before the first of them."""
+    """The same issue times and base errors; a bias that has learned more before the first of
+    them."""
     cold = forecast.measure(TINY, waves(), quiet, one_bias, seeds=(0,))
     setting = replace(TINY, warm_up=warm_up)
-    assert [int(entry.id) for entry in forecast.stream_of(setting, waves())] == list(range(121 - warm_up, 240))
+    assert [int(entry.id) for entry in forecast.stream_of(setting, waves())] == list(
+        range(121 - warm_up, 240)
+    )
     warm = forecast.measure(setting, waves(), quiet, one_bias, seeds=(0,))
     np.testing.assert_array_equal(warm.losses["base"], cold.losses["base"])
     assert np.array_equal(warm.losses["bias-0.1"], cold.losses["bias-0.1"]) == (warm_up == 0)
@@ -185,10 +213,15 @@ def test_warming_up_needs_entries_to_warm_up_from() -> None:
         forecast.stream_of(replace(TINY, warm_up=122), waves())
 
 
-def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No data: which file, and the option that says where it is."""
     assert quality.main(["--only", "etth1-weak", "--data", str(tmp_path)]) == 2
-    assert quality.main(["--only", "etth1-weak", "elec2", "--jobs", "2", "--data", str(tmp_path)]) == 2
+    assert (
+        quality.main(["--only", "etth1-weak", "elec2", "--jobs", "2", "--data", str(tmp_path)])
+        == 2
+    )
     with pytest.raises(SystemExit, match="2"):
         quality.main(["--jobs", "0"])
     said = capsys.readouterr().err
@@ -198,9 +231,21 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
 
 def test_the_scenarios_keep_their_names() -> None:
     """Names are permanent: figures of different versions are compared by them."""
-    first = ["cgm-6h", "cgm-sparse", "etth1-weak", "etth1-strong", "los-weak", "los-strong", "elec2", "linkload"]
+    first = [
+        "cgm-6h",
+        "cgm-sparse",
+        "etth1-weak",
+        "etth1-strong",
+        "los-weak",
+        "los-strong",
+        "elec2",
+        "linkload",
+    ]
     assert list(SCENARIOS)[: len(first)] == first
-    assert {name.split("-")[0] for name in list(SCENARIOS)[len(first) :]} == {"digits", "dictionary"}
+    assert {name.split("-")[0] for name in list(SCENARIOS)[len(first) :]} == {
+        "digits",
+        "dictionary",
+    }
     assert {"digits-sorted", "digits-changing", "dictionary-n20"} <= set(SCENARIOS)
 
 
@@ -210,7 +255,9 @@ def test_the_scenarios_keep_their_names() -> None:
     list(zip(forecast.FORECASTS, (2.1470, 1.3292, 3.8743, 3.5731), strict=True)),
     ids=[setting.name for setting in forecast.FORECASTS],
 )
-def test_the_frozen_bases_reach_their_reference_figures(setting: forecast.Setting, figure: float) -> None:
+def test_the_frozen_bases_reach_their_reference_figures(
+    setting: forecast.Setting, figure: float
+) -> None:
     """Reference figures of the same protocol, from an independent implementation."""
     cold = replace(setting, warm_up=0)  # there is nothing to warm up, nor to seed
     measured = forecast.measure(cold, setting.load(DATA), quiet, lambda: [], seeds=(0,))

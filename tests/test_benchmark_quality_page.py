@@ -29,21 +29,33 @@ MIXED = ("base", "good", "bad", "same")
 def of_errors(name: str = "m", **errors: list[float]) -> Measured:
     """A scenario of one measure and one seed."""
     run = {k: np.array(v) for k, v in errors.items()}
-    return Measured.of_errors(name, f"{name}: protocol", [run], tuple(k for k in run if k in MIXED))
+    return Measured.of_errors(
+        name, f"{name}: protocol", [run], tuple(k for k in run if k in MIXED)
+    )
 
 
 def several() -> Measured:
     """A scenario of two measures, one of them better when higher, over seeds."""
     rows = {"base": (0.7, 0.6), "good": (0.9, 0.3), "bad": (0.6, 0.8), "served": (0.91, 0.29)}
-    figures = {k: {"auc": Figure(auc, 0.01), "log_loss": Figure(loss)} for k, (auc, loss) in rows.items()}
+    figures = {
+        k: {"auc": Figure(auc, 0.01), "log_loss": Figure(loss)} for k, (auc, loss) in rows.items()
+    }
     losses = {k: np.linspace(0.0, 2.0 * loss, 900) for k, (_, loss) in rows.items()}
     mixed = ("base", "good", "bad")
-    return Measured("two", "two: text", (AUC, LOSS), figures, mixed, losses, "log loss", marks=(450,))
+    return Measured(
+        "two", "two: text", (AUC, LOSS), figures, mixed, losses, "log loss", marks=(450,)
+    )
 
 
 def same() -> Measured:
-    return of_errors(base=[2.0, 2.0], good=[1.0, 1.0], bad=[3.0, 3.0], same=[2.0, 2.0], plain=[4.0, 4.0],
-                     served=[1.0, 1.0])  # fmt: skip
+    return of_errors(
+        base=[2.0, 2.0],
+        good=[1.0, 1.0],
+        bad=[3.0, 3.0],
+        same=[2.0, 2.0],
+        plain=[4.0, 4.0],
+        served=[1.0, 1.0],
+    )
 
 
 def test_the_worst_block_is_the_largest_ratio() -> None:
@@ -51,9 +63,15 @@ def test_the_worst_block_is_the_largest_ratio() -> None:
     served = [0.5] * 500 + [1.0] * 500 + [4.0] * 100
     measured = of_errors(base=[1.0] * 1100, served=served)
     assert measured.worst_block("served") == pytest.approx((500 + 400) / 600)
-    assert replace(measured, root=True).worst_block("served") == pytest.approx(np.sqrt((500 + 400) / 600))
+    assert replace(measured, root=True).worst_block("served") == pytest.approx(
+        np.sqrt((500 + 400) / 600)
+    )
     assert replace(measured, losses={}).worst_block("served") is None
-    assert measured.as_json() == {"base": 1.0, "served": pytest.approx(1150 / 1100), "protocol": "m: protocol"}
+    assert measured.as_json() == {
+        "base": 1.0,
+        "served": pytest.approx(1150 / 1100),
+        "protocol": "m: protocol",
+    }
 
 
 def test_a_figure_is_the_mean_over_seeds_and_their_deviation() -> None:
@@ -72,11 +90,17 @@ def test_the_json_of_several_measures_and_seeds() -> None:
     assert json.loads(json.dumps(said)) == said
     runs = [{"base": np.array([1.0]), "served": np.array([v])} for v in (1.0, 3.0)]
     said = Measured.of_errors("m", "p", runs, ("base",)).as_json()
-    assert said == {"base": 1.0, "served": 2.0, "protocol": "p", "spread": {"served": pytest.approx(np.sqrt(2.0))}}
+    assert said == {
+        "base": 1.0,
+        "served": 2.0,
+        "protocol": "p",
+        "spread": {"served": pytest.approx(np.sqrt(2.0))},
+    }
 
 
 def test_rows_of_the_digits_become_a_scenario() -> None:
-    """The unadapted network is the base; batches stand beside the mixture; figures of parts have their own table."""
+    """The unadapted network is the base; batches stand beside the mixture; figures of parts have
+    their own table."""
     rows: dict[str, dict[str, float]] = {
         "source": {"mean": 0.5, "spread": 0.0},
         "per-entry": {"mean": 0.7, "spread": 0.02},
@@ -94,7 +118,11 @@ def test_rows_of_the_digits_become_a_scenario() -> None:
         "base": 0.5, "per-entry": 0.7, "tent-64": 0.9, "served": 0.69,
     }  # fmt: skip
     assert said["spread"] == {"per-entry": 0.02, "served": 0.01}
-    assert said["details"] == {"served - base @ worst stream": -0.1, "base @ iid-fog": 0.4, "served @ iid-fog": 0.6}
+    assert said["details"] == {
+        "served - base @ worst stream": -0.1,
+        "base @ iid-fog": 0.4,
+        "served @ iid-fog": 0.6,
+    }
     page = results_page([measured])
     assert "| per-entry | 0.7000 ± 0.0200 |" in page
     assert "| *tent-64* | 0.9000 |" in page
@@ -103,7 +131,8 @@ def test_rows_of_the_digits_become_a_scenario() -> None:
 
 
 def test_rows_of_the_dictionary_become_a_scenario() -> None:
-    """A measure for each number of entries; nothing is compared with a base, since there is none."""
+    """A measure for each number of entries; nothing is compared with a base, since there is
+    none."""
     rows: dict[str, dict[str, float]] = {
         "entry, 5,000": {"mean": 0.97, "spread": 0.01},
         "entry, 20,000": {"mean": 0.99, "spread": 0.0},
@@ -138,8 +167,12 @@ def test_the_page_says_which_way_each_expert_went() -> None:
 
 
 def test_a_protocol_like_one_before_is_told_by_what_differs() -> None:
-    first = replace(same(), protocol="m: Rows of a file. One in 2. Labels come late. Frozen: 1.5 units.")
-    second = replace(several(), protocol="two: Rows of a file. One in 3. Labels come late. Frozen: 1.5 units.")
+    first = replace(
+        same(), protocol="m: Rows of a file. One in 2. Labels come late. Frozen: 1.5 units."
+    )
+    second = replace(
+        several(), protocol="two: Rows of a file. One in 3. Labels come late. Frozen: 1.5 units."
+    )
     other = replace(same(), name="other", protocol="other: Something else. Labels come late.")
     assert protocols([first, second, other]).splitlines() == [
         f"* `{first.name}`: {first.protocol.removeprefix(first.name + ': ')}",
@@ -166,7 +199,10 @@ def test_plain_rows_and_all_experts_are_in_the_tables() -> None:
 def test_served_is_compared_with_the_best_single_expert() -> None:
     page = results_page([same(), several()])
     assert "| m | 2.0000 | good: 1.0000 | **1.0000** | 50.00 % better | the same |" in page
-    assert "| two, auc | 0.7000 | good: 0.9000 | **0.9100** | 30.00 % better | 1.11 % better |" in page
+    assert (
+        "| two, auc | 0.7000 | good: 0.9000 | **0.9100** | 30.00 % better | 1.11 % better |"
+        in page
+    )
     assert served_words([same(), several()]).count("nowhere") == 2
     worse = of_errors("w", base=[1.0], good=[0.5], served=[1.1])
     assert "frozen base: w (10.00 % worse)." in served_words([worse])
@@ -180,14 +216,26 @@ def test_tables_hold_what_has_the_same_experts_and_stay_narrow() -> None:
 
 
 def test_plots_show_every_expert_and_are_small(tmp_path: Path) -> None:
-    """A panel for each of two measures and one of the losses over time; nothing of the last without losses."""
+    """A panel for each of two measures and one of the losses over time; nothing of the last
+    without losses."""
     figure = draw(several())
     bars, second, curves = figure.axes
-    assert [label.get_text() for label in bars.get_yticklabels()] == ["bad", "base", "good", "served"], "best on top"
+    assert [label.get_text() for label in bars.get_yticklabels()] == [
+        "bad",
+        "base",
+        "good",
+        "served",
+    ], "best on top"
     assert [bar.get_width() for bar in second.patches] == [0.8, 0.6, 0.3, 0.29]
-    assert [line.get_label() for line in curves.get_lines()][:3] == ["base", "good (best single)", "served"]
+    assert [line.get_label() for line in curves.get_lines()][:3] == [
+        "base",
+        "good (best single)",
+        "served",
+    ]
     (alone,) = draw(replace(same(), losses={})).axes
-    assert [label.get_text() for label in alone.get_yticklabels()][:2] == ["plain", "bad"], "the worst at the bottom"
+    assert [label.get_text() for label in alone.get_yticklabels()][:2] == ["plain", "bad"], (
+        "the worst at the bottom"
+    )
     path = write_plot(several(), tmp_path / "plots")
     assert path == tmp_path / "plots" / "two.png"
     assert path.stat().st_size < 60_000
@@ -201,7 +249,9 @@ def test_a_moving_mean_is_that_of_its_neighbours() -> None:
     np.testing.assert_allclose(moving_mean(np.array([1.0, 2.0, 6.0, 4.0]), 3), [3.0, 4.0])
 
 
-def test_the_command_writes_after_every_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_after_every_scenario(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A scenario that fails loses nothing of those before it; the page links to its plots."""
 
     def broken(folder: Path, progress: Any) -> Measured:

@@ -1,4 +1,5 @@
-"""The benchmark's streams and frames beyond forecasts of panels: Elec2 and link loads, on tiny inputs."""
+"""The benchmark's streams and frames beyond forecasts of panels: Elec2 and link loads, on tiny
+inputs."""
 
 from __future__ import annotations
 
@@ -14,8 +15,23 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from benchmarks import data
 from benchmarks.scenarios import elec2, linkload
-from benchmarks.scenarios.linkload_networks import Change, Fitting, OnlineNetwork, cfc, fit_change, lstm
-from benchmarks.scenarios.linkload_stream import Loads, Traffic, demands, failures, generate, nobel_eu, routing
+from benchmarks.scenarios.linkload_networks import (
+    Change,
+    Fitting,
+    OnlineNetwork,
+    cfc,
+    fit_change,
+    lstm,
+)
+from benchmarks.scenarios.linkload_stream import (
+    Loads,
+    Traffic,
+    demands,
+    failures,
+    generate,
+    nobel_eu,
+    routing,
+)
 from streamadapt import Batch, Bias, Pipeline
 from streamadapt.learners import Learner, River
 
@@ -25,7 +41,9 @@ torch.set_num_threads(1)  # small steps: handing them to a second thread costs m
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not (DATA / "elec.csv").exists(), reason="the measured data sets are not here")
+needs_data = pytest.mark.skipif(
+    not (DATA / "elec.csv").exists(), reason="the measured data sets are not here"
+)
 
 SMALL = elec2.Setting("small", train=0.5, hidden=(8, 4), epochs=5, batch=20)
 SHORT = linkload.Setting(
@@ -47,7 +65,8 @@ def quiet(text: str) -> None:
 
 
 def market(rows: int = 240) -> Batch:
-    """Six features, one of them constant in the first half; a label that follows two of them, with noise."""
+    """Six features, one of them constant in the first half; a label that follows two of them, with
+    noise."""
     rng = np.random.default_rng(0)
     values = rng.uniform(size=(rows, 6)).astype(np.float32)
     values[: rows // 2, 3] = 0.25
@@ -69,9 +88,13 @@ def test_elec2_figures_are_those_of_the_emitted_probabilities() -> None:
     said = pipeline.observe(elec2.items_of(SMALL, batch))
     assert [int(p.id) for p in said] == list(range(120, 240))
     for name in measured.figures:
-        p = np.array([(q.served if name == "served" else q.experts[name])[0] for q in said], np.float64)
+        p = np.array(
+            [(q.served if name == "served" else q.experts[name])[0] for q in said], np.float64
+        )
         assert measured.figure(name, "auc") == pytest.approx(roc_auc_score(truth, p[:, 1]))
-        assert measured.figure(name, "accuracy") == pytest.approx(np.mean(p.argmax(axis=1) == truth))
+        assert measured.figure(name, "accuracy") == pytest.approx(
+            np.mean(p.argmax(axis=1) == truth)
+        )
         by_hand = log_loss(truth, p / p.sum(axis=1, keepdims=True))
         assert measured.figure(name, "log_loss") == pytest.approx(by_hand, rel=1e-5)
         assert measured.losses[name].mean() == pytest.approx(by_hand, rel=1e-5)
@@ -105,8 +128,12 @@ def test_the_base_of_elec2_is_seeded_and_blind_to_the_test_part() -> None:
     other.values[120:] += 7.0
     window = torch.from_numpy(batch.values[:1])
     state = torch.random.get_rng_state()
-    first, again, seeded = (elec2.fit(SMALL, b, s)(window) for b, s in ((batch, 0), (other, 0), (batch, 1)))
-    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left as it was"
+    first, again, seeded = (
+        elec2.fit(SMALL, b, s)(window) for b, s in ((batch, 0), (other, 0), (batch, 1))
+    )
+    assert torch.equal(torch.random.get_rng_state(), state), (
+        "the global generator is left as it was"
+    )
     torch.testing.assert_close(first.output, again.output, rtol=0.0, atol=0.0)
     assert not torch.equal(first.output, seeded.output)
     assert first.embedding is not None
@@ -129,12 +156,21 @@ def test_columns_that_are_constant_to_rounding_are_not_divided() -> None:
 def test_elec2_is_read_as_published() -> None:
     batch = data.elec2(DATA)
     assert batch.values.shape == (45_312, 6)
-    assert batch.channels == ("period", "nswprice", "nswdemand", "vicprice", "vicdemand", "transfer")
+    assert batch.channels == (
+        "period",
+        "nswprice",
+        "nswdemand",
+        "vicprice",
+        "vicdemand",
+        "transfer",
+    )
     assert batch.labels is not None
     assert batch.labels.mean() == pytest.approx(19_237 / 45_312)
     first = elec2.ELEC2.split(batch)
     truth = batch.labels[first:, 0]
-    assert float(np.mean(truth[1:] == truth[:-1])) == pytest.approx(0.8577, abs=1e-4), "no-change, as in METHODS"
+    assert float(np.mean(truth[1:] == truth[:-1])) == pytest.approx(0.8577, abs=1e-4), (
+        "no-change, as in METHODS"
+    )
 
 
 # -- link loads
@@ -142,7 +178,11 @@ def test_elec2_is_read_as_published() -> None:
 
 def test_the_topology_is_the_published_one() -> None:
     network = nobel_eu()
-    assert (network.graph.number_of_nodes(), len(network.links), len(network.pairs)) == (28, 41, 378)
+    assert (network.graph.number_of_nodes(), len(network.links), len(network.pairs)) == (
+        28,
+        41,
+        378,
+    )
     assert network.demands.sum() == 1898.0
 
 
@@ -154,7 +194,9 @@ def test_routes_are_shortest_paths_that_avoid_what_failed() -> None:
         taken = routing(network, failed)
         graph = network.graph.copy()
         graph.remove_edges_from(network.links[i] for i in failed)
-        shortest = [nx.dijkstra_path_length(graph, a, b, weight="length") for a, b in network.pairs]
+        shortest = [
+            nx.dijkstra_path_length(graph, a, b, weight="length") for a, b in network.pairs
+        ]
         np.testing.assert_allclose(taken @ lengths, shortest)
         assert not taken[:, list(failed)].any()
 
@@ -190,12 +232,15 @@ def test_loads_are_the_routed_demands_as_z_scores() -> None:
 
 
 def test_the_last_value_has_about_the_reference_figures() -> None:
-    """RMSE over the last week and over the first two hours after a failure, mean of three seeds."""
+    """RMSE over the last week and over the first two hours after a failure, mean of three
+    seeds."""
     network, setting, figures = nobel_eu(), linkload.LINKLOAD, []
     for seed in range(3):
         loads = generate(network, setting.traffic, seed)
         issued = np.array(linkload.judged(setting, loads))
-        squared = np.square(np.diff(loads.batch.values.astype(np.float64), axis=0)[issued]).mean(axis=1)
+        squared = np.square(np.diff(loads.batch.values.astype(np.float64), axis=0)[issued]).mean(
+            axis=1
+        )
         after = linkload.after_failures(setting, loads)
         assert after.sum() == 14 * 24
         figures.append((np.sqrt(squared.mean()), np.sqrt(squared[after].mean())))
@@ -212,9 +257,15 @@ def test_linkload_figures_are_what_a_computation_by_hand_gives() -> None:
     values = loads.batch.values.astype(np.float64)
     network = linkload.fit(SHORT, loads, 1)
     bias, errors = np.zeros(41), []
-    for t in range(96 - 1 - 10, 191):  # the first forecast is issued 10 entries before the first judged one
+    for t in range(
+        96 - 1 - 10, 191
+    ):  # the first forecast is issued 10 entries before the first judged one
         with torch.no_grad():
-            said = network(torch.from_numpy(loads.batch.values[t - 3 : t + 1])[None])[0, 0].double().numpy()
+            said = (
+                network(torch.from_numpy(loads.batch.values[t - 3 : t + 1])[None])[0, 0]
+                .double()
+                .numpy()
+            )
         if t >= 95:
             errors.append(np.stack([said - values[t + 1], said + bias - values[t + 1]]))
         bias += 0.5 * (values[t + 1] - said - bias)
@@ -240,7 +291,9 @@ def test_what_fails_later_changes_no_earlier_forecast() -> None:
     own, rival = linkload.fit(SHORT, loads, 0), linkload.fit(SHORT, loads, 0, lstm)
 
     def said(of: Loads) -> list[np.ndarray]:
-        pipeline: Pipeline = linkload.pipeline_for(SHORT, linkload.frozen(own, 41), plain(SHORT, own, rival))
+        pipeline: Pipeline = linkload.pipeline_for(
+            SHORT, linkload.frozen(own, 41), plain(SHORT, own, rival)
+        )
         return [p.served for p in pipeline.observe(linkload.stream_of(SHORT, of))]
 
     before, after = said(loads), said(changed)
@@ -251,7 +304,8 @@ def test_what_fails_later_changes_no_earlier_forecast() -> None:
 
 @pytest.mark.parametrize("make", [cfc, lstm])
 def test_networks_are_seeded_and_learn_the_change(make: object) -> None:
-    """A turning vector: the change is linear in the last value; fitting brings the error far below the last value's."""
+    """A turning vector: the change is linear in the last value; fitting brings the error far below
+    the last value's."""
     assert callable(make)
     angle = torch.arange(150) * 0.2
     values = torch.stack([angle.sin(), angle.cos()], dim=1)
@@ -262,21 +316,29 @@ def test_networks_are_seeded_and_learn_the_change(make: object) -> None:
     with torch.no_grad():
         said = network(windows)[:, 0]
         assert torch.equal(said, again(windows)[:, 0])
-    error, last = (said - values[3:]).square().mean(), (windows[:, -1] - values[3:]).square().mean()
+    error, last = (
+        (said - values[3:]).square().mean(),
+        (windows[:, -1] - values[3:]).square().mean(),
+    )
     assert float(error) < 0.2 * float(last)
 
 
 def test_a_network_that_learns_per_entry_starts_as_it_was_fitted() -> None:
-    """Its first forecast is the fitted network's, the fitted network never changes, and its error falls."""
+    """Its first forecast is the fitted network's, the fitted network never changes, and its error
+    falls."""
     loads = generate(nobel_eu(), SHORT.traffic, 0)
     rival = linkload.fit(SHORT, loads, 0, lstm)
     kept = [p.clone() for p in rival.parameters()]
     learner = OnlineNetwork("lstm-per-entry", rival, lr=0.01)
-    pipeline = linkload.pipeline_for(SHORT, linkload.frozen(linkload.fit(SHORT, loads, 0), 41), [learner])
+    pipeline = linkload.pipeline_for(
+        SHORT, linkload.frozen(linkload.fit(SHORT, loads, 0), 41), [learner]
+    )
     said = pipeline.observe(linkload.stream_of(SHORT, loads))
     window = torch.from_numpy(loads.batch.values[96 - 1 - 10 - 3 : 96 - 10])
     with torch.no_grad():
-        np.testing.assert_allclose(said[0].experts["lstm-per-entry"], rival(window[None])[0].numpy(), rtol=1e-5)
+        np.testing.assert_allclose(
+            said[0].experts["lstm-per-entry"], rival(window[None])[0].numpy(), rtol=1e-5
+        )
         last = torch.from_numpy(loads.batch.values[-SHORT.window :])
         assert not np.allclose(said[-1].experts["lstm-per-entry"], rival(last[None])[0].numpy())
     for before, after in zip(kept, rival.parameters(), strict=True):

@@ -44,7 +44,9 @@ def test_bias_is_an_exponential_mean_of_known_errors(rows: int, columns: int) ->
 @pytest.mark.parametrize(("rows", "columns"), [(4, 3), (3, 3), (1, 1)])
 def test_gain_is_an_exponential_mean_of_clipped_ratios(rows: int, columns: int) -> None:
     scale = torch.full((columns,), 10.0)  # a base below 0.1 says nothing
-    learner = built(Gain(RATES, limit=2.0), spec_of("regression", 2, columns, rows, columns, scale=scale))
+    learner = built(
+        Gain(RATES, limit=2.0), spec_of("regression", 2, columns, rows, columns, scale=scale)
+    )
     g = np.ones((len(RATES), rows, columns))
     skipped = 0
     for said, target, mask in examples(rows, columns, seed=2):
@@ -65,7 +67,9 @@ def test_gain_is_an_exponential_mean_of_clipped_ratios(rows: int, columns: int) 
 
 def test_a_zero_base_leaves_the_gain_alone() -> None:
     learner = built(Gain(0.5), spec_of("regression", 1, 1, 1, 1))
-    learner.learn(torch.zeros(1, 1), base([[0.0]]), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
+    learner.learn(
+        torch.zeros(1, 1), base([[0.0]]), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    )
     assert learner.gain.item() == 1.0
     assert learner.predict(torch.zeros(1, 1), base([[0.0]])).item() == 0.0
 
@@ -90,12 +94,16 @@ def test_boost_multiplies_the_rate_up_to_one(cls: Any) -> None:
         boosted.boost = boost
         for learner in (boosted, plain):
             learner.learn(torch.zeros(1, 1), said, target, target > 0)
-        assert torch.allclose(boosted.predict(torch.zeros(1, 1), said), plain.predict(torch.zeros(1, 1), said))
+        assert torch.allclose(
+            boosted.predict(torch.zeros(1, 1), said), plain.predict(torch.zeros(1, 1), said)
+        )
 
 
 def test_a_rate_of_one_repeats_the_last_error() -> None:
     learner = built(Bias(1.0), spec_of("regression", 1, 1, 1, 1))
-    learner.learn(torch.zeros(1, 1), base([[1.0]]), torch.tensor([[4.0]]), torch.ones(1, 1, dtype=torch.bool))
+    learner.learn(
+        torch.zeros(1, 1), base([[1.0]]), torch.tensor([[4.0]]), torch.ones(1, 1, dtype=torch.bool)
+    )
     assert learner.predict(torch.zeros(1, 1), base([[10.0]])).item() == 13.0
 
 

@@ -49,13 +49,18 @@ def test_it_answers_while_it_is_open_and_not_after() -> None:
 
 
 def test_a_taken_port_is_an_error() -> None:
-    with EmbeddedBroker() as other, pytest.raises(ConnectorError, match=f"port {other.port} .*cannot be had"):
+    with (
+        EmbeddedBroker() as other,
+        pytest.raises(ConnectorError, match=f"port {other.port} .*cannot be had"),
+    ):
         EmbeddedBroker(other.port).start()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs prctl")
 def test_it_dies_with_a_parent_that_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True
+    ) as child:
         assert child.stdout is not None
         port = int(child.stdout.readline())
         assert answers(port)

@@ -1,4 +1,5 @@
-"""A broker that is away for longer than the client's own time-outs, and a topic that has lost what is wanted."""
+"""A broker that is away for longer than the client's own time-outs, and a topic that has lost what
+is wanted."""
 
 from __future__ import annotations
 
@@ -23,13 +24,18 @@ TIMEOUT_MS = 1500
 LONGER_S = 4.0
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("due", [0, 400], ids=["start", "middle"])
 @pytest.mark.parametrize("what", ["held", "refused"])
 def test_away_for_longer_than_the_time_outs(monkeypatch, due, what):
-    """Nothing is lost, doubled or learned twice, whether connections are refused or packets swallowed."""
+    """Nothing is lost, doubled or learned twice, whether connections are refused or packets
+    swallowed."""
     common = Reach.common
-    monkeypatch.setattr(Reach, "common", lambda self: common(self) | {"request_timeout_ms": TIMEOUT_MS})
+    monkeypatch.setattr(
+        Reach, "common", lambda self: common(self) | {"request_timeout_ms": TIMEOUT_MS}
+    )
     counts = Counts()
     made, fine = one_round(Job(800), counts, [(due, what, LONGER_S)])
     assert (made, fine) == (1, True), counts
@@ -37,7 +43,9 @@ def test_away_for_longer_than_the_time_outs(monkeypatch, due, what):
 
 
 @pytest.mark.parametrize(("policy", "raises"), [("error", True), ("earliest", False)])
-def test_a_checkpoint_whose_position_is_out_of_retention(kafka_servers, topic, tmp_path, policy, raises):
+def test_a_checkpoint_whose_position_is_out_of_retention(
+    kafka_servers, topic, tmp_path, policy, raises
+):
     """Loud, and the checkpoint stays as it is; or the declared policy."""
     job = Job(30)
     name = topic()
@@ -56,7 +64,9 @@ def test_a_checkpoint_whose_position_is_out_of_retention(kafka_servers, topic, t
         settings=EngineSettings(checkpoint_path=tmp_path, checkpoint_every_entries=10),
     )
     if raises:
-        with pytest.raises(ConnectorError, match=r"position 1000 is outside .* source.out_of_range"):
+        with pytest.raises(
+            ConnectorError, match=r"position 1000 is outside .* source.out_of_range"
+        ):
             engine.run()
         assert CheckpointStore(tmp_path / f"{name}-0").load_latest("").positions == {at: 1000}
         assert sink.predictions == []

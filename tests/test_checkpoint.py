@@ -1,4 +1,5 @@
-"""Checkpoints: bit for bit, whole or not at all, one writer, nothing executed, nothing outside the folder."""
+"""Checkpoints: bit for bit, whole or not at all, one writer, nothing executed, nothing outside the
+folder."""
 
 from __future__ import annotations
 
@@ -45,7 +46,12 @@ def value_of(path: Path) -> Any:
 def bits(leaf: Any) -> Any:
     """A form in which equality means: same type, same shape, same bits."""
     if isinstance(leaf, torch.Tensor):
-        return ("tensor", leaf.dtype, tuple(leaf.shape), leaf.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return (
+            "tensor",
+            leaf.dtype,
+            tuple(leaf.shape),
+            leaf.reshape(-1).view(torch.uint8).numpy().tobytes(),
+        )
     if isinstance(leaf, np.ndarray | np.generic):
         return (type(leaf), leaf.dtype.str, leaf.shape, leaf.tobytes())
     if isinstance(leaf, dict):
@@ -119,12 +125,24 @@ def assert_returns_bit_for_bit(path: Path, state: dict[str, Any]) -> None:
 
 
 def test_every_kind_of_leaf_returns_bit_for_bit(tmp_path: Path) -> None:
-    nested = {"$": "escaped", "": {"a.b": [1, [2, {}]], "a": {"b": []}}, "__metadata__": {"$": {"$": torch.ones(1)}}}
-    state = {"tensors": TENSORS, "arrays": ARRAYS, "scalars": SCALARS, "nested": nested, "tuple": [(1, 2)]}
+    nested = {
+        "$": "escaped",
+        "": {"a.b": [1, [2, {}]], "a": {"b": []}},
+        "__metadata__": {"$": {"$": torch.ones(1)}},
+    }
+    state = {
+        "tensors": TENSORS,
+        "arrays": ARRAYS,
+        "scalars": SCALARS,
+        "nested": nested,
+        "tuple": [(1, 2)],
+    }
     assert_returns_bit_for_bit(tmp_path / "new" / "folder", state)
 
 
-def test_tensors_that_share_memory_come_back_apart_and_the_caller_may_go_on(tmp_path: Path) -> None:
+def test_tensors_that_share_memory_come_back_apart_and_the_caller_may_go_on(
+    tmp_path: Path,
+) -> None:
     weights = torch.zeros(4)
     with CheckpointStore(tmp_path) as store:
         save(store, [weights, weights[1:], weights[:2].numpy()])
@@ -136,7 +154,10 @@ def test_tensors_that_share_memory_come_back_apart_and_the_caller_may_go_on(tmp_
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
-TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4))
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
 
 
 @given(st.dictionaries(st.text(), TREES, max_size=4))
@@ -203,7 +224,9 @@ class Crash(BaseException):
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("before", [0, 1, 5])
-def test_a_crash_before_any_step_leaves_the_previous_or_the_new_one(tmp_path: Path, step: str, before: int) -> None:
+def test_a_crash_before_any_step_leaves_the_previous_or_the_new_one(
+    tmp_path: Path, step: str, before: int
+) -> None:
     def crash(name: str) -> None:
         if name == step:
             raise Crash
@@ -235,7 +258,9 @@ def test_killing_the_process_between_two_steps_leaves_a_whole_checkpoint(tmp_pat
         "die = lambda step: os.kill(os.getpid(), 9) if step == 'rename' else None\n"
         "store.save({'value': 2}, {}, config_digest='sha256:aaaa', summary={}, on_step=die)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=False
+    )
     assert done.returncode == -9, done.stderr
     assert value_of(tmp_path) == 1
     with CheckpointStore(tmp_path) as store:  # and the dead process's lock is gone with it
@@ -273,7 +298,9 @@ def test_a_torn_checkpoint_is_skipped_loudly(
     if damage == "missing":
         file.unlink()
     else:
-        file.write_bytes({"empty": b"", "half": data[: len(data) // 2], "longer": data + b"x"}[damage])
+        file.write_bytes(
+            {"empty": b"", "half": data[: len(data) // 2], "longer": data + b"x"}[damage]
+        )
     with caplog.at_level(logging.WARNING):
         assert value_of(tmp_path)[0] == "old"
     assert "000000000002" in caplog.text
@@ -290,8 +317,12 @@ def test_no_single_flipped_bit_is_ever_believed(tmp_path: Path, name: str) -> No
     for i in range(len(data)):
         file.write_bytes(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :])
         found = value_of(tmp_path)
-        # White space of the manifest may change without changing what it says; anything else is noticed.
-        assert found[0] == "old" or (name == "manifest.json" and data[i : i + 1].isspace()), (i, data[i : i + 1])
+        # White space of the manifest may change without changing what it says; anything else is
+        # noticed.
+        assert found[0] == "old" or (name == "manifest.json" and data[i : i + 1].isspace()), (
+            i,
+            data[i : i + 1],
+        )
 
 
 def test_when_none_can_be_read_that_is_an_error_and_not_an_empty_start(tmp_path: Path) -> None:
@@ -318,7 +349,10 @@ def test_a_newer_format_says_so_and_the_older_one_is_not_silently_used(tmp_path:
 def test_an_older_format_says_so_and_what_to_do(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path, format_version=FORMAT_VERSION - 1) as store:
         save(store, "old")
-    said = rf"format {FORMAT_VERSION - 1} is older than format {FORMAT_VERSION}, .* another checkpoint path"
+    said = (
+        rf"format {FORMAT_VERSION - 1} is older than format {FORMAT_VERSION}, .* another "
+        rf"checkpoint path"
+    )
     with pytest.raises(CheckpointError, match=said):
         CheckpointStore(tmp_path).load_latest(DIGEST)
 
@@ -326,7 +360,9 @@ def test_an_older_format_says_so_and_what_to_do(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_with_both_digests_and_a_cure(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
-        with pytest.raises(CheckpointError, match=r"sha256:aaaa, but this one is sha256:bbbb; .*use .* path"):
+        with pytest.raises(
+            CheckpointError, match=r"sha256:aaaa, but this one is sha256:bbbb; .*use .* path"
+        ):
             store.load_latest("sha256:bbbb")
 
 
@@ -338,7 +374,9 @@ def rewrite(path: Path, **changes: Any) -> None:
     file.write_text(json.dumps(manifest | {"checksum": checksum_of(manifest)}))
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "state.json/../../secret", ""])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "a/b", "state.json/../../secret", ""]
+)
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
@@ -349,8 +387,12 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> No
         CheckpointStore(tmp_path).load_latest()
 
 
-@pytest.mark.parametrize("changes", [{"sequence": 7}, {"format": "x"}, {"files": 3}, {"positions": 5}, {"files": {}}])
-def test_a_manifest_that_makes_no_sense_is_damaged(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"sequence": 7}, {"format": "x"}, {"files": 3}, {"positions": 5}, {"files": {}}]
+)
+def test_a_manifest_that_makes_no_sense_is_damaged(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
     rewrite(tmp_path, **changes)
@@ -394,7 +436,12 @@ def test_a_second_writer_is_refused_by_the_first_ones_pid(tmp_path: Path) -> Non
             "import sys, pathlib\nfrom streamadapt.state.store import CheckpointStore\n"
             "CheckpointStore(pathlib.Path(sys.argv[1])).acquire()"
         )
-        other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert f"another engine (pid {os.getpid()})" in other.stderr
         assert [info.sequence for info in second.list()] == [1]  # reading needs no lock
     second.acquire()
@@ -407,10 +454,13 @@ def test_the_lock_of_a_killed_writer_is_gone_with_it(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, time\nfrom streamadapt.state.folder import LocalFolder\n"
         "held = LocalFolder(pathlib.Path(sys.argv[1]))\nheld.lock()\n"
-        "folder = LocalFolder(pathlib.Path(sys.argv[1]) / 'b')\nfolder.make()\nfolder.lock()\nfolder.unlock()\n"
+        "folder = LocalFolder(pathlib.Path(sys.argv[1]) / "
+        "'b')\nfolder.make()\nfolder.lock()\nfolder.unlock()\n"
         "print('locked', flush=True)\ntime.sleep(600)"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
@@ -455,7 +505,10 @@ def test_list_reads_positions_and_summary_without_torch(tmp_path: Path) -> None:
     assert written.size_bytes > 4000
     assert written.time_ns > 0
     assert "torch" not in json.dumps(json.loads(newest(tmp_path, "manifest.json").read_text()))
-    with CheckpointStore(tmp_path) as store, pytest.raises(CheckpointError, match="summary must hold JSON"):
+    with (
+        CheckpointStore(tmp_path) as store,
+        pytest.raises(CheckpointError, match="summary must hold JSON"),
+    ):
         store.save({}, AT, config_digest=DIGEST, summary={"x": object()})
 
 
@@ -531,8 +584,9 @@ def test_saving_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_the_table_is_what_safetensors_itself_makes() -> None:
     table = {
-        "f": torch.randn(3, 4), "scalar": torch.tensor(5), "empty": torch.zeros(0, 3), "flags": torch.tensor([True]),
-        "half": torch.randn(3).half(), "double": torch.randn(2, dtype=torch.float64), "bytes": torch.arange(7).byte(),
+        "f": torch.randn(3, 4), "scalar": torch.tensor(5), "empty": torch.zeros(0, 3),
+        "flags": torch.tensor([True]), "half": torch.randn(3).half(),
+        "double": torch.randn(2, dtype=torch.float64), "bytes": torch.arange(7).byte(),
     }  # fmt: skip
     assert table_bytes(table) == safetensors.torch.save(table)
     table["brain"] = torch.randn(3).bfloat16()

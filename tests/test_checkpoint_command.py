@@ -1,4 +1,5 @@
-"""``streamadapt checkpoint list|inspect|rollback``: what a person sees, and what it does to a run."""
+"""``streamadapt checkpoint list|inspect|rollback``: what a person sees, and what it does to a
+run."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def test_list_shows_all_partitions_and_says_what_is_damaged(state, capsys):
     (state / "entries-1" / "000000000002" / "manifest.json").write_text("{}")
     assert run_command(["checkpoint", "list", str(state), "--json"]).code == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [(r["partition"], r["sequence"]) for r in rows] == [(f"entries-{p}", s) for p in (0, 1) for s in (1, 2, 3)]
+    assert [(r["partition"], r["sequence"]) for r in rows] == [
+        (f"entries-{p}", s) for p in (0, 1) for s in (1, 2, 3)
+    ]
     assert "damaged" in rows[4]["problem"]
     assert rows[5]["positions"] == {"entries[1]": 300}
     assert rows[5]["entries"] == 300
@@ -103,7 +106,15 @@ def test_a_run_that_was_rolled_back_ends_in_the_same_state(tmp_path, monkeypatch
     """Back to an earlier checkpoint and run again: the same summary as before."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
-    run = ["run", "config.toml", "--json", "--set", "checkpoint.every_entries=50", "--set", "checkpoint.keep=90"]
+    run = [
+        "run",
+        "config.toml",
+        "--json",
+        "--set",
+        "checkpoint.every_entries=50",
+        "--set",
+        "checkpoint.keep=90",
+    ]
     run += ["--set", "source.batch=50"]  # it is between two that a checkpoint is made
     capsys.readouterr()
     assert run_command(run).code == 0
@@ -118,7 +129,8 @@ def test_a_run_that_was_rolled_back_ends_in_the_same_state(tmp_path, monkeypatch
 
 
 def test_check_tells_whether_a_run_would_go_on(tmp_path, monkeypatch, capsys):
-    """After a run: yes; with another learner: no, and which setting it is; with another sink: yes."""
+    """After a run: yes; with another learner: no, and which setting it is; with another sink:
+    yes."""
     monkeypatch.chdir(tmp_path)
     config = prepare(tmp_path) / "config.toml"
     often = ["--set", "checkpoint.every_entries=50", "--set", "source.batch=50"]
@@ -127,9 +139,14 @@ def test_check_tells_whether_a_run_would_go_on(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert run_command(["check", "config.toml"]).code == 0
     assert f", checkpoint {newest}\n" in capsys.readouterr().out
-    assert run_command(["check", "config.toml", "--set", "sink.path=elsewhere.jsonl", "--json"]).code == 0
+    assert (
+        run_command(["check", "config.toml", "--set", "sink.path=elsewhere.jsonl", "--json"]).code
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)["checkpoints"]
-    assert [(one["sequence"], one["resumes"], one["problem"]) for one in found] == [(newest, True, "")]
+    assert [(one["sequence"], one["resumes"], one["problem"]) for one in found] == [
+        (newest, True, "")
+    ]
     assert run_command(["check", "config.toml", "--set", "learners.1.forgetting=0.9"]).code == 0
     said = capsys.readouterr()
     assert "learners[1].forgetting: 0.98 -> 0.9" in said.err
@@ -144,7 +161,10 @@ def test_check_tells_whether_a_run_would_go_on(tmp_path, monkeypatch, capsys):
     for manifest in (tmp_path / "state").glob("*/*/manifest.json"):
         manifest.write_text("{}")
     assert run_command(["check", "config.toml"]).code == 0
-    assert f"would not go on from entries.csv-0, checkpoint {newest}: none can be read" in capsys.readouterr().err
+    assert (
+        f"would not go on from entries.csv-0, checkpoint {newest}: none can be read"
+        in capsys.readouterr().err
+    )
     config.write_text(config.read_text().replace('path = "state"', 'path = "memory://nowhere"'))
     assert run_command(["check", "config.toml", "--json"]).code == 0
     assert "checkpoints" not in json.loads(capsys.readouterr().out)

@@ -1,4 +1,5 @@
-"""Checkpoints in object stores: whole or not at all without a rename, and the newest owner's without a lock."""
+"""Checkpoints in object stores: whole or not at all without a rename, and the newest owner's
+without a lock."""
 
 from __future__ import annotations
 
@@ -135,7 +136,8 @@ def test_a_damaged_checkpoint_is_skipped_loudly(url, name, damage, caplog):
 
 
 def test_a_store_that_cannot_be_reached_is_no_damaged_checkpoint(tmp_path):
-    """Whatever is asked when it happens: an error of ours with the reason, never an older state or an empty start."""
+    """Whatever is asked when it happens: an error of ours with the reason, never an older state or
+    an empty start."""
     url = fresh("failing", tmp_path)
     FailingFileSystem.set_up()
     store = CheckpointStore(url)
@@ -153,7 +155,9 @@ def test_a_store_that_cannot_be_reached_is_no_damaged_checkpoint(tmp_path):
     assert CheckpointStore(url).damaged == 0
 
 
-@pytest.mark.parametrize(("kind", "tears"), [("local", True), ("memory", False), ("asynchronous", False)])
+@pytest.mark.parametrize(
+    ("kind", "tears"), [("local", True), ("memory", False), ("asynchronous", False)]
+)
 def test_a_manifest_is_renamed_only_where_a_file_can_be_torn(tmp_path, kind, tears):
     """Elsewhere that would be a copy, and nobody would refuse to replace what is there."""
     assert _FileSystem(fresh(kind, tmp_path)).tears is tears
@@ -180,7 +184,8 @@ def test_whoever_comes_takes_over_and_the_one_before_is_fenced(url, shared):
 
 @pytest.mark.parametrize("step", STEPS[:-1])
 def test_taken_over_in_the_middle_of_a_checkpoint(url, step):
-    """Whatever the old owner was doing, its manifest is not written, and its successor is not disturbed."""
+    """Whatever the old owner was doing, its manifest is not written, and its successor is not
+    disturbed."""
     old, new = (CheckpointStore(url) for _ in range(2))
     save(old, 1)
 
@@ -199,7 +204,8 @@ def test_taken_over_in_the_middle_of_a_checkpoint(url, step):
 
 
 def test_a_late_manifest_is_not_the_newest(url):
-    """Past its last look at the token: the old owner's checkpoint appears, below its successor's."""
+    """Past its last look at the token: the old owner's checkpoint appears, below its
+    successor's."""
     old, new = (CheckpointStore(url) for _ in range(2))
     save(old, 1)
     old.check_owner = new.acquire
@@ -210,7 +216,8 @@ def test_a_late_manifest_is_not_the_newest(url):
 
 
 def test_a_token_that_two_could_create_belongs_to_the_later_one(tmp_path, monkeypatch):
-    """On a file system that does not know "create": the earlier one reads the other's word in it."""
+    """On a file system that does not know "create": the earlier one reads the other's word in
+    it."""
     folder = folder_of(fresh("careless", tmp_path))
     one, two = Fence(folder), Fence(folder)
     one.take()
@@ -268,7 +275,8 @@ ACTIONS = st.sampled_from(["save", "save", "come", "leave", *STEPS])
 @given(acts=st.lists(st.tuples(OWNERS, ACTIONS), max_size=12))
 @settings(max_examples=25, deadline=None)
 def test_the_newest_is_always_the_last_owners_last(tmp_path_factory, kind, acts):
-    """Owners come, save, crash at any step and come back in any order: what they read is what the last one wrote."""
+    """Owners come, save, crash at any step and come back in any order: what they read is what the
+    last one wrote."""
     place = tmp_path_factory.mktemp("p") if kind == "local" else fresh(kind, None)
     owners = [CheckpointStore(place, keep=1, shared=True) for _ in range(3)]
     owner, newest, n = None, None, 0
@@ -306,9 +314,12 @@ def test_the_newest_is_always_the_last_owners_last(tmp_path_factory, kind, acts)
 @pytest.mark.parametrize("make", [make_plain, make_keyed])
 @pytest.mark.parametrize("how", ["before", "torn", "after"])
 def test_whatever_fails_a_restart_ends_as_an_undisturbed_run(tmp_path, monkeypatch, make, how):
-    """Every single request of a run, one a trial: the engine stops with an error of ours, and starts again."""
+    """Every single request of a run, one a trial: the engine stops with an error of ours, and
+    starts again."""
     monkeypatch.setattr(_FileSystem, "tears", how == "torn")
-    monkeypatch.setattr(ObjectFolder, "glance_s", float("inf"))  # else how much is asked depends on the time it takes
+    monkeypatch.setattr(
+        ObjectFolder, "glance_s", float("inf")
+    )  # else how much is asked depends on the time it takes
     job, counts = Job(45, make, 30), Counts()
     FailingFileSystem.set_up()
     job.engine(fresh("failing", tmp_path))[0].run()
@@ -349,7 +360,7 @@ def step(name):
 
 engine.on_checkpoint_step = step
 engine.run()
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow  # ten seconds; a kill between two steps is quick in `test_checkpoint`
@@ -360,12 +371,16 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, kind, make):
     import subprocess
 
     url, said = f"local://{tmp_path}/state", tmp_path / "said"
-    done = subprocess.run([sys.executable, "-c", KILLED, kind, url, said], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, kind, url, said], capture_output=True, check=False
+    )
     assert done.returncode == -9, done.stderr
     job = Job(250, make, 30)
     engine, sink = job.engine(url)
     engine.run()
-    assert len(sink.predictions) < len(job.undisturbed[1]), "it began where the killed one had saved"
+    assert len(sink.predictions) < len(job.undisturbed[1]), (
+        "it began where the killed one had saved"
+    )
     before = ast.literal_eval(said.read_text())
     assert job.judge(Counts(), final_state(engine), [*before, *said_by(sink)])
 
@@ -410,7 +425,9 @@ def test_an_owner_that_was_thought_dead_writes_and_deletes_no_key(url):
     keys.release(f"{1:012d}")
     with pytest.raises(FencedError):
         keys.sync()
-    assert [theirs.get(f"{i:012d}", checksum) for i, checksum in zip((1, 2), checksums, strict=True)] == [b"theirs"] * 2
+    assert [
+        theirs.get(f"{i:012d}", checksum) for i, checksum in zip((1, 2), checksums, strict=True)
+    ] == [b"theirs"] * 2
 
 
 def test_a_damaged_key_is_not_believed(url):
@@ -419,7 +436,9 @@ def test_a_damaged_key_is_not_believed(url):
     checksum = store.put(f"{1:012d}", b"data")
     store.sync()
     store.folder.write({f"{1:012d}.safetensors": b"dat"})
-    with pytest.raises(CheckpointError, match=r"1\.safetensors: a key's state is damaged.*roll back"):
+    with pytest.raises(
+        CheckpointError, match=r"1\.safetensors: a key's state is damaged.*roll back"
+    ):
         store.get(f"{1:012d}", checksum)
 
 
@@ -433,7 +452,9 @@ def ran(tmp_path):
         with CheckpointStore(f"local://{tmp_path}/state/entries-{partition}") as store:
             for i in (1, 2, 3):
                 place = {StreamPartition("entries", partition): 100 * i}
-                store.save({"a": i}, place, config_digest="sha256:aa", summary={"entries": 100 * i})
+                store.save(
+                    {"a": i}, place, config_digest="sha256:aa", summary={"entries": 100 * i}
+                )
     return f"local://{tmp_path}/state"
 
 
@@ -442,7 +463,9 @@ def test_the_commands_take_urls(ran, capsys):
     assert run_command(["checkpoint", "list", ran, "--json"]).code == 0
     rows = json.loads(capsys.readouterr().out)
     numbers = [EPOCH, EPOCH + 1, EPOCH + 2]
-    assert [(r["partition"], r["sequence"]) for r in rows] == [(f"entries-{p}", s) for p in (0, 1) for s in numbers]
+    assert [(r["partition"], r["sequence"]) for r in rows] == [
+        (f"entries-{p}", s) for p in (0, 1) for s in numbers
+    ]
     one = f"{ran}/entries-0"
     assert run_command(["checkpoint", "inspect", one]).code == 0
     seen = json.loads(capsys.readouterr().out)
@@ -462,10 +485,13 @@ def test_the_commands_take_urls(ran, capsys):
 
 
 def test_rolling_back_fences_a_running_engine(ran):
-    """There is no lock that could refuse it; the engine ends, and its restart resumes from what is left."""
+    """There is no lock that could refuse it; the engine ends, and its restart resumes from what is
+    left."""
     engine = CheckpointStore(f"{ran}/entries-0")
     engine.acquire()
-    assert run_command(["checkpoint", "rollback", f"{ran}/entries-0", str(EPOCH), "--yes"]).code == 0
+    assert (
+        run_command(["checkpoint", "rollback", f"{ran}/entries-0", str(EPOCH), "--yes"]).code == 0
+    )
     with pytest.raises(FencedError):
         save(engine, 4)
     assert CheckpointStore(f"{ran}/entries-0").sequences() == [EPOCH]
@@ -513,17 +539,25 @@ def test_what_would_become_a_folder_that_nobody_meant_is_refused(place, said):
 
 
 def test_a_file_url_is_the_folder_and_has_its_lock(tmp_path):
-    """Else a rollback by the one name would pull the checkpoints out from under an engine by the other."""
+    """Else a rollback by the one name would pull the checkpoints out from under an engine by the
+    other."""
     with CheckpointStore(tmp_path / "state") as store:
         save(store, 1)
         store.acquire()
-        assert run_command(["checkpoint", "rollback", f"file://{tmp_path}/state", "1", "--yes"]).code == 1
-    assert run_command(["checkpoint", "rollback", f"FILE://{tmp_path}/state", "1", "--yes"]).code == 0
+        assert (
+            run_command(["checkpoint", "rollback", f"file://{tmp_path}/state", "1", "--yes"]).code
+            == 1
+        )
+    assert (
+        run_command(["checkpoint", "rollback", f"FILE://{tmp_path}/state", "1", "--yes"]).code == 0
+    )
 
 
 def test_without_fsspec_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(ConfigError, match=r"checkpoint\.path: .*pip install 'streamadapt\[object-store\]'"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoint\.path: .*pip install 'streamadapt\[object-store\]'"
+    ):
         folder_of("memory://state")
     assert isinstance(folder_of("state"), LocalFolder)
     assert isinstance(folder_of(Path("s3://bucket")), LocalFolder)
@@ -534,7 +568,8 @@ SECRET = "hunter22secret"
 
 @pytest.mark.parametrize("kind", ["failing", "s3"])
 def test_credentials_in_a_url_are_shown_nowhere(kind, caplog):
-    """Not in errors and what they came from, in logs, in a listing, or where the driver names the path."""
+    """Not in errors and what they came from, in logs, in a listing, or where the driver names the
+    path."""
     url = f"{kind}://key:{SECRET}@bucket/state"
     texts = []
     try:

@@ -24,16 +24,30 @@ def with_keys(folder):
     """Give the entries' keys: five of them, in turn."""
     for name in ("entries.csv", "history.csv"):
         head, *rows = (folder / name).read_text().splitlines()
-        (folder / name).write_text("\n".join([f"{head},k", *(f"{row},k{i % 5}" for i, row in enumerate(rows))]) + "\n")
+        (folder / name).write_text(
+            "\n".join([f"{head},k", *(f"{row},k{i % 5}" for i, row in enumerate(rows))]) + "\n"
+        )
 
 
 @pytest.mark.parametrize("more", [[], KEYED], ids=["plain", "keyed"])
-def test_a_run_with_its_state_behind_a_url_goes_on_after_a_rollback(tmp_path, monkeypatch, capsys, more):
-    """As with a folder: the same summary as the run whose state lies on disk, then rolled back, and run again."""
+def test_a_run_with_its_state_behind_a_url_goes_on_after_a_rollback(
+    tmp_path, monkeypatch, capsys, more
+):
+    """As with a folder: the same summary as the run whose state lies on disk, then rolled back,
+    and run again."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     with_keys(tmp_path)
-    run = ["run", "config.toml", "--json", "--set", "checkpoint.every_entries=50", "--set", "checkpoint.keep=90", *more]
+    run = [
+        "run",
+        "config.toml",
+        "--json",
+        "--set",
+        "checkpoint.every_entries=50",
+        "--set",
+        "checkpoint.keep=90",
+        *more,
+    ]
     run += ["--set", "source.batch=50"]  # it is between two that a checkpoint is made
     url = f"local://{tmp_path}/away"
     summaries = []
@@ -45,30 +59,44 @@ def test_a_run_with_its_state_behind_a_url_goes_on_after_a_rollback(tmp_path, mo
             store = CheckpointStore(f"{url}/entries.csv-0")
             there = store.sequences()
             assert len(there) > 1
-            assert not more or any(name.endswith(".safetensors") for name in store.folder.child("keys").names())
+            assert not more or any(
+                name.endswith(".safetensors") for name in store.folder.child("keys").names()
+            )
             assert run_command(["checkpoint", "rollback", url, str(there[0]), "--yes"]).code == 0
     assert summaries[0] == summaries[1] == summaries[2]
     assert not (tmp_path / "local:").exists()
 
 
-@pytest.mark.parametrize(("key", "table"), [("checkpoint.path", "[checkpoint]"), ("keys.path", "[keys]")])
+@pytest.mark.parametrize(
+    ("key", "table"), [("checkpoint.path", "[checkpoint]"), ("keys.path", "[keys]")]
+)
 @pytest.mark.parametrize("make", [check_config, make_engine])
 def test_a_driver_that_is_missing_is_said_before_anything_connects(tmp_path, key, table, make):
     weights = make_weights(tmp_path / "base.safetensors")
     url = "s3://key:hunter22secret@bucket/state"
-    text = text_of(weights).replace('[checkpoint]\npath = "state"\n', "") + f'{table}\npath = "{url}"\n'
+    text = (
+        text_of(weights).replace('[checkpoint]\npath = "state"\n', "")
+        + f'{table}\npath = "{url}"\n'
+    )
     with pytest.raises(ConfigError, match="pip install s3fs") as caught:
         make(parse_config(text))
     assert caught.value.path == key
-    assert "hunter22secret" not in str(caught.value) + repr(caught.value) + repr(parse_config(text))
+    assert "hunter22secret" not in str(caught.value) + repr(caught.value) + repr(
+        parse_config(text)
+    )
 
 
 def test_the_place_of_the_state_is_no_part_of_what_it_depends_on(tmp_path):
-    """It can move from a disk to a bucket; and what the manifest tells of the config holds no credentials."""
+    """It can move from a disk to a bucket; and what the manifest tells of the config holds no
+    credentials."""
     weights = make_weights(tmp_path / "base.safetensors")
-    away = text_of(weights).replace('path = "state"', f'path = "memory://me:hunter22secret@x/{uuid.uuid4().hex}"')
+    away = text_of(weights).replace(
+        'path = "state"', f'path = "memory://me:hunter22secret@x/{uuid.uuid4().hex}"'
+    )
     assert parse_config(away).digest() == parse_config(text_of(weights)).digest()
-    assert "hunter22secret" not in json.dumps(parse_config(away).digest().settings) + repr(parse_config(away))
+    assert "hunter22secret" not in json.dumps(parse_config(away).digest().settings) + repr(
+        parse_config(away)
+    )
 
 
 def test_check_says_it_on_the_command_line(tmp_path, monkeypatch, capsys):
@@ -76,7 +104,9 @@ def test_check_says_it_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     capsys.readouterr()
-    wrong = run_command(["check", "config.toml", "--set", "checkpoint.path=gs://bucket/state"]).code
+    wrong = run_command(
+        ["check", "config.toml", "--set", "checkpoint.path=gs://bucket/state"]
+    ).code
     assert "checkpoint.path: expected a folder, or a URL" in capsys.readouterr().err
     assert run_command(["checkpoint", "list", "gs://bucket/state"]).code == wrong != 0
     assert "pip install gcsfs" in capsys.readouterr().err

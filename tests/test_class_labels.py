@@ -1,4 +1,5 @@
-"""Labels of a classification as people have them, through the command line: names, numbers, true and false."""
+"""Labels of a classification as people have them, through the command line: names, numbers, true
+and false."""
 
 from __future__ import annotations
 
@@ -81,7 +82,9 @@ def write(folder, said, name="in.jsonl", **other):
 
 def summary(capsys, *arguments):
     capsys.readouterr()
-    code = run_command(["replay", "c.toml", "in.jsonl", "--json", "--out", "replayed.jsonl", *arguments]).code
+    code = run_command(
+        ["replay", "c.toml", "in.jsonl", "--json", "--out", "replayed.jsonl", *arguments]
+    ).code
     said = capsys.readouterr()
     return code, json.loads(said.out), said.err
 
@@ -104,7 +107,8 @@ def summary(capsys, *arguments):
     ],
 )
 def test_whatever_the_classes_are_called_the_same_is_learned(folder, capsys, classes, names):
-    """All losses are those of the same stream with labels 0 and 1, to the last bit, and nothing is refused."""
+    """All losses are those of the same stream with labels 0 and 1, to the last bit, and nothing is
+    refused."""
     config(folder)
     write(folder, lambda c: c)
     _, plain, _ = summary(capsys)
@@ -134,7 +138,10 @@ def test_in_csv_too(folder, capsys, classes, cells):
     write(folder, lambda c: c)
     _, plain, _ = summary(capsys)
     config(folder, classes)
-    table = (f"e{i};{1000 + i};{str(a).replace('.', ',')};{str(b).replace('.', ',')}" for i, (a, b) in enumerate(x))
+    table = (
+        f"e{i};{1000 + i};{str(a).replace('.', ',')};{str(b).replace('.', ',')}"
+        for i, (a, b) in enumerate(x)
+    )
     rows = "".join(f"{row};{cells[c]}\n" for row, c in zip(table, y, strict=True))
     (folder / "in.csv").write_text("id;t;a;b;y\n" + rows)
     capsys.readouterr()
@@ -198,10 +205,15 @@ def test_classes_that_cannot_be_told_apart_are_a_wrong_setting(folder, capsys, c
         ("[-1, 1]", 0, "bad_class"),
     ],
 )
-def test_an_entry_with_a_bad_label_is_predicted_and_the_label_refused(folder, capsys, classes, bad, reason):
-    """As if it had brought no label: the same predictions, one dead letter, and the losses say what they rest on."""
+def test_an_entry_with_a_bad_label_is_predicted_and_the_label_refused(
+    folder, capsys, classes, bad, reason
+):
+    """As if it had brought no label: the same predictions, one dead letter, and the losses say
+    what they rest on."""
     names = [0, 1] if classes in ("2", "3") else json.loads(classes)
-    (folder / "three_logits_model.py").write_text(MODULE.replace("x[:, -1, 0]]", "x[:, -1, 0], x[:, -1, 1]]"))
+    (folder / "three_logits_model.py").write_text(
+        MODULE.replace("x[:, -1, 0]]", "x[:, -1, 0], x[:, -1, 1]]")
+    )
     config(folder, classes, module="three_logits_model" if classes == "3" else "two_logits_model")
     known = truth()[1]
 
@@ -223,12 +235,16 @@ def test_an_entry_with_a_bad_label_is_predicted_and_the_label_refused(folder, ca
     assert found["dead_letters"] == {reason: 2}
     assert found["labels_used"] == {"used": N - 3, "of": N - 1, "refused": {reason: 2}}
     letters = lines(folder / "replayed.jsonl.dead-letters")
-    assert [(letter["stage"], letter["offset"]) for letter in letters] == [("label", 20), ("label", 40)]
+    assert [(letter["stage"], letter["offset"]) for letter in letters] == [
+        ("label", 20),
+        ("label", 40),
+    ]
     assert all("the entry itself is predicted" in letter["detail"] for letter in letters)
 
 
 def test_the_table_says_what_the_losses_rest_on(folder, capsys):
-    """Labels -1 and 1 with two counted classes: the half that is learned makes a better figure than all would."""
+    """Labels -1 and 1 with two counted classes: the half that is learned makes a better figure
+    than all would."""
     config(folder)
     write(folder, lambda c: [-1, 1][c])
     capsys.readouterr()
@@ -236,7 +252,9 @@ def test_the_table_says_what_the_losses_rest_on(folder, capsys):
     ones = sum(truth()[1])
     learned = ones - truth()[1][-1]  # the last one's comes with no further entry
     said = " ".join(capsys.readouterr().out.split())
-    assert f"over {learned} of {learned + N - ones} labels: refused were {N - ones} bad_class" in said
+    assert (
+        f"over {learned} of {learned + N - ones} labels: refused were {N - ones} bad_class" in said
+    )
 
 
 def test_labels_of_their_own_file_are_counted_when_refused(folder, capsys):
@@ -244,8 +262,13 @@ def test_labels_of_their_own_file_are_counted_when_refused(folder, capsys):
     x, y = truth()
     rows = [{"id": f"e{i}", "t": 1000 + i, "x": x[i]} for i in range(N)]
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = [{"id": f"e{i}", "t": 1001 + i, "y": "sideways" if i < 10 else ["DOWN", "UP"][c]} for i, c in enumerate(y)]
-    (folder / "labels.jsonl").write_text("\ufeff" + "".join(json.dumps(row) + "\n" for row in said))
+    said = [
+        {"id": f"e{i}", "t": 1001 + i, "y": "sideways" if i < 10 else ["DOWN", "UP"][c]}
+        for i, c in enumerate(y)
+    ]
+    (folder / "labels.jsonl").write_text(
+        "\ufeff" + "".join(json.dumps(row) + "\n" for row in said)
+    )
     _, found, _ = summary(capsys, "--labels", "labels.jsonl")
     assert found["labels_used"] == {"used": N - 10, "of": N, "refused": {"bad_class": 10}}
 
@@ -263,7 +286,9 @@ def test_a_repaired_label_is_learned_and_its_entry_does_not_come_twice(folder, c
     assert (letter["stage"], letter["reason"]) == ("label", "bad_class")
     write_letter = (folder / "fixed.jsonl").write_text
     write_letter("\ufeff" + json.dumps(letter) + "\n")
-    assert run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes"]).code == 1, "it is still bad"
+    assert run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes"]).code == 1, (
+        "it is still bad"
+    )
     assert "still bad: bad_class" in capsys.readouterr().out
     letter["value"] = json.dumps(rows[-3] | {"y": "UP"})
     write_letter("\ufeff" + json.dumps(letter) + "\n")
@@ -293,22 +318,37 @@ def test_without_ids_of_its_own_an_entry_is_not_fed_back_for_its_label(folder, c
     assert len(lines(folder / "in.jsonl")) == N
 
 
-def test_logits_in_place_of_probabilities_are_refused_by_check_and_at_the_first_entry(folder, capsys):
+def test_logits_in_place_of_probabilities_are_refused_by_check_and_at_the_first_entry(
+    folder, capsys
+):
     config(folder, softmax="false")
     write(folder, lambda c: c)
     for command in (["check", "c.toml"], ["replay", "c.toml", "in.jsonl"], ["run", "c.toml"]):
-        if command[0] != "check":  # a width that only the entries know: check has no window to ask about
-            (folder / "c.toml").write_text((folder / "c.toml").read_text().replace("channels = 2\n", ""))
+        if (
+            command[0] != "check"
+        ):  # a width that only the entries know: check has no window to ask about
+            (folder / "c.toml").write_text(
+                (folder / "c.toml").read_text().replace("channels = 2\n", "")
+            )
         assert run_command(command).code == 2
         assert "base.softmax: expected true" in capsys.readouterr().err
 
 
 def test_probabilities_pass_with_their_rounding():
-    for said in ([0.5, 0.5], [0.3334, 0.6667], [1.0 + 1e-6, -1e-7], [np.float16(0.3), np.float16(0.7)]):
-        pipeline = Pipeline(Supervised(classes=2), lambda x, said=said: np.array([said], np.float32), [Bias(0.1)])
+    for said in (
+        [0.5, 0.5],
+        [0.3334, 0.6667],
+        [1.0 + 1e-6, -1e-7],
+        [np.float16(0.3), np.float16(0.7)],
+    ):
+        pipeline = Pipeline(
+            Supervised(classes=2), lambda x, said=said: np.array([said], np.float32), [Bias(0.1)]
+        )
         assert len(pipeline.observe([Entry(np.zeros(1, np.float32), 1)])) == 1
     for said in ([0.0, 0.0], [2.0, -1.0], [-0.7, -0.7], [0.9, 0.9]):
-        pipeline = Pipeline(Supervised(classes=2), lambda x, said=said: np.array([said], np.float32), [Bias(0.1)])
+        pipeline = Pipeline(
+            Supervised(classes=2), lambda x, said=said: np.array([said], np.float32), [Bias(0.1)]
+        )
         with pytest.raises(ConfigError, match=r"base\.softmax"):
             pipeline.observe([Entry(np.zeros(1, np.float32), 1)])
 
@@ -360,14 +400,17 @@ def test_an_entry_that_is_refused_itself_counts_once():
 
 
 def test_no_negative_is_made_of_a_label_that_was_refused():
-    """Where only positives are told, a label that could not be read is not the silence of a negative."""
+    """Where only positives are told, a label that could not be read is not the silence of a
+    negative."""
     told = []
     task = Supervised(classes=2, negative_after=10, ttl=1000)
     pipeline = Pipeline(task, lambda x: np.array([[0.5, 0.5]], np.float32), [Bias(0.1)])
     pipeline.on_rejected = lambda item, error: told.append(error.reason)
     bad = Entry(np.zeros(1, np.float32), 1, "bad", label=np.array([5.0], np.float32))
     pipeline.observe([bad, Entry(np.zeros(1, np.float32), 2, "silent")])
-    again = Pipeline(Supervised(classes=2, negative_after=10, ttl=1000), pipeline.base, [Bias(0.1)])
+    again = Pipeline(
+        Supervised(classes=2, negative_after=10, ttl=1000), pipeline.base, [Bias(0.1)]
+    )
     again.load_state_dict(pipeline.state_dict())
     for one in (pipeline, again):
         one.observe([Entry(np.zeros(1, np.float32), 500, "c")])
@@ -382,16 +425,27 @@ def test_a_repaired_label_of_a_csv_file_is_a_row_of_its_own(folder, capsys):
     names[-2] = "UPP"
     rows = [f"e{i} ; {1000 + i};{a};{b};{names[i]}\n" for i, (a, b) in enumerate(x)]
     (folder / "in.csv").write_text("id;t;a;b;y\n" + "".join(rows))
-    text = (folder / "c.toml").read_text().replace('path = "in.jsonl"', 'path = "in.csv"\ndelimiter = ";"')
+    text = (
+        (folder / "c.toml")
+        .read_text()
+        .replace('path = "in.jsonl"', 'path = "in.csv"\ndelimiter = ";"')
+    )
     (folder / "c.toml").write_text(text.replace('values = ["x"]', 'values = ["a", "b"]'))
     assert run_command(["run", "c.toml"]).code == 0
     capsys.readouterr()
     run_command(["dlq", "list", "c.toml", "--json"])
     letter = json.loads(capsys.readouterr().out)
-    assert letter["detail"].startswith("its label: column 'y': expected one of the classes 'DOWN', 'UP'")
+    assert letter["detail"].startswith(
+        "its label: column 'y': expected one of the classes 'DOWN', 'UP'"
+    )
     letter["value"] = letter["value"].replace("UPP", "UP")
-    (folder / "fixed.jsonl").write_bytes(json.dumps(letter).encode("utf-16"))  # as PowerShell writes what it is given
-    assert run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes", "--out", "add.csv"]).code == 0
+    (folder / "fixed.jsonl").write_bytes(
+        json.dumps(letter).encode("utf-16")
+    )  # as PowerShell writes what it is given
+    assert (
+        run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes", "--out", "add.csv"]).code
+        == 0
+    )
     assert (folder / "add.csv").read_text() == f"e{N - 2};{1000 + N - 2};;;UP\n"
     with (folder / "in.csv").open("a") as file:
         file.write((folder / "add.csv").read_text())

@@ -1,4 +1,5 @@
-"""Every learner that takes classes: on the simplex, mixed in log loss; the plain ones against their formulas."""
+"""Every learner that takes classes: on the simplex, mixed in log loss; the plain ones against
+their formulas."""
 
 from __future__ import annotations
 
@@ -13,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamadapt import Hedge, Pipeline, Supervised
-from streamadapt.learners import RLS, Bias, Calibration, Gain, LastValue, Learner, Refit, River, SlotBias
+from streamadapt.learners import (
+    RLS,
+    Bias,
+    Calibration,
+    Gain,
+    LastValue,
+    Learner,
+    Refit,
+    River,
+    SlotBias,
+)
 from streamadapt.learners.simplex import LEAST, SHARE, clipped, log_odds
 from streamadapt.testing.checks.cases import Case, drive
 
@@ -46,9 +57,17 @@ def on_simplex(p: Any) -> bool:
 
 
 @settings(max_examples=6, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.sampled_from([1e-3, 1.0, 30.0]), st.sampled_from([1.0, 1e6]))
-def test_everything_stays_on_the_simplex(seed: int, classes: int, sharp: float, size: float) -> None:
-    """Whatever the inputs, however sure the base (to exact zeros and ones), wherever labels are missing."""
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(2, 4),
+    st.sampled_from([1e-3, 1.0, 30.0]),
+    st.sampled_from([1.0, 1e6]),
+)
+def test_everything_stays_on_the_simplex(
+    seed: int, classes: int, sharp: float, size: float
+) -> None:
+    """Whatever the inputs, however sure the base (to exact zeros and ones), wherever labels are
+    missing."""
     rng = np.random.default_rng(seed)
     rule = torch.from_numpy(rng.normal(size=(2, classes)).astype(np.float32)) * sharp
     pipeline = Pipeline(
@@ -70,17 +89,24 @@ def test_everything_stays_on_the_simplex(seed: int, classes: int, sharp: float, 
 
 @pytest.mark.parametrize("name", [n for n in MAKERS if n not in ("gain", "river")])
 def test_the_guard_finds_the_learner_in_log_loss(name: str) -> None:
-    """A base that is sure of the wrong class: what is served gets most of the gain, and its loss is counted in nats."""
+    """A base that is sure of the wrong class: what is served gets most of the gain, and its loss
+    is counted in nats."""
     rng = np.random.default_rng(0)
     shares = np.array([0.7, 0.2, 0.1])
     wrong = torch.tensor([[0.05, 0.05, 0.9]])
-    pipeline = Pipeline(Supervised(1, classes=3), lambda x: wrong.clone(), [MAKERS[name]()], Hedge(), device="cpu")
+    pipeline = Pipeline(
+        Supervised(1, classes=3), lambda x: wrong.clone(), [MAKERS[name]()], Hedge(), device="cpu"
+    )
     state, total, n = 0, 0.0, 300
     for t in range(n):
         if rng.random() < 0.2:  # classes come in runs
             state = int(rng.choice(3, p=shares))
-        served = pipeline.observe([entry(0.0, t + 1, id=str(t), label=np.float32([state]))])[0].served[0]
-        total -= np.log(max(float(served[state]), 1e-6)) if t < n - 1 else 0.0  # the last label is not learned
+        served = pipeline.observe([entry(0.0, t + 1, id=str(t), label=np.float32([state]))])[
+            0
+        ].served[0]
+        total -= (
+            np.log(max(float(served[state]), 1e-6)) if t < n - 1 else 0.0
+        )  # the last label is not learned
     sums = pipeline.stats.loss_sum
     assert sums["served"] == pytest.approx(total, rel=1e-4)
     best = min(sums[k] for k in pipeline.names)
@@ -98,13 +124,17 @@ def examples(n: int, classes: int, seed: int = 0) -> Any:
         said = softmax(rng.normal(0.0, 2.0, size=classes)).astype(np.float32)
         if i % 7 == 0:
             said = np.eye(classes, dtype=np.float32)[rng.integers(classes)]  # sure, to exact zeros
-        target = np.eye(classes, dtype=np.float32)[rng.choice(classes, p=softmax(np.arange(classes) * 0.5))]
+        target = np.eye(classes, dtype=np.float32)[
+            rng.choice(classes, p=softmax(np.arange(classes) * 0.5))
+        ]
         yield said, target, bool(rng.random() < 0.8), rng.normal(size=(2, 1)).astype(np.float32)
 
 
 def learn(learner: Learner, inputs: Any, said: Any, target: Any, known: bool) -> None:
     given_target = torch.from_numpy(np.where(known, target, np.nan)[None].astype(np.float32))
-    learner.learn(torch.from_numpy(inputs), base(said[None]), given_target, torch.full((1, len(said)), known))
+    learner.learn(
+        torch.from_numpy(inputs), base(said[None]), given_target, torch.full((1, len(said)), known)
+    )
 
 
 def logs(said: Any) -> Any:
@@ -189,7 +219,12 @@ def test_rls_regresses_what_the_base_left_of_the_one_hot_target(classes: int) ->
 @pytest.mark.parametrize("classes", [2, 3])
 def test_families_equal_their_members_bit_for_bit(name: str, classes: int) -> None:
     case = Case("classification", 2, classes + 1, 1, classes)
-    settings_of: dict[str, Any] = {"bias": Bias, "gain": Gain, "calibration": Calibration, "rls": RLS}
+    settings_of: dict[str, Any] = {
+        "bias": Bias,
+        "gain": Gain,
+        "calibration": Calibration,
+        "rls": RLS,
+    }
     more: dict[str, Any] = {"loss": "l1"} if name == "rls-l1" else {}
     cls = settings_of[name.removesuffix("-l1")]
     rates = (0.9, 0.5)
@@ -197,7 +232,10 @@ def test_families_equal_their_members_bit_for_bit(name: str, classes: int) -> No
     together = drive(built(cls(rates, **more), case.spec(CPU)), steps)
     for k, rate in enumerate(rates):
         alone = drive(built(cls(rate, **more), case.spec(CPU)), steps)
-        assert all(torch.equal(both[k], one.view(1, classes)) for both, one in zip(together, alone, strict=True))
+        assert all(
+            torch.equal(both[k], one.view(1, classes))
+            for both, one in zip(together, alone, strict=True)
+        )
 
 
 # -- the simplex
@@ -208,7 +246,10 @@ def test_clipped_scores_are_a_distribution_without_zeros(scores: list[float]) ->
     p = clipped(torch.tensor([scores]))
     assert on_simplex(p)
     assert p.min() > 0.0
-    assert int(p.argmax()) in (torch.tensor(scores) == max(scores)).nonzero().flatten().tolist() or max(scores) < 0.1
+    assert (
+        int(p.argmax()) in (torch.tensor(scores) == max(scores)).nonzero().flatten().tolist()
+        or max(scores) < 0.1
+    )
 
 
 def test_a_distribution_stays_itself() -> None:

@@ -37,8 +37,15 @@ def folder(tmp_path, monkeypatch):
 def test_fit_says_what_it_did(folder, capsys):
     """Rows, refused rows and the file; as JSON where asked for."""
     capsys.readouterr()
-    assert run_command(["fit", "config.toml", "entries.csv", "--out", "b.safetensors", "--json"]).code == 0
-    assert json.loads(capsys.readouterr().out) == {"rows": ROWS, "skipped": 1, "weights": "b.safetensors"}
+    assert (
+        run_command(["fit", "config.toml", "entries.csv", "--out", "b.safetensors", "--json"]).code
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out) == {
+        "rows": ROWS,
+        "skipped": 1,
+        "weights": "b.safetensors",
+    }
     assert Linear.load(folder / "b.safetensors").window == 3
     assert not list(folder.glob("*.part"))
 
@@ -52,7 +59,12 @@ def test_fit_joins_labels_that_came_apart(folder, capsys):
         "".join(json.dumps({"id": i, "time": t, "y": y}) + "\n" for i, t, _, y in rows()[:100])
     )
     out = folder / "apart.safetensors"
-    assert run_command(["fit", "config.toml", "x.jsonl", "--labels", "y.jsonl", "--out", str(out)]).code == 0
+    assert (
+        run_command(
+            ["fit", "config.toml", "x.jsonl", "--labels", "y.jsonl", "--out", str(out)]
+        ).code
+        == 0
+    )
     apart, together = load_file(out), load_file(folder / "base.safetensors")
     torch.testing.assert_close(apart, together)
 
@@ -62,16 +74,32 @@ def test_fit_joins_labels_that_came_apart(folder, capsys):
     [
         (["check", "nowhere.toml"], 2, "config: config: expected a readable UTF-8 file"),
         (["check", "config.toml", "--set", "task.windw=1"], 2, "config: task.windw: "),
-        (["run", "config.toml", "--set", "task.window=4"], 2, "config: task.window: expected 3, which the base"),
-        (["run", "config.toml", "--set", "source.path=nowhere.csv"], 1, "file nowhere.csv: not found"),
+        (
+            ["run", "config.toml", "--set", "task.window=4"],
+            2,
+            "config: task.window: expected 3, which the base",
+        ),
+        (
+            ["run", "config.toml", "--set", "source.path=nowhere.csv"],
+            1,
+            "file nowhere.csv: not found",
+        ),
         (["run", "config.toml", "--set", "source.path=entries.txt"], 2, "config: source.path: "),
-        (["run", "config.toml", "--set", "sink.path=."], 2, "config: sink.path: expected a regular file"),
+        (
+            ["run", "config.toml", "--set", "sink.path=."],
+            2,
+            "config: sink.path: expected a regular file",
+        ),
         (["run", "config.toml", "--log-level", "loud"], 2, "config: --log-level: "),
         (["replay", "config.toml", "nowhere.csv"], 1, "file nowhere.csv: not found"),
         (["replay", "config.toml", "torn.csv.gz"], 1, "file torn.csv.gz: cannot be read"),
         (["replay", "config.toml", "entries.csv", "--out", "no/where/"], 0, ""),
         (["fit", "config.toml", "nowhere.csv"], 1, "nowhere.csv: cannot be read"),
-        (["fit", "config.toml", "entries.csv", "--out", "no/where.safetensors"], 2, "config: base.weights: "),
+        (
+            ["fit", "config.toml", "entries.csv", "--out", "no/where.safetensors"],
+            2,
+            "config: base.weights: ",
+        ),
         (["fit", "config.toml", "entries.csv", "--ridge", "-1"], 2, "config: --ridge: "),
         (["init", "no/where.toml"], 2, "config: config: expected a file that can be written"),
         (["demo", "--labels", "few"], 2, "config: --labels: expected all or sparse"),
@@ -92,7 +120,9 @@ def test_errors_are_one_line_and_a_code(folder, capsys, arguments, code, said):
     assert said in error
     assert "Traceback" not in error
     if code and "such command" not in said and "argument" not in said:
-        assert [line for line in error.splitlines() if line.startswith("streamadapt: ")] == [error.splitlines()[-1]]
+        assert [line for line in error.splitlines() if line.startswith("streamadapt: ")] == [
+            error.splitlines()[-1]
+        ]
 
 
 def test_check_writes_nothing(folder, capsys):
@@ -101,11 +131,23 @@ def test_check_writes_nothing(folder, capsys):
     capsys.readouterr()
     assert run_command(["check", "config.toml", "--json"]).code == 0
     said = json.loads(capsys.readouterr().out)
-    found = {"path": "entries.csv", "columns": ["id", "time", "x", "y"], "records": 20, "refused": 0}
-    assert said == {"ok": True, "experts": ["base", "bias-0.1", "bias-0.01", "rls-0.98"], "files": [found]}
+    found = {
+        "path": "entries.csv",
+        "columns": ["id", "time", "x", "y"],
+        "records": 20,
+        "refused": 0,
+    }
+    assert said == {
+        "ok": True,
+        "experts": ["base", "bias-0.1", "bias-0.01", "rls-0.98"],
+        "files": [found],
+    }
     assert run_command(["check", "config.toml", "--json", "--set", "task.window=x"]).code == 2
     said = json.loads(capsys.readouterr().out)
-    assert said == {"ok": False, "error": {"path": "task.window", "value": "'x'", "expected": "a whole number"}}
+    assert said == {
+        "ok": False,
+        "error": {"path": "task.window", "value": "'x'", "expected": "a whole number"},
+    }
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
@@ -113,13 +155,16 @@ def by_hand(table):
     from streamadapt import Entry
 
     base = Linear.load(Path("base.safetensors"))
-    pipeline = Pipeline(Supervised(3), base, [Bias((0.1, 0.01)), RLS(0.98)], drift=[DriftMonitor("adwin")])
+    pipeline = Pipeline(
+        Supervised(3), base, [Bias((0.1, 0.01)), RLS(0.98)], drift=[DriftMonitor("adwin")]
+    )
     entries = (Entry(np.array([x]), t * 10**9, i, label=np.array([y])) for i, t, x, y in table)
     return pipeline, pipeline.observe(entries)
 
 
 def test_replay_is_the_same_as_the_python_api(folder, capsys):
-    """The same numbers to the bit, from a file or by hand; nothing is written but what was asked for."""
+    """The same numbers to the bit, from a file or by hand; nothing is written but what was asked
+    for."""
     pipeline, predictions = by_hand(rows())
     before = sorted(path.name for path in folder.iterdir())
     capsys.readouterr()
@@ -131,8 +176,12 @@ def test_replay_is_the_same_as_the_python_api(folder, capsys):
     assert summary["entries"] == ROWS
     assert summary["dead_letters"] == {"wrong_type": 1}
     for _ in range(2):  # the second replay writes its file anew
-        assert run_command(["replay", "config.toml", "entries.csv", "--out", "out.jsonl"]).code == 0
-        assert [line["served"][0] for line in lines("out.jsonl")] == [p.served[0, 0] for p in predictions]
+        assert (
+            run_command(["replay", "config.toml", "entries.csv", "--out", "out.jsonl"]).code == 0
+        )
+        assert [line["served"][0] for line in lines("out.jsonl")] == [
+            p.served[0, 0] for p in predictions
+        ]
         assert [line["reason"] for line in lines("out.jsonl.dead-letters")] == ["wrong_type"]
     table = capsys.readouterr().out
     for said in ("frozen (base)", "served", "entries", "dead letters: wrong_type", "drift"):
@@ -142,9 +191,13 @@ def test_replay_is_the_same_as_the_python_api(folder, capsys):
 def test_replay_reads_labels_that_came_apart(folder, capsys):
     """In a file of their own, JSON beside CSV too: then a number may be text in either."""
     write_csv(folder / "y.csv", [(i, t + 600, x, y) for i, t, x, y in rows()])
-    (folder / "x.jsonl").write_text("".join(json.dumps({"id": i, "time": t, "x": x}) + "\n" for i, t, x, _ in rows()))
+    (folder / "x.jsonl").write_text(
+        "".join(json.dumps({"id": i, "time": t, "x": x}) + "\n" for i, t, x, _ in rows())
+    )
     capsys.readouterr()
-    assert run_command(["replay", "config.toml", "x.jsonl", "--labels", "y.csv", "--json"]).code == 0
+    assert (
+        run_command(["replay", "config.toml", "x.jsonl", "--labels", "y.csv", "--json"]).code == 0
+    )
     summary = json.loads(capsys.readouterr().out)
     assert summary["labels"] == {"learned": ROWS - 2, "unpredicted": 2}
     assert summary["entries"] == ROWS
@@ -155,13 +208,16 @@ def test_replay_reads_labels_that_came_apart(folder, capsys):
 
 
 def test_run_on_files_writes_everything_and_continues(folder, capsys):
-    """Predictions, dead letters and a checkpoint; interrupted in the middle, the rest comes as if it had not been."""
+    """Predictions, dead letters and a checkpoint; interrupted in the middle, the rest comes as if
+    it had not been."""
     capsys.readouterr()
     assert run_command(["run", "config.toml", "--json", "--log-json"]).code == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["entries"] == ROWS
     events = [json.loads(line) for line in said.err.splitlines()]
-    assert [event["message"] for event in events][-1] == f"stopped: {ROWS} entries, {ROWS - 2} predictions"
+    assert [event["message"] for event in events][
+        -1
+    ] == f"stopped: {ROWS} entries, {ROWS - 2} predictions"
     assert all(event.keys() >= {"time", "level", "logger", "message"} for event in events)
     assert len(lines("predictions.jsonl")) == ROWS - 2
     assert [line["value"] for line in lines("predictions.jsonl.dead-letters")] == [
@@ -185,15 +241,20 @@ def test_run_on_files_writes_everything_and_continues(folder, capsys):
 def test_log_json_holds_errors_too(folder, capsys):
     """Where a machine reads standard error, the last words are JSON as well."""
     capsys.readouterr()
-    assert run_command(["run", "config.toml", "--log-json", "--set", "source.path=nowhere.csv"]).code == 1
+    assert (
+        run_command(["run", "config.toml", "--log-json", "--set", "source.path=nowhere.csv"]).code
+        == 1
+    )
     (event,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert (event["level"], event["message"]) == ("error", "file nowhere.csv: not found")
 
 
 def test_a_fault_in_the_users_model_shows_where(folder, capsys, monkeypatch):
-    """That is no config error: nothing was predicted, with the traceback, on one line where logs are JSON."""
+    """That is no config error: nothing was predicted, with the traceback, on one line where logs
+    are JSON."""
     (folder / "mine.py").write_text(
-        "def make():\n    def model(x):\n        raise ZeroDivisionError('mine')\n    return model\n"
+        "def make():\n    def model(x):\n        raise ZeroDivisionError('mine')\n    return "
+        "model\n"
     )
     monkeypatch.syspath_prepend(folder)
     own = ["--set", 'base={kind="module", factory="mine:make"}']
@@ -210,8 +271,8 @@ def test_a_fault_in_the_users_model_shows_where(folder, capsys, monkeypatch):
 def test_an_exit_code_reaches_the_shell(folder):
     """Through the real entry point, and the settings of the environment with it."""
     done = subprocess.run(
-        [sys.executable, "-m", "streamadapt", "check", "config.toml"], capture_output=True, text=True, check=False,
-        env=os.environ | {"STREAMADAPT__TASK__WINDOW": "9"},
+        [sys.executable, "-m", "streamadapt", "check", "config.toml"], capture_output=True,
+        text=True, check=False, env=os.environ | {"STREAMADAPT__TASK__WINDOW": "9"},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
@@ -219,7 +280,13 @@ def test_an_exit_code_reaches_the_shell(folder):
 
 
 @pytest.mark.parametrize(
-    "module", ["typer", "streamadapt.build", "streamadapt.app.running", "streamadapt_connectors.files.source"]
+    "module",
+    [
+        "typer",
+        "streamadapt.build",
+        "streamadapt.app.running",
+        "streamadapt_connectors.files.source",
+    ],
 )
 def test_an_interrupt_during_imports_ends_cleanly(folder, module):
     """Exit code 130 and one line, wherever it comes."""
@@ -234,5 +301,7 @@ def test_an_interrupt_during_imports_ends_cleanly(folder, module):
         "sys.argv = ['streamadapt', 'run', 'config.toml']\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (130, "streamadapt: interrupted\n")

@@ -1,4 +1,5 @@
-"""What keeps an engine from its work: a line when it begins, one when it is over, counts, and the truth in metrics."""
+"""What keeps an engine from its work: a line when it begins, one when it is over, counts, and the
+truth in metrics."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def lines(caplog):
     return [(record.levelname, record.getMessage()) for record in caplog.records]
 
 
-def test_a_condition_is_one_line_and_its_end_is_one_more_with_how_long_it_took(conditions, clock, caplog):
+def test_a_condition_is_one_line_and_its_end_is_one_more_with_how_long_it_took(
+    conditions, clock, caplog
+):
     with caplog.at_level(logging.INFO, "streamadapt"):
         for _ in range(5):
             conditions.begin(Condition.NO_ANSWER, "broker b:1 is away")
@@ -108,7 +111,11 @@ def test_what_began_is_counted_and_what_can_be_is_shown_at_0(conditions, clock):
     conditions.happened(Condition.GROUP_OFFSET, "moved")
     standing = conditions.standing()
     assert standing.holds == {Condition.NO_ANSWER: False, Condition.OPEN_TRANSACTION: False}
-    assert standing.began == {Condition.NO_ANSWER: 2, Condition.OPEN_TRANSACTION: 0, Condition.GROUP_OFFSET: 1}
+    assert standing.began == {
+        Condition.NO_ANSWER: 2,
+        Condition.OPEN_TRANSACTION: 0,
+        Condition.GROUP_OFFSET: 1,
+    }
 
 
 def test_a_secret_in_a_reason_is_not_told(conditions, caplog):
@@ -118,7 +125,9 @@ def test_a_secret_in_a_reason_is_not_told(conditions, caplog):
 
 
 class Troubled(MemorySink):
-    standing = Standing("nothing goes out", {Condition.UNACKNOWLEDGED: True}, {Condition.UNACKNOWLEDGED: 3}, 7.5)
+    standing = Standing(
+        "nothing goes out", {Condition.UNACKNOWLEDGED: True}, {Condition.UNACKNOWLEDGED: 3}, 7.5
+    )
 
     @property
     def trouble(self):

@@ -1,4 +1,5 @@
-"""Configs: what is wrong is said with its path; the environment overrides; every kind can be built."""
+"""Configs: what is wrong is said with its path; the environment overrides; every kind can be
+built."""
 
 from __future__ import annotations
 
@@ -42,7 +43,11 @@ def weights(tmp_path_factory):
     make_weights(folder / "window5.safetensors", window=5)
     make_weights(folder / "three.safetensors", channels=3)
     save_file({"w": torch.zeros(1)}, folder / "stranger.safetensors")
-    save_file({"weights": torch.zeros(1)}, folder / "halfway.safetensors", {"format": "streamadapt-linear-1"})
+    save_file(
+        {"weights": torch.zeros(1)},
+        folder / "halfway.safetensors",
+        {"format": "streamadapt-linear-1"},
+    )
     (folder / "torn.safetensors").write_bytes(good.read_bytes()[:50])
     return good
 
@@ -53,7 +58,9 @@ def test_the_config_of_these_tests_is_right(weights):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "path", "fragment"), BROKEN, ids=[f"{row[2]}-{i}" for i, row in enumerate(BROKEN)]
+    ("old", "new", "path", "fragment"),
+    BROKEN,
+    ids=[f"{row[2]}-{i}" for i, row in enumerate(BROKEN)],
 )
 def test_what_is_wrong_is_named_with_its_path(weights, old, new, path, fragment):
     """Exactly this path, and what was expected there, before anything connects."""
@@ -73,14 +80,24 @@ def test_a_forecast_takes_no_labels(weights):
     """A label topic beside a forecast is a misunderstanding, not something to read and refuse."""
     text = text_of(weights).replace('kind = "supervised"', 'kind = "forecast"\nhorizon = 4')
     text = text.replace("base.safe", "forecast.safe")
-    with pytest.raises(ConfigError, match=r"source\.label_topic: expected none: this task learns from no labels"):
+    with pytest.raises(
+        ConfigError, match=r"source\.label_topic: expected none: this task learns from no labels"
+    ):
         check_config(parse_config(text))
-    assert check_config(parse_config(text.replace('label_topic = "labels"', ""))).names[0] == "base"
+    assert (
+        check_config(parse_config(text.replace('label_topic = "labels"', ""))).names[0] == "base"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "nanoseconds"),
-    [("250ms", 250_000_000), ("10s", 10**10), ("1.5m", 90 * 10**9), ("6h", 21_600 * 10**9), (" 1d ", 86_400 * 10**9)],
+    [
+        ("250ms", 250_000_000),
+        ("10s", 10**10),
+        ("1.5m", 90 * 10**9),
+        ("6h", 21_600 * 10**9),
+        (" 1d ", 86_400 * 10**9),
+    ],
 )
 def test_durations(text, nanoseconds):
     """As people write them."""
@@ -88,7 +105,8 @@ def test_durations(text, nanoseconds):
 
 
 @pytest.mark.parametrize(
-    "value", ["", "10", "10 sec", "-1s", "s", "1h30m", "1e3s", "infs", None, 10, True, "10S", "٣s x"]
+    "value",
+    ["", "10", "10 sec", "-1s", "s", "1h30m", "1e3s", "infs", None, 10, True, "10S", "٣s x"],
 )
 def test_what_is_no_duration(value):
     """A missing unit most of all."""
@@ -142,7 +160,9 @@ def test_a_right_config_shows_no_secret_either(weights):
     """Not in its repr, nor in the repr of what is made from it."""
     user = f'sasl_plain_username = "u", sasl_plain_password = "{SECRET}"'
     security = f'{{ security_protocol = "SASL_SSL", sasl_mechanism = "PLAIN", {user} }}'
-    config = parse_config(text_of(weights).replace('topic = "entries"', f'topic = "entries"\nsecurity = {security}'))
+    config = parse_config(
+        text_of(weights).replace('topic = "entries"', f'topic = "entries"\nsecurity = {security}')
+    )
     assert SECRET not in repr(config)
     assert "PLAIN" in repr(config)
     engine = make_engine(config)
@@ -152,11 +172,14 @@ def test_a_right_config_shows_no_secret_either(weights):
 def test_a_password_of_digits_stays_text(weights):
     """From the environment everything else that looks like TOML is TOML."""
     environment = {"STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD": "12345"}
-    assert parse_config(text_of(weights), environment).source["security"] == {"sasl_plain_password": "12345"}
+    assert parse_config(text_of(weights), environment).source["security"] == {
+        "sasl_plain_password": "12345"
+    }
 
 
 def test_credentials_go_to_their_own_servers_only(weights):
-    """A sink without servers shares the source's with their credentials; one with its own does not."""
+    """A sink without servers shares the source's with their credentials; one with its own does
+    not."""
     made = {}
 
     def sink_of(text):
@@ -164,9 +187,16 @@ def test_credentials_go_to_their_own_servers_only(weights):
 
         return assemble._sinks(parse_config(text))
 
-    text = text_of(weights).replace('topic = "entries"', 'topic = "entries"\nsecurity = { security_protocol = "SSL" }')
+    text = text_of(weights).replace(
+        'topic = "entries"', 'topic = "entries"\nsecurity = { security_protocol = "SSL" }'
+    )
     made["shared"] = [table for table, _ in sink_of(text)]
-    made["own"] = [table for table, _ in sink_of(text.replace('"predictions"', '"predictions"\nservers = "other:1"'))]
+    made["own"] = [
+        table
+        for table, _ in sink_of(
+            text.replace('"predictions"', '"predictions"\nservers = "other:1"')
+        )
+    ]
     assert [t.get("security") for t in made["shared"]] == [{"security_protocol": "SSL"}] * 2
     assert [t.get("security") for t in made["own"]] == [None, None]
     assert [t["servers"] for t in made["own"]] == ["other:1"] * 2
@@ -200,7 +230,9 @@ def test_environment_values_are_toml_where_they_parse(weights):
 
 def test_lists_of_tables_can_come_from_the_environment_alone(weights):
     """In the order of their index, ten after nine."""
-    text = text_of(weights).split("[[learners]]")[0] + "[sink]" + text_of(weights).split("[sink]")[1]
+    text = (
+        text_of(weights).split("[[learners]]")[0] + "[sink]" + text_of(weights).split("[sink]")[1]
+    )
     environment = {f"STREAMADAPT__LEARNERS__{i}__KIND": "bias" for i in range(11)}
     environment |= {f"STREAMADAPT__LEARNERS__{i}__RATE": f"0.{i + 1:02d}" for i in range(11)}
     learners = parse_config(text, environment).learners
@@ -215,7 +247,9 @@ def test_flag_over_environment_over_file_over_default(weights, tmp_path):
     assert load_config(path, {}).seed == 0
     assert load_config(path, {}).task["window"] == 3
     assert load_config(path, environment).task["window"] == 7
-    config = load_config(path, environment, ["task.window=9", "learners.1.clip=4.0", "source.topic=a=b"])
+    config = load_config(
+        path, environment, ["task.window=9", "learners.1.clip=4.0", "source.topic=a=b"]
+    )
     assert (config.task["window"], config.seed, config.learners[1]["clip"]) == (9, 7, 4.0)
     assert config.source["topic"] == "a=b"
 
@@ -223,9 +257,24 @@ def test_flag_over_environment_over_file_over_default(weights, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "path", "fragment"),
     [
-        ("STREAMADAPT__LEARNERS__7__RATE", "1", "STREAMADAPT__LEARNERS__7__RATE", "an index from 0 to 2"),
-        ("STREAMADAPT__LEARNERS__X__RATE", "1", "STREAMADAPT__LEARNERS__X__RATE", "an index from 0 to 2"),
-        ("STREAMADAPT__TASK__WINDOW__DEEP", "1", "STREAMADAPT__TASK__WINDOW__DEEP", "a plain value"),
+        (
+            "STREAMADAPT__LEARNERS__7__RATE",
+            "1",
+            "STREAMADAPT__LEARNERS__7__RATE",
+            "an index from 0 to 2",
+        ),
+        (
+            "STREAMADAPT__LEARNERS__X__RATE",
+            "1",
+            "STREAMADAPT__LEARNERS__X__RATE",
+            "an index from 0 to 2",
+        ),
+        (
+            "STREAMADAPT__TASK__WINDOW__DEEP",
+            "1",
+            "STREAMADAPT__TASK__WINDOW__DEEP",
+            "a plain value",
+        ),
         ("STREAMADAPT__SOURCE____X", "1", "STREAMADAPT__SOURCE____X", "a name between"),
         ("STREAMADAPT__SURCE__TOPIC", "x", "surce", "did you mean 'source'?"),
         ("STREAMADAPT__TASK__WINDOW", "six", "task.window", "a whole number, got 'six'"),
@@ -264,14 +313,16 @@ def test_the_digest_changes_with_what_the_state_depends_on(weights, tmp_path):
     text = text_of(weights)
     digest = parse_config(text).digest()
     for old, new in [
-        ("localhost:9092", "elsewhere:9092"), ('"predictions"', '"others"'), ('path = "state"', 'path = "/mnt/state"'),
-        ("port = 9108", "port = 1"), ('path = "state"', 'path = "state"\nevery = "1m"'),
+        ("localhost:9092", "elsewhere:9092"), ('"predictions"', '"others"'),
+        ('path = "state"', 'path = "/mnt/state"'), ("port = 9108", "port = 1"),
+        ('path = "state"', 'path = "state"\nevery = "1m"'),
     ]:  # fmt: skip
         assert parse_config(text.replace(old, new)).digest() == digest
     for old, new in [
-        ("window = 3", "window = 4"), ("rate = 0.1", "rate = 0.2"), ('topic = "entries"', 'topic = "x"'),
-        ('"adwin"', '"page-hinkley"'), ('"b"]', '"c"]'), ("[source]", "seed = 1\n[source]"),
-        ('[[learners]]\nkind = "rls"', ""), ("[checkpoint]", '[guard]\nkind = "hedge"\n[checkpoint]'),
+        ("window = 3", "window = 4"), ("rate = 0.1", "rate = 0.2"),
+        ('topic = "entries"', 'topic = "x"'), ('"adwin"', '"page-hinkley"'), ('"b"]', '"c"]'),
+        ("[source]", "seed = 1\n[source]"), ('[[learners]]\nkind = "rls"', ""),
+        ("[checkpoint]", '[guard]\nkind = "hedge"\n[checkpoint]'),
     ]:  # fmt: skip
         assert parse_config(text.replace(old, new)).digest() != digest, (old, new)
     moved = tmp_path / "moved.safetensors"
@@ -285,19 +336,42 @@ def test_the_digest_changes_with_what_the_state_depends_on(weights, tmp_path):
 
 
 KIND_TABLES = {
-    "learners": {"adcsd": {}, "bias": {}, "calibration": {}, "gain": {}, "rls": {},
-                 "eata": {}, "per_entry": {"source": "x.npz"}, "tent": {}, "dictionary": {}, "error_memory": {},
-                 "holt": {}, "liquid": {}, "persistence": {}, "refit": {}, "seasonal": {}, "slot_bias": {},
-                 "river": {"model": "linear_model.LinearRegression"}},
-    "bases": {"linear": {}, "module": {"factory": "torch.nn:Identity"}, "onnx": {}, "persistence": {"horizon": 3}},
+    "learners": {
+        "adcsd": {},
+        "bias": {},
+        "calibration": {},
+        "gain": {},
+        "rls": {},
+        "eata": {},
+        "per_entry": {"source": "x.npz"},
+        "tent": {},
+        "dictionary": {},
+        "error_memory": {},
+        "holt": {},
+        "liquid": {},
+        "persistence": {},
+        "refit": {},
+        "seasonal": {},
+        "slot_bias": {},
+        "river": {"model": "linear_model.LinearRegression"},
+    },
+    "bases": {
+        "linear": {},
+        "module": {"factory": "torch.nn:Identity"},
+        "onnx": {},
+        "persistence": {"horizon": 3},
+    },
     "sources": {"files": {"path": "x.csv"}, "kafka": {"servers": "a:1", "topic": "t"}},
     "sinks": {"files": {"path": "p.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
     "dead_letters": {"files": {"path": "d.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
-    "dead_letter_readers": {"files": {"path": "d.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
+    "dead_letter_readers": {
+        "files": {"path": "d.jsonl"},
+        "kafka": {"servers": "a:1", "topic": "t"},
+    },
     "stream_writers": {"files": {"path": "x.jsonl"}, "kafka": {"servers": "a:1", "topic": "t"}},
     "codecs": {"json": {"fields": {"values": ["x"]}}},
     "folders": {"fsspec": {"url": "memory://x"}},
-}  # fmt: skip
+}
 
 
 def test_every_kind_of_the_entry_points_can_be_built(weights, tmp_path):
@@ -321,7 +395,8 @@ def test_every_kind_of_the_entry_points_can_be_built(weights, tmp_path):
 
 
 def test_the_template_passes_once_its_weights_exist(tmp_path, monkeypatch, capsys):
-    """`streamadapt init` writes a config that `streamadapt check` takes; before that it says what is missing."""
+    """`streamadapt init` writes a config that `streamadapt check` takes; before that it says what
+    is missing."""
     monkeypatch.chdir(tmp_path)
     assert run_command(["init", "my.toml"]).code == 0
     assert run_command(["init", "my.toml"]).code == 2
@@ -337,7 +412,8 @@ def test_the_template_names_only_what_exists():
     """Its commented-out alternatives too: uncommented, they are TOML."""
     text = files("streamadapt.app").joinpath("template.toml").read_text(encoding="utf-8")
     lines = [
-        line[2:] if line.startswith("# ") and "=" in line and "`" not in line else line for line in text.splitlines()
+        line[2:] if line.startswith("# ") and "=" in line and "`" not in line else line
+        for line in text.splitlines()
     ]
     names = {line.split("=")[0].strip() for line in lines if "=" in line}
     assert {"group", "classes", "key"} <= names
@@ -380,7 +456,10 @@ def test_a_third_party_kind_is_found(weights, tmp_path):
     )  # fmt: skip
     assert done.stdout.split("\n") == ["ok: experts base, third, rls-0.9995", "0", "2", "2", ""]
     first, second = done.stderr.splitlines()
-    assert "learners[0].kind: expected a kind that can be imported (No module named 'nowhere')" in first
+    assert (
+        "learners[0].kind: expected a kind that can be imported (No module named 'nowhere')"
+        in first
+    )
     assert "source: expected arguments that fit (RuntimeError: third: p ['odd'])" in second
 
 

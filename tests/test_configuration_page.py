@@ -1,4 +1,5 @@
-"""The page of the configuration: what it says is complete, its examples are right, and errors lead to it."""
+"""The page of the configuration: what it says is complete, its examples are right, and errors lead
+to it."""
 
 from __future__ import annotations
 
@@ -28,7 +29,15 @@ from streamadapt.errors import ConfigError
 
 DOCS = Path(__file__).parent.parent / "docs" / "configuration.md"
 TABLES = tables()
-WITHOUT_EXAMPLE = {"task", "base", "source", "sink", "dead_letters", "learners", "guard"}  # their kinds have them
+WITHOUT_EXAMPLE = {
+    "task",
+    "base",
+    "source",
+    "sink",
+    "dead_letters",
+    "learners",
+    "guard",
+}  # their kinds have them
 
 SUPERVISED = {
     "source": '[source]\nkind = "files"\npath = "entries.csv"\n',
@@ -45,7 +54,9 @@ CLASSES = SUPERVISED | {
     "task": '[task]\nkind = "supervised"\nwindow = 1\nclasses = 2\n',
     "base": '[base]\nkind = "module"\nfactory = "my_models:make_classes"\n',
 }
-KAFKA = SUPERVISED | {"source": '[source]\nkind = "kafka"\nservers = "broker:9092"\ntopic = "entries"\n'}
+KAFKA = SUPERVISED | {
+    "source": '[source]\nkind = "kafka"\nservers = "broker:9092"\ntopic = "entries"\n'
+}
 AROUND = {
     "top": SUPERVISED | {"checkpoint": '[checkpoint]\npath = "state"\n'},
     "source.security": KAFKA,
@@ -53,7 +64,9 @@ AROUND = {
     "panel": FORECAST | {"source": KAFKA["source"], "fields": '[fields]\nvalues = ["value"]\n'},
     "guard.none": FORECAST | {"learners": '[[learners]]\nkind = "bias"\n'},
 }
-AROUND |= dict.fromkeys(("task.unlabelled", "learners.eata", "learners.per_entry", "learners.tent"), CLASSES)
+AROUND |= dict.fromkeys(
+    ("task.unlabelled", "learners.eata", "learners.per_entry", "learners.tent"), CLASSES
+)
 AROUND |= dict.fromkeys(("task.forecast", "base.persistence", "base.onnx"), FORECAST)
 AROUND |= {f"learners.{kind}": FORECAST for kind in ("adcsd", "holt", "persistence", "seasonal")}
 TENT = '[[learners]]\nkind = "tent"\n[guard]\nkind = "two-layer"\nprior = { tent = 0.9 }\n'
@@ -96,7 +109,10 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "password.txt").write_text("correct horse\n")
     make_weights(tmp_path / "base.safetensors", window=6)
     layer = nn.Linear(12, 4).state_dict()
-    save_file({f"layer.{name}": tensor for name, tensor in layer.items()}, tmp_path / "weights.safetensors")
+    save_file(
+        {f"layer.{name}": tensor for name, tensor in layer.items()},
+        tmp_path / "weights.safetensors",
+    )
     save_file({"inputs": torch.randn(64, 1, 2)}, tmp_path / "source.safetensors")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -127,7 +143,9 @@ def keys() -> list[tuple[Table, Key]]:
 
 
 def test_every_key_has_a_type_and_a_meaning() -> None:
-    short = [(table.path, key.name) for table, key in keys() if not key.type or len(key.meaning) < 10]
+    short = [
+        (table.path, key.name) for table, key in keys() if not key.type or len(key.meaning) < 10
+    ]
     assert short == []
     assert [table.path for table in TABLES if not table.summary] == []
     assert len(keys()) > 150

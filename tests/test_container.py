@@ -1,4 +1,5 @@
-"""What the image and compose.yaml promise: no root, a file system that is read-only but for the state."""
+"""What the image and compose.yaml promise: no root, a file system that is read-only but for the
+state."""
 
 from __future__ import annotations
 
@@ -19,9 +20,10 @@ _logging = pytest.fixture(autouse=True)(logging_as_before)
 ROOT = Path(__file__).parent.parent
 UID = 10001
 
-# In namespaces of their own, which nobody else sees and which are gone with the process: every file system read-only,
-# /tmp too, but for one folder (/proc, which is the kernel's, and shared memory, which container engines give, as joblib
-# makes a semaphore when it is imported); then a user who is not root and may do nothing special.
+# In namespaces of their own, which nobody else sees and which are gone with the process: every
+# file system read-only, /tmp too, but for one folder (/proc, which is the kernel's, and shared
+# memory, which container engines give, as joblib makes a semaphore when it is imported); then a
+# user who is not root and may do nothing special.
 CONFINED = f"""
 set -e
 mount --bind "$1" "$1"
@@ -38,8 +40,14 @@ ALONE = ("unshare", "--user", "--map-root-user", "--mount", "--", "sh", "-c", CO
 
 def confined(writable, *command, cwd=None):
     """Run a command that can write to one folder only, with a home that is not there."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "STREAMADAPT", "HOME", "XDG", "TMP"))}
-    environment = kept | {"HOME": "/nonexistent"}  # and PYTHONDONTWRITEBYTECODE is not set: it is no condition
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("PYTHON", "STREAMADAPT", "HOME", "XDG", "TMP"))
+    }
+    environment = kept | {
+        "HOME": "/nonexistent"
+    }  # and PYTHONDONTWRITEBYTECODE is not set: it is no condition
     return subprocess.run(
         [*ALONE, str(writable), *map(str, command)],
         capture_output=True, text=True, check=False, timeout=120, cwd=cwd, env=environment,
@@ -53,16 +61,23 @@ def folder(tmp_path, monkeypatch):
     for name in ("state", "elsewhere"):
         (tmp_path / name).mkdir()
     sink = 'kind = "files"\npath = "state/predictions.jsonl"'
-    text = CONFIG.format(source='kind = "files"\npath = "entries.csv"', sink=sink).replace('"state"', '"state/saved"')
+    text = CONFIG.format(source='kind = "files"\npath = "entries.csv"', sink=sink).replace(
+        '"state"', '"state/saved"'
+    )
     metrics = f'[metrics]\nport = {free_port()}\nhost = "127.0.0.1"\n'
     (tmp_path / "config.toml").write_text(text + metrics)
-    probe = "id -u; grep CapEff /proc/self/status; touch state/x && rm state/x; touch x || touch /tmp/x || echo refused"
+    probe = (
+        "id -u; grep CapEff /proc/self/status; touch state/x && rm state/x; touch x || "
+        "touch /tmp/x || echo refused"
+    )
     try:
         tried = confined(tmp_path / "state", "sh", "-c", probe, cwd=tmp_path)
     except FileNotFoundError:
         pytest.skip("this machine has no unshare")
     if tried.returncode or tried.stdout.split() != [str(UID), "CapEff:", "0" * 16, "refused"]:
-        pytest.skip(f"this machine gives us no read-only root of our own: {tried.stdout} {tried.stderr}")
+        pytest.skip(
+            f"this machine gives us no read-only root of our own: {tried.stdout} {tried.stderr}"
+        )
     return tmp_path
 
 
@@ -73,7 +88,8 @@ def run(folder, writable):
 
 @pytest.mark.slow
 def test_a_run_needs_no_root_and_writes_to_its_state_only(folder):
-    """Not to its home, the folder for temporary files or its own code; and a second run goes on from there."""
+    """Not to its home, the folder for temporary files or its own code; and a second run goes on
+    from there."""
     done = run(folder, "state")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["entries"] == ROWS
@@ -114,7 +130,9 @@ def test_the_image_runs_as_a_user_by_number_who_owns_the_state_only():
     assert users
     assert int(users[-1]) == UID
     assert re.search(rf"useradd .*--uid {UID} ", last)
-    assert last.index("USER") > max(last.rindex("RUN"), last.rindex("COPY")), "what is built is root's"
+    assert last.index("USER") > max(last.rindex("RUN"), last.rindex("COPY")), (
+        "what is built is root's"
+    )
     assert re.findall(r"^VOLUME (\S+)$", last, re.MULTILINE) == ["/state"]
     assert re.findall(r"^WORKDIR (\S+)$", last, re.MULTILINE) == ["/state"]
     assert not re.search(r"chmod|sudo|--chown|ENV .*(PASSWORD|SECRET|TOKEN)", last)
@@ -152,4 +170,6 @@ def test_the_broker_and_the_scraper_are_reached_from_this_machine_only():
     for name in ("kafka", "prometheus"):
         ports = re.findall(r"ports: \[(.*)\]", service(name))
         assert ports
-        assert all(port.strip().startswith('"127.0.0.1:') for found in ports for port in found.split(","))
+        assert all(
+            port.strip().startswith('"127.0.0.1:') for found in ports for port in found.split(",")
+        )

@@ -1,4 +1,5 @@
-"""Positives that come late: weights, the learners that honour them, and a stream whose truth is known."""
+"""Positives that come late: weights, the learners that honour them, and a stream whose truth is
+known."""
 
 from __future__ import annotations
 
@@ -15,7 +16,18 @@ from river import linear_model, preprocessing
 from test_tasks import label, reason_of
 
 from benchmarks.labels.conversions import Conversions, figures, run
-from streamadapt import RLS, Bias, Calibration, Entry, ErrorMemory, Gain, Refit, River, SlotBias, Supervised
+from streamadapt import (
+    RLS,
+    Bias,
+    Calibration,
+    Entry,
+    ErrorMemory,
+    Gain,
+    Refit,
+    River,
+    SlotBias,
+    Supervised,
+)
 from streamadapt.errors import Reason
 from streamadapt.learners import Learner
 from streamadapt.learners.error_memory.ring import Ring
@@ -42,7 +54,9 @@ def show(task: Supervised, t: int) -> Arrival:
     arrival = task.observe(item)
     columns = np.array([[[0.8, 0.2]]])
     assert arrival.inputs is not None
-    task.remember(Issued(item, torch.from_numpy(arrival.inputs.copy()), base([[0.8, 0.2]]), columns, columns))
+    task.remember(
+        Issued(item, torch.from_numpy(arrival.inputs.copy()), base([[0.8, 0.2]]), columns, columns)
+    )
     return arrival
 
 
@@ -51,7 +65,9 @@ def test_what_has_no_label_is_a_negative_and_turns() -> None:
     assert show(task, 4).matured == []
     negative = show(task, 5).matured
     assert [m.target.tolist() for m in negative] == [[[1.0, 0.0]]]
-    assert negative[0].weight == pytest.approx((1 - 0.2) * (1 + 0.2)), "Ktena et al.: all positives are late at first"
+    assert negative[0].weight == pytest.approx((1 - 0.2) * (1 + 0.2)), (
+        "Ktena et al.: all positives are late at first"
+    )
     assert task.pending == 3
     positive = task.observe(label("0", 1.0, 6 * S)).matured
     assert [m.target.tolist() for m in positive] == [[[0.0, 1.0]]]
@@ -144,7 +160,9 @@ def taught(make: Callable[[], Learner], weight: float, times: int = 1) -> Any:
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_more_weight_teaches_more_and_none_nothing(name: str) -> None:
     make = WEIGHTED[name]
-    untaught, light, once, heavy = (taught(make, w, n) for w, n in ((1.0, 0), (0.5, 1), (1.0, 1), (1.8, 1)))
+    untaught, light, once, heavy = (
+        taught(make, w, n) for w, n in ((1.0, 0), (0.5, 1), (1.0, 1), (1.8, 1))
+    )
     torch.testing.assert_close(taught(make, 0.0), untaught)
     near, middle, far = ((said - untaught).abs() for said in (light, once, heavy))
     assert bool((near > 0.0).all())
@@ -153,7 +171,9 @@ def test_more_weight_teaches_more_and_none_nothing(name: str) -> None:
 
 
 def test_least_squares_of_weight_two_are_those_of_two_examples() -> None:
-    torch.testing.assert_close(taught(lambda: RLS(1.0), 2.0), taught(lambda: RLS(1.0), 1.0, times=2))
+    torch.testing.assert_close(
+        taught(lambda: RLS(1.0), 2.0), taught(lambda: RLS(1.0), 1.0, times=2)
+    )
     sketch = lambda: ErrorMemory(store="sketch", decay=1.0)  # noqa: E731
     torch.testing.assert_close(taught(sketch, 2.0), taught(sketch, 1.0, times=2))
 
@@ -167,21 +187,29 @@ def test_a_bias_moves_by_the_weighted_gradient() -> None:
 
 
 def test_rivers_models_are_given_the_weight() -> None:
-    learner = built(River("linear_model.LogisticRegression"), spec_of("classification", 1, 1, 1, 2))
+    learner = built(
+        River("linear_model.LogisticRegression"), spec_of("classification", 1, 1, 1, 2)
+    )
     oracle = preprocessing.StandardScaler() | linear_model.LogisticRegression()
     for i in range(20):
         learner.weight = 1.0 + i % 3
         said = base([[0.6, 0.4]])
         inputs, target = torch.tensor([[float(i % 5)]]), torch.eye(2)[[i % 2]]
         learner.learn(inputs, said, target, torch.ones(1, 2, dtype=torch.bool))
-        x = {"c0_0": float(i % 5), "base_0": float(said.output[0, 0]), "base_1": float(said.output[0, 1])}
+        x = {
+            "c0_0": float(i % 5),
+            "base_0": float(said.output[0, 0]),
+            "base_1": float(said.output[0, 1]),
+        }
         oracle.learn_one(x, i % 2, w=learner.weight)
     wanted = oracle.predict_proba_one(x)[1]
     assert float(learner.predict(inputs, said)[0, 1]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_an_exact_memory_averages_by_weight() -> None:
-    ring = Ring(StoreShape(1, 1, 1, 1), capacity=4, k=4, floor=1, tau=None, device=torch.device("cpu"))
+    ring = Ring(
+        StoreShape(1, 1, 1, 1), capacity=4, k=4, floor=1, tau=None, device=torch.device("cpu")
+    )
     for value, weight in ((1.0, 1.0), (4.0, 2.0), (100.0, 0.0)):
         key = torch.zeros(1, 1, dtype=torch.float64)
         ring.write(key, torch.tensor([[[value]]]), torch.ones(1, dtype=torch.bool), weight=weight)
@@ -194,7 +222,9 @@ def test_a_refit_keeps_the_weight_with_its_example() -> None:
     learner = built(Refit(5, memory=4, hidden=4), spec_of("classification", 1, 1, 1, 2))
     learner.weight = 0.5
     target = torch.tensor([[0.0, 1.0]])
-    learner.learn(torch.zeros(1, 1), base([[0.7, 0.3]]), target, torch.ones(1, 2, dtype=torch.bool))
+    learner.learn(
+        torch.zeros(1, 1), base([[0.7, 0.3]]), target, torch.ones(1, 2, dtype=torch.bool)
+    )
     assert learner.seen_targets[0].tolist() == [0.0, 0.5]
 
 

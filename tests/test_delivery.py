@@ -1,4 +1,5 @@
-"""effectively-once and exactly-once against memory: killed at every step, nothing is lost, doubled or learned twice."""
+"""effectively-once and exactly-once against memory: killed at every step, nothing is lost, doubled
+or learned twice."""
 
 from __future__ import annotations
 
@@ -32,7 +33,14 @@ from streamadapt.testing.checks.sources import CheckError
 from streamadapt.testing.checks.transactions import TransactionCase, yield_transaction_checks
 
 N, EVERY = 160, 37
-ENGINE_STEPS = ["flush", "encode", "mkdir", "write state.safetensors", "write state.json", "write manifest.json"]
+ENGINE_STEPS = [
+    "flush",
+    "encode",
+    "mkdir",
+    "write state.safetensors",
+    "write state.json",
+    "write manifest.json",
+]
 ENGINE_STEPS += ["sync folder", "rename", "sync parent", "prune", "commit", "committed"]
 SINK_STEPS = ["begin", "produce", "offsets", "commit", "committed"]
 
@@ -42,7 +50,8 @@ def stream():
 
 
 def light_pipeline():
-    """It learns, so that a label that is learned twice shows; whole pipelines crash in `test_engine`."""
+    """It learns, so that a label that is learned twice shows; whole pipelines crash in
+    `test_engine`."""
     return Pipeline(Supervised(3), base, [Bias(0.1)])
 
 
@@ -52,7 +61,13 @@ def make_engine(items, labels, path, sink, guarantee, **source):
     )
     source = MemorySource(items, labels, **{"batch": 30, **source})
     return Engine(
-        source, light_pipeline, sink, IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=ManualClock()
+        source,
+        light_pipeline,
+        sink,
+        IdentityCodec(),
+        MemoryDeadLetters(),
+        settings=settings,
+        clock=ManualClock(),
     )
 
 
@@ -80,7 +95,8 @@ def crash_at(step, times):
 
 
 def run_twice(path, guarantee, sinks, step=None, times=1, at=None):
-    """Crash at an engine's step, or when reading an entry, and start again; return the second engine."""
+    """Crash at an engine's step, or when reading an entry, and start again; return the second
+    engine."""
     entries, labels = stream()
     items = entries if at is None else [*entries[:at], CRASH, *entries[at:]]
     crashed = make_engine(items, labels, path, sinks(), guarantee)
@@ -144,7 +160,8 @@ def test_exactly_once_survives_every_step_of_a_checkpoint(tmp_path, calm, step, 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("step", SINK_STEPS)
 def test_exactly_once_survives_every_step_of_a_transaction(tmp_path, calm, step, times):
-    """Killed before the broker heard of it, and after it had committed but before the engine knew."""
+    """Killed before the broker heard of it, and after it had committed but before the engine
+    knew."""
     if (step, times) == ("begin", 3):
         pytest.skip("a partition is begun once")
     log = TransactionalLog()
@@ -155,11 +172,14 @@ def test_exactly_once_survives_every_step_of_a_transaction(tmp_path, calm, step,
 
 
 def test_exactly_once_goes_on_after_a_transaction_that_the_broker_gave_up(tmp_path, calm):
-    """Open for too long again and again: in the end the engine stops; a restart loses and doubles nothing."""
+    """Open for too long again and again: in the end the engine stops; a restart loses and doubles
+    nothing."""
     log = TransactionalLog()
     entries, labels = stream()
     engine = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once")
-    engine.on_checkpoint_step = lambda name: log.expire("predictions-memory-0") if name == "commit" else None
+    engine.on_checkpoint_step = lambda name: (
+        log.expire("predictions-memory-0") if name == "commit" else None
+    )
     with pytest.raises(ConnectorError, match="fenced"):
         engine.run()
     assert LogSink(log).seen(0) == []
@@ -170,7 +190,8 @@ def test_exactly_once_goes_on_after_a_transaction_that_the_broker_gave_up(tmp_pa
 
 
 def test_a_zombie_commits_nothing(tmp_path, calm):
-    """Thought dead while it was paused: its successor's words stand, its own are void, and it stops."""
+    """Thought dead while it was paused: its successor's words stand, its own are void, and it
+    stops."""
     log = TransactionalLog()
     entries, labels = stream()
     zombie = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once", shared=True)
@@ -228,7 +249,9 @@ def test_what_a_guarantee_needs_is_asked_for():
 
 def log_case(log=None, make=LogSink):
     log = log or TransactionalLog()
-    return TransactionCase(lambda: make(log, "out"), lambda p: [name for _, name in LogSink(log, "out").seen(p)])
+    return TransactionCase(
+        lambda: make(log, "out"), lambda p: [name for _, name in LogSink(log, "out").seen(p)]
+    )
 
 
 @pytest.mark.parametrize("check", [*yield_transaction_checks()], ids=lambda c: c.__name__)
@@ -258,7 +281,8 @@ class ForgetsPositions(LogSink):
 
 
 class TakesItBack(LogSink):
-    """As kafka-python's producer does, which asks for a new epoch where the broker calls its own old."""
+    """As kafka-python's producer does, which asks for a new epoch where the broker calls its own
+    old."""
 
     def end(self, partition):
         for session in self._sessions.values():
@@ -274,10 +298,15 @@ class CommitsAtOnce(LogSink):
 
 @pytest.mark.parametrize(
     "case",
-    [lambda: log_case(ShowsAborted()), lambda: log_case(NoFence()), lambda: log_case(make=ForgetsPositions),
-     lambda: log_case(make=CommitsAtOnce), lambda: log_case(make=TakesItBack)],
+    [
+        lambda: log_case(ShowsAborted()),
+        lambda: log_case(NoFence()),
+        lambda: log_case(make=ForgetsPositions),
+        lambda: log_case(make=CommitsAtOnce),
+        lambda: log_case(make=TakesItBack),
+    ],
     ids=["shows aborted", "no fence", "forgets positions", "commits at once", "takes it back"],
-)  # fmt: skip
+)
 def test_the_checks_catch_a_broken_one(case):
     def fails(check):
         try:
@@ -290,10 +319,15 @@ def test_the_checks_catch_a_broken_one(case):
 
 
 def test_a_reader_is_held_up_by_the_first_open_transaction():
-    """The last stable offset: committed records behind an open transaction wait for its end; markers take offsets."""
+    """The last stable offset: committed records behind an open transaction wait for its end;
+    markers take offsets."""
     log, at = TransactionalLog(), StreamPartition("t", 0)
     one, two = log.open("one"), log.open("two")
-    assert [log.append(at, b"a", one), log.append(at, b"b", two), log.append(at, b"c")] == [0, 1, 2]
+    assert [log.append(at, b"a", one), log.append(at, b"b", two), log.append(at, b"c")] == [
+        0,
+        1,
+        2,
+    ]
     log.commit(two)
     assert log.read(at) == []
     assert log.read(at, committed=False) == [(0, b"a"), (1, b"b"), (2, b"c")]
@@ -330,7 +364,8 @@ def test_a_folder_that_is_shared_goes_to_whoever_comes(tmp_path):
 
 @pytest.mark.parametrize("step", ["encode", "mkdir", "write state.json", "sync folder", "rename"])
 def test_taken_over_in_the_middle_of_a_checkpoint(tmp_path, step):
-    """Whatever the old owner was doing: its successor's checkpoint is the newest, whole, and not disturbed."""
+    """Whatever the old owner was doing: its successor's checkpoint is the newest, whole, and not
+    disturbed."""
     old, new = (CheckpointStore(tmp_path, shared=True) for _ in range(2))
     save(old, 1)
 
@@ -349,7 +384,8 @@ def test_taken_over_in_the_middle_of_a_checkpoint(tmp_path, step):
 
 
 def test_a_late_rename_is_not_the_newest(tmp_path):
-    """Past its last look at the token: the old owner's checkpoint appears, below its successor's."""
+    """Past its last look at the token: the old owner's checkpoint appears, below its
+    successor's."""
     old, new = (CheckpointStore(tmp_path, shared=True) for _ in range(2))
     save(old, 1)
     old.check_owner = new.acquire
@@ -361,7 +397,10 @@ def test_a_late_rename_is_not_the_newest(tmp_path):
 def test_a_lease_is_looked_at_again_where_the_last_look_is_old(tmp_path, monkeypatch):
     """Cheap while all goes on; and it can be asked when the store is closed."""
     clock = ManualClock()
-    old, new = CheckpointStore(tmp_path, shared=True, clock=clock), CheckpointStore(tmp_path, shared=True)
+    old, new = (
+        CheckpointStore(tmp_path, shared=True, clock=clock),
+        CheckpointStore(tmp_path, shared=True),
+    )
     old.acquire()
     lease = old.lease()
     clock.advance(0.9)
@@ -414,7 +453,8 @@ class LateSink(MemorySink):
 
 @pytest.fixture
 def late(tmp_path, monkeypatch):
-    """An engine under effectively-once whose sink holds predictions, and who takes the partition over from it."""
+    """An engine under effectively-once whose sink holds predictions, and who takes the partition
+    over from it."""
     monkeypatch.setattr("streamadapt.state.store.FRESH_S", 0.0)
     engine = make_engine(*stream(), tmp_path, LateSink(), "effectively-once", shared=True)
     engine.source.open(engine)

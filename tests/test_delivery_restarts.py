@@ -1,4 +1,5 @@
-"""Starts that are none of the usual: positions forgotten, another guarantee, a new path, an error half way."""
+"""Starts that are none of the usual: positions forgotten, another guarantee, a new path, an error
+half way."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def seen(log):
 
 
 def names(found):
-    """Of an earlier run to the end of half a stream: its last labels came before the entries that follow here."""
+    """Of an earlier run to the end of half a stream: its last labels came before the entries that
+    follow here."""
     return [name for _, name in found]
 
 
@@ -66,7 +68,10 @@ def calm(tmp_path_factory):
 
 @pytest.mark.parametrize("killed", [None, "commit", "committed"])
 def test_positions_that_the_broker_has_forgotten(tmp_path, calm, caplog, killed):
-    """Expired, or deleted: the output itself tells how far it has come. No checkpoint is thrown away for it."""
+    """Expired, or deleted: the output itself tells how far it has come.
+
+    No checkpoint is thrown away for it.
+    """
     log = TransactionalLog()
     exactly(tmp_path, log, HALF, step=killed, times=3)
     log.committed.clear()
@@ -95,10 +100,12 @@ def test_a_configuration_that_does_not_fit_costs_no_checkpoint(tmp_path):
     store = CheckpointStore(tmp_path / "memory-0")
     before = store.sequences()
     entries, labels = stream()
-    settings = EngineSettings(checkpoint_path=tmp_path, guarantee="exactly-once", config_digest="another")
+    settings = EngineSettings(
+        checkpoint_path=tmp_path, guarantee="exactly-once", config_digest="another"
+    )
     engine = Engine(
-        MemorySource(entries, labels), light_pipeline, LogSink(log), IdentityCodec(), MemoryDeadLetters(),
-        settings=settings, clock=ManualClock(),
+        MemorySource(entries, labels), light_pipeline, LogSink(log), IdentityCodec(),
+        MemoryDeadLetters(), settings=settings, clock=ManualClock(),
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="written with configuration"):
         engine.run()
@@ -115,7 +122,8 @@ def test_exactly_once_goes_on_from_another_guarantees_state(tmp_path, calm, firs
 
 
 def test_exactly_once_after_a_while_with_another(tmp_path, calm):
-    """What was committed long ago is behind the checkpoints of the other, which count all the same."""
+    """What was committed long ago is behind the checkpoints of the other, which count all the
+    same."""
     log = TransactionalLog()
     exactly(tmp_path, log, 100)
     exactly(tmp_path, log, 300, "effectively-once")
@@ -147,12 +155,20 @@ def test_the_rows_of_a_panels_end_are_committed(tmp_path, every):
     items = [Entry(np.array([i], np.float32), i * second_ns, "", "a") for i in range(20)]
 
     def run(path, sink, guarantee):
-        settings = EngineSettings(checkpoint_path=path, checkpoint_every_entries=every, guarantee=guarantee)
+        settings = EngineSettings(
+            checkpoint_path=path, checkpoint_every_entries=every, guarantee=guarantee
+        )
         Engine(
             MemorySource(items, batch=5),
-            lambda: Pipeline(Forecast(2, 1), Persistence(1), panel=Panel(sensors=["a"], lateness="5s")),
-            sink, IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=ManualClock(),
-        ).run()  # fmt: skip
+            lambda: Pipeline(
+                Forecast(2, 1), Persistence(1), panel=Panel(sensors=["a"], lateness="5s")
+            ),
+            sink,
+            IdentityCodec(),
+            MemoryDeadLetters(),
+            settings=settings,
+            clock=ManualClock(),
+        ).run()
 
     log, plain = TransactionalLog(), MemorySink()
     run(tmp_path / "plain", plain, "at-least-once")
@@ -164,12 +180,15 @@ def test_the_rows_of_a_panels_end_are_committed(tmp_path, every):
 
 
 def test_a_new_checkpoint_path_and_a_stream_that_is_silent(tmp_path):
-    """Nothing to commit but what is committed already; a label's position is not sent back either."""
+    """Nothing to commit but what is committed already; a label's position is not sent back
+    either."""
     log = TransactionalLog()
     exactly(tmp_path / "old", log, HALF)
     before = dict(log.committed[NAME])
     entries, labels = stream()
-    engine = make_engine(entries[:HALF], labels[:HALF], tmp_path / "new", LogSink(log), "exactly-once", finite=False)
+    engine = make_engine(
+        entries[:HALF], labels[:HALF], tmp_path / "new", LogSink(log), "exactly-once", finite=False
+    )
     engine.source.open(engine)
     engine.checkpoint()
     assert log.committed[NAME] == before
@@ -184,7 +203,9 @@ def test_a_stream_that_is_silent_for_long_keeps_its_positions_alive(tmp_path):
     """A broker forgets what nobody has committed for a week."""
     log = TransactionalLog()
     entries, labels = stream()
-    engine = make_engine(entries[:HALF], labels[:HALF], tmp_path, LogSink(log), "exactly-once", finite=False)
+    engine = make_engine(
+        entries[:HALF], labels[:HALF], tmp_path, LogSink(log), "exactly-once", finite=False
+    )
     engine.source.open(engine)
     for _ in range(30):
         engine.step()
@@ -216,20 +237,25 @@ class Buffered(MemorySink):
 
 
 def test_who_takes_over_after_an_error_finds_all_that_was_said(tmp_path):
-    """The group is left last: a successor's look at the output must not come before the rest of it."""
+    """The group is left last: a successor's look at the output must not come before the rest of
+    it."""
     out = []
     entries, labels = stream()
 
     class Source(MemorySource):
         def close(self):
             super().close()
-            make_engine(entries, labels, tmp_path, Buffered(out), "effectively-once", shared=True).run()
+            make_engine(
+                entries, labels, tmp_path, Buffered(out), "effectively-once", shared=True
+            ).run()
 
-    settings = EngineSettings(checkpoint_path=tmp_path, checkpoint_every_entries=EVERY, guarantee="effectively-once")
+    settings = EngineSettings(
+        checkpoint_path=tmp_path, checkpoint_every_entries=EVERY, guarantee="effectively-once"
+    )
     source = Source(entries, labels, batch=30, shared=True)
     engine = Engine(
-        source, light_pipeline, Buffered(out), IdentityCodec(), MemoryDeadLetters(), settings=settings,
-        clock=ManualClock(),
+        source, light_pipeline, Buffered(out), IdentityCodec(), MemoryDeadLetters(),
+        settings=settings, clock=ManualClock(),
     )  # fmt: skip
     process, lots = engine._process, []
 

@@ -24,7 +24,9 @@ from streamadapt.app.demo.engine import uninterrupted
 from streamadapt.app.demo.view import _View
 from streamadapt.app.tables import summary_text
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="looks for processes in /proc"
+)
 
 PATIENCE_S = 150.0  # a bound against hanging, far above what anything here takes
 DEMO = [sys.executable, "-m", "streamadapt", "demo"]
@@ -82,7 +84,9 @@ class Terminal:
 
     @property
     def text(self):
-        lines = self.output.decode().replace("\r", "").replace("\x1b[1A", "\n")  # a frame is drawn over the one before
+        lines = (
+            self.output.decode().replace("\r", "").replace("\x1b[1A", "\n")
+        )  # a frame is drawn over the one before
         return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", lines)
 
 
@@ -94,19 +98,34 @@ def test_the_demo_on_a_pipe(tmp_path):
     mark = f"demo-{uuid.uuid4().hex}"
     out = tmp_path / "result.json"
     done = subprocess.run(
-        [*DEMO, "--limit", "1500", "--json", str(out)], capture_output=True, text=True, check=False,
-        env=os.environ | {"STREAMADAPT_TEST_MARK": mark}, timeout=PATIENCE_S,
+        [*DEMO, "--limit", "1500", "--json", str(out)], capture_output=True, text=True,
+        check=False, env=os.environ | {"STREAMADAPT_TEST_MARK": mark}, timeout=PATIENCE_S,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     result = json.loads(out.read_text())
-    assert result.keys() == {"frozen", "served", "experts", "entries", "dead_letters", "drifts", "protocol"}
+    assert result.keys() == {
+        "frozen",
+        "served",
+        "experts",
+        "entries",
+        "dead_letters",
+        "drifts",
+        "protocol",
+    }
     assert result["served"] < result["frozen"] == result["experts"]["base"]
     assert result["entries"] + sum(result["dead_letters"].values()) == 1500
     lines = done.stdout.splitlines()
     progress = [line for line in lines if "entries/s" in line]
     assert progress
-    for said in ("lag ", "error frozen ", "error served ", "dead letters ", "drifts ", "weights: "):
+    for said in (
+        "lag ",
+        "error frozen ",
+        "error served ",
+        "dead letters ",
+        "drifts ",
+        "weights: ",
+    ):
         assert all(said in line for line in progress)
     assert progress[-1].startswith("100%")
     for said in [*result["experts"], "served", "predictions", "drifts", "dead letters"]:
@@ -119,13 +138,22 @@ def test_the_demo_on_a_pipe(tmp_path):
 @pytest.mark.slow
 @linux
 def test_the_demo_on_a_terminal_with_sparse_labels():
-    """The live view shows every figure within 80 columns, the cursor comes back, and few labels are enough."""
+    """The live view shows every figure within 80 columns, the cursor comes back, and few labels
+    are enough."""
     terminal = Terminal("--labels", "sparse", "--limit", "1500")
     assert terminal.exit_code() == 0, terminal.text[-2000:]
     assert "four a day" in terminal.text
     frames = terminal.text.split(" records\n")
     assert len(frames) > 3
-    for said in ("entries/s", "lag", "error frozen", "error served", "dead letters", "drifts", "weights"):
+    for said in (
+        "entries/s",
+        "lag",
+        "error frozen",
+        "error served",
+        "dead letters",
+        "drifts",
+        "weights",
+    ):
         assert said in frames[-1]
     wide = [line for line in terminal.text.splitlines() if len(line) > 80]
     assert wide == []
@@ -139,7 +167,8 @@ def test_the_demo_on_a_terminal_with_sparse_labels():
 @linux
 @pytest.mark.parametrize("at", [b"A glucose sensor", b"Fitted on", b"entries/s"])
 def test_ctrl_c_ends_the_demo_cleanly(at):
-    """While the broker starts, while the engine starts and while it works: 130, no traceback, no process left."""
+    """While the broker starts, while the engine starts and while it works: 130, no traceback, no
+    process left."""
     terminal = Terminal("--speed", "500")
     assert terminal.read_until(at), terminal.text
     terminal.press_ctrl_c()
@@ -154,7 +183,9 @@ def test_ctrl_c_ends_the_demo_cleanly(at):
 def test_an_interrupt_waits_for_the_end_of_a_start():
     """A process that was just started is known to somebody before the interrupt comes through."""
     reached = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in background
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell started us in background
 
     def start():
         with uninterrupted():
@@ -177,14 +208,16 @@ def samples(entries, drifts=0.0):
         "labels_total": {"learned": 40.0, "expired": 7.0},
         "matured_cells_total": {"base": 40.0, "served": 40.0},
         "matured_loss_total": {"base": 80.0, "served": 20.0},
-        "guard_weight_ratio": {f"a-learner-with-a-long-name-0.{i}": 0.1 for i in range(9)} | {"base": 0.1},
+        "guard_weight_ratio": {f"a-learner-with-a-long-name-0.{i}": 0.1 for i in range(9)}
+        | {"base": 0.1},
         "consumer_lag_records": {"entries": 1200.0, "labels": 34.0},
         "drifts_total": {"adwin": drifts},
     }
 
 
 def test_the_view_shows_what_the_metrics_say():
-    """Rates, lag, errors, weights and where drifts were; never wider than the terminal, always as high."""
+    """Rates, lag, errors, weights and where drifts were; never wider than the terminal, always as
+    high."""
     view = _View(1000)
     heights = set()
     for second in range(6):
@@ -198,18 +231,27 @@ def test_the_view_shows_what_the_metrics_say():
     text = "\n".join(lines)
     assert heights == {len(lines)}
     assert "643 of 1,000 records" in lines[0]
-    for name, value in [("entries/s", "100"), ("lag", "1,234"), ("error frozen", "2.00"), ("dead letters", "3")]:
+    for name, value in [
+        ("entries/s", "100"),
+        ("lag", "1,234"),
+        ("error frozen", "2.00"),
+        ("dead letters", "3"),
+    ]:
         assert re.search(rf"{name}\s+{value}", text)
     assert re.search(r"error served\s+0\.50 \(-75 %\)", text)
     assert re.search(r"drifts\s+5 \(newest at entry 400, 500, 600\)", text)
-    assert view.line().startswith(" 64%  entries/s 100  lag 1,234  error frozen 2.00  error served 0.50 (-75 %)")
+    assert view.line().startswith(
+        " 64%  entries/s 100  lag 1,234  error frozen 2.00  error served 0.50 (-75 %)"
+    )
 
 
 def test_a_summary_without_anything_is_readable(monkeypatch):
-    """Before the first prediction there is no error to show, and nothing was found; at the width of a terminal."""
+    """Before the first prediction there is no error to show, and nothing was found; at the width
+    of a terminal."""
     empty = {
-        "frozen": None, "served": None, "experts": {"base": None}, "weights": {}, "entries": 0, "predictions": 0,
-        "pending": 0, "labels": {}, "dead_letters": {}, "drifts": {}, "reactions": {}, "drift_log": [], "restored": {},
+        "frozen": None, "served": None, "experts": {"base": None}, "weights": {}, "entries": 0,
+        "predictions": 0, "pending": 0, "labels": {}, "dead_letters": {}, "drifts": {},
+        "reactions": {}, "drift_log": [], "restored": {},
     }  # fmt: skip
     text = summary_text(empty)
     assert "Error" not in text

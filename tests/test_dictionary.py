@@ -42,7 +42,8 @@ def svd_polar(matrix: Array) -> Array:
 def sparse_entries(
     n: int, count: int, seed: int, noise: float = 0.0, truth: Array | None = None
 ) -> tuple[Tensor, Array]:
-    """Bernoulli-Gaussian combinations (a fifth of them active) of orthogonal atoms; the entries and the atoms."""
+    """Bernoulli-Gaussian combinations (a fifth of them active) of orthogonal atoms; the entries
+    and the atoms."""
     rng = np.random.default_rng(seed)
     truth = orthogonal(n, rng)
     x = rng.normal(size=(count, n)) * (rng.random((count, n)) < 0.2)
@@ -55,7 +56,9 @@ def recovery(truth: Array, dictionary: Tensor) -> float:
     return float(np.abs(truth.T @ learned).max(axis=1).mean())
 
 
-def feed(dictionary: OrthogonalDictionary, entries: Tensor, batch: int = 1) -> OrthogonalDictionary:
+def feed(
+    dictionary: OrthogonalDictionary, entries: Tensor, batch: int = 1
+) -> OrthogonalDictionary:
     for i in range(0, len(entries), batch):
         dictionary.update(entries[i] if batch == 1 else entries[i : i + batch])
     return dictionary
@@ -71,22 +74,30 @@ def feed(dictionary: OrthogonalDictionary, entries: Tensor, batch: int = 1) -> O
     st.sampled_from(["none", "old", "random", "opposite"]),
     st.integers(0, 2**32 - 1),
 )
-def test_polar_factor_is_the_svds(n: int, spread: float, size: float, near: str, seed: int) -> None:
-    """Whatever the singular values (`spread` decades of them), the unit, and the factor that is said to be near."""
+def test_polar_factor_is_the_svds(
+    n: int, spread: float, size: float, near: str, seed: int
+) -> None:
+    """Whatever the singular values (`spread` decades of them), the unit, and the factor that is
+    said to be near."""
     rng = np.random.default_rng(seed)
     values = 10.0 ** (size - spread * rng.random(n))
     matrix, factor = with_singular_values(values, seed)
     old = svd_polar(matrix + 0.1 * values.mean() * rng.normal(size=(n, n)))
     hints = {"none": None, "old": old, "random": orthogonal(n, rng), "opposite": -factor}
     hint = hints[near]
-    found = polar_factor(torch.from_numpy(matrix), None if hint is None else torch.from_numpy(hint)).numpy()
+    found = polar_factor(
+        torch.from_numpy(matrix), None if hint is None else torch.from_numpy(hint)
+    ).numpy()
     np.testing.assert_allclose(found, svd_polar(matrix), rtol=0, atol=1e-5)
     np.testing.assert_allclose(found.T @ found, np.eye(n), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.05, 0.25])
-def test_a_calm_matrix_needs_no_decomposition(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Newton-Schulz from the scale that the previous factor tells, in every step of a slow change."""
+def test_a_calm_matrix_needs_no_decomposition(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newton-Schulz from the scale that the previous factor tells, in every step of a slow
+    change."""
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("decomposed")
@@ -113,7 +124,9 @@ def test_newton_schulz_that_does_not_converge_is_not_used(monkeypatch: pytest.Mo
     tried = []
     iterate = streamadapt.learners.dictionary.orthogonal._newton_schulz
     monkeypatch.setattr(
-        streamadapt.learners.dictionary.orthogonal, "_newton_schulz", lambda *a: tried.append(iterate(*a)) or tried[-1]
+        streamadapt.learners.dictionary.orthogonal,
+        "_newton_schulz",
+        lambda *a: tried.append(iterate(*a)) or tried[-1],
     )
     found = polar_factor(torch.from_numpy(matrix), torch.from_numpy(svd_polar(matrix)))
     assert tried == [None]
@@ -157,7 +170,9 @@ class Slow:
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("floors", [(0.0, 0.0), (0.6, 0.3)])
-def test_updates_equal_the_slow_form(batch: int, normalise: bool, floors: tuple[float, float]) -> None:
+def test_updates_equal_the_slow_form(
+    batch: int, normalise: bool, floors: tuple[float, float]
+) -> None:
     entries, _ = sparse_entries(6, 40 * batch, 0, noise=0.1)
     ours = OrthogonalDictionary(6, floors=floors, normalise=normalise)
     slow = Slow(ours.dictionary.numpy(), floors, normalise=normalise)
@@ -189,7 +204,12 @@ def test_rates_fall_as_stated_to_their_floors() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.sampled_from([1e-30, 1.0, 1e30]), st.booleans())
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 9),
+    st.sampled_from([1e-30, 1.0, 1e30]),
+    st.booleans(),
+)
 def test_the_dictionary_stays_in_the_ball(seed: int, n: int, size: float, normalise: bool) -> None:
     entries, _ = sparse_entries(n, 60, seed)
     ours = feed(OrthogonalDictionary(n, normalise=normalise), entries * size)
@@ -262,7 +282,9 @@ def test_codes_and_errors(seed: int, n: int, size: float, learned: int) -> None:
     torch.testing.assert_close(error, left.norm(dim=1) / y.norm(dim=1), atol=1e-6, rtol=0.0)
     torch.testing.assert_close(ours.error(y[0]), error[0])
     least = float(y.norm(dim=1).median())
-    torch.testing.assert_close(ours.error(y, least), error * y.norm(dim=1) / y.norm(dim=1).clamp_min(least))
+    torch.testing.assert_close(
+        ours.error(y, least), error * y.norm(dim=1) / y.norm(dim=1).clamp_min(least)
+    )
 
 
 def test_single_precision_comes_back_as_it_came() -> None:
@@ -295,7 +317,9 @@ def test_wrong_shapes_are_refused_before_anything_changes(shape: tuple[int, ...]
     assert all(torch.equal(before[k], v) for k, v in ours.state_dict().items())
 
 
-@pytest.mark.parametrize("bad", [{"size": 0}, {"floors": (0.1, 1.1)}, {"floors": (-0.1, 0.0)}, {"floors": (0.1,)}])
+@pytest.mark.parametrize(
+    "bad", [{"size": 0}, {"floors": (0.1, 1.1)}, {"floors": (-0.1, 0.0)}, {"floors": (0.1,)}]
+)
 def test_bad_settings(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         OrthogonalDictionary(**{"size": 4} | bad)

@@ -10,7 +10,18 @@ import torch
 from core_helpers import base, built, spec_of, with_scaling
 from torch import Tensor, nn
 
-from streamadapt import RLS, Bias, DriftMonitor, Entry, NoGuard, Pipeline, River, Supervised, TwoLayer, Unlabelled
+from streamadapt import (
+    RLS,
+    Bias,
+    DriftMonitor,
+    Entry,
+    NoGuard,
+    Pipeline,
+    River,
+    Supervised,
+    TwoLayer,
+    Unlabelled,
+)
 from streamadapt.config.registry import build
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import Dictionary
@@ -33,7 +44,10 @@ def as_entries(values: Array, labels: Array | None = None, start: int = 0) -> li
     if labels is None:
         return [Entry(row, start + t + 1, id=str(start + t)) for t, row in enumerate(rows)]
     marks = labels.astype(np.float32).reshape(-1, 1)
-    return [Entry(row, t + 1, id=str(t), label=mark) for t, (row, mark) in enumerate(zip(rows, marks, strict=True))]
+    return [
+        Entry(row, t + 1, id=str(t), label=mark)
+        for t, (row, mark) in enumerate(zip(rows, marks, strict=True))
+    ]
 
 
 def adapted(learner: Dictionary, rows: Array, window: int) -> Dictionary:
@@ -59,7 +73,15 @@ def test_cleans_as_the_formula_says(over: Any) -> None:
     scale = torch.tensor([1.0, 2.0, 0.5, 4.0])
     spec = spec_of("regression", window, channels, 1, 1, scale=scale)
     spec = type(spec)(
-        "regression", window, channels, 1, 1, 10.0 * scale, scale, *(torch.zeros(1), torch.ones(1)), spec.device
+        "regression",
+        window,
+        channels,
+        1,
+        1,
+        10.0 * scale,
+        scale,
+        *(torch.zeros(1), torch.ones(1)),
+        spec.device,
     )
     learner = built(Dictionary(over=over, threshold=threshold, batch=2), spec)
     rng = np.random.default_rng(0)
@@ -98,7 +120,9 @@ def test_the_other_learner_predicts_learns_and_adapts_from_cleaned_inputs() -> N
         def adapt(self, inputs: Tensor, base: Any) -> None:
             seen["adapt"].append(inputs.clone())
 
-    learner = built(Dictionary(Recorder((0.1, 0.2)), threshold=0.5, batch=1), spec_of("regression", 1, N, 1, 1))
+    learner = built(
+        Dictionary(Recorder((0.1, 0.2)), threshold=0.5, batch=1), spec_of("regression", 1, N, 1, 1)
+    )
     learner.boost = 3.0
     rows, _ = sparse_rows(20, 0)
     for row in rows:
@@ -108,9 +132,15 @@ def test_the_other_learner_predicts_learns_and_adapts_from_cleaned_inputs() -> N
         learner.learn(inputs, said, torch.ones(1, 1), MASK)
         learner.adapt(inputs, said)
         for where in seen.values():
-            assert torch.equal(where[-1], cleaned), "as it was before the dictionary learned the entry"
+            assert torch.equal(where[-1], cleaned), (
+                "as it was before the dictionary learned the entry"
+            )
     assert learner.names == ("dictionary-bias-0.1", "dictionary-bias-0.2")
-    assert (learner.kinds, learner.matures, learner.needs_labels) == (Bias.kinds, Bias.matures, True)
+    assert (learner.kinds, learner.matures, learner.needs_labels) == (
+        Bias.kinds,
+        Bias.matures,
+        True,
+    )
 
 
 def test_without_another_learner_the_base_predicts_from_cleaned_inputs() -> None:
@@ -119,7 +149,9 @@ def test_without_another_learner_the_base_predicts_from_cleaned_inputs() -> None
             return inputs.norm().view(1, 1)
 
     rows, _ = sparse_rows(60, 0)
-    pipeline = Pipeline(Unlabelled(), Norm(), [Dictionary(threshold=0.5)], TwoLayer(prior={"dictionary": 0.5}))
+    pipeline = Pipeline(
+        Unlabelled(), Norm(), [Dictionary(threshold=0.5)], TwoLayer(prior={"dictionary": 0.5})
+    )
     for entry in as_entries(rows + 0.1):
         (prediction,) = pipeline.observe([entry])
     learner: Any = pipeline.learners[0]
@@ -131,12 +163,16 @@ def test_without_another_learner_the_base_predicts_from_cleaned_inputs() -> None
 
 
 def test_helps_where_inputs_are_sparse_and_noisy() -> None:
-    """Squared error of least squares on cleaned inputs against the same on the inputs as they are."""
+    """Squared error of least squares on cleaned inputs against the same on the inputs as they
+    are."""
     clean, _ = sparse_rows(1300, 0)
     rng = np.random.default_rng(1)
     noisy, targets = clean + 0.2 * rng.normal(size=clean.shape), clean @ rng.normal(size=N)
     pipeline = Pipeline(
-        Supervised(), with_scaling(zero, N, 1), [RLS(0.999), Dictionary(RLS(0.999), threshold=0.5)], NoGuard()
+        Supervised(),
+        with_scaling(zero, N, 1),
+        [RLS(0.999), Dictionary(RLS(0.999), threshold=0.5)],
+        NoGuard(),
     )
     said = pipeline.observe(as_entries(noisy, targets))[-600:]
     errors = {
@@ -150,13 +186,18 @@ def test_helps_where_inputs_are_sparse_and_noisy() -> None:
 
 
 def test_anomalies_have_the_largest_scores() -> None:
-    """Rows as long as the others usually are but made of all atoms, one in a hundred, once the atoms are known."""
+    """Rows as long as the others usually are but made of all atoms, one in a hundred, once the
+    atoms are known."""
     rows, _ = sparse_rows(2000, 0)
     rng = np.random.default_rng(2)
     odd = rng.choice(np.arange(1200, 2000), 10, replace=False)
     rows += 0.01 * rng.normal(size=rows.shape)
     strange = rng.normal(size=(10, N))
-    rows[odd] = strange / np.linalg.norm(strange, axis=1, keepdims=True) * np.linalg.norm(rows, axis=1).mean()
+    rows[odd] = (
+        strange
+        / np.linalg.norm(strange, axis=1, keepdims=True)
+        * np.linalg.norm(rows, axis=1).mean()
+    )
     pipeline = Pipeline(Supervised(), with_scaling(zero, N, 1), [Dictionary()], NoGuard())
     said = pipeline.observe(as_entries(rows, np.zeros(len(rows))))
     scores = np.array([p.scores["dictionary-error"] for p in said])
@@ -169,7 +210,9 @@ def test_a_monitor_fires_when_the_atoms_become_others() -> None:
     first, _ = sparse_rows(900, 0)
     second, _ = sparse_rows(200, 5)
     monitor = DriftMonitor("adwin", "dictionary-error")
-    pipeline = Pipeline(Supervised(), with_scaling(zero, N, 1), [Dictionary()], NoGuard(), [monitor])
+    pipeline = Pipeline(
+        Supervised(), with_scaling(zero, N, 1), [Dictionary()], NoGuard(), [monitor]
+    )
     quiet = pipeline.observe(as_entries(first))
     fired = pipeline.observe(as_entries(second, start=900))
     assert not any(p.drifts for p in quiet[400:])
@@ -200,7 +243,9 @@ def test_learns_once_per_batch_from_the_newest_vectors() -> None:
     reference = built(Dictionary(batch=8, track=0.0), spec_of("regression", 1, N, 1, 1)).dictionary
     for i in range(0, 24, 8):
         adapted(learner, rows[i : i + 7], 1)
-        assert torch.equal(learner.dictionary.dictionary, reference.dictionary), "not before the batch is full"
+        assert torch.equal(learner.dictionary.dictionary, reference.dictionary), (
+            "not before the batch is full"
+        )
         adapted(learner, rows[i + 7 : i + 8], 1)
         reference.update(single[i : i + 8])
         assert torch.equal(learner.dictionary.dictionary, reference.dictionary)
@@ -219,17 +264,31 @@ def test_restores_the_other_learner_in_its_own_way() -> None:
         learner.learn(inputs, base(torch.zeros(3, 1)), ones, ones > 0)
         learner.adapt(inputs, base(torch.zeros(3, 1)))
     snapshot = learner.snapshot()
-    assert {name.partition(".")[0] for name in snapshot} == {"learner", "dictionary", "pending", "count", "usual"}
+    assert {name.partition(".")[0] for name in snapshot} == {
+        "learner",
+        "dictionary",
+        "pending",
+        "count",
+        "usual",
+    }
     alone = built(RLS(0.99), spec_of("forecast", 4, 1, 3, 1))
-    alone.restore({k.removeprefix("learner."): v for k, v in snapshot.items() if k.startswith("learner.")})
+    alone.restore(
+        {k.removeprefix("learner."): v for k, v in snapshot.items() if k.startswith("learner.")}
+    )
     learner.restore(snapshot)
     after = learner.learner.state_dict()
     assert all(torch.equal(after[k], v) for k, v in alone.state_dict().items())
-    assert any(not torch.equal(after[k], snapshot[f"learner.{k}"]) for k in after), "there was something to drop"
+    assert any(not torch.equal(after[k], snapshot[f"learner.{k}"]) for k in after), (
+        "there was something to drop"
+    )
 
 
 def test_a_config_nests_the_other_learner() -> None:
-    table = {"kind": "dictionary", "over": "row", "learner": {"kind": "rls", "forgetting": [0.99, 0.9]}}
+    table = {
+        "kind": "dictionary",
+        "over": "row",
+        "learner": {"kind": "rls", "forgetting": [0.99, 0.9]},
+    }
     learner = build("learners", "learners[0]", table)
     assert learner.names == ("dictionary-rls-0.99", "dictionary-rls-0.9")
     with pytest.raises(ConfigError) as caught:
@@ -243,8 +302,8 @@ def test_a_config_nests_the_other_learner() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"over": "rows"}, {"threshold": -0.1}, {"threshold": float("nan")}, {"batch": 0}, {"track": 1.1},
-        {"learner": Dictionary()},
+        {"over": "rows"}, {"threshold": -0.1}, {"threshold": float("nan")}, {"batch": 0},
+        {"track": 1.1}, {"learner": Dictionary()},
     ],
 )  # fmt: skip
 def test_bad_settings(bad: Any) -> None:

@@ -1,4 +1,5 @@
-"""A config that does not fit its checkpoint: which settings changed is said, and secrets are not."""
+"""A config that does not fit its checkpoint: which settings changed is said, and secrets are
+not."""
 
 from __future__ import annotations
 
@@ -11,7 +12,11 @@ from streamadapt.errors import CheckpointError
 from streamadapt.records import StreamPartition
 from streamadapt.state.store import CheckpointStore
 
-BEFORE = {"learners": [{"kind": "bias", "rate": 0.1}, {"kind": "rls"}], "seed": 0, "fields": {"values": ["x", "y"]}}
+BEFORE = {
+    "learners": [{"kind": "bias", "rate": 0.1}, {"kind": "rls"}],
+    "seed": 0,
+    "fields": {"values": ["x", "y"]},
+}
 AT = {StreamPartition("t", 0): 1}
 
 
@@ -36,19 +41,27 @@ def test_what_changed_is_said_in_the_error(tmp_path):
 def test_an_older_checkpoint_says_only_that_it_differs(tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.save({"n": 1}, AT, config_digest="0123", summary={})
-        with pytest.raises(CheckpointError, match=r"written with configuration 0123, but this one is \w+; what"):
+        with pytest.raises(
+            CheckpointError, match=r"written with configuration 0123, but this one is \w+; what"
+        ):
             store.load_latest(ConfigDigest(BEFORE))
 
 
 def test_no_secret_is_kept():
-    digest = ConfigDigest({"base": {"kind": "remote", "token": "hunter2", "auth": {"password": "hunter2"}}})
+    digest = ConfigDigest(
+        {"base": {"kind": "remote", "token": "hunter2", "auth": {"password": "hunter2"}}}
+    )
     assert "hunter2" not in str(digest.settings)
-    assert digest != ConfigDigest({"base": {"kind": "remote", "token": "hunter3", "auth": {"password": "hunter2"}}})
+    assert digest != ConfigDigest(
+        {"base": {"kind": "remote", "token": "hunter3", "auth": {"password": "hunter2"}}}
+    )
 
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 tables = st.dictionaries(st.sampled_from("abc"), values, max_size=3)

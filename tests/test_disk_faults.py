@@ -63,20 +63,29 @@ ALONE = ("unshare", "--user", "--map-root-user", "--mount", "--")
 
 def can_mount(folder):
     try:
-        done = subprocess.run([*ALONE, "mount", "-t", "tmpfs", "none", folder], capture_output=True, check=False)
+        done = subprocess.run(
+            [*ALONE, "mount", "-t", "tmpfs", "none", folder], capture_output=True, check=False
+        )
     except FileNotFoundError:
         return False
     return done.returncode == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "reason"), [("full", "No space left"), ("read-only", "Read-only file system")])
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("full", "No space left"), ("read-only", "Read-only file system")]
+)
 def test_a_real_file_system_that_refuses(tmp_path, fault, reason):
-    """The engine stops with the kernel's reason; on a disk that is well again it ends as if nothing had been."""
+    """The engine stops with the kernel's reason; on a disk that is well again it ends as if
+    nothing had been."""
     if not can_mount(tmp_path):
         pytest.skip("this machine gives us no file system of our own")
     done = subprocess.run(
-        [*ALONE, sys.executable, "-c", RUN, tmp_path, fault], capture_output=True, text=True, check=False, timeout=120
+        [*ALONE, sys.executable, "-c", RUN, tmp_path, fault],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -87,7 +96,8 @@ def test_a_real_file_system_that_refuses(tmp_path, fault, reason):
 
 @pytest.mark.parametrize("refused", range(3))
 def test_a_folder_that_cannot_be_locked_is_let_go(tmp_path, refused):
-    """Opening the lock, and writing the pid: an error of ours, and no lock stays behind for a later try."""
+    """Opening the lock, and writing the pid: an error of ours, and no lock stays behind for a
+    later try."""
     store = CheckpointStore(tmp_path / "store")
     with FailingDisk(1 + refused) as broken, pytest.raises(CheckpointError, match="cannot lock"):
         store.acquire()
@@ -98,7 +108,8 @@ def test_a_folder_that_cannot_be_locked_is_let_go(tmp_path, refused):
 
 
 def test_a_state_that_cannot_be_read_is_let_go(tmp_path):
-    """An engine that refuses its checkpoints holds no lock: mended, the next one in this process can start."""
+    """An engine that refuses its checkpoints holds no lock: mended, the next one in this process
+    can start."""
     job = Job(40, every=30)
     job.engine(tmp_path)[0].run()
     manifests = {path: path.read_bytes() for path in tmp_path.rglob("manifest.json")}
@@ -111,4 +122,6 @@ def test_a_state_that_cannot_be_read_is_let_go(tmp_path):
     engine, sink = job.engine(tmp_path)
     engine.run()
     assert sink.predictions == []
-    assert job.judge(Counts(), final_state(engine), [*dict(job.undisturbed[1]).items(), *said_by(sink)])
+    assert job.judge(
+        Counts(), final_state(engine), [*dict(job.undisturbed[1]).items(), *said_by(sink)]
+    )

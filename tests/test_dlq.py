@@ -1,4 +1,5 @@
-"""``streamadapt dlq list|replay``: what a person on call sees, and what a run makes of what was fed back."""
+"""``streamadapt dlq list|replay``: what a person on call sees, and what a run makes of what was
+fed back."""
 
 from __future__ import annotations
 
@@ -10,7 +11,18 @@ import sys
 
 import pytest
 from cli_helpers import CONFIG, lines, logging_as_before, rows
-from dlq_helpers import EVIL, entry, fill, go, label, listed, repaired, state_of, steers, write_lines
+from dlq_helpers import (
+    EVIL,
+    entry,
+    fill,
+    go,
+    label,
+    listed,
+    repaired,
+    state_of,
+    steers,
+    write_lines,
+)
 from streamadapt_connectors.files import JsonlDeadLetterReader
 
 from streamadapt.app.dlq import replay as dlq_replay
@@ -39,7 +51,14 @@ def test_the_table_shows_reason_place_and_value_and_nothing_that_steers_a_termin
     """Neither do the lines of JSON; what they hold is the very value."""
     state_of(capsys)
     out = go(capsys, "dlq", "list", "config.toml").out
-    for said in ("wrong_type", "x.jsonl[0]@101", "$.x: expected number", "y.jsonl[0]@393", "\\x1b[2J", "\\u202e"):
+    for said in (
+        "wrong_type",
+        "x.jsonl[0]@101",
+        "$.x: expected number",
+        "y.jsonl[0]@393",
+        "\\x1b[2J",
+        "\\u202e",
+    ):
         assert said in out
     assert f"5 in file {LETTERS}: wrong_type 4, not_json 1" in out
     assert steers(out) == []
@@ -57,7 +76,10 @@ def test_list_filters_by_reason_and_number(folder, capsys):
     assert len(listed(capsys, "--reason", "not_json", "--reason", "wrong_type")) == 5
     assert [x["offset"] for x in listed(capsys, "--limit", 2)] == [394, 395]
     assert "the newest 2 shown" in go(capsys, "dlq", "list", "config.toml", "--limit", 2).out
-    assert "did you mean 'not_json'" in go(capsys, "dlq", "list", "config.toml", "--reason", "notjson", code=2).err
+    assert (
+        "did you mean 'not_json'"
+        in go(capsys, "dlq", "list", "config.toml", "--reason", "notjson", code=2).err
+    )
     assert "--limit" in go(capsys, "dlq", "list", "config.toml", "--since", "2h", code=2).err
 
 
@@ -72,7 +94,14 @@ def test_list_without_any_letters(folder, capsys):
 def test_what_others_wrote_among_the_letters_is_shown_as_such(folder, capsys):
     """Not JSON, other JSON, broken UTF-8, a torn last line: none hides a true letter."""
     state_of(capsys)
-    junk = [b"\x1b[31mnope", b"{}", b"[1]", b"null", b'{"reason": "x", "topic": "t", "partition": "a"}', b"\xff\xfe"]
+    junk = [
+        b"\x1b[31mnope",
+        b"{}",
+        b"[1]",
+        b"null",
+        b'{"reason": "x", "topic": "t", "partition": "a"}',
+        b"\xff\xfe",
+    ]
     junk.append(b"[" * 100_000)
     good = (folder / LETTERS).read_bytes()
     (folder / LETTERS).write_bytes(b"\n".join(junk) + b"\n" + good + b'{"reason": "torn')
@@ -83,7 +112,8 @@ def test_what_others_wrote_among_the_letters_is_shown_as_such(folder, capsys):
     assert len(listed(capsys)) == len(junk) + 5
     foreign = write_lines(folder / "f.jsonl", listed(capsys, "--reason", "foreign"))
     assert (
-        "foreign: expected a letter of streamadapt" in go(capsys, "dlq", "replay", "config.toml", foreign, code=1).out
+        "foreign: expected a letter of streamadapt"
+        in go(capsys, "dlq", "replay", "config.toml", foreign, code=1).out
     )
 
 
@@ -104,7 +134,8 @@ def test_safe_text_keeps_letters():
 
 
 def test_a_repaired_label_is_learned(folder, capsys):
-    """Its prediction still waits: the run that reads it learns it, and what was fed back is left out of the list."""
+    """Its prediction still waits: the run that reads it learns it, and what was fed back is left
+    out of the list."""
     before = state_of(capsys)
     assert before["dead_letters"] == {"wrong_type": 4, "not_json": 1}
     fixed = repaired(capsys, folder)
@@ -137,9 +168,17 @@ def test_a_repaired_entry_is_told_to_be_refused_again_and_is(folder, capsys):
 
 
 def test_entries_of_a_forecast(folder, capsys):
-    """One at the end of the stream is taken, with its old time; one in the middle is refused again, as was told."""
-    text = (folder / "config.toml").read_text().replace('label = "y"\n', "").replace('label_path = "y.jsonl"\n', "")
-    text = text.replace('kind = "supervised"\nwindow = 3', 'kind = "forecast"\nwindow = 3\nhorizon = 2')
+    """One at the end of the stream is taken, with its old time; one in the middle is refused
+    again, as was told."""
+    text = (
+        (folder / "config.toml")
+        .read_text()
+        .replace('label = "y"\n', "")
+        .replace('label_path = "y.jsonl"\n', "")
+    )
+    text = text.replace(
+        'kind = "supervised"\nwindow = 3', 'kind = "forecast"\nwindow = 3\nhorizon = 2'
+    )
     text = text.replace('kind = "linear"\nweights = "base.safetensors"', 'kind = "persistence"')
     (folder / "config.toml").write_text(text)
     table = rows()
@@ -168,7 +207,10 @@ def test_what_is_still_bad_is_not_sent(folder, capsys):
     write_lines(fixed, found)
     before = (folder / "y.jsonl").read_bytes()
     said = go(capsys, "dlq", "replay", "config.toml", fixed, "--dry-run", code=1).out
-    assert "line 2: y.jsonl[0]@394: still bad: wrong_type: $.y: expected number, got str 'high'" in said
+    assert (
+        "line 2: y.jsonl[0]@394: still bad: wrong_type: $.y: expected number, got str 'high'"
+        in said
+    )
     assert (folder / "y.jsonl").read_bytes() == before
     assert not (folder / f"{LETTERS}.replays").exists()
     said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", "--json", code=1)
@@ -201,13 +243,23 @@ def test_a_replay_that_was_killed_in_between_is_noticed(folder, capsys, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("streamadapt_connectors.files.dead_letters.FilesStreamWriter.write", killed)
+        patched.setattr(
+            "streamadapt_connectors.files.dead_letters.FilesStreamWriter.write", killed
+        )
         said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=130)
     assert "sent 0 of 3" in said.out
     said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).out
     assert "perhaps fed back already" in said
-    assert [x.get("replayed", "")[:7] for x in listed(capsys)] == ["", "", "perhaps", "perhaps", "perhaps"]
-    assert "sent 3 of 3" in go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", "--again").out
+    assert [x.get("replayed", "")[:7] for x in listed(capsys)] == [
+        "",
+        "",
+        "perhaps",
+        "perhaps",
+        "perhaps",
+    ]
+    assert (
+        "sent 3 of 3" in go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", "--again").out
+    )
     assert "fed back before" in go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
 
 
@@ -239,7 +291,9 @@ def test_without_an_answer_nothing_is_sent(folder, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (EOFError, 1), (None, 1)])
-def test_an_interrupt_at_the_question_is_told_apart_from_a_no(folder, capsys, monkeypatch, error, code):
+def test_an_interrupt_at_the_question_is_told_apart_from_a_no(
+    folder, capsys, monkeypatch, error, code
+):
     """As for `checkpoint rollback`, to whoever looks at the exit code."""
     state_of(capsys)
     fixed = repaired(capsys, folder)
@@ -255,7 +309,14 @@ def test_an_interrupt_at_the_question_is_told_apart_from_a_no(folder, capsys, mo
     assert ("interrupted" in said.err) == (code == 130)
 
 
-GOOD = {"topic": "y.jsonl", "partition": 0, "offset": 393, "time": 393, "key": None, "value": label(rows()[395])}
+GOOD = {
+    "topic": "y.jsonl",
+    "partition": 0,
+    "offset": 393,
+    "time": 393,
+    "key": None,
+    "value": label(rows()[395]),
+}
 
 
 @pytest.mark.parametrize(
@@ -270,7 +331,10 @@ GOOD = {"topic": "y.jsonl", "partition": 0, "offset": 393, "time": 393, "key": N
         ({"topic": 3}, "topic: expected"),
         ({"value": ...}, "value: expected, and missing"),
         ({"key": ...}, "key: expected, and missing"),
-        ({"value": {"y": 1}}, "value: expected text (in jq: .value |= tojson), or null, got an object"),
+        (
+            {"value": {"y": 1}},
+            "value: expected text (in jq: .value |= tojson), or null, got an object",
+        ),
         ({"value": "*", "value_encoding": "base64"}, "value: expected base64"),
         ({"value_encoding": "hex"}, "value_encoding: expected base64"),
         ({"offset": "7"}, "offset: expected a whole number >= 0, got text"),
@@ -283,7 +347,11 @@ GOOD = {"topic": "y.jsonl", "partition": 0, "offset": 393, "time": 393, "key": N
 def test_a_dirty_file_is_named_line_by_line(folder, capsys, change, said):
     """And nothing of it is sent."""
     first = GOOD if b"the same" not in said.encode() else {**GOOD, "offset": 1}
-    second = change if isinstance(change, bytes) else {k: v for k, v in (GOOD | change).items() if v is not ...}
+    second = (
+        change
+        if isinstance(change, bytes)
+        else {k: v for k, v in (GOOD | change).items() if v is not ...}
+    )
     second = second if isinstance(second, bytes) else json.dumps({"offset": 5, **second}).encode()
     (folder / "dirty.jsonl").write_bytes(json.dumps(first).encode() + b"\n\n" + second + b"\n")
     before = (folder / "y.jsonl").read_bytes()
@@ -295,13 +363,18 @@ def test_a_dirty_file_is_named_line_by_line(folder, capsys, change, said):
 
 
 def test_a_file_that_is_not_there(folder, capsys):
-    assert "nowhere: cannot be read" in go(capsys, "dlq", "replay", "config.toml", "nowhere", code=1).err
+    assert (
+        "nowhere: cannot be read"
+        in go(capsys, "dlq", "replay", "config.toml", "nowhere", code=1).err
+    )
 
 
 def test_csv_and_gz_are_not_appended_to_but_lines_for_them_are_written(folder, capsys):
     """The refusal names the way, and that way leads to a file whose record is read and learned."""
     table = rows()
-    text = CONFIG.format(source='kind = "files"\npath = "x.jsonl"\nlabel_path = "y.csv"', sink=SINK)
+    text = CONFIG.format(
+        source='kind = "files"\npath = "x.jsonl"\nlabel_path = "y.csv"', sink=SINK
+    )
     (folder / "config.toml").write_text(text)
     (folder / "x.jsonl").write_text("".join(entry(r) + "\n" for r in table))
     written = [f'"{i}",{t + 600},note,{"soon" if i == "e398" else y}\n' for i, t, _, y in table]
@@ -314,18 +387,32 @@ def test_csv_and_gz_are_not_appended_to_but_lines_for_them_are_written(folder, c
     assert "only plain JSON lines are appended to. Use --out LINES" in said
     assert "cat LINES >> y.csv" in said
     assert not (folder / f"{LETTERS}.replays").exists()
-    said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", "--out", "add.csv").out
+    said = go(
+        capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", "--out", "add.csv"
+    ).out
     assert "now: cat add.csv >> y.csv" in said
     assert (folder / "add.csv").read_text() == f'e398,{398 * 300 + 600},"a ""b"", c",1.5\n'
     subprocess.run("cat add.csv >> y.csv", shell=True, check=True)
     after = state_of(capsys)
     assert after["labels"]["learned"] == before["labels"]["learned"] + 1
-    said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", "--again", "--out", "add.csv", code=1)
+    said = go(
+        capsys,
+        "dlq",
+        "replay",
+        "config.toml",
+        "fixed.jsonl",
+        "--yes",
+        "--again",
+        "--out",
+        "add.csv",
+        code=1,
+    )
     assert "add.csv: expected a file that does not exist yet" in said.err
 
 
 def test_many_old_labels_make_no_record_before_them_look_wrong(folder, capsys):
-    """Three that are older than limits.max_ahead: the clock knows what came before the newest record."""
+    """Three that are older than limits.max_ahead: the clock knows what came before the newest
+    record."""
     state_of(capsys)
     fixed = repaired(capsys, folder)
     ahead = ["--set", "limits.max_ahead=5m"]
@@ -333,9 +420,17 @@ def test_many_old_labels_make_no_record_before_them_look_wrong(folder, capsys):
     for letter in found:
         letter["value"] = json.dumps(json.loads(letter["value"]) | {"time": 1000})
     write_lines(fixed, found)
-    assert "limits.max_ahead" not in go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", *ahead).out
+    assert (
+        "limits.max_ahead"
+        not in go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", *ahead).out
+    )
     anew = [*ahead, "--set", "checkpoint.path=anew", "--set", "sink.path=anew.jsonl"]
-    assert json.loads(go(capsys, "run", "config.toml", "--json", *anew).out)["dead_letters"].get("bad_time", 0) == 0
+    assert (
+        json.loads(go(capsys, "run", "config.toml", "--json", *anew).out)["dead_letters"].get(
+            "bad_time", 0
+        )
+        == 0
+    )
 
 
 def test_without_a_checkpoint_it_says_that_it_cannot_tell(folder, capsys):
@@ -361,17 +456,27 @@ def test_a_reader_outlives_torn_notes(tmp_path):
 
 
 def test_a_wrong_config_stops_the_run_with_a_code_of_its_own(folder, capsys):
-    """The share, the most frequent reason, an example and the cure; through the process's exit code."""
+    """The share, the most frequent reason, an example and the cure; through the process's exit
+    code."""
     text = (folder / "config.toml").read_text().replace('values = ["x"]', 'values = ["speed"]')
     (folder / "config.toml").write_text(text.replace('label_path = "y.jsonl"\n', ""))
-    log = [json.dumps({"id": f"e{i}", "time": i, "x": 1.0}) + "\n" if i % 50 else "no json\n" for i in range(6000)]
+    log = [
+        json.dumps({"id": f"e{i}", "time": i, "x": 1.0}) + "\n" if i % 50 else "no json\n"
+        for i in range(6000)
+    ]
     (folder / "x.jsonl").write_text("".join(log))
     done = subprocess.run(
-        [sys.executable, "-m", "streamadapt", "run", "config.toml"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "streamadapt", "run", "config.toml"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 3
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("streamadapt: ")]
-    assert "5000 of the last 5000 records were refused (100.0%; limits.max_bad_share bears 95.0%)" in said
+    assert (
+        "5000 of the last 5000 records were refused (100.0%; limits.max_bad_share bears 95.0%)"
+        in said
+    )
     assert "4900 as missing_field, for example x.jsonl[0]@" in said
     assert "$.speed: missing" in said
     assert "check [fields] and [source]" in said

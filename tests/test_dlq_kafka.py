@@ -1,4 +1,5 @@
-"""``streamadapt dlq`` on Kafka: hostile letters, the way back to topic, partition and key, and what a run learns."""
+"""``streamadapt dlq`` on Kafka: hostile letters, the way back to topic, partition and key, and
+what a run learns."""
 
 from __future__ import annotations
 
@@ -23,28 +24,38 @@ def with_headers(servers, topic, records):
     producer = KafkaProducer(bootstrap_servers=servers, acks="all", max_request_size=64 << 20)
     try:
         for key, value, headers in records:
-            producer.send(topic, key=key, value=value, headers=headers, partition=0).get(timeout=60)
+            producer.send(topic, key=key, value=value, headers=headers, partition=0).get(
+                timeout=60
+            )
     finally:
         producer.close()
 
 
 class OnKafka:
-    """A config whose topics are all on a broker, and runs of it until everything there is processed."""
+    """A config whose topics are all on a broker, and runs of it until everything there is
+    processed."""
 
     def __init__(self, folder, servers, topic, partitions=1):
         self.folder, self.servers = folder, servers
         self.x, self.y, self.out = topic(partitions, "x"), topic(partitions, "y"), topic(1, "out")
         self.letters = topic(1, "letters")
-        source = f'kind = "kafka"\nservers = "{servers}"\ntopic = "{self.x}"\nlabel_topic = "{self.y}"'
+        source = (
+            f'kind = "kafka"\nservers = "{servers}"\ntopic = "{self.x}"\nlabel_topic = "{self.y}"'
+        )
         sink = f'kind = "kafka"\ntopic = "{self.out}"'
         fill(folder, source, sink, f'[dead_letters]\nkind = "kafka"\ntopic = "{self.letters}"\n')
 
     def run(self, count):
         """Run in a process until so many records are in a checkpoint; return the summary."""
         command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--json"]
-        process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         try:
-            until(lambda: self.reached() >= count, lambda: process.poll() is None or pytest.fail("it ended"))
+            until(
+                lambda: self.reached() >= count,
+                lambda: process.poll() is None or pytest.fail("it ended"),
+            )
             process.terminate()
             return json.loads(process.communicate(timeout=60)[0])
         finally:
@@ -53,7 +64,11 @@ class OnKafka:
             process.stdout.close()
 
     def reached(self):
-        found = run_command(["checkpoint", "list", "state", "--json"]) if (self.folder / "state").exists() else None
+        found = (
+            run_command(["checkpoint", "list", "state", "--json"])
+            if (self.folder / "state").exists()
+            else None
+        )
         said = self.capsys.readouterr().out
         if found is None or found.code:
             return 0
@@ -62,14 +77,20 @@ class OnKafka:
 
 
 @pytest.mark.kafka
-def test_a_repaired_label_goes_back_to_its_topic_and_is_learned(tmp_path, monkeypatch, capsys, kafka_servers, topic):
+def test_a_repaired_label_goes_back_to_its_topic_and_is_learned(
+    tmp_path, monkeypatch, capsys, kafka_servers, topic
+):
     """Same topic, partition and key, with headers that say whose replay it is; a run learns it."""
     monkeypatch.chdir(tmp_path)
     stage = OnKafka(tmp_path, kafka_servers, topic)
     stage.capsys = capsys
     entries, labels = streams()
     produce(kafka_servers, stage.x, [[line.encode() for line in entries]])
-    with_headers(kafka_servers, stage.y, [(f"k{i}".encode(), line.encode(), []) for i, line in enumerate(labels)])
+    with_headers(
+        kafka_servers,
+        stage.y,
+        [(f"k{i}".encode(), line.encode(), []) for i, line in enumerate(labels)],
+    )
     before = stage.run(len(entries) + len(labels))
     assert before["dead_letters"] == {"wrong_type": 4, "not_json": 1}
     assert "5 in kafka topic letters" in go(capsys, "dlq", "list", "config.toml").out
@@ -104,14 +125,23 @@ def quiet(tmp_path, monkeypatch, kafka_servers, topic):
 
 
 def letter_headers(topic, partition=1, offset=7, **other):
-    told = {"reason": "not_json", "stage": "decode", "topic": topic, "partition": str(partition), "offset": str(offset)}
+    told = {
+        "reason": "not_json",
+        "stage": "decode",
+        "topic": topic,
+        "partition": str(partition),
+        "offset": str(offset),
+    }
     told |= {"time": "1700000000000000000", "detail": "$: broken", **other}
-    return [(name, text if isinstance(text, bytes) else text.encode()) for name, text in told.items()]
+    return [
+        (name, text if isinstance(text, bytes) else text.encode()) for name, text in told.items()
+    ]
 
 
 @pytest.mark.kafka
 def test_hostile_letters_in_a_topic(quiet, capsys):
-    """Binary, a megabyte, other makers', headers that lie: all are shown, none steers, and none hides another."""
+    """Binary, a megabyte, other makers', headers that lie: all are shown, none steers, and none
+    hides another."""
     big = b'"' + b"a" * 1_000_000 + b'"'
     letters = [
         (b"\xff\x00", bytes(range(256)), letter_headers(quiet.y, offset=1)),
@@ -145,18 +175,26 @@ def test_hostile_letters_in_a_topic(quiet, capsys):
     assert found[5]["value"] is None
     assert len(listed(capsys)) == len(letters)
     fixed = write_lines(quiet.folder / "f.jsonl", [found[4]])
-    assert "holds the beginning of 5000000 bytes" in go(capsys, "dlq", "replay", "config.toml", fixed, code=1).out
+    assert (
+        "holds the beginning of 5000000 bytes"
+        in go(capsys, "dlq", "replay", "config.toml", fixed, code=1).out
+    )
 
 
 @pytest.mark.kafka
 def test_partition_key_and_time_are_kept(quiet, capsys):
-    """Binary keys too; the time stamp where the event time is taken from it; a partition there is not is said."""
+    """Binary keys too; the time stamp where the event time is taken from it; a partition there is
+    not is said."""
     with_headers(quiet.servers, quiet.letters, [(b"\xff\x00", b"?", letter_headers(quiet.y))])
     (letter,) = listed(capsys)
     letter["value"] = json.dumps({"id": "e1", "y": 1.0, "time": 5})
     fixed = write_lines(quiet.folder / "f.jsonl", [letter])
     go(capsys, "dlq", "replay", "config.toml", fixed, "--yes")
-    text = (quiet.folder / "config.toml").read_text().replace('time = "time"\ntime_format = "unix_s"\n', "")
+    text = (
+        (quiet.folder / "config.toml")
+        .read_text()
+        .replace('time = "time"\ntime_format = "unix_s"\n', "")
+    )
     (quiet.folder / "config.toml").write_text(text)
     go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", "--again")
     first, second = consume(quiet.servers, quiet.y)
@@ -179,7 +217,9 @@ def test_reading_joins_no_group_and_ends_with_what_is_there(quiet, capsys):
     produce(quiet.servers, name, logs)
     many = ["--set", f"dead_letters.topic={name}"]
     assert len(listed(capsys, *many)) == 703
-    assert "foreign 703, the newest 30 shown" in go(capsys, "dlq", "list", "config.toml", *many).out
+    assert (
+        "foreign 703, the newest 30 shown" in go(capsys, "dlq", "list", "config.toml", *many).out
+    )
     absent = ["--set", "dead_letters.topic=nowhere"]
     assert "nowhere at 127.0.0.1" in go(capsys, "dlq", "list", "config.toml", *absent).err
 

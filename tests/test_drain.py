@@ -1,4 +1,5 @@
-"""Ending a run: what is drained is no failure any more, and what blocks is given up after a while."""
+"""Ending a run: what is drained is no failure any more, and what blocks is given up after a
+while."""
 
 from __future__ import annotations
 
@@ -68,19 +69,25 @@ def _logging():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A run that sends itself SIGTERM at its 50th prediction. No alarm but the tests' own ever comes."""
+    """A run that sends itself SIGTERM at its 50th prediction.
+
+    No alarm but the tests' own ever comes.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(running, "DRAIN_S", 3600.0)
     Path("drained_model.py").write_text(MODEL)
     Path("c.toml").write_text(CONFIG)
-    Path("data.jsonl").write_text("".join(json.dumps({"t": i, "x": i % 7}) + "\n" for i in range(500)))
+    Path("data.jsonl").write_text(
+        "".join(json.dumps({"t": i, "x": i % 7}) + "\n" for i in range(500))
+    )
     yield tmp_path
     sys.modules.pop("drained_model", None)
 
 
 def with_alarms(monkeypatch, of, name, count):
-    """Let so many alarms of the drain come during a call; after them it does what it always did."""
+    """Let so many alarms of the drain come during a call; after them it does what it always
+    did."""
     real = getattr(of, name)
 
     def alarmed(*args, **more):
@@ -99,7 +106,8 @@ def written():
 
 
 def test_alarms_after_a_complete_drain_are_no_failure(folder, monkeypatch, capsys):
-    """While things close, and while the summary is printed: everything is saved, and the code is 0."""
+    """While things close, and while the summary is printed: everything is saved, and the code is
+    0."""
     with_alarms(monkeypatch, JsonlSink, "close", 3)
     with_alarms(monkeypatch, tables, "summary_text", 100)
     assert run_command(["run", "c.toml"]).code == 0
@@ -133,7 +141,8 @@ def test_what_does_not_drain_is_a_failure(folder, monkeypatch, capsys):
 
 
 def test_a_signal_after_a_complete_drain_is_too_late(folder, monkeypatch, capsys):
-    """A supervisor that asks again, while the summary is printed, does not make a failure of it."""
+    """A supervisor that asks again, while the summary is printed, does not make a failure of
+    it."""
     real = tables.summary_text
 
     def signalled(summary):
@@ -175,7 +184,10 @@ class Ended(threading.Thread):
 
 @pytest.mark.parametrize("which", ["predictions", "dead letters"])
 def test_stop_is_heard_while_a_kafka_sink_waits_for_its_broker(which):
-    """Nobody listens there. The sink gives up, the engine ends with an error, and says what a restart does."""
+    """Nobody listens there.
+
+    The sink gives up, the engine ends with an error, and says what a restart does.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         servers = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -183,7 +195,14 @@ def test_stop_is_heard_while_a_kafka_sink_waits_for_its_broker(which):
     sinks = (waits, MemoryDeadLetters()) if which == "predictions" else (MemorySink(), waits)
     items = entries(50) if which == "predictions" else [b"nonsense"] * 50
     settings = EngineSettings(drain_s=0.1)
-    engine = Engine(MemorySource(items, finite=False), pipeline, sinks[0], IdentityCodec(), sinks[1], settings=settings)
+    engine = Engine(
+        MemorySource(items, finite=False),
+        pipeline,
+        sinks[0],
+        IdentityCodec(),
+        sinks[1],
+        settings=settings,
+    )
     thread = Ended(engine)
     thread.start()
     while engine.beat < 3:  # it processes the first lot, which cannot be delivered
@@ -207,8 +226,8 @@ def test_a_sink_that_heeds_it_hears_that_the_engine_gives_up():
             raise ConnectorError("waited long enough")
 
     engine = Engine(
-        MemorySource(entries(50), finite=False), pipeline, Waiting(), IdentityCodec(), MemoryDeadLetters(),
-        settings=EngineSettings(drain_s=0.05),
+        MemorySource(entries(50), finite=False), pipeline, Waiting(), IdentityCodec(),
+        MemoryDeadLetters(), settings=EngineSettings(drain_s=0.05),
     )  # fmt: skip
     thread = Ended(engine)
     thread.start()

@@ -27,20 +27,32 @@ def signal_for(detector: str) -> str:
 def test_alarms_where_rivers_own_class_does(detector: str) -> None:
     rng = np.random.default_rng(1)
     wrong = rng.random(3000) < np.repeat([0.1, 0.5, 0.2, 0.7, 0.1], 600)
-    values = wrong + 0.0 if signal_for(detector) == "error" else wrong + 0.1 * rng.normal(size=3000)
+    values = (
+        wrong + 0.0 if signal_for(detector) == "error" else wrong + 0.1 * rng.normal(size=3000)
+    )
     mine = DriftMonitor(detector, signal_for(detector))  # type: ignore[arg-type]
-    theirs: Any = operator.attrgetter(DETECTORS[detector])(drift)(**({"seed": 0} if detector == "kswin" else {}))
+    theirs: Any = operator.attrgetter(DETECTORS[detector])(drift)(
+        **({"seed": 0} if detector == "kswin" else {})
+    )
     fired = []
     for i, value in enumerate(values.tolist()):
         right = detector == "fhddm" and value == 0.0
-        theirs.update(value if signal_for(detector) == "loss" else right if detector == "fhddm" else value == 1.0)
+        theirs.update(
+            value
+            if signal_for(detector) == "loss"
+            else right
+            if detector == "fhddm"
+            else value == 1.0
+        )
         assert mine.update(value) == theirs.drift_detected, i
         if theirs.drift_detected:
             fired.append(i)
     assert fired, "a stream on which nothing fires compares nothing"
 
 
-@pytest.mark.parametrize("detector", [name for name, path in DETECTORS.items() if path.startswith(BINARY)])
+@pytest.mark.parametrize(
+    "detector", [name for name, path in DETECTORS.items() if path.startswith(BINARY)]
+)
 def test_what_watches_right_and_wrong_takes_no_numbers(detector: Any) -> None:
     with pytest.raises(ConfigError, match=rf"drift.signal: expected error: {detector} watches"):
         DriftMonitor(detector, "loss")
@@ -51,7 +63,9 @@ def test_one_change_is_one_alarm() -> None:
     values = rng.normal(size=4000) + np.repeat([0.0, 3.0], 2000)
 
     def alarms(cool_down: int) -> list[int]:
-        monitor = DriftMonitor("kswin", "loss", "boost", params={"window_size": 200}, cool_down=cool_down)
+        monitor = DriftMonitor(
+            "kswin", "loss", "boost", params={"window_size": 200}, cool_down=cool_down
+        )
         fired = []
         for i, value in enumerate(values.tolist()):
             if monitor.update(value):
@@ -73,7 +87,9 @@ def test_the_quiet_is_part_of_the_checkpoint() -> None:
         return [i for i, value in enumerate(part) if monitor.update(value)]
 
     def make() -> DriftMonitor:
-        return DriftMonitor("page-hinkley", params={"threshold": 5.0, "min_instances": 5}, cool_down=100)
+        return DriftMonitor(
+            "page-hinkley", params={"threshold": 5.0, "min_instances": 5}, cool_down=100
+        )
 
     whole, saved, loaded = make(), make(), make()
     expected = alarms(whole, values)
@@ -109,14 +125,20 @@ def test_the_error_of_a_classifier_is_another_class_than_the_label() -> None:
     monitor = Watching("error")
     pipeline = Pipeline(Supervised(classes=2), base, [], drift=[monitor])
     labels = [1, 0, 0, 1, 1, 0]
-    pipeline.observe([entry(0.0, t + 1, id=str(t), label=np.float32([y])) for t, y in enumerate(labels)])
-    assert monitor.told == [float(y == 0) for y in labels[:-1]], "the last label is learned at the next entry"
+    pipeline.observe(
+        [entry(0.0, t + 1, id=str(t), label=np.float32([y])) for t, y in enumerate(labels)]
+    )
+    assert monitor.told == [float(y == 0) for y in labels[:-1]], (
+        "the last label is learned at the next entry"
+    )
 
 
 def test_the_error_of_a_forecast_is_a_loss_above_the_usual() -> None:
     monitors = [Watching("error"), Watching("loss")]
     values = np.cumsum(np.random.default_rng(0).normal(size=(100, 1)), axis=0)
-    Pipeline(Forecast(2, 1), lambda x: x[-1:], [], drift=monitors).observe(entries(values.astype(np.float32)))
+    Pipeline(Forecast(2, 1), lambda x: x[-1:], [], drift=monitors).observe(
+        entries(values.astype(np.float32))
+    )
     error, loss = (np.array(monitor.told) for monitor in monitors)
     known = ~np.isnan(loss)
     assert np.array_equal(error[known], loss[known] > 1.0)
@@ -131,7 +153,9 @@ def test_a_detector_per_channel_is_rivers_own_at_a_share_of_the_level(detector: 
     values[700:, 1] += 3.0
     mine = DriftMonitor(detector, "input", channels="each")
     level = {"adwin": {"delta": 0.002 / 3}, "kswin": {"alpha": 0.005 / 3, "seed": 0}}[detector]
-    theirs: list[Any] = [operator.attrgetter(DETECTORS[detector])(drift)(**level) for _ in range(3)]
+    theirs: list[Any] = [
+        operator.attrgetter(DETECTORS[detector])(drift)(**level) for _ in range(3)
+    ]
     fired = []
     for i, row in enumerate(values):
         for one, value in zip(theirs, row.tolist(), strict=True):
@@ -146,7 +170,10 @@ def test_a_detector_per_channel_is_rivers_own_at_a_share_of_the_level(detector: 
 
 def test_channels_of_which_one_is_missing_are_told_to_the_others() -> None:
     rng = np.random.default_rng(6)
-    monitor, alone = DriftMonitor("adwin", "input", channels="each"), DriftMonitor("adwin", params={"delta": 0.001})
+    monitor, alone = (
+        DriftMonitor("adwin", "input", channels="each"),
+        DriftMonitor("adwin", params={"delta": 0.001}),
+    )
     for i in range(800):
         value = rng.normal() + 4.0 * (i >= 500)
         assert monitor.update(np.array([value, np.nan])) == alone.update(value)
@@ -166,7 +193,11 @@ def test_channels_survive_a_checkpoint() -> None:
 
 @pytest.mark.parametrize(
     ("detector", "signal", "path"),
-    [("page-hinkley", "loss", "drift.detector"), ("ddm", "error", "drift.signal"), ("adwin", "error", "drift.signal")],
+    [
+        ("page-hinkley", "loss", "drift.detector"),
+        ("ddm", "error", "drift.signal"),
+        ("adwin", "error", "drift.signal"),
+    ],
 )
 def test_a_level_that_cannot_be_divided_is_refused(detector: Any, signal: str, path: str) -> None:
     with pytest.raises(ConfigError, match=path):

@@ -1,4 +1,5 @@
-"""EATA against a slow textbook loop: entry by entry filters, plain autograd and torch.optim.SGD."""
+"""EATA against a slow textbook loop: entry by entry filters, plain autograd and
+torch.optim.SGD."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ import pytest
 import torch
 from core_helpers import built
 from safetensors.torch import save_file
-from test_tent import CHANNELS, CLASSES, NORMS, batches, image_model, model_of, run_stream, spec_with, tent_as_published
+from test_tent import (
+    CHANNELS,
+    CLASSES,
+    NORMS,
+    batches,
+    image_model,
+    model_of,
+    run_stream,
+    spec_with,
+    tent_as_published,
+)
 from torch import Tensor, nn
 
 from streamadapt import EATA
@@ -24,7 +35,9 @@ E0 = 0.4 * math.log(CLASSES)
 class Textbook:
     """METHODS 5, as one writes it down."""
 
-    def __init__(self, model: nn.Module, lr: float, d: float, samples: Tensor | None, weight: float) -> None:
+    def __init__(
+        self, model: nn.Module, lr: float, d: float, samples: Tensor | None, weight: float
+    ) -> None:
         self.net = copy.deepcopy(model)
         self.parameters = tent_as_published(self.net)
         self.optimiser = torch.optim.SGD(self.parameters, lr, momentum=0.9)
@@ -80,7 +93,9 @@ def confident(norm: str) -> nn.Sequential:
         model[-1].weight *= 12.0
         adapted = copy.deepcopy(model)
         tent_as_published(adapted)
-        model[-1].bias -= adapted(torch.cat(batches(20, 8))).mean(0)  # no class is said to everything
+        model[-1].bias -= adapted(torch.cat(batches(20, 8))).mean(
+            0
+        )  # no class is said to everything
     return model
 
 
@@ -90,12 +105,18 @@ def test_equals_the_textbook_over_batches(norm: str, weight: float | None, d: fl
     model = confident(norm)
     samples = None if weight is None else torch.cat(batches(5, 8, seed=7))
     book = Textbook(model, 0.005, d, samples, weight or 0.0)
-    learner = built(EATA(8, 0.005, fisher=samples, fisher_weight=weight or 0.0, d=d), spec_with(model))
+    learner = built(
+        EATA(8, 0.005, fisher=samples, fisher_weight=weight or 0.0, d=d), spec_with(model)
+    )
     for inputs in batches(20, 8):
-        torch.testing.assert_close(learner.adapt_batch(inputs), book.step(inputs), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            learner.adapt_batch(inputs), book.step(inputs), rtol=1e-4, atol=1e-5
+        )
     reliable = sum(book.reliable)
     assert 0 < reliable < 8 * 20, "some are undecided"
-    assert sum(book.kept) == reliable if d > 1.0 else sum(book.kept) < reliable, "some are redundant"
+    assert sum(book.kept) == reliable if d > 1.0 else sum(book.kept) < reliable, (
+        "some are redundant"
+    )
     assert sum(kept > 0 for kept in book.kept) > 4, "there were steps"
     assert book.m is not None
     torch.testing.assert_close(learner.kept, book.m, rtol=1e-4, atol=1e-6)
@@ -107,12 +128,17 @@ def test_the_fisher_information_holds_the_parameters_back() -> None:
     samples = torch.cat(batches(5, 8, seed=7))
     moved = []
     for weight in (0.0, 50.0):
-        learner = built(EATA(8, 0.005, fisher=samples, fisher_weight=weight, d=2.0), spec_with(confident("batch")))
+        learner = built(
+            EATA(8, 0.005, fisher=samples, fisher_weight=weight, d=2.0),
+            spec_with(confident("batch")),
+        )
         start = [p.detach().clone() for p in learner.copy.parameters_driven]
         for inputs in batches(40, 8):
             learner.adapt_batch(inputs)
         now = learner.copy.parameters_driven
-        moved.append(sum(float((a - b).detach().square().sum()) for a, b in zip(start, now, strict=True)))
+        moved.append(
+            sum(float((a - b).detach().square().sum()) for a, b in zip(start, now, strict=True))
+        )
     assert 0.0 < moved[1] < 0.8 * moved[0]
 
 
@@ -131,7 +157,10 @@ def test_nothing_kept_is_no_step() -> None:
 
 def test_in_a_stream_it_makes_the_same_steps() -> None:
     samples = torch.cat(batches(5, 8, seed=7))
-    made = [built(EATA(8, 0.02, fisher=samples, d=0.9), spec_with(confident("batch"))) for _ in range(2)]
+    made = [
+        built(EATA(8, 0.02, fisher=samples, d=0.9), spec_with(confident("batch")))
+        for _ in range(2)
+    ]
     for inputs in batches(6, 8):
         run_stream(made[0], inputs)
         made[1].adapt_batch(inputs)
@@ -141,13 +170,19 @@ def test_in_a_stream_it_makes_the_same_steps() -> None:
 
 def test_a_file_of_source_samples_is_read_in_every_format(tmp_path: Path) -> None:
     samples = torch.cat(batches(5, 8, seed=7))
-    np.save(tmp_path / "a.npy", samples.squeeze(1).numpy())  # (samples, channels) where the window is 1
+    np.save(
+        tmp_path / "a.npy", samples.squeeze(1).numpy()
+    )  # (samples, channels) where the window is 1
     np.savez(tmp_path / "b.npz", inputs=samples.numpy().astype(np.float64))
     save_file({"inputs": samples}, tmp_path / "c.safetensors")
     expected = built(EATA(8, fisher=samples), spec_with(model_of("batch")))._anchors
     for name in ("a.npy", "b.npz", "c.safetensors"):
         found = built(EATA(8, fisher=tmp_path / name), spec_with(model_of("batch")))._anchors
-        assert all(torch.equal(a, b) for pair in zip(found, expected, strict=True) for a, b in zip(*pair, strict=True))
+        assert all(
+            torch.equal(a, b)
+            for pair in zip(found, expected, strict=True)
+            for a, b in zip(*pair, strict=True)
+        )
 
 
 def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
@@ -164,7 +199,13 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     np.savez(folder / "unnamed.npz", samples=good)
     (folder / "text.safetensors").write_text("no tensors")
     (folder / "table.csv").write_text("1,2\n")
-    said = {"few": "8 samples", "narrow": str(CHANNELS), "flat": "samples", "nan": "finite", "objects": "readable"}
+    said = {
+        "few": "8 samples",
+        "narrow": str(CHANNELS),
+        "flat": "samples",
+        "nan": "finite",
+        "objects": "readable",
+    }
     found = {name: (folder / f"{name}.npy", text) for name, text in said.items()}
     found["unnamed"] = (folder / "unnamed.npz", "inputs")
     found["text"] = (folder / "text.safetensors", "readable")
@@ -183,7 +224,9 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, name: str) 
     assert caught.value.path == "fisher"
 
 
-@pytest.mark.parametrize("wrong", [{"d": 0.0}, {"fisher_weight": -1.0}, {"fisher_weight": math.inf}])
+@pytest.mark.parametrize(
+    "wrong", [{"d": 0.0}, {"fisher_weight": -1.0}, {"fisher_weight": math.inf}]
+)
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         EATA(**wrong)

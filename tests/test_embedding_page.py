@@ -11,7 +11,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "embedding.md"
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
     """One after the other, as the page says, in a folder of their own."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     assert len(blocks) == 4
     assert all("assert " in block for block in blocks)
     session: dict[str, object] = {"__name__": "embedding"}

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from states import assert_same_state
 
-from streamadapt import RLS, Bias, DriftMonitor, Entry, Forecast, Label, Persistence, Pipeline, Position, Supervised
+from streamadapt import (
+    RLS,
+    Bias,
+    DriftMonitor,
+    Entry,
+    Forecast,
+    Label,
+    Persistence,
+    Pipeline,
+    Position,
+    Supervised,
+)
 from streamadapt.engine.engine import Engine
 from streamadapt.engine.metrics import Metrics
 from streamadapt.engine.reject_limit import BAD_SHARE_OF
@@ -46,13 +57,25 @@ def stream(n=400, delay=DELAY):
     return entries, labels
 
 
-def make_engine(entries, labels, path=None, sink=None, make=make_pipeline, finite=True, **settings):
+def make_engine(
+    entries, labels, path=None, sink=None, make=make_pipeline, finite=True, **settings
+):
     clock = ManualClock()
-    options = {"checkpoint_path": path, "checkpoint_every_entries": 37, "label_wait_s": 1.0} | settings
+    options = {
+        "checkpoint_path": path,
+        "checkpoint_every_entries": 37,
+        "label_wait_s": 1.0,
+    } | settings
     source = MemorySource(entries, labels, finite=finite)
     sink = MemorySink() if sink is None else sink
     engine = Engine(
-        source, make, sink, IdentityCodec(), MemoryDeadLetters(), settings=EngineSettings(**options), clock=clock
+        source,
+        make,
+        sink,
+        IdentityCodec(),
+        MemoryDeadLetters(),
+        settings=EngineSettings(**options),
+        clock=clock,
     )
     return engine, sink
 
@@ -88,16 +111,21 @@ def test_labels_in_their_own_stream_come_in_event_time_order():
 
 @pytest.mark.parametrize("crash_at", [1, 50, 111, 250, 399])
 def test_a_crash_anywhere_leaves_no_trace(tmp_path, crash_at):
-    """Killed and started again: the same final state, every prediction there, repeats with the same value."""
+    """Killed and started again: the same final state, every prediction there, repeats with the
+    same value."""
     entries, labels = stream()
     undisturbed, calm = make_engine(entries, labels, tmp_path / "calm")
     undisturbed.run()
-    crashed, first = make_engine([*entries[:crash_at], CRASH, *entries[crash_at:]], labels, tmp_path / "crash")
+    crashed, first = make_engine(
+        [*entries[:crash_at], CRASH, *entries[crash_at:]], labels, tmp_path / "crash"
+    )
     with pytest.raises(SimulatedCrash):
         crashed.run()
     resumed, second = make_engine(entries, labels, tmp_path / "crash")
     resumed.run()
-    assert_same_state(undisturbed.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict())
+    assert_same_state(
+        undisturbed.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict()
+    )
     said = written(first)
     for position, value in written(second).items():
         assert said.setdefault(position, value) == value
@@ -136,12 +164,15 @@ def test_a_crash_at_any_step_of_a_checkpoint_leaves_no_trace(tmp_path, step):
         crashed.run()
     resumed, second = make_engine(entries, labels, tmp_path / "crash")
     resumed.run()
-    assert_same_state(undisturbed.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict())
+    assert_same_state(
+        undisturbed.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict()
+    )
     assert written(first) | written(second) == written(calm)
 
 
 def test_nothing_is_saved_past_predictions_that_were_not_delivered(tmp_path):
-    """A flush that fails stops the engine before the checkpoint; the restart predicts those entries again."""
+    """A flush that fails stops the engine before the checkpoint; the restart predicts those
+    entries again."""
     entries, labels = stream()
     failing = MemorySink(fail_flush=[2])
     engine, _ = make_engine(entries, labels, tmp_path, failing)
@@ -152,7 +183,9 @@ def test_nothing_is_saved_past_predictions_that_were_not_delivered(tmp_path):
     undisturbed, calm = make_engine(entries, labels)
     undisturbed.run()
     assert written(failing) | written(sink) == written(calm)
-    assert_same_state(undisturbed.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict())
+    assert_same_state(
+        undisturbed.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict()
+    )
 
 
 def test_bad_records_go_to_the_dead_letters_and_change_nothing(tmp_path):
@@ -160,10 +193,22 @@ def test_bad_records_go_to_the_dead_letters_and_change_nothing(tmp_path):
     entries, labels = stream()
     clean, calm = make_engine(entries, labels)
     clean.run()
-    bad = [b"", b"nonsense", b"{}", Entry(np.array([1.0, 2.0], np.float32), 200 * HOUR, "wide"), entries[3]]
+    bad = [
+        b"",
+        b"nonsense",
+        b"{}",
+        Entry(np.array([1.0, 2.0], np.float32), 200 * HOUR, "wide"),
+        entries[3],
+    ]
     dirty = [*entries[:200], *bad, *entries[200:]]
     engine, sink = make_engine(
-        dirty, [*labels[:50], labels[10], Label("nobody", labels[0].value, labels[50].time), *labels[50:]]
+        dirty,
+        [
+            *labels[:50],
+            labels[10],
+            Label("nobody", labels[0].value, labels[50].time),
+            *labels[50:],
+        ],
     )
     summary = engine.run()
     letters = engine.dead_letters.letters
@@ -172,7 +217,9 @@ def test_bad_records_go_to_the_dead_letters_and_change_nothing(tmp_path):
     assert {letter.stage for letter in letters} == {"decode", "process"}
     assert summary["dead_letters"]["unknown_label"] == 1
     assert summary["dead_letters"]["duplicate_label"] == 1
-    assert [p.served.tobytes() for p in sink.predictions] == [p.served.tobytes() for p in calm.predictions]
+    assert [p.served.tobytes() for p in sink.predictions] == [
+        p.served.tobytes() for p in calm.predictions
+    ]
     states = [e.lanes[0].pipeline.state_dict() for e in (clean, engine)]
     for state in states:
         state["stats"].pop("rejected")
@@ -191,7 +238,9 @@ def test_one_record_dated_next_century_holds_up_nothing():
     engine, sink = make_engine(dirty, [*labels[:90], lost_label, *labels[90:]])
     summary = engine.run()
     assert summary["dead_letters"] == {"bad_time": 2}
-    assert [p.served.tobytes() for p in sink.predictions] == [p.served.tobytes() for p in calm.predictions]
+    assert [p.served.tobytes() for p in sink.predictions] == [
+        p.served.tobytes() for p in calm.predictions
+    ]
     states = [e.lanes[0].pipeline.state_dict() for e in (clean, engine)]
     for state in states:
         state["stats"].pop("rejected")
@@ -217,7 +266,8 @@ def test_a_stream_of_nothing_but_bad_records_stops_the_engine():
 
 
 def test_an_entry_waits_for_a_label_topic_that_says_nothing_then_goes_on():
-    """At the end of the label stream an entry is held for label_wait and no longer; a label after that is late."""
+    """At the end of the label stream an entry is held for label_wait and no longer; a label after
+    that is late."""
     entries, labels = stream(20)
     engine, sink = make_engine(entries, labels[:2], finite=False)
     metrics = engine.metrics = Metrics(engine.clock)
@@ -251,7 +301,9 @@ def test_another_config_does_not_continue_a_checkpoint(tmp_path):
 def test_stop_drains_and_checkpoints(tmp_path):
     """What was processed is saved when stop is asked for; the next run continues there."""
     entries, labels = stream()
-    engine, sink = make_engine(entries, labels, tmp_path, checkpoint_every_entries=None, checkpoint_every_s=1e9)
+    engine, sink = make_engine(
+        entries, labels, tmp_path, checkpoint_every_entries=None, checkpoint_every_s=1e9
+    )
     engine.source.open(engine)
     engine.step()
     engine.stop()
@@ -287,7 +339,9 @@ def test_forecasts_need_no_labels(tmp_path):
 
     calm, sink = make_engine(entries, None, tmp_path / "calm", make=make)
     calm.run()
-    crashed, first = make_engine([*entries[:123], CRASH, *entries[123:]], None, tmp_path / "crash", make=make)
+    crashed, first = make_engine(
+        [*entries[:123], CRASH, *entries[123:]], None, tmp_path / "crash", make=make
+    )
     with pytest.raises(SimulatedCrash):
         crashed.run()
     resumed, second = make_engine(entries, None, tmp_path / "crash", make=make)
@@ -299,7 +353,9 @@ def test_forecasts_need_no_labels(tmp_path):
 def test_a_lost_partition_is_let_go_without_a_trace(tmp_path, caplog):
     """Revoked: saved and handed over. Lost: nothing is written, since somebody else may own it."""
     entries, labels = stream(100)
-    engine, _ = make_engine(entries, labels, tmp_path, checkpoint_every_entries=None, checkpoint_every_s=1e9)
+    engine, _ = make_engine(
+        entries, labels, tmp_path, checkpoint_every_entries=None, checkpoint_every_s=1e9
+    )
     engine.source.open(engine)
     engine.step()
     with caplog.at_level(logging.INFO, "streamadapt"):

@@ -34,7 +34,8 @@ def small():
 
 
 def test_a_slow_sink_pauses_the_source_and_memory_stays_flat():
-    """The source delivers ten times what the sink takes: what waits is bounded, and nothing is lost in the end."""
+    """The source delivers ten times what the sink takes: what waits is bounded, and nothing is
+    lost in the end."""
     clock = ManualClock()
     sink, letters = SlowSink(clock), MemoryDeadLetters()
     source = GeneratedSource("slow", SoakJob(small, 1.0, 1, 1, lambda i, x: x), 6000, BATCH)
@@ -53,7 +54,9 @@ def test_a_slow_sink_pauses_the_source_and_memory_stays_flat():
             memory.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert BUFFER <= max(held) <= BUFFER + BATCH + 16, "and the records that wait for those after them"
+    assert BUFFER <= max(held) <= BUFFER + BATCH + 16, (
+        "and the records that wait for those after them"
+    )
     assert idle > polls / 2, "it was paused"
     third = polls // 3
     assert max(memory[2 * third :]) < 1.1 * max(memory[third : 2 * third])
@@ -65,7 +68,8 @@ def test_a_slow_sink_pauses_the_source_and_memory_stays_flat():
 
 
 def test_a_wall_clock_that_goes_back_changes_nothing(tmp_path, monkeypatch):
-    """Checkpoints are told apart by number, never by time: the newest is used, and the end is the undisturbed one."""
+    """Checkpoints are told apart by number, never by time: the newest is used, and the end is the
+    undisturbed one."""
     hour_ns, now = 3600 * 10**9, [10**18]
 
     def earlier():

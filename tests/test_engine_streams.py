@@ -1,4 +1,5 @@
-"""Offsets without a record, and streams that are others than they were: positions and checkpoints, against memory."""
+"""Offsets without a record, and streams that are others than they were: positions and checkpoints,
+against memory."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from streamadapt.engine.engine import Engine
 from streamadapt.engine.settings import EngineSettings
 from streamadapt.records import StreamPartition
 from streamadapt.state.store import CheckpointStore
-from streamadapt.testing import IdentityCodec, LogSink, ManualClock, MemoryDeadLetters, MemorySource, TransactionalLog
+from streamadapt.testing import (
+    IdentityCodec,
+    LogSink,
+    ManualClock,
+    MemoryDeadLetters,
+    MemorySource,
+    TransactionalLog,
+)
 
 AT = StreamPartition("memory", 0)
 
@@ -40,7 +48,8 @@ def newest(path):
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
 def test_positions_stand_behind_offsets_without_a_record(tmp_path, guarantee):
-    """In the checkpoint, in what is committed to the source, and in the transaction: a monitor sees nothing left."""
+    """In the checkpoint, in what is committed to the source, and in the transaction: a monitor
+    sees nothing left."""
     source, log = MemorySource(entries(5)), TransactionalLog()
     source.append_gap(3)
     engine_of(source, tmp_path, LogSink(log), guarantee).run()
@@ -75,7 +84,10 @@ def test_another_stream_of_the_same_name_is_new(tmp_path, caplog, guarantee):
     with caplog.at_level(logging.WARNING, "streamadapt"):
         engine = engine_of(again, tmp_path, sink, guarantee)
         engine.run()
-    assert "memory[0] was deleted and created again: it is read from 0, and all of it is new" in caplog.text
+    assert (
+        "memory[0] was deleted and created again: it is read from 0, and all of it is new"
+        in caplog.text
+    )
     assert engine.lanes[0].pipeline.stats.entries == 14
     assert newest(tmp_path).identities == {AT: "second"}
     assert newest(tmp_path).positions == {AT: 9}
@@ -84,7 +96,8 @@ def test_another_stream_of_the_same_name_is_new(tmp_path, caplog, guarantee):
 
 
 def test_the_same_stream_goes_on_and_one_without_identity_is_taken(tmp_path):
-    """A checkpoint of before there were identities, or a source that has none: the position is believed."""
+    """A checkpoint of before there were identities, or a source that has none: the position is
+    believed."""
     for identity, count in ((None, 3), ("first", 5), ("first", 6), (None, 8)):
         engine = engine_of(MemorySource(entries(count), identity=identity), tmp_path)
         engine.run()
@@ -114,13 +127,16 @@ def keyed():
 
 def timed(count, hour, first=0):
     start = (1_000 + hour) * 3600 * 10**9
-    return [Entry(np.float32([i]), start + i * 10**9, key=f"k{i % 2}") for i in range(first, count)]
+    return [
+        Entry(np.float32([i]), start + i * 10**9, key=f"k{i % 2}") for i in range(first, count)
+    ]
 
 
 @pytest.mark.parametrize("hours", [1, 240])
 @pytest.mark.parametrize("make", [plain, keyed])
 def test_times_begin_again_with_the_stream(tmp_path, make, hours):
-    """All of a stream that was created again is new, also where its times are older; a wrong one is refused again."""
+    """All of a stream that was created again is new, also where its times are older; a wrong one
+    is refused again."""
 
     def run(items, identity):
         engine = engine_of(MemorySource(items, identity=identity), tmp_path, make=make)

@@ -24,10 +24,15 @@ def test_what_is_fed_is_in_the_store_and_takes_no_more_room(name: str) -> None:
     assert seen.item() == 2500
 
 
-def test_the_command_writes_the_figures_and_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_the_figures_and_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory_cost, "ENTRIES", 2)
     to = (tmp_path / "cost.json", tmp_path / "cost.md")
-    assert memory_cost.main(["--seen", "10", "30", "--json", str(to[0]), "--markdown", str(to[1])]) == 0
+    assert (
+        memory_cost.main(["--seen", "10", "30", "--json", str(to[0]), "--markdown", str(to[1])])
+        == 0
+    )
     figures = json.loads(to[0].read_text())
     assert {c["seen"] for name in memory_cost.STORES for c in figures[name]} == {10, 30}
     assert "entry at a time" in figures["protocol"]

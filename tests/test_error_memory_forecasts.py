@@ -1,4 +1,5 @@
-"""Error memory on forecasts: a slow transcription of the formulas, and what keys and rings do to a panel."""
+"""Error memory on forecasts: a slow transcription of the formulas, and what keys and rings do to a
+panel."""
 
 from __future__ import annotations
 
@@ -17,21 +18,30 @@ from streamadapt.learners.error_memory.keys import MOST_DIRECTIONS, WORTH, Panel
 HOUR_NS = 3_600_000_000_000
 
 
-def said(output: Tensor, embedding: Tensor | None = None, times: Tensor | None = None) -> BaseOutput:
+def said(
+    output: Tensor, embedding: Tensor | None = None, times: Tensor | None = None
+) -> BaseOutput:
     return BaseOutput(output, embedding, times)
 
 
 def test_forecasts_can_be_keyed_on_an_embedding() -> None:
     """One memory for the panel, by cosine: here the mean path of the two most similar of three."""
-    learner = built(ErrorMemory(embedding="base", k=2, capacity=5), spec_of("forecast", 3, 2, 2, 2, embedding=2))
+    learner = built(
+        ErrorMemory(embedding="base", k=2, capacity=5),
+        spec_of("forecast", 3, 2, 2, 2, embedding=2),
+    )
     query = np.array([0.9, 0.2])
     paths = torch.arange(12.0).view(3, 2, 2)
     for h, path in zip(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 2.0]]), paths, strict=True):
-        learner.learn(torch.zeros(3, 2), said(torch.zeros(2, 2), h), path, torch.ones(2, 2, dtype=torch.bool))
+        learner.learn(
+            torch.zeros(3, 2), said(torch.zeros(2, 2), h), path, torch.ones(2, 2, dtype=torch.bool)
+        )
     s = np.array([query @ [1.0, 0.0], query @ [0.8, 0.6]]) / np.linalg.norm(query)
     w = np.exp(s / 0.1) / np.exp(s / 0.1).sum()
     wanted = 7.0 + w[0] * paths[0].numpy() + w[1] * paths[1].numpy()
-    mine = learner.predict(torch.zeros(3, 2), said(torch.full((2, 2), 7.0), torch.tensor(query).float()))
+    mine = learner.predict(
+        torch.zeros(3, 2), said(torch.full((2, 2), 7.0), torch.tensor(query).float())
+    )
     np.testing.assert_allclose(mine.numpy(), wanted, rtol=1e-6)
 
 
@@ -39,8 +49,16 @@ class SlowForecasts:
     """Section 2 of the formulas, one channel and one entry at a time, in float64."""
 
     def __init__(self, spec: Any, *, panel: bool, k: int, capacity: int, period: float) -> None:
-        self.spec, self.panel, self.k, self.capacity, self.period = spec, panel, k, capacity, period
-        self.kept: list[tuple[Any, Any, Any]] = []  # keys (columns, d), residuals (rows, columns), mask
+        self.spec, self.panel, self.k, self.capacity, self.period = (
+            spec,
+            panel,
+            k,
+            capacity,
+            period,
+        )
+        self.kept: list[
+            tuple[Any, Any, Any]
+        ] = []  # keys (columns, d), residuals (rows, columns), mask
 
     def keys(self, inputs: Any, times: Any) -> Any:
         z = ((inputs - self.spec.input_loc) / self.spec.input_scale).double().numpy()
@@ -48,11 +66,15 @@ class SlowForecasts:
         phase = [np.sin(angle), np.cos(angle)]
         if self.panel:
             scale = (min(8, z.shape[1]) / z.shape[1]) ** 0.5
-            parts = [scale * z[-1]] + [1.5 * scale * (z[-1] - z[-1 - lag]) for lag in (1, 3, 6) if lag < len(z)]
+            parts = [scale * z[-1]] + [
+                1.5 * scale * (z[-1] - z[-1 - lag]) for lag in (1, 3, 6) if lag < len(z)
+            ]
             return np.concatenate([*parts, 1.5 * np.array(phase)])[None]
         m = min(len(z), 24)
         shape = np.linspace(0.3, 1.0, m)[:, None] * (z[-m:] - z[-1])
-        return np.array([np.concatenate([shape[:, c], [0.7 * z[-1, c]], phase]) for c in range(z.shape[1])])
+        return np.array(
+            [np.concatenate([shape[:, c], [0.7 * z[-1, c]], phase]) for c in range(z.shape[1])]
+        )
 
     def learn(self, inputs: Any, base: Any, target: Any, mask: Any) -> None:
         left = ((target - base.output) / self.spec.output_scale).double().numpy()
@@ -63,7 +85,9 @@ class SlowForecasts:
         now, out = self.keys(inputs, times), np.zeros((rows, columns))
         for c in range(columns):
             g = 0 if self.panel else c
-            kept = [e for e in self.kept if (e[2] if self.panel else e[2][:, c]).any()][-self.capacity :]
+            kept = [e for e in self.kept if (e[2] if self.panel else e[2][:, c]).any()][
+                -self.capacity :
+            ]
             if len(kept) < self.k:
                 continue
             d = np.array([np.linalg.norm(now[g] - e[0][g]) for e in kept])
@@ -100,7 +124,8 @@ def test_forecasts_equal_the_slow_transcription(scope: Any, window: int) -> None
 
 
 def test_a_path_is_remembered_under_the_key_of_its_own_time() -> None:
-    """What repeats is put right: the base misses every jump, which always comes at the same hour."""
+    """What repeats is put right: the base misses every jump, which always comes at the same
+    hour."""
     day = np.zeros((24, 1))
     day[10:14] = 5.0
     values = np.tile(day, (20, 1)).astype(np.float32)
@@ -111,7 +136,10 @@ def test_a_path_is_remembered_under_the_key_of_its_own_time() -> None:
     worst = {"base": 0.0, "error-memory-capacity200-k3": 0.0}
     for i in range(240, len(values) - 3):
         for name in worst:
-            worst[name] = max(worst[name], float(np.abs(predictions[i].experts[name] - values[i + 1 : i + 4]).max()))
+            worst[name] = max(
+                worst[name],
+                float(np.abs(predictions[i].experts[name] - values[i + 1 : i + 4]).max()),
+            )
     assert worst["base"] == 5.0
     assert worst["error-memory-capacity200-k3"] < 1e-3
 
@@ -134,12 +162,16 @@ def test_a_wide_panel_is_looked_at_in_random_orthogonal_directions() -> None:
     spec = spec_of("forecast", 8, n, 2, n)
     key = PanelKey(spec, period=86_400.0, one=False)
     assert key.directions is not None
-    torch.testing.assert_close(key.directions.T @ key.directions, torch.eye(MOST_DIRECTIONS, dtype=torch.float64))
+    torch.testing.assert_close(
+        key.directions.T @ key.directions, torch.eye(MOST_DIRECTIONS, dtype=torch.float64)
+    )
     rng = np.random.default_rng(0)
     ratios = []
     for _ in range(50):
         a, b = (torch.from_numpy(rng.normal(size=(8, n)).astype(np.float32)) for _ in range(2))
-        away = (key(a, said(torch.zeros(2, n))) - key(b, said(torch.zeros(2, n))))[0, :MOST_DIRECTIONS]
+        away = (key(a, said(torch.zeros(2, n))) - key(b, said(torch.zeros(2, n))))[
+            0, :MOST_DIRECTIONS
+        ]
         ratios.append(float(away.norm() / ((a - b)[-1].norm() * (WORTH / n) ** 0.5)))
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.05)
     assert 0.7 < min(ratios) < max(ratios) < 1.3
@@ -147,7 +179,10 @@ def test_a_wide_panel_is_looked_at_in_random_orthogonal_directions() -> None:
 
 def test_a_channel_without_targets_keeps_what_it_has() -> None:
     """Another channel's entries neither overwrite its ring nor fade its sketch."""
-    for more in ({"capacity": 6, "k": 2}, {"store": "sketch", "tables": 4, "bits": 2, "decay": 0.5}):
+    for more in (
+        {"capacity": 6, "k": 2},
+        {"store": "sketch", "tables": 4, "bits": 2, "decay": 0.5},
+    ):
         learner = built(ErrorMemory(**more), spec_of("forecast", 3, 2, 2, 2))
         rng = np.random.default_rng(0)
 
@@ -160,7 +195,9 @@ def test_a_channel_without_targets_keeps_what_it_has() -> None:
         query = draw()
         before = learner.predict(query, said(torch.zeros(2, 2)))
         for _ in range(20):
-            learner.learn(draw(), said(torch.zeros(2, 2)), draw()[:2], torch.tensor([[True, False]] * 2))
+            learner.learn(
+                draw(), said(torch.zeros(2, 2)), draw()[:2], torch.tensor([[True, False]] * 2)
+            )
         after = learner.predict(query, said(torch.zeros(2, 2)))
         assert torch.equal(before[:, 1], after[:, 1])
         assert not torch.equal(before[:, 0], after[:, 0])

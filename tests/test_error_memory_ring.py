@@ -16,7 +16,9 @@ from streamadapt.learners.error_memory.sketch import StoreShape
 torch.set_num_threads(1)
 
 
-def ring_of(shape: StoreShape, *, capacity: int, k: int, floor: float = 1, tau: float | None = None) -> Ring:
+def ring_of(
+    shape: StoreShape, *, capacity: int, k: int, floor: float = 1, tau: float | None = None
+) -> Ring:
     return Ring(shape, capacity=capacity, k=k, floor=floor, tau=tau, device=torch.device("cpu"))
 
 
@@ -45,15 +47,24 @@ class Brute:
             weights = self.weights([squares[i] for i in nearest])
             values = [kept[len(kept) - 1 - i][1] for i in nearest]
             for c in range(cells):
-                known = [(w, v[:, c]) for w, v in zip(weights, values, strict=True) if not np.isnan(v[0, c])]
+                known = [
+                    (w, v[:, c])
+                    for w, v in zip(weights, values, strict=True)
+                    if not np.isnan(v[0, c])
+                ]
                 if known:
                     found[g, c] = True
-                    mean[g, :, c] = sum(w * v.astype(np.float64) for w, v in known) / sum(w for w, _ in known)
+                    mean[g, :, c] = sum(w * v.astype(np.float64) for w, v in known) / sum(
+                        w for w, _ in known
+                    )
         return mean, found
 
     def weights(self, squares: list[float]) -> list[float]:
         if self.ring.tau is not None:
-            return [float(np.exp(((1 - s / 2) - (1 - squares[0] / 2)) / self.ring.tau)) for s in squares]
+            return [
+                float(np.exp(((1 - s / 2) - (1 - squares[0] / 2)) / self.ring.tau))
+                for s in squares
+            ]
         farthest = max(squares) ** 0.5
         return [float(np.exp(-2 * s**0.5 / farthest)) if farthest > 0 else 1.0 for s in squares]
 
@@ -78,9 +89,12 @@ def compare(ring: Ring, brute: Brute, asked: Any) -> int:
 def test_reads_are_those_of_a_brute_force(
     seed: int, shape: StoreShape, sizes: tuple[int, int], cosine: bool, tied: bool
 ) -> None:
-    """Also with keys of a coarse grid, of which most are at the same distance from a query as some others are."""
+    """Also with keys of a coarse grid, of which most are at the same distance from a query as some
+    others are."""
     capacity, k = sizes
-    ring = ring_of(shape, capacity=capacity, k=k, floor=2 if capacity > 1 else 1, tau=0.1 if cosine else None)
+    ring = ring_of(
+        shape, capacity=capacity, k=k, floor=2 if capacity > 1 else 1, tau=0.1 if cosine else None
+    )
     brute = Brute(ring)
     rng = np.random.default_rng(seed)
 
@@ -93,7 +107,9 @@ def test_reads_are_those_of_a_brute_force(
     compared = 0
     for _ in range(40):
         values = rng.normal(size=(shape.groups, shape.planes, shape.cells)).astype(np.float32)
-        values = np.where(rng.random((shape.groups, 1, shape.cells)) < 0.2, np.float32(np.nan), values)
+        values = np.where(
+            rng.random((shape.groups, 1, shape.cells)) < 0.2, np.float32(np.nan), values
+        )
         known = ~np.isnan(values[:, 0]).all(-1)
         written = keys()
         ring.write(torch.from_numpy(written), torch.from_numpy(values), torch.from_numpy(known))
@@ -104,7 +120,8 @@ def test_reads_are_those_of_a_brute_force(
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 100.0])
 def test_equal_keys_are_at_distance_zero_and_the_newest_count(level: float) -> None:
-    """A stream that stands still: no rounding error becomes a distance, and the k newest weigh the same."""
+    """A stream that stands still: no rounding error becomes a distance, and the k newest weigh the
+    same."""
     ring = ring_of(StoreShape(1, 3, 1, 1), capacity=37, k=5)
     key = torch.tensor([[level, level / 3.0, level / 7.0]], dtype=torch.float64)
     for i in range(100):
@@ -119,7 +136,9 @@ def test_the_newest_overwrites_the_oldest() -> None:
         keys = torch.tensor([[float(i)], [float(i)]], dtype=torch.float64)
         ring.write(keys, torch.full((2, 1, 1), float(i)), torch.tensor([True, i % 2 == 0]))
     zeros = torch.zeros(2, 1, dtype=torch.float64)
-    assert ring.read(zeros)[0].flatten().tolist() == [2.0, 0.0], "0 and 1 are gone from the first group"
+    assert ring.read(zeros)[0].flatten().tolist() == [2.0, 0.0], (
+        "0 and 1 are gone from the first group"
+    )
     assert ring.count.flatten().tolist() == [5, 3]
 
 
@@ -127,11 +146,17 @@ def test_a_key_of_zeros_is_like_no_other() -> None:
     """Its cosine to any key is 0: it is passed over, and a query of zeros finds all alike."""
     ring = ring_of(StoreShape(1, 2, 1, 1), capacity=4, k=2, tau=0.1)
     for i, key in enumerate(([0.0, 0.0], [1.0, 0.0], [0.6, 0.8])):
-        ring.write(torch.tensor([key], dtype=torch.float64), torch.full((1, 1, 1), float(i)), torch.tensor([True]))
+        ring.write(
+            torch.tensor([key], dtype=torch.float64),
+            torch.full((1, 1, 1), float(i)),
+            torch.tensor([True]),
+        )
     near = np.exp(np.array([1.0, 0.6]) / 0.1)
     mean = ring.read(torch.tensor([[1.0, 0.0]], dtype=torch.float64))[0].item()
     assert mean == pytest.approx(float(near @ [1.0, 2.0] / near.sum()), rel=1e-6)
-    assert ring.read(torch.zeros(1, 2, dtype=torch.float64))[0].item() == pytest.approx(1.5), "the two newest"
+    assert ring.read(torch.zeros(1, 2, dtype=torch.float64))[0].item() == pytest.approx(1.5), (
+        "the two newest"
+    )
 
 
 def test_below_its_floor_it_knows_nothing() -> None:
@@ -158,4 +183,6 @@ def test_many_at_once_are_one_after_the_other(before: int, many: int, tau: float
             ring.write(keys[i], values[i], ~values[i, :, 0].isnan().all(-1))
     bulk.write_many(keys[before:], values[before:])
     for name, tensor in one.state_dict().items():
-        torch.testing.assert_close(bulk.state_dict()[name], tensor, rtol=1e-14, atol=1e-14, equal_nan=True)
+        torch.testing.assert_close(
+            bulk.state_dict()[name], tensor, rtol=1e-14, atol=1e-14, equal_nan=True
+        )

@@ -1,4 +1,5 @@
-"""Losses told before the labels come: right where their assumptions hold, beside the truth where they do not."""
+"""Losses told before the labels come: right where their assumptions hold, beside the truth where
+they do not."""
 
 from __future__ import annotations
 
@@ -23,11 +24,14 @@ ONE = np.ones((1, 1))
 @pytest.mark.parametrize("kind", KINDS)
 def test_estimates_change_no_prediction(kind: str) -> None:
     items = stream_of(kind)
-    assert bits(pipeline_of(kind).observe(items)) == bits(pipeline_of(kind, estimate=False).observe(items))
+    assert bits(pipeline_of(kind).observe(items)) == bits(
+        pipeline_of(kind, estimate=False).observe(items)
+    )
 
 
 def confident(n: int, seed: int, too_sure: float) -> tuple[Any, Any]:
-    """Distributions over three classes, (n, 3), sharpened by a factor, and the classes that came."""
+    """Distributions over three classes, (n, 3), sharpened by a factor, and the classes that
+    came."""
     rng = np.random.default_rng(seed)
     odds = rng.normal(size=(n, 3))
     said = np.exp(too_sure * odds)
@@ -39,7 +43,8 @@ def confident(n: int, seed: int, too_sure: float) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("too_sure", [1.0, 2.0])
 def test_confidence_becomes_calibrated(too_sure: float) -> None:
-    """For a model that is twice too sure the raw confidence is far off, the recalibrated one is not."""
+    """For a model that is twice too sure the raw confidence is far off, the recalibrated one is
+    not."""
     said, came = confident(6000, 0, too_sure)
     estimate = ConfidenceEstimate()
     raw, found, true = [], [], []
@@ -56,7 +61,9 @@ def test_confidence_becomes_calibrated(too_sure: float) -> None:
         assert (np.abs(raw_mean - true_mean) > 0.15 * true_mean).all()
     # Also where the inputs move (covariate shift): among the most confident entries alone.
     sure = np.argsort(-said[late].max(axis=1))[:1000]
-    np.testing.assert_allclose(np.array(found[late])[sure].mean(0), np.array(true[late])[sure].mean(0), rtol=0.25)
+    np.testing.assert_allclose(
+        np.array(found[late])[sure].mean(0), np.array(true[late])[sure].mean(0), rtol=0.25
+    )
 
 
 def test_before_any_label_confidence_is_taken_at_its_word() -> None:
@@ -124,7 +131,10 @@ def test_estimate_and_truth_stand_side_by_side() -> None:
     assert stats.estimated["served"] == pytest.approx(sum(e for e in told if e is not None))
     labelled = slice(30, 370)
     assert stats.foreseen["served"] == pytest.approx(sum(told[labelled]))
-    true = [abs(float(p.served[0, 0]) - float(v)) for p, v in zip(predictions[labelled], y[labelled, 0], strict=True)]
+    true = [
+        abs(float(p.served[0, 0]) - float(v))
+        for p, v in zip(predictions[labelled], y[labelled, 0], strict=True)
+    ]
     assert stats.seen["served"] == pytest.approx(sum(true), rel=1e-5)
     summary = summarise([stats])["estimated"]["served"]
     assert summary["unlabelled"] == pytest.approx(np.mean(told[370:]))
@@ -132,7 +142,10 @@ def test_estimate_and_truth_stand_side_by_side() -> None:
     metrics = Metrics()
     metrics.pipeline(0, stats)
     samples = metrics.samples()
-    assert dict(samples["streamadapt_estimated_predictions_total"]) == {("0", "all"): 370, ("0", "known"): 340}
+    assert dict(samples["streamadapt_estimated_predictions_total"]) == {
+        ("0", "all"): 370,
+        ("0", "known"): 340,
+    }
     assert dict(samples["streamadapt_true_loss_total"])[("0", "served")] == stats.seen["served"]
 
 
@@ -141,7 +154,9 @@ def test_without_any_labels_confidence_is_all_there_is() -> None:
     from streamadapt import FrozenModel
 
     guard = Hedge(prior={"tent-b2": 0.5})
-    pipeline = Pipeline(Unlabelled(1, classes=3), FrozenModel(net.eval(), softmax=True), [Tent(2)], guard)
+    pipeline = Pipeline(
+        Unlabelled(1, classes=3), FrozenModel(net.eval(), softmax=True), [Tent(2)], guard
+    )
     predictions = pipeline.observe(entry([float(t % 5), 1.0], t, id=str(t)) for t in range(20))
     assert all(p.estimated_loss is not None for p in predictions)
     p = predictions[-1].served.astype(np.float64)

@@ -1,4 +1,5 @@
-"""Wrong clocks and entries out of order: one record stops nothing, a real leap is followed, nothing is stuck."""
+"""Wrong clocks and entries out of order: one record stops nothing, a real leap is followed,
+nothing is stuck."""
 
 from __future__ import annotations
 
@@ -34,14 +35,21 @@ from streamadapt.engine.metrics import Metrics
 from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import EntryError, Reason
 from streamadapt.pipeline.keyed import KeyedPipeline
-from streamadapt.testing import IdentityCodec, ManualClock, MemoryDeadLetters, MemorySink, MemorySource
+from streamadapt.testing import (
+    IdentityCodec,
+    ManualClock,
+    MemoryDeadLetters,
+    MemorySink,
+    MemorySource,
+)
 
 S = 10**9
 DAY = 86_400 * S
 START = 1_700_000_000 * S
 CENTURY = 4_070_908_800 * S  # 2099
 FEW = 4
-"""So many of a stream's records at most are lost where event time really leaps; so say the docs."""
+"""So many of a stream's records at most are lost where event time really leaps; so say the
+docs."""
 
 
 def forecast(**more):
@@ -82,7 +90,8 @@ def wrong(time, key=""):
 
 
 def observed(make, items):
-    """Run a pipeline in process; return it, its predictions and the ids that were refused, by reason."""
+    """Run a pipeline in process; return it, its predictions and the ids that were refused, by
+    reason."""
     pipeline, refused = make(), []
     pipeline.on_rejected = lambda item, error: refused.append((item.id, error.reason.value))
     return pipeline, pipeline.observe(items), refused
@@ -98,7 +107,8 @@ def inserted(items, at, item):
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 @pytest.mark.parametrize("at", [5, 50, 99, 100])
 def test_a_record_of_the_next_century_is_refused_and_changes_nothing(make, at):
-    """In the middle and at the end: the same predictions and, once a good one has come, the same state."""
+    """In the middle and at the end: the same predictions and, once a good one has come, the same
+    state."""
     items = entries_at(minutes(100))
     calm, said, _ = observed(make, [*items, *entries_at(minutes(1, START + 6000 * S), first=100)])
     disturbed, also, refused = observed(make, inserted(items, at, wrong(CENTURY)))
@@ -150,7 +160,10 @@ def test_a_broken_device_between_good_ones_costs_no_good_one(make):
 def test_one_record_in_ten_at_random_costs_next_to_nothing():
     """Then several wrong ones come in a row, too."""
     wild = np.random.default_rng(3).random(4000) < 0.1
-    items = [wrong(CENTURY + i * S) if wild[i] else one for i, one in enumerate(entries_at(minutes(4000)))]
+    items = [
+        wrong(CENTURY + i * S) if wild[i] else one
+        for i, one in enumerate(entries_at(minutes(4000)))
+    ]
     _, _, refused = observed(unlabelled, items)
     assert sum(not id_.startswith("wrong") for id_, _ in refused) <= 20
 
@@ -187,8 +200,12 @@ SPARSE = {
     "monthly": [START + 31 * DAY * i for i in range(60)],
     "every minute, then monthly": minutes(100) + [START + 31 * DAY * (i + 1) for i in range(60)],
     "monthly, five a time": [START + 31 * DAY * (i // 5) for i in range(200)],
-    "hourly on weekdays": [START + d * DAY + h * 3600 * S for d in range(60) if d % 7 < 5 for h in range(24)],
-    "every ten days or so": list(START + np.cumsum(np.random.default_rng(0).exponential(10 * DAY, 300)).astype(int)),
+    "hourly on weekdays": [
+        START + d * DAY + h * 3600 * S for d in range(60) if d % 7 < 5 for h in range(24)
+    ],
+    "every ten days or so": list(
+        START + np.cumsum(np.random.default_rng(0).exponential(10 * DAY, 300)).astype(int)
+    ),
     "daily on weekdays": [START + d * DAY for d in range(300) if d % 7 < 5],
 }
 
@@ -197,7 +214,8 @@ SPARSE = {
 @pytest.mark.parametrize("ahead_hours", [1, 10, 30, 200])
 @pytest.mark.parametrize("after", [5, 100])
 def test_a_pause_of_the_past_makes_no_wrong_time_usual(pause_hours, ahead_hours, after):
-    """A stream that pauses at weekends: one record with a clock some hours or days ahead costs two others."""
+    """A stream that pauses at weekends: one record with a clock some hours or days ahead costs two
+    others."""
     before = minutes(100)
     times = [*before, *minutes(300, before[-1] + pause_hours * 3600 * S)]
     at = 100 + after
@@ -241,7 +259,9 @@ def test_what_is_out_of_order_is_predicted_as_if_it_had_the_newest_time():
     items = entries_at(two_producers(100, 2 * S))
     newest = np.maximum.accumulate([item.time for item in items])
     _, said, _ = observed(forecast, items)
-    _, raised, _ = observed(forecast, [replace(item, time=int(t)) for item, t in zip(items, newest, strict=True)])
+    _, raised, _ = observed(
+        forecast, [replace(item, time=int(t)) for item, t in zip(items, newest, strict=True)]
+    )
     assert [b[2:] for b in bits(said)] == [b[2:] for b in bits(raised)]
 
 
@@ -360,7 +380,9 @@ def test_keys_that_rarely_speak_make_no_leaps_in_a_stream_that_goes_on():
 
 def test_a_leap_of_all_keys_costs_a_few_entries_and_not_a_few_of_each():
     keys = [f"key{i}" for i in range(20)]
-    items = by_turns(10, keys) + [replace(x, id=f"{x.id}b") for x in by_turns(10, keys, START + 30 * DAY)]
+    items = by_turns(10, keys) + [
+        replace(x, id=f"{x.id}b") for x in by_turns(10, keys, START + 30 * DAY)
+    ]
     pipeline, _, refused = observed(lambda: keyed(20), items)
     assert Counter(reason for _, reason in refused) == {"bad_time": FEW}
     assert pipeline.stats.last_time == items[-1].time
@@ -368,13 +390,16 @@ def test_a_leap_of_all_keys_costs_a_few_entries_and_not_a_few_of_each():
 
 
 def test_a_key_whose_clock_is_always_ahead_goes_by_its_own_time():
-    items = [replace(x, time=x.time + 700 * DAY) if x.key == "b" else x for x in by_turns(100, "abc")]
+    items = [
+        replace(x, time=x.time + 700 * DAY) if x.key == "b" else x for x in by_turns(100, "abc")
+    ]
     _, _, refused = observed(keyed, items)
     assert refused == []
 
 
 def test_a_key_that_was_evicted_remembers_its_doubt(tmp_path):
-    """Its clock was wrong; its own entries agree against that, though others push it out of memory in between."""
+    """Its clock was wrong; its own entries agree against that, though others push it out of memory
+    in between."""
     engine = engine_of([], keyed(1, lambda: forecast()), tmp_path)
     pipeline = engine.source_pipeline
     refused = []
@@ -392,11 +417,13 @@ def test_a_key_that_was_evicted_remembers_its_doubt(tmp_path):
 def engine_of(items, make, path=None, labels=None, **more):
     """An engine over a source that can be added to; `source_pipeline` is what its one lane has."""
     pipelines = make if callable(make) else (lambda: make)
-    settings = EngineSettings(checkpoint_path=path, checkpoint_every_entries=7, label_wait_s=1.0, **more)
+    settings = EngineSettings(
+        checkpoint_path=path, checkpoint_every_entries=7, label_wait_s=1.0, **more
+    )
     source = MemorySource(items, labels, finite=False)
     engine = Engine(
-        source, pipelines, MemorySink(), IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=ManualClock(),
-        metrics=Metrics(ManualClock()),
+        source, pipelines, MemorySink(), IdentityCodec(), MemoryDeadLetters(), settings=settings,
+        clock=ManualClock(), metrics=Metrics(ManualClock()),
     )  # fmt: skip
     source.open(engine)
     engine.source_pipeline = engine.lanes[0].pipeline
@@ -404,7 +431,8 @@ def engine_of(items, make, path=None, labels=None, **more):
 
 
 def said_live(engine, items, stream=None):
-    """Add records one by one, each read while nothing else is there to be read; return what is refused."""
+    """Add records one by one, each read while nothing else is there to be read; return what is
+    refused."""
     before = len(engine.dead_letters.letters)
     for item in items:
         engine.source.append(item, stream=stream)
@@ -431,7 +459,10 @@ def test_one_wrong_record_at_lag_0_stops_nothing(make, tmp_path, caplog):
     assert ids(engine) == [str(i) for i in range(131 - len(ids(engine)), 131)]
     assert len(caplog.records) == 3, "held back, refused, and a dead letter"
     assert "limits.max_ahead" in engine.dead_letters.letters[0].detail
-    assert "refused as bad_time, 1 so far; look at the producer's clock. memory[0]@30: time is" in caplog.text
+    assert (
+        "refused as bad_time, 1 so far; look at the producer's clock. memory[0]@30: time is"
+        in caplog.text
+    )
     dead = dict(engine.metrics.samples()["streamadapt_dead_letters_total"])
     assert {at: n for at, n in dead.items() if n} == {("bad_time", "process"): 1}
 
@@ -439,7 +470,8 @@ def test_one_wrong_record_at_lag_0_stops_nothing(make, tmp_path, caplog):
 @pytest.mark.parametrize("make", [*MADE.values(), lambda: keyed(1)], ids=[*MADE, "keyed"])
 @pytest.mark.parametrize("stop_at", [29, 31, 32, 34, 60])
 def test_a_restart_goes_on_with_the_same_doubts(make, stop_at, tmp_path):
-    """Stopped anywhere around wrong records, and around a real leap: the same predictions, letters and state."""
+    """Stopped anywhere around wrong records, and around a real leap: the same predictions, letters
+    and state."""
     items = entries_at(minutes(40)) + entries_at(minutes(40, START + 30 * DAY), first=40)
     items = [*items[:30], wrong(CENTURY), wrong(CENTURY + S), *items[30:]]
     calm = engine_of([], make, tmp_path / "calm")
@@ -453,7 +485,9 @@ def test_a_restart_goes_on_with_the_same_doubts(make, stop_at, tmp_path):
     both = first.sink.predictions + second.sink.predictions
     assert bits(both) == bits(calm.sink.predictions)
     letters = first.dead_letters.letters + second.dead_letters.letters
-    assert [x.record.position for x in letters] == [x.record.position for x in calm.dead_letters.letters]
+    assert [x.record.position for x in letters] == [
+        x.record.position for x in calm.dead_letters.letters
+    ]
     assert_same_state(second.source_pipeline.state_dict(), calm.source_pipeline.state_dict())
 
 
@@ -476,7 +510,8 @@ def test_live_and_replayed_records_meet_the_same_fate(make):
 
 
 def test_a_real_leap_loses_nothing_in_the_engine(caplog):
-    """The records are held back until five agree; then all of them are predicted, and the log says that time leapt."""
+    """The records are held back until five agree; then all of them are predicted, and the log says
+    that time leapt."""
     engine = engine_of([], forecast)
     said_live(engine, entries_at(minutes(30)))
     after = entries_at(minutes(30, START + 2 * 365 * DAY), first=30)
@@ -488,11 +523,14 @@ def test_a_real_leap_loses_nothing_in_the_engine(caplog):
     told = [r.message for r in caplog.records if "held back" not in r.message]
     assert told == ["partition 0: event time leapt ahead to 2025-11-13T22:17:20+00:00"]
     assert len(caplog.records) == 2
-    assert ("0", "leap") in [labels for labels, n in engine.metrics.samples()["streamadapt_event_times_total"] if n]
+    assert ("0", "leap") in [
+        labels for labels, n in engine.metrics.samples()["streamadapt_event_times_total"] if n
+    ]
 
 
 def test_a_small_buffer_does_not_hold_up_a_record_in_doubt():
-    """A stream that is paused brings no more records: then it is decided by those that are there."""
+    """A stream that is paused brings no more records: then it is decided by those that are
+    there."""
     engine = engine_of([], forecast, max_buffer=1)
     said_live(engine, entries_at(minutes(30)))
     assert said_live(engine, [wrong(CENTURY)]) == ["bad_time"]
@@ -512,7 +550,9 @@ def test_with_others_behind_it_a_wrong_first_record_costs_nothing(at):
 def test_a_wrong_last_record_is_refused_at_the_end_of_a_file():
     source = MemorySource([*entries_at(minutes(50)), wrong(CENTURY)])
     letters = MemoryDeadLetters()
-    summary = Engine(source, forecast, MemorySink(), IdentityCodec(), letters, clock=ManualClock()).run()
+    summary = Engine(
+        source, forecast, MemorySink(), IdentityCodec(), letters, clock=ManualClock()
+    ).run()
     assert summary["entries"] == 50
     assert summary["dead_letters"] == {"bad_time": 1}
 
@@ -546,7 +586,9 @@ def test_a_checkpoint_that_was_written_with_a_wrong_time_recovers(tmp_path):
         state["task"]["window"]["times"][-1] = CENTURY
         resumed, refused = make(), []
         resumed.load_state_dict(state)
-        resumed.on_rejected = lambda item, error, refused=refused: refused.append(error.reason.value)
+        resumed.on_rejected = lambda item, error, refused=refused: refused.append(
+            error.reason.value
+        )
         assert len(resumed.observe(items[30:])) == 30 - FEW
         assert refused == ["time_backwards"] * FEW
         assert resumed.stats.times == {"back": 1}
@@ -563,7 +605,8 @@ def test_a_checkpoint_that_was_written_with_a_wrong_time_recovers(tmp_path):
     st.sampled_from(sorted(MADE)),
 )
 def test_any_wrong_record_anywhere_costs_a_bounded_number_of_others(steps, at, time, name):
-    """Whatever the steps of an ordered stream: those that are lost without the wrong one, and a few more."""
+    """Whatever the steps of an ordered stream: those that are lost without the wrong one, and a
+    few more."""
     items = entries_at(START + np.cumsum(steps))
     calm = len(observed(MADE[name], items)[2])
     pipeline, _, refused = observed(MADE[name], inserted(items, min(at, len(items)), wrong(time)))
@@ -573,9 +616,12 @@ def test_any_wrong_record_anywhere_costs_a_bounded_number_of_others(steps, at, t
     assert pipeline.stats.last_time == after[-1].time, "nothing is stuck"
 
 
-@given(st.lists(st.integers(0, 20 * S), min_size=5, max_size=60), st.integers(0, 2**32), st.booleans())
+@given(
+    st.lists(st.integers(0, 20 * S), min_size=5, max_size=60), st.integers(0, 2**32), st.booleans()
+)
 def test_disorder_within_the_tolerance_refuses_nothing(steps, seed, state_too):
-    """However entries are moved, as long as none is older than the newest by more than max_behind."""
+    """However entries are moved, as long as none is older than the newest by more than
+    max_behind."""
     times = START + np.cumsum(steps)
     late = np.random.default_rng(seed).integers(0, 5 * S, len(times))
     items = entries_at([int(t) for t in times[np.argsort(times + late, kind="stable")]])
@@ -649,7 +695,9 @@ def test_a_replay_says_loudly_what_was_lost_and_what_would_mend_it(folder, capsy
     said = replayed(folder, capsys, times).splitlines()[0]
     assert "300 of 600 entries (50.0%) came out of order by more than limits.max_behind" in said
     assert "refused as time_backwards, for example x.jsonl[0]@599: time is 60 s before" in said
-    summary = json.loads(replayed(folder, capsys, times, "--json", "--set", "limits.max_behind=1m"))
+    summary = json.loads(
+        replayed(folder, capsys, times, "--json", "--set", "limits.max_behind=1m")
+    )
     assert (summary["predictions"], summary["dead_letters"]) == (597, {})
 
 

@@ -15,13 +15,18 @@ EXAMPLES = ROOT / "examples"
 
 
 def run(*command):
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def figures(output):
-    return {m[1]: float(m[2]) for m in re.finditer(r"^(\S+)\s+([\d.]+)(?: mg/dL)?$", output, re.MULTILINE)}
+    return {
+        m[1]: float(m[2])
+        for m in re.finditer(r"^(\S+)\s+([\d.]+)(?: mg/dL)?$", output, re.MULTILINE)
+    }
 
 
 def code_blocks(language):
@@ -61,7 +66,8 @@ def test_glucose_in_process():
 
 
 def test_a_forecaster_corrected_from_a_csv(tmp_path):
-    """A rhythm that quickens after the training part: what is served follows it, the frozen forecaster does not."""
+    """A rhythm that quickens after the training part: what is served follows it, the frozen
+    forecaster does not."""
     rng = np.random.default_rng(0)
     t = np.arange(700)
     phase = 2 * np.pi * np.where(t < 450, t / 24, 450 / 24 + (t - 450) / 9)

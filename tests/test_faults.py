@@ -1,4 +1,5 @@
-"""A part that raises ends no run: it is left out, counted and logged once, and the rest goes on as if it were not."""
+"""A part that raises ends no run: it is left out, counted and logged once, and the rest goes on as
+if it were not."""
 
 from __future__ import annotations
 
@@ -41,11 +42,18 @@ N = 300
 
 
 class Raises(Bias):
-    """Raises in one of its methods, from its `first` call on, `times` times; a learner with everything."""
+    """Raises in one of its methods, from its `first` call on, `times` times; a learner with
+    everything."""
 
     kind = "raises"
 
-    def __init__(self, where: str, first: int = 100, times: int = 1, error: type[BaseException] = RuntimeError) -> None:
+    def __init__(
+        self,
+        where: str,
+        first: int = 100,
+        times: int = 1,
+        error: type[BaseException] = RuntimeError,
+    ) -> None:
         super().__init__(0.1)
         self.where, self.first, self.last, self.error = where, first, first + times - 1, error
         self.calls = 0
@@ -104,7 +112,9 @@ def wrong_base(inputs: Tensor) -> Tensor:
 
 
 def pipeline_with(*learners: Any, **more: Any) -> Pipeline:
-    return Pipeline(Forecast(3, 2), with_scaling(more.pop("base", wrong_base), 2, 2), list(learners), **more)
+    return Pipeline(
+        Forecast(3, 2), with_scaling(more.pop("base", wrong_base), 2, 2), list(learners), **more
+    )
 
 
 def other_bits(predictions: list[Any], name: str = "bias-0.05") -> list[bytes]:
@@ -114,7 +124,9 @@ def other_bits(predictions: list[Any], name: str = "bias-0.05") -> list[bytes]:
 @pytest.fixture
 def tracebacks(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     caplog.set_level(logging.ERROR, "streamadapt")
-    return lambda: [str(r.exc_info[1]) for r in caplog.records if r.exc_info and r.name == "streamadapt"]
+    return lambda: [
+        str(r.exc_info[1]) for r in caplog.records if r.exc_info and r.name == "streamadapt"
+    ]
 
 
 @pytest.mark.parametrize("where", ["predict", "learn", "adapt", "signals", "gradient_norm"])
@@ -137,7 +149,9 @@ def test_a_learner_that_raises_is_taken_out_and_comes_back(where: str, traceback
 
 
 @pytest.mark.parametrize("where", ["predict", "learn", "adapt"])
-def test_one_that_always_raises_is_logged_once_and_never_served(where: str, tracebacks: Any) -> None:
+def test_one_that_always_raises_is_logged_once_and_never_served(
+    where: str, tracebacks: Any
+) -> None:
     values = walk(N, 2)
     pipeline = pipeline_with(Raises(where, 1, 10**9), Bias(0.05))
     said = pipeline.observe(entries(values))
@@ -186,14 +200,18 @@ def test_one_that_can_not_even_be_reset_is_left_alone_until_it_can() -> None:
 def test_snapshots_that_raise_cost_no_entry_and_no_checkpoint() -> None:
     n = SNAPSHOT_EVERY + PROBATION + 20
     items = entries(walk(n, 2))
-    pipeline = pipeline_with(Raises("snapshot", 2, 10**9), Bias(0.05))  # the first is made when it is built
+    pipeline = pipeline_with(
+        Raises("snapshot", 2, 10**9), Bias(0.05)
+    )  # the first is made when it is built
     assert len(pipeline.observe(items)) == n - 2
     pipeline.state_dict()
     assert pipeline.stats.faults["learner:raises-0.1"] >= 2
     assert len(pipeline.observe([entry(items[-1].values, n + 1)])) == 1
 
 
-@pytest.mark.parametrize("said", [None, "text", [1.0, 2.0], torch.zeros(2, 3), torch.zeros(1), 1j * torch.ones(2, 2)])
+@pytest.mark.parametrize(
+    "said", [None, "text", [1.0, 2.0], torch.zeros(2, 3), torch.zeros(1), 1j * torch.ones(2, 2)]
+)
 def test_a_prediction_that_is_none_is_as_good_as_an_exception(said: Any) -> None:
     class Odd(Bias):
         def predict(self, inputs: Tensor, base: BaseOutput) -> Any:
@@ -338,10 +356,14 @@ class StaysNan(Bias):
 @pytest.mark.parametrize("labelled", [True, False])
 def test_one_broken_gradient_is_held_against_a_learner_once(labelled: bool) -> None:
     task: Any = Supervised() if labelled else Unlabelled()
-    pipeline = Pipeline(task, lambda x: x[-1:], [StaysNan()], guard=Hedge(prior={"stays-nan-0.1": 0.5}))
+    pipeline = Pipeline(
+        task, lambda x: x[-1:], [StaysNan()], guard=Hedge(prior={"stays-nan-0.1": 0.5})
+    )
     values = walk(N, 1)
     label = (lambda v: v) if labelled else (lambda v: None)
-    said = pipeline.observe([entry(v, t, id=str(t), label=label(v)) for t, v in enumerate(values, 1)])
+    said = pipeline.observe(
+        [entry(v, t, id=str(t), label=label(v)) for t, v in enumerate(values, 1)]
+    )
     assert pipeline.stats.updates["stays-nan-0.1"]["restored"] == 1
     assert not np.array_equal(said[-1].experts["stays-nan-0.1"], said[-1].base)
 
@@ -369,7 +391,9 @@ class BadGuard(TwoLayer):
                 raise ZeroDivisionError("no")
             if self.what == "mix writes":
                 predictions[:] = 0.0
-            served = {"mix nan": mixture.served * np.nan, "mix shape": mixture.served[:1]}[self.what]
+            served = {"mix nan": mixture.served * np.nan, "mix shape": mixture.served[:1]}[
+                self.what
+            ]
             return Mixture(served, mixture.own, mixture.weights)
         return mixture
 
@@ -381,7 +405,9 @@ class BadGuard(TwoLayer):
 
 
 @pytest.mark.parametrize("what", ["mix raises", "mix nan", "mix shape", "mix writes", "update"])
-def test_where_the_guard_breaks_the_base_is_served_and_it_is_put_right(what: str, tracebacks: Any) -> None:
+def test_where_the_guard_breaks_the_base_is_served_and_it_is_put_right(
+    what: str, tracebacks: Any
+) -> None:
     values = walk(N, 2)
     pipeline = pipeline_with(Bias(0.1), RLS(0.99), guard=BadGuard(what))
     said = pipeline.observe(entries(values))
@@ -440,7 +466,9 @@ def test_a_question_counts_nothing_and_mends_nothing() -> None:
 
 
 @pytest.mark.parametrize("channels", ["mean", "each"])
-def test_a_detector_that_raises_starts_again_and_the_rest_goes_on(channels: Any, tracebacks: Any) -> None:
+def test_a_detector_that_raises_starts_again_and_the_rest_goes_on(
+    channels: Any, tracebacks: Any
+) -> None:
     class Bad(DriftMonitor):
         calls = 0
 
@@ -455,7 +483,9 @@ def test_a_detector_that_raises_starts_again_and_the_rest_goes_on(channels: Any,
     bad, good = (kind("adwin", "input", channels=channels) for kind in (Bad, DriftMonitor))
     pipeline = pipeline_with(Bias(0.1), drift=[bad, DriftMonitor("page-hinkley", "loss")])
     said = pipeline.observe(entries(values))
-    plain = pipeline_with(Bias(0.1), drift=[good, DriftMonitor("page-hinkley", "loss")]).observe(entries(values))
+    plain = pipeline_with(Bias(0.1), drift=[good, DriftMonitor("page-hinkley", "loss")]).observe(
+        entries(values)
+    )
     assert [p.served.tobytes() for p in said] == [p.served.tobytes() for p in plain]
     assert pipeline.stats.faults["detector:adwin:input"] == 2
     assert pipeline.stats.drifts["adwin:input"] >= 1, "it still sees the jump"
@@ -473,7 +503,9 @@ def test_a_reaction_that_raises_takes_its_learner_out(reaction: Any) -> None:
     assert pipeline.stats.reactions[reaction] == 1, "the other learner's"
     assert pipeline.stats.updates["raises-0.1"]["restored"] == 1
     assert not np.array_equal(said[-1].experts["raises-0.1"], said[-1].base)
-    alone = pipeline_with(Bias(0.05), drift=[DriftMonitor("adwin", "input", reaction, cool_down=1000)])
+    alone = pipeline_with(
+        Bias(0.05), drift=[DriftMonitor("adwin", "input", reaction, cool_down=1000)]
+    )
     assert other_bits(said) == other_bits(alone.observe(entries(values)))
 
 
@@ -492,7 +524,9 @@ def test_a_replacement_that_raises_ends_its_trial() -> None:
 
     values = walk(N, 2)
     values[150:] += 5.0
-    pipeline = pipeline_with(Fresh(0.1), drift=[DriftMonitor("adwin", "input", "refit", cool_down=1000)])
+    pipeline = pipeline_with(
+        Fresh(0.1), drift=[DriftMonitor("adwin", "input", "refit", cool_down=1000)]
+    )
     said = pipeline.observe(entries(values))
     assert pipeline.stats.faults["reaction:refit"] == 1
     assert pipeline.stats.updates["fresh-0.1"] == {"ok": N - 3}
@@ -532,12 +566,17 @@ ODD = [
 
 
 @pytest.mark.parametrize("said", ODD, ids=lambda odd: type(odd).__name__)
-def test_an_entry_on_which_the_base_fails_is_refused_and_changes_nothing(said: Any, tracebacks: Any) -> None:
+def test_an_entry_on_which_the_base_fails_is_refused_and_changes_nothing(
+    said: Any, tracebacks: Any
+) -> None:
     values = walk(120, 2)
     values[[60, 61, 90], 0] = -77.0
     refused: list[Any] = []
     pipeline = pipeline_with(
-        Bias(0.1), RLS(0.99), base=BadBase(-77.0, said), on_rejected=lambda *both: refused.append(both)
+        Bias(0.1),
+        RLS(0.99),
+        base=BadBase(-77.0, said),
+        on_rejected=lambda *both: refused.append(both),
     )
     items = entries(values)
     found = pipeline.observe(items)
@@ -546,7 +585,9 @@ def test_an_entry_on_which_the_base_fails_is_refused_and_changes_nothing(said: A
     assert pipeline.stats.rejected == {"base_failed": 3}
     assert len(tracebacks()) == 1
     without = pipeline_with(Bias(0.1), RLS(0.99))
-    assert bits(found) == bits(without.observe([item for item in items if item.id not in ("60", "61", "90")]))
+    assert bits(found) == bits(
+        without.observe([item for item in items if item.id not in ("60", "61", "90")])
+    )
     assert state(pipeline, without=["stats"]) == state(without, without=["stats"])
     with pytest.raises(EntryError, match="base_failed"):
         pipeline.predict(entry([-77.0, 1.0], 500))
@@ -577,7 +618,9 @@ def test_of_a_keyed_pipeline_one_keys_entry_is_refused() -> None:
         lambda: pipeline_with(Bias(0.1), base=BadBase(-77.0, ValueError("no"))),
         on_rejected=lambda *both: refused.append(both),
     )
-    items = [entry([float(t), 1.0], t, id=f"{t}{key}", key=key) for t in range(1, 40) for key in "ab"]
+    items = [
+        entry([float(t), 1.0], t, id=f"{t}{key}", key=key) for t in range(1, 40) for key in "ab"
+    ]
     items[31] = entry([-77.0, 1.0], 16, id="bad", key="b")
     assert len(keyed.observe(items)) == 2 * (39 - 2) - 1
     assert [item.id for item, _ in refused] == ["bad"]
@@ -587,18 +630,26 @@ def test_of_a_keyed_pipeline_one_keys_entry_is_refused() -> None:
 @pytest.mark.parametrize("end", ["a later record", "flush"])
 def test_of_a_panels_rows_only_the_one_that_the_base_fails_on_is_lost(end: str) -> None:
     def record(sensor: str, t: int, value: float) -> Entry:
-        return Entry(np.array([value], np.float32), t * 10**9, key=sensor, position=Position("t", 0, t))
+        return Entry(
+            np.array([value], np.float32), t * 10**9, key=sensor, position=Position("t", 0, t)
+        )
 
-    records = [record(s, t, -77.0 if (s, t) == ("a", 8) else float(t)) for t in range(10) for s in "ab"]
+    records = [
+        record(s, t, -77.0 if (s, t) == ("a", 8) else float(t)) for t in range(10) for s in "ab"
+    ]
     refused: list[Any] = []
     task = Forecast(3, 2)
     base = BadBase(-77.0, ValueError("no"))
     panel = Panel(["a", "b"], lateness="20s", max_ahead="1d")
-    pipeline = Pipeline(task, base, [Bias(0.1)], panel=panel, on_rejected=lambda *both: refused.append(both))
+    pipeline = Pipeline(
+        task, base, [Bias(0.1)], panel=panel, on_rejected=lambda *both: refused.append(both)
+    )
     assert pipeline.observe(records) == []
     said = pipeline.flush() if end == "flush" else pipeline.observe([record("a", 60, 1.0)])
     assert [p.time // 10**9 for p in said][:7] == [2, 3, 4, 5, 6, 7, 9]
-    assert [(item.time // 10**9, error.reason) for item, error in refused] == [(8, Reason.BASE_FAILED)]
+    assert [(item.time // 10**9, error.reason) for item, error in refused] == [
+        (8, Reason.BASE_FAILED)
+    ]
     assert pipeline.stats.rejected == {"base_failed": 1}
 
 
@@ -664,6 +715,8 @@ def test_run_makes_a_dead_letter_of_what_the_base_fails_on(
     assert run_command(["run", "c.toml"]).code == 0
     out = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert len(out) == 30 - 2 - 1
-    letters = [json.loads(line) for line in Path("out.jsonl.dead-letters").read_text().splitlines()]
+    letters = [
+        json.loads(line) for line in Path("out.jsonl.dead-letters").read_text().splitlines()
+    ]
     assert [letter["reason"] for letter in letters] == ["base_failed"]
     assert "77 is no good" in letters[0]["detail"]

@@ -1,4 +1,5 @@
-"""Files as people have them, through the command line: each works, or ends with one error that says what to change."""
+"""Files as people have them, through the command line: each works, or ends with one error that
+says what to change."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ _logging = pytest.fixture(autouse=True)(logging_as_before)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.toml").write_text(CONFIG.format(base="persistence", weights=""))
-    (tmp_path / "lin.toml").write_text(CONFIG.format(base="linear", weights='weights = "w.safetensors"'))
+    (tmp_path / "lin.toml").write_text(
+        CONFIG.format(base="linear", weights='weights = "w.safetensors"')
+    )
     return tmp_path
 
 
@@ -93,13 +96,18 @@ WORK = {
     ),
     "tabs": (csv_text("{}\t{}\t{}\n", "t\ta\tb\n"), ('source.delimiter="\\t"',)),
     "tabs by the command line": (csv_text("{}\t{}\t{}\n", "t\ta\tb\n"), (r"source.delimiter=\t",)),
-    "comments": ("# made today\n#\n" + csv_text().replace("2025-03-01T00:09", "# in between\n2025-03-01T00:09"),
-                 ("source.comment=#",)),
+    "comments": (
+        "# made today\n#\n"
+        + csv_text().replace("2025-03-01T00:09", "# in between\n2025-03-01T00:09"),
+        ("source.comment=#",),
+    ),
     "no header": (csv_text(header=""), ('source.columns=["t", "a", "b"]',)),
     "other names": (csv_text(header="T,A,B\n"), ('fields.values=["A", "B"]', "fields.time=T")),
-    "times of Windows-1252": (csv_text(header="t,a °,b\n").encode("cp1252"),
-                              ("source.encoding=cp1252", 'fields.values=["a °", "b"]')),
-}  # fmt: skip
+    "times of Windows-1252": (
+        csv_text(header="t,a °,b\n").encode("cp1252"),
+        ("source.encoding=cp1252", 'fields.values=["a °", "b"]'),
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", WORK)
@@ -126,12 +134,18 @@ def test_what_is_written_otherwise_is_read_as_the_plain_file(folder, capsys, kin
 
 
 ERRORS = {
-    "semicolons": (csv_text("{};{};{}\n", "t;a;b\n"), ["source.delimiter", "';'", "t;a;b", "'a', 'b', 't'"]),
+    "semicolons": (
+        csv_text("{};{};{}\n", "t;a;b\n"),
+        ["source.delimiter", "';'", "t;a;b", "'a', 'b', 't'"],
+    ),
     "tabs": (csv_text("{}\t{}\t{}\n", "t\ta\tb\n"), ["source.delimiter", r"'\t'"]),
     "a comment": ("# exported 2025\n" + csv_text(), ["source.comment", "# exported 2025"]),
     "no header": (csv_text(header=""), ["source.columns", "2025-03-01T00:00:00"]),
     "other case": (csv_text(header="T,A,B\n"), ["'a' is called 'A'", "['T', 'A', 'B']"]),
-    "one name is another": (csv_text(header="t,aa,b\n"), ["no 'a'", "did you mean 'aa'", "['t', 'aa', 'b']"]),
+    "one name is another": (
+        csv_text(header="t,aa,b\n"),
+        ["no 'a'", "did you mean 'aa'", "['t', 'aa', 'b']"],
+    ),
     "UTF-16 without a mark": (csv_text().encode("utf-16-le"), ["source.encoding"]),
     "a column twice": (csv_text("{},{},{},1\n", "t,a,b,a \n"), ["'a' is there twice"]),
     "an unused column twice": (csv_text("{},{},{},1,2\n", "t,a,b,c,c\n"), ["'c' is there twice"]),
@@ -140,11 +154,16 @@ ERRORS = {
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_what_does_not_fit_is_one_error_before_anything_is_read(folder, capsys, kind):
-    """By check, run, replay and fit: it names the columns found and wanted, and what to change; nothing is written."""
+    """By check, run, replay and fit: it names the columns found and wanted, and what to change;
+    nothing is written."""
     content, words = ERRORS[kind]
     (folder / "in.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     before = sorted(path.name for path in folder.iterdir())
-    for command in (["check", "c.toml"], ["replay", "c.toml", "in.csv"], ["fit", "lin.toml", "in.csv"]):
+    for command in (
+        ["check", "c.toml"],
+        ["replay", "c.toml", "in.csv"],
+        ["fit", "lin.toml", "in.csv"],
+    ):
         code, _, err = go(capsys, *command)
         assert code != 0, command
         assert all(word in err for word in words), err
@@ -159,10 +178,17 @@ def test_what_does_not_fit_is_one_error_before_anything_is_read(folder, capsys, 
 
 def test_the_other_decimal_sign_is_named(folder, capsys):
     (folder / "in.csv").write_text(csv_text("{};{};{}\n", "t;a;b\n", comma=True))
-    for command in (["check", "c.toml"], ["replay", "c.toml", "in.csv"], ["fit", "lin.toml", "in.csv"]):
+    for command in (
+        ["check", "c.toml"],
+        ["replay", "c.toml", "in.csv"],
+        ["fit", "lin.toml", "in.csv"],
+    ):
         code, _, err = go(capsys, *command, *settings("source.delimiter=;"))
         assert code == 2
-        assert "fields.decimal: expected ',': the column 'a' of in.csv has numbers such as '0,5'" in err
+        assert (
+            "fields.decimal: expected ',': the column 'a' of in.csv has numbers such as '0,5'"
+            in err
+        )
 
 
 def test_a_point_is_no_decimal_sign_where_the_comma_is(folder, capsys):
@@ -170,7 +196,9 @@ def test_a_point_is_no_decimal_sign_where_the_comma_is(folder, capsys):
     text = csv_text("{};{};{}\n", "t;a;b\n", comma=True).replace("3,5", "1.234", 1)
     (folder / "in.csv").write_text(text)
     more = settings("source.delimiter=;", "fields.decimal=,")
-    assert json.loads(go(capsys, "replay", "c.toml", "in.csv", "--json", *more)[1])["dead_letters"] == {"wrong_type": 1}
+    assert json.loads(go(capsys, "replay", "c.toml", "in.csv", "--json", *more)[1])[
+        "dead_letters"
+    ] == {"wrong_type": 1}
 
 
 def test_a_row_with_more_cells_is_refused_with_its_cells(folder, capsys):
@@ -188,8 +216,30 @@ def test_letters_of_csv_rows_name_the_column(folder, capsys):
     assert letter["detail"] == "column 'a': expected number, got str 'soon'"
 
 
-MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "null", "None", "<NA>", "#N/A", "#N/A N/A", "#NA",
-           "-1.#IND", "1.#QNAN", "-NaN", "-1.#QNAN", "1.#IND", "-", "?", " - "]  # fmt: skip
+MISSING = [
+    "",
+    "NA",
+    "N/A",
+    "n/a",
+    "NaN",
+    "nan",
+    "-nan",
+    "NULL",
+    "null",
+    "None",
+    "<NA>",
+    "#N/A",
+    "#N/A N/A",
+    "#NA",
+    "-1.#IND",
+    "1.#QNAN",
+    "-NaN",
+    "-1.#QNAN",
+    "1.#IND",
+    "-",
+    "?",
+    " - ",
+]
 
 
 def replayed(folder, capsys, cells, *given):
@@ -203,7 +253,9 @@ def test_the_usual_words_are_missing_values(folder, capsys):
     found = replayed(folder, capsys, ["1.5", "2.5", *MISSING, "3.5"])
     assert found == empty
     assert found["dead_letters"] == {}
-    assert go(capsys, "fit", "lin.toml", "in.csv")[1].startswith(f"fitted on {len(MISSING) + 3} rows (0 refused)")
+    assert go(capsys, "fit", "lin.toml", "in.csv")[1].startswith(
+        f"fitted on {len(MISSING) + 3} rows (0 refused)"
+    )
 
 
 def test_words_and_numbers_of_the_users_own_are_missing_values(folder, capsys):
@@ -223,7 +275,14 @@ def test_in_json_too(folder, capsys):
         rows[i]["a"] = word
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = json.loads(
-        go(capsys, "replay", "c.toml", "in.jsonl", "--json", *settings('fields.missing=["n.a.", -999]'))[1]
+        go(
+            capsys,
+            "replay",
+            "c.toml",
+            "in.jsonl",
+            "--json",
+            *settings('fields.missing=["n.a.", -999]'),
+        )[1]
     )
     for i in (5, 9, 12):
         rows[i]["a"] = None
@@ -231,13 +290,26 @@ def test_in_json_too(folder, capsys):
     assert found == json.loads(go(capsys, "replay", "c.toml", "in.jsonl", "--json")[1])
 
 
-NAMES = ["Temp..C.", "Rel..humidity..", "Inst. No.", "x[0]", ".", "a.b", "rate (%)", "..", "a ", "Ünïcode."]
+NAMES = [
+    "Temp..C.",
+    "Rel..humidity..",
+    "Inst. No.",
+    "x[0]",
+    ".",
+    "a.b",
+    "rate (%)",
+    "..",
+    "a ",
+    "Ünïcode.",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_is_a_literal_name_of_every_field(folder, capsys, name):
     """As value, time, key, id, label, and as the label's id and time in a file of its own."""
-    text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace("forecast", "supervised")
+    text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace(
+        "forecast", "supervised"
+    )
     text = text.replace("horizon = 1\n", "").replace("window = 3", "window = 1")
     (folder / "s.toml").write_text(text)
     others = {"values": "v", "time": "t", "key": "k", "id": "i", "label": "y"}
@@ -250,19 +322,33 @@ def test_any_name_is_a_literal_name_of_every_field(folder, capsys, name):
         header = ",".join(name if c == column else c for c in ("i", "t", "k", "v", "y"))
         (folder / "in.csv").write_text(header + "\n" + "\n".join(plain) + "\n")
         value = json.dumps([name] if field == "values" else name)
-        code, out, err = go(capsys, "replay", "s.toml", "in.csv", "--json", *base, *settings(f"fields.{field}={value}"))
+        code, out, err = go(
+            capsys,
+            "replay",
+            "s.toml",
+            "in.csv",
+            "--json",
+            *base,
+            *settings(f"fields.{field}={value}"),
+        )
         assert code == 0, err
         assert facts(out) == wanted, field
-    (folder / "x.csv").write_text("i,t,v\n" + "".join(f"{i},{t},{a}\n" for i, (t, a, _) in enumerate(table())))
+    (folder / "x.csv").write_text(
+        "i,t,v\n" + "".join(f"{i},{t},{a}\n" for i, (t, a, _) in enumerate(table()))
+    )
     for field in ("label_id", "label_time", "label"):
         wrote = {"label_id": "i", "label_time": "u", "label": "y"} | {field: name}
         header = f"{wrote['label_id']},{wrote['label_time']},{wrote['label']}\n"
         rows = "".join(f"{i},{t[:-1]}1,{b}\n" for i, (t, _, b) in enumerate(table()))
         (folder / "y.csv").write_text(header + rows)
         more = settings(
-            'fields.values=["v"]', "fields.id=i", *(f"fields.{k}={json.dumps(v)}" for k, v in wrote.items())
+            'fields.values=["v"]',
+            "fields.id=i",
+            *(f"fields.{k}={json.dumps(v)}" for k, v in wrote.items()),
         )
-        code, out, err = go(capsys, "replay", "s.toml", "x.csv", "--labels", "y.csv", "--json", *more)
+        code, out, err = go(
+            capsys, "replay", "s.toml", "x.csv", "--labels", "y.csv", "--json", *more
+        )
         assert code == 0, err
         assert json.loads(out)["labels"] == {"learned": N}, field
 
@@ -280,12 +366,20 @@ def jsonl(text=None):
         b"\xfe\xff" + jsonl().encode("utf-16-be"),
         b"\xef\xbb\xbf\n" + jsonl().encode(),
     ],
-    ids=["a file", "every record", "UTF-16", "UTF-16 of the other order", "a first line of its own"],
+    ids=[
+        "a file",
+        "every record",
+        "UTF-16",
+        "UTF-16 of the other order",
+        "a first line of its own",
+    ],
 )
 def test_a_byte_order_mark_is_no_part_of_a_record(folder, capsys, content):
     (folder / "plain.jsonl").write_text(jsonl())
     (folder / "in.jsonl").write_bytes(content)
-    found = [facts(go(capsys, "replay", "c.toml", f"{n}.jsonl", "--json")[1]) for n in ("plain", "in")]
+    found = [
+        facts(go(capsys, "replay", "c.toml", f"{n}.jsonl", "--json")[1]) for n in ("plain", "in")
+    ]
     assert found[0] == found[1]
     assert found[1]["entries"] == N
 
@@ -327,7 +421,10 @@ def test_a_key_that_is_there_twice_is_refused(folder, capsys, kind):
 
 
 def test_inside_an_object_on_the_way_too_but_not_elsewhere(folder, capsys):
-    good = '{{"t": "{}", "p": {{"a": {}, "b": {}}}, "note": {{"x": 1, "x": ":"}}, "n": ["a:b", {{"c": ":"}}]}}\n'
+    good = (
+        '{{"t": "{}", "p": {{"a": {}, "b": {}}}, "note": {{"x": 1, "x": ":"}}, "n": ["a:b", '
+        '{{"c": ":"}}]}}\n'
+    )
     bad = '{"t": "2025-03-01T01:00:00", "p": {"a": 1, "b": 2, "a": 3}}\n'
     (folder / "in.jsonl").write_text(jsonl(good) + bad)
     more = settings('fields.values=["p.a", "p.b"]')
@@ -341,17 +438,32 @@ def test_check_says_which_columns_it_found_and_changes_nothing(folder, capsys):
     code, out, err = go(capsys, "check", "c.toml")
     assert code == 0
     assert "in.csv: columns t, a, b" in out
-    assert "in.csv: 4 of the first 20 records would be refused, for example in.csv[0]@3: wrong_type: column 'a'" in err
+    assert (
+        "in.csv: 4 of the first 20 records would be refused, for example in.csv[0]@3: "
+        "wrong_type: column 'a'" in err
+    )
     (found,) = json.loads(go(capsys, "check", "c.toml", "--json")[1])["files"]
-    assert (found["path"], found["columns"], found["records"], found["refused"]) == ("in.csv", ["t", "a", "b"], 20, 4)
+    assert (found["path"], found["columns"], found["records"], found["refused"]) == (
+        "in.csv",
+        ["t", "a", "b"],
+        20,
+        4,
+    )
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     (folder / "in.jsonl").write_text(jsonl())
-    assert "in.jsonl: columns t, a, b" in go(capsys, "check", "c.toml", *settings("source.path=in.jsonl"))[1]
+    assert (
+        "in.jsonl: columns t, a, b"
+        in go(capsys, "check", "c.toml", *settings("source.path=in.jsonl"))[1]
+    )
 
 
 def test_check_warns_where_no_label_would_come(folder, capsys):
-    text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace("forecast", "supervised")
-    (folder / "s.toml").write_text(text.replace("horizon = 1\n", "").replace("window = 3", "window = 1"))
+    text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace(
+        "forecast", "supervised"
+    )
+    (folder / "s.toml").write_text(
+        text.replace("horizon = 1\n", "").replace("window = 3", "window = 1")
+    )
     (folder / "in.csv").write_text(csv_text())
     more = settings('fields.values=["a"]', "fields.label=b")
     assert go(capsys, "fit", "s.toml", "in.csv", *more)[0] == 0
@@ -364,11 +476,17 @@ def test_check_warns_where_no_label_would_come(folder, capsys):
 @pytest.mark.parametrize("key", ["path", "label_path"])
 def test_check_says_that_a_file_is_missing(folder, capsys, key):
     (folder / "in.csv").write_text(csv_text())
-    text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace("forecast", "supervised")
-    (folder / "s.toml").write_text(text.replace("horizon = 1\n", "").replace("window = 3", "window = 1"))
+    text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace(
+        "forecast", "supervised"
+    )
+    (folder / "s.toml").write_text(
+        text.replace("horizon = 1\n", "").replace("window = 3", "window = 1")
+    )
     more = settings("fields.label=b", 'fields.values=["a"]', "fields.id=t")
     assert go(capsys, "fit", "s.toml", "in.csv", *more)[0] == 0
-    code, out, _ = go(capsys, "check", "s.toml", "--json", *more, *settings(f"source.{key}=gone.csv"))
+    code, out, _ = go(
+        capsys, "check", "s.toml", "--json", *more, *settings(f"source.{key}=gone.csv")
+    )
     assert code == 2
     error = json.loads(out)["error"]
     assert "gone.csv" in error["value"]
@@ -418,4 +536,7 @@ def test_a_history_without_a_good_row_says_why(folder, capsys):
     (folder / "in.csv").write_text(csv_text().replace(".5", " mm"))
     code, _, err = go(capsys, "fit", "lin.toml", "in.csv")
     assert code == 1
-    assert "30 wrong_type, for example in.csv, record 0: column 'a': expected number, got str '0 mm'" in err
+    assert (
+        "30 wrong_type, for example in.csv, record 0: column 'a': expected number, got str '0 mm'"
+        in err
+    )

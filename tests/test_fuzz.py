@@ -1,4 +1,5 @@
-"""Broken records: nothing crashes, everything refused has its reason, and the good ones are as if alone."""
+"""Broken records: nothing crashes, everything refused has its reason, and the good ones are as if
+alone."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streamadapt_connectors.codecs import JsonCodec
 
-from benchmarks.faults.bad_records import DECODED, FIELDS, IN_ENGINE, STREAMS, through_decoder, through_engine
+from benchmarks.faults.bad_records import (
+    DECODED,
+    FIELDS,
+    IN_ENGINE,
+    STREAMS,
+    through_decoder,
+    through_engine,
+)
 from streamadapt.errors import EntryError, Reason
 from streamadapt.records import Entry, Label, Position, Record
 
@@ -17,7 +25,9 @@ CODEC = JsonCodec(FIELDS, streams=STREAMS)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
 )
 
 
@@ -41,7 +51,8 @@ def test_any_bytes(value, stream):
 
 
 @given(
-    st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "time", "x", "y"), json_values)), st.sampled_from(STREAMS)
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "time", "x", "y"), json_values)),
+    st.sampled_from(STREAMS),
 )
 def test_any_json_in_the_fields(row, stream):
     decode(json.dumps(row).encode("utf-8", "surrogatepass"), stream)
@@ -58,7 +69,12 @@ def test_many_through_the_decoder(n):
 def test_many_through_the_engine(n):
     found = through_engine(n, seed=2)
     assert found.tried == n
-    assert (found.survived, found.lost, found.doubled, found.state_differs) == (found.tried, 0, 0, 0)
+    assert (found.survived, found.lost, found.doubled, found.state_differs) == (
+        found.tried,
+        0,
+        0,
+        0,
+    )
 
 
 def test_a_decoder_that_crashes_is_seen():

@@ -1,4 +1,5 @@
-"""Checkpoints of every released format load, and go on as they would have when they were written."""
+"""Checkpoints of every released format load, and go on as they would have when they were
+written."""
 
 from __future__ import annotations
 
@@ -37,13 +38,15 @@ def test_it_loads_and_goes_on(folder, tmp_path):
     fresh = make.PIPELINES[folder.name]()
     fresh.on_rejected = lambda item, error: None  # labels of entries that it has not seen
     other = make.said(fresh, make.stream(folder.name)[make.BEFORE :])
-    assert not any(np.allclose(one, two, rtol=1e-4) for one, two in zip(other[-5:], wanted[-5:], strict=True)), (
-        "what was learned before must matter here"
-    )
+    assert not any(
+        np.allclose(one, two, rtol=1e-4) for one, two in zip(other[-5:], wanted[-5:], strict=True)
+    ), "what was learned before must matter here"
 
 
 def test_todays_format_has_its_golden_ones():
     """A new format needs its own, and a reader for those before it."""
     there = {path.parent.name for path in CASES if path.name in make.PIPELINES}
     assert f"format-{FORMAT_VERSION}" in there
-    assert {path.name for path in CASES if path.parent.name == f"format-{FORMAT_VERSION}"} == set(make.PIPELINES)
+    assert {path.name for path in CASES if path.parent.name == f"format-{FORMAT_VERSION}"} == set(
+        make.PIPELINES
+    )

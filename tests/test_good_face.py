@@ -1,4 +1,5 @@
-"""A run that refused most of what came, or predicted or learned nothing, says so first, and in its exit code."""
+"""A run that refused most of what came, or predicted or learned nothing, says so first, and in its
+exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ from streamadapt.app.outcome import HINTS
 from streamadapt.engine.engine import Engine
 from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import Reason
-from streamadapt.testing import IdentityCodec, ManualClock, MemoryDeadLetters, MemorySink, MemorySource
+from streamadapt.testing import (
+    IdentityCodec,
+    ManualClock,
+    MemoryDeadLetters,
+    MemorySink,
+    MemorySource,
+)
 
 CONFIG = """
 [source]
@@ -82,7 +89,8 @@ def go(capsys, *arguments):
 
 @pytest.mark.parametrize("command", ["replay", "run"])
 def test_most_entries_refused_is_the_first_thing_said(folder, capsys, command):
-    """With the share, an example and a setting; as predictions were made, the exit code stays 0."""
+    """With the share, an example and a setting; as predictions were made, the exit code stays
+    0."""
     write("data.jsonl", GOOD + BAD)
     given = [command, "c.toml", *(["data.jsonl"] if command == "replay" else [])]
     code, out, _ = go(capsys, *given)
@@ -93,7 +101,13 @@ def test_most_entries_refused_is_the_first_thing_said(folder, capsys, command):
     assert "[fields]" in first
     code, out, _ = go(capsys, *given, "--json", "--set", "checkpoint.path=other")
     problem = json.loads(out)["problem"]
-    assert (code, problem["what"], problem["count"], problem["of"], problem["share"]) == (0, "entries", 30, 50, 0.6)
+    assert (code, problem["what"], problem["count"], problem["of"], problem["share"]) == (
+        0,
+        "entries",
+        30,
+        50,
+        0.6,
+    )
     assert (problem["reason"], problem["position"]) == ("wrong_type", "data.jsonl[0]@20")
     assert "[fields]" in problem["setting"]
 
@@ -109,15 +123,30 @@ def test_an_ordinary_run_has_no_such_line(folder, capsys):
     code, out, _ = go(capsys, "replay", "c.toml", "data.jsonl", "--json")
     said = json.loads(out)
     assert said["problem"] is None
-    assert [(one["reason"], one["count"]) for one in said["refused"]] == [("wrong_type", 19), ("time_backwards", 1)]
+    assert [(one["reason"], one["count"]) for one in said["refused"]] == [
+        ("wrong_type", 19),
+        ("time_backwards", 1),
+    ]
     assert all(one["setting"] and one["detail"] for one in said["refused"])
 
 
 NOTHING = {
-    "all refused": (BAD, "100% of the entries were refused (30 of 30); nothing was predicted", "entries"),
+    "all refused": (
+        BAD,
+        "100% of the entries were refused (30 of 30); nothing was predicted",
+        "entries",
+    ),
     "one record, refused": (BAD[:1], "nothing was predicted", "entries"),
-    "shorter than a window": (GOOD[:2], "nothing was predicted: 2 entries were taken, and task.window is 3", None),
-    "no label at all": ([{k: v for k, v in one.items() if k != "y"} for one in GOOD], "nothing was learned", None),
+    "shorter than a window": (
+        GOOD[:2],
+        "nothing was predicted: 2 entries were taken, and task.window is 3",
+        None,
+    ),
+    "no label at all": (
+        [{k: v for k, v in one.items() if k != "y"} for one in GOOD],
+        "nothing was learned",
+        None,
+    ),
 }
 
 
@@ -139,10 +168,26 @@ def test_nothing_predicted_or_learned_is_an_exit_code(folder, capsys, command, c
 @pytest.mark.parametrize(
     ("labels", "code", "said"),
     [
-        ([{"id": f"x{i}", "t": i + 1, "y": 1.0} for i in range(20)], 3, "100% of the labels were refused (20 of 20)"),
-        ([{"id": f"e{i}", "t": i + 1, "y": "?"} for i in range(20)], 3, "100% of the labels were refused (20 of 20)"),
-        ([{"id": f"{'e' if i < 6 else 'x'}{i}", "t": i + 1, "y": 1.0} for i in range(20)], 0, "70% of the labels"),
-        ([{"id": f"{'e' if i < 16 else 'x'}{i}", "t": i + 1, "y": 1.0} for i in range(20)], 0, None),
+        (
+            [{"id": f"x{i}", "t": i + 1, "y": 1.0} for i in range(20)],
+            3,
+            "100% of the labels were refused (20 of 20)",
+        ),
+        (
+            [{"id": f"e{i}", "t": i + 1, "y": "?"} for i in range(20)],
+            3,
+            "100% of the labels were refused (20 of 20)",
+        ),
+        (
+            [{"id": f"{'e' if i < 6 else 'x'}{i}", "t": i + 1, "y": 1.0} for i in range(20)],
+            0,
+            "70% of the labels",
+        ),
+        (
+            [{"id": f"{'e' if i < 16 else 'x'}{i}", "t": i + 1, "y": 1.0} for i in range(20)],
+            0,
+            None,
+        ),
     ],
 )
 def test_labels_that_came_apart_are_judged_by_themselves(folder, capsys, labels, code, said):
@@ -154,20 +199,37 @@ def test_labels_that_came_apart_are_judged_by_themselves(folder, capsys, labels,
     assert (said in out.splitlines()[0]) if said else ("were refused" not in out)
     # The same in one file, where only the records themselves tell what they are.
     rows = [item for pair in zip(GOOD, labels, strict=True) for item in pair]
-    write("both.jsonl", [{k: v for k, v in one.items() if k != "y" or "x" not in one} for one in rows])
+    write(
+        "both.jsonl",
+        [{k: v for k, v in one.items() if k != "y" or "x" not in one} for one in rows],
+    )
     found, out, _ = go(capsys, "replay", "c.toml", "both.jsonl")
     assert found == code or "?" in labels[0].values()
 
 
 def test_a_run_with_nothing_new_to_read_is_fine(folder, capsys):
-    """Resumed behind its last record; and with labels still to come, once earlier ones were learned."""
+    """Resumed behind its last record; and with labels still to come, once earlier ones were
+    learned."""
     write("data.jsonl", GOOD)
     assert go(capsys, "run", "c.toml")[0] == 0
     assert go(capsys, "run", "c.toml")[0] == 0
-    write("data.jsonl", GOOD + [{k: v for k, v in row(i).items() if k != "y"} for i in range(20, 30)])
+    write(
+        "data.jsonl", GOOD + [{k: v for k, v in row(i).items() if k != "y"} for i in range(20, 30)]
+    )
     assert go(capsys, "run", "c.toml")[0] == 0
     write("empty.jsonl", [])
-    assert go(capsys, "run", "c.toml", "--set", "source.path=empty.jsonl", "--set", "checkpoint.path=new")[0] == 0
+    assert (
+        go(
+            capsys,
+            "run",
+            "c.toml",
+            "--set",
+            "source.path=empty.jsonl",
+            "--set",
+            "checkpoint.path=new",
+        )[0]
+        == 0
+    )
 
 
 class Stopped(MemorySource):
@@ -186,7 +248,9 @@ def judged(items, labels=None, source=MemorySource, **more):
     source = source(items, labels, finite=source is MemorySource, **more)
     make = lambda: Pipeline(Supervised(3), lambda x: x[-1:, :1], [Bias(0.1)])  # noqa: E731
     settings = EngineSettings(label_wait_s=0.0)
-    engine = Engine(source, make, MemorySink(), IdentityCodec(), MemoryDeadLetters(), settings=settings)
+    engine = Engine(
+        source, make, MemorySink(), IdentityCodec(), MemoryDeadLetters(), settings=settings
+    )
     found = problem_of(engine.run()["run"])
     return 0 if found is None else found.code
 
@@ -200,7 +264,10 @@ def floats(*values):
 
 
 def test_what_a_signal_ends_is_judged_by_what_was_refused():
-    """A quiet topic, a first window still filling, labels still to come: 0. Everything refused: 3."""
+    """A quiet topic, a first window still filling, labels still to come: 0.
+
+    Everything refused: 3.
+    """
     assert judged([], source=Stopped) == 0
     assert judged([entry(0), entry(1)], source=Stopped) == 0
     assert judged([entry(0), entry(1)]) == 3, "a file's end is another thing"
@@ -212,7 +279,8 @@ def test_what_a_signal_ends_is_judged_by_what_was_refused():
 
 
 def test_a_few_refused_records_after_a_run_that_worked_are_no_wrong_config(folder, capsys):
-    """Three of them are; and where limits.max_bad_share says that all may be refused, it is said and no failure."""
+    """Three of them are; and where limits.max_bad_share says that all may be refused, it is said
+    and no failure."""
     write("data.jsonl", GOOD)
     assert go(capsys, "run", "c.toml")[0] == 0
     write("data.jsonl", GOOD + BAD[:2])
@@ -221,8 +289,13 @@ def test_a_few_refused_records_after_a_run_that_worked_are_no_wrong_config(folde
     write("data.jsonl", GOOD + BAD[:5])
     assert go(capsys, "run", "c.toml")[0] == 3
     write("data.jsonl", BAD)
-    code, out, _ = go(capsys, "replay", "c.toml", "data.jsonl", "--set", "limits.max_bad_share=1.0")
-    assert (code, "100% of the entries were refused (30 of 30)" in out.splitlines()[0]) == (0, True)
+    code, out, _ = go(
+        capsys, "replay", "c.toml", "data.jsonl", "--set", "limits.max_bad_share=1.0"
+    )
+    assert (code, "100% of the entries were refused (30 of 30)" in out.splitlines()[0]) == (
+        0,
+        True,
+    )
 
 
 def test_every_reason_has_a_setting_that_would_mend_it():
@@ -233,7 +306,8 @@ def test_every_reason_has_a_setting_that_would_mend_it():
 
 
 def test_fit_refuses_a_history_of_which_most_is_refused(folder, capsys):
-    """Nothing is written without --force; the first line says why, each reason has an example and a setting."""
+    """Nothing is written without --force; the first line says why, each reason has an example and
+    a setting."""
     config = ["--out", "w"]
     write("history.jsonl", GOOD + BAD)
     code, out, err = go(capsys, "fit", "c.toml", "history.jsonl", *config)
@@ -257,7 +331,10 @@ def test_fit_shows_what_it_refused_of_a_good_history(folder, capsys):
     assert code == 0
     assert out.splitlines()[0] == "fitted on 20 rows (2 refused), wrote w"
     assert "wrong_type (2): history.jsonl, record 20: $.x" in out
-    write("y.jsonl", [{"id": f"x{i}", "t": 1, "y": 1.0} for i in range(15)] + [{"id": "e0", "t": 1, "y": 1.0}])
+    write(
+        "y.jsonl",
+        [{"id": f"x{i}", "t": 1, "y": 1.0} for i in range(15)] + [{"id": "e0", "t": 1, "y": 1.0}],
+    )
     write("history.jsonl", [{k: v for k, v in one.items() if k != "y"} for one in GOOD])
     code, _, err = go(capsys, "fit", "c.toml", "history.jsonl", "--labels", "y.jsonl", *config)
     assert code == 3
@@ -285,11 +362,16 @@ def bad_record(value):
 
 
 def log_of(caplog):
-    return [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "streamadapt"]
+    return [
+        (record.levelname, record.getMessage())
+        for record in caplog.records
+        if record.name == "streamadapt"
+    ]
 
 
 def test_dead_letters_are_logged_the_first_at_once_then_once_a_minute(caplog):
-    """By the engine's clock: the first of a reason, then one line a minute with their number, and a heartbeat."""
+    """By the engine's clock: the first of a reason, then one line a minute with their number, and
+    a heartbeat."""
     clock = ManualClock()
     source = MemorySource([], finite=False)
     make = lambda: Pipeline(Supervised(1), lambda x: x[-1:, :1], [Bias(0.1)])  # noqa: E731
@@ -306,7 +388,9 @@ def test_dead_letters_are_logged_the_first_at_once_then_once_a_minute(caplog):
     assert first.startswith("refused memory[0]@0 as not_json: ")
     source.append(*[b"nonsense"] * 3, bad_record("text"))
     engine.step()
-    assert [text.partition(":")[0] for _, text in log_of(caplog)[1:]] == ["refused memory[0]@8 as wrong_type"]
+    assert [text.partition(":")[0] for _, text in log_of(caplog)[1:]] == [
+        "refused memory[0]@8 as wrong_type"
+    ]
     caplog.clear()
     clock.advance(59)
     engine.step()
@@ -316,12 +400,16 @@ def test_dead_letters_are_logged_the_first_at_once_then_once_a_minute(caplog):
     engine.step()
     said = [text for _, text in log_of(caplog)]
     assert said[0].startswith("refused 7 more as not_json in 60 s, the newest memory[0]@7: ")
-    assert said[1].startswith("10 entries, 10 predictions, 9 dead letters in 60 s, lag 0, mean loss served ")
+    assert said[1].startswith(
+        "10 entries, 10 predictions, 9 dead letters in 60 s, lag 0, mean loss served "
+    )
     assert len(said) == 2
     caplog.clear()
     clock.advance(60)
     engine.step()
-    assert [text for _, text in log_of(caplog)] == ["0 entries, 0 predictions, 0 dead letters in 60 s, lag 0"]
+    assert [text for _, text in log_of(caplog)] == [
+        "0 entries, 0 predictions, 0 dead letters in 60 s, lag 0"
+    ]
 
 
 def test_the_log_of_a_flood_is_bounded(caplog):
@@ -330,7 +418,15 @@ def test_the_log_of_a_flood_is_bounded(caplog):
     source = MemorySource([], finite=False, batch=1000)
     make = lambda: Pipeline(Supervised(1), lambda x: x[-1:, :1], [Bias(0.1)])  # noqa: E731
     settings = EngineSettings(max_bad_share=1.0)
-    engine = Engine(source, make, MemorySink(), IdentityCodec(), MemoryDeadLetters(), settings=settings, clock=clock)
+    engine = Engine(
+        source,
+        make,
+        MemorySink(),
+        IdentityCodec(),
+        MemoryDeadLetters(),
+        settings=settings,
+        clock=clock,
+    )
     source.open(engine)
     caplog.set_level(logging.WARNING, "streamadapt")
     for _ in range(100):
@@ -339,4 +435,7 @@ def test_the_log_of_a_flood_is_bounded(caplog):
         engine.step()
     said = [text for _, text in log_of(caplog)]
     assert len(said) == 10
-    assert sum(int(number) for text in said for number in re.findall(r"refused (\d+) more", text)) > 8000
+    assert (
+        sum(int(number) for text in said for number in re.findall(r"refused (\d+) more", text))
+        > 8000
+    )

@@ -1,4 +1,5 @@
-"""`guarantee` in a config file: what does not go together is said by `check`, before anything runs."""
+"""`guarantee` in a config file: what does not go together is said by `check`, before anything
+runs."""
 
 from __future__ import annotations
 
@@ -32,14 +33,28 @@ KAFKA = 'kind = "kafka"\nservers = "127.0.0.1:9"\ntopic = "out"'
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (config("at-most-once"), "guarantee: expected one of at-least-once, effectively-once, exactly-once"),
-        (config("exactly-once"), "guarantee: expected another guarantee: this sink has no transactions"),
         (
-            config("effectively-once", none=('[checkpoint]\npath = "state"\nevery = "100ms"\n', "")),
+            config("at-most-once"),
+            "guarantee: expected one of at-least-once, effectively-once, exactly-once",
+        ),
+        (
+            config("exactly-once"),
+            "guarantee: expected another guarantee: this sink has no transactions",
+        ),
+        (
+            config(
+                "effectively-once", none=('[checkpoint]\npath = "state"\nevery = "100ms"\n', "")
+            ),
             "guarantee: expected at-least-once, or a table [checkpoint]",
         ),
-        (config("exactly-once", KAFKA, one=("[checkpoint]", "[checkpoint]\nkeep = 1")), "checkpoint.keep: expected"),
-        (config("exactly-once", KAFKA, slow=('"100ms"', '"2m"')), "at most half of sink.transaction_timeout, 60s"),
+        (
+            config("exactly-once", KAFKA, one=("[checkpoint]", "[checkpoint]\nkeep = 1")),
+            "checkpoint.keep: expected",
+        ),
+        (
+            config("exactly-once", KAFKA, slow=('"100ms"', '"2m"')),
+            "at most half of sink.transaction_timeout, 60s",
+        ),
     ],
 )
 def test_check_says_what_does_not_go_together(folder, capsys, text, said):
@@ -56,7 +71,8 @@ def test_check_takes_what_does(folder, capsys, text):
 
 
 def test_a_run_over_a_file_again_says_nothing_twice(folder):
-    """The checkpoints are gone, the output is there: everything is learned again, and nothing written again."""
+    """The checkpoints are gone, the output is there: everything is learned again, and nothing
+    written again."""
     (folder / "config.toml").write_text(config("effectively-once"))
     assert run_command(["run", "config.toml"]).code == 0
     before = lines("predictions.jsonl")

@@ -1,4 +1,5 @@
-"""The guard: never much worse than the base, honest about delay, exact where exactness is promised."""
+"""The guard: never much worse than the base, honest about delay, exact where exactness is
+promised."""
 
 from __future__ import annotations
 
@@ -24,11 +25,15 @@ EVERY: list[Callable[[], Guard]] = [
 
 
 def build(guard: Guard, experts: int, rows: int = 1, columns: int = 1, loss: Any = None) -> Guard:
-    guard.build([f"e{k}" for k in range(experts)], rows, columns, loss or Absolute(), np.ones(columns))
+    guard.build(
+        [f"e{k}" for k in range(experts)], rows, columns, loss or Absolute(), np.ones(columns)
+    )
     return guard
 
 
-def stream(experts: int, rows: int, columns: int, n: int, seed: int = 0) -> Iterator[tuple[Any, Any, Any]]:
+def stream(
+    experts: int, rows: int, columns: int, n: int, seed: int = 0
+) -> Iterator[tuple[Any, Any, Any]]:
     """Experts with errors of their own size in every cell, some targets missing."""
     rng = np.random.default_rng(seed)
     size = rng.uniform(0.3, 2.0, size=(experts, rows, columns))
@@ -60,7 +65,9 @@ def test_served_stays_among_the_experts_and_its_weights_sum_to_one(
             assert (mixture.weights >= 0.0).all()
         assert mixture.weights.sum() == pytest.approx(1.0, abs=1e-9)
         low, high = predictions.min(axis=0), predictions.max(axis=0)
-        assert ((mixture.served >= low - 1e-9) & (mixture.served <= high + 1e-9)).all(), "a mean of the experts"
+        assert ((mixture.served >= low - 1e-9) & (mixture.served <= high + 1e-9)).all(), (
+            "a mean of the experts"
+        )
         assert len(mixture.own) == guard.own_count
         guard.update(predictions, mixture.own, target, mask)
 
@@ -71,16 +78,27 @@ def test_weights_reproduce_what_was_served_in_a_single_cell(make: Any) -> None:
     for predictions, target, mask in stream(4, 1, 1, 200):
         mixture = guard.mix(predictions)
         said = float(mixture.weights @ predictions[:, 0, 0])
-        said = np.clip(said, predictions.min(), predictions.max()) if getattr(guard, "stack", False) else said
+        said = (
+            np.clip(said, predictions.min(), predictions.max())
+            if getattr(guard, "stack", False)
+            else said
+        )
         assert said == pytest.approx(float(mixture.served[0, 0]), abs=1e-9)
         guard.update(predictions, mixture.own, target, mask)
 
 
 @pytest.mark.parametrize("scope", ["global", "horizon", "cell"])
 @pytest.mark.parametrize(("rows", "columns"), [(3, 2), (1, 1)])
-def test_the_first_prediction_served_is_the_bases_to_the_bit(scope: Any, rows: int, columns: int) -> None:
+def test_the_first_prediction_served_is_the_bases_to_the_bit(
+    scope: Any, rows: int, columns: int
+) -> None:
     guard = build(TwoLayer(scope), 5, rows, columns)
-    predictions = np.random.default_rng(0).normal(size=(5, rows, columns)).astype(np.float32).astype(np.float64)
+    predictions = (
+        np.random.default_rng(0)
+        .normal(size=(5, rows, columns))
+        .astype(np.float32)
+        .astype(np.float64)
+    )
     mixture = guard.mix(predictions)
     assert np.array_equal(mixture.served, predictions[0])
     assert mixture.weights.tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
@@ -89,13 +107,17 @@ def test_the_first_prediction_served_is_the_bases_to_the_bit(scope: Any, rows: i
 @pytest.mark.parametrize("cls", [TwoLayer, Hedge])
 def test_one_row_makes_horizon_global(cls: Any) -> None:
     one, other = (build(cls(scope=s), 3, 1, 4) for s in ("horizon", "global"))
-    for a, b in zip(play(one, stream(3, 1, 4, 150)), play(other, stream(3, 1, 4, 150)), strict=True):
+    for a, b in zip(
+        play(one, stream(3, 1, 4, 150)), play(other, stream(3, 1, 4, 150)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
 @pytest.mark.parametrize("cls", [TwoLayer, Hedge])
 def test_one_cell_makes_all_scopes_alike(cls: Any) -> None:
-    runs = [play(build(cls(scope=s), 3), stream(3, 1, 1, 150)) for s in ("global", "horizon", "cell")]
+    runs = [
+        play(build(cls(scope=s), 3), stream(3, 1, 1, 150)) for s in ("global", "horizon", "cell")
+    ]
     for a, b, c in zip(*runs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
         np.testing.assert_allclose(a, c, rtol=1e-12)
@@ -104,7 +126,10 @@ def test_one_cell_makes_all_scopes_alike(cls: Any) -> None:
 @pytest.mark.parametrize("cls", [TwoLayer, Hedge])
 def test_scopes_share_weights_as_they_say(cls: Any) -> None:
     """A cell's own prediction depends on what shares its weights, and on nothing else."""
-    base_run = {s: play(build(cls(scope=s), 3, 3, 2), stream(3, 3, 2, 100)) for s in ("global", "horizon", "cell")}
+    base_run = {
+        s: play(build(cls(scope=s), 3, 3, 2), stream(3, 3, 2, 100))
+        for s in ("global", "horizon", "cell")
+    }
 
     def with_noise(row: int, column: int) -> Iterator[tuple[Any, Any, Any]]:
         rng = np.random.default_rng(9)
@@ -112,9 +137,15 @@ def test_scopes_share_weights_as_they_say(cls: Any) -> None:
             target[row, column] += 3.0 * rng.normal()
             yield predictions, target, mask
 
-    for scope, reaches_row, reaches_cell in (("global", True, True), ("horizon", False, True), ("cell", False, False)):
+    for scope, reaches_row, reaches_cell in (
+        ("global", True, True),
+        ("horizon", False, True),
+        ("cell", False, False),
+    ):
         changed = play(build(cls(scope=scope), 3, 3, 2), with_noise(0, 0))
-        other_row = any(not np.array_equal(a[1], b[1]) for a, b in zip(base_run[scope], changed, strict=True))
+        other_row = any(
+            not np.array_equal(a[1], b[1]) for a, b in zip(base_run[scope], changed, strict=True)
+        )
         assert other_row == reaches_row, scope
         same_row = any(a[0, 1] != b[0, 1] for a, b in zip(base_run[scope], changed, strict=True))
         # Layer two of the default guard is per row, also where layer one is per cell.
@@ -146,7 +177,9 @@ def test_state_round_trip(make: Any) -> None:
     third.load_state_dict(state)
     fourth = build(make(), 3, 3, 2)
     play(fourth, rounds[:60])
-    assert np.array_equal(third.mix(rounds[0][0]).served, fourth.mix(rounds[0][0]).served), "the state is no view"
+    assert np.array_equal(third.mix(rounds[0][0]).served, fourth.mix(rounds[0][0]).served), (
+        "the state is no view"
+    )
 
 
 Rounds = list[tuple[list[float], float]]
@@ -173,7 +206,9 @@ def exploding(size: float, at: int = 500, n: int = 1_500) -> Rounds:
 def constant(value: float, n: int = 1_000) -> Rounds:
     """The base is good; the others never move."""
     rng = np.random.default_rng(0)
-    return [([(y := float(rng.normal())) + 0.5 * rng.normal(), value, -value], y) for _ in range(n)]
+    return [
+        ([(y := float(rng.normal())) + 0.5 * rng.normal(), value, -value], y) for _ in range(n)
+    ]
 
 
 def ties(n: int = 500) -> Rounds:
@@ -198,18 +233,36 @@ def compare(guard: Guard, rounds: Rounds, since: int = 0) -> tuple[float, float]
 @pytest.mark.parametrize(
     ("rounds", "slack"),
     [
-        (swapping(50), 0.0), (swapping(5), 0.0), (swapping(1), 20.0), (ties(), 1e-9), (constant(100.0), 20.0),
-        (constant(1.0), 20.0), (exploding(3.0), 0.0), (exploding(30.0), 0.0),
+        (swapping(50), 0.0),
+        (swapping(5), 0.0),
+        (swapping(1), 20.0),
+        (ties(), 1e-9),
+        (constant(100.0), 20.0),
+        (constant(1.0), 20.0),
+        (exploding(3.0), 0.0),
+        (exploding(30.0), 0.0),
     ],
-    ids=["swap 50", "swap 5", "swap 1", "ties", "far away", "near", "explodes a little", "explodes"],
-)  # fmt: skip
-def test_on_adversarial_streams_served_is_never_much_worse_than_the_base(rounds: Rounds, slack: float) -> None:
+    ids=[
+        "swap 50",
+        "swap 5",
+        "swap 1",
+        "ties",
+        "far away",
+        "near",
+        "explodes a little",
+        "explodes",
+    ],
+)
+def test_on_adversarial_streams_served_is_never_much_worse_than_the_base(
+    rounds: Rounds, slack: float
+) -> None:
     served, based = compare(TwoLayer(), rounds)
     assert served <= 1.02 * based + slack
 
 
 def test_it_is_there_for_a_gain() -> None:
-    """The same guard takes most of what the experts offer, also when they swap roles every 50 entries."""
+    """The same guard takes most of what the experts offer, also when they swap roles every 50
+    entries."""
     served, based = compare(TwoLayer(), swapping(50))
     assert served < 0.3 * based
 
@@ -264,13 +317,16 @@ class Recording(TwoLayer):
         self.said.append((predictions.copy(), mixture.own.copy()))
         return mixture
 
-    def update(self, predictions: Any, own: Any, target: Any, mask: Any, weight: float = 1.0) -> None:
+    def update(
+        self, predictions: Any, own: Any, target: Any, mask: Any, weight: float = 1.0
+    ) -> None:
         self.charged.append((predictions.copy(), own.copy(), target.copy(), mask.copy()))
         super().update(predictions, own, target, mask, weight)
 
 
 def test_losses_are_charged_to_the_predictions_as_they_were_issued() -> None:
-    """Row h of what is charged at entry t is row h of what was said at entry t - h - 1, not what it would be now."""
+    """Row h of what is charged at entry t is row h of what was said at entry t - h - 1, not what
+    it would be now."""
     guard, window, horizon = Recording(), 3, 4
     values = walk(60, 2)
     base = with_scaling(Persistence(horizon), 2, 2)
@@ -280,7 +336,9 @@ def test_losses_are_charged_to_the_predictions_as_they_were_issued() -> None:
     for i, (experts, own, target, mask) in enumerate(guard.charged):
         assert np.array_equal(target[mask], np.broadcast_to(values[window + i], mask.shape)[mask])
         for h in range(horizon):
-            issued = i - h  # the forecasts are numbered from 0; number i is matured by one row at charge i
+            issued = (
+                i - h
+            )  # the forecasts are numbered from 0; number i is matured by one row at charge i
             assert mask[h].all() == (issued >= 0)
             if issued >= 0:
                 assert np.array_equal(experts[:, h], guard.said[issued][0][:, h])
@@ -288,7 +346,8 @@ def test_losses_are_charged_to_the_predictions_as_they_were_issued() -> None:
 
 
 def test_own_predictions_make_a_difference() -> None:
-    """A guard that were charged for what it says now, and not for what it said, would learn something else."""
+    """A guard that were charged for what it says now, and not for what it said, would learn
+    something else."""
     honest, hindsight = build(TwoLayer(), 3), build(TwoLayer(), 3)
     rounds = list(stream(3, 1, 1, 60))
     said = [honest.mix(p).own for p, _, _ in rounds[:1]]
@@ -299,7 +358,8 @@ def test_own_predictions_make_a_difference() -> None:
 
 
 def test_regrets_are_those_of_the_formula_clipped_and_averaged() -> None:
-    """Layer one against what is written in METHODS 8, a cell at a time, for own predictions handed in from long ago."""
+    """Layer one against what is written in METHODS 8, a cell at a time, for own predictions handed
+    in from long ago."""
     rng = np.random.default_rng(0)
     guard = build(TwoLayer("horizon"), 3, 2, 2)
     assert isinstance(guard, TwoLayer)
@@ -315,7 +375,11 @@ def test_regrets_are_those_of_the_formula_clipped_and_averaged() -> None:
         cells = []
         for c in range(2):
             if mask[h, c]:
-                r = -np.sign(mine[h, c] - target[h, c]) * (offered[h, c] - mine[h, c]) / scale[h, c]
+                r = (
+                    -np.sign(mine[h, c] - target[h, c])
+                    * (offered[h, c] - mine[h, c])
+                    / scale[h, c]
+                )
                 clipped += abs(r) > 5.0
                 cells.append(min(max(r, -5.0), 5.0))
         return float(np.mean(cells))
@@ -333,7 +397,8 @@ def test_regrets_are_those_of_the_formula_clipped_and_averaged() -> None:
 
 
 def test_one_absurd_target_moves_the_unit_of_losses_by_a_fifth() -> None:
-    """After a target of 1e6 the guard still tells its experts apart; one in twenty does not add up either."""
+    """After a target of 1e6 the guard still tells its experts apart; one in twenty does not add up
+    either."""
     guard = build(TwoLayer(), 2)
     one = np.ones((1, 1))
     usual: list[float] = []
@@ -368,5 +433,7 @@ def test_unknown_scopes_are_refused(cls: Any) -> None:
 
 def test_only_the_base_is_a_mixture_too() -> None:
     guard = build(TwoLayer(), 1, 2, 2)
-    for served, (predictions, _, _) in zip(play(guard, stream(1, 2, 2, 50)), stream(1, 2, 2, 50), strict=True):
+    for served, (predictions, _, _) in zip(
+        play(guard, stream(1, 2, 2, 50)), stream(1, 2, 2, 50), strict=True
+    ):
         np.testing.assert_allclose(served, predictions[0], rtol=1e-12)

@@ -1,4 +1,5 @@
-"""A learner or a base that breaks is taken out and comes back; what is served stays finite and near the base."""
+"""A learner or a base that breaks is taken out and comes back; what is served stays finite and
+near the base."""
 
 from __future__ import annotations
 
@@ -11,7 +12,18 @@ import torch
 from core_helpers import entries, entry, walk, with_scaling
 from torch import Tensor
 
-from streamadapt import ADCSD, RLS, Bias, DriftMonitor, Forecast, Persistence, Pipeline, Prediction, River, Supervised
+from streamadapt import (
+    ADCSD,
+    RLS,
+    Bias,
+    DriftMonitor,
+    Forecast,
+    Persistence,
+    Pipeline,
+    Prediction,
+    River,
+    Supervised,
+)
 from streamadapt.learners import BaseOutput
 from streamadapt.pipeline.rollback import PROBATION, SNAPSHOT_EVERY, WINDOW
 
@@ -39,11 +51,14 @@ def run(learner: Bias, n: int = 900, horizon: int = 1) -> tuple[Pipeline, list[P
 @pytest.mark.parametrize("at", [1, SNAPSHOT_EVERY])
 @pytest.mark.parametrize("value", [float("nan"), 1e6], ids=["nan", "explodes"])
 def test_a_broken_learner_comes_back(value: float, at: int, horizon: int) -> None:
-    """Also when it breaks at the very step whose state becomes a snapshot: a broken state is no good one."""
+    """Also when it breaks at the very step whose state becomes a snapshot: a broken state is no
+    good one."""
     learner = Breaks(at, value)
     pipeline, predictions = run(learner, at + 3 * WINDOW + 10, horizon)
     assert all(np.isfinite(p.served).all() for p in predictions)
-    assert pipeline.stats.updates["bias-0.1"]["restored"] == 1, "taken out once, and well again from then on"
+    assert pipeline.stats.updates["bias-0.1"]["restored"] == 1, (
+        "taken out once, and well again from then on"
+    )
     assert learner.bias.abs().max() < 5.0, "its state is a healthy one"
     errors = [np.abs(p.served - p.base).max() for p in predictions]
     assert max(errors[-WINDOW:]) < 5.0
@@ -52,7 +67,8 @@ def test_a_broken_learner_comes_back(value: float, at: int, horizon: int) -> Non
 
 
 class BreaksTwice(Breaks):
-    """Once at the very step of a snapshot, once after that snapshot would have become a good one."""
+    """Once at the very step of a snapshot, once after that snapshot would have become a good
+    one."""
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         super().learn(inputs, base, target, mask)
@@ -68,7 +84,8 @@ def test_a_snapshot_of_a_state_that_turned_out_broken_never_becomes_a_good_one()
 
 
 def test_what_is_restored_is_what_was_learned_and_not_the_start() -> None:
-    """A learner that breaks late comes back with the bias it had learned by its last good snapshot."""
+    """A learner that breaks late comes back with the bias it had learned by its last good
+    snapshot."""
 
     def wrong(inputs: Tensor) -> Tensor:
         return inputs[-1:] - 5.0
@@ -126,7 +143,8 @@ def test_a_healthy_learner_is_never_taken_out() -> None:
 
 
 def test_a_perfect_base_takes_nobody_out() -> None:
-    """Ten times nothing is nothing: while the base happens to be exact, no ratio to it says anything."""
+    """Ten times nothing is nothing: while the base happens to be exact, no ratio to it says
+    anything."""
     values = np.full((400, 1), 5.0, np.float32)
     values[:100] = walk(100, 1)
     pipeline = Pipeline(Forecast(3, 1), Persistence(1), [Bias(0.01)])
@@ -135,7 +153,8 @@ def test_a_perfect_base_takes_nobody_out() -> None:
 
 
 class BadAt:
-    """A base that says something that is no number at some calls: a division by zero in the user's model."""
+    """A base that says something that is no number at some calls: a division by zero in the user's
+    model."""
 
     def __init__(self, *calls: int, value: float = float("nan"), rows: int = 2) -> None:
         self.calls, self.value, self.rows, self.count = calls, value, rows, 0
@@ -158,19 +177,27 @@ def test_a_base_that_breaks_once_harms_that_prediction_only(value: float) -> Non
     values = walk(130, 2)
     broken, whole = make(BadAt(60, 61, value=value)), make(BadAt())
     bad, good = broken.observe(entries(values)), whole.observe(entries(values))
-    finite = [bool(np.isfinite(p.served).all() and all(np.isfinite(e).all() for e in p.experts.values())) for p in bad]
+    finite = [
+        bool(np.isfinite(p.served).all() and all(np.isfinite(e).all() for e in p.experts.values()))
+        for p in bad
+    ]
     assert [i for i, ok in enumerate(finite) if not ok] == [59, 60]
     for name, total in broken.stats.loss_sum.items():
         assert total == pytest.approx(whole.stats.loss_sum[name], rel=0.05), name
     cells = whole.stats.loss_cells["base"] - broken.stats.loss_cells["base"]
     assert 0 < cells <= 2 * 2 * 2, "only what cannot be judged is left out"
     for name in ("bias-0.1", "rls-0.99", "adcsd-1e-3", "river-LinearRegression"):
-        late = [np.abs(a.experts[name] - b.experts[name]).max() for a, b in zip(bad[-30:], good[-30:], strict=True)]
+        late = [
+            np.abs(a.experts[name] - b.experts[name]).max()
+            for a, b in zip(bad[-30:], good[-30:], strict=True)
+        ]
         assert max(late) < 1.0, name
 
 
 def test_a_base_that_breaks_once_on_a_supervised_task() -> None:
-    pipeline = Pipeline(Supervised(), with_scaling(BadAt(60, rows=1), 1, 1), [Bias(0.1), RLS(0.99)])
+    pipeline = Pipeline(
+        Supervised(), with_scaling(BadAt(60, rows=1), 1, 1), [Bias(0.1), RLS(0.99)]
+    )
     values = walk(120, 1)
     rows = [entry(v, t + 1, id=str(t), label=v + 1.0) for t, v in enumerate(values)]
     finite = [bool(np.isfinite(p.served).all()) for p in pipeline.observe(rows)]
@@ -199,7 +226,9 @@ def test_a_drift_is_told_once_and_boosts_the_learners() -> None:
             seen.append(self.boost)
             super().learn(inputs, base, target, mask)
 
-    monitor = DriftMonitor("page-hinkley", "input", "boost", params={"threshold": 200.0}, factor=4.0, half_life=5.0)
+    monitor = DriftMonitor(
+        "page-hinkley", "input", "boost", params={"threshold": 200.0}, factor=4.0, half_life=5.0
+    )
     pipeline = Pipeline(Forecast(window, 1), Persistence(1), [Watching(0.1)], drift=[monitor])
     predictions = pipeline.observe(entries(values))
     told = [i for i, p in enumerate(predictions, window - 1) if p.drifts]
@@ -213,7 +242,8 @@ def test_a_drift_is_told_once_and_boosts_the_learners() -> None:
 
 
 class Exploding(ADCSD):
-    """Its gradient is `norm` times what it should be from the 80th step on; its predictions stay what they were."""
+    """Its gradient is `norm` times what it should be from the 80th step on; its predictions stay
+    what they were."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -227,7 +257,9 @@ class Exploding(ADCSD):
         return None if norm is None else norm * (self.factor if self.told == 80 else 1.0)
 
 
-@pytest.mark.parametrize(("factor", "taken_out"), [(1.0, 0), (100.0, 0), (1e5, 1), (float("nan"), 1), (math.inf, 1)])
+@pytest.mark.parametrize(
+    ("factor", "taken_out"), [(1.0, 0), (100.0, 0), (1e5, 1), (float("nan"), 1), (math.inf, 1)]
+)
 def test_a_gradient_out_of_range_takes_a_learner_out(factor: float, taken_out: int) -> None:
     rng = np.random.default_rng(0)
     learner = Exploding(factor)

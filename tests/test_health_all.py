@@ -1,4 +1,5 @@
-"""Whatever the learner: when its state turns to NaN it is taken out, named in the metrics, and put back."""
+"""Whatever the learner: when its state turns to NaN it is taken out, named in the metrics, and put
+back."""
 
 from __future__ import annotations
 
@@ -59,23 +60,32 @@ CLASSIFIERS: dict[str, Callable[[], Learner]] = {
 
 def poison(learner: Learner) -> int:
     """Turn every floating-point number of the state into NaN; return how many there were."""
-    state = [t for t in learner.state_dict().values() if isinstance(t, Tensor) and t.is_floating_point()]
+    state = [
+        t for t in learner.state_dict().values() if isinstance(t, Tensor) and t.is_floating_point()
+    ]
     for tensor in state:
         tensor.detach().fill_(torch.nan)
     return sum(tensor.numel() for tensor in state)
 
 
-def judged(pipeline: Pipeline, items: list[Any], learner: Learner, *, silent: bool = False) -> None:
+def judged(
+    pipeline: Pipeline, items: list[Any], learner: Learner, *, silent: bool = False
+) -> None:
     """Poison in the middle; everything that is served stays finite, and the learner ends well.
 
-    `silent`: it says what the base says where it knows nothing, and gets over NaN without being restored.
+    `silent`: it says what the base says where it knows nothing, and gets over NaN without being
+    restored.
     """
     said = pipeline.observe(items[:150])
     assert poison(learner) > 0
     said += pipeline.observe(items[150:])
-    assert all(np.isfinite(p.served).all() and np.isfinite(list(p.experts.values())).all() for p in said)
+    assert all(
+        np.isfinite(p.served).all() and np.isfinite(list(p.experts.values())).all() for p in said
+    )
     for name in learner.names:
-        assert any(not np.array_equal(p.experts[name], p.base) for p in said[-100:]), f"{name} speaks again"
+        assert any(not np.array_equal(p.experts[name], p.base) for p in said[-100:]), (
+            f"{name} speaks again"
+        )
     restored = {name: pipeline.stats.updates[name]["restored"] for name in learner.names}
     assert set(restored.values()) <= {0, 1}, "taken out once, and well from then on"
     if not silent:
@@ -96,7 +106,10 @@ def shown(pipeline: Pipeline, **labels: str) -> float | None:
 def test_a_forecaster_whose_state_is_nan_comes_back(kind: str) -> None:
     learner = FORECASTERS[kind]()
     pipeline = Pipeline(Forecast(4, 2), lambda x: x[-1:].repeat(2, 1) + 1.0, [learner])
-    exact = kind in ("error-memory", "error-memory-panel")  # what is no number is near to nothing, until overwritten
+    exact = kind in (
+        "error-memory",
+        "error-memory-panel",
+    )  # what is no number is near to nothing, until overwritten
     judged(pipeline, entries(walk(400, 2)), learner, silent=exact)
 
 
@@ -117,4 +130,8 @@ def test_a_classifier_whose_state_is_nan_comes_back(kind: str) -> None:
     base = FrozenModel(Network(), softmax=True)
     pipeline = Pipeline(Supervised(1, classes=3), base, [learner])
     values = np.random.default_rng(0).normal(1.0, 2.0, (400, 8)).astype(np.float32)
-    judged(pipeline, [entry(v, t + 1, id=str(t), label=np.float32([t % 3])) for t, v in enumerate(values)], learner)
+    judged(
+        pipeline,
+        [entry(v, t + 1, id=str(t), label=np.float32([t % 3])) for t, v in enumerate(values)],
+        learner,
+    )

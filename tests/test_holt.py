@@ -32,7 +32,9 @@ def made(channels: int = 2, rows: int = 3, **settings: Any) -> Holt:
     return learner
 
 
-def slow(values: list[float], rows: int, alpha: float, beta: float, phi: float, jump: float) -> list[list[float]]:
+def slow(
+    values: list[float], rows: int, alpha: float, beta: float, phi: float, jump: float
+) -> list[list[float]]:
     """One channel, from the formulas."""
     said: list[list[float]] = []
     level, slope, size, run = values[0], 0.0, 0.0, 0
@@ -46,14 +48,21 @@ def slow(values: list[float], rows: int, alpha: float, beta: float, phi: float, 
             if jumped:
                 level, slope = z, phi * slope
             else:
-                level, slope = level + phi * slope + max(alpha, 1 / (run + 1)) * error, phi * slope + beta * error
-        said.append([level + sum(phi**i for i in range(1, h + 1)) * slope for h in range(1, rows + 1)])
+                level, slope = (
+                    level + phi * slope + max(alpha, 1 / (run + 1)) * error,
+                    phi * slope + beta * error,
+                )
+        said.append(
+            [level + sum(phi**i for i in range(1, h + 1)) * slope for h in range(1, rows + 1)]
+        )
     return said
 
 
 @given(st.integers(0, 999), st.sampled_from([0.1, 0.5, 1.0]), st.sampled_from([0.0, 0.1]),
        st.sampled_from([1.0, 0.9]), st.sampled_from([3.0, 8.0]))  # fmt: skip
-def test_equals_the_slow_form(seed: int, level: float, trend: float, damping: float, jump: float) -> None:
+def test_equals_the_slow_form(
+    seed: int, level: float, trend: float, damping: float, jump: float
+) -> None:
     values = walk(80, 2, seed)
     values[30:50] += 20.0  # two jumps
     values = values.astype(np.float32)
@@ -66,7 +75,9 @@ def test_equals_the_slow_form(seed: int, level: float, trend: float, damping: fl
 def test_continues_a_straight_line() -> None:
     line = np.arange(400.0)[:, None] * [[0.5, -2.0]] + 3.0
     said = run(made(damping=1.0), line)[-1]
-    np.testing.assert_allclose(said, line[-1] + np.arange(1.0, 4.0)[:, None] * [[0.5, -2.0]], rtol=1e-5)
+    np.testing.assert_allclose(
+        said, line[-1] + np.arange(1.0, 4.0)[:, None] * [[0.5, -2.0]], rtol=1e-5
+    )
 
 
 def test_is_the_last_value_right_after_a_jump_and_in_its_channel_only() -> None:
@@ -92,9 +103,16 @@ def test_level_one_and_no_slope_is_the_last_value() -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("level", {"level": 0.0}), ("level", {"level": 1.5}), ("trend", {"trend": 0.6}), ("trend", {"trend": -0.1}),
-     ("damping", {"damping": 0.0}), ("jump", {"jump": 1.0}), ("jump", {"jump": float("nan")})],
-)  # fmt: skip
+    [
+        ("level", {"level": 0.0}),
+        ("level", {"level": 1.5}),
+        ("trend", {"trend": 0.6}),
+        ("trend", {"trend": -0.1}),
+        ("damping", {"damping": 0.0}),
+        ("jump", {"jump": 1.0}),
+        ("jump", {"jump": float("nan")}),
+    ],
+)
 def test_bad_settings_are_refused(name: str, settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=name):
         Holt(**settings)  # type: ignore[arg-type]

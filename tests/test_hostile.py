@@ -1,4 +1,5 @@
-"""Every way in from outside, fed with hostile files: an error that names the file, nothing run, nothing half taken."""
+"""Every way in from outside, fed with hostile files: an error that names the file, nothing run,
+nothing half taken."""
 
 from __future__ import annotations
 
@@ -26,7 +27,13 @@ from torch import nn
 from streamadapt import Batch, Linear, River
 from streamadapt.config.tables import load_config
 from streamadapt.engine.partition import Lane
-from streamadapt.errors import CheckpointError, ConfigError, ConnectorError, EntryError, StreamadaptError
+from streamadapt.errors import (
+    CheckpointError,
+    ConfigError,
+    ConnectorError,
+    EntryError,
+    StreamadaptError,
+)
 from streamadapt.learners import Liquid, Spec
 from streamadapt.learners.tta.samples import source_samples
 from streamadapt.models.builtin import load_module
@@ -56,7 +63,10 @@ LOADERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "module": ("base.safetensors", lambda path: load_module("test_hostile:net", path)),
     "onnx": ("model.onnx", OnnxBase),
     "liquid": ("liquid.safetensors", _liquid),
-    "samples, safetensors": ("a.safetensors", lambda path: source_samples("fisher", path, SPEC, 2)),
+    "samples, safetensors": (
+        "a.safetensors",
+        lambda path: source_samples("fisher", path, SPEC, 2),
+    ),
     "samples, npy": ("a.npy", lambda path: source_samples("fisher", path, SPEC, 2)),
     "samples, npz": ("a.npz", lambda path: source_samples("fisher", path, SPEC, 2)),
     "config": ("config.toml", load_config),
@@ -73,8 +83,11 @@ def canary(tmp_path: Path) -> Path:
     return tmp_path / "canary"
 
 
-def refused(load: Callable[[Path], Any], path: Path, canary: Path, kind: type[Exception] = ConfigError) -> None:
-    """`load` raises an error of the project's own that names the file; nothing ran and no secret shows."""
+def refused(
+    load: Callable[[Path], Any], path: Path, canary: Path, kind: type[Exception] = ConfigError
+) -> None:
+    """`load` raises an error of the project's own that names the file; nothing ran and no secret
+    shows."""
     with pytest.raises(kind) as caught:
         load(path)
     text = str(caught.value)
@@ -85,15 +98,18 @@ def refused(load: Callable[[Path], Any], path: Path, canary: Path, kind: type[Ex
 
 
 ONE_READER = ("module", "liquid", "samples, safetensors")
-"""They read with `read_tensors`, as "linear" does, which is fed with everything; what a type means is theirs to say."""
+"""They read with `read_tensors`, as "linear" does, which is fed with everything; what a type means
+is theirs to say."""
 FEW = (
-    "empty", "pickle", "torch.save", "safetensors, cut", "safetensors, nested 100,000 deep", "safetensors, NaN",
-    "safetensors, F8", "safetensors, C64", "safetensors, I64", "safetensors, BOOL", "safetensors, 2**62 times nothing",
+    "empty", "pickle", "torch.save", "safetensors, cut", "safetensors, nested 100,000 deep",
+    "safetensors, NaN", "safetensors, F8", "safetensors, C64", "safetensors, I64",
+    "safetensors, BOOL", "safetensors, 2**62 times nothing",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("loader", "what"), [(name, what) for name in LOADERS for what in (FEW if name in ONE_READER else NAMES)]
+    ("loader", "what"),
+    [(name, what) for name in LOADERS for what in (FEW if name in ONE_READER else NAMES)],
 )
 def test_hostile_bytes_are_refused(loader: str, what: str, tmp_path: Path, canary: Path) -> None:
     name, load = LOADERS[loader]
@@ -107,11 +123,14 @@ def test_hostile_bytes_are_refused(loader: str, what: str, tmp_path: Path, canar
 @pytest.mark.parametrize("what", hostile.PLACES)
 @pytest.mark.parametrize("loader", LOADERS)
 def test_what_is_no_file_is_refused(loader: str, what: str, tmp_path: Path, canary: Path) -> None:
-    """Pipes without a writer, devices without an end, folders, links: at once, and without showing what is behind."""
+    """Pipes without a writer, devices without an end, folders, links: at once, and without showing
+    what is behind."""
     name, load = LOADERS[loader]
     hostile.PLACES[what](tmp_path / name)
     if loader == "config" and what == "a pipe":
-        with pytest.raises(ConfigError, match="source"):  # an empty config: a pipe is what a shell's <(command) is
+        with pytest.raises(
+            ConfigError, match="source"
+        ):  # an empty config: a pipe is what a shell's <(command) is
             load(tmp_path / name)
         return
     refused(load, tmp_path / name, canary)
@@ -119,7 +138,9 @@ def test_what_is_no_file_is_refused(loader: str, what: str, tmp_path: Path, cana
 
 @pytest.mark.parametrize("what", hostile.PLACES)
 @pytest.mark.parametrize("name", STREAMS)
-def test_inputs_that_are_no_files_are_refused(name: str, what: str, tmp_path: Path, canary: Path) -> None:
+def test_inputs_that_are_no_files_are_refused(
+    name: str, what: str, tmp_path: Path, canary: Path
+) -> None:
     if what == "a link to a secret" and not name.endswith(".gz"):
         pytest.skip("a file of text: its lines are records, which the codec refuses")
     hostile.PLACES[what](tmp_path / name)
@@ -127,13 +148,19 @@ def test_inputs_that_are_no_files_are_refused(name: str, what: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("what", NAMES)
-@pytest.mark.parametrize("name", ["in.jsonl", "in.csv.gz"])  # each form of rows, and each way of opening, once
-def test_hostile_inputs_have_no_good_row(name: str, what: str, tmp_path: Path, canary: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["in.jsonl", "in.csv.gz"]
+)  # each form of rows, and each way of opening, once
+def test_hostile_inputs_have_no_good_row(
+    name: str, what: str, tmp_path: Path, canary: Path
+) -> None:
     path = tmp_path / name
     data = hostile.files(canary)[what]
     for form in (data, gzip.compress(data)) if name.endswith(".gz") else (data,):
         path.write_bytes(form)
-        with pytest.raises((ConnectorError, ConfigError)):  # a CSV file is refused for its columns already
+        with pytest.raises(
+            (ConnectorError, ConfigError)
+        ):  # a CSV file is refused for its columns already
             read_history(path, FIELDS)
     assert not canary.exists()
 
@@ -149,7 +176,8 @@ def test_hostile_messages_are_refused(what: str, canary: Path) -> None:
 
 @pytest.mark.parametrize("name", ["in.jsonl.gz", "in.csv.gz"])
 def test_damaged_gz_is_an_error_that_names_the_file(name: str, tmp_path: Path) -> None:
-    """Also where the damage is within the packed data, which the library reports as an error of its own."""
+    """Also where the damage is within the packed data, which the library reports as an error of
+    its own."""
     rows = "".join(f"{i},{random.Random(i).random()}\n" for i in range(3_000))
     packed = gzip.compress(rows.encode(), mtime=0)
     path, seen = tmp_path / name, 0
@@ -162,15 +190,20 @@ def test_damaged_gz_is_an_error_that_names_the_file(name: str, tmp_path: Path) -
 
 
 GENUINE = {
-    "linear": lambda path: fit_forecast(Batch(walk(60, 3), torch.arange(60).numpy()), 4, 2).save(path),
+    "linear": lambda path: fit_forecast(Batch(walk(60, 3), torch.arange(60).numpy()), 4, 2).save(
+        path
+    ),
     "module": lambda path: save_file(net().state_dict(), path),
     "samples, safetensors": lambda path: save_file({"inputs": torch.ones(4, 1, 1)}, path),
 }
 
 
 @pytest.mark.parametrize("loader", GENUINE)
-def test_a_genuine_file_cut_or_flipped_is_taken_whole_or_not_at_all(loader: str, tmp_path: Path) -> None:
-    """Flips within numbers cannot be seen without a checksum; every other one is an error of the project's own."""
+def test_a_genuine_file_cut_or_flipped_is_taken_whole_or_not_at_all(
+    loader: str, tmp_path: Path
+) -> None:
+    """Flips within numbers cannot be seen without a checksum; every other one is an error of the
+    project's own."""
     name, load = LOADERS[loader]
     path = tmp_path / name
     GENUINE[loader](path)
@@ -186,7 +219,8 @@ def test_a_genuine_file_cut_or_flipped_is_taken_whole_or_not_at_all(loader: str,
 
 
 def test_weights_are_no_longer_the_files(tmp_path: Path) -> None:
-    """Read, and not mapped: who writes over the file, or cuts it, writes to no running model and kills none."""
+    """Read, and not mapped: who writes over the file, or cuts it, writes to no running model and
+    kills none."""
     path = tmp_path / "base.safetensors"
     fit_forecast(Batch(walk(60, 3), torch.arange(60).numpy()), 4, 2).save(path)
     base = Linear.load(path)
@@ -217,7 +251,8 @@ def stored(path: Path, state: Any) -> Path:
 
 
 def sealed(folder: Path, name: str, data: bytes) -> None:
-    """Put other bytes there and make the manifest agree, as whoever can write to the folder can."""
+    """Put other bytes there and make the manifest agree, as whoever can write to the folder
+    can."""
     import hashlib
 
     (folder / name).write_bytes(data)
@@ -264,11 +299,19 @@ TREES: dict[str, Any] = {
     "a mark that is a list": {"value": {"$": [], "at": "0:value"}},
     "a tensor that is not there": {"value": {"$": "tensor", "at": "os.system"}},
     "a name that is a list": {"value": {"$": "tensor", "at": ["0:value"]}},
-    "a type that is a function": {"value": {"$": "tensor", "at": "0:value", "type": "load", "shape": [3]}},
-    "a type that is quantised": {"value": {"$": "tensor", "at": "0:value", "type": "quint8", "shape": [12]}},
-    "a shape that is too large": {"value": {"$": "tensor", "at": "0:value", "type": "int8", "shape": [2**62, 4]}},
+    "a type that is a function": {
+        "value": {"$": "tensor", "at": "0:value", "type": "load", "shape": [3]}
+    },
+    "a type that is quantised": {
+        "value": {"$": "tensor", "at": "0:value", "type": "quint8", "shape": [12]}
+    },
+    "a shape that is too large": {
+        "value": {"$": "tensor", "at": "0:value", "type": "int8", "shape": [2**62, 4]}
+    },
     "an array of objects": {"value": {"$": "array", "at": "0:value", "type": "|O8", "shape": [1]}},
-    "an array of a large type": {"value": {"$": "array", "at": "0:value", "type": "<U999999999", "shape": []}},
+    "an array of a large type": {
+        "value": {"$": "array", "at": "0:value", "type": "<U999999999", "shape": []}
+    },
     "pairs that are none": {"value": {"$": "dict", "v": [[1]]}},
 }
 
@@ -328,7 +371,10 @@ def test_indexes_that_lie_are_refused_before_memory_is_taken(index: Any) -> None
     from safetensors.torch import save
 
     head = json.dumps([{"value": {"$": "tensor", "at": "x"}}, index]).encode()
-    parts = {"head": torch.frombuffer(bytearray(head), dtype=torch.uint8), "data": torch.zeros(16, dtype=torch.uint8)}
+    parts = {
+        "head": torch.frombuffer(bytearray(head), dtype=torch.uint8),
+        "data": torch.zeros(16, dtype=torch.uint8),
+    }
     with pytest.raises(CheckpointError, match="no packed state"):
         unpack(save(parts))
 
@@ -341,7 +387,9 @@ def test_hostile_river_objects(what: str, canary: Path) -> None:
     learner = built(River("linear_model.LinearRegression"), spec_of("regression", 1, 2, 1, 1))
     before = learner.get_extra_state()
     data = hostile.files(canary)[what]
-    if what != "torch.save, legacy":  # that begins with a pickle of one number, which is none of river's objects
+    if (
+        what != "torch.save, legacy"
+    ):  # that begins with a pickle of one number, which is none of river's objects
         with pytest.raises(CheckpointError):
             loads_river(data)
     with pytest.raises(StreamadaptError):
@@ -357,10 +405,20 @@ def test_a_pickle_that_takes_for_ever_to_hash_is_refused(form: str) -> None:
 
     code = pickle.PROTO + b"\x04" + (pickle.MARK if form != "key" else pickle.EMPTY_DICT)
     if form == "set by a call":
-        code = pickle.PROTO + b"\x04\x8c\x08builtins\x8c\x03set" + pickle.STACK_GLOBAL + pickle.EMPTY_LIST
+        code = (
+            pickle.PROTO
+            + b"\x04\x8c\x08builtins\x8c\x03set"
+            + pickle.STACK_GLOBAL
+            + pickle.EMPTY_LIST
+        )
     code += pickle.EMPTY_TUPLE
     for i in range(60):
-        code += pickle.BINPUT.replace(b"q", pickle.MEMOIZE) + pickle.BINGET + bytes([i]) + pickle.TUPLE2
+        code += (
+            pickle.BINPUT.replace(b"q", pickle.MEMOIZE)
+            + pickle.BINGET
+            + bytes([i])
+            + pickle.TUPLE2
+        )
     end = {
         "key": pickle.NONE + pickle.SETITEM,
         "set": b"",
@@ -388,11 +446,13 @@ def restored(path: Path, state: dict[str, Any]) -> Lane:
     "change",
     [
         lambda s: s.pop("names"), lambda s: s.pop("guard"), lambda s: s.update(learners=[]),
-        lambda s: s.update(task=[1]), lambda s: s.update(spec={"rows": 1 << 40}), lambda s: s.update(drift=None),
-        lambda s: s.clear(),
+        lambda s: s.update(task=[1]), lambda s: s.update(spec={"rows": 1 << 40}),
+        lambda s: s.update(drift=None), lambda s: s.clear(),
     ],
 )  # fmt: skip
-def test_a_whole_checkpoint_of_something_else_is_an_error_that_names_it(change: Any, tmp_path: Path) -> None:
+def test_a_whole_checkpoint_of_something_else_is_an_error_that_names_it(
+    change: Any, tmp_path: Path
+) -> None:
     pipeline = pipeline_of("own labels")
     for entry in stream_of("own labels", 30):
         pipeline.observe([entry])
@@ -412,7 +472,9 @@ def test_a_sink_does_not_spoil_a_file_that_is_none_of_its_own(tmp_path: Path) ->
     assert path.stat().st_size == 70 << 20
 
 
-@pytest.mark.parametrize("what", ["endless zeros", "nothing for ever", "a folder", "a pipe", "a link to itself"])
+@pytest.mark.parametrize(
+    "what", ["endless zeros", "nothing for ever", "a folder", "a pipe", "a link to itself"]
+)
 def test_a_sink_that_is_no_file(what: str, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     hostile.PLACES[what](path)
@@ -430,7 +492,9 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("text", CONFIGS.values(), ids=CONFIGS.keys())
-def test_configs_that_the_parser_does_not_survive_are_refused(text: str, tmp_path: Path, canary: Path) -> None:
+def test_configs_that_the_parser_does_not_survive_are_refused(
+    text: str, tmp_path: Path, canary: Path
+) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     refused(load_config, path, canary)

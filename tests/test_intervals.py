@@ -59,10 +59,19 @@ def drive(
     errors: Any, delay: int, intervals: Intervals, every: int = 1, guard: Guard | None = None
 ) -> Iterator[tuple[float, float, float]]:
     """Yield low, high and target of every entry whose label comes, `delay` entries late."""
-    pipeline = Pipeline(Supervised(1, absurd=math.inf), zero, [], guard or NoGuard(), device="cpu", intervals=intervals)
+    pipeline = Pipeline(
+        Supervised(1, absurd=math.inf),
+        zero,
+        [],
+        guard or NoGuard(),
+        device="cpu",
+        intervals=intervals,
+    )
     for t, error in enumerate(errors):
         if t >= delay and (t - delay) % every == 0:
-            pipeline.observe([Label(str(t - delay), np.array([errors[t - delay]], np.float32), t + 1)])
+            pipeline.observe(
+                [Label(str(t - delay), np.array([errors[t - delay]], np.float32), t + 1)]
+            )
         (said,) = pipeline.observe([entry([1.0], t + 1, id=str(t))])
         assert said.low is not None
         assert said.high is not None
@@ -71,9 +80,12 @@ def drive(
 
 
 def unpickled(state: Any) -> Any:
-    """Leave river's pickles out: which of their equal strings are one object, and so their bytes, is chance."""
+    """Leave river's pickles out: which of their equal strings are one object, and so their bytes,
+    is chance."""
     if isinstance(state, dict):
-        return {name: unpickled(part) for name, part in state.items() if not isinstance(part, bytes)}
+        return {
+            name: unpickled(part) for name, part in state.items() if not isinstance(part, bytes)
+        }
     return [unpickled(part) for part in state] if isinstance(state, list) else state
 
 
@@ -105,7 +117,8 @@ def test_few_labels_are_enough() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_misses_differ_from_what_they_should_be_by_no_more_than_was_stated(kind: str) -> None:
-    """Undelayed, the step is the same always: q's change is the step times the misses too many, exactly."""
+    """Undelayed, the step is the same always: q's change is the step times the misses too many,
+    exactly."""
     intervals, n = Intervals(0.9, rate=0.2), 1500
     rows = list(drive(errors_of(kind, n), 1, intervals))
     judged = [(low, high, y) for low, high, y in rows[:-1] if not math.isnan(low)]
@@ -143,7 +156,9 @@ def test_forecasts_have_intervals_in_every_cell(missing: float) -> None:
     values[:, 1] *= 100.0
     values[1500:, 0] = 10.0 + 3.0 * (values[1500:, 0] - 10.0)
     intervals = Intervals(0.9)
-    pipeline = Pipeline(Forecast(3, 4), Persistence(4), [Bias((0.1, 0.02))], device="cpu", intervals=intervals)
+    pipeline = Pipeline(
+        Forecast(3, 4), Persistence(4), [Bias((0.1, 0.02))], device="cpu", intervals=intervals
+    )
     predictions = pipeline.observe(entries(values))
     hits: Any = [[[] for _ in range(2)] for _ in range(4)]
     for i, p in enumerate(predictions[:-4]):
@@ -163,7 +178,8 @@ def test_forecasts_have_intervals_in_every_cell(missing: float) -> None:
 def test_what_is_served_does_not_depend_on_them(kind: str) -> None:
     for guard in (None, NoGuard(), Hedge()):
         plain, with_intervals = (
-            pipeline_of(kind, guard=guard and type(guard)(), device="cpu", intervals=i) for i in (None, Intervals())
+            pipeline_of(kind, guard=guard and type(guard)(), device="cpu", intervals=i)
+            for i in (None, Intervals())
         )
         items = stream_of(kind)
         assert bits(plain.observe(items)) == bits(with_intervals.observe(items))
@@ -172,7 +188,11 @@ def test_what_is_served_does_not_depend_on_them(kind: str) -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.sampled_from(["forecast", "own labels", "late labels"]), st.integers(0, 89), st.integers(0, 3))
+@given(
+    st.sampled_from(["forecast", "own labels", "late labels"]),
+    st.integers(0, 89),
+    st.integers(0, 3),
+)
 def test_goes_on_from_its_state_bit_for_bit(kind: str, cut: int, seed: int) -> None:
     items = stream_of(kind, seed=seed)
     cut = min(cut, len(items))
@@ -187,7 +207,9 @@ def test_goes_on_from_its_state_bit_for_bit(kind: str, cut: int, seed: int) -> N
         assert b.low is not None
         assert a.low.tobytes() == b.low.tobytes()
     assert state_bytes(state) == kept, "the state is no view"
-    assert state_bytes(unpickled(whole.state_dict())) == state_bytes(unpickled(second.state_dict()))
+    assert state_bytes(unpickled(whole.state_dict())) == state_bytes(
+        unpickled(second.state_dict())
+    )
 
 
 def test_asking_changes_nothing() -> None:
@@ -199,8 +221,17 @@ def test_asking_changes_nothing() -> None:
     assert state_bytes(pipeline.state_dict()) == before
 
 
-@pytest.mark.parametrize("bad", [{"coverage": 0.0}, {"coverage": 1.0}, {"coverage": math.nan}, {"rate": 0.0},
-                                 {"rate": math.inf}, {"rate": math.nan}])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"coverage": 0.0},
+        {"coverage": 1.0},
+        {"coverage": math.nan},
+        {"rate": 0.0},
+        {"rate": math.inf},
+        {"rate": math.nan},
+    ],
+)
 def test_bad_settings(bad: Any) -> None:
     with pytest.raises(ConfigError, match=f"intervals.{next(iter(bad))}"):
         Intervals(**bad)

@@ -1,4 +1,5 @@
-"""Who else is in an engine's consumer group: they share it, or it is refused with the names of the others."""
+"""Who else is in an engine's consumer group: they share it, or it is refused with the names of the
+others."""
 
 from __future__ import annotations
 
@@ -56,8 +57,8 @@ class Other(threading.Thread):
         super().__init__()
         self.error, self.over, self.assigned = None, threading.Event(), threading.Event()
         self.consumer = KafkaConsumer(
-            bootstrap_servers=servers, group_id=group, client_id="the-other", enable_auto_commit=False,
-            partition_assignment_strategy=[RangePartitionAssignor],
+            bootstrap_servers=servers, group_id=group, client_id="the-other",
+            enable_auto_commit=False, partition_assignment_strategy=[RangePartitionAssignor],
         )  # fmt: skip
         other = self
 
@@ -145,10 +146,14 @@ def test_engines_with_other_topics_share_a_group(kafka_servers, topic, engines):
     assert second.owner.revoked == third.owner.assigned
     fill(kafka_servers, one, 2, 2)
     fill(kafka_servers, two, 2, 3)
-    until(lambda: len(first.records) == 4 and len(second.records + third.records) == 6, engines.poll)
+    until(
+        lambda: len(first.records) == 4 and len(second.records + third.records) == 6, engines.poll
+    )
 
 
-def test_an_engine_with_some_of_the_topics_is_refused_and_the_others_go_on(kafka_servers, topic, engines):
+def test_an_engine_with_some_of_the_topics_is_refused_and_the_others_go_on(
+    kafka_servers, topic, engines
+):
     entries, labels, group = topic(2, "entries"), topic(2, "labels"), f"g-{uuid.uuid4().hex}"
     first = engines.add(kafka_servers, group, entries, labels)
     until(lambda: first.owner.assigned == [[0, 1]], engines.poll)
@@ -178,7 +183,13 @@ def test_an_engine_without_a_partition_is_connected(kafka_servers, topic, engine
 
 def _heartbeat(kind, fields):
     versions = {"validVersions": "0", "flexibleVersions": "0+"}
-    return {"apiKey": 68, "type": kind, "name": f"ConsumerGroupHeartbeat{kind}", "fields": fields, **versions}
+    return {
+        "apiKey": 68,
+        "type": kind,
+        "name": f"ConsumerGroupHeartbeat{kind}",
+        "fields": fields,
+        **versions,
+    }
 
 
 PLACES = [
@@ -188,7 +199,8 @@ PLACES = [
 
 
 class HeartbeatRequest(ApiMessage):
-    """``ConsumerGroupHeartbeat`` of the new consumer protocol (KIP-848), which kafka-python does not know."""
+    """``ConsumerGroupHeartbeat`` of the new consumer protocol (KIP-848), which kafka-python does
+    not know."""
 
     json_patch = classmethod(
         lambda cls, json: _heartbeat(
@@ -197,11 +209,33 @@ class HeartbeatRequest(ApiMessage):
                 {"name": "GroupId", "type": "string", "versions": "0+"},
                 {"name": "MemberId", "type": "string", "versions": "0+"},
                 {"name": "MemberEpoch", "type": "int32", "versions": "0+"},
-                {"name": "InstanceId", "type": "string", "versions": "0+", "nullableVersions": "0+", "default": "null"},
-                {"name": "RackId", "type": "string", "versions": "0+", "nullableVersions": "0+", "default": "null"},
+                {
+                    "name": "InstanceId",
+                    "type": "string",
+                    "versions": "0+",
+                    "nullableVersions": "0+",
+                    "default": "null",
+                },
+                {
+                    "name": "RackId",
+                    "type": "string",
+                    "versions": "0+",
+                    "nullableVersions": "0+",
+                    "default": "null",
+                },
                 {"name": "RebalanceTimeoutMs", "type": "int32", "versions": "0+", "default": "-1"},
-                {"name": "SubscribedTopicNames", "type": "[]string", "versions": "0+", "nullableVersions": "0+"},
-                {"name": "ServerAssignor", "type": "string", "versions": "0+", "nullableVersions": "0+"},
+                {
+                    "name": "SubscribedTopicNames",
+                    "type": "[]string",
+                    "versions": "0+",
+                    "nullableVersions": "0+",
+                },
+                {
+                    "name": "ServerAssignor",
+                    "type": "string",
+                    "versions": "0+",
+                    "nullableVersions": "0+",
+                },
                 {
                     "name": "TopicPartitions",
                     "type": "[]TopicPartitions",
@@ -223,7 +257,12 @@ class HeartbeatResponse(ApiMessage):
             [
                 {"name": "ThrottleTimeMs", "type": "int32", "versions": "0+"},
                 {"name": "ErrorCode", "type": "int16", "versions": "0+"},
-                {"name": "ErrorMessage", "type": "string", "versions": "0+", "nullableVersions": "0+"},
+                {
+                    "name": "ErrorMessage",
+                    "type": "string",
+                    "versions": "0+",
+                    "nullableVersions": "0+",
+                },
                 {"name": "MemberId", "type": "string", "versions": "0+", "nullableVersions": "0+"},
                 {"name": "MemberEpoch", "type": "int32", "versions": "0+"},
                 {"name": "HeartbeatIntervalMs", "type": "int32", "versions": "0+"},
@@ -233,7 +272,12 @@ class HeartbeatResponse(ApiMessage):
                     "versions": "0+",
                     "nullableVersions": "0+",
                     "fields": [
-                        {"name": "TopicPartitions", "type": "[]TopicPartitions", "versions": "0+", "fields": PLACES}
+                        {
+                            "name": "TopicPartitions",
+                            "type": "[]TopicPartitions",
+                            "versions": "0+",
+                            "fields": PLACES,
+                        }
                     ],
                 },
             ],
@@ -242,7 +286,8 @@ class HeartbeatResponse(ApiMessage):
 
 
 def test_a_group_of_the_new_consumer_protocol_is_named(kafka_servers, topic, engines):
-    """The broker itself shares such a group's partitions out, without regard to what belongs together."""
+    """The broker itself shares such a group's partitions out, without regard to what belongs
+    together."""
     from kafka import KafkaAdminClient
 
     name, group = topic(2), f"g-{uuid.uuid4().hex}"
@@ -251,8 +296,9 @@ def test_a_group_of_the_new_consumer_protocol_is_named(kafka_servers, topic, eng
     async def join():
         node = (await admin._find_coordinator_ids([group]))[group]
         request = HeartbeatRequest(
-            group_id=group, member_id=str(uuid.uuid4()), member_epoch=0, rebalance_timeout_ms=60_000,
-            subscribed_topic_names=[name], server_assignor=None, topic_partitions=[],
+            group_id=group, member_id=str(uuid.uuid4()), member_epoch=0,
+            rebalance_timeout_ms=60_000, subscribed_topic_names=[name], server_assignor=None,
+            topic_partitions=[],
         )  # fmt: skip
         return await admin._manager.send(request, node_id=node)
 
@@ -264,7 +310,9 @@ def test_a_group_of_the_new_consumer_protocol_is_named(kafka_servers, topic, eng
         assert answer.error_code == 0, answer.error_message
         engines.add(kafka_servers, group, name)
         begin = time.monotonic()
-        with pytest.raises(ConnectorError, match=f"'{group}'.*'consumer'.*the-new-one at .*source.group"):
+        with pytest.raises(
+            ConnectorError, match=f"'{group}'.*'consumer'.*the-new-one at .*source.group"
+        ):
             until(lambda: False, engines.poll)
         assert time.monotonic() - begin < 30.0
     finally:

@@ -38,8 +38,11 @@ def test_partitions_of_one_engine_are_served_alike(kafka_servers, topic, tmp_pat
 
 
 @pytest.mark.parametrize(("slow_s", "guarantee"), [(2.0, "at-least-once"), (0.02, "exactly-once")])
-def test_a_second_engine_gets_its_share_of_a_backlog(slow_s, guarantee, kafka_servers, topic, tmp_path):
-    """Within 15 s, whatever the model takes; nobody is fenced, and nothing is lost or, exactly once, doubled."""
+def test_a_second_engine_gets_its_share_of_a_backlog(
+    slow_s, guarantee, kafka_servers, topic, tmp_path
+):
+    """Within 15 s, whatever the model takes; nobody is fenced, and nothing is lost or, exactly
+    once, doubled."""
     count = 3000
     work = job(kafka_servers, topic, tmp_path, 2, count, guarantee)
     with work.start("one", slow_s) as one:
@@ -49,7 +52,9 @@ def test_a_second_engine_gets_its_share_of_a_backlog(slow_s, guarantee, kafka_se
             wait(lambda: two.ready() != 0)
             begin = time.monotonic()
             wait(lambda: two.predictions())
-            assert time.monotonic() - begin < 15.0 + 2 * slow_s, "its first prediction takes a window of two"
+            assert time.monotonic() - begin < 15.0 + 2 * slow_s, (
+                "its first prediction takes a window of two"
+            )
             wait(lambda: len(one.predictions()) == len(two.predictions()) == 1)
             assert one.process.poll() is None
             assert two.process.poll() is None
@@ -64,14 +69,17 @@ def test_a_second_engine_gets_its_share_of_a_backlog(slow_s, guarantee, kafka_se
 
 
 def test_a_signal_while_waiting_to_join_ends_at_once(kafka_servers, topic, tmp_path):
-    """The group waits for a member that says it is there and does not come; whoever waits with it may still leave."""
+    """The group waits for a member that says it is there and does not come; whoever waits with it
+    may still leave."""
     work = job(kafka_servers, topic, tmp_path, 2, 10)
     source = KafkaSource(kafka_servers, work.topic, group=work.topic, session_timeout="60s")
     source.open(owner := Owner())
     owner.streams = source.streams
     try:
         until(lambda: bool(owner.assigned), lambda: source.poll(0.2))
-        with work.start("one") as one:  # from here on nobody polls the other member: its heartbeats go on
+        with work.start(
+            "one"
+        ) as one:  # from here on nobody polls the other member: its heartbeats go on
             wait(lambda: one.ready() != 0)
             time.sleep(3.0)
             assert one.end() == 0
@@ -85,13 +93,16 @@ def test_a_signal_while_waiting_to_join_ends_at_once(kafka_servers, topic, tmp_p
 
 
 def test_a_member_that_works_off_its_buffer_stays_in_the_group(kafka_servers, topic):
-    """Polls that are far apart, as with a slow model, while others come and go: every rebalance is done with."""
+    """Polls that are far apart, as with a slow model, while others come and go: every rebalance is
+    done with."""
     name = topic(4)
     fill(kafka_servers, name, 500, 4)
     owners = []
 
     def member(pause_s, stop):
-        source = KafkaSource(kafka_servers, name, group=name, session_timeout="6s", max_poll_records=2)
+        source = KafkaSource(
+            kafka_servers, name, group=name, session_timeout="6s", max_poll_records=2
+        )
         owner = Owner()
         owner.streams = source.streams
         owners.append(owner)
@@ -102,7 +113,10 @@ def test_a_member_that_works_off_its_buffer_stays_in_the_group(kafka_servers, to
         source.close()
 
     stops = [threading.Event() for _ in range(2)]
-    threads = [threading.Thread(target=member, args=(1.5 if i == 0 else 0.1, stop)) for i, stop in enumerate(stops)]
+    threads = [
+        threading.Thread(target=member, args=(1.5 if i == 0 else 0.1, stop))
+        for i, stop in enumerate(stops)
+    ]
     try:
         threads[0].start()
         wait(lambda: bool(owners and owners[0].assigned == [[0, 1, 2, 3]]))

@@ -30,14 +30,18 @@ GUARANTEES = ["at-least-once", "effectively-once", "exactly-once"]
 class Running:
     """An engine in this process, which a test drives step by step."""
 
-    def __init__(self, servers, topic, folder, guarantee="at-least-once", sink=None, letters=None, **source):
+    def __init__(
+        self, servers, topic, folder, guarantee="at-least-once", sink=None, letters=None, **source
+    ):
         self.servers, self.out = servers, sink or f"{topic}-out"
-        settings = EngineSettings(checkpoint_path=folder, checkpoint_every_s=0.5, guarantee=guarantee)
+        settings = EngineSettings(
+            checkpoint_path=folder, checkpoint_every_s=0.5, guarantee=guarantee
+        )
         kafka = KafkaSource(servers, topic, **source)
         self.engine = Engine(
-            kafka, lambda: Pipeline(Forecast(1, 1), Persistence(1), [Bias(0.1)]), KafkaSink(servers, self.out),
-            JsonCodec(FIELDS, streams=list(kafka.streams)), KafkaDeadLetters(servers, letters or f"{topic}-dead"),
-            settings=settings,
+            kafka, lambda: Pipeline(Forecast(1, 1), Persistence(1), [Bias(0.1)]),
+            KafkaSink(servers, self.out), JsonCodec(FIELDS, streams=list(kafka.streams)),
+            KafkaDeadLetters(servers, letters or f"{topic}-dead"), settings=settings,
         )  # fmt: skip
         self.engine.source.open(self.engine)
 
@@ -57,7 +61,8 @@ class Running:
         self.engine._close()
 
     def said(self):
-        """Return how often the output has each prediction, by partition and offset of its entry."""
+        """Return how often the output has each prediction, by partition and offset of its
+        entry."""
         import json
 
         found = Counter()
@@ -99,12 +104,17 @@ def again(servers, name, partitions=1):
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
 @pytest.mark.parametrize("group", [None, "g"])
-def test_a_topic_created_again_is_read_from_its_beginning(guarantee, group, kafka_servers, topic, running, caplog):
-    """It has more records than the old one: their first ones are not taken for those that have been read."""
+def test_a_topic_created_again_is_read_from_its_beginning(
+    guarantee, group, kafka_servers, topic, running, caplog
+):
+    """It has more records than the old one: their first ones are not taken for those that have
+    been read."""
     name = created(kafka_servers, topic)
     fill(kafka_servers, name, 6)
     group = group and f"{group}-{name}"
-    one = running(name, guarantee=guarantee, group=group, out_of_range="earliest", session_timeout="6s")
+    one = running(
+        name, guarantee=guarantee, group=group, out_of_range="earliest", session_timeout="6s"
+    )
     one.until(lambda: one.entries() == {0: 6})
     one.settle(1.5)
     again(kafka_servers, name)
@@ -118,8 +128,11 @@ def test_a_topic_created_again_is_read_from_its_beginning(guarantee, group, kafk
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
-def test_without_leave_to_go_on_a_topic_created_again_is_an_error(guarantee, kafka_servers, topic, running):
-    """While the engine runs, and when it is started again: the checkpoint knows which topic its position is of."""
+def test_without_leave_to_go_on_a_topic_created_again_is_an_error(
+    guarantee, kafka_servers, topic, running
+):
+    """While the engine runs, and when it is started again: the checkpoint knows which topic its
+    position is of."""
     name = created(kafka_servers, topic)
     fill(kafka_servers, name, 6)
     one = running(name, guarantee=guarantee)
@@ -199,8 +212,11 @@ def growing(kafka_servers):
 @pytest.mark.usefixtures("growing")
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 @pytest.mark.parametrize("group", [None, "g"])
-def test_added_partitions_are_read_from_their_beginning(group, start, kafka_servers, topic, running):
-    """Within a minute, whatever `start` says: a partition that was not there has no record that is old."""
+def test_added_partitions_are_read_from_their_beginning(
+    group, start, kafka_servers, topic, running
+):
+    """Within a minute, whatever `start` says: a partition that was not there has no record that is
+    old."""
     name = created(kafka_servers, topic)
     group = group and f"{group}-{name}"
     one = running(name, group=group, start=start, session_timeout="6s")
@@ -220,10 +236,15 @@ def test_added_partitions_are_read_from_their_beginning(group, start, kafka_serv
 @pytest.mark.usefixtures("growing")
 @pytest.mark.parametrize("group", [None, "g"])
 def test_entries_that_grow_without_their_labels(group, kafka_servers, topic, running):
-    """The clear message of the start. In the other order, or soon after each other, it is no error."""
+    """The clear message of the start.
+
+    In the other order, or soon after each other, it is no error.
+    """
     name, labels = created(kafka_servers, topic), topic(1, name="labels")
     group = group and f"{group}-{name}"
-    source = KafkaSource(kafka_servers, name, labels, group=group, metadata_max_age="1s", session_timeout="6s")
+    source = KafkaSource(
+        kafka_servers, name, labels, group=group, metadata_max_age="1s", session_timeout="6s"
+    )
     from streamadapt.testing.checks.sources import Owner
 
     source.open(owner := Owner())
@@ -243,7 +264,9 @@ def test_entries_that_grow_without_their_labels(group, kafka_servers, topic, run
         source.close()
 
 
-def test_an_output_that_is_created_has_as_many_partitions_as_the_input(kafka_servers, topic, running):
+def test_an_output_that_is_created_has_as_many_partitions_as_the_input(
+    kafka_servers, topic, running
+):
     name = topic(3)
     fill(kafka_servers, name, 2, partitions=3)
     one = running(name, sink=f"{name}-made", letters=f"{name}-refused")
@@ -262,7 +285,8 @@ def test_an_output_that_is_created_has_as_many_partitions_as_the_input(kafka_ser
 
 @pytest.mark.parametrize("which", ["out", "dead"])
 def test_a_deleted_output_is_named_and_waited_for(which, kafka_servers, topic, running, caplog):
-    """Also where nothing is written meanwhile: in the log, and by who asks whether the engine is ready."""
+    """Also where nothing is written meanwhile: in the log, and by who asks whether the engine is
+    ready."""
     name = created(kafka_servers, topic)
     one = running(name)
     one.engine.opened = True  # as `Engine.run` says once it has begun
@@ -292,7 +316,8 @@ def test_a_deleted_output_is_named_and_waited_for(which, kafka_servers, topic, r
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
 def test_the_group_stands_behind_transaction_markers(guarantee, kafka_servers, topic, running):
-    """A monitor outside, which compares the group with the end of the topic, reads 0 when all is done."""
+    """A monitor outside, which compares the group with the end of the topic, reads 0 when all is
+    done."""
     name = created(kafka_servers, topic, 2)
     fill(kafka_servers, name, 5, 2, transactional_id=f"t-{name}")
     producer = KafkaProducer(bootstrap_servers=kafka_servers, transactional_id=f"t-{name}")
@@ -305,7 +330,9 @@ def test_the_group_stands_behind_transaction_markers(guarantee, kafka_servers, t
     producer.close()
     group = f"g-{name}"
     one = running(name, guarantee=guarantee, group=group, session_timeout="6s")
-    monitor = KafkaConsumer(bootstrap_servers=kafka_servers, group_id=group, enable_auto_commit=False)
+    monitor = KafkaConsumer(
+        bootstrap_servers=kafka_servers, group_id=group, enable_auto_commit=False
+    )
     places = [TopicPartition(name, p) for p in (0, 1)]
     try:
 

@@ -1,6 +1,8 @@
-"""What an operator sees while a broker is frozen or away, refuses what is written, or others have been at the topics.
+"""What an operator sees while a broker is frozen or away, refuses what is written, or others have
+been at the topics.
 
-Each time: one line when it begins, one when it is over, the metrics, and who asks whether the engine is ready.
+Each time: one line when it begins, one when it is over, the metrics, and who asks whether the
+engine is ready.
 """
 
 from __future__ import annotations
@@ -33,8 +35,16 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.apache_kafka]
 
 FIELDS = FieldMap(time="time", time_format="unix_s", values=["x"])
 EXPIRES_MS = 15_000
-AWAY = {"frozen": ["has not answered"], "killed": ["no broker answers", "refused", "trying again until it works"]}
-BOTH = [("at-least-once", None), ("effectively-once", "g"), ("exactly-once", None), ("exactly-once", "g")]
+AWAY = {
+    "frozen": ["has not answered"],
+    "killed": ["no broker answers", "refused", "trying again until it works"],
+}
+BOTH = [
+    ("at-least-once", None),
+    ("effectively-once", "g"),
+    ("exactly-once", None),
+    ("exactly-once", "g"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +72,19 @@ class SlowCodec(JsonCodec):
 class Running:
     """An engine that runs in a thread, with its watchdog."""
 
-    def __init__(self, servers: str, name: str, folder: Any, guarantee: str, **source: Any) -> None:
+    def __init__(
+        self, servers: str, name: str, folder: Any, guarantee: str, **source: Any
+    ) -> None:
         self.name = name
         kafka = KafkaSource(servers, name, max_poll_records=5, session_timeout="6s", **source)
-        settings = EngineSettings(checkpoint_path=folder, checkpoint_every_s=0.5, guarantee=guarantee)
+        settings = EngineSettings(
+            checkpoint_path=folder, checkpoint_every_s=0.5, guarantee=guarantee
+        )
         self.metrics = Metrics()
         self.engine = Engine(
-            kafka, lambda: Pipeline(Forecast(1, 1), Persistence(1), [Bias(0.1)]), KafkaSink(servers, f"{name}-out"),
-            SlowCodec(FIELDS, streams=[name]), KafkaDeadLetters(servers, f"{name}-dead"),
-            settings=settings, metrics=self.metrics,
+            kafka, lambda: Pipeline(Forecast(1, 1), Persistence(1), [Bias(0.1)]),
+            KafkaSink(servers, f"{name}-out"), SlowCodec(FIELDS, streams=[name]),
+            KafkaDeadLetters(servers, f"{name}-dead"), settings=settings, metrics=self.metrics,
         )  # fmt: skip
         self.watchdog = Watchdog(self.engine, self.metrics, 600.0)
         self.errors: list[BaseException] = []
@@ -115,21 +129,36 @@ class Running:
         return (
             self.watchdog.ready()[0]
             and self.metric("source_connected") == 1.0
-            and all(self.metric("sink_connected", side=side) == 1.0 for side in ("sink", "dead_letters"))
+            and all(
+                self.metric("sink_connected", side=side) == 1.0
+                for side in ("sink", "dead_letters")
+            )
         )
 
 
 @pytest.fixture
 def made(broker: OwnBroker, request: pytest.FixtureRequest) -> str:
-    name = "".join(c if c.isalnum() else "-" for c in request.node.name)[-60:] + f"-{time.time_ns() % 10**6}"
+    name = (
+        "".join(c if c.isalnum() else "-" for c in request.node.name)[-60:]
+        + f"-{time.time_ns() % 10**6}"
+    )
     create(broker.servers, name, f"{name}-out", f"{name}-dead")
     return name
 
 
-def lines(caplog: pytest.LogCaptureFixture, what: str, level: int = logging.WARNING, of: str = "") -> list[str]:
-    """Return what the side `what` has said of something: a busy machine may have had a silent broker besides."""
-    said = [record for record in caplog.records if record.name == "streamadapt.kafka" and record.levelno == level]
-    return [text for record in said if (text := record.getMessage()).startswith(what) and of in text]
+def lines(
+    caplog: pytest.LogCaptureFixture, what: str, level: int = logging.WARNING, of: str = ""
+) -> list[str]:
+    """Return what the side `what` has said of something: a busy machine may have had a silent
+    broker besides."""
+    said = [
+        record
+        for record in caplog.records
+        if record.name == "streamadapt.kafka" and record.levelno == level
+    ]
+    return [
+        text for record in said if (text := record.getMessage()).startswith(what) and of in text
+    ]
 
 
 def not_json(servers: str, name: str) -> None:
@@ -139,12 +168,16 @@ def not_json(servers: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def at_work(broker: OwnBroker, made: str, tmp_path: Any, caplog: Any, guarantee: str, group: str | None) -> Any:
+def at_work(
+    broker: OwnBroker, made: str, tmp_path: Any, caplog: Any, guarantee: str, group: str | None
+) -> Any:
     """An engine that has written predictions and a dead letter, and has a backlog."""
     caplog.set_level(logging.INFO, "streamadapt")
     not_json(broker.servers, made)
     fill(broker.servers, made, 20)
-    with Running(broker.servers, made, tmp_path / "state", guarantee, group=group and f"{group}-{made}") as one:
+    with Running(
+        broker.servers, made, tmp_path / "state", guarantee, group=group and f"{group}-{made}"
+    ) as one:
         one.until(lambda: one.entries() == 20 and one.works())
         caplog.clear()
         fill(broker.servers, made, 400, first=20)
@@ -154,9 +187,19 @@ def at_work(broker: OwnBroker, made: str, tmp_path: Any, caplog: Any, guarantee:
 @pytest.mark.parametrize(("guarantee", "group"), BOTH)
 @pytest.mark.parametrize("fault", ["frozen", "killed"])
 def test_a_broker_that_goes_and_comes_back(
-    fault: str, guarantee: str, group: str | None, broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
+    fault: str,
+    guarantee: str,
+    group: str | None,
+    broker: OwnBroker,
+    made: str,
+    tmp_path: Any,
+    caplog: Any,
 ) -> None:
-    sides = (f"source kafka {made} at", f"sink kafka {made}-out at", f"dead letters kafka {made}-dead at")
+    sides = (
+        f"source kafka {made} at",
+        f"sink kafka {made}-out at",
+        f"dead letters kafka {made}-dead at",
+    )
     with at_work(broker, made, tmp_path, caplog, guarantee, group) as one:
         broker.signal(signal.SIGSTOP) if fault == "frozen" else broker.kill()
         try:
@@ -166,10 +209,13 @@ def test_a_broker_that_goes_and_comes_back(
             ready, why = one.watchdog.ready()
             assert not ready
             assert "answer" in why
-            time.sleep(12.0)  # longer than `sink.broker_timeout`: transactions are given up meanwhile
+            time.sleep(
+                12.0
+            )  # longer than `sink.broker_timeout`: transactions are given up meanwhile
             assert not one.watchdog.ready()[0]
             said = {
-                side: [text for text in lines(caplog, side) if any(w in text for w in AWAY[fault])] for side in sides
+                side: [text for text in lines(caplog, side) if any(w in text for w in AWAY[fault])]
+                for side in sides
             }
             assert one.metric("conditions_total", side="source", condition="no_answer") == 1
         finally:
@@ -178,10 +224,14 @@ def test_a_broker_that_goes_and_comes_back(
         assert one.metric("condition_active", side="source", condition="no_answer") == 0.0
     for side in sides:
         assert len(said[side]) == 1, said
-        assert [text for text in lines(caplog, side, logging.INFO) if "connected again after" in text]
+        assert [
+            text for text in lines(caplog, side, logging.INFO) if "connected again after" in text
+        ]
 
 
-def test_an_open_transaction_before_us(broker: OwnBroker, made: str, tmp_path: Any, caplog: Any) -> None:
+def test_an_open_transaction_before_us(
+    broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
+) -> None:
     """It is no fault of ours, so the engine is ready; but what is behind it is lag."""
     with at_work(broker, made, tmp_path, caplog, "at-least-once", None) as one:
         one.until(lambda: one.entries() == 420)
@@ -192,19 +242,30 @@ def test_an_open_transaction_before_us(broker: OwnBroker, made: str, tmp_path: A
         other.flush()
         fill(broker.servers, made, 7, first=500)
         try:
-            one.until(lambda: one.metric("condition_active", side="source", condition="open_transaction") == 1.0)
+            one.until(
+                lambda: (
+                    one.metric("condition_active", side="source", condition="open_transaction")
+                    == 1.0
+                )
+            )
             assert one.metric("consumer_lag_records", stream=made, partition="0") == 8
             assert one.watchdog.ready()[0]
         finally:
             other.abort_transaction()
             other.close()
-        one.until(lambda: one.metric("condition_active", side="source", condition="open_transaction") == 0.0)
+        one.until(
+            lambda: (
+                one.metric("condition_active", side="source", condition="open_transaction") == 0.0
+            )
+        )
         one.until(lambda: one.entries() == 427)
     said = lines(caplog, f"source kafka {made}", of="another producer's transaction")
     assert len(said) == 1, said
     assert f"{made}[0]@421" in said[0]
     assert f"transactional id 'other-{made}'" in said[0]
-    assert any("the transaction has ended after" in text for text in lines(caplog, "source", logging.INFO))
+    assert any(
+        "the transaction has ended after" in text for text in lines(caplog, "source", logging.INFO)
+    )
 
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
@@ -218,11 +279,18 @@ def test_group_offsets_that_somebody_has_reset(
         with Running(broker.servers, made, state, guarantee, group=group) as one:
             one.until(lambda one=one: one.works() and one.entries() == 20)
         assert lines(caplog, "source", of="committed offsets") == []
-    consumer = KafkaConsumer(bootstrap_servers=broker.servers, group_id=group, enable_auto_commit=False)
+    consumer = KafkaConsumer(
+        bootstrap_servers=broker.servers, group_id=group, enable_auto_commit=False
+    )
     consumer.commit({TopicPartition(made, 0): OffsetAndMetadata(5, "", -1)})
     consumer.close()
     with Running(broker.servers, made, state, guarantee, group=group) as one:
-        one.until(lambda: one.works() and one.metric("conditions_total", side="source", condition="group_offset") == 1)
+        one.until(
+            lambda: (
+                one.works()
+                and one.metric("conditions_total", side="source", condition="group_offset") == 1
+            )
+        )
         fill(broker.servers, made, 5, first=20)
         one.until(lambda: one.entries() == 25)
     said = lines(caplog, "source", of="committed offsets")
@@ -251,7 +319,9 @@ def test_records_that_were_deleted_before_they_were_read(
     assert f"{made}[0]: {skipped} records, 20 to {20 + skipped - 1}, were deleted" in said[0]
 
 
-def test_committed_offsets_that_have_expired(broker: OwnBroker, made: str, tmp_path: Any, caplog: Any) -> None:
+def test_committed_offsets_that_have_expired(
+    broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
+) -> None:
     caplog.set_level(logging.INFO, "streamadapt")
     fill(broker.servers, made, 20)
     with Running(broker.servers, made, tmp_path, "exactly-once") as one:
@@ -269,7 +339,9 @@ def test_committed_offsets_that_have_expired(broker: OwnBroker, made: str, tmp_p
     assert f"no committed offsets of the group {group!r}" in said[0]
 
 
-def test_a_transactional_id_that_has_expired(broker: OwnBroker, made: str, tmp_path: Any, caplog: Any) -> None:
+def test_a_transactional_id_that_has_expired(
+    broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
+) -> None:
     caplog.set_level(logging.INFO, "streamadapt")
     fill(broker.servers, made, 20)
     with Running(broker.servers, made, tmp_path, "exactly-once") as one:
@@ -279,12 +351,16 @@ def test_a_transactional_id_that_has_expired(broker: OwnBroker, made: str, tmp_p
         def gone() -> bool:
             with admin(broker.servers) as client:
                 listed = client.list_transactions()
-            return not any(one.transactional_id == name for found in listed.values() for one in found)
+            return not any(
+                one.transactional_id == name for found in listed.values() for one in found
+            )
 
         one.until(gone)
         fill(broker.servers, made, 10, first=20)
         one.until(lambda: one.entries() == 30 and one.works())
-        one.until(lambda: one.metric("transactions_lost_total", partition="0", cause="expired") == 1)
+        one.until(
+            lambda: one.metric("transactions_lost_total", partition="0", cause="expired") == 1
+        )
     said = [text for text in caplog.messages if "begins again" in text]
     assert len(said) == 1, said
     assert f"{name}" in said[0]

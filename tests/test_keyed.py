@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import assert_same_state
 
-from streamadapt import Bias, DriftMonitor, Entry, Forecast, Label, Persistence, Pipeline, Supervised
+from streamadapt import (
+    Bias,
+    DriftMonitor,
+    Entry,
+    Forecast,
+    Label,
+    Persistence,
+    Pipeline,
+    Supervised,
+)
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason
 from streamadapt.models.contract import as_base
 from streamadapt.pipeline.keyed import KeyedPipeline
@@ -34,7 +43,9 @@ def keyed_streams(kind, n=16):
     for i, key in enumerate(KEYS):
         items = stream_of(kind, n, seed=i)
         own = {"key": key}
-        streams[key] = [replace(x, id=f"{key}-{x.id}", **(own if isinstance(x, Entry) else {})) for x in items]
+        streams[key] = [
+            replace(x, id=f"{key}-{x.id}", **(own if isinstance(x, Entry) else {})) for x in items
+        ]
     return streams
 
 
@@ -105,7 +116,9 @@ def test_every_key_has_the_bits_of_a_pipeline_of_its_own(kind, tmp_path):
     assert keyed.stats.keys["evicted"] > 40
     assert keyed.stats.keys["forgotten"] == 0
     assert keyed.stats.keys["restored"] == keyed.stats.keys["evicted"] - 4
-    for key in KEYS if kind != "classes" else ():  # river's naive Bayes carries random numbers that nobody seeds
+    for key in (
+        KEYS if kind != "classes" else ()
+    ):  # river's naive Bayes carries random numbers that nobody seeds
         state = alone[key].state_dict()
         del state["stats"]
         assert_same_state(state_of(keyed, key), state)
@@ -123,7 +136,9 @@ def test_the_statistics_are_those_of_all_keys(kind):
     keyed.observe([item for _, item in shuffled(streams)])
     for name in ("entries", "predictions", "pending"):
         assert getattr(keyed.stats, name) == sum(getattr(one.stats, name) for one in alone)
-    assert keyed.stats.labels == sum((one.stats.labels for one in alone), start=type(keyed.stats.labels)())
+    assert keyed.stats.labels == sum(
+        (one.stats.labels for one in alone), start=type(keyed.stats.labels)()
+    )
     for role, total in keyed.stats.loss_sum.items():
         assert total == pytest.approx(sum(one.stats.loss_sum[role] for one in alone), rel=1e-9)
         assert keyed.stats.loss_cells[role] == sum(one.stats.loss_cells[role] for one in alone)
@@ -148,7 +163,8 @@ def small_items(orders):
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.sampled_from("abcde"), max_size=36), st.integers(1, 3), st.integers(0, 36))
 def test_any_interleaving_any_grouping_any_restart(orders, max_keys, at):
-    """Bits per key as alone; saved and loaded in the middle, polled one by one or at once: the same state."""
+    """Bits per key as alone; saved and loaded in the middle, polled one by one or at once: the
+    same state."""
     items = small_items(orders)
     of = {x.id: x.key for x in items if isinstance(x, Entry)}
     alone = {key: small() for key in "abcde"}
@@ -174,7 +190,11 @@ def test_a_refused_record_changes_nothing_in_memory_or_store():
     keyed.observe(small_items("aabbcc"))
     before, told, kept = keyed.state_dict(), list(store.told), set(store.kept)
     wide = [Entry(np.zeros(7, np.float32), 99, f"x{i}", f"new-{i}") for i in range(5)]
-    bad = [*wide, Entry(np.full(2, np.inf, np.float32), 99, "y", "a"), Label("nobody", np.zeros(1, np.float32), 5)]
+    bad = [
+        *wide,
+        Entry(np.full(2, np.inf, np.float32), 99, "y", "a"),
+        Label("nobody", np.zeros(1, np.float32), 5),
+    ]
     refused = []
     keyed.on_rejected = lambda item, error: refused.append(error.reason)
     keyed.observe([Entry(np.zeros(0, np.float32), 99, f"x{i}", f"new-{i}") for i in range(5)])
@@ -312,20 +332,28 @@ def test_drifts_and_reactions_are_counted_for_all():
     """A monitor per key; the counts are everybody's."""
 
     def make():
-        return Pipeline(Forecast(3, 2), Persistence(2), [Bias(0.1)], drift=[DriftMonitor("adwin", "loss", "boost")])
+        return Pipeline(
+            Forecast(3, 2),
+            Persistence(2),
+            [Bias(0.1)],
+            drift=[DriftMonitor("adwin", "loss", "boost")],
+        )
 
     rng = np.random.default_rng(0)
     keyed = KeyedPipeline(make, 2, MemoryKeyStore())
     for block in range(10):
         for key in "abc":
             values = rng.normal(size=(20, 2)).astype(np.float32) * (20.0 if block > 5 else 1.0)
-            keyed.observe([Entry(value, 20 * block + t, "", key) for t, value in enumerate(values)])
+            keyed.observe(
+                [Entry(value, 20 * block + t, "", key) for t, value in enumerate(values)]
+            )
     assert keyed.stats.drifts["adwin:loss"] >= 3
     assert keyed.stats.reactions["boost"] >= 3
 
 
 @pytest.mark.parametrize(
-    ("given_", "path"), [({"max_keys": 0}, "keys.max_keys"), ({"max_stored": 0}, "keys.max_stored")]
+    ("given_", "path"),
+    [({"max_keys": 0}, "keys.max_keys"), ({"max_stored": 0}, "keys.max_stored")],
 )
 def test_a_wrong_setting_is_named(given_, path):
     """With its path."""
@@ -344,7 +372,8 @@ def test_keys_and_a_panel_exclude_each_other():
 
 
 def test_ids_live_as_long_as_in_the_task_by_their_own_keys_clock():
-    """Twice the time-to-live; a key far ahead takes no other key's ids along; the number is bounded."""
+    """Twice the time-to-live; a key far ahead takes no other key's ids along; the number is
+    bounded."""
     newest = {"slow": 0, "fast": 0}
     routes = Routes(ttl=10, most=5)
     routes.add("s", "slow", 0, newest.get)

@@ -1,4 +1,5 @@
-"""Keys and panels end to end: the engine, checkpoints, crashes, configs, and what the page about them says."""
+"""Keys and panels end to end: the engine, checkpoints, crashes, configs, and what the page about
+them says."""
 
 from __future__ import annotations
 
@@ -11,7 +12,17 @@ import pytest
 from states import assert_same_state
 from streamadapt_connectors.codecs import FieldMap, JsonCodec, encode_prediction
 
-from streamadapt import RLS, Bias, Entry, Forecast, Label, Persistence, Pipeline, Position, Supervised
+from streamadapt import (
+    RLS,
+    Bias,
+    Entry,
+    Forecast,
+    Label,
+    Persistence,
+    Pipeline,
+    Position,
+    Supervised,
+)
 from streamadapt.build import check_config, make_engine
 from streamadapt.config.tables import parse_config
 from streamadapt.engine.engine import Engine
@@ -58,10 +69,19 @@ def keyed_items(n=180, keys=7, delay=9):
 
 def engine_of(items, path=None, make=make_keyed, metrics=None, every=40, **settings):
     sink, letters = MemorySink(), MemoryDeadLetters()
-    options = EngineSettings(checkpoint_path=path, checkpoint_every_entries=every, keep=2, **settings)
+    options = EngineSettings(
+        checkpoint_path=path, checkpoint_every_entries=every, keep=2, **settings
+    )
     source = MemorySource(items, finite=settings.pop("finite", True), batch=50)
     engine = Engine(
-        source, make, sink, IdentityCodec(), letters, settings=options, clock=ManualClock(), metrics=metrics
+        source,
+        make,
+        sink,
+        IdentityCodec(),
+        letters,
+        settings=options,
+        clock=ManualClock(),
+        metrics=metrics,
     )
     return engine, sink
 
@@ -85,7 +105,8 @@ def calm(tmp_path_factory):
 
 @pytest.mark.parametrize("crash_at", [3, 70, 119, 200, 359])
 def test_a_crash_between_evictions_and_a_checkpoint_leaves_no_trace(tmp_path, calm, crash_at):
-    """Files that no checkpoint knows are written over by the replay: same state, same predictions."""
+    """Files that no checkpoint knows are written over by the replay: same state, same
+    predictions."""
     items = keyed_items()
     crashed, first = engine_of([*items[:crash_at], CRASH, *items[crash_at:]], tmp_path)
     with pytest.raises(SimulatedCrash):
@@ -96,7 +117,9 @@ def test_a_crash_between_evictions_and_a_checkpoint_leaves_no_trace(tmp_path, ca
     assert said(first, second) == calm[1]
 
 
-@pytest.mark.parametrize("step", ["encode", "write state.safetensors", "rename", "prune", "commit"])
+@pytest.mark.parametrize(
+    "step", ["encode", "write state.safetensors", "rename", "prune", "commit"]
+)
 def test_a_crash_at_any_step_of_a_checkpoint_leaves_no_trace(tmp_path, calm, step):
     """Also between a complete checkpoint and the deletion of what it no longer needs."""
     reached = []
@@ -136,7 +159,8 @@ def test_rolled_back_to_an_older_checkpoint_everything_it_refers_to_is_there(tmp
 
 
 def test_the_folder_holds_what_the_kept_checkpoints_refer_to_and_not_much_more(tmp_path):
-    """Over a thousand evictions: the files are those of the keys away, in two checkpoints and now."""
+    """Over a thousand evictions: the files are those of the keys away, in two checkpoints and
+    now."""
     engine, _ = engine_of(keyed_items(900), tmp_path, every=30)
     engine.run()
     stats = engine.lanes[0].pipeline.stats
@@ -146,7 +170,9 @@ def test_the_folder_holds_what_the_kept_checkpoints_refer_to_and_not_much_more(t
     assert 5 <= len(files) <= 3 * 5
     for info in CheckpointStore(tmp_path / "memory-0").list():
         state = CheckpointStore(tmp_path / "memory-0").load(info.sequence).state
-        assert {f"{n:012d}.safetensors" for n in state["stored"]["numbers"]} <= {file.name for file in files}
+        assert {f"{n:012d}.safetensors" for n in state["stored"]["numbers"]} <= {
+            file.name for file in files
+        }
 
 
 def test_without_checkpoints_keys_go_to_a_temporary_folder(calm):
@@ -197,7 +223,12 @@ def test_no_metric_holds_a_key(tmp_path):
     assert set(moves) == {("0", "evicted"), ("0", "restored"), ("0", "forgotten")}
     assert moves["0", "forgotten"] == 0
     assert moves["0", "evicted"] - moves["0", "restored"] == 5
-    assert not [labels for found in samples.values() for labels, _ in found if any("key-" in one for one in labels)]
+    assert not [
+        labels
+        for found in samples.values()
+        for labels, _ in found
+        if any("key-" in one for one in labels)
+    ]
 
 
 # -- panels
@@ -217,7 +248,12 @@ def panel_items(n=60, jitter=25):
             if sensor != "c" or step > n // 2:
                 t = 10 * step - rng.integers(10)
                 value = np.array([i + np.sin(step) + 0.1 * rng.normal()], np.float32)
-                records.append((t + rng.uniform(0, jitter), Entry(value, int(t) * S, f"{sensor}{step}", sensor)))
+                records.append(
+                    (
+                        t + rng.uniform(0, jitter),
+                        Entry(value, int(t) * S, f"{sensor}{step}", sensor),
+                    )
+                )
     return [record for _, record in sorted(records, key=lambda one: one[0])]
 
 
@@ -236,7 +272,9 @@ def test_a_panel_is_flushed_at_the_end_of_the_source_and_not_by_a_stop(tmp_path)
     resumed, second = engine_of(items, tmp_path / "stopped", make_panel)
     resumed.run()
     assert said(first, second) == said(sink)
-    assert_same_state(engine.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict())
+    assert_same_state(
+        engine.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict()
+    )
     places = [p.position for p in sink.predictions]
     assert places == [Position("memory", 0, 10 * step * S) for step in range(3, 60)]
 
@@ -247,12 +285,16 @@ def test_a_panel_survives_a_crash_anywhere(tmp_path, crash_at):
     items = panel_items()
     calm_engine, calm_sink = engine_of(items, tmp_path / "calm", make_panel)
     calm_engine.run()
-    crashed, first = engine_of([*items[:crash_at], CRASH, *items[crash_at:]], tmp_path / "crash", make_panel)
+    crashed, first = engine_of(
+        [*items[:crash_at], CRASH, *items[crash_at:]], tmp_path / "crash", make_panel
+    )
     with pytest.raises(SimulatedCrash):
         crashed.run()
     resumed, second = engine_of(items, tmp_path / "crash", make_panel)
     resumed.run()
-    assert_same_state(calm_engine.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict())
+    assert_same_state(
+        calm_engine.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict()
+    )
     assert said(first, second) == said(calm_sink)
 
 
@@ -277,7 +319,10 @@ def test_late_records_and_unknown_sensors_are_dead_letters(tmp_path):
     fourth = Entry(np.ones(1, np.float32), 590 * S, "d", "d")
     engine, _ = engine_of([*items, late, fourth], tmp_path, make_panel)
     summary = engine.run()
-    assert [letter.reason for letter in engine.dead_letters.letters] == ["late_record", "too_many_sensors"]
+    assert [letter.reason for letter in engine.dead_letters.letters] == [
+        "late_record",
+        "too_many_sensors",
+    ]
     assert summary["dead_letters"] == {"late_record": 1, "too_many_sensors": 1}
     assert summary["entries"] == 59
 
@@ -292,9 +337,16 @@ def test_a_long_form_record_is_one_value_of_one_sensor():
     entry = JsonCodec(fields, streams=["speeds"]).decode(
         Record(place, None, b'{"sensor": "road-17", "at": 12, "speed": 3.5}', 0)
     )
-    assert (entry.key, entry.time, entry.values.tolist(), entry.position) == ("road-17", 12 * S, [3.5], place)
+    assert (entry.key, entry.time, entry.values.tolist(), entry.position) == (
+        "road-17",
+        12 * S,
+        [3.5],
+        place,
+    )
     fields = FieldMap(values=("speed",), time="at", time_format="unix_s")
-    entry = JsonCodec(fields, streams=["speeds"]).decode(Record(place, b"road-18", b'{"at": 12, "speed": null}', 0))
+    entry = JsonCodec(fields, streams=["speeds"]).decode(
+        Record(place, b"road-18", b'{"at": 12, "speed": null}', 0)
+    )
     assert (entry.key, entry.values.shape) == ("road-18", (1,))
     assert np.isnan(entry.values[0])
 
@@ -338,7 +390,9 @@ path = "{folder}/state"
 
 
 def run_config(folder, more):
-    lines = [{"sensor": e.key, "at": e.time // S, "speed": float(e.values[0])} for e in panel_items()]
+    lines = [
+        {"sensor": e.key, "at": e.time // S, "speed": float(e.values[0])} for e in panel_items()
+    ]
     (folder / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     (folder / "out.jsonl").unlink(missing_ok=True)
     engine = make_engine(parse_config(CONFIG.format(folder=folder) + more))
@@ -348,7 +402,9 @@ def run_config(folder, more):
 
 def test_a_config_assembles_a_panel(tmp_path):
     """From a file of long-form records to wide forecasts."""
-    summary, out = run_config(tmp_path, '[panel]\nmax_sensors = 3\nstep = "10s"\nlateness = "25s"\n')
+    summary, out = run_config(
+        tmp_path, '[panel]\nmax_sensors = 3\nstep = "10s"\nlateness = "25s"\n'
+    )
     assert summary["entries"] == 59
     assert len(out) == 57
     assert out[-1]["columns"] == ["a", "b", "c"]
@@ -379,7 +435,12 @@ def test_the_digest_has_what_the_state_depends_on(tmp_path):
         return parse_config(CONFIG.format(folder=tmp_path) + more).digest()
 
     assert digest("[keys]\nmax_keys = 5\n") == digest('[keys]\nmax_keys = 5\npath = "elsewhere"\n')
-    different = ["", "[keys]\nmax_keys = 5\n", "[keys]\nmax_keys = 6\n", "[panel]\nmax_sensors = 3\n"]
+    different = [
+        "",
+        "[keys]\nmax_keys = 5\n",
+        "[keys]\nmax_keys = 6\n",
+        "[panel]\nmax_sensors = 3\n",
+    ]
     different.append('[panel]\nmax_sensors = 3\nlateness = "1m"\n')
     assert len({digest(more) for more in different}) == len(different)
 
@@ -421,15 +482,34 @@ def test_the_page_shows_configs_that_are_right(tmp_path):
     """Each TOML block that is a whole config, as it stands there."""
     blocks = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 2
-    history = Batch(np.random.default_rng(0).normal(size=(90, 2)).astype(np.float32), np.arange(90), np.ones((90, 1)))
+    history = Batch(
+        np.random.default_rng(0).normal(size=(90, 2)).astype(np.float32),
+        np.arange(90),
+        np.ones((90, 1)),
+    )
     fit_supervised(history, 4, ridge=0.1).save(tmp_path / "base.safetensors")
-    blocks = [block.replace("base.safetensors", f"{tmp_path}/base.safetensors") for block in blocks]
-    names = [check_config(parse_config(block.replace('"state/', f'"{tmp_path}/'))).names for block in blocks]
+    blocks = [
+        block.replace("base.safetensors", f"{tmp_path}/base.safetensors") for block in blocks
+    ]
+    names = [
+        check_config(parse_config(block.replace('"state/', f'"{tmp_path}/'))).names
+        for block in blocks
+    ]
     assert all(found[0] == "base" for found in names)
 
 
 def test_the_page_names_every_setting():
     """Of both tables."""
     text = PAGE.read_text(encoding="utf-8")
-    settings = ["sensors", "max_sensors", "step", "lateness", "max_gap", "max_ahead", "max_waiting"]
-    assert [name for name in [*settings, "max_keys", "max_stored", "path"] if f"`{name}`" not in text] == []
+    settings = [
+        "sensors",
+        "max_sensors",
+        "step",
+        "lateness",
+        "max_gap",
+        "max_ahead",
+        "max_waiting",
+    ]
+    assert [
+        name for name in [*settings, "max_keys", "max_stored", "path"] if f"`{name}`" not in text
+    ] == []

@@ -1,4 +1,5 @@
-"""Keys on disk: whole, checksummed, never changed, and there for as long as a checkpoint refers to them."""
+"""Keys on disk: whole, checksummed, never changed, and there for as long as a checkpoint refers to
+them."""
 
 from __future__ import annotations
 
@@ -42,11 +43,15 @@ def test_a_state_is_packed_bit_for_bit():
     assert_same_state(state, unpack(data))
     assert pack(unpack(data)) == data == pack(state)
     short = torch.tensor([1.5, -0.0]).bfloat16()
-    assert torch.equal(unpack(pack({"short": short}))["short"].view(torch.int16), short.view(torch.int16))
+    assert torch.equal(
+        unpack(pack({"short": short}))["short"].view(torch.int16), short.view(torch.int16)
+    )
     assert pack(unpack(pack({}))) == pack({})
 
 
-@pytest.mark.parametrize("spoiled", [b"", b"x" * 100, DATA[:-1], DATA.replace(b"float64", b"pickle_")])
+@pytest.mark.parametrize(
+    "spoiled", [b"", b"x" * 100, DATA[:-1], DATA.replace(b"float64", b"pickle_")]
+)
 def test_what_was_never_packed_is_refused(spoiled):
     """Also what names a type that is none."""
     with pytest.raises(CheckpointError, match="no packed state"):
@@ -82,7 +87,9 @@ def test_what_is_damaged_is_not_believed(tmp_path, damage):
         file.symlink_to(tmp_path / "elsewhere")
     else:
         store.put("1", pack({"another": 1}))
-    with pytest.raises(CheckpointError, match=r"1\.safetensors: a key's state is damaged.*roll back"):
+    with pytest.raises(
+        CheckpointError, match=r"1\.safetensors: a key's state is damaged.*roll back"
+    ):
         store.get("1", checksum)
 
 
@@ -142,7 +149,8 @@ def test_what_no_checkpoint_can_know_goes_at_once(tmp_path):
 
 
 def test_leftovers_stay_for_the_older_checkpoints_and_are_written_over_by_the_replay(tmp_path):
-    """After a start nobody knows which checkpoints refer to a file that the newest one does not."""
+    """After a start nobody knows which checkpoints refer to a file that the newest one does
+    not."""
     store = opened(tmp_path, keep=2)
     for i in (1, 2, 3):
         store.put(f"{i:012d}", pack({"i": i}))
@@ -158,7 +166,9 @@ def test_leftovers_stay_for_the_older_checkpoints_and_are_written_over_by_the_re
 
 def test_a_missing_state_is_found_at_the_start(tmp_path):
     """Not when its key comes back, days later."""
-    with pytest.raises(CheckpointError, match=r"1 of the 1 keys .* missing.* 000000000007\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"1 of the 1 keys .* missing.* 000000000007\.safetensors"
+    ):
         opened(tmp_path, live=[f"{7:012d}"])
 
 

@@ -1,4 +1,5 @@
-"""``kill -9`` of real engines at random instants, and a group whose members come and go: the benchmark's own trials."""
+"""``kill -9`` of real engines at random instants, and a group whose members come and go: the
+benchmark's own trials."""
 
 from __future__ import annotations
 
@@ -25,9 +26,13 @@ EMBEDDED = not os.environ.get("STREAMADAPT_TEST_BROKER")
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "effectively-once", "exactly-once"])
 def test_kill_minus_nine_leaves_no_trace(guarantee: str, kafka_servers: str) -> None:
-    """The same final state to the bit, no entry missing; repeats equal, or none at all where that is promised."""
+    """The same final state to the bit, no entry missing; repeats equal, or none at all where that
+    is promised."""
     if guarantee == "exactly-once" and EMBEDDED:
-        pytest.skip("the embedded broker shows the records of aborted transactions to readers of committed ones")
+        pytest.skip(
+            "the embedded broker shows the records of aborted transactions to readers of "
+            "committed ones"
+        )
     found = kills(guarantee, trials(6, 200), 2500, kafka_servers)
     assert (found.survived, found.lost, found.state_differs) == (found.tried, 0, 0), found
     assert found.more["repeats_differ"] == 0
@@ -37,7 +42,12 @@ def test_kill_minus_nine_leaves_no_trace(guarantee: str, kafka_servers: str) -> 
 
 def test_exactly_once_is_killed_at_every_step() -> None:
     found = killed_at_every_step(quick=trials(True, False))
-    assert (found.survived, found.lost, found.doubled, found.state_differs) == (found.tried, 0, 0, 0), found
+    assert (found.survived, found.lost, found.doubled, found.state_differs) == (
+        found.tried,
+        0,
+        0,
+        0,
+    ), found
     assert found.tried > 20
 
 
@@ -47,7 +57,8 @@ def test_members_of_a_group_come_and_go(kafka_servers: str) -> None:
 
 
 def test_sigterm_at_any_instant_leaves_no_trace(kafka_servers, tmp_path) -> None:
-    """While it starts, restores, works, saves: it drains, or is gone before there was anything; nothing comes twice."""
+    """While it starts, restores, works, saves: it drains, or is gone before there was anything;
+    nothing comes twice."""
     choose = random.Random(time.time_ns())
     topics = Topics(kafka_servers, 2500, f"term-{uuid.uuid4().hex[:8]}")
     calm, job = Job(topics, tmp_path / "calm"), Job(topics, tmp_path / "terminated")
@@ -59,10 +70,14 @@ def test_sigterm_at_any_instant_leaves_no_trace(kafka_servers, tmp_path) -> None
         running.process.terminate()
         running.process.join(30)
         # Before the engine has its handlers there is nothing to drain, and the signal ends it.
-        slow = running.process.exitcode == 1 and "DrainTimeoutError" in running.story()  # a very busy machine
+        slow = (
+            running.process.exitcode == 1 and "DrainTimeoutError" in running.story()
+        )  # a very busy machine
         assert running.process.exitcode in (0, -signal.SIGTERM) or slow, running.story()
         in_good_order = in_good_order and not slow
     assert job.finish(job.start())
     found = Counts()
     assert compare(found, job, calm, {one["id"]: one for one in calm.read()}), found
-    assert found.doubled == 0 or not in_good_order, "drained in good order, so nothing is said again"
+    assert found.doubled == 0 or not in_good_order, (
+        "drained in good order, so nothing is said again"
+    )

@@ -1,4 +1,5 @@
-"""Asking for labels: the rate is kept, nothing is never asked for, and what is asked for tells about everything."""
+"""Asking for labels: the rate is kept, nothing is never asked for, and what is asked for tells
+about everything."""
 
 from __future__ import annotations
 
@@ -20,11 +21,18 @@ ONE = np.ones((1, 1))
 
 def decided(budget: LabelBudget, spread: Any) -> tuple[float, bool]:
     """Decide about a value on whose size two experts disagree by so many scales."""
-    return budget.decide(np.array([[[0.0]], [[float(spread)]]]), np.zeros((1, 1)), ONE, classify=False)
+    return budget.decide(
+        np.array([[[0.0]], [[float(spread)]]]), np.zeros((1, 1)), ONE, classify=False
+    )
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.05, 0.1, 0.5]), st.floats(0.05, 1.0), st.integers(0, 3))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.01, 0.05, 0.1, 0.5]),
+    st.floats(0.05, 1.0),
+    st.integers(0, 3),
+)
 def test_the_rate_is_kept_whatever_comes(seed: int, rate: float, floor: float, kind: int) -> None:
     rng = np.random.default_rng(seed)
     n = 4000
@@ -58,13 +66,17 @@ def test_it_asks_for_what_experts_disagree_about() -> None:
 def test_it_asks_for_what_is_uncertain() -> None:
     budget = LabelBudget(0.1, 0.2)
     sure, unsure = np.array([[0.99, 0.01]]), np.array([[0.55, 0.45]])
-    found = [budget.decide(said[None], said, ONE, classify=True)[0] for said in (sure, unsure) * 500]
+    found = [
+        budget.decide(said[None], said, ONE, classify=True)[0] for said in (sure, unsure) * 500
+    ]
     assert found[-1] > 5.0 * found[-2]
 
 
 def test_all_at_random_is_the_rate_each_time() -> None:
     budget = LabelBudget(0.07, 1.0)
-    assert {decided(budget, s)[0] for s in np.random.default_rng(0).exponential(1.0, 500)} == {0.07}
+    assert {decided(budget, s)[0] for s in np.random.default_rng(0).exponential(1.0, 500)} == {
+        0.07
+    }
 
 
 def test_what_is_no_number_is_asked_for_as_usual() -> None:
@@ -93,7 +105,8 @@ def stream(n: int, seed: int, kind: str) -> tuple[list[Any], Any]:
     values = walk(n, 2, seed)
     if kind == "classes":
         return entries(values), rng.integers(0, 3, (n, 1)).astype(np.float32)
-    # A few entries are much harder than the others, and the experts disagree about what comes after them.
+    # A few entries are much harder than the others, and the experts disagree about what comes
+    # after them.
     hard = rng.random(n) < 0.1
     noise = rng.normal(size=values.shape) * np.where(hard, 8.0, 0.5)[:, None]
     return entries(values), (values + noise).astype(np.float32)
@@ -102,18 +115,25 @@ def stream(n: int, seed: int, kind: str) -> tuple[list[Any], Any]:
 def asking(kind: str, seed: int = 0, **more: Any) -> Pipeline:
     budget = LabelBudget(0.2, 0.3, seed)
     if kind == "classes":
-        return Pipeline(Supervised(1, classes=3), softmax_base, [Bias((0.5, 0.05))], budget=budget, **more)
-    return Pipeline(Supervised(1, outputs=2), linear_base, [Bias((0.5, 0.05)), RLS(0.9)], budget=budget, **more)
+        return Pipeline(
+            Supervised(1, classes=3), softmax_base, [Bias((0.5, 0.05))], budget=budget, **more
+        )
+    return Pipeline(
+        Supervised(1, outputs=2), linear_base, [Bias((0.5, 0.05)), RLS(0.9)], budget=budget, **more
+    )
 
 
 def answered(pipeline: Pipeline, items: list[Any], targets: Any) -> tuple[list[Any], Any]:
-    """Run, with each label that was asked for at once; return predictions and the losses of what was served."""
+    """Run, with each label that was asked for at once; return predictions and the losses of what
+    was served."""
     predictions, losses = [], []
     for item, target in zip(items, targets, strict=True):
         (p,) = pipeline.observe([item])
         predictions.append(p)
         if pipeline.task.kind == "classification":
-            losses.append([-np.log(max(float(said[0, int(target[0])]), 1e-6)) for said in (p.base, p.served)])
+            losses.append(
+                [-np.log(max(float(said[0, int(target[0])]), 1e-6)) for said in (p.base, p.served)]
+            )
         else:
             losses.append([np.abs(said[0] - target).mean() for said in (p.base, p.served)])
         if p.ask:
@@ -123,7 +143,8 @@ def answered(pipeline: Pipeline, items: list[Any], targets: Any) -> tuple[list[A
 
 @pytest.mark.parametrize("kind", ["values", "classes"])
 def test_the_loss_of_all_is_estimated_from_the_asked(kind: str) -> None:
-    """Horvitz-Thompson without bias over the draws, Hajek next to none; the plain mean of the asked is far off."""
+    """Horvitz-Thompson without bias over the draws, Hajek next to none; the plain mean of the
+    asked is far off."""
     n, ratio, horvitz, plain = 250, [], [], []
     for seed in range(40):
         items, targets = stream(n, 7, kind)
@@ -148,7 +169,9 @@ def test_the_loss_of_all_is_estimated_from_the_asked(kind: str) -> None:
 @pytest.mark.parametrize("cut", [1, 40])
 def test_asking_is_the_same_in_any_grouping_and_after_a_restart(kind: str, cut: int) -> None:
     items, targets = stream(80, 3, kind)
-    known = [Label(item.id, target, item.time) for item, target in zip(items, targets, strict=True)]
+    known = [
+        Label(item.id, target, item.time) for item, target in zip(items, targets, strict=True)
+    ]
     lot = [x for pair in zip(items, known, strict=True) for x in pair]
     one, each = asking(kind), asking(kind)
     wanted = one.observe(lot)
@@ -178,12 +201,18 @@ def test_asking_changes_no_prediction() -> None:
     items, targets = stream(60, 1, "values")
     lot = [x for i, y in zip(items, targets, strict=True) for x in (i, Label(i.id, y, i.time))]
     learners = lambda: [Bias((0.5, 0.05)), RLS(0.9)]  # noqa: E731
-    plain = Pipeline(Supervised(1, outputs=2), linear_base, learners(), estimate=False).observe(lot)
+    plain = Pipeline(Supervised(1, outputs=2), linear_base, learners(), estimate=False).observe(
+        lot
+    )
     assert bits(plain) == bits(asking("values").observe(lot))
-    assert all(p.ask is None and p.ask_probability is None and p.estimated_loss is None for p in plain)
+    assert all(
+        p.ask is None and p.ask_probability is None and p.estimated_loss is None for p in plain
+    )
 
 
-@pytest.mark.parametrize("more", [{"rate": 0.0}, {"rate": 1.1}, {"floor": 0.0}, {"floor": float("nan")}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "more", [{"rate": 0.0}, {"rate": 1.1}, {"floor": 0.0}, {"floor": float("nan")}, {"seed": -1}]
+)
 def test_bad_settings(more: Any) -> None:
     with pytest.raises(ConfigError, match=r"labels\."):
         LabelBudget(**more)

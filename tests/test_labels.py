@@ -1,4 +1,5 @@
-"""Labels as they really are: in parts, put right, repeated, out of order, late, never; what can be the same, is."""
+"""Labels as they really are: in parts, put right, repeated, out of order, late, never; what can be
+the same, is."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def test_parts_are_learned_as_they_come_and_only_once() -> None:
     assert first.mask.tolist() == [[True, False, False]]
     assert task.pending == 1, "it waits for the others"
     second = task.observe(label("0", [9.0, 2.0, NAN], 2 * S)).matured[0]
-    assert second.mask.tolist() == [[False, True, False]], "what was learned is not learned again, nor put right"
+    assert second.mask.tolist() == [[False, True, False]], (
+        "what was learned is not learned again, nor put right"
+    )
     assert second.target[0, 1] == 2.0
     assert second.experts[0, 0, 0] == 0.0, "of the same prediction"
     for nothing_new in ([1.0, NAN, NAN], [9.0, 2.0, NAN], [NAN] * 3):
@@ -59,7 +62,8 @@ def test_an_empty_label_teaches_nothing_and_is_one() -> None:
 
 
 def test_cells_that_are_learned_apart_are_learned_as_if_together() -> None:
-    """By what looks at each cell alone: a bias. (Least squares sees the entry twice, and the guard weighs it twice.)"""
+    """By what looks at each cell alone: a bias. (Least squares sees the entry twice, and the guard
+    weighs it twice.)"""
     values = walk(60, 2)
     targets = (values + np.random.default_rng(0).normal(size=values.shape)).astype(np.float32)
     biases = []
@@ -94,7 +98,9 @@ def test_the_later_of_two_labels_holds_whichever_comes_first() -> None:
     task = supervised(1, settle=5 * S)
     task.observe(label("0", 2.0, 2 * S))
     task.observe(label("0", 1.0, 1 * S))
-    assert [m.target.item() for m in send(task, 6).matured] == [2.0], "and the earlier says when it is due"
+    assert [m.target.item() for m in send(task, 6).matured] == [2.0], (
+        "and the earlier says when it is due"
+    )
 
 
 def test_labels_that_are_due_are_learned_in_the_order_of_their_times() -> None:
@@ -127,15 +133,24 @@ def test_labels_that_come_ever_earlier_do_not_fill_the_queue() -> None:
     for i in range(2000):
         task.observe(label("0", float(i), (2000 - i) * S))
     assert len(task._due) < 100
-    assert [m.target.item() for m in send(task, 10**6 + 1).matured] == [0.0], "the one with the latest time"
+    assert [m.target.item() for m in send(task, 10**6 + 1).matured] == [0.0], (
+        "the one with the latest time"
+    )
 
 
 @pytest.mark.parametrize(
     "more",
-    [{"settle": -1}, {"settle": 11, "ttl": 10}, {"negative_after": -1, "classes": 2}, {"negative_after": 5},
-     {"absurd": 1.0}, {"absurd": NAN}, {"negative_after": 5, "classes": 3},
-     {"negative_after": 10, "ttl": 10, "classes": 2}],
-)  # fmt: skip
+    [
+        {"settle": -1},
+        {"settle": 11, "ttl": 10},
+        {"negative_after": -1, "classes": 2},
+        {"negative_after": 5},
+        {"absurd": 1.0},
+        {"absurd": NAN},
+        {"negative_after": 5, "classes": 3},
+        {"negative_after": 10, "ttl": 10, "classes": 2},
+    ],
+)
 def test_bad_settings(more: Any) -> None:
     with pytest.raises(ConfigError, match="task"):
         Supervised(**more)
@@ -168,10 +183,14 @@ def judged(gate: AbsurdLabels, label: float, error: float) -> bool:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6), st.sampled_from([1e4, 1e6, 1e20]))
-def test_one_in_twenty_absurd_labels_is_found_and_nothing_else(seed: int, unit: float, size: float) -> None:
-    """Whatever the unit; errors that are heavy-tailed (Student's, three degrees of freedom, to 40) are believed."""
+def test_one_in_twenty_absurd_labels_is_found_and_nothing_else(
+    seed: int, unit: float, size: float
+) -> None:
+    """Whatever the unit; errors that are heavy-tailed (Student's, three degrees of freedom, to 40)
+    are believed."""
     rng = np.random.default_rng(seed)
-    # One in some hundred such streams has an error beyond a hundred usual ones: that one is absurd by definition.
+    # One in some hundred such streams has an error beyond a hundred usual ones: that one is absurd
+    # by definition.
     errors = unit * np.minimum(np.abs(rng.standard_t(3, 500)), 40.0)
     labels = unit * rng.normal(5.0, 2.0, 500)
     bad = rng.random(500) < 0.05
@@ -193,7 +212,9 @@ def test_a_perfect_base_makes_no_label_absurd() -> None:
     exact = AbsurdLabels(2, 100.0)
     for _ in range(100):
         assert not exact.among(np.array([7.0, NAN]), np.array([0.0, NAN])).any()
-    assert not exact.among(np.array([10.0, 1e9]), np.array([3.0, 1e9])).any(), "nothing is known of either's size"
+    assert not exact.among(np.array([10.0, 1e9]), np.array([3.0, 1e9])).any(), (
+        "nothing is known of either's size"
+    )
 
 
 # -- the same bits
@@ -220,7 +241,9 @@ def clean(kind: str, seed: int, n: int = 40) -> tuple[list[Entry], list[Label]]:
         targets = (values + rng.normal(size=values.shape)).astype(np.float32)
     delays = rng.integers(1, 60, n)
     kept = rng.random(n) < 0.9
-    return items, [Label(str(t), targets[t], items[t].time + int(delays[t])) for t in range(n) if kept[t]]
+    return items, [
+        Label(str(t), targets[t], items[t].time + int(delays[t])) for t in range(n) if kept[t]
+    ]
 
 
 def arrivals(items: list[Entry], labels: list[tuple[int, Label]]) -> list[Entry | Label]:
@@ -231,7 +254,8 @@ def arrivals(items: list[Entry], labels: list[tuple[int, Label]]) -> list[Entry 
 
 
 def dirty(labels: list[Label], settle: int, seed: int, kind: str) -> list[tuple[int, Label]]:
-    """The same labels in parts, in any order, put right and repeated, all of it before they are due."""
+    """The same labels in parts, in any order, put right and repeated, all of it before they are
+    due."""
     rng = np.random.default_rng(seed)
     found: list[tuple[int, Label]] = []
     for whole in labels:
@@ -242,7 +266,11 @@ def dirty(labels: list[Label], settle: int, seed: int, kind: str) -> list[tuple[
             parts = [np.array([value[0], NAN], np.float32), np.array([NAN, value[1]], np.float32)]
         versions = [(whole.time, part) for part in parts]
         if rng.random() < 0.5:  # a wrong one at the first, the right one soon after
-            wrong = np.array([(value[0] + 1.0) % 3.0], np.float32) if kind == "classes" else value + np.float32(3.0)
+            wrong = (
+                np.array([(value[0] + 1.0) % 3.0], np.float32)
+                if kind == "classes"
+                else value + np.float32(3.0)
+            )
             later = int(rng.integers(1, settle))
             versions = [(whole.time, wrong), *((whole.time + later, part) for part in parts)]
         made = [Label(whole.id, part, time) for time, part in versions]
@@ -284,10 +312,12 @@ def test_without_settling_order_matters() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(0, 2**32 - 1), st.sampled_from(["values", "classes"]), st.sampled_from([0, 7, 30]), st.booleans(),
-    st.integers(1, 90),
+    st.integers(0, 2**32 - 1), st.sampled_from(["values", "classes"]), st.sampled_from([0, 7, 30]),
+    st.booleans(), st.integers(1, 90),
 )  # fmt: skip
-def test_grouping_and_a_restart_are_invisible(seed: int, kind: str, settle: int, fake: bool, cut: int) -> None:
+def test_grouping_and_a_restart_are_invisible(
+    seed: int, kind: str, settle: int, fake: bool, cut: int
+) -> None:
     items, labels = clean(kind, seed)
     lot = arrivals(items, dirty(labels, max(settle, 20), seed, kind))
 

@@ -21,11 +21,15 @@ def text(tmp_path):
 
 
 def test_a_config_has_a_budget_and_durations(text):
-    pipeline = make_pipeline(parse_config(text + "[labels]\nrate = 0.05\nfloor = 0.5\n", settings=["task.settle=2s"]))
+    pipeline = make_pipeline(
+        parse_config(text + "[labels]\nrate = 0.05\nfloor = 0.5\n", settings=["task.settle=2s"])
+    )
     budget = pipeline.labelling.budget
     assert (budget.rate, budget.floor) == (0.05, 0.5)
     assert pipeline.task.settle == 2 * 10**9
-    task = make_task({"kind": "supervised", "classes": 2, "negative_after": "5m", "ttl": "7d", "absurd": 30})
+    task = make_task(
+        {"kind": "supervised", "classes": 2, "negative_after": "5m", "ttl": "7d", "absurd": 30}
+    )
     assert isinstance(task, Supervised)
     assert task.negative_after == 300 * 10**9
     assert task.absurd.limit == 30.0
@@ -42,7 +46,9 @@ def test_a_bad_budget_is_named(text, more, path):
     assert caught.value.path == path
 
 
-@pytest.mark.parametrize("setting", ["task.settle=2", "task.negative_after=soon", "task.negative_after=5s"])
+@pytest.mark.parametrize(
+    "setting", ["task.settle=2", "task.negative_after=soon", "task.negative_after=5s"]
+)
 def test_a_bad_duration_is_named(text, setting):
     with pytest.raises(ConfigError, match=r"task\.(settle|negative_after|classes)"):
         make_pipeline(parse_config(text, settings=[setting]))
@@ -57,7 +63,10 @@ def test_a_budget_changes_the_digest_and_its_absence_does_not(text):
 def test_what_is_asked_for_is_written(text):
     pipeline = make_pipeline(parse_config(text + "[labels]\nrate = 0.5\n"))
     plain = make_pipeline(parse_config(text))
-    entries = [Entry(np.array([t, 1.0], np.float32), t, str(t), label=np.ones(1, np.float32)) for t in range(12)]
+    entries = [
+        Entry(np.array([t, 1.0], np.float32), t, str(t), label=np.ones(1, np.float32))
+        for t in range(12)
+    ]
     asked = [json.loads(encode_prediction(p)) for p in pipeline.observe(entries)]
     assert {p["ask"] for p in asked} == {True, False}
     assert all(0.0 < p["ask_probability"] <= 1.0 for p in asked)

@@ -1,4 +1,5 @@
-"""A valid number, however large, ends no run and breaks no part, and all learners are back soon after it."""
+"""A valid number, however large, ends no run and breaks no part, and all learners are back soon
+after it."""
 
 from __future__ import annotations
 
@@ -124,18 +125,24 @@ def test_no_learner_raises_and_all_are_back_after_100_entries(value: float) -> N
     check(pipeline, said)
     first = AT - 3 + 1 + AFTER
     for name in pipeline.names[1:]:
-        assert any(not np.array_equal(p.experts[name], p.base) for p in said[first:]), f"{name} speaks again"
+        assert any(not np.array_equal(p.experts[name], p.base) for p in said[first:]), (
+            f"{name} speaks again"
+        )
     for learner in pipeline.learners:
         # A window of 4 first; then a whole forecast is known 3 entries late.
         wanted = N - 4 - (2 if learner.matures == "path" else 0) if learner.needs_labels else 0
         for name in learner.names:
-            assert pipeline.stats.updates[name]["ok"] == wanted, f"{name} has learned at every entry"
+            assert pipeline.stats.updates[name]["ok"] == wanted, (
+                f"{name} has learned at every entry"
+            )
 
 
 @pytest.mark.parametrize("at", [0, 2, 4])
 @pytest.mark.parametrize("value", [1e6, 1e15, 3.4e38])
 def test_nor_in_the_first_window(value: float, at: int) -> None:
-    pipeline = Pipeline(Forecast(4, 3), mean_base, all_learners(), drift=monitors(), intervals=Intervals())
+    pipeline = Pipeline(
+        Forecast(4, 3), mean_base, all_learners(), drift=monitors(), intervals=Intervals()
+    )
     check(pipeline, pipeline.observe(entries(spiked(value, at, 60))))
 
 
@@ -155,11 +162,20 @@ def test_detectors_see_a_change_after_it_as_without_it(value: float) -> None:
     def alarms(spike: bool) -> dict[str, list[int]]:
         values = spiked(value, AT, 420) if spike else walk(420, 2)
         values[300:] += 6.0
-        wanted = [DriftMonitor("adwin", "input"), DriftMonitor("adwin", "loss"), DriftMonitor("adwin", "residual")]
-        pipeline = Pipeline(Forecast(4, 1), lambda x: x[-1:] * 0.0 + 10.0, [Bias(0.1)], drift=wanted)
+        wanted = [
+            DriftMonitor("adwin", "input"),
+            DriftMonitor("adwin", "loss"),
+            DriftMonitor("adwin", "residual"),
+        ]
+        pipeline = Pipeline(
+            Forecast(4, 1), lambda x: x[-1:] * 0.0 + 10.0, [Bias(0.1)], drift=wanted
+        )
         said = pipeline.observe(entries(values))
         assert not +pipeline.stats.faults
-        return {m.name: [i for i, p in enumerate(said, 3) if m.name in p.drifts and i >= 300] for m in wanted}
+        return {
+            m.name: [i for i, p in enumerate(said, 3) if m.name in p.drifts and i >= 300]
+            for m in wanted
+        }
 
     with_it, without = alarms(True), alarms(False)
     for name, found in without.items():
@@ -171,18 +187,36 @@ def test_detectors_see_a_change_after_it_as_without_it(value: float) -> None:
 @pytest.mark.parametrize("where", ["value", "label"])
 @pytest.mark.parametrize("value", [1e12, 3.4e38])
 def test_supervised_with_budget_and_estimates(value: float, where: str) -> None:
-    learners = [Bias((0.1, 0.02)), RLS(0.98), Calibration(0.9), River("linear_model.LinearRegression")]
+    learners = [
+        Bias((0.1, 0.02)),
+        RLS(0.98),
+        Calibration(0.9),
+        River("linear_model.LinearRegression"),
+    ]
     pipeline = Pipeline(
-        Supervised(1), lambda x: x[-1:, :1], learners, budget=LabelBudget(0.5), intervals=Intervals(), drift=monitors()
+        Supervised(1),
+        lambda x: x[-1:, :1],
+        learners,
+        budget=LabelBudget(0.5),
+        intervals=Intervals(),
+        drift=monitors(),
     )
     x = walk(N, 2)
     y = x[:, :1] + 1.0
     (x if where == "value" else y)[AT, 0] = value
     said = pipeline.observe(
-        [entry(v, t + 1, id=str(t), label=label) for t, (v, label) in enumerate(zip(x, y, strict=True))]
+        [
+            entry(v, t + 1, id=str(t), label=label)
+            for t, (v, label) in enumerate(zip(x, y, strict=True))
+        ]
     )
     check(pipeline, said)
-    for sums in (pipeline.stats.estimated, pipeline.stats.seen, pipeline.stats.foreseen, pipeline.stats.asked_loss):
+    for sums in (
+        pipeline.stats.estimated,
+        pipeline.stats.seen,
+        pipeline.stats.foreseen,
+        pipeline.stats.asked_loss,
+    ):
         assert np.isfinite(list(sums.values())).all()
     assert said[-1].estimated_loss is not None
     for name in pipeline.names[1:]:
@@ -222,7 +256,9 @@ def test_a_dictionary_hands_the_weight_on() -> None:
         x = rng.normal(size=2).astype(np.float32)
         label = np.array([1.0], np.float32) if x[0] > 0.5 and t % 2 else None
         said = pipeline.observe([entry(x, t, id=str(t), label=label)])
-    np.testing.assert_allclose(said[0].experts["dictionary-rls-0.98"], said[0].experts["rls-0.98"], atol=1e-4)
+    np.testing.assert_allclose(
+        said[0].experts["dictionary-rls-0.98"], said[0].experts["rls-0.98"], atol=1e-4
+    )
     assert not np.allclose(said[0].experts["rls-0.98"], said[0].base, atol=1e-3)
 
 
@@ -248,7 +284,9 @@ path = "out.jsonl"
 path = "state"
 every_entries = 10
 """
-LEARNERS = '[[learners]]\nkind = "bias"\nrate = 0.1\n[[learners]]\nkind = "rls"\nforgetting = 0.99\n'
+LEARNERS = (
+    '[[learners]]\nkind = "bias"\nrate = 0.1\n[[learners]]\nkind = "rls"\nforgetting = 0.99\n'
+)
 
 
 @pytest.fixture
@@ -259,11 +297,15 @@ def _logging() -> Any:
 @pytest.mark.usefixtures("_logging")
 @pytest.mark.parametrize("learners", [LEARNERS, ""], ids=["two", "default"])
 @pytest.mark.parametrize("value", [1e12, 1e15, 9.96921e36])
-def test_run_goes_on(value: float, learners: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_goes_on(
+    value: float, learners: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.toml").write_text(CONFIG.format(learners=learners))
     values = spiked(value, 50, 160)[:, 0].tolist()
-    Path("in.jsonl").write_text("".join(json.dumps({"at": t, "temp": v}) + "\n" for t, v in enumerate(values)))
+    Path("in.jsonl").write_text(
+        "".join(json.dumps({"at": t, "temp": v}) + "\n" for t, v in enumerate(values))
+    )
     assert run_command(["run", "c.toml"]).code == 0
     logging.captureWarnings(False)
     out = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]

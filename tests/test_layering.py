@@ -10,10 +10,19 @@ from pathlib import Path
 
 import streamadapt
 
-FORBIDDEN = {"kafka", "confluent_kafka", "prometheus_client", "httpx", "requests", "fsspec", "streamadapt_connectors"}
+FORBIDDEN = {
+    "kafka",
+    "confluent_kafka",
+    "prometheus_client",
+    "httpx",
+    "requests",
+    "fsspec",
+    "streamadapt_connectors",
+}
 
-# A fresh interpreter: in this one the tests themselves have imported almost everything. Not pkgutil.walk_packages: it
-# imports every package it walks, the shell too. Prints module -> what came with it.
+# A fresh interpreter: in this one the tests themselves have imported almost everything. Not
+# pkgutil.walk_packages: it imports every package it walks, the shell too. Prints module -> what
+# came with it.
 CODE = """
 import importlib, json, pkgutil, sys
 package, forbidden = sys.argv[1], set(sys.argv[2].split(","))
@@ -32,7 +41,9 @@ print(json.dumps(found))
 """
 
 
-def imported_with(package: str, forbidden: set[str], path: Path | None = None) -> dict[str, list[str]]:
+def imported_with(
+    package: str, forbidden: set[str], path: Path | None = None
+) -> dict[str, list[str]]:
     env = os.environ | ({"PYTHONPATH": str(path)} if path else {})
     done = subprocess.run(
         [sys.executable, "-c", CODE, package, ",".join(sorted(forbidden))],
@@ -48,7 +59,11 @@ def test_core_and_runtime_import_no_client_library() -> None:
     assert {name: came for name, came in found.items() if came} == {}
     root = Path(streamadapt.__path__[0])
     folders = {path.parent for path in root.rglob("*.py")}
-    bare = sorted(folder.relative_to(root).as_posix() for folder in folders if not (folder / "__init__.py").exists())
+    bare = sorted(
+        folder.relative_to(root).as_posix()
+        for folder in folders
+        if not (folder / "__init__.py").exists()
+    )
     assert bare == [], "folders without __init__.py go unchecked"
 
 

@@ -1,4 +1,5 @@
-"""Liquid networks against ncps: outputs, states and all gradients, with time spans of each row's own."""
+"""Liquid networks against ncps: outputs, states and all gradients, with time spans of each row's
+own."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ from streamadapt.learners.liquid import (
 torch.set_num_threads(1)
 
 SIZES = [(5, 6, 3, 9), (4, 4, 4, 4)]
-"""Batch, steps, inputs, units: all different, and all equal, where ncps takes the batch's times for the units'."""
+"""Batch, steps, inputs, units: all different, and all equal, where ncps takes the batch's times
+for the units'."""
 DTYPE = torch.float64
 
 
@@ -65,8 +67,11 @@ def sequence(batch: int, steps: int, inputs: int, units: int) -> tuple[Tensor, T
     return x, h, dt.requires_grad_()
 
 
-def compare(mine: Recurrent, theirs: Any, x: Tensor, h: Tensor, dt: Tensor, tolerance: float = 1e-9) -> None:
-    """Outputs, states and gradients of everything; ncps sees one row at a time, since it mixes up the rows' times."""
+def compare(
+    mine: Recurrent, theirs: Any, x: Tensor, h: Tensor, dt: Tensor, tolerance: float = 1e-9
+) -> None:
+    """Outputs, states and gradients of everything; ncps sees one row at a time, since it mixes up
+    the rows' times."""
     outputs, state = mine(x, h, dt)
     rows = [theirs(x[b : b + 1], h[b : b + 1], dt[b : b + 1]) for b in range(len(x))]
     expected, last = (torch.cat(parts) for parts in zip(*rows, strict=True))
@@ -74,7 +79,9 @@ def compare(mine: Recurrent, theirs: Any, x: Tensor, h: Tensor, dt: Tensor, tole
     torch.testing.assert_close(state, last, rtol=0.0, atol=tolerance)
     weight, weight_h = torch.randn_like(outputs), torch.randn_like(state)
     names = [name for name, p in theirs.named_parameters() if p.requires_grad]
-    a = torch.autograd.grad((outputs * weight).sum() + (state * weight_h).sum(), [x, h, dt, *mine.parameters()])
+    a = torch.autograd.grad(
+        (outputs * weight).sum() + (state * weight_h).sum(), [x, h, dt, *mine.parameters()]
+    )
     b = torch.autograd.grad(
         (expected * weight).sum() + (last * weight_h).sum(),
         [x, h, dt, *(p for p in theirs.parameters() if p.requires_grad)],
@@ -102,7 +109,13 @@ def test_cfc_equals_ncps(mode: Any, wiring: str, sizes: tuple[int, ...]) -> None
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_cfc_backbones_equal_ncps(layers: int, activation: Any) -> None:
     theirs = ncps.torch.CfC(
-        3, 7, 2, activation=activation, backbone_units=5, backbone_layers=layers, backbone_dropout=0.5
+        3,
+        7,
+        2,
+        activation=activation,
+        backbone_units=5,
+        backbone_layers=layers,
+        backbone_dropout=0.5,
     )
     theirs = theirs.to(DTYPE).eval()
     mine = from_ncps(theirs.state_dict(), activation=activation)
@@ -115,14 +128,25 @@ def test_cfc_backbones_equal_ncps(layers: int, activation: Any) -> None:
 @pytest.mark.parametrize("constrained", [True, False])
 def test_ltc_equals_ncps(constrained: bool, wiring: str, sizes: tuple[int, ...]) -> None:
     inputs, units = sizes[2], sizes[3]
-    theirs = ncps.torch.LTC(inputs, theirs_of(wiring, inputs, units), implicit_param_constraints=constrained)
-    compare(from_ncps(theirs.state_dict(), constrained=constrained).to(DTYPE), theirs.to(DTYPE), *sequence(*sizes))
+    theirs = ncps.torch.LTC(
+        inputs, theirs_of(wiring, inputs, units), implicit_param_constraints=constrained
+    )
+    compare(
+        from_ncps(theirs.state_dict(), constrained=constrained).to(DTYPE),
+        theirs.to(DTYPE),
+        *sequence(*sizes),
+    )
 
 
 @pytest.mark.parametrize("mappings", [("linear", "affine"), ("affine", "linear"), (None, None)])
 def test_ltc_options_equal_ncps(mappings: tuple[Any, Any]) -> None:
     theirs = ncps.torch.LTC(
-        3, theirs_of("fully", 3, 5), input_mapping=mappings[0], output_mapping=mappings[1], ode_unfolds=3, epsilon=1e-2
+        3,
+        theirs_of("fully", 3, 5),
+        input_mapping=mappings[0],
+        output_mapping=mappings[1],
+        ode_unfolds=3,
+        epsilon=1e-2,
     )
     mine = from_ncps(theirs.to(DTYPE).state_dict(), unfolds=3, epsilon=1e-2, outputs=2)
     compare(mine, theirs, *sequence(4, 5, 3, 5))
@@ -147,7 +171,8 @@ def test_without_times_a_batch_equals_ncps_batch(make: Any) -> None:
 
 @pytest.mark.parametrize("make", [ncps.torch.CfC, ncps.torch.LTC])
 def test_times_of_rows_stay_in_their_rows(make: Any) -> None:
-    """Where batch equals units ncps runs, and mixes up the rows; here a row's times change that row only."""
+    """Where batch equals units ncps runs, and mixes up the rows; here a row's times change that
+    row only."""
     theirs = make(3, 4).to(DTYPE)
     mine = from_ncps(theirs.state_dict())
     x, _, dt = sequence(4, 4, 3, 4)
@@ -166,11 +191,20 @@ WIRINGS: list[tuple[Callable[[int], Wiring], Callable[[], Any]]] = [
         lambda: ncps.wirings.FullyConnected(7, 3, 5, self_connections=False),
     ),
     (lambda i: random_wiring(i, 8, 2, sparsity=0.3), lambda: ncps.wirings.Random(8, 2, 0.3)),
-    (lambda i: random_wiring(i, 5, sparsity=0.0, seed=3), lambda: ncps.wirings.Random(5, random_seed=3)),
+    (
+        lambda i: random_wiring(i, 5, sparsity=0.0, seed=3),
+        lambda: ncps.wirings.Random(5, random_seed=3),
+    ),
     (lambda i: ncp(i, 10, 8, 6, (4, 5, 4, 6)), lambda: ncps.wirings.NCP(10, 8, 6, 4, 5, 4, 6)),
-    (lambda i: ncp(i, 20, 6, 9, (1, 1, 3, 1), seed=1), lambda: ncps.wirings.NCP(20, 6, 9, 1, 1, 3, 1, seed=1)),
+    (
+        lambda i: ncp(i, 20, 6, 9, (1, 1, 3, 1), seed=1),
+        lambda: ncps.wirings.NCP(20, 6, 9, 1, 1, 3, 1, seed=1),
+    ),
     (lambda i: auto_ncp(i, 28, 4), lambda: ncps.wirings.AutoNCP(28, 4)),
-    (lambda i: auto_ncp(i, 64, 16, sparsity=0.9, seed=2), lambda: ncps.wirings.AutoNCP(64, 16, 0.9, 2)),
+    (
+        lambda i: auto_ncp(i, 64, 16, sparsity=0.9, seed=2),
+        lambda: ncps.wirings.AutoNCP(64, 16, 0.9, 2),
+    ),
 ]
 
 
@@ -182,7 +216,9 @@ def test_wirings_equal_ncps(which: int, inputs: int) -> None:
     assert np.array_equal(mine.synapses, theirs.adjacency_matrix)
     assert np.array_equal(mine.sensory, theirs.sensory_adjacency_matrix)
     assert (mine.inputs, mine.units, mine.outputs) == (inputs, theirs.units, theirs.output_dim)
-    assert [list(layer) for layer in mine.layers] == [theirs.get_neurons_of_layer(i) for i in range(theirs.num_layers)]
+    assert [list(layer) for layer in mine.layers] == [
+        theirs.get_neurons_of_layer(i) for i in range(theirs.num_layers)
+    ]
 
 
 @pytest.mark.parametrize("make", [ncps.torch.CfC, ncps.torch.LTC])
@@ -209,7 +245,9 @@ def test_a_network_can_be_saved_and_read(mode: Any, tmp_path: Path) -> None:
 
 def networks() -> list[Recurrent]:
     g = torch.Generator().manual_seed(3)
-    made: list[Recurrent] = [CfC(3, 6, projection=2, mode=mode, generator=g) for mode in ("default", "pure", "no_gate")]
+    made: list[Recurrent] = [
+        CfC(3, 6, projection=2, mode=mode, generator=g) for mode in ("default", "pure", "no_gate")
+    ]
     return [*made, CfC(3, auto_ncp(3, 9, 2), generator=g), LTC(3, 5, projection=2, generator=g)]
 
 
@@ -277,13 +315,18 @@ def test_negative_conductances_are_clipped() -> None:
 def test_wrong_shapes_are_refused(inputs: Any, state: Any, dt: Any, said: str) -> None:
     network = CfC(3, 6)
     with pytest.raises(ShapeError, match=said):
-        network(torch.zeros(inputs), *(None if shape is None else torch.ones(shape) for shape in (state, dt)))
+        network(
+            torch.zeros(inputs),
+            *(None if shape is None else torch.ones(shape) for shape in (state, dt)),
+        )
 
 
 def test_weights_that_do_not_match_are_refused_by_name() -> None:
     theirs = ncps.torch.CfC(3, 6)
     state = theirs.state_dict()
-    with pytest.raises(ConfigError, match=r"layers.0.head.weight must be \(20, 128\), not \(24, 128\)"):
+    with pytest.raises(
+        ConfigError, match=r"layers.0.head.weight must be \(20, 128\), not \(24, 128\)"
+    ):
         load_weights(CfC(3, 5), state)
     with pytest.raises(ConfigError, match=r"readout.weight .* is missing"):
         load_weights(CfC(3, 6, projection=1), state)
@@ -292,7 +335,9 @@ def test_weights_that_do_not_match_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"but ff2\.weight is missing"):
         load_weights(CfC(3, 6), {k: v for k, v in state.items() if "ff2.w" not in k})
     broken = state | {"rnn_cell.ff1.bias": torch.full((6,), torch.nan)}
-    with pytest.raises(ConfigError, match=r"finite numbers, but layers\.0\.head\.bias holds others"):
+    with pytest.raises(
+        ConfigError, match=r"finite numbers, but layers\.0\.head\.bias holds others"
+    ):
         from_ncps(broken)
 
 
@@ -301,7 +346,11 @@ def test_weights_that_do_not_match_are_refused_by_name() -> None:
     [
         (ncps.torch.CfC(3, 6, mixed_memory=True).state_dict(), {}, "mixed_memory"),
         (ncps.torch.CfC(3, 6).state_dict(), {"unfolds": 3}, "unfolds: expected no such option"),
-        (ncps.torch.CfC(3, 6).state_dict(), {"mode": "fast"}, "mode: expected one of default, pure, no_gate"),
+        (
+            ncps.torch.CfC(3, 6).state_dict(),
+            {"mode": "fast"},
+            "mode: expected one of default, pure, no_gate",
+        ),
         (ncps.torch.LTC(3, 6).state_dict(), {"unfolds": 0}, "unfolds"),
         ({"weight": torch.zeros(2)}, {}, "an ncps CfC or LTC"),
         ({"rnn_cell.gleak": torch.zeros(2)}, {}, "a whole state dict"),
@@ -335,7 +384,8 @@ def test_bad_settings(bad: Callable[[], object]) -> None:
 
 
 def history(n: int = 600) -> tuple[Tensor, Tensor, Tensor]:
-    """A wave seen at uneven times, to be foretold half a unit ahead: impossible without the times."""
+    """A wave seen at uneven times, to be foretold half a unit ahead: impossible without the
+    times."""
     g = torch.Generator().manual_seed(0)
     dt = 0.1 + 0.8 * torch.rand(n, generator=g)
     t = dt.cumsum(0)
@@ -348,7 +398,9 @@ def test_fit_learns_the_same_from_the_same_seed() -> None:
     y[::7] = torch.nan  # unknown
     found = []
     for _ in range(2):
-        network = CfC(1, 16, projection=1, backbone=(16,), generator=torch.Generator().manual_seed(1))
+        network = CfC(
+            1, 16, projection=1, backbone=(16,), generator=torch.Generator().manual_seed(1)
+        )
         means = fit(network, x, y, dt, epochs=8, chunk=8, streams=8, lr=1e-2, seed=2)
         found.append((means, [p.clone() for p in network.parameters()]))
     assert found[0][0] == found[1][0]
@@ -366,5 +418,7 @@ def test_fit_refuses_what_does_not_fit() -> None:
     with pytest.raises(ConfigError, match="mae, mse or cross-entropy"):
         fit(network, x, y, chunk=4, streams=4, loss="l0")  # type: ignore[arg-type]
     classes = torch.eye(2)[(x[:, 0] > 0).long()]
-    means = fit(CfC(1, 4, projection=2), x, classes, chunk=4, streams=4, epochs=3, loss="cross-entropy")
+    means = fit(
+        CfC(1, 4, projection=2), x, classes, chunk=4, streams=4, epochs=3, loss="cross-entropy"
+    )
     assert means[-1] < means[0]

@@ -1,4 +1,5 @@
-"""The liquid learner: a live state in event time, and steps of truncated backpropagation, against both by hand."""
+"""The liquid learner: a live state in event time, and steps of truncated backpropagation, against
+both by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +41,12 @@ def twin(cell: str, channels: int, units: int, outputs: int, learner: Any) -> An
 
 
 def settings_of(cell: str) -> dict[str, Any]:
-    return {"cell": cell, "units": 5, "network": SMALL if cell == "cfc" else None, "time_unit": 2.0}
+    return {
+        "cell": cell,
+        "units": 5,
+        "network": SMALL if cell == "cfc" else None,
+        "time_unit": 2.0,
+    }
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -82,12 +88,16 @@ def test_questions_in_between_change_nothing() -> None:
         plain.adapt(inputs, said)
         silent.adapt(inputs, said)
     states = {state_bytes(learner.snapshot()) for learner in learners}
-    assert len(states) == 1, "adapt finds the same state whether or not predict has found it before"
+    assert len(states) == 1, (
+        "adapt finds the same state whether or not predict has found it before"
+    )
 
 
 @pytest.mark.parametrize("change", ["learn", "restore", "swap"])
 def test_what_predict_found_is_used_only_while_it_holds(change: str) -> None:
-    learner, honest = (built(Liquid(**settings_of("cfc"), lr=0.1), scaled_spec()) for _ in range(2))
+    learner, honest = (
+        built(Liquid(**settings_of("cfc"), lr=0.1), scaled_spec()) for _ in range(2)
+    )
     steps = stream(12, 3, 2)
     target, known = torch.tensor([[9.0, -9.0]]), torch.ones(1, 2, dtype=torch.bool)
     for each in (learner, honest):
@@ -108,9 +118,13 @@ def test_what_predict_found_is_used_only_while_it_holds(change: str) -> None:
     else:
         zeros = {name: torch.zeros_like(p) for name, p in learner.named_parameters()}
         weight = learner.net.readout.weight
-        while zeros["net.readout.weight"]._version < weight._version:  # told apart by what they are, not by their age
+        while (
+            zeros["net.readout.weight"]._version < weight._version
+        ):  # told apart by what they are, not by their age
             zeros["net.readout.weight"].zero_()
-        torch.func.functional_call(_Call(learner), {f"of.{k}": v for k, v in zeros.items()}, (inputs, said))
+        torch.func.functional_call(
+            _Call(learner), {f"of.{k}": v for k, v in zeros.items()}, (inputs, said)
+        )
     for each in (learner, honest):
         each.adapt(inputs, said)
     assert state_bytes(learner.snapshot()) == state_bytes(honest.snapshot())
@@ -129,7 +143,8 @@ class _Call(torch.nn.Module):
 @pytest.mark.parametrize(("window", "unroll"), [(4, 2), (2, 2), (1, 3)])
 @pytest.mark.parametrize("cell", ["cfc", "ltc"])
 def test_steps_equal_torch_by_hand(cell: str, window: int, unroll: int, loss: Any) -> None:
-    """Forecasts of three rows: an example is learned from the state that lived before its entry's last ones."""
+    """Forecasts of three rows: an example is learned from the state that lived before its entry's
+    last ones."""
     rows, k = 3, min(unroll, window)
     spec = scaled_spec("forecast", window, rows, 2)
     learner = built(Liquid(**settings_of(cell), unroll=unroll, lr=0.02, clip=0.5, loss=loss), spec)
@@ -141,10 +156,16 @@ def test_steps_equal_torch_by_hand(cell: str, window: int, unroll: int, loss: An
     for i, (inputs, times) in enumerate(steps):
         if i >= rows:
             seen, stamps = steps[i - rows]
-            output, target = torch.randn(rows, 2, generator=g), 3.0 * torch.randn(rows, 2, generator=g)
+            output, target = (
+                torch.randn(rows, 2, generator=g),
+                3.0 * torch.randn(rows, 2, generator=g),
+            )
             mask = torch.rand(rows, 2, generator=g) > 0.3
-            learner.learn(seen, said_at(stamps, output), torch.where(mask, target, torch.nan), mask)
-            # The state after entry i - rows - k, where there is one; entry numbers count from the first prediction.
+            learner.learn(
+                seen, said_at(stamps, output), torch.where(mask, target, torch.nan), mask
+            )
+            # The state after entry i - rows - k, where there is one; entry numbers count from the
+            # first prediction.
             at = i - rows - k
             h = states[at] if at >= 0 else torch.zeros(1, 5)
             known = [*([steps[at][1][-1]] if at >= 0 else []), *stamps][-k - 1 :]
@@ -157,7 +178,9 @@ def test_steps_equal_torch_by_hand(cell: str, window: int, unroll: int, loss: An
             (error.abs() if loss == "mae" else error**2)[mask].mean().backward()
             clipped += torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5).item() > 0.5
             adam.step()
-            torch.testing.assert_close(learner.net.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                learner.net.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-5
+            )
         learner.adapt(inputs, said_at(times, torch.zeros(rows, 2)))
         states.append(learner.state.clone())
     assert clipped > 0, "the clip has been at work"
@@ -169,7 +192,11 @@ def test_classes_are_learned_by_cross_entropy() -> None:
     randomise(learner)
     net = twin("cfc", 2, 5, 3, learner)
     adam = torch.optim.Adam(net.parameters(), lr=0.05)
-    p, x, target = torch.tensor([[0.7, 0.3, 0.0]]), torch.randn(1, 2), torch.tensor([[0.0, 0.0, 1.0]])
+    p, x, target = (
+        torch.tensor([[0.7, 0.3, 0.0]]),
+        torch.randn(1, 2),
+        torch.tensor([[0.0, 0.0, 1.0]]),
+    )
     logits = net(x[None])[0][0] + p.clamp_min(FLOOR).log()
     torch.testing.assert_close(learner.predict(x, base(p)), torch.softmax(logits, -1).detach())
     torch.nn.functional.cross_entropy(logits, torch.tensor([2])).backward()
@@ -178,7 +205,9 @@ def test_classes_are_learned_by_cross_entropy() -> None:
     torch.testing.assert_close(learner.net.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-5)
     for _ in range(100):
         learner.learn(x, base(p), target, torch.ones(1, 3, dtype=torch.bool))
-    assert learner.predict(x, base(p))[0, 2] > 0.9, "a class that the base rules out can be learned"
+    assert learner.predict(x, base(p))[0, 2] > 0.9, (
+        "a class that the base rules out can be learned"
+    )
 
 
 @pytest.mark.parametrize("cell", ["cfc", "ltc"])
@@ -197,7 +226,9 @@ def test_unknown_targets_do_not_touch_the_state() -> None:
     learner.adapt(inputs, said_at(times, torch.zeros(1, 2)))
     before = state_bytes(learner.snapshot())
     nothing = torch.zeros(1, 2, dtype=torch.bool)
-    learner.learn(inputs, said_at(times, torch.zeros(1, 2)), torch.full((1, 2), torch.nan), nothing)
+    learner.learn(
+        inputs, said_at(times, torch.zeros(1, 2)), torch.full((1, 2), torch.nan), nothing
+    )
     assert state_bytes(learner.snapshot()) == before, "not even Adam's moments decay"
 
 
@@ -206,7 +237,10 @@ def gaps_seen(learner: Any, stamps: Sequence[int], window: int) -> list[list[flo
     seen: list[list[float]] = []
     learner.net.register_forward_pre_hook(lambda _, args: seen.append(args[2][0].tolist()))
     for i in range(window, len(stamps) + 1):
-        learner.adapt(torch.zeros(window, 2), said_at(torch.tensor(stamps[i - window : i]), torch.zeros(1, 2)))
+        learner.adapt(
+            torch.zeros(window, 2),
+            said_at(torch.tensor(stamps[i - window : i]), torch.zeros(1, 2)),
+        )
     return seen
 
 
@@ -214,13 +248,20 @@ def gaps_seen(learner: Any, stamps: Sequence[int], window: int) -> list[list[flo
     ("window", "unit", "stamps", "expected"),
     [
         (3, None, [10, 14, 20, 25], [[1.0, 0.8, 1.2], [1.0]]),  # the mean gap of the first window
-        (1, None, [10, 10, 14, 16], [[1.0], [1.0], [1.0], [0.5]]),  # the first gap; none between equal times
+        (
+            1,
+            None,
+            [10, 10, 14, 16],
+            [[1.0], [1.0], [1.0], [0.5]],
+        ),  # the first gap; none between equal times
         (1, 2e-9, [10, 10, 14], [[1.0], [SHORTEST], [2.0]]),
         (1, 1e-9, [10, 10**18], [[1.0], [LONGEST]]),
         (2, None, [7, 7, 9, 12], [[1.0, 1.0], [1.0], [1.5]]),
     ],
 )
-def test_time_is_told_in_units(window: int, unit: float | None, stamps: list[int], expected: Any) -> None:
+def test_time_is_told_in_units(
+    window: int, unit: float | None, stamps: list[int], expected: Any
+) -> None:
     learner = built(Liquid("cfc", 5, time_unit=unit), scaled_spec(window=window))
     found = gaps_seen(learner, stamps, window)
     assert [[round(gap, 4) for gap in gaps] for gaps in found] == expected
@@ -232,7 +273,9 @@ def test_without_times_every_gap_is_one() -> None:
     learner.net.register_forward_pre_hook(lambda _, args: seen.append(args[2][0].tolist()))
     for _ in range(2):
         learner.adapt(torch.zeros(2, 2), base(torch.zeros(1, 2)))
-    learner.learn(torch.zeros(2, 2), base(torch.zeros(1, 2)), torch.ones(1, 2), torch.ones(1, 2) > 0)
+    learner.learn(
+        torch.zeros(2, 2), base(torch.zeros(1, 2)), torch.ones(1, 2), torch.ones(1, 2) > 0
+    )
     assert seen == [[1.0, 1.0], [1.0], [1.0, 1.0]]
 
 
@@ -245,7 +288,9 @@ def test_a_late_label_is_learned_from_the_state_of_its_time(late: int, kept: boo
         states.append(learner.state.clone())
     learner.net.register_forward_pre_hook(lambda _, args: starts.append(args[1].clone()))
     inputs, times = steps[8]  # three entries ago
-    learner.learn(inputs, said_at(times, torch.zeros(1, 2)), torch.ones(1, 2), torch.ones(1, 2) > 0)
+    learner.learn(
+        inputs, said_at(times, torch.zeros(1, 2)), torch.ones(1, 2), torch.ones(1, 2) > 0
+    )
     assert torch.equal(starts[0], states[6] if kept else torch.zeros(1, 5))
 
 
@@ -279,12 +324,13 @@ def test_bad_settings(bad: dict[str, Any], path: str) -> None:
 
 def test_names_tell_siblings_apart() -> None:
     siblings = [
-        Liquid(), Liquid("ltc"), Liquid(units=64), Liquid(lr=1e-4), Liquid(residual=False), Liquid(unroll=8),
-        Liquid(network=Network(mode="pure")), Liquid("ltc", network=Network(wiring="autoncp")),
+        Liquid(), Liquid("ltc"), Liquid(units=64), Liquid(lr=1e-4), Liquid(residual=False),
+        Liquid(unroll=8), Liquid(network=Network(mode="pure")),
+        Liquid("ltc", network=Network(wiring="autoncp")),
     ]  # fmt: skip
     assert [n for learner in siblings for n in learner.names] == [
-        "liquid-cfc", "liquid-ltc", "liquid-cfc-64", "liquid-cfc-0.0001", "liquid-cfc-direct", "liquid-cfc-unroll8",
-        "liquid-cfc-pure", "liquid-ltc-autoncp",
+        "liquid-cfc", "liquid-ltc", "liquid-cfc-64", "liquid-cfc-0.0001", "liquid-cfc-direct",
+        "liquid-cfc-unroll8", "liquid-cfc-pure", "liquid-ltc-autoncp",
     ]  # fmt: skip
 
 
@@ -296,7 +342,9 @@ def test_a_config_names_everything() -> None:
     learner = built(prepare("learners", "learners[0]", table)(), scaled_spec())
     assert learner.names == ("liquid-cfc-no_gate-random-12-direct",)
     assert learner.clock.tolist() == [0, 0, 300 * SECOND]
-    dense = prepare("learners", "learners[0]", {"kind": "liquid", "network": {"backbone": [8, 4]}})()
+    dense = prepare(
+        "learners", "learners[0]", {"kind": "liquid", "network": {"backbone": [8, 4]}}
+    )()
     assert len(built(dense, scaled_spec()).net.layers[0].backbone) == 2
     with pytest.raises(ConfigError, match=r"learners\[0\]\.network\.moed.*did you mean 'mode'"):
         prepare("learners", "learners[0]", {"kind": "liquid", "network": {"moed": "pure"}})()

@@ -35,10 +35,17 @@ def ncps_file(path: Path, make: Any, outputs: int, **more: Any) -> tuple[Any, Pa
 def test_frozen_weights_are_ncps_with_a_live_state(kind: str, cell: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     cfc = {"proj_size": 2, "backbone_units": 6} if cell == "cfc" else {}
-    theirs, path = ncps_file(tmp_path, ncps.torch.CfC if cell == "cfc" else ncps.torch.LTC, 2, **cfc)
+    theirs, path = ncps_file(
+        tmp_path, ncps.torch.CfC if cell == "cfc" else ncps.torch.LTC, 2, **cfc
+    )
     spec = scaled_spec(kind, window=1)
     network = SMALL if cell == "cfc" else None
-    learner = built(Liquid(cell, 5, update="none", weights=path, residual=False, time_unit=0.5, network=network), spec)
+    learner = built(
+        Liquid(
+            cell, 5, update="none", weights=path, residual=False, time_unit=0.5, network=network
+        ),
+        spec,
+    )
     assert learner.names == (f"liquid-{cell}-5-direct-frozen",)
     assert not learner.needs_labels
     run, head = theirs if cell == "ltc" else (theirs, torch.nn.Identity())
@@ -63,9 +70,17 @@ def test_frozen_weights_are_ncps_with_a_live_state(kind: str, cell: Any, tmp_pat
 
 def test_frozen_learners_pass_the_checks(tmp_path: Path) -> None:
     case = CASES[2]
-    net = CfC(case.channels, 5, projection=case.columns, backbone=(6,), generator=torch.Generator().manual_seed(0))
+    net = CfC(
+        case.channels,
+        5,
+        projection=case.columns,
+        backbone=(6,),
+        generator=torch.Generator().manual_seed(0),
+    )
     save_file(net.state_dict(), tmp_path / "net.safetensors")
-    make = lambda: Liquid("cfc", 5, update="none", weights=tmp_path / "net.safetensors", network=SMALL)  # noqa: E731
+    make = lambda: Liquid(  # noqa: E731
+        "cfc", 5, update="none", weights=tmp_path / "net.safetensors", network=SMALL
+    )
     slow = {"check_state_is_bounded": "slow", "check_late_steps_cost_no_more": "slow"}
     check_learner(make, skip=slow)
     assert built(make(), case.spec(CPU)).names == ("liquid-cfc-5-frozen",)
@@ -73,9 +88,17 @@ def test_frozen_learners_pass_the_checks(tmp_path: Path) -> None:
 
 def test_weights_can_be_learned_further(tmp_path: Path) -> None:
     case = CASES[2]
-    net = CfC(case.channels, 5, projection=case.columns, backbone=(6,), generator=torch.Generator().manual_seed(0))
+    net = CfC(
+        case.channels,
+        5,
+        projection=case.columns,
+        backbone=(6,),
+        generator=torch.Generator().manual_seed(0),
+    )
     save_file(net.state_dict(), tmp_path / "net.safetensors")
-    learner = built(Liquid("cfc", 5, weights=tmp_path / "net.safetensors", network=SMALL), case.spec(CPU))
+    learner = built(
+        Liquid("cfc", 5, weights=tmp_path / "net.safetensors", network=SMALL), case.spec(CPU)
+    )
     torch.testing.assert_close(learner.net.state_dict(), net.state_dict())
     drive(learner, case.steps(40, "path", CPU))
     assert not torch.equal(learner.net.readout.weight, net.readout.weight)

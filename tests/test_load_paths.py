@@ -1,4 +1,5 @@
-"""Every call in the packages that could take code, or anything else, out of data is on a list, with its reason.
+"""Every call in the packages that could take code, or anything else, out of data is on a list,
+with its reason.
 
 A new way to read something has to be added here, and to `tests/test_hostile.py`.
 """
@@ -15,35 +16,52 @@ FOLDERS = ("streamadapt", "connectors")
 
 # By its last names: what a call ends in, whatever it was imported as or from.
 SUSPICIOUS = {
-    "eval", "exec", "compile", "__import__", "import_module", "literal_eval", "load", "loads", "load_file", "safe_open",
-    "Unpickler", "_Unpickler", "unsafe_load", "load_library", "from_file", "fromfile", "memmap",
-    "open_memmap", "loadtxt", "genfromtxt", "fromregex", "extract", "extractall", "unpack_archive", "ZipFile",
-    "GzipFile", "BZ2File", "LZMAFile", "TarFile", "decompress", "decompressobj", "run_path", "run_module", "CDLL",
-    "CFUNCTYPE", "Popen", "system", "popen", "spawn", "sympify", "read_pickle", "read_array", "package_importer",
-    "PackageImporter", "deserialize", "treespec_loads", "entry_points", "InferenceSession",
-    "register_custom_ops_library",
+    "eval", "exec", "compile", "__import__", "import_module", "literal_eval", "load", "loads",
+    "load_file", "safe_open", "Unpickler", "_Unpickler", "unsafe_load", "load_library",
+    "from_file", "fromfile", "memmap", "open_memmap", "loadtxt", "genfromtxt", "fromregex",
+    "extract", "extractall", "unpack_archive", "ZipFile", "GzipFile", "BZ2File", "LZMAFile",
+    "TarFile", "decompress", "decompressobj", "run_path", "run_module", "CDLL", "CFUNCTYPE",
+    "Popen", "system", "popen", "spawn", "sympify", "read_pickle", "read_array",
+    "package_importer", "PackageImporter", "deserialize", "treespec_loads", "entry_points",
+    "InferenceSession", "register_custom_ops_library",
 }  # fmt: skip
 # Modules that nothing may import but those named.
 MODULES = {
-    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "dbm", "yaml", "ruamel",
-    "zipfile", "tarfile", "gzip", "bz2", "lzma", "shutil", "ctypes", "cffi", "code", "codeop", "runpy", "imp",
-    "importlib", "subprocess", "xml", "plistlib", "sqlite3", "copyreg", "multiprocessing", "torch.package",
-    "torch.export", "torch.jit", "torch.hub", "torch.serialization", "torch.utils.cpp_extension", "h5py", "pandas",
+    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "dbm",
+    "yaml", "ruamel", "zipfile", "tarfile", "gzip", "bz2", "lzma", "shutil", "ctypes", "cffi",
+    "code", "codeop", "runpy", "imp", "importlib", "subprocess", "xml", "plistlib", "sqlite3",
+    "copyreg", "multiprocessing", "torch.package", "torch.export", "torch.jit", "torch.hub",
+    "torch.serialization", "torch.utils.cpp_extension", "h5py", "pandas",
 }  # fmt: skip
 
 CALLS: dict[tuple[str, str], str] = {
-    ("streamadapt/app/demo/broker.py", "ctypes.CDLL"): "the process's own C library, to end the broker with its parent",
-    ("streamadapt/app/demo/broker.py", "subprocess.Popen"): "the embedded broker, from an installed package",
-    ("streamadapt/app/demo/cgm.py", "gzip.decompress"): "the demo's data, which an installed package ships",
+    (
+        "streamadapt/app/demo/broker.py",
+        "ctypes.CDLL",
+    ): "the process's own C library, to end the broker with its parent",
+    (
+        "streamadapt/app/demo/broker.py",
+        "subprocess.Popen",
+    ): "the embedded broker, from an installed package",
+    (
+        "streamadapt/app/demo/cgm.py",
+        "gzip.decompress",
+    ): "the demo's data, which an installed package ships",
     ("streamadapt/app/demo/view.py", "subprocess.Popen"): "a type",
     ("streamadapt/models/contract.py", "copy.deepcopy().eval"): "a module's mode",
     ("streamadapt/learners/tta/copies.py", "copy.deepcopy().to().eval"): "a module's mode",
-    ("streamadapt/state/folder.py", "point.load"): "installed code, of which the config gives the name",
+    (
+        "streamadapt/state/folder.py",
+        "point.load",
+    ): "installed code, of which the config gives the name",
     ("streamadapt/state/river_pickle.py", "pickle._Unpickler"): "the guarded unpickler",
     ("streamadapt/app/demo/engine.py", "json.loads"): "JSON, from the demo's own engine",
     ("streamadapt/app/demo/engine.py", "subprocess.Popen"): "the demo's own engine",
     ("streamadapt/app/demo/judge.py", "json.loads"): "JSON, from the demo's own engine",
-    ("streamadapt/build.py", "kinds()[].load"): "an entry point: installed code, of which the config gives the name",
+    (
+        "streamadapt/build.py",
+        "kinds()[].load",
+    ): "an entry point: installed code, of which the config gives the name",
     (
         "streamadapt/models/builtin.py",
         "importlib.import_module",
@@ -51,11 +69,23 @@ CALLS: dict[tuple[str, str], str] = {
     ("streamadapt/state/store.py", "json.loads"): "JSON, its checksum compared",
     ("streamadapt/state/store.py", "safetensors.torch.load"): "safetensors, its checksum compared",
     ("streamadapt/state/store.py", "self.load"): "this store's own, which is the two above",
-    ("streamadapt/learners/river.py", "importlib.import_module"): "learners.model: a path below river, of the config",
+    (
+        "streamadapt/learners/river.py",
+        "importlib.import_module",
+    ): "learners.model: a path below river, of the config",
     ("streamadapt/state/manifest.py", "json.loads"): "JSON, its checksum compared",
-    ("streamadapt/models/onnx.py", "runtime.InferenceSession"): "ONNX from memory; no other file is opened",
-    ("streamadapt/config/registry.py", "entry_points"): "installed code, of which the config gives the name",
-    ("streamadapt/config/registry.py", "point.load"): "installed code, of which the config gives the name",
+    (
+        "streamadapt/models/onnx.py",
+        "runtime.InferenceSession",
+    ): "ONNX from memory; no other file is opened",
+    (
+        "streamadapt/config/registry.py",
+        "entry_points",
+    ): "installed code, of which the config gives the name",
+    (
+        "streamadapt/config/registry.py",
+        "point.load",
+    ): "installed code, of which the config gives the name",
     ("streamadapt/state/pack.py", "json.loads"): "JSON, in a file whose checksum was compared",
     ("streamadapt/state/pack.py", "safetensors.torch.load"): "safetensors, its checksum compared",
     ("streamadapt/config/tables.py", "tomllib.loads"): "TOML, the operator's own",
@@ -68,7 +98,10 @@ CALLS: dict[tuple[str, str], str] = {
     ("streamadapt/state/river_pickle.py", "super().load"): "the guarded unpickler",
     ("streamadapt/state/river_pickle.py", "_Unpickler"): "the guarded unpickler",
     ("streamadapt/state/river_pickle.py", "_Unpickler().load"): "the guarded unpickler",
-    ("streamadapt/state/river_allowed.py", "importlib.import_module"): "of a name that is on the unpickler's lists",
+    (
+        "streamadapt/state/river_allowed.py",
+        "importlib.import_module",
+    ): "of a name that is on the unpickler's lists",
     ("streamadapt/models/weights.py", "json.loads"): "a safetensors header, bounded first",
     ("streamadapt/models/weights.py", "load"): "safetensors, from memory",
     (
@@ -83,7 +116,10 @@ CALLS: dict[tuple[str, str], str] = {
         "streamadapt/engine/partition.py",
         "self.clocks[].load",
     ): "two plain values of a checkpoint, its checksum compared",
-    ("connectors/streamadapt_connectors/files/reading.py", "gzip.GzipFile"): "a stream, line by bounded line",
+    (
+        "connectors/streamadapt_connectors/files/reading.py",
+        "gzip.GzipFile",
+    ): "a stream, line by bounded line",
 }
 IMPORTS: dict[tuple[str, str], str] = {
     ("streamadapt/app/demo/broker.py", "ctypes"): "above",
@@ -115,10 +151,13 @@ def name_of(node: ast.expr) -> str:
 
 
 def calls(tree: ast.AST) -> set[str]:
-    """Suspicious calls, and suspicious names that are handed on without a call (``map(pickle.loads, ...)``)."""
+    """Suspicious calls, and suspicious names that are handed on without a call
+    (``map(pickle.loads, ...)``)."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute | ast.Name) and isinstance(getattr(node, "ctx", None), ast.Load):
+        if isinstance(node, ast.Attribute | ast.Name) and isinstance(
+            getattr(node, "ctx", None), ast.Load
+        ):
             name = name_of(node)
             if name.rpartition(".")[2] in SUSPICIOUS and name != "re.compile":
                 found.add(name)
@@ -132,7 +171,12 @@ def imports(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             module = node.module or ""
             names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-        found |= {module for module in MODULES for name in names if name == module or name.startswith(f"{module}.")}
+        found |= {
+            module
+            for module in MODULES
+            for name in names
+            if name == module or name.startswith(f"{module}.")
+        }
     return found
 
 
@@ -147,7 +191,9 @@ def seen(root: Path) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
 
 def test_every_load_path_is_on_the_list() -> None:
     called, imported = seen(ROOT)
-    assert called - set(CALLS) == set(), "a new way in: add it here with its reason, and to tests/test_hostile.py"
+    assert called - set(CALLS) == set(), (
+        "a new way in: add it here with its reason, and to tests/test_hostile.py"
+    )
     assert imported - set(IMPORTS) == set(), "a module that can take code out of data"
     assert all(CALLS.values())
     assert all(IMPORTS.values())
@@ -162,12 +208,14 @@ def test_nothing_is_listed_that_is_gone() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import pickle\npickle.loads(x)", "from pickle import loads\nloads(x)", "import pickle as p\np.load(f)",
-        "list(map(torch.load, files))", "np.load(f, allow_pickle=True)", "eval(x)", "exec(x)", "load = builtins.eval",
-        "import yaml\nyaml.load(x)", "zipfile.ZipFile(x).extractall()", "importlib.import_module(x)", "joblib.load(x)",
-        "onnxruntime.InferenceSession(x)", "options.register_custom_ops_library(x)", "torch.export.load(x)",
-        "torch.jit.load(x)", "torch.ops.load_library(x)", "import shelve",
-        "from torch import hub", "from torch.export import load as take", "import torch.package",
+        "import pickle\npickle.loads(x)", "from pickle import loads\nloads(x)",
+        "import pickle as p\np.load(f)", "list(map(torch.load, files))",
+        "np.load(f, allow_pickle=True)", "eval(x)", "exec(x)", "load = builtins.eval",
+        "import yaml\nyaml.load(x)", "zipfile.ZipFile(x).extractall()",
+        "importlib.import_module(x)", "joblib.load(x)", "onnxruntime.InferenceSession(x)",
+        "options.register_custom_ops_library(x)", "torch.export.load(x)", "torch.jit.load(x)",
+        "torch.ops.load_library(x)", "import shelve", "from torch import hub",
+        "from torch.export import load as take", "import torch.package",
     ],
 )  # fmt: skip
 def test_a_new_way_in_would_be_seen(code: str, tmp_path: Path) -> None:

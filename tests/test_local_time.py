@@ -1,4 +1,5 @@
-"""Times that clocks on walls show, with `fields.timezone`: the tests start at UTC, so they know what is meant."""
+"""Times that clocks on walls show, with `fields.timezone`: the tests start at UTC, so they know
+what is meant."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ path = "out.jsonl"
 [checkpoint]
 path = "state"
 """
-AUTUMN = datetime(2025, 10, 25, 20, 0, tzinfo=UTC)  # in Berlin the hour from 2:00 on the 26th comes twice
+AUTUMN = datetime(
+    2025, 10, 25, 20, 0, tzinfo=UTC
+)  # in Berlin the hour from 2:00 on the 26th comes twice
 NS = 10**9
 
 _logging = pytest.fixture(autouse=True)(logging_as_before)
@@ -126,9 +129,13 @@ def test_an_offset_in_the_text_is_kept(folder):
 def test_without_the_setting_they_are_utc(folder):
     write(folder, [AUTUMN + timedelta(minutes=i) for i in range(5)])
     config(folder)
-    (folder / "c.toml").write_text((folder / "c.toml").read_text().replace('timezone = "Europe/Berlin"\n', ""))
+    (folder / "c.toml").write_text(
+        (folder / "c.toml").read_text().replace('timezone = "Europe/Berlin"\n', "")
+    )
     assert run_command(["run", "c.toml"]).code == 0
-    assert times(folder)[0] == utc_ns(AUTUMN + timedelta(hours=2)), "what Berlin's clocks show, taken for UTC"
+    assert times(folder)[0] == utc_ns(AUTUMN + timedelta(hours=2)), (
+        "what Berlin's clocks show, taken for UTC"
+    )
 
 
 def test_a_time_that_no_clock_showed_is_refused(folder):
@@ -144,7 +151,8 @@ def test_a_time_that_no_clock_showed_is_refused(folder):
 
 
 def test_sensors_of_a_file_in_turn_and_one_after_the_other(folder):
-    """Records of the same time by several sensors, and a file that is sorted by sensor: each has both hours."""
+    """Records of the same time by several sensors, and a file that is sorted by sensor: each has
+    both hours."""
     moments = [AUTUMN + timedelta(minutes=10 * i) for i in range(60)]
     for order in ([m for m in moments for _ in "abc"], moments * 3):
         keys = list("abc" * 60) if order[1] == order[0] else [k for k in "abc" for _ in moments]
@@ -156,9 +164,13 @@ def test_sensors_of_a_file_in_turn_and_one_after_the_other(folder):
 
 
 def test_labels_of_their_own_file_have_an_order_of_their_own(folder, capsys):
-    """Each is learned: none comes before its entry, though the same hour is read twice in both files."""
+    """Each is learned: none comes before its entry, though the same hour is read twice in both
+    files."""
     moments = [AUTUMN + timedelta(minutes=10 * i) for i in range(60)]
-    ids, later = [f"e{i}" for i in range(60)], [moment + timedelta(minutes=4) for moment in moments]
+    ids, later = (
+        [f"e{i}" for i in range(60)],
+        [moment + timedelta(minutes=4) for moment in moments],
+    )
     write(folder, later, id=ids, y=[i % 7 for i in range(60)])
     (folder / "in.jsonl").rename(folder / "labels.jsonl")
     write(folder, moments, id=ids)
@@ -168,7 +180,10 @@ def test_labels_of_their_own_file_have_an_order_of_their_own(folder, capsys):
     (folder / "s.toml").write_text(supervised)
     assert run_command(["fit", "s.toml", "labels.jsonl"]).code == 0
     capsys.readouterr()
-    assert run_command(["replay", "s.toml", "in.jsonl", "--labels", "labels.jsonl", "--json"]).code == 0
+    assert (
+        run_command(["replay", "s.toml", "in.jsonl", "--labels", "labels.jsonl", "--json"]).code
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["labels"] == {"learned": 60}
 
@@ -180,9 +195,20 @@ def stamp(hour, minute, second=0):
 
 
 def test_two_clocks_a_little_apart_begin_the_hour_once():
-    """A record that is late by seconds is no sign of the second hour, nor is a straggler of the first."""
+    """A record that is late by seconds is no sign of the second hour, nor is a straggler of the
+    first."""
     clock = LocalClock()
-    given = [(1, 59, 0), (2, 0, 1), (2, 0, 0), (2, 30, 0), (2, 29, 50), (2, 59, 59), (2, 0, 1), (2, 59, 58), (2, 1, 0)]
+    given = [
+        (1, 59, 0),
+        (2, 0, 1),
+        (2, 0, 0),
+        (2, 30, 0),
+        (2, 29, 50),
+        (2, 59, 59),
+        (2, 0, 1),
+        (2, 59, 58),
+        (2, 1, 0),
+    ]
     second = [False, False, False, False, False, False, True, False, True]
     for i, (at, late) in enumerate(zip(given, second, strict=True)):
         item = stamp(*at)

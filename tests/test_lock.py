@@ -1,4 +1,5 @@
-"""The lock is complete and exact, and its audit fails on what is known to be vulnerable and on nothing else."""
+"""The lock is complete and exact, and its audit fails on what is known to be vulnerable and on
+nothing else."""
 
 from __future__ import annotations
 
@@ -31,14 +32,19 @@ def pins(text: str) -> dict[str, str]:
     return found
 
 
-def needed(name: str, extras: frozenset[str], seen: dict[tuple[str, frozenset[str]], None]) -> Iterator[str]:
-    """Yield the names of all that a distribution needs, here and with these extras, and what those need."""
+def needed(
+    name: str, extras: frozenset[str], seen: dict[tuple[str, frozenset[str]], None]
+) -> Iterator[str]:
+    """Yield the names of all that a distribution needs, here and with these extras, and what those
+    need."""
     if (name, extras) in seen:
         return
     seen[name, extras] = None
     for line in distribution(name).requires or []:
         wanted = Requirement(line)
-        if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in extras | {""}):
+        if wanted.marker is None or any(
+            wanted.marker.evaluate({"extra": extra}) for extra in extras | {""}
+        ):
             other = canonicalize_name(wanted.name)
             yield other
             yield from needed(other, frozenset(wanted.extras), seen)
@@ -58,7 +64,9 @@ def lock() -> dict[str, str]:
     return pins((ROOT / "constraints.txt").read_text())
 
 
-def test_every_distribution_is_pinned_at_what_is_installed(closure: set[str], lock: dict[str, str]) -> None:
+def test_every_distribution_is_pinned_at_what_is_installed(
+    closure: set[str], lock: dict[str, str]
+) -> None:
     """By its public version: which build of it is had is the index's affair."""
     assert len(closure) > 50
     installed = {name: Version(distribution(name).version).public for name in closure}
@@ -88,9 +96,16 @@ def verdict(report: dict[str, object]) -> tuple[int, str]:
 def test_the_audit_fails_on_a_known_vulnerability_only() -> None:
     """Not where there is no data, and it never calls that an audit."""
     fine = {"name": "a", "version": "1", "vulns": []}
-    bad = {"name": "b", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"], "aliases": []}]}
+    bad = {
+        "name": "b",
+        "version": "2",
+        "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"], "aliases": []}],
+    }
     unknown = {"name": "c", "skip_reason": "not found"}
-    assert verdict({"dependencies": [fine, bad, unknown]}) == (1, "known vulnerabilities: b 2: PYSEC-1")
+    assert verdict({"dependencies": [fine, bad, unknown]}) == (
+        1,
+        "known vulnerabilities: b 2: PYSEC-1",
+    )
     code, said = verdict({"dependencies": [fine, unknown]})
     assert code == 0
     assert said == "1 packages without a known vulnerability; nothing is known of 1: c"

@@ -17,7 +17,11 @@ LOSSES: list[Loss] = [Absolute(), Squared(), Pinball(0.1), Pinball(0.5), Pinball
 @given(st.sampled_from(LOSSES), st.integers(0, 2**32 - 1))
 def test_regrets_are_the_slope_times_the_way_to_the_expert(loss: Loss, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    experts, own, target = rng.normal(size=(3, 2, 4)), rng.normal(size=(2, 4)), rng.normal(size=(2, 4))
+    experts, own, target = (
+        rng.normal(size=(3, 2, 4)),
+        rng.normal(size=(2, 4)),
+        rng.normal(size=(2, 4)),
+    )
     scale = np.exp(rng.normal(size=(2, 4)))
     step = 1e-7
     slope = (loss.loss(own + step, target) - loss.loss(own - step, target)) / (2.0 * step)
@@ -38,7 +42,9 @@ def test_the_pinball_loss_is_least_at_the_quantile_and_half_the_absolute_at_the_
         guesses = np.quantile(y, q) + np.array([-0.2, -0.1, 0.0, 0.1, 0.2])
         means = [float(Pinball(q).loss(np.full_like(y, g), y).mean()) for g in guesses]
         assert int(np.argmin(means)) == 2
-    np.testing.assert_allclose(Pinball(0.5).loss(np.zeros_like(y), y), 0.5 * Absolute().loss(np.zeros_like(y), y))
+    np.testing.assert_allclose(
+        Pinball(0.5).loss(np.zeros_like(y), y), 0.5 * Absolute().loss(np.zeros_like(y), y)
+    )
 
 
 @pytest.mark.parametrize("q", [0.1, 0.9])
@@ -57,7 +63,9 @@ def test_the_guard_finds_the_quantile_between_its_experts(q: float) -> None:
     assert np.mean(below[3000:]) == pytest.approx(q, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["pinball", "pinball-", "pinball-x", "pinball-0", "pinball-1.5", "hinge", 3, None])
+@pytest.mark.parametrize(
+    "name", ["pinball", "pinball-", "pinball-x", "pinball-0", "pinball-1.5", "hinge", 3, None]
+)
 def test_unknown_losses_are_refused(name: object) -> None:
     with pytest.raises(ConfigError, match=r"task\.loss.*pinball-0\.9"):
         loss_named(name)

@@ -79,7 +79,14 @@ def test_a_limit_loses_nothing() -> None:
     merge = merge_of([10, 20, 30], [15, 25, 35])
     found = [merge.release(0.0, 2, ended=True) for _ in range(4)]
     assert [len(f) for f in found] == [2, 2, 2, 0]
-    assert names([a for f in found for a in f]) == ["e0@10", "l0@15", "e1@20", "l1@25", "e2@30", "l2@35"]
+    assert names([a for f in found for a in f]) == [
+        "e0@10",
+        "l0@15",
+        "e1@20",
+        "l1@25",
+        "e2@30",
+        "l2@35",
+    ]
 
 
 def test_a_label_behind_the_entries_is_counted_and_not_lost() -> None:
@@ -110,8 +117,11 @@ def test_time_that_goes_back_within_a_stream_keeps_the_streams_order() -> None:
 Times = st.lists(st.integers(0, 30), max_size=15)
 
 
-def interleaved(entry_times: list[int], label_times: list[int], choices: Any, limit: int) -> list[str]:
-    """Offer two streams in any interleaving, releasing in between; what is not over is still being read."""
+def interleaved(
+    entry_times: list[int], label_times: list[int], choices: Any, limit: int
+) -> list[str]:
+    """Offer two streams in any interleaving, releasing in between; what is not over is still being
+    read."""
     merge = Merge(2, wait_s=5.0)
     left = [list(enumerate(entry_times)), list(enumerate(label_times))]
     released: list[Arrived] = []
@@ -131,8 +141,11 @@ def interleaved(entry_times: list[int], label_times: list[int], choices: Any, li
 
 
 @given(Times, Times, st.data(), st.integers(1, 4))
-def test_the_order_does_not_depend_on_who_arrived_first(e: list[int], lab: list[int], data: Any, limit: int) -> None:
-    """However the two streams' records are interleaved, as long as neither is given up: the same order every time."""
+def test_the_order_does_not_depend_on_who_arrived_first(
+    e: list[int], lab: list[int], data: Any, limit: int
+) -> None:
+    """However the two streams' records are interleaved, as long as neither is given up: the same
+    order every time."""
     reference = names(merge_of(e, lab).release(0.0, ALL, ended=True))
     assert interleaved(e, lab, data, limit) == reference
     assert len(reference) == len(e) + len(lab), "nothing is lost"
@@ -149,7 +162,9 @@ def test_each_streams_own_order_is_always_kept(wait_s: float) -> None:
     offsets = [0, 0]
     for step in range(300):
         stream = int(rng.integers(2))
-        merge.offer(stream, *made(stream, offsets[stream], int(rng.integers(50)) + step), now=float(step))
+        merge.offer(
+            stream, *made(stream, offsets[stream], int(rng.integers(50)) + step), now=float(step)
+        )
         offsets[stream] += 1
         released += merge.release(float(step), ALL)
     released += merge.release(300.0, ALL, ended=True)
@@ -160,7 +175,8 @@ def test_each_streams_own_order_is_always_kept(wait_s: float) -> None:
 
 @pytest.mark.parametrize("judged", [False, True])
 def test_a_stream_that_is_forgotten_begins_again(judged: bool) -> None:
-    """Its topic was deleted and created again: what waited is gone, and older times are right again."""
+    """Its topic was deleted and created again: what waited is gone, and older times are right
+    again."""
     merge = Merge(2, 5.0)
     later = 10 * 86_400 * ALL
     for offset in range(3):
@@ -171,7 +187,9 @@ def test_a_stream_that_is_forgotten_begins_again(judged: bool) -> None:
         assert merge.ready
     merge.note_lag(ENTRIES, 7, now=1.0)
     merge.forget(ENTRIES)
-    assert names(merge.release(5.0, ALL)) == [f"l2@{later + 2 * ALL}"], "labels wait no longer for the old entries"
+    assert names(merge.release(5.0, ALL)) == [f"l2@{later + 2 * ALL}"], (
+        "labels wait no longer for the old entries"
+    )
     for offset, time in enumerate((10, 30, 20)):
         merge.offer(ENTRIES, *made(ENTRIES, offset, time), now=6.0)
     assert names(merge.release(12.0, ALL)) == ["e0@10", "e1@30", "e2@30"]

@@ -1,4 +1,5 @@
-"""The catalogue, the page in the docs and a scrape agree; recording and scraping do not get in each other's way."""
+"""The catalogue, the page in the docs and a scrape agree; recording and scraping do not get in
+each other's way."""
 
 from __future__ import annotations
 
@@ -97,7 +98,9 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
     return registry.get_sample_value(f"streamadapt_{name}", labels)
 
 
-def test_every_number_stands_where_it_belongs(metrics: Metrics, registry: CollectorRegistry) -> None:
+def test_every_number_stands_where_it_belongs(
+    metrics: Metrics, registry: CollectorRegistry
+) -> None:
     record_everything(metrics)
     assert value(registry, "entries_total", partition="3") == 10
     assert value(registry, "predictions_total", partition="3") == 8
@@ -108,7 +111,10 @@ def test_every_number_stands_where_it_belongs(metrics: Metrics, registry: Collec
     assert value(registry, "guard_weight_ratio", partition="3", expert="rls") == 0.75
     assert value(registry, "asked_labels_total", partition="3") == 2
     assert value(registry, "asked_loss", partition="3", role="served") == 0.5
-    assert value(registry, "estimated_loss_total", partition="3", measure="base", labels="known") == 4.0
+    assert (
+        value(registry, "estimated_loss_total", partition="3", measure="base", labels="known")
+        == 4.0
+    )
     assert value(registry, "estimated_predictions_total", partition="3", labels="all") == 8
     assert value(registry, "interval_cells_total", partition="3", result="outside") == 1
     assert value(registry, "true_loss_total", partition="3", measure="served") == 2.5
@@ -129,10 +135,14 @@ def test_every_number_stands_where_it_belongs(metrics: Metrics, registry: Collec
     assert value(registry, "build_info", version=__version__) == 1
 
 
-def test_durations_fall_into_cumulative_buckets(metrics: Metrics, registry: CollectorRegistry) -> None:
+def test_durations_fall_into_cumulative_buckets(
+    metrics: Metrics, registry: CollectorRegistry
+) -> None:
     for seconds in (0.0, 1e-5, 0.0005, 0.002, 99.0):
         metrics.stage("learn", seconds)
-    expected = [sum(s <= bound for s in (0.0, 1e-5, 0.0005, 0.002, 99.0)) for bound in STAGE_BOUNDS_S]
+    expected = [
+        sum(s <= bound for s in (0.0, 1e-5, 0.0005, 0.002, 99.0)) for bound in STAGE_BOUNDS_S
+    ]
     text = generate_latest(registry).decode()
     found = re.findall(r'_bucket\{le="([^"]+)",stage="learn"\} (\S+)', text)
     assert [float(bound) for bound, _ in found] == [*STAGE_BOUNDS_S, float("inf")]
@@ -143,7 +153,9 @@ def test_durations_fall_into_cumulative_buckets(metrics: Metrics, registry: Coll
         metrics.stage("lern", 1.0)
 
 
-def test_what_is_unknown_is_absent_and_not_zero(metrics: Metrics, registry: CollectorRegistry) -> None:
+def test_what_is_unknown_is_absent_and_not_zero(
+    metrics: Metrics, registry: CollectorRegistry
+) -> None:
     names = {family.name for family in registry.collect()}
     assert names == {"streamadapt_build_info", "streamadapt_late_labels"}
     metrics.pipeline(0, Stats())
@@ -155,7 +167,9 @@ def test_what_is_unknown_is_absent_and_not_zero(metrics: Metrics, registry: Coll
     assert value(registry, "source_connected") is None
 
 
-def test_a_partition_that_moved_away_is_forgotten(metrics: Metrics, registry: CollectorRegistry) -> None:
+def test_a_partition_that_moved_away_is_forgotten(
+    metrics: Metrics, registry: CollectorRegistry
+) -> None:
     record_everything(metrics)
     metrics.pipeline(4, some_stats())
     metrics.forget(3)
@@ -192,7 +206,9 @@ def test_null_metrics_take_everything_and_keep_nothing() -> None:
     assert known == {"streamadapt_build_info", "streamadapt_late_labels_total"}
 
 
-def test_two_engines_do_not_share_a_registry_by_accident(metrics: Metrics, registry: CollectorRegistry) -> None:
+def test_two_engines_do_not_share_a_registry_by_accident(
+    metrics: Metrics, registry: CollectorRegistry
+) -> None:
     with pytest.raises(ValueError, match="Duplicated"):
         MetricsCollector(Metrics(), registry)
     MetricsCollector(Metrics(), CollectorRegistry())
@@ -208,14 +224,18 @@ def exposed(text: str) -> dict[str, tuple[str, str, set[str]]]:
     return found
 
 
-def test_the_catalogue_the_docs_and_a_live_scrape_agree(metrics: Metrics, registry: CollectorRegistry) -> None:
+def test_the_catalogue_the_docs_and_a_live_scrape_agree(
+    metrics: Metrics, registry: CollectorRegistry
+) -> None:
     record_everything(metrics)
     metrics.stalled(False)
     metrics.damaged_checkpoints(0, 1)
     metrics.transaction_lost(0, "no_answer")
     with serve(registry, 0, "127.0.0.1") as server:
         assert server.port > 0
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{server.port}/metrics", timeout=10
+        ) as response:
             live = exposed(response.read().decode())
     assert live == {spec.name: (spec.kind, spec.help, set(spec.labels)) for spec in CATALOGUE}
     documented = re.findall(r"^\| `(\w+)` \|", DOCS.read_text(), re.MULTILINE)
@@ -223,15 +243,24 @@ def test_the_catalogue_the_docs_and_a_live_scrape_agree(metrics: Metrics, regist
 
 
 def test_the_docs_page_is_up_to_date() -> None:
-    assert DOCS.read_text() == metrics_markdown(), "write docs/metrics.md anew, as CONTRIBUTING.md says"
+    assert DOCS.read_text() == metrics_markdown(), (
+        "write docs/metrics.md anew, as CONTRIBUTING.md says"
+    )
 
 
 def test_no_label_can_hold_a_key_or_an_id() -> None:
-    assert {label for spec in CATALOGUE for label in spec.labels}.isdisjoint({"key", "id", "entry", "offset"})
+    assert {label for spec in CATALOGUE for label in spec.labels}.isdisjoint(
+        {"key", "id", "entry", "offset"}
+    )
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian package prometheus)")
-def test_promtool_has_nothing_to_complain_about(metrics: Metrics, registry: CollectorRegistry) -> None:
+@pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="promtool is not installed (Debian package prometheus)",
+)
+def test_promtool_has_nothing_to_complain_about(
+    metrics: Metrics, registry: CollectorRegistry
+) -> None:
     record_everything(metrics)
     lint = ["promtool", "check", "metrics"]
     done = subprocess.run(lint, input=generate_latest(registry), capture_output=True, check=False)

@@ -1,4 +1,5 @@
-"""Numbers keep their meaning: what comes far from zero is predicted, learned and judged as what it is."""
+"""Numbers keep their meaning: what comes far from zero is predicted, learned and judged as what it
+is."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def meter(level: float, **parts: Any) -> Pipeline:
 
 
 def errors(pipeline: Any, values: list[float], **more: Any) -> tuple[list[float], list[float]]:
-    """Feed a series in; return the absolute errors of what was served and of the base, against the true next value."""
+    """Feed a series in; return the absolute errors of what was served and of the base, against the
+    true next value."""
     served, base = [], []
     for t, value in enumerate(values[:-1]):
         for p in pipeline.observe([Entry(np.array([value]), t * 10**9, **more)]):
@@ -73,9 +75,10 @@ def test_the_default_learners_say_at_any_level_what_they_say_at_zero() -> None:
     steps = np.random.default_rng(0).normal(1.0, 0.3, size=250).cumsum()
 
     def served(level: float) -> list[float]:
-        return errors(Pipeline(Forecast(6, 1), Persistence(1), default_learners("forecast")), (level + steps).tolist())[
-            0
-        ]
+        return errors(
+            Pipeline(Forecast(6, 1), Persistence(1), default_learners("forecast")),
+            (level + steps).tolist(),
+        )[0]
 
     plain = np.mean(served(0.0)[100:])
     for level in (2e8, 1.7e9):
@@ -83,7 +86,9 @@ def test_the_default_learners_say_at_any_level_what_they_say_at_zero() -> None:
 
 
 def test_from_json_to_json_at_two_hundred_million() -> None:
-    codec = JsonCodec(FieldMap(values=("total",), time="t", time_format="unix_s"), streams=["meter"])
+    codec = JsonCodec(
+        FieldMap(values=("total",), time="t", time_format="unix_s"), streams=["meter"]
+    )
     pipeline, level, off = meter(2e8), 200_000_000, []
     for t in range(200):
         raw = json.dumps({"t": t, "total": level + t}).encode()
@@ -98,8 +103,10 @@ def test_the_command_line_keeps_a_total(tmp_path: Path, monkeypatch: pytest.Monk
     rows = "".join(json.dumps({"t": t, "total": 1_700_000_000 + t}) + "\n" for t in range(150))
     (tmp_path / "in.jsonl").write_text(rows)
     (tmp_path / "config.toml").write_text(
-        '[task]\nkind = "forecast"\nwindow = 6\nhorizon = 1\n\n[base]\nkind = "persistence"\nhorizon = 1\n\n'
-        '[[learners]]\nkind = "rls"\nforgetting = 0.99\n\n[source]\nkind = "files"\npath = "in.jsonl"\n\n'
+        '[task]\nkind = "forecast"\nwindow = 6\nhorizon = 1\n\n[base]\nkind = '
+        '"persistence"\nhorizon = 1\n\n'
+        '[[learners]]\nkind = "rls"\nforgetting = 0.99\n\n[source]\nkind = "files"\npath = '
+        '"in.jsonl"\n\n'
         '[fields]\nvalues = ["total"]\ntime = "t"\ntime_format = "unix_s"\n\n'
         '[sink]\nkind = "files"\npath = "out.jsonl"\n'
     )
@@ -124,7 +131,10 @@ def test_meters_of_a_panel_beside_a_small_sensor() -> None:
     for t in range(200):
         for key, value in (("small", 5.0 + t), ("total", 2e8 + t)):
             said = pipeline.observe([Entry(np.array([value]), t * 10**9, key=key)])
-            off += [np.abs(p.served[0] - (np.array([5.0, 2e8]) + p.time // 10**9 + 1)).max() for p in said]
+            off += [
+                np.abs(p.served[0] - (np.array([5.0, 2e8]) + p.time // 10**9 + 1)).max()
+                for p in said
+            ]
     assert max(off[100:]) < 0.01
 
 
@@ -160,7 +170,9 @@ def regression(base: Any, level: float, *, apart: bool = False) -> tuple[Pipelin
     off = []
     for t in range(400):
         label = np.array([y[t]])
-        items: list[Entry | Label] = [Entry(np.array([x[t]]), t * 10**9, str(t), label=None if apart else label)]
+        items: list[Entry | Label] = [
+            Entry(np.array([x[t]]), t * 10**9, str(t), label=None if apart else label)
+        ]
         if apart:
             items.append(Label(str(t), label, t * 10**9))
         off += [abs(float(p.served[0, 0]) - y[t]) for p in pipeline.observe(items)]
@@ -180,7 +192,9 @@ def test_labels_far_from_zero_are_learned_as_labels_near_it(apart: bool) -> None
 def test_a_wild_first_label_or_prediction_sets_no_origin() -> None:
     for base, first in ((Near(0.0), 4e9), (Near(4e9), 1.0)):
         pipeline = Pipeline(Supervised(1), base, [Bias(0.1)])
-        pipeline.observe([Entry(np.zeros(1), 0, "0", label=np.array([first])), Entry(np.zeros(1), 1, "1")])
+        pipeline.observe(
+            [Entry(np.zeros(1), 0, "0", label=np.array([first])), Entry(np.zeros(1), 1, "1")]
+        )
         assert "output_origin" not in pipeline.state_dict()["spec"]
 
 
@@ -189,7 +203,9 @@ def test_a_fit_at_a_level_is_the_fit_without_it() -> None:
     plain, far = (fit_forecast(Batch(steps + level, np.arange(600)), 6, 2) for level in (0.0, 2e8))
     torch.testing.assert_close(far.weights, plain.weights, rtol=1e-3, atol=1e-3)
     window = torch.from_numpy(steps[100:106])
-    torch.testing.assert_close(far(window + 2e8).output - 2e8, plain(window).output, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        far(window + 2e8).output - 2e8, plain(window).output, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_a_gain_is_about_zero_and_not_about_the_origin() -> None:
@@ -237,7 +253,9 @@ def test_a_module_is_given_float32_in_original_units_and_its_loss_is_warned_of_o
     caplog.clear()
     with caplog.at_level(logging.WARNING, "streamadapt"):
         exact = SeesWhatItIsGiven(torch.float64)
-        Pipeline(Forecast(2, 1), exact, [Bias(0.1)]).observe([Entry(np.array([2e8 + t]), t) for t in range(5)])
+        Pipeline(Forecast(2, 1), exact, [Bias(0.1)]).observe(
+            [Entry(np.array([2e8 + t]), t) for t in range(5)]
+        )
     assert exact.seen[-1].item() == 2e8 + 4
     assert not caplog.records
 
@@ -272,12 +290,17 @@ def test_numbers_beyond_float32_are_refused_and_those_within_it_do_no_harm(value
 def test_a_checkpoint_goes_on_bit_for_bit_and_so_does_a_packed_one() -> None:
     values = (2e8 + np.random.default_rng(0).normal(1.0, 0.3, size=120).cumsum()).tolist()
     whole, first = (
-        Pipeline(Forecast(6, 2), Persistence(2), default_learners("forecast"), intervals=Intervals()) for _ in "ab"
+        Pipeline(
+            Forecast(6, 2), Persistence(2), default_learners("forecast"), intervals=Intervals()
+        )
+        for _ in "ab"
     )
     entries = [Entry(np.array([v]), t * 10**9) for t, v in enumerate(values)]
     wanted = whole.observe(entries)[-40:]
     first.observe(entries[:80])
-    second = Pipeline(Forecast(6, 2), Persistence(2), default_learners("forecast"), intervals=Intervals())
+    second = Pipeline(
+        Forecast(6, 2), Persistence(2), default_learners("forecast"), intervals=Intervals()
+    )
     second.load_state_dict(unpack(pack(first.state_dict())))
     for a, b in zip(wanted, second.observe(entries[80:]), strict=True):
         np.testing.assert_array_equal(a.served, b.served)

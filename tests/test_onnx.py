@@ -1,4 +1,5 @@
-"""ONNX bases: they say what the model says in its own framework, and nothing that a file may hold does harm."""
+"""ONNX bases: they say what the model says in its own framework, and nothing that a file may hold
+does harm."""
 
 from __future__ import annotations
 
@@ -41,7 +42,12 @@ _ = pytest.fixture(autouse=True)(logging_as_before)
 
 def mlp() -> nn.Module:
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(12, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 6), nn.Unflatten(1, (3, 2))
+        nn.Flatten(),
+        nn.Linear(12, 8),
+        nn.GELU(),
+        nn.Dropout(0.5),
+        nn.Linear(8, 6),
+        nn.Unflatten(1, (3, 2)),
     )
 
 
@@ -50,7 +56,11 @@ class Conv(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.out = nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4), nn.Linear(24, 3)
+        self.conv, self.norm, self.out = (
+            nn.Conv1d(2, 4, 3, padding=1),
+            nn.BatchNorm1d(4),
+            nn.Linear(24, 3),
+        )
         self.register_buffer("steps", torch.arange(3.0))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +71,11 @@ class Conv(nn.Module):
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.lstm, self.gru, self.out = nn.LSTM(2, 5, batch_first=True), nn.GRU(5, 4, batch_first=True), nn.Linear(4, 2)
+        self.lstm, self.gru, self.out = (
+            nn.LSTM(2, 5, batch_first=True),
+            nn.GRU(5, 4, batch_first=True),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.gru(self.lstm(x)[0])[0][:, -1:])
@@ -92,14 +106,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def wide() -> nn.Module:
     """Large enough that the exporter puts its weights into the second file."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(12, 400), nn.ReLU(), nn.Linear(400, 6), nn.Unflatten(1, (3, 2)))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 400), nn.ReLU(), nn.Linear(400, 6), nn.Unflatten(1, (3, 2))
+    )
 
 
 # -- what it says
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "recurrent", "conv, dynamic", "mlp, two files"])
-def test_an_exported_torch_model_says_what_the_eager_one_says(name: str, exported: dict[str, Path]) -> None:
+def test_an_exported_torch_model_says_what_the_eager_one_says(
+    name: str, exported: dict[str, Path]
+) -> None:
     model = made(wide if name == "mlp, two files" else MODELS[name.partition(",")[0]])
     base = OnnxBase(exported[name])
     assert (exported[name].with_name("two.onnx.data")).exists()
@@ -109,7 +127,9 @@ def test_an_exported_torch_model_says_what_the_eager_one_says(name: str, exporte
             said = model(inputs.unsqueeze(0))
         output, embedding = said if isinstance(said, tuple) else (said, None)
         found = base(inputs)
-        torch.testing.assert_close(found.output, output.reshape(found.output.shape), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found.output, output.reshape(found.output.shape), rtol=1e-5, atol=1e-5
+        )
         if embedding is None:
             assert found.embedding is None
         else:
@@ -119,7 +139,8 @@ def test_an_exported_torch_model_says_what_the_eager_one_says(name: str, exporte
 
 
 def history(n: int = 80, window: int = 6) -> tuple[Any, Any]:
-    """Windows of two channels in one row each, the oldest entry first, and the entries themselves."""
+    """Windows of two channels in one row each, the oldest entry first, and the entries
+    themselves."""
     values = walk(n, 2, 5).astype(np.float32)
     return np.stack([values[i : i + window].ravel() for i in range(n - window)]), values
 
@@ -135,25 +156,36 @@ def test_a_classifier_of_scikit_learn_gives_its_probabilities(tmp_path: Path) ->
         Pipeline(Supervised(6, classes=3), base)
         for row in x[:20]:
             found = base(torch.from_numpy(row.reshape(6, 2))).output
-            np.testing.assert_allclose(found.numpy(), fitted.predict_proba(row[None]), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                found.numpy(), fitted.predict_proba(row[None]), rtol=1e-4, atol=1e-5
+            )
 
 
-@pytest.mark.parametrize("make", [Ridge, lambda: RandomForestRegressor(5, random_state=0)], ids=["ridge", "forest"])
-def test_a_forecaster_of_scikit_learn_returns_its_horizon_in_one_row(make: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "make", [Ridge, lambda: RandomForestRegressor(5, random_state=0)], ids=["ridge", "forest"]
+)
+def test_a_forecaster_of_scikit_learn_returns_its_horizon_in_one_row(
+    make: Any, tmp_path: Path
+) -> None:
     x, values = history()
-    y = np.stack([values[i + 6 : i + 9].ravel() for i in range(len(x) - 3)])  # three entries of two channels
+    y = np.stack(
+        [values[i + 6 : i + 9].ravel() for i in range(len(x) - 3)]
+    )  # three entries of two channels
     fitted = make().fit(x[:-3], y)
     base = OnnxBase(save(to_onnx(fitted, x[:1]), tmp_path / "model.onnx"), rows=3)
     Pipeline(Forecast(6, 3), base)
     for row in x[:20]:
         found = base(torch.from_numpy(row.reshape(6, 2))).output
-        np.testing.assert_allclose(found.numpy(), fitted.predict(row[None]).reshape(3, 2), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            found.numpy(), fitted.predict(row[None]).reshape(3, 2), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [
-        (TensorProto.FLOAT, torch.float32), (TensorProto.DOUBLE, torch.float64), (TensorProto.FLOAT16, torch.float32),
+        (TensorProto.FLOAT, torch.float32), (TensorProto.DOUBLE, torch.float64),
+        (TensorProto.FLOAT16, torch.float32),
     ],
 )  # fmt: skip
 def test_every_float_type_is_taken(kind: int, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -168,7 +200,10 @@ def test_every_float_type_is_taken(kind: int, dtype: torch.dtype, tmp_path: Path
 
 @pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32])
 def test_integers_are_taken_and_fractions_refused(kind: int, tmp_path: Path) -> None:
-    cast = [helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT), helper.make_node("Neg", ["f"], ["y"])]
+    cast = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Neg", ["f"], ["y"]),
+    ]
     base = OnnxBase(save(model_of(cast, ["batch", 6, 2], kind=kind), tmp_path / "model.onnx"))
     assert base(torch.full((6, 2), 3.0, dtype=torch.float64)).output.tolist() == [[-3.0] * 2] * 6
     for wrong in (1.5, float("nan"), 1e30):
@@ -179,15 +214,19 @@ def test_integers_are_taken_and_fractions_refused(kind: int, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("shape", "given"),
     [
-        ((1, 6, 2), (1, 6, 2)), (("n", 6, 2), (1, 6, 2)), (("n", "t", 2), (1, 6, 2)), (("n", "t", "c"), (1, 6, 2)),
-        ((6, 2), (6, 2)), (("t", 2), (6, 2)), ((1, 12), (1, 12)), (("n", 12), (1, 12)), (("n", "f"), (1, 12)),
-        ((12,), (12,)),
+        ((1, 6, 2), (1, 6, 2)), (("n", 6, 2), (1, 6, 2)), (("n", "t", 2), (1, 6, 2)),
+        (("n", "t", "c"), (1, 6, 2)), ((6, 2), (6, 2)), (("t", 2), (6, 2)), ((1, 12), (1, 12)),
+        (("n", 12), (1, 12)), (("n", "f"), (1, 12)), ((12,), (12,)),
     ],
 )  # fmt: skip
-def test_a_window_is_given_in_the_shape_that_the_model_declares(shape: Any, given: Any, tmp_path: Path) -> None:
-    """In every one, the numbers are in the order of time, the channels of an entry side by side."""
+def test_a_window_is_given_in_the_shape_that_the_model_declares(
+    shape: Any, given: Any, tmp_path: Path
+) -> None:
+    """In every one, the numbers are in the order of time, the channels of an entry side by
+    side."""
     nodes = [
-        helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Cast", ["s"], ["y"], to=TensorProto.FLOAT),
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Cast", ["s"], ["y"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["x", "flat"], ["e"]),
     ]  # fmt: skip
     model = model_of(nodes, shape, ("y", "e"), held=[constant("flat", [-1], np.int64)])
@@ -199,7 +238,10 @@ def test_a_window_is_given_in_the_shape_that_the_model_declares(shape: Any, give
 
 
 def three(tmp_path: Path) -> Path:
-    nodes = [helper.make_node(op, ["x"], [name]) for op, name in (("Neg", "a"), ("Abs", "b"), ("Identity", "c"))]
+    nodes = [
+        helper.make_node(op, ["x"], [name])
+        for op, name in (("Neg", "a"), ("Abs", "b"), ("Identity", "c"))
+    ]
     return save(model_of(nodes, outputs=("a", "b", "c")), tmp_path / "three.onnx")
 
 
@@ -211,7 +253,9 @@ def test_outputs_are_chosen_by_name(tmp_path: Path) -> None:
     assert torch.equal(said.embedding, -inputs.flatten())
     assert OnnxBase(three(tmp_path), output="c")(inputs).embedding is None
     for settings in ({}, {"embedding": "a"}, {"output": "d"}, {"output": "a", "embedding": "d"}):
-        with pytest.raises(ConfigError, match=r"base\.(output|embedding): expected the name of an output"):
+        with pytest.raises(
+            ConfigError, match=r"base\.(output|embedding): expected the name of an output"
+        ):
             OnnxBase(three(tmp_path), **settings)
 
 
@@ -241,7 +285,9 @@ def test_it_is_served_and_learned_from_like_the_same_base_in_python(tmp_path: Pa
 
 
 @pytest.mark.parametrize("learner", [ErrorMemory, Dictionary], ids=["error_memory", "dictionary"])
-def test_learners_that_look_at_the_embedding_run_on_it(learner: Any, exported: dict[str, Path]) -> None:
+def test_learners_that_look_at_the_embedding_run_on_it(
+    learner: Any, exported: dict[str, Path]
+) -> None:
     pipeline = Pipeline(Supervised(6, outputs=3), OnnxBase(exported["conv"]), [learner()])
     served = [p for item in labelled(60) for p in pipeline.observe([item])]
     assert pipeline.stats.faults.total() == 0
@@ -256,8 +302,12 @@ def test_adcsd_runs_on_it(exported: dict[str, Path]) -> None:
     assert pipeline.stats.faults.total() == 0
 
 
-def test_learners_that_need_gradients_name_the_kind_that_has_them(exported: dict[str, Path]) -> None:
-    pipeline = Pipeline(Supervised(6, classes=3), OnnxBase(exported["conv"], softmax=True), [Tent()])
+def test_learners_that_need_gradients_name_the_kind_that_has_them(
+    exported: dict[str, Path],
+) -> None:
+    pipeline = Pipeline(
+        Supervised(6, classes=3), OnnxBase(exported["conv"], softmax=True), [Tent()]
+    )
     with pytest.raises(ConfigError, match=r"base\.kind.*\"module\".*'onnx'"):
         pipeline.observe(entries(walk(8, 2)))
 
@@ -286,7 +336,9 @@ def test_threads_may_run_it_at_the_same_time(exported: dict[str, Path]) -> None:
     wrong: list[int] = []
 
     def ask(i: int) -> None:
-        wrong.extend(i for _ in range(200) if not torch.equal(base(windows[i]).output, expected[i]))
+        wrong.extend(
+            i for _ in range(200) if not torch.equal(base(windows[i]).output, expected[i])
+        )
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
     for thread in threads:
@@ -315,7 +367,10 @@ def labelled(n: int) -> list[Entry | Label]:
     """Entries, each followed by its label."""
     found: list[Entry | Label] = []
     for t, values in enumerate(walk(n, 2)):
-        found += [Entry(values, 2 * t, id=str(t)), Label(str(t), np.cumsum(np.full(3, values.sum())), 2 * t + 1)]
+        found += [
+            Entry(values, 2 * t, id=str(t)),
+            Label(str(t), np.cumsum(np.full(3, values.sum())), 2 * t + 1),
+        ]
     return found
 
 
@@ -340,11 +395,16 @@ def test_what_is_no_number_is_left_unsaid_as_with_other_bases(tmp_path: Path) ->
 def test_an_entry_that_the_model_fails_on_is_refused(tmp_path: Path) -> None:
     """A lookup beyond its table: the entry has its reason, and the next one is predicted."""
     nodes = [
-        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64), helper.make_node("Gather", ["table", "i"], ["y"]),
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "i"], ["y"]),
     ]  # fmt: skip
-    path = save(model_of(nodes, (1, 1, 1), held=[constant("table", [5.0, 6.0])]), tmp_path / "model.onnx")
+    path = save(
+        model_of(nodes, (1, 1, 1), held=[constant("table", [5.0, 6.0])]), tmp_path / "model.onnx"
+    )
     refused: list[Any] = []
-    pipeline = Pipeline(Forecast(1, 1), OnnxBase(path), on_rejected=lambda item, error: refused.append(error))
+    pipeline = Pipeline(
+        Forecast(1, 1), OnnxBase(path), on_rejected=lambda item, error: refused.append(error)
+    )
     said = pipeline.observe(entries(np.array([[0.0], [1.0], [7.0], [0.0]])))
     assert [p.base.item() for p in said] == [5.0, 6.0, 5.0]
     assert [error.reason for error in refused] == [Reason.BASE_FAILED]
@@ -360,12 +420,17 @@ def relu(shape: Any = (1, 6, 2), **more: Any) -> onnx.ModelProto:
 
 
 def two_inputs() -> onnx.ModelProto:
-    return model_of([helper.make_node("Add", ["x", "mask"], ["y"])], more=[("mask", (1, 6, 2), TensorProto.FLOAT)])
+    return model_of(
+        [helper.make_node("Add", ["x", "mask"], ["y"])],
+        more=[("mask", (1, 6, 2), TensorProto.FLOAT)],
+    )
 
 
 def zipmap() -> onnx.ModelProto:
     x, _ = history()
-    found: onnx.ModelProto = to_onnx(LogisticRegression(max_iter=5000).fit(x, x[:, 0] > np.median(x[:, 0])), x[:1])
+    found: onnx.ModelProto = to_onnx(
+        LogisticRegression(max_iter=5000).fit(x, x[:, 0] > np.median(x[:, 0])), x[:1]
+    )
     return found
 
 
@@ -376,13 +441,21 @@ WRONG: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], str]] = {
     "an opset to come": (lambda: relu(opset=99), "[Oo]pset 99"),
     "an unknown operator": (lambda: model_of([helper.make_node("Evil", ["x"], ["y"])]), "Evil"),
     "a custom operator": (
-        lambda: model_of([helper.make_node("Evil", ["x"], ["y"], domain="org.evil")]), "org.evil:Evil.*not a registered"
+        lambda: model_of([helper.make_node("Evil", ["x"], ["y"], domain="org.evil")]),
+        "org.evil:Evil.*not a registered",
     ),
-    "two inputs": (two_inputs, r"one input, the window; it has 'x' tensor\(float\) \[1, 6, 2\], 'mask'"),
+    "two inputs": (
+        two_inputs,
+        r"one input, the window; it has 'x' tensor\(float\) \[1, 6, 2\], " r"'mask'",
+    ),
     "no input": (lambda: model_of([helper.make_node("Constant", [], ["y"], value_float=1.0)]), ""),
     "text as input": (
-        lambda: model_of([helper.make_node("Identity", ["x"], ["y"])], kind=TensorProto.STRING,
-                         output_kind=TensorProto.STRING), r"input is one of tensor\(float16\).*tensor\(string\)",
+        lambda: model_of(
+            [helper.make_node("Identity", ["x"], ["y"])],
+            kind=TensorProto.STRING,
+            output_kind=TensorProto.STRING,
+        ),
+        r"input is one of " r"tensor\(float16\).*tensor\(string\)",
     ),
     "a batch of eight": (lambda: relu((8, 6, 2)), r"\[8, 6, 2\]"),
     "four dimensions": (lambda: relu((1, 1, 6, 2)), r"\[1, 1, 6, 2\]"),
@@ -392,7 +465,7 @@ WRONG: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], str]] = {
         "an output of floats",
     ),
     "a map as output": (zipmap, "zipmap.*False"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("make", "said"), WRONG.values(), ids=WRONG.keys())
@@ -412,7 +485,9 @@ def test_models_that_cannot_be_bases(make: Any, said: str, tmp_path: Path) -> No
     assert len(text) < 700
 
 
-def test_a_missing_file_and_a_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_and_a_missing_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match=r"base\.path.*no\.onnx"):
         OnnxBase(tmp_path / "no.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -432,10 +507,14 @@ def test_the_model_is_compared_with_the_task(exported: dict[str, Path], tmp_path
     pipeline = Pipeline(Supervised(6, outputs=3), OnnxBase(exported["conv"]))
     with pytest.raises(EntryError, match="expected 2 values"):
         pipeline.observe(entries(walk(8, 3)))
-    pipeline = Pipeline(Forecast(6, 3), OnnxBase(save(rows_of(3, ("n", 6, "c")), tmp_path / "any.onnx")))
+    pipeline = Pipeline(
+        Forecast(6, 3), OnnxBase(save(rows_of(3, ("n", 6, "c")), tmp_path / "any.onnx"))
+    )
     assert len(pipeline.observe(entries(walk(8, 3)))) == 3, "as many channels as there are"
     flat_row = model_of([helper.make_node("Relu", ["x"], ["y"])], ("n", 12))
-    pipeline = Pipeline(Supervised(6, outputs=12), OnnxBase(save(flat_row, tmp_path / "flat.onnx")))
+    pipeline = Pipeline(
+        Supervised(6, outputs=12), OnnxBase(save(flat_row, tmp_path / "flat.onnx"))
+    )
     with pytest.raises(ShapeError, match=r"\[\?, 12\] does not fit a window of \[6, 3\]"):
         pipeline.observe(entries(walk(8, 3)))
 
@@ -443,8 +522,17 @@ def test_the_model_is_compared_with_the_task(exported: dict[str, Path], tmp_path
 # -- hostile files
 
 
-PLACES = ["secret.bin", "./secret.bin", "../secret.bin", "{}/secret.bin", "sub/../secret.bin", "link", "/dev/zero",
-          "*/_ORT_MEM_ADDR_/*", ""]  # fmt: skip
+PLACES = [
+    "secret.bin",
+    "./secret.bin",
+    "../secret.bin",
+    "{}/secret.bin",
+    "sub/../secret.bin",
+    "link",
+    "/dev/zero",
+    "*/_ORT_MEM_ADDR_/*",
+    "",
+]
 
 
 @pytest.mark.parametrize("form", ["weights", "a constant", "a branch"])
@@ -461,15 +549,25 @@ def test_weights_are_read_from_no_file_but_the_one_beside_the_model(
     if form == "weights":
         model = model_of([helper.make_node("Add", ["x", "w"], ["y"])], held=[weights])
     elif form == "a constant":
-        nodes = [helper.make_node("Constant", [], ["w"], value=weights), helper.make_node("Add", ["x", "w"], ["y"])]
+        nodes = [
+            helper.make_node("Constant", [], ["w"], value=weights),
+            helper.make_node("Add", ["x", "w"], ["y"]),
+        ]
         model = model_of(nodes)
     else:
         output = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
-        branch = helper.make_graph([helper.make_node("Add", ["x", "w"], ["z"])], "b", [], [output], [weights])
+        branch = helper.make_graph(
+            [helper.make_node("Add", ["x", "w"], ["z"])], "b", [], [output], [weights]
+        )
         true = helper.make_node("Constant", [], ["t"], value=constant("t", True, np.bool_))
-        model = model_of([true, helper.make_node("If", ["t"], ["y"], then_branch=branch, else_branch=branch)])
+        model = model_of(
+            [true, helper.make_node("If", ["t"], ["y"], then_branch=branch, else_branch=branch)]
+        )
     save(model, folder / "model.onnx")
-    for where in (folder, tmp_path):  # names are not taken relative to where the process runs, either
+    for where in (
+        folder,
+        tmp_path,
+    ):  # names are not taken relative to where the process runs, either
         monkeypatch.chdir(where)
         with pytest.raises(ConfigError, match=r"base\.path.*model\.onnx"):
             OnnxBase(folder / "model.onnx")
@@ -480,7 +578,13 @@ def test_weights_are_read_from_no_file_but_the_one_beside_the_model(
 
 def test_weights_beyond_the_end_of_their_file_are_refused(tmp_path: Path) -> None:
     nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
-    for key, value in (("offset", "4"), ("length", "1000000"), ("offset", "-8"), ("offset", "9" * 30), ("length", "x")):
+    for key, value in (
+        ("offset", "4"),
+        ("length", "1000000"),
+        ("offset", "-8"),
+        ("offset", "9" * 30),
+        ("length", "x"),
+    ):
         weights = outside("w", "model.onnx.data", [2])
         weights.external_data.add(key=key, value=value)
         save(model_of(nodes, held=[weights]), tmp_path / "model.onnx")
@@ -517,19 +621,27 @@ for at in range(0, len(whole), step):
             assert len(str(error)) < 1000
             refused += 1
 print(refused, ran)
-"""
+"""  # noqa: E501
 
 
 def test_no_damaged_file_ends_the_process(exported: dict[str, Path], tmp_path: Path) -> None:
-    """Cut short, bits flipped, bytes written over: an error of the project's own, or a model that runs."""
+    """Cut short, bits flipped, bytes written over: an error of the project's own, or a model that
+    runs."""
     x, _ = history()
-    save(to_onnx(RandomForestRegressor(3, max_depth=4, random_state=0).fit(x, x[:, :2]), x[:1]), tmp_path / "forest")
+    save(
+        to_onnx(RandomForestRegressor(3, max_depth=4, random_state=0).fit(x, x[:, :2]), x[:1]),
+        tmp_path / "forest",
+    )
     for source in (exported["conv"], exported["recurrent"], tmp_path / "forest"):
         path = tmp_path / "model.onnx"
         path.write_bytes(source.read_bytes())
         step = max(1, len(source.read_bytes()) // 150)
         done = subprocess.run(
-            [sys.executable, "-c", FUZZ, path, str(step)], capture_output=True, text=True, check=False, timeout=200
+            [sys.executable, "-c", FUZZ, path, str(step)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         refused, ran = map(int, done.stdout.split())  # nothing else was printed
@@ -572,7 +684,10 @@ def test_a_config_with_an_onnx_base_runs(
     Path("config.toml").write_text(CONFIG)
     Path("model.onnx").write_bytes(exported["mlp"].read_bytes())
     values = walk(40, 2)
-    write_csv(Path("entries.csv"), [(f"e{i}", i * 60, float(x), float(y)) for i, (x, y) in enumerate(values)])
+    write_csv(
+        Path("entries.csv"),
+        [(f"e{i}", i * 60, float(x), float(y)) for i, (x, y) in enumerate(values)],
+    )
     assert run_command(["check", "config.toml"]).code == 0
     assert run_command(["run", "config.toml"]).code == 0
     found = lines("predictions.jsonl")
@@ -622,14 +737,21 @@ def test_a_base_of_scikit_learn_from_a_config_knows_the_horizon(
     fitted = Ridge().fit(x[:-3], y)
     save(to_onnx(fitted, x[:1]), Path("model.onnx"))
     Path("config.toml").write_text(CONFIG)
-    write_csv(Path("entries.csv"), [(f"e{i}", i * 60, float(a), float(b)) for i, (a, b) in enumerate(values)])
+    write_csv(
+        Path("entries.csv"),
+        [(f"e{i}", i * 60, float(a), float(b)) for i, (a, b) in enumerate(values)],
+    )
     assert run_command(["check", "config.toml"]).code == 0
     assert run_command(["run", "config.toml"]).code == 0
     expected = fitted.predict(values[-6:].reshape(1, -1)).reshape(3, 2)
-    np.testing.assert_allclose(lines("predictions.jsonl")[-1]["base"], expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        lines("predictions.jsonl")[-1]["base"], expected, rtol=1e-3, atol=1e-3
+    )
 
 
-def test_an_estimator_of_scikit_learn_is_a_base_through_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimator_of_scikit_learn_is_a_base_through_a_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As docs/models.md shows, for estimators that are not exported."""
     x, _ = history()
     fitted = LogisticRegression(max_iter=5000).fit(x, x[:, 0] > np.median(x[:, 0]))
@@ -640,7 +762,9 @@ def test_an_estimator_of_scikit_learn_is_a_base_through_a_function(monkeypatch: 
     pipeline = Pipeline(Supervised(6, classes=2), base)
     windows = pipeline.observe(entries(walk(40, 2)))
     assert len(windows) == 35
-    np.testing.assert_allclose(windows[0].base, fitted.predict_proba(walk(40, 2)[:6].reshape(1, -1)), rtol=1e-4)
+    np.testing.assert_allclose(
+        windows[0].base, fitted.predict_proba(walk(40, 2)[:6].reshape(1, -1)), rtol=1e-4
+    )
 
 
 def test_the_kind_that_was_removed_names_what_replaces_it(
@@ -652,7 +776,9 @@ def test_the_kind_that_was_removed_names_what_replaces_it(
     said = capsys.readouterr().err
     for word in ("base.kind", '"onnx"', "torch.onnx.export", "docs/models.md"):
         assert word in said
-    assert "torch.onnx.export(" in (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    assert (
+        "torch.onnx.export(" in (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    )
 
 
 def flat(outputs: int) -> nn.Module:
@@ -665,8 +791,16 @@ def flat(outputs: int) -> nn.Module:
         (ONNX, 6, ""),
         (ONNX, 4, "base.path: expected a model that makes [1, 4]"),
         ('kind = "module"\nfactory = "own_model:make"', 6, ""),
-        ('kind = "module"\nfactory = "own_model:make"', 4, "base.factory: expected a model that makes [1, 4]"),
-        ('kind = "module"\nfactory = "own_model:narrow"', 6, "mat1 and mat2 shapes cannot be multiplied"),
+        (
+            'kind = "module"\nfactory = "own_model:make"',
+            4,
+            "base.factory: expected a model that makes [1, 4]",
+        ),
+        (
+            'kind = "module"\nfactory = "own_model:narrow"',
+            6,
+            "mat1 and mat2 shapes cannot be multiplied",
+        ),
         ('kind = "module"\nfactory = "own_model:flat"', 6, "must return (rows, columns)"),
     ],
 )
@@ -685,10 +819,18 @@ def test_check_asks_the_model_for_the_shape_that_the_task_needs(
     own.narrow = lambda: nn.Sequential(nn.Flatten(), nn.Linear(7, 6))  # type: ignore[attr-defined]
     own.flat = lambda: nn.Unflatten(1, (2, 3))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "own_model", own)
-    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
-    save(model_of(nodes, ("n", "t", "c"), held=[constant("w", np.ones((12, 6)))]), Path("model.onnx"))
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    save(
+        model_of(nodes, ("n", "t", "c"), held=[constant("w", np.ones((12, 6)))]),
+        Path("model.onnx"),
+    )
     task = f'kind = "supervised"\nwindow = 6\noutputs = {outputs}'
-    text = CONFIG.replace('kind = "forecast"\nwindow = 6\nhorizon = 3', task).replace("[task]", 'label = "l"\n[task]')
+    text = CONFIG.replace('kind = "forecast"\nwindow = 6\nhorizon = 3', task).replace(
+        "[task]", 'label = "l"\n[task]'
+    )
     Path("config.toml").write_text(text.replace(ONNX, base))
     Path("entries.csv").write_text("id,time,x,y,l\n")
     assert run_command(["check", "config.toml"]).code == (2 if path else 0)

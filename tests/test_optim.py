@@ -23,12 +23,18 @@ BOOSTS = (1.0, 1.0, 4.0, 1.0, 2.5)
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
     g = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=g, dtype=dtype)) for shape in ((3, 2), (4,), ())]
+    return [
+        nn.Parameter(torch.randn(shape, generator=g, dtype=dtype)) for shape in ((3, 2), (4,), ())
+    ]
 
 
 def loss_of(theta: list[nn.Parameter], step: int) -> Tensor:
-    """Something without symmetry that is never flat; another one at every step, as it is on a stream."""
-    sums = [((p - 0.3 * i + 0.1 * step) ** 4 / 4 + torch.sin((i + 1) * p)).sum() for i, p in enumerate(theta)]
+    """Something without symmetry that is never flat; another one at every step, as it is on a
+    stream."""
+    sums = [
+        ((p - 0.3 * i + 0.1 * step) ** 4 / 4 + torch.sin((i + 1) * p)).sum()
+        for i, p in enumerate(theta)
+    ]
     return torch.stack(sums).sum()
 
 
@@ -44,7 +50,9 @@ def values(theta: list[nn.Parameter]) -> Tensor:
 class Lion:
     """Chen et al. 2023, algorithm 2, one number at a time."""
 
-    def __init__(self, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ) -> None:
         (self.b1, self.b2), self.decay, self.m = betas, weight_decay, 0.0
 
     def __call__(self, theta: float, g: float, lr: float) -> float:
@@ -54,10 +62,14 @@ class Lion:
 
 
 class AdaBelief:
-    """Zhuang et al. 2020, algorithm 2, one number at a time, weight decay apart from the gradient."""
+    """Zhuang et al. 2020, algorithm 2, one number at a time, weight decay apart from the
+    gradient."""
 
     def __init__(
-        self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-16, weight_decay: float = 0.0
+        self,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+        weight_decay: float = 0.0,
     ) -> None:
         (self.b1, self.b2), self.eps, self.decay = betas, eps, weight_decay
         self.m = self.s = 0.0
@@ -80,7 +92,9 @@ class AdaBelief:
         ("adabelief", AdaBelief, {"betas": (0.7, 0.9), "eps": 1e-2, "weight_decay": 0.1}),
     ],
 )
-def test_equals_the_slow_form(name: str, slow: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def test_equals_the_slow_form(
+    name: str, slow: Callable[..., Any], options: Mapping[str, Any]
+) -> None:
     theta = parameters(torch.float64)
     optimiser = Optimiser(theta, name, LR, options)
     numbers = values(theta).tolist()
@@ -125,7 +139,10 @@ def test_a_loaded_state_goes_on_bit_for_bit(name: str) -> None:
     theta = parameters()
     optimiser = Optimiser(theta, name, LR, options)
     run(optimiser, theta)
-    saved, at = {k: v.clone() for k, v in optimiser.state_dict().items()}, [p.detach().clone() for p in theta]
+    saved, at = (
+        {k: v.clone() for k, v in optimiser.state_dict().items()},
+        [p.detach().clone() for p in theta],
+    )
     assert saved, "the moments are state"
     other = [nn.Parameter(p.clone()) for p in at]
     resumed = Optimiser(other, name, LR, options)
@@ -135,7 +152,9 @@ def test_a_loaded_state_goes_on_bit_for_bit(name: str) -> None:
     assert torch.equal(values(theta), values(other))
     fresh = [nn.Parameter(p.clone()) for p in at]
     run(Optimiser(fresh, name, LR, options), fresh, STEPS)
-    assert not torch.equal(values(theta), values(fresh)), "without its moments it would have gone elsewhere"
+    assert not torch.equal(values(theta), values(fresh)), (
+        "without its moments it would have gone elsewhere"
+    )
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
@@ -149,8 +168,14 @@ def test_no_gradient_is_left_and_none_is_needed(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_clipped_step_is_that_of_the_scaled_loss(name: str) -> None:
-    clipped, scaled, free = parameters(torch.float64), parameters(torch.float64), parameters(torch.float64)
-    ours, reference, unbound = (Optimiser(theta, name, LR, {}) for theta in (clipped, scaled, free))
+    clipped, scaled, free = (
+        parameters(torch.float64),
+        parameters(torch.float64),
+        parameters(torch.float64),
+    )
+    ours, reference, unbound = (
+        Optimiser(theta, name, LR, {}) for theta in (clipped, scaled, free)
+    )
     for t in range(3):
         gradients = torch.autograd.grad(loss_of(scaled, t), scaled)
         norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients]))
@@ -170,10 +195,14 @@ def test_a_clipped_step_is_that_of_the_scaled_loss(name: str) -> None:
     ("name", "lr", "options", "path"),
     [
         ("rmsprop", 0.1, {}, "optimiser"), ("adam", 0.0, {}, "lr"), ("lion", math.nan, {}, "lr"),
-        ("adam", 0.1, {"momentum": 0.9}, "optimiser.momentum"), ("sgd", 0.1, {"betas": (0.9, 0.9)}, "optimiser.betas"),
-        ("lion", 0.1, {"eps": 1e-8}, "optimiser.eps"), ("adabelief", 0.1, {"amsgrad": True}, "optimiser.amsgrad"),
-        ("lion", 0.1, {"betas": (0.9, 1.0)}, "optimiser.betas"), ("adabelief", 0.1, {"betas": 0.9}, "optimiser.betas"),
-        ("adabelief", 0.1, {"eps": -1.0}, "optimiser.eps"), ("sgd", 0.1, {"momentum": math.nan}, "optimiser.momentum"),
+        ("adam", 0.1, {"momentum": 0.9}, "optimiser.momentum"),
+        ("sgd", 0.1, {"betas": (0.9, 0.9)}, "optimiser.betas"),
+        ("lion", 0.1, {"eps": 1e-8}, "optimiser.eps"),
+        ("adabelief", 0.1, {"amsgrad": True}, "optimiser.amsgrad"),
+        ("lion", 0.1, {"betas": (0.9, 1.0)}, "optimiser.betas"),
+        ("adabelief", 0.1, {"betas": 0.9}, "optimiser.betas"),
+        ("adabelief", 0.1, {"eps": -1.0}, "optimiser.eps"),
+        ("sgd", 0.1, {"momentum": math.nan}, "optimiser.momentum"),
         ("sgd", 0.1, {"nesterov": True}, "optimiser.nesterov"),
         ("lion", 0.1, {"weight_decay": math.inf}, "optimiser.weight_decay"),
     ],
@@ -186,7 +215,9 @@ def test_bad_settings(name: str, lr: float, options: Mapping[str, Any], path: st
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_adcsd_learns_with_each(name: Any) -> None:
-    learner = built(ADCSD(0.05 if name == "sgd" else 3e-3, optimiser=name), spec_of("forecast", 6, 2, 4, 2))
+    learner = built(
+        ADCSD(0.05 if name == "sgd" else 3e-3, optimiser=name), spec_of("forecast", 6, 2, 4, 2)
+    )
     said, target, inputs = base(torch.zeros(4, 2)), torch.ones(4, 2), torch.zeros(6, 2)
     for _ in range(60):
         learner.learn(inputs, said, target, target > 0)

@@ -1,4 +1,5 @@
-"""What standard output cannot take, or nobody reads, never changes what a command does, nor its exit code."""
+"""What standard output cannot take, or nobody reads, never changes what a command does, nor its
+exit code."""
 
 from __future__ import annotations
 
@@ -101,13 +102,19 @@ def test_an_encoding_that_lacks_letters_changes_no_exit_code(folder, monkeypatch
             stream.flush()
             shown.append(stream.buffer.getvalue().decode(encoding))
         assert "Traceback" not in shown[1], command
-        if encoding != "utf-16" and command[0] in ("run", "replay") and "--json" not in command and shown[0]:
+        if (
+            encoding != "utf-16"
+            and command[0] in ("run", "replay")
+            and "--json" not in command
+            and shown[0]
+        ):
             assert "│" not in shown[0]
             assert "| served" in shown[0]
 
 
 def test_letters_in_json_lines_survive_every_encoding(folder, monkeypatch):
-    """What `dlq list --json` prints is read as UTF-8 by `dlq replay`: elsewhere everything but ASCII is escaped."""
+    """What `dlq list --json` prints is read as UTF-8 by `dlq replay`: elsewhere everything but
+    ASCII is escaped."""
     assert run_command(["run", "c.toml"]).code == 0
     out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     with monkeypatch.context() as patch:
@@ -150,7 +157,8 @@ def test_streams_that_are_not_there_change_nothing(folder, monkeypatch):
 
 @pytest.mark.parametrize("way", ["cp1252", "head", "closed"])
 def test_through_the_shell(folder, way):
-    """The whole process, with its end: the exit code is 0, and nothing is written where it does not belong."""
+    """The whole process, with its end: the exit code is 0, and nothing is written where it does
+    not belong."""
     command = f"{sys.executable} -m streamadapt run c.toml"
     if way == "head":
         command = f"{{ {command}; echo code $? >&2; }} | head -c 0"
@@ -174,9 +182,9 @@ def test_names_in_brackets_are_no_colours(folder, capsys):
     from streamadapt.app.tables import summary_text
 
     summary = {
-        "experts": {"base": 1.0, "[red]x[/red]": 1.0, "[/]": 2.0}, "served": 1.0, "weights": {}, "entries": 1,
-        "predictions": 1, "pending": 0, "labels": {"[b]y": 1}, "drifts": {"[i]": 1}, "dead_letters": {}, "restored": {},
-        "reactions": {"[a]": 1}, "drift_log": [["[i]", 0]],
+        "experts": {"base": 1.0, "[red]x[/red]": 1.0, "[/]": 2.0}, "served": 1.0, "weights": {},
+        "entries": 1, "predictions": 1, "pending": 0, "labels": {"[b]y": 1}, "drifts": {"[i]": 1},
+        "dead_letters": {}, "restored": {}, "reactions": {"[a]": 1}, "drift_log": [["[i]", 0]],
     }  # fmt: skip
     text = summary_text(summary)
     for name in ("[red]x[/red]", "[/]", "[b]y", "[i]", "[a]"):

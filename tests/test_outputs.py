@@ -1,4 +1,5 @@
-"""Whatever a command writes, it never destroys what it reads, nor an earlier result before there is a new one."""
+"""Whatever a command writes, it never destroys what it reads, nor an earlier result before there
+is a new one."""
 
 from __future__ import annotations
 
@@ -54,9 +55,13 @@ def _logging():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with a config, data, labels that came apart, a fitted base and an earlier result."""
+    """A folder with a config, data, labels that came apart, a fitted base and an earlier
+    result."""
     monkeypatch.chdir(tmp_path)
-    table = [{"id": f"e{i}", "t": i, "x": (i * 7 % 11) / 3, "y": 2 * (i * 7 % 11) / 3} for i in range(ROWS)]
+    table = [
+        {"id": f"e{i}", "t": i, "x": (i * 7 % 11) / 3, "y": 2 * (i * 7 % 11) / 3}
+        for i in range(ROWS)
+    ]
     Path("c.toml").write_text(CONFIG)
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
     labels = [{"id": row["id"], "t": row["t"] + 1, "y": row["y"]} for row in table]
@@ -68,7 +73,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def snapshot(folder):
-    """Name -> what is there: content of files, target of links, kind of the rest; folders and what is in them too."""
+    """Name -> what is there: content of files, target of links, kind of the rest; folders and what
+    is in them too."""
     found = {}
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
@@ -109,7 +115,9 @@ ODD = ["folder", "pipe", "socket", "loop", "link to a folder"]
 def spelled(how, name):
     """Another name of the same file."""
     if how == "relative":
-        return f"./{Path.cwd().name}/../../{Path.cwd().name}/{name}".replace(f"./{Path.cwd().name}/..", "./.", 1)
+        return f"./{Path.cwd().name}/../../{Path.cwd().name}/{name}".replace(
+            f"./{Path.cwd().name}/..", "./.", 1
+        )
     if how == "absolute":
         return str(Path(name).absolute())
     other = Path(f"other-{how}.jsonl")
@@ -125,14 +133,22 @@ def spelled(how, name):
     return str(other)
 
 
-@pytest.mark.parametrize("how", ["same", "relative", "absolute", "link", "hard link", "link to a link"])
+@pytest.mark.parametrize(
+    "how", ["same", "relative", "absolute", "link", "hard link", "link to a link"]
+)
 @pytest.mark.parametrize("name", ["data.jsonl", "labels.jsonl", "c.toml", "base.safetensors"])
 def test_a_replay_never_writes_over_what_it_reads(folder, capsys, how, name):
-    """Entries, labels, config and weights, by whatever name: exit code 2, and every file is what it was."""
+    """Entries, labels, config and weights, by whatever name: exit code 2, and every file is what
+    it was."""
     out = spelled(how, name)
     capsys.readouterr()
     with nothing_changes(folder):
-        assert run_command(["replay", "c.toml", "data.jsonl", "--labels", "labels.jsonl", "--out", out]).code == 2
+        assert (
+            run_command(
+                ["replay", "c.toml", "data.jsonl", "--labels", "labels.jsonl", "--out", out]
+            ).code
+            == 2
+        )
     assert "config: --out: expected another file than" in capsys.readouterr().err
 
 
@@ -152,8 +168,16 @@ def test_the_dead_letters_of_runs_are_no_place_for_something_else(folder, comman
     Path("run-out.jsonl.dead-letters").write_bytes(RESULT)
     own = ["--set", 'dead_letters={kind="files", path="earlier.jsonl"}']
     with nothing_changes(folder):
-        assert run_command([command, "c.toml", "data.jsonl", "--out", "run-out.jsonl.dead-letters"]).code == 2
-        assert run_command([command, "c.toml", "data.jsonl", "--out", "earlier.jsonl", *own]).code == 2
+        assert (
+            run_command(
+                [command, "c.toml", "data.jsonl", "--out", "run-out.jsonl.dead-letters"]
+            ).code
+            == 2
+        )
+        assert (
+            run_command([command, "c.toml", "data.jsonl", "--out", "earlier.jsonl", *own]).code
+            == 2
+        )
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -170,7 +194,8 @@ def test_the_dead_letters_of_runs_are_no_place_for_something_else(folder, comman
     ],
 )
 def test_what_is_no_regular_file_is_refused_unopened(folder, capsys, kind, arguments):
-    """By every command that writes: a pipe would wait for ever, a folder or a device would be lost."""
+    """By every command that writes: a pipe would wait for ever, a folder or a device would be
+    lost."""
     make(kind)
     with nothing_changes(folder):
         assert run_command(arguments).code == 2
@@ -205,7 +230,8 @@ def test_a_device_is_refused_unopened(folder, monkeypatch):
     ],
 )
 def test_a_replay_that_fails_leaves_the_earlier_result(folder, more, code):
-    """Whether it fails before the first record or in the middle; and nothing half written is left."""
+    """Whether it fails before the first record or in the middle; and nothing half written is
+    left."""
     Path("torn.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00rest")
     os.mkfifo("pipe.jsonl")
     with nothing_changes(folder):
@@ -229,7 +255,9 @@ def test_a_replay_follows_a_link_and_keeps_its_file_s_mode(folder):
 def test_a_config_with_a_guarantee_is_replayed_like_any_other(folder):
     """What it rests on, checkpoints, is left out of a replay."""
     more = ["--set", "guarantee=effectively-once", "--set", 'checkpoint={path="state"}']
-    assert run_command(["replay", "c.toml", "data.jsonl", "--out", "earlier.jsonl", *more]).code == 0
+    assert (
+        run_command(["replay", "c.toml", "data.jsonl", "--out", "earlier.jsonl", *more]).code == 0
+    )
     assert not Path("state").exists()
 
 
@@ -256,28 +284,40 @@ def make():
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_replay_that_is_killed_leaves_the_earlier_result(folder, number):
-    """In the middle of it; what SIGKILL leaves is removed by the next replay, and a shell sees the signal's code."""
+    """In the middle of it; what SIGKILL leaves is removed by the next replay, and a shell sees the
+    signal's code."""
     (folder / "mine.py").write_text(MODEL)
     own = ["--set", 'base={kind="module", factory="mine:make"}', "--out", "earlier.jsonl"]
     before = snapshot(folder)
     done = subprocess.run(
         [sys.executable, "-m", "streamadapt", "replay", "c.toml", "data.jsonl", *own],
-        env=os.environ | {"THE_SIGNAL": str(int(number)), "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ
+        | {
+            "THE_SIGNAL": str(int(number)),
+            "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == (-number if number == signal.SIGKILL else 128 + number), done.stderr
     assert "Traceback" not in done.stderr
-    now = {name: what for name, what in snapshot(folder).items() if not name.startswith("__pycache__")}
+    now = {
+        name: what for name, what in snapshot(folder).items() if not name.startswith("__pycache__")
+    }
     left = sorted(now.keys() - before.keys())
     assert {name: now[name] for name in before} == before
     assert len(left) == (2 if number == signal.SIGKILL else 0)
-    assert all(name.startswith("earlier.jsonl.") and name.endswith(".streamadapt-part") for name in left)
+    assert all(
+        name.startswith("earlier.jsonl.") and name.endswith(".streamadapt-part") for name in left
+    )
     assert run_command(["replay", "c.toml", "data.jsonl", "--out", "earlier.jsonl"]).code == 0
     assert [name for name in snapshot(folder) if "part" in name] == []
 
 
 def test_what_another_replay_still_writes_is_left_alone(folder):
-    """It holds a lock on its file; and a file of the user's own is none of ours, whatever its name begins with."""
+    """It holds a lock on its file; and a file of the user's own is none of ours, whatever its name
+    begins with."""
     Path("earlier.jsonl.part").write_text("mine")
     busy = Path("earlier.jsonl.99-abc.streamadapt-part")
     with busy.open("wb") as file:
@@ -332,7 +372,12 @@ def test_a_run_appends_to_its_own_file_and_to_none_of_somebody_else_s(folder, ca
 def test_a_fit_never_writes_over_what_it_reads(folder, out):
     Path("link").symlink_to("data.jsonl")
     with nothing_changes(folder):
-        assert run_command(["fit", "c.toml", "data.jsonl", "--labels", "labels.jsonl", "--out", out]).code == 2
+        assert (
+            run_command(
+                ["fit", "c.toml", "data.jsonl", "--labels", "labels.jsonl", "--out", out]
+            ).code
+            == 2
+        )
 
 
 def test_a_fit_follows_a_link_and_touches_no_file_beside_it(folder):
@@ -343,7 +388,9 @@ def test_a_fit_follows_a_link_and_touches_no_file_beside_it(folder):
     assert Path("link").is_symlink()
     torch.testing.assert_close(load_file("elsewhere"), before)
     assert Path("base.safetensors.part").read_text() == "mine"
-    assert run_command(["fit", "c.toml", "data.jsonl"]).code == 0, "its own earlier weights may be replaced"
+    assert run_command(["fit", "c.toml", "data.jsonl"]).code == 0, (
+        "its own earlier weights may be replaced"
+    )
 
 
 def test_init_follows_a_link_and_overwrites_only_when_told(folder):
@@ -360,14 +407,24 @@ def test_init_follows_a_link_and_overwrites_only_when_told(folder):
 
 @pytest.mark.parametrize("kind", ["same", "pipe", "folder", "nowhere/x"])
 def test_dlq_replay_writes_lines_into_new_files_only(folder, kind):
-    Path("data.jsonl").write_text('{"id":"a","t":1,"x":"no number","y":1}\n' + Path("data.jsonl").read_text())
+    Path("data.jsonl").write_text(
+        '{"id":"a","t":1,"x":"no number","y":1}\n' + Path("data.jsonl").read_text()
+    )
     assert run_command(["run", "c.toml"]).code == 0
     letter = json.loads(Path("run-out.jsonl.dead-letters").read_text())
-    Path("fixed.jsonl").write_text(json.dumps(letter | {"value": '{"id":"a","t":1,"x":1,"y":1}'}) + "\n")
+    Path("fixed.jsonl").write_text(
+        json.dumps(letter | {"value": '{"id":"a","t":1,"x":1,"y":1}'}) + "\n"
+    )
     out = "fixed.jsonl" if kind == "same" else "nowhere/x" if "/" in kind else "odd"
     if out == "odd":
         make(kind)
     with nothing_changes(folder):
-        assert run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes", "--out", out]).code == 1
-    assert run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes", "--out", "new.jsonl"]).code == 0
+        assert (
+            run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes", "--out", out]).code
+            == 1
+        )
+    assert (
+        run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes", "--out", "new.jsonl"]).code
+        == 0
+    )
     assert json.loads(Path("new.jsonl").read_text())["x"] == 1

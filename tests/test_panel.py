@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import assert_same_state
 
-from streamadapt import RLS, Bias, Entry, Forecast, Label, Persistence, Pipeline, Position, Supervised, TwoLayer
+from streamadapt import (
+    RLS,
+    Bias,
+    Entry,
+    Forecast,
+    Label,
+    Persistence,
+    Pipeline,
+    Position,
+    Supervised,
+    TwoLayer,
+)
 from streamadapt.errors import ConfigError, EntryError, Reason
 from streamadapt.pipeline.panel import Panel
 from streamadapt.pipeline.watermark import ALONE, TOGETHER, Reading, Watermark
@@ -24,7 +35,14 @@ LATENESS = 20  # seconds, in the tests with random orders
 
 
 def record(sensor, t, value, offset=0):
-    return Entry(np.array([value], np.float32), round(t * S), f"@{offset}", sensor, None, Position("topic", 3, offset))
+    return Entry(
+        np.array([value], np.float32),
+        round(t * S),
+        f"@{offset}",
+        sensor,
+        None,
+        Position("topic", 3, offset),
+    )
 
 
 def rows_of(panel, records):
@@ -53,7 +71,11 @@ def oracle(records, sensors, step, max_gap=100):
             out += [(float(last + i * step), [math.nan] * len(sensors)) for i in silent]
         values = []
         for sensor in sensors:
-            known = sorted((t, v, math.copysign(1, v)) for t, v in by_row[row].get(sensor, ()) if not math.isnan(v))
+            known = sorted(
+                (t, v, math.copysign(1, v))
+                for t, v in by_row[row].get(sensor, ())
+                if not math.isnan(v)
+            )
             values.append(known[-1][1] if known else math.nan)
         out.append((float(row), values))
         last = row
@@ -79,7 +101,8 @@ def arrivals(readings, *, jitter):
 
 
 def test_the_order_within_the_lateness_is_one_that_the_lateness_allows():
-    """The strategy's own check: with the jitter no record is more than the lateness behind the newest."""
+    """The strategy's own check: with the jitter no record is more than the lateness behind the
+    newest."""
     made = arrivals([("a", 0, 1.0, 19.5), ("b", 19, 1.0, 0.0), ("c", 30, 1.0, 3.0)], jitter=True)
     assert [one.key for one in made] == ["b", "a", "c"]
 
@@ -100,13 +123,18 @@ def test_rows_are_those_of_a_slow_oracle_in_any_allowed_order(readings, step):
                 except EntryError as error:
                     refused.append(error.reason)
             rows += panel.flush()
-            assert same([(r.time / S, r.values.tolist()) for r in rows], oracle(records, ["c", "a", "b"], step))
+            assert same(
+                [(r.time / S, r.values.tolist()) for r in rows],
+                oracle(records, ["c", "a", "b"], step),
+            )
             assert refused == [Reason.UNKNOWN_SENSOR for one in given_ if one.key == "d"]
             assert not panel.lost
 
 
 def panel_pipeline(panel, learners=None, **more):
-    return Pipeline(Forecast(3, 2), Persistence(2), learners or [Bias(0.1), RLS(0.99)], panel=panel, **more)
+    return Pipeline(
+        Forecast(3, 2), Persistence(2), learners or [Bias(0.1), RLS(0.99)], panel=panel, **more
+    )
 
 
 def run(pipeline, records):
@@ -118,21 +146,26 @@ def run(pipeline, records):
 
 @given(readings, st.sampled_from([None, "10s"]), st.sampled_from([2, 3, 6]))
 def test_reordered_within_the_lateness_the_results_are_the_same_bits(readings, step, most):
-    """Predictions, ids, places, columns and the pipeline's state; also where sensors are more than columns."""
+    """Predictions, ids, places, columns and the pipeline's state; also where sensors are more than
+    columns."""
     ends = []
     for jitter in (False, True):
         pipeline = panel_pipeline(Panel(max_sensors=most, step=step, lateness=f"{LATENESS}s"))
         ends.append((run(pipeline, arrivals(readings, jitter=jitter)), pipeline.state_dict()))
     assert ends[0][0] == ends[1][0]
     for _, state in ends:
-        del state["stats"]["rejected"]  # how many found no column any more, rather than none in the end
+        del state["stats"][
+            "rejected"
+        ]  # how many found no column any more, rather than none in the end
         state["panel"]["clock"].pop("newest")
     assert_same_state(ends[0][1], ends[1][1])
 
 
 @settings(deadline=None, max_examples=25)
 @given(readings, st.integers(0, 60), st.sampled_from([None, "10s"]))
-def test_saved_in_the_middle_and_polled_in_any_lots_the_results_are_the_same_bits(readings, at, step):
+def test_saved_in_the_middle_and_polled_in_any_lots_the_results_are_the_same_bits(
+    readings, at, step
+):
     """A checkpoint between any two records leaves no trace, through the safe form on disk."""
     records = arrivals(readings, jitter=True)
     whole = panel_pipeline(Panel(max_sensors=4, step=step, lateness="5s"))
@@ -142,7 +175,9 @@ def test_saved_in_the_middle_and_polled_in_any_lots_the_results_are_the_same_bit
     said = [p for one in records[:at] for p in first.observe([one])]
     second = panel_pipeline(Panel(max_sensors=4, step=step, lateness="5s"))
     second.load_state_dict(decode(*encode(first.state_dict())))
-    got = [(one, p.position, p.columns) for one, p in zip(bits(said), said, strict=True)] + run(second, records[at:])
+    got = [(one, p.position, p.columns) for one, p in zip(bits(said), said, strict=True)] + run(
+        second, records[at:]
+    )
     assert got == wanted
     assert_same_state(whole.state_dict(), second.state_dict())
 
@@ -150,7 +185,9 @@ def test_saved_in_the_middle_and_polled_in_any_lots_the_results_are_the_same_bit
 def test_a_row_has_its_time_for_id_and_place():
     """What sinks and replays tell predictions apart by: rising, unique, free of arrival order."""
     pipeline = panel_pipeline(Panel(sensors=["a", "b"], step="10s", lateness="0s"))
-    said = pipeline.observe([record(s, t, t + i, 7 * t + i) for t in range(5, 95, 10) for i, s in enumerate("ab")])
+    said = pipeline.observe(
+        [record(s, t, t + i, 7 * t + i) for t in range(5, 95, 10) for i, s in enumerate("ab")]
+    )
     assert [p.time for p in said] == [t * S for t in range(30, 90, 10)]
     assert [p.id for p in said] == [str(p.time) for p in said]
     assert [p.position for p in said] == [Position("topic", 3, p.time) for p in said]
@@ -164,7 +201,9 @@ def test_a_row_has_its_time_for_id_and_place():
 def test_a_late_record_is_refused_and_changes_nothing():
     """Late: the watermark, the newest time less the lateness, has passed its row."""
     pipeline = panel_pipeline(Panel(sensors=["a", "b"], step="10s", lateness="15s"))
-    pipeline.observe([record("a", 8, 1.0), record("b", 25, 2.0)])  # the watermark: 10, which row 10 is not before
+    pipeline.observe(
+        [record("a", 8, 1.0), record("b", 25, 2.0)]
+    )  # the watermark: 10, which row 10 is not before
     pipeline.observe([record("b", 1, 3.0)])
     pipeline.observe([record("a", 26, 1.0)])  # 11
     before = pipeline.state_dict()
@@ -200,10 +239,16 @@ def test_bad_records_are_refused_with_their_reason(bad, reason):
 
 
 def test_columns_are_taken_in_order_of_release_then_name_and_kept():
-    """Not in order of arrival; sensors beyond the last column are refused, or dropped if they were waiting."""
+    """Not in order of arrival; sensors beyond the last column are refused, or dropped if they were
+    waiting."""
     panel = Panel(max_sensors=2, step="10s", lateness="10s")
     rows = []
-    for one in [record("c", 12, 3.0), record("b", 14, 2.0), record("a", 13, 1.0), record("z", 3, 9.0)]:
+    for one in [
+        record("c", 12, 3.0),
+        record("b", 14, 2.0),
+        record("a", 13, 1.0),
+        record("z", 3, 9.0),
+    ]:
         rows += panel.take(one)
     rows += panel.take(record("z", 40, 8.0))
     assert panel.columns == ("z", "a")
@@ -212,16 +257,27 @@ def test_columns_are_taken_in_order_of_release_then_name_and_kept():
         list(panel.take(record("b", 41, 1.0)))
     assert caught.value.reason is Reason.TOO_MANY_SENSORS
     rows += panel.flush()
-    wanted = [(10, [9.0, math.nan]), (20, [math.nan, 1.0]), (30, [math.nan] * 2), (40, [8.0, math.nan])]
-    assert same([(r.time / S, r.values.tolist()) for r in rows], [(float(t), v) for t, v in wanted])
+    wanted = [
+        (10, [9.0, math.nan]),
+        (20, [math.nan, 1.0]),
+        (30, [math.nan] * 2),
+        (40, [8.0, math.nan]),
+    ]
+    assert same(
+        [(r.time / S, r.values.tolist()) for r in rows], [(float(t), v) for t, v in wanted]
+    )
 
 
 def test_a_missing_value_takes_no_column():
     """NaN says when, not what."""
     panel = Panel(max_sensors=1, lateness="0s")
-    assert same(rows_of(panel, [record("a", 1, math.nan), record("b", 2, 5.0), record("b", 3, math.nan)]), [
-        (2.0, [5.0]), (3.0, [math.nan]),
-    ])  # fmt: skip
+    assert same(
+        rows_of(panel, [record("a", 1, math.nan), record("b", 2, 5.0), record("b", 3, math.nan)]),
+        [
+            (2.0, [5.0]),
+            (3.0, [math.nan]),
+        ],
+    )
     assert panel.columns == ("b",)
     assert not panel.lost
 
@@ -243,7 +299,9 @@ def test_sensors_that_come_and_go_are_masked_and_their_parameters_kept():
     biases = []
     for t in range(1, 120):
         sensors = "ab" if t < 30 else "a" if t < 60 else "abc"
-        pipeline.observe([record(s, t, 10 * i + t * 0.5 + 0.1 * rng.normal()) for i, s in enumerate(sensors)])
+        pipeline.observe(
+            [record(s, t, 10 * i + t * 0.5 + 0.1 * rng.normal()) for i, s in enumerate(sensors)]
+        )
         if pipeline.spec is not None:
             biases.append({k: v.clone() for k, v in pipeline.learners[0].state_dict().items()})
     said = pipeline.flush()[-1]
@@ -279,7 +337,9 @@ def test_the_newest_value_wins_and_at_one_time_the_greatest():
         panel = Panel(sensors=["a"], step="10s")
         ((_, (value,)),) = rows_of(panel, [record("a", 4, v) for v in order])
         assert math.copysign(1.0, value) == 1.0
-    assert rows_of(Panel(sensors=["a"], step="10s"), [record("a", 4, 7.0), record("a", 5, math.nan)]) == [(10.0, [7.0])]
+    assert rows_of(
+        Panel(sensors=["a"], step="10s"), [record("a", 4, 7.0), record("a", 5, math.nan)]
+    ) == [(10.0, [7.0])]
 
 
 def test_what_waits_is_bounded():
@@ -296,18 +356,24 @@ def test_what_waits_is_bounded():
 
 
 def test_one_record_dated_far_ahead_does_not_close_the_rows():
-    """Also at the head of a live stream, where no follower can be waited for; it is dropped and counted."""
+    """Also at the head of a live stream, where no follower can be waited for; it is dropped and
+    counted."""
     panel = Panel(sensors=["a", "b"], step="10s", lateness="20s")
     good = [record("ab"[t % 2], t, float(t)) for t in range(100)]
     century = [record("a", 3e9, 1.0)]
-    assert same(rows_of(panel, good[:50] + century + good[50:]), rows_of(Panel(sensors=["a", "b"], step="10s"), good))
+    assert same(
+        rows_of(panel, good[:50] + century + good[50:]),
+        rows_of(Panel(sensors=["a", "b"], step="10s"), good),
+    )
     assert panel.lost == {"bad_time": 1}
 
 
 def test_a_sensor_whose_clock_is_always_wrong_is_alone_in_its_time():
     """One of three, two days ahead: the other two are served, its records are dropped."""
     panel = Panel(sensors=["a", "b", "c"], step="10s", lateness="20s")
-    records = [record(s, t + (172_800 if s == "c" else 0), 1.0) for t in range(0, 300, 10) for s in "cab"]
+    records = [
+        record(s, t + (172_800 if s == "c" else 0), 1.0) for t in range(0, 300, 10) for s in "cab"
+    ]
     rows = rows_of(panel, records)
     assert [t for t, _ in rows] == [float(t) for t in range(0, 300, 10)]
     assert {tuple(map(str, v)) for _, v in rows} == {("1.0", "1.0", "nan")}
@@ -317,7 +383,9 @@ def test_a_sensor_whose_clock_is_always_wrong_is_alone_in_its_time():
 @pytest.mark.parametrize("sensors", ["a", "ab"])
 def test_after_a_long_silence_the_stream_goes_on_and_loses_nothing(sensors):
     """Two days without a record: no clock is wrong, since nothing speaks against the leap."""
-    records = [record(s, t + (172_800 if t > 50 else 0), 1.0) for t in range(1, 101) for s in sensors]
+    records = [
+        record(s, t + (172_800 if t > 50 else 0), 1.0) for t in range(1, 101) for s in sensors
+    ]
     panel = Panel(sensors=list(sensors), lateness="5s", step="1s", max_gap=0)
     rows = [row for one in records for row in panel.take(one)]
     assert len(rows) == 94  # the last 6 wait
@@ -341,11 +409,17 @@ def test_a_leap_is_believed_by_the_stated_numbers():
         mark = Watermark(10, 100)
         for _ in range(TOGETHER):
             mark.admit(Reading(0, "a", 1.0))
-        admitted = [mark.admit(Reading(1000 + i, names[i % len(names)], 1.0)) for i in range(ALONE)]
+        admitted = [
+            mark.admit(Reading(1000 + i, names[i % len(names)], 1.0)) for i in range(ALONE)
+        ]
         assert [len(one) for one in admitted[:needed]] == [0] * (needed - 1) + [needed]
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([0, 5, 50, 1000, 10**6])), max_size=200))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.sampled_from([0, 5, 50, 1000, 10**6])), max_size=200
+    )
+)
 def test_doubt_is_bounded_and_loses_count_of_nothing(leaps):
     """Every reading comes out, is dropped, or is in doubt; never more than a few are."""
     mark, out, now = Watermark(10, 100), 0, 0

@@ -1,4 +1,5 @@
-"""Per-entry adaptation of real nets on digits: what it survives, what it leaves alone, what it refuses."""
+"""Per-entry adaptation of real nets on digits: what it survives, what it leaves alone, what it
+refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from core_helpers import built, entry, spec_of
 from test_tent import CHANNELS, CLASSES, batches, model_of, run_stream, spec_with
 from torch import Tensor, nn
 
-from benchmarks.scenarios.digits_data import Digits, as_tensor, corrupted, load_digits, make_net, train
+from benchmarks.scenarios.digits_data import (
+    Digits,
+    as_tensor,
+    corrupted,
+    load_digits,
+    make_net,
+    train,
+)
 from streamadapt import FrozenModel, PerEntry, Pipeline, TwoLayer, Unlabelled
 from streamadapt.errors import ConfigError
 from streamadapt.learners import Spec
@@ -46,7 +54,8 @@ def source() -> Tensor:
 
 
 def stream(names: Sequence[str], each: int, *, in_order: bool = False) -> tuple[Tensor, Tensor]:
-    """Entries (n, 1, 64) and labels: so many with each corruption, sorted by label within it if wanted."""
+    """Entries (n, 1, 64) and labels: so many with each corruption, sorted by label within it if
+    wanted."""
     data, rng = digits()[0], np.random.default_rng(3)
     images, labels = [], []
     for name in names:
@@ -58,7 +67,9 @@ def stream(names: Sequence[str], each: int, *, in_order: bool = False) -> tuple[
     return as_tensor(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
 
 
-def accuracies(said: Tensor, frozen: nn.Module, entries: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def accuracies(
+    said: Tensor, frozen: nn.Module, entries: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
     """Which answers are right: the learner's and the frozen model's."""
     with torch.no_grad():
         return (said.argmax(1) == labels).float(), (frozen(entries).argmax(1) == labels).float()
@@ -80,7 +91,10 @@ def test_it_follows_changes_and_returns_with_the_frozen_model() -> None:
     model = digits()[1]
     entries, labels = stream(["clean", "bright", "clean", "contrast", "clean"], 100)
     learner = built(PerEntry(source()), digits_spec(model))
-    mine, frozen = (a.view(5, 100).mean(1) for a in accuracies(run_stream(learner, entries), model, entries, labels))
+    mine, frozen = (
+        a.view(5, 100).mean(1)
+        for a in accuracies(run_stream(learner, entries), model, entries, labels)
+    )
     assert (mine[[1, 3]] > frozen[[1, 3]] + 0.1).all()
     assert (mine[[0, 2, 4]] >= frozen[[0, 2, 4]] - 0.02).all()
 
@@ -117,7 +131,9 @@ def test_a_model_without_batch_norms_is_never_far_from_its_frozen_self() -> None
     said = run_stream(learner, entries)
     with torch.no_grad():
         frozen = model(entries).softmax(1)
-    torch.testing.assert_close(said, frozen, rtol=1e-4, atol=1e-6)  # all unfamiliar: the frozen answers
+    torch.testing.assert_close(
+        said, frozen, rtol=1e-4, atol=1e-6
+    )  # all unfamiliar: the frozen answers
     learner.reset()
     entries, labels = stream(["clean"], 300, in_order=True)
     mine, frozen = accuracies(run_stream(learner, entries), model, entries, labels)
@@ -217,7 +233,9 @@ def test_what_predict_worked_out_is_not_used_for_anything_else() -> None:
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])
 def test_flat_models_work_too(norm: str) -> None:
     learner = built(PerEntry(torch.cat(batches(20, 8))), spec_with(model_of(norm)))
-    entries = torch.cat([torch.cat(batches(5, 8, seed=3)), torch.cat(batches(5, 8, seed=4)) * 3.0 + 4.0])
+    entries = torch.cat(
+        [torch.cat(batches(5, 8, seed=3)), torch.cat(batches(5, 8, seed=4)) * 3.0 + 4.0]
+    )
     said = run_stream(learner, entries)
     assert said.shape == (80, CLASSES)
     torch.testing.assert_close(said.sum(1), torch.ones(80))

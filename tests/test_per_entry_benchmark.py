@@ -36,13 +36,17 @@ def few(seed: int) -> tuple[Digits, nn.Module]:
     return short, train(digits, seed, epochs=1)
 
 
-def test_a_scenario_gives_every_expert_a_mean_and_a_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scenario_gives_every_expert_a_mean_and_a_spread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(scenario, "SEEDS", (0, 1))
     monkeypatch.setattr(scenario, "_prepared", few)
     monkeypatch.setitem(scenario.STREAMS, "digits-sorted", ("sorted-clean", "iid-contrast"))
     told: list[str] = []
     found = scenario.measure("digits-sorted", told.append)
-    assert told == [f"seed {s}, {stream}" for s in (0, 1) for stream in ("sorted-clean", "iid-contrast")]
+    assert told == [
+        f"seed {s}, {stream}" for s in (0, 1) for stream in ("sorted-clean", "iid-contrast")
+    ]
     experts = {"source", "per-entry", "tent", "eata", "served", "tent-64", "eata-64", "batch-64"}
     assert {name for name in found if " " not in name} == experts
     assert {tuple(figure) for figure in found.values()} == {("mean", "spread")}
@@ -55,7 +59,9 @@ def test_a_scenario_gives_every_expert_a_mean_and_a_spread(monkeypatch: pytest.M
 
 def test_every_scenario_has_its_protocol_and_the_streams_are_fifteen_and_twenty() -> None:
     assert scenario.PROTOCOLS.keys() == set(scenario.NAMES)
-    built_with = [s for name in scenario.NAMES if name != "digits-unseen" for s in scenario.STREAMS[name]]
+    built_with = [
+        s for name in scenario.NAMES if name != "digits-unseen" for s in scenario.STREAMS[name]
+    ]
     assert len(set(built_with)) == 15
     assert len(scenario.STREAMS["digits-unseen"]) == 20
     assert not set(CORRUPTIONS) & set(UNSEEN)

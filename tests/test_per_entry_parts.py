@@ -112,7 +112,10 @@ class SlowMemory:
         counts = [sum(y == c for y, _, _ in self.items) for c in range(self.classes)]
         weights = [1.0 / counts[y] for y, _, _ in self.items]
         total = sum(weights)
-        mu = sum(((w / total) * m for w, (_, m, _) in zip(weights, self.items, strict=True)), torch.zeros_like(mean))
+        mu = sum(
+            ((w / total) * m for w, (_, m, _) in zip(weights, self.items, strict=True)),
+            torch.zeros_like(mean),
+        )
         s2 = torch.zeros_like(var)
         for w, (_, m, v) in zip(weights, self.items, strict=True):
             s2 = s2 + (w / total) * (v + (m - mu) ** 2)
@@ -126,7 +129,9 @@ class SlowMemory:
 def test_the_memory_is_the_slow_one(labels: list[int]) -> None:
     mean, var = torch.tensor([1.0, -2.0]), torch.tensor([2.0, 0.5])
     memory, slow = BalancedMemory(8, 4, mean, var), SlowMemory(8, 4)
-    for at, m, v in ((t, numbers(2, seed=t), numbers(2, seed=t + 99).exp()) for t in range(len(labels))):
+    for at, m, v in (
+        (t, numbers(2, seed=t), numbers(2, seed=t + 99).exp()) for t in range(len(labels))
+    ):
         memory.add(torch.tensor(labels[at]), m, v)
         slow.add(labels[at], m, v)
         for mine, theirs in zip(memory.statistics(), slow.statistics(mean, var), strict=True):
@@ -174,7 +179,9 @@ def runs(n: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("length", "least"), [(40, 0.2), (1, -0.02)])
-def test_continuity_helps_where_labels_come_in_runs_and_does_no_harm_where_not(length: int, least: float) -> None:
+def test_continuity_helps_where_labels_come_in_runs_and_does_no_harm_where_not(
+    length: int, least: float
+) -> None:
     labels, said = runs(600, length)
     if length == 1:
         order = torch.randperm(600, generator=torch.Generator().manual_seed(1))
@@ -234,7 +241,9 @@ def source(n: int = 300, seed: int = 5) -> tuple[Tensor, Tensor]:
     """Images (n, 3, 6, 6) of two kinds that look different, and their kind."""
     labels = torch.arange(n) % 2
     skewed = numbers(n, 3, 6, 6, seed=seed).exp()  # positively skewed
-    return skewed * (1.0 + 0.3 * labels.view(-1, 1, 1, 1)) + 0.5 * numbers(n, 1, 1, 1, seed=seed + 1), labels
+    return skewed * (1.0 + 0.3 * labels.view(-1, 1, 1, 1)) + 0.5 * numbers(
+        n, 1, 1, 1, seed=seed + 1
+    ), labels
 
 
 def generator() -> torch.Generator:

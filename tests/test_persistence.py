@@ -28,12 +28,16 @@ def test_forecasts_repeat_the_last_value_as_the_base_of_that_kind_does() -> None
 def test_regressions_repeat_the_newest_label_of_each_output() -> None:
     learner = built(LastValue(), spec_of("regression", 1, 1, 1, 3))
     said = base([[7.0, 8.0, 9.0]])
-    assert learner.predict(torch.zeros(1, 1), said).tolist() == [[7.0, 8.0, 9.0]], "the base, before any label"
+    assert learner.predict(torch.zeros(1, 1), said).tolist() == [[7.0, 8.0, 9.0]], (
+        "the base, before any label"
+    )
     for label, known, wanted in (
         ([1.0, 2.0, np.nan], [1, 1, 0], [1.0, 2.0, 9.0]),
         ([np.nan, 4.0, np.nan], [0, 1, 0], [1.0, 4.0, 9.0]),
     ):
-        learner.learn(torch.zeros(1, 1), said, torch.tensor([label]), torch.tensor([known], dtype=torch.bool))
+        learner.learn(
+            torch.zeros(1, 1), said, torch.tensor([label]), torch.tensor([known], dtype=torch.bool)
+        )
         assert learner.predict(torch.zeros(1, 1), said).tolist() == [wanted]
 
 
@@ -84,4 +88,9 @@ def test_wrong_shapes_are_refused(kind: Any) -> None:
     rows = 3 if kind == "forecast" else 1
     learner = built(LastValue(), spec_of(kind, 2, 2, rows, 2))
     with pytest.raises(ShapeError):
-        learner.learn(torch.zeros(2, 2), base(np.zeros((rows, 2))), torch.zeros(rows, 3), torch.zeros(rows, 3) == 0)
+        learner.learn(
+            torch.zeros(2, 2),
+            base(np.zeros((rows, 2))),
+            torch.zeros(rows, 3),
+            torch.zeros(rows, 3) == 0,
+        )

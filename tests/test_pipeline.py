@@ -1,4 +1,5 @@
-"""The promises of the pipeline: no leakage, grouping invisible, replay exact, bad items harmless, state whole."""
+"""The promises of the pipeline: no leakage, grouping invisible, replay exact, bad items harmless,
+state whole."""
 
 from __future__ import annotations
 
@@ -7,26 +8,56 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from core_helpers import KINDS, bits, entries, entry, linear_base, pipeline_of, state, stream_of, walk
+from core_helpers import (
+    KINDS,
+    bits,
+    entries,
+    entry,
+    linear_base,
+    pipeline_of,
+    state,
+    stream_of,
+    walk,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamadapt import RLS, Bias, DriftMonitor, Entry, Forecast, Label, NoGuard, Persistence, Pipeline, Supervised
+from streamadapt import (
+    RLS,
+    Bias,
+    DriftMonitor,
+    Entry,
+    Forecast,
+    Label,
+    NoGuard,
+    Persistence,
+    Pipeline,
+    Supervised,
+)
 from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason
 from streamadapt.learners import ADCSD
 from streamadapt.testing.checks.cases import state_bytes, through_a_checkpoint
 
 
 def noise_from(items: list[Entry | Label], cut: int) -> list[Entry | Label]:
-    """Replace everything after item `cut` by noise, and the label that item `cut` brings with it."""
+    """Replace everything after item `cut` by noise, and the label that item `cut` brings with
+    it."""
     rng = np.random.default_rng(99)
     changed: list[Entry | Label] = items[:cut]
     for i, item in enumerate(items[cut:], cut):
         if isinstance(item, Label):
-            value = item.value if i == cut else rng.normal(50.0, 9.0, item.value.shape).astype(np.float32)
+            value = (
+                item.value
+                if i == cut
+                else rng.normal(50.0, 9.0, item.value.shape).astype(np.float32)
+            )
             changed.append(Label(item.id, value, item.time, item.position))
             continue
-        values = item.values if i == cut else rng.normal(50.0, 9.0, item.values.shape).astype(np.float32)
+        values = (
+            item.values
+            if i == cut
+            else rng.normal(50.0, 9.0, item.values.shape).astype(np.float32)
+        )
         label = item.label
         if label is not None:
             classes = len(label) == 1
@@ -39,9 +70,12 @@ def noise_from(items: list[Entry | Label], cut: int) -> list[Entry | Label]:
 @pytest.mark.parametrize("cut", [30, 57])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_prediction_uses_what_came_after_it(kind: str, cut: int) -> None:
-    """Nor the label that its own entry brought: all items are handed over at once, so looking ahead could be done."""
+    """Nor the label that its own entry brought: all items are handed over at once, so looking
+    ahead could be done."""
     items = stream_of(kind)
-    clean, noisy = (pipeline_of(kind).observe(stream) for stream in (items, noise_from(items, cut)))
+    clean, noisy = (
+        pipeline_of(kind).observe(stream) for stream in (items, noise_from(items, cut))
+    )
     until = {item.id for item in items[: cut + 1] if isinstance(item, Entry)}
     before = [p for p in clean if p.id in until]
     assert before
@@ -55,10 +89,13 @@ def constant_base(inputs: Any) -> Any:
 
 
 def test_shuffled_labels_give_no_gain() -> None:
-    """With labels of other entries nothing beats the best constant; with the real ones the learners do."""
+    """With labels of other entries nothing beats the best constant; with the real ones the
+    learners do."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(800, 2)).astype(np.float32)
-    labels = (values @ np.array([[1.0], [-2.0]]) + 0.3 * rng.normal(size=(800, 1))).astype(np.float32)
+    labels = (values @ np.array([[1.0], [-2.0]]) + 0.3 * rng.normal(size=(800, 1))).astype(
+        np.float32
+    )
     gains = {}
     for name, given_labels in (("real", labels), ("shuffled", rng.permutation(labels))):
         pipeline = Pipeline(Supervised(1), constant_base, [Bias((0.1, 0.01)), RLS((0.999, 0.99))])
@@ -95,8 +132,15 @@ def bad_items(kind: str) -> list[tuple[Entry | Label, Reason]]:
         return found
     wide = 1 if kind == "classes" else 2
     found.append((entry([1.0, 2.0], 10**9, id="0"), Reason.DUPLICATE_ID))
-    found.append((entry([1.0, 2.0], 10**9, id="new", label=np.zeros(5, np.float32)), Reason.WRONG_WIDTH))
-    found.append((entry([1.0, 2.0], 10**9, id="new", label=np.full(wide, np.inf, np.float32)), Reason.NOT_FINITE))
+    found.append(
+        (entry([1.0, 2.0], 10**9, id="new", label=np.zeros(5, np.float32)), Reason.WRONG_WIDTH)
+    )
+    found.append(
+        (
+            entry([1.0, 2.0], 10**9, id="new", label=np.full(wide, np.inf, np.float32)),
+            Reason.NOT_FINITE,
+        )
+    )
     if kind != "late labels":
         found.append((Label("0", np.zeros(wide, np.float32), 3), Reason.DUPLICATE_LABEL))
     if kind == "classes":
@@ -117,7 +161,10 @@ def test_each_bad_item_raises_its_reason_and_changes_nothing(kind: str) -> None:
         assert caught.value.reason is reason, item
         assert caught.value.position == item.position
         after = pipeline.state_dict()
-        assert after["stats"]["rejected"][reason.value] == before["stats"]["rejected"].get(reason.value, 0) + 1
+        assert (
+            after["stats"]["rejected"][reason.value]
+            == before["stats"]["rejected"].get(reason.value, 0) + 1
+        )
         del after["stats"]["rejected"], before["stats"]["rejected"]
         assert state_bytes(after) == state_bytes(before)
 
@@ -125,16 +172,23 @@ def test_each_bad_item_raises_its_reason_and_changes_nothing(kind: str) -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.data(), st.sampled_from(KINDS))
 def test_bad_items_anywhere_and_any_grouping_change_no_prediction(data: Any, kind: str) -> None:
-    """What a poll brings together, and what is refused in between, is invisible in the predictions and in the state."""
+    """What a poll brings together, and what is refused in between, is invisible in the predictions
+    and in the state."""
     items = stream_of(kind, 40)
     # A bad label that an entry brought is refused by itself: such an entry changes something.
     bad = [one for one in bad_items(kind) if not isinstance(one[0], Entry) or one[0].label is None]
     mixed = list(items)
-    places = data.draw(st.lists(st.tuples(st.integers(3, len(items)), st.sampled_from(range(len(bad)))), max_size=6))
+    places = data.draw(
+        st.lists(
+            st.tuples(st.integers(3, len(items)), st.sampled_from(range(len(bad)))), max_size=6
+        )
+    )
     for place, which in sorted(places, reverse=True):
         mixed.insert(place, bad[which][0])
     rejected: list[Any] = []
-    grouped = pipeline_of(kind, on_rejected=lambda item, error: rejected.append((item, error.reason)))
+    grouped = pipeline_of(
+        kind, on_rejected=lambda item, error: rejected.append((item, error.reason))
+    )
     cuts = sorted(data.draw(st.lists(st.integers(0, len(mixed)), max_size=8)))
     predictions = []
     for start, stop in zip([0, *cuts], [*cuts, len(mixed)], strict=True):
@@ -168,19 +222,25 @@ def test_replay_gives_the_same_bits(kind: str) -> None:
 
 
 def test_the_seed_is_the_learners() -> None:
-    first, second = (pipeline_of("forecast", seed=s).observe(stream_of("forecast")) for s in (1, 2))
+    first, second = (
+        pipeline_of("forecast", seed=s).observe(stream_of("forecast")) for s in (1, 2)
+    )
     assert bits(first) != bits(second)
 
 
 def drifting(kind: str) -> Pipeline:
-    monitors = [DriftMonitor("adwin", "loss", "boost"), DriftMonitor("page-hinkley", "input", "alert")]
+    monitors = [
+        DriftMonitor("adwin", "loss", "boost"),
+        DriftMonitor("page-hinkley", "input", "alert"),
+    ]
     return pipeline_of(kind, drift=monitors)
 
 
 @pytest.mark.parametrize("stop", [2, 11, 64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_pipeline_goes_on_as_the_saved_one(kind: str, stop: int) -> None:
-    """Through a checkpoint on disk: before the first prediction, in the middle of things, with labels outstanding."""
+    """Through a checkpoint on disk: before the first prediction, in the middle of things, with
+    labels outstanding."""
     items = stream_of(kind)
     saved, loaded = drifting(kind), drifting(kind)
     saved.observe(items[:stop])
@@ -216,11 +276,15 @@ class FiresOnce(DriftMonitor):
         return self.count == 3
 
 
-def test_a_drift_that_a_label_brought_is_told_by_the_next_prediction_also_after_a_restart() -> None:
+def test_a_drift_that_a_label_brought_is_told_by_the_next_prediction_also_after_a_restart() -> (
+    None
+):
     pipelines = [pipeline_of("late labels", drift=[FiresOnce()]) for _ in range(2)]
     saved, loaded = pipelines
     items = stream_of("late labels")
-    fired_at = next(i for i, item in enumerate(items) for _ in [saved.observe([item])] if saved.stats.drifts)
+    fired_at = next(
+        i for i, item in enumerate(items) for _ in [saved.observe([item])] if saved.stats.drifts
+    )
     assert isinstance(items[fired_at], Label)
     loaded.load_state_dict(through_a_checkpoint(saved.state_dict()))
     for pipeline in pipelines:
@@ -248,7 +312,9 @@ def test_predict_changes_nothing(kind: str) -> None:
         assert state(pipeline) == before
     with pytest.raises(EntryError, match="wrong_width"):
         pipeline.predict(entry([1.0], newest))
-    assert bits(pipeline.observe(items[60:])) == bits(drifting(kind).observe(items)[-len_of(items[60:]) :])
+    assert bits(pipeline.observe(items[60:])) == bits(
+        drifting(kind).observe(items)[-len_of(items[60:]) :]
+    )
 
 
 def len_of(items: list[Entry | Label]) -> int:
@@ -265,7 +331,8 @@ def test_predict_says_what_observe_would_say_if_nothing_matured() -> None:
 
 @pytest.mark.parametrize("seen", [0, 1, 2, 3])
 def test_predict_before_the_first_prediction_is_refused_and_leaves_no_trace(seen: int) -> None:
-    """Also when the asked entry would just fill the window: the learners are built by the stream, not by a question."""
+    """Also when the asked entry would just fill the window: the learners are built by the stream,
+    not by a question."""
     values = walk(30, 2)
     asked, fresh = pipeline_of("forecast"), pipeline_of("forecast")
     asked.observe(entries(values)[:seen])
@@ -276,7 +343,8 @@ def test_predict_before_the_first_prediction_is_refused_and_leaves_no_trace(seen
 
 
 def test_counts_and_losses_are_those_of_the_predictions() -> None:
-    """The statistics against the predictions themselves: same cells, same sums, masked cells left out."""
+    """The statistics against the predictions themselves: same cells, same sums, masked cells left
+    out."""
     values = walk(80, 2, missing=0.1)
     pipeline = Pipeline(Forecast(3, 2), Persistence(2), [Bias(0.1)])
     predictions = pipeline.observe(entries(values))

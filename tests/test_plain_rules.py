@@ -77,7 +77,9 @@ class SlowAdaHedge:
         if self.gap > 0.0:
             eta = math.log(EXPERTS) / self.gap
             least = min(losses)
-            inside = sum(w * math.exp(-eta * (x - least)) for w, x in zip(self.w, losses, strict=True))
+            inside = sum(
+                w * math.exp(-eta * (x - least)) for w, x in zip(self.w, losses, strict=True)
+            )
             mixed = least - math.log(inside) / eta
         else:
             mixed = min(t + x for t, x in zip(self.total, losses, strict=True)) - min(self.total)
@@ -105,9 +107,10 @@ class SlowGradient:
             return
         wanted = np.array(self.w) + r / math.sqrt(self.squares)
         found = minimize(
-            lambda w: float(((w - wanted) ** 2).sum()), np.full(EXPERTS, 1.0 / EXPERTS), jac=lambda w: 2 * (w - wanted),
-            bounds=[(0.0, None)] * EXPERTS, constraints={"type": "eq", "fun": lambda w: w.sum() - 1.0},
-            method="SLSQP", options={"ftol": 1e-14},
+            lambda w: float(((w - wanted) ** 2).sum()), np.full(EXPERTS, 1.0 / EXPERTS),
+            jac=lambda w: 2 * (w - wanted), bounds=[(0.0, None)] * EXPERTS,
+            constraints={"type": "eq", "fun": lambda w: w.sum() - 1.0}, method="SLSQP",
+            options={"ftol": 1e-14},
         )  # fmt: skip
         self.w = found.x.tolist()
 
@@ -127,11 +130,14 @@ def built(name: str, groups: tuple[int, int] = (1, 1), experts: int = EXPERTS) -
 
 
 def regrets(groups: tuple[int, int], n: int = 60, seed: int = 0) -> Any:
-    """Drifting ones, in units that differ by thousands, the first zero; a fifth of the groups without news."""
+    """Drifting ones, in units that differ by thousands, the first zero; a fifth of the groups
+    without news."""
     rng = np.random.default_rng(seed)
     for t in range(n):
         drifting = np.sin(t / 20.0 + np.arange(EXPERTS))[None, :, None, None]
-        signal = (drifting + rng.normal(size=(1, EXPERTS, *groups))) * (1e-3 if seed else 1.0) * (t > 0)
+        signal = (
+            (drifting + rng.normal(size=(1, EXPERTS, *groups))) * (1e-3 if seed else 1.0) * (t > 0)
+        )
         yield signal, rng.random(groups) < 0.8
 
 
@@ -146,10 +152,14 @@ def test_equals_the_slow_one_in_every_group(name: str, groups: tuple[int, int], 
         for cell, one in slow.items():
             if known[cell]:
                 one.update(signal[(0, slice(None), *cell)].tolist())
-            np.testing.assert_allclose(rule.weights[(0, slice(None), *cell)], one.w, rtol=tolerance, atol=tolerance)
+            np.testing.assert_allclose(
+                rule.weights[(0, slice(None), *cell)], one.w, rtol=tolerance, atol=tolerance
+            )
 
 
-REGRETS = hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.floats(-5.0, 5.0))
+REGRETS = hnp.arrays(
+    np.float64, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.floats(-5.0, 5.0)
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -180,7 +190,8 @@ def test_state_round_trip_is_a_copy(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["boa", "ml-poly", "adahedge"])
 def test_the_unit_of_the_losses_does_not_matter(name: str) -> None:
-    """What makes these rules free of tuning: losses a thousand times as large give the same weights."""
+    """What makes these rules free of tuning: losses a thousand times as large give the same
+    weights."""
     one, other = built(name), built(name)
     for signal, known in regrets((1, 1), 40, seed=3):
         one.update(signal, known)
@@ -194,11 +205,15 @@ GUARDS = [AdaHedge, PlainBOA, PlainMLPoly, Simplex, RidgeOnly, Mean, Median]
 
 
 def build(guard: Guard, experts: int, rows: int = 1, columns: int = 1, loss: Any = None) -> Guard:
-    guard.build([f"e{k}" for k in range(experts)], rows, columns, loss or Absolute(), np.ones(columns))
+    guard.build(
+        [f"e{k}" for k in range(experts)], rows, columns, loss or Absolute(), np.ones(columns)
+    )
     return guard
 
 
-def play(guard: Guard, n: int = 150, experts: int = 3, rows: int = 2, columns: int = 3, seed: int = 0) -> list[Any]:
+def play(
+    guard: Guard, n: int = 150, experts: int = 3, rows: int = 2, columns: int = 3, seed: int = 0
+) -> list[Any]:
     rng = np.random.default_rng(seed)
     size = rng.uniform(0.3, 2.0, size=(experts, rows, columns))
     served = []
@@ -260,6 +275,8 @@ def test_mean_and_median_are_numpys(experts: int) -> None:
 def test_scopes(make: Any) -> None:
     with pytest.raises(ConfigError, match="global, horizon, cell"):
         make(scope="row")
-    runs = {scope: play(build(make(scope), 3, 2, 3), 60) for scope in ("global", "horizon", "cell")}
+    runs = {
+        scope: play(build(make(scope), 3, 2, 3), 60) for scope in ("global", "horizon", "cell")
+    }
     assert not np.array_equal(runs["global"][-1], runs["cell"][-1])
     assert not np.array_equal(runs["horizon"][-1], runs["cell"][-1])

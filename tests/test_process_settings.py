@@ -1,4 +1,5 @@
-"""What a process has set for torch and numpy changes nothing: the same bits, no setting and no random state moved."""
+"""What a process has set for torch and numpy changes nothing: the same bits, no setting and no
+random state moved."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ Y = X.sum(1, keepdims=True)
 
 
 def net(*layers: nn.Module) -> nn.Module:
-    """A model of the user's, made before anything is set; drawn without moving the global random state."""
+    """A model of the user's, made before anything is set; drawn without moving the global random
+    state."""
     made = nn.Sequential(nn.Flatten(), *layers)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -67,9 +69,9 @@ NETS = {
 
 def forecast() -> str:
     learners = [
-        *default_learners("forecast"), ADCSD(), Dictionary(), Gain(0.1), Refit(20, memory=50), Liquid(),
-        River("linear_model.LinearRegression"), SlotBias(), Calibration(0.9), LastValue(), Seasonal(24),
-        Holt(0.3), ErrorMemory(),
+        *default_learners("forecast"), ADCSD(), Dictionary(), Gain(0.1), Refit(20, memory=50),
+        Liquid(), River("linear_model.LinearRegression"), SlotBias(), Calibration(0.9),
+        LastValue(), Seasonal(24), Holt(0.3), ErrorMemory(),
     ]  # fmt: skip
     mine = unique(learners)
     base = fit_forecast(Batch(X, np.arange(N)), 6, 2)
@@ -82,17 +84,26 @@ def forecast() -> str:
 
 def regression() -> str:
     learners = [
-        *default_learners("regression"), Dictionary(), Refit(20, memory=50), LastValue(), ErrorMemory(),
-        River("linear_model.LinearRegression"),
+        *default_learners("regression"), Dictionary(), Refit(20, memory=50), LastValue(),
+        ErrorMemory(), River("linear_model.LinearRegression"),
     ]  # fmt: skip
     base = fit_supervised(Batch(X, np.arange(N), Y), 1)
     return bits(Pipeline(Supervised(1), base, unique(learners)), entries_with(Y))
 
 
 def classification() -> str:
-    learners = [*default_learners("classification"), Tent(16), EATA(16), LastValue(), Refit(20, memory=50)]
+    learners = [
+        *default_learners("classification"),
+        Tent(16),
+        EATA(16),
+        LastValue(),
+        Refit(20, memory=50),
+    ]
     base = FrozenModel(NETS["classification"], softmax=True)
-    return bits(Pipeline(Supervised(1, classes=2), base, unique(learners)), entries_with(np.float32(Y > 40.0)))
+    return bits(
+        Pipeline(Supervised(1, classes=2), base, unique(learners)),
+        entries_with(np.float32(Y > 40.0)),
+    )
 
 
 def far() -> str:
@@ -115,7 +126,8 @@ def entries_with(labels: Any) -> list[Entry]:
 
 
 def bits(pipeline: Pipeline, entries: list[Entry]) -> str:
-    """Return a hash of what a pipeline says, half of it after its state went through another one."""
+    """Return a hash of what a pipeline says, half of it after its state went through another
+    one."""
     said = hashlib.sha256()
     for entry in entries:
         for p in pipeline.observe([entry]):
@@ -123,7 +135,9 @@ def bits(pipeline: Pipeline, entries: list[Entry]) -> str:
                 said.update(array.tobytes())
             said.update(repr((p.weights, p.scores)).encode())
     for name, value in sorted(pipeline.state_dict()["guard"].items()):
-        said.update(name.encode() + np.asarray(value).tobytes() if isinstance(value, np.ndarray) else b"")
+        said.update(
+            name.encode() + np.asarray(value).tobytes() if isinstance(value, np.ndarray) else b""
+        )
     return said.hexdigest()
 
 
@@ -142,7 +156,8 @@ def numpy_raises() -> Any:
 
 SETTINGS: dict[str, Callable[[], Any]] = {
     "default dtype float64": lambda: then(
-        lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_dtype(torch.float32)
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda: torch.set_default_dtype(torch.float32),
     ),
     "inference mode": torch.inference_mode,
     "no grad": torch.no_grad,
@@ -152,12 +167,20 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "device cpu": lambda: torch.device("cpu"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "deterministic": lambda: then(
-        lambda: torch.use_deterministic_algorithms(True), lambda: torch.use_deterministic_algorithms(False)
+        lambda: torch.use_deterministic_algorithms(True),
+        lambda: torch.use_deterministic_algorithms(False),
     ),
     "numpy raises": numpy_raises,
-    "other seeds": lambda: then(lambda: (torch.manual_seed(9), np.random.seed(9), random.seed(9)), lambda: None),
+    "other seeds": lambda: then(
+        lambda: (torch.manual_seed(9), np.random.seed(9), random.seed(9)), lambda: None
+    ),
 }
-KINDS = {"forecast": forecast, "regression": regression, "classification": classification, "far": far}
+KINDS = {
+    "forecast": forecast,
+    "regression": regression,
+    "classification": classification,
+    "far": far,
+}
 
 
 @pytest.fixture(scope="module")
@@ -177,15 +200,37 @@ def test_settings_of_the_process_change_no_bit(setting: str, plain: dict[str, st
 
 def state_of_process() -> tuple[Any, ...]:
     drawn = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
-    torch_state = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    return (*drawn, *torch_state, torch.is_autocast_enabled("cpu"), torch.get_default_device(), np.geterr())
+    torch_state = (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+    )
+    return (
+        *drawn,
+        *torch_state,
+        torch.is_autocast_enabled("cpu"),
+        torch.get_default_device(),
+        np.geterr(),
+    )
 
 
-FACTORIES = ("zeros", "ones", "empty", "full", "tensor", "rand", "randn", "eye", "linspace", "arange")
+FACTORIES = (
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "tensor",
+    "rand",
+    "randn",
+    "eye",
+    "linspace",
+    "arange",
+)
 
 
 def test_every_tensor_made_names_its_dtype() -> None:
-    """The default dtype is the process's: a thread that set it for its own work must not reach this one's."""
+    """The default dtype is the process's: a thread that set it for its own work must not reach
+    this one's."""
     bare = []
     for path in Path(streamadapt.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

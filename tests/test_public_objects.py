@@ -42,7 +42,9 @@ from streamadapt.tasks.label_budget import LabelBudget
 
 PUBLIC = [getattr(streamadapt, name) for name in streamadapt.__all__]
 KINDS = {
-    f"{table}.{kind}": cls for table in ("learners", "guard", "task") for kind, cls in kinds_of_table(table).items()
+    f"{table}.{kind}": cls
+    for table in ("learners", "guard", "task")
+    for kind, cls in kinds_of_table(table).items()
 }
 COMPARED = {f"guard.{kind}" for kind in ("mean",)}
 
@@ -66,7 +68,9 @@ def test_examples_in_docstrings_run(module) -> None:
 
 def test_every_public_class_has_an_example() -> None:
     classes = {*PUBLIC, *(cls for path, cls in KINDS.items() if path not in COMPARED)}
-    assert sorted(cls.__name__ for cls in classes if ">>> " not in (inspect.getdoc(cls) or "")) == []
+    assert (
+        sorted(cls.__name__ for cls in classes if ">>> " not in (inspect.getdoc(cls) or "")) == []
+    )
 
 
 @pytest.mark.parametrize("path", sorted(KINDS.keys() & EXAMPLES.keys()))
@@ -74,7 +78,9 @@ def test_every_kind_shows_the_settings_that_differ_from_its_defaults(path) -> No
     """In the order of the signature, by name, as the example of the configuration sets them."""
     (table,) = tomllib.loads(EXAMPLES[path]).values()
     settings = {
-        name: value for name, value in (table[0] if isinstance(table, list) else table).items() if name != "kind"
+        name: value
+        for name, value in (table[0] if isinstance(table, list) else table).items()
+        if name != "kind"
     }
     if "ttl" in settings:
         settings["ttl"] = 2 * 86_400 * 10**9
@@ -101,8 +107,10 @@ def test_all_that_a_pipeline_is_made_of_is_shown() -> None:
     )
     text = (
         "Pipeline(task=Forecast(window=3, horizon=2), base=Persistence(horizon=2), "
-        "learners=[Bias(rate=(0.1,)), RLS(forgetting=0.998, features=('cross',))], guard=Hedge(share=0.1), "
-        "drift=[DriftMonitor(detector='kswin', reaction='reset')], seed=3, intervals=Intervals(coverage=0.8))"
+        "learners=[Bias(rate=(0.1,)), RLS(forgetting=0.998, features=('cross',))], "
+        "guard=Hedge(share=0.1), "
+        "drift=[DriftMonitor(detector='kswin', reaction='reset')], seed=3, "
+        "intervals=Intervals(coverage=0.8))"
     )
     assert repr(pipeline) == text
     assert repr(eval(text)) == text
@@ -111,7 +119,10 @@ def test_all_that_a_pipeline_is_made_of_is_shown() -> None:
 
 def test_what_is_large_is_shown_in_short() -> None:
     assert repr(PerEntry(torch.zeros(60, 1, 8))) == "PerEntry(source=Tensor(60, 1, 8))"
-    assert repr(FrozenModel(nn.Linear(2, 1), softmax=True)) == "FrozenModel(model=Linear(...), softmax=True)"
+    assert (
+        repr(FrozenModel(nn.Linear(2, 1), softmax=True))
+        == "FrozenModel(model=Linear(...), softmax=True)"
+    )
     assert repr(Panel(sensors=[f"s{i}" for i in range(1000)])).endswith("'s19', ...])")
     assert len(repr(Panel(sensors=["s" * 1000]))) < 100
     assert repr(Supervised(classes=["no", "yes"])) == "Supervised(classes=['no', 'yes'])"

@@ -1,4 +1,5 @@
-"""Entries and labels from Python: taken as people have them, or refused before anything changes."""
+"""Entries and labels from Python: taken as people have them, or refused before anything
+changes."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class NAType:
 
 
 class Row:
-    """Stands for a row of a data frame: it has ``__array__`` and labels of its own, and reshapes like nothing else."""
+    """Stands for a row of a data frame: it has ``__array__`` and labels of its own, and reshapes
+    like nothing else."""
 
     def __init__(self, values: list[Any], dtype: Any = object) -> None:
         self.data = np.array(values, dtype)
@@ -121,7 +123,9 @@ TIMES = {
     "float64 seconds": np.float64(1_700_000_000),
     "Decimal": Decimal(1_700_000_000),
     "datetime": datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC),
-    "another zone": datetime(2023, 11, 15, 3, 43, 20, tzinfo=timezone(timedelta(hours=5, minutes=30))),
+    "another zone": datetime(
+        2023, 11, 15, 3, 43, 20, tzinfo=timezone(timedelta(hours=5, minutes=30))
+    ),
     "naive": datetime(2023, 11, 14, 22, 13, 20),
     "datetime64 s": np.datetime64("2023-11-14T22:13:20"),
     "datetime64 ns": np.datetime64(BASE, "ns"),
@@ -149,7 +153,8 @@ def wave(t: int) -> np.ndarray[Any, Any]:
 
 
 def goes_on_as_if_it_had_never_come(item: Any, reason: Reason) -> None:
-    """Refuse an item once with, once without `on_rejected`; what follows is that of an undisturbed pipeline."""
+    """Refuse an item once with, once without `on_rejected`; what follows is that of an undisturbed
+    pipeline."""
     told, plain = pipeline(), pipeline()
     heard: list[tuple[Any, Reason]] = []
     for t in range(12):
@@ -202,7 +207,9 @@ def test_what_is_no_time_is_refused_before_anything_changes(name: str) -> None:
     goes_on_as_if_it_had_never_come(Entry(wave(0), BAD_TIMES[name]), Reason.BAD_TIME)
 
 
-@pytest.mark.parametrize("item", [{"values": [1.0, 2.0], "time": 3}, np.zeros(2), None, "entry", 5])
+@pytest.mark.parametrize(
+    "item", [{"values": [1.0, 2.0], "time": 3}, np.zeros(2), None, "entry", 5]
+)
 def test_what_is_no_entry_is_refused_by_name(item: Any) -> None:
     goes_on_as_if_it_had_never_come(item, Reason.WRONG_TYPE)
     with pytest.raises(EntryError, match="an Entry or a Label, got"):
@@ -211,7 +218,14 @@ def test_what_is_no_entry_is_refused_by_name(item: Any) -> None:
 
 @pytest.mark.parametrize(
     "parts",
-    [{"id": 1.5}, {"key": b"a"}, {"id": "\ud800"}, {"key": True}, {"position": "here"}, {"position": ("s", 0, None)}],
+    [
+        {"id": 1.5},
+        {"key": b"a"},
+        {"id": "\ud800"},
+        {"key": True},
+        {"position": "here"},
+        {"position": ("s", 0, None)},
+    ],
 )
 def test_ids_keys_and_positions_of_other_types_are_refused(parts: dict[str, Any]) -> None:
     goes_on_as_if_it_had_never_come(Entry(wave(0), BASE + 12, **parts), Reason.WRONG_TYPE)
@@ -219,7 +233,9 @@ def test_ids_keys_and_positions_of_other_types_are_refused(parts: dict[str, Any]
 
 def test_whole_numbers_are_ids_and_keys_as_they_are_from_json() -> None:
     keyed = KeyedPipeline(lambda: Pipeline(Supervised(1), lambda w: w[-1:], [Bias(0.1)]))
-    (said,) = keyed.observe([Entry([1.0], 1, np.int64(7), np.int64(3), position=("s", np.int64(0), np.int64(5)))])
+    (said,) = keyed.observe(
+        [Entry([1.0], 1, np.int64(7), np.int64(3), position=("s", np.int64(0), np.int64(5)))]
+    )
     assert (said.id, said.key, said.position) == ("7", "3", Position("s", 0, 5))
     keyed.observe([Label(7, [True], np.int64(2)), Entry(2.0, 3, "8", np.str_("3"))])
     assert keyed.stats.labels["learned"] == 1
@@ -238,9 +254,13 @@ def test_a_buffer_used_again_for_every_entry_and_label_corrupts_nothing() -> Non
     def run(reuse: bool, kind: str) -> list[Any]:
         values, label, said = np.zeros(1), np.zeros(1), []
         made: Any = {
-            "supervised": lambda: Pipeline(Supervised(3, settle=2 * 10**9), lambda w: w[-1:], [Bias(0.1)]),
+            "supervised": lambda: Pipeline(
+                Supervised(3, settle=2 * 10**9), lambda w: w[-1:], [Bias(0.1)]
+            ),
             "forecast": lambda: Pipeline(Forecast(4, 2), Persistence(2), [Bias(0.1)]),
-            "panel": lambda: Pipeline(Forecast(4, 2), Persistence(2), [Bias(0.1)], panel=Panel(["a"], lateness="1s")),
+            "panel": lambda: Pipeline(
+                Forecast(4, 2), Persistence(2), [Bias(0.1)], panel=Panel(["a"], lateness="1s")
+            ),
         }[kind]()
         for t in range(40):
             if not reuse:
@@ -259,7 +279,10 @@ def test_predict_takes_and_refuses_the_same() -> None:
     p, keyed = pipeline(), KeyedPipeline(pipeline)
     for one in (p, keyed):
         one.observe([Entry(wave(t), t) for t in range(8)])
-        a, b = (one.predict(Entry(values, np.int64(9))) for values in ([1.5, None], np.array([1.5, np.nan])))
+        a, b = (
+            one.predict(Entry(values, np.int64(9)))
+            for values in ([1.5, None], np.array([1.5, np.nan]))
+        )
         np.testing.assert_array_equal(a.served, b.served)
         for bad in (Entry(["x", 1.0], 9), Label("a", [1.0], 9), {}):
             with pytest.raises(EntryError):

@@ -21,7 +21,9 @@ JUMP = 300
 
 def stream(n: int = 900, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
-    return entries((rng.uniform(1.0, 2.0, (n, 1)) + 20.0 * (np.arange(n) >= JUMP)[:, None]).astype(np.float32))
+    return entries(
+        (rng.uniform(1.0, 2.0, (n, 1)) + 20.0 * (np.arange(n) >= JUMP)[:, None]).astype(np.float32)
+    )
 
 
 def zero(inputs: Tensor) -> Tensor:
@@ -33,7 +35,9 @@ def monitor(reaction: Any, **more: Any) -> DriftMonitor:
     return DriftMonitor("page-hinkley", "loss", reaction, params=params, cool_down=1000, **more)
 
 
-def run(reaction: Any, experts: list[Learner], items: Any = None, **more: Any) -> tuple[Pipeline, list[Any]]:
+def run(
+    reaction: Any, experts: list[Learner], items: Any = None, **more: Any
+) -> tuple[Pipeline, list[Any]]:
     pipeline = Pipeline(Forecast(3, 1), zero, experts, drift=[monitor(reaction, **more)])
     return pipeline, pipeline.observe(stream() if items is None else items)
 
@@ -136,7 +140,8 @@ FORGETTERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", FORGETTERS)
 def test_who_forgets_learns_the_new_faster_than_who_does_not(name: str) -> None:
-    """After a change of the base's error, forgetting brings a learner closer to what is true now."""
+    """After a change of the base's error, forgetting brings a learner closer to what is true
+    now."""
 
     def errors(*, forgets: bool) -> float:
         learner = FORGETTERS[name]()
@@ -195,4 +200,9 @@ def test_bad_settings_are_refused(more: Any, path: str) -> None:
 
 def test_learners_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"drift\[0\]\.learners.*rsl"):
-        Pipeline(Forecast(1, 1), zero, [RLS(0.9)], drift=[DriftMonitor(reaction="reset", learners=["rsl"])])
+        Pipeline(
+            Forecast(1, 1),
+            zero,
+            [RLS(0.9)],
+            drift=[DriftMonitor(reaction="reset", learners=["rsl"])],
+        )

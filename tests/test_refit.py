@@ -17,7 +17,11 @@ from streamadapt.learners import Refit
 from streamadapt.testing.checks.cases import Case, drive
 from streamadapt.testing.checks.costs import count_work
 
-CASES = [Case("forecast", 5, 3, 4, 3), Case("regression", 2, 3, 1, 4), Case("classification", 2, 4, 1, 3)]
+CASES = [
+    Case("forecast", 5, 3, 4, 3),
+    Case("regression", 2, 3, 1, 4),
+    Case("classification", 2, 4, 1, 3),
+]
 EVERY, MEMORY, BATCH, EPOCHS = 10, 25, 4, 3
 STEPS = EPOCHS * MEMORY // BATCH  # 18 of a fit: two at most entries, one at some
 
@@ -49,7 +53,9 @@ class ByHand:
             logs = said.log()
             return torch.zeros_like(said) if self.direct else logs - logs.mean()
         if self.direct:
-            return (inputs[-1:] if self.case.kind == "forecast" else self.spec.output_loc).expand_as(said)
+            return (
+                inputs[-1:] if self.case.kind == "forecast" else self.spec.output_loc
+            ).expand_as(said)
         return said
 
     def learn(self, inputs: Tensor, said: Tensor, target: Tensor, mask: Tensor) -> None:
@@ -60,7 +66,10 @@ class ByHand:
             y = target
         else:
             y = torch.where(mask, (target - start) / self.spec.output_scale, 0.0)
-        self.examples = [*self.examples, (self.x(inputs), start.flatten(), y.flatten(), mask.flatten())]
+        self.examples = [
+            *self.examples,
+            (self.x(inputs), start.flatten(), y.flatten(), mask.flatten()),
+        ]
         turn = self.seen % EVERY
         self.seen += 1
         slots = min(self.seen, MEMORY)
@@ -69,7 +78,9 @@ class ByHand:
             self.number += 1
             places = torch.randint(slots, (BATCH,), generator=generator).tolist()
             # The ring's slot p holds the newest example whose number is p modulo the memory.
-            chosen = [self.examples[max(i for i in range(self.seen) if i % MEMORY == p)] for p in places]
+            chosen = [
+                self.examples[max(i for i in range(self.seen) if i % MEMORY == p)] for p in places
+            ]
             x, start, y, known = (torch.stack(part) for part in zip(*chosen, strict=True))
             out = self.net(x)
             if self.case.kind == "classification":
@@ -85,7 +96,14 @@ class ByHand:
 @pytest.mark.parametrize("hidden", [6, (5, 4)])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.kind)
 def test_equals_fits_made_by_hand(case: Case, hidden: Any, direct: bool) -> None:
-    make = {"memory": MEMORY, "hidden": hidden, "epochs": EPOCHS, "batch": BATCH, "lr": 1e-2, "direct": direct}
+    make = {
+        "memory": MEMORY,
+        "hidden": hidden,
+        "epochs": EPOCHS,
+        "batch": BATCH,
+        "lr": 1e-2,
+        "direct": direct,
+    }
     learner = built(Refit(EVERY, **make), case.spec(CPU, seed=3))
     hand = ByHand(case, learner, direct=direct)
     fitted = [p.clone() for p in hand.net.parameters()]
@@ -106,7 +124,9 @@ def test_equals_fits_made_by_hand(case: Case, hidden: Any, direct: bool) -> None
         ).view_as(mine)
         start = hand.start(step.inputs, step.base.output)
         wanted = (
-            torch.softmax(start + out, -1) if case.kind == "classification" else start + out * hand.spec.output_scale
+            torch.softmax(start + out, -1)
+            if case.kind == "classification"
+            else start + out * hand.spec.output_scale
         )
         torch.testing.assert_close(mine, wanted.detach(), rtol=1e-4, atol=1e-4)
     assert hand.seen > 3 * EVERY
@@ -129,9 +149,13 @@ def test_it_is_frozen_between_fits() -> None:
 
 def test_no_entry_pays_for_a_whole_fit() -> None:
     case = CASES[1]
-    learner = built(Refit(20, memory=100, hidden=4, batch=5, epochs=2), case.spec(CPU))  # 40 steps, 2 an example
+    learner = built(
+        Refit(20, memory=100, hidden=4, batch=5, epochs=2), case.spec(CPU)
+    )  # 40 steps, 2 an example
     work = [
-        count_work(lambda e=e: learner.learn(e.inputs, e.base, e.target, e.mask))["torch operations"]  # type: ignore[misc]
+        count_work(lambda e=e: learner.learn(e.inputs, e.base, e.target, e.mask))[
+            "torch operations"
+        ]  # type: ignore[misc]
         for step in case.steps(70, "path", CPU)
         for e in step.learn
         if e.mask.any()
@@ -156,8 +180,9 @@ def test_names() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"every": 0}, {"every": True}, {"every": 1.5}, {"memory": 0}, {"hidden": ()}, {"hidden": (4, 4, 4)},
-        {"hidden": 0}, {"epochs": 0}, {"batch": -1}, {"lr": 0.0}, {"lr": float("nan")},
+        {"every": 0}, {"every": True}, {"every": 1.5}, {"memory": 0}, {"hidden": ()},
+        {"hidden": (4, 4, 4)}, {"hidden": 0}, {"epochs": 0}, {"batch": -1}, {"lr": 0.0},
+        {"lr": float("nan")},
     ],
 )  # fmt: skip
 def test_bad_settings(bad: Any) -> None:
@@ -168,4 +193,6 @@ def test_bad_settings(bad: Any) -> None:
 def test_wrong_shapes_are_refused() -> None:
     learner = built(Refit(), spec_of("regression", 2, 2, 1, 2))
     with pytest.raises(ShapeError):
-        learner.learn(torch.zeros(2, 2), base([[0.0, 0.0]]), torch.zeros(2, 2), torch.zeros(2, 2) == 0)
+        learner.learn(
+            torch.zeros(2, 2), base([[0.0, 0.0]]), torch.zeros(2, 2), torch.zeros(2, 2) == 0
+        )

@@ -1,4 +1,5 @@
-"""Measured regret against the bounds that docs/regret.md states, on streams built to break them."""
+"""Measured regret against the bounds that docs/regret.md states, on streams built to break
+them."""
 
 from __future__ import annotations
 
@@ -46,7 +47,11 @@ def ties(t: int, rng: Any) -> list[float]:
 def alternating(t: int, rng: Any) -> list[float]:
     """Whoever follows the leader is wrong every time."""
     if t == 0:
-        return [0.5, 0.8, 0.3]  # nobody at their mean: a regret of nothing is a matter of the last bit
+        return [
+            0.5,
+            0.8,
+            0.3,
+        ]  # nobody at their mean: a regret of nothing is a matter of the last bit
     first = float(t % 2 == 0)
     return [0.5, first, 1.0 - first]
 
@@ -84,7 +89,8 @@ def stream_of(errors: Callable[[int, Any], list[float]], loss: Loss, seed: int =
 
 
 class Watched:
-    """What the bounds need to know of a run: regrets (T, experts), weights before each, and the state after it."""
+    """What the bounds need to know of a run: regrets (T, experts), weights before each, and the
+    state after it."""
 
     def __init__(self, rule: Aggregator) -> None:
         self.rule, self.r, self.w = rule, np.zeros((0, 0)), np.zeros((0, 0))
@@ -93,7 +99,8 @@ class Watched:
 
 
 def run(rule: Aggregator, rounds: Stream, loss: Loss) -> tuple[float, Watched]:
-    """Play a rule alone, undelayed and uncapped; return its real regret against the best expert."""
+    """Play a rule alone, undelayed and uncapped; return its real regret against the best
+    expert."""
     experts = len(rounds[0][0])
     rule.build((1, 1), np.full(experts, 1.0 / experts))
     seen = Watched(rule)
@@ -133,7 +140,9 @@ def growth(ranges: list[Any]) -> float:
     """X of the BOA bounds."""
     e = np.array(ranges)
     rho = np.divide(e[1:], e[:-1], out=np.ones_like(e[1:]), where=e[:-1] > 0.0)
-    assert not ((e[:-1] == 0.0) & (e[1:] > 0.0)).any(), "every expert must have had a regret at first, or none"
+    assert not ((e[:-1] == 0.0) & (e[1:] > 0.0)).any(), (
+        "every expert must have had a regret at first, or none"
+    )
     rho = np.where(e[1:] > e[:-1], rho, 0.0)
     return float(np.log1p(rho.max(axis=1) / 2.0).sum())
 
@@ -142,7 +151,9 @@ def boa_bound(seen: Watched, *, opera: bool) -> Any:
     ln_k = math.log(seen.r.shape[1])
     v, e = np.square(seen.r).sum(axis=0), np.array(seen.ranges)[-1]
     first, last = seen.rates[0], seen.rates[-1]
-    inside = (last[:, None] / last[None]).mean(axis=1) if opera else 1.0 + np.log(first / last).mean()
+    inside = (
+        (last[:, None] / last[None]).mean(axis=1) if opera else 1.0 + np.log(first / last).mean()
+    )
     logs = ln_k + np.log(1.5 * inside) + growth(seen.ranges)
     return 2.0 * np.sqrt(v * ln_k) + np.maximum(2.0 * e, np.sqrt(v / ln_k)) * logs
 
@@ -158,9 +169,12 @@ def opera_mlpoly_bound(seen: Watched) -> Any:
 
 
 def mlpoly_bound(variance: Any, d: float, largest: float, cost: float = 0.0) -> Any:
-    """Bound the discounted regret against each expert; `variance` (experts,) as the rule has it, `cost` is C."""
+    """Bound the discounted regret against each expert; `variance` (experts,) as the rule has it,
+    `cost` is C."""
     fade = math.log(1.0 / d) / (1.0 - d) if d < 1.0 else 0.0
-    return np.sqrt(1.0 + variance) * (math.sqrt((largest**2 + np.log1p(variance) + fade).sum() / d) + cost)
+    return np.sqrt(1.0 + variance) * (
+        math.sqrt((largest**2 + np.log1p(variance) + fade).sum() / d) + cost
+    )
 
 
 # -- the plain rules
@@ -191,20 +205,28 @@ def test_every_rules_real_regret_is_within_its_bound(errors: Any, loss: Loss) ->
 @pytest.mark.parametrize("d", [1.0, 0.99])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 @pytest.mark.parametrize("errors", ERRORS, ids=lambda f: f.__name__)
-def test_ml_poly_keeps_its_bound_at_every_moment_with_any_discount(errors: Any, loss: Loss, d: float) -> None:
+def test_ml_poly_keeps_its_bound_at_every_moment_with_any_discount(
+    errors: Any, loss: Loss, d: float
+) -> None:
     rounds = stream_of(errors, loss)
     _, seen = run(MLPoly(d), rounds, loss)
     regret, variance = np.zeros(3), np.ones(3)
     for t, r in enumerate(seen.r):
         regret, variance = d * regret + r, d * variance + r**2
-        assert (regret <= mlpoly_bound(variance, d, float(np.abs(seen.r[: t + 1]).max())) + 1e-9).all()
+        assert (
+            regret <= mlpoly_bound(variance, d, float(np.abs(seen.r[: t + 1]).max())) + 1e-9
+        ).all()
     rule: Any = seen.rule
     np.testing.assert_allclose(rule.variance[0, :, 0, 0], variance, rtol=1e-9)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
-@pytest.mark.parametrize(("errors", "switches"), [(swapping, 9), (exploding, 1), (alternating, 0), (ties, 0)])
-def test_fixed_share_follows_the_best_sequence_of_experts(errors: Any, switches: int, loss: Loss) -> None:
+@pytest.mark.parametrize(
+    ("errors", "switches"), [(swapping, 9), (exploding, 1), (alternating, 0), (ties, 0)]
+)
+def test_fixed_share_follows_the_best_sequence_of_experts(
+    errors: Any, switches: int, loss: Loss
+) -> None:
     """Losses over their largest, so that L = 1; the sequence with one expert for each stretch."""
     rounds = stream_of(errors, loss)
     losses = np.array([loss.loss(p, y).reshape(len(p), -1).sum(axis=1) for p, y in rounds])
@@ -219,7 +241,11 @@ def test_fixed_share_follows_the_best_sequence_of_experts(errors: Any, switches:
     stretches = np.array_split(losses, switches + 1)
     best = sum(float(stretch.sum(axis=0).min()) for stretch in stretches)
     m = switches
-    code = (m + 1) * math.log(3) + m * math.log(1 / share) + (ROUNDS - m - 1) * math.log(1 / (1 - share))
+    code = (
+        (m + 1) * math.log(3)
+        + m * math.log(1 / share)
+        + (ROUNDS - m - 1) * math.log(1 / (1 - share))
+    )
     assert mine - best <= code / eta + eta * ROUNDS / 8.0
 
 
@@ -246,16 +272,25 @@ def test_the_bounds_are_not_so_loose_that_a_broken_rule_keeps_them(broken: Any) 
     squares = np.square(seen.r).sum(axis=0)
     assert regret > adahedge_bound(seen)
     assert regret > 2.0 * math.sqrt(squares.sum()), "nor online gradient's"
-    assert (regret > mlpoly_bound(1.0 + squares, 1.0, float(np.abs(seen.r).max()))).any(), "nor ML-Poly's"
+    assert (regret > mlpoly_bound(1.0 + squares, 1.0, float(np.abs(seen.r).max()))).any(), (
+        "nor ML-Poly's"
+    )
 
 
 # -- the default guard
 
 
-def two_layer_bound(rounds: Stream, loss: Loss, make: Callable[[], TwoLayer] = TwoLayer) -> tuple[float, float, float]:
+def two_layer_bound(
+    rounds: Stream, loss: Loss, make: Callable[[], TwoLayer] = TwoLayer
+) -> tuple[float, float, float]:
     """Return served loss, base loss and bound, all in units of the running scale at the time."""
     guard = make()
-    guard.build([f"e{k}" for k in range(len(rounds[0][0]))], *rounds[0][1].shape, loss, np.ones(rounds[0][1].shape[1]))
+    guard.build(
+        [f"e{k}" for k in range(len(rounds[0][0]))],
+        *rounds[0][1].shape,
+        loss,
+        np.ones(rounds[0][1].shape[1]),
+    )
     served = based = beyond = bound = so_far = cost = 0.0
     d = 0.999
     mask = np.ones(rounds[0][1].shape, bool)
@@ -267,7 +302,11 @@ def two_layer_bound(rounds: Stream, loss: Loss, make: Callable[[], TwoLayer] = T
         served += float((loss.loss(mixture.served, target) / scale).sum())
         based += float((loss.loss(predictions[0], target) / scale).sum())
         offered = np.concatenate([predictions[:1], mixture.own[:-1]])
-        raw = loss.regret(offered, mixture.served, target, scale).reshape(len(offered), -1).sum(axis=1)
+        raw = (
+            loss.regret(offered, mixture.served, target, scale)
+            .reshape(len(offered), -1)
+            .sum(axis=1)
+        )
         beyond += max(0.0, float(raw[0]) - REGRET_CAP)
         c = max(0.0, float(weights @ np.clip(raw, -REGRET_CAP, REGRET_CAP)))
         cost = math.sqrt(d) * cost + math.sqrt(len(offered) / d) * c
@@ -279,10 +318,13 @@ def two_layer_bound(rounds: Stream, loss: Loss, make: Callable[[], TwoLayer] = T
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 @pytest.mark.parametrize("errors", ERRORS, ids=lambda f: f.__name__)
-def test_what_is_served_is_no_worse_than_the_base_and_the_stated_bound(errors: Any, loss: Loss) -> None:
+def test_what_is_served_is_no_worse_than_the_base_and_the_stated_bound(
+    errors: Any, loss: Loss
+) -> None:
     served, based, bound = two_layer_bound(stream_of(errors, loss), loss)
     assert served <= based + bound
-    # What it comes to here is far less: within a twentieth of the base, and what thirty base errors at once cost.
+    # What it comes to here is far less: within a twentieth of the base, and what thirty base
+    # errors at once cost.
     assert served <= 1.05 * based + (LOSS_CAP * 40.0 if errors is exploding else 10.0)
 
 
@@ -330,18 +372,23 @@ class Recording(PlainBOA):
         self.said.append((predictions.copy(), self.rule.weights[0, :, 0, 0].copy()))
         return mixture
 
-    def update(self, predictions: Any, own: Any, target: Any, mask: Any, weight: float = 1.0) -> None:
+    def update(
+        self, predictions: Any, own: Any, target: Any, mask: Any, weight: float = 1.0
+    ) -> None:
         before = self.rule.regret.copy()  # type: ignore[union-attr]
         super().update(predictions, own, target, mask, weight)
         self.charged.append((own.copy(), before))
 
 
 def test_a_loss_is_charged_to_the_weights_that_made_the_prediction() -> None:
-    """Row h, which matured h + 1 entries after it was issued, is charged with the weights of that time."""
+    """Row h, which matured h + 1 entries after it was issued, is charged with the weights of that
+    time."""
     guard, horizon, window = Recording(), 4, 3
     values = walk(80, 1)
     base = with_scaling(Persistence(horizon), 1, 1)
-    Pipeline(Forecast(window, horizon), base, [Bias((0.5, 0.1))], guard, device="cpu").observe(entries(values))
+    Pipeline(Forecast(window, horizon), base, [Bias((0.5, 0.1))], guard, device="cpu").observe(
+        entries(values)
+    )
     moved = 0
     for i, (own, _) in enumerate(guard.charged):
         for h in range(min(horizon, i + 1)):
@@ -357,7 +404,8 @@ def test_a_loss_is_charged_to_the_weights_that_made_the_prediction() -> None:
 
 
 def _delayed(delay: int, honest: bool) -> tuple[float, float]:
-    """Total loss of an AdaHedge whose labels are late, charged as it must be, or for what it would say now."""
+    """Total loss of an AdaHedge whose labels are late, charged as it must be, or for what it would
+    say now."""
     guard = AdaHedge()
     guard.build(["base", "one", "other"], 1, 1, Absolute(), np.ones(1))
     waiting: list[Any] = []
@@ -382,6 +430,15 @@ def test_delay_costs_what_the_weights_moved_meanwhile_and_no_more() -> None:
 
 def test_the_page_states_every_rule() -> None:
     page = (Path(__file__).parent.parent / "docs" / "regret.md").read_text()
-    for name in ("fixed share", "AdaHedge", "BOA, d = 1", "BOA of opera", "ML-Poly, discount d", "ML-Poly of opera",
-                 "online gradient", "mean", "ridge stack"):  # fmt: skip
+    for name in (
+        "fixed share",
+        "AdaHedge",
+        "BOA, d = 1",
+        "BOA of opera",
+        "ML-Poly, discount d",
+        "ML-Poly of opera",
+        "online gradient",
+        "mean",
+        "ridge stack",
+    ):
         assert f"| {name} |" in page

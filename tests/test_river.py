@@ -25,7 +25,11 @@ def features(case: Case, inputs: Any, said: Any) -> dict[str, float]:
     """The documented names, spelled out by hand."""
     spec = case.spec(CPU)
     z = ((inputs - spec.input_loc) / spec.input_scale).tolist()
-    x = {f"c{c}_{lag}": z[len(z) - 1 - lag][c] for lag in range(case.window) for c in range(case.channels)}
+    x = {
+        f"c{c}_{lag}": z[len(z) - 1 - lag][c]
+        for lag in range(case.window)
+        for c in range(case.channels)
+    }
     y = ((said - spec.output_loc) / spec.output_scale).flatten().tolist()
     return x | {f"base_{i}": v for i, v in enumerate(y)}
 
@@ -33,7 +37,9 @@ def features(case: Case, inputs: Any, said: Any) -> dict[str, float]:
 @pytest.mark.parametrize("case", [REGRESSION, FORECAST], ids=lambda c: c.kind)
 @pytest.mark.parametrize("scaled", [True, False])
 def test_a_regressor_per_cell_learns_what_the_base_left_over(case: Case, scaled: bool) -> None:
-    learner = built(River("linear_model.LinearRegression", {"l2": 0.01}, scale=scaled), case.spec(CPU))
+    learner = built(
+        River("linear_model.LinearRegression", {"l2": 0.01}, scale=scaled), case.spec(CPU)
+    )
     bare = [linear_model.LinearRegression(l2=0.01) for _ in range(case.rows * case.columns)]
     models = [preprocessing.StandardScaler() | m for m in bare] if scaled else bare
     scale = case.spec(CPU).output_scale
@@ -49,7 +55,9 @@ def test_a_regressor_per_cell_learns_what_the_base_left_over(case: Case, scaled:
                     learned += 1
         x = features(case, step.inputs, step.base.output)
         said = torch.tensor([m.predict_one(x) for m in models]).view(case.rows, case.columns)
-        assert torch.equal(learner.predict(step.inputs, step.base), step.base.output + said * scale)
+        assert torch.equal(
+            learner.predict(step.inputs, step.base), step.base.output + said * scale
+        )
     assert learned > 300
 
 
@@ -83,12 +91,16 @@ def test_an_instance_is_cloned_and_never_touched() -> None:
     [
         lambda: "forest.ARFRegressor",
         lambda: forest.ARFRegressor(n_models=3),
-        lambda: preprocessing.StandardScaler() | ensemble.BaggingRegressor(tree.HoeffdingTreeRegressor(), n_models=3),
+        lambda: (
+            preprocessing.StandardScaler()
+            | ensemble.BaggingRegressor(tree.HoeffdingTreeRegressor(), n_models=3)
+        ),
     ],
     ids=["path", "instance", "pipeline"],
 )
 def test_models_without_a_seed_get_the_pipelines(make: Any) -> None:
-    """The same stream and seed give the same predictions, also from models that draw random numbers."""
+    """The same stream and seed give the same predictions, also from models that draw random
+    numbers."""
     case = Case("regression", 1, 1, 1, 1)
     steps = case.steps(300, "path", CPU)
     first, second = (drive(built(River(make()), case.spec(CPU, seed=5)), steps) for _ in range(2))

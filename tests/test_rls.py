@@ -1,4 +1,5 @@
-"""Recursive least squares against closed forms, a slow transcription of the formulas, and its own bounds."""
+"""Recursive least squares against closed forms, a slow transcription of the formulas, and its own
+bounds."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ def ridge(x: Any, y: Any, penalty: float) -> Any:
 def test_regression_is_ridge_in_closed_form() -> None:
     window, channels, outputs, ridge_weight = 2, 3, 4, 0.25
     scale = torch.tensor([1.0, 2.0, 4.0, 0.5])
-    learner = built(RLS(**PLAIN, ridge=ridge_weight), spec_of("regression", window, channels, 1, outputs, scale=scale))
+    learner = built(
+        RLS(**PLAIN, ridge=ridge_weight),
+        spec_of("regression", window, channels, 1, outputs, scale=scale),
+    )
     rng = np.random.default_rng(0)
     rows, left = [], []
     for _ in range(80):
@@ -41,13 +45,16 @@ def test_regression_is_ridge_in_closed_form() -> None:
         rows.append(np.append((inputs / scale[:channels]).double().numpy().ravel(), 1.0))
         left.append(((target - said.output) / scale).double().numpy()[0])
     x, y = np.array(rows), np.array(left)
-    np.testing.assert_allclose(learner.weights[0].numpy(), ridge(x, y, ridge_weight), rtol=0, atol=1e-8)
+    np.testing.assert_allclose(
+        learner.weights[0].numpy(), ridge(x, y, ridge_weight), rtol=0, atol=1e-8
+    )
     inverse = np.linalg.inv(x.T @ x + ridge_weight * np.eye(x.shape[1]))
     np.testing.assert_allclose(learner.covariance[0].numpy(), inverse, rtol=0, atol=1e-8)
 
 
 def test_one_step_forecasts_are_ridge_in_closed_form() -> None:
-    """With a horizon of one every gain is used at once, so the recursion is exact; one regression per channel."""
+    """With a horizon of one every gain is used at once, so the recursion is exact; one regression
+    per channel."""
     window, n = 4, 3
     z = walk(120, n).astype(np.float64)
     learner = RLS(**PLAIN, ridge=0.5)
@@ -55,20 +62,32 @@ def test_one_step_forecasts_are_ridge_in_closed_form() -> None:
     pipeline.observe(entries(z))
     spec = pipeline.spec
     assert spec is not None
-    scaled = ((torch.from_numpy(z.astype(np.float32)) - spec.input_loc) / spec.input_scale).double().numpy()
+    scaled = (
+        ((torch.from_numpy(z.astype(np.float32)) - spec.input_loc) / spec.input_scale)
+        .double()
+        .numpy()
+    )
     for c in range(n):
-        rows = [np.append(scaled[t - window : t - 1, c] - scaled[t - 1, c], 1.0) for t in range(window, len(z))]
-        step = [(z[t, c] - z[t - 1, c]) / float(spec.output_scale[c]) for t in range(window, len(z))]
+        rows = [
+            np.append(scaled[t - window : t - 1, c] - scaled[t - 1, c], 1.0)
+            for t in range(window, len(z))
+        ]
+        step = [
+            (z[t, c] - z[t - 1, c]) / float(spec.output_scale[c]) for t in range(window, len(z))
+        ]
         wanted = ridge(np.array(rows), np.array(step), 0.5)
-        # The stream is float32, which is what 1e-5 is for; the recursion itself is compared to 1e-9 below.
+        # The stream is float32, which is what 1e-5 is for; the recursion itself is compared to
+        # 1e-9 below.
         np.testing.assert_allclose(learner.weights[c, :, 0].numpy(), wanted, rtol=0, atol=2e-5)
 
 
 def test_matured_forecasts_equal_gain_weighted_least_squares() -> None:
-    """Row h of a forecast is learned h entries late with the gain of its own time; unclipped, that is closed form.
+    """Row h of a forecast is learned h entries late with the gain of its own time; unclipped, that
+    is closed form.
 
-    v <- v + k_s (y_s - x_s v) with k_s = P_s x_s and P_s of all inputs up to s: for h = 1 ridge regression, and for
-    every h the fixed point of noiseless targets, whatever the order of arrival.
+    v <- v + k_s (y_s - x_s v) with k_s = P_s x_s and P_s of all inputs up to s: for h = 1 ridge
+    regression, and for every h the fixed point of noiseless targets, whatever the order of
+    arrival.
     """
     t, n, d = 3, 2, 4
     learner = built(RLS(**PLAIN, ridge=1e-9), spec_of("forecast", d, n, t, n))
@@ -86,13 +105,17 @@ def test_matured_forecasts_equal_gain_weighted_least_squares() -> None:
             target[h] = np.einsum("nd,nd->n", f, truth[:, :, h])
             mask[h] = True
         learner.learn(
-            torch.from_numpy(window), base(np.zeros((t, n))), torch.from_numpy(target), torch.from_numpy(mask)
+            torch.from_numpy(window),
+            base(np.zeros((t, n))),
+            torch.from_numpy(target),
+            torch.from_numpy(mask),
         )
     np.testing.assert_allclose(learner.weights.numpy(), truth, rtol=0, atol=1e-6)
 
 
 class Slow:
-    """The docstring's formulas, a channel and a row at a time, in numpy float64, with P's inverse kept and inverted."""
+    """The docstring's formulas, a channel and a row at a time, in numpy float64, with P's inverse
+    kept and inverted."""
 
     def __init__(self, spec: Any, forgetting: float, clip: float, ridge_weight: float) -> None:
         self.spec, self.lam, self.clip, self.ridge = spec, forgetting, clip, ridge_weight
@@ -138,12 +161,17 @@ def test_equals_the_slow_transcription(forgetting: float, window: int, n: int, t
     fast, slow = built(RLS(forgetting, clip=1.5), spec), Slow(spec, forgetting, 1.5, 0.1)
     rng = np.random.default_rng(0)
     for i in range(300):
-        # Heavy tails, so that clipping matters; values that stand still for a while, so that the leak does.
-        inputs = rng.standard_t(5, size=(window, n)).astype(np.float32) * (0.0 if 100 < i < 200 else 1.0)
+        # Heavy tails, so that clipping matters; values that stand still for a while, so that the
+        # leak does.
+        inputs = rng.standard_t(5, size=(window, n)).astype(np.float32) * (
+            0.0 if 100 < i < 200 else 1.0
+        )
         said, target = (rng.standard_t(2, size=(t, n)).astype(np.float32) for _ in range(2))
         mask = rng.random((t, n)) < 0.8
         mask[i + 1 :] = False
-        fast.learn(torch.from_numpy(inputs), base(said), torch.from_numpy(target), torch.from_numpy(mask))
+        fast.learn(
+            torch.from_numpy(inputs), base(said), torch.from_numpy(target), torch.from_numpy(mask)
+        )
         slow.learn(inputs, said, target, mask)
         np.testing.assert_allclose(fast.weights.numpy(), slow.w, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(fast.innovation.numpy(), slow.m, rtol=1e-7, atol=1e-8)
@@ -164,7 +192,9 @@ def assert_bounded(learner: RLS) -> None:
     assert torch.equal(p, p.transpose(1, 2)), "symmetric to the last bit"
     eigenvalues = torch.linalg.eigvalsh(p).view(len(learner.forgetting), -1)
     for values, forgetting in zip(eigenvalues, learner.forgetting, strict=True):
-        assert values.max() <= covariance_bound(forgetting, d, learner.ridge) * (1 + 1e-9), values.max()
+        assert values.max() <= covariance_bound(forgetting, d, learner.ridge) * (1 + 1e-9), (
+            values.max()
+        )
         assert values.min() >= 0.0, "positive definite"
 
 
@@ -175,7 +205,9 @@ def assert_bounded(learner: RLS) -> None:
     st.sampled_from([2, 3, 8, 19]),
     st.floats(0.0, 1.0),
 )
-def test_covariance_is_bounded_whatever_comes(seed: int, size: float, window: int, often: float) -> None:
+def test_covariance_is_bounded_whatever_comes(
+    seed: int, size: float, window: int, often: float
+) -> None:
     """Also with outliers of a size that leaves no other digit of a float64, as often as not."""
     n, t = 2, 2
     learner = built(RLS((0.95, 0.999)), spec_of("forecast", window, n, t, n))
@@ -202,7 +234,8 @@ def test_covariance_is_bounded_over_thousands_of_constant_inputs(level: float) -
 
 
 def test_the_naive_form_is_not_bounded() -> None:
-    """What the leak is there for: without it the same constant inputs take the covariance through any bound."""
+    """What the leak is there for: without it the same constant inputs take the covariance through
+    any bound."""
     naive = built(RLS(0.95), spec_of("forecast", 6, 2, 2, 2))
     naive.ridge = 1e-300
     for _ in range(600):
@@ -213,7 +246,9 @@ def test_the_naive_form_is_not_bounded() -> None:
         assert_bounded(naive)
 
 
-@pytest.mark.parametrize("case", [Case("forecast", 5, 3, 4, 3), Case("regression", 2, 3, 1, 4)], ids=lambda c: c.kind)
+@pytest.mark.parametrize(
+    "case", [Case("forecast", 5, 3, 4, 3), Case("regression", 2, 3, 1, 4)], ids=lambda c: c.kind
+)
 def test_a_family_equals_its_members_bit_for_bit(case: Case) -> None:
     rates = (0.95, 0.99, 0.9995)
     steps = case.steps(150, "rows", CPU)
@@ -227,7 +262,8 @@ def test_a_family_equals_its_members_bit_for_bit(case: Case) -> None:
 
 
 def test_prior_is_the_history_learned_before() -> None:
-    """Starting from the fit's statistics equals having learned that history (its own and the channels' mean)."""
+    """Starting from the fit's statistics equals having learned that history (its own and the
+    channels' mean)."""
     history = walk(400, 3, seed=5)
     fitted = fit_forecast(Batch(history, np.arange(400)), 6, 2)
     prior = fitted.prior()
@@ -242,7 +278,8 @@ def test_prior_is_the_history_learned_before() -> None:
 
 
 def test_a_start_from_history_stays_symmetric() -> None:
-    """The inverse of a statistic is not symmetric to the last bit; what is left over would grow with every example."""
+    """The inverse of a statistic is not symmetric to the last bit; what is left over would grow
+    with every example."""
     fitted = fit_forecast(Batch(walk(400, 3, seed=5), np.arange(400)), 12, 2)
     learner = RLS(0.8)
     Pipeline(Forecast(12, 2), fitted, [learner]).observe(entries(walk(600, 3, seed=6)))
@@ -262,7 +299,9 @@ def test_restored_gains_are_not_used_for_other_entries() -> None:
     learner.learn(torch.randn(4, 1, generator=g), base(torch.zeros(3, 1)), ones, ones > 0)
     moved = (learner.weights - before).abs().sum(1)[0]  # (rows,)
     assert moved[0] > 0, "the newest entry's own gain is there"
-    assert (moved[1:] == 0).all(), "older rows belong to entries that the restored learner never saw"
+    assert (moved[1:] == 0).all(), (
+        "older rows belong to entries that the restored learner never saw"
+    )
 
 
 def test_boost_forgets_faster_and_never_too_fast() -> None:
@@ -279,8 +318,8 @@ def test_boost_forgets_faster_and_never_too_fast() -> None:
     "bad",
     [
         {"forgetting": 0.0}, {"forgetting": 1.1}, {"forgetting": (0.9, 0.9)}, {"forgetting": ()},
-        {"forgetting": float("nan")}, {"clip": 0.0}, {"ridge": float("nan")}, {"ridge": 0.0}, {"loss": "l2"},
-        {"features": ["colour"]}, {"features": "level"}, {"period": "1 day"},
+        {"forgetting": float("nan")}, {"clip": 0.0}, {"ridge": float("nan")}, {"ridge": 0.0},
+        {"loss": "l2"}, {"features": ["colour"]}, {"features": "level"}, {"period": "1 day"},
     ],
 )  # fmt: skip
 def test_bad_settings(bad: Any) -> None:

@@ -23,10 +23,19 @@ SIZES = [(5, 3, 4), (3, 3, 3), (2, 1, 1)]
 
 
 class Slow:
-    """The formulas, a channel and a row at a time, in numpy float64; matrices are inverted anew each time."""
+    """The formulas, a channel and a row at a time, in numpy float64; matrices are inverted anew
+    each time."""
 
-    def __init__(self, spec: Any, forgetting: float, *, shared: bool, robust: bool, clip: float = 1.5) -> None:
-        self.spec, self.lam, self.shared, self.robust, self.clip = spec, forgetting, shared, robust, clip
+    def __init__(
+        self, spec: Any, forgetting: float, *, shared: bool, robust: bool, clip: float = 1.5
+    ) -> None:
+        self.spec, self.lam, self.shared, self.robust, self.clip = (
+            spec,
+            forgetting,
+            shared,
+            robust,
+            clip,
+        )
         self.sets = 1 if shared else spec.columns
         d = spec.window
         self.m = [np.eye(d) * 0.1 for _ in range(self.sets)]
@@ -41,7 +50,9 @@ class Slow:
 
     def error(self, x: Any, said: Any, target: Any, h: int, c: int) -> float:
         scale = self.spec.output_scale.numpy()[c]
-        return float((target[h, c] - said[h, c]) / scale) - x @ self.w[0 if self.shared else c, :, h]
+        return (
+            float((target[h, c] - said[h, c]) / scale) - x @ self.w[0 if self.shared else c, :, h]
+        )
 
     def forget(self, group: int) -> None:
         self.m[group] = self.m[group] * self.lam
@@ -79,7 +90,10 @@ class Slow:
             return
         weights, errors = [], []
         for c in channels:
-            e = [self.error(xs[c], said, target, h, c) if mask[h, c] else 0.0 for h in range(self.spec.rows)]
+            e = [
+                self.error(xs[c], said, target, h, c) if mask[h, c] else 0.0
+                for h in range(self.spec.rows)
+            ]
             ratios = [abs(v) / self.size[c, h] for h, v in enumerate(e) if mask[h, c]]
             weights.append(min(1.0 / 0.3, 1.0 / np.mean(ratios)) if ratios else 0.0)
             errors.append(e)
@@ -105,30 +119,46 @@ def test_equals_the_slow_transcription(
     shared: bool, robust: bool, forgetting: float, window: int, n: int, t: int
 ) -> None:
     spec = spec_of("forecast", window, n, t, n, scale=1.0 + torch.arange(n, dtype=torch.float32))
-    fast = built(RLS(forgetting, clip=1.5, shared=shared, loss="l1" if robust else "squared"), spec)
+    fast = built(
+        RLS(forgetting, clip=1.5, shared=shared, loss="l1" if robust else "squared"), spec
+    )
     slow = Slow(spec, forgetting, shared=shared, robust=robust)
     rng = np.random.default_rng(0)
     for i in range(80):
-        inputs = rng.standard_t(5, size=(window, n)).astype(np.float32) * (0.0 if 30 < i < 50 else 1.0)
+        inputs = rng.standard_t(5, size=(window, n)).astype(np.float32) * (
+            0.0 if 30 < i < 50 else 1.0
+        )
         said, target = (rng.standard_t(2, size=(t, n)).astype(np.float32) for _ in range(2))
         mask = rng.random((t, n)) < 0.6
         mask[i + 1 :] = False
         given = np.where(mask, target, np.nan)
-        fast.learn(torch.from_numpy(inputs), base(said), torch.from_numpy(given), torch.from_numpy(mask))
+        fast.learn(
+            torch.from_numpy(inputs), base(said), torch.from_numpy(given), torch.from_numpy(mask)
+        )
         slow.learn(inputs, said, target, mask)
         np.testing.assert_allclose(fast.weights.numpy(), slow.w, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(fast.innovation.numpy(), slow.size, rtol=1e-7, atol=1e-8)
         inverse = fast.information if shared else torch.linalg.inv(fast.covariance)
         np.testing.assert_allclose(inverse.numpy(), np.stack(slow.m), rtol=1e-6, atol=1e-8)
-    wanted = said + np.stack([slow.features(inputs, c) @ slow.w[0 if shared else c] for c in range(n)], 1) * (
-        spec.output_scale.numpy()
+    wanted = said + np.stack(
+        [slow.features(inputs, c) @ slow.w[0 if shared else c] for c in range(n)], 1
+    ) * (spec.output_scale.numpy())
+    np.testing.assert_allclose(
+        fast.predict(torch.from_numpy(inputs), base(said))[0].numpy(), wanted, rtol=1e-5
     )
-    np.testing.assert_allclose(fast.predict(torch.from_numpy(inputs), base(said))[0].numpy(), wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", [Case("forecast", 5, 3, 4, 3), Case("forecast", 3, 3, 3, 3)], ids=str)
 @pytest.mark.parametrize(
-    "form", [{"shared": True}, {"loss": "l1"}, {"shared": True, "loss": "l1"}, {"features": ["cross", "calendar"]}]
+    "case", [Case("forecast", 5, 3, 4, 3), Case("forecast", 3, 3, 3, 3)], ids=str
+)
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"shared": True},
+        {"loss": "l1"},
+        {"shared": True, "loss": "l1"},
+        {"features": ["cross", "calendar"]},
+    ],
 )
 def test_a_family_equals_its_members_bit_for_bit(form: Any, case: Case) -> None:
     rates = (0.95, 0.9995)
@@ -163,7 +193,10 @@ def test_a_channel_without_a_target_forgets_nothing_in_the_l1_form() -> None:
     mask = torch.zeros(3, 2, dtype=torch.bool)
     mask[:, 0] = True
     learner.learn(
-        torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), base(np.zeros((3, 2))), mask * 1.0, mask
+        torch.randn(4, 2, generator=torch.Generator().manual_seed(0)),
+        base(np.zeros((3, 2))),
+        mask * 1.0,
+        mask,
     )
     assert torch.equal(learner.covariance[1], before[1])
     assert not torch.equal(learner.covariance[0], before[0])
@@ -171,11 +204,15 @@ def test_a_channel_without_a_target_forgets_nothing_in_the_l1_form() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_wild_inputs_leave_the_learner_finite(shared: bool) -> None:
-    learner = built(RLS((0.95, 1.0), shared=shared, features=["cross"]), spec_of("forecast", 6, 3, 2, 3))
+    learner = built(
+        RLS((0.95, 1.0), shared=shared, features=["cross"]), spec_of("forecast", 6, 3, 2, 3)
+    )
     rng = np.random.default_rng(0)
     ones = torch.ones(2, 3)
     for i in range(300):
-        inputs = torch.from_numpy((rng.normal(size=(6, 3)) * (1e30 if i % 7 == 0 else 1.0)).astype(np.float32))
+        inputs = torch.from_numpy(
+            (rng.normal(size=(6, 3)) * (1e30 if i % 7 == 0 else 1.0)).astype(np.float32)
+        )
         learner.learn(inputs, base(np.zeros((2, 3))), ones, ones > 0)
         assert torch.isfinite(learner.predict(inputs, base(np.zeros((2, 3))))).all(), i
     assert all(torch.isfinite(v).all() for v in learner.state_dict().values())
@@ -189,7 +226,9 @@ def test_features_are_the_documented_ones() -> None:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(5, 2)).astype(np.float32)
     six = 6 * 3600 * 10**9  # a quarter of a day past midnight
-    said = BaseOutput(torch.zeros(3, 2), None, torch.tensor([0, 0, 0, 0, 3 * 86_400 * 10**9 + six]))
+    said = BaseOutput(
+        torch.zeros(3, 2), None, torch.tensor([0, 0, 0, 0, 3 * 86_400 * 10**9 + six])
+    )
     made = Features(spec, ("level", "calendar", "cross"))(torch.from_numpy(inputs), said).numpy()
     z = inputs / np.array([2.0, 4.0], np.float32)
     for c in range(2):
@@ -197,10 +236,15 @@ def test_features_are_the_documented_ones() -> None:
         calendar = [1.0, 0.0, 0.0, -1.0]  # sin and cos of a quarter of a turn, and of half a turn
         cross = np.concatenate([z[-1], z[-1] - z[-2], z[-1] - z[-4]])
         np.testing.assert_allclose(
-            made[c], np.concatenate([plain, EXTRA_SCALE * np.concatenate([calendar, cross])]), rtol=1e-5, atol=1e-8
+            made[c],
+            np.concatenate([plain, EXTRA_SCALE * np.concatenate([calendar, cross])]),
+            rtol=1e-5,
+            atol=1e-8,
         )
     level = Features(spec, ("level",))
-    np.testing.assert_allclose(level(torch.from_numpy(inputs), said)[:, -1].numpy(), EXTRA_SCALE * z[-1], rtol=1e-5)
+    np.testing.assert_allclose(
+        level(torch.from_numpy(inputs), said)[:, -1].numpy(), EXTRA_SCALE * z[-1], rtol=1e-5
+    )
     assert level.count == 6
 
 
@@ -212,7 +256,9 @@ def test_a_large_panel_is_seen_through_its_mean() -> None:
     mean = inputs.mean(1) * math.sqrt(n)
     assert features.count == 5 + 3  # nine entries ago is before the window
     np.testing.assert_allclose(made[:, 5], np.full(n, EXTRA_SCALE * mean[-1]), rtol=1e-5)
-    np.testing.assert_allclose(made[:, 6], np.full(n, EXTRA_SCALE * (mean[-1] - mean[-4])), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        made[:, 6], np.full(n, EXTRA_SCALE * (mean[-1] - mean[-4])), rtol=1e-3, atol=1e-5
+    )
     np.testing.assert_allclose(made[:, 7], EXTRA_SCALE * inputs[-1], rtol=1e-5)
 
 
@@ -232,15 +278,21 @@ def test_a_channel_learns_from_another() -> None:
 
 @pytest.mark.parametrize("loss", ["squared", "l1"])
 def test_what_is_learned_is_what_was_seen_when_the_forecast_was_issued(loss: Any) -> None:
-    """The season too, though it has gone on since: x at the learning is x at the prediction, entry by entry."""
+    """The season too, though it has gone on since: x at the learning is x at the prediction, entry
+    by entry."""
     horizon, period, n = 3, 6, 40
     z = walk(n, 2)
     learner = RLS(0.99, loss=loss, features=["season"], period="6s")
-    pipeline = Pipeline(Forecast(2, horizon), with_scaling(Persistence(horizon), 2, 2), [learner], NoGuard())
+    pipeline = Pipeline(
+        Forecast(2, horizon), with_scaling(Persistence(horizon), 2, 2), [learner], NoGuard()
+    )
     issued: dict[int, Any] = {}
     learned: list[tuple[int, Any]] = []
     for t in range(n):
-        for name, seen in (("predict", issued.__setitem__), ("learn", lambda i, x: learned.append((i, x)))):
+        for name, seen in (
+            ("predict", issued.__setitem__),
+            ("learn", lambda i, x: learned.append((i, x))),
+        ):
             if pipeline.spec is not None:
                 _record(learner, name, t, seen)
         pipeline.observe([Entry(z[t], t * 10**9, id=str(t))])
@@ -286,7 +338,9 @@ def _record(learner: RLS, name: str, t: int, seen: Any) -> None:
 def test_a_season_longer_than_the_window_is_learned() -> None:
     rng = np.random.default_rng(0)
     t = np.arange(1200)
-    values = (np.sign(np.sin(2 * np.pi * t / 24)) + 0.1 * rng.normal(size=1200)).astype(np.float32)[:, None]
+    values = (np.sign(np.sin(2 * np.pi * t / 24)) + 0.1 * rng.normal(size=1200)).astype(
+        np.float32
+    )[:, None]
     fitted = fit_forecast(Batch(values[:300], t[:300]), 3, 6)
     learners = [RLS(0.9995), RLS(0.9995, features=["season"])]
     pipeline = Pipeline(Forecast(3, 6), fitted, learners, NoGuard())
@@ -300,18 +354,22 @@ def test_a_season_longer_than_the_window_is_learned() -> None:
 
 
 def robust_history() -> tuple[Any, Linear]:
-    history = walk(500, 3, seed=5) + (np.random.default_rng(1).random((500, 3)) < 0.1) * np.float32(8.0)  # skewed
+    history = walk(500, 3, seed=5) + (
+        np.random.default_rng(1).random((500, 3)) < 0.1
+    ) * np.float32(8.0)  # skewed
     return history, fit_forecast(Batch(history.astype(np.float32), np.arange(500)), 4, 2)
 
 
 def test_robust_sums_are_those_of_least_absolute_deviations() -> None:
-    """Their solution has a smaller mean absolute error than the base, and is a fixed point of the reweighting."""
+    """Their solution has a smaller mean absolute error than the base, and is a fixed point of the
+    reweighting."""
     history, fitted = robust_history()
     prior = fitted.prior()
     assert prior is not None
     assert prior.robust is not None
     w = torch.linalg.solve(
-        prior.robust.gram.sum(0) + 0.1 * torch.eye(4, dtype=torch.float64), prior.robust.moment.sum(0)
+        prior.robust.gram.sum(0) + 0.1 * torch.eye(4, dtype=torch.float64),
+        prior.robust.moment.sum(0),
     ).numpy()
     z = (history - fitted.input_loc.numpy()) / fitted.input_scale.numpy()
     x, left = [], []
@@ -345,7 +403,9 @@ def test_robust_forms_start_from_the_robust_sums(shared: bool) -> None:
         m += 0.1 * np.eye(5)  # what the history does not know has the ridge alone
         right = np.zeros((len(m), 5, 2))
         right[:, :4] = worth * group(sums.moment)
-        np.testing.assert_allclose(learner.weights.numpy(), np.linalg.solve(m, right), rtol=1e-6, atol=1e-10)
+        np.testing.assert_allclose(
+            learner.weights.numpy(), np.linalg.solve(m, right), rtol=1e-6, atol=1e-10
+        )
 
 
 def test_robust_sums_survive_the_file(tmp_path: Path) -> None:
@@ -365,17 +425,19 @@ def test_robust_sums_survive_the_file(tmp_path: Path) -> None:
 
 def test_names_tell_the_forms_apart() -> None:
     forms: list[dict[str, Any]] = [
-        {}, {"shared": True}, {"loss": "l1"}, {"features": ["cross"]}, {"features": ["cross", "level"]},
-        {"shared": True, "loss": "l1", "features": ["calendar"]},
+        {}, {"shared": True}, {"loss": "l1"}, {"features": ["cross"]},
+        {"features": ["cross", "level"]}, {"shared": True, "loss": "l1", "features": ["calendar"]},
     ]  # fmt: skip
     names = [name for form in forms for name in RLS(0.998, **form).names]
     assert names == [
-        "rls-0.998", "rls-shared-0.998", "rls-l1-0.998", "rls-cross-0.998", "rls-level-cross-0.998",
-        "rls-shared-l1-calendar-0.998",
+        "rls-0.998", "rls-shared-0.998", "rls-l1-0.998", "rls-cross-0.998",
+        "rls-level-cross-0.998", "rls-shared-l1-calendar-0.998",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", [{"shared": True}, {"features": ["level"]}, {"features": ["calendar", "cross"]}])
+@pytest.mark.parametrize(
+    "form", [{"shared": True}, {"features": ["level"]}, {"features": ["calendar", "cross"]}]
+)
 @pytest.mark.parametrize("kind", ["regression", "classification"])
 def test_forms_of_forecasts_alone_are_refused_elsewhere(kind: Any, form: Any) -> None:
     with pytest.raises(ConfigError, match=kind):

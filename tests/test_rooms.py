@@ -14,7 +14,8 @@ EXCEPTIONS: dict[str, str] = {}
 
 
 def functions(node: ast.AST, prefix: str = "") -> list[tuple[str, int]]:
-    """Every function below `node` with its lines: signature and body, without decorators and docstring."""
+    """Every function below `node` with its lines: signature and body, without decorators and
+    docstring."""
     found = []
     for child in ast.iter_child_nodes(node):
         named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
@@ -34,7 +35,9 @@ def too_large(root: Path) -> dict[str, int]:
     for path in (path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))):
         text = path.read_text()
         place = path.relative_to(root).as_posix()
-        found |= {f"{place}:{name}": n for name, n in functions(ast.parse(text)) if n > FUNCTION_LINES}
+        found |= {
+            f"{place}:{name}": n for name, n in functions(ast.parse(text)) if n > FUNCTION_LINES
+        }
     return found
 
 

@@ -13,7 +13,13 @@ from streamadapt import Bias, Entry, Forecast, Pipeline, Position
 from streamadapt.engine.engine import Engine
 from streamadapt.engine.rounds import Turns
 from streamadapt.engine.settings import EngineSettings
-from streamadapt.testing import IdentityCodec, ManualClock, MemoryDeadLetters, MemorySink, MemorySource
+from streamadapt.testing import (
+    IdentityCodec,
+    ManualClock,
+    MemoryDeadLetters,
+    MemorySink,
+    MemorySource,
+)
 
 
 class Watched(MemorySource):
@@ -25,7 +31,8 @@ class Watched(MemorySource):
 
 
 class Job:
-    """Partitions with so many entries each, and a base that takes its time, by a clock that only it moves."""
+    """Partitions with so many entries each, and a base that takes its time, by a clock that only
+    it moves."""
 
     def __init__(self, counts, cost_s, path=None, on_call=None, **settings):
         self.clock = ManualClock()
@@ -47,8 +54,9 @@ class Job:
         self.source.polls, self.source.clock = [], self.clock
         self.sink = MemorySink()
         self.engine = Engine(
-            self.source, lambda: Pipeline(Forecast(1, 1), base, [Bias(0.1)]), self.sink, IdentityCodec(),
-            MemoryDeadLetters(), settings=EngineSettings(checkpoint_path=path, **settings), clock=self.clock,
+            self.source, lambda: Pipeline(Forecast(1, 1), base, [Bias(0.1)]), self.sink,
+            IdentityCodec(), MemoryDeadLetters(),
+            settings=EngineSettings(checkpoint_path=path, **settings), clock=self.clock,
         )  # fmt: skip
         self.source.open(self.engine)
 
@@ -57,7 +65,8 @@ class Job:
 
 
 def test_a_slow_base_serves_every_partition_alike():
-    """10 ms an entry, as in the field: not 2,143 predictions for the first partition and none for the others."""
+    """10 ms an entry, as in the field: not 2,143 predictions for the first partition and none for
+    the others."""
     job = Job([5000] * 3, 0.01)
     while job.clock.monotonic() < 30.0:
         job.engine.step()
@@ -68,7 +77,8 @@ def test_a_slow_base_serves_every_partition_alike():
 
 @pytest.mark.parametrize("cost_s", [0.05, 0.7, 2.0])
 def test_a_round_over_many_partitions_is_bounded(cost_s):
-    """It ends after `turn_s` and one entry more, wherever it has come to; whoever it did not reach goes first next."""
+    """It ends after `turn_s` and one entry more, wherever it has come to; whoever it did not reach
+    goes first next."""
     job = Job([40] * 64, cost_s, turn_s=1.0)
     for _ in range(200):
         job.engine.step()
@@ -81,7 +91,8 @@ def test_a_round_over_many_partitions_is_bounded(cost_s):
 
 
 def test_many_partitions_with_little_to_do_do_not_wait_for_a_full_one():
-    """Sixty-three with two entries each are done in the first round, although the first partition has thousands."""
+    """Sixty-three with two entries each are done in the first round, although the first partition
+    has thousands."""
     job = Job([5000] + [2] * 63, 0.001, turn_s=1.0)
     for _ in range(2):
         job.engine.step()
@@ -93,7 +104,9 @@ def test_many_partitions_with_little_to_do_do_not_wait_for_a_full_one():
 def test_checkpoints_are_on_time_however_slow_the_base_is(tmp_path):
     job = Job([20] * 16, 2.0, tmp_path, checkpoint_every_s=10.0, turn_s=1.0)
     at = []
-    job.engine.on_checkpoint_step = lambda name: at.append(job.clock.monotonic()) if name == "flush" else None
+    job.engine.on_checkpoint_step = lambda name: (
+        at.append(job.clock.monotonic()) if name == "flush" else None
+    )
     for _ in range(150):
         job.engine.step()
     assert len(at) > 10
@@ -120,10 +133,13 @@ def test_turns_change_nothing_in_what_is_said():
 
 
 @given(
-    st.integers(1, 12), st.lists(st.sampled_from([0.001, 0.01, 0.3, 1.5]), min_size=1, max_size=9), st.integers(1, 30)
+    st.integers(1, 12),
+    st.lists(st.sampled_from([0.001, 0.01, 0.3, 1.5]), min_size=1, max_size=9),
+    st.integers(1, 30),
 )
 def test_nobody_is_passed_over(partitions, costs_s, rounds):
-    """Whatever records cost: of partitions that always have something to do, none is two turns ahead of another."""
+    """Whatever records cost: of partitions that always have something to do, none is two turns
+    ahead of another."""
     clock, served = ManualClock(), []
 
     def serve(partition, until):

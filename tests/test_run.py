@@ -51,15 +51,27 @@ class Run:
         self.folder = folder
         self.source = entries, labels
         self.predictions = predictions
-        source = f'kind = "kafka"\nservers = "{servers}"\ntopic = "{entries}"\nlabel_topic = "{labels}"'
+        source = (
+            f'kind = "kafka"\nservers = "{servers}"\ntopic = "{entries}"\nlabel_topic = "{labels}"'
+        )
         sink = f'kind = "kafka"\ntopic = "{predictions}"'
         (folder / "config.toml").write_text(CONFIG.format(source=source, sink=sink))
         self.process = None
 
     def start(self):
         with (self.folder / "log.jsonl").open("ab") as log:
-            command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--json", "--log-json"]
-            self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=log)
+            command = [
+                sys.executable,
+                "-m",
+                "streamadapt",
+                "run",
+                "config.toml",
+                "--json",
+                "--log-json",
+            ]
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, stdout=subprocess.PIPE, stderr=log
+            )
         return self
 
     def log(self):
@@ -107,7 +119,9 @@ class Run:
 
 def offsets_of(servers, topic, count):
     """Where the predictions of a topic came from; at least `count` of them are there."""
-    values = [json.loads(r.value) for r in read_until(servers, topic, lambda found: len(found) >= count)]
+    values = [
+        json.loads(r.value) for r in read_until(servers, topic, lambda found: len(found) >= count)
+    ]
     return [int(value["id"].rpartition("@")[2]) for value in values]
 
 
@@ -134,7 +148,8 @@ def signal_when(holds, number):
 @pytest.mark.kafka
 @pytest.mark.slow
 def test_a_signal_drains_and_checkpoints(folder, kafka_servers, topic, capsys):
-    """SIGTERM, then SIGINT: exit code 0, and the checkpoint stands exactly behind the predictions that were written."""
+    """SIGTERM, then SIGINT: exit code 0, and the checkpoint stands exactly behind the predictions
+    that were written."""
     entries, labels = entries_and_labels(2000)
     run = Run(folder, kafka_servers, topic(), topic(), topic())
     produce(kafka_servers, run.source[0], [entries])
@@ -156,7 +171,9 @@ def test_a_signal_drains_and_checkpoints(folder, kafka_servers, topic, capsys):
     assert "SIGINT: draining" in said.err
     assert json.loads(said.out)["entries"] == run.position() > first
     second = run.position()
-    assert offsets_of(kafka_servers, run.predictions, second - 2) == list(range(2, second)), "and none of them twice"
+    assert offsets_of(kafka_servers, run.predictions, second - 2) == list(range(2, second)), (
+        "and none of them twice"
+    )
 
 
 @pytest.mark.kafka
@@ -185,7 +202,9 @@ def test_a_signal_while_the_broker_is_away_and_a_restart_when_it_is_back(folder)
             run.wait_for_checkpoint(900)
             assert run.end(signal.SIGTERM)[0] == 0
         said = {}
-        for record in read_until(servers, "predictions", lambda found: len({r.value for r in found}) >= 898):
+        for record in read_until(
+            servers, "predictions", lambda found: len({r.value for r in found}) >= 898
+        ):
             prediction = json.loads(record.value)
             assert said.setdefault(prediction["id"], prediction) == prediction
         assert len(said) == 898

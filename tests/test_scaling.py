@@ -47,7 +47,12 @@ def wave(n: int, still: int, seed: int = 3) -> Array:
 
 
 def ran(values: Array, base: Any, *chosen: Learner, parts: int = 1) -> Pipeline:
-    learners = list(chosen) or [RLS((0.9995, 0.998), clip=1.0), ADCSD(share_norm=True), Bias(0.005), ErrorMemory()]
+    learners = list(chosen) or [
+        RLS((0.9995, 0.998), clip=1.0),
+        ADCSD(share_norm=True),
+        Bias(0.005),
+        ErrorMemory(),
+    ]
     pipeline = Pipeline(Forecast(WINDOW, HORIZON), base, learners, device="cpu")
     items = [Entry(row, 300 * 10**9 * (t + 1), str(t)) for t, row in enumerate(values)]
     for i in range(0, len(items), -(-len(items) // parts)):
@@ -102,7 +107,9 @@ def test_a_wrong_value_in_the_first_window_makes_no_scale() -> None:
     wrong[[0, 5], 0] = -9999.0, 1e12
     plain, found = ran(values, Persistence(HORIZON)), ran(wrong, Persistence(HORIZON))
     for name in ("served", "rls-0.998", "adcsd-share-norm"):
-        assert loss(found, name) / loss(found, "base") <= 1.02 * loss(plain, name) / loss(plain, "base")
+        assert loss(found, name) / loss(found, "base") <= 1.02 * loss(plain, name) / loss(
+            plain, "base"
+        )
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
@@ -117,7 +124,9 @@ def test_labels_of_any_size_are_learned_alike(unit: float) -> None:
 
         learners: list[Learner] = [Calibration((0.9, 0.98)), RLS(0.995), Bias(0.05)]
         pipeline = Pipeline(Supervised(1), frozen, learners, device="cpu")
-        pipeline.observe([Entry(row, t + 1, str(t), label=np.array([unit * y[t]])) for t, row in enumerate(x)])
+        pipeline.observe(
+            [Entry(row, t + 1, str(t), label=np.array([unit * y[t]])) for t, row in enumerate(x)]
+        )
         return loss(pipeline, "served") / loss(pipeline, "base")
 
     assert relative(unit) == pytest.approx(relative(1.0), rel=0.05)
@@ -133,7 +142,9 @@ def test_what_settles_survives_a_restart_to_the_bit_however_entries_are_grouped(
     fresh = [RLS(0.998, clip=1.0), Bias(0.02)]
     second = Pipeline(Forecast(WINDOW, HORIZON), Persistence(HORIZON), fresh, device="cpu")
     second.load_state_dict(first.state_dict())
-    second.observe([Entry(row, 300 * 10**9 * (t + 1), str(t)) for t, row in enumerate(values)][stop:])
+    second.observe(
+        [Entry(row, 300 * 10**9 * (t + 1), str(t)) for t, row in enumerate(values)][stop:]
+    )
     sums = [of.stats.loss_sum for of in (whole, grouped, second)]
     assert sums[0] == sums[1] == sums[2]
 
@@ -189,8 +200,14 @@ def test_scaling_comes_from_the_config() -> None:
         ('scaling = "nowhere.safetensors"', "base.scaling"),
         ("scaling = { input_loc = [1.0, 2.0] }", "base.scaling"),
         ("scaling = { input_loc = [1.0], input_scale = [1.0] }", "base.scaling"),
-        ("scaling = { input_loc = [1.0, 2.0], input_scale = [1.0, 0.0] }", "base.scaling.input_scale"),
-        ("scaling = { input_loc = [1.0, 2.0], input_scale = [1.0, nan] }", "base.scaling.input_scale"),
+        (
+            "scaling = { input_loc = [1.0, 2.0], input_scale = [1.0, 0.0] }",
+            "base.scaling.input_scale",
+        ),
+        (
+            "scaling = { input_loc = [1.0, 2.0], input_scale = [1.0, nan] }",
+            "base.scaling.input_scale",
+        ),
         ('scaling = { input_loc = [1.0, 2.0], input_scale = "1" }', "base.scaling.input_scale"),
     ],
 )
@@ -207,11 +224,15 @@ def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:
         made(f"scaling = {json.dumps(str(file))}")
 
 
-def test_fit_writes_the_scaling_of_a_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_writes_the_scaling_of_a_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     scaling = 'scaling = "scaling.safetensors"'
     Path("config.toml").write_text(CONFIG.format(scaling=scaling))
-    Path("history.jsonl").write_text("".join(f'{{"a": {t}, "b": {5 - t % 2}, "time": {t}}}\n' for t in range(100)))
+    Path("history.jsonl").write_text(
+        "".join(f'{{"a": {t}, "b": {5 - t % 2}, "time": {t}}}\n' for t in range(100))
+    )
     assert run_command(["fit", "config.toml", "history.jsonl"]).code == 0
     found = made(scaling).base
     assert found.input_loc is not None

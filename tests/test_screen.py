@@ -1,4 +1,5 @@
-"""A value far outside what a stream has shown never makes the served worse than the frozen for long."""
+"""A value far outside what a stream has shown never makes the served worse than the frozen for
+long."""
 
 from __future__ import annotations
 
@@ -24,7 +25,14 @@ SENTINELS = (4294967295.0, 65535.0, -9999.0, -999.0, 1e12, 1e37)
 
 
 def learners() -> list[Learner]:
-    return [RLS((0.9995, 0.998), clip=1.0), RLS(loss="l1"), Bias((0.02, 0.005)), ErrorMemory(), LastValue(), Holt()]
+    return [
+        RLS((0.9995, 0.998), clip=1.0),
+        RLS(loss="l1"),
+        Bias((0.02, 0.005)),
+        ErrorMemory(),
+        LastValue(),
+        Holt(),
+    ]
 
 
 def entries(values: Array) -> list[Entry]:
@@ -36,7 +44,8 @@ def said(pipeline: Pipeline, values: Array) -> list[Prediction]:
 
 
 def errors(predictions: list[Prediction], true: Array, horizon: int) -> dict[str, Array]:
-    """Mean absolute error of every role at every issue time, against the values without the wrong one; NaN at first."""
+    """Mean absolute error of every role at every issue time, against the values without the wrong
+    one; NaN at first."""
     names = ["served", *predictions[0].experts]
     found = {name: np.full(len(true), np.nan) for name in names}
     for p in predictions:
@@ -77,11 +86,14 @@ def undisturbed() -> dict[str, Array]:
 
 
 def check(with_value: dict[str, Array], without: dict[str, Array], last: int, back: float) -> None:
-    """In every block served <= max(2 base, 1.1 served without the value); 500 entries later all learners are back."""
+    """In every block served <= max(2 base, 1.1 served without the value); 500 entries later all
+    learners are back."""
     for start in range(0, len(without["base"]) - BLOCK, BLOCK):
         block = slice(start, start + BLOCK)
         frozen, plain = (np.nanmean(of[block]) for of in (with_value["base"], without["served"]))
-        assert np.nanmean(with_value["served"][block]) <= max(2.0 * frozen, 1.1 * plain), f"from {start}"
+        assert np.nanmean(with_value["served"][block]) <= max(2.0 * frozen, 1.1 * plain), (
+            f"from {start}"
+        )
     for name in without:
         after, plain = (np.nanmean(of[name][last + 500 :]) for of in (with_value, without))
         assert after <= back * plain, name
@@ -111,13 +123,16 @@ def test_a_value_never_makes_the_served_worse_than_the_frozen_for_long(
     disturbed = pipeline(intervals=Intervals())
     predictions = said(disturbed, wrong)
     absurd = max(map(abs, values)) > 265.0
-    # One that is believed, of ten or twenty usual distances, stays in the error memory for as long as that remembers.
+    # One that is believed, of ten or twenty usual distances, stays in the error memory for as long
+    # as that remembers.
     check(errors(predictions, true, HORIZON), undisturbed(), at[-1], 1.01 if absurd else 1.06)
     if absurd:
         assert disturbed.stats.absurd == len(at)
         means = [disturbed.stats.mean_loss(name) for name in ("base", "served")]
         # What was judged before the tenth entry, when nothing was known yet, has been counted.
-        assert at[0] < 10 or all(mean is not None and mean < 100.0 for mean in means), "one is all there is in a sum"
+        assert at[0] < 10 or all(mean is not None and mean < 100.0 for mean in means), (
+            "one is all there is in a sum"
+        )
     last = predictions[-1]
     assert last.low is not None
     assert last.high is not None
@@ -131,7 +146,9 @@ def test_the_default_learners_and_guard_withstand_it(value: float) -> None:
     with_value[200] = value
     found = []
     for values in (without, with_value):
-        default = Pipeline(Forecast(WINDOW, 2), Persistence(2), default_learners("forecast"), device="cpu")
+        default = Pipeline(
+            Forecast(WINDOW, 2), Persistence(2), default_learners("forecast"), device="cpu"
+        )
         found.append(errors(said(default, values), true, 2))
     for start in range(0, 300, BLOCK):
         block = slice(start, start + BLOCK)
@@ -147,7 +164,10 @@ def test_while_the_value_is_in_the_window_the_base_is_served_as_it_is() -> None:
         assert np.array_equal(p.base, alone.base)
         in_window = 300 <= int(p.id) < 300 + WINDOW
         assert not in_window or (np.array_equal(p.served, p.base) and p.weights["base"] == 1.0)
-        assert max(float(np.abs(p.experts[name]).max()) for name in p.experts if name != "base") < 200.0
+        assert (
+            max(float(np.abs(p.experts[name]).max()) for name in p.experts if name != "base")
+            < 200.0
+        )
 
 
 def test_one_value_in_a_panel_reaches_its_own_column_only() -> None:
@@ -174,10 +194,14 @@ def test_a_jump_of_the_level_is_learned(jump: float) -> None:
     true[300:] += 5.0 * jump
     found = errors(said(pipeline(), true), true, HORIZON)
     for start in range(300, 650, BLOCK):
-        served, frozen = (np.nanmean(found[name][start : start + BLOCK]) for name in ("served", "base"))
+        served, frozen = (
+            np.nanmean(found[name][start : start + BLOCK]) for name in ("served", "base")
+        )
         assert served <= (1.05 if start == 300 else 0.5) * frozen
     noise = np.nanmean(found["served"][200:290])  # what is left once the level is known
-    assert np.nanmean(found["served"][600:]) < max(1.2 * noise, 0.1 * np.nanmean(found["base"][600:]))
+    assert np.nanmean(found["served"][600:]) < max(
+        1.2 * noise, 0.1 * np.nanmean(found["base"][600:])
+    )
 
 
 def ordinary() -> dict[str, Array]:
@@ -188,7 +212,9 @@ def ordinary() -> dict[str, Array]:
     failing = 50.0 + 10.0 * day + rng.standard_normal(3000)
     failing[1500:1560], failing[2000:2090] = 0.0, 150.0 + rng.standard_normal(90)
     return {
-        "counts that are 0 at night": np.maximum(0, rng.poisson(np.maximum(0.0, 30.0 * day))).astype(float),
+        "counts that are 0 at night": np.maximum(
+            0, rng.poisson(np.maximum(0.0, 30.0 * day))
+        ).astype(float),
         "Student's t, three degrees of freedom": 20.0 + 5.0 * rng.standard_t(3, 3000),
         "a random walk": np.cumsum(rng.standard_normal(3000)),
         "a meter's total": np.cumsum(rng.gamma(2.0, 1.0, 3000)) + 1e6,
@@ -210,14 +236,20 @@ def test_a_wrong_feature_falls_back_to_the_base_and_teaches_nothing() -> None:
     unit, middle = np.array([1.0, 5.0, 20.0]), np.array([0.0, 20.0, 1000.0])
     x = rng.standard_normal((600, 3)) * unit + middle
     y = ((x - middle) / unit) @ np.array([3.0, -2.0, 1.0]) + 50.0 + 0.3 * rng.standard_normal(600)
-    batch = Batch(x[:300].astype(np.float32), np.arange(300, dtype=np.int64), y[:300, None].astype(np.float32))
+    batch = Batch(
+        x[:300].astype(np.float32),
+        np.arange(300, dtype=np.int64),
+        y[:300, None].astype(np.float32),
+    )
     frozen = fit_supervised(batch, 1)
     x, y = x[300:], y[300:] + 4.0  # since then the level has moved
 
     def run(features: Array) -> tuple[list[Prediction], Pipeline]:
         chosen: list[Learner] = [Bias((0.2, 0.02)), Calibration((0.8, 0.98)), RLS((0.98, 0.995))]
         made = Pipeline(Supervised(1), frozen, chosen, device="cpu")
-        items = [Entry(row, t + 1, str(t), label=np.array([y[t]])) for t, row in enumerate(features)]
+        items = [
+            Entry(row, t + 1, str(t), label=np.array([y[t]])) for t, row in enumerate(features)
+        ]
         return made.observe(items), made
 
     for at, value in ((0, -9999.0), (4, 1e12), (150, 65535.0)):

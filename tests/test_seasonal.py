@@ -16,18 +16,28 @@ from streamadapt.learners import BaseOutput
 MINUTE = 60 * 10**9
 
 
-def predictions(values: Any, times: Any, period: Any, horizon: int, window: int = 2, **more: Any) -> dict[int, Any]:
+def predictions(
+    values: Any, times: Any, period: Any, horizon: int, window: int = 2, **more: Any
+) -> dict[int, Any]:
     pipeline = Pipeline(
-        Forecast(window, horizon), Persistence(horizon), [Seasonal(period, **more)], NoGuard(), device="cpu"
+        Forecast(window, horizon),
+        Persistence(horizon),
+        [Seasonal(period, **more)],
+        NoGuard(),
+        device="cpu",
     )
-    items = [Entry(v, int(t), id=str(i)) for i, (v, t) in enumerate(zip(values, times, strict=True))]
+    items = [
+        Entry(v, int(t), id=str(i)) for i, (v, t) in enumerate(zip(values, times, strict=True))
+    ]
     return {int(p.id): p for p in pipeline.observe(items)}
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 5, 12])
 @pytest.mark.parametrize(("period", "clock"), [(5, "5m"), (1, "1m"), (7, "7m")])
 @pytest.mark.parametrize("by_clock", [False, True])
-def test_it_is_the_value_of_a_period_ago(period: int, clock: str, by_clock: bool, horizon: int) -> None:
+def test_it_is_the_value_of_a_period_ago(
+    period: int, clock: str, by_clock: bool, horizon: int
+) -> None:
     z = walk(40, 2)
     times = (np.arange(40) + 3) * MINUTE
     setting: dict[str, Any] = {"slots": period} if by_clock else {}
@@ -60,7 +70,21 @@ def test_a_gap_costs_a_period_of_entries() -> None:
             base_of = base_of._replace(times=torch.tensor([29, 30]))
         usable[i] = learner.predict(z[i - 1 : i + 1], base_of)[0].item() != -1.0
         learner.adapt(z[i - 1 : i + 1], base_of)
-    assert [i for i, yes in usable.items() if yes] == [4, 5, 6, 7, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+    assert [i for i, yes in usable.items() if yes] == [
+        4,
+        5,
+        6,
+        7,
+        11,
+        12,
+        13,
+        14,
+        15,
+        16,
+        17,
+        18,
+        19,
+    ]
 
 
 def test_by_the_clock_a_gap_costs_what_it_hides() -> None:
@@ -77,7 +101,9 @@ def test_by_the_clock_a_gap_costs_what_it_hides() -> None:
         elif minute >= 11 and not np.array_equal(said[0], z[minute + 1 - 10]):
             assert np.array_equal(said, p.base)
             lost.append(int(minute))
-    assert {40, 41} <= set(lost) <= {39, 40, 41, 42}, "the forecasts that would need the hidden minutes, or nearly"
+    assert {40, 41} <= set(lost) <= {39, 40, 41, 42}, (
+        "the forecasts that would need the hidden minutes, or nearly"
+    )
 
 
 def test_a_restored_learner_does_not_take_another_phase() -> None:
@@ -113,7 +139,14 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"period": 0}, {"period": True}, {"period": 1.5}, {"period": "1 day"}, {"period": "1d", "slots": 0}]
+    "bad",
+    [
+        {"period": 0},
+        {"period": True},
+        {"period": 1.5},
+        {"period": "1 day"},
+        {"period": "1d", "slots": 0},
+    ],
 )
 def test_bad_settings(bad: Any) -> None:
     with pytest.raises(ConfigError):

@@ -36,7 +36,9 @@ _logging = pytest.fixture(autouse=True)(logging_as_before)
 CANARY = "kanarie-'\"ü\\-vogel"
 """With all that texts escape in their own ways."""
 PASSWORD = "STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD"
-SECURITY = 'security_protocol = "SASL_PLAINTEXT"\nsasl_mechanism = "{}"\nsasl_plain_username = "alice"\n'
+SECURITY = (
+    'security_protocol = "SASL_PLAINTEXT"\nsasl_mechanism = "{}"\nsasl_plain_username = "alice"\n'
+)
 
 
 def assert_hidden(*texts: str | bytes) -> None:
@@ -49,8 +51,8 @@ def assert_hidden(*texts: str | bytes) -> None:
 @pytest.fixture
 def weights(tmp_path):
     for name, kind, window, channels in (
-        ("base", "regression", 3, 2), ("forecast", "forecast", 3, 1), ("window5", "regression", 5, 2),
-        ("three", "regression", 3, 3),
+        ("base", "regression", 3, 2), ("forecast", "forecast", 3, 1),
+        ("window5", "regression", 5, 2), ("three", "regression", 3, 3),
     ):  # fmt: skip
         make_weights(tmp_path / f"{name}.safetensors", kind, window, channels)
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
@@ -59,9 +61,13 @@ def weights(tmp_path):
 
 def with_password(weights, line, where="entries"):
     """Return a config with a line in the table ``security`` of the source or the sink."""
-    security = "{ " + ", ".join([*SECURITY.format("PLAIN").splitlines(), *filter(None, [line])]) + " }"
+    security = (
+        "{ " + ", ".join([*SECURITY.format("PLAIN").splitlines(), *filter(None, [line])]) + " }"
+    )
     own = "" if where == "entries" else 'servers = "other:1"\n'
-    return text_of(weights).replace(f'topic = "{where}"', f'topic = "{where}"\n{own}security = {security}')
+    return text_of(weights).replace(
+        f'topic = "{where}"', f'topic = "{where}"\n{own}security = {security}'
+    )
 
 
 def password_of(config):
@@ -73,13 +79,17 @@ def password_of(config):
 
 @pytest.mark.parametrize("content", [CANARY, CANARY + "\n", CANARY + "\r\n"])
 def test_a_secret_may_stand_in_a_file(weights, tmp_path, content):
-    """Named in the config, or by a variable; without the line break at its end, and with nothing else taken away."""
+    """Named in the config, or by a variable; without the line break at its end, and with nothing
+    else taken away."""
     (tmp_path / "secret").write_bytes(content.encode())
     file = tmp_path / "secret"
     named = with_password(weights, f'sasl_plain_password_file = "{file}"')
     assert password_of(parse_config(named)) == CANARY
     assert "sasl_plain_password_file" not in parse_config(named).source["security"]
-    assert password_of(parse_config(with_password(weights, ""), {PASSWORD + "_FILE": str(file)})) == CANARY
+    assert (
+        password_of(parse_config(with_password(weights, ""), {PASSWORD + "_FILE": str(file)}))
+        == CANARY
+    )
     spaces = " two words \n"
     (tmp_path / "secret").write_text(spaces + "\n")
     assert password_of(parse_config(named)) == spaces
@@ -92,7 +102,9 @@ def test_every_secret_and_user_name_has_that_form_and_nothing_else(weights, tmp_
     text = with_password(weights, f"sasl_plain_password_file = {file}").replace(
         'sasl_plain_username = "alice"', f"sasl_plain_username_file = {file}"
     )
-    text = text.replace('kind = "bias"', f'kind = "bias"\napi_key_file = {file}\ntokenizer_file = {file}')
+    text = text.replace(
+        'kind = "bias"', f'kind = "bias"\napi_key_file = {file}\ntokenizer_file = {file}'
+    )
     config = parse_config(text)
     assert config.source["security"]["sasl_plain_username"] == "content"
     assert config.learners[0]["api_key"] == "content"
@@ -108,9 +120,15 @@ def test_the_later_layer_wins_whichever_form_it_has(weights, tmp_path):
     flag = "source.security.sasl_plain_password"
     assert password_of(parse_config(literal, {PASSWORD + "_FILE": file})) == "filed"
     assert password_of(parse_config(filed, {PASSWORD: "given"})) == "given"
-    assert password_of(parse_config(literal, {PASSWORD: "given"}, [f"{flag}_file={file}"])) == "filed"
+    assert (
+        password_of(parse_config(literal, {PASSWORD: "given"}, [f"{flag}_file={file}"])) == "filed"
+    )
     for both in (
-        lambda: parse_config(with_password(weights, f'sasl_plain_password = "a", sasl_plain_password_file = "{file}"')),
+        lambda: parse_config(
+            with_password(
+                weights, f'sasl_plain_password = "a", sasl_plain_password_file = "{file}"'
+            )
+        ),
         lambda: parse_config(literal, {PASSWORD: "given", PASSWORD + "_FILE": file}),
     ):
         with pytest.raises(ConfigError, match="not both") as wrong:
@@ -130,7 +148,9 @@ def test_the_later_layer_wins_whichever_form_it_has(weights, tmp_path):
         (lambda path: path.write_bytes(b"kanarie \xff vogel"), "in UTF-8"),
     ],
 )
-def test_a_file_that_holds_no_secret_is_an_error_with_both_paths(weights, tmp_path, make, said, capsys, monkeypatch):
+def test_a_file_that_holds_no_secret_is_an_error_with_both_paths(
+    weights, tmp_path, make, said, capsys, monkeypatch
+):
     """The key's, the file's and the variable's name; never the content."""
     make(tmp_path / "secret")
     (tmp_path / "config.toml").write_text(with_password(weights, ""))
@@ -145,7 +165,9 @@ def test_a_file_that_holds_no_secret_is_an_error_with_both_paths(weights, tmp_pa
 
 
 def test_why_a_mistyped_path_is_not_shown_is_said(weights):
-    with pytest.raises(ConfigError, match="the path is hidden in case it is the secret itself: look at the config"):
+    with pytest.raises(
+        ConfigError, match="the path is hidden in case it is the secret itself: look at the config"
+    ):
         parse_config(with_password(weights, 'sasl_plain_password_file = "/nowhere/at/all"'))
 
 
@@ -172,13 +194,17 @@ def test_a_secret_in_the_place_of_its_path_is_not_shown(weights, value):
 
 
 def test_check_warns_of_a_secret_that_is_written_down(weights, tmp_path, capsys, monkeypatch):
-    """With the setting's path, in words that say what to do, and exit code 0; not of one from elsewhere."""
+    """With the setting's path, in words that say what to do, and exit code 0; not of one from
+    elsewhere."""
     path = tmp_path / "config.toml"
     path.write_text(with_password(weights, f"sasl_plain_password = '''{CANARY}'''"))
     flag = "source.security.sasl_plain_password"
     assert run_command(["check", str(path)]).code == 0
     said = capsys.readouterr()
-    assert f"warning: {flag}: this secret stands in {path}; better in a file that {flag}_file" in said.err
+    assert (
+        f"warning: {flag}: this secret stands in {path}; better in a file that {flag}_file"
+        in said.err
+    )
     assert PASSWORD + "_FILE" in said.err
     assert run_command(["check", str(path), "--json"]).code == 0
     (warning,) = json.loads((as_json := capsys.readouterr()).out)["warnings"]
@@ -238,10 +264,15 @@ IN_TOML = f"'''{CANARY}'''"
     ],
 )
 def test_no_wrong_table_of_secrets_shows_one(weights, tmp_path, line, capsys):
-    """Not as a value of the wrong type, at the wrong place, twice, or in what is no TOML at all."""
+    """Not as a value of the wrong type, at the wrong place, twice, or in what is no TOML at
+    all."""
     path = tmp_path / "config.toml"
     path.write_text(with_password(weights, line))
-    for command in (["check", str(path)], ["check", str(path), "--json"], ["run", str(path), "--log-json"]):
+    for command in (
+        ["check", str(path)],
+        ["check", str(path), "--json"],
+        ["run", str(path), "--log-json"],
+    ):
         assert run_command(command).code == 2
         assert_hidden(*capsys.readouterr())
 
@@ -304,7 +335,8 @@ def refuse(token):
 @pytest.mark.parametrize("factory", ["make", "refuse"])
 @pytest.mark.parametrize("form", [[], ["--log-json"]])
 def test_no_unexpected_error_shows_a_secret(tmp_path, monkeypatch, factory, form):
-    """One of the user's own model, which has it among its arguments: with its traceback, as text and as JSON."""
+    """One of the user's own model, which has it among its arguments: with its traceback, as text
+    and as JSON."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     (tmp_path / "leaky.py").write_text(LEAKY)
@@ -312,12 +344,27 @@ def test_no_unexpected_error_shows_a_secret(tmp_path, monkeypatch, factory, form
     text = CONFIG.format(source=FILES[0], sink=FILES[1])
     old = 'kind = "linear"\nweights = "base.safetensors"'
     (tmp_path / "config.toml").write_text(
-        text.replace(old, f'kind = "module"\nfactory = "leaky:{factory}"\nparams = {{ token_file = "./secret" }}')
+        text.replace(
+            old,
+            f'kind = "module"\nfactory = "leaky:{factory}"\nparams = {{ token_file = "./secret" '
+            f"}}",
+        )
     )
-    command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--log-level", "debug", *form]
+    command = [
+        sys.executable,
+        "-m",
+        "streamadapt",
+        "run",
+        "config.toml",
+        "--log-level",
+        "debug",
+        *form,
+    ]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, check=False, env=environment, timeout=120)
-    assert done.returncode == (3 if factory == "make" else 2), done.stderr  # 3: nothing was predicted
+    assert done.returncode == (3 if factory == "make" else 2), (
+        done.stderr
+    )  # 3: nothing was predicted
     assert b"LookupError" in done.stderr
     if factory == "make":
         assert b"Traceback" in done.stderr
@@ -347,15 +394,24 @@ def test_no_thread_that_dies_shows_a_secret(capsys, monkeypatch):
 
 
 def test_no_repr_shows_a_secret(weights):
-    """Of the config, of what is made from it, and of the stacks of all threads while that is being made."""
+    """Of the config, of what is made from it, and of the stacks of all threads while that is being
+    made."""
     config = parse_config(with_password(weights, f"sasl_plain_password = '''{CANARY}'''"))
     assert password_of(config) == CANARY
     engine = make_engine(config)
-    settings = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_plain_username": "u"}
+    settings = {
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "PLAIN",
+        "sasl_plain_username": "u",
+    }
     security = settings | {"sasl_plain_password": CANARY}
-    own = [kind("h:1", "t", security=security) for kind in (KafkaSource, KafkaSink, KafkaDeadLetters)]
+    own = [
+        kind("h:1", "t", security=security) for kind in (KafkaSource, KafkaSink, KafkaDeadLetters)
+    ]
     parts = [engine.source, engine.sink, engine.dead_letters, *own]
-    assert_hidden(repr(config), str(config), repr(vars(engine)), repr(engine.source._reach), _stacks())
+    assert_hidden(
+        repr(config), str(config), repr(vars(engine)), repr(engine.source._reach), _stacks()
+    )
     assert_hidden(*map(repr, parts), *map(str, map(vars, parts)))
     digest = config.digest()
     assert_hidden(str(digest), json.dumps(digest.settings))
@@ -363,18 +419,27 @@ def test_no_repr_shows_a_secret(weights):
 
 @pytest.mark.kafka
 def test_no_client_library_shows_a_secret(capsys, monkeypatch):
-    """Its debug log has every request, the one with the password too, where somebody turns it on from the start."""
+    """Its debug log has every request, the one with the password too, where somebody turns it on
+    from the start."""
     setup_logging("debug", as_json=False)
     client_log = logging.getLogger("kafka")
-    monkeypatch.setattr(client_log, "handlers", [])  # an earlier connection of this process lets only warnings through
+    monkeypatch.setattr(
+        client_log, "handlers", []
+    )  # an earlier connection of this process lets only warnings through
     monkeypatch.setattr(client_log, "propagate", True)
     level = client_log.level
-    security = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_plain_username": "alice"}
+    security = {
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "PLAIN",
+        "sasl_plain_username": "alice",
+    }
     try:
         client_log.setLevel("DEBUG")
         with secured(Door(users={"alice": CANARY})) as (servers, _):
             produce(servers, "t", [[b"1"]], **security, sasl_plain_password=CANARY)
-            remembered = KafkaSource(servers, "t", security=security | {"sasl_plain_password": CANARY})
+            remembered = KafkaSource(
+                servers, "t", security=security | {"sasl_plain_password": CANARY}
+            )
             with opened(remembered):
                 capsys.readouterr()
                 got = []
@@ -387,8 +452,16 @@ def test_no_client_library_shows_a_secret(capsys, monkeypatch):
 
 
 def test_short_secrets_and_other_texts_are_left_alone():
-    """What is scrubbed is what was remembered, in all its spellings; three letters would be everywhere."""
-    remember("", {"security": {"sasl_plain_password": "abc"}, "topic": "speeds-topic", "password": "quite-long"})
+    """What is scrubbed is what was remembered, in all its spellings; three letters would be
+    everywhere."""
+    remember(
+        "",
+        {
+            "security": {"sasl_plain_password": "abc"},
+            "topic": "speeds-topic",
+            "password": "quite-long",
+        },
+    )
     assert scrubbed("abc speeds-topic quite-long") == f"abc speeds-topic {HIDDEN}"
     assert without_credentials("localhost:9092,[::1]:9092 s3://bucket/a@b 12:30") == (
         "localhost:9092,[::1]:9092 s3://bucket/a@b 12:30"
@@ -408,16 +481,32 @@ class Job:
 
     def __init__(self, folder: Path, servers: str, mechanism: str, form: list[str]) -> None:
         self.port = free_port()
-        source = f'kind = "kafka"\nservers = "{servers}"\ntopic = "entries"\nlabel_topic = "labels"'
-        tables = f"[source.security]\n{SECURITY.format(mechanism)}[metrics]\nport = {self.port}\nhost = '127.0.0.1'\n"
+        source = (
+            f'kind = "kafka"\nservers = "{servers}"\ntopic = "entries"\nlabel_topic = "labels"'
+        )
+        tables = (
+            f"[source.security]\n{SECURITY.format(mechanism)}[metrics]\nport = "
+            f"{self.port}\nhost = '127.0.0.1'\n"
+        )
         text = CONFIG.format(source=source, sink='kind = "kafka"\ntopic = "predictions"') + tables
         (folder / "config.toml").write_text(text)
         (folder / "secret").write_text(CANARY + "\n")
         self.folder = folder
         environment = os.environ | {PASSWORD + "_FILE": "./secret"}
         with (folder / "log").open("wb") as log, (folder / "out").open("wb") as out:
-            command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--log-level", "debug", *form]
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=log)
+            command = [
+                sys.executable,
+                "-m",
+                "streamadapt",
+                "run",
+                "config.toml",
+                "--log-level",
+                "debug",
+                *form,
+            ]
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=out, stderr=log
+            )
 
     def said(self) -> bytes:
         return (self.folder / "log").read_bytes() + (self.folder / "out").read_bytes()
@@ -448,14 +537,19 @@ def next_offset(manifest: Path) -> int:
 @pytest.mark.kafka
 @pytest.mark.slow
 def test_a_run_that_is_admitted_leaves_no_secret_anywhere(tmp_path, monkeypatch, capsys):
-    """Not in its logs, metrics, readiness, checkpoints, output, dead letters, nor in what inspects them."""
+    """Not in its logs, metrics, readiness, checkpoints, output, dead letters, nor in what inspects
+    them."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     table = rows(60)
     entries = [json.dumps({"id": i, "time": t, "x": x}).encode() for i, t, x, _ in table]
     labels = [json.dumps({"id": i, "time": t + 3000, "y": y}).encode() for i, t, _, y in table]
     with secured(Door(users={"alice": CANARY})) as (servers, _):
-        security = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_plain_username": "alice"}
+        security = {
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_mechanism": "PLAIN",
+            "sasl_plain_username": "alice",
+        }
         security["sasl_plain_password"] = CANARY
         produce(servers, "entries", [[*entries, b"dirty"]], **security)
         produce(servers, "labels", [labels], **security)
@@ -464,21 +558,32 @@ def test_a_run_that_is_admitted_leaves_no_secret_anywhere(tmp_path, monkeypatch,
 
         def written() -> bool:
             assert job.process.poll() is None, job.said()
-            return any(next_offset(path) > 60 for path in (tmp_path / "state").rglob("manifest.json"))
+            return any(
+                next_offset(path) > 60 for path in (tmp_path / "state").rglob("manifest.json")
+            )
 
         until(written, lambda: time.sleep(0.1))
-        until(lambda: b"ready: source is connected" in b"".join(pages), lambda: pages.append(ask(job.port, "ready")))
+        until(
+            lambda: b"ready: source is connected" in b"".join(pages),
+            lambda: pages.append(ask(job.port, "ready")),
+        )
         pages.append(ask(job.port, "metrics"))
         assert b"streamadapt_" in pages[-1]
         job.process.send_signal(signal.SIGTERM)
         assert job.process.wait(60) == 0, job.said()
-        records = consume(servers, "predictions", **security) + consume(servers, "predictions-dead-letters", **security)
+        records = consume(servers, "predictions", **security) + consume(
+            servers, "predictions-dead-letters", **security
+        )
     assert len(records) > 50
     assert any(r.value == b"dirty" for r in records)
     assert_hidden(job.said(), *pages, *(str((r.key, r.value, r.headers)) for r in records))
     files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
     assert any(path.name == "manifest.json" for path in files)
     assert_hidden(*(path.read_bytes() for path in files))
-    for command in (["list", "state"], ["list", "state", "--json"], ["inspect", "state/entries-0"]):
+    for command in (
+        ["list", "state"],
+        ["list", "state", "--json"],
+        ["inspect", "state/entries-0"],
+    ):
         assert run_command(["checkpoint", *command]).code == 0
         assert_hidden(*capsys.readouterr())

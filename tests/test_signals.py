@@ -35,7 +35,11 @@ def told(pipeline: Pipeline, items: Any, monitors: list[Listening]) -> list[np.n
 def test_the_residual_is_signed_and_in_units_of_the_usual_error() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(REFERENCE + 100, 2)).astype(np.float32) + np.array([0.0, 3.0])
-    monitors = [Listening("residual"), Listening("residual", each=True), Listening("loss", each=True)]
+    monitors = [
+        Listening("residual"),
+        Listening("residual", each=True),
+        Listening("loss", each=True),
+    ]
     pipeline = Pipeline(Forecast(1, 1), lambda x: torch.zeros_like(x[-1:]), [], drift=monitors)
     mean, each, loss = told(pipeline, entries(values.astype(np.float32)), monitors)
     error = np.abs(values[1:].astype(np.float32)).astype(np.float64)
@@ -61,7 +65,9 @@ def test_a_base_that_stays_wrong_does_not_become_normal() -> None:
 
 def test_the_residual_of_classes_is_what_the_truth_was_not_given() -> None:
     monitor = Listening("residual")
-    pipeline = Pipeline(Supervised(classes=2), lambda x: torch.tensor([[0.3, 0.7]]), [], drift=[monitor])
+    pipeline = Pipeline(
+        Supervised(classes=2), lambda x: torch.tensor([[0.3, 0.7]]), [], drift=[monitor]
+    )
     items = [entry(0.0, t + 1, id=str(t), label=np.float32([y])) for t, y in enumerate([0, 1, 1])]
     assert np.allclose(told(pipeline, items, [monitor])[0], [0.7, 0.3])
 
@@ -109,7 +115,9 @@ def test_a_pipeline_watches_the_embedding_its_base_shows() -> None:
     rng = np.random.default_rng(1)
     values = rng.normal(size=(1500, 1)) + 4.0 * (np.arange(1500) >= 1000)[:, None]
     monitor = DriftMonitor("page-hinkley", "embedding", params={"threshold": 60.0})
-    predictions = Pipeline(Forecast(1, 1), base, [], drift=[monitor]).observe(entries(values.astype(np.float32)))
+    predictions = Pipeline(Forecast(1, 1), base, [], drift=[monitor]).observe(
+        entries(values.astype(np.float32))
+    )
     fired = [i for i, p in enumerate(predictions) if p.drifts]
     assert fired
     assert 1000 <= fired[0] < 1100
@@ -128,6 +136,8 @@ def test_signals_that_are_not_there_are_refused(signal: str, task: Any, said: st
 
 
 def test_an_embedding_that_the_base_does_not_show_is_refused_at_the_first_window() -> None:
-    pipeline = Pipeline(Forecast(1, 1), lambda x: x[-1:], [], drift=[DriftMonitor("adwin", "embedding")])
+    pipeline = Pipeline(
+        Forecast(1, 1), lambda x: x[-1:], [], drift=[DriftMonitor("adwin", "embedding")]
+    )
     with pytest.raises(ConfigError, match="a base that shows an embedding"):
         pipeline.observe([entry(1.0, 1)])

@@ -1,4 +1,5 @@
-"""``streamadapt run`` is told to end at any instant, and two of them meet on one checkpoint folder."""
+"""``streamadapt run`` is told to end at any instant, and two of them meet on one checkpoint
+folder."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ pytestmark = pytest.mark.slow
 
 ROWS = 2000
 DOCUMENTED = {0, 128 + signal.SIGTERM}
-TOO_EARLY = -signal.SIGTERM  # the interpreter itself was still starting: a shell says 143 here, too
+TOO_EARLY = (
+    -signal.SIGTERM
+)  # the interpreter itself was still starting: a shell says 143 here, too
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +52,10 @@ def job(tmp_path_factory):
 def start(folder):
     with (folder / "log").open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "streamadapt", "run", "config.toml"], cwd=folder, stdout=file, stderr=file
+            [sys.executable, "-m", "streamadapt", "run", "config.toml"],
+            cwd=folder,
+            stdout=file,
+            stderr=file,
         )
 
 
@@ -91,7 +97,8 @@ def assert_as_undisturbed(folder, calm):
 
 
 def test_sigterm_at_any_instant(job, tmp_path):
-    """While importing, restoring, running, checkpointing, ending: a documented code, a whole folder, the same end."""
+    """While importing, restoring, running, checkpointing, ending: a documented code, a whole
+    folder, the same end."""
     fresh, calm, whole_s = job
     rng = random.Random(time.time_ns())
     codes = []
@@ -120,20 +127,28 @@ def test_sigterm_while_the_command_is_still_importing(tmp_path):
         "from streamadapt.app.cli import main\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, tmp_path / "program.py", "--version"], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py", "--version"], capture_output=True, check=False
+    )
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr == b"streamadapt: interrupted\n"
 
 
 def test_a_second_engine_on_the_folder_is_refused(job, tmp_path):
-    """As two processes: it names the first one's pid and changes nothing; the first goes on to the undisturbed end."""
+    """As two processes: it names the first one's pid and changes nothing; the first goes on to the
+    undisturbed end."""
     fresh, calm, _ = job
     folder = tmp_path / "job"
     shutil.copytree(fresh, folder)
     first = start(folder)
     try:
-        until(lambda: (store := store_of(folder)) is not None and bool(store.sequences()), lambda: time.sleep(0.01))
-        first.send_signal(signal.SIGSTOP)  # still there, and not at its end before the second one comes
+        until(
+            lambda: (store := store_of(folder)) is not None and bool(store.sequences()),
+            lambda: time.sleep(0.01),
+        )
+        first.send_signal(
+            signal.SIGSTOP
+        )  # still there, and not at its end before the second one comes
         assert run(folder) == 1
         assert f"another engine (pid {first.pid}) writes checkpoints here" in log(folder)
         first.send_signal(signal.SIGCONT)

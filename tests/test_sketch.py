@@ -1,4 +1,5 @@
-"""The sketch against a slow dictionary of buckets, its bulk update, its fading and its constant size."""
+"""The sketch against a slow dictionary of buckets, its bulk update, its fading and its constant
+size."""
 
 from __future__ import annotations
 
@@ -20,17 +21,27 @@ torch.set_num_threads(1)
 CPU = torch.device("cpu")
 
 
-def sketch_of(shape: StoreShape, *, tables: int = 5, bits: int = 3, decay: float = 0.9, floor: float = 0.2) -> Sketch:
+def sketch_of(
+    shape: StoreShape, *, tables: int = 5, bits: int = 3, decay: float = 0.9, floor: float = 0.2
+) -> Sketch:
     generator = torch.Generator().manual_seed(4)
-    return Sketch(shape, tables=tables, bits=bits, decay=decay, floor=floor, generator=generator, device=CPU)
+    return Sketch(
+        shape, tables=tables, bits=bits, decay=decay, floor=floor, generator=generator, device=CPU
+    )
 
 
 class Slow:
-    """Entries kept for ever, by bucket; every read goes through all of them and weighs each by its age."""
+    """Entries kept for ever, by bucket; every read goes through all of them and weighs each by its
+    age."""
 
     def __init__(self, fast: Sketch) -> None:
         self.planes = fast.projections.numpy()  # (features, tables * bits)
-        self.tables, self.bits, self.decay, self.floor = fast.tables, fast.bits, fast.decay, fast.floor
+        self.tables, self.bits, self.decay, self.floor = (
+            fast.tables,
+            fast.bits,
+            fast.decay,
+            fast.floor,
+        )
         self.buckets: dict[Any, list[tuple[float, Any]]] = defaultdict(list)
         self.time: dict[int, float] = defaultdict(float)
 
@@ -56,7 +67,11 @@ class Slow:
         for g, key in enumerate(keys):
             found = [entry for name in self.names(g, key) for entry in self.buckets[name]]
             for c in range(shape.cells):
-                kept = [(self.decay ** (self.time[g] - t), v[:, c]) for t, v in found if not np.isnan(v[0, c])]
+                kept = [
+                    (self.decay ** (self.time[g] - t), v[:, c])
+                    for t, v in found
+                    if not np.isnan(v[0, c])
+                ]
                 count = sum(w for w, _ in kept)
                 known[g, c] = count >= self.floor * self.tables
                 if known[g, c]:
@@ -65,7 +80,8 @@ class Slow:
 
 
 def stream(shape: StoreShape, n: int, seed: int = 0) -> tuple[Any, Any]:
-    """Keys, and values with some cells unknown (all planes of one together), some entries unknown in a whole group."""
+    """Keys, and values with some cells unknown (all planes of one together), some entries unknown
+    in a whole group."""
     rng = np.random.default_rng(seed)
     keys = rng.normal(size=(n, shape.groups, shape.features))
     values = rng.normal(size=(n, shape.groups, shape.planes, shape.cells)).astype(np.float32)
@@ -79,7 +95,9 @@ def known_groups(values: Any) -> Any:
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.98, 0.5])
-@pytest.mark.parametrize("shape", [StoreShape(1, 4, 2, 3), StoreShape(3, 3, 1, 2), StoreShape(2, 2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape", [StoreShape(1, 4, 2, 3), StoreShape(3, 3, 1, 2), StoreShape(2, 2, 2, 2)]
+)
 def test_bucket_means_are_those_of_the_slow_dictionary(shape: StoreShape, decay: float) -> None:
     fast = sketch_of(shape, decay=decay)
     slow = Slow(fast)
@@ -87,7 +105,9 @@ def test_bucket_means_are_those_of_the_slow_dictionary(shape: StoreShape, decay:
     for i, (key, value) in enumerate(zip(*stream(shape, 120), strict=True)):
         known = known_groups(value)
         boost = 3.0 if decay == 0.98 and i % 7 == 0 else 1.0
-        fast.write(torch.from_numpy(key), torch.from_numpy(value), torch.from_numpy(known), boost=boost)
+        fast.write(
+            torch.from_numpy(key), torch.from_numpy(value), torch.from_numpy(known), boost=boost
+        )
         slow.write(key, value, known, boost)
         asked = np.random.default_rng(i).normal(size=key.shape)
         mean, found = fast.read(torch.from_numpy(asked))
@@ -115,14 +135,24 @@ def test_the_state_is_the_slow_dictionarys() -> None:
         assert now == max(t for t, _ in entries)
         weights = [0.97 ** (now - t) for t, _ in entries]
         counts = sum(w * ~np.isnan(v[0]) for w, (_, v) in zip(weights, entries, strict=True))
-        sums = sum(w * np.nan_to_num(v.astype(np.float64)) for w, (_, v) in zip(weights, entries, strict=True))
+        sums = sum(
+            w * np.nan_to_num(v.astype(np.float64))
+            for w, (_, v) in zip(weights, entries, strict=True)
+        )
         wanted = np.concatenate([np.atleast_1d(counts), np.ravel(sums)])
         np.testing.assert_allclose(fast.sums[row].numpy(), wanted, rtol=1e-12, atol=1e-14)
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 0.98, 0.3]), st.integers(0, 40), st.integers(1, 60))
-def test_many_at_once_are_one_after_the_other(seed: int, decay: float, before: int, many: int) -> None:
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1.0, 0.98, 0.3]),
+    st.integers(0, 40),
+    st.integers(1, 60),
+)
+def test_many_at_once_are_one_after_the_other(
+    seed: int, decay: float, before: int, many: int
+) -> None:
     shape = StoreShape(2, 3, 2, 2)
     one, bulk = sketch_of(shape, decay=decay, bits=2), sketch_of(shape, decay=decay, bits=2)
     keys, values = map(torch.from_numpy, stream(shape, before + many, seed))
@@ -159,7 +189,10 @@ def test_like_keys_share_buckets_as_often_as_their_angle_says() -> None:
 
 def test_an_empty_sketch_and_one_below_its_floor_know_nothing() -> None:
     sketch = sketch_of(StoreShape(1, 2, 1, 1), decay=0.5, floor=0.4)
-    key, other = torch.tensor([[1.0, 0.5]], dtype=torch.float64), torch.tensor([[-1.0, -0.5]], dtype=torch.float64)
+    key, other = (
+        torch.tensor([[1.0, 0.5]], dtype=torch.float64),
+        torch.tensor([[-1.0, -0.5]], dtype=torch.float64),
+    )
     known = torch.tensor([True])
     assert not sketch.read(key)[1].any()
     sketch.write(key, torch.full((1, 1, 1), 2.0), known)
@@ -178,11 +211,14 @@ def test_a_boost_fades_faster_and_never_too_fast() -> None:
         sketch = sketch_of(StoreShape(1, 2, 1, 1), decay=0.98)
         sketch.write(key, torch.ones(1, 1, 1), known)
         sketch.write(key, torch.ones(1, 1, 1), known, boost=boost)
-        assert sketch.sums[sketch.buckets(key)[0], 0].tolist() == pytest.approx([count] * sketch.tables)
+        assert sketch.sums[sketch.buckets(key)[0], 0].tolist() == pytest.approx(
+            [count] * sketch.tables
+        )
 
 
 def test_ten_million_entries_lose_nothing() -> None:
-    """Counts stay exact and sums good, where float32 would stop counting at 16.8 million and rounding long before."""
+    """Counts stay exact and sums good, where float32 would stop counting at 16.8 million and
+    rounding long before."""
     sketch = sketch_of(StoreShape(1, 2, 1, 1), tables=1, bits=1, decay=1.0)
     size = sum(t.numel() * t.element_size() for t in sketch.state_dict().values())
     many = 1_000_000

@@ -24,7 +24,9 @@ def at(output: Any, time: int | None) -> BaseOutput:
 
 @pytest.mark.parametrize("step", [HOUR, 5 * 60 * 10**9, 3 * HOUR])
 @pytest.mark.parametrize(("rows", "columns"), [(4, 3), (3, 3), (1, 1)])
-def test_a_row_moves_the_slot_its_forecast_was_issued_in(rows: int, columns: int, step: int) -> None:
+def test_a_row_moves_the_slot_its_forecast_was_issued_in(
+    rows: int, columns: int, step: int
+) -> None:
     learner = built(SlotBias(RATES), spec_of("forecast", 2, columns, rows, columns))
     b = np.zeros((24, len(RATES), rows, columns))
     rng = np.random.default_rng(0)
@@ -103,8 +105,9 @@ def test_names() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"rate": 0.0}, {"rate": ()}, {"period": "1 day"}, {"period": 0.0}, {"period": float("nan")}, {"slots": 0},
-        {"slots": 1.5}, {"slots": True}, {"period": 1e-9, "slots": 2},
+        {"rate": 0.0}, {"rate": ()}, {"period": "1 day"}, {"period": 0.0},
+        {"period": float("nan")}, {"slots": 0}, {"slots": 1.5}, {"slots": True},
+        {"period": 1e-9, "slots": 2},
     ],
 )  # fmt: skip
 def test_bad_settings(bad: Any) -> None:
@@ -131,4 +134,6 @@ def test_classes_are_learned_per_slot_as_bias_learns_them() -> None:
 def test_wrong_shapes_are_refused() -> None:
     learner = built(SlotBias(), spec_of("forecast", 1, 1, 2, 1))
     with pytest.raises(ShapeError):
-        learner.learn(torch.zeros(1, 1), at(np.zeros((2, 1)), 0), torch.zeros(1, 2), torch.zeros(1, 2) == 0)
+        learner.learn(
+            torch.zeros(1, 1), at(np.zeros((2, 1)), 0), torch.zeros(1, 2), torch.zeros(1, 2) == 0
+        )

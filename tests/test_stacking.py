@@ -49,7 +49,12 @@ def rounds(n: int, seed: int = 0) -> Any:
     for _ in range(n):
         target = rng.normal(size=(ROWS, COLUMNS))
         predictions = target + bias + 0.3 * rng.normal(size=(EXPERTS, ROWS, COLUMNS))
-        yield predictions, target, rng.uniform(0.5, 2.0, (ROWS, COLUMNS)), rng.random((ROWS, COLUMNS)) < 0.6
+        yield (
+            predictions,
+            target,
+            rng.uniform(0.5, 2.0, (ROWS, COLUMNS)),
+            rng.random((ROWS, COLUMNS)) < 0.6,
+        )
 
 
 def built(groups: tuple[int, int], **more: Any) -> RidgeStack:
@@ -68,17 +73,24 @@ def test_equals_the_slow_one_in_every_group(groups: tuple[int, int], robust: boo
         mixed = stack.mix(predictions)[0]
         for h in range(ROWS):
             for c in range(COLUMNS):
-                assert mixed[h, c] == pytest.approx(slow[h // high, c // wide].mix(predictions[:, h, c]), abs=1e-9)
+                assert mixed[h, c] == pytest.approx(
+                    slow[h // high, c // wide].mix(predictions[:, h, c]), abs=1e-9
+                )
         stack.learn(predictions, target, scale, known)
         for (i, j), one in slow.items():
-            one.learn([
-                (predictions[:, h, c], float(target[h, c]), float(scale[h, c]))
-                for h in range(i * high, (i + 1) * high) for c in range(j * wide, (j + 1) * wide) if known[h, c]
-            ])  # fmt: skip
+            one.learn(
+                [
+                    (predictions[:, h, c], float(target[h, c]), float(scale[h, c]))
+                    for h in range(i * high, (i + 1) * high)
+                    for c in range(j * wide, (j + 1) * wide)
+                    if known[h, c]
+                ]
+            )
 
 
 def test_finds_what_no_convex_mixture_can() -> None:
-    """Both experts lean the same way, one twice as far: the truth is twice the one less the other."""
+    """Both experts lean the same way, one twice as far: the truth is twice the one less the
+    other."""
     rng = np.random.default_rng(3)
     stack = RidgeStack(ridge=0.1)
     stack.build((1, 1), np.array([0.5, 0.5]))
@@ -90,7 +102,11 @@ def test_finds_what_no_convex_mixture_can() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10_000), size=st.sampled_from([1e-6, 1.0, 1e6]), groups=st.sampled_from(GROUPS))
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.sampled_from([1e-6, 1.0, 1e6]),
+    groups=st.sampled_from(GROUPS),
+)
 def test_weights_sum_to_one_and_nothing_leaves_the_experts_range(
     seed: int, size: float, groups: tuple[int, int]
 ) -> None:
@@ -115,7 +131,9 @@ def test_unknown_cells_change_nothing(groups: tuple[int, int]) -> None:
     assert np.array_equal(before, left.weights)
 
 
-@pytest.mark.parametrize(("path", "more"), [("discount", {"discount": 0.0}), ("ridge", {"ridge": 0.0})])
+@pytest.mark.parametrize(
+    ("path", "more"), [("discount", {"discount": 0.0}), ("ridge", {"ridge": 0.0})]
+)
 def test_settings_are_checked(path: str, more: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=path):
         RidgeStack(**more)  # type: ignore[arg-type]

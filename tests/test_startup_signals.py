@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM while a command starts: one line and the signal's exit code, at whatever import it comes."""
+"""Ctrl-C and SIGTERM while a command starts: one line and the signal's exit code, at whatever
+import it comes."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import sys
 import pytest
 from fault_counts import trials
 
-# Sends a signal at the n-th module that is looked for from one of SIGNAL_FROM on. Put on the path as sitecustomize, so
-# that the command is started as it always is.
+# Sends a signal at the n-th module that is looked for from one of SIGNAL_FROM on. Put on the path
+# as sitecustomize, so that the command is started as it always is.
 SITE = """
 import os, sys
 
@@ -37,14 +38,18 @@ def start(tmp_path, arguments, at, number, code=None, first="streamadapt.app.com
     env = os.environ | {"PYTHONPATH": path, "SIGNAL_FROM": first, "SIGNAL_AT": str(at)}
     env["SIGNAL"] = str(int(number))
     command = [sys.executable, *(["-c", code] if code else ["-m", "streamadapt"]), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=tmp_path, check=False
+    )
 
 
 IMPORTS = [0, 1, 5, 20, 60, 150, 400, 700, 1000, 1300]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["run", "nowhere.toml"], ["replay", "nowhere.toml", "x.jsonl"]])
+@pytest.mark.parametrize(
+    "arguments", [["run", "nowhere.toml"], ["replay", "nowhere.toml", "x.jsonl"]]
+)
 def test_an_interrupt_at_any_import_is_one_line(tmp_path, arguments):
     count = trials(3, len(IMPORTS))
     for i, at in enumerate(IMPORTS[:: max(1, len(IMPORTS) // count)]):
@@ -52,14 +57,21 @@ def test_an_interrupt_at_any_import_is_one_line(tmp_path, arguments):
         done = start(tmp_path, arguments, at, number)
         if not done.stdout:  # so many imports there were not
             continue
-        assert (done.returncode, done.stderr) == (128 + number, "streamadapt: interrupted\n"), (at, done.stdout)
+        assert (done.returncode, done.stderr) == (128 + number, "streamadapt: interrupted\n"), (
+            at,
+            done.stdout,
+        )
 
 
 @pytest.mark.parametrize("first", ["streamadapt.app.commands", "typer", "rich", "torch"])
 def test_an_interrupt_at_the_first_slow_imports(tmp_path, first):
     arguments = ["--nonsense"] if first == "rich" else ["run", "nowhere.toml"]
     done = start(tmp_path, arguments, 0, signal.SIGTERM, first=first)
-    assert (done.stdout, done.returncode, done.stderr) == (f"{first}\n", 143, "streamadapt: interrupted\n")
+    assert (done.stdout, done.returncode, done.stderr) == (
+        f"{first}\n",
+        143,
+        "streamadapt: interrupted\n",
+    )
 
 
 def test_the_command_as_installed_is_the_same(tmp_path):
@@ -70,7 +82,8 @@ def test_the_command_as_installed_is_the_same(tmp_path):
 
 
 def test_the_command_line_is_loaded_before_anything_slow():
-    """Signals are heard from there on: neither torch nor numpy, rich or typer may have come with it."""
+    """Signals are heard from there on: neither torch nor numpy, rich or typer may have come with
+    it."""
     code = (
         "import sys; before = set(sys.modules); import streamadapt.app.cli; "
         "print(*sorted({n.partition('.')[0] for n in set(sys.modules) - before}))"
@@ -94,22 +107,28 @@ finally:
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["--help"], 0), (["--version"], 0), ([], 2), (["run", "--help"], 0), (["dlq", "replay", "--help"], 0),
-        (["checkpoint", "--help"], 0), (["nonsense"], 2), (["run", "a.toml", "--nonsense"], 2), (["run"], 2),
-        (["init", "config.toml"], 0),
+        (["--help"], 0), (["--version"], 0), ([], 2), (["run", "--help"], 0),
+        (["dlq", "replay", "--help"], 0), (["checkpoint", "--help"], 0), (["nonsense"], 2),
+        (["run", "a.toml", "--nonsense"], 2), (["run"], 2), (["init", "config.toml"], 0),
     ],
 )  # fmt: skip
 def test_what_needs_no_numbers_loads_nothing_slow(tmp_path, arguments, code):
-    """Help, version, usage errors and a new config come at once: torch alone takes two seconds to load."""
+    """Help, version, usage errors and a new config come at once: torch alone takes two seconds to
+    load."""
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, "-c", COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
     )
     assert done.returncode == code, done.stderr
     assert done.stderr.splitlines()[-1] == ""
 
 
 def test_every_name_of_the_package_is_there():
-    """They are looked up when first used; modules of the package too, as after an import of everything."""
+    """They are looked up when first used; modules of the package too, as after an import of
+    everything."""
     import streamadapt
 
     for name in streamadapt.__all__:

@@ -1,4 +1,5 @@
-"""What is known when: rows of forecasts, labels that come with, after, too late or never; and bounded memory."""
+"""What is known when: rows of forecasts, labels that come with, after, too late or never; and
+bounded memory."""
 
 from __future__ import annotations
 
@@ -51,19 +52,35 @@ def test_which_row_matures_when() -> None:
             issue(task, arrival, item, number=t)
     assert [a.inputs is not None for a in arrivals] == [False, True, True, True, True, True]
     assert [len(a.matured) for a in arrivals] == [0, 0, 1, 1, 1, 1]
-    # Entry 2 (value 20) is row 0 of forecast 1; entry 3 is row 0 of forecast 2 and row 1 of forecast 1; ...
+    # Entry 2 (value 20) is row 0 of forecast 1; entry 3 is row 0 of forecast 2 and row 1 of
+    # forecast 1; ...
     known = [a.matured[0].mask.ravel().tolist() for a in arrivals[2:]]
-    assert known == [[True, False, False], [True, True, False], [True, True, True], [True, True, True]]
+    assert known == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+        [True, True, True],
+    ]
     charged = [a.matured[0].experts[0].ravel().tolist() for a in arrivals[2:]]
-    assert charged == [[100.0, 0.0, 0.0], [200.0, 101.0, 0.0], [300.0, 201.0, 102.0], [400.0, 301.0, 202.0]]
+    assert charged == [
+        [100.0, 0.0, 0.0],
+        [200.0, 101.0, 0.0],
+        [300.0, 201.0, 102.0],
+        [400.0, 301.0, 202.0],
+    ]
     own = [a.matured[0].own[0].ravel().tolist() for a in arrivals[4:]]
     assert own == [[300.5, 201.5, 102.5], [400.5, 301.5, 202.5]]
     for t, arrival in enumerate(arrivals[2:], 2):
         matured = arrival.matured[0]
-        assert (matured.target[matured.mask] == 10.0 * t).all(), "every row's target is the entry that has just come"
-        assert torch.equal(matured.rows.inputs.ravel(), torch.tensor([10.0 * (t - 2), 10.0 * (t - 1)]))
+        assert (matured.target[matured.mask] == 10.0 * t).all(), (
+            "every row's target is the entry that has just come"
+        )
         assert torch.equal(
-            matured.rows.base.output[matured.mask], torch.from_numpy(matured.experts[0]).float()[matured.mask]
+            matured.rows.inputs.ravel(), torch.tensor([10.0 * (t - 2), 10.0 * (t - 1)])
+        )
+        assert torch.equal(
+            matured.rows.base.output[matured.mask],
+            torch.from_numpy(matured.experts[0]).float()[matured.mask],
         )
     # Forecast 1 becomes whole with entry 4, forecast 2 with entry 5.
     assert [a.matured[0].path is not None for a in arrivals[2:]] == [False, False, True, True]
@@ -91,7 +108,8 @@ def test_missing_values_are_masked_in_rows_and_paths() -> None:
 
 
 def test_missing_values_are_never_learned_as_zeros() -> None:
-    """A base that is right wherever it can be judged leaves nothing to learn, whatever is missing around it."""
+    """A base that is right wherever it can be judged leaves nothing to learn, whatever is missing
+    around it."""
     values = np.full((120, 2), 100.0, np.float32)
     values[np.random.default_rng(0).random(values.shape) < 0.5] = np.nan
     values[0] = 100.0
@@ -99,7 +117,12 @@ def test_missing_values_are_never_learned_as_zeros() -> None:
     pipeline = Pipeline(Forecast(3, 2), Persistence(2), [learner])
     predictions = pipeline.observe(entries(values))
     assert (learner.bias == 0.0).all()
-    assert pipeline.stats.loss_sum == {"base": 0.0, "bias-0.5": 0.0, "bias-0.01": 0.0, "served": 0.0}
+    assert pipeline.stats.loss_sum == {
+        "base": 0.0,
+        "bias-0.5": 0.0,
+        "bias-0.01": 0.0,
+        "served": 0.0,
+    }
     assert pipeline.stats.loss_cells["served"] < 2 * 2 * 120 * 0.6
     assert all((p.served == 100.0).all() for p in predictions)
 
@@ -181,7 +204,9 @@ def test_a_separate_label_for_an_entry_that_brought_its_own_is_a_second_one() ->
     task = Supervised()
     send(task, 0, label=np.array([5.0], np.float32))
     assert reason_of(task, label("0", 5.0, 1)) is Reason.DUPLICATE_LABEL
-    assert [m.target.item() for m in task.observe(label("0", 6.0, 1)).matured] == [6.0], "it puts the first one right"
+    assert [m.target.item() for m in task.observe(label("0", 6.0, 1)).matured] == [6.0], (
+        "it puts the first one right"
+    )
     assert task.outcomes == {"corrected": 1, "learned": 1}
     assert reason_of(task, label("0", 7.0, 2)) is Reason.DUPLICATE_LABEL
 
@@ -206,7 +231,9 @@ def test_predictions_expire_and_ids_are_forgotten() -> None:
     assert reason_of(task, label("0", 1.0, 11 * 10**9)) is Reason.LATE_LABEL
     assert reason_of(task, entry([1.0], 12 * 10**9, id="0")) is Reason.DUPLICATE_ID
     send(task, 21)
-    assert reason_of(task, label("0", 1.0, 21 * 10**9)) is Reason.UNKNOWN_LABEL, "after twice the ttl"
+    assert reason_of(task, label("0", 1.0, 21 * 10**9)) is Reason.UNKNOWN_LABEL, (
+        "after twice the ttl"
+    )
 
 
 def test_a_label_may_be_late_by_its_own_time() -> None:
@@ -267,11 +294,13 @@ def test_messages_do_not_repeat_a_whole_payload() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Forecast(0, 1), lambda: Forecast(1, 0), lambda: Forecast(1, 10_001), lambda: Forecast(100_001, 1),
-        lambda: Forecast(1, True), lambda: Forecast(1, 1, loss="log"), lambda: Forecast(1, 1, loss="l0"),
-        lambda: Supervised(0), lambda: Supervised(outputs=0), lambda: Supervised(classes=1), lambda: Supervised(ttl=0),
-        lambda: Supervised(classes=3, outputs=2), lambda: Supervised(classes=3, loss="absolute"),
-        lambda: Supervised(loss="log"), lambda: Supervised(max_pending=0),
+        lambda: Forecast(0, 1), lambda: Forecast(1, 0), lambda: Forecast(1, 10_001),
+        lambda: Forecast(100_001, 1), lambda: Forecast(1, True),
+        lambda: Forecast(1, 1, loss="log"), lambda: Forecast(1, 1, loss="l0"),
+        lambda: Supervised(0), lambda: Supervised(outputs=0), lambda: Supervised(classes=1),
+        lambda: Supervised(ttl=0), lambda: Supervised(classes=3, outputs=2),
+        lambda: Supervised(classes=3, loss="absolute"), lambda: Supervised(loss="log"),
+        lambda: Supervised(max_pending=0),
     ],
 )  # fmt: skip
 def test_bad_settings(make: Any) -> None:

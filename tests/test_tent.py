@@ -1,4 +1,5 @@
-"""Tent against a slow textbook loop: plain autograd and torch.optim on the layers as torch has them."""
+"""Tent against a slow textbook loop: plain autograd and torch.optim on the layers as torch has
+them."""
 
 from __future__ import annotations
 
@@ -45,8 +46,9 @@ def image_model(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Flatten(), nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 8, 2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.Conv2d(8, 8, 2), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(48, CLASSES),
+            nn.Flatten(), nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 8, 2, padding=1),
+            nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 2), nn.GroupNorm(2, 8), nn.ReLU(),
+            nn.Flatten(), nn.Linear(48, CLASSES),
         ).eval()  # fmt: skip
 
 
@@ -98,7 +100,9 @@ def test_equals_the_textbook_over_batches(norm: str, optimiser: Any) -> None:
     book = copy.deepcopy(model)
     parameters = tent_as_published(book)
     steps = (
-        torch.optim.SGD(parameters, 0.02, momentum=0.9) if optimiser == "sgd" else torch.optim.Adam(parameters, 0.02)
+        torch.optim.SGD(parameters, 0.02, momentum=0.9)
+        if optimiser == "sgd"
+        else torch.optim.Adam(parameters, 0.02)
     )
     for inputs in batches(12, 8):
         logits = book(inputs)
@@ -109,9 +113,15 @@ def test_equals_the_textbook_over_batches(norm: str, optimiser: Any) -> None:
         steps.step()
         torch.testing.assert_close(learner.adapt_batch(inputs), p.detach(), rtol=1e-5, atol=1e-6)
     start = [
-        p for m in model.modules() if not isinstance(m, nn.Linear | nn.Conv2d) for p in m.parameters(recurse=False)
+        p
+        for m in model.modules()
+        if not isinstance(m, nn.Linear | nn.Conv2d)
+        for p in m.parameters(recurse=False)
     ]
-    moved = max(float((a - b).detach().abs().max()) for a, b in zip(learner.copy.parameters_driven, start, strict=True))
+    moved = max(
+        float((a - b).detach().abs().max())
+        for a, b in zip(learner.copy.parameters_driven, start, strict=True)
+    )
     assert moved > 0.01, "it has adapted"
     for mine, theirs in zip(learner.copy.parameters_driven, parameters, strict=True):
         torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-4, atol=1e-6)
@@ -123,7 +133,9 @@ def test_in_a_stream_it_makes_the_same_steps(norm: str) -> None:
     for inputs in batches(5, 8):
         run_stream(stream, inputs)
         batch.adapt_batch(inputs)
-    assert all(map(torch.equal, stream.copy.parameters_driven, batch.copy.parameters_driven)), "to the bit"
+    assert all(map(torch.equal, stream.copy.parameters_driven, batch.copy.parameters_driven)), (
+        "to the bit"
+    )
 
 
 def test_in_a_stream_the_ring_is_the_batch() -> None:
@@ -136,15 +148,17 @@ def test_in_a_stream_the_ring_is_the_batch() -> None:
     said = run_stream(learner, entries)
     for t in range(40):
         if t < 7:
-            assert torch.equal(said[t : t + 1], learner.spec.model(entries[t]).output), "too few entries: the base's"
+            assert torch.equal(said[t : t + 1], learner.spec.model(entries[t]).output), (
+                "too few entries: the base's"
+            )
         else:
             true = torch.softmax(net(entries[t - 7 : t + 1]).detach()[-1], 0)
             torch.testing.assert_close(said[t], true, rtol=1e-4, atol=1e-6)
 
 
 def test_behind_the_first_layer_the_ring_is_nearly_the_batch() -> None:
-    # Each entry's statistics there are as they were when it came, or at the last step: behind layers normalised by
-    # what the ring was then.
+    # Each entry's statistics there are as they were when it came, or at the last step: behind
+    # layers normalised by what the ring was then.
     model = model_of("batch")
     learner = built(Tent(8, 1e-12), spec_with(model))
     net = copy.deepcopy(model)
@@ -153,7 +167,9 @@ def test_behind_the_first_layer_the_ring_is_nearly_the_batch() -> None:
     said = run_stream(learner, entries)[8:]
     with torch.no_grad():
         source = torch.softmax(model(entries), 1)[8:]
-        true = torch.stack([torch.softmax(net(entries[t - 7 : t + 1])[-1], 0) for t in range(8, 160)])
+        true = torch.stack(
+            [torch.softmax(net(entries[t - 7 : t + 1])[-1], 0) for t in range(8, 160)]
+        )
     assert (said - true).abs().mean() < 0.4 * (source - true).abs().mean()
     with torch.no_grad():  # a step was just made: the ring's statistics are as good as new
         seen = learner.copy.run(learner.ring)
@@ -175,13 +191,17 @@ def test_layer_norms_may_step_on_single_entries() -> None:
         (-(p * p.log()).sum()).backward()
         steps.step()
         expected.append(p.detach()[0])
-    torch.testing.assert_close(run_stream(learner, entries), torch.stack(expected), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        run_stream(learner, entries), torch.stack(expected), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_module_of_probabilities_is_the_same_as_one_of_logits() -> None:
     model = model_of("batch")
     logits = built(Tent(8, 0.02), spec_with(model))
-    probabilities = built(Tent(8, 0.02), spec_with(nn.Sequential(model, nn.Softmax(1)), softmax=False))
+    probabilities = built(
+        Tent(8, 0.02), spec_with(nn.Sequential(model, nn.Softmax(1)), softmax=False)
+    )
     for inputs in batches(4, 8):
         torch.testing.assert_close(logits.adapt_batch(inputs), probabilities.adapt_batch(inputs))
 
@@ -222,7 +242,13 @@ def test_no_weights_but_the_driven_ones_are_state() -> None:
 
 def pipeline_with(model: nn.Module) -> Pipeline:
     guard = TwoLayer(prior={"tent-b4": 0.9})
-    return Pipeline(Unlabelled(1, classes=CLASSES), FrozenModel(model, softmax=True), [Tent(4)], guard, device="cpu")
+    return Pipeline(
+        Unlabelled(1, classes=CLASSES),
+        FrozenModel(model, softmax=True),
+        [Tent(4)],
+        guard,
+        device="cpu",
+    )
 
 
 def test_a_pipeline_without_labels_goes_on_from_a_checkpoint_bit_for_bit() -> None:
@@ -236,18 +262,29 @@ def test_a_pipeline_without_labels_goes_on_from_a_checkpoint_bit_for_bit() -> No
     second.load_state_dict(first.state_dict())
     said += [p.served.tobytes() for p in second.observe(items[21:])]
     assert said == expected
-    assert straight.observe([entry(rows[0], 100, id="x")])[0].weights["tent-b4"] == pytest.approx(0.9)
+    assert straight.observe([entry(rows[0], 100, id="x")])[0].weights["tent-b4"] == pytest.approx(
+        0.9
+    )
 
 
 def test_names_tell_siblings_apart() -> None:
-    assert [Tent().names, Tent(8).names, Tent(lr=0.01).names] == [("tent",), ("tent-b8",), ("tent-0.01",)]
+    assert [Tent().names, Tent(8).names, Tent(lr=0.01).names] == [
+        ("tent",),
+        ("tent-b8",),
+        ("tent-0.01",),
+    ]
 
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Tent(0), lambda: Tent(lr=0.0), lambda: Tent(lr=float("inf")), lambda: Tent(momentum=1.0),
-     lambda: Tent(optimiser="rmsprop")],  # type: ignore[arg-type]
-)  # fmt: skip
+    [
+        lambda: Tent(0),
+        lambda: Tent(lr=0.0),
+        lambda: Tent(lr=float("inf")),
+        lambda: Tent(momentum=1.0),
+        lambda: Tent(optimiser="rmsprop"),
+    ],  # type: ignore[arg-type]
+)
 def test_impossible_settings_are_refused(make: Callable[[], Tent]) -> None:
     with pytest.raises(ConfigError):
         make()
@@ -258,7 +295,11 @@ class Twice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm, self.last = nn.Linear(CHANNELS, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+        self.first, self.norm, self.last = (
+            nn.Linear(CHANNELS, 8),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, CLASSES),
+        )
         self.unused = nn.LayerNorm(8)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -272,18 +313,45 @@ class Twice(nn.Module):
         (Tent(1), spec_with(model_of("batch")), "per_entry"),
         (Tent(modules=["3"]), spec_with(model_of("batch")), "2, 5"),
         (Tent(modules=[]), spec_with(model_of("batch")), "one or more of 2, 5"),
-        (Tent(), spec_with(nn.Sequential(nn.Flatten(), nn.Linear(CHANNELS, CLASSES))), "BatchNorm, LayerNorm or Group"),
-        (Tent(), spec_with(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(CHANNELS, track_running_stats=False),
-                                         nn.Linear(CHANNELS, CLASSES))), "running statistics"),
+        (
+            Tent(),
+            spec_with(nn.Sequential(nn.Flatten(), nn.Linear(CHANNELS, CLASSES))),
+            "BatchNorm, LayerNorm or Group",
+        ),
+        (
+            Tent(),
+            spec_with(
+                nn.Sequential(
+                    nn.Flatten(),
+                    nn.BatchNorm1d(CHANNELS, track_running_stats=False),
+                    nn.Linear(CHANNELS, CLASSES),
+                )
+            ),
+            "running statistics",
+        ),
         (Tent(), spec_with(Twice()), "goes through once"),
         (Tent(modules=["unused"]), spec_with(nn.Sequential(Twice())), "0.norm, 0.unused"),
         (Tent(), spec_of("classification", 1, CHANNELS, 1, CLASSES), "module"),
-        (Tent(), spec_of("classification", 1, CHANNELS, 1, CLASSES, model=FrozenModel(lambda x: x)), "module"),
-        (Tent(), spec_of("classification", 1, CHANNELS, 1, CLASSES,
-                         model=FrozenModel(model_of("layer"), batched=False)), "entries, window, channels"),
+        (
+            Tent(),
+            spec_of("classification", 1, CHANNELS, 1, CLASSES, model=FrozenModel(lambda x: x)),
+            "module",
+        ),
+        (
+            Tent(),
+            spec_of(
+                "classification",
+                1,
+                CHANNELS,
+                1,
+                CLASSES,
+                model=FrozenModel(model_of("layer"), batched=False),
+            ),
+            "entries, window, channels",
+        ),
         (Tent(), spec_of("regression", 1, CHANNELS, 1, CLASSES), "classification"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_adapted_is_refused(learner: Tent, spec: Spec, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         learner.build(spec)
@@ -296,7 +364,16 @@ def test_shapes_are_checked() -> None:
     with pytest.raises(ShapeError, match="inputs must be"):
         learner.adapt_batch(torch.zeros(8, CHANNELS))
     with pytest.raises(ShapeError, match="as many entries"):
-        Tent(4).build(spec_of("classification", 1, CHANNELS, 1, 7, model=FrozenModel(model_of("layer"), softmax=True)))
+        Tent(4).build(
+            spec_of(
+                "classification",
+                1,
+                CHANNELS,
+                1,
+                7,
+                model=FrozenModel(model_of("layer"), softmax=True),
+            )
+        )
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -1,4 +1,5 @@
-"""The package of docs/learners.md, word for word: built, installed, checked, and run by name from a config."""
+"""The package of docs/learners.md, word for word: built, installed, checked, and run by name from
+a config."""
 
 from __future__ import annotations
 
@@ -28,13 +29,21 @@ def _logging():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder into which pip has installed a wheel of the package: a true build, from nothing but the page."""
+    """A folder into which pip has installed a wheel of the package: a true build, from nothing but
+    the page."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
     for name in (*PACKAGE, "check_median.py"):  # as one who follows the page has them
         (source / name).write_text(BLOCKS[name], encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    alone = ["--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir"]  # with what is here, offline
-    done = subprocess.run([*pip, *alone, "--target", target, source], capture_output=True, text=True, check=False)
+    alone = [
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-cache-dir",
+    ]  # with what is here, offline
+    done = subprocess.run(
+        [*pip, *alone, "--target", target, source], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return target
 
@@ -43,7 +52,12 @@ def python(installed, folder, *arguments):
     path = os.pathsep.join(filter(None, [str(installed), os.environ.get("PYTHONPATH", "")]))
     env = os.environ | {"PYTHONPATH": path}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True, check=False
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -77,7 +91,16 @@ def test_a_config_runs_it_by_name(installed, tmp_path, monkeypatch):
     found = python(installed, tmp_path, "-m", "streamadapt", "check", "config.toml", "--json")
     said = json.loads(found.stdout)
     assert (said["ok"], said["experts"]) == (True, ["base", "median"])
-    wrong = python(installed, tmp_path, "-m", "streamadapt", "check", "config.toml", "--set", "learners.0.step=2")
+    wrong = python(
+        installed,
+        tmp_path,
+        "-m",
+        "streamadapt",
+        "check",
+        "config.toml",
+        "--set",
+        "learners.0.step=2",
+    )
     assert wrong.returncode == 2
     done = python(installed, tmp_path, "-m", "streamadapt", "run", "config.toml", "--json")
     assert done.returncode == 0, done.stderr
@@ -85,7 +108,9 @@ def test_a_config_runs_it_by_name(installed, tmp_path, monkeypatch):
     assert len(said) == json.loads(done.stdout)["predictions"] > 300
     corrections = [np.ravel(p["experts"]["median"])[0] - np.ravel(p["base"])[0] for p in said]
     assert corrections[0] == 0.0
-    assert corrections[-1] == pytest.approx(3.0, abs=0.3), "what the labels rose by halfway, learned step by step"
+    assert corrections[-1] == pytest.approx(3.0, abs=0.3), (
+        "what the labels rose by halfway, learned step by step"
+    )
     assert all(set(p["weights"]) == {"base", "median"} for p in said)
     assert said[-1]["weights"]["median"] > 0.5
 
@@ -95,7 +120,9 @@ def test_a_replay_names_it(installed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     (tmp_path / "config.toml").write_text(written_config())
-    done = python(installed, tmp_path, "-m", "streamadapt", "replay", "config.toml", "entries.csv", "--json")
+    done = python(
+        installed, tmp_path, "-m", "streamadapt", "replay", "config.toml", "entries.csv", "--json"
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["served"] < summary["frozen"]

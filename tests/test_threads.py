@@ -1,4 +1,5 @@
-"""Questions from other threads: each gets the answer of a state between two items, and nobody notices them."""
+"""Questions from other threads: each gets the answer of a state between two items, and nobody
+notices them."""
 
 from __future__ import annotations
 
@@ -49,14 +50,20 @@ LATE = 10**6  # the questions' time: after every entry
 
 
 def make() -> Pipeline:
-    return Pipeline(Forecast(4, 3), Persistence(3), [Bias((0.1, 0.02)), RLS(0.99), ErrorMemory(capacity=30, k=3)])
+    return Pipeline(
+        Forecast(4, 3),
+        Persistence(3),
+        [Bias((0.1, 0.02)), RLS(0.99), ErrorMemory(capacity=30, k=3)],
+    )
 
 
 def question(i: int) -> Entry:
     return entry([float(i), -float(i)], LATE, id=f"q{i}")
 
 
-def answers_at_every_point(pipeline: Any, items: list[Entry], ask: Callable[[Any, int], Any]) -> list[set[bytes]]:
+def answers_at_every_point(
+    pipeline: Any, items: list[Entry], ask: Callable[[Any, int], Any]
+) -> list[set[bytes]]:
     """For each question, what the states between the items answer."""
     found: list[set[bytes]] = [set() for _ in range(THREADS)]
     for item in [None, *items]:
@@ -67,8 +74,11 @@ def answers_at_every_point(pipeline: Any, items: list[Entry], ask: Callable[[Any
     return found
 
 
-def asked_beside(pipeline: Any, items: list[Entry], ask: Callable[[Any, int], Any]) -> tuple[list[Any], list[Any]]:
-    """Observe item by item while threads ask; return the predictions, and each thread's answers or errors."""
+def asked_beside(
+    pipeline: Any, items: list[Entry], ask: Callable[[Any, int], Any]
+) -> tuple[list[Any], list[Any]]:
+    """Observe item by item while threads ask; return the predictions, and each thread's answers or
+    errors."""
     said: list[Any] = []
     answers: list[list[Any]] = [[] for _ in range(THREADS)]
     stop = threading.Event()
@@ -118,7 +128,9 @@ def test_keyed_questions_too_while_keys_come_and_go() -> None:
     base = as_base(Persistence(3))
 
     def made() -> KeyedPipeline:
-        return KeyedPipeline(lambda: Pipeline(Forecast(4, 3), base, [Bias(0.1), RLS(0.99)]), max_keys=3)
+        return KeyedPipeline(
+            lambda: Pipeline(Forecast(4, 3), base, [Bias(0.1), RLS(0.99)]), max_keys=3
+        )
 
     values = walk(N, 2)
     items = [entry(v, t, id=f"{t}{k}", key=k) for t, v in enumerate(values[:40], 1) for k in keys]
@@ -179,7 +191,11 @@ def test_a_call_from_on_rejected_is_an_error_and_harms_nothing() -> None:
     caught: list[BusyError] = []
 
     def again(item: Any, error: EntryError) -> None:
-        for call in (lambda: pipeline.observe([item]), lambda: pipeline.predict(item), pipeline.state_dict):
+        for call in (
+            lambda: pipeline.observe([item]),
+            lambda: pipeline.predict(item),
+            pipeline.state_dict,
+        ):
             with pytest.raises(BusyError, match="from within itself") as found:
                 call()
             caught.append(found.value)
@@ -288,7 +304,9 @@ def test_a_question_after_every_entry_changes_no_bit(name: str) -> None:
         items = entries(walk(80, 2))
     else:
         torch.manual_seed(0)
-        module = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+        module = nn.Sequential(
+            nn.Flatten(), nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)
+        )
 
         def made() -> Pipeline:
             base = FrozenModel(module, softmax=True)
@@ -296,7 +314,10 @@ def test_a_question_after_every_entry_changes_no_bit(name: str) -> None:
 
         rng = np.random.default_rng(0)
         x = rng.normal(size=(80, 8)).astype(np.float32) * 1.3
-        items = [entry(v, t + 1, id=str(t), label=np.array([t % 3], np.float32)) for t, v in enumerate(x)]
+        items = [
+            entry(v, t + 1, id=str(t), label=np.array([t % 3], np.float32))
+            for t, v in enumerate(x)
+        ]
     asked, alone = made(), made()
     said: list[Any] = []
     for item in items:

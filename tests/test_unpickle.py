@@ -1,4 +1,5 @@
-"""River's objects return from bytes as they were; hostile bytes are refused before anything of them runs."""
+"""River's objects return from bytes as they were; hostile bytes are refused before anything of
+them runs."""
 
 from __future__ import annotations
 
@@ -52,7 +53,11 @@ def run_detector(detector: Any, values: list[float]) -> list[Any]:
     for value in values:
         detector.update(value)
         trace.append(
-            (detector.drift_detected, getattr(detector, "estimation", None), getattr(detector, "_p_value", None))
+            (
+                detector.drift_detected,
+                getattr(detector, "estimation", None),
+                getattr(detector, "_p_value", None),
+            )
         )
     return trace
 
@@ -69,7 +74,9 @@ def test_a_restored_detector_goes_on_as_if_nothing_had_happened(build: Callable[
     restored: Any = loads_river(dumps_river(detector))
     after = run_detector(detector, values[N:])
     assert run_detector(restored, values[N:]) == after
-    assert any(fired for fired, *_ in before + after), "no drift: the comparison would prove little"
+    assert any(fired for fired, *_ in before + after), (
+        "no drift: the comparison would prove little"
+    )
 
 
 REGRESSORS: list[Any] = [
@@ -84,7 +91,9 @@ REGRESSORS: list[Any] = [
     rules.AMRules(n_min=50),
     facto.FMRegressor(seed=1),
     ensemble.BaggingRegressor(linear_model.LinearRegression(), n_models=2, seed=1),
-    preprocessing.MinMaxScaler() | feature_extraction.RBFSampler(seed=1) | linear_model.LinearRegression(),
+    preprocessing.MinMaxScaler()
+    | feature_extraction.RBFSampler(seed=1)
+    | linear_model.LinearRegression(),
     compose.Select("a", "b") | linear_model.LinearRegression(),
     dummy.StatisticRegressor(stats.Quantile(0.5)),
     imblearn.HardSamplingRegressor(linear_model.LinearRegression(), p=0.5, size=10, seed=1),
@@ -119,9 +128,13 @@ def step(model: Any, x: dict[str, float], y: Any) -> Any:
     return predicted
 
 
-@pytest.mark.parametrize("model", [*REGRESSORS, *CLASSIFIERS], ids=lambda model: str(type(model).__name__))
+@pytest.mark.parametrize(
+    "model", [*REGRESSORS, *CLASSIFIERS], ids=lambda model: str(type(model).__name__)
+)
 def test_a_restored_estimator_predicts_and_learns_as_the_original(model: Any) -> None:
-    classifies = any(model is other for other in CLASSIFIERS)  # forests are lists: two empty ones are equal
+    classifies = any(
+        model is other for other in CLASSIFIERS
+    )  # forests are lists: two empty ones are equal
     data = [(x, y > 0) if classifies else (x, y) for x, y in examples(600)]
     model = copy.deepcopy(model)
     for x, y in data[:300]:
@@ -135,7 +148,13 @@ def test_a_restored_estimator_predicts_and_learns_as_the_original(model: Any) ->
 
 @pytest.mark.parametrize(
     "build",
-    [anomaly.HalfSpaceTrees, metrics.MAE, metrics.ROCAUC, lambda: time_series.HoltWinters(0.3, 0.1), stats.Var],
+    [
+        anomaly.HalfSpaceTrees,
+        metrics.MAE,
+        metrics.ROCAUC,
+        lambda: time_series.HoltWinters(0.3, 0.1),
+        stats.Var,
+    ],
 )
 def test_other_kinds_of_river_objects_return(build: Callable[[], Any]) -> None:
     made = build()
@@ -160,7 +179,7 @@ def test_what_could_not_be_loaded_is_refused_when_it_is_saved(thing: object, nam
         dumps_river(thing)
 
 
-# --- hostile bytes, written opcode by opcode -------------------------------------------------------------------------
+# --- hostile bytes, written opcode by opcode -----------------------------------------------------
 
 
 def text(value: str) -> bytes:
@@ -232,29 +251,49 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "river lookalike": lambda p: name("riverx.drift", "ADWIN"),
     "relative module": lambda p: name("river..os", "system"),
     "a river constructor": lambda p: call(name(*ADWIN)),
-    "a river method called": lambda p: call(call(GETATTR, new(*MEAN), text("update")), pickle.BININT1 + b"\x01"),
+    "a river method called": lambda p: call(
+        call(GETATTR, new(*MEAN), text("update")), pickle.BININT1 + b"\x01"
+    ),
     "getattr of a dunder": lambda p: call(GETATTR, new(*ADWIN), text("__class__")),
-    "getattr of globals": lambda p: call(GETATTR, call(GETATTR, name(*ADWIN), text("update")), text("__globals__")),
-    "getattr of a function's attribute": lambda p: call(GETATTR, name("copy", "deepcopy"), text("func_globals")),
+    "getattr of globals": lambda p: call(
+        GETATTR, call(GETATTR, name(*ADWIN), text("update")), text("__globals__")
+    ),
+    "getattr of a function's attribute": lambda p: call(
+        GETATTR, name("copy", "deepcopy"), text("func_globals")
+    ),
     "getattr of a property": lambda p: call(GETATTR, new(*ADWIN), text("drift_detected")),
     "getattr of an instance attribute": lambda p: call(
         GETATTR, attributes(new(*ADWIN), x=name("copy", "deepcopy")), text("x")
     ),
     "getattr of str.format": lambda p: call(GETATTR, name("builtins", "str"), text("format")),
     "getattr of a container": lambda p: call(GETATTR, pickle.EMPTY_LIST, text("append")),
-    "partial called": lambda p: call(call(name("functools", "partial"), name("copy", "deepcopy")), pickle.EMPTY_LIST),
+    "partial called": lambda p: call(
+        call(name("functools", "partial"), name("copy", "deepcopy")), pickle.EMPTY_LIST
+    ),
     "a class is changed": lambda p: attributes(name(*ADWIN), update=name("copy", "deepcopy")),
     "a class is changed by slots": lambda p: (
-        name(*MEAN) + pickle.NONE + pickle.EMPTY_DICT + text("get") + name("copy", "deepcopy") + pickle.SETITEM
-        + pickle.TUPLE2 + pickle.BUILD
+        name(*MEAN)
+        + pickle.NONE
+        + pickle.EMPTY_DICT
+        + text("get")
+        + name("copy", "deepcopy")
+        + pickle.SETITEM
+        + pickle.TUPLE2
+        + pickle.BUILD
     ),
-    "a function is changed": lambda p: attributes(name("copy", "deepcopy"), __defaults__=pickle.EMPTY_TUPLE),
+    "a function is changed": lambda p: attributes(
+        name("copy", "deepcopy"), __defaults__=pickle.EMPTY_TUPLE
+    ),
     "the class of an instance": lambda p: attributes(new(*ADWIN), __class__=name(*MEAN)),
     "append to an object": lambda p: new(*ADWIN) + pickle.NONE + pickle.APPEND,
     "items of an object": lambda p: new(*ADWIN) + pickle.NONE + pickle.NONE + pickle.SETITEM,
     "add to an object": lambda p: new(*ADWIN) + pickle.MARK + pickle.NONE + pickle.ADDITEMS,
-    "allocation of a foreign class": lambda p: name("pathlib", "Path") + pickle.EMPTY_TUPLE + pickle.NEWOBJ,
-    "a bit generator of any class": lambda p: call(name("numpy.random._pickle", "__bit_generator_ctor"), name(*ADWIN)),
+    "allocation of a foreign class": lambda p: (
+        name("pathlib", "Path") + pickle.EMPTY_TUPLE + pickle.NEWOBJ
+    ),
+    "a bit generator of any class": lambda p: call(
+        name("numpy.random._pickle", "__bit_generator_ctor"), name(*ADWIN)
+    ),
     "a random state by any constructor": lambda p: call(
         name("numpy.random._pickle", "__randomstate_ctor"), text(str(p)), name("copy", "deepcopy")
     ),
@@ -268,7 +307,7 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "an error text that would show an object": lambda p: call(new(*MEAN)),
     "a name that would be shown": lambda p: call(GETATTR, new(*ADWIN), new(*MEAN)),
     "unhashable call": lambda p: call(pickle.EMPTY_LIST),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("attack", HOSTILE)
@@ -308,15 +347,22 @@ def test_an_exploit_of_any_protocol_is_refused(protocol: int, tmp_path: Path) ->
 
 
 def test_a_forged_array_type_is_refused() -> None:
-    """numpy believes sizes and flags of a pickled dtype; forged ones would let it read outside the array."""
+    """numpy believes sizes and flags of a pickled dtype; forged ones would let it read outside the
+    array."""
     dtype = call(name("numpy", "dtype"), text("f8"), pickle.NEWFALSE, pickle.NEWTRUE)
-    number = [pickle.BININT + value.to_bytes(4, "little", signed=True) for value in (3, 4096, 1, 63)]
+    number = [
+        pickle.BININT + value.to_bytes(4, "little", signed=True) for value in (3, 4096, 1, 63)
+    ]
     state = number[0] + text("<") + pickle.NONE * 3 + b"".join(number[1:])
     with pytest.raises(CheckpointError, match=r"refused.*dtype"):
         loads_river(program(dtype + pickle.MARK + state + pickle.TUPLE + pickle.BUILD))
     for text_type in ("V8", "f8,O", "O8, f4", "river.drift"):
         with pytest.raises(CheckpointError, match="refused"):
-            loads_river(program(call(name("numpy", "dtype"), text(text_type), pickle.NEWFALSE, pickle.NEWTRUE)))
+            loads_river(
+                program(
+                    call(name("numpy", "dtype"), text(text_type), pickle.NEWFALSE, pickle.NEWTRUE)
+                )
+            )
 
 
 def test_damaged_bytes_are_an_error_of_ours_and_never_a_crash() -> None:
@@ -337,7 +383,8 @@ def test_damaged_bytes_are_an_error_of_ours_and_never_a_crash() -> None:
 
 
 def test_a_harmless_program_of_the_same_make_is_admitted() -> None:
-    """The refusals above come from the lists, not from the way in which these tests write bytes."""
+    """The refusals above come from the lists, not from the way in which these tests write
+    bytes."""
     body = attributes(new(*ADWIN), factory=call(name("functools", "partial"), name(*MEAN)))
     loaded: Any = loads_river(program(body))
     assert isinstance(loaded, drift.ADWIN)

@@ -47,8 +47,8 @@ def test_a_sink_that_blocks_is_told_with_stacks_and_gets_well(caplog):
     entries, labels = stream(50)
     sink, metrics, registry = BlockedSink(), Metrics(), CollectorRegistry()
     engine = Engine(
-        MemorySource(entries, labels, finite=False), make_pipeline, sink, IdentityCodec(), MemoryDeadLetters(),
-        metrics=metrics,
+        MemorySource(entries, labels, finite=False), make_pipeline, sink, IdentityCodec(),
+        MemoryDeadLetters(), metrics=metrics,
     )  # fmt: skip
     MetricsCollector(metrics, registry)
     loop = threading.Thread(target=engine.run)
@@ -79,7 +79,13 @@ def test_a_sink_that_blocks_is_told_with_stacks_and_gets_well(caplog):
 
 @pytest.mark.parametrize("looks", [12])
 def test_a_loop_that_waits_for_records_is_not_stuck(looks):
-    engine = Engine(MemorySource([], finite=False), lambda: None, MemorySink(), IdentityCodec(), MemoryDeadLetters())
+    engine = Engine(
+        MemorySource([], finite=False),
+        lambda: None,
+        MemorySink(),
+        IdentityCodec(),
+        MemoryDeadLetters(),
+    )
     watchdog = Watchdog(engine, Metrics(), STUCK_S)
     with watchdog:
         for _ in range(looks):

@@ -1,4 +1,5 @@
-"""What a run shows to who watches it: how far behind it is, what can happen, and whether it lives."""
+"""What a run shows to who watches it: how far behind it is, what can happen, and whether it
+lives."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from streamadapt import Bias, DriftMonitor, Entry, KeyedPipeline, Label, Pipeline, Position, Supervised, TwoLayer
+from streamadapt import (
+    Bias,
+    DriftMonitor,
+    Entry,
+    KeyedPipeline,
+    Label,
+    Pipeline,
+    Position,
+    Supervised,
+    TwoLayer,
+)
 from streamadapt.app.demo.view import _View
 from streamadapt.app.exposition import MetricsCollector, serve
 from streamadapt.app.watchdog import Watchdog
@@ -21,19 +32,32 @@ from streamadapt.engine.metrics import Metrics
 from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import Reason
 from streamadapt.records import StreamPartition
-from streamadapt.testing import IdentityCodec, ManualClock, MemoryDeadLetters, MemorySink, MemorySource
+from streamadapt.testing import (
+    IdentityCodec,
+    ManualClock,
+    MemoryDeadLetters,
+    MemorySink,
+    MemorySource,
+)
 
 
 def entry(i, partition=0):
-    return Entry(np.array([i % 5], np.float32), i, f"e{i}", position=Position("memory", partition, i))
+    return Entry(
+        np.array([i % 5], np.float32), i, f"e{i}", position=Position("memory", partition, i)
+    )
 
 
 def label(i, partition=0):
-    return Label(f"e{i}", np.array([1.0], np.float32), i + 1, Position("memory-labels", partition, i))
+    return Label(
+        f"e{i}", np.array([1.0], np.float32), i + 1, Position("memory-labels", partition, i)
+    )
 
 
 def pipeline():
-    monitors = [DriftMonitor("adwin", "loss", "reset"), DriftMonitor("page-hinkley", "input", "refit")]
+    monitors = [
+        DriftMonitor("adwin", "loss", "reset"),
+        DriftMonitor("page-hinkley", "input", "refit"),
+    ]
     return Pipeline(Supervised(1), lambda x: x[-1:, :1], [Bias(0.1)], drift=monitors)
 
 
@@ -41,7 +65,14 @@ def engine_of(source, make=pipeline, **settings):
     metrics, clock = Metrics(), ManualClock()
     options = EngineSettings(**{"label_wait_s": 10.0} | settings)
     engine = Engine(
-        source, make, MemorySink(), IdentityCodec(), MemoryDeadLetters(), settings=options, metrics=metrics, clock=clock
+        source,
+        make,
+        MemorySink(),
+        IdentityCodec(),
+        MemoryDeadLetters(),
+        settings=options,
+        metrics=metrics,
+        clock=clock,
     )
     return engine, metrics, clock
 
@@ -51,16 +82,20 @@ def lag_of(metrics):
 
 
 def test_the_lag_counts_what_is_not_processed():
-    """Entries that wait for their labels are read and not done: per partition, in the metric and in the summary."""
+    """Entries that wait for their labels are read and not done: per partition, in the metric and
+    in the summary."""
     items = [entry(i, p) for p in (0, 1) for i in range(300)]
     source = MemorySource(items, [], batch=50, finite=False)
     engine, metrics, clock = engine_of(source)
     source.open(engine)
     for _ in range(20):  # far more than are needed to read everything
         engine.step()
-    assert source.lag() == {StreamPartition(s, p): 0 for s in source.streams for p in (0, 1)}, "everything is read"
+    assert source.lag() == {StreamPartition(s, p): 0 for s in source.streams for p in (0, 1)}, (
+        "everything is read"
+    )
     assert lag_of(metrics) == {
-        ("memory", "0"): 300, ("memory", "1"): 300, ("memory-labels", "0"): 0, ("memory-labels", "1"): 0,
+        ("memory", "0"): 300, ("memory", "1"): 300, ("memory-labels", "0"): 0,
+        ("memory-labels", "1"): 0,
     }  # fmt: skip
     assert engine.summary()["lag"]["memory[1]"] == 300
     clock.advance(11.0)
@@ -70,7 +105,8 @@ def test_the_lag_counts_what_is_not_processed():
 
 
 def test_the_lag_at_any_moment_is_what_is_left_to_process():
-    """Read or not: of 1,000 records, as many as the pipeline has not seen; with a backlog in the source too."""
+    """Read or not: of 1,000 records, as many as the pipeline has not seen; with a backlog in the
+    source too."""
     source = MemorySource([entry(i) for i in range(1000)], batch=90, finite=False)
     engine, metrics, _ = engine_of(source, max_buffer=100)
     source.open(engine)
@@ -88,31 +124,47 @@ def series(metrics):
     registry = CollectorRegistry()
     MetricsCollector(metrics, registry)
     families = text_string_to_metric_families(generate_latest(registry).decode())
-    return {(s.name, *sorted(s.labels.items())): s.value for family in families for s in family.samples}
+    return {
+        (s.name, *sorted(s.labels.items())): s.value for family in families for s in family.samples
+    }
 
 
 def test_counters_are_there_before_anything_was_counted():
-    """For every reason, detector, outcome and learner that can occur; else `increase()` never sees the first one."""
+    """For every reason, detector, outcome and learner that can occur; else `increase()` never sees
+    the first one."""
     source = MemorySource([], [], finite=False)
     engine, metrics, _ = engine_of(source)
     source.open(engine)
     before = series(metrics)
-    reasons = {dict(key[1:])["reason"] for key in before if key[0] == "streamadapt_dead_letters_total"}
+    reasons = {
+        dict(key[1:])["reason"] for key in before if key[0] == "streamadapt_dead_letters_total"
+    }
     assert reasons == {reason.value for reason in Reason}
-    drifts = {tuple(v for _, v in key[1:3]) for key in before if key[0] == "streamadapt_drifts_total"}
+    drifts = {
+        tuple(v for _, v in key[1:3]) for key in before if key[0] == "streamadapt_drifts_total"
+    }
     assert drifts == {("adwin", "0"), ("page-hinkley", "0")}
     for name, labels in [
         ("labels_total", {"outcome": "expired"}), ("labels_total", {"outcome": "learned"}),
-        ("updates_total", {"learner": "bias", "result": "restored"}), ("matured_cells_total", {"role": "served"}),
-        ("reactions_total", {"reaction": "reset"}), ("reactions_total", {"reaction": "refit-kept"}),
+        ("updates_total", {"learner": "bias", "result": "restored"}),
+        ("matured_cells_total", {"role": "served"}), ("reactions_total", {"reaction": "reset"}),
+        ("reactions_total", {"reaction": "refit-kept"}),
         ("drifts_total", {"detector": "adwin", "signal": "loss"}),
     ]:  # fmt: skip
-        found = [key for key in before if key[0] == f"streamadapt_{name}" and labels.items() <= dict(key[1:]).items()]
+        found = [
+            key
+            for key in before
+            if key[0] == f"streamadapt_{name}" and labels.items() <= dict(key[1:]).items()
+        ]
         assert len(found) == 1 or "bias" in labels.values(), (name, labels)
         assert all(before[key] == 0.0 for key in found)
     assert all(value == 0.0 for key, value in before.items() if key[0].endswith("_total"))
     source.append(b"nonsense", *[entry(i) for i in range(30)])
-    source.append(*[label(i) for i in range(28)], Label("x", np.array([1.0], np.float32), 50), stream="memory-labels")
+    source.append(
+        *[label(i) for i in range(28)],
+        Label("x", np.array([1.0], np.float32), 50),
+        stream="memory-labels",
+    )
     for _ in range(3):
         engine.step()
     engine.clock.advance(60.0)
@@ -126,10 +178,18 @@ def test_counters_are_there_before_anything_was_counted():
 def test_keyed_and_unlabelled_pipelines_have_their_zeros_too():
     from streamadapt import Unlabelled
 
-    keyed, metrics, _ = engine_of(MemorySource([], finite=False), lambda: KeyedPipeline(pipeline, 5))
+    keyed, metrics, _ = engine_of(
+        MemorySource([], finite=False), lambda: KeyedPipeline(pipeline, 5)
+    )
     keyed.source.open(keyed)
-    moves = {key: v for key, v in series(metrics).items() if key[0] == "streamadapt_key_moves_total"}
-    assert {dict(key[1:])["move"]: v for key, v in moves.items()} == {"evicted": 0, "restored": 0, "forgotten": 0}
+    moves = {
+        key: v for key, v in series(metrics).items() if key[0] == "streamadapt_key_moves_total"
+    }
+    assert {dict(key[1:])["move"]: v for key, v in moves.items()} == {
+        "evicted": 0,
+        "restored": 0,
+        "forgotten": 0,
+    }
     keyed._close()
 
     def unlabelled():
@@ -138,7 +198,9 @@ def test_keyed_and_unlabelled_pipelines_have_their_zeros_too():
 
     plain, metrics, _ = engine_of(MemorySource([], finite=False), unlabelled)
     plain.source.open(plain)
-    assert not [key for key in series(metrics) if key[0] == "streamadapt_labels_total"], "no label can come"
+    assert not [key for key in series(metrics) if key[0] == "streamadapt_labels_total"], (
+        "no label can come"
+    )
 
 
 # -- the port
@@ -158,7 +220,9 @@ def ask(port, path, method="GET"):
 def port():
     metrics, registry = Metrics(), CollectorRegistry()
     MetricsCollector(metrics, registry)
-    with serve(registry, 0, "127.0.0.1", lambda: (False, "not yet"), lambda: (True, "the loop runs")) as server:
+    with serve(
+        registry, 0, "127.0.0.1", lambda: (False, "not yet"), lambda: (True, "the loop runs")
+    ) as server:
         yield server.port
 
 
@@ -219,7 +283,8 @@ def test_live_while_it_restores_ready_when_it_moves_neither_when_it_has_ended():
 
 
 def test_the_demo_s_view_counts_dead_letters_as_they_come():
-    """Once each, whatever else is counted of the same record; and it ends with the last record, not before."""
+    """Once each, whatever else is counted of the same record; and it ends with the last record,
+    not before."""
     view = _View(total=100)
     samples = {
         "entries_total": {"": 40.0},

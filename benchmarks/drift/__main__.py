@@ -56,20 +56,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drift", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here, its plot beside it")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object"
+    )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the page here, its plot beside it"
+    )
     parser.add_argument("--only", nargs="+", choices=[*names, CHANNELS], metavar="NAME",
                         help=f"streams, of {', '.join(names)}; or {CHANNELS}")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="N", help="default: 0 1 2")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=SEEDS, metavar="N", help="default: 0 1 2"
+    )
     return parser
 
 
 def _table(compared: Compared, group: str) -> Table:
-    table = Table("detector:signal", "detected", "by chance", "delay", "false per 10,000", "repeats", title=group)
+    table = Table(
+        "detector:signal",
+        "detected",
+        "by chance",
+        "delay",
+        "false per 10,000",
+        "repeats",
+        title=group,
+    )
     for row in compared.rows(group):
         tally = compared.total(row, group)
         delay = "" if tally.delay is None else f"{tally.delay:.0f}"
-        cells = [f"{tally.detected}/{tally.count}", f"{tally.chance:.1f}", delay, f"{tally.false_rate or 0.0:.1f}"]
+        cells = [
+            f"{tally.detected}/{tally.count}",
+            f"{tally.chance:.1f}",
+            delay,
+            f"{tally.false_rate or 0.0:.1f}",
+        ]
         table.add_row(":".join(row), *cells, str(tally.repeats))
     return table
 

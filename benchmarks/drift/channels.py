@@ -75,12 +75,14 @@ NOISES: dict[str, Callable[[np.random.Generator, tuple[int, int]], npt.NDArray[n
     "independent": _heavy,
     "autocorrelated": _inert,
 }
-"""The loss of a base whose errors do not change: log-normal and independent; or the size of an autoregression."""
+"""The loss of a base whose errors do not change: log-normal and independent; or the size of an
+autoregression."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured: a detector at a level on a noise; how many runs for each number of channels."""
+    """What is measured: a detector at a level on a noise; how many runs for each number of
+    channels."""
 
     detector: str
     noise: str
@@ -97,22 +99,30 @@ PLANS = (
 )
 
 
-def families(plans: Sequence[Plan] = PLANS, progress: Callable[[str], None] = lambda _: None) -> list[Family]:
+def families(
+    plans: Sequence[Plan] = PLANS, progress: Callable[[str], None] = lambda _: None
+) -> list[Family]:
     """Measure every plan."""
     found = []
     for plan in plans:
         for channels, runs in plan.runs.items():
             ways = (False, True) if channels > 1 else (True,)
             found += [measure(plan, channels, runs, divided=divided) for divided in ways]
-        progress(f"{plan.detector} on {plan.noise} noise, {', '.join(map(str, plan.runs))} channels")
+        progress(
+            f"{plan.detector} on {plan.noise} noise, {', '.join(map(str, plan.runs))} channels"
+        )
     return found
 
 
 def measure(plan: Plan, channels: int, runs: int, *, divided: bool) -> Family:
     """Let one monitor of all channels watch channels that do not depend on each other."""
-    rng = np.random.default_rng([channels, plan.entries])  # the same noise with and without the correction
+    rng = np.random.default_rng(
+        [channels, plan.entries]
+    )  # the same noise with and without the correction
     level = params_of(plan)[LEVELS[plan.detector]]
-    given = params_of(plan) if divided else {LEVELS[plan.detector]: min(level * channels, 1.0 - 1e-9)}
+    given = (
+        params_of(plan) if divided else {LEVELS[plan.detector]: min(level * channels, 1.0 - 1e-9)}
+    )
     firing, hit, seconds = 0, 0, 0.0
     for _ in range(runs):
         noise = NOISES[plan.noise](rng, (plan.entries, channels))
@@ -130,6 +140,9 @@ def measure(plan: Plan, channels: int, runs: int, *, divided: bool) -> Family:
 
 
 def params_of(plan: Plan) -> dict[str, float]:
-    """Return the level of one test: the plan's or river's own. The monitor divides it by the number of channels."""
+    """Return the level of one test: the plan's or river's own.
+
+    The monitor divides it by the number of channels.
+    """
     name = LEVELS[plan.detector]
     return corrected(plan.detector, {} if plan.level is None else {name: plan.level}, 1)

@@ -72,10 +72,16 @@ class Compared:
         """Those that were tried on a group, or at all."""
         return list(dict.fromkeys(key[3] for key in self.raw if group in (None, key[0])))
 
-    def total(self, row: Row, group: str, name: str | None = None, *, quiet: bool = False) -> Tally:
+    def total(
+        self, row: Row, group: str, name: str | None = None, *, quiet: bool = False
+    ) -> Tally:
         """Sum a row's counts over a group's streams, or over the seeds of one stream."""
         of = self.quiet if quiet else self.raw
-        return Tally.total(t for key, t in of.items() if key[3] == row and key[0] == group and name in (None, key[1]))
+        return Tally.total(
+            t
+            for key, t in of.items()
+            if key[3] == row and key[0] == group and name in (None, key[1])
+        )
 
     def cost(self, row: Row) -> float:
         """Microseconds of an update."""
@@ -108,7 +114,9 @@ class Compared:
 def _flat(tally: Tally) -> dict[str, Any]:
     """The counts without every single delay."""
     said = tally.as_json()
-    said["kinds"] = {k: {"changes": v["changes"], "detected": v["detected"]} for k, v in said["kinds"].items()}
+    said["kinds"] = {
+        k: {"changes": v["changes"], "detected": v["detected"]} for k, v in said["kinds"].items()
+    }
     return said
 
 
@@ -121,7 +129,9 @@ def rows_for(stream: Stream, slow: bool) -> list[Row]:
         if place.startswith(BINARY):
             rows.append((name, "error"))
             continue
-        tried = (*EVERY, *FURTHER) if name == "adwin" else EVERY if name not in SLOW else EVERY_SLOW
+        tried = (
+            (*EVERY, *FURTHER) if name == "adwin" else EVERY if name not in SLOW else EVERY_SLOW
+        )
         rows += [(name, signal) for signal in tried if signal in stream.signals]
     return rows
 
@@ -133,7 +143,9 @@ def made(seeds: Sequence[int] = SEEDS) -> Iterator[tuple[str, int, Callable[[], 
             yield name, seed, make
 
 
-def compare(streams: Sequence[tuple[str, int, Callable[[], Stream]]], progress: Progress) -> Compared:
+def compare(
+    streams: Sequence[tuple[str, int, Callable[[], Stream]]], progress: Progress
+) -> Compared:
     """Run them all."""
     compared = Compared()
     slowly = min((seed for _, seed, _ in streams), default=0)
@@ -143,5 +155,7 @@ def compare(streams: Sequence[tuple[str, int, Callable[[], Stream]]], progress: 
         traces = record(stream)
         for row in rows_for(stream, slow=seed == slowly):
             compared.add(stream, row, watch(*row, traces[row[1]], stream.horizon))
-        progress(f"{name}, seed {seed}: {stream.entries} entries, {time.process_time() - start:.0f} s")
+        progress(
+            f"{name}, seed {seed}: {stream.entries} entries, {time.process_time() - start:.0f} s"
+        )
     return compared

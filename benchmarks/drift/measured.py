@@ -1,4 +1,5 @@
-"""Streams that are not river's: a glucose sensor that is changed, and link loads whose links fail."""
+"""Streams that are not river's: a glucose sensor that is changed, and link loads whose links
+fail."""
 
 from __future__ import annotations
 
@@ -18,7 +19,16 @@ from benchmarks.scenarios.linkload_stream import Loads, generate, nobel_eu
 from streamadapt import Batch, Forecast, FrozenModel, Linear, NoGuard, Pipeline, Supervised
 from streamadapt.drift.monitor import DriftMonitor
 
-__all__ = ["HOUR_NS", "PAUSE", "Sureness", "failing", "sensor", "sensor_changes", "streams", "sureness"]
+__all__ = [
+    "HOUR_NS",
+    "PAUSE",
+    "Sureness",
+    "failing",
+    "sensor",
+    "sensor_changes",
+    "streams",
+    "sureness",
+]
 
 HOUR_NS = 3_600_000_000_000
 PAUSE = 2 * HOUR_NS
@@ -51,14 +61,17 @@ def sensor(batch: Batch | None = None) -> Stream:
     setting = glucose.Setting("glucose")
     batch = batch or data.glucose()
     first = setting.split(batch)
-    changes = tuple(Change(row - first) for row in sensor_changes(batch.times) if row >= first + setting.window)
+    changes = tuple(
+        Change(row - first) for row in sensor_changes(batch.times) if row >= first + setting.window
+    )
     items = glucose.items_of(setting, batch)
     made = partial(_supervised, setting.window, setting.fit(batch))
     return Stream("glucose", "glucose", 0, items, made, changes, SENSOR_HORIZON, SIGNALS)
 
 
 class Sureness(NamedTuple):
-    """How the sensor's gain (glucose over current) differs between the half days before and after a row.
+    """How the sensor's gain (glucose over current) differs between the half days before and after
+    a row.
 
     Attributes
     ----------
@@ -67,7 +80,8 @@ class Sureness(NamedTuple):
     large, large_elsewhere : float
         The share of them where the medians' logarithms differ by more than `SHIFT`.
     three_days : float
-        The share of the times between neighbouring marks that are 3 or 6 days, give or take a quarter of one.
+        The share of the times between neighbouring marks that are 3 or 6 days, give or take a
+        quarter of one.
     """
 
     marks: int
@@ -78,7 +92,8 @@ class Sureness(NamedTuple):
 
 
 def sureness(batch: Batch | None = None) -> Sureness:
-    """Look at what the definition of a change does not use: the gain, and how long sensors were worn."""
+    """Look at what the definition of a change does not use: the gain, and how long sensors were
+    worn."""
     batch = batch or data.glucose()
     assert batch.labels is not None
     gain = np.log(batch.labels[:, 0].astype(float) / batch.values[:, 0].astype(float))
@@ -92,12 +107,16 @@ def sureness(batch: Batch | None = None) -> Sureness:
     ]
 
     def large(rows: Sequence[int]) -> float:
-        shifts = [np.median(gain[r : r + HALF_DAY]) - np.median(gain[r - HALF_DAY : r]) for r in rows]
+        shifts = [
+            np.median(gain[r : r + HALF_DAY]) - np.median(gain[r - HALF_DAY : r]) for r in rows
+        ]
         return float(np.mean(np.abs(shifts) > SHIFT)) if rows else 0.0
 
     days = np.diff(batch.times[marks]) / (24 * HOUR_NS)
     near = np.minimum(np.abs(days - 3.0), np.abs(days - 6.0)) <= 0.25
-    return Sureness(len(marks), len(far), large(marks), large(far), float(near.mean()) if len(near) else 0.0)
+    return Sureness(
+        len(marks), len(far), large(marks), large(far), float(near.mean()) if len(near) else 0.0
+    )
 
 
 def failing(seed: int, *, fails: bool, setting: linkload.Setting = linkload.LINKLOAD) -> Stream:
@@ -115,7 +134,8 @@ def failing(seed: int, *, fails: bool, setting: linkload.Setting = linkload.LINK
 
 @lru_cache(maxsize=1)
 def _network(setting: linkload.Setting, seed: int) -> FrozenModel:
-    """Fit the base; it is the same with and without failures, which begin after its training days."""
+    """Fit the base; it is the same with and without failures, which begin after its training
+    days."""
     loads: Loads = generate(nobel_eu(), setting.traffic, seed)
     return linkload.frozen(linkload.fit(setting, loads, seed), loads.batch.values.shape[1])
 
@@ -125,4 +145,6 @@ def _supervised(window: int, base: Linear, monitors: Sequence[DriftMonitor]) -> 
 
 
 def _forecast(window: int, base: FrozenModel, monitors: Sequence[DriftMonitor]) -> Pipeline:
-    return Pipeline(Forecast(window, 1, loss="squared"), base, [], NoGuard(), monitors, device="cpu")
+    return Pipeline(
+        Forecast(window, 1, loss="squared"), base, [], NoGuard(), monitors, device="cpu"
+    )

@@ -1,4 +1,5 @@
-"""The page of the drift benchmark; sentences with a number in them are written from the figures."""
+"""The page of the drift benchmark; sentences with a number in them are written from the
+figures."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ in entries. *False*: alarms outside of all horizons, per 10,000 entries there. *
 alarms thrown anywhere on the stream would have detected; a detector that is not above it has found nothing.
 *Repeats*: further alarms within the horizons. The last three columns: the same with a cool-down as long as the
 horizon.
-"""
+"""  # noqa: E501
 
 PROTOCOL = f"""## Protocol
 
@@ -60,7 +61,7 @@ PROTOCOL = f"""## Protocol
 * An alarm belongs to a change from the change's first entry until the horizon or the next change; the first is the
   detection, others are repeats. Costs: process time of `DriftMonitor.update`, one thread, on a shared machine: the
   ratios say more than the times.
-"""
+"""  # noqa: E501
 
 
 def page(compared: Compared, families: Sequence[Family], sure: Sureness | None) -> str:
@@ -72,10 +73,13 @@ def page(compared: Compared, families: Sequence[Family], sure: Sureness | None) 
             parts.append(_sureness(sure))
         if group == "gradual":
             parts.append("![detected changes against false alarms](plots/drift.png)\n")
-    by_family = [g for g in compared.groups() if len({key[1] for key in compared.raw if key[0] == g}) > 1]
+    by_family = [
+        g for g in compared.groups() if len({key[1] for key in compared.raw if key[0] == g}) > 1
+    ]
     if by_family:
         parts.append(
-            "## Stream by stream\n\nDetected of all changes (in brackets: false alarms per 10,000 entries), without "
+            "## Stream by stream\n\nDetected of all changes (in brackets: false alarms per "
+            "10,000 entries), without "
             "cool-down, all seeds.\n"
         )
         parts += [_streams(compared, group) for group in by_family]
@@ -97,7 +101,9 @@ def _number(value: float | None, digits: int = 0) -> str:
 def _table(compared: Compared, group: str) -> str:
     """Detectors down, the best of them, by what is above chance, first."""
     rows = compared.rows(group)
-    tallies = {row: (compared.total(row, group), compared.total(row, group, quiet=True)) for row in rows}
+    tallies = {
+        row: (compared.total(row, group), compared.total(row, group, quiet=True)) for row in rows
+    }
     first = tallies[rows[0]][0]
     if not first.count:
         ranked = sorted(rows, key=lambda row: tallies[row][0].false_rate or 0.0)
@@ -107,7 +113,9 @@ def _table(compared: Compared, group: str) -> str:
             for r, (t, q) in ((r, tallies[r]) for r in ranked)
         ]
         return f"{first.entries:,} entries, no change.\n\n" + rows_of(header, lines)
-    ranked = sorted(rows, key=lambda row: (-tallies[row][0].above_chance, tallies[row][0].delay or 0.0))
+    ranked = sorted(
+        rows, key=lambda row: (-tallies[row][0].above_chance, tallies[row][0].delay or 0.0)
+    )
     kinds = list(first.changes)
     header = [
         "detector:signal",
@@ -120,18 +128,35 @@ def _table(compared: Compared, group: str) -> str:
 
 def _cells(tally: Tally, quiet: Tally, kinds: Sequence[str]) -> list[str]:
     found = [f"{len(tally.delays[kind])}/{tally.changes[kind]}" for kind in kinds]
-    own = [f"{tally.chance:.1f}", _number(tally.delay), _number(tally.false_rate, 1), str(tally.repeats)]
-    return [*found, *own, f"{quiet.detected}/{quiet.count}", _number(quiet.false_rate, 1), str(quiet.repeats)]
+    own = [
+        f"{tally.chance:.1f}",
+        _number(tally.delay),
+        _number(tally.false_rate, 1),
+        str(tally.repeats),
+    ]
+    return [
+        *found,
+        *own,
+        f"{quiet.detected}/{quiet.count}",
+        _number(quiet.false_rate, 1),
+        str(quiet.repeats),
+    ]
 
 
 def _sureness(sure: Sureness) -> str:
     return (
-        f"How sure the {sure.marks} changes are: between the half days before and after, the sensor's gain (glucose "
-        f"over current; not used in the definition) moves by more than {SHIFT:.0%} at {sure.large:.0%} of them, "
-        f"against {sure.large_elsewhere:.0%} of {sure.elsewhere} places far from any pause; {sure.three_days:.0%} of "
-        "the times between neighbouring ones are 3 or 6 days (give or take a quarter of one), once or twice the three "
-        "days that such a sensor is made for. So about half of them are changes that a detector should see; some "
-        "pauses are the same sensor after a lost connection, and the gain moves elsewhere, too: *missed* and *false* "
+        f"How sure the {sure.marks} changes are: between the half days before and after, the "
+        f"sensor's gain (glucose "
+        f"over current; not used in the definition) moves by more than {SHIFT:.0%} at "
+        f"{sure.large:.0%} of them, "
+        f"against {sure.large_elsewhere:.0%} of {sure.elsewhere} places far from any pause; "
+        f"{sure.three_days:.0%} of "
+        "the times between neighbouring ones are 3 or 6 days (give or take a quarter of one), "
+        "once or twice the three "
+        "days that such a sensor is made for. So about half of them are changes that a detector "
+        "should see; some "
+        "pauses are the same sensor after a lost connection, and the gain moves elsewhere, too: "
+        "*missed* and *false* "
         "are upper bounds.\n"
     )
 
@@ -154,15 +179,19 @@ def _cell(tally: Tally) -> str:
 
 def _channels(families: Sequence[Family]) -> str:
     head = (
-        '## False alarms of many channels\n\n`DriftMonitor(channels="each")`: a detector per channel, an alarm if any '
-        "fires. Channels that do not depend on each other and never change: independent log-normal noise, or the size "
-        f"of a first-order autoregression (coefficient {INERTIA:g}). *Level*: of one test; divided (Bonferroni): by "
-        "the number of channels. Any alarm: the share of runs with at least one. A detector tests at every entry or "
+        '## False alarms of many channels\n\n`DriftMonitor(channels="each")`: a detector per '
+        "channel, an alarm if any "
+        "fires. Channels that do not depend on each other and never change: independent "
+        "log-normal noise, or the size "
+        f"of a first-order autoregression (coefficient {INERTIA:g}). *Level*: of one test; "
+        f"divided (Bonferroni): by "
+        "the number of channels. Any alarm: the share of runs with at least one. A detector "
+        "tests at every entry or "
         "so: its level bounds one test, not a whole run.\n\n"
     )
     header = [
-        "detector, noise, level", "channels", "level divided", "entries x runs", "any alarm in a run",
-        "alarms per 10,000", "us an entry",
+        "detector, noise, level", "channels", "level divided", "entries x runs",
+        "any alarm in a run", "alarms per 10,000", "us an entry",
     ]  # fmt: skip
     return head + rows_of(header, [_family(f) for f in families])
 
@@ -175,7 +204,13 @@ def _family(f: Family) -> list[str]:
 
 
 def _costs(compared: Compared) -> str:
-    cheapest = min((compared.cost(row) for row in compared.rows() if row[0] not in DUMMIES), default=1.0)
+    cheapest = min(
+        (compared.cost(row) for row in compared.rows() if row[0] not in DUMMIES), default=1.0
+    )
     rows = sorted(compared.rows(), key=compared.cost)
-    lines = [[_name(r), f"{compared.cost(r):.1f}", f"{compared.cost(r) / cheapest:.1f}"] for r in rows]
-    return "## Cost\n\n" + rows_of(["detector:signal", "us an entry", "ratio to the cheapest detector"], lines)
+    lines = [
+        [_name(r), f"{compared.cost(r):.1f}", f"{compared.cost(r) / cheapest:.1f}"] for r in rows
+    ]
+    return "## Cost\n\n" + rows_of(
+        ["detector:signal", "us an entry", "ratio to the cheapest detector"], lines
+    )

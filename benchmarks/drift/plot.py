@@ -46,8 +46,16 @@ def _draw(compared: Compared, groups: list[str]) -> Figure:
                 x, y = tally.false_rate or 0.0, 100.0 * tally.detected / tally.count
                 axes.plot(x, y, "o", markersize=4, color=SIGNAL.get(signal, EXPERT))
                 place = (round(x), round(y / 5.0))
-                up = seen[place] = seen.get(place, -1) + 1  # names of points that coincide go below each other
-                axes.annotate(f"{detector}:{signal}", (x, y), (3, 2 - 7 * up), textcoords="offset points", fontsize=5.5)
+                up = seen[place] = (
+                    seen.get(place, -1) + 1
+                )  # names of points that coincide go below each other
+                axes.annotate(
+                    f"{detector}:{signal}",
+                    (x, y),
+                    (3, 2 - 7 * up),
+                    textcoords="offset points",
+                    fontsize=5.5,
+                )
             axes.set_ylim(-4, 106)
             axes.set_xscale("symlog", linthresh=1.0)
             axes.set_xlim(left=-0.1)

@@ -46,7 +46,8 @@ class Tally:
     alarms, entries : int
         All of them.
     chance : float
-        How many changes would be detected if as many alarms had been thrown anywhere on the stream.
+        How many changes would be detected if as many alarms had been thrown anywhere on the
+        stream.
     """
 
     changes: dict[str, int] = field(default_factory=dict)
@@ -92,12 +93,14 @@ class Tally:
 
     @property
     def false_rate(self) -> float | None:
-        """False alarms per 10,000 entries where an alarm is a false one; None if there is no such entry."""
+        """False alarms per 10,000 entries where an alarm is a false one; None if there is no such
+        entry."""
         return 1e4 * self.false / self.quiet if self.quiet else None
 
     @property
     def above_chance(self) -> float:
-        """Detected changes less those that as many alarms anywhere would detect, as a share of all; 0 if none."""
+        """Detected changes less those that as many alarms anywhere would detect, as a share of
+        all; 0 if none."""
         return (self.detected - self.chance) / self.count if self.count else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -109,8 +112,8 @@ class Tally:
         return {
             "changes": self.count, "detected": self.detected, "missed": self.count - self.detected,
             "median_delay": self.delay, "false": self.false, "false_per_10000": self.false_rate,
-            "repeats": self.repeats, "alarms": self.alarms, "entries": self.entries, "by_chance": self.chance,
-            "kinds": kinds,
+            "repeats": self.repeats, "alarms": self.alarms, "entries": self.entries,
+            "by_chance": self.chance, "kinds": kinds,
         }  # fmt: skip
 
 
@@ -123,7 +126,8 @@ def score(alarms: Sequence[int], changes: Sequence[Change], horizon: int, entrie
         The entries at which there was one; several at one entry count as many.
     changes : sequence of Change, in order
     horizon : int, in entries
-        An alarm from a change on, before so many entries have passed and before the next change, belongs to it.
+        An alarm from a change on, before so many entries have passed and before the next change,
+        belongs to it.
     entries : int
         The stream's length.
     """
@@ -131,7 +135,9 @@ def score(alarms: Sequence[int], changes: Sequence[Change], horizon: int, entrie
     left = list(alarms)
     covered = 0
     for i, change in enumerate(changes):
-        end = min(change.at + horizon, changes[i + 1].at if i + 1 < len(changes) else entries, entries)
+        end = min(
+            change.at + horizon, changes[i + 1].at if i + 1 < len(changes) else entries, entries
+        )
         own = [a for a in left if change.at <= a < end]
         left = [a for a in left if not change.at <= a < end]
         covered += end - change.at
@@ -147,7 +153,8 @@ def score(alarms: Sequence[int], changes: Sequence[Change], horizon: int, entrie
 
 
 def cooled(alarms: Sequence[int], cool_down: int) -> list[int]:
-    """Leave out what a monitor's `cool_down` leaves out: alarms within so many values after one that was told.
+    """Leave out what a monitor's `cool_down` leaves out: alarms within so many values after one
+    that was told.
 
     Parameters
     ----------

@@ -1,4 +1,5 @@
-"""The product's own signals of a stream, recorded once, so that every detector is given the same values."""
+"""The product's own signals of a stream, recorded once, so that every detector is given the same
+values."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ __all__ = [
 
 ALWAYS, NEVER = "always-fire", "never-fire"
 MOVING = "loss/moving"
-"""Not a signal of the product: the base's loss in a unit that follows it, a running mean with this rate."""
+"""Not a signal of the product: the base's loss in a unit that follows it, a running mean with this
+rate."""
 RATE = 0.01
 WARM = 20
 """Losses whose mean the running mean starts from."""
@@ -103,7 +105,8 @@ class Recorder(DriftMonitor):
 
 
 class Plain(Recorder):
-    """Writes down the base's mean loss over what matured, as the pipeline's statistics count it."""
+    """Writes down the base's mean loss over what matured, as the pipeline's statistics count
+    it."""
 
     def __init__(self) -> None:
         super().__init__("loss")
@@ -199,5 +202,7 @@ def watch(detector: str, signal: str, trace: Trace, cool_down: int) -> Alarms:
     start = time.process_time()
     fired = [i for i, value in enumerate(values) if update(value)]
     seconds = time.process_time() - start
-    raw, quiet = (trace.at[np.array(which, int)].tolist() for which in (fired, cooled(fired, cool_down)))
+    raw, quiet = (
+        trace.at[np.array(which, int)].tolist() for which in (fired, cooled(fired, cool_down))
+    )
     return Alarms(raw, quiet, seconds, len(values))

@@ -1,4 +1,5 @@
-"""River's synthetic streams, with changes where we put them, predicted by a base that knows the first concept."""
+"""River's synthetic streams, with changes where we put them, predicted by a base that knows the
+first concept."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ FIT = 2000
 SPACING = 1200
 """Entries from one change to the next; half of it before the first and after the last."""
 WIDTHS = {"abrupt": 8, "gradual": 500}
-"""Of river's sigmoid, in entries. River's formula overflows for narrower ones than about a hundredth of the spacing."""
+"""Of river's sigmoid, in entries. River's formula overflows for narrower ones than about a
+hundredth of the spacing."""
 BASE = elec2.Setting(name="drift", train=1.0, hidden=(32, 16), epochs=20, batch=100)
 REGRESSION = ("loss", MOVING, "error", "residual", "input")
 CREEP = 0.005
-"""How far the centres of the moving RBF stream go with each entry, in units of their space's side."""
+"""How far the centres of the moving RBF stream go with each entry, in units of their space's
+side."""
 
 Concept = Callable[[int], Any]
 """Makes a river stream of one concept, given the seed of its sample."""
@@ -64,7 +67,9 @@ def streams(seed: int) -> Iterator[tuple[str, Callable[[], Stream]]]:
         yield f"friedman-{kind}", partial(friedman, kind, seed)
 
 
-def of_family(name: str, group: str, seed: int, *, spacing: int = SPACING, fit: int = FIT) -> Stream:
+def of_family(
+    name: str, group: str, seed: int, *, spacing: int = SPACING, fit: int = FIT
+) -> Stream:
     """Away, back, away: three changes through river's `ConceptDriftStream`; or none.
 
     Every part has a sample of its own. A gradual change begins where its sigmoid is at .12.
@@ -80,12 +85,18 @@ def of_family(name: str, group: str, seed: int, *, spacing: int = SPACING, fit: 
             part = first(_sample(seed, 2 * k + 1))
         else:
             part = synth.ConceptDriftStream(
-                a(_sample(seed, 2 * k + 1)), b(_sample(seed, 2 * k + 2)), spacing // 2, WIDTHS[group], _sample(seed, k)
+                a(_sample(seed, 2 * k + 1)),
+                b(_sample(seed, 2 * k + 2)),
+                spacing // 2,
+                WIDTHS[group],
+                _sample(seed, k),
             )
         rows += _rows(part, spacing)
     early = WIDTHS["gradual"] // 2 if group == "gradual" else 0
     kinds = () if group == "stationary" else ("away", "back", "away")
-    changes = tuple(Change(k * spacing + spacing // 2 - early, kind) for k, kind in enumerate(kinds))
+    changes = tuple(
+        Change(k * spacing + spacing // 2 - early, kind) for k, kind in enumerate(kinds)
+    )
     return _classified(group, f"{name}-{group}", seed, (history, rows), changes, spacing // 2)
 
 
@@ -97,11 +108,18 @@ def creeping(seed: int, *, spacing: int = SPACING, fit: int = FIT) -> Stream:
         return synth.RandomRBF(10 + seed, sample)
 
     moving = synth.RandomRBFDrift(10 + seed, _sample(seed, 2), change_speed=CREEP)
-    part = synth.ConceptDriftStream(still(_sample(seed, 1)), moving, spacing // 2, WIDTHS["abrupt"], _sample(seed, 0))
+    part = synth.ConceptDriftStream(
+        still(_sample(seed, 1)), moving, spacing // 2, WIDTHS["abrupt"], _sample(seed, 0)
+    )
     rows = _rows(part, 2 * spacing)
     history = _rows(still(_sample(seed, 0)), fit)
     return _classified(
-        "creeping", "rbf-creeping", seed, (history, rows), (Change(spacing // 2, "away"),), 2 * spacing - spacing // 2
+        "creeping",
+        "rbf-creeping",
+        seed,
+        (history, rows),
+        (Change(spacing // 2, "away"),),
+        2 * spacing - spacing // 2,
     )
 
 
@@ -114,17 +132,31 @@ def friedman(kind: str, seed: int, *, spacing: int = SPACING, fit: int = FIT) ->
         made = synth.Friedman(_sample(seed, 0))
     else:
         made = synth.FriedmanDrift(
-            kind, tuple(places if kind == "lea" else places[:2]), WIDTHS["gradual"], _sample(seed, 0)
+            kind,
+            tuple(places if kind == "lea" else places[:2]),
+            WIDTHS["gradual"],
+            _sample(seed, 0),
         )
-    kinds = {"gra": ("away", "back"), "gsg": ("away", "away"), "lea": ("away",) * 3, "none": ()}[kind]
+    kinds = {"gra": ("away", "back"), "gsg": ("away", "away"), "lea": ("away",) * 3, "none": ()}[
+        kind
+    ]
     batch = _batch(_rows(made, fit + 3 * spacing))
     changes = tuple(Change(place - fit, kind) for place, kind in zip(places, kinds, strict=False))
     assert batch.labels is not None
-    base = fit_supervised(Batch(batch.values[:fit], batch.times[:fit], batch.labels[:fit]), window=1)
+    base = fit_supervised(
+        Batch(batch.values[:fit], batch.times[:fit], batch.labels[:fit]), window=1
+    )
     group = "stationary" if kind == "none" else "regression"
     items = list(batch.entries())[fit:]
     return Stream(
-        group, f"friedman-{kind}", seed, items, partial(_pipeline, None, base), changes, spacing // 2, REGRESSION
+        group,
+        f"friedman-{kind}",
+        seed,
+        items,
+        partial(_pipeline, None, base),
+        changes,
+        spacing // 2,
+        REGRESSION,
     )
 
 
@@ -141,10 +173,14 @@ def _classified(
     embedded = FrozenModel(base.model, softmax=True, embedding=elec2.LAST_HIDDEN)
     embedded.input_loc, embedded.input_scale = base.input_loc, base.input_scale
     made = partial(_pipeline, 2, embedded)
-    return Stream(group, name, seed, list(follows.entries()), made, changes, horizon, CLASSIFICATION)
+    return Stream(
+        group, name, seed, list(follows.entries()), made, changes, horizon, CLASSIFICATION
+    )
 
 
-def _pipeline(classes: int | None, base: FrozenModel | Linear, monitors: Sequence[DriftMonitor]) -> Pipeline:
+def _pipeline(
+    classes: int | None, base: FrozenModel | Linear, monitors: Sequence[DriftMonitor]
+) -> Pipeline:
     return Pipeline(Supervised(1, classes=classes), base, [], NoGuard(), monitors, device="cpu")
 
 

@@ -32,4 +32,4 @@ READING = """## Which detector to use when
   down by itself, as on the last three streams, that same forgetting saves false alarms.
 
 An alarm is needed to tell people. What is served rarely needs one: docs/reactions.md.
-"""
+"""  # noqa: E501

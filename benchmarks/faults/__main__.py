@@ -1,7 +1,7 @@
 """What survives which fault: ``python -m benchmarks.faults --json FILE``.
 
-Every kind of fault is made on purpose, again and again, and what a reader of the output sees is held against an
-undisturbed run. All traffic stays on this machine.
+Every kind of fault is made on purpose, again and again, and what a reader of the output sees is
+held against an undisturbed run. All traffic stays on this machine.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(kind: str) -> Measure:
-    """Return the function of a kind: it takes whether to be quick, and those of `APPENDED` the folder of the file."""
+    """Return the function of a kind: it takes whether to be quick, and those of `APPENDED` the
+    folder of the file."""
     module = importlib.import_module(f"benchmarks.faults.{KINDS[kind]}")
     found: Measure = getattr(module, kind.replace("-", "_"))
     return found
@@ -76,16 +77,25 @@ def measure(kind: str) -> Measure:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object")
-    parser.add_argument("--only", nargs="+", choices=[*KINDS], metavar="KIND", help=f"of {', '.join(KINDS)}")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=[*KINDS], metavar="KIND", help=f"of {', '.join(KINDS)}"
+    )
     parser.add_argument(
         "--trials",
         type=Path,
         metavar="FOLDER",
         default=Path("build"),
-        help=f"where {' and '.join(sorted(APPENDED))} append their trials (default: build); a later run goes on there",
+        help=f"where {' and '.join(sorted(APPENDED))} append their trials (default: build); a "
+        f"later run goes on there",
     )
-    parser.add_argument("--quick", action="store_true", help="few trials of each: minutes instead of an hour or two")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few trials of each: minutes instead of an hour or two",
+    )
     return parser
 
 

@@ -1,8 +1,9 @@
-"""Broken records, by the hundred thousand through the decoder and by the ten thousand through the whole engine.
+"""Broken records, by the hundred thousand through the decoder and by the ten thousand through the
+whole engine.
 
-The decoder must give an entry, a label or an error with a reason of the catalogue, whatever comes. In the engine the
-broken ones stand between good ones: each must become one dead letter, and the good ones' predictions and the final
-state must be those of a run without them.
+The decoder must give an entry, a label or an error with a reason of the catalogue, whatever comes.
+In the engine the broken ones stand between good ones: each must become one dead letter, and the
+good ones' predictions and the final state must be those of a run without them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ FIELDS = FieldMap(values=("x",), time="time", time_format="unix_s", id="id", lab
 _x = np.random.default_rng(0).normal(size=(GOOD, 2)).round(4).tolist()
 ENTRIES = [json.dumps({"id": f"e{i}", "time": i * HOUR, "x": _x[i]}).encode() for i in range(GOOD)]
 LABELS = [
-    json.dumps({"id": f"e{i}", "time": (i + DELAY_H) * HOUR, "y": 2.0 * _x[i][0] + 5.0 * (i > GOOD // 2)}).encode()
+    json.dumps(
+        {"id": f"e{i}", "time": (i + DELAY_H) * HOUR, "y": 2.0 * _x[i][0] + 5.0 * (i > GOOD // 2)}
+    ).encode()
     for i in range(GOOD)
 ]
 
@@ -52,7 +55,8 @@ def bad_records(quick: bool) -> Counts:
 
 
 def through_decoder(wanted: int, seed: int, codec: Any = None) -> Counts:
-    """Decode mutated messages until so many were refused; those that are still valid are counted apart."""
+    """Decode mutated messages until so many were refused; those that are still valid are counted
+    apart."""
     codec = codec or JsonCodec(FIELDS, streams=STREAMS)
     mutate = Mutator([*ENTRIES, *LABELS], seed)
     counts = Counts(more={"still_valid": 0})
@@ -76,7 +80,8 @@ def through_decoder(wanted: int, seed: int, codec: Any = None) -> Counts:
 
 
 def through_engine(wanted: int, seed: int) -> Counts:
-    """Run a stream with so many broken records between its good ones, and hold it against the clean run."""
+    """Run a stream with so many broken records between its good ones, and hold it against the
+    clean run."""
     codec = JsonCodec(FIELDS, streams=STREAMS)
     mutate = Mutator([*ENTRIES, *LABELS], seed)
     mixed = []
@@ -84,7 +89,8 @@ def through_engine(wanted: int, seed: int) -> Counts:
         broken: list[bytes] = []
         while len(broken) < wanted // 2:
             value = mutate()
-            # One that is still valid in its topic would rightly be learned from, or refused for another reason.
+            # One that is still valid in its topic would rightly be learned from, or refused for
+            # another reason.
             if _refused(codec, value, stream):
                 broken.append(value)
         mixed.append(_mixed(good, broken))
@@ -119,12 +125,16 @@ def _record(value: bytes, stream: str, offset: int) -> Record:
     return Record(Position(stream, 0, offset), None, value, 0)
 
 
-def _run(entries: list[bytes], labels: list[bytes]) -> tuple[dict[str, Any], dict[str, bytes], int]:
-    """Return the final state, what was served by the entries' ids, and how many letters there are."""
+def _run(
+    entries: list[bytes], labels: list[bytes]
+) -> tuple[dict[str, Any], dict[str, bytes], int]:
+    """Return the final state, what was served by the entries' ids, and how many letters there
+    are."""
     letters, sink = MemoryDeadLetters(), MemorySink()
     engine = Engine(
-        MemorySource(entries, labels, streams=STREAMS), _pipeline, sink, JsonCodec(FIELDS, streams=STREAMS), letters,
-        settings=EngineSettings(max_bad_share=1.0), clock=ManualClock(),
+        MemorySource(entries, labels, streams=STREAMS), _pipeline, sink,
+        JsonCodec(FIELDS, streams=STREAMS), letters, settings=EngineSettings(max_bad_share=1.0),
+        clock=ManualClock(),
     )  # fmt: skip
     engine.run()
     state = engine.lanes[0].pipeline.state_dict()

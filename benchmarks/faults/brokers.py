@@ -42,10 +42,12 @@ Fault = tuple[int, str, float]
 
 
 def broker(quick: bool) -> Counts:
-    """Run an engine between Kafka topics while its connections suffer; a reader then looks for every prediction.
+    """Run an engine between Kafka topics while its connections suffer; a reader then looks for
+    every prediction.
 
-    Each fault counts as tried; a round's survive if it ends with every prediction there once, with the right value, and
-    in the state of an undisturbed run. Nothing crashes and the producer is idempotent, so nothing may be there twice.
+    Each fault counts as tried; a round's survive if it ends with every prediction there once, with
+    the right value, and in the state of an undisturbed run. Nothing crashes and the producer is
+    idempotent, so nothing may be there twice.
     """
     counts, rng = Counts(), random.Random(SEED)
     job = Job(QUICK_ENTRIES if quick else ENTRIES)
@@ -59,7 +61,8 @@ def broker(quick: bool) -> Counts:
 
 
 def one_round(job: Job, counts: Counts, plan: Sequence[Fault]) -> tuple[int, bool]:
-    """Run a job to its end while a plan is carried out; return how many faults were made and whether all is well."""
+    """Run a job to its end while a plan is carried out; return how many faults were made and
+    whether all is well."""
     proxy = Proxy()
     try:
         with EmbeddedBroker(advertised_port=proxy.port) as broker_:
@@ -86,7 +89,11 @@ def one_round(job: Job, counts: Counts, plan: Sequence[Fault]) -> tuple[int, boo
 
 def _plan(rng: random.Random, n: int, faults: int, *, long: bool) -> list[Fault]:
     plan: list[Fault] = [
-        (rng.randrange(n), rng.choice(("cut", "reset", "refused", "held")), rng.uniform(0.0, LONGEST_S))
+        (
+            rng.randrange(n),
+            rng.choice(("cut", "reset", "refused", "held")),
+            rng.uniform(0.0, LONGEST_S),
+        )
         for _ in range(faults)
     ]
     if long:
@@ -95,7 +102,8 @@ def _plan(rng: random.Random, n: int, faults: int, *, long: bool) -> list[Fault]
 
 
 class Disturber:
-    """A thread that carries out a plan of faults while an engine runs; what is not due by the end is left out.
+    """A thread that carries out a plan of faults while an engine runs; what is not due by the end
+    is left out.
 
     Parameters
     ----------
@@ -155,7 +163,9 @@ def _engine(servers: str, job: Job) -> Engine:
 
 def _encode(prediction: Any) -> bytes:
     offset, served = prediction.position.offset, prediction.served
-    return json.dumps({"offset": offset, "served": served.tobytes().hex(), "type": str(served.dtype)}).encode()
+    return json.dumps(
+        {"offset": offset, "served": served.tobytes().hex(), "type": str(served.dtype)}
+    ).encode()
 
 
 def _run(engine: Engine, n: int) -> bool:
@@ -187,7 +197,8 @@ def _produce(servers: str, job: Job) -> None:
 
 
 def _read(servers: str, enough: int) -> list[tuple[str, bytes]]:
-    """Return (name, value) of every prediction of the topic, once `enough` are there or no more come."""
+    """Return (name, value) of every prediction of the topic, once `enough` are there or no more
+    come."""
     consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False)
     at = TopicPartition(PREDICTIONS, 0)
     found: list[Any] = []
@@ -203,4 +214,7 @@ def _read(servers: str, enough: int) -> list[tuple[str, bytes]]:
         consumer.close()
     rows = [json.loads(record.value) for record in found]
     served = [np.frombuffer(bytes.fromhex(row["served"]), row["type"]).tobytes() for row in rows]
-    return [(str(Position(STREAMS[0], 0, row["offset"])), value) for row, value in zip(rows, served, strict=True)]
+    return [
+        (str(Position(STREAMS[0], 0, row["offset"])), value)
+        for row, value in zip(rows, served, strict=True)
+    ]

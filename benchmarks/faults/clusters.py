@@ -1,7 +1,8 @@
 """Three brokers that are killed, restarted and frozen while services run on them.
 
-Each fault is made once for all settings at the same time: the three guarantees, each by a process alone and by a group
-of two. Every trial is appended to a file, and a later run makes those that are missing.
+Each fault is made once for all settings at the same time: the three guarantees, each by a process
+alone and by a group of two. Every trial is appended to a file, and a later run makes those that
+are missing.
 """
 
 from __future__ import annotations
@@ -42,9 +43,14 @@ def cluster(quick: bool, trials: Path) -> Counts:
 
 
 def cluster_trials(
-    trials: Trials, faults: Sequence[str] = (), settings: Sequence[Setting] = (), *, quick: bool = False
+    trials: Trials,
+    faults: Sequence[str] = (),
+    settings: Sequence[Setting] = (),
+    *,
+    quick: bool = False,
 ) -> Counts:
-    """Make the trials that are missing, of these faults and settings, and return the figures of all.
+    """Make the trials that are missing, of these faults and settings, and return the figures of
+    all.
 
     Parameters
     ----------
@@ -59,7 +65,9 @@ def cluster_trials(
     if start_script() is None:
         return skipped()
     # Settings of which nothing is missing would only take the processors' time of the others.
-    settings = [one for one in settings if any(trials.missing(name, one, quick=quick) for name in names)]
+    settings = [
+        one for one in settings if any(trials.missing(name, one, quick=quick) for name in names)
+    ]
     if settings:
         with (
             tempfile.TemporaryDirectory(prefix="streamadapt-cluster-") as folder,
@@ -74,10 +82,13 @@ def cluster_trials(
 
 
 def keep(trials: Trials, scene: Scene, found: Sequence[Trial]) -> None:
-    """Append trials to their file, and tell of them; keep the logs beside it where one has not survived."""
+    """Append trials to their file, and tell of them; keep the logs beside it where one has not
+    survived."""
     trials.append(found)
     if not all(one.survived for one in found):
-        kept = trials.path.with_suffix("") / f"{found[0].began} {found[0].fault}".replace(" ", "-").replace(":", "")
+        kept = trials.path.with_suffix("") / f"{found[0].began} {found[0].fault}".replace(
+            " ", "-"
+        ).replace(":", "")
         shutil.copytree(scene.folder, kept, ignore=shutil.ignore_patterns("state"))
     say(f"{found[0].fault}: {sum(one.survived for one in found)} of {len(found)} survived")
     for one in found:
@@ -87,12 +98,17 @@ def keep(trials: Trials, scene: Scene, found: Sequence[Trial]) -> None:
 
 def skipped() -> Counts:
     """Return no trial, and say why."""
-    say("left out: there is no script that starts Apache Kafka (STREAMADAPT_KAFKA_START names one)")
+    say(
+        "left out: there is no script that starts Apache Kafka (STREAMADAPT_KAFKA_START names one)"
+    )
     return Counts(more={"left_out": "no script that starts Apache Kafka"})
 
 
-def _next_fault(names: Sequence[str], missing: Callable[[str], Mapping[Setting, int]]) -> str | None:
-    """Return the fault of which the most trials are missing, the first of them; None if none is."""
+def _next_fault(
+    names: Sequence[str], missing: Callable[[str], Mapping[Setting, int]]
+) -> str | None:
+    """Return the fault of which the most trials are missing, the first of them; None if none
+    is."""
     most = {name: max(missing(name).values()) for name in names}
     name = max(most, key=most.__getitem__)
     return name if most[name] else None
@@ -110,7 +126,8 @@ def leader_killed(scene: Scene) -> Done:
 
 
 def coordinator_killed(scene: Scene) -> Done:
-    """SIGKILL for the broker that coordinates the groups and the transactions of the most services."""
+    """SIGKILL for the broker that coordinates the groups and the transactions of the most
+    services."""
     node, hit = _coordinator(scene)
     return Done(_killed(scene, [node]), hit, {})
 
@@ -128,7 +145,8 @@ def rolling_restart(scene: Scene) -> Done:
 
 
 def two_of_three_down(scene: Scene) -> Done:
-    """SIGKILL for two brokers, which are away for 20 s: nothing can be written, and no leader be elected."""
+    """SIGKILL for two brokers, which are away for 20 s: nothing can be written, and no leader be
+    elected."""
     nodes = random.sample(range(1, BROKERS + 1), 2)
     return Done(_killed(scene, nodes, TWO_DOWN_S), {}, {})
 
@@ -189,7 +207,9 @@ def asked(scene: Scene, question: Callable[[KafkaAdminClient], T]) -> T:
     deadline = time.monotonic() + IN_SYNC_S
     while True:
         try:
-            with contextlib.closing(KafkaAdminClient(bootstrap_servers=scene.kafka.servers.split(","))) as admin:
+            with contextlib.closing(
+                KafkaAdminClient(bootstrap_servers=scene.kafka.servers.split(","))
+            ) as admin:
                 return question(admin)
         except KafkaError:
             if time.monotonic() > deadline:
@@ -211,7 +231,9 @@ def _leaders(admin: KafkaAdminClient, scene: Scene) -> dict[Setting, list[int]]:
 
 def _in_sync(admin: KafkaAdminClient) -> bool:
     """Whether every partition of every topic, the brokers' own too, has all its replicas."""
-    partitions = [partition for topic in admin.describe_topics() for partition in topic["partitions"]]
+    partitions = [
+        partition for topic in admin.describe_topics() for partition in topic["partitions"]
+    ]
     return all(set(one["isr_nodes"]) == set(one["replica_nodes"]) for one in partitions)
 
 

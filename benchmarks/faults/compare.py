@@ -11,8 +11,11 @@ from benchmarks.faults.states import same_state
 __all__ = ["compare"]
 
 
-def compare(counts: Counts, job: Job, calm: Job, said: dict[str, Any], *, committed: bool = False) -> bool:
-    """Add to `counts` what a reader misses or sees twice, and whether the final state differs; True if all is well.
+def compare(
+    counts: Counts, job: Job, calm: Job, said: dict[str, Any], *, committed: bool = False
+) -> bool:
+    """Add to `counts` what a reader misses or sees twice, and whether the final state differs;
+    True if all is well.
 
     Parameters
     ----------
@@ -24,7 +27,15 @@ def compare(counts: Counts, job: Job, calm: Job, said: dict[str, Any], *, commit
     counts.compare(said, ids(seen))
     differ = sum(one != said.get(one["id"]) for one in seen)
     counts.more["repeats_differ"] = counts.more.get("repeats_differ", 0) + differ
-    same = all(same_state(one, two) for one, two in zip(job.states().values(), calm.states().values(), strict=True))
+    same = all(
+        same_state(one, two)
+        for one, two in zip(job.states().values(), calm.states().values(), strict=True)
+    )
     counts.state_differs += not same
     repeats_are_fine = "at-least-once" in job.guarantee
-    return same and differ == 0 and counts.lost == lost and (repeats_are_fine or counts.doubled == doubled)
+    return (
+        same
+        and differ == 0
+        and counts.lost == lost
+        and (repeats_are_fine or counts.doubled == doubled)
+    )

@@ -16,7 +16,8 @@ class Counts:
     Attributes
     ----------
     tried, survived : int
-        Faults that were made; those after which the engine ended as an undisturbed one does, or refused as it should.
+        Faults that were made; those after which the engine ended as an undisturbed one does, or
+        refused as it should.
     lost, doubled : int
         Predictions that a reader of the output never sees; that it sees more than once.
     state_differs : int

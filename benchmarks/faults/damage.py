@@ -35,8 +35,9 @@ Damage = Callable[[random.Random, Path, Path], None]
 def checkpoint(quick: bool) -> Counts:
     """Damage the newest of several checkpoints, in every way of `DAMAGES`, at random places.
 
-    A trial survives if the one before it is used, a warning and the metric say so, and the run ends as an undisturbed
-    one. A change that changes nothing (white space of the manifest) may leave the newest in use.
+    A trial survives if the one before it is used, a warning and the metric say so, and the run
+    ends as an undisturbed one. A change that changes nothing (white space of the manifest) may
+    leave the newest in use.
     """
     counts, rng = Counts(), random.Random(SEED)
     counts.more |= {"loud": 0, "harmless": 0}
@@ -46,7 +47,11 @@ def checkpoint(quick: bool) -> Counts:
         engine, before = job.engine(whole, crash_at=CRASH_AT)
         with suppress(SimulatedCrash):
             engine.run()
-        newest_at = CheckpointStore(next(whole.iterdir())).list()[-1].positions.get(StreamPartition(STREAMS[0], 0), 0)
+        newest_at = (
+            CheckpointStore(next(whole.iterdir()))
+            .list()[-1]
+            .positions.get(StreamPartition(STREAMS[0], 0), 0)
+        )
         for damage in DAMAGES.values():
             for i in range(QUICK_TRIALS if quick else TRIALS):
                 hurt = Path(folder) / f"{damage.__name__}-{i}"
@@ -67,7 +72,9 @@ def _one(job: Job, counts: Counts, hurt: Path, before: MemorySink, newest_at: in
         except StreamadaptError as error:
             counts.more.setdefault("unexpected", []).append(repr(error))
             return False
-    counted = sum(value for _, value in metrics.samples()[DAMAGED] if isinstance(value, float | int))
+    counted = sum(
+        value for _, value in metrics.samples()[DAMAGED] if isinstance(value, float | int)
+    )
     loud = any("damaged" in text for text in warnings) and counted == 1
     counts.more["loud" if loud else "harmless"] += 1
     # What the older one had not seen is said again: the reader has it from before, and from now.
@@ -75,7 +82,9 @@ def _one(job: Job, counts: Counts, hurt: Path, before: MemorySink, newest_at: in
     if loud:
         return fine
     silent = not warnings and counted == 0
-    return fine and silent and sink.predictions[0].position.offset >= newest_at  # the newest is whole, and in use
+    return (
+        fine and silent and sink.predictions[0].position.offset >= newest_at
+    )  # the newest is whole, and in use
 
 
 @contextmanager
@@ -112,7 +121,8 @@ def truncated(rng: random.Random, newest: Path, older: Path) -> None:
 
 
 def zeroed(rng: random.Random, newest: Path, older: Path) -> None:
-    """Turn the end of one file into zeros: its length reached the disk, its last blocks did not."""
+    """Turn the end of one file into zeros: its length reached the disk, its last blocks did
+    not."""
     del older
     file = newest / rng.choice(FILES)
     data = file.read_bytes()
@@ -151,6 +161,7 @@ def another(rng: random.Random, newest: Path, older: Path) -> None:
 
 
 DAMAGES: dict[str, Damage] = {
-    damage.__name__: damage for damage in (bit_flip, truncated, zeroed, longer, torn, swapped, another)
+    damage.__name__: damage
+    for damage in (bit_flip, truncated, zeroed, longer, torn, swapped, another)
 }
 """Every way, by its name."""

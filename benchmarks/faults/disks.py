@@ -32,10 +32,12 @@ SEED = 3
 
 
 def disk(quick: bool) -> Counts:
-    """Refuse every single operation of every checkpoint of a run, one a trial; then limit the size of files.
+    """Refuse every single operation of every checkpoint of a run, one a trial; then limit the size
+    of files.
 
-    A trial survives if the engine says so with a `CheckpointError` (it never goes on past a checkpoint that failed),
-    and a restart, on a disk that works again, ends as an undisturbed run does.
+    A trial survives if the engine says so with a `CheckpointError` (it never goes on past a
+    checkpoint that failed), and a restart, on a disk that works again, ends as an undisturbed run
+    does.
     """
     counts, rng = Counts(), random.Random(SEED)
     counts.more |= {"operations": 0, "stopped": 0, "size_limits": 0}
@@ -56,7 +58,8 @@ def disk(quick: bool) -> Counts:
 
 
 class FailingDisk:
-    """While entered, counts what this process asks of the disk to write; refuses one of these operations.
+    """While entered, counts what this process asks of the disk to write; refuses one of these
+    operations.
 
     Parameters
     ----------
@@ -81,13 +84,22 @@ class FailingDisk:
 
     def __enter__(self) -> FailingDisk:
         for name in self.PATCHED:
-            self._stack.enter_context(mock.patch.object(os, name, self._counted(name, getattr(os, name))))
+            self._stack.enter_context(
+                mock.patch.object(os, name, self._counted(name, getattr(os, name)))
+            )
         self._stack.enter_context(mock.patch.object(os, "open", self._os_open(os.open)))
-        self._stack.enter_context(mock.patch.object(builtins, "open", self._files(builtins.open, "wb")))
+        self._stack.enter_context(
+            mock.patch.object(builtins, "open", self._files(builtins.open, "wb"))
+        )
         self._stack.enter_context(mock.patch.object(Path, "open", self._files(Path.open, "wb")))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self._stack.close()
 
     def ask(self, name: str) -> None:
@@ -150,7 +162,8 @@ class _Writing:
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let the kernel refuse, with EFBIG, what would make any file of this process larger than `size` bytes."""
+    """Let the kernel refuse, with EFBIG, what would make any file of this process larger than
+    `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,7 +1,8 @@
-"""A whole job to be killed: topics full of entries and late labels, a config, and a process that runs it.
+"""A whole job to be killed: topics full of entries and late labels, a config, and a process that
+runs it.
 
-Processes are forked from one that has imported everything, so that a start costs a tenth of a second and hundreds of
-kills are affordable; they run ``streamadapt run`` all the same.
+Processes are forked from one that has imported everything, so that a start costs a tenth of a
+second and hundreds of kills are affordable; they run ``streamadapt run`` all the same.
 """
 
 from __future__ import annotations
@@ -31,7 +32,18 @@ from streamadapt.app.fitting import fit_base
 from streamadapt.errors import CheckpointError
 from streamadapt.state.store import CheckpointStore, Loaded
 
-__all__ = ["SESSION_S", "Job", "Running", "Topics", "brokers", "ids", "launch", "read_all", "rows", "wait"]
+__all__ = [
+    "SESSION_S",
+    "Job",
+    "Running",
+    "Topics",
+    "brokers",
+    "ids",
+    "launch",
+    "read_all",
+    "rows",
+    "wait",
+]
 
 LABEL_DELAY = timedelta(hours=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -88,7 +100,9 @@ host = "127.0.0.1"
 """
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["streamadapt.app.running", "streamadapt_connectors.kafka", "river.linear_model"])
+_forks.set_forkserver_preload(
+    ["streamadapt.app.running", "streamadapt_connectors.kafka", "river.linear_model"]
+)
 
 
 def rows(count: int, seed: int = 7) -> list[tuple[datetime, float, float]]:
@@ -102,7 +116,8 @@ def rows(count: int, seed: int = 7) -> list[tuple[datetime, float, float]]:
 
 @contextmanager
 def brokers() -> Iterator[str]:
-    """Yield ``host:port`` of the broker that STREAMADAPT_TEST_BROKER names, or of an embedded one."""
+    """Yield ``host:port`` of the broker that STREAMADAPT_TEST_BROKER names, or of an embedded
+    one."""
     named = os.environ.get("STREAMADAPT_TEST_BROKER")
     if named:
         yield named
@@ -112,7 +127,8 @@ def brokers() -> Iterator[str]:
 
 
 class Topics:
-    """The input of all jobs that are compared: in each partition the same number of entries, some dirty, and labels.
+    """The input of all jobs that are compared: in each partition the same number of entries, some
+    dirty, and labels.
 
     Parameters
     ----------
@@ -126,7 +142,9 @@ class Topics:
         Whether everything is there from the start; otherwise `fill` writes it.
     """
 
-    def __init__(self, servers: str, count: int, name: str, partitions: int = 1, *, filled: bool = True) -> None:
+    def __init__(
+        self, servers: str, count: int, name: str, partitions: int = 1, *, filled: bool = True
+    ) -> None:
         self.servers = servers
         self.partitions = partitions
         self.entries, self.labels = f"{name}-entries", f"{name}-labels"
@@ -139,8 +157,9 @@ class Topics:
     def fill(self, start: int, stop: int) -> None:
         """Write the entries of these numbers, and their labels, to every partition.
 
-        After the last ones comes an entry from long after: labels are taken in when the entries have come to their
-        time, so without it the last hour's would wait. It is not processed itself, waiting for labels in its turn.
+        After the last ones comes an entry from long after: labels are taken in when the entries
+        have come to their time, so without it the last hour's would wait. It is not processed
+        itself, waiting for labels in its turn.
         """
         producer = KafkaProducer(bootstrap_servers=self.servers, linger_ms=20)
         for partition in range(self.partitions):
@@ -166,7 +185,11 @@ def launch(config: Path, log: Path) -> Any:
 
 def _run(config: str, log: str) -> None:
     """Be the process; what it logs goes to a file."""
-    logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    logging.basicConfig(
+        filename=log,
+        level=logging.INFO,
+        format="%(asctime)s %(process)d %(levelname)s %(message)s",
+    )
     from streamadapt.app.running import run_config
 
     try:
@@ -190,30 +213,45 @@ class Job:
     """
 
     def __init__(
-        self, topics: Topics, folder: Path, guarantee: str = "at-least-once", group: str | None = None
+        self,
+        topics: Topics,
+        folder: Path,
+        guarantee: str = "at-least-once",
+        group: str | None = None,
     ) -> None:
         self.topics = topics
         self.folder = folder
         folder.mkdir(parents=True)
         self.state_path = folder / "state"
         self.predictions = f"{topics.entries}-{folder.name}"
-        create_topics(topics.servers, {self.predictions: topics.partitions, f"{self.predictions}-dead": 1})
+        create_topics(
+            topics.servers, {self.predictions: topics.partitions, f"{self.predictions}-dead": 1}
+        )
         self.guarantee = guarantee
-        self._source = "" if group is None else f'group = "{group}"\nsession_timeout = "{SESSION_S}s"'
+        self._source = (
+            "" if group is None else f'group = "{group}"\nsession_timeout = "{SESSION_S}s"'
+        )
         self.log = folder / "engine.log"
         history = folder / "history.csv"
         lines = [f"{i},{t.isoformat()},{x},{y}" for i, (t, x, y) in enumerate(rows(300))]
         history.write_text("\n".join(["id,time,x,y", *lines]) + "\n")
-        fit_base(self._config(0)[0], history, None, ridge=0.1, subtract_last=True, shared_scale=False)
+        fit_base(
+            self._config(0)[0], history, None, ridge=0.1, subtract_last=True, shared_scale=False
+        )
 
     def _config(self, member: int) -> tuple[Path, int]:
         port = free_port()
         path = self.folder / f"config-{member}.toml"
-        names = {"entries": self.topics.entries, "labels": self.topics.labels, "predictions": self.predictions}
+        names = {
+            "entries": self.topics.entries,
+            "labels": self.topics.labels,
+            "predictions": self.predictions,
+        }
         path.write_text(
             CONFIG.format(
-                guarantee=self.guarantee, servers=self.topics.servers, source=self._source, folder=self.folder,
-                state=self.state_path, letters=f"{self.predictions}-dead", port=port, **names,
+                guarantee=self.guarantee, servers=self.topics.servers, source=self._source,
+                folder=self.folder, state=self.state_path, letters=f"{self.predictions}-dead",
+                port=port, **names,
             )
         )  # fmt: skip
         return path, port
@@ -225,30 +263,45 @@ class Job:
 
     def finish(self, running: Running) -> bool:
         """Let it come to the end, and stop it with SIGTERM; True if it ended well."""
-        wait(lambda: running.entries() >= self.topics.good and running.labels() >= self.topics.good, running)
+        wait(
+            lambda: running.entries() >= self.topics.good and running.labels() >= self.topics.good,
+            running,
+        )
         running.process.terminate()
         running.process.join(30)
         return running.process.exitcode == 0
 
     def states(self) -> dict[str, Loaded | None]:
         """Return the newest checkpoint of each partition."""
-        return {folder.name: CheckpointStore(folder).load_latest() for folder in sorted(self.state_path.iterdir())}
+        return {
+            folder.name: CheckpointStore(folder).load_latest()
+            for folder in sorted(self.state_path.iterdir())
+        }
 
     def reached(self, stream: str) -> int:
         """Return how many records of a stream the newest checkpoints hold, over all partitions."""
         total = 0
         for folder in self.state_path.iterdir() if self.state_path.exists() else ():
             store = CheckpointStore(folder)
-            with contextlib.suppress(CheckpointError, IndexError):  # one may be replaced while it is looked at
+            with contextlib.suppress(
+                CheckpointError, IndexError
+            ):  # one may be replaced while it is looked at
                 positions = store.info(store.sequences()[-1]).positions
                 total += sum(offset for at, offset in positions.items() if at.stream == stream)
         return total
 
     def read(self, *, committed: bool = False) -> list[dict[str, Any]]:
-        """Return the predictions that a reader sees: once all are there, and what comes right after."""
+        """Return the predictions that a reader sees: once all are there, and what comes right
+        after."""
         # Two entries fill the first window and get no prediction.
         wanted = self.topics.good - 2 * self.topics.partitions
-        return read_all(self.topics.servers, self.predictions, self.topics.partitions, wanted, committed=committed)
+        return read_all(
+            self.topics.servers,
+            self.predictions,
+            self.topics.partitions,
+            wanted,
+            committed=committed,
+        )
 
 
 class Running:
@@ -285,7 +338,9 @@ class Running:
                 text = page.read().decode()
         except OSError:
             return set()
-        return set(re.findall(r'^streamadapt_predictions_total\{partition="(\d+)"', text, re.MULTILINE))
+        return set(
+            re.findall(r'^streamadapt_predictions_total\{partition="(\d+)"', text, re.MULTILINE)
+        )
 
     def story(self) -> str:
         """Return the end of its log."""
@@ -293,24 +348,33 @@ class Running:
 
 
 def wait(holds: Callable[[], bool], *running: Running) -> None:
-    """Wait until `holds`; raise `RuntimeError`, with the log, if a process ends before or it takes too long."""
+    """Wait until `holds`; raise `RuntimeError`, with the log, if a process ends before or it takes
+    too long."""
     deadline = time.monotonic() + PATIENCE_S
     while not holds():
         for one in running:
             if not one.process.is_alive():
-                raise RuntimeError(f"the engine ended (exit {one.process.exitcode}):\n{one.story()}")
+                raise RuntimeError(
+                    f"the engine ended (exit {one.process.exitcode}):\n{one.story()}"
+                )
         if time.monotonic() > deadline:
-            raise RuntimeError("the engine did not get there:\n" + "\n".join(one.story() for one in running))
+            raise RuntimeError(
+                "the engine did not get there:\n" + "\n".join(one.story() for one in running)
+            )
         time.sleep(0.1)
 
 
 def read_all(
     servers: str, topic: str, partitions: int, wanted: int, *, committed: bool = False
 ) -> list[dict[str, Any]]:
-    """Return the predictions of a topic once `wanted` different ids are there, and what comes right after."""
+    """Return the predictions of a topic once `wanted` different ids are there, and what comes
+    right after."""
     level = "read_committed" if committed else "read_uncommitted"
     consumer = KafkaConsumer(
-        bootstrap_servers=servers, enable_auto_commit=False, fetch_max_bytes=64 << 20, isolation_level=level
+        bootstrap_servers=servers,
+        enable_auto_commit=False,
+        fetch_max_bytes=64 << 20,
+        isolation_level=level,
     )
     places = [TopicPartition(topic, p) for p in range(partitions)]
     found: list[dict[str, Any]] = []

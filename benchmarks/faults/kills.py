@@ -1,7 +1,8 @@
 """``kill -9`` of real processes at random instants, under each guarantee.
 
-The stream is processed to its end again and again, each time with an output and checkpoints of its own, until there
-were kills enough; what a reader sees and the final state are held against those of a run that nobody disturbed.
+The stream is processed to its end again and again, each time with an output and checkpoints of its
+own, until there were kills enough; what a reader sees and the final state are held against those
+of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ __all__ = ["kill", "kill_effectively_once", "kill_exactly_once"]
 KILLS, QUICK_KILLS = 200, 12
 ENTRIES = 5000
 LATEST_S = 1.5
-"""A process lives for up to so long: some are killed before they have read anything, some after many checkpoints."""
+"""A process lives for up to so long: some are killed before they have read anything, some after
+many checkpoints."""
 
 
 def kill(quick: bool) -> Counts:
-    """At least once: nothing is missing, and what is there twice has the same id and the same value."""
+    """At least once: nothing is missing, and what is there twice has the same id and the same
+    value."""
     return kills("at-least-once", QUICK_KILLS if quick else KILLS)
 
 
@@ -39,7 +42,8 @@ def kill_effectively_once(quick: bool) -> Counts:
 
 
 def kill_exactly_once(quick: bool) -> Counts:
-    """At every step of checkpoint and transaction on the log in memory, and processes where a broker has transactions.
+    """At every step of checkpoint and transaction on the log in memory, and processes where a
+    broker has transactions.
 
     The embedded one shows the records of aborted transactions to readers of committed ones.
     """
@@ -54,7 +58,9 @@ def kill_exactly_once(quick: bool) -> Counts:
     return counts
 
 
-def kills(guarantee: str, wanted: int, entries: int = ENTRIES, servers: str | None = None) -> Counts:
+def kills(
+    guarantee: str, wanted: int, entries: int = ENTRIES, servers: str | None = None
+) -> Counts:
     """Kill a job so often, over as many rounds as it takes.
 
     Parameters
@@ -86,7 +92,8 @@ def kills(guarantee: str, wanted: int, entries: int = ENTRIES, servers: str | No
 
 
 def _round(job: Job, choose: random.Random, most: int) -> int:
-    """Kill a job until it has come to the end of the stream, then let it end well; return the number of kills."""
+    """Kill a job until it has come to the end of the stream, then let it end well; return the
+    number of kills."""
     done = 0
     while done < most:
         running = job.start()

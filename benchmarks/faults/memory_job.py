@@ -1,4 +1,5 @@
-"""A small job that every fault can be tried on: one stream, one pipeline, and what an undisturbed run makes of it."""
+"""A small job that every fault can be tried on: one stream, one pipeline, and what an undisturbed
+run makes of it."""
 
 from __future__ import annotations
 
@@ -14,13 +15,30 @@ import torch
 
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.states import differing
-from streamadapt import RLS, Bias, DriftMonitor, Entry, Label, Pipeline, Position, River, Supervised
+from streamadapt import (
+    RLS,
+    Bias,
+    DriftMonitor,
+    Entry,
+    Label,
+    Pipeline,
+    Position,
+    River,
+    Supervised,
+)
 from streamadapt.engine.engine import Engine
 from streamadapt.engine.metrics import Metrics
 from streamadapt.engine.settings import EngineSettings
 from streamadapt.pipeline.keyed import KeyedPipeline
 from streamadapt.records import Prediction
-from streamadapt.testing import CRASH, IdentityCodec, ManualClock, MemoryDeadLetters, MemorySink, MemorySource
+from streamadapt.testing import (
+    CRASH,
+    IdentityCodec,
+    ManualClock,
+    MemoryDeadLetters,
+    MemorySink,
+    MemorySource,
+)
 
 __all__ = ["STREAMS", "Job", "final_state", "make_keyed", "make_plain", "said_by"]
 
@@ -39,16 +57,19 @@ def _base(inputs: torch.Tensor) -> torch.Tensor:
 
 
 def make_plain() -> Pipeline:
-    """Return a pipeline with what has state of every kind: tensors, river's objects, a detector, a guard."""
+    """Return a pipeline with what has state of every kind: tensors, river's objects, a detector, a
+    guard."""
     learners = [Bias((0.1, 0.01)), RLS(0.98), River("linear_model.LinearRegression")]
-    return Pipeline(Supervised(WINDOW), _base, learners, drift=[DriftMonitor("adwin", "loss", "boost")])
+    return Pipeline(
+        Supervised(WINDOW), _base, learners, drift=[DriftMonitor("adwin", "loss", "boost")]
+    )
 
 
 def make_keyed() -> KeyedPipeline:
     """Return a pipeline for each key, most of them on disk at any time.
 
-    Without river's objects: the checksums of what is put away are part of the state, and these objects' bytes also
-    tell which equal strings are one object, which is no state.
+    Without river's objects: the checksums of what is put away are part of the state, and these
+    objects' bytes also tell which equal strings are one object, which is no state.
     """
 
     def make() -> Pipeline:
@@ -58,7 +79,8 @@ def make_keyed() -> KeyedPipeline:
 
 
 class Job:
-    """A stream of `n` entries and their labels, and engines that run it through a pipeline, all in memory.
+    """A stream of `n` entries and their labels, and engines that run it through a pipeline, all in
+    memory.
 
     Parameters
     ----------
@@ -82,7 +104,8 @@ class Job:
 
     @cached_property
     def wanted(self) -> dict[str, None]:
-        """Names of all predictions that must be seen: each entry's, once its key's window is full."""
+        """Names of all predictions that must be seen: each entry's, once its key's window is
+        full."""
         met: Counter[str] = Counter()
         wanted: dict[str, None] = {}
         for i, key in enumerate(self.keys):
@@ -102,7 +125,9 @@ class Job:
         if crash_at is not None:
             entries.insert(crash_at, CRASH)
         sink, letters = MemorySink(), MemoryDeadLetters()
-        settings = EngineSettings(checkpoint_path=path, checkpoint_every_entries=self.every, label_wait_s=1.0)
+        settings = EngineSettings(
+            checkpoint_path=path, checkpoint_every_entries=self.every, label_wait_s=1.0
+        )
         source = MemorySource(entries, self.labels, streams=STREAMS)
         engine = Engine(
             source,
@@ -118,16 +143,23 @@ class Job:
 
     @cached_property
     def undisturbed(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """The final state, and every prediction's value by name, of a run that nothing happens to."""
+        """The final state, and every prediction's value by name, of a run that nothing happens
+        to."""
         with tempfile.TemporaryDirectory() as folder:
             engine, sink = self.engine(Path(folder))
             engine.run()
-            return final_state(engine), {str(p.position): p.served.tobytes() for p in sink.predictions}
+            return final_state(engine), {
+                str(p.position): p.served.tobytes() for p in sink.predictions
+            }
 
-    def judge(self, counts: Counts, state: dict[str, Any], said: Iterable[tuple[str, bytes]]) -> bool:
-        """Hold a trial's final state, and the (name, value) of all it ever said, against the undisturbed run.
+    def judge(
+        self, counts: Counts, state: dict[str, Any], said: Iterable[tuple[str, bytes]]
+    ) -> bool:
+        """Hold a trial's final state, and the (name, value) of all it ever said, against the
+        undisturbed run.
 
-        Adds what is wrong to `counts` and returns whether nothing is; saying the same value twice is only counted.
+        Adds what is wrong to `counts` and returns whether nothing is; saying the same value twice
+        is only counted.
         """
         right_state, right_values = self.undisturbed
         values: defaultdict[str, list[bytes]] = defaultdict(list)
@@ -137,7 +169,12 @@ class Job:
         counts.compare(self.wanted, {name: len(found) for name, found in values.items()})
         differs = bool(differing(right_state, state))
         counts.state_differs += differs
-        wrong = sum(1 for name, found in values.items() for value in found if value != right_values.get(name))
+        wrong = sum(
+            1
+            for name, found in values.items()
+            for value in found
+            if value != right_values.get(name)
+        )
         counts.more["values_differ"] = counts.more.get("values_differ", 0) + wrong
         return not differs and not wrong and counts.lost == lost
 

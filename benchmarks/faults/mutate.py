@@ -12,12 +12,14 @@ __all__ = ["Mutator"]
 NUMBERS: Final = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 TOKENS: Final = re.compile(rb'"[^"]*"|-?\d+(?:\.\d+)?|[\[\]{},:]')
 ODD_NUMBERS: Final = (
-    b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1e-999", b"1" + b"0" * 400, b"0x10", b"1.", b".5", b"--1",
-    b"1_000", b"\xef\xbc\x91", b"null", b"true", b'"1"', b"[]", b"{}", b"9223372036854775808", b"-0",
+    b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1e-999", b"1" + b"0" * 400, b"0x10",
+    b"1.", b".5", b"--1", b"1_000", b"\xef\xbc\x91", b"null", b"true", b'"1"', b"[]", b"{}",
+    b"9223372036854775808", b"-0",
 )  # fmt: skip
 ODD_TEXTS: Final = (
-    b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\xaf", b'\\ud800', b"\\u0000", b"\xf4\x90\x80\x80", b"\xef\xbb\xbf",
-    b"\r\n", b"'", b'"', b"\\", b"/*", b"__proto__", b"\xe2\x80\xae",
+    b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\xaf", b'\\ud800', b"\\u0000",
+    b"\xf4\x90\x80\x80", b"\xef\xbb\xbf", b"\r\n", b"'", b'"', b"\\", b"/*", b"__proto__",
+    b"\xe2\x80\xae",
 )  # fmt: skip
 MOST_NESTED: Final = 3000
 MOST_LONG: Final = 20_000
@@ -106,15 +108,24 @@ def _nest(choose: random.Random, message: bytes, others: Sequence[bytes]) -> byt
     depth = choose.randint(1, MOST_NESTED)
     left, right = choose.choice(((b"[", b"]"), (b'{"a":', b"}")))
     closed = choose.random() < 0.5
-    return _replace(choose, NUMBERS, message, left * depth + b"1" + right * (depth if closed else 0))
+    return _replace(
+        choose, NUMBERS, message, left * depth + b"1" + right * (depth if closed else 0)
+    )
 
 
 def _long(choose: random.Random, message: bytes, others: Sequence[bytes]) -> bytes:
     many = choose.randint(1000, MOST_LONG)
-    return _replace(choose, TOKENS, message, choose.choice((b'"' + b"a" * many + b'"', b"[" + b"1," * many + b"1]")))
+    return _replace(
+        choose,
+        TOKENS,
+        message,
+        choose.choice((b'"' + b"a" * many + b'"', b"[" + b"1," * many + b"1]")),
+    )
 
 
-def _replace(choose: random.Random, pattern: re.Pattern[bytes], message: bytes, by: bytes) -> bytes:
+def _replace(
+    choose: random.Random, pattern: re.Pattern[bytes], message: bytes, by: bytes
+) -> bytes:
     found = list(pattern.finditer(message))
     if not found:
         return by
@@ -123,6 +134,6 @@ def _replace(choose: random.Random, pattern: re.Pattern[bytes], message: bytes, 
 
 
 MUTATIONS: Final[tuple[Mutation, ...]] = (
-    _flip_bits, _truncate, _cut_out, _double, _insert, _splice, _odd_number, _odd_text, _drop_token, _other_token,
-    _nest, _long,
+    _flip_bits, _truncate, _cut_out, _double, _insert, _splice, _odd_number, _odd_text,
+    _drop_token, _other_token, _nest, _long,
 )  # fmt: skip

@@ -14,10 +14,11 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Listen on a free port and pass bytes on to ``host:port``; `cut` closes every connection at once, `stall` holds
-    what is under way.
+    """Listen on a free port and pass bytes on to ``host:port``; `cut` closes every connection at
+    once, `stall` holds what is under way.
 
-    A Kafka client goes on at the address that the broker advertises: start the broker with this proxy's port.
+    A Kafka client goes on at the address that the broker advertises: start the broker with this
+    proxy's port.
     """
 
     def __init__(self, target_port: int = 0) -> None:
@@ -34,7 +35,8 @@ class Proxy:
         self._acceptor.start()
 
     def cut(self, *, refuse: bool = False, reset: bool = False) -> None:
-        """Close every connection; with ``refuse=True`` new ones too, until `mend`; with ``reset=True`` by a reset."""
+        """Close every connection; with ``refuse=True`` new ones too, until `mend`; with
+        ``reset=True`` by a reset."""
         if refuse:
             self._refuse.set()
         with self._lock:
@@ -86,7 +88,9 @@ class Proxy:
             ]
             for pump in pumps:
                 pump.start()
-            threading.Thread(target=self._close_after, args=(pumps, near, far), daemon=True).start()
+            threading.Thread(
+                target=self._close_after, args=(pumps, near, far), daemon=True
+            ).start()
 
     def _close_after(self, pumps: list[threading.Thread], *ends: socket.socket) -> None:
         for pump in pumps:
@@ -107,7 +111,8 @@ def _pump(source: socket.socket, target: socket.socket, flowing: threading.Event
 
 
 def _end(end: socket.socket) -> None:
-    """Wake who reads from it; say goodbye to the other side, unless that is to be a reset when it is closed."""
+    """Wake who reads from it; say goodbye to the other side, unless that is to be a reset when it
+    is closed."""
     with contextlib.suppress(OSError):
         resets = end.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(RESET)) == RESET
         end.shutdown(socket.SHUT_RD if resets else socket.SHUT_RDWR)

@@ -1,9 +1,10 @@
 """A group of engines whose members come and go while the stream runs.
 
-One process starts, two join it (the second while the first is still being given its partitions), one is killed, one is
-stopped for longer than the session time-out and wakes up again (it may then join anew, or find itself fenced off, end,
-and be started again), one joins anew, one leaves in good order. What a reader sees, and the final state of every
-partition, are held against one process that nobody disturbed.
+One process starts, two join it (the second while the first is still being given its partitions),
+one is killed, one is stopped for longer than the session time-out and wakes up again (it may then
+join anew, or find itself fenced off, end, and be started again), one joins anew, one leaves in
+good order. What a reader sees, and the final state of every partition, are held against one
+process that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def rebalance(quick: bool) -> Counts:
     return rebalances(1 if quick else ROUNDS)
 
 
-def rebalances(rounds: int, guarantee: str = "at-least-once", servers: str | None = None) -> Counts:
+def rebalances(
+    rounds: int, guarantee: str = "at-least-once", servers: str | None = None
+) -> Counts:
     """Play the story so often.
 
     Parameters
@@ -100,7 +103,8 @@ class Story:
             running.kill()
 
     def _more(self) -> None:
-        """Write the next stretch of the stream, and wait until the checkpoints have come to its end."""
+        """Write the next stretch of the stream, and wait until the checkpoints have come to its
+        end."""
         start = STEP * self._steps
         self.topics.fill(start, start + STEP)
         self._steps += 1
@@ -115,7 +119,9 @@ class Story:
         for name, running in self._members.items():
             if not running.process.is_alive():
                 if "FencedError" not in running.story():
-                    raise RuntimeError(f"{name} ended with {running.process.exitcode}:\n{running.story()}")
+                    raise RuntimeError(
+                        f"{name} ended with {running.process.exitcode}:\n{running.story()}"
+                    )
                 self.fenced += 1
                 self._join(name)
         return True
@@ -126,9 +132,9 @@ class Story:
     def _settle(self, name: str) -> None:
         """Wait until it has been given a partition.
 
-        One that leaves within the very round in which it hands a partition over was seen to leave the embedded broker's
-        group at a standstill, now and then: nothing is lost, but nobody is given its partitions. Whose fault that is,
-        is not known.
+        One that leaves within the very round in which it hands a partition over was seen to leave
+        the embedded broker's group at a standstill, now and then: nothing is lost, but nobody is
+        given its partitions. Whose fault that is, is not known.
         """
         given = f" {self._members[name].process.pid} INFO partition "
         wait(lambda: self._tend() and given in self.job.log.read_text())
@@ -144,7 +150,8 @@ class Story:
             raise RuntimeError(f"{name} ended with {running.process.exitcode}:\n{running.story()}")
 
     def _pause(self, name: str) -> None:
-        """Stop it for so long that others take over; it wakes up believing that nothing has happened."""
+        """Stop it for so long that others take over; it wakes up believing that nothing has
+        happened."""
         process = self._members[name].process
         os.kill(process.pid, signal.SIGSTOP)
         try:

@@ -1,4 +1,5 @@
-"""Services on Apache Kafka that run side by side through one fault after the other, and the judgement of each."""
+"""Services on Apache Kafka that run side by side through one fault after the other, and the
+judgement of each."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ RATE = 8.0
 QUIET_S = 4.0
 AFTER_S = 4.0
 SILENT_S, LATEST_S = 60.0, 300.0
-"""What has no prediction when nothing has come of what is missing for so long, or so long after the last entry of a
-trial, is lost: a service that lags on a busy machine has lost nothing."""
+"""What has no prediction when nothing has come of what is missing for so long, or so long after
+the last entry of a trial, is lost: a service that lags on a busy machine has lost nothing."""
 REPEATS_S = 2.0
 SETTLED_S = 120.0
 
@@ -66,11 +67,16 @@ class Scene:
     Attributes
     ----------
     missing : dict of Setting to int
-        How many trials of the next fault are still to be made: a fault that cannot hit all of them chooses by it.
+        How many trials of the next fault are still to be made: a fault that cannot hit all of them
+        chooses by it.
     """
 
     def __init__(
-        self, kafka: ApacheKafka, folder: Path, settings: Sequence[Setting], session_timeout: str | None = None
+        self,
+        kafka: ApacheKafka,
+        folder: Path,
+        settings: Sequence[Setting],
+        session_timeout: str | None = None,
     ) -> None:
         self.kafka, self.folder = kafka, folder
         replicas = 1 if kafka.brokers < 3 else 3
@@ -93,7 +99,12 @@ class Scene:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -104,7 +115,10 @@ class Scene:
         self.feeder.stop()
         self.reader.stop()
         if self.feeder.renewed or self.reader.renewed > 1:
-            say(f"producer made again {self.feeder.renewed} times, reader {self.reader.renewed - 1}")
+            say(
+                f"producer made again {self.feeder.renewed} times, reader "
+                f"{self.reader.renewed - 1}"
+            )
 
     def trials(self, name: str, fault: Fault) -> list[Trial]:
         """Make a fault, and return a trial for each setting."""
@@ -126,20 +140,26 @@ class Scene:
             setting = service.setting
             ended = [*before[setting], *done.ended.get(setting, []), *service.tend()]
             trial = Trial(
-                name, *setting, hit=done.hit.get(setting, True), length_s=done.length_s, ended=ended,
-                load=os.getloadavg()[0], broker=self._broker, version=__version__, began=began,
+                name, *setting, hit=done.hit.get(setting, True), length_s=done.length_s,
+                ended=ended, load=os.getloadavg()[0], broker=self._broker, version=__version__,
+                began=began,
             )  # fmt: skip
-            trial = judge(trial, self.reader.partitions(service, wanted[setting]), since, until, clock)
+            trial = judge(
+                trial, self.reader.partitions(service, wanted[setting]), since, until, clock
+            )
             self._judged[setting] = [offsets.stop for offsets in wanted[setting]]
             found.append(_rounded(trial))
         return found
 
     def _wanted(self) -> dict[Setting, list[range]]:
-        """Return what was fed since the last judgement; the first entry fills the window and gets no prediction."""
+        """Return what was fed since the last judgement; the first entry fills the window and gets
+        no prediction."""
         return {
             service.setting: [
                 range(first, max(first, end))
-                for first, end in zip(self._judged[service.setting], self.reader.ends(service), strict=True)
+                for first, end in zip(
+                    self._judged[service.setting], self.reader.ends(service), strict=True
+                )
             ]
             for service in self.services
         }
@@ -159,9 +179,14 @@ class Scene:
     def _settle(self) -> None:
         """Wait until every process works; what was fed until then belongs to no trial."""
         deadline = time.monotonic() + SETTLED_S
-        while not (all(map(works, self.services)) and all(all(offsets) for offsets in self._wanted().values())):
+        while not (
+            all(map(works, self.services))
+            and all(all(offsets) for offsets in self._wanted().values())
+        ):
             if time.monotonic() > deadline:
-                stories = "\n".join(one.story() for service in self.services for one in service.members.values())
+                stories = "\n".join(
+                    one.story() for service in self.services for one in service.members.values()
+                )
                 raise RuntimeError(f"the services did not begin to work:\n{stories}")
             time.sleep(0.5)
         self._wait_for(self._wanted())

@@ -1,4 +1,5 @@
-"""Services that stay up while their brokers suffer: processes of ``streamadapt run`` on topics of their own."""
+"""Services that stay up while their brokers suffer: processes of ``streamadapt run`` on topics of
+their own."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ class Service:
         Of the group; None leaves the default.
     """
 
-    def __init__(self, servers: str, folder: Path, setting: Setting, session_timeout: str | None = None) -> None:
+    def __init__(
+        self, servers: str, folder: Path, setting: Setting, session_timeout: str | None = None
+    ) -> None:
         folder.mkdir(parents=True)
         name = f"{setting.guarantee}-{setting.members}-{time.time_ns() // 1_000_000}"
         self.setting = setting
@@ -87,7 +90,8 @@ class Service:
 
     @property
     def transactional_ids(self) -> list[str]:
-        """Return the ids of its producers, which are the names of its groups of committed positions too."""
+        """Return the ids of its producers, which are the names of its groups of committed
+        positions too."""
         if self.setting.guarantee != "exactly-once":
             return []
         return [f"streamadapt/{self.predictions}/{self.entries}/{p}" for p in range(PARTITIONS)]
@@ -99,7 +103,10 @@ class Service:
         found: set[int] = set()
         for names, kind in ((groups, CoordinatorType.GROUP), (ids, CoordinatorType.TRANSACTION)):
             if names:  # kafka-python has no public way to ask
-                found |= {int(n) for n in admin._manager.run(admin._find_coordinator_ids, names, kind).values()}
+                found |= {
+                    int(n)
+                    for n in admin._manager.run(admin._find_coordinator_ids, names, kind).values()
+                }
         return found
 
     def start(self) -> None:
@@ -111,11 +118,15 @@ class Service:
     def _launch(self, member: str) -> Running:
         port = free_port()
         self._starts += 1
-        config, log = self._folder / f"{member}.toml", self._folder / f"{member}-{self._starts}.log"
+        config, log = (
+            self._folder / f"{member}.toml",
+            self._folder / f"{member}-{self._starts}.log",
+        )
         config.write_text(
             CONFIG.format(
-                guarantee=self.setting.guarantee, servers=self._servers, source=self._source, entries=self.entries,
-                predictions=self.predictions, letters=self.letters, state=self._folder / "state", port=port,
+                guarantee=self.setting.guarantee, servers=self._servers, source=self._source,
+                entries=self.entries, predictions=self.predictions, letters=self.letters,
+                state=self._folder / "state", port=port,
             )
         )  # fmt: skip
         return Running(launch(config, log), port, log)
@@ -150,19 +161,34 @@ class Service:
             if running.process.is_alive():
                 running.kill()
             if running.process.exitcode != 0:
-                found.append(Ended(member, running.process.exitcode, fenced=False, why=_why(running.story())))
+                found.append(
+                    Ended(
+                        member, running.process.exitcode, fenced=False, why=_why(running.story())
+                    )
+                )
         self.members = {}
         return found
 
 
 def create_services(
-    servers: str, folder: Path, settings: Sequence[Setting], replicas: int, session_timeout: str | None = None
+    servers: str,
+    folder: Path,
+    settings: Sequence[Setting],
+    replicas: int,
+    session_timeout: str | None = None,
 ) -> list[Service]:
     """Return a service for each setting, with its topics; nothing runs yet."""
-    services = [Service(servers, folder / f"{s.guarantee}-{s.members}", s, session_timeout) for s in settings]
+    services = [
+        Service(servers, folder / f"{s.guarantee}-{s.members}", s, session_timeout)
+        for s in settings
+    ]
     broker_time = {"message.timestamp.type": "LogAppendTime"}
-    topics = [NewTopic(s.entries, PARTITIONS, replicas, topic_configs=broker_time) for s in services]
-    topics += [NewTopic(s.predictions, PARTITIONS, replicas, topic_configs=broker_time) for s in services]
+    topics = [
+        NewTopic(s.entries, PARTITIONS, replicas, topic_configs=broker_time) for s in services
+    ]
+    topics += [
+        NewTopic(s.predictions, PARTITIONS, replicas, topic_configs=broker_time) for s in services
+    ]
     topics += [NewTopic(s.letters, 1, replicas) for s in services]
     with contextlib.closing(KafkaAdminClient(bootstrap_servers=servers.split(","))) as admin:
         admin.create_topics(topics)

@@ -1,4 +1,5 @@
-"""A long run: whether memory, open files, threads or the time of an entry grow with the length of the stream."""
+"""A long run: whether memory, open files, threads or the time of an entry grow with the length of
+the stream."""
 
 from __future__ import annotations
 
@@ -52,8 +53,9 @@ class Sample:
 def soak(quick: bool) -> Counts:
     """Run all jobs by turns; each limit is one thing tried.
 
-    The limits: resident memory after the first tenth grows by less than `MOST_RSS_GROWTH`, open files and threads do
-    not grow, and an entry of the last tenth takes at most `MOST_TIME_RATIO` times one of the second.
+    The limits: resident memory after the first tenth grows by less than `MOST_RSS_GROWTH`, open
+    files and threads do not grow, and an entry of the last tenth takes at most `MOST_TIME_RATIO`
+    times one of the second.
     """
     return measure(QUICK_ENTRIES if quick else ENTRIES)
 
@@ -61,7 +63,10 @@ def soak(quick: bool) -> Counts:
 def measure(entries: int) -> Counts:
     """Run `entries` entries in all, shared out among the jobs."""
     with tempfile.TemporaryDirectory() as folder:
-        runs = [Run(name, job, round(entries * job.share), Path(folder) / name) for name, job in JOBS.items()]
+        runs = [
+            Run(name, job, round(entries * job.share), Path(folder) / name)
+            for name, job in JOBS.items()
+        ]
         samples = [sample(0)]
         while unfinished := [run for run in runs if not run.ended]:
             # Who is furthest behind: each stretch of the run is then the same mixture of jobs.
@@ -71,7 +76,11 @@ def measure(entries: int) -> Counts:
                 samples.append(sample(done))
                 if len(samples) % (SAMPLES // 20) == 0:
                     rss_mib = samples[-1].rss / 2**20
-                    print(f"  soak: {done:,} of {entries:,} entries, {rss_mib:.0f} MiB", file=sys.stderr, flush=True)
+                    print(
+                        f"  soak: {done:,} of {entries:,} entries, {rss_mib:.0f} MiB",
+                        file=sys.stderr,
+                        flush=True,
+                    )
         samples.append(sample(sum(run.done for run in runs)))
         for run in runs:
             run.close()
@@ -102,7 +111,13 @@ class Run:
         settings = EngineSettings(checkpoint_path=path, checkpoint_every_entries=CHECKPOINT_EVERY)
         source = GeneratedSource(name, job, n)
         self.engine = Engine(
-            source, job.keyed, self.sink, IdentityCodec(), self.letters, settings=settings, metrics=Metrics()
+            source,
+            job.keyed,
+            self.sink,
+            IdentityCodec(),
+            self.letters,
+            settings=settings,
+            metrics=Metrics(),
         )
         source.open(self.engine)
 
@@ -153,7 +168,12 @@ def _judge(runs: list[Run], samples: list[Sample]) -> Counts:
     fds_growth = after[-1].fds - settled.fds
     threads_growth = after[-1].threads - settled.threads
     time_ratio = per_entry(0.9, 1.0) / per_entry(0.1, 0.2)
-    held = (rss_growth < MOST_RSS_GROWTH, fds_growth <= 0, threads_growth <= 0, time_ratio <= MOST_TIME_RATIO)
+    held = (
+        rss_growth < MOST_RSS_GROWTH,
+        fds_growth <= 0,
+        threads_growth <= 0,
+        time_ratio <= MOST_TIME_RATIO,
+    )
     counts = Counts(tried=len(held), survived=sum(held))
     for run in runs:
         counts.lost += max(0, run.wanted - run.sink.count)

@@ -1,7 +1,8 @@
-"""What the soak runs: keyed jobs that have every learner between them, over streams that are made as they go.
+"""What the soak runs: keyed jobs that have every learner between them, over streams that are made
+as they go.
 
-A pipeline with all of them takes milliseconds an entry, which is hours for two million. So each job has a few, and the
-jobs whose entries are cheap have more of them.
+A pipeline with all of them takes milliseconds an entry, which is hours for two million. So each
+job has a few, and the jobs whose entries are cheap have more of them.
 """
 
 from __future__ import annotations
@@ -49,9 +50,12 @@ __all__ = ["JOBS", "CountingSink", "GeneratedSource", "SoakJob"]
 
 STEP_NS = 300 * 10**9
 KEYS, RESIDENT_KEYS = 4, 3
-KEY_RUN = 250  # entries of one key on end: another key leaves memory, and one comes back, after so many
+KEY_RUN = (
+    250  # entries of one key on end: another key leaves memory, and one comes back, after so many
+)
 LABEL_DELAY = 20
-NOISE = 4099  # drawn once and used round and round; a prime, so that it falls on other phases each time
+# drawn once and used round and round; a prime, so that it falls on other phases each time
+NOISE = 4099
 SHIFT_EVERY = 3000
 CHANNELS, CLASSES, IMAGE = 2, 3, 8
 
@@ -70,7 +74,8 @@ class SoakJob:
     window : int
         The first entries of a key, for which there is no prediction, and one more.
     target : callable (int, float) -> float, or None
-        The label of an entry by its number and its first value; None for forecasts, which need none.
+        The label of an entry by its number and its first value; None for forecasts, which need
+        none.
     """
 
     make: Callable[[], Pipeline]
@@ -85,7 +90,8 @@ class SoakJob:
 
 
 class GeneratedSource(Source):
-    """The stream of a job, made as it is read: entries, and their labels `LABEL_DELAY` entries later.
+    """The stream of a job, made as it is read: entries, and their labels `LABEL_DELAY` entries
+    later.
 
     Parameters
     ----------
@@ -105,7 +111,9 @@ class GeneratedSource(Source):
         self._batch = batch
         self._next = 0
         self._paused = False
-        self._noise = np.random.default_rng(0).normal(size=(NOISE, job.channels)).astype(np.float32)
+        self._noise = (
+            np.random.default_rng(0).normal(size=(NOISE, job.channels)).astype(np.float32)
+        )
 
     @property
     def streams(self) -> Sequence[str]:
@@ -193,7 +201,9 @@ def _shift(i: int) -> float:
     return 3.0 * (i // SHIFT_EVERY % 2)
 
 
-def _regression(learners: Callable[[], list[Learner]], *drift: tuple[str, str, str]) -> Callable[[], Pipeline]:
+def _regression(
+    learners: Callable[[], list[Learner]], *drift: tuple[str, str, str]
+) -> Callable[[], Pipeline]:
     def make() -> Pipeline:
         monitors = [DriftMonitor(*settings) for settings in drift]
         return Pipeline(Supervised(3), lambda x: x[-1:, :1] * 2.0, learners(), drift=monitors)
@@ -202,7 +212,13 @@ def _regression(learners: Callable[[], list[Learner]], *drift: tuple[str, str, s
 
 
 def _calibrating() -> list[Learner]:
-    return [Calibration(0.9), Gain(0.1), LastValue(), SlotBias(0.1), River("linear_model.LinearRegression")]
+    return [
+        Calibration(0.9),
+        Gain(0.1),
+        LastValue(),
+        SlotBias(0.1),
+        River("linear_model.LinearRegression"),
+    ]
 
 
 def _remembering() -> list[Learner]:
@@ -215,15 +231,26 @@ def _remembering() -> list[Learner]:
 
 
 def _forecast() -> Pipeline:
-    learners = [ADCSD(), Holt(), Seasonal("1d"), RLS(0.99, loss="l1"), ErrorMemory(scope="panel", capacity=60, k=5)]
-    drift = [DriftMonitor("adwin", "input", "reset", channels="each"), DriftMonitor("adwin", "loss", "refit")]
+    learners = [
+        ADCSD(),
+        Holt(),
+        Seasonal("1d"),
+        RLS(0.99, loss="l1"),
+        ErrorMemory(scope="panel", capacity=60, k=5),
+    ]
+    drift = [
+        DriftMonitor("adwin", "input", "reset", channels="each"),
+        DriftMonitor("adwin", "loss", "refit"),
+    ]
     return Pipeline(Forecast(4, 2), Persistence(2), learners, drift=drift)
 
 
 class _Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(IMAGE, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, CLASSES))
+        self.layers = nn.Sequential(
+            nn.Linear(IMAGE, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, CLASSES)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x[:, -1])
@@ -274,4 +301,5 @@ JOBS = {
     "forecast": SoakJob(_forecast, 0.03, CHANNELS, 4),
     "classification": SoakJob(_classification(), 0.02, IMAGE, 1, _class),
 }
-"""By name. Sizes are small so that millions of entries can be run; each learner is where it fits."""
+"""By name. Sizes are small so that millions of entries can be run; each learner is where it
+fits."""

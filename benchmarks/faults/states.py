@@ -15,7 +15,10 @@ __all__ = ["assert_same_state", "canonical", "differing", "flat", "same_state"]
 
 
 def canonical(thing: Any, seen: dict[int, tuple[int, Any]] | None = None) -> Any:
-    """A river object as nested tuples. Its pickle's bytes also tell which equal strings are one object: no state."""
+    """A river object as nested tuples.
+
+    Its pickle's bytes also tell which equal strings are one object: no state.
+    """
     seen = {} if seen is None else seen
     if thing is None or isinstance(thing, bool | int | str | bytes | type):
         return thing
@@ -25,7 +28,11 @@ def canonical(thing: Any, seen: dict[int, tuple[int, Any]] | None = None) -> Any
         return ("seen", seen[id(thing)][0])
     seen[id(thing)] = (len(seen), thing)  # kept alive, or its id could be another's
     if isinstance(thing, dict):
-        return ("dict", type(thing).__name__, tuple((canonical(k, seen), canonical(v, seen)) for k, v in thing.items()))
+        return (
+            "dict",
+            type(thing).__name__,
+            tuple((canonical(k, seen), canonical(v, seen)) for k, v in thing.items()),
+        )
     if isinstance(thing, list | tuple):
         return ("list", tuple(canonical(x, seen) for x in thing))
     if callable(thing) and not hasattr(thing, "__dict__"):
@@ -59,11 +66,16 @@ def flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Return the paths of leaves that are in one only, or not the same bits in both."""
     left, right = dict(flat(a)), dict(flat(b))
-    return sorted(path for path in left.keys() | right.keys() if left.get(path, flat) != right.get(path, flat))
+    return sorted(
+        path
+        for path in left.keys() | right.keys()
+        if left.get(path, flat) != right.get(path, flat)
+    )
 
 
 def same_state(one: Loaded | None, two: Loaded | None) -> bool:
-    """Whether two checkpoints have the same state, bit for bit, and stand at the same positions."""
+    """Whether two checkpoints have the same state, bit for bit, and stand at the same
+    positions."""
     if one is None or two is None:
         return one is two
     return not differing(one.state, two.state) and one.positions == two.positions
@@ -73,4 +85,6 @@ def assert_same_state(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
     """Raise `AssertionError`, showing the first few differences, unless both are the same bits."""
     left, right = dict(flat(a)), dict(flat(b))
     assert left.keys() == right.keys()
-    assert (found := differing(a, b)) == [], {path: (left[path], right[path]) for path in found[:3]}
+    assert (found := differing(a, b)) == [], {
+        path: (left[path], right[path]) for path in found[:3]
+    }

@@ -1,4 +1,5 @@
-"""exactly-once against the transactional log in memory: the plug is pulled at every step there is."""
+"""exactly-once against the transactional log in memory: the plug is pulled at every step there
+is."""
 
 from __future__ import annotations
 
@@ -36,10 +37,12 @@ Hook = Callable[[str], None]
 
 
 def killed_at_every_step(quick: bool) -> Counts:
-    """Once for each time that a step of a checkpoint or of a transaction is reached in an undisturbed run.
+    """Once for each time that a step of a checkpoint or of a transaction is reached in an
+    undisturbed run.
 
-    Before a step, or after the broker has committed and before the engine knows: started again, a reader of committed
-    records must see each prediction once, with the undisturbed run's value, and the final state must be its own.
+    Before a step, or after the broker has committed and before the engine knows: started again, a
+    reader of committed records must see each prediction once, with the undisturbed run's value,
+    and the final state must be its own.
     """
     counts = Counts()
     with tempfile.TemporaryDirectory(prefix="streamadapt-steps-") as folder:
@@ -95,7 +98,9 @@ def _run(folder: Path, log: TransactionalLog, hook: Hook) -> dict[str, Any]:
         LogSink(log, on_step=lambda name: hook(f"transaction: {name}")),
         IdentityCodec(),
         MemoryDeadLetters(),
-        settings=EngineSettings(checkpoint_path=folder, checkpoint_every_entries=EVERY, guarantee="exactly-once"),
+        settings=EngineSettings(
+            checkpoint_path=folder, checkpoint_every_entries=EVERY, guarantee="exactly-once"
+        ),
         clock=ManualClock(),
     )
     engine.on_checkpoint_step = lambda name: hook(f"checkpoint: {name}")
@@ -105,7 +110,10 @@ def _run(folder: Path, log: TransactionalLog, hook: Hook) -> dict[str, Any]:
 
 def _pipeline() -> Pipeline:
     return Pipeline(
-        Supervised(3), _base, [Bias((0.1, 0.01)), RLS(0.98)], drift=[DriftMonitor("adwin", "loss", "boost")]
+        Supervised(3),
+        _base,
+        [Bias((0.1, 0.01)), RLS(0.98)],
+        drift=[DriftMonitor("adwin", "loss", "boost")],
     )
 
 

@@ -1,4 +1,5 @@
-"""One fault of the brokers under one setting: what was seen, whether that is well, and a file of such trials."""
+"""One fault of the brokers under one setting: what was seen, whether that is well, and a file of
+such trials."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ from typing import Any, NamedTuple
 
 from benchmarks.faults.counts import Counts
 
-__all__ = ["Arrival", "Ended", "Partition", "Setting", "Trial", "Trials", "judge", "longest_gap", "wanted_trials"]
+__all__ = [
+    "Arrival",
+    "Ended",
+    "Partition",
+    "Setting",
+    "Trial",
+    "Trials",
+    "judge",
+    "longest_gap",
+    "wanted_trials",
+]
 
 MOST_GAP_S = 15.0
 """Predictions are back so long after the end of a fault at the latest."""
@@ -26,7 +37,9 @@ class Setting(NamedTuple):
     members: int
 
     def __str__(self) -> str:
-        return f"{self.guarantee}, {'alone' if self.members == 1 else f'a group of {self.members}'}"
+        return (
+            f"{self.guarantee}, {'alone' if self.members == 1 else f'a group of {self.members}'}"
+        )
 
 
 class Arrival(NamedTuple):
@@ -43,7 +56,8 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True)
 class Partition:
-    """What was fed to one partition during a trial, and every prediction of it up to the end of the trial.
+    """What was fed to one partition during a trial, and every prediction of it up to the end of
+    the trial.
 
     Attributes
     ----------
@@ -80,16 +94,18 @@ class Trial:
     members : int
         Processes of the service; those of two share a group.
     hit : bool
-        Whether the broker that the fault was made on mattered to this service: it led a partition, or was one of its
-        coordinators; true too for one that has no coordinator. One that was not hit counts as tried, but not towards
-        the trials that are wanted.
+        Whether the broker that the fault was made on mattered to this service: it led a partition,
+        or was one of its coordinators; true too for one that has no coordinator. One that was not
+        hit counts as tried, but not towards the trials that are wanted.
     length_s : float
-        From the fault's beginning until the brokers (or the process) were back. For a rolling restart the longest
-        absence of one broker.
+        From the fault's beginning until the brokers (or the process) were back. For a rolling
+        restart the longest absence of one broker.
     lost, doubled, values_differ : int
-        Entries without a prediction; predictions that came again; those of them with another value.
+        Entries without a prediction; predictions that came again; those of them with another
+        value.
     gap_s : float
-        The longest time without a new prediction at a reader of committed records, of any partition.
+        The longest time without a new prediction at a reader of committed records, of any
+        partition.
     gap_appended_s : float
         The same by the time at which the broker appended them.
     gap_input_s : float
@@ -141,8 +157,11 @@ class Trial:
         )
 
 
-def judge(trial: Trial, partitions: Iterable[Partition], since: float, until: float, clock: float = 0.0) -> Trial:
-    """Return `trial` with what was seen in its partitions between two times of the reader's clock, s.
+def judge(
+    trial: Trial, partitions: Iterable[Partition], since: float, until: float, clock: float = 0.0
+) -> Trial:
+    """Return `trial` with what was seen in its partitions between two times of the reader's clock,
+    s.
 
     Parameters
     ----------
@@ -170,7 +189,8 @@ def judge(trial: Trial, partitions: Iterable[Partition], since: float, until: fl
             values_differ=trial.values_differ + differ,
             gap_s=max(trial.gap_s, longest_gap([a.at for a in new], since, until)),
             gap_appended_s=max(
-                trial.gap_appended_s, longest_gap([a.appended for a in new], since + clock, until + clock)
+                trial.gap_appended_s,
+                longest_gap([a.appended for a in new], since + clock, until + clock),
             ),
             gap_input_s=max(trial.gap_input_s, longest_gap(one.fed_at.values(), since, until)),
             lag_s=max([trial.lag_s, *lags]),
@@ -179,7 +199,8 @@ def judge(trial: Trial, partitions: Iterable[Partition], since: float, until: fl
 
 
 def longest_gap(times: Iterable[float], start: float, end: float) -> float:
-    """Return the longest time between two neighbours of `times`, and from `start` and to `end`, s."""
+    """Return the longest time between two neighbours of `times`, and from `start` and to `end`,
+    s."""
     inside = sorted(time for time in times if start <= time <= end)
     return max(later - earlier for earlier, later in pairwise([start, *inside, end]))
 
@@ -192,7 +213,8 @@ def wanted_trials(setting: Setting, *, quick: bool) -> int:
 
 
 class Trials:
-    """A file to which each trial is appended as a line of JSON, so that a later run goes on where one stopped.
+    """A file to which each trial is appended as a line of JSON, so that a later run goes on where
+    one stopped.
 
     Parameters
     ----------
@@ -210,7 +232,9 @@ class Trials:
         """Keep these."""
         new = list(trials)
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(one) | {"survived": one.survived}) + "\n" for one in new)
+            file.writelines(
+                json.dumps(asdict(one) | {"survived": one.survived}) + "\n" for one in new
+            )
         self.all += new
 
     def missing(self, fault: str, setting: Setting, *, quick: bool) -> int:
@@ -219,14 +243,17 @@ class Trials:
         return max(0, wanted_trials(setting, quick=quick) - done)
 
     def counts(self, faults: Sequence[str]) -> Counts:
-        """Return the figures over all trials of these faults, with a row for each fault and setting."""
+        """Return the figures over all trials of these faults, with a row for each fault and
+        setting."""
         these = [one for one in self.all if one.fault in faults]
         counts = Counts(tried=len(these), survived=sum(one.survived for one in these))
         counts.lost = sum(one.lost for one in these)
         counts.doubled = sum(one.doubled for one in these if one.guarantee != "at-least-once")
         counts.more = {
             "broker": ", ".join(sorted({one.broker for one in these})),
-            "doubled_at_least_once": sum(one.doubled for one in these if one.guarantee == "at-least-once"),
+            "doubled_at_least_once": sum(
+                one.doubled for one in these if one.guarantee == "at-least-once"
+            ),
             "values_differ": sum(one.values_differ for one in these),
             "longest_gap_s": round(max((one.gap_s for one in these), default=0.0), 1),
             "ended": sum(len(one.ended) for one in these),

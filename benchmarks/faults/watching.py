@@ -27,7 +27,8 @@ CALM = {
     "reconnect_backoff_ms": 50,
     "reconnect_backoff_max_ms": 500,
 }
-"""Of both clients: a broker that is gone or frozen is left soon, so that what is measured is the engine's gap."""
+"""Of both clients: a broker that is gone or frozen is left soon, so that what is measured is the
+engine's gap."""
 
 
 class Feeder:
@@ -70,7 +71,9 @@ class Feeder:
                     x = (number % 97) * 0.1 + partition + (number // 500 % 3)
                     entry = {"time": START_S + STEP_S * number, "x": round(x, 3)}
                     try:
-                        sent = producer.send(topic, json.dumps(entry).encode(), partition=partition)
+                        sent = producer.send(
+                            topic, json.dumps(entry).encode(), partition=partition
+                        )
                         sent.add_errback(lambda error: self._failed.set())
                     except KafkaError:
                         self._failed.set()
@@ -86,8 +89,8 @@ class Feeder:
         while True:
             try:
                 return KafkaProducer(
-                    bootstrap_servers=self._servers, acks="all", enable_idempotence=True, linger_ms=5,
-                    delivery_timeout_ms=600_000, max_block_ms=30_000, **CALM,
+                    bootstrap_servers=self._servers, acks="all", enable_idempotence=True,
+                    linger_ms=5, delivery_timeout_ms=600_000, max_block_ms=30_000, **CALM,
                 )  # fmt: skip
             except KafkaError:
                 time.sleep(0.5)
@@ -99,7 +102,8 @@ def _close(client: Any) -> None:
 
 
 class Reader:
-    """A thread that reads the input and the output of every service, committed records only, and keeps when each came.
+    """A thread that reads the input and the output of every service, committed records only, and
+    keeps when each came.
 
     Parameters
     ----------
@@ -110,7 +114,9 @@ class Reader:
     def __init__(self, servers: str, services: Sequence[Service]) -> None:
         self._servers = servers.split(",")
         self._inputs = {service.entries for service in services}
-        topics = [topic for service in services for topic in (service.entries, service.predictions)]
+        topics = [
+            topic for service in services for topic in (service.entries, service.predictions)
+        ]
         self._next = {TopicPartition(topic, p): 0 for topic in topics for p in range(PARTITIONS)}
         self._fed: dict[TopicPartition, dict[int, float]] = defaultdict(dict)
         self._arrivals: dict[TopicPartition, list[Arrival]] = defaultdict(list)
@@ -160,8 +166,9 @@ class Reader:
 
     def _read(self) -> None:
         consumer = KafkaConsumer(
-            bootstrap_servers=self._servers, enable_auto_commit=False, isolation_level="read_committed",
-            auto_offset_reset="none", max_poll_records=10_000, **CALM,
+            bootstrap_servers=self._servers, enable_auto_commit=False,
+            isolation_level="read_committed", auto_offset_reset="none", max_poll_records=10_000,
+            **CALM,
         )  # fmt: skip
         try:
             consumer.assign(list(self._next))
@@ -181,7 +188,11 @@ class Reader:
             else:
                 of = Position.parse(json.loads(record.value)["id"])
                 if of is None:
-                    raise ValueError(f"a prediction without a position as its id: {record.value!r}")
-                self._arrivals[at].append(Arrival(now, of.offset, record.value, record.timestamp / 1000.0))
+                    raise ValueError(
+                        f"a prediction without a position as its id: {record.value!r}"
+                    )
+                self._arrivals[at].append(
+                    Arrival(now, of.offset, record.value, record.timestamp / 1000.0)
+                )
                 self._seen[at].add(of.offset)
             self._next[at] = record.offset + 1

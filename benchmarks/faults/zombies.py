@@ -1,4 +1,5 @@
-"""A process that is paused until its group thinks it dead, and goes on when another one has its partition."""
+"""A process that is paused until its group thinks it dead, and goes on when another one has its
+partition."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ SETTINGS = [Setting(guarantee, 2) for guarantee in GUARANTEES]
 SESSION_S = 6
 PAUSES_S = (1.25 * SESSION_S, 2.2 * SESSION_S)
 WATCHED_S = 12.0
-"""So long after it goes on: by then it has written, flushed, committed and been told what has become of it."""
+"""So long after it goes on: by then it has written, flushed, committed and been told what has
+become of it."""
 
 
 def zombie(quick: bool, trials: Path) -> Counts:
@@ -33,7 +35,8 @@ def zombie(quick: bool, trials: Path) -> Counts:
 
 
 def zombie_trials(trials: Trials, *, quick: bool = False) -> Counts:
-    """Pause a member of a group of two under each guarantee at the same time; return the figures of all trials."""
+    """Pause a member of a group of two under each guarantee at the same time; return the figures
+    of all trials."""
     if start_script() is None:
         return skipped()
     if _missing(trials, quick=quick):
@@ -52,9 +55,11 @@ def _missing(trials: Trials, *, quick: bool) -> int:
 
 
 def paused(scene: Scene) -> Done:
-    """SIGSTOP for one member of each group, and SIGCONT when the other has taken its partition over.
+    """SIGSTOP for one member of each group, and SIGCONT when the other has taken its partition
+    over.
 
-    The one that was paused may find out and join again, or be fenced, end with exit code 1, and be started again.
+    The one that was paused may find out and join again, or be fenced, end with exit code 1, and be
+    started again.
     """
     _wait_until_shared(scene)
     time.sleep(random.uniform(0.0, 1.5))

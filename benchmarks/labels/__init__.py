@@ -1,1 +1,2 @@
-"""Labels as they really are: a budget of them, positives that come late, none at all, and bad ones."""
+"""Labels as they really are: a budget of them, positives that come late, none at all, and bad
+ones."""

@@ -21,7 +21,13 @@ __all__ = ["main", "measure"]
 
 def measure(folder: Path, rows: int, clicks: int) -> dict[str, Any]:
     """Run everything."""
-    figures: dict[str, Any] = {"budgets": [], "robustness": [], "estimates": [], "entries": {}, "protocol": PROTOCOL}
+    figures: dict[str, Any] = {
+        "budgets": [],
+        "robustness": [],
+        "estimates": [],
+        "entries": {},
+        "protocol": PROTOCOL,
+    }
     for stream in (elec2_stream(folder, rows), glucose_stream(rows)):
         figures["entries"][stream.name] = len(stream.entries)
         figures["budgets"] += budgets(stream, _say)

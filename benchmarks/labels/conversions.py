@@ -1,4 +1,5 @@
-"""A stream of conversions whose truth is known, and what is learned from it while they are late."""
+"""A stream of conversions whose truth is known, and what is learned from it while they are
+late."""
 
 from __future__ import annotations
 
@@ -22,15 +23,24 @@ FEATURES = 3
 MODES = ("oracle", "corrected", "naive", "waiting")
 
 PROTOCOL = (
-    "Three standard normal features, entries a second apart; a conversion has probability sigmoid(w x - 1.5), w "
-    "drawn, with its intercept up by 1 after half of them; it comes after an exponential delay with a mean of 600 s "
-    "and is never heard of after 3,600 s (2 in 1,000). Base, frozen: the right w, and an intercept that is 1 too low. "
-    "An entry without a label is learned as a negative after 60 s. corrected: with the importance weights; naive: "
-    "without; oracle: every label is known at the next entry; waiting: every label is learned after 3,600 s, when it "
-    "is sure. Figures against the probabilities that the labels were drawn with: calibration is the mean prediction "
-    "over the mean probability (1 is right), loss the expected log loss in nats; over the last two thirds of the "
-    "first half, and (after) over the middle of the second, from one sixth to two thirds of it. Served by the default "
-    "guard over bias, RLS, calibration and river's logistic regression; 3 streams, mean and standard deviation (n - "
+    "Three standard normal features, entries a second apart; a conversion has probability "
+    "sigmoid(w x - 1.5), w "
+    "drawn, with its intercept up by 1 after half of them; it comes after an exponential delay "
+    "with a mean of 600 s "
+    "and is never heard of after 3,600 s (2 in 1,000). Base, frozen: the right w, and an "
+    "intercept that is 1 too low. "
+    "An entry without a label is learned as a negative after 60 s. corrected: with the "
+    "importance weights; naive: "
+    "without; oracle: every label is known at the next entry; waiting: every label is learned "
+    "after 3,600 s, when it "
+    "is sure. Figures against the probabilities that the labels were drawn with: calibration is "
+    "the mean prediction "
+    "over the mean probability (1 is right), loss the expected log loss in nats; over the last "
+    "two thirds of the "
+    "first half, and (after) over the middle of the second, from one sixth to two thirds of it. "
+    "Served by the default "
+    "guard over bias, RLS, calibration and river's logistic regression; 3 streams, mean and "
+    "standard deviation (n - "
     "1)."
 )
 
@@ -72,7 +82,8 @@ class Conversions:
         return torch.stack([1.0 - up, up]).unsqueeze(0)
 
     def items(self, *, told: str = "late", ttl: float = 3600.0) -> list[Entry | Label]:
-        """Entries, and positives as they come ("late"); or every label at the end of its ttl, or at once."""
+        """Entries, and positives as they come ("late"); or every label at the end of its ttl, or
+        at once."""
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         timed: list[tuple[float, int, Entry | Label]] = []
         for t in range(len(self.x)):
@@ -80,7 +91,9 @@ class Conversions:
             at_once = truth if told == "at once" else None
             timed.append((float(t), 1, Entry(self.x[t], t * SECOND, str(t), label=at_once)))
             if told == "late" and self.y[t] and self.delay[t] <= ttl:
-                timed.append((t + self.delay[t], 0, Label(str(t), one, int((t + self.delay[t]) * SECOND))))
+                timed.append(
+                    (t + self.delay[t], 0, Label(str(t), one, int((t + self.delay[t]) * SECOND)))
+                )
             if told == "at the end":
                 known = one if self.y[t] and self.delay[t] <= ttl else zero
                 timed.append((t + ttl, 0, Label(str(t), known, int((t + ttl) * SECOND))))
@@ -90,10 +103,17 @@ class Conversions:
 
 def learners() -> list[Learner]:
     """Make the experts."""
-    return [Bias((0.05, 0.01)), RLS((0.99, 0.998)), Calibration(0.998), River("linear_model.LogisticRegression")]
+    return [
+        Bias((0.05, 0.01)),
+        RLS((0.99, 0.998)),
+        Calibration(0.998),
+        River("linear_model.LogisticRegression"),
+    ]
 
 
-def run(stream: Conversions, mode: str, chosen: Sequence[Learner], *, ttl: float = 3600.0) -> dict[str, Array]:
+def run(
+    stream: Conversions, mode: str, chosen: Sequence[Learner], *, ttl: float = 3600.0
+) -> dict[str, Array]:
     """Return every expert's probability of a conversion, (n,) each.
 
     Parameters

@@ -16,7 +16,8 @@ def page(figures: Mapping[str, Any]) -> str:
     lines = [
         "# Labels as they really are",
         "",
-        "Written by `python -m benchmarks.labels --json FILE --markdown docs/labels.md`. Lower is better, but for "
+        "Written by `python -m benchmarks.labels --json FILE --markdown docs/labels.md`. Lower "
+        "is better, but for "
         "calibration, which is best at 1, accuracy and correlation.",
         "",
         *_budget(figures["budgets"]),
@@ -25,7 +26,9 @@ def page(figures: Mapping[str, Any]) -> str:
         *_conversions(figures["conversions"]),
         "## Protocol",
         "",
-        f"{PROTOCOL} Entries: " + ", ".join(f"{name} {n:,}" for name, n in figures["entries"].items()) + ".",
+        f"{PROTOCOL} Entries: "
+        + ", ".join(f"{name} {n:,}" for name, n in figures["entries"].items())
+        + ".",
         "",
         f"conversions: {CONVERSIONS}",
         "",
@@ -46,18 +49,38 @@ def _budget(rows: Sequence[Row]) -> list[str]:
     text = [
         "## A budget of labels",
         "",
-        "`LabelBudget(rate)` against as many labels picked at random (`floor = 1`). 'told' is the loss of all "
-        "predictions as the asked labels tell it, each weighted by one over its probability; 'true' is that loss.",
+        "`LabelBudget(rate)` against as many labels picked at random (`floor = 1`). 'told' is "
+        "the loss of all "
+        "predictions as the asked labels tell it, each weighted by one over its probability; "
+        "'true' is that loss.",
         "",
     ]
-    head = ["stream", "picked", "rate", "asked", "base", "served", "best expert", "worst block", "base told / true",
-            "served told / true"]  # fmt: skip
+    head = [
+        "stream",
+        "picked",
+        "rate",
+        "asked",
+        "base",
+        "served",
+        "best expert",
+        "worst block",
+        "base told / true",
+        "served told / true",
+    ]
     body = [
-        [r["stream"], r["picked"], f"{r['rate']:.0%}", f"{r['asked']:.2%}", _n(r["base"]), _n(r["served"]),
-         f"{_n(r['best'])} {r['best_name']}", f"{r['worst_block']:.2f}",
-         *(f"{_n(r['told'][role])} / {_n(r['true'][role])}" for role in ("base", "served"))]
+        [
+            r["stream"],
+            r["picked"],
+            f"{r['rate']:.0%}",
+            f"{r['asked']:.2%}",
+            _n(r["base"]),
+            _n(r["served"]),
+            f"{_n(r['best'])} {r['best_name']}",
+            f"{r['worst_block']:.2f}",
+            *(f"{_n(r['told'][role])} / {_n(r['true'][role])}" for role in ("base", "served")),
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     return text + _table(head, body)
 
 
@@ -65,18 +88,37 @@ def _robustness(rows: Sequence[Row]) -> list[str]:
     text = [
         "## Bad labels",
         "",
-        "'ratio' is served over base, overall and in the worst block. With labels of other entries nothing can be "
-        "learned but how they are distributed: the best constant in hindsight is the least loss there is. An absurd "
+        "'ratio' is served over base, overall and in the worst block. With labels of other "
+        "entries nothing can be "
+        "learned but how they are distributed: the best constant in hindsight is the least loss "
+        "there is. An absurd "
         "class is refused at the door, as is every second label; an absurd value is not learned "
         "(`Supervised(absurd=100)`).",
         "",
     ]
-    head = ["stream", "labels", "base", "served", "best expert", "best constant", "ratio", "worst block"]
+    head = [
+        "stream",
+        "labels",
+        "base",
+        "served",
+        "best expert",
+        "best constant",
+        "ratio",
+        "worst block",
+    ]
     body = [
-        [r["stream"], CONDITIONS[r["condition"]], _n(r["base"]), _n(r["served"]), f"{_n(r['best'])} {r['best_name']}",
-         _n(r["constant"]), f"{r['ratio']:.3f}", f"{r['worst_block']:.3f}"]
+        [
+            r["stream"],
+            CONDITIONS[r["condition"]],
+            _n(r["base"]),
+            _n(r["served"]),
+            f"{_n(r['best'])} {r['best_name']}",
+            _n(r["constant"]),
+            f"{r['ratio']:.3f}",
+            f"{r['worst_block']:.3f}",
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     return text + _table(head, body)
 
 
@@ -84,20 +126,40 @@ def _estimates(rows: Sequence[Row]) -> list[str]:
     text = [
         "## Losses told without labels",
         "",
-        "Of what is served, block by block, told at the time of each prediction: mean relative error and correlation "
-        "with the true loss. 'matured' is what there is without an estimate, the mean over the newest 500 labels known "
+        "Of what is served, block by block, told at the time of each prediction: mean relative "
+        "error and correlation "
+        "with the true loss. 'matured' is what there is without an estimate, the mean over the "
+        "newest 500 labels known "
         "by then; 'constant' the overall mean, known in hindsight only.",
         "",
     ]
-    head = ["stream", "labels", "blocks", "true", "estimated", "error", "error of matured", "error of constant",
-            "correlation", "of matured", "accuracy", "estimated accuracy"]  # fmt: skip
+    head = [
+        "stream",
+        "labels",
+        "blocks",
+        "true",
+        "estimated",
+        "error",
+        "error of matured",
+        "error of constant",
+        "correlation",
+        "of matured",
+        "accuracy",
+        "estimated accuracy",
+    ]
     body = [
-        [r["stream"], CONDITIONS[r["condition"]], str(r["blocks"]), _n(r["true"]), _n(r["estimated"]),
-         *(f"{r[k]:.1%}" for k in ("error", "matured_error", "constant_error")),
-         *(f"{r[k]:.2f}" for k in ("correlation", "matured_correlation")),
-         *(_n(r.get(k)) for k in ("accuracy", "estimated_accuracy"))]
+        [
+            r["stream"],
+            CONDITIONS[r["condition"]],
+            str(r["blocks"]),
+            _n(r["true"]),
+            _n(r["estimated"]),
+            *(f"{r[k]:.1%}" for k in ("error", "matured_error", "constant_error")),
+            *(f"{r[k]:.2f}" for k in ("correlation", "matured_correlation")),
+            *(_n(r.get(k)) for k in ("accuracy", "estimated_accuracy")),
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     return text + _table(head, body)
 
 
@@ -105,10 +167,14 @@ def _conversions(rows: Sequence[Row]) -> list[str]:
     text = [
         "## Positives that come late",
         "",
-        "`Supervised(classes=2, negative_after=...)`: no label is learned as a negative; see the protocol.",
+        "`Supervised(classes=2, negative_after=...)`: no label is learned as a negative; see "
+        "the protocol.",
         "",
     ]
     keys = ("calibration", "loss", "calibration_after", "loss_after")
     head = ["learned", "expert", "calibration", "loss", "calibration after", "loss after"]
-    body = [[r["mode"], r["expert"], *(f"{r[key]:.3f} ± {r['spread'][key]:.3f}" for key in keys)] for r in rows]
+    body = [
+        [r["mode"], r["expert"], *(f"{r[key]:.3f} ± {r['spread'][key]:.3f}" for key in keys)]
+        for r in rows
+    ]
     return text + _table(head, body)

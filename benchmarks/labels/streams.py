@@ -1,4 +1,5 @@
-"""Elec2 and the glucose sensor with labels that are delivered as somebody says, and what the pipeline makes of them."""
+"""Elec2 and the glucose sensor with labels that are delivered as somebody says, and what the
+pipeline makes of them."""
 
 from __future__ import annotations
 
@@ -54,12 +55,18 @@ class Stream:
         """Make the pipeline."""
         task = Supervised(self.window, classes=self.classes)
         return Pipeline(
-            task, self.base, self.learners(), device="cpu", budget=budget, on_rejected=lambda item, error: None
+            task,
+            self.base,
+            self.learners(),
+            device="cpu",
+            budget=budget,
+            on_rejected=lambda item, error: None,
         )
 
 
 def elec2_stream(folder: Path, rows: int) -> Stream:
-    """Elec2 with the experts of its scenario, but for the two that take longest, the forest and the tree."""
+    """Elec2 with the experts of its scenario, but for the two that take longest, the forest and
+    the tree."""
     batch, setting = data.elec2(folder), elec2.ELEC2
     assert batch.labels is not None
     first = setting.split(batch)
@@ -67,9 +74,15 @@ def elec2_stream(folder: Path, rows: int) -> Stream:
     truth = batch.labels[first : first + rows, 0].astype(np.float64)
 
     def learners() -> list[Learner]:
-        return [one for one in elec2.learners() if not isinstance(one, River) or "Logistic" in one.names[0]]
+        return [
+            one
+            for one in elec2.learners()
+            if not isinstance(one, River) or "Logistic" in one.names[0]
+        ]
 
-    return Stream("elec2", entries, truth, 0, 2, 1, elec2.fit(setting, batch, 0), learners, 0.0, 1.0)
+    return Stream(
+        "elec2", entries, truth, 0, 2, 1, elec2.fit(setting, batch, 0), learners, 0.0, 1.0
+    )
 
 
 def glucose_stream(rows: int) -> Stream:
@@ -97,8 +110,8 @@ class Run:
     hits : dict of str to ndarray
         With classes: whether the likeliest class was right.
     matured : ndarray
-        For each prediction the mean loss of what was served over the newest `BLOCK` labels known by then, NaN before
-        any: what there is to go by without an estimate.
+        For each prediction the mean loss of what was served over the newest `BLOCK` labels known
+        by then, NaN before any: what there is to go by without an estimate.
     """
 
     pipeline: Pipeline
@@ -166,9 +179,13 @@ def delivered(kind: str, stream: Stream, seed: int = 0) -> tuple[Answer, Array]:
 
 
 def run(
-    stream: Stream, kind: str, budget: LabelBudget | None = None, progress: Callable[[str], None] = lambda text: None
+    stream: Stream,
+    kind: str,
+    budget: LabelBudget | None = None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Run:
-    """Run a stream in a condition; every prediction is judged, whether or not its label is delivered."""
+    """Run a stream in a condition; every prediction is judged, whether or not its label is
+    delivered."""
     answer, truth = delivered(kind, stream)
     pipeline = stream.pipeline(budget)
     found = Run(pipeline)
@@ -185,16 +202,26 @@ def run(
                 known.append(served_losses.pop(label.id))
         for p in pipeline.observe([entry]):
             row = int(p.id) - first
-            actual = np.array([[truth[row]]]) if stream.classes is None else np.eye(stream.classes)[[int(truth[row])]]
+            actual = (
+                np.array([[truth[row]]])
+                if stream.classes is None
+                else np.eye(stream.classes)[[int(truth[row])]]
+            )
             for name, said in {**p.experts, "served": p.served}.items():
-                found.losses.setdefault(name, []).append(float(loss.loss(said.astype(np.float64), actual)[0, 0]))
+                found.losses.setdefault(name, []).append(
+                    float(loss.loss(said.astype(np.float64), actual)[0, 0])
+                )
                 if stream.classes is not None:
-                    found.hits.setdefault(name, []).append(float(said[0].argmax() == actual[0].argmax()))
+                    found.hits.setdefault(name, []).append(
+                        float(said[0].argmax() == actual[0].argmax())
+                    )
             found.estimated.append(np.nan if p.estimated_loss is None else p.estimated_loss)
             found.matured.append(float(np.mean(known[-BLOCK:])) if known else np.nan)
             found.asked += bool(p.ask)
             for value in answer(row, p.ask):
-                waiting.append(Label(p.id, np.array([value], np.float32), entry.time + stream.delay))
+                waiting.append(
+                    Label(p.id, np.array([value], np.float32), entry.time + stream.delay)
+                )
                 served_losses[p.id] = found.losses["served"][-1]
         if i % 5000 == 4999:
             progress(f"{i + 1} of {len(stream.entries)}")

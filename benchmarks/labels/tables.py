@@ -44,7 +44,10 @@ def budgets(stream: Stream, progress: Progress) -> list[Row]:
                     "picked": how,
                     "asked": found.asked / len(found.losses["base"]),
                     **_losses(found),
-                    "told": {role: stats.asked_loss[role] / stats.asked_weight for role in ("base", "served")},
+                    "told": {
+                        role: stats.asked_loss[role] / stats.asked_weight
+                        for role in ("base", "served")
+                    },
                     "true": {role: found.mean(role) for role in ("base", "served")},
                 }
             )
@@ -52,7 +55,8 @@ def budgets(stream: Stream, progress: Progress) -> list[Row]:
 
 
 def robustness(stream: Stream, progress: Progress) -> tuple[list[Row], list[Row]]:
-    """Served, base and best expert with bad labels; and the estimates of the runs with all and with few labels."""
+    """Served, base and best expert with bad labels; and the estimates of the runs with all and
+    with few labels."""
     rows, told = [], []
     for kind in CONDITIONS:
         progress(f"{stream.name}: {CONDITIONS[kind]}")
@@ -91,8 +95,11 @@ def _best_constant(stream: Stream) -> float:
 
 
 def estimates(found: Run) -> Row:
-    """Block by block: the estimated loss against the true one, and the newest matured one against it."""
-    true, estimated, matured = (blocks(values) for values in (found.losses["served"], found.estimated, found.matured))
+    """Block by block: the estimated loss against the true one, and the newest matured one against
+    it."""
+    true, estimated, matured = (
+        blocks(values) for values in (found.losses["served"], found.estimated, found.matured)
+    )
     usable = np.isfinite(estimated) & np.isfinite(matured)
     true, estimated, matured = true[usable], estimated[usable], matured[usable]
     stats = found.pipeline.stats
@@ -124,7 +131,9 @@ def conversions(entries: int, progress: Progress) -> list[Row]:
             stream = Conversions.draw(entries, seed)
             said = run_conversions(stream, mode, learners())
             for name, values in said.items():
-                found.setdefault(name, []).append((*figures(stream, values, before), *figures(stream, values, after)))
+                found.setdefault(name, []).append(
+                    (*figures(stream, values, before), *figures(stream, values, after))
+                )
         keys = ("calibration", "loss", "calibration_after", "loss_after")
         for name in ("base", "served", "river-LogisticRegression"):
             mean, spread = np.mean(found[name], axis=0), np.std(found[name], axis=0, ddof=1)
@@ -137,9 +146,13 @@ def conversions(entries: int, progress: Progress) -> list[Row]:
 
 
 PROTOCOL = (
-    "elec2: the scenario's frozen network (seed 0) and experts without its tree and forest, log loss in nats, a label "
-    "comes before the next entry; glucose: the default experts, absolute error in mg/dL, a label comes 6 h after its "
-    f"entry. Of each the first entries after the training part; blocks of {BLOCK} predictions. Every prediction is "
-    "judged, whether its label is delivered or not, by the true label, with labels of other entries by the label that "
+    "elec2: the scenario's frozen network (seed 0) and experts without its tree and forest, log "
+    "loss in nats, a label "
+    "comes before the next entry; glucose: the default experts, absolute error in mg/dL, a "
+    "label comes 6 h after its "
+    f"entry. Of each the first entries after the training part; blocks of {BLOCK} predictions. "
+    f"Every prediction is "
+    "judged, whether its label is delivered or not, by the true label, with labels of other "
+    "entries by the label that "
     "was delivered. Default guard and settings throughout."
 )

@@ -1,4 +1,5 @@
-"""Recovery of an orthogonal dictionary from a stream: ours per entry, in batches and tracking, and scikit-learn's."""
+"""Recovery of an orthogonal dictionary from a stream: ours per entry, in batches and tracking, and
+scikit-learn's."""
 
 from __future__ import annotations
 
@@ -15,7 +16,17 @@ import torch
 
 from streamadapt.learners.dictionary import OrthogonalDictionary
 
-__all__ = ["MEASURE", "NAMES", "PROTOCOL", "Setting", "cost", "entries_and_atoms", "measure", "recovery", "tuned"]
+__all__ = [
+    "MEASURE",
+    "NAMES",
+    "PROTOCOL",
+    "Setting",
+    "cost",
+    "entries_and_atoms",
+    "measure",
+    "recovery",
+    "tuned",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -30,17 +41,28 @@ TUNED_AFTER = 5_000
 ROTATED_EVERY = 50
 
 PROTOCOL = (
-    "n orthogonal atoms, drawn; entries are Bernoulli-Gaussian combinations of them (each active with probability .2, "
-    "standard normal coefficients), dictionary-noise with normal noise of .1 on every number. Figure: for every true "
-    "atom the largest |cos| to a learned one, averaged, after so many entries, single pass, float64; mean and standard "
-    f"deviation over seeds {', '.join(map(str, SEEDS))} (of atoms, entries and the first dictionary). Ours: one update "
-    "per entry ('entry'; 'plain' is the published form, entries not brought to length one), one per 16 ('batch-16'), "
-    f"one per 8 with rates that stay at or above {TRACK} ('tracking'). 'sklearn': MiniBatchDictionaryLearning, "
-    "partial_fit on the same entries and from the same first dictionary, n components, coordinate descent; alpha (of "
-    f"{', '.join(map(str, ALPHAS))}) and the batch (of {', '.join(map(str, SIZES))}) are those with the best mean "
-    f"figure after 5,000 entries of other streams of the same kind (seeds {', '.join(map(str, TUNING_SEEDS))}), chosen "
-    "with the true atoms in view: one stream alone picks an alpha at which others do not converge. "
-    "dictionary-drift: the atoms rotate in random planes, by 1e-4 radians (root mean square) an entry, and are drawn "
+    "n orthogonal atoms, drawn; entries are Bernoulli-Gaussian combinations of them (each "
+    "active with probability .2, "
+    "standard normal coefficients), dictionary-noise with normal noise of .1 on every number. "
+    "Figure: for every true "
+    "atom the largest |cos| to a learned one, averaged, after so many entries, single pass, "
+    "float64; mean and standard "
+    f"deviation over seeds {', '.join(map(str, SEEDS))} (of atoms, entries and the first "
+    f"dictionary). Ours: one update "
+    "per entry ('entry'; 'plain' is the published form, entries not brought to length one), one "
+    "per 16 ('batch-16'), "
+    f"one per 8 with rates that stay at or above {TRACK} ('tracking'). 'sklearn': "
+    f"MiniBatchDictionaryLearning, "
+    "partial_fit on the same entries and from the same first dictionary, n components, "
+    "coordinate descent; alpha (of "
+    f"{', '.join(map(str, ALPHAS))}) and the batch (of {', '.join(map(str, SIZES))}) are those "
+    f"with the best mean "
+    f"figure after 5,000 entries of other streams of the same kind (seeds "
+    f"{', '.join(map(str, TUNING_SEEDS))}), chosen "
+    "with the true atoms in view: one stream alone picks an alpha at which others do not "
+    "converge. "
+    "dictionary-drift: the atoms rotate in random planes, by 1e-4 radians (root mean square) an "
+    "entry, and are drawn "
     "anew after 10,000 entries; the figures are of the atoms at that time."
 )
 
@@ -76,8 +98,11 @@ Scores = dict[int, float]
 Method = Callable[[Setting, Array, Mapping[int, Array], int], Scores]
 
 
-def entries_and_atoms(setting: Setting, seed: int, marks: Sequence[int]) -> tuple[Array, dict[int, Array]]:
-    """Return the entries up to the last mark, (count, n), and the true atoms (columns) at every mark."""
+def entries_and_atoms(
+    setting: Setting, seed: int, marks: Sequence[int]
+) -> tuple[Array, dict[int, Array]]:
+    """Return the entries up to the last mark, (count, n), and the true atoms (columns) at every
+    mark."""
     rng = np.random.default_rng(seed)
     n, count = setting.n, max(marks)
     atoms = np.linalg.qr(rng.normal(size=(n, n)))[0]
@@ -107,16 +132,25 @@ def _skew(matrix: Array) -> Array:
 
 
 def recovery(truth: Array, learned: Array) -> float:
-    """Return the mean over the true atoms (columns) of the best |cos| to a learned one (columns)."""
+    """Return the mean over the true atoms (columns) of the best |cos| to a learned one
+    (columns)."""
     norms = np.linalg.norm(learned, axis=0)
     cosines = np.abs(truth.T @ learned) / np.where(norms > 0.0, norms, 1.0)
     return float(cosines.max(axis=1).mean())
 
 
 def _ours(
-    setting: Setting, entries: Array, atoms: Mapping[int, Array], seed: int, *, batch: int, **more: Any
+    setting: Setting,
+    entries: Array,
+    atoms: Mapping[int, Array],
+    seed: int,
+    *,
+    batch: int,
+    **more: Any,
 ) -> Scores:
-    dictionary = OrthogonalDictionary(setting.n, generator=torch.Generator().manual_seed(seed), **more)
+    dictionary = OrthogonalDictionary(
+        setting.n, generator=torch.Generator().manual_seed(seed), **more
+    )
     stream, found = torch.from_numpy(entries), {}
     for start in range(0, len(entries), batch):
         dictionary.update(stream[start] if batch == 1 else stream[start : start + batch])
@@ -130,13 +164,28 @@ def _passed(atoms: Mapping[int, Array], start: int, batch: int) -> list[int]:
 
 
 def _sklearn(
-    setting: Setting, entries: Array, atoms: Mapping[int, Array], seed: int, *, alpha: float, batch: int
+    setting: Setting,
+    entries: Array,
+    atoms: Mapping[int, Array],
+    seed: int,
+    *,
+    alpha: float,
+    batch: int,
 ) -> Scores:
-    from sklearn.decomposition import MiniBatchDictionaryLearning  # here: it is a rival, not a requirement
+    from sklearn.decomposition import (
+        MiniBatchDictionaryLearning,
+    )  # here: it is a rival, not a requirement
 
-    first = OrthogonalDictionary(setting.n, generator=torch.Generator().manual_seed(seed)).dictionary.numpy()
+    first = OrthogonalDictionary(
+        setting.n, generator=torch.Generator().manual_seed(seed)
+    ).dictionary.numpy()
     model = MiniBatchDictionaryLearning(
-        setting.n, alpha=alpha, batch_size=batch, fit_algorithm="cd", dict_init=first.T.copy(), random_state=seed
+        setting.n,
+        alpha=alpha,
+        batch_size=batch,
+        fit_algorithm="cd",
+        dict_init=first.T.copy(),
+        random_state=seed,
     )
     found = {}
     for start in range(0, len(entries), batch):
@@ -167,7 +216,9 @@ def _methods(alpha: float, batch: int) -> dict[str, Method]:
     }
 
 
-def measure(name: str, progress: Callable[[str], None], seeds: Sequence[int] = SEEDS) -> dict[str, dict[str, float]]:
+def measure(
+    name: str, progress: Callable[[str], None], seeds: Sequence[int] = SEEDS
+) -> dict[str, dict[str, float]]:
     """Run one scenario.
 
     Parameters
@@ -180,8 +231,8 @@ def measure(name: str, progress: Callable[[str], None], seeds: Sequence[int] = S
     Returns
     -------
     dict of str to {"mean", "spread"}
-        ``"<method>, <entries>"`` -> figure (see `MEASURE`) over the seeds; the spread is a standard deviation (n - 1).
-        scikit-learn's method has its settings in brackets.
+        ``"<method>, <entries>"`` -> figure (see `MEASURE`) over the seeds; the spread is a
+        standard deviation (n - 1). scikit-learn's method has its settings in brackets.
     """
     setting = NAMES[name]
     alpha, batch = tuned(setting)
@@ -195,20 +246,26 @@ def measure(name: str, progress: Callable[[str], None], seeds: Sequence[int] = S
                 figures.setdefault(f"{row}, {mark:,}", []).append(score)
             progress(f"seed {seed}, {method}")
     return {
-        key: {"mean": float(np.mean(values)), "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+        key: {
+            "mean": float(np.mean(values)),
+            "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        }
         for key, values in figures.items()
     }
 
 
 def cost(name: str, entries: int = 2_000) -> dict[str, float]:
-    """Return each method's CPU time per entry in microseconds, one thread, after as many entries to warm up."""
+    """Return each method's CPU time per entry in microseconds, one thread, after as many entries
+    to warm up."""
     setting = NAMES[name]
     stream, _ = entries_and_atoms(setting, SEEDS[0], (2 * entries,))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         return {
-            method: 1e6 * (_seconds(run, setting, stream) - _seconds(run, setting, stream[:entries])) / entries
+            method: 1e6
+            * (_seconds(run, setting, stream) - _seconds(run, setting, stream[:entries]))
+            / entries
             for method, run in _methods(0.2, 4).items()
         }
     finally:

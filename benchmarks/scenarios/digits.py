@@ -1,4 +1,5 @@
-"""Test-time adaptation on corrupted digits: single entries through the deployed pipeline, and batches of 64."""
+"""Test-time adaptation on corrupted digits: single entries through the deployed pipeline, and
+batches of 64."""
 
 from __future__ import annotations
 
@@ -24,7 +25,17 @@ from benchmarks.scenarios.digits_data import (
     one_stream,
     train,
 )
-from streamadapt import EATA, Entry, FrozenModel, Hedge, Label, PerEntry, Pipeline, Supervised, Tent
+from streamadapt import (
+    EATA,
+    Entry,
+    FrozenModel,
+    Hedge,
+    Label,
+    PerEntry,
+    Pipeline,
+    Supervised,
+    Tent,
+)
 from streamadapt.learners import Learner, Spec
 
 __all__ = ["NAMES", "PROTOCOLS", "measure"]
@@ -42,26 +53,42 @@ STREAMS: dict[str, tuple[str, ...]] = {
     "digits-changing": ("change", "change-sorted", "change-half"),
     "digits-unseen": tuple(f"{order}-{name}" for name in UNSEEN for order in ("iid", "sorted")),
 }
-"""Scenario -> its streams; the first eight hold the fifteen streams that the per-entry recipe was built with."""
+"""Scenario -> its streams; the first eight hold the fifteen streams that the per-entry recipe was
+built with."""
 NAMES = tuple(STREAMS)
 
 _COMMON = (
-    "scikit-learn digits, 900 source and 897 stream images, small conv net with BatchNorm trained on the source; "
-    "accuracy, mean and standard deviation over 3 seeds (split, net, order, noise). Single entries: predict, then "
-    "adapt. served: the hedge guard over source and the learners (prior: per_entry .9, to which a tenth of the weight "
-    "returns at every label; eta .3), with labels of 5 % of the entries, 50 entries late; eta and share were chosen "
-    "with all these streams in sight, digits-unseen too (served differs by less than .5 % of its accuracy in every "
-    "scenario over eta .2 to 1 and share .1 to .3). -64: batches of 64 in the same order (batch-64: batch statistics "
+    "scikit-learn digits, 900 source and 897 stream images, small conv net with BatchNorm "
+    "trained on the source; "
+    "accuracy, mean and standard deviation over 3 seeds (split, net, order, noise). Single "
+    "entries: predict, then "
+    "adapt. served: the hedge guard over source and the learners (prior: per_entry .9, to which "
+    "a tenth of the weight "
+    "returns at every label; eta .3), with labels of 5 % of the entries, 50 entries late; eta "
+    "and share were chosen "
+    "with all these streams in sight, digits-unseen too (served differs by less than .5 % of "
+    "its accuracy in every "
+    "scenario over eta .2 to 1 and share .1 to .3). -64: batches of 64 in the same order "
+    "(batch-64: batch statistics "
     "alone). "
-    "Settings of tent (Adam, 1e-3) and eata (SGD, 5e-3, d .4, Fisher weight 1): the papers' for small images. "
+    "Settings of tent (Adam, 1e-3) and eata (SGD, 5e-3, d .4, Fisher weight 1): the papers' for "
+    "small images. "
 )
-_OF_THE_STREAMS = "The mean over the streams; 'worst ...': the smallest difference on one stream, mean over seeds. "
+_OF_THE_STREAMS = (
+    "The mean over the streams; 'worst ...': the smallest difference on one "
+    "stream, mean over seeds. "
+)
 PROTOCOLS: dict[str, str] = {
-    **{f"digits-{name}": f"{_COMMON}All images with {name}, in random order." for name in CORRUPTIONS},
+    **{
+        f"digits-{name}": f"{_COMMON}All images with {name}, in random order."
+        for name in CORRUPTIONS
+    },
     "digits-sorted": f"{_COMMON}{_OF_THE_STREAMS}Six corruptions, each sorted by label.",
-    "digits-changing": f"{_COMMON}{_OF_THE_STREAMS}Another corruption every 150 entries, returning: in random order, "
+    "digits-changing": f"{_COMMON}{_OF_THE_STREAMS}Another corruption every 150 entries, "
+    f"returning: in random order, "
     "sorted by label within each, and with every second one clean.",
-    "digits-unseen": f"{_COMMON}{_OF_THE_STREAMS}Corruptions written down before the first run and used for nothing "
+    "digits-unseen": f"{_COMMON}{_OF_THE_STREAMS}Corruptions written down before the first run "
+    f"and used for nothing "
     "but this measurement, in random order and sorted; tent and eata left out.",
 }
 
@@ -79,8 +106,9 @@ def measure(name: str, progress: Callable[[str], None]) -> dict[str, dict[str, f
     Returns
     -------
     dict
-        Expert -> ``{"mean": accuracy, "spread": standard deviation over the seeds}``; of several streams the accuracy
-        is the mean over them, each stream's figures follow as ``expert @ stream``.
+        Expert -> ``{"mean": accuracy, "spread": standard deviation over the seeds}``; of several
+        streams the accuracy is the mean over them, each stream's figures follow as
+        ``expert @ stream``.
     """
     by_seed: list[dict[str, Hits]] = []
     for seed in SEEDS:
@@ -104,11 +132,15 @@ def _prepared(seed: int) -> tuple[Digits, nn.Module]:
 def _stream(digits: Digits, name: str, seed: int) -> Stream:
     order, _, rest = name.partition("-")
     if order == "change":
-        return changing_stream(digits, HALVES if rest == "half" else CHANGES, seed, in_order=rest == "sorted")
+        return changing_stream(
+            digits, HALVES if rest == "half" else CHANGES, seed, in_order=rest == "sorted"
+        )
     return one_stream(digits, rest, seed, in_order=order == "sorted")
 
 
-def _single_entries(digits: Digits, net: nn.Module, stream: Stream, seed: int, *, everything: bool) -> Hits:
+def _single_entries(
+    digits: Digits, net: nn.Module, stream: Stream, seed: int, *, everything: bool
+) -> Hits:
     """Accuracy of every expert of the pipeline that would be deployed."""
     source = as_tensor(digits.source)
     learners: list[Learner] = [PerEntry(source)]
@@ -116,7 +148,9 @@ def _single_entries(digits: Digits, net: nn.Module, stream: Stream, seed: int, *
         learners += [_tent(), _eata(digits)]
     guard = Hedge(ETA, SHARE, prior={"per_entry": PRIOR})
     base = FrozenModel(net, softmax=True)
-    pipeline = Pipeline(Supervised(1, classes=CLASSES), base, learners, guard, device="cpu", seed=seed)
+    pipeline = Pipeline(
+        Supervised(1, classes=CLASSES), base, learners, guard, device="cpu", seed=seed
+    )
     known = np.random.default_rng([seed, 3]).random(len(stream.labels)) < LABELLED
     hits: dict[str, int] = {}
     for t, (image, truth) in enumerate(zip(stream.images, stream.labels, strict=True)):
@@ -145,7 +179,8 @@ def _shown(expert: str) -> str:
 
 
 def _batches(digits: Digits, net: nn.Module, stream: Stream, seed: int) -> Hits:
-    """Accuracy of the published forms on batches; a last batch of less than half joins the one before it."""
+    """Accuracy of the published forms on batches; a last batch of less than half joins the one
+    before it."""
     inputs, labels = as_tensor(stream.images), torch.from_numpy(stream.labels)
     count = max(1, round(len(inputs) / BATCH))
     cuts = [BATCH * i for i in range(1, count)]
@@ -154,9 +189,15 @@ def _batches(digits: Digits, net: nn.Module, stream: Stream, seed: int) -> Hits:
     spec = _spec(digits, net, seed)
     for name, learner in learners.items():
         learner.build(spec)
-        parts = zip(torch.tensor_split(inputs, cuts), torch.tensor_split(labels, cuts), strict=True)
+        parts = zip(
+            torch.tensor_split(inputs, cuts), torch.tensor_split(labels, cuts), strict=True
+        )
         for x, y in parts:
-            said = learner.copy.run(x).logits.detach() if name == "batch-64" else learner.adapt_batch(x)
+            said = (
+                learner.copy.run(x).logits.detach()
+                if name == "batch-64"
+                else learner.adapt_batch(x)
+            )
             hits[name] += int((said.argmax(1) == y).sum())
     return {name: count / len(labels) for name, count in hits.items()}
 
@@ -166,15 +207,30 @@ def _spec(digits: Digits, net: nn.Module, seed: int) -> Spec:
     pixels = digits.source[0].size
     zeros, ones = torch.zeros(pixels), torch.ones(pixels)
     base = FrozenModel(net, softmax=True)
-    return Spec("classification", 1, pixels, 1, CLASSES, zeros, ones, zeros[:CLASSES], ones[:CLASSES],
-                torch.device("cpu"), seed, model=base)  # fmt: skip
+    return Spec(
+        "classification",
+        1,
+        pixels,
+        1,
+        CLASSES,
+        zeros,
+        ones,
+        zeros[:CLASSES],
+        ones[:CLASSES],
+        torch.device("cpu"),
+        seed,
+        model=base,
+    )
 
 
 def _summary(by_seed: Sequence[dict[str, Hits]]) -> dict[str, dict[str, float]]:
-    """Means over the streams, then mean and spread over the seeds; each stream's own figures after them."""
+    """Means over the streams, then mean and spread over the seeds; each stream's own figures after
+    them."""
     streams = list(by_seed[0])
     experts = list(by_seed[0][streams[0]])
-    figures = np.array([[[of[s][e] for e in experts] for s in streams] for of in by_seed])  # (seeds, streams, experts)
+    figures = np.array(
+        [[[of[s][e] for e in experts] for s in streams] for of in by_seed]
+    )  # (seeds, streams, experts)
     found = {e: _figure(figures[:, :, i].mean(1)) for i, e in enumerate(experts)}
     if len(streams) > 1:
         for expert in ("per-entry", "served"):

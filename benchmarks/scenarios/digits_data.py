@@ -1,4 +1,5 @@
-"""The digits streams: scikit-learn's 8 x 8 digits, corrupted, in several orders, and the small net that reads them."""
+"""The digits streams: scikit-learn's 8 x 8 digits, corrupted, in several orders, and the small net
+that reads them."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ CLASSES = 10
 def _smooth(n: int, rng: np.random.Generator) -> Images:
     """A smooth random field for each image: 3 x 3 normal numbers, interpolated."""
     coarse = torch.from_numpy(rng.normal(size=(n, 1, 3, 3)).astype(np.float32))
-    fine: Images = nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bilinear", align_corners=True)[:, 0].numpy()
+    fine: Images = nn.functional.interpolate(
+        coarse, (SIDE, SIDE), mode="bilinear", align_corners=True
+    )[:, 0].numpy()
     return fine
 
 
@@ -48,7 +51,9 @@ def _motion(x: Images) -> Images:
 def _zoom(x: Images) -> Images:
     """The middle 6 x 6, enlarged."""
     middle = torch.from_numpy(x[:, None, 1:-1, 1:-1])
-    large: Images = nn.functional.interpolate(middle, (SIDE, SIDE), mode="bilinear", align_corners=True)[:, 0].numpy()
+    large: Images = nn.functional.interpolate(
+        middle, (SIDE, SIDE), mode="bilinear", align_corners=True
+    )[:, 0].numpy()
     return large
 
 
@@ -76,7 +81,9 @@ UNSEEN: dict[str, Corruption] = {
     "ramp": lambda x, _: x + 0.1 * ROW,
     "stripes": lambda x, _: x + 0.5 * (ROW[:, None] % 2),
     "dusk": lambda x, rng: 0.35 * x + 0.1 * rng.normal(size=x.shape),
-    "exposure": lambda x, rng: x * rng.uniform(0.3, 1.5, (len(x), 1, 1)) + rng.uniform(0.0, 0.5, (len(x), 1, 1)),
+    "exposure": lambda x, rng: (
+        x * rng.uniform(0.3, 1.5, (len(x), 1, 1)) + rng.uniform(0.0, 0.5, (len(x), 1, 1))
+    ),
 }
 """What it was judged with at the end, written down before the first run."""
 
@@ -118,10 +125,12 @@ def load_digits(seed: int) -> Digits:
 
 SEGMENT = 150
 CHANGES = (
-    "clean", "contrast", "noise", "clean", "bright", "fog", "clean", "invert", "contrast", "fog", "noise", "clean",
+    "clean", "contrast", "noise", "clean", "bright", "fog", "clean", "invert", "contrast", "fog",
+    "noise", "clean",
 )  # fmt: skip
 HALVES = (
-    "clean", "contrast", "clean", "noise", "clean", "bright", "clean", "fog", "clean", "invert", "clean", "contrast",
+    "clean", "contrast", "clean", "noise", "clean", "bright", "clean", "fog", "clean", "invert",
+    "clean", "contrast",
 )  # fmt: skip
 
 
@@ -132,8 +141,11 @@ def one_stream(digits: Digits, name: str, seed: int, *, in_order: bool = False) 
     return Stream(corrupted(images[order], name, np.random.default_rng([seed, 1])), labels[order])
 
 
-def changing_stream(digits: Digits, names: Sequence[str], seed: int, *, in_order: bool = False) -> Stream:
-    """Another corruption every `SEGMENT` entries; the images are gone through as often as needed."""
+def changing_stream(
+    digits: Digits, names: Sequence[str], seed: int, *, in_order: bool = False
+) -> Stream:
+    """Another corruption every `SEGMENT` entries; the images are gone through as often as
+    needed."""
     rng = np.random.default_rng([seed, 2])
     images, labels = [], []
     rest = np.zeros(0, np.int64)
@@ -155,7 +167,8 @@ def corrupted(images: Images, name: str, rng: np.random.Generator) -> Images:
 
 
 def make_net() -> nn.Sequential:
-    """A small convolutional net with batch normalisation; (entries, 1, 64) -> (entries, 10) logits."""
+    """A small convolutional net with batch normalisation; (entries, 1, 64) -> (entries, 10)
+    logits."""
     return nn.Sequential(
         nn.Flatten(), nn.Unflatten(1, (1, SIDE, SIDE)),
         nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
@@ -166,9 +179,15 @@ def make_net() -> nn.Sequential:
 
 
 def train(
-    digits: Digits, seed: int, *, epochs: int = 12, batch: int = 64, make: Callable[[], nn.Sequential] = make_net
+    digits: Digits,
+    seed: int,
+    *,
+    epochs: int = 12,
+    batch: int = 64,
+    make: Callable[[], nn.Sequential] = make_net,
 ) -> nn.Sequential:
-    """Train a net on the source images: Adam with a falling rate; the same bits for the same seed."""
+    """Train a net on the source images: Adam with a falling rate; the same bits for the same
+    seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = make()
@@ -179,7 +198,9 @@ def train(
     steps = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(epochs):
-        for part in torch.split(torch.randperm(len(images), generator=generator), batch)[: len(images) // batch]:
+        for part in torch.split(torch.randperm(len(images), generator=generator), batch)[
+            : len(images) // batch
+        ]:
             adam.zero_grad()
             nn.functional.cross_entropy(net(images[part]), labels[part]).backward()
             adam.step()

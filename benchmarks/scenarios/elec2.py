@@ -62,25 +62,39 @@ class Setting:
     def protocol(self) -> str:
         """State what the figures are."""
         return (
-            f"{self.name}: Elec2 (45,312 half-hours of the New South Wales electricity market, 6 features, class 1: "
-            f"the price goes up); every row after the first {self.train:.0%} is predicted and judged: AUC of the "
-            "emitted probability of class 1 (scikit-learn's roc_auc_score), accuracy (class 1 above 1/2), log loss "
-            f"(floored at 1e-6). Base, frozen: a network with hidden layers of {self.hidden[0]} and {self.hidden[1]} "
-            f"(ReLU), fitted on that first part (Adam, rate {self.lr:g}, batches of {self.batch}, weight decay "
-            f"{self.decay:g}, {self.epochs} epochs); features are z-scores of the training part, but those that are "
-            "constant there (price and demand of Victoria, and the transfer) are only centred: divided by a deviation "
-            "of next to nothing they make the base far worse (AUC .54), and adaptation look better than it is. Delay: "
-            "each entry's label is inside the entry and is learned at the arrival of the next one, before that is "
-            "predicted. All experts are as their kinds are by default, but for the exact memory of 50 keys and 5 "
-            "neighbours and the forest of 10 trees; river's classifiers see the base's probabilities beside the "
-            "features; persistence is no-change, the last label. One pass in the file's order; learners start "
-            "untrained; the sizes of memory, sketch and forest are those of the reference figures, the "
+            f"{self.name}: Elec2 (45,312 half-hours of the New South Wales electricity market, "
+            f"6 features, class 1: "
+            f"the price goes up); every row after the first {self.train:.0%} is predicted and "
+            f"judged: AUC of the "
+            "emitted probability of class 1 (scikit-learn's roc_auc_score), accuracy (class 1 "
+            "above 1/2), log loss "
+            f"(floored at 1e-6). Base, frozen: a network with hidden layers of {self.hidden[0]} "
+            f"and {self.hidden[1]} "
+            f"(ReLU), fitted on that first part (Adam, rate {self.lr:g}, batches of "
+            f"{self.batch}, weight decay "
+            f"{self.decay:g}, {self.epochs} epochs); features are z-scores of the training "
+            f"part, but those that are "
+            "constant there (price and demand of Victoria, and the transfer) are only centred: "
+            "divided by a deviation "
+            "of next to nothing they make the base far worse (AUC .54), and adaptation look "
+            "better than it is. Delay: "
+            "each entry's label is inside the entry and is learned at the arrival of the next "
+            "one, before that is "
+            "predicted. All experts are as their kinds are by default, but for the exact memory "
+            "of 50 keys and 5 "
+            "neighbours and the forest of 10 trees; river's classifiers see the base's "
+            "probabilities beside the "
+            "features; persistence is no-change, the last label. One pass in the file's order; "
+            "learners start "
+            "untrained; the sizes of memory, sketch and forest are those of the reference "
+            "figures, the "
             "memories of bias and rls were chosen with this stream in sight, nothing else was."
         )
 
 
 class Standardised(nn.Module):
-    """A network behind a fixed scaling: (1, 1, features) in original units -> (1, classes) logits."""
+    """A network behind a fixed scaling: (1, 1, features) in original units -> (1, classes)
+    logits."""
 
     loc: Tensor
     scale: Tensor
@@ -91,7 +105,11 @@ class Standardised(nn.Module):
         self.register_buffer("scale", scale)
         first, second = hidden
         self.network = nn.Sequential(
-            nn.Linear(len(loc), first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, classes)
+            nn.Linear(len(loc), first),
+            nn.ReLU(),
+            nn.Linear(first, second),
+            nn.ReLU(),
+            nn.Linear(second, classes),
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -101,7 +119,8 @@ class Standardised(nn.Module):
 
 
 def scaling(values: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of the columns, float32; 1 for columns that are constant to rounding."""
+    """Return mean and standard deviation of the columns, float32; 1 for columns that are constant
+    to rounding."""
     exact = values.astype(np.float64)
     loc, scale = exact.mean(axis=0), exact.std(axis=0)
     scale = np.where(scale > 1e-6 * (1.0 + np.abs(loc)), scale, 1.0)
@@ -170,18 +189,23 @@ class _Judge:
         row = int(prediction.id)
         self.issued.append(row)
         said = {
-            name: p[0].astype(np.float64) for name, p in {**prediction.experts, "served": prediction.served}.items()
+            name: p[0].astype(np.float64)
+            for name, p in {**prediction.experts, "served": prediction.served}.items()
         }
         truth = self.truth[row]
         losses = {name: float(-np.log(max(p[truth], FLOOR))) for name, p in said.items()}
         self.losses.take(losses)
         for name, p in said.items():
             self.ups.setdefault(name, []).append(float(p[1]))
-        if row + 1 < len(self.truth):  # the last entry's own label is never learned: nothing arrives after it
+        if row + 1 < len(
+            self.truth
+        ):  # the last entry's own label is never learned: nothing arrives after it
             self.sums.add(losses, 1)
 
 
-def figures_of(ups: Sequence[float], losses: npt.NDArray[np.float64], truth: npt.NDArray[np.int64]) -> dict[str, float]:
+def figures_of(
+    ups: Sequence[float], losses: npt.NDArray[np.float64], truth: npt.NDArray[np.int64]
+) -> dict[str, float]:
     """Return the three measures of one expert's probabilities of class 1."""
     p = np.array(ups)
     return {
@@ -202,16 +226,22 @@ def measure(
     runs, figures = [], []
     for seed in seeds:
         base = fit(setting, batch, seed)
-        losses, row = _run(setting, batch, pipeline_for(base, make(), seed=seed), of_seed(progress, seed))
+        losses, row = _run(
+            setting, batch, pipeline_for(base, make(), seed=seed), of_seed(progress, seed)
+        )
         runs.append(losses)
         figures.append(row)
     measures = (AUC, ACCURACY, LOG_LOSS)
-    over = {name: {m.key: mean_of([f[name][m.key] for f in figures]) for m in measures} for name in figures[0]}
+    over = {
+        name: {m.key: mean_of([f[name][m.key] for f in figures]) for m in measures}
+        for name in figures[0]
+    }
     items = items_of(setting, batch)
     cost = cost_of(partial(pipeline_for, base), make, items, COST_ENTRIES)
     return Measured(
         setting.name, f"{setting.protocol()} {seeds_protocol(seeds)}", measures, over,
-        tuple(name for name in over if name != "served"), losses=over_seeds(runs), loss="log loss", cost=cost,
+        tuple(name for name in over if name != "served"), losses=over_seeds(runs), loss="log loss",
+        cost=cost,
     )  # fmt: skip
 
 

@@ -50,8 +50,9 @@ class Setting:
     shared_scale : bool
         One scalar location and scale for all columns, from the training part.
     warm_up : int, in entries
-        The last so many entries of the training part are observed first, and their forecasts not judged: the learners
-        and their memories start from them, as they would where a deployment replays its history.
+        The last so many entries of the training part are observed first, and their forecasts not
+        judged: the learners and their memories start from them, as they would where a deployment
+        replays its history.
     """
 
     name: str
@@ -72,7 +73,12 @@ class Setting:
         n = self.split(batch)
         history = Batch(batch.values[:n], batch.times[:n])
         return fit_forecast(
-            history, self.window, self.horizon, ridge=RIDGE, subtract_last=self.strong, shared_scale=self.shared_scale
+            history,
+            self.window,
+            self.horizon,
+            ridge=RIDGE,
+            subtract_last=self.strong,
+            shared_scale=self.shared_scale,
         )
 
     def protocol(self) -> str:
@@ -83,36 +89,54 @@ class Setting:
         start = "from the first row of the first judged window; learners start untrained"
         if self.warm_up:
             start = (
-                f"from {self.warm_up} rows before the first row of the first judged window, the forecasts in between "
+                f"from {self.warm_up} rows before the first row of the first judged window, the "
+                f"forecasts in between "
                 "being learned from and not judged; learners start untrained there"
             )
         return (
-            f"{self.name}: MAE in original units over all {h} steps, columns and issue times t (index of the last "
-            f"input row, from 0) in [n_train + {w}, n - {h}); n_train = first {self.train:.0%} of the n rows. "
-            f"Base, frozen: ridge regression (penalty {RIDGE}, bias term), one for all columns, from a column's "
-            f"last {w} rows to its next {h}, {form}, fitted on the training part; z-scores from the training "
-            f"part, {scaling}. Delay: row h of a forecast issued at t is known at t + h, the whole forecast at t "
-            f"+ {h}; what an arrival makes known is learned before the prediction of that arrival, nothing "
-            f"earlier. One pass in time order, {start} (rls: from the sufficient statistics of the base's fit); one "
+            f"{self.name}: MAE in original units over all {h} steps, columns and issue times t "
+            f"(index of the last "
+            f"input row, from 0) in [n_train + {w}, n - {h}); n_train = first {self.train:.0%} "
+            f"of the n rows. "
+            f"Base, frozen: ridge regression (penalty {RIDGE}, bias term), one for all columns, "
+            f"from a column's "
+            f"last {w} rows to its next {h}, {form}, fitted on the training part; z-scores from "
+            f"the training "
+            f"part, {scaling}. Delay: row h of a forecast issued at t is known at t + h, the "
+            f"whole forecast at t "
+            f"+ {h}; what an arrival makes known is learned before the prediction of that "
+            f"arrival, nothing "
+            f"earlier. One pass in time order, {start} (rls: from the sufficient statistics of "
+            f"the base's fit); one "
             "default set of learners for all forecast scenarios; persistence is the last value."
         )
 
 
 def issue_times(setting: Setting, rows: int) -> range:
-    """Return the rows whose forecasts are judged: the window lies in the test part, and so do all targets."""
+    """Return the rows whose forecasts are judged: the window lies in the test part, and so do all
+    targets."""
     return range(int(setting.train * rows) + setting.window, rows - setting.horizon)
 
 
 def stream_of(setting: Setting, batch: Batch) -> list[Entry]:
-    """Return the entries to be observed: from the first row of the first judged window, or `warm_up` before, on."""
+    """Return the entries to be observed: from the first row of the first judged window, or
+    `warm_up` before, on."""
     first = issue_times(setting, len(batch)).start - setting.window + 1 - setting.warm_up
     if first < 0:
-        raise ValueError(f"{setting.name}: {setting.warm_up} entries to warm up, {first + setting.warm_up} there are")
+        raise ValueError(
+            f"{setting.name}: {setting.warm_up} entries to warm up, {first + setting.warm_up} "
+            f"there are"
+        )
     return list(batch.entries())[first:]
 
 
 def pipeline_for(
-    setting: Setting, base: Linear, learners: Sequence[Learner], guard: Guard | None = None, *, seed: int = 0
+    setting: Setting,
+    base: Linear,
+    learners: Sequence[Learner],
+    guard: Guard | None = None,
+    *,
+    seed: int = 0,
 ) -> Pipeline:
     """Make a pipeline, with the default guard if none is given."""
     task = Forecast(setting.window, setting.horizon)
@@ -135,7 +159,9 @@ class _Judge:
         actual = self.values[t + 1 : t + 1 + self.horizon]
         experts = {**prediction.experts, "served": prediction.served}
         told = {name: said[: len(actual)].astype(np.float64) for name, said in experts.items()}
-        self.sums.add({name: float(np.abs(said - actual).sum()) for name, said in told.items()}, actual.size)
+        self.sums.add(
+            {name: float(np.abs(said - actual).sum()) for name, said in told.items()}, actual.size
+        )
         if t in self.judged:
             self.issued.append(t)
             experts.setdefault("persistence", np.broadcast_to(self.values[t], actual.shape))
@@ -153,15 +179,24 @@ def measure(
     learners: Learners = _default,
     seeds: Sequence[int] = SEEDS,
 ) -> Measured:
-    """Run the default pipeline over the test part, once per seed; a prediction's error is its mean over the seeds."""
+    """Run the default pipeline over the test part, once per seed; a prediction's error is its mean
+    over the seeds."""
     base = setting.fit(batch)
     items = stream_of(setting, batch)
     runs = [
-        _run(setting, batch, pipeline_for(setting, base, learners(), seed=seed), of_seed(progress, seed))
+        _run(
+            setting,
+            batch,
+            pipeline_for(setting, base, learners(), seed=seed),
+            of_seed(progress, seed),
+        )
         for seed in seeds
     ]
     mixed = ("base", *(name for learner in learners() for name in learner.names))
-    ordered = [{name: run[name] for name in dict.fromkeys((*mixed, "persistence", "served"))} for run in runs]
+    ordered = [
+        {name: run[name] for name in dict.fromkeys((*mixed, "persistence", "served"))}
+        for run in runs
+    ]
     cost = cost_of(partial(pipeline_for, setting, base), learners, items, COST_ENTRIES)
     protocol = f"{setting.protocol()} {seeds_protocol(seeds)}"
     return Measured.of_errors(setting.name, protocol, ordered, mixed, cost)

@@ -8,7 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.scenarios.measure import Errors, Learners, Measured, Progress, Sums, cost_of, judge_all
+from benchmarks.scenarios.measure import (
+    Errors,
+    Learners,
+    Measured,
+    Progress,
+    Sums,
+    cost_of,
+    judge_all,
+)
 from streamadapt import Batch, Entry, Label, Linear, Pipeline, Prediction, Supervised
 from streamadapt.guard.two_layer import Guard
 from streamadapt.learners import Learner
@@ -50,25 +58,37 @@ class Setting:
         """Fit the base on the training part, all of whose labels are known."""
         assert batch.labels is not None
         n = self.split(batch)
-        return fit_supervised(Batch(batch.values[:n], batch.times[:n], batch.labels[:n]), window=self.window)
+        return fit_supervised(
+            Batch(batch.values[:n], batch.times[:n], batch.labels[:n]), window=self.window
+        )
 
     def protocol(self) -> str:
         """State what the figures are."""
-        which = "every row has a label" if self.every == 1 else f"one row in {self.every} has a label"
+        which = (
+            "every row has a label" if self.every == 1 else f"one row in {self.every} has a label"
+        )
         return (
-            f"{self.name}: MAE in mg/dL over every prediction after the first {self.train:.0%} of the rows of CGM "
-            "in bokeh_sampledata (52,281 rows; those whose current is 'nil' are left out first), whether or not "
-            f"its label arrives. Base, frozen: ridge regression from the last {self.window} currents, fitted on "
-            f"that first part. Delay: {which}, which arrives {self.delay / HOUR_NS:g} h after the row's event "
-            "time, before the first row that is not older than that, and is learned then. One pass in event-time "
-            "order; the window starts with the first row after the training part, so that the first "
-            f"{self.window - 1} rows are not predicted. Expert that the guard does not mix: no-change (the newest "
+            f"{self.name}: MAE in mg/dL over every prediction after the first {self.train:.0%} "
+            f"of the rows of CGM "
+            "in bokeh_sampledata (52,281 rows; those whose current is 'nil' are left out "
+            "first), whether or not "
+            f"its label arrives. Base, frozen: ridge regression from the last {self.window} "
+            f"currents, fitted on "
+            f"that first part. Delay: {which}, which arrives {self.delay / HOUR_NS:g} h after "
+            f"the row's event "
+            "time, before the first row that is not older than that, and is learned then. One "
+            "pass in event-time "
+            "order; the window starts with the first row after the training part, so that the "
+            "first "
+            f"{self.window - 1} rows are not predicted. Expert that the guard does not mix: "
+            f"no-change (the newest "
             "label that has arrived; those of the training part count as they would have arrived)."
         )
 
 
 def items_of(setting: Setting, batch: Batch) -> list[Entry | Label]:
-    """Return entries (ids are row numbers) and labels in the order of their arrival; labels go first at equal times."""
+    """Return entries (ids are row numbers) and labels in the order of their arrival; labels go
+    first at equal times."""
     assert batch.labels is not None
     first = setting.split(batch)
     arrivals: list[tuple[int, int, Entry | Label]] = []
@@ -84,7 +104,8 @@ def items_of(setting: Setting, batch: Batch) -> list[Entry | Label]:
 
 
 def no_change(setting: Setting, batch: Batch) -> np.ndarray:
-    """Return, for every row, the newest label that has arrived by then, (n,); NaN before the first."""
+    """Return, for every row, the newest label that has arrived by then, (n,); NaN before the
+    first."""
     assert batch.labels is not None
     first = setting.split(batch)
     rows = np.arange(len(batch))
@@ -94,7 +115,9 @@ def no_change(setting: Setting, batch: Batch) -> np.ndarray:
     return np.where(newest >= 0, values[newest], np.nan)
 
 
-def pipeline_for(setting: Setting, base: Linear, learners: Sequence[Learner], guard: Guard | None = None) -> Pipeline:
+def pipeline_for(
+    setting: Setting, base: Linear, learners: Sequence[Learner], guard: Guard | None = None
+) -> Pipeline:
     """Make a pipeline, with the default guard if none is given."""
     return Pipeline(Supervised(setting.window), base, learners, guard, device="cpu")
 
@@ -117,7 +140,13 @@ class _Judge:
         actual = self.truth[row][None]  # (1, 1)
         experts = {**prediction.experts, "served": prediction.served}
         if prediction.id in self.delivered:
-            self.sums.add({name: abs(float(said[0, 0]) - float(actual[0, 0])) for name, said in experts.items()}, 1)
+            self.sums.add(
+                {
+                    name: abs(float(said[0, 0]) - float(actual[0, 0]))
+                    for name, said in experts.items()
+                },
+                1,
+            )
         experts["no-change"] = np.full((1, 1), self.plain[row])
         self.errors.add(experts, actual)
 
@@ -126,7 +155,9 @@ def _default() -> list[Learner]:
     return default_learners("regression")
 
 
-def measure(setting: Setting, batch: Batch, progress: Progress, learners: Learners = _default) -> Measured:
+def measure(
+    setting: Setting, batch: Batch, progress: Progress, learners: Learners = _default
+) -> Measured:
     """Run the default pipeline over the rest of the rows."""
     base = setting.fit(batch)
     items = items_of(setting, batch)

@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.scenarios.linkload_networks import Change, Fitting, OnlineNetwork, cfc, fit_change, lstm
+from benchmarks.scenarios.linkload_networks import (
+    Change,
+    Fitting,
+    OnlineNetwork,
+    cfc,
+    fit_change,
+    lstm,
+)
 from benchmarks.scenarios.linkload_stream import Loads, Traffic, generate, nobel_eu
 from benchmarks.scenarios.measure import (
     SEEDS,
@@ -69,7 +76,7 @@ learning (one Adam step an entry, rate 1e-3, gradient norm at most 1, back throu
 base, its state alive, from nothing; refit is an MLP fitted anew every {s.refit_every} entries. Learners start
 untrained, {s.warm_up} entries before the first judged one; what arrives is learned before the next forecast. The
 guard mixes for squared error.
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +101,39 @@ class Setting:
     def protocol(self) -> str:
         """State what the figures are."""
         hours, days = self.traffic.every // 12, self.traffic.days - self.traffic.train_days
-        return " ".join(PROTOCOL.format(s=self, t=self.traffic, f=self.fitting, hours=hours, days=days).split())
+        return " ".join(
+            PROTOCOL.format(s=self, t=self.traffic, f=self.fitting, hours=hours, days=days).split()
+        )
 
 
 def judged(setting: Setting, loads: Loads) -> range:
-    """Return the issue times that are judged: those whose next entry comes after the training days."""
+    """Return the issue times that are judged: those whose next entry comes after the training
+    days."""
     return range(loads.train - 1, len(loads.batch) - 1)
 
 
 def stream_of(setting: Setting, loads: Loads) -> list[Entry]:
-    """Return the entries to be observed: so that the first forecast is made `warm_up` entries before judging."""
+    """Return the entries to be observed: so that the first forecast is made `warm_up` entries
+    before judging."""
     first = judged(setting, loads).start - setting.warm_up - setting.window + 1
     if first < 0:
-        raise ValueError(f"{setting.name}: {setting.warm_up} entries to warm up, {first + setting.warm_up} there are")
+        raise ValueError(
+            f"{setting.name}: {setting.warm_up} entries to warm up, {first + setting.warm_up} "
+            f"there are"
+        )
     return list(loads.batch.entries())[first:]
 
 
 def fit(setting: Setting, loads: Loads, seed: int, make: Callable[..., Change] = cfc) -> Change:
     """Fit a network on the training days."""
     history = torch.from_numpy(loads.batch.values[: loads.train])
-    return fit_change(make(history.shape[1], setting.fitting, seed), history, setting.window, setting.fitting, seed)
+    return fit_change(
+        make(history.shape[1], setting.fitting, seed),
+        history,
+        setting.window,
+        setting.fitting,
+        seed,
+    )
 
 
 def frozen(network: Change, links: int) -> FrozenModel:
@@ -141,7 +161,12 @@ def experts(setting: Setting, cfc_network: Change, lstm_network: Change) -> list
 
 
 def pipeline_for(
-    setting: Setting, base: FrozenModel, chosen: Sequence[Learner], guard: Guard | None = None, *, seed: int = 0
+    setting: Setting,
+    base: FrozenModel,
+    chosen: Sequence[Learner],
+    guard: Guard | None = None,
+    *,
+    seed: int = 0,
 ) -> Pipeline:
     """Make a pipeline, with the default guard if none is given."""
     task = Forecast(setting.window, 1, loss="squared")
@@ -164,7 +189,9 @@ class _Judge:
             return  # nothing followed
         actual = self.values[t + 1].astype(np.float64)
         said = {**prediction.experts, "served": prediction.served}
-        squared = {name: np.square(row[0].astype(np.float64) - actual) for name, row in said.items()}
+        squared = {
+            name: np.square(row[0].astype(np.float64) - actual) for name, row in said.items()
+        }
         self.sums.add({name: float(cells.sum()) for name, cells in squared.items()}, len(actual))
         if t in self.judged:
             self.issued.append(t)
@@ -172,7 +199,8 @@ class _Judge:
 
 
 def after_failures(setting: Setting, loads: Loads, *, skip: int = 0) -> npt.NDArray[np.bool_]:
-    """Return which judged forecasts are of the `after` entries from a failure's own on, the first `skip` left out."""
+    """Return which judged forecasts are of the `after` entries from a failure's own on, the first
+    `skip` left out."""
     chosen = np.zeros(len(loads.batch), np.bool_)
     for at in loads.events:
         chosen[at + skip : at + setting.after] = True
@@ -194,13 +222,25 @@ def measure(
         learners = partial(make, setting, own, rival)
         pipeline = pipeline_for(setting, base, learners(), seed=seed)
         losses = _run(setting, loads, pipeline, of_seed(progress, seed))
-        parts = (slice(None), after_failures(setting, loads), after_failures(setting, loads, skip=1))
+        parts = (
+            slice(None),
+            after_failures(setting, loads),
+            after_failures(setting, loads, skip=1),
+        )
         runs.append(losses)
-        figures.append({name: [float(np.sqrt(of[part].mean())) for part in parts] for name, of in losses.items()})
+        figures.append(
+            {
+                name: [float(np.sqrt(of[part].mean())) for part in parts]
+                for name, of in losses.items()
+            }
+        )
     over = {
-        name: {m.key: mean_of([row[name][i] for row in figures]) for i, m in enumerate(MEASURES)} for name in figures[0]
+        name: {m.key: mean_of([row[name][i] for row in figures]) for i, m in enumerate(MEASURES)}
+        for name in figures[0]
     }
-    cost = cost_of(partial(pipeline_for, setting, base), learners, stream_of(setting, loads), COST_ENTRIES)
+    cost = cost_of(
+        partial(pipeline_for, setting, base), learners, stream_of(setting, loads), COST_ENTRIES
+    )
     start = judged(setting, loads).start + 1
     return Measured(
         setting.name, f"{setting.protocol()} {seeds_protocol(seeds)}", MEASURES, over,

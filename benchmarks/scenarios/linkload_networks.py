@@ -1,4 +1,5 @@
-"""The link loads' recurrent networks: fitted on the training days, frozen or learning on at every entry."""
+"""The link loads' recurrent networks: fitted on the training days, frozen or learning on at every
+entry."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ __all__ = ["Change", "Fitting", "OnlineNetwork", "cfc", "fit_change", "lstm"]
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """How a network is fitted on the training days: Adam on the squared error of windows in random order."""
+    """How a network is fitted on the training days: Adam on the squared error of windows in random
+    order."""
 
     units: int = 32
     epochs: int = 10
@@ -29,7 +31,8 @@ class Fitting:
 
 
 class Change(nn.Module):
-    """The last value plus what a recurrent network says about its change: (1, window, links) -> (1, 1, links).
+    """The last value plus what a recurrent network says about its change: (1, window, links) ->
+    (1, 1, links).
 
     Parameters
     ----------
@@ -98,7 +101,8 @@ def fit_change(model: Change, values: Tensor, window: int, fitting: Fitting, see
 
 
 class OnlineNetwork(Learner):
-    """A rival: a fitted network that goes on learning, one Adam step (squared error) on each matured forecast.
+    """A rival: a fitted network that goes on learning, one Adam step (squared error) on each
+    matured forecast.
 
     Parameters
     ----------

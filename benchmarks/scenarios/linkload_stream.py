@@ -51,8 +51,8 @@ class Traffic:
     days, train_days : int
         All of them, and those before the first failure.
     daily, half_daily : float
-        Amplitudes of the two sines of a pair's demand, in units of its mean; each pair's own is this times a number
-        drawn uniformly from [.5, 1.5].
+        Amplitudes of the two sines of a pair's demand, in units of its mean; each pair's own is
+        this times a number drawn uniformly from [.5, 1.5].
     jitter : float
         Standard deviation of the pairs' phases, in periods.
     noise : float
@@ -93,7 +93,8 @@ class Loads(NamedTuple):
 
 
 def nobel_eu() -> Network:
-    """Return SNDlib's nobel-eu: 28 cities, 41 links, 378 pairs (it ships in the package topohub)."""
+    """Return SNDlib's nobel-eu: 28 cities, 41 links, 378 pairs (it ships in the package
+    topohub)."""
     # topohub.get reads the same file, and leaves it open.
     packed = files("topohub").joinpath("data", "sndlib", "nobel-eu.json")
     read = json.loads(packed.read_text(encoding="utf-8"))
@@ -102,12 +103,17 @@ def nobel_eu() -> Network:
     links = [(edge["source"], edge["target"]) for edge in read["edges"]]
     for (a, b), edge in zip(links, read["edges"], strict=True):
         graph.add_edge(a, b, length=edge["dist"])
-    published = {(int(a), int(b)): float(d) for a, to in read["graph"]["demands"].items() for b, d in to.items()}
+    published = {
+        (int(a), int(b)): float(d)
+        for a, to in read["graph"]["demands"].items()
+        for b, d in to.items()
+    }
     return Network(graph, links, list(published), np.array(list(published.values())))
 
 
 def routing(network: Network, failed: tuple[int, ...] = ()) -> Array:
-    """Return (pairs, links), 1 where a pair's shortest path in km takes a link; `failed` links are taken by none."""
+    """Return (pairs, links), 1 where a pair's shortest path in km takes a link; `failed` links are
+    taken by none."""
     graph = network.graph.copy()
     graph.remove_edges_from(network.links[i] for i in failed)
     column = {frozenset(link): i for i, link in enumerate(network.links)}
@@ -120,11 +126,15 @@ def routing(network: Network, failed: tuple[int, ...] = ()) -> Array:
     return taken
 
 
-def failures(network: Network, count: int, failing: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+def failures(
+    network: Network, count: int, failing: int, rng: np.random.Generator
+) -> list[tuple[int, ...]]:
     """Draw `count` sets of links that fail together and leave every city reachable."""
     drawn: list[tuple[int, ...]] = []
     while len(drawn) < count:
-        chosen = tuple(sorted(int(i) for i in rng.choice(len(network.links), failing, replace=False)))
+        chosen = tuple(
+            sorted(int(i) for i in rng.choice(len(network.links), failing, replace=False))
+        )
         left = network.graph.copy()
         left.remove_edges_from(network.links[i] for i in chosen)
         if nx.is_connected(left):
@@ -139,7 +149,9 @@ def demands(network: Network, traffic: Traffic, rng: np.random.Generator) -> Arr
     level = np.ones((len(days), pairs))
     for cycles, amplitude in ((1, traffic.daily), (2, traffic.half_daily)):
         own = amplitude * rng.uniform(0.5, 1.5, pairs)
-        level += own * np.sin(2.0 * np.pi * (cycles * days + rng.normal(0.0, traffic.jitter, pairs)))
+        level += own * np.sin(
+            2.0 * np.pi * (cycles * days + rng.normal(0.0, traffic.jitter, pairs))
+        )
     level *= 1.0 + traffic.noise * rng.normal(size=level.shape)
     return np.maximum(level, 0.0) * network.demands
 
@@ -151,7 +163,9 @@ def generate(network: Network, traffic: Traffic, seed: int) -> Loads:
     train = traffic.train_days * traffic.entries_a_day
     events = tuple(range(train, len(asked), traffic.every))
     loads = asked @ routing(network)
-    for at, failed in zip(events, failures(network, len(events), traffic.failing, rng), strict=True):
+    for at, failed in zip(
+        events, failures(network, len(events), traffic.failing, rng), strict=True
+    ):
         loads[at : at + traffic.every] = asked[at : at + traffic.every] @ routing(network, failed)
     scaled = (loads - loads[:train].mean(axis=0)) / loads[:train].std(axis=0)
     times = START + ENTRY_NS * np.arange(len(scaled), dtype=np.int64)

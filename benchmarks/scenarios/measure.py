@@ -41,7 +41,8 @@ __all__ = [
 BLOCK = 500
 """Predictions over which `Measured.worst_block` compares an expert with the base."""
 TOLERANCE = 1e-5
-"""How far, relatively, the pipeline's own sums may be from ours: its losses are of float64, predictions of float32."""
+"""How far, relatively, the pipeline's own sums may be from ours: its losses are of float64,
+predictions of float32."""
 PART = " @ "
 """Stands between an expert and a part of a scenario."""
 SEEDS = (0, 1, 2)
@@ -90,7 +91,8 @@ def mean_of(figures: Sequence[float]) -> Figure:
 
 
 class Errors:
-    """The mean absolute error of every expert, one number per prediction, in the order they were made."""
+    """The mean absolute error of every expert, one number per prediction, in the order they were
+    made."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[float]] = {}
@@ -110,13 +112,15 @@ class Errors:
         arrays = {name: np.array(row) for name, row in self.rows.items()}
         if len({len(a) for a in arrays.values()}) != 1:
             raise ValueError(
-                f"experts were judged on different predictions: { {k: len(a) for k, a in arrays.items()} }"
+                f"experts were judged on different predictions: "
+                f"{ {k: len(a) for k, a in arrays.items()} }"
             )
         return arrays
 
 
 class Sums:
-    """Our own count of what the pipeline counts: every expert's loss, summed over the cells whose target is known."""
+    """Our own count of what the pipeline counts: every expert's loss, summed over the cells whose
+    target is known."""
 
     def __init__(self) -> None:
         self.of: dict[str, float] = {}
@@ -131,14 +135,16 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """CPU time per entry, one thread, in ms: the mean over some hundred entries after as many to warm up.
+    """CPU time per entry, one thread, in ms: the mean over some hundred entries after as many to
+    warm up.
 
     Attributes
     ----------
     base, full : float, ms
         A pipeline with the frozen base alone; the whole pipeline.
     learners : dict of str to float, ms
-        What each learner adds to the base-only pipeline when it is the only one, nothing being mixed.
+        What each learner adds to the base-only pipeline when it is the only one, nothing being
+        mixed.
     """
 
     base: float
@@ -159,7 +165,8 @@ class Measured:
     mixed : tuple of str
         The experts that the guard mixed; the other rows stand beside the mixture.
     losses : dict of str to ndarray, (predictions,)
-        Expert -> loss of each prediction, the mean over the seeds. Empty where there is no such thing.
+        Expert -> loss of each prediction, the mean over the seeds. Empty where there is no such
+        thing.
     loss : str
         What these losses are, in words.
     marks : tuple of int
@@ -184,10 +191,18 @@ class Measured:
 
     @classmethod
     def of_errors(
-        cls, name: str, protocol: str, runs: Sequence[Losses], mixed: tuple[str, ...], cost: Cost | None = None
+        cls,
+        name: str,
+        protocol: str,
+        runs: Sequence[Losses],
+        mixed: tuple[str, ...],
+        cost: Cost | None = None,
     ) -> Measured:
         """Mean absolute errors of every prediction, one run per seed."""
-        figures = {expert: {MAE.key: mean_of([float(run[expert].mean()) for run in runs])} for expert in runs[0]}
+        figures = {
+            expert: {MAE.key: mean_of([float(run[expert].mean()) for run in runs])}
+            for expert in runs[0]
+        }
         return cls(name, protocol, (MAE,), figures, mixed, losses=over_seeds(runs), cost=cost)
 
     @property
@@ -215,26 +230,35 @@ class Measured:
         return ranked[-1] if chosen.higher else ranked[0]
 
     def worst_block(self, name: str) -> float | None:
-        """Largest ratio of an expert's loss to the base's over the blocks of `BLOCK` predictions."""
+        """Largest ratio of an expert's loss to the base's over the blocks of `BLOCK`
+        predictions."""
         if not self.losses:
             return None
         starts = np.arange(0, len(self.losses["base"]), BLOCK)
         if len(starts) > 1 and len(self.losses["base"]) - starts[-1] < BLOCK // 2:
             starts = starts[:-1]  # a short rest joins the block before it
-        ratio = np.add.reduceat(self.losses[name], starts) / np.add.reduceat(self.losses["base"], starts)
+        ratio = np.add.reduceat(self.losses[name], starts) / np.add.reduceat(
+            self.losses["base"], starts
+        )
         return float(np.sqrt(ratio.max()) if self.root else ratio.max())
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures, the protocol and, where anything is random, the spreads.
 
-        An expert's value is a number, or ``{measure: number}`` where the scenario has several measures. ``spread``
-        holds, in the same form, the experts whose figures differ between the seeds; ``details`` the figures of parts.
+        An expert's value is a number, or ``{measure: number}`` where the scenario has several
+        measures. ``spread`` holds, in the same form, the experts whose figures differ between the
+        seeds; ``details`` the figures of parts.
         """
         spreads = {
-            name: {m.key: row[m.key].spread for m in self.measures if row[m.key].spread is not None}
+            name: {
+                m.key: row[m.key].spread for m in self.measures if row[m.key].spread is not None
+            }
             for name, row in self.figures.items()
         }
-        means = {name: {m.key: row[m.key].mean for m in self.measures} for name, row in self.figures.items()}
+        means = {
+            name: {m.key: row[m.key].mean for m in self.measures}
+            for name, row in self.figures.items()
+        }
         said: dict[str, Any] = {name: self._flat(row) for name, row in means.items()}
         said["protocol"] = self.protocol
         if self.details:
@@ -249,7 +273,9 @@ class Measured:
 
 def over_seeds(runs: Sequence[Losses]) -> Losses:
     """Average the losses of each prediction over the runs."""
-    return {name: np.mean([run[name] for run in runs], axis=0, dtype=np.float64) for name in runs[0]}
+    return {
+        name: np.mean([run[name] for run in runs], axis=0, dtype=np.float64) for name in runs[0]
+    }
 
 
 def of_seed(progress: Progress, seed: int) -> Progress:
@@ -260,13 +286,19 @@ def of_seed(progress: Progress, seed: int) -> Progress:
 def seeds_protocol(seeds: Sequence[int]) -> str:
     """Say what a figure and its spread are."""
     listed = ", ".join(map(str, seeds))
-    return f"Figures are means over seeds {listed}; spread: the standard deviation over them (n - 1)."
+    return (
+        f"Figures are means over seeds {listed}; spread: the standard deviation over them (n - 1)."
+    )
 
 
 def drive(
-    pipeline: Pipeline, items: Sequence[Entry | Label], judge: Callable[[Prediction], None], progress: Progress
+    pipeline: Pipeline,
+    items: Sequence[Entry | Label],
+    judge: Callable[[Prediction], None],
+    progress: Progress,
 ) -> None:
-    """Run all items through the pipeline, one at a time, and judge every prediction; tell how far it is."""
+    """Run all items through the pipeline, one at a time, and judge every prediction; tell how far
+    it is."""
     told = time.monotonic()
     for i, item in enumerate(items):
         for prediction in pipeline.observe([item]):
@@ -277,7 +309,8 @@ def drive(
 
 
 class Judge(Protocol):
-    """Compares predictions with the data: called with each; `issued` are the rows judged, `sums` what matures."""
+    """Compares predictions with the data: called with each; `issued` are the rows judged, `sums`
+    what matures."""
 
     issued: list[int]
     sums: Sums
@@ -286,9 +319,15 @@ class Judge(Protocol):
 
 
 def judge_all(
-    name: str, pipeline: Pipeline, items: Sequence[Entry | Label], judge: Judge, expected: range, progress: Progress
+    name: str,
+    pipeline: Pipeline,
+    items: Sequence[Entry | Label],
+    judge: Judge,
+    expected: range,
+    progress: Progress,
 ) -> None:
-    """Drive a pipeline, and check that just the `expected` rows were judged and that it counted as the data say.
+    """Drive a pipeline, and check that just the `expected` rows were judged and that it counted as
+    the data say.
 
     Raises
     ------
@@ -297,19 +336,23 @@ def judge_all(
     """
     drive(pipeline, items, judge, progress)
     if judge.issued != list(expected):
-        raise AssertionError(f"{name}: {len(judge.issued)} predictions were judged, expected those of {expected}")
+        raise AssertionError(
+            f"{name}: {len(judge.issued)} predictions were judged, expected those of {expected}"
+        )
     cross_check(pipeline, judge.sums)
 
 
 def cross_check(pipeline: Pipeline, sums: Sums) -> None:
     """Compare our sums of losses over the matured cells with what the pipeline counted itself.
 
-    A cell that an absurd value reaches is in our sums only (`Stats.absurd`): the pipeline may then have counted fewer.
+    A cell that an absurd value reaches is in our sums only (`Stats.absurd`): the pipeline may then
+    have counted fewer.
 
     Raises
     ------
     AssertionError
-        If they differ: then either the pipeline or the benchmark judges by something else than it says.
+        If they differ: then either the pipeline or the benchmark judges by something else than it
+        says.
     """
     for name, total in sums.of.items():
         counted, at = pipeline.stats.loss_sum[name], pipeline.stats.loss_cells[name]
@@ -317,7 +360,8 @@ def cross_check(pipeline: Pipeline, sums: Sums) -> None:
         differs = at != sums.cells or abs(counted - total) > TOLERANCE * abs(total)
         if differs and (absurd == 0 or at >= sums.cells):
             raise AssertionError(
-                f"{name}: the pipeline counted {counted:.9g} in {at} cells, the data say {total:.9g} in {sums.cells}"
+                f"{name}: the pipeline counted {counted:.9g} in {at} cells, the data say "
+                f"{total:.9g} in {sums.cells}"
             )
 
 
@@ -333,14 +377,18 @@ def cost_of(
         return cost_per_entry(make(chosen, guard), items, entries)
 
     alone = timed([], NoGuard())
-    each = {" / ".join(learner.names): timed([learner], NoGuard()) - alone for learner in learners()}
+    each = {
+        " / ".join(learner.names): timed([learner], NoGuard()) - alone for learner in learners()
+    }
     return Cost(alone, timed(learners(), None), each)
 
 
 def cost_per_entry(pipeline: Pipeline, items: Sequence[Entry | Label], entries: int) -> float:
-    """Return the mean CPU time of an entry in ms, the labels that came since the entry before it included.
+    """Return the mean CPU time of an entry in ms, the labels that came since the entry before it
+    included.
 
-    The first half of the `entries` predicted warms up. Process time, so that a shared machine counts only our share.
+    The first half of the `entries` predicted warms up. Process time, so that a shared machine
+    counts only our share.
     """
     times: list[float] = []
     since = 0.0

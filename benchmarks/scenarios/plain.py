@@ -1,4 +1,5 @@
-"""Scenarios that come as rows of figures alone: what they are called elsewhere, put as every scenario's are."""
+"""Scenarios that come as rows of figures alone: what they are called elsewhere, put as every
+scenario's are."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Rows = Mapping[str, Mapping[str, float]]
 
 
 def of_digits(name: str, folder: Path, progress: Progress) -> Measured:
-    """Measure test-time adaptation: one measure, a frozen base, and rows that stand beside the mixture."""
+    """Measure test-time adaptation: one measure, a frozen base, and rows that stand beside the
+    mixture."""
     del folder  # the images ship in scikit-learn
     return digits_measured(name, digits.measure(name, progress))
 
@@ -26,7 +28,9 @@ def digits_measured(name: str, rows: Rows) -> Measured:
     named = {_based(row): _figure(figure) for row, figure in rows.items()}
     experts = {row: {ACCURACY.key: figure} for row, figure in named.items() if PART not in row}
     details = {row: figure for row, figure in named.items() if PART in row}
-    mixed = tuple(row for row in experts if row != "served" and not row.endswith(f"-{digits.BATCH}"))
+    mixed = tuple(
+        row for row in experts if row != "served" and not row.endswith(f"-{digits.BATCH}")
+    )
     protocol = f"{name}: {digits.PROTOCOLS[name]} base: the source network, unadapted."
     return Measured(name, protocol, (ACCURACY,), experts, mixed, details=details)
 
@@ -38,13 +42,15 @@ def _based(row: str) -> str:
 
 
 def of_dictionary(name: str, folder: Path, progress: Progress) -> Measured:
-    """Measure the recovery of a dictionary: a measure for each number of entries seen; nothing is adapted."""
+    """Measure the recovery of a dictionary: a measure for each number of entries seen; nothing is
+    adapted."""
     del folder  # the entries are drawn
     return dictionary_measured(name, dictionary.measure(name, progress))
 
 
 def dictionary_measured(name: str, rows: Rows) -> Measured:
-    """Split ``"<method>, <entries>"`` into expert and measure; the rival's settings go to the protocol."""
+    """Split ``"<method>, <entries>"`` into expert and measure; the rival's settings go to the
+    protocol."""
     figures: dict[str, dict[str, Figure]] = {}
     measures: dict[str, Measure] = {}
     settings = ""

@@ -1,1 +1,2 @@
-"""Sources and sinks for streamadapt: Kafka, files, and the codecs that turn their records into entries."""
+"""Sources and sinks for streamadapt: Kafka, files, and the codecs that turn their records into
+entries."""

@@ -1,14 +1,17 @@
-"""Checkpoints and keys in an object store, or any other file system that fsspec knows: ``s3://bucket/state``.
+"""Checkpoints and keys in an object store, or any other file system that fsspec knows:
+``s3://bucket/state``.
 
-The layout is that of a folder on disk, file by file. A folder cannot be renamed here, so a checkpoint's files are
-written under its number first and its manifest last: a checkpoint exists if its manifest does, and leftovers without
-one are never read. It is removed manifest first. An object store has a file whole or not at all; where fsspec writes
-into true files (``local``, ``sftp``, ``smb``), which a crash can tear, the manifest is written aside and renamed.
+The layout is that of a folder on disk, file by file. A folder cannot be renamed here, so a
+checkpoint's files are written under its number first and its manifest last: a checkpoint exists if
+its manifest does, and leftovers without one are never read. It is removed manifest first. An
+object store has a file whole or not at all; where fsspec writes into true files (``local``,
+``sftp``, ``smb``), which a crash can tear, the manifest is written aside and renamed.
 
-Ownership goes by fencing tokens alone (`streamadapt.state.fence`): whoever comes takes over. Tokens and manifests are written
-so that they replace nothing (``mode="create"``): S3, Google and Azure refuse in one step what is there already. Where
-fsspec can only look first and write then, or a server ignores the wish, two could create the same token at the same
-instant: the later one's word stands in it, the earlier one reads that before it writes a manifest, and is fenced.
+Ownership goes by fencing tokens alone (`streamadapt.state.fence`): whoever comes takes over.
+Tokens and manifests are written so that they replace nothing (``mode="create"``): S3, Google and
+Azure refuse in one step what is there already. Where fsspec can only look first and write then, or
+a server ignores the wish, two could create the same token at the same instant: the later one's
+word stands in it, the earlier one reads that before it writes a manifest, and is fenced.
 """
 
 from __future__ import annotations
@@ -80,7 +83,8 @@ class _FileSystem:
 
     @property
     def tears(self) -> bool:
-        """Whether a file is there before it is whole: those that are sent in one piece have their own way to do it."""
+        """Whether a file is there before it is whole: those that are sent in one piece have their
+        own way to do it."""
         from fsspec import AbstractFileSystem
 
         # Of the instance: fsspec hangs the methods of asynchronous drivers on that.
@@ -93,7 +97,8 @@ class _FileSystem:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Turn what a driver raises, which need not be an `OSError`, into one; keep what is missing or there apart."""
+        """Turn what a driver raises, which need not be an `OSError`, into one; keep what is
+        missing or there apart."""
         try:
             yield
         except (*_MISSING, FileExistsError) as error:
@@ -108,8 +113,9 @@ class _FileSystem:
 class ObjectFolder(Folder):
     """A prefix of an object store, or a folder of any file system that fsspec knows.
 
-    Options of the driver, such as the endpoint of an S3 that is not Amazon's, come from fsspec's own configuration
-    (``FSSPEC_S3_ENDPOINT_URL``), credentials from wherever the driver looks for them.
+    Options of the driver, such as the endpoint of an S3 that is not Amazon's, come from fsspec's
+    own configuration (``FSSPEC_S3_ENDPOINT_URL``), credentials from wherever the driver looks for
+    them.
 
     Parameters
     ----------
@@ -134,7 +140,9 @@ class ObjectFolder(Folder):
         self._system = _FileSystem(url)
         self._below = ""
         self.path = without_credentials(url if url.endswith("://") else url.rstrip("/"))
-        self._whole: set[int] = set()  # checkpoints whose manifest was seen: only their owner removes one
+        self._whole: set[int] = (
+            set()
+        )  # checkpoints whose manifest was seen: only their owner removes one
 
     @property
     def name(self) -> str:
@@ -215,7 +223,11 @@ class ObjectFolder(Folder):
         return sorted(number for number, whole in self._look().items() if whole)
 
     def publish(
-        self, number: int, files: Mapping[str, bytes], check: Callable[[], None], step: Callable[[str], None]
+        self,
+        number: int,
+        files: Mapping[str, bytes],
+        check: Callable[[], None],
+        step: Callable[[str], None],
     ) -> None:
         """Write the files, and the manifest last: with it the checkpoint appears."""
         folder = self.child(numbered(number))
@@ -297,7 +309,9 @@ class ObjectFolder(Folder):
     def _look(self) -> dict[int, bool]:
         """Return number -> whether its manifest is there."""
         found = sorted(int(name) for name in self._list() if NUMBERED.fullmatch(name))
-        self._whole = {number for number in found if number in self._whole or self._has_manifest(number)}
+        self._whole = {
+            number for number in found if number in self._whole or self._has_manifest(number)
+        }
         return {number: number in self._whole for number in found}
 
     def _has_manifest(self, number: int) -> bool:
@@ -324,4 +338,6 @@ def _cure(scheme: str) -> str:
 def _text(error: BaseException) -> str:
     if type(error) is OSError:  # says what it is
         return scrubbed(without_credentials(str(error)))
-    return scrubbed(without_credentials(": ".join(filter(None, (type(error).__name__, str(error))))))
+    return scrubbed(
+        without_credentials(": ".join(filter(None, (type(error).__name__, str(error)))))
+    )

@@ -1,4 +1,5 @@
-"""Looking at checkpoints, and going back to one: ``streamadapt checkpoint list|inspect|rollback``."""
+"""Looking at checkpoints, and going back to one:
+``streamadapt checkpoint list|inspect|rollback``."""
 
 from __future__ import annotations
 
@@ -36,30 +37,39 @@ def stores(path: str) -> dict[str, CheckpointStore]:
     try:
         folders = [root.child(name) for name in root.folders()]
     except OSError as exc:
-        raise CheckpointError(f"{root}: cannot be read as a folder of checkpoints: {exc.strerror or exc}") from exc
+        raise CheckpointError(
+            f"{root}: cannot be read as a folder of checkpoints: {exc.strerror or exc}"
+        ) from exc
     for candidates in ([root], folders):
         found = [store for store in map(CheckpointStore, candidates) if store.sequences()]
         if found:
             return {store.folder.name: store for store in found}
-    raise CheckpointError(f"{root}: no checkpoints here; give the config's checkpoint.path or a folder in it")
+    raise CheckpointError(
+        f"{root}: no checkpoints here; give the config's checkpoint.path or a folder in it"
+    )
 
 
 def _one_store(path: str) -> CheckpointStore:
     """Return the only partition's checkpoints; `CheckpointError` if there are several."""
     found = stores(path)
     if len(found) > 1:
-        raise CheckpointError(f"{folder_of(path)}: several partitions ({', '.join(found)}); give the folder of one")
+        raise CheckpointError(
+            f"{folder_of(path)}: several partitions ({', '.join(found)}); give the folder of one"
+        )
     return next(iter(found.values()))
 
 
 def _check_there(store: CheckpointStore, sequence: int) -> None:
     there = store.sequences()
     if sequence not in there:
-        raise CheckpointError(f"{store.folder}: no checkpoint {sequence}; there are {', '.join(map(str, there))}")
+        raise CheckpointError(
+            f"{store.folder}: no checkpoint {sequence}; there are {', '.join(map(str, there))}"
+        )
 
 
 def listed(path: str) -> Iterator[dict[str, Any]]:
-    """Describe every checkpoint, oldest first within its partition; one that is damaged says why."""
+    """Describe every checkpoint, oldest first within its partition; one that is damaged says
+    why."""
     for name, store in stores(path).items():
         for sequence in store.sequences():
             try:
@@ -74,7 +84,9 @@ def described(info: CheckpointInfo) -> dict[str, Any]:
         "sequence": info.sequence,
         "written": datetime.fromtimestamp(info.time_ns / 1e9, UTC).isoformat(timespec="seconds"),
         "size_bytes": info.size_bytes,
-        "positions": {f"{at.stream}[{at.partition}]": offset for at, offset in info.positions.items()},
+        "positions": {
+            f"{at.stream}[{at.partition}]": offset for at, offset in info.positions.items()
+        },
         "entries": info.summary.get("entries"),
         "config_digest": info.config_digest,
         "streamadapt": info.version,
@@ -86,7 +98,9 @@ def listing(rows: list[dict[str, Any]]) -> Table:
     table = Table("partition", "checkpoint", "written (UTC)", "KiB", "entries", "next offsets")
     for row in rows:
         if "problem" in row:
-            table.add_row(row["partition"], str(row["sequence"]), f"damaged: {row['problem']}", "", "", "")
+            table.add_row(
+                row["partition"], str(row["sequence"]), f"damaged: {row['problem']}", "", "", ""
+            )
             continue
         positions = ", ".join(f"{at} {offset}" for at, offset in row["positions"].items())
         written = row["written"].removesuffix("+00:00").replace("T", " ")
@@ -102,7 +116,8 @@ def inspected(path: str, sequence: int | None = None) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        If there is none of that number, or it is damaged: the manifest itself, or a file that is not what it says.
+        If there is none of that number, or it is damaged: the manifest itself, or a file that is
+        not what it says.
     """
     store = _one_store(path)
     sequence = store.sequences()[-1] if sequence is None else sequence
@@ -111,7 +126,12 @@ def inspected(path: str, sequence: int | None = None) -> dict[str, Any]:
         info = store.verified(sequence)
     except DamagedError as exc:
         raise CheckpointError(f"{store.folder}: checkpoint {sequence} is damaged: {exc}") from exc
-    return {**described(info), "path": str(info.path), "settings": info.settings, "summary": info.summary}
+    return {
+        **described(info),
+        "path": str(info.path),
+        "settings": info.settings,
+        "summary": info.summary,
+    }
 
 
 def rolled_back(path: str, sequence: int) -> list[int]:
@@ -120,7 +140,8 @@ def rolled_back(path: str, sequence: int) -> list[int]:
     Raises
     ------
     CheckpointError
-        If it is not there or damaged (nothing is removed then), or an engine is running on the folder.
+        If it is not there or damaged (nothing is removed then), or an engine is running on the
+        folder.
     """
     store = _one_store(path)
     _check_there(store, sequence)
@@ -131,7 +152,8 @@ def rolled_back(path: str, sequence: int) -> list[int]:
 
 
 def resumable(config: Config) -> list[dict[str, Any]]:
-    """Say, of each partition that has checkpoints on this machine, whether a config goes on from the newest whole one.
+    """Say, of each partition that has checkpoints on this machine, whether a config goes on from
+    the newest whole one.
 
     What lies in an object store is not asked for: a check connects to nothing.
     """
@@ -162,4 +184,9 @@ def _resumed(store: CheckpointStore, config: Config) -> dict[str, Any]:
         found |= {"sequence": sequence, "resumes": not problem, "problem": problem}
         return found | ({"damaged": damaged} if damaged else {})
     newest = max(damaged)
-    return found | {"sequence": newest, "resumes": False, "problem": "none can be read", "damaged": damaged}
+    return found | {
+        "sequence": newest,
+        "resumes": False,
+        "problem": "none can be read",
+        "damaged": damaged,
+    }

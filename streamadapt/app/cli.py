@@ -1,4 +1,5 @@
-"""Where the command starts and ends: signals before the first import that takes long, and the exit code."""
+"""Where the command starts and ends: signals before the first import that takes long, and the exit
+code."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line of this process."""
-    # Nothing is open before a command takes over, and an exception out of a half-done import is nothing to look at.
+    # Nothing is open before a command takes over, and an exception out of a half-done import is
+    # nothing to look at.
     for number in STOPPING:
         signal.signal(number, leave)
     _fill_closed_streams()
@@ -36,7 +38,8 @@ def main() -> None:
 
 
 def _fill_closed_streams() -> None:
-    """Put something in place of a standard stream that is closed: else the next file that is opened would be it."""
+    """Put something in place of a standard stream that is closed: else the next file that is
+    opened would be it."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -39,7 +39,9 @@ LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
     if version:
         tell(__version__)
         raise typer.Exit
@@ -53,10 +55,11 @@ def run(
     log_level: LogLevel = "info",
     as_json: AsJson = False,
 ) -> None:
-    """Run the main job until it is stopped (SIGINT or SIGTERM drain and checkpoint), or a finite source ends.
+    """Run the main job until it is stopped (SIGINT or SIGTERM drain and checkpoint), or a finite
+    source ends.
 
-    Exit code 2: the config is wrong; 3: nearly all records were refused (limits.max_bad_share), or nothing was
-    predicted or learned from what was read; 1: any other failure.
+    Exit code 2: the config is wrong; 3: nearly all records were refused (limits.max_bad_share), or
+    nothing was predicted or learned from what was read; 1: any other failure.
     """
     setup_logging(log_level, as_json=log_json)
     from streamadapt.app.running import run_config
@@ -69,7 +72,10 @@ def run(
 
 @app.command()
 def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Say what is wrong with a config, without connecting anywhere. Exit code 2 if something is."""
+    """Say what is wrong with a config, without connecting anywhere.
+
+    Exit code 2 if something is.
+    """
     from streamadapt.app.checkpoints import resumable
     from streamadapt.build import check_config, look_at_files
     from streamadapt.config.secret_files import literal_secrets
@@ -91,7 +97,12 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
     there = resumable(loaded)
     if as_json:
         more = {"files": files, "warnings": warnings, "checkpoints": there}
-        tell(json.dumps({"ok": True, "experts": experts} | {name: found for name, found in more.items() if found}))
+        tell(
+            json.dumps(
+                {"ok": True, "experts": experts}
+                | {name: found for name, found in more.items() if found}
+            )
+        )
         return
     for warning in warnings:
         _say(f"warning: {warning}")
@@ -99,7 +110,10 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
         _tell_file(one)
     for one in there:
         for sequence, why in one.get("damaged", {}).items():
-            _say(f"warning: {one['partition']}, checkpoint {sequence}: damaged, and will be passed over: {why}")
+            _say(
+                f"warning: {one['partition']}, checkpoint {sequence}: damaged, and will be "
+                f"passed over: {why}"
+            )
         place = f"{one['partition']}, checkpoint {one['sequence']}"
         if one["resumes"]:
             tell(f"goes on from {place}")
@@ -120,7 +134,9 @@ def _tell_file(found: dict[str, Any]) -> None:
 
 @app.command()
 def init(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The file to write.")] = Path("streamadapt.toml"),
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The file to write.")] = Path(
+        "streamadapt.toml"
+    ),
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented config to start from."""
@@ -132,20 +148,34 @@ def init(
         raise ConfigError("config", str(config), "a file that does not exist yet, or --force")
     text = files("streamadapt.app").joinpath("template.toml").read_bytes()
     if not Path(os.path.realpath(config)).parent.is_dir():
-        raise ConfigError("config", str(config), "a file that can be written, in a folder that is there")
+        raise ConfigError(
+            "config", str(config), "a file that can be written, in a folder that is there"
+        )
     try:
         write_whole(check_output("config", config, {}), text)
     except ConnectorError as error:
-        raise ConfigError("config", str(config), f"a file that can be written ({error})") from error
-    tell(f"wrote {config}; edit it (streamadapt config TABLE explains the keys), then: streamadapt check {config}")
+        raise ConfigError(
+            "config", str(config), f"a file that can be written ({error})"
+        ) from error
+    tell(
+        f"wrote {config}; edit it (streamadapt config TABLE explains the keys), then: "
+        f"streamadapt check {config}"
+    )
 
 
 @app.command("config")
 def explain(
-    table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="Such as source, or learners.rls.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole page of the docs.")] = False,
+    table: Annotated[
+        str | None, typer.Argument(metavar="[TABLE]", help="Such as source, or learners.rls.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the whole page of the docs.")
+    ] = False,
 ) -> None:
-    """Explain the keys of a config: type, default, meaning and an example. Without a table: which tables there are."""
+    """Explain the keys of a config: type, default, meaning and an example.
+
+    Without a table: which tables there are.
+    """
     from streamadapt.app.config_page import config_index, config_markdown, config_text
 
     if markdown:
@@ -157,19 +187,32 @@ def explain(
 @app.command()
 def fit(  # noqa: PLR0913 - each is an option of the command
     config: ConfigPath,
-    history: Annotated[Path, typer.Argument(metavar="HISTORY", help="CSV or JSONL (.gz too), oldest first.")],
-    labels: Annotated[Path | None, typer.Option(help="Labels that came apart from their entries.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; default: the config's base.weights.")] = None,
+    history: Annotated[
+        Path, typer.Argument(metavar="HISTORY", help="CSV or JSONL (.gz too), oldest first.")
+    ],
+    labels: Annotated[
+        Path | None, typer.Option(help="Labels that came apart from their entries.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; default: the config's base.weights.")
+    ] = None,
     ridge: Annotated[float, typer.Option(help="Penalty, in scaled units.")] = 0.1,
-    raw_window: Annotated[bool, typer.Option(help="Forecasts: do not subtract the last value.")] = False,
-    shared_scale: Annotated[bool, typer.Option(help="Forecasts: one scale for all channels.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Fit also where most of the history was refused.")] = False,
+    raw_window: Annotated[
+        bool, typer.Option(help="Forecasts: do not subtract the last value.")
+    ] = False,
+    shared_scale: Annotated[
+        bool, typer.Option(help="Forecasts: one scale for all channels.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Fit also where most of the history was refused.")
+    ] = False,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the built-in linear base on a history file, with the config's task and fields.
 
-    Exit code 3, and nothing is written: fewer than half of the rows, or of the labels, can be used (see --force).
+    Exit code 3, and nothing is written: fewer than half of the rows, or of the labels, can be used
+    (see --force).
     """
     from streamadapt.app.fitting import fit_base
 
@@ -191,18 +234,27 @@ def fit(  # noqa: PLR0913 - each is an option of the command
 @app.command()
 def replay(
     config: ConfigPath,
-    history: Annotated[Path, typer.Argument(metavar="FILE", help="Entries: CSV or JSONL (.gz too).")],
-    labels: Annotated[Path | None, typer.Option(help="Labels that came apart from their entries.")] = None,
+    history: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Entries: CSV or JSONL (.gz too).")
+    ],
+    labels: Annotated[
+        Path | None, typer.Option(help="Labels that came apart from their entries.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Predictions (JSONL), in place of what is there; default: none are written.")
+        Path | None,
+        typer.Option(
+            help="Predictions (JSONL), in place of what is there; default: none are written."
+        ),
     ] = None,
     settings: Settings = None,
     log_level: LogLevel = "warning",
     as_json: AsJson = False,
 ) -> None:
-    """Backtest a config on a file at full speed, through the same engine; no checkpoint is read or written.
+    """Backtest a config on a file at full speed, through the same engine; no checkpoint is read or
+    written.
 
-    Exit code 3: nothing was predicted or learned from what was read. Only a replay that ends replaces earlier results.
+    Exit code 3: nothing was predicted or learned from what was read. Only a replay that ends
+    replaces earlier results.
     """
     setup_logging(log_level, as_json=False)
     from streamadapt.app.replaying import replay_config
@@ -217,12 +269,21 @@ def demo(
     speed: Annotated[
         float | None, typer.Option(help="Entries a second, to watch; default: as fast as it goes.")
     ] = None,
-    labels: Annotated[str, typer.Option(help="all (6 hours late) or sparse (four a day, 6 hours late).")] = "all",
-    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")] = None,
+    labels: Annotated[
+        str, typer.Option(help="all (6 hours late) or sparse (four a day, 6 hours late).")
+    ] = "all",
+    as_json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Stream only so many readings.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep config, base, checkpoints and logs in this folder.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep config, base, checkpoints and logs in this folder.")
+    ] = None,
 ) -> None:
-    """Keep a glucose sensor's calibration right, through an embedded Kafka broker. Nothing to set up."""
+    """Keep a glucose sensor's calibration right, through an embedded Kafka broker.
+
+    Nothing to set up.
+    """
     from streamadapt.app.demo.run import run_demo
 
     with interruptible(_say):
@@ -230,21 +291,29 @@ def demo(
     raise typer.Exit(code)
 
 
-checkpoint = typer.Typer(help="Look at checkpoints, and go back to an earlier one.", no_args_is_help=True)
+checkpoint = typer.Typer(
+    help="Look at checkpoints, and go back to an earlier one.", no_args_is_help=True
+)
 app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(dlq, name="dlq")
 
-StatePath = Annotated[str, typer.Argument(metavar="PATH", help="checkpoint.path, or one partition's folder in it.")]
+StatePath = Annotated[
+    str, typer.Argument(metavar="PATH", help="checkpoint.path, or one partition's folder in it.")
+]
 
 
 @checkpoint.command("list")
 def list_checkpoints(path: StatePath, as_json: AsJson = False) -> None:
-    """Show every checkpoint of every partition, from the manifests alone; inspect checks the files."""
+    """Show every checkpoint of every partition, from the manifests alone; inspect checks the
+    files."""
     from rich.console import Console
 
     from streamadapt.app.checkpoints import listed, listing
 
-    rows = [{k: scrubbed(v) if isinstance(v, str) else v for k, v in row.items()} for row in listed(path)]
+    rows = [
+        {k: scrubbed(v) if isinstance(v, str) else v for k, v in row.items()}
+        for row in listed(path)
+    ]
     if as_json:
         tell(json.dumps(rows))
     else:
@@ -254,9 +323,12 @@ def list_checkpoints(path: StatePath, as_json: AsJson = False) -> None:
 @checkpoint.command("inspect")
 def inspect_checkpoint(
     path: StatePath,
-    sequence: Annotated[int | None, typer.Argument(metavar="[CHECKPOINT]", help="Default: the newest.")] = None,
+    sequence: Annotated[
+        int | None, typer.Argument(metavar="[CHECKPOINT]", help="Default: the newest.")
+    ] = None,
 ) -> None:
-    """Check one checkpoint's files, and print what it tells as JSON: positions, losses, guard weights, health."""
+    """Check one checkpoint's files, and print what it tells as JSON: positions, losses, guard
+    weights, health."""
     from streamadapt.app.checkpoints import inspected
 
     tell(json.dumps(inspected(path, sequence), indent=2))
@@ -268,12 +340,16 @@ def roll_back(
     sequence: Annotated[int, typer.Argument(metavar="CHECKPOINT", help="The one to go back to.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Remove what is newer than a checkpoint: the next start resumes from it and reads again what came after."""
+    """Remove what is newer than a checkpoint: the next start resumes from it and reads again what
+    came after."""
     from streamadapt.app.checkpoints import rolled_back
     from streamadapt.state.folder import folder_of
 
     if not yes:
-        typer.confirm(f"Remove every checkpoint in {folder_of(path)} that is newer than {sequence}?", abort=True)
+        typer.confirm(
+            f"Remove every checkpoint in {folder_of(path)} that is newer than {sequence}?",
+            abort=True,
+        )
     removed = rolled_back(path, sequence)
     tell(f"back at {sequence}; removed {', '.join(map(str, removed)) or 'nothing'}")
 
@@ -283,11 +359,17 @@ def _tell_fit(result: dict[str, Any], *, as_json: bool) -> None:
 
     refused, problem = result.pop("refused"), result.pop("problem")
     if as_json:
-        tell(json.dumps(result if problem is None else {**result, "problem": problem, "refused": refused}))
+        tell(
+            json.dumps(
+                result if problem is None else {**result, "problem": problem, "refused": refused}
+            )
+        )
         return
     if problem is not None:
         tell_loud(safe(problem))
-    text = f"fitted on {result['rows']} rows ({result['skipped']} refused), wrote {result['weights']}"
+    text = (
+        f"fitted on {result['rows']} rows ({result['skipped']} refused), wrote {result['weights']}"
+    )
     tell("\n".join([text, *refused_lines(refused)]))
 
 
@@ -301,7 +383,8 @@ def _tell_summary(summary: dict[str, Any], *, as_json: bool) -> int:
         facts = None if problem is None else problem.facts
         if problem is not None:
             _say(safe(problem.text))
-        # Facts of this run alone are left out: a run that was stopped and resumed says the same in the end.
+        # Facts of this run alone are left out: a run that was stopped and resumed says the same in
+        # the end.
         shown = {name: value for name, value in summary.items() if name not in ("run", "records")}
         tell(json.dumps({**shown, "problem": facts, "refused": refusals(summary["run"])}))
     else:
@@ -327,14 +410,16 @@ class Ended(SystemExit):
 
 
 class Outcome(NamedTuple):
-    """How a command ended: its exit code, and whether threads of it may never end by themselves."""
+    """How a command ended: its exit code, and whether threads of it may never end by
+    themselves."""
 
     code: int
     stuck: bool = False
 
 
 def run_command(arguments: Sequence[str]) -> Outcome:
-    """Run one command; errors of ours are one line on standard error, and the exit code tells their kind."""
+    """Run one command; errors of ours are one line on standard error, and the exit code tells
+    their kind."""
     remember("", list(arguments))  # a path may be a URL with a password in it
     with tolerant_output():
         return _run_command(arguments)
@@ -354,11 +439,15 @@ def _run_command(arguments: Sequence[str]) -> Outcome:
         return Outcome(EXIT_CONFIG)
     except StreamadaptError as error:
         _say(str(error), loud=isinstance(error, BadShareError))
-        return Outcome(EXIT_BAD_SHARE if isinstance(error, BadShareError) else EXIT_FAILED, stuck=True)
+        return Outcome(
+            EXIT_BAD_SHARE if isinstance(error, BadShareError) else EXIT_FAILED, stuck=True
+        )
     except KeyboardInterrupt:
         _say("interrupted")
         return Outcome(EXIT_INTERRUPTED, stuck=True)
-    except Exception as error:  # a fault of ours or of the user's own model: where it was is what helps
+    except (
+        Exception
+    ) as error:  # a fault of ours or of the user's own model: where it was is what helps
         _say(f"unexpected {type(error).__name__}: {error}", error)
         return Outcome(EXIT_FAILED, stuck=True)
     return Outcome(0)

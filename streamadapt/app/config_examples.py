@@ -1,4 +1,5 @@
-"""An example for each table of a config and each kind; a test reads and builds every one of them."""
+"""An example for each table of a config and each kind; a test reads and builds every one of
+them."""
 
 from __future__ import annotations
 
@@ -216,5 +217,7 @@ step = "5m"
 lateness = "10m"
 """
 
-EXAMPLES: Final[Mapping[str, str]] = dict(re.findall(r"^# == (\S+)\n((?:(?!# == ).*\n)*)", _TEXT, re.MULTILINE))
+EXAMPLES: Final[Mapping[str, str]] = dict(
+    re.findall(r"^# == (\S+)\n((?:(?!# == ).*\n)*)", _TEXT, re.MULTILINE)
+)
 """By the path of the table, such as ``learners.rls``: TOML text that ends with a line break."""

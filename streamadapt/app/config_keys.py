@@ -1,4 +1,5 @@
-"""Every key of a config, its type, default and meaning: taken from signatures and docstrings, third parties' too."""
+"""Every key of a config, its type, default and meaning: taken from signatures and docstrings,
+third parties' too."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from streamadapt.app.config_words import default_text, duration_text, is_settable, table_class, type_text
+from streamadapt.app.config_words import (
+    default_text,
+    duration_text,
+    is_settable,
+    table_class,
+    type_text,
+)
 from streamadapt.app.docstrings import Entry, described, summary_of
 from streamadapt.build import TASK_DURATIONS, kinds_of_table
 from streamadapt.config.registry import kinds
@@ -26,8 +33,8 @@ ROOT: Final = "top"
 """The path of the keys that stand above all tables."""
 
 _CLASSES: Final[Mapping[str, type]] = {
-    "drift": DriftMonitor, "intervals": Intervals, "panel": Panel, "limits": LimitKeys, "source": SourceKeys,
-    "base": BaseKeys,
+    "drift": DriftMonitor, "intervals": Intervals, "panel": Panel, "limits": LimitKeys,
+    "source": SourceKeys, "base": BaseKeys,
 }  # fmt: skip
 """What describes the keys that a table has whatever its kind."""
 _FROM_ELSEWHERE: Final[Mapping[str, str]] = {
@@ -87,7 +94,8 @@ class Table(NamedTuple):
 
 
 def tables() -> list[Table]:
-    """Return the tables in the order of `Config`, each followed by its kinds and the tables within it."""
+    """Return the tables in the order of `Config`, each followed by its kinds and the tables within
+    it."""
     about, hints = described(Config), typing.get_type_hints(Config)
     scalars = {name for name, hint in hints.items() if not _is_table(hint)}
     top = _keys(Config, ROOT, only=scalars)
@@ -100,7 +108,8 @@ def tables() -> list[Table]:
 
 
 def find_tables(path: str) -> list[Table]:
-    """Return the table of a path such as ``source`` with all that belongs to it, or one kind: ``learners.rls``.
+    """Return the table of a path such as ``source`` with all that belongs to it, or one kind:
+    ``learners.rls``.
 
     Raises
     ------
@@ -109,9 +118,15 @@ def find_tables(path: str) -> list[Table]:
     """
     every = tables()
     wanted = path.strip("[] ")
-    found = [table for table in every if table.path == wanted or table.path.startswith(f"{wanted}.")]
+    found = [
+        table for table in every if table.path == wanted or table.path.startswith(f"{wanted}.")
+    ]
     if not found:
-        raise ConfigError("TABLE", path, "one of " + ", ".join(table.path for table in every if "." not in table.path))
+        raise ConfigError(
+            "TABLE",
+            path,
+            "one of " + ", ".join(table.path for table in every if "." not in table.path),
+        )
     return found
 
 
@@ -128,11 +143,14 @@ def _table(name: str, hint: Any, summary: str, nested: dict[type, str]) -> Itera
     for target in [shared, *makers.values()]:
         for key, described_by in _within(target, nested, name):
             path = f"{name}.{key}"
-            yield Table(path, f"[{path}]", "", False, summary_of(described_by), _keys(described_by, path))
+            yield Table(
+                path, f"[{path}]", "", False, summary_of(described_by), _keys(described_by, path)
+            )
 
 
 def _shared(name: str, hint: Any) -> Any:
-    """Return what describes the keys that a table has whatever its kind; None where there is nothing."""
+    """Return what describes the keys that a table has whatever its kind; None where there is
+    nothing."""
     if name in _CLASSES:
         return _CLASSES[name]
     if name == "fields":
@@ -169,8 +187,11 @@ def _within(target: Any, nested: dict[type, str], name: str) -> Iterator[tuple[s
             yield key, described_by
 
 
-def _keys(target: Callable[..., Any], path: str, only: Collection[str] | None = None) -> tuple[Key, ...]:
-    """Return what can be set of a class or function, in the order of its signature; `only` some of it."""
+def _keys(
+    target: Callable[..., Any], path: str, only: Collection[str] | None = None
+) -> tuple[Key, ...]:
+    """Return what can be set of a class or function, in the order of its signature; `only` some of
+    it."""
     about, hints = described(target), _hints(target)
     keys = []
     for name, parameter in inspect.signature(target).parameters.items():
@@ -198,8 +219,11 @@ def _key(path: str, parameter: inspect.Parameter, hint: Any, about: Entry) -> Ke
 
 
 def _hints(target: Any) -> dict[str, Any]:
-    """Return the types of the arguments, with what is annotated; none where a third party's names are unknown."""
-    plain = is_dataclass(target) or (inspect.isclass(target) and issubclass(target, msgspec.Struct))
+    """Return the types of the arguments, with what is annotated; none where a third party's names
+    are unknown."""
+    plain = is_dataclass(target) or (
+        inspect.isclass(target) and issubclass(target, msgspec.Struct)
+    )
     function = target if plain or not inspect.isclass(target) else target.__init__
     try:
         return typing.get_type_hints(function, include_extras=True)

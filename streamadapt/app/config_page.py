@@ -33,26 +33,42 @@ another installed package has added.
   `STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD_FILE`. [Security](security.md) has more about it.
 - **In Python** the same keys are the arguments of the classes: `RLS(forgetting=0.998)` is
   `kind = "rls"`, `forgetting = 0.998`.
-"""
+"""  # noqa: E501
 WIDTH: Final = 88
 
 
 def config_markdown() -> str:
     """Return the text of ``docs/configuration.md``, which a test compares with the file."""
     found = tables()
-    parts = [HEAD, "## Tables\n", "\n".join(_index_rows(found)), *map(_section, found), "## Every key\n"]
+    parts = [
+        HEAD,
+        "## Tables\n",
+        "\n".join(_index_rows(found)),
+        *map(_section, found),
+        "## Every key\n",
+    ]
     return "\n".join([*parts, "\n".join(_key_rows(found)), ""])
 
 
 def config_index() -> str:
     """Return the tables with a line each, for a terminal."""
     shown = [table for table in tables() if not table.kind]
-    lines = [f"{table.path:<16} {_plain(table.summary.partition('. ')[0].rstrip('.'))}" for table in shown]
-    return "\n".join([*lines, "", "streamadapt config TABLE explains the keys of one, such as source or learners.rls"])
+    lines = [
+        f"{table.path:<16} {_plain(table.summary.partition('. ')[0].rstrip('.'))}"
+        for table in shown
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "streamadapt config TABLE explains the keys of one, such as source or learners.rls",
+        ]
+    )
 
 
 def config_text(path: str) -> str:
-    """Return what the keys of a table mean, for a terminal; of a table with many kinds, which kinds there are.
+    """Return what the keys of a table mean, for a terminal; of a table with many kinds, which
+    kinds there are.
 
     Raises
     ------
@@ -65,11 +81,17 @@ def config_text(path: str) -> str:
         return "\n\n".join(map(_text_of, found))
     about = [f"  {table.path:<24} {_plain(table.summary)}" for table in kinds]
     first = [_text_of(table) for table in found if not table.kind]
-    return "\n".join([*first, "", *about, "", f"streamadapt config {kinds[0].path} explains the keys of a kind"])
+    return "\n".join(
+        [*first, "", *about, "", f"streamadapt config {kinds[0].path} explains the keys of a kind"]
+    )
 
 
 def _title(table: Table) -> str:
-    return f'{table.header} kind = "{table.kind}"' if table.kind else table.header or "the top of the file"
+    return (
+        f'{table.header} kind = "{table.kind}"'
+        if table.kind
+        else table.header or "the top of the file"
+    )
 
 
 def _anchor(path: str) -> str:
@@ -85,7 +107,9 @@ def _index_rows(found: list[Table]) -> Iterator[str]:
     yield "| table | what for | kinds, and tables in it |\n|---|---|---|"
     for _, group in groupby(found, key=lambda table: table.path.partition(".")[0]):
         first, *more = group
-        inside = ", ".join(f"[{table.path.partition('.')[2]}](#{_anchor(table.path)})" for table in more)
+        inside = ", ".join(
+            f"[{table.path.partition('.')[2]}](#{_anchor(table.path)})" for table in more
+        )
         needed = " (needed)" if first.needed else ""
         yield f"| {_link(first)}{needed} | {_cell(first.summary)} | {inside} |"
     yield ""
@@ -111,12 +135,20 @@ def _sentence(table: Table) -> str:
 
 
 def _row(key: Key) -> str:
-    default = "**needed**" if key.default is None else f"`{key.default}`" if _is_toml(key.default) else key.default
+    default = (
+        "**needed**"
+        if key.default is None
+        else f"`{key.default}`"
+        if _is_toml(key.default)
+        else key.default
+    )
     return f"| `{key.name}` | {_cell(key.type)} | {_cell(default)} | {_cell(key.meaning)} |"
 
 
 def _is_toml(default: str) -> bool:
-    return re.fullmatch(r'".*"|\[.*\]|[\d.e+-]+|true|false|inf|[a-z_]+\.[a-z_]+', default) is not None
+    return (
+        re.fullmatch(r'".*"|\[.*\]|[\d.e+-]+|true|false|inf|[a-z_]+\.[a-z_]+', default) is not None
+    )
 
 
 def _key_rows(found: list[Table]) -> Iterator[str]:
@@ -137,7 +169,9 @@ def _text_of(table: Table) -> str:
     for key in table.keys:
         default = "needed" if key.default is None else f"default {key.default}"
         lines.append(f"\n  {key.name}  ({_plain(key.type)}; {default})")
-        lines += textwrap.wrap(_plain(key.meaning), WIDTH, initial_indent="      ", subsequent_indent="      ")
+        lines += textwrap.wrap(
+            _plain(key.meaning), WIDTH, initial_indent="      ", subsequent_indent="      "
+        )
     if table.path in EXAMPLES:
         lines += ["\n  for example:", textwrap.indent(EXAMPLES[table.path].rstrip(), "      ")]
     return "\n".join(lines)

@@ -21,12 +21,18 @@ __all__ = ["default_text", "duration_text", "is_settable", "table_class", "type_
 
 UNIONS: Final = (typing.Union, types.UnionType)
 PLURALS: Final[Mapping[str, str]] = {
-    "text": "texts", "whole number": "whole numbers", "number": "numbers", "path": "paths", "true or false": "booleans",
+    "text": "texts", "whole number": "whole numbers", "number": "numbers", "path": "paths",
+    "true or false": "booleans",
 }  # fmt: skip
-WIDER: Final = (("whole number", "number"), ("text", "path"), ("table", "table with the keys of a learner"))
+WIDER: Final = (
+    ("whole number", "number"),
+    ("text", "path"),
+    ("table", "table with the keys of a learner"),
+)
 """The first word goes without saying beside the second."""
 PLAIN: Final[Mapping[Any, str]] = {
-    str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", Any: "any value",
+    str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path",
+    Any: "any value",
 }  # fmt: skip
 TYPE_WORDS: Final = re.compile(
     r"or |optional|default|int\b|float|str\b|bool|None|tuple|sequence|mapping|path|dict|the "
@@ -35,7 +41,8 @@ TYPE_WORDS: Final = re.compile(
 
 
 def is_settable(hint: Any) -> bool:
-    """Whether TOML can say a value of this type: no functions, and no objects that only Python can make."""
+    """Whether TOML can say a value of this type: no functions, and no objects that only Python can
+    make."""
     return bool(_words(hint))
 
 
@@ -79,7 +86,8 @@ def duration_text(nanoseconds: int) -> str:
 
 
 def table_class(hint: Any) -> type | None:
-    """Return the documented class that stands for the table's keys: ``Annotated[Mapping[str, Any], Keys]``."""
+    """Return the documented class that stands for the table's keys:
+    ``Annotated[Mapping[str, Any], Keys]``."""
     for member in _members(hint):
         if typing.get_origin(member) is typing.Annotated:
             described: type = member.__metadata__[0]
@@ -127,7 +135,8 @@ def _is_duration(value: Any) -> bool:
 
 
 def _qualifiers(documented: str) -> list[str]:
-    """Return the parts of a documented type that are ranges and units: ``float, in (0, 1], optional``."""
+    """Return the parts of a documented type that are ranges and units:
+    ``float, in (0, 1], optional``."""
     parts, depth, start = [], 0, 0
     for i, character in enumerate(documented + ","):
         depth += (character in "([{") - (character in ")]}")

@@ -33,19 +33,23 @@ class Entry(NamedTuple):
 
 
 def summary_of(target: Any) -> str:
-    """Return the first paragraph of a docstring as one line of Markdown; empty where there is none."""
+    """Return the first paragraph of a docstring as one line of Markdown; empty where there is
+    none."""
     return _one_line((inspect.getdoc(target) or "").partition("\n\n")[0])
 
 
 def described(target: Any, depth: int = 3) -> dict[str, Entry]:
     """Return what the docstring of a class or function says of each parameter or attribute.
 
-    ``As for `Other`.`` is replaced by what `Other`, a name in its module, says; at most `depth` times.
+    ``As for `Other`.`` is replaced by what `Other`, a name in its module, says; at most `depth`
+    times.
     """
     found: dict[str, Entry] = {}
     for names, kind, text in _items(inspect.getdoc(target) or ""):
         elsewhere = ELSEWHERE.fullmatch(text)
-        other = getattr(sys.modules[target.__module__], elsewhere["name"], None) if elsewhere else None
+        other = (
+            getattr(sys.modules[target.__module__], elsewhere["name"], None) if elsewhere else None
+        )
         if other is not None and depth:
             known = described(other, depth - 1)
             found |= {name: known[name] for name in names if name in known}
@@ -69,7 +73,9 @@ def _items(docstring: str) -> list[tuple[list[str], str, str]]:
         for block in re.split(r"\n(?=\S)", body.strip("\n")):
             first, _, rest = block.partition("\n")
             names, _, kind = first.partition(" : ")
-            items.append(([name.strip() for name in names.split(",")], kind.strip(), _one_line(rest)))
+            items.append(
+                ([name.strip() for name in names.split(",")], kind.strip(), _one_line(rest))
+            )
     return items
 
 

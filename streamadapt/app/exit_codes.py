@@ -18,4 +18,5 @@ EXIT_BAD_SHARE = 3
 
 
 EXIT_REFUSED: Final = 3
-"""As when the engine itself stops because nearly everything is refused: starting again would not help."""
+"""As when the engine itself stops because nearly everything is refused: starting again would not
+help."""

@@ -1,4 +1,5 @@
-"""The engine's metrics as Prometheus reads them: a collector, an HTTP endpoint and the page in the docs."""
+"""The engine's metrics as Prometheus reads them: a collector, an HTTP endpoint and the page in the
+docs."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ __all__ = ["MetricsCollector", "MetricsServer", "metrics_markdown", "serve"]
 
 
 class MetricsCollector(Collector):
-    """Reads a `Metrics` at every scrape. Register it where it shall be seen: ``MetricsCollector(metrics, registry)``.
+    """Reads a `Metrics` at every scrape.
+
+    Register it where it shall be seen: ``MetricsCollector(metrics, registry)``.
 
     Parameters
     ----------
@@ -53,7 +56,9 @@ class MetricsCollector(Collector):
                 yield _family(spec, found)
 
 
-def _family(spec: MetricSpec, samples: Sequence[tuple[tuple[str, ...], float | Histogram]]) -> Metric:
+def _family(
+    spec: MetricSpec, samples: Sequence[tuple[tuple[str, ...], float | Histogram]]
+) -> Metric:
     family: CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
     if spec.kind == "histogram":
         family = HistogramMetricFamily(spec.name, spec.help, labels=spec.labels)
@@ -109,7 +114,8 @@ def serve(
     ready: Ready | None = None,
     live: Ready | None = None,
 ) -> MetricsServer:
-    """Answer GET and HEAD of ``/metrics``, ``/ready`` and ``/live`` from a daemon thread of its own; else 404.
+    """Answer GET and HEAD of ``/metrics``, ``/ready`` and ``/live`` from a daemon thread of its
+    own; else 404.
 
     Parameters
     ----------
@@ -120,7 +126,8 @@ def serve(
     port : int
         0 takes a free one; see `MetricsServer.port`.
     host : str
-        The address to listen on; the default is every interface, as a scraper usually runs elsewhere.
+        The address to listen on; the default is every interface, as a scraper usually runs
+        elsewhere.
 
     Raises
     ------
@@ -130,10 +137,14 @@ def serve(
     try:
         server, thread = start_http_server(port, host, registry)
     except (OSError, OverflowError) as exc:
-        raise ConfigError("metrics.port", f"{host}:{port}", f"an address and a free port to listen on ({exc})") from exc
+        raise ConfigError(
+            "metrics.port", f"{host}:{port}", f"an address and a free port to listen on ({exc})"
+        ) from exc
     checks = {"/ready": ready, "/live": live}
     server.set_app(
-        _application(make_wsgi_app(registry), {path: ask for path, ask in checks.items() if ask is not None})
+        _application(
+            make_wsgi_app(registry), {path: ask for path, ask in checks.items() if ask is not None}
+        )
     )
     return MetricsServer(server, thread)
 
@@ -144,7 +155,12 @@ def _application(metrics: Any, checks: Mapping[str, Ready]) -> Any:
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "").rstrip("/") or "/"
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _text(start_response, "405 Method Not Allowed", "only GET and HEAD", [("Allow", "GET, HEAD")])
+            return _text(
+                start_response,
+                "405 Method Not Allowed",
+                "only GET and HEAD",
+                [("Allow", "GET, HEAD")],
+            )
         if path in checks:
             fine, why = checks[path]()
             word = path.strip("/")
@@ -153,13 +169,19 @@ def _application(metrics: Any, checks: Mapping[str, Ready]) -> Any:
         if path == "/metrics":
             found: Iterable[bytes] = metrics({**environ, "REQUEST_METHOD": "GET"}, start_response)
             return found
-        return _text(start_response, "404 Not Found", f"there is {', '.join(sorted({'/metrics', *checks}))}")
+        return _text(
+            start_response, "404 Not Found", f"there is {', '.join(sorted({'/metrics', *checks}))}"
+        )
 
-    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def application(
+        environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] != "HEAD":
             return answer(environ, start_response)
         said: list[Any] = []
-        size = sum(map(len, answer(environ, lambda status, headers: said.extend((status, headers)))))
+        size = sum(
+            map(len, answer(environ, lambda status, headers: said.extend((status, headers))))
+        )
         status, headers = said
         headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
         start_response(status, [*headers, ("Content-Length", str(size))])
@@ -169,10 +191,17 @@ def _application(metrics: Any, checks: Mapping[str, Ready]) -> Any:
 
 
 def _text(
-    start_response: Callable[..., Any], status: str, text: str, more: Sequence[tuple[str, str]] = ()
+    start_response: Callable[..., Any],
+    status: str,
+    text: str,
+    more: Sequence[tuple[str, str]] = (),
 ) -> list[bytes]:
     body = f"{text}\n".encode()
-    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *more]
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        *more,
+    ]
     start_response(status, headers)
     return [body]
 
@@ -181,11 +210,15 @@ def metrics_markdown() -> str:
     """Return the text of ``docs/metrics.md``, which a test compares with the file."""
     head = (
         "# Metrics\n\n"
-        "Set `[metrics] port` and scrape `/metrics`. A metric that is not known is absent, not zero; counters of what "
-        "can happen (reasons, detectors, outcomes) begin at 0, so that `increase()` sees the first event. "
+        "Set `[metrics] port` and scrape `/metrics`. A metric that is not known is absent, not "
+        "zero; counters of what "
+        "can happen (reasons, detectors, outcomes) begin at 0, so that `increase()` sees the "
+        "first event. "
         "No label ever holds a record's key or id.\n\n"
-        "`/live` answers 200 as long as the engine's loop is alive (restart the process when it is not), `/ready` as "
-        "long as it has restored its state, is connected to brokers that answer, has no delivery waiting for 5 s, and "
+        "`/live` answers 200 as long as the engine's loop is alive (restart the process when it "
+        "is not), `/ready` as "
+        "long as it has restored its state, is connected to brokers that answer, has no "
+        "delivery waiting for 5 s, and "
         "moves; else both answer 503 and why. Another path is "
         "404.\n\n"
         "Mean loss over five minutes, by role: "
@@ -195,7 +228,8 @@ def metrics_markdown() -> str:
         "|---|---|---|---|---|---|\n"
     )
     rows = (
-        f"| `{row.name}` | {row.kind} | {', '.join(row.labels) or '-'} | {row.unit} | {row.help} | {row.action} |\n"
+        f"| `{row.name}` | {row.kind} | {', '.join(row.labels) or '-'} | {row.unit} | "
+        f"{row.help} | {row.action} |\n"
         for row in CATALOGUE
     )
     return head + "".join(rows)

@@ -1,4 +1,5 @@
-"""``streamadapt fit``: the built-in linear base from a history file; of another base, its scaling."""
+"""``streamadapt fit``: the built-in linear base from a history file; of another base, its
+scaling."""
 
 from __future__ import annotations
 
@@ -47,15 +48,17 @@ def fit_base(  # noqa: PLR0913 - each is an option of the command
     Returns
     -------
     dict
-        ``rows``, ``skipped``: how many were used and refused; ``weights``: the file; ``refused``: reason -> ``count``,
-        ``example`` and ``setting``; ``problem``: one line if most was refused, else None.
+        ``rows``, ``skipped``: how many were used and refused; ``weights``: the file; ``refused``:
+        reason -> ``count``, ``example`` and ``setting``; ``problem``: one line if most was
+        refused, else None.
 
     Raises
     ------
     BadShareError
         If most of the history was refused, and not `force`: nothing is written.
     ConfigError
-        If config, history and the linear base do not fit each other, or the weights cannot be written.
+        If config, history and the linear base do not fit each other, or the weights cannot be
+        written.
     ConnectorError
         If the history cannot be read.
     """
@@ -67,18 +70,36 @@ def fit_base(  # noqa: PLR0913 - each is an option of the command
     task = make_task(config.task)
     linear = config.base.get("kind") == "linear"
     if not linear and not isinstance(config.base.get("scaling"), str):
-        expected = "the file to write the scaling to (a base of the kind linear is fitted as a whole)"
+        expected = (
+            "the file to write the scaling to (a base of the kind linear is fitted as a whole)"
+        )
         raise ConfigError("base.scaling", config.base.get("scaling"), expected)
     if config.panel is not None:
-        raise ConfigError("panel", dict(config.panel), "no such table here: a history has all sensors in every row")
+        raise ConfigError(
+            "panel",
+            dict(config.panel),
+            "no such table here: a history has all sensors in every row",
+        )
     if config.keys is not None and (isinstance(task, Forecast) or task.window_length > 1):
-        raise ConfigError("keys", config.keys, "no such table here: a window over the rows of a history would mix keys")
+        raise ConfigError(
+            "keys",
+            config.keys,
+            "no such table here: a window over the rows of a history would mix keys",
+        )
     if not 0.0 <= ridge < float("inf"):
         raise ConfigError("--ridge", ridge, "a finite number >= 0")
-    weights = out or Path(str(config.base.get("weights" if linear else "scaling", "base.safetensors")))
+    weights = out or Path(
+        str(config.base.get("weights" if linear else "scaling", "base.safetensors"))
+    )
     written = "base.weights" if linear else "base.scaling"
-    inputs = {name: file for name, file in inputs_of(config, config_path).items() if name != written}
-    inputs |= letters_of(config) | {"the history": history} | ({} if labels is None else {"--labels": labels})
+    inputs = {
+        name: file for name, file in inputs_of(config, config_path).items() if name != written
+    }
+    inputs |= (
+        letters_of(config)
+        | {"the history": history}
+        | ({} if labels is None else {"--labels": labels})
+    )
     target = check_output(written, weights, inputs)
     form = convert(file_form(config), FileFormat, "source")
     fields = convert(codec_fields(config), FieldMap, "fields")
@@ -87,12 +108,19 @@ def fit_base(  # noqa: PLR0913 - each is an option of the command
     problem = _problem(loaded)
     if problem is not None and not force:
         raise BadShareError(
-            "\n".join([f"{problem}; nothing was written (--force fits all the same)", *refused_lines(refused)])
+            "\n".join(
+                [
+                    f"{problem}; nothing was written (--force fits all the same)",
+                    *refused_lines(refused),
+                ]
+            )
         )
     try:
         base: Linear | Scaling = Scaling(loaded.batch, task.kind)
         if linear:
-            base = _fit(task, loaded.batch, ridge, subtract_last=subtract_last, shared_scale=shared_scale)
+            base = _fit(
+                task, loaded.batch, ridge, subtract_last=subtract_last, shared_scale=shared_scale
+            )
     except RuntimeError as error:  # torch's own for a singular matrix
         raise ConfigError(
             "--ridge", ridge, f"a larger one: the history does not settle every weight ({error})"
@@ -114,7 +142,8 @@ def _refused(loaded: History) -> dict[str, dict[str, Any]]:
 
 
 def _problem(loaded: History) -> str | None:
-    """Say if most of the entries, or most of the labels that came apart from them, were refused."""
+    """Say if most of the entries, or most of the labels that came apart from them, were
+    refused."""
     bad_labels = loaded.rejected_labels
     bad_entries = loaded.rejected.total() - bad_labels
     parts = [
@@ -131,18 +160,28 @@ def _problem(loaded: History) -> str | None:
 def refused_lines(refused: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a line for each reason: count, an example, and the setting that would mend it."""
     return [
-        f"  {reason} ({one['count']:,}): {safe(one['example'])}. {one['setting']}" for reason, one in refused.items()
+        f"  {reason} ({one['count']:,}): {safe(one['example'])}. {one['setting']}"
+        for reason, one in refused.items()
     ]
 
 
-def _fit(task: Task, batch: Batch, ridge: float, *, subtract_last: bool, shared_scale: bool) -> Linear:
+def _fit(
+    task: Task, batch: Batch, ridge: float, *, subtract_last: bool, shared_scale: bool
+) -> Linear:
     if isinstance(task, Forecast):
         return fit_forecast(
-            batch, task.window_length, task.rows, ridge=ridge, subtract_last=subtract_last, shared_scale=shared_scale
+            batch,
+            task.window_length,
+            task.rows,
+            ridge=ridge,
+            subtract_last=subtract_last,
+            shared_scale=shared_scale,
         )
     if isinstance(task, Supervised) and task.kind == "regression":
         return fit_supervised(batch, task.window_length, ridge=ridge)
-    raise ConfigError("task.classes", getattr(task, "classes", None), "none: linear is fitted to numbers")
+    raise ConfigError(
+        "task.classes", getattr(task, "classes", None), "none: linear is fitted to numbers"
+    )
 
 
 def _save(base: Linear | Scaling, path: Path) -> None:
@@ -152,4 +191,6 @@ def _save(base: Linear | Scaling, path: Path) -> None:
             base.save(replacement.path)
             replacement.put()
     except Exception as error:  # safetensors has errors of its own for what the system refuses
-        raise ConfigError("base.weights", str(path), f"a file that can be written ({error})") from error
+        raise ConfigError(
+            "base.weights", str(path), f"a file that can be written ({error})"
+        ) from error

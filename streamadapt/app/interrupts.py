@@ -31,7 +31,8 @@ class _Signalled(KeyboardInterrupt):
 
 @contextmanager
 def interruptible(say: Callable[[str], None]) -> Iterator[None]:
-    """Make SIGINT and SIGTERM exceptions, so that what is open is closed; then say so, and exit with 130 or 143."""
+    """Make SIGINT and SIGTERM exceptions, so that what is open is closed; then say so, and exit
+    with 130 or 143."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
@@ -41,7 +42,8 @@ def interruptible(say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, typer.Abort) as error:
-        # At a prompt Ctrl-C, an answer that never comes and a "no" are the same exception; only what it hides differs.
+        # At a prompt Ctrl-C, an answer that never comes and a "no" are the same exception; only
+        # what it hides differs.
         hidden = error.__context__ if isinstance(error, typer.Abort) else error
         if not isinstance(hidden, KeyboardInterrupt):
             raise

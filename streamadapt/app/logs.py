@@ -39,11 +39,14 @@ def setup_logging(level: str, *, as_json: bool) -> None:
 
 def logs_are_json() -> bool:
     """Whether `setup_logging` was told so: then everything on standard error is JSON."""
-    return any(isinstance(handler.formatter, _JsonLines) for handler in logging.getLogger().handlers)
+    return any(
+        isinstance(handler.formatter, _JsonLines) for handler in logging.getLogger().handlers
+    )
 
 
 def report_dead_threads() -> None:
-    """From now on an exception that ends a thread is logged like everything else, without the config's secrets."""
+    """From now on an exception that ends a thread is logged like everything else, without the
+    config's secrets."""
 
     def log(died: threading.ExceptHookArgs) -> None:
         name = died.thread.name if died.thread is not None else "unknown"

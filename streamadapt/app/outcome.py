@@ -1,4 +1,5 @@
-"""Whether a run did what it was for: most of what came must not have been refused, and something predicted, learned."""
+"""Whether a run did what it was for: most of what came must not have been refused, and something
+predicted, learned."""
 
 from __future__ import annotations
 
@@ -15,46 +16,61 @@ MOST: Final = 0.5
 """A larger share of refused records is no accident."""
 
 HINTS: Final[Mapping[str, str]] = {
-    Reason.EMPTY_VALUE: "the records have no value: keep such records (Kafka tombstones) out of the stream",
-    Reason.TOO_LARGE: "limits.record_bytes is the largest record that is taken, limits.id_bytes the longest id or key",
+    Reason.EMPTY_VALUE: "the records have no value: keep such records (Kafka tombstones) out of "
+    "the stream",
+    Reason.TOO_LARGE: "limits.record_bytes is the largest record that is taken, limits.id_bytes "
+    "the longest id or key",
     Reason.TOO_DEEP: "limits.depth is how deep arrays and objects may be nested",
-    Reason.NOT_JSON: "records must be JSON objects: check [source]; of files, .csv or .jsonl at the end of the name",
-    Reason.MISSING_FIELD: "[fields] must name the fields as the records have them (fields.missing_as_null = true "
+    Reason.NOT_JSON: "records must be JSON objects: check [source]; of files, .csv or .jsonl at "
+    "the end of the name",
+    Reason.MISSING_FIELD: "[fields] must name the fields as the records have them "
+    "(fields.missing_as_null = true "
     "takes a record without one of its values)",
-    Reason.WRONG_TYPE: "[fields] may name the wrong field; numbers written as text need fields.text_numbers = true",
-    Reason.WRONG_WIDTH: "fields.values, fields.channels, fields.outputs and limits.width say how many numbers "
+    Reason.WRONG_TYPE: "[fields] may name the wrong field; numbers written as text need "
+    "fields.text_numbers = true",
+    Reason.WRONG_WIDTH: "fields.values, fields.channels, fields.outputs and limits.width say "
+    "how many numbers "
     "there are",
-    Reason.NOT_FINITE: "a number is infinite or too large: the producer should send null, or nothing, for what "
+    Reason.NOT_FINITE: "a number is infinite or too large: the producer should send null, or "
+    "nothing, for what "
     "is missing",
-    Reason.BAD_TIME: "fields.time and fields.time_format say how times are written; limits.max_ahead how far ahead of "
+    Reason.BAD_TIME: "fields.time and fields.time_format say how times are written; "
+    "limits.max_ahead how far ahead of "
     "the following records one may be dated",
-    Reason.TIME_BACKWARDS: "entries must come in the order of their times: sort them, or set limits.max_behind; "
+    Reason.TIME_BACKWARDS: "entries must come in the order of their times: sort them, or set "
+    "limits.max_behind; "
     "several sources of their own need [keys]",
     Reason.DUPLICATE_ID: "fields.id must name a field that differs from entry to entry",
-    Reason.UNKNOWN_LABEL: "fields.label_id must be the fields.id of an entry, and a label dated later than its entry",
+    Reason.UNKNOWN_LABEL: "fields.label_id must be the fields.id of an entry, and a label dated "
+    "later than its entry",
     Reason.DUPLICATE_LABEL: "an entry has one label: check fields.label_id",
     Reason.LATE_LABEL: "task.ttl is how long a prediction waits for its label",
     Reason.BAD_CLASS: "task.classes says which classes there are",
     Reason.LATE_RECORD: "panel.lateness is how late a record may be",
     Reason.UNKNOWN_SENSOR: "panel.sensors lists the sensors that are taken",
     Reason.TOO_MANY_SENSORS: "panel.max_sensors is how many sensors there may be",
-    Reason.BASE_FAILED: "the base's own model raised an error, or returned no output, for these entries: the log has "
+    Reason.BASE_FAILED: "the base's own model raised an error, or returned no output, for these "
+    "entries: the log has "
     "the traceback",
-    Reason.DUPLICATE_KEY: "a key is in the same JSON object twice, and which one was meant is unknown: the producer "
+    Reason.DUPLICATE_KEY: "a key is in the same JSON object twice, and which one was meant is "
+    "unknown: the producer "
     "must write each key once",
-    Reason.NO_KEY: "the output topic is compacted (cleanup.policy) and takes no predictions without a key: give the "
+    Reason.NO_KEY: "the output topic is compacted (cleanup.policy) and takes no predictions "
+    "without a key: give the "
     "entries keys, or the output a topic that is not compacted",
 }
 """Reason -> the setting that would mend it."""
 
 
 def hint_of(reason: str) -> str:
-    """Return which setting would mend a reason for refusing; a general word where none is known."""
+    """Return which setting would mend a reason for refusing; a general word where none is
+    known."""
     return HINTS.get(reason, "streamadapt dlq list CONFIG shows the refused records")
 
 
 FEWEST: Final = 3
-"""Where earlier runs have predicted, fewer entries that were all refused tell nothing about the config."""
+"""Where earlier runs have predicted, fewer entries that were all refused tell nothing about the
+config."""
 
 
 class Problem(NamedTuple):
@@ -65,8 +81,8 @@ class Problem(NamedTuple):
     text : str
         One line for a person.
     facts : dict
-        The same as plain values: ``what``, ``count``, ``of``, ``share``, ``reason``, ``position``, ``detail``,
-        ``setting``; None where there is none.
+        The same as plain values: ``what``, ``count``, ``of``, ``share``, ``reason``, ``position``,
+        ``detail``, ``setting``; None where there is none.
     code : int
         The exit code that it calls for.
     """
@@ -91,7 +107,8 @@ class _Refused:
 def problem_of(run: Mapping[str, Any]) -> Problem | None:
     """Judge a run by its facts (see `Engine.summary`); None if nothing is wrong with it.
 
-    With ``limits.max_bad_share = 1.0`` it is agreed that everything may be refused: that is said, and is no failure.
+    With ``limits.max_bad_share = 1.0`` it is agreed that everything may be refused: that is said,
+    and is no failure.
     """
     refused = [_Refused(kind, *_most(run, kind)) for kind in ("entries", "labels")]
     worst = [one for one in refused if one.count and one.share > MOST]
@@ -100,15 +117,27 @@ def problem_of(run: Mapping[str, Any]) -> Problem | None:
         return None
     shown = worst or [one for one in refused if one.count]
     first = max(shown, key=lambda one: one.share, default=None)
-    parts = [f"{one.share:.0%} of the {one.kind} were refused ({one.count:,} of {one.of:,})" for one in worst]
+    parts = [
+        f"{one.share:.0%} of the {one.kind} were refused ({one.count:,} of {one.of:,})"
+        for one in worst
+    ]
     text = "; ".join([*parts, *([] if failed is None else [failed])])
-    facts: dict[str, Any] = dict.fromkeys(("what", "count", "of", "share", "reason", "position", "detail", "setting"))
+    facts: dict[str, Any] = dict.fromkeys(
+        ("what", "count", "of", "share", "reason", "position", "detail", "setting")
+    )
     if first is not None:
         example = run["examples"][first.reason]
         hint = hint_of(first.reason)
-        text += f"; most as {first.reason}, for example {example['position']}: {example['detail']}. {hint}"
+        text += (
+            f"; most as {first.reason}, for example {example['position']}: "
+            f"{example['detail']}. {hint}"
+        )
         facts |= {"what": first.kind, "count": first.count, "of": first.of, "share": first.share}
-        facts |= {"reason": first.reason, "position": example["position"], "detail": example["detail"]}
+        facts |= {
+            "reason": first.reason,
+            "position": example["position"],
+            "detail": example["detail"],
+        }
         facts["setting"] = hint
     agreed = run["all_may_be_refused"] and bool(worst)
     return Problem(text, {"text": text, **facts}, 0 if failed is None or agreed else EXIT_REFUSED)
@@ -132,7 +161,10 @@ def _nothing_predicted(run: Mapping[str, Any], worst: list[_Refused]) -> str | N
     if not run["entries"]:
         return "nothing was predicted"
     window = run["window"]
-    return f"nothing was predicted: {run['entries']:,} entries were taken, and task.window is {window:,}"
+    return (
+        f"nothing was predicted: {run['entries']:,} entries were taken, and task.window is "
+        f"{window:,}"
+    )
 
 
 def _nothing_learned(run: Mapping[str, Any], worst: list[_Refused]) -> str | None:
@@ -142,12 +174,15 @@ def _nothing_learned(run: Mapping[str, Any], worst: list[_Refused]) -> str | Non
     if any(one.kind == "labels" for one in worst):
         return "nothing was learned"
     if run["ended"] and not run["ever_learned"]:
-        return "nothing was learned: no label came that could be used (fields.label, fields.label_id)"
+        return (
+            "nothing was learned: no label came that could be used (fields.label, fields.label_id)"
+        )
     return None
 
 
 def refusals(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each reason for which this run refused a record: count, first example, and the setting; most first."""
+    """Return each reason for which this run refused a record: count, first example, and the
+    setting; most first."""
     counts: dict[str, int] = {}
     for reasons in run["refused"].values():
         for reason, count in reasons.items():

@@ -13,7 +13,8 @@ __all__ = ["tell", "tell_loud", "tolerant_output"]
 
 
 class _Tolerant:
-    """A text stream that replaces what its encoding does not have, and forgets what nobody reads any more.
+    """A text stream that replaces what its encoding does not have, and forgets what nobody reads
+    any more.
 
     Parameters
     ----------
@@ -60,7 +61,8 @@ class _Tolerant:
 
 @contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Make this process's standard streams tolerant: a letter that they lack is replaced, a closed pipe ignored."""
+    """Make this process's standard streams tolerant: a letter that they lack is replaced, a closed
+    pipe ignored."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Tolerant(stream)) for stream in before)
     try:
@@ -70,7 +72,8 @@ def tolerant_output() -> Iterator[None]:
 
 
 def tell(text: str) -> None:
-    """Print a result on standard output, without the config's secrets; a full disk there is no failure either."""
+    """Print a result on standard output, without the config's secrets; a full disk there is no
+    failure either."""
     with suppress(OSError):
         sys.stdout.write(scrubbed(text) + "\n")
         sys.stdout.flush()

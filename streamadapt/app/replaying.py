@@ -60,8 +60,8 @@ def replay_config(
 ) -> dict[str, Any]:
     """Run a config's pipeline over files; return the summary.
 
-    The predictions, and beside them ``OUT.dead-letters``, take the place of what was there when all
-    of them are written, and only if there is a prediction, or nothing was to be predicted.
+    The predictions, and beside them ``OUT.dead-letters``, take the place of what was there when
+    all of them are written, and only if there is a prediction, or nothing was to be predicted.
 
     Raises
     ------
@@ -77,7 +77,8 @@ def replay_config(
     if labels is not None:
         source["label_path"] = str(labels)
         inputs["--labels"] = labels
-    # Nothing is there that a guarantee could rest on: no checkpoint, and no output of an earlier run.
+    # Nothing is there that a guarantee could rest on: no checkpoint, and no output of an earlier
+    # run.
     given = {"source": source, "checkpoint": None, "metrics": None, "guarantee": "at-least-once"}
     config = msgspec.structs.replace(config, **given)
     targets = None if out is None else _targets(out, inputs, letters)
@@ -88,13 +89,16 @@ def replay_config(
 
 
 def _targets(out: Path, inputs: dict[str, Path], letters: dict[str, Path]) -> tuple[Path, Path]:
-    """Return where predictions and dead letters go; `letters` are those of the config's own runs."""
+    """Return where predictions and dead letters go; `letters` are those of the config's own
+    runs."""
     target = check_output("--out", out, {**inputs, **letters}, make_folders=True)
     beside = Path(f"{out}.dead-letters")
     return target, check_output("--out", beside, {**inputs, "--out": out}, make_folders=True)
 
 
-def _run(config: Config, read: Sequence[Path | None], targets: tuple[Path, Path] | None) -> dict[str, Any]:
+def _run(
+    config: Config, read: Sequence[Path | None], targets: tuple[Path, Path] | None
+) -> dict[str, Any]:
     with ExitStack() as stack:
         parts: list[Replacement] = []
 

@@ -28,7 +28,8 @@ __all__ = ["ClosingTimeoutError", "DrainTimeoutError", "run_config"]
 _LOG = logging.getLogger("streamadapt")
 
 DRAIN_S = 3.5
-"""After a signal, so long for flushing and the last checkpoint; five seconds to the exit is the promise."""
+"""After a signal, so long for flushing and the last checkpoint; five seconds to the exit is the
+promise."""
 CLOSE_S = 3.5
 """And so long for closing, once everything is saved."""
 AGAIN_S = 0.1
@@ -36,15 +37,17 @@ AGAIN_S = 0.1
 
 
 def run_config(
-    path: Path, settings: Sequence[str] = (), finish: Callable[[dict[str, Any], bool], None] | None = None
+    path: Path,
+    settings: Sequence[str] = (),
+    finish: Callable[[dict[str, Any], bool], None] | None = None,
 ) -> dict[str, Any]:
     """Run a config file's engine until it is stopped or done; return its summary.
 
     Parameters
     ----------
     finish : callable of the summary and a bool, optional
-        Called while signals are still held back: everything is done and saved, so none may look like a failure. The
-        bool tells whether something did not close.
+        Called while signals are still held back: everything is done and saved, so none may look
+        like a failure. The bool tells whether something did not close.
     """
     config = load_config(path, settings=settings)
     check_outputs(config, path)
@@ -75,10 +78,11 @@ class ClosingTimeoutError(StreamadaptError):
 
 @contextmanager
 def _stopped_by_signals(engine: Engine) -> Iterator[None]:
-    """SIGINT and SIGTERM drain the engine; what blocks longer than `DRAIN_S` (a broker that is away) is broken off.
+    """SIGINT and SIGTERM drain the engine; what blocks longer than `DRAIN_S` (a broker that is
+    away) is broken off.
 
-    Once the engine has drained, an alarm is no failure any more: it only breaks off what does not close within
-    `CLOSE_S`. Signals that come then are too late to stop anything.
+    Once the engine has drained, an alarm is no failure any more: it only breaks off what does not
+    close within `CLOSE_S`. Signals that come then are too late to stop anything.
     """
     alarms_left = round(CLOSE_S / AGAIN_S)  # until a thing that does not close is broken off
 
@@ -96,7 +100,9 @@ def _stopped_by_signals(engine: Engine) -> Iterator[None]:
         nonlocal alarms_left
         del number, frame
         if not engine.drained:
-            raise DrainTimeoutError(f"not drained within {DRAIN_S:g} s; a restart replays from the last checkpoint")
+            raise DrainTimeoutError(
+                f"not drained within {DRAIN_S:g} s; a restart replays from the last checkpoint"
+            )
         alarms_left -= 1
         if alarms_left <= 0 and engine.closing:
             engine.closing = False  # once for each thing that is closed
@@ -122,6 +128,8 @@ def _metrics_endpoint(config: Config, metrics: Metrics, watchdog: Watchdog) -> I
         return
     registry = CollectorRegistry()
     MetricsCollector(metrics, registry)
-    with serve(registry, config.metrics.port, config.metrics.host, watchdog.ready, watchdog.live) as server:
+    with serve(
+        registry, config.metrics.port, config.metrics.host, watchdog.ready, watchdog.live
+    ) as server:
         _LOG.info("metrics at http://%s:%d/metrics", config.metrics.host, server.port)
         yield

@@ -17,7 +17,8 @@ _done = False
 
 
 def too_late() -> None:
-    """From now on a signal changes nothing: what the command had to do is done, and its exit code is known."""
+    """From now on a signal changes nothing: what the command had to do is done, and its exit code
+    is known."""
     global _done
     _done = True
 

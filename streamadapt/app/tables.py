@@ -22,7 +22,9 @@ DATES_SHOWN = 8
 PIPE_WIDTH = 100
 
 
-def _expert_table(experts: Mapping[str, float], served: float | None, weights: Mapping[str, float]) -> Table:
+def _expert_table(
+    experts: Mapping[str, float], served: float | None, weights: Mapping[str, float]
+) -> Table:
     """Return every expert's error, the served one last, each against the frozen model's.
 
     Parameters
@@ -85,7 +87,10 @@ def _drift_dates(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in sorted(summary["drifts"]):
         times = [time for fired, time in summary["drift_log"] if fired == name]
-        dates = [datetime.fromtimestamp(time / 1e9, UTC).strftime("%Y-%m-%d %H:%M") for time in times[-DATES_SHOWN:]]
+        dates = [
+            datetime.fromtimestamp(time / 1e9, UTC).strftime("%Y-%m-%d %H:%M")
+            for time in times[-DATES_SHOWN:]
+        ]
         more = "... " if len(dates) < summary["drifts"][name] else ""
         lines.append(f"Drifts of {name}, event time UTC: {more}{', '.join(dates)}")
     return lines
@@ -104,10 +109,14 @@ def _out_of_order(summary: Mapping[str, Any]) -> str:
     """Return a line on entries that came out of order; empty if they were few."""
     refused = summary["dead_letters"].get("time_backwards", 0)
     raised = summary.get("times", {}).get("raised", 0)
-    return order_warning(summary["entries"] + refused, refused, raised, summary.get("out_of_order", ""))
+    return order_warning(
+        summary["entries"] + refused, refused, raised, summary.get("out_of_order", "")
+    )
 
 
-def print_result(console: Console, errors: Mapping[str, float], summary: Mapping[str, Any], *, what: str) -> None:
+def print_result(
+    console: Console, errors: Mapping[str, float], summary: Mapping[str, Any], *, what: str
+) -> None:
     """Print what a run came to.
 
     Parameters
@@ -120,10 +129,18 @@ def print_result(console: Console, errors: Mapping[str, float], summary: Mapping
         What the errors are, with their unit.
     """
     if warning := _out_of_order(summary):
-        console.print(warning, style="bold red", highlight=False, markup=False, soft_wrap=not console.is_terminal)
+        console.print(
+            warning,
+            style="bold red",
+            highlight=False,
+            markup=False,
+            soft_wrap=not console.is_terminal,
+        )
     experts = {name: error for name, error in errors.items() if name != "served"}
     if experts:
-        console.print(f"Error of every expert: {what}{labels_note(summary)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"Error of every expert: {what}{labels_note(summary)}", highlight=False, soft_wrap=True
+        )
         console.print(_expert_table(experts, errors.get("served"), summary["weights"]))
     console.print(_count_table(summary))
     for line in _drift_dates(summary):
@@ -132,7 +149,8 @@ def print_result(console: Console, errors: Mapping[str, float], summary: Mapping
 
 
 def _print_refusals(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print an example of each reason for which the run refused records, and the setting that would mend it."""
+    """Print an example of each reason for which the run refused records, and the setting that
+    would mend it."""
     found = refusals(summary["run"]) if "run" in summary else []
     if found:
         console.print("Refused, with an example of each reason:")

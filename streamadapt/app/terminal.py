@@ -14,10 +14,14 @@ ASCII = re.compile(r"[ -~]*")
 
 
 def safe(text: str) -> str:
-    """Return text that a terminal only shows: what would steer it, or turn or break lines, as escapes."""
+    """Return text that a terminal only shows: what would steer it, or turn or break lines, as
+    escapes."""
     if ASCII.fullmatch(text):
         return text
-    return "".join(_escaped(c) if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in text)
+    return "".join(
+        _escaped(c) if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c
+        for c in text
+    )
 
 
 def _escaped(c: str) -> str:
@@ -25,7 +29,13 @@ def _escaped(c: str) -> str:
     if named is not None:
         return named
     code = ord(c)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
 
 
 @contextmanager

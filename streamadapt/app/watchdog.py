@@ -1,4 +1,5 @@
-"""A loop that is stuck is seen: in the metrics, in the log with all stacks, and by who asks whether it is ready."""
+"""A loop that is stuck is seen: in the metrics, in the log with all stacks, and by who asks
+whether it is ready."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _LOG = logging.getLogger("streamadapt")
 LOOKS = 4
 """Within the time after which a loop counts as stuck."""
 LOOK_S = 1.0
-"""So often it looks at source and sinks, which also while the loop waits for one of them has to come into the log."""
+"""So often it looks at source and sinks, which also while the loop waits for one of them has to
+come into the log."""
 
 
 class Watchdog:
@@ -32,8 +34,8 @@ class Watchdog:
     engine : Engine
     metrics : Metrics
     stuck_after_s : float, s
-        A loop that has not moved for so long is stuck: far more than one lot of records, or one step of a checkpoint,
-        takes.
+        A loop that has not moved for so long is stuck: far more than one lot of records, or one
+        step of a checkpoint, takes.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics, stuck_after_s: float) -> None:
@@ -41,7 +43,9 @@ class Watchdog:
         self._metrics = metrics
         self._after_s = stuck_after_s
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="streamadapt-watchdog", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, name="streamadapt-watchdog", daemon=True
+        )
         self.stalled = False
 
     def ready(self) -> tuple[bool, str]:
@@ -58,7 +62,10 @@ class Watchdog:
         return state != "connecting", f"source is {state}"
 
     def live(self) -> tuple[bool, str]:
-        """Return whether the engine's loop has not ended, and a word on it. A loop that is stuck is alive."""
+        """Return whether the engine's loop has not ended, and a word on it.
+
+        A loop that is stuck is alive.
+        """
         alive = self._engine.alive
         return alive, "the loop runs" if alive else "the loop has ended"
 
@@ -68,7 +75,10 @@ class Watchdog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop.set()
         self._thread.join()
@@ -89,7 +99,11 @@ class Watchdog:
             stalled = still >= LOOKS
             if stalled != self.stalled:
                 if stalled:
-                    _LOG.error("the loop has not moved for %g s; every thread:\n%s", self._after_s, _stacks())
+                    _LOG.error(
+                        "the loop has not moved for %g s; every thread:\n%s",
+                        self._after_s,
+                        _stacks(),
+                    )
                 else:
                     _LOG.warning("the loop moves again")
                 self._metrics.stalled(stalled)

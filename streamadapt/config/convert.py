@@ -1,4 +1,5 @@
-"""Plain TOML data to typed arguments, with errors that name the path, the value and what was expected."""
+"""Plain TOML data to typed arguments, with errors that name the path, the value and what was
+expected."""
 
 from __future__ import annotations
 
@@ -17,13 +18,22 @@ import msgspec
 from streamadapt.config.secrets import masked
 from streamadapt.errors import ConfigError
 
-__all__ = ["check_keys", "check_needed", "convert", "is_callable_hint", "join", "meant", "see", "wrong"]
+__all__ = [
+    "check_keys",
+    "check_needed",
+    "convert",
+    "is_callable_hint",
+    "join",
+    "meant",
+    "see",
+    "wrong",
+]
 
 AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 TYPE: Final = re.compile(r"Expected `(?P<types>[^`]+)`(?P<rest>.*?)(?:, got `.*`)?", re.DOTALL)
 WORDS: Final = {
-    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "array": "a list",
-    "object": "a table",
+    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false",
+    "array": "a list", "object": "a table",
 }  # fmt: skip
 UNIONS: Final = (typing.Union, types.UnionType)
 
@@ -45,12 +55,15 @@ def meant(key: object, known: Iterable[str]) -> str:
 
 
 def see(table: str) -> str:
-    """Return a pointer to what explains a table's keys: its name, ``learners.rls``, or a path that starts with it."""
+    """Return a pointer to what explains a table's keys: its name, ``learners.rls``, or a path that
+    starts with it."""
     name = re.sub(r"\[.*", "", table)
     return f"; see `{f'streamadapt config {name}'.strip()}`"
 
 
-def check_keys(path: str, table: Mapping[str, Any], allowed: Iterable[str], explained_as: str | None = None) -> None:
+def check_keys(
+    path: str, table: Mapping[str, Any], allowed: Iterable[str], explained_as: str | None = None
+) -> None:
     """Raise `ConfigError` for the first key that is not allowed, naming the nearest one that is.
 
     Parameters
@@ -106,15 +119,22 @@ def _check_table(value: Mapping[str, Any], hint: Any, path: str) -> None:
     for member in members:
         if is_dataclass(member):
             check_keys(path, value, [f.name for f in fields(member)])
-            required = [f.name for f in fields(member) if f.default is MISSING and f.default_factory is MISSING]
+            required = [
+                f.name
+                for f in fields(member)
+                if f.default is MISSING and f.default_factory is MISSING
+            ]
             check_needed(path, value, required)
         elif isinstance(member, type) and issubclass(member, msgspec.Struct):
             check_keys(path, value, member.__struct_fields__)
-            check_needed(path, value, [f.name for f in msgspec.structs.fields(member) if f.required])
+            check_needed(
+                path, value, [f.name for f in msgspec.structs.fields(member) if f.required]
+            )
 
 
 def _at(value: Any, place: str) -> Any:
-    """Return what stands at a path such as ``[1].x``; the whole value where it cannot be followed."""
+    """Return what stands at a path such as ``[1].x``; the whole value where it cannot be
+    followed."""
     found = value
     for step in re.findall(r"[^.\[\]]+", place):
         try:
@@ -145,7 +165,9 @@ def _decodable(hint: Any) -> Any:
     """Take out of a union what TOML has no form for, and read paths as text there."""
     if typing.get_origin(hint) in UNIONS:
         members = [
-            str if member is Path else _decodable(member) for member in typing.get_args(hint) if not _is_tensor(member)
+            str if member is Path else _decodable(member)
+            for member in typing.get_args(hint)
+            if not _is_tensor(member)
         ]
         return typing.Union[tuple(dict.fromkeys(members))]  # noqa: UP007 - made at run time
     if typing.get_origin(hint) in (Sequence, Mapping) and Path in typing.get_args(hint):
@@ -156,7 +178,8 @@ def _decodable(hint: Any) -> Any:
 
 
 def _is_tensor(hint: Any) -> bool:
-    """Whether it is torch's tensor, which nobody can have named unless torch is loaded: loading it takes a second."""
+    """Whether it is torch's tensor, which nobody can have named unless torch is loaded: loading it
+    takes a second."""
     torch = sys.modules.get("torch")
     return torch is not None and hint is torch.Tensor
 

@@ -1,4 +1,5 @@
-"""What a learned state depends on, digested, and what has changed since a checkpoint was written."""
+"""What a learned state depends on, digested, and what has changed since a checkpoint was
+written."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return one line for each setting that is not what it was: ``learners[0].lr: 0.001 -> 0.01``."""
+    """Return one line for each setting that is not what it was:
+    ``learners[0].lr: 0.001 -> 0.01``."""
     lines = []
     for path in sorted({*before, *now}):
         if path not in now:
@@ -58,7 +60,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def misfit(written: str, settings: Mapping[str, Any], now: str) -> str:
-    """Return why a state that was learned under one configuration does not go on under another; empty if it does.
+    """Return why a state that was learned under one configuration does not go on under another;
+    empty if it does.
 
     Parameters
     ----------
@@ -73,6 +76,8 @@ def misfit(written: str, settings: Mapping[str, Any], now: str) -> str:
     return (
         f"written with configuration {written}, but this one is {now}"
         + (f" (changed: {', '.join(changed)})" if changed else "")
-        + "; what was learned depends on it: use the old settings, or another checkpoint path to start from "
-        "nothing. Safe to change: servers, sinks, checkpoint, metrics, limits, guarantee, device, threads"
+        + "; what was learned depends on it: use the old settings, or another checkpoint path "
+        "to start from "
+        "nothing. Safe to change: servers, sinks, checkpoint, metrics, limits, guarantee, "
+        "device, threads"
     )

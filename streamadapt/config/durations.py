@@ -13,10 +13,13 @@ _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 
 
 def duration_ns(path: str, value: object) -> int:
-    """Return a duration in nanoseconds; `ConfigError` with the setting's `path` if it is not one."""
+    """Return a duration in nanoseconds; `ConfigError` with the setting's `path` if it is not
+    one."""
     match = _FORM.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise ConfigError(path, value, 'a duration with its unit, such as "250ms", "10s", "5m", "6h" or "1d"')
+        raise ConfigError(
+            path, value, 'a duration with its unit, such as "250ms", "10s", "5m", "6h" or "1d"'
+        )
     nanoseconds = round(float(match[1]) * UNITS_NS[match[2]])
     if not nanoseconds < 2**62:
         raise ConfigError(path, value, "a duration of less than 146 years")

@@ -21,9 +21,11 @@ IN_A_FILE: Final = re.compile(
 
 
 def setting_of(name: str) -> str | None:
-    """Return which setting ``NAME_file`` has the content of its file for; None where the name is not of that form.
+    """Return which setting ``NAME_file`` has the content of its file for; None where the name is
+    not of that form.
 
-    Only names that end in a word for a secret, or in ``username``, have it: other settings may well end in ``_file``.
+    Only names that end in a word for a secret, or in ``username``, have it: other settings may
+    well end in ``_file``.
     """
     return name[: -len(FILE)] if IN_A_FILE.search(name) else None
 
@@ -38,7 +40,9 @@ def apply_environment(table: dict[str, Any], environment: Mapping[str, str]) -> 
     """
     found = [(_keys_of(name), name) for name in environment if name.startswith(PREFIX)]
     put: set[str] = set()
-    for keys, name in sorted(found, key=lambda item: [(int(k) if k.isdecimal() else 0, k) for k in item[0]]):
+    for keys, name in sorted(
+        found, key=lambda item: [(int(k) if k.isdecimal() else 0, k) for k in item[0]]
+    ):
         _put(table, keys, environment[name], name, put)
 
 
@@ -49,7 +53,9 @@ def apply_settings(table: dict[str, Any], settings: Sequence[str]) -> None:
         name, equals, value = setting.partition("=")
         if not equals:
             word = setting.split()[0] if setting.split() else setting
-            raise wrong("--set", HIDDEN if is_secret(word) else word, "KEY=VALUE, such as task.window=6")
+            raise wrong(
+                "--set", HIDDEN if is_secret(word) else word, "KEY=VALUE, such as task.window=6"
+            )
         _put(table, name.strip().split("."), value, "--set " + name.strip(), put)
 
 
@@ -67,7 +73,8 @@ def _keys_of(name: str) -> list[str]:
 
 
 def _put(table: dict[str, Any], keys: Sequence[str], text: str, name: str, put: set[str]) -> None:
-    """Put one setting; `put` are the paths that this layer, environment or command line, has put before."""
+    """Put one setting; `put` are the paths that this layer, environment or command line, has put
+    before."""
     path = ".".join(keys)
     if not all(keys):
         raise wrong(name, _value(path, text), "a name between each pair of separators")
@@ -85,7 +92,8 @@ def _put(table: dict[str, Any], keys: Sequence[str], text: str, name: str, put: 
 
 
 def _replace_other_form(where: Any, key: str, path: str, put: set[str]) -> None:
-    """A secret put here wins over the file that a lower layer names for it, and the other way round."""
+    """A secret put here wins over the file that a lower layer names for it, and the other way
+    round."""
     other = setting_of(key) or key + FILE
     has_two = setting_of(key) is not None or setting_of(other) is not None
     if has_two and isinstance(where, dict) and path.removesuffix(key) + other not in put:
@@ -94,13 +102,16 @@ def _replace_other_form(where: Any, key: str, path: str, put: set[str]) -> None:
 
 
 def _place(where: Any, key: str, name: str, path: str, text: str) -> Any:
-    """Return `key` as the place that it means in a table or a list; one past the end of a list makes a table there."""
+    """Return `key` as the place that it means in a table or a list; one past the end of a list
+    makes a table there."""
     if isinstance(where, dict):
         return key
     if not isinstance(where, list):
         raise wrong(name, _value(path, text), "a table to put it in, but there is a plain value")
     if not key.isdecimal() or int(key) > len(where):
-        raise wrong(name, _value(path, text), f"an index from 0 to {len(where)} where it says {key!r}")
+        raise wrong(
+            name, _value(path, text), f"an index from 0 to {len(where)} where it says {key!r}"
+        )
     if int(key) == len(where):
         where.append({})
     return int(key)

@@ -1,4 +1,5 @@
-"""From a ``kind`` in a config to an object: entry points, and arguments checked against the signature."""
+"""From a ``kind`` in a config to an object: entry points, and arguments checked against the
+signature."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
-from streamadapt.config.convert import check_keys, check_needed, convert, is_callable_hint, join, meant, see, wrong
+from streamadapt.config.convert import (
+    check_keys,
+    check_needed,
+    convert,
+    is_callable_hint,
+    join,
+    meant,
+    see,
+    wrong,
+)
 from streamadapt.config.secrets import masked, scrubbed
 from streamadapt.errors import ConfigError, StreamadaptError
 
@@ -20,19 +30,21 @@ BEHIND_ROOT: Final = r"[.\[].*"
 """What stands in a path behind the name of its table."""
 ROOTS = frozenset(
     {
-        "source", "fields", "task", "base", "learners", "drift", "guard", "sink", "dead_letters", "checkpoint",
-        "metrics", "limits", "keys", "panel", "device", "seed", "threads",
+        "source", "fields", "task", "base", "learners", "drift", "guard", "sink", "dead_letters",
+        "checkpoint", "metrics", "limits", "keys", "panel", "device", "seed", "threads",
     }
 )  # fmt: skip
 """What the paths of a config start with."""
 
 REMOVED = {
     ("base", "export"): (
-        '"onnx": the kind "export" was removed; convert the model once by torch.onnx.export, as docs/models.md shows'
+        '"onnx": the kind "export" was removed; convert the model once by torch.onnx.export, as '
+        "docs/models.md shows"
     ),
     **{
         ("guard", kind): (
-            f'"two-layer", "hedge", "mean" or "none": "{kind}" was removed from the package, it is a comparison in '
+            f'"two-layer", "hedge", "mean" or "none": "{kind}" was removed from the package, it '
+            f"is a comparison in "
             "benchmarks/plain_guards.py (docs/guards.md)"
         )
         for kind in ("adahedge", "boa", "median", "ml-poly", "ridge", "simplex")
@@ -58,12 +70,17 @@ def choose(known: Mapping[str, Any], path: str, table: Mapping[str, Any]) -> Any
     if not isinstance(kind, str) or kind not in known:
         if isinstance(kind, str) and (path, kind) in REMOVED:
             raise wrong(join(path, "kind"), kind, REMOVED[path, kind])
-        raise wrong(join(path, "kind"), kind, "one of " + ", ".join(sorted(known)) + meant(kind, known) + see(path))
+        raise wrong(
+            join(path, "kind"),
+            kind,
+            "one of " + ", ".join(sorted(known)) + meant(kind, known) + see(path),
+        )
     return known[kind]
 
 
 def build(group: str, path: str, table: Mapping[str, Any], **given: Any) -> Any:
-    """Make what ``table["kind"]`` names, with the table's other keys as arguments; see `prepare`."""
+    """Make what ``table["kind"]`` names, with the table's other keys as arguments; see
+    `prepare`."""
     return prepare(group, path, table, **given)()
 
 
@@ -88,14 +105,24 @@ def prepare(group: str, path: str, table: Mapping[str, Any], **given: Any) -> Ca
     try:
         target = point.load()
     except (ImportError, AttributeError) as error:
-        raise ConfigError(join(path, "kind"), point.name, f"a kind that can be imported ({error})") from error
-    return arguments_of(target, path, {k: v for k, v in table.items() if k != "kind"}, point.name, **given)
+        raise ConfigError(
+            join(path, "kind"), point.name, f"a kind that can be imported ({error})"
+        ) from error
+    return arguments_of(
+        target, path, {k: v for k, v in table.items() if k != "kind"}, point.name, **given
+    )
 
 
 def arguments_of(
-    target: Callable[..., Any], path: str, settings: Mapping[str, Any], kind: str | None = None, /, **given: Any
+    target: Callable[..., Any],
+    path: str,
+    settings: Mapping[str, Any],
+    kind: str | None = None,
+    /,
+    **given: Any,
 ) -> Callable[[], Any]:
-    """Return the call of `target` with a table's settings, each converted to what its signature says.
+    """Return the call of `target` with a table's settings, each converted to what its signature
+    says.
 
     Parameters
     ----------
@@ -108,17 +135,29 @@ def arguments_of(
     except NameError:  # a third party's names that exist for type checkers only
         hints = {}
     parameters = inspect.signature(target).parameters
-    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    named = {
+        n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
     given = {name: value for name, value in given.items() if name in named}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         allowed = {n for n in named.keys() - given.keys() if not is_callable_hint(hints.get(n))}
-        check_keys(path, settings, allowed, None if kind is None else f"{re.sub(BEHIND_ROOT, '', path)}.{kind}")
+        check_keys(
+            path,
+            settings,
+            allowed,
+            None if kind is None else f"{re.sub(BEHIND_ROOT, '', path)}.{kind}",
+        )
     needed = [n for n, p in named.items() if p.default is p.empty]
     # TOML has no null: leaving a key out is the way to say it.
-    given = {n: None for n in needed if type(None) in typing.get_args(hints.get(n)) and n not in settings} | given
+    given = {
+        n: None
+        for n in needed
+        if type(None) in typing.get_args(hints.get(n)) and n not in settings
+    } | given
     check_needed(path, {**settings, **given}, needed)
     arguments = {
-        name: _made_or_converted(value, hints.get(name, Any), join(path, name)) for name, value in settings.items()
+        name: _made_or_converted(value, hints.get(name, Any), join(path, name))
+        for name, value in settings.items()
     }
     return partial(call, path, target, arguments | given)
 
@@ -150,13 +189,16 @@ def call(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) ->
         raise
     except Exception as error:  # a third party's own way of refusing
         reason = scrubbed(f"{type(error).__name__}: {error}")
-        raise ConfigError(path, masked(path, dict(arguments)), f"arguments that fit ({reason})") from error
+        raise ConfigError(
+            path, masked(path, dict(arguments)), f"arguments that fit ({reason})"
+        ) from error
 
 
 def _full(path: str, said: str) -> str:
     """Return the path of an error in the whole config, from the one its checker knows.
 
-    The checker of ``learners[1]`` says ``rate`` or ``learners.rate``, or names another table: ``task.window``.
+    The checker of ``learners[1]`` says ``rate`` or ``learners.rate``, or names another table:
+    ``task.window``.
     """
     head, *_ = re.split(r"[.\[]", said)
     if head not in ROOTS:

@@ -1,4 +1,5 @@
-"""Secrets of a config: read from the file that a setting names, and told apart from those written down."""
+"""Secrets of a config: read from the file that a setting names, and told apart from those written
+down."""
 
 from __future__ import annotations
 
@@ -22,14 +23,16 @@ MAX_BYTES: Final = 64 << 10
 
 
 def read_secret_files(table: dict[str, Any], path: str = "") -> None:
-    """Put the content of the file ``NAME_file`` at ``NAME``, for each secret and user name, at any depth.
+    """Put the content of the file ``NAME_file`` at ``NAME``, for each secret and user name, at any
+    depth.
 
     One line break at the end of a file is not part of the secret.
 
     Raises
     ------
     ConfigError
-        If the file is not one to be read, or both are given; with the file's path, never its content.
+        If the file is not one to be read, or both are given; with the file's path, never its
+        content.
     """
     for key in list(table):
         value, here = table[key], join(path, str(key))
@@ -49,11 +52,17 @@ def read_secret_files(table: dict[str, Any], path: str = "") -> None:
 
 def _content(path: str, given: object) -> str:
     if not isinstance(given, str) or not given:
-        raise ConfigError(path, HIDDEN if given else given, "the path of a file that holds the secret")
+        raise ConfigError(
+            path, HIDDEN if given else given, "the path of a file that holds the secret"
+        )
     file = Path(given)
     # Somebody may have put the secret itself here: shown is only what looks like a path.
     shown = given if len(file.parts) > 1 and file.parent.is_dir() else HIDDEN
-    note = "; the path is hidden in case it is the secret itself: look at the config" if shown is HIDDEN else ""
+    note = (
+        "; the path is hidden in case it is the secret itself: look at the config"
+        if shown is HIDDEN
+        else ""
+    )
     data = None
     try:
         if stat.S_ISREG(file.stat().st_mode):  # anything else may have to be waited for
@@ -61,7 +70,9 @@ def _content(path: str, given: object) -> str:
                 data = opened.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no path"
-        raise ConfigError(path, shown, f"a readable file that holds the secret ({reason}{note})") from None
+        raise ConfigError(
+            path, shown, f"a readable file that holds the secret ({reason}{note})"
+        ) from None
     if data is None:
         raise ConfigError(path, shown, "a regular file that holds the secret")
     if len(data) > MAX_BYTES:
@@ -76,10 +87,14 @@ def _content(path: str, given: object) -> str:
     return text
 
 
-def literal_secrets(path: Path, environment: Mapping[str, str], settings: Sequence[str] = ()) -> list[str]:
-    """Say which secrets are written down in a config file, or on the command line, one line for each.
+def literal_secrets(
+    path: Path, environment: Mapping[str, str], settings: Sequence[str] = ()
+) -> list[str]:
+    """Say which secrets are written down in a config file, or on the command line, one line for
+    each.
 
-    The config has been loaded: it is known to be right. Of one that came through a pipe nothing is left to be read.
+    The config has been loaded: it is known to be right. Of one that came through a pipe nothing is
+    left to be read.
     """
     if not path.is_file():
         return []
@@ -116,5 +131,10 @@ def _secrets(path: str, value: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for i, item in enumerate(value):
             yield from _secrets(f"{path}[{i}]", item)
-    elif isinstance(value, str) and value and masked(path, value) != value and not path.endswith("security"):
+    elif (
+        isinstance(value, str)
+        and value
+        and masked(path, value) != value
+        and not path.endswith("security")
+    ):
         yield path, value

@@ -1,4 +1,7 @@
-"""One TOML file: what to read, predict, learn and write. The same objects can be made in Python."""
+"""One TOML file: what to read, predict, learn and write.
+
+The same objects can be made in Python.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,8 @@ class CheckpointTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
     every_entries : int, >= 1
         A checkpoint is also written after this number of entries.
     keep : int, >= 1
-        The number of checkpoints that are kept for each partition; at least 2 with ``exactly-once``.
+        The number of checkpoints that are kept for each partition; at least 2 with
+        ``exactly-once``.
     """
 
     path: str
@@ -62,12 +66,14 @@ class KeysTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     Attributes
     ----------
     max_keys : int, >= 1
-        The largest number of keys in memory, and in a checkpoint. The key that was used least recently is moved to
-        the disk first.
+        The largest number of keys in memory, and in a checkpoint. The key that was used least
+        recently is moved to the disk first.
     max_stored : int, >= 1
-        The largest number of keys on the disk. Beyond it the key that was used least recently is forgotten.
+        The largest number of keys on the disk. Beyond it the key that was used least recently is
+        forgotten.
     path : str
-        The folder, or the URL, for the keys that are not in memory. Default: inside the folder of the checkpoints.
+        The folder, or the URL, for the keys that are not in memory. Default: inside the folder of
+        the checkpoints.
     """
 
     max_keys: int = 1000
@@ -76,7 +82,8 @@ class KeysTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
 
 
 class LabelsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Which labels to ask for, where labels cost money or time; a prediction says whether its label is wanted.
+    """Which labels to ask for, where labels cost money or time; a prediction says whether its
+    label is wanted.
 
     Attributes
     ----------
@@ -113,15 +120,16 @@ class SourceKeys(msgspec.Struct, frozen=True, kw_only=True):
     label_wait : duration
         How long an entry waits for a label stream that has nothing more to read.
     delimiter : str, one character
-        Between the cells of a CSV file. This key and the following ones say how files are written: the files of
-        ``kind = "files"``, and those given to ``streamadapt replay`` and ``streamadapt fit``.
+        Between the cells of a CSV file. This key and the following ones say how files are written:
+        the files of ``kind = "files"``, and those given to ``streamadapt replay`` and
+        ``streamadapt fit``.
     columns : list of str
         The names of the columns, for CSV files without a header.
     comment : str
         Lines of a CSV file that begin with this text are passed over.
     encoding : str
-        The encoding of the text, by Python's names, such as ``cp1252``. Default: UTF-8. A byte-order mark at the
-        start of a file has priority.
+        The encoding of the text, by Python's names, such as ``cp1252``. Default: UTF-8. A
+        byte-order mark at the start of a file has priority.
     """
 
     label_wait: str = "2s"
@@ -137,15 +145,16 @@ class BaseKeys(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     scaling : str
-        A file with the usual location and scale of inputs and outputs, for a base that does not know them; written by
-        ``streamadapt fit``.
+        A file with the usual location and scale of inputs and outputs, for a base that does not
+        know them; written by ``streamadapt fit``.
     """
 
     scaling: str | None = None
 
 
 class LimitKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """What is refused because it is too large, too old or too far ahead, and when a run is stopped.
+    """What is refused because it is too large, too old or too far ahead, and when a run is
+    stopped.
 
     Attributes
     ----------
@@ -160,13 +169,16 @@ class LimitKeys(msgspec.Struct, frozen=True, kw_only=True):
     max_buffer : int, >= 1, records
         A partition with this number of records waiting is not read until some are processed.
     max_ahead : duration
-        An entry that is dated further ahead of the newest entry is refused, until other records agree with it.
+        An entry that is dated further ahead of the newest entry is refused, until other records
+        agree with it.
     max_behind : duration
         An entry that is older than the newest entry by more than this is refused.
     max_bad_share : float, in (0, 1]
-        The run stops with exit code 3 when more than this share of the last 5,000 records was refused. 1.0 never stops.
+        The run stops with exit code 3 when more than this share of the last 5,000 records was
+        refused. 1.0 never stops.
     stuck_after : duration, > 0
-        A run that does not move for this long is reported by ``/ready``, by a metric and in the log.
+        A run that does not move for this long is reported by ``/ready``, by a metric and in the
+        log.
     """
 
     record_bytes: int = 1 << 20
@@ -222,7 +234,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     guarantee : {"at-least-once", "effectively-once", "exactly-once"}
         What a reader of the predictions sees after a crash; docs/delivery.md explains the three.
     device : str
-        Where tensors live: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. ``auto`` takes a GPU for large outputs only.
+        Where tensors live: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. ``auto`` takes a GPU for
+        large outputs only.
     seed : int, from 0 to 2^63 - 1
         The seed of all random numbers.
     threads : int, from 1 to 1024
@@ -255,15 +268,22 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         return f"Config({masked('config', msgspec.to_builtins(self))})"
 
     def digest(self) -> ConfigDigest:
-        """Digest of what the learned state depends on; where it is read from and written to is left out.
+        """Digest of what the learned state depends on; where it is read from and written to is
+        left out.
 
         A weights file counts by its content: moved it is the same base, fitted anew it is another.
         """
-        relevant = {name: getattr(self, name) for name in ("task", "learners", "drift", "guard", "fields", "seed")}
+        relevant = {
+            name: getattr(self, name)
+            for name in ("task", "learners", "drift", "guard", "fields", "seed")
+        }
         if self.labels is not None:
             relevant["labels"] = self.labels
         base = {k: _content(v) if k in ("weights", "path") else v for k, v in self.base.items()}
-        if self.base.get("kind") == "onnx" and (beside := Path(f"{self.base.get('path')}.data")).exists():
+        if (
+            self.base.get("kind") == "onnx"
+            and (beside := Path(f"{self.base.get('path')}.data")).exists()
+        ):
             base["data"] = _content(beside)
         if self.keys is not None:
             relevant["keys"] = [self.keys.max_keys, self.keys.max_stored]
@@ -271,7 +291,11 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
             relevant["panel"] = self.panel
         if self.intervals is not None:
             relevant["intervals"] = self.intervals
-        topics = {k: v for k, v in self.source.items() if k in ("topic", "label_topic", "path", "label_path")}
+        topics = {
+            k: v
+            for k, v in self.source.items()
+            if k in ("topic", "label_topic", "path", "label_path")
+        }
         return ConfigDigest(relevant | {"base": base, "source": topics})
 
 
@@ -282,15 +306,18 @@ def _content(path: object) -> object:
         return str(path) if isinstance(path, Path) else path
 
 
-def load_config(path: Path, environment: Mapping[str, str] | None = None, settings: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Path, environment: Mapping[str, str] | None = None, settings: Sequence[str] = ()
+) -> Config:
     """Read a config file; settings in the environment win over the file, and given ones over both.
 
     Parameters
     ----------
     environment : mapping, optional
-        Default: the process's. ``STREAMADAPT__SOURCE__SERVERS=host:9092`` sets ``source.servers``; values are TOML
-        where they parse as such, else text. Lists of tables take an index: ``STREAMADAPT__LEARNERS__0__LR=1e-3``.
-        A secret may stand in a file: ``STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD_FILE=/run/secrets/x``.
+        Default: the process's. ``STREAMADAPT__SOURCE__SERVERS=host:9092`` sets ``source.servers``;
+        values are TOML where they parse as such, else text. Lists of tables take an index:
+        ``STREAMADAPT__LEARNERS__0__LR=1e-3``. A secret may stand in a file:
+        ``STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD_FILE=/run/secrets/x``.
     settings : sequence of str
         ``source.servers=host:9092``, ``learners.0.lr=1e-3``: as from the command line.
 
@@ -349,4 +376,6 @@ def _check_ranges(config: Config) -> None:
 
 def _within(path: str, value: int, low: int, high: int | None = None) -> None:
     if value < low or (high is not None and value > high):
-        raise ConfigError(path, value, f"a whole number >= {low}" + ("" if high is None else f" and <= {high}"))
+        raise ConfigError(
+            path, value, f"a whole number >= {low}" + ("" if high is None else f" and <= {high}")
+        )

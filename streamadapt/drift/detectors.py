@@ -1,4 +1,5 @@
-"""River's drift detectors by name: which watch numbers and which a yes or no, and how sure each wants to be."""
+"""River's drift detectors by name: which watch numbers and which a yes or no, and how sure each
+wants to be."""
 
 from __future__ import annotations
 
@@ -9,9 +10,20 @@ from typing import Any, Literal
 
 from streamadapt.errors import ConfigError
 
-__all__ = ["BINARY", "DETECTORS", "LEVELS", "DetectorName", "corrected", "detector_class", "make_detector", "tell"]
+__all__ = [
+    "BINARY",
+    "DETECTORS",
+    "LEVELS",
+    "DetectorName",
+    "corrected",
+    "detector_class",
+    "make_detector",
+    "tell",
+]
 
-DetectorName = Literal["adwin", "page-hinkley", "kswin", "ddm", "eddm", "hddm-a", "hddm-w", "fhddm"]
+DetectorName = Literal[
+    "adwin", "page-hinkley", "kswin", "ddm", "eddm", "hddm-a", "hddm-w", "fhddm"
+]
 
 BINARY = "binary."
 DETECTORS: dict[str, str] = {
@@ -33,7 +45,8 @@ LEVELS = {
     "hddm-w": "drift_confidence",
     "fhddm": "confidence_level",
 }
-"""The argument that bounds the probability of a false alarm of one test; the other detectors have none."""
+"""The argument that bounds the probability of a false alarm of one test; the other detectors have
+none."""
 
 
 def detector_class(name: str) -> Any:
@@ -55,14 +68,17 @@ def make_detector(name: str, params: Mapping[str, Any]) -> Any:
     try:
         return detector_class(name)(**{**seeded, **params})
     except TypeError as exc:
-        raise ConfigError("drift.params", dict(params), f"arguments of river.drift's class ({exc})") from exc
+        raise ConfigError(
+            "drift.params", dict(params), f"arguments of river.drift's class ({exc})"
+        ) from exc
 
 
 def corrected(name: str, params: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """Return arguments with the level of one test divided among `channels` tests.
 
-    By Bonferroni's inequality the probability that any of them is a false alarm is then at most what it was for one,
-    however the channels depend on each other (Dunn 1961, Journal of the American Statistical Association 56).
+    By Bonferroni's inequality the probability that any of them is a false alarm is then at most
+    what it was for one, however the channels depend on each other (Dunn 1961, Journal of the
+    American Statistical Association 56).
     """
     level = LEVELS[name]
     given = params.get(level, inspect.signature(detector_class(name)).parameters[level].default)

@@ -1,7 +1,7 @@
 """Drift: which signal is watched, by which detector, and what is done when it fires.
 
-The detectors are river's own, behind a door that refuses non-finite values: one NaN makes river's ADWIN miss every
-later drift without a word.
+The detectors are river's own, behind a door that refuses non-finite values: one NaN makes river's
+ADWIN miss every later drift without a word.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from streamadapt.arguments import ShowsArguments
-from streamadapt.drift.detectors import BINARY, DETECTORS, LEVELS, DetectorName, corrected, make_detector, tell
+from streamadapt.drift.detectors import (
+    BINARY,
+    DETECTORS,
+    LEVELS,
+    DetectorName,
+    corrected,
+    make_detector,
+    tell,
+)
 from streamadapt.drift.reactions import REACTIONS, Boost, Reaction
 from streamadapt.drift.signals import BY_CHANNEL
 from streamadapt.errors import ConfigError
@@ -23,8 +31,8 @@ from streamadapt.state.river_pickle import dumps_river, loads_river
 __all__ = ["DriftMonitor"]
 
 FARTHEST = 30.0
-"""A value counts for at most so many mean sizes of the signal (or so much, where that is more): ADWIN's variance would
-know of nothing else for thousands of values."""
+"""A value counts for at most so many mean sizes of the signal (or so much, where that is more):
+ADWIN's variance would know of nothing else for thousands of values."""
 SIZE_RATE = 0.01
 """How fast the mean size follows the values."""
 MOST = 1e6
@@ -37,20 +45,21 @@ class DriftMonitor(ShowsArguments):
     Parameters
     ----------
     detector : {"adwin", "page-hinkley", "kswin", "ddm", "eddm", "hddm-a", "hddm-w", "fhddm"}
-        A detector of river. For numbers: ADWIN (Bifet & Gavalda 2007), O(log n) per entry; Page-Hinkley (Page 1954),
-        O(1); KSWIN (Raab et al. 2020), O(w log w) for a window of w, its random sample seeded with 0 unless `params`
-        has a seed.
-        For right and wrong, O(1) each: DDM (Gama et al. 2004), EDDM (Baena-Garcia et al. 2006), HDDM by averages and by
-        weighted averages (Frias-Blanco et al. 2015), FHDDM (Pesaranghader & Viktor 2016).
+        A detector of river. For numbers: ADWIN (Bifet & Gavalda 2007), O(log n) per entry;
+        Page-Hinkley (Page 1954), O(1); KSWIN (Raab et al. 2020), O(w log w) for a window of w, its
+        random sample seeded with 0 unless `params` has a seed. For right and wrong, O(1) each: DDM
+        (Gama et al. 2004), EDDM (Baena-Garcia et al. 2006), HDDM by averages and by weighted
+        averages (Frias-Blanco et al. 2015), FHDDM (Pesaranghader & Viktor 2016).
     signal : str
-        ``loss``, ``error``, ``residual``, ``input``, ``confidence`` or ``embedding`` (`streamadapt.drift.signals` explains
-        them), or a signal of a learner, such as ``dictionary-error``. The detectors of right and wrong watch ``error``
-        and nothing else.
+        ``loss``, ``error``, ``residual``, ``input``, ``confidence`` or ``embedding``
+        (`streamadapt.drift.signals` explains them), or a signal of a learner, such as
+        ``dictionary-error``. The detectors of right and wrong watch ``error`` and nothing else.
     reaction : {"alert", "boost", "forget", "reset", "refit"}
-        ``alert``: say so (prediction, metric, log). ``boost``: also learn faster for a while. ``forget``: give what was
-        learned so far only `keep` of its weight (`Learner.forget`). ``reset``: start the learners anew. ``refit``:
-        train a fresh copy of each beside it, and put it in its place if it was better in the second half of `trial`
-        matured examples; twice the cost while that lasts. docs/reactions.md has what each was worth.
+        ``alert``: say so (prediction, metric, log). ``boost``: also learn faster for a while.
+        ``forget``: give what was learned so far only `keep` of its weight (`Learner.forget`).
+        ``reset``: start the learners anew. ``refit``: train a fresh copy of each beside it, and
+        put it in its place if it was better in the second half of `trial` matured examples; twice
+        the cost while that lasts. docs/reactions.md has what each was worth.
     params : dict
         Arguments of river's class.
     factor : float, >= 1
@@ -58,12 +67,13 @@ class DriftMonitor(ShowsArguments):
     half_life : float, > 0, in entries
         With ``boost``: after this many entries half of the additional speed is gone.
     cool_down : int, >= 0
-        The number of values after an alarm for which no other alarm is raised: a detector whose window still holds the
-        change would raise it again. The detector itself goes on.
+        The number of values after an alarm for which no other alarm is raised: a detector whose
+        window still holds the change would raise it again. The detector itself goes on.
     channels : {"mean", "each"}
-        ``each``: a detector per channel of the signal (``loss``, ``residual``, ``input``), an alarm if any fires, with
-        the level of each test divided by their number (Bonferroni), so that the rate of false alarms does not grow with
-        the channels. For detectors that have such a level: adwin, kswin, hddm-a, hddm-w, fhddm. Costs a detector each.
+        ``each``: a detector per channel of the signal (``loss``, ``residual``, ``input``), an
+        alarm if any fires, with the level of each test divided by their number (Bonferroni), so
+        that the rate of false alarms does not grow with the channels. For detectors that have such
+        a level: adwin, kswin, hddm-a, hddm-w, fhddm. Costs a detector each.
     keep : float, in [0, 1)
         With ``forget``: the weight that is left of what was learned.
     trial : int, >= 2, matured examples
@@ -107,7 +117,9 @@ class DriftMonitor(ShowsArguments):
             if value not in allowed:
                 raise ConfigError(f"drift.{path}", value, "one of " + ", ".join(allowed))
         if DETECTORS[detector].startswith(BINARY) and signal != "error":
-            raise ConfigError("drift.signal", signal, f"error: {detector} watches what is right or wrong")
+            raise ConfigError(
+                "drift.signal", signal, f"error: {detector} watches what is right or wrong"
+            )
         self._check_numbers(cool_down, keep, trial)
         self.detector = detector
         self.signal = signal
@@ -124,8 +136,12 @@ class DriftMonitor(ShowsArguments):
         self.refused = 0
         self.fired_channels: tuple[int, ...] = ()
         self._quiet = 0  # values still to pass before the next alarm
-        self._sizes: list[tuple[int, float]] = []  # by channel: values so far, up to 1 / SIZE_RATE, and their mean size
-        one = make_detector(detector, self.params)  # also tells at once whether river takes the arguments
+        self._sizes: list[
+            tuple[int, float]
+        ] = []  # by channel: values so far, up to 1 / SIZE_RATE, and their mean size
+        one = make_detector(
+            detector, self.params
+        )  # also tells at once whether river takes the arguments
         self._rivers: list[Any] = [] if self.each else [one]
 
     @staticmethod
@@ -138,9 +154,15 @@ class DriftMonitor(ShowsArguments):
 
     def _check_each(self) -> None:
         if self.signal not in BY_CHANNEL:
-            raise ConfigError("drift.signal", self.signal, "a signal with channels: " + ", ".join(BY_CHANNEL))
+            raise ConfigError(
+                "drift.signal", self.signal, "a signal with channels: " + ", ".join(BY_CHANNEL)
+            )
         if self.detector not in LEVELS:
-            raise ConfigError("drift.detector", self.detector, "one whose level can be divided: " + ", ".join(LEVELS))
+            raise ConfigError(
+                "drift.detector",
+                self.detector,
+                "one whose level can be divided: " + ", ".join(LEVELS),
+            )
 
     @property
     def name(self) -> str:
@@ -148,7 +170,9 @@ class DriftMonitor(ShowsArguments):
         return f"{self.detector}:{self.signal}"
 
     def update(self, value: float | npt.NDArray[np.float64]) -> bool:
-        """Take one value of the signal; True if this is a drift. Non-finite values are counted and refused.
+        """Take one value of the signal; True if this is a drift.
+
+        Non-finite values are counted and refused.
 
         Parameters
         ----------
@@ -164,7 +188,9 @@ class DriftMonitor(ShowsArguments):
         self.refused += len(values) - len(seen)
         if not seen:
             return False
-        firing = tuple(i for i in seen if tell(self.detector, self._rivers[i], self._bounded(i, values[i])))
+        firing = tuple(
+            i for i in seen if tell(self.detector, self._rivers[i], self._bounded(i, values[i]))
+        )
         fired = bool(firing) and self._quiet == 0
         self._quiet = self.cool_down if fired else max(self._quiet - 1, 0)
         if fired:
@@ -209,6 +235,8 @@ class DriftMonitor(ShowsArguments):
         self.refused = int(state["refused"])
         self._quiet = int(state["quiet"])
         self.fired_channels = tuple(int(i) for i in state["fired_channels"])
-        self._sizes = [(int(count), float(size)) for count, size in state.get("sizes", ())]  # absent in older ones
+        self._sizes = [
+            (int(count), float(size)) for count, size in state.get("sizes", ())
+        ]  # absent in older ones
         if self.boost is not None:
             self.boost.level = float(state["boost"])

@@ -1,4 +1,5 @@
-"""What a drift does: learn faster for a while, forget, start anew, or train a replacement in the background."""
+"""What a drift does: learn faster for a while, forget, start anew, or train a replacement in the
+background."""
 
 from __future__ import annotations
 
@@ -58,11 +59,13 @@ class Boost:
 
 
 class Trial:
-    """A learner's replacement that starts anew beside it and takes its place if it turns out better.
+    """A learner's replacement that starts anew beside it and takes its place if it turns out
+    better.
 
-    As in adaptive random forests, where a background tree grows from the alarm on and replaces the old one (Gomes et
-    al. 2017, Machine Learning 106). Both are asked, with their states of now, for every matured example before either
-    learns it; over the second half of the trial the mean losses decide.
+    As in adaptive random forests, where a background tree grows from the alarm on and replaces the
+    old one (Gomes et al. 2017, Machine Learning 106). Both are asked, with their states of now,
+    for every matured example before either learns it; over the second half of the trial the mean
+    losses decide.
 
     Parameters
     ----------
@@ -72,7 +75,8 @@ class Trial:
     """
 
     def __init__(self, learner: Learner, length: int) -> None:
-        # The spec is shared, and the frozen base in it: a copy of a learner must not be a copy of the base.
+        # The spec is shared, and the frozen base in it: a copy of a learner must not be a copy of
+        # the base.
         shared = {id(learner.spec): learner.spec, id(learner.spec.model): learner.spec.model}
         self.learner = learner
         self.fresh = copy.deepcopy(learner, shared)
@@ -81,8 +85,11 @@ class Trial:
         self.count = 0
         self.losses = np.zeros(2)  # the old one's, the fresh one's
 
-    def compare(self, inputs: Tensor, base: BaseOutput, target: Array, known: Mask, loss: Loss) -> None:
-        """Ask both about one matured example; `target` is (rows, columns), `known` as `Loss.known` has it."""
+    def compare(
+        self, inputs: Tensor, base: BaseOutput, target: Array, known: Mask, loss: Loss
+    ) -> None:
+        """Ask both about one matured example; `target` is (rows, columns), `known` as `Loss.known`
+        has it."""
         self.count += 1
         if 2 * self.count <= self.length:
             return
@@ -127,12 +134,14 @@ class Reactor:
     ----------
     learners : sequence of Learner
     told : callable (str, Learner) -> None
-        Called with what was done to a learner: ``forget``, ``reset``, ``refit``, ``refit-kept``, ``refit-dropped``.
+        Called with what was done to a learner: ``forget``, ``reset``, ``refit``, ``refit-kept``,
+        ``refit-dropped``.
 
     Attributes
     ----------
     failed : callable (str, int, Exception) -> None
-        Called with a reaction that raised and the place of the learner that it was done to. Default: it is raised.
+        Called with a reaction that raised and the place of the learner that it was done to.
+        Default: it is raised.
     """
 
     def __init__(self, learners: Sequence[Learner], told: Callable[[str, Learner], None]) -> None:
@@ -143,9 +152,13 @@ class Reactor:
 
     def chosen(self, kinds: Sequence[str] | None) -> list[int]:
         """Return the places of the learners of these kinds; None: of all."""
-        return [i for i, learner in enumerate(self.learners) if kinds is None or learner.kind in kinds]
+        return [
+            i for i, learner in enumerate(self.learners) if kinds is None or learner.kind in kinds
+        ]
 
-    def react(self, reaction: Reaction, kinds: Sequence[str] | None, *, keep: float, trial: int) -> None:
+    def react(
+        self, reaction: Reaction, kinds: Sequence[str] | None, *, keep: float, trial: int
+    ) -> None:
         """Carry out one alarm's reaction; learners must be built."""
         if reaction in ("alert", "boost"):
             return  # a boost acts through the learning rates
@@ -172,13 +185,18 @@ class Reactor:
             self.trials[i] = Trial(learner, trial)
         return True
 
-    def compare(self, inputs: Tensor, base: BaseOutput, target: Array, known: Mask, loss: Loss) -> None:
+    def compare(
+        self, inputs: Tensor, base: BaseOutput, target: Array, known: Mask, loss: Loss
+    ) -> None:
         """Let all trials compare on one matured example, before it is learned."""
         for trial in self.trials.values():
             trial.compare(inputs, base, target, known, loss)
 
-    def learned(self, i: int, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Let the trial of learner `i`, if any, learn what the learner has just learned; end it if it is over."""
+    def learned(
+        self, i: int, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor
+    ) -> None:
+        """Let the trial of learner `i`, if any, learn what the learner has just learned; end it if
+        it is over."""
         trial = self.trials.get(i)
         if trial is None:
             return
@@ -212,7 +230,9 @@ class Reactor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the trials that go on."""
-        return {"trials": [[i, trial.length, trial.state_dict()] for i, trial in self.trials.items()]}
+        return {
+            "trials": [[i, trial.length, trial.state_dict()] for i, trial in self.trials.items()]
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; the learners must be built."""

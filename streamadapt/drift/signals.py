@@ -1,21 +1,26 @@
-"""The scalars that a pipeline offers to drift monitors, one value per entry or per matured arrival.
+"""The scalars that a pipeline offers to drift monitors, one value per entry or per matured
+arrival.
 
-==============  ========================================================================================================
+==============  ===================================================================================
 signal          what it is
-==============  ========================================================================================================
-``loss``        the base's mean loss over the cells that matured at an arrival, in units of what it used to be (see
-                `UsualError`), so that one threshold suits every unit
-``error``       1 where the base was wrong, else 0: another class than the label, or a loss above what it used to be
-``residual``    target less base over the matured cells, signed, in units of the base's mean absolute error as it used
-                to be; of classes, one less the probability of the true one
+==============  ===================================================================================
+``loss``        the base's mean loss over the cells that matured at an arrival, in units of what it
+                used to be (see `UsualError`), so that one threshold suits every unit
+``error``       1 where the base was wrong, else 0: another class than the label, or a loss above
+                what it used to be
+``residual``    target less base over the matured cells, signed, in units of the base's mean
+                absolute error as it used to be; of classes, one less the probability of the true
+                one
 ``input``       the mean over channels of the newest values, scaled as learners see them
 ``confidence``  classification: the greatest of the base's probabilities
-``embedding``   how far the base's embedding is from where it used to be: the root mean square over features of
-                ``(e - m) / s``, m and s the mean and standard deviation of the first `REFERENCE` entries
-==============  ========================================================================================================
+``embedding``   how far the base's embedding is from where it used to be: the root mean square over
+                features of ``(e - m) / s``, m and s the mean and standard deviation of the first
+                `REFERENCE` entries
+==============  ===================================================================================
 
-``loss``, ``residual`` and ``input`` also come by channel: of outputs the columns, of inputs the channels. A learner may
-offer signals of its own beside them (`Learner.signal_names`), such as the dictionary's reconstruction error.
+``loss``, ``residual`` and ``input`` also come by channel: of outputs the columns, of inputs the
+channels. A learner may offer signals of its own beside them (`Learner.signal_names`), such as the
+dictionary's reconstruction error.
 """
 
 from __future__ import annotations
@@ -70,7 +75,8 @@ def wrong(base: Array, target: Array, relative: float, kind: TaskKind) -> float:
 
 
 def residual(base: Array, target: Array, known: Mask, length: Array, kind: TaskKind) -> Array:
-    """Return what the base left over by column, (columns,); of classes one value, ``1 - p`` of the true one.
+    """Return what the base left over by column, (columns,); of classes one value, ``1 - p`` of the
+    true one.
 
     Parameters
     ----------
@@ -89,10 +95,11 @@ def confidence(output: Tensor) -> float:
 
 
 class UsualError:
-    """The base's mean absolute error in each cell over its first `REFERENCE` known targets; then it stays as it is.
+    """The base's mean absolute error in each cell over its first `REFERENCE` known targets; then
+    it stays as it is.
 
-    A scale that went on following the base's errors, as the guard's does, would make a lasting change look like a short
-    one, and a base that stays wrong look normal: ADWIN would miss both.
+    A scale that went on following the base's errors, as the guard's does, would make a lasting
+    change look like a short one, and a base that stays wrong look normal: ADWIN would miss both.
     """
 
     def __init__(self) -> None:
@@ -100,7 +107,8 @@ class UsualError:
         self.mean: Array = np.zeros((0, 0))
 
     def usual(self, shape: tuple[int, ...]) -> Array:
-        """Return the mean errors, (rows, columns), original units; NaN in cells with fewer than `WARM`."""
+        """Return the mean errors, (rows, columns), original units; NaN in cells with fewer than
+        `WARM`."""
         if self.mean.shape != shape:
             self.count, self.mean = np.zeros(shape, np.int64), np.zeros(shape)
         return np.where((self.count >= WARM) & (self.mean > 0.0), self.mean, np.nan)
@@ -109,7 +117,9 @@ class UsualError:
         """Take the absolute errors (rows, columns) of one arrival in; call `usual` first."""
         learning = mask & (self.count < REFERENCE)
         if learning.any():
-            bound = np.where((self.count >= WARM) & (self.mean > 0.0), FARTHEST * self.mean, np.inf)
+            bound = np.where(
+                (self.count >= WARM) & (self.mean > 0.0), FARTHEST * self.mean, np.inf
+            )
             self.count += learning
             errors = np.minimum(errors, bound)
             self.mean += np.where(learning, (errors - self.mean) / np.maximum(self.count, 1), 0.0)
@@ -125,10 +135,11 @@ class UsualError:
 
 
 class EmbeddingDistance:
-    """The distance of embeddings from those of the first `REFERENCE` entries; NaN until these are seen.
+    """The distance of embeddings from those of the first `REFERENCE` entries; NaN until these are
+    seen.
 
-    Running mean and variance by Welford (1962), Technometrics 4; then they stay as they are, since a reference that
-    follows the stream would hide a slow drift.
+    Running mean and variance by Welford (1962), Technometrics 4; then they stay as they are, since
+    a reference that follows the stream would hide a slow drift.
     """
 
     def __init__(self) -> None:
@@ -137,7 +148,8 @@ class EmbeddingDistance:
         self.squares: Array = np.zeros(0)
 
     def __call__(self, embedding: Tensor) -> float:
-        """Take one embedding, (features,); return its distance, in standard deviations of a feature."""
+        """Take one embedding, (features,); return its distance, in standard deviations of a
+        feature."""
         e = embedding.cpu().double().numpy()
         if not np.isfinite(e).all():
             return np.nan
@@ -150,7 +162,9 @@ class EmbeddingDistance:
             self.squares = self.squares + off * (e - self.mean)
             return np.nan
         deviation = np.sqrt(self.squares / (self.count - 1))
-        varies = deviation > 1e-12 * (1.0 + np.abs(self.mean))  # a feature that never moved has no unit
+        varies = deviation > 1e-12 * (
+            1.0 + np.abs(self.mean)
+        )  # a feature that never moved has no unit
         if not varies.any():
             return np.nan
         return float(np.sqrt(np.mean(np.square((e - self.mean)[varies] / deviation[varies]))))

@@ -1,1 +1,2 @@
-"""The engine: from a source through pipelines to a sink, with checkpoints, metrics and guarantees."""
+"""The engine: from a source through pipelines to a sink, with checkpoints, metrics and
+guarantees."""

@@ -1,4 +1,5 @@
-"""What keeps a source or a sink from its work: one log line when it begins, one when it is over, and counts."""
+"""What keeps a source or a sink from its work: one log line when it begins, one when it is over,
+and counts."""
 
 from __future__ import annotations
 
@@ -33,7 +34,12 @@ class Condition(StrEnum):
 
 
 BLOCKING: Final = frozenset(
-    (Condition.NO_ANSWER, Condition.TOPIC_MISSING, Condition.TOO_FEW_REPLICAS, Condition.UNACKNOWLEDGED)
+    (
+        Condition.NO_ANSWER,
+        Condition.TOPIC_MISSING,
+        Condition.TOO_FEW_REPLICAS,
+        Condition.UNACKNOWLEDGED,
+    )
 )
 """While one of these holds, no work can be done."""
 EVENTS: Final = (Condition.RECORDS_DELETED, Condition.GROUP_OFFSET, Condition.OFFSETS_EXPIRED)
@@ -58,7 +64,8 @@ class Standing:
     unacknowledged_s : float or None, s
         Age of the oldest delivery that is not acknowledged; None where there is no such thing.
     skipped : mapping of (str, int) to int
-        Stream and partition -> offsets that were passed over, since their records were deleted before they were read.
+        Stream and partition -> offsets that were passed over, since their records were deleted
+        before they were read.
     """
 
     trouble: str = ""
@@ -85,7 +92,8 @@ class Conditions:
     Parameters
     ----------
     what : str
-        The side, for the log lines, e.g. ``source kafka speeds at localhost:9092``. Never a secret.
+        The side, for the log lines, e.g. ``source kafka speeds at localhost:9092``. Never a
+        secret.
     known : collection of Condition
         Those that this side can tell.
     log : logging.Logger, optional
@@ -112,19 +120,23 @@ class Conditions:
         self._clock = clock
         self._lock = threading.RLock()
         self._held: dict[Condition, _Held] = {}
-        self._ended: dict[Condition, tuple[float, float]] = {}  # when it ended, and since when it had held
+        self._ended: dict[
+            Condition, tuple[float, float]
+        ] = {}  # when it ended, and since when it had held
         self._began: Counter[Condition] = Counter()
         self.answered = False
 
     def begin(self, condition: Condition, text: str, holder: str = "") -> None:
-        """Say that a condition holds; one line in the log, unless it holds already, or did within `AGAIN_S`.
+        """Say that a condition holds; one line in the log, unless it holds already, or did within
+        `AGAIN_S`.
 
         Parameters
         ----------
         text : str
             What is wrong, of which topic, partition, group or broker, and what to do.
         holder : str
-            Which part of the side: the condition holds for as long as it does for one of its parts.
+            Which part of the side: the condition holds for as long as it does for one of its
+            parts.
         """
         with self._lock:
             held = self._held.get(condition)
@@ -141,7 +153,8 @@ class Conditions:
         self._log.warning("%s: %s", self.what, text)
 
     def end(self, condition: Condition, text: str, holder: str = "") -> None:
-        """Say that a condition is over for a part; one line in the log if it was the last one, with how long it took.
+        """Say that a condition is over for a part; one line in the log if it was the last one,
+        with how long it took.
 
         Parameters
         ----------
@@ -183,16 +196,21 @@ class Conditions:
 
     @property
     def trouble(self) -> str:
-        """Why no work can be done: the text of the condition that has held longest; empty if there is none."""
+        """Why no work can be done: the text of the condition that has held longest; empty if there
+        is none."""
         with self._lock:
             blocking = [held for condition, held in self._held.items() if condition in BLOCKING]
             return min(blocking, key=lambda held: held.since).text if blocking else ""
 
     def standing(
-        self, unacknowledged_s: float | None = None, skipped: Mapping[tuple[str, int], int] | None = None
+        self,
+        unacknowledged_s: float | None = None,
+        skipped: Mapping[tuple[str, int], int] | None = None,
     ) -> Standing:
         """Return everything as it is now; see `Standing`."""
         with self._lock:
-            holds: dict[Condition, bool] = {one: one in self._held for one in self._known if one not in EVENTS}
+            holds: dict[Condition, bool] = {
+                one: one in self._held for one in self._known if one not in EVENTS
+            }
             began = {condition: self._began[condition] for condition in self._known}
             return Standing(self.trouble, holds, began, unacknowledged_s, dict(skipped or {}))

@@ -1,7 +1,8 @@
-"""What the way back for dead letters needs: a reader of them, and a writer to the streams they came from.
+"""What the way back for dead letters needs: a reader of them, and a writer to the streams they
+came from.
 
-Implementations live in ``streamadapt_connectors``; a third party adds one through the entry-point groups
-``streamadapt.dead_letter_readers`` and ``streamadapt.stream_writers``.
+Implementations live in ``streamadapt_connectors``; a third party adds one through the entry-point
+groups ``streamadapt.dead_letter_readers`` and ``streamadapt.stream_writers``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from typing import NamedTuple
 
 from streamadapt.records import DeadLetter, Position, Record, StreamPartition
 
-__all__ = ["FOREIGN", "DeadLetterReader", "ReplayMark", "Returned", "Returning", "StoredLetter", "StreamWriter"]
+__all__ = [
+    "FOREIGN",
+    "DeadLetterReader",
+    "ReplayMark",
+    "Returned",
+    "Returning",
+    "StoredLetter",
+    "StreamWriter",
+]
 
 FOREIGN = "foreign"
 """The reason of what stands among the dead letters and is none."""
@@ -26,7 +35,8 @@ class StoredLetter:
     Attributes
     ----------
     letter : DeadLetter
-        As it was refused; of a record that is none of streamadapt's, itself with the reason `FOREIGN`.
+        As it was refused; of a record that is none of streamadapt's, itself with the reason
+        `FOREIGN`.
     place : Position
         Where it stands among the dead letters.
     truncated : int or None, bytes
@@ -48,7 +58,8 @@ class ReplayMark:
     Attributes
     ----------
     state : str
-        ``sending`` before the first is sent, then ``sent`` or ``not-sent``. What stays at ``sending`` may have been.
+        ``sending`` before the first is sent, then ``sent`` or ``not-sent``. What stays at
+        ``sending`` may have been.
     time : int, ns since the Unix epoch
     positions : tuple of Position
         Of the refused records, where they stood in their source.
@@ -60,7 +71,10 @@ class ReplayMark:
 
 
 class DeadLetterReader(ABC):
-    """Reads what a `DeadLetterSink` of the same settings wrote, and keeps notes. Commits and locks nothing."""
+    """Reads what a `DeadLetterSink` of the same settings wrote, and keeps notes.
+
+    Commits and locks nothing.
+    """
 
     @property
     @abstractmethod
@@ -73,8 +87,11 @@ class DeadLetterReader(ABC):
         """Whether the last `read` found that the place does not exist (yet)."""
 
     @abstractmethod
-    def read(self, on_progress: Callable[[int, int], None] | None = None) -> Iterator[StoredLetter | ReplayMark]:
-        """Yield everything from the beginning to the end as it is now, in order within a partition.
+    def read(
+        self, on_progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[StoredLetter | ReplayMark]:
+        """Yield everything from the beginning to the end as it is now, in order within a
+        partition.
 
         Parameters
         ----------
@@ -89,7 +106,8 @@ class DeadLetterReader(ABC):
 
     @abstractmethod
     def mark(self, mark: ReplayMark) -> None:
-        """Keep a note; when this returns it is stored, and every later `read` yields it after those before it.
+        """Keep a note; when this returns it is stored, and every later `read` yields it after
+        those before it.
 
         Raises
         ------
@@ -142,7 +160,8 @@ class StreamWriter(ABC):
 
     @abstractmethod
     def write(self, records: Sequence[Returning]) -> list[Returned]:
-        """Write them in order, and say of each what became of it; returns within a minute, whatever happens."""
+        """Write them in order, and say of each what became of it; returns within a minute,
+        whatever happens."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,4 +1,5 @@
-"""Dead letters as plain values: how they look as a line of JSON, and how a repaired one is read from it."""
+"""Dead letters as plain values: how they look as a line of JSON, and how a repaired one is read
+from it."""
 
 from __future__ import annotations
 
@@ -28,15 +29,16 @@ __all__ = [
 NEEDED: Final = ("topic", "partition", "offset", "time", "key", "value")
 KNOWN: Final = frozenset(
     {
-        *NEEDED, "reason", "stage", "detail", "key_encoding", "value_encoding", "headers", "truncated", "foreign",
-        "letter", "replayed",
+        *NEEDED, "reason", "stage", "detail", "key_encoding", "value_encoding", "headers",
+        "truncated", "foreign", "letter", "replayed",
     }
 )  # fmt: skip
 STATES: Final = ("sending", "sent", "not-sent")
 
 
 def letter_fields(letter: DeadLetter) -> dict[str, Any]:
-    """Return JSON values: ``key`` and ``value`` as text where they are UTF-8, else as base64, and then it says so."""
+    """Return JSON values: ``key`` and ``value`` as text where they are UTF-8, else as base64, and
+    then it says so."""
     record = letter.record
     stream, partition, offset = record.position
     data: dict[str, Any] = {
@@ -125,14 +127,19 @@ def parse_repaired(line: bytes, streams: Collection[str]) -> Record:
         raise RepairError(f"expected one JSON object, got {_kind(data)}")
     _check_names(data)
     if data.get("foreign"):
-        raise RepairError("foreign: expected a letter of streamadapt; where this one came from is not known")
+        raise RepairError(
+            "foreign: expected a letter of streamadapt; where this one came from is not known"
+        )
     if data.get("truncated") is not None:
         raise RepairError(
-            f"truncated: the dead letter holds the beginning of {data['truncated']!r} bytes; put the whole value in, "
+            f"truncated: the dead letter holds the beginning of {data['truncated']!r} bytes; "
+            f"put the whole value in, "
             "and take this field out"
         )
     if data["topic"] not in streams:
-        raise RepairError(f"topic: expected {' or '.join(map(repr, streams))}, got {data['topic']!r}")
+        raise RepairError(
+            f"topic: expected {' or '.join(map(repr, streams))}, got {data['topic']!r}"
+        )
     partition, offset, time = (_whole(data, name) for name in ("partition", "offset", "time"))
     position = Position(data["topic"], partition, offset)
     try:
@@ -146,7 +153,8 @@ def _check_names(data: Mapping[str, Any]) -> None:
     unknown = sorted(data.keys() - KNOWN)
     if unknown:
         raise RepairError(
-            f"expected the fields of streamadapt dlq list --json, got {', '.join(map(repr, unknown))} too"
+            f"expected the fields of streamadapt dlq list --json, got "
+            f"{', '.join(map(repr, unknown))} too"
         )
     missing = [name for name in NEEDED if name not in data]
     if missing:
@@ -163,23 +171,31 @@ def _whole(data: Mapping[str, Any], name: str) -> int:
 def _raw(data: Mapping[str, Any], name: str) -> bytes | None:
     value, encoding = data[name], data.get(f"{name}_encoding")
     if encoding not in (None, "base64"):
-        raise RepairError(f"{name}_encoding: expected base64, or no such field for text, got {encoding!r}")
+        raise RepairError(
+            f"{name}_encoding: expected base64, or no such field for text, got {encoding!r}"
+        )
     if value is None:
         return None
     if not isinstance(value, str):
-        raise RepairError(f"{name}: expected text (in jq: .{name} |= tojson), or null, got {_kind(value)}")
+        raise RepairError(
+            f"{name}: expected text (in jq: .{name} |= tojson), or null, got {_kind(value)}"
+        )
     if encoding is None:
         return value.encode()
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RepairError(f"{name}: expected base64, as {name}_encoding says, got other text ({error})") from None
+        raise RepairError(
+            f"{name}: expected base64, as {name}_encoding says, got other text ({error})"
+        ) from None
 
 
 def _kind(value: object) -> str:
     if isinstance(value, bool | int | float) or value is None:
         return msgspec.json.encode(value).decode()
-    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
+    return (
+        "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
+    )
 
 
 # -- notes of what was fed back
@@ -187,7 +203,11 @@ def _kind(value: object) -> str:
 
 def mark_fields(mark: ReplayMark) -> dict[str, Any]:
     """Return JSON values."""
-    return {"replay": mark.state, "time": mark.time, "positions": [str(at) for at in mark.positions]}
+    return {
+        "replay": mark.state,
+        "time": mark.time,
+        "positions": [str(at) for at in mark.positions],
+    }
 
 
 def mark_of(line: bytes) -> ReplayMark | None:
@@ -244,8 +264,12 @@ def letter_of(data: Mapping[str, Any]) -> DeadLetter:
         raise TypeError("a line is a JSON object")
     at = origin_of(data)
     headers = headers_of(data.get("headers") or ())
-    record = Record(at, _written(data, "key"), _written(data, "value"), int(data.get("time") or 0), headers)
-    return DeadLetter(record, str(data["reason"]), str(data.get("stage", "")), str(data.get("detail", "")))
+    record = Record(
+        at, _written(data, "key"), _written(data, "value"), int(data.get("time") or 0), headers
+    )
+    return DeadLetter(
+        record, str(data["reason"]), str(data.get("stage", "")), str(data.get("detail", ""))
+    )
 
 
 def origin_of(data: Mapping[str, Any]) -> Position:
@@ -262,4 +286,8 @@ def _written(data: Mapping[str, Any], name: str) -> bytes | None:
         return None
     if not isinstance(value, str):
         raise TypeError(f"{name} is no text")
-    return base64.b64decode(value, validate=True) if data.get(f"{name}_encoding") == "base64" else value.encode()
+    return (
+        base64.b64decode(value, validate=True)
+        if data.get(f"{name}_encoding") == "base64"
+        else value.encode()
+    )

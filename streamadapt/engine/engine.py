@@ -26,7 +26,15 @@ from streamadapt.engine.time_watch import TimeWatch
 from streamadapt.errors import EntryError, Loss, TransactionLostError
 from streamadapt.pipeline.keyed import KeyedPipeline
 from streamadapt.pipeline.pipeline import Pipeline
-from streamadapt.records import DeadLetter, Entry, Label, Prediction, Record, Skipped, StreamPartition
+from streamadapt.records import (
+    DeadLetter,
+    Entry,
+    Label,
+    Prediction,
+    Record,
+    Skipped,
+    StreamPartition,
+)
 from streamadapt.state.fence import FencedError
 from streamadapt.state.folder import folder_of
 from streamadapt.state.manifest import CheckpointInfo
@@ -95,7 +103,9 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.metrics = metrics or NullMetrics()
         self.clock = clock or SystemClock()
-        self.delivery = delivery_of(self.settings.guarantee, sink, self.settings.checkpoint_every_s, self.clock)
+        self.delivery = delivery_of(
+            self.settings.guarantee, sink, self.settings.checkpoint_every_s, self.clock
+        )
         self.on_checkpoint_step: Callable[[str], None] | None = None
         self.lanes: dict[int, Lane] = {}
         self._lost = LostPartitions()
@@ -109,7 +119,9 @@ class Engine:
         self.run_log = RunLog(self.clock)
         self._tally = Tally()
         self._ended = False
-        self._behind: dict[StreamPartition, int] = {}  # records not yet processed, where that is known
+        self._behind: dict[
+            StreamPartition, int
+        ] = {}  # records not yet processed, where that is known
         self._stopped_at: float | None = None
         self._index = {stream: i for i, stream in enumerate(source.streams)}
         self._bad_share = BadShare(self.settings.max_bad_share)
@@ -127,15 +139,19 @@ class Engine:
     def stop(self) -> None:
         """Ask `run` to drain and return; may be called from a signal handler or another thread.
 
-        It is heard after the record at hand, and by sinks that heed `Sink.break_off_when`: what they still wait
-        for `EngineSettings.drain_s` later is given up with an error, and a restart replays from the last checkpoint.
+        It is heard after the record at hand, and by sinks that heed `Sink.break_off_when`: what
+        they still wait for `EngineSettings.drain_s` later is given up with an error, and a restart
+        replays from the last checkpoint.
         """
         if self._stopped_at is None:
             self._stopped_at = self.clock.monotonic()
         self.stopping = True
 
     def _given_up(self) -> bool:
-        return self._stopped_at is not None and self.clock.monotonic() - self._stopped_at >= self.settings.drain_s
+        return (
+            self._stopped_at is not None
+            and self.clock.monotonic() - self._stopped_at >= self.settings.drain_s
+        )
 
     def run(self) -> dict[str, Any]:
         """Run until `stop`, or until a finite source has ended and everything was processed.
@@ -148,7 +164,8 @@ class Engine:
         Raises
         ------
         ConnectorError, CheckpointError
-            What waiting cannot mend; nothing past the last checkpoint is lost, a restart replays it.
+            What waiting cannot mend; nothing past the last checkpoint is lost, a restart replays
+            it.
         """
         self._thread, self._finished = threading.current_thread(), False
         try:
@@ -173,7 +190,9 @@ class Engine:
             self.drained = True
             summary = self.summary()
         except BaseException as failure:
-            if isinstance(failure, FencedError):  # not a word more about what somebody else may own by now
+            if isinstance(
+                failure, FencedError
+            ):  # not a word more about what somebody else may own by now
                 for lane in [*self.lanes.values(), *self._lost.lanes]:
                     self.delivery.fall_silent(lane)
             for error in self._close():
@@ -181,11 +200,14 @@ class Engine:
             raise
         for error in self._close():
             raise error
-        _LOG.info("stopped: %d entries, %d predictions", summary["entries"], summary["predictions"])
+        _LOG.info(
+            "stopped: %d entries, %d predictions", summary["entries"], summary["predictions"]
+        )
         return summary
 
     def _last_checkpoint_done(self) -> bool:
-        """Write the last checkpoint; False if a transaction was lost over it, and what it covers is to be done again.
+        """Write the last checkpoint; False if a transaction was lost over it, and what it covers
+        is to be done again.
 
         Nothing new since the last one: another like it would only push older ones out.
         """
@@ -200,25 +222,41 @@ class Engine:
         return True
 
     def look(self) -> None:
-        """Look at source, sink and dead letters: looking is what puts into the log what is wrong. From any thread."""
+        """Look at source, sink and dead letters: looking is what puts into the log what is wrong.
+
+        From any thread.
+        """
         for side in (self.source, self.sink, self.dead_letters):
             _ = side.trouble
 
     @property
     def trouble(self) -> str:
-        """Why no work can be done for now, in words for an operator; empty if nothing is known. From any thread."""
+        """Why no work can be done for now, in words for an operator; empty if nothing is known.
+
+        From any thread.
+        """
         sides = (self.sink, self.dead_letters, self.source)
         return next((why for side in sides if (why := side.trouble)), "") or self._lost.trouble
 
     def standings(self) -> dict[str, Standing]:
-        """Return how source, sink and dead letters do at this moment, for metrics. From any thread."""
-        found = {"source": self.source.standing, "sink": self.sink.standing, "dead_letters": self.dead_letters.standing}
+        """Return how source, sink and dead letters do at this moment, for metrics.
+
+        From any thread.
+        """
+        found = {
+            "source": self.source.standing,
+            "sink": self.sink.standing,
+            "dead_letters": self.dead_letters.standing,
+        }
         if why := self._lost.trouble:
             found["sink"] = replace(found["sink"], trouble=found["sink"].trouble or why)
         return found
 
     def step(self) -> bool:
-        """Poll once and process what came; True when a finite source is done. Tests drive the engine with this."""
+        """Poll once and process what came; True when a finite source is done.
+
+        Tests drive the engine with this.
+        """
         try:
             if len(self._lost):
                 self._begin_again()
@@ -254,7 +292,9 @@ class Engine:
         idle = not len(self._lost) and not any(lane.waiting for lane in self.lanes.values())
         done = self._ended = ended and idle
         for lane in self.lanes.values() if done else ():
-            self._hand_out(lane, *lane.finish())  # nothing comes any more; a plain stop cannot know that
+            self._hand_out(
+                lane, *lane.finish()
+            )  # nothing comes any more; a plain stop cannot know that
         return done
 
     # -- one round
@@ -264,7 +304,9 @@ class Engine:
             at = record.position
             lane = self.lanes.get(at.partition)
             if lane is None:
-                continue  # a partition that was revoked during this very poll: its new owner reads the record
+                # a partition that was revoked during this very poll: its new owner reads the
+                # record
+                continue
             item: Entry | Label | DeadLetter
             if record.value is None and self.source.skips_tombstones:
                 item = Skipped(record, "", "decode", "")
@@ -281,15 +323,20 @@ class Engine:
 
     def _take_turns(self, now: float, ended: bool) -> None:
         busy = [lane.partition for lane in self.lanes.values() if len(lane.merge)]
-        self._turns.round(busy, lambda partition, until: self._advance(self.lanes[partition], now, until, ended))
+        self._turns.round(
+            busy, lambda partition, until: self._advance(self.lanes[partition], now, until, ended)
+        )
         for partition in busy:
             self._time_watches[partition].look_held(self.lanes[partition].merge.held)
 
     def _advance(self, lane: Lane, now: float, until: float, ended: bool) -> bool:
-        """Process what may be processed, in small lots, until the time is up; return whether there may be more."""
+        """Process what may be processed, in small lots, until the time is up; return whether there
+        may be more."""
         while not self.stopping:
             late = lane.merge.late_labels
-            lot = Lot(lane.merge, self.clock, now, until, ended=ended, stopping=lambda: self.stopping)
+            lot = Lot(
+                lane.merge, self.clock, now, until, ended=ended, stopping=lambda: self.stopping
+            )
             if lot:
                 self._process(lane, lot)
             for _ in range(lane.merge.late_labels - late):
@@ -308,7 +355,9 @@ class Engine:
         self._tally.add(lane, released.handed, letters)
         self._bad_share.add(released.count, letters)
 
-    def _hand_out(self, lane: Lane, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
+    def _hand_out(
+        self, lane: Lane, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]
+    ) -> None:
         with self._timing.stage("emit"):
             self._emit(predictions, letters)
         self._log_drifts(lane, predictions)
@@ -324,7 +373,9 @@ class Engine:
             self.run_log.refused(letters)
             for letter in letters:
                 self.metrics.dead_letter(letter.reason, letter.stage)
-                _LOG.debug("dead letter %s %s: %s", letter.record.position, letter.reason, letter.detail)
+                _LOG.debug(
+                    "dead letter %s %s: %s", letter.record.position, letter.reason, letter.detail
+                )
 
     def _log_drifts(self, lane: Lane, predictions: Sequence[Prediction]) -> None:
         stats = lane.pipeline.stats
@@ -335,7 +386,9 @@ class Engine:
             _LOG.info("drift %s partition=%d event_time_ns=%d", name, lane.partition, time)
         for p in predictions:
             for done in p.reactions:
-                _LOG.info("reaction %s partition=%d event_time_ns=%d", done, lane.partition, p.time)
+                _LOG.info(
+                    "reaction %s partition=%d event_time_ns=%d", done, lane.partition, p.time
+                )
 
     def _watch_source(self, lag: Mapping[StreamPartition, int]) -> str:
         state = self.source.state
@@ -347,11 +400,14 @@ class Engine:
         return state
 
     def _note_lag(self, left: Mapping[StreamPartition, int]) -> None:
-        """Count what is not processed: what the source still has, and what waits here for its turn."""
+        """Count what is not processed: what the source still has, and what waits here for its
+        turn."""
         self._behind = {
             at: left[at] + len(lane.merge.queues[i])
             for lane in self.lanes.values()
-            for i, at in enumerate(StreamPartition(stream, lane.partition) for stream in lane.streams)
+            for i, at in enumerate(
+                StreamPartition(stream, lane.partition) for stream in lane.streams
+            )
             if at in left
         }
         self.metrics.lag(self._behind)
@@ -366,7 +422,10 @@ class Engine:
                 total, before = losses.get(role, (0.0, 0))
                 losses[role] = total + stats.loss_sum[role], before + cells
         lag = sum(self._behind.values()) if self._behind else None
-        return {name: facts[name] for name in ("entries", "predictions")} | {"lag": lag, "losses": losses}
+        return {name: facts[name] for name in ("entries", "predictions")} | {
+            "lag": lag,
+            "losses": losses,
+        }
 
     def _apply_backpressure(self) -> None:
         paused = {
@@ -374,7 +433,11 @@ class Engine:
             for lane in self.lanes.values()
             for stream, queue in zip(lane.streams, lane.merge.queues, strict=True)
             if len(queue) >= self.settings.max_buffer
-        } | {StreamPartition(stream, lane.partition) for lane in self._lost.lanes for stream in lane.streams}
+        } | {
+            StreamPartition(stream, lane.partition)
+            for lane in self._lost.lanes
+            for stream in lane.streams
+        }
         if paused != self._paused:
             self._paused = frozenset(paused)
             self.source.pause(self._paused)
@@ -393,7 +456,8 @@ class Engine:
         return done > 0 and since_s >= self.settings.checkpoint_every_s
 
     def checkpoint(self) -> None:
-        """Flush what was written, save every partition, then tell the source: in this order, or entries are lost."""
+        """Flush what was written, save every partition, then tell the source: in this order, or
+        entries are lost."""
         self._save(list(self.lanes.values()))
         self._last_checkpoint = self.clock.monotonic()
 
@@ -404,7 +468,9 @@ class Engine:
         self.dead_letters.flush()
         identities = self.source.identities()
         for lane in lanes:
-            lane.identities |= {at: known for at, known in identities.items() if at.partition == lane.partition}
+            lane.identities |= {
+                at: known for at, known in identities.items() if at.partition == lane.partition
+            }
             start = self.clock.monotonic()
             info = lane.save(self.settings.config_digest, self._step_reached)
             end = self.clock.monotonic()
@@ -425,7 +491,9 @@ class Engine:
 
     # -- partitions come and go (PartitionOwner)
 
-    def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
+    def partitions_assigned(
+        self, partitions: Sequence[int]
+    ) -> Mapping[StreamPartition, int | None]:
         """Load what is known of each partition and say where to read on."""
         wanted: dict[StreamPartition, int | None] = {}
         if count := self.source.partition_count:
@@ -445,7 +513,8 @@ class Engine:
             info = self.delivery.resume(lane, self.settings.config_digest)
         except TransactionLostError as error:
             self._lost.add(lane, error, self.clock.monotonic())
-            return lane  # read from where the source would start; `_begin_again` says where it really goes on
+            # read from where the source would start; `_begin_again` says where it really goes on
+            return lane
         except BaseException:
             lane.close()  # nobody else will: an engine has only the lanes that came up
             raise
@@ -455,16 +524,25 @@ class Engine:
     def _make_store(self, partition: int) -> CheckpointStore | None:
         if self.settings.checkpoint_path is None:
             return None
-        folder = folder_of(self.settings.checkpoint_path).child(f"{self.source.streams[0]}-{partition}")
+        folder = folder_of(self.settings.checkpoint_path).child(
+            f"{self.source.streams[0]}-{partition}"
+        )
         return CheckpointStore(
-            folder, keep=self.settings.keep, shared=self.source.shared, guarantee=self.settings.guarantee
+            folder,
+            keep=self.settings.keep,
+            shared=self.source.shared,
+            guarantee=self.settings.guarantee,
         )
 
     def _make_lane(self, partition: int, store: CheckpointStore | None) -> Lane:
         pipeline = self.make_pipeline()
         pipeline.timing = self._timing
         wait_s, max_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
-        keys_path = None if self.settings.keys_path is None else folder_of(self.settings.keys_path, "keys.path")
+        keys_path = (
+            None
+            if self.settings.keys_path is None
+            else folder_of(self.settings.keys_path, "keys.path")
+        )
         return Lane(
             partition, self.source.streams, pipeline, store, wait_s, max_ahead_ns, keys_path,
             max_behind_ns=self.settings.max_behind_ns, max_held=self.settings.max_buffer,
@@ -485,12 +563,17 @@ class Engine:
         self._drifts_logged[partition] = sum(stats.drifts.values())
         self.metrics.pipeline(partition, stats)
         places = " ".join(f"{at}@{offset}" for at, offset in lane.positions.items())
-        _LOG.info("partition %d: %s", partition, f"resumes at {places}" if info else "starts without a checkpoint")
+        _LOG.info(
+            "partition %d: %s",
+            partition,
+            f"resumes at {places}" if info else "starts without a checkpoint",
+        )
 
     # -- a transaction is lost
 
     def _lose(self, error: TransactionLostError) -> None:
-        """Stop the partitions whose transactions are void; `_begin_again` takes them up from their last commit."""
+        """Stop the partitions whose transactions are void; `_begin_again` takes them up from their
+        last commit."""
         for partition in error.partitions:
             if error.cause in (Loss.TAKEN, Loss.EXPIRED) and partition in self.lanes:
                 self.lanes[partition].must_own()  # else it is no matter of beginning again
@@ -502,7 +585,8 @@ class Engine:
         self._apply_backpressure()
 
     def _begin_again(self) -> None:
-        """Take lost partitions up again: the state of the last commit, and the source back where it was then.
+        """Take lost partitions up again: the state of the last commit, and the source back where
+        it was then.
 
         Raises
         ------
@@ -524,15 +608,19 @@ class Engine:
             self.source.seek(lane.wanted())
 
     def _enter_again(self, lane: Lane, old: Lane) -> None:
-        """Keep a start that the source chose and no commit covers yet: asked again, it could say another.
+        """Keep a start that the source chose and no commit covers yet: asked again, it could say
+        another.
 
-        Where the partition had never begun, the source chose in place of positions that nobody could tell it.
+        Where the partition had never begun, the source chose in place of positions that nobody
+        could tell it.
         """
         for at in old.made_anew:
             lane.anew(at)
             self.delivery.anew(lane, at)
         lane.made_anew = set(old.made_anew)
-        lane.placed({at: n for at, n in old.entered.items() if old.began or at not in lane.positions})
+        lane.placed(
+            {at: n for at, n in old.entered.items() if old.began or at not in lane.positions}
+        )
 
     def reached(self, at: StreamPartition) -> int:
         """Tell what the guarantee knows of a stream's records."""
@@ -543,11 +631,17 @@ class Engine:
         lane = self.lanes.get(at.partition) or self._lost.get(at.partition)
         return None if lane is None else lane.identities.get(at)
 
-    def partitions_placed(self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]) -> None:
+    def partitions_placed(
+        self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]
+    ) -> None:
         """Go by the source's own starts."""
         for at in anew:
             offset = starts.get(at, 0)
-            _LOG.warning("%s was deleted and created again: it is read from %d, and all of it is new", at, offset)
+            _LOG.warning(
+                "%s was deleted and created again: it is read from %d, and all of it is new",
+                at,
+                offset,
+            )
             if at.partition in self.lanes:
                 self.lanes[at.partition].anew(at)
                 self.delivery.anew(self.lanes[at.partition], at)
@@ -571,7 +665,8 @@ class Engine:
                 _LOG.info("partition %d: %s", lane.partition, "lost" if lost else "handed over")
 
     def _save_and_lose(self, lanes: Sequence[Lane]) -> list[Lane]:
-        """Save what is handed over; return those whose transactions were lost: their next owner does it again."""
+        """Save what is handed over; return those whose transactions were lost: their next owner
+        does it again."""
         left, void = list(lanes), list[Lane]()
         while left:
             try:
@@ -597,9 +692,9 @@ class Engine:
         Returns
         -------
         dict
-            See `streamadapt.engine.summary.summarise`; ``run``: see `Tally.facts`, and ``all_may_be_refused``, whether
-            `EngineSettings.max_bad_share` says so; ``records``: read by this run; ``lag``:
-            partition -> records not yet processed, where that is known;
+            See `streamadapt.engine.summary.summarise`; ``run``: see `Tally.facts`, and
+            ``all_may_be_refused``, whether `EngineSettings.max_bad_share` says so; ``records``:
+            read by this run; ``lag``: partition -> records not yet processed, where that is known;
             ``out_of_order``: an entry that came out of order.
         """
         lanes = [*self.lanes.values(), *self._lost.lanes]
@@ -607,14 +702,27 @@ class Engine:
         run["all_may_be_refused"] = self.settings.max_bad_share >= 1.0
         lag = {str(at): behind for at, behind in self._behind.items()}
         examples = [example for watch in self._time_watches.values() if (example := watch.example)]
-        told = {"records": run["records"], "run": run, "lag": lag, "out_of_order": examples[0] if examples else ""}
+        told = {
+            "records": run["records"],
+            "run": run,
+            "lag": lag,
+            "out_of_order": examples[0] if examples else "",
+        }
         return summarise([lane.pipeline.stats for lane in self.lanes.values()]) | told
 
     def _close(self) -> list[Exception]:
-        """Close everything, the group last: who takes over must find all that was said. Return what went wrong."""
+        """Close everything, the group last: who takes over must find all that was said.
+
+        Return what went wrong.
+        """
         errors = []
         lanes = [*self.lanes.values(), *self._lost.lanes]
-        for close in (self.sink.close, self.dead_letters.close, self.source.close, *(lane.close for lane in lanes)):
+        for close in (
+            self.sink.close,
+            self.dead_letters.close,
+            self.source.close,
+            *(lane.close for lane in lanes),
+        ):
             try:
                 self.closing = True
                 close()

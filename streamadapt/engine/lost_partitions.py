@@ -15,8 +15,10 @@ __all__ = ["LostPartitions"]
 _LOG = logging.getLogger("streamadapt")
 
 MOST_LOSSES: Final = 5
-"""Losses in a row, without a commit in between, that the broker itself caused. Two engines that write under one name
-would otherwise go on taking the transaction from each other."""
+"""Losses in a row, without a commit in between, that the broker itself caused.
+
+Two engines that write under one name would otherwise go on taking the transaction from each other.
+"""
 FIRST_WAIT_S: Final = 0.1
 LAST_WAIT_S: Final = 5.0
 
@@ -43,10 +45,13 @@ class LostPartitions:
 
     @property
     def trouble(self) -> str:
-        """Why a partition cannot begin again, since the other side does not answer; empty if there is none."""
+        """Why a partition cannot begin again, since the other side does not answer; empty if there
+        is none."""
         for partition, lost in list(self._lost.items()):
             if lost.why:
-                return f"partition {partition} waits to begin again from its last commit: {lost.why}"
+                return (
+                    f"partition {partition} waits to begin again from its last commit: {lost.why}"
+                )
         return ""
 
     @property
@@ -65,7 +70,8 @@ class LostPartitions:
         Raises
         ------
         ConnectorError
-            After `MOST_LOSSES` in a row that were neither missing answers nor records that are not sent again.
+            After `MOST_LOSSES` in a row that were neither missing answers nor records that are not
+            sent again.
         """
         why = str(error) if error.cause == Loss.NO_ANSWER else ""
         self._lost[lane.partition] = _Lost(lane, now, why=why)
@@ -73,13 +79,18 @@ class LostPartitions:
             self._losses[lane.partition] += 1
         if self._losses[lane.partition] > MOST_LOSSES:
             raise ConnectorError(
-                f"partition {lane.partition}: its transaction was lost {self._losses[lane.partition]} times in a row "
+                f"partition {lane.partition}: its transaction was lost "
+                f"{self._losses[lane.partition]} times in a row "
                 f"without a commit in between, the last time: {error}"
             ) from error
         said = lane.partition in self._said
         self._said.add(lane.partition)
-        level = logging.DEBUG if said else logging.WARNING  # where it is lost again and again, a line would say no more
-        _LOG.log(level, "partition %d: %s; it begins again from its last commit", lane.partition, error)
+        level = (
+            logging.DEBUG if said else logging.WARNING
+        )  # where it is lost again and again, a line would say no more
+        _LOG.log(
+            level, "partition %d: %s; it begins again from its last commit", lane.partition, error
+        )
 
     def get(self, partition: int) -> Lane | None:
         """Return a partition's lane as it was; None if it is not lost."""
@@ -91,11 +102,13 @@ class LostPartitions:
         return next((lost.lane for lost in self._lost.values() if now >= lost.not_before), None)
 
     def fresh(self, partition: int) -> Lane | None:
-        """Return the lane that was made for a try before, and not used: a pipeline can be large."""
+        """Return the lane that was made for a try before, and not used: a pipeline can be
+        large."""
         return self._lost[partition].fresh
 
     def failed(self, partition: int, fresh: Lane, error: TransactionLostError, now: float) -> None:
-        """It could not be begun: wait a little longer than the last time, and let the others try first."""
+        """It could not be begun: wait a little longer than the last time, and let the others try
+        first."""
         lost = self._lost.pop(partition)
         _LOG.debug("partition %d: cannot begin yet: %s", partition, error)
         wait_s = min(LAST_WAIT_S, 2.0 * lost.wait_s)

@@ -15,7 +15,8 @@ __all__ = ["Arrived", "Merge"]
 
 BEFORE_ALL = -(2**63)
 HELD = 64
-"""A record in doubt is held back until those that follow it decide, but not while so many wait behind it."""
+"""A record in doubt is held back until those that follow it decide, but not while so many wait
+behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class Arrived:
     at : float, s, monotonic
         When it was polled.
     time : int, ns
-        Where it stands in the order: its event time, or the newest of its stream if that is later. A refused record has
-        that of the one before it, so that it waits for nothing.
+        Where it stands in the order: its event time, or the newest of its stream if that is later.
+        A refused record has that of the one before it, so that it waits for nothing.
     """
 
     record: Record
@@ -39,7 +40,8 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """The first record of a queue, judged; `noted` is what its stream's clock is told when it is released."""
+    """The first record of a queue, judged; `noted` is what its stream's clock is told when it is
+    released."""
 
     arrived: Arrived
     noted: str = ""
@@ -48,15 +50,17 @@ class _Head:
 class Merge:
     """Releases records in event-time order; a label goes before an entry of the same time.
 
-    With one stream the order is the stream's own. With two, the earlier head is released once both streams have one;
-    where one stream has none, the other's head waits until that stream delivers, has been at its end for `wait_s`
-    since the head arrived, or will never deliver again. While a stream still has records to be read, its records are
-    worth waiting for: only what its topic does not hold after `wait_s` can come late.
+    With one stream the order is the stream's own. With two, the earlier head is released once both
+    streams have one; where one stream has none, the other's head waits until that stream delivers,
+    has been at its end for `wait_s` since the head arrived, or will never deliver again. While a
+    stream still has records to be read, its records are worth waiting for: only what its topic
+    does not hold after `wait_s` can come late.
 
-    A record that is dated far ahead (`EventClock`) would hold up the other stream until then. It is held back until the
-    records behind it in its stream decide, and refused (``bad_time``) if they do not agree with it, also at the end of
-    the stream. So this does not depend on how far behind the reader is, with one exception: the very first records of
-    a stream wait for nobody, and are judged only by records that are there already.
+    A record that is dated far ahead (`EventClock`) would hold up the other stream until then. It
+    is held back until the records behind it in its stream decide, and refused (``bad_time``) if
+    they do not agree with it, also at the end of the stream. So this does not depend on how far
+    behind the reader is, with one exception: the very first records of a stream wait for nobody,
+    and are judged only by records that are there already.
 
     Parameters
     ----------
@@ -66,8 +70,8 @@ class Merge:
     max_behind_ns, max_ahead_ns : int, ns of event time
         See `EventClock`.
     refuses : bool
-        False: what is dated far ahead is let through, and its time counts as that of the one before it. So where keys
-        have clocks of their own.
+        False: what is dated far ahead is let through, and its time counts as that of the one
+        before it. So where keys have clocks of their own.
     max_held : int, records
         A record in doubt is held back only while fewer than so many are in its queue.
 
@@ -95,20 +99,27 @@ class Merge:
         self.late_labels = 0
         self.held: Record | None = None
         self._heads: list[_Head | None] = [None] * streams
-        self._behind_until = [0.0] * streams  # when a stream was last seen to have records to be read
+        self._behind_until = [
+            0.0
+        ] * streams  # when a stream was last seen to have records to be read
 
-    def offer(self, stream: int, record: Record, item: Entry | Label | DeadLetter, now: float) -> None:
+    def offer(
+        self, stream: int, record: Record, item: Entry | Label | DeadLetter, now: float
+    ) -> None:
         """Append one record of a stream."""
         self.queues[stream].append(Arrived(record, item, now, BEFORE_ALL))
 
     def note_lag(self, stream: int, lag: int | None, now: float) -> None:
-        """Say how many records of a stream are still to be read; None, where that is not known, changes nothing."""
+        """Say how many records of a stream are still to be read; None, where that is not known,
+        changes nothing."""
         if lag is not None and lag > 0:
             self._behind_until[stream] = now
 
     def forget(self, stream: int) -> None:
         """Drop what waits of a stream, and how far its times had come: it begins again."""
-        if self.held is not None and any(arrived.record is self.held for arrived in self.queues[stream]):
+        if self.held is not None and any(
+            arrived.record is self.held for arrived in self.queues[stream]
+        ):
             self.held = None
         self.queues[stream].clear()
         self._heads[stream] = None
@@ -173,7 +184,13 @@ class Merge:
         wrong = verdict is Verdict.AHEAD
         if wrong or (clock.young and (verdict is Verdict.LEAP or clock.newest is None)):
             said = clock.foresee(time, self._following(stream))
-            if said is None and wrong and self.refuses and not ended and len(self.queues[stream]) < self.max_held:
+            if (
+                said is None
+                and wrong
+                and self.refuses
+                and not ended
+                and len(self.queues[stream]) < self.max_held
+            ):
                 self.held = head.record
                 return None
             wrong = not said if said is not None else wrong
@@ -182,7 +199,9 @@ class Merge:
             return _Head(replace(head, time=newest, item=item), "refuse")
         if verdict is Verdict.BEHIND:
             return _Head(replace(head, time=newest), "refuse")
-        return _Head(replace(head, time=time if verdict is Verdict.BACK else max(time, newest)), "take")
+        return _Head(
+            replace(head, time=time if verdict is Verdict.BACK else max(time, newest)), "take"
+        )
 
     def _following(self, stream: int) -> Iterator[int]:
         for arrived in islice(self.queues[stream], 1, HELD):

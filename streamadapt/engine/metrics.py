@@ -1,7 +1,8 @@
 """The recorder of metrics that the engine writes to; no client library is needed to record.
 
-The engine's thread records, a scrape's thread reads: every method takes one short lock and reads return copies.
-`streamadapt.app.exposition` turns what `Metrics.samples` returns into Prometheus' text format.
+The engine's thread records, a scrape's thread reads: every method takes one short lock and reads
+return copies. `streamadapt.app.exposition` turns what `Metrics.samples` returns into Prometheus'
+text format.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ __all__ = [
 ]
 
 STAGES = ("decode", "learn", "predict", "emit", "checkpoint")
-# From one cheap decode to a checkpoint on a slow disk; beyond the last bound only the count is known.
+# From one cheap decode to a checkpoint on a slow disk; beyond the last bound only the count is
+# known.
 STAGE_BOUNDS_S = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How many durations fell up to each bound (not cumulative, one more for those beyond), and their sum."""
+    """How many durations fell up to each bound (not cumulative, one more for those beyond), and
+    their sum."""
 
     counts: tuple[int, ...]
     sum_s: float
@@ -52,7 +55,9 @@ Samples = dict[str, list[tuple[tuple[str, ...], "float | Histogram"]]]
 
 
 class Metrics:
-    """What one engine has measured. A write costs about a microsecond; memory grows with label values only.
+    """What one engine has measured.
+
+    A write costs about a microsecond; memory grows with label values only.
 
     Parameters
     ----------
@@ -90,7 +95,8 @@ class Metrics:
             self._sums[name] += seconds
 
     def expect(self, partition: int, zeros: Zeros) -> None:
-        """Show what a partition can count from now on, also what has not happened yet; and the dead letters."""
+        """Show what a partition can count from now on, also what has not happened yet; and the
+        dead letters."""
         with self._lock:
             self._zeros[partition] = zeros
             for known in DEAD_LETTERS:
@@ -132,7 +138,8 @@ class Metrics:
             self._pipelines[partition] = copy
 
     def forget(self, partition: int) -> None:
-        """Drop what is known about a partition that another engine owns now: absent, not frozen."""
+        """Drop what is known about a partition that another engine owns now: absent, not
+        frozen."""
         with self._lock:
             self._pipelines.pop(partition, None)
             self._checkpoints.pop(partition, None)
@@ -140,7 +147,9 @@ class Metrics:
             self._zeros.pop(partition, None)
             for cause in Loss:
                 self._lost.pop((partition, cause.value), None)
-            self._lag = {where: lag for where, lag in self._lag.items() if where.partition != partition}
+            self._lag = {
+                where: lag for where, lag in self._lag.items() if where.partition != partition
+            }
 
     def dead_letter(self, reason: str, stage: str) -> None:
         """Count one refused record."""
@@ -153,17 +162,22 @@ class Metrics:
             self._late += 1
 
     def lag(self, records: Mapping[StreamPartition, int]) -> None:
-        """Replace the lags, in records not yet processed; partitions that are not in `records` become unknown."""
+        """Replace the lags, in records not yet processed; partitions that are not in `records`
+        become unknown."""
         with self._lock:
             self._lag = dict(records)
 
-    def checkpoint(self, partition: int, duration_s: float, size_bytes: int, at_monotonic: float) -> None:
-        """Note a complete checkpoint; `at_monotonic` is the clock's `monotonic` time in seconds."""
+    def checkpoint(
+        self, partition: int, duration_s: float, size_bytes: int, at_monotonic: float
+    ) -> None:
+        """Note a complete checkpoint; `at_monotonic` is the clock's `monotonic` time in
+        seconds."""
         with self._lock:
             self._checkpoints[partition] = (duration_s, size_bytes, at_monotonic)
 
     def damaged_checkpoints(self, partition: int, count: int) -> None:
-        """Count checkpoints that were skipped when a partition's state was loaded; 0 makes it known."""
+        """Count checkpoints that were skipped when a partition's state was loaded; 0 makes it
+        known."""
         with self._lock:
             self._damaged[partition] += count
 
@@ -177,7 +191,8 @@ class Metrics:
         self._source_state = state
 
     def standings(self, ask: Callable[[], Mapping[str, Standing]]) -> None:
-        """Take what tells, at any time and from any thread, how source, sink and dead letters do."""
+        """Take what tells, at any time and from any thread, how source, sink and dead letters
+        do."""
         self._standings = ask
 
     def stalled(self, stalled: bool) -> None:
@@ -185,24 +200,44 @@ class Metrics:
         self._stalled = stalled
 
     def samples(self) -> Samples:
-        """Return every known sample: metric name -> (label values in the catalogue's order, value). Thread-safe."""
+        """Return every known sample: metric name -> (label values in the catalogue's order,
+        value). Thread-safe."""
         with self._lock:
-            pipelines, checkpoints, lag = dict(self._pipelines), dict(self._checkpoints), dict(self._lag)
+            pipelines, checkpoints, lag = (
+                dict(self._pipelines),
+                dict(self._checkpoints),
+                dict(self._lag),
+            )
             damaged, zeros, lost = dict(self._damaged), dict(self._zeros), dict(self._lost)
             dead, late, state = dict(self._dead), self._late, self._source_state
-            stages = {name: Histogram(tuple(counts), self._sums[name]) for name, counts in self._counts.items()}
+            stages = {
+                name: Histogram(tuple(counts), self._sums[name])
+                for name, counts in self._counts.items()
+            }
         found: Samples = {spec.name: [] for spec in CATALOGUE}
         for partition, stats in pipelines.items():
-            _add_pipeline(found, str(partition), stats, zeros.get(partition, Zeros()), self._clock.time_ns())
+            _add_pipeline(
+                found, str(partition), stats, zeros.get(partition, Zeros()), self._clock.time_ns()
+            )
         now = self._clock.monotonic()
         for partition, (duration_s, size, at) in checkpoints.items():
-            found["streamadapt_checkpoint_age_seconds"].append(((str(partition),), max(0.0, now - at)))
-            found["streamadapt_checkpoint_duration_seconds"].append(((str(partition),), duration_s))
+            found["streamadapt_checkpoint_age_seconds"].append(
+                ((str(partition),), max(0.0, now - at))
+            )
+            found["streamadapt_checkpoint_duration_seconds"].append(
+                ((str(partition),), duration_s)
+            )
             found["streamadapt_checkpoint_size_bytes"].append(((str(partition),), size))
         for where, records in lag.items():
-            found["streamadapt_consumer_lag_records"].append(((where.stream, str(where.partition)), records))
-        found["streamadapt_damaged_checkpoints_total"] = [((str(p),), count) for p, count in damaged.items()]
-        found["streamadapt_transactions_lost_total"] = [((str(p), why), count) for (p, why), count in lost.items()]
+            found["streamadapt_consumer_lag_records"].append(
+                ((where.stream, str(where.partition)), records)
+            )
+        found["streamadapt_damaged_checkpoints_total"] = [
+            ((str(p),), count) for p, count in damaged.items()
+        ]
+        found["streamadapt_transactions_lost_total"] = [
+            ((str(p), why), count) for (p, why), count in lost.items()
+        ]
         found["streamadapt_dead_letters_total"] = list(dead.items())
         found["streamadapt_late_labels_total"].append(((), late))
         standings = dict(self._standings())
@@ -213,7 +248,9 @@ class Metrics:
             _add_standing(found, side, standing)
         if self._stalled is not None:
             found["streamadapt_loop_stalled"].append(((), float(self._stalled)))
-        found["streamadapt_stage_duration_seconds"] = [((name,), h) for name, h in stages.items() if any(h.counts)]
+        found["streamadapt_stage_duration_seconds"] = [
+            ((name,), h) for name, h in stages.items() if any(h.counts)
+        ]
         found["streamadapt_build_info"].append(((__version__,), 1.0))
         return found
 
@@ -221,12 +258,18 @@ class Metrics:
 def _add_standing(found: Samples, side: str, standing: Standing) -> None:
     if side != "source":
         found["streamadapt_sink_connected"].append(((side,), float(not standing.trouble)))
-    holds = [((side, condition.value), float(holds)) for condition, holds in standing.holds.items()]
+    holds = [
+        ((side, condition.value), float(holds)) for condition, holds in standing.holds.items()
+    ]
     found["streamadapt_condition_active"] += holds
-    found["streamadapt_conditions_total"] += [((side, what.value), n) for what, n in standing.began.items()]
+    found["streamadapt_conditions_total"] += [
+        ((side, what.value), n) for what, n in standing.began.items()
+    ]
     if standing.unacknowledged_s is not None:
         found["streamadapt_unacknowledged_seconds"].append(((side,), standing.unacknowledged_s))
-    skipped = [((stream, str(partition)), n) for (stream, partition), n in standing.skipped.items()]
+    skipped = [
+        ((stream, str(partition)), n) for (stream, partition), n in standing.skipped.items()
+    ]
     found["streamadapt_skipped_records_total"] += skipped
 
 
@@ -251,7 +294,9 @@ class NullMetrics(Metrics):
     def lag(self, records: Mapping[StreamPartition, int]) -> None:
         """Do nothing."""
 
-    def checkpoint(self, partition: int, duration_s: float, size_bytes: int, at_monotonic: float) -> None:
+    def checkpoint(
+        self, partition: int, duration_s: float, size_bytes: int, at_monotonic: float
+    ) -> None:
         """Do nothing."""
 
     def damaged_checkpoints(self, partition: int, count: int) -> None:
@@ -295,12 +340,25 @@ def _add_pipeline(found: Samples, partition: str, stats: Stats, zeros: Zeros, no
     add("absurd_values_total", [((), stats.absurd)])
     add("pending_labels", [((), stats.pending)])
     add("labels_total", (((outcome,), n) for outcome, n in stats.labels.items()))
-    add("updates_total", (((name, res), n) for name, results in stats.updates.items() for res, n in results.items()))
+    add(
+        "updates_total",
+        (
+            ((name, res), n)
+            for name, results in stats.updates.items()
+            for res, n in results.items()
+        ),
+    )
     add("matured_loss_total", (((role,), loss) for role, loss in stats.loss_sum.items()))
     add("matured_cells_total", (((role,), cells) for role, cells in stats.loss_cells.items()))
     add("guard_weight_ratio", (((expert,), weight) for expert, weight in stats.weights.items()))
     add("signal", (((name,), value) for name, value in stats.signals.items()))
-    add("drifts_total", (((name.partition(":")[0], name.partition(":")[2]), n) for name, n in stats.drifts.items()))
+    add(
+        "drifts_total",
+        (
+            ((name.partition(":")[0], name.partition(":")[2]), n)
+            for name, n in stats.drifts.items()
+        ),
+    )
     add("reactions_total", (((what,), n) for what, n in stats.reactions.items()))
     add("faults_total", (((part,), n) for part, n in stats.faults.items()))
     add("event_times_total", (((what,), stats.times[what]) for what in ("raised", "leap", "back")))
@@ -314,8 +372,8 @@ def _add_pipeline(found: Samples, partition: str, stats: Stats, zeros: Zeros, no
 
 
 def label_samples(stats: Stats, zeros: Zeros) -> Iterator[tuple[str, tuple[str, ...], float]]:
-    """Yield name (without ``streamadapt_``), label values (without the partition's) and value; nothing where nothing
-    is asked for or estimated."""
+    """Yield name (without ``streamadapt_``), label values (without the partition's) and value;
+    nothing where nothing is asked for or estimated."""
     if stats.interval_cells or zeros.intervals:
         yield "interval_cells_total", ("within",), stats.interval_hits
         yield "interval_cells_total", ("outside",), stats.interval_cells - stats.interval_hits

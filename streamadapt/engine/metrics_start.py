@@ -1,4 +1,5 @@
-"""Counters that are there before they count: of a series that begins at 1, `increase()` never sees the first event."""
+"""Counters that are there before they count: of a series that begins at 1, `increase()` never sees
+the first event."""
 
 from __future__ import annotations
 
@@ -34,10 +35,20 @@ _STAGES: Final = {
 }
 """Where a record is refused; for the other reasons only while it is processed."""
 
-DEAD_LETTERS: Final = tuple((reason.value, stage) for reason in Reason for stage in _STAGES.get(reason, ("process",)))
+DEAD_LETTERS: Final = tuple(
+    (reason.value, stage) for reason in Reason for stage in _STAGES.get(reason, ("process",))
+)
 """Every reason and stage that can occur."""
 
-_OUTCOMES: Final = ("learned", "partial", "corrected", "absurd", "unpredicted", "expired", "refused")
+_OUTCOMES: Final = (
+    "learned",
+    "partial",
+    "corrected",
+    "absurd",
+    "unpredicted",
+    "expired",
+    "refused",
+)
 _NEGATIVES: Final = ("negative", "turned", "confirmed")
 _MOVES: Final = ("evicted", "restored", "forgotten")
 
@@ -70,7 +81,10 @@ class Zeros:
         return replace(
             stats,
             labels=Counter({**zero.labels, **stats.labels}),
-            updates={n: Counter({**zero.updates.get(n, {}), **stats.updates.get(n, {})}) for n in sorted(names)},
+            updates={
+                n: Counter({**zero.updates.get(n, {}), **stats.updates.get(n, {})})
+                for n in sorted(names)
+            },
             loss_sum={**zero.loss_sum, **stats.loss_sum},
             loss_cells={**zero.loss_cells, **stats.loss_cells},
             drifts=Counter({**zero.drifts, **stats.drifts}),
@@ -82,7 +96,9 @@ class Zeros:
 def zeros_of(pipeline: Pipeline | KeyedPipeline) -> Zeros:
     """Return what a pipeline's counters begin with."""
     one = pipeline.template if isinstance(pipeline, KeyedPipeline) else pipeline
-    outcomes: tuple[str, ...] = _OUTCOMES if isinstance(one.task, Supervised) and one.task.labelled else ()
+    outcomes: tuple[str, ...] = (
+        _OUTCOMES if isinstance(one.task, Supervised) and one.task.labelled else ()
+    )
     if getattr(one.task, "negative_after", None) is not None:
         outcomes += _NEGATIVES
     moves = _MOVES if isinstance(pipeline, KeyedPipeline) else ()

@@ -11,7 +11,16 @@ from streamadapt.engine.merge import HELD, Arrived, Merge
 from streamadapt.errors import CheckpointError, EntryError, LabelError, StreamadaptError
 from streamadapt.pipeline.keyed import KeyedPipeline
 from streamadapt.pipeline.pipeline import Pipeline
-from streamadapt.records import DeadLetter, Entry, Label, Position, Prediction, Record, Skipped, StreamPartition
+from streamadapt.records import (
+    DeadLetter,
+    Entry,
+    Label,
+    Position,
+    Prediction,
+    Record,
+    Skipped,
+    StreamPartition,
+)
 from streamadapt.state.folder import Folder
 from streamadapt.state.key_store import DirectoryKeyStore
 from streamadapt.state.manifest import CheckpointInfo
@@ -40,7 +49,8 @@ class Lane:
     max_held : int, records
         See `Merge`.
     keys_path : Folder, optional
-        Where keys go that leave memory: a folder of its own in it. Default: in the store's, or else in a temporary one.
+        Where keys go that leave memory: a folder of its own in it. Default: in the store's, or
+        else in a temporary one.
 
     Attributes
     ----------
@@ -49,10 +59,11 @@ class Lane:
     said : int
         Predictions handed out, those that a replay was silent about left out.
     is_new : callable of Position and Prediction, or None
-        Whether a prediction, made when the record at the position was read, is to be written: a replay is silent about
-        what a guarantee knows to be in the output. None: all are.
+        Whether a prediction, made when the record at the position was read, is to be written: a
+        replay is silent about what a guarantee knows to be in the output. None: all are.
     entered : dict of StreamPartition to int
-        Starts that the source chose itself and that no commit covers yet; whoever begins again starts there.
+        Starts that the source chose itself and that no commit covers yet; whoever begins again
+        starts there.
     began : bool
         Whether it was ever taken up: its state loaded, and its positions given to the source.
     made_anew : set of StreamPartition
@@ -77,8 +88,17 @@ class Lane:
         self.pipeline = pipeline
         self.store = store
         keyed = isinstance(pipeline, KeyedPipeline)
-        self.merge = Merge(len(self.streams), wait_s, max_behind_ns, max_ahead_ns, refuses=not keyed, max_held=max_held)
-        if isinstance(pipeline, Pipeline):  # leaps are judged by the merge, which knows the records that follow
+        self.merge = Merge(
+            len(self.streams),
+            wait_s,
+            max_behind_ns,
+            max_ahead_ns,
+            refuses=not keyed,
+            max_held=max_held,
+        )
+        if isinstance(
+            pipeline, Pipeline
+        ):  # leaps are judged by the merge, which knows the records that follow
             pipeline.task.clock.doubts = False
         self.clocks = {stream: LocalClock() for stream in self.streams}
         self.positions: dict[StreamPartition, int] = {}
@@ -116,8 +136,11 @@ class Lane:
         """Records read and not yet processed."""
         return len(self.merge)
 
-    def restore(self, digest: str, not_beyond: Mapping[StreamPartition, int] | None = None) -> CheckpointInfo | None:
-        """Load the newest checkpoint, if there is one, dropping those with a position beyond the ones given."""
+    def restore(
+        self, digest: str, not_beyond: Mapping[StreamPartition, int] | None = None
+    ) -> CheckpointInfo | None:
+        """Load the newest checkpoint, if there is one, dropping those with a position beyond the
+        ones given."""
         if self.store is None:
             return None
         self.acquire()
@@ -145,7 +168,8 @@ class Lane:
         except Exception as exc:  # whole by its checksums, and yet the state of something else
             reason = f"{type(exc).__name__}: {str(exc)[:200]}"
             raise CheckpointError(
-                f"{loaded.info.path}: it holds the state of something else than this pipeline ({reason}); use another "
+                f"{loaded.info.path}: it holds the state of something else than this pipeline "
+                f"({reason}); use another "
                 "checkpoint path to start from nothing"
             ) from exc
         self.merge.start_from(self.event_clock)
@@ -188,7 +212,8 @@ class Lane:
         return predictions, letters
 
     def finish(self) -> tuple[list[Prediction], list[DeadLetter]]:
-        """Nothing comes any more: return the predictions of what still waited, and what of it was refused."""
+        """Nothing comes any more: return the predictions of what still waited, and what of it was
+        refused."""
         place = self.entries_at
         found = self.pipeline.flush()
         letters, self._refused = self._refused, []
@@ -202,22 +227,26 @@ class Lane:
         return found
 
     def placed(self, starts: Mapping[StreamPartition, int]) -> None:
-        """Take starts that were not asked for as its positions: the next look at the source could find others."""
+        """Take starts that were not asked for as its positions: the next look at the source could
+        find others."""
         own = {at: offset for at, offset in starts.items() if at.partition == self.partition}
         self.positions.update(own)
         self.entered.update(own)
         self.since_checkpoint += bool(own)
 
     def read_up_to(self, at: StreamPartition, offset: int) -> None:
-        """Move a position past offsets that hold no record, where nothing that was read still waits."""
+        """Move a position past offsets that hold no record, where nothing that was read still
+        waits."""
         if not self.waiting and offset > self.positions.get(at, 0):
             self.positions[at] = offset
             self.since_checkpoint += 1
 
     def anew(self, at: StreamPartition) -> None:
-        """A stream was deleted and created again: what was read of the old one and still waits is not processed.
+        """A stream was deleted and created again: what was read of the old one and still waits is
+        not processed.
 
-        Its offsets would be taken for positions in the new one. The entries' times may begin again, too.
+        Its offsets would be taken for positions in the new one. The entries' times may begin
+        again, too.
         """
         stream = self.streams.index(at.stream)
         self.merge.forget(stream)
@@ -228,10 +257,15 @@ class Lane:
     @property
     def event_clock(self) -> EventClock:
         """The clock of the entries, of all keys together where there are keys."""
-        return self.pipeline.clock if isinstance(self.pipeline, KeyedPipeline) else self.pipeline.task.clock
+        return (
+            self.pipeline.clock
+            if isinstance(self.pipeline, KeyedPipeline)
+            else self.pipeline.task.clock
+        )
 
     def check_owner(self) -> None:
-        """Raise `FencedError` if another engine has taken this partition's checkpoints over; between two of them."""
+        """Raise `FencedError` if another engine has taken this partition's checkpoints over;
+        between two of them."""
         if self.store is not None:
             self.store.glance()
 
@@ -241,10 +275,13 @@ class Lane:
             self.store.check_owner()
 
     def lease(self) -> Callable[[], None]:
-        """Return what raises `FencedError` as `check_owner` does, from any thread, also when the lane is closed."""
+        """Return what raises `FencedError` as `check_owner` does, from any thread, also when the
+        lane is closed."""
         return (lambda: None) if self.store is None else self.store.lease()
 
-    def save(self, digest: str, on_step: Callable[[str], None] | None = None) -> CheckpointInfo | None:
+    def save(
+        self, digest: str, on_step: Callable[[str], None] | None = None
+    ) -> CheckpointInfo | None:
         """Write a checkpoint of the state and the positions it has reached."""
         self.since_checkpoint = 0
         if self.store is None:
@@ -278,11 +315,14 @@ class Lane:
 
 
 def _with_origin(record: Record, predictions: list[Prediction]) -> list[Prediction]:
-    """Have the prediction of a record carry its headers, and its key where that is not the text that the codec read."""
+    """Have the prediction of a record carry its headers, and its key where that is not the text
+    that the codec read."""
     if not record.headers and _is_text(record.key):
         return predictions
     return [
-        replace(p, raw_key=record.key, headers=record.headers) if p.position == record.position else p
+        replace(p, raw_key=record.key, headers=record.headers)
+        if p.position == record.position
+        else p
         for p in predictions
     ]
 

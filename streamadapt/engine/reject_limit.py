@@ -11,7 +11,8 @@ from streamadapt.records import DeadLetter
 __all__ = ["BAD_SHARE_OF", "BadShare"]
 
 BAD_SHARE_OF = 5000
-"""Records over which the share of bad ones is judged: a sensor that is out for days is no wrong config."""
+"""Records over which the share of bad ones is judged: a sensor that is out for days is no wrong
+config."""
 
 
 class BadShare:
@@ -25,8 +26,12 @@ class BadShare:
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
-        self._recent: deque[str] = deque(maxlen=BAD_SHARE_OF)  # the reasons; empty for those that were taken
-        self._bad: Counter[str] = Counter()  # of those: counted as they come and go, as this runs for every lot
+        self._recent: deque[str] = deque(
+            maxlen=BAD_SHARE_OF
+        )  # the reasons; empty for those that were taken
+        self._bad: Counter[str] = (
+            Counter()
+        )  # of those: counted as they come and go, as this runs for every lot
         self._newest: dict[str, DeadLetter] = {}  # by reason
 
     def add(self, count: int, letters: Sequence[DeadLetter]) -> None:
@@ -37,7 +42,9 @@ class BadShare:
         BadShareError
             If too many are: how many, why most of them were, an example, and what to do.
         """
-        letters = [letter for letter in letters if letter.stage != "label"]  # their entries were taken
+        letters = [
+            letter for letter in letters if letter.stage != "label"
+        ]  # their entries were taken
         self._newest.update((letter.reason, letter) for letter in letters)
         for reason in [""] * (count - len(letters)) + [letter.reason for letter in letters]:
             if len(self._recent) == BAD_SHARE_OF and self._recent[0]:
@@ -53,8 +60,12 @@ class BadShare:
         reason, often = self._bad.most_common(1)[0]
         newest = self._newest[reason]
         return (
-            f"{bad} of the last {BAD_SHARE_OF} records were refused ({bad / BAD_SHARE_OF:.1%}; limits.max_bad_share "
-            f"bears {self.limit:.1%}), {often} as {reason}, for example {newest.record.position}: {newest.detail}. So "
-            "many are rarely bad records: check [fields] and [source] against what comes, which streamadapt dlq list "
-            "CONFIG shows, and start again; if they are rightly refused, raise limits.max_bad_share"
+            f"{bad} of the last {BAD_SHARE_OF} records were refused ({bad / BAD_SHARE_OF:.1%}; "
+            f"limits.max_bad_share "
+            f"bears {self.limit:.1%}), {often} as {reason}, for example "
+            f"{newest.record.position}: {newest.detail}. So "
+            "many are rarely bad records: check [fields] and [source] against what comes, which "
+            "streamadapt dlq list "
+            "CONFIG shows, and start again; if they are rightly refused, raise "
+            "limits.max_bad_share"
         )

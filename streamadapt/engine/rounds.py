@@ -1,4 +1,5 @@
-"""Who is processed next, and for how long: partitions take turns, and no lot of records lasts long."""
+"""Who is processed next, and for how long: partitions take turns, and no lot of records lasts
+long."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ LOT = 32
 
 
 class Lot:
-    """Records that may be processed now, handed over one by one until the time is up; at least one.
+    """Records that may be processed now, handed over one by one until the time is up; at least
+    one.
 
-    With a model of 2 s an entry a lot of 32 would last a minute, in which no signal, no checkpoint and no rebalance of
-    a consumer group is looked at.
+    With a model of 2 s an entry a lot of 32 would last a minute, in which no signal, no checkpoint
+    and no rebalance of a consumer group is looked at.
 
     Parameters
     ----------
@@ -39,7 +41,14 @@ class Lot:
     """
 
     def __init__(
-        self, merge: Merge, clock: Clock, now: float, until: float, *, ended: bool, stopping: Callable[[], bool]
+        self,
+        merge: Merge,
+        clock: Clock,
+        now: float,
+        until: float,
+        *,
+        ended: bool,
+        stopping: Callable[[], bool],
     ) -> None:
         self._merge = merge
         self._clock = clock
@@ -72,8 +81,8 @@ class Lot:
 class Turns:
     """The order in which partitions are processed: the one that has waited longest goes first.
 
-    A round lasts `round_s` at most, and one record more. It is divided evenly among the partitions that have something
-    to do. Those that it had no time for go first in the next one.
+    A round lasts `round_s` at most, and one record more. It is divided evenly among the partitions
+    that have something to do. Those that it had no time for go first in the next one.
 
     Parameters
     ----------
@@ -87,14 +96,16 @@ class Turns:
         self._order: deque[int] = deque()
 
     def round(self, ready: Collection[int], work: Callable[[int, float], bool]) -> None:
-        """Let the partitions of `ready` work in turn, until none has anything to do or the time is up.
+        """Let the partitions of `ready` work in turn, until none has anything to do or the time is
+        up.
 
         Parameters
         ----------
         ready : collection of int
             Partitions that may have something to do.
         work : callable of partition and time (s, monotonic) to bool
-            Processes a partition until that time, at least one record; returns whether there may be more to do.
+            Processes a partition until that time, at least one record; returns whether there may
+            be more to do.
         """
         begin = self._clock.monotonic()
         self._order = deque(p for p in self._order if p in ready)

@@ -1,4 +1,5 @@
-"""What a long run says in the log while it runs: what it refuses, and once a minute how it does."""
+"""What a long run says in the log while it runs: what it refuses, and once a minute how it
+does."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ EVERY_S = 60.0
 
 
 class RunLog:
-    """The first dead letter of each reason at once, then a line a minute for each reason; and a heartbeat a minute.
+    """The first dead letter of each reason at once, then a line a minute for each reason; and a
+    heartbeat a minute.
 
     Parameters
     ----------
@@ -59,13 +61,15 @@ class RunLog:
         Parameters
         ----------
         figures : callable () -> mapping
-            ``entries``, ``predictions``: counts so far; ``lag``: records not yet processed, or None; ``losses``:
-            role -> sum so far and the number of matured cells that it is over.
+            ``entries``, ``predictions``: counts so far; ``lag``: records not yet processed, or
+            None; ``losses``: role -> sum so far and the number of matured cells that it is over.
         """
         if self.quiet:
             return
         now = self._clock.monotonic()
-        for reason in [r for r, n in self._since.items() if n and now - self._said_at[r] >= EVERY_S]:
+        for reason in [
+            r for r, n in self._since.items() if n and now - self._said_at[r] >= EVERY_S
+        ]:
             self._say_refused(reason, now)
         if now - self._beat_at >= EVERY_S:
             self._say_beat(figures(), now)
@@ -75,18 +79,34 @@ class RunLog:
         since_s = now - self._said_at[reason]
         self._said_at[reason] = now
         at, detail = letter.record.position, letter.detail
-        _LOG.warning("refused %d more as %s in %.0f s, the newest %s: %s", count, reason, since_s, at, detail)
+        _LOG.warning(
+            "refused %d more as %s in %.0f s, the newest %s: %s",
+            count,
+            reason,
+            since_s,
+            at,
+            detail,
+        )
 
     def _say_beat(self, figures: Mapping[str, Any], now: float) -> None:
         # A partition that was begun again from its last commit has done less than it had.
-        fresh = {name: max(0, figures[name] - self._before.get(name, 0)) for name in ("entries", "predictions")}
+        fresh = {
+            name: max(0, figures[name] - self._before.get(name, 0))
+            for name in ("entries", "predictions")
+        }
         parts = [f"{count} {name}" for name, count in fresh.items()]
         parts.append(f"{self._refused} dead letters in {now - self._beat_at:.0f} s")
         lag = figures["lag"]
         parts.append("lag unknown" if lag is None else f"lag {lag}")
-        means = {role: mean for role in ("served", "base") if (mean := self._fresh_mean(figures, role)) is not None}
+        means = {
+            role: mean
+            for role in ("served", "base")
+            if (mean := self._fresh_mean(figures, role)) is not None
+        }
         if means:
-            parts.append("mean loss " + ", ".join(f"{role} {mean:.4g}" for role, mean in means.items()))
+            parts.append(
+                "mean loss " + ", ".join(f"{role} {mean:.4g}" for role, mean in means.items())
+            )
         _LOG.info("%s", ", ".join(parts))
         self._before = dict(figures)
         self._refused = 0

@@ -30,17 +30,19 @@ class EngineSettings:
     poll_s : float, s
         Longest wait for records.
     turn_s : float, s
-        So long records are processed before the source, checkpoints and signals are looked at again. The partitions
-        that have something to do share the time evenly; at least one record is processed each time.
+        So long records are processed before the source, checkpoints and signals are looked at
+        again. The partitions that have something to do share the time evenly; at least one record
+        is processed each time.
     drain_s : float, s
-        After `Engine.stop`, so long for what a sink still waits for; then that is given up. Sinks must heed it.
+        After `Engine.stop`, so long for what a sink still waits for; then that is given up. Sinks
+        must heed it.
     max_buffer : int, records
         A partition with so many records waiting is paused.
     max_ahead_ns, max_behind_ns : int, ns of event time
         See `Merge`.
     max_bad_share : float in (0, 1]
-        The engine stops when more than this share of the last `BAD_SHARE_OF` records was refused: that is a wrong
-        config, not bad records.
+        The engine stops when more than this share of the last `BAD_SHARE_OF` records was refused:
+        that is a wrong config, not bad records.
     config_digest : str
         Ties checkpoints to the configuration that made them.
     guarantee : str
@@ -76,6 +78,12 @@ class EngineSettings:
         if not 0.0 < self.max_bad_share <= 1.0:
             raise ConfigError("max_bad_share", self.max_bad_share, "a number in (0, 1]")
         if self.guarantee != "at-least-once" and self.checkpoint_path is None:
-            raise ConfigError("guarantee", self.guarantee, "at-least-once, or a table [checkpoint]: it rests on them")
+            raise ConfigError(
+                "guarantee",
+                self.guarantee,
+                "at-least-once, or a table [checkpoint]: it rests on them",
+            )
         if self.guarantee == "exactly-once" and self.keep < 2:
-            raise ConfigError("checkpoint.keep", self.keep, "at least 2: the newest may have to be dropped")
+            raise ConfigError(
+                "checkpoint.keep", self.keep, "at least 2: the newest may have to be dropped"
+            )

@@ -17,14 +17,15 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``, ``predictions``, ``pending``;
-        ``labels_used``: where labels were refused, how many were ``used`` ``of`` all, and the ``refused`` by reason;
-        ``labels``, ``dead_letters``, ``drifts``, ``reactions``, ``times``, ``faults`` (see `Stats`),
-        ``restored``: name -> count;
-        ``drift_log``: the newest drifts as [name, event time in ns]; ``weights``: expert -> mean share now; ``asked``:
-        labels asked for; ``asked_loss``: role -> loss over all predictions as the asked labels tell it; ``estimated``:
-        measure -> means of the estimates of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and
-        what those of the labelled ``really`` were. Empty where there is nothing to tell.
+        ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``,
+        ``predictions``, ``pending``; ``labels_used``: where labels were refused, how many were
+        ``used`` ``of`` all, and the ``refused`` by reason; ``labels``, ``dead_letters``,
+        ``drifts``, ``reactions``, ``times``, ``faults`` (see `Stats`), ``restored``: name ->
+        count; ``drift_log``: the newest drifts as [name, event time in ns]; ``weights``: expert ->
+        mean share now; ``asked``: labels asked for; ``asked_loss``: role -> loss over all
+        predictions as the asked labels tell it; ``estimated``: measure -> means of the estimates
+        of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and what those of
+        the labelled ``really`` were. Empty where there is nothing to tell.
     """
     sums: Counter[str] = Counter()
     cells: Counter[str] = Counter()
@@ -33,8 +34,14 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         cells.update(one.loss_cells)
     means = {role: sums[role] / cells[role] if cells[role] else None for role in cells}
     experts = {role: mean for role, mean in means.items() if role != "served"}
-    weights = {name: sum(s.weights.get(name, 0.0) for s in stats) / len(stats) for name in experts} if stats else {}
-    restored = {n: c for n in experts if (c := sum(s.updates.get(n, Counter())["restored"] for s in stats))}
+    weights = (
+        {name: sum(s.weights.get(name, 0.0) for s in stats) / len(stats) for name in experts}
+        if stats
+        else {}
+    )
+    restored = {
+        n: c for n in experts if (c := sum(s.updates.get(n, Counter())["restored"] for s in stats))
+    }
     return {
         "frozen": means.get("base"),
         "served": means.get("served"),
@@ -70,7 +77,11 @@ def _labels_used(stats: Sequence[Stats]) -> dict[str, Any]:
 
 def _asked(stats: Sequence[Stats]) -> dict[str, float]:
     weight = sum(s.asked_weight for s in stats)
-    return {role: total / weight for role, total in _sums(s.asked_loss for s in stats).items()} if weight else {}
+    return (
+        {role: total / weight for role, total in _sums(s.asked_loss for s in stats).items()}
+        if weight
+        else {}
+    )
 
 
 def _estimated(stats: Sequence[Stats]) -> dict[str, dict[str, float | None]]:

@@ -1,4 +1,7 @@
-"""What one run has read, predicted, learned and refused. A pipeline's `Stats` go on from run to run; this does not."""
+"""What one run has read, predicted, learned and refused.
+
+A pipeline's `Stats` go on from run to run; this does not.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +46,13 @@ class Tally:
     def opened(self, lane: Lane) -> None:
         """Note where a partition's statistics stand before anything is read.
 
-        One that is begun again from its last commit counts from where it stood at first: what was lost is done again.
+        One that is begun again from its last commit counts from where it stood at first: what was
+        lost is done again.
         """
         task = lane.pipeline.task
-        waits = getattr(task, "settle", 0) > 0  # labels may then be learned long after the last entry
+        waits = (
+            getattr(task, "settle", 0) > 0
+        )  # labels may then be learned long after the last entry
         self._expects_labels = isinstance(task, Supervised) and task.labelled and not waits
         self._before.setdefault(lane.partition, _counts(lane.pipeline.stats))
 
@@ -65,7 +71,9 @@ class Tally:
             self._read["entries"] += not of_labels and not isinstance(arrived.item, Skipped)
             letter = refused.get(id(arrived.record))
             if letter is not None:
-                of_labels = of_labels or letter.stage == "label"  # the entry that it came with was taken
+                of_labels = (
+                    of_labels or letter.stage == "label"
+                )  # the entry that it came with was taken
                 self._refused["labels" if of_labels else "entries", letter.reason] += 1
                 self.examples.setdefault(letter.reason, letter)
 
@@ -80,17 +88,21 @@ class Tally:
         Returns
         -------
         dict
-            ``records``, ``entries``, ``predictions``, ``learned``: counts of this run; ``ended``; ``expects_labels``;
-            ``ever_predicted``, ``ever_learned``: whether that was so, in earlier runs too; ``window``: entries that a
-            prediction is made from; ``read``: how many ``entries`` and ``labels`` came; ``refused``: kind -> reason ->
-            count; ``examples``: reason -> ``position``, ``detail`` and ``stage`` of the first one.
+            ``records``, ``entries``, ``predictions``, ``learned``: counts of this run; ``ended``;
+            ``expects_labels``; ``ever_predicted``, ``ever_learned``: whether that was so, in
+            earlier runs too; ``window``: entries that a prediction is made from; ``read``: how
+            many ``entries`` and ``labels`` came; ``refused``: kind -> reason -> count;
+            ``examples``: reason -> ``position``, ``detail`` and ``stage`` of the first one.
         """
         total = self._done + sum((self._since(lane) for lane in lanes), Counter())
         refused = {
             kind: {reason: n for (of, reason), n in self._refused.items() if of == kind}
             for kind in ("entries", "labels")
         }
-        read = {"entries": self._read["entries"], "labels": sum(refused["labels"].values()) + total["labels"]}
+        read = {
+            "entries": self._read["entries"],
+            "labels": sum(refused["labels"].values()) + total["labels"],
+        }
         ever = sum((_counts(lane.pipeline.stats) for lane in lanes), self._done.copy())
         return {
             "records": self.records,
@@ -120,4 +132,8 @@ def _counts(stats: Stats) -> Counter[str]:
 
 
 def _example(letter: DeadLetter) -> Mapping[str, str]:
-    return {"position": str(letter.record.position), "detail": letter.detail, "stage": letter.stage}
+    return {
+        "position": str(letter.record.position),
+        "detail": letter.detail,
+        "stage": letter.stage,
+    }

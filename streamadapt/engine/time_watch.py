@@ -1,4 +1,5 @@
-"""Telling of wrong clocks and of entries out of order: a line in the log for each that matters, not for each record."""
+"""Telling of wrong clocks and of entries out of order: a line in the log for each that matters,
+not for each record."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ ENOUGH = 100
 class TimeWatch:
     """Logs what one partition's event times did in this run.
 
-    Records that are dated too far ahead are told at the first, the second, the fourth and so on; a leap of event time,
-    and a time that was given up, each time; entries out of order once.
+    Records that are dated too far ahead are told at the first, the second, the fourth and so on; a
+    leap of event time, and a time that was given up, each time; entries out of order once.
 
     Parameters
     ----------
@@ -35,7 +36,8 @@ class TimeWatch:
     Attributes
     ----------
     example : str
-        The place of an entry out of order, and why it was refused if it was; empty if there was none.
+        The place of an entry out of order, and why it was refused if it was; empty if there was
+        none.
     """
 
     def __init__(self, partition: int, stats: Stats) -> None:
@@ -48,7 +50,8 @@ class TimeWatch:
         self._order_told = False
 
     def look(self, stats: Stats, letters: Sequence[DeadLetter], raised: str) -> None:
-        """Log what is new; `raised` is the place of an entry that was taken out of order, or empty."""
+        """Log what is new; `raised` is the place of an entry that was taken out of order, or
+        empty."""
         for letter in letters:
             if letter.reason == Reason.BAD_TIME.value and letter.stage == "process":
                 self._tell_wrong(letter)
@@ -58,10 +61,18 @@ class TimeWatch:
         for what, words in (("leap", "leapt ahead to"), ("back", "was wrong, and goes back to")):
             if stats.times[what] > self._told[what]:
                 self._told[what] = stats.times[what]
-                _LOG.warning("partition %d: event time %s %s", self.partition, words, _date(stats.last_time))
+                _LOG.warning(
+                    "partition %d: event time %s %s", self.partition, words, _date(stats.last_time)
+                )
         if not self._order_told:
-            entries, refused, raised_count = (now - then for now, then in zip(_counts(stats), self._start, strict=True))
-            warning = order_warning(entries, refused, raised_count, self.example) if entries >= ENOUGH else ""
+            entries, refused, raised_count = (
+                now - then for now, then in zip(_counts(stats), self._start, strict=True)
+            )
+            warning = (
+                order_warning(entries, refused, raised_count, self.example)
+                if entries >= ENOUGH
+                else ""
+            )
             if warning:
                 self._order_told = True
                 _LOG.warning("partition %d: %s", self.partition, warning)
@@ -74,18 +85,25 @@ class TimeWatch:
         self._held += 1
         if _is_power_of_two(self._held):
             _LOG.warning(
-                "partition %d: %s is dated far ahead (limits.max_ahead): held back until the next records show whether "
+                "partition %d: %s is dated far ahead (limits.max_ahead): held back until the "
+                "next records show whether "
                 "event time has leapt; %d so far",
-                self.partition, record.position, self._held,
-            )  # fmt: skip
+                self.partition,
+                record.position,
+                self._held,
+            )
 
     def _tell_wrong(self, letter: DeadLetter) -> None:
         self._wrong += 1
         if _is_power_of_two(self._wrong):
             _LOG.warning(
-                "partition %d: refused as bad_time, %d so far; look at the producer's clock. %s: %s",
-                self.partition, self._wrong, letter.record.position, letter.detail,
-            )  # fmt: skip
+                "partition %d: refused as bad_time, %d so far; look at the producer's clock. "
+                "%s: %s",
+                self.partition,
+                self._wrong,
+                letter.record.position,
+                letter.detail,
+            )
 
 
 def order_warning(entries: int, refused: int, raised: int, example: str) -> str:
@@ -96,7 +114,8 @@ def order_warning(entries: int, refused: int, raised: int, example: str) -> str:
     entries : int
         All of them, those that were refused for their time included.
     refused, raised : int
-        Of them, how many were too old and were refused, and how many were taken with the newest time.
+        Of them, how many were too old and were refused, and how many were taken with the newest
+        time.
     example : str
         One of them; may be empty.
     """
@@ -105,13 +124,17 @@ def order_warning(entries: int, refused: int, raised: int, example: str) -> str:
     such_as = f", for example {example}" if example else ""
     if refused > LOUD * entries:
         return (
-            f"{refused:,} of {entries:,} entries ({refused / entries:.1%}) came out of order by more than "
-            f"limits.max_behind and were refused as time_backwards{such_as}. Raise limits.max_behind to take them in "
+            f"{refused:,} of {entries:,} entries ({refused / entries:.1%}) came out of order by "
+            f"more than "
+            f"limits.max_behind and were refused as time_backwards{such_as}. Raise "
+            f"limits.max_behind to take them in "
             "the order of arrival, or use [panel], which puts records of many sensors in order"
         )
     return (
-        f"{raised + refused:,} of {entries:,} entries ({(raised + refused) / entries:.1%}) came out of order{such_as}: "
-        f"{raised:,} were taken with the newest time (limits.max_behind), {refused:,} refused as time_backwards. "
+        f"{raised + refused:,} of {entries:,} entries ({(raised + refused) / entries:.1%}) came "
+        f"out of order{such_as}: "
+        f"{raised:,} were taken with the newest time (limits.max_behind), {refused:,} refused "
+        f"as time_backwards. "
         "Their producers' clocks may differ; [panel] puts records of many sensors in order"
     )
 

@@ -1,8 +1,9 @@
 """Online aggregation of experts: the rules of the guard's two layers.
 
-Weights and regrets have the shape (variants, experts, groups_h, groups_c): a variant is one setting of the rule,
-several of which run side by side; a group is what shares weights (everything, a row of the forecast, or a cell), so the
-trailing sizes are 1 or the output's own. Groups without news are left as they were.
+Weights and regrets have the shape (variants, experts, groups_h, groups_c): a variant is one
+setting of the rule, several of which run side by side; a group is what shares weights (everything,
+a row of the forecast, or a cell), so the trailing sizes are 1 or the output's own. Groups without
+news are left as they were.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Mixer(ABC):
         Parameters
         ----------
         fallback : ndarray, (experts,), on the simplex
-            The weights before anything was learned, and where nothing learned speaks for any expert.
+            The weights before anything was learned, and where nothing learned speaks for any
+            expert.
         """
         shape = (self.variants, len(fallback), *groups)
         self.fallback = np.broadcast_to(fallback[:, None, None], shape).copy()
@@ -84,8 +86,8 @@ class Aggregator(Mixer):
     Attributes
     ----------
     linearised : bool
-        What `update` takes: the linearised regrets of each variant's own matured prediction against each expert
-        (True), or every expert's scaled, capped loss (False).
+        What `update` takes: the linearised regrets of each variant's own matured prediction
+        against each expert (True), or every expert's scaled, capped loss (False).
     """
 
     linearised: ClassVar[bool] = True
@@ -106,11 +108,12 @@ class Aggregator(Mixer):
 class FixedShare(Aggregator):
     """Hedge that can change its mind: fixed share [1]_.
 
-    ``w_k <- w_k exp(-eta l_k)``, normalised, then ``w <- (1 - share) w + share w_0``, w_0 the initial weights: what
-    nothing speaks for any more returns to them, and an expert whose initial weight is zero keeps none.
-    From equal ones among K, against any sequence of experts with m switches in T rounds of losses in [0, L], its regret
-    (that of ``w . l``, which for a convex loss is at least the mixture's own) is at most
-    ``((m + 1) ln K + m ln(1/share) + (T - m - 1) ln(1/(1 - share))) / eta + eta T L^2 / 8``.
+    ``w_k <- w_k exp(-eta l_k)``, normalised, then ``w <- (1 - share) w + share w_0``, w_0 the
+    initial weights: what nothing speaks for any more returns to them, and an expert whose initial
+    weight is zero keeps none. From equal ones among K, against any sequence of experts with m
+    switches in T rounds of losses in [0, L], its regret (that of ``w . l``, which for a convex
+    loss is at least the mixture's own) is at most ``((m + 1) ln K + m ln(1/share) + (T - m - 1)
+    ln(1/(1 - share))) / eta + eta T L^2 / 8``.
 
     Parameters
     ----------
@@ -140,8 +143,11 @@ class FixedShare(Aggregator):
 
     def update(self, signal: Array, known: Mask) -> None:
         """Multiply by ``exp(-eta loss)``, normalise, share."""
-        # The expert with the least loss may have underflowed to zero: without a floor nothing may be left to normalise.
-        w = np.maximum(self.weights, TINY) * np.exp(-self.eta * (signal - signal.min(axis=1, keepdims=True)))
+        # The expert with the least loss may have underflowed to zero: without a floor nothing may
+        # be left to normalise.
+        w = np.maximum(self.weights, TINY) * np.exp(
+            -self.eta * (signal - signal.min(axis=1, keepdims=True))
+        )
         w *= (1.0 - self.shares) / w.sum(axis=1, keepdims=True)
         w += self.shares * self.fallback
         np.copyto(self.weights, w, where=known)
@@ -153,15 +159,18 @@ class FixedShare(Aggregator):
 class BOA(Aggregator):
     """Bernstein online aggregation [1]_ with adaptive rates and, optionally, discounting.
 
-    With regrets r_k: ``E = max(E, |r|)``, ``V = d V + r^2``, ``eta = min(1 / (2E), sqrt(ln K / V))``,
-    ``R = d R + r - eta r^2``, ``w_k ~ eta_k exp(eta_k R_k)`` (times the initial weight).
-    Undiscounted (d = 1), from equal weights, its regret against expert k is at most::
+    With regrets r_k: ``E = max(E, |r|)``, ``V = d V + r^2``,
+    ``eta = min(1 / (2E), sqrt(ln K / V))``, ``R = d R + r - eta r^2``,
+    ``w_k ~ eta_k exp(eta_k R_k)`` (times the initial weight). Undiscounted (d = 1), from equal
+    weights, its regret against expert k is at most::
 
-        2 sqrt(V_k ln K) + max(2 E_k, sqrt(V_k / ln K)) (ln K + ln(1.5 (1 + mean_j ln(eta_j1 / eta_jT))) + X)
+        2 sqrt(V_k ln K)
+        + max(2 E_k, sqrt(V_k / ln K)) (ln K + ln(1.5 (1 + mean_j ln(eta_j1 / eta_jT))) + X)
 
-    eta_j1 after the first arrival, eta_jT now; X, 0 where the first arrival shows every expert's range, is the sum over
-    the later ones of ``ln(1 + rho / 2)``, rho the largest E / (E before) of those whose E has grown (after [1]_,
-    theorem 3.3; docs/regret.md). Discounted it has none: the layer above holds it.
+    eta_j1 after the first arrival, eta_jT now; X, 0 where the first arrival shows every expert's
+    range, is the sum over the later ones of ``ln(1 + rho / 2)``, rho the largest E / (E before) of
+    those whose E has grown (after [1]_, theorem 3.3; docs/regret.md). Discounted it has none: the
+    layer above holds it.
 
     Parameters
     ----------
@@ -170,7 +179,8 @@ class BOA(Aggregator):
 
     References
     ----------
-    .. [1] Wintenberger (2017), Optimal learning with Bernstein online aggregation, Machine Learning 106.
+    .. [1] Wintenberger (2017), Optimal learning with Bernstein online aggregation, Machine
+       Learning 106.
     """
 
     def __init__(self, *discounts: float) -> None:
@@ -203,13 +213,14 @@ class BOA(Aggregator):
 class MLPoly(Aggregator):
     """Polynomially weighted averages with a rate per expert (ML-Poly) [1]_, optionally discounted.
 
-    With regrets r_k: ``R = d R + r``, ``V = d V + r^2`` (V starts at 1), ``w_k ~ max(R_k, 0) / (1 + V_k)``; where no
-    regret is positive, the initial weights. Its discounted regret R_k against expert k, V discounted too, is at most::
+    With regrets r_k: ``R = d R + r``, ``V = d V + r^2`` (V starts at 1),
+    ``w_k ~ max(R_k, 0) / (1 + V_k)``; where no regret is positive, the initial weights. Its
+    discounted regret R_k against expert k, V discounted too, is at most::
 
         sqrt(1 + V_k) (sqrt(sum_j (B^2 + ln(1 + V_j) + D) / d) + C)
 
-    B the largest ``|r|``; ``D = ln(1/d) / (1 - d)``, 0 for d = 1; C is 0 where ``w . r = 0``, and else counts what
-    clipping and delay cost (after [1]_, theorem 5; docs/regret.md).
+    B the largest ``|r|``; ``D = ln(1/d) / (1 - d)``, 0 for d = 1; C is 0 where ``w . r = 0``, and
+    else counts what clipping and delay cost (after [1]_, theorem 5; docs/regret.md).
 
     Parameters
     ----------

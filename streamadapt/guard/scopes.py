@@ -17,7 +17,8 @@ Scope = Literal["global", "horizon", "cell"]
 SCOPES: tuple[Scope, ...] = ("global", "horizon", "cell")
 
 REGRET_CAP = 5.0
-"""Linearised regrets beyond so many scales are clipped: one outlier must not decide the weights."""
+"""Linearised regrets beyond so many scales are clipped: one outlier must not decide the
+weights."""
 LOSS_CAP = 5.0
 """The same for the scaled losses of fixed share."""
 
@@ -40,7 +41,9 @@ class Scoped:
         groups = {"global": (1, 1), "horizon": (rows, 1), "cell": (rows, columns)}[self.scope]
         self.rule.build(groups, fallback)
 
-    def learn(self, loss: Loss, predictions: Array, own: Array, target: Array, scale: Array, known: Mask) -> None:
+    def learn(
+        self, loss: Loss, predictions: Array, own: Array, target: Array, scale: Array, known: Mask
+    ) -> None:
         """Tell the rule what has matured.
 
         Parameters
@@ -55,10 +58,14 @@ class Scoped:
             self.rule.learn(predictions, target, loss.length_of(scale), known)
             return
         if self.rule.linearised:
-            signal = np.clip(loss.regret(predictions, own[:, None], target, scale), -REGRET_CAP, REGRET_CAP)
+            signal = np.clip(
+                loss.regret(predictions, own[:, None], target, scale), -REGRET_CAP, REGRET_CAP
+            )
         else:
             signal = np.minimum(loss.loss(predictions, target) / scale, LOSS_CAP)[None]
-        if not np.isfinite(signal).all():  # a difference of numbers beyond all others: it speaks for nobody
+        if not np.isfinite(
+            signal
+        ).all():  # a difference of numbers beyond all others: it speaks for nobody
             signal = np.nan_to_num(signal)
         self.rule.update(*_group(signal, known, self.scope))
 

@@ -1,4 +1,5 @@
-"""Stacking: a mixture of experts by recursive ridge regression, whose weights may leave the simplex."""
+"""Stacking: a mixture of experts by recursive ridge regression, whose weights may leave the
+simplex."""
 
 from __future__ import annotations
 
@@ -11,28 +12,33 @@ from streamadapt.records import Array, Mask
 __all__ = ["RidgeStack"]
 
 RELATIVE_RIDGE = 1e-10
-"""The ridge is at least so much of the matrix's mean diagonal: a fixed one would be lost in rounding beside it."""
+"""The ridge is at least so much of the matrix's mean diagonal: a fixed one would be lost in
+rounding beside it."""
 FARTHEST = 100.0
-"""What is more scales away from the experts' mean counts as if it were so far: one outlier must not be all that the
-sums know for the next thousands of arrivals."""
+"""What is more scales away from the experts' mean counts as if it were so far: one outlier must
+not be all that the sums know for the next thousands of arrivals."""
 LEAST_ERROR = 0.3
-"""Errors below so many scales weigh no more than this one: the reweighting for absolute loss has no pole at zero."""
+"""Errors below so many scales weigh no more than this one: the reweighting for absolute loss has
+no pole at zero."""
 
 
 class RidgeStack(Mixer):
-    """Recursive ridge regression of the target on the experts' predictions [1]_, reweighted for absolute loss.
+    """Recursive ridge regression of the target on the experts' predictions [1]_, reweighted for
+    absolute loss.
 
-    Per group, with the experts' mean ``m``, the base's scale ``s``, ``x_k = (p_k - m) / s`` and ``v = (y - m) / s``,
-    over the group's known cells::
+    Per group, with the experts' mean ``m``, the base's scale ``s``, ``x_k = (p_k - m) / s`` and
+    ``v = (y - m) / s``, over the group's known cells::
 
         q = min(1 / .3, 1 / |v - x^T b|)                    (1 for squared loss)
         A <- d A + mean q x x^T,    g <- d g + mean q x v
         b = (A + ridge I)^-1 g,     mixture = m + sum_k b_k (p_k - m)
 
-    The ridge draws b to zero, which is the experts' plain mean. The weights ``b_k + (1 - sum b) / K`` sum to one but
-    may be negative: it finds what no convex mixture can, and has no regret bound of its own; the layer above has.
-    A mixture is kept within the experts' own range: it may weigh them as it likes, but not leave them. The ridge grows
-    with the matrix (`RELATIVE_RIDGE`); where there is no finite solution all the same, the weights stay as they were.
+    The ridge draws b to zero, which is the experts' plain mean. The weights
+    ``b_k + (1 - sum b) / K`` sum to one but may be negative: it finds what no convex mixture can,
+    and has no regret bound of its own; the layer above has. A mixture is kept within the experts'
+    own range: it may weigh them as it likes, but not leave them. The ridge grows with the matrix
+    (`RELATIVE_RIDGE`); where there is no finite solution all the same, the weights stay as they
+    were.
 
     Costs, a step: O(cells K^2 + groups K^3).
 
@@ -48,7 +54,9 @@ class RidgeStack(Mixer):
     .. [1] Breiman (1996), Stacked regressions, Machine Learning 24.
     """
 
-    def __init__(self, discount: float = 0.999, ridge: float = 5.0, *, robust: bool = True) -> None:
+    def __init__(
+        self, discount: float = 0.999, ridge: float = 5.0, *, robust: bool = True
+    ) -> None:
         super().__init__(1)
         if not 0.0 < discount <= 1.0:
             raise ConfigError("guard.discount", discount, "a number in (0, 1]")
@@ -78,7 +86,9 @@ class RidgeStack(Mixer):
         x, v = _within(FARTHEST, x, v)
         left = np.abs(v - (self.weights[0] * x).sum(axis=0))
         q = known / np.maximum(left, LEAST_ERROR) if self.robust else known
-        grouped = _by_group(np.concatenate([x, v[None], q[None], known[None]]), *self.gram.shape[:2])
+        grouped = _by_group(
+            np.concatenate([x, v[None], q[None], known[None]]), *self.gram.shape[:2]
+        )
         x, v, q = grouped[..., :-3, :], grouped[..., -3, :], grouped[..., -2, :]
         cells = grouped[..., -1, :].sum(axis=-1)  # (groups_h, groups_c)
         news = cells > 0.0
@@ -95,14 +105,23 @@ class RidgeStack(Mixer):
         mean = np.trace(self.gram, axis1=-2, axis2=-1) / experts
         ridge = np.maximum(self.ridge, RELATIVE_RIDGE * mean)[..., None, None]
         try:
-            b = np.linalg.solve(self.gram + ridge * np.eye(experts), self.moment[..., None])[..., 0]
+            b = np.linalg.solve(self.gram + ridge * np.eye(experts), self.moment[..., None])[
+                ..., 0
+            ]
         except np.linalg.LinAlgError:
             return
-        weights = b + (1.0 - b.sum(axis=-1, keepdims=True)) / experts  # (groups_h, groups_c, experts)
-        np.copyto(self.weights[0], np.moveaxis(weights, -1, 0), where=news & np.isfinite(weights).all(axis=-1))
+        weights = (
+            b + (1.0 - b.sum(axis=-1, keepdims=True)) / experts
+        )  # (groups_h, groups_c, experts)
+        np.copyto(
+            self.weights[0],
+            np.moveaxis(weights, -1, 0),
+            where=news & np.isfinite(weights).all(axis=-1),
+        )
 
     def mix(self, predictions: Array) -> Array:
-        """Mix predictions (experts, rows, columns) into (1, rows, columns), within the experts' range."""
+        """Mix predictions (experts, rows, columns) into (1, rows, columns), within the experts'
+        range."""
         low, high = predictions.min(axis=0), predictions.max(axis=0)
         return np.clip(super().mix(predictions), low, high)
 
@@ -111,7 +130,8 @@ class RidgeStack(Mixer):
 
 
 def _within(most: float, x: Array, v: Array) -> tuple[Array, Array]:
-    """Scale down the cells in which x (experts, rows, columns) or v (rows, columns) is beyond `most`."""
+    """Scale down the cells in which x (experts, rows, columns) or v (rows, columns) is beyond
+    `most`."""
     size = np.maximum(np.abs(x).max(axis=0), np.abs(v))
     if not (size > most).any():
         return x, v

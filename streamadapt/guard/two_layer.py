@@ -1,9 +1,10 @@
 """The guard: mixes the experts into the served prediction, online, from matured losses.
 
-Two layers, one setting for every task. Layer 1 runs several aggregators side by side over all experts; layer 2 runs
-ML-Poly over {base} and the layer-1 mixtures, and falls back to the base where nothing speaks for anything else, so the
-first served prediction is the base's to the bit. Delay is handled by charging each loss to the predictions as they were
-issued: the caller keeps every forecast's `Mixture.own` and hands it back when the target is known.
+Two layers, one setting for every task. Layer 1 runs several aggregators side by side over all
+experts; layer 2 runs ML-Poly over {base} and the layer-1 mixtures, and falls back to the base
+where nothing speaks for anything else, so the first served prediction is the base's to the bit.
+Delay is handled by charging each loss to the predictions as they were issued: the caller keeps
+every forecast's `Mixture.own` and hands it back when the target is known.
 """
 
 from __future__ import annotations
@@ -23,16 +24,27 @@ from streamadapt.guard.stacking import RidgeStack
 from streamadapt.records import Array, Mask
 from streamadapt.tasks.losses import Loss
 
-__all__ = ["Guard", "Hedge", "Mean", "Mixture", "NoGuard", "Scope", "TwoLayer", "checked_scope", "effective_scope"]
+__all__ = [
+    "Guard",
+    "Hedge",
+    "Mean",
+    "Mixture",
+    "NoGuard",
+    "Scope",
+    "TwoLayer",
+    "checked_scope",
+    "effective_scope",
+]
 
 SCALE_RATE = 0.01
 """How fast the running scale of the base's error follows it, per arrival."""
 SCALE_FLOOR = 1e-3
 """Smallest scale, in units of the output's own scale."""
 SCALE_CAP = 20.0
-"""An error counts for at most so many running scales in the next one, or a single absurd target would make all others
-look alike for hundreds of arrivals. One target in twenty, however absurd, cannot make it grow for good: it does so by
-a factor of 1 + .01 x 19 and shrinks by .99 to the 20th in between."""
+"""An error counts for at most so many running scales in the next one, or a single absurd target
+would make all others look alike for hundreds of arrivals. One target in twenty, however absurd,
+cannot make it grow for good: it does so by a factor of 1 + .01 x 19 and shrinks by .99 to the 20th
+in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +55,11 @@ class Mixture:
     ----------
     served : ndarray, (rows, columns), float64
     own : ndarray, (aggregators, rows, columns), float64
-        The prediction of every aggregator, the last layer's included: keep it until the target is known.
+        The prediction of every aggregator, the last layer's included: keep it until the target is
+        known.
     weights : ndarray, (experts,), float64
-        Each expert's share of `served`, averaged over the rows; they sum to 1, one of a stack may be negative.
+        Each expert's share of `served`, averaged over the rows; they sum to 1, one of a stack may
+        be negative.
     """
 
     served: Array
@@ -61,14 +75,23 @@ class Guard(ShowsArguments, ABC):
     _weight = 1.0  # of what is being learned just now
 
     def check(self, names: Sequence[str], *, labelled: bool) -> None:
-        """Raise `ConfigError` if it cannot mix experts of these names, with or without labels to judge them by."""
+        """Raise `ConfigError` if it cannot mix experts of these names, with or without labels to
+        judge them by."""
         unknown = [name for name in self.prior or {} if name not in names]
         if unknown:
-            raise ConfigError("guard.prior", unknown[0], "an expert's name: one of " + ", ".join(names))
+            raise ConfigError(
+                "guard.prior", unknown[0], "an expert's name: one of " + ", ".join(names)
+            )
         if not labelled and self.prior is None:
-            raise ConfigError("guard.prior", None, "shares of experts, such as {tent = 0.9}: no label will tell them")
+            raise ConfigError(
+                "guard.prior",
+                None,
+                "shares of experts, such as {tent = 0.9}: no label will tell them",
+            )
 
-    def build(self, names: Sequence[str], rows: int, columns: int, loss: Loss, unit: Array) -> None:
+    def build(
+        self, names: Sequence[str], rows: int, columns: int, loss: Loss, unit: Array
+    ) -> None:
         """Allocate.
 
         Parameters
@@ -76,7 +99,8 @@ class Guard(ShowsArguments, ABC):
         names : sequence of str
             Of the experts; the base is the first.
         unit : ndarray, (columns,), > 0
-            The outputs' own scale, original units: the floor of the running scale is `SCALE_FLOOR` of it.
+            The outputs' own scale, original units: the floor of the running scale is `SCALE_FLOOR`
+            of it.
         """
         self.names, self.rows, self.columns, self.loss = tuple(names), rows, columns, loss
         self.experts = len(self.names)
@@ -88,7 +112,8 @@ class Guard(ShowsArguments, ABC):
     def _allocate(self) -> None: ...
 
     def _initial(self) -> Array:
-        """Return the weights over the experts before any loss is known, (experts,): alike, or the prior's."""
+        """Return the weights over the experts before any loss is known, (experts,): alike, or the
+        prior's."""
         if self.prior is None:
             return np.full(self.experts, 1.0 / self.experts)
         weights = np.array([self.prior.get(name, 0.0) for name in self.names])
@@ -104,7 +129,9 @@ class Guard(ShowsArguments, ABC):
     def mix(self, predictions: Array) -> Mixture:
         """Mix (experts, rows, columns) predictions; changes nothing."""
 
-    def update(self, predictions: Array, own: Array, target: Array, mask: Mask, weight: float = 1.0) -> None:
+    def update(
+        self, predictions: Array, own: Array, target: Array, mask: Mask, weight: float = 1.0
+    ) -> None:
         """Learn from what has matured.
 
         Parameters
@@ -132,7 +159,8 @@ class Guard(ShowsArguments, ABC):
     def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None: ...
 
     def _follow_scale(self, errors: Array, mask: Mask) -> None:
-        """Running mean of the base's absolute error in each cell; starts at the first error seen."""
+        """Running mean of the base's absolute error in each cell; starts at the first error
+        seen."""
         first = mask & (self.error == 0.0)
         capped = np.minimum(errors, SCALE_CAP * self.error)
         moved = np.where(first, errors, self.error + SCALE_RATE * (capped - self.error))
@@ -149,7 +177,10 @@ class Guard(ShowsArguments, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of all arrays."""
-        return {"error": self.error.copy(), "aggregators": [a.state_dict() for a in self._aggregators()]}
+        return {
+            "error": self.error.copy(),
+            "aggregators": [a.state_dict() for a in self._aggregators()],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, into a guard built alike."""
@@ -161,23 +192,25 @@ class Guard(ShowsArguments, ABC):
 class TwoLayer(Guard):
     """The default guard: several aggregators, and ML-Poly over their mixtures and the base.
 
-    Layer 1: fixed share (.01 and .05), BOA (discounts .999 and .99) and ML-Poly (.99) with weights per `scope`; BOA
-    (.999) with weights per cell, where an output has several columns that are judged apart; and a ridge stack (.999),
-    except for distributions, which its negative weights would break, and quantiles, which it does not aim at.
-    Layer 2: ML-Poly (.999) per row. Costs, a step: some 40 passes over (experts, rows, columns) numbers.
+    Layer 1: fixed share (.01 and .05), BOA (discounts .999 and .99) and ML-Poly (.99) with weights
+    per `scope`; BOA (.999) with weights per cell, where an output has several columns that are
+    judged apart; and a ridge stack (.999), except for distributions, which its negative weights
+    would break, and quantiles, which it does not aim at. Layer 2: ML-Poly (.999) per row. Costs, a
+    step: some 40 passes over (experts, rows, columns) numbers.
 
-    What it promises: with losses in units of the base's running error, regrets within the cap of 5 and b_t layer 2's
-    bound at arrival t (`MLPoly`, against the base, N = `own_count` predictions of which it is the first), the served
-    loss summed over T arrivals is at most the base's plus ``b_T + .001 sum_{t<T} b_t``; each regret against the base
-    beyond the cap adds what is beyond it. In single blocks it can be worse (docs/regret.md, docs/guards.md).
+    What it promises: with losses in units of the base's running error, regrets within the cap of 5
+    and b_t layer 2's bound at arrival t (`MLPoly`, against the base, N = `own_count` predictions
+    of which it is the first), the served loss summed over T arrivals is at most the base's plus
+    ``b_T + .001 sum_{t<T} b_t``; each regret against the base beyond the cap adds what is beyond
+    it. In single blocks it can be worse (docs/regret.md, docs/guards.md).
 
     Parameters
     ----------
     scope : {"horizon", "global", "cell"}
         What shares weights in layer 1: each row of a forecast, everything, or nothing.
     prior : mapping of str to float, optional
-        Shares of experts to serve while no loss speaks for anything; the base has what they leave of 1. Default: the
-        base alone. Without labels, what is served for good.
+        Shares of experts to serve while no loss speaks for anything; the base has what they leave
+        of 1. Default: the base alone. Without labels, what is served for good.
     stack : bool
         Whether layer 1 has also a ridge regression on the experts.
 
@@ -190,7 +223,11 @@ class TwoLayer(Guard):
     kind: ClassVar[str] = "two-layer"
 
     def __init__(
-        self, scope: Scope = "horizon", prior: Mapping[str, float] | None = None, *, stack: bool = True
+        self,
+        scope: Scope = "horizon",
+        prior: Mapping[str, float] | None = None,
+        *,
+        stack: bool = True,
     ) -> None:
         self.scope = checked_scope(scope)
         self.stack = stack
@@ -198,7 +235,10 @@ class TwoLayer(Guard):
 
     def _allocate(self) -> None:
         scope = effective_scope(self.scope, self.loss)
-        self.first = [Scoped(rule, scope) for rule in (FixedShare(0.01, 0.05), BOA(0.999, 0.99), MLPoly(0.99))]
+        self.first = [
+            Scoped(rule, scope)
+            for rule in (FixedShare(0.01, 0.05), BOA(0.999, 0.99), MLPoly(0.99))
+        ]
         if self.columns > 1 and not self.loss.row_wise and scope != "cell":
             self.first.append(Scoped(BOA(0.999), "cell"))
         if self.stack and not self.loss.row_wise and self.loss.central:
@@ -209,7 +249,9 @@ class TwoLayer(Guard):
         if self.prior is None:
             fallback[0] = 1.0  # the base
         else:
-            fallback[1:] = 1.0 / (len(fallback) - 1)  # the layer below, whose mixtures begin at the prior
+            fallback[1:] = 1.0 / (
+                len(fallback) - 1
+            )  # the layer below, whose mixtures begin at the prior
         self.second = Scoped(MLPoly(0.999), "global" if scope == "global" else "horizon")
         self.second.build(self.rows, self.columns, fallback)
 
@@ -253,9 +295,11 @@ class TwoLayer(Guard):
 
 
 class Hedge(Guard):
-    """Plain fixed-share Hedge over all experts: simple, and able only to pick one expert at a time.
+    """Plain fixed-share Hedge over all experts: simple, and able only to pick one expert at a
+    time.
 
-    What it promises is in `FixedShare`, for losses in units of the base's running error and capped at 5 of them.
+    What it promises is in `FixedShare`, for losses in units of the base's running error and capped
+    at 5 of them.
 
     Parameters
     ----------
@@ -266,9 +310,10 @@ class Hedge(Guard):
     scope : {"horizon", "global", "cell"}
         What shares weights: each row of a forecast, everything, or nothing.
     prior : mapping of str to float, optional
-        Shares of experts to begin with and to return to; the base has what they leave of 1, other experts have none.
-        Default: all alike. With few labels, and a prior that is known to be good, a low `eta` and a high `share` (.3
-        and .1) keep near it: a label in twenty is too little to find weights by.
+        Shares of experts to begin with and to return to; the base has what they leave of 1, other
+        experts have none. Default: all alike. With few labels, and a prior that is known to be
+        good, a low `eta` and a high `share` (.3 and .1) keep near it: a label in twenty is too
+        little to find weights by.
 
     Examples
     --------
@@ -328,7 +373,9 @@ class Mean(Guard):
 
     def mix(self, predictions: Array) -> Mixture:
         """Average."""
-        return Mixture(predictions.mean(axis=0), predictions[:0], np.full(self.experts, 1.0 / self.experts))
+        return Mixture(
+            predictions.mean(axis=0), predictions[:0], np.full(self.experts, 1.0 / self.experts)
+        )
 
     def _learn(self, predictions: Array, own: Array, target: Array, known: Mask) -> None:
         pass
@@ -389,19 +436,24 @@ def _checked_prior(prior: Mapping[str, float] | None) -> dict[str, float] | None
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"guard.prior.{name}", share, "a share, from 0 to 1")
     if not prior or sum(prior.values()) > 1.0 + 1e-9:
-        raise ConfigError("guard.prior", dict(prior), "shares of one or more experts that sum to at most 1")
+        raise ConfigError(
+            "guard.prior", dict(prior), "shares of one or more experts that sum to at most 1"
+        )
     return dict(prior)
 
 
 def checked_scope(scope: Scope) -> Scope:
     """Return the scope; `ConfigError` if there is none of that name."""
     if scope not in SCOPES:
-        raise ConfigError("guard.scope", scope, "one of " + ", ".join(SCOPES) + "; per key: a [keys] table")
+        raise ConfigError(
+            "guard.scope", scope, "one of " + ", ".join(SCOPES) + "; per key: a [keys] table"
+        )
     return scope
 
 
 def effective_scope(scope: Scope, loss: Loss) -> Scope:
-    """Return the scope that weights can have: the columns of a distribution stand or fall together.
+    """Return the scope that weights can have: the columns of a distribution stand or fall
+    together.
 
     Weights per class would not leave it on the simplex.
     """

@@ -23,29 +23,35 @@ HIDDEN = 128
 class ADCSD(Learner):
     """Adaptive double correction by series decomposition [1]_.
 
-    With ``y0`` the base's forecast in scaled units, (T, N): trend = moving average over `KERNEL` steps, the ends
-    repeated; seasonal = y0 - trend; ``y = y0 + lambda_1 g_1(seasonal) + lambda_2 g_2(trend)``, each g being
-    Linear(1, 128) -> LayerNorm -> exact GELU -> Linear(128, 1) on every cell. Both lambda start at zero, so the first
-    forecast is the base's to the bit. One Adam step per matured forecast, on the masked error in original units.
+    With ``y0`` the base's forecast in scaled units, (T, N): trend = moving average over `KERNEL`
+    steps, the ends repeated; seasonal = y0 - trend;
+    ``y = y0 + lambda_1 g_1(seasonal) + lambda_2 g_2(trend)``, each g being Linear(1, 128) ->
+    LayerNorm -> exact GELU -> Linear(128, 1) on every cell. Both lambda start at zero, so the
+    first forecast is the base's to the bit. One Adam step per matured forecast, on the masked
+    error in original units.
 
-    Costs per entry: O(T N 128) time; 12 T N 128 floats of state (original form), T N + 10^3 floats (`share_norm`).
+    Costs per entry: O(T N 128) time; 12 T N 128 floats of state (original form), T N + 10^3 floats
+    (`share_norm`).
 
     Parameters
     ----------
     lr : float, > 0
-        Learning rate (of Adam: betas .9, .999; eps 1e-8). Default: 1e-4, the paper's; 1e-3 for `share_norm`.
+        Learning rate (of Adam: betas .9, .999; eps 1e-8). Default: 1e-4, the paper's; 1e-3 for
+        `share_norm`.
     share_norm : bool
-        False: the original; LayerNorm over all of (T, N, 128) with an affine of that size, lambda per node.
-        True: LayerNorm over the 128 only with one affine for all cells; lambda and a bias per (horizon, node).
+        False: the original; LayerNorm over all of (T, N, 128) with an affine of that size, lambda
+        per node. True: LayerNorm over the 128 only with one affine for all cells; lambda and a
+        bias per (horizon, node).
     loss : {"mae", "huber"}
-        What a step reduces: the absolute error, or Huber's loss, whose threshold is one scale of the output.
+        What a step reduces: the absolute error, or Huber's loss, whose threshold is one scale of
+        the output.
     optimiser : {"adam", "sgd", "lion", "adabelief"}
         What makes the steps. Adam is the paper's; the default `lr` is Adam's, whichever is chosen.
 
     References
     ----------
-    .. [1] Guo et al. (2024), Online test-time adaptation of spatial-temporal traffic flow forecasting,
-       arXiv:2401.04148.
+    .. [1] Guo et al. (2024), Online test-time adaptation of spatial-temporal traffic flow
+       forecasting, arXiv:2401.04148.
 
     Examples
     --------
@@ -81,7 +87,8 @@ class ADCSD(Learner):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``adcsd`` or ``adcsd-share-norm``, then optimiser and rate where they are not the default: ``adcsd-1e-3``."""
+        """``adcsd`` or ``adcsd-share-norm``, then optimiser and rate where they are not the
+        default: ``adcsd-1e-3``."""
         optimiser = "" if self.optimiser_name == "adam" else f"-{self.optimiser_name}"
         rate = "" if self.lr == self.default_lr else f"-{_short(self.lr)}"
         return (f"{self.kind}{'-share-norm' if self.share_norm else ''}{optimiser}{rate}",)
@@ -92,7 +99,9 @@ class ADCSD(Learner):
         t, n = spec.rows, spec.columns
 
         def uniform(bound: float, *shape: int) -> nn.Parameter:
-            numbers = torch.rand(shape, generator=generator, dtype=torch.float32) * (2.0 * bound) - bound
+            numbers = (
+                torch.rand(shape, generator=generator, dtype=torch.float32) * (2.0 * bound) - bound
+            )
             return nn.Parameter(numbers.to(spec.device))
 
         def filled(value: float, *shape: int) -> nn.Parameter:
@@ -150,7 +159,10 @@ class ADCSD(Learner):
             error = self._correct(base.output) - target
             if self.loss == "huber":
                 scaled = error / self.spec.output_scale
-                cells = F.huber_loss(scaled, torch.zeros_like(scaled), reduction="none") * self.spec.output_scale
+                cells = (
+                    F.huber_loss(scaled, torch.zeros_like(scaled), reduction="none")
+                    * self.spec.output_scale
+                )
             else:
                 cells = error.abs()
             loss = masked_mean(cells, mask)

@@ -35,28 +35,32 @@ Maturity = Literal["rows", "path"]
 class Learner(ShowsArguments, nn.Module, ABC):
     """An online learner: one expert beside the frozen base.
 
-    Its parameters, buffers (optimiser moments included) and `get_extra_state` are its whole state. It is constructed
-    with hyper-parameters only; the pipeline calls `build` once, when the shapes are known.
+    Its parameters, buffers (optimiser moments included) and `get_extra_state` are its whole state.
+    It is constructed with hyper-parameters only; the pipeline calls `build` once, when the shapes
+    are known.
 
     Attributes
     ----------
     kind : str
         The name in the config.
     matures : {"path", "rows"}
-        What one matured example is. ``"path"``: one whole forecast, when its last target is known. ``"rows"``: what
-        became known at one arrival: row h belongs to the forecast issued h entries ago (h from 1), so every row is
-        learned as early as it can be; `inputs` is the window of the newest of them. The same for supervised tasks.
+        What one matured example is. ``"path"``: one whole forecast, when its last target is known.
+        ``"rows"``: what became known at one arrival: row h belongs to the forecast issued h
+        entries ago (h from 1), so every row is learned as early as it can be; `inputs` is the
+        window of the newest of them. The same for supervised tasks.
     kinds : frozenset of str
         The task kinds it can learn.
     needs_labels : bool
         False for learners that adapt without labels: `learn` is never called, `adapt` is.
     boost : float, >= 1
-        How much faster to learn just now; set by the pipeline's reactions before each `learn`, never part of the state.
+        How much faster to learn just now; set by the pipeline's reactions before each `learn`,
+        never part of the state.
     weight : float, >= 0
-        What the example counts; set by the pipeline before each `learn`, like `boost`, and 1 but for examples that are
-        learned more than once (`streamadapt.tasks.delayed_positives`: classification only). A learner that minimises a loss
-        minimises the weighted one: least squares and memories count an example so many times, a step's rate is so many
-        times as large. 0 teaches nothing. What does not look at it learns without the weights.
+        What the example counts; set by the pipeline before each `learn`, like `boost`, and 1 but
+        for examples that are learned more than once (`streamadapt.tasks.delayed_positives`:
+        classification only). A learner that minimises a loss minimises the weighted one: least
+        squares and memories count an example so many times, a step's rate is so many times as
+        large. 0 teaches nothing. What does not look at it learns without the weights.
     """
 
     kind: ClassVar[str]
@@ -75,20 +79,24 @@ class Learner(ShowsArguments, nn.Module, ABC):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the experts it offers, each the kind and what tells it from its siblings: ``("bias-0.02",)``.
+        """Names of the experts it offers, each the kind and what tells it from its siblings:
+        ``("bias-0.02",)``.
 
-        Most learners are one expert. A family that differs in one number only (the rates of a bias) is one learner with
-        an expert each: its arithmetic is done for all of them at once.
+        Most learners are one expert. A family that differs in one number only (the rates of a
+        bias) is one learner with an expert each: its arithmetic is done for all of them at once.
         """
         return (self.kind,)
 
     @property
     def signal_names(self) -> tuple[str, ...]:
-        """Names of the scalars that `signals` tells about the newest entry; they start with its kind."""
+        """Names of the scalars that `signals` tells about the newest entry; they start with its
+        kind."""
         return ()
 
     def build(self, spec: Spec) -> None:
-        """Allocate all state for `spec`, on its device. Called once by the pipeline, and again by `reset`.
+        """Allocate all state for `spec`, on its device.
+
+        Called once by the pipeline, and again by `reset`.
 
         Raises
         ------
@@ -103,7 +111,9 @@ class Learner(ShowsArguments, nn.Module, ABC):
         """Raise `ConfigError` unless `kind` is one of `kinds`."""
         if kind not in self.kinds:
             raise ConfigError(
-                "learners.kind", self.kind, f"a learner for a {kind} task ({self.kind}: {sorted(self.kinds)})"
+                "learners.kind",
+                self.kind,
+                f"a learner for a {kind} task ({self.kind}: {sorted(self.kinds)})",
             )
 
     @abstractmethod
@@ -116,13 +126,15 @@ class Learner(ShowsArguments, nn.Module, ABC):
 
         Parameters
         ----------
-        inputs : Tensor, (window, channels), float32, original units less `Spec.input_origin`; finite
+        inputs : Tensor, (window, channels), float32, finite
+            In original units less `Spec.input_origin`.
         base : BaseOutput
             ``base.output`` is (rows, columns).
 
         Returns
         -------
-        Tensor, (rows, columns), float32, original units less `Spec.output_origin`; (experts, rows, columns) of a family
+        Tensor, (rows, columns), float32, original units less `Spec.output_origin`; (experts, rows,
+        columns) of a family
             Never a view of the state. Nothing changes: the same again says the same again.
         """
 
@@ -141,15 +153,18 @@ class Learner(ShowsArguments, nn.Module, ABC):
         """
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
-        """Take in one entry without its label, right after it was predicted: a live state, statistics, an entropy step.
+        """Take in one entry without its label, right after it was predicted: a live state,
+        statistics, an entropy step.
 
-        Called once for every entry that is observed, and not for questions asked in between (`Pipeline.predict`). It
-        sees what `predict` saw; what `predict` has worked out already may be kept for it, outside the state.
+        Called once for every entry that is observed, and not for questions asked in between
+        (`Pipeline.predict`). It sees what `predict` saw; what `predict` has worked out already may
+        be kept for it, outside the state.
         """
 
     @property
     def gradient_norm(self) -> float | None:
-        """Norm of the newest gradient step's gradient; None for a learner that makes none, or has made none yet."""
+        """Norm of the newest gradient step's gradient; None for a learner that makes none, or has
+        made none yet."""
         optimiser = getattr(self, "optimiser", None)
         norm = getattr(optimiser, "norm", None)
         return None if norm is None else float(norm)
@@ -157,8 +172,9 @@ class Learner(ShowsArguments, nn.Module, ABC):
     def take_gradient_norm(self) -> float | None:
         """Return the norm of a gradient step made since the last call; None where there was none.
 
-        One that makes its steps with `streamadapt.learners.optimizer.Optimiser` tells of each step once; others of each new value of
-        `gradient_norm`. So the norm for which a learner was taken out is not held against it again.
+        One that makes its steps with `streamadapt.learners.optimizer.Optimiser` tells of each step
+        once; others of each new value of `gradient_norm`. So the norm for which a learner was
+        taken out is not held against it again.
         """
         optimiser = getattr(self, "optimiser", None)
         if isinstance(optimiser, Optimiser):
@@ -169,10 +185,12 @@ class Learner(ShowsArguments, nn.Module, ABC):
         return None if same else norm
 
     def forget(self, keep: float) -> None:
-        """Give what was learned so far only `keep` of its weight, after a drift; by default nothing changes.
+        """Give what was learned so far only `keep` of its weight, after a drift; by default
+        nothing changes.
 
-        What is forgotten goes back towards what the learner was built with (corrections shrink, memories lose their
-        oldest), or moves more easily from now on (the covariance of least squares is inflated).
+        What is forgotten goes back towards what the learner was built with (corrections shrink,
+        memories lose their oldest), or moves more easily from now on (the covariance of least
+        squares is inflated).
 
         Parameters
         ----------
@@ -182,8 +200,8 @@ class Learner(ShowsArguments, nn.Module, ABC):
     def signals(self) -> dict[str, float]:
         """Return a scalar for each of `signal_names` about the newest entry taken in by `adapt`.
 
-        They are offered to drift monitors by name, and given out with the prediction (as anomaly scores); NaN says
-        nothing. Part of no state.
+        They are offered to drift monitors by name, and given out with the prediction (as anomaly
+        scores); NaN says nothing. Part of no state.
         """
         return {}
 
@@ -206,19 +224,28 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ShapeError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
 
 
-def one_or_more(path: str, value: float | Sequence[float], low: float, high: float) -> tuple[float, ...]:
-    """Return the settings of a family as a tuple; `ConfigError` unless each lies in (low, high] and all differ."""
+def one_or_more(
+    path: str, value: float | Sequence[float], low: float, high: float
+) -> tuple[float, ...]:
+    """Return the settings of a family as a tuple; `ConfigError` unless each lies in (low, high]
+    and all differ."""
     values = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),)
     if not values or len(set(values)) < len(values) or not all(low < v <= high for v in values):
-        raise ConfigError(path, value, f"a number in ({low:g}, {high:g}], or a list of different ones")
+        raise ConfigError(
+            path, value, f"a number in ({low:g}, {high:g}], or a list of different ones"
+        )
     return values
 
 
 def boosted_forgetting(forgetting: Tensor, boost: float) -> Tensor:
-    """Return how fast to forget while a boost lasts: its memory is as many times shorter, within `MOST_BOOSTED`."""
-    return forgetting if boost == 1.0 else (1.0 - (1.0 - forgetting) * boost).clamp_min(MOST_BOOSTED)
+    """Return how fast to forget while a boost lasts: its memory is as many times shorter, within
+    `MOST_BOOSTED`."""
+    return (
+        forgetting if boost == 1.0 else (1.0 - (1.0 - forgetting) * boost).clamp_min(MOST_BOOSTED)
+    )
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` over the cells where `mask` holds, NaN (and zero gradient) cells outside it; () shaped."""
+    """Mean of `values` over the cells where `mask` holds, NaN (and zero gradient) cells outside
+    it; () shaped."""
     return torch.where(mask, values, 0.0).sum() / mask.sum()

@@ -18,11 +18,13 @@ __all__ = ["Bias"]
 class Bias(Learner):
     """``prediction = base + b``, with ``b <- b + rate (target - base - b)`` in every cell.
 
-    A row of a forecast is learned the moment its target is known. Costs O(rows x columns) time and floats per rate.
+    A row of a forecast is learned the moment its target is known. Costs O(rows x columns) time and
+    floats per rate.
 
-    Classification: ``prediction = softmax(ln base + b)``, with ``b <- b + rate (target - prediction)``, the online
-    gradient of the log loss (target one-hot, base floored at 1e-6): it follows how often each class comes, the
-    correction for a shift of the labels [1]_.
+    Classification: ``prediction = softmax(ln base + b)``, with
+    ``b <- b + rate (target - prediction)``, the online gradient of the log loss (target one-hot,
+    base floored at 1e-6): it follows how often each class comes, the correction for a shift of the
+    labels [1]_.
 
     Parameters
     ----------
@@ -56,9 +58,14 @@ class Bias(Learner):
         """Start without a correction."""
         self._classify = spec.kind == "classification"
         self.register_buffer(
-            "bias", torch.zeros(len(self.rates), spec.rows, spec.columns, dtype=torch.float32, device=spec.device)
+            "bias",
+            torch.zeros(
+                len(self.rates), spec.rows, spec.columns, dtype=torch.float32, device=spec.device
+            ),
         )
-        self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(-1, 1, 1)
+        self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(
+            -1, 1, 1
+        )
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Return ``base + b``, or the softmax of it."""

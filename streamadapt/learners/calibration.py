@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import INNOVATION_RATE, Learner, Maturity, boosted_forgetting, one_or_more, require_shape
+from streamadapt.learners.base import (
+    INNOVATION_RATE,
+    Learner,
+    Maturity,
+    boosted_forgetting,
+    one_or_more,
+    require_shape,
+)
 from streamadapt.learners.simplex import log_odds
 from streamadapt.models.contract import BaseOutput, Spec
 
@@ -20,20 +27,23 @@ RELATIVE_RIDGE = 1e-13
 
 
 class Calibration(Learner):
-    """``prediction = base + scale (v_1 u + v_2)`` with u the scaled base output: gain and offset at once.
+    """``prediction = base + scale (v_1 u + v_2)`` with u the scaled base output: gain and offset
+    at once.
 
     Each cell runs recursive least squares with forgetting [1]_ on x = (u, 1)::
 
         M <- forgetting M + x x^T + (1 - forgetting) ridge I
         v <- v + M^-1 x clip(e)        e = target - base - scale x^T v, in scaled units
 
-    which is `RLS` with two features, its leak included. Two numbers are learned from few labels where a whole window's
-    weights cannot be. Innovations are clipped at `clip` times their running mean size.
+    which is `RLS` with two features, its leak included. Two numbers are learned from few labels
+    where a whole window's weights cannot be. Innovations are clipped at `clip` times their running
+    mean size.
 
-    Classification: ``prediction = softmax(u + v_1 u + v_2)`` with u the base's log-odds (floored at 1e-6, less their
-    mean) and v_1, v_2 per class: vector scaling [2]_. The same recursion on the log loss, whose gradient is target
-    minus prediction and whose curvature in the scores is at most 1/2 [3]_: an online Newton step with e = 2 (target -
-    prediction), which is bounded as it is and not clipped.
+    Classification: ``prediction = softmax(u + v_1 u + v_2)`` with u the base's log-odds (floored
+    at 1e-6, less their mean) and v_1, v_2 per class: vector scaling [2]_. The same recursion on
+    the log loss, whose gradient is target minus prediction and whose curvature in the scores is at
+    most 1/2 [3]_: an online Newton step with e = 2 (target - prediction), which is bounded as it
+    is and not clipped.
 
     Costs O(rows x columns) time, and 6 float64 numbers a cell, per forgetting.
 
@@ -42,17 +52,18 @@ class Calibration(Learner):
     forgetting : float or sequence of floats, in (0, 1]
         Per matured example: .9 remembers about 10. Several: one expert each.
     clip : float, > 0
-        Errors are clipped at this many times their running mean size; ``inf`` clips nothing. Not used for classes.
+        Errors are clipped at this many times their running mean size; ``inf`` clips nothing. Not
+        used for classes.
     ridge : float, > 0
-        Weight of the prior, "no correction", in squared scaled units. Default: .1; 10 for classes, where u is not
-        scaled.
+        Weight of the prior, "no correction", in squared scaled units. Default: .1; 10 for classes,
+        where u is not scaled.
 
     References
     ----------
     .. [1] Ljung & Soderstrom (1983), Theory and practice of recursive identification, chapter 2.
     .. [2] Guo et al. (2017), On calibration of modern neural networks, ICML 34.
-    .. [3] Böhning (1992), Multinomial logistic regression algorithm, Annals of the Institute of Statistical Mathematics
-       44.
+    .. [3] Böhning (1992), Multinomial logistic regression algorithm, Annals of the Institute of
+       Statistical Mathematics 44.
 
     Examples
     --------
@@ -89,7 +100,9 @@ class Calibration(Learner):
     def allocate(self, spec: Spec) -> None:
         """Start without a correction."""
         self._classify = spec.kind == "classification"
-        self.ridge = (10.0 if self._classify else 0.1) if self._given_ridge is None else self._given_ridge
+        self.ridge = (
+            (10.0 if self._classify else 0.1) if self._given_ridge is None else self._given_ridge
+        )
         cells = (len(self.forgetting), spec.rows, spec.columns)
         where: dict[str, Any] = {"dtype": torch.float64, "device": spec.device}
         # M = [[m0, m1], [m1, m2]] as its three numbers.
@@ -143,17 +156,23 @@ class Calibration(Learner):
         if self._classify:
             step = (target - torch.softmax(u + said, dim=-1)).mul_(2.0)
         else:
-            step = self._clipped((target - base.output).div_(self.spec.output_scale).double() - said, mask, whole)
+            step = self._clipped(
+                (target - base.output).div_(self.spec.output_scale).double() - said, mask, whole
+            )
         forgetting, leak = self._paced()
         if self.weight != 1.0:
             step.mul_(self.weight)
-        moments = torch.addcmul(leak, self.moments, forgetting).add_(u.pow(self._powers), alpha=self.weight)
+        moments = torch.addcmul(leak, self.moments, forgetting).add_(
+            u.pow(self._powers), alpha=self.weight
+        )
         m0, m1, m2 = moments.unbind()
         products = m0 * m2
         determinant = torch.addcmul(products, m1, m1, value=-1.0)
         # Where less is left than rounding makes, it would be anything: zero, or of the wrong sign.
         step.div_(torch.maximum(determinant, RELATIVE_RIDGE * products))
-        gain = torch.stack([m2 * u - m1, torch.addcmul(m0, m1, u, value=-1.0)])  # of determinant times M^-1
+        gain = torch.stack(
+            [m2 * u - m1, torch.addcmul(m0, m1, u, value=-1.0)]
+        )  # of determinant times M^-1
         weights = torch.addcmul(self.weights, gain, step)
         if not bool(torch.isfinite(weights).all()):  # numbers beyond all others teach nothing
             mask, whole = mask & torch.isfinite(weights).all(0), False

@@ -20,12 +20,13 @@ __all__ = ["Gain"]
 class Gain(Learner):
     """``prediction = g base``, with ``g <- g + rate (clip(target / base) - g)`` in every cell.
 
-    Cells whose base is closer to zero than a hundredth of the output's scale say nothing about g and are skipped.
-    Costs O(rows x columns) time and floats per rate.
+    Cells whose base is closer to zero than a hundredth of the output's scale say nothing about g
+    and are skipped. Costs O(rows x columns) time and floats per rate.
 
-    Classification: g is an inverse temperature [1]_, ``prediction = softmax(g ln base)``, one for all classes, for a
-    base whose confidence has drifted. With u the base's log-odds (floored at 1e-6, less their mean), p the prediction
-    and y the target, the online natural gradient of the log loss in ln g is::
+    Classification: g is an inverse temperature [1]_, ``prediction = softmax(g ln base)``, one for
+    all classes, for a base whose confidence has drifted. With u the base's log-odds (floored at
+    1e-6, less their mean), p the prediction and y the target, the online natural gradient of the
+    log loss in ln g is::
 
         s    = g sum_c (y_c - p_c) u_c            F <- F + rate (g^2 var_p(u) - F), F = 1 at first
         ln g <- clip(ln g + rate clip(s / max(F, 1), +-1), +-ln limit)
@@ -35,12 +36,13 @@ class Gain(Learner):
     rate : float or sequence of floats, in (0, 1]
         Per matured example. Several rates: one expert each.
     limit : float, > 1
-        The ratio is clipped to [1 / limit, limit]; a negative ratio counts as 1 / limit. So is the inverse temperature.
+        The ratio is clipped to [1 / limit, limit]; a negative ratio counts as 1 / limit. So is the
+        inverse temperature.
 
     References
     ----------
-    .. [1] Guo et al. (2017), On calibration of modern neural networks, ICML 34; for the steps, Amari (1998), Natural
-       gradient works efficiently in learning, Neural Computation 10.
+    .. [1] Guo et al. (2017), On calibration of modern neural networks, ICML 34; for the steps,
+       Amari (1998), Natural gradient works efficiently in learning, Neural Computation 10.
 
     Examples
     --------
@@ -68,11 +70,19 @@ class Gain(Learner):
     def allocate(self, spec: Spec) -> None:
         """Start with a gain of one."""
         self._classify = spec.kind == "classification"
-        shape = (len(self.rates), 1, 1) if self._classify else (len(self.rates), spec.rows, spec.columns)
+        shape = (
+            (len(self.rates), 1, 1)
+            if self._classify
+            else (len(self.rates), spec.rows, spec.columns)
+        )
         self.register_buffer("gain", torch.ones(shape, dtype=torch.float32, device=spec.device))
         if self._classify:
-            self.register_buffer("curvature", torch.ones(shape, dtype=torch.float32, device=spec.device))
-        self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(-1, 1, 1)
+            self.register_buffer(
+                "curvature", torch.ones(shape, dtype=torch.float32, device=spec.device)
+            )
+        self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(
+            -1, 1, 1
+        )
         self._smallest = 0.01 * spec.output_scale
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
@@ -103,12 +113,15 @@ class Gain(Learner):
                 self._learn_class(self.predict(inputs, base), log_odds(base.output), target, rate)
             return
         said = self._original(base.output)
-        ratio = (self._original(target) / said).to(self.gain.dtype).clamp(1.0 / self.limit, self.limit)
+        ratio = (
+            (self._original(target) / said).to(self.gain.dtype).clamp(1.0 / self.limit, self.limit)
+        )
         usable = mask & (said.abs() > self._smallest)
         self.gain.copy_(torch.where(usable, torch.lerp(self.gain, ratio, rate), self.gain))
 
     def _learn_class(self, p: Tensor, u: Tensor, target: Tensor, rate: Tensor) -> None:
-        """Make one natural-gradient step; p is (rates, 1, classes), u and target are (1, classes)."""
+        """Make one natural-gradient step; p is (rates, 1, classes), u and target are (1,
+        classes)."""
         mean = (p * u).sum(-1, keepdim=True)
         slope = self.gain * ((target * u).sum(-1, keepdim=True) - mean)
         variance = (p * (u - mean).square()).sum(-1, keepdim=True)

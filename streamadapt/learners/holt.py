@@ -29,7 +29,8 @@ class _State(NamedTuple):
 
 
 class Holt(Learner):
-    """Holt's linear method with a damped slope [1]_, its level begun anew at a jump; it knows nothing of the base.
+    """Holt's linear method with a damped slope [1]_, its level begun anew at a jump; it knows
+    nothing of the base.
 
     With every entry Z, per channel, in error-correction form::
 
@@ -39,9 +40,10 @@ class Holt(Learner):
         s <- s + .02 (min(|e|, jump s) - s)           (the mean, while entries are few)
         prediction_h = l + (phi + ... + phi^h) b
 
-    Between jumps it is smoother than the last value and follows a slope; after one it is the last value at once, while
-    whatever looks at a window of entries has the jump within it for as long. It learns from the entries alone: `learn`
-    does nothing. A step is an entry, whatever time passed.
+    Between jumps it is smoother than the last value and follows a slope; after one it is the last
+    value at once, while whatever looks at a window of entries has the jump within it for as long.
+    It learns from the entries alone: `learn` does nothing. A step is an entry, whatever time
+    passed.
 
     Costs O(rows x channels) time per entry, 4 channels + 1 numbers.
 
@@ -58,7 +60,8 @@ class Holt(Learner):
 
     References
     ----------
-    .. [1] Hyndman & Athanasopoulos (2021), Forecasting: principles and practice, sections 8.2 and 8.5.
+    .. [1] Hyndman & Athanasopoulos (2021), Forecasting: principles and practice, sections 8.2 and
+       8.5.
 
     Examples
     --------
@@ -72,7 +75,9 @@ class Holt(Learner):
     state: Tensor
     seen: Tensor
 
-    def __init__(self, level: float = 0.5, trend: float = 0.05, *, damping: float = 0.98, jump: float = 8.0) -> None:
+    def __init__(
+        self, level: float = 0.5, trend: float = 0.05, *, damping: float = 0.98, jump: float = 8.0
+    ) -> None:
         super().__init__()
         for name, value in (("level", level), ("damping", damping)):
             if not 0.0 < value <= 1.0:
@@ -90,7 +95,9 @@ class Holt(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Start with no entry seen."""
-        self.register_buffer("state", torch.zeros(4, spec.channels, dtype=torch.float64, device=spec.device))
+        self.register_buffer(
+            "state", torch.zeros(4, spec.channels, dtype=torch.float64, device=spec.device)
+        )
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=spec.device))
         steps = torch.arange(1, spec.rows + 1, dtype=torch.float64, device=spec.device)
         self._reach = torch.cumsum(self.damping**steps, 0).unsqueeze(1)  # (rows, 1)
@@ -124,5 +131,7 @@ class Holt(Learner):
         run = torch.where(jumped, 0.0, was.run + 1.0)
         level = was.level + slope + error * torch.clamp_min(1.0 / (run + 1.0), self.level)
         slope = slope + torch.where(jumped, 0.0, self.trend * error)
-        size = was.size + max(SIZE_RATE, 1.0 / seen) * (torch.minimum(error.abs(), bound) - was.size)
+        size = was.size + max(SIZE_RATE, 1.0 / seen) * (
+            torch.minimum(error.abs(), bound) - was.size
+        )
         return _State(level, slope, size, run)

@@ -18,18 +18,19 @@ NEVER = -(2**63)
 
 
 class LastValue(Learner):
-    """What was last seen, whatever the base says; named apart from the base `Persistence`, which forecasts alike.
+    """What was last seen, whatever the base says; named apart from the base `Persistence`, which
+    forecasts alike.
 
-    Forecasts: the last value of every channel, at every step. Regression: the newest label known of each output; the
-    base's output before the first. Classification ("no-change"): the newest label known, with probability ``1 - e``,
-    the other classes sharing e evenly; e is the rate at which a label differed from the one known before it,
-    Laplace-smoothed and slowly forgotten::
+    Forecasts: the last value of every channel, at every step. Regression: the newest label known
+    of each output; the base's output before the first. Classification ("no-change"): the newest
+    label known, with probability ``1 - e``, the other classes sharing e evenly; e is the rate at
+    which a label differed from the one known before it, Laplace-smoothed and slowly forgotten::
 
         changes <- .999 changes + [label differs]      count <- .999 count + 1
         e = (changes + 1) / (count + 2), at most that of the even distribution
 
-    The newest label is that of the latest entry, not the one that arrived last. With labels that come many entries late
-    e is too small, since the rate is that from label to label.
+    The newest label is that of the latest entry, not the one that arrived last. With labels that
+    come many entries late e is too small, since the rate is that from label to label.
 
     Costs O(rows x columns) time, columns + 3 numbers.
 
@@ -51,14 +52,20 @@ class LastValue(Learner):
         """Start with no label known; forecasts need no state."""
         if spec.kind == "forecast":
             return
-        self.register_buffer("last", torch.zeros(1, spec.columns, dtype=torch.float32, device=spec.device))
-        self.register_buffer("seen", torch.zeros(1, spec.columns, dtype=torch.bool, device=spec.device))
+        self.register_buffer(
+            "last", torch.zeros(1, spec.columns, dtype=torch.float32, device=spec.device)
+        )
+        self.register_buffer(
+            "seen", torch.zeros(1, spec.columns, dtype=torch.bool, device=spec.device)
+        )
         self.register_buffer(
             "newest", torch.full((1, spec.columns), NEVER, dtype=torch.int64, device=spec.device)
         )  # event times
         if spec.kind == "classification":
             for name in ("changes", "count"):
-                self.register_buffer(name, torch.zeros((), dtype=torch.float64, device=spec.device))
+                self.register_buffer(
+                    name, torch.zeros((), dtype=torch.float64, device=spec.device)
+                )
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Say it again."""
@@ -67,8 +74,12 @@ class LastValue(Learner):
         if self.spec.kind == "regression":
             return torch.where(self.seen, self.last, base.output)
         others = self.spec.columns - 1
-        rate = ((self.changes + 1.0) / (self.count + 2.0)).clamp_max(others / (others + 1.0)).float()
-        return torch.where(self.seen, self.last * (1.0 - rate) + (1.0 - self.last) * (rate / others), base.output)
+        rate = (
+            ((self.changes + 1.0) / (self.count + 2.0)).clamp_max(others / (others + 1.0)).float()
+        )
+        return torch.where(
+            self.seen, self.last * (1.0 - rate) + (1.0 - self.last) * (rate / others), base.output
+        )
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Remember the label, unless that of a later entry is known already."""

@@ -1,8 +1,8 @@
 """Optimisers for one step per entry, with their moments kept as buffers of the learner.
 
-A learner's parameters and buffers are its whole state; an optimiser that hides its moments elsewhere would lose them
-at every checkpoint. `Optimiser` registers each moment as a buffer of its own, and shares the very tensors with
-torch.optim where that does the step.
+A learner's parameters and buffers are its whole state; an optimiser that hides its moments
+elsewhere would lose them at every checkpoint. `Optimiser` registers each moment as a buffer of its
+own, and shares the very tensors with torch.optim where that does the step.
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class Optimiser(nn.Module):
-    """One optimiser step at a time over a fixed list of parameters, all of them in a few fused operations.
+    """One optimiser step at a time over a fixed list of parameters, all of them in a few fused
+    operations.
 
-    With g the gradient, t = 1, 2, ... the step, b1 and b2 the `betas`, w the `weight_decay`, all of it elementwise:
+    With g the gradient, t = 1, 2, ... the step, b1 and b2 the `betas`, w the `weight_decay`, all
+    of it elementwise:
 
     * ``adam``, ``sgd``: ``torch.optim.Adam`` and ``torch.optim.SGD``, fused implementation.
-    * ``lion`` [1]_ (algorithm 2): ``c = b1 m + (1 - b1) g``; ``theta <- theta - lr (sign(c) + w theta)``;
-      ``m <- b2 m + (1 - b2) g``. Every step is of size lr: it wants a third to a tenth of Adam's, and one moment.
-    * ``adabelief`` [2]_ (algorithm 2): ``m <- b1 m + (1 - b1) g``; ``s <- b2 s + (1 - b2) (g - m)^2 + eps``;
-      ``theta <- theta - lr m' / (sqrt(s') + eps) - lr w theta``, m' and s' being ``m / (1 - b1^t)`` and
-      ``s / (1 - b2^t)``; the default eps is that of its authors' program.
+    * ``lion`` [1]_ (algorithm 2): ``c = b1 m + (1 - b1) g``;
+      ``theta <- theta - lr (sign(c) + w theta)``; ``m <- b2 m + (1 - b2) g``. Every step is of
+      size lr: it wants a third to a tenth of Adam's, and one moment.
+    * ``adabelief`` [2]_ (algorithm 2): ``m <- b1 m + (1 - b1) g``;
+      ``s <- b2 s + (1 - b2) (g - m)^2 + eps``;
+      ``theta <- theta - lr m' / (sqrt(s') + eps) - lr w theta``, m' and s' being
+      ``m / (1 - b1^t)`` and ``s / (1 - b2^t)``; the default eps is that of its authors' program.
 
     Parameters
     ----------
@@ -49,8 +53,8 @@ class Optimiser(nn.Module):
     name : {"adam", "sgd", "lion", "adabelief"}
     lr : float, > 0
     options : mapping
-        ``betas``, ``eps``, ``weight_decay`` (added to the gradient by adam and sgd, apart from it in the others), and
-        ``momentum``, ``nesterov`` of sgd.
+        ``betas``, ``eps``, ``weight_decay`` (added to the gradient by adam and sgd, apart from it
+        in the others), and ``momentum``, ``nesterov`` of sgd.
 
     Raises
     ------
@@ -60,20 +64,24 @@ class Optimiser(nn.Module):
     References
     ----------
     .. [1] Chen et al. (2023), Symbolic discovery of optimization algorithms, arXiv:2302.06675.
-    .. [2] Zhuang et al. (2020), AdaBelief optimizer: adapting stepsizes by the belief in observed gradients,
-       arXiv:2010.07468.
+    .. [2] Zhuang et al. (2020), AdaBelief optimizer: adapting stepsizes by the belief in observed
+       gradients, arXiv:2010.07468.
     """
 
     steps: Tensor
 
-    def __init__(self, parameters: Sequence[nn.Parameter], name: str, lr: float, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], name: str, lr: float, options: Mapping[str, Any]
+    ) -> None:
         super().__init__()
         if not 0.0 < lr < math.inf:
             raise ConfigError("lr", lr, "a finite number > 0")
         self.lr = lr
         self.name = name
         self.options = _checked(name, options)
-        self.norm: Tensor | None = None  # of the newest gradient, before it is clipped; no part of the state
+        self.norm: Tensor | None = (
+            None  # of the newest gradient, before it is clipped; no part of the state
+        )
         self._news = False  # whether a step was made since `take_news`
         self._parameters_stepped: list[Tensor] = list(parameters)
         self._torch = self._of_torch()
@@ -92,7 +100,9 @@ class Optimiser(nn.Module):
             )
             slots = ("exp_avg", "exp_avg_sq")
         elif self.name == "sgd":
-            made = torch.optim.SGD(self._parameters_stepped, lr=self.lr, fused=True, **self.options)
+            made = torch.optim.SGD(
+                self._parameters_stepped, lr=self.lr, fused=True, **self.options
+            )
             slots = ("momentum_buffer",) if self.options["momentum"] else ()
         else:
             return None
@@ -100,7 +110,9 @@ class Optimiser(nn.Module):
             for slot in slots:
                 made.state[parameter][slot] = self._moment(f"{slot}_{i}", parameter)
             if self.name == "adam":
-                self.register_buffer(f"step_{i}", torch.zeros((), dtype=torch.float32, device=parameter.device))
+                self.register_buffer(
+                    f"step_{i}", torch.zeros((), dtype=torch.float32, device=parameter.device)
+                )
                 made.state[parameter]["step"] = getattr(self, f"step_{i}")
         return made
 
@@ -135,7 +147,9 @@ class Optimiser(nn.Module):
         news, self._news = self._news, False
         return news
 
-    def _step_of_torch(self, optimiser: torch.optim.Optimizer, gradients: Sequence[Tensor], boost: float) -> None:
+    def _step_of_torch(
+        self, optimiser: torch.optim.Optimizer, gradients: Sequence[Tensor], boost: float
+    ) -> None:
         for parameter, gradient in zip(self._parameters_stepped, gradients, strict=True):
             parameter.grad = gradient
         for group in optimiser.param_groups:
@@ -178,10 +192,14 @@ def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     known = DEFAULTS[name]
     for option, value in options.items():
         if option not in known:
-            raise ConfigError(f"optimiser.{option}", value, f"one of {name}'s options: " + ", ".join(known))
+            raise ConfigError(
+                f"optimiser.{option}", value, f"one of {name}'s options: " + ", ".join(known)
+            )
     filled = {**known, **options}
     betas = filled.get("betas", (0.0, 0.0))
-    if not (isinstance(betas, Sequence) and len(betas) == 2 and all(0.0 <= b < 1.0 for b in betas)):
+    if not (
+        isinstance(betas, Sequence) and len(betas) == 2 and all(0.0 <= b < 1.0 for b in betas)
+    ):
         raise ConfigError("optimiser.betas", betas, "two numbers in [0, 1)")
     for option in ("eps", "weight_decay", "momentum"):
         if not 0.0 <= filled.get(option, 0.0) < math.inf:

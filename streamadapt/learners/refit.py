@@ -21,20 +21,23 @@ __all__ = ["Refit"]
 
 
 class Refit(Learner):
-    """A multilayer perceptron, refitted every `every` examples to the last `memory` of them; frozen in between [1]_.
+    """A multilayer perceptron, refitted every `every` examples to the last `memory` of them;
+    frozen in between [1]_.
 
-    The network sees the scaled window of all channels (forecasts: less each channel's last value, and that value) and
-    says what the base left over, in scaled units: ``prediction = base + scale net(x)``; classification: ``softmax(ln
-    base + net(x))``. With ``direct`` it predicts by itself: ``loc + scale net(x)``, for forecasts in steps from the
-    last value; ``softmax(net(x))``. It says what the base says until the first fit is done.
+    The network sees the scaled window of all channels (forecasts: less each channel's last value,
+    and that value) and says what the base left over, in scaled units:
+    ``prediction = base + scale net(x)``; classification: ``softmax(ln base + net(x))``. With
+    ``direct`` it predicts by itself: ``loc + scale net(x)``, for forecasts in steps from the last
+    value; ``softmax(net(x))``. It says what the base says until the first fit is done.
 
-    A fit is `epochs` passes over the memory in minibatches of `batch` drawn from it, Adam on Huber's loss (threshold
-    one scale; log loss for classes), from the last fit's weights on. It is made beside the weights that serve, its
-    ``epochs memory / batch`` steps spread evenly over the `every` examples before they are taken over: no entry pays
-    for a whole fit. A step looks at those examples alone that have come by then.
+    A fit is `epochs` passes over the memory in minibatches of `batch` drawn from it, Adam on
+    Huber's loss (threshold one scale; log loss for classes), from the last fit's weights on. It is
+    made beside the weights that serve, its ``epochs memory / batch`` steps spread evenly over the
+    `every` examples before they are taken over: no entry pays for a whole fit. A step looks at
+    those examples alone that have come by then.
 
-    Costs per example: about ``epochs memory / (batch every)`` steps of O(batch weights) time; memory x (features +
-    2 outputs) float32 numbers, and 4 copies of the weights.
+    Costs per example: about ``epochs memory / (batch every)`` steps of O(batch weights) time;
+    memory x (features + 2 outputs) float32 numbers, and 4 copies of the weights.
 
     Parameters
     ----------
@@ -55,8 +58,9 @@ class Refit(Learner):
 
     References
     ----------
-    .. [1] "Liquid Neural Network-based Adaptive Learning vs. Incremental Learning for Link Load Prediction amid Concept
-       Drift due to Network Failures" (2024), whose incremental learner this is.
+    .. [1] "Liquid Neural Network-based Adaptive Learning vs. Incremental Learning for Link Load
+       Prediction amid Concept Drift due to Network Failures" (2024), whose incremental learner
+       this is.
 
     Examples
     --------
@@ -89,11 +93,21 @@ class Refit(Learner):
             raise ConfigError("hidden", hidden, "the units of one or two layers")
         counts = {"every": every, "memory": memory, "epochs": epochs, "batch": batch}
         for name, value in (*counts.items(), *(("hidden", units) for units in self.hidden)):
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000_000:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int)
+                or not 1 <= value <= 10_000_000
+            ):
                 raise ConfigError(name, value, "a whole number >= 1")
         if not 0.0 < lr < math.inf:
             raise ConfigError("lr", lr, "a finite number > 0")
-        self.every, self.memory, self.batch, self.lr, self.direct = every, memory, batch, lr, direct
+        self.every, self.memory, self.batch, self.lr, self.direct = (
+            every,
+            memory,
+            batch,
+            lr,
+            direct,
+        )
         self.steps = max(1, epochs * memory // batch)  # of one fit
 
     @property
@@ -116,21 +130,30 @@ class Refit(Learner):
                 for shape in ((after, before), (after,))
             ]
             weights += [w.mul_(bound).to(spec.device) for w in drawn]
-        self.serving = nn.ParameterList(nn.Parameter(w.clone(), requires_grad=False) for w in weights)
+        self.serving = nn.ParameterList(
+            nn.Parameter(w.clone(), requires_grad=False) for w in weights
+        )
         self.training_weights = nn.ParameterList(nn.Parameter(w) for w in weights)
         self.optimiser = Optimiser(list(self.training_weights), "adam", self.lr, {})
-        self.register_buffer("seen_inputs", torch.zeros(self.memory, features, dtype=torch.float32, device=spec.device))
         self.register_buffer(
-            "seen_targets", torch.zeros(self.memory, self._cells, dtype=torch.float32, device=spec.device)
+            "seen_inputs",
+            torch.zeros(self.memory, features, dtype=torch.float32, device=spec.device),
+        )
+        self.register_buffer(
+            "seen_targets",
+            torch.zeros(self.memory, self._cells, dtype=torch.float32, device=spec.device),
         )
         if self._classify:
             self.register_buffer(
-                "seen_starts", torch.zeros(self.memory, self._cells, dtype=torch.float32, device=spec.device)
+                "seen_starts",
+                torch.zeros(self.memory, self._cells, dtype=torch.float32, device=spec.device),
             )
         else:
             unknown = torch.zeros(self.memory, self._cells, dtype=torch.bool, device=spec.device)
             self.register_buffer("seen_masks", unknown)
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=spec.device))  # examples so far
+        self.register_buffer(
+            "count", torch.zeros((), dtype=torch.int64, device=spec.device)
+        )  # examples so far
 
     def _features(self, inputs: Tensor) -> Tensor:
         spec = self.spec
@@ -147,7 +170,8 @@ class Refit(Learner):
         return x
 
     def _start(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return what the network's output is added to, (rows, columns): original units, or log-odds."""
+        """Return what the network's output is added to, (rows, columns): original units, or
+        log-odds."""
         if self._classify:
             return torch.zeros_like(base.output) if self.direct else log_odds(base.output)
         if not self.direct:
@@ -181,21 +205,28 @@ class Refit(Learner):
                 for served, fitted in zip(self.serving, self.training_weights, strict=True):
                     served.copy_(fitted)
 
-    def _keep(self, place: int, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+    def _keep(
+        self, place: int, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor
+    ) -> None:
         start = self._start(inputs, base)
         self.seen_inputs[place] = self._features(inputs)
         if self._classify:
             self.seen_starts[place] = start.flatten()
-            self.seen_targets[place] = target.flatten() * self.weight  # cross entropy is linear in it
+            self.seen_targets[place] = (
+                target.flatten() * self.weight
+            )  # cross entropy is linear in it
         else:
             left = torch.where(mask, (target - start) / self.spec.output_scale, 0.0)
             self.seen_targets[place] = left.flatten()
             self.seen_masks[place] = mask.flatten()
 
     def _step(self, known: int, number: int) -> None:
-        """Make one step of a fit on a minibatch of the `known` examples; `number` makes it a different one."""
+        """Make one step of a fit on a minibatch of the `known` examples; `number` makes it a
+        different one."""
         generator = torch.Generator().manual_seed((self.spec.seed << 40) + number)
-        chosen = torch.randint(known, (self.batch,), generator=generator).to(self.seen_inputs.device)
+        chosen = torch.randint(known, (self.batch,), generator=generator).to(
+            self.seen_inputs.device
+        )
         with torch.enable_grad():
             said = self._net(self.training_weights, self.seen_inputs[chosen])
             if self._classify:

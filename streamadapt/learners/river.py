@@ -23,17 +23,19 @@ MOST_MODELS = 64
 class River(Learner):
     """A river estimator beside the base [1]_.
 
-    Regression and forecasts: one clone of a regressor per output cell learns what the base left over, in scaled units;
-    ``prediction = base + scale * model(x)``. Classification: one classifier; ``prediction`` is its class
-    probabilities, the base's where it has seen nothing yet. x holds the scaled window and the base's scaled output,
-    as ``c0_0`` (channel 0, newest) to ``c0_5`` (five entries ago) and ``base_0``.
+    Regression and forecasts: one clone of a regressor per output cell learns what the base left
+    over, in scaled units; ``prediction = base + scale * model(x)``. Classification: one
+    classifier; ``prediction`` is its class probabilities, the base's where it has seen nothing
+    yet. x holds the scaled window and the base's scaled output, as ``c0_0`` (channel 0, newest) to
+    ``c0_5`` (five entries ago) and ``base_0``.
 
     Costs what the river estimator costs, once per cell: at most `MOST_MODELS` cells.
 
     Parameters
     ----------
     model : str or river estimator
-        A path below ``river``, e.g. ``"linear_model.LinearRegression"``, or an instance (which is cloned).
+        A path below ``river``, e.g. ``"linear_model.LinearRegression"``, or an instance (which is
+        cloned).
     params : mapping, optional
         Constructor arguments, where `model` is a path.
     scale : bool
@@ -52,10 +54,16 @@ class River(Learner):
     kind: ClassVar[str] = "river"
     matures: ClassVar[Maturity] = "path"
 
-    def __init__(self, model: Any, params: Mapping[str, Any] | None = None, *, scale: bool = True) -> None:
+    def __init__(
+        self, model: Any, params: Mapping[str, Any] | None = None, *, scale: bool = True
+    ) -> None:
         super().__init__()
-        self._prototype = _construct(model, dict(params or {})) if isinstance(model, str) else model
-        if not hasattr(self._prototype, "learn_one") or not hasattr(self._prototype, "predict_one"):
+        self._prototype = (
+            _construct(model, dict(params or {})) if isinstance(model, str) else model
+        )
+        if not hasattr(self._prototype, "learn_one") or not hasattr(
+            self._prototype, "predict_one"
+        ):
             raise ConfigError("model", model, "a river estimator with learn_one and predict_one")
         self.scale = scale
 
@@ -66,7 +74,9 @@ class River(Learner):
 
     def _estimator(self) -> Any:
         last = self._prototype
-        while hasattr(last, "steps"):  # a river pipeline is known by its last step, whatever methods it has itself
+        while hasattr(
+            last, "steps"
+        ):  # a river pipeline is known by its last step, whatever methods it has itself
             last = list(last.steps.values())[-1]
         return last
 
@@ -83,7 +93,11 @@ class River(Learner):
         classify = spec.kind == "classification"
         cells = 1 if classify else spec.rows * spec.columns
         if cells > MOST_MODELS:
-            raise ConfigError("learners.kind", self.kind, f"at most {MOST_MODELS} output cells, this task has {cells}")
+            raise ConfigError(
+                "learners.kind",
+                self.kind,
+                f"at most {MOST_MODELS} output cells, this task has {cells}",
+            )
         self.models = [self._clone(spec.seed + i) for i in range(cells)]
         self._weighs = "w" in inspect.signature(self._estimator().learn_one).parameters
 
@@ -103,7 +117,9 @@ class River(Learner):
         """Take over what `get_extra_state` returned."""
         models = loads_river(state)
         if not isinstance(models, list) or len(models) != len(self.models):
-            raise ConfigError("checkpoint", type(models).__name__, f"a list of {len(self.models)} river models")
+            raise ConfigError(
+                "checkpoint", type(models).__name__, f"a list of {len(self.models)} river models"
+            )
         self.models = models
 
     def _features(self, inputs: Tensor, base: BaseOutput) -> dict[str, float]:
@@ -121,14 +137,18 @@ class River(Learner):
         if self.spec.kind == "classification":
             return self._probabilities(x, base)
         left = torch.tensor(
-            [float(m.predict_one(x)) for m in self.models], dtype=torch.float32, device=self.spec.device
+            [float(m.predict_one(x)) for m in self.models],
+            dtype=torch.float32,
+            device=self.spec.device,
         )
         return base.output + left.view_as(base.output) * self.spec.output_scale
 
     def _probabilities(self, x: dict[str, float], base: BaseOutput) -> Tensor:
         said = self.models[0].predict_proba_one(x)
         p = torch.tensor(
-            [[float(said.get(c, 0.0)) for c in range(self.spec.columns)]], dtype=torch.float32, device=self.spec.device
+            [[float(said.get(c, 0.0)) for c in range(self.spec.columns)]],
+            dtype=torch.float32,
+            device=self.spec.device,
         )
         total = p.sum()
         return p / total if bool(total > 0.0) else base.output.clone()
@@ -150,14 +170,22 @@ class River(Learner):
 
 
 def _seeds(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return the seeds that were left open, now set: river would draw them, and no two replays would be alike."""
+    """Return the seeds that were left open, now set: river would draw them, and no two replays
+    would be alike."""
     found: dict[str, Any] = {}
     for name, value in params.items():
         if name == "seed" and value is None:
             found[name] = seed
-        elif isinstance(value, dict) and (inner := _seeds(value, seed)):  # a step of a river pipeline
+        elif isinstance(value, dict) and (
+            inner := _seeds(value, seed)
+        ):  # a step of a river pipeline
             found[name] = inner
-        elif isinstance(value, tuple) and value and isinstance(value[-1], dict) and (inner := _seeds(value[-1], seed)):
+        elif (
+            isinstance(value, tuple)
+            and value
+            and isinstance(value[-1], dict)
+            and (inner := _seeds(value[-1], seed))
+        ):
             found[name] = (value[0], inner)  # an estimator within another
     return found
 
@@ -167,7 +195,9 @@ def _construct(path: str, params: dict[str, Any]) -> Any:
     try:
         cls = getattr(importlib.import_module(f"river.{module}"), name)
     except (ImportError, AttributeError) as exc:
-        raise ConfigError("model", path, "a path below river, such as linear_model.LinearRegression") from exc
+        raise ConfigError(
+            "model", path, "a path below river, such as linear_model.LinearRegression"
+        ) from exc
     try:
         return cls(**params)
     except TypeError as exc:

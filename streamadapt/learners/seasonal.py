@@ -19,21 +19,23 @@ __all__ = ["Seasonal"]
 class Seasonal(Learner):
     """Two naive forecasts by the season, S entries long, which know nothing of the base.
 
-    ``seasonal``: ``prediction_h = Z_{t+h-S}``. ``seasonal-drift``: ``prediction_h = Z_t + Z_{t+h-S} - Z_{t-S}``, the
-    same path started from the newest value [1]_. Where the horizon is longer than a period, the period is repeated.
-    Where what is needed of the last period was not seen, both say what the base says. They learn from the entries
-    alone: `learn` does nothing.
+    ``seasonal``: ``prediction_h = Z_{t+h-S}``. ``seasonal-drift``:
+    ``prediction_h = Z_t + Z_{t+h-S} - Z_{t-S}``, the same path started from the newest value [1]_.
+    Where the horizon is longer than a period, the period is repeated. Where what is needed of the
+    last period was not seen, both say what the base says. They learn from the entries alone:
+    `learn` does nothing.
 
-    Costs O(rows x channels) time per entry, S x channels float32 numbers (`slots` x channels by the clock).
+    Costs O(rows x channels) time per entry, S x channels float32 numbers (`slots` x channels by
+    the clock).
 
     Parameters
     ----------
     period : str or int
-        A duration of event time such as ``"1d"``, looked up by the clock; or a number of entries, >= 1: 24 for the days
-        of an hourly stream without gaps.
+        A duration of event time such as ``"1d"``, looked up by the clock; or a number of entries,
+        >= 1: 24 for the days of an hourly stream without gaps.
     slots : int, >= 1
-        With a duration: the number of slots that a period is cut into; an entry replaces the one before it in the same
-        slot. 288 of a day are five minutes each.
+        With a duration: the number of slots that a period is cut into; an entry replaces the one
+        before it in the same slot. 288 of a day are five minutes each.
 
     References
     ----------
@@ -59,8 +61,12 @@ class Seasonal(Learner):
             self._length = duration_ns("period", period)
             if self._length < slots:
                 raise ConfigError("period", period, "at least one nanosecond for every slot")
-        elif isinstance(period, bool) or not isinstance(period, int) or not 1 <= period <= 1_000_000:
-            raise ConfigError("period", period, 'a duration such as "1d", or a number of entries, 1 to 1000000')
+        elif (
+            isinstance(period, bool) or not isinstance(period, int) or not 1 <= period <= 1_000_000
+        ):
+            raise ConfigError(
+                "period", period, 'a duration such as "1d", or a number of entries, 1 to 1000000'
+            )
         self.period = period
         self.slots = slots
 

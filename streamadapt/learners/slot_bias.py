@@ -21,21 +21,25 @@ NEVER = -(2**63)
 
 
 class SlotBias(Learner):
-    """``prediction = base + b[slot]``, an exponentially weighted mean of the base's errors per slot of the period.
+    """``prediction = base + b[slot]``, an exponentially weighted mean of the base's errors per
+    slot of the period.
 
-    The period is cut into `slots` of equal length, counted in event time from the Unix epoch (UTC midnight, where the
-    period is a day); a prediction's slot s is that of its entry. With each known target::
+    The period is cut into `slots` of equal length, counted in event time from the Unix epoch (UTC
+    midnight, where the period is a day); a prediction's slot s is that of its entry. With each
+    known target::
 
         b[s] <- b[s] + rate share (target - base - b[s])
 
-    ``share = min(1, time since the last learned entry / length of a slot)``, so that `rate` is what one whole visit of
-    the slot moves b by, however many entries fall into it (``rate x 24 / S`` an entry, of S entries a day and 24
-    slots). b starts at zero and moves no faster in the first visits: taking the first day's errors whole made it worse
-    than the base on a week of road speeds (3.74 against 3.57), moving slowly better (3.51).
-    Classification: ``prediction = softmax(ln base + b[s])`` and ``b[s] <- b[s] + rate share (target - prediction)``, as
-    `Bias` has it.
+    ``share = min(1, time since the last learned entry / length of a slot)``, so that `rate` is
+    what one whole visit of the slot moves b by, however many entries fall into it
+    (``rate x 24 / S`` an entry, of S entries a day and 24 slots). b starts at zero and moves no
+    faster in the first visits: taking the first day's errors whole made it worse than the base on
+    a week of road speeds (3.74 against 3.57), moving slowly better (3.51). Classification:
+    ``prediction = softmax(ln base + b[s])`` and
+    ``b[s] <- b[s] + rate share (target - prediction)``, as `Bias` has it.
 
-    A row of a forecast is learned the moment its target is known. Entries without times all have slot 0 and share 1.
+    A row of a forecast is learned the moment its target is known. Entries without times all have
+    slot 0 and share 1.
 
     Costs O(rows x columns) time, slots x rows x columns float32 numbers per rate.
 
@@ -59,7 +63,9 @@ class SlotBias(Learner):
     bias: Tensor
     issued: Tensor
 
-    def __init__(self, rate: float | Sequence[float] = 0.1, *, period: str | float = "1d", slots: int = 24) -> None:
+    def __init__(
+        self, rate: float | Sequence[float] = 0.1, *, period: str | float = "1d", slots: int = 24
+    ) -> None:
         super().__init__()
         self.rates = one_or_more("rate", rate, 0.0, 1.0)
         if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= 10_000:
@@ -77,17 +83,27 @@ class SlotBias(Learner):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``slot_bias-0.1`` and its siblings; period (s) and slots too, where they are not a day and 24."""
-        other = "" if (self.period, self.slots) == (86_400 * 10**9, 24) else f"-{self.period / 1e9:g}s-{self.slots}"
+        """``slot_bias-0.1`` and its siblings; period (s) and slots too, where they are not a day
+        and 24."""
+        other = (
+            ""
+            if (self.period, self.slots) == (86_400 * 10**9, 24)
+            else f"-{self.period / 1e9:g}s-{self.slots}"
+        )
         return tuple(f"{self.kind}{other}-{rate:g}" for rate in self.rates)
 
     def allocate(self, spec: Spec) -> None:
         """Start without a correction."""
         self._classify = spec.kind == "classification"
         cells = (len(self.rates), spec.rows, spec.columns)
-        self.register_buffer("bias", torch.zeros(self.slots, *cells, dtype=torch.float32, device=spec.device))
-        # Event times of the last entries predicted, newest first; one more, whose distance is the oldest row's share.
-        self.register_buffer("issued", torch.full((spec.rows + 1,), NEVER, dtype=torch.int64, device=spec.device))
+        self.register_buffer(
+            "bias", torch.zeros(self.slots, *cells, dtype=torch.float32, device=spec.device)
+        )
+        # Event times of the last entries predicted, newest first; one more, whose distance is the
+        # oldest row's share.
+        self.register_buffer(
+            "issued", torch.full((spec.rows + 1,), NEVER, dtype=torch.int64, device=spec.device)
+        )
         self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(-1, 1)
         self._row = torch.arange(spec.rows, dtype=torch.int64, device=spec.device)
 
@@ -103,7 +119,8 @@ class SlotBias(Learner):
         return base.output + self.bias[slot]
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Go back, and learn nothing from forecasts whose entries the restored state does not know."""
+        """Go back, and learn nothing from forecasts whose entries the restored state does not
+        know."""
         super().restore(snapshot)
         self.issued.fill_(NEVER)
 
@@ -118,17 +135,27 @@ class SlotBias(Learner):
         if self.spec.kind != "forecast" and not bool(mask.any()):
             return  # else the times keep step with the entries, known or not
         if base.times is None:
-            slots, share = torch.zeros_like(self._row), torch.ones_like(self._rate[0]).expand(len(self._row))
+            slots, share = (
+                torch.zeros_like(self._row),
+                torch.ones_like(self._rate[0]).expand(len(self._row)),
+            )
         else:
             self.issued.copy_(torch.cat([base.times[-1:], self.issued[:-1]]))
             now, before = self.issued[:-1], self.issued[1:]
             mask = mask & (now != NEVER).unsqueeze(1)
             slots = self._slots(now)
-            share = ((now - before).abs().float() / self._length).clamp_max(1.0).masked_fill(before == NEVER, 1.0)
+            share = (
+                ((now - before).abs().float() / self._length)
+                .clamp_max(1.0)
+                .masked_fill(before == NEVER, 1.0)
+            )
         self._move(slots, share, base.output, target, mask)
 
-    def _move(self, slots: Tensor, share: Tensor, output: Tensor, target: Tensor, mask: Tensor) -> None:
-        """Learn targets (rows, columns), of entries in `slots`, each a `share` of a visit; both (rows,)."""
+    def _move(
+        self, slots: Tensor, share: Tensor, output: Tensor, target: Tensor, mask: Tensor
+    ) -> None:
+        """Learn targets (rows, columns), of entries in `slots`, each a `share` of a visit; both
+        (rows,)."""
         bias = self.bias[slots, :, self._row]  # (rows, rates, columns)
         rate = ((self._rate * (self.boost * self.weight)).clamp_max(1.0) * share).T.unsqueeze(-1)
         if self._classify:

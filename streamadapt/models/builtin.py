@@ -41,7 +41,9 @@ class Persistence(Base):
         """Only forecasts have a last value of what is to be predicted."""
         del window, columns
         if kind != "forecast":
-            raise ConfigError("base.kind", self.kind, f"a base for a {kind} task: persistence forecasts")
+            raise ConfigError(
+                "base.kind", self.kind, f"a base for a {kind} task: persistence forecasts"
+            )
         if rows != self.horizon:
             raise ConfigError("base.horizon", self.horizon, f"the task's horizon, {rows}")
 
@@ -58,8 +60,9 @@ class Persistence(Base):
 class Linear(Base):
     """Ridge regression on the window; made by `streamadapt.models.fit.fit_linear`.
 
-    Forecasts: one regression for all channels, from a channel's own scaled window to its next `rows` values.
-    Regression: from the whole scaled window to the outputs. Classification: softmax of the same.
+    Forecasts: one regression for all channels, from a channel's own scaled window to its next
+    `rows` values. Regression: from the whole scaled window to the outputs. Classification: softmax
+    of the same.
 
     Parameters
     ----------
@@ -121,18 +124,27 @@ class Linear(Base):
         mine = self.weights.shape[1]
         wanted = rows if kind == "forecast" else columns
         if kind != self.kind_of_task:
-            raise ConfigError("base.weights", self.kind_of_task, f"weights fitted for a {kind} task")
+            raise ConfigError(
+                "base.weights", self.kind_of_task, f"weights fitted for a {kind} task"
+            )
         if window != self.window:
-            raise ConfigError("task.window", window, f"{self.window}, which the base's weights were fitted for")
+            raise ConfigError(
+                "task.window", window, f"{self.window}, which the base's weights were fitted for"
+            )
         if wanted is not None and wanted != mine:
-            raise ConfigError("base.weights", mine, f"weights with {wanted} responses, as the task has")
+            raise ConfigError(
+                "base.weights", mine, f"weights with {wanted} responses, as the task has"
+            )
 
     def input_dtype(self, *, far: bool) -> torch.dtype:
         """Take float64 where float32 would lose something."""
         return torch.float64 if far else torch.float32
 
     def forward(self, inputs: Tensor) -> BaseOutput:
-        """Predict; (window, channels) -> (rows, columns). Float64 inputs: all is worked out in float64."""
+        """Predict; (window, channels) -> (rows, columns).
+
+        Float64 inputs: all is worked out in float64.
+        """
         assert self.input_loc is not None
         assert self.input_scale is not None
         scaled = (inputs - self.input_loc) / self.input_scale
@@ -194,15 +206,22 @@ class Linear(Base):
 
     @classmethod
     def _from_file(cls, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Linear:
-        """Make one of what a file holds; `KeyError` or `ValueError` where the parts do not fit together."""
+        """Make one of what a file holds; `KeyError` or `ValueError` where the parts do not fit
+        together."""
         kind: Any = metadata["task"]
         window, subtract_last = int(metadata["window"]), metadata["subtract_last"] == "1"
         if kind not in get_args(TaskKind):
             raise ValueError(f"the task is {kind!r}")
-        forecast, c, columns = kind == "forecast", len(tensors["input_loc"]), len(tensors["output_loc"])
+        forecast, c, columns = (
+            kind == "forecast",
+            len(tensors["input_loc"]),
+            len(tensors["output_loc"]),
+        )
         d = feature_count(window, c, forecast=forecast)
         responses = tensors["weights"].shape[-1] if forecast else columns
-        shapes: dict[str, tuple[int, ...]] = {"weights": (d if subtract_last or not forecast else d + 1, responses)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "weights": (d if subtract_last or not forecast else d + 1, responses)
+        }
         shapes |= dict.fromkeys(("input_loc", "input_scale"), (c,))
         shapes |= dict.fromkeys(("output_loc", "output_scale"), (c if forecast else columns,))
         if "gram" in tensors:
@@ -215,12 +234,29 @@ class Linear(Base):
         if found != shapes:
             raise ValueError(f"expected tensors of the shapes {shapes}, found {found}")
         for name, tensor in tensors.items():
-            if tensor.dtype != (wanted := torch.float64 if name.endswith(("gram", "moment")) else torch.float32):
+            if tensor.dtype != (
+                wanted := torch.float64 if name.endswith(("gram", "moment")) else torch.float32
+            ):
                 raise ValueError(f"{name} must be {wanted}, not {tensor.dtype}")
-        robust = Prior(tensors.pop("robust_gram"), tensors.pop("robust_moment")) if "robust_gram" in tensors else None
-        statistics = Prior(tensors.pop("gram"), tensors.pop("moment"), robust) if "gram" in tensors else None
+        robust = (
+            Prior(tensors.pop("robust_gram"), tensors.pop("robust_moment"))
+            if "robust_gram" in tensors
+            else None
+        )
+        statistics = (
+            Prior(tensors.pop("gram"), tensors.pop("moment"), robust)
+            if "gram" in tensors
+            else None
+        )
         weights = tensors.pop("weights")
-        return cls(kind, weights, window, subtract_last=subtract_last, scaling=tensors, statistics=statistics)
+        return cls(
+            kind,
+            weights,
+            window,
+            subtract_last=subtract_last,
+            scaling=tensors,
+            statistics=statistics,
+        )
 
 
 def load_module(
@@ -231,13 +267,15 @@ def load_module(
     softmax: bool = False,
     embedding: str | None = None,
 ) -> FrozenModel:
-    """Build your own model with a function of Python, load its weights, and freeze it; see `FrozenModel`.
+    """Build your own model with a function of Python, load its weights, and freeze it; see
+    `FrozenModel`.
 
     Parameters
     ----------
     factory : str
-        ``package.module:function``. The function returns a torch module, which is given (1, window, channels), or
-        another callable, which is given (window, channels); either returns the prediction.
+        ``package.module:function``. The function returns a torch module, which is given (1,
+        window, channels), or another callable, which is given (window, channels); either returns
+        the prediction.
     weights : Path, optional
         A safetensors file with the tensors of the module's state dict.
     params : dict, optional
@@ -250,7 +288,8 @@ def load_module(
     Raises
     ------
     ConfigError
-        If the factory cannot be imported or called, or the weights do not fit, naming the keys that differ.
+        If the factory cannot be imported or called, or the weights do not fit, naming the keys
+        that differ.
     """
     import importlib
 
@@ -258,11 +297,15 @@ def load_module(
     try:
         make = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as exc:
-        raise ConfigError("base.factory", factory, f"an importable module:factory ({exc})") from exc
+        raise ConfigError(
+            "base.factory", factory, f"an importable module:factory ({exc})"
+        ) from exc
     try:
         model = make(**(params or {}))
     except TypeError as exc:
-        raise ConfigError("base.params", params, f"arguments that {factory} takes ({exc})") from exc
+        raise ConfigError(
+            "base.params", params, f"arguments that {factory} takes ({exc})"
+        ) from exc
     if weights is not None:
         _load_weights(model, weights)
     return FrozenModel(model, softmax=softmax, embedding=embedding)
@@ -270,13 +313,19 @@ def load_module(
 
 def _load_weights(model: Any, path: Path) -> None:
     if not isinstance(model, nn.Module):
-        raise ConfigError("base.weights", str(path), "no weights: the factory returned no torch module")
+        raise ConfigError(
+            "base.weights", str(path), "no weights: the factory returned no torch module"
+        )
     tensors, _ = read_tensors(path, "base.weights")
     own = model.state_dict()
     for name, tensor in tensors.items():
         if name in own and tensor.is_floating_point() != own[name].is_floating_point():
-            raise ConfigError("base.weights", str(path), f"{name} as {own[name].dtype}, not {tensor.dtype}")
+            raise ConfigError(
+                "base.weights", str(path), f"{name} as {own[name].dtype}, not {tensor.dtype}"
+            )
     try:
         model.load_state_dict(tensors)
     except RuntimeError as exc:
-        raise ConfigError("base.weights", str(path), f"weights that fit the model ({exc})") from exc
+        raise ConfigError(
+            "base.weights", str(path), f"weights that fit the model ({exc})"
+        ) from exc

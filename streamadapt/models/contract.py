@@ -1,4 +1,5 @@
-"""What a frozen model is to the pipeline: what it is given, what it returns, what it tells about itself."""
+"""What a frozen model is to the pipeline: what it is given, what it returns, what it tells about
+itself."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ __all__ = [
 
 
 MOST_WEIGHT = 1.0 / 0.3
-"""Where least squares are reweighted towards absolute errors, an example counts at most so many times."""
+"""Where least squares are reweighted towards absolute errors, an example counts at most so many
+times."""
 TaskKind = Literal["forecast", "regression", "classification"]
 
 
@@ -48,7 +50,8 @@ class BaseOutput(NamedTuple):
     embedding : Tensor, (features,), float32, or None
         The base's hidden layer, where it has one to show.
     times : Tensor, (window,), int64, ns since the Unix epoch, or None
-        Event times of the window's entries, the newest last. The pipeline puts them here; a base does not know them.
+        Event times of the window's entries, the newest last. The pipeline puts them here; a base
+        does not know them.
     """
 
     output: Tensor
@@ -63,13 +66,14 @@ class Prior:
     Attributes
     ----------
     gram : Tensor, (groups, features, features), float64
-        Sum of ``x x^T`` with x as `streamadapt.models.features.linear_features` makes it; a group is a channel of a forecast,
-        or the one group of a supervised task.
+        Sum of ``x x^T`` with x as `streamadapt.models.features.linear_features` makes it; a group
+        is a channel of a forecast, or the one group of a supervised task.
     moment : Tensor, (groups, features, responses), float64
         Sum of ``x (y - base)^T``: what the base left over.
     robust : Prior or None
-        The same sums with every example weighted by its errors, as least absolute deviations weigh them in the end:
-        what a learner that is judged by absolute errors starts from. None where nobody worked them out.
+        The same sums with every example weighted by its errors, as least absolute deviations weigh
+        them in the end: what a learner that is judged by absolute errors starts from. None where
+        nobody worked them out.
     """
 
     gram: Tensor
@@ -86,7 +90,8 @@ class Spec:
     window, channels : int
         Inputs are (window, channels), original units less `input_origin`.
     rows, columns : int
-        Outputs are (rows, columns): (horizon, channels) of a forecast, (1, outputs) or (1, classes) otherwise.
+        Outputs are (rows, columns): (horizon, channels) of a forecast, (1, outputs) or (1,
+        classes) otherwise.
     input_loc, input_scale : Tensor, (channels,), float32
         ``(inputs - input_loc) / input_scale`` is of order one.
     output_loc, output_scale : Tensor, (columns,), float32
@@ -98,13 +103,15 @@ class Spec:
     embedding : int or None
         Features of ``BaseOutput.embedding``; None where the base shows none.
     model : Base or None
-        The frozen base itself, for learners that adapt a copy of it. Never write to it. It takes original units: `ask`
-        puts a question to it in the learners' own.
+        The frozen base itself, for learners that adapt a copy of it. Never write to it. It takes
+        original units: `ask` puts a question to it in the learners' own.
     input_origin : Tensor, (channels,), float64, or None
-        What was subtracted from the inputs, and from `input_loc`, before they became float32; None: nothing. It is not
-        0 for channels that are so far from zero that float32 would lose their changes (`streamadapt.models.origin`).
+        What was subtracted from the inputs, and from `input_loc`, before they became float32;
+        None: nothing. It is not 0 for channels that are so far from zero that float32 would lose
+        their changes (`streamadapt.models.origin`).
     output_origin : Tensor, (columns,), float64, or None
-        The same of the base's output, targets, predictions and `output_loc`. None for classification.
+        The same of the base's output, targets, predictions and `output_loc`. None for
+        classification.
     """
 
     kind: TaskKind
@@ -125,16 +132,22 @@ class Spec:
     output_origin: Tensor | None = None
 
     def ask(self, inputs: Tensor) -> BaseOutput:
-        """Return what `model` says of inputs (window, channels) in the learners' units, in these units."""
+        """Return what `model` says of inputs (window, channels) in the learners' units, in these
+        units."""
         model: Any = self.model
         far = self.input_origin is not None or self.output_origin is not None
         original = inputs if self.input_origin is None else inputs.double() + self.input_origin
         said: BaseOutput = model(original.to(model.input_dtype(far=far)))
-        output = said.output if self.output_origin is None else said.output.double() - self.output_origin
+        output = (
+            said.output
+            if self.output_origin is None
+            else said.output.double() - self.output_origin
+        )
         return said._replace(output=output.float())
 
     def generator(self) -> torch.Generator:
-        """Return a fresh CPU generator seeded with `seed` (CPU, so that every device starts from the same numbers)."""
+        """Return a fresh CPU generator seeded with `seed` (CPU, so that every device starts from
+        the same numbers)."""
         return torch.Generator().manual_seed(self.seed)
 
 
@@ -144,7 +157,8 @@ class Base(ShowsArguments, nn.Module, ABC):
     Attributes
     ----------
     input_loc, input_scale, output_loc, output_scale : Tensor or None
-        The scaling of the part it was fitted on, where it knows; learners then work in those units.
+        The scaling of the part it was fitted on, where it knows; learners then work in those
+        units.
     """
 
     kind: ClassVar[str]
@@ -175,13 +189,15 @@ class Base(ShowsArguments, nn.Module, ABC):
         Parameters
         ----------
         far : bool
-            Whether there is a channel so far from zero that float32 rounds its changes; see `streamadapt.models.origin`.
+            Whether there is a channel so far from zero that float32 rounds its changes; see
+            `streamadapt.models.origin`.
         """
         del far
         return torch.float32
 
     def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
-        """Raise `ConfigError` if it was not made for such a task (`columns` is None where not known yet)."""
+        """Raise `ConfigError` if it was not made for such a task (`columns` is None where not
+        known yet)."""
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> BaseOutput:
@@ -199,14 +215,16 @@ class Base(ShowsArguments, nn.Module, ABC):
 
 
 class FrozenModel(Base):
-    """Any module or callable ``inputs -> output | (output, embedding)``, as a copy that is never written to.
+    """Any module or callable ``inputs -> output | (output, embedding)``, as a copy that is never
+    written to.
 
     Parameters
     ----------
     model : nn.Module or callable
         A module is deep-copied, put in eval mode and stripped of gradients.
     batched : bool, optional
-        Whether the model wants (1, window, channels) and returns a leading 1; default: yes for modules, no otherwise.
+        Whether the model wants (1, window, channels) and returns a leading 1; default: yes for
+        modules, no otherwise.
     softmax : bool
         Whether the model returns logits, of which the output is the softmax.
     embedding : str, optional
@@ -245,16 +263,22 @@ class FrozenModel(Base):
             self._submodule(embedding).register_forward_hook(self._show)
 
     def _submodule(self, name: str) -> nn.Module:
-        known: dict[str, nn.Module] = dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}
+        known: dict[str, nn.Module] = (
+            dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}
+        )
         if not name or name not in known:
             names = ", ".join(n for n in known if n) or "none: the model is no torch module"
-            raise ConfigError("base.embedding", name, f"the name of a submodule of the model ({names})")
+            raise ConfigError(
+                "base.embedding", name, f"the name of a submodule of the model ({names})"
+            )
         return known[name]
 
     def _show(self, module: nn.Module, given: Any, said: Any) -> None:
         del module, given
         if not isinstance(said, Tensor):
-            raise ConfigError("base.embedding", type(said).__name__, "a submodule that returns one tensor")
+            raise ConfigError(
+                "base.embedding", type(said).__name__, "a submodule that returns one tensor"
+            )
         self._shown = said.detach().flatten().clone()
 
     def train(self, mode: bool = True) -> FrozenModel:
@@ -263,7 +287,8 @@ class FrozenModel(Base):
         return super().train(False)
 
     def input_dtype(self, *, far: bool) -> torch.dtype:
-        """Take what the model's parameters are made of: float64 where all of them are, else float32."""
+        """Take what the model's parameters are made of: float64 where all of them are, else
+        float32."""
         del far
         return self._takes
 
@@ -279,11 +304,14 @@ class FrozenModel(Base):
         output = shaped_output(output.to(inputs.dtype))
         if self.softmax:
             output = torch.softmax(output, dim=-1)
-        return BaseOutput(output, None if embedding is None else torch.as_tensor(embedding).float().flatten())
+        return BaseOutput(
+            output, None if embedding is None else torch.as_tensor(embedding).float().flatten()
+        )
 
 
 def shaped_output(output: Tensor) -> Tensor:
-    """Return what a model said about one entry as (rows, columns): without leading ones, a vector as one row.
+    """Return what a model said about one entry as (rows, columns): without leading ones, a vector
+    as one row.
 
     Raises
     ------
@@ -295,15 +323,19 @@ def shaped_output(output: Tensor) -> Tensor:
     if output.ndim < 2:
         output = output.reshape(1, -1)
     if output.ndim != 2:
-        raise ShapeError(f"the base must return (rows, columns) for one entry, got {tuple(output.shape)}")
+        raise ShapeError(
+            f"the base must return (rows, columns) for one entry, got {tuple(output.shape)}"
+        )
     return output
 
 
 def check_probabilities(output: Tensor) -> bool:
-    """Check that a classification's base returns distributions; whether there was anything to be seen.
+    """Check that a classification's base returns distributions; whether there was anything to be
+    seen.
 
-    Rounding is allowed for: 1 in 1,000 for each probability, 1 in 100 for their sum. Probabilities that were put
-    through a softmax once more are still distributions, and cannot be told from others.
+    Rounding is allowed for: 1 in 1,000 for each probability, 1 in 100 for their sum. Probabilities
+    that were put through a softmax once more are still distributions, and cannot be told from
+    others.
 
     Parameters
     ----------
@@ -318,19 +350,28 @@ def check_probabilities(output: Tensor) -> bool:
         return False
     low, high, total = output.min().item(), output.max().item(), output.sum(dim=-1)[0].item()
     if low < -1e-3 or high > 1.0 + 1e-3 or abs(total - 1.0) > 1e-2:
-        expected = "true: the model returns no probabilities (from 0 to 1, with the sum 1) but, it seems, logits"
-        said = ", ".join(f"{p:.4g}" for p in output[0, :6].tolist()) + (", ..." if output.shape[1] > 6 else "")
+        expected = (
+            "true: the model returns no probabilities (from 0 to 1, with the sum 1) but, "
+            "it seems, logits"
+        )
+        said = ", ".join(f"{p:.4g}" for p in output[0, :6].tolist()) + (
+            ", ..." if output.shape[1] > 6 else ""
+        )
         raise ConfigError("base.softmax", False, f"{expected}, such as {said}")
     return True
 
 
-def without_nonfinite(said: BaseOutput, kind: TaskKind, instead: Tensor) -> tuple[BaseOutput, Mask | None]:
-    """Replace what is not a number in a base's output, so that it reaches neither learners nor guard.
+def without_nonfinite(
+    said: BaseOutput, kind: TaskKind, instead: Tensor
+) -> tuple[BaseOutput, Mask | None]:
+    """Replace what is not a number in a base's output, so that it reaches neither learners nor
+    guard.
 
     Parameters
     ----------
     instead : Tensor, (columns,)
-        What to put in such cells. A distribution with one is replaced by the uniform one as a whole.
+        What to put in such cells. A distribution with one is replaced by the uniform one as a
+        whole.
 
     Returns
     -------
@@ -345,7 +386,9 @@ def without_nonfinite(said: BaseOutput, kind: TaskKind, instead: Tensor) -> tupl
         return said._replace(embedding=embedding), None
     if kind == "classification":
         fine, instead = torch.zeros_like(fine), torch.full_like(instead, 1.0 / len(instead))
-    return said._replace(output=torch.where(fine, said.output, instead), embedding=embedding), ~fine.cpu().numpy()
+    return said._replace(
+        output=torch.where(fine, said.output, instead), embedding=embedding
+    ), ~fine.cpu().numpy()
 
 
 def as_base(model: Base | Callable[..., Any]) -> Base:

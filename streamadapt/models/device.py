@@ -9,8 +9,8 @@ from streamadapt.errors import ConfigError
 __all__ = ["is_fatal", "resolve_device"]
 
 GPU_FROM_CELLS = 20_000
-"""Output cells from which ``auto`` prefers a GPU: below it a step is many tiny kernels, and launching them costs more
-than a CPU core needs for the numbers."""
+"""Output cells from which ``auto`` prefers a GPU: below it a step is many tiny kernels, and
+launching them costs more than a CPU core needs for the numbers."""
 
 
 def resolve_device(wanted: str | torch.device, *, cells: int) -> torch.device:
@@ -22,7 +22,9 @@ def resolve_device(wanted: str | torch.device, *, cells: int) -> torch.device:
         If `wanted` is no device, or a CUDA device where there is none.
     """
     if isinstance(wanted, str) and wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() and cells >= GPU_FROM_CELLS else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() and cells >= GPU_FROM_CELLS else "cpu"
+        )
     try:
         device = torch.device(wanted)
     except RuntimeError as exc:
@@ -33,5 +35,6 @@ def resolve_device(wanted: str | torch.device, *, cells: int) -> torch.device:
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether an error is about the machine and not about the part that raised it: it ends the run."""
+    """Whether an error is about the machine and not about the part that raised it: it ends the
+    run."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError)

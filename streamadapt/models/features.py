@@ -1,4 +1,5 @@
-"""The regression features that the linear base is fitted on and recursive least squares learns on."""
+"""The regression features that the linear base is fitted on and recursive least squares learns
+on."""
 
 from __future__ import annotations
 
@@ -23,12 +24,14 @@ def linear_features(scaled: Tensor, *, forecast: bool) -> Tensor:
     Returns
     -------
     Tensor, (..., groups, features)
-        Forecast: a group per channel, the window less its last value (which would be a column of zeros) and a 1.
-        Otherwise: one group, the whole window flattened (oldest first) and a 1.
+        Forecast: a group per channel, the window less its last value (which would be a column of
+        zeros) and a 1. Otherwise: one group, the whole window flattened (oldest first) and a 1.
     """
     if forecast:
         last = scaled[..., -1:, :]
-        columns = (scaled[..., :-1, :] - last).transpose(-1, -2)  # (..., window - 1, C) -> (..., C, window - 1)
+        columns = (scaled[..., :-1, :] - last).transpose(
+            -1, -2
+        )  # (..., window - 1, C) -> (..., C, window - 1)
     else:
         columns = scaled.flatten(-2).unsqueeze(-2)  # (..., window, C) -> (..., 1, window * C)
     return torch.cat([columns, columns.new_ones((*columns.shape[:-1], 1))], dim=-1)

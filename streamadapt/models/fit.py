@@ -22,9 +22,11 @@ __all__ = ["fit_forecast", "fit_supervised", "scaling_of"]
 MOST_STATISTICS = 8_000_000
 """Numbers of sufficient statistics beyond which they are not kept (64 MB as float64)."""
 ROUNDS = 5
-"""Of reweighting towards least absolute deviations; the fifth changes the mean error in the fifth digit."""
+"""Of reweighting towards least absolute deviations; the fifth changes the mean error in the fifth
+digit."""
 RELATIVE_RIDGE = 1e-12
-"""Where a fit has no solution with the ridge it was given, this share of the mean diagonal takes its place."""
+"""Where a fit has no solution with the ridge it was given, this share of the mean diagonal takes
+its place."""
 SMALLEST_RIDGE = 1e-6
 """A penalty of zero must not make a constant channel's sums singular."""
 
@@ -68,7 +70,9 @@ def fit_forecast(
     keep = known[window:].unfold(0, horizon, 1).all(-1)  # (m, C)
     last = x[..., -1:]
     ones = torch.ones_like(last)
-    features = torch.cat([x[..., :-1] - last, ones], -1) if subtract_last else torch.cat([x, ones], -1)
+    features = (
+        torch.cat([x[..., :-1] - last, ones], -1) if subtract_last else torch.cat([x, ones], -1)
+    )
     targets = y - last if subtract_last else y
     rows, responses = features[keep], targets[keep]
     weights = _solved(rows.T @ rows, ridge, rows.T @ responses)
@@ -79,12 +83,15 @@ def fit_forecast(
         window,
         subtract_last=subtract_last,
         scaling=_tensors(loc, scale, loc, scale),
-        statistics=_forecast_statistics(x, left, keep, ridge) if channels * window**2 <= MOST_STATISTICS else None,
+        statistics=_forecast_statistics(x, left, keep, ridge)
+        if channels * window**2 <= MOST_STATISTICS
+        else None,
     )
 
 
 def _solved(gram: Tensor, ridge: float, moment: Tensor) -> Tensor:
-    """Return ``(gram + ridge I)^-1 moment``, with more ridge where so little is lost beside gram's numbers.
+    """Return ``(gram + ridge I)^-1 moment``, with more ridge where so little is lost beside gram's
+    numbers.
 
     Raises
     ------
@@ -98,11 +105,19 @@ def _solved(gram: Tensor, ridge: float, moment: Tensor) -> Tensor:
         if not bool(info) and bool(torch.isfinite(weights).all()):
             found: Tensor = weights
             return found
-    raise ConfigError("history", "numbers too far apart for a fit", "values of one order of size: look for sentinels")
+    raise ConfigError(
+        "history",
+        "numbers too far apart for a fit",
+        "values of one order of size: look for sentinels",
+    )
 
 
 def _forecast_statistics(x: Tensor, left: Tensor, keep: Tensor, ridge: float) -> Prior:
-    def group(c: int) -> tuple[Tensor, Tensor]:  # a channel at a time: all at once would copy the history once more
+    def group(
+        c: int,
+    ) -> tuple[
+        Tensor, Tensor
+    ]:  # a channel at a time: all at once would copy the history once more
         rows = keep[:, c]
         return linear_features(x[rows, c].unsqueeze(-1), forecast=True).squeeze(1), left[rows, c]
 
@@ -110,10 +125,12 @@ def _forecast_statistics(x: Tensor, left: Tensor, keep: Tensor, ridge: float) ->
 
 
 def _statistics(group: Callable[[int], tuple[Tensor, Tensor]], groups: int, ridge: float) -> Prior:
-    """Sum up each group's features (m, d) and what the base left over (m, responses), plainly and robustly.
+    """Sum up each group's features (m, d) and what the base left over (m, responses), plainly and
+    robustly.
 
-    Robustly: least absolute deviations of all groups together by iterated reweighting, an example weighted by
-    ``min(1 / .3, 1 / mean_h(|e_h| / m_h))`` with m the mean sizes of the errors e of the round before.
+    Robustly: least absolute deviations of all groups together by iterated reweighting, an example
+    weighted by ``min(1 / .3, 1 / mean_h(|e_h| / m_h))`` with m the mean sizes of the errors e of
+    the round before.
     """
     sums = [(f.T @ f, f.T @ left, left.abs().sum(0)) for f, left in map(group, range(groups))]
     gram, moment, sizes = (torch.stack(parts) for parts in zip(*sums, strict=True))
@@ -130,7 +147,9 @@ def _statistics(group: Callable[[int], tuple[Tensor, Tensor]], groups: int, ridg
     return Prior(gram, moment, robust)
 
 
-def _reweighted(f: Tensor, left: Tensor, weights: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _reweighted(
+    f: Tensor, left: Tensor, weights: Tensor, size: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     error = (left - f @ weights).abs()
     q = (1.0 / (error / size.clamp_min(1e-9)).mean(1, keepdim=True)).clamp_max(MOST_WEIGHT)
     return (f * q).T @ f, (f * q).T @ left, error.sum(0)
@@ -152,12 +171,16 @@ def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
     loc, scale = _scaling(batch.values, shared=False)
     label_loc, label_scale = _scaling(batch.labels, shared=False)
     z = torch.from_numpy(_scaled(_fill(batch.values, loc), loc, scale))
-    x = linear_features(z.unfold(0, window, 1).transpose(1, 2), forecast=False).squeeze(1)  # (m, window * C + 1)
+    x = linear_features(z.unfold(0, window, 1).transpose(1, 2), forecast=False).squeeze(
+        1
+    )  # (m, window * C + 1)
     y = torch.from_numpy(_scaled(batch.labels, label_loc, label_scale)[window - 1 :])
     keep = torch.isfinite(y).all(-1)
     x, y = x[keep], y[keep]
     if len(x) < x.shape[1]:
-        raise ConfigError("history", len(x), f"at least {x.shape[1]} labelled rows for as many features")
+        raise ConfigError(
+            "history", len(x), f"at least {x.shape[1]} labelled rows for as many features"
+        )
     weights = _solved(x.T @ x, ridge, x.T @ y)
     statistics = _statistics(lambda _: (x, y - x @ weights), 1, ridge)
     return Linear(
@@ -171,7 +194,8 @@ def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
 
 
 def scaling_of(values: FloatArray) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each column, (columns,), float32; 1 for a constant column.
+    """Return mean and standard deviation of each column, (columns,), float32; 1 for a constant
+    column.
 
     Raises
     ------
@@ -183,18 +207,25 @@ def scaling_of(values: FloatArray) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(values: FloatArray, loc: FloatArray, scale: FloatArray) -> Array:
-    """Return ``(values - loc) / scale``, float64: worked out in it where float32 would lose changes."""
+    """Return ``(values - loc) / scale``, float64: worked out in it where float32 would lose
+    changes."""
     if column_origin(values.astype(np.float64)).any():
-        exact: Array = (values.astype(np.float64) - loc.astype(np.float64)) / scale.astype(np.float64)
+        exact: Array = (values.astype(np.float64) - loc.astype(np.float64)) / scale.astype(
+            np.float64
+        )
         return exact
     rounded: Array = ((values.astype(np.float32) - loc) / scale).astype(np.float64)
     return rounded
 
 
-def _scaling(values: FloatArray, *, shared: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _scaling(
+    values: FloatArray, *, shared: bool
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Location and scale per column, or one pair for all; a constant column has scale 1."""
     if not np.isfinite(values).any(axis=0).all():
-        raise ConfigError("history", "a column without any value", "at least one value in each column")
+        raise ConfigError(
+            "history", "a column without any value", "at least one value in each column"
+        )
     axis = None if shared else 0
     loc = np.broadcast_to(np.nanmean(values, axis=axis, dtype=np.float64), values.shape[1:])
     with np.errstate(over="ignore"):
@@ -203,16 +234,23 @@ def _scaling(values: FloatArray, *, shared: bool) -> tuple[npt.NDArray[np.float3
         std = np.nanstd(values.astype(np.float64), axis=axis)
     scale = np.broadcast_to(std, values.shape[1:])
     if not np.isfinite(loc).all():
-        raise ConfigError("history", "an infinite value", "finite values, NaN where one is missing")
+        raise ConfigError(
+            "history", "an infinite value", "finite values, NaN where one is missing"
+        )
     if (np.abs(values) > FLOAT32_MAX).any():
-        raise ConfigError("history", float(np.nanmax(np.abs(values))), f"values up to {FLOAT32_MAX:.4g}")
+        raise ConfigError(
+            "history", float(np.nanmax(np.abs(values))), f"values up to {FLOAT32_MAX:.4g}"
+        )
     far = column_origin(values.astype(np.float64)) != 0.0
-    least = np.where(far.any() if shared else far, 1e-12, 1e-6) * (1.0 + np.abs(loc))  # below it is rounding
+    least = np.where(far.any() if shared else far, 1e-12, 1e-6) * (
+        1.0 + np.abs(loc)
+    )  # below it is rounding
     return loc.astype(np.float32), np.where(scale > least, scale, 1.0).astype(np.float32)
 
 
 def _fill(values: FloatArray, loc: FloatArray) -> FloatArray:
-    """Missing values become the last one seen in their column, or the column's mean before the first."""
+    """Missing values become the last one seen in their column, or the column's mean before the
+    first."""
     index = np.where(np.isfinite(values), np.arange(len(values))[:, None], -1)
     np.maximum.accumulate(index, axis=0, out=index)
     filled = values[index.clip(0), np.arange(values.shape[1])]
@@ -225,5 +263,10 @@ def _tensors(
     output_loc: npt.NDArray[np.float32],
     output_scale: npt.NDArray[np.float32],
 ) -> dict[str, Tensor]:
-    arrays = {"input_loc": loc, "input_scale": scale, "output_loc": output_loc, "output_scale": output_scale}
+    arrays = {
+        "input_loc": loc,
+        "input_scale": scale,
+        "output_loc": output_loc,
+        "output_scale": output_scale,
+    }
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}

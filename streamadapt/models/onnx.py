@@ -26,14 +26,18 @@ __all__ = ["OnnxBase", "OnnxSession", "TensorInfo", "data_file"]
 MOST_MODEL: Final = 1 << 31
 """The largest model file: 2 GiB, as protobuf has it. Larger weights lie in the second file."""
 
-FLOATS: Final = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
+FLOATS: Final = {
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+}
 INTEGERS: Final = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
 TAKEN: Final = FLOATS | INTEGERS
 """Element types of the input that a window is converted to."""
 
 NO_FILE: Final = "\0"
-"""A name that no weights in a model can have: a table of files that is not empty keeps ONNX Runtime
-from opening any file."""
+"""A name that no weights in a model can have: a table of files that is not empty keeps ONNX
+Runtime from opening any file."""
 
 
 class TensorInfo(NamedTuple):
@@ -105,7 +109,9 @@ class OnnxSession:
         try:
             found: list[Any] = self._session.run(outputs, {name: array})
         except Exception as exc:  # as above
-            raise ShapeError(f"{self.path}: the model failed on {list(array.shape)} ({_words(exc)})") from exc
+            raise ShapeError(
+                f"{self.path}: the model failed on {list(array.shape)} ({_words(exc)})"
+            ) from exc
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnnxSession:
@@ -121,8 +127,8 @@ class OnnxBase(Base):
     """An ONNX model ``inputs -> output | (output, embedding)``, on the CPU.
 
     It has one input, a tensor of float16, float32, float64, int32 or int64. A window, (window,
-    channels) with the oldest entry first, is given to it in the first of these shapes that fits what
-    it declares:
+    channels) with the oldest entry first, is given to it in the first of these shapes that fits
+    what it declares:
 
     - (1, window, channels), the first dimension dynamic or 1
     - (1, window * channels), all channels of the oldest entry first: models of scikit-learn
@@ -142,8 +148,8 @@ class OnnxBase(Base):
         The name of the output that is the embedding; default: where `output` is not given, the
         second that holds floats.
     rows : int, >= 1
-        The task's rows: a model that returns one row of rows * columns numbers has them reshaped to
-        (rows, columns).
+        The task's rows: a model that returns one row of rows * columns numbers has them reshaped
+        to (rows, columns).
     threads : int, >= 1
         Threads within one operator.
 
@@ -174,7 +180,8 @@ class OnnxBase(Base):
 
     @property
     def channels(self) -> int | None:
-        """Channels that the input declares; None where it declares none, or a window in one row."""
+        """Channels that the input declares; None where it declares none, or a window in one
+        row."""
         shape = self.input.shape
         flat = len(shape) < 3 and (len(shape) == 1 or shape[0] in (None, 1))
         return None if flat else shape[-1]
@@ -186,18 +193,27 @@ class OnnxBase(Base):
 
     def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
         """Compare with the declared input, and with what the model returns for zeros."""
-        channels = self.channels if self.channels is not None else columns if kind == "forecast" else None
+        channels = (
+            self.channels if self.channels is not None else columns if kind == "forecast" else None
+        )
         if channels is None:
             channels = self._channels_of(window)
         if channels is None:
             return
         try:
-            found = tuple(self(torch.zeros(window, channels, dtype=self.input_dtype(far=False))).output.shape)
+            found = tuple(
+                self(torch.zeros(window, channels, dtype=self.input_dtype(far=False))).output.shape
+            )
         except ShapeError as exc:
-            raise ConfigError("base.path", str(self.path), f"a model for this task: {exc}") from exc
+            raise ConfigError(
+                "base.path", str(self.path), f"a model for this task: {exc}"
+            ) from exc
         wanted = (rows, channels if kind == "forecast" else columns)
         if found[0] != wanted[0] or wanted[1] not in (None, found[1]):
-            expected = f"a model that returns {list(wanted)}, as the task has, of a window of {[window, channels]}"
+            expected = (
+                f"a model that returns {list(wanted)}, as the task has, of a window of "
+                f"{[window, channels]}"
+            )
             raise ConfigError("base.path", list(found), expected)
 
     def _channels_of(self, window: int) -> int | None:
@@ -213,21 +229,29 @@ class OnnxBase(Base):
         for name, tensor in zip(self.outputs, found, strict=True):
             if not isinstance(tensor, np.ndarray) or tensor.dtype.kind != "f":
                 raise ShapeError(f"{self.path}: output {name[:80]!r} is no tensor of floats")
-        tensors = [torch.from_numpy(np.asarray(t, np.float64 if t.dtype == np.float64 else np.float32)) for t in found]
+        tensors = [
+            torch.from_numpy(np.asarray(t, np.float64 if t.dtype == np.float64 else np.float32))
+            for t in found
+        ]
         output = shaped_output(tensors[0].to(inputs.device))
         if len(output) == 1 and self.rows > 1 and output.shape[1] % self.rows == 0:
             output = output.reshape(self.rows, -1)
         if self.softmax:
             output = torch.softmax(output, dim=-1)
-        return BaseOutput(output, tensors[1].float().flatten().to(inputs.device) if len(tensors) > 1 else None)
+        return BaseOutput(
+            output, tensors[1].float().flatten().to(inputs.device) if len(tensors) > 1 else None
+        )
 
     def _converted(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the numbers in the type of the input; one of integers takes whole numbers only."""
+        """Return the numbers in the type of the input; one of integers takes whole numbers
+        only."""
         if self._dtype in (np.int32, np.int64):
             limits = np.iinfo(self._dtype)
             bad = ~((array == np.floor(array)) & (array >= limits.min) & (array <= limits.max))
             if bad.any():
-                raise ShapeError(f"{self.path}: input {self.input} takes whole numbers, got {array[bad][0]:g}")
+                raise ShapeError(
+                    f"{self.path}: input {self.input} takes whole numbers, got {array[bad][0]:g}"
+                )
         with np.errstate(over="ignore"):  # beyond float16: infinite, and so is the output
             converted: np.ndarray[Any, Any] = array.astype(self._dtype)
         return converted
@@ -239,9 +263,13 @@ class OnnxBase(Base):
             pairs = zip(declared, shape, strict=False)
             if len(shape) == len(declared) and all(size in (None, given) for size, given in pairs):
                 return shape
-        expected = f"[1, {window[0]}, {window[1]}], [1, {math.prod(window)}] or [{window[0]}, {window[1]}]"
+        expected = (
+            f"[1, {window[0]}, {window[1]}], [1, {math.prod(window)}] or [{window[0]}, "
+            f"{window[1]}]"
+        )
         raise ShapeError(
-            f"{self.path}: input {self.input} does not fit a window of {list(window)}: it must be one of {expected}, "
+            f"{self.path}: input {self.input} does not fit a window of {list(window)}: it must "
+            f"be one of {expected}, "
             "the first dimension dynamic or 1"
         )
 
@@ -272,7 +300,9 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
     except FileNotFoundError:
         pass
     except OSError as exc:
-        raise ConfigError("base.path", str(second), f"a readable file of weights beside the model ({exc})") from exc
+        raise ConfigError(
+            "base.path", str(second), f"a readable file of weights beside the model ({exc})"
+        ) from exc
     return model, data
 
 
@@ -285,8 +315,11 @@ def _options(runtime: Any, path: Path, data: bytes | None, threads: int) -> Any:
     options.log_severity_level = 4  # what is wrong comes as an error
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Weights in another file are taken from this table only; below a file's own path there is no file.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute()))
+    # Weights in another file are taken from this table only; below a file's own path there is no
+    # file.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(path.absolute())
+    )
     name, weights = (NO_FILE, b"\0") if data is None else (data_file(path).name, data)
     options.add_external_initializers_from_files_in_memory([name], [weights], [len(weights)])
     return options
@@ -295,12 +328,16 @@ def _options(runtime: Any, path: Path, data: bytes | None, threads: int) -> Any:
 def _reopened(path: Path, threads: int, digest: str) -> OnnxSession:
     session = OnnxSession(path, threads)
     if session.digest != digest:
-        raise ConfigError("base.path", str(path), "the model that was pickled: the file has changed since")
+        raise ConfigError(
+            "base.path", str(path), "the model that was pickled: the file has changed since"
+        )
     return session
 
 
 def _info(node: Any) -> TensorInfo:
-    return TensorInfo(node.name, node.type, tuple(n if isinstance(n, int) else None for n in node.shape))
+    return TensorInfo(
+        node.name, node.type, tuple(n if isinstance(n, int) else None for n in node.shape)
+    )
 
 
 def _words(error: Exception) -> str:
@@ -317,34 +354,57 @@ def _words(error: Exception) -> str:
 def _input(path: Path, inputs: list[TensorInfo]) -> TensorInfo:
     if len(inputs) != 1:
         found = ", ".join(map(str, inputs[:8])) or "none"
-        raise ConfigError("base.path", str(path), f"a model with one input, the window; it has {found}")
+        raise ConfigError(
+            "base.path", str(path), f"a model with one input, the window; it has {found}"
+        )
     if inputs[0].type not in TAKEN:
         types = ", ".join(TAKEN)
-        raise ConfigError("base.path", str(path), f"a model whose input is one of {types}; it has {inputs[0]}")
+        raise ConfigError(
+            "base.path", str(path), f"a model whose input is one of {types}; it has {inputs[0]}"
+        )
     shape = inputs[0].shape
     if not 1 <= len(shape) <= 3 or (len(shape) == 3 and shape[0] not in (None, 1)):
-        expected = "[1, window, channels], [1, window * channels] or [window, channels], the 1 may be dynamic"
-        raise ConfigError("base.path", str(path), f"a model whose input is {expected}; it has {inputs[0]}")
+        expected = (
+            "[1, window, channels], [1, window * channels] or [window, channels], the 1 "
+            "may be dynamic"
+        )
+        raise ConfigError(
+            "base.path", str(path), f"a model whose input is {expected}; it has {inputs[0]}"
+        )
     return inputs[0]
 
 
-def _chosen(path: Path, outputs: list[TensorInfo], output: str | None, embedding: str | None) -> list[str]:
+def _chosen(
+    path: Path, outputs: list[TensorInfo], output: str | None, embedding: str | None
+) -> list[str]:
     """Return the names of the output and, if there is one, of the embedding."""
     floats = [info.name for info in outputs if info.type in FLOATS]
     found = ", ".join(map(str, outputs[:8]))
     if not floats:
-        cure = "; convert with options={'zipmap': False}" if any("map(" in info.type for info in outputs) else ""
-        raise ConfigError("base.path", str(path), f"a model with an output of floats; it has {found}{cure}")
+        cure = (
+            "; convert with options={'zipmap': False}"
+            if any("map(" in info.type for info in outputs)
+            else ""
+        )
+        raise ConfigError(
+            "base.path", str(path), f"a model with an output of floats; it has {found}{cure}"
+        )
     for key, name in (("output", output), ("embedding", embedding)):
         if name is not None and name not in floats:
-            raise ConfigError(f"base.{key}", name, f"the name of an output of floats: {', '.join(floats)}")
+            raise ConfigError(
+                f"base.{key}", name, f"the name of an output of floats: {', '.join(floats)}"
+            )
     if output is None and embedding is None:
         if len(floats) > 2:
-            raise ConfigError("base.output", None, f"the name of an output: the model has {len(floats)}, {found}")
+            raise ConfigError(
+                "base.output", None, f"the name of an output: the model has {len(floats)}, {found}"
+            )
         return floats
     if output is None:
         rest = [name for name in floats if name != embedding]
         if len(rest) != 1:
-            raise ConfigError("base.output", None, f"the name of an output beside the embedding; it has {found}")
+            raise ConfigError(
+                "base.output", None, f"the name of an output beside the embedding; it has {found}"
+            )
         output = rest[0]
     return [output] if embedding is None else [output, embedding]

@@ -1,4 +1,5 @@
-"""At the door of a pipeline: what the process has set for torch and numpy does not reach what is computed inside."""
+"""At the door of a pipeline: what the process has set for torch and numpy does not reach what is
+computed inside."""
 
 from __future__ import annotations
 
@@ -21,9 +22,10 @@ NUMPY_DEFAULTS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid"
 def own_settings(function: Callable[P, R]) -> Callable[P, R]:
     """Run `function` as if nobody had changed a setting of this thread: same entries, same bits.
 
-    Set aside, and put back afterwards: ``inference_mode`` (what is made in it could not be learned), ``autocast``, the
-    default device, and numpy's error handling. The default dtype is the whole process's, and other threads would see
-    it change: the code inside names its dtypes instead. Grad mode is set where it matters.
+    Set aside, and put back afterwards: ``inference_mode`` (what is made in it could not be
+    learned), ``autocast``, the default device, and numpy's error handling. The default dtype is
+    the whole process's, and other threads would see it change: the code inside names its dtypes
+    instead. Grad mode is set where it matters.
     """
 
     @wraps(function)

@@ -1,4 +1,5 @@
-"""Scaling for a base that brings none: from a file that ``streamadapt fit`` wrote, or from the config itself."""
+"""Scaling for a base that brings none: from a file that ``streamadapt fit`` wrote, or from the
+config itself."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ def give_scaling(base: Base, given: Any, kind: TaskKind, channels: int | None = 
     base : Base
         One without a scaling of its own.
     given : str or mapping
-        A file that `Scaling.save` wrote, or a table of lists of numbers: ``input_loc`` and ``input_scale`` with one for
-        each channel, ``output_loc`` and ``output_scale`` with one for each output of a regression.
+        A file that `Scaling.save` wrote, or a table of lists of numbers: ``input_loc`` and
+        ``input_scale`` with one for each channel, ``output_loc`` and ``output_scale`` with one for
+        each output of a regression.
     channels : int, optional
         How many channels the entries have, where that is known.
 
@@ -43,25 +45,53 @@ def give_scaling(base: Base, given: Any, kind: TaskKind, channels: int | None = 
         If the file or the table does not hold just these, or the base has a scaling.
     """
     if isinstance(base, Linear):
-        raise ConfigError("base.scaling", given, "no such key here: a linear base brings the scaling of its fit")
+        raise ConfigError(
+            "base.scaling", given, "no such key here: a linear base brings the scaling of its fit"
+        )
     if isinstance(given, str):
         tensors, metadata = read_tensors(Path(given), "base.scaling")
         if metadata.get("format") != FORMAT:
-            raise ConfigError("base.scaling", given, "a file that streamadapt fit wrote for a base that is not linear")
+            raise ConfigError(
+                "base.scaling",
+                given,
+                "a file that streamadapt fit wrote for a base that is not linear",
+            )
     elif isinstance(given, Mapping):
-        tensors = {str(name): _numbers(f"base.scaling.{name}", numbers) for name, numbers in given.items()}
+        tensors = {
+            str(name): _numbers(f"base.scaling.{name}", numbers) for name, numbers in given.items()
+        }
     else:
-        raise ConfigError("base.scaling", given, "a file's name, or a table with input_loc and input_scale")
+        raise ConfigError(
+            "base.scaling", given, "a file's name, or a table with input_loc and input_scale"
+        )
     names = set(tensors)
-    if not names >= set(_INPUTS) or names - set(_NAMES) or names & set(_OUTPUTS) not in (set(), set(_OUTPUTS)):
-        raise ConfigError("base.scaling", sorted(names), "input_loc and input_scale, or these and both of the outputs")
+    if (
+        not names >= set(_INPUTS)
+        or names - set(_NAMES)
+        or names & set(_OUTPUTS) not in (set(), set(_OUTPUTS))
+    ):
+        raise ConfigError(
+            "base.scaling",
+            sorted(names),
+            "input_loc and input_scale, or these and both of the outputs",
+        )
     for loc, scale in (_INPUTS, _OUTPUTS):
-        if scale in tensors and (tensors[loc].shape != tensors[scale].shape or tensors[scale].ndim != 1):
-            raise ConfigError(f"base.scaling.{scale}", list(tensors[scale].shape), f"as many numbers as {loc} has")
+        if scale in tensors and (
+            tensors[loc].shape != tensors[scale].shape or tensors[scale].ndim != 1
+        ):
+            raise ConfigError(
+                f"base.scaling.{scale}",
+                list(tensors[scale].shape),
+                f"as many numbers as {loc} has",
+            )
         if scale in tensors and not bool((tensors[scale] > 0.0).all()):
             raise ConfigError(f"base.scaling.{scale}", tensors[scale].tolist()[:8], "numbers > 0")
     if channels not in (None, len(tensors["input_scale"])):
-        raise ConfigError("base.scaling", len(tensors["input_scale"]), f"{channels} channels, as fields.values has")
+        raise ConfigError(
+            "base.scaling",
+            len(tensors["input_scale"]),
+            f"{channels} channels, as fields.values has",
+        )
     if kind == "forecast":  # what is forecast are the inputs
         tensors |= {out: tensors[of] for out, of in zip(_OUTPUTS, _INPUTS, strict=True)}
     for name, tensor in tensors.items():
@@ -73,7 +103,9 @@ def _numbers(path: str, given: Any) -> Tensor:
         not isinstance(given, Sequence)
         or isinstance(given, str)
         or not given
-        or not all(isinstance(number, int | float) and not isinstance(number, bool) for number in given)
+        or not all(
+            isinstance(number, int | float) and not isinstance(number, bool) for number in given
+        )
     ):
         raise ConfigError(path, given, "a list of numbers")
     tensor = torch.tensor([float(number) for number in given], dtype=torch.float64)
@@ -83,7 +115,8 @@ def _numbers(path: str, given: Any) -> Tensor:
 
 
 class Scaling:
-    """The scaling of a history: mean and standard deviation of each channel, and of a regression's labels.
+    """The scaling of a history: mean and standard deviation of each channel, and of a regression's
+    labels.
 
     Parameters
     ----------

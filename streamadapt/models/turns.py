@@ -1,4 +1,5 @@
-"""One caller at a time: the lock of a pipeline, and of a frozen model that several pipelines share."""
+"""One caller at a time: the lock of a pipeline, and of a frozen model that several pipelines
+share."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ __all__ = ["Turn"]
 
 
 class Turn:
-    """A lock: callers from other threads wait for their turn, and a call from within the same turn is an error.
+    """A lock: callers from other threads wait for their turn, and a call from within the same turn
+    is an error.
 
-    A copy or an unpickled one is a fresh lock that nobody holds: locks cannot be copied, and a copy of what is locked
-    is a thing of its own.
+    A copy or an unpickled one is a fresh lock that nobody holds: locks cannot be copied, and a
+    copy of what is locked is a thing of its own.
 
     Parameters
     ----------
@@ -37,12 +39,18 @@ class Turn:
         """
         me = threading.get_ident()
         if self._holder == me:
-            raise BusyError(f"{self.what} was called from within itself (from on_rejected, a learner, or the base)")
+            raise BusyError(
+                f"{self.what} was called from within itself (from on_rejected, a learner, or "
+                f"the base)"
+            )
         self._lock.acquire()
         self._holder = me
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         """Let the next caller go on."""
         self._holder = None

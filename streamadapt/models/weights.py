@@ -1,6 +1,8 @@
-"""Weights from a file: safetensors, vetted before the library sees it, and copied into memory of our own.
+"""Weights from a file: safetensors, vetted before the library sees it, and copied into memory of
+our own.
 
-Copied: the library's own reader maps the file, so that whoever writes to it later writes to the running model.
+Copied: the library's own reader maps the file, so that whoever writes to it later writes to the
+running model.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ TYPES: Final = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8"
 FIELDS: Final = {"dtype", "shape", "data_offsets"}
 
 
-def read_tensors(file: Path, path: str, *, finite: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    file: Path, path: str, *, finite: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file; a link to one is followed.
 
     Parameters
@@ -47,13 +51,21 @@ def read_tensors(file: Path, path: str, *, finite: bool = True) -> tuple[dict[st
     Raises
     ------
     ConfigError
-        If it is no regular file, not whole, names a tensor twice, or holds types or numbers that weights do not have.
+        If it is no regular file, not whole, names a tensor twice, or holds types or numbers that
+        weights do not have.
     """
     try:
         data = read_regular(file, MOST_WEIGHTS)
         metadata = _check_header(data)
         tensors = load(data)
-    except (OSError, ValueError, RecursionError, RuntimeError, MemoryError, SafetensorError) as exc:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        RuntimeError,
+        MemoryError,
+        SafetensorError,
+    ) as exc:
         raise ConfigError(path, str(file), f"a readable safetensors file ({exc})") from exc
     for name, tensor in tensors.items():
         if finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -62,7 +74,10 @@ def read_tensors(file: Path, path: str, *, finite: bool = True) -> tuple[dict[st
 
 
 def _check_header(data: bytes) -> dict[str, str]:
-    """Check what the library takes on trust; return the metadata. It checks offsets, sizes and overlaps itself."""
+    """Check what the library takes on trust; return the metadata.
+
+    It checks offsets, sizes and overlaps itself.
+    """
     (size,) = struct.unpack_from("<Q", data) if len(data) >= 8 else (0,)
     if not 0 < size <= min(MOST_HEADER, len(data) - 8):
         raise ValueError(f"a header of {size} bytes in a file of {len(data)}")
@@ -70,13 +85,18 @@ def _check_header(data: bytes) -> dict[str, str]:
     if not isinstance(header, dict):
         raise ValueError("the header is no table")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise ValueError("the metadata is no table of text")
     for name, entry in header.items():
         if not isinstance(entry, dict) or set(entry) != FIELDS:
             raise ValueError(f"{name[:80]!r} is no tensor")
         if entry["dtype"] not in TYPES:
-            raise ValueError(f"{name[:80]!r} has the type {str(entry['dtype'])[:80]}, and not one that weights have")
+            raise ValueError(
+                f"{name[:80]!r} has the type {str(entry['dtype'])[:80]}, and not one that "
+                f"weights have"
+            )
     return metadata
 
 

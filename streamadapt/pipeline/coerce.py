@@ -1,9 +1,11 @@
-"""Entries and labels as people make them, turned into what a pipeline works with, or refused before anything changes.
+"""Entries and labels as people make them, turned into what a pipeline works with, or refused
+before anything changes.
 
-Taken as numbers: lists, tuples, arrays of any kind of number (also of bools, as 0 and 1), rows of data frames, masked
-arrays, tensors, single numbers, `Decimal` and `Fraction`; None, ``pandas.NA``, NaT and what is masked are missing.
-Taken as a time: whole numbers (ns since the Unix epoch), other numbers (seconds since then), `datetime` and
-``pandas.Timestamp`` (without an offset: UTC), ``numpy.datetime64``. Nothing of pandas is imported.
+Taken as numbers: lists, tuples, arrays of any kind of number (also of bools, as 0 and 1), rows of
+data frames, masked arrays, tensors, single numbers, `Decimal` and `Fraction`; None, ``pandas.NA``,
+NaT and what is masked are missing. Taken as a time: whole numbers (ns since the Unix epoch), other
+numbers (seconds since then), `datetime` and ``pandas.Timestamp`` (without an offset: UTC),
+``numpy.datetime64``. Nothing of pandas is imported.
 """
 
 from __future__ import annotations
@@ -49,11 +51,16 @@ def coerced(item: Any) -> Entry | Label:
     Raises
     ------
     EntryError
-        If it is neither of the two, or a part of it cannot be taken: ``wrong_type``, ``wrong_width``, ``not_finite``
-        or ``bad_time``, with what was expected. An entry whose label alone cannot be taken has that in `Entry.refused`.
+        If it is neither of the two, or a part of it cannot be taken: ``wrong_type``,
+        ``wrong_width``, ``not_finite`` or ``bad_time``, with what was expected. An entry whose
+        label alone cannot be taken has that in `Entry.refused`.
     """
     if isinstance(item, Entry):
-        if _is_plain(item.values, item) and (item.label is None or _is_row(item.label)) and type(item.key) is str:
+        if (
+            _is_plain(item.values, item)
+            and (item.label is None or _is_row(item.label))
+            and type(item.key) is str
+        ):
             return item
     elif isinstance(item, Label):
         if _is_plain(item.value, item):
@@ -65,7 +72,9 @@ def coerced(item: Any) -> Entry | Label:
         position = _position(item.position)
         time, id_ = _time_ns(item.time), _text(item.id, "id")
         if isinstance(item, Label):
-            return replace(item, id=id_, value=_row(item.value, "value"), time=time, position=position)
+            return replace(
+                item, id=id_, value=_row(item.value, "value"), time=time, position=position
+            )
         label, refused = _own_label(item)
         key, values = _text(item.key, "key"), _row(item.values, "values")
         return Entry(values, time, id_, key, label, position, refused)
@@ -74,7 +83,8 @@ def coerced(item: Any) -> Entry | Label:
 
 
 def _own_label(entry: Entry) -> tuple[FloatRow | None, RefusedLabel | None]:
-    """Return the label that an entry brings, and why it cannot be used: the entry is predicted all the same."""
+    """Return the label that an entry brings, and why it cannot be used: the entry is predicted all
+    the same."""
     if entry.label is None:
         return None, entry.refused
     try:
@@ -120,7 +130,10 @@ def _row(given: Any, what: str) -> FloatRow:
     except _BadError:
         raise
     except Exception as error:  # whatever code of others raises when it is asked for its numbers
-        detail = f"{what}: expected numbers, got {_shown(given)} ({type(error).__name__}: {str(error)[:100]})"
+        detail = (
+            f"{what}: expected numbers, got {_shown(given)} ({type(error).__name__}: "
+            f"{str(error)[:100]})"
+        )
         raise _BadError(Reason.WRONG_TYPE, detail) from error
     if array.ndim == 0:
         array = array.reshape(1)
@@ -146,15 +159,23 @@ def _array(given: Any, what: str) -> FloatRow:
     if array.dtype.kind in "fiub":
         return np.array(array, F64)
     if array.dtype.kind != "O":
-        raise _BadError(Reason.WRONG_TYPE, f"{what}: expected numbers, got {_shown(given)} of type {array.dtype}")
+        raise _BadError(
+            Reason.WRONG_TYPE,
+            f"{what}: expected numbers, got {_shown(given)} of type {array.dtype}",
+        )
     if array.ndim > 1:
         raise _too_deep(what, array)
-    numbers = [_number(value, f"{what}[{i}]") for i, value in enumerate(array.reshape(-1).tolist())]
+    numbers = [
+        _number(value, f"{what}[{i}]") for i, value in enumerate(array.reshape(-1).tolist())
+    ]
     return np.array(numbers, F64)
 
 
 def _too_deep(what: str, array: npt.NDArray[Any]) -> _BadError:
-    return _BadError(Reason.WRONG_WIDTH, f"{what}: expected one row of numbers, got an array of shape {array.shape}")
+    return _BadError(
+        Reason.WRONG_WIDTH,
+        f"{what}: expected one row of numbers, got an array of shape {array.shape}",
+    )
 
 
 def _number(value: Any, what: str) -> float:
@@ -169,20 +190,26 @@ def _number(value: Any, what: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise _BadError(Reason.NOT_FINITE, f"{what}: expected a finite number, got {_shown(value)}") from None
+        raise _BadError(
+            Reason.NOT_FINITE, f"{what}: expected a finite number, got {_shown(value)}"
+        ) from None
 
 
 # -- times
 
 
 def _time_ns(given: Any) -> int:
-    """Return a time in ns since the Unix epoch; `_BadError` with ``bad_time`` if it is none, or none of int64."""
+    """Return a time in ns since the Unix epoch; `_BadError` with ``bad_time`` if it is none, or
+    none of int64."""
     try:
         ns = _ns(given)
     except Exception:  # NaT, a year that no datetime has, code of others
         ns = None
     if ns is None or ns not in INT64:
-        expected = "whole ns or other seconds since the Unix epoch, a datetime or a datetime64, to the year 2262"
+        expected = (
+            "whole ns or other seconds since the Unix epoch, a datetime or a datetime64, "
+            "to the year 2262"
+        )
         raise _BadError(Reason.BAD_TIME, f"time: expected {expected}; got {_shown(given)}")
     return ns
 
@@ -191,7 +218,10 @@ def _ns(given: Any) -> int | None:
     if isinstance(given, datetime):  # a pandas.Timestamp is one, with three more digits
         since: Any = (given if given.tzinfo is not None else given.replace(tzinfo=UTC)) - EPOCH
         below_micro = int(getattr(since, "nanoseconds", 0))
-        return int((since.days * 86_400 + since.seconds) * NS + since.microseconds * 1000) + below_micro
+        return (
+            int((since.days * 86_400 + since.seconds) * NS + since.microseconds * 1000)
+            + below_micro
+        )
     if isinstance(given, np.datetime64):
         return None if np.isnat(given) else _datetime64_ns(given)
     if isinstance(given, np.ndarray) and given.ndim == 0:
@@ -221,10 +251,15 @@ def _text(given: Any, what: str) -> str:
         return ""
     if isinstance(given, str):
         if not given.isascii() and _has_surrogate(given):
-            raise _BadError(Reason.WRONG_TYPE, f"{what}: expected text, got a lone surrogate, which is not UTF-8")
+            raise _BadError(
+                Reason.WRONG_TYPE,
+                f"{what}: expected text, got a lone surrogate, which is not UTF-8",
+            )
         return str(given)
     if isinstance(given, bool | np.bool_) or not isinstance(given, int | np.integer):
-        raise _BadError(Reason.WRONG_TYPE, f"{what}: expected text or a whole number, got {_shown(given)}")
+        raise _BadError(
+            Reason.WRONG_TYPE, f"{what}: expected text or a whole number, got {_shown(given)}"
+        )
     return str(int(given))
 
 
@@ -239,7 +274,10 @@ def _position(given: Any) -> Position:
             return Position(str(stream), operator.index(partition), operator.index(offset))
     except (TypeError, ValueError):
         pass
-    raise _BadError(Reason.WRONG_TYPE, f"position: expected a Position(stream, partition, offset), got {_shown(given)}")
+    raise _BadError(
+        Reason.WRONG_TYPE,
+        f"position: expected a Position(stream, partition, offset), got {_shown(given)}",
+    )
 
 
 def _shown(given: Any) -> str:
@@ -248,4 +286,6 @@ def _shown(given: Any) -> str:
         text = repr(given)
     except Exception:  # code of others
         text = "?"
-    return f"{type(given).__name__} {text if len(text) <= 60 else text[:57] + '...'}".replace("\n", " ")
+    return f"{type(given).__name__} {text if len(text) <= 60 else text[:57] + '...'}".replace(
+        "\n", " "
+    )

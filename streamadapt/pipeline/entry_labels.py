@@ -1,4 +1,5 @@
-"""Labels that entries bring: a bad one is refused by itself, and its entry is predicted all the same."""
+"""Labels that entries bring: a bad one is refused by itself, and its entry is predicted all the
+same."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ __all__ = ["count_refused", "without_bad_label"]
 
 
 def without_bad_label(task: Task, item: Entry | Label) -> tuple[Entry | Label, LabelError | None]:
-    """Return an entry without its label where the task cannot learn from that, and why; others as they are."""
+    """Return an entry without its label where the task cannot learn from that, and why; others as
+    they are."""
     if not isinstance(item, Entry) or (item.label is None and item.refused is None):
         return item, None
     fault = task.label_fault(item)

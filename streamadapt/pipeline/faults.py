@@ -1,4 +1,5 @@
-"""Parts that raise: counted, and logged once with their traceback, while the stream goes on without them."""
+"""Parts that raise: counted, and logged once with their traceback, while the stream goes on
+without them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _LOG = logging.getLogger("streamadapt")
 class Faults:
     """Counts what parts raise, and logs the first error of each kind from each part.
 
-    Memory: one entry per part and class of error. It is no part of the state: after a restart each is logged once more.
+    Memory: one entry per part and class of error. It is no part of the state: after a restart each
+    is logged once more.
     """
 
     def __init__(self) -> None:
@@ -46,7 +48,8 @@ class Faults:
         if kind not in self._logged:
             self._logged.add(kind)
             _LOG.error(
-                "%s raised %s; the stream goes on. More errors of this kind from it are counted, and not logged.",
+                "%s raised %s; the stream goes on. More errors of this kind from it are "
+                "counted, and not logged.",
                 part,
                 kind[1],
                 exc_info=error,

@@ -1,4 +1,5 @@
-"""A guard that may break: where it raises or says what is no number, the base is served and the guard is put right."""
+"""A guard that may break: where it raises or says what is no number, the base is served and the
+guard is put right."""
 
 from __future__ import annotations
 
@@ -17,15 +18,16 @@ PART = "guard"
 SNAPSHOT_EVERY = 500
 """Updates between two snapshots that a broken guard goes back to."""
 MOST_TROUBLE = 3
-"""So many faults since the newest snapshot, and the guard starts from nothing: the snapshot may be what is wrong."""
+"""So many faults since the newest snapshot, and the guard starts from nothing: the snapshot may be
+what is wrong."""
 
 
 class GuardKeeper:
     """Asks the guard, and stands in for it.
 
-    A guard is broken when a call of it raises, or when what it serves is of a wrong shape or not finite. The base is
-    served for that entry, and the guard goes back to its last good snapshot; after `MOST_TROUBLE` faults it starts from
-    nothing instead. Holds one state of the guard.
+    A guard is broken when a call of it raises, or when what it serves is of a wrong shape or not
+    finite. The base is served for that entry, and the guard goes back to its last good snapshot;
+    after `MOST_TROUBLE` faults it starts from nothing instead. Holds one state of the guard.
 
     Parameters
     ----------
@@ -64,7 +66,8 @@ class GuardKeeper:
             self.faults.note(PART, error)
 
     def mix(self, experts: Array, *, commit: bool) -> Mixture:
-        """Mix the experts (experts, rows, columns), finite ones; without `commit` a fault is not counted or mended."""
+        """Mix the experts (experts, rows, columns), finite ones; without `commit` a fault is not
+        counted or mended."""
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 mixture = self.guard.mix(_read_only(experts))
@@ -150,12 +153,17 @@ class GuardKeeper:
         return {"good": self.good, "count": self.count, "trouble": self.trouble}
 
     def load_state_dict(self, own: dict[str, Any] | None, kept: dict[str, Any] | None) -> None:
-        """Take over the guard's own state, and what was kept beside it (None: of an older checkpoint)."""
+        """Take over the guard's own state, and what was kept beside it (None: of an older
+        checkpoint)."""
         if own is not None:
             self.guard.load_state_dict(own)
             self.good = own
         if kept is not None:
-            self.good, self.count, self.trouble = kept["good"], int(kept["count"]), int(kept["trouble"])
+            self.good, self.count, self.trouble = (
+                kept["good"],
+                int(kept["count"]),
+                int(kept["trouble"]),
+            )
 
 
 def _read_only(values: Array) -> Array:
@@ -170,4 +178,6 @@ def _is_finite(state: Any) -> bool:
         return all(_is_finite(part) for part in state.values())
     if isinstance(state, list | tuple):
         return all(_is_finite(part) for part in state)
-    return not (isinstance(state, np.ndarray) and state.dtype.kind == "f") or bool(np.isfinite(state).all())
+    return not (isinstance(state, np.ndarray) and state.dtype.kind == "f") or bool(
+        np.isfinite(state).all()
+    )

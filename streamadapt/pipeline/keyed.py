@@ -1,8 +1,9 @@
-"""Many streams in one topic: every key has a whole pipeline of its own; those used least recently are put away.
+"""Many streams in one topic: every key has a whole pipeline of its own; those used least recently
+are put away.
 
-A pipeline that is put away leaves memory for a `KeyStore` and comes back, bit for bit, with the next entry or label of
-its key. What is put away when depends on the order of the records alone, so that a replay does it again, under the
-same names.
+A pipeline that is put away leaves memory for a `KeyStore` and comes back, bit for bit, with the
+next entry or label of its key. What is put away when depends on the order of the records alone, so
+that a replay does it again, under the same names.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ MAX_STORED = 100_000
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A key that was put away: where to, how many of its predictions wait, and its newest entry's time."""
+    """A key that was put away: where to, how many of its predictions wait, and its newest entry's
+    time."""
 
     number: int
     checksum: str
@@ -56,30 +58,34 @@ class _Stored:
 
 
 class KeyedPipeline(ShowsArguments):
-    """One pipeline for each `Entry.key`, made when the key first comes; to be used like a `Pipeline`.
+    """One pipeline for each `Entry.key`, made when the key first comes; to be used like a
+    `Pipeline`.
 
-    Each key's predictions and state are, to the bit, those of a pipeline that sees this key's entries and labels alone.
-    The base is one object for all. A label carries only an id, and goes to the key whose entry had it: where labels are
-    joined by id, an id must be unique among all keys. A record that is refused changes nothing, also not what is in
-    memory; but where a known key's entry has a wrong time, its clock remembers that, since others may agree with it.
-    Several threads may use it, as they may a `Pipeline`: calls wait for each other.
+    Each key's predictions and state are, to the bit, those of a pipeline that sees this key's
+    entries and labels alone. The base is one object for all. A label carries only an id, and goes
+    to the key whose entry had it: where labels are joined by id, an id must be unique among all
+    keys. A record that is refused changes nothing, also not what is in memory; but where a known
+    key's entry has a wrong time, its clock remembers that, since others may agree with it. Several
+    threads may use it, as they may a `Pipeline`: calls wait for each other.
 
-    Each key has its own clock (`EventClock`). What is not far ahead of the time of all keys together is no leap of one
-    of them, however long it has been silent.
+    Each key has its own clock (`EventClock`). What is not far ahead of the time of all keys
+    together is no leap of one of them, however long it has been silent.
 
     Parameters
     ----------
     make_pipeline : callable () -> Pipeline
-        Every call returns an equal, fresh one, without a panel. Give it a base made once (`as_base`): the first
-        pipeline's is used for all, but one that is made anew for every key costs its making.
+        Every call returns an equal, fresh one, without a panel. Give it a base made once
+        (`as_base`): the first pipeline's is used for all, but one that is made anew for every key
+        costs its making.
     max_keys : int, >= 1
-        At most so many keys are in memory (and in a checkpoint); beyond it the one used least recently is put away.
+        At most so many keys are in memory (and in a checkpoint); beyond it the one used least
+        recently is put away.
     store : KeyStore, optional
-        Where to. **Without one, what is put away is forgotten**: its key starts from nothing when it comes back. It
-        is counted in ``stats.keys["forgotten"]``. The engine always gives one.
+        Where to. **Without one, what is put away is forgotten**: its key starts from nothing when
+        it comes back. It is counted in ``stats.keys["forgotten"]``. The engine always gives one.
     max_stored : int, >= 1
-        At most so many keys are put away (about 100 bytes of memory and of checkpoint each); beyond it the one used
-        least recently is forgotten.
+        At most so many keys are put away (about 100 bytes of memory and of checkpoint each);
+        beyond it the one used least recently is forgotten.
     on_rejected : callable, optional
         As of `Pipeline`.
 
@@ -88,7 +94,8 @@ class KeyedPipeline(ShowsArguments):
     clock : EventClock
         Of all keys together.
     stats : Stats
-        Of all keys together; ``weights`` and ``signals`` are those of the newest prediction, ``keys`` counts the keys.
+        Of all keys together; ``weights`` and ``signals`` are those of the newest prediction,
+        ``keys`` counts the keys.
 
     Examples
     --------
@@ -121,15 +128,27 @@ class KeyedPipeline(ShowsArguments):
         self._turn = Turn("the pipeline of keys")
         self.template = make_pipeline()
         if self.template.panel is not None:
-            raise ConfigError("keys", "panel", "one of the two: in a panel a key is a sensor, not a stream of its own")
+            raise ConfigError(
+                "keys",
+                "panel",
+                "one of the two: in a panel a key is a sensor, not a stream of its own",
+            )
         self.task = self.template.task
         self.base = self.template.base
         self.names = self.template.names
-        self.clock = EventClock(self.task.clock.max_behind_ns, self.task.clock.max_ahead_ns)  # of all keys together
-        self._routes = Routes(self.task.ttl, 2 * self.task.max_pending) if isinstance(self.task, Supervised) else None
+        self.clock = EventClock(
+            self.task.clock.max_behind_ns, self.task.clock.max_ahead_ns
+        )  # of all keys together
+        self._routes = (
+            Routes(self.task.ttl, 2 * self.task.max_pending)
+            if isinstance(self.task, Supervised)
+            else None
+        )
         self._resident: OrderedDict[str, Pipeline] = OrderedDict()  # used least recently first
         self._stored: OrderedDict[str, _Stored] = OrderedDict()  # likewise
-        self._packed: dict[str, Bytes] = {}  # keys in memory that nothing came for since they were last packed
+        self._packed: dict[
+            str, Bytes
+        ] = {}  # keys in memory that nothing came for since they were last packed
         self._written = 0  # states put away so far: the names that they have
         self._pending = 0
         self._begun = False
@@ -147,8 +166,8 @@ class KeyedPipeline(ShowsArguments):
         EntryError
             At the first bad item, if there is no `on_rejected`; that item changed nothing.
         CheckpointError
-            If a key cannot be put away or brought back (a full disk, a damaged file). Start again from the last
-            checkpoint then: the item may have been learned from.
+            If a key cannot be put away or brought back (a full disk, a damaged file). Start again
+            from the last checkpoint then: the item may have been learned from.
         """
         predictions: list[Prediction] = []
         for item in items:
@@ -180,7 +199,9 @@ class KeyedPipeline(ShowsArguments):
             leaps = isinstance(item, Entry) and self.clock.judge(item.time) is Verdict.LEAP
             pipeline.task.clock.others = item.time if leaps else self.clock.newest
         try:
-            predictions = pipeline.observe((item,))  # refused: it raises, and what was fetched is dropped again
+            predictions = pipeline.observe(
+                (item,)
+            )  # refused: it raises, and what was fetched is dropped again
             self._pending += pipeline.task.pending - before
         except EntryError as error:
             if error.reason in (Reason.BAD_TIME, Reason.TIME_BACKWARDS):
@@ -197,14 +218,18 @@ class KeyedPipeline(ShowsArguments):
         return predictions
 
     def _rejected(self, given: Entry | Label, item: Entry | Label, error: EntryError) -> None:
-        """Pass on what is wrong with a label alone: its entry is taken. Anything else is for `observe`."""
+        """Pass on what is wrong with a label alone: its entry is taken.
+
+        Anything else is for `observe`.
+        """
         del item
         if not isinstance(error, LabelError) or self.on_rejected is None:
             raise error
         self.on_rejected(given, error)
 
     def _note_time(self, time: int) -> None:
-        """Note the time of an accepted entry: all keys together have come so far, if others agree."""
+        """Note the time of an accepted entry: all keys together have come so far, if others
+        agree."""
         if self.clock.judge(time) in (Verdict.AHEAD, Verdict.BEHIND):
             self.clock.refuse(time)
         else:
@@ -214,7 +239,8 @@ class KeyedPipeline(ShowsArguments):
         self.stats.last_time = self.clock.newest or 0
 
     def _doubted(self, key: str, pipeline: Pipeline, time: int) -> None:
-        """Keep what the clocks of a known key and of all keys remember of an entry with a wrong time."""
+        """Keep what the clocks of a known key and of all keys remember of an entry with a wrong
+        time."""
         self.clock.refuse(time)
         if key in self._stored:
             self._admit(key, pipeline)
@@ -226,7 +252,8 @@ class KeyedPipeline(ShowsArguments):
         return []
 
     def predict(self, entry: Entry) -> Prediction:
-        """Predict for an entry's key, learning and changing nothing; a key that was put away is only looked at.
+        """Predict for an entry's key, learning and changing nothing; a key that was put away is
+        only looked at.
 
         Raises
         ------
@@ -238,7 +265,11 @@ class KeyedPipeline(ShowsArguments):
         with self._turn:
             entry = coerced_entry(entry)
             if entry.key not in self._resident and entry.key not in self._stored:
-                raise ConfigError("predict", entry.key[:60], "a window that is full: nothing has come for this key yet")
+                raise ConfigError(
+                    "predict",
+                    entry.key[:60],
+                    "a window that is full: nothing has come for this key yet",
+                )
             return (self._resident.get(entry.key) or self._fetch(entry.key)).predict(entry)
 
     # -- which key
@@ -251,10 +282,14 @@ class KeyedPipeline(ShowsArguments):
                 raise self._refused(Reason.DUPLICATE_ID, detail, item)
             return item.key
         if self._routes is None:
-            raise self._refused(Reason.UNKNOWN_LABEL, "this task learns from no labels that come apart", item)
+            raise self._refused(
+                Reason.UNKNOWN_LABEL, "this task learns from no labels that come apart", item
+            )
         owner = self._routes.find(item.id, self._newest)
         if owner is None:
-            raise self._refused(Reason.UNKNOWN_LABEL, f"no key has an entry with id {item.id[:60]!r}", item)
+            raise self._refused(
+                Reason.UNKNOWN_LABEL, f"no key has an entry with id {item.id[:60]!r}", item
+            )
         return owner
 
     def _refused(self, reason: Reason, detail: str, item: Entry | Label) -> EntryError:
@@ -280,7 +315,9 @@ class KeyedPipeline(ShowsArguments):
     def _made(self, state: dict[str, Any] | None) -> Pipeline:
         pipeline = self.make_pipeline()
         pipeline.base = self.base
-        pipeline.faults.join(self.template.faults)  # an error is logged once, not once for each key
+        pipeline.faults.join(
+            self.template.faults
+        )  # an error is logged once, not once for each key
         if state is not None:
             pipeline.load_state_dict({**state, "stats": Stats().state_dict()})
         pipeline.count_in(self.stats)
@@ -303,7 +340,9 @@ class KeyedPipeline(ShowsArguments):
             if self.store is None:
                 self._forget(pipeline.task.pending)
             else:
-                stored = _Stored(self._written + 1, "", pipeline.task.pending, pipeline.task.last_time)
+                stored = _Stored(
+                    self._written + 1, "", pipeline.task.pending, pipeline.task.last_time
+                )
                 checksum = self._opened().put(stored.name, self._pack(key).tobytes())
                 self._written += 1
                 self._stored[key] = _Stored(stored.number, checksum, stored.pending, stored.time)
@@ -326,7 +365,8 @@ class KeyedPipeline(ShowsArguments):
         self.stats.keys["stored"] = len(self._stored)
 
     def _pack(self, key: str) -> Bytes:
-        """A key's packed state: what has not changed since the last checkpoint is not packed again."""
+        """A key's packed state: what has not changed since the last checkpoint is not packed
+        again."""
         if key not in self._packed:
             self._packed[key] = np.frombuffer(pack(self._state_of(self._resident[key])), np.uint8)
         return self._packed[key]
@@ -343,7 +383,9 @@ class KeyedPipeline(ShowsArguments):
 
     def _opened(self) -> KeyStore:
         if self.store is None:
-            raise CheckpointError("keys: the state refers to keys that were put away; give the store that has them")
+            raise CheckpointError(
+                "keys: the state refers to keys that were put away; give the store that has them"
+            )
         if not self._begun:
             self._begun = True
             self.store.begin({stored.name for stored in self._stored.values()})
@@ -352,13 +394,15 @@ class KeyedPipeline(ShowsArguments):
     # -- state
 
     def checkpointed(self) -> None:
-        """Tell the store that what `state_dict` last returned is saved for good; call it after every checkpoint."""
+        """Tell the store that what `state_dict` last returned is saved for good; call it after
+        every checkpoint."""
         with self._turn:
             if self.store is not None:
                 self._opened().checkpointed()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state; of the keys that were put away, their names and checksums in the store."""
+        """Return the whole state; of the keys that were put away, their names and checksums in the
+        store."""
         with self._turn:
             return self._state()
 
@@ -372,7 +416,9 @@ class KeyedPipeline(ShowsArguments):
             "stored": {
                 "keys": list(self._stored),
                 "numbers": np.array([row.number for row in rows], np.int64),
-                "checksums": np.frombuffer(b"".join(bytes.fromhex(row.checksum) for row in rows), np.uint8).copy(),
+                "checksums": np.frombuffer(
+                    b"".join(bytes.fromhex(row.checksum) for row in rows), np.uint8
+                ).copy(),
                 "pending": np.array([row.pending for row in rows], np.int64),
                 "times": np.array([row.time for row in rows], np.int64),
             },
@@ -397,16 +443,29 @@ class KeyedPipeline(ShowsArguments):
     def _load(self, state: dict[str, Any]) -> None:
         if "resident" not in state or list(state["names"]) != self.names:
             raise CheckpointError(
-                f"the checkpoint is of the experts {state['names']} and not of keys with {self.names}"
+                f"the checkpoint is of the experts {state['names']} and not of keys with "
+                f"{self.names}"
             )
         self.stats.load_state_dict(state["stats"])
         self._packed = {key: np.array(packed, np.uint8) for key, packed in state["resident"]}
-        self._resident = OrderedDict((key, self._made(unpack(data.tobytes()))) for key, data in self._packed.items())
-        stored, sums = state["stored"], np.asarray(state["stored"]["checksums"], np.uint8).tobytes()
-        rows = zip(stored["keys"], stored["numbers"], stored["pending"], stored["times"], strict=True)
+        self._resident = OrderedDict(
+            (key, self._made(unpack(data.tobytes()))) for key, data in self._packed.items()
+        )
+        stored, sums = (
+            state["stored"],
+            np.asarray(state["stored"]["checksums"], np.uint8).tobytes(),
+        )
+        rows = zip(
+            stored["keys"], stored["numbers"], stored["pending"], stored["times"], strict=True
+        )
         length = len(sums) // len(stored["keys"]) if stored["keys"] else 0
         self._stored = OrderedDict(
-            (key, _Stored(int(number), sums[i * length : (i + 1) * length].hex(), int(pending), int(time)))
+            (
+                key,
+                _Stored(
+                    int(number), sums[i * length : (i + 1) * length].hex(), int(pending), int(time)
+                ),
+            )
             for i, (key, number, pending, time) in enumerate(rows)
         )
         self._written = int(state["written"])

@@ -1,4 +1,5 @@
-"""What is done about labels that are few, late or absent: which to ask for, and what the loss is meanwhile."""
+"""What is done about labels that are few, late or absent: which to ask for, and what the loss is
+meanwhile."""
 
 from __future__ import annotations
 
@@ -39,9 +40,10 @@ class Said(NamedTuple):
 class Labelling:
     """Asks for labels, estimates losses without them, and keeps both beside the truth.
 
-    Each prediction has a note, which comes back with its label: probability and outcome of the asking (with a budget),
-    then the estimates (with `estimate`). The truth about asked labels, weighted by one over the probability, estimates
-    the loss over all predictions without bias, whatever was asked for.
+    Each prediction has a note, which comes back with its label: probability and outcome of the
+    asking (with a budget), then the estimates (with `estimate`). The truth about asked labels,
+    weighted by one over the probability, estimates the loss over all predictions without bias,
+    whatever was asked for.
 
     Parameters
     ----------
@@ -52,9 +54,13 @@ class Labelling:
         Whether losses are estimated. Forecasts, whose targets always come, have no estimates.
     """
 
-    def __init__(self, task: Task, budget: LabelBudget | None = None, *, estimate: bool = True) -> None:
+    def __init__(
+        self, task: Task, budget: LabelBudget | None = None, *, estimate: bool = True
+    ) -> None:
         if budget is not None and task.name != "supervised":
-            raise ConfigError("labels.rate", budget.rate, f"a supervised task: a {task.name} asks for no labels")
+            raise ConfigError(
+                "labels.rate", budget.rate, f"a supervised task: a {task.name} asks for no labels"
+            )
         self.loss: Loss = task.loss
         self.classify = task.kind == "classification"
         self.budget = budget
@@ -68,8 +74,11 @@ class Labelling:
         """Whether it does nothing at all."""
         return self.budget is None and self.estimate is None
 
-    def note(self, experts: Array, served: Array, scale: Array, *, commit: bool) -> tuple[float, ...]:
-        """Return the note of a new prediction; without `commit` nothing is asked for, and nothing changes.
+    def note(
+        self, experts: Array, served: Array, scale: Array, *, commit: bool
+    ) -> tuple[float, ...]:
+        """Return the note of a new prediction; without `commit` nothing is asked for, and nothing
+        changes.
 
         Parameters
         ----------
@@ -83,7 +92,9 @@ class Labelling:
         if self.budget is not None:
             probability, ask = 0.0, False
             if commit:
-                probability, ask = self.budget.decide(experts, served, unit, classify=self.classify)
+                probability, ask = self.budget.decide(
+                    experts, served, unit, classify=self.classify
+                )
                 self.stats.asked += ask
             note = (probability, float(ask))
         if self.estimate is not None:
@@ -95,19 +106,25 @@ class Labelling:
         return note
 
     def blank(self) -> tuple[float, ...]:
-        """Return the note of a prediction about which nothing could be noted: not asked for, nothing estimated."""
+        """Return the note of a prediction about which nothing could be noted: not asked for,
+        nothing estimated."""
         asked = () if self.budget is None else (0.0, 0.0)
         return asked if self.estimate is None else asked + (math.nan,) * self.estimate.length
 
     def said(self, note: tuple[float, ...], *, commit: bool) -> Said:
         """Return what goes out with a prediction of this note."""
         start = 0 if self.budget is None else 2
-        estimated = note[start + ROLES.index("served")] if self.estimate is not None else float("nan")
+        estimated = (
+            note[start + ROLES.index("served")] if self.estimate is not None else float("nan")
+        )
         loss = estimated if estimated == estimated else None
-        return Said(bool(note[1]), note[0], loss) if start and commit else Said(estimated_loss=loss)
+        return (
+            Said(bool(note[1]), note[0], loss) if start and commit else Said(estimated_loss=loss)
+        )
 
     def learn(self, matured: Matured) -> None:
-        """Take the truth about a prediction in; nothing else is changed by it than what is asked and estimated next."""
+        """Take the truth about a prediction in; nothing else is changed by it than what is asked
+        and estimated next."""
         if self.silent or not matured.note:
             return
         known = self.loss.known(matured.mask)
@@ -127,7 +144,11 @@ class Labelling:
             extra = note[len(measures) :]
             true = self.estimate.learn(said, matured.target[0], losses, extra, matured.weight)
             if note[0] == note[0]:
-                add(self.stats.foreseen, measures, [share * number for number in note[: len(measures)]])
+                add(
+                    self.stats.foreseen,
+                    measures,
+                    [share * number for number in note[: len(measures)]],
+                )
                 add(self.stats.seen, measures, (share * true).tolist())
                 self.stats.seen_count += share
 

@@ -14,10 +14,11 @@ Newest = Callable[[str], "int | None"]
 
 
 class Routes:
-    """A bounded table of ids, as long-lived as a task's own: twice the time-to-live, by the clock of the id's own key.
+    """A bounded table of ids, as long-lived as a task's own: twice the time-to-live, by the clock
+    of the id's own key.
 
-    A key whose clock is wrong, or that has fallen silent, thus takes no other key's ids with it; its own stay until
-    there are `most` ids in all, when the oldest go.
+    A key whose clock is wrong, or that has fallen silent, thus takes no other key's ids with it;
+    its own stay until there are `most` ids in all, when the oldest go.
 
     Parameters
     ----------
@@ -30,13 +31,16 @@ class Routes:
     def __init__(self, ttl: int, most: int) -> None:
         self.ttl = ttl
         self.most = most
-        self._of: OrderedDict[str, tuple[str, int]] = OrderedDict()  # id -> (key, entry's event time), oldest first
+        self._of: OrderedDict[str, tuple[str, int]] = (
+            OrderedDict()
+        )  # id -> (key, entry's event time), oldest first
 
     def __len__(self) -> int:
         return len(self._of)
 
     def find(self, id_: str, newest: Newest) -> str | None:
-        """Return the key of an id, if it is known still; `newest` tells the time of a key's newest entry."""
+        """Return the key of an id, if it is known still; `newest` tells the time of a key's newest
+        entry."""
         found = self._of.get(id_)
         return None if found is None or self._stale(*found, newest) else found[0]
 
@@ -53,7 +57,9 @@ class Routes:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the table; every key is written once."""
-        number = {key: i for i, key in enumerate(dict.fromkeys(key for key, _ in self._of.values()))}
+        number = {
+            key: i for i, key in enumerate(dict.fromkeys(key for key, _ in self._of.values()))
+        }
         return {
             "ids": list(self._of),
             "names": list(number),

@@ -10,7 +10,15 @@ import numpy as np
 
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.drift.reactions import Reactor
-from streamadapt.drift.signals import SIGNALS, EmbeddingDistance, UsualError, by_column, confidence, residual, wrong
+from streamadapt.drift.signals import (
+    SIGNALS,
+    EmbeddingDistance,
+    UsualError,
+    by_column,
+    confidence,
+    residual,
+    wrong,
+)
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Learner
 from streamadapt.models.contract import BaseOutput, Spec, TaskKind
@@ -36,7 +44,9 @@ class Watch:
         The task's.
     """
 
-    def __init__(self, monitors: Sequence[DriftMonitor], learners: Sequence[Learner], kind: TaskKind) -> None:
+    def __init__(
+        self, monitors: Sequence[DriftMonitor], learners: Sequence[Learner], kind: TaskKind
+    ) -> None:
         self.monitors = list(monitors)
         self.kind = kind
         self.stats = Stats()  # the pipeline puts its own here, and its faults
@@ -55,9 +65,15 @@ class Watch:
         kinds = {learner.kind for learner in learners}
         for i, monitor in enumerate(self.monitors):
             if monitor.signal not in signals:
-                raise ConfigError(f"drift[{i}].signal", monitor.signal, "one of " + ", ".join(signals))
+                raise ConfigError(
+                    f"drift[{i}].signal", monitor.signal, "one of " + ", ".join(signals)
+                )
             if monitor.signal == "confidence" and self.kind != "classification":
-                raise ConfigError(f"drift[{i}].signal", monitor.signal, f"classification; this task is a {self.kind}")
+                raise ConfigError(
+                    f"drift[{i}].signal",
+                    monitor.signal,
+                    f"classification; this task is a {self.kind}",
+                )
             for kind in monitor.learners or ():
                 if kind not in kinds:
                     expected = "kinds of the learners: " + ", ".join(sorted(kinds))
@@ -67,7 +83,9 @@ class Watch:
         """Raise `ConfigError` if what a monitor watches is nothing that the base shows."""
         for i, monitor in enumerate(self.monitors):
             if monitor.signal == "embedding" and spec.embedding is None:
-                raise ConfigError(f"drift[{i}].signal", monitor.signal, "a base that shows an embedding")
+                raise ConfigError(
+                    f"drift[{i}].signal", monitor.signal, "a base that shows an embedding"
+                )
 
     @property
     def boost(self) -> float:
@@ -76,7 +94,9 @@ class Watch:
 
     def watches(self, signal: str, *, each: bool = False) -> bool:
         """Whether a monitor wants it; `each`: by channel."""
-        return any(monitor.signal == signal and (monitor.each or not each) for monitor in self.monitors)
+        return any(
+            monitor.signal == signal and (monitor.each or not each) for monitor in self.monitors
+        )
 
     def take_in_matured(self, matured: Matured, loss: Loss) -> None:
         """Tell the monitors what became known."""
@@ -85,11 +105,19 @@ class Watch:
         base, target = matured.experts[0], matured.target
         usual = self.usual.usual(target.shape)
         self.usual.follow(np.abs(target - base), matured.mask)
-        judged = loss.known(matured.mask & ~np.isnan(usual)) if not loss.row_wise else loss.known(matured.mask)
+        judged = (
+            loss.known(matured.mask & ~np.isnan(usual))
+            if not loss.row_wise
+            else loss.known(matured.mask)
+        )
         scale = np.where(judged, loss.scale_of(usual), 1.0)
         losses = np.where(judged, loss.loss(base, target), 0.0)
         relative = float(losses.sum() / scale[judged].sum()) if judged.any() else math.nan
-        each = by_column(losses, judged) / by_column(scale, judged) if self.watches("loss", each=True) else None
+        each = (
+            by_column(losses, judged) / by_column(scale, judged)
+            if self.watches("loss", each=True)
+            else None
+        )
         self._detect("loss", relative, each)
         if self.watches("error"):
             self._detect("error", wrong(base, target, relative, self.kind))
@@ -98,7 +126,8 @@ class Watch:
             self._detect("residual", _mean(left), left)
 
     def take_in_entry(self, newest: Array, base: BaseOutput) -> None:
-        """Tell the monitors about an entry: scaled values (channels,), NaN where missing, and the base's output."""
+        """Tell the monitors about an entry: scaled values (channels,), NaN where missing, and the
+        base's output."""
         if self.watches("input"):
             self._detect("input", _mean(newest), newest)
         if self.watches("confidence"):
@@ -116,7 +145,8 @@ class Watch:
         self.reactor.adapt(issued.inputs, issued.base)
 
     def begin_again(self) -> None:
-        """Let monitors of what is told in learners' units, and trials, begin again: these units have changed."""
+        """Let monitors of what is told in learners' units, and trials, begin again: these units
+        have changed."""
         self.reactor.trials.clear()
         for monitor in self.monitors:
             if monitor.signal == "input" or monitor.signal not in SIGNALS:
@@ -131,7 +161,9 @@ class Watch:
             self.stats.add_drift(monitor.name, self.stats.last_time)
             if monitor.boost is not None:
                 self._note("boost", "")
-            self.reactor.react(monitor.reaction, monitor.learners, keep=monitor.keep, trial=monitor.trial)
+            self.reactor.react(
+                monitor.reaction, monitor.learners, keep=monitor.keep, trial=monitor.trial
+            )
 
     def _fires(self, monitor: DriftMonitor, value: Value) -> bool:
         """Tell a monitor a value; one that raises starts again from nothing, and does not fire."""

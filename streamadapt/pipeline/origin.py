@@ -1,4 +1,5 @@
-"""Inputs, outputs, waiting predictions and matured examples as learners take them: less their channels' origins."""
+"""Inputs, outputs, waiting predictions and matured examples as learners take them: less their
+channels' origins."""
 
 from __future__ import annotations
 
@@ -14,14 +15,22 @@ from streamadapt.models.origin import FLOAT32_MAX, less_origin
 from streamadapt.records import Array, Mask
 from streamadapt.tasks import Issued, Matured, Window
 
-__all__ = ["base_inputs", "finite_output", "learner_inputs", "moved_issued", "moved_matured", "warn_of_rounding"]
+__all__ = [
+    "base_inputs",
+    "finite_output",
+    "learner_inputs",
+    "moved_issued",
+    "moved_matured",
+    "warn_of_rounding",
+]
 
 
 log = logging.getLogger(__name__)
 
 
 def base_inputs(window: Window, spec: Spec, base: Base) -> Tensor:
-    """Return what the base is asked with, (window, channels), original units, in the precision that it takes."""
+    """Return what the base is asked with, (window, channels), original units, in the precision
+    that it takes."""
     far = spec.input_origin is not None or spec.output_origin is not None
     filled = torch.from_numpy(window.fill_unseen(_original(spec.input_loc, spec.input_origin)))
     return filled.to(spec.device, base.input_dtype(far=far))
@@ -51,16 +60,21 @@ def finite_output(said: BaseOutput, spec: Spec) -> tuple[Array, BaseOutput, Mask
     if bool((np.abs(exact) <= FLOAT32_MAX).all()):
         as_it_is = spec.output_origin is None and said.output.dtype == torch.float32
         return exact, said if as_it_is else said._replace(output=_for_learners(exact, spec)), None
-    from streamadapt.models.contract import without_nonfinite  # here: it imports the learners, which import this module
+    from streamadapt.models.contract import (
+        without_nonfinite,
+    )  # here: it imports the learners, which import this module
 
-    loc = torch.from_numpy(_original(spec.output_loc, spec.output_origin)).to(said.output.device, said.output.dtype)
+    loc = torch.from_numpy(_original(spec.output_loc, spec.output_origin)).to(
+        said.output.device, said.output.dtype
+    )
     finite, silent = without_nonfinite(said, spec.kind, loc)
     exact = finite.output.cpu().double().numpy()
     return exact, finite._replace(output=_for_learners(exact, spec)), silent
 
 
 def moved_issued(issued: Issued, spec: Spec) -> Issued:
-    """Return a prediction that waits, as it would have been kept had the outputs had this spec's origin."""
+    """Return a prediction that waits, as it would have been kept had the outputs had this spec's
+    origin."""
     said = np.nan_to_num(issued.experts[0])
     return replace(issued, base=issued.base._replace(output=_for_learners(said, spec)))
 
@@ -82,8 +96,10 @@ def warn_of_rounding(base: Base, spec: Spec) -> None:
     channels = torch.nonzero(origin).flatten().tolist()
     spacing = float(np.spacing(np.float32(origin.abs().max().item())))
     log.warning(
-        "the base is given float32 numbers, and channel %s is so far from zero (near %g) that these are %g apart: its "
-        "changes are rounded to that. Give the base differences from the entry before instead of totals; "
+        "the base is given float32 numbers, and channel %s is so far from zero (near %g) that "
+        "these are %g apart: its "
+        "changes are rounded to that. Give the base differences from the entry before instead "
+        "of totals; "
         "learners and losses are not rounded",
         ", ".join(map(str, channels[:8])) + (" ..." if len(channels) > 8 else ""),
         float(origin.abs().max()),

@@ -26,40 +26,45 @@ Rank = tuple[bool, int, float, bool]
 
 
 class Panel(ShowsArguments):
-    """Assembles records, each of one sensor (`Entry.key`) with one value, into entries of all sensors.
+    """Assembles records, each of one sensor (`Entry.key`) with one value, into entries of all
+    sensors.
 
-    A row is released when the watermark, the newest event time seen less `lateness`, has passed its time; a record that
-    comes later is refused. A sensor without a value in a row is NaN there, and may come back at any time. Which rows
-    come out, their times, values and columns depend on the set of the accepted records alone, not on their order: in
-    whatever order they arrive within `lateness`, the pipeline behind says the same, to the bit.
+    A row is released when the watermark, the newest event time seen less `lateness`, has passed
+    its time; a record that comes later is refused. A sensor without a value in a row is NaN there,
+    and may come back at any time. Which rows come out, their times, values and columns depend on
+    the set of the accepted records alone, not on their order: in whatever order they arrive within
+    `lateness`, the pipeline behind says the same, to the bit.
 
-    In a row a sensor's newest value counts; of several at one event time the greatest, and a missing one (NaN) only
-    where there is no other. So the same record again changes nothing, and which of two values is the correction of the
-    other cannot be told from a record: give it a later time.
+    In a row a sensor's newest value counts; of several at one event time the greatest, and a
+    missing one (NaN) only where there is no other. So the same record again changes nothing, and
+    which of two values is the correction of the other cannot be told from a record: give it a
+    later time.
 
-    An assembled entry has the row's time, in ns, for its `id` and for the offset of its `position`, whose stream and
-    partition are those of the records; its `key` is empty. So do predictions: unique and rising within a partition,
-    the same after every replay, and told from each other by nothing that depends on the order of the records.
+    An assembled entry has the row's time, in ns, for its `id` and for the offset of its
+    `position`, whose stream and partition are those of the records; its `key` is empty. So do
+    predictions: unique and rising within a partition, the same after every replay, and told from
+    each other by nothing that depends on the order of the records.
 
     Parameters
     ----------
     sensors : sequence of str, optional
         The names of the sensors, a column each. Records of other sensors are refused.
     max_sensors : int, optional
-        In place of `sensors`: the largest number of columns. A sensor takes one when it first has a value in a row that
-        is released, in the order of the names within that row, and keeps it. Further sensors are refused.
+        In place of `sensors`: the largest number of columns. A sensor takes one when it first has
+        a value in a row that is released, in the order of the names within that row, and keeps it.
+        Further sensors are refused.
     step : duration, optional
-        Rows on a grid: the row of time T has what was measured in (T - step, T], T being a multiple of `step` since the
-        Unix epoch. Without it there is a row for every event time at which a sensor said something (irregular steps;
-        their times reach learners that use them).
+        Rows on a grid: the row of time T has what was measured in (T - step, T], T being a
+        multiple of `step` since the Unix epoch. Without it there is a row for every event time at
+        which a sensor said something (irregular steps; their times reach learners that use them).
     lateness : duration
         How much later than the newest record another one may come.
     max_gap : int, >= 0, in rows
-        With a `step`, so many rows of NaN stand for a silence; what is longer is jumped over. They are released
-        together with the row that ends it.
+        With a `step`, so many rows of NaN stand for a silence; what is longer is jumped over. They
+        are released together with the row that ends it.
     max_ahead : duration
-        A record further ahead of the newest is in doubt; see `Watermark`. At least `lateness`. Default: a day, or 16
-        steps if they are longer.
+        A record further ahead of the newest is in doubt; see `Watermark`. At least `lateness`.
+        Default: a day, or 16 steps if they are longer.
     max_waiting : int
         The largest number of values that wait; beyond it the oldest row is released early.
 
@@ -91,9 +96,13 @@ class Panel(ShowsArguments):
         max_waiting: int = 100_000,
     ) -> None:
         if (sensors is None) == (max_sensors is None):
-            raise ConfigError("panel.sensors", sensors, "a list of sensors, or else panel.max_sensors")
+            raise ConfigError(
+                "panel.sensors", sensors, "a list of sensors, or else panel.max_sensors"
+            )
         if isinstance(sensors, str) or (sensors is not None and _bad_names(sensors)):
-            raise ConfigError("panel.sensors", sensors, "different names, one at least, none of them empty")
+            raise ConfigError(
+                "panel.sensors", sensors, "different names, one at least, none of them empty"
+            )
         for name, value, low in (
             ("max_sensors", max_sensors, 1),
             ("max_gap", max_gap, 0),
@@ -109,12 +118,18 @@ class Panel(ShowsArguments):
         self.max_gap = max_gap
         self.max_waiting = max_waiting
         ahead_ns = (
-            max(DAY_NS, 16 * (self.step_ns or 0)) if max_ahead is None else duration_ns("panel.max_ahead", max_ahead)
+            max(DAY_NS, 16 * (self.step_ns or 0))
+            if max_ahead is None
+            else duration_ns("panel.max_ahead", max_ahead)
         )
         self.clock = Watermark(duration_ns("panel.lateness", lateness), ahead_ns)
         if self.clock.max_ahead_ns < self.clock.lateness_ns:
-            raise ConfigError("panel.max_ahead", max_ahead, f"a duration >= panel.lateness, {lateness}")
-        self.lost: Counter[str] = Counter()  # by reason, what was dropped after it was taken; the pipeline's counter
+            raise ConfigError(
+                "panel.max_ahead", max_ahead, f"a duration >= panel.lateness, {lateness}"
+            )
+        self.lost: Counter[str] = (
+            Counter()
+        )  # by reason, what was dropped after it was taken; the pipeline's counter
         self._at: dict[str, int] = {name: i for i, name in enumerate(self.columns) if name}
         self._open: dict[int, dict[str, Reading]] = {}  # row time -> sensor -> its reading
         self._times: list[int] = []  # heap of the open rows' times
@@ -125,10 +140,14 @@ class Panel(ShowsArguments):
     def check(self, task: Task, channels: int | None) -> None:
         """Raise `ConfigError` where task and base do not fit."""
         if isinstance(task, Supervised):
-            raise ConfigError("task.kind", task.name, "forecast or unlabelled: a panel's records have no labels")
+            raise ConfigError(
+                "task.kind", task.name, "forecast or unlabelled: a panel's records have no labels"
+            )
         if channels not in (None, len(self.columns)):
             name = "panel.max_sensors" if self.open_ended else "panel.sensors"
-            raise ConfigError(name, len(self.columns), f"{channels} sensors, which the base was fitted on")
+            raise ConfigError(
+                name, len(self.columns), f"{channels} sensors, which the base was fitted on"
+            )
 
     # -- records in, rows out
 
@@ -147,7 +166,9 @@ class Panel(ShowsArguments):
             self._put(admitted)
         self._count(Reason.BAD_TIME, self.clock.dropped)
         self.clock.dropped = 0
-        while self._times and (self._waiting > self.max_waiting or self._times[0] < (self.clock.passed or 0)):
+        while self._times and (
+            self._waiting > self.max_waiting or self._times[0] < (self.clock.passed or 0)
+        ):
             yield from self._release()
 
     def flush(self) -> Iterator[Entry]:
@@ -164,7 +185,9 @@ class Panel(ShowsArguments):
         if isinstance(item, Label):
             raise EntryError(Reason.UNKNOWN_LABEL, "a panel's targets are its own records", at)
         if item.values.shape != (1,):
-            raise EntryError(Reason.WRONG_WIDTH, f"expected 1 value of one sensor, got {item.values.shape}", at)
+            raise EntryError(
+                Reason.WRONG_WIDTH, f"expected 1 value of one sensor, got {item.values.shape}", at
+            )
         check_size(item.values, "value", at)
         if item.key not in self._at:
             self._check_new(item)
@@ -182,9 +205,13 @@ class Panel(ShowsArguments):
         if not item.key:
             raise EntryError(Reason.MISSING_FIELD, "no key: which sensor is it?", item.position)
         if not self.open_ended:
-            raise EntryError(Reason.UNKNOWN_SENSOR, f"{item.key[:60]!r} is none of panel.sensors", item.position)
+            raise EntryError(
+                Reason.UNKNOWN_SENSOR, f"{item.key[:60]!r} is none of panel.sensors", item.position
+            )
         if len(self._at) == len(self.columns):
-            detail = f"{item.key[:60]!r}: all {len(self.columns)} columns are taken (panel.max_sensors)"
+            detail = (
+                f"{item.key[:60]!r}: all {len(self.columns)} columns are taken (panel.max_sensors)"
+            )
             raise EntryError(Reason.TOO_MANY_SENSORS, detail, item.position)
 
     def _row_of(self, time: int) -> int:
@@ -192,7 +219,9 @@ class Panel(ShowsArguments):
 
     def _put(self, reading: Reading) -> None:
         time = self._row_of(reading.time)
-        if self._last is not None and time <= self._last:  # it was in doubt, and its row was released early
+        if (
+            self._last is not None and time <= self._last
+        ):  # it was in doubt, and its row was released early
             self._count(Reason.LATE_RECORD, 1)
             return
         row = self._open.get(time)
@@ -214,7 +243,11 @@ class Panel(ShowsArguments):
         placed = [reading for sensor, reading in readings.items() if sensor in self._at]
         for reading in placed:
             values[self._at[reading.sensor]] = reading.value
-        lost = sum(not math.isnan(reading.value) for reading in readings.values() if reading.sensor not in self._at)
+        lost = sum(
+            not math.isnan(reading.value)
+            for reading in readings.values()
+            if reading.sensor not in self._at
+        )
         self._count(Reason.TOO_MANY_SENSORS, lost)
         if placed:  # else no sensor of this panel said anything
             last, self._last = self._last, time
@@ -225,7 +258,11 @@ class Panel(ShowsArguments):
 
     def _settle(self, readings: dict[str, Reading]) -> None:
         """Give columns that are free to the sensors that have their first value."""
-        new = sorted(s for s, reading in readings.items() if s not in self._at and not math.isnan(reading.value))
+        new = sorted(
+            s
+            for s, reading in readings.items()
+            if s not in self._at and not math.isnan(reading.value)
+        )
         for sensor in new[: len(self.columns) - len(self._at)]:
             i = len(self._at)
             self._at[sensor] = i
@@ -242,7 +279,11 @@ class Panel(ShowsArguments):
 
     def state_dict(self) -> dict[str, Any]:
         """Return columns, watermark and open rows."""
-        rows = [(time, *reading) for time in sorted(self._open) for _, reading in sorted(self._open[time].items())]
+        rows = [
+            (time, *reading)
+            for time in sorted(self._open)
+            for _, reading in sorted(self._open[time].items())
+        ]
         return {
             "columns": list(self.columns),
             "clock": self.clock.state_dict(),
@@ -260,18 +301,25 @@ class Panel(ShowsArguments):
         self._at = {name: i for i, name in enumerate(self.columns) if name}
         self.clock.load_state_dict(state["clock"])
         self._open, self._times, self._waiting = {}, [], 0
-        for time, sensor, value in zip(state["times"], state["sensors"], state["values"], strict=True):
+        for time, sensor, value in zip(
+            state["times"], state["sensors"], state["values"], strict=True
+        ):
             self._put(Reading(int(time), sensor, float(value)))
         self._last = None if state["last"] is None else int(state["last"])
         self._place = str(state["place"][0]), int(state["place"][1])
 
 
 def _bad_names(sensors: Sequence[str]) -> bool:
-    return not sensors or len(set(sensors)) < len(sensors) or not all(isinstance(s, str) and s for s in sensors)
+    return (
+        not sensors
+        or len(set(sensors)) < len(sensors)
+        or not all(isinstance(s, str) and s for s in sensors)
+    )
 
 
 def _rank(reading: Reading) -> Rank:
-    """What makes one reading of a sensor count more than another: the greater tuple wins, whichever came first."""
+    """What makes one reading of a sensor count more than another: the greater tuple wins,
+    whichever came first."""
     if math.isnan(reading.value):
         return False, reading.time, 0.0, False
     return True, reading.time, reading.value, math.copysign(1.0, reading.value) > 0

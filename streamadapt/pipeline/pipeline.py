@@ -16,7 +16,14 @@ from torch import Tensor
 from streamadapt.arguments import ShowsArguments
 from streamadapt.config.durations import duration_ns
 from streamadapt.drift.monitor import DriftMonitor
-from streamadapt.errors import CheckpointError, ConfigError, EntryError, Reason, ShapeError, StreamadaptError
+from streamadapt.errors import (
+    CheckpointError,
+    ConfigError,
+    EntryError,
+    Reason,
+    ShapeError,
+    StreamadaptError,
+)
 from streamadapt.guard.two_layer import Guard, Mixture, TwoLayer
 from streamadapt.learners.base import Learner
 from streamadapt.models.contract import Base, BaseOutput, Spec, as_base, check_probabilities
@@ -69,7 +76,8 @@ class Asked:
     inputs : Tensor, (window, channels), float32
         What learners are given: without the absurd values, and less the origin.
     base : BaseOutput
-        What the base said of the window without the absurd values, in original units: it may hold what is no number.
+        What the base said of the window without the absurd values, in original units: it may hold
+        what is no number.
     look : Look
         What the screen says of the entry.
     raw : BaseOutput or None
@@ -88,14 +96,15 @@ class Asked:
 class Pipeline(ShowsArguments):
     """Predicts every entry, learns from every label, and serves a guarded mixture.
 
-    A learner, guard, detector or reaction that raises an exception is left out for a while: it is counted in
-    ``stats.faults``, logged with its traceback once, and put back to a state from before; the stream goes on. Where the
-    base raises, or returns no output, that entry is refused (`Reason.BASE_FAILED`) and has changed nothing. What is
-    wrong when the first window is full (`ConfigError`, `ShapeError`) is raised.
+    A learner, guard, detector or reaction that raises an exception is left out for a while: it is
+    counted in ``stats.faults``, logged with its traceback once, and put back to a state from
+    before; the stream goes on. Where the base raises, or returns no output, that entry is refused
+    (`Reason.BASE_FAILED`) and has changed nothing. What is wrong when the first window is full
+    (`ConfigError`, `ShapeError`) is raised.
 
-    May be used from several threads: calls wait for each other. `observe` takes a turn for each item, so that a
-    `predict` beside it sees the state between two items. A call from within another one on the same thread (from
-    `on_rejected`, a learner or the base) raises `BusyError`.
+    May be used from several threads: calls wait for each other. `observe` takes a turn for each
+    item, so that a `predict` beside it sees the state between two items. A call from within
+    another one on the same thread (from `on_rejected`, a learner or the base) raises `BusyError`.
 
     Parameters
     ----------
@@ -111,25 +120,31 @@ class Pipeline(ShowsArguments):
     device : {"auto", "cpu", "cuda"} or torch.device
         Where base and learners live.
     seed : int
-        Of all random numbers: the same entries, settings and seed give the same bits on the same kind of machine.
+        Of all random numbers: the same entries, settings and seed give the same bits on the same
+        kind of machine.
     budget : LabelBudget, optional
         Supervised tasks: asks for the labels that tell most (`Prediction.ask`).
     estimate : bool
-        Whether the losses of predictions are estimated before their labels come. Changes no prediction.
+        Whether the losses of predictions are estimated before their labels come. Changes no
+        prediction.
     on_rejected : callable, optional
-        Called with a refused item and its `EntryError`; without one, `observe` raises it. Of a panel's row that the
-        base failed on, the item is the row. Of an entry that only brought a bad label it gets a `LabelError`, after the
-        entry was predicted without it.
+        Called with a refused item and its `EntryError`; without one, `observe` raises it. Of a
+        panel's row that the base failed on, the item is the row. Of an entry that only brought a
+        bad label it gets a `LabelError`, after the entry was predicted without it.
     panel : Panel, optional
-        Assembles records of single sensors into the entries that the task sees. It holds state, too.
+        Assembles records of single sensors into the entries that the task sees. It holds state,
+        too.
     intervals : Intervals, optional
-        Forecasts and regressions: a prediction has `Prediction.low` and `high`. It holds state, too.
+        Forecasts and regressions: a prediction has `Prediction.low` and `high`. It holds state,
+        too.
     max_behind : duration
-        An entry that is older than the newest by at most so much is taken in the order of arrival, with the newest
-        time (`Prediction.time` is its own); an older one is refused (``time_backwards``).
+        An entry that is older than the newest by at most so much is taken in the order of arrival,
+        with the newest time (`Prediction.time` is its own); an older one is refused
+        (``time_backwards``).
     max_ahead : duration
-        An entry dated further ahead than this, and than is usual for the stream, is refused (``bad_time``) until
-        others agree on such a leap; see `streamadapt.tasks.event_clock.EventClock`.
+        An entry dated further ahead than this, and than is usual for the stream, is refused
+        (``bad_time``) until others agree on such a leap; see
+        `streamadapt.tasks.event_clock.EventClock`.
 
     Examples
     --------
@@ -176,7 +191,11 @@ class Pipeline(ShowsArguments):
         self._turn = Turn("the pipeline")
         self.names = ["base", *(name for learner in self.learners for name in learner.names)]
         if len(set(self.names) | {"served"}) != len(self.names) + 1:
-            raise ConfigError("learners", self.names, "names that differ from each other, from base and from served")
+            raise ConfigError(
+                "learners",
+                self.names,
+                "names that differ from each other, from base and from served",
+            )
         for learner in self.learners:
             learner.check_kind(task.kind)
         self.base.check(task.kind, task.window_length, task.rows, getattr(task, "classes", None))
@@ -193,7 +212,9 @@ class Pipeline(ShowsArguments):
         self._doubted = task.kind == "classification"  # whether the base returns probabilities
         self.health: Health | None = None
         self.spec: Spec | None = None
-        self._level_open = task.kind == "regression" and self.base.output_loc is None  # no label has told it yet
+        self._level_open = (
+            task.kind == "regression" and self.base.output_loc is None
+        )  # no label has told it yet
 
     def _check_parts(self) -> None:
         """Raise `ConfigError` where learners, guard, panel and task do not fit each other."""
@@ -204,7 +225,11 @@ class Pipeline(ShowsArguments):
         if not self.task.labelled:
             for i, learner in enumerate(self.learners):
                 if learner.needs_labels:
-                    raise ConfigError(f"learners[{i}].kind", learner.kind, "one that adapts without labels: none come")
+                    raise ConfigError(
+                        f"learners[{i}].kind",
+                        learner.kind,
+                        "one that adapts without labels: none come",
+                    )
 
     def count_in(self, stats: Stats) -> None:
         """Count in `stats` from now on; many pipelines may share one."""
@@ -219,18 +244,20 @@ class Pipeline(ShowsArguments):
 
     @own_settings
     def observe(self, items: Iterable[Entry | Label]) -> list[Prediction]:
-        """Take entries and labels in, in order; return one prediction per entry once the window is full.
+        """Take entries and labels in, in order; return one prediction per entry once the window is
+        full.
 
         With a `panel` there is one per assembled row: several at one record, or none.
-        ``observe([a, b])`` equals ``observe([a]) + observe([b])``. Called from two threads, each waits for its turn:
-        their items come in some order, one whole item after the other.
+        ``observe([a, b])`` equals ``observe([a]) + observe([b])``. Called from two threads, each
+        waits for its turn: their items come in some order, one whole item after the other.
 
         Raises
         ------
         EntryError
-            At the first bad item, if there is no `on_rejected`; that item changed nothing, but that the clock
-            remembers a time that later entries may agree with. (Of a panel's rows that one
-            record completes, the others have been taken in.) An entry with a bad label is such an item then.
+            At the first bad item, if there is no `on_rejected`; that item changed nothing, but
+            that the clock remembers a time that later entries may agree with. (Of a panel's rows
+            that one record completes, the others have been taken in.) An entry with a bad label is
+            such an item then.
         BusyError
             From within a call of the same pipeline.
         """
@@ -250,7 +277,8 @@ class Pipeline(ShowsArguments):
         return predictions
 
     def _observe(self, given: Entry | Label, predictions: list[Prediction]) -> None:
-        """Take one item in, as people give it; a bad label that an entry brought is refused by itself."""
+        """Take one item in, as people give it; a bad label that an entry brought is refused by
+        itself."""
         try:
             item, fault = without_bad_label(self.task, coerced(given))
         except EntryError as error:
@@ -258,11 +286,18 @@ class Pipeline(ShowsArguments):
             return
         if fault is not None and self.on_rejected is None:
             self._refuse([(given, fault)])
-        taken = self._take((item,) if self.panel is None else self.panel.take(item), given, predictions)
+        taken = self._take(
+            (item,) if self.panel is None else self.panel.take(item), given, predictions
+        )
         if fault is not None and taken:
             self._refuse([(given, fault)])
 
-    def _take(self, rows: Iterable[Entry | Label], given: Entry | Label | None, predictions: list[Prediction]) -> bool:
+    def _take(
+        self,
+        rows: Iterable[Entry | Label],
+        given: Entry | Label | None,
+        predictions: list[Prediction],
+    ) -> bool:
         """Take rows in, which `given` completed; one that is refused does not keep the others out.
 
         Returns
@@ -277,7 +312,9 @@ class Pipeline(ShowsArguments):
                     predictions += filter(None, (self._step(row),))
                 except EntryError as error:
                     self.task.refused(row, error.reason)
-                    refused.append((row if self.panel is not None or given is None else given, error))
+                    refused.append(
+                        (row if self.panel is not None or given is None else given, error)
+                    )
         except EntryError as error:  # the panel's own, about the item
             assert given is not None
             refused.append((given, error))
@@ -294,21 +331,29 @@ class Pipeline(ShowsArguments):
 
     def _step(self, item: Entry | Label) -> Prediction | None:
         was_built = self.spec is not None
-        look, asked = self._ask(item) if isinstance(item, Entry) else (None, None)  # first: where the base fails
+        look, asked = (
+            self._ask(item) if isinstance(item, Entry) else (None, None)
+        )  # first: where the base fails
         self.task.absurd_values = None if look is None else look.absurd  # nothing has changed
         arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
         if look is not None and isinstance(item, Entry):
             self.stats.absurd += self.screen.take(item.values, look)
         if self._level_open and arrival.matured:
             self._settle_level(arrival.matured)
-        with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+        with (
+            self.timing.stage("learn"),
+            torch.no_grad(),
+            np.errstate(over="ignore", invalid="ignore"),
+        ):
             for whole in arrival.matured:
                 matured = self._judge_interval(whole)
                 self._learn(matured)  # 2. every learner, in order
                 # 3. drift, and the reactions to it
                 self._contain("signals", self.watch.take_in_matured, matured, self.task.loss)
                 self._contain("labelling", self.labelling.learn, matured)
-                self.keeper.update(matured.experts, matured.own, matured.target, matured.mask, matured.weight)  # 4.
+                self.keeper.update(
+                    matured.experts, matured.own, matured.target, matured.mask, matured.weight
+                )  # 4.
         self.stats.pending = self.task.pending
         due = self.scales.learn(arrival.matured)
         if look is not None and isinstance(item, Entry):
@@ -326,18 +371,25 @@ class Pipeline(ShowsArguments):
         self.task.remember(issued)
         self.stats.pending = self.task.pending
         with self.timing.stage("learn"), torch.no_grad():
-            scores = self._adapt(issued)  # what needs no label is learned after the prediction, too
+            scores = self._adapt(
+                issued
+            )  # what needs no label is learned after the prediction, too
         prediction = self._prediction(asked, issued, said, scores)  # 6. what is served
-        with self.timing.stage("learn"), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+        with (
+            self.timing.stage("learn"),
+            torch.no_grad(),
+            np.errstate(over="ignore", invalid="ignore"),
+        ):
             self._look_at_scales(due, look.hindsight if was_built and look is not None else None)
         return prediction
 
     @own_settings
     def predict(self, entry: Entry) -> Prediction:
-        """Predict from the current window with `entry` appended, learning and changing nothing (serving).
+        """Predict from the current window with `entry` appended, learning and changing nothing
+        (serving).
 
-        May be asked from any thread while another one observes: it waits for its turn, and sees the state between two
-        items.
+        May be asked from any thread while another one observes: it waits for its turn, and sees
+        the state between two items.
 
         Raises
         ------
@@ -353,7 +405,9 @@ class Pipeline(ShowsArguments):
             _, asked = self._ask(entry, commit=False) if self.spec is not None else (None, None)
             if asked is None:  # building from this entry would let a question shape the learners
                 window = self.task.window
-                raise ConfigError("predict", 0 if window is None else window.count, "a window that is full")
+                raise ConfigError(
+                    "predict", 0 if window is None else window.count, "a window that is full"
+                )
             with torch.no_grad():
                 issued, said = self._predict(asked, commit=False)
             return self._prediction(asked, issued, said, {}, commit=False)
@@ -361,7 +415,8 @@ class Pipeline(ShowsArguments):
     # -- the base, which is asked before anything changes
 
     def _ask(self, entry: Entry, *, commit: bool = True) -> tuple[Look, Asked | None]:
-        """Check an entry and call the base for it, changing nothing; nothing is asked while the first window fills.
+        """Check an entry and call the base for it, changing nothing; nothing is asked while the
+        first window fills.
 
         Raises
         ------
@@ -382,7 +437,8 @@ class Pipeline(ShowsArguments):
         return look, Asked(entry, window, spec, inputs, base, look, raw)
 
     def _ask_of(self, window: Window, entry: Entry, spec: Spec) -> tuple[Tensor, BaseOutput]:
-        """Return the inputs of a window that ends with an entry, and what the base says of them."""
+        """Return the inputs of a window that ends with an entry, and what the base says of
+        them."""
         inputs = learner_inputs(window, spec)
         try:
             with self.timing.stage("predict"), torch.no_grad():
@@ -401,18 +457,25 @@ class Pipeline(ShowsArguments):
     def _checked(self, said: Any, spec: Spec) -> BaseOutput:
         """Return a copy of what the base said, if it is an output at all."""
         if not isinstance(said, BaseOutput) or not isinstance(said.output, Tensor):
-            raise ShapeError(f"the base must return a BaseOutput with a tensor, got {type(said).__name__}")
+            raise ShapeError(
+                f"the base must return a BaseOutput with a tensor, got {type(said).__name__}"
+            )
         output, embedding = said.output, said.embedding
         if tuple(output.shape) != (spec.rows, spec.columns) or output.is_complex():
             raise ShapeError(
-                f"the base must return ({spec.rows}, {spec.columns}) for this task, got {tuple(output.shape)}"
-                + (f" of {output.dtype}" if output.is_complex() else "")
+                f"the base must return ({spec.rows}, {spec.columns}) for this task, got "
+                f"{tuple(output.shape)}" + (f" of {output.dtype}" if output.is_complex() else "")
             )
         features = None if embedding is None else embedding.numel()
         if self.spec is not None and features != spec.embedding:
-            raise ShapeError(f"the base's embedding must have {spec.embedding} features as before, got {features}")
+            raise ShapeError(
+                f"the base's embedding must have {spec.embedding} features as before, got "
+                f"{features}"
+            )
         dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
-        copied = output.detach().to(spec.device, dtype, copy=True)  # it may be a buffer that is used again
+        copied = output.detach().to(
+            spec.device, dtype, copy=True
+        )  # it may be a buffer that is used again
         return BaseOutput(copied, None if embedding is None else embedding.detach().clone())
 
     # -- building: when the first window is full the shapes are known
@@ -421,7 +484,11 @@ class Pipeline(ShowsArguments):
         columns = self.task.columns(window.values.shape[1])
         scale = self.base.input_scale
         if scale is not None and len(scale) != window.values.shape[1]:
-            raise ConfigError("base.scaling", len(scale), f"{window.values.shape[1]} channels, as the entries have")
+            raise ConfigError(
+                "base.scaling",
+                len(scale),
+                f"{window.values.shape[1]} channels, as the entries have",
+            )
         self.base.check(self.task.kind, self.task.window_length, self.task.rows, columns)
         device = resolve_device(self.device_wanted, cells=self.task.rows * columns)
         self.base.to(device)
@@ -434,7 +501,9 @@ class Pipeline(ShowsArguments):
         self.task.origin = None if spec.output_origin is None else spec.output_origin.cpu().numpy()
         self.base.to(spec.device)
         warn_of_rounding(self.base, spec)
-        unbuilt = [i for i, learner in enumerate(self.learners) if not self._is_built(learner, spec)]
+        unbuilt = [
+            i for i, learner in enumerate(self.learners) if not self._is_built(learner, spec)
+        ]
         self.watch.check_spec(spec)
         self.health = Health(self.learners, self.faults, unbuilt)
         unit = spec.output_scale.cpu().double().numpy()
@@ -444,7 +513,9 @@ class Pipeline(ShowsArguments):
             self.stats.loss_cells.setdefault(name, 0)
         parts = [f"detector:{m.name}" for m in self.watch.monitors]
         for part in ("guard", *map(part_of, self.learners), *parts):
-            self.stats.faults.setdefault(part, 0)  # a counter that appears with its first event has no rate
+            self.stats.faults.setdefault(
+                part, 0
+            )  # a counter that appears with its first event has no rate
         for name in self.names[1:]:
             self.stats.updates.setdefault(name, Counter())
 
@@ -461,10 +532,11 @@ class Pipeline(ShowsArguments):
     # -- scales that turn out to be wrong
 
     def _look_at_scales(self, due: bool, hindsight: Mask | None = None) -> None:
-        """Begin again where a scale, or a first entry, turns out to be wrong, with what is remembered.
+        """Begin again where a scale, or a first entry, turns out to be wrong, with what is
+        remembered.
 
-        Predictions that wait are judged as they were issued, and nothing is counted twice. What looks at losses only
-        (detectors, label budget, estimates, intervals) goes on as it is.
+        Predictions that wait are judged as they were issued, and nothing is counted twice. What
+        looks at losses only (detectors, label budget, estimates, intervals) goes on as it is.
         """
         if due and self.spec is not None:
             better = self.scales.better(self.spec, self.spec.columns)
@@ -472,7 +544,9 @@ class Pipeline(ShowsArguments):
                 self.intervals.load_state_dict({})  # nor are the sizes of the first few errors
                 columns: Mask = np.asarray(hindsight.any(axis=0))
                 forecast = self.spec.kind == "forecast"
-                self.task.unjudge_waiting(columns if forecast else np.ones(self.spec.columns, np.bool_))
+                self.task.unjudge_waiting(
+                    columns if forecast else np.ones(self.spec.columns, np.bool_)
+                )
             if better is not None or hindsight is not None:
                 self._begin_again(self.spec if better is None else rescaled(self.spec, better))
         self.scales.settle()
@@ -481,11 +555,16 @@ class Pipeline(ShowsArguments):
         items = self.scales.cleaned()
         try:
             answers = self._ask_again(items, spec)
-        except EntryError:  # a base that has answered before, and does not now: everything stays as it is
+        except (
+            EntryError
+        ):  # a base that has answered before, and does not now: everything stays as it is
             return
         now, stats = self.task.state_dict(), self.stats
         self.task.load_state_dict(self.scales.pristine)
-        doubts, self.task.clock.doubts = self.task.clock.doubts, False  # these times have been judged
+        doubts, self.task.clock.doubts = (
+            self.task.clock.doubts,
+            False,
+        )  # these times have been judged
         self.task.absurd_values = None
         self._count_in(Stats())
         self.watch.begin_again()
@@ -502,8 +581,11 @@ class Pipeline(ShowsArguments):
             self.health.grace = self.task.pending
         self.scales.spent += len(items)
 
-    def _ask_again(self, items: Sequence[Entry | Learned], spec: Spec) -> dict[int, tuple[Tensor, BaseOutput]]:
-        """Return what the base says of the windows that are remembered, by the place of their newest entry."""
+    def _ask_again(
+        self, items: Sequence[Entry | Learned], spec: Spec
+    ) -> dict[int, tuple[Tensor, BaseOutput]]:
+        """Return what the base says of the windows that are remembered, by the place of their
+        newest entry."""
         window: Window | None = None
         answers = {}
         for i, item in enumerate(items):
@@ -515,11 +597,15 @@ class Pipeline(ShowsArguments):
         return answers
 
     def _repeat(
-        self, item: Entry | Learned, answer: tuple[Tensor, BaseOutput] | None, waiting: dict[str, Issued]
+        self,
+        item: Entry | Learned,
+        answer: tuple[Tensor, BaseOutput] | None,
+        waiting: dict[str, Issued],
     ) -> None:
         """Learn an item again: the steps of `_step` that change learners and guard.
 
-        Of a supervised task, `waiting` has the predictions by id: which label was learned when is remembered.
+        Of a supervised task, `waiting` has the predictions by id: which label was learned when is
+        remembered.
         """
         matured: list[Matured] = []
         if isinstance(item, Learned):
@@ -550,11 +636,15 @@ class Pipeline(ShowsArguments):
         if spec is None or not first.mask.any():
             return
         self._level_open = False
-        origin = agreed_origin(first.experts[0], first.target, first.mask, spec.output_scale.cpu().double().numpy())
+        origin = agreed_origin(
+            first.experts[0], first.target, first.mask, spec.output_scale.cpu().double().numpy()
+        )
         if not origin.any():
             return
         found = torch.from_numpy(origin).to(spec.device)
-        loc = (spec.output_loc.double() * (found == 0.0)).float()  # where there is an origin it is the location, too
+        loc = (
+            spec.output_loc.double() * (found == 0.0)
+        ).float()  # where there is an origin it is the location, too
         self._allocate(replace(spec, output_loc=loc, output_origin=found))
         self.task.move_waiting(lambda issued: moved_issued(issued, self._built))
         matured[:] = [moved_matured(one, self._built) for one in matured]
@@ -566,7 +656,9 @@ class Pipeline(ShowsArguments):
 
     # -- what parts raise
 
-    def _contain(self, part: str, call: Callable[..., T], *given: Any, count: bool = True) -> T | None:
+    def _contain(
+        self, part: str, call: Callable[..., T], *given: Any, count: bool = True
+    ) -> T | None:
         """Return what `call` returns; None where it raises."""
         try:
             return call(*given)
@@ -576,27 +668,39 @@ class Pipeline(ShowsArguments):
 
     def _reaction_failed(self, reaction: str, i: int, error: Exception) -> None:
         self.faults.note(f"reaction:{reaction}", error)
-        if reaction != "refit" and self.health is not None:  # a refit has touched the learner's replacement alone
+        if (
+            reaction != "refit" and self.health is not None
+        ):  # a refit has touched the learner's replacement alone
             self._count_restored(self.health.take_out(i))
 
     def _put_back(self, lent: Lent, learner: Learner, *, count: bool = True) -> None:
         """Undo what a learner wrote into what others see."""
         if lent.put_back():
-            self.faults.note(part_of(learner), ValueError("it wrote into the tensors that it was given"), count=count)
+            self.faults.note(
+                part_of(learner),
+                ValueError("it wrote into the tensors that it was given"),
+                count=count,
+            )
 
     # -- steps 2 and 3
 
     def _judge_interval(self, matured: Matured) -> Matured:
         """Let the intervals learn; return what has matured without their rows."""
         rest = self._contain("intervals", self.intervals.learn, (matured,), self.stats)
-        return replace(matured, own=matured.own[self.intervals.kept :]) if rest is None else rest[0]
+        return (
+            replace(matured, own=matured.own[self.intervals.kept :]) if rest is None else rest[0]
+        )
 
     def _learn(self, matured: Matured) -> None:
         assert self.health is not None
         losses = self._score(matured)
         if self.watch.reactor.trials and matured.path is not None:
             self._contain("reaction:refit", self._compare, matured.path)
-        lent = {id(e): Lent(e.inputs, *e.base, e.target, e.mask) for e in (matured.rows, matured.path) if e is not None}
+        lent = {
+            id(e): Lent(e.inputs, *e.base, e.target, e.mask)
+            for e in (matured.rows, matured.path)
+            if e is not None
+        }
         for i, learner in enumerate(self.learners):
             example = matured.rows if learner.matures == "rows" else matured.path
             if example is not None and learner.needs_labels:
@@ -640,7 +744,9 @@ class Pipeline(ShowsArguments):
         else:  # a guard that keeps nothing; NaN: cells that are not judged
             served = self.keeper.mix(np.nan_to_num(matured.experts), commit=True).served[None]
         losses = self.task.loss.loss(np.concatenate([matured.experts, served]), matured.target)
-        if not np.isfinite(losses).all():  # a loss beyond all numbers (a square) is left out of every sum
+        if not np.isfinite(
+            losses
+        ).all():  # a loss beyond all numbers (a square) is left out of every sum
             known = known & np.isfinite(losses).all(axis=0)
             cells = int(known.sum())
             if cells == 0:
@@ -654,7 +760,9 @@ class Pipeline(ShowsArguments):
 
     def _add_losses(self, sums: list[float], cells: int) -> None:
         roles = (*self.names, "served")
-        totals = [self.stats.loss_sum[name] + total for name, total in zip(roles, sums, strict=True)]
+        totals = [
+            self.stats.loss_sum[name] + total for name, total in zip(roles, sums, strict=True)
+        ]
         if not all(map(math.isfinite, totals)):  # one would be no number for good
             return
         for name, total in zip(roles, totals, strict=True):
@@ -687,9 +795,13 @@ class Pipeline(ShowsArguments):
 
     def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Spoken]:
         inputs, base, spec = asked.inputs, asked.base, self.spec or asked.spec
-        entry = replace(asked.entry, time=int(asked.window.times[-1]))  # the time that it was taken with
+        entry = replace(
+            asked.entry, time=int(asked.window.times[-1])
+        )  # the time that it was taken with
         if self.spec is None:  # what the base shows is known only now
-            self._allocate(replace(spec, embedding=None if base.embedding is None else len(base.embedding)))
+            self._allocate(
+                replace(spec, embedding=None if base.embedding is None else len(base.embedding))
+            )
         if commit and self.watch.monitors:
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
             newest = np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest)
@@ -703,7 +815,9 @@ class Pipeline(ShowsArguments):
                 said[..., silent] = np.nan
         note = () if self.labelling.silent else self._note(experts, mixture.served, commit=commit)
         raw = None if asked.raw is None else finite_output(asked.raw, spec)[::2]
-        mixture, spoken = fall_back(experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast")
+        mixture, spoken = fall_back(
+            experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast"
+        )
         own = self._contain("intervals", self.intervals.issue, mixture, count=commit)
         if own is None:
             blank = np.full((self.intervals.kept, *mixture.served.shape), np.nan)
@@ -714,14 +828,20 @@ class Pipeline(ShowsArguments):
     def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
         note = partial(self.labelling.note, commit=commit)
         with np.errstate(over="ignore", invalid="ignore"):
-            found = self._contain("labelling", lambda: note(experts, served, self.keeper.scale()), count=commit)
+            found = self._contain(
+                "labelling", lambda: note(experts, served, self.keeper.scale()), count=commit
+            )
         return self.labelling.blank() if found is None else found
 
     def _experts(self, inputs: Tensor, exact: Array, base: BaseOutput, *, commit: bool) -> Array:
         assert self.health is not None
         said, lent = [base.output.unsqueeze(0)], Lent(inputs, *base)
         for i, learner in enumerate(self.learners):
-            found = None if self.health.lost[i] else self._said_by(learner, inputs, base, commit=commit)
+            found = (
+                None
+                if self.health.lost[i]
+                else self._said_by(learner, inputs, base, commit=commit)
+            )
             if found is None:  # NaN is what health takes a learner out for
                 found = base.output.new_full((len(learner.names), *base.output.shape), torch.nan)
             said.append(found)
@@ -736,13 +856,21 @@ class Pipeline(ShowsArguments):
             self.health.stand_in(experts)
         return experts
 
-    def _said_by(self, learner: Learner, inputs: Tensor, base: BaseOutput, *, commit: bool) -> Tensor | None:
-        """Return what a learner predicts, (experts, rows, columns); None where it raises, or returns something else."""
+    def _said_by(
+        self, learner: Learner, inputs: Tensor, base: BaseOutput, *, commit: bool
+    ) -> Tensor | None:
+        """Return what a learner predicts, (experts, rows, columns); None where it raises, or
+        returns something else."""
         try:
             said = learner.predict(inputs, base)
-            shape = (len(learner.names), *base.output.shape)  # a family of learners offers several experts at once
+            shape = (
+                len(learner.names),
+                *base.output.shape,
+            )  # a family of learners offers several experts at once
             if not isinstance(said, Tensor) or said.is_complex() or said.layout != torch.strided:
-                raise ShapeError(f"a prediction must be a tensor of numbers, got {type(said).__name__}")
+                raise ShapeError(
+                    f"a prediction must be a tensor of numbers, got {type(said).__name__}"
+                )
             if tuple(said.shape) != shape and (1, *said.shape) != shape:
                 raise ShapeError(f"a prediction must be {shape}, got {tuple(said.shape)}")
             return said.detach().to(base.output.device).reshape(shape)
@@ -772,23 +900,29 @@ class Pipeline(ShowsArguments):
         fired, done = self.watch.taken() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
         label = self.labelling.said(issued.note, commit=commit)
-        low, high = self._contain("intervals", self.intervals.bounds, spoken.own, count=commit) or (None, None)
+        low, high = self._contain(
+            "intervals", self.intervals.bounds, spoken.own, count=commit
+        ) or (None, None)
         return Prediction(
-            entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares, fired, scores, done,
-            *label, () if self.panel is None else self.panel.columns, low, high, self.task.class_names,
+            entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares,
+            fired, scores, done, *label, () if self.panel is None else self.panel.columns, low,
+            high, self.task.class_names,
         )  # fmt: skip
 
     # -- state
 
     @own_settings
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state as copies: a tree of dicts and lists with tensors, arrays, numbers, text and bytes."""
+        """Return the whole state as copies: a tree of dicts and lists with tensors, arrays,
+        numbers, text and bytes."""
         with self._turn:
             return self._state()
 
     def _state(self) -> dict[str, Any]:
         built = self.spec is not None
-        learners = self.health.snapshots() if self.health is not None else None  # first: it may change what follows
+        learners = (
+            self.health.snapshots() if self.health is not None else None
+        )  # first: it may change what follows
         guard = self.keeper.state() if built else None
         return {
             "names": list(self.names),
@@ -821,11 +955,20 @@ class Pipeline(ShowsArguments):
             self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:
-        if list(state["names"]) != self.names or len(state["drift"]["monitors"]) != len(self.watch.monitors):
-            raise CheckpointError(f"the checkpoint is of the experts {state['names']}, this pipeline has {self.names}")
-        self._level_open = bool(state.get("level_open", False))  # states of earlier versions: all origins are 0
+        if list(state["names"]) != self.names or len(state["drift"]["monitors"]) != len(
+            self.watch.monitors
+        ):
+            raise CheckpointError(
+                f"the checkpoint is of the experts {state['names']}, this pipeline has "
+                f"{self.names}"
+            )
+        self._level_open = bool(
+            state.get("level_open", False)
+        )  # states of earlier versions: all origins are 0
         if state["spec"] is not None:
-            device = resolve_device(self.device_wanted, cells=state["spec"]["rows"] * state["spec"]["columns"])
+            device = resolve_device(
+                self.device_wanted, cells=state["spec"]["rows"] * state["spec"]["columns"]
+            )
             self._allocate(spec_from_state(state["spec"], device, self.base))
             assert self.health is not None
             for learner, saved in zip(self.learners, state["learners"], strict=True):
@@ -838,7 +981,9 @@ class Pipeline(ShowsArguments):
         self.labelling.load_state_dict(state["labelling"])
         self.intervals.load_state_dict(state["intervals"])
         self.stats.load_state_dict(state["stats"])
-        if "screen" in state:  # else of an earlier version: what the stream shows is described from here on
+        if (
+            "screen" in state
+        ):  # else of an earlier version: what the stream shows is described from here on
             self.screen.load_state_dict(state["screen"])
         self.scales.load_state_dict(state.get("scales"))
         if self.panel is not None:
@@ -852,7 +997,9 @@ def _again(learned: Learned, issued: Issued, task: Task) -> Matured:
     target = np.where(mask, learned.target, np.nan_to_num(issued.experts[0]))
     known = torch.from_numpy(mask).to(task.device)
     example = Example(issued.inputs, issued.base, task.tensor(target), known)
-    return Matured(example, example, issued.experts, issued.own, target, mask, learned.weight, (), learned.id)
+    return Matured(
+        example, example, issued.experts, issued.own, target, mask, learned.weight, (), learned.id
+    )
 
 
 def _adapted(learner: Learner, issued: Issued) -> dict[str, float]:

@@ -18,14 +18,16 @@ WINDOW = 50
 RATIO = 10.0
 """A learner whose loss is so many times the base's is broken."""
 USUAL_OF = 500
-"""Matured arrivals that the base's usual loss is a mean of, and steps of a gradient's usual norm."""
+"""Matured arrivals that the base's usual loss is a mean of, and steps of a gradient's usual
+norm."""
 GRADIENT_RATIO = 1000.0
-"""A learner whose gradient is so many times as long as usual is broken, and one whose gradient is no number."""
+"""A learner whose gradient is so many times as long as usual is broken, and one whose gradient is
+no number."""
 SNAPSHOT_EVERY = 500
 """Matured arrivals between snapshots of the healthy learners."""
 PROBATION = 250
-"""Matured arrivals that a learner must stay healthy after a snapshot before it counts as a good one: what breaks shows
-only in later losses."""
+"""Matured arrivals that a learner must stay healthy after a snapshot before it counts as a good
+one: what breaks shows only in later losses."""
 ARRAYS = ("losses", "seen", "benched", "usual_norm", "steps")
 
 T = TypeVar("T")
@@ -43,16 +45,18 @@ def _number(value: Any) -> float | None:
 class Health:
     """Watches the learners of a pipeline.
 
-    A learner is broken when it says something that is not a number, or when the mean loss of its predictions over the
-    last `WINDOW` matured arrivals is more than `RATIO` times the base's, both over those arrivals and as it usually is
-    (a base that happens to be nearly perfect for a while breaks nobody), or when the norm of its gradient is no finite
-    number or `GRADIENT_RATIO` times what it usually is. It is then restored from its last good
-    snapshot, and the base stands in for it over the next `WINDOW` matured arrivals, while it goes on learning. A family
-    of experts is restored as a whole; the base stands in for the broken one only.
+    A learner is broken when it says something that is not a number, or when the mean loss of its
+    predictions over the last `WINDOW` matured arrivals is more than `RATIO` times the base's, both
+    over those arrivals and as it usually is (a base that happens to be nearly perfect for a while
+    breaks nobody), or when the norm of its gradient is no finite number or `GRADIENT_RATIO` times
+    what it usually is. It is then restored from its last good snapshot, and the base stands in for
+    it over the next `WINDOW` matured arrivals, while it goes on learning. A family of experts is
+    restored as a whole; the base stands in for the broken one only.
 
-    A learner that raises an exception (`attempt`) is taken out in the same way, with all its experts: what it was doing
-    may be half done. One that cannot be restored is reset; while that raises, too, it is lost: nothing is asked of it,
-    and it is tried again after every `WINDOW` matured arrivals.
+    A learner that raises an exception (`attempt`) is taken out in the same way, with all its
+    experts: what it was doing may be half done. One that cannot be restored is reset; while that
+    raises, too, it is lost: nothing is asked of it, and it is tried again after every `WINDOW`
+    matured arrivals.
 
     Parameters
     ----------
@@ -64,27 +68,39 @@ class Health:
         Learners whose building raised: lost from the start.
     """
 
-    def __init__(self, learners: Sequence[Learner], faults: Faults | None = None, unbuilt: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        learners: Sequence[Learner],
+        faults: Faults | None = None,
+        unbuilt: Sequence[int] = (),
+    ) -> None:
         self.learners = learners
         self.faults = faults or Faults()
         self.lost = np.zeros(len(learners), np.bool_)
         self.lost[list(unbuilt)] = True
-        self.owner = [i for i, learner in enumerate(learners) for _ in learner.names]  # expert -> its learner
+        self.owner = [
+            i for i, learner in enumerate(learners) for _ in learner.names
+        ]  # expert -> its learner
         k = len(self.owner)
         self.good: list[dict[str, Any] | None] = [self.snapshot(i) for i in range(len(learners))]
-        self.candidates: list[dict[str, Any] | None] = [None for _ in learners]  # snapshots on probation
+        self.candidates: list[dict[str, Any] | None] = [
+            None for _ in learners
+        ]  # snapshots on probation
         self.losses = np.zeros((WINDOW, k + 1))  # the base's first
         self.seen = np.zeros(k, np.int64)  # matured arrivals since the last verdict, up to WINDOW
         self.benched = np.zeros(k, np.int64)  # matured arrivals still to stay out
         self.benched[[self.lost[owner] for owner in self.owner]] = WINDOW
-        self.grace = 0  # matured arrivals that may be of predictions made before the learners were built
+        self.grace = (
+            0  # matured arrivals that may be of predictions made before the learners were built
+        )
         self.usual = 0.0  # running mean of the base's loss
         self.count = 0
         self.usual_norm = np.zeros(len(learners))  # running means of the gradients' norms
         self.steps = np.zeros(len(learners), np.int64)
 
     def check_predictions(self, experts: Array) -> list[int]:
-        """Let the base stand in where needed; changes `experts` (1 + experts, rows, columns) in place.
+        """Let the base stand in where needed; changes `experts` (1 + experts, rows, columns) in
+        place.
 
         Returns
         -------
@@ -101,7 +117,8 @@ class Health:
         return broken
 
     def stand_in(self, experts: Array) -> None:
-        """Put the base in place of the experts that are out or not finite, in `experts`; nothing else changes."""
+        """Put the base in place of the experts that are out or not finite, in `experts`; nothing
+        else changes."""
         out = self.benched > 0
         if not np.isfinite(experts).all():
             out = out | ~np.isfinite(experts[1:]).all(axis=(1, 2))
@@ -109,8 +126,10 @@ class Health:
             experts[1:][out] = experts[0]
 
     def check_losses(self, losses: Array) -> list[int]:
-        """Compare the mean losses (1 + experts,) of one matured arrival; return the experts taken out."""
-        # What matures while a learner is out may have been said before: it must not be held against the restored one.
+        """Compare the mean losses (1 + experts,) of one matured arrival; return the experts taken
+        out."""
+        # What matures while a learner is out may have been said before: it must not be held
+        # against the restored one.
         self.losses[self.count % WINDOW] = losses
         self.losses[self.count % WINDOW, 1:][(self.benched > 0) | (self.grace > 0)] = losses[0]
         self.grace = max(self.grace - 1, 0)
@@ -119,7 +138,11 @@ class Health:
         np.minimum(self.seen + 1, WINDOW, out=self.seen)
         self.usual += (float(losses[0]) - self.usual) / min(self.count, USUAL_OF)
         sums = self.losses.sum(axis=0)
-        verdict = (self.seen == WINDOW) & (sums[1:] > RATIO * max(sums[0], WINDOW * self.usual)) & (self.usual > 0.0)
+        verdict = (
+            (self.seen == WINDOW)
+            & (sums[1:] > RATIO * max(sums[0], WINDOW * self.usual))
+            & (self.usual > 0.0)
+        )
         broken = [int(k) for k in np.flatnonzero(verdict)]
         for k in broken:
             self._take_out(k)
@@ -128,7 +151,8 @@ class Health:
         return [k + 1 for k in broken]
 
     def check_gradient(self, i: int) -> list[int]:
-        """Look at the gradient of the step that learner `i` has just made; return the experts taken out."""
+        """Look at the gradient of the step that learner `i` has just made; return the experts
+        taken out."""
         norm, out = self.attempt(i, lambda: _number(self.learners[i].take_gradient_norm()))
         if norm is None:
             return out
@@ -142,7 +166,8 @@ class Health:
     # -- exceptions
 
     def attempt(self, i: int, call: Callable[[], T]) -> tuple[T | None, list[int]]:
-        """Return what `call` returns, and the experts that were taken out because it raised; it is of learner `i`.
+        """Return what `call` returns, and the experts that were taken out because it raised; it is
+        of learner `i`.
 
         Parameters
         ----------
@@ -166,7 +191,8 @@ class Health:
             return None
 
     def take_out(self, i: int) -> list[int]:
-        """Restore learner `i` and let the base stand in for all its experts; return those that were not out before."""
+        """Restore learner `i` and let the base stand in for all its experts; return those that
+        were not out before."""
         experts = [k for k, owner in enumerate(self.owner) if owner == i]
         fresh = [k for k in experts if self.benched[k] == 0]
         for k in experts:
@@ -179,7 +205,8 @@ class Health:
         return None if self.lost[i] else self._attempted(i, self.learners[i].snapshot)
 
     def snapshots(self) -> list[dict[str, Any] | None]:
-        """Return what is to be saved of each learner; one that cannot tell its state goes back to its last good one."""
+        """Return what is to be saved of each learner; one that cannot tell its state goes back to
+        its last good one."""
         found = [self.snapshot(i) for i in range(len(self.learners))]
         for i, snapshot in enumerate(found):
             if snapshot is None and not self.lost[i]:
@@ -188,7 +215,8 @@ class Health:
         return found
 
     def _restore(self, i: int) -> None:
-        """Bring learner `i` back to its last good snapshot, or to its start; where both raise it is lost."""
+        """Bring learner `i` back to its last good snapshot, or to its start; where both raise it
+        is lost."""
         learner, good = self.learners[i], self.good[i]
         self.candidates[i] = None
         if good is not None and self._done(i, lambda: learner.restore(good)):
@@ -215,9 +243,14 @@ class Health:
     def _keep_snapshots(self) -> None:
         if self.count % SNAPSHOT_EVERY == 0:
             ill = {self.owner[k] for k in np.flatnonzero(self.benched)}
-            self.candidates = [None if i in ill else self.snapshot(i) for i in range(len(self.learners))]
+            self.candidates = [
+                None if i in ill else self.snapshot(i) for i in range(len(self.learners))
+            ]
         elif self.count % SNAPSHOT_EVERY == PROBATION:
-            self.good = [c if c is not None else good for c, good in zip(self.candidates, self.good, strict=True)]
+            self.good = [
+                c if c is not None else good
+                for c, good in zip(self.candidates, self.good, strict=True)
+            ]
             self.candidates = [None for _ in self.learners]
 
     def _take_out(self, k: int) -> None:

@@ -1,4 +1,5 @@
-"""Scales that settle: learners start with the first window's, and begin again from memory where these were wrong."""
+"""Scales that settle: learners start with the first window's, and begin again from memory where
+these were wrong."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ from streamadapt.tasks import Matured, Task
 __all__ = ["Learned", "Scales"]
 
 MOST = 512
-"""Entries that are remembered until all scales have settled; of a supervised task twice as many entries and labels."""
+"""Entries that are remembered until all scales have settled; of a supervised task twice as many
+entries and labels."""
 FEWEST = 8
-"""A channel's scale is looked at when its value has changed so often, then at every doubling ..."""
+"""A channel's scale is looked at when its value has changed so often, then at every doubling
+..."""
 SETTLED = 512
 """... until it has changed so often; then it has settled."""
 FACTOR = 2.0
@@ -28,7 +31,8 @@ FACTOR = 2.0
 LATE_FACTOR = 8.0
 """... or by this, where more was learned than is remembered."""
 LATE = 4096
-"""In a stream of several channels nothing begins again after so many entries: too much of the others' would be lost."""
+"""In a stream of several channels nothing begins again after so many entries: too much of the
+others' would be lost."""
 FAR = 35.0
 """Labels further from their median than so many usual distances say nothing of the scale."""
 
@@ -57,13 +61,15 @@ class Learned:
 class Scales:
     """Estimates the scaling that a base does not bring, from what the stream shows.
 
-    A channel's scale is the standard deviation of the values at which it moved: a sensor that stands still says nothing
-    about it. It is looked at each time the channel has moved 8, 16, ... 512 times. Where it then differs from the one
-    in use by more than `FACTOR`, the learners must begin again with the new one, from the items that are kept in memory
-    until then. After 512 moves a scale has settled and stays; it is estimated again if the channel changes by far more
+    A channel's scale is the standard deviation of the values at which it moved: a sensor that
+    stands still says nothing about it. It is looked at each time the channel has moved 8, 16, ...
+    512 times. Where it then differs from the one in use by more than `FACTOR`, the learners must
+    begin again with the new one, from the items that are kept in memory until then. After 512
+    moves a scale has settled and stays; it is estimated again if the channel changes by far more
     than was usual. The same for the labels of a regression.
 
-    Memory: `MOST` entries, until all scales have settled; the first `FIRST` of a base that brings its scaling.
+    Memory: `MOST` entries, until all scales have settled; the first `FIRST` of a base that brings
+    its scaling.
 
     Parameters
     ----------
@@ -79,13 +85,17 @@ class Scales:
         self.free_inputs = base.input_scale is None
         self.free_outputs = base.output_scale is None and (self.forecast or labelled)
         self.labels = labelled and self.free_outputs
-        self.items: deque[tuple[Entry | Learned, Mask | None]] = deque(maxlen=MOST if self.forecast else 2 * MOST)
+        self.items: deque[tuple[Entry | Learned, Mask | None]] = deque(
+            maxlen=MOST if self.forecast else 2 * MOST
+        )
         self.active = True
         self.entries = 0
         self.dropped = False  # whether anything that was learned is not in memory any more
         self.spent = 0  # items learned again so far
         self.moves = np.zeros(0, np.int64)
-        self.since = np.zeros(0, np.int64)  # of each channel, how many entries say nothing of it any more
+        self.since = np.zeros(
+            0, np.int64
+        )  # of each channel, how many entries say nothing of it any more
         self.last: Array = np.zeros(0)
         self.label_count = 0
 
@@ -139,7 +149,11 @@ class Scales:
     def _count(self, values: Array) -> bool:
         """Count moves; return whether a count has reached a power of two."""
         if len(self.moves) == 0:
-            self.moves, self.since, self.last = np.zeros(len(values), np.int64), np.zeros(len(values), np.int64), values
+            self.moves, self.since, self.last = (
+                np.zeros(len(values), np.int64),
+                np.zeros(len(values), np.int64),
+                values,
+            )
             return False
         moved = ~np.isnan(values) & (values != self.last) & ~np.isnan(self.last)
         self.moves = self.moves + moved
@@ -162,7 +176,8 @@ class Scales:
     # -- what the stream says
 
     def better(self, spec: Spec, columns: int) -> dict[str, Array] | None:
-        """Return the scaling that learners should begin again with, original units; None where that in use will do."""
+        """Return the scaling that learners should begin again with, original units; None where
+        that in use will do."""
         found: dict[str, Array] = {}
         wrong = False
         several = len(self.moves) > 1
@@ -172,7 +187,10 @@ class Scales:
         if self.free_inputs or (self.free_outputs and self.forecast):
             loc, scale, known = _moving(self._values())
             known &= self.moves <= SETTLED  # what has settled stays
-            for names, free in ((INPUTS, self.free_inputs), (OUTPUTS, self.free_outputs and self.forecast)):
+            for names, free in (
+                (INPUTS, self.free_inputs),
+                (OUTPUTS, self.free_outputs and self.forecast),
+            ):
                 if free:
                     wrong |= self._put(found, names, spec, (loc, scale), known, factor)
         if self.labels and self.label_count >= FEWEST:
@@ -199,19 +217,26 @@ class Scales:
         return bool(((ratio > factor) | (ratio < 1.0 / factor)).any())
 
     def _values(self) -> Array:
-        values = np.stack([_cleaned(item, absurd) for item, absurd in self.items if isinstance(item, Entry)])
+        values = np.stack(
+            [_cleaned(item, absurd) for item, absurd in self.items if isinstance(item, Entry)]
+        )
         number = np.arange(self.entries - len(values), self.entries)
         return np.where(number[:, None] >= self.since, values, np.nan)
 
     def _labels(self, columns: int) -> Array:
-        rows = [np.where(item.mask, item.target, np.nan) for item, _ in self.items if isinstance(item, Learned)]
+        rows = [
+            np.where(item.mask, item.target, np.nan)
+            for item, _ in self.items
+            if isinstance(item, Learned)
+        ]
         return np.array(rows, np.float64).reshape(-1, columns)
 
     def cleaned(self) -> list[Entry | Learned]:
         """Return the items in memory, with what is absurd as if it had been missing.
 
-        Absurd values before a channel's first other one are replaced by that: it is the best guess of its level. No
-        entry has a later time than one that follows it: where event time went back, the later times were wrong.
+        Absurd values before a channel's first other one are replaced by that: it is the best guess
+        of its level. No entry has a later time than one that follows it: where event time went
+        back, the later times were wrong.
         """
         found: list[Entry | Learned] = []
         first: Array | None = None  # of each channel, while absurd values came before all others
@@ -226,8 +251,11 @@ class Scales:
         return _in_order(found)
 
     def _first(self) -> Array:
-        """Return the first value of each channel that is not absurd, if an absurd one comes before it; else NaN."""
-        values = np.stack([_cleaned(item, absurd) for item, absurd in self.items if isinstance(item, Entry)])
+        """Return the first value of each channel that is not absurd, if an absurd one comes before
+        it; else NaN."""
+        values = np.stack(
+            [_cleaned(item, absurd) for item, absurd in self.items if isinstance(item, Entry)]
+        )
         masks = [absurd for item, absurd in self.items if isinstance(item, Entry)]
         known = ~np.isnan(values)
         at = known.argmax(axis=0)
@@ -255,14 +283,18 @@ class Scales:
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Take over what `state_dict` returned; None: the scales of a state that remembers nothing have settled."""
+        """Take over what `state_dict` returned; None: the scales of a state that remembers nothing
+        have settled."""
         self.items.clear()
         if state is None:
             self.active = False
             return
         self.active, self.dropped = bool(state["active"]), bool(state["dropped"])
         self.entries, self.spent = int(state["entries"]), int(state["spent"])
-        self.moves, self.last = np.array(state["moves"], np.int64), np.array(state["last"], np.float64)
+        self.moves, self.last = (
+            np.array(state["moves"], np.int64),
+            np.array(state["last"], np.float64),
+        )
         self.since = np.array(state["since"], np.int64)
         self.label_count = int(state["label_count"])
         self.items.extend(_unpacked(state["items"]))
@@ -302,9 +334,13 @@ def _moving(values: Array) -> tuple[Array, Array, Mask]:
 
 def _of_labels(labels: Array) -> tuple[Array, Array, Mask]:
     with np.errstate(all="ignore"):
-        middle = np.array([np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else 0.0 for c in labels.T])
+        middle = np.array(
+            [np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else 0.0 for c in labels.T]
+        )
         away = np.abs(labels - middle)
-        usual = np.array([np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else 0.0 for c in away.T])
+        usual = np.array(
+            [np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else 0.0 for c in away.T]
+        )
     return _spread(np.where(away <= FAR * usual, labels, np.nan))
 
 
@@ -319,7 +355,8 @@ def _spread(values: Array) -> tuple[Array, Array, Mask]:
 
 
 def _packed(items: list[tuple[Entry | Learned, Mask | None]]) -> dict[str, Any] | None:
-    """Return what must be saved of the items, as arrays with a row each; None if there are none."""
+    """Return what must be saved of the items, as arrays with a row each; None if there are
+    none."""
     if not items:
         return None
     entries = [(item, absurd) for item, absurd in items if isinstance(item, Entry)]
@@ -330,7 +367,9 @@ def _packed(items: list[tuple[Entry | Learned, Mask | None]]) -> dict[str, Any] 
         "is_entry": [isinstance(item, Entry) for item, _ in items],
         "times": [entry.time for entry, _ in entries],
         "values": np.stack([entry.values for entry, _ in entries]) if entries else None,
-        "absurd": np.stack([nothing if mask is None else mask for _, mask in entries]) if entries else None,
+        "absurd": np.stack([nothing if mask is None else mask for _, mask in entries])
+        if entries
+        else None,
         "targets": np.stack([one.target for one in learned]) if learned else None,
         "masks": np.stack([one.mask for one in learned]) if learned else None,
         "weights": [float(one.weight) for one in learned],
@@ -339,7 +378,9 @@ def _packed(items: list[tuple[Entry | Learned, Mask | None]]) -> dict[str, Any] 
 
 def _unpacked(state: dict[str, Any] | None) -> Iterator[tuple[Entry | Learned, Mask | None]]:
     row = told = 0
-    for id_, is_entry in () if state is None else zip(state["ids"], state["is_entry"], strict=True):
+    for id_, is_entry in (
+        () if state is None else zip(state["ids"], state["is_entry"], strict=True)
+    ):
         assert state is not None
         if is_entry:
             absurd = np.array(state["absurd"][row], np.bool_)
@@ -347,6 +388,9 @@ def _unpacked(state: dict[str, Any] | None) -> Iterator[tuple[Entry | Learned, M
             yield entry, absurd if absurd.any() else None
             row += 1
         else:
-            target, mask = np.array(state["targets"][told]), np.array(state["masks"][told], np.bool_)
+            target, mask = (
+                np.array(state["targets"][told]),
+                np.array(state["masks"][told], np.bool_),
+            )
             yield Learned(str(id_), target, mask, float(state["weights"][told])), None
             told += 1

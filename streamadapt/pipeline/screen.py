@@ -1,4 +1,5 @@
-"""Values that cannot be right: so far outside what a stream has shown that learning them would undo much learning."""
+"""Values that cannot be right: so far outside what a stream has shown that learning them would
+undo much learning."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from streamadapt.tasks import Window
 __all__ = ["Look", "Screen"]
 
 FIRST = 10
-"""Entries that the first description is made from, as medians: a wrong value among them is found in hindsight."""
+"""Entries that the first description is made from, as medians: a wrong value among them is found
+in hindsight."""
 YOUNG = 3
 """Entries, or values of one channel, before anything is doubted."""
 LIMIT = 60.0
@@ -23,9 +25,11 @@ YOUNG_LIMIT = 100.0
 BEYOND = 4.0
 """... by more than so many times the largest distance that was believed ..."""
 LEVELS = 10.0
-"""... and, in a channel that has hardly moved yet, by so many times its level or the other channels' usual distance."""
+"""... and, in a channel that has hardly moved yet, by so many times its level or the other
+channels' usual distance."""
 COMMON = 2.0
-"""It is also further away than so many of the other channels' largest distances, where these are comparable."""
+"""It is also further away than so many of the other channels' largest distances, where these are
+comparable."""
 COMPARABLE = 1e-3
 """Channels are comparable whose usual distance is at least this share of the median channel's."""
 MOVED = 10
@@ -38,7 +42,8 @@ FADE = 0.9999
 IN_A_ROW = 5
 """So many absurd values one after the other are no mistake, but a change."""
 STRANGE = 2
-"""In a channel of which no size is known at all, so many different values are doubted; the next is believed."""
+"""In a channel of which no size is known at all, so many different values are doubted; the next is
+believed."""
 INNER = 0.7
 """Share of the first distances that are taken to be right."""
 
@@ -55,9 +60,11 @@ class Look:
     absurd : ndarray, (channels,), bool
         Which of its values are absurd.
     changed : ndarray, (channels,), bool
-        Channels in which this value was the last of `IN_A_ROW`: it is believed, and so are those before it.
+        Channels in which this value was the last of `IN_A_ROW`: it is believed, and so are those
+        before it.
     flags : ndarray, (window, channels), bool, or None
-        Which cells of the window hold an absurd value (or repeat one for want of a newer); None if none does.
+        Which cells of the window hold an absurd value (or repeat one for want of a newer); None if
+        none does.
     clean : Window or None
         The window with these cells as if they had been missing; None if there are none.
     hindsight : ndarray, (FIRST, channels), bool, or None
@@ -74,14 +81,16 @@ class Look:
 class Screen:
     """Tells absurd values from what a stream shows, channel by channel.
 
-    A channel is described by a middle, the usual distance from it (running means, clipped), and the largest distance
-    that was believed, which fades slowly. A value is absurd if it is more than `LIMIT` usual distances and more than
-    `BEYOND` largest distances away. A channel that has hardly moved is not known yet: there a value must be out of all
-    proportion to the level and to the other channels. Where `IN_A_ROW` are absurd one after the other the stream has
-    changed: the last is believed, the middle moves there, and the change counts as a distance that was believed.
+    A channel is described by a middle, the usual distance from it (running means, clipped), and
+    the largest distance that was believed, which fades slowly. A value is absurd if it is more
+    than `LIMIT` usual distances and more than `BEYOND` largest distances away. A channel that has
+    hardly moved is not known yet: there a value must be out of all proportion to the level and to
+    the other channels. Where `IN_A_ROW` are absurd one after the other the stream has changed: the
+    last is believed, the middle moves there, and the change counts as a distance that was
+    believed.
 
-    Costs some twenty numpy operations over the channels an entry. Memory: 8 numbers and `window` flags a channel, and
-    a second window while an absurd value is in it.
+    Costs some twenty numpy operations over the channels an entry. Memory: 8 numbers and `window`
+    flags a channel, and a second window while an absurd value is in it.
 
     Parameters
     ----------
@@ -96,10 +105,18 @@ class Screen:
 
     def _allocate(self, channels: int) -> None:
         self.first = np.full((FIRST, channels), np.nan)
-        self.suspected = np.zeros((FIRST, channels), np.bool_)  # of `first`: what was called absurd when it came
-        self.doubted = np.full((IN_A_ROW, channels), np.nan)  # the newest absurd values, the newest last
+        self.suspected = np.zeros(
+            (FIRST, channels), np.bool_
+        )  # of `first`: what was called absurd when it came
+        self.doubted = np.full(
+            (IN_A_ROW, channels), np.nan
+        )  # the newest absurd values, the newest last
         for name in _FLOATS:
-            setattr(self, name, np.full(channels, np.nan) if name in ("middle", "last") else np.zeros(channels))
+            setattr(
+                self,
+                name,
+                np.full(channels, np.nan) if name in ("middle", "last") else np.zeros(channels),
+            )
         for name in _COUNTS:
             setattr(self, name, np.zeros(channels, np.int64))
         self.limit = np.full(channels, YOUNG_LIMIT)
@@ -171,7 +188,9 @@ class Screen:
         far &= (~np.isnan(first)).sum(axis=0) > FIRST // 2
         return far if far.any() else None
 
-    def _cleaned(self, hindsight: Mask, values: Any, raw: Window) -> tuple[Mask | None, Window | None]:
+    def _cleaned(
+        self, hindsight: Mask, values: Any, raw: Window
+    ) -> tuple[Mask | None, Window | None]:
         """Return flags and clean window where the first entries turn out to hold absurd values."""
         flags = np.zeros(raw.values.shape, np.bool_)
         rows = min(self.window, FIRST)
@@ -186,11 +205,15 @@ class Screen:
         first = self.first.copy()
         first[-1] = values
         filled = _filled(np.where(hindsight, np.nan, first))[-rows:]
-        clean.values[-rows:] = np.where(flags[-rows:] & ~np.isnan(filled), filled, clean.values[-rows:])
+        clean.values[-rows:] = np.where(
+            flags[-rows:] & ~np.isnan(filled), filled, clean.values[-rows:]
+        )
         clean.last = clean.values[-1].copy()
         return flags, clean
 
-    def _with_window(self, values: Any, absurd: Mask, changed: Mask, raw: Window, before: Window) -> Look:
+    def _with_window(
+        self, values: Any, absurd: Mask, changed: Mask, raw: Window, before: Window
+    ) -> Look:
         held = np.zeros(raw.values.shape, np.bool_) if self.flags is None else self.flags
         newest = absurd | (np.isnan(values) & held[-1])
         flags: Mask = np.vstack([held[1:], newest[None]])
@@ -212,7 +235,9 @@ class Screen:
         int
             How many absurd values were found: in this entry, or among the first ones.
         """
-        found = int((look.absurd if look.hindsight is None else look.hindsight & ~self.suspected).sum())
+        found = int(
+            (look.absurd if look.hindsight is None else look.hindsight & ~self.suspected).sum()
+        )
         self._take(values, look)
         return found
 
@@ -240,7 +265,11 @@ class Screen:
         self.middle, away, usual, inner, moves = _described(first)
         done = self.rows == FIRST
         with np.errstate(invalid="ignore"):
-            self.usual = np.where(known, away, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1) if done else usual
+            self.usual = (
+                np.where(known, away, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+                if done
+                else usual
+            )
             self.largest = np.where(known, away, 0.0).max(axis=0) if done else inner
         self.moves = moves
         self.count = known.sum(axis=0)
@@ -250,7 +279,9 @@ class Screen:
         absurd = look.absurd if look.hindsight is None else look.hindsight[-1]
         self.run = np.where(absurd, self.run + 1, 0)
         self.strange = self.strange + absurd
-        self.doubted = np.vstack([self.doubted[1:], np.where(absurd, self.first[self.rows - 1], np.nan)[None]])
+        self.doubted = np.vstack(
+            [self.doubted[1:], np.where(absurd, self.first[self.rows - 1], np.nan)[None]]
+        )
 
     def _follow(self, values: Array, believed: Mask) -> None:
         fresh = believed & np.isnan(self.middle)
@@ -281,13 +312,15 @@ class Screen:
         c = look.changed
         middle = np.median(self.doubted[:, c], axis=0)
         spread = np.abs(self.doubted[:, c] - middle)
-        # What is usual around the new level is not known yet, but hardly less than around the old one. A channel whose
-        # first values were the wrong ones starts afresh.
+        # What is usual around the new level is not known yet, but hardly less than around the old
+        # one. A channel whose first values were the wrong ones starts afresh.
         young = self.limit[c] > LIMIT
         self.largest[c] = np.where(
             young, spread.max(axis=0), np.maximum(self.largest[c], np.abs(middle - self.middle[c]))
         )
-        self.usual[c] = np.where(young, spread.mean(axis=0), np.maximum(self.usual[c], spread.mean(axis=0)))
+        self.usual[c] = np.where(
+            young, spread.mean(axis=0), np.maximum(self.usual[c], spread.mean(axis=0))
+        )
         self.middle[c] = middle
 
     # -- state
@@ -323,7 +356,8 @@ class Screen:
 
 
 def _described(first: Array) -> tuple[Array, Array, Array, Array, Any]:
-    """Return middle, distances, usual and largest right distance, and the number of changes, robustly."""
+    """Return middle, distances, usual and largest right distance, and the number of changes,
+    robustly."""
     middle = _median(first)
     away = np.abs(first - middle)
     ordered = np.sort(away, axis=0)  # NaN last
@@ -347,7 +381,8 @@ def _median(values: Array) -> Array:
 
 
 def _filled(values: Array) -> Array:
-    """Fill what is missing with the last known value of its column, or the first where there is none before."""
+    """Fill what is missing with the last known value of its column, or the first where there is
+    none before."""
     known = ~np.isnan(values)
     at = np.where(known, np.arange(len(values))[:, None], known.argmax(axis=0))
     np.maximum.accumulate(at, axis=0, out=at)

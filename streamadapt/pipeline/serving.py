@@ -1,4 +1,5 @@
-"""What a pipeline says about one entry, and how it falls back to the base where it was given absurd values."""
+"""What a pipeline says about one entry, and how it falls back to the base where it was given
+absurd values."""
 
 from __future__ import annotations
 
@@ -19,13 +20,15 @@ class Spoken:
     Attributes
     ----------
     experts : ndarray, (experts, rows, columns), float64
-        The first is what the base says of the window as it is; learners are not shown absurd values.
+        The first is what the base says of the window as it is; learners are not shown absurd
+        values.
     served : ndarray, (rows, columns), float64
     weights : ndarray, (experts,), float64
     own : ndarray, (aggregators, rows, columns), float64
         What the interval is told from.
     doubted : ndarray, (columns,), bool, or None
-        Columns in which the base is served, for the sake of absurd values; None where there are none.
+        Columns in which the base is served, for the sake of absurd values; None where there are
+        none.
     """
 
     experts: Array
@@ -50,9 +53,11 @@ def fall_back(
     experts : ndarray, (experts, rows, columns)
         As they say it of the window without the absurd values.
     raw : pair of array and mask, or None
-        What the base says of the window as it is, and where that is no number; None if nothing in it is absurd.
+        What the base says of the window as it is, and where that is no number; None if nothing in
+        it is absurd.
     flags : ndarray, (window, channels), bool, or None
-        The absurd cells of the window. A channel is a column of a forecast; elsewhere it reaches all columns.
+        The absurd cells of the window. A channel is a column of a forecast; elsewhere it reaches
+        all columns.
     """
     if raw is None or flags is None:
         return mixture, Spoken(experts, mixture.served, mixture.weights, mixture.own)
@@ -70,7 +75,8 @@ def fall_back(
 
 
 def unjudged(experts: Array, own: Array, spoken: Spoken) -> tuple[Array, Array, Spoken]:
-    """Return what is kept of a prediction until its target is known: NaN, as where a base says nothing, if doubted.
+    """Return what is kept of a prediction until its target is known: NaN, as where a base says
+    nothing, if doubted.
 
     Nobody learns from such cells, and no loss counts them.
     """

@@ -10,7 +10,8 @@ __all__ = ["Lent"]
 class Lent:
     """Keeps copies of tensors that are given to learners.
 
-    Writing in place is noticed by the tensors' version counters, so that asking costs next to nothing.
+    Writing in place is noticed by the tensors' version counters, so that asking costs next to
+    nothing.
 
     Parameters
     ----------
@@ -35,5 +36,6 @@ class Lent:
 
 
 def _version(tensor: Tensor) -> int:
-    """Return how often a tensor was written to; always 0 for one made in inference mode, which does not count."""
+    """Return how often a tensor was written to; always 0 for one made in inference mode, which
+    does not count."""
     return 0 if tensor.is_inference() else tensor._version

@@ -21,14 +21,18 @@ _NUMBERS = ("kind", "window", "channels", "rows", "columns", "seed", "embedding"
 _SCALING = ("input_loc", "input_scale", "output_loc", "output_scale")
 _ORIGINS = ("input_origin", "output_origin")
 CHANGE = 1.0 / 128.0
-"""What counts as a change, in parts of the standard deviation, where only that is known: of a total it is far above."""
+"""What counts as a change, in parts of the standard deviation, where only that is known: of a
+total it is far above."""
 
 
-def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, device: torch.device, seed: int) -> Spec:
+def spec_with_scaling(
+    task: Task, window: Window, base: Base, columns: int, device: torch.device, seed: int
+) -> Spec:
     """Make the spec from the first full window; what the base shows is not known yet.
 
-    The scaling is the base's own where it has one; otherwise it is taken from the first window (outputs of supervised
-    tasks, of which nothing is known yet, are left in their own unit). Locations are less the origin.
+    The scaling is the base's own where it has one; otherwise it is taken from the first window
+    (outputs of supervised tasks, of which nothing is known yet, are left in their own unit).
+    Locations are less the origin.
     """
     origin, output_origin = _origins(task, window, base)
     values = less_origin(window.values, origin)
@@ -38,24 +42,32 @@ def spec_with_scaling(task: Task, window: Window, base: Base, columns: int, devi
     fallback = {
         "input_loc": torch.from_numpy(loc),
         "input_scale": torch.from_numpy(scale),
-        "output_loc": torch.from_numpy(loc) if forecast else torch.zeros(columns, dtype=torch.float32),
-        "output_scale": torch.from_numpy(scale) if forecast else torch.ones(columns, dtype=torch.float32),
+        "output_loc": torch.from_numpy(loc)
+        if forecast
+        else torch.zeros(columns, dtype=torch.float32),
+        "output_scale": torch.from_numpy(scale)
+        if forecast
+        else torch.ones(columns, dtype=torch.float32),
     }
     less = {"input_loc": origin, "output_loc": output_origin}
-    scaling = {name: _or(getattr(base, name), fallback[name], less.get(name)).to(device) for name in _SCALING}
+    scaling = {
+        name: _or(getattr(base, name), fallback[name], less.get(name)).to(device)
+        for name in _SCALING
+    }
     if task.kind == "classification":
         scaling["output_loc"], scaling["output_scale"] = (
             make(columns, dtype=torch.float32, device=device) for make in (torch.zeros, torch.ones)
         )
     return Spec(
-        task.kind, values.shape[0], values.shape[1], task.rows, columns, **scaling, device=device, seed=seed,
-        prior=base.prior(), embedding=None, model=base,
+        task.kind, values.shape[0], values.shape[1], task.rows, columns, **scaling, device=device,
+        seed=seed, prior=base.prior(), embedding=None, model=base,
         input_origin=_tensor(origin, device), output_origin=_tensor(output_origin, device),
     )  # fmt: skip
 
 
 def rescaled(spec: Spec, scaling: Mapping[str, Array]) -> Spec:
-    """Return a spec with other locations and scales, of some of `_SCALING`, in original units; origins stay."""
+    """Return a spec with other locations and scales, of some of `_SCALING`, in original units;
+    origins stay."""
     found: dict[str, Any] = {}
     for name, values in scaling.items():
         origin = {"input_loc": spec.input_origin, "output_loc": spec.output_origin}.get(name)
@@ -95,7 +107,9 @@ def _origins(task: Task, window: Window, base: Base) -> tuple[Array | None, Arra
     if task.kind == "forecast":
         outputs = inputs
     elif base.output_loc is None or base.output_scale is None:
-        return _unless_zero(inputs), None  # the first label tells it, see `streamadapt.models.origin.agreed_origin`
+        return _unless_zero(
+            inputs
+        ), None  # the first label tells it, see `streamadapt.models.origin.agreed_origin`
     else:
         loc, scale = (t.cpu().double().numpy() for t in (base.output_loc, base.output_scale))
         outputs = np.where(too_coarse(loc, scale * CHANGE), loc, 0.0)
@@ -113,13 +127,19 @@ def _tensor(origin: Array | None, device: torch.device) -> Tensor | None:
 def _or(tensor: Tensor | None, other: Tensor, origin: Array | None) -> Tensor:
     if tensor is None:
         return other
-    return tensor.float() if origin is None else (tensor.double().cpu() - torch.from_numpy(origin)).float()
+    return (
+        tensor.float()
+        if origin is None
+        else (tensor.double().cpu() - torch.from_numpy(origin)).float()
+    )
 
 
 def spec_state(spec: Spec) -> dict[str, Any]:
     """Return what must be saved: shapes and scaling."""
     numbers = {name: getattr(spec, name) for name in _NUMBERS}
-    origins = {name: tensor.clone() for name in _ORIGINS if (tensor := getattr(spec, name)) is not None}
+    origins = {
+        name: tensor.clone() for name in _ORIGINS if (tensor := getattr(spec, name)) is not None
+    }
     return numbers | {name: getattr(spec, name).clone() for name in _SCALING} | origins
 
 

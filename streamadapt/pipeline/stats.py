@@ -1,7 +1,7 @@
 """What a pipeline has counted so far: part of its state, so that a restart does not forget it.
 
-Plain Python numbers and dictionaries only: the metrics, the final report and a checkpoint's manifest need no torch to
-read it.
+Plain Python numbers and dictionaries only: the metrics, the final report and a checkpoint's
+manifest need no torch to read it.
 """
 
 from __future__ import annotations
@@ -27,38 +27,44 @@ class Stats:
     entries, predictions : int
         Accepted entries; predictions made (fewer, while the first window fills).
     labels : Counter of str
-        By outcome: ``learned`` (whole), ``partial`` (learned, and outputs are still missing), ``corrected`` (did not
-        agree with one that was not learned yet), ``absurd`` (not learned, in whole or in part: too far from anything
-        so far), ``unpredicted`` (its entry came before the first full window),
-        ``expired`` (a prediction whose time-to-live ended without a whole label), ``negative`` (an entry learned as a
-        negative for want of a label), ``turned`` and ``confirmed`` (such an entry's label: a positive, a negative).
+        By outcome: ``learned`` (whole), ``partial`` (learned, and outputs are still missing),
+        ``corrected`` (did not agree with one that was not learned yet), ``absurd`` (not learned,
+        in whole or in part: too far from anything so far), ``unpredicted`` (its entry came before
+        the first full window), ``expired`` (a prediction whose time-to-live ended without a whole
+        label), ``negative`` (an entry learned as a negative for want of a label), ``turned`` and
+        ``confirmed`` (such an entry's label: a positive, a negative).
     absurd : int
-        Values of accepted entries that were far outside what their stream had shown (`streamadapt.pipeline.screen`). What was
-        predicted from them is the base's, and no loss counts it: one of 1e37 would be all there is in a sum for good.
+        Values of accepted entries that were far outside what their stream had shown
+        (`streamadapt.pipeline.screen`). What was predicted from them is the base's, and no loss
+        counts it: one of 1e37 would be all there is in a sum for good.
     rejected : Counter of str
         Refused entries and labels by `streamadapt.errors.Reason` value.
     rejected_labels : Counter of str
-        Of `rejected`, the labels that no loss knows of: all but those that came twice. Saved within ``rejected``.
+        Of `rejected`, the labels that no loss knows of: all but those that came twice. Saved
+        within ``rejected``.
     updates : dict of str to Counter of str
         Learner -> result -> count; results are ``ok`` and ``restored``.
     loss_sum, loss_cells : dict of str to float, int
-        Role (``base``, each learner's name, ``served``) -> sum of the task's loss over matured cells, and their number.
+        Role (``base``, each learner's name, ``served``) -> sum of the task's loss over matured
+        cells, and their number.
     drifts : Counter of str
         ``detector:signal`` -> count.
     drift_log : list of (str, int)
         The newest `DRIFT_LOG` drifts: ``detector:signal`` and the entry's event time in ns.
     reactions : Counter of str
-        What drifts did: ``boost``, ``forget``, ``reset``, ``refit``, ``refit-kept``, ``refit-dropped`` -> count, one
-        for each learner that it was done to.
+        What drifts did: ``boost``, ``forget``, ``reset``, ``refit``, ``refit-kept``,
+        ``refit-dropped`` -> count, one for each learner that it was done to.
     faults : Counter of str
-        Part -> how often it raised an exception, and was left out for a while: ``learner:rls-0.99``, ``guard``,
-        ``detector:adwin:loss``, ``reaction:forget``, ``intervals``, ``labelling``, ``signals``.
+        Part -> how often it raised an exception, and was left out for a while:
+        ``learner:rls-0.99``, ``guard``, ``detector:adwin:loss``, ``reaction:forget``,
+        ``intervals``, ``labelling``, ``signals``.
     times : Counter of str
-        ``raised``: entries that came out of order and were taken with the newest time; ``leap``: leaps of event time
-        ahead that were believed; ``back``: how often event time was wrong and went back.
+        ``raised``: entries that came out of order and were taken with the newest time; ``leap``:
+        leaps of event time ahead that were believed; ``back``: how often event time was wrong and
+        went back.
     keys : Counter of str
-        Where every key has a pipeline of its own: ``resident`` and ``stored`` now; ``evicted``, ``restored`` and
-        ``forgotten`` so far. Else empty.
+        Where every key has a pipeline of its own: ``resident`` and ``stored`` now; ``evicted``,
+        ``restored`` and ``forgotten`` so far. Else empty.
     weights : dict of str to float
         Each expert's share of the newest served prediction, averaged over the cells.
     signals : dict of str to float
@@ -66,12 +72,14 @@ class Stats:
     asked : int
         Labels asked for (`streamadapt.tasks.label_budget.LabelBudget`).
     asked_loss : dict of str to float
-        ``base``, ``served`` -> sum of the losses of labels that were asked for, each over the probability of that.
+        ``base``, ``served`` -> sum of the losses of labels that were asked for, each over the
+        probability of that.
     asked_weight : float
         Sum of one over these probabilities: about how many predictions they stand for.
     estimated, foreseen, seen : dict of str to float
-        Sums of estimated losses (``base``, ``served``; with classes also ``base_accuracy``, ``served_accuracy``): over
-        all predictions; over those whose label has come; and what these really were.
+        Sums of estimated losses (``base``, ``served``; with classes also ``base_accuracy``,
+        ``served_accuracy``): over all predictions; over those whose label has come; and what these
+        really were.
     estimated_count, seen_count : int, float
         How many predictions the sums are over; a label known in part counts in part.
     interval_cells, interval_hits : int
@@ -79,7 +87,8 @@ class Stats:
     pending : int
         Predictions that still wait for a label.
     last_time : int, ns
-        The newest event time that is believed, as of the newest accepted entry; 0 before the first.
+        The newest event time that is believed, as of the newest accepted entry; 0 before the
+        first.
     """
 
     entries: int = 0
@@ -124,7 +133,8 @@ class Stats:
         return self.loss_sum[role] / cells if cells else None
 
     def interval_coverage(self) -> float | None:
-        """Share of the matured cells that lay within their interval as issued; None before the first."""
+        """Share of the matured cells that lay within their interval as issued; None before the
+        first."""
         return self.interval_hits / self.interval_cells if self.interval_cells else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,10 +157,25 @@ class Stats:
             setattr(self, name, Counter(state[name]))
         self.faults = Counter(state.get("faults", {}))  # absent in older checkpoints
         self.times = Counter(state.get("times", {}))
-        for name in ("loss_sum", "loss_cells", "weights", "signals", "asked_loss", "estimated", "foreseen", "seen"):
+        for name in (
+            "loss_sum",
+            "loss_cells",
+            "weights",
+            "signals",
+            "asked_loss",
+            "estimated",
+            "foreseen",
+            "seen",
+        ):
             setattr(self, name, dict(state[name]))
-        marked = {reason: self.rejected.pop(reason) for reason in state["rejected"] if reason.startswith(LABEL)}
-        self.rejected_labels = Counter({reason.removeprefix(LABEL): count for reason, count in marked.items()})
+        marked = {
+            reason: self.rejected.pop(reason)
+            for reason in state["rejected"]
+            if reason.startswith(LABEL)
+        }
+        self.rejected_labels = Counter(
+            {reason.removeprefix(LABEL): count for reason, count in marked.items()}
+        )
         self.updates = {learner: Counter(results) for learner, results in state["updates"].items()}
         self.drift_log = [(name, int(time)) for name, time in state["drift_log"]]
 

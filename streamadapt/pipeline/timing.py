@@ -1,4 +1,5 @@
-"""How long the stages of an entry take: the pipeline's port to whoever measures; the core reads no clock."""
+"""How long the stages of an entry take: the pipeline's port to whoever measures; the core reads no
+clock."""
 
 from __future__ import annotations
 

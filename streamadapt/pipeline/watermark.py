@@ -1,4 +1,5 @@
-"""How far event time has come, as told by records that may be out of order and whose clocks may be wrong."""
+"""How far event time has come, as told by records that may be out of order and whose clocks may be
+wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import Any, NamedTuple
 __all__ = ["ALONE", "TOGETHER", "Reading", "Watermark"]
 
 TOGETHER = 3
-"""A leap in time is believed once so many more records of two or more sensors speak for it than against it."""
+"""A leap in time is believed once so many more records of two or more sensors speak for it than
+against it."""
 ALONE = 16
 """The same, where all those records are of one sensor. Twice as many are held in doubt at most."""
 
@@ -23,11 +25,12 @@ class Reading(NamedTuple):
 class Watermark:
     """The newest event time less the allowed lateness: nothing older is waited for.
 
-    One record dated next century would close every row until then. So a record more than `max_ahead_ns` after the
-    newest time is held in doubt. A record that stays so far behind speaks against those in doubt, another one ahead
-    speaks for them; they are believed, oldest first, or dropped. A record within the allowed lateness never speaks
-    against another one: what is only out of order is not dropped. At the start a time is believed once two sensors, or
-    `TOGETHER` records of one, agree on it within `max_ahead_ns`.
+    One record dated next century would close every row until then. So a record more than
+    `max_ahead_ns` after the newest time is held in doubt. A record that stays so far behind speaks
+    against those in doubt, another one ahead speaks for them; they are believed, oldest first, or
+    dropped. A record within the allowed lateness never speaks against another one: what is only
+    out of order is not dropped. At the start a time is believed once two sensors, or `TOGETHER`
+    records of one, agree on it within `max_ahead_ns`.
 
     Parameters
     ----------
@@ -49,7 +52,8 @@ class Watermark:
         return None if self.newest is None else self.newest - self.lateness_ns
 
     def admit(self, reading: Reading) -> list[Reading]:
-        """Take one reading; return those that are to be used now, in order: it, several, or none yet."""
+        """Take one reading; return those that are to be used now, in order: it, several, or none
+        yet."""
         if self.newest is None:
             return self._first(reading)
         if self._too_far(reading):
@@ -70,13 +74,16 @@ class Watermark:
             if len({one.sensor for one in agree}) > 1 or len(agree) >= TOGETHER:
                 break
         else:
-            i = 0 if len(held) > 2 * ALONE else -1  # none agree: from the oldest on it is a leap like any other
+            i = (
+                0 if len(held) > 2 * ALONE else -1
+            )  # none agree: from the oldest on it is a leap like any other
         admitted, self.doubted = held[: i + 1], held[i + 1 :]
         self.votes = len(self.doubted)
         return admitted + self._advance(admitted[-1].time) if admitted else []
 
     def finish(self) -> list[Reading]:
-        """At the end of a stream: return those in doubt that nothing spoke against, and drop the others."""
+        """At the end of a stream: return those in doubt that nothing spoke against, and drop the
+        others."""
         if self.votes < len(self.doubted):
             self._drop()
         left, self.doubted, self.votes = sorted(self.doubted), [], 0
@@ -116,10 +123,16 @@ class Watermark:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the newest time and what is in doubt."""
-        return {"newest": self.newest, "votes": self.votes, "doubted": [list(reading) for reading in self.doubted]}
+        return {
+            "newest": self.newest,
+            "votes": self.votes,
+            "doubted": [list(reading) for reading in self.doubted],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.newest = None if state["newest"] is None else int(state["newest"])
         self.votes = int(state["votes"])
-        self.doubted = [Reading(int(time), sensor, float(value)) for time, sensor, value in state["doubted"]]
+        self.doubted = [
+            Reading(int(time), sensor, float(value)) for time, sensor, value in state["doubted"]
+        ]

@@ -2,11 +2,14 @@
 
 ::
 
-    path/.fence-000007      made by the seventh owner, with its host and pid inside; the highest number owns the folder
+    path/.fence-000007      made by the seventh owner, with its host and pid inside
 
-A token is taken by creating its file, which no two processes can both do, on shared storage too; a lock would be held
-for ever by a process that is stopped, and is not to be had everywhere. Where storage may let two create one file, the
-later one's word stands in it, and the other finds that out: each token has a word of its own inside.
+The highest number owns the folder.
+
+A token is taken by creating its file, which no two processes can both do, on shared storage too; a
+lock would be held for ever by a process that is stopped, and is not to be had everywhere. Where
+storage may let two create one file, the later one's word stands in it, and the other finds that
+out: each token has a word of its own inside.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class Fence:
         self.token = 0
 
     def take(self) -> int:
-        """Take the folder over from whoever has it; return the new token, higher than every one before.
+        """Take the folder over from whoever has it; return the new token, higher than every one
+        before.
 
         Raises
         ------
@@ -69,17 +73,23 @@ class Fence:
     def check(self) -> None:
         """Raise `FencedError` if somebody has taken the folder over since."""
         newest = max(self._tokens(), default=0)
-        if newest <= self.token and (newest < self.token or self._folder.exclusive or self._said(newest) == self._word):
+        if newest <= self.token and (
+            newest < self.token or self._folder.exclusive or self._said(newest) == self._word
+        ):
             return
         owner = self._said(newest).partition("\n")[0].strip()[:200] or "unknown"
         raise FencedError(
-            f"{self._folder}: fenced by another engine ({owner}): it has taken over (token {newest}, this one has "
-            f"{self.token}); this one was paused or cut off for longer than the session time-out, or two groups, or "
+            f"{self._folder}: fenced by another engine ({owner}): it has taken over (token "
+            f"{newest}, this one has "
+            f"{self.token}); this one was paused or cut off for longer than the session "
+            f"time-out, or two groups, or "
             "two engines without one, use one checkpoint path; start it again to go on"
         )
 
     def _tokens(self) -> list[int]:
-        return [int(match[1]) for name in self._folder.names() if (match := _TOKEN.fullmatch(name))]
+        return [
+            int(match[1]) for name in self._folder.names() if (match := _TOKEN.fullmatch(name))
+        ]
 
     def _said(self, token: int) -> str:
         try:

@@ -1,7 +1,8 @@
 """Where checkpoints and keys lie: a folder on disk, or anything else that keeps bytes under names.
 
-`Folder` is the seam; `LocalFolder` is what it means on a disk. Others are found by the scheme of a URL among the entry
-points ``streamadapt.folders``, the one named ``fsspec`` serving every scheme that has none of its own.
+`Folder` is the seam; `LocalFolder` is what it means on a disk. Others are found by the scheme of a
+URL among the entry points ``streamadapt.folders``, the one named ``fsspec`` serving every scheme
+that has none of its own.
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ def numbered(number: int) -> str:
 
 
 def folder_of(place: Folder | Path | str, setting: str = "checkpoint.path") -> Folder:
-    """Return the folder that a setting names: a path, or a URL such as ``s3://bucket/state``. Nothing connects.
+    """Return the folder that a setting names: a path, or a URL such as ``s3://bucket/state``.
 
-    ``file:///path`` is the path: two engines that are given the one and the other keep each other out.
+    Nothing connects.
+
+    ``file:///path`` is the path: two engines that are given the one and the other keep each other
+    out.
 
     Raises
     ------
@@ -64,16 +68,23 @@ def folder_of(place: Folder | Path | str, setting: str = "checkpoint.path") -> F
             raise ImportError("pip install 'streamadapt[object-store]'")
         made: Folder = point.load()(place)
     except (ImportError, ValueError) as error:
-        raise wrong(setting, place, f"a folder, or a URL whose file system is installed ({error})") from error
+        raise wrong(
+            setting, place, f"a folder, or a URL whose file system is installed ({error})"
+        ) from error
     return made
 
 
 def _path_of(place: str, setting: str) -> Path:
-    """Return the path on a disk that a text means, unless it would become a folder that nobody meant."""
+    """Return the path on a disk that a text means, unless it would become a folder that nobody
+    meant."""
     if place[: len(_DISK)].lower() == _DISK:
         place = place[len(_DISK) :]
         if not place.startswith("/"):
-            raise wrong(setting, _DISK + place, "file:/// and the rest of an absolute path, or a plain path")
+            raise wrong(
+                setting,
+                _DISK + place,
+                "file:/// and the rest of an absolute path, or a plain path",
+            )
     if not place:
         raise wrong(setting, place, "a folder, or a URL: not nothing")
     if place.startswith("~"):
@@ -93,9 +104,11 @@ class Folder(ABC):
     path : Path or str
         Where it is, as it may be shown: without credentials.
     locks : bool
-        Whether `lock` can be asked for; else a folder has no owner but the one with the newest token.
+        Whether `lock` can be asked for; else a folder has no owner but the one with the newest
+        token.
     exclusive : bool
-        Whether `create` never lets two succeed. Where it may, an owner looks into its token as well.
+        Whether `create` never lets two succeed. Where it may, an owner looks into its token as
+        well.
     batch : int, >= 1
         So many files are worth being written together.
     glance_s : float, s
@@ -130,7 +143,8 @@ class Folder(ABC):
 
     @abstractmethod
     def lock(self) -> None:
-        """Keep all others out until `unlock`, or raise `CheckpointError`; for folders with `locks` only."""
+        """Keep all others out until `unlock`, or raise `CheckpointError`; for folders with `locks`
+        only."""
 
     @abstractmethod
     def unlock(self) -> None:
@@ -144,7 +158,8 @@ class Folder(ABC):
 
     @abstractmethod
     def read(self, name: str, most: int | None = None) -> bytes:
-        """Return a file; raises `DamagedError` if it is not there, larger than `most` bytes, or not to be trusted."""
+        """Return a file; raises `DamagedError` if it is not there, larger than `most` bytes, or
+        not to be trusted."""
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> None:
@@ -170,9 +185,14 @@ class Folder(ABC):
 
     @abstractmethod
     def publish(
-        self, number: int, files: Mapping[str, bytes], check: Callable[[], None], step: Callable[[str], None]
+        self,
+        number: int,
+        files: Mapping[str, bytes],
+        check: Callable[[], None],
+        step: Callable[[str], None],
     ) -> None:
-        """Let a checkpoint appear, durably: all of its files, or nothing that `numbers` would return.
+        """Let a checkpoint appear, durably: all of its files, or nothing that `numbers` would
+        return.
 
         Parameters
         ----------
@@ -190,7 +210,8 @@ class Folder(ABC):
 
     @abstractmethod
     def sweep(self, number: int) -> None:
-        """Delete what crashes have left of checkpoints up to this number; a higher one would be a successor's."""
+        """Delete what crashes have left of checkpoints up to this number; a higher one would be a
+        successor's."""
 
 
 class LocalFolder(Folder):
@@ -201,7 +222,8 @@ class LocalFolder(Folder):
         path/.lock       pid of the engine that owns the folder
         path/.tmp-*      a checkpoint being written or being removed; never read
 
-    A checkpoint appears by one rename of a folder whose files are already on disk, and disappears by one rename too.
+    A checkpoint appears by one rename of a folder whose files are already on disk, and disappears
+    by one rename too.
 
     Parameters
     ----------
@@ -233,23 +255,28 @@ class LocalFolder(Folder):
 
     def lock(self) -> None:
         """Keep all others out until `unlock`, or raise `CheckpointError` that names their pid."""
-        # The system releases it with the process, however that ends. A file system without such locks is
-        # an error: a lock of another kind would outlive a killed process.
+        # The system releases it with the process, however that ends. A file system without such
+        # locks is an error: a lock of another kind would outlive a killed process.
         lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, fallback_to_soft=False)
         try:
             lock.acquire()
         except Timeout as exc:
             raise CheckpointError(
-                f"{self}: another engine (pid {self._owner()}) writes checkpoints here; stop it or use another path"
+                f"{self}: another engine (pid {self._owner()}) writes checkpoints here; stop it "
+                f"or use another path"
             ) from exc
         self._lock = lock
-        with open(os.open(self.path / LOCK, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW), "wb") as file:
+        with open(
+            os.open(self.path / LOCK, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW), "wb"
+        ) as file:
             file.write(f"{os.getpid()}\n".encode())
 
     def _owner(self) -> str:
         """Return the pid that the owner wrote into the lock's file."""
         try:
-            return read_untrusted(self.path, LOCK, 32).decode("ascii", "replace").strip() or "unknown"
+            return (
+                read_untrusted(self.path, LOCK, 32).decode("ascii", "replace").strip() or "unknown"
+            )
         except CheckpointError:
             return "unknown"
 
@@ -269,7 +296,9 @@ class LocalFolder(Folder):
 
     def create(self, name: str, data: bytes) -> None:
         """Write a new file, durably."""
-        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(
+            self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644
+        )
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -306,7 +335,11 @@ class LocalFolder(Folder):
         return sorted(int(name) for name in names if NUMBERED.fullmatch(name))
 
     def publish(
-        self, number: int, files: Mapping[str, bytes], check: Callable[[], None], step: Callable[[str], None]
+        self,
+        number: int,
+        files: Mapping[str, bytes],
+        check: Callable[[], None],
+        step: Callable[[str], None],
     ) -> None:
         """Let a checkpoint appear by one rename of a folder whose files are already on disk."""
         temporary = self.path / f".tmp-{numbered(number)}"
@@ -325,7 +358,8 @@ class LocalFolder(Folder):
 
     def remove(self, number: int) -> None:
         """Let a checkpoint disappear."""
-        # Out of sight in one step first, so that a crash half way leaves no half checkpoint to warn about.
+        # Out of sight in one step first, so that a crash half way leaves no half checkpoint to
+        # warn about.
         doomed = self.path / f".tmp-old-{numbered(number)}"
         (self.path / numbered(number)).rename(doomed)
         shutil.rmtree(doomed)

@@ -1,11 +1,13 @@
-"""Keys that left memory, each a file with its packed state (`streamadapt.state.pack`), believed by its checksum.
+"""Keys that left memory, each a file with its packed state (`streamadapt.state.pack`), believed by
+its checksum.
 
 ::
 
     path/000000000042.safetensors     the 42nd state put away
 
-A file is never changed once a checkpoint refers to it. It is deleted when no checkpoint that is kept can, the engine's
-last `keep` ones. Files that a crash left behind have numbers that the replay uses again, and are written over.
+A file is never changed once a checkpoint refers to it. It is deleted when no checkpoint that is
+kept can, the engine's last `keep` ones. Files that a crash left behind have numbers that the
+replay uses again, and are written over.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ __all__ = ["DirectoryKeyStore", "KeyStore"]
 class KeyStore(ABC):
     """Where the states of keys go that leave memory. Used from one thread.
 
-    A checkpoint's state refers to what lies here by name and checksum. So nothing is changed once it is written, and
-    what is released stays as long as a checkpoint that is kept may refer to it.
+    A checkpoint's state refers to what lies here by name and checksum. So nothing is changed once
+    it is written, and what is released stays as long as a checkpoint that is kept may refer to it.
     """
 
     @abstractmethod
@@ -44,7 +46,8 @@ class KeyStore(ABC):
 
     @abstractmethod
     def put(self, name: str, data: bytes) -> str:
-        """Write a packed state and return its checksum; what a crash left under the name is written over.
+        """Write a packed state and return its checksum; what a crash left under the name is
+        written over.
 
         Raises
         ------
@@ -85,19 +88,21 @@ _FILE = re.compile(r"(\d{12})\.safetensors")
 class DirectoryKeyStore(KeyStore):
     """A folder with one file per key that was put away.
 
-    Where asking takes long (`Folder.batch`), a few states wait in memory to be written together: a key that comes back
-    soon costs nothing.
+    Where asking takes long (`Folder.batch`), a few states wait in memory to be written together: a
+    key that comes back soon costs nothing.
 
     Parameters
     ----------
     path : Path, str, Folder or None
-        A folder or its URL; made when first needed. One pipeline's own. None: a temporary folder, gone with `close`;
-        for runs without checkpoints.
+        A folder or its URL; made when first needed. One pipeline's own. None: a temporary folder,
+        gone with `close`; for runs without checkpoints.
     keep : int, >= 0
-        How many checkpoints are kept that may refer to a file. 0: there are none, and what is released goes at once.
+        How many checkpoints are kept that may refer to a file. 0: there are none, and what is
+        released goes at once.
     check_owner : callable (), optional
-        For a folder that somebody may take over: raises if he has. Asked before anything is written, since it could be
-        over what he wrote; and nothing is deleted then before the next checkpoint, which comes only to the owner.
+        For a folder that somebody may take over: raises if he has. Asked before anything is
+        written, since it could be over what he wrote; and nothing is deleted then before the next
+        checkpoint, which comes only to the owner.
 
     Raises
     ------
@@ -106,22 +111,37 @@ class DirectoryKeyStore(KeyStore):
     """
 
     def __init__(
-        self, path: Path | str | Folder | None, *, keep: int = 3, check_owner: Callable[[], None] | None = None
+        self,
+        path: Path | str | Folder | None,
+        *,
+        keep: int = 3,
+        check_owner: Callable[[], None] | None = None,
     ) -> None:
         if keep < 0:
             raise CheckpointError(f"{path}: keep must be at least 0 checkpoints, got {keep}")
         self.keep = keep
-        self._temporary = tempfile.TemporaryDirectory(prefix="streamadapt-keys-") if path is None else None
-        self.folder = LocalFolder(Path(self._temporary.name)) if self._temporary is not None else folder_of(path or "")
+        self._temporary = (
+            tempfile.TemporaryDirectory(prefix="streamadapt-keys-") if path is None else None
+        )
+        self.folder = (
+            LocalFolder(Path(self._temporary.name))
+            if self._temporary is not None
+            else folder_of(path or "")
+        )
         self._check_owner = check_owner
         self._waiting: dict[str, bytes] = {}  # not written yet
-        self._fresh: set[str] = set()  # written since the last `sync`: no checkpoint can refer to them
-        self._released: dict[str, int] = {}  # name -> how many checkpoints there must be before it can go
+        self._fresh: set[str] = (
+            set()
+        )  # written since the last `sync`: no checkpoint can refer to them
+        self._released: dict[
+            str, int
+        ] = {}  # name -> how many checkpoints there must be before it can go
         self._checkpoints = 0  # complete ones since `begin`
         self._promised = False  # a state was taken, and its checkpoint is not complete yet
 
     def begin(self, live: Collection[str]) -> None:
-        """Look at what is there; what `live` does not name may belong to older checkpoints, and stays as long as they.
+        """Look at what is there; what `live` does not name may belong to older checkpoints, and
+        stays as long as they.
 
         Raises
         ------
@@ -136,8 +156,10 @@ class DirectoryKeyStore(KeyStore):
         missing = sorted(set(live) - found)
         if missing:
             raise CheckpointError(
-                f"{self.folder}: {len(missing)} of the {len(live)} keys that the checkpoint refers to are missing, the "
-                f"first is {missing[0]}.safetensors; restore the folder from a backup together with its checkpoints"
+                f"{self.folder}: {len(missing)} of the {len(live)} keys that the checkpoint "
+                f"refers to are missing, the "
+                f"first is {missing[0]}.safetensors; restore the folder from a backup together "
+                f"with its checkpoints"
             )
         for name in found - set(live):
             self.release(name)
@@ -160,7 +182,8 @@ class DirectoryKeyStore(KeyStore):
                 raise DamagedError(f"it does not match its checksum ({len(data)} bytes)")
         except DamagedError as exc:
             raise CheckpointError(
-                f"{self.folder}/{_file(name)}: a key's state is damaged: {exc}; restore it from a backup, or roll "
+                f"{self.folder}/{_file(name)}: a key's state is damaged: {exc}; restore it from "
+                f"a backup, or roll "
                 "back to a checkpoint from before it was written"
             ) from exc
         return data

@@ -1,4 +1,5 @@
-"""A checkpoint's manifest: what stands beside the state, readable without torch, and how it is believed."""
+"""A checkpoint's manifest: what stands beside the state, readable without torch, and how it is
+believed."""
 
 from __future__ import annotations
 
@@ -18,7 +19,16 @@ from streamadapt.records import StreamPartition
 from streamadapt.state.folder import Folder
 from streamadapt.version import __version__
 
-__all__ = ["MANIFEST", "CheckpointInfo", "Manifest", "StoredFile", "checksum_of", "dump", "finite", "read_manifest"]
+__all__ = [
+    "MANIFEST",
+    "CheckpointInfo",
+    "Manifest",
+    "StoredFile",
+    "checksum_of",
+    "dump",
+    "finite",
+    "read_manifest",
+]
 
 MANIFEST = "manifest.json"
 MOST_MANIFEST = 1 << 28
@@ -46,13 +56,15 @@ class CheckpointInfo:
     guarantee : str
         The one that its writer gave.
     settings : dict
-        What that is the digest of, by path, secrets hidden; empty if it was written before that was kept.
+        What that is the digest of, by path, secrets hidden; empty if it was written before that
+        was kept.
     version : str
         The streamadapt that wrote it.
     fence : int
         The writer's fencing token; 0 if it was written before there were any.
     identities : dict of StreamPartition to str
-        What the source said its streams are (see `streamadapt.engine.ports.Source.identities`); empty if it said nothing.
+        What the source said its streams are (see `streamadapt.engine.ports.Source.identities`);
+        empty if it said nothing.
     """
 
     sequence: int
@@ -103,7 +115,10 @@ class Manifest(msgspec.Struct, frozen=True):
             sequence=self.sequence,
             time_ns=self.time_ns,
             size_bytes=sum(file.bytes for file in self.files.values()),
-            positions={StreamPartition(stream, partition): offset for stream, partition, offset in self.positions},
+            positions={
+                StreamPartition(stream, partition): offset
+                for stream, partition, offset in self.positions
+            },
             summary=self.summary,
             config_digest=self.config_digest,
             version=self.streamadapt,
@@ -111,7 +126,10 @@ class Manifest(msgspec.Struct, frozen=True):
             fence=self.fence,
             settings=self.config,
             guarantee=self.guarantee,
-            identities={StreamPartition(stream, partition): known for stream, partition, known in self.identities},
+            identities={
+                StreamPartition(stream, partition): known
+                for stream, partition, known in self.identities
+            },
         )
 
 
@@ -132,7 +150,8 @@ def read_manifest(folder: Folder, own_format: int) -> Manifest:
         if intact and content["format"] != own_format:
             written, above = content["format"], content["format"] > own_format
             raise CheckpointError(
-                f"{folder}: format {written} is {'newer' if above else 'older'} than format {own_format}, the one that "
+                f"{folder}: format {written} is {'newer' if above else 'older'} than format "
+                f"{own_format}, the one that "
                 f"streamadapt {__version__} reads; "
                 + (
                     f"upgrade to at least streamadapt {content.get('streamadapt')}"
@@ -149,7 +168,8 @@ def read_manifest(folder: Folder, own_format: int) -> Manifest:
 
 
 def finite(value: Any) -> Any:
-    """Turn `value` into strict JSON values: tuples into lists, non-finite floats into None, keys into str."""
+    """Turn `value` into strict JSON values: tuples into lists, non-finite floats into None, keys
+    into str."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -158,14 +178,20 @@ def finite(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
-    raise CheckpointError(f"the summary must hold JSON values, got a {type(value).__qualname__}: {value!r}")
+    raise CheckpointError(
+        f"the summary must hold JSON values, got a {type(value).__qualname__}: {value!r}"
+    )
 
 
 def dump(value: Any, indent: int | None = None) -> bytes:
     """Return strict JSON."""
-    return json.dumps(value, allow_nan=False, indent=indent, separators=None if indent else (",", ":")).encode("ascii")
+    return json.dumps(
+        value, allow_nan=False, indent=indent, separators=None if indent else (",", ":")
+    ).encode("ascii")
 
 
 def checksum_of(manifest: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a manifest's content, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+    return hashlib.sha256(
+        json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode("ascii")
+    ).hexdigest()

@@ -1,8 +1,10 @@
-"""A state as one run of bytes, and back, bit for bit: what leaves memory one by one, by the thousands.
+"""A state as one run of bytes, and back, bit for bit: what leaves memory one by one, by the
+thousands.
 
-The same tree and table as in a checkpoint (`streamadapt.state.tree`), in the same safe forms, JSON and safetensors. But
-the table is one tensor of bytes with its parts' types and shapes in the JSON: a state has dozens of small tensors, and
-safetensors takes as long for each of them as for a large one.
+The same tree and table as in a checkpoint (`streamadapt.state.tree`), in the same safe forms, JSON
+and safetensors. But the table is one tensor of bytes with its parts' types and shapes in the JSON:
+a state has dozens of small tensors, and safetensors takes as long for each of them as for a large
+one.
 """
 
 from __future__ import annotations
@@ -69,7 +71,14 @@ def unpack(data: bytes) -> dict[str, Any]:
                 tensor = found["data"][at : at + size].view(dtype).reshape(shape).clone()
             table[name] = tensor
         state: dict[str, Any] = decode(tree, table)
-    except (LookupError, TypeError, ValueError, RuntimeError, MemoryError, safetensors.SafetensorError) as exc:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+        safetensors.SafetensorError,
+    ) as exc:
         raise CheckpointError(f"no packed state: {type(exc).__name__}: {exc}") from exc
     return state
 
@@ -77,4 +86,8 @@ def unpack(data: bytes) -> dict[str, Any]:
 def _bytes(data: bytes) -> Any:
     import torch
 
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    return (
+        torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        if data
+        else torch.empty(0, dtype=torch.uint8)
+    )

@@ -1,7 +1,9 @@
-"""What a pickled river object may name, call and set: the lists behind `streamadapt.state.river_pickle`.
+"""What a pickled river object may name, call and set: the lists behind
+`streamadapt.state.river_pickle`.
 
-Everything here refuses by default. The lists follow from pickling every estimator, detector and statistic of river:
-adding an entry needs such an object and a look at what a hostile caller could do with it.
+Everything here refuses by default. The lists follow from pickling every estimator, detector and
+statistic of river: adding an entry needs such an object and a look at what a hostile caller could
+do with it.
 """
 
 from __future__ import annotations
@@ -23,24 +25,84 @@ from typing import Any
 import numpy as np
 import numpy.random.bit_generator as bit_generator
 
-__all__ = ["Refused", "check_call", "check_hashed", "check_name", "check_new", "resolve", "set_state"]
+__all__ = [
+    "Refused",
+    "check_call",
+    "check_hashed",
+    "check_name",
+    "check_new",
+    "resolve",
+    "set_state",
+]
 
 
 class Refused(Exception):  # noqa: N818 - internal: leaves this package as a CheckpointError
-    """Something asked for what is not on the lists. Raised before it is imported, called or changed."""
+    """Something asked for what is not on the lists.
+
+    Raised before it is imported, called or changed.
+    """
 
 
 _SUBPACKAGES = frozenset(
     {
-        *("_river_rust", "active", "anomaly", "bandit", "base", "cluster", "compose", "conf", "covariance", "drift"),
-        *("dummy", "ensemble", "facto", "feature_extraction", "feature_selection", "forest", "imblearn"),
-        *("linear_model", "metrics", "model_selection", "multiclass", "multioutput", "naive_bayes", "neighbors"),
-        *("optim", "preprocessing", "proba", "reco", "rules", "sketch", "stats", "time_series", "tree", "utils"),
+        *(
+            "_river_rust",
+            "active",
+            "anomaly",
+            "bandit",
+            "base",
+            "cluster",
+            "compose",
+            "conf",
+            "covariance",
+            "drift",
+        ),
+        *(
+            "dummy",
+            "ensemble",
+            "facto",
+            "feature_extraction",
+            "feature_selection",
+            "forest",
+            "imblearn",
+        ),
+        *(
+            "linear_model",
+            "metrics",
+            "model_selection",
+            "multiclass",
+            "multioutput",
+            "naive_bayes",
+            "neighbors",
+        ),
+        *(
+            "optim",
+            "preprocessing",
+            "proba",
+            "reco",
+            "rules",
+            "sketch",
+            "stats",
+            "time_series",
+            "tree",
+            "utils",
+        ),
     }
 )
-# Parts of those that open files, reach the network, import other libraries or only serve river's own tests.
+# Parts of those that open files, reach the network, import other libraries or only serve river's
+# own tests.
 _UNSAFE_MODULES = frozenset(
-    {"checks", "context_managers", "dataframe", "datasets", "envs", "evaluate", "pandas", "pretty", "test"}
+    {
+        "checks",
+        "context_managers",
+        "dataframe",
+        "datasets",
+        "envs",
+        "evaluate",
+        "pandas",
+        "pretty",
+        "test",
+    }
 )
 _MODULE = re.compile(r"river(\.[a-zA-Z_]\w*)+", re.ASCII)
 
@@ -69,12 +131,36 @@ _FUNCTIONS = frozenset(
 _NAMES = frozenset(
     (module, name)
     for module, names in {
-        "builtins": (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, slice),
+        "builtins": (
+            bool,
+            int,
+            float,
+            complex,
+            str,
+            bytes,
+            bytearray,
+            list,
+            tuple,
+            dict,
+            set,
+            frozenset,
+            range,
+            slice,
+        ),
         "collections": ("Counter", "OrderedDict", "defaultdict", "deque"),
-        "copy": ("deepcopy",),  # like numpy's four functions a default factory: named, never called from here
+        "copy": (
+            "deepcopy",
+        ),  # like numpy's four functions a default factory: named, never called from here
         "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
         "functools": ("partial",),
-        "numpy": ("array", "dtype", "ndarray", "ones", "zeros", *map(np.sctypeDict.get, "?bhilqBHILQefdgFDG")),
+        "numpy": (
+            "array",
+            "dtype",
+            "ndarray",
+            "ones",
+            "zeros",
+            *map(np.sctypeDict.get, "?bhilqBHILQefdgFDG"),
+        ),
         "numpy._core.multiarray": ("_reconstruct", "scalar"),
         "numpy._core.numeric": ("_frombuffer",),
         "numpy.random._mt19937": ("MT19937",),
@@ -89,10 +175,17 @@ _NAMES = frozenset(
 )
 
 _PLAIN = (
-    type(None), bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset,
-    datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone,
+    type(None), bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set,
+    frozenset, datetime.date, datetime.datetime, datetime.time, datetime.timedelta,
+    datetime.timezone,
 )  # fmt: skip
-_FACTORY = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+_FACTORY = (
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    functools.partial,
+)
 _MOST_HASHED = 1_000_000
 _DTYPE = re.compile(r"[biufcmMSUO]\d*")
 
@@ -100,7 +193,8 @@ _DTYPE = re.compile(r"[biufcmMSUO]\d*")
 def resolve(module: object, name: object) -> Any:
     """Return what a pickle names, or raise `Refused` before anything is imported for it.
 
-    Names are walked here, so that neither a dotted name nor a re-export (``river.base`` + ``os.system``) leads outside.
+    Names are walked here, so that neither a dotted name nor a re-export (``river.base`` +
+    ``os.system``) leads outside.
     """
     if (module, name) in _STAND_INS:
         return _STAND_INS[module, name]
@@ -127,14 +221,25 @@ def _walk(module: str, name: str) -> Any:
     try:
         found: Any = importlib.import_module(module)
     except ImportError as exc:
-        raise Refused(f"{module} cannot be imported here ({exc}); was it written by another version of river?") from exc
+        raise Refused(
+            f"{module} cannot be imported here ({exc}); was it written by another version of "
+            f"river?"
+        ) from exc
     for step, part in enumerate(name.split(".")):
-        # After the first step only classes of that very module are entered: never a module, an instance, a re-export.
+        # After the first step only classes of that very module are entered: never a module, an
+        # instance, a re-export.
         entered = step == 0 or (_is_river_class(found) and found.__module__ == module)
-        found = inspect.getattr_static(found, part, None) if entered and not part.startswith("__") else None
+        found = (
+            inspect.getattr_static(found, part, None)
+            if entered and not part.startswith("__")
+            else None
+        )
         found = found.__func__ if isinstance(found, staticmethod) else found
         if not callable(found):
-            raise Refused(f"{module}.{name} is no class or function here; was it written by another version of river?")
+            raise Refused(
+                f"{module}.{name} is no class or function here; was it written by another "
+                f"version of river?"
+            )
     return found
 
 
@@ -142,7 +247,9 @@ def _is_river_module(module: object) -> bool:
     if not isinstance(module, str) or not _MODULE.fullmatch(module):
         return False
     parts = module.split(".")[1:]
-    return parts[0] in _SUBPACKAGES and not any(p in _UNSAFE_MODULES or p.startswith("test_") for p in parts)
+    return parts[0] in _SUBPACKAGES and not any(
+        p in _UNSAFE_MODULES or p.startswith("test_") for p in parts
+    )
 
 
 def _is_river_class(obj: object) -> bool:
@@ -152,8 +259,14 @@ def _is_river_class(obj: object) -> bool:
 def check_new(cls: object, args: object) -> None:
     """Admit ``cls.__new__(cls, *args)``: allocation, which runs no ``__init__``."""
     # Identity, here and below: comparing or hashing would run an object's own methods.
-    allowed = _is_river_class(cls) or any(cls is other for other in (statistics.NormalDist, collections.OrderedDict))
-    if not allowed or type(args) is not tuple or not all(_is_plain(arg) or isinstance(arg, _FACTORY) for arg in args):
+    allowed = _is_river_class(cls) or any(
+        cls is other for other in (statistics.NormalDist, collections.OrderedDict)
+    )
+    if (
+        not allowed
+        or type(args) is not tuple
+        or not all(_is_plain(arg) or isinstance(arg, _FACTORY) for arg in args)
+    ):
         raise Refused(f"allocation of {_label(cls)}")
 
 
@@ -167,7 +280,8 @@ def check_call(func: object, args: object) -> None:
 
 
 def check_hashed(items: Sequence[object]) -> None:
-    """Refuse what takes for ever to hash: a few bytes of a pickle make a tuple of tuples of 2**60 parts."""
+    """Refuse what takes for ever to hash: a few bytes of a pickle make a tuple of tuples of 2**60
+    parts."""
     left, todo = _MOST_HASHED + len(items), [items]
     while todo:
         part = todo.pop()
@@ -179,12 +293,17 @@ def check_hashed(items: Sequence[object]) -> None:
 
 def _label(obj: object) -> str:
     # Never repr: an object's own would run, and a bound method's shows its object.
-    named = obj if isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType) else type(obj)
+    named = (
+        obj
+        if isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType)
+        else type(obj)
+    )
     return f"{'' if named is obj else 'a '}{named.__module__}.{named.__qualname__}"
 
 
 def _is_callable_river_class(obj: object) -> bool:
-    # Rust classes, enumerations and containers (Holt-Winters' deques) rebuild themselves by a call; nothing else may.
+    # Rust classes, enumerations and containers (Holt-Winters' deques) rebuild themselves by a
+    # call; nothing else may.
     containers = (enum.Enum, collections.deque, dict, list, set)
     return _is_river_class(obj) and (
         obj.__module__.startswith("river._river_rust.") or issubclass(obj, containers)  # type: ignore[arg-type]
@@ -200,12 +319,19 @@ def _plain_args(args: tuple[Any, ...]) -> bool:
 
 
 def _factory_args(args: tuple[Any, ...]) -> bool:
-    # A default factory is kept, not called; river's Zeros and Normal are instances that serve as factories.
-    return not args or ((args[0] is None or callable(args[0])) and all(_is_plain(arg) for arg in args[1:]))
+    # A default factory is kept, not called; river's Zeros and Normal are instances that serve as
+    # factories.
+    return not args or (
+        (args[0] is None or callable(args[0])) and all(_is_plain(arg) for arg in args[1:])
+    )
 
 
 def _dtype_args(args: tuple[Any, ...]) -> bool:
-    return isinstance(args[0], str) and _DTYPE.fullmatch(args[0]) is not None and all(type(a) is bool for a in args[1:])
+    return (
+        isinstance(args[0], str)
+        and _DTYPE.fullmatch(args[0]) is not None
+        and all(type(a) is bool for a in args[1:])
+    )
 
 
 def _array_args(args: tuple[Any, ...]) -> bool:
@@ -213,11 +339,20 @@ def _array_args(args: tuple[Any, ...]) -> bool:
 
 
 def _scalar_args(args: tuple[Any, ...]) -> bool:
-    return len(args) == 2 and isinstance(args[0], np.dtype) and args[0].kind not in "OV" and type(args[1]) is bytes
+    return (
+        len(args) == 2
+        and isinstance(args[0], np.dtype)
+        and args[0].kind not in "OV"
+        and type(args[1]) is bytes
+    )
 
 
 def _buffer_args(args: tuple[Any, ...]) -> bool:
-    return type(args[0]) in (bytes, bytearray) and isinstance(args[1], np.dtype) and all(map(_is_plain, args[2:]))
+    return (
+        type(args[0]) in (bytes, bytearray)
+        and isinstance(args[1], np.dtype)
+        and all(map(_is_plain, args[2:]))
+    )
 
 
 def _seed_args(args: tuple[Any, ...]) -> bool:
@@ -225,15 +360,19 @@ def _seed_args(args: tuple[Any, ...]) -> bool:
 
 
 def _guarded_getattr(owner: object, name: object) -> Any:
-    """Stand in for ``getattr``, which bound methods are pickled as: plain methods of river and `random.Random`."""
+    """Stand in for ``getattr``, which bound methods are pickled as: plain methods of river and
+    `random.Random`."""
     if type(name) is not str or not name.isidentifier() or name.startswith("__"):
         raise Refused(f"getattr of {name if type(name) is str else _label(name)}")
-    if (type(owner) is random.Random and not name.startswith("_")) or (owner is str and name == "lower"):
+    if (type(owner) is random.Random and not name.startswith("_")) or (
+        owner is str and name == "lower"
+    ):
         owner_class: type = random.Random if owner is not str else str
         if callable(inspect.getattr_static(owner_class, name, None)):
             return getattr(owner, name)
     cls = owner if isinstance(owner, type) else type(owner)
-    # Looked up on the class, statically: no property, no __getattr__ and no instance attribute can answer.
+    # Looked up on the class, statically: no property, no __getattr__ and no instance attribute can
+    # answer.
     found = inspect.getattr_static(cls, name, None) if _is_river_class(cls) else None
     if isinstance(found, staticmethod):
         return found.__func__
@@ -251,7 +390,8 @@ def _guarded_iter(items: object) -> Any:
 
 
 def _bits(kind: object) -> Any:
-    """Stand in for numpy's constructor of bit generators, which would call any class it is given."""
+    """Stand in for numpy's constructor of bit generators, which would call any class it is
+    given."""
     if isinstance(kind, type) and issubclass(kind, np.random.BitGenerator):
         return kind()
     raise Refused(f"bit generator {_label(kind)}")
@@ -280,11 +420,19 @@ _STAND_INS: dict[tuple[object, object], Callable[..., Any]] = {
 
 
 def _calls() -> dict[int, Callable[[tuple[Any, ...]], bool]]:
-    calls: dict[Any, Callable[[tuple[Any, ...]], bool]] = dict.fromkeys(_STAND_INS.values(), lambda args: True)
-    calls |= dict.fromkeys((complex, bytearray, set, frozenset, range, slice, random.Random), _plain_args)
-    calls |= dict.fromkeys((collections.Counter, collections.OrderedDict, collections.deque), _plain_args)
+    calls: dict[Any, Callable[[tuple[Any, ...]], bool]] = dict.fromkeys(
+        _STAND_INS.values(), lambda args: True
+    )
+    calls |= dict.fromkeys(
+        (complex, bytearray, set, frozenset, range, slice, random.Random), _plain_args
+    )
+    calls |= dict.fromkeys(
+        (collections.Counter, collections.OrderedDict, collections.deque), _plain_args
+    )
     calls |= dict.fromkeys((collections.defaultdict, functools.partial), _factory_args)
-    calls |= dict.fromkeys((datetime.date, datetime.datetime, datetime.time, datetime.timedelta), _plain_args)
+    calls |= dict.fromkeys(
+        (datetime.date, datetime.datetime, datetime.time, datetime.timedelta), _plain_args
+    )
     calls |= {datetime.timezone: _plain_args, np.dtype: _dtype_args}
     calls[resolve("numpy._core.multiarray", "_reconstruct")] = _array_args
     calls[resolve("numpy._core.multiarray", "scalar")] = _scalar_args
@@ -297,10 +445,13 @@ _CALLS = _calls()
 
 
 def set_state(obj: object, state: object) -> None:
-    """Give an instance its state, as the BUILD opcode does; classes, functions and modules are never changed."""
+    """Give an instance its state, as the BUILD opcode does; classes, functions and modules are
+    never changed."""
     if isinstance(obj, np.dtype):
         return _set_dtype(obj, state)
-    if isinstance(obj, np.ndarray) and (type(state) is not tuple or not isinstance(state[2], np.dtype)):
+    if isinstance(obj, np.ndarray) and (
+        type(state) is not tuple or not isinstance(state[2], np.dtype)
+    ):
         raise Refused("the state of an array")
     known = _is_river_class(type(obj)) or isinstance(obj, _BUILDABLE)
     if not known or not (_is_plain(state) or isinstance(state, np.random.BitGenerator)):
@@ -316,9 +467,13 @@ def set_state(obj: object, state: object) -> None:
     fields, slots = pair[0] or {}, pair[1] or {}
     for name in (*fields, *slots):
         if type(name) is not str or name.startswith("__"):
-            raise Refused(f"attribute {name if type(name) is str else _label(name)} of a {type(obj).__qualname__}")
+            raise Refused(
+                f"attribute {name if type(name) is str else _label(name)} of a "
+                f"{type(obj).__qualname__}"
+            )
     if fields:
-        # Interned, as pickle itself does: a saved state then has the same bytes however often it was loaded before.
+        # Interned, as pickle itself does: a saved state then has the same bytes however often it
+        # was loaded before.
         obj.__dict__.update({sys.intern(name): value for name, value in fields.items()})
     for name, value in slots.items():
         object.__setattr__(obj, name, value)
@@ -326,17 +481,25 @@ def set_state(obj: object, state: object) -> None:
 
 
 _BUILDABLE: tuple[type, ...] = (
-    random.Random, functools.partial, statistics.NormalDist, np.ndarray, np.random.BitGenerator, np.random.RandomState,
-    np.random.Generator, bit_generator.SeedSequence, type(iter([])), type(iter(())), type(iter("")),
+    random.Random, functools.partial, statistics.NormalDist, np.ndarray, np.random.BitGenerator,
+    np.random.RandomState, np.random.Generator, bit_generator.SeedSequence, type(iter([])),
+    type(iter(())), type(iter("")),
 )  # fmt: skip
 
 
 def _set_dtype(obj: np.dtype[Any], state: object) -> None:
-    # numpy believes the sizes, flags and fields given here and would read outside an array: take the byte order only.
+    # numpy believes the sizes, flags and fields given here and would read outside an array: take
+    # the byte order only.
     rebuilt: Any = obj.__reduce__()
     expected = rebuilt[2]
     # Exact types first: comparing must not run an object's own __eq__.
-    known = type(state) is tuple and [type(item) for item in state] == [type(item) for item in expected]
-    if not known or state[1] not in ("<", ">", "=", "|") or (state[0], *state[2:]) != (expected[0], *expected[2:]):  # type: ignore[index]
+    known = type(state) is tuple and [type(item) for item in state] == [
+        type(item) for item in expected
+    ]
+    if (
+        not known
+        or state[1] not in ("<", ">", "=", "|")  # type: ignore[index]
+        or (state[0], *state[2:]) != (expected[0], *expected[2:])  # type: ignore[index]
+    ):
         raise Refused("the state of a dtype that differs from its name")
     obj.__setstate__(state)  # type: ignore[attr-defined]

@@ -1,17 +1,21 @@
-"""River objects to bytes and back, through an unpickler that cannot be talked into running anything.
+"""River objects to bytes and back, through an unpickler that cannot be talked into running
+anything.
 
-River's objects have no tensor form, so they are pickled; a pickle is a program, so reading one is guarded four times:
+River's objects have no tensor form, so they are pickled; a pickle is a program, so reading one is
+guarded four times:
 
-1. *Names.* A pickle may name classes defined in river's estimator subpackages, a written list of river functions, and
-   the plain classes of `streamadapt.state.river_allowed`. Names are resolved there, never through a module or a re-export.
-2. *Calls.* It may call only what `check_call` admits, with arguments of the expected types. River's Python classes are
-   allocated but never called: no ``__init__`` of theirs runs.
-3. *Attributes.* ``getattr``, which bound methods need, is a stand-in that finds plain methods of river objects only.
-4. *Operations.* State is set only on instances (never on classes or functions), and the opcodes that need a registry, a
-   persistent id or text-mode names are refused.
+1. *Names.* A pickle may name classes defined in river's estimator subpackages, a written list of
+   river functions, and the plain classes of `streamadapt.state.river_allowed`. Names are resolved
+   there, never through a module or a re-export.
+2. *Calls.* It may call only what `check_call` admits, with arguments of the expected types.
+   River's Python classes are allocated but never called: no ``__init__`` of theirs runs.
+3. *Attributes.* ``getattr``, which bound methods need, is a stand-in that finds plain methods of
+   river objects only.
+4. *Operations.* State is set only on instances (never on classes or functions), and the opcodes
+   that need a registry, a persistent id or text-mode names are refused.
 
-The standard library's C unpickler can guard only the first, so this one extends its Python twin: slower, but used only
-on start.
+The standard library's C unpickler can guard only the first, so this one extends its Python twin:
+slower, but used only on start.
 """
 
 from __future__ import annotations
@@ -24,22 +28,65 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from streamadapt.errors import CheckpointError
-from streamadapt.state.river_allowed import Refused, check_call, check_hashed, check_name, check_new, resolve, set_state
+from streamadapt.state.river_allowed import (
+    Refused,
+    check_call,
+    check_hashed,
+    check_name,
+    check_new,
+    resolve,
+    set_state,
+)
 
 __all__ = ["dumps_river", "loads_river"]
 
-# What protocol 4 and 5 write for plain objects; no text opcodes, no extension registry, no persistent ids, no buffers.
+# What protocol 4 and 5 write for plain objects; no text opcodes, no extension registry, no
+# persistent ids, no buffers.
 _OPCODES = (
-    pickle.PROTO + pickle.FRAME + pickle.STOP + pickle.MARK + pickle.POP + pickle.POP_MARK + pickle.MEMOIZE
-    + pickle.BINGET + pickle.LONG_BINGET + pickle.NONE + pickle.NEWTRUE + pickle.NEWFALSE
-    + pickle.BININT + pickle.BININT1 + pickle.BININT2 + pickle.LONG1 + pickle.LONG4 + pickle.BINFLOAT
-    + pickle.SHORT_BINUNICODE + pickle.BINUNICODE + pickle.BINUNICODE8
-    + pickle.SHORT_BINBYTES + pickle.BINBYTES + pickle.BINBYTES8 + pickle.BYTEARRAY8
-    + pickle.EMPTY_TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3 + pickle.TUPLE
-    + pickle.EMPTY_LIST + pickle.APPEND + pickle.APPENDS + pickle.EMPTY_DICT + pickle.SETITEM + pickle.SETITEMS
-    + pickle.EMPTY_SET + pickle.ADDITEMS + pickle.FROZENSET
-    + pickle.STACK_GLOBAL + pickle.NEWOBJ + pickle.REDUCE + pickle.BUILD
-)  # fmt: skip
+    pickle.PROTO
+    + pickle.FRAME
+    + pickle.STOP
+    + pickle.MARK
+    + pickle.POP
+    + pickle.POP_MARK
+    + pickle.MEMOIZE
+    + pickle.BINGET
+    + pickle.LONG_BINGET
+    + pickle.NONE
+    + pickle.NEWTRUE
+    + pickle.NEWFALSE
+    + pickle.BININT
+    + pickle.BININT1
+    + pickle.BININT2
+    + pickle.LONG1
+    + pickle.LONG4
+    + pickle.BINFLOAT
+    + pickle.SHORT_BINUNICODE
+    + pickle.BINUNICODE
+    + pickle.BINUNICODE8
+    + pickle.SHORT_BINBYTES
+    + pickle.BINBYTES
+    + pickle.BINBYTES8
+    + pickle.BYTEARRAY8
+    + pickle.EMPTY_TUPLE
+    + pickle.TUPLE1
+    + pickle.TUPLE2
+    + pickle.TUPLE3
+    + pickle.TUPLE
+    + pickle.EMPTY_LIST
+    + pickle.APPEND
+    + pickle.APPENDS
+    + pickle.EMPTY_DICT
+    + pickle.SETITEM
+    + pickle.SETITEMS
+    + pickle.EMPTY_SET
+    + pickle.ADDITEMS
+    + pickle.FROZENSET
+    + pickle.STACK_GLOBAL
+    + pickle.NEWOBJ
+    + pickle.REDUCE
+    + pickle.BUILD
+)
 
 _HASHING = (set, frozenset, Counter, OrderedDict)
 
@@ -50,8 +97,8 @@ def dumps_river(obj: object) -> bytes:
     Raises
     ------
     CheckpointError
-        If it holds something that `loads_river` would refuse (a class or function of yours, a lambda), naming it: at
-        the first checkpoint rather than at the restart.
+        If it holds something that `loads_river` would refuse (a class or function of yours, a
+        lambda), naming it: at the first checkpoint rather than at the restart.
     """
     buffer = io.BytesIO()
     try:
@@ -67,7 +114,8 @@ def loads_river(data: bytes) -> object:
     Raises
     ------
     CheckpointError
-        If `data` is damaged or asks for anything outside the lists above; nothing of it has been run then.
+        If `data` is damaged or asks for anything outside the lists above; nothing of it has been
+        run then.
     """
     try:
         loaded: object = _Unpickler(io.BytesIO(data)).load()
@@ -76,7 +124,8 @@ def loads_river(data: bytes) -> object:
     except Exception as exc:
         raise CheckpointError(f"cannot load a river object: {type(exc).__name__}: {exc}") from exc
     except BaseException as exc:
-        # A panic inside river's Rust code (damaged state bytes) is no Exception; a Ctrl-C goes on its way.
+        # A panic inside river's Rust code (damaged state bytes) is no Exception; a Ctrl-C goes on
+        # its way.
         if type(exc).__module__ != "pyo3_runtime":
             raise
         raise CheckpointError(f"cannot load a river object: {exc}") from exc
@@ -97,7 +146,9 @@ class _Unpickler(pickle._Unpickler):
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {op: pickle._Unpickler.dispatch[op] for op in _OPCODES}
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        op: pickle._Unpickler.dispatch[op] for op in _OPCODES
+    }
 
     def load(self) -> Any:
         try:

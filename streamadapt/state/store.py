@@ -3,12 +3,12 @@
 ::
 
     path/.fence-000001                  the owner's fencing token (see `streamadapt.state.fence`)
-    path/000000000042/manifest.json     format, positions, summary, checksums of the others and of itself
+    path/000000000042/manifest.json     format, positions, summary, checksums (its own, too)
     path/000000000042/state.json        the state's tree (see `streamadapt.state.tree`)
     path/000000000042/state.safetensors the state's tensors, arrays and blobs
 
-A checkpoint appears and disappears as a whole (see `streamadapt.state.folder`): at any instant a reader finds whole
-checkpoints only. What storage damages later, the checksums find.
+A checkpoint appears and disappears as a whole (see `streamadapt.state.folder`): at any instant a
+reader finds whole checkpoints only. What storage damages later, the checksums find.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ from streamadapt.files import DamagedError
 from streamadapt.records import StreamPartition
 from streamadapt.state.fence import Fence
 from streamadapt.state.folder import Folder, folder_of, numbered
-from streamadapt.state.manifest import MANIFEST, CheckpointInfo, Manifest, StoredFile, dump, finite, read_manifest
+from streamadapt.state.manifest import (
+    MANIFEST,
+    CheckpointInfo,
+    Manifest,
+    StoredFile,
+    dump,
+    finite,
+    read_manifest,
+)
 from streamadapt.state.tree import decode, encode, table_bytes
 from streamadapt.version import __version__
 
@@ -37,12 +45,13 @@ __all__ = ["FORMAT_VERSION", "CheckpointInfo", "CheckpointStore", "Loaded"]
 
 FORMAT_VERSION = 3
 EPOCH = 1_000_000
-"""In a folder that goes from owner to owner, each counts its checkpoints from a multiple of this, of its token's or a
-higher one: whatever a former owner still writes has a lower number, and can neither stand in the way nor be taken for
-the newest."""
+"""In a folder that goes from owner to owner, each counts its checkpoints from a multiple of this,
+of its token's or a higher one: whatever a former owner still writes has a lower number, and can
+neither stand in the way nor be taken for the newest."""
 
 FRESH_S = 1.0
-"""For so long, and the time between two glances, the word of the last look at the owner is taken."""
+"""For so long, and the time between two glances, the word of the last look at the owner is
+taken."""
 
 _LOG = logging.getLogger(__name__)
 _TREE, _TENSORS = "state.json", "state.safetensors"
@@ -75,10 +84,12 @@ class CheckpointStore:
     clock : Clock
         Where the time stamps come from.
     shared : bool
-        Ownership goes by a consumer group's word: whoever comes takes the folder over, and the one before it is fenced
-        off. Otherwise the folder belongs to the process that has locked it; where there are no locks, to the newcomer.
+        Ownership goes by a consumer group's word: whoever comes takes the folder over, and the one
+        before it is fenced off. Otherwise the folder belongs to the process that has locked it;
+        where there are no locks, to the newcomer.
     guarantee : str
-        What the writer promises its readers; stands in the manifest, since it says when a checkpoint counts.
+        What the writer promises its readers; stands in the manifest, since it says when a
+        checkpoint counts.
 
     Raises
     ------
@@ -99,7 +110,9 @@ class CheckpointStore:
         guarantee: str = "at-least-once",
     ) -> None:
         if keep < 1:
-            raise CheckpointError(f"{folder_of(path)}: keep must be at least 1 checkpoint, got {keep}")
+            raise CheckpointError(
+                f"{folder_of(path)}: keep must be at least 1 checkpoint, got {keep}"
+            )
         self.folder = folder_of(path)
         self.keep = keep
         self.format_version = format_version
@@ -146,15 +159,17 @@ class CheckpointStore:
             self._looked = self._clock.monotonic()
 
     def glance(self) -> None:
-        """`check_owner` between two checkpoints: where another could have come, and as often as it is cheap to ask."""
+        """`check_owner` between two checkpoints: where another could have come, and as often as it
+        is cheap to ask."""
         if self.leased and self._clock.monotonic() - self._looked >= self.folder.glance_s:
             self.check_owner()
 
     def lease(self) -> Callable[[], None]:
-        """Return what raises `FencedError` if another store has taken the folder over; it outlives `close`.
+        """Return what raises `FencedError` if another store has taken the folder over; it outlives
+        `close`.
 
-        For what was written a while ago and is sent now, from any thread. It looks only if the last look, by whoever,
-        is older than `FRESH_S`: then the process may have stood still.
+        For what was written a while ago and is sent now, from any thread. It looks only if the
+        last look, by whoever, is older than `FRESH_S`: then the process may have stood still.
         """
         fence = self._fence
         if fence is None or not self.leased:
@@ -191,12 +206,14 @@ class CheckpointStore:
         on_step: Callable[[str], None] | None = None,
         identities: Mapping[StreamPartition, str] | None = None,
     ) -> CheckpointInfo:
-        """Write `state` and the positions it has reached as one unit, durably, and prune the oldest.
+        """Write `state` and the positions it has reached as one unit, durably, and prune the
+        oldest.
 
         Parameters
         ----------
         state : mapping
-            Nested dicts, lists and tuples of tensors, arrays, numbers, text, bools, None and bytes.
+            Nested dicts, lists and tuples of tensors, arrays, numbers, text, bools, None and
+            bytes.
         summary : mapping of JSON values
             Readable without torch; non-finite floats become null.
         on_step : callable of str, optional
@@ -207,8 +224,8 @@ class CheckpointStore:
         Raises
         ------
         CheckpointError
-            If the state holds something without a safe form, the disk refuses, or another engine owns the folder
-            (`FencedError` where it has taken it over).
+            If the state holds something without a safe form, the disk refuses, or another engine
+            owns the folder (`FencedError` where it has taken it over).
         """
         step = on_step or (lambda name: None)
         self.acquire()
@@ -229,41 +246,58 @@ class CheckpointStore:
                 config=getattr(config_digest, "settings", {}),
                 fence=self._fence.token,
                 guarantee=self.guarantee,
-                positions=[(stream, partition, offset) for (stream, partition), offset in positions.items()],
-                identities=[(stream, partition, known) for (stream, partition), known in (identities or {}).items()],
+                positions=[
+                    (stream, partition, offset)
+                    for (stream, partition), offset in positions.items()
+                ],
+                identities=[
+                    (stream, partition, known)
+                    for (stream, partition), known in (identities or {}).items()
+                ],
                 summary=finite(summary),
-                files={name: StoredFile(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
+                files={
+                    name: StoredFile(len(data), hashlib.sha256(data).hexdigest())
+                    for name, data in files.items()
+                },
             )
-            self.folder.publish(sequence, files | {MANIFEST: manifest.to_json()}, self.check_owner, step)
+            self.folder.publish(
+                sequence, files | {MANIFEST: manifest.to_json()}, self.check_owner, step
+            )
             step("prune")
             for old in self.sequences()[: -self.keep]:
                 self.folder.remove(old)
         return manifest.info(self._at(sequence))
 
     def load_latest(
-        self, config_digest: str | None = None, not_beyond: Mapping[StreamPartition, int] | None = None
+        self,
+        config_digest: str | None = None,
+        not_beyond: Mapping[StreamPartition, int] | None = None,
     ) -> Loaded | None:
         """Read the newest whole checkpoint; None where there is none at all.
 
-        A damaged one is skipped with a warning in the log. `config_digest`, where given, must be the checkpoint's own.
+        A damaged one is skipped with a warning in the log. `config_digest`, where given, must be
+        the checkpoint's own.
 
         Parameters
         ----------
         not_beyond : mapping, optional
-            A checkpoint of an exactly-once run with a position beyond the one given, or not given, never came to
-            count: it is removed. The folder must be this store's then (`acquire`).
+            A checkpoint of an exactly-once run with a position beyond the one given, or not given,
+            never came to count: it is removed. The folder must be this store's then (`acquire`).
 
         Raises
         ------
         CheckpointError
-            If all are damaged, the newest whole one has a newer format, or it belongs to another configuration.
+            If all are damaged, the newest whole one has a newer format, or it belongs to another
+            configuration.
         """
         sequences = self.sequences()
         damaged = False
         for sequence in reversed(sequences):
             try:
                 manifest = self._fitting(sequence, config_digest)
-                if not_beyond is not None and _is_void(manifest.info(self._at(sequence)), not_beyond):
+                if not_beyond is not None and _is_void(
+                    manifest.info(self._at(sequence)), not_beyond
+                ):
                     self._drop(sequence)
                     continue
                 return self._decoded(manifest)
@@ -273,7 +307,8 @@ class CheckpointStore:
                 _LOG.warning("skipping the damaged checkpoint %s: %s", self._at(sequence), exc)
         if damaged:
             raise CheckpointError(
-                f"{self.folder}: none of the {len(sequences)} checkpoints can be read (the log says why for each); "
+                f"{self.folder}: none of the {len(sequences)} checkpoints can be read (the log "
+                f"says why for each); "
                 "restore them from a backup, or move the folder away to start from nothing"
             )
         return None
@@ -284,7 +319,9 @@ class CheckpointStore:
 
     def _fitting(self, sequence: int, config_digest: str | None) -> Manifest:
         manifest = self._manifest(sequence)
-        if config_digest is not None and (why := misfit(manifest.config_digest, manifest.config, config_digest)):
+        if config_digest is not None and (
+            why := misfit(manifest.config_digest, manifest.config, config_digest)
+        ):
             raise CheckpointError(f"{self._at(sequence)}: {why}")
         return manifest
 
@@ -299,7 +336,8 @@ class CheckpointStore:
         return Loaded(state, manifest.info(self._at(manifest.sequence)))
 
     def list(self) -> list[CheckpointInfo]:
-        """Return what is there, oldest first, from the manifests alone; damaged ones are left out with a warning."""
+        """Return what is there, oldest first, from the manifests alone; damaged ones are left out
+        with a warning."""
         infos = []
         for sequence in self.sequences():
             try:
@@ -313,7 +351,8 @@ class CheckpointStore:
         return self._manifest(sequence).info(self._at(sequence))
 
     def verified(self, sequence: int) -> CheckpointInfo:
-        """Return what one manifest says, its files held against it, not decoded; `DamagedError` if one differs."""
+        """Return what one manifest says, its files held against it, not decoded; `DamagedError` if
+        one differs."""
         manifest = self._manifest(sequence)
         self._files(manifest)
         return manifest.info(self._at(sequence))
@@ -329,7 +368,8 @@ class CheckpointStore:
         Raises
         ------
         CheckpointError
-            If `sequence` is not there or damaged (nothing is removed then), or another engine owns the folder.
+            If `sequence` is not there or damaged (nothing is removed then), or another engine owns
+            the folder.
         """
         self.acquire()
         try:
@@ -359,7 +399,8 @@ class CheckpointStore:
 
     def _manifest(self, sequence: int) -> Manifest:
         manifest = read_manifest(self._at(sequence), self.format_version)
-        # The names are this module's own, so none that the manifest holds is ever used to open a file.
+        # The names are this module's own, so none that the manifest holds is ever used to open a
+        # file.
         if set(manifest.files) != {_TENSORS, _TREE}:
             raise DamagedError(f"{MANIFEST} lists the files {sorted(manifest.files)}")
         if manifest.sequence != sequence:

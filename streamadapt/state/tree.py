@@ -1,6 +1,8 @@
-"""A pipeline's state as data: a tree of plain values plus a flat table of tensors, and back, bit for bit.
+"""A pipeline's state as data: a tree of plain values plus a flat table of tensors, and back, bit
+for bit.
 
-The tree becomes JSON, the table becomes safetensors: neither form can name code, so neither can run any.
+The tree becomes JSON, the table becomes safetensors: neither form can name code, so neither can
+run any.
 
 ========================  ==========================================================
 in the state              in the JSON tree
@@ -8,8 +10,10 @@ in the state              in the JSON tree
 None, bool, int, str      itself (integers of any size; string subclasses as ``str``)
 finite float              itself; ``nan``, ``inf`` and ``-inf`` as ``{"$": "float", "v": "nan"}``
 list, tuple               a list
-mapping with str keys     an object (``{"$": "dict", "v": [[key, value], ...]}`` where a key is ``"$"``)
-tensor, array, bytes      ``{"$": "tensor" | "array" | "scalar" | "bytes", "at": name in the table}``
+mapping with str keys     an object (``{"$": "dict", "v": [[key, value], ...]}`` where a key is
+                          ``"$"``)
+tensor, array, bytes      ``{"$": "tensor" | "array" | "scalar" | "bytes", "at": name}``, the name
+                          in the table
 ========================  ==========================================================
 """
 
@@ -30,8 +34,20 @@ if TYPE_CHECKING:
 __all__ = ["NATIVE_TENSORS", "decode", "encode", "table_bytes"]
 
 _MARK = "$"
-# What every accepted safetensors stores by its own type; everything else travels as raw bytes plus its type.
-NATIVE_TENSORS = {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+# What every accepted safetensors stores by its own type; everything else travels as raw bytes plus
+# its type.
+NATIVE_TENSORS = {
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+}
 _NATIVE_ARRAYS = {"<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1"}
 # Types that are only bits: no object arrays (they hold code) and no structured ones.
 _ARRAY_TYPE = re.compile(r"[<>|=][biufcmMSU]\d+(\[\w+\])?")
@@ -41,8 +57,9 @@ _TENSOR_TYPE = re.compile(r"[a-z]+\d*[a-z0-9_]*")
 def table_bytes(table: Mapping[str, torch.Tensor]) -> bytes:
     """Return a table of contiguous CPU tensors as safetensors.
 
-    Not by ``safetensors.torch.save``, where it can be helped: that makes a ctypes type for each length it meets, and
-    ctypes keeps them for ever, some kilobytes for each new length of a state that is saved again and again.
+    Not by ``safetensors.torch.save``, where it can be helped: that makes a ctypes type for each
+    length it meets, and ctypes keeps them for ever, some kilobytes for each new length of a state
+    that is saved again and again.
     """
     import safetensors.numpy
     import safetensors.torch
@@ -54,7 +71,8 @@ def table_bytes(table: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def encode(state: Mapping[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Split `state` into a JSON-able tree and a table of contiguous CPU tensors that share no memory with it.
+    """Split `state` into a JSON-able tree and a table of contiguous CPU tensors that share no
+    memory with it.
 
     Raises
     ------
@@ -105,13 +123,21 @@ def _encode(node: Any, path: str, table: dict[str, torch.Tensor]) -> Any:
 def _encode_mapping(node: Mapping[Any, Any], path: str, table: dict[str, torch.Tensor]) -> Any:
     for key in node:
         if not isinstance(key, str):
-            raise CheckpointError(f"state{path}: keys must be str, got {key!r}; turn the mapping into a list of pairs")
-    items = {str.__str__(key): _encode(value, f"{path}.{key}", table) for key, value in node.items()}
-    return {_MARK: "dict", "v": [list(item) for item in items.items()]} if _MARK in items else items
+            raise CheckpointError(
+                f"state{path}: keys must be str, got {key!r}; turn the mapping into a list of "
+                f"pairs"
+            )
+    items = {
+        str.__str__(key): _encode(value, f"{path}.{key}", table) for key, value in node.items()
+    }
+    return (
+        {_MARK: "dict", "v": [list(item) for item in items.items()]} if _MARK in items else items
+    )
 
 
 def _put(tensor: torch.Tensor, path: str, table: dict[str, torch.Tensor]) -> str:
-    # The number keeps names apart whatever the keys hold; the path is for people who open the file.
+    # The number keeps names apart whatever the keys hold; the path is for people who open the
+    # file.
     name = f"{len(table)}:{path.lstrip('.')}".encode("utf-8", "replace").decode()
     table[name] = tensor
     return name
@@ -122,10 +148,12 @@ def _store_tensor(node: Any, path: str, table: dict[str, torch.Tensor]) -> Any:
 
     if not isinstance(node, torch.Tensor) or node.layout != torch.strided or node.is_quantized:
         raise CheckpointError(
-            f"state{path}: a {type(node).__qualname__} cannot be saved; allowed are dense tensors, numpy arrays, "
+            f"state{path}: a {type(node).__qualname__} cannot be saved; allowed are dense "
+            f"tensors, numpy arrays, "
             "int, float, str, bool, None, bytes, and dicts, lists and tuples of them"
         )
-    # Copy also on the CPU: the caller may go on training, and safetensors refuses tensors that share memory.
+    # Copy also on the CPU: the caller may go on training, and safetensors refuses tensors that
+    # share memory.
     flat = node.detach().resolve_conj().resolve_neg().to("cpu", copy=True).contiguous()
     kind = str(node.dtype).removeprefix("torch.")
     if kind in NATIVE_TENSORS:
@@ -134,13 +162,17 @@ def _store_tensor(node: Any, path: str, table: dict[str, torch.Tensor]) -> Any:
     return {_MARK: "tensor", "at": _put(raw, path, table), "type": kind, "shape": list(flat.shape)}
 
 
-def _store_array(node: np.ndarray[Any, Any] | np.generic, path: str, table: dict[str, torch.Tensor]) -> Any:
+def _store_array(
+    node: np.ndarray[Any, Any] | np.generic, path: str, table: dict[str, torch.Tensor]
+) -> Any:
     import torch
 
     array = np.array(node, order="C")  # a copy, C-contiguous
     kind = array.dtype.str
     if not _ARRAY_TYPE.fullmatch(kind):
-        raise CheckpointError(f"state{path}: an array of {array.dtype} cannot be saved; use numbers, bool or bytes")
+        raise CheckpointError(
+            f"state{path}: an array of {array.dtype} cannot be saved; use numbers, bool or bytes"
+        )
     mark = {_MARK: "scalar" if isinstance(node, np.generic) else "array"}
     if kind in _NATIVE_ARRAYS:
         return mark | {"at": _put(torch.from_numpy(array), path, table)}
@@ -149,14 +181,22 @@ def _store_array(node: np.ndarray[Any, Any] | np.generic, path: str, table: dict
         if array.nbytes
         else torch.empty(0, dtype=torch.float32)
     )
-    return mark | {"at": _put(raw.to(torch.uint8), path, table), "type": kind, "shape": list(array.shape)}
+    return mark | {
+        "at": _put(raw.to(torch.uint8), path, table),
+        "type": kind,
+        "shape": list(array.shape),
+    }
 
 
 def _store_bytes(blob: bytes, path: str, table: dict[str, torch.Tensor]) -> Any:
     import torch
 
     # Empty buffers are refused by torch.frombuffer.
-    raw = torch.frombuffer(bytearray(blob), dtype=torch.uint8) if blob else torch.empty(0, dtype=torch.uint8)
+    raw = (
+        torch.frombuffer(bytearray(blob), dtype=torch.uint8)
+        if blob
+        else torch.empty(0, dtype=torch.uint8)
+    )
     return {_MARK: "bytes", "at": _put(raw, path, table)}
 
 
@@ -175,8 +215,18 @@ def _decode_marked(tree: dict[str, Any], table: Mapping[str, torch.Tensor]) -> A
         if kind in ("array", "scalar"):
             array = _load_array(tree, stored)
             return array[()] if kind == "scalar" else array
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError) as exc:
-        raise CheckpointError(f"state: cannot read a stored {kind!r} ({type(exc).__name__}: {exc})") from exc
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as exc:
+        raise CheckpointError(
+            f"state: cannot read a stored {kind!r} ({type(exc).__name__}: {exc})"
+        ) from exc
     raise CheckpointError(f"state: unknown kind {kind!r}")
 
 
@@ -186,7 +236,9 @@ def _load_tensor(tree: dict[str, Any], stored: torch.Tensor) -> torch.Tensor:
     if "type" not in tree:
         return stored
     dtype = getattr(torch, tree["type"]) if _TENSOR_TYPE.fullmatch(tree["type"]) else None
-    if not isinstance(dtype, torch.dtype) or tree["type"].startswith("q"):  # quantised ones have a scale beside them
+    if not isinstance(dtype, torch.dtype) or tree["type"].startswith(
+        "q"
+    ):  # quantised ones have a scale beside them
         raise ValueError(f"{tree['type']!r} is no tensor type")
     return stored.view(dtype).reshape(tree["shape"])
 
@@ -196,4 +248,6 @@ def _load_array(tree: dict[str, Any], stored: torch.Tensor) -> np.ndarray[Any, A
         return stored.numpy()
     if not _ARRAY_TYPE.fullmatch(tree["type"]):
         raise ValueError(f"{tree['type']!r} is no array type")
-    return np.frombuffer(stored.numpy().tobytes(), dtype=tree["type"]).reshape(tree["shape"]).copy()
+    return (
+        np.frombuffer(stored.numpy().tobytes(), dtype=tree["type"]).reshape(tree["shape"]).copy()
+    )

@@ -8,4 +8,14 @@ from streamadapt.tasks.issued import Issued
 from streamadapt.tasks.supervised import Supervised
 from streamadapt.tasks.unlabelled import Unlabelled
 
-__all__ = ["Arrival", "Example", "Forecast", "Issued", "Matured", "Supervised", "Task", "Unlabelled", "Window"]
+__all__ = [
+    "Arrival",
+    "Example",
+    "Forecast",
+    "Issued",
+    "Matured",
+    "Supervised",
+    "Task",
+    "Unlabelled",
+    "Window",
+]

@@ -91,7 +91,8 @@ class Arrival:
 
 
 class Window:
-    """The last values of every channel, missing ones filled with the last one seen, and their event times.
+    """The last values of every channel, missing ones filled with the last one seen, and their
+    event times.
 
     The times never fall: an entry that was taken out of order has the newest time.
 
@@ -150,7 +151,8 @@ class Window:
 
 
 class Task(ShowsArguments, ABC):
-    """Turns entries and labels into examples, and remembers predictions until their targets are known.
+    """Turns entries and labels into examples, and remembers predictions until their targets are
+    known.
 
     Parameters
     ----------
@@ -175,10 +177,16 @@ class Task(ShowsArguments, ABC):
         self.loss: Loss = loss_named(loss)
         self.window: Window | None = None
         self.clock = EventClock()
-        self.outcomes: Counter[str] = Counter()  # labels by outcome; the pipeline puts its statistics' counter here
+        self.outcomes: Counter[str] = (
+            Counter()
+        )  # labels by outcome; the pipeline puts its statistics' counter here
         self.device = torch.device("cpu")
-        self.origin: Array | None = None  # of the outputs, see `streamadapt.models.origin`; the pipeline puts it here
-        self.absurd_values: Mask | None = None  # of the entry observed next: which values are no targets
+        self.origin: Array | None = (
+            None  # of the outputs, see `streamadapt.models.origin`; the pipeline puts it here
+        )
+        self.absurd_values: Mask | None = (
+            None  # of the entry observed next: which values are no targets
+        )
 
     @property
     def last_time(self) -> int:
@@ -200,7 +208,8 @@ class Task(ShowsArguments, ABC):
         """
 
     def label_fault(self, entry: Entry) -> LabelError | None:
-        """Tell what is wrong with the label that an entry brought; None where this task learns from no such labels."""
+        """Tell what is wrong with the label that an entry brought; None where this task learns
+        from no such labels."""
         del entry
         return None
 
@@ -209,11 +218,13 @@ class Task(ShowsArguments, ABC):
         """Keep the prediction of the newest entry until its target is known."""
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
-        """Put ``moved(prediction)`` in place of each prediction that waits; a task has none unless it says so."""
+        """Put ``moved(prediction)`` in place of each prediction that waits; a task has none unless
+        it says so."""
         del moved
 
     def unjudge_waiting(self, columns: Mask) -> None:
-        """Let nobody learn from, or be judged by, these columns (columns,) of the predictions that wait."""
+        """Let nobody learn from, or be judged by, these columns (columns,) of the predictions that
+        wait."""
 
         def unjudged(issued: Issued) -> Issued:
             experts, own = issued.experts.copy(), issued.own.copy()
@@ -233,36 +244,56 @@ class Task(ShowsArguments, ABC):
         return None
 
     def check_entry(self, entry: Entry, channels: int | None, *, ahead: bool = False) -> None:
-        """Raise `EntryError` for what no task accepts; with `ahead` its time may be far ahead. Changes nothing."""
+        """Raise `EntryError` for what no task accepts; with `ahead` its time may be far ahead.
+
+        Changes nothing.
+        """
         self.check_values(entry, channels)
         verdict = self.clock.judge(entry.time)
         if verdict is Verdict.AHEAD and not ahead:
-            raise EntryError(Reason.BAD_TIME, ahead_of(entry.time, self.clock.newest), entry.position)
+            raise EntryError(
+                Reason.BAD_TIME, ahead_of(entry.time, self.clock.newest), entry.position
+            )
         if verdict is Verdict.BEHIND:
-            raise EntryError(Reason.TIME_BACKWARDS, behind_of(entry.time, self.last_time), entry.position)
+            raise EntryError(
+                Reason.TIME_BACKWARDS, behind_of(entry.time, self.last_time), entry.position
+            )
 
     def check_values(self, entry: Entry, channels: int | None) -> None:
         """Raise `EntryError` for values that no task accepts."""
         width = channels if self.window is None else self.window.values.shape[1]
-        if entry.values.ndim != 1 or len(entry.values) == 0 or (width is not None and len(entry.values) != width):
+        if (
+            entry.values.ndim != 1
+            or len(entry.values) == 0
+            or (width is not None and len(entry.values) != width)
+        ):
             expected = "at least one value" if width is None else f"{width} values"
-            raise EntryError(Reason.WRONG_WIDTH, f"expected {expected}, got {entry.values.shape}", entry.position)
+            raise EntryError(
+                Reason.WRONG_WIDTH,
+                f"expected {expected}, got {entry.values.shape}",
+                entry.position,
+            )
         check_size(entry.values, "values", entry.position)
 
     def refused(self, item: Entry | Label, reason: Reason) -> None:
-        """Note that `observe` refused an item: of an entry with a wrong time, that time may prove right."""
+        """Note that `observe` refused an item: of an entry with a wrong time, that time may prove
+        right."""
         if isinstance(item, Entry) and reason in (Reason.BAD_TIME, Reason.TIME_BACKWARDS):
             self.clock.refuse(item.time)
 
     def window_with(self, entry: Entry) -> Window:
-        """Return a copy of the window with a checked entry appended: what a prediction of it is made from."""
+        """Return a copy of the window with a checked entry appended: what a prediction of it is
+        made from."""
         time = self.clock.time_of(entry.time)
-        window = (self.window or Window(self.window_length, len(entry.values))).pushed(entry.values, time)
+        window = (self.window or Window(self.window_length, len(entry.values))).pushed(
+            entry.values, time
+        )
         window.times = np.minimum(window.times, time)  # later ones were wrong
         return window
 
     def take_in(self, entry: Entry) -> Window:
-        """Push a checked entry into the window, with the newest time if its own is older; see `last_time`."""
+        """Push a checked entry into the window, with the newest time if its own is older; see
+        `last_time`."""
         before = self.last_time
         time = self.clock.take(entry.time)
         if time < before:
@@ -273,11 +304,13 @@ class Task(ShowsArguments, ABC):
         return self.window
 
     def tell_unit(self, unit: Tensor | None) -> None:
-        """Take the scale of the outputs that the base brings, (columns,), in original units; None where it has none."""
+        """Take the scale of the outputs that the base brings, (columns,), in original units; None
+        where it has none."""
         del unit
 
     def tensor(self, outputs: Array) -> Tensor:
-        """Return targets or outputs (rows, columns) as learners see them: less the origin, float32, on the device."""
+        """Return targets or outputs (rows, columns) as learners see them: less the origin,
+        float32, on the device."""
         return torch.from_numpy(less_origin(outputs, self.origin)).to(self.device)
 
     def as_taken(self, entry: Entry) -> Entry:
@@ -310,12 +343,17 @@ class Task(ShowsArguments, ABC):
         if "clock" in state:
             self.clock.load_state_dict(state["clock"])
         elif int(state["last_time"]) != -(2**63):  # of an earlier version
-            steps = [] if self.window is None else np.diff(self.window.times[-self.window.count :])[:-1].tolist()
+            steps = (
+                []
+                if self.window is None
+                else np.diff(self.window.times[-self.window.count :])[:-1].tolist()
+            )
             self.clock.start_from(int(state["last_time"]), steps)
 
 
 def check_size(numbers: FloatArray, what: str, position: Position) -> None:
-    """Raise `EntryError` if a number is infinite, or beyond what a model of float32 could be given."""
+    """Raise `EntryError` if a number is infinite, or beyond what a model of float32 could be
+    given."""
     if (np.abs(numbers) > FLOAT32_MAX).any():
         worst = float(numbers[np.abs(numbers) > FLOAT32_MAX][0])
         detail = f"{what}: expected finite numbers up to {FLOAT32_MAX:.4g}, got {worst:g}"
@@ -325,5 +363,7 @@ def check_size(numbers: FloatArray, what: str, position: Position) -> None:
 def positive(path: str, value: int, most: float = math.inf) -> int:
     """Return `value` if it is a whole number from 1 to `most`; `ConfigError` otherwise."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise ConfigError(path, value, "a whole number >= 1" + ("" if most == math.inf else f" and <= {most:g}"))
+        raise ConfigError(
+            path, value, "a whole number >= 1" + ("" if most == math.inf else f" and <= {most:g}")
+        )
     return value

@@ -21,8 +21,8 @@ def counted_classes(classes: object) -> tuple[int | None, tuple[ClassName, ...]]
     Raises
     ------
     ConfigError
-        If it says no number of classes, or two names are the same or could not be told apart in a CSV file, where
-        1, 1.0 and "1" are written alike.
+        If it says no number of classes, or two names are the same or could not be told apart in a
+        CSV file, where 1, 1.0 and "1" are written alike.
     """
     if classes is None:
         return None, ()
@@ -30,14 +30,20 @@ def counted_classes(classes: object) -> tuple[int | None, tuple[ClassName, ...]]
         if not 2 <= classes <= 100_000:
             raise ConfigError("task.classes", classes, EXPECTED)
         return classes, ()
-    if isinstance(classes, str) or not isinstance(classes, Sequence) or not 2 <= len(classes) <= 100_000:
+    if (
+        isinstance(classes, str)
+        or not isinstance(classes, Sequence)
+        or not 2 <= len(classes) <= 100_000
+    ):
         raise ConfigError("task.classes", classes, EXPECTED)
     seen: dict[Any, int] = {}
     for i, name in enumerate(classes):
         for form in _forms(f"task.classes[{i}]", name):
             if seen.setdefault(form, i) != i:
                 other = classes[seen[form]]
-                raise ConfigError(f"task.classes[{i}]", name, f"a name that differs from {other!r}, also as text")
+                raise ConfigError(
+                    f"task.classes[{i}]", name, f"a name that differs from {other!r}, also as text"
+                )
     return len(classes), tuple(classes)
 
 
@@ -55,6 +61,9 @@ def _forms(path: str, name: object) -> list[Any]:
     if "_" in text:
         return [text]
     try:
-        return [text, int(text) if text.lstrip("+-").isdecimal() and len(text) <= 40 else float(text)]
+        return [
+            text,
+            int(text) if text.lstrip("+-").isdecimal() and len(text) <= 40 else float(text),
+        ]
     except ValueError:
         return [text]

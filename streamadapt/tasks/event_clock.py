@@ -10,20 +10,25 @@ from typing import Any
 __all__ = ["DAY_NS", "MAX_BEHIND_NS", "EventClock", "Verdict", "ahead_of", "behind_of"]
 
 MAX_BEHIND_NS = 5 * 10**9
-"""Producers' clocks differ by milliseconds to some seconds, and their batches overtake each other by as much."""
+"""Producers' clocks differ by milliseconds to some seconds, and their batches overtake each other
+by as much."""
 DAY_NS = 86_400 * 10**9
 
 AGREE = 5
-"""A leap ahead is believed at the record that is the fifth to agree on it, with none against it in between."""
+"""A leap ahead is believed at the record that is the fifth to agree on it, with none against it in
+between."""
 UNDO = 3
-"""A time that few records agreed on is given up when so many records in a row are older; others: see `MOST`."""
+"""A time that few records agreed on is given up when so many records in a row are older; others:
+see `MOST`."""
 SURE = 16
-"""A move that so many records agreed on is not undone by records that are older by less than the leap."""
+"""A move that so many records agreed on is not undone by records that are older by less than the
+leap."""
 MOST = 100
-"""To go back by more than a leap takes as many records in a row as had agreed on the time; at most so many."""
+"""To go back by more than a leap takes as many records in a row as had agreed on the time; at most
+so many."""
 USUAL = 4
-"""A move of up to this many times the stream's longest pause so far is no leap, and one of up to this many times its
-typical step is usual for it."""
+"""A move of up to this many times the stream's longest pause so far is no leap, and one of up to
+this many times its typical step is usual for it."""
 FADING = 16
 """The typical step is about the longest of this many records; one record at most doubles it."""
 
@@ -33,8 +38,8 @@ Doubt = tuple[int, int]
 class Verdict(Enum):
     """What an event time means for the clock.
 
-    `TAKEN`: it fits. `LEAP`: it is far ahead, and believed. `BACK`: the clock was wrong and goes back to it.
-    `AHEAD`: it is far ahead, and doubted. `BEHIND`: it is too old.
+    `TAKEN`: it fits. `LEAP`: it is far ahead, and believed. `BACK`: the clock was wrong and goes
+    back to it. `AHEAD`: it is far ahead, and doubted. `BEHIND`: it is too old.
     """
 
     TAKEN = "taken"
@@ -47,15 +52,17 @@ class Verdict(Enum):
 class EventClock:
     """The newest event time of a stream that records agree on.
 
-    A record that is older than the newest by at most `max_behind_ns` is taken, with the newest time. An older one is
-    refused. A record further ahead of the newest than `max_ahead_ns`, and than `USUAL` times the longest pause of the
-    stream so far, is doubted: refused until `AGREE` records in a row agree on such a leap (fewer, while the stream has
-    had fewer). One record that fits ends the doubt.
+    A record that is older than the newest by at most `max_behind_ns` is taken, with the newest
+    time. An older one is refused. A record further ahead of the newest than `max_ahead_ns`, and
+    than `USUAL` times the longest pause of the stream so far, is doubted: refused until `AGREE`
+    records in a row agree on such a leap (fewer, while the stream has had fewer). One record that
+    fits ends the doubt.
 
-    The clock can also go back, so that a wrong time which was believed stops nothing: where that time is far ahead
-    (`max_ahead_ns`), after as many records in a row as had agreed on it, from `UNDO` to `MOST`; where it is nearer,
-    only if fewer than `SURE` records had agreed since a move that was unusual for the stream. Where the stream was
-    deleted and created again (`begin_again`), the next record that is taken turns it back, however old it is.
+    The clock can also go back, so that a wrong time which was believed stops nothing: where that
+    time is far ahead (`max_ahead_ns`), after as many records in a row as had agreed on it, from
+    `UNDO` to `MOST`; where it is nearer, only if fewer than `SURE` records had agreed since a move
+    that was unusual for the stream. Where the stream was deleted and created again
+    (`begin_again`), the next record that is taken turns it back, however old it is.
 
     `judge` changes nothing; `take` and `refuse` note what was done. Memory: a few numbers.
 
@@ -71,11 +78,13 @@ class EventClock:
     doubts : bool
         Whether leaps are doubted here. False where they were judged before (the engine, a panel).
     others : int or None
-        A time, ns, that other streams have reached: what is not far ahead of it is no leap. Not part of the state.
+        A time, ns, that other streams have reached: what is not far ahead of it is no leap. Not
+        part of the state.
     restarts : int
         How often the stream was created again.
     counts : Counter of str
-        ``raised``: taken with the newest time; ``leap``: leaps believed; ``back``: times the clock went back.
+        ``raised``: taken with the newest time; ``leap``: leaps believed; ``back``: times the clock
+        went back.
     """
 
     def __init__(self, max_behind_ns: int = MAX_BEHIND_NS, max_ahead_ns: int = DAY_NS) -> None:
@@ -148,11 +157,15 @@ class EventClock:
         return max(UNDO, self._seen) if time < self.newest - self.max_ahead_ns else 0
 
     def _agreeing(self, doubt: Doubt | None, time: int) -> int:
-        """How many records agree with a doubt, one of `time` included. They may be out of order by less than a leap."""
+        """How many records agree with a doubt, one of `time` included.
+
+        They may be out of order by less than a leap.
+        """
         return 1 if doubt is None or time < doubt[0] - self.max_ahead_ns else doubt[1] + 1
 
     def foresee(self, time: int, following: Iterable[int]) -> bool | None:
-        """Tell from the times of the records that follow whether one that is far ahead, or the first, is right.
+        """Tell from the times of the records that follow whether one that is far ahead, or the
+        first, is right.
 
         Returns
         -------
@@ -207,7 +220,8 @@ class EventClock:
         return time
 
     def refuse(self, time: int) -> None:
-        """Note that a record was refused for its time, so that those that agree with it can be told."""
+        """Note that a record was refused for its time, so that those that agree with it can be
+        told."""
         verdict = self.judge(time)
         if verdict is Verdict.AHEAD:
             self._ahead = self._with(self._ahead, time)
@@ -237,7 +251,10 @@ class EventClock:
         numbers = (int(number) for number in state["numbers"])
         self._seen, self._sure, self._step, self._pause, self._pause_before = numbers
         self._typical = int(state.get("typical", self._pause))
-        self.restarts, self._any_time = int(state.get("restarts", 0)), bool(state.get("any_time", False))
+        self.restarts, self._any_time = (
+            int(state.get("restarts", 0)),
+            bool(state.get("any_time", False)),
+        )
         self._ahead = _doubt(state["ahead"])
         self._behind = _doubt(state["behind"])
 
@@ -256,10 +273,14 @@ class EventClock:
 
 
 def ahead_of(time: int, newest: int | None) -> str:
-    """Return what is wrong with a record that is dated too far ahead of the newest time believed, ns."""
+    """Return what is wrong with a record that is dated too far ahead of the newest time believed,
+    ns."""
     if newest is None:
         return "time is far ahead of that of the records that follow (limits.max_ahead)"
-    return f"time is {_span(time - newest)} ahead of the newest entry's, and no others agree on it (limits.max_ahead)"
+    return (
+        f"time is {_span(time - newest)} ahead of the newest entry's, and no others agree on "
+        f"it (limits.max_ahead)"
+    )
 
 
 def behind_of(time: int, newest: int) -> str:

@@ -21,8 +21,8 @@ __all__ = ["Forecast"]
 class Forecast(Task):
     """From the last `window` entries to the next `horizon`, all channels at once.
 
-    The targets are the entries themselves: a forecast issued at entry t has row h known at entry t + h, and is whole at
-    t + horizon. Steps are counted in entries.
+    The targets are the entries themselves: a forecast issued at entry t has row h known at entry t
+    + h, and is whole at t + horizon. Steps are counted in entries.
 
     Parameters
     ----------
@@ -31,7 +31,8 @@ class Forecast(Task):
     horizon : int, >= 1, in entries
         How many entries ahead the forecast reaches.
     loss : str
-        What experts are compared by: ``absolute``, ``squared``, or ``pinball-0.9`` for the quantile 0.9.
+        What experts are compared by: ``absolute``, ``squared``, or ``pinball-0.9`` for the
+        quantile 0.9.
 
     Examples
     --------
@@ -65,11 +66,15 @@ class Forecast(Task):
     def observe(self, item: Entry | Label) -> Arrival:
         """Mature one row of each open forecast, and slide the window."""
         if isinstance(item, Label):
-            raise EntryError(Reason.UNKNOWN_LABEL, "a forecast's targets are its own entries", item.position)
+            raise EntryError(
+                Reason.UNKNOWN_LABEL, "a forecast's targets are its own entries", item.position
+            )
         self.check_entry(item, None)
         window = self.take_in(item)
         actual = item.values.astype(np.float64)
-        self.actual.append(actual if self.absurd_values is None else np.where(self.absurd_values, np.nan, actual))
+        self.actual.append(
+            actual if self.absurd_values is None else np.where(self.absurd_values, np.nan, actual)
+        )
         arrival = Arrival()
         if self.issued:
             arrival.matured.append(self._mature(self.actual[-1]))
@@ -90,7 +95,9 @@ class Forecast(Task):
         mask &= ~np.isnan(actual) & ~np.isnan(experts[0])  # NaN: the base said nothing
         target = np.where(mask, actual, experts[0])
         said = newest.base._replace(output=self.tensor(np.nan_to_num(experts[0])))
-        example = Example(newest.inputs, said, self.tensor(target), torch.from_numpy(mask).to(self.device))
+        example = Example(
+            newest.inputs, said, self.tensor(target), torch.from_numpy(mask).to(self.device)
+        )
         path = self._path() if len(self.issued) == rows else None
         return Matured(example, path, experts, own, target, mask)
 
@@ -99,7 +106,9 @@ class Forecast(Task):
         oldest = self.issued[0]
         target = np.stack(self.actual)
         mask = ~np.isnan(target) & ~np.isnan(oldest.experts[0])
-        return Example(oldest.inputs, oldest.base, self.tensor(target), torch.from_numpy(mask).to(self.device))
+        return Example(
+            oldest.inputs, oldest.base, self.tensor(target), torch.from_numpy(mask).to(self.device)
+        )
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
         """Put ``moved(prediction)`` in place of each prediction that waits."""
@@ -120,6 +129,8 @@ class Forecast(Task):
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
         self.actual.clear()
-        self.actual.extend(np.array(row) for row in (() if state["actual"] is None else state["actual"]))
+        self.actual.extend(
+            np.array(row) for row in (() if state["actual"] is None else state["actual"])
+        )
         self.issued.clear()
         self.issued.extend(unpack(state["issued"], self.device))

@@ -1,4 +1,5 @@
-"""A prediction as it was made, kept until its target is known; and a queue of them as arrays to be saved."""
+"""A prediction as it was made, kept until its target is known; and a queue of them as arrays to be
+saved."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ __all__ = ["Issued", "pack", "unpack"]
 class Issued:
     """One prediction as it was made, to be kept until its target is known.
 
-    `note` is what `streamadapt.pipeline.label_requests.Labelling` wants to know of it again; of a pipeline, all notes
-    are as long.
+    `note` is what `streamadapt.pipeline.label_requests.Labelling` wants to know of it again; of a
+    pipeline, all notes are as long.
     """
 
     entry: Entry
@@ -33,7 +34,8 @@ class Issued:
 
 
 def pack(issued: Sequence[Issued]) -> dict[str, Any] | None:
-    """Return what must be saved of predictions that wait, as arrays with one row each; None if there are none."""
+    """Return what must be saved of predictions that wait, as arrays with one row each; None if
+    there are none."""
     if not issued:
         return None
     return {
@@ -50,12 +52,16 @@ def pack(issued: Sequence[Issued]) -> dict[str, Any] | None:
 
 
 def unpack(state: dict[str, Any] | None, device: torch.device) -> list[Issued]:
-    """Return what `pack` saved; of an entry only its id and time, the rest of it is not needed any more."""
+    """Return what `pack` saved; of an entry only its id and time, the rest of it is not needed any
+    more."""
     issued = []
     for i, id_ in enumerate(() if state is None else state["ids"]):
         assert state is not None
         entry = Entry(np.zeros(0), int(state["entry_times"][i]), id_)
-        row = {name: None if state[name] is None else state[name][i].to(device) for name in ("embedding", "times")}
+        row = {
+            name: None if state[name] is None else state[name][i].to(device)
+            for name in ("embedding", "times")
+        }
         base = BaseOutput(state["output"][i].to(device), row["embedding"], row["times"])
         arrays = np.array(state["experts"][i]), np.array(state["own"][i])
         note = tuple(float(number) for number in state["notes"][i])

@@ -16,7 +16,8 @@ __all__ = ["LabelBudget"]
 MEAN_RATE = 0.01
 """How fast the running means of uncertainty and disagreement follow them, per prediction."""
 CAP = 5.0
-"""Disagreement counts up to so many of the guard's scales: one expert that explodes must not use up the budget."""
+"""Disagreement counts up to so many of the guard's scales: one expert that explodes must not use
+up the budget."""
 STEER = 0.05
 """How fast the probabilities are steered to the rate."""
 MOST_STEERED = 5.0
@@ -25,7 +26,8 @@ WORD = (1 << 64) - 1
 
 
 class LabelBudget(ShowsArguments):
-    """Asks for the label of each prediction with a probability that grows with how much it would tell.
+    """Asks for the label of each prediction with a probability that grows with how much it would
+    tell.
 
     ::
 
@@ -33,11 +35,12 @@ class LabelBudget(ShowsArguments):
         probability = rate (floor + (1 - floor) lambda u / mean u), at most 1
         ln lambda <- ln lambda + STEER (rate - probability)
 
-    Uncertainty (classification): one minus the margin between the two likeliest classes as served. Disagreement: the
-    mean distance of the experts from what is served, in units of the guard's scale. Means are running ones. The random
-    part keeps every probability above zero [1]_, so that a mean over the asked labels, each weighted by one over its
-    probability, has no bias [2]_ [3]_; `Labelling` keeps it. lambda makes up for what the upper limit cuts off: over n
-    predictions the mean probability is within ``10 / (STEER n)`` of `rate`, unless lambda is at its bound.
+    Uncertainty (classification): one minus the margin between the two likeliest classes as served.
+    Disagreement: the mean distance of the experts from what is served, in units of the guard's
+    scale. Means are running ones. The random part keeps every probability above zero [1]_, so that
+    a mean over the asked labels, each weighted by one over its probability, has no bias [2]_ [3]_;
+    `Labelling` keeps it. lambda makes up for what the upper limit cuts off: over n predictions the
+    mean probability is within ``10 / (STEER n)`` of `rate`, unless lambda is at its bound.
 
     A label that was not asked for and comes is learned like any other.
 
@@ -51,8 +54,10 @@ class LabelBudget(ShowsArguments):
 
     References
     ----------
-    .. [1] Zliobaite, Bifet, Pfahringer & Holmes (2014), Active learning with drifting streaming data, IEEE TNNLS 25.
-    .. [2] Horvitz & Thompson (1952), A generalization of sampling without replacement from a finite universe, JASA 47.
+    .. [1] Zliobaite, Bifet, Pfahringer & Holmes (2014), Active learning with drifting streaming
+       data, IEEE TNNLS 25.
+    .. [2] Horvitz & Thompson (1952), A generalization of sampling without replacement from a
+       finite universe, JASA 47.
     .. [3] Beygelzimer, Dasgupta & Langford (2009), Importance weighted active learning, ICML.
     """
 
@@ -69,7 +74,9 @@ class LabelBudget(ShowsArguments):
         self.means = [0.0, 0.0, 0.0]  # of uncertainty, disagreement and u
         self.steer = 0.0  # ln lambda
 
-    def decide(self, experts: Array, served: Array, unit: Array, *, classify: bool) -> tuple[float, bool]:
+    def decide(
+        self, experts: Array, served: Array, unit: Array, *, classify: bool
+    ) -> tuple[float, bool]:
         """Decide about one prediction.
 
         Parameters
@@ -130,8 +137,8 @@ class LabelBudget(ShowsArguments):
 
 
 def _uniform(seed: int, number: int) -> float:
-    """Return the `number`-th of a seed's numbers in [0, 1): SplitMix64 (Steele, Lea & Flood 2014), whose state is its
-    place in the sequence."""
+    """Return the `number`-th of a seed's numbers in [0, 1): SplitMix64 (Steele, Lea & Flood 2014),
+    whose state is its place in the sequence."""
     z = (_mixed(seed) + (number + 1) * 0x9E3779B97F4A7C15) & WORD
     return (_mixed(z) >> 11) * 2.0**-53
 

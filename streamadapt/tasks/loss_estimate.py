@@ -1,4 +1,5 @@
-"""How large the loss of a prediction will be, told before its label comes: from confidence, or from disagreement."""
+"""How large the loss of a prediction will be, told before its label comes: from confidence, or
+from disagreement."""
 
 from __future__ import annotations
 
@@ -21,10 +22,12 @@ DECAY = 0.999
 BINS = 24
 """Bins of equal width in log odds, from -7 to 7 (probabilities .0009 to .9991) and beyond."""
 PRIOR = 5.0
-"""A bin's predictions are taken at their word until there are about so many labels to say otherwise."""
+"""A bin's predictions are taken at their word until there are about so many labels to say
+otherwise."""
 RIDGE = 1.0
 LARGEST = 20.0
-"""A loss counts up to so many recent ones, or guard's scales: a label that is garbage must not spoil the regression."""
+"""A loss counts up to so many recent ones, or guard's scales: a label that is garbage must not
+spoil the regression."""
 RECENT = 0.02
 """How fast the recent loss follows the labels."""
 
@@ -32,8 +35,9 @@ RECENT = 0.02
 class Estimate(ABC):
     """Estimates the loss of what base and guard say, label by label better.
 
-    What is learned is how the losses of the labelled go with what is seen without labels. Where that changes (the
-    labels' distribution given the inputs: concept drift) estimates are wrong until labels show it.
+    What is learned is how the losses of the labelled go with what is seen without labels. Where
+    that changes (the labels' distribution given the inputs: concept drift) estimates are wrong
+    until labels show it.
     """
 
     measures: tuple[str, ...]
@@ -42,8 +46,11 @@ class Estimate(ABC):
     """How many numbers it returns."""
 
     @abstractmethod
-    def expect(self, experts: Array, served: Array, scale: Array, unit: Array) -> tuple[float, ...]:
-        """Return the estimates for `measures`, NaN where nothing is known yet, and what `learn` wants back.
+    def expect(
+        self, experts: Array, served: Array, scale: Array, unit: Array
+    ) -> tuple[float, ...]:
+        """Return the estimates for `measures`, NaN where nothing is known yet, and what `learn`
+        wants back.
 
         Parameters
         ----------
@@ -54,7 +61,9 @@ class Estimate(ABC):
         """
 
     @abstractmethod
-    def learn(self, said: Array, target: Array, losses: Array, extra: tuple[float, ...], weight: float) -> Array:
+    def learn(
+        self, said: Array, target: Array, losses: Array, extra: tuple[float, ...], weight: float
+    ) -> Array:
         """Learn from one label; return the true values of `measures`.
 
         Parameters
@@ -81,15 +90,17 @@ class Estimate(ABC):
 class ConfidenceEstimate(Estimate):
     """Classification: the expected loss if the probabilities, recalibrated, are true [1]_.
 
-    A probability p is recalibrated by how often the class came in those of its bin: ``q = p + (hits - sum p) / (n +
-    PRIOR)``, sums over the bin's labels and all classes, decaying; q is then brought to sum to one. Expected log loss:
-    ``-sum_c q_c ln p_c``; expected accuracy: q of the likeliest class.
+    A probability p is recalibrated by how often the class came in those of its bin:
+    ``q = p + (hits - sum p) / (n + PRIOR)``, sums over the bin's labels and all classes, decaying;
+    q is then brought to sum to one. Expected log loss: ``-sum_c q_c ln p_c``; expected accuracy: q
+    of the likeliest class.
 
     References
     ----------
-    .. [1] Confidence-based performance estimation as in NannyML's documentation; the average confidence of Guillory et
-       al. (2021), Predicting with confidence on unseen distributions, ICCV, and of Garg et al. (2022), Leveraging
-       unlabeled data to predict out-of-distribution performance, ICLR.
+    .. [1] Confidence-based performance estimation as in NannyML's documentation; the average
+       confidence of Guillory et al. (2021), Predicting with confidence on unseen distributions,
+       ICCV, and of Garg et al. (2022), Leveraging unlabeled data to predict out-of-distribution
+       performance, ICLR.
     """
 
     measures = (*ROLES, *(f"{role}_accuracy" for role in ROLES))
@@ -102,7 +113,9 @@ class ConfidenceEstimate(Estimate):
         self.excess = np.zeros((len(ROLES), BINS))  # sums of (came - p)
         self._first = BINS * np.arange(len(ROLES))[:, None]
 
-    def expect(self, experts: Array, served: Array, scale: Array, unit: Array) -> tuple[float, ...]:
+    def expect(
+        self, experts: Array, served: Array, scale: Array, unit: Array
+    ) -> tuple[float, ...]:
         """Return expected log losses and accuracies."""
         del scale, unit
         p = np.concatenate([experts[0], served])  # (roles, classes)
@@ -114,7 +127,9 @@ class ConfidenceEstimate(Estimate):
         best = q[np.arange(len(p)), p.argmax(axis=1)]
         return (*losses.tolist(), *best.tolist())
 
-    def learn(self, said: Array, target: Array, losses: Array, extra: tuple[float, ...], weight: float) -> Array:
+    def learn(
+        self, said: Array, target: Array, losses: Array, extra: tuple[float, ...], weight: float
+    ) -> Array:
         """Count the label in its bins."""
         at = self.edges.searchsorted(said) + self._first
         self.counts *= DECAY
@@ -136,9 +151,10 @@ class ConfidenceEstimate(Estimate):
 class DirectEstimate(Estimate):
     """Values: the loss regressed on what is seen without a label (direct loss estimation).
 
-    With s the guard's scale of losses, d the experts' mean distance from what is served in units of the guard's scale,
-    and m the recent mean loss, each at the time of the prediction: ``loss / s ~ b_0 + b_1 d + b_2 m / s``, by recursive
-    least squares with forgetting, from ``b = (0, 0, 1)``, the recent loss. An estimate is never below 0.
+    With s the guard's scale of losses, d the experts' mean distance from what is served in units
+    of the guard's scale, and m the recent mean loss, each at the time of the prediction:
+    ``loss / s ~ b_0 + b_1 d + b_2 m / s``, by recursive least squares with forgetting, from
+    ``b = (0, 0, 1)``, the recent loss. An estimate is never below 0.
     """
 
     measures = ROLES
@@ -148,9 +164,13 @@ class DirectEstimate(Estimate):
         self.recent = np.full(len(ROLES), np.nan)
         self.count = 0
         self.weights = [[0.0, 0.0, 1.0] for _ in ROLES]
-        self.information = [[RIDGE, 0.0, 0.0, RIDGE, 0.0, RIDGE] for _ in ROLES]  # 00, 01, 02, 11, 12, 22
+        self.information = [
+            [RIDGE, 0.0, 0.0, RIDGE, 0.0, RIDGE] for _ in ROLES
+        ]  # 00, 01, 02, 11, 12, 22
 
-    def expect(self, experts: Array, served: Array, scale: Array, unit: Array) -> tuple[float, ...]:
+    def expect(
+        self, experts: Array, served: Array, scale: Array, unit: Array
+    ) -> tuple[float, ...]:
         """Return the expected losses."""
         s = float(scale.sum()) / scale.size
         distance = np.minimum(np.abs(experts - served) / unit, LARGEST)
@@ -161,7 +181,9 @@ class DirectEstimate(Estimate):
             relative.append(m / s)
         return (*found, s, d, *relative)
 
-    def learn(self, said: Array, target: Array, losses: Array, extra: tuple[float, ...], weight: float) -> Array:
+    def learn(
+        self, said: Array, target: Array, losses: Array, extra: tuple[float, ...], weight: float
+    ) -> Array:
         """Make one step."""
         del said, target
         s, d, *relative = extra
@@ -199,17 +221,30 @@ class DirectEstimate(Estimate):
 def _step(
     b: list[float], information: list[float], d: float, m: float, y: float, weight: float
 ) -> tuple[list[float], list[float]]:
-    """Make one step of recursive least squares on (1, d, m), and return weights and information after it.
+    """Make one step of recursive least squares on (1, d, m), and return weights and information
+    after it.
 
-    By cofactors, in plain numbers: for three of them an array's every operation costs more than all of this.
+    By cofactors, in plain numbers: for three of them an array's every operation costs more than
+    all of this.
     """
     leak = (1.0 - DECAY) * RIDGE
-    news = (weight + leak, weight * d, weight * m, weight * d * d + leak, weight * d * m, weight * m * m + leak)
-    i00, i01, i02, i11, i12, i22 = moved = [DECAY * old + new for old, new in zip(information, news, strict=True)]
+    news = (
+        weight + leak,
+        weight * d,
+        weight * m,
+        weight * d * d + leak,
+        weight * d * m,
+        weight * m * m + leak,
+    )
+    i00, i01, i02, i11, i12, i22 = moved = [
+        DECAY * old + new for old, new in zip(information, news, strict=True)
+    ]
     c00, c01, c02 = i11 * i22 - i12 * i12, i02 * i12 - i01 * i22, i01 * i12 - i02 * i11
     c11, c12, c22 = i00 * i22 - i02 * i02, i01 * i02 - i00 * i12, i00 * i11 - i01 * i01
     determinant = i00 * c00 + i01 * c01 + i02 * c02
-    if not 0.0 < determinant < math.inf:  # numbers too far apart for a solution: what is known stays
+    if (
+        not 0.0 < determinant < math.inf
+    ):  # numbers too far apart for a solution: what is known stays
         return b, information
     step = weight * (y - b[0] - b[1] * d - b[2] * m) / determinant
     gain = (c00 + c01 * d + c02 * m, c01 + c11 * d + c12 * m, c02 + c12 * d + c22 * m)

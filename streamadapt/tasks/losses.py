@@ -1,7 +1,7 @@
 """The losses that a task is judged by: what the guard mixes for and what the statistics report.
 
-Arrays are float64; predictions are (..., rows, columns), targets (rows, columns). A loss that judges a row as a whole
-(log loss of a distribution) returns one column.
+Arrays are float64; predictions are (..., rows, columns), targets (rows, columns). A loss that
+judges a row as a whole (log loss of a distribution) returns one column.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ class Loss(ABC):
 
     @abstractmethod
     def loss(self, prediction: Array, target: Array) -> Array:
-        """Return the loss of each cell, (..., rows, columns), or of each row, (..., rows, 1), if `row_wise`."""
+        """Return the loss of each cell, (..., rows, columns), or of each row, (..., rows, 1), if
+        `row_wise`."""
 
     @abstractmethod
     def regret(self, experts: Array, own: Array, target: Array, scale: Array) -> Array:
         """Return the linearised regret of `own` against each expert, in units of `scale`.
 
-        ``r_k = -l'(own) (expert_k - own)``: positive where expert k would have been better (the gradient trick,
-        Cesa-Bianchi & Lugosi 2006, section 2.5). Shapes as in `loss`.
+        ``r_k = -l'(own) (expert_k - own)``: positive where expert k would have been better (the
+        gradient trick, Cesa-Bianchi & Lugosi 2006, section 2.5). Shapes as in `loss`.
         """
 
     def scale_of(self, errors: Array) -> Array:
-        """Return what losses are divided by, given the base's mean absolute error in each cell or row."""
+        """Return what losses are divided by, given the base's mean absolute error in each cell or
+        row."""
         return errors
 
     def length_of(self, scale: Array) -> Array:
@@ -47,7 +49,9 @@ class Loss(ABC):
 
     def known(self, mask: Mask) -> Mask:
         """Return which entries of `loss` are known, given the known cells (rows, columns)."""
-        known: Mask = np.logical_and.reduce(mask, axis=-1, keepdims=True) if self.row_wise else mask
+        known: Mask = (
+            np.logical_and.reduce(mask, axis=-1, keepdims=True) if self.row_wise else mask
+        )
         return known
 
 
@@ -89,10 +93,11 @@ class Squared(Loss):
 
 
 class Pinball(Loss):
-    """``max(q (y - p), (q - 1) (y - p))``, original units: least at the q-quantile (Koenker & Bassett 1978).
+    """``max(q (y - p), (q - 1) (y - p))``, original units: least at the q-quantile (Koenker &
+    Bassett 1978).
 
-    For bases that forecast a quantile. The learners correct means and medians all the same; the guard finds out which
-    of them serve the quantile.
+    For bases that forecast a quantile. The learners correct means and medians all the same; the
+    guard finds out which of them serve the quantile.
 
     Parameters
     ----------
@@ -104,7 +109,9 @@ class Pinball(Loss):
 
     def __init__(self, quantile: float) -> None:
         if not 0.0 < quantile < 1.0:
-            raise ConfigError("task.loss", f"{self.name}-{quantile:g}", "a quantile between 0 and 1: pinball-0.9")
+            raise ConfigError(
+                "task.loss", f"{self.name}-{quantile:g}", "a quantile between 0 and 1: pinball-0.9"
+            )
         self.quantile = quantile
 
     def loss(self, prediction: Array, target: Array) -> Array:
@@ -120,7 +127,8 @@ class Pinball(Loss):
 
 
 class Log(Loss):
-    """``-ln p_y`` of a distribution over classes against a one-hot target, nats; p is floored at 1e-6."""
+    """``-ln p_y`` of a distribution over classes against a one-hot target, nats; p is floored at
+    1e-6."""
 
     name: ClassVar[str] = "log"
     row_wise: ClassVar[bool] = True
@@ -133,9 +141,12 @@ class Log(Loss):
         return loss
 
     def regret(self, experts: Array, own: Array, target: Array, scale: Array) -> Array:
-        """Return ``(expert_y - own_y) / own_y / scale``: the slope of the log loss is ``-1 / own_y``."""
+        """Return ``(expert_y - own_y) / own_y / scale``: the slope of the log loss is
+        ``-1 / own_y``."""
         own_truth = np.maximum(np.sum(own * target, axis=-1, keepdims=True), self.floor)
-        regret: Array = (np.sum(experts * target, axis=-1, keepdims=True) - own_truth) / own_truth / scale
+        regret: Array = (
+            (np.sum(experts * target, axis=-1, keepdims=True) - own_truth) / own_truth / scale
+        )
         return regret
 
     def scale_of(self, errors: Array) -> Array:
@@ -147,12 +158,17 @@ _LOSSES: dict[str, type[Loss]] = {cls.name: cls for cls in (Absolute, Squared, L
 
 
 def loss_named(name: Any) -> Loss:
-    """Return the loss called `name` (``pinball-0.9`` for the .9 quantile's); `ConfigError` if there is none."""
+    """Return the loss called `name` (``pinball-0.9`` for the .9 quantile's); `ConfigError` if
+    there is none."""
     if isinstance(name, str) and name.startswith(f"{Pinball.name}-"):
         try:
             return Pinball(float(name.partition("-")[2]))
         except ValueError:
             pass  # named below
     if name not in _LOSSES:
-        raise ConfigError("task.loss", name, "one of " + ", ".join(sorted(_LOSSES)) + ", or pinball-q: pinball-0.9")
+        raise ConfigError(
+            "task.loss",
+            name,
+            "one of " + ", ".join(sorted(_LOSSES)) + ", or pinball-q: pinball-0.9",
+        )
     return _LOSSES[name]()

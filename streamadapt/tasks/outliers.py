@@ -1,4 +1,5 @@
-"""Labels that cannot be right: so far from everything so far that learning them would undo months of learning."""
+"""Labels that cannot be right: so far from everything so far that learning them would undo months
+of learning."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ FIRST = 10
 BELIEVED = 2
 """The first labels are compared with what the base says, of which alone something is known."""
 YOUNG_LIMIT = 35.0
-"""The limit, if that is no lower, of the first labels where the base brings a scale: little has been learned yet."""
+"""The limit, if that is no lower, of the first labels where the base brings a scale: little has
+been learned yet."""
 LEVELS = 100.0
-"""Of the base's own output: how far away a first label may be, where the base brings no scale of its outputs."""
+"""Of the base's own output: how far away a first label may be, where the base brings no scale of
+its outputs."""
 RATE = 0.01
 CLIP = 10.0
 """What is far off moves the usual sizes as if it were at most so many of them away."""
@@ -30,12 +33,13 @@ IN_A_ROW = 5
 class AbsurdLabels:
     """Tells absurd labels of values, output by output.
 
-    A label is absurd if it is away from the base by more than `limit` times the base's usual error and `limit` times
-    the labels' usual distance from their middle: a base that happens to be nearly perfect for a while makes none
-    absurd. Middle and usual sizes are running means, clipped, that start at the medians of the first labels. Where
-    `IN_A_ROW` would be absurd one after the other the world has changed (or its units): the last is believed, and
-    everything starts anew. The first labels of a stream are compared with the scale that the base was fitted on
-    (`unit`), or with the size of what it says where it brings none.
+    A label is absurd if it is away from the base by more than `limit` times the base's usual error
+    and `limit` times the labels' usual distance from their middle: a base that happens to be
+    nearly perfect for a while makes none absurd. Middle and usual sizes are running means,
+    clipped, that start at the medians of the first labels. Where `IN_A_ROW` would be absurd one
+    after the other the world has changed (or its units): the last is believed, and everything
+    starts anew. The first labels of a stream are compared with the scale that the base was fitted
+    on (`unit`), or with the size of what it says where it brings none.
 
     Parameters
     ----------
@@ -55,7 +59,9 @@ class AbsurdLabels:
         if not limit > CLIP:
             raise ConfigError("task.absurd", limit, f"a number > {CLIP:g}, or inf")
         self.limit = float(limit)
-        self.first: list[list[tuple[float, float]]] = [[] for _ in range(outputs)]  # label and error of the first ones
+        self.first: list[list[tuple[float, float]]] = [
+            [] for _ in range(outputs)
+        ]  # label and error of the first ones
         self.usual = [(0.0, 0.0, 0.0) for _ in range(outputs)]  # middle, distance from it, error
         self.run = [0] * outputs
         self.changed = [False] * outputs  # whether the first ones are those after a change
@@ -68,7 +74,8 @@ class AbsurdLabels:
         labels, errors : ndarray, (outputs,)
             The error is ``|label - base|``; NaN where either says nothing.
         said : ndarray, (outputs,), optional
-            The base's outputs. Without them, and without a `unit`, the first labels are believed whatever they say.
+            The base's outputs. Without them, and without a `unit`, the first labels are believed
+            whatever they say.
         """
         absurd: Mask = np.zeros(len(labels), np.bool_)
         if self.limit == np.inf:
@@ -100,23 +107,41 @@ class AbsurdLabels:
         if len(first) < FIRST:
             first.append((label, error))
             middle = median(y for y, _ in first)
-            self.usual[i] = (middle, median(abs(y - middle) for y, _ in first), median(e for _, e in first))
+            self.usual[i] = (
+                middle,
+                median(abs(y - middle) for y, _ in first),
+                median(e for _, e in first),
+            )
             return False
         middle, distance, scale = usual
         away = _clipped(abs(label - middle), distance)
         middle += RATE * (away if label > middle else -away)
-        self.usual[i] = (middle, distance + RATE * (away - distance), scale + RATE * (_clipped(error, scale) - scale))
+        self.usual[i] = (
+            middle,
+            distance + RATE * (away - distance),
+            scale + RATE * (_clipped(error, scale) - scale),
+        )
         return False
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies."""
         first = [[list(pair) for pair in pairs] for pairs in self.first]
-        return {"first": first, "usual": np.array(self.usual), "run": list(self.run), "changed": self.changed.copy()}
+        return {
+            "first": first,
+            "usual": np.array(self.usual),
+            "run": list(self.run),
+            "changed": self.changed.copy(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self.first = [[(float(label), float(error)) for label, error in pairs] for pairs in state["first"]]
-        self.usual = [(float(m), float(d), float(e)) for m, d, e in np.array(state["usual"], np.float64).tolist()]
+        self.first = [
+            [(float(label), float(error)) for label, error in pairs] for pairs in state["first"]
+        ]
+        self.usual = [
+            (float(m), float(d), float(e))
+            for m, d, e in np.array(state["usual"], np.float64).tolist()
+        ]
         self.run = [int(n) for n in state["run"]]
         self.changed = [bool(changed) for changed in state.get("changed", [True] * len(self.run))]
 

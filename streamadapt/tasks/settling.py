@@ -26,7 +26,8 @@ class Held:
     value : ndarray, (outputs,), float64
         NaN where nobody has said anything.
     times : ndarray, (outputs,), int64, ns
-        When what `value` holds became known; of two labels the later one holds, in whatever order they come.
+        When what `value` holds became known; of two labels the later one holds, in whatever order
+        they come.
     due : int, ns
         The event time at which it is learned.
     """
@@ -38,11 +39,15 @@ class Held:
     @classmethod
     def of(cls, value: FloatArray, time: int, due: int) -> Held:
         """Hold a first label."""
-        return cls(value.astype(np.float64), np.where(np.isnan(value), UNSAID, time).astype(np.int64), due)
+        return cls(
+            value.astype(np.float64), np.where(np.isnan(value), UNSAID, time).astype(np.int64), due
+        )
 
     def news(self, value: FloatArray, time: int) -> npt.NDArray[np.bool_]:
         """Return which outputs of a further label change something, (outputs,)."""
-        newer: npt.NDArray[np.bool_] = ~np.isnan(value) & (time >= self.times) & (value != self.value)
+        newer: npt.NDArray[np.bool_] = (
+            ~np.isnan(value) & (time >= self.times) & (value != self.value)
+        )
         return newer
 
     def take(self, value: FloatArray, time: int, due: int) -> bool:
@@ -75,15 +80,20 @@ class HeldLabels(dict[str, Held]):
         held = cls()
         for i, id_ in enumerate(() if state is None else state["ids"]):
             assert state is not None
-            value, times = np.array(state["values"][i], np.float64), np.array(state["times"][i], np.int64)
+            value, times = (
+                np.array(state["values"][i], np.float64),
+                np.array(state["times"][i], np.int64),
+            )
             held[id_] = Held(value, times, int(state["dues"][i]))
         return held
 
 
 class Queue:
-    """Ids by the event time at which something is due, those due at once by their entries' times, then by name.
+    """Ids by the event time at which something is due, those due at once by their entries' times,
+    then by name.
 
-    That order does not depend on the order in which they were put in. It may hold what is due no more: the owner knows.
+    That order does not depend on the order in which they were put in. It may hold what is due no
+    more: the owner knows.
     """
 
     def __init__(self, items: Iterable[tuple[int, int, str, bool]] = ()) -> None:
@@ -98,7 +108,8 @@ class Queue:
         heapq.heappush(self.items, (due, entry_time, id_, is_label))
 
     def pop_due(self, now: int) -> Iterator[tuple[int, str, bool]]:
-        """Take out what is due by `now`, in order: (due, id, whether it is a label that is due)."""
+        """Take out what is due by `now`, in order: (due, id, whether it is a label that is
+        due)."""
         while self.items and self.items[0][0] <= now:
             due, _, id_, is_label = heapq.heappop(self.items)
             yield due, id_, is_label

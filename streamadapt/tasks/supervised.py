@@ -1,4 +1,5 @@
-"""Supervised learning on a stream: features now, a label later (in parts, twice, put right, or never)."""
+"""Supervised learning on a stream: features now, a label later (in parts, twice, put right, or
+never)."""
 
 from __future__ import annotations
 
@@ -33,14 +34,16 @@ NEGATIVE, TURNED, CONFIRMED = "negative", "turned", "confirmed"
 class Supervised(Task):
     """From the last `window` entries' values to a label, joined by the entry's id.
 
-    A label that comes inside its entry is learned at the next arrival: the entry itself is predicted first. A label
-    that comes apart is learned when it arrives, if its entry's prediction still waits. Every id is remembered for
-    twice `ttl` of event time, so that a second label and one that is too late are told from an unknown one.
+    A label that comes inside its entry is learned at the next arrival: the entry itself is
+    predicted first. A label that comes apart is learned when it arrives, if its entry's prediction
+    still waits. Every id is remembered for twice `ttl` of event time, so that a second label and
+    one that is too late are told from an unknown one.
 
-    A label may say something about some outputs only: these are learned, and the prediction waits for the others.
-    What has been learned is not learned again, and cannot be put right. A further label replaces what has not been
-    learned yet: a label inside an entry before the next arrival, and every label for as long as `settle`; of two that
-    do not agree the one with the later time holds. One that says nothing new is refused as a duplicate.
+    A label may say something about some outputs only: these are learned, and the prediction waits
+    for the others. What has been learned is not learned again, and cannot be put right. A further
+    label replaces what has not been learned yet: a label inside an entry before the next arrival,
+    and every label for as long as `settle`; of two that do not agree the one with the later time
+    holds. One that says nothing new is refused as a duplicate.
 
     Parameters
     ----------
@@ -49,29 +52,32 @@ class Supervised(Task):
     outputs : int, >= 1
         Values of a label (regression).
     classes : int >= 2, or sequence of str, bool, int or float, optional
-        Classification: the number of classes, whose labels are then 0, 1, ..., or the list of their names, in the
-        order of the base's probabilities. Records may have the names as labels; in Python, `label` makes a label of a
-        name.
+        Classification: the number of classes, whose labels are then 0, 1, ..., or the list of
+        their names, in the order of the base's probabilities. Records may have the names as
+        labels; in Python, `label` makes a label of a name.
     ttl : int, ns of event time
         How long a prediction waits for its label.
     max_pending : int
-        The largest number of predictions that wait for their labels; beyond it the oldest one expires early.
+        The largest number of predictions that wait for their labels; beyond it the oldest one
+        expires early.
     loss : str, optional
-        What experts are compared by: ``absolute``, ``squared``, ``pinball-0.9`` or, for classes, ``log``. Default:
-        ``absolute``, or ``log`` for classification.
+        What experts are compared by: ``absolute``, ``squared``, ``pinball-0.9`` or, for classes,
+        ``log``. Default: ``absolute``, or ``log`` for classification.
     settle : int, ns of event time, from 0 to `ttl`
-        How long a label can still be put right. It is learned before the prediction of the first entry that is so much
-        younger than the label; labels that are due at once are learned in the order of their times, whatever the order
-        they came in. 0: learned as soon as they are there.
+        How long a label can still be put right. It is learned before the prediction of the first
+        entry that is so much younger than the label; labels that are due at once are learned in
+        the order of their times, whatever the order they came in. 0: learned as soon as they are
+        there.
     negative_after : int, ns of event time, less than `ttl`, optional
-        For two classes of which only the second is ever reported, as with clicks and purchases: an entry without a
-        label is learned as a negative after this time, and later as a positive, too, if its label comes after all.
+        For two classes of which only the second is ever reported, as with clicks and purchases: an
+        entry without a label is learned as a negative after this time, and later as a positive,
+        too, if its label comes after all.
     correct_negatives : bool
-        With `negative_after`: whether examples are weighted so that a positive that comes late makes up for the
-        negative that was learned before it (`DelayedPositives`).
+        With `negative_after`: whether examples are weighted so that a positive that comes late
+        makes up for the negative that was learned before it (`DelayedPositives`).
     absurd : float, > 10
-        A label that differs from the base by more than this many usual errors of the base is not learned, and the
-        prediction waits for a better one. ``inf``: every label is learned.
+        A label that differs from the base by more than this many usual errors of the base is not
+        learned, and the prediction waits for a better one. ``inf``: every label is learned.
 
     Examples
     --------
@@ -102,16 +108,22 @@ class Supervised(Task):
             raise ConfigError("task.classes", classes, "2 to 100000 classes, with one output")
         if (self.loss.name == "log") != (count is not None):
             raise ConfigError(
-                "task.loss", self.loss.name, "log for classification, absolute, squared or pinball-q for regression"
+                "task.loss",
+                self.loss.name,
+                "log for classification, absolute, squared or pinball-q for regression",
             )
         if not 0 < ttl < 2**62:
             raise ConfigError("task.ttl", ttl, "a duration > 0")
         if not 0 <= settle <= ttl:
             raise ConfigError("task.settle", settle, "a duration from 0 to the task's ttl")
         if negative_after is not None and not 0 <= negative_after < ttl:
-            raise ConfigError("task.negative_after", negative_after, "a duration less than the task's ttl")
+            raise ConfigError(
+                "task.negative_after", negative_after, "a duration less than the task's ttl"
+            )
         if negative_after is not None and count != 2:
-            raise ConfigError("task.classes", classes, "2 classes, the second of which is told (negative_after)")
+            raise ConfigError(
+                "task.classes", classes, "2 classes, the second of which is told (negative_after)"
+            )
         self.kind: TaskKind = "regression" if count is None else "classification"
         self.outputs = positive("task.outputs", outputs, 100_000)
         self.classes = count
@@ -120,14 +132,20 @@ class Supervised(Task):
         self.settle = settle
         self.max_pending = positive("task.max_pending", max_pending)
         self.waiting: OrderedDict[str, Issued] = OrderedDict()
-        self.closed: OrderedDict[str, tuple[int, str]] = OrderedDict()  # id -> (entry time, outcome)
+        self.closed: OrderedDict[str, tuple[int, str]] = (
+            OrderedDict()
+        )  # id -> (entry time, outcome)
         self.held = HeldLabels()
-        self.told: dict[str, Mask] = {}  # of those that wait and had a label: the outputs that are learned
+        self.told: dict[
+            str, Mask
+        ] = {}  # of those that wait and had a label: the outputs that are learned
         self.negative_after = negative_after
         self.correct_negatives = correct_negatives
         self.positives = DelayedPositives()
         self.fake: dict[str, None] = {}  # those that wait and were learned as negatives
-        self.unsure: dict[str, None] = {}  # those that wait and had a label that was refused: no label does not mean no
+        self.unsure: dict[
+            str, None
+        ] = {}  # those that wait and had a label that was refused: no label does not mean no
         self._due = Queue()
 
     def columns(self, channels: int) -> int:
@@ -146,7 +164,8 @@ class Supervised(Task):
             self.absurd.unit = unit.detach().cpu().double().numpy()
 
     def label(self, name: ClassName) -> FloatArray:
-        """Return the label of a class by its name, (1,): what `Entry.label` and `Label.value` hold.
+        """Return the label of a class by its name, (1,): what `Entry.label` and `Label.value`
+        hold.
 
         Raises
         ------
@@ -170,7 +189,9 @@ class Supervised(Task):
                 return None
             except EntryError as error:
                 fault = error.reason, error.detail
-        return LabelError(fault[0], f"its label: {fault[1]}; the entry itself is predicted", entry.position)
+        return LabelError(
+            fault[0], f"its label: {fault[1]}; the entry itself is predicted", entry.position
+        )
 
     def observe(self, item: Entry | Label) -> Arrival:
         """Match labels to predictions, and slide the window."""
@@ -179,7 +200,9 @@ class Supervised(Task):
         else:
             self.check_entry(item, None)
             if item.id in self.waiting or item.id in self.closed:
-                raise EntryError(Reason.DUPLICATE_ID, f"id {_short(item.id)} was used before", item.position)
+                raise EntryError(
+                    Reason.DUPLICATE_ID, f"id {_short(item.id)} was used before", item.position
+                )
             if item.label is not None:
                 self._check_value(item.label, item)
         arrival = Arrival()
@@ -208,7 +231,9 @@ class Supervised(Task):
         for id_, issued in self.waiting.items():
             if issued.entry.time > time:
                 self.waiting[id_] = replace(issued, entry=replace(issued.entry, time=time))
-        self.closed = OrderedDict((id_, (min(at, time), outcome)) for id_, (at, outcome) in self.closed.items())
+        self.closed = OrderedDict(
+            (id_, (min(at, time), outcome)) for id_, (at, outcome) in self.closed.items()
+        )
         for held in self.held.values():
             held.due = min(held.due, time + self.settle)
         self._queue_anew()
@@ -231,20 +256,31 @@ class Supervised(Task):
         if label.id not in self.waiting:
             _, outcome = self.closed.get(label.id, (0, ""))
             if outcome == LEARNED or label.id in self.held:
-                raise EntryError(Reason.DUPLICATE_LABEL, f"id {_short(label.id)} has its label", label.position)
+                raise EntryError(
+                    Reason.DUPLICATE_LABEL, f"id {_short(label.id)} has its label", label.position
+                )
             if outcome == EXPIRED:
-                raise EntryError(Reason.LATE_LABEL, f"id {_short(label.id)} waits no longer", label.position)
+                raise EntryError(
+                    Reason.LATE_LABEL, f"id {_short(label.id)} waits no longer", label.position
+                )
             if not outcome:
                 detail = (
-                    f"no entry with id {_short(label.id)} (yet: a label dated at or before its entry is read first)"
+                    f"no entry with id {_short(label.id)} (yet: a label dated at or before "
+                    f"its entry is read first)"
                 )
                 raise EntryError(Reason.UNKNOWN_LABEL, detail, label.position)
         elif label.time - self.waiting[label.id].entry.time > self.ttl:
             late = (label.time - self.waiting[label.id].entry.time) / 1e9
-            raise EntryError(Reason.LATE_LABEL, f"id {_short(label.id)}: {late:g} s after its entry", label.position)
+            raise EntryError(
+                Reason.LATE_LABEL,
+                f"id {_short(label.id)}: {late:g} s after its entry",
+                label.position,
+            )
         self._check_value(label.value, label)
         if not self._is_news(label):
-            raise EntryError(Reason.DUPLICATE_LABEL, f"id {_short(label.id)}: nothing new", label.position)
+            raise EntryError(
+                Reason.DUPLICATE_LABEL, f"id {_short(label.id)}: nothing new", label.position
+            )
 
     def _check_value(self, value: FloatArray, item: Entry | Label) -> None:
         if value.shape != (self.outputs,):
@@ -254,7 +290,9 @@ class Supervised(Task):
         if self.classes is not None and not np.isnan(value[0]):
             c = float(value[0])
             if not (c.is_integer() and 0 <= c < self.classes):
-                hint = "" if self.class_names else "; other classes have names: task.classes = [...]"
+                hint = (
+                    "" if self.class_names else "; other classes have names: task.classes = [...]"
+                )
                 detail = f"expected a class from 0 to {self.classes - 1}, got {c:g}{hint}"
                 raise EntryError(Reason.BAD_CLASS, detail, item.position)
 
@@ -283,9 +321,13 @@ class Supervised(Task):
             moved = True
         if self.settle and moved:
             if entry_time is None:
-                entry_time = self.waiting[id_].entry.time if id_ in self.waiting else self.closed[id_][0]
+                entry_time = (
+                    self.waiting[id_].entry.time if id_ in self.waiting else self.closed[id_][0]
+                )
             self._due.push(due, entry_time, id_, is_label=True)
-            if len(self._due) > 4 * (len(self.waiting) + len(self.held)) + 64:  # labels that came earlier and earlier
+            if (
+                len(self._due) > 4 * (len(self.waiting) + len(self.held)) + 64
+            ):  # labels that came earlier and earlier
                 self._queue_anew()
 
     # -- what is learned
@@ -310,9 +352,12 @@ class Supervised(Task):
                 arrival.matured.append(self._mature(self.waiting[id_], np.zeros(1), certain=False))
 
     def _lacks_a_label(self, id_: str) -> bool:
-        """Whether an entry that waits was neither learned nor told; a label that says nothing counts for none."""
+        """Whether an entry that waits was neither learned nor told; a label that says nothing
+        counts for none."""
         held, told = self.held.get(id_), self.told.get(id_)
-        silent = (held is None or bool(np.isnan(held.value).all())) and (told is None or not told.any())
+        silent = (held is None or bool(np.isnan(held.value).all())) and (
+            told is None or not told.any()
+        )
         return silent and id_ in self.waiting and id_ not in self.fake and id_ not in self.unsure
 
     def _learn_held(self, id_: str, arrival: Arrival) -> None:
@@ -366,8 +411,20 @@ class Supervised(Task):
         weight = 1.0
         if self.negative_after is not None and self.correct_negatives:
             weight = self.positives.weight(issued.own, issued.experts[0], certain=certain)
-        example = Example(issued.inputs, issued.base, self.tensor(target), torch.from_numpy(mask).to(self.device))
-        return Matured(example, example, issued.experts, issued.own, target, mask, weight, issued.note, issued.entry.id)
+        example = Example(
+            issued.inputs, issued.base, self.tensor(target), torch.from_numpy(mask).to(self.device)
+        )
+        return Matured(
+            example,
+            example,
+            issued.experts,
+            issued.own,
+            target,
+            mask,
+            weight,
+            issued.note,
+            issued.entry.id,
+        )
 
     def _expire(self, now: int, arrival: Arrival) -> None:
         """Give up on predictions past their time, and forget ids past twice their time."""
@@ -391,7 +448,11 @@ class Supervised(Task):
         """Put into the queue what is still to come, and nothing else."""
         self._due = Queue()
         for id_, held in self.held.items() if self.settle else ():
-            time = self.waiting[id_].entry.time if id_ in self.waiting else self.closed.get(id_, (held.due, ""))[0]
+            time = (
+                self.waiting[id_].entry.time
+                if id_ in self.waiting
+                else self.closed.get(id_, (held.due, ""))[0]
+            )
             self._due.push(held.due, time, id_, is_label=True)
         if self.negative_after is not None:
             for id_, issued in self.waiting.items():
@@ -400,7 +461,8 @@ class Supervised(Task):
                     self._due.push(time + self.negative_after, time, id_, is_label=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the window, the waiting predictions, their labels so far and the remembered ids."""
+        """Return the window, the waiting predictions, their labels so far and the remembered
+        ids."""
         state = super().state_dict()
         state["held"] = self.held.pack()
         state["told"] = [[id_, told.copy()] for id_, told in self.told.items()]
@@ -422,7 +484,9 @@ class Supervised(Task):
         self.unsure = dict.fromkeys(state.get("unsure", ()))
         self.positives.load_state_dict(state["positives"])
         self.absurd.load_state_dict(state["absurd"])
-        self.closed = OrderedDict((id_, (int(time), outcome)) for id_, time, outcome in state["closed"])
+        self.closed = OrderedDict(
+            (id_, (int(time), outcome)) for id_, time, outcome in state["closed"]
+        )
         self.waiting = OrderedDict((i.entry.id, i) for i in unpack(state["waiting"], self.device))
         self._queue_anew()
 

@@ -18,8 +18,9 @@ __all__ = ["Unlabelled"]
 class Unlabelled(Task):
     """From the last `window` entries' values to an output that nobody will ever judge.
 
-    Only learners that adapt without labels fit it, and nothing is measured, so that what is served is what the guard
-    was told to trust beforehand (`TwoLayer`'s ``prior``). Where a few labels come, `Supervised` is the task.
+    Only learners that adapt without labels fit it, and nothing is measured, so that what is served
+    is what the guard was told to trust beforehand (`TwoLayer`'s ``prior``). Where a few labels
+    come, `Supervised` is the task.
 
     Parameters
     ----------
@@ -39,7 +40,13 @@ class Unlabelled(Task):
     name: ClassVar[str] = "unlabelled"
     labelled: ClassVar[bool] = False
 
-    def __init__(self, window: int = 1, *, outputs: int = 1, classes: int | Sequence[ClassName] | None = None) -> None:
+    def __init__(
+        self,
+        window: int = 1,
+        *,
+        outputs: int = 1,
+        classes: int | Sequence[ClassName] | None = None,
+    ) -> None:
         super().__init__(window, 1, "absolute" if classes is None else "log")
         count, self.class_names = counted_classes(classes)
         if count is not None and outputs != 1:
@@ -61,7 +68,9 @@ class Unlabelled(Task):
     def observe(self, item: Entry | Label) -> Arrival:
         """Slide the window; a label inside an entry is not looked at."""
         if isinstance(item, Label):
-            raise EntryError(Reason.UNKNOWN_LABEL, "an unlabelled task learns from no labels", item.position)
+            raise EntryError(
+                Reason.UNKNOWN_LABEL, "an unlabelled task learns from no labels", item.position
+            )
         self.check_entry(item, None)
         window = self.take_in(item)
         return Arrival(inputs=window.values if window.full else None)

@@ -1,6 +1,7 @@
 """Sources, sinks and clocks in memory: tests of a pipeline or an engine read as stories.
 
-``MemorySource([e0, e1, CRASH, e2])`` delivers two entries, then pulls the plug; opened again, it goes on.
+``MemorySource([e0, e1, CRASH, e2])`` delivers two entries, then pulls the plug; opened again, it
+goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ import numpy as np
 
 from streamadapt.engine.ports import DeadLetterSink, PartitionOwner, RecallingSink, Source
 from streamadapt.errors import ConnectorError, EntryError, Reason
-from streamadapt.records import DeadLetter, Entry, FloatArray, Label, Position, Prediction, Record, StreamPartition
+from streamadapt.records import (
+    DeadLetter,
+    Entry,
+    FloatArray,
+    Label,
+    Position,
+    Prediction,
+    Record,
+    StreamPartition,
+)
 
 __all__ = [
     "CRASH",
@@ -49,9 +59,9 @@ class MemorySource(Source):
     Parameters
     ----------
     items : sequence of Entry, Label, Record, bytes or CRASH
-        Partition and order are kept. An entry's or label's `position.partition` says its partition (offsets are
-        counted per partition, from 0); bytes go to partition 0, with their offset as time; a `Record` is delivered
-        as it is.
+        Partition and order are kept. An entry's or label's `position.partition` says its partition
+        (offsets are counted per partition, from 0); bytes go to partition 0, with their offset as
+        time; a `Record` is delivered as it is.
     labels : the same, or None
         The second stream; None for a source without one.
     streams : tuple of str
@@ -63,7 +73,8 @@ class MemorySource(Source):
     shared : bool
         Whether it behaves as one of a group, of which another may have taken its partitions over.
     identity : str or None
-        Of its streams: where the owner's positions belong to another one, everything is new and read from 0.
+        Of its streams: where the owner's positions belong to another one, everything is new and
+        read from 0.
     """
 
     def __init__(
@@ -102,16 +113,20 @@ class MemorySource(Source):
             step = item if isinstance(item, _Crash) else self._record(item, name)
             self._scripts[name].append(step)
             todo = self._todo.get(name)
-            if todo is not None and (isinstance(step, _Crash) or step.position.partition in self._owned):
+            if todo is not None and (
+                isinstance(step, _Crash) or step.position.partition in self._owned
+            ):
                 todo.append((len(self._scripts[name]) - 1, step))
 
     def append_gap(self, count: int, partition: int = 0, *, stream: str | None = None) -> None:
-        """Take `count` offsets at the end of a partition that hold no record, as a transaction's markers do."""
+        """Take `count` offsets at the end of a partition that hold no record, as a transaction's
+        markers do."""
         at = StreamPartition(stream or self._streams[0], partition)
         self._ends[at] = self._ends.get(at, 0) + count
 
     def rebalance(self, partitions: Sequence[int], *, lost: bool = False) -> None:
-        """Make the next poll take all partitions away and give exactly `partitions`, as a consumer group does."""
+        """Make the next poll take all partitions away and give exactly `partitions`, as a consumer
+        group does."""
         self._rebalance = (tuple(partitions), lost)
 
     @property
@@ -169,14 +184,23 @@ class MemorySource(Source):
 
     def read_up_to(self) -> dict[StreamPartition, int]:
         """Return the ends of the partitions of a stream of which nothing is left."""
-        done = [StreamPartition(s, p) for s in self._streams if not self._todo.get(s) for p in self._owned]
+        done = [
+            StreamPartition(s, p)
+            for s in self._streams
+            if not self._todo.get(s)
+            for p in self._owned
+        ]
         return {at: self._ends[at] for at in done if at in self._ends}
 
     def identities(self) -> dict[StreamPartition, str]:
         """As told, for every stream."""
         if self._identity is None:
             return {}
-        return {StreamPartition(stream, p): self._identity for stream in self._streams for p in self._owned}
+        return {
+            StreamPartition(stream, p): self._identity
+            for stream in self._streams
+            for p in self._owned
+        }
 
     @property
     def partition_count(self) -> int:
@@ -225,22 +249,38 @@ class MemorySource(Source):
         starts = dict(starts) | self._begun_again(starts)
         for at, start in starts.items():
             if start is not None and not 0 <= start <= self._ends.get(at, 0):
-                raise ConnectorError(f"{at}: position {start} is outside of the stream's 0 to {self._ends.get(at, 0)}")
+                raise ConnectorError(
+                    f"{at}: position {start} is outside of the stream's 0 to "
+                    f"{self._ends.get(at, 0)}"
+                )
         self._todo = {stream: deque() for stream in self._streams}
         for stream, script in self._scripts.items():
             for i, step in enumerate(script):
                 if self._wanted(stream, i, step, starts):
                     self._todo[stream].append((i, step))
 
-    def _begun_again(self, starts: Mapping[StreamPartition, int | None]) -> dict[StreamPartition, int | None]:
-        """Return new starts of the streams that are others than those the owner has read; tells it so."""
+    def _begun_again(
+        self, starts: Mapping[StreamPartition, int | None]
+    ) -> dict[StreamPartition, int | None]:
+        """Return new starts of the streams that are others than those the owner has read; tells it
+        so."""
         assert self._owner is not None, "only called while open"
-        anew = [at for at in starts if self._identity and self._owner.identity(at) not in (None, self._identity)]
+        anew = [
+            at
+            for at in starts
+            if self._identity and self._owner.identity(at) not in (None, self._identity)
+        ]
         if anew:
             self._owner.partitions_placed(dict.fromkeys(anew, 0), anew=anew)
         return dict.fromkeys(anew, 0)
 
-    def _wanted(self, stream: str, i: int, step: Record | _Crash, starts: Mapping[StreamPartition, int | None]) -> bool:
+    def _wanted(
+        self,
+        stream: str,
+        i: int,
+        step: Record | _Crash,
+        starts: Mapping[StreamPartition, int | None],
+    ) -> bool:
         if isinstance(step, _Crash):
             return (stream, i) not in self._crashed
         at = StreamPartition(step.position.stream, step.position.partition)
@@ -299,7 +339,8 @@ _WIRE: Final = msgspec.json.Decoder(_Wire)
 
 
 def encode(item: Entry | Label) -> bytes:
-    """Return `item` as the JSON that `IdentityCodec` decodes; NaN becomes null, every number survives exactly."""
+    """Return `item` as the JSON that `IdentityCodec` decodes; NaN becomes null, every number
+    survives exactly."""
     if isinstance(item, Label):
         return msgspec.json.encode(_Wire(item.time, item.id, label=item.value.tolist()))
     label = None if item.label is None else item.label.tolist()
@@ -350,14 +391,18 @@ class MemorySink(_MemoryWriter, RecallingSink):
         What an earlier run left in the output.
     """
 
-    def __init__(self, fail_flush: Collection[int] = (), written: Sequence[Prediction] = ()) -> None:
+    def __init__(
+        self, fail_flush: Collection[int] = (), written: Sequence[Prediction] = ()
+    ) -> None:
         super().__init__(fail_flush)
         self.predictions: list[Prediction] = list(written)
 
     def newest(self, stream: str, partition: int) -> int | None:
         """Return the offset of the last one kept."""
         of = (p.position for p in reversed(self.predictions))
-        return next((at.offset for at in of if (at.stream, at.partition) == (stream, partition)), None)
+        return next(
+            (at.offset for at in of if (at.stream, at.partition) == (stream, partition)), None
+        )
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Keep them."""

@@ -1,9 +1,11 @@
-"""Kafka's transactions in memory: what a broker promises, so that every step of exactly-once can be killed in a test.
+"""Kafka's transactions in memory: what a broker promises, so that every step of exactly-once can
+be killed in a test.
 
-What is kept of Kafka: producer epochs that fence, transactions over several partitions and the offsets of a group,
-control markers that take an offset, readers that see committed records only and are held up by the first open
-transaction (the last stable offset), the abort of a transaction that was left open for too long. Left out: what one
-process cannot show, such as the loss of a broker.
+What is kept of Kafka: producer epochs that fence, transactions over several partitions and the
+offsets of a group, control markers that take an offset, readers that see committed records only
+and are held up by the first open transaction (the last stable offset), the abort of a transaction
+that was left open for too long. Left out: what one process cannot show, such as the loss of a
+broker.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class _Slot:
 @dataclass
 class _Producer:
     epoch: int = 0
-    open_at: dict[StreamPartition, int] = field(default_factory=dict)  # the transaction's first offset in each
+    open_at: dict[StreamPartition, int] = field(
+        default_factory=dict
+    )  # the transaction's first offset in each
     offsets: dict[str, dict[StreamPartition, int]] = field(default_factory=dict)
     ongoing: bool = False
 
@@ -62,7 +66,8 @@ class TransactionalLog:
         self._producers: dict[str, _Producer] = defaultdict(_Producer)
 
     def open(self, name: str) -> _Session:
-        """Begin to write under a name: what an earlier writer of it left open is aborted, and it is fenced off."""
+        """Begin to write under a name: what an earlier writer of it left open is aborted, and it
+        is fenced off."""
         producer = self._producers[name]
         self._end(producer, commit=False)
         producer.epoch += 1
@@ -76,8 +81,11 @@ class TransactionalLog:
         self._slots[at].append(_Slot(value, session))
         return len(self._slots[at]) - 1
 
-    def add_offsets(self, session: _Session, group: str, positions: Mapping[StreamPartition, int]) -> None:
-        """Let positions of a group become its committed ones together with the session's records."""
+    def add_offsets(
+        self, session: _Session, group: str, positions: Mapping[StreamPartition, int]
+    ) -> None:
+        """Let positions of a group become its committed ones together with the session's
+        records."""
         self._ongoing(session).offsets.setdefault(group, {}).update(positions)
 
     def commit(self, session: _Session) -> None:
@@ -89,7 +97,8 @@ class TransactionalLog:
         self._end(self._ongoing(session), commit=False)
 
     def expire(self, name: str) -> None:
-        """Do what the broker does with a transaction that was open for too long: abort it, and fence its writer."""
+        """Do what the broker does with a transaction that was open for too long: abort it, and
+        fence its writer."""
         producer = self._producers[name]
         if producer.ongoing:
             self._end(producer, commit=False)
@@ -105,13 +114,18 @@ class TransactionalLog:
         end = self.stable(at) if committed else len(self._slots[at])
         hidden = self._aborted[at] if committed else ()
         slots = self._slots[at][:end]
-        return [(i, slot.value) for i, slot in enumerate(slots) if slot.value is not None and i not in hidden]
+        return [
+            (i, slot.value)
+            for i, slot in enumerate(slots)
+            if slot.value is not None and i not in hidden
+        ]
 
     def _ongoing(self, session: _Session) -> _Producer:
         producer = self._producers[session.name]
         if session.epoch != producer.epoch:
             raise ConnectorError(
-                f"{session.name}: fenced by another engine: epoch {session.epoch}, the newest is {producer.epoch}"
+                f"{session.name}: fenced by another engine: epoch {session.epoch}, the newest "
+                f"is {producer.epoch}"
             )
         producer.ongoing = True
         return producer
@@ -119,7 +133,8 @@ class TransactionalLog:
     def _end(self, producer: _Producer, *, commit: bool) -> None:
         for at, first in producer.open_at.items():
             slots = self._slots[at]
-            # Within the span of a transaction there may be records of others: only its own share its fate.
+            # Within the span of a transaction there may be records of others: only its own share
+            # its fate.
             own = {i for i in range(first, len(slots)) if self._is_of(slots[i], producer)}
             if not commit:
                 self._aborted[at] |= own
@@ -156,7 +171,10 @@ class LogSink(RecallingSink, TransactionalSink):
     """
 
     def __init__(
-        self, log: TransactionalLog, topic: str = "predictions", on_step: Callable[[str], None] | None = None
+        self,
+        log: TransactionalLog,
+        topic: str = "predictions",
+        on_step: Callable[[str], None] | None = None,
     ) -> None:
         self._log = log
         self._topic = topic
@@ -172,11 +190,14 @@ class LogSink(RecallingSink, TransactionalSink):
         return {at: committed[at] for at in wanted if at in committed}
 
     def write(self, predictions: Sequence[Prediction]) -> None:
-        """Write each where its entry came from; in the partition's transaction, if it has been begun."""
+        """Write each where its entry came from; in the partition's transaction, if it has been
+        begun."""
         for p in predictions:
             self._step("produce")
             at = StreamPartition(self._topic, p.position.partition)
-            value = msgspec.json.encode({"id": str(p.position), "served": p.served.tobytes().hex()})
+            value = msgspec.json.encode(
+                {"id": str(p.position), "served": p.served.tobytes().hex()}
+            )
             with _losing(p.position.partition):
                 self._log.append(at, value, self._sessions.get(p.position.partition))
 
@@ -217,7 +238,9 @@ class LogSink(RecallingSink, TransactionalSink):
     def seen(self, partition: int, *, committed: bool = True) -> list[tuple[str, str]]:
         """Return value and id of each prediction that a reader sees."""
         at = StreamPartition(self._topic, partition)
-        found = [msgspec.json.decode(value) for _, value in self._log.read(at, committed=committed)]
+        found = [
+            msgspec.json.decode(value) for _, value in self._log.read(at, committed=committed)
+        ]
         return [(one["served"], one["id"]) for one in found]
 
     def close(self) -> None:

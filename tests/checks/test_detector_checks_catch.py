@@ -106,7 +106,9 @@ def test_every_check_has_its_broken_object() -> None:
     assert defined - {"check_detector"} == set(DETECTORS)
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in DETECTORS.items() for kind in kinds])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, kinds in DETECTORS.items() for kind in kinds]
+)
 def test_broken_detectors_are_caught(name: str, kind: type[DriftMonitor]) -> None:
     with pytest.raises(AssertionError):
         getattr(detectors, name)(lambda: kind("adwin", "loss", "boost", half_life=10.0))

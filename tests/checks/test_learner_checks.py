@@ -35,7 +35,11 @@ from streamadapt.learners import (
 from streamadapt.learners.liquid.learner import Network
 from streamadapt.testing.checks.cases import CASES
 from streamadapt.testing.checks.detectors import check_detector, yield_detector_checks
-from streamadapt.testing.checks.learners import check_cpu_and_cuda_agree, check_learner, yield_learner_checks
+from streamadapt.testing.checks.learners import (
+    check_cpu_and_cuda_agree,
+    check_learner,
+    yield_learner_checks,
+)
 
 torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
 
@@ -51,7 +55,9 @@ MAKERS: dict[str, Callable[[], Learner]] = {
     "error_memory": lambda: ErrorMemory(capacity=60, k=8),
     "error_memory-panel": lambda: ErrorMemory(scope="panel", capacity=60, k=8),
     "error_memory-sketch": lambda: ErrorMemory(store="sketch", tables=12, bits=5),
-    "error_memory-sketch-panel": lambda: ErrorMemory(store="sketch", scope="panel", tables=12, bits=5),
+    "error_memory-sketch-panel": lambda: ErrorMemory(
+        store="sketch", scope="panel", tables=12, bits=5
+    ),
     "gain": lambda: Gain((0.1, 0.02)),
     "holt": Holt,
     "liquid-cfc": lambda: Liquid(unroll=2),
@@ -96,12 +102,20 @@ LEARNS = {
 
 
 SKIPS: dict[str, dict[str, str]] = {
-    "persistence": {"check_learns_it_where_it_is": "says what was last seen in every column, whatever the base says"},
+    "persistence": {
+        "check_learns_it_where_it_is": "says what was last seen in every column, whatever the "
+        "base says"
+    },
 }
 """Learner -> check -> why it cannot hold."""
 
-DEFAULTS = {name for name in MAKERS if "-" not in name} | {"liquid-cfc", "river-regressor", "river-classifier"}
-"""The learners as they are by default. The others are variants, and pass the long checks in `make test-slow`."""
+DEFAULTS = {name for name in MAKERS if "-" not in name} | {
+    "liquid-cfc",
+    "river-regressor",
+    "river-classifier",
+}
+"""The learners as they are by default. The others are variants, and pass the long checks in
+`make test-slow`."""
 LONG = dict.fromkeys(
     (
         "check_learns_a_constant_error",
@@ -120,7 +134,11 @@ def test_the_written_list_is_the_discovered_one() -> None:
         if issubclass(cls, Learner) and not inspect.isabstract(cls)
     }
     assert found == set(LEARNS) == {type(make()) for make in MAKERS.values()}
-    names = {name for name, cls in inspect.getmembers(streamadapt.learners, inspect.isclass) if cls in found}
+    names = {
+        name
+        for name, cls in inspect.getmembers(streamadapt.learners, inspect.isclass)
+        if cls in found
+    }
     assert names <= set(streamadapt.learners.__all__)
 
 
@@ -146,7 +164,11 @@ def test_learners_pass(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MAKERS.keys() - DEFAULTS))
 def test_variants_pass_the_long_checks(name: str) -> None:
-    short = {check.__name__: "passed above" for check in yield_learner_checks() if check.__name__ not in LONG}
+    short = {
+        check.__name__: "passed above"
+        for check in yield_learner_checks()
+        if check.__name__ not in LONG
+    }
     check_learner(MAKERS[name], skip=short | SKIPS.get(name, {}))
 
 
@@ -163,13 +185,18 @@ def test_learners_pass_on_a_gpu(name: str) -> None:
 def test_detectors_pass(detector: str, check: Callable[..., None]) -> None:
     """As the one that boosts, which has all that the one that alerts has, and its boost."""
     if detector == "eddm" and check.__name__ == "check_clear_jump_is_seen":
-        pytest.skip("false alarms are its nature: it compares distances between single errors, without a bound")
+        pytest.skip(
+            "false alarms are its nature: it compares distances between single errors, without "
+            "a bound"
+        )
     signal = "error" if DETECTORS[detector].startswith(BINARY) else "loss"
     check(lambda: DriftMonitor(detector, signal, "boost", factor=3.0, half_life=10.0))
 
 
 def test_check_detector_runs_all() -> None:
-    check_detector(lambda: DriftMonitor("page-hinkley", "input", "alert", params={"threshold": 20.0}))
+    check_detector(
+        lambda: DriftMonitor("page-hinkley", "input", "alert", params={"threshold": 20.0})
+    )
 
 
 def test_a_skip_needs_a_known_name_and_a_reason() -> None:
@@ -183,7 +210,10 @@ def test_a_skipped_check_does_not_run_and_the_others_do() -> None:
     with pytest.raises(AssertionError, match="loss below the base's"):
         check_learner(Numb)
     slow = {"check_state_is_bounded": "slow", "check_late_steps_cost_no_more": "slow"}
-    useless = {"check_learns_a_constant_error": "learns nothing", "check_learns_it_where_it_is": "learns nothing"}
+    useless = {
+        "check_learns_a_constant_error": "learns nothing",
+        "check_learns_it_where_it_is": "learns nothing",
+    }
     check_learner(Numb, skip=slow | useless)
 
 

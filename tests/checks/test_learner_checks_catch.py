@@ -312,7 +312,9 @@ def test_what_they_are_derived_from_passes(check: Any) -> None:
     check(Good, CPU)
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in LEARNERS.items() for kind in kinds])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, kinds in LEARNERS.items() for kind in kinds]
+)
 def test_broken_learners_are_caught(name: str, kind: type[Good]) -> None:
     with pytest.raises(AssertionError) as caught:
         getattr(learners, name)(kind, CPU)

@@ -20,7 +20,9 @@ class NeverAsks(MemorySource):
 
     def open(self, owner: PartitionOwner) -> None:
         class Nobody:
-            def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
+            def partitions_assigned(
+                self, partitions: Sequence[int]
+            ) -> Mapping[StreamPartition, int | None]:
                 return {}
 
             def reached(self, at: StreamPartition) -> int:
@@ -264,7 +266,9 @@ def sink_case(kind: type[MemorySink]) -> Callable[[], SinkCase]:
 def letter_case(kind: type[MemoryDeadLetters]) -> Callable[[], LetterCase]:
     def make() -> LetterCase:
         sink = kind()
-        return LetterCase(sink, lambda: [(x.record.key, x.record.value, x.reason) for x in sink.letters])
+        return LetterCase(
+            sink, lambda: [(x.record.key, x.record.value, x.reason) for x in sink.letters]
+        )
 
     return make
 
@@ -281,7 +285,9 @@ def test_the_memory_source_passes(check: Any, partitions: int) -> None:
     check(factory_of(MemorySource), partitions)
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in SOURCES.items() for kind in kinds])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, kinds in SOURCES.items() for kind in kinds]
+)
 def test_broken_sources_are_caught(name: str, kind: type[MemorySource]) -> None:
     with pytest.raises(CheckError):
         getattr(sources, name)(factory_of(kind), 2)

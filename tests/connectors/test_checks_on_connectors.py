@@ -10,19 +10,42 @@ from typing import Any
 
 import pytest
 from kafka_helpers import consume, produce
-from streamadapt_connectors.files import FilesSource, JsonlDeadLetterReader, JsonlDeadLetters, JsonlSink
-from streamadapt_connectors.kafka import KafkaDeadLetterReader, KafkaDeadLetters, KafkaSink, KafkaSource
+from streamadapt_connectors.files import (
+    FilesSource,
+    JsonlDeadLetterReader,
+    JsonlDeadLetters,
+    JsonlSink,
+)
+from streamadapt_connectors.kafka import (
+    KafkaDeadLetterReader,
+    KafkaDeadLetters,
+    KafkaSink,
+    KafkaSource,
+)
 
 from streamadapt.engine.dead_letter_ports import DeadLetterReader, ReplayMark
 from streamadapt.engine.ports import Source
-from streamadapt.testing.checks.dead_letters import ReaderCase, check_letter_reader, yield_letter_reader_checks
-from streamadapt.testing.checks.sinks import LetterCase, SinkCase, yield_dead_letter_checks, yield_sink_checks
+from streamadapt.testing.checks.dead_letters import (
+    ReaderCase,
+    check_letter_reader,
+    yield_letter_reader_checks,
+)
+from streamadapt.testing.checks.sinks import (
+    LetterCase,
+    SinkCase,
+    yield_dead_letter_checks,
+    yield_sink_checks,
+)
 from streamadapt.testing.checks.sources import CheckError, yield_source_checks
 
 over_sources = pytest.mark.parametrize("check", [*yield_source_checks()], ids=lambda c: c.__name__)
 over_sinks = pytest.mark.parametrize("check", [*yield_sink_checks()], ids=lambda c: c.__name__)
-over_readers = pytest.mark.parametrize("check", [*yield_letter_reader_checks()], ids=lambda c: c.__name__)
-over_letters = pytest.mark.parametrize("check", [*yield_dead_letter_checks()], ids=lambda c: c.__name__)
+over_readers = pytest.mark.parametrize(
+    "check", [*yield_letter_reader_checks()], ids=lambda c: c.__name__
+)
+over_letters = pytest.mark.parametrize(
+    "check", [*yield_dead_letter_checks()], ids=lambda c: c.__name__
+)
 
 
 @over_sources
@@ -49,7 +72,11 @@ def test_kafka_source(check: Any, kafka_servers: str, topic: Callable[..., str])
 @over_sinks
 def test_jsonl_sink(check: Any, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    check(lambda: SinkCase(JsonlSink(path), lambda: [json.loads(x)["id"] for x in path.read_text().splitlines()]))
+    check(
+        lambda: SinkCase(
+            JsonlSink(path), lambda: [json.loads(x)["id"] for x in path.read_text().splitlines()]
+        )
+    )
 
 
 @pytest.mark.kafka
@@ -57,7 +84,11 @@ def test_jsonl_sink(check: Any, tmp_path: Path) -> None:
 def test_kafka_sink(check: Any, kafka_servers: str, topic: Callable[..., str]) -> None:
     name = topic(2)
     sink = KafkaSink(kafka_servers, name)
-    check(lambda: SinkCase(sink, lambda: [json.loads(r.value)["id"] for r in consume(kafka_servers, name)]))
+    check(
+        lambda: SinkCase(
+            sink, lambda: [json.loads(r.value)["id"] for r in consume(kafka_servers, name)]
+        )
+    )
 
 
 @over_letters
@@ -68,7 +99,9 @@ def test_jsonl_dead_letters(check: Any, tmp_path: Path) -> None:
         text = letter[name]
         if text is None:
             return None
-        return base64.b64decode(text) if letter.get(f"{name}_encoding") == "base64" else text.encode()
+        return (
+            base64.b64decode(text) if letter.get(f"{name}_encoding") == "base64" else text.encode()
+        )
 
     def delivered() -> list[tuple[bytes | None, bytes | None, str]]:
         letters = [json.loads(line) for line in path.read_text().splitlines()]
@@ -83,7 +116,10 @@ def test_kafka_dead_letters(check: Any, kafka_servers: str, topic: Callable[...,
     name = topic(1)
 
     def delivered() -> list[tuple[bytes | None, bytes | None, str]]:
-        return [(r.key, r.value, dict(r.headers)["reason"].decode()) for r in consume(kafka_servers, name)]
+        return [
+            (r.key, r.value, dict(r.headers)["reason"].decode())
+            for r in consume(kafka_servers, name)
+        ]
 
     check(lambda: LetterCase(KafkaDeadLetters(kafka_servers, name), delivered))
 
@@ -98,7 +134,11 @@ def test_jsonl_reader(check: Any, tmp_path: Path) -> None:
 @over_readers
 def test_kafka_reader(check: Any, kafka_servers: str, topic: Callable[..., str]) -> None:
     name = topic(1)
-    check(lambda: ReaderCase(KafkaDeadLetters(kafka_servers, name), KafkaDeadLetterReader(kafka_servers, name)))
+    check(
+        lambda: ReaderCase(
+            KafkaDeadLetters(kafka_servers, name), KafkaDeadLetterReader(kafka_servers, name)
+        )
+    )
 
 
 class Forgetful(JsonlDeadLetterReader):

@@ -26,7 +26,9 @@ def record(value: bytes | None, stream: str = "cgm", key: bytes | None = None) -
     return Record(Position(stream, 0, 17), key, value, 5)
 
 
-def decode(fields: FieldMap, value: Any, *, streams: tuple[str, ...] = ("cgm",), stream: str = "cgm") -> Entry | Label:
+def decode(
+    fields: FieldMap, value: Any, *, streams: tuple[str, ...] = ("cgm",), stream: str = "cgm"
+) -> Entry | Label:
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
     return JsonCodec(fields, streams=streams).decode(record(raw, stream))
 
@@ -50,7 +52,9 @@ def time_of(time_format: str, value: Any, *, text_numbers: bool = False) -> int:
 
 
 def test_a_full_record_becomes_an_entry() -> None:
-    got = entry(CGM, {"t": "2023-11-14T22:13:20Z", "isig": 21.5, "id": "r1", "patient": 7, "bg": 120})
+    got = entry(
+        CGM, {"t": "2023-11-14T22:13:20Z", "isig": 21.5, "id": "r1", "patient": 7, "bg": 120}
+    )
     assert (got.time, got.id, got.key, got.position) == (T0, "r1", "7", Position("cgm", 0, 17))
     assert got.values.dtype == np.float64
     assert got.values.tolist() == [21.5]
@@ -89,7 +93,10 @@ def test_dotted_paths_go_inside_and_a_literal_key_wins() -> None:
 
 def test_a_missing_key_is_refused_unless_it_may_be_missing() -> None:
     assert refused(PLAIN, {"a": 1}).detail == "$.b: missing"
-    assert np.isnan(entry(replace(PLAIN, missing_as_null=True), {"a": 1}).values).tolist() == [False, True]
+    assert np.isnan(entry(replace(PLAIN, missing_as_null=True), {"a": 1}).values).tolist() == [
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +150,9 @@ def test_details_are_one_short_line() -> None:
 
 def test_limits_are_configurable_and_exact() -> None:
     value = b'{"a":[[1]],"b":2}'
-    codec = JsonCodec(FieldMap(values=("b",)), streams=["cgm"], limits=Limits(record_bytes=len(value), depth=3))
+    codec = JsonCodec(
+        FieldMap(values=("b",)), streams=["cgm"], limits=Limits(record_bytes=len(value), depth=3)
+    )
     codec.decode(record(value))
     with pytest.raises(EntryError, match="too_large"):
         codec.decode(record(value + b" "))
@@ -166,7 +175,11 @@ def test_brackets_in_strings_are_no_nesting() -> None:
     assert nesting(json.dumps({"a": [[1], [2]], "t": text}).encode()) == 3
 
 
-@given(st.recursive(st.text(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.text(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner)
+    )
+)
 def test_nesting_counts_as_a_recursive_walk_does(value: Any) -> None:
     def depth(v: Any) -> int:
         if not isinstance(v, list | dict):
@@ -218,7 +231,9 @@ def test_times_are_exact(time_format: str, value: Any, expected: int) -> None:
     ],
 )
 def test_bad_times_are_refused(time_format: str, value: Any) -> None:
-    error = refused(FieldMap(values=("v",), time="t", time_format=time_format), {"v": 1, "t": value})
+    error = refused(
+        FieldMap(values=("v",), time="t", time_format=time_format), {"v": 1, "t": value}
+    )
     assert error.reason is Reason.BAD_TIME
     assert error.detail.startswith("$.t: expected")
 
@@ -229,7 +244,11 @@ def test_a_missing_time_is_a_missing_field() -> None:
 
 @given(st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1)))
 def test_iso_times_agree_with_exact_arithmetic(moment: datetime) -> None:
-    exact = (moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+    exact = (
+        (moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC))
+        // timedelta(microseconds=1)
+        * 1000
+    )
     assert time_of("iso8601", moment.isoformat()) == exact
 
 
@@ -238,7 +257,12 @@ def test_text_cells_are_numbers_where_the_fields_say_so() -> None:
     assert entry(fields, {"a": "1.5", "b": " -2e3 "}).values.tolist() == [1.5, -2000]
     for word in ("", " ", "nan", "NaN", "NA", "null"):
         assert np.isnan(entry(fields, {"a": word, "b": "1"}).values[0])
-    for word, reason in {"nil": "wrong_type", "1_000": "wrong_type", "inf": "not_finite", "1e39": "not_finite"}.items():
+    for word, reason in {
+        "nil": "wrong_type",
+        "1_000": "wrong_type",
+        "inf": "not_finite",
+        "1e39": "not_finite",
+    }.items():
         assert refused(fields, {"a": word, "b": "1"}).reason == reason
     assert time_of("unix_s", "1700000000.000000001", text_numbers=True) == T0 + 1
     for word in ("1E999999999", "nan", "x", "1_0", ""):
@@ -248,7 +272,9 @@ def test_text_cells_are_numbers_where_the_fields_say_so() -> None:
 
 @pytest.mark.parametrize("bad", [None, True, 1.5, [], {}, ""])
 def test_ids_are_text_or_integers(bad: Any) -> None:
-    assert refused(FieldMap(values=("v",), id="id"), {"v": 1, "id": bad}).reason is Reason.WRONG_TYPE
+    assert (
+        refused(FieldMap(values=("v",), id="id"), {"v": 1, "id": bad}).reason is Reason.WRONG_TYPE
+    )
 
 
 def test_a_lone_surrogate_is_no_id_because_it_cannot_be_written() -> None:
@@ -265,8 +291,11 @@ def test_labels_inside_entries() -> None:
     for absent in ({"v": 1}, {"v": 1, "y": None}):
         assert entry(fields, absent).label is None
     for bad, reason in (
-        ([1], Reason.WRONG_WIDTH), (1, Reason.WRONG_WIDTH), ("a", Reason.WRONG_TYPE), (True, Reason.WRONG_TYPE)
-    ):  # fmt: skip
+        ([1], Reason.WRONG_WIDTH),
+        (1, Reason.WRONG_WIDTH),
+        ("a", Reason.WRONG_TYPE),
+        (True, Reason.WRONG_TYPE),
+    ):
         got = entry(fields, {"v": 1, "y": bad})
         assert got.values.tolist() == [1], "a bad label leaves the entry as it is"
         assert got.label is None
@@ -277,13 +306,27 @@ def test_labels_inside_entries() -> None:
 
 def test_records_of_the_label_stream_are_labels() -> None:
     fields = FieldMap(
-        values=("v",), id="id", label="y", label_id="ref", label_time="at", time="t", time_format="unix_ns"
+        values=("v",),
+        id="id",
+        label="y",
+        label_id="ref",
+        label_time="at",
+        time="t",
+        time_format="unix_ns",
     )
     codec = JsonCodec(fields, streams=["cgm", "bg"])
     got = codec.decode(record(b'{"ref":"r1","y":5,"at":9}', stream="bg"))
     assert isinstance(got, Label)
-    assert (got.id, got.value.tolist(), got.time, got.position) == ("r1", [5.0], 9, Position("bg", 0, 17))
-    for raw, reason in {b'{"y":5,"at":9}': "missing_field", b'{"ref":"r1","at":9}': "missing_field"}.items():
+    assert (got.id, got.value.tolist(), got.time, got.position) == (
+        "r1",
+        [5.0],
+        9,
+        Position("bg", 0, 17),
+    )
+    for raw, reason in {
+        b'{"y":5,"at":9}': "missing_field",
+        b'{"ref":"r1","at":9}': "missing_field",
+    }.items():
         with pytest.raises(EntryError, match=reason):
             codec.decode(record(raw, stream="bg"))
 
@@ -306,18 +349,32 @@ def test_one_topic_may_hold_both() -> None:
         ("fields.values", lambda: FieldMap(values="isig")),  # type: ignore[arg-type]
         ("fields.values[0]", lambda: JsonCodec(FieldMap(values=(" ",)), streams=["s"])),
         ("fields.decimal", lambda: FieldMap(values=("a",), decimal=";")),
-        ("fields.missing[1]", lambda: JsonCodec(FieldMap(values=("a",), missing=("x", True)), streams=["s"])),
-        ("fields.timezone", lambda: JsonCodec(FieldMap(values=("a",), timezone="Berlin"), streams=["s"])),
+        (
+            "fields.missing[1]",
+            lambda: JsonCodec(FieldMap(values=("a",), missing=("x", True)), streams=["s"]),
+        ),
         (
             "fields.timezone",
-            lambda: JsonCodec(FieldMap(values=("a",), timezone="UTC", time_format="unix_s"), streams=["s"]),
+            lambda: JsonCodec(FieldMap(values=("a",), timezone="Berlin"), streams=["s"]),
+        ),
+        (
+            "fields.timezone",
+            lambda: JsonCodec(
+                FieldMap(values=("a",), timezone="UTC", time_format="unix_s"), streams=["s"]
+            ),
         ),
         ("fields.channels", lambda: FieldMap(values=("a", "b"), channels=3)),
         ("fields.channels", lambda: FieldMap(values=("a",), channels=0)),
         ("fields.outputs", lambda: FieldMap(values=("a",), outputs=0)),
-        ("fields.time_format", lambda: JsonCodec(FieldMap(values=("a",), time_format="unix"), streams=["s"])),
+        (
+            "fields.time_format",
+            lambda: JsonCodec(FieldMap(values=("a",), time_format="unix"), streams=["s"]),
+        ),
         ("fields.label", lambda: JsonCodec(FieldMap(values=("a",)), streams=["s", "labels"])),
-        ("fields.label_id", lambda: JsonCodec(FieldMap(values=("a",), label="y"), streams=["s", "labels"])),
+        (
+            "fields.label_id",
+            lambda: JsonCodec(FieldMap(values=("a",), label="y"), streams=["s", "labels"]),
+        ),
     ],
 )
 def test_wrong_settings_name_their_path(path: str, make: Any) -> None:
@@ -326,16 +383,30 @@ def test_wrong_settings_name_their_path(path: str, make: Any) -> None:
     assert caught.value.path == path
 
 
-ALL = FieldMap(values=("a", "b.c"), time="t", time_format="unix_s", key="k", id="i", label="y", text_numbers=True)
+ALL = FieldMap(
+    values=("a", "b.c"),
+    time="t",
+    time_format="unix_s",
+    key="k",
+    id="i",
+    label="y",
+    text_numbers=True,
+)
 JSONISH = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["a", "b", "c", "b.c", "t", "k", "i", "y"]), inner),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.sampled_from(["a", "b", "c", "b.c", "t", "k", "i", "y"]), inner)
+    ),
 )
 
 
 @given(st.binary() | JSONISH.map(lambda v: json.dumps(v).encode()), st.sampled_from(["cgm", "bg"]))
 def test_nothing_but_entries_labels_and_entry_errors_comes_out(raw: bytes, stream: str) -> None:
-    for fields in (ALL, replace(ALL, time_format="iso8601", missing_as_null=True, text_numbers=False)):
+    for fields in (
+        ALL,
+        replace(ALL, time_format="iso8601", missing_as_null=True, text_numbers=False),
+    ):
         codec = JsonCodec(fields, streams=["cgm", "bg"])
         try:
             got = codec.decode(record(raw, stream))
@@ -353,7 +424,17 @@ def test_nothing_but_entries_labels_and_entry_errors_comes_out(raw: bytes, strea
 def test_predictions_are_written_as_readable_json() -> None:
     row = np.array([[1.5, np.nan]], np.float32)
     rows = np.array([[1.5], [2.0]], np.float32)
-    p = Prediction(Position("cgm", 1, 7), "r1", "k", T0 + 1, row, row, {"base": row}, {"base": 1.0}, ("adwin:loss",))
+    p = Prediction(
+        Position("cgm", 1, 7),
+        "r1",
+        "k",
+        T0 + 1,
+        row,
+        row,
+        {"base": row},
+        {"base": 1.0},
+        ("adwin:loss",),
+    )
     assert json.loads(encode_prediction(p)) == {
         "id": "cgm[1]@7",
         "entry": "r1",

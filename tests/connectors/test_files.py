@@ -50,12 +50,16 @@ def test_csv_rows_become_objects_of_text_cells(tmp_path: Path, suffix: str) -> N
 def test_bad_csv_records_are_refused_by_the_codec_and_the_rest_is_read(tmp_path: Path) -> None:
     path = tmp_path / "speeds.csv"
     huge = "9" * (csv.field_size_limit() + 1)
-    path.write_bytes(b"speed,note\n1,a\n" + f"{huge},b\n".encode() + b"\xff\xfe,c\n4,d,e\n,f\n5,g\n")
+    path.write_bytes(
+        b"speed,note\n1,a\n" + f"{huge},b\n".encode() + b"\xff\xfe,c\n4,d,e\n,f\n5,g\n"
+    )
     codec = JsonCodec(FieldMap(values=("speed",), text_numbers=True), streams=["speeds.csv"])
     said = []
     for i, value in enumerate(values(FilesSource(path))):
         try:
-            said.append(str(codec.decode(Record(Position("speeds.csv", 0, i), None, value, i)).values[0]))  # type: ignore[union-attr]
+            said.append(
+                str(codec.decode(Record(Position("speeds.csv", 0, i), None, value, i)).values[0])
+            )  # type: ignore[union-attr]
         except EntryError as error:
             said.append(error.reason.value)
     assert said == ["1.0", "not_json", "wrong_type", "wrong_width", "nan", "5.0"]
@@ -89,7 +93,10 @@ def test_several_files_are_one_stream_and_labels_another(tmp_path: Path) -> None
 def test_a_position_beyond_the_end_is_loud(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("1\n2\n")
     source = FilesSource(tmp_path / "a.jsonl")
-    with opened(source, {0: 3}), pytest.raises(ConnectorError, match=r"a.jsonl\[0\]: position 3 is outside .* 0 to 2"):
+    with (
+        opened(source, {0: 3}),
+        pytest.raises(ConnectorError, match=r"a.jsonl\[0\]: position 3 is outside .* 0 to 2"),
+    ):
         source.poll(1)
 
 
@@ -98,7 +105,10 @@ def test_wrong_names_missing_files_and_torn_archives_are_named(tmp_path: Path) -
         FilesSource(tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match=r"source.path: expected at least one file"):
         FilesSource([])
-    with pytest.raises(ConnectorError, match=r"gone.jsonl: not found"), opened(FilesSource(tmp_path / "gone.jsonl")):
+    with (
+        pytest.raises(ConnectorError, match=r"gone.jsonl: not found"),
+        opened(FilesSource(tmp_path / "gone.jsonl")),
+    ):
         pass
     torn = tmp_path / "torn.jsonl.gz"
     torn.write_bytes(gzip.compress(b"1\n" * 5000)[:-9])
@@ -116,7 +126,11 @@ def test_a_sink_appends_and_cuts_off_a_torn_line(tmp_path: Path) -> None:
     again = JsonlSink(path)
     again.write([prediction(2)])
     again.flush()
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["in[0]@0", "in[0]@1", "in[0]@2"]
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [
+        "in[0]@0",
+        "in[0]@1",
+        "in[0]@2",
+    ]
     again.close()
 
 
@@ -139,7 +153,8 @@ def test_a_closed_sink_and_an_unwritable_path_are_errors(tmp_path: Path) -> None
 
 
 def test_closing_on_a_full_disk_is_one_error_that_names_the_file(tmp_path: Path) -> None:
-    """Not the raw one of the close that writes what is left once more; and there is nothing left to close."""
+    """Not the raw one of the close that writes what is left once more; and there is nothing left
+    to close."""
     (tmp_path / "out.jsonl").symlink_to("/dev/full")
     sink = JsonlSink(tmp_path / "out.jsonl")
     sink.write([prediction(0)])
@@ -151,7 +166,16 @@ def test_closing_on_a_full_disk_is_one_error_that_names_the_file(tmp_path: Path)
 def test_dead_letters_keep_bytes_that_are_not_text(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
     sink = JsonlDeadLetters(path)
-    sink.write([DeadLetter(Record(Position("in", 3, 9), b"k", b"\xff\n", 11), "not_json", "decode", "$: broken")])
+    sink.write(
+        [
+            DeadLetter(
+                Record(Position("in", 3, 9), b"k", b"\xff\n", 11),
+                "not_json",
+                "decode",
+                "$: broken",
+            )
+        ]
+    )
     sink.flush()
     assert json.loads(path.read_text()) == {
         "reason": "not_json",
@@ -180,7 +204,9 @@ def test_history_keeps_good_rows_and_counts_bad_ones(tmp_path: Path) -> None:
 
 
 def test_history_joins_labels_that_came_apart(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text('{"id":"p","v":[1,2]}\n{"id":"q","v":[3,4]}\n{"id":"r","v":[5]}\n')
+    (tmp_path / "x.jsonl").write_text(
+        '{"id":"p","v":[1,2]}\n{"id":"q","v":[3,4]}\n{"id":"r","v":[5]}\n'
+    )
     (tmp_path / "y.jsonl").write_text('{"id":"q","y":7}\n{"id":"nobody","y":7}\n')
     fields = FieldMap(values=("v",), id="id", label="y")
     found = read_history(tmp_path / "x.jsonl", fields, label_path=tmp_path / "y.jsonl")

@@ -1,4 +1,5 @@
-"""No record ends the run, whatever its size, key, id, headers or time; and what is its own goes through unchanged."""
+"""No record ends the run, whatever its size, key, id, headers or time; and what is its own goes
+through unchanged."""
 
 from __future__ import annotations
 
@@ -37,7 +38,11 @@ Topic = Callable[..., str]
 EMBEDDED = not os.environ.get("STREAMADAPT_TEST_BROKER")
 NO_LIMIT = "the embedded broker takes records of any size"
 KEY = b"\xff\xfe key"
-HEADERS = [("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-01"), ("bin", b"\x00\xff"), ("traceparent", b"again")]
+HEADERS = [
+    ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-01"),
+    ("bin", b"\x00\xff"),
+    ("traceparent", b"again"),
+]
 
 
 def post(
@@ -49,7 +54,9 @@ def post(
     producer = KafkaProducer(bootstrap_servers=servers, acks="all")
     try:
         for key, value, headers in records:
-            producer.send(topic, key=key, value=value, headers=headers, partition=partition).get(timeout=PATIENCE_S)
+            producer.send(topic, key=key, value=value, headers=headers, partition=partition).get(
+                timeout=PATIENCE_S
+            )
     finally:
         producer.close()
 
@@ -73,7 +80,10 @@ def engine_of(source: KafkaSource, sink: Any, codec: Any, letters: Any, **settin
 def run_until(engine: Engine, read: int) -> None:
     """Run until so many records are done."""
     engine.source.open(engine)
-    until(lambda: sum(sum(lane.positions.values()) for lane in engine.lanes.values()) >= read, engine.step)
+    until(
+        lambda: sum(sum(lane.positions.values()) for lane in engine.lanes.values()) >= read,
+        engine.step,
+    )
     engine.source.open = lambda owner: None  # type: ignore[method-assign]
     engine.stop()
     engine.run()
@@ -81,12 +91,16 @@ def run_until(engine: Engine, read: int) -> None:
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("key", [KEY, b"", "schlüssel".encode(), b"plain", None])
-def test_keys_and_headers_reach_the_predictions(kafka_servers: str, topic: Topic, key: bytes | None) -> None:
+def test_keys_and_headers_reach_the_predictions(
+    kafka_servers: str, topic: Topic, key: bytes | None
+) -> None:
     """Byte for byte; and a prediction of a record without headers has none."""
     name, out = topic(1), topic(1)
     post(kafka_servers, name, (key, b'{"v": 1}', HEADERS), (b"k", b'{"v": 2}', []))
     codec = JsonCodec(FieldMap(values=("v",)), streams=[name])
-    engine = engine_of(KafkaSource(kafka_servers, name), KafkaSink(kafka_servers, out), codec, MemoryDeadLetters())
+    engine = engine_of(
+        KafkaSource(kafka_servers, name), KafkaSink(kafka_servers, out), codec, MemoryDeadLetters()
+    )
     run_until(engine, 2)
     first, second = consume(kafka_servers, out)
     assert (first.key, first.headers) == (key, HEADERS)
@@ -107,7 +121,12 @@ class NoUtf8(str):
 def test_a_header_name_that_is_no_utf_8(kafka_servers: str, topic: Topic) -> None:
     """kafka-python alone reads no further at such a record."""
     name, sink = topic(1), MemorySink()
-    post(kafka_servers, name, (b"k", b'{"v": 1}', []), (b"k", b'{"v": 2}', [(NoUtf8("x"), b"y"), ("z", b"z")]))
+    post(
+        kafka_servers,
+        name,
+        (b"k", b'{"v": 1}', []),
+        (b"k", b'{"v": 2}', [(NoUtf8("x"), b"y"), ("z", b"z")]),
+    )
     post(kafka_servers, name, (b"k", b'{"v": 3}', []))
     codec = JsonCodec(FieldMap(values=("v",)), streams=[name])
     run_until(engine_of(KafkaSource(kafka_servers, name), sink, codec, MemoryDeadLetters()), 3)
@@ -127,7 +146,9 @@ def test_headers_can_be_left_out(kafka_servers: str, topic: Topic) -> None:
 
 
 @pytest.mark.kafka
-def test_a_dead_letter_and_its_replay_keep_key_and_headers(kafka_servers: str, topic: Topic) -> None:
+def test_a_dead_letter_and_its_replay_keep_key_and_headers(
+    kafka_servers: str, topic: Topic
+) -> None:
     """Also where a record has headers of the names that dead letters use themselves."""
     name, letters = topic(1), topic(1)
     headers = [*HEADERS, ("reason", b"of its own"), ("headers", b"7")]
@@ -145,7 +166,9 @@ def test_a_dead_letter_and_its_replay_keep_key_and_headers(kafka_servers: str, t
     writer = KafkaStreamWriter(kafka_servers, name)
     (done,) = writer.write([Returning(repaired, timed=False)])
     assert done.state == "sent"
-    (again,) = writer.write([Returning(Record(*_parts(consume(kafka_servers, name)[1])), timed=False)])
+    (again,) = writer.write(
+        [Returning(Record(*_parts(consume(kafka_servers, name)[1])), timed=False)]
+    )
     writer.close()
     assert again.state == "sent"
     for found in consume(kafka_servers, name)[1:]:
@@ -167,7 +190,8 @@ def _parts(record: Any) -> tuple[Any, ...]:
 def test_a_prediction_that_its_topic_does_not_take(
     kafka_servers: str, topic: Topic, tmp_path: Any, guarantee: str
 ) -> None:
-    """It becomes a dead letter that fits, shortened and marked; every other prediction is there once."""
+    """It becomes a dead letter that fits, shortened and marked; every other prediction is there
+    once."""
     if EMBEDDED:
         pytest.skip(NO_LIMIT)
     name, out = topic(2), small(kafka_servers, topic(0), 3000, 2)
@@ -187,13 +211,18 @@ def test_a_prediction_that_its_topic_does_not_take(
         checkpoint_path=tmp_path,
     )
     run_until(engine, 80)
-    said = Counter(json.loads(r.value)["id"] for r in consume(kafka_servers, out, isolation_level="read_committed"))
+    said = Counter(
+        json.loads(r.value)["id"]
+        for r in consume(kafka_servers, out, isolation_level="read_committed")
+    )
     wanted = {f"{name}[{p}]@{i}" for p in (0, 1) for i in range(40) if p or i not in large}
     assert set(said) == wanted
     assert guarantee == "at-least-once" or set(said.values()) == {1}
     dead = consume(kafka_servers, letters)
     marks = [dict(r.headers) for r in dead]
-    assert {(mark["partition"], int(mark["offset"])) for mark in marks} == {(b"0", i) for i in large}
+    assert {(mark["partition"], int(mark["offset"])) for mark in marks} == {
+        (b"0", i) for i in large
+    }
     assert {(mark["reason"], mark["stage"]) for mark in marks} == {(b"too_large", b"write")}
     for record, mark in zip(dead, marks, strict=True):
         assert int(mark["truncated"]) > large[int(mark["offset"])] > len(record.value)
@@ -204,29 +233,43 @@ def test_a_prediction_that_its_topic_does_not_take(
 def test_a_prediction_without_a_key_for_a_compacted_topic(
     kafka_servers: str, topic: Topic, tmp_path: Any, guarantee: str
 ) -> None:
-    """The broker refuses it, and the batch that it is in; it becomes a dead letter, in a compacted topic too."""
+    """The broker refuses it, and the batch that it is in; it becomes a dead letter, in a compacted
+    topic too."""
     if EMBEDDED:
         pytest.skip("the embedded broker takes records without a key everywhere")
     name = topic(1)
     out, letters = (made(kafka_servers, topic(0), {"cleanup.policy": "compact"}) for _ in range(2))
     bare = {0, 4, 5, 19}
-    post(kafka_servers, name, *((None if i in bare else b"k%d" % i, b'{"v": %d}' % i, []) for i in range(20)))
+    post(
+        kafka_servers,
+        name,
+        *((None if i in bare else b"k%d" % i, b'{"v": %d}' % i, []) for i in range(20)),
+    )
     codec = JsonCodec(FieldMap(values=("v",)), streams=[name])
     sink, dead = KafkaSink(kafka_servers, out), KafkaDeadLetters(kafka_servers, letters)
     source = KafkaSource(kafka_servers, name)
-    run_until(engine_of(source, sink, codec, dead, guarantee=guarantee, checkpoint_path=tmp_path), 20)
-    said = [json.loads(r.value)["id"] for r in consume(kafka_servers, out, isolation_level="read_committed")]
+    run_until(
+        engine_of(source, sink, codec, dead, guarantee=guarantee, checkpoint_path=tmp_path), 20
+    )
+    said = [
+        json.loads(r.value)["id"]
+        for r in consume(kafka_servers, out, isolation_level="read_committed")
+    ]
     assert set(said) == {f"{name}[0]@{i}" for i in range(20) if i not in bare}
     assert guarantee == "at-least-once" or len(said) == 20 - len(bare)
     reader = KafkaDeadLetterReader(kafka_servers, letters)
     found = [item.letter for item in reader.read() if isinstance(item, StoredLetter)]
     reader.close()
     assert {letter.record.position.offset for letter in found} == bare
-    assert {(letter.reason, letter.stage, letter.record.key) for letter in found} == {("no_key", "write", None)}
+    assert {(letter.reason, letter.stage, letter.record.key) for letter in found} == {
+        ("no_key", "write", None)
+    }
 
 
 @pytest.mark.kafka
-@pytest.mark.parametrize("record", [(b"k", b"v" * 100_000, ()), (b"k" * 50_000, None, ()), (b"k", b"v", "headers")])
+@pytest.mark.parametrize(
+    "record", [(b"k", b"v" * 100_000, ()), (b"k" * 50_000, None, ()), (b"k", b"v", "headers")]
+)
 def test_a_dead_letter_is_cut_until_it_fits(kafka_servers: str, topic: Topic, record: Any) -> None:
     if EMBEDDED:
         pytest.skip(NO_LIMIT)
@@ -237,12 +280,16 @@ def test_a_dead_letter_is_cut_until_it_fits(kafka_servers: str, topic: Topic, re
     for _ in range(2):
         itself = Record(Position("in", 0, 5), key, value, 0, own)
         sink.write([DeadLetter(itself, "not_json", "decode", "d" * 900)])
-    sink.write([DeadLetter(Record(Position("in", 0, 6), b"k", b"v", 0), "not_json", "decode", "short")])
+    sink.write(
+        [DeadLetter(Record(Position("in", 0, 6), b"k", b"v", 0), "not_json", "decode", "short")]
+    )
     sink.close()
     found = consume(kafka_servers, name)
     marks = sorted((dict(r.headers) for r in found), key=lambda mark: int(mark["offset"]))
     assert [mark["offset"] for mark in marks] == [b"5", b"5", b"6"]
-    assert [mark.get("truncated") for mark in marks] == [str(len(value or b"")).encode()] * 2 + [None]
+    assert [mark.get("truncated") for mark in marks] == [str(len(value or b"")).encode()] * 2 + [
+        None
+    ]
     if len(key) > 1:
         assert marks[0]["truncated-key"] == str(len(key)).encode()
     if own:
@@ -254,7 +301,14 @@ def test_a_dead_letter_is_cut_until_it_fits(kafka_servers: str, topic: Topic, re
 def test_tombstones(kafka_servers: str, topic: Topic, tmp_path: Any, tombstones: str) -> None:
     """Skipped, they leave no trace but the position; the default is a dead letter."""
     name, letters, sink = topic(1), MemoryDeadLetters(), MemorySink()
-    post(kafka_servers, name, (b"a", b'{"v": 1}', []), (b"a", None, []), (b"b", b'{"v": 2}', []), (b"b", None, []))
+    post(
+        kafka_servers,
+        name,
+        (b"a", b'{"v": 1}', []),
+        (b"a", None, []),
+        (b"b", b'{"v": 2}', []),
+        (b"b", None, []),
+    )
     codec = JsonCodec(FieldMap(values=("v",)), streams=[name])
     source = KafkaSource(kafka_servers, name, tombstones=tombstones)
     engine = engine_of(source, sink, codec, letters, checkpoint_path=tmp_path)
@@ -267,17 +321,27 @@ def test_tombstones(kafka_servers: str, topic: Topic, tmp_path: Any, tombstones:
 
 @pytest.mark.kafka
 def test_a_time_stamp_of_the_far_future(kafka_servers: str, topic: Topic, tmp_path: Any) -> None:
-    """It is a dead letter, which can be written to a file, and read, and goes no other way than any."""
-    name, path = made(kafka_servers, topic(0), {"message.timestamp.after.max.ms": str(2**63 - 1)}), tmp_path / "dead"
+    """It is a dead letter, which can be written to a file, and read, and goes no other way than
+    any."""
+    name, path = (
+        made(kafka_servers, topic(0), {"message.timestamp.after.max.ms": str(2**63 - 1)}),
+        tmp_path / "dead",
+    )
     post(kafka_servers, name, (b"k", b'{"v": 1}', []))
     producer = KafkaProducer(bootstrap_servers=kafka_servers)
     producer.send(name, b'{"v": 2}', timestamp_ms=2**62).get(timeout=PATIENCE_S)
     producer.close()
     post(kafka_servers, name, (b"k", b'{"v": 3}', []))
-    codec, sink, dead = JsonCodec(FieldMap(values=("v",)), streams=[name]), MemorySink(), JsonlDeadLetters(path)
+    codec, sink, dead = (
+        JsonCodec(FieldMap(values=("v",)), streams=[name]),
+        MemorySink(),
+        JsonlDeadLetters(path),
+    )
     run_until(engine_of(KafkaSource(kafka_servers, name), sink, codec, dead), 3)
     assert [p.position.offset for p in sink.predictions] == [0, 2]
-    (stored,) = [item for item in JsonlDeadLetterReader(path).read() if isinstance(item, StoredLetter)]
+    (stored,) = [
+        item for item in JsonlDeadLetterReader(path).read() if isinstance(item, StoredLetter)
+    ]
     assert (stored.letter.reason, stored.letter.record.position.offset) == ("bad_time", 1)
     assert parse_repaired(msgspec.json.encode(stored_fields(stored)), [name]).value == b'{"v": 2}'
 
@@ -298,14 +362,18 @@ def test_a_replay_whose_time_the_topic_does_not_allow(kafka_servers: str, topic:
 
 
 def test_tombstones_are_one_of_two() -> None:
-    with pytest.raises(ConfigError, match=r"source\.tombstones: expected dead-letter or skip, got 'keep'"):
+    with pytest.raises(
+        ConfigError, match=r"source\.tombstones: expected dead-letter or skip, got 'keep'"
+    ):
         KafkaSource("127.0.0.1:1", "in", tombstones="keep")
 
 
 # -- the codec
 
 
-def refusal(value: bytes, *, key: bytes | None = None, time: int = 0, fields: FieldMap | None = None) -> EntryError:
+def refusal(
+    value: bytes, *, key: bytes | None = None, time: int = 0, fields: FieldMap | None = None
+) -> EntryError:
     fields = fields or FieldMap(values=("v",), id="id")
     codec = JsonCodec(fields, streams=["in"], limits=Limits(id_bytes=8))
     with pytest.raises(EntryError) as caught:
@@ -316,14 +384,18 @@ def refusal(value: bytes, *, key: bytes | None = None, time: int = 0, fields: Fi
 def test_ids_and_keys_have_a_limit() -> None:
     """In bytes of UTF-8, at the limit still taken."""
     codec = JsonCodec(FieldMap(values=("v",), id="id"), streams=["in"], limits=Limits(id_bytes=8))
-    taken = codec.decode(Record(Position("in", 0, 0), b"12345678", '{"v": 1, "id": "ääää"}'.encode(), 0))
+    taken = codec.decode(
+        Record(Position("in", 0, 0), b"12345678", '{"v": 1, "id": "ääää"}'.encode(), 0)
+    )
     assert (taken.id, taken.key) == ("ääää", "12345678")  # type: ignore[union-attr]
     for error in (
         refusal(b'{"v": 1, "id": "123456789"}'),
         refusal('{"v": 1, "id": "ääää1"}'.encode()),
         refusal(b'{"v": 1, "id": "1"}', key=b"123456789"),
         refusal(b'{"v": 1, "k": "123456789"}', fields=FieldMap(values=("v",), key="k")),
-        refusal(b'{"l": 1, "id": "123456789"}', fields=FieldMap(values=("v",), id="id", label="l")),
+        refusal(
+            b'{"l": 1, "id": "123456789"}', fields=FieldMap(values=("v",), id="id", label="l")
+        ),
     ):
         assert error.reason is Reason.TOO_LARGE
         assert "8 bytes (limits.id_bytes), got 9" in error.detail

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
-from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment, ConsumerProtocolSubscription
+from kafka.protocol.consumer.metadata import (
+    ConsumerProtocolAssignment,
+    ConsumerProtocolSubscription,
+)
 from streamadapt_connectors.kafka.assignor import CoPartitioned, shared_out
 
 TOPICS = ["entries", "labels"]
@@ -29,7 +32,9 @@ def groups(draw: Any) -> tuple[int, list[str], dict[str, list[int]]]:
 
 
 @given(groups())
-def test_everything_is_given_once_evenly_and_little_moves(group: tuple[int, list[str], dict[str, list[int]]]) -> None:
+def test_everything_is_given_once_evenly_and_little_moves(
+    group: tuple[int, list[str], dict[str, list[int]]],
+) -> None:
     count, members, owned = group
     found = shared_out(range(count), members, owned)
     assert sorted(p for own in found.values() for p in own) == list(range(count))
@@ -63,7 +68,10 @@ class Group:
         found = {}
         for name, assignment in leader.assign(self.cluster, told).items():
             received = ConsumerProtocolAssignment.decode(assignment.encode())
-            by_topic = {t: sorted(at.partition for at in received.partitions() if at.topic == t) for t in TOPICS}
+            by_topic = {
+                t: sorted(at.partition for at in received.partitions() if at.topic == t)
+                for t in TOPICS
+            }
             assert by_topic["entries"] == by_topic["labels"]
             assert all(isinstance(at, TopicPartition) for at in received.partitions())
             self.members[name].on_assignment(received, self.generation)

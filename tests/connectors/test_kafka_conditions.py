@@ -1,4 +1,5 @@
-"""How the Kafka connectors notice what keeps them from their work, piece by piece, with a clock of the test's own."""
+"""How the Kafka connectors notice what keeps them from their work, piece by piece, with a clock of
+the test's own."""
 
 from __future__ import annotations
 
@@ -79,7 +80,9 @@ class TestAnswers:
         clock.now += 5.0
         assert answers.overdue(FETCH).kind == "metadata"
         sent(answers, FetchRequest(), 2).success(object())
-        assert answers.overdue(FETCH) is None, "a broker of several is silent, and not one that matters"
+        assert answers.overdue(FETCH) is None, (
+            "a broker of several is silent, and not one that matters"
+        )
 
     def test_a_member_may_be_kept_waiting_by_its_group(self, clock):
         answers = Answers(clock)
@@ -110,7 +113,8 @@ class TestAnswers:
         assert answers.overdue(PRODUCE) is None
 
     def test_a_transactional_id_that_the_broker_has_forgotten(self, clock):
-        """kafka-python says nothing of it where it was about to commit positions alone: it asks for a new epoch."""
+        """kafka-python says nothing of it where it was about to commit positions alone: it asks
+        for a new epoch."""
         answers = Answers(clock)
         sent(answers, MetadataRequest()).success(SimpleNamespace(error_code=0))
         assert not answers.forgotten
@@ -141,19 +145,26 @@ class TestDeliveries:
             future.success(None)
         assert (deliveries.age_s, deliveries.waiting, caplog.text) == (0.0, 0, "")
 
-    def test_a_late_delivery_is_told_of_once_and_its_end_too(self, deliveries, conditions, clock, caplog):
+    def test_a_late_delivery_is_told_of_once_and_its_end_too(
+        self, deliveries, conditions, clock, caplog
+    ):
         deliveries.posted(future := Future())
         with caplog.at_level(logging.INFO, "streamadapt"):
             for _ in range(20):
                 clock.now += 1.0
                 deliveries.look(quiet="", refusal=(0, "NotLeaderForPartition"))
             assert deliveries.age_s == 20.0
-            assert conditions.trouble.startswith("topic out has not acknowledged 1 records, the oldest for 6 s")
+            assert conditions.trouble.startswith(
+                "topic out has not acknowledged 1 records, the oldest for 6 s"
+            )
             assert "partition 0: NotLeaderForPartition" in conditions.trouble
             future.success(None)
             deliveries.look(quiet="", refusal=None)
         assert len(caplog.records) == 2
-        assert caplog.records[1].getMessage() == "sink x: topic out has acknowledged everything that waited after 14 s"
+        assert (
+            caplog.records[1].getMessage()
+            == "sink x: topic out has acknowledged everything that waited after 14 s"
+        )
 
     def test_the_oldest_counts_also_where_newer_ones_are_acknowledged(self, deliveries, clock):
         deliveries.posted(Future())
@@ -167,8 +178,12 @@ class TestDeliveries:
         deliveries.posted(Future())
         for _ in range(30):
             clock.now += 1.0
-            deliveries.look(quiet="broker b:1 is frozen" if clock.now > 105.0 else "", refusal=None)
-        assert warnings(caplog) == ["sink x: broker b:1 is frozen; 1 records are not acknowledged, the oldest for 7 s"]
+            deliveries.look(
+                quiet="broker b:1 is frozen" if clock.now > 105.0 else "", refusal=None
+            )
+        assert warnings(caplog) == [
+            "sink x: broker b:1 is frozen; 1 records are not acknowledged, the oldest for 7 s"
+        ]
 
     def test_a_process_that_stood_still_does_not_blame_the_broker(self, deliveries, clock, caplog):
         deliveries.look(quiet="no answer for 60 s", refusal=None)
@@ -176,8 +191,11 @@ class TestDeliveries:
         deliveries.look(quiet="", refusal=None)
         assert caplog.text == ""
 
-    def test_too_few_replicas_last_until_something_is_stored(self, deliveries, conditions, clock, caplog):
-        """Also where the transaction is given up again and again meanwhile: without a new line for each try."""
+    def test_too_few_replicas_last_until_something_is_stored(
+        self, deliveries, conditions, clock, caplog
+    ):
+        """Also where the transaction is given up again and again meanwhile: without a new line for
+        each try."""
         refusal = (2, "NotEnoughReplicas")
         for _ in range(4):
             deliveries.posted(future := Future())
@@ -189,13 +207,18 @@ class TestDeliveries:
             deliveries.look(quiet="", refusal=None)
             assert conditions.holds(Condition.TOO_FEW_REPLICAS)
         assert len(warnings(caplog)) == 1
-        assert "topic out, partition 2 has fewer in-sync replicas than its min.insync.replicas" in caplog.text
+        assert (
+            "topic out, partition 2 has fewer in-sync replicas than its min.insync.replicas"
+            in caplog.text
+        )
         deliveries.posted(future)
         future.success(None)
         deliveries.look(quiet="", refusal=None)
         assert conditions.trouble == ""
 
-    def test_a_new_producer_owes_nothing_of_what_may_be_stored(self, deliveries, conditions, clock):
+    def test_a_new_producer_owes_nothing_of_what_may_be_stored(
+        self, deliveries, conditions, clock
+    ):
         deliveries.posted(Future())
         clock.now += 9.0
         deliveries.look(quiet="", refusal=None)
@@ -216,7 +239,9 @@ class TestOpenTransactions:
 
     @pytest.fixture
     def watch(self, told, clock):
-        return OpenTransactions(told, lambda at, offset: f" (transactional id 'other' at {offset})", clock)
+        return OpenTransactions(
+            told, lambda at, offset: f" (transactional id 'other' at {offset})", clock
+        )
 
     def stand(self, watch, clock, seconds, stable=10, position=10, end=22):
         for _ in range(seconds):
@@ -278,7 +303,12 @@ def test_group_offsets_that_somebody_has_set(found, moved):
 
 def test_what_is_said_of_them_names_the_group_and_what_to_do():
     said = moved_text("g", {AT: 0}, {AT: 100}, {AT: 100})
-    for part in ("group 'g'", "t[0] 0, read from 100", "the checkpoints count", "checkpoint rollback"):
+    for part in (
+        "group 'g'",
+        "t[0] 0, read from 100",
+        "the checkpoints count",
+        "checkpoint rollback",
+    ):
         assert part in said
     assert "there is no checkpoint" in moved_text("g", {AT: 500}, {AT: 0}, {AT: None})
 
@@ -298,7 +328,11 @@ class TestClientLog:
         said = warnings(caplog)
         assert len(said) == 5
         assert said[0] == "lib.net: connection 0 to b:1 failed: <Task 0x0>"
-        assert said[1] == "lib.net: connection 60 to b:1 failed: <Task 0x3938700> (59 more like it since the last line)"
+        assert (
+            said[1]
+            == "lib.net: connection 60 to b:1 failed: <Task 0x3938700> (59 more like it since "
+            "the last line)"
+        )
 
     def test_another_message_is_not_held_up(self, library, caplog):
         library.warning("topic %s is not authorized", "a")

@@ -34,13 +34,24 @@ def prediction(stream: str, partition: int, offset: int) -> Prediction:
 
 
 def check_newest(sink: RecallingSink, more: Callable[[Sequence[bytes]], None]) -> None:
-    """By stream and partition, behind what others wrote, garbage included, and after many records."""
+    """By stream and partition, behind what others wrote, garbage included, and after many
+    records."""
     assert sink.newest("in", 0) is None
     sink.write([prediction("in", 0, i) for i in range(3)])
     sink.flush()
     assert sink.newest("in", 0) == 2
     assert sink.newest("in-2", 0) is None
-    more([b"not json", b"{}", b'{"id": 3}', b'{"id": "in[0]@"}', b'{"id": "in[0]@x"}', b"\xff\xfe", b""])
+    more(
+        [
+            b"not json",
+            b"{}",
+            b'{"id": 3}',
+            b'{"id": "in[0]@"}',
+            b'{"id": "in[0]@x"}',
+            b"\xff\xfe",
+            b"",
+        ]
+    )
     sink.write([prediction("other", 0, i) for i in range(700)])
     sink.flush()
     assert sink.newest("in", 0) == 2
@@ -59,7 +70,9 @@ def test_the_newest_prediction_in_a_topic(kafka_servers: str, topic: Topic) -> N
         sink.write([prediction("in", 1, 70), prediction("in", 0, 8)])
         sink.flush()
         assert (sink.newest("in", 0), sink.newest("in", 1)) == (8, 70)
-        with pytest.raises(ConnectorError, match="it has 2 partitions, but the entries' partition 2"):
+        with pytest.raises(
+            ConnectorError, match="it has 2 partitions, but the entries' partition 2"
+        ):
             sink.newest("in", 2)
     finally:
         sink.close()
@@ -67,7 +80,8 @@ def test_the_newest_prediction_in_a_topic(kafka_servers: str, topic: Topic) -> N
 
 @pytest.mark.kafka
 def test_what_this_process_has_just_said_counts(kafka_servers: str, topic: Topic) -> None:
-    """A partition that was lost and comes back to the same engine: its producer may still hold the last words."""
+    """A partition that was lost and comes back to the same engine: its producer may still hold the
+    last words."""
     sink = KafkaSink(kafka_servers, topic(1))
     try:
         sink.write([prediction("in", 0, i) for i in range(50)])
@@ -85,8 +99,11 @@ class Knows(Owner):
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("policy", ["error", "earliest", "latest"])
-def test_a_topic_that_was_made_anew_is_not_taken_for_the_old_one(kafka_servers: str, topic: Topic, policy: str) -> None:
-    """Offsets start again at 0: a replay that is silent up to the output's newest would never speak again."""
+def test_a_topic_that_was_made_anew_is_not_taken_for_the_old_one(
+    kafka_servers: str, topic: Topic, policy: str
+) -> None:
+    """Offsets start again at 0: a replay that is silent up to the output's newest would never
+    speak again."""
     name = topic(1)
     produce(kafka_servers, name, [[b"x"] * 10])
     owner = Knows()
@@ -95,7 +112,9 @@ def test_a_topic_that_was_made_anew_is_not_taken_for_the_old_one(kafka_servers: 
     source.open(owner)
     try:
         if policy == "error":
-            with pytest.raises(ConnectorError, match=r"up to 999, but the topic ends at 10: it was deleted"):
+            with pytest.raises(
+                ConnectorError, match=r"up to 999, but the topic ends at 10: it was deleted"
+            ):
                 until(lambda: False, lambda: source.poll(0.2))
             return
         until(lambda: bool(owner.placed), lambda: source.poll(0.2))
@@ -106,7 +125,9 @@ def test_a_topic_that_was_made_anew_is_not_taken_for_the_old_one(kafka_servers: 
 
 
 @pytest.mark.kafka
-def test_a_start_at_the_end_is_kept_where_nothing_has_come_yet(kafka_servers: str, topic: Topic, tmp_path: Any) -> None:
+def test_a_start_at_the_end_is_kept_where_nothing_has_come_yet(
+    kafka_servers: str, topic: Topic, tmp_path: Any
+) -> None:
     """What comes while the engine is down is read: the end of another day is another place."""
     name = topic(2)
     entries = [Entry(np.array([i % 7], np.float32), i * 10**9, f"e{i}") for i in range(10)]
@@ -124,7 +145,10 @@ def test_a_start_at_the_end_is_kept_where_nothing_has_come_yet(kafka_servers: st
         engine.source.open(engine)
         until(lambda: len(engine.lanes) == 2 and engine.source.state == "connected", engine.step)
         between()
-        until(lambda: sum(lane.pipeline.stats.entries for lane in engine.lanes.values()) >= wanted, engine.step)
+        until(
+            lambda: sum(lane.pipeline.stats.entries for lane in engine.lanes.values()) >= wanted,
+            engine.step,
+        )
         engine.stop()
         engine.run()
         return sum(lane.pipeline.stats.entries for lane in engine.lanes.values())
@@ -136,7 +160,10 @@ def test_a_start_at_the_end_is_kept_where_nothing_has_come_yet(kafka_servers: st
 
 def test_what_the_owner_raises_is_no_broker_that_is_away() -> None:
     """It would be waited for, for ever."""
-    with pytest.raises(ConnectorError, match=r"came or went: FileNotFoundError: weights"), owners_errors():
+    with (
+        pytest.raises(ConnectorError, match=r"came or went: FileNotFoundError: weights"),
+        owners_errors(),
+    ):
         raise FileNotFoundError("weights")
 
 
@@ -159,14 +186,18 @@ def test_the_newest_prediction_in_a_file(tmp_path: Any) -> None:
 
     check_newest(sink, more)
     sink.close()
-    path.write_bytes(path.read_bytes() + b'{"id": "in[0]@8", "se')  # torn: it is cut off, and comes again
+    path.write_bytes(
+        path.read_bytes() + b'{"id": "in[0]@8", "se'
+    )  # torn: it is cut off, and comes again
     again = JsonlSink(path)
     assert again.newest("in", 0) == 7
     again.close()
 
 
 EMBEDDED = not os.environ.get("STREAMADAPT_TEST_BROKER")
-SHOWS_ABORTED = "the embedded broker shows the records of aborted transactions to readers of committed ones"
+SHOWS_ABORTED = (
+    "the embedded broker shows the records of aborted transactions to readers of committed ones"
+)
 VOID = (
     "takes_nothing_back",
     "end_makes_void",
@@ -180,7 +211,8 @@ VOID = (
 @pytest.mark.kafka
 @pytest.mark.parametrize("check", [*yield_transaction_checks()], ids=lambda c: c.__name__)
 def test_transactions(check: Any, kafka_servers: str, topic: Topic) -> None:
-    """The suite that the log in memory passes; what rests on void records cannot be shown on the embedded broker."""
+    """The suite that the log in memory passes; what rests on void records cannot be shown on the
+    embedded broker."""
     if EMBEDDED and any(name in check.__name__ for name in VOID):
         pytest.skip(SHOWS_ABORTED)
     name = topic(2)

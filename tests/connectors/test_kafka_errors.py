@@ -1,4 +1,5 @@
-"""What a user reads where Apache Kafka refuses or does not answer, at the start and in the middle of a run.
+"""What a user reads where Apache Kafka refuses or does not answer, at the start and in the middle
+of a run.
 
 On a broker of their own with ACLs and a listener for each way in (`tests/guarded_broker.py`).
 """
@@ -37,7 +38,9 @@ pytestmark = [
     pytest.mark.kafka,
     pytest.mark.apache_kafka,
     # kafka-python leaves the sockets of refused connections to garbage collection.
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    ),
 ]
 
 
@@ -48,7 +51,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 
 class Names:
-    """Topics and a group of one test; ``T`` is the input, ``L`` the labels', ``O`` the output, ``M`` is missing."""
+    """Topics and a group of one test; ``T`` is the input, ``L`` the labels', ``O`` the output,
+    ``M`` is missing."""
 
     def __init__(self, broker: Guarded) -> None:
         own = uuid.uuid4().hex[:8]
@@ -80,11 +84,14 @@ def names(broker: Guarded) -> Names:
 
 def prediction(topic: str, offset: int) -> Prediction:
     row = np.array([[offset]], np.float32)
-    return Prediction(Position(topic, 0, offset), f"e{offset}", "k", offset, row, row, {"base": row}, {"base": 1})
+    return Prediction(
+        Position(topic, 0, offset), f"e{offset}", "k", offset, row, row, {"base": row}, {"base": 1}
+    )
 
 
 def source_error(source: KafkaSource, after: Callable[[], None] | None = None) -> str:
-    """Return what ends a source: at its start, or `after` something was done when it had read its first record."""
+    """Return what ends a source: at its start, or `after` something was done when it had read its
+    first record."""
 
     def run() -> None:
         if after is not None:
@@ -97,7 +104,9 @@ def source_error(source: KafkaSource, after: Callable[[], None] | None = None) -
     return str(refused.value)
 
 
-def sink_error(sink: Any, write: Callable[[int], None], after: Callable[[], None] | None = None) -> str:
+def sink_error(
+    sink: Any, write: Callable[[int], None], after: Callable[[], None] | None = None
+) -> str:
     """Return what ends a sink: its first write, or a later one `after` something was done."""
     ends_at = time.monotonic() + PATIENCE_S
     sink.break_off_when(lambda: time.monotonic() > ends_at)
@@ -147,8 +156,16 @@ def check(text: str, *parts: str) -> None:
 SOURCES = {
     "nothing": ([], {}, ["read the topic T (source.topic)", "--operation Read --topic T"]),
     "to describe only": (["Describe topic T"], {}, ["read the topic T (source.topic)"]),
-    "the labels": (["Read topic T"], {"label_topic": "L"}, ["read the topic L (source.label_topic)", "--topic L"]),
-    "the group": (["Read topic T"], {"group": "G"}, ["the group G (source.group)", "--operation Read --group G"]),
+    "the labels": (
+        ["Read topic T"],
+        {"label_topic": "L"},
+        ["read the topic L (source.label_topic)", "--topic L"],
+    ),
+    "the group": (
+        ["Read topic T"],
+        {"group": "G"},
+        ["the group G (source.group)", "--operation Read --group G"],
+    ),
     "labels in a group": (
         ["Read topic T", "Read group G"],
         {"label_topic": "L", "group": "G"},
@@ -173,21 +190,29 @@ def test_a_source_names_the_right_that_it_lacks(broker: Guarded, names: Names, c
     rights, settings, parts = SOURCES[case]
     names.allow(*rights)
     more = {key: names.of[letter] for key, letter in settings.items()}
-    text = source_error(KafkaSource(broker.servers["sasl"], names.of["T"], security=broker.login(), **more))
+    text = source_error(
+        KafkaSource(broker.servers["sasl"], names.of["T"], security=broker.login(), **more)
+    )
     check(text, broker.servers["sasl"], "no right to", *expected(names, parts))
 
 
 REVOKED = {
     "the topic": ({}, ["Read topic T"], ["read the topic T (source.topic)"]),
     "all of the topic": ({}, ["All topic T"], ["read the topic T (source.topic)"]),
-    "the labels": ({"label_topic": "L"}, ["All topic L"], ["read the topic L (source.label_topic)"]),
+    "the labels": (
+        {"label_topic": "L"},
+        ["All topic L"],
+        ["read the topic L (source.label_topic)"],
+    ),
     "the group": ({"group": "G"}, ["All group G"], ["the group G (source.group)"]),
     "the topic of a group": ({"group": "G"}, ["All topic T"], ["read the topic T (source.topic)"]),
 }
 
 
 @pytest.mark.parametrize("case", REVOKED)
-def test_a_right_of_a_source_that_is_taken_away_ends_it(broker: Guarded, names: Names, case: str) -> None:
+def test_a_right_of_a_source_that_is_taken_away_ends_it(
+    broker: Guarded, names: Names, case: str
+) -> None:
     """It is not taken for a topic that was deleted, which would be waited for."""
     settings, denied, parts = REVOKED[case]
     names.allow("Read topic T", "Read topic L", "Read group G")
@@ -204,10 +229,17 @@ SINKS = {
     "to read back": (
         "effectively-once",
         ["Write topic O"],
-        ["read the topic O (sink.topic, read back for effectively-once)", "--operation Read --topic O"],
+        [
+            "read the topic O (sink.topic, read back for effectively-once)",
+            "--operation Read --topic O",
+        ],
     ),
     "the id": ("exactly-once", ["Write topic O", "Read topic T", "Read group X"], ID),
-    "more than to describe the id": ("exactly-once", ["Write topic O", "Describe transactional-id X"], ID),
+    "more than to describe the id": (
+        "exactly-once",
+        ["Write topic O", "Describe transactional-id X"],
+        ID,
+    ),
     "the group": (
         "exactly-once",
         ["Write topic O", "Read topic T", "Write transactional-id X"],
@@ -246,7 +278,9 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("case", TAKEN)
-def test_a_right_of_a_sink_that_is_taken_away_ends_it(broker: Guarded, names: Names, case: str) -> None:
+def test_a_right_of_a_sink_that_is_taken_away_ends_it(
+    broker: Guarded, names: Names, case: str
+) -> None:
     guarantee, denied, parts = TAKEN[case]
     names.allow("Write topic O", "Read topic T", "Write transactional-id X", "Read group X")
     sink = KafkaSink(broker.servers["sasl"], names.of["O"], security=broker.login())
@@ -255,13 +289,18 @@ def test_a_right_of_a_sink_that_is_taken_away_ends_it(broker: Guarded, names: Na
 
 
 @pytest.mark.parametrize("kind", ["sink", "dead_letters"])
-def test_a_topic_that_is_missing_and_may_not_be_created(broker: Guarded, names: Names, kind: str) -> None:
+def test_a_topic_that_is_missing_and_may_not_be_created(
+    broker: Guarded, names: Names, kind: str
+) -> None:
     names.allow("Write topic M")
     make = KafkaSink if kind == "sink" else KafkaDeadLetters
     sink: Any = make(broker.servers["sasl"], names.of["M"], security=broker.login())
     text = sink_error(sink, lambda number: write_any(sink, number))
     check(
-        text, f"no right to create the topic '{names.of['M']}' ({kind}.topic)", "--operation Create", "does not exist"
+        text,
+        f"no right to create the topic '{names.of['M']}' ({kind}.topic)",
+        "--operation Create",
+        "does not exist",
     )
 
 
@@ -269,7 +308,13 @@ def write_any(sink: Any, number: int) -> None:
     if isinstance(sink, KafkaSink):
         sink.write([prediction("t", number)])
     else:
-        sink.write([DeadLetter(Record(Position("t", 0, number), b"k", b"v", 1), "not_json", "decode", "x")])
+        sink.write(
+            [
+                DeadLetter(
+                    Record(Position("t", 0, number), b"k", b"v", 1), "not_json", "decode", "x"
+                )
+            ]
+        )
     sink.flush()
 
 
@@ -281,17 +326,25 @@ def test_letters_name_their_own_setting(broker: Guarded, names: Names) -> None:
 
 def test_a_transaction_timeout_above_the_brokers(broker: Guarded, names: Names) -> None:
     names.allow("Write topic O", "Read topic T", "Write transactional-id X", "Read group X")
-    sink = KafkaSink(broker.servers["sasl"], names.of["O"], security=broker.login(), transaction_timeout="90s")
+    sink = KafkaSink(
+        broker.servers["sasl"], names.of["O"], security=broker.login(), transaction_timeout="90s"
+    )
     text = sink_error(sink, writing(sink, names.of["T"], "exactly-once"))
     check(text, "sink.transaction_timeout (90 s)", "transaction.max.timeout.ms")
 
 
-def test_letters_that_may_not_be_read_are_not_said_to_be_missing(broker: Guarded, names: Names) -> None:
+def test_letters_that_may_not_be_read_are_not_said_to_be_missing(
+    broker: Guarded, names: Names
+) -> None:
     reader = KafkaDeadLetterReader(broker.servers["sasl"], names.of["O"], security=broker.login())
     with pytest.raises(ConnectorError) as refused:
         list(reader.read())
     reader.close()
-    check(str(refused.value), f"no right to read the topic '{names.of['O']}' (dead_letters.topic)", "--operation Read")
+    check(
+        str(refused.value),
+        f"no right to read the topic '{names.of['O']}' (dead_letters.topic)",
+        "--operation Read",
+    )
 
 
 def test_a_stream_that_may_not_be_written_to(broker: Guarded, names: Names) -> None:
@@ -299,7 +352,11 @@ def test_a_stream_that_may_not_be_written_to(broker: Guarded, names: Names) -> N
     with pytest.raises(ConnectorError) as refused:
         writer.check([StreamPartition(names.of["T"], 0)])
     writer.close()
-    check(str(refused.value), f"no right to write to the topic '{names.of['T']}' (source.topic)", "--operation Write")
+    check(
+        str(refused.value),
+        f"no right to write to the topic '{names.of['T']}' (source.topic)",
+        "--operation Write",
+    )
 
 
 def test_a_topic_that_is_missing_is_waited_for_and_named(
@@ -332,9 +389,21 @@ def doors(broker: Guarded) -> dict[str, tuple[str, dict[str, Any], list[str]]]:
         "TLS and a password to a password": ("sasl", both, [has_none, "'SASL_PLAINTEXT'"]),
         "no password": ("sasl", {}, [asks, "'SASL_PLAINTEXT'", "(PLAIN, SCRAM-SHA-256)"]),
         "no password, TLS": ("sasltls", tls, [asks, "'SASL_SSL'"]),
-        "a password that nobody asks for": ("open", broker.login(), ["asks for no user name and password"]),
-        "a password in TLS that nobody asks for": ("tls", both, ["asks for no user name and password"]),
-        "a wrong password": ("sasl", broker.login(sasl_plain_password="wrong-one"), ["security.sasl_plain_username"]),
+        "a password that nobody asks for": (
+            "open",
+            broker.login(),
+            ["asks for no user name and password"],
+        ),
+        "a password in TLS that nobody asks for": (
+            "tls",
+            both,
+            ["asks for no user name and password"],
+        ),
+        "a wrong password": (
+            "sasl",
+            broker.login(sasl_plain_password="wrong-one"),
+            ["security.sasl_plain_username"],
+        ),
         "another mechanism": (
             "sasl",
             broker.login(sasl_mechanism="SCRAM-SHA-512"),
@@ -373,7 +442,9 @@ DOORS = (
 
 
 @pytest.mark.parametrize("case", DOORS)
-def test_a_wrong_way_in_ends_the_run_and_names_address_and_setting(broker: Guarded, case: str) -> None:
+def test_a_wrong_way_in_ends_the_run_and_names_address_and_setting(
+    broker: Guarded, case: str
+) -> None:
     """Source and sink say the same."""
     listener, security, parts = doors(broker)[case]
     servers = broker.servers[listener]
@@ -463,7 +534,13 @@ def command(folder: Path, *arguments: str) -> tuple[int, str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "streamadapt", *arguments]
     done = subprocess.run(
-        line, cwd=folder, env=environment, capture_output=True, timeout=2 * PATIENCE_S, check=False, text=True
+        line,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+        text=True,
     )
     return done.returncode, done.stderr
 
@@ -482,11 +559,18 @@ def test_the_command_ends_with_one_line_and_exit_code_1(
     names.allow(*rights)
     rows = [json.dumps({"time": f"2026-01-01T00:{i:02}:00Z", "x": i}).encode() for i in range(20)]
     produce(broker.servers["open"], names.of["T"], [rows])
-    settings = {"servers": broker.servers["sasl"], "source": names.of["T"], "sink": names.of["O"], "letters": "letters"}
+    settings = {
+        "servers": broker.servers["sasl"],
+        "source": names.of["T"],
+        "sink": names.of["O"],
+        "letters": "letters",
+    }
     if case == "the output":
         settings["letters"] = names.of["L"]
         names.allow("Write topic L")
-    (tmp_path / "config.toml").write_text(CONFIG.format(guarantee="at-least-once", more="", **settings))
+    (tmp_path / "config.toml").write_text(
+        CONFIG.format(guarantee="at-least-once", more="", **settings)
+    )
     code, shown = command(tmp_path, "run", "config.toml")
     assert code == 1, shown
     assert "Traceback" not in shown
@@ -502,4 +586,6 @@ def test_dlq_list_says_what_may_not_be_read(broker: Guarded, names: Names, tmp_p
     code, shown = command(tmp_path, "dlq", "list", "config.toml")
     assert code == 1, shown
     assert "Traceback" not in shown
-    check(shown.strip().splitlines()[-1], *expected(names, ["read the topic L (dead_letters.topic)"]))
+    check(
+        shown.strip().splitlines()[-1], *expected(names, ["read the topic L (dead_letters.topic)"])
+    )

@@ -1,4 +1,7 @@
-"""Consumer groups: sharing, handing over, and whose thread does what. Joining takes the embedded broker 5 to 23 s."""
+"""Consumer groups: sharing, handing over, and whose thread does what.
+
+Joining takes the embedded broker 5 to 23 s.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,12 @@ def numbered(count: int) -> list[bytes]:
 
 
 class Member(Owner):
-    """One process of a group: a thread that polls, and goes on where the last owner of a partition stopped."""
+    """One process of a group: a thread that polls, and goes on where the last owner of a partition
+    stopped."""
 
-    def __init__(self, source: KafkaSource, positions: dict[int, int], seen: list[tuple[int, int]]) -> None:
+    def __init__(
+        self, source: KafkaSource, positions: dict[int, int], seen: list[tuple[int, int]]
+    ) -> None:
         super().__init__()
         self._starts = positions  # shared by all members: stands for the checkpoints
         self.streams = source.streams
@@ -37,7 +43,9 @@ class Member(Owner):
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
+    def partitions_assigned(
+        self, partitions: Sequence[int]
+    ) -> Mapping[StreamPartition, int | None]:
         self._note("assigned")
         self.own = sorted({*self.own, *partitions})
         return super().partitions_assigned(partitions)
@@ -65,7 +73,9 @@ class Member(Owner):
                 if stream == self.streams[0]:
                     self._seen.append((partition, offset))
                     self._starts[partition] = offset + 1
-        self._source.commit({StreamPartition(self.streams[0], p): self._starts[p] for p in self.own})
+        self._source.commit(
+            {StreamPartition(self.streams[0], p): self._starts[p] for p in self.own}
+        )
         self._source.close()
 
 
@@ -90,8 +100,12 @@ def test_two_members_of_a_group_share_and_hand_over(kafka_servers: str, topic: T
         wait(lambda: len(seen) == 10)
         assert members[0].assigned == [[0, 1]]
         members.append(join())
-        wait(lambda: len(members[0].own) == 1 and sorted(members[0].own + members[1].own) == [0, 1])
-        assert members[0].revoked == [[1]]  # the other one stayed, and was read on from without a pause
+        wait(
+            lambda: len(members[0].own) == 1 and sorted(members[0].own + members[1].own) == [0, 1]
+        )
+        assert members[0].revoked == [
+            [1]
+        ]  # the other one stayed, and was read on from without a pause
         five_more_each()
         wait(lambda: len(seen) == 20)
         members[0].leave()

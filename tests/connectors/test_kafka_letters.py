@@ -61,7 +61,10 @@ def test_of_each_record_it_is_told_what_became_of_it(
     made: list[Producer] = []
     monkeypatch.setattr(Reach, "producer", lambda *_, **__: made.append(Producer()) or made[-1])
     writer = KafkaStreamWriter("localhost:9", "x")
-    records = [Returning(Record(Position("x", 0, i), None, n.encode(), 0), False) for i, n in enumerate(names)]
+    records = [
+        Returning(Record(Position("x", 0, i), None, n.encode(), 0), False)
+        for i, n in enumerate(names)
+    ]
     done = writer.write(records)
     assert [one.state for one in done] == states
     assert "x[0]@9" in [one.detail for one in done] or "sent" not in states
@@ -72,7 +75,10 @@ def test_of_each_record_it_is_told_what_became_of_it(
 
 
 def test_without_a_broker_nothing_was_sent_and_no_note_is_kept() -> None:
-    writer, reader = KafkaStreamWriter("127.0.0.1:9", "x"), KafkaDeadLetterReader("127.0.0.1:9", "letters")
+    writer, reader = (
+        KafkaStreamWriter("127.0.0.1:9", "x"),
+        KafkaDeadLetterReader("127.0.0.1:9", "letters"),
+    )
     (done,) = writer.write([Returning(Record(Position("x", 0, 1), None, b"v", 0), False)])
     assert done.state == "not-sent"
     with pytest.raises(ConnectorError, match="was not written"):

@@ -1,4 +1,5 @@
-"""exactly-once where the broker does not answer, or has ended the transaction: it goes on, in the same process."""
+"""exactly-once where the broker does not answer, or has ended the transaction: it goes on, in the
+same process."""
 
 from __future__ import annotations
 
@@ -51,13 +52,17 @@ def make_engine(
         KafkaSink(servers, out, **options),
         IdentityCodec(),
         MemoryDeadLetters(),
-        settings=EngineSettings(checkpoint_path=path, checkpoint_every_s=0.3, guarantee="exactly-once"),
+        settings=EngineSettings(
+            checkpoint_path=path, checkpoint_every_s=0.3, guarantee="exactly-once"
+        ),
         metrics=Metrics(),
     )
 
 
 def said(servers: str, out: str) -> Counter[str]:
-    return Counter(json.loads(r.value)["id"] for r in consume(servers, out, isolation_level="read_committed"))
+    return Counter(
+        json.loads(r.value)["id"] for r in consume(servers, out, isolation_level="read_committed")
+    )
 
 
 def wanted(name: str, count: int, partitions: int = 1) -> Counter[str]:
@@ -74,7 +79,9 @@ def run_until(engine: Engine, count: int) -> None:
 
     def committed() -> bool:
         lane = engine.lanes.get(0)
-        return lane is not None and lane.pipeline.stats.entries >= count and not lane.since_checkpoint
+        return (
+            lane is not None and lane.pipeline.stats.entries >= count and not lane.since_checkpoint
+        )
 
     until(committed, engine.step)
 
@@ -103,21 +110,34 @@ def loses(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Lo
     loses = Loses(request.param)
     send = kafka_settings._Manager.send
 
-    def lossy(manager: Any, request: Any, node_id: Any = None, request_timeout_ms: Any = None) -> Any:
-        return Future() if loses.takes(request) else send(manager, request, node_id, request_timeout_ms)
+    def lossy(
+        manager: Any, request: Any, node_id: Any = None, request_timeout_ms: Any = None
+    ) -> Any:
+        return (
+            Future()
+            if loses.takes(request)
+            else send(manager, request, node_id, request_timeout_ms)
+        )
 
     monkeypatch.setattr(kafka_settings._Manager, "send", lossy)
     return loses
 
 
-REQUESTS = ["AddPartitionsToTxnRequest", "ProduceRequest", "AddOffsetsToTxnRequest", "TxnOffsetCommitRequest"]
+REQUESTS = [
+    "AddPartitionsToTxnRequest",
+    "ProduceRequest",
+    "AddOffsetsToTxnRequest",
+    "TxnOffsetCommitRequest",
+]
 REQUESTS += ["EndTxnRequest"]
 
 
 @pytest.mark.kafka
 @pytest.mark.apache_kafka
 @pytest.mark.parametrize("loses", REQUESTS, indirect=True)
-def test_a_lost_request_costs_a_replay(kafka_servers: str, topic: Topic, tmp_path: Any, loses: Loses) -> None:
+def test_a_lost_request_costs_a_replay(
+    kafka_servers: str, topic: Topic, tmp_path: Any, loses: Loses
+) -> None:
     """Without a limit of our own the engine would wait for its answer for as long as it runs."""
     name, out, pid = topic(1), topic(1), os.getpid()
     engine = make_engine(kafka_servers, name, out, tmp_path)
@@ -142,8 +162,12 @@ def test_a_lost_request_costs_a_replay(kafka_servers: str, topic: Topic, tmp_pat
 
 @pytest.mark.kafka
 @pytest.mark.apache_kafka
-@pytest.mark.parametrize("loses", ["InitProducerIdRequest", "FindCoordinatorRequest"], indirect=True)
-def test_a_lost_request_at_the_start(kafka_servers: str, topic: Topic, tmp_path: Any, loses: Loses) -> None:
+@pytest.mark.parametrize(
+    "loses", ["InitProducerIdRequest", "FindCoordinatorRequest"], indirect=True
+)
+def test_a_lost_request_at_the_start(
+    kafka_servers: str, topic: Topic, tmp_path: Any, loses: Loses
+) -> None:
     """The partition is begun again until it works; what came in between is not skipped."""
     name, out = topic(1), topic(1)
     engine = make_engine(kafka_servers, name, out, tmp_path)
@@ -181,9 +205,14 @@ def run_in_thread(engine: Engine) -> tuple[threading.Thread, list[Exception]]:
 
 
 def feed_while(
-    servers: str, name: str, batches: int, between: Sequence[Callable[[], object]], partitions: int = 1
+    servers: str,
+    name: str,
+    batches: int,
+    between: Sequence[Callable[[], object]],
+    partitions: int = 1,
 ) -> int:
-    """Write batches of ten entries, and do something after some of them; return how many each partition has."""
+    """Write batches of ten entries, and do something after some of them; return how many each
+    partition has."""
     done = 0
     steps = dict(enumerate(between, 1))
     for i in range(batches):
@@ -198,7 +227,8 @@ def feed_while(
 @pytest.mark.kafka
 @pytest.mark.apache_kafka
 def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) -> None:
-    """SIGKILL of the only broker, three times: nothing is lost or said twice, and the same process goes on."""
+    """SIGKILL of the only broker, three times: nothing is lost or said twice, and the same process
+    goes on."""
     name, out, pid = "in", "out", os.getpid()
     create_topics(own_broker.servers, {name: 1, out: 1})
     engine = make_engine(own_broker.servers, name, out, tmp_path / "state", broker_timeout="4s")
@@ -211,7 +241,10 @@ def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) ->
 
     count = feed_while(own_broker.servers, name, 12, [outage, outage, outage])
     try:
-        until(lambda: said(own_broker.servers, out) == wanted(name, count) or bool(errors), lambda: time.sleep(0.5))
+        until(
+            lambda: said(own_broker.servers, out) == wanted(name, count) or bool(errors),
+            lambda: time.sleep(0.5),
+        )
     finally:
         engine.stop()
         thread.join()
@@ -247,8 +280,11 @@ every = "500ms"
 
 @pytest.mark.kafka
 @pytest.mark.apache_kafka
-def test_streamadapt_run_is_the_same_process_before_and_after(own_broker: OwnBroker, tmp_path: Any) -> None:
-    """``streamadapt run``: its only broker is killed in the middle of a transaction; SIGTERM ends it in good order."""
+def test_streamadapt_run_is_the_same_process_before_and_after(
+    own_broker: OwnBroker, tmp_path: Any
+) -> None:
+    """``streamadapt run``: its only broker is killed in the middle of a transaction; SIGTERM ends
+    it in good order."""
     create_topics(own_broker.servers, {"in": 1, "out": 1})
     (tmp_path / "config.toml").write_text(CONFIG.format(servers=own_broker.servers))
     with (tmp_path / "log").open("wb") as log:
@@ -262,7 +298,9 @@ def test_streamadapt_run_is_the_same_process_before_and_after(own_broker: OwnBro
         produce(own_broker.servers, "in", [rows])
         done += more
         until(
-            lambda: process.poll() is not None or said(own_broker.servers, "out") == wanted("in", done),
+            lambda: (
+                process.poll() is not None or said(own_broker.servers, "out") == wanted("in", done)
+            ),
             lambda: time.sleep(0.2),
         )
         assert process.poll() is None, (tmp_path / "log").read_text()
@@ -292,7 +330,8 @@ def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_p
     create_topics(own_broker.servers, {name: 2, out: 2})
     group = {"group": "g", "session_timeout": "30s"}
     engines = [
-        make_engine(own_broker.servers, name, out, tmp_path / "state", group, broker_timeout="4s") for _ in range(2)
+        make_engine(own_broker.servers, name, out, tmp_path / "state", group, broker_timeout="4s")
+        for _ in range(2)
     ]
     running = [run_in_thread(engine) for engine in engines]
 
@@ -309,7 +348,9 @@ def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_p
     count = feed_while(own_broker.servers, name, 12, [freeze, outage, freeze], partitions=2)
 
     def done() -> bool:
-        return said(own_broker.servers, out) == wanted(name, count, 2) or any(errors for _, errors in running)
+        return said(own_broker.servers, out) == wanted(name, count, 2) or any(
+            errors for _, errors in running
+        )
 
     try:
         until(done, lambda: time.sleep(0.5))
@@ -327,11 +368,14 @@ def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_p
 def test_a_transaction_that_was_open_for_too_long_is_begun_again(
     kafka_servers: str, topic: Topic, tmp_path: Any
 ) -> None:
-    """The broker has ended it and calls our epoch old, but our token is still the highest: the partition goes on."""
+    """The broker has ended it and calls our epoch old, but our token is still the highest: the
+    partition goes on."""
     if EMBEDDED:
         pytest.skip("the embedded broker does not end transactions that are open for too long")
     name, out = topic(1), topic(1)
-    engine = make_engine(kafka_servers, name, out, tmp_path, transaction_timeout="2s", broker_timeout="2s")
+    engine = make_engine(
+        kafka_servers, name, out, tmp_path, transaction_timeout="2s", broker_timeout="2s"
+    )
     engine.source.open(engine)
     produce(kafka_servers, name, [entries(0, 10)])
     run_until(engine, 10)
@@ -359,7 +403,9 @@ def test_a_broker_that_is_not_there_is_waited_for_no_longer_than_the_limit() -> 
     """Also where the limit of a transaction is below that of the broker."""
     sink = KafkaSink("127.0.0.1:1", "out", transaction_timeout="300ms")
     try:
-        with pytest.raises(TransactionLostError, match=r"no answer from the broker within 0\.3 s") as caught:
+        with pytest.raises(
+            TransactionLostError, match=r"no answer from the broker within 0\.3 s"
+        ) as caught:
             sink.begin(["in"], 4)
         assert caught.value.partitions == (4,)
         assert caught.value.cause is Loss.NO_ANSWER

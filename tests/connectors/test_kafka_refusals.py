@@ -1,4 +1,5 @@
-"""What an error of the client is turned into, and what answers at an address: without a broker of Kafka."""
+"""What an error of the client is turned into, and what answers at an address: without a broker of
+Kafka."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ from kafka import errors as kafka_errors
 from secured_broker import Certificates
 from streamadapt_connectors.kafka import greeting as kafka_greeting
 from streamadapt_connectors.kafka.client import Reach
-from streamadapt_connectors.kafka.greeting import address_reason, check_server, mechanisms_at, password_demand
+from streamadapt_connectors.kafka.greeting import (
+    address_reason,
+    check_server,
+    mechanisms_at,
+    password_demand,
+)
 from streamadapt_connectors.kafka.refusals import Access, Refusals, names_in, source_accesses
 
 from streamadapt.errors import ConnectorError
@@ -44,16 +50,31 @@ def caused(cause: BaseException) -> Exception:
 @pytest.mark.parametrize(
     ("error", "parts"),
     [
-        (kafka_errors.TopicAuthorizationFailedError({"in"}), ["read the topic 'in' (source.topic)", "Read --topic in"]),
+        (
+            kafka_errors.TopicAuthorizationFailedError({"in"}),
+            ["read the topic 'in' (source.topic)", "Read --topic in"],
+        ),
         (kafka_errors.TopicAuthorizationFailedError("labels"), ["'labels' (source.label_topic)"]),
-        (kafka_errors.TopicAuthorizationFailedError({"out"}), ["write to the topic 'out' (sink.topic)", "Write --top"]),
+        (
+            kafka_errors.TopicAuthorizationFailedError({"out"}),
+            ["write to the topic 'out' (sink.topic)", "Write --top"],
+        ),
         (kafka_errors.TopicAuthorizationFailedError(), ["'out'", "'in'", "'labels'"]),
-        (kafka_errors.GroupAuthorizationFailedError("team"), ["the group 'team' (source.group)", "--group team"]),
+        (
+            kafka_errors.GroupAuthorizationFailedError("team"),
+            ["the group 'team' (source.group)", "--group team"],
+        ),
         (
             kafka_errors.TransactionalIdAuthorizationFailedError(),
-            ["use the transactional id 'streamadapt/out/in/0'", "--transactional-id streamadapt/out/in/0"],
+            [
+                "use the transactional id 'streamadapt/out/in/0'",
+                "--transactional-id streamadapt/out/in/0",
+            ],
         ),
-        (kafka_errors.ClusterAuthorizationFailedError(), ["'out' (sink.topic)", "IdempotentWrite --cluster"]),
+        (
+            kafka_errors.ClusterAuthorizationFailedError(),
+            ["'out' (sink.topic)", "IdempotentWrite --cluster"],
+        ),
         # kafka-python names many only in the text of another error
         (
             kafka_errors.KafkaError(f"{UNEXPECTED}: [Error 31] ClusterAuthorizationFailedError"),
@@ -63,15 +84,23 @@ def caused(cause: BaseException) -> Exception:
             kafka_errors.KafkaError(f"{UNEXPECTED}: [Error 50] InvalidTransactionTimeoutError"),
             ["sink.transaction_timeout (90 s)", "transaction.max.timeout.ms"],
         ),
-        (kafka_errors.KafkaError(kafka_errors.GroupAuthorizationFailedError("team")), ["source.group"]),
+        (
+            kafka_errors.KafkaError(kafka_errors.GroupAuthorizationFailedError("team")),
+            ["source.group"],
+        ),
         (caused(kafka_errors.TopicAuthorizationFailedError({"in"})), ["source.topic"]),
-        (kafka_errors.InvalidSessionTimeoutError(), ["source.session_timeout", "group.min.session.timeout.ms"]),
+        (
+            kafka_errors.InvalidSessionTimeoutError(),
+            ["source.session_timeout", "group.min.session.timeout.ms"],
+        ),
         (kafka_errors.GroupMaxSizeReachedError(), ["group.max.size"]),
         (kafka_errors.InvalidGroupIdError(), ["source.group"]),
         (kafka_errors.InvalidTopicError(), ["source.topic 'in'", "sink.topic 'out'"]),
     ],
 )
-def test_an_error_names_what_was_refused_its_setting_and_the_remedy(error: BaseException, parts: list[str]) -> None:
+def test_an_error_names_what_was_refused_its_setting_and_the_remedy(
+    error: BaseException, parts: list[str]
+) -> None:
     text = told(error)
     assert text is not None
     assert text.startswith("kafka k1:9092,k2:9092: ")
@@ -140,8 +169,11 @@ def versions(*keys: int) -> bytes:
 
 
 @contextmanager
-def listener(answer: Callable[[bytes], bytes | None], context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Yield the address of a server that answers each first message with some bytes; None keeps it waiting."""
+def listener(
+    answer: Callable[[bytes], bytes | None], context: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """Yield the address of a server that answers each first message with some bytes; None keeps it
+    waiting."""
     closing = threading.Event()
 
     def serve(end: socket.socket) -> None:
@@ -198,13 +230,18 @@ TLS = {"security_protocol": "SSL"}
     [
         (lambda said: web(said), "a web server answers at this port"),
         (lambda said: b"HTTP/1.1 400 Bad Request\r\n\r\n", "a web server answers at this port"),
-        (lambda said: b"-ERR unknown command\r\n", "what answers at this port is not a Kafka broker"),
+        (
+            lambda said: b"-ERR unknown command\r\n",
+            "what answers at this port is not a Kafka broker",
+        ),
         (lambda said: b"\x15\x03\x03\x00\x02\x02\x50", "this port speaks TLS"),
         (lambda said: versions(18, 52, 53), "the port of a Kafka controller"),
     ],
 )
 @pytest.mark.usefixtures("soon")
-def test_a_port_of_another_kind_is_recognised(answer: Callable[[bytes], bytes | None], said: str) -> None:
+def test_a_port_of_another_kind_is_recognised(
+    answer: Callable[[bytes], bytes | None], said: str
+) -> None:
     with listener(answer) as server, pytest.raises(ConnectorError, match=said) as refused:
         check_server(server, {})
     assert server in str(refused.value)
@@ -212,7 +249,10 @@ def test_a_port_of_another_kind_is_recognised(answer: Callable[[bytes], bytes | 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [(lambda said: None, "frozen or overloaded"), (lambda said: b"", "closes the connection without an answer")],
+    [
+        (lambda said: None, "frozen or overloaded"),
+        (lambda said: b"", "closes the connection without an answer"),
+    ],
 )
 @pytest.mark.usefixtures("soon")
 def test_a_broker_that_may_come_back_is_no_error_of_the_config(
@@ -236,19 +276,29 @@ def test_tls_and_plain_text_are_told_from_each_other(tmp_path: Path) -> None:
     trusted = TLS | {"ssl_cafile": str(certificates.ca_file)}
     with listener(lambda said: versions(3, 18), certificates.context()) as server:
         check_server(server, trusted)
-        with pytest.raises(ConnectorError, match=r"speaks TLS, and security\.security_protocol is 'PLAINTEXT'"):
+        with pytest.raises(
+            ConnectorError, match=r"speaks TLS, and security\.security_protocol is 'PLAINTEXT'"
+        ):
             check_server(server, {})
     with (
         listener(lambda said: b"" if said[:1] == b"\x16" else versions(3, 18)) as server,
-        pytest.raises(ConnectorError, match=r"without TLS, and security\.security_protocol is 'SSL'"),
+        pytest.raises(
+            ConnectorError, match=r"without TLS, and security\.security_protocol is 'SSL'"
+        ),
     ):
         check_server(server, trusted)
 
 
 def test_what_is_refused_and_what_is_dropped_have_their_own_words() -> None:
-    with silent_port(listen=False) as port, pytest.raises(ConnectionError, match="nothing listens there"):
+    with (
+        silent_port(listen=False) as port,
+        pytest.raises(ConnectionError, match="nothing listens there"),
+    ):
         check_server(f"127.0.0.1:{port}", TLS)
-    with silent_port(listen=True) as port, pytest.raises(ConnectionError, match="a firewall drops"):
+    with (
+        silent_port(listen=True) as port,
+        pytest.raises(ConnectionError, match="a firewall drops"),
+    ):
         check_server(f"127.0.0.1:{port}", {})
     with pytest.raises(ConnectionError, match="host name cannot be resolved"):
         check_server("kafka.invalid:9092", {})
@@ -266,8 +316,14 @@ def test_a_demand_for_a_password_names_the_mechanisms() -> None:
 
 
 @pytest.mark.usefixtures("soon")
-def test_one_wrong_server_of_several_is_passed_over_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    with listener(web) as wrong, silent_port(listen=False) as port, listener(lambda said: versions(3, 18)) as right:
+def test_one_wrong_server_of_several_is_passed_over_and_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        listener(web) as wrong,
+        silent_port(listen=False) as port,
+        listener(lambda said: versions(3, 18)) as right,
+    ):
         reach = Reach(f"{wrong},127.0.0.1:{port},{right}", None)
         for _ in range(2):
             reach.probe()

@@ -1,7 +1,7 @@
 """TLS and SASL, end to end: admitted, refused with a word on what to do, and never in the clear.
 
-What asks for them is a stand-in in front of the embedded broker, which can do neither (`tests/secured_broker.py`):
-always that one, whatever STREAMADAPT_TEST_BROKER names.
+What asks for them is a stand-in in front of the embedded broker, which can do neither
+(`tests/secured_broker.py`): always that one, whatever STREAMADAPT_TEST_BROKER names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from streamadapt.records import Position, Prediction
 pytestmark = [
     pytest.mark.kafka,
     # kafka-python leaves the sockets of refused connections to garbage collection.
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    ),
 ]
 
 USERS = {"alice": "rabbit-hole"}
@@ -54,7 +56,9 @@ def sasl(mechanism: str = "PLAIN", password: str = "rabbit-hole", **more: Any) -
 
 def prediction(offset: int) -> Prediction:
     row = np.array([[offset]], np.float32)
-    return Prediction(Position("in", 0, offset), f"e{offset}", "k", offset, row, row, {"base": row}, {"base": 1})
+    return Prediction(
+        Position("in", 0, offset), f"e{offset}", "k", offset, row, row, {"base": row}, {"base": 1}
+    )
 
 
 def deliver(sink: KafkaSink) -> None:
@@ -92,37 +96,74 @@ def test_who_is_admitted_works_as_ever(certificates: Certificates, case: str) ->
         assert consume(servers, "t", **security)
 
 
-def refusals(certificates: Certificates, folder: Path) -> Iterator[tuple[str, Door, dict[str, Any], str]]:
+def refusals(
+    certificates: Certificates, folder: Path
+) -> Iterator[tuple[str, Door, dict[str, Any], str]]:
     """Yield what it is, the door, the client's settings and what must be said."""
     stranger = str(certificates.stranger_file)
     context = certificates.context
-    yield "an unknown CA", Door(context()), tls(certificates, ssl_cafile=stranger), "ssl_cafile must hold the CA"
-    yield "no CA given", Door(context()), {"security_protocol": "SSL"}, "ssl_cafile must hold the CA"
+    yield (
+        "an unknown CA",
+        Door(context()),
+        tls(certificates, ssl_cafile=stranger),
+        "ssl_cafile must hold the CA",
+    )
+    yield (
+        "no CA given",
+        Door(context()),
+        {"security_protocol": "SSL"},
+        "ssl_cafile must hold the CA",
+    )
     other = folder / "other"
     other.mkdir()
     elsewhere = Certificates(other, "kafka.example.org")
-    yield "another host's", Door(elsewhere.context()), tls(elsewhere), "servers must name a host that is in it"
-    yield "no client certificate", Door(context(ask_client=True)), tls(certificates), "set security.ssl_certfile"
+    yield (
+        "another host's",
+        Door(elsewhere.context()),
+        tls(elsewhere),
+        "servers must name a host that is in it",
+    )
+    yield (
+        "no client certificate",
+        Door(context(ask_client=True)),
+        tls(certificates),
+        "set security.ssl_certfile",
+    )
     older = context(ask_client=True)
     older.maximum_version = ssl.TLSVersion.TLSv1_2
     yield "none, with TLS 1.2", Door(older), tls(certificates), "ssl_certfile"
-    wrong = {"ssl_certfile": str(certificates.stranger_cert_file), "ssl_keyfile": str(certificates.stranger_key_file)}
-    yield "a stranger's", Door(context(ask_client=True)), mutual(certificates, **wrong), "who signed our client"
+    wrong = {
+        "ssl_certfile": str(certificates.stranger_cert_file),
+        "ssl_keyfile": str(certificates.stranger_key_file),
+    }
+    yield (
+        "a stranger's",
+        Door(context(ask_client=True)),
+        mutual(certificates, **wrong),
+        "who signed our client",
+    )
     for mechanism in ("PLAIN", "SCRAM-SHA-256"):
         said = "refuses security.sasl_plain_username with this password"
-        yield f"a wrong password, {mechanism}", Door(users=USERS), sasl(mechanism, "wrong-rabbit"), said
+        yield (
+            f"a wrong password, {mechanism}",
+            Door(users=USERS),
+            sasl(mechanism, "wrong-rabbit"),
+            said,
+        )
     yield (
         "no such mechanism",
         Door(users=USERS),
         sasl("SCRAM-SHA-512"),
-        "does not take this security.sasl_mechanism (SCRAM-SHA-512); it takes PLAIN, SCRAM-SHA-256",
+        "does not take this security.sasl_mechanism (SCRAM-SHA-512); it takes PLAIN, "
+        "SCRAM-SHA-256",
     )
 
 
 def test_who_is_refused_is_told_what_to_do_and_does_not_try_for_ever(
     certificates: Certificates, tmp_path: Path
 ) -> None:
-    """An error that ends the engine, from source and sink alike; nobody was let in, and no password is shown."""
+    """An error that ends the engine, from source and sink alike; nobody was let in, and no
+    password is shown."""
     for what, door, security, said in refusals(certificates, tmp_path):
         with secured(door) as (servers, _):
             source = KafkaSource(servers, "t", security=security)
@@ -169,8 +210,11 @@ def test_a_broker_that_repeats_the_password_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["SSL", "SASL_SSL"])
-def test_nothing_goes_out_in_the_clear(certificates: Certificates, protocol: str, caplog: Any) -> None:
-    """To one who answers nothing: only TLS hellos arrive, the source goes on trying and says why."""
+def test_nothing_goes_out_in_the_clear(
+    certificates: Certificates, protocol: str, caplog: Any
+) -> None:
+    """To one who answers nothing: only TLS hellos arrive, the source goes on trying and says
+    why."""
     security = sasl(security_protocol=protocol) if protocol == "SASL_SSL" else {}
     arrived: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -200,23 +244,36 @@ def test_nothing_goes_out_in_the_clear(certificates: Certificates, protocol: str
 
 
 @pytest.mark.parametrize("door", ["tls", "password"])
-def test_who_asks_for_nothing_where_something_is_asked_is_told(certificates: Certificates, door: str) -> None:
-    """Such a broker only closes the connection; what it asks for is found out, and ends the run."""
+def test_who_asks_for_nothing_where_something_is_asked_is_told(
+    certificates: Certificates, door: str
+) -> None:
+    """Such a broker only closes the connection; what it asks for is found out, and ends the
+    run."""
     asks = Door(certificates.context()) if door == "tls" else Door(users=USERS)
-    said = "this port speaks TLS" if door == "tls" else "this port asks for a user name and a password"
+    said = (
+        "this port speaks TLS"
+        if door == "tls"
+        else "this port asks for a user name and a password"
+    )
     with secured(asks) as (servers, _):
         source = KafkaSource(servers, "t")
         with opened(source), pytest.raises(ConnectorError, match=f"{servers}: {said}") as refused:
             until(lambda: False, lambda: source.poll(0.5))
     assert "security.security_protocol is 'PLAINTEXT': set it to" in str(refused.value)
-    assert asks.admitted <= (door == "tls"), "nothing, or a TLS handshake where the broker's alert did not come through"
+    assert asks.admitted <= (door == "tls"), (
+        "nothing, or a TLS handshake where the broker's alert did not come through"
+    )
 
 
-def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(certificates: Certificates) -> None:
+def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(
+    certificates: Certificates,
+) -> None:
     """Before anything connects."""
     assert check_security(mutual(certificates))["ssl_password"] == certificates.password
     for wrong in ("no-such", "", None):
-        with pytest.raises(ConfigError, match="ssl_password is the password of a key that is encrypted") as refused:
+        with pytest.raises(
+            ConfigError, match="ssl_password is the password of a key that is encrypted"
+        ) as refused:
             check_security(mutual(certificates, ssl_password=wrong))
         assert refused.value.path == "security.ssl_certfile"
         assert "no-such" not in str(refused.value)
@@ -225,23 +282,51 @@ def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(c
 @pytest.mark.parametrize(
     ("security", "path", "said"),
     [
-        ({"sasl_plain_password": "x"}, "security_protocol", "SASL_PLAINTEXT or SASL_SSL, for sasl_plain_password"),
-        ({"ssl_cafile": "ca.pem"}, "security_protocol", "SSL or SASL_SSL, for ssl_cafile to count"),
-        ({"security_protocol": "SSL", "sasl_mechanism": "PLAIN"}, "security_protocol", "SASL_PLAINTEXT or SASL_SSL"),
+        (
+            {"sasl_plain_password": "x"},
+            "security_protocol",
+            "SASL_PLAINTEXT or SASL_SSL, for sasl_plain_password",
+        ),
+        (
+            {"ssl_cafile": "ca.pem"},
+            "security_protocol",
+            "SSL or SASL_SSL, for ssl_cafile to count",
+        ),
+        (
+            {"security_protocol": "SSL", "sasl_mechanism": "PLAIN"},
+            "security_protocol",
+            "SASL_PLAINTEXT or SASL_SSL",
+        ),
         ({"security_protocol": "SASL_SSL"}, "sasl_mechanism", "one of PLAIN, SCRAM-SHA-256"),
         (sasl("SCRAM"), "sasl_mechanism", "one of PLAIN, SCRAM-SHA-256"),
         (sasl(sasl_plain_username=""), "sasl_plain_username", "a text, for PLAIN"),
         (sasl(sasl_plain_password=7), "sasl_plain_password", "a text, for PLAIN"),
-        ({"security_protocol": "SSL", "ssl_cafile": "/nowhere/ca.pem"}, "ssl_cafile", "No such file"),
-        ({"security_protocol": "SSL", "ssl_cafile": __file__}, "ssl_cafile", "a readable PEM file"),
-        ({"security_protocol": "SSL", "ssl_keyfile": "key.pem"}, "ssl_certfile", "that belongs to ssl_keyfile"),
+        (
+            {"security_protocol": "SSL", "ssl_cafile": "/nowhere/ca.pem"},
+            "ssl_cafile",
+            "No such file",
+        ),
+        (
+            {"security_protocol": "SSL", "ssl_cafile": __file__},
+            "ssl_cafile",
+            "a readable PEM file",
+        ),
+        (
+            {"security_protocol": "SSL", "ssl_keyfile": "key.pem"},
+            "ssl_certfile",
+            "that belongs to ssl_keyfile",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused_before_anything_connects(
     security: dict[str, Any], path: str, said: str
 ) -> None:
-    """Credentials without the protocol that would use them, above all: all would go in the clear."""
-    for make in (lambda: KafkaSource("h:1", "t", security=security), lambda: KafkaSink("h:1", "t", security=security)):
+    """Credentials without the protocol that would use them, above all: all would go in the
+    clear."""
+    for make in (
+        lambda: KafkaSource("h:1", "t", security=security),
+        lambda: KafkaSink("h:1", "t", security=security),
+    ):
         with pytest.raises(ConfigError) as refused:
             make()
         assert refused.value.path == f"security.{path}"

@@ -30,18 +30,29 @@ pytestmark = pytest.mark.kafka
 
 Topic = Callable[..., str]
 
-outage = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+outage = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def prediction(offset: int, partition: int = 0, key: str = "k") -> Prediction:
     row = np.array([[offset]], np.float32)
     return Prediction(
-        Position("in", partition, offset), f"e{offset}", key, offset, row, row, {"base": row}, {"base": 1}
+        Position("in", partition, offset),
+        f"e{offset}",
+        key,
+        offset,
+        row,
+        row,
+        {"base": row},
+        {"base": 1},
     )
 
 
 def letter(value: bytes | None, key: bytes | None = b"k", detail: str = "$: broken") -> DeadLetter:
-    return DeadLetter(Record(Position("in", 1, 9), key, value, 12_345), "not_json", "decode", detail)
+    return DeadLetter(
+        Record(Position("in", 1, 9), key, value, 12_345), "not_json", "decode", detail
+    )
 
 
 class RefusingProducer:
@@ -108,21 +119,31 @@ def test_compressed(compression: str, kafka_servers: str, topic: Topic) -> None:
     assert len(consume(kafka_servers, name)) == 20
 
 
-def test_more_than_the_buffer_holds(kafka_servers: str, topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_the_buffer_holds(
+    kafka_servers: str, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kafka_writer, "MAX_PENDING", 10)
     name = topic()
     sink = KafkaSink(kafka_servers, name)
     sink.write([prediction(i) for i in range(200)])
     assert len(sink._writer._pending) <= 10
     sink.close()
-    assert [json.loads(r.value)["entry"] for r in consume(kafka_servers, name)] == [f"e{i}" for i in range(200)]
+    assert [json.loads(r.value)["entry"] for r in consume(kafka_servers, name)] == [
+        f"e{i}" for i in range(200)
+    ]
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (kafka_errors.CorruptRecordError, r"kafka out: the record of in\[0\]@1 .* was not delivered"),
-        (kafka_errors.TopicAuthorizationFailedError, r"no right to write to the topic 'out' \(sink\.topic\)"),
+        (
+            kafka_errors.CorruptRecordError,
+            r"kafka out: the record of in\[0\]@1 .* was not delivered",
+        ),
+        (
+            kafka_errors.TopicAuthorizationFailedError,
+            r"no right to write to the topic 'out' \(sink\.topic\)",
+        ),
     ],
 )
 def test_a_refused_prediction_is_never_forgotten(
@@ -146,7 +167,9 @@ def test_a_refused_prediction_is_never_forgotten(
 def test_letters_carry_the_raw_record_and_the_reason(kafka_servers: str, topic: Topic) -> None:
     name = topic(2)
     sink = KafkaDeadLetters(kafka_servers, name)
-    sink.write([letter(b"\xff\x00"), letter(None), letter(None, None), letter(b"", detail="ü" * 5000)])
+    sink.write(
+        [letter(b"\xff\x00"), letter(None), letter(None, None), letter(b"", detail="ü" * 5000)]
+    )
     sink.close()
     raw, tombstone, nothing, long = consume(kafka_servers, name)
     assert (raw.partition, raw.key, raw.value) == (1, b"k", b"\xff\x00")
@@ -184,14 +207,21 @@ def test_a_letter_beyond_the_clients_own_limit_is_cut(kafka_servers: str, topic:
     sink.write([letter(b"x" * (33 << 20)), letter(b"y")])
     sink.close()
     cut, small = consume(kafka_servers, name)
-    assert (len(cut.value), dict(cut.headers)["truncated"], small.value) == (64 << 10, str(33 << 20).encode(), b"y")
+    assert (len(cut.value), dict(cut.headers)["truncated"], small.value) == (
+        64 << 10,
+        str(33 << 20).encode(),
+        b"y",
+    )
 
 
 @outage
 def test_a_broker_that_is_away_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     proxy = Proxy()
     try:
-        with EmbeddedBroker(advertised_port=proxy.port) as broker, caplog.at_level(logging.INFO, "streamadapt"):
+        with (
+            EmbeddedBroker(advertised_port=proxy.port) as broker,
+            caplog.at_level(logging.INFO, "streamadapt"),
+        ):
             proxy.target_port = broker.port
             create_topics(broker.servers.replace(str(broker.port), str(proxy.port)), {"out": 1})
             proxy.cut(refuse=True)
@@ -251,7 +281,10 @@ def test_what_was_handed_over_before_a_take_over_is_not_sent_after_it(
 ) -> None:
     """The process stands still between the two: the check is all that it does when it goes on."""
     name, clock = topic(2), ManualClock()
-    old, new = CheckpointStore(tmp_path, shared=True, clock=clock), CheckpointStore(tmp_path, shared=True)
+    old, new = (
+        CheckpointStore(tmp_path, shared=True, clock=clock),
+        CheckpointStore(tmp_path, shared=True),
+    )
     old.acquire()
     lease, goes_on, asked = old.lease(), threading.Event(), list[set[int]]()
 

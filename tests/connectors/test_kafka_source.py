@@ -23,7 +23,9 @@ Topic = Callable[..., str]
 
 
 # kafka-python leaves the socket of a refused connection to the garbage collector, which warns.
-outage = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+outage = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
 
 
 @pytest.fixture
@@ -40,7 +42,9 @@ def numbered(count: int, first: int = 0) -> list[bytes]:
 def test_records_carry_key_time_and_place(kafka_servers: str, topic: Topic) -> None:
     name = topic(2)
     producer = KafkaProducer(bootstrap_servers=kafka_servers)
-    producer.send(name, b"v", key=b"k", partition=1, timestamp_ms=1_700_000_000_123).get(PATIENCE_S)
+    producer.send(name, b"v", key=b"k", partition=1, timestamp_ms=1_700_000_000_123).get(
+        PATIENCE_S
+    )
     producer.send(name, None, key=b"gone", partition=1, timestamp_ms=5).get(PATIENCE_S)
     producer.close()
     source = KafkaSource(kafka_servers, name)
@@ -80,7 +84,10 @@ def test_entries_and_labels_share_partition_numbers(kafka_servers: str, topic: T
 def test_unlike_partition_counts_are_named(kafka_servers: str, topic: Topic) -> None:
     entries, labels = topic(2), topic(3)
     source = KafkaSource(kafka_servers, entries, labels)
-    with opened(source), pytest.raises(ConnectorError, match=rf"'{entries}' has 2, '{labels}' has 3"):
+    with (
+        opened(source),
+        pytest.raises(ConnectorError, match=rf"'{entries}' has 2, '{labels}' has 3"),
+    ):
         read(source, 1)
 
 
@@ -154,11 +161,15 @@ def test_lag_follows_the_end_also_of_a_paused_partition(kafka_servers: str, topi
         for _ in range(2):
             produce(kafka_servers, name, [numbered(1), numbered(1)])
         records: list[Record] = []
-        until(lambda: source.lag() == {here: 0, there: 2}, lambda: records.extend(source.poll(0.1)))
+        until(
+            lambda: source.lag() == {here: 0, there: 2}, lambda: records.extend(source.poll(0.1))
+        )
         assert offsets(records, 1) == []
 
 
-def test_a_missing_topic_is_waited_for(kafka_servers: str, topic: Topic, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_topic_is_waited_for(
+    kafka_servers: str, topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
     name = topic(0)
     source = KafkaSource(kafka_servers, name)
     with caplog.at_level(logging.INFO, "streamadapt"), opened(source):
@@ -174,7 +185,9 @@ def test_a_missing_topic_is_waited_for(kafka_servers: str, topic: Topic, caplog:
 
 @outage
 @pytest.mark.usefixtures("collected")
-def test_a_broker_that_is_away_at_the_start(topic: Topic, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broker_that_is_away_at_the_start(
+    topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
     with EmbeddedBroker() as broker:
         port = broker.port
     source = KafkaSource(f"127.0.0.1:{port}", "late")
@@ -206,7 +219,9 @@ def test_a_topic_created_again_while_the_broker_was_away_is_noticed() -> None:
         until(lambda: source.state == "connecting", lambda: source.poll(0.1))
         with EmbeddedBroker(port):
             create_topics(servers, {"t": 1})
-            with pytest.raises(ConnectorError, match="this is not the topic that was read up to 3"):
+            with pytest.raises(
+                ConnectorError, match="this is not the topic that was read up to 3"
+            ):
                 until(lambda: False, lambda: source.poll(0.1))
     finally:
         source.close()
@@ -234,7 +249,10 @@ def test_connections_cut_in_the_middle_lose_and_double_nothing(proxied: tuple[Pr
     records: list[Record] = []
     with opened(source):
         for cut in range(8):
-            until(lambda: len(records) >= 600 * (cut + 1), lambda: records.extend(source.poll(0.2)))  # noqa: B023
+            until(
+                lambda: len(records) >= 600 * (cut + 1),  # noqa: B023
+                lambda: records.extend(source.poll(0.2)),
+            )
             proxy.cut()
         records += read(source, 6000 - len(records))
         assert source.poll(0.3) == []
@@ -245,7 +263,9 @@ def test_connections_cut_in_the_middle_lose_and_double_nothing(proxied: tuple[Pr
 
 @outage
 @pytest.mark.usefixtures("collected")
-def test_a_network_that_is_away_for_a_while(proxied: tuple[Proxy, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_that_is_away_for_a_while(
+    proxied: tuple[Proxy, str], caplog: pytest.LogCaptureFixture
+) -> None:
     proxy, servers = proxied
     create_topics(servers, {"t": 1})
     produce(servers, "t", [numbered(10)])
@@ -286,7 +306,11 @@ def test_wrong_settings_name_their_path(path: str, settings: dict[str, object]) 
 
 
 def test_passwords_are_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
-    security = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_plain_password": "hunter2"}
+    security = {
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "PLAIN",
+        "sasl_plain_password": "hunter2",
+    }
     source = KafkaSource("127.0.0.1:1", "t", security=security | {"sasl_plain_username": "u"})
     with caplog.at_level(logging.DEBUG), opened(source):
         source.poll(0.3)

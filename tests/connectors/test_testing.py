@@ -25,7 +25,14 @@ FLOATS = st.floats(width=32, allow_infinity=False)
 
 
 def made(value: float, partition: int = 0) -> Entry:
-    return Entry(np.array([value], np.float32), int(value), f"e{value}", "k", None, Position("", partition, 0))
+    return Entry(
+        np.array([value], np.float32),
+        int(value),
+        f"e{value}",
+        "k",
+        None,
+        Position("", partition, 0),
+    )
 
 
 def opened(source: MemorySource, starts: dict[int, int] | None = None) -> Owner:
@@ -39,7 +46,13 @@ def names(records: list[Record]) -> list[str]:
     return [str(r.position) for r in records]
 
 
-@given(st.lists(FLOATS), st.none() | st.lists(FLOATS), st.integers(-(2**63), 2**63 - 1), st.text(), st.text())
+@given(
+    st.lists(FLOATS),
+    st.none() | st.lists(FLOATS),
+    st.integers(-(2**63), 2**63 - 1),
+    st.text(),
+    st.text(),
+)
 def test_entries_survive_the_identity_codec_bit_for_bit(
     values: list[float], label: list[float] | None, time: int, ident: str, key: str
 ) -> None:
@@ -65,7 +78,13 @@ def test_labels_survive_the_identity_codec() -> None:
 
 @pytest.mark.parametrize(
     ("raw", "reason"),
-    [(None, "empty"), (b"x", "not_json"), (b"\xff", "not_json"), (b"[]", "wrong_type"), (b'{"time":1}', "missing")],
+    [
+        (None, "empty"),
+        (b"x", "not_json"),
+        (b"\xff", "not_json"),
+        (b"[]", "wrong_type"),
+        (b'{"time":1}', "missing"),
+    ],
 )
 def test_the_identity_codec_refuses_what_it_did_not_write(raw: bytes | None, reason: str) -> None:
     with pytest.raises(EntryError, match=reason):

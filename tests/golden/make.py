@@ -1,6 +1,8 @@
-"""Write the golden checkpoint of today's format: ``python tests/golden/make.py``, once for each format, never again.
+"""Write the golden checkpoint of today's format: ``python tests/golden/make.py``, once for each
+format, never again.
 
-A golden checkpoint shows that what an earlier release has written still loads and goes on as it would have there.
+A golden checkpoint shows that what an earlier release has written still loads and goes on as it
+would have there.
 """
 
 from __future__ import annotations
@@ -41,7 +43,12 @@ def forecast() -> Pipeline:
 def supervised() -> Pipeline:
     learners = [Bias(0.1), RLS(0.98), River("linear_model.LinearRegression")]
     drift = [DriftMonitor("adwin", "loss", "boost"), DriftMonitor("page-hinkley")]
-    return Pipeline(Supervised(3, ttl=20 * HOUR_NS), lambda inputs: inputs[-1:, :1] * 2.0, learners, drift=drift)
+    return Pipeline(
+        Supervised(3, ttl=20 * HOUR_NS),
+        lambda inputs: inputs[-1:, :1] * 2.0,
+        learners,
+        drift=drift,
+    )
 
 
 PIPELINES: dict[str, Callable[[], Pipeline]] = {"forecast": forecast, "supervised": supervised}
@@ -52,11 +59,15 @@ def stream(kind: str) -> list[Entry | Label]:
     rng = np.random.default_rng(5)
     n = BEFORE + AFTER
     x = np.cumsum(rng.normal(size=(n, 2 if kind == "forecast" else 1)), axis=0).astype(np.float32)
-    entries = [Entry(x[i], i * HOUR_NS, f"e{i}", position=Position("golden", 0, i)) for i in range(n)]
+    entries = [
+        Entry(x[i], i * HOUR_NS, f"e{i}", position=Position("golden", 0, i)) for i in range(n)
+    ]
     if kind == "forecast":
         return list(entries)
     y = (3.0 * x[:, :1] + 1.0).astype(np.float32)
-    labels = [Label(f"e{i}", y[i], (i + 6) * HOUR_NS, Position("golden", 0, i)) for i in range(n - 6)]
+    labels = [
+        Label(f"e{i}", y[i], (i + 6) * HOUR_NS, Position("golden", 0, i)) for i in range(n - 6)
+    ]
     return sorted([*entries, *labels], key=lambda item: (item.time, isinstance(item, Entry)))
 
 
@@ -68,14 +79,22 @@ def main() -> int:
     for kind, make in PIPELINES.items():
         folder = GOLDEN / f"format-{FORMAT_VERSION}" / kind
         if folder.exists():
-            print(f"{folder} is there already: a golden checkpoint is never written again", file=sys.stderr)
+            print(
+                f"{folder} is there already: a golden checkpoint is never written again",
+                file=sys.stderr,
+            )
             return 1
         pipeline = make()
         items = stream(kind)
         pipeline.observe(items[:BEFORE])
         with CheckpointStore(folder) as store:
             at = {StreamPartition("golden", 0): BEFORE}
-            store.save(pipeline.state_dict(), at, config_digest="golden", summary=pipeline.stats.state_dict())
+            store.save(
+                pipeline.state_dict(),
+                at,
+                config_digest="golden",
+                summary=pipeline.stats.state_dict(),
+            )
         for name in (".lock", ".fence-000001"):
             (folder / name).unlink(missing_ok=True)
         (folder / "expected.json").write_text(json.dumps(said(pipeline, items[BEFORE:])) + "\n")

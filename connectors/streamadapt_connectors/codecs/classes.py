@@ -1,4 +1,5 @@
-"""Labels of a classification as people write them: numbers, text, true and false; as the class's index."""
+"""Labels of a classification as people write them: numbers, text, true and false; as the class's
+index."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ def class_reader(
     Parameters
     ----------
     classes : int, or sequence of str, bool, int or float
-        How many classes there are, which labels name by their indices, or their names in the order of their indices.
-        Of two classes without names, and of those named 0 and 1 or true and false, false is the first.
+        How many classes there are, which labels name by their indices, or their names in the order
+        of their indices. Of two classes without names, and of those named 0 and 1 or true and
+        false, false is the first.
     read_number : callable
         How numbers are read.
     missing : Missing
@@ -52,7 +54,9 @@ def _counted(count: int, read_number: Reader, *, text_numbers: bool) -> Reader:
         except FieldError as error:
             if error.reason is Reason.WRONG_TYPE and kind in (bool, str):
                 detail = f"$.{path}: expected a class from 0 to {count - 1}, got {shown(value)}"
-                raise FieldError(error.reason, f"{detail}; task.classes may be a list of names") from None
+                raise FieldError(
+                    error.reason, f"{detail}; task.classes may be a list of names"
+                ) from None
             raise
 
     return read
@@ -61,7 +65,14 @@ def _counted(count: int, read_number: Reader, *, text_numbers: bool) -> Reader:
 class _Named:
     """Classes by their names, of whatever type these are."""
 
-    def __init__(self, classes: Sequence[object], read_number: Reader, missing: Missing, *, text_numbers: bool) -> None:
+    def __init__(
+        self,
+        classes: Sequence[object],
+        read_number: Reader,
+        missing: Missing,
+        *,
+        text_numbers: bool,
+    ) -> None:
         self._read_number = read_number
         self._missing = missing
         self._text_numbers = text_numbers
@@ -86,7 +97,11 @@ class _Named:
     def _meant_by_bools(self) -> dict[bool, float]:
         if set(self._numbers) == {0, 1}:
             return {False: self._numbers[0], True: self._numbers[1]}
-        by_word = {BOOLS[text.strip().lower()]: i for text, i in self._texts.items() if text.strip().lower() in BOOLS}
+        by_word = {
+            BOOLS[text.strip().lower()]: i
+            for text, i in self._texts.items()
+            if text.strip().lower() in BOOLS
+        }
         return by_word if len(by_word) == 2 else {}
 
     def read(self, value: Any, path: str) -> float:
@@ -100,7 +115,9 @@ class _Named:
         if type(value) is str and self._missing.says(value):
             return math.nan
         reason = Reason.WRONG_TYPE if isinstance(value, list | dict) else Reason.BAD_CLASS
-        raise FieldError(reason, f"$.{path}: expected one of the classes {self._expected}, got {shown(value)}")
+        raise FieldError(
+            reason, f"$.{path}: expected one of the classes {self._expected}, got {shown(value)}"
+        )
 
     def _of_other(self, value: Any) -> float | None:
         if type(value) is bool:

@@ -1,6 +1,7 @@
 """Reading one field of a decoded JSON object: its path, its number, its time stamp, its text.
 
-Everything here raises `FieldError`; the codec adds the record's position and makes an `EntryError` of it.
+Everything here raises `FieldError`; the codec adds the record's position and makes an `EntryError`
+of it.
 """
 
 from __future__ import annotations
@@ -35,12 +36,28 @@ ABSENT: Final = object()
 FLOAT32_MAX: Final = 3.4028234663852886e38
 MISSING_WORDS: Final = frozenset(
     {
-        "", "nan", "-nan", "na", "null", "none", "n/a", "<na>", "nat", "#n/a", "#n/a n/a", "#na", "1.#ind",
-        "-1.#ind", "1.#qnan", "-1.#qnan", "-", "?",
+        "",
+        "nan",
+        "-nan",
+        "na",
+        "null",
+        "none",
+        "n/a",
+        "<na>",
+        "nat",
+        "#n/a",
+        "#n/a n/a",
+        "#na",
+        "1.#ind",
+        "-1.#ind",
+        "1.#qnan",
+        "-1.#qnan",
+        "-",
+        "?",
     }
-)  # fmt: skip
-"""What cells say where nothing was measured, in lower case: pandas' list, and the dash and question mark of many
-public data sets."""
+)
+"""What cells say where nothing was measured, in lower case: pandas' list, and the dash and
+question mark of many public data sets."""
 SHOWN_CHARS: Final = 40
 GROUPED: Final = re.compile(r"[+-]?\d{1,3}[.,]\d{3}")
 """A number that can also be a whole one whose thousands are grouped."""
@@ -84,8 +101,9 @@ def shown(value: object) -> str:
 class FieldPath:
     """A field's place in a record: ``payload.speed``, split once.
 
-    A literal key that contains the dots wins over the nested one. A name with an empty part (``Temp..C.``) is only a
-    literal key. Where the literal key is absent, blanks around the name do not count: readers of CSV remove them.
+    A literal key that contains the dots wins over the nested one. A name with an empty part
+    (``Temp..C.``) is only a literal key. Where the literal key is absent, blanks around the name
+    do not count: readers of CSV remove them.
 
     Raises
     ------
@@ -139,13 +157,14 @@ class FieldPath:
 
 
 class Missing:
-    """What means that nothing was measured: the usual words where cells are text, and what the user adds.
+    """What means that nothing was measured: the usual words where cells are text, and what the
+    user adds.
 
     Parameters
     ----------
     added : sequence of str, int or float
-        ``fields.missing``. A text that says a number counts as that number, too. Words of the user's own also count in
-        JSON whose numbers are no text.
+        ``fields.missing``. A text that says a number counts as that number, too. Words of the
+        user's own also count in JSON whose numbers are no text.
     text_numbers : bool
         Whether text cells are read as numbers (CSV), and the usual words count.
 
@@ -159,7 +178,9 @@ class Missing:
         words, numbers = set[str](), set[float]()
         for i, one in enumerate(added):
             if isinstance(one, bool) or not isinstance(one, str | int | float):
-                raise ConfigError(f"fields.missing[{i}]", one, "a word or a number that means a missing value")
+                raise ConfigError(
+                    f"fields.missing[{i}]", one, "a word or a number that means a missing value"
+                )
             if isinstance(one, str):
                 words.add(one.strip().lower())
             number = number_of(one) if isinstance(one, str) else one
@@ -179,12 +200,19 @@ def is_blank(value: object, missing: Missing) -> bool:
 
 
 def number_of(text: str) -> float | None:
-    """Return the number that a text says, as `float` reads it; None if it says none. Exact for whole numbers."""
+    """Return the number that a text says, as `float` reads it; None if it says none.
+
+    Exact for whole numbers.
+    """
     text = text.strip()
     if "_" in text:  # float() would take "1_000" for a thousand
         return None
     try:
-        return int(text) if text.lstrip("+-").isdecimal() and len(text) <= SHOWN_CHARS else float(text)
+        return (
+            int(text)
+            if text.lstrip("+-").isdecimal() and len(text) <= SHOWN_CHARS
+            else float(text)
+        )
     except ValueError:
         return None
 
@@ -192,7 +220,8 @@ def number_of(text: str) -> float | None:
 def number_reader(
     text_numbers: bool, *, missing: Missing | None = None, decimal: str = "."
 ) -> Callable[[Any, str], float]:
-    """Return ``read(value, path) -> float``: NaN for a missing value, `FieldError` for what is not a float32.
+    """Return ``read(value, path) -> float``: NaN for a missing value, `FieldError` for what is not
+    a float32.
 
     Parameters
     ----------
@@ -237,13 +266,15 @@ def _number_from_text(value: str, path: str, decimal: str) -> float:
     number = number_of(text if decimal == "." else _with_point(text))
     if number is None:
         raise FieldError(
-            Reason.WRONG_TYPE, f"$.{path}: expected number, got {shown(value)}{_other_sign(text, decimal)}"
+            Reason.WRONG_TYPE,
+            f"$.{path}: expected number, got {shown(value)}{_other_sign(text, decimal)}",
         )
     return _finite(number, path)
 
 
 def _with_point(text: str) -> str:
-    # A point in "1.234" groups digits where the sign is a comma: nothing here may take it for 1 and a bit.
+    # A point in "1.234" groups digits where the sign is a comma: nothing here may take it for 1
+    # and a bit.
     return "" if "." in text else text.replace(",", ".", 1)
 
 
@@ -271,13 +302,19 @@ def read_text(value: Any, path: str) -> str:
         return str(value)
     if type(value) is str and value:
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected text, got a lone surrogate, which is not UTF-8")
+            raise FieldError(
+                Reason.WRONG_TYPE,
+                f"$.{path}: expected text, got a lone surrogate, which is not UTF-8",
+            )
         return value
     raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected text or integer, got {shown(value)}")
 
 
-def time_reader(time_format: str, setting: str, text_numbers: bool, decimal: str = ".") -> Callable[[Any, str], int]:
-    """Return ``read(value, path) -> int`` in ns since the Unix epoch; raises `FieldError` with ``bad_time``.
+def time_reader(
+    time_format: str, setting: str, text_numbers: bool, decimal: str = "."
+) -> Callable[[Any, str], int]:
+    """Return ``read(value, path) -> int`` in ns since the Unix epoch; raises `FieldError` with
+    ``bad_time``.
 
     Raises
     ------
@@ -301,7 +338,9 @@ def time_reader(time_format: str, setting: str, text_numbers: bool, decimal: str
         except (ValueError, TypeError, OverflowError, InvalidOperation):
             ns = None
         if ns is None or ns not in INT64:
-            raise FieldError(Reason.BAD_TIME, f"$.{path}: expected {time_format} time, got {shown(value)}")
+            raise FieldError(
+                Reason.BAD_TIME, f"$.{path}: expected {time_format} time, got {shown(value)}"
+            )
         return ns
 
     return read

@@ -1,7 +1,8 @@
 """JSON records <-> entries, labels and predictions.
 
-`JsonCodec.decode` is the only door through which bytes of strangers become numbers: it returns an `Entry` or a `Label`,
-or raises `EntryError` with a reason of the catalogue, and never anything else.
+`JsonCodec.decode` is the only door through which bytes of strangers become numbers: it returns an
+`Entry` or a `Label`, or raises `EntryError` with a reason of the catalogue, and never anything
+else.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Limits:
     record_bytes : int, > 0, bytes
     depth : int, > 0, levels of nested arrays and objects
     width : int, > 0
-        Fields of a record, and numbers of an array: a row of a million would cost every learner a million weights.
+        Fields of a record, and numbers of an array: a row of a million would cost every learner a
+        million weights.
     id_bytes : int, > 0, bytes
         Of an id or a key, as UTF-8: both are kept, and go into every prediction.
     """
@@ -71,7 +73,9 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class FieldMap:
-    """Where a record keeps what. Paths may be dotted (``payload.speed``); a literal key with the dots wins.
+    """Where a record keeps what.
+
+    Paths may be dotted (``payload.speed``); a literal key with the dots wins.
 
     Names of columns may have dots, blanks and brackets: ``Temp..C.``, ``Inst. No.``, ``x[0]``.
 
@@ -82,15 +86,18 @@ class FieldMap:
     time : str or None
         The path of the event time. Default: the record's own time stamp.
     time_format : str
-        How times are written: ``iso8601``, ``unix_s``, ``unix_ms``, ``unix_us``, ``unix_ns`` or a strptime pattern. A
-        time without an offset is UTC, or in `timezone`.
+        How times are written: ``iso8601``, ``unix_s``, ``unix_ms``, ``unix_us``, ``unix_ns`` or a
+        strptime pattern. A time without an offset is UTC, or in `timezone`.
     timezone : str or None
-        Where clocks show the times that have no offset: ``Europe/Berlin``. The hour that autumn repeats is decided
-        by the records' order (`streamadapt.engine.local_time`); a time in the hour that spring leaves out is refused.
+        Where clocks show the times that have no offset: ``Europe/Berlin``. The hour that autumn
+        repeats is decided by the records' order (`streamadapt.engine.local_time`); a time in the
+        hour that spring leaves out is refused.
     key : str or None
-        The path of the key: which sensor, machine or customer the record is of. Default: the record's own key.
+        The path of the key: which sensor, machine or customer the record is of. Default: the
+        record's own key.
     id : str or None
-        The path of the id that labels refer to. Default: the record's position, such as ``cgm[0]@17``.
+        The path of the id that labels refer to. Default: the record's position, such as
+        ``cgm[0]@17``.
     label : str or None
         The path of the label: a number, an array of numbers, or a class.
     label_id : str or None
@@ -98,14 +105,16 @@ class FieldMap:
     label_time : str or None
         The path of the time in a record of the label stream. Default: as `time`.
     channels : int or None, >= 1
-        How many numbers the array has, where `values` is one path. Default: as many as the first record has.
+        How many numbers the array has, where `values` is one path. Default: as many as the first
+        record has.
     outputs : int, >= 1
         How many numbers a label has.
     text_numbers : bool
-        Cells are text (CSV): numbers are read from it; empty, nan, NA, N/A, null, None, ``-``, ``?`` and the other
-        words of pandas mean missing.
+        Cells are text (CSV): numbers are read from it; empty, nan, NA, N/A, null, None, ``-``,
+        ``?`` and the other words of pandas mean missing.
     missing : tuple of str, int or float
-        Further words and numbers that mean missing, such as ``"n.a."`` or -999, in values and labels.
+        Further words and numbers that mean missing, such as ``"n.a."`` or -999, in values and
+        labels.
     decimal : {".", ","}
         The decimal sign of numbers in text.
     classes : int, tuple of str, bool, int or float, or None
@@ -133,10 +142,16 @@ class FieldMap:
 
     def __post_init__(self) -> None:
         given: object = self.values
-        if isinstance(given, str) or not self.values:  # a str would be read as one path per character
-            raise ConfigError("fields.values", given, "one field path per channel, or one path to an array")
+        if (
+            isinstance(given, str) or not self.values
+        ):  # a str would be read as one path per character
+            raise ConfigError(
+                "fields.values", given, "one field path per channel, or one path to an array"
+            )
         if len(self.values) > 1 and self.channels not in (None, len(self.values)):
-            raise ConfigError("fields.channels", self.channels, f"{len(self.values)}, the number of value paths")
+            raise ConfigError(
+                "fields.channels", self.channels, f"{len(self.values)}, the number of value paths"
+            )
         if self.channels is not None and not self.channels > 0:
             raise ConfigError("fields.channels", self.channels, "a whole number above 0")
         if not self.outputs > 0:
@@ -148,10 +163,11 @@ class FieldMap:
 class JsonCodec:
     """Decode JSON records.
 
-    A record of the label stream is a `Label`. A record of the entry stream is an `Entry`, unless it has a label and an
-    id but none of the values: then it is a `Label` too (one topic for both). An entry whose own label is bad comes
-    without it, with `Entry.refused`. A byte-order mark before a record does not count; a key that is there twice, in
-    the record or in an object on the way to a field, is an error.
+    A record of the label stream is a `Label`. A record of the entry stream is an `Entry`, unless
+    it has a label and an id but none of the values: then it is a `Label` too (one topic for both).
+    An entry whose own label is bad comes without it, with `Entry.refused`. A byte-order mark
+    before a record does not count; a key that is there twice, in the record or in an object on the
+    way to a field, is an error.
 
     Parameters
     ----------
@@ -163,18 +179,29 @@ class JsonCodec:
     Raises
     ------
     ConfigError
-        If a path or the time format is wrong, or there is a label stream but no path to its labels or their ids.
+        If a path or the time format is wrong, or there is a label stream but no path to its labels
+        or their ids.
     """
 
-    def __init__(self, fields: FieldMap, *, streams: Sequence[str], limits: Limits | None = None) -> None:
+    def __init__(
+        self, fields: FieldMap, *, streams: Sequence[str], limits: Limits | None = None
+    ) -> None:
         self.fields = fields
         self.limits = limits or Limits()
         self.label_stream = streams[1] if len(streams) > 1 else None
         if self.label_stream is not None and fields.label is None:
-            raise ConfigError("fields.label", None, f"the label's path in stream {self.label_stream!r}")
+            raise ConfigError(
+                "fields.label", None, f"the label's path in stream {self.label_stream!r}"
+            )
         if self.label_stream is not None and fields.label_id is None and fields.id is None:
-            raise ConfigError("fields.label_id", None, f"the path of the entry's id in stream {self.label_stream!r}")
-        self._values = [FieldPath(path, f"fields.values[{i}]") for i, path in enumerate(fields.values)]
+            raise ConfigError(
+                "fields.label_id",
+                None,
+                f"the path of the entry's id in stream {self.label_stream!r}",
+            )
+        self._values = [
+            FieldPath(path, f"fields.values[{i}]") for i, path in enumerate(fields.values)
+        ]
         self._time = _path(fields.time, "fields.time")
         self._key = _path(fields.key, "fields.key")
         self._id = _path(fields.id, "fields.id")
@@ -186,9 +213,19 @@ class JsonCodec:
         self._read_number = number_reader(text, missing=self._missing, decimal=fields.decimal)
         self._read_label = self._read_number
         if fields.classes is not None:
-            self._read_label = class_reader(fields.classes, self._read_number, self._missing, text_numbers=text)
+            self._read_label = class_reader(
+                fields.classes, self._read_number, self._missing, text_numbers=text
+            )
         self._read_time = moment_reader(fields.time_format, fields.timezone, text, fields.decimal)
-        paths = (*self._values, self._time, self._key, self._id, self._label, self._label_id, self._label_time)
+        paths = (
+            *self._values,
+            self._time,
+            self._key,
+            self._id,
+            self._label,
+            self._label_id,
+            self._label_time,
+        )
         self._paths = [path for path in paths if path is not None]
         self._names = sorted({path.text for path in self._paths}, key=len, reverse=True)
 
@@ -209,7 +246,8 @@ class JsonCodec:
             raise EntryError(error.reason, self._said(error.detail), record.position) from None
 
     def label_alone(self, record: Record) -> Record:
-        """Return an entry's record without its values: what then is read as the label of that entry.
+        """Return an entry's record without its values: what then is read as the label of that
+        entry.
 
         Raises
         ------
@@ -222,7 +260,9 @@ class JsonCodec:
         if item.refused is not None:
             raise EntryError(item.refused.reason, item.refused.detail, record.position)
         if item.label is None or self._id is None:
-            detail = "no label" if item.label is None else "without fields.id no label finds its entry"
+            detail = (
+                "no label" if item.label is None else "without fields.id no label finds its entry"
+            )
             raise EntryError(Reason.MISSING_FIELD, detail, record.position)
         data = self._object(record.value)
         for path in self._values:
@@ -247,9 +287,12 @@ class JsonCodec:
         if len(value) > limits.record_bytes:
             detail = f"$: expected at most {limits.record_bytes} bytes, got {len(value)}"
             raise FieldError(Reason.TOO_LARGE, detail)
-        # There are never more levels than opening brackets: ordinary records are through with two fast counts.
+        # There are never more levels than opening brackets: ordinary records are through with two
+        # fast counts.
         if value.count(b"[") + value.count(b"{") > limits.depth and nesting(value) > limits.depth:
-            raise FieldError(Reason.TOO_DEEP, f"$: expected at most {limits.depth} levels, got {nesting(value)}")
+            raise FieldError(
+                Reason.TOO_DEEP, f"$: expected at most {limits.depth} levels, got {nesting(value)}"
+            )
         if value.startswith(BOM_UTF8):
             value = value[len(BOM_UTF8) :]
         try:
@@ -259,10 +302,15 @@ class JsonCodec:
         if type(data) is not dict:
             raise FieldError(Reason.WRONG_TYPE, f"$: expected object, got {shown(data)}")
         if len(data) > limits.width:
-            raise FieldError(Reason.WRONG_WIDTH, f"$: expected at most {limits.width} fields, got {len(data)}")
+            raise FieldError(
+                Reason.WRONG_WIDTH, f"$: expected at most {limits.width} fields, got {len(data)}"
+            )
         check_twice(value, data, self._paths)
         if self.fields.text_numbers and type(extra := data.get("")) is list:
-            detail = f"$: {len(extra)} more cells than the file has columns, the first is {shown(extra[0])}"
+            detail = (
+                f"$: {len(extra)} more cells than the file has columns, the first is "
+                f"{shown(extra[0])}"
+            )
             raise FieldError(Reason.WRONG_WIDTH, detail + self._comma_hint())
         return data
 
@@ -273,12 +321,16 @@ class JsonCodec:
         if self._label is None or self._label_id is None:
             return False
         text, missing = self.fields.text_numbers, self._missing
-        if not all(is_blank(v, missing) if text else v is ABSENT for v in (path.get(data) for path in self._values)):
+        if not all(
+            is_blank(v, missing) if text else v is ABSENT
+            for v in (path.get(data) for path in self._values)
+        ):
             return False
         return self._has_label(data) and not is_blank(self._label_id.get(data), missing)
 
     def _has_label(self, data: dict[str, Any]) -> bool:
-        """Whether there is anything in the label's place; a class may have a name that else means missing."""
+        """Whether there is anything in the label's place; a class may have a name that else means
+        missing."""
         assert self._label is not None, "asked only where labels have a place"
         raw = self._label.get(data)
         if not is_blank(raw, self._missing):
@@ -303,7 +355,9 @@ class JsonCodec:
             f"{position.stream}[{position.partition}]@{position.offset}"
             if id_path is None
             else self._short(read_text(id_path.need(data), id_path.text), id_path.text),
-            self._record_key(record.key) if key is None else self._short(_key_text(key.need(data), key.text), key.text),
+            self._record_key(record.key)
+            if key is None
+            else self._short(_key_text(key.need(data), key.text), key.text),
             label,
             position,
             refused,
@@ -313,7 +367,10 @@ class JsonCodec:
     def _short(self, text: str, path: str) -> str:
         most = self.limits.id_bytes
         if len(text) > most or (4 * len(text) > most and len(text.encode()) > most):
-            detail = f"$.{path}: expected at most {most} bytes (limits.id_bytes), got {len(text.encode())}"
+            detail = (
+                f"$.{path}: expected at most {most} bytes (limits.id_bytes), got "
+                f"{len(text.encode())}"
+            )
             raise FieldError(Reason.TOO_LARGE, detail)
         return text
 
@@ -322,8 +379,12 @@ class JsonCodec:
             return ""
         if len(key) > self.limits.id_bytes:
             expected = f"at most {self.limits.id_bytes} bytes (limits.id_bytes)"
-            raise FieldError(Reason.TOO_LARGE, f"the record's key: expected {expected}, got {len(key)}")
-        return key.decode("utf-8", "backslashreplace")  # need not be UTF-8; escapes keep different keys different
+            raise FieldError(
+                Reason.TOO_LARGE, f"the record's key: expected {expected}, got {len(key)}"
+            )
+        return key.decode(
+            "utf-8", "backslashreplace"
+        )  # need not be UTF-8; escapes keep different keys different
 
     def _label_of(self, data: dict[str, Any], record: Record) -> Label:
         id_path, value_path, time_path = self._label_id, self._label, self._label_time
@@ -334,8 +395,14 @@ class JsonCodec:
         name = self._short(read_text(id_path.need(data), id_path.text), id_path.text)
         return Label(name, value, time, record.position, or_time)
 
-    def _moment(self, path: FieldPath | None, data: dict[str, Any], record: Record) -> tuple[int, int | None]:
-        return (_record_time(record.time), None) if path is None else self._read_time(path.need(data), path.text)
+    def _moment(
+        self, path: FieldPath | None, data: dict[str, Any], record: Record
+    ) -> tuple[int, int | None]:
+        return (
+            (_record_time(record.time), None)
+            if path is None
+            else self._read_time(path.need(data), path.text)
+        )
 
     def _row(self, data: dict[str, Any]) -> FloatArray:
         read, lenient = self._read_number, self.fields.missing_as_null
@@ -349,7 +416,9 @@ class JsonCodec:
                 wanted = f"an array of {self.fields.channels} numbers"
                 if raw is ABSENT or raw is None:
                     return np.full(self.fields.channels or 1, np.nan)
-                raise FieldError(Reason.WRONG_WIDTH, f"$.{path.text}: expected {wanted}, got {shown(raw)}")
+                raise FieldError(
+                    Reason.WRONG_WIDTH, f"$.{path.text}: expected {wanted}, got {shown(raw)}"
+                )
         for path in self._values:
             raw = data.get(path.text, ABSENT)
             if raw is ABSENT:
@@ -369,15 +438,25 @@ class JsonCodec:
             return np.full(outputs, np.nan)
         number = self._read_label(raw, path)
         if outputs != 1:
-            raise FieldError(Reason.WRONG_WIDTH, f"$.{path}: expected an array of {outputs} numbers, got {shown(raw)}")
+            raise FieldError(
+                Reason.WRONG_WIDTH,
+                f"$.{path}: expected an array of {outputs} numbers, got {shown(raw)}",
+            )
         return np.array([number], np.float64)
 
     def _array(
-        self, raw: list[Any], path: str, width: int | None, read: Callable[[Any, str], float] | None = None
+        self,
+        raw: list[Any],
+        path: str,
+        width: int | None,
+        read: Callable[[Any, str], float] | None = None,
     ) -> FloatArray:
         if not raw or (width is not None and len(raw) != width):
             wanted = "at least 1" if width is None else str(width)
-            raise FieldError(Reason.WRONG_WIDTH, f"$.{path}: expected an array of {wanted} numbers, got {len(raw)}")
+            raise FieldError(
+                Reason.WRONG_WIDTH,
+                f"$.{path}: expected an array of {wanted} numbers, got {len(raw)}",
+            )
         if len(raw) > self.limits.width:
             detail = f"$.{path}: expected at most {self.limits.width} numbers, got {len(raw)}"
             raise FieldError(Reason.WRONG_WIDTH, detail)
@@ -392,7 +471,8 @@ class JsonCodec:
 
 
 def nesting(value: bytes) -> int:
-    """Return how many levels of arrays and objects `value` opens, without recursion: brackets outside strings."""
+    """Return how many levels of arrays and objects `value` opens, without recursion: brackets
+    outside strings."""
     marks = np.frombuffer(BRACKETS.sub(b"", STRINGS.sub(b"", value)), np.uint8)
     steps = np.where((marks == ord("[")) | (marks == ord("{")), 1, -1)
     return int(np.cumsum(steps).max(initial=0))
@@ -410,9 +490,10 @@ def encode_prediction(prediction: Prediction, *, experts: bool = False) -> bytes
     Returns
     -------
     bytes
-        ``id`` is the position, e.g. ``cgm[0]@17``; ``time`` is in ns since the Unix epoch; predictions of one row are
-        flat lists, others lists of rows. Where classes have names, ``classes`` are these, in the order of the
-        probabilities, and ``class`` is the likeliest one as served, null where nothing is known.
+        ``id`` is the position, e.g. ``cgm[0]@17``; ``time`` is in ns since the Unix epoch;
+        predictions of one row are flat lists, others lists of rows. Where classes have names,
+        ``classes`` are these, in the order of the probabilities, and ``class`` is the likeliest
+        one as served, null where nothing is known.
     """
     p = prediction
     data: dict[str, Any] = {
@@ -424,7 +505,11 @@ def encode_prediction(prediction: Prediction, *, experts: bool = False) -> bytes
         "served": _rows(p.served),
         "base": _rows(p.base),
         **(_named(p) if p.classes else {}),
-        **({"low": _rows(p.low), "high": _rows(p.high)} if p.low is not None and p.high is not None else {}),
+        **(
+            {"low": _rows(p.low), "high": _rows(p.high)}
+            if p.low is not None and p.high is not None
+            else {}
+        ),
         "weights": {name: float(share) for name, share in p.weights.items()},
         "drifts": list(p.drifts),
         **({"reactions": list(p.reactions)} if p.reactions else {}),
@@ -458,27 +543,35 @@ def _key_text(value: Any, path: str) -> str:
 
 def _record_time(time: int) -> int:
     if time not in INT64 or time == INT64[-1]:  # the last one stands for all that are beyond
-        raise FieldError(Reason.BAD_TIME, f"the record's time stamp: expected one before the year 2262, got {time} ns")
+        raise FieldError(
+            Reason.BAD_TIME,
+            f"the record's time stamp: expected one before the year 2262, got {time} ns",
+        )
     return time
 
 
 def _framing(value: bytes) -> str:
-    """Name the framing of a schema registry, where a value starts with it: what follows is rarely plain JSON."""
+    """Name the framing of a schema registry, where a value starts with it: what follows is rarely
+    plain JSON."""
     if len(value) < FRAME_BYTES or value[0] != 0:
         return ""
     schema = int.from_bytes(value[1:FRAME_BYTES], "big")
     return (
-        f"; it starts with the framing of a schema registry (a zero byte, then schema id {schema}): write plain JSON, "
+        f"; it starts with the framing of a schema registry (a zero byte, then schema id "
+        f"{schema}): write plain JSON, "
         "without the registry's serializer"
     )
 
 
 def _decode_lenient(value: bytes) -> Any:
-    """Decode what msgspec refuses but producers send: the bare tokens NaN and Infinity, numbers beyond every float."""
+    """Decode what msgspec refuses but producers send: the bare tokens NaN and Infinity, numbers
+    beyond every float."""
     try:
         return json.loads(value.decode("utf-8"), parse_int=_parse_int)
     except (ValueError, RecursionError) as error:
-        raise FieldError(Reason.NOT_JSON, f"$: expected JSON, got {error}"[:200] + _framing(value)) from None
+        raise FieldError(
+            Reason.NOT_JSON, f"$: expected JSON, got {error}"[:200] + _framing(value)
+        ) from None
 
 
 def _parse_int(digits: str) -> float:

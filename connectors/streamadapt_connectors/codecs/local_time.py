@@ -1,4 +1,5 @@
-"""Event times, also those that a clock on a wall shows: without an offset from UTC, in a time zone."""
+"""Event times, also those that a clock on a wall shows: without an offset from UTC, in a time
+zone."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ def moment_reader(
 ) -> Callable[[Any, str], Moment]:
     """Return ``read(value, path) -> (time, or_time)``, in ns; see `streamadapt.records.Entry`.
 
-    ``or_time`` is None for a time that says its offset, and everywhere without `timezone`, where a time without one is
-    UTC.
+    ``or_time`` is None for a time that says its offset, and everywhere without `timezone`, where a
+    time without one is UTC.
 
     Raises
     ------
@@ -34,12 +35,18 @@ def moment_reader(
         return lambda value, path: (read(value, path), None)
     zone = _zone_of(timezone)
     if time_format.startswith("unix_"):
-        raise ConfigError("fields.timezone", timezone, f"none: {time_format} times are the same everywhere")
+        raise ConfigError(
+            "fields.timezone", timezone, f"none: {time_format} times are the same everywhere"
+        )
 
     def read_local(value: Any, path: str) -> Moment:
         ns = read(value, path)  # without an offset: as if it were UTC
         text = value.strip() if text_numbers else value
-        moment = datetime.fromisoformat(text) if time_format == "iso8601" else datetime.strptime(text, time_format)
+        moment = (
+            datetime.fromisoformat(text)
+            if time_format == "iso8601"
+            else datetime.strptime(text, time_format)
+        )
         if moment.tzinfo is not None:
             return ns, None
         try:
@@ -47,7 +54,9 @@ def moment_reader(
         except OverflowError:  # the first and the last day that there is
             first = second = 0
         if first < second:
-            detail = f"$.{path}: {shown(value)} is in the hour that {timezone} leaves out in spring"
+            detail = (
+                f"$.{path}: {shown(value)} is in the hour that {timezone} leaves out in spring"
+            )
             raise FieldError(Reason.BAD_TIME, detail)
         return ns - first, ns - second
 
@@ -66,5 +75,7 @@ def _zone_of(name: str) -> ZoneInfo:
         zone.utcoffset(datetime(2000, 1, 1, tzinfo=UTC).replace(tzinfo=zone))
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         expected = "a time zone such as 'Europe/Berlin' or 'UTC'"
-        raise ConfigError("fields.timezone", name, f"{expected} ({type(error).__name__})") from None
+        raise ConfigError(
+            "fields.timezone", name, f"{expected} ({type(error).__name__})"
+        ) from None
     return zone

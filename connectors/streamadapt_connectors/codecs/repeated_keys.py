@@ -1,4 +1,5 @@
-"""Keys that are there twice: readers of JSON keep the last without a word, and which one was meant is unknown."""
+"""Keys that are there twice: readers of JSON keep the last without a word, and which one was meant
+is unknown."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ __all__ = ["check_twice"]
 
 
 def check_twice(value: bytes, data: dict[str, Any], paths: Sequence[FieldPath]) -> None:
-    """Raise `FieldError` if a key is there twice in the record, or in an object on the way to one of `paths`.
+    """Raise `FieldError` if a key is there twice in the record, or in an object on the way to one
+    of `paths`.
 
     Parameters
     ----------
@@ -22,7 +24,8 @@ def check_twice(value: bytes, data: dict[str, Any], paths: Sequence[FieldPath]) 
     paths : sequence of FieldPath
         The fields that are read.
     """
-    # Each key has a colon of its own. If all colons of the bytes are accounted for, no key was lost in decoding.
+    # Each key has a colon of its own. If all colons of the bytes are accounted for, no key was
+    # lost in decoding.
     colons = value.count(b":")
     if colons == len(data) or (b"\\" not in value and colons == _colons(data)):
         return
@@ -33,7 +36,9 @@ def check_twice(value: bytes, data: dict[str, Any], paths: Sequence[FieldPath]) 
     for name, found in [("", whole), *_inner(whole, paths)]:
         if found.twice is not None:
             place = f"$.{name}" if name else "$"
-            raise FieldError(Reason.DUPLICATE_KEY, f"{place}: the key {found.twice[:40]!r} is there twice")
+            raise FieldError(
+                Reason.DUPLICATE_KEY, f"{place}: the key {found.twice[:40]!r} is there twice"
+            )
 
 
 class _Object(dict[str, Any]):
@@ -62,7 +67,8 @@ def _inner(whole: _Object, paths: Sequence[FieldPath]) -> list[tuple[str, _Objec
 
 
 def _colons(value: Any) -> int:
-    """Count the colons that a decoded value needs: one for each key, and those within its texts."""
+    """Count the colons that a decoded value needs: one for each key, and those within its
+    texts."""
     if type(value) is str:
         return value.count(":")
     if type(value) is dict:

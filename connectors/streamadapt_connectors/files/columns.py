@@ -1,4 +1,5 @@
-"""Whether a file holds what the config's fields name: said before it is read, once, and with what to change."""
+"""Whether a file holds what the config's fields name: said before it is read, once, and with what
+to change."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ from streamadapt.errors import ConfigError, EntryError
 from streamadapt.records import Position, Record
 from streamadapt_connectors.codecs.fields import GROUPED, Missing, number_of
 from streamadapt_connectors.codecs.json_codec import FieldMap, JsonCodec
-from streamadapt_connectors.files.reading import FileFormat, header_of, is_csv, shown_columns, values_of
+from streamadapt_connectors.files.reading import (
+    FileFormat,
+    header_of,
+    is_csv,
+    shown_columns,
+    values_of,
+)
 
 __all__ = ["check_columns", "look_at"]
 
@@ -23,20 +30,23 @@ LOOKED_AT: Final = 20  # records
 DELIMITERS: Final = (",", ";", "\t", "|", ":")
 
 
-def look_at(path: Path, codec: JsonCodec, stream: str, form: FileFormat, setting: str) -> dict[str, Any]:
+def look_at(
+    path: Path, codec: JsonCodec, stream: str, form: FileFormat, setting: str
+) -> dict[str, Any]:
     """Read the beginning of a file, and return what was found there as plain values.
 
     Returns
     -------
     dict
-        ``path``; ``columns`` (of JSON lines: the keys of the first record); ``records``: how many were looked at;
-        ``refused``: how many of them the codec refuses, and ``example``: why it refuses the first of those; ``note``:
-        what else is to be known.
+        ``path``; ``columns`` (of JSON lines: the keys of the first record); ``records``: how many
+        were looked at; ``refused``: how many of them the codec refuses, and ``example``: why it
+        refuses the first of those; ``note``: what else is to be known.
 
     Raises
     ------
     ConfigError
-        If the columns are not the ones that the fields name, or numbers are written with the other decimal sign.
+        If the columns are not the ones that the fields name, or numbers are written with the other
+        decimal sign.
     ConnectorError
         If it cannot be read.
     """
@@ -56,9 +66,19 @@ def look_at(path: Path, codec: JsonCodec, stream: str, form: FileFormat, setting
             problem = str(error)
         if problem is not None:
             problems.append(problem)
-    found = {"path": str(path), "columns": columns, "records": len(values), "refused": len(problems)}
+    found = {
+        "path": str(path),
+        "columns": columns,
+        "records": len(values),
+        "refused": len(problems),
+    }
     label = codec.fields.label
-    if label is not None and codec.label_stream is None and is_csv(path) and label.strip() not in columns:
+    if (
+        label is not None
+        and codec.label_stream is None
+        and is_csv(path)
+        and label.strip() not in columns
+    ):
         found["note"] = f"it has no column {label!r}: no label would come from it"
     return found | ({"example": problems[0]} if problems else {})
 
@@ -89,11 +109,18 @@ def check_columns(
         return columns  # an empty file: nothing is read, and nothing refused
     wanted = _wanted(fields, labels=labels)
     absent = [name for name in wanted if name.strip() not in columns]
-    if not labels and fields.missing_as_null and not set(map(str.strip, fields.values)).isdisjoint(columns):
+    if (
+        not labels
+        and fields.missing_as_null
+        and not set(map(str.strip, fields.values)).isdisjoint(columns)
+    ):
         absent = [name for name in absent if name not in fields.values]
     if absent:
         which = "none of them" if len(absent) == len(wanted) else f"no {_listed(absent)}"
-        expected = f"a file with the columns {_listed(wanted)}: {path} has {which}{_hint(columns, absent, form)}"
+        expected = (
+            f"a file with the columns {_listed(wanted)}: {path} has "
+            f"{which}{_hint(columns, absent, form)}"
+        )
         raise ConfigError(setting, _Shown(shown_columns(columns)), expected)
     return columns
 
@@ -122,7 +149,9 @@ def _hint(columns: Sequence[str], absent: Sequence[str], form: FileFormat) -> st
     """Return what may be the matter, and what to change."""
     line = form.delimiter.join(columns)
     for delimiter in DELIMITERS:
-        if delimiter != form.delimiter and {cell.strip() for cell in line.split(delimiter)} & set(absent):
+        if delimiter != form.delimiter and {cell.strip() for cell in line.split(delimiter)} & set(
+            absent
+        ):
             return f"; is its delimiter {delimiter!r}? Set source.delimiter"
     mark = re.match(r"#|//|%|--", line)
     if mark and columns[0][len(mark[0]) :].strip() not in absent:
@@ -147,11 +176,16 @@ def _object(value: bytes) -> dict[str, Any] | None:
 
 
 def _is_number_with(sign: str, other: str, cell: str) -> bool:
-    return cell.count(sign) == 1 and other not in cell and number_of(cell.replace(sign, ".")) is not None
+    return (
+        cell.count(sign) == 1
+        and other not in cell
+        and number_of(cell.replace(sign, ".")) is not None
+    )
 
 
 def _check_decimal(path: Path, codec: JsonCodec, rows: Sequence[dict[str, Any]]) -> None:
-    """Raise where the numbers of a column are written with the other decimal sign, as far as they have one."""
+    """Raise where the numbers of a column are written with the other decimal sign, as far as they
+    have one."""
     fields = codec.fields
     sign, other = fields.decimal, "," if fields.decimal == "." else "."
     missing = Missing(fields.missing, text_numbers=True)
@@ -161,6 +195,13 @@ def _check_decimal(path: Path, codec: JsonCodec, rows: Sequence[dict[str, Any]])
         cells = [cell for cell in cells if not missing.says(cell)]
         wrong = [cell for cell in cells if _is_number_with(other, sign, cell)]
         plain = sum(sign in cell for cell in cells)
-        if wrong and not plain and 2 * len(wrong) >= len(cells) and not all(map(GROUPED.fullmatch, wrong)):
-            expected = f"{other!r}: the column {name!r} of {path} has numbers such as {wrong[0][:40]!r}"
+        if (
+            wrong
+            and not plain
+            and 2 * len(wrong) >= len(cells)
+            and not all(map(GROUPED.fullmatch, wrong))
+        ):
+            expected = (
+                f"{other!r}: the column {name!r} of {path} has numbers such as {wrong[0][:40]!r}"
+            )
             raise ConfigError("fields.decimal", sign, expected)

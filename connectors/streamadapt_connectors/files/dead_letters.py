@@ -26,7 +26,13 @@ from streamadapt.engine.dead_letters import letter_of, mark_fields, mark_of
 from streamadapt.errors import ConnectorError
 from streamadapt.files import open_to_append
 from streamadapt.records import DeadLetter, Position, Record, StreamPartition
-from streamadapt_connectors.files.reading import AS_USUAL, FileFormat, encoding_of, header_of, is_csv
+from streamadapt_connectors.files.reading import (
+    AS_USUAL,
+    FileFormat,
+    encoding_of,
+    header_of,
+    is_csv,
+)
 from streamadapt_connectors.files.source import FilesSource
 
 __all__ = ["FilesStreamWriter", "JsonlDeadLetterReader", "LineWriter"]
@@ -35,8 +41,10 @@ PROGRESS_EVERY: Final = 256  # lines
 
 
 class JsonlDeadLetterReader(DeadLetterReader):
-    """Read the lines of `JsonlDeadLetters`. Notes are in a file beside it, ``PATH.replays``: the engine that appends to
-    the dead letters does so in blocks, and a line of somebody else's could land in the middle of one of its own.
+    """Read the lines of `JsonlDeadLetters`.
+
+    Notes are in a file beside it, ``PATH.replays``: the engine that appends to the dead letters
+    does so in blocks, and a line of somebody else's could land in the middle of one of its own.
 
     Parameters
     ----------
@@ -58,8 +66,11 @@ class JsonlDeadLetterReader(DeadLetterReader):
         """Whether there was no such file."""
         return self._missing
 
-    def read(self, on_progress: Callable[[int, int], None] | None = None) -> Iterator[StoredLetter | ReplayMark]:
-        """Yield the notes, then the letters; a last line without its end is still being written, and left out."""
+    def read(
+        self, on_progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[StoredLetter | ReplayMark]:
+        """Yield the notes, then the letters; a last line without its end is still being written,
+        and left out."""
         for _, line in _lines(self._marks):
             mark = mark_of(line)
             if mark is not None:  # else one that a crash tore
@@ -81,9 +92,18 @@ class JsonlDeadLetterReader(DeadLetterReader):
         try:
             data = msgspec.json.decode(line)
             letter = letter_of(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError, KeyError) as error:
+        except (
+            msgspec.DecodeError,
+            UnicodeDecodeError,
+            RecursionError,
+            ValueError,
+            TypeError,
+            KeyError,
+        ) as error:
             detail = f"not written by streamadapt: {type(error).__name__}: {error}"
-            return StoredLetter(DeadLetter(Record(place, None, line, 0), FOREIGN, "", detail), place, foreign=True)
+            return StoredLetter(
+                DeadLetter(Record(place, None, line, 0), FOREIGN, "", detail), place, foreign=True
+            )
         return StoredLetter(letter, place)
 
     def mark(self, mark: ReplayMark) -> None:
@@ -111,7 +131,9 @@ class LineWriter(StreamWriter):
         Of the file that they are for; its encoding is that of lines put at the end.
     """
 
-    def __init__(self, path: Path, header: Sequence[str] | None = None, form: FileFormat = AS_USUAL) -> None:
+    def __init__(
+        self, path: Path, header: Sequence[str] | None = None, form: FileFormat = AS_USUAL
+    ) -> None:
         self._path = path
         self._header = header
         self._form = form
@@ -120,7 +142,9 @@ class LineWriter(StreamWriter):
         """Raise `ConnectorError` if these are several streams, or the file is there."""
         streams = sorted({at.stream for at in places})
         if len(streams) > 1:
-            raise ConnectorError(f"file {self._path}: expected records of one stream, got {', '.join(streams)}")
+            raise ConnectorError(
+                f"file {self._path}: expected records of one stream, got {', '.join(streams)}"
+            )
         if self._path.exists():
             raise ConnectorError(f"file {self._path}: expected a file that does not exist yet")
         if not Path(os.path.realpath(self._path)).parent.is_dir():
@@ -135,7 +159,8 @@ class LineWriter(StreamWriter):
 
 
 class FilesStreamWriter(StreamWriter):
-    """Append records to the last file of their stream, where that is JSON lines and not compressed.
+    """Append records to the last file of their stream, where that is JSON lines and not
+    compressed.
 
     Parameters
     ----------
@@ -150,7 +175,8 @@ class FilesStreamWriter(StreamWriter):
         self._files, self._form = source.files, source.form
 
     def check(self, places: Collection[StreamPartition]) -> None:
-        """Raise `ConnectorError` for a stream that cannot simply be appended to, with what can be done."""
+        """Raise `ConnectorError` for a stream that cannot simply be appended to, with what can be
+        done."""
         for stream, partition in sorted(places):
             if partition != 0:
                 raise ConnectorError(f"{stream}[{partition}]: files have the partition 0 only")
@@ -159,14 +185,22 @@ class FilesStreamWriter(StreamWriter):
                 raise ConnectorError(f"file {path}: not found")
             encoding = encoding_of(path, self._form)
             if is_csv(path) or path.suffix == ".gz" or encoding != "utf-8":
-                kind = "compressed" if path.suffix == ".gz" else "CSV" if is_csv(path) else f"in {encoding}"
+                kind = (
+                    "compressed"
+                    if path.suffix == ".gz"
+                    else "CSV"
+                    if is_csv(path)
+                    else f"in {encoding}"
+                )
                 raise ConnectorError(
-                    f"file {path}: is {kind}, and only plain JSON lines are appended to. Use --out LINES, look at "
+                    f"file {path}: is {kind}, and only plain JSON lines are appended to. Use "
+                    f"--out LINES, look at "
                     f"the file, then: {appending('LINES', path)}"
                 )
 
     def detached(self, out: Path, streams: Collection[str]) -> tuple[LineWriter, str]:
-        """Return what writes lines of the stream's own form into another file, and how to append that one."""
+        """Return what writes lines of the stream's own form into another file, and how to append
+        that one."""
         path = self._files[min(streams)][-1]
         header = header_of(path, self._form) if is_csv(path) else None
         form = replace(self._form, encoding=encoding_of(path, self._form))
@@ -186,7 +220,8 @@ class FilesStreamWriter(StreamWriter):
 
 
 def appending(lines: str, path: Path) -> str:
-    """Return the command that appends a file of lines; the members of a .gz are read one after the other."""
+    """Return the command that appends a file of lines; the members of a .gz are read one after the
+    other."""
     return f"gzip -c {lines} >> {path}" if path.suffix == ".gz" else f"cat {lines} >> {path}"
 
 
@@ -201,7 +236,9 @@ def _write_lines(
             _append(path, good)
     except OSError as error:  # a part may be there
         state, detail = "unknown", f"file {path}: {error}"
-    return [Returned(state, detail) if isinstance(x, bytes) else Returned("not-sent", x) for x in lines]
+    return [
+        Returned(state, detail) if isinstance(x, bytes) else Returned("not-sent", x) for x in lines
+    ]
 
 
 def _line(record: Record, header: Sequence[str] | None, form: FileFormat) -> bytes | str:
@@ -211,7 +248,8 @@ def _line(record: Record, header: Sequence[str] | None, form: FileFormat) -> byt
     value = (record.value or b"").removeprefix(codecs.BOM_UTF8)
     encoding = form.encoding or "utf-8"
     if header is None:
-        # The codec took it, so it is JSON, where the end of a line is white space: a value is one line, whatever.
+        # The codec took it, so it is JSON, where the end of a line is white space: a value is one
+        # line, whatever.
         line = value.replace(b"\r", b" ").replace(b"\n", b" ").strip() + b"\n"
         return line if encoding == "utf-8" else line.decode().encode(encoding, "backslashreplace")
     cells = msgspec.json.decode(value)
@@ -228,7 +266,13 @@ def _line(record: Record, header: Sequence[str] | None, form: FileFormat) -> byt
 
 
 def _cell(value: object) -> str:
-    return value if isinstance(value, str) else "" if value is None else msgspec.json.encode(value).decode()
+    return (
+        value
+        if isinstance(value, str)
+        else ""
+        if value is None
+        else msgspec.json.encode(value).decode()
+    )
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -1,4 +1,5 @@
-"""Files as numbered records: JSON lines as they are, CSV rows as JSON objects of text cells; either may be gzipped."""
+"""Files as numbered records: JSON lines as they are, CSV rows as JSON objects of text cells;
+either may be gzipped."""
 
 from __future__ import annotations
 
@@ -18,11 +19,22 @@ import msgspec
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.files import encoding_of_mark, open_regular
 
-__all__ = ["AS_USUAL", "FileFormat", "check_path", "encoding_of", "header_of", "is_csv", "shown_columns", "values_of"]
+__all__ = [
+    "AS_USUAL",
+    "FileFormat",
+    "check_path",
+    "encoding_of",
+    "header_of",
+    "is_csv",
+    "shown_columns",
+    "values_of",
+]
 
 CSV_SUFFIXES: Final = (".csv",)
 JSONL_SUFFIXES: Final = (".jsonl", ".ndjson")
-MOST_LINE: Final = 1 << 24  # bytes of a JSON line, characters of a CSV row; more than the codec takes by default
+MOST_LINE: Final = (
+    1 << 24
+)  # bytes of a JSON line, characters of a CSV row; more than the codec takes by default
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -67,16 +79,24 @@ class FileFormat:
         if self.delimiter == r"\t":  # as it is written on a command line
             object.__setattr__(self, "delimiter", "\t")
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n\0':
-            raise ConfigError("source.delimiter", self.delimiter, "one character, such as ',', ';' or a tab")
+            raise ConfigError(
+                "source.delimiter", self.delimiter, "one character, such as ',', ';' or a tab"
+            )
         if twice(self.columns) is not None or not all(map(str.strip, self.columns)):
-            raise ConfigError("source.columns", self.columns, "a list of different names, none of them blank")
+            raise ConfigError(
+                "source.columns", self.columns, "a list of different names, none of them blank"
+            )
         if self.comment != self.comment.strip():
-            raise ConfigError("source.comment", self.comment, "what a comment begins with, such as '#'")
+            raise ConfigError(
+                "source.comment", self.comment, "what a comment begins with, such as '#'"
+            )
         if self.encoding is not None:
             try:
                 " ".encode(self.encoding).decode(self.encoding)
             except (LookupError, UnicodeError):
-                raise ConfigError("source.encoding", self.encoding, "an encoding such as 'cp1252'") from None
+                raise ConfigError(
+                    "source.encoding", self.encoding, "an encoding such as 'cp1252'"
+                ) from None
 
 
 AS_USUAL: Final = FileFormat()
@@ -85,12 +105,15 @@ AS_USUAL: Final = FileFormat()
 def check_path(path: Path, setting: str) -> Path:
     """Return `path`, or raise `ConfigError` if its name says neither CSV nor JSON lines."""
     if _suffix(path) not in CSV_SUFFIXES + JSONL_SUFFIXES:
-        raise ConfigError(setting, str(path), "a file named .csv, .jsonl or .ndjson, with or without .gz")
+        raise ConfigError(
+            setting, str(path), "a file named .csv, .jsonl or .ndjson, with or without .gz"
+        )
     return path
 
 
 def is_csv(path: Path | str) -> bool:
-    """Whether the records of `path` are rows of text cells: the codec then needs ``text_numbers=True``."""
+    """Whether the records of `path` are rows of text cells: the codec then needs
+    ``text_numbers=True``."""
     return _suffix(Path(path)) in CSV_SUFFIXES
 
 
@@ -127,19 +150,24 @@ def encoding_of(path: Path, form: FileFormat = AS_USUAL) -> str:
     marked = encoding_of_mark(start)
     if marked in ("utf-16", "utf-32"):
         return f"{marked}-{'le' if start[0] == 0xFF else 'be'}"
-    return "utf-8" if marked is not None else codecs.lookup(form.encoding or "utf-8").name.removesuffix("-sig")
+    return (
+        "utf-8"
+        if marked is not None
+        else codecs.lookup(form.encoding or "utf-8").name.removesuffix("-sig")
+    )
 
 
 def values_of(path: Path, form: FileFormat = AS_USUAL) -> Iterator[bytes]:
     """Yield every record's value, in order; empty lines are no records.
 
-    A line is held up to 16 MiB, whatever a small .gz unpacks to: of a longer one the codec gets, and refuses, as much.
+    A line is held up to 16 MiB, whatever a small .gz unpacks to: of a longer one the codec gets,
+    and refuses, as much.
 
     Raises
     ------
     ConnectorError
-        If the file cannot be opened or read to its end (a torn .gz), is no regular file, has no columns, or has two of
-        the same name.
+        If the file cannot be opened or read to its end (a torn .gz), is no regular file, has no
+        columns, or has two of the same name.
     """
     number = 0
     try:
@@ -147,8 +175,16 @@ def values_of(path: Path, form: FileFormat = AS_USUAL) -> Iterator[bytes]:
             for value in _csv_values(file, form) if is_csv(path) else _jsonl_values(file, form):
                 yield value
                 number += 1
-    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:  # gzip reports a torn file as EOFError
-        raise ConnectorError(f"file {path}: cannot be read after {number} records: {error}") from error
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        csv.Error,
+        zlib.error,
+    ) as error:  # gzip reports a torn file as EOFError
+        raise ConnectorError(
+            f"file {path}: cannot be read after {number} records: {error}"
+        ) from error
 
 
 def _jsonl_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
@@ -189,7 +225,8 @@ def _csv_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield f"csv: {error}".encode()  # not JSON: the codec refuses it, and the stream goes on
+                # not JSON: the codec refuses it, and the stream goes on
+                yield f"csv: {error}".encode()
                 continue
             if not row or (len(row) == 1 and width > 1 and not row[0].strip()):
                 continue
@@ -202,13 +239,18 @@ def _csv_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
 
 
 def _columns(rows: Iterator[list[str]], form: FileFormat) -> list[str]:
-    """Return the names of the columns; those without a name have a blank one. Empty for an empty file."""
+    """Return the names of the columns; those without a name have a blank one.
+
+    Empty for an empty file.
+    """
     if form.columns:
         return [name.strip() for name in form.columns]
     row = next((row for row in rows if any(cell.strip() for cell in row)), [])
     columns = [name.strip() for name in row]
     if "\0" in "".join(columns):
-        raise ValueError("its first line holds NUL characters; is it UTF-16 without a mark? Set source.encoding")
+        raise ValueError(
+            "its first line holds NUL characters; is it UTF-16 without a mark? Set source.encoding"
+        )
     again = twice(columns)
     if again is not None:
         raise ValueError(f"the column {again!r} is there twice in {shown_columns(columns)}")
@@ -227,7 +269,10 @@ def _dialect(form: FileFormat) -> dict[str, Any]:
 
 
 def _text(file: BinaryIO, form: FileFormat) -> io.TextIOWrapper:
-    """Return a file as text. A cell that is none must not stop it: its escapes are no number, and are refused."""
+    """Return a file as text.
+
+    A cell that is none must not stop it: its escapes are no number, and are refused.
+    """
     encoding = encoding_of_mark(_peeked(file)) or form.encoding or "utf-8"
     return io.TextIOWrapper(file, encoding=encoding, errors="backslashreplace", newline="")
 
@@ -237,7 +282,8 @@ def _peeked(file: BinaryIO) -> bytes:
 
 
 class _Rows:
-    """The lines of a CSV file, of which one row takes only so much: a quote that is never closed has no end."""
+    """The lines of a CSV file, of which one row takes only so much: a quote that is never closed
+    has no end."""
 
     def __init__(self, text: io.TextIOWrapper, comment: str = "") -> None:
         self._text = text

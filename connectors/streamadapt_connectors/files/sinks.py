@@ -22,7 +22,8 @@ __all__ = ["JsonlDeadLetters", "JsonlSink"]
 
 TAIL_BYTES: Final = 1 << 16
 MOST_TORN: Final = 1 << 26
-"""A longer last line was not written by a sink: cutting it off would spoil somebody else's file."""
+"""A longer last line was not written by a sink: cutting it off would spoil somebody else's
+file."""
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -33,7 +34,8 @@ class _LineFile:
     Parameters
     ----------
     objects : bool
-        Whether every line is a JSON object: a last line that does not begin like one is not cut off.
+        Whether every line is a JSON object: a last line that does not begin like one is not cut
+        off.
     """
 
     def __init__(self, path: Path | str, *, objects: bool = True) -> None:
@@ -102,7 +104,10 @@ class _LineFile:
             self._file.seek(start)
             found = b"\n" in self._file.read(before - start)
             if end - start > MOST_TORN and not found:
-                raise OSError(errno.EFBIG, f"its last line is longer than {MOST_TORN} bytes: no file of JSON lines")
+                raise OSError(
+                    errno.EFBIG,
+                    f"its last line is longer than {MOST_TORN} bytes: no file of JSON lines",
+                )
         self._file.seek(start)
         tail = self._file.read(end - start)
         torn = tail[tail.rfind(b"\n") + 1 :]
@@ -113,7 +118,9 @@ class _LineFile:
         except (msgspec.DecodeError, UnicodeDecodeError):
             own = torn.lstrip(b"\0")  # a crash can leave these on some disks
             if self._objects and own and not own.startswith(b"{"):
-                raise OSError(errno.EINVAL, "its last line is no JSON object: no file of JSON lines") from None
+                raise OSError(
+                    errno.EINVAL, "its last line is no JSON object: no file of JSON lines"
+                ) from None
             self._file.truncate(end - len(torn))
         else:
             self._file.write(b"\n")  # whole, but for its end
@@ -125,8 +132,8 @@ class _LineFile:
 class JsonlSink(RecallingSink):
     """Append one line per prediction; `flush` returns when the disk has them.
 
-    With ``at-least-once`` some predictions are there twice after a crash, with the same id; with ``effectively-once``
-    none is. It has no transactions.
+    With ``at-least-once`` some predictions are there twice after a crash, with the same id; with
+    ``effectively-once`` none is. It has no transactions.
 
     Parameters
     ----------
@@ -135,7 +142,8 @@ class JsonlSink(RecallingSink):
     encoder : callable
         From `Prediction` to one line of bytes; not from a config.
     experts : bool
-        Whether to write also what every expert predicted; not together with an encoder of your own.
+        Whether to write also what every expert predicted; not together with an encoder of your
+        own.
 
     Raises
     ------
@@ -154,9 +162,12 @@ class JsonlSink(RecallingSink):
         self._encoder = partial(encode_prediction, experts=True) if experts else encoder
 
     def newest(self, stream: str, partition: int) -> int | None:
-        """Return the offset in the id of the last line that was made from a partition of `stream`."""
+        """Return the offset in the id of the last line that was made from a partition of
+        `stream`."""
         ids = (_id_of(line) for line in self._file.backwards())
-        return next((at.offset for at in ids if at is not None and at[:2] == (stream, partition)), None)
+        return next(
+            (at.offset for at in ids if at is not None and at[:2] == (stream, partition)), None
+        )
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Append them; they may stay in a small buffer until `flush`."""
@@ -174,8 +185,8 @@ class JsonlSink(RecallingSink):
 class JsonlDeadLetters(DeadLetterSink):
     """Append one line per dead letter.
 
-    ``key`` and ``value`` are text where they are UTF-8; otherwise base64, and ``key_encoding`` or ``value_encoding``
-    says so.
+    ``key`` and ``value`` are text where they are UTF-8; otherwise base64, and ``key_encoding`` or
+    ``value_encoding`` says so.
 
     Parameters
     ----------

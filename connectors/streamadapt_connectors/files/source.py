@@ -1,4 +1,5 @@
-"""Finite sources from files, and history for fitting; `JsonlSink` and `JsonlDeadLetters` are re-exported here."""
+"""Finite sources from files, and history for fitting; `JsonlSink` and `JsonlDeadLetters` are
+re-exported here."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ from streamadapt.errors import ConfigError, ConnectorError, EntryError, Reason
 from streamadapt.records import Batch, Entry, FloatArray, Label, Position, Record, StreamPartition
 from streamadapt_connectors.codecs.json_codec import FieldMap, JsonCodec, Limits
 from streamadapt_connectors.files.columns import look_at
-from streamadapt_connectors.files.reading import AS_USUAL, FileFormat, check_path, is_csv, values_of
+from streamadapt_connectors.files.reading import (
+    AS_USUAL,
+    FileFormat,
+    check_path,
+    is_csv,
+    values_of,
+)
 
 __all__ = ["FilesSource", "History", "read_history"]
 
@@ -30,14 +37,16 @@ Paths = Path | str | Sequence[Path | str]
 class FilesSource(Source):
     """Read CSV or JSON-lines files once, to their end.
 
-    The offset of a record is its number, from 0, over all files of its stream; its partition is 0. Values are JSON:
-    CSV rows become objects of text cells (give the codec ``text_numbers=True``), lines of JSON are delivered as they
-    are, broken ones too. A record's own time stamp is its number, as files have none.
+    The offset of a record is its number, from 0, over all files of its stream; its partition is 0.
+    Values are JSON: CSV rows become objects of text cells (give the codec ``text_numbers=True``),
+    lines of JSON are delivered as they are, broken ones too. A record's own time stamp is its
+    number, as files have none.
 
     Parameters
     ----------
     path : path or sequence of paths
-        The files with the entries, read in this order. Names end in .csv, .jsonl or .ndjson, with or without .gz.
+        The files with the entries, read in this order. Names end in .csv, .jsonl or .ndjson, with
+        or without .gz.
     label_path : path or sequence of paths, optional
         The files with the labels, where they have files of their own.
     stream, label_stream : str or None
@@ -58,7 +67,8 @@ class FilesSource(Source):
     ConfigError
         If a name has another ending.
     ConnectorError
-        From `open` if a file is missing; from `poll` if it cannot be read or a position lies beyond its end.
+        From `open` if a file is missing; from `poll` if it cannot be read or a position lies
+        beyond its end.
     """
 
     def __init__(  # noqa: PLR0913 - each is a key of its table
@@ -98,7 +108,10 @@ class FilesSource(Source):
         return self._files
 
     def look(self, codec: Any) -> list[dict[str, Any]]:
-        """Read the beginning of every file; see `look_at`. A file that cannot be read has a ``problem``."""
+        """Read the beginning of every file; see `look_at`.
+
+        A file that cannot be read has a ``problem``.
+        """
         found: list[dict[str, Any]] = []
         if not isinstance(codec, JsonCodec):  # somebody else's, of whose fields nothing is known
             return found
@@ -126,7 +139,8 @@ class FilesSource(Source):
         }
 
     def poll(self, timeout_s: float) -> list[Record]:
-        """Return the next records of every stream; waits only while it passes over those before the start."""
+        """Return the next records of every stream; waits only while it passes over those before
+        the start."""
         if not self._readers:
             raise ConnectorError("files source: poll before open")
         deadline = time.monotonic() + timeout_s
@@ -145,16 +159,26 @@ class FilesSource(Source):
         for at, start in starts.items():
             if at.stream in self._readers and at.partition == 0:
                 self._readers[at.stream].close()
-                self._readers[at.stream] = _Reader(at.stream, self._files[at.stream], start or 0, self.form)
+                self._readers[at.stream] = _Reader(
+                    at.stream, self._files[at.stream], start or 0, self.form
+                )
 
     def lag(self) -> dict[StreamPartition, int]:
         """0 for a stream read to its end; how much is left of the others is not known."""
-        return {StreamPartition(stream, 0): 0 for stream, reader in self._readers.items() if reader.ended}
+        return {
+            StreamPartition(stream, 0): 0
+            for stream, reader in self._readers.items()
+            if reader.ended
+        }
 
     @property
     def state(self) -> str:
         """``ended`` once every stream has been read to its end."""
-        return "ended" if self._readers and all(r.ended for r in self._readers.values()) else "connected"
+        return (
+            "ended"
+            if self._readers and all(r.ended for r in self._readers.values())
+            else "connected"
+        )
 
     def close(self) -> None:
         """Close the files. Idempotent."""
@@ -175,13 +199,16 @@ class _Reader:
         self.ended = False
 
     def skip(self, deadline: float) -> bool:
-        """Pass over the records before the start; False if `deadline` (monotonic, s) came first."""
+        """Pass over the records before the start; False if `deadline` (monotonic, s) came
+        first."""
         while self._next < self._start:
             for _ in range(min(SKIP_CHUNK, self._start - self._next)):
                 if next(self._values, None) is None:
                     raise ConnectorError(
-                        f"{self._stream}[0]: position {self._start} is outside of the file's 0 to {self._next}; "
-                        f"was it replaced? Start from a checkpoint that belongs to it, or without one"
+                        f"{self._stream}[0]: position {self._start} is outside of the file's 0 "
+                        f"to {self._next}; "
+                        f"was it replaced? Start from a checkpoint that belongs to it, or "
+                        f"without one"
                     )
                 self._next += 1
             if time.monotonic() >= deadline:
@@ -246,7 +273,8 @@ def read_history(
     Parameters
     ----------
     path : path or sequence of paths
-        .csv, .jsonl or .ndjson, with or without .gz; CSV cells are read as numbers also where `fields` does not say so.
+        .csv, .jsonl or .ndjson, with or without .gz; CSV cells are read as numbers also where
+        `fields` does not say so.
     fields : FieldMap
     label_path : the same as `path`, or None
         Labels that came apart from their entries are joined by id.
@@ -267,19 +295,31 @@ def read_history(
         offset, clock = 0, LocalClock()
         for file in _as_paths(paths or (), "path"):
             codec = JsonCodec(
-                replace(fields, text_numbers=fields.text_numbers or is_csv(file)), streams=streams, limits=limits
+                replace(fields, text_numbers=fields.text_numbers or is_csv(file)),
+                streams=streams,
+                limits=limits,
             )
             look_at(file, codec, stream, form, "HISTORY" if stream == streams[0] else "--labels")
             for value in values_of(file, form):
-                found.add(codec, Record(Position(stream, 0, offset), None, value, offset), clock, file)
+                found.add(
+                    codec, Record(Position(stream, 0, offset), None, value, offset), clock, file
+                )
                 offset += 1
     if not found.values:
         told = "; ".join(
-            f"{found.rejected[reason]} {reason}, for example {found.examples[reason]}" for reason in found.rejected
+            f"{found.rejected[reason]} {reason}, for example {found.examples[reason]}"
+            for reason in found.rejected
         )
-        raise ConnectorError(f"history {path}: no good row among {found.rows}: {told or 'it is empty'}")
+        raise ConnectorError(
+            f"history {path}: no good row among {found.rows}: {told or 'it is empty'}"
+        )
     return History(
-        found.batch(fields.values), found.rows, found.rejected, found.entries, found.examples, found.rejected_labels
+        found.batch(fields.values),
+        found.rows,
+        found.rejected,
+        found.entries,
+        found.examples,
+        found.rejected_labels,
     )
 
 
@@ -311,12 +351,17 @@ class _Columns:
         except EntryError as error:
             self.rejected[error.reason.value] += 1
             self.rejected_labels += of_labels
-            self.examples.setdefault(error.reason.value, f"{file}, record {record.position.offset}: {error.detail}")
+            self.examples.setdefault(
+                error.reason.value, f"{file}, record {record.position.offset}: {error.detail}"
+            )
         self.entries += not of_labels
 
     def _entry(self, entry: Entry) -> None:
         if self.values and len(entry.values) != len(self.values[0]):
-            raise EntryError(Reason.WRONG_WIDTH, f"expected {len(self.values[0])} values, got {len(entry.values)}")
+            raise EntryError(
+                Reason.WRONG_WIDTH,
+                f"expected {len(self.values[0])} values, got {len(entry.values)}",
+            )
         row = len(self.values)
         if entry.label is not None:
             self._labels[row] = entry.label

@@ -4,4 +4,10 @@ from streamadapt_connectors.kafka.dead_letters import KafkaDeadLetterReader, Kaf
 from streamadapt_connectors.kafka.sink import KafkaDeadLetters, KafkaSink
 from streamadapt_connectors.kafka.source import KafkaSource
 
-__all__ = ["KafkaDeadLetterReader", "KafkaDeadLetters", "KafkaSink", "KafkaSource", "KafkaStreamWriter"]
+__all__ = [
+    "KafkaDeadLetterReader",
+    "KafkaDeadLetters",
+    "KafkaSink",
+    "KafkaSource",
+    "KafkaStreamWriter",
+]

@@ -1,4 +1,5 @@
-"""What a client has asked the brokers and got no answer to, and what they last refused to store."""
+"""What a client has asked the brokers and got no answer to, and what they last refused to
+store."""
 
 from __future__ import annotations
 
@@ -80,7 +81,10 @@ class Answers:
         def answered(response: Any) -> None:
             self._asked.pop(number, None)
             self._answered_at = self._clock()
-            if getattr(response, "error_code", 0) == kafka_errors.InvalidProducerIdMappingError.errno:
+            if (
+                getattr(response, "error_code", 0)
+                == kafka_errors.InvalidProducerIdMappingError.errno
+            ):
                 self.forgotten = True
             if kind == PRODUCE:
                 self._note_refusals(response)
@@ -92,10 +96,11 @@ class Answers:
         future.add_errback(failed)
 
     def overdue(self, kind: str) -> Overdue | None:
-        """Return the oldest request that should have been answered `SILENT_S` ago, if it tells that no work is done.
+        """Return the oldest request that should have been answered `SILENT_S` ago, if it tells
+        that no work is done.
 
-        One of this kind does. One of another kind does if no broker has answered anything since: with several brokers
-        the client asks another one next time.
+        One of this kind does. One of another kind does if no broker has answered anything since:
+        with several brokers the client asks another one next time.
         """
         now = self._clock()
         for number, asked in list(self._asked.items()):
@@ -104,7 +109,8 @@ class Answers:
         late = [
             asked
             for asked in list(self._asked.values())
-            if now - asked.at >= asked.allowed_s + SILENT_S and (asked.kind == kind or self._answered_at < asked.at)
+            if now - asked.at >= asked.allowed_s + SILENT_S
+            and (asked.kind == kind or self._answered_at < asked.at)
         ]
         if not late:
             return None
@@ -112,7 +118,8 @@ class Answers:
         return Overdue(oldest.node, oldest.kind, now - oldest.at)
 
     def refusal(self, topic: str) -> tuple[int, str] | None:
-        """Return a partition of a topic that did not store what was sent last, and the broker's error."""
+        """Return a partition of a topic that did not store what was sent last, and the broker's
+        error."""
         for (name, partition), error in list(self._refused.items()):
             if name == topic:
                 return partition, error
@@ -123,15 +130,19 @@ class Answers:
             for partition in topic.partition_responses:
                 at = (topic.name, partition.index)
                 if partition.error_code:
-                    self._refused[at] = kafka_errors.for_code(partition.error_code).__name__.removesuffix("Error")
+                    self._refused[at] = kafka_errors.for_code(
+                        partition.error_code
+                    ).__name__.removesuffix("Error")
                 else:
                     self._refused.pop(at, None)
 
 
 def _allowed_s(request: Any) -> float:
-    """Return how long a broker may wait before it answers: a fetch for records, a join for the group's members.
+    """Return how long a broker may wait before it answers: a fetch for records, a join for the
+    group's members.
 
-    Not so what is written: a broker that waits for its followers does not acknowledge, which is what is to be known.
+    Not so what is written: a broker that waits for its followers does not acknowledge, which is
+    what is to be known.
     """
     if type(request).__name__ == "FetchRequest":
         return float(getattr(request, "max_wait_ms", 0) or 0) / 1000

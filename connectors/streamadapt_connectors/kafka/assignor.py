@@ -1,11 +1,13 @@
-"""Who of a consumer group gets which partitions: those of entries and labels together, moved as few as can be.
+"""Who of a consumer group gets which partitions: those of entries and labels together, moved as
+few as can be.
 
-Members that read the same topics share those out among themselves; a group may have several such sets of members. With
-each assignment goes a mark, or why a member gets nothing: without the mark it was somebody else who shared out.
+Members that read the same topics share those out among themselves; a group may have several such
+sets of members. With each assignment goes a mark, or why a member gets nothing: without the mark
+it was somebody else who shared out.
 
-Incremental cooperative rebalancing (Kafka's KIP-429): everybody keeps what stays theirs and goes on with it while the
-group settles. A partition that is to move is first taken from its owner, who saves its state, and given to its next
-owner in a second round.
+Incremental cooperative rebalancing (Kafka's KIP-429): everybody keeps what stays theirs and goes
+on with it while the group settles. A partition that is to move is first taken from its owner, who
+saves its state, and given to its next owner in a second round.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from kafka.coordinator.assignors.abstract import AbstractPartitionAssignor, RebalanceProtocol
-from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment, ConsumerProtocolSubscription
+from kafka.protocol.consumer.metadata import (
+    ConsumerProtocolAssignment,
+    ConsumerProtocolSubscription,
+)
 
 __all__ = ["CoPartitioned", "shared_out"]
 
@@ -54,7 +59,10 @@ def shared_out(
 
 
 class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
-    """kafka-python's interface to `shared_out`. One object per consumer: it knows what the consumer has."""
+    """kafka-python's interface to `shared_out`.
+
+    One object per consumer: it knows what the consumer has.
+    """
 
     name = "streamadapt-copartitioned"
     version = 1  # of the subscription: with the partitions that a member has
@@ -85,7 +93,9 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
             version=self.version,
             topics=sorted(topics),
             user_data=GENERATION.pack(self._generation),
-            owned_partitions=[place(topic=topic, partitions=sorted(own)) for topic, own in by_topic.items()],
+            owned_partitions=[
+                place(topic=topic, partitions=sorted(own)) for topic, own in by_topic.items()
+            ],
         )
 
     def on_assignment(self, assignment: Any, generation: int) -> None:
@@ -96,10 +106,15 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
         self.marked = said.startswith(MARK)
         self.refusal = said.removeprefix(MARK).decode("utf-8", "replace") if self.marked else ""
 
-    def assign(self, cluster: Any, members: Sequence[Any]) -> dict[str, ConsumerProtocolAssignment]:
+    def assign(
+        self, cluster: Any, members: Sequence[Any]
+    ) -> dict[str, ConsumerProtocolAssignment]:
         """Share out; what has to move first is nobody's for a round."""
         # Static members first: their names survive a restart, and so does the order.
-        order = sorted(members, key=lambda m: (m.group_instance_id is None, m.group_instance_id or "", m.member_id))
+        order = sorted(
+            members,
+            key=lambda m: (m.group_instance_id is None, m.group_instance_id or "", m.member_id),
+        )
         by_topics: dict[tuple[str, ...], list[Any]] = defaultdict(list)
         for member in order:
             by_topics[tuple(sorted(member.metadata.topics))].append(member)
@@ -113,7 +128,10 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
                 taken |= dict.fromkeys(topics, topics)
                 given |= self._share(cluster, topics, by_topics[topics])
                 continue
-            why = f"others in it read {', '.join(foreign)}, and this one {', '.join(topics)}: that cannot be shared out"
+            why = (
+                f"others in it read {', '.join(foreign)}, and this one {', '.join(topics)}: "
+                f"that cannot be shared out"
+            )
             given |= {m.member_id: self._assignment([], why) for m in by_topics[topics]}
         return given
 
@@ -127,17 +145,29 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
         for partition, name in owner.items():
             owned[name].append(partition)
         # Only what all topics have: partitions are added to one of them first.
-        there = set.intersection(*(set(cluster.partitions_for_topic(topic) or ()) for topic in topics))
+        there = set.intersection(
+            *(set(cluster.partitions_for_topic(topic) or ()) for topic in topics)
+        )
         goal = shared_out(there, names, owned)
-        given = {name: [p for p in own if owner.get(p, name) == name] for name, own in goal.items()}
-        return {name: self._assignment([(t, own) for t in topics if own]) for name, own in given.items()}
+        given = {
+            name: [p for p in own if owner.get(p, name) == name] for name, own in goal.items()
+        }
+        return {
+            name: self._assignment([(t, own) for t in topics if own])
+            for name, own in given.items()
+        }
 
-    def _assignment(self, places: list[tuple[str, list[int]]], refusal: str = "") -> ConsumerProtocolAssignment:
+    def _assignment(
+        self, places: list[tuple[str, list[int]]], refusal: str = ""
+    ) -> ConsumerProtocolAssignment:
         return ConsumerProtocolAssignment(self.version, places, MARK + refusal.encode())
 
 
 def _owners(members: Sequence[Any]) -> dict[int, str]:
-    """Return who has each partition. Of two that claim it, the one with the older word was thought dead meanwhile."""
+    """Return who has each partition.
+
+    Of two that claim it, the one with the older word was thought dead meanwhile.
+    """
     claims: dict[int, tuple[int, str]] = {}
     for member in members:
         data = bytes(member.metadata.user_data or b"")

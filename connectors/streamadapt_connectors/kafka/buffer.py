@@ -1,7 +1,8 @@
 """Fetched records on their way to the engine.
 
-kafka-python 3.0 can hold back a paused partition, but loses track of one that it is in the middle of delivering: after
-`resume` nothing more comes of it. So a whole fetch is taken over at once and cut into polls here.
+kafka-python 3.0 can hold back a paused partition, but loses track of one that it is in the middle
+of delivering: after `resume` nothing more comes of it. So a whole fetch is taken over at once and
+cut into polls here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What Kafka sources and sinks share: security, a client that can be closed, the state of the connection."""
+"""What Kafka sources and sinks share: security, a client that can be closed, the state of the
+connection."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ from streamadapt.engine.conditions import Condition, Conditions
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt_connectors.kafka.answers import Answers
 from streamadapt_connectors.kafka.client_log import let_client_speak
-from streamadapt_connectors.kafka.greeting import address_reason, check_server, mechanisms_at, password_demand
+from streamadapt_connectors.kafka.greeting import (
+    address_reason,
+    check_server,
+    mechanisms_at,
+    password_demand,
+)
 from streamadapt_connectors.kafka.records import read_any_header_name
 from streamadapt_connectors.kafka.security import check_security, refusal_of
 
@@ -40,13 +46,15 @@ RECONNECT_MAX_MS: Final = 5000
 SETUP_MS: Final = 5000
 """For a connection and what is asked on it first, doubled each time that is too short."""
 ADVERTISED: Final = (
-    "this is the address that the broker itself names (its advertised.listeners), not one of servers: make it "
+    "this is the address that the broker itself names (its advertised.listeners), not one of "
+    "servers: make it "
     "reachable from this machine, or correct it in the broker's settings"
 )
 
 
 class Link:
-    """Whether the other side answers: says so once per change, and how long to wait before the next attempt.
+    """Whether the other side answers: says so once per change, and how long to wait before the
+    next attempt.
 
     Parameters
     ----------
@@ -78,15 +86,23 @@ class Link:
         if not self._conditions.answered and not waited:
             log.info("%s: connected", self._conditions.what)
         self._conditions.answered = True
-        self._state, self._why, self._backoff_s, self._not_before = "connected", None, FIRST_BACKOFF_S, 0.0
+        self._state, self._why, self._backoff_s, self._not_before = (
+            "connected",
+            None,
+            FIRST_BACKOFF_S,
+            0.0,
+        )
 
     def down(self, why: str, condition: Condition = Condition.NO_ANSWER) -> None:
-        """It does not; wait longer each time, with jitter, so that many clients do not come back at once."""
+        """It does not; wait longer each time, with jitter, so that many clients do not come back
+        at once."""
         why = scrubbed(why)
         text = f"{why}; trying again until it works"
         known = self._conditions.holds(condition)
         self._conditions.begin(condition, text, self._holder)
-        if known and not self._conditions.answered and why != self._why:  # each may be another wrong setting
+        if (
+            known and not self._conditions.answered and why != self._why
+        ):  # each may be another wrong setting
             log.warning("%s: %s", self._conditions.what, text)
         self._state, self._why = "connecting", why
         self._not_before = time.monotonic() + self._backoff_s * random.uniform(0.5, 1.0)
@@ -117,7 +133,8 @@ class Setup:
         self._job: Future[Any] | None = None
 
     def in_time(self, work: Callable[[], T], deadline: float) -> T | None:
-        """Return ``work()`` or raise its error; None if it is not done by `deadline` (monotonic, s): ask again."""
+        """Return ``work()`` or raise its error; None if it is not done by `deadline` (monotonic,
+        s): ask again."""
         if self._job is None:
             self._link.sleep(deadline)
             if self._link.wait_s() > 0:
@@ -144,7 +161,8 @@ class Setup:
 
 
 class Client:
-    """One kafka-python client, kept at hand so that a constructor that fails leaves no thread and no socket behind."""
+    """One kafka-python client, kept at hand so that a constructor that fails leaves no thread and
+    no socket behind."""
 
     def __init__(self) -> None:
         self.net: NetworkSelector | None = None
@@ -160,16 +178,20 @@ class Client:
         self._manager = _Manager(self.net, **configs, socket_connection_setup_timeout_ms=SETUP_MS)
         self._manager.known = self.servers
         self._manager.on_bump = self._take_bump
-        self._manager.before_sending = lambda partitions: self.before_sending(partitions)  # as it is then
+        self._manager.before_sending = lambda partitions: self.before_sending(
+            partitions
+        )  # as it is then
         self._client = _NetClient(net=self.net, manager=self._manager, **configs)
-        # kafka-python 3.0 does not hand this on: a topic that was deleted would be created by asking for it.
+        # kafka-python 3.0 does not hand this on: a topic that was deleted would be created by
+        # asking for it.
         name = "allow_auto_create_topics"
         self._client.cluster.config[name] = configs.get(name, self._client.cluster.config[name])
         return self._client
 
     @property
     def cluster(self) -> Any:
-        """What kafka-python knows of the cluster (its `ClusterMetadata`); None before the client is built."""
+        """What kafka-python knows of the cluster (its `ClusterMetadata`); None before the client
+        is built."""
         client = self._client
         return None if client is None else client.cluster
 
@@ -179,7 +201,8 @@ class Client:
         return None if self._manager is None else self._manager.failure
 
     def explain(self, error: BaseException) -> str:
-        """Return in a person's words why something failed: with the addresses of brokers that cannot be reached."""
+        """Return in a person's words why something failed: with the addresses of brokers that
+        cannot be reached."""
         failed = [] if self._manager is None else self._manager.failed_brokers()
         if failed and not isinstance(error, kafka_errors.BrokerResponseError):
             return "; ".join(failed)
@@ -197,7 +220,9 @@ class Client:
     def answers(self) -> bool:
         """Whether a connection to any broker is open."""
         client = self._client
-        return client is not None and any(client.connected(broker.node_id) for broker in client.cluster.brokers())
+        return client is not None and any(
+            client.connected(broker.node_id) for broker in client.cluster.brokers()
+        )
 
     def quiet(self, kind: str) -> str:
         """Return that no broker answers, in words for an operator; empty if one does.
@@ -215,7 +240,8 @@ class Client:
             broker = manager.cluster.broker_metadata(late.node)
             where = "a broker" if broker is None else f"broker {broker.host}:{broker.port}"
             return (
-                f"{where} keeps its connection open but has not answered a {late.kind} request for {late.age_s:.0f} s: "
+                f"{where} keeps its connection open but has not answered a {late.kind} request "
+                f"for {late.age_s:.0f} s: "
                 "it is paused, frozen or overloaded; look at that broker"
             )
         if self.answers():
@@ -225,12 +251,14 @@ class Client:
         return f"no broker answers{why}; look at the brokers and the network"
 
     def refusal(self, topic: str) -> tuple[int, str] | None:
-        """Return a partition of a topic that did not store what was sent last, and the broker's error."""
+        """Return a partition of a topic that did not store what was sent last, and the broker's
+        error."""
         return None if self._manager is None else self._manager.answers.refusal(topic)
 
     @property
     def forgotten(self) -> bool:
-        """Whether a broker has said that it does not know the producer's transactional id any more."""
+        """Whether a broker has said that it does not know the producer's transactional id any
+        more."""
         return self._manager is not None and self._manager.answers.forgotten
 
     @property
@@ -239,7 +267,8 @@ class Client:
         return None if self._manager is None else self._manager.stopped_by
 
     def fall_silent(self) -> None:
-        """Send no request any more, whatever kafka-python still wants to; its sockets close with its thread."""
+        """Send no request any more, whatever kafka-python still wants to; its sockets close with
+        its thread."""
         if self._manager is not None:
             self._manager.silent = True
 
@@ -255,7 +284,8 @@ class Client:
 
 
 class _NetClient(KafkaNetClient):  # type: ignore[misc]
-    """Says that a node is not ready where kafka-python 3.0 raises: its sender then drops the request that was due."""
+    """Says that a node is not ready where kafka-python 3.0 raises: its sender then drops the
+    request that was due."""
 
     def await_ready(self, node_id: Any, timeout_ms: float = 30000) -> bool:
         """Return whether requests can be sent to a node, after at most so long."""
@@ -268,10 +298,12 @@ class _NetClient(KafkaNetClient):  # type: ignore[misc]
 
 
 class _Manager(KafkaConnectionManager):  # type: ignore[misc]
-    """Keeps why connections fail, which kafka-python only logs, and gives up at the first that can never be made.
+    """Keeps why connections fail, which kafka-python only logs, and gives up at the first that can
+    never be made.
 
-    Sends nothing once it is silent. kafka-python answers a broker that calls its epoch old with a request for the next
-    one (KIP-360), which would take the transaction from whoever has it now: a transactional producer is fenced then.
+    Sends nothing once it is silent. kafka-python answers a broker that calls its epoch old with a
+    request for the next one (KIP-360), which would take the transaction from whoever has it now: a
+    transactional producer is fenced then.
     """
 
     on_bump: Callable[[], None] = staticmethod(lambda: None)
@@ -302,14 +334,22 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
             connection.init_future.add_errback(lambda error: self._failed(node_id, error))
         return connection
 
-    def send(self, request: Any, node_id: Any = None, request_timeout_ms: float | None = None) -> Any:
+    def send(
+        self, request: Any, node_id: Any = None, request_timeout_ms: float | None = None
+    ) -> Any:
         """Send a request, unless it must not be."""
-        if isinstance(request, InitProducerIdRequest) and request.transactional_id and request.producer_id >= 0:
+        if (
+            isinstance(request, InitProducerIdRequest)
+            and request.transactional_id
+            and request.producer_id >= 0
+        ):
             self.on_bump()
         if isinstance(request, ProduceRequest) and not self.silent:
             self._ask_before(request)
         if self.silent:
-            return KafkaFuture().failure(kafka_errors.ProducerFencedError("this producer says nothing more"))
+            return KafkaFuture().failure(
+                kafka_errors.ProducerFencedError("this producer says nothing more")
+            )
         node_id = node_id if node_id is not None else self.least_loaded_node()
         future = super().send(request, node_id=node_id, request_timeout_ms=request_timeout_ms)
         self.answers.sent(request, node_id, future)
@@ -317,7 +357,9 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
 
     def _ask_before(self, request: Any) -> None:
         try:
-            self.before_sending({part.index for topic in request.topic_data for part in topic.partition_data})
+            self.before_sending(
+                {part.index for topic in request.topic_data for part in topic.partition_data}
+            )
         except Exception as error:  # of the engine, to be raised in its own thread
             self.stopped_by = error
             self.silent = True
@@ -337,11 +379,18 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         address = f"{node.host}:{node.port}"
         hint = "" if address in self.known or node_id in self._reached else f"; {ADVERTISED}"
         number = str(node_id).rpartition("-")[2]  # of a group's coordinator, too
-        self._unreachable[node_id] = f"broker {number} at {address} cannot be reached: {address_reason(error)}{hint}"
+        self._unreachable[node_id] = (
+            f"broker {number} at {address} cannot be reached: {address_reason(error)}{hint}"
+        )
 
     def failed_brokers(self) -> list[str]:
-        """Return the addresses of brokers to which the newest connection could not be made, and why."""
-        return [why for node, why in list(self._unreachable.items()) if self.cluster.broker_metadata(node) is not None]
+        """Return the addresses of brokers to which the newest connection could not be made, and
+        why."""
+        return [
+            why
+            for node, why in list(self._unreachable.items())
+            if self.cluster.broker_metadata(node) is not None
+        ]
 
 
 class Reach:
@@ -360,7 +409,9 @@ class Reach:
         for server in self.servers or [""]:
             host, _, port = server.rpartition(":")
             if not host or not port.isdigit():
-                raise ConfigError("servers", without_credentials(servers), "host:port, several with commas")
+                raise ConfigError(
+                    "servers", without_credentials(servers), "host:port, several with commas"
+                )
             if "@" in host:
                 expected = "host:port; user names and passwords stand in security"
                 raise ConfigError("servers", without_credentials(servers), expected)
@@ -393,16 +444,17 @@ class Reach:
     def probe(self) -> None:
         """Raise unless one of the servers answers as a Kafka broker; remember which.
 
-        Far cheaper than a client, and bounded: kafka-python waits for ever for one who is silent in a TLS handshake.
-        The client then begins with the server that answered: kafka-python takes any of them, and may spend all of its
-        time on a wrong one.
+        Far cheaper than a client, and bounded: kafka-python waits for ever for one who is silent
+        in a TLS handshake. The client then begins with the server that answered: kafka-python
+        takes any of them, and may spend all of its time on a wrong one.
 
         Raises
         ------
         ConnectionError
             If none answers now.
         ConnectorError
-            If none ever will: every one is of another kind than `security` says, or not to be trusted.
+            If none ever will: every one is of another kind than `security` says, or not to be
+            trusted.
         """
         first = self._answering
         refusals, errors = [], []
@@ -438,7 +490,9 @@ class Reach:
         except (ValueError, TypeError, AssertionError) as error:
             client.close()
             why = scrubbed(str(error))
-            raise ConnectorError(f"kafka {','.join(self.servers)}: wrong client settings: {why}") from error
+            raise ConnectorError(
+                f"kafka {','.join(self.servers)}: wrong client settings: {why}"
+            ) from error
         except kafka_errors.KafkaError as error:
             client.close()
             if isinstance(client.failure, kafka_errors.UnsupportedSaslMechanismError):
@@ -453,7 +507,9 @@ class Reach:
         server = self._answering or self.servers[0]
         offered = mechanisms_at(server, self._security) or "no other that it names"
         asked = self._security.get("sasl_mechanism")
-        text = f"the broker does not take this security.sasl_mechanism ({asked}); it takes {offered}"
+        text = (
+            f"the broker does not take this security.sasl_mechanism ({asked}); it takes {offered}"
+        )
         return ConnectorError(f"kafka {server}: {text}")
 
     def _why(self, failure: BaseException) -> str:

@@ -20,15 +20,18 @@ MOST: Final = 256
 NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+")
 
 HARMLESS: Final = (
-    # Our own answer to whatever a producer that was given up still wants to send: the loss itself has been said.
+    # Our own answer to whatever a producer that was given up still wants to send: the loss itself
+    # has been said.
     "this producer says nothing more",
-    # A step of the client that took more than 100 ms: so it is on any machine that is busy, and nothing waits longer.
+    # A step of the client that took more than 100 ms: so it is on any machine that is busy, and
+    # nothing waits longer.
     "It is blocking the event loop",
 )
 
 
 class ClientLog(logging.Handler):
-    """Pass on what a library logs: of messages that differ only in numbers one in `EVERY_S`, with how many there were.
+    """Pass on what a library logs: of messages that differ only in numbers one in `EVERY_S`, with
+    how many there were.
 
     Parameters
     ----------
@@ -47,7 +50,9 @@ class ClientLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record on, or count it."""
-        if not self._out.hasHandlers():  # a command without a log, such as `dlq`, says itself what failed
+        if (
+            not self._out.hasHandlers()
+        ):  # a command without a log, such as `dlq`, says itself what failed
             return
         text = record.getMessage()
         if any(harmless in text for harmless in HARMLESS):
@@ -57,14 +62,20 @@ class ClientLog(logging.Handler):
             return
         more = f" ({repeats} more like it since the last line)" if repeats else ""
         error = record.exc_info[1] if record.exc_info else None
-        usual = isinstance(error, OSError | kafka_errors.KafkaError)  # where it stood says no more than what it was
+        usual = isinstance(
+            error, OSError | kafka_errors.KafkaError
+        )  # where it stood says no more than what it was
         if usual:
             text = f"{text}: {error}"
-        # No error of ours: what the client calls one is tried again, and what cannot be mended so is raised.
-        self._out.warning("%s: %s%s", record.name, text, more, exc_info=None if usual else record.exc_info)
+        # No error of ours: what the client calls one is tried again, and what cannot be mended so
+        # is raised.
+        self._out.warning(
+            "%s: %s%s", record.name, text, more, exc_info=None if usual else record.exc_info
+        )
 
     def _repeats(self, key: str) -> int | None:
-        """Return how often a message came since it was passed on; None if it is not to be passed on now."""
+        """Return how often a message came since it was passed on; None if it is not to be passed
+        on now."""
         now = self._clock()
         with self._guard:
             at, repeats = self._said.pop(key, (float("-inf"), 0))
@@ -76,7 +87,10 @@ class ClientLog(logging.Handler):
 
 
 def let_client_speak() -> None:
-    """Have kafka-python's warnings come into our log. A level or a handler that somebody has set is left alone."""
+    """Have kafka-python's warnings come into our log.
+
+    A level or a handler that somebody has set is left alone.
+    """
     logger = logging.getLogger("kafka")
     mute = all(isinstance(handler, logging.NullHandler) for handler in logger.handlers)
     if logger.level == logging.NOTSET and mute:

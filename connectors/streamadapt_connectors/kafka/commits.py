@@ -1,4 +1,5 @@
-"""Committing to a consumer group how far the work is done, until the broker has taken it: for monitoring only."""
+"""Committing to a consumer group how far the work is done, until the broker has taken it: for
+monitoring only."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ AGAIN_S: Final = 5.0
 class Commits:
     """The offsets that the group should have, and those that it is known to have.
 
-    A commit may fail, during a rebalance for instance. Without another try the group would stand at an old offset until
-    the next checkpoint, which may never come where no record does.
+    A commit may fail, during a rebalance for instance. Without another try the group would stand
+    at an old offset until the next checkpoint, which may never come where no record does.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,10 @@ class Commits:
             self._told.pop(at, None)
 
     def send(self, consumer: Any) -> None:
-        """Commit what the group does not have yet; returns at once. Tries again after `AGAIN_S`."""
+        """Commit what the group does not have yet; returns at once.
+
+        Tries again after `AGAIN_S`.
+        """
         if time.monotonic() < self._not_before:
             return
         due = {at: offset for at, offset in self._wanted.items() if self._told.get(at) != offset}

@@ -1,4 +1,5 @@
-"""Dead letters of a topic, read back; and repaired records, written to the partition they came from."""
+"""Dead letters of a topic, read back; and repaired records, written to the partition they came
+from."""
 
 from __future__ import annotations
 
@@ -52,8 +53,9 @@ PRODUCER: Final = {
 
 
 class KafkaDeadLetterReader(DeadLetterReader):
-    """Read the records of `KafkaDeadLetters`, without a group. Notes are records of the same topic, in partition 0,
-    with the header ``streamadapt-replay``.
+    """Read the records of `KafkaDeadLetters`, without a group.
+
+    Notes are records of the same topic, in partition 0, with the header ``streamadapt-replay``.
 
     Parameters
     ----------
@@ -73,7 +75,9 @@ class KafkaDeadLetterReader(DeadLetterReader):
         self._reach = Reach(servers, security)
         self._topic = topic
         self._missing = False
-        self._producer = _Producer(self._reach, [Access("Write", "topic", topic, "dead_letters.topic")])
+        self._producer = _Producer(
+            self._reach, [Access("Write", "topic", topic, "dead_letters.topic")]
+        )
 
     @property
     def name(self) -> str:
@@ -85,11 +89,16 @@ class KafkaDeadLetterReader(DeadLetterReader):
         """Whether there was no such topic."""
         return self._missing
 
-    def read(self, on_progress: Callable[[int, int], None] | None = None) -> Iterator[StoredLetter | ReplayMark]:
-        """Yield every record up to the ends as they are now; gives up if the broker is silent for `PATIENCE_S`."""
+    def read(
+        self, on_progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[StoredLetter | ReplayMark]:
+        """Yield every record up to the ends as they are now; gives up if the broker is silent for
+        `PATIENCE_S`."""
         accesses = [Access("Read", "topic", self._topic, "dead_letters.topic")]
         with _consumer(self._reach, self.name, accesses) as consumer:
-            places = [TopicPartition(self._topic, p) for p in topic_partitions(consumer, self._topic)]
+            places = [
+                TopicPartition(self._topic, p) for p in topic_partitions(consumer, self._topic)
+            ]
             self._missing = not places
             if not places:
                 return
@@ -97,8 +106,12 @@ class KafkaDeadLetterReader(DeadLetterReader):
             ends = consumer.end_offsets(places, timeout_ms=OFFSETS_TIMEOUT_MS)
             held = {at: end for at, end in ends.items() if end > begins[at]}
             if held:
-                ends = fetched_ends(consumer, held)  # some brokers name the start of the last batch here
-                for record in _between(consumer, {at: begins[at] for at in held}, ends, on_progress):
+                ends = fetched_ends(
+                    consumer, held
+                )  # some brokers name the start of the last batch here
+                for record in _between(
+                    consumer, {at: begins[at] for at in held}, ends, on_progress
+                ):
                     yield _stored(record)
 
     def mark(self, mark: ReplayMark) -> None:
@@ -106,12 +119,22 @@ class KafkaDeadLetterReader(DeadLetterReader):
         if self._missing:
             raise ConnectorError(f"{self.name}: does not exist; what was fed back is noted there")
         data = msgspec.json.encode(mark_fields(mark))
-        key = f"{MARK} {uuid.uuid4()}".encode()  # a key of its own: a topic that is compacted keeps it
+        key = (
+            f"{MARK} {uuid.uuid4()}".encode()
+        )  # a key of its own: a topic that is compacted keeps it
         headers = [(MARK, mark.state.encode())]
-        note = {"topic": self._topic, "partition": 0, "key": key, "value": data, "headers": headers}
+        note = {
+            "topic": self._topic,
+            "partition": 0,
+            "key": key,
+            "value": data,
+            "headers": headers,
+        }
         (done,) = self._producer.send([note])
         if done.state != "sent":
-            raise ConnectorError(f"{self.name}: the note of what is fed back was not written: {done.detail}")
+            raise ConnectorError(
+                f"{self.name}: the note of what is fed back was not written: {done.detail}"
+            )
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -119,8 +142,9 @@ class KafkaDeadLetterReader(DeadLetterReader):
 
 
 class KafkaStreamWriter(StreamWriter):
-    """Write records to the topic and partition they came from, with their key, their headers and the further headers
-    ``streamadapt-replay-of`` (the position that was refused) and ``streamadapt-replayed-at``.
+    """Write records to the topic and partition they came from, with their key, their headers and
+    the further headers ``streamadapt-replay-of`` (the position that was refused) and
+    ``streamadapt-replayed-at``.
 
     Parameters
     ----------
@@ -141,8 +165,12 @@ class KafkaStreamWriter(StreamWriter):
     ) -> None:
         del others
         self._reach = Reach(servers, security)
-        settings = {topic: "source.topic"} | ({} if label_topic is None else {label_topic: "source.label_topic"})
-        self._accesses = [Access("Write", "topic", name, setting) for name, setting in settings.items()]
+        settings = {topic: "source.topic"} | (
+            {} if label_topic is None else {label_topic: "source.label_topic"}
+        )
+        self._accesses = [
+            Access("Write", "topic", name, setting) for name, setting in settings.items()
+        ]
         self._producer = _Producer(self._reach, self._accesses)
 
     def check(self, places: Collection[StreamPartition]) -> None:
@@ -152,8 +180,14 @@ class KafkaStreamWriter(StreamWriter):
             for topic, partition in sorted(places):
                 there = topic_partitions(consumer, topic)
                 if partition not in there:
-                    said = f"has the partitions {there[0]} to {there[-1]}" if there else "does not exist"
-                    raise ConnectorError(f"{name}: {topic}[{partition}]: cannot be written to, topic {topic} {said}")
+                    said = (
+                        f"has the partitions {there[0]} to {there[-1]}"
+                        if there
+                        else "does not exist"
+                    )
+                    raise ConnectorError(
+                        f"{name}: {topic}[{partition}]: cannot be written to, topic {topic} {said}"
+                    )
 
     def write(self, records: Sequence[Returning]) -> list[Returned]:
         """Write them, and wait until the broker has each."""
@@ -168,7 +202,11 @@ class KafkaStreamWriter(StreamWriter):
 def _outgoing(one: Returning, now: bytes) -> dict[str, Any]:
     at = one.record.position
     # Its own, but what an earlier replay said of it; the client takes no header without a value.
-    own = [(name, raw or b"") for name, raw in one.record.headers if name not in (REPLAY_OF, REPLAYED_AT)]
+    own = [
+        (name, raw or b"")
+        for name, raw in one.record.headers
+        if name not in (REPLAY_OF, REPLAYED_AT)
+    ]
     return {
         "topic": at.stream,
         "partition": at.partition,
@@ -180,7 +218,8 @@ def _outgoing(one: Returning, now: bytes) -> dict[str, Any]:
 
 
 class _Producer:
-    """A producer that is connected when first needed, and says of each record what became of it."""
+    """A producer that is connected when first needed, and says of each record what became of
+    it."""
 
     def __init__(self, reach: Reach, accesses: Sequence[Access]) -> None:
         self._reach = reach
@@ -197,7 +236,9 @@ class _Producer:
         posted = [self._post(self._producer, record) for record in records]
         done = [self._settled(one) for one in posted]
         if any(one.state != "sent" for one in done):
-            self.close()  # a refused batch breaks the sequence of an idempotent producer: the next ones get a new one
+            # a refused batch breaks the sequence of an idempotent producer: the next ones get a
+            # new one
+            self.close()
         return done
 
     def _post(self, producer: KafkaProducer, record: Mapping[str, Any]) -> Any:
@@ -212,7 +253,9 @@ class _Producer:
         try:
             told = posted.get(timeout=PATIENCE_S + CLOSE_S)
         except (kafka_errors.RetriableError, kafka_errors.KafkaTimeoutError, OSError) as error:
-            return Returned("unknown", self._why(error))  # the broker may have it, and its answer was lost
+            return Returned(
+                "unknown", self._why(error)
+            )  # the broker may have it, and its answer was lost
         except kafka_errors.KafkaError as error:
             return Returned("not-sent", self._why(error))
         return Returned("sent", f"{told.topic}[{told.partition}]@{told.offset}")
@@ -232,8 +275,10 @@ class _Producer:
 def _why(error: Exception, client: Client, refusals: Refusals) -> str:
     if isinstance(error, kafka_errors.InvalidTimestampError):
         return (
-            f"{scrubbed(str(error))}: the topic's message.timestamp.before.max.ms or message.timestamp.after.max.ms "
-            "does not allow the record's time; raise it, or name the event time's field in fields.time"
+            f"{scrubbed(str(error))}: the topic's message.timestamp.before.max.ms or "
+            f"message.timestamp.after.max.ms "
+            "does not allow the record's time; raise it, or name the event time's field in "
+            "fields.time"
         )
     return refusals.explain(error, client.shown()) or scrubbed(client.explain(error))
 
@@ -286,7 +331,9 @@ def _between(
             if on_progress is not None:
                 on_progress(done, total)
         elif time.monotonic() > deadline:
-            raise kafka_errors.KafkaTimeoutError(f"nothing more came for {PATIENCE_S:g} s, after {done} of {total}")
+            raise kafka_errors.KafkaTimeoutError(
+                f"nothing more came for {PATIENCE_S:g} s, after {done} of {total}"
+            )
         finished = [at for at in begins if reached[at] >= ends[at]]
         if len(finished) == len(begins):
             return

@@ -45,7 +45,11 @@ class Deliveries:
     """
 
     def __init__(
-        self, conditions: Conditions, topic: str, holder: str = "", clock: Callable[[], float] = time.monotonic
+        self,
+        conditions: Conditions,
+        topic: str,
+        holder: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.conditions = conditions
         self.holder = holder
@@ -57,7 +61,8 @@ class Deliveries:
         self._quiet_since: float | None = None
 
     def posted(self, future: Any) -> None:
-        """A record was sent; `future` is kafka-python's, done once it is acknowledged or refused."""
+        """A record was sent; `future` is kafka-python's, done once it is acknowledged or
+        refused."""
         with self._lock:
             self._drop_done()
             self._waiting.append((self._clock(), future))
@@ -79,7 +84,8 @@ class Deliveries:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the oldest record that is not acknowledged was first sent; 0 where there is none."""
+        """Seconds since the oldest record that is not acknowledged was first sent; 0 where there
+        is none."""
         with self._lock:
             self._drop_done()
             since = self._lost_since
@@ -94,7 +100,9 @@ class Deliveries:
                 self._lost_since = None
 
     def begun(self) -> None:
-        """A new producer is ready. What the old one held may be known to be stored, and is not sent again then.
+        """A new producer is ready.
+
+        What the old one held may be known to be stored, and is not sent again then.
 
         Not so where the broker had refused it: that one is sent again, and its answer tells.
         """
@@ -122,32 +130,47 @@ class Deliveries:
         elif self._quiet_since is None:
             self._quiet_since = now
         elif now - self._quiet_since >= HOLD_S:
-            self.conditions.begin(Condition.NO_ANSWER, quiet + self._behind(waiting, age_s), self.holder)
+            self.conditions.begin(
+                Condition.NO_ANSWER, quiet + self._behind(waiting, age_s), self.holder
+            )
         self._look_at_refusals(age_s, refusal)
         self._look_at_age(age_s, waiting, refusal, known=bool(quiet))
 
     def _look_at_refusals(self, age_s: float, refusal: tuple[int, str] | None) -> None:
         few = Condition.TOO_FEW_REPLICAS
         if age_s < REFUSED_S:
-            self.conditions.end(few, f"topic {self._topic} has enough in-sync replicas again", self.holder)
+            self.conditions.end(
+                few, f"topic {self._topic} has enough in-sync replicas again", self.holder
+            )
         elif refusal is not None and refusal[1] in TOO_FEW:
             self.conditions.begin(
                 few,
-                f"topic {self._topic}, partition {refusal[0]} has fewer in-sync replicas than its min.insync.replicas "
-                f"asks for ({refusal[1]}): the broker stores nothing, and what is written waits; bring the brokers "
+                f"topic {self._topic}, partition {refusal[0]} has fewer in-sync replicas than "
+                f"its min.insync.replicas "
+                f"asks for ({refusal[1]}): the broker stores nothing, and what is written "
+                f"waits; bring the brokers "
                 "that hold its replicas back, or lower min.insync.replicas of the topic",
                 self.holder,
             )
 
-    def _look_at_age(self, age_s: float, waiting: int, refusal: tuple[int, str] | None, *, known: bool) -> None:
+    def _look_at_age(
+        self, age_s: float, waiting: int, refusal: tuple[int, str] | None, *, known: bool
+    ) -> None:
         late = Condition.UNACKNOWLEDGED
         if age_s < LATE_S:
-            self.conditions.end(late, f"topic {self._topic} has acknowledged everything that waited", self.holder)
+            self.conditions.end(
+                late, f"topic {self._topic} has acknowledged everything that waited", self.holder
+            )
         elif age_s >= LATE_S + REASON_S and not known and not self._says_why():
-            why = "the broker says nothing of why" if refusal is None else f"partition {refusal[0]}: {refusal[1]}"
+            why = (
+                "the broker says nothing of why"
+                if refusal is None
+                else f"partition {refusal[0]}: {refusal[1]}"
+            )
             self.conditions.begin(
                 late,
-                f"topic {self._topic} has not acknowledged {waiting} records, the oldest for {age_s:.0f} s ({why}); "
+                f"topic {self._topic} has not acknowledged {waiting} records, the oldest for "
+                f"{age_s:.0f} s ({why}); "
                 "look at the topic's leaders and at how busy the brokers are",
                 self.holder,
             )
@@ -157,4 +180,8 @@ class Deliveries:
         return any(self.conditions.holds(known, self.holder) for known in SINK_CONDITIONS)
 
     def _behind(self, waiting: int, age_s: float) -> str:
-        return f"; {waiting} records are not acknowledged, the oldest for {age_s:.0f} s" if waiting else ""
+        return (
+            f"; {waiting} records are not acknowledged, the oldest for {age_s:.0f} s"
+            if waiting
+            else ""
+        )

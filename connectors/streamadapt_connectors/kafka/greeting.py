@@ -1,6 +1,8 @@
-"""What answers at an address: looked at with a few bytes of our own, before kafka-python connects there.
+"""What answers at an address: looked at with a few bytes of our own, before kafka-python connects
+there.
 
-kafka-python reports a port with another protocol, and a broker that is frozen, as a lost connection or a timeout.
+kafka-python reports a port with another protocol, and a broker that is frozen, as a lost
+connection or a timeout.
 """
 
 from __future__ import annotations
@@ -31,26 +33,33 @@ CLOSED: Final = ("socket disconnected", "Connection reset")
 TLS_ALERT: Final = b"\x15\x03"
 
 IS_TLS: Final = (
-    "this port speaks TLS, and security.security_protocol is {now!r}: set it to 'SSL', or to 'SASL_SSL' with a user "
+    "this port speaks TLS, and security.security_protocol is {now!r}: set it to 'SSL', or to "
+    "'SASL_SSL' with a user "
     "name and a password, or name the broker's port without TLS in servers"
 )
 IS_PLAIN: Final = (
-    "this port speaks Kafka without TLS, and security.security_protocol is {now!r}: name the broker's TLS port in "
+    "this port speaks Kafka without TLS, and security.security_protocol is {now!r}: name the "
+    "broker's TLS port in "
     "servers, or, if nothing has to be encrypted, set it to {plain!r}"
 )
 IS_WEB: Final = "a web server answers at this port, not a Kafka broker: correct servers"
 IS_OTHER: Final = "what answers at this port is not a Kafka broker: correct servers"
-IS_CONTROLLER: Final = "this is the port of a Kafka controller, not of a broker: name the brokers' ports in servers"
+IS_CONTROLLER: Final = (
+    "this is the port of a Kafka controller, not of a broker: name the brokers' ports in servers"
+)
 IS_SILENT: Final = (
-    f"it accepts connections, and does not answer within {ANSWER_S:g} s: the broker is frozen or overloaded, or it is "
+    f"it accepts connections, and does not answer within {ANSWER_S:g} s: the broker is frozen "
+    f"or overloaded, or it is "
     "not a Kafka broker"
 )
 IS_CLOSED: Final = (
-    "it closes the connection without an answer: a broker that is starting or has too many connections, or not a Kafka "
+    "it closes the connection without an answer: a broker that is starting or has too many "
+    "connections, or not a Kafka "
     "broker"
 )
 NO_TLS_ANSWER: Final = (
-    f"it accepts connections, and does not answer to a TLS handshake within {CONNECT_S:g} s: the broker is frozen or "
+    f"it accepts connections, and does not answer to a TLS handshake within {CONNECT_S:g} s: "
+    f"the broker is frozen or "
     "overloaded, or not a Kafka broker; does it speak TLS?"
 )
 
@@ -62,7 +71,8 @@ class UnansweredError(ConnectionError):
 def check_server(server: str, security: Mapping[str, Any]) -> None:
     """Raise unless a Kafka broker answers at an address in the protocol that `security` asks for.
 
-    Sends a request for the broker's versions, which every broker answers before it asks for a password.
+    Sends a request for the broker's versions, which every broker answers before it asks for a
+    password.
 
     Parameters
     ----------
@@ -100,34 +110,45 @@ def check_server(server: str, security: Mapping[str, Any]) -> None:
 
 
 def address_reason(error: BaseException | str) -> str:
-    """Return in a person's words why no connection could be made, for an error of the system or of kafka-python."""
+    """Return in a person's words why no connection could be made, for an error of the system or of
+    kafka-python."""
     said = str(error)
     if isinstance(error, socket.gaierror) or "DNS" in said:
         return "the host name cannot be resolved"
     if isinstance(error, ConnectionRefusedError) or "ECONNREFUSED" in said:
         return "nothing listens there (connection refused)"
     if isinstance(error, TimeoutError) or "timed out" in said.lower():
-        return f"no answer within {CONNECT_S:g} s: the host is down, or a firewall drops the connection"
+        return (
+            f"no answer within {CONNECT_S:g} s: the host is down, or a firewall drops the "
+            f"connection"
+        )
     if isinstance(error, ConnectionResetError) or any(words in said for words in CLOSED):
-        return "it closes the connection: the broker is starting or stopping, or something in between closes it"
+        return (
+            "it closes the connection: the broker is starting or stopping, or something in "
+            "between closes it"
+        )
     return said or type(error).__name__
 
 
 def password_demand(server: str, security: Mapping[str, Any]) -> str | None:
-    """Return what to do where a broker asks for a password and `security` has none; None where it asks for none."""
+    """Return what to do where a broker asks for a password and `security` has none; None where it
+    asks for none."""
     protocol = security.get("security_protocol", "PLAINTEXT")
     mechanisms = "" if protocol.startswith("SASL") else mechanisms_at(server, security)
     if not mechanisms:
         return None
     wanted = "SASL_SSL" if protocol == "SSL" else "SASL_PLAINTEXT"
     return (
-        f"this port asks for a user name and a password, and security.security_protocol is {protocol!r}: set it to "
-        f"{wanted!r}, with security.sasl_mechanism ({mechanisms}), sasl_plain_username and sasl_plain_password"
+        f"this port asks for a user name and a password, and security.security_protocol is "
+        f"{protocol!r}: set it to "
+        f"{wanted!r}, with security.sasl_mechanism ({mechanisms}), sasl_plain_username and "
+        f"sasl_plain_password"
     )
 
 
 def mechanisms_at(server: str, security: Mapping[str, Any]) -> str:
-    """Return the SASL mechanisms that a broker offers at an address, with commas; empty where it says of none."""
+    """Return the SASL mechanisms that a broker offers at an address, with commas; empty where it
+    says of none."""
     answer = b""
     with suppress(OSError), _connected(server) as raw, _secured(raw, server, security) as end:
         answer = _ask(end, SASL_HANDSHAKE, SECOND_LOOK_S, struct.pack(">h5s", 5, b"PLAIN"))
@@ -161,14 +182,19 @@ def _is_tls(server: str, protocol: str) -> None:
 
 
 def _judge_tls_failure(server: str, protocol: str, error: OSError) -> None:
-    """Raise what a failure of a TLS handshake means: is it Kafka without TLS that closed the connection?"""
+    """Raise what a failure of a TLS handshake means: is it Kafka without TLS that closed the
+    connection?"""
     if refusal := refusal_of(error):
-        if "does not speak TLS" in refusal and _exchange(server, b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/"):
+        if "does not speak TLS" in refusal and _exchange(
+            server, b"GET / HTTP/1.0\r\n\r\n"
+        ).startswith(b"HTTP/"):
             refusal = IS_WEB
         raise ConnectorError(f"kafka {server}: {refusal}") from error
     if _api_keys(_exchange(server, _request(API_VERSIONS, b""))) is not None:
         plain = "SASL_PLAINTEXT" if protocol.startswith("SASL") else "PLAINTEXT"
-        raise ConnectorError(f"kafka {server}: {IS_PLAIN.format(now=protocol, plain=plain)}") from error
+        raise ConnectorError(
+            f"kafka {server}: {IS_PLAIN.format(now=protocol, plain=plain)}"
+        ) from error
     raise ConnectionError(f"{server}: the TLS handshake failed: {error}") from error
 
 
@@ -184,14 +210,18 @@ def _connected(server: str) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _secured(end: socket.socket, server: str, security: Mapping[str, Any]) -> Iterator[socket.socket]:
+def _secured(
+    end: socket.socket, server: str, security: Mapping[str, Any]
+) -> Iterator[socket.socket]:
     """Yield the connection, with a TLS handshake where `security` asks for TLS."""
     if not security.get("security_protocol", "").endswith("SSL"):
         yield end
         return
     try:
         context = tls_context(security)
-    except ConfigError as error:  # the files were right at the start: perhaps they are being replaced
+    except (
+        ConfigError
+    ) as error:  # the files were right at the start: perhaps they are being replaced
         raise UnansweredError(f"{server}: {error}") from error
     host = server.rpartition(":")[0].strip("[]").rstrip(".")
     try:
@@ -210,7 +240,8 @@ def _request(key: int, body: bytes) -> bytes:
 
 
 def _ask(end: socket.socket, key: int, timeout_s: float, body: bytes = b"") -> bytes:
-    """Return the answer to a request, its size and correlation id included; nothing if the connection was closed."""
+    """Return the answer to a request, its size and correlation id included; nothing if the
+    connection was closed."""
     end.settimeout(timeout_s)
     try:
         end.sendall(_request(key, body))
@@ -231,7 +262,8 @@ def _lacks(answer: bytes) -> bool:
 
 
 def _api_keys(answer: bytes) -> set[int] | None:
-    """Return which requests a broker takes, by its answer to the request for its versions; None for another answer."""
+    """Return which requests a broker takes, by its answer to the request for its versions; None
+    for another answer."""
     if len(answer) < 14 or struct.unpack(">i", answer[4:8])[0] != API_VERSIONS:
         return None
     count = struct.unpack(">i", answer[10:14])[0]
@@ -249,7 +281,8 @@ def _strings(data: bytes, count: int) -> Iterator[str]:
 
 
 def _exchange(server: str, said: bytes) -> bytes:
-    """Return the first bytes that come back for some bytes, in the clear; nothing where none do."""
+    """Return the first bytes that come back for some bytes, in the clear; nothing where none
+    do."""
     with suppress(OSError), _connected(server) as end:
         end.settimeout(SECOND_LOOK_S)
         end.sendall(said)
@@ -258,7 +291,8 @@ def _exchange(server: str, said: bytes) -> bytes:
 
 
 def _speaks_tls(server: str) -> bool:
-    """Whether the other side answers to a TLS hello; nothing is sent after the handshake, and nobody is trusted."""
+    """Whether the other side answers to a TLS hello; nothing is sent after the handshake, and
+    nobody is trusted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

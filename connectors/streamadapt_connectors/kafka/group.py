@@ -1,4 +1,5 @@
-"""Consumer groups: the owner's callbacks run on the thread that polls, while the client keeps sending heartbeats."""
+"""Consumer groups: the owner's callbacks run on the thread that polls, while the client keeps
+sending heartbeats."""
 
 from __future__ import annotations
 
@@ -33,33 +34,40 @@ __all__ = [
 LOOK_S: Final = 0.005
 LEAST_SESSION_MS: Final = 1000
 MOST_HEARTBEAT_MS: Final = 1000
-"""A member learns from the answer to a heartbeat that the group shares its partitions out again."""
+"""A member learns from the answer to a heartbeat that the group shares its partitions out
+again."""
 LEAVE_MS: Final = 1000
 
 
 def session_of(timeout: str) -> dict[str, int]:
-    """Return kafka-python's settings of a group's session: three heartbeats in the time, one of which must come."""
+    """Return kafka-python's settings of a group's session: three heartbeats in the time, one of
+    which must come."""
     timeout_ms = duration_ns("source.session_timeout", timeout) // 1_000_000
     if not timeout_ms >= LEAST_SESSION_MS:
-        raise ConfigError("source.session_timeout", timeout, f"a duration >= {LEAST_SESSION_MS} ms")
+        raise ConfigError(
+            "source.session_timeout", timeout, f"a duration >= {LEAST_SESSION_MS} ms"
+        )
     beat_ms = min(timeout_ms // 3, MOST_HEARTBEAT_MS)
     return {"session_timeout_ms": timeout_ms, "heartbeat_interval_ms": beat_ms}
 
 
 @contextmanager
 def owners_errors() -> Iterator[None]:
-    """Let nothing that the owner raises pass for a broker that is away, which would be waited for."""
+    """Let nothing that the owner raises pass for a broker that is away, which would be waited
+    for."""
     try:
         yield
     except (KafkaError, OSError) as error:
-        raise ConnectorError(f"while a partition came or went: {type(error).__name__}: {error}") from error
+        raise ConnectorError(
+            f"while a partition came or went: {type(error).__name__}: {error}"
+        ) from error
 
 
 def keep_joins(consumer: Any) -> None:
     """Have a consumer use the answer to a join that came between two polls.
 
-    kafka-python 3.0 only looks for it during a poll. If it finds the join done at the next one, it begins another,
-    which makes all members join again: with short polls the group never settles.
+    kafka-python 3.0 only looks for it during a poll. If it finds the join done at the next one, it
+    begins another, which makes all members join again: with short polls the group never settles.
     """
     coordinator = consumer._coordinator
     join, complete = coordinator._do_join_and_sync_async, coordinator._on_join_complete_async
@@ -83,7 +91,8 @@ def keep_joins(consumer: Any) -> None:
 def rebalancing(consumer: Any) -> bool:
     """Whether a consumer's group is about to share its partitions out, or at it."""
     return consumer.config["group_id"] is not None and (
-        consumer.group_metadata().state is MemberState.REBALANCING or bool(consumer._coordinator.need_rejoin())
+        consumer.group_metadata().state is MemberState.REBALANCING
+        or bool(consumer._coordinator.need_rejoin())
     )
 
 
@@ -93,22 +102,30 @@ def settled(consumer: Any) -> bool:
 
 
 def leave(consumer: Any) -> None:
-    """Leave a group whose answer to our request to join is still to come; otherwise ``close`` of the client does it.
+    """Leave a group whose answer to our request to join is still to come; otherwise ``close`` of
+    the client does it.
 
-    A broker answers the requests of one connection in their order. On the coordinator's own, the word that we leave
-    would wait behind the join, which the broker may hold back for as long as its slowest member takes. The member that
-    has gone would then be given partitions, which nobody reads until its session ends.
+    A broker answers the requests of one connection in their order. On the coordinator's own, the
+    word that we leave would wait behind the join, which the broker may hold back for as long as
+    its slowest member takes. The member that has gone would then be given partitions, which nobody
+    reads until its session ends.
     """
     coordinator, member = consumer._coordinator, consumer.group_metadata()
     if member.state is not MemberState.REBALANCING:
         return
     node = str(coordinator.coordinator_id).rpartition("-")[2]
     if member.member_id and node.isdigit():
-        identity = LeaveGroupRequest.MemberIdentity(member_id=member.member_id, group_instance_id=None)
-        request = LeaveGroupRequest(group_id=member.group_id, member_id=member.member_id, members=[identity])
+        identity = LeaveGroupRequest.MemberIdentity(
+            member_id=member.member_id, group_instance_id=None
+        )
+        request = LeaveGroupRequest(
+            group_id=member.group_id, member_id=member.member_id, members=[identity]
+        )
 
         async def send() -> None:
-            await consumer._manager.wait_for(consumer._manager.send(request, node_id=int(node)), LEAVE_MS)
+            await consumer._manager.wait_for(
+                consumer._manager.send(request, node_id=int(node)), LEAVE_MS
+            )
 
         with suppress(KafkaError):
             consumer._net.run(send)
@@ -116,11 +133,12 @@ def leave(consumer: Any) -> None:
 
 
 class Handover:
-    """Poll in a helper thread and run on the caller's thread what the client's own thread asks for.
+    """Poll in a helper thread and run on the caller's thread what the client's own thread asks
+    for.
 
-    kafka-python calls its listeners on the thread that also sends the heartbeats, while the caller is blocked in
-    ``poll``. An owner that writes a checkpoint there would stop the heartbeats, and would use its models from a second
-    thread.
+    kafka-python calls its listeners on the thread that also sends the heartbeats, while the caller
+    is blocked in ``poll``. An owner that writes a checkpoint there would stop the heartbeats, and
+    would use its models from a second thread.
     """
 
     def __init__(self, worker: ThreadPoolExecutor, client: Client) -> None:
@@ -132,8 +150,11 @@ class Handover:
         self.closing = False
 
     def call(self, job: Callable[[], Any]) -> Any:
-        """Return ``job()``, run in the helper thread; requests that come up meanwhile run here, first their errors."""
-        if self._job is None:  # else an interrupt came in between, and the old one is still running
+        """Return ``job()``, run in the helper thread; requests that come up meanwhile run here,
+        first their errors."""
+        if (
+            self._job is None
+        ):  # else an interrupt came in between, and the old one is still running
             self._job = self._worker.submit(job)
             self._job.add_done_callback(lambda _: self._inbox.put(None))
         while (request := self._inbox.get()) is not None:
@@ -150,7 +171,8 @@ class Handover:
         return done.result()
 
     async def ask(self, run: Callable[[], None]) -> None:
-        """Have `run` run on the caller's thread; await its end without blocking the client's loop."""
+        """Have `run` run on the caller's thread; await its end without blocking the client's
+        loop."""
         if self.closing or self._client.net is None:
             return
         request = _Request(run)

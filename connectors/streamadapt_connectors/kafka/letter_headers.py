@@ -11,7 +11,8 @@ Headers = tuple[tuple[str, Any], ...]
 
 
 def split_headers(headers: Sequence[tuple[str, Any]]) -> tuple[Headers, Headers]:
-    """Part the headers of a Kafka dead letter: the refused record's own, which come first, and those of the letter.
+    """Part the headers of a Kafka dead letter: the refused record's own, which come first, and
+    those of the letter.
 
     Raises
     ------

@@ -21,22 +21,48 @@ _PLACES: Final = [
     {"name": "TopicName", "type": "string", "versions": "0+"},
     {"name": "Partitions", "type": "[]int32", "versions": "0+"},
 ]
-_ASSIGNMENT: Final = [{"name": "TopicPartitions", "type": "[]TopicPartitions", "versions": "0+", "fields": _PLACES}]
+_ASSIGNMENT: Final = [
+    {"name": "TopicPartitions", "type": "[]TopicPartitions", "versions": "0+", "fields": _PLACES}
+]
 _MEMBER: Final = [
     {"name": "MemberId", "type": "string", "versions": "0+"},
-    {"name": "InstanceId", "type": "string", "versions": "0+", "nullableVersions": "0+", "default": "null"},
-    {"name": "RackId", "type": "string", "versions": "0+", "nullableVersions": "0+", "default": "null"},
+    {
+        "name": "InstanceId",
+        "type": "string",
+        "versions": "0+",
+        "nullableVersions": "0+",
+        "default": "null",
+    },
+    {
+        "name": "RackId",
+        "type": "string",
+        "versions": "0+",
+        "nullableVersions": "0+",
+        "default": "null",
+    },
     {"name": "MemberEpoch", "type": "int32", "versions": "0+"},
     {"name": "ClientId", "type": "string", "versions": "0+"},
     {"name": "ClientHost", "type": "string", "versions": "0+"},
     {"name": "SubscribedTopicNames", "type": "[]string", "versions": "0+"},
-    {"name": "SubscribedTopicRegex", "type": "string", "versions": "0+", "nullableVersions": "0+", "default": "null"},
+    {
+        "name": "SubscribedTopicRegex",
+        "type": "string",
+        "versions": "0+",
+        "nullableVersions": "0+",
+        "default": "null",
+    },
     {"name": "Assignment", "type": "Assignment", "versions": "0+", "fields": _ASSIGNMENT},
     {"name": "TargetAssignment", "type": "Assignment", "versions": "0+", "fields": _ASSIGNMENT},
 ]
 _GROUP: Final = [
     {"name": "ErrorCode", "type": "int16", "versions": "0+"},
-    {"name": "ErrorMessage", "type": "string", "versions": "0+", "nullableVersions": "0+", "default": "null"},
+    {
+        "name": "ErrorMessage",
+        "type": "string",
+        "versions": "0+",
+        "nullableVersions": "0+",
+        "default": "null",
+    },
     {"name": "GroupId", "type": "string", "versions": "0+"},
     {"name": "GroupState", "type": "string", "versions": "0+"},
     {"name": "GroupEpoch", "type": "int32", "versions": "0+"},
@@ -53,7 +79,8 @@ def _message(kind: str, fields: list[dict[str, Any]]) -> dict[str, Any]:
     return {"apiKey": 69, "type": kind, "name": name, "fields": fields, **versions}
 
 
-# kafka-python 3.0 does not know this message (KIP-848). A class takes its layout from a file of its name, or from here.
+# kafka-python 3.0 does not know this message (KIP-848). A class takes its layout from a file of
+# its name, or from here.
 class DescribeGroupsRequest(ApiMessage):  # type: ignore[misc]
     """``ConsumerGroupDescribe``, version 0."""
 
@@ -88,8 +115,8 @@ class Group:
     Attributes
     ----------
     protocol : str
-        How its members agree on who reads what: the name of the assignor, with the new consumer protocol (KIP-848)
-        ``consumer``, empty while nobody is in it.
+        How its members agree on who reads what: the name of the assignor, with the new consumer
+        protocol (KIP-848) ``consumer``, empty while nobody is in it.
     members : list of str
         One text each: client id, host, and what it reads where that is known.
     """
@@ -101,7 +128,9 @@ class Group:
 
     def __str__(self) -> str:
         shown = self.members[:MOST_NAMED]
-        more = f" and {len(self.members) - len(shown)} more" if len(self.members) > len(shown) else ""
+        more = (
+            f" and {len(self.members) - len(shown)} more" if len(self.members) > len(shown) else ""
+        )
         return "; ".join(shown) + more if shown else "none that the broker names"
 
 

@@ -1,4 +1,5 @@
-"""Another producer's transaction that is not ended: what comes after it in the topic cannot be read until it is."""
+"""Another producer's transaction that is not ended: what comes after it in the topic cannot be
+read until it is."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class OpenTransactions:
     ----------
     conditions : Conditions
     who : callable of TopicPartition and int -> str
-        Says who has a transaction open from an offset on; may take long, and is called in a thread of its own.
+        Says who has a transaction open from an offset on; may take long, and is called in a thread
+        of its own.
     clock : callable () -> float, optional
         Monotonic time in seconds.
     """
@@ -67,7 +69,9 @@ class OpenTransactions:
         """
         now = self._clock()
         stands = {
-            at: offset for at, offset in positions.items() if at in stable and stable[at] <= offset < ends.get(at, 0)
+            at: offset
+            for at, offset in positions.items()
+            if at in stable and stable[at] <= offset < ends.get(at, 0)
         }
         for at, (before, _) in list(self._since.items()):
             if at not in positions:  # somebody else reads it now
@@ -75,13 +79,17 @@ class OpenTransactions:
                 self._conditions.release(str(at))
             elif stands.get(at) != before:
                 del self._since[at]
-                self._conditions.end(Condition.OPEN_TRANSACTION, "the transaction has ended", str(at))
+                self._conditions.end(
+                    Condition.OPEN_TRANSACTION, "the transaction has ended", str(at)
+                )
         for at, offset in stands.items():
             self._since.setdefault(at, (offset, now))
         late = [at for at, (_, since) in self._since.items() if now - since >= OPEN_S]
         if not late:
             self._asked_at, self._answer = None, ""
-        elif not self._conditions.holds(Condition.OPEN_TRANSACTION) and not self._ask(late[0], now):
+        elif not self._conditions.holds(Condition.OPEN_TRANSACTION) and not self._ask(
+            late[0], now
+        ):
             return
         for at in late:
             self._conditions.begin(Condition.OPEN_TRANSACTION, self._text(late, ends), str(at))
@@ -90,9 +98,12 @@ class OpenTransactions:
         places = ", ".join(f"{at.topic}[{at.partition}]@{self._since[at][0]}" for at in late[:3])
         waiting = sum(ends[at] - self._since[at][0] for at in late)
         return (
-            f"{places}{' and more' if len(late) > 3 else ''}: another producer's transaction has been open for more "
-            f"than {OPEN_S:g} s{self._answer}, and {waiting} records from there on cannot be read until it ends; "
-            "commit or abort it, or wait until the broker does after the producer's transaction.timeout.ms; "
+            f"{places}{' and more' if len(late) > 3 else ''}: another producer's transaction "
+            f"has been open for more "
+            f"than {OPEN_S:g} s{self._answer}, and {waiting} records from there on cannot be "
+            f"read until it ends; "
+            "commit or abort it, or wait until the broker does after the producer's "
+            "transaction.timeout.ms; "
             "source.isolation_level = 'read_uncommitted' does not wait"
         )
 
@@ -101,7 +112,10 @@ class OpenTransactions:
         if self._asked_at is None:
             self._asked_at = now
             threading.Thread(
-                target=self._find, args=(at, self._since[at][0]), name="streamadapt-kafka-who", daemon=True
+                target=self._find,
+                args=(at, self._since[at][0]),
+                name="streamadapt-kafka-who",
+                daemon=True,
             ).start()
         return bool(self._answer) or now - self._asked_at >= ASK_S
 
@@ -110,7 +124,8 @@ class OpenTransactions:
 
 
 def who_holds(reach: Reach, at: TopicPartition, offset: int) -> str:
-    """Return the transactional id of the oldest open transaction of a partition, as part of a sentence, if it is told.
+    """Return the transactional id of the oldest open transaction of a partition, as part of a
+    sentence, if it is told.
 
     Needs Apache Kafka 3.0, and the right to describe the transactional id.
     """
@@ -120,7 +135,9 @@ def who_holds(reach: Reach, at: TopicPartition, offset: int) -> str:
         try:
             admin = KafkaAdminClient(kafka_client=client, request_timeout_ms=ASK_MS, **configs)
             producers = admin.describe_producers([at])[at].active_producers
-            holds = [one for one in producers if 0 <= one.current_transaction_start_offset <= offset]
+            holds = [
+                one for one in producers if 0 <= one.current_transaction_start_offset <= offset
+            ]
             oldest = min(holds, key=lambda one: one.current_transaction_start_offset)
             listed = admin.list_transactions(producer_id_filters=[oldest.producer_id])
             names = {one.transactional_id for found in listed.values() for one in found}

@@ -44,7 +44,8 @@ class MissingTopicError(kafka_errors.UnknownTopicOrPartitionError):  # type: ign
 
     def __str__(self) -> str:
         return (
-            f"topic {', '.join(self.topics)} does not exist: an engine does not create what it reads; create it, or "
+            f"topic {', '.join(self.topics)} does not exist: an engine does not create what it "
+            f"reads; create it, or "
             "correct source.topic or source.label_topic"
         )
 
@@ -100,10 +101,18 @@ class Places:
         if self.start not in ("earliest", "latest"):
             raise ConfigError("source.start", self.start, "earliest or latest")
         if self.out_of_range not in ("error", "earliest", "latest"):
-            raise ConfigError("source.out_of_range", self.out_of_range, "error, earliest or latest")
+            raise ConfigError(
+                "source.out_of_range", self.out_of_range, "error, earliest or latest"
+            )
 
     def resolve(
-        self, at: TopicPartition, wanted: int | None, held: Range, reached: int = 0, *, replaced: bool = False
+        self,
+        at: TopicPartition,
+        wanted: int | None,
+        held: Range,
+        reached: int = 0,
+        *,
+        replaced: bool = False,
     ) -> int:
         """Return the offset to read first.
 
@@ -112,13 +121,14 @@ class Places:
         reached : int
             One past the newest record that is known to have been there.
         replaced : bool
-            Whether the topic is known to be another than the one that `wanted` and `reached` are about.
+            Whether the topic is known to be another than the one that `wanted` and `reached` are
+            about.
 
         Raises
         ------
         ConnectorError
-            If `wanted` is outside of `held`, or `reached` beyond it, or something was read of the topic that was
-            replaced, and the policy is ``error``.
+            If `wanted` is outside of `held`, or `reached` beyond it, or something was read of the
+            topic that was replaced, and the policy is ``error``.
         """
         lost = replaced and max(wanted or 0, reached) > 0
         if not lost and reached <= held.end:
@@ -130,20 +140,27 @@ class Places:
             place = f"kafka {at.topic}[{at.partition}]: "
             if lost:
                 raise ConnectorError(
-                    f"{place}this is not the topic that was read up to {max(wanted or 0, reached)}: that one was "
-                    "deleted, and this one was created under its name (its topic id is another); set "
-                    "source.out_of_range to 'earliest' or 'latest' to go on with the new topic, start without the "
-                    "checkpoint, or, if it is a copy in which every record has its old offset, set "
+                    f"{place}this is not the topic that was read up to "
+                    f"{max(wanted or 0, reached)}: that one was "
+                    "deleted, and this one was created under its name (its topic id is "
+                    "another); set "
+                    "source.out_of_range to 'earliest' or 'latest' to go on with the new topic, "
+                    "start without the "
+                    "checkpoint, or, if it is a copy in which every record has its old offset, "
+                    "set "
                     "source.check_topic_id to false"
                 )
             if reached > held.end:
                 raise ConnectorError(
-                    f"{place}the output knows of its records up to {reached - 1}, but the topic ends at {held.end}: it "
-                    "was deleted and created again; set source.out_of_range to 'earliest' or 'latest' to go on with "
+                    f"{place}the output knows of its records up to {reached - 1}, but the topic "
+                    f"ends at {held.end}: it "
+                    "was deleted and created again; set source.out_of_range to 'earliest' or "
+                    "'latest' to go on with "
                     "it, or name another sink.topic"
                 )
             raise ConnectorError(
-                f"{place}position {wanted} is outside of the topic's {held.begin} to {held.end}: its records are gone "
+                f"{place}position {wanted} is outside of the topic's {held.begin} to "
+                f"{held.end}: its records are gone "
                 "or the topic was deleted and created again; start without the checkpoint, or set "
                 "source.out_of_range to 'earliest' or 'latest' to accept the gap"
             )
@@ -163,7 +180,8 @@ class Places:
         Parameters
         ----------
         added : collection of TopicPartition
-            Those that the topic did not have at first: all of their records are new, whatever `start` says.
+            Those that the topic did not have at first: all of their records are new, whatever
+            `start` says.
         """
         found = Placing({}, {}, [])
         for at, wanted in starts.items():
@@ -193,8 +211,9 @@ def ranges_of(
 ) -> dict[TopicPartition, Range]:
     """Ask the broker what the partitions of `wanted` hold.
 
-    Some brokers name the start of the last batch when asked for a partition's end. So, where something hangs on the end
-    (a position beyond it, a start at it), the last batch is fetched, whose answer carries the true one.
+    Some brokers name the start of the last batch when asked for a partition's end. So, where
+    something hangs on the end (a position beyond it, a start at it), the last batch is fetched,
+    whose answer carries the true one.
 
     Parameters
     ----------
@@ -203,7 +222,8 @@ def ranges_of(
         The offsets asked for.
     places : Places
     spare : callable
-        Returns a context manager of a second consumer, without a group; only called where something hangs on an end.
+        Returns a context manager of a second consumer, without a group; only called where
+        something hangs on an end.
     reached : mapping of TopicPartition to int
         See `Places.resolve`.
 
@@ -227,17 +247,24 @@ def ranges_of(
 
 
 def asked(
-    offsets: Callable[..., dict[TopicPartition, int]], places: Iterable[TopicPartition], timeout_ms: int | None = None
+    offsets: Callable[..., dict[TopicPartition, int]],
+    places: Iterable[TopicPartition],
+    timeout_ms: int | None = None,
 ) -> dict[TopicPartition, int]:
-    """Call one of kafka-python's two functions for offsets; a partition that is not there is a `KafkaError`, too."""
+    """Call one of kafka-python's two functions for offsets; a partition that is not there is a
+    `KafkaError`, too."""
     wanted = list(places)
     try:
         return offsets(wanted, timeout_ms=OFFSETS_TIMEOUT_MS if timeout_ms is None else timeout_ms)
     except KeyError as error:
-        raise kafka_errors.UnknownTopicOrPartitionError(f"partition {error} is not there") from error
+        raise kafka_errors.UnknownTopicOrPartitionError(
+            f"partition {error} is not there"
+        ) from error
 
 
-def fetched_ends(consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+def fetched_ends(
+    consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
     """Return the high watermarks that come with the records before `ends`."""
     consumer.assign(list(ends))
     for at, end in ends.items():
@@ -253,17 +280,20 @@ def fetched_ends(consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]) ->
 def topic_partitions(consumer: Any, topic: str) -> list[int]:
     """Return the partitions of a topic, none if it does not exist.
 
-    `KafkaConsumer.partitions_for_topic` asks for all topics, which are only those that the user may describe, and waits
-    for the brokers without a limit.
+    `KafkaConsumer.partitions_for_topic` asks for all topics, which are only those that the user
+    may describe, and waits for the brokers without a limit.
 
     Raises
     ------
     KafkaError
-        After `METADATA_TIMEOUT_MS` at the latest; `TopicAuthorizationFailedError` if the user may not describe it.
+        After `METADATA_TIMEOUT_MS` at the latest; `TopicAuthorizationFailedError` if the user may
+        not describe it.
     """
     cluster, manager = consumer._cluster, consumer._manager
     if cluster.partitions_for_topic(topic) is None:
-        if cluster.metadata_refresh_in_progress:  # it may have been asked for before the topic was of interest
+        if (
+            cluster.metadata_refresh_in_progress
+        ):  # it may have been asked for before the topic was of interest
             with suppress(kafka_errors.BrokerResponseError):
                 consumer._net.run(manager.wait_for, cluster.request_update(), METADATA_TIMEOUT_MS)
         try:
@@ -297,6 +327,7 @@ def check_partition_counts(counts: Mapping[str, int]) -> None:
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{topic!r} has {count}" for topic, count in counts.items())
         raise ConnectorError(
-            f"kafka: entries and labels need the same number of partitions, so that partition p of both belongs "
+            f"kafka: entries and labels need the same number of partitions, so that partition p "
+            f"of both belongs "
             f"together, but {said}"
         )

@@ -1,4 +1,5 @@
-"""Records with a header name that is no UTF-8: kafka-python 3.0 raises for one at every poll, and reads no further."""
+"""Records with a header name that is no UTF-8: kafka-python 3.0 raises for one at every poll, and
+reads no further."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ __all__ = ["read_any_header_name"]
 
 
 class _AnyText(bytes):
-    """Bytes that decode, whatever they are: what is no UTF-8 becomes an escape such as ``\\xff``."""
+    """Bytes that decode, whatever they are: what is no UTF-8 becomes an escape such as
+    ``\\xff``."""
 
     def __getitem__(self, at: Any) -> Any:
         found = super().__getitem__(at)
@@ -28,7 +30,9 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc]
     def _read_msg(self, *args: Any) -> Any:
         try:
             return super()._read_msg(*args)
-        except UnicodeDecodeError:  # only names of headers are decoded; the place in the buffer is still the record's
+        except (
+            UnicodeDecodeError
+        ):  # only names of headers are decoded; the place in the buffer is still the record's
             buffer = self._buffer
             self._buffer = _AnyText(buffer)
             try:

@@ -1,4 +1,5 @@
-"""What a broker's refusal means: which right or setting is at fault, on which resource, and what to do about it."""
+"""What a broker's refusal means: which right or setting is at fault, on which resource, and what
+to do about it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ HOPELESS: Final = (
     "UnsupportedVersion",
     "UnsupportedForMessageFormat",
 )
-"""Errors that neither waiting nor another attempt can mend; kafka-python names many only in the text of another one."""
+"""Errors that neither waiting nor another attempt can mend; kafka-python names many only in the
+text of another one."""
 
 
 GIVE: Final = "kafka-acls --add --allow-principal User:NAME --operation"
@@ -64,7 +66,10 @@ class Access(NamedTuple):
 def source_accesses(topics: Sequence[str], group: str | None) -> list[Access]:
     """Return what a source does with its topics, and with its group if it has one."""
     settings = ("source.topic", "source.label_topic")
-    found = [Access("Read", "topic", topic, setting) for topic, setting in zip(topics, settings, strict=False)]
+    found = [
+        Access("Read", "topic", topic, setting)
+        for topic, setting in zip(topics, settings, strict=False)
+    ]
     return found if group is None else [*found, Access("Read", "group", group, "source.group")]
 
 
@@ -81,14 +86,18 @@ class Refusals:
     """
 
     def __init__(
-        self, servers: Sequence[str], accesses: Sequence[Access], transaction_timeout_s: float | None = None
+        self,
+        servers: Sequence[str],
+        accesses: Sequence[Access],
+        transaction_timeout_s: float | None = None,
     ) -> None:
         self._where = f"kafka {','.join(servers)}"
         self._accesses = list(accesses)
         self._timeout_s = transaction_timeout_s
 
     def explain(self, error: BaseException, shown: Collection[str] = ()) -> str | None:
-        """Return what was refused and what to do; None for an error that is about no right and no setting.
+        """Return what was refused and what to do; None for an error that is about no right and no
+        setting.
 
         Parameters
         ----------
@@ -97,7 +106,9 @@ class Refusals:
             Topics that the broker is known to have.
         """
         for found in _carried(error):
-            name = next((name for name in HOPELESS if name in f"{type(found).__name__} {found!r}"), None)
+            name = next(
+                (name for name in HOPELESS if name in f"{type(found).__name__} {found!r}"), None
+            )
             if name is not None:
                 said = self._said(name, names_in(found), shown)
                 return scrubbed(f"{self._where}: {said} [{name.removesuffix('Error')}]")
@@ -111,7 +122,11 @@ class Refusals:
             "GroupAuthorizationFailed": "group",
             "TransactionalIdAuthorizationFailed": "transactional-id",
         }
-        return self._no_right(kinds[name], names, shown) if name in kinds else self._wrong_setting(name)
+        return (
+            self._no_right(kinds[name], names, shown)
+            if name in kinds
+            else self._wrong_setting(name)
+        )
 
     def _no_right(self, kind: str, names: set[str], shown: Collection[str]) -> str:
         of_kind = [one for one in self._accesses if one.kind == kind]
@@ -121,37 +136,55 @@ class Refusals:
             return f"no right to use a {kind.replace('-', ' ')}: {named}"
         what = ", or to ".join(dict.fromkeys(map(str, concerned)))
         unsure = ""
-        if kind == "topic" and not any(one.name in shown or one.operation == "Create" for one in concerned):
+        if kind == "topic" and not any(
+            one.name in shown or one.operation == "Create" for one in concerned
+        ):
             unsure = ", or it does not exist (the broker tells neither without that right)"
         commands = "; ".join(dict.fromkeys(one.command for one in concerned))
         return f"no right to {what}{unsure}. An administrator gives the right with: {commands}"
 
     def _no_right_to_produce(self) -> str:
-        topics = [one for one in self._accesses if one.kind == "topic" and one.operation in ("Write", "Create")]
+        topics = [
+            one
+            for one in self._accesses
+            if one.kind == "topic" and one.operation in ("Write", "Create")
+        ]
         what = ", or to ".join(map(str, topics)) or "do this on the cluster"
-        commands = "; ".join([one.command for one in topics] or [f"{GIVE} IdempotentWrite --cluster"])
+        commands = "; ".join(
+            [one.command for one in topics] or [f"{GIVE} IdempotentWrite --cluster"]
+        )
         before = f" (before Kafka 2.8 also: {GIVE} IdempotentWrite --cluster)" if topics else ""
         return f"no right to {what}. An administrator gives the right with: {commands}{before}"
 
     def _wrong_setting(self, name: str) -> str:
-        topics = ", ".join(f"{one.setting} {one.name!r}" for one in self._accesses if one.kind == "topic")
+        topics = ", ".join(
+            f"{one.setting} {one.name!r}" for one in self._accesses if one.kind == "topic"
+        )
         if name == "InvalidTransactionTimeout":
             now = "" if self._timeout_s is None else f" ({self._timeout_s:g} s)"
             return (
-                f"sink.transaction_timeout{now} is above the broker's transaction.max.timeout.ms (15 minutes unless "
+                f"sink.transaction_timeout{now} is above the broker's "
+                f"transaction.max.timeout.ms (15 minutes unless "
                 "set): lower the one, or raise the other"
             )
         if name == "InvalidSessionTimeout":
             return (
-                "source.session_timeout is outside of what the broker allows (its group.min.session.timeout.ms to "
+                "source.session_timeout is outside of what the broker allows (its "
+                "group.min.session.timeout.ms to "
                 "group.max.session.timeout.ms, 6 s to 30 minutes unless set)"
             )
         if name == "GroupMaxSizeReached":
-            return "the group of source.group is full: the broker's group.max.size says how many members it may have"
+            return (
+                "the group of source.group is full: the broker's group.max.size says how "
+                "many members it may have"
+            )
         if name == "InvalidGroupId":
             return "the broker does not take the name in source.group"
         if name == "InvalidTopicError":
-            return f"the broker does not take the name of a topic: {topics} (letters, digits, '.', '_' and '-')"
+            return (
+                f"the broker does not take the name of a topic: {topics} (letters, digits, "
+                f"'.', '_' and '-')"
+            )
         return f"the broker's version does not support what is needed here ({topics})"
 
 
@@ -169,11 +202,14 @@ def _names(found: object) -> Iterator[str]:
 
 
 def _carried(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and what it was made from on purpose: not what was merely being handled at that time."""
+    """Yield an error, and what it was made from on purpose: not what was merely being handled at
+    that time."""
     waiting, seen = [error], set()
     while waiting:
         found = waiting.pop()
         if id(found) not in seen:
             seen.add(id(found))
             yield found
-            waiting += [one for one in (found.__cause__, *found.args) if isinstance(one, BaseException)]
+            waiting += [
+                one for one in (found.__cause__, *found.args) if isinstance(one, BaseException)
+            ]

@@ -1,4 +1,5 @@
-"""TLS and SASL: settings that are checked before anything connects, and what it means when a broker refuses them."""
+"""TLS and SASL: settings that are checked before anything connects, and what it means when a
+broker refuses them."""
 
 from __future__ import annotations
 
@@ -19,14 +20,16 @@ PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 
 @dataclass(frozen=True, kw_only=True)
 class SecurityKeys:
-    """TLS and SASL settings, by kafka-python's names; docs/security.md says which ones a broker needs.
+    """TLS and SASL settings, by kafka-python's names; docs/security.md says which ones a broker
+    needs.
 
     Attributes
     ----------
     security_protocol : {"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"}
         Whether the connection is encrypted (SSL), and whether the client logs in (SASL).
     ssl_cafile : str
-        A PEM file with the certificates of the authorities that are trusted. Default: those of the system.
+        A PEM file with the certificates of the authorities that are trusted. Default: those of the
+        system.
     ssl_certfile : str
         A PEM file with the client's certificate.
     ssl_keyfile : str
@@ -42,7 +45,8 @@ class SecurityKeys:
     ssl_context : ssl.SSLContext
         A context made in Python, in place of the files.
     sasl_mechanism : str
-        How the client logs in: "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER" or "AWS_MSK_IAM".
+        How the client logs in: "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"
+        or "AWS_MSK_IAM".
     sasl_plain_username : str
         The user name; `sasl_plain_username_file` names a file that holds it.
     sasl_plain_password : str
@@ -78,7 +82,14 @@ class SecurityKeys:
 Security = Annotated[Mapping[str, Any], SecurityKeys]
 """A table ``security``: plain data, whose keys `SecurityKeys` describes."""
 SECURITY: Final = frozenset(field.name for field in fields(SecurityKeys))
-MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER", "AWS_MSK_IAM")
+MECHANISMS: Final = (
+    "PLAIN",
+    "SCRAM-SHA-256",
+    "SCRAM-SHA-512",
+    "GSSAPI",
+    "OAUTHBEARER",
+    "AWS_MSK_IAM",
+)
 WITH_PASSWORD: Final = MECHANISMS[:3]
 
 
@@ -88,26 +99,37 @@ def check_security(security: Mapping[str, Any] | None, path: str = "security") -
     Raises
     ------
     ConfigError
-        For an unknown name or protocol, for settings that the protocol would leave unused, as a password without SASL,
-        and for files that cannot be used. Values are not shown: a misspelt password is a password.
+        For an unknown name or protocol, for settings that the protocol would leave unused, as a
+        password without SASL, and for files that cannot be used. Values are not shown: a misspelt
+        password is a password.
     """
     given = dict(security or {})
     for name in given:
         if name not in SECURITY:
-            expected = f"one of {', '.join(sorted(SECURITY))}; see `streamadapt config source.security`"
+            expected = (
+                f"one of {', '.join(sorted(SECURITY))}; see `streamadapt config source.security`"
+            )
             raise ConfigError(f"{path}.{name}", HIDDEN, expected)
     protocol = given.get("security_protocol", "PLAINTEXT")
     if protocol not in PROTOCOLS:
         raise ConfigError(f"{path}.security_protocol", protocol, f"one of {', '.join(PROTOCOLS)}")
     for prefix, of in (("ssl", ("SSL", "SASL_SSL")), ("sasl", ("SASL_PLAINTEXT", "SASL_SSL"))):
-        unused = next((name for name in given if name.startswith(f"{prefix}_") and protocol not in of), None)
-        if unused is not None:  # or a forgotten line would mean that everything travels in the clear
-            raise ConfigError(f"{path}.security_protocol", protocol, f"{' or '.join(of)}, for {unused} to count")
+        unused = next(
+            (name for name in given if name.startswith(f"{prefix}_") and protocol not in of), None
+        )
+        if (
+            unused is not None
+        ):  # or a forgotten line would mean that everything travels in the clear
+            raise ConfigError(
+                f"{path}.security_protocol", protocol, f"{' or '.join(of)}, for {unused} to count"
+            )
     if protocol.startswith("SASL"):
         _check_sasl(given, path)
     if protocol.endswith("SSL"):
         tls_context(given, path)
-        given.setdefault("ssl_password", "")  # with None OpenSSL would ask for an encrypted key's on the terminal
+        given.setdefault(
+            "ssl_password", ""
+        )  # with None OpenSSL would ask for an encrypted key's on the terminal
     return given
 
 
@@ -119,7 +141,9 @@ def _check_sasl(given: Mapping[str, Any], path: str) -> None:
         for name in ("sasl_plain_username", "sasl_plain_password"):
             value = given.get(name)
             if not isinstance(value, str) or not value:
-                raise ConfigError(f"{path}.{name}", None if value is None else HIDDEN, f"a text, for {mechanism}")
+                raise ConfigError(
+                    f"{path}.{name}", None if value is None else HIDDEN, f"a text, for {mechanism}"
+                )
 
 
 def tls_context(given: Mapping[str, Any], path: str = "security") -> ssl.SSLContext:
@@ -134,7 +158,9 @@ def tls_context(given: Mapping[str, Any], path: str = "security") -> ssl.SSLCont
     if made is not None:
         return made
     if given.get("ssl_keyfile") and not given.get("ssl_certfile"):
-        raise ConfigError(f"{path}.ssl_certfile", None, "the certificate that belongs to ssl_keyfile")
+        raise ConfigError(
+            f"{path}.ssl_certfile", None, "the certificate that belongs to ssl_keyfile"
+        )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = given.get("ssl_check_hostname", True)
@@ -145,7 +171,9 @@ def tls_context(given: Mapping[str, Any], path: str = "security") -> ssl.SSLCont
             try:
                 context.load_verify_locations(file)
             except (OSError, TypeError) as error:
-                raise ConfigError(f"{path}.{name}", file, f"a readable PEM file ({_reason(error)})") from None
+                raise ConfigError(
+                    f"{path}.{name}", file, f"a readable PEM file ({_reason(error)})"
+                ) from None
     if given.get("ssl_crlfile"):
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     if given.get("ssl_certfile"):
@@ -156,12 +184,16 @@ def tls_context(given: Mapping[str, Any], path: str = "security") -> ssl.SSLCont
 def _load_certificate(context: ssl.SSLContext, given: Mapping[str, Any], path: str) -> None:
     files = given["ssl_certfile"], given.get("ssl_keyfile")
     try:
-        context.load_cert_chain(*files, given.get("ssl_password") or "")  # OpenSSL would ask on the terminal for None
+        context.load_cert_chain(
+            *files, given.get("ssl_password") or ""
+        )  # OpenSSL would ask on the terminal for None
     except (OSError, TypeError, ValueError) as error:
         expected = f"a readable PEM certificate, and in ssl_keyfile its key ({_reason(error)})"
         if isinstance(error, ssl.SSLError):
             expected += "; ssl_password is the password of a key that is encrypted"
-        raise ConfigError(f"{path}.ssl_certfile", [file for file in files if file], expected) from None
+        raise ConfigError(
+            f"{path}.ssl_certfile", [file for file in files if file], expected
+        ) from None
 
 
 def _reason(error: Exception) -> str:
@@ -171,16 +203,29 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
-# What the other side says, in an alert of TLS or by what it sent: a part of OpenSSL's reason -> what to do.
+# What the other side says, in an alert of TLS or by what it sent: a part of OpenSSL's reason ->
+# what to do.
 ANSWERS: Final = (
     ("WRONG_VERSION_NUMBER", "it does not speak TLS on this port; security_protocol asks for TLS"),
     ("RECORD_LAYER_FAILURE", "it does not speak TLS on this port; security_protocol asks for TLS"),
     ("UNKNOWN_PROTOCOL", "it does not speak TLS on this port; security_protocol asks for TLS"),
-    ("CERTIFICATE_REQUIRED", "it asks for a client certificate; set security.ssl_certfile and ssl_keyfile"),
-    ("ALERT_UNKNOWN_CA", "it does not know who signed our client certificate (security.ssl_certfile)"),
-    ("ALERT_BAD_CERTIFICATE", "it refuses our client certificate (security.ssl_certfile), or asks for one"),
+    (
+        "CERTIFICATE_REQUIRED",
+        "it asks for a client certificate; set security.ssl_certfile and ssl_keyfile",
+    ),
+    (
+        "ALERT_UNKNOWN_CA",
+        "it does not know who signed our client certificate (security.ssl_certfile)",
+    ),
+    (
+        "ALERT_BAD_CERTIFICATE",
+        "it refuses our client certificate (security.ssl_certfile), or asks for one",
+    ),
     ("ALERT_CERTIFICATE", "it refuses our client certificate (security.ssl_certfile)"),
-    ("ALERT_HANDSHAKE_FAILURE", "it refuses the TLS handshake; perhaps it asks for a client certificate: ssl_certfile"),
+    (
+        "ALERT_HANDSHAKE_FAILURE",
+        "it refuses the TLS handshake; perhaps it asks for a client certificate: ssl_certfile",
+    ),
     ("PROTOCOL_VERSION", "it speaks an older TLS than 1.2"),
 )
 
@@ -191,7 +236,8 @@ def refusal_of(error: BaseException) -> str | None:
         return f"the broker does not take this security.sasl_mechanism ({error})"
     if isinstance(error, kafka_errors.IllegalSaslStateError):
         return (
-            "the broker's port asks for no user name and password: set security.security_protocol to 'PLAINTEXT' or "
+            "the broker's port asks for no user name and password: set "
+            "security.security_protocol to 'PLAINTEXT' or "
             "'SSL' and leave out security.sasl_*, or name the port that asks for them in servers"
         )
     if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
@@ -211,14 +257,23 @@ def refusal_of(error: BaseException) -> str | None:
 def _untrusted(error: ssl.SSLCertVerificationError) -> str:
     said = error.verify_message
     if "ostname mismatch" in said or "IP address mismatch" in said:
-        return f"the broker's certificate is for another host ({said}); servers must name a host that is in it"
+        return (
+            f"the broker's certificate is for another host ({said}); servers must name a "
+            f"host that is in it"
+        )
     if "expired" in said or "not yet valid" in said:
-        return f"the broker's certificate is out of date, or this machine's clock is wrong ({said})"
-    return f"the broker's certificate is not trusted ({said}); security.ssl_cafile must hold the CA that signed it"
+        return (
+            f"the broker's certificate is out of date, or this machine's clock is wrong ({said})"
+        )
+    return (
+        f"the broker's certificate is not trusted ({said}); security.ssl_cafile must hold "
+        f"the CA that signed it"
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, what it was made from and what it carries: kafka-python wraps them in either way."""
+    """Yield an error, what it was made from and what it carries: kafka-python wraps them in either
+    way."""
     waiting, seen = [error], set()
     while waiting:
         found = waiting.pop()

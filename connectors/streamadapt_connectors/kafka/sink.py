@@ -24,7 +24,13 @@ from streamadapt_connectors.kafka.refusals import Access, Refusals
 from streamadapt_connectors.kafka.security import Security
 from streamadapt_connectors.kafka.tail import newest_offset
 from streamadapt_connectors.kafka.transactions import Transaction
-from streamadapt_connectors.kafka.writer import TOO_LARGE, Outgoing, RefusedError, TopicLimits, Writer
+from streamadapt_connectors.kafka.writer import (
+    TOO_LARGE,
+    Outgoing,
+    RefusedError,
+    TopicLimits,
+    Writer,
+)
 
 __all__ = ["KafkaDeadLetters", "KafkaSink"]
 
@@ -41,8 +47,9 @@ CLOSE_MS: Final = 1000
 class KafkaSink(RecallingSink, TransactionalSink):
     """Write predictions, each to the partition its entry came from, where the topic has that many.
 
-    The producer is idempotent: a retried batch is written once. While the broker is away `write` and `flush` wait.
-    Gives all three guarantees; with ``exactly-once`` every partition has a transactional producer of its own.
+    The producer is idempotent: a retried batch is written once. While the broker is away `write`
+    and `flush` wait. Gives all three guarantees; with ``exactly-once`` every partition has a
+    transactional producer of its own.
 
     Parameters
     ----------
@@ -53,7 +60,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
     encoder : callable
         From `Prediction` to bytes; not from a config.
     experts : bool
-        Whether to write also what every expert predicted; not together with an encoder of your own.
+        Whether to write also what every expert predicted; not together with an encoder of your
+        own.
     partitions : int or None
         The number of partitions, if the topic is created. Default: as many as the source has.
     security : mapping or None
@@ -61,21 +69,24 @@ class KafkaSink(RecallingSink, TransactionalSink):
     compression : {"gzip", "snappy", "lz4", "zstd"}, optional
         How records are compressed. Default: not at all.
     transaction_timeout : duration
-        With ``exactly-once``: the broker gives up a transaction that is open for longer, and its partition begins
-        again from the last commit. More than the time between two checkpoints, and no more than the broker allows
-        (Kafka: 15 minutes, unless set).
+        With ``exactly-once``: the broker gives up a transaction that is open for longer, and its
+        partition begins again from the last commit. More than the time between two checkpoints,
+        and no more than the broker allows (Kafka: 15 minutes, unless set).
     headers : bool
-        Whether a prediction carries the headers of its entry's record, such as ``traceparent``, unchanged.
+        Whether a prediction carries the headers of its entry's record, such as ``traceparent``,
+        unchanged.
     broker_timeout : duration
-        With ``exactly-once``: where the broker has not answered for so long, the transaction is given up and its
-        partition begins again from the last commit. Never above `transaction_timeout`, whatever is set.
+        With ``exactly-once``: where the broker has not answered for so long, the transaction is
+        given up and its partition begins again from the last commit. Never above
+        `transaction_timeout`, whatever is set.
 
     Raises
     ------
     ConfigError
         For a wrong setting.
     ConnectorError
-        From `write` and `flush`: the first prediction that the broker refused. The sink is of no use after that.
+        From `write` and `flush`: the first prediction that the broker refused. The sink is of no
+        use after that.
     """
 
     def __init__(  # noqa: PLR0913 - flat, as the keys of [sink] in a config file
@@ -103,7 +114,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._encoder = partial(encode_prediction, experts=True) if experts else encoder
         self._reach = Reach(servers, security)
         self._create_partitions = partitions
-        self._timeout_ms = duration_ns("sink.transaction_timeout", transaction_timeout) // 1_000_000
+        self._timeout_ms = (
+            duration_ns("sink.transaction_timeout", transaction_timeout) // 1_000_000
+        )
         if not self._timeout_ms > 0:
             raise ConfigError("sink.transaction_timeout", transaction_timeout, "a duration > 0")
         self._given_up: Callable[[], bool] = lambda: False
@@ -116,7 +129,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._limits = TopicLimits(self._reach, topic, compressed=compression is not None)
         self._recalled: set[int] = set()
         known = (*SINK_CONDITIONS, Condition.OFFSETS_EXPIRED)
-        self._conditions = Conditions(f"sink kafka {topic} at {','.join(self._reach.servers)}", known, LOG)
+        self._conditions = Conditions(
+            f"sink kafka {topic} at {','.join(self._reach.servers)}", known, LOG
+        )
         self._deliveries: dict[str, Deliveries] = {}
         self._writer = self._make_writer({}, None)
         self._transactions: dict[int, Transaction] = {}
@@ -125,7 +140,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return f"KafkaSink({self._topic!r})"
 
     def expect_partitions(self, count: int) -> None:
-        """Create a missing topic with this number of partitions, unless the config says otherwise."""
+        """Create a missing topic with this number of partitions, unless the config says
+        otherwise."""
         self._create_partitions = self._create_partitions or count
         self._writer.expect_partitions(count)
 
@@ -187,7 +203,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._given_up = given_up
 
     def check_before_sending(self, check: Callable[[Collection[int]], None]) -> None:
-        """Ask it before every request, repeated ones too; a partition of the output is the input's of that number.
+        """Ask it before every request, repeated ones too; a partition of the output is the input's
+        of that number.
 
         Not before those of a transaction, whose writer the broker refuses.
         """
@@ -196,8 +213,17 @@ class KafkaSink(RecallingSink, TransactionalSink):
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Accept them; blocks while the buffer is full or the broker is away."""
         for p in predictions:
-            headers = tuple((name, value or b"") for name, value in p.headers) if self._headers else ()
-            record = Outgoing(str(p.position), p.position.partition, _key_of(p), self._encoder(p), headers, p.time)
+            headers = (
+                tuple((name, value or b"") for name, value in p.headers) if self._headers else ()
+            )
+            record = Outgoing(
+                str(p.position),
+                p.position.partition,
+                _key_of(p),
+                self._encoder(p),
+                headers,
+                p.time,
+            )
             transaction = self._transactions.get(p.position.partition)
             if transaction is not None:
                 transaction.send(record)
@@ -210,10 +236,14 @@ class KafkaSink(RecallingSink, TransactionalSink):
         for transaction in self._transactions.values():
             try:
                 transaction.flush()
-            except TransactionLostError as error:  # the others have waited as long by now: say all at once
+            except (
+                TransactionLostError
+            ) as error:  # the others have waited as long by now: say all at once
                 lost.append(error)
         if lost:
-            raise TransactionLostError({p for one in lost for p in one.partitions}, lost[0].cause, str(lost[0]))
+            raise TransactionLostError(
+                {p for one in lost for p in one.partitions}, lost[0].cause, str(lost[0])
+            )
         self._mending(self._writer.flush)
 
     def refused(self) -> list[DeadLetter]:
@@ -226,13 +256,17 @@ class KafkaSink(RecallingSink, TransactionalSink):
         assert at is not None, "it is the name of a position"
         itself = Record(at, record.key, record.value, record.time, record.headers)
         reason = Reason.NO_KEY if "no key" in why else Reason.TOO_LARGE
-        self._refused.append(DeadLetter(itself, reason.value, "write", f"the prediction cannot be written: {why}"))
+        self._refused.append(
+            DeadLetter(itself, reason.value, "write", f"the prediction cannot be written: {why}")
+        )
 
     def _mending(self, step: Callable[[], None]) -> None:
-        """Take a step; where the broker refuses a record, which ends an idempotent producer, go on with another.
+        """Take a step; where the broker refuses a record, which ends an idempotent producer, go on
+        with another.
 
-        What the old producer held is sent again, of which some may be there already. Where the output was asked for its
-        newest prediction (effectively-once), it is asked once more instead.
+        What the old producer held is sent again, of which some may be there already. Where the
+        output was asked for its newest prediction (effectively-once), it is asked once more
+        instead.
         """
         while True:
             try:
@@ -250,26 +284,40 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._writer.close()
 
     def newest(self, stream: str, partition: int) -> int | None:
-        """Read the end of the output's partition, of what is committed; waits while the broker is away."""
+        """Read the end of the output's partition, of what is committed; waits while the broker is
+        away."""
         self._recalled.add(partition)
-        self._writer.flush()  # this process may have said more than what is there yet, in an earlier turn as its owner
+        # this process may have said more than what is there yet, in an earlier turn as its owner
+        self._writer.flush()
 
         def look(producer: Any, count: int) -> int | None:
             del producer
             if partition >= count:
                 raise ConnectorError(
-                    f"kafka {self._topic}: it has {count} partitions, but the entries' partition {partition} needs one "
-                    "of its own to be written effectively once; give the topic as many as the entries' has"
+                    f"kafka {self._topic}: it has {count} partitions, but the entries' "
+                    f"partition {partition} needs one "
+                    "of its own to be written effectively once; give the topic as many as the "
+                    "entries' has"
                 )
             client = Client()
-            configs = {"group_id": None, "auto_offset_reset": "none", "max_partition_fetch_bytes": PREDICTION_BYTES}
+            configs = {
+                "group_id": None,
+                "auto_offset_reset": "none",
+                "max_partition_fetch_bytes": PREDICTION_BYTES,
+            }
             configs["isolation_level"] = "read_committed"  # what was taken back was never said
             consumer = self._reach.consumer(client, enable_auto_commit=False, **configs)
             try:
-                return newest_offset(consumer, TopicPartition(self._topic, partition), stream, partition)
+                return newest_offset(
+                    consumer, TopicPartition(self._topic, partition), stream, partition
+                )
             except kafka_errors.AuthorizationError as error:
-                read = Access("Read", "topic", self._topic, "sink.topic, read back for effectively-once")
-                raise ConnectorError(Refusals(self._reach.servers, [read]).explain(error)) from error
+                read = Access(
+                    "Read", "topic", self._topic, "sink.topic, read back for effectively-once"
+                )
+                raise ConnectorError(
+                    Refusals(self._reach.servers, [read]).explain(error)
+                ) from error
             finally:
                 consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
                 client.close()
@@ -277,10 +325,14 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return self._writer.insist(look)
 
     def begin(self, streams: Sequence[str], partition: int) -> dict[StreamPartition, int]:
-        """Begin under the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the broker is away."""
+        """Begin under the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the
+        broker is away."""
         self._end(partition)
         name = self.name_of(streams, partition).rpartition("/")[0]
-        make_writer, limits = partial(self._make_writer, holder=str(partition)), (self._timeout_ms, self._limit_s)
+        make_writer, limits = (
+            partial(self._make_writer, holder=str(partition)),
+            (self._timeout_ms, self._limit_s),
+        )
         transaction = Transaction(
             self._reach, name, partition, make_writer, *limits, output=self._topic, streams=streams
         )
@@ -288,7 +340,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return transaction.begin([StreamPartition(stream, partition) for stream in streams])
 
     def name_of(self, streams: Sequence[str], partition: int) -> str:
-        """Return the transactional id, which is also the group's name; no topic has a slash in its name."""
+        """Return the transactional id, which is also the group's name; no topic has a slash in its
+        name."""
         return f"streamadapt/{self._topic}/{streams[0]}/{partition}"
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
@@ -310,7 +363,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
         transaction = self._transactions.pop(partition, None)
         if transaction is not None:
             transaction.abandon()
-        if transaction is None or not transaction.lost:  # else what has happened to it lasts until it begins again
+        if (
+            transaction is None or not transaction.lost
+        ):  # else what has happened to it lasts until it begins again
             self._forget(partition)
 
     def _forget(self, partition: int) -> None:
@@ -319,22 +374,25 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
 
 def _key_of(p: Prediction) -> bytes | None:
-    """Return the record key: the entry's own bytes, where `Prediction.key` is what the codec read of them."""
+    """Return the record key: the entry's own bytes, where `Prediction.key` is what the codec read
+    of them."""
     if p.raw_key is not None and p.key == p.raw_key.decode("utf-8", "backslashreplace"):
         return p.raw_key
     return p.key.encode() if p.key else None
 
 
 class KafkaDeadLetters(DeadLetterSink):
-    """Write refused records with key, value and headers untouched, and after their own headers: reason, stage, topic,
-    partition, offset, time (ns), detail and, where it had any, ``headers``, how many of its own there are.
+    """Write refused records with key, value and headers untouched, and after their own headers:
+    reason, stage, topic, partition, offset, time (ns), detail and, where it had any, ``headers``,
+    how many of its own there are.
 
-    A record of up to 32 MiB is sent whole. If it is larger, or the broker refuses its size, its first 64 KiB are sent,
-    and half of that again and again, until the broker takes it, with the header ``truncated`` = original size of its
-    value in bytes; where its key was cut, with ``truncated-key``, its original size, and where its own headers were
-    left out, with ``truncated-headers``, how many there were. A record without key and value (Kafka takes none such)
-    gets an empty value and the header ``null``; one without a key, where the topic is compacted and takes none such,
-    its position as key and the header ``null-key``.
+    A record of up to 32 MiB is sent whole. If it is larger, or the broker refuses its size, its
+    first 64 KiB are sent, and half of that again and again, until the broker takes it, with the
+    header ``truncated`` = original size of its value in bytes; where its key was cut, with
+    ``truncated-key``, its original size, and where its own headers were left out, with
+    ``truncated-headers``, how many there were. A record without key and value (Kafka takes none
+    such) gets an empty value and the header ``null``; one without a key, where the topic is
+    compacted and takes none such, its position as key and the header ``null-key``.
 
     Parameters
     ----------
@@ -351,8 +409,8 @@ class KafkaDeadLetters(DeadLetterSink):
         security: Security | None = None,
     ) -> None:
         configs = {
-            # A batch that is too large would break the idempotent producer's sequence for those after it;
-            # order and single copies matter less here than that every letter arrives.
+            # A batch that is too large would break the idempotent producer's sequence for those
+            # after it; order and single copies matter less here than that every letter arrives.
             "enable_idempotence": False,
             "max_in_flight_requests_per_connection": 1,
             "max_request_size": LETTER_BYTES + OVERHEAD_BYTES,
@@ -384,7 +442,8 @@ class KafkaDeadLetters(DeadLetterSink):
         self._writer.given_up = given_up
 
     def expect_partitions(self, count: int) -> None:
-        """Create a missing topic with this number of partitions, unless the config says otherwise."""
+        """Create a missing topic with this number of partitions, unless the config says
+        otherwise."""
         self._writer.expect_partitions(count)
 
     @property
@@ -432,26 +491,35 @@ def _outgoing(letter: DeadLetter) -> Outgoing:
     }
     if record.headers:
         headers["headers"] = str(len(record.headers))
-    encoded = [(name, text.encode("utf-8", "backslashreplace")[:DETAIL_BYTES]) for name, text in headers.items()]
+    encoded = [
+        (name, text.encode("utf-8", "backslashreplace")[:DETAIL_BYTES])
+        for name, text in headers.items()
+    ]
     value = record.value
     if record.key is None and value is None:
         value = b""
         encoded.append(("null", b"true"))
-    own = [(name, value or b"") for name, value in record.headers]  # the client takes no header without a value
+    own = [
+        (name, value or b"") for name, value in record.headers
+    ]  # the client takes no header without a value
     return Outgoing(str(record.position), partition, record.key, value, (*own, *encoded))
 
 
 def _acceptable(record: Outgoing, error: BaseException) -> Outgoing:
-    """Return another record for one that the broker refused: shorter, or with a key where it asks for one."""
+    """Return another record for one that the broker refused: shorter, or with a key where it asks
+    for one."""
     if isinstance(error, TOO_LARGE):
         return _shorter(record)
     if record.key is None:  # a topic that is compacted
-        return replace(record, key=record.name.encode(), headers=(*record.headers, ("null-key", b"true")))
+        return replace(
+            record, key=record.name.encode(), headers=(*record.headers, ("null-key", b"true"))
+        )
     return record
 
 
 def _shorter(record: Outgoing) -> Outgoing:
-    """Return the record cut to `TRUNCATED_BYTES`, or to half of what it has; as it is, if nothing is left to cut."""
+    """Return the record cut to `TRUNCATED_BYTES`, or to half of what it has; as it is, if nothing
+    is left to cut."""
     own, said = split_headers(record.headers)
     marks = dict(said)
     held = max(len(record.value or b""), len(record.key or b""))

@@ -102,9 +102,9 @@ MOVED: Final = (
 class KafkaSource(Source):
     """Read one topic, or an entry topic and a label topic with the same number of partitions.
 
-    Without `group` the partitions are assigned by hand; with it a consumer group shares them out, partition p of both
-    topics to one member. Offsets are never taken from the broker: the owner says where to start. A broker that is away
-    is waited for, at the start and later.
+    Without `group` the partitions are assigned by hand; with it a consumer group shares them out,
+    partition p of both topics to one member. Offsets are never taken from the broker: the owner
+    says where to start. A broker that is away is waited for, at the start and later.
 
     Parameters
     ----------
@@ -115,7 +115,8 @@ class KafkaSource(Source):
     label_topic : str or None
         The topic with the labels, where they have one of their own.
     group : str or None
-        Consumer group: its members share the partitions. Offsets are committed to it for monitoring only.
+        Consumer group: its members share the partitions. Offsets are committed to it for
+        monitoring only.
     partitions : sequence of int or None
         Without a group: the partitions to read. Default: all.
     start : {"earliest", "latest"}
@@ -125,20 +126,23 @@ class KafkaSource(Source):
     security : mapping or None
         TLS and SASL settings: the keys of ``source.security``.
     session_timeout : duration
-        With a group: a member that is silent for this long counts as dead, and others get its partitions.
+        With a group: a member that is silent for this long counts as dead, and others get its
+        partitions.
     max_poll_records : int
         The largest number of records that one poll returns.
     fetch_bytes : int, bytes
-        Fetched at once per partition, and twice that in all: what is held in memory. A larger record is delivered all
-        the same.
+        Fetched at once per partition, and twice that in all: what is held in memory. A larger
+        record is delivered all the same.
     isolation_level : {"read_committed", "read_uncommitted"}
-        ``read_committed``: records of aborted transactions are left out, and the end of an open transaction is waited
-        for. ``read_uncommitted``: every record is read as soon as it is written.
+        ``read_committed``: records of aborted transactions are left out, and the end of an open
+        transaction is waited for. ``read_uncommitted``: every record is read as soon as it is
+        written.
     metadata_max_age : duration
         How old the knowledge of the topics may become: added partitions are found this late.
     check_topic_id : bool
-        Whether a topic that was deleted and created again counts as another one. False trusts the offsets alone: for a
-        copy of a topic, on another cluster, in which every record has its old offset.
+        Whether a topic that was deleted and created again counts as another one. False trusts the
+        offsets alone: for a copy of a topic, on another cluster, in which every record has its old
+        offset.
     tombstones : {"dead-letter", "skip"}
         What is done with records without a value.
 
@@ -147,7 +151,8 @@ class KafkaSource(Source):
     ConfigError
         For a wrong setting.
     ConnectorError
-        From `poll`, for what waiting cannot mend: a position out of range, wrong credentials, unlike partition counts.
+        From `poll`, for what waiting cannot mend: a position out of range, wrong credentials,
+        unlike partition counts.
     """
 
     def __init__(  # noqa: PLR0913 - flat, as the keys of [source] in a config file
@@ -173,13 +178,21 @@ class KafkaSource(Source):
             raise ConfigError("source.tombstones", tombstones, "dead-letter or skip")
         self._skips_tombstones = tombstones == "skip"
         if label_topic == topic:
-            raise ConfigError("source.label_topic", label_topic, "another topic than source.topic, or none")
+            raise ConfigError(
+                "source.label_topic", label_topic, "another topic than source.topic, or none"
+            )
         if group is not None and partitions is not None:
-            raise ConfigError("source.partitions", list(partitions), "nothing where source.group shares them out")
+            raise ConfigError(
+                "source.partitions", list(partitions), "nothing where source.group shares them out"
+            )
         if not max_poll_records >= 1:
-            raise ConfigError("source.max_poll_records", max_poll_records, "a whole number, at least 1")
+            raise ConfigError(
+                "source.max_poll_records", max_poll_records, "a whole number, at least 1"
+            )
         if isolation_level not in ("read_committed", "read_uncommitted"):
-            raise ConfigError("source.isolation_level", isolation_level, "read_committed or read_uncommitted")
+            raise ConfigError(
+                "source.isolation_level", isolation_level, "read_committed or read_uncommitted"
+            )
         self._reach = Reach(servers, security)
         self._topics = (topic,) if label_topic is None else (topic, label_topic)
         self._group = group
@@ -266,7 +279,8 @@ class KafkaSource(Source):
         return self._conditions.standing(skipped=self._skipped)
 
     def _quiet(self) -> str:
-        """Return that no broker answers, if it has been so for more than a moment; empty otherwise."""
+        """Return that no broker answers, if it has been so for more than a moment; empty
+        otherwise."""
         now, quiet = time.monotonic(), self._client.quiet(FETCH)
         if not quiet:
             self._quiet_since = None
@@ -283,9 +297,12 @@ class KafkaSource(Source):
         self._owner = owner
 
     def poll(self, timeout_s: float) -> list[Record]:
-        """Return the records that are there; connects, and places itself, as far as the time goes."""
+        """Return the records that are there; connects, and places itself, as far as the time
+        goes."""
         if self._owner is None or self._closed:
-            raise ConnectorError(f"{self!r}: poll {'after close' if self._closed else 'before open'}")
+            raise ConnectorError(
+                f"{self!r}: poll {'after close' if self._closed else 'before open'}"
+            )
         deadline = time.monotonic() + timeout_s
         try:
             return self._poll(deadline)
@@ -335,7 +352,8 @@ class KafkaSource(Source):
         self._apply_pause()
 
     def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
-        """Go to other positions; placing itself there, and asking the topic what it holds, is the next poll's."""
+        """Go to other positions; placing itself there, and asking the topic what it holds, is the
+        next poll's."""
         if self._starts is None:
             return  # the partitions are not known yet: the owner is asked for its starts then
         moved = {TopicPartition(*at): offset for at, offset in starts.items()}
@@ -346,7 +364,8 @@ class KafkaSource(Source):
         self._check_places = True
 
     def lag(self) -> dict[StreamPartition, int]:
-        """Records not yet delivered, from end offsets at most a second old (older while the broker is away)."""
+        """Records not yet delivered, from end offsets at most a second old (older while the broker
+        is away)."""
         consumer = self._consumer
         if consumer is not None and self._placed and self._next and self.state == "connected":
             self._refresh_ends(consumer)
@@ -367,8 +386,13 @@ class KafkaSource(Source):
         self._commits.send(self._consumer)
 
     def read_up_to(self) -> dict[StreamPartition, int]:
-        """Offsets behind what was delivered, where only transaction markers and aborted records lie in between."""
-        return {StreamPartition(*at): end for at, end in self._passed.items() if self._next.get(at) == end}
+        """Offsets behind what was delivered, where only transaction markers and aborted records
+        lie in between."""
+        return {
+            StreamPartition(*at): end
+            for at, end in self._passed.items()
+            if self._next.get(at) == end
+        }
 
     def identities(self) -> dict[StreamPartition, str]:
         """Topic ids, of brokers that have them (Kafka from 2.8 on)."""
@@ -402,7 +426,8 @@ class KafkaSource(Source):
             "group_id": self._group,
             "client_id": "streamadapt",
             "enable_auto_commit": False,
-            "auto_offset_reset": "none",  # positions come from the owner; anything else is a loud error
+            # positions come from the owner; anything else is a loud error
+            "auto_offset_reset": "none",
             "allow_auto_create_topics": False,
             "partition_assignment_strategy": [self._assignor],
             "max_poll_records": TAKE_ALL,
@@ -419,14 +444,18 @@ class KafkaSource(Source):
             self._consumer = found
         if self._starts is None:
             consumer = self._consumer
-            counts = self._setup.in_time(lambda: partition_counts(consumer, self._topics), deadline)
+            counts = self._setup.in_time(
+                lambda: partition_counts(consumer, self._topics), deadline
+            )
             if counts is None:
                 return False
             check_partition_counts(counts)
             self._count = counts[self._topics[0]]
             if self._group is not None:
                 keep_joins(self._consumer)
-                listener = RebalanceListener(self._handover, self._group_assigned, self._group_revoked)
+                listener = RebalanceListener(
+                    self._handover, self._group_assigned, self._group_revoked
+                )
                 self._consumer.subscribe(list(self._topics), listener=listener)
                 self._starts, self._placed = {}, True
                 return True
@@ -447,7 +476,11 @@ class KafkaSource(Source):
         """Ask the broker which topics these are, then what they hold."""
         if not self._topics_now.refresh(REFRESH_S):
             raise kafka_errors.KafkaTimeoutError("the broker does not say which topics it has")
-        ids = {at: found for at in wanted if (found := self._topics_now.identity(at.topic)) is not None}
+        ids = {
+            at: found
+            for at in wanted
+            if (found := self._topics_now.identity(at.topic)) is not None
+        }
         return ranges_of(consumer, wanted, self._places, self._spare, self._reached(wanted)), ids
 
     @contextmanager
@@ -466,13 +499,19 @@ class KafkaSource(Source):
     def _own_partitions(self, count: int) -> list[int]:
         own = list(range(count)) if self._wanted is None else self._wanted
         if not set(own) <= set(range(count)):
-            raise ConnectorError(f"{self!r}: partitions {own} were asked for, the topic has {count}")
+            raise ConnectorError(
+                f"{self!r}: partitions {own} were asked for, the topic has {count}"
+            )
         return own
 
     def _ask_owner(self, partitions: Sequence[int]) -> dict[TopicPartition, int | None]:
         with owners_errors():
             starts = self._of_owner.partitions_assigned(partitions)
-        return {TopicPartition(t, p): starts.get(StreamPartition(t, p)) for t in self._topics for p in partitions}
+        return {
+            TopicPartition(t, p): starts.get(StreamPartition(t, p))
+            for t in self._topics
+            for p in partitions
+        }
 
     @property
     def _of_owner(self) -> PartitionOwner:
@@ -491,13 +530,17 @@ class KafkaSource(Source):
         assert self._consumer is not None, "connected first"
         replaced = self._replaced(starts, ids)
         added = [at for at in starts if at.partition >= self._count > 0]
-        placing = self._places.all(starts, ranges, self._reached(starts), replaced=replaced, added=added)
+        placing = self._places.all(
+            starts, ranges, self._reached(starts), replaced=replaced, added=added
+        )
         for at, offset in placing.offsets.items():
             self._consumer.seek(at, offset)
             if StreamPartition(*at) not in placing.anew:
                 self._note_skipped(at, starts[at], offset)
         # Where nothing has been delivered yet, this is where the work stands.
-        fresh = {at: o for at, o in placing.offsets.items() if at not in self._next or at in replaced}
+        fresh = {
+            at: o for at, o in placing.offsets.items() if at not in self._next or at in replaced
+        }
         self._commits.want(fresh if self._group is not None else {})
         self._next.update(placing.offsets)
         self._ids.update(ids)
@@ -513,17 +556,27 @@ class KafkaSource(Source):
         self._skipped[at.topic, at.partition] += offset - wanted
         self._conditions.happened(
             Condition.RECORDS_DELETED,
-            f"{at.topic}[{at.partition}]: {offset - wanted} records, {wanted} to {offset - 1}, were deleted before "
-            "they were read, and are skipped (source.out_of_range); raise the topic's retention (retention.ms, "
+            f"{at.topic}[{at.partition}]: {offset - wanted} records, {wanted} to {offset - 1}, "
+            f"were deleted before "
+            "they were read, and are skipped (source.out_of_range); raise the topic's retention "
+            "(retention.ms, "
             "retention.bytes), or add engines",
         )
 
-    def _replaced(self, starts: Iterable[TopicPartition], ids: Mapping[TopicPartition, str]) -> set[TopicPartition]:
+    def _replaced(
+        self, starts: Iterable[TopicPartition], ids: Mapping[TopicPartition, str]
+    ) -> set[TopicPartition]:
         """Return the partitions whose topic is another than the one they were read from."""
         if not self._check_ids:
             return set()
-        known = {at: self._ids.get(at) or self._of_owner.identity(StreamPartition(*at)) for at in starts}
-        return {at for at, before in known.items() if before is not None and ids.get(at, before) != before}
+        known = {
+            at: self._ids.get(at) or self._of_owner.identity(StreamPartition(*at)) for at in starts
+        }
+        return {
+            at
+            for at, before in known.items()
+            if before is not None and ids.get(at, before) != before
+        }
 
     def _drop(self, places: Collection[TopicPartition]) -> None:
         """Forget what is held of these partitions and known of their ends."""
@@ -533,7 +586,8 @@ class KafkaSource(Source):
         self._buffer.drop(places)
 
     def _place_again(self, deadline: float) -> bool:
-        """Compare with the topic again: the broker was away, or says that a position is gone; True once done."""
+        """Compare with the topic again: the broker was away, or says that a position is gone; True
+        once done."""
         consumer = self._consumer
         self._give_up_missing()
         # Not behind what is held of them: that is dropped, and fetched again.
@@ -548,12 +602,17 @@ class KafkaSource(Source):
         return True
 
     def _give_up_missing(self) -> None:
-        """Let go of partitions that a topic does not have since it was created again with fewer of them."""
+        """Let go of partitions that a topic does not have since it was created again with fewer of
+        them."""
         count = min(self._topics_now.counts().values())
         missing = [at for at in self._starts or {} if at.partition >= count]
         if self._group is not None or self._wanted is not None or not count or not missing:
             return
-        log.warning("%r: partitions from %d on are gone: the topic was created again with fewer", self, count)
+        log.warning(
+            "%r: partitions from %d on are gone: the topic was created again with fewer",
+            self,
+            count,
+        )
         assert self._consumer is not None, "placed before"
         self._count = count
         self._forget(missing)
@@ -569,7 +628,12 @@ class KafkaSource(Source):
             if self._unlike_since is None:
                 self._unlike_since = now
                 said = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
-                log.warning("%r: %s partitions; they must have the same number within %g s", self, said, UNLIKE_S)
+                log.warning(
+                    "%r: %s partitions; they must have the same number within %g s",
+                    self,
+                    said,
+                    UNLIKE_S,
+                )
             elif now - self._unlike_since >= UNLIKE_S:
                 check_partition_counts(counts)
             return
@@ -594,7 +658,8 @@ class KafkaSource(Source):
         return True
 
     def _tend(self, deadline: float, gone: Sequence[str]) -> None:
-        """Fetch, and let the group settle, also while there are records at hand: but then only now and then."""
+        """Fetch, and let the group settle, also while there are records at hand: but then only now
+        and then."""
         now = time.monotonic()
         at_hand = bool(self._buffer.places - self._paused)
         if at_hand and now - self._tended_at < TEND_S:
@@ -604,17 +669,20 @@ class KafkaSource(Source):
             deadline = now + (REBALANCE_S if unsettled else 0.0)
         self._apply_pause()
         self._fetch(deadline, gone)
-        if at_hand and unsettled and rebalancing(self._consumer):  # what was taken from us waits for a second round
+        if (
+            at_hand and unsettled and rebalancing(self._consumer)
+        ):  # what was taken from us waits for a second round
             self._fetch(time.monotonic() + REBALANCE_S, gone)
         self._tended_at = time.monotonic()
         if self._group is not None:
             self._commits.send(self._consumer)
 
     def _are_still_the_same(self, deadline: float) -> bool:
-        """Whether what was fetched is of the topics that were placed; asks the broker once a second at most.
+        """Whether what was fetched is of the topics that were placed; asks the broker once a
+        second at most.
 
-        A fetch names a topic by its name. Of one that was deleted and created again it gets the records from our
-        position on, and those before it would be skipped.
+        A fetch names a topic by its name. Of one that was deleted and created again it gets the
+        records from our position on, and those before it would be skipped.
         """
         if not self._check_ids:
             return True
@@ -627,7 +695,8 @@ class KafkaSource(Source):
         return self._verified and not self._check_places
 
     def _pass_over(self) -> None:
-        """Move positions past what lies behind the last record delivered and holds none: transaction markers."""
+        """Move positions past what lies behind the last record delivered and holds none:
+        transaction markers."""
         for at, next_offset in self._next.items():
             if self._ends.get(at, 0) > next_offset and self._buffer.next_of(at) is None:
                 position = self._position(at)
@@ -647,7 +716,10 @@ class KafkaSource(Source):
                 self._check_places = True  # back after a while: is the topic still the one it was?
             if gone:
                 names = ", ".join(gone)
-                why = f"topic {names} does not exist: it was deleted; waiting for it to be created again"
+                why = (
+                    f"topic {names} does not exist: it was deleted; waiting for it to be "
+                    f"created again"
+                )
                 self._link.down(why, Condition.TOPIC_MISSING)
             elif self._group is None or self._joined or settled(consumer):
                 self._link.up()
@@ -666,7 +738,9 @@ class KafkaSource(Source):
         if not self._assignor.marked:
             group = group_of(self._reach, self._group or "")
             if group is not None and group.protocol not in ("", self._assignor.name):
-                raise ConnectorError(self._foreign_group(f"it shares its partitions out by {group.protocol!r}"))
+                raise ConnectorError(
+                    self._foreign_group(f"it shares its partitions out by {group.protocol!r}")
+                )
             self._assignor.marked = group is not None  # by an engine of before there were marks
 
     def _refused(self) -> None:
@@ -675,21 +749,30 @@ class KafkaSource(Source):
         if self._refused_since is None:
             self._refused_since = now
         if now - self._refused_since >= REFUSED_S:
-            raise ConnectorError(self._foreign_group("it shares its partitions out in another way"))
+            raise ConnectorError(
+                self._foreign_group("it shares its partitions out in another way")
+            )
 
     def _foreign_group(self, why: str) -> str:
         group = group_of(self._reach, self._group or "")
         members = "the broker does not say who" if group is None else str(group)
         by = f", assignor {group.protocol!r}" if group is not None and group.protocol else ""
         return (
-            f"{self!r}: the group {self._group!r} is not this engine's alone: {why}. Its members{by}: {members}. Stop "
-            "the other application, or give source.group a name that only engines with these topics use"
+            f"{self!r}: the group {self._group!r} is not this engine's alone: {why}. Its "
+            f"members{by}: {members}. Stop "
+            "the other application, or give source.group a name that only engines with these "
+            "topics use"
         )
 
     def _group_assigned(self, given: Collection[TopicPartition]) -> None:
-        of = {topic: sorted(at.partition for at in given if at.topic == topic) for topic in self._topics}
+        of = {
+            topic: sorted(at.partition for at in given if at.topic == topic)
+            for topic in self._topics
+        }
         if len({tuple(partitions) for partitions in of.values()}) > 1:
-            raise ConnectorError(f"{self!r}: the group gave out unlike partitions of the topics: {of}")
+            raise ConnectorError(
+                f"{self!r}: the group gave out unlike partitions of the topics: {of}"
+            )
         assert self._consumer is not None, "subscribed first"
         self._joined = True
         self._refused_since = None
@@ -702,13 +785,18 @@ class KafkaSource(Source):
             self._check_places = False
 
     def _compare_with_group(self, wanted: Mapping[TopicPartition, int | None]) -> None:
-        """Say where the group's offsets are others than ours: somebody may have reset them, to no effect."""
+        """Say where the group's offsets are others than ours: somebody may have reset them, to no
+        effect."""
         consumer: Any = self._consumer
         with suppress(kafka_errors.KafkaError, OSError):
-            committed = consumer._coordinator.fetch_committed_offsets(list(wanted), timeout_ms=GROUP_OFFSETS_MS)
+            committed = consumer._coordinator.fetch_committed_offsets(
+                list(wanted), timeout_ms=GROUP_OFFSETS_MS
+            )
             placed = {at: self._next[at] for at in wanted if at in self._next}
             if moved := moved_by_others(placed, committed):
-                self._conditions.happened(Condition.GROUP_OFFSET, moved_text(self._group or "", moved, placed, wanted))
+                self._conditions.happened(
+                    Condition.GROUP_OFFSET, moved_text(self._group or "", moved, placed, wanted)
+                )
 
     def _group_revoked(self, taken: Collection[TopicPartition], lost: bool) -> None:
         if lost:
@@ -730,7 +818,11 @@ class KafkaSource(Source):
         if self._consumer is None or not self._next:
             return
         own = set(self._next) & self._consumer.assignment()
-        full = own if self._buffer.size >= self._most_bytes else own & (self._paused | self._buffer.places)
+        full = (
+            own
+            if self._buffer.size >= self._most_bytes
+            else own & (self._paused | self._buffer.places)
+        )
         self._consumer.pause(*full)
         self._consumer.resume(*(own - full))
 
@@ -741,18 +833,23 @@ class KafkaSource(Source):
                 found = asked(consumer.end_offsets, self._next, LAG_TIMEOUT_MS)
                 for at, end in found.items():
                     self._ends[at] = max(end, self._ends.get(at, 0))
-                if self._configs["isolation_level"] == "read_committed":  # then these are the last stable offsets
+                if (
+                    self._configs["isolation_level"] == "read_committed"
+                ):  # then these are the last stable offsets
                     self._open.look(found, {at: self._position(at) for at in found}, self._ends)
 
     def _position(self, at: TopicPartition) -> int:
-        """Next offset wanted: without records held here the client's own, which has passed over transaction markers."""
+        """Next offset wanted: without records held here the client's own, which has passed over
+        transaction markers."""
         held = self._buffer.next_of(at)
         if held is not None:
             return held
         if self._ends.get(at, sys.maxsize) <= self._next[at]:
             return self._next[at]
         with suppress(kafka_errors.KafkaError):
-            position: int | None = self._consumer.position(at, timeout_ms=0) if self._consumer is not None else None
+            position: int | None = (
+                self._consumer.position(at, timeout_ms=0) if self._consumer is not None else None
+            )
             if position is not None:
                 return max(position, self._next[at])
         return self._next[at]

@@ -26,11 +26,14 @@ class _Id(msgspec.Struct):
 _ID: Final = msgspec.json.Decoder(_Id)
 
 
-def newest_offset(consumer: KafkaConsumer, at: TopicPartition, stream: str, partition: int) -> int | None:
-    """Return the offset in the id of the last prediction in `at` that was made from a partition of `stream`.
+def newest_offset(
+    consumer: KafkaConsumer, at: TopicPartition, stream: str, partition: int
+) -> int | None:
+    """Return the offset in the id of the last prediction in `at` that was made from a partition of
+    `stream`.
 
-    Usually that is the last record. Where others write to the topic too, what lies before is read in wider and wider
-    steps, to its beginning if need be.
+    Usually that is the last record. Where others write to the topic too, what lies before is read
+    in wider and wider steps, to its beginning if need be.
 
     Parameters
     ----------
@@ -72,7 +75,9 @@ def _last_of(
         if records:
             deadline = time.monotonic() + PATIENCE_S
         elif time.monotonic() > deadline:
-            raise kafka_errors.KafkaTimeoutError(f"{at.topic}[{at.partition}]: no answer while its end was read")
+            raise kafka_errors.KafkaTimeoutError(
+                f"{at.topic}[{at.partition}]: no answer while its end was read"
+            )
         for record in records:
             found = _position(record.value)
             if record.offset < upper and found is not None and found[:2] == (stream, partition):

@@ -1,4 +1,5 @@
-"""What the cluster says of the topics now: are they there, the same as before, and with how many partitions?"""
+"""What the cluster says of the topics now: are they there, the same as before, and with how many
+partitions?"""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class Topics:
         self._fresh_at = float("-inf")
 
     def identity(self, topic: str) -> str | None:
-        """Return the topic's id, another one after it was deleted and created again; None where brokers have none."""
+        """Return the topic's id, another one after it was deleted and created again; None where
+        brokers have none."""
         cluster = self._client.cluster
         found = None if cluster is None else cluster.topic_id(topic)
         return None if found is None or not found.int else str(found)
@@ -70,7 +72,9 @@ class Topics:
                 self._missing_since.pop(topic, None)
             else:
                 self._missing_since.setdefault(topic, now)
-        return [topic for topic, since in list(self._missing_since.items()) if now - since >= GONE_S]
+        return [
+            topic for topic, since in list(self._missing_since.items()) if now - since >= GONE_S
+        ]
 
     @property
     def fresh(self) -> bool:

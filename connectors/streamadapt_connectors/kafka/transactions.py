@@ -16,15 +16,23 @@ from streamadapt.errors import ConnectorError, Loss, TransactionLostError
 from streamadapt.records import StreamPartition
 from streamadapt_connectors.kafka.client import Client, Reach
 from streamadapt_connectors.kafka.refusals import Access, Refusals, names_in, source_accesses
-from streamadapt_connectors.kafka.writer import LOOK_S, NoAnswerError, Outgoing, RefusedError, Writer
+from streamadapt_connectors.kafka.writer import (
+    LOOK_S,
+    NoAnswerError,
+    Outgoing,
+    RefusedError,
+    Writer,
+)
 
 __all__ = ["Transaction"]
 
 CLOSE_MS: Final = 1000
 ABORT_S: Final = 2.0
-"""Of the time between a signal and the end; a broker that takes longer ends the transaction by itself."""
+"""Of the time between a signal and the end; a broker that takes longer ends the transaction by
+itself."""
 
-# kafka-python says many errors only in the text of another one, so they are looked for by name there.
+# kafka-python says many errors only in the text of another one, so they are looked for by name
+# there.
 TAKEN: Final = (
     "ProducerFenced",
     "InvalidProducerEpoch",
@@ -48,10 +56,11 @@ SILENCE: Final = (
 class Transaction:
     """A partition's only writer, for as long as no other begins under the same name.
 
-    The transactional id is ``NAME/PARTITION``; the positions are committed to a group of that name, which nobody joins.
-    Every wait for the broker ends after `limit_s`: then, and where the broker refuses, the transaction is lost
-    (`TransactionLostError`). A lost one says nothing more: what the broker may still hear of it has an old epoch, once
-    the next one has begun, and counts for nothing.
+    The transactional id is ``NAME/PARTITION``; the positions are committed to a group of that
+    name, which nobody joins. Every wait for the broker ends after `limit_s`: then, and where the
+    broker refuses, the transaction is lost (`TransactionLostError`). A lost one says nothing more:
+    what the broker may still hear of it has an old epoch, once the next one has begun, and counts
+    for nothing.
 
     Parameters
     ----------
@@ -61,7 +70,8 @@ class Transaction:
     partition : int
         The input's.
     make_writer : callable
-        From further producer settings, and what to call when it is connected, to a `Writer` that has the same limit.
+        From further producer settings, and what to call when it is connected, to a `Writer` that
+        has the same limit.
     timeout_ms : int, ms
         The broker gives a transaction up that is open for longer.
     limit_s : float, s
@@ -76,7 +86,9 @@ class Transaction:
         reach: Reach,
         name: str,
         partition: int,
-        make_writer: Callable[[Mapping[str, Any], Callable[[KafkaProducer], None], Refusals], Writer],
+        make_writer: Callable[
+            [Mapping[str, Any], Callable[[KafkaProducer], None], Refusals], Writer
+        ],
         timeout_ms: int,
         limit_s: float,
         *,
@@ -102,7 +114,9 @@ class Transaction:
             *source_accesses(streams, None),
         ]
         self._refusals = Refusals(reach.servers, accesses, timeout_ms / 1000)
-        self._writer = make_writer(configs, lambda producer: producer.init_transactions(), self._refusals)
+        self._writer = make_writer(
+            configs, lambda producer: producer.init_transactions(), self._refusals
+        )
 
     @property
     def lost(self) -> bool:
@@ -131,16 +145,23 @@ class Transaction:
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
         """Make records and positions visible as one."""
-        offsets = {TopicPartition(*at): OffsetAndMetadata(offset, "", -1) for at, offset in positions.items()}
+        offsets = {
+            TopicPartition(*at): OffsetAndMetadata(offset, "", -1)
+            for at, offset in positions.items()
+        }
         with self._watched("committed"):
             self._ensure_open()
             self._writer.flush()
-            self._ask(lambda manager: manager.send_offsets_to_transaction(offsets, self._id), self._limit_s)
+            self._ask(
+                lambda manager: manager.send_offsets_to_transaction(offsets, self._id),
+                self._limit_s,
+            )
             self._ask(lambda manager: manager.begin_commit(), self._limit_s)
         self._open = False
 
     def end(self) -> None:
-        """Make void what is not committed, if the broker answers soon (it does so itself after a while), and let go."""
+        """Make void what is not committed, if the broker answers soon (it does so itself after a
+        while), and let go."""
         if self._lost is not None:
             return
         if self._open:
@@ -163,7 +184,8 @@ class Transaction:
             self._open = True
 
     def _ask(self, ask: Callable[[Any], Any], limit_s: float) -> None:
-        """Have kafka-python's transaction manager do something, and wait for it no longer than `limit_s`.
+        """Have kafka-python's transaction manager do something, and wait for it no longer than
+        `limit_s`.
 
         The producer's own methods for it wait without a limit; they do the same three things.
         """
@@ -171,7 +193,9 @@ class Transaction:
         result = ask(producer._transaction_manager)
         producer._sender.wakeup()
         deadline = time.monotonic() + limit_s
-        while not result.wait(timeout_ms=1000 * max(0.0, min(LOOK_S, deadline - time.monotonic()))):
+        while not result.wait(
+            timeout_ms=1000 * max(0.0, min(LOOK_S, deadline - time.monotonic()))
+        ):
             self._writer.check_given_up()
             self._writer.look()
             if time.monotonic() >= deadline:
@@ -179,7 +203,8 @@ class Transaction:
 
     @contextmanager
     def _watched(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong, the transaction is lost: what was and was not done, the next `begin` will tell."""
+        """Whatever goes wrong, the transaction is lost: what was and was not done, the next
+        `begin` will tell."""
         if self._lost is not None:
             raise self._lost
         try:
@@ -197,20 +222,28 @@ class Transaction:
     def _lose_by(self, what: str, cause: BaseException, error: Exception) -> None:
         said = f"{cause!r} {error!r}"
         if refusal := self._refusals.explain(cause, self._writer.shown()):
-            raise ConnectorError(f"kafka transaction {self._id}: could not be {what}: {refusal}") from error
+            raise ConnectorError(
+                f"kafka transaction {self._id}: could not be {what}: {refusal}"
+            ) from error
         if isinstance(error, RefusedError):
             self._lose(what, Loss.REFUSED, str(error))
         if EXPIRED in said or self._writer.forgotten:
             self._lose(
                 what,
                 Loss.EXPIRED,
-                "the broker has forgotten the transactional id, which was not used for longer than the brokers' "
-                "transactional.id.expiration.ms; nothing is lost; raise that setting above the longest pause of the "
+                "the broker has forgotten the transactional id, which was not used for longer "
+                "than the brokers' "
+                "transactional.id.expiration.ms; nothing is lost; raise that setting above the "
+                "longest pause of the "
                 "input",
             )
         if self._writer.fenced or any(name in said for name in TAKEN):
-            self._lose(what, Loss.TAKEN, f"fenced by another engine, or open for too long: {cause!r}")
-        silent = isinstance(cause, kafka_errors.RetriableError) or any(name in said for name in SILENCE)
+            self._lose(
+                what, Loss.TAKEN, f"fenced by another engine, or open for too long: {cause!r}"
+            )
+        silent = isinstance(cause, kafka_errors.RetriableError) or any(
+            name in said for name in SILENCE
+        )
         self._lose(what, Loss.NO_ANSWER if silent else Loss.FAILED, str(error))
 
     def _lose(self, what: str, cause: Loss, why: str) -> None:
@@ -222,9 +255,13 @@ class Transaction:
     def _committed(self, places: Sequence[StreamPartition]) -> dict[StreamPartition, int]:
         client = Client()
         limit_ms = max(1, int(1000 * self._limit_s))
-        consumer: KafkaConsumer = self._reach.consumer(client, group_id=self._id, enable_auto_commit=False)
+        consumer: KafkaConsumer = self._reach.consumer(
+            client, group_id=self._id, enable_auto_commit=False
+        )
         try:
-            found = {at: consumer.committed(TopicPartition(*at), timeout_ms=limit_ms) for at in places}
+            found = {
+                at: consumer.committed(TopicPartition(*at), timeout_ms=limit_ms) for at in places
+            }
         except kafka_errors.TopicAuthorizationFailedError as error:
             streams = names_in(error) or {at.stream for at in places}
             raise kafka_errors.TopicAuthorizationFailedError(streams) from error

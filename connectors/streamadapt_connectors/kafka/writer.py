@@ -92,7 +92,8 @@ class Outgoing:
 
 
 class TopicLimits:
-    """What records a topic takes, as far as that is known: learned from those that the broker refused.
+    """What records a topic takes, as far as that is known: learned from those that the broker
+    refused.
 
     Parameters
     ----------
@@ -112,21 +113,32 @@ class TopicLimits:
     def forbids(self, record: Outgoing) -> str:
         """Return why the broker would not take the record; empty where it may."""
         if self._most is not None and record.size > self._most:
-            return f"it has {record.size} bytes, topic {self._topic} takes {self._most} (max.message.bytes)"
+            return (
+                f"it has {record.size} bytes, topic {self._topic} takes {self._most} "
+                f"(max.message.bytes)"
+            )
         if self._needs_key and record.key is None:
-            return f"it has no key, and topic {self._topic} takes none such (cleanup.policy = compact)"
+            return (
+                f"it has no key, and topic {self._topic} takes none such (cleanup.policy = "
+                f"compact)"
+            )
         return ""
 
     def learn(self, failed: Sequence[tuple[Outgoing, BaseException]]) -> bool:
         """Learn from refused records; return whether there was anything to learn.
 
-        With one refused record kafka-python fails all that it holds, with the same error. So the largest one of them is
-        taken for the one that is too large: whatever the limit is, it is above it too.
+        With one refused record kafka-python fails all that it holds, with the same error. So the
+        largest one of them is taken for the one that is too large: whatever the limit is, it is
+        above it too.
         """
         large = [record for record, error in failed if isinstance(error, TOO_LARGE)]
         if large:
             self._learn_size(max(record.size for record in large))
-        if any(record.key is None for record, error in failed if isinstance(error, kafka_errors.InvalidRecordError)):
+        if any(
+            record.key is None
+            for record, error in failed
+            if isinstance(error, kafka_errors.InvalidRecordError)
+        ):
             self._needs_key = True
             return True
         return bool(large)
@@ -140,7 +152,9 @@ class TopicLimits:
 
     def _asked(self) -> int:
         client = Client()
-        configs = {k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"}
+        configs = {
+            k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"
+        }
         try:
             admin = KafkaAdminClient(kafka_client=client, request_timeout_ms=ADMIN_MS, **configs)
             found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, self._topic)])
@@ -173,16 +187,18 @@ class Writer:
     configs : mapping
         For kafka-python's producer.
     shrink : callable or None
-        Given a record that was refused and the error, returns another to send in its place, or the same: then it is an
-        error.
+        Given a record that was refused and the error, returns another to send in its place, or the
+        same: then it is an error.
     refuse : callable or None
-        Given a record that the topic does not take and why, keeps it: it is not sent. Goes before `shrink`.
+        Given a record that the topic does not take and why, keeps it: it is not sent. Goes before
+        `shrink`.
     limits : TopicLimits or None
         Known to all writers of a topic; with `refuse`.
     prepare : callable or None
         Called with the producer, once it is connected, before anything is sent; again if it fails.
     limit_s : float, s, or None
-        Raise `NoAnswerError` where the broker has confirmed nothing for so long. None waits as long as it takes.
+        Raise `NoAnswerError` where the broker has confirmed nothing for so long. None waits as
+        long as it takes.
     deliveries : Deliveries or None
         Those of the writers before this one, of the same partition of a sink.
     setting : str
@@ -209,13 +225,23 @@ class Writer:
     ) -> None:
         self._limit_s = limit_s
         self._setting = setting
-        self._refusals = refusals or Refusals(reach.servers, [Access("Write", "topic", topic, setting)])
+        self._refusals = refusals or Refusals(
+            reach.servers, [Access("Write", "topic", topic, setting)]
+        )
         self._reach = reach
         self._topic = topic
         self._create_partitions = partitions
-        self._configs = {"delivery_timeout_ms": FOR_EVER_MS, "max_block_ms": FIRST_TRY_MS, "acks": "all", **configs}
+        self._configs = {
+            "delivery_timeout_ms": FOR_EVER_MS,
+            "max_block_ms": FIRST_TRY_MS,
+            "acks": "all",
+            **configs,
+        }
         # The broker would create it again with a number of partitions of its own.
-        self._configs |= {"allow_auto_create_topics": False, "metadata_max_age_ms": METADATA_AGE_MS}
+        self._configs |= {
+            "allow_auto_create_topics": False,
+            "metadata_max_age_ms": METADATA_AGE_MS,
+        }
         self._shrink = shrink
         self._refuse = refuse
         self._limits = limits
@@ -234,7 +260,9 @@ class Writer:
         self._failure: Exception | None = None
         self.closed = False
         self.before_sending: Callable[[Collection[int]], None] = lambda partitions: None
-        self.given_up: Callable[[], bool] = lambda: False  # see `streamadapt.engine.ports.Sink.break_off_when`
+        self.given_up: Callable[[], bool] = lambda: (
+            False
+        )  # see `streamadapt.engine.ports.Sink.break_off_when`
 
     def _make_client(self) -> Client:
         client = Client()
@@ -244,10 +272,15 @@ class Writer:
     @property
     def state(self) -> str:
         """``connected`` or ``connecting``."""
-        return "connecting" if self._conditions.holds(Condition.NO_ANSWER, self._holder) else self._link.state
+        return (
+            "connecting"
+            if self._conditions.holds(Condition.NO_ANSWER, self._holder)
+            else self._link.state
+        )
 
     def expect_partitions(self, count: int) -> None:
-        """Take the input's number of partitions for a topic that is still to be created, unless told another."""
+        """Take the input's number of partitions for a topic that is still to be created, unless
+        told another."""
         self._create_partitions = self._create_partitions or count
 
     @property
@@ -256,7 +289,8 @@ class Writer:
         return self._deliveries
 
     def look(self) -> None:
-        """Say what keeps records from being delivered: once in the log when it begins, and once when it is over.
+        """Say what keeps records from being delivered: once in the log when it begins, and once
+        when it is over.
 
         From any thread.
         """
@@ -265,11 +299,14 @@ class Writer:
         if self._topics_now.gone():
             self._conditions.begin(
                 Condition.TOPIC_MISSING,
-                f"topic {self._topic} does not exist: it was deleted; waiting for it to be created again",
+                f"topic {self._topic} does not exist: it was deleted; waiting for it to be "
+                f"created again",
                 self._holder,
             )
             return
-        self._conditions.end(Condition.TOPIC_MISSING, f"topic {self._topic} is there again", self._holder)
+        self._conditions.end(
+            Condition.TOPIC_MISSING, f"topic {self._topic} is there again", self._holder
+        )
         self._deliveries.look(
             quiet=self._client.quiet(PRODUCE),
             refusal=self._client.refusal(self._topic),
@@ -283,7 +320,11 @@ class Writer:
         self._accept(record)
 
     def _accept(self, record: Outgoing) -> None:
-        if self._refuse is not None and self._limits is not None and (why := self._limits.forbids(record)):
+        if (
+            self._refuse is not None
+            and self._limits is not None
+            and (why := self._limits.forbids(record))
+        ):
             self._refuse(record, why)
             return
         self._make_room(record)
@@ -291,12 +332,14 @@ class Writer:
 
     def _make_room(self, record: Outgoing) -> None:
         while self._pending and (
-            len(self._pending) >= MAX_PENDING or self._pending_bytes + record.size > MAX_PENDING_BYTES
+            len(self._pending) >= MAX_PENDING
+            or self._pending_bytes + record.size > MAX_PENDING_BYTES
         ):
             self._settle_first()
 
     def flush(self) -> None:
-        """Return once everything accepted has been delivered; raises `ConnectorError` for the first that was not."""
+        """Return once everything accepted has been delivered; raises `ConnectorError` for the
+        first that was not."""
         self._check()
         self._send_held()
         while self._pending:
@@ -323,7 +366,8 @@ class Writer:
                 raise self._failure from error
 
     def renew(self, *, resend: bool) -> None:
-        """Go on after an error with a new producer; with `resend`, what the old one held is sent again, in order.
+        """Go on after an error with a new producer; with `resend`, what the old one held is sent
+        again, in order.
 
         What was under way may arrive twice then.
         """
@@ -347,16 +391,21 @@ class Writer:
 
     @property
     def fenced(self) -> bool:
-        """Whether the broker has said that somebody else writes under this producer's transactional id."""
+        """Whether the broker has said that somebody else writes under this producer's
+        transactional id."""
         return self._client.fenced
 
     @property
     def forgotten(self) -> bool:
-        """Whether the broker has said that it does not know this producer's transactional id any more."""
+        """Whether the broker has said that it does not know this producer's transactional id any
+        more."""
         return self._client.forgotten
 
     def abandon(self) -> None:
-        """Drop the producer and everything it holds, and say nothing more to the broker. Idempotent."""
+        """Drop the producer and everything it holds, and say nothing more to the broker.
+
+        Idempotent.
+        """
         self.closed = True
         self._pending.clear()
         self._deliveries.given_up()
@@ -370,7 +419,9 @@ class Writer:
 
     def _check_limit(self, deadline: float | None, why: object) -> None:
         if deadline is not None and time.monotonic() >= deadline:
-            raise NoAnswerError(scrubbed(f"no answer from the broker within {self._limit_s:g} s ({why})"))
+            raise NoAnswerError(
+                scrubbed(f"no answer from the broker within {self._limit_s:g} s ({why})")
+            )
 
     def _wait_again(self, error: Exception, deadline: float | None) -> None:
         why = self._client.explain(error)
@@ -389,18 +440,23 @@ class Writer:
             self.closed = True
             if self._producer is not None:
                 _close(self._producer)
-            with suppress(RuntimeError):  # its thread is still in a call that the broker does not answer
+            with suppress(
+                RuntimeError
+            ):  # its thread is still in a call that the broker does not answer
                 self._client.close()
 
     def _check(self) -> None:
         if self.closed:
             raise ConnectorError(f"kafka {self._topic}: the sink is closed")
         self._failure = self._failure or self._client.stopped_by
-        if self._failure is not None:  # what was lost stays lost: no later flush may say that all is well
+        if (
+            self._failure is not None
+        ):  # what was lost stays lost: no later flush may say that all is well
             raise self._failure
 
     def _check_rights(self) -> None:
-        """Raise `ConnectorError` if the right to the topic has been taken away: its records would wait without end."""
+        """Raise `ConnectorError` if the right to the topic has been taken away: its records would
+        wait without end."""
         if self._topics_now.denied():
             error = kafka_errors.TopicAuthorizationFailedError({self._topic})
             self._failure = ConnectorError(self._refusals.explain(error, {self._topic}))
@@ -478,9 +534,14 @@ class Writer:
             raise self._fail(record, future.exception)
 
     def _learn(self, record: Outgoing, error: BaseException) -> None:
-        """Raise `RefusedError` if a record was refused that will not be sent again; what is pending stays so."""
+        """Raise `RefusedError` if a record was refused that will not be sent again; what is
+        pending stays so."""
         assert self._limits is not None, "asked before"
-        failed = [(other, future.exception) for other, future in self._pending if future.is_done and future.failed()]
+        failed = [
+            (other, future.exception)
+            for other, future in self._pending
+            if future.is_done and future.failed()
+        ]
         if self._limits.learn(failed):
             self._failure = RefusedError(str(self._fail(record, error)))
             raise self._failure from error
@@ -495,7 +556,10 @@ class Writer:
         if self._client.stopped_by is not None:
             self._failure = self._client.stopped_by
             return self._failure
-        name = f"kafka {self._topic}: the record of {record.name} ({record.size} bytes) was not delivered"
+        name = (
+            f"kafka {self._topic}: the record of {record.name} ({record.size} bytes) was not "
+            f"delivered"
+        )
         refusal = self._refusals.explain(error, self._client.shown())
         self._failure = ConnectorError(refusal or f"{name}: {scrubbed(repr(error))}")
         self._failure.__cause__ = error
@@ -523,7 +587,9 @@ class Writer:
                 raise self._unknown_topic(not_created, error) from error
             self._link.up()
             self._deliveries.begun()
-        self._partitions = max(self._partitions, self._topics_now.counts()[self._topic])  # some may be added
+        self._partitions = max(
+            self._partitions, self._topics_now.counts()[self._topic]
+        )  # some may be added
         return self._producer
 
     def _unknown_topic(self, not_created: BaseException | None, error: Exception) -> Exception:
@@ -531,7 +597,9 @@ class Writer:
         if not self._client.answers():
             return error
         if isinstance(not_created, kafka_errors.AuthorizationError):
-            create = Refusals(self._reach.servers, [Access("Create", "topic", self._topic, self._setting)])
+            create = Refusals(
+                self._reach.servers, [Access("Create", "topic", self._topic, self._setting)]
+            )
             why = create.explain(kafka_errors.TopicAuthorizationFailedError({self._topic}))
             self._failure = ConnectorError(f"{why}; or create the topic: it does not exist")
             return self._failure
@@ -544,8 +612,13 @@ class Writer:
         return ConnectionError(text)
 
     def _create_topic(self) -> BaseException | None:
-        """Best effort: without the right to create topics, an existing one is all we need. Return what went wrong."""
-        configs = {k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"}
+        """Best effort: without the right to create topics, an existing one is all we need.
+
+        Return what went wrong.
+        """
+        configs = {
+            k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"
+        }
         configs["request_timeout_ms"] = ADMIN_MS
         client = Client()
         try:
@@ -567,9 +640,12 @@ class Writer:
 
 
 def _drop(producer: Any) -> bool:
-    """End it without a word: what it holds fails. Return whether its thread has ended; else that closes the connection.
+    """End it without a word: what it holds fails.
 
-    Not with `KafkaProducer.close`, which waits for what it holds, also when it is collected as garbage.
+    Return whether its thread has ended; else that closes the connection.
+
+    Not with `KafkaProducer.close`, which waits for what it holds, also when it is collected as
+    garbage.
     """
     producer._unregister_cleanup()
     producer._closed = True
@@ -579,7 +655,8 @@ def _drop(producer: Any) -> bool:
 
 
 def _close(producer: KafkaProducer) -> None:
-    """Close it, also where what it holds can no longer be delivered: it gives up then before its thread has ended."""
+    """Close it, also where what it holds can no longer be delivered: it gives up then before its
+    thread has ended."""
     try:
         producer.close(timeout=CLOSE_S)
     except kafka_errors.KafkaError:

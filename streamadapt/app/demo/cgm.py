@@ -1,7 +1,8 @@
 """The demo's data: a year of a continuous glucose monitor, as it is shipped by bokeh_sampledata.
 
-52,281 rows, five minutes apart: the sensor's current `isig` (with dirty text where it failed) and the blood glucose.
-Sensors age and are replaced, so that a calibration fitted once drifts away for real.
+52,281 rows, five minutes apart: the sensor's current `isig` (with dirty text where it failed) and
+the blood glucose. Sensors age and are replaced, so that a calibration fitted once drifts away for
+real.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Reading:
 
     def entry(self) -> bytes:
         """Return the record of the entries topic."""
-        return json.dumps({"id": self.id, "time": self.time.isoformat(), "isig": self.isig}).encode()
+        return json.dumps(
+            {"id": self.id, "time": self.time.isoformat(), "isig": self.isig}
+        ).encode()
 
     def label(self) -> bytes:
         """Return the record of the labels topic, whose time is when the label became known."""
@@ -56,12 +59,16 @@ def read_glucose() -> list[Reading]:
     try:
         packed = files("bokeh_sampledata").joinpath("_data/CGM.csv.gz").read_bytes()
     except ModuleNotFoundError as exc:
-        raise ConfigError("demo", "bokeh_sampledata is not installed", 'pip install "streamadapt[demo]"') from exc
+        raise ConfigError(
+            "demo", "bokeh_sampledata is not installed", 'pip install "streamadapt[demo]"'
+        ) from exc
     rows = csv.DictReader(gzip.decompress(packed).decode().splitlines())
     readings = []
     for number, row in enumerate(rows):
         time = datetime.fromisoformat(row["datetime"]).replace(tzinfo=UTC)
-        readings.append(Reading(f"cgm-{number}", time, _number_or_text(row["isig"]), float(row["glucose"])))
+        readings.append(
+            Reading(f"cgm-{number}", time, _number_or_text(row["isig"]), float(row["glucose"]))
+        )
     return readings
 
 

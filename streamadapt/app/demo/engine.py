@@ -24,7 +24,8 @@ GIVE_UP_S = 6.0
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold an interrupt back until the end of the block, where it is raised: a process just started is not lost."""
+    """Hold an interrupt back until the end of the block, where it is raised: a process just
+    started is not lost."""
     held: list[int] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
@@ -52,7 +53,8 @@ def engine_process(config: Path, folder: Path) -> Iterator[subprocess.Popen[byte
             stdout=out,
             stderr=log,
             preexec_fn=die_with_parent(signal.SIGTERM),
-            start_new_session=True,  # Ctrl-C reaches the demo only, which then stops the engine in order
+            # Ctrl-C reaches the demo only, which then stops the engine in order
+            start_new_session=True,
         )
     try:
         yield process
@@ -85,7 +87,9 @@ def stop_engine(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any
     try:
         code = process.wait(STOP_S)
     except subprocess.TimeoutExpired:
-        raise StreamadaptError(f"the engine did not end within {STOP_S:g} s: {last_lines(folder)}") from None
+        raise StreamadaptError(
+            f"the engine did not end within {STOP_S:g} s: {last_lines(folder)}"
+        ) from None
     if code != 0:
         raise StreamadaptError(f"the engine ended with exit code {code}: {last_lines(folder)}")
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -56,10 +56,12 @@ host = "127.0.0.1"
 
 
 def write_config(folder: Path, servers: str, port: int, topics: Sequence[str]) -> Path:
-    """Write the engine's config; `topics` are those of entries, labels, predictions and dead letters."""
+    """Write the engine's config; `topics` are those of entries, labels, predictions and dead
+    letters."""
     path = folder / "demo.toml"
     path.write_text(
-        _CONFIG.format(servers=servers, topics=topics, folder=folder.absolute(), port=port), encoding="utf-8"
+        _CONFIG.format(servers=servers, topics=topics, folder=folder.absolute(), port=port),
+        encoding="utf-8",
     )
     return path
 

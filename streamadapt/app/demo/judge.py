@@ -34,7 +34,9 @@ class Judgement:
     count: int
 
 
-def judge(servers: str, predictions: str, readings: Sequence[Reading], *, expected_predictions: int) -> Judgement:
+def judge(
+    servers: str, predictions: str, readings: Sequence[Reading], *, expected_predictions: int
+) -> Judgement:
     """Read all predictions and compare.
 
     Raises
@@ -58,12 +60,15 @@ def judge(servers: str, predictions: str, readings: Sequence[Reading], *, expect
             for name, output in said.items():
                 sums[name] = sums.get(name, 0.0) + abs(output[0] - truth[prediction["entry"]])
     if len(seen) != expected_predictions or not seen:
-        raise StreamadaptError(f"{len(seen)} predictions in topic {predictions}, {expected_predictions} were made")
+        raise StreamadaptError(
+            f"{len(seen)} predictions in topic {predictions}, {expected_predictions} were made"
+        )
     return Judgement({name: total / len(seen) for name, total in sums.items()}, len(seen))
 
 
 def _values(servers: str, topic: str) -> Generator[bytes, None, None]:
-    """Yield a topic's values until nothing has come for `READ_S`: not every broker names the true end of a topic."""
+    """Yield a topic's values until nothing has come for `READ_S`: not every broker names the true
+    end of a topic."""
     at = TopicPartition(topic, 0)
     consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False)
     try:

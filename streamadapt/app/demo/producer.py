@@ -62,7 +62,10 @@ class Producer(threading.Thread):
 
     def _send(self) -> None:
         producer = KafkaProducer(
-            bootstrap_servers=self._servers, linger_ms=20, batch_size=1 << 17, enable_idempotence=True
+            bootstrap_servers=self._servers,
+            linger_ms=20,
+            batch_size=1 << 17,
+            enable_idempotence=True,
         )
         entries = ((reading.time, 0, reading) for reading in self._readings)
         labels = ((reading.time + LABEL_DELAY, 1, reading) for reading in self._labelled)
@@ -70,14 +73,23 @@ class Producer(threading.Thread):
         try:
             for at, which, reading in merge(entries, labels, key=lambda item: (item[0], item[1])):
                 if which == 0:
-                    due = 0.0 if self._speed is None else start + sent / self._speed - time.monotonic()
+                    due = (
+                        0.0
+                        if self._speed is None
+                        else start + sent / self._speed - time.monotonic()
+                    )
                     if due > 0.0:
                         self._enough.wait(due)
                     sent += 1
                 if self._enough.is_set():
                     return
                 value = reading.label() if which else reading.entry()
-                producer.send(self._topics[which], value=value, partition=0, timestamp_ms=int(at.timestamp() * 1000))
+                producer.send(
+                    self._topics[which],
+                    value=value,
+                    partition=0,
+                    timestamp_ms=int(at.timestamp() * 1000),
+                )
             producer.flush()
         finally:
             producer.close(timeout=0.0 if self._enough.is_set() else CLOSE_S)

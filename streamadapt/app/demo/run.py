@@ -1,8 +1,9 @@
-"""``streamadapt demo``: a frozen calibration kept right on a real sensor, through a real Kafka protocol broker.
+"""``streamadapt demo``: a frozen calibration kept right on a real sensor, through a real Kafka
+protocol broker.
 
-This process starts the broker, fits the base on the first fifth of the data, produces the rest, watches the engine
-through its metrics, and at the end reads the predictions back from their topic and judges them itself. The engine is
-an ordinary ``streamadapt run`` in a process of its own.
+This process starts the broker, fits the base on the first fifth of the data, produces the rest,
+watches the engine through its metrics, and at the end reads the predictions back from their topic
+and judges them itself. The engine is an ordinary ``streamadapt run`` in a process of its own.
 """
 
 from __future__ import annotations
@@ -36,11 +37,21 @@ __all__ = ["run_demo"]
 TRAIN_SHARE = 0.2
 FEWEST = 100
 """Readings below which there is nothing to see."""
-TOPICS: tuple[str, str, str, str] = ("cgm-entries", "cgm-labels", "cgm-predictions", "cgm-dead-letters")
+TOPICS: tuple[str, str, str, str] = (
+    "cgm-entries",
+    "cgm-labels",
+    "cgm-predictions",
+    "cgm-dead-letters",
+)
 
 
 def run_demo(
-    *, speed: float | None, labels: str, json_path: Path | None, limit: int | None = None, keep: Path | None = None
+    *,
+    speed: float | None,
+    labels: str,
+    json_path: Path | None,
+    limit: int | None = None,
+    keep: Path | None = None,
 ) -> int:
     """Run the demo; return its exit code.
 
@@ -62,7 +73,9 @@ def run_demo(
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     with _interrupts(), ExitStack() as stack:
         try:
-            folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamadapt-demo-")))
+            folder = keep or Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="streamadapt-demo-"))
+            )
             folder.mkdir(parents=True, exist_ok=True)
             readings = read_glucose()
             split = int(TRAIN_SHARE * len(readings))
@@ -73,7 +86,9 @@ def run_demo(
             return 130
 
 
-def _check(speed: float | None, labels: str, json_path: Path | None, limit: int | None, keep: Path | None) -> None:
+def _check(
+    speed: float | None, labels: str, json_path: Path | None, limit: int | None, keep: Path | None
+) -> None:
     if labels not in ("all", "sparse"):
         raise ConfigError("--labels", labels, "all or sparse")
     if speed is not None and not 0.0 < speed < 1e9:
@@ -83,7 +98,9 @@ def _check(speed: float | None, labels: str, json_path: Path | None, limit: int 
     if json_path is not None:
         check_output("--json", json_path, {})
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise ConfigError("--keep", str(keep), "a new folder or an empty one: its broker's topics are new, too")
+        raise ConfigError(
+            "--keep", str(keep), "a new folder or an empty one: its broker's topics are new, too"
+        )
 
 
 @contextmanager
@@ -110,14 +127,24 @@ class _Data:
 
 
 def _run(
-    console: Console, stack: ExitStack, folder: Path, data: _Data, *, speed: float | None, json_path: Path | None
+    console: Console,
+    stack: ExitStack,
+    folder: Path,
+    data: _Data,
+    *,
+    speed: float | None,
+    json_path: Path | None,
 ) -> int:
     show(
         console,
-        f"A glucose sensor: a linear calibration is fitted on its first {len(data.history):,} readings and frozen; the "
-        f"next {len(data.stream):,} are streamed, labels 6 hours later{', four a day' if data.sparse else ''}.",
+        f"A glucose sensor: a linear calibration is fitted on its first {len(data.history):,} "
+        f"readings and frozen; the "
+        f"next {len(data.stream):,} are streamed, labels 6 hours "
+        f"later{', four a day' if data.sparse else ''}.",
     )
-    with uninterrupted():  # an interrupt in the middle of a fork would be lost: logging's hook there swallows it
+    with (
+        uninterrupted()
+    ):  # an interrupt in the middle of a fork would be lost: logging's hook there swallows it
         broker = stack.enter_context(EmbeddedBroker())
     create_topics(broker.servers, dict.fromkeys(TOPICS, 1))
     port = free_port()
@@ -136,7 +163,9 @@ def _run(
     except StreamadaptError as error:
         raise StreamadaptError(f"{error}; its log ends: {last_lines(folder)}") from error
     summary = stop_engine(engine, folder)
-    judgement = judge(broker.servers, TOPICS[2], data.stream, expected_predictions=summary["predictions"])
+    judgement = judge(
+        broker.servers, TOPICS[2], data.stream, expected_predictions=summary["predictions"]
+    )
     result = _result(judgement, summary, data)
     if json_path is not None:
         _write(json_path, result)
@@ -161,21 +190,29 @@ def _result(judgement: Judgement, summary: dict[str, Any], data: _Data) -> dict[
         "dead_letters": summary["dead_letters"],
         "drifts": summary["drifts"],
         "protocol": (
-            f"continuous glucose monitor of bokeh_sampledata; base: linear calibration on the last 6 currents, fitted "
-            f"on the first {TRAIN_SHARE:.0%}, frozen; the next {len(data.stream)} rows in time order through Kafka, "
-            f"dirty ones refused; labels: {labels}, 6 h late in event time; predicted first, learned after the label's "
-            f"arrival; mean absolute error in mg/dL of the {judgement.count} predictions read back from their topic, "
+            f"continuous glucose monitor of bokeh_sampledata; base: linear calibration on the "
+            f"last 6 currents, fitted "
+            f"on the first {TRAIN_SHARE:.0%}, frozen; the next {len(data.stream)} rows in time "
+            f"order through Kafka, "
+            f"dirty ones refused; labels: {labels}, 6 h late in event time; predicted first, "
+            f"learned after the label's "
+            f"arrival; mean absolute error in mg/dL of the {judgement.count} predictions read "
+            f"back from their topic, "
             f"against the true glucose"
         ),
     }
 
 
-def _verdict(console: Console, result: dict[str, Any], data: _Data, summary: dict[str, Any]) -> int:
+def _verdict(
+    console: Console, result: dict[str, Any], data: _Data, summary: dict[str, Any]
+) -> int:
     """Nothing lost, and something gained; otherwise the demo has failed."""
     refused = sum(isinstance(reading.isig, str) for reading in data.stream)
     failures = []
     if summary["entries"] != len(data.stream) - refused:
-        failures.append(f"{summary['entries']} entries accepted, {len(data.stream) - refused} expected")
+        failures.append(
+            f"{summary['entries']} entries accepted, {len(data.stream) - refused} expected"
+        )
     if not result["served"] < result["frozen"]:
         failures.append("the served predictions are no better than the frozen model's")
     for failure in failures:

@@ -61,7 +61,9 @@ def show(console: Console, text: str, **how: Any) -> None:
     console.print(text, soft_wrap=not console.is_terminal, highlight=False, **how)
 
 
-def watch(console: Console, url: str, engine: subprocess.Popen[bytes], producer: Producer, *, total: int) -> None:
+def watch(
+    console: Console, url: str, engine: subprocess.Popen[bytes], producer: Producer, *, total: int
+) -> None:
     """Show the engine at work until it has dealt with `total` records.
 
     Raises
@@ -75,7 +77,9 @@ def watch(console: Console, url: str, engine: subprocess.Popen[bytes], producer:
     with live or nullcontext():
         while True:
             if engine.poll() is not None:
-                raise StreamadaptError(f"the engine ended by itself with exit code {engine.returncode}")
+                raise StreamadaptError(
+                    f"the engine ended by itself with exit code {engine.returncode}"
+                )
             if producer.error is not None:
                 raise StreamadaptError(f"the readings could not be sent: {producer.error}")
             samples = scrape(url)
@@ -107,10 +111,13 @@ class _View:
 
     def check_progress(self, still_sent: bool, now: float, url: str) -> None:
         if not self._samples and now - self._started > START_S:
-            raise StreamadaptError(f"the engine's metrics did not come up on {url} within {START_S:g} s")
+            raise StreamadaptError(
+                f"the engine's metrics did not come up on {url} within {START_S:g} s"
+            )
         if not still_sent and now - max(self._moved, self._started) > STALL_S:
             raise StreamadaptError(
-                f"the engine has stood still for {STALL_S:g} s at {self.done} of {self.total} records"
+                f"the engine has stood still for {STALL_S:g} s at {self.done} of {self.total} "
+                f"records"
             )
 
     def update(self, samples: Samples, now: float) -> None:
@@ -142,9 +149,12 @@ class _View:
             "entries/s": f"{self.rate:,.0f}",
             "lag": f"{lag:,.0f}",
             "error frozen": "-" if frozen is None else f"{frozen:.2f}",
-            "error served": "-" if served is None else f"{served:.2f}" + (_less(served, frozen) if frozen else ""),
+            "error served": "-"
+            if served is None
+            else f"{served:.2f}" + (_less(served, frozen) if frozen else ""),
             "dead letters": f"{sum(self._samples.get('dead_letters_total', {}).values()):,.0f}",
-            "drifts": f"{self._drifts:,.0f}" + (f" (newest at entry {', '.join(self._marks)})" if self._marks else ""),
+            "drifts": f"{self._drifts:,.0f}"
+            + (f" (newest at entry {', '.join(self._marks)})" if self._marks else ""),
         }
 
     def _weights(self) -> list[tuple[str, float]]:
@@ -165,7 +175,8 @@ class _View:
             name, weight = weights[i] if i < len(weights) else ("", 0.0)
             bar = "#" * round(BAR * weight)
             table.add_row(
-                Text("weights" if i == 0 else "", style="bold"), f"{weight:.2f} {bar:<{BAR}} {name}" if name else ""
+                Text("weights" if i == 0 else "", style="bold"),
+                f"{weight:.2f} {bar:<{BAR}} {name}" if name else "",
             )
         bar_of_all = ProgressBar(total=self.total, completed=min(self.done, self.total), width=60)
         progress = Table.grid()  # a bar alone does not end its line

@@ -1,4 +1,5 @@
-"""``streamadapt dlq list|replay``: what was refused, and the way back for what has been repaired."""
+"""``streamadapt dlq list|replay``: what was refused, and the way back for what has been
+repaired."""
 
 from __future__ import annotations
 
@@ -22,16 +23,26 @@ dlq = typer.Typer(help="Look at dead letters, and feed repaired ones back.", no_
 def list_letters(
     config: ConfigPath,
     reasons: Annotated[
-        list[str] | None, typer.Option("--reason", metavar="REASON", help="Only these; may be given several times.")
+        list[str] | None,
+        typer.Option("--reason", metavar="REASON", help="Only these; may be given several times."),
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help='Records stamped since: "2h", or "2026-05-01T12:00".')
+        str | None,
+        typer.Option(metavar="TIME", help='Records stamped since: "2h", or "2026-05-01T12:00".'),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The newest so many. Default: 30; with --json all.")] = None,
-    replayed: Annotated[bool, typer.Option("--all", help="Also those that were fed back.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The newest so many. Default: 30; with --json all.")
+    ] = None,
+    replayed: Annotated[
+        bool, typer.Option("--all", help="Also those that were fed back.")
+    ] = False,
     settings: Settings = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, whole: repair them and give them to dlq replay.")
+        bool,
+        typer.Option(
+            "--json",
+            help="One JSON object a line, whole: repair them and give them to dlq replay.",
+        ),
     ] = False,
 ) -> None:
     """Show what was refused, up to now, and why. Commits nothing and changes nothing."""
@@ -52,18 +63,31 @@ def list_letters(
 def replay_letters(
     config: ConfigPath,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Lines of dlq list --json, repaired; - is standard input.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Lines of dlq list --json, repaired; - is standard input."
+        ),
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing; say what would be.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Send nothing; say what would be.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Send also what was fed back before.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Send also what was fed back before.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="LINES", help="Sources of files: write lines to append by hand, here.")
+        Path | None,
+        typer.Option(
+            metavar="LINES", help="Sources of files: write lines to append by hand, here."
+        ),
     ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put repaired records at the end of the streams they came from. Exit code 1 if one of them was not sent."""
+    """Put repaired records at the end of the streams they came from.
+
+    Exit code 1 if one of them was not sent.
+    """
     from streamadapt.app.dlq.replay import Replay
     from streamadapt.app.interrupts import interruptible
     from streamadapt.config.tables import load_config

@@ -57,22 +57,30 @@ class Wanted:
     replayed: bool = False
 
     @classmethod
-    def of(cls, config: Config, reasons: Sequence[str], since: str | None, *, replayed: bool) -> Wanted:
+    def of(
+        cls, config: Config, reasons: Sequence[str], since: str | None, *, replayed: bool
+    ) -> Wanted:
         """Check and convert what was given; raises `ConfigError`."""
         known = [*(reason.value for reason in Reason), FOREIGN]
         for reason in reasons:
             if reason not in known:
-                raise ConfigError("--reason", reason, f"one of {', '.join(known)}{meant(reason, known)}")
+                raise ConfigError(
+                    "--reason", reason, f"one of {', '.join(known)}{meant(reason, known)}"
+                )
         if since is None:
             return cls(frozenset(reasons), replayed=replayed)
         if config.source.get("kind") == "files":
-            raise ConfigError("--since", since, "--limit: records of files have no time stamps of their own")
+            raise ConfigError(
+                "--since", since, "--limit: records of files have no time stamps of their own"
+            )
         return cls(frozenset(reasons), _time_of(since), replayed)
 
     def has(self, letter: StoredLetter) -> bool:
         """Whether reason and time are among the wanted."""
         refused = letter.letter
-        return (not self.reasons or refused.reason in self.reasons) and refused.record.time >= self.since
+        return (
+            not self.reasons or refused.reason in self.reasons
+        ) and refused.record.time >= self.since
 
 
 def _time_of(text: str) -> int:
@@ -82,7 +90,9 @@ def _time_of(text: str) -> int:
         try:
             return time.time_ns() - duration_ns("--since", text)
         except ConfigError:
-            raise ConfigError("--since", text, 'a duration ("2h") or an ISO time ("2026-05-01T12:00", UTC)') from None
+            raise ConfigError(
+                "--since", text, 'a duration ("2h") or an ISO time ("2026-05-01T12:00", UTC)'
+            ) from None
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1e9)
 
 
@@ -101,7 +111,9 @@ class Seen:
         at, reason = stored.letter.record.position, stored.letter.reason
         if not wanted.has(stored):
             return False
-        if not stored.foreign and (at, reason) in self._known:  # after a crash the engine reads, and refuses, again
+        if (
+            not stored.foreign and (at, reason) in self._known
+        ):  # after a crash the engine reads, and refuses, again
             self.again += 1
             return False
         self._known.add((at, reason))
@@ -113,7 +125,10 @@ class Seen:
 
 
 def _shown(reader: DeadLetterReader, wanted: Wanted) -> tuple[Seen, Iterator[StoredLetter]]:
-    """Return the counts and the letters to show. The notes come after the letters they are about: two readings."""
+    """Return the counts and the letters to show.
+
+    The notes come after the letters they are about: two readings.
+    """
     ledger = ReplayLedger()
     with progress(f"{reader.name}: notes") as on_progress:
         for item in reader.read(on_progress):
@@ -152,11 +167,17 @@ class _Line(NamedTuple):
 
 
 def _newest(lines: Iterator[_Line], limit: int) -> list[_Line]:
-    return sorted(heapq.nlargest(limit, lines, key=lambda line: line[:2]), key=lambda line: line[:2])
+    return sorted(
+        heapq.nlargest(limit, lines, key=lambda line: line[:2]), key=lambda line: line[:2]
+    )
 
 
 def _line_of(stored: StoredLetter, ledger: ReplayLedger) -> _Line:
-    return _Line(stored.letter.record.time, stored.place, json_line(stored_fields(stored) | _fed_back(stored, ledger)))
+    return _Line(
+        stored.letter.record.time,
+        stored.place,
+        json_line(stored_fields(stored) | _fed_back(stored, ledger)),
+    )
 
 
 def _fed_back(stored: StoredLetter, ledger: ReplayLedger) -> dict[str, str]:
@@ -167,9 +188,11 @@ def _fed_back(stored: StoredLetter, ledger: ReplayLedger) -> dict[str, str]:
 
 
 def json_line(data: dict[str, Any]) -> str:
-    """Return JSON in which letters stay letters, and what could steer a terminal or turn a line is escaped.
+    """Return JSON in which letters stay letters, and what could steer a terminal or turn a line is
+    escaped.
 
-    Where standard output is not UTF-8, which is what `dlq replay` reads, everything but ASCII is escaped.
+    Where standard output is not UTF-8, which is what `dlq replay` reads, everything but ASCII is
+    escaped.
     """
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
     if encoding not in ("utf-8", "utf8"):
@@ -201,7 +224,11 @@ def preview(stored: StoredLetter) -> str:
     text = safe(value[: 4 * PREVIEW].decode("utf-8", "backslashreplace"))
     if stored.truncated is not None:
         return f"{text[:PREVIEW]}… {stored.truncated:,} bytes, cut when it was refused"
-    return text if len(text) <= PREVIEW and len(value) <= 4 * PREVIEW else f"{text[:PREVIEW]}… {len(value):,} bytes"
+    return (
+        text
+        if len(text) <= PREVIEW and len(value) <= 4 * PREVIEW
+        else f"{text[:PREVIEW]}… {len(value):,} bytes"
+    )
 
 
 def print_table(config: Config, wanted: Wanted, limit: int) -> None:
@@ -230,7 +257,11 @@ def _row_of(stored: StoredLetter, ledger: ReplayLedger) -> _Line:
     fed_back = _fed_back(stored, ledger).get("replayed")
     cells = (
         Text(f"{safe(letter.reason[:DETAIL])}\n{safe(letter.stage[:DETAIL])}"),
-        Text("\n".join((at, when(letter.record.time), *([f"fed back {fed_back}"] if fed_back else [])))),
+        Text(
+            "\n".join(
+                (at, when(letter.record.time), *([f"fed back {fed_back}"] if fed_back else []))
+            )
+        ),
         Text.assemble(safe(letter.detail[:DETAIL]), "\n", (preview(stored), "dim")),
     )
     return _Line(letter.record.time, stored.place, cells)
@@ -242,7 +273,9 @@ def _counts(seen: Seen, shown: int, reader: DeadLetterReader) -> Iterator[str]:
     if not total:
         yield f"no dead letters to show in {place}"
     else:
-        counts = ", ".join(f"{safe(reason[:DETAIL])} {count:,}" for reason, count in seen.reasons.most_common())
+        counts = ", ".join(
+            f"{safe(reason[:DETAIL])} {count:,}" for reason, count in seen.reasons.most_common()
+        )
         only = f", the newest {shown:,} shown" if shown < total else ""
         yield f"{total:,} in {place}: {counts}{only}"
     if seen.fed_back:
@@ -253,4 +286,7 @@ def _counts(seen: Seen, shown: int, reader: DeadLetterReader) -> Iterator[str]:
 
 def _note_missing(reader: DeadLetterReader) -> None:
     if reader.missing:
-        sys.stderr.write(f"streamadapt: {safe(reader.name)} does not exist: nothing was refused yet, or not there\n")
+        sys.stderr.write(
+            f"streamadapt: {safe(reader.name)} does not exist: nothing was refused yet, or not "
+            f"there\n"
+        )

@@ -55,22 +55,33 @@ def _general(config: Config, records: Sequence[Decoded]) -> Iterator[str]:
     entries = sum(isinstance(one.item, Entry) for one in records)
     if entries:
         yield (
-            f"{entries} entries come after everything that their stream holds now, with their old times: one that is "
-            "older than the newest entry read by then is refused as time_backwards (with [panel]: late_record)"
+            f"{entries} entries come after everything that their stream holds now, with their "
+            f"old times: one that is "
+            "older than the newest entry read by then is refused as time_backwards (with "
+            "[panel]: late_record)"
         )
         if config.fields.get("id") is None:
-            yield "without fields.id an entry's id is its position, which is a new one: labels of the old one miss it"
+            yield (
+                "without fields.id an entry's id is its position, which is a new one: labels "
+                "of the old one miss it"
+            )
     if entries < len(records):
         yield (
-            f"{len(records) - entries} labels are learned where they now come, after what was learned meanwhile, and "
+            f"{len(records) - entries} labels are learned where they now come, after what was "
+            f"learned meanwhile, and "
             "only if their predictions still wait (task.ttl)"
         )
 
 
 def _asked(
-    config: Config, streams: Sequence[str], partition: int, records: Sequence[Decoded], refused: dict[int, str]
+    config: Config,
+    streams: Sequence[str],
+    partition: int,
+    records: Sequence[Decoded],
+    refused: dict[int, str],
 ) -> Iterator[str]:
-    """Run the records through a pipeline at its newest checkpoint; yield what is to be said about that."""
+    """Run the records through a pipeline at its newest checkpoint; yield what is to be said about
+    that."""
     name = f"{streams[0]}[{partition}]"
     if config.checkpoint is None:
         yield f"{name}: no [checkpoint], so what will be refused again cannot be told"
@@ -82,7 +93,10 @@ def _asked(
     try:
         loaded = store.load_latest(config.digest())
         if loaded is None:
-            yield f"{name}: no checkpoint in {store.folder}, so what will be refused again cannot be told"
+            yield (
+                f"{name}: no checkpoint in {store.folder}, so what will be refused again "
+                f"cannot be told"
+            )
             return
         pipeline = make_pipeline(config)
         assert isinstance(pipeline, Pipeline), "no [keys]"
@@ -100,7 +114,11 @@ def _asked(
 
 
 def _run(
-    pipeline: Pipeline, merge: Merge, streams: Sequence[str], records: Sequence[Decoded], refused: dict[int, str]
+    pipeline: Pipeline,
+    merge: Merge,
+    streams: Sequence[str],
+    records: Sequence[Decoded],
+    refused: dict[int, str],
 ) -> None:
     number = 0
 

@@ -1,4 +1,5 @@
-"""``streamadapt dlq replay``: read repaired letters, judge them, and put the good ones back into their streams."""
+"""``streamadapt dlq replay``: read repaired letters, judge them, and put the good ones back into
+their streams."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ from streamadapt.app.dlq.outlook import Decoded, Outlook, outlook
 from streamadapt.app.terminal import progress, safe
 from streamadapt.build import check_config, make_codec, make_letter_reader, make_stream_writer
 from streamadapt.config.tables import Config
-from streamadapt.engine.dead_letter_ports import DeadLetterReader, ReplayMark, Returned, Returning, StoredLetter
+from streamadapt.engine.dead_letter_ports import (
+    DeadLetterReader,
+    ReplayMark,
+    Returned,
+    Returning,
+    StoredLetter,
+)
 from streamadapt.engine.dead_letters import ReplayLedger, parse_repaired
 from streamadapt.errors import ConfigError, ConnectorError, EntryError, Reason, RepairError
 from streamadapt.files import encoding_of_mark
@@ -74,7 +81,12 @@ class Replay:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         with suppress(ConnectorError):
             self._writer.close()
         self._reader.close()
@@ -87,7 +99,8 @@ class Replay:
         Raises
         ------
         RepairError
-            If a line is no letter of this config; all such lines have been said. Nothing is ready then.
+            If a line is no letter of this config; all such lines have been said. Nothing is ready
+            then.
         ConnectorError
             If the file, the dead letters or the streams cannot be read.
         """
@@ -99,7 +112,10 @@ class Replay:
             try:
                 record = parse_repaired(line, self._streams)
                 if record.position in records:
-                    raise RepairError(f"the same record as line {records[record.position][0]}: expected each once")
+                    raise RepairError(
+                        f"the same record as line {records[record.position][0]}: expected each "
+                        f"once"
+                    )
                 records[record.position] = number, record
             except RepairError as error:
                 problems.append(f"{self._file} line {number}: {safe(str(error))}")
@@ -107,7 +123,8 @@ class Replay:
             for problem in problems[:SHOWN]:
                 self._say(problem)
             raise RepairError(
-                f"{safe(self._file)}: {len(problems)} of {self.lines} lines are no letters; nothing was sent"
+                f"{safe(self._file)}: {len(problems)} of {self.lines} lines are no letters; "
+                f"nothing was sent"
             )
         ledger, known, labels = self._look()
         for number, record in records.values():
@@ -115,37 +132,56 @@ class Replay:
             try:
                 record, item = self._decoded(record, only_label=at in labels)
             except EntryError as error:
-                self._bad.append(Line(number, at, f"still bad: {error.reason.value}: {error.detail}"))
+                self._bad.append(
+                    Line(number, at, f"still bad: {error.reason.value}: {error.detail}")
+                )
                 continue
             if at in ledger.perhaps and not again:
-                said = f"perhaps fed back already, {when(ledger.perhaps[at])} UTC: that replay broke off"
-                self._perhaps.append(Line(number, at, f"{said}; look at the end of {at.stream}, then --again"))
+                said = (
+                    f"perhaps fed back already, {when(ledger.perhaps[at])} UTC: that replay "
+                    f"broke off"
+                )
+                self._perhaps.append(
+                    Line(number, at, f"{said}; look at the end of {at.stream}, then --again")
+                )
             elif at in ledger.sent and not again:
                 self._before.append(
-                    Line(number, at, f"fed back before, {when(ledger.sent[at])} UTC (--again sends it)")
+                    Line(
+                        number,
+                        at,
+                        f"fed back before, {when(ledger.sent[at])} UTC (--again sends it)",
+                    )
                 )
             else:
                 self.ready.append(Decoded(number, record, item))
                 if at not in known:
-                    self._unknown.append(Line(number, at, f"is no dead letter that {self._reader.name} still holds"))
+                    self._unknown.append(
+                        Line(number, at, f"is no dead letter that {self._reader.name} still holds")
+                    )
         self._check_writable()
         self._outlook = outlook(self._config, self._streams, self.ready)
 
     def _decoded(self, record: Record, *, only_label: bool) -> tuple[Record, Entry | Label]:
-        """Return what goes back, and what it says; of an entry that was predicted its label alone."""
+        """Return what goes back, and what it says; of an entry that was predicted its label
+        alone."""
         if only_label and hasattr(self._codec, "label_alone"):
             record = self._codec.label_alone(record)
         item: Entry | Label = self._codec.decode(record)
         if isinstance(item, Entry) and only_label:
             raise EntryError(
-                Reason.DUPLICATE_ID, "the entry itself was predicted, and would come twice", record.position
+                Reason.DUPLICATE_ID,
+                "the entry itself was predicted, and would come twice",
+                record.position,
             )
         if isinstance(item, Entry) and item.refused is not None:
-            raise EntryError(item.refused.reason, f"its label: {item.refused.detail}", record.position)
+            raise EntryError(
+                item.refused.reason, f"its label: {item.refused.detail}", record.position
+            )
         return record, item
 
     def _look(self) -> tuple[ReplayLedger, set[Position], set[Position]]:
-        """Return the notes, the records that were refused, and those of them of which only the label was."""
+        """Return the notes, the records that were refused, and those of them of which only the
+        label was."""
         ledger, known, labels = ReplayLedger(), set(), set()
         with progress(f"{self._reader.name}: what was fed back") as on_progress:
             for item in self._reader.read(on_progress):
@@ -160,11 +196,16 @@ class Replay:
         return ledger, known, labels
 
     def _check_writable(self) -> None:
-        places = {StreamPartition(one.record.position.stream, one.record.position.partition) for one in self.ready}
+        places = {
+            StreamPartition(one.record.position.stream, one.record.position.partition)
+            for one in self.ready
+        }
         if self._out is not None:
             detached = getattr(self._writer, "detached", None)
             if detached is None:
-                raise ConfigError("--out", str(self._out), "a source of files: others are written to directly")
+                raise ConfigError(
+                    "--out", str(self._out), "a source of files: others are written to directly"
+                )
             if places:
                 self._writer, self._appending = detached(self._out, {at.stream for at in places})
         if places:
@@ -178,7 +219,12 @@ class Replay:
             self._say_lines(lines)
         refused = self._outlook.refused
         by_number = {one.number: one.record.position for one in self.ready}
-        self._say_lines([Line(n, by_number[n], f"will be refused again: {why}") for n, why in sorted(refused.items())])
+        self._say_lines(
+            [
+                Line(n, by_number[n], f"will be refused again: {why}")
+                for n, why in sorted(refused.items())
+            ]
+        )
         for note in self._outlook.notes:
             self._say(f"note: {safe(note)}")
         counts = {
@@ -188,14 +234,18 @@ class Replay:
             "fed back before": len(self._before),
             "perhaps fed back": len(self._perhaps),
         }
-        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "ready")
+        told = ", ".join(
+            f"{count} {what}" for what, count in counts.items() if count or what == "ready"
+        )
         self._say(f"{self.lines} lines: {told}{'; dry run, nothing is sent' if dry_run else ''}")
 
     def _say_lines(self, lines: list[Line]) -> None:
         for line in lines[:SHOWN]:
             self._say(f"line {line.number}: {safe(str(line.position))}: {safe(line.said)}")
         if len(lines) > SHOWN:
-            self._say(f"... and {len(lines) - SHOWN} more lines like the last (--json has them all)")
+            self._say(
+                f"... and {len(lines) - SHOWN} more lines like the last (--json has them all)"
+            )
 
     @property
     def question(self) -> str:
@@ -212,7 +262,8 @@ class Replay:
     # -- sending
 
     def send(self) -> None:
-        """Send what is ready, in the file's order; before and after each batch a note of it is kept.
+        """Send what is ready, in the file's order; before and after each batch a note of it is
+        kept.
 
         Raises
         ------
@@ -226,7 +277,14 @@ class Replay:
                 done = self._writer.write([self._returning(one) for one in batch])
                 self._done += zip(batch, done, strict=True)
                 for state in ("sent", "not-sent"):
-                    self._note(state, [one for one, what in zip(batch, done, strict=True) if what.state == state])
+                    self._note(
+                        state,
+                        [
+                            one
+                            for one, what in zip(batch, done, strict=True)
+                            if what.state == state
+                        ],
+                    )
                 if any(what.state != "sent" for what in done):
                     break  # the rest would fare no better, and order is lost
         finally:
@@ -234,26 +292,38 @@ class Replay:
 
     def _note(self, state: str, batch: list[Decoded]) -> None:
         if batch:
-            self._reader.mark(ReplayMark(state, time.time_ns(), tuple(one.record.position for one in batch)))
+            self._reader.mark(
+                ReplayMark(state, time.time_ns(), tuple(one.record.position for one in batch))
+            )
 
     def _returning(self, one: Decoded) -> Returning:
         fields = self._config.fields
-        stamp = fields.get("time") if isinstance(one.item, Entry) else fields.get("label_time", fields.get("time"))
+        stamp = (
+            fields.get("time")
+            if isinstance(one.item, Entry)
+            else fields.get("label_time", fields.get("time"))
+        )
         return Returning(one.record, timed=stamp is None)
 
     def _say_sent(self) -> None:
         words = {"not-sent": "not sent", "unknown": "perhaps sent"}
         failed = [(one, done) for one, done in self._done if done.state in words]
-        self._say_lines([Line(x.number, x.record.position, f"{words[y.state]}: {y.detail}") for x, y in failed])
+        self._say_lines(
+            [Line(x.number, x.record.position, f"{words[y.state]}: {y.detail}") for x, y in failed]
+        )
         sent = sum(done.state == "sent" for _, done in self._done)
         left = len(self.ready) - len(self._done)
-        self._say(f"sent {sent} of {len(self.ready)}" + (f"; the last {left} were not tried" if left else ""))
+        self._say(
+            f"sent {sent} of {len(self.ready)}"
+            + (f"; the last {left} were not tried" if left else "")
+        )
         if self._appending and sent:
             self._say(f"now: {self._appending}")
 
     @property
     def exit_code(self) -> int:
-        """0 if everything in the file is, or was before, where it belongs or would be sent; else 1."""
+        """0 if everything in the file is, or was before, where it belongs or would be sent; else
+        1."""
         failed = any(done.state != "sent" for _, done in self._done)
         return int(bool(self._bad or self._perhaps or failed))
 
@@ -262,10 +332,15 @@ class Replay:
         by_state = {"sent": "sent", "not-sent": "not_sent", "unknown": "perhaps_sent"}
         found: dict[str, Any] = {"lines": self.lines, "dry_run": dry_run, "ready": len(self.ready)}
         for name, lines in (
-            ("still_bad", self._bad), ("perhaps_before", self._perhaps), ("sent_before", self._before),
+            ("still_bad", self._bad), ("perhaps_before", self._perhaps),
+            ("sent_before", self._before),
         ):  # fmt: skip
-            found[name] = [{"line": x.number, "position": str(x.position), "detail": x.said} for x in lines]
-        found["refused_again"] = [{"line": n, "detail": why} for n, why in sorted(self._outlook.refused.items())]
+            found[name] = [
+                {"line": x.number, "position": str(x.position), "detail": x.said} for x in lines
+            ]
+        found["refused_again"] = [
+            {"line": n, "detail": why} for n, why in sorted(self._outlook.refused.items())
+        ]
         for state, name in by_state.items():
             found[name] = [
                 {"line": one.number, "position": str(one.record.position), "detail": done.detail}
@@ -292,7 +367,9 @@ def _numbered(start: bytes, lines: Any) -> Iterator[tuple[int, bytes]]:
     if encoding in (None, "utf-8-sig"):
         yield from _not_blank(lines)
         return
-    text = io.TextIOWrapper(lines, encoding=encoding, errors="backslashreplace")  # as PowerShell writes
+    text = io.TextIOWrapper(
+        lines, encoding=encoding, errors="backslashreplace"
+    )  # as PowerShell writes
     try:
         yield from _not_blank(line.encode() for line in text)
     finally:

@@ -1,4 +1,5 @@
-"""A dictionary beside a learner: cleans what the learner sees, and tells how well each entry fits what came before."""
+"""A dictionary beside a learner: cleans what the learner sees, and tells how well each entry fits
+what came before."""
 
 from __future__ import annotations
 
@@ -18,47 +19,56 @@ __all__ = ["Dictionary"]
 
 Over = Literal["window", "row"]
 LENGTHS_RATE, LENGTHS_CLIP = 0.01, 4.0
-"""How fast the usual length follows the entries', each counted as no more than so many usual ones."""
+"""How fast the usual length follows the entries', each counted as no more than so many usual
+ones."""
 MOST_NUMBERS = 256
 """The longest entry a dictionary is kept of: an update costs the cube of it."""
 
 
 class Dictionary(Learner):
-    """Denoises another learner's inputs by an orthogonal dictionary learned online, without labels [1]_.
+    """Denoises another learner's inputs by an orthogonal dictionary learned online, without labels
+    [1]_.
 
-    y is the scaled window as one vector, or a scaled row. What the other learner (or the base) sees is the inputs with
-    every y replaced by ``D h(D^T y)``, h setting coefficients smaller than `threshold` to zero, in original units;
-    see `OrthogonalDictionary` for how D is learned. That helps where inputs are sparse in some basis (a few causes
-    behind many channels) and noisy; where they are not, it takes away what small coefficients carried, and the guard
-    will leave this expert alone.
+    y is the scaled window as one vector, or a scaled row. What the other learner (or the base)
+    sees is the inputs with every y replaced by ``D h(D^T y)``, h setting coefficients smaller than
+    `threshold` to zero, in original units; see `OrthogonalDictionary` for how D is learned. That
+    helps where inputs are sparse in some basis (a few causes behind many channels) and noisy;
+    where they are not, it takes away what small coefficients carried, and the guard will leave
+    this expert alone.
 
-    The signal ``dictionary-error`` is the relative error of the newest y's sparse code, before it is learned from
-    (`OrthogonalDictionary.error`): an anomaly score in every prediction, and something for a drift monitor to watch.
-    It is about the pattern of an entry and not about its size; one that is shorter than usual is compared with the
-    usual length (a running mean), so that a silent entry is not judged by its noise.
+    The signal ``dictionary-error`` is the relative error of the newest y's sparse code, before it
+    is learned from (`OrthogonalDictionary.error`): an anomaly score in every prediction, and
+    something for a drift monitor to watch. It is about the pattern of an entry and not about its
+    size; one that is shorter than usual is compared with the usual length (a running mean), so
+    that a silent entry is not judged by its noise.
 
-    Costs per entry, n the numbers of y: O(n^2), and O(n^3 / `batch`) for the update; n^2 times the window's length more
-    for ``over="row"``; and the other learner's own. (3 + `batch` / n) n^2 float64 numbers.
+    Costs per entry, n the numbers of y: O(n^2), and O(n^3 / `batch`) for the update; n^2 times the
+    window's length more for ``over="row"``; and the other learner's own. (3 + `batch` / n) n^2
+    float64 numbers.
 
     Parameters
     ----------
     learner : Learner, optional
-        Predicts from the cleaned inputs; its experts are offered as ``dictionary-<name>``. It learns what that learner
-        learns. Default: none; the base predicts from the cleaned inputs, which needs no labels.
+        Predicts from the cleaned inputs; its experts are offered as ``dictionary-<name>``. It
+        learns what that learner learns. Default: none; the base predicts from the cleaned inputs,
+        which needs no labels.
     over : {"window", "row"}
-        What is cleaned at once: the window of (window, channels) as one vector, or each of its rows, of which the
-        newest is learned. At most `MOST_NUMBERS` numbers.
+        What is cleaned at once: the window of (window, channels) as one vector, or each of its
+        rows, of which the newest is learned. At most `MOST_NUMBERS` numbers.
     threshold : float, >= 0, in scaled units
-        Two to three times the noise, in units of the inputs' scale. 0 leaves the inputs as they are.
+        Two to three times the noise, in units of the inputs' scale. 0 leaves the inputs as they
+        are.
     batch : int, >= 1
-        Entries per update of the dictionary: more cost less, and average the noise; fewer follow faster.
+        Entries per update of the dictionary: more cost less, and average the noise; fewer follow
+        faster.
     track : float, in [0, 1]
-        What the rates of the updates never fall below: .05 remembers some 20 updates and so follows a dictionary that
-        drifts; 0 averages for ever.
+        What the rates of the updates never fall below: .05 remembers some 20 updates and so
+        follows a dictionary that drifts; 0 averages for ever.
 
     References
     ----------
-    .. [1] Xue & Lau (2021), Online orthogonal dictionary learning based on Frank-Wolfe method, arXiv:2103.01484.
+    .. [1] Xue & Lau (2021), Online orthogonal dictionary learning based on Frank-Wolfe method,
+       arXiv:2103.01484.
 
     Examples
     --------
@@ -107,7 +117,11 @@ class Dictionary(Learner):
     @property
     def names(self) -> tuple[str, ...]:
         """``dictionary``, or ``dictionary-rls-0.9995`` and its siblings."""
-        return (self.kind,) if self.learner is None else tuple(f"{self.kind}-{name}" for name in self.learner.names)
+        return (
+            (self.kind,)
+            if self.learner is None
+            else tuple(f"{self.kind}-{name}" for name in self.learner.names)
+        )
 
     @property
     def signal_names(self) -> tuple[str, ...]:
@@ -125,7 +139,9 @@ class Dictionary(Learner):
         n = spec.channels * (spec.window if self.over == "window" else 1)
         if n > MOST_NUMBERS:
             hint = " (over = 'row' takes the channels only)" if self.over == "window" else ""
-            raise ConfigError("over", self.over, f"at most {MOST_NUMBERS} numbers, here they are {n}{hint}")
+            raise ConfigError(
+                "over", self.over, f"at most {MOST_NUMBERS} numbers, here they are {n}{hint}"
+            )
         if self.learner is not None:
             self.learner.build(spec)
         # Float64 throughout: the same bits from the same entries, whatever the device.
@@ -133,9 +149,15 @@ class Dictionary(Learner):
         self.dictionary = OrthogonalDictionary(
             n, generator=spec.generator(), floors=(self.track, self.track), device=spec.device
         )
-        self.register_buffer("pending", torch.zeros(self.batch, n, dtype=torch.float64, device=spec.device))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=spec.device))  # of pending entries
-        self.register_buffer("usual", torch.zeros((), dtype=torch.float64, device=spec.device))  # length
+        self.register_buffer(
+            "pending", torch.zeros(self.batch, n, dtype=torch.float64, device=spec.device)
+        )
+        self.register_buffer(
+            "count", torch.zeros((), dtype=torch.int64, device=spec.device)
+        )  # of pending entries
+        self.register_buffer(
+            "usual", torch.zeros((), dtype=torch.float64, device=spec.device)
+        )  # length
         self._error = math.nan
 
     def _scaled(self, inputs: Tensor) -> Tensor:
@@ -155,7 +177,9 @@ class Dictionary(Learner):
         Tensor, (window, channels), float32, original units
         """
         code = self.dictionary.encode(self._scaled(inputs), self.threshold)
-        return torch.addcmul(self._loc, self.dictionary.decode(code).view(inputs.shape), self._scale).float()
+        return torch.addcmul(
+            self._loc, self.dictionary.decode(code).view(inputs.shape), self._scale
+        ).float()
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
@@ -168,7 +192,9 @@ class Dictionary(Learner):
 
         cleaned = self.clean(inputs)
         if not bool(torch.isfinite(cleaned).all()):
-            return torch.full_like(base.output, torch.nan)  # a broken dictionary is to be seen and restored
+            return torch.full_like(
+                base.output, torch.nan
+            )  # a broken dictionary is to be seen and restored
         said = self.spec.ask(cleaned)
         return without_nonfinite(said, self.spec.kind, self.spec.output_loc)[0].output.clone()
 
@@ -186,7 +212,8 @@ class Dictionary(Learner):
 
     @torch.no_grad()
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
-        """Judge the newest entry, then learn from it; let the other learner adapt to what it predicted from."""
+        """Judge the newest entry, then learn from it; let the other learner adapt to what it
+        predicted from."""
         if self.learner is not None:
             self.learner.boost = self.boost
             self.learner.adapt(self.clean(inputs), base)
@@ -201,7 +228,11 @@ class Dictionary(Learner):
     def _judge(self, y: Tensor) -> None:
         usual, length = float(self.usual), float(torch.linalg.vector_norm(y))
         self._error = float(self.dictionary.error(y, usual))
-        moved = usual + LENGTHS_RATE * (min(length, LENGTHS_CLIP * usual) - usual) if usual > 0.0 else length
+        moved = (
+            usual + LENGTHS_RATE * (min(length, LENGTHS_CLIP * usual) - usual)
+            if usual > 0.0
+            else length
+        )
         self.usual.fill_(moved)
 
     @property
@@ -214,7 +245,8 @@ class Dictionary(Learner):
         return None if self.learner is None else self.learner.take_gradient_norm()
 
     def signals(self) -> dict[str, float]:
-        """Return the relative error of the newest entry's sparse code, from 0 to 1, and the other learner's signals."""
+        """Return the relative error of the newest entry's sparse code, from 0 to 1, and the other
+        learner's signals."""
         own = {f"{self.kind}-error": self._error}
         return own if self.learner is None else own | self.learner.signals()
 
@@ -223,4 +255,6 @@ class Dictionary(Learner):
         super().restore(snapshot)
         if self.learner is not None:
             prefix = "learner."
-            self.learner.restore({k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)})
+            self.learner.restore(
+                {k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)}
+            )

@@ -1,4 +1,5 @@
-"""What an error memory looks entries up by: the base's embedding, the inputs, a channel's window, the whole panel's."""
+"""What an error memory looks entries up by: the base's embedding, the inputs, a channel's window,
+the whole panel's."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ class EmbeddingKey(Key):
 class InputsKey(Key):
     """The scaled window and a 1, at length one.
 
-    The 1 makes the angle between two keys tell the size of the inputs and not only their direction.
+    The 1 makes the angle between two keys tell the size of the inputs and not only their
+    direction.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -82,8 +84,9 @@ class InputsKey(Key):
 class ChannelKey(Key):
     """The recent window of each channel by itself.
 
-    With Z the scaled values, t the newest step and m = `length`: ``w_i (Z_{t-i} - Z_t)`` for i = m-1..1, w rising
-    evenly from `OLDEST` to 1 at i = 0; ``LEVEL Z_t``; sine and cosine of the time of day; a 1 where `one`.
+    With Z the scaled values, t the newest step and m = `length`: ``w_i (Z_{t-i} - Z_t)`` for i =
+    m-1..1, w rising evenly from `OLDEST` to 1 at i = 0; ``LEVEL Z_t``; sine and cosine of the time
+    of day; a 1 where `one`.
 
     Parameters
     ----------
@@ -92,31 +95,38 @@ class ChannelKey(Key):
     period : float, seconds
         A day, or what takes its place.
     one : bool
-        Whether a constant follows: hyperplanes through the origin then cut the other features anywhere.
+        Whether a constant follows: hyperplanes through the origin then cut the other features
+        anywhere.
     """
 
     def __init__(self, spec: Spec, *, length: int, period: float, one: bool) -> None:
         super().__init__()
         self.spec, self.length, self.period, self.one = spec, length, period, one
         self.groups, self.features = spec.channels, length + 2 + one
-        self._weights = torch.linspace(OLDEST, 1.0, length, dtype=torch.float64, device=spec.device)[:-1, None]
+        self._weights = torch.linspace(
+            OLDEST, 1.0, length, dtype=torch.float64, device=spec.device
+        )[:-1, None]
 
     def forward(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Return (channels, length + 2), or one more."""
         recent = _scaled(inputs, self.spec)[-self.length :]  # (length, channels)
         last = recent[-1:]
-        phase = _phase(base.times, self.period, self.spec.device).unsqueeze(1).expand(2, self.groups)
+        phase = (
+            _phase(base.times, self.period, self.spec.device).unsqueeze(1).expand(2, self.groups)
+        )
         key = torch.cat([self._weights * (recent[:-1] - last), LEVEL * last, phase]).T
         return _with_one(key) if self.one else key
 
 
 class PanelKey(Key):
-    """The newest values of all channels, their changes and the time of day: one key for the whole panel.
+    """The newest values of all channels, their changes and the time of day: one key for the whole
+    panel.
 
     With g_t the scaled values in m directions, times ``sqrt(min(WORTH, channels) / m)``: g_t,
-    ``CHANGE (g_t - g_{t-l})`` for each of `LAGS` that the window holds, and `CHANGE` times sine and cosine of the time
-    of day; a 1 where `one`. The directions are the channels themselves, and above `MOST_DIRECTIONS` channels as many
-    random orthogonal ones: principal components would need a history, which no learner is given.
+    ``CHANGE (g_t - g_{t-l})`` for each of `LAGS` that the window holds, and `CHANGE` times sine
+    and cosine of the time of day; a 1 where `one`. The directions are the channels themselves, and
+    above `MOST_DIRECTIONS` channels as many random orthogonal ones: principal components would
+    need a history, which no learner is given.
 
     Parameters are those of `ChannelKey`.
     """
@@ -143,7 +153,9 @@ class PanelKey(Key):
             recent = recent @ self.directions
         now = recent[-1]
         changes = [CHANGE * (now - recent[-1 - lag]) for lag in self.lags]
-        key = torch.cat([now, *changes, CHANGE * _phase(base.times, self.period, self.spec.device)]).unsqueeze(0)
+        key = torch.cat(
+            [now, *changes, CHANGE * _phase(base.times, self.period, self.spec.device)]
+        ).unsqueeze(0)
         return _with_one(key) if self.one else key
 
 
@@ -162,7 +174,8 @@ def _normalised(key: Tensor) -> Tensor:
 
 
 def _phase(times: Tensor | None, period: float, device: torch.device) -> Tensor:
-    """Sine and cosine of the newest event time within its period, (2,), float64; 0 where there are no times."""
+    """Sine and cosine of the newest event time within its period, (2,), float64; 0 where there are
+    no times."""
     if times is None:
         return torch.zeros(2, dtype=torch.float64, device=device)
     nanoseconds = round(period * NS)

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Learner, Maturity, require_shape
-from streamadapt.learners.error_memory.keys import ChannelKey, EmbeddingKey, InputsKey, Key, PanelKey
+from streamadapt.learners.error_memory.keys import (
+    ChannelKey,
+    EmbeddingKey,
+    InputsKey,
+    Key,
+    PanelKey,
+)
 from streamadapt.learners.error_memory.ring import Ring
 from streamadapt.learners.error_memory.sketch import Sketch, StoreShape
 from streamadapt.models.contract import BaseOutput, Spec, TaskKind
@@ -20,7 +26,8 @@ __all__ = ["ErrorMemory"]
 DAY_S = 86_400.0
 LONGEST_KEY = 24
 WIDE = 50
-"""Forecasts of so many channels remember fewer entries by default: their stores are read as fast as those of a few."""
+"""Forecasts of so many channels remember fewer entries by default: their stores are read as fast
+as those of a few."""
 LARGEST = 10**7
 MOST_TABLES, MOST_BITS = 4096, 20
 
@@ -30,56 +37,66 @@ FORECASTS = ("scope", "key_window", "period")
 """Settings of forecasts only."""
 NEEDS_EMBEDDING = (
     "a base that shows its embedding: name the submodule (embedding in the config's [base], "
-    'FrozenModel(model, embedding="layers.2")), or let the model return (output, embedding); or "inputs"'
+    'FrozenModel(model, embedding="layers.2")), or let the model return (output, embedding); or '
+    '"inputs"'
 )
 
 
 class ErrorMemory(Learner):
-    """ReLoop2's error memory [1]_: ``prediction = base + lam * scale * e``, e the error remembered for entries like it.
+    """ReLoop2's error memory [1]_: ``prediction = base + lam * scale * e``, e the error remembered
+    for entries like it.
 
-    Every matured example is put into a store under its key h. For a new one the store gives the mean of what it holds
-    under like keys (by similarity: `Ring`, the k nearest; by shared buckets: `Sketch`): of labels, y_bar, and of the
-    base's outputs, p_bar, in scaled units. With p the base's output now:
+    Every matured example is put into a store under its key h. For a new one the store gives the
+    mean of what it holds under like keys (by similarity: `Ring`, the k nearest; by shared buckets:
+    `Sketch`): of labels, y_bar, and of the base's outputs, p_bar, in scaled units. With p the
+    base's output now:
 
-    * ``value="label"``: ``e = gamma (y_bar - p) + (1 - gamma) (y_bar - p_bar)``. gamma = 1 is the published form, an
-      ensemble ``(1 - lam) p + lam y_bar`` with the labels of the neighbours; gamma = 0 is the mean of their errors.
+    * ``value="label"``: ``e = gamma (y_bar - p) + (1 - gamma) (y_bar - p_bar)``. gamma = 1 is the
+      published form, an ensemble ``(1 - lam) p + lam y_bar`` with the labels of the neighbours;
+      gamma = 0 is the mean of their errors.
     * ``value="residual"``: ``e`` is the mean of ``y - p``: gamma = 0, with half the memory.
 
-    A distribution is clipped at 0 and divided by its sum; values are not clipped. Where the store knows nothing the
-    prediction is the base's, to the bit. Cells of an example that were never known join no mean.
+    A distribution is clipped at 0 and divided by its sum; values are not clipped. Where the store
+    knows nothing the prediction is the base's, to the bit. Cells of an example that were never
+    known join no mean.
 
-    Supervised tasks: one store; its key is the base's embedding, or the scaled inputs and a 1, at length one, so that
-    the similarity s is the cosine; the k nearest have the weights ``softmax(s / tau)``.
+    Supervised tasks: one store; its key is the base's embedding, or the scaled inputs and a 1, at
+    length one, so that the similarity s is the cosine; the k nearest have the weights
+    ``softmax(s / tau)``.
 
-    Forecasts [2]_: whole residual paths are remembered. ``scope="channel"``: a store per channel, its key the channel's
-    own recent window (`ChannelKey`). ``scope="panel"``: one store, keyed on the newest values of all (`PanelKey`), of
-    paths of all channels. The k nearest have the weights ``exp(-2 d_j / d_k)``. ``scope="panel"`` with
-    ``embedding="base"`` keys on the embedding instead, as above.
+    Forecasts [2]_: whole residual paths are remembered. ``scope="channel"``: a store per channel,
+    its key the channel's own recent window (`ChannelKey`). ``scope="panel"``: one store, keyed on
+    the newest values of all (`PanelKey`), of paths of all channels. The k nearest have the weights
+    ``exp(-2 d_j / d_k)``. ``scope="panel"`` with ``embedding="base"`` keys on the embedding
+    instead, as above.
 
-    Costs per entry and memory: those of `Ring` or `Sketch`, which do not depend on how many entries were seen.
+    Costs per entry and memory: those of `Ring` or `Sketch`, which do not depend on how many
+    entries were seen.
 
     Parameters
     ----------
     store : {"exact", "sketch"}
         How errors are kept: every one of the newest, or sums of them in hashed buckets.
     scope : {"channel", "panel"}, optional
-        One memory for each channel, or one for all. Forecasts only. Default: channel; panel where the key is the base's
-        embedding.
+        One memory for each channel, or one for all. Forecasts only. Default: channel; panel where
+        the key is the base's embedding.
     embedding : {"auto", "base", "inputs"}
-        Where the key comes from: ``base`` wants a base that shows its embedding; ``auto`` takes it where there is one
-        (forecasts: always the inputs).
+        Where the key comes from: ``base`` wants a base that shows its embedding; ``auto`` takes it
+        where there is one (forecasts: always the inputs).
     value : {"label", "residual"}, optional
-        What is remembered: labels and the base's outputs, or the base's errors. Default: label for classification,
-        residual otherwise; forecasts know no other.
+        What is remembered: labels and the base's outputs, or the base's errors. Default: label for
+        classification, residual otherwise; forecasts know no other.
     lam : float, > 0, optional
-        How much of the error is put right. Default: 1; .9 for classification, where 1 could say that something is
-        impossible since it was not among the neighbours.
+        How much of the error is put right. Default: 1; .9 for classification, where 1 could say
+        that something is impossible since it was not among the neighbours.
     gamma : float, in [0, 1], optional
-        With ``value="label"`` only: the share of the published form against the mean of the errors. Default: 1.
+        With ``value="label"`` only: the share of the published form against the mean of the
+        errors. Default: 1.
     capacity : int, optional
         Exact: entries remembered. Default: 500; 4000 for forecasts, 1300 from 50 channels on.
     k : int, optional
-        Exact: neighbours, <= capacity. Default: 10; 64 for forecasts by channel, 32 by panel; or `capacity`, if less.
+        Exact: neighbours, <= capacity. Default: 10; 64 for forecasts by channel, 32 by panel; or
+        `capacity`, if less.
     tau : float, > 0, optional
         Exact: temperature of the softmax. Default: .1.
     tables : int, optional
@@ -87,11 +104,11 @@ class ErrorMemory(Learner):
     bits : int, optional
         Sketch: a table has 2^bits buckets. Default: 8; 6 for forecasts.
     decay : float, in (0, 1], optional
-        Sketch: fading per remembered entry: .98 remembers about 50. Default: .98; .999 for forecasts. A boost fades
-        faster.
+        Sketch: fading per remembered entry: .98 remembers about 50. Default: .98; .999 for
+        forecasts. A boost fades faster.
     floor : float, > 0, optional
-        A store with fewer entries than this says nothing. Exact: of those in it. Default: `k`. Sketch: of those in the
-        matched bucket of a table, on average. Default: .1.
+        A store with fewer entries than this says nothing. Exact: of those in it. Default: `k`.
+        Sketch: of those in the matched bucket of a table, on average. Default: .1.
     key_window : int, in entries, optional
         Forecasts by channel: steps of the key. Default: 24, or the window, if less.
     period : float, in seconds, optional
@@ -99,9 +116,10 @@ class ErrorMemory(Learner):
 
     References
     ----------
-    .. [1] Zhu et al. (2023), ReLoop2: building self-adaptive recommendation models via responsive error compensation
-       loop, KDD.
-    .. [2] Farmer & Sidorowich (1987), Predicting chaotic time series, Phys. Rev. Lett. 59: forecasts by analogues.
+    .. [1] Zhu et al. (2023), ReLoop2: building self-adaptive recommendation models via responsive
+       error compensation loop, KDD.
+    .. [2] Farmer & Sidorowich (1987), Predicting chaotic time series, Phys. Rev. Lett. 59:
+       forecasts by analogues.
 
     Examples
     --------
@@ -140,7 +158,9 @@ class ErrorMemory(Learner):
         _one_of("value", value, (None, "label", "residual"))
         self.store, self.scope, self.embedding, self.value = store, scope, embedding, value
         self.lam = _number("lam", lam, 0.0, math.inf)
-        self.gamma = gamma if gamma == 0.0 else _number("gamma", gamma, 0.0, 1.0)  # 0 is one of its values
+        self.gamma = (
+            gamma if gamma == 0.0 else _number("gamma", gamma, 0.0, 1.0)
+        )  # 0 is one of its values
         self.capacity = _count("capacity", capacity, LARGEST)
         self.k = _count("k", k, LARGEST if self.capacity is None else self.capacity)
         self.tau = _number("tau", tau, 0.0, math.inf)
@@ -152,13 +172,16 @@ class ErrorMemory(Learner):
         self.period = _number("period", period, 0.0, math.inf)
         for name in SKETCH if store == "exact" else EXACT:
             if getattr(self, name) is not None:
-                raise ConfigError(name, getattr(self, name), f"nothing: the {store} store has no such setting")
+                raise ConfigError(
+                    name, getattr(self, name), f"nothing: the {store} store has no such setting"
+                )
         if scope == "channel" and embedding == "base":
             raise ConfigError("scope", scope, "panel: the base's embedding is of all channels")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``error-memory``; then ``-sketch``, ``-panel``, the value, and the numbers that were set: ``-k16``."""
+        """``error-memory``; then ``-sketch``, ``-panel``, the value, and the numbers that were
+        set: ``-k16``."""
         words = ["error-memory"]
         if self.store == "sketch":
             words.append("sketch")
@@ -166,7 +189,11 @@ class ErrorMemory(Learner):
         if self.embedding != "auto":
             words.append(self.embedding)
         numbers = ("lam", "gamma", *EXACT, *SKETCH, "floor", "key_window", "period")
-        words += [f"{n.replace('_', '-')}{getattr(self, n):g}" for n in numbers if getattr(self, n) is not None]
+        words += [
+            f"{n.replace('_', '-')}{getattr(self, n):g}"
+            for n in numbers
+            if getattr(self, n) is not None
+        ]
         return ("-".join(words),)
 
     def check_kind(self, kind: TaskKind) -> None:
@@ -179,12 +206,22 @@ class ErrorMemory(Learner):
             unused += ["period"] if self.embedding == "base" else ["tau"]
             unused += ["key_window"] if self._panel else []
             if self.value == "label":
-                raise ConfigError("value", self.value, "residual: forecasts remember what the base left over")
+                raise ConfigError(
+                    "value", self.value, "residual: forecasts remember what the base left over"
+                )
         for name in unused:
             if getattr(self, name) is not None:
-                raise ConfigError(name, getattr(self, name), f"nothing: of no use to this learner of a {kind} task")
+                raise ConfigError(
+                    name,
+                    getattr(self, name),
+                    f"nothing: of no use to this learner of a {kind} task",
+                )
         if self.gamma is not None and not self._remembers_pairs(kind):
-            raise ConfigError("gamma", self.gamma, 'nothing, or value = "label": residuals are averaged as they are')
+            raise ConfigError(
+                "gamma",
+                self.gamma,
+                'nothing, or value = "label": residuals are averaged as they are',
+            )
 
     @property
     def _panel(self) -> bool:
@@ -205,7 +242,9 @@ class ErrorMemory(Learner):
     def _new_key(self, spec: Spec) -> Key:
         if self.embedding == "base" and spec.embedding is None:
             raise ConfigError("embedding", self.embedding, NEEDS_EMBEDDING)
-        if self.embedding == "base" or (self.embedding == "auto" and spec.embedding and not self.forecast):
+        if self.embedding == "base" or (
+            self.embedding == "auto" and spec.embedding and not self.forecast
+        ):
             return EmbeddingKey(spec)
         if not self.forecast:
             return InputsKey(spec)
@@ -229,25 +268,37 @@ class ErrorMemory(Learner):
             raise ConfigError("k", k, f"at most the capacity, {capacity}")
         cosine = isinstance(self.key, EmbeddingKey | InputsKey)
         tau = (self.tau or 0.1) if cosine else None
-        return Ring(self._shape(spec), capacity=capacity, k=k, floor=self.floor or k, tau=tau, device=spec.device)
+        return Ring(
+            self._shape(spec),
+            capacity=capacity,
+            k=k,
+            floor=self.floor or k,
+            tau=tau,
+            device=spec.device,
+        )
 
     def _new_sketch(self, spec: Spec) -> Sketch:
         tables, bits, decay = (16, 6, 0.999) if self.forecast else (64, 8, 0.98)
         return Sketch(
-            self._shape(spec), tables=self.tables or tables, bits=self.bits or bits, decay=self.decay or decay,
-            floor=self.floor or 0.1, generator=spec.generator(), device=spec.device,
+            self._shape(spec), tables=self.tables or tables, bits=self.bits or bits,
+            decay=self.decay or decay, floor=self.floor or 0.1, generator=spec.generator(),
+            device=spec.device,
         )  # fmt: skip
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Return the base and what is remembered of its errors on entries like this one."""
         spec = self.spec
         require_shape("base.output", base.output, (spec.rows, spec.columns))
-        mean, known = self.memory.read(self.key(inputs, base))  # (groups, planes, cells), (groups, cells)
+        mean, known = self.memory.read(
+            self.key(inputs, base)
+        )  # (groups, planes, cells), (groups, cells)
         error = mean[:, 0]
         if self.pairs:
             said = self._by_group((base.output - spec.output_loc) / spec.output_scale)
             error = error - torch.lerp(mean[:, 1], said, self._gamma)
-        put_right = torch.addcmul(base.output, self._as_output(error), spec.output_scale, value=self._lam)
+        put_right = torch.addcmul(
+            base.output, self._as_output(error), spec.output_scale, value=self._lam
+        )
         if spec.kind == "classification":
             put_right = put_right.clamp_min(0.0)
             put_right = put_right / put_right.sum()
@@ -259,7 +310,9 @@ class ErrorMemory(Learner):
 
     def _as_output(self, grouped: Tensor) -> Tensor:
         """(groups, cells) -> (rows, columns)."""
-        return grouped.view(self.spec.rows, self.spec.columns) if self.key.groups == 1 else grouped.T
+        return (
+            grouped.view(self.spec.rows, self.spec.columns) if self.key.groups == 1 else grouped.T
+        )
 
     def forget(self, keep: float) -> None:
         """Drop the oldest entries of the exact memory; fade all of the sketch."""
@@ -274,9 +327,15 @@ class ErrorMemory(Learner):
             return
         said = (base.output - spec.output_loc) / spec.output_scale
         true = (target - spec.output_loc) / spec.output_scale
-        planes = torch.stack([true, said] if self.pairs else [true - said]).masked_fill_(~mask, torch.nan)
-        values = planes.view(1, len(planes), -1) if self.key.groups == 1 else planes.permute(2, 0, 1)
-        self.memory.write(self.key(inputs, base), values, known, boost=self.boost, weight=self.weight)
+        planes = torch.stack([true, said] if self.pairs else [true - said]).masked_fill_(
+            ~mask, torch.nan
+        )
+        values = (
+            planes.view(1, len(planes), -1) if self.key.groups == 1 else planes.permute(2, 0, 1)
+        )
+        self.memory.write(
+            self.key(inputs, base), values, known, boost=self.boost, weight=self.weight
+        )
 
 
 def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
@@ -285,13 +344,19 @@ def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> No
 
 
 def _count(name: str, value: int | None, most: int) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most
+    ):
         raise ConfigError(name, value, f"a whole number from 1 to {most}")
     return value
 
 
 def _number(name: str, value: float | None, low: float, high: float) -> float | None:
     if value is not None and not (low < value <= high and math.isfinite(value)):
-        wanted = f"a number in ({low:g}, {high:g}]" if math.isfinite(high) else f"a finite number > {low:g}"
+        wanted = (
+            f"a number in ({low:g}, {high:g}]"
+            if math.isfinite(high)
+            else f"a finite number > {low:g}"
+        )
         raise ConfigError(name, value, wanted)
     return value

@@ -1,4 +1,5 @@
-"""The exact store of an error memory: rings of keys and values, read by their nearest neighbours."""
+"""The exact store of an error memory: rings of keys and values, read by their nearest
+neighbours."""
 
 from __future__ import annotations
 
@@ -10,26 +11,30 @@ from streamadapt.learners.error_memory.sketch import StoreShape
 __all__ = ["Ring"]
 
 TIE = 1e-10
-"""Of two entries at the same squared distance the newer is the nearer, by so much per entry of age. It is above the
-rounding errors of keys up to a length of some hundred; of longer ones, ties go to anyone."""
+"""Of two entries at the same squared distance the newer is the nearer, by so much per entry of
+age. It is above the rounding errors of keys up to a length of some hundred; of longer ones, ties
+go to anyone."""
 SAME = 1e-12
-"""Squared distances below this, relative to one plus the key's own square, are rounding errors of zero."""
+"""Squared distances below this, relative to one plus the key's own square, are rounding errors of
+zero."""
 
 
 class Ring(nn.Module):
     """A ring of (key, value) per group; the newest overwrites the oldest.
 
-    With d_j the Euclidean distances of the k nearest keys (ties go to the newer entry), a read is the mean of their
-    values with weights
+    With d_j the Euclidean distances of the k nearest keys (ties go to the newer entry), a read is
+    the mean of their values with weights
 
     * ``exp(-2 d_j / d_k)``, d_k the largest of them, where `tau` is None;
-    * ``softmax(s_j / tau)``, s_j the keys' inner product, otherwise: the cosine similarity of keys of length one.
+    * ``softmax(s_j / tau)``, s_j the keys' inner product, otherwise: the cosine similarity of keys
+      of length one.
 
-    Distances are found for all groups at once by one batched product, in float64, since expanding the square would
-    leave too few digits of a float32. A value may be NaN in part: such a cell joins no mean.
+    Distances are found for all groups at once by one batched product, in float64, since expanding
+    the square would leave too few digits of a float32. A value may be NaN in part: such a cell
+    joins no mean.
 
-    Costs O(groups capacity (features + log k)) time a read, O(groups (features + cells)) a write, and groups capacity
-    (8 features + 4 planes cells + 12) bytes, all allocated at once.
+    Costs O(groups capacity (features + log k)) time a read, O(groups (features + cells)) a write,
+    and groups capacity (8 features + 4 planes cells + 12) bytes, all allocated at once.
 
     Parameters
     ----------
@@ -61,15 +66,22 @@ class Ring(nn.Module):
         super().__init__()
         groups, features, planes, cells = self.shape = shape
         self.capacity, self.k, self.floor, self.tau = capacity, k, floor, tau
-        # One column per entry: the product with a query then runs along the entries, 10 times as fast as across them.
-        self.register_buffer("keys", torch.zeros(groups, features, capacity, dtype=torch.float64, device=device))
-        # What the product is added to: the key's square, less TIE for every entry written before; inf: empty.
+        # One column per entry: the product with a query then runs along the entries, 10 times as
+        # fast as across them.
+        self.register_buffer(
+            "keys", torch.zeros(groups, features, capacity, dtype=torch.float64, device=device)
+        )
+        # What the product is added to: the key's square, less TIE for every entry written before;
+        # inf: empty.
         rank = torch.full((groups, 1, capacity), torch.inf, dtype=torch.float64, device=device)
         self.register_buffer("rank", rank)
         self.register_buffer(
-            "values", torch.zeros(groups, capacity, planes * cells, dtype=torch.float32, device=device)
+            "values",
+            torch.zeros(groups, capacity, planes * cells, dtype=torch.float32, device=device),
         )
-        self.register_buffer("worth", torch.ones(groups, capacity, dtype=torch.float32, device=device))
+        self.register_buffer(
+            "worth", torch.ones(groups, capacity, dtype=torch.float32, device=device)
+        )
         self.register_buffer("count", torch.zeros(groups, 1, dtype=torch.int64, device=device))
         self._each = torch.arange(groups, dtype=torch.int64, device=device).unsqueeze(1)
 
@@ -89,10 +101,14 @@ class Ring(nn.Module):
         """
         groups, _, planes, cells = self.shape
         squares = self._squares(keys)
-        ranks = torch.baddbmm(self.rank, keys.unsqueeze(1), self.keys, alpha=-2.0).squeeze(1)  # (groups, capacity)
+        ranks = torch.baddbmm(self.rank, keys.unsqueeze(1), self.keys, alpha=-2.0).squeeze(
+            1
+        )  # (groups, capacity)
         near, at = ranks.topk(self.k, dim=1, largest=False, sorted=False)
         newest = self.count - 1
-        written = newest - torch.remainder(newest - at, self.capacity)  # entries that were written before it
+        written = newest - torch.remainder(
+            newest - at, self.capacity
+        )  # entries that were written before it
         distances = near + (squares + TIE * written)
         distances.masked_fill_(distances < SAME * (1.0 + squares), 0.0)
         values = self.values[self._each, at]  # (groups, k, planes * cells)
@@ -104,11 +120,17 @@ class Ring(nn.Module):
         return total / mass, known.squeeze(1)
 
     def _squares(self, keys: Tensor) -> Tensor:
-        # A cosine takes every key to be of length one, the zero key too: its similarity to any other is then 0.
-        return torch.ones_like(keys[:, :1]) if self.tau is not None else keys.square().sum(1, keepdim=True)
+        # A cosine takes every key to be of length one, the zero key too: its similarity to any
+        # other is then 0.
+        return (
+            torch.ones_like(keys[:, :1])
+            if self.tau is not None
+            else keys.square().sum(1, keepdim=True)
+        )
 
     def _weights(self, distances: Tensor) -> Tensor:
-        """Squared distances, inf where empty -> weights, (groups, k); all 0 where the whole group is empty."""
+        """Squared distances, inf where empty -> weights, (groups, k); all 0 where the whole group
+        is empty."""
         if self.tau is not None:
             nearest = distances.amin(1, keepdim=True).clamp_max(4.0)  # s = 1 - d^2 / 2
             return torch.exp((nearest - distances) / (2.0 * self.tau))
@@ -116,7 +138,15 @@ class Ring(nn.Module):
         farthest = distances.masked_fill(torch.isinf(distances), 0.0).amax(1, keepdim=True)
         return torch.exp(distances * (-2.0 / farthest.masked_fill_(farthest == 0.0, 1.0)))
 
-    def write(self, keys: Tensor, values: Tensor, known: Tensor, *, boost: float = 1.0, weight: float = 1.0) -> None:
+    def write(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        known: Tensor,
+        *,
+        boost: float = 1.0,
+        weight: float = 1.0,
+    ) -> None:
         """Put one entry in each group.
 
         Parameters
@@ -145,7 +175,8 @@ class Ring(nn.Module):
         """Empty all but the newest `keep` of the entries that each group holds."""
         newest = self.count - 1  # (groups, 1)
         age = torch.remainder(
-            newest - torch.arange(self.capacity, dtype=torch.int64, device=newest.device), self.capacity
+            newest - torch.arange(self.capacity, dtype=torch.int64, device=newest.device),
+            self.capacity,
         )
         held = torch.isfinite(self.rank[:, 0])
         kept = (keep * held.sum(1, keepdim=True)).floor()
@@ -171,7 +202,9 @@ class Ring(nn.Module):
             )
             at = torch.remainder(count, self.capacity)
             self.keys[group, :, at] = keys[kept, group].T
-            self.rank[group, 0, at] = self._squares(keys[kept, group]).squeeze(1) - TIE * count.float()
+            self.rank[group, 0, at] = (
+                self._squares(keys[kept, group]).squeeze(1) - TIE * count.float()
+            )
             self.values[group, at] = values[kept, group].flatten(1)
             self.worth[group, at] = 1.0
             self.count[group] += len(entries)

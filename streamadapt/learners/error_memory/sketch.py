@@ -1,4 +1,5 @@
-"""A sketch of keyed sums by signed random projections: constant memory and constant time, however much was put in."""
+"""A sketch of keyed sums by signed random projections: constant memory and constant time, however
+much was put in."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ __all__ = ["Sketch", "StoreShape"]
 
 
 class StoreShape(NamedTuple):
-    """What an error memory's store is given: keys (groups, features), values (groups, planes, cells).
+    """What an error memory's store is given: keys (groups, features), values (groups, planes,
+    cells).
 
     The planes of a cell are all known or all unknown.
     """
@@ -28,22 +30,24 @@ class StoreShape(NamedTuple):
 class Sketch(nn.Module):
     """Decayed means of values by key, in K tables of 2^L buckets [1]_ [2]_.
 
-    Table i maps a key x to the bucket whose number has the bits ``[<r_il, x> > 0]``, l = 0..L-1 (bit l weighs 2^l), the
-    r_il standard normal. Two keys at the angle a share it with probability ``(1 - a / pi)^L``. Each bucket of each
-    group keeps, per cell, how many values were put in and their sums; both fade by `decay` with every entry that the
-    group takes in. A read adds counts and sums over the K matched buckets and then divides::
+    Table i maps a key x to the bucket whose number has the bits ``[<r_il, x> > 0]``, l = 0..L-1
+    (bit l weighs 2^l), the r_il standard normal. Two keys at the angle a share it with probability
+    ``(1 - a / pi)^L``. Each bucket of each group keeps, per cell, how many values were put in and
+    their sums; both fade by `decay` with every entry that the group takes in. A read adds counts
+    and sums over the K matched buckets and then divides::
 
-        mean = sum_i S_i[b_i(x)] / sum_i N_i[b_i(x)]        known where sum_i N_i[b_i(x)] >= floor K
+        mean = sum_i S_i[b_i(x)] / sum_i N_i[b_i(x)]    known where sum_i N_i[b_i(x)] >= floor K
 
-    which is the mean over all entries ever put in, weighted by how many tables they share with x and by their age.
+    which is the mean over all entries ever put in, weighted by how many tables they share with x
+    and by their age.
 
-    Fading is lazy: a bucket has the time it was last written at, and is multiplied by ``decay^(now - then)`` when it is
-    written or read, so a write touches K buckets per group and no others. Time is the group's entries, counted in
-    float64. Sums are float64: without decay, the count of a bucket is exact and its sum good to 9 digits after 1e7
-    entries.
+    Fading is lazy: a bucket has the time it was last written at, and is multiplied by
+    ``decay^(now - then)`` when it is written or read, so a write touches K buckets per group and
+    no others. Time is the group's entries, counted in float64. Sums are float64: without decay,
+    the count of a bucket is exact and its sum good to 9 digits after 1e7 entries.
 
-    Costs O(K (L features + cells)) time per group for a read as for a write, and groups K 2^L (16 to 24 cells + 8)
-    bytes, all allocated at once.
+    Costs O(K (L features + cells)) time per group for a read as for a write, and groups K 2^L (16
+    to 24 cells + 8) bytes, all allocated at once.
 
     Parameters
     ----------
@@ -62,8 +66,9 @@ class Sketch(nn.Module):
     References
     ----------
     .. [1] Charikar (2002), Similarity estimation techniques from rounding algorithms, STOC.
-    .. [2] Zhu et al. (2023), ReLoop2: building self-adaptive recommendation models via responsive error compensation
-       loop, KDD: keeps such sums of labels and outputs; it resets them, where these fade.
+    .. [2] Zhu et al. (2023), ReLoop2: building self-adaptive recommendation models via responsive
+       error compensation loop, KDD: keeps such sums of labels and outputs; it resets them, where
+       these fade.
     """
 
     projections: Tensor
@@ -89,15 +94,21 @@ class Sketch(nn.Module):
         drawn = torch.randn(features, tables * bits, generator=generator, dtype=torch.float64)
         buckets = groups * tables << bits
         self.register_buffer("projections", drawn.to(device))
-        # A row per bucket: counts, then the sums of each plane. Group, then table, then bucket number.
-        self.register_buffer("sums", torch.zeros(buckets, (1 + planes) * cells, dtype=torch.float64, device=device))
+        # A row per bucket: counts, then the sums of each plane. Group, then table, then bucket
+        # number.
+        self.register_buffer(
+            "sums", torch.zeros(buckets, (1 + planes) * cells, dtype=torch.float64, device=device)
+        )
         self.register_buffer("written", torch.zeros(buckets, dtype=torch.float64, device=device))
         self.register_buffer("clock", torch.zeros(groups, 1, dtype=torch.float64, device=device))
         self._powers = 2 ** torch.arange(bits, dtype=torch.int64, device=device)
-        self._first = (torch.arange(groups * tables, dtype=torch.int64, device=device) << bits).view(groups, tables)
+        self._first = (
+            torch.arange(groups * tables, dtype=torch.int64, device=device) << bits
+        ).view(groups, tables)
 
     def buckets(self, keys: Tensor) -> Tensor:
-        """Return the rows that keys (..., groups, features) belong to, (..., groups, tables), int64."""
+        """Return the rows that keys (..., groups, features) belong to, (..., groups, tables),
+        int64."""
         signs = (keys @ self.projections > 0.0).view(*keys.shape[:-1], self.tables, self.bits)
         return (signs * self._powers).sum(-1) + self._first
 
@@ -119,13 +130,23 @@ class Sketch(nn.Module):
         groups, _, planes, cells = self.shape
         totals = torch.bmm(faded, self.sums[rows]).view(groups, 1 + planes, cells)
         counts = totals[:, :1]
-        known = ~(counts < self.floor * self.tables)  # counts that are no numbers must be seen, not fall silent
+        known = ~(
+            counts < self.floor * self.tables
+        )  # counts that are no numbers must be seen, not fall silent
         return (totals[:, 1:] / counts).float(), known.squeeze(1)
 
     def _faded(self, age: Tensor) -> Tensor:
         return torch.exp(self._log_decay * age)
 
-    def write(self, keys: Tensor, values: Tensor, known: Tensor, *, boost: float = 1.0, weight: float = 1.0) -> None:
+    def write(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        known: Tensor,
+        *,
+        boost: float = 1.0,
+        weight: float = 1.0,
+    ) -> None:
         """Put one entry in each group.
 
         Parameters
@@ -159,26 +180,30 @@ class Sketch(nn.Module):
         return min(boost, max(1.0, math.log(MOST_BOOSTED) / self._log_decay))
 
     def _with_counts(self, values: Tensor) -> Tensor:
-        """(..., planes, cells) with NaN -> (..., (1 + planes) cells) with 0: what is added to a bucket's row."""
+        """(..., planes, cells) with NaN -> (..., (1 + planes) cells) with 0: what is added to a
+        bucket's row."""
         first = values[..., :1, :]
         counts = (first == first).to(values.dtype)  # NaN differs from itself
         return torch.cat([counts, torch.nan_to_num(values)], dim=-2).flatten(-2).double()
 
     def write_many(self, keys: Tensor, values: Tensor) -> None:
-        """Put many entries in, in order; the state is that of one `write` after the other, up to rounding.
+        """Put many entries in, in order; the state is that of one `write` after the other, up to
+        rounding.
 
         Parameters
         ----------
         keys : Tensor, (n, groups, features), float64
         values : Tensor, (n, groups, planes, cells), float32
-            NaN where unknown; an entry without any value is left out of its group, as `write` leaves it out.
+            NaN where unknown; an entry without any value is left out of its group, as `write`
+            leaves it out.
         """
         known = ~torch.isnan(values[:, :, 0]).all(-1)  # (n, groups)
         times = self.clock.T + known.double().cumsum(0)
         rows = self.buckets(keys)[known].flatten()  # (entries * tables,)
         times_of = times[known].repeat_interleave(self.tables)
         last = self.written.scatter_reduce(0, rows, times_of, "amax")
-        # Every bucket is brought to the time of its last entry, the new entries each from its own time.
+        # Every bucket is brought to the time of its last entry, the new entries each from its own
+        # time.
         self.sums.mul_(self._faded(last - self.written).unsqueeze(-1))
         added = self._with_counts(values[known]).repeat_interleave(self.tables, 0)
         self.sums.index_add_(0, rows, added.mul_(self._faded(last[rows] - times_of).unsqueeze(-1)))

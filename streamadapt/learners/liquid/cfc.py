@@ -22,7 +22,8 @@ Activation: TypeAlias = Literal["lecun_tanh", "silu", "relu", "tanh", "gelu"]
 
 
 def _lecun_tanh(x: Tensor) -> Tensor:
-    """``1.7159 tanh(0.666 x)``, with the rounded constants that ncps' weights were trained with."""
+    """``1.7159 tanh(0.666 x)``, with the rounded constants that ncps' weights were trained
+    with."""
     return 1.7159 * torch.tanh(0.666 * x)
 
 
@@ -40,9 +41,10 @@ class CfCLayer(nn.Module):
 
     With ``z = backbone([x, h])`` (or [x, h] itself)::
 
-        default   f1 = tanh(W1 z), f2 = tanh(W2 z), s = sigmoid(A(z) dt + B(z)):  h' = f1 (1 - s) + s f2
-        no_gate   the same f1, f2, s:                                             h' = f1 + s f2
-        pure      f = W1 z:                                                       h' = a - a f exp(-dt (|w| + |f|))
+        default   h' = f1 (1 - s) + s f2
+        no_gate   h' = f1 + s f2
+                  f1 = tanh(W1 z), f2 = tanh(W2 z), s = sigmoid(A(z) dt + B(z))
+        pure      h' = a - a f exp(-dt (|w| + |f|)),  f = W1 z
 
     Costs O(backbone (inputs + units) + units backbone) time a step.
 
@@ -51,14 +53,15 @@ class CfCLayer(nn.Module):
     backbone : tuple of int
         Units of the hidden layers of the backbone; none: no backbone.
     mask : Tensor, (units, inputs + units), optional
-        1 where W1 and W2 have a synapse; A and B see everything, as in ncps. Only without a backbone.
+        1 where W1 and W2 have a synapse; A and B see everything, as in ncps. Only without a
+        backbone.
     generator : torch.Generator
         Of the initial weights.
 
     References
     ----------
-    .. [1] Hasani et al. (2022), Closed-form continuous-time neural networks, Nature Machine Intelligence 4,
-       equations 10 and 3 (pure).
+    .. [1] Hasani et al. (2022), Closed-form continuous-time neural networks, Nature Machine
+       Intelligence 4, equations 10 and 3 (pure).
     """
 
     mask: Tensor | None
@@ -95,13 +98,20 @@ class CfCLayer(nn.Module):
                 nn.init.xavier_uniform_(part, generator=generator)
         if mode == "pure":
             # Not zero: |w| has no slope there, and w would never learn.
-            w_tau = torch.empty(1, units, dtype=torch.float32).uniform_(0.0, 1.0, generator=generator)
-            self.w_tau, self.a = nn.Parameter(w_tau), nn.Parameter(torch.ones(1, units, dtype=torch.float32))
+            w_tau = torch.empty(1, units, dtype=torch.float32).uniform_(
+                0.0, 1.0, generator=generator
+            )
+            self.w_tau, self.a = (
+                nn.Parameter(w_tau),
+                nn.Parameter(torch.ones(1, units, dtype=torch.float32)),
+            )
 
     def forward(self, x: Tensor, h: Tensor, dt: Tensor) -> Tensor:
-        """Return all states, (steps, batch, units), from (steps, batch, inputs), (batch, units), (steps, batch, 1)."""
+        """Return all states, (steps, batch, units), from (steps, batch, inputs), (batch, units),
+        (steps, batch, 1)."""
         linears = self._linears()
-        # What the inputs put in is known for all steps at once; only the state's share waits for the step before.
+        # What the inputs put in is known for all steps at once; only the state's share waits for
+        # the step before.
         (first, bias), rest = linears[0], linears[1:]
         given = F.linear(x, first[:, : self.inputs], bias).unbind(0)
         recurrent = first[:, self.inputs :].T
@@ -120,7 +130,13 @@ class CfCLayer(nn.Module):
         for layer in self.backbone:
             assert isinstance(layer, nn.Linear)
             found.append((layer.weight, layer.bias))
-        return [*found, (self.head.weight if self.mask is None else self.head.weight * self.mask, self.head.bias)]
+        return [
+            *found,
+            (
+                self.head.weight if self.mask is None else self.head.weight * self.mask,
+                self.head.bias,
+            ),
+        ]
 
     def _next(self, z: Tensor, dt: Tensor) -> Tensor:
         if self.mode == "pure":
@@ -134,8 +150,8 @@ class CfCLayer(nn.Module):
 class CfC(Recurrent):
     """A closed-form continuous-time network: one cell, or one per layer of a wiring.
 
-    The state of a wired one is its layers' states in order, from the inputs to the outputs; the output is the state of
-    the last layer. Wired cells have no backbone.
+    The state of a wired one is its layers' states in order, from the inputs to the outputs; the
+    output is the state of the last layer. Wired cells have no backbone.
 
     Parameters
     ----------
@@ -176,17 +192,29 @@ class CfC(Recurrent):
         masks: list[Tensor | None]
         if isinstance(units, Wiring):
             if units.inputs != inputs:
-                raise ConfigError("inputs", inputs, f"{units.inputs}, which the wiring is made for")
+                raise ConfigError(
+                    "inputs", inputs, f"{units.inputs}, which the wiring is made for"
+                )
             sizes, masks, backbone = [len(layer) for layer in units.layers], [*_masks(units)], ()
         else:
             sizes, masks = [units], [None]
         if min(inputs, *sizes, *backbone) < 1:
-            raise ConfigError("units", (inputs, *sizes, *backbone), "at least one input and one unit in each layer")
+            raise ConfigError(
+                "units",
+                (inputs, *sizes, *backbone),
+                "at least one input and one unit in each layer",
+            )
         self.inputs, self.state_size, self.output_size = inputs, sum(sizes), sizes[-1]
         self.sizes = sizes
         self.layers = nn.ModuleList(
             CfCLayer(
-                before, size, mode=mode, activation=activation, backbone=tuple(backbone), mask=mask, generator=generator
+                before,
+                size,
+                mode=mode,
+                activation=activation,
+                backbone=tuple(backbone),
+                mask=mask,
+                generator=generator,
             )
             for before, size, mask in zip([inputs, *sizes], sizes, masks, strict=False)
         )
@@ -205,7 +233,8 @@ class CfC(Recurrent):
 
 
 def _masks(wiring: Wiring) -> list[Tensor]:
-    """For each layer 1 where a synapse comes from the layer before; the layer's own state is always seen whole."""
+    """For each layer 1 where a synapse comes from the layer before; the layer's own state is
+    always seen whole."""
     masks, before = [], wiring.sensory
     for layer in wiring.layers:
         seen = before[:, layer] != 0

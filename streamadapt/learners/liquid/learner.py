@@ -1,4 +1,5 @@
-"""Liquid networks as learners: a state that lives on between the entries, in the time that really passes."""
+"""Liquid networks as learners: a state that lives on between the entries, in the time that really
+passes."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ from streamadapt.models.contract import BaseOutput, Spec
 __all__ = ["Liquid", "Network"]
 
 SHORTEST, LONGEST = 1e-3, 1e4
-"""Gaps between entries are taken to lie between these, in time units: two entries may bear the same time."""
+"""Gaps between entries are taken to lie between these, in time units: two entries may bear the
+same time."""
 INPUT_LIMIT = 1e3
 """Scaled inputs are clipped here: one outlier's gradient would swamp all others."""
 FLOOR = 1e-6
-"""A class that the base rules out is given this much, so that it can be corrected; the log loss has the same floor."""
+"""A class that the base rules out is given this much, so that it can be corrected; the log loss
+has the same floor."""
 NEVER = -(2**63)
 
 
@@ -40,7 +43,8 @@ class Network:
     Attributes
     ----------
     mode, activation, backbone : of a CfC
-        See `streamadapt.learners.liquid.CfC`; a sparse wiring has no backbone. Default backbone: one layer of twice the units.
+        See `streamadapt.learners.liquid.CfC`; a sparse wiring has no backbone. Default backbone:
+        one layer of twice the units.
     unfolds : int, of an LTC
     wiring : {"dense", "random", "autoncp"}
     motors : int, optional
@@ -60,15 +64,22 @@ class Network:
     sparsity: float = 0.5
     wiring_seed: int = 22222
 
-    def build(self, cell: str, inputs: int, units: int, outputs: int, generator: torch.Generator) -> Recurrent:
-        """Make the network, with a readout of `outputs`; `ConfigError` where the settings do not fit each other."""
+    def build(
+        self, cell: str, inputs: int, units: int, outputs: int, generator: torch.Generator
+    ) -> Recurrent:
+        """Make the network, with a readout of `outputs`; `ConfigError` where the settings do not
+        fit each other."""
         if self.wiring not in ("dense", "random", "autoncp"):
             raise ConfigError("network.wiring", self.wiring, "dense, random or autoncp")
         if cell == "ltc" and self.mode != "default":
-            raise ConfigError("network.mode", self.mode, "no mode for an LTC: only a CfC has several")
+            raise ConfigError(
+                "network.mode", self.mode, "no mode for an LTC: only a CfC has several"
+            )
         if self.backbone is not None and (cell == "ltc" or self.wiring != "dense"):
             raise ConfigError(
-                "network.backbone", self.backbone, "no backbone: only a CfC that is wired densely has one"
+                "network.backbone",
+                self.backbone,
+                "no backbone: only a CfC that is wired densely has one",
             )
         if self.wiring == "autoncp":
             motors = max(units // 4, 1) if self.motors is None else self.motors
@@ -78,12 +89,14 @@ class Network:
         else:
             wired = fully_connected(inputs, units)
         if cell == "ltc":
-            return LTC(inputs, wired, projection=outputs, unfolds=self.unfolds, generator=generator)
+            return LTC(
+                inputs, wired, projection=outputs, unfolds=self.unfolds, generator=generator
+            )
         of: int | Wiring = units if self.wiring == "dense" else wired
         backbone = (2 * units,) if self.backbone is None else tuple(self.backbone)
         return CfC(
-            inputs, of, projection=outputs, mode=self.mode, activation=self.activation, backbone=backbone,
-            generator=generator,
+            inputs, of, projection=outputs, mode=self.mode, activation=self.activation,
+            backbone=backbone, generator=generator,
         )  # fmt: skip
 
 
@@ -100,27 +113,33 @@ class _Ahead(NamedTuple):
 class Liquid(Learner):
     """A liquid network (CfC [1]_ or LTC [2]_) with a live state, in event time.
 
-    At every entry the state h advances by one step from the newest row x of the window, in scaled units, and the time
-    dt since the entry before, in units of `time_unit` (the very first time it runs over the whole window)::
+    At every entry the state h advances by one step from the newest row x of the window, in scaled
+    units, and the time dt since the entry before, in units of `time_unit` (the very first time it
+    runs over the whole window)::
 
-        h <- cell(x, h, dt),   prediction = base + scale * readout(h)         (forecasts, regression)
-                               prediction = softmax(log base + readout(h))    (classification)
+        h <- cell(x, h, dt)
+        prediction = base + scale * readout(h)         (forecasts, regression)
+        prediction = softmax(log base + readout(h))    (classification)
 
-    With ``residual=False`` there is no base in it: ``loc + scale * readout(h)``, ``softmax(readout(h))``. The base's
-    output is no input: a matured example tells it for its own entry only, and the unrolled steps need it for each.
+    With ``residual=False`` there is no base in it: ``loc + scale * readout(h)``,
+    ``softmax(readout(h))``. The base's output is no input: a matured example tells it for its own
+    entry only, and the unrolled steps need it for each.
 
-    ``update="step"``: for each matured example one step of truncated backpropagation through time: from the state as it
-    was (detached) before the last `unroll` entries of the example's window, over these, to the readout at its newest;
-    one step of Adam on the error. States of the past are kept in a ring and found by event time; they are those that
-    the live network went through, however long its memory, where a start from zeros would train it for another
-    life than it leads. Where the ring does not reach back (the start of a stream, labels later than `late` entries),
-    zeros are what is left. The readout starts at zero: the first prediction is the base's to the bit (of classes whose
-    probability is at least `FLOOR`).
+    ``update="step"``: for each matured example one step of truncated backpropagation through time:
+    from the state as it was (detached) before the last `unroll` entries of the example's window,
+    over these, to the readout at its newest; one step of Adam on the error. States of the past are
+    kept in a ring and found by event time; they are those that the live network went through,
+    however long its memory, where a start from zeros would train it for another life than it
+    leads. Where the ring does not reach back (the start of a stream, labels later than `late`
+    entries), zeros are what is left. The readout starts at zero: the first prediction is the
+    base's to the bit (of classes whose probability is at least `FLOOR`).
 
-    ``update="none"``: the weights of a file are never changed; only the state lives. No labels are needed.
+    ``update="none"``: the weights of a file are never changed; only the state lives. No labels are
+    needed.
 
-    Costs per entry of a CfC with n units, c channels and backbone b: O(b (c + n) + n b + n rows columns) to predict, 3
-    `unroll` times that to learn; floats of state: three times its parameters, n (`late` + `unroll`) for the ring.
+    Costs per entry of a CfC with n units, c channels and backbone b: O(b (c + n) + n b + n rows
+    columns) to predict, 3 `unroll` times that to learn; floats of state: three times its
+    parameters, n (`late` + `unroll`) for the ring.
 
     Parameters
     ----------
@@ -131,9 +150,10 @@ class Liquid(Learner):
     update : {"step", "none"}
         Whether labels change the weights.
     weights : path, optional
-        A safetensors file to start from, with the tensors' names of ncps (``rnn_cell.*``, ``fc.*``) or of
-        `streamadapt.learners.liquid`; the readout included. Needed for "none". It must have been trained on inputs and outputs
-        that are scaled as the base's are (`Spec`), and on gaps in the same `time_unit`.
+        A safetensors file to start from, with the tensors' names of ncps (``rnn_cell.*``,
+        ``fc.*``) or of `streamadapt.learners.liquid`; the readout included. Needed for "none". It
+        must have been trained on inputs and outputs that are scaled as the base's are (`Spec`),
+        and on gaps in the same `time_unit`.
     residual : bool
         Whether the network corrects the base or predicts by itself.
     lr : float, > 0
@@ -145,14 +165,17 @@ class Liquid(Learner):
     clip : float, > 0
         Gradients are scaled down to this norm.
     late : int, >= 0
-        How many entries late a label may come to be learned from the state of its time (supervised tasks).
+        How many entries late a label may come to be learned from the state of its time (supervised
+        tasks).
     time_unit : float, > 0, seconds, optional
-        Default: the mean gap between the entries of the first window (of one: the first gap), kept from then on.
+        Default: the mean gap between the entries of the first window (of one: the first gap), kept
+        from then on.
     network : Network, optional
 
     References
     ----------
-    .. [1] Hasani et al. (2022), Closed-form continuous-time neural networks, Nature Machine Intelligence 4.
+    .. [1] Hasani et al. (2022), Closed-form continuous-time neural networks, Nature Machine
+       Intelligence 4.
     .. [2] Hasani et al. (2021), Liquid time-constant networks, AAAI 35.
 
     Examples
@@ -185,7 +208,10 @@ class Liquid(Learner):
         network: Network | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (("cell", cell, ("cfc", "ltc")), ("update", update, ("step", "none"))):
+        for name, value, known in (
+            ("cell", cell, ("cfc", "ltc")),
+            ("update", update, ("step", "none")),
+        ):
             if value not in known:
                 raise ConfigError(name, value, " or ".join(known))
         if loss not in ("mae", "mse"):
@@ -195,16 +221,24 @@ class Liquid(Learner):
                 raise ConfigError(name, size, f"a whole number >= {least}")
         self.default_lr = 1e-3 if cell == "cfc" else 3e-3
         lr = self.default_lr if lr is None else lr
-        for name, number in (("lr", lr), ("clip", clip), ("time_unit", 1.0 if time_unit is None else time_unit)):
+        for name, number in (
+            ("lr", lr),
+            ("clip", clip),
+            ("time_unit", 1.0 if time_unit is None else time_unit),
+        ):
             if not 0.0 < number < math.inf:
                 raise ConfigError(name, number, "a finite number > 0")
         if update == "none" and weights is None:
-            raise ConfigError("weights", None, 'a safetensors file: update = "none" never learns any')
+            raise ConfigError(
+                "weights", None, 'a safetensors file: update = "none" never learns any'
+            )
         self.cell, self.units, self.update, self.residual = cell, units, update, residual
         self.lr, self.loss, self.unroll, self.clip, self.late = lr, loss, unroll, clip, late
         self.time_unit = time_unit
         self.network = network or Network()
-        self.network.build(cell, 1, units, 1, torch.Generator())  # what does not fit is refused now
+        self.network.build(
+            cell, 1, units, 1, torch.Generator()
+        )  # what does not fit is refused now
         self._file = None if weights is None else Path(weights)
         self._weights = None if self._file is None else read_weights(self._file)
 
@@ -215,10 +249,15 @@ class Liquid(Learner):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``liquid-cfc`` or ``liquid-ltc``, and what is not the default: ``liquid-cfc-pure-64-direct-frozen``."""
+        """``liquid-cfc`` or ``liquid-ltc``, and what is not the default:
+        ``liquid-cfc-pure-64-direct-frozen``."""
         said = [self.kind, self.cell]
-        said += [self.network.mode] * (self.network.mode != "default") + [self.network.wiring] * self._sparse
-        said += [str(self.units)] * (self.units != 32) + [f"{self.lr:g}"] * (self.lr != self.default_lr)
+        said += [self.network.mode] * (self.network.mode != "default") + [
+            self.network.wiring
+        ] * self._sparse
+        said += [str(self.units)] * (self.units != 32) + [f"{self.lr:g}"] * (
+            self.lr != self.default_lr
+        )
         said += (
             [f"unroll{self.unroll}"] * (self.unroll != 4)
             + ["direct"] * (not self.residual)
@@ -233,7 +272,9 @@ class Liquid(Learner):
     def allocate(self, spec: Spec) -> None:
         """Draw the network, or take the file's; the state starts at zero."""
         generator = spec.generator()
-        net = self.network.build(self.cell, spec.channels, self.units, spec.rows * spec.columns, generator)
+        net = self.network.build(
+            self.cell, spec.channels, self.units, spec.rows * spec.columns, generator
+        )
         assert net.readout is not None
         if self._weights is not None:
             load_weights(net, self._weights, file=self._file)
@@ -245,12 +286,21 @@ class Liquid(Learner):
         self.steps_back = min(self.unroll, spec.window)
         lag = spec.rows if spec.kind == "forecast" else self.late
         size = 1 + self.steps_back + lag if self.update == "step" else 0
-        self.register_buffer("state", torch.zeros(1, net.state_size, dtype=torch.float32, device=spec.device))
-        # Event time of the newest entry; how many there were; the time unit, 0 while it is not known; all in ns.
+        self.register_buffer(
+            "state", torch.zeros(1, net.state_size, dtype=torch.float32, device=spec.device)
+        )
+        # Event time of the newest entry; how many there were; the time unit, 0 while it is not
+        # known; all in ns.
         unit = 0 if self.time_unit is None else max(round(self.time_unit * 1e9), 1)
-        self.register_buffer("clock", torch.tensor([0, 0, unit], dtype=torch.int64, device=spec.device))
-        self.register_buffer("past", torch.zeros(size, net.state_size, dtype=torch.float32, device=spec.device))
-        self.register_buffer("past_times", torch.full((size,), NEVER, dtype=torch.int64, device=spec.device))
+        self.register_buffer(
+            "clock", torch.tensor([0, 0, unit], dtype=torch.int64, device=spec.device)
+        )
+        self.register_buffer(
+            "past", torch.zeros(size, net.state_size, dtype=torch.float32, device=spec.device)
+        )
+        self.register_buffer(
+            "past_times", torch.full((size,), NEVER, dtype=torch.int64, device=spec.device)
+        )
         if self.update == "step":
             self.optimiser = Optimiser(list(self.net.parameters()), "adam", self.lr, {})
         self._ahead: _Ahead | None = None
@@ -267,11 +317,16 @@ class Liquid(Learner):
         return max(times[0] - last, 0) if count else 0
 
     def _gaps(self, times: list[int], before: int | None, unit: int) -> Tensor:
-        """Return (1, steps): time since the entry before each, in units; 1 where that is not known."""
+        """Return (1, steps): time since the entry before each, in units; 1 where that is not
+        known."""
         gaps = []
         for time in times:
             known = before is not None and unit > 0
-            gaps.append(min(max((time - before) / unit, SHORTEST), LONGEST) if known and before is not None else 1.0)
+            gaps.append(
+                min(max((time - before) / unit, SHORTEST), LONGEST)
+                if known and before is not None
+                else 1.0
+            )
             before = time
         return torch.tensor([gaps], dtype=torch.float32, device=self.spec.device)
 
@@ -283,7 +338,8 @@ class Liquid(Learner):
         return scaled.clamp(-INPUT_LIMIT, INPUT_LIMIT).unsqueeze(0)
 
     def _advance(self, inputs: Tensor, base: BaseOutput) -> tuple[Tensor, Tensor]:
-        """Return what the readout says of the newest entry, (1, rows * columns), and the state after it."""
+        """Return what the readout says of the newest entry, (1, rows * columns), and the state
+        after it."""
         require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
         clock: list[int] = self.clock.tolist()
         last, count, _ = clock
@@ -305,7 +361,8 @@ class Liquid(Learner):
                 return torch.softmax(said, -1)
             p = base.clamp_min(FLOOR)
             moved = p * torch.exp(said - said.amax(-1, keepdim=True))
-            # Divided by what the base sums to: where the readout is zero, the base stays as it is to the bit.
+            # Divided by what the base sums to: where the readout is zero, the base stays as it is
+            # to the bit.
             return moved / (moved.sum(-1, keepdim=True) / p.sum(-1, keepdim=True))
         return torch.addcmul(base if self.residual else spec.output_loc, said, spec.output_scale)
 
@@ -328,7 +385,12 @@ class Liquid(Learner):
         ahead, self._ahead = self._ahead, None
         parameter, versions = self._versions()
         fits = ahead is not None and ahead.inputs is inputs and ahead.times is base.times
-        if ahead is not None and fits and ahead.parameter is parameter and ahead.versions == versions:
+        if (
+            ahead is not None
+            and fits
+            and ahead.parameter is parameter
+            and ahead.versions == versions
+        ):
             state = ahead.state
         else:
             state = self._advance(inputs, base)[1]
@@ -341,12 +403,15 @@ class Liquid(Learner):
                 at = clock[1] % len(self.past)
                 self.past[at].copy_(state[0])
                 self.past_times[at] = newest
-            self.clock.copy_(torch.tensor([newest, clock[1] + 1, self._unit(times, clock)], dtype=torch.int64))
+            self.clock.copy_(
+                torch.tensor([newest, clock[1] + 1, self._unit(times, clock)], dtype=torch.int64)
+            )
 
     # -- learning
 
     def _start(self, newest: int | None, count: int) -> tuple[Tensor, int | None]:
-        """Find the state before the unrolled entries of an example, and its time; zeros where it is not kept."""
+        """Find the state before the unrolled entries of an example, and its time; zeros where it
+        is not kept."""
         size, nowhere = len(self.past), (torch.zeros_like(self.state), None)
         if newest is None:
             return nowhere
@@ -383,7 +448,10 @@ class Liquid(Learner):
         said = said.view(spec.rows, spec.columns)
         if spec.kind == "classification":
             logits = said + base.clamp_min(FLOOR).log() if self.residual else said
-            return masked_mean(-torch.where(mask, target, 0.0) * F.log_softmax(logits, -1), mask) * spec.columns
+            return (
+                masked_mean(-torch.where(mask, target, 0.0) * F.log_softmax(logits, -1), mask)
+                * spec.columns
+            )
         left = (target - (base if self.residual else spec.output_loc)) / spec.output_scale
         error = said - torch.where(mask, left, 0.0)
         return masked_mean(error.abs() if self.loss == "mae" else error.square(), mask)

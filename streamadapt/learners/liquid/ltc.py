@@ -16,26 +16,31 @@ __all__ = ["LTC", "Mapping"]
 
 Mapping: TypeAlias = Literal["affine", "linear", "none"]
 RANGES = {
-    "gleak": (0.001, 1.0), "vleak": (-0.2, 0.2), "cm": (0.4, 0.6), "w": (0.001, 1.0), "sigma": (3.0, 8.0),
-    "mu": (0.3, 0.8), "sensory_w": (0.001, 1.0), "sensory_sigma": (3.0, 8.0), "sensory_mu": (0.3, 0.8),
+    "gleak": (0.001, 1.0), "vleak": (-0.2, 0.2), "cm": (0.4, 0.6), "w": (0.001, 1.0),
+    "sigma": (3.0, 8.0), "mu": (0.3, 0.8), "sensory_w": (0.001, 1.0), "sensory_sigma": (3.0, 8.0),
+    "sensory_mu": (0.3, 0.8),
 }  # fmt: skip
 """What the initial parameters are drawn from, uniformly."""
 NOT_NEGATIVE = ("w", "sensory_w", "cm", "gleak")
 
 
 class LTC(Recurrent):
-    """Liquid time-constant network [1]_: neurons with a leak and synapses with reversal potentials.
+    """Liquid time-constant network [1]_: neurons with a leak and synapses with reversal
+    potentials.
 
     For neuron j with synapses from neurons (and, in the same form, from inputs) i::
 
-        cm dv_j/dt = gleak (vleak - v_j) + sum_i w_ij sigmoid(sigma_ij (v_i - mu_ij)) (erev_ij - v_j)
+        cm dv_j/dt = gleak (vleak - v_j)
+                     + sum_i w_ij sigmoid(sigma_ij (v_i - mu_ij)) (erev_ij - v_j)
 
-    A step of length dt is `unfolds` semi-implicit Euler steps ``d = dt / unfolds``, v_j implicit and the sigmoids
-    explicit, which is stable for every d >= 0::
+    A step of length dt is `unfolds` semi-implicit Euler steps ``d = dt / unfolds``, v_j implicit
+    and the sigmoids explicit, which is stable for every d >= 0::
 
-        v_j <- (cm v_j + d (gleak vleak + sum_i g_ij erev_ij)) / (cm + d (gleak + sum_i g_ij + epsilon)),  g = w sigmoid
+        v_j <- (cm v_j + d (gleak vleak + sum_i g_ij erev_ij))
+               / (cm + d (gleak + sum_i g_ij + epsilon)),    g = w sigmoid
 
-    Inputs and outputs are scaled and shifted, one number each. The outputs are the states of the motor neurons.
+    Inputs and outputs are scaled and shifted, one number each. The outputs are the states of the
+    motor neurons.
 
     Costs O(unfolds (units + inputs / unfolds) units) time a step.
 
@@ -50,7 +55,8 @@ class LTC(Recurrent):
     epsilon : float, > 0
         Keeps the denominator from zero.
     constrained : bool
-        Whether w, cm and gleak are softplus of their parameters; else `constrain_` clips them at zero.
+        Whether w, cm and gleak are softplus of their parameters; else `constrain_` clips them at
+        zero.
     mappings : tuple of two of {"affine", "linear", "none"}
         Of inputs and outputs.
     generator : torch.Generator, optional
@@ -58,8 +64,8 @@ class LTC(Recurrent):
 
     References
     ----------
-    .. [1] Hasani et al. (2021), Liquid time-constant networks, AAAI 35; the neuron and its solver: appendix and
-       algorithm 1.
+    .. [1] Hasani et al. (2021), Liquid time-constant networks, AAAI 35; the neuron and its solver:
+       appendix and algorithm 1.
     """
 
     gleak: Tensor
@@ -105,11 +111,18 @@ class LTC(Recurrent):
         self.epsilon = epsilon
         self.constrained = constrained
         self._draw(wiring, generator)
-        for side, mapping, size in zip(("input", "output"), mappings, (inputs, wiring.outputs), strict=True):
-            weight = None if mapping == "none" else nn.Parameter(torch.ones(size, dtype=torch.float32))
+        for side, mapping, size in zip(
+            ("input", "output"), mappings, (inputs, wiring.outputs), strict=True
+        ):
+            weight = (
+                None if mapping == "none" else nn.Parameter(torch.ones(size, dtype=torch.float32))
+            )
             self.register_parameter(f"{side}_w", weight)
             self.register_parameter(
-                f"{side}_b", nn.Parameter(torch.zeros(size, dtype=torch.float32)) if mapping == "affine" else None
+                f"{side}_b",
+                nn.Parameter(torch.zeros(size, dtype=torch.float32))
+                if mapping == "affine"
+                else None,
             )
         self.readout = None
         if projection is not None:
@@ -121,9 +134,17 @@ class LTC(Recurrent):
             if name in ("gleak", "vleak", "cm"):
                 shape: tuple[int, ...] = (wiring.units,)
             else:
-                shape = (wiring.inputs if name.startswith("sensory") else wiring.units, wiring.units)
+                shape = (
+                    wiring.inputs if name.startswith("sensory") else wiring.units,
+                    wiring.units,
+                )
             self.register_parameter(
-                name, nn.Parameter(torch.empty(shape, dtype=torch.float32).uniform_(low, high, generator=generator))
+                name,
+                nn.Parameter(
+                    torch.empty(shape, dtype=torch.float32).uniform_(
+                        low, high, generator=generator
+                    )
+                ),
             )
         for prefix, signs in (("", wiring.synapses), ("sensory_", wiring.sensory)):
             polarity = torch.from_numpy(signs).float()
@@ -149,7 +170,9 @@ class LTC(Recurrent):
         capacity = torch.stack([torch.zeros_like(cm), cm]).unsqueeze(1)
         v, states = state, []
         for now, step in zip(x.unbind(0), (dt / self.unfolds).unbind(0), strict=True):
-            constant = torch.addcmul(capacity, step, rest + _currents(now, *sensory))  # (2, batch, units)
+            constant = torch.addcmul(
+                capacity, step, rest + _currents(now, *sensory)
+            )  # (2, batch, units)
             for _ in range(self.unfolds):
                 drive, conductance = torch.addcmul(constant, step, _currents(v, *inner)).unbind(0)
                 v = torch.addcmul(drive, cm, v) / conductance
@@ -171,11 +194,15 @@ class LTC(Recurrent):
 
 
 def _synapses(w: Tensor, erev: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what does not change from step to step: ``(w erev, w)``, (2, 1, sources, units); ``-sigma mu``; sigma."""
+    """Return what does not change from step to step: ``(w erev, w)``, (2, 1, sources, units);
+    ``-sigma mu``; sigma."""
     return torch.stack([w * erev, w]).unsqueeze(1), -sigma * mu, sigma
 
 
 def _currents(v: Tensor, weights: Tensor, offset: Tensor, sigma: Tensor) -> Tensor:
-    """Sum ``w sigmoid(sigma (v - mu)) (erev, 1)`` over the sources; (batch, sources) -> (2, batch, units)."""
-    active = torch.sigmoid(torch.addcmul(offset, v.unsqueeze(-1), sigma))  # (batch, sources, units)
+    """Sum ``w sigmoid(sigma (v - mu)) (erev, 1)`` over the sources; (batch, sources) -> (2, batch,
+    units)."""
+    active = torch.sigmoid(
+        torch.addcmul(offset, v.unsqueeze(-1), sigma)
+    )  # (batch, sources, units)
     return (weights * active).sum(2)

@@ -1,7 +1,7 @@
 """Weights from ncps, and weights in files.
 
-ncps keeps W1, W2, A and B of a CfC as four layers, below ``rnn_cell``; here they are one. Its wirings travel with the
-weights, as masks.
+ncps keeps W1, W2, A and B of a CfC as four layers, below ``rnn_cell``; here they are one. Its
+wirings travel with the weights, as masks.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def convert_ncps(state: Mapping[str, Tensor], path: str = "weights") -> dict[str
     Parameters
     ----------
     state : mapping
-        ``state_dict()`` of ``ncps.torch.CfC``, ``LTC`` or one of their cells. Tensors with names of our own modules
-        pass through, so that a file may hold either.
+        ``state_dict()`` of ``ncps.torch.CfC``, ``LTC`` or one of their cells. Tensors with names
+        of our own modules pass through, so that a file may hold either.
     path : str
         The setting that an error names.
 
@@ -49,9 +49,16 @@ def convert_ncps(state: Mapping[str, Tensor], path: str = "weights") -> dict[str
     ConfigError
         If a part is missing, or the network has the mixed memory, which does not exist here.
     """
-    plain = {re.sub(r"^rnn_cell\.", "", re.sub(r"^fc\.", "readout.", name)): t for name, t in state.items()}
+    plain = {
+        re.sub(r"^rnn_cell\.", "", re.sub(r"^fc\.", "readout.", name)): t
+        for name, t in state.items()
+    }
     if any(name.startswith("lstm.") for name in plain):
-        raise ConfigError(path, "lstm.*", "a network trained with mixed_memory=False: there is no LSTM beside it here")
+        raise ConfigError(
+            path,
+            "lstm.*",
+            "a network trained with mixed_memory=False: there is no LSTM beside it here",
+        )
     layers: dict[int, dict[str, Tensor]] = {}
     found = {}
     for name, tensor in plain.items():
@@ -75,7 +82,9 @@ def _cfc_layer(layer: dict[str, Tensor], path: str) -> dict[str, Tensor]:
         missing = [f"{part}.{what}" for part in parts if f"{part}.{what}" not in layer]
         if missing:
             raise ConfigError(
-                path, sorted(layer), f"the whole state of an ncps CfC, but {', '.join(missing)} is missing"
+                path,
+                sorted(layer),
+                f"the whole state of an ncps CfC, but {', '.join(missing)} is missing",
             )
         found[f"head.{what}"] = torch.cat([layer.pop(f"{part}.{what}") for part in parts])
     # Activations and dropout stand between the linear layers there: number 0, 2, 4 or 0, 2, 5.
@@ -86,14 +95,19 @@ def _cfc_layer(layer: dict[str, Tensor], path: str) -> dict[str, Tensor]:
                 found[f"backbone.{j}.{what}"] = layer.pop(f"backbone.{number}.{what}")
     if "sparsity_mask" in layer:
         mask = layer.pop("sparsity_mask")
-        found["mask"] = mask if len(parts) == 1 else torch.cat([mask, mask, *[torch.ones_like(mask)] * 2])
+        found["mask"] = (
+            mask if len(parts) == 1 else torch.cat([mask, mask, *[torch.ones_like(mask)] * 2])
+        )
     if "A" in layer:
         found["a"] = layer.pop("A")
     return found | layer
 
 
 def load_weights(
-    network: Recurrent, state: Mapping[str, Tensor], path: str = "weights", file: Path | None = None
+    network: Recurrent,
+    state: Mapping[str, Tensor],
+    path: str = "weights",
+    file: Path | None = None,
 ) -> None:
     """Load weights, ncps' or our own, from `file` if there is one, into a network made alike.
 
@@ -109,12 +123,16 @@ def load_weights(
     given = {name: tuple(t.shape) for name, t in found.items()}
     wrong = [f"{name} {own[name]} is missing" for name in own if name not in given]
     wrong += [f"{name} is unknown" for name in given if name not in own]
-    wrong += [f"{n} must be {own[n]}, not {given[n]}" for n in own if n in given and own[n] != given[n]]
+    wrong += [
+        f"{n} must be {own[n]}, not {given[n]}" for n in own if n in given and own[n] != given[n]
+    ]
     # A mask is zeros and ones, in whatever type.
     wrong += [
         f"{n} must be {mine[n].dtype}, not {t.dtype}"
         for n, t in found.items()
-        if n in mine and mine[n].is_floating_point() > t.is_floating_point() and not n.endswith("mask")
+        if n in mine
+        and mine[n].is_floating_point() > t.is_floating_point()
+        and not n.endswith("mask")
     ]
     if wrong:
         what = f"{len(given)} tensors" if file is None else f"{file}: {len(given)} tensors"
@@ -123,16 +141,17 @@ def load_weights(
 
 
 def from_ncps(state: Mapping[str, Tensor], **options: Any) -> CfC | LTC:
-    """Build the network that an ncps state dict is of; sizes, wiring and whether it is `pure` are read off it.
+    """Build the network that an ncps state dict is of; sizes, wiring and whether it is `pure` are
+    read off it.
 
     Parameters
     ----------
     state : mapping
         ``state_dict()`` of ``ncps.torch.CfC`` or ``LTC``.
     options : dict
-        What cannot be read off it, as `CfC` (`mode`, `activation`) or `LTC` (`unfolds`, `epsilon`, `constrained`:
-        ncps' ``implicit_param_constraints``; `outputs`, where there is no output mapping) call it. The defaults are
-        those of ncps.
+        What cannot be read off it, as `CfC` (`mode`, `activation`) or `LTC` (`unfolds`, `epsilon`,
+        `constrained`: ncps' ``implicit_param_constraints``; `outputs`, where there is no output
+        mapping) call it. The defaults are those of ncps.
 
     Raises
     ------
@@ -146,11 +165,15 @@ def from_ncps(state: Mapping[str, Tensor], **options: Any) -> CfC | LTC:
     elif "gleak" not in found:
         raise ConfigError("state", sorted(state)[:8], "the state dict of an ncps CfC or LTC")
     for name in options.keys() - allowed:
-        raise ConfigError(name, options[name], "no such option here, only " + ", ".join(sorted(allowed)))
+        raise ConfigError(
+            name, options[name], "no such option here, only " + ", ".join(sorted(allowed))
+        )
     try:
         network = make(found, options).to(next(iter(found.values())).dtype)
     except (KeyError, IndexError, ValueError) as error:
-        raise ConfigError("state", sorted(state), f"a whole state dict of ncps ({error})") from error
+        raise ConfigError(
+            "state", sorted(state), f"a whole state dict of ncps ({error})"
+        ) from error
     load_weights(network, found)
     return network
 
@@ -158,7 +181,10 @@ def from_ncps(state: Mapping[str, Tensor], **options: Any) -> CfC | LTC:
 def _cfc_like(found: dict[str, Tensor], options: dict[str, Any]) -> CfC | LTC:
     pure = "layers.0.w_tau" in found
     options = {**options, **({"mode": "pure"} if pure else {})}
-    heads = [found[f"layers.{i}.head.weight"] for i in range(sum(n.endswith("head.weight") for n in found))]
+    heads = [
+        found[f"layers.{i}.head.weight"]
+        for i in range(sum(n.endswith("head.weight") for n in found))
+    ]
     sizes = [len(head) // (1 if pure else 4) for head in heads]
     count = sum(n.startswith("layers.0.backbone.") and n.endswith("weight") for n in found)
     first = [found[f"layers.0.backbone.{j}.weight"] for j in range(count)] + heads[:1]
@@ -172,7 +198,8 @@ def _cfc_like(found: dict[str, Tensor], options: dict[str, Any]) -> CfC | LTC:
 
 
 def _wiring(inputs: int, sizes: list[int], masks: list[Tensor]) -> Wiring:
-    """Rebuild a wiring from the masks of its layers (sources, units); the last layer's neurons come first."""
+    """Rebuild a wiring from the masks of its layers (sources, units); the last layer's neurons
+    come first."""
     units = sum(sizes)
     synapses, sensory = np.zeros((units, units), np.int32), np.zeros((inputs, units), np.int32)
     layers: list[tuple[int, ...]] = []
@@ -189,7 +216,10 @@ def _wiring(inputs: int, sizes: list[int], masks: list[Tensor]) -> Wiring:
 
 
 def _ltc_like(found: dict[str, Tensor], options: dict[str, Any]) -> CfC | LTC:
-    masks = [found[name].cpu().numpy().astype(np.int32) for name in ("sparsity_mask", "sensory_sparsity_mask")]
+    masks = [
+        found[name].cpu().numpy().astype(np.int32)
+        for name in ("sparsity_mask", "sensory_sparsity_mask")
+    ]
     units = len(masks[0])
     outputs = options.pop("outputs", len(found["output_w"]) if "output_w" in found else units)
     mappings = [
@@ -216,4 +246,6 @@ def read_weights(file: Path, path: str = "weights") -> dict[str, Tensor]:
 def _check_finite(state: Mapping[str, Tensor], path: str) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ConfigError(path, name, f"finite numbers, but {name} holds others: train it again")
+            raise ConfigError(
+                path, name, f"finite numbers, but {name} holds others: train it again"
+            )

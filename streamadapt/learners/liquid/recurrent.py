@@ -1,4 +1,5 @@
-"""What CfC and LTC share: a sequence in, outputs and the last state out, and time that passes unevenly."""
+"""What CfC and LTC share: a sequence in, outputs and the last state out, and time that passes
+unevenly."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ __all__ = ["Recurrent", "draw_linear", "linear_without_numbers"]
 
 
 class Recurrent(nn.Module, ABC):
-    """A network whose state lives on from one step to the next; all of its parameters are module attributes.
+    """A network whose state lives on from one step to the next; all of its parameters are module
+    attributes.
 
     Attributes
     ----------
@@ -32,7 +34,12 @@ class Recurrent(nn.Module, ABC):
     readout: nn.Linear | None
 
     def forward(
-        self, inputs: Tensor, state: Tensor | None = None, dt: Tensor | None = None, *, sequences: bool = True
+        self,
+        inputs: Tensor,
+        state: Tensor | None = None,
+        dt: Tensor | None = None,
+        *,
+        sequences: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Run over a batch of sequences.
 
@@ -42,7 +49,8 @@ class Recurrent(nn.Module, ABC):
         state : Tensor, (batch, state_size)
             Default: zeros.
         dt : Tensor, (batch, steps), >= 0
-            Time since the step before, in units of the network's own; each row's and step's own. Default: 1.
+            Time since the step before, in units of the network's own; each row's and step's own.
+            Default: 1.
         sequences : bool
             Whether to return the output of every step or that of the last one only.
 
@@ -56,7 +64,9 @@ class Recurrent(nn.Module, ABC):
         ShapeError
         """
         if inputs.ndim != 3 or inputs.shape[2] != self.inputs or inputs.shape[1] == 0:
-            raise ShapeError(f"inputs must be (batch, steps, {self.inputs}), got {tuple(inputs.shape)}")
+            raise ShapeError(
+                f"inputs must be (batch, steps, {self.inputs}), got {tuple(inputs.shape)}"
+            )
         batch, steps, _ = inputs.shape
         if state is None:
             state = inputs.new_zeros(batch, self.state_size)
@@ -65,22 +75,28 @@ class Recurrent(nn.Module, ABC):
         if dt is None:
             dt = inputs.new_ones(batch, steps)
         elif dt.shape != (batch, steps):
-            raise ShapeError(f"dt must be {(batch, steps)}, one number for each row and step, got {tuple(dt.shape)}")
-        # Time first, and a last axis for dt: a (batch,) vector of times would broadcast along the units.
+            raise ShapeError(
+                f"dt must be {(batch, steps)}, one number for each row and step, got "
+                f"{tuple(dt.shape)}"
+            )
+        # Time first, and a last axis for dt: a (batch,) vector of times would broadcast along the
+        # units.
         outputs, state = self.run(inputs.transpose(0, 1), state, dt.T.unsqueeze(-1))
         said = outputs.transpose(0, 1) if sequences else outputs[-1]
         return (said if self.readout is None else self.readout(said)), state
 
     @abstractmethod
     def run(self, x: Tensor, state: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """Run over (steps, batch, inputs) with dt (steps, batch, 1): (steps, batch, output_size) and the last state."""
+        """Run over (steps, batch, inputs) with dt (steps, batch, 1): (steps, batch, output_size)
+        and the last state."""
 
     def constrain_(self) -> None:
         """Put parameters back that a step has taken where they may not be (in place)."""
 
 
 def linear_without_numbers(inputs: int, outputs: int) -> nn.Linear:
-    """Return a linear layer that no random number was drawn for; `draw_linear` does, from the caller's generator."""
+    """Return a linear layer that no random number was drawn for; `draw_linear` does, from the
+    caller's generator."""
     made: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         nn.Linear, inputs, outputs, dtype=torch.float32
     )

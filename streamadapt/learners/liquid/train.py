@@ -28,10 +28,12 @@ def fit(  # noqa: PLR0913 - the settings of one training
 ) -> list[float]:
     """Train on one long history by truncated backpropagation through time, in place.
 
-    The history is cut into `streams` equal stretches that run side by side; each is walked from its start in chunks,
-    the state carried from chunk to chunk (detached), which is how a live state meets the network later. Stretches
-    start at random offsets in every epoch. Adam, its rate falling to a tenth (cosine); gradients clipped at norm 1.
-    ``safetensors.torch.save_file(network.state_dict(), path)`` makes the file that `streamadapt.Liquid` takes.
+    The history is cut into `streams` equal stretches that run side by side; each is walked from
+    its start in chunks, the state carried from chunk to chunk (detached), which is how a live
+    state meets the network later. Stretches start at random offsets in every epoch. Adam, its rate
+    falling to a tenth (cosine); gradients clipped at norm 1.
+    ``safetensors.torch.save_file(network.state_dict(), path)`` makes the file that
+    `streamadapt.Liquid` takes.
 
     Parameters
     ----------
@@ -39,7 +41,8 @@ def fit(  # noqa: PLR0913 - the settings of one training
         Its outputs (its readout's, where it has one) are compared with the targets at every step.
     inputs : Tensor, (steps, inputs), scaled
     targets : Tensor, (steps, outputs), scaled
-        What should be said at each step; NaN where unknown. Probabilities (one-hot) for "cross-entropy".
+        What should be said at each step; NaN where unknown. Probabilities (one-hot) for
+        "cross-entropy".
     dt : Tensor, (steps,), optional
         Time since the step before; default: 1.
     epochs : int
@@ -60,10 +63,16 @@ def fit(  # noqa: PLR0913 - the settings of one training
     """
     steps = len(inputs)
     if targets.ndim != 2 or len(targets) != steps or (dt is not None and dt.shape != (steps,)):
-        raise ShapeError(f"targets must be ({steps}, outputs) and dt ({steps},), as many as inputs")
+        raise ShapeError(
+            f"targets must be ({steps}, outputs) and dt ({steps},), as many as inputs"
+        )
     length = (steps // streams - 1) // chunk * chunk
     if length < chunk:
-        raise ConfigError("streams", streams, f"streams of at least a chunk and one step: {steps} steps are too few")
+        raise ConfigError(
+            "streams",
+            streams,
+            f"streams of at least a chunk and one step: {steps} steps are too few",
+        )
     dt = inputs.new_ones(steps) if dt is None else dt
     parameters = [p for p in network.parameters() if p.requires_grad]
     adam = torch.optim.Adam(parameters, lr=lr)
@@ -77,7 +86,9 @@ def fit(  # noqa: PLR0913 - the settings of one training
         starts = torch.arange(streams, dtype=torch.int64) * (steps // streams) + offset
         total, count, state = 0.0, 0, None
         for begin in range(0, length, chunk):
-            at = starts[:, None] + torch.arange(begin, begin + chunk, dtype=torch.int64)  # (streams, chunk)
+            at = starts[:, None] + torch.arange(
+                begin, begin + chunk, dtype=torch.int64
+            )  # (streams, chunk)
             with torch.enable_grad():
                 said, state = network(inputs[at], state, dt[at])
                 value = _loss(said, targets[at], loss)

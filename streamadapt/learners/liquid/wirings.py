@@ -1,7 +1,8 @@
 """Wirings: which neuron feeds which, and with which sign.
 
-A wiring is a pair of signed adjacency matrices. Neuron numbers start with the motor neurons, whose states are the
-output. The random ones draw as ncps does: the same seed and sizes give the same matrices.
+A wiring is a pair of signed adjacency matrices. Neuron numbers start with the motor neurons, whose
+states are the output. The random ones draw as ncps does: the same seed and sizes give the same
+matrices.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Wiring:
     outputs : int
         Motor neurons: the first of the units.
     layers : tuple of tuples of int
-        Numbers of the neurons of each layer, from the inputs to the outputs; a CfC has one cell per layer.
+        Numbers of the neurons of each layer, from the inputs to the outputs; a CfC has one cell
+        per layer.
     """
 
     synapses: Signs
@@ -52,7 +54,12 @@ class Wiring:
 
 
 def fully_connected(
-    inputs: int, units: int, outputs: int | None = None, *, seed: int = 1111, self_connections: bool = True
+    inputs: int,
+    units: int,
+    outputs: int | None = None,
+    *,
+    seed: int = 1111,
+    self_connections: bool = True,
 ) -> Wiring:
     """Every neuron feeds every one; two in three synapses excite.
 
@@ -64,7 +71,9 @@ def fully_connected(
     _check(inputs=inputs, units=units)
     outputs = _outputs(outputs, units)
     rng = np.random.default_rng(seed)
-    wired = np.ones((units, units), np.bool_) if self_connections else ~np.eye(units, dtype=np.bool_)
+    wired = (
+        np.ones((units, units), np.bool_) if self_connections else ~np.eye(units, dtype=np.bool_)
+    )
     synapses = np.zeros((units, units), np.int32)
     synapses[wired] = rng.choice([-1, 1, 1], size=int(wired.sum()))
     sensory = rng.choice([-1, 1, 1], size=(inputs, units)).astype(np.int32)
@@ -91,7 +100,9 @@ def random_wiring(
     # ncps draws the sign of an input's synapse twice and keeps the second.
     for sources, draws in ((units, 1), (inputs, 2)):
         signs = np.zeros((sources, units), np.int32)
-        pairs = np.stack(np.meshgrid(np.arange(sources), np.arange(units), indexing="ij"), -1).reshape(-1, 2)
+        pairs = np.stack(
+            np.meshgrid(np.arange(sources), np.arange(units), indexing="ij"), -1
+        ).reshape(-1, 2)
         used = rng.choice(pairs, size=round(sources * units * (1.0 - sparsity)), replace=False)
         drawn = rng.choice([-1, 1, 1], size=(len(used), draws))
         signs[used[:, 0], used[:, 1]] = drawn[:, -1]
@@ -108,26 +119,31 @@ def ncp(
     *,
     seed: int = 22222,
 ) -> Wiring:
-    """Neural circuit policy [1]_: inputs -> inter -> command (recurrent) -> motor neurons, sparsely.
+    """Neural circuit policy [1]_: inputs -> inter -> command (recurrent) -> motor neurons,
+    sparsely.
 
     Parameters
     ----------
     inter, command, motor : int
         Neurons of each layer; numbered motor, command, inter.
     fans : tuple of int
-        Inter neurons that an input feeds; command neurons that an inter neuron feeds; recurrent synapses among the
-        command neurons in all; command neurons that feed a motor neuron. A neuron left out gets a mean share.
+        Inter neurons that an input feeds; command neurons that an inter neuron feeds; recurrent
+        synapses among the command neurons in all; command neurons that feed a motor neuron. A
+        neuron left out gets a mean share.
 
     References
     ----------
-    .. [1] Lechner et al. (2020), Neural circuit policies enabling auditable autonomy, Nature Machine Intelligence 2.
+    .. [1] Lechner et al. (2020), Neural circuit policies enabling auditable autonomy, Nature
+       Machine Intelligence 2.
     """
     _check(inputs=inputs, inter=inter, command=command, motor=motor)
     sensory_fanout, inter_fanout, recurrent, motor_fanin = fans
     limits = {"sensory fanout": (sensory_fanout, inter), "inter fanout": (inter_fanout, command)}
     for name, (fan, most) in (limits | {"motor fanin": (motor_fanin, command)}).items():
         if not 1 <= fan <= most:
-            raise ConfigError("fans", fans, f"a {name} from 1 to {most}, as many neurons as there are")
+            raise ConfigError(
+                "fans", fans, f"a {name} from 1 to {most}, as many neurons as there are"
+            )
     rng = np.random.RandomState(seed)  # not default_rng: the draws are to be those of ncps
     units = inter + command + motor
     synapses, sensory = np.zeros((units, units), np.int32), np.zeros((inputs, units), np.int32)
@@ -143,8 +159,11 @@ def ncp(
     return Wiring(synapses, sensory, motor, layers)
 
 
-def auto_ncp(inputs: int, units: int, outputs: int, *, sparsity: float = 0.5, seed: int = 22222) -> Wiring:
-    """`ncp` with sizes and fans from one sparsity: two fifths of the neurons that are not motor ones are command ones.
+def auto_ncp(
+    inputs: int, units: int, outputs: int, *, sparsity: float = 0.5, seed: int = 22222
+) -> Wiring:
+    """`ncp` with sizes and fans from one sparsity: two fifths of the neurons that are not motor
+    ones are command ones.
 
     Parameters
     ----------
@@ -165,8 +184,11 @@ def auto_ncp(inputs: int, units: int, outputs: int, *, sparsity: float = 0.5, se
     return ncp(inputs, inter, command, outputs, fans, seed=seed)
 
 
-def _connect(rng: np.random.RandomState, signs: Signs, sources: Numbers, targets: Numbers, fan: int) -> None:
-    """Let each source feed `fan` targets, then each target that was left out be fed by a mean number of sources."""
+def _connect(
+    rng: np.random.RandomState, signs: Signs, sources: Numbers, targets: Numbers, fan: int
+) -> None:
+    """Let each source feed `fan` targets, then each target that was left out be fed by a mean
+    number of sources."""
     forgotten = targets.tolist()
     for source in sources:
         for target in rng.choice(targets, size=fan, replace=False):

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from streamadapt.config.durations import duration_ns
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import INNOVATION_RATE, Learner, Maturity, boosted_forgetting, one_or_more, require_shape
+from streamadapt.learners.base import (
+    INNOVATION_RATE,
+    Learner,
+    Maturity,
+    boosted_forgetting,
+    one_or_more,
+    require_shape,
+)
 from streamadapt.learners.rls.features import EXTRAS, Extra, Features
 from streamadapt.learners.rls.steps import (
     absorb,
@@ -31,7 +38,8 @@ __all__ = ["RLS", "covariance_bound"]
 ROBUST_RATE = 0.005
 """`INNOVATION_RATE` of the L1 form."""
 SEASON_SLOTS = 288
-"""Of a period; an entry replaces the one before it in the same slot. 288 of a day are five minutes each."""
+"""Of a period; an entry replaces the one before it in the same slot. 288 of a day are five minutes
+each."""
 SMALLEST = 1e-6
 """Least mean innovation, in scaled units."""
 
@@ -39,43 +47,48 @@ SMALLEST = 1e-6
 class RLS(Learner):
     """Recursive least squares with forgetting, a bounded covariance and clipped innovations.
 
-    ``prediction = base + scale * x^T v``, x as `Features` makes it: the scaled window (last value subtracted for
-    forecasts), a 1, and what `features` adds; one v per channel of a forecast, one for all outputs otherwise. With the
-    newest x, per group [1]_::
+    ``prediction = base + scale * x^T v``, x as `Features` makes it: the scaled window (last value
+    subtracted for forecasts), a 1, and what `features` adds; one v per channel of a forecast, one
+    for all outputs otherwise. With the newest x, per group [1]_::
 
         P^-1 <- forgetting P^-1 + x x^T + leak,   k = P x
-        v_h <- v_h + k_s clip(e_h)                e_h = target - base - scale x_s^T v_h, in scaled units
+        v_h <- v_h + k_s clip(e_h)
+        e_h = target - base - scale x_s^T v_h, in scaled units
 
-    A gain depends on the inputs only, so it is computed when the forecast is issued and kept for `rows` entries; each
-    row is then learned with its own gain the moment its target is known: exact partial maturity with one matrix.
-    Naive forgetting (no leak) makes P grow without bound in directions where the inputs do not vary. The leak puts back
-    what forgetting takes of the prior, ``(1 - forgetting) ridge I`` per example, one coordinate at a time (every d-th
-    example, d-fold), so that the update stays O(d^2): P never exceeds `covariance_bound`, and goes on forgetting in the
-    directions that do vary, which a cap on P's trace would stop.
-    Where the base can tell what it was fitted on (`Spec.prior`), P and v start as if that history had just been learned
-    with the same forgetting; else v = 0 and P = I / `ridge`.
+    A gain depends on the inputs only, so it is computed when the forecast is issued and kept for
+    `rows` entries; each row is then learned with its own gain the moment its target is known:
+    exact partial maturity with one matrix. Naive forgetting (no leak) makes P grow without bound
+    in directions where the inputs do not vary. The leak puts back what forgetting takes of the
+    prior, ``(1 - forgetting) ridge I`` per example, one coordinate at a time (every d-th example,
+    d-fold), so that the update stays O(d^2): P never exceeds `covariance_bound`, and goes on
+    forgetting in the directions that do vary, which a cap on P's trace would stop. Where the base
+    can tell what it was fitted on (`Spec.prior`), P and v start as if that history had just been
+    learned with the same forgetting; else v = 0 and P = I / `ridge`.
 
-    `shared`: one v for all channels of a forecast, ``P^-1 <- forgetting P^-1 + X^T X + (1 - forgetting) ridge I``, X
-    the channels' x as rows, solved anew for the gains of every entry.
+    `shared`: one v for all channels of a forecast,
+    ``P^-1 <- forgetting P^-1 + X^T X + (1 - forgetting) ridge I``, X the channels' x as rows,
+    solved anew for the gains of every entry.
 
-    ``loss="l1"``: reweighted towards the absolute error [2]_, a whole forecast when its last target is known::
+    ``loss="l1"``: reweighted towards the absolute error [2]_, a whole forecast when its last
+    target is known::
 
         q = min(1 / .3, 1 / mean_h(|e_h| / m_h)),   m_h the running mean of |e_h|
         P^-1 <- forgetting P^-1 + q x x^T + leak,   v_h <- v_h + q P x e_h
 
-    Classification: the outputs are one-hot, x also has the base's probabilities, and the sum is brought back to the
-    simplex by `streamadapt.learners.simplex.clipped`.
+    Classification: the outputs are one-hot, x also has the base's probabilities, and the sum is
+    brought back to the simplex by `streamadapt.learners.simplex.clipped`.
 
-    Costs per entry, forgetting and group with d features: O(d^2 + d rows) time, d^2 + 3 d rows float64 numbers, and
-    2 d rows for the family. `shared`: O(d^3 + d^2 groups) time and d^2 numbers for all groups together.
+    Costs per entry, forgetting and group with d features: O(d^2 + d rows) time, d^2 + 3 d rows
+    float64 numbers, and 2 d rows for the family. `shared`: O(d^3 + d^2 groups) time and d^2
+    numbers for all groups together.
 
     Parameters
     ----------
     forgetting : float or sequence of floats, in (0, 1]
         Per learned example: .9995 remembers about 2,000. Several: one expert each.
     clip : float, > 0
-        Innovations beyond so many times their running mean are clipped; ``inf`` for none. Not used by ``"l1"``, nor
-        for classes.
+        Innovations beyond so many times their running mean are clipped; ``inf`` for none. Not used
+        by ``"l1"``, nor for classes.
     ridge : float, > 0
         Weight of the prior and of the leak, in squared scaled units.
     shared : bool
@@ -83,9 +96,9 @@ class RLS(Learner):
     loss : {"squared", "l1"}
         What is minimised: the squared error, or the absolute error.
     features : sequence of {"level", "calendar", "cross", "season"}
-        What to use beside the window: the channel's level, the time of day, the other channels, the same time one
-        `period` ago; `Features` has the details. Only ``"calendar"`` outside forecasts. ``"season"`` keeps
-        `SEASON_SLOTS` values of each channel.
+        What to use beside the window: the channel's level, the time of day, the other channels,
+        the same time one `period` ago; `Features` has the details. Only ``"calendar"`` outside
+        forecasts. ``"season"`` keeps `SEASON_SLOTS` values of each channel.
     period : duration
         The length of a season, in event time, for ``"season"``.
 
@@ -154,9 +167,15 @@ class RLS(Learner):
         super().check_kind(kind)
         if kind != "forecast":
             if self.shared:
-                raise ConfigError("shared", True, f"false for a {kind} task, which has no channels to share weights")
+                raise ConfigError(
+                    "shared",
+                    True,
+                    f"false for a {kind} task, which has no channels to share weights",
+                )
             if set(self.features) - {"calendar"}:
-                raise ConfigError("features", list(self.features), f"calendar only, or none, for a {kind} task")
+                raise ConfigError(
+                    "features", list(self.features), f"calendar only, or none, for a {kind} task"
+                )
 
     def allocate(self, spec: Spec) -> None:
         """Start from the base's own fit where it is known."""
@@ -173,25 +192,39 @@ class RLS(Learner):
         else:
             self._buffer("covariance", self._covariances(information))
         self._buffer("weights", weights)
-        self._buffer("innovation", torch.full((self._experts * self._groups, responses), 0.3, dtype=torch.float64))
+        self._buffer(
+            "innovation",
+            torch.full((self._experts * self._groups, responses), 0.3, dtype=torch.float64),
+        )
         self._buffer("turn", torch.zeros((), dtype=torch.int64))  # whose turn the leak is
-        if self.forecast and not self.robust:  # other forms learn each example with its own gain at once
+        if (
+            self.forecast and not self.robust
+        ):  # other forms learn each example with its own gain at once
             self._allocate_past(responses, d)
         forgetting = torch.tensor(self.forgetting, dtype=torch.float64, device=spec.device)
         self._forgetting = forgetting.repeat_interleave(sets).view(-1, 1, 1)
         if "season" in self.features:
             self.cycle = LastCycle(self.period, SEASON_SLOTS, spec.channels, spec.device)
             # Of the last entries, newest first: by the time a row is known, the cycle has gone on.
-            self._buffer("past_seasons", torch.zeros(spec.rows, spec.channels, spec.rows + 1, dtype=torch.float32))
+            self._buffer(
+                "past_seasons",
+                torch.zeros(spec.rows, spec.channels, spec.rows + 1, dtype=torch.float32),
+            )
         self._pace = ((1.0, self.ridge), *self._paced(self._forgetting))
 
     def _start(self, spec: Spec, sets: int, d: int, responses: int) -> tuple[Tensor, Tensor]:
-        """Return information matrices (experts * sets, d, d) and weights (experts * sets, d, responses)."""
+        """Return information matrices (experts * sets, d, d) and weights (experts * sets, d,
+        responses)."""
         if spec.prior is None:
             m = (self.ridge * torch.eye(d, dtype=torch.float64)).repeat(self._experts * sets, 1, 1)
             return m, torch.zeros(len(m), d, responses, dtype=torch.float64)
-        # Least squares as such start from the least squares of the history, robust forms from its robust sums.
-        prior = spec.prior if self.clip == math.inf and not self.robust else spec.prior.robust or spec.prior
+        # Least squares as such start from the least squares of the history, robust forms from its
+        # robust sums.
+        prior = (
+            spec.prior
+            if self.clip == math.inf and not self.robust
+            else spec.prior.robust or spec.prior
+        )
         starts = [
             information_from_prior(prior, forgetting, self.ridge, d, shared=self.shared)
             for forgetting in self.forgetting
@@ -207,17 +240,21 @@ class RLS(Learner):
         return torch.where(torch.isnan(found), plain, found)
 
     def _allocate_past(self, rows: int, d: int) -> None:
-        # The last forecasts' x and gains, newest first from `head` on. Twice the room, and a move to the back of it
-        # every `rows` entries, instead of a move by one every time.
+        # The last forecasts' x and gains, newest first from `head` on. Twice the room, and a move
+        # to the back of it every `rows` entries, instead of a move by one every time.
         self._buffer("past_inputs", torch.zeros(self._groups, d, 2 * rows, dtype=torch.float64))
-        self._buffer("past_gains", torch.zeros(self._experts, self._groups, d, 2 * rows, dtype=torch.float64))
+        self._buffer(
+            "past_gains",
+            torch.zeros(self._experts, self._groups, d, 2 * rows, dtype=torch.float64),
+        )
         self._buffer("head", torch.tensor(rows, dtype=torch.int64))
 
     def _buffer(self, name: str, tensor: Tensor) -> None:
         self.register_buffer(name, tensor.clone().to(self.spec.device))
 
     def _paced(self, forgetting: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the forgetting and what leaks for it: the whole leak if `shared`, one over a turn's if not."""
+        """Return the forgetting and what leaks for it: the whole leak if `shared`, one over a
+        turn's if not."""
         leak = (1.0 - forgetting) * self.ridge
         return forgetting, leak if self.shared else 1.0 / (leak * self._features.count)
 
@@ -255,9 +292,13 @@ class RLS(Learner):
         """Return the base and what was learned of its error."""
         spec, x = self.spec, self._features(inputs, base, self._season(inputs, base))
         if self.shared:
-            left = torch.bmm(x.expand(self._experts, -1, -1), self.weights)  # (experts, groups, responses)
+            left = torch.bmm(
+                x.expand(self._experts, -1, -1), self.weights
+            )  # (experts, groups, responses)
         else:
-            left = torch.bmm(self._for_each(x).unsqueeze(1), self.weights)  # (experts * groups, 1, responses)
+            left = torch.bmm(
+                self._for_each(x).unsqueeze(1), self.weights
+            )  # (experts * groups, 1, responses)
         if self.forecast:
             left = left.view(-1, spec.columns, spec.rows).transpose(1, 2)
         else:
@@ -270,7 +311,8 @@ class RLS(Learner):
         return (output.T if self.forecast else output).unsqueeze(0)
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Go back, and learn nothing from forecasts whose gains are not those of the entries they were issued at."""
+        """Go back, and learn nothing from forecasts whose gains are not those of the entries they
+        were issued at."""
         super().restore(snapshot)
         if "past_gains" in snapshot:
             self.past_gains.zero_()
@@ -278,7 +320,8 @@ class RLS(Learner):
             self.past_seasons.zero_()
 
     def forget(self, keep: float) -> None:
-        """Inflate the covariance: ``P^-1 <- keep P^-1 + (1 - keep) ridge I``; the weights themselves stay.
+        """Inflate the covariance: ``P^-1 <- keep P^-1 + (1 - keep) ridge I``; the weights
+        themselves stay.
 
         A covariance without an inverse starts again at ``I / ridge``.
         """
@@ -296,7 +339,9 @@ class RLS(Learner):
         if (self.robust or not self.forecast) and not bool(mask.any()):
             return  # else the past keeps step with the entries, known or not
         season = None
-        if "season" in self.features:  # as it was when the newest forecast was issued, or the one now whole
+        if (
+            "season" in self.features
+        ):  # as it was when the newest forecast was issued, or the one now whole
             season = self.past_seasons[-1 if self.robust else 0]
         x = self._features(inputs, base, season)
         left = self._as_groups((target - base.output) / self.spec.output_scale).double()
@@ -305,7 +350,9 @@ class RLS(Learner):
             self._learn_robustly(x, left, known)
             return
         gain = self._gain(x)
-        xs, gains = (x.unsqueeze(-1), gain.unsqueeze(-1)) if not self.forecast else self._remember(x, gain)
+        xs, gains = (
+            (x.unsqueeze(-1), gain.unsqueeze(-1)) if not self.forecast else self._remember(x, gain)
+        )
         weights, innovation = self._sets(), self.innovation.view(self._experts, *left.shape[1:])
         error = left - (xs * weights).sum(-2)  # (experts, groups, responses)
         if not bool(mask.all()):
@@ -348,7 +395,8 @@ class RLS(Learner):
         self.information.diagonal(dim1=1, dim2=2).add_(leak.squeeze(-1))
 
     def _remember(self, x: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the newest x and gain in front; return those of the last `rows` entries along the last dimension."""
+        """Put the newest x and gain in front; return those of the last `rows` entries along the
+        last dimension."""
         rows, head = self.spec.rows, int(self.head)
         if head == 0:
             head = rows + 1
@@ -367,7 +415,9 @@ class RLS(Learner):
         error = torch.where(known, left - (x.unsqueeze(-1) * weights).sum(-2), 0.0)
         count = known.sum(-1)  # (1, groups)
         ratio = (error.abs() / innovation).sum(-1) / count.clamp_min(1)  # (experts, groups)
-        weight = torch.where(count > 0, ratio.reciprocal().clamp_max(MOST_WEIGHT) * self.weight, 0.0)
+        weight = torch.where(
+            count > 0, ratio.reciprocal().clamp_max(MOST_WEIGHT) * self.weight, 0.0
+        )
         innovation.lerp_(error.abs(), ROBUST_RATE * known.double()).clamp_min_(SMALLEST)
         root = weight.sqrt().unsqueeze(-1)  # (experts, groups, 1)
         x = x * root

@@ -23,16 +23,19 @@ __all__ = [
 ]
 
 RELATIVE_RIDGE = 1e-12
-"""A matrix's ridge is at least so much of its mean diagonal: beside large numbers a fixed one is lost in rounding."""
+"""A matrix's ridge is at least so much of its mean diagonal: beside large numbers a fixed one is
+lost in rounding."""
 
 
 def covariance_bound(forgetting: float, features: int, ridge: float) -> float:
-    """Return what no eigenvalue of P exceeds: a coordinate's leak is at most a round of `features` examples old."""
+    """Return what no eigenvalue of P exceeds: a coordinate's leak is at most a round of `features`
+    examples old."""
     return 1.0 / (ridge * forgetting ** (features - 1))
 
 
 def forget(p: Tensor, forgetting: Tensor, inverse_leak: Tensor, turn: int) -> None:
-    """``P^-1 <- forgetting P^-1 + leak e e^T``, e the unit vector of the coordinate whose turn it is.
+    """``P^-1 <- forgetting P^-1 + leak e e^T``, e the unit vector of the coordinate whose turn it
+    is.
 
     Parameters
     ----------
@@ -46,7 +49,8 @@ def forget(p: Tensor, forgetting: Tensor, inverse_leak: Tensor, turn: int) -> No
 
 
 def absorb(p: Tensor, x: Tensor) -> Tensor:
-    """``P^-1 <- P^-1 + x x^T``; return the gain ``P x`` with the new P, (n, d, 1), of `x`, (n, d, 1)."""
+    """``P^-1 <- P^-1 + x x^T``; return the gain ``P x`` with the new P, (n, d, 1), of `x`, (n, d,
+    1)."""
     px = torch.bmm(p, x)
     size = torch.bmm(x.mT, px).add_(1.0)
     _subtract_square(p, px * size.rsqrt())
@@ -54,12 +58,14 @@ def absorb(p: Tensor, x: Tensor) -> Tensor:
 
 
 def _subtract_square(p: Tensor, root: Tensor) -> None:
-    """``p -= root root^T``, symmetric to the last bit: any asymmetry would grow by 1 / forgetting every time."""
+    """``p -= root root^T``, symmetric to the last bit: any asymmetry would grow by 1 / forgetting
+    every time."""
     p.addcmul_(root, root.mT, value=-1.0)
 
 
 def _more_ridge(m: Tensor, ridge: float) -> Tensor:
-    """Return what must be added to m (n, d, d), which has `ridge` on its diagonals; zeros where that will do."""
+    """Return what must be added to m (n, d, d), which has `ridge` on its diagonals; zeros where
+    that will do."""
     mean = m.diagonal(dim1=-2, dim2=-1).mean(-1)
     eye = torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
     return (RELATIVE_RIDGE * mean - ridge).clamp_min(0.0).view(-1, 1, 1) * eye
@@ -72,8 +78,8 @@ def inverse(m: Tensor, ridge: float | None = None) -> Tensor:
     ----------
     m : Tensor, (n, d, d)
     ridge : float, optional
-        What m has on its diagonals already: more is added where that is too little beside m's numbers. None: only to a
-        matrix that has no inverse without it.
+        What m has on its diagonals already: more is added where that is too little beside m's
+        numbers. None: only to a matrix that has no inverse without it.
     """
     if ridge is None:
         found = _inverse(m)
@@ -88,14 +94,16 @@ def _inverse(m: Tensor) -> Tensor:
 
 
 def solve_regular(m: Tensor, right: Tensor, ridge: float) -> Tensor:
-    """Return ``m^-1 right``, with a ridge as `inverse` has it; 0 where there is no finite solution."""
+    """Return ``m^-1 right``, with a ridge as `inverse` has it; 0 where there is no finite
+    solution."""
     found, info = torch.linalg.solve_ex(m + _more_ridge(m, ridge), right)
     fine = (info == 0) & torch.isfinite(found).all(-1).all(-1)
     return torch.where(fine.view(-1, 1, 1), found, 0.0)
 
 
 def solve_information(m: Tensor, right: Tensor) -> Tensor:
-    """Return ``M^-1 right``; zeros for a regression whose M has lost its positive definiteness to rounding.
+    """Return ``M^-1 right``; zeros for a regression whose M has lost its positive definiteness to
+    rounding.
 
     Parameters
     ----------
@@ -110,10 +118,11 @@ def solve_information(m: Tensor, right: Tensor) -> Tensor:
 def information_from_prior(
     prior: Prior, forgetting: float, ridge: float, features: int, *, shared: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the information matrices and moments of a history worth no more than what a forgetting remembers.
+    """Return the information matrices and moments of a history worth no more than what a
+    forgetting remembers.
 
-    A group's own history, with the mean of all groups' as its prior; or that of all groups together (`shared`).
-    Features that the history does not know have the ridge alone.
+    A group's own history, with the mean of all groups' as its prior; or that of all groups
+    together (`shared`). Features that the history does not know have the ridge alone.
 
     Returns
     -------

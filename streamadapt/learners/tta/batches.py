@@ -1,4 +1,5 @@
-"""What Tent and EATA share: entropy steps on batches, and the ring that makes batches of a stream."""
+"""What Tent and EATA share: entropy steps on batches, and the ring that makes batches of a
+stream."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ __all__ = ["BatchAdapter", "entropy"]
 ENOUGH = 16
 """Entries in the ring from which their statistics are used instead of the source's."""
 NO_BATCH = (
-    "a batch normalisation has no statistics to take from one entry: give 2 or more, use per_entry for single "
+    "a batch normalisation has no statistics to take from one entry: give 2 or more, use "
+    "per_entry for single "
     "entries, or a model with LayerNorm or GroupNorm"
 )
 
@@ -34,11 +36,13 @@ def entropy(logits: Tensor) -> Tensor:
 class BatchAdapter(Learner):
     """One label-free gradient step per batch on the affine parameters of the normalisation layers.
 
-    Two ways of use, one state. `adapt_batch` is the published form. In a stream the last `batch` entries are kept in a
-    ring: a step is made at every `batch`-th entry, on just the batch that `adapt_batch` would have been given, and an
-    entry is predicted with the statistics of the ring, its own included, each entry's as it was measured when it came
-    or at the last step (O(1) forward passes per entry instead of `batch`); the base's output before the ring holds
-    16 entries. Without batch normalisations there are no statistics, and `batch` = 1 is a step per entry.
+    Two ways of use, one state. `adapt_batch` is the published form. In a stream the last `batch`
+    entries are kept in a ring: a step is made at every `batch`-th entry, on just the batch that
+    `adapt_batch` would have been given, and an entry is predicted with the statistics of the ring,
+    its own included, each entry's as it was measured when it came or at the last step (O(1)
+    forward passes per entry instead of `batch`); the base's output before the ring holds 16
+    entries. Without batch normalisations there are no statistics, and `batch` = 1 is a step per
+    entry.
     """
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
@@ -76,7 +80,8 @@ class BatchAdapter(Learner):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The kind, with batch and learning rate where they are not the default: ``tent-b8-0.01``."""
+        """The kind, with batch and learning rate where they are not the default:
+        ``tent-b8-0.01``."""
         batch = "" if self.batch == self.default_batch else f"-b{self.batch}"
         return (f"{self.kind}{batch}{'' if self.lr == self.default_lr else f'-{self.lr:g}'}",)
 
@@ -85,29 +90,44 @@ class BatchAdapter(Learner):
         self.copy = ModelCopy(spec, self.modules_named)
         if self.copy.batch_norms and self.batch == 1:
             raise ConfigError("batch", 1, NO_BATCH)
-        options: dict[str, Any] = {"momentum": self.momentum} if self.optimiser_name == "sgd" else {}
-        self.optimiser = Optimiser(self.copy.parameters_driven, self.optimiser_name, self.lr, options)
+        options: dict[str, Any] = (
+            {"momentum": self.momentum} if self.optimiser_name == "sgd" else {}
+        )
+        self.optimiser = Optimiser(
+            self.copy.parameters_driven, self.optimiser_name, self.lr, options
+        )
         features = sum(self.copy.sizes)
         device = spec.device
         self.register_buffer(
-            "ring", torch.zeros(self.batch, spec.window, spec.channels, dtype=torch.float32, device=device)
+            "ring",
+            torch.zeros(
+                self.batch, spec.window, spec.channels, dtype=torch.float32, device=device
+            ),
         )
-        self.register_buffer("ring_mean", torch.zeros(self.batch, features, dtype=torch.float32, device=device))
-        self.register_buffer("ring_var", torch.zeros(self.batch, features, dtype=torch.float32, device=device))
+        self.register_buffer(
+            "ring_mean", torch.zeros(self.batch, features, dtype=torch.float32, device=device)
+        )
+        self.register_buffer(
+            "ring_var", torch.zeros(self.batch, features, dtype=torch.float32, device=device)
+        )
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
         self._slots = torch.arange(self.batch, dtype=torch.int64, device=device)
         self._seen: tuple[Any, Seen] | None = None
 
     @abstractmethod
     def _loss(self, logits: Tensor) -> Tensor | None:
-        """Return the loss of a batch, () with gradient, or None where nothing is to be learned from it."""
+        """Return the loss of a batch, () with gradient, or None where nothing is to be learned
+        from it."""
 
     def _step(self, inputs: Tensor) -> Seen:
-        """Run a batch with its own statistics and make one step; what is returned is from before the step."""
+        """Run a batch with its own statistics and make one step; what is returned is from before
+        the step."""
         with torch.enable_grad():
             seen = self.copy.run(inputs)
             loss = self._loss(seen.logits)
-        if loss is not None and bool(torch.isfinite(loss)):  # what is not finite would stay in the parameters for ever
+        if loss is not None and bool(
+            torch.isfinite(loss)
+        ):  # what is not finite would stay in the parameters for ever
             self.optimiser.step(loss)
         return Seen(*(t.detach() for t in seen))
 
@@ -126,14 +146,16 @@ class BatchAdapter(Learner):
         Raises
         ------
         ShapeError
-            If the inputs have another shape, or are one entry and the model has batch normalisations.
+            If the inputs have another shape, or are one entry and the model has batch
+            normalisations.
         """
         if self.copy.batch_norms and len(inputs) < 2:
             raise ShapeError(NO_BATCH)
         return self._step(inputs).logits.softmax(1)
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Predict with the statistics of the ring; the base's output while it holds too few entries."""
+        """Predict with the statistics of the ring; the base's output while it holds too few
+        entries."""
         require_shape("base.output", base.output, (self.spec.rows, self.spec.columns))
         seen = self._look(inputs)
         if self.copy.batch_norms and int(self.count) + 1 < min(ENOUGH, self.batch):
@@ -141,11 +163,19 @@ class BatchAdapter(Learner):
         return seen.logits.softmax(1)
 
     def _look(self, inputs: Tensor) -> Seen:
-        """Run one entry with the statistics of the ring; `adapt` finds what `predict` has worked out."""
+        """Run one entry with the statistics of the ring; `adapt` finds what `predict` has worked
+        out."""
         first = self.copy.layers[0].weight
-        key = (inputs, first, inputs._version, self.count._version, first._version if first is not None else 0)
+        key = (
+            inputs,
+            first,
+            inputs._version,
+            self.count._version,
+            first._version if first is not None else 0,
+        )
         if self._seen is not None and all(
-            a is b if isinstance(a, Tensor) else a == b for a, b in zip(key, self._seen[0], strict=True)
+            a is b if isinstance(a, Tensor) else a == b
+            for a, b in zip(key, self._seen[0], strict=True)
         ):
             return self._seen[1]
         with torch.no_grad():
@@ -157,7 +187,8 @@ class BatchAdapter(Learner):
         return seen
 
     def _statistics(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance over the ring without its oldest entry, and the weight of the newest beside them."""
+        """Mean and variance over the ring without its oldest entry, and the weight of the newest
+        beside them."""
         count = int(self.count)
         if count + 1 < min(ENOUGH, self.batch):
             return self.copy.as_trained
@@ -166,7 +197,11 @@ class BatchAdapter(Learner):
         valid = ((self._slots < count) & (self._slots != count % self.batch)).float() / others
         mean = valid @ self.ring_mean
         var = valid @ (self.ring_var + (self.ring_mean - mean).square_())
-        return mean, var, torch.full((), 1.0 / (others + 1), dtype=torch.float32, device=mean.device)
+        return (
+            mean,
+            var,
+            torch.full((), 1.0 / (others + 1), dtype=torch.float32, device=mean.device),
+        )
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Learn nothing: labels are not used."""

@@ -1,4 +1,5 @@
-"""A copy of the base's module whose normalisation layers are driven; the base itself is never written to."""
+"""A copy of the base's module whose normalisation layers are driven; the base itself is never
+written to."""
 
 from __future__ import annotations
 
@@ -47,17 +48,19 @@ class _ReachedError(Exception):
 
 
 class ModelCopy(nn.Module):
-    """A frozen copy of a classifier; its state is the affine parameters of its driven normalisation layers.
+    """A frozen copy of a classifier; its state is the affine parameters of its driven
+    normalisation layers.
 
-    Everything else of the copy is the base's, so it is kept out of the module tree: in no checkpoint, and no parameter.
+    Everything else of the copy is the base's, so it is kept out of the module tree: in no
+    checkpoint, and no parameter.
 
     Parameters
     ----------
     spec : Spec
         ``spec.model`` is a `FrozenModel` of a torch module that takes (entries, window, channels).
     modules : sequence of str, optional
-        Names of the layers to drive, as ``named_modules`` calls them. Default: every BatchNorm, LayerNorm and
-        GroupNorm that the forward pass reaches.
+        Names of the layers to drive, as ``named_modules`` calls them. Default: every BatchNorm,
+        LayerNorm and GroupNorm that the forward pass reaches.
 
     Attributes
     ----------
@@ -70,7 +73,8 @@ class ModelCopy(nn.Module):
     Raises
     ------
     ConfigError
-        If the base is no such module, has no such layers, or a batch normalisation without running statistics.
+        If the base is no such module, has no such layers, or a batch normalisation without running
+        statistics.
     """
 
     def __init__(self, spec: Spec, modules: Sequence[str] | None = None) -> None:
@@ -89,7 +93,9 @@ class ModelCopy(nn.Module):
             raise ConfigError("modules", missed, "layers that the forward pass reaches")
         self.names = tuple(reached)
         self.layers = nn.ModuleList(reached.values())
-        self.batch_norms = [layer for layer in reached.values() if isinstance(layer, DrivenBatchNorm)]
+        self.batch_norms = [
+            layer for layer in reached.values() if isinstance(layer, DrivenBatchNorm)
+        ]
         self.sizes = [len(layer.source_mean) for layer in self.batch_norms]
         self.source = tuple(
             torch.cat([getattr(layer, f"source_{what}") for layer in self.batch_norms])
@@ -99,7 +105,8 @@ class ModelCopy(nn.Module):
         )
 
     def _order(self, driven: dict[str, Driven], loc: Tensor) -> dict[str, Driven]:
-        """Run once to see which layers are reached and in which order; check what the module says."""
+        """Run once to see which layers are reached and in which order; check what the module
+        says."""
         calls: list[str] = []
         handles = [
             layer.register_forward_pre_hook(lambda _, __, name=name: calls.append(name))
@@ -108,7 +115,9 @@ class ModelCopy(nn.Module):
         for layer in driven.values():
             if isinstance(layer, DrivenBatchNorm):
                 layer.given = Given(
-                    layer.source_mean, layer.source_var, torch.zeros((), dtype=torch.float32, device=loc.device)
+                    layer.source_mean,
+                    layer.source_var,
+                    torch.zeros((), dtype=torch.float32, device=loc.device),
                 )
         with torch.no_grad():
             self.logits(loc.expand(2, *self._shape))
@@ -116,9 +125,13 @@ class ModelCopy(nn.Module):
             handle.remove()
         twice = [name for name in driven if calls.count(name) > 1]
         if twice:
-            raise ConfigError("modules", twice[0], "layers that one forward pass goes through once")
+            raise ConfigError(
+                "modules", twice[0], "layers that one forward pass goes through once"
+            )
         if not calls:
-            raise ConfigError("modules", None, "a model whose forward pass reaches a normalisation layer")
+            raise ConfigError(
+                "modules", None, "a model whose forward pass reaches a normalisation layer"
+            )
         return {name: driven[name] for name in calls}
 
     @property
@@ -141,19 +154,26 @@ class ModelCopy(nn.Module):
             If inputs or outputs do not have that shape.
         """
         if inputs.ndim != 3 or tuple(inputs.shape[1:]) != self._shape:
-            raise ShapeError(f"inputs must be (entries, {self._shape[0]}, {self._shape[1]}), got {tuple(inputs.shape)}")
+            raise ShapeError(
+                f"inputs must be (entries, {self._shape[0]}, {self._shape[1]}), got "
+                f"{tuple(inputs.shape)}"
+            )
         said = self._hidden[0](inputs)
         said = said[0] if isinstance(said, tuple) else said
         if said.numel() != len(inputs) * self._classes:
             raise ShapeError(
-                f"the base's module must return ({len(inputs)}, {self._classes}) for as many entries, "
+                f"the base's module must return ({len(inputs)}, {self._classes}) for as many "
+                f"entries, "
                 f"got {tuple(said.shape)}"
             )
         scores: Tensor = said.reshape(len(inputs), self._classes)
         return scores if self.softmax else scores.clamp_min(1e-12).log()
 
     def run(
-        self, inputs: Tensor, given: tuple[Tensor, Tensor, Tensor] | None = None, sign: Tensor | None = None
+        self,
+        inputs: Tensor,
+        given: tuple[Tensor, Tensor, Tensor] | None = None,
+        sign: Tensor | None = None,
     ) -> Seen:
         """Run the copy with the statistics of the batch, or with given ones.
 
@@ -161,14 +181,16 @@ class ModelCopy(nn.Module):
         ----------
         inputs : Tensor, (entries, window, channels)
         given : (mean, var, rate), optional
-            Means and variances, (features,) or (entries, features), and how far each moves towards the entry's own
-            before it is used, () or (entries, 1).
+            Means and variances, (features,) or (entries, features), and how far each moves towards
+            the entry's own before it is used, () or (entries, 1).
         sign : Tensor, () or (entries, 1), optional
             Factor of the first batch normalisation's gain.
         """
         if given is not None:
             mean, var, rate = given
-            parts = zip(torch.split(mean, self.sizes, -1), torch.split(var, self.sizes, -1), strict=True)
+            parts = zip(
+                torch.split(mean, self.sizes, -1), torch.split(var, self.sizes, -1), strict=True
+            )
             for i, (layer, (m, v)) in enumerate(zip(self.batch_norms, parts, strict=True)):
                 layer.given = Given(m, v, rate, sign if i == 0 else None)
         else:
@@ -179,11 +201,14 @@ class ModelCopy(nn.Module):
             none = logits.new_zeros(len(inputs), 0)
             return Seen(logits, none, none, none, none)
         own, used = zip(*((layer.own, layer.used) for layer in self.batch_norms), strict=True)
-        statistics = (torch.cat(parts, 1) for pair in (own, used) for parts in zip(*pair, strict=True))
+        statistics = (
+            torch.cat(parts, 1) for pair in (own, used) for parts in zip(*pair, strict=True)
+        )
         return Seen(logits, *statistics)
 
     def head(self, inputs: Tensor) -> Tensor:
-        """Return what reaches the first driven layer, (entries, channels, ...): the cheapest look at an entry."""
+        """Return what reaches the first driven layer, (entries, channels, ...): the cheapest look
+        at an entry."""
         found: list[Tensor] = []
 
         def stop(module: nn.Module, given: tuple[Tensor, ...]) -> NoReturn:
@@ -208,12 +233,16 @@ def channels_first(x: Tensor, layer: nn.Module) -> Tensor:
 
 
 def _module_of(spec: Spec) -> FrozenModel:
-    from streamadapt.models.contract import FrozenModel  # it imports the learners' contract, and that package this one
+    from streamadapt.models.contract import (
+        FrozenModel,
+    )  # it imports the learners' contract, and that package this one
 
     model = spec.model
     if not isinstance(model, FrozenModel) or not isinstance(model.model, nn.Module):
         raise ConfigError(
-            "base.kind", getattr(model, "kind", None), 'a base that is a torch module to adapt a copy of: "module"'
+            "base.kind",
+            getattr(model, "kind", None),
+            'a base that is a torch module to adapt a copy of: "module"',
         )
     if not model.batched:
         raise ConfigError("base.batched", False, "a module that takes (entries, window, channels)")
@@ -223,14 +252,18 @@ def _module_of(spec: Spec) -> FrozenModel:
 def _wanted(model: nn.Module, modules: Sequence[str] | None) -> list[str]:
     known = [name for name, layer in model.named_modules() if isinstance(layer, NORMS) and name]
     if not known:
-        raise ConfigError("base", type(model).__name__, "a model with BatchNorm, LayerNorm or GroupNorm layers")
+        raise ConfigError(
+            "base", type(model).__name__, "a model with BatchNorm, LayerNorm or GroupNorm layers"
+        )
     if modules is None:
         return known
     if not modules:
         raise ConfigError("modules", [], "one or more of " + ", ".join(known))
     for name in modules:
         if name not in known:
-            raise ConfigError("modules", name, "normalisation layers of the model: " + ", ".join(known))
+            raise ConfigError(
+                "modules", name, "normalisation layers of the model: " + ", ".join(known)
+            )
     return list(dict.fromkeys(modules))
 
 
@@ -240,7 +273,11 @@ def _drive(model: nn.Module, name: str) -> Driven:
     driven: Driven
     if isinstance(layer, _BatchNorm):
         if layer.running_mean is None or layer.running_var is None:
-            raise ConfigError("modules", name, "batch normalisations with running statistics (track_running_stats)")
+            raise ConfigError(
+                "modules",
+                name,
+                "batch normalisations with running statistics (track_running_stats)",
+            )
         driven = DrivenBatchNorm(layer)
     else:
         assert isinstance(layer, nn.LayerNorm | nn.GroupNorm)

@@ -26,16 +26,18 @@ KEPT_RATE = 0.1
 
 
 class EATA(BatchAdapter):
-    """Efficient test-time adaptation without forgetting [1]_: Tent on reliable and non-redundant entries only.
+    """Efficient test-time adaptation without forgetting [1]_: Tent on reliable and non-redundant
+    entries only.
 
-    An entry is kept if ``H(p) < E0 = .4 ln C`` and ``|cos(m, p)| < d``, m the running mean (.9/.1) of the kept
-    probabilities; a step is made only when something was kept::
+    An entry is kept if ``H(p) < E0 = .4 ln C`` and ``|cos(m, p)| < d``, m the running mean (.9/.1)
+    of the kept probabilities; a step is made only when something was kept::
 
-        loss = mean over the kept of exp(E0 - H(p)) H(p)  +  fisher_weight * sum F (theta - theta_0)^2
+        loss = mean over the kept of exp(E0 - H(p)) H(p)
+               + fisher_weight * sum F (theta - theta_0)^2
 
-    the weight without gradient. F is the diagonal of the Fisher information, estimated when the learner is built: the
-    mean over batches of the squared gradient of the cross entropy with the source's own answers. Without `fisher` the
-    second term is left out (the paper's ETA).
+    the weight without gradient. F is the diagonal of the Fisher information, estimated when the
+    learner is built: the mean over batches of the squared gradient of the cross entropy with the
+    source's own answers. Without `fisher` the second term is left out (the paper's ETA).
 
     Costs as `Tent`; a batch without a kept entry costs no backward pass.
 
@@ -46,13 +48,14 @@ class EATA(BatchAdapter):
     lr : float, > 0, default 2.5e-4
         Learning rate.
     fisher : Path or Tensor, optional
-        Source samples without labels (2000 in the paper), of (samples, window, channels): a file ``.npy``, ``.npz`` or
-        ``.safetensors``, in the latter two under the name ``inputs``.
+        Source samples without labels (2000 in the paper), of (samples, window, channels): a file
+        ``.npy``, ``.npz`` or ``.safetensors``, in the latter two under the name ``inputs``.
     fisher_weight : float, >= 0
-        How strongly important weights are held: 1 for inputs of CIFAR's size, 2000 for ImageNet in the paper.
+        How strongly important weights are held: 1 for inputs of CIFAR's size, 2000 for ImageNet in
+        the paper.
     d : float, > 0
-        Entries whose cosine with the running mean is above this are redundant: .4 for ten classes, .05 for a thousand
-        in the paper.
+        Entries whose cosine with the running mean is above this are redundant: .4 for ten classes,
+        .05 for a thousand in the paper.
     momentum : float, in [0, 1)
         Momentum of ``sgd``.
     optimiser : {"sgd", "adam", "lion", "adabelief"}
@@ -62,7 +65,8 @@ class EATA(BatchAdapter):
 
     References
     ----------
-    .. [1] Niu et al. (2022), Efficient test-time model adaptation without forgetting, ICML, equations 2 to 8.
+    .. [1] Niu et al. (2022), Efficient test-time model adaptation without forgetting, ICML,
+       equations 2 to 8.
 
     Examples
     --------
@@ -116,7 +120,9 @@ class EATA(BatchAdapter):
         for batch in batches:
             with torch.enable_grad():
                 logits = self.copy.run(batch).logits
-                gradients = torch.autograd.grad(F.cross_entropy(logits, logits.detach().argmax(1)), driven)
+                gradients = torch.autograd.grad(
+                    F.cross_entropy(logits, logits.detach().argmax(1)), driven
+                )
             for sum_, gradient in zip(total, gradients, strict=True):
                 sum_.addcmul_(gradient, gradient, value=1.0 / len(batches))
         return [(f, p.detach().clone()) for f, p in zip(total, driven, strict=True)]
@@ -131,6 +137,8 @@ class EATA(BatchAdapter):
         self.kept.copy_(torch.where(self.kept.any(), torch.lerp(self.kept, mean, KEPT_RATE), mean))
         h = h[keep]
         loss: Tensor = (h * torch.exp(self._margin - h.detach())).mean()
-        for parameter, (fisher, start) in zip(self.copy.parameters_driven, self._anchors, strict=False):
+        for parameter, (fisher, start) in zip(
+            self.copy.parameters_driven, self._anchors, strict=False
+        ):
             loss = loss + self.fisher_weight * (fisher * (parameter - start).square()).sum()
         return loss

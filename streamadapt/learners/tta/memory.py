@@ -16,9 +16,9 @@ PRIOR = 4.0
 class BalancedMemory(Part):
     """Statistics of up to `size` entries, as many of each class as can be had.
 
-    A new entry takes an empty place; then the oldest of the largest classes' places, its own class's if that is one of
-    them (after NOTE's prediction-balanced reservoir [1]_, with age in the place of chance). The statistics it stands
-    for weigh every class alike::
+    A new entry takes an empty place; then the oldest of the largest classes' places, its own
+    class's if that is one of them (after NOTE's prediction-balanced reservoir [1]_, with age in
+    the place of chance). The statistics it stands for weigh every class alike::
 
         w_i = 1 / n_c(i), normalised        mu_M = sum w m        var_M = sum w (v + (m - mu_M)^2)
         N = sum_c min(n_c, size / classes)        a = N / (N + 4)
@@ -34,7 +34,8 @@ class BalancedMemory(Part):
 
     References
     ----------
-    .. [1] Gong et al. (2022), NOTE: robust continual test-time adaptation against temporal correlation, NeurIPS.
+    .. [1] Gong et al. (2022), NOTE: robust continual test-time adaptation against temporal
+       correlation, NeurIPS.
     """
 
     means: Tensor

@@ -19,7 +19,8 @@ class Given(NamedTuple):
     mean, var : Tensor, (channels,) or (entries, channels)
         One pair for all entries of a batch, or one for each.
     rate : Tensor, () or (entries, 1)
-        How far the statistics move towards the entry's own before they are used: 0 uses them as they are.
+        How far the statistics move towards the entry's own before they are used: 0 uses them as
+        they are.
     sign : Tensor, () or (entries, 1), optional
         -1 turns the gain round.
     """
@@ -31,7 +32,8 @@ class Given(NamedTuple):
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance over the positions, (entries, channels) each, of x (entries, channels, ...).
+    """Mean and (biased) variance over the positions, (entries, channels) each, of x (entries,
+    channels, ...).
 
     Without positions, x (entries, channels), the mean is x and the variance 0.
     """
@@ -51,11 +53,14 @@ class Driven(nn.Module):
         super().__init__()
         for name in ("weight", "bias"):
             values = getattr(layer, name, None)
-            self.register_parameter(name, None if values is None else nn.Parameter(values.detach().clone()))
+            self.register_parameter(
+                name, None if values is None else nn.Parameter(values.detach().clone())
+            )
 
 
 class Affine(Driven):
-    """A LayerNorm or GroupNorm: it normalises by the entry itself, so only its affine parameters can be driven."""
+    """A LayerNorm or GroupNorm: it normalises by the entry itself, so only its affine parameters
+    can be driven."""
 
     def __init__(self, layer: nn.LayerNorm | nn.GroupNorm) -> None:
         super().__init__(layer)
@@ -86,7 +91,8 @@ class DrivenBatchNorm(Driven):
     source_mean, source_var : Tensor, (channels,)
         The layer's running statistics: what it was trained with. No state: they are the base's.
     used : tuple of Tensor
-        (mu', s2') of the last call, (entries, channels) each; the batch's own per entry where nothing was given.
+        (mu', s2') of the last call, (entries, channels) each; the batch's own per entry where
+        nothing was given.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -119,6 +125,10 @@ class DrivenBatchNorm(Driven):
                 scale = scale * given.sign
         if self.weight is not None:
             scale = scale * self.weight
-        offset = -mean * scale if self.bias is None else torch.addcmul(self.bias, mean, scale, value=-1.0)
+        offset = (
+            -mean * scale
+            if self.bias is None
+            else torch.addcmul(self.bias, mean, scale, value=-1.0)
+        )
         positions = (*scale.shape, *(1 for _ in x.shape[2:]))
         return torch.addcmul(offset.view(positions), x, scale.view(positions))

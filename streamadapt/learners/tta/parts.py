@@ -11,7 +11,10 @@ __all__ = ["Part", "shifted"]
 
 
 class Part(nn.Module):
-    """A part of a learner's state, all of it buffers. What an entry makes of it is worked out without writing to it."""
+    """A part of a learner's state, all of it buffers.
+
+    What an entry makes of it is worked out without writing to it.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,7 +30,8 @@ AT_ONCE = 256
 
 
 class _Branches(NamedTuple):
-    """What the branches make of an unfamiliar entry: what to commit, by part, and what to remember."""
+    """What the branches make of an unfamiliar entry: what to commit, by part, and what to
+    remember."""
 
     fresh: bool
     polarity: dict[str, Tensor]
@@ -52,47 +53,55 @@ class _View(NamedTuple):
 class PerEntry(Learner):
     """Adapts a classifier to a stream of single entries, without labels and without gradients.
 
-    Published test-time adaptation takes statistics and gradients from batches; one entry at a time, and in orders
-    sorted by label, it falls to chance. Here every entry is met with statistics gathered over many:
+    Published test-time adaptation takes statistics and gradients from batches; one entry at a
+    time, and in orders sorted by label, it falls to chance. Here every entry is met with
+    statistics gathered over many:
 
-    1. `Signature`: an entry whose first layer looks like the source's is answered by the frozen model, and changes no
-       statistics. A change of the stream is told from the same numbers; everything adapted is then dropped.
-    2. Otherwise three branches answer: the frozen model, one with running statistics (`Running`), one with the
-       statistics of a class-balanced memory (`BalancedMemory`), the two latter with the first gain turned round
-       where the stream's polarity is (`Polarity`). One forward pass runs both.
+    1. `Signature`: an entry whose first layer looks like the source's is answered by the frozen
+       model, and changes no statistics. A change of the stream is told from the same numbers;
+       everything adapted is then dropped.
+    2. Otherwise three branches answer: the frozen model, one with running statistics (`Running`),
+       one with the statistics of a class-balanced memory (`BalancedMemory`), the two latter with
+       the first gain turned round where the stream's polarity is (`Polarity`). One forward pass
+       runs both.
     3. `Selection` mixes them by the mutual information between entries and answers.
     4. `Continuity` finds out whether labels come in runs, and uses it.
 
-    Every threshold is measured on the source samples when the learner is built. Only batch normalisations have
-    statistics to move. A model with LayerNorm or GroupNorm only keeps its frozen answers, filtered by `Continuity`
-    where an entry is familiar: on single entries, entropy steps on such models did harm in measurement. There is no
-    guarantee without labels; a guard with a few labels gives one.
+    Every threshold is measured on the source samples when the learner is built. Only batch
+    normalisations have statistics to move. A model with LayerNorm or GroupNorm only keeps its
+    frozen answers, filtered by `Continuity` where an entry is familiar: on single entries, entropy
+    steps on such models did harm in measurement. There is no guarantee without labels; a guard
+    with a few labels gives one.
 
-    Costs a familiar entry: the model up to its first normalisation, and some 40 small operations; an unfamiliar one: a
-    forward pass of two entries besides, and O(memory x features) time. Holds memory x features x 2 floats, where
-    features are the channels of all batch normalisations.
+    Costs a familiar entry: the model up to its first normalisation, and some 40 small operations;
+    an unfamiliar one: a forward pass of two entries besides, and O(memory x features) time. Holds
+    memory x features x 2 floats, where features are the channels of all batch normalisations.
 
     Parameters
     ----------
     source : Path or Tensor
-        Source samples, 50 or more, without labels, of (samples, window, channels): a file ``.npy``, ``.npz`` or
-        ``.safetensors``, in the latter two under the name ``inputs``. Best a few hundred that the base was not fitted
-        on; those it was fitted on will do.
+        Source samples, 50 or more, without labels, of (samples, window, channels): a file
+        ``.npy``, ``.npz`` or ``.safetensors``, in the latter two under the name ``inputs``. Best a
+        few hundred that the base was not fitted on; those it was fitted on will do.
     memory : int, >= 8, in entries
         How many entries the class-balanced memory keeps.
     modules : sequence of str, optional
-        Names of the normalisation layers to drive; default: all. The first that is reached makes the signature.
+        Names of the normalisation layers to drive; default: all. The first that is reached makes
+        the signature.
     signed : bool
-        Whether the sign of the first layer's gain may change: for streams that may come as negatives.
+        Whether the sign of the first layer's gain may change: for streams that may come as
+        negatives.
 
     Attributes
     ----------
     signal_names
-        ``per_entry-unfamiliarity``: log mean squared z-score of the newest entry's signature; near 0 for the source's.
+        ``per_entry-unfamiliarity``: log mean squared z-score of the newest entry's signature; near
+        0 for the source's.
 
     References
     ----------
-    The parts are after RoTTA (Yuan et al. 2023), NOTE (Gong et al. 2022) and SAR (Niu et al. 2023); see each of them.
+    The parts are after RoTTA (Yuan et al. 2023), NOTE (Gong et al. 2022) and SAR (Niu et al.
+    2023); see each of them.
 
     Examples
     --------
@@ -105,7 +114,12 @@ class PerEntry(Learner):
     needs_labels: ClassVar[bool] = False
 
     def __init__(
-        self, source: Path | Tensor, *, memory: int = 64, modules: Sequence[str] | None = None, signed: bool = True
+        self,
+        source: Path | Tensor,
+        *,
+        memory: int = 64,
+        modules: Sequence[str] | None = None,
+        signed: bool = True,
     ) -> None:
         super().__init__()
         if memory < LEAST_MEMORY:
@@ -127,11 +141,15 @@ class PerEntry(Learner):
     def allocate(self, spec: Spec) -> None:
         """Copy the base's module, and measure the thresholds on the source samples."""
         copy = ModelCopy(spec, self.modules_named)
-        self._copy = (copy,)  # a tuple keeps it out of the module tree: nothing of the model's changes
+        self._copy = (
+            copy,
+        )  # a tuple keeps it out of the module tree: nothing of the model's changes
         samples = torch.split(source_samples("source", self.source, spec, LEAST_SAMPLES), AT_ONCE)
         mean, var = copy.source
         with torch.no_grad():
-            labels = torch.cat([copy.run(part, copy.as_trained).logits.argmax(1) for part in samples])
+            labels = torch.cat(
+                [copy.run(part, copy.as_trained).logits.argmax(1) for part in samples]
+            )
             x = torch.cat([copy.head(part) for part in samples])
         self.signature = Signature(x, labels, spec.generator())
         self.polarity = Polarity(x)
@@ -168,7 +186,8 @@ class PerEntry(Learner):
             self.memory.add(view.answer.argmax(), branches.mean, branches.var)
 
     def _view(self, inputs: Tensor, base: BaseOutput) -> _View:
-        """Work one entry out without writing to the state; `adapt` finds what `predict` has worked out."""
+        """Work one entry out without writing to the state; `adapt` finds what `predict` has worked
+        out."""
         versions = inputs._version, self.signature.counts._version
         if self._kept is not None and self._kept[0] is inputs and self._kept[1:3] == versions:
             return self._kept[3]
@@ -185,16 +204,24 @@ class PerEntry(Learner):
             if look.usable and self._copy[0].batch_norms:
                 answer, branches = self._branches(inputs, x, look.drift, frozen)
             if branches is None:  # nothing to adapt, or a glitch: nothing is learned from it
-                return _View(look, frozen if self._sound() else torch.full_like(frozen, torch.nan), {}, None)
+                return _View(
+                    look, frozen if self._sound() else torch.full_like(frozen, torch.nan), {}, None
+                )
         filtered, new = self.continuity.look(answer)
         return _View(look, filtered, new, branches)
 
     def _sound(self) -> bool:
-        """Tell whether the state is finite: where it is not, nothing an entry holds is to blame, and that must show."""
-        return all(bool(torch.isfinite(held).all()) for held in self.buffers() if held.is_floating_point())
+        """Tell whether the state is finite: where it is not, nothing an entry holds is to blame,
+        and that must show."""
+        return all(
+            bool(torch.isfinite(held).all()) for held in self.buffers() if held.is_floating_point()
+        )
 
-    def _branches(self, inputs: Tensor, x: Tensor, drift: bool, frozen: Tensor) -> tuple[Tensor, _Branches | None]:
-        """Return the mixed answer (classes,) to an unfamiliar entry, and what to commit; None if it is not finite."""
+    def _branches(
+        self, inputs: Tensor, x: Tensor, drift: bool, frozen: Tensor
+    ) -> tuple[Tensor, _Branches | None]:
+        """Return the mixed answer (classes,) to an unfamiliar entry, and what to commit; None if
+        it is not finite."""
         turn = self.polarity.look(x, drift)
         fresh = drift or turn.flipped
         source = self._copy[0].source
@@ -207,10 +234,14 @@ class PerEntry(Learner):
                 [[rate], [0.0]], dtype=torch.float32, device=x.device
             ),  # the entry itself counts among the running statistics
         )
-        seen = self._copy[0].run(inputs.expand(2, *inputs.shape), given, turn.sign if self.signed else None)
+        seen = self._copy[0].run(
+            inputs.expand(2, *inputs.shape), given, turn.sign if self.signed else None
+        )
         answers = torch.cat([frozen.unsqueeze(0), seen.logits.softmax(1)])
         if not bool(torch.isfinite(answers.sum() + sum(t.sum() for t in seen[1:]))):
             return frozen, None
         choice = self.selection.look(answers, fresh)
         running = {"mean": seen.used_mean[0], "var": seen.used_var[0], "count": count}
-        return choice.answer, _Branches(fresh, turn.new, running, choice.new, seen.mean[1], seen.var[1])
+        return choice.answer, _Branches(
+            fresh, turn.new, running, choice.new, seen.mean[1], seen.var[1]
+        )

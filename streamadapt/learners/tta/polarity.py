@@ -1,4 +1,5 @@
-"""Whether a stream's contrast is turned round, from third moments before the first normalisation."""
+"""Whether a stream's contrast is turned round, from third moments before the first
+normalisation."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ __all__ = ["Polarity", "Turn"]
 LEAST = 4
 """Entries from which it can be told."""
 OPPOSITE = -0.5
-"""Cosine of the skewness with the source's below which the gain is turned round; above 0 it is turned back."""
+"""Cosine of the skewness with the source's below which the gain is turned round; above 0 it is
+turned back."""
 
 
 class Turn(NamedTuple):
@@ -29,10 +31,11 @@ class Turn(NamedTuple):
 class Polarity(Part):
     """The sign of the first batch normalisation's gain.
 
-    ``kappa = sum_i m3_i / (sum_i m2_i)^1.5`` per channel, with m2 and m3 an entry's central moments over its interior
-    positions (the border of an image is its padding's). Where its cosine with the source's falls below -.5, the first
-    layer's gain is turned round, until the cosine is above 0: a negative is read as the positive. Label-sorted source
-    entries reach +.6 to +.8, noise hardly less than 0. It mends turned polarity only.
+    ``kappa = sum_i m3_i / (sum_i m2_i)^1.5`` per channel, with m2 and m3 an entry's central
+    moments over its interior positions (the border of an image is its padding's). Where its cosine
+    with the source's falls below -.5, the first layer's gain is turned round, until the cosine is
+    above 0: a negative is read as the positive. Label-sorted source entries reach +.6 to +.8,
+    noise hardly less than 0. It mends turned polarity only.
 
     Parameters
     ----------
@@ -52,7 +55,8 @@ class Polarity(Part):
         self.hold(count=torch.zeros((), dtype=torch.int64, device=x.device), sign=x.new_ones(()))
 
     def look(self, x: Tensor, fresh: bool) -> Turn:
-        """Take one unfamiliar entry in, (1, channels, ...); `fresh`: the stream has just changed."""
+        """Take one unfamiliar entry in, (1, channels, ...); `fresh`: the stream has just
+        changed."""
         own = central(x)[:, 0]
         sums = own if fresh else self.sums + own
         count = torch.ones_like(self.count) if fresh else self.count + 1

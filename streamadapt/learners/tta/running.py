@@ -16,8 +16,8 @@ FIRST = 4.0
 class Running(Part):
     """Mean and variance of every batch normalisation, moved by each unfamiliar entry.
 
-    At the k-th since the stream changed (from 0) by the rate ``r = max(.01, 1 / (4 + k))``; the formulas are
-    `DrivenBatchNorm`'s, which uses and returns what they have moved to.
+    At the k-th since the stream changed (from 0) by the rate ``r = max(.01, 1 / (4 + k))``; the
+    formulas are `DrivenBatchNorm`'s, which uses and returns what they have moved to.
 
     Parameters
     ----------

@@ -25,16 +25,17 @@ MOST_BYTES: Final = 1 << 32
 
 
 def source_samples(path: str, source: Path | Tensor, spec: Spec, least: int) -> Tensor:
-    """Return source samples as a tensor (samples, window, channels), float32, on the spec's device.
+    """Return source samples as a tensor (samples, window, channels), float32, on the spec's
+    device.
 
     Parameters
     ----------
     path : str
         The setting's name, for errors.
     source : Path or Tensor
-        The samples, or a file of them: ``.npy`` (one array), ``.npz`` or ``.safetensors`` (an array called
-        ``inputs``); nothing is unpickled. Shape (samples, window, channels), or (samples, channels) where the window
-        is 1; original units; in no order.
+        The samples, or a file of them: ``.npy`` (one array), ``.npz`` or ``.safetensors`` (an
+        array called ``inputs``); nothing is unpickled. Shape (samples, window, channels), or
+        (samples, channels) where the window is 1; original units; in no order.
     least : int
         How many there must be.
 
@@ -46,7 +47,11 @@ def source_samples(path: str, source: Path | Tensor, spec: Spec, least: int) -> 
     shape = (spec.window, spec.channels)
     wanted = f"(samples, {shape[0]}, {shape[1]}) finite numbers, {least} samples or more"
     tensor = source if isinstance(source, Tensor) else _read(path, Path(source))
-    name = f"{tuple(tensor.shape)} numbers" if isinstance(source, Tensor) else f"{source}: {tuple(tensor.shape)}"
+    name = (
+        f"{tuple(tensor.shape)} numbers"
+        if isinstance(source, Tensor)
+        else f"{source}: {tuple(tensor.shape)}"
+    )
     if spec.window == 1 and tensor.ndim == 2:
         tensor = tensor.unsqueeze(1)
     if tensor.ndim != 3 or tuple(tensor.shape[1:]) != shape or len(tensor) < least:
@@ -73,23 +78,38 @@ def _read(path: str, file: Path) -> Tensor:
                 return _array(opened)
     except KeyError:
         raise ConfigError(path, str(file), f"a file with an array called {NAME}") from None
-    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as exc:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as exc:
         raise ConfigError(path, str(file), f"a readable file of source samples ({exc})") from exc
     raise ConfigError(path, str(file), "a .npy, .npz or .safetensors file")
 
 
 def _array(file: IO[bytes]) -> Tensor:
-    """Read one array, its type and size looked at first: a packed file may hold a thousand times its own size."""
+    """Read one array, its type and size looked at first: a packed file may hold a thousand times
+    its own size."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):  # 3 only adds field names that are not Latin
         raise ValueError(f"version {version} of the format")
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, kind = header(file)
     if kind.kind not in "biuf":
         raise ValueError(f"an array of {kind}")
     size = math.prod(shape) * kind.itemsize
     if size > MOST_BYTES or min(shape, default=0) < 0:
-        raise ValueError(f"an array of {shape}, {size} bytes, of which at most {MOST_BYTES} are read")
+        raise ValueError(
+            f"an array of {shape}, {size} bytes, of which at most {MOST_BYTES} are read"
+        )
     data = read_most(file, size)
     if len(data) < size:
         raise ValueError(f"the array ends after {len(data)} of {size} bytes")

@@ -27,11 +27,13 @@ class Choice(NamedTuple):
 
 
 class Selection(Part):
-    """Mixes branches by the mutual information between entry and answer, as each branch's answers show it.
+    """Mixes branches by the mutual information between entry and answer, as each branch's answers
+    show it.
 
-    Per branch, over the unfamiliar entries since the stream changed: ``MI = (H(mean p) - mean H(p)) min(1, t / 16)``,
-    ``w = softmax(20 MI)``. A branch that says the same to everything, or is undecided on everything, has MI near 0.
-    Where the labels come sorted, branches that follow the newest entries only are left out.
+    Per branch, over the unfamiliar entries since the stream changed:
+    ``MI = (H(mean p) - mean H(p)) min(1, t / 16)``, ``w = softmax(20 MI)``. A branch that says the
+    same to everything, or is undecided on everything, has MI near 0. Where the labels come sorted,
+    branches that follow the newest entries only are left out.
 
     Parameters
     ----------
@@ -71,11 +73,15 @@ class Selection(Part):
         mean = torch.lerp(self.mean, p, rate)
         doubt = torch.lerp(self.doubt, _entropy(p), rate)
         information = (_entropy(mean) - doubt) * min(1.0, int(count) / WARM)
-        scores = torch.where(self._follows & (self.stay > SORTED), -torch.inf, SHARPNESS * information)
+        scores = torch.where(
+            self._follows & (self.stay > SORTED), -torch.inf, SHARPNESS * information
+        )
         answer: Tensor = scores.softmax(0) @ p
         said = answer.argmax()
         stay = torch.lerp(self.stay, (said == self.last).float(), STAY_RATE)
-        return Choice(answer, {"mean": mean, "doubt": doubt, "count": count, "stay": stay, "last": said})
+        return Choice(
+            answer, {"mean": mean, "doubt": doubt, "count": count, "stay": stay, "last": said}
+        )
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Whether an entry looks like the source's, and whether the stream has just changed: from the first layer alone."""
+"""Whether an entry looks like the source's, and whether the stream has just changed: from the
+first layer alone."""
 
 from __future__ import annotations
 
@@ -27,9 +28,11 @@ DRIFT_MARGIN = 1.5
 MEAN_MARGIN, SINGLE_MARGIN = 0.1, 0.3
 """Added to the largest log scores of the source."""
 GLITCH = math.log(1e4)
-"""An entry whose z-scores are a hundred times those of the one before is a glitch, unless the next is like it."""
+"""An entry whose z-scores are a hundred times those of the one before is a glitch, unless the next
+is like it."""
 FLAT = 1e-3
-"""Added to a channel's variance before its logarithm, in units of the source's mean variance there."""
+"""Added to a channel's variance before its logarithm, in units of the source's mean variance
+there."""
 
 
 class Look(NamedTuple):
@@ -57,20 +60,24 @@ class Look(NamedTuple):
 
 
 class Signature(Part):
-    """Per-entry statistics of what reaches the first normalisation layer, in z-scores of the source's.
+    """Per-entry statistics of what reaches the first normalisation layer, in z-scores of the
+    source's.
 
-    With mean m and variance v over the positions, per channel: ``s = [m, ln(v + c)]``, ``z = (s - mean) / sd``,
-    ``q = ln mean(z^2)``. An entry is familiar if q is under the .995 quantile of the source's, or if the mean of the
-    last 8 q is hardly above what label-sorted source entries reach, and q hardly above the largest of the source's.
+    With mean m and variance v over the positions, per channel: ``s = [m, ln(v + c)]``,
+    ``z = (s - mean) / sd``, ``q = ln mean(z^2)``. An entry is familiar if q is under the .995
+    quantile of the source's, or if the mean of the last 8 q is hardly above what label-sorted
+    source entries reach, and q hardly above the largest of the source's.
 
-    Drift: with b the mean of the last 8 z, and m, v, n those of the older ones since the last drift::
+    Drift: with b the mean of the last 8 z, and m, v, n those of the older ones since the last
+    drift::
 
         D = mean_j (b_j - m_j)^2 / max(v_j n / (n + 4), 1)
 
-    above 1.5 times the largest D of five label-sorted passes over the source. All thresholds are the source's.
+    above 1.5 times the largest D of five label-sorted passes over the source. All thresholds are
+    the source's.
 
-    A glitch, a single entry with z-scores a hundred times those of the one before it, or without finite ones, leaves
-    only its score behind: a second one in a row is believed.
+    A glitch, a single entry with z-scores a hundred times those of the one before it, or without
+    finite ones, leaves only its score behind: a second one in a row is believed.
 
     Costs O(channels) per entry after the first layer's input is known.
 
@@ -101,11 +108,19 @@ class Signature(Part):
         spread = spread.clamp_min(1e-2 * float(spread.mean()) + 1e-12)
         z = (s - centre) / spread
         q = _score(z)
-        limits = torch.stack([q.quantile(QUANTILE), q.max() + SINGLE_MARGIN, *_sorted_limits(z, q, labels, generator)])
+        limits = torch.stack(
+            [
+                q.quantile(QUANTILE),
+                q.max() + SINGLE_MARGIN,
+                *_sorted_limits(z, q, labels, generator),
+            ]
+        )
         width = z.shape[1]
         self.hold(centre=centre, spread=spread, floor=floor, limits=limits)
         self.hold(recent=z.new_zeros(RECENT, width), scores=z.new_zeros(RECENT))
-        self.hold(older=z.new_zeros(2, width), counts=torch.zeros(2, dtype=torch.int64, device=z.device))
+        self.hold(
+            older=z.new_zeros(2, width), counts=torch.zeros(2, dtype=torch.int64, device=z.device)
+        )
 
     def look(self, x: Tensor) -> Look:
         """Judge one entry, (1, channels, ...), as it reaches the first layer."""
@@ -126,7 +141,9 @@ class Signature(Part):
         held = min(held + 1, RECENT)
         typical, largest, usual, most = self.limits.tolist()
         familiar = score < typical or (float(scores[-held:].mean()) < usual and score < largest)
-        drift = n >= SHRINK and float(_change(recent[-held:].mean(0), older[0], older[1], n)) > most
+        drift = (
+            n >= SHRINK and float(_change(recent[-held:].mean(0), older[0], older[1], n)) > most
+        )
         if drift:
             held, n, older = min(held, KEPT), 0, torch.zeros_like(older)
         counts = torch.tensor([held, n], dtype=torch.int64, device=z.device)
@@ -144,13 +161,17 @@ def _score(z: Tensor) -> Tensor:
 
 
 def _change(recent: Tensor, mean: Tensor, squares: Tensor, n: int) -> Tensor:
-    """D of recent means (..., features) against older ones, with `squares` the sum of squared deviations."""
+    """D of recent means (..., features) against older ones, with `squares` the sum of squared
+    deviations."""
     var = squares / (n + SHRINK)  # v n / (n + 4)
     return ((recent - mean).square() / var.clamp_min(1.0)).mean(-1)
 
 
-def _sorted_limits(z: Tensor, q: Tensor, labels: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Largest mean of recent scores, and largest change, over label-sorted passes; with their margins."""
+def _sorted_limits(
+    z: Tensor, q: Tensor, labels: Tensor, generator: torch.Generator
+) -> list[Tensor]:
+    """Largest mean of recent scores, and largest change, over label-sorted passes; with their
+    margins."""
     usual, most = [], []
     for _ in range(PASSES):
         order = torch.randperm(len(z), generator=generator).to(z.device)
@@ -163,4 +184,7 @@ def _sorted_limits(z: Tensor, q: Tensor, labels: Tensor, generator: torch.Genera
         var = ((squares - sums.square() / n) / (n + SHRINK)).clamp_min(1.0)
         change = ((recent - sums / n).square() / var).mean(1)
         most.append(change[int(SHRINK) - 1 :].max())
-    return [torch.stack(usual).max() + MEAN_MARGIN, (torch.stack(most).max() * DRIFT_MARGIN).float()]
+    return [
+        torch.stack(usual).max() + MEAN_MARGIN,
+        (torch.stack(most).max() * DRIFT_MARGIN).float(),
+    ]

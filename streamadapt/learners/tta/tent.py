@@ -14,15 +14,16 @@ __all__ = ["Tent"]
 class Tent(BatchAdapter):
     """Fully test-time adaptation by entropy minimisation [1]_.
 
-    A batch is normalised by its own statistics; one step on the affine parameters of the normalisation layers lowers
-    the mean entropy of its softmax::
+    A batch is normalised by its own statistics; one step on the affine parameters of the
+    normalisation layers lowers the mean entropy of its softmax::
 
         loss = (1/B) sum_i H(p_i)        H(p) = -sum_c p_c ln p_c
 
-    Made for batches that hold many classes: where the classes come sorted, the statistics of 64 entries are those of
-    one class, and the answers collapse. `PerEntry` is for that.
+    Made for batches that hold many classes: where the classes come sorted, the statistics of 64
+    entries are those of one class, and the answers collapse. `PerEntry` is for that.
 
-    Costs per entry in a stream: one forward pass, and a forward and backward pass of `batch` entries every `batch`.
+    Costs per entry in a stream: one forward pass, and a forward and backward pass of `batch`
+    entries every `batch`.
 
     Parameters
     ----------
@@ -39,7 +40,8 @@ class Tent(BatchAdapter):
 
     References
     ----------
-    .. [1] Wang et al. (2021), Tent: fully test-time adaptation by entropy minimization, ICLR, equation 1.
+    .. [1] Wang et al. (2021), Tent: fully test-time adaptation by entropy minimization, ICLR,
+       equation 1.
 
     Examples
     --------

@@ -1,1 +1,2 @@
-"""Shared check suites: what every source, sink, learner and detector must pass, built in or third party."""
+"""Shared check suites: what every source, sink, learner and detector must pass, built in or third
+party."""

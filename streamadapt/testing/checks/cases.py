@@ -1,4 +1,5 @@
-"""The streams that the learner checks drive a learner with: small, seeded, made by the real tasks."""
+"""The streams that the learner checks drive a learner with: small, seeded, made by the real
+tasks."""
 
 from __future__ import annotations
 
@@ -22,7 +23,16 @@ from streamadapt.state.store import CheckpointStore
 from streamadapt.state.tree import encode
 from streamadapt.tasks import Example, Forecast, Issued, Supervised, Task
 
-__all__ = ["CASES", "Case", "Step", "drive", "losses", "require", "state_bytes", "through_a_checkpoint"]
+__all__ = [
+    "CASES",
+    "Case",
+    "Step",
+    "drive",
+    "losses",
+    "require",
+    "state_bytes",
+    "through_a_checkpoint",
+]
 
 BASE_ERROR = 1.5
 """What the base of every stream is wrong by, always, in units of the output's scale."""
@@ -55,8 +65,12 @@ class Step:
     known: Tensor
 
     def copy(self) -> Step:
-        """Return a step that shares nothing with this one: what a learner writes to harms that learner only."""
-        learn = [Example(e.inputs.clone(), _copy(e.base), e.target.clone(), e.mask.clone()) for e in self.learn]
+        """Return a step that shares nothing with this one: what a learner writes to harms that
+        learner only."""
+        learn = [
+            Example(e.inputs.clone(), _copy(e.base), e.target.clone(), e.mask.clone())
+            for e in self.learn
+        ]
         return Step(learn, self.inputs.clone(), _copy(self.base), self.truth, self.known)
 
 
@@ -87,8 +101,9 @@ class Case:
         out_loc, out_scale = (torch.from_numpy(a) for a in self.output_units())
         model = _classifier(self).to(device) if self.kind == "classification" else None
         return Spec(
-            self.kind, self.window, self.channels, self.rows, self.columns, loc.to(device), scale.to(device),
-            out_loc.to(device), out_scale.to(device), device, seed, embedding=self.window * self.channels, model=model,
+            self.kind, self.window, self.channels, self.rows, self.columns, loc.to(device),
+            scale.to(device), out_loc.to(device), out_scale.to(device), device, seed,
+            embedding=self.window * self.channels, model=model,
         )  # fmt: skip
 
     def output_units(self) -> tuple[FloatArray, FloatArray]:
@@ -106,10 +121,13 @@ class Case:
         return Supervised(self.window, classes=self.columns)
 
     def source_samples(self, n: int = 300, seed: int = 2) -> Tensor:
-        """Return inputs (n, window, channels) of another stream alike, as what the base was trained on."""
+        """Return inputs (n, window, channels) of another stream alike, as what the base was
+        trained on."""
         return torch.stack([s.inputs for s in _steps(self, n, "path", "cpu", seed)])
 
-    def steps(self, n: int, matures: Maturity, device: torch.device, seed: int = 1) -> Sequence[Step]:
+    def steps(
+        self, n: int, matures: Maturity, device: torch.device, seed: int = 1
+    ) -> Sequence[Step]:
         """Return `n` steps; copies of the same ones every time."""
         return [step.copy() for step in _steps(self, n, matures, str(device), seed)]
 
@@ -123,11 +141,13 @@ CASES: tuple[Case, ...] = (
     Case("classification", 2, 2, 1, 2),
     Case("forecast", 1, 1, 1, 1),
 )
-"""Every kind of task, once with all sizes different and once with all equal, where broadcasting hides its bugs."""
+"""Every kind of task, once with all sizes different and once with all equal, where broadcasting
+hides its bugs."""
 
 
 def drive(learner: Learner, steps: Sequence[Step]) -> list[Tensor]:
-    """Do what a pipeline does: learn what has matured, then predict, then adapt; return the predictions."""
+    """Do what a pipeline does: learn what has matured, then predict, then adapt; return the
+    predictions."""
     said = []
     for step in steps:
         if learner.needs_labels:
@@ -139,14 +159,17 @@ def drive(learner: Learner, steps: Sequence[Step]) -> list[Tensor]:
 
 
 def losses(case: Case, said: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
-    """Mean loss of predictions, by expert and column, (experts, columns); in scales of the output, or nats."""
+    """Mean loss of predictions, by expert and column, (experts, columns); in scales of the output,
+    or nats."""
     scale = torch.from_numpy(case.output_units()[1])
     shape = (-1, case.rows, case.columns)
     total, count = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float32)
     for prediction, step in zip(said, steps, strict=True):
         p, known = prediction.detach().cpu().double().view(shape), step.known.cpu()
         if case.kind == "classification":
-            cells = -torch.log((p * step.truth.cpu()).sum(-1, keepdim=True).clamp_min(1e-6)).expand_as(p)
+            cells = -torch.log(
+                (p * step.truth.cpu()).sum(-1, keepdim=True).clamp_min(1e-6)
+            ).expand_as(p)
         else:
             cells = (p - step.truth.cpu()).abs() / scale
         total = total + torch.where(known, cells, 0.0).sum(1)
@@ -160,14 +183,21 @@ def state_bytes(state: Mapping[str, Any]) -> bytes:
     parts = [json.dumps(tree, sort_keys=True).encode()]
     for name, tensor in sorted(table.items()):
         content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-        parts += [name.encode(), str(tensor.dtype).encode(), str(tuple(tensor.shape)).encode(), content]
+        parts += [
+            name.encode(),
+            str(tensor.dtype).encode(),
+            str(tuple(tensor.shape)).encode(),
+            content,
+        ]
     return b"\0".join(parts)
 
 
 def through_a_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
     """Write a state to disk as the engine does, and read it back."""
     with tempfile.TemporaryDirectory() as folder, CheckpointStore(Path(folder)) as store:
-        store.save({"state": state}, {StreamPartition("checks", 0): 1}, config_digest="checks", summary={})
+        store.save(
+            {"state": state}, {StreamPartition("checks", 0): 1}, config_digest="checks", summary={}
+        )
         loaded = store.load_latest("checks")
     assert loaded is not None, "a checkpoint that was just written is there"
     found: dict[str, Any] = loaded.state["state"]
@@ -205,8 +235,14 @@ def _steps(case: Case, n: int, matures: Maturity, device: str, seed: int) -> Seq
         base = _base(case, window, (window - loc) / scale, where)._replace(times=times)
         inputs = torch.from_numpy(window).to(where)
         said = base.output.cpu().double().numpy()[None]
-        task.remember(Issued(_entry(case, t, values, outputs, missing), inputs, base, said, said[:0]))
-        learn = [e for m in arrival.matured if (e := m.rows if matures == "rows" else m.path) is not None]
+        task.remember(
+            Issued(_entry(case, t, values, outputs, missing), inputs, base, said, said[:0])
+        )
+        learn = [
+            e
+            for m in arrival.matured
+            if (e := m.rows if matures == "rows" else m.path) is not None
+        ]
         steps.append(Step(learn, inputs, base, *_truth(case, t, values, outputs, missing, where)))
     return steps
 
@@ -217,8 +253,11 @@ def _rule(case: Case) -> FloatArray:
     return weights.astype(np.float32)
 
 
-def _outputs(case: Case, z: np.ndarray[Any, Any], values: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """What is to be predicted: the values themselves, a linear rule, or the class it puts first."""
+def _outputs(
+    case: Case, z: np.ndarray[Any, Any], values: FloatArray, rng: np.random.Generator
+) -> FloatArray:
+    """What is to be predicted: the values themselves, a linear rule, or the class it puts
+    first."""
     if case.kind == "forecast":
         return values
     scores: np.ndarray[Any, np.dtype[np.float64]] = z @ _rule(case)
@@ -226,7 +265,9 @@ def _outputs(case: Case, z: np.ndarray[Any, Any], values: FloatArray, rng: np.ra
         one_hot: FloatArray = np.eye(case.columns, dtype=np.float32)[scores.argmax(1)]
         return one_hot
     loc, scale = case.output_units()
-    noisy: FloatArray = ((scores + 0.1 * rng.normal(size=scores.shape)) * scale + loc).astype(np.float32)
+    noisy: FloatArray = ((scores + 0.1 * rng.normal(size=scores.shape)) * scale + loc).astype(
+        np.float32
+    )
     return noisy
 
 
@@ -250,7 +291,11 @@ def _base(case: Case, window: FloatArray, scaled: FloatArray, device: torch.devi
 
 
 def _entry(
-    case: Case, t: int, values: FloatArray, outputs: FloatArray, missing: np.ndarray[Any, np.dtype[np.bool_]]
+    case: Case,
+    t: int,
+    values: FloatArray,
+    outputs: FloatArray,
+    missing: np.ndarray[Any, np.dtype[np.bool_]],
 ) -> Entry:
     if case.kind == "forecast":
         return Entry(np.where(missing[t], np.nan, values[t]).astype(np.float32), t + 1, str(t))
@@ -260,15 +305,23 @@ def _entry(
 
 
 def _classifier(case: Case, hidden: int = 8) -> FrozenModel:
-    """A small frozen net with a batch normalisation, for learners that adapt a copy; it knows nothing of the rule."""
+    """A small frozen net with a batch normalisation, for learners that adapt a copy; it knows
+    nothing of the rule."""
     rng = np.random.default_rng(11)
     inputs = case.window * case.channels
     loc, scale = (np.tile(a, case.window) for a in _units(case.channels))
-    linear = partial(skip_init, nn.Linear)  # the initial numbers would be drawn from the global generator
-    first, norm, last = linear(inputs, hidden), nn.BatchNorm1d(hidden), linear(hidden, case.columns)
+    linear = partial(
+        skip_init, nn.Linear
+    )  # the initial numbers would be drawn from the global generator
+    first, norm, last = (
+        linear(inputs, hidden),
+        nn.BatchNorm1d(hidden),
+        linear(hidden, case.columns),
+    )
     weights = (rng.normal(size=(hidden, inputs)) / np.sqrt(inputs) / scale).astype(np.float32)
     values = {
-        first.weight: weights, first.bias: -weights @ loc, last.bias: rng.normal(size=case.columns),
+        first.weight: weights, first.bias: -weights @ loc,
+        last.bias: rng.normal(size=case.columns),
         last.weight: rng.normal(size=(case.columns, hidden)),
     }  # fmt: skip
     with torch.no_grad():
@@ -278,8 +331,8 @@ def _classifier(case: Case, hidden: int = 8) -> FrozenModel:
 
 
 def _truth(
-    case: Case, t: int, values: FloatArray, outputs: FloatArray, missing: np.ndarray[Any, np.dtype[np.bool_]],
-    device: torch.device,
+    case: Case, t: int, values: FloatArray, outputs: FloatArray,
+    missing: np.ndarray[Any, np.dtype[np.bool_]], device: torch.device,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     at = slice(t + 1, t + 1 + case.rows) if case.kind == "forecast" else slice(t, t + 1)
     return torch.from_numpy(outputs[at]).to(device), torch.from_numpy(~missing[at]).to(device)

@@ -23,7 +23,8 @@ _CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, 
 def size_of(learner: Learner) -> int:
     """Return the bytes of everything a learner reaches: what it saves and what it only remembers.
 
-    What stands behind compiled objects cannot be walked; it is counted by the blobs that they are saved as.
+    What stands behind compiled objects cannot be walked; it is counted by the blobs that they are
+    saved as.
     """
     blobs = sum(len(v) for v in learner.snapshot().values() if isinstance(v, bytes))
     return blobs + _deep(learner, set())
@@ -62,7 +63,9 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.operations += 1
-        self.numbers += sum(t.numel() for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor))
+        self.numbers += sum(
+            t.numel() for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)
+        )
         return result
 
 
@@ -82,4 +85,8 @@ def count_work(run: Callable[[], object]) -> dict[str, int]:
             run()
         finally:
             sys.settrace(previous)
-    return {"Python lines": lines, "torch operations": counter.operations, "numbers touched": counter.numbers}
+    return {
+        "Python lines": lines,
+        "torch operations": counter.operations,
+        "numbers touched": counter.numbers,
+    }

@@ -15,7 +15,13 @@ from streamadapt.testing.checks.sources import CheckError
 
 __all__ = ["ReaderCase", "check_letter_reader", "yield_letter_reader_checks"]
 
-RAW = ((b"k", b'{"a":1}'), (None, b"\x1b[31m"), (b"\xff\x00", b"\x80\n\x00"), (b"only a key", None), (None, b""))
+RAW = (
+    (b"k", b'{"a":1}'),
+    (None, b"\x1b[31m"),
+    (b"\xff\x00", b"\x80\n\x00"),
+    (b"only a key", None),
+    (None, b""),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,9 @@ def check_letters_come_back_as_they_were_refused(factory: ReaderFactory) -> None
     case = factory()
     try:
         letters = [
-            DeadLetter(Record(Position("in[2]", 0, i), key, value, i), "not_json", "decode", f"detail {i}")
+            DeadLetter(
+                Record(Position("in[2]", 0, i), key, value, i), "not_json", "decode", f"detail {i}"
+            )
             for i, (key, value) in enumerate(RAW)
         ]
         case.sink.write(letters)
@@ -60,13 +68,17 @@ def check_letters_come_back_as_they_were_refused(factory: ReaderFactory) -> None
 
 
 def check_notes_are_read_in_order_and_letters_stay(factory: ReaderFactory) -> None:
-    """A note that was kept is read again, after those before it, and is no letter; the sink may go on writing."""
+    """A note that was kept is read again, after those before it, and is no letter; the sink may go
+    on writing."""
     case = factory()
     try:
-        letter = DeadLetter(Record(Position("in", 1, 7), b"k", b"v", 5), "not_json", "decode", "a check wrote it")
+        letter = DeadLetter(
+            Record(Position("in", 1, 7), b"k", b"v", 5), "not_json", "decode", "a check wrote it"
+        )
         states = "sending", "sent", "sending", "not-sent"
         marks = [
-            ReplayMark(state, i, (Position("in[2]", 1, i), letter.record.position)) for i, state in enumerate(states)
+            ReplayMark(state, i, (Position("in[2]", 1, i), letter.record.position))
+            for i, state in enumerate(states)
         ]
         case.sink.write([letter])
         case.sink.flush()

@@ -1,7 +1,8 @@
-"""What every drift detector must do, as small functions: run them over your own, as the tests do over the built-in.
+"""What every drift detector must do, as small functions: run them over your own, as the tests do
+over the built-in.
 
-A maker returns a new `DriftMonitor`, or anything with its `signal`, `update`, `state_dict`, `load_state_dict` and
-`boost`, with the same settings each time.
+A maker returns a new `DriftMonitor`, or anything with its `signal`, `update`, `state_dict`,
+`load_state_dict` and `boost`, with the same settings each time.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def yield_detector_checks() -> Iterator[DetectorCheck]:
 
 
 def check_clear_jump_is_seen(make: Make) -> None:
-    """A jump of many standard deviations is seen within `DELAY` values, and nothing is seen before it.
+    """A jump of many standard deviations is seen within `DELAY` values, and nothing is seen before
+    it.
 
     What watches errors sees them go from one in ten to nine in ten.
     """
@@ -55,7 +57,8 @@ def check_clear_jump_is_seen(make: Make) -> None:
     early = [i for i in fired if i < JUMP_AT]
     require(not early, f"alarms at {early}, the mean jumps at {JUMP_AT} only")
     require(
-        any(i < JUMP_AT + DELAY for i in fired), f"no alarm within {DELAY} values of the jump at {JUMP_AT}: {fired}"
+        any(i < JUMP_AT + DELAY for i in fired),
+        f"no alarm within {DELAY} values of the jump at {JUMP_AT}: {fired}",
     )
 
 
@@ -67,7 +70,8 @@ def check_constant_input_is_quiet(make: Make) -> None:
 
 
 def check_nonfinite_input_is_refused(make: Make) -> None:
-    """NaN and infinite values raise no alarm, and every later alarm comes where it would have come without them."""
+    """NaN and infinite values raise no alarm, and every later alarm comes where it would have come
+    without them."""
     values = _jump(make)
     clean, dirty = make(), make()
     for i, value in enumerate(values):
@@ -80,7 +84,8 @@ def check_nonfinite_input_is_refused(make: Make) -> None:
 
 
 def check_detector_state_round_trips(make: Make) -> None:
-    """A detector loaded from a checkpoint on disk goes on as the saved one does, wherever it was saved."""
+    """A detector loaded from a checkpoint on disk goes on as the saved one does, wherever it was
+    saved."""
     values = _jump(make)
     for stop in (0, 1, JUMP_AT - 100, JUMP_AT + 10):
         saved, fresh = make(), make()
@@ -93,7 +98,8 @@ def check_detector_state_round_trips(make: Make) -> None:
 
 
 def check_boost_decays_to_one(make: Make) -> None:
-    """A boost is 1 until the alarm, jumps, and then falls with every value, refused ones too, to 1."""
+    """A boost is 1 until the alarm, jumps, and then falls with every value, refused ones too, to
+    1."""
     monitor = make()
     if monitor.boost is None:
         return

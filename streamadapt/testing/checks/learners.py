@@ -1,7 +1,9 @@
-"""What every `Learner` must do, as small functions: run them over your own, as the tests do over the built-in ones.
+"""What every `Learner` must do, as small functions: run them over your own, as the tests do over
+the built-in ones.
 
-A maker returns a new learner, not yet built, with the same settings each time. Each check builds it for every kind of
-task it can learn (it refuses others with `ConfigError`), at sizes that all differ and at sizes that are all equal.
+A maker returns a new learner, not yet built, with the same settings each time. Each check builds
+it for every kind of task it can learn (it refuses others with `ConfigError`), at sizes that all
+differ and at sizes that are all equal.
 """
 
 from __future__ import annotations
@@ -31,7 +33,13 @@ from streamadapt.testing.checks.cases import (
 )
 from streamadapt.testing.checks.costs import count_work, size_of
 
-__all__ = ["LearnerCheck", "Make", "check_cpu_and_cuda_agree", "check_learner", "yield_learner_checks"]
+__all__ = [
+    "LearnerCheck",
+    "Make",
+    "check_cpu_and_cuda_agree",
+    "check_learner",
+    "yield_learner_checks",
+]
 
 Make = Callable[[], Learner]
 LearnerCheck = Callable[[Make, torch.device], None]
@@ -52,7 +60,9 @@ _SHARED: ContextVar[_Shared | None] = ContextVar("_SHARED", default=None)
 """What the checks of one learner have driven already; None outside of `check_learner`."""
 
 
-def check_learner(make: Make, *, device: str = "cpu", skip: Mapping[str, str] | None = None) -> None:
+def check_learner(
+    make: Make, *, device: str = "cpu", skip: Mapping[str, str] | None = None
+) -> None:
     """Run every check.
 
     Parameters
@@ -105,7 +115,8 @@ def yield_learner_checks() -> Iterator[LearnerCheck]:
 
 
 def check_refuses_a_task_with_config_error(make: Make, device: torch.device) -> None:
-    """A kind of task that cannot be learned is refused by `ConfigError` when it is built; not every kind is."""
+    """A kind of task that cannot be learned is refused by `ConfigError` when it is built; not
+    every kind is."""
     kinds: set[TaskKind] = set()
     for case in CASES:
         try:
@@ -113,7 +124,9 @@ def check_refuses_a_task_with_config_error(make: Make, device: torch.device) -> 
         except ConfigError:
             continue
         except Exception as exc:
-            raise AssertionError(f"{case}: build raised {exc!r}, wanted ConfigError or nothing") from exc
+            raise AssertionError(
+                f"{case}: build raised {exc!r}, wanted ConfigError or nothing"
+            ) from exc
         kinds.add(case.kind)
     require(bool(kinds), "every kind of task was refused")
     wanted = {case.kind for case in CASES if case.kind in make().kinds}
@@ -121,22 +134,35 @@ def check_refuses_a_task_with_config_error(make: Make, device: torch.device) -> 
 
 
 def check_prediction_has_the_shape(make: Make, device: torch.device) -> None:
-    """A prediction is finite float32 (rows, columns), a family's (experts, rows, columns), also before learning."""
+    """A prediction is finite float32 (rows, columns), a family's (experts, rows, columns), also
+    before learning."""
     for learner, case, steps in _built(make, device, FEW):
         count = len(learner.names)
-        require(len(set(learner.names)) == count > 0, f"{case}: names {learner.names} are not different ones")
+        require(
+            len(set(learner.names)) == count > 0,
+            f"{case}: names {learner.names} are not different ones",
+        )
         shape = (case.rows, case.columns)
         for i, said in enumerate(drive(learner, steps)):
             fits = tuple(said.shape) in ((count, *shape), *((shape,) if count == 1 else ()))
-            require(fits, f"{case}, step {i}: shape {tuple(said.shape)} for {count} experts of {shape}")
+            require(
+                fits, f"{case}, step {i}: shape {tuple(said.shape)} for {count} experts of {shape}"
+            )
             require(said.dtype == torch.float32, f"{case}, step {i}: {said.dtype}, wanted float32")
-            require(said.device.type == device.type, f"{case}, step {i}: on {said.device}, wanted {device}")
+            require(
+                said.device.type == device.type,
+                f"{case}, step {i}: on {said.device}, wanted {device}",
+            )
             require(bool(torch.isfinite(said).all()), f"{case}, step {i}: not finite: {said}")
-            require(not said.requires_grad, f"{case}, step {i}: the prediction still requires gradients")
+            require(
+                not said.requires_grad,
+                f"{case}, step {i}: the prediction still requires gradients",
+            )
 
 
 def check_prediction_is_no_view(make: Make, device: torch.device) -> None:
-    """A prediction shares no memory with the state or the inputs, and stays as it is while the learner goes on."""
+    """A prediction shares no memory with the state or the inputs, and stays as it is while the
+    learner goes on."""
     for learner, case, steps in _driven(make, device, DRIVEN):
         step = steps[DRIVEN]
         said = learner.predict(step.inputs, step.base)
@@ -144,11 +170,19 @@ def check_prediction_is_no_view(make: Make, device: torch.device) -> None:
             step.inputs,
             step.base.output,
         ]
-        shared = [t for t in owned if t.untyped_storage().data_ptr() == said.untyped_storage().data_ptr()]
-        require(not shared, f"{case}: the prediction is a view of a tensor of shape {[tuple(t.shape) for t in shared]}")
+        shared = [
+            t for t in owned if t.untyped_storage().data_ptr() == said.untyped_storage().data_ptr()
+        ]
+        require(
+            not shared,
+            f"{case}: the prediction is a view of a tensor of shape "
+            f"{[tuple(t.shape) for t in shared]}",
+        )
         before = said.clone()
         drive(learner, steps[DRIVEN + 1 :])
-        require(torch.equal(said, before), f"{case}: a prediction changed while the learner went on")
+        require(
+            torch.equal(said, before), f"{case}: a prediction changed while the learner went on"
+        )
 
 
 def check_predict_is_pure(make: Make, device: torch.device) -> None:
@@ -162,14 +196,22 @@ def check_predict_is_pure(make: Make, device: torch.device) -> None:
             require(all(map(torch.equal, given, now)), f"{case}: predict wrote to its arguments")
             require(state_bytes(learner.snapshot()) == state, f"{case}: predict changed the state")
             again = learner.predict(step.inputs, step.base)
-            require(torch.equal(said, again), f"{case}: predicted {said}, then {again} from the same inputs")
+            require(
+                torch.equal(said, again),
+                f"{case}: predicted {said}, then {again} from the same inputs",
+            )
 
 
 def check_wrong_target_shape_is_refused(make: Make, device: torch.device) -> None:
     """A target that would only broadcast raises `ShapeError` and changes nothing."""
     for learner, case, steps in _driven(make, device, FEW):
         state = state_bytes(learner.snapshot())
-        for shape in ((case.rows, case.columns + 1), (case.rows + 1, case.columns), (case.columns,), ()):
+        for shape in (
+            (case.rows, case.columns + 1),
+            (case.rows + 1, case.columns),
+            (case.columns,),
+            (),
+        ):
             target, mask = (
                 torch.zeros(shape, dtype=torch.float32, device=device),
                 torch.ones(shape, dtype=torch.bool, device=device),
@@ -177,11 +219,19 @@ def check_wrong_target_shape_is_refused(make: Make, device: torch.device) -> Non
             try:
                 learner.learn(steps[-1].inputs, steps[-1].base, target, mask)
             except ShapeError:
-                require(state_bytes(learner.snapshot()) == state, f"{case}: state changed before the ShapeError")
+                require(
+                    state_bytes(learner.snapshot()) == state,
+                    f"{case}: state changed before the ShapeError",
+                )
             except Exception as exc:
-                raise AssertionError(f"{case}: a target of {shape} raised {exc!r}, wanted ShapeError") from exc
+                raise AssertionError(
+                    f"{case}: a target of {shape} raised {exc!r}, wanted ShapeError"
+                ) from exc
             else:
-                require(not learner.needs_labels, f"{case}: learned from a target of {shape} without a word")
+                require(
+                    not learner.needs_labels,
+                    f"{case}: learned from a target of {shape} without a word",
+                )
 
 
 def check_unknown_target_changes_nothing(make: Make, device: torch.device) -> None:
@@ -190,29 +240,44 @@ def check_unknown_target_changes_nothing(make: Make, device: torch.device) -> No
         step = steps[-1]
         before = learner.predict(step.inputs, step.base)
         for garbage in (torch.nan, 0.0):
-            target = torch.full((case.rows, case.columns), garbage, dtype=torch.float32, device=device)
-            learner.learn(step.inputs, step.base, target, torch.zeros_like(target, dtype=torch.bool))
+            target = torch.full(
+                (case.rows, case.columns), garbage, dtype=torch.float32, device=device
+            )
+            learner.learn(
+                step.inputs, step.base, target, torch.zeros_like(target, dtype=torch.bool)
+            )
             after = learner.predict(step.inputs, step.base)
-            require(torch.equal(before, after), f"{case}: a masked target of {garbage} changed {before} to {after}")
+            require(
+                torch.equal(before, after),
+                f"{case}: a masked target of {garbage} changed {before} to {after}",
+            )
 
 
 def check_masked_cells_contribute_nothing(make: Make, device: torch.device) -> None:
-    """Of a target known in part, what stands in the unknown cells makes no difference, not in a bit."""
+    """Of a target known in part, what stands in the unknown cells makes no difference, not in a
+    bit."""
     found: dict[Case, list[bytes]] = {}
     for garbage in (torch.nan, 1e6, -3.0):
         for learner, case, steps in _built(make, device, FEW):
             said = []
             for step in steps:
-                for inputs, base, target, mask in ((e.inputs, e.base, e.target, e.mask) for e in step.learn):
+                for inputs, base, target, mask in (
+                    (e.inputs, e.base, e.target, e.mask) for e in step.learn
+                ):
                     learner.learn(inputs, base, torch.where(mask, target, garbage), mask)
                 said.append(learner.predict(step.inputs, step.base))
-            found.setdefault(case, []).append(state_bytes({"said": said, "state": _tensors(learner.snapshot())}))
+            found.setdefault(case, []).append(
+                state_bytes({"said": said, "state": _tensors(learner.snapshot())})
+            )
     for case, runs in found.items():
-        require(len(set(runs)) == 1, f"{case}: values in masked cells changed predictions or state")
+        require(
+            len(set(runs)) == 1, f"{case}: values in masked cells changed predictions or state"
+        )
 
 
 def check_same_seed_same_bits(make: Make, device: torch.device) -> None:
-    """The same seed and stream give the same bits, whatever else drew random numbers in between."""
+    """The same seed and stream give the same bits, whatever else drew random numbers in
+    between."""
     found: dict[Case, list[bytes]] = {}
     for _ in range(2):
         for learner, case, steps in _built(make, device, FEW):
@@ -223,18 +288,23 @@ def check_same_seed_same_bits(make: Make, device: torch.device) -> None:
 
 
 def check_reset_returns_to_the_start(make: Make, device: torch.device) -> None:
-    """After `reset` the learner is, bit for bit, the one that was built, and learns as that one did."""
+    """After `reset` the learner is, bit for bit, the one that was built, and learns as that one
+    did."""
     for learner, case, steps in _built(make, device, FEW):
         start = state_bytes(_tensors(learner.snapshot()))
         first = _run(learner, steps)
         learner.reset()
         again = state_bytes(_tensors(learner.snapshot()))
         require(again == start, f"{case}: the state after reset is not the one it was built in")
-        require(_run(learner, steps) == first, f"{case}: after reset it learned something else from the same stream")
+        require(
+            _run(learner, steps) == first,
+            f"{case}: after reset it learned something else from the same stream",
+        )
 
 
 def check_snapshot_is_detached(make: Make, device: torch.device) -> None:
-    """A snapshot needs no gradient, never changes, and `restore` brings back the predictions of its time."""
+    """A snapshot needs no gradient, never changes, and `restore` brings back the predictions of
+    its time."""
     for learner, case, steps in _built(make, device, FEW):
         drive(learner, steps[:DRIVEN])
         step = steps[DRIVEN]
@@ -243,16 +313,26 @@ def check_snapshot_is_detached(make: Make, device: torch.device) -> None:
         hanging = [k for k, v in snapshot.items() if isinstance(v, Tensor) and v.requires_grad]
         require(not hanging, f"{case}: {hanging} of the snapshot require gradients")
         drive(learner, steps[DRIVEN + 1 :])
-        require(state_bytes(snapshot) == taken, f"{case}: the snapshot changed while the learner went on")
+        require(
+            state_bytes(snapshot) == taken,
+            f"{case}: the snapshot changed while the learner went on",
+        )
         learner.restore(snapshot)
         after = learner.predict(step.inputs, step.base)
-        require(torch.equal(before, after), f"{case}: predicted {before} at the snapshot, {after} when restored to it")
+        require(
+            torch.equal(before, after),
+            f"{case}: predicted {before} at the snapshot, {after} when restored to it",
+        )
         drive(learner, steps[DRIVEN + 1 :])
-        require(state_bytes(snapshot) == taken, f"{case}: the restored learner goes on inside the snapshot")
+        require(
+            state_bytes(snapshot) == taken,
+            f"{case}: the restored learner goes on inside the snapshot",
+        )
 
 
 def check_state_round_trips(make: Make, device: torch.device) -> None:
-    """A learner loaded from a checkpoint on disk predicts and goes on learning, bit for bit, as the saved one does."""
+    """A learner loaded from a checkpoint on disk predicts and goes on learning, bit for bit, as
+    the saved one does."""
     for learner, case, steps in _built(make, device, FEW):
         drive(learner, steps[:DRIVEN])
         fresh = make()
@@ -278,7 +358,8 @@ class _Predict(nn.Module):
 
 
 def check_parameters_are_read(make: Make, device: torch.device) -> None:
-    """`torch.func.functional_call` with zeros for parameters changes the prediction: torch sees all that is read."""
+    """`torch.func.functional_call` with zeros for parameters changes the prediction: torch sees
+    all that is read."""
     for learner, case, steps in _driven(make, device, FEW):
         zeros = {f"learner.{name}": torch.zeros_like(p) for name, p in learner.named_parameters()}
         if not zeros:
@@ -286,12 +367,19 @@ def check_parameters_are_read(make: Make, device: torch.device) -> None:
         step = steps[-1]
         said = learner.predict(step.inputs, step.base)
         swapped = torch.func.functional_call(_Predict(learner), zeros, (step.inputs, step.base))
-        require(not torch.equal(said, swapped), f"{case}: with all parameters zero it predicts the same")
-        require(torch.equal(said, learner.predict(step.inputs, step.base)), f"{case}: the parameters did not come back")
+        require(
+            not torch.equal(said, swapped),
+            f"{case}: with all parameters zero it predicts the same",
+        )
+        require(
+            torch.equal(said, learner.predict(step.inputs, step.base)),
+            f"{case}: the parameters did not come back",
+        )
 
 
 def check_learns_a_constant_error(make: Make, device: torch.device) -> None:
-    """Where the base is wrong by a constant, every expert's loss is below the base's once it has learned."""
+    """Where the base is wrong by a constant, every expert's loss is below the base's once it has
+    learned."""
     for learner, case, steps in _built(make, device, LEARNED[-1]):
         if not learner.needs_labels:
             continue
@@ -305,7 +393,8 @@ def check_learns_a_constant_error(make: Make, device: torch.device) -> None:
 
 
 def check_learns_it_where_it_is(make: Make, device: torch.device) -> None:
-    """Where the base is wrong in one column only, that column gains more than any other loses, at equal sizes too."""
+    """Where the base is wrong in one column only, that column gains more than any other loses, at
+    equal sizes too."""
     for size in CASES:
         if size.kind == "classification" or size.columns == 1:
             continue  # the columns of a distribution stand together
@@ -319,18 +408,24 @@ def check_learns_it_where_it_is(make: Make, device: torch.device) -> None:
                 if bool((gained[:, 1] > 2.0 * (-others).clamp_min(0.0).amax(1)).all()):
                     break
             else:
-                require(False, f"{case}: only column 1 is wrong, the columns gain {gained.tolist()}")
+                require(
+                    False, f"{case}: only column 1 is wrong, the columns gain {gained.tolist()}"
+                )
 
 
 def check_base_stays_untouched(make: Make, device: torch.device) -> None:
-    """A learner that is given the base's module works on a copy: not a bit of the module changes."""
+    """A learner that is given the base's module works on a copy: not a bit of the module
+    changes."""
     for learner, case, steps in _built(make, device, FEW):
         model = learner.spec.model
         if model is None:
             continue
         before = state_bytes({k: v.clone() for k, v in model.state_dict().items()})
         _run(learner, steps)
-        require(state_bytes(model.state_dict()) == before, f"{case}: the base's own module was written to")
+        require(
+            state_bytes(model.state_dict()) == before,
+            f"{case}: the base's own module was written to",
+        )
 
 
 def check_state_is_bounded(make: Make, device: torch.device) -> None:
@@ -341,11 +436,15 @@ def check_state_is_bounded(make: Make, device: torch.device) -> None:
         _advance(learner, steps[WARM_UP : WARM_UP + MORE])
         after = size_of(learner)
         allowed = before + max(2048, before // 10)
-        require(after <= allowed, f"{case}: {before} bytes after {WARM_UP} steps, {after} after {MORE} more")
+        require(
+            after <= allowed,
+            f"{case}: {before} bytes after {WARM_UP} steps, {after} after {MORE} more",
+        )
 
 
 def check_late_steps_cost_no_more(make: Make, device: torch.device) -> None:
-    """A late step runs no more Python lines and torch operations, over no more numbers, than an early one."""
+    """A late step runs no more Python lines and torch operations, over no more numbers, than an
+    early one."""
     for learner, case, steps in _built(make, device, LEARNED[-1], ONE_OF_EACH):
         _advance(learner, steps[:EARLY])
         early = count_work(partial(drive, learner, steps[EARLY : EARLY + COUNTED]))
@@ -353,12 +452,16 @@ def check_late_steps_cost_no_more(make: Make, device: torch.device) -> None:
         late = count_work(partial(drive, learner, steps[LATE : LATE + COUNTED]))
         for name, before in early.items():
             allowed = 1.2 * before + 10 * COUNTED
-            said = f"{case}: {name} in {COUNTED} steps: {before} from step {EARLY} on, {late[name]} from step {LATE} on"
+            said = (
+                f"{case}: {name} in {COUNTED} steps: {before} from step {EARLY} on, "
+                f"{late[name]} from step {LATE} on"
+            )
             require(late[name] <= allowed, said)
 
 
 def check_cpu_and_cuda_agree(make: Make, device: torch.device) -> None:
-    """The predictions on `device` (a GPU) are those of the CPU, to a thousandth of the output's scale."""
+    """The predictions on `device` (a GPU) are those of the CPU, to a thousandth of the output's
+    scale."""
     cpu = torch.device("cpu")
     for (learner, case, steps), (other, _, there) in zip(
         _built(make, cpu, FEW), _built(make, device, FEW), strict=True
@@ -366,7 +469,9 @@ def check_cpu_and_cuda_agree(make: Make, device: torch.device) -> None:
         scale = torch.from_numpy(case.output_units()[1])
         for i, (a, b) in enumerate(zip(drive(learner, steps), drive(other, there), strict=True)):
             worst = ((a - b.cpu()).abs() / scale).max().item()
-            require(worst < 1e-3, f"{case}, step {i}: cpu and {device} differ by {worst:.2g} scales")
+            require(
+                worst < 1e-3, f"{case}, step {i}: cpu and {device} differ by {worst:.2g} scales"
+            )
 
 
 def _built(
@@ -392,8 +497,11 @@ def _sharing() -> Iterator[None]:
         _SHARED.reset(token)
 
 
-def _driven(make: Make, device: torch.device, n: int) -> Iterator[tuple[Learner, Case, Sequence[Step]]]:
-    """Yield learners as `_built` does, driven over the first `n` of `FEW` steps, or restored to what that led to."""
+def _driven(
+    make: Make, device: torch.device, n: int
+) -> Iterator[tuple[Learner, Case, Sequence[Step]]]:
+    """Yield learners as `_built` does, driven over the first `n` of `FEW` steps, or restored to
+    what that led to."""
     shared = _SHARED.get()
     for learner, case, steps in _built(make, device, FEW):
         key = (case, str(device), n)
@@ -419,7 +527,8 @@ def _advance(learner: Learner, steps: Sequence[Step]) -> None:
 
 
 def _tensors(snapshot: Mapping[str, Any]) -> dict[str, Any]:
-    # Blobs are judged by the predictions alone: two pickles of like objects need not be the same bytes.
+    # Blobs are judged by the predictions alone: two pickles of like objects need not be the same
+    # bytes.
     return {name: value for name, value in snapshot.items() if isinstance(value, Tensor)}
 
 

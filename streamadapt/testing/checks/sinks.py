@@ -1,7 +1,9 @@
-"""What every `Sink` and every `DeadLetterSink` must do, as small functions: run them over your own.
+"""What every `Sink` and every `DeadLetterSink` must do, as small functions: run them over your
+own.
 
-A factory makes an empty sink and says how to read back what a reader would see: for predictions their ids
-(``stream[partition]@offset``), in order within each partition; for dead letters key, value and reason.
+A factory makes an empty sink and says how to read back what a reader would see: for predictions
+their ids (``stream[partition]@offset``), in order within each partition; for dead letters key,
+value and reason.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class SinkCase:
 
 @dataclass(frozen=True)
 class LetterCase:
-    """An empty dead-letter sink, and how to read back key, value and reason of what was delivered."""
+    """An empty dead-letter sink, and how to read back key, value and reason of what was
+    delivered."""
 
     sink: DeadLetterSink
     delivered: Callable[[], Sequence[tuple[bytes | None, bytes | None, str]]]
@@ -154,11 +157,25 @@ def check_letters_close_flushes_and_is_idempotent(factory: LetterFactory) -> Non
 def _prediction(partition: int, offset: int) -> Prediction:
     row = np.array([[float(offset), np.nan]], np.float32)
     weights = {"base": 1.0}
-    return Prediction(Position("in", partition, offset), f"e{offset}", "key", offset, row, row, {"base": row}, weights)
+    return Prediction(
+        Position("in", partition, offset),
+        f"e{offset}",
+        "key",
+        offset,
+        row,
+        row,
+        {"base": row},
+        weights,
+    )
 
 
 def _letter(offset: int, key: bytes | None, value: bytes | None) -> DeadLetter:
-    return DeadLetter(Record(Position("in", 0, offset), key, value, offset), "not_json", "decode", "a check wrote it")
+    return DeadLetter(
+        Record(Position("in", 0, offset), key, value, offset),
+        "not_json",
+        "decode",
+        "a check wrote it",
+    )
 
 
 def _same(got: Sequence[str], predictions: Sequence[Prediction]) -> None:
@@ -166,7 +183,10 @@ def _same(got: Sequence[str], predictions: Sequence[Prediction]) -> None:
         wanted = [str(p.position) for p in predictions if p.position.partition == partition]
         here = [name for name in got if f"[{partition}]" in name]
         _require(here == wanted, f"partition {partition}: wanted {wanted}, a reader sees {here}")
-    _require(len(got) == len(predictions), f"wanted {len(predictions)} predictions, a reader sees {len(got)}")
+    _require(
+        len(got) == len(predictions),
+        f"wanted {len(predictions)} predictions, a reader sees {len(got)}",
+    )
 
 
 def _require(holds: bool, said: str) -> None:

@@ -1,7 +1,9 @@
-"""What every `Source` must do, as small functions: run them over your own, as the tests do over the built-in ones.
+"""What every `Source` must do, as small functions: run them over your own, as the tests do over
+the built-in ones.
 
-A factory takes logs (for each partition, the values of its records, oldest first) and returns a maker: each call of the
-maker gives a new source, not yet opened, over those same records, with one stream and "from the oldest" as its start.
+A factory takes logs (for each partition, the values of its records, oldest first) and returns a
+maker: each call of the maker gives a new source, not yet opened, over those same records, with one
+stream and "from the oldest" as its start.
 """
 
 from __future__ import annotations
@@ -45,10 +47,14 @@ class Owner:
         self.anew: list[StreamPartition] = []
         self.identities: dict[StreamPartition, str] = {}
 
-    def partitions_assigned(self, partitions: Sequence[int]) -> Mapping[StreamPartition, int | None]:
+    def partitions_assigned(
+        self, partitions: Sequence[int]
+    ) -> Mapping[StreamPartition, int | None]:
         """Remember, and answer with the starts."""
         self.assigned.append(list(partitions))
-        return {StreamPartition(s, p): self._starts.get(p) for s in self.streams for p in partitions}
+        return {
+            StreamPartition(s, p): self._starts.get(p) for s in self.streams for p in partitions
+        }
 
     def reached(self, at: StreamPartition) -> int:
         """Nothing is known."""
@@ -59,7 +65,9 @@ class Owner:
         """Nothing is known, or what the test says."""
         return self.identities.get(at)
 
-    def partitions_placed(self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]) -> None:
+    def partitions_placed(
+        self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]
+    ) -> None:
         """Remember."""
         self.placed.update(starts)
         self.anew += anew
@@ -110,11 +118,17 @@ def check_owner_is_asked_first(factory: SourceFactory, partitions: int) -> None:
     try:
         for _ in range(MAX_POLLS):
             found = _poll(source)
-            _require(not found or owner.assigned != [], "records came before the owner was asked where to start")
+            _require(
+                not found or owner.assigned != [],
+                "records came before the owner was asked where to start",
+            )
             if owner.assigned:
                 break
         wanted = list(range(partitions))
-        _require([sorted(p) for p in owner.assigned] == [wanted], f"asked for {owner.assigned}, wanted once {wanted}")
+        _require(
+            [sorted(p) for p in owner.assigned] == [wanted],
+            f"asked for {owner.assigned}, wanted once {wanted}",
+        )
         _require(owner.revoked == [], f"took partitions away unasked: {owner.revoked}")
     finally:
         source.close()
@@ -127,7 +141,10 @@ def check_every_record_in_order(factory: SourceFactory, partitions: int) -> None
     _open(source)
     try:
         _compare(_read(source, 25 * partitions), logs, source.streams[0])
-        _require(source.state in ("connected", "ended"), f"state is {source.state!r} after everything was delivered")
+        _require(
+            source.state in ("connected", "ended"),
+            f"state is {source.state!r} after everything was delivered",
+        )
     finally:
         source.close()
 
@@ -147,7 +164,8 @@ def check_resume_at_exact_offset(factory: SourceFactory, partitions: int) -> Non
 
 
 def check_position_at_end_is_fine(factory: SourceFactory, partitions: int) -> None:
-    """The offset after the last record is a position like any other: nothing comes, nothing fails."""
+    """The offset after the last record is a position like any other: nothing comes, nothing
+    fails."""
     source = factory(_logs(partitions, 4))()
     _open(source, dict.fromkeys(range(partitions), 4))
     try:
@@ -165,7 +183,10 @@ def check_empty_poll(factory: SourceFactory, partitions: int) -> None:
         _read(source, 2 * partitions)
         for timeout_s in (0.0, 0.05, 0.0):
             found: object = source.poll(timeout_s)
-            _require(found == [], f"poll({timeout_s}) returned {found!r} after the last record, wanted []")
+            _require(
+                found == [],
+                f"poll({timeout_s}) returned {found!r} after the last record, wanted []",
+            )
     finally:
         source.close()
 
@@ -194,7 +215,8 @@ def check_pause_holds_back_and_loses_nothing(factory: SourceFactory, partitions:
 
 
 def check_lag_counts_what_is_left(factory: SourceFactory, partitions: int) -> None:
-    """Where the end is known, delivered + lag is what there is; after the last record it is 0 or unknown."""
+    """Where the end is known, delivered + lag is what there is; after the last record it is 0 or
+    unknown."""
     total = 6
     source = factory(_logs(partitions, total))()
     _open(source)
@@ -203,12 +225,18 @@ def check_lag_counts_what_is_left(factory: SourceFactory, partitions: int) -> No
         for _ in range(MAX_POLLS):
             for at, left in source.lag().items():
                 there = delivered[at.partition] + left
-                _require(there == total, f"{at}: {delivered[at.partition]} delivered, lag {left}, of {total}")
+                _require(
+                    there == total,
+                    f"{at}: {delivered[at.partition]} delivered, lag {left}, of {total}",
+                )
             if sum(delivered.values()) == total * partitions:
                 break
             for record in _poll(source):
                 delivered[record.position.partition] += 1
-        _require(sum(delivered.values()) == total * partitions, f"delivered only {delivered} of {total} each")
+        _require(
+            sum(delivered.values()) == total * partitions,
+            f"delivered only {delivered} of {total} each",
+        )
     finally:
         source.close()
 
@@ -224,18 +252,25 @@ def check_read_up_to_passes_no_record(factory: SourceFactory, partitions: int) -
             for at, offset in source.read_up_to().items():
                 there = delivered[at.partition]
                 wrong = there < total and offset > there
-                _require(not wrong, f"{at}: read_up_to says {offset}, but only {there} of {total} were delivered")
+                _require(
+                    not wrong,
+                    f"{at}: read_up_to says {offset}, but only {there} of {total} were delivered",
+                )
             if sum(delivered.values()) == total * partitions:
                 break
             for record in _poll(source):
                 delivered[record.position.partition] += 1
-        _require(sum(delivered.values()) == total * partitions, f"delivered only {delivered} of {total} each")
+        _require(
+            sum(delivered.values()) == total * partitions,
+            f"delivered only {delivered} of {total} each",
+        )
     finally:
         source.close()
 
 
 def check_identities_stay(factory: SourceFactory, partitions: int) -> None:
-    """The same stream has the same identity for every source, and later; a source may have none."""
+    """The same stream has the same identity for every source, and later; a source may have
+    none."""
     make = factory(_logs(partitions, 5))
     found: list[dict[StreamPartition, str]] = []
     for _ in range(2):
@@ -250,7 +285,8 @@ def check_identities_stay(factory: SourceFactory, partitions: int) -> None:
 
 
 def check_commit_moves_nothing(factory: SourceFactory, partitions: int) -> None:
-    """`commit` is for monitoring: it changes neither what comes next nor where a later source starts."""
+    """`commit` is for monitoring: it changes neither what comes next nor where a later source
+    starts."""
     logs = _logs(partitions, 5)
     make = factory(logs)
     for commit in (True, False):
@@ -258,17 +294,22 @@ def check_commit_moves_nothing(factory: SourceFactory, partitions: int) -> None:
         _open(source)
         try:
             if commit:
-                source.commit({StreamPartition(source.streams[0], p): 4 for p in range(partitions)})
+                source.commit(
+                    {StreamPartition(source.streams[0], p): 4 for p in range(partitions)}
+                )
             found = _some(source)
             if commit:
-                source.commit({StreamPartition(source.streams[0], p): 5 for p in range(partitions)})
+                source.commit(
+                    {StreamPartition(source.streams[0], p): 5 for p in range(partitions)}
+                )
             _compare(found + _read(source, 5 * partitions - len(found)), logs, source.streams[0])
         finally:
             source.close()
 
 
 def check_seek_goes_back_and_forth(factory: SourceFactory, partitions: int) -> None:
-    """After `seek` the records come from there, in the partitions that it names; or it says that it cannot."""
+    """After `seek` the records come from there, in the partitions that it names; or it says that
+    it cannot."""
     logs = _logs(partitions, 8)
     source = factory(logs)()
     _open(source)
@@ -303,7 +344,9 @@ def check_close_is_idempotent(factory: SourceFactory, partitions: int) -> None:
 
 
 def _logs(partitions: int, count: int) -> list[list[bytes]]:
-    return [[b'{"partition":%d,"number":%d}' % (p, i) for i in range(count)] for p in range(partitions)]
+    return [
+        [b'{"partition":%d,"number":%d}' % (p, i) for i in range(count)] for p in range(partitions)
+    ]
 
 
 def _open(source: Source, starts: Mapping[int, int] | None = None) -> Owner:
@@ -341,17 +384,25 @@ def _idle(source: Source) -> list[Record]:
     return [record for _ in range(IDLE_POLLS) for record in _poll(source)]
 
 
-def _compare(records: Sequence[Record], logs: Logs, stream: str, starts: Mapping[int, int] | None = None) -> None:
+def _compare(
+    records: Sequence[Record], logs: Logs, stream: str, starts: Mapping[int, int] | None = None
+) -> None:
     for p, log in enumerate(logs):
         start = (starts or {}).get(p, 0)
         got = [(r.position.offset, r.value) for r in records if r.position.partition == p]
         wanted = list(enumerate(log))[start:]
         _require(
             got == wanted,
-            f"partition {p} from {start}: wanted offsets {start} to {len(log) - 1} once and in order, "
-            f"got {[offset for offset, _ in got]}, {sum(g in wanted for g in got)} with the right value",
+            f"partition {p} from {start}: wanted offsets {start} to {len(log) - 1} once and in "
+            f"order, "
+            f"got {[offset for offset, _ in got]}, {sum(g in wanted for g in got)} with the "
+            f"right value",
         )
-    strange = [r for r in records if r.position.stream != stream or not 0 <= r.position.partition < len(logs)]
+    strange = [
+        r
+        for r in records
+        if r.position.stream != stream or not 0 <= r.position.partition < len(logs)
+    ]
     _require(not strange, f"records of unknown places: {_names(strange)}")
 
 

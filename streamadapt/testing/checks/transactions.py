@@ -1,7 +1,8 @@
-"""What every `TransactionalSink` must do, as small functions: run them over your own, and over a broker.
+"""What every `TransactionalSink` must do, as small functions: run them over your own, and over a
+broker.
 
-A factory makes a new sink on the same empty output each time it is called, and reads what a reader of committed
-records sees of a partition: the ids of the predictions, in order.
+A factory makes a new sink on the same empty output each time it is called, and reads what a reader
+of committed records sees of a partition: the ids of the predictions, in order.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class TransactionCase:
     seen : callable of int
         Returns the ids that a reader of committed records sees of a partition.
     entries, labels : str
-        The input's streams, of two partitions; a broker wants them to be there before it takes positions of them.
+        The input's streams, of two partitions; a broker wants them to be there before it takes
+        positions of them.
     """
 
     open: Callable[[], TransactionalSink]
@@ -44,7 +46,9 @@ class TransactionCase:
         """Both."""
         return [self.entries, self.labels]
 
-    def reached(self, partition: int, entries: int, labels: int | None = None) -> dict[StreamPartition, int]:
+    def reached(
+        self, partition: int, entries: int, labels: int | None = None
+    ) -> dict[StreamPartition, int]:
         """Return positions."""
         at = {StreamPartition(self.entries, partition): entries}
         return at if labels is None else at | {StreamPartition(self.labels, partition): labels}
@@ -54,14 +58,18 @@ class TransactionCase:
         row = np.zeros((1, 1), np.float32)
         for offset in offsets:
             at = Position(self.entries, partition, offset)
-            sink.write([Prediction(at, f"e{offset}", "", offset, row, row, {"base": row}, {"base": 1.0})])
+            sink.write(
+                [Prediction(at, f"e{offset}", "", offset, row, row, {"base": row}, {"base": 1.0})]
+            )
         sink.flush()
 
     def check_seen(self, partition: int, offsets: Sequence[int]) -> None:
         """Raise `CheckError` unless a reader sees exactly these."""
         wanted = [str(Position(self.entries, partition, offset)) for offset in offsets]
         seen = list(self.seen(partition))
-        _require(seen == wanted, f"partition {partition}: a reader should see {wanted}, it sees {seen}")
+        _require(
+            seen == wanted, f"partition {partition}: a reader should see {wanted}, it sees {seen}"
+        )
 
 
 Check = Callable[[TransactionCase], None]
@@ -90,7 +98,9 @@ def check_commit_shows_predictions_and_positions(case: TransactionCase) -> None:
     """One commit, both visible; a new writer is told the positions of both streams."""
     sink = case.open()
     try:
-        _require(sink.begin(case.streams, 0) == {}, "an output that is new has committed positions")
+        _require(
+            sink.begin(case.streams, 0) == {}, "an output that is new has committed positions"
+        )
         case.write(sink, 0, range(3))
         sink.commit(case.reached(0, 3, 7))
     finally:
@@ -99,7 +109,9 @@ def check_commit_shows_predictions_and_positions(case: TransactionCase) -> None:
     again = case.open()
     try:
         found = again.begin(case.streams, 0)
-        _require(found == case.reached(0, 3, 7), f"committed 3 and 7, a new writer is told {found}")
+        _require(
+            found == case.reached(0, 3, 7), f"committed 3 and 7, a new writer is told {found}"
+        )
     finally:
         again.close()
 
@@ -140,7 +152,8 @@ def check_end_makes_void(case: TransactionCase) -> None:
 
 
 def check_a_killed_writer_leaves_nothing(case: TransactionCase) -> None:
-    """A transaction that its writer never ended is void for the next one, and holds no reader up."""
+    """A transaction that its writer never ended is void for the next one, and holds no reader
+    up."""
     killed = case.open()
     try:
         killed.begin([case.entries], 0)
@@ -185,7 +198,8 @@ def check_a_new_writer_fences_the_old(case: TransactionCase) -> None:
 
 
 def check_a_fenced_writer_takes_nothing_back(case: TransactionCase) -> None:
-    """It is told that another engine has fenced it, and whatever it does then, its successor's transaction stands."""
+    """It is told that another engine has fenced it, and whatever it does then, its successor's
+    transaction stands."""
     zombie, sink = case.open(), case.open()
     try:
         zombie.begin([case.entries], 0)
@@ -196,7 +210,10 @@ def check_a_fenced_writer_takes_nothing_back(case: TransactionCase) -> None:
             try:
                 case.write(zombie, 0, [1]) if goes_on else zombie.commit(case.reached(0, 2))
             except TransactionLostError as error:
-                _require(error.partitions == (0,), f"the loss is of partition 0, it says {error.partitions}")
+                _require(
+                    error.partitions == (0,),
+                    f"the loss is of partition 0, it says {error.partitions}",
+                )
                 _require("fenced by another engine" in str(error), f"it should say so: {error}")
         zombie.end(0)
         zombie.close()
@@ -208,7 +225,8 @@ def check_a_fenced_writer_takes_nothing_back(case: TransactionCase) -> None:
 
 
 def check_partitions_are_apart(case: TransactionCase) -> None:
-    """Another process may have another partition; one transaction's end is nothing to the other."""
+    """Another process may have another partition; one transaction's end is nothing to the
+    other."""
     one, two = case.open(), case.open()
     try:
         one.begin([case.entries], 0)
