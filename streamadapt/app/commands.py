@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from streamadapt.app.dlq.commands import dlq
-from streamadapt.app.exit_codes import EXIT_BAD_SHARE, EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED
+from streamadapt.app.exit_codes import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED
 from streamadapt.app.interrupts import interruptible
 from streamadapt.app.logs import logs_are_json, setup_logging
 from streamadapt.app.options import AsJson, ConfigPath, Settings
@@ -440,7 +440,7 @@ def _run_command(arguments: Sequence[str]) -> Outcome:
     except StreamadaptError as error:
         _say(str(error), loud=isinstance(error, BadShareError))
         return Outcome(
-            EXIT_BAD_SHARE if isinstance(error, BadShareError) else EXIT_FAILED, stuck=True
+            EXIT_REFUSED if isinstance(error, BadShareError) else EXIT_FAILED, stuck=True
         )
     except KeyboardInterrupt:
         _say("interrupted")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import signal
 from typing import Final
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_REFUSED", "EXIT_SIGNALLED"]
+__all__ = [
+    "EXIT_CONFIG",
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_REFUSED",
+    "EXIT_SIGNALLED",
+]
 
-
-EXIT_SIGNALLED = 128  # a shell's way to name the signal
-EXIT_INTERRUPTED = EXIT_SIGNALLED + signal.SIGINT
-
-
-EXIT_FAILED = 1
-EXIT_CONFIG = 2
-EXIT_BAD_SHARE = 3
-
-
+EXIT_FAILED: Final = 1
+"""Starting again may help: a broker was away, a disk was full."""
+EXIT_CONFIG: Final = 2
+"""The config or the command line is wrong."""
 EXIT_REFUSED: Final = 3
-"""As when the engine itself stops because nearly everything is refused: starting again would not
-help."""
+"""Nearly everything was refused, or nothing came of it: starting again would not help."""
+EXIT_SIGNALLED: Final = 128
+"""A signal ended it: 128 and the signal's number, as in a shell."""
+EXIT_INTERRUPTED: Final = EXIT_SIGNALLED + signal.SIGINT

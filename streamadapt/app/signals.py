@@ -9,7 +9,7 @@ from types import FrameType
 
 from streamadapt.app.exit_codes import EXIT_SIGNALLED
 
-__all__ = ["STOPPING", "too_late"]
+__all__ = ["STOPPING", "leave", "too_late"]
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -24,6 +24,7 @@ def too_late() -> None:
 
 
 def leave(number: int, frame: FrameType | None) -> None:
+    """End the process at once, as a shell expects of a signal, unless it is too late for that."""
     del frame
     if _done:
         return
