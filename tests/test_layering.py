@@ -1,24 +1,46 @@
-"""The arrows go one way: what is not the shell knows no client library and no connector."""
+"""Imports go one way, from the top of the house to its ground; only the shell knows a client
+library or a connector."""
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import streamadapt
 
+FLOORS = (  # the ground first; a room is a folder, or a file that lies beside the folders
+    ("errors", "version"),
+    ("clock", "files", "records"),
+    ("config",),
+    ("models", "state"),
+    ("tasks",),
+    ("guard", "learners"),
+    ("drift",),
+    ("pipeline",),
+    ("public",),
+    ("__init__",),
+    ("engine",),
+    ("testing",),
+    ("outputs",),
+    ("build",),
+    ("app",),
+    ("__main__",),
+)
+"""A room may import from itself and from lower floors."""
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+BELOW_CONNECTORS = FLOOR["engine"]
+"""The highest floor that connectors may import from."""
+CONNECTORS = "streamadapt_connectors"
 FORBIDDEN = {
-    "kafka",
-    "confluent_kafka",
-    "prometheus_client",
-    "httpx",
-    "requests",
-    "fsspec",
-    "streamadapt_connectors",
-}
+    "kafka", "confluent_kafka", "prometheus_client", "httpx", "requests", "fsspec", CONNECTORS,
+}  # fmt: skip
 
 # A fresh interpreter: in this one the tests themselves have imported almost everything. Not
 # pkgutil.walk_packages: it imports every package it walks, the shell too. Prints module -> what
@@ -39,6 +61,118 @@ def visit(name):
 visit(package)
 print(json.dumps(found))
 """
+
+
+def modules_of(package: Path) -> dict[str, Path]:
+    """Every module of a package, by its dotted name."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = [package.name, *path.relative_to(package).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(modules: dict[str, Path]) -> dict[str, set[str]]:
+    """What each module imports of the others: at its top, within functions, for types only."""
+    found = {}
+    for module, path in modules.items():
+        taken: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                taken |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                taken |= inner & modules.keys() or {node.module or ""}
+        found[module] = (taken & modules.keys()) - {module}
+    return found
+
+
+def room_of(module: str) -> str:
+    """The room that a module of the package lies in."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def wrong_ways(imports: dict[str, set[str]]) -> list[str]:
+    """Every import that does not lead down."""
+    found = []
+    for module, others in imports.items():
+        for other in sorted(others):
+            package, connectors = module.partition(".")[0], other.startswith(CONNECTORS)
+            if package == CONNECTORS:
+                wrong = not connectors and FLOOR[room_of(other)] > BELOW_CONNECTORS
+            elif connectors:
+                wrong = room_of(module) != "app"
+            else:
+                here, there = room_of(module), room_of(other)
+                wrong = here != there and not FLOOR[there] < FLOOR[here]
+            if wrong:
+                found.append(f"{module} imports {other}")
+    return found
+
+
+def house() -> dict[str, Path]:
+    root = Path(streamadapt.__path__[0])
+    return modules_of(root) | modules_of(root.parent / "connectors" / CONNECTORS)
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {room_of(module) for module in house() if not module.startswith(CONNECTORS)}
+    assert rooms == set(FLOOR)
+
+
+def test_imports_lead_down() -> None:
+    assert wrong_ways(imports_of(house())) == []
+
+
+def test_no_import_leads_back_to_where_it_began() -> None:
+    graphlib.TopologicalSorter(imports_of(house())).prepare()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from streamadapt.engine import ports",
+        "from streamadapt.engine.ports import Source",
+        "import streamadapt.engine.ports",
+        "def late():\n    from streamadapt.engine.ports import Source",
+        "if TYPE_CHECKING:\n    from streamadapt.engine.ports import Source",
+        "from streamadapt.guard.rules import Rule",  # another room on the same floor
+        "from streamadapt_connectors.kafka import KafkaSource",
+    ],
+)
+def test_an_import_that_leads_up_would_be_seen(tmp_path: Path, code: str) -> None:
+    files = {"learners/rule.py": code, "engine/ports.py": "", "guard/rules.py": ""}
+    imports = imports_of(made(tmp_path, files))
+    assert [one.split()[0] for one in wrong_ways(imports)] == ["streamadapt.learners.rule"]
+
+
+def test_a_connector_that_imports_the_shell_would_be_seen(tmp_path: Path) -> None:
+    modules = made(tmp_path, {"app/cli.py": "", "engine/ports.py": ""})
+    code = "from streamadapt.app.cli import main\nfrom streamadapt.engine.ports import Source\n"
+    (tmp_path / CONNECTORS / "kafka.py").write_text(code)
+    modules |= modules_of(tmp_path / CONNECTORS)
+    wrong = wrong_ways(imports_of(modules))
+    assert wrong == ["streamadapt_connectors.kafka imports streamadapt.app.cli"]
+
+
+def test_a_circle_would_be_seen(tmp_path: Path) -> None:
+    one = "def late():\n    from streamadapt.state import two\n"
+    files = {"state/one.py": one, "state/two.py": "from streamadapt.state.one import x\n"}
+    with pytest.raises(graphlib.CycleError, match=r"streamadapt\.state\.one"):
+        graphlib.TopologicalSorter(imports_of(made(tmp_path, files))).prepare()
+
+
+def made(folder: Path, files: dict[str, str]) -> dict[str, Path]:
+    """Write a package of that name, and connectors, and return their modules."""
+    for name, text in files.items():
+        path = folder / "streamadapt" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    connectors = folder / CONNECTORS
+    connectors.mkdir()
+    (connectors / "kafka.py").write_text("")
+    (connectors / "__init__.py").write_text("")
+    return modules_of(folder / "streamadapt") | modules_of(connectors)
 
 
 def imported_with(

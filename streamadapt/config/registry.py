@@ -163,13 +163,16 @@ def arguments_of(
 
 
 def _made_or_converted(value: Any, hint: Any, path: str) -> Any:
-    """Make the learner that a table within a learner's table describes; convert anything else."""
-    from streamadapt.learners.base import Learner  # here, since it loads torch
+    """Build what a table within a table describes; convert anything else.
 
-    if isinstance(value, Mapping) and any(
-        inspect.isclass(h) and issubclass(h, Learner) for h in (hint, *typing.get_args(hint))
-    ):
-        return build("learners", path, value)
+    A class says with `config_group` that a table can stand for one of it: in which group of entry
+    points its kinds are (`streamadapt.learners.base.Learner`).
+    """
+    if isinstance(value, Mapping):
+        for one in (hint, *typing.get_args(hint)):
+            group = getattr(one, "config_group", None) if inspect.isclass(one) else None
+            if group is not None:
+                return build(group, path, value)
     return convert(value, hint, path)
 
 

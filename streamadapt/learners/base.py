@@ -63,6 +63,8 @@ class Learner(ShowsArguments, nn.Module, ABC):
         large. 0 teaches nothing. What does not look at it learns without the weights.
     """
 
+    config_group: ClassVar[str] = "learners"
+    """In a config, a table with a ``kind`` of this group stands for a learner."""
     kind: ClassVar[str]
     kinds: ClassVar[frozenset[TaskKind]] = frozenset(get_args(TaskKind))
     matures: ClassVar[Maturity] = "path"
