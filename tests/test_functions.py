@@ -1,4 +1,4 @@
-"""Small rooms: no function above 60 lines, save the exceptions named here with a reason."""
+"""No function of 50 lines or more, but for the exceptions named here with a reason."""
 
 from __future__ import annotations
 
@@ -7,10 +7,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("streamadapt", "connectors")
-FUNCTION_LINES = 60
+FUNCTION_LINES = 49
 
 # "path:qualified.name" -> why it is better in one piece.
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS: dict[str, str] = {
+    "streamadapt/app/dlq/replay.py:Replay.read": "to be split",
+    "streamadapt/app/fitting.py:fit_base": "to be split",
+    "streamadapt/engine/engine.py:Engine.__init__": "its settings",
+    "streamadapt/learners/liquid/learner.py:Liquid.__init__": "its settings",
+    "streamadapt/learners/liquid/train.py:fit": "to be split",
+    "streamadapt/models/builtin.py:Linear._from_file": "to be split",
+    "streamadapt/models/scaling_files.py:give_scaling": "to be split",
+    "streamadapt/pipeline/panel.py:Panel.__init__": "its settings",
+    "streamadapt/pipeline/pipeline.py:Pipeline.__init__": "its settings",
+    "streamadapt/pipeline/pipeline.py:Pipeline._step": "to be split",
+    "streamadapt/state/store.py:CheckpointStore.save": "to be split",
+    "streamadapt/tasks/supervised.py:Supervised.__init__": "its settings",
+    "connectors/streamadapt_connectors/kafka/source.py:KafkaSource.__init__": "its settings",
+}
 
 
 def functions(node: ast.AST, prefix: str = "") -> list[tuple[str, int]]:
@@ -41,22 +55,22 @@ def too_large(root: Path) -> dict[str, int]:
     return found
 
 
-def test_every_room_is_small() -> None:
+def test_functions_are_short() -> None:
     found = too_large(ROOT)
     assert {place: lines for place, lines in found.items() if place not in EXCEPTIONS} == {}
     assert set(EXCEPTIONS) <= set(found), "an exception that is no longer needed"
     assert all(EXCEPTIONS.values()), "an exception without a reason"
 
 
-def test_a_large_room_would_be_seen(tmp_path: Path) -> None:
+def test_a_long_function_would_be_seen(tmp_path: Path) -> None:
     folder = tmp_path / "streamadapt" / "deep"
     folder.mkdir(parents=True)
     body = "        x = 1\n"
     method = "class A:\n    def f(self):\n        '''One.\n\nMore.\n'''\n"
-    (folder / "method.py").write_text(method + body * 60)
-    (folder / "docs.py").write_text(method + body * 59)
-    (folder / "nested.py").write_text("if True:\n    async def g():\n" + body * 60)
+    (folder / "method.py").write_text(method + body * 49)
+    (folder / "docs.py").write_text(method + body * 48)
+    (folder / "nested.py").write_text("if True:\n    async def g():\n" + body * 49)
     assert too_large(tmp_path) == {
-        "streamadapt/deep/method.py:A.f": 61,
-        "streamadapt/deep/nested.py:g": 61,
+        "streamadapt/deep/method.py:A.f": 50,
+        "streamadapt/deep/nested.py:g": 50,
     }

@@ -16,7 +16,7 @@ import pytest
 import streamadapt
 
 FLOORS = (  # the ground first; a room is a folder, or a file that lies beside the folders
-    ("errors", "version"),
+    ("arguments", "errors", "version"),
     ("clock", "files", "records"),
     ("config",),
     ("models", "state"),
