@@ -12,7 +12,7 @@ from streamadapt.config.convert import check_keys, convert
 from streamadapt.config.durations import duration_ns, duration_s
 from streamadapt.config.registry import arguments_of, build, call, choose, kinds, prepare
 from streamadapt.config.secrets import scrubbed
-from streamadapt.config.tables import Config, LimitKeys, SourceKeys
+from streamadapt.config.tables import Config, LimitKeys
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.engine.dead_letter_ports import DeadLetterReader, StreamWriter
 from streamadapt.engine.engine import Engine
@@ -36,6 +36,14 @@ from streamadapt.pipeline.pipeline import Pipeline
 from streamadapt.state.folder import folder_of
 from streamadapt.tasks import Forecast, Supervised, Task, Unlabelled
 from streamadapt.tasks.label_budget import LabelBudget
+from streamadapt.wiring import (
+    FORM,
+    ask,
+    dead_letters_table,
+    source_class,
+    with_connection,
+    without_foreign_form,
+)
 
 __all__ = [
     "TASK_DURATIONS",
@@ -59,11 +67,6 @@ _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised,
 TASK_DURATIONS: Final = ("ttl", "settle", "negative_after")
 """Keys of ``[task]`` that a config writes as durations; the tasks themselves take nanoseconds."""
 _LIMITS: dict[str, Any] = get_type_hints(LimitKeys)
-_FORM = tuple(name for name in SourceKeys.__struct_fields__ if name != "label_wait")
-"""Keys of ``[source]`` that say how files are written."""
-_OPENED_WHEN_MADE = ("files",)
-"""Sinks that create or mend their file as soon as they are made: a check must leave that to the
-run."""
 
 
 def check_config(config: Config) -> Pipeline | KeyedPipeline:
@@ -86,9 +89,9 @@ def check_config(config: Config) -> Pipeline | KeyedPipeline:
     source, _ = _source(config)
     _codec(config, source)
     settings = _settings(config)
-    (_, made), _ = (
-        (table, None if table["kind"] in _OPENED_WHEN_MADE else make())
-        for table, make in _sinks(config)
+    made, _ = (  # what creates or mends a file is left to the run
+        None if ask(group, table, "opens_when_made", False) else make()
+        for group, (table, make) in zip(("sinks", "dead_letters"), _sinks(config), strict=True)
     )
     if made is None:
         check_guarantee(config.guarantee, kinds("sinks")[config.sink["kind"]].load())
@@ -266,11 +269,7 @@ def codec_fields(config: Config) -> dict[str, Any]:
     fields.setdefault("outputs", config.task.get("outputs", 1))
     if config.task.get("kind") == Supervised.name and "classes" in config.task:
         fields["classes"] = config.task["classes"]
-    paths = [config.source.get(name, ()) for name in ("path", "label_path")]
-    names = [name for path in paths for name in ([path] if isinstance(path, str) else path)]
-    if config.source.get("kind") == "files" and any(
-        str(name).removesuffix(".gz").endswith(".csv") for name in names
-    ):
+    if source_class(config).has_text_cells(config.source):
         fields.setdefault("text_numbers", True)
     return fields
 
@@ -285,22 +284,12 @@ def _source(config: Config) -> tuple[Any, float]:
     """Return the source, and how long an entry waits for its label stream, in seconds."""
     table = dict(config.source)
     label_wait_s = duration_s("source.label_wait", table.pop("label_wait", "2s"))
-    return build("sources", "source", _without_form(table)), label_wait_s
+    return build("sources", "source", without_foreign_form("sources", table)), label_wait_s
 
 
 def file_form(config: Config) -> dict[str, Any]:
     """Return what ``[source]`` says of how files are written: those of `replay` and `fit`, too."""
-    return {name: config.source[name] for name in _FORM if name in config.source}
-
-
-def _without_form(table: dict[str, Any]) -> dict[str, Any]:
-    """Take out what is about files, for the `replay` and `fit` of a stream that comes from
-    elsewhere."""
-    return (
-        {k: v for k, v in table.items() if k not in _FORM}
-        if table.get("kind") == "kafka"
-        else table
-    )
+    return {name: config.source[name] for name in FORM if name in config.source}
 
 
 def look_at_files(config: Config) -> list[dict[str, Any]]:
@@ -342,14 +331,15 @@ def make_codec(config: Config) -> tuple[Any, tuple[str, ...]]:
 
 def make_letter_reader(config: Config) -> DeadLetterReader:
     """Make what reads the dead letters, wherever the config puts them; not connected."""
-    table = _with_servers(_letters_table(config), config.source)
+    table = with_connection("dead_letter_readers", dead_letters_table(config), config.source)
     reader: DeadLetterReader = build("dead_letter_readers", "dead_letters", table)
     return reader
 
 
 def make_stream_writer(config: Config) -> StreamWriter:
     """Make what puts records at the end of the source's streams; not connected."""
-    table = _without_form({k: v for k, v in config.source.items() if k != "label_wait"})
+    table = {k: v for k, v in config.source.items() if k != "label_wait"}
+    table = without_foreign_form("stream_writers", table)
     writer: StreamWriter = build("stream_writers", "source", table)
     return writer
 
@@ -418,7 +408,7 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
     if config.panel is not None:
         _check_panel_fields(config)
         return
-    if config.keys is not None and "key" not in fields and config.source.get("kind") == "files":
+    if config.keys is not None and "key" not in fields and not source_class(config).has_keys:
         raise ConfigError(
             "fields.key", None, "a field's path: with [keys] it says whose a record is"
         )
@@ -504,7 +494,7 @@ def _check_panel_fields(config: Config) -> None:
             fields["channels"],
             "1: with [panel] a record has one value, of one sensor",
         )
-    if "key" not in fields and config.source.get("kind") == "files":
+    if "key" not in fields and not source_class(config).has_keys:
         raise ConfigError(
             "fields.key", None, "a field's path: with [panel] it says which sensor a record is of"
         )
@@ -512,34 +502,7 @@ def _check_panel_fields(config: Config) -> None:
 
 def _sinks(config: Config) -> list[tuple[Mapping[str, Any], Callable[[], Any]]]:
     """Return table and maker of the predictions' sink, then of the dead letters'."""
-    sink = _with_servers(config.sink, config.source)
+    sink = with_connection("sinks", config.sink, config.source)
     make_sink = prepare("sinks", "sink", sink)
-    letters = _with_servers(_letters_table(config), config.source)
+    letters = with_connection("dead_letters", dead_letters_table(config), config.source)
     return [(sink, make_sink), (letters, prepare("dead_letters", "dead_letters", letters))]
-
-
-def _letters_table(config: Config) -> dict[str, Any]:
-    """Dead letters go beside the predictions where the config does not say otherwise."""
-    if config.dead_letters is not None:
-        return dict(config.dead_letters)
-    place = "topic" if config.sink.get("kind") == "kafka" else "path"
-    beside = config.sink.get(place)
-    if config.sink.get("kind") not in ("kafka", "files") or not isinstance(beside, str):
-        raise ConfigError(
-            "dead_letters", None, "a table [dead_letters]: refused records must go somewhere"
-        )
-    kept = {k: v for k, v in config.sink.items() if k in ("kind", "servers", "security")}
-    return kept | {
-        place: f"{beside}-dead-letters" if place == "topic" else f"{beside}.dead-letters"
-    }
-
-
-def _with_servers(table: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """A Kafka sink speaks to the source's servers, with its credentials, where the config does not
-    name others."""
-    table = dict(table)
-    if table.get("kind") == source.get("kind") == "kafka" and "servers" not in table:
-        for name in ("servers", "security"):
-            if name in source:
-                table.setdefault(name, source[name])
-    return table

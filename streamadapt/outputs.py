@@ -20,6 +20,7 @@ from streamadapt.config.tables import Config
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.files import kind_of, sync_folder
 from streamadapt.state.folder import LocalFolder, folder_of
+from streamadapt.wiring import ask, dead_letters_table
 
 __all__ = [
     "Replacement",
@@ -197,21 +198,24 @@ def _folders(config: Config) -> Iterator[tuple[str, Path]]:
 
 
 def _files(config: Config) -> Iterator[tuple[str, str]]:
-    path = config.sink.get("path")
-    if config.sink.get("kind") == "files" and isinstance(path, str):
-        yield "sink.path", path
+    for name, path in _output_files("sinks", config.sink).items():
+        yield f"sink.{name}", path
     yield from _letter_files(config)
 
 
 def _letter_files(config: Config) -> Iterator[tuple[str, str]]:
-    table = config.sink if config.dead_letters is None else config.dead_letters
-    path = table.get("path")
-    if table.get("kind") != "files" or not isinstance(path, str):
+    try:
+        table = dead_letters_table(config)
+    except ConfigError:  # said where the sinks are made
         return
-    if config.dead_letters is None:
-        yield "sink.path", f"{path}.dead-letters"
-    else:
-        yield "dead_letters.path", path
+    place = "sink" if config.dead_letters is None else "dead_letters"
+    for name, path in _output_files("dead_letters", table).items():
+        yield f"{place}.{name}", path
+
+
+def _output_files(group: str, table: Mapping[str, Any]) -> Mapping[str, str]:
+    files: Mapping[str, str] = ask(group, table, "output_files", lambda settings: {})(table)
+    return files
 
 
 # -- writing

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import streamadapt
+from streamadapt.config.registry import kinds
 
 FLOORS = (  # the ground first; a room is a folder, or a file that lies beside the folders
     ("arguments", "errors", "version"),
@@ -28,6 +29,7 @@ FLOORS = (  # the ground first; a room is a folder, or a file that lies beside t
     ("__init__",),
     ("engine",),
     ("testing",),
+    ("wiring",),
     ("outputs",),
     ("build",),
     ("app",),
@@ -216,3 +218,19 @@ def test_a_violation_would_be_seen(tmp_path: Path) -> None:
     assert found == {"culprit": [], "culprit.inner": [], "culprit.inner.late": ["chunky_client"]}
     (package / "inner" / "late.py").write_text("import culprit.app\n")
     assert imported_with("culprit", {"x"}, tmp_path)["culprit.inner.late"] == ["culprit.app"]
+
+
+def test_nothing_below_the_shell_knows_a_connector_by_name() -> None:
+    named = {point.name for group in ("sources", "sinks") for point in kinds(group).values()}
+    assert named >= {"files", "kafka"}
+    root = Path(streamadapt.__path__[0])
+    found = [
+        f"{path.relative_to(root)}:{node.lineno}: {node.value}"
+        for path in sorted(root.rglob("*.py"))
+        if "demo" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in named
+    ]
+    keys = [one for one in found if one.startswith("app/commands.py:")]  # of `check --json`
+    assert found == keys, "what differs is an attribute or a class method of the connector"
+    assert all(one.endswith("files") for one in keys)

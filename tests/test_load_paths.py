@@ -59,6 +59,10 @@ CALLS: dict[tuple[str, str], str] = {
     ("streamadapt/app/demo/engine.py", "subprocess.Popen"): "the demo's own engine",
     ("streamadapt/app/demo/judge.py", "json.loads"): "JSON, from the demo's own engine",
     (
+        "streamadapt/wiring.py",
+        "point.load",
+    ): "an entry point: installed code, of which the config gives the name",
+    (
         "streamadapt/build.py",
         "kinds()[].load",
     ): "an entry point: installed code, of which the config gives the name",

@@ -70,10 +70,12 @@ def replay_config(
     ConnectorError
         If a file cannot be read, or `out` not be written.
     """
+    from streamadapt_connectors.files.source import FilesSource
+
     config = load_config(path, settings=settings)
     inputs = {**inputs_of(config, path), "the entries": entries}
     letters = letters_of(config)
-    source: dict[str, Any] = {"kind": "files", "path": str(entries)} | file_form(config)
+    source: dict[str, Any] = {"kind": FilesSource.kind, "path": str(entries)} | file_form(config)
     if labels is not None:
         source["label_path"] = str(labels)
         inputs["--labels"] = labels

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from streamadapt.records import DeadLetter, Position, Record, StreamPartition
 
@@ -74,7 +74,18 @@ class DeadLetterReader(ABC):
     """Reads what a `DeadLetterSink` of the same settings wrote, and keeps notes.
 
     Commits and locks nothing.
+
+    Attributes
+    ----------
+    connection : tuple of str
+        See `streamadapt.engine.ports.Sink`.
+    made_beforehand : bool
+        Of the class: whether the place is there before its first letter, so that a missing one is
+        worth a word.
     """
+
+    connection: ClassVar[tuple[str, ...]] = ()
+    made_beforehand: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from streamadapt.engine.conditions import Conditions, Standing
 from streamadapt.errors import ConnectorError
@@ -77,7 +77,21 @@ class Source(ABC):
     """Where records come from.
 
     Used from one thread; only `poll` may block, and at most for its time-out.
+
+    Attributes
+    ----------
+    has_keys, has_times : bool
+        Of the class: whether its records have keys, and time stamps, besides their values.
     """
+
+    has_keys: ClassVar[bool] = True
+    has_times: ClassVar[bool] = True
+
+    @classmethod
+    def has_text_cells(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether the numbers of its records are text, as in CSV, by its table in a config."""
+        del settings
+        return False
 
     @property
     @abstractmethod
@@ -222,7 +236,34 @@ class Source(ABC):
 
 
 class Sink(ABC):
-    """Where predictions go."""
+    """Where predictions go.
+
+    Attributes
+    ----------
+    opens_when_made : bool
+        Of the class: whether making one creates or mends something; a check then makes none.
+    connection : tuple of str
+        Of the class: settings that it takes from a source of the same kind, all of them, where its
+        own table does not name the first.
+    """
+
+    opens_when_made: ClassVar[bool] = False
+    connection: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def output_files(cls, settings: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return the files that one of these settings writes to: setting -> path."""
+        del settings
+        return {}
+
+    @classmethod
+    def dead_letters_beside(cls, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the settings of a dead letter sink of the same kind, beside a sink of these.
+
+        None where there is no such place: the config then has to name one.
+        """
+        del settings
+        return None
 
     @property
     def trouble(self) -> str:
@@ -368,6 +409,15 @@ class TransactionalSink(Sink):
 
 class DeadLetterSink(ABC):
     """Where refused records go; same rules as `Sink`."""
+
+    opens_when_made: ClassVar[bool] = False
+    connection: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def output_files(cls, settings: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return the files that one of these settings writes to: setting -> path."""
+        del settings
+        return {}
 
     @property
     def trouble(self) -> str:

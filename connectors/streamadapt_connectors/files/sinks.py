@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -151,6 +151,20 @@ class JsonlSink(RecallingSink):
         If the file cannot be written.
     """
 
+    opens_when_made: ClassVar[bool] = True
+
+    @classmethod
+    def output_files(cls, settings: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return its one file."""
+        path = settings.get("path")
+        return {"path": path} if isinstance(path, str) else {}
+
+    @classmethod
+    def dead_letters_beside(cls, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return a file whose name is that of the predictions with an ending."""
+        path = settings.get("path")
+        return {"path": f"{path}.dead-letters"} if isinstance(path, str) else None
+
     def __init__(
         self,
         path: Path | str,
@@ -198,6 +212,14 @@ class JsonlDeadLetters(DeadLetterSink):
     ConnectorError
         If the file cannot be written.
     """
+
+    opens_when_made: ClassVar[bool] = True
+
+    @classmethod
+    def output_files(cls, settings: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return its one file."""
+        path = settings.get("path")
+        return {"path": path} if isinstance(path, str) else {}
 
     def __init__(self, path: Path | str) -> None:
         self._file = _LineFile(path)

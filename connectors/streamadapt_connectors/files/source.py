@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -70,6 +70,17 @@ class FilesSource(Source):
         From `open` if a file is missing; from `poll` if it cannot be read or a position lies
         beyond its end.
     """
+
+    kind: ClassVar[str] = "files"
+    has_keys: ClassVar[bool] = False
+    has_times: ClassVar[bool] = False
+
+    @classmethod
+    def has_text_cells(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether one of the files is CSV."""
+        paths = [settings.get(name) or () for name in ("path", "label_path")]
+        names = [name for path in paths for name in ([path] if isinstance(path, str) else path)]
+        return any(str(name).removesuffix(".gz").endswith(".csv") for name in names)
 
     def __init__(  # noqa: PLR0913 - each is a key of its table
         self,

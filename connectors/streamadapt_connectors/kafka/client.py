@@ -32,7 +32,10 @@ from streamadapt_connectors.kafka.greeting import (
 from streamadapt_connectors.kafka.records import read_any_header_name
 from streamadapt_connectors.kafka.security import check_security, refusal_of
 
-__all__ = ["Client", "Link", "Reach", "Setup", "check_security"]
+__all__ = ["CONNECTION", "Client", "Link", "Reach", "Setup", "check_security"]
+
+CONNECTION: Final = ("servers", "security")
+"""Settings that say where the servers are, and how to reach them."""
 
 T = TypeVar("T")
 

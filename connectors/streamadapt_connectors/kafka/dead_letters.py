@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -27,7 +27,7 @@ from streamadapt.engine.dead_letter_ports import (
 from streamadapt.engine.dead_letters import mark_fields, mark_of, origin_of
 from streamadapt.errors import ConnectorError
 from streamadapt.records import DeadLetter, Position, Record, StreamPartition
-from streamadapt_connectors.kafka.client import Client, Reach
+from streamadapt_connectors.kafka.client import CONNECTION, Client, Reach
 from streamadapt_connectors.kafka.letter_headers import split_headers
 from streamadapt_connectors.kafka.places import OFFSETS_TIMEOUT_MS, fetched_ends, topic_partitions
 from streamadapt_connectors.kafka.refusals import Access, Refusals
@@ -62,6 +62,9 @@ class KafkaDeadLetterReader(DeadLetterReader):
     servers, topic, partitions, security
         As for `KafkaDeadLetters`.
     """
+
+    connection: ClassVar[tuple[str, ...]] = CONNECTION
+    made_beforehand: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from kafka import TopicPartition
 from kafka import errors as kafka_errors
@@ -17,7 +17,7 @@ from streamadapt.engine.ports import DeadLetterSink, RecallingSink, Transactiona
 from streamadapt.errors import ConfigError, ConnectorError, Loss, Reason, TransactionLostError
 from streamadapt.records import DeadLetter, Position, Prediction, Record, StreamPartition
 from streamadapt_connectors.codecs.json_codec import encode_prediction
-from streamadapt_connectors.kafka.client import Client, Reach
+from streamadapt_connectors.kafka.client import CONNECTION, Client, Reach
 from streamadapt_connectors.kafka.deliveries import SINK_CONDITIONS, Deliveries
 from streamadapt_connectors.kafka.letter_headers import split_headers
 from streamadapt_connectors.kafka.refusals import Access, Refusals
@@ -88,6 +88,16 @@ class KafkaSink(RecallingSink, TransactionalSink):
         From `write` and `flush`: the first prediction that the broker refused. The sink is of no
         use after that.
     """
+
+    connection: ClassVar[tuple[str, ...]] = CONNECTION
+
+    @classmethod
+    def dead_letters_beside(cls, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return a topic beside that of the predictions: its name with an ending."""
+        if not isinstance(topic := settings.get("topic"), str):
+            return None
+        there = {name: settings[name] for name in CONNECTION if name in settings}
+        return {**there, "topic": f"{topic}-dead-letters"}
 
     def __init__(  # noqa: PLR0913 - flat, as the keys of [sink] in a config file
         self,
@@ -399,6 +409,8 @@ class KafkaDeadLetters(DeadLetterSink):
     servers, topic, partitions, security
         As for `KafkaSink`.
     """
+
+    connection: ClassVar[tuple[str, ...]] = CONNECTION
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from streamadapt.engine.dead_letter_ports import FOREIGN, DeadLetterReader, Stor
 from streamadapt.engine.dead_letters import ReplayLedger, stored_fields
 from streamadapt.errors import ConfigError, Reason
 from streamadapt.records import Position
+from streamadapt.wiring import source_class
 
 __all__ = ["Wanted", "json_line", "preview", "print_lines", "print_table", "when"]
 
@@ -69,7 +70,7 @@ class Wanted:
                 )
         if since is None:
             return cls(frozenset(reasons), replayed=replayed)
-        if config.source.get("kind") == "files":
+        if not source_class(config).has_times:
             raise ConfigError(
                 "--since", since, "--limit: records of files have no time stamps of their own"
             )

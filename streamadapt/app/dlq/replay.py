@@ -191,7 +191,7 @@ class Replay:
                         labels.add(item.letter.record.position)
                 else:
                     ledger.take(item)
-        if self._reader.missing and self._config.source.get("kind") == "kafka":
+        if self._reader.missing and self._reader.made_beforehand:
             self._say(f"note: {safe(self._reader.name)} does not exist")
         return ledger, known, labels
 
