@@ -67,6 +67,14 @@ CALLS: dict[tuple[str, str], str] = {
         "kinds()[].load",
     ): "an entry point: installed code, of which the config gives the name",
     (
+        "streamadapt/build.py",
+        "point.load",
+    ): "an entry point: installed code, of which the config gives the name",
+    (
+        "streamadapt/app/config_keys.py",
+        "kinds()[].load",
+    ): "an entry point: installed code, to describe its keys",
+    (
         "streamadapt/models/builtin.py",
         "importlib.import_module",
     ): "base.factory: the operator's own code, named in his config",
