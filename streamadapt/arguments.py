@@ -47,8 +47,10 @@ def _arguments_text(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     """Return ``name=value`` for each argument that is not its default; empty where the call is
     wrong."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # of this class and no other
+    renamed = getattr(cls, "renamed_arguments", {})  # see `streamadapt.config.renamed`
+    named = {k if k in signature.parameters else renamed.get(k, k): v for k, v in kwargs.items()}
     try:
-        bound = signature.bind(None, *args, **kwargs)
+        bound = signature.bind(None, *args, **named)
     except TypeError:  # `__init__` says it better
         return ""
     parameters = list(signature.parameters.values())[1:]

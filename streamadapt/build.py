@@ -64,7 +64,7 @@ __all__ = [
 
 _GUARDS: dict[str, type[Guard]] = {cls.kind: cls for cls in (TwoLayer, Hedge, Mean, NoGuard)}
 _TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Forecast, Supervised, Unlabelled)}
-TASK_DURATIONS: Final = ("ttl", "settle", "negative_after")
+TASK_DURATIONS: Final = ("ttl", "correction_window", "negative_after")
 """Keys of ``[task]`` that a config writes as durations; the tasks themselves take nanoseconds."""
 _LIMITS: dict[str, Any] = get_type_hints(LimitKeys)
 

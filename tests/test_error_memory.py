@@ -66,7 +66,7 @@ def asked(learner: ErrorMemory, output: Any = P) -> Any:
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.9), (0.5, 0.4), (0.0, 0.9)])
 def test_the_label_form_is_the_papers(gamma: float, lam: float) -> None:
-    learner = remembering(k=3, capacity=4, tau=0.2, gamma=gamma, lam=lam)
+    learner = remembering(k=3, capacity=4, tau=0.2, gamma=gamma, strength=lam)
     top, w = nearest(QUERY, 3, 0.2)
     y_bar, p_bar = w @ TARGETS.numpy()[top], w @ OUTPUTS.numpy()[top]
     e = gamma * (y_bar - P) + (1 - gamma) * (y_bar - p_bar)
@@ -77,7 +77,7 @@ def test_the_label_form_is_the_papers(gamma: float, lam: float) -> None:
 
 
 def test_a_distribution_is_clipped_and_made_to_sum_to_one() -> None:
-    learner = remembering(k=4, capacity=4, gamma=0.0, lam=5.0)
+    learner = remembering(k=4, capacity=4, gamma=0.0, strength=5.0)
     top, w = nearest(QUERY, 4, 0.1)
     raw = P + 5.0 * (w @ (TARGETS - OUTPUTS).numpy()[top])
     assert raw.min() < 0.0, "or this would test nothing"
@@ -90,7 +90,7 @@ def test_values_are_not_clipped_and_residuals_are_the_label_form_with_gamma_zero
     top, w = nearest(QUERY, 4, 0.1)
     wanted = P - 10.0 + 2.0 * (w @ (TARGETS - OUTPUTS).numpy()[top])
     for more in ({}, {"value": "label", "gamma": 0.0}):
-        learner = remembering("regression", k=4, capacity=4, lam=2.0, **more)
+        learner = remembering("regression", k=4, capacity=4, strength=2.0, **more)
         np.testing.assert_allclose(asked(learner, P - 10.0), wanted, rtol=1e-5)
     assert wanted.min() < -5.0
 
@@ -98,7 +98,7 @@ def test_values_are_not_clipped_and_residuals_are_the_label_form_with_gamma_zero
 @pytest.mark.parametrize("gamma", [1.0, 0.5, 0.0])
 def test_the_sketch_has_the_same_forms(gamma: float) -> None:
     """With one table of one bucket side the means are plain ones, faded by age: all by hand."""
-    learner = remembering(store="sketch", tables=1, bits=1, decay=0.5, gamma=gamma, lam=0.5)
+    learner = remembering(store="sketch", tables=1, bits=1, decay=0.5, gamma=gamma, strength=0.5)
     side = learner.memory.projections[:, 0].numpy()
     w = np.array([0.125, 0.25, 0.5, 1.0]) * (
         (EMBEDDINGS.double().numpy() @ side > 0) == (QUERY @ side > 0)
@@ -116,7 +116,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("more", [{"floor": 5.0}, {"store": "sketch", "bits": 2, "floor": 5.0}])
+@pytest.mark.parametrize(
+    "more", [{"min_entries": 5.0}, {"store": "sketch", "bits": 2, "min_entries": 5.0}]
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.kind)
 def test_an_empty_memory_says_what_the_base_says(case: Case, more: Any) -> None:
     """To the bit, a negative zero too; and so does one that is not empty but below its floor."""
@@ -212,7 +214,7 @@ def test_the_inputs_are_scaled_and_have_a_one() -> None:
 def test_an_embedding_of_zeros_is_as_far_from_all() -> None:
     """A layer that is wholly off: the four remembered weigh the same, and remembering it breaks
     nothing."""
-    learner = remembering(k=4, capacity=5, lam=1.0)
+    learner = remembering(k=4, capacity=5, strength=1.0)
     off = said(torch.tensor([0.2, 0.3, 0.5]), torch.zeros(2))
     mine = learner.predict(torch.zeros(1, 2), off)
     torch.testing.assert_close(mine, TARGETS.mean(0, keepdim=True))
@@ -251,7 +253,7 @@ def test_names_tell_siblings_apart() -> None:
     siblings = [
         ErrorMemory(), ErrorMemory(scope="panel"), ErrorMemory(store="sketch"),
         ErrorMemory(store="sketch", decay=0.9), ErrorMemory(k=16),
-        ErrorMemory(value="label", gamma=0.5, lam=0.4), ErrorMemory(embedding="inputs"),
+        ErrorMemory(value="label", gamma=0.5, strength=0.4), ErrorMemory(embedding="inputs"),
     ]  # fmt: skip
     assert [n for learner in siblings for n in learner.names] == [
         "error-memory", "error-memory-panel", "error-memory-sketch",
@@ -278,10 +280,10 @@ def test_sizes_by_default(panel: bool, columns: int, capacity: int, k: int) -> N
     "bad",
     [
         {"store": "ring"}, {"scope": "global"}, {"embedding": "none"}, {"value": "error"},
-        {"lam": 0.0}, {"lam": float("nan")}, {"gamma": 1.5}, {"gamma": -0.1}, {"capacity": 0},
-        {"capacity": 2.5}, {"k": True}, {"capacity": 5, "k": 6}, {"tau": 0.0},
+        {"strength": 0.0}, {"strength": float("nan")}, {"gamma": 1.5}, {"gamma": -0.1},
+        {"capacity": 0}, {"capacity": 2.5}, {"k": True}, {"capacity": 5, "k": 6}, {"tau": 0.0},
         {"store": "sketch", "tables": 0}, {"store": "sketch", "bits": 21},
-        {"store": "sketch", "decay": 1.5}, {"store": "sketch", "decay": 0.0}, {"floor": 0.0},
+        {"store": "sketch", "decay": 1.5}, {"store": "sketch", "decay": 0.0}, {"min_entries": 0.0},
         {"key_window": 0}, {"period": float("inf")}, {"tables": 4},
         {"store": "sketch", "capacity": 9}, {"store": "sketch", "tau": 0.1},
         {"scope": "channel", "embedding": "base"},

@@ -314,7 +314,7 @@ def test_a_wrong_entry_lets_no_prediction_label_or_id_expire():
 @pytest.mark.parametrize("settle", [0, 600 * S])
 def test_a_wrong_label_time_touches_its_own_entry_alone(settle):
     """Refused, and a good one of the same entry is still learned."""
-    task = Supervised(1, ttl=3600 * S, settle=settle)
+    task = Supervised(1, ttl=3600 * S, correction_window=settle)
     pipeline, refused = Pipeline(task, twice, [Bias(0.1)]), []
     pipeline.on_rejected = lambda item, error: refused.append(error.reason)
     items = entries_at(minutes(60))
@@ -331,7 +331,7 @@ def test_a_wrong_label_time_touches_its_own_entry_alone(settle):
 
 def test_when_time_goes_back_nothing_waits_for_the_time_that_was_wrong():
     """Entries that were taken with a wrong time expire like others."""
-    task = Supervised(1, ttl=3600 * S, settle=60 * S)
+    task = Supervised(1, ttl=3600 * S, correction_window=60 * S)
     pipeline = Pipeline(task, twice, [Bias(0.1)], on_rejected=lambda item, error: None)
     bad = [Entry(np.ones(1, np.float32), CENTURY + i * S, f"bad{i}") for i in range(4)]
     pipeline.observe([*bad, Label("bad0", np.ones(1, np.float32), CENTURY + 5 * S)])

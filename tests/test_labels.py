@@ -81,7 +81,7 @@ def test_cells_that_are_learned_apart_are_learned_as_if_together() -> None:
 
 
 def test_a_held_label_is_learned_when_it_has_settled() -> None:
-    task = supervised(1, settle=5 * S, outputs=2)
+    task = supervised(1, correction_window=5 * S, outputs=2)
     assert task.observe(label("0", [1.0, NAN], 1 * S)).matured == []
     assert task.observe(label("0", [2.0, NAN], 2 * S)).matured == []
     assert task.observe(label("0", [NAN, 7.0], 3 * S)).matured == [], "a part joins"
@@ -95,7 +95,7 @@ def test_a_held_label_is_learned_when_it_has_settled() -> None:
 
 
 def test_the_later_of_two_labels_holds_whichever_comes_first() -> None:
-    task = supervised(1, settle=5 * S)
+    task = supervised(1, correction_window=5 * S)
     task.observe(label("0", 2.0, 2 * S))
     task.observe(label("0", 1.0, 1 * S))
     assert [m.target.item() for m in send(task, 6).matured] == [2.0], (
@@ -104,14 +104,14 @@ def test_the_later_of_two_labels_holds_whichever_comes_first() -> None:
 
 
 def test_labels_that_are_due_are_learned_in_the_order_of_their_times() -> None:
-    task = supervised(3, settle=5 * S)
+    task = supervised(3, correction_window=5 * S)
     for id_, time in (("2", 5), ("1", 4), ("0", 5)):
         task.observe(label(id_, float(id_), time * S))
     assert [m.target.item() for m in send(task, 20).matured] == [1.0, 0.0, 2.0]
 
 
 def test_a_label_inside_its_entry_settles_too() -> None:
-    task = supervised(0, settle=2 * S)
+    task = supervised(0, correction_window=2 * S)
     send(task, 0, label=np.array([5.0], np.float32))
     assert send(task, 1).matured == []
     task.observe(label("0", 6.0, S))
@@ -119,17 +119,17 @@ def test_a_label_inside_its_entry_settles_too() -> None:
 
 
 def test_what_expires_while_it_settles_is_learned_first() -> None:
-    task = supervised(2, settle=10 * S, ttl=10 * S)
+    task = supervised(2, correction_window=10 * S, ttl=10 * S)
     task.observe(label("0", 5.0, 9 * S))
     assert [m.target.item() for m in send(task, 11).matured] == [5.0]
-    task = supervised(3, settle=10 * S, max_pending=3)
+    task = supervised(3, correction_window=10 * S, max_pending=3)
     task.observe(label("0", 5.0, 2 * S))
     assert [m.target.item() for m in send(task, 3).matured] == [5.0], "its place is needed"
     assert task.outcomes == {"learned": 1}
 
 
 def test_labels_that_come_ever_earlier_do_not_fill_the_queue() -> None:
-    task = supervised(1, settle=10**6 * S, ttl=10**6 * S)
+    task = supervised(1, correction_window=10**6 * S, ttl=10**6 * S)
     for i in range(2000):
         task.observe(label("0", float(i), (2000 - i) * S))
     assert len(task._due) < 100
@@ -141,8 +141,8 @@ def test_labels_that_come_ever_earlier_do_not_fill_the_queue() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"settle": -1},
-        {"settle": 11, "ttl": 10},
+        {"correction_window": -1},
+        {"correction_window": 11, "ttl": 10},
         {"negative_after": -1, "classes": 2},
         {"negative_after": 5},
         {"absurd": 1.0},
@@ -223,10 +223,10 @@ def test_a_perfect_base_makes_no_label_absurd() -> None:
 def pipeline(kind: str, settle: int) -> Pipeline:
     refused = lambda item, error: None  # noqa: E731
     if kind == "classes":
-        task = Supervised(1, classes=3, settle=settle, ttl=1_000)
+        task = Supervised(1, classes=3, correction_window=settle, ttl=1_000)
         learners: list[Any] = [Bias(0.1), RLS(0.98)]
         return Pipeline(task, softmax_base, learners, on_rejected=refused)
-    task = Supervised(2, outputs=2, settle=settle, ttl=1_000)
+    task = Supervised(2, outputs=2, correction_window=settle, ttl=1_000)
     return Pipeline(task, linear_base, [Bias((0.1, 0.02)), RLS(0.99)], on_rejected=refused)
 
 
@@ -324,7 +324,7 @@ def test_grouping_and_a_restart_are_invisible(
     def make() -> Pipeline:
         if not (fake and kind == "classes"):
             return pipeline(kind, settle)
-        task = Supervised(1, classes=2, settle=settle, negative_after=35, ttl=100)
+        task = Supervised(1, classes=2, correction_window=settle, negative_after=35, ttl=100)
         return Pipeline(
             task, lambda x: softmax_base(x)[:, :2] / softmax_base(x)[:, :2].sum(), [Bias(0.1)],
             on_rejected=lambda item, error: None,

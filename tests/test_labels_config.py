@@ -22,11 +22,13 @@ def text(tmp_path):
 
 def test_a_config_has_a_budget_and_durations(text):
     pipeline = make_pipeline(
-        parse_config(text + "[labels]\nrate = 0.05\nfloor = 0.5\n", settings=["task.settle=2s"])
+        parse_config(
+            text + "[labels]\nrate = 0.05\nfloor = 0.5\n", settings=["task.correction_window=2s"]
+        )
     )
     budget = pipeline.labelling.budget
     assert (budget.rate, budget.floor) == (0.05, 0.5)
-    assert pipeline.task.settle == 2 * 10**9
+    assert pipeline.task.correction_window == 2 * 10**9
     task = make_task(
         {"kind": "supervised", "classes": 2, "negative_after": "5m", "ttl": "7d", "absurd": 30}
     )
@@ -47,10 +49,10 @@ def test_a_bad_budget_is_named(text, more, path):
 
 
 @pytest.mark.parametrize(
-    "setting", ["task.settle=2", "task.negative_after=soon", "task.negative_after=5s"]
+    "setting", ["task.correction_window=2", "task.negative_after=soon", "task.negative_after=5s"]
 )
 def test_a_bad_duration_is_named(text, setting):
-    with pytest.raises(ConfigError, match=r"task\.(settle|negative_after|classes)"):
+    with pytest.raises(ConfigError, match=r"task\.(correction_window|negative_after|classes)"):
         make_pipeline(parse_config(text, settings=[setting]))
 
 

@@ -95,7 +95,7 @@ def monitors() -> list[DriftMonitor]:
         DriftMonitor("adwin", "loss", "boost"),
         DriftMonitor("adwin", "residual", "forget", channels="each"),
         DriftMonitor("kswin", "input", "reset", cool_down=500),
-        DriftMonitor("page-hinkley", "loss", "refit", trial=20, cool_down=50),
+        DriftMonitor("page-hinkley", "loss", "refit", refit_trial=20, cool_down=50),
         DriftMonitor("eddm", "error"),
     ]
 

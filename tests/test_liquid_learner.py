@@ -281,7 +281,7 @@ def test_without_times_every_gap_is_one() -> None:
 
 @pytest.mark.parametrize(("late", "kept"), [(3, True), (2, False)])
 def test_a_late_label_is_learned_from_the_state_of_its_time(late: int, kept: bool) -> None:
-    learner = built(Liquid("cfc", 5, late=late, unroll=2), scaled_spec())
+    learner = built(Liquid("cfc", 5, max_label_delay=late, unroll=2), scaled_spec())
     starts, states, steps = [], [], stream(12, 3, 2)
     for inputs, times in steps:
         learner.adapt(inputs, said_at(times, torch.zeros(1, 2)))
@@ -305,7 +305,7 @@ def test_a_late_label_is_learned_from_the_state_of_its_time(late: int, kept: boo
         ({"loss": "l3"}, "loss"),
         ({"units": 0}, "units"),
         ({"unroll": 0}, "unroll"),
-        ({"late": -1}, "late"),
+        ({"max_label_delay": -1}, "max_label_delay"),
         ({"lr": float("nan")}, "lr"),
         ({"clip": 0.0}, "clip"),
         ({"time_unit": -1.0}, "time_unit"),

@@ -255,7 +255,7 @@ def test_a_buffer_used_again_for_every_entry_and_label_corrupts_nothing() -> Non
         values, label, said = np.zeros(1), np.zeros(1), []
         made: Any = {
             "supervised": lambda: Pipeline(
-                Supervised(3, settle=2 * 10**9), lambda w: w[-1:], [Bias(0.1)]
+                Supervised(3, correction_window=2 * 10**9), lambda w: w[-1:], [Bias(0.1)]
             ),
             "forecast": lambda: Pipeline(Forecast(4, 2), Persistence(2), [Bias(0.1)]),
             "panel": lambda: Pipeline(

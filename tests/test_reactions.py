@@ -51,7 +51,7 @@ def test_a_reset_starts_the_chosen_learners_anew_and_says_so() -> None:
 
 @pytest.mark.parametrize("reaction", ["boost", "forget", "reset", "refit"])
 def test_each_reaction_is_counted(reaction: str) -> None:
-    pipeline, predictions = run(reaction, [Bias(0.05), RLS(0.99)], trial=50)
+    pipeline, predictions = run(reaction, [Bias(0.05), RLS(0.99)], refit_trial=50)
     assert pipeline.stats.reactions[reaction] == (1 if reaction == "boost" else 2)
     assert any(p.reactions for p in predictions)
 
@@ -80,7 +80,7 @@ class Stuck(Bias):
 
 
 def test_a_refit_replaces_a_learner_that_a_fresh_one_beats() -> None:
-    pipeline, predictions = run("refit", [Stuck(0.1)], trial=60)
+    pipeline, predictions = run("refit", [Stuck(0.1)], refit_trial=60)
     told = [r for p in predictions for r in p.reactions]
     assert told == ["page-hinkley:loss>refit stuck-0.1", "refit-kept stuck-0.1"]
     late = np.array([p.experts["stuck-0.1"][0, 0] for p in predictions[-200:]])
@@ -90,7 +90,7 @@ def test_a_refit_replaces_a_learner_that_a_fresh_one_beats() -> None:
 
 def test_a_refit_leaves_a_learner_that_is_no_worse_as_it_is() -> None:
     items = stream()
-    _, tried = run("refit", [Bias(0.5)], items, trial=6)
+    _, tried = run("refit", [Bias(0.5)], items, refit_trial=6)
     _, plain = run("alert", [Bias(0.5)], items)
     told = [r for p in tried for r in p.reactions]
     if told[-1].startswith("refit-dropped"):
@@ -100,7 +100,7 @@ def test_a_refit_leaves_a_learner_that_is_no_worse_as_it_is() -> None:
 
 
 def test_the_base_is_not_copied_with_a_learner_on_trial() -> None:
-    pipeline, _ = run("refit", [Bias(0.05)], stream(JUMP + 30), trial=500)
+    pipeline, _ = run("refit", [Bias(0.05)], stream(JUMP + 30), refit_trial=500)
     (trial,) = pipeline.watch.reactor.trials.values()
     assert trial.fresh.spec.model is trial.learner.spec.model
     assert trial.fresh is not trial.learner
@@ -111,7 +111,7 @@ def test_the_base_is_not_copied_with_a_learner_on_trial() -> None:
 def test_a_restart_in_the_middle_of_a_reaction_changes_nothing(reaction: str, stop: int) -> None:
     def make() -> Pipeline:
         learners = [Stuck(0.1), RLS(0.99), ErrorMemory(capacity=50, k=5)]
-        return Pipeline(Forecast(3, 1), zero, learners, drift=[monitor(reaction, trial=100)])
+        return Pipeline(Forecast(3, 1), zero, learners, drift=[monitor(reaction, refit_trial=100)])
 
     items = stream(JUMP + 300)
     whole, first, second = make(), make(), make()
@@ -187,8 +187,8 @@ def test_the_ring_keeps_its_newest_entries() -> None:
 @pytest.mark.parametrize(
     ("more", "path"),
     [
-        ({"keep": 1.0}, "drift.keep"),
-        ({"trial": 1}, "drift.trial"),
+        ({"keep_fraction": 1.0}, "drift.keep_fraction"),
+        ({"refit_trial": 1}, "drift.refit_trial"),
         ({"channels": "all"}, "drift.channels"),
         ({"reaction": "panic"}, "drift.reaction"),
     ],

@@ -82,8 +82,15 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
     from streamadapt.config.tables import load_config
     from streamadapt.outputs import check_outputs
 
+    warnings: list[str] = []
+
+    def renamed(line: str) -> None:
+        warnings.append(line)
+        if not as_json:  # at once: what is wrong with the config may be about this key
+            _say(f"warning: {line}")
+
     try:
-        loaded = load_config(config, settings=settings or ())
+        loaded = load_config(config, settings=settings or (), warn=renamed)
         check_outputs(loaded, config)
         experts = check_config(loaded).names
         files = look_at_files(loaded)
@@ -93,10 +100,10 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
             tell(json.dumps({"ok": False, "error": problem}))
             raise typer.Exit(EXIT_CONFIG) from None
         raise
-    warnings = literal_secrets(config, os.environ, settings or ())
+    secrets = literal_secrets(config, os.environ, settings or ())
     there = resumable(loaded)
     if as_json:
-        more = {"files": files, "warnings": warnings, "checkpoints": there}
+        more = {"files": files, "warnings": [*warnings, *secrets], "checkpoints": there}
         tell(
             json.dumps(
                 {"ok": True, "experts": experts}
@@ -104,7 +111,7 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
             )
         )
         return
-    for warning in warnings:
+    for warning in secrets:
         _say(f"warning: {warning}")
     for one in files:
         _tell_file(one)

@@ -21,6 +21,7 @@ from streamadapt.app.config_words import (
 from streamadapt.app.docstrings import Entry, described, summary_of
 from streamadapt.build import TASK_DURATIONS, kinds_of_table
 from streamadapt.config.registry import kinds
+from streamadapt.config.renamed import RENAMED
 from streamadapt.config.tables import NEEDED, BaseKeys, Config, LimitKeys, SourceKeys
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.errors import ConfigError
@@ -215,7 +216,9 @@ def _key(path: str, parameter: inspect.Parameter, hint: Any, about: Entry) -> Ke
         said = "none" if _is_optional(hint) else None
     else:
         said = default_text(default)
-    return Key(name, type_text(hint, documented, default), said, about.text)
+    old = next((old for old, new in RENAMED.get(path, {}).items() if new == name), None)
+    meaning = about.text if old is None else f"{about.text} Old name: `{old}`."
+    return Key(name, type_text(hint, documented, default), said, meaning)
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -31,6 +31,8 @@ another installed package has added.
 - **Secrets.** A password, token or user name may stand in a file of its own: the same key with `_file` behind it names
   the file, as in `sasl_plain_password_file = "/run/secrets/kafka"`; in the environment
   `STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD_FILE`. [Security](security.md) has more about it.
+- **Old names.** A key that was renamed has its old name behind its meaning. The old name works for one release, with a
+  warning, and checkpoints go on whichever of the two a config has.
 - **In Python** the same keys are the arguments of the classes: `RLS(forgetting=0.998)` is
   `kind = "rls"`, `forgetting = 0.998`.
 """  # noqa: E501

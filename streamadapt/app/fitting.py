@@ -3,6 +3,7 @@ scaling."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from streamadapt_connectors.files.source import History
 
 __all__ = ["fit_base", "refused_lines"]
+
+_LOG = logging.getLogger("streamadapt")
 
 
 def fit_base(  # noqa: PLR0913 - each is an option of the command
@@ -66,7 +69,7 @@ def fit_base(  # noqa: PLR0913 - each is an option of the command
     from streamadapt_connectors.files.reading import FileFormat
     from streamadapt_connectors.files.source import read_history
 
-    config = load_config(config_path, settings=settings)
+    config = load_config(config_path, settings=settings, warn=_LOG.warning)
     task = make_task(config.task)
     linear = config.base.get("kind") == "linear"
     if not linear and not isinstance(config.base.get("scaling"), str):

@@ -72,7 +72,7 @@ def replay_config(
     """
     from streamadapt_connectors.files.source import FilesSource
 
-    config = load_config(path, settings=settings)
+    config = load_config(path, settings=settings, warn=_LOG.warning)
     inputs = {**inputs_of(config, path), "the entries": entries}
     letters = letters_of(config)
     source: dict[str, Any] = {"kind": FilesSource.kind, "path": str(entries)} | file_form(config)

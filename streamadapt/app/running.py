@@ -49,7 +49,7 @@ def run_config(
         Called while signals are still held back: everything is done and saved, so none may look
         like a failure. The bool tells whether something did not close.
     """
-    config = load_config(path, settings=settings)
+    config = load_config(path, settings=settings, warn=_LOG.warning)
     check_outputs(config, path)
     metrics = NullMetrics() if config.metrics is None else Metrics()
     engine = make_engine(config, metrics)

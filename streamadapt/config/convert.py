@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from streamadapt.config.renamed import renamed_keys
 from streamadapt.config.secrets import masked
 from streamadapt.errors import ConfigError
 
@@ -48,10 +49,17 @@ def wrong(path: str, value: object, expected: str) -> ConfigError:
     return ConfigError(path, masked(path, value), expected)
 
 
-def meant(key: object, known: Iterable[str]) -> str:
-    """Return `` (did you mean ...?)``, or nothing where no name is near."""
-    near = difflib.get_close_matches(str(key), list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def meant(key: object, known: Iterable[str], renamed: Mapping[str, str] | None = None) -> str:
+    """Return `` (did you mean ...?)``, or nothing where no name is near.
+
+    Parameters
+    ----------
+    renamed : mapping, optional
+        Names that may be meant, too, but are called by other names today.
+    """
+    renamed = renamed or {}
+    near = difflib.get_close_matches(str(key), [*known, *renamed], n=1)
+    return f" (did you mean {renamed.get(near[0], near[0])!r}?)" if near else ""
 
 
 def see(table: str) -> str:
@@ -72,11 +80,15 @@ def check_keys(
         What ``streamadapt config`` calls the table. Default: as `path` does.
     """
     names = sorted(allowed)
-    pointer = see(path if explained_as is None else explained_as)
+    explained_as = path if explained_as is None else explained_as
+    pointer = see(explained_as)
+    renamed = renamed_keys(re.sub(r"\[.*", "", path), explained_as.rpartition(".")[2])
     for key in table:
         if key not in names:
             known = f"one of the keys {', '.join(names)}" if names else "no keys here"
-            raise wrong(join(path, str(key)), table[key], known + meant(key, names) + pointer)
+            raise wrong(
+                join(path, str(key)), table[key], known + meant(key, names, renamed) + pointer
+            )
 
 
 def check_needed(path: str, table: Mapping[str, Any], needed: Iterable[str]) -> None:

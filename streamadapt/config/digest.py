@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from streamadapt.config.renamed import settings_with_new_names
 from streamadapt.config.secrets import masked
 
 __all__ = ["ConfigDigest", "changes", "misfit"]
@@ -48,6 +49,7 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return one line for each setting that is not what it was:
     ``learners[0].lr: 0.001 -> 0.01``."""
+    before, now = settings_with_new_names(before), settings_with_new_names(now)
     lines = []
     for path in sorted({*before, *now}):
         if path not in now:

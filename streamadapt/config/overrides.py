@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from streamadapt.config.convert import wrong
+from streamadapt.config.renamed import old_spelling
 from streamadapt.config.secrets import HIDDEN, is_secret
 
 __all__ = ["PREFIX", "apply_environment", "apply_settings", "setting_of", "variable_of"]
@@ -30,8 +31,9 @@ def setting_of(name: str) -> str | None:
     return name[: -len(FILE)] if IN_A_FILE.search(name) else None
 
 
-def apply_environment(table: dict[str, Any], environment: Mapping[str, str]) -> None:
-    """Put ``STREAMADAPT__A__B=value`` at ``a.b``.
+def apply_environment(table: dict[str, Any], environment: Mapping[str, str]) -> set[str]:
+    """Put ``STREAMADAPT__A__B=value`` at ``a.b``; return the paths that were set, such as
+    ``learners.0.lr``.
 
     Raises
     ------
@@ -44,9 +46,10 @@ def apply_environment(table: dict[str, Any], environment: Mapping[str, str]) -> 
         found, key=lambda item: [(int(k) if k.isdecimal() else 0, k) for k in item[0]]
     ):
         _put(table, keys, environment[name], name, put)
+    return put
 
 
-def apply_settings(table: dict[str, Any], settings: Sequence[str]) -> None:
+def apply_settings(table: dict[str, Any], settings: Sequence[str]) -> set[str]:
     """Put ``a.b=value`` at ``a.b``; see `apply_environment`."""
     put: set[str] = set()
     for setting in settings:
@@ -57,13 +60,14 @@ def apply_settings(table: dict[str, Any], settings: Sequence[str]) -> None:
                 "--set", HIDDEN if is_secret(word) else word, "KEY=VALUE, such as task.window=6"
             )
         _put(table, name.strip().split("."), value, "--set " + name.strip(), put)
+    return put
 
 
 def variable_of(path: str, environment: Mapping[str, str]) -> str | None:
     """Return the variable that set the config path of an error, if one did."""
     keys = path.replace("[", ".").replace("]", "").split(".")
     for name in environment:
-        if name.startswith(PREFIX) and _keys_of(name)[: len(keys)] == keys:
+        if name.startswith(PREFIX) and _keys_of(name)[: len(keys)] in (keys, old_spelling(keys)):
             return name
     return None
 

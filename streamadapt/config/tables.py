@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import msgspec
 from streamadapt.config.convert import check_keys, convert
 from streamadapt.config.digest import ConfigDigest
 from streamadapt.config.overrides import apply_environment, apply_settings
+from streamadapt.config.renamed import use_new_names, with_old_names
 from streamadapt.config.secret_files import read_secret_files
 from streamadapt.config.secrets import masked, remember
 from streamadapt.errors import ConfigError
@@ -272,6 +274,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         left out.
 
         A weights file counts by its content: moved it is the same base, fitted anew it is another.
+        Renamed keys count by their old names: a renaming must not refuse the checkpoints.
         """
         relevant = {
             name: getattr(self, name)
@@ -296,7 +299,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
             for k, v in self.source.items()
             if k in ("topic", "label_topic", "path", "label_path")
         }
-        return ConfigDigest(relevant | {"base": base, "source": topics})
+        return ConfigDigest(with_old_names(relevant | {"base": base, "source": topics}))
 
 
 def _content(path: object) -> object:
@@ -307,7 +310,10 @@ def _content(path: object) -> object:
 
 
 def load_config(
-    path: Path, environment: Mapping[str, str] | None = None, settings: Sequence[str] = ()
+    path: Path,
+    environment: Mapping[str, str] | None = None,
+    settings: Sequence[str] = (),
+    warn: Callable[[str], None] | None = None,
 ) -> Config:
     """Read a config file; settings in the environment win over the file, and given ones over both.
 
@@ -320,6 +326,8 @@ def load_config(
         ``STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD_FILE=/run/secrets/x``.
     settings : sequence of str
         ``source.servers=host:9092``, ``learners.0.lr=1e-3``: as from the command line.
+    warn : callable (str) -> None, optional
+        Takes one line for each key that has its old name. Default: a `FutureWarning`.
 
     Raises
     ------
@@ -331,7 +339,7 @@ def load_config(
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError("config", str(path), f"a readable UTF-8 file ({exc})") from exc
     environment = os.environ if environment is None else environment
-    return parse_config(text, environment, settings, origin=str(path))
+    return parse_config(text, environment, settings, origin=str(path), warn=warn)
 
 
 def parse_config(
@@ -340,14 +348,22 @@ def parse_config(
     settings: Sequence[str] = (),
     *,
     origin: str = "text",
+    warn: Callable[[str], None] | None = None,
 ) -> Config:
     """Parse TOML text; see `load_config`. Without `environment` there is none."""
     try:
         table = tomllib.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as exc:  # not TOML, too many digits, too many brackets
         raise ConfigError("config", origin, f"TOML ({exc})") from exc
-    apply_environment(table, environment or {})
-    apply_settings(table, settings)
+    renamed: list[str] = []
+    use_new_names(table, renamed.append)
+    use_new_names(table, renamed.append, apply_environment(table, environment or {}))
+    use_new_names(table, renamed.append, apply_settings(table, settings))
+    for line in dict.fromkeys(renamed):
+        if warn is None:
+            warnings.warn(line, FutureWarning, stacklevel=2)
+        else:
+            warn(line)
     read_secret_files(table)
     remember("", table)
     check_keys("", table, Config.__struct_fields__)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamadapt.arguments import ShowsArguments
+from streamadapt.config.renamed import accepts_old_names
 from streamadapt.drift.detectors import (
     BINARY,
     DETECTORS,
@@ -39,6 +40,7 @@ MOST = 1e6
 """No value counts for more, whatever the first ones were."""
 
 
+@accepts_old_names("drift")
 class DriftMonitor(ShowsArguments):
     """One detector on one signal, and its reaction.
 
@@ -56,10 +58,11 @@ class DriftMonitor(ShowsArguments):
         ``dictionary-error``. The detectors of right and wrong watch ``error`` and nothing else.
     reaction : {"alert", "boost", "forget", "reset", "refit"}
         ``alert``: say so (prediction, metric, log). ``boost``: also learn faster for a while.
-        ``forget``: give what was learned so far only `keep` of its weight (`Learner.forget`).
-        ``reset``: start the learners anew. ``refit``: train a fresh copy of each beside it, and
-        put it in its place if it was better in the second half of `trial` matured examples; twice
-        the cost while that lasts. docs/reactions.md has what each was worth.
+        ``forget``: give what was learned so far only `keep_fraction` of its weight
+        (`Learner.forget`). ``reset``: start the learners anew. ``refit``: train a fresh copy of
+        each beside it, and put it in its place if it was better in the second half of
+        `refit_trial` matured examples; twice the cost while that lasts. docs/reactions.md has what
+        each was worth.
     params : dict
         Arguments of river's class.
     factor : float, >= 1
@@ -74,9 +77,9 @@ class DriftMonitor(ShowsArguments):
         alarm if any fires, with the level of each test divided by their number (Bonferroni), so
         that the rate of false alarms does not grow with the channels. For detectors that have such
         a level: adwin, kswin, hddm-a, hddm-w, fhddm. Costs a detector each.
-    keep : float, in [0, 1)
+    keep_fraction : float, in [0, 1)
         With ``forget``: the weight that is left of what was learned.
-    trial : int, >= 2, matured examples
+    refit_trial : int, >= 2, matured examples
         With ``refit``: how long the fresh copy is compared with the learner.
     learners : sequence of str, optional
         Kinds of the learners that ``forget``, ``reset`` and ``refit`` act on. Default: all.
@@ -105,8 +108,8 @@ class DriftMonitor(ShowsArguments):
         half_life: float = 100.0,
         cool_down: int = 0,
         channels: Literal["mean", "each"] = "mean",
-        keep: float = 0.1,
-        trial: int = 200,
+        keep_fraction: float = 0.1,
+        refit_trial: int = 200,
         learners: Sequence[str] | None = None,
     ) -> None:
         for path, value, allowed in (
@@ -120,7 +123,7 @@ class DriftMonitor(ShowsArguments):
             raise ConfigError(
                 "drift.signal", signal, f"error: {detector} watches what is right or wrong"
             )
-        self._check_numbers(cool_down, keep, trial)
+        self._check_numbers(cool_down, keep_fraction, refit_trial)
         self.detector = detector
         self.signal = signal
         self.reaction: Reaction = reaction
@@ -130,8 +133,8 @@ class DriftMonitor(ShowsArguments):
         self.each = channels == "each"
         if self.each:
             self._check_each()
-        self.keep = keep
-        self.trial = trial
+        self.keep_fraction = keep_fraction
+        self.refit_trial = refit_trial
         self.learners = None if learners is None else tuple(learners)
         self.refused = 0
         self.fired_channels: tuple[int, ...] = ()
@@ -145,12 +148,12 @@ class DriftMonitor(ShowsArguments):
         self._rivers: list[Any] = [] if self.each else [one]
 
     @staticmethod
-    def _check_numbers(cool_down: int, keep: float, trial: int) -> None:
-        for name, value, least in (("cool_down", cool_down, 0), ("trial", trial, 2)):
+    def _check_numbers(cool_down: int, keep_fraction: float, refit_trial: int) -> None:
+        for name, value, least in (("cool_down", cool_down, 0), ("refit_trial", refit_trial, 2)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"drift.{name}", value, f"a whole number, {least} or more")
-        if not 0.0 <= keep < 1.0:
-            raise ConfigError("drift.keep", keep, "a number in [0, 1)")
+        if not 0.0 <= keep_fraction < 1.0:
+            raise ConfigError("drift.keep_fraction", keep_fraction, "a number in [0, 1)")
 
     def _check_each(self) -> None:
         if self.signal not in BY_CHANNEL:

@@ -51,7 +51,7 @@ class Tally:
         """
         task = lane.pipeline.task
         waits = (
-            getattr(task, "settle", 0) > 0
+            getattr(task, "correction_window", 0) > 0
         )  # labels may then be learned long after the last entry
         self._expects_labels = isinstance(task, Supervised) and task.labelled and not waits
         self._before.setdefault(lane.partition, _counts(lane.pipeline.stats))

@@ -162,7 +162,10 @@ class Watch:
             if monitor.boost is not None:
                 self._note("boost", "")
             self.reactor.react(
-                monitor.reaction, monitor.learners, keep=monitor.keep, trial=monitor.trial
+                monitor.reaction,
+                monitor.learners,
+                keep=monitor.keep_fraction,
+                trial=monitor.refit_trial,
             )
 
     def _fires(self, monitor: DriftMonitor, value: Value) -> bool:

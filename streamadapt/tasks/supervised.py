@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamadapt.config.renamed import accepts_old_names
 from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
 from streamadapt.models.contract import TaskKind
 from streamadapt.records import Entry, FloatArray, Label, Mask
@@ -31,6 +32,7 @@ PARTIAL, CORRECTED, ABSURD = "partial", "corrected", "absurd"
 NEGATIVE, TURNED, CONFIRMED = "negative", "turned", "confirmed"
 
 
+@accepts_old_names("task.supervised")
 class Supervised(Task):
     """From the last `window` entries' values to a label, joined by the entry's id.
 
@@ -42,8 +44,8 @@ class Supervised(Task):
     A label may say something about some outputs only: these are learned, and the prediction waits
     for the others. What has been learned is not learned again, and cannot be put right. A further
     label replaces what has not been learned yet: a label inside an entry before the next arrival,
-    and every label for as long as `settle`; of two that do not agree the one with the later time
-    holds. One that says nothing new is refused as a duplicate.
+    and every label for as long as `correction_window`; of two that do not agree the one with the
+    later time holds. One that says nothing new is refused as a duplicate.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ class Supervised(Task):
     loss : str, optional
         What experts are compared by: ``absolute``, ``squared``, ``pinball-0.9`` or, for classes,
         ``log``. Default: ``absolute``, or ``log`` for classification.
-    settle : int, ns of event time, from 0 to `ttl`
+    correction_window : int, ns of event time, from 0 to `ttl`
         How long a label can still be put right. It is learned before the prediction of the first
         entry that is so much younger than the label; labels that are due at once are learned in
         the order of their times, whatever the order they came in. 0: learned as soon as they are
@@ -97,7 +99,7 @@ class Supervised(Task):
         ttl: int = DAY_NS,
         max_pending: int = 100_000,
         loss: str | None = None,
-        settle: int = 0,
+        correction_window: int = 0,
         negative_after: int | None = None,
         correct_negatives: bool = True,
         absurd: float = 100.0,
@@ -114,8 +116,10 @@ class Supervised(Task):
             )
         if not 0 < ttl < 2**62:
             raise ConfigError("task.ttl", ttl, "a duration > 0")
-        if not 0 <= settle <= ttl:
-            raise ConfigError("task.settle", settle, "a duration from 0 to the task's ttl")
+        if not 0 <= correction_window <= ttl:
+            raise ConfigError(
+                "task.correction_window", correction_window, "a duration from 0 to the task's ttl"
+            )
         if negative_after is not None and not 0 <= negative_after < ttl:
             raise ConfigError(
                 "task.negative_after", negative_after, "a duration less than the task's ttl"
@@ -129,7 +133,7 @@ class Supervised(Task):
         self.classes = count
         self.absurd = AbsurdLabels(self.outputs, absurd)
         self.ttl = ttl
-        self.settle = settle
+        self.correction_window = correction_window
         self.max_pending = positive("task.max_pending", max_pending)
         self.waiting: OrderedDict[str, Issued] = OrderedDict()
         self.closed: OrderedDict[str, tuple[int, str]] = (
@@ -235,7 +239,7 @@ class Supervised(Task):
             (id_, (min(at, time), outcome)) for id_, (at, outcome) in self.closed.items()
         )
         for held in self.held.values():
-            held.due = min(held.due, time + self.settle)
+            held.due = min(held.due, time + self.correction_window)
         self._queue_anew()
 
     def remember(self, issued: Issued) -> None:
@@ -302,13 +306,13 @@ class Supervised(Task):
         value = label.value if told is None else np.where(told, np.nan, label.value)
         if held is not None:
             return bool(held.news(value, label.time).any()) or (
-                label.time + self.settle < held.due and not np.isnan(value).all()
+                label.time + self.correction_window < held.due and not np.isnan(value).all()
             )
         return told is None or not np.isnan(value).all()
 
     def _hold(self, id_: str, value: FloatArray, time: int, entry_time: int | None = None) -> None:
         """Put a checked label in; `entry_time` is known for one inside its entry."""
-        told, held, due = self.told.get(id_), self.held.get(id_), time + self.settle
+        told, held, due = self.told.get(id_), self.held.get(id_), time + self.correction_window
         if told is not None:
             value = np.where(told, np.nan, value)
         if held is not None:
@@ -319,7 +323,7 @@ class Supervised(Task):
         else:
             self.held[id_] = Held.of(value, time, due)
             moved = True
-        if self.settle and moved:
+        if self.correction_window and moved:
             if entry_time is None:
                 entry_time = (
                     self.waiting[id_].entry.time if id_ in self.waiting else self.closed[id_][0]
@@ -334,7 +338,7 @@ class Supervised(Task):
 
     def _learn_at_once(self, arrival: Arrival) -> None:
         """Learn what is held for the next arrival."""
-        if self.settle or not self.held:
+        if self.correction_window or not self.held:
             return
         for id_ in list(self.held):
             self._learn_held(id_, arrival)
@@ -447,7 +451,7 @@ class Supervised(Task):
     def _queue_anew(self) -> None:
         """Put into the queue what is still to come, and nothing else."""
         self._due = Queue()
-        for id_, held in self.held.items() if self.settle else ():
+        for id_, held in self.held.items() if self.correction_window else ():
             time = (
                 self.waiting[id_].entry.time
                 if id_ in self.waiting

@@ -50,7 +50,7 @@ def list_letters(
     from streamadapt.app.interrupts import interruptible
     from streamadapt.config.tables import load_config
 
-    loaded = load_config(config, settings=settings or ())
+    loaded = load_config(config, settings=settings or (), warn=_warn)
     wanted = Wanted.of(loaded, reasons or (), since, replayed=replayed)
     with interruptible(_say):
         if as_json:
@@ -98,7 +98,7 @@ def replay_letters(
         else:
             tell(text)
 
-    loaded = load_config(config, settings=settings or ())
+    loaded = load_config(config, settings=settings or (), warn=_warn)
     with interruptible(_say), Replay(loaded, out, say=say) as replay:
         replay.read(file, again=again)
         replay.report(dry_run=dry_run)
@@ -110,6 +110,10 @@ def replay_letters(
             tell(json.dumps(replay.result(dry_run=dry_run)))
         code = replay.exit_code
     raise typer.Exit(code)
+
+
+def _warn(text: str) -> None:
+    _say(f"warning: {text}")
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from streamadapt.config.renamed import RENAMED, accepts_old_names
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Learner, Maturity, require_shape
 from streamadapt.learners.error_memory.keys import (
@@ -42,9 +43,10 @@ NEEDS_EMBEDDING = (
 )
 
 
+@accepts_old_names("learners.error_memory")
 class ErrorMemory(Learner):
-    """ReLoop2's error memory [1]_: ``prediction = base + lam * scale * e``, e the error remembered
-    for entries like it.
+    """ReLoop2's error memory [1]_: ``prediction = base + strength * scale * e``, e the error
+    remembered for entries like it.
 
     Every matured example is put into a store under its key h. For a new one the store gives the
     mean of what it holds under like keys (by similarity: `Ring`, the k nearest; by shared buckets:
@@ -52,8 +54,8 @@ class ErrorMemory(Learner):
     base's output now:
 
     * ``value="label"``: ``e = gamma (y_bar - p) + (1 - gamma) (y_bar - p_bar)``. gamma = 1 is the
-      published form, an ensemble ``(1 - lam) p + lam y_bar`` with the labels of the neighbours;
-      gamma = 0 is the mean of their errors.
+      published form, an ensemble ``(1 - strength) p + strength y_bar`` with the labels of the
+      neighbours; gamma = 0 is the mean of their errors.
     * ``value="residual"``: ``e`` is the mean of ``y - p``: gamma = 0, with half the memory.
 
     A distribution is clipped at 0 and divided by its sum; values are not clipped. Where the store
@@ -86,7 +88,7 @@ class ErrorMemory(Learner):
     value : {"label", "residual"}, optional
         What is remembered: labels and the base's outputs, or the base's errors. Default: label for
         classification, residual otherwise; forecasts know no other.
-    lam : float, > 0, optional
+    strength : float, > 0, optional
         How much of the error is put right. Default: 1; .9 for classification, where 1 could say
         that something is impossible since it was not among the neighbours.
     gamma : float, in [0, 1], optional
@@ -106,7 +108,7 @@ class ErrorMemory(Learner):
     decay : float, in (0, 1], optional
         Sketch: fading per remembered entry: .98 remembers about 50. Default: .98; .999 for
         forecasts. A boost fades faster.
-    floor : float, > 0, optional
+    min_entries : float, > 0, optional
         A store with fewer entries than this says nothing. Exact: of those in it. Default: `k`.
         Sketch: of those in the matched bucket of a table, on average. Default: .1.
     key_window : int, in entries, optional
@@ -139,7 +141,7 @@ class ErrorMemory(Learner):
         scope: Literal["channel", "panel"] | None = None,
         embedding: Literal["auto", "base", "inputs"] = "auto",
         value: Literal["label", "residual"] | None = None,
-        lam: float | None = None,
+        strength: float | None = None,
         gamma: float | None = None,
         capacity: int | None = None,
         k: int | None = None,
@@ -147,7 +149,7 @@ class ErrorMemory(Learner):
         tables: int | None = None,
         bits: int | None = None,
         decay: float | None = None,
-        floor: float | None = None,
+        min_entries: float | None = None,
         key_window: int | None = None,
         period: float | None = None,
     ) -> None:
@@ -157,7 +159,7 @@ class ErrorMemory(Learner):
         _one_of("embedding", embedding, ("auto", "base", "inputs"))
         _one_of("value", value, (None, "label", "residual"))
         self.store, self.scope, self.embedding, self.value = store, scope, embedding, value
-        self.lam = _number("lam", lam, 0.0, math.inf)
+        self.strength = _number("strength", strength, 0.0, math.inf)
         self.gamma = (
             gamma if gamma == 0.0 else _number("gamma", gamma, 0.0, 1.0)
         )  # 0 is one of its values
@@ -167,7 +169,7 @@ class ErrorMemory(Learner):
         self.tables = _count("tables", tables, MOST_TABLES)
         self.bits = _count("bits", bits, MOST_BITS)
         self.decay = _number("decay", decay, 0.0, 1.0)
-        self.floor = _number("floor", floor, 0.0, math.inf)
+        self.min_entries = _number("min_entries", min_entries, 0.0, math.inf)
         self.key_window = _count("key_window", key_window, LARGEST)
         self.period = _number("period", period, 0.0, math.inf)
         for name in SKETCH if store == "exact" else EXACT:
@@ -188,9 +190,11 @@ class ErrorMemory(Learner):
         words += [word for word in (self.scope, self.value) if word is not None]
         if self.embedding != "auto":
             words.append(self.embedding)
-        numbers = ("lam", "gamma", *EXACT, *SKETCH, "floor", "key_window", "period")
+        numbers = ("strength", "gamma", *EXACT, *SKETCH, "min_entries", "key_window", "period")
+        # Names of experts stand in checkpoints and metrics: a renamed key does not change them.
+        old = {new: old for old, new in RENAMED["learners.error_memory"].items()}
         words += [
-            f"{n.replace('_', '-')}{getattr(self, n):g}"
+            f"{old.get(n, n).replace('_', '-')}{getattr(self, n):g}"
             for n in numbers
             if getattr(self, n) is not None
         ]
@@ -235,7 +239,7 @@ class ErrorMemory(Learner):
         self.forecast = spec.kind == "forecast"
         self.key = self._new_key(spec)
         self.pairs = self._remembers_pairs(spec.kind)
-        self._lam = self.lam or (0.9 if spec.kind == "classification" else 1.0)
+        self._strength = self.strength or (0.9 if spec.kind == "classification" else 1.0)
         self._gamma = 1.0 if self.gamma is None else self.gamma
         self.memory = self._new_ring(spec) if self.store == "exact" else self._new_sketch(spec)
 
@@ -272,7 +276,7 @@ class ErrorMemory(Learner):
             self._shape(spec),
             capacity=capacity,
             k=k,
-            floor=self.floor or k,
+            floor=self.min_entries or k,
             tau=tau,
             device=spec.device,
         )
@@ -281,7 +285,7 @@ class ErrorMemory(Learner):
         tables, bits, decay = (16, 6, 0.999) if self.forecast else (64, 8, 0.98)
         return Sketch(
             self._shape(spec), tables=self.tables or tables, bits=self.bits or bits,
-            decay=self.decay or decay, floor=self.floor or 0.1, generator=spec.generator(),
+            decay=self.decay or decay, floor=self.min_entries or 0.1, generator=spec.generator(),
             device=spec.device,
         )  # fmt: skip
 
@@ -297,7 +301,7 @@ class ErrorMemory(Learner):
             said = self._by_group((base.output - spec.output_loc) / spec.output_scale)
             error = error - torch.lerp(mean[:, 1], said, self._gamma)
         put_right = torch.addcmul(
-            base.output, self._as_output(error), spec.output_scale, value=self._lam
+            base.output, self._as_output(error), spec.output_scale, value=self._strength
         )
         if spec.kind == "classification":
             put_right = put_right.clamp_min(0.0)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor
 
+from streamadapt.config.renamed import accepts_old_names
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Learner, Maturity, masked_mean, require_shape
 from streamadapt.learners.liquid.cfc import Activation, CfC, Mode
@@ -110,6 +111,7 @@ class _Ahead(NamedTuple):
     state: Tensor
 
 
+@accepts_old_names("learners.liquid")
 class Liquid(Learner):
     """A liquid network (CfC [1]_ or LTC [2]_) with a live state, in event time.
 
@@ -130,16 +132,16 @@ class Liquid(Learner):
     over these, to the readout at its newest; one step of Adam on the error. States of the past are
     kept in a ring and found by event time; they are those that the live network went through,
     however long its memory, where a start from zeros would train it for another life than it
-    leads. Where the ring does not reach back (the start of a stream, labels later than `late`
-    entries), zeros are what is left. The readout starts at zero: the first prediction is the
-    base's to the bit (of classes whose probability is at least `FLOOR`).
+    leads. Where the ring does not reach back (the start of a stream, labels later than
+    `max_label_delay` entries), zeros are what is left. The readout starts at zero: the first
+    prediction is the base's to the bit (of classes whose probability is at least `FLOOR`).
 
     ``update="none"``: the weights of a file are never changed; only the state lives. No labels are
     needed.
 
     Costs per entry of a CfC with n units, c channels and backbone b: O(b (c + n) + n b + n rows
     columns) to predict, 3 `unroll` times that to learn; floats of state: three times its
-    parameters, n (`late` + `unroll`) for the ring.
+    parameters, n (`max_label_delay` + `unroll`) for the ring.
 
     Parameters
     ----------
@@ -164,7 +166,7 @@ class Liquid(Learner):
         Entries that the gradient goes back; at most the window.
     clip : float, > 0
         Gradients are scaled down to this norm.
-    late : int, >= 0
+    max_label_delay : int, >= 0
         How many entries late a label may come to be learned from the state of its time (supervised
         tasks).
     time_unit : float, > 0, seconds, optional
@@ -203,7 +205,7 @@ class Liquid(Learner):
         loss: Literal["mae", "mse"] = "mae",
         unroll: int = 4,
         clip: float = 1.0,
-        late: int = 256,
+        max_label_delay: int = 256,
         time_unit: float | None = None,
         network: Network | None = None,
     ) -> None:
@@ -216,7 +218,11 @@ class Liquid(Learner):
                 raise ConfigError(name, value, " or ".join(known))
         if loss not in ("mae", "mse"):
             raise ConfigError("loss", loss, "mae or mse")
-        for name, size, least in (("units", units, 1), ("unroll", unroll, 1), ("late", late, 0)):
+        for name, size, least in (
+            ("units", units, 1),
+            ("unroll", unroll, 1),
+            ("max_label_delay", max_label_delay, 0),
+        ):
             if size < least:
                 raise ConfigError(name, size, f"a whole number >= {least}")
         self.default_lr = 1e-3 if cell == "cfc" else 3e-3
@@ -233,7 +239,8 @@ class Liquid(Learner):
                 "weights", None, 'a safetensors file: update = "none" never learns any'
             )
         self.cell, self.units, self.update, self.residual = cell, units, update, residual
-        self.lr, self.loss, self.unroll, self.clip, self.late = lr, loss, unroll, clip, late
+        self.lr, self.loss, self.unroll, self.clip = lr, loss, unroll, clip
+        self.max_label_delay = max_label_delay
         self.time_unit = time_unit
         self.network = network or Network()
         self.network.build(
@@ -284,7 +291,7 @@ class Liquid(Learner):
                 net.readout.bias.zero_()
         self.net = net.to(spec.device).requires_grad_(self.update == "step")
         self.steps_back = min(self.unroll, spec.window)
-        lag = spec.rows if spec.kind == "forecast" else self.late
+        lag = spec.rows if spec.kind == "forecast" else self.max_label_delay
         size = 1 + self.steps_back + lag if self.update == "step" else 0
         self.register_buffer(
             "state", torch.zeros(1, net.state_size, dtype=torch.float32, device=spec.device)
