@@ -1,7 +1,7 @@
 # Build:  docker build -t streamadapt .
-#   --build-arg TORCH_INDEX=URL  an extra package index that offers PyTorch's CPU builds: without one the image works
-#                                too, but carries the CUDA libraries, several gigabytes
-#   --build-arg EXTRAS=[onnx]    extras to install: onnx for models in that format, object-store for checkpoints there
+#   --build-arg TORCH_INDEX=URL  an extra package index that has PyTorch's CPU builds: without it the image works too,
+#                                but contains the CUDA libraries, several gigabytes
+#   --build-arg EXTRAS=[onnx]    extras to install: onnx for ONNX models, object-store for checkpoints in an object store
 # Run:    docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
 #             -v ./config.toml:/config.toml:ro -v state:/state streamadapt
 
@@ -20,7 +20,7 @@ FROM python:3.11-slim
 RUN useradd --system --uid 10001 --home-dir /state streamadapt \
     && install -d -o streamadapt -g streamadapt /state
 COPY --from=build /opt/streamadapt /opt/streamadapt
-# Nothing is written outside /state, also no bytecode: the root may be read-only.
+# Only /state is written to (no bytecode elsewhere), so the root file system may be read-only.
 ENV PATH=/opt/streamadapt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /state
 VOLUME /state

@@ -1,4 +1,4 @@
-# Everything installs into .venv on its own; `make` lists the targets.
+# Every target first installs what it needs into .venv; `make` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-# Made anew when the requirements change; a half-done installation leaves no stamp.
+# Recreated when the requirements change; an incomplete installation leaves no stamp.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -30,7 +30,7 @@ test-kafka: $(STAMP) ## Run the tests of Kafka on the broker that STREAMADAPT_TE
 	@test -n "$$STREAMADAPT_TEST_BROKER" || { echo "STREAMADAPT_TEST_BROKER must name a broker, as in 127.0.0.1:9092" >&2; exit 2; }
 	@$(PYTEST) -m kafka
 
-test-faults: $(STAMP) ## Run the fault tests and the faults benchmark in full, into build/faults.json: hours
+test-faults: $(STAMP) ## Run all fault tests and the whole faults benchmark, into build/faults.json: hours
 	STREAMADAPT_FAULTS=full $(BIN)/python -m pytest tests/test_kill.py tests/test_benchmark_faults.py \
 		tests/test_benchmark_cluster.py
 	$(BIN)/python -m benchmarks.faults --json build/faults.json
@@ -40,7 +40,7 @@ check: $(STAMP) ## Lint, formatting, types; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fix: $(STAMP) ## Repair what lint and formatting can repair
+fix: $(STAMP) ## Repair lint and formatting automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

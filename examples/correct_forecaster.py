@@ -2,10 +2,10 @@
 
     python examples/correct_forecaster.py panel.csv [--window 24] [--horizon 12] [--train 0.6]
 
-One row is one time step; every numeric column is a channel (a first column of dates is left out).
+One row is one time step; every numeric column is a channel (a first column of dates is ignored).
 A linear forecaster is fitted on the first part and frozen; ADCSD, a bias and recursive least
-squares correct it on the rest. To correct a model of your own, give its module to `Pipeline` in
-place of `base`: it is called with (1, window, channels).
+squares correct it on the rest. To correct your own model, pass its module to `Pipeline` in place
+of `base`: it is called with a tensor of shape (1, window, channels).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from streamadapt.models.fit import fit_forecast
 
 
 def read_panel(path):
-    """Rows of numbers, (steps, channels); an empty or unreadable cell is missing."""
+    """Return the numbers of the file, (steps, channels); an empty or invalid cell is missing."""
 
     def number(cell):
         try:
@@ -50,7 +50,7 @@ def main():
         base,
         [ADCSD(), ADCSD(share_norm=True), Bias(0.02), RLS(0.9995)],
     )
-    start = split - options.window + 1  # so that the first forecast is made at the split
+    start = split - options.window + 1  # the first forecast is made at the split
     for _ in map(
         pipeline.observe, ([entry] for entry in Batch(values[start:], times[start:]).entries())
     ):

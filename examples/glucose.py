@@ -1,10 +1,10 @@
-"""Keep a glucose sensor's calibration right, in this process: no Kafka, no config.
+"""Correct the calibration of a glucose sensor, in this process: no Kafka, no config.
 
     python examples/glucose.py [READINGS]
 
 The base is a linear calibration on the last six sensor currents, fitted on the first fifth of the
-readings and frozen. The labels arrive six hours after their reading, as they do when somebody has
-to take blood for them.
+readings and frozen. The labels arrive six hours after their reading, as they do if a person has
+to take a blood sample for them.
 """
 
 import heapq
@@ -23,7 +23,7 @@ def nanoseconds(moment):
 
 
 def items(readings):
-    """Entries and labels in the order of event time."""
+    """Return entries and labels in the order of event time."""
     entries = (Entry(np.array([r.isig], np.float32), nanoseconds(r.time), r.id) for r in readings)
     labels = (
         Label(r.id, np.array([r.glucose], np.float32), nanoseconds(r.time + LABEL_DELAY))
@@ -35,7 +35,7 @@ def items(readings):
 def main(limit):
     readings = [
         r for r in read_glucose() if not isinstance(r.isig, str)
-    ]  # a sensor that is out says "nil"
+    ]  # a sensor without a signal reports "nil"
     split = len(readings) // 5
     history, stream = readings[:split], readings[split:][:limit]
     batch = Batch(
@@ -45,12 +45,12 @@ def main(limit):
     )
     base = fit_supervised(batch, window=6)
     pipeline = Pipeline(Supervised(window=6), base, default_learners("regression"))
-    said = {p.id: p for p in pipeline.observe(items(stream))}
+    predictions = {p.id: p for p in pipeline.observe(items(stream))}
     truth = {r.id: r.glucose for r in stream}
     for name in (*pipeline.names, "served"):
         errors = [
             abs((p.served if name == "served" else p.experts[name])[0, 0] - truth[i])
-            for i, p in said.items()
+            for i, p in predictions.items()
         ]
         print(f"{name:20s} {np.mean(errors):7.2f} mg/dL")
 
