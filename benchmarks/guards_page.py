@@ -26,32 +26,32 @@ def page(found: Sequence[Compared]) -> str:
 HEAD = f"""# Guards compared
 
 Written by `python -m benchmarks.guards --json build/guards.json --markdown docs/guards.md`. One pass through each
-scenario of docs/results.md with all guards side by side in the deployed pipeline: the experts' predictions do not
-depend on the guard, each guard is charged for what it said itself, when its label arrives. One seed ({SEED}), where
+scenario of docs/results.md with all guards side by side in the deployed pipeline. The experts' predictions do not depend
+on the guard. Each guard's loss is that of its own prediction, when the label arrives. One seed ({SEED}), where
 docs/results.md has the mean over three. All guards have one setting, the default of their kind: scope `horizon`,
-losses in units of the base's running error, capped at 5 of them, no prior. `boa` and `ml-poly` are R's opera's,
-`adahedge` and `simplex stack` run on linearised losses as those do, `hedge` is fixed share (.01) on plain losses;
-`two-layer` is the default guard, what is `served` in docs/results.md. A config can name `two-layer`, `hedge`, `mean`
-and `none` (one expert as it is); the other guards are in `benchmarks/plain_guards.py`, for this comparison only: over
-all scenarios none of them is nearer to the best expert than `two-layer` (last table). `best expert` is the best one in
+losses in units of the base's running error, capped at 5 of them, no prior. `boa` and `ml-poly` are the rules of the R
+package opera; `adahedge` and `simplex stack` use linearised losses as those do; `hedge` is fixed share (0.01) on plain
+losses. `two-layer` is the default guard, whose result is `served` in docs/results.md. A config can name `two-layer`, `hedge`, `mean`
+and `none` (one expert, unchanged). The other guards are in `benchmarks/plain_guards.py`, for this comparison only: over
+all scenarios none of them is closer to the best expert than `two-layer` (last table). `best expert` is the best one in
 hindsight. In brackets: the worst block of 500 predictions, as a ratio to the base's error in that block (above 1: worse
-than doing nothing there). The two layers and their rules were chosen with the cgm, etth1, los and elec2 streams in
-sight; nothing was chosen on them for the others. A ridge stack cannot mix distributions. The dictionary scenarios mix
-nothing.
+than no adaptation there). The two layers and their rules were chosen by results on the cgm, etth1, los and elec2 streams;
+the other streams were not used for any choice. A ridge stack cannot mix distributions. The dictionary scenarios have
+nothing to mix.
 """  # noqa: E501
 TAIL = f"""
-On the digits streams one entry in twenty is ever labelled, 50 entries late: no weights can be learned from that, and
-all guards but `{PRIOR_HEDGE}` start without the prior that was chosen there (docs/results.md). What each rule promises
-is in docs/regret.md.
+On the digits streams one entry in twenty gets a label, 50 entries late. No weights can be learned from that, and all
+guards except `{PRIOR_HEDGE}` start without the prior that was chosen there (docs/results.md). The guarantee of each rule is
+in docs/regret.md.
 """  # noqa: E501
 
-SPARSE = """What is promised is the coverage of the labels that come. In cgm-sparse every 72nd row has one, which is
-also the row predicted soonest after a label was learned, and so the easiest (mean absolute error 16.5 in place of
-18.7): of the others, of which no label ever tells, fewer lie within."""  # noqa: E501
+SPARSE = """Intervals guarantee the coverage of the labels that arrive. In cgm-sparse every 72nd row has a label. These
+rows are predicted soonest after a label was learned, so they are the easiest ones (mean absolute error 16.5 instead of
+18.7). Of the rows without a label, fewer lie within the interval."""  # noqa: E501
 
 
 def _groups(found: Sequence[Compared]) -> list[list[Compared]]:
-    """Scenarios of one measure, in tables of at most eight."""
+    """Group scenarios of one measure, into tables of at most eight."""
     groups: list[list[Compared]] = []
     for compared in found:
         if not groups or groups[-1][0].measure != compared.measure or len(groups[-1]) == 8:
@@ -80,15 +80,15 @@ def _table(group: Sequence[Compared]) -> str:
 
 
 def _summary(found: Sequence[Compared]) -> str:
-    """Rank the guards over all scenarios that every one of them can mix, digits left out: nobody
-    learns there."""
+    """Rank the guards over the scenarios that all of them can mix, except digits, where no guard
+    learns."""
     judged = [c for c in found if not c.higher]
     if not judged:
         return ""
     lines = [
-        "Over the scenarios above that are not of digits: how far each guard is from the best "
+        "Over the scenarios above except digits: the error of each guard relative to the best "
         "expert in hindsight "
-        "(geometric mean of the ratios, below 1: better than it), and from the base in its "
+        "(geometric mean of the ratios, below 1: better than it), and relative to the base in its "
         "worst block.",
         "",
         "| guard | to the best expert | to the base | worst block of all | of scenarios |",
@@ -107,27 +107,25 @@ def _summary(found: Sequence[Compared]) -> str:
 
 
 def _intervals(found: Sequence[Compared]) -> str:
-    """Show what the intervals around the default guard did."""
+    """Return the coverage and width of the intervals around the default guard."""
     lines = [
         "## Prediction intervals",
         "",
-        f"`Intervals({COVERAGE:g})` around what the default guard served, in the same pass, "
-        f"everything else at its "
-        "default. Judged: the share of the targets of all judged predictions that lie within, "
-        "labels that never come "
-        "included; counted: the pipeline's own count, over the labels that came, warm-up "
-        "included. Rate and scale of "
-        "the intervals were chosen with cgm-6h, cgm-sparse, los-strong and etth1-strong in sight.",
+        f"`Intervals({COVERAGE:g})` around the predictions of the default guard, in the same pass, "
+        "with default settings. Judged: the share of the targets of all judged predictions that "
+        "lie within the interval, including targets whose label never arrives. Counted: the "
+        "pipeline's own count, over the labels that arrived, including the warm-up. Rate and scale of "
+        "the intervals were chosen by results on cgm-6h, cgm-sparse, los-strong and etth1-strong.",
         "",
         "| scenario | judged | counted | mean width |",
         "| --- | ---: | ---: | ---: |",
     ]
     for c in found:
         if c.intervals:
-            said = c.intervals
+            coverage = c.intervals
             lines.append(
-                f"| {c.name} | {said['judged']:.4f} | {said['counted']:.4f} | "
-                f"{said['width']:.4g} |"
+                f"| {c.name} | {coverage['judged']:.4f} | {coverage['counted']:.4f} | "
+                f"{coverage['width']:.4g} |"
             )
     return "\n".join([*lines, "", SPARSE, ""])
 

@@ -152,11 +152,11 @@ def _seconds(learner: ErrorMemory, examples: tuple[Tensor, Tensor, Tensor]) -> f
 def page(costs: dict[str, list[Cost]]) -> str:
     """Return the figures as a page of documentation."""
     lines = [
-        "# What an error memory costs",
+        "# The cost of an error memory",
         "",
         "Written by `python -m benchmarks.memory_cost --markdown docs/memory_cost.md`. The "
-        "ratios say whether cost and "
-        "memory are flat; the times belong to one machine, shared with others while it measured.",
+        "ratios show whether cost and memory are constant; the times are from one machine, which "
+        "had other load.",
         "",
         "| store | entries seen | predict and learn, us | ratio | bytes |",
         "| --- | ---: | ---: | ---: | ---: |",

@@ -14,21 +14,21 @@ Results = Mapping[str, Mapping[str, Run]]
 ALIKE = 0.0005
 """Relative differences below this are called none."""
 
-INTRODUCTION = f"""# What reactions to drift are worth
+INTRODUCTION = f"""# The benefit of reactions to drift
 
 Written by `python -m benchmarks.reactions --json build/reactions.json --markdown docs/reactions.md`.
 
-Served error without any reaction and with each one, everything else the same: {DETECTOR.upper()} on `{SIGNAL}` at
+Served error without a reaction and with each reaction, with everything else the same: {DETECTOR.upper()} on `{SIGNAL}` at
 river's defaults, a cool-down of {COOL_DOWN} values, reactions at their defaults on all learners, one seed. In brackets:
-the worst block of {BLOCK} predictions, as a ratio to the base's error in that block. Learners forget by themselves, and
-the guard moves to those that are right again, whether or not a detector says anything: that is what a reaction is up
-against.
+the worst block of {BLOCK} predictions, as a ratio to the base's error in that block. Without
+any detector, learners forget by themselves, and the guard moves to the learners that are right again. A reaction has to be
+better than that.
 """  # noqa: E501
 
 PROTOCOL = """## Protocol
 
-As in docs/results.md (the scenarios of that name), but for the learners and the lengths, so that all runs together take
-half an hour (`--part 1` runs all of the long ones):
+As in docs/results.md (the scenarios of the same name), except for the learners and the lengths, so that all runs together
+take half an hour (`--part 1` runs the long streams in full):
 
 """  # noqa: E501
 
@@ -48,7 +48,7 @@ def page(results: Results, part: float) -> str:
         _changes(results),
         _words(results),
     ]
-    parts += ["## What was done\n", _done(results), PROTOCOL + protocols + "\n"]
+    parts += ["## Actions and cost\n", _done(results), PROTOCOL + protocols + "\n"]
     return "\n".join(parts)
 
 
@@ -86,7 +86,7 @@ def _changes(results: Results) -> str:
 
 
 def _words(results: Results) -> str:
-    lines = ["## Which reaction pays where\n"]
+    lines = ["## Where each reaction helps\n"]
     for reaction in REACTIONS:
         better = [n for n, runs in results.items() if change(runs, reaction) < -ALIKE]
         worse = [n for n, runs in results.items() if change(runs, reaction) > ALIKE]
@@ -129,16 +129,16 @@ def _times(run: Run) -> str:
     return str(sum(run.done.values()))
 
 
-_CONCLUSION = """No reaction pays everywhere, so the default is `alert`: say so, and leave what is served to the guard.
+_CONCLUSION = """No reaction helps everywhere, so the default is `alert`: report the drift, and leave the served prediction to the guard.
 
-* `refit` is the one to try where the change is real and lasts and the learner learned from all of its past (elec2,
-  agrawal-abrupt): a fresh copy has to win its trial before it takes a place, so it is seldom much worse. It costs up to
-  half as much time again.
-* `boost` gains where the learners follow too slowly (cgm-6h); where labels are noisy classes it makes them follow
+* Try `refit` where the change is real and permanent and the learner has learned from its whole past (elec2,
+  agrawal-abrupt). A new copy has to win its trial before it replaces the learner, so it is rarely much worse. It costs up
+  to 50 % more time.
+* `boost` helps where the learners follow too slowly (cgm-6h). If labels are noisy classes, it makes the learners follow
   noise.
-* `forget` and `reset` throw away what was right: on slow or repeated drift (cgm-6h, etth1, los) the learners that are
-  thrown away were the ones that would have been right again. `reset` pays where nothing of the old concept is of use,
-  as on agrawal-abrupt, and it makes the worst block of cgm-6h better and its mean worse.
+* `forget` and `reset` discard knowledge: on slow or repeated drift (cgm-6h, etth1, los) the discarded learners would have
+  been right again. `reset` helps where no part of the old concept is useful, as on agrawal-abrupt. It makes the worst block
+  of cgm-6h better and its mean worse.
 
-On cgm-sparse, with four labels a day, the detector never had enough values to fire at all.
+On cgm-sparse, with four labels a day, the detector never had enough values to fire.
 """  # noqa: E501

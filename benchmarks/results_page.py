@@ -18,35 +18,35 @@ from benchmarks.scenarios.measure import BLOCK, Measured
 __all__ = ["protocols", "results_page"]
 
 ALIKE = 0.6
-"""A protocol that shares this part of its sentences with one already told is told by what
-differs."""
+"""A protocol that shares this part of its sentences with an earlier one is printed as its
+differences only."""
 
 _INTRODUCTION = f"""# Results
 
 Written by `python -m benchmarks.quality --json build/quality.json --markdown docs/results.md`; each figure is computed
-from the emitted predictions and the data, outside the pipeline, and, where the pipeline counts the same, checked
-against its counters.
+from the emitted predictions and the data, outside the pipeline, and compared with the pipeline's counters where they
+count the same.
 
 `served` is what the pipeline emits: the guarded mixture of `base`, the frozen model, and the learners. *Italic* rows
-stand beside the mixture and are not part of it. Where anything is random a figure is the mean over three seeds, ± their
+are not part of the mixture. Where a run depends on random numbers, a figure is the mean over three seeds, ± their
 standard deviation. In brackets: the worst block of {BLOCK} predictions, as a ratio to the base's error in that block
-(above 1: worse than doing nothing there).
+(above 1: worse than no adaptation there).
 
-The default learners' settings were chosen with the streams of the cgm, etth1 and los scenarios in sight: read those
-figures as slightly optimistic. What was chosen for the others is in their protocols.
+The default settings of the learners were chosen by results on the streams of the cgm, etth1 and los scenarios, so those
+figures are slightly optimistic. The protocols of the other scenarios say which of their settings were chosen, and how.
 """  # noqa: E501
 
-_WORDS = """## Where each one helps, where it does nothing, where it harms
+_WORDS = """## Where each learner helps, has no effect, or harms
 
 Against the frozen base, by the first measure of each scenario: in per cent of the base's figure, or, where higher is
-better, in points of the measure. Changes of less than .05 % or less than the spread over the seeds are called nothing.
+better, in points of the measure. Changes of less than 0.05 %, or less than the spread over the seeds, count as no effect.
 """  # noqa: E501
 
 _COST = """## Cost
 
-CPU time per entry in ms, one thread, predicting, learning and mixing included; measured on a noisy 2-core machine, with
-other work beside it, so that the ratios say more than the times. `base only` is a pipeline without learners and guard;
-a learner's row is what it adds to that when it is the only one; `all, with guard` is the scenario's pipeline.
+CPU time per entry in ms, one thread, predicting, learning and mixing included; measured on a 2-core machine with other
+load, so the ratios are more reliable than the times. `base only` is a pipeline without learners and guard; the row of a
+learner is the time that it adds to that when it is the only one; `all, with guard` is the scenario's pipeline.
 """  # noqa: E501
 
 
@@ -89,18 +89,18 @@ def _image(measured: Measured, plots: Mapping[str, str]) -> str:
 
 
 def protocols(results: Sequence[Measured]) -> str:
-    """One item per scenario; of what an earlier one said word for word, only that it did."""
-    told: dict[str, list[str]] = {}
+    """Return one item for each scenario; sentences of an earlier protocol are not repeated."""
+    printed: dict[str, list[str]] = {}
     lines = []
     for m in results:
         text = m.protocol.removeprefix(f"{m.name}: ")
         sentences = _sentences(text)
-        like = max(told, key=lambda name: _shared(sentences, told[name]), default=None)
-        if like is not None and _shared(sentences, told[like]) >= ALIKE * len(sentences):
-            new = " ".join(s for s in sentences if s not in told[like])
-            text = f"as `{like}`, but for this: {new}" if new else f"as `{like}`"
+        like = max(printed, key=lambda name: _shared(sentences, printed[name]), default=None)
+        if like is not None and _shared(sentences, printed[like]) >= ALIKE * len(sentences):
+            new = " ".join(s for s in sentences if s not in printed[like])
+            text = f"as `{like}`, except: {new}" if new else f"as `{like}`"
         else:
-            told[m.name] = sentences
+            printed[m.name] = sentences
         lines.append(f"* `{m.name}`: {text}")
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""What the figures say in words: where each method helps, where it does nothing and where it
+"""What the figures say in words: where each method helps, where it has no effect and where it
 harms."""
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def change_of(measured: Measured, name: str) -> tuple[int, str]:
 def _said(name: str, results: Sequence[Measured]) -> str:
     changes = [(m.name, *change_of(m, name)) for m in results]
     parts = []
-    for wanted, verb in ((1, "helps on"), (0, "does nothing on"), (-1, "harms on")):
+    for wanted, verb in ((1, "helps on"), (0, "has no effect on"), (-1, "harms on")):
         if found := [f"{scenario} ({text})" for scenario, sign, text in changes if sign == wanted]:
             parts.append(f"{verb} {', '.join(found)}")
     return f"* `{name}`: " + "; ".join([*parts, *_blocks(name, results)]) + "."

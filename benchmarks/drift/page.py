@@ -21,13 +21,12 @@ INTRODUCTION = """# How well drift is detected
 
 Written by `python -m benchmarks.drift --json build/drift.json --markdown docs/drift.md`.
 
-Every detector at river's defaults, on the pipeline's own signals of streams whose changes are known, and two dummies:
-one that always fires and one that never does. *Away* and *back*: changes away from the concept that the frozen base was
-fitted on, and back to it; *detected* counts changes with an alarm within the horizon, *delay* is the median of those,
-in entries. *False*: alarms outside of all horizons, per 10,000 entries there. *By chance*: how many changes as many
-alarms thrown anywhere on the stream would have detected; a detector that is not above it has found nothing.
-*Repeats*: further alarms within the horizons. The last three columns: the same with a cool-down as long as the
-horizon.
+Every detector at river's defaults, on the pipeline's own signals, on streams with known changes; and two dummies: one that
+always fires and one that never fires. *Away* and *back*: changes away from the concept that the frozen base was fitted on,
+and back to it. *Detected* counts changes with an alarm within the horizon; *delay* is the median of their delays, in
+entries. *False*: alarms outside all horizons, per 10,000 entries there. *By chance*: the number of changes that the same
+number of random alarms would have detected; a detector that is not above this number has found nothing. *Repeats*: further
+alarms within the horizons. The last three columns: the same with a cool-down as long as the horizon.
 """  # noqa: E501
 
 PROTOCOL = f"""## Protocol
@@ -39,28 +38,28 @@ PROTOCOL = f"""## Protocol
   {WIDTHS["abrupt"]} entries (abrupt; river's formula overflows for less) or {WIDTHS["gradual"]} (gradual; it begins
   where its sigmoid is at .12, and delays count from there). Creeping: the centres of RandomRBF begin to move
   ({CREEP:g} an entry) and do not stop. Horizon: {SPACING // 2} entries, for the creeping stream all that is left. Only
-  RandomRBF's changes, of these, move the inputs: in all others `input`, `confidence` and `embedding` have nothing to
-  see but chance.
-* Their base: a network (32 and 16 hidden units) fitted on {FIT:,} entries of the first concept and frozen; it goes on
-  from the next entry. Regression: `FriedmanDrift` (global recurring; global gradual; local expanding, which touches a
+  RandomRBF's changes, of these, move the inputs: in all others `input`, `confidence` and `embedding` can only detect
+  chance.
+* Their base: a network (32 and 16 hidden units) fitted on {FIT:,} entries of the first concept and frozen; its stream begins
+  at the next entry. Regression: `FriedmanDrift` (global recurring; global gradual; local expanding, which touches a
   small part of the inputs' space only), ridge regression as base. Labels come with their entries and are known at the
-  next one: no delay is less than one entry, but for `input`, `confidence` and `embedding`.
+  next one: no delay is less than one entry, except for `input`, `confidence` and `embedding`.
 * `linkload`: the scenario of docs/results.md (two links fail every 144 entries, loads routed around them), horizon
-  {FAILURE_HORIZON} entries, the first failure after 300; `linkload-still` is the same demand with no failure: day and
-  night go on, and all alarms are false. The base forecasts the change of the last value, so that
+  {FAILURE_HORIZON} entries, the first failure after 300; `linkload-still` is the same demand with no failure: the daily
+  cycle goes on, and all alarms are false. The base forecasts the change of the last value, so that
   most of a failure's loss is one entry's.
 * `glucose`: the scenario `cgm-6h`, labels six hours late. The data do not say when a sensor was changed. Taken as a
-  change: the first row after at least {PAUSE // HOUR} h without a usable one, which is how long such a sensor says
-  nothing after it was put in (rows whose current is `nil` count as missing; there is one run of them). Horizon:
-  {SENSOR_HORIZON} entries. How sure that is stands with the table.
-* Signals are recorded once, by a monitor inside the pipeline (base, no learners), and every detector is given the same
-  values by `DriftMonitor.update`; a test checks that monitors in the pipeline fire at the same entries.
+  change: the first row after at least {PAUSE // HOUR} h without a usable one, because such a sensor sends no
+  readings for that time after it was put in (rows whose current is `nil` count as missing; there is one run of them). Horizon:
+  {SENSOR_HORIZON} entries. The text at the table says how certain that is.
+* Signals are recorded once, by a monitor inside the pipeline (base, no learners), and every detector receives the same
+  values from `DriftMonitor.update`; a test checks that monitors in the pipeline fire at the same entries.
   {" and ".join(SLOW).upper()} watches the first seed's streams only. `{MOVING}` is no signal of the product: the base's
   loss in units of a running mean of itself (rate {RATE:g}), to see what such a unit would hide; `loss` is in units
-  of what was usual in its first entries.
+  of the usual loss in its first entries.
 * An alarm belongs to a change from the change's first entry until the horizon or the next change; the first is the
   detection, others are repeats. Costs: process time of `DriftMonitor.update`, one thread, on a shared machine: the
-  ratios say more than the times.
+  ratios are more reliable than the times.
 """  # noqa: E501
 
 

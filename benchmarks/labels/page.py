@@ -14,11 +14,11 @@ __all__ = ["page"]
 def page(figures: Mapping[str, Any]) -> str:
     """Return the figures as a page of documentation."""
     lines = [
-        "# Labels as they really are",
+        "# Late, wrong and missing labels",
         "",
         "Written by `python -m benchmarks.labels --json FILE --markdown docs/labels.md`. Lower "
-        "is better, but for "
-        "calibration, which is best at 1, accuracy and correlation.",
+        "is better, except for "
+        "calibration, which is best at 1, and for accuracy and correlation.",
         "",
         *_budget(figures["budgets"]),
         *_robustness(figures["robustness"]),
@@ -49,10 +49,9 @@ def _budget(rows: Sequence[Row]) -> list[str]:
     text = [
         "## A budget of labels",
         "",
-        "`LabelBudget(rate)` against as many labels picked at random (`floor = 1`). 'told' is "
-        "the loss of all "
-        "predictions as the asked labels tell it, each weighted by one over its probability; "
-        "'true' is that loss.",
+        "`LabelBudget(rate)` compared with the same number of labels picked at random "
+        "(`floor = 1`). 'estimated' is the loss of all predictions, estimated from the labels "
+        "that were asked for, each with the weight 1 / (its probability); 'true' is the true loss.",
         "",
     ]
     head = [
@@ -64,8 +63,8 @@ def _budget(rows: Sequence[Row]) -> list[str]:
         "served",
         "best expert",
         "worst block",
-        "base told / true",
-        "served told / true",
+        "base estimated / true",
+        "served estimated / true",
     ]
     body = [
         [
@@ -88,12 +87,10 @@ def _robustness(rows: Sequence[Row]) -> list[str]:
     text = [
         "## Bad labels",
         "",
-        "'ratio' is served over base, overall and in the worst block. With labels of other "
-        "entries nothing can be "
-        "learned but how they are distributed: the best constant in hindsight is the least loss "
-        "there is. An absurd "
-        "class is refused at the door, as is every second label; an absurd value is not learned "
-        "(`Supervised(absurd=100)`).",
+        "'ratio' is served divided by base, over all and in the worst block. From labels of other "
+        "entries only their distribution can be learned: the best constant in hindsight has the "
+        "smallest possible loss. An invalid class is refused on arrival, and so is a second label "
+        "for one entry; an outlier value is not learned (`Supervised(absurd=100)`).",
         "",
     ]
     head = [
@@ -124,13 +121,12 @@ def _robustness(rows: Sequence[Row]) -> list[str]:
 
 def _estimates(rows: Sequence[Row]) -> list[str]:
     text = [
-        "## Losses told without labels",
+        "## Losses estimated without labels",
         "",
-        "Of what is served, block by block, told at the time of each prediction: mean relative "
-        "error and correlation "
-        "with the true loss. 'matured' is what there is without an estimate, the mean over the "
-        "newest 500 labels known "
-        "by then; 'constant' the overall mean, known in hindsight only.",
+        "The loss of the served predictions in each block, estimated at the time of each "
+        "prediction: mean relative error of the estimate, and its correlation with the true loss. "
+        "'matured' is the alternative without an estimate: the mean over the newest 500 labels "
+        "known by then. 'constant' is the overall mean, known in hindsight only.",
         "",
     ]
     head = [
@@ -165,10 +161,10 @@ def _estimates(rows: Sequence[Row]) -> list[str]:
 
 def _conversions(rows: Sequence[Row]) -> list[str]:
     text = [
-        "## Positives that come late",
+        "## Late positive labels",
         "",
-        "`Supervised(classes=2, negative_after=...)`: no label is learned as a negative; see "
-        "the protocol.",
+        "`Supervised(classes=2, negative_after=...)`: an entry without a label is learned as a negative; "
+        "see the protocol.",
         "",
     ]
     keys = ("calibration", "loss", "calibration_after", "loss_after")
