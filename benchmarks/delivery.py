@@ -102,10 +102,10 @@ def measured(broker: str, servers: str, folder: Path, guarantee: str) -> dict[st
     )
     resume = engine.delivery.resume
 
-    def timed(lane: Any, digest: str) -> Any:
+    def timed(runner: Any, digest: str) -> Any:
         start = time.monotonic()
         try:
-            return resume(lane, digest)
+            return resume(runner, digest)
         finally:
             starts.append(time.monotonic() - start)
 

@@ -140,7 +140,7 @@ def run(entries, labels):
     sink, letters = MemorySink(), MemoryDeadLetters()
     engine = Engine(source, make_pipeline, sink, codec, letters, clock=ManualClock())
     summary = engine.run()
-    state = engine.lanes[0].pipeline.state_dict()
+    state = engine.runners[0].pipeline.state_dict()
     state["stats"].pop("rejected")
     return state, {p.id: p.served.tobytes() for p in sink.predictions}, letters.letters, summary
 
@@ -210,7 +210,7 @@ def test_any_mixture_of_bad_records_changes_nothing(bad_entries, bad_labels):
 
 
 def processed(engine):
-    return sum(sum(lane.positions.values()) for lane in engine.lanes.values())
+    return sum(sum(runner.positions.values()) for runner in engine.runners.values())
 
 
 @pytest.mark.kafka
@@ -236,7 +236,7 @@ def test_dead_letters_reach_their_topic(kafka_servers, topic):
     try:
         until(lambda: sum(map(len, (dirty, dirty_labels))) == processed(engine), engine.step)
         engine.checkpoint()
-        state = engine.lanes[0].pipeline.state_dict()
+        state = engine.runners[0].pipeline.state_dict()
     finally:
         engine._close()
     state["stats"].pop("rejected")

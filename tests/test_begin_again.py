@@ -71,7 +71,7 @@ def calm(tmp_path_factory):
     log = TransactionalLog()
     engine = engine_of(tmp_path_factory.mktemp("calm"), LogSink(log))
     engine.run()
-    return LogSink(log).seen(0), engine.lanes[0].pipeline.state_dict()
+    return LogSink(log).seen(0), engine.runners[0].pipeline.state_dict()
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -82,7 +82,7 @@ def test_an_answer_that_is_lost_at_any_step(tmp_path, calm, step, times):
     engine = engine_of(tmp_path, LogSink(log, on_step=lose_at(step, times)))
     engine.run()
     assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_killed_after_it_began_again(tmp_path, calm, step, killed):
     resumed = engine_of(tmp_path, LogSink(log))
     resumed.run()
     assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(resumed.lanes[0].pipeline.state_dict(), calm[1])
+    assert_same_state(resumed.runners[0].pipeline.state_dict(), calm[1])
 
 
 def test_what_is_done_again_is_counted_once(tmp_path):
@@ -124,7 +124,7 @@ def test_a_broker_that_is_away_for_long(tmp_path, calm):
     engine = engine_of(tmp_path, LogSink(log, on_step=lambda name: [hook(name) for hook in hooks]))
     engine.run()
     assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
 
 
 def test_a_transaction_that_the_broker_ended_is_begun_again(tmp_path, calm):
@@ -141,7 +141,7 @@ def test_a_transaction_that_the_broker_ended_is_begun_again(tmp_path, calm):
     )
     engine.run()
     assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
     counts = dict(engine.metrics.samples()["streamadapt_transactions_lost_total"])
     assert counts == {("0", cause.value): 2 * (cause is Loss.TAKEN) for cause in Loss}
 
@@ -168,7 +168,7 @@ def test_who_is_fenced_says_nothing_more(tmp_path):
     )
     zombie.source.open(zombie)
     zombie.step()
-    assert zombie.lanes[0].since_checkpoint
+    assert zombie.runners[0].since_checkpoint
     calls = []
     abort = log.abort
     log.abort = lambda session: (calls.append(session), abort(session))
@@ -232,13 +232,13 @@ def test_the_other_partitions_go_on(tmp_path, step):
     calm = two_partitions(tmp_path / "calm", undisturbed)
     calm.run()
     engine = two_partitions(tmp_path / "lost", log, step, 1 if step == "begin" else 2)
-    first = engine.lanes
+    first = engine.runners
     engine.run()
     assert seen(log) == seen(undisturbed)
-    assert first is engine.lanes
+    assert first is engine.runners
     for p in (0, 1):
         assert_same_state(
-            engine.lanes[p].pipeline.state_dict(), calm.lanes[p].pipeline.state_dict()
+            engine.runners[p].pipeline.state_dict(), calm.runners[p].pipeline.state_dict()
         )
 
 
@@ -275,7 +275,7 @@ def test_a_partition_that_is_lost_moves_to_another_engine(tmp_path, lost, when):
         engine.step()
     engine.source.rebalance([0], lost=lost)
     engine.step()
-    assert list(engine.lanes) == [0]
+    assert list(engine.runners) == [0]
     engine.stop()
     engine.source.open = lambda owner: None  # goes on as it is
     engine.run()
@@ -301,7 +301,7 @@ class FromTheEnd(MemorySource):
             if self._owner.partitions_assigned([0]).get(at) is None
         }
         if unknown:
-            self._owner.partitions_placed(unknown, anew=())
+            self._owner.partitions_placed(unknown, recreated=())
             self.seek(unknown)
 
 

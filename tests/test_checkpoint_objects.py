@@ -259,12 +259,12 @@ def test_an_engine_looks_for_a_successor_between_checkpoints_but_not_all_the_tim
     FailingFileSystem.set_up()
     for _ in range(100):
         clock.now += 0.03
-        store.glance()
+        store.check_owner_throttled()
     assert len(FailingFileSystem.asked) == 2 * 2
     CheckpointStore(url).acquire()
     clock.now += 1.0
     with pytest.raises(FencedError):
-        store.glance()
+        store.check_owner_throttled()
 
 
 OWNERS = st.integers(0, 2)
@@ -318,7 +318,7 @@ def test_whatever_fails_a_restart_ends_as_an_undisturbed_run(tmp_path, monkeypat
     starts again."""
     monkeypatch.setattr(_FileSystem, "tears", how == "torn")
     monkeypatch.setattr(
-        ObjectFolder, "glance_s", float("inf")
+        ObjectFolder, "owner_check_interval_s", float("inf")
     )  # else how much is asked depends on the time it takes
     job, counts = Job(45, make, 30), Counts()
     FailingFileSystem.set_up()

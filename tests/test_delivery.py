@@ -79,7 +79,7 @@ def calm(tmp_path_factory):
     engine = make_engine(entries, labels, tmp_path_factory.mktemp("calm"), sink, "at-least-once")
     engine.run()
     said = [(p.served.tobytes().hex(), str(p.position)) for p in sink.predictions]
-    return said, engine.lanes[0].pipeline.state_dict()
+    return said, engine.runners[0].pipeline.state_dict()
 
 
 def crash_at(step, times):
@@ -130,7 +130,7 @@ def test_effectively_once_survives_every_step_of_a_checkpoint(tmp_path, calm, st
     written = []
     engine = run_twice(tmp_path, "effectively-once", effectively(written), step, times)
     assert said_by(written) == calm[0]
-    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
 
 
 @pytest.mark.parametrize("at", [1, 38, 75, 111, N - 1])
@@ -138,7 +138,7 @@ def test_effectively_once_survives_a_crash_anywhere(tmp_path, calm, at):
     written = []
     engine = run_twice(tmp_path, "effectively-once", effectively(written), at=at)
     assert said_by(written) == calm[0]
-    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
 
 
 def test_a_repeat_would_be_seen(tmp_path, calm):
@@ -154,7 +154,7 @@ def test_exactly_once_survives_every_step_of_a_checkpoint(tmp_path, calm, step, 
     log = TransactionalLog()
     engine = run_twice(tmp_path, "exactly-once", lambda: LogSink(log), step, times)
     assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -168,7 +168,7 @@ def test_exactly_once_survives_every_step_of_a_transaction(tmp_path, calm, step,
     hooks = iter([crash_at(step, times), None])
     engine = run_twice(tmp_path, "exactly-once", lambda: LogSink(log, on_step=next(hooks)))
     assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.lanes[0].pipeline.state_dict(), calm[1])
+    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
 
 
 def test_exactly_once_goes_on_after_a_transaction_that_the_broker_gave_up(tmp_path, calm):
@@ -186,7 +186,7 @@ def test_exactly_once_goes_on_after_a_transaction_that_the_broker_gave_up(tmp_pa
     resumed = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once")
     resumed.run()
     assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(resumed.lanes[0].pipeline.state_dict(), calm[1])
+    assert_same_state(resumed.runners[0].pipeline.state_dict(), calm[1])
 
 
 def test_a_zombie_commits_nothing(tmp_path, calm):
@@ -222,7 +222,7 @@ def test_after_a_rollback_nothing_is_said_twice(tmp_path, calm, guarantee):
     again = make_engine(entries, labels, tmp_path, make(), guarantee)
     again.run()
     assert (LogSink(log).seen(0) if guarantee == "exactly-once" else said_by(written)) == calm[0]
-    assert_same_state(again.lanes[0].pipeline.state_dict(), calm[1])
+    assert_same_state(again.runners[0].pipeline.state_dict(), calm[1])
 
 
 def test_what_a_guarantee_needs_is_asked_for():

@@ -80,7 +80,7 @@ def test_positions_that_the_broker_has_forgotten(tmp_path, calm, caplog, killed)
     assert names(seen(log)) == names(calm)
     assert killed is None or seen(log) == calm
     assert "knows of no commit" in caplog.text
-    assert log.committed[NAME] == resumed.lanes[0].positions
+    assert log.committed[NAME] == resumed.runners[0].positions
     assert CheckpointStore(tmp_path / "memory-0").sequences()[0] >= kept[0]
 
 
@@ -117,7 +117,7 @@ def test_exactly_once_goes_on_from_another_guarantees_state(tmp_path, calm, firs
     log = TransactionalLog()
     exactly(tmp_path, log, HALF, first)
     engine = exactly(tmp_path, log)
-    assert engine.lanes[0].pipeline.stats.entries == 400, "and not 400 again"
+    assert engine.runners[0].pipeline.stats.entries == 400, "and not 400 again"
     assert names(seen(log)) == names(calm)
 
 
@@ -215,7 +215,7 @@ def test_a_stream_that_is_silent_for_long_keeps_its_positions_alive(tmp_path):
     assert not log.committed
     engine.clock.advance(7 * 3600.0)
     engine.step()
-    assert log.committed[NAME] == engine.lanes[0].positions
+    assert log.committed[NAME] == engine.runners[0].positions
 
 
 class Buffered(MemorySink):
@@ -259,8 +259,8 @@ def test_who_takes_over_after_an_error_finds_all_that_was_said(tmp_path):
     )  # fmt: skip
     process, lots = engine._process, []
 
-    def failing(lane, released):
-        process(lane, released)
+    def failing(runner, released):
+        process(runner, released)
         lots.append(released)
         if len(lots) == 5:
             raise RuntimeError("as any error does")
@@ -312,9 +312,9 @@ def test_many_partitions_that_are_saved_are_signs_of_life(tmp_path):
     """Each step of a checkpoint counts: a loop that saves for long is not stuck."""
     engine = make_engine([], [], tmp_path, MemorySink(), "at-least-once")
     beats = []
-    engine.on_checkpoint_step = lambda name: beats.append(engine.beat)
+    engine.on_checkpoint_step = lambda name: beats.append(engine.heartbeat)
     engine.partitions_assigned([0, 1, 2])
-    assert engine.beat == 3
+    assert engine.heartbeat == 3
     engine.checkpoint()
     assert beats == sorted(set(beats))
     assert not Watchdog(engine, Metrics(), 60.0).stalled
@@ -327,8 +327,8 @@ def test_a_stream_that_was_made_anew_is_new(tmp_path):
     entries, labels = stream()
     engine = make_engine(entries, labels, tmp_path / "new", LogSink(log), "exactly-once")
     assert engine.partitions_assigned([0])[AT] is None
-    assert engine.reached(AT) == HALF
-    engine.partitions_placed({AT: 0}, anew=[AT])
-    assert engine.reached(AT) == 0
+    assert engine.known_end(AT) == HALF
+    engine.partitions_placed({AT: 0}, recreated=[AT])
+    assert engine.known_end(AT) == 0
     engine.run()
     assert len(LogSink(log).seen(0)) == HALF - 2 + 398

@@ -474,7 +474,7 @@ def test_a_wrong_config_stops_the_run_with_a_code_of_its_own(folder, capsys):
     assert done.returncode == 3
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("streamadapt: ")]
     assert (
-        "5000 of the last 5000 records were refused (100.0%; limits.max_bad_share bears 95.0%)"
+        "5000 of the last 5000 records were refused (100.0%; limits.max_bad_share tolerates 95.0%)"
         in said
     )
     assert "4900 as missing_field, for example x.jsonl[0]@" in said

@@ -205,7 +205,7 @@ def test_stop_is_heard_while_a_kafka_sink_waits_for_its_broker(which):
     )
     thread = Ended(engine)
     thread.start()
-    while engine.beat < 3:  # it processes the first lot, which cannot be delivered
+    while engine.heartbeat < 3:  # it processes the first lot, which cannot be delivered
         time.sleep(0.01)
     engine.stop()
     thread.join(120.0)

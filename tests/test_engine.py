@@ -22,7 +22,7 @@ from streamadapt import (
 )
 from streamadapt.engine.engine import Engine
 from streamadapt.engine.metrics import Metrics
-from streamadapt.engine.reject_limit import BAD_SHARE_OF
+from streamadapt.engine.reject_limit import BAD_SHARE_WINDOW
 from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import CheckpointError, ConnectorError, StreamadaptError
 from streamadapt.testing import (
@@ -104,7 +104,9 @@ def test_labels_in_their_own_stream_come_in_event_time_order():
     one, _ = make_engine(both, None)
     two.run()
     one.run()
-    states = [engine.lanes[0].pipeline.state_dict() for engine in (one, two)] if one.lanes else []
+    states = (
+        [engine.runners[0].pipeline.state_dict() for engine in (one, two)] if one.runners else []
+    )
     assert states
     assert_same_state(*states)
 
@@ -124,7 +126,7 @@ def test_a_crash_anywhere_leaves_no_trace(tmp_path, crash_at):
     resumed, second = make_engine(entries, labels, tmp_path / "crash")
     resumed.run()
     assert_same_state(
-        undisturbed.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict()
+        undisturbed.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
     said = written(first)
     for position, value in written(second).items():
@@ -165,7 +167,7 @@ def test_a_crash_at_any_step_of_a_checkpoint_leaves_no_trace(tmp_path, step):
     resumed, second = make_engine(entries, labels, tmp_path / "crash")
     resumed.run()
     assert_same_state(
-        undisturbed.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict()
+        undisturbed.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
     assert written(first) | written(second) == written(calm)
 
@@ -184,7 +186,7 @@ def test_nothing_is_saved_past_predictions_that_were_not_delivered(tmp_path):
     undisturbed.run()
     assert written(failing) | written(sink) == written(calm)
     assert_same_state(
-        undisturbed.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict()
+        undisturbed.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
 
 
@@ -220,7 +222,7 @@ def test_bad_records_go_to_the_dead_letters_and_change_nothing(tmp_path):
     assert [p.served.tobytes() for p in sink.predictions] == [
         p.served.tobytes() for p in calm.predictions
     ]
-    states = [e.lanes[0].pipeline.state_dict() for e in (clean, engine)]
+    states = [e.runners[0].pipeline.state_dict() for e in (clean, engine)]
     for state in states:
         state["stats"].pop("rejected")
     assert_same_state(*states)
@@ -241,7 +243,7 @@ def test_one_record_dated_next_century_holds_up_nothing():
     assert [p.served.tobytes() for p in sink.predictions] == [
         p.served.tobytes() for p in calm.predictions
     ]
-    states = [e.lanes[0].pipeline.state_dict() for e in (clean, engine)]
+    states = [e.runners[0].pipeline.state_dict() for e in (clean, engine)]
     for state in states:
         state["stats"].pop("rejected")
     assert_same_state(*states)
@@ -260,8 +262,8 @@ def test_a_long_gap_is_no_wrong_clock():
 
 def test_a_stream_of_nothing_but_bad_records_stops_the_engine():
     """That is a wrong config; the message shows what is wrong with the newest record."""
-    engine, _ = make_engine([b"nonsense"] * (BAD_SHARE_OF + 100), None)
-    with pytest.raises(StreamadaptError, match=r"limits\.max_bad_share bears .*for example "):
+    engine, _ = make_engine([b"nonsense"] * (BAD_SHARE_WINDOW + 100), None)
+    with pytest.raises(StreamadaptError, match=r"limits\.max_bad_share tolerates .*for example "):
         engine.run()
 
 
@@ -324,7 +326,7 @@ def test_a_full_buffer_pauses_its_stream():
     for _ in range(30):
         engine.step()
     assert engine._paused
-    assert len(engine.lanes[0].merge) <= 50 + 100
+    assert len(engine.runners[0].merge) <= 50 + 100
 
 
 def test_forecasts_need_no_labels(tmp_path):
@@ -346,7 +348,9 @@ def test_forecasts_need_no_labels(tmp_path):
         crashed.run()
     resumed, second = make_engine(entries, None, tmp_path / "crash", make=make)
     resumed.run()
-    assert_same_state(calm.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict())
+    assert_same_state(
+        calm.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
+    )
     assert written(first) | written(second) == written(sink)
 
 
@@ -360,7 +364,7 @@ def test_a_lost_partition_is_let_go_without_a_trace(tmp_path, caplog):
     engine.step()
     with caplog.at_level(logging.INFO, "streamadapt"):
         engine.partitions_revoked([0], lost=True)
-    assert engine.lanes == {}
+    assert engine.runners == {}
     assert "lost" in caplog.text
     fresh, sink = make_engine(entries, labels, tmp_path)
     fresh.run()

@@ -50,7 +50,7 @@ def test_a_slow_sink_pauses_the_source_and_memory_stays_flat():
             ended = engine.step()
             polls += 1
             idle += source.lag() == before
-            held.append(engine.lanes[0].waiting)
+            held.append(engine.runners[0].waiting)
             memory.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()

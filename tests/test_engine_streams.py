@@ -62,7 +62,7 @@ def test_positions_stand_behind_offsets_without_a_record(tmp_path, guarantee):
     sink = LogSink(log)
     engine = engine_of(more, tmp_path, sink, guarantee)
     engine.run()
-    assert engine.lanes[0].pipeline.stats.entries == 7
+    assert engine.runners[0].pipeline.stats.entries == 7
     assert newest(tmp_path).positions == {AT: 10}
 
 
@@ -88,7 +88,7 @@ def test_another_stream_of_the_same_name_is_new(tmp_path, caplog, guarantee):
         "memory[0] was deleted and created again: it is read from 0, and all of it is new"
         in caplog.text
     )
-    assert engine.lanes[0].pipeline.stats.entries == 14
+    assert engine.runners[0].pipeline.stats.entries == 14
     assert newest(tmp_path).identities == {AT: "second"}
     assert newest(tmp_path).positions == {AT: 9}
     said = [json.loads(value)["id"] for _, value in log.read(StreamPartition("predictions", 0))]
@@ -101,7 +101,7 @@ def test_the_same_stream_goes_on_and_one_without_identity_is_taken(tmp_path):
     for identity, count in ((None, 3), ("first", 5), ("first", 6), (None, 8)):
         engine = engine_of(MemorySource(entries(count), identity=identity), tmp_path)
         engine.run()
-        assert engine.lanes[0].pipeline.stats.entries == count
+        assert engine.runners[0].pipeline.stats.entries == count
     assert newest(tmp_path).identities == {AT: "first"}
 
 
@@ -112,10 +112,10 @@ def test_what_waits_of_a_stream_that_was_deleted_is_dropped(tmp_path):
     source.open(engine)
     engine.stopping = True  # records are read and wait
     engine.step()
-    assert engine.lanes[0].waiting == 40
+    assert engine.runners[0].waiting == 40
     engine.stopping = False
-    engine.partitions_placed({AT: 0}, anew=[AT])
-    assert engine.lanes[0].waiting == 0
+    engine.partitions_placed({AT: 0}, recreated=[AT])
+    assert engine.runners[0].waiting == 0
     engine.checkpoint()
     assert newest(tmp_path).positions == {AT: 0}
     engine._close()
@@ -141,7 +141,7 @@ def test_times_begin_again_with_the_stream(tmp_path, make, hours):
     def run(items, identity):
         engine = engine_of(MemorySource(items, identity=identity), tmp_path, make=make)
         engine.run()
-        stats = engine.lanes[0].pipeline.stats
+        stats = engine.runners[0].pipeline.stats
         return stats.entries, dict(stats.rejected)
 
     assert run(timed(40, 0), "first") == (40, {})

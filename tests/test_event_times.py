@@ -415,7 +415,7 @@ def test_a_key_that_was_evicted_remembers_its_doubt(tmp_path):
 
 
 def engine_of(items, make, path=None, labels=None, **more):
-    """An engine over a source that can be added to; `source_pipeline` is what its one lane has."""
+    """An engine over a source that can be added to; its one runner has `source_pipeline`."""
     pipelines = make if callable(make) else (lambda: make)
     settings = EngineSettings(
         checkpoint_path=path, checkpoint_every_entries=7, label_wait_s=1.0, **more
@@ -426,7 +426,7 @@ def engine_of(items, make, path=None, labels=None, **more):
         clock=ManualClock(), metrics=Metrics(ManualClock()),
     )  # fmt: skip
     source.open(engine)
-    engine.source_pipeline = engine.lanes[0].pipeline
+    engine.source_pipeline = engine.runners[0].pipeline
     return engine
 
 
@@ -571,7 +571,7 @@ def test_a_wrong_label_holds_up_no_entry_and_no_label():
     assert len(ids(engine)) == 40
     assert engine.summary()["labels"] == {"learned": 38}
     assert engine.summary()["dead_letters"] == {"bad_time": 1}
-    assert engine.lanes[0].merge.late_labels <= 1
+    assert engine.runners[0].merge.late_labels <= 1
 
 
 def test_a_checkpoint_that_was_written_with_a_wrong_time_recovers(tmp_path):

@@ -26,7 +26,7 @@ from torch import nn
 
 from streamadapt import Batch, Linear, River
 from streamadapt.config.tables import load_config
-from streamadapt.engine.partition import Lane
+from streamadapt.engine.partition import PartitionRunner
 from streamadapt.errors import (
     CheckpointError,
     ConfigError,
@@ -435,11 +435,11 @@ def test_a_pickle_that_takes_for_ever_to_hash_is_refused(form: str) -> None:
 # -- a pipeline takes a state whole or not at all
 
 
-def restored(path: Path, state: dict[str, Any]) -> Lane:
+def restored(path: Path, state: dict[str, Any]) -> PartitionRunner:
     stored(path, state)
-    lane = Lane(0, ["t"], pipeline_of("own labels"), CheckpointStore(path), 0.0, 1)
-    lane.restore("d")
-    return lane
+    runner = PartitionRunner(0, ["t"], pipeline_of("own labels"), CheckpointStore(path), 0.0, 1)
+    runner.restore("d")
+    return runner
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,9 @@ class Running:
         self.engine.source.open(self.engine)
 
     def entries(self):
-        return {p: lane.pipeline.stats.entries for p, lane in sorted(self.engine.lanes.items())}
+        return {
+            p: runner.pipeline.stats.entries for p, runner in sorted(self.engine.runners.items())
+        }
 
     def until(self, holds):
         until(holds, self.engine.step)
@@ -93,7 +95,9 @@ def created(servers, topic, partitions=1, **more):
 
 
 def refused(one):
-    return sum(sum(lane.pipeline.stats.rejected.values()) for lane in one.engine.lanes.values())
+    return sum(
+        sum(runner.pipeline.stats.rejected.values()) for runner in one.engine.runners.values()
+    )
 
 
 def again(servers, name, partitions=1):
@@ -220,7 +224,7 @@ def test_added_partitions_are_read_from_their_beginning(
     name = created(kafka_servers, topic)
     group = group and f"{group}-{name}"
     one = running(name, group=group, start=start, session_timeout="6s")
-    one.until(lambda: one.engine.source.state == "connected" and 0 in one.engine.lanes)
+    one.until(lambda: one.engine.source.state == "connected" and 0 in one.engine.runners)
     one.settle(1.0)
     fill(kafka_servers, name, 3)
     one.until(lambda: one.entries() == {0: 3})

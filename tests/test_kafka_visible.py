@@ -123,7 +123,7 @@ class Running:
         until(holds, step)
 
     def entries(self) -> int:
-        return sum(lane.pipeline.stats.entries for lane in list(self.engine.lanes.values()))
+        return sum(runner.pipeline.stats.entries for runner in list(self.engine.runners.values()))
 
     def works(self) -> bool:
         return (

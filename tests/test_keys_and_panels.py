@@ -100,7 +100,7 @@ def calm(tmp_path_factory):
     """A run that nothing happened to."""
     engine, sink = engine_of(keyed_items(), tmp_path_factory.mktemp("calm"))
     engine.run()
-    return engine.lanes[0].pipeline.state_dict(), said(sink)
+    return engine.runners[0].pipeline.state_dict(), said(sink)
 
 
 @pytest.mark.parametrize("crash_at", [3, 70, 119, 200, 359])
@@ -113,7 +113,7 @@ def test_a_crash_between_evictions_and_a_checkpoint_leaves_no_trace(tmp_path, ca
         crashed.run()
     resumed, second = engine_of(items, tmp_path)
     resumed.run()
-    assert_same_state(calm[0], resumed.lanes[0].pipeline.state_dict())
+    assert_same_state(calm[0], resumed.runners[0].pipeline.state_dict())
     assert said(first, second) == calm[1]
 
 
@@ -135,7 +135,7 @@ def test_a_crash_at_any_step_of_a_checkpoint_leaves_no_trace(tmp_path, calm, ste
         crashed.run()
     resumed, second = engine_of(keyed_items(), tmp_path)
     resumed.run()
-    assert_same_state(calm[0], resumed.lanes[0].pipeline.state_dict())
+    assert_same_state(calm[0], resumed.runners[0].pipeline.state_dict())
     assert said(first, second) == calm[1]
 
 
@@ -145,7 +145,7 @@ def test_rolled_back_to_an_older_checkpoint_everything_it_refers_to_is_there(tmp
     crashed, first = engine_of([*items[:300], CRASH, *items[300:]], tmp_path)
     with pytest.raises(SimulatedCrash):
         crashed.run()
-    crashed.lanes[0].close()
+    crashed.runners[0].close()
     store = CheckpointStore(tmp_path / "memory-0", keep=2)
     kept = store.list()
     assert len(kept) == 2
@@ -153,8 +153,8 @@ def test_rolled_back_to_an_older_checkpoint_everything_it_refers_to_is_there(tmp
     store.close()
     resumed, second = engine_of(items, tmp_path)
     resumed.run()
-    assert resumed.lanes[0].store.list()[0].sequence > kept[0].sequence
-    assert_same_state(calm[0], resumed.lanes[0].pipeline.state_dict())
+    assert resumed.runners[0].store.list()[0].sequence > kept[0].sequence
+    assert_same_state(calm[0], resumed.runners[0].pipeline.state_dict())
     assert said(first, second) == calm[1]
 
 
@@ -163,7 +163,7 @@ def test_the_folder_holds_what_the_kept_checkpoints_refer_to_and_not_much_more(t
     now."""
     engine, _ = engine_of(keyed_items(900), tmp_path, every=30)
     engine.run()
-    stats = engine.lanes[0].pipeline.stats
+    stats = engine.runners[0].pipeline.stats
     assert stats.keys["evicted"] > 1000
     files = set((tmp_path / "memory-0" / "keys").iterdir())
     assert stats.keys["stored"] == 5
@@ -180,8 +180,8 @@ def test_without_checkpoints_keys_go_to_a_temporary_folder(calm):
     engine, sink = engine_of(keyed_items(), None)
     engine.run()
     assert said(sink) == calm[1]
-    store = engine.lanes[0].pipeline.store
-    assert engine.lanes[0].pipeline.stats.keys["forgotten"] == 0
+    store = engine.runners[0].pipeline.store
+    assert engine.runners[0].pipeline.stats.keys["forgotten"] == 0
     assert not store.folder.path.exists()
 
 
@@ -205,7 +205,7 @@ def test_a_damaged_key_stops_the_engine_with_a_clear_error(tmp_path):
     resumed, _ = engine_of(items, tmp_path)
     with pytest.raises(CheckpointError, match="a key's state is damaged"):
         resumed.run()
-    resumed.lanes[0].close()
+    resumed.runners[0].close()
     for file in (tmp_path / "memory-0" / "keys").iterdir():
         file.unlink()
     with pytest.raises(CheckpointError, match="are missing"):
@@ -268,12 +268,12 @@ def test_a_panel_is_flushed_at_the_end_of_the_source_and_not_by_a_stop(tmp_path)
     stopped.on_checkpoint_step = lambda step: stopped.stop()
     stopped.run()
     assert 10 < len(first.predictions) < 50
-    assert stopped.lanes[0].pipeline.state_dict()["panel"]["times"].size > 3
+    assert stopped.runners[0].pipeline.state_dict()["panel"]["times"].size > 3
     resumed, second = engine_of(items, tmp_path / "stopped", make_panel)
     resumed.run()
     assert said(first, second) == said(sink)
     assert_same_state(
-        engine.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict()
+        engine.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
     places = [p.position for p in sink.predictions]
     assert places == [Position("memory", 0, 10 * step * S) for step in range(3, 60)]
@@ -293,7 +293,7 @@ def test_a_panel_survives_a_crash_anywhere(tmp_path, crash_at):
     resumed, second = engine_of(items, tmp_path / "crash", make_panel)
     resumed.run()
     assert_same_state(
-        calm_engine.lanes[0].pipeline.state_dict(), resumed.lanes[0].pipeline.state_dict()
+        calm_engine.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
     assert said(first, second) == said(calm_sink)
 
@@ -308,8 +308,8 @@ def test_a_record_dated_far_ahead_holds_up_no_panel(tmp_path, ahead):
     disturbed, other = engine_of([*items[:60], wrong, *items[60:]], tmp_path / "wrong", make_panel)
     disturbed.run()
     assert said(other) == said(sink)
-    assert sum(disturbed.lanes[0].pipeline.stats.rejected.values()) == 1
-    assert set(disturbed.lanes[0].pipeline.stats.rejected) == {"bad_time"}
+    assert sum(disturbed.runners[0].pipeline.stats.rejected.values()) == 1
+    assert set(disturbed.runners[0].pipeline.stats.rejected) == {"bad_time"}
 
 
 def test_late_records_and_unknown_sensors_are_dead_letters(tmp_path):

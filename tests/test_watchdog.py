@@ -89,6 +89,6 @@ def test_a_loop_that_waits_for_records_is_not_stuck(looks):
     watchdog = Watchdog(engine, Metrics(), STUCK_S)
     with watchdog:
         for _ in range(looks):
-            engine.beat += 1
+            engine.heartbeat += 1
             threading.Event().wait(STUCK_S / 4)
         assert not watchdog.stalled

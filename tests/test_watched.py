@@ -113,7 +113,7 @@ def test_the_lag_at_any_moment_is_what_is_left_to_process():
     seen = set()
     for _ in range(30):
         engine.step()
-        done = engine.lanes[0].pipeline.stats.entries
+        done = engine.runners[0].pipeline.stats.entries
         assert lag_of(metrics)["memory", "0"] == 1000 - done
         seen.add(done)
     assert done == 1000
@@ -274,7 +274,7 @@ def test_live_while_it_restores_ready_when_it_moves_neither_when_it_has_ended():
     source.opening.wait()
     assert (watchdog.live()[0], watchdog.ready()) == (True, (False, "its state is being restored"))
     source.go_on.set()
-    while not engine.lanes or engine.beat < 3:
+    while not engine.runners or engine.heartbeat < 3:
         threading.Event().wait(0.01)
     assert (watchdog.live()[0], watchdog.ready()[0]) == (True, True)
     engine.stop()

@@ -137,7 +137,7 @@ def _run(
         clock=ManualClock(),
     )  # fmt: skip
     engine.run()
-    state = engine.lanes[0].pipeline.state_dict()
+    state = engine.runners[0].pipeline.state_dict()
     state["stats"].pop("rejected")
     return state, {p.id: p.served.tobytes() for p in sink.predictions}, len(letters.letters)
 

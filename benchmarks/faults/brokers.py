@@ -151,7 +151,7 @@ class Disturber:
 
 def entries_done(engine: Engine) -> int:
     """Return how many entries an engine has dealt with; from any thread."""
-    return sum(lane.pipeline.stats.entries for lane in list(engine.lanes.values()))
+    return sum(runner.pipeline.stats.entries for runner in list(engine.runners.values()))
 
 
 def _engine(servers: str, job: Job) -> Engine:
@@ -174,7 +174,9 @@ def _run(engine: Engine, n: int) -> bool:
     deadline = time.monotonic() + PATIENCE_S
 
     def done() -> bool:
-        labels = sum(sum(lane.pipeline.stats.labels.values()) for lane in engine.lanes.values())
+        labels = sum(
+            sum(runner.pipeline.stats.labels.values()) for runner in engine.runners.values()
+        )
         return entries_done(engine) >= n and labels >= n
 
     while not done() and time.monotonic() < deadline:

@@ -181,7 +181,7 @@ class Job:
 
 def final_state(engine: Engine) -> dict[str, Any]:
     """Return the state that partition 0 ended in."""
-    return engine.lanes[0].pipeline.state_dict()
+    return engine.runners[0].pipeline.state_dict()
 
 
 def said_by(*sinks: MemorySink) -> list[tuple[str, bytes]]:

@@ -124,7 +124,7 @@ class Run:
     @property
     def done(self) -> int:
         """Entries dealt with."""
-        return self.engine.lanes[0].pipeline.stats.entries
+        return self.engine.runners[0].pipeline.stats.entries
 
     @property
     def wanted(self) -> int:

@@ -105,7 +105,7 @@ def _run(folder: Path, log: TransactionalLog, hook: Hook) -> dict[str, Any]:
     )
     engine.on_checkpoint_step = lambda name: hook(f"checkpoint: {name}")
     engine.run()
-    return dict(flat(engine.lanes[0].pipeline.state_dict()))
+    return dict(flat(engine.runners[0].pipeline.state_dict()))
 
 
 def _pipeline() -> Pipeline:

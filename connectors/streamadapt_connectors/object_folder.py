@@ -134,7 +134,7 @@ class ObjectFolder(Folder):
     locks = False
     exclusive = False
     batch = 64
-    glance_s = 1.0
+    owner_check_interval_s = 1.0
 
     def __init__(self, url: str) -> None:
         self._system = _FileSystem(url)

@@ -84,7 +84,7 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        seen, still = self._engine.beat, 0
+        seen, still = self._engine.heartbeat, 0
         every_s = self._after_s / LOOKS
         due = time.monotonic() + every_s
         while not self._stop.wait(min(LOOK_S, max(0.0, due - time.monotonic()))):
@@ -93,9 +93,9 @@ class Watchdog:
             if time.monotonic() < due:
                 continue
             due += every_s
-            beat = self._engine.beat
-            still = still + 1 if beat == seen else 0
-            seen = beat
+            heartbeat = self._engine.heartbeat
+            still = still + 1 if heartbeat == seen else 0
+            seen = heartbeat
             stalled = still >= LOOKS
             if stalled != self.stalled:
                 if stalled:

@@ -1,5 +1,5 @@
-"""What keeps a source or a sink from its work: one log line when it begins, one when it is over,
-and counts."""
+"""Conditions that keep a source or a sink from working: one log line when a condition begins, one
+when it ends, and counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["BLOCKING", "NOTHING", "Condition", "Conditions", "Standing"]
 
 
 class Condition(StrEnum):
-    """What an operator should know of; the values are metric labels, so they never change.
+    """Conditions that an operator should know; the values are metric labels, so they never change.
 
     The last three are events: they have no end.
     """
@@ -46,26 +46,28 @@ EVENTS: Final = (Condition.RECORDS_DELETED, Condition.GROUP_OFFSET, Condition.OF
 
 
 AGAIN_S: Final = 10.0
-"""What comes back so soon after its end is the same outage: brokers that come up stumble."""
+"""A condition that returns within this time after its end is the same outage: brokers that start
+up may fail again at first."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How one side (the source, the sink, the dead letters) does at this moment.
+    """The condition of one side (the source, the sink or the dead letters) at this moment.
 
     Attributes
     ----------
     trouble : str
-        Why no work can be done; empty if nothing is known.
+        Why no work can be done; empty if no fault is known.
     holds : mapping of Condition to bool
-        Of every condition that the side can tell, whether it holds now.
+        Whether each condition holds now; only conditions that the side can detect.
     began : mapping of Condition to int
-        And how often it has begun.
+        How often each condition has begun.
     unacknowledged_s : float or None, s
-        Age of the oldest delivery that is not acknowledged; None where there is no such thing.
+        Age of the oldest delivery that is not acknowledged; None for a side without
+        acknowledgements.
     skipped : mapping of (str, int) to int
-        Stream and partition -> offsets that were passed over, since their records were deleted
-        before they were read.
+        Stream and partition -> number of offsets that were skipped, since their records were
+        deleted before they were read.
     """
 
     trouble: str = ""
@@ -76,7 +78,7 @@ class Standing:
 
 
 NOTHING: Final = Standing()
-"""Of a side that tells nothing of itself."""
+"""The standing of a side that reports nothing."""
 
 
 @dataclass
@@ -92,10 +94,10 @@ class Conditions:
     Parameters
     ----------
     what : str
-        The side, for the log lines, e.g. ``source kafka speeds at localhost:9092``. Never a
-        secret.
+        The side's name in the log lines, e.g. ``source kafka speeds at localhost:9092``. Never
+        contains a secret.
     known : collection of Condition
-        Those that this side can tell.
+        The conditions that this side can detect.
     log : logging.Logger, optional
     clock : callable () -> float, optional
         Monotonic time in seconds.
@@ -127,16 +129,16 @@ class Conditions:
         self.answered = False
 
     def begin(self, condition: Condition, text: str, holder: str = "") -> None:
-        """Say that a condition holds; one line in the log, unless it holds already, or did within
-        `AGAIN_S`.
+        """Begin a condition; log one line, unless the condition already holds or ended within the
+        last `AGAIN_S`.
 
         Parameters
         ----------
         text : str
-            What is wrong, of which topic, partition, group or broker, and what to do.
+            What is wrong, with which topic, partition, group or broker, and what to do.
         holder : str
-            Which part of the side: the condition holds for as long as it does for one of its
-            parts.
+            The part of the side that has the condition. The side's condition ends when it has
+            ended for all parts.
         """
         with self._lock:
             held = self._held.get(condition)
@@ -153,13 +155,12 @@ class Conditions:
         self._log.warning("%s: %s", self.what, text)
 
     def end(self, condition: Condition, text: str, holder: str = "") -> None:
-        """Say that a condition is over for a part; one line in the log if it was the last one,
-        with how long it took.
+        """End a condition for a part; if it was the last part, log one line with the duration.
 
         Parameters
         ----------
         text : str
-            What is right again.
+            What works again.
         """
         with self._lock:
             held = self._held.get(condition)
@@ -175,13 +176,13 @@ class Conditions:
         self._log.info("%s: %s after %.0f s", self.what, text, took_s)
 
     def holds(self, condition: Condition, holder: str | None = None) -> bool:
-        """Whether a condition holds, for one part if that is named."""
+        """Whether a condition holds; if `holder` is given, for this part."""
         with self._lock:
             held = self._held.get(condition)
             return held is not None and (holder is None or holder in held.holders)
 
     def release(self, holder: str) -> None:
-        """A part is not this side's any more: what held for it alone is over, without a word."""
+        """Remove a part that this side no longer has; its conditions end without a log line."""
         with self._lock:
             for condition, held in list(self._held.items()):
                 held.holders.discard(holder)
@@ -189,15 +190,15 @@ class Conditions:
                     del self._held[condition]
 
     def happened(self, condition: Condition, text: str) -> None:
-        """Say that something has happened that has no end."""
+        """Count and log an event, which has no end."""
         with self._lock:
             self._began[condition] += 1
         self._log.warning("%s: %s", self.what, scrubbed(text))
 
     @property
     def trouble(self) -> str:
-        """Why no work can be done: the text of the condition that has held longest; empty if there
-        is none."""
+        """Why no work can be done: the text of the blocking condition that has held longest; empty
+        if there is none."""
         with self._lock:
             blocking = [held for condition, held in self._held.items() if condition in BLOCKING]
             return min(blocking, key=lambda held: held.since).text if blocking else ""
@@ -207,7 +208,7 @@ class Conditions:
         unacknowledged_s: float | None = None,
         skipped: Mapping[tuple[str, int], int] | None = None,
     ) -> Standing:
-        """Return everything as it is now; see `Standing`."""
+        """Return the side's conditions as they are now; see `Standing`."""
         with self._lock:
             holds: dict[Condition, bool] = {
                 one: one in self._held for one in self._known if one not in EVENTS

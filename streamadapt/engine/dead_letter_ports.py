@@ -1,5 +1,5 @@
-"""What the way back for dead letters needs: a reader of them, and a writer to the streams they
-came from.
+"""The interfaces for replaying dead letters: a reader of dead letters, and a writer to the
+streams that they came from.
 
 Implementations live in ``streamadapt_connectors``; a third party adds one through the entry-point
 groups ``streamadapt.dead_letter_readers`` and ``streamadapt.stream_writers``.
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 FOREIGN = "foreign"
-"""The reason of what stands among the dead letters and is none."""
+"""The reason for a record among the dead letters that streamadapt did not write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,14 @@ class StoredLetter:
     Attributes
     ----------
     letter : DeadLetter
-        As it was refused; of a record that is none of streamadapt's, itself with the reason
-        `FOREIGN`.
+        The refused record with its reason; for a record that streamadapt did not write, the record
+        itself with the reason `FOREIGN`.
     place : Position
-        Where it stands among the dead letters.
+        Its position among the dead letters.
     truncated : int or None, bytes
-        The value's size, where only its beginning was kept.
+        The full size of the value, if only its beginning was kept.
     foreign : bool
-        Whether it is somebody else's: where it came from is not known.
+        Whether streamadapt did not write it: then its origin is not known.
     """
 
     letter: DeadLetter
@@ -53,16 +53,16 @@ class StoredLetter:
 
 @dataclass(frozen=True, slots=True)
 class ReplayMark:
-    """A note among the dead letters: what is being fed back, and what became of it.
+    """A mark among the dead letters: which records are being replayed, and with what result.
 
     Attributes
     ----------
     state : str
-        ``sending`` before the first is sent, then ``sent`` or ``not-sent``. What stays at
-        ``sending`` may have been.
+        ``sending`` before the first record is sent, then ``sent`` or ``not-sent``. Records that
+        stay at ``sending`` may or may not have been sent.
     time : int, ns since the Unix epoch
     positions : tuple of Position
-        Of the refused records, where they stood in their source.
+        The positions of the refused records in their source.
     """
 
     state: str
@@ -71,7 +71,7 @@ class ReplayMark:
 
 
 class DeadLetterReader(ABC):
-    """Reads what a `DeadLetterSink` of the same settings wrote, and keeps notes.
+    """Reads what a `DeadLetterSink` with the same settings wrote, and stores replay marks.
 
     Commits and locks nothing.
 
@@ -90,7 +90,7 @@ class DeadLetterReader(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is, for a person; no secrets."""
+        """The reader's name for a person; contains no secrets."""
 
     @property
     @abstractmethod
@@ -101,46 +101,44 @@ class DeadLetterReader(ABC):
     def read(
         self, on_progress: Callable[[int, int], None] | None = None
     ) -> Iterator[StoredLetter | ReplayMark]:
-        """Yield everything from the beginning to the end as it is now, in order within a
-        partition.
+        """Yield everything from the beginning to the current end, in order within a partition.
 
         Parameters
         ----------
         on_progress : callable of two int, optional
-            Called now and then with how much is read, and of how much.
+            Called from time to time with the amount that was read and the total.
 
         Raises
         ------
         ConnectorError
-            If it cannot be read. Whatever the letters hold is never a reason.
+            If the dead letters cannot be read. Their content never causes it.
         """
 
     @abstractmethod
     def mark(self, mark: ReplayMark) -> None:
-        """Keep a note; when this returns it is stored, and every later `read` yields it after
-        those before it.
+        """Store a mark durably; every later `read` yields the marks in the order of these calls.
 
         Raises
         ------
         ConnectorError
-            If it cannot be.
+            If it cannot be stored.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Release everything. Idempotent."""
+        """Release all resources. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Returning:
-    """A repaired record on its way back.
+    """A repaired record that is to be written back to its stream.
 
     Attributes
     ----------
     record : Record
-        Its position is the refused one's.
+        The repaired record, with the position of the refused one.
     timed : bool
-        Whether the record's own time stamp counts, and so is to be kept.
+        Whether the record's own time stamp is used as event time and so must be kept.
     """
 
     record: Record
@@ -148,14 +146,14 @@ class Returning:
 
 
 class Returned(NamedTuple):
-    """What became of one `Returning`.
+    """The result of writing one `Returning`.
 
     Attributes
     ----------
     state : str
         ``sent``, ``not-sent``, or ``unknown``.
     detail : str
-        Where it stands now, or why it does not.
+        The record's new position, or why it was not written.
     """
 
     state: str
@@ -163,17 +161,17 @@ class Returned(NamedTuple):
 
 
 class StreamWriter(ABC):
-    """Puts records at the end of the streams that a `Source` of the same settings reads."""
+    """Appends records to the streams that a `Source` with the same settings reads."""
 
     @abstractmethod
     def check(self, places: Collection[StreamPartition]) -> None:
-        """Raise `ConnectorError` if one of these cannot be written to; changes nothing."""
+        """Raise `ConnectorError` if one of `places` cannot be written; changes nothing."""
 
     @abstractmethod
     def write(self, records: Sequence[Returning]) -> list[Returned]:
-        """Write them in order, and say of each what became of it; returns within a minute,
-        whatever happens."""
+        """Write the records in order and return the result of each; returns within a minute in
+        every case."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release everything. Idempotent."""
+        """Release all resources. Idempotent."""

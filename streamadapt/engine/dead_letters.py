@@ -1,5 +1,4 @@
-"""Dead letters as plain values: how they look as a line of JSON, and how a repaired one is read
-from it."""
+"""The JSON form of dead letters: writing one as a line, and reading a repaired one from a line."""
 
 from __future__ import annotations
 
@@ -37,8 +36,11 @@ STATES: Final = ("sending", "sent", "not-sent")
 
 
 def letter_fields(letter: DeadLetter) -> dict[str, Any]:
-    """Return JSON values: ``key`` and ``value`` as text where they are UTF-8, else as base64, and
-    then it says so."""
+    """Return the JSON values of a dead letter.
+
+    ``key`` and ``value`` are text if they are UTF-8. Otherwise they are base64, and the field
+    ``key_encoding`` or ``value_encoding`` is ``base64``.
+    """
     record = letter.record
     stream, partition, offset = record.position
     data: dict[str, Any] = {
@@ -65,7 +67,7 @@ def letter_fields(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _header_fields(name: str, raw: bytes | None) -> list[str | None]:
-    """Return name and value, and ``base64`` where the value is no text."""
+    """Return name and value of a header, and ``base64`` if the value is not UTF-8 text."""
     if raw is None:
         return [name, None]
     try:
@@ -75,12 +77,12 @@ def _header_fields(name: str, raw: bytes | None) -> list[str | None]:
 
 
 def headers_of(fields: Any) -> tuple[tuple[str, bytes | None], ...]:
-    """Return a record's headers from what `letter_fields` gave of them.
+    """Return a record's headers from their JSON form, which `letter_fields` made.
 
     Raises
     ------
     ValueError
-        If it did not.
+        If the values have another form.
     """
     found: list[tuple[str, bytes | None]] = []
     for field in fields if isinstance(fields, list | tuple) else [None]:
@@ -97,7 +99,8 @@ def headers_of(fields: Any) -> tuple[tuple[str, bytes | None], ...]:
 
 
 def stored_fields(stored: StoredLetter) -> dict[str, Any]:
-    """Return JSON values: those of the letter, what is special about it, and where it stands."""
+    """Return the JSON values of a stored dead letter, with ``truncated`` or ``foreign`` if that
+    applies, and its place."""
     data = letter_fields(stored.letter)
     if stored.truncated is not None:
         data["truncated"] = stored.truncated
@@ -107,17 +110,17 @@ def stored_fields(stored: StoredLetter) -> dict[str, Any]:
 
 
 def parse_repaired(line: bytes, streams: Collection[str]) -> Record:
-    """Read a line that `stored_fields` or `letter_fields` made, and that somebody has repaired.
+    """Parse a repaired line, which `stored_fields` or `letter_fields` made before its repair.
 
     Parameters
     ----------
     streams : collection of str
-        Where it may have come from.
+        The streams that the record may have come from.
 
     Raises
     ------
     RepairError
-        What was expected, and what came.
+        If the line has another form; the message names the field and the expected value.
     """
     try:
         data = msgspec.json.decode(line)
@@ -198,11 +201,11 @@ def _kind(value: object) -> str:
     )
 
 
-# -- notes of what was fed back
+# -- marks of replayed records
 
 
 def mark_fields(mark: ReplayMark) -> dict[str, Any]:
-    """Return JSON values."""
+    """Return the JSON values of a mark."""
     return {
         "replay": mark.state,
         "time": mark.time,
@@ -211,7 +214,7 @@ def mark_fields(mark: ReplayMark) -> dict[str, Any]:
 
 
 def mark_of(line: bytes) -> ReplayMark | None:
-    """Return the note that a line holds; None if it holds something else."""
+    """Return the mark that a line contains; None if it contains something else."""
     try:
         data = msgspec.json.decode(line, type=_Mark)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -229,12 +232,12 @@ class _Mark(msgspec.Struct):
 
 
 class ReplayLedger:
-    """What the notes come to: which records were fed back, and of which it is not known.
+    """The result of all marks: the records that were replayed, and those that may have been.
 
     Attributes
     ----------
     sent, perhaps : dict of Position to int, ns
-        When.
+        Position in the source -> time of the newest mark.
     """
 
     def __init__(self) -> None:
@@ -242,7 +245,7 @@ class ReplayLedger:
         self.perhaps: dict[Position, int] = {}
 
     def take(self, mark: ReplayMark) -> None:
-        """Take one note, in order."""
+        """Add one mark; call it in the order of the marks."""
         for at in mark.positions:
             if mark.state == "sending":
                 self.perhaps[at] = mark.time
@@ -253,12 +256,12 @@ class ReplayLedger:
 
 
 def letter_of(data: Mapping[str, Any]) -> DeadLetter:
-    """Return the letter that `streamadapt.engine.dead_letters.letter_fields` gave the values of.
+    """Return the dead letter of JSON values that `letter_fields` made.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        If it did not.
+        If the values have another form.
     """
     if not isinstance(data, Mapping):
         raise TypeError("a line is a JSON object")
@@ -273,10 +276,10 @@ def letter_of(data: Mapping[str, Any]) -> DeadLetter:
 
 
 def origin_of(data: Mapping[str, Any]) -> Position:
-    """Return where the refused record stood; raises as `letter_of` does."""
+    """Return the position of the refused record in its source; raises as `letter_of` does."""
     partition, offset = int(data["partition"]), int(data["offset"])
     if not isinstance(data["topic"], str) or partition < 0 or offset < 0:
-        raise ValueError("topic, partition or offset is none")
+        raise ValueError("topic is not text, or partition or offset is negative")
     return Position(data["topic"], partition, offset)
 
 
@@ -285,7 +288,7 @@ def _written(data: Mapping[str, Any], name: str) -> bytes | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise TypeError(f"{name} is no text")
+        raise TypeError(f"{name} is not text")
     return (
         base64.b64decode(value, validate=True)
         if data.get(f"{name}_encoding") == "base64"

@@ -14,10 +14,10 @@ from streamadapt.engine.guarantees import delivery_of
 from streamadapt.engine.lost_partitions import LostPartitions
 from streamadapt.engine.metrics import Metrics, NullMetrics, StageTiming
 from streamadapt.engine.metrics_start import zeros_of
-from streamadapt.engine.partition import Lane
+from streamadapt.engine.partition import PartitionRunner
 from streamadapt.engine.ports import DeadLetterSink, Sink, Source
-from streamadapt.engine.reject_limit import BAD_SHARE_OF, BadShare
-from streamadapt.engine.rounds import Lot, Turns
+from streamadapt.engine.reject_limit import BAD_SHARE_WINDOW, RejectLimit
+from streamadapt.engine.rounds import ReleasedBatch, Turns
 from streamadapt.engine.run_log import RunLog
 from streamadapt.engine.settings import EngineSettings
 from streamadapt.engine.summary import summarise
@@ -40,7 +40,7 @@ from streamadapt.state.folder import folder_of
 from streamadapt.state.manifest import CheckpointInfo
 from streamadapt.state.store import CheckpointStore
 
-__all__ = ["BAD_SHARE_OF", "Codec", "Engine", "EngineSettings"]
+__all__ = ["BAD_SHARE_WINDOW", "Codec", "Engine", "EngineSettings"]
 
 _LOG = logging.getLogger("streamadapt")
 
@@ -54,13 +54,13 @@ class Codec(Protocol):
 
 
 class Engine:
-    """Runs one pipeline per partition between a source and a sink, under one of three guarantees.
+    """Runs one pipeline per partition between a source and a sink, with a delivery guarantee.
 
     Parameters
     ----------
     source : Source
     make_pipeline : callable () -> Pipeline or KeyedPipeline
-        Called once per partition; every call must return an equal, fresh one.
+        Called once per partition; every call must return a fresh pipeline with the same settings.
     sink : Sink
     codec : Codec
     dead_letters : DeadLetterSink
@@ -72,14 +72,14 @@ class Engine:
     ----------
     on_checkpoint_step : callable of str, or None
         Called at every named step of a checkpoint; tests raise from it.
-    beat : int
-        Counts up with every poll and every lot of records: a watchdog's proof that the loop moves.
+    heartbeat : int
+        Counts up with every poll and every batch of records; shows a watchdog that the loop runs.
     opened : bool
-        Whether `run` has opened the source, and restored what that one assigned at once.
+        Whether `run` has opened the source and restored the partitions assigned at once.
     drained : bool
-        Whether `run` has processed and saved what it had to: what is left is to close.
+        Whether `run` has processed and saved everything, so that only closing is left.
     closing : bool
-        Whether a sink, the source or a folder is just being closed.
+        Whether a sink, the source or a folder is being closed right now.
     run_log : RunLog
     """
 
@@ -107,10 +107,10 @@ class Engine:
             self.settings.guarantee, sink, self.settings.checkpoint_every_s, self.clock
         )
         self.on_checkpoint_step: Callable[[str], None] | None = None
-        self.lanes: dict[int, Lane] = {}
+        self.runners: dict[int, PartitionRunner] = {}
         self._lost = LostPartitions()
         self.stopping = False
-        self.beat = 0
+        self.heartbeat = 0
         self.opened = False
         self.drained = False
         self.closing = False
@@ -124,7 +124,7 @@ class Engine:
         ] = {}  # records not yet processed, where that is known
         self._stopped_at: float | None = None
         self._index = {stream: i for i, stream in enumerate(source.streams)}
-        self._bad_share = BadShare(self.settings.max_bad_share)
+        self._bad_share = RejectLimit(self.settings.max_bad_share)
         self.metrics.standings(self.standings)
         for one in (sink, dead_letters):
             one.break_off_when(self._given_up)
@@ -139,8 +139,8 @@ class Engine:
     def stop(self) -> None:
         """Ask `run` to drain and return; may be called from a signal handler or another thread.
 
-        It is heard after the record at hand, and by sinks that heed `Sink.break_off_when`: what
-        they still wait for `EngineSettings.drain_s` later is given up with an error, and a restart
+        `run` stops after the current record. `EngineSettings.drain_s` later, sinks that support
+        `Sink.break_off_when` stop waiting for deliveries and raise an error; a restart then
         replays from the last checkpoint.
         """
         if self._stopped_at is None:
@@ -164,8 +164,8 @@ class Engine:
         Raises
         ------
         ConnectorError, CheckpointError
-            What waiting cannot mend; nothing past the last checkpoint is lost, a restart replays
-            it.
+            For faults that waiting cannot fix. Nothing is lost: a restart replays everything after
+            the last checkpoint.
         """
         self._thread, self._finished = threading.current_thread(), False
         try:
@@ -190,11 +190,10 @@ class Engine:
             self.drained = True
             summary = self.summary()
         except BaseException as failure:
-            if isinstance(
-                failure, FencedError
-            ):  # not a word more about what somebody else may own by now
-                for lane in [*self.lanes.values(), *self._lost.lanes]:
-                    self.delivery.fall_silent(lane)
+            if isinstance(failure, FencedError):
+                # another engine may own the partitions: send nothing more about them
+                for runner in [*self.runners.values(), *self._lost.runners]:
+                    self.delivery.fall_silent(runner)
             for error in self._close():
                 _LOG.error("while closing after that: %s", error)
             raise
@@ -206,13 +205,14 @@ class Engine:
         return summary
 
     def _last_checkpoint_done(self) -> bool:
-        """Write the last checkpoint; False if a transaction was lost over it, and what it covers
-        is to be done again.
+        """Write the last checkpoint; return False if a transaction was lost during it, and the
+        records it covers must be processed again.
 
-        Nothing new since the last one: another like it would only push older ones out.
+        If nothing is new since the last checkpoint, none is written: it would only push out older
+        ones.
         """
         try:
-            if any(lane.since_checkpoint for lane in self.lanes.values()):
+            if any(runner.since_checkpoint for runner in self.runners.values()):
                 self.checkpoint()
         except TransactionLostError as error:
             if self.stopping:
@@ -222,40 +222,41 @@ class Engine:
         return True
 
     def look(self) -> None:
-        """Look at source, sink and dead letters: looking is what puts into the log what is wrong.
+        """Check source, sink and dead letters for faults; the check itself writes the log lines.
 
-        From any thread.
+        Called from any thread.
         """
         for side in (self.source, self.sink, self.dead_letters):
             _ = side.trouble
 
     @property
     def trouble(self) -> str:
-        """Why no work can be done for now, in words for an operator; empty if nothing is known.
+        """Why no work can be done for now, in words for an operator; empty if no fault is known.
 
-        From any thread.
+        Called from any thread.
         """
         sides = (self.sink, self.dead_letters, self.source)
         return next((why for side in sides if (why := side.trouble)), "") or self._lost.trouble
 
     def standings(self) -> dict[str, Standing]:
-        """Return how source, sink and dead letters do at this moment, for metrics.
+        """Return the condition of source, sink and dead letters at this moment, for metrics.
 
-        From any thread.
+        Called from any thread.
         """
-        found = {
+        standings = {
             "source": self.source.standing,
             "sink": self.sink.standing,
             "dead_letters": self.dead_letters.standing,
         }
         if why := self._lost.trouble:
-            found["sink"] = replace(found["sink"], trouble=found["sink"].trouble or why)
-        return found
+            sink = standings["sink"]
+            standings["sink"] = replace(sink, trouble=sink.trouble or why)
+        return standings
 
     def step(self) -> bool:
-        """Poll once and process what came; True when a finite source is done.
+        """Poll once and process the records; return True when a finite source is done.
 
-        Tests drive the engine with this.
+        Tests run the engine step by step with this.
         """
         try:
             if len(self._lost):
@@ -266,8 +267,8 @@ class Engine:
             return False
 
     def _round(self) -> bool:
-        self.beat += 1
-        waiting = any(lane.merge.ready for lane in self.lanes.values())
+        self.heartbeat += 1
+        waiting = any(runner.merge.ready for runner in self.runners.values())
         records = self.source.poll(0.0 if waiting else self.settings.poll_s)
         now = self.clock.monotonic()
         if records:
@@ -275,26 +276,25 @@ class Engine:
                 self._take_in(records, now)
         lag = self.source.lag()
         ended = self._watch_source(lag) == "ended"
-        for lane in list(self.lanes.values()):
-            for i, stream in enumerate(lane.streams):
-                left = lag.get(StreamPartition(stream, lane.partition))
-                lane.merge.note_lag(i, left, now)
+        for runner in list(self.runners.values()):
+            for i, stream in enumerate(runner.streams):
+                left = lag.get(StreamPartition(stream, runner.partition))
+                runner.merge.note_lag(i, left, now)
         self._take_turns(now, ended)
         for at, offset in self.source.read_up_to().items():
-            if at.partition in self.lanes:
-                self.lanes[at.partition].read_up_to(at, offset)
+            if at.partition in self.runners:
+                self.runners[at.partition].read_up_to(at, offset)
         self.look()
         self._note_lag(lag)
         self.run_log.tick(self._figures)
         self._apply_backpressure()
         if self._checkpoint_is_due():
             self.checkpoint()
-        idle = not len(self._lost) and not any(lane.waiting for lane in self.lanes.values())
+        idle = not len(self._lost) and not any(runner.waiting for runner in self.runners.values())
         done = self._ended = ended and idle
-        for lane in self.lanes.values() if done else ():
-            self._hand_out(
-                lane, *lane.finish()
-            )  # nothing comes any more; a plain stop cannot know that
+        for runner in self.runners.values() if done else ():
+            # the input has ended, unlike at a stop: process what still waits for more of it
+            self._hand_out(runner, *runner.finish())
         return done
 
     # -- one round
@@ -302,67 +302,73 @@ class Engine:
     def _take_in(self, records: Sequence[Record], now: float) -> None:
         for record in records:
             at = record.position
-            lane = self.lanes.get(at.partition)
-            if lane is None:
-                # a partition that was revoked during this very poll: its new owner reads the
-                # record
+            runner = self.runners.get(at.partition)
+            if runner is None:
+                # the partition was revoked during this poll: its new owner reads the record
                 continue
             item: Entry | Label | DeadLetter
             if record.value is None and self.source.skips_tombstones:
                 item = Skipped(record, "", "decode", "")
             else:
-                item = self._decoded(lane, record)
-            lane.merge.offer(self._index[at.stream], record, item, now)
+                item = self._decoded(runner, record)
+            runner.merge.offer(self._index[at.stream], record, item, now)
 
-    def _decoded(self, lane: Lane, record: Record) -> Entry | Label | DeadLetter:
+    def _decoded(self, runner: PartitionRunner, record: Record) -> Entry | Label | DeadLetter:
         at = record.position
         try:
-            return lane.clocks[at.stream].take(at.offset, self.codec.decode(record))
+            return runner.clocks[at.stream].take(at.offset, self.codec.decode(record))
         except EntryError as error:
             return DeadLetter(record, error.reason.value, "decode", error.detail)
 
     def _take_turns(self, now: float, ended: bool) -> None:
-        busy = [lane.partition for lane in self.lanes.values() if len(lane.merge)]
+        busy = [runner.partition for runner in self.runners.values() if len(runner.merge)]
         self._turns.round(
-            busy, lambda partition, until: self._advance(self.lanes[partition], now, until, ended)
+            busy,
+            lambda partition, until: self._advance(self.runners[partition], now, until, ended),
         )
         for partition in busy:
-            self._time_watches[partition].look_held(self.lanes[partition].merge.held)
+            self._time_watches[partition].look_held(self.runners[partition].merge.held)
 
-    def _advance(self, lane: Lane, now: float, until: float, ended: bool) -> bool:
-        """Process what may be processed, in small lots, until the time is up; return whether there
-        may be more."""
+    def _advance(self, runner: PartitionRunner, now: float, until: float, ended: bool) -> bool:
+        """Process released records in small batches until the time is up; return whether there may
+        be more."""
         while not self.stopping:
-            late = lane.merge.late_labels
-            lot = Lot(
-                lane.merge, self.clock, now, until, ended=ended, stopping=lambda: self.stopping
+            late = runner.merge.late_labels
+            batch = ReleasedBatch(
+                runner.merge, self.clock, now, until, ended=ended, stopping=lambda: self.stopping
             )
-            if lot:
-                self._process(lane, lot)
-            for _ in range(lane.merge.late_labels - late):
+            if batch:
+                self._process(runner, batch)
+            for _ in range(runner.merge.late_labels - late):
                 self.metrics.late_label()
-            if not lot.count:
+            if not batch.count:
                 return False
             if self.clock.monotonic() >= until:
                 return True
         return False
 
-    def _process(self, lane: Lane, released: Lot) -> None:
-        self.beat += 1
-        lane.check_owner()  # a process that was stopped for a while must not speak before it knows
-        predictions, letters = lane.process(released)
-        self._hand_out(lane, predictions, letters)
-        self._tally.add(lane, released.handed, letters)
+    def _process(self, runner: PartitionRunner, released: ReleasedBatch) -> None:
+        self.heartbeat += 1
+        # a process that was suspended for a while must not write before this check
+        runner.check_owner()
+        predictions, letters = runner.process(released)
+        self._hand_out(runner, predictions, letters)
+        self._tally.add(runner, released.handed, letters)
         self._bad_share.add(released.count, letters)
 
     def _hand_out(
-        self, lane: Lane, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]
+        self,
+        runner: PartitionRunner,
+        predictions: Sequence[Prediction],
+        letters: Sequence[DeadLetter],
     ) -> None:
         with self._timing.stage("emit"):
             self._emit(predictions, letters)
-        self._log_drifts(lane, predictions)
-        self._time_watches[lane.partition].look(lane.pipeline.stats, letters, lane.out_of_order)
-        self.metrics.pipeline(lane.partition, lane.pipeline.stats)
+        self._log_drifts(runner, predictions)
+        self._time_watches[runner.partition].look(
+            runner.pipeline.stats, letters, runner.out_of_order
+        )
+        self.metrics.pipeline(runner.partition, runner.pipeline.stats)
 
     def _emit(self, predictions: Sequence[Prediction], letters: Sequence[DeadLetter]) -> None:
         if predictions:
@@ -377,17 +383,17 @@ class Engine:
                     "dead letter %s %s: %s", letter.record.position, letter.reason, letter.detail
                 )
 
-    def _log_drifts(self, lane: Lane, predictions: Sequence[Prediction]) -> None:
-        stats = lane.pipeline.stats
+    def _log_drifts(self, runner: PartitionRunner, predictions: Sequence[Prediction]) -> None:
+        stats = runner.pipeline.stats
         total = sum(stats.drifts.values())
-        fresh = total - self._drifts_logged.get(lane.partition, 0)
-        self._drifts_logged[lane.partition] = total
+        fresh = total - self._drifts_logged.get(runner.partition, 0)
+        self._drifts_logged[runner.partition] = total
         for name, time in stats.drift_log[-fresh:] if fresh else ():
-            _LOG.info("drift %s partition=%d event_time_ns=%d", name, lane.partition, time)
+            _LOG.info("drift %s partition=%d event_time_ns=%d", name, runner.partition, time)
         for p in predictions:
             for done in p.reactions:
                 _LOG.info(
-                    "reaction %s partition=%d event_time_ns=%d", done, lane.partition, p.time
+                    "reaction %s partition=%d event_time_ns=%d", done, runner.partition, p.time
                 )
 
     def _watch_source(self, lag: Mapping[StreamPartition, int]) -> str:
@@ -400,24 +406,24 @@ class Engine:
         return state
 
     def _note_lag(self, left: Mapping[StreamPartition, int]) -> None:
-        """Count what is not processed: what the source still has, and what waits here for its
-        turn."""
+        """Count the records not yet processed: those still in the source, and those that wait in
+        the engine."""
         self._behind = {
-            at: left[at] + len(lane.merge.queues[i])
-            for lane in self.lanes.values()
+            at: left[at] + len(runner.merge.queues[i])
+            for runner in self.runners.values()
             for i, at in enumerate(
-                StreamPartition(stream, lane.partition) for stream in lane.streams
+                StreamPartition(stream, runner.partition) for stream in runner.streams
             )
             if at in left
         }
         self.metrics.lag(self._behind)
 
     def _figures(self) -> dict[str, Any]:
-        lanes = [*self.lanes.values(), *self._lost.lanes]
-        facts = self._tally.facts(lanes, ended=self._ended)
+        runners = [*self.runners.values(), *self._lost.runners]
+        facts = self._tally.facts(runners, ended=self._ended)
         losses: dict[str, tuple[float, int]] = {}
-        for lane in lanes:
-            stats = lane.pipeline.stats
+        for runner in runners:
+            stats = runner.pipeline.stats
             for role, cells in stats.loss_cells.items():
                 total, before = losses.get(role, (0.0, 0))
                 losses[role] = total + stats.loss_sum[role], before + cells
@@ -429,14 +435,14 @@ class Engine:
 
     def _apply_backpressure(self) -> None:
         paused = {
-            StreamPartition(stream, lane.partition)
-            for lane in self.lanes.values()
-            for stream, queue in zip(lane.streams, lane.merge.queues, strict=True)
+            StreamPartition(stream, runner.partition)
+            for runner in self.runners.values()
+            for stream, queue in zip(runner.streams, runner.merge.queues, strict=True)
             if len(queue) >= self.settings.max_buffer
         } | {
-            StreamPartition(stream, lane.partition)
-            for lane in self._lost.lanes
-            for stream in lane.streams
+            StreamPartition(stream, runner.partition)
+            for runner in self._lost.runners
+            for stream in runner.streams
         }
         if paused != self._paused:
             self._paused = frozenset(paused)
@@ -446,46 +452,48 @@ class Engine:
 
     def _checkpoint_is_due(self) -> bool:
         every = self.settings.checkpoint_every_entries
-        done = max((lane.since_checkpoint for lane in self.lanes.values()), default=0)
+        done = max((runner.since_checkpoint for runner in self.runners.values()), default=0)
         if every is not None and done >= every:
             return True
         since_s = self.clock.monotonic() - self._last_checkpoint
         renew_s = self.delivery.renew_s
         if renew_s is not None and since_s >= renew_s:
-            return bool(self.lanes)
+            return bool(self.runners)
         return done > 0 and since_s >= self.settings.checkpoint_every_s
 
     def checkpoint(self) -> None:
-        """Flush what was written, save every partition, then tell the source: in this order, or
-        entries are lost."""
-        self._save(list(self.lanes.values()))
+        """Flush the sinks, save every partition, then commit the positions to the source.
+
+        In any other order entries can be lost.
+        """
+        self._save(list(self.runners.values()))
         self._last_checkpoint = self.clock.monotonic()
 
-    def _save(self, lanes: Sequence[Lane]) -> None:
+    def _save(self, runners: Sequence[PartitionRunner]) -> None:
         self._step_reached("flush")
         self.sink.flush()
         self._emit((), self.sink.refused())
         self.dead_letters.flush()
         identities = self.source.identities()
-        for lane in lanes:
-            lane.identities |= {
-                at: known for at, known in identities.items() if at.partition == lane.partition
+        for runner in runners:
+            runner.identities |= {
+                at: known for at, known in identities.items() if at.partition == runner.partition
             }
             start = self.clock.monotonic()
-            info = lane.save(self.settings.config_digest, self._step_reached)
+            info = runner.save(self.settings.config_digest, self._step_reached)
             end = self.clock.monotonic()
             self.metrics.stage("checkpoint", end - start)
             if info is not None:
-                self.metrics.checkpoint(lane.partition, end - start, info.size_bytes, end)
-                _LOG.debug("checkpoint partition=%d sequence=%d", lane.partition, info.sequence)
+                self.metrics.checkpoint(runner.partition, end - start, info.size_bytes, end)
+                _LOG.debug("checkpoint partition=%d sequence=%d", runner.partition, info.sequence)
             self._step_reached("commit")
-            self.delivery.saved(lane)
-            self._lost.committed(lane.partition)
+            self.delivery.saved(runner)
+            self._lost.committed(runner.partition)
             self._step_reached("committed")
-            self.source.commit(lane.positions)
+            self.source.commit(runner.positions)
 
     def _step_reached(self, name: str) -> None:
-        self.beat += 1
+        self.heartbeat += 1
         if self.on_checkpoint_step is not None:
             self.on_checkpoint_step(name)
 
@@ -494,32 +502,32 @@ class Engine:
     def partitions_assigned(
         self, partitions: Sequence[int]
     ) -> Mapping[StreamPartition, int | None]:
-        """Load what is known of each partition and say where to read on."""
+        """Load each partition's checkpoint and return where to read on."""
         wanted: dict[StreamPartition, int | None] = {}
         if count := self.source.partition_count:
             self.sink.expect_partitions(count)
             self.dead_letters.expect_partitions(count)
         for partition in partitions:
-            self.beat += 1
-            lane = self.lanes.get(partition) or self._lost.get(partition)
-            if lane is None:
-                lane = self._open_lane(partition)
-            wanted.update(lane.wanted())
+            self.heartbeat += 1
+            runner = self.runners.get(partition) or self._lost.get(partition)
+            if runner is None:
+                runner = self._open_runner(partition)
+            wanted.update(runner.wanted())
         return wanted
 
-    def _open_lane(self, partition: int) -> Lane:
-        lane = self._make_lane(partition, self._make_store(partition))
+    def _open_runner(self, partition: int) -> PartitionRunner:
+        runner = self._make_runner(partition, self._make_store(partition))
         try:
-            info = self.delivery.resume(lane, self.settings.config_digest)
+            info = self.delivery.resume(runner, self.settings.config_digest)
         except TransactionLostError as error:
-            self._lost.add(lane, error, self.clock.monotonic())
-            # read from where the source would start; `_begin_again` says where it really goes on
-            return lane
+            self._lost.add(runner, error, self.clock.monotonic())
+            # read from the source's own start for now; `_begin_again` moves to the real position
+            return runner
         except BaseException:
-            lane.close()  # nobody else will: an engine has only the lanes that came up
+            runner.close()  # close it here: it is not in self.runners yet
             raise
-        self._take_up(lane, info)
-        return lane
+        self._take_up(runner, info)
+        return runner
 
     def _make_store(self, partition: int) -> CheckpointStore | None:
         if self.settings.checkpoint_path is None:
@@ -534,7 +542,7 @@ class Engine:
             guarantee=self.settings.guarantee,
         )
 
-    def _make_lane(self, partition: int, store: CheckpointStore | None) -> Lane:
+    def _make_runner(self, partition: int, store: CheckpointStore | None) -> PartitionRunner:
         pipeline = self.make_pipeline()
         pipeline.timing = self._timing
         wait_s, max_ahead_ns = self.settings.label_wait_s, self.settings.max_ahead_ns
@@ -543,26 +551,26 @@ class Engine:
             if self.settings.keys_path is None
             else folder_of(self.settings.keys_path, "keys.path")
         )
-        return Lane(
+        return PartitionRunner(
             partition, self.source.streams, pipeline, store, wait_s, max_ahead_ns, keys_path,
             max_behind_ns=self.settings.max_behind_ns, max_held=self.settings.max_buffer,
         )  # fmt: skip
 
-    def _take_up(self, lane: Lane, info: CheckpointInfo | None) -> None:
-        partition, stats = lane.partition, lane.pipeline.stats
-        self.metrics.expect(partition, zeros_of(lane.pipeline))
-        if lane.store is not None:
-            self.metrics.damaged_checkpoints(partition, lane.store.damaged)
-            lane.store.damaged = 0
+    def _take_up(self, runner: PartitionRunner, info: CheckpointInfo | None) -> None:
+        partition, stats = runner.partition, runner.pipeline.stats
+        self.metrics.expect(partition, zeros_of(runner.pipeline))
+        if runner.store is not None:
+            self.metrics.damaged_checkpoints(partition, runner.store.damaged)
+            runner.store.damaged = 0
         else:
             self.metrics.damaged_checkpoints(partition, 0)
-        lane.began = True
-        self.lanes[partition] = lane
+        runner.began = True
+        self.runners[partition] = runner
         self._time_watches[partition] = TimeWatch(partition, stats)
-        self._tally.opened(lane)
+        self._tally.opened(runner)
         self._drifts_logged[partition] = sum(stats.drifts.values())
         self.metrics.pipeline(partition, stats)
-        places = " ".join(f"{at}@{offset}" for at, offset in lane.positions.items())
+        places = " ".join(f"{at}@{offset}" for at, offset in runner.positions.items())
         _LOG.info(
             "partition %d: %s",
             partition,
@@ -572,115 +580,117 @@ class Engine:
     # -- a transaction is lost
 
     def _lose(self, error: TransactionLostError) -> None:
-        """Stop the partitions whose transactions are void; `_begin_again` takes them up from their
+        """Stop the partitions whose transactions are void; `_begin_again` restarts them from their
         last commit."""
         for partition in error.partitions:
-            if error.cause in (Loss.TAKEN, Loss.EXPIRED) and partition in self.lanes:
-                self.lanes[partition].must_own()  # else it is no matter of beginning again
-            lane = self.lanes.pop(partition, None)
-            if lane is not None:
+            if error.cause in (Loss.TAKEN, Loss.EXPIRED) and partition in self.runners:
+                # if another engine owns the partition, this raises: it must not be restarted
+                self.runners[partition].must_own()
+            runner = self.runners.pop(partition, None)
+            if runner is not None:
                 self.metrics.transaction_lost(partition, error.cause.value)
-                self.delivery.let_go(lane, lost=True)
-                self._lost.add(lane, error, self.clock.monotonic())
+                self.delivery.release(runner, lost=True)
+                self._lost.add(runner, error, self.clock.monotonic())
         self._apply_backpressure()
 
     def _begin_again(self) -> None:
-        """Take lost partitions up again: the state of the last commit, and the source back where
-        it was then.
+        """Restart lost partitions: load the state of the last commit, and move the source back to
+        its positions.
 
         Raises
         ------
         FencedError
-            If the partition's checkpoints are another engine's now: then so is its transaction.
+            If another engine owns the partition's checkpoints now, and so its transaction.
         """
         while (old := self._lost.due(self.clock.monotonic())) is not None:
-            self.beat += 1
+            self.heartbeat += 1
             old.must_own()
-            lane = self._lost.fresh(old.partition) or self._make_lane(old.partition, old.store)
+            runner = self._lost.fresh(old.partition) or self._make_runner(old.partition, old.store)
             try:
-                info = self.delivery.resume(lane, self.settings.config_digest)
+                info = self.delivery.resume(runner, self.settings.config_digest)
             except TransactionLostError as error:
-                self._lost.failed(old.partition, lane, error, self.clock.monotonic())
-                return  # whatever keeps the broker from answering may hold up the others as long
+                self._lost.failed(old.partition, runner, error, self.clock.monotonic())
+                return  # the broker does not answer: the other partitions would wait as long
             self._lost.pop(old.partition)
-            self._take_up(lane, info)
-            self._enter_again(lane, old)
-            self.source.seek(lane.wanted())
+            self._take_up(runner, info)
+            self._enter_again(runner, old)
+            self.source.seek(runner.wanted())
 
-    def _enter_again(self, lane: Lane, old: Lane) -> None:
-        """Keep a start that the source chose and no commit covers yet: asked again, it could say
-        another.
+    def _enter_again(self, runner: PartitionRunner, old: PartitionRunner) -> None:
+        """Keep the start positions that the source chose and no commit covers yet: if the source
+        were asked again, it could choose others.
 
-        Where the partition had never begun, the source chose in place of positions that nobody
-        could tell it.
+        If the partition had never begun, no positions could be given to the source, and it chose
+        its own instead: a restored position then takes precedence.
         """
-        for at in old.made_anew:
-            lane.anew(at)
-            self.delivery.anew(lane, at)
-        lane.made_anew = set(old.made_anew)
-        lane.placed(
-            {at: n for at, n in old.entered.items() if old.began or at not in lane.positions}
+        for at in old.recreated:
+            runner.stream_recreated(at)
+            self.delivery.stream_recreated(runner, at)
+        runner.recreated = set(old.recreated)
+        runner.placed(
+            {at: n for at, n in old.entered.items() if old.began or at not in runner.positions}
         )
 
-    def reached(self, at: StreamPartition) -> int:
-        """Tell what the guarantee knows of a stream's records."""
-        return self.delivery.reached(at)
+    def known_end(self, at: StreamPartition) -> int:
+        """Return the offset after a stream's newest known record, from the guarantee."""
+        return self.delivery.known_end(at)
 
     def identity(self, at: StreamPartition) -> str | None:
-        """Tell what the stream of the checkpoint's position was."""
-        lane = self.lanes.get(at.partition) or self._lost.get(at.partition)
-        return None if lane is None else lane.identities.get(at)
+        """Return the identity of the stream that the checkpoint's position belongs to."""
+        runner = self.runners.get(at.partition) or self._lost.get(at.partition)
+        return None if runner is None else runner.identities.get(at)
 
     def partitions_placed(
-        self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]
+        self, starts: Mapping[StreamPartition, int], *, recreated: Collection[StreamPartition]
     ) -> None:
-        """Go by the source's own starts."""
-        for at in anew:
+        """Continue from the start positions that the source chose itself."""
+        for at in recreated:
             offset = starts.get(at, 0)
             _LOG.warning(
                 "%s was deleted and created again: it is read from %d, and all of it is new",
                 at,
                 offset,
             )
-            if at.partition in self.lanes:
-                self.lanes[at.partition].anew(at)
-                self.delivery.anew(self.lanes[at.partition], at)
-        for lane in [*self.lanes.values(), *self._lost.lanes]:
-            lane.made_anew |= {at for at in anew if at.partition == lane.partition}
-            lane.placed(starts)
+            if at.partition in self.runners:
+                self.runners[at.partition].stream_recreated(at)
+                self.delivery.stream_recreated(self.runners[at.partition], at)
+        for runner in [*self.runners.values(), *self._lost.runners]:
+            runner.recreated |= {at for at in recreated if at.partition == runner.partition}
+            runner.placed(starts)
 
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
-        """Save and let go; with ``lost`` only let go, since somebody else may own them already."""
-        lanes = [self.lanes.pop(p) for p in partitions if p in self.lanes]
-        void = [lane for p in partitions if (lane := self._lost.forget(p)) is not None]
+        """Save and release partitions; with ``lost`` only release them, since another engine may
+        own them already."""
+        runners = [self.runners.pop(p) for p in partitions if p in self.runners]
+        void = [runner for p in partitions if (runner := self._lost.forget(p)) is not None]
         try:
-            if lanes and not lost:
-                void += self._save_and_lose(lanes)
+            if runners and not lost:
+                void += self._save_and_lose(runners)
         finally:
-            for lane in [*lanes, *(lane for lane in void if lane not in lanes)]:
-                self._tally.closed(lane)
-                self.delivery.let_go(lane, lost=lost or lane in void)
-                lane.close()
-                self.metrics.forget(lane.partition)
-                _LOG.info("partition %d: %s", lane.partition, "lost" if lost else "handed over")
+            for runner in [*runners, *(runner for runner in void if runner not in runners)]:
+                self._tally.closed(runner)
+                self.delivery.release(runner, lost=lost or runner in void)
+                runner.close()
+                self.metrics.forget(runner.partition)
+                _LOG.info("partition %d: %s", runner.partition, "lost" if lost else "handed over")
 
-    def _save_and_lose(self, lanes: Sequence[Lane]) -> list[Lane]:
-        """Save what is handed over; return those whose transactions were lost: their next owner
-        does it again."""
-        left, void = list(lanes), list[Lane]()
+    def _save_and_lose(self, runners: Sequence[PartitionRunner]) -> list[PartitionRunner]:
+        """Save partitions that are handed over; return those whose transactions were lost: their
+        next owner processes these records again."""
+        left, void = list(runners), list[PartitionRunner]()
         while left:
             try:
                 self._save(left)
                 break
             except TransactionLostError as error:
                 _LOG.warning("while partitions are handed over: %s", error)
-                gone = [lane for lane in left if lane.partition in error.partitions]
-                if not gone and not any(p in self.lanes for p in error.partitions):
+                gone = [runner for runner in left if runner.partition in error.partitions]
+                if not gone and not any(p in self.runners for p in error.partitions):
                     raise
-                self._lose(error)  # it may have hit others, too
-                for lane in gone:
-                    self.delivery.let_go(lane, lost=True)
-                    left.remove(lane)
+                self._lose(error)  # the error may concern other partitions, too
+                for runner in gone:
+                    self.delivery.release(runner, lost=True)
+                    left.remove(runner)
                 void += gone
         return void
 
@@ -692,42 +702,42 @@ class Engine:
         Returns
         -------
         dict
-            See `streamadapt.engine.summary.summarise`; ``run``: see `Tally.facts`, and
-            ``all_may_be_refused``, whether `EngineSettings.max_bad_share` says so; ``records``:
-            read by this run; ``lag``: partition -> records not yet processed, where that is known;
-            ``out_of_order``: an entry that came out of order.
+            The keys of `streamadapt.engine.summary.summarise`, and: ``run``: see `Tally.facts`,
+            with ``all_may_be_refused``: whether `EngineSettings.max_bad_share` allows it;
+            ``records``: number read by this run; ``lag``: partition -> records not yet processed,
+            where known; ``out_of_order``: an example of an entry that came out of order.
         """
-        lanes = [*self.lanes.values(), *self._lost.lanes]
-        run = self._tally.facts(lanes, ended=self._ended)
+        runners = [*self.runners.values(), *self._lost.runners]
+        run = self._tally.facts(runners, ended=self._ended)
         run["all_may_be_refused"] = self.settings.max_bad_share >= 1.0
         lag = {str(at): behind for at, behind in self._behind.items()}
         examples = [example for watch in self._time_watches.values() if (example := watch.example)]
-        told = {
+        of_this_run = {
             "records": run["records"],
             "run": run,
             "lag": lag,
             "out_of_order": examples[0] if examples else "",
         }
-        return summarise([lane.pipeline.stats for lane in self.lanes.values()]) | told
+        return summarise([runner.pipeline.stats for runner in self.runners.values()]) | of_this_run
 
     def _close(self) -> list[Exception]:
-        """Close everything, the group last: who takes over must find all that was said.
+        """Close sinks before the source: the next owner of a partition must find all predictions.
 
-        Return what went wrong.
+        Return the errors.
         """
         errors = []
-        lanes = [*self.lanes.values(), *self._lost.lanes]
+        runners = [*self.runners.values(), *self._lost.runners]
         for close in (
             self.sink.close,
             self.dead_letters.close,
             self.source.close,
-            *(lane.close for lane in lanes),
+            *(runner.close for runner in runners),
         ):
             try:
                 self.closing = True
                 close()
                 self.closing = False
-            except Exception as error:  # everything gets its chance to close
+            except Exception as error:  # close the others all the same
                 self.closing = False
                 errors.append(error)
         return errors

@@ -1,9 +1,9 @@
 """The three guarantees: how a partition's outputs, its checkpoint and its restart fit together.
 
-``at-least-once`` replays from the checkpoint and says again what came after it.
-``effectively-once`` asks the output how far it had come, and replays silently up to there.
-``exactly-once`` makes outputs and positions visible in one transaction after the checkpoint, and
-believes a checkpoint only if its positions were committed.
+``at-least-once`` replays from the checkpoint and writes the later predictions again.
+``effectively-once`` reads the newest prediction in the output, and writes nothing up to it during
+the replay. ``exactly-once`` makes outputs and positions visible in one transaction after the
+checkpoint, and trusts a checkpoint only if its positions were committed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 
 from streamadapt.clock import Clock, SystemClock
 from streamadapt.engine.conditions import Condition
-from streamadapt.engine.partition import Lane
+from streamadapt.engine.partition import PartitionRunner
 from streamadapt.engine.ports import RecallingSink, Sink, TransactionalSink
 from streamadapt.errors import CheckpointError, ConfigError, ConnectorError, TransactionLostError
 from streamadapt.records import Position, Prediction, StreamPartition
@@ -36,15 +36,16 @@ _LOG = logging.getLogger("streamadapt")
 
 EXACTLY: Final = "exactly-once"
 RENEW_S: Final = 6 * 3600.0
-"""A broker forgets the positions of a group that has committed none for long (Kafka: 7 days)."""
+"""Positions are committed at least this often: a broker deletes the positions of a group that has
+not committed for a long time (Kafka: 7 days)."""
 AT_LEAST: Final = 2
-"""Times the time between two checkpoints, that a transaction may be open: writing the checkpoint
-takes time, too."""
+"""The transaction timeout must be at least this many checkpoint intervals, since writing the
+checkpoint takes time, too."""
 
 
 class Delivery:
-    """What a guarantee does when a partition comes, after each of its checkpoints, and when it
-    goes.
+    """What a guarantee does when a partition is assigned, after each checkpoint, and when the
+    partition is revoked.
 
     Parameters
     ----------
@@ -52,61 +53,60 @@ class Delivery:
     """
 
     renew_s: float | None = None
-    """After so long a checkpoint is due although nothing has come."""
+    """Time after which a checkpoint is due even if no record was processed; None for no limit."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
-    def resume(self, lane: Lane, digest: str) -> CheckpointInfo | None:
-        """Load the partition's state; return what the checkpoint says, None if it starts from
-        nothing."""
-        return lane.restore(digest, self._committed_before(lane))
+    def resume(self, runner: PartitionRunner, digest: str) -> CheckpointInfo | None:
+        """Load the partition's state; return the checkpoint's facts, None if there is no
+        checkpoint."""
+        return runner.restore(digest, self._committed_before(runner))
 
-    def reached(self, at: StreamPartition) -> int:
-        """Return one past the newest record of a partition that the output or its broker knows of;
-        0 for none."""
+    def known_end(self, at: StreamPartition) -> int:
+        """Return the offset after the newest record of a partition that the output or its broker
+        knows; 0 for none."""
         del at
         return 0
 
-    def anew(self, lane: Lane, at: StreamPartition) -> None:
-        """One of the partition's streams was made anew: what was said of its offsets is not about
-        these."""
+    def stream_recreated(self, runner: PartitionRunner, at: StreamPartition) -> None:
+        """Forget what was known about the offsets of a stream that was deleted and created
+        again."""
 
-    def saved(self, lane: Lane) -> None:
-        """The checkpoint is on the disk, and every prediction before it is delivered."""
+    def saved(self, runner: PartitionRunner) -> None:
+        """Called when the checkpoint is on disk and every prediction before it is delivered."""
 
-    def let_go(self, lane: Lane, *, lost: bool = False) -> None:
-        """The partition is somebody else's from here on; with `lost` it may have been for a
-        while."""
+    def release(self, runner: PartitionRunner, *, lost: bool = False) -> None:
+        """Give up the partition: another engine owns it from now on; with `lost` it may have
+        owned it for a while."""
 
-    def fall_silent(self, lane: Lane) -> None:
-        """The partition has another owner: let go, and say nothing more about it to anybody."""
-        self.let_go(lane, lost=True)
+    def fall_silent(self, runner: PartitionRunner) -> None:
+        """Give up a partition that has another owner, without a message to anyone."""
+        self.release(runner, lost=True)
 
-    def _committed_before(self, lane: Lane) -> dict[StreamPartition, int] | None:
-        """Return what was committed, if the newest checkpoint is of an exactly-once run: else it
-        might not count."""
-        info = None if lane.store is None else lane.store.newest()
+    def _committed_before(self, runner: PartitionRunner) -> dict[StreamPartition, int] | None:
+        """Return the committed positions if the newest checkpoint is of an exactly-once run; in
+        such a run a checkpoint counts only if its positions were committed."""
+        info = None if runner.store is None else runner.store.newest()
         if info is None or info.guarantee != EXACTLY:
             return None
         if not isinstance(self._sink, TransactionalSink):
             raise CheckpointError(
-                f"{info.path}: written with guarantee = {EXACTLY!r}: whether its predictions "
-                f"are visible, the output's "
-                "transactions know, and this sink has none; use the old sink, or another "
-                "checkpoint path"
+                f"{info.path}: written with guarantee = {EXACTLY!r}: only the output's "
+                "transactions show whether its predictions are visible, and this sink has no "
+                "transactions; use the old sink, or another checkpoint path"
             )
-        committed = self._sink.begin(lane.streams, lane.partition)
-        self._sink.end(lane.partition)
+        committed = self._sink.begin(runner.streams, runner.partition)
+        self._sink.end(runner.partition)
         return committed or None
 
 
 class AtLeastOnce(Delivery):
-    """Nothing more than the checkpoint's own order."""
+    """Write predictions before each checkpoint; a replay writes later ones a second time."""
 
 
 class EffectivelyOnce(Delivery):
-    """Say nothing that the output holds already.
+    """Write no prediction that the output already holds.
 
     Parameters
     ----------
@@ -123,38 +123,39 @@ class EffectivelyOnce(Delivery):
         self._silent = False
         sink.check_before_sending(self._check_owners)
 
-    def resume(self, lane: Lane, digest: str) -> CheckpointInfo | None:
-        """Load the state, and have the lane keep silent up to the newest prediction in the
+    def resume(self, runner: PartitionRunner, digest: str) -> CheckpointInfo | None:
+        """Load the state, and make the runner write nothing up to the newest prediction in the
         output."""
-        if lane.partition in self._leases:
+        if runner.partition in self._leases:
             self._flush_former_turn()
-        info = super().resume(lane, digest)
-        self._leases[lane.partition] = lane.lease()
-        at = lane.entries_at
+        info = super().resume(runner, digest)
+        self._leases[runner.partition] = runner.lease()
+        at = runner.entries_at
         newest = self._recalling.newest(*at)
         if newest is not None:
-            lane.is_new = _after(at, newest)
-            if _ids_are_offsets(lane):
+            runner.is_new = _after(at, newest)
+            if _ids_are_offsets(runner):
                 self._reached[at] = newest + 1
         return info
 
-    def fall_silent(self, lane: Lane) -> None:
-        """The sink sends nothing that it still holds: a restart says it, or the partition's new
-        owner."""
+    def fall_silent(self, runner: PartitionRunner) -> None:
+        """Stop the sink from sending what it still holds.
+
+        After a restart this engine predicts it again, or the new owner of the partition does.
+        """
         self._silent = True
-        super().fall_silent(lane)
+        super().fall_silent(runner)
 
     def _flush_former_turn(self) -> None:
-        """Deliver what this engine said in a former turn as the owner, while it can be told
-        whether that still counts.
+        """Deliver the predictions of an earlier time as the owner, while this can be checked.
 
-        Afterwards its own new token would hide that somebody else was the owner in between.
+        Afterwards the new token of this engine would hide that another engine was the owner in
+        between.
         """
         try:
             self._sink.flush()
-        except (
-            TransactionLostError
-        ) as error:  # the output refuses a record: a restart does without it
+        except TransactionLostError as error:
+            # The output rejects a record: a restart continues without it.
             raise ConnectorError(str(error)) from error
 
     def _check_owners(self, partitions: Collection[int]) -> None:
@@ -164,14 +165,14 @@ class EffectivelyOnce(Delivery):
             if lease := self._leases.get(partition):
                 lease()
 
-    def reached(self, at: StreamPartition) -> int:
-        """Return one past the newest entry that there is a prediction of."""
+    def known_end(self, at: StreamPartition) -> int:
+        """Return the offset after the newest entry whose prediction is in the output."""
         return self._reached.get(at, 0)
 
-    def anew(self, lane: Lane, at: StreamPartition) -> None:
-        """Everything is new."""
-        if at == lane.entries_at:
-            lane.is_new = None
+    def stream_recreated(self, runner: PartitionRunner, at: StreamPartition) -> None:
+        """Write all predictions of the new stream."""
+        if at == runner.entries_at:
+            runner.is_new = None
             self._reached.pop(at, None)
 
 
@@ -193,70 +194,71 @@ class ExactlyOnce(Delivery):
         self._committed: dict[int, dict[StreamPartition, int]] = {}
         self._before: dict[
             int, dict[StreamPartition, int]
-        ] = {}  # what was committed when the partition came
-        self._said: dict[int, int] = {}
+        ] = {}  # what was committed when the partition was assigned
+        self._emitted: dict[int, int] = {}
         self._at: dict[int, float] = {}
 
-    def resume(self, lane: Lane, digest: str) -> CheckpointInfo | None:
-        """Shut out older writers, drop checkpoints that were not committed, keep silent about what
-        was."""
-        # The token comes first: who is stopped between the two, and is taken over meanwhile, then
-        # finds a higher one and does not speak; the other way round it would fence its successor
-        # off.
-        lane.acquire()
-        committed = self._transactions.begin(lane.streams, lane.partition)
-        lane.must_own()
-        self._said[lane.partition] = lane.said
+    def resume(self, runner: PartitionRunner, digest: str) -> CheckpointInfo | None:
+        """Fence off older writers, drop checkpoints that were not committed, and do not write
+        committed predictions again."""
+        # The fencing token is taken before `begin`. Suppose that this process is stopped between
+        # the two calls and another engine takes over: it then finds a higher token and ends. In
+        # the opposite order it would fence off its successor.
+        runner.acquire()
+        committed = self._transactions.begin(runner.streams, runner.partition)
+        runner.must_own()
+        self._emitted[runner.partition] = runner.emitted
         if not committed:
-            return self._resume_unknown(lane, digest)
-        info = lane.restore(digest, committed)
-        self._committed[lane.partition] = dict(committed)
-        said = self._before[lane.partition] = dict(committed)
-        self._at[lane.partition] = self._clock.monotonic()
+            return self._resume_unknown(runner, digest)
+        info = runner.restore(digest, committed)
+        self._committed[runner.partition] = dict(committed)
+        committed_before = self._before[runner.partition] = dict(committed)
+        self._at[runner.partition] = self._clock.monotonic()
 
         def is_new(read: Position, prediction: Prediction) -> bool:
             del prediction  # its id need not be an offset (a panel's row has its time there)
-            return read.offset >= said.get(StreamPartition(read.stream, read.partition), 0)
+            return read.offset >= committed_before.get(
+                StreamPartition(read.stream, read.partition), 0
+            )
 
-        lane.is_new = is_new
+        runner.is_new = is_new
         return info
 
-    def _resume_unknown(self, lane: Lane, digest: str) -> CheckpointInfo | None:
-        """Nothing was ever committed: at the very first start, after another guarantee, or where
-        it was forgotten.
+    def _resume_unknown(self, runner: PartitionRunner, digest: str) -> CheckpointInfo | None:
+        """Resume where no position is committed: at the first start, after another guarantee, or
+        after the broker deleted the positions.
 
-        Then the output itself tells how far it has come, if it can. A commit comes first of all,
-        so that from here on what was not committed is known not to count.
+        The newest prediction is then read from the output, if the sink can do that. Positions are
+        committed at once, so that from now on everything uncommitted is known not to count.
         """
-        at = lane.entries_at
+        at = runner.entries_at
         newest = self._sink.newest(*at) if isinstance(self._sink, RecallingSink) else None
-        before = None if lane.store is None else lane.store.newest()
+        before = None if runner.store is None else runner.store.newest()
         limits = None
         if before is not None and before.guarantee == EXACTLY:
-            self._say_expired(lane, "nothing" if newest is None else str(Position(*at, newest)))
+            self._say_expired(runner, "nothing" if newest is None else str(Position(*at, newest)))
             if newest is not None:
                 limits = dict.fromkeys(
-                    (StreamPartition(stream, lane.partition) for stream in lane.streams),
+                    (StreamPartition(stream, runner.partition) for stream in runner.streams),
                     sys.maxsize,
                 )
                 limits[at] = newest + 1
-        info = lane.restore(digest, limits)
+        info = runner.restore(digest, limits)
         if newest is not None:
-            lane.is_new = _after(at, newest)
-        self._commit(lane, {at: 0} | lane.positions)
+            runner.is_new = _after(at, newest)
+        self._commit(runner, {at: 0} | runner.positions)
         return info
 
-    def _say_expired(self, lane: Lane, reached: str) -> None:
-        name = self._transactions.name_of(lane.streams, lane.partition)
+    def _say_expired(self, runner: PartitionRunner, reached: str) -> None:
+        name = self._transactions.name_of(runner.streams, runner.partition)
         text = (
-            f"partition {lane.partition}: there are checkpoints of an exactly-once run, but the "
-            f"output's broker knows "
-            f"of no committed offsets{' of the group ' + repr(name) if name else ''}: the "
-            f"output is another one, or "
-            "they were deleted or have expired (the brokers' offsets.retention.minutes; keep it "
-            "above the time that "
-            f"an engine may be stopped); the output has come to {reached}, which decides what "
-            f"is said again"
+            f"partition {runner.partition}: there are checkpoints of an exactly-once run, but the "
+            f"output's broker knows of no committed "
+            f"offsets{' of the group ' + repr(name) if name else ''}: either this is another "
+            f"output, or the offsets were deleted or have expired (the brokers' "
+            f"offsets.retention.minutes; keep it above the time that an engine may be stopped); "
+            f"the newest prediction in the output is of {reached}, and predictions after it are "
+            f"written again"
         )
         conditions = self._sink.conditions
         if conditions is None:
@@ -264,52 +266,53 @@ class ExactlyOnce(Delivery):
         else:
             conditions.happened(Condition.OFFSETS_EXPIRED, text)
 
-    def reached(self, at: StreamPartition) -> int:
+    def known_end(self, at: StreamPartition) -> int:
         """Return the committed position."""
         return self._committed.get(at.partition, {}).get(at, 0)
 
-    def anew(self, lane: Lane, at: StreamPartition) -> None:
-        """What was committed of it is not about these offsets."""
+    def stream_recreated(self, runner: PartitionRunner, at: StreamPartition) -> None:
+        """Forget the positions that were committed for the old stream."""
         for known in (self._committed, self._before):
-            known.get(lane.partition, {}).pop(at, None)
-        if at == lane.entries_at:
-            lane.is_new = None
+            known.get(runner.partition, {}).pop(at, None)
+        if at == runner.entries_at:
+            runner.is_new = None
 
-    def saved(self, lane: Lane) -> None:
-        """Commit, if there is anything new, or if it is long ago that there was."""
-        before = self._committed.get(lane.partition, {})
-        # After a rollback the replay is behind what was committed: nothing was written, and no
-        # reader may be sent back.
+    def saved(self, runner: PartitionRunner) -> None:
+        """Commit if there is anything new, or if the last commit is old."""
+        before = self._committed.get(runner.partition, {})
+        # During a replay the runner is behind the committed positions: nothing was written, and
+        # the committed positions must not go back.
         ahead = {
             **before,
-            **{at: max(offset, before.get(at, 0)) for at, offset in lane.positions.items()},
+            **{at: max(offset, before.get(at, 0)) for at, offset in runner.positions.items()},
         }
-        said = lane.said > self._said.get(lane.partition, 0)
-        stale = self._clock.monotonic() - self._at.get(lane.partition, 0.0) >= RENEW_S
-        if ahead and (said or stale or ahead != before):
-            self._commit(lane, ahead)
+        emitted = runner.emitted > self._emitted.get(runner.partition, 0)
+        stale = self._clock.monotonic() - self._at.get(runner.partition, 0.0) >= RENEW_S
+        if ahead and (emitted or stale or ahead != before):
+            self._commit(runner, ahead)
 
-    def _commit(self, lane: Lane, positions: dict[StreamPartition, int]) -> None:
+    def _commit(self, runner: PartitionRunner, positions: dict[StreamPartition, int]) -> None:
         self._transactions.commit(positions)
-        self._committed[lane.partition] = dict(positions)
-        self._said[lane.partition] = lane.said
-        self._at[lane.partition] = self._clock.monotonic()
-        lane.entered.clear()
-        lane.made_anew.clear()
+        self._committed[runner.partition] = dict(positions)
+        self._emitted[runner.partition] = runner.emitted
+        self._at[runner.partition] = self._clock.monotonic()
+        runner.entered.clear()
+        runner.recreated.clear()
 
-    def let_go(self, lane: Lane, *, lost: bool = False) -> None:
-        """What is not committed is void."""
-        for known in (self._committed, self._before, self._said, self._at):
-            known.pop(lane.partition, None)
+    def release(self, runner: PartitionRunner, *, lost: bool = False) -> None:
+        """Give up the partition; everything uncommitted is void."""
+        for known in (self._committed, self._before, self._emitted, self._at):
+            known.pop(runner.partition, None)
         if lost:
-            self._transactions.abandon(lane.partition)
+            self._transactions.abandon(runner.partition)
         else:
-            self._transactions.end(lane.partition)
+            self._transactions.end(runner.partition)
 
 
 def _after(at: StreamPartition, newest: int) -> Callable[[Position, Prediction], bool]:
     _LOG.info(
-        "partition %d: the output has come to %s; up to there the replay is silent",
+        "partition %d: the newest prediction in the output is of %s; the replay writes nothing "
+        "up to it",
         at[1],
         Position(*at, newest),
     )
@@ -321,18 +324,18 @@ def _after(at: StreamPartition, newest: int) -> Callable[[Position, Prediction],
     return is_new
 
 
-def _ids_are_offsets(lane: Lane) -> bool:
-    """Whether predictions are named after the entries' offsets: a panel's rows have their times
-    there."""
-    return getattr(lane.pipeline, "panel", None) is None
+def _ids_are_offsets(runner: PartitionRunner) -> bool:
+    """Whether prediction ids contain the entries' offsets; those of a panel's rows contain times
+    instead."""
+    return getattr(runner.pipeline, "panel", None) is None
 
 
 GUARANTEES: Final = ("at-least-once", "effectively-once", EXACTLY)
 
 
 def check_guarantee(guarantee: str, sink: type) -> None:
-    """Raise `ConfigError` if a config's ``guarantee`` is none, or a sink of this class cannot give
-    it."""
+    """Raise `ConfigError` if a config's ``guarantee`` is unknown, or a sink of this class cannot
+    give it."""
     if guarantee not in GUARANTEES:
         raise ConfigError("guarantee", guarantee, f"one of {', '.join(GUARANTEES)}")
     if guarantee == "effectively-once" and not issubclass(sink, RecallingSink):
@@ -350,7 +353,7 @@ def check_guarantee(guarantee: str, sink: type) -> None:
 def delivery_of(
     guarantee: str, sink: Sink, every_s: float, clock: Clock | None = None
 ) -> Delivery:
-    """Return what a config's ``guarantee`` names.
+    """Return the `Delivery` that a config's ``guarantee`` names.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Partitions whose transaction was lost: when to begin each again, and when that is hopeless."""
+"""Partitions whose transaction was lost: when to restart each of them, and when to give up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from streamadapt.engine.partition import Lane
+from streamadapt.engine.partition import PartitionRunner
 from streamadapt.errors import ConnectorError, Loss, TransactionLostError
 
 __all__ = ["LostPartitions"]
@@ -15,9 +15,10 @@ __all__ = ["LostPartitions"]
 _LOG = logging.getLogger("streamadapt")
 
 MOST_LOSSES: Final = 5
-"""Losses in a row, without a commit in between, that the broker itself caused.
+"""Losses in a row, without a commit in between, before the engine gives up.
 
-Two engines that write under one name would otherwise go on taking the transaction from each other.
+Without this limit, two engines that write under one name would take the transaction from each
+other forever.
 """
 FIRST_WAIT_S: Final = 0.1
 LAST_WAIT_S: Final = 5.0
@@ -25,28 +26,28 @@ LAST_WAIT_S: Final = 5.0
 
 @dataclass
 class _Lost:
-    lane: Lane
+    runner: PartitionRunner
     not_before: float
     wait_s: float = FIRST_WAIT_S
-    fresh: Lane | None = None
+    fresh: PartitionRunner | None = None
     why: str = ""
 
 
 class LostPartitions:
-    """What waits to be begun again. Bounded by the partitions of this engine."""
+    """The partitions that wait for a restart. Bounded by the partitions of this engine."""
 
     def __init__(self) -> None:
         self._lost: dict[int, _Lost] = {}
         self._losses: Counter[int] = Counter()
-        self._said: set[int] = set()
+        self._logged: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._lost)
 
     @property
     def trouble(self) -> str:
-        """Why a partition cannot begin again, since the other side does not answer; empty if there
-        is none."""
+        """Why a partition cannot restart (the other side does not answer); empty if none
+        waits."""
         for partition, lost in list(self._lost.items()):
             if lost.why:
                 return (
@@ -55,12 +56,12 @@ class LostPartitions:
         return ""
 
     @property
-    def lanes(self) -> list[Lane]:
-        """The lanes as they were; their checkpoint folders are still this engine's."""
-        return [lost.lane for lost in self._lost.values()]
+    def runners(self) -> list[PartitionRunner]:
+        """The old runners; this engine still owns their checkpoint folders."""
+        return [lost.runner for lost in self._lost.values()]
 
-    def add(self, lane: Lane, error: TransactionLostError, now: float) -> None:
-        """Take note of a loss.
+    def add(self, runner: PartitionRunner, error: TransactionLostError, now: float) -> None:
+        """Record the loss of a partition's transaction.
 
         Parameters
         ----------
@@ -70,62 +71,67 @@ class LostPartitions:
         Raises
         ------
         ConnectorError
-            After `MOST_LOSSES` in a row that were neither missing answers nor records that are not
-            sent again.
+            After more than `MOST_LOSSES` losses in a row. Losses with the causes ``NO_ANSWER``
+            and ``REFUSED`` do not count.
         """
         why = str(error) if error.cause == Loss.NO_ANSWER else ""
-        self._lost[lane.partition] = _Lost(lane, now, why=why)
+        self._lost[runner.partition] = _Lost(runner, now, why=why)
         if error.cause not in (Loss.NO_ANSWER, Loss.REFUSED):
-            self._losses[lane.partition] += 1
-        if self._losses[lane.partition] > MOST_LOSSES:
+            self._losses[runner.partition] += 1
+        if self._losses[runner.partition] > MOST_LOSSES:
             raise ConnectorError(
-                f"partition {lane.partition}: its transaction was lost "
-                f"{self._losses[lane.partition]} times in a row "
+                f"partition {runner.partition}: its transaction was lost "
+                f"{self._losses[runner.partition]} times in a row "
                 f"without a commit in between, the last time: {error}"
             ) from error
-        said = lane.partition in self._said
-        self._said.add(lane.partition)
+        logged = runner.partition in self._logged
+        self._logged.add(runner.partition)
         level = (
-            logging.DEBUG if said else logging.WARNING
-        )  # where it is lost again and again, a line would say no more
+            logging.DEBUG if logged else logging.WARNING
+        )  # one warning: further losses of this partition repeat it
         _LOG.log(
-            level, "partition %d: %s; it begins again from its last commit", lane.partition, error
+            level,
+            "partition %d: %s; it begins again from its last commit",
+            runner.partition,
+            error,
         )
 
-    def get(self, partition: int) -> Lane | None:
-        """Return a partition's lane as it was; None if it is not lost."""
+    def get(self, partition: int) -> PartitionRunner | None:
+        """Return a partition's old runner; None if the partition is not lost."""
         lost = self._lost.get(partition)
-        return None if lost is None else lost.lane
+        return None if lost is None else lost.runner
 
-    def due(self, now: float) -> Lane | None:
-        """Return the lane to begin again next, if it is time for one."""
-        return next((lost.lane for lost in self._lost.values() if now >= lost.not_before), None)
+    def due(self, now: float) -> PartitionRunner | None:
+        """Return the runner to restart next; None if none is due."""
+        return next((lost.runner for lost in self._lost.values() if now >= lost.not_before), None)
 
-    def fresh(self, partition: int) -> Lane | None:
-        """Return the lane that was made for a try before, and not used: a pipeline can be
-        large."""
+    def fresh(self, partition: int) -> PartitionRunner | None:
+        """Return the unused runner of an earlier attempt, or None: it is reused, since a pipeline
+        can be large."""
         return self._lost[partition].fresh
 
-    def failed(self, partition: int, fresh: Lane, error: TransactionLostError, now: float) -> None:
-        """It could not be begun: wait a little longer than the last time, and let the others try
+    def failed(
+        self, partition: int, fresh: PartitionRunner, error: TransactionLostError, now: float
+    ) -> None:
+        """Record a failed restart: wait longer than the last time, and try the other partitions
         first."""
         lost = self._lost.pop(partition)
         _LOG.debug("partition %d: cannot begin yet: %s", partition, error)
         wait_s = min(LAST_WAIT_S, 2.0 * lost.wait_s)
         unused = None if fresh.positions else fresh
-        self._lost[partition] = _Lost(lost.lane, now + lost.wait_s, wait_s, unused, str(error))
+        self._lost[partition] = _Lost(lost.runner, now + lost.wait_s, wait_s, unused, str(error))
 
-    def pop(self, partition: int) -> Lane | None:
-        """Forget a partition that has begun again; return its lane."""
+    def pop(self, partition: int) -> PartitionRunner | None:
+        """Remove a partition that has restarted; return its old runner."""
         lost = self._lost.pop(partition, None)
-        return None if lost is None else lost.lane
+        return None if lost is None else lost.runner
 
-    def forget(self, partition: int) -> Lane | None:
-        """The partition is another engine's now; return its lane, if it was lost."""
+    def forget(self, partition: int) -> PartitionRunner | None:
+        """Remove a partition that another engine owns now; return its runner if it was lost."""
         self.committed(partition)
         return self.pop(partition)
 
     def committed(self, partition: int) -> None:
-        """A commit went through: whatever was wrong is over."""
+        """Reset the count of losses after a successful commit."""
         self._losses.pop(partition, None)
-        self._said.discard(partition)
+        self._logged.discard(partition)

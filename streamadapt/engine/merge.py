@@ -1,4 +1,4 @@
-"""Merging entries and labels of one partition into one order that every replay sees again."""
+"""Merges entries and labels of one partition into one order, which is the same in every replay."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ __all__ = ["Arrived", "Merge"]
 
 BEFORE_ALL = -(2**63)
 HELD = 64
-"""A record in doubt is held back until those that follow it decide, but not while so many wait
-behind it."""
+"""Largest number of records that wait behind a held-back record: then it is judged at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +25,10 @@ class Arrived:
     Attributes
     ----------
     at : float, s, monotonic
-        When it was polled.
+        When the record was polled.
     time : int, ns
-        Where it stands in the order: its event time, or the newest of its stream if that is later.
-        A refused record has that of the one before it, so that it waits for nothing.
+        The record's place in the order: its event time, or the newest time of its stream if that
+        is later. A refused record gets the time of the record before it, so that it never waits.
     """
 
     record: Record
@@ -40,8 +39,8 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """The first record of a queue, judged; `noted` is what its stream's clock is told when it is
-    released."""
+    """The first record of a queue, judged; `noted` names the method of its stream's clock that is
+    called on release: ``take``, ``refuse`` or none."""
 
     arrived: Arrived
     noted: str = ""
@@ -50,17 +49,18 @@ class _Head:
 class Merge:
     """Releases records in event-time order; a label goes before an entry of the same time.
 
-    With one stream the order is the stream's own. With two, the earlier head is released once both
-    streams have one; where one stream has none, the other's head waits until that stream delivers,
-    has been at its end for `wait_s` since the head arrived, or will never deliver again. While a
-    stream still has records to be read, its records are worth waiting for: only what its topic
-    does not hold after `wait_s` can come late.
+    The head is the first record of a stream's queue. With one stream the order is the stream's
+    own. With two, the earlier head is released once both streams have a head. If one stream has
+    none, the other stream's head waits. It is released when the empty stream delivers, when that
+    stream has been at its end for `wait_s` since the head arrived, or when it will never deliver
+    again. A stream that still has unread records is always waited for; so only a record that
+    reaches its topic after `wait_s` can come late.
 
-    A record that is dated far ahead (`EventClock`) would hold up the other stream until then. It
-    is held back until the records behind it in its stream decide, and refused (``bad_time``) if
-    they do not agree with it, also at the end of the stream. So this does not depend on how far
-    behind the reader is, with one exception: the very first records of a stream wait for nobody,
-    and are judged only by records that are there already.
+    A record that is dated far ahead (see `EventClock`) would block the other stream until its own
+    time. It is held back until the later records of its stream confirm or contradict its time. It
+    is refused (``bad_time``) if they contradict it, or if the stream ends first. So the decision
+    does not depend on how far behind the reader is, with one exception: the very first records of
+    a stream do not wait, and are judged only by records that have already arrived.
 
     Parameters
     ----------
@@ -70,15 +70,15 @@ class Merge:
     max_behind_ns, max_ahead_ns : int, ns of event time
         See `EventClock`.
     refuses : bool
-        False: what is dated far ahead is let through, and its time counts as that of the one
-        before it. So where keys have clocks of their own.
+        False: a record that is dated far ahead is released, and counts as if it had the time of
+        the record before it. Used where each key has a clock of its own.
     max_held : int, records
-        A record in doubt is held back only while fewer than so many are in its queue.
+        A record is held back only while its queue holds fewer records than this.
 
     Attributes
     ----------
     held : Record or None
-        The newest record that was held back, or is.
+        The record that was held back last; it may have been released since.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class Merge:
         self.queues[stream].append(Arrived(record, item, now, BEFORE_ALL))
 
     def note_lag(self, stream: int, lag: int | None, now: float) -> None:
-        """Say how many records of a stream are still to be read; None, where that is not known,
-        changes nothing."""
+        """Take note of how many records of a stream are still unread; None (unknown) changes
+        nothing."""
         if lag is not None and lag > 0:
             self._behind_until[stream] = now
 
     def forget(self, stream: int) -> None:
-        """Drop what waits of a stream, and how far its times had come: it begins again."""
+        """Drop the waiting records and the clock of a stream that was created again."""
         if self.held is not None and any(
             arrived.record is self.held for arrived in self.queues[stream]
         ):
@@ -136,7 +136,7 @@ class Merge:
         return all(self._head(i, ended=False) is not None for i in range(len(self.queues)))
 
     def release(self, now: float, limit: int, *, ended: bool = False) -> list[Arrived]:
-        """Return what may be processed now, in order; at most `limit` records."""
+        """Return the records that may be processed now, in order; at most `limit`."""
         released: list[Arrived] = []
         while len(released) < limit:
             first = self._next(now, ended)
@@ -164,7 +164,7 @@ class Merge:
         waits_since = max(head.at, self._behind_until[1 - first])
         return first if ended or now - waits_since >= self.wait_s else None
 
-    # -- heads: judged when all that came before them in their stream has been released
+    # -- heads: a head is judged when all earlier records of its stream have been released
 
     def _head(self, stream: int, ended: bool) -> Arrived | None:
         """Return the stream's next record; None if there is none, or it is held back."""
@@ -179,22 +179,23 @@ class Merge:
         if not isinstance(head.item, _kind(stream)):
             return _Head(replace(head, time=newest))
         if stream == 1:
-            clock.others = self.clocks[0].newest  # labels may resume when entries have gone on
+            # labels may continue from the entries' newest time after a pause
+            clock.others = self.clocks[0].newest
         time, verdict = head.item.time, clock.judge(head.item.time)
-        wrong = verdict is Verdict.AHEAD
-        if wrong or (clock.young and (verdict is Verdict.LEAP or clock.newest is None)):
-            said = clock.foresee(time, self._following(stream))
+        too_far_ahead = verdict is Verdict.AHEAD
+        if too_far_ahead or (clock.young and (verdict is Verdict.LEAP or clock.newest is None)):
+            confirmed = clock.foresee(time, self._following(stream))
             if (
-                said is None
-                and wrong
+                confirmed is None
+                and too_far_ahead
                 and self.refuses
                 and not ended
                 and len(self.queues[stream]) < self.max_held
             ):
                 self.held = head.record
                 return None
-            wrong = not said if said is not None else wrong
-        if wrong:
+            too_far_ahead = not confirmed if confirmed is not None else too_far_ahead
+        if too_far_ahead:
             item = self._refused(head, newest) if self.refuses else head.item
             return _Head(replace(head, time=newest, item=item), "refuse")
         if verdict is Verdict.BEHIND:
@@ -225,10 +226,11 @@ class Merge:
         return head.arrived
 
     def start_from(self, clock: EventClock) -> None:
-        """Go on from the clock of what was learned before a restart."""
+        """Continue from the event clock of a restored checkpoint."""
         self.clocks[0].load_state_dict(clock.state_dict())
 
 
 def _kind(stream: int) -> type[Entry] | type[Label]:
-    """What a stream's time is told by: labels among the entries may be of any age."""
+    """Return the type of the items that move a stream's clock; labels in the entries' stream may
+    have any age and do not move it."""
     return Entry if stream == 0 else Label

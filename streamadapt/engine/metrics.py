@@ -1,8 +1,8 @@
-"""The recorder of metrics that the engine writes to; no client library is needed to record.
+"""The metrics that the engine records, without a client library.
 
-The engine's thread records, a scrape's thread reads: every method takes one short lock and reads
-return copies. `streamadapt.app.exposition` turns what `Metrics.samples` returns into Prometheus'
-text format.
+The engine's thread records, and the thread of a scrape reads: every method takes one short lock,
+and reads return copies. `streamadapt.app.exposition` writes the samples of `Metrics.samples` in
+Prometheus' text format.
 """
 
 from __future__ import annotations
@@ -37,15 +37,14 @@ __all__ = [
 ]
 
 STAGES = ("decode", "learn", "predict", "emit", "checkpoint")
-# From one cheap decode to a checkpoint on a slow disk; beyond the last bound only the count is
-# known.
+# From one cheap decode to a checkpoint on a slow disk; longer durations are only counted.
 STAGE_BOUNDS_S = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How many durations fell up to each bound (not cumulative, one more for those beyond), and
-    their sum."""
+    """Counts of durations between the bounds (not cumulative; the last count is above all
+    bounds), and their sum."""
 
     counts: tuple[int, ...]
     sum_s: float
@@ -55,14 +54,14 @@ Samples = dict[str, list[tuple[tuple[str, ...], "float | Histogram"]]]
 
 
 class Metrics:
-    """What one engine has measured.
+    """The metrics of one engine.
 
-    A write costs about a microsecond; memory grows with label values only.
+    A write costs about a microsecond; memory grows only with the number of label values.
 
     Parameters
     ----------
     clock : Clock
-        Ages and lags are taken at the time of a scrape.
+        Ages and lags are computed at the time of a scrape.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -95,8 +94,8 @@ class Metrics:
             self._sums[name] += seconds
 
     def expect(self, partition: int, zeros: Zeros) -> None:
-        """Show what a partition can count from now on, also what has not happened yet; and the
-        dead letters."""
+        """Show all counters of a partition, and of the dead letters, from now on, also those at
+        0."""
         with self._lock:
             self._zeros[partition] = zeros
             for known in DEAD_LETTERS:
@@ -105,7 +104,7 @@ class Metrics:
                 self._lost[partition, cause.value] += 0
 
     def pipeline(self, partition: int, stats: Stats) -> None:
-        """Take over a copy of a pipeline's newest counts; called after each poll."""
+        """Store a copy of a pipeline's newest counts; called after each poll."""
         copy = Stats(
             entries=stats.entries,
             predictions=stats.predictions,
@@ -138,8 +137,8 @@ class Metrics:
             self._pipelines[partition] = copy
 
     def forget(self, partition: int) -> None:
-        """Drop what is known about a partition that another engine owns now: absent, not
-        frozen."""
+        """Remove the metrics of a partition that another engine owns now: they become absent
+        instead of keeping their last values."""
         with self._lock:
             self._pipelines.pop(partition, None)
             self._checkpoints.pop(partition, None)
@@ -176,13 +175,13 @@ class Metrics:
             self._checkpoints[partition] = (duration_s, size_bytes, at_monotonic)
 
     def damaged_checkpoints(self, partition: int, count: int) -> None:
-        """Count checkpoints that were skipped when a partition's state was loaded; 0 makes it
-        known."""
+        """Count damaged checkpoints that were skipped when a partition's state was loaded; 0 only
+        starts the counter."""
         with self._lock:
             self._damaged[partition] += count
 
     def transaction_lost(self, partition: int, cause: str) -> None:
-        """Count one transaction that was given up, by a value of `streamadapt.errors.Loss`."""
+        """Count one lost transaction; `cause` is a value of `streamadapt.errors.Loss`."""
         with self._lock:
             self._lost[partition, cause] += 1
 
@@ -191,12 +190,12 @@ class Metrics:
         self._source_state = state
 
     def standings(self, ask: Callable[[], Mapping[str, Standing]]) -> None:
-        """Take what tells, at any time and from any thread, how source, sink and dead letters
-        do."""
+        """Store the function that returns the condition of source, sink and dead letters; it is
+        called at any time and from any thread."""
         self._standings = ask
 
     def stalled(self, stalled: bool) -> None:
-        """Note whether the engine's loop is stuck; never called where nobody watches it."""
+        """Note whether the engine's loop is stuck; called only if a watchdog runs."""
         self._stalled = stalled
 
     def samples(self) -> Samples:
@@ -274,7 +273,7 @@ def _add_standing(found: Samples, side: str, standing: Standing) -> None:
 
 
 class NullMetrics(Metrics):
-    """Records nothing: for engines nobody watches."""
+    """Records nothing: for engines without monitoring."""
 
     def stage(self, name: str, seconds: float) -> None:
         """Do nothing."""
@@ -372,8 +371,11 @@ def _add_pipeline(found: Samples, partition: str, stats: Stats, zeros: Zeros, no
 
 
 def label_samples(stats: Stats, zeros: Zeros) -> Iterator[tuple[str, tuple[str, ...], float]]:
-    """Yield name (without ``streamadapt_``), label values (without the partition's) and value;
-    nothing where nothing is asked for or estimated."""
+    """Yield the samples of label requests, loss estimates and intervals.
+
+    Yields the name (without ``streamadapt_``), the label values (without the partition's) and the
+    value; nothing if none of these is in use.
+    """
     if stats.interval_cells or zeros.intervals:
         yield "interval_cells_total", ("within",), stats.interval_hits
         yield "interval_cells_total", ("outside",), stats.interval_cells - stats.interval_hits

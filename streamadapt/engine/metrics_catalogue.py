@@ -1,4 +1,4 @@
-"""The catalogue of metrics: what each is called, means, and asks for when it moves."""
+"""The catalogue of metrics: the name and meaning of each, and what to do when it changes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ class MetricSpec:
     Attributes
     ----------
     name : str
-        As it is exposed, suffix included.
+        The name in Prometheus' text format, with its suffix.
     labels : tuple of str
-        Their values are bounded by the configuration; never a record's key or id.
+        The number of label values is bounded by the configuration; a record's key or id is never
+        a label.
     unit : str
-        What one is.
+        The unit of the value.
     action : str
-        What to do when it rises (or, where that is what hurts, falls).
+        What to do when the value rises (or falls, if a fall is the problem).
     """
 
     name: str
@@ -54,29 +55,27 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     MetricSpec(
         "streamadapt_absurd_values_total",
         "counter",
-        "Values far outside what their stream had shown: the base is served while they are in "
-        "the window, and nobody "
-        "learns from them.",
+        "Values far outside the earlier range of their stream: the base is served while they are "
+        "in the window, and no learner learns from them.",
         _P,
         "values",
-        "Look at the source: a sentinel such as -9999 belongs into fields.missing, a sensor may "
-        "be broken.",
+        "Look at the source: put a marker for missing values such as -9999 into fields.missing; "
+        "or a sensor may be broken.",
     ),
     MetricSpec(
         "streamadapt_labels_total",
         "counter",
-        "Labels by what became of them: learned, partial, corrected, absurd, unpredicted, "
-        "expired, negative, turned, "
-        "confirmed.",
+        "Labels by outcome: learned, partial, corrected, absurd (an outlier), unpredicted, "
+        "expired, negative, turned (positive after negative), confirmed (negative confirmed).",
         (*_P, "outcome"),
         "labels",
-        "When expired rises, labels come later than their time-to-live: raise it, or mend the "
+        "When expired rises, labels arrive after their time-to-live: raise it, or repair the "
         "label stream.",
     ),
     MetricSpec(
         "streamadapt_updates_total",
         "counter",
-        "Learner updates by result: ok, or restored (it broke, and went back).",
+        "Learner updates by result: ok, or restored (the update diverged and was undone).",
         (*_P, "learner", "result"),
         "updates",
         "When restored rises, the learner diverges: lower its learning rate, or remove it.",
@@ -88,13 +87,13 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "its rate over the rate of matured_cells_total is the mean loss of a window.",
         (*_P, "role"),
         "loss (the task's)",
-        "When served rises above base, the guard is still finding out: look at "
+        "When served rises above base, the guard has not adapted its weights yet: look at "
         "guard_weight_ratio and drifts_total.",
     ),
     MetricSpec(
         "streamadapt_matured_cells_total",
         "counter",
-        "Cells of predictions whose label has come, by role.",
+        "Cells of predictions whose label has arrived, by role.",
         (*_P, "role"),
         "cells",
         "Nothing; when its rate falls to 0, labels have stopped.",
@@ -110,7 +109,7 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     MetricSpec(
         "streamadapt_signal",
         "gauge",
-        "What learners tell about the newest entry, such as dictionary-error.",
+        "Signals of the learners about the newest entry, such as dictionary-error.",
         (*_P, "signal"),
         "the learner's",
         "When it stays above its usual level, the inputs have changed: look at them, or give it "
@@ -119,7 +118,7 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     MetricSpec(
         "streamadapt_drifts_total",
         "counter",
-        "Drifts seen, by detector and signal.",
+        "Drifts detected, by detector and signal.",
         (*_P, "detector", "signal"),
         "drifts",
         "When it rises often while the loss (matured_loss_total) stays the same, make the "
@@ -128,20 +127,20 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     MetricSpec(
         "streamadapt_reactions_total",
         "counter",
-        "What drifts did, once for each learner that it was done to.",
+        "Reactions to drifts, once for each affected learner.",
         (*_P, "reaction"),
         "reactions",
-        "When it rises and the served loss does not fall, the reaction does not pay: set it to "
+        "When it rises and the served loss does not fall, the reaction does not help: set it to "
         "alert.",
     ),
     MetricSpec(
         "streamadapt_faults_total",
         "counter",
-        "Exceptions raised by a part (a learner, the guard, a detector, a reaction); the stream "
-        "went on without it.",
+        "Exceptions raised by a part (a learner, the guard, a detector, a reaction); the engine "
+        "continued without the part.",
         (*_P, "part"),
         "exceptions",
-        "When it rises, read the traceback in the log (the first of each kind) and mend or "
+        "When it rises, read the traceback in the log (the first of each kind) and repair or "
         "remove that part.",
     ),
     MetricSpec(
@@ -168,17 +167,17 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "Records refused, by reason and stage; nothing was learned from them.",
         ("reason", "stage"),
         "records",
-        "Read the newest dead letters; if all have one reason, mend the producer or the codec's "
+        "Read the newest dead letters; if all have one reason, repair the producer or the codec's "
         "configuration.",
     ),
     MetricSpec(
         "streamadapt_late_labels_total",
         "counter",
-        "Labels read after an entry that is newer than they are; most are learned all the same.",
+        "Labels read after a newer entry; most are learned all the same.",
         (),
         "labels",
-        "Raise source.label_wait, or make labels come sooner; those refused are dead_letters of "
-        "reason late_label.",
+        "Raise source.label_wait, or make labels arrive sooner; refused ones are in "
+        "dead_letters_total with the reason late_label.",
     ),
     MetricSpec(
         "streamadapt_asked_labels_total",
@@ -186,7 +185,7 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "Labels asked for, with a budget of labels.",
         _P,
         "labels",
-        "Nothing; its rate over that of predictions_total is the budget's.",
+        "Nothing; its rate over the rate of predictions_total is the budget.",
     ),
     MetricSpec(
         "streamadapt_asked_loss",
@@ -195,36 +194,36 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "probability.",
         (*_P, "role"),
         "loss (the task's)",
-        "As matured_loss_total, which is over the labelled only.",
+        "As for matured_loss_total, which covers labelled predictions only.",
     ),
     MetricSpec(
         "streamadapt_estimated_loss_total",
         "counter",
         "Losses (and, with classes, accuracies) as estimated at the time of the prediction, "
-        "summed by measure: base, "
-        "served, base_accuracy, served_accuracy; of all predictions, or of those whose label "
-        "has come (known).",
+        "summed by measure: base, served, base_accuracy, served_accuracy; over all predictions, "
+        "or over those whose label has arrived (known).",
         (*_P, "measure", "labels"),
         "loss (the task's)",
-        "When its rate over estimated_predictions_total rises, expect losses to rise before the "
-        "labels tell.",
+        "When its rate over estimated_predictions_total rises, losses probably rise, before the "
+        "labels show it.",
     ),
     MetricSpec(
         "streamadapt_estimated_predictions_total",
         "counter",
-        "What estimated_loss_total is summed over.",
+        "Number of predictions in estimated_loss_total.",
         (*_P, "labels"),
         "predictions",
-        "Nothing; all less known have no label yet.",
+        "Nothing; all minus known is the number of predictions without a label.",
     ),
     MetricSpec(
         "streamadapt_true_loss_total",
         "counter",
-        "What the measures of estimated_loss_total really were, over the known ones.",
+        "True values of the measures of estimated_loss_total, over predictions with a known "
+        "label.",
         (*_P, "measure"),
         "loss (the task's)",
-        "When it leaves estimated_loss_total of the known, the labels have changed in a way "
-        "that no input shows.",
+        "When it differs from estimated_loss_total of the known ones, the labels have changed in "
+        "a way that the inputs do not show.",
     ),
     MetricSpec(
         "streamadapt_interval_cells_total",
@@ -232,13 +231,14 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "Matured cells with a prediction interval.",
         (*_P, "result"),
         "cells",
-        "The share of within comes to the coverage asked for; if not, raise intervals.rate.",
+        "The share of within should approach the requested coverage; if not, raise "
+        "intervals.rate.",
     ),
     MetricSpec(
         "streamadapt_consumer_lag_records",
         "gauge",
-        "Records that are not yet processed: those still in the source, and those read that "
-        "wait in the engine.",
+        "Records that are not yet processed: those still in the source, and those that wait in "
+        "the engine.",
         ("stream", *_P),
         "records",
         "When it keeps rising, add engines up to the number of partitions, or remove a slow "
@@ -250,14 +250,15 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "Age of the newest accepted entry by its own time stamp.",
         _P,
         "seconds",
-        "With lag near 0 the producer is late or silent; otherwise as consumer_lag_records.",
+        "If consumer_lag_records is near 0, the producer is late or silent; otherwise as for "
+        "consumer_lag_records.",
     ),
     MetricSpec(
         "streamadapt_event_times_total",
         "counter",
-        "Wrong and disordered event times: raised (an entry out of order, taken with the newest "
-        "time), leap (a leap "
-        "ahead that was believed), back (a wrong time that was given up).",
+        "Event times that are wrong or out of order: raised (an entry out of order, processed "
+        "with the newest time), leap (an accepted jump ahead), back (a wrong newest time that was "
+        "corrected).",
         (*_P, "what"),
         "times",
         "When back rises, look for a producer with a wrong clock; raised is harmless, with a "
@@ -266,7 +267,7 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     MetricSpec(
         "streamadapt_pending_labels",
         "gauge",
-        "Predictions that still wait for a label.",
+        "Predictions that wait for a label.",
         _P,
         "predictions",
         "When it stays at its limit, labels are missing or late: look at labels_total.",
@@ -293,37 +294,35 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "Size of the newest checkpoint.",
         _P,
         "bytes",
-        "It is bounded by the configuration; when it surprises, lower windows, memories or "
+        "It is bounded by the configuration; if it is too large, lower windows, memories or "
         "pending labels.",
     ),
     MetricSpec(
         "streamadapt_damaged_checkpoints_total",
         "counter",
-        "Damaged checkpoints passed over at a start.",
+        "Damaged checkpoints skipped at a start.",
         _P,
         "checkpoints",
-        "Look at the disk: something tore or changed a file that had been written whole.",
+        "Check the disk: a file that had been written completely was cut off or changed.",
     ),
     MetricSpec(
         "streamadapt_transactions_lost_total",
         "counter",
-        "Transactions given up, by cause: no_answer, taken, expired, refused or failed; the "
-        "partition begins again "
-        "from its last commit.",
+        "Transactions lost, by cause: no_answer, taken, expired, refused or failed; the "
+        "partition restarts from its last commit.",
         (*_P, "cause"),
         "transactions",
         "no_answer: look at the brokers; taken: look for a second engine on this output, or raise "
         "sink.transaction_timeout; expired: raise the brokers' transactional.id.expiration.ms; "
-        "refused, failed: read "
-        "the log.",
+        "refused, failed: read the log.",
     ),
     MetricSpec(
         "streamadapt_stage_duration_seconds",
         "histogram",
-        "Time of one call of a stage.",
+        "Duration of one call of a stage.",
         ("stage",),
         "seconds",
-        "The stage that grew is where to look; learn and predict grow with the learners.",
+        "Look at the stage that grew; learn and predict grow with the learners.",
     ),
     MetricSpec(
         "streamadapt_source_connected",
@@ -336,8 +335,7 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     MetricSpec(
         "streamadapt_sink_connected",
         "gauge",
-        "1 while nothing is known to keep what is written from being delivered, by side: sink "
-        "or dead_letters.",
+        "1 while no fault is known that prevents deliveries, by side: sink or dead_letters.",
         ("side",),
         "0 or 1",
         "At 0: /ready and the log say why.",
@@ -345,11 +343,10 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     MetricSpec(
         "streamadapt_unacknowledged_seconds",
         "gauge",
-        "Age of the oldest record that was sent and that the output has not acknowledged; 0 "
-        "where there is none.",
+        "Age of the oldest sent record that the output has not acknowledged; 0 if there is none.",
         ("side",),
         "seconds",
-        "Above 5 s: the log says what the output's brokers do.",
+        "Above 5 s: read in the log what is wrong with the output's brokers.",
     ),
     MetricSpec(
         "streamadapt_condition_active",
@@ -357,7 +354,7 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "1 while a condition of docs/kafka.md holds, by side: source, sink or dead_letters.",
         ("side", "condition"),
         "0 or 1",
-        "At 1: the log has one line from when it began, which says what to do.",
+        "At 1: read the log line of its beginning, which says what to do.",
     ),
     MetricSpec(
         "streamadapt_conditions_total",
@@ -365,13 +362,12 @@ CATALOGUE: tuple[MetricSpec, ...] = (
         "How often each condition has begun, or was seen, in this run.",
         ("side", "condition"),
         "conditions",
-        "When it rises, look for the line in the log; docs/kafka.md has them all.",
+        "When it rises, look for the line in the log; docs/kafka.md explains all conditions.",
     ),
     MetricSpec(
         "streamadapt_skipped_records_total",
         "counter",
-        "Offsets that this run passed over, since their records were deleted before they were "
-        "read.",
+        "Offsets that this run skipped, because their records were deleted before they were read.",
         ("stream", "partition"),
         "offsets",
         "When it rises, raise the topic's retention, or add engines: records were lost unread.",
@@ -379,15 +375,16 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     MetricSpec(
         "streamadapt_loop_stalled",
         "gauge",
-        "1 while the engine's loop has not moved for `limits.stuck_after`.",
+        "1 while the engine's loop has made no progress for `limits.stuck_after`.",
         (),
         "0 or 1",
-        "At 1: the log shows where every thread stands; often a sink whose broker is away.",
+        "At 1: the log shows the stack of every thread; often a sink waits for a broker that does "
+        "not answer.",
     ),
     MetricSpec(
         "streamadapt_build_info",
         "gauge",
-        "1, with the version that runs.",
+        "1, with the running version.",
         ("version",),
         "1",
         "Nothing; it marks releases on graphs.",

@@ -1,5 +1,5 @@
-"""Counters that are there before they count: of a series that begins at 1, `increase()` never sees
-the first event."""
+"""Counters start at 0 before the first event: if a series began at 1, PromQL's `increase()` would
+miss that event."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STAGES: Final = {
     Reason.BAD_CLASS: LABEL,
     Reason.NO_KEY: ("write",),
 }
-"""Where a record is refused; for the other reasons only while it is processed."""
+"""The stages that can refuse a record for a reason; for all other reasons only ``process``."""
 
 DEAD_LETTERS: Final = tuple(
     (reason.value, stage) for reason in Reason for stage in _STAGES.get(reason, ("process",))
@@ -55,18 +55,18 @@ _MOVES: Final = ("evicted", "restored", "forgotten")
 
 @dataclass(frozen=True)
 class Zeros:
-    """What one partition's counters begin with.
+    """The counters of one partition at 0.
 
     Attributes
     ----------
     stats : Stats
-        Everything that can be counted is there, at 0.
+        All counters that the partition can have, at 0.
     asks : bool
         Whether labels are asked for.
     intervals : bool
         Whether predictions have intervals.
     measures : tuple of str
-        Of the losses that are estimated before labels come; empty where none are.
+        Names of the losses that are estimated before labels arrive; empty if none are estimated.
     """
 
     stats: Stats = field(default_factory=Stats)
@@ -75,7 +75,7 @@ class Zeros:
     measures: tuple[str, ...] = ()
 
     def under(self, stats: Stats) -> Stats:
-        """Return `stats` with the zeros of what has not been counted yet."""
+        """Return `stats` with a 0 for every counter that has not counted yet."""
         zero = self.stats
         names = {*zero.updates, *stats.updates}
         return replace(
@@ -94,7 +94,7 @@ class Zeros:
 
 
 def zeros_of(pipeline: Pipeline | KeyedPipeline) -> Zeros:
-    """Return what a pipeline's counters begin with."""
+    """Return the counters of a pipeline at 0."""
     one = pipeline.template if isinstance(pipeline, KeyedPipeline) else pipeline
     outcomes: tuple[str, ...] = (
         _OUTCOMES if isinstance(one.task, Supervised) and one.task.labelled else ()

@@ -27,21 +27,21 @@ from streamadapt.state.manifest import CheckpointInfo
 from streamadapt.state.store import CheckpointStore, Loaded
 from streamadapt.tasks.event_clock import MAX_BEHIND_NS, EventClock
 
-__all__ = ["Lane"]
+__all__ = ["PartitionRunner"]
 
 
-class Lane:
-    """What belongs together for one partition: it moves between engines as one.
+class PartitionRunner:
+    """Runs one partition: its pipeline, merge order, positions and checkpoints.
 
     Parameters
     ----------
     partition : int
     streams : sequence of str
-        The entries', then the labels'.
+        The stream of the entries, then, if there is one, the stream of the labels.
     pipeline : Pipeline or KeyedPipeline
-        Fresh; `restore` fills it.
+        A fresh one; `restore` loads its state.
     store : CheckpointStore or None
-        None keeps nothing.
+        None: nothing is saved.
     wait_s : float, s
         See `Merge`.
     max_ahead_ns, max_behind_ns : int, ns
@@ -49,28 +49,28 @@ class Lane:
     max_held : int, records
         See `Merge`.
     keys_path : Folder, optional
-        Where keys go that leave memory: a folder of its own in it. Default: in the store's, or
-        else in a temporary one.
+        Where evicted keys are stored, in a sub-folder for this partition. Default: in the store's
+        folder, or in a temporary one without a store.
 
     Attributes
     ----------
     out_of_order : str
-        The place of the newest entry that was taken with a newer time than its own.
-    said : int
-        Predictions handed out, those that a replay was silent about left out.
+        The position of the newest entry that was processed with a newer time than its own.
+    emitted : int
+        Number of predictions handed out, without those that a replay suppressed.
     is_new : callable of Position and Prediction, or None
-        Whether a prediction, made when the record at the position was read, is to be written: a
-        replay is silent about what a guarantee knows to be in the output. None: all are.
+        Whether to write a prediction that was made when the record at the position was read. A
+        replay suppresses predictions that are known to be in the output. None: all are written.
     entered : dict of StreamPartition to int
-        Starts that the source chose itself and that no commit covers yet; whoever begins again
-        starts there.
+        Start positions that the source chose itself and that no commit covers yet; a restart from
+        the last commit begins there.
     began : bool
-        Whether it was ever taken up: its state loaded, and its positions given to the source.
-    made_anew : set of StreamPartition
-        Those of them whose stream was made anew.
+        Whether the partition ever started: its state was loaded, and the source got its positions.
+    recreated : set of StreamPartition
+        Partitions of `entered` whose stream was deleted and created again.
     """
 
-    def __init__(  # noqa: PLR0913 - settings of the engine, which has one lane for each partition
+    def __init__(  # noqa: PLR0913 - settings of the engine, which has one runner for each partition
         self,
         partition: int,
         streams: Sequence[str],
@@ -98,18 +98,18 @@ class Lane:
         )
         if isinstance(
             pipeline, Pipeline
-        ):  # leaps are judged by the merge, which knows the records that follow
+        ):  # the merge judges jumps in time, since it knows the records that follow
             pipeline.task.clock.doubts = False
         self.clocks = {stream: LocalClock() for stream in self.streams}
         self.positions: dict[StreamPartition, int] = {}
         self.identities: dict[StreamPartition, str] = {}
         self.since_checkpoint = 0
-        self.said = 0
+        self.emitted = 0
         self.out_of_order = ""
         self.is_new: Callable[[Position, Prediction], bool] | None = None
         self.began = False
         self.entered: dict[StreamPartition, int] = {}
-        self.made_anew: set[StreamPartition] = set()
+        self.recreated: set[StreamPartition] = set()
         self._refused: list[DeadLetter] = []
         self._record: Record | None = None
         pipeline.on_rejected = self._reject
@@ -128,19 +128,19 @@ class Lane:
 
     @property
     def entries_at(self) -> StreamPartition:
-        """The entries' partition."""
+        """The partition of the entries' stream."""
         return StreamPartition(self.streams[0], self.partition)
 
     @property
     def waiting(self) -> int:
-        """Records read and not yet processed."""
+        """Number of records that were read and are not yet processed."""
         return len(self.merge)
 
     def restore(
         self, digest: str, not_beyond: Mapping[StreamPartition, int] | None = None
     ) -> CheckpointInfo | None:
-        """Load the newest checkpoint, if there is one, dropping those with a position beyond the
-        ones given."""
+        """Load the newest checkpoint, if there is one; checkpoints with a position beyond
+        `not_beyond` are dropped."""
         if self.store is None:
             return None
         self.acquire()
@@ -165,17 +165,16 @@ class Lane:
             self.pipeline.load_state_dict(loaded.state)
         except StreamadaptError:
             raise
-        except Exception as exc:  # whole by its checksums, and yet the state of something else
+        except Exception as exc:  # the checksums are right, but the state is of something else
             reason = f"{type(exc).__name__}: {str(exc)[:200]}"
             raise CheckpointError(
                 f"{loaded.info.path}: it holds the state of something else than this pipeline "
-                f"({reason}); use another "
-                "checkpoint path to start from nothing"
+                f"({reason}); use another checkpoint path to start without a checkpoint"
             ) from exc
         self.merge.start_from(self.event_clock)
 
     def wanted(self) -> dict[StreamPartition, int | None]:
-        """Return where each stream is to be read from; None is the source's own start."""
+        """Return the offset to read each stream from; None is the source's own start."""
         at = (StreamPartition(stream, self.partition) for stream in self.streams)
         return {place: self.positions.get(place) for place in at}
 
@@ -212,8 +211,8 @@ class Lane:
         return predictions, letters
 
     def finish(self) -> tuple[list[Prediction], list[DeadLetter]]:
-        """Nothing comes any more: return the predictions of what still waited, and what of it was
-        refused."""
+        """Process the rows that still wait, at the end of the input; return their predictions and
+        dead letters."""
         place = self.entries_at
         found = self.pipeline.flush()
         letters, self._refused = self._refused, []
@@ -223,30 +222,28 @@ class Lane:
     def _new(self, read: Position, predictions: list[Prediction]) -> list[Prediction]:
         is_new = self.is_new
         found = predictions if is_new is None else [p for p in predictions if is_new(read, p)]
-        self.said += len(found)
+        self.emitted += len(found)
         return found
 
     def placed(self, starts: Mapping[StreamPartition, int]) -> None:
-        """Take starts that were not asked for as its positions: the next look at the source could
-        find others."""
+        """Store start positions that the source chose itself: if the source were asked again, it
+        could choose others."""
         own = {at: offset for at, offset in starts.items() if at.partition == self.partition}
         self.positions.update(own)
         self.entered.update(own)
         self.since_checkpoint += bool(own)
 
     def read_up_to(self, at: StreamPartition, offset: int) -> None:
-        """Move a position past offsets that hold no record, where nothing that was read still
-        waits."""
+        """Move a position past offsets that hold no record, unless a record still waits."""
         if not self.waiting and offset > self.positions.get(at, 0):
             self.positions[at] = offset
             self.since_checkpoint += 1
 
-    def anew(self, at: StreamPartition) -> None:
-        """A stream was deleted and created again: what was read of the old one and still waits is
-        not processed.
+    def stream_recreated(self, at: StreamPartition) -> None:
+        """Drop the waiting records of a stream that was deleted and created again.
 
-        Its offsets would be taken for positions in the new one. The entries' times may begin
-        again, too.
+        Their offsets would be mistaken for positions in the new stream. The entries' times may
+        start again, too.
         """
         stream = self.streams.index(at.stream)
         self.merge.forget(stream)
@@ -256,7 +253,7 @@ class Lane:
 
     @property
     def event_clock(self) -> EventClock:
-        """The clock of the entries, of all keys together where there are keys."""
+        """The event clock of the entries; one for all keys together if there are keys."""
         return (
             self.pipeline.clock
             if isinstance(self.pipeline, KeyedPipeline)
@@ -264,13 +261,15 @@ class Lane:
         )
 
     def check_owner(self) -> None:
-        """Raise `FencedError` if another engine has taken this partition's checkpoints over;
-        between two of them."""
+        """Raise `FencedError` if another engine has taken over this partition's checkpoints.
+
+        Called between two checkpoints; the check is skipped if the last one was recent.
+        """
         if self.store is not None:
-            self.store.glance()
+            self.store.check_owner_throttled()
 
     def must_own(self) -> None:
-        """Raise `FencedError` as `check_owner` does, and always look."""
+        """Raise `FencedError` as `check_owner` does, but never skip the check."""
         if self.store is not None:
             self.store.check_owner()
 
@@ -307,7 +306,7 @@ class Lane:
         return self.pipeline.stats.state_dict()
 
     def close(self) -> None:
-        """Give up the folders."""
+        """Release the folders."""
         if isinstance(self.pipeline, KeyedPipeline) and self.pipeline.store is not None:
             self.pipeline.store.close()
         if self.store is not None:
@@ -315,8 +314,7 @@ class Lane:
 
 
 def _with_origin(record: Record, predictions: list[Prediction]) -> list[Prediction]:
-    """Have the prediction of a record carry its headers, and its key where that is not the text
-    that the codec read."""
+    """Copy a record's headers to its prediction, and its raw key if that is not plain text."""
     if not record.headers and _is_text(record.key):
         return predictions
     return [

@@ -1,5 +1,4 @@
-"""What the engine needs from the world: a Source, a Sink for predictions, a Sink for dead letters,
-a Clock.
+"""The interfaces that the engine needs: a Source, a Sink for predictions, a Sink for dead letters.
 
 Implementations live in ``streamadapt_connectors`` (Kafka, files) and in ``streamadapt.testing``
 (memory). A third party adds one through the entry-point groups ``streamadapt.sources`` and
@@ -32,43 +31,45 @@ class PartitionOwner(Protocol):
     def partitions_assigned(
         self, partitions: Sequence[int]
     ) -> Mapping[StreamPartition, int | None]:
-        """Say where to start reading.
+        """Return where to start reading.
 
         Called from `Source.open` or from inside `Source.poll`. Returns, for every stream of the
-        source and every one of `partitions`, the offset of the first record wanted, or None for
+        source and each of `partitions`, the offset of the first record to read, or None for
         the source's configured start.
         """
         ...
 
-    def reached(self, at: StreamPartition) -> int:
-        """Return one past the newest record of a partition that is known to have been there; 0 if
-        nothing is known.
+    def known_end(self, at: StreamPartition) -> int:
+        """Return the offset after the newest record of a partition that is known to have existed;
+        0 if nothing is known.
 
-        Called after `partitions_assigned`: a stream that ends before it was made anew.
+        Called after `partitions_assigned`. If the stream ends before this offset, the stream was
+        deleted and created again.
         """
         ...
 
     def identity(self, at: StreamPartition) -> str | None:
-        """Return what `Source.identities` said of a stream when its position was saved; None if
-        nothing is known."""
+        """Return what `Source.identities` returned for a stream when its position was saved; None
+        if nothing is known."""
         ...
 
     def partitions_placed(
-        self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]
+        self, starts: Mapping[StreamPartition, int], *, recreated: Collection[StreamPartition]
     ) -> None:
-        """Hear of starts that were not asked for.
+        """Take note of start positions that the source chose itself.
 
-        Called before the first record of them: `starts` begin at what was the end when the source
-        looked, or where the source's own policy says since what was asked for is gone. `anew` are
-        those of them whose stream was deleted and created again: its offsets have nothing to do
-        with earlier ones.
+        Called before the first record from these positions. The source chose them in one of two
+        cases: no position was requested, and it starts at the end that it found; or the requested
+        offset no longer exists, and its own policy decides. `recreated` names the partitions
+        whose stream was deleted and created again: their offsets have nothing to do with earlier
+        ones.
         """
         ...
 
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
-        """Let go of `partitions`.
+        """Give up `partitions`.
 
-        With ``lost=True`` somebody else may own them already: write nothing for them.
+        With ``lost=True`` another process may own them already: write nothing for them.
         """
         ...
 
@@ -103,14 +104,13 @@ class Source(ABC):
         """
 
     def look(self, codec: object) -> list[dict[str, Any]]:
-        """Look at what can be seen before it starts, and change nothing; what
-        ``streamadapt check`` tells.
+        """Inspect the input before the source starts, for ``streamadapt check``; changes nothing.
 
         Returns
         -------
         list of dict
-            For each file ``path`` and ``columns``, or a ``problem``. Nothing where it would have
-            to connect.
+            For each file ``path`` and ``columns``, or a ``problem``. Empty for a source that
+            would have to connect.
 
         Raises
         ------
@@ -122,35 +122,35 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, owner: PartitionOwner) -> None:
-        """Start: find the partitions, ask `owner` where to begin, place itself there.
+        """Start: find the partitions, ask `owner` where to begin, and move to these positions.
 
-        Returns at once also when the other side cannot be reached: `poll` keeps trying, and
-        `state` says so.
+        Returns at once, even if the other side cannot be reached: then `poll` keeps trying, and
+        `state` shows it.
         """
 
     @abstractmethod
     def poll(self, timeout_s: float) -> list[Record]:
-        """Return the records that are there, in order within each partition; empty after at most
-        `timeout_s` seconds.
+        """Return the available records, in order within each partition; an empty list after at
+        most `timeout_s` seconds.
 
-        Raises `ConnectorError` only for what waiting cannot mend (a position out of the topic's
-        range, wrong credentials); what can be retried is retried inside, with back-off.
+        Raises `ConnectorError` only for faults that waiting cannot fix (a position out of the
+        topic's range, wrong credentials). All other faults are retried inside, with back-off.
         """
 
     @abstractmethod
     def pause(self, partitions: Collection[StreamPartition]) -> None:
-        """Deliver records of exactly these partitions no more, until called again without them
+        """Stop delivering records of exactly these partitions until a later call leaves them out
         (backpressure)."""
 
     def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
-        """Go to other positions in partitions that it reads already: the next `poll` delivers from
-        there.
+        """Move to other positions in partitions that are already being read; the next `poll`
+        delivers from there.
 
         Parameters
         ----------
         starts : mapping of StreamPartition to int or None
-            The offset of the first record wanted, as from `PartitionOwner.partitions_assigned`:
-            None is the source's own start. Partitions that are not named are read on.
+            The offset of the first record to read, as `PartitionOwner.partitions_assigned`
+            returns it: None is the source's own start. All other partitions are read on.
 
         Raises
         ------
@@ -172,21 +172,20 @@ class Source(ABC):
         """
 
     def read_up_to(self) -> Mapping[StreamPartition, int]:
-        """Return offsets that were passed without a record: behind the last one delivered, as far
-        as it is known.
+        """Return, for each partition, the offset up to which there is no undelivered record.
 
-        Offsets may be taken by what is never delivered (a transaction's markers, records that its
-        producer took back). Only a partition of which every record before that offset has been
-        delivered may be named.
+        Some offsets never become records (a transaction's markers, records of an aborted
+        transaction). The returned offset skips those after the last delivered record. A partition
+        is named only if every record before its offset has been delivered.
         """
         return {}
 
     def identities(self) -> Mapping[StreamPartition, str]:
-        """Return what tells a stream from another one of the same name, created after it was
-        deleted (a topic's id).
+        """Return an identity of each stream, which changes if the stream is deleted and created
+        again under the same name (a topic's id).
 
-        Saved with the positions, and asked for with `PartitionOwner.identity`. Empty where there
-        is no such thing.
+        It is saved with the positions; `PartitionOwner.identity` returns the saved one. Empty for
+        sources without identities.
         """
         return {}
 
@@ -204,7 +203,7 @@ class Source(ABC):
 
     @property
     def skips_tombstones(self) -> bool:
-        """Whether records without a value are passed over, instead of becoming dead letters."""
+        """Whether records without a value are skipped instead of becoming dead letters."""
         return False
 
     @property
@@ -217,7 +216,8 @@ class Source(ABC):
 
     @property
     def standing(self) -> Standing:
-        """How it does at this moment, for metrics. Called from any thread; never blocks."""
+        """The source's condition at this moment, for metrics. Called from any thread; never
+        blocks."""
         return Standing(self.trouble)
 
     @property
@@ -227,12 +227,12 @@ class Source(ABC):
         record)."""
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:  # noqa: B027 - optional by design
-        """Tell the other side how far the checkpoints have come (next offset wanted); for
+        """Report the checkpointed positions to the other side (the next offset to read); for
         monitoring only."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release everything. Idempotent; not guaranteed to be called (a crash)."""
+        """Release all resources. Idempotent; not guaranteed to be called (a crash)."""
 
 
 class Sink(ABC):
@@ -267,8 +267,8 @@ class Sink(ABC):
 
     @property
     def trouble(self) -> str:
-        """Why what is written cannot be delivered for now, in words for an operator; empty if
-        nothing is known.
+        """Why predictions cannot be delivered for now, in words for an operator; empty if no
+        fault is known.
 
         Called from any thread; never blocks.
         """
@@ -276,17 +276,18 @@ class Sink(ABC):
 
     @property
     def conditions(self) -> Conditions | None:
-        """Where it keeps what an operator should know of it; None where it keeps nothing."""
+        """The faults that this sink reports to an operator; None for a sink that reports none."""
         return None
 
     @property
     def standing(self) -> Standing:
-        """How it does at this moment, for metrics. Called from any thread; never blocks."""
+        """The sink's condition at this moment, for metrics. Called from any thread; never
+        blocks."""
         return Standing(self.trouble)
 
     def expect_partitions(self, count: int) -> None:  # noqa: B027 - optional by design
-        """Hear how many partitions the input has, before something is written of any: for an
-        output yet to be made."""
+        """Take note of the input's number of partitions, before anything is written; for a sink
+        that creates its output."""
 
     @abstractmethod
     def write(self, predictions: Sequence[Prediction]) -> None:
@@ -297,43 +298,45 @@ class Sink(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Return once every accepted prediction has been delivered, verified one by one.
+        """Return once the delivery of every accepted prediction has been verified.
 
-        Raises `ConnectorError` if one cannot be: the engine then does not checkpoint past it.
+        Raises `ConnectorError` if one cannot be delivered: the engine then does not checkpoint
+        past it.
         """
 
     def break_off_when(self, given_up: Callable[[], bool]) -> None:  # noqa: B027 - optional by design
-        """Take what says, at any time, whether to wait no longer: `write` and `flush` then raise
-        `ConnectorError`.
+        """Store a function that returns whether to stop waiting: once it returns True, `write`
+        and `flush` raise `ConnectorError`.
 
-        An engine that was asked to stop gives up after a while. A sink that waits asks at least
-        every few seconds; one that never waits needs nothing of this.
+        An engine that was asked to stop gives up after a while. A sink that waits calls the
+        function at least every few seconds; a sink that never waits can ignore it.
         """
 
     def refused(self) -> list[DeadLetter]:
-        """Return, once each, the predictions that the other side will never take, as dead letters
-        (too large)."""
+        """Return the predictions that the other side will never accept (too large), as dead
+        letters; each one is returned once."""
         return []
 
     @abstractmethod
     def close(self) -> None:
-        """Flush and release everything. Idempotent."""
+        """Flush, and release all resources. Idempotent."""
 
 
 class RecallingSink(Sink):
-    """A sink that can read back how far its output has come: what ``effectively-once`` needs."""
+    """A sink that can read back the newest prediction in its output; ``effectively-once`` needs
+    it."""
 
     @abstractmethod
     def newest(self, stream: str, partition: int) -> int | None:
         """Return the offset in the id of the newest prediction that the output holds for a
         partition of `stream`.
 
-        None if there is none. Predictions of one partition must stay in order in the output.
+        None if it holds none. Predictions of one partition must stay in order in the output.
 
         Raises
         ------
         ConnectorError
-            If the output is not made so that its order could be kept.
+            If the output's settings cannot keep that order.
         """
 
     def check_before_sending(self, check: Callable[[Collection[int]], None]) -> None:
@@ -347,60 +350,59 @@ class RecallingSink(Sink):
 
 
 class TransactionalSink(Sink):
-    """A sink whose predictions become visible together with the positions they were made at:
-    ``exactly-once``.
+    """A sink that makes predictions visible together with the input positions they were made at;
+    ``exactly-once`` needs it.
 
-    A partition that `begin` was called for is written to in transactions, from the first write
-    after it, or after the last `commit`, to the next `commit`.
+    After `begin`, a partition is written in transactions. A transaction starts with the first
+    write after `begin` or after a `commit`, and ends with the next `commit`.
     """
 
     @property
     def transaction_timeout_s(self) -> float | None:
-        """For how long a transaction may be open, in seconds; None for any time."""
+        """Longest time that a transaction may be open, in seconds; None for no limit."""
         return None
 
     def name_of(self, streams: Sequence[str], partition: int) -> str:
-        """Return under which name a partition's positions are committed, for messages; empty if it
-        has none."""
+        """Return the name under which a partition's positions are committed, for messages; empty
+        if it has none."""
         del streams, partition
         return ""
 
     @abstractmethod
     def begin(self, streams: Sequence[str], partition: int) -> dict[StreamPartition, int]:
-        """Become a partition's only writer: older ones can commit nothing more, and what they left
-        open is void.
+        """Become a partition's only writer: older writers can commit nothing more, and their open
+        transactions are aborted.
 
         Returns
         -------
         dict of StreamPartition to int
-            The positions committed last, of all `streams`; empty if there never were any.
+            The positions committed last, of all `streams`; empty if nothing was ever committed.
 
         Raises
         ------
         TransactionLostError
-            From here, and from `write`, `flush` and `commit`: the transaction is void, since the
-            other side did not answer in time or somebody else has begun with the partition.
+            Raised here and by `write`, `flush` and `commit`: the transaction is void, because the
+            other side did not answer in time or another writer called `begin` for the partition.
             `begin` may be called again.
         """
 
     @abstractmethod
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
-        """Make what was written for one partition visible, and the positions the committed ones,
-        as one step.
+        """Make one partition's predictions visible and commit its positions, in one step.
 
         Raises
         ------
         ConnectorError
-            If that cannot be, or if somebody else has begun with the partition: nothing of it is
-            visible then.
+            If this fails, or if another writer called `begin` for the partition. Then none of the
+            predictions are visible.
         """
 
     @abstractmethod
     def end(self, partition: int) -> None:
-        """Let go of a partition. What was not committed is void. Idempotent."""
+        """Give up a partition. Everything uncommitted is void. Idempotent."""
 
     def abandon(self, partition: int) -> None:
-        """Let go of a partition that is somebody else's now: say nothing more to the other side.
+        """Give up a partition that another writer owns now, without a message to the other side.
 
         Idempotent.
         """
@@ -408,7 +410,7 @@ class TransactionalSink(Sink):
 
 
 class DeadLetterSink(ABC):
-    """Where refused records go; same rules as `Sink`."""
+    """Where refused records go; the same rules as for `Sink`."""
 
     opens_when_made: ClassVar[bool] = False
     connection: ClassVar[tuple[str, ...]] = ()
@@ -421,17 +423,17 @@ class DeadLetterSink(ABC):
 
     @property
     def trouble(self) -> str:
-        """Why what is written cannot be delivered for now, in words for an operator; see
+        """Why dead letters cannot be delivered for now, in words for an operator; see
         `Sink.trouble`."""
         return ""
 
     @property
     def standing(self) -> Standing:
-        """How it does at this moment, for metrics; see `Sink.standing`."""
+        """The sink's condition at this moment, for metrics; see `Sink.standing`."""
         return Standing(self.trouble)
 
     def expect_partitions(self, count: int) -> None:  # noqa: B027 - optional by design
-        """Hear how many partitions the input has; see `Sink`."""
+        """Take note of the input's number of partitions; see `Sink`."""
 
     @abstractmethod
     def write(self, letters: Sequence[DeadLetter]) -> None:
@@ -439,16 +441,15 @@ class DeadLetterSink(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Return once every accepted one has been delivered; raises `ConnectorError` if one cannot
-        be."""
+        """Return once every accepted record has been delivered; raises `ConnectorError` if one
+        cannot be delivered."""
 
     def break_off_when(self, given_up: Callable[[], bool]) -> None:  # noqa: B027 - optional by design
-        """Take what says, at any time, whether to wait no longer: `write` and `flush` then raise
-        `ConnectorError`.
+        """Store a function that returns whether to stop waiting.
 
         See `Sink.break_off_when`.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Flush and release everything. Idempotent."""
+        """Flush, and release all resources. Idempotent."""

@@ -1,5 +1,4 @@
-"""Who is processed next, and for how long: partitions take turns, and no lot of records lasts
-long."""
+"""The order and length of the partitions' turns: no turn and no batch of records lasts long."""
 
 from __future__ import annotations
 
@@ -9,18 +8,18 @@ from collections.abc import Callable, Collection, Iterator
 from streamadapt.clock import Clock
 from streamadapt.engine.merge import Arrived, Merge
 
-__all__ = ["LOT", "Lot", "Turns"]
+__all__ = ["BATCH_SIZE", "ReleasedBatch", "Turns"]
 
-LOT = 32
-"""Most records that are processed as one lot."""
+BATCH_SIZE = 32
+"""Largest number of records in one batch."""
 
 
-class Lot:
-    """Records that may be processed now, handed over one by one until the time is up; at least
-    one.
+class ReleasedBatch:
+    """A batch of records that may be processed now, handed over one by one until the time is up;
+    at least one is handed over.
 
-    With a model of 2 s an entry a lot of 32 would last a minute, in which no signal, no checkpoint
-    and no rebalance of a consumer group is looked at.
+    With a model that takes 2 s per entry, a full batch of 32 would last a minute. In this minute
+    the engine could handle no signal, no checkpoint and no rebalance of a consumer group.
 
     Parameters
     ----------
@@ -28,16 +27,16 @@ class Lot:
         Where the records wait.
     now : float, s, monotonic
     until : float, s, monotonic
-        No further record is begun after it.
+        No further record is handed over after this time.
     ended : bool
         See `Merge.release`.
     stopping : callable
-        Whether the engine has been asked to stop.
+        Returns whether the engine has been asked to stop.
 
     Attributes
     ----------
     handed : list of Arrived
-        What was handed over.
+        The records handed over so far.
     """
 
     def __init__(
@@ -60,12 +59,12 @@ class Lot:
         self._first = merge.release(now, 1, ended=ended)
 
     def __bool__(self) -> bool:
-        """Whether there is any record."""
+        """Whether there is at least one record."""
         return bool(self._first)
 
     @property
     def count(self) -> int:
-        """Records handed over."""
+        """Number of records handed over so far."""
         return len(self.handed)
 
     def __iter__(self) -> Iterator[Arrived]:
@@ -73,7 +72,11 @@ class Lot:
         while released:
             self.handed += released
             yield released[0]
-            if self.count == LOT or self._stopping() or self._clock.monotonic() >= self._until:
+            if (
+                self.count == BATCH_SIZE
+                or self._stopping()
+                or self._clock.monotonic() >= self._until
+            ):
                 return
             released = self._merge.release(self._now, 1, ended=self._ended)
 
@@ -81,8 +84,9 @@ class Lot:
 class Turns:
     """The order in which partitions are processed: the one that has waited longest goes first.
 
-    A round lasts `round_s` at most, and one record more. It is divided evenly among the partitions
-    that have something to do. Those that it had no time for go first in the next one.
+    A round lasts at most `round_s` plus one record. Its time is divided evenly among the
+    partitions that have records to process. Partitions that got no time go first in the next
+    round.
 
     Parameters
     ----------
@@ -96,16 +100,16 @@ class Turns:
         self._order: deque[int] = deque()
 
     def round(self, ready: Collection[int], work: Callable[[int, float], bool]) -> None:
-        """Let the partitions of `ready` work in turn, until none has anything to do or the time is
+        """Process the partitions of `ready` in turn, until none has records left or the time is
         up.
 
         Parameters
         ----------
         ready : collection of int
-            Partitions that may have something to do.
+            Partitions that may have records to process.
         work : callable of partition and time (s, monotonic) to bool
-            Processes a partition until that time, at least one record; returns whether there may
-            be more to do.
+            Processes a partition until that time, at least one record; returns whether it may
+            have more records.
         """
         begin = self._clock.monotonic()
         self._order = deque(p for p in self._order if p in ready)

@@ -1,5 +1,4 @@
-"""What a long run says in the log while it runs: what it refuses, and once a minute how it
-does."""
+"""The log lines of a long run: dead letters, and a progress line once a minute."""
 
 from __future__ import annotations
 
@@ -19,18 +18,18 @@ EVERY_S = 60.0
 
 
 class RunLog:
-    """The first dead letter of each reason at once, then a line a minute for each reason; and a
-    heartbeat a minute.
+    """Logs the first dead letter of each reason at once, then at most one line a minute for each
+    reason, and one progress line a minute.
 
     Parameters
     ----------
     clock : Clock
-        Its `monotonic` time is what a minute is measured by.
+        A minute is measured by its `monotonic` time.
 
     Attributes
     ----------
     quiet : bool
-        Says nothing: for runs that somebody waits for.
+        Whether to log nothing, for short runs whose user waits for the result.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -44,7 +43,7 @@ class RunLog:
         self._before: Mapping[str, Any] = {}
 
     def refused(self, letters: Sequence[DeadLetter]) -> None:
-        """Take refused records; the first of a reason is logged at once."""
+        """Count refused records; the first of each reason is logged at once."""
         self._refused += len(letters)
         for letter in letters:
             reason = str(letter.reason)
@@ -56,13 +55,13 @@ class RunLog:
                 _LOG.warning("refused %s as %s: %s", letter.record.position, reason, letter.detail)
 
     def tick(self, figures: Callable[[], Mapping[str, Any]]) -> None:
-        """Look at the clock; called between two polls.
+        """Log the lines that are due; called between two polls.
 
         Parameters
         ----------
         figures : callable () -> mapping
             ``entries``, ``predictions``: counts so far; ``lag``: records not yet processed, or
-            None; ``losses``: role -> sum so far and the number of matured cells that it is over.
+            None; ``losses``: role -> sum so far and the number of matured cells in the sum.
         """
         if self.quiet:
             return
@@ -89,7 +88,7 @@ class RunLog:
         )
 
     def _say_beat(self, figures: Mapping[str, Any], now: float) -> None:
-        # A partition that was begun again from its last commit has done less than it had.
+        # After a restart from the last commit a partition's counts are lower than before.
         fresh = {
             name: max(0, figures[name] - self._before.get(name, 0))
             for name in ("entries", "predictions")

@@ -1,4 +1,4 @@
-"""How an engine runs: its settings, checked when they are made."""
+"""The settings of an engine, checked when they are created."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ __all__ = ["EngineSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How the engine runs.
+    """The settings of an engine.
 
     Attributes
     ----------
     checkpoint_path : Path, str, Folder or None
-        Folder (or its URL) with one sub-folder per partition; None keeps no checkpoints.
+        Folder (or its URL) with one sub-folder per partition; None: no checkpoints.
     checkpoint_every_s : float, s
+        Longest time between two checkpoints.
     checkpoint_every_entries : int or None
-        Whichever comes first.
+        Largest number of records between two checkpoints; None: no limit.
     keep : int
         Checkpoints kept per partition.
     label_wait_s : float, s
@@ -30,25 +31,25 @@ class EngineSettings:
     poll_s : float, s
         Longest wait for records.
     turn_s : float, s
-        So long records are processed before the source, checkpoints and signals are looked at
-        again. The partitions that have something to do share the time evenly; at least one record
-        is processed each time.
+        Time for which records are processed before the engine checks the source, checkpoints and
+        signals again. The partitions with waiting records share the time evenly; at least one
+        record is processed each time.
     drain_s : float, s
-        After `Engine.stop`, so long for what a sink still waits for; then that is given up. Sinks
-        must heed it.
+        After `Engine.stop`, the time that a sink may still wait for deliveries before it gives
+        up; see `Sink.break_off_when`.
     max_buffer : int, records
-        A partition with so many records waiting is paused.
+        A partition with this many waiting records is paused.
     max_ahead_ns, max_behind_ns : int, ns of event time
         See `Merge`.
     max_bad_share : float in (0, 1]
-        The engine stops when more than this share of the last `BAD_SHARE_OF` records was refused:
-        that is a wrong config, not bad records.
+        The engine stops if more than this share of the last `BAD_SHARE_WINDOW` records was
+        refused: then the config is wrong, not the records.
     config_digest : str
-        Ties checkpoints to the configuration that made them.
+        Identifies the configuration; a checkpoint of another configuration is not loaded.
     guarantee : str
         One of `streamadapt.engine.guarantees.GUARANTEES`.
     keys_path : Path, str, Folder or None
-        See `Lane`.
+        See `PartitionRunner`.
     """
 
     checkpoint_path: Path | str | Folder | None = None
@@ -81,7 +82,7 @@ class EngineSettings:
             raise ConfigError(
                 "guarantee",
                 self.guarantee,
-                "at-least-once, or a table [checkpoint]: it rests on them",
+                "at-least-once, or a table [checkpoint]: this guarantee needs checkpoints",
             )
         if self.guarantee == "exactly-once" and self.keep < 2:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""What a run came to, from the statistics of its partitions."""
+"""The summary of a run, from the statistics of its partitions."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ __all__ = ["summarise"]
 
 
 def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
-    """Add up the partitions.
+    """Add up the statistics of all partitions.
 
     Returns
     -------
     dict
         ``frozen``, ``served``: mean loss; ``experts``: name -> mean loss; ``entries``,
-        ``predictions``, ``pending``; ``labels_used``: where labels were refused, how many were
-        ``used`` ``of`` all, and the ``refused`` by reason; ``labels``, ``dead_letters``,
+        ``predictions``, ``pending``; ``labels_used``: if labels were refused, the number ``used``
+        ``of`` all, and the ``refused`` by reason; ``labels``, ``dead_letters``,
         ``drifts``, ``reactions``, ``times``, ``faults`` (see `Stats`), ``restored``: name ->
         count; ``drift_log``: the newest drifts as [name, event time in ns]; ``weights``: expert ->
-        mean share now; ``asked``: labels asked for; ``asked_loss``: role -> loss over all
-        predictions as the asked labels tell it; ``estimated``: measure -> means of the estimates
-        of ``all`` predictions, of the ``labelled`` and the ``unlabelled`` ones, and what those of
-        the labelled ``really`` were. Empty where there is nothing to tell.
+        current mean share; ``asked``: number of labels asked for; ``asked_loss``: role -> loss
+        over all predictions, computed from the asked labels; ``estimated``: measure -> mean
+        estimate over ``all`` predictions, over the ``labelled`` and the ``unlabelled`` ones, and
+        the true mean (``really``) of the labelled ones. Dicts are empty if there is no data.
     """
     sums: Counter[str] = Counter()
     cells: Counter[str] = Counter()
@@ -67,7 +67,7 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
 
 
 def _labels_used(stats: Sequence[Stats]) -> dict[str, Any]:
-    """Return what share of the labels the losses rest on, where some were refused."""
+    """Return how many labels the losses were computed from, if some labels were refused."""
     refused = _total(s.rejected_labels for s in stats)
     if not refused:
         return {}
@@ -86,7 +86,7 @@ def _asked(stats: Sequence[Stats]) -> dict[str, float]:
 
 def _estimated(stats: Sequence[Stats]) -> dict[str, dict[str, float | None]]:
     count, known = sum(s.estimated_count for s in stats), sum(s.seen_count for s in stats)
-    told, foreseen = _sums(s.estimated for s in stats), _sums(s.foreseen for s in stats)
+    estimated, foreseen = _sums(s.estimated for s in stats), _sums(s.foreseen for s in stats)
     really = _sums(s.seen for s in stats)
 
     def mean(total: float, n: float) -> float | None:
@@ -99,7 +99,7 @@ def _estimated(stats: Sequence[Stats]) -> dict[str, dict[str, float | None]]:
             "really": mean(really.get(measure, 0.0), known),
             "unlabelled": mean(total - foreseen.get(measure, 0.0), count - known),
         }
-        for measure, total in told.items()
+        for measure, total in estimated.items()
     }
 
 

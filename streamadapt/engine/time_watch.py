@@ -1,5 +1,4 @@
-"""Telling of wrong clocks and of entries out of order: a line in the log for each that matters,
-not for each record."""
+"""Log lines about wrong clocks and entries out of order; not one line for each record."""
 
 from __future__ import annotations
 
@@ -16,28 +15,29 @@ __all__ = ["TimeWatch", "order_warning"]
 _LOG = logging.getLogger("streamadapt")
 
 LOUD = 0.02
-"""A larger share of entries out of order is worth a warning."""
+"""A larger share of entries out of order causes a warning."""
 ENOUGH = 100
-"""A share of fewer entries says nothing while more are coming."""
+"""Smallest number of entries in a running stream from which the share is computed."""
 
 
 class TimeWatch:
-    """Logs what one partition's event times did in this run.
+    """Logs faults of one partition's event times in this run.
 
-    Records that are dated too far ahead are told at the first, the second, the fourth and so on; a
-    leap of event time, and a time that was given up, each time; entries out of order once.
+    Records that are dated too far ahead are logged at the first, the second, the fourth and so
+    on. A jump of event time, and the correction of a wrong time, are logged each time. Entries
+    out of order are logged once.
 
     Parameters
     ----------
     partition : int
     stats : Stats
-        As they are at the start: what an earlier run has counted is not told again.
+        The statistics at the start: counts of an earlier run are not logged again.
 
     Attributes
     ----------
     example : str
-        The place of an entry out of order, and why it was refused if it was; empty if there was
-        none.
+        The position of an entry out of order, and the reason if it was refused; empty if there
+        was none.
     """
 
     def __init__(self, partition: int, stats: Stats) -> None:
@@ -45,26 +45,26 @@ class TimeWatch:
         self.example = ""
         self._wrong = self._held = 0
         self._held_at: Position | None = None
-        self._told = stats.times.copy()
+        self._logged = stats.times.copy()
         self._start = _counts(stats)
-        self._order_told = False
+        self._order_logged = False
 
     def look(self, stats: Stats, letters: Sequence[DeadLetter], raised: str) -> None:
-        """Log what is new; `raised` is the place of an entry that was taken out of order, or
+        """Log new faults; `raised` is the position of an entry that was processed out of order, or
         empty."""
         for letter in letters:
             if letter.reason == Reason.BAD_TIME.value and letter.stage == "process":
-                self._tell_wrong(letter)
+                self._log_wrong(letter)
             elif letter.reason == Reason.TIME_BACKWARDS.value:
                 self.example = f"{letter.record.position}: {letter.detail}"
         self.example = self.example or raised
         for what, words in (("leap", "leapt ahead to"), ("back", "was wrong, and goes back to")):
-            if stats.times[what] > self._told[what]:
-                self._told[what] = stats.times[what]
+            if stats.times[what] > self._logged[what]:
+                self._logged[what] = stats.times[what]
                 _LOG.warning(
                     "partition %d: event time %s %s", self.partition, words, _date(stats.last_time)
                 )
-        if not self._order_told:
+        if not self._order_logged:
             entries, refused, raised_count = (
                 now - then for now, then in zip(_counts(stats), self._start, strict=True)
             )
@@ -74,11 +74,11 @@ class TimeWatch:
                 else ""
             )
             if warning:
-                self._order_told = True
+                self._order_logged = True
                 _LOG.warning("partition %d: %s", self.partition, warning)
 
     def look_held(self, record: Record | None) -> None:
-        """Log that a record is held back, if that is new."""
+        """Log that a record is held back, once for each record."""
         if record is None or record.position == self._held_at:
             return
         self._held_at = record.position
@@ -93,7 +93,7 @@ class TimeWatch:
                 self._held,
             )
 
-    def _tell_wrong(self, letter: DeadLetter) -> None:
+    def _log_wrong(self, letter: DeadLetter) -> None:
         self._wrong += 1
         if _is_power_of_two(self._wrong):
             _LOG.warning(
@@ -112,12 +112,12 @@ def order_warning(entries: int, refused: int, raised: int, example: str) -> str:
     Parameters
     ----------
     entries : int
-        All of them, those that were refused for their time included.
+        Number of all entries, including those that were refused for their time.
     refused, raised : int
-        Of them, how many were too old and were refused, and how many were taken with the newest
-        time.
+        How many of them were too old and were refused, and how many were processed with the
+        newest time instead of their own.
     example : str
-        One of them; may be empty.
+        An entry out of order; may be empty.
     """
     if refused + raised <= LOUD * entries:
         return ""

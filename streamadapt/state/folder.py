@@ -111,7 +111,7 @@ class Folder(ABC):
         well.
     batch : int, >= 1
         So many files are worth being written together.
-    glance_s : float, s
+    owner_check_interval_s : float, s
         An owner looks for a successor no more often than this between two checkpoints.
     """
 
@@ -119,7 +119,7 @@ class Folder(ABC):
     locks: bool = True
     exclusive: bool = True
     batch: int = 1
-    glance_s: float = 0.0
+    owner_check_interval_s: float = 0.0
 
     def __str__(self) -> str:
         return str(self.path)

@@ -158,10 +158,13 @@ class CheckpointStore:
                 self._fence.check()
             self._looked = self._clock.monotonic()
 
-    def glance(self) -> None:
+    def check_owner_throttled(self) -> None:
         """`check_owner` between two checkpoints: where another could have come, and as often as it
         is cheap to ask."""
-        if self.leased and self._clock.monotonic() - self._looked >= self.folder.glance_s:
+        if (
+            self.leased
+            and self._clock.monotonic() - self._looked >= self.folder.owner_check_interval_s
+        ):
             self.check_owner()
 
     def lease(self) -> Callable[[], None]:

@@ -265,14 +265,14 @@ class MemorySource(Source):
         """Return new starts of the streams that are others than those the owner has read; tells it
         so."""
         assert self._owner is not None, "only called while open"
-        anew = [
+        recreated = [
             at
             for at in starts
             if self._identity and self._owner.identity(at) not in (None, self._identity)
         ]
-        if anew:
-            self._owner.partitions_placed(dict.fromkeys(anew, 0), anew=anew)
-        return dict.fromkeys(anew, 0)
+        if recreated:
+            self._owner.partitions_placed(dict.fromkeys(recreated, 0), recreated=recreated)
+        return dict.fromkeys(recreated, 0)
 
     def _wanted(
         self,

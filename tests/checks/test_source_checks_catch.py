@@ -25,14 +25,17 @@ class NeverAsks(MemorySource):
             ) -> Mapping[StreamPartition, int | None]:
                 return {}
 
-            def reached(self, at: StreamPartition) -> int:
+            def known_end(self, at: StreamPartition) -> int:
                 return 0
 
             def identity(self, at: StreamPartition) -> str | None:
                 return None
 
             def partitions_placed(
-                self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]
+                self,
+                starts: Mapping[StreamPartition, int],
+                *,
+                recreated: Collection[StreamPartition],
             ) -> None: ...
 
             def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None: ...

@@ -81,7 +81,7 @@ def run_until(engine: Engine, read: int) -> None:
     """Run until so many records are done."""
     engine.source.open(engine)
     until(
-        lambda: sum(sum(lane.positions.values()) for lane in engine.lanes.values()) >= read,
+        lambda: sum(sum(runner.positions.values()) for runner in engine.runners.values()) >= read,
         engine.step,
     )
     engine.source.open = lambda owner: None  # type: ignore[method-assign]
@@ -316,7 +316,7 @@ def test_tombstones(kafka_servers: str, topic: Topic, tmp_path: Any, tombstones:
     assert [p.position.offset for p in sink.predictions] == [0, 2]
     refused = [(letter.record.position.offset, letter.reason) for letter in letters.letters]
     assert refused == ([] if tombstones == "skip" else [(1, "empty_value"), (3, "empty_value")])
-    assert engine.lanes[0].pipeline.stats.rejected.total() == len(refused)
+    assert engine.runners[0].pipeline.stats.rejected.total() == len(refused)
 
 
 @pytest.mark.kafka

@@ -93,7 +93,7 @@ def test_what_this_process_has_just_said_counts(kafka_servers: str, topic: Topic
 class Knows(Owner):
     """An engine whose output holds predictions of more records than there are."""
 
-    def reached(self, at: StreamPartition) -> int:
+    def known_end(self, at: StreamPartition) -> int:
         return 1000 if at.stream == self.streams[0] else 0
 
 
@@ -119,7 +119,7 @@ def test_a_topic_that_was_made_anew_is_not_taken_for_the_old_one(
             return
         until(lambda: bool(owner.placed), lambda: source.poll(0.2))
         assert owner.placed == {StreamPartition(name, 0): 0 if policy == "earliest" else 10}
-        assert owner.anew == [StreamPartition(name, 0)]
+        assert owner.recreated == [StreamPartition(name, 0)]
     finally:
         source.close()
 
@@ -143,15 +143,17 @@ def test_a_start_at_the_end_is_kept_where_nothing_has_come_yet(
             settings=EngineSettings(checkpoint_path=tmp_path, checkpoint_every_s=0.2),
         )
         engine.source.open(engine)
-        until(lambda: len(engine.lanes) == 2 and engine.source.state == "connected", engine.step)
+        until(lambda: len(engine.runners) == 2 and engine.source.state == "connected", engine.step)
         between()
         until(
-            lambda: sum(lane.pipeline.stats.entries for lane in engine.lanes.values()) >= wanted,
+            lambda: (
+                sum(runner.pipeline.stats.entries for runner in engine.runners.values()) >= wanted
+            ),
             engine.step,
         )
         engine.stop()
         engine.run()
-        return sum(lane.pipeline.stats.entries for lane in engine.lanes.values())
+        return sum(runner.pipeline.stats.entries for runner in engine.runners.values())
 
     assert run(10, lambda: produce(kafka_servers, name, [values, []])) == 10
     produce(kafka_servers, name, [[], values])

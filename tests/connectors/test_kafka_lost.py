@@ -78,9 +78,11 @@ def run_until(engine: Engine, count: int) -> None:
     """Step until so many entries are committed."""
 
     def committed() -> bool:
-        lane = engine.lanes.get(0)
+        runner = engine.runners.get(0)
         return (
-            lane is not None and lane.pipeline.stats.entries >= count and not lane.since_checkpoint
+            runner is not None
+            and runner.pipeline.stats.entries >= count
+            and not runner.since_checkpoint
         )
 
     until(committed, engine.step)
@@ -381,7 +383,10 @@ def test_a_transaction_that_was_open_for_too_long_is_begun_again(
     run_until(engine, 10)
     engine.settings.__dict__["checkpoint_every_s"] = 3600.0
     produce(kafka_servers, name, [entries(10, 10)])
-    until(lambda: bool(engine.lanes) and engine.lanes[0].pipeline.stats.entries == 20, engine.step)
+    until(
+        lambda: bool(engine.runners) and engine.runners[0].pipeline.stats.entries == 20,
+        engine.step,
+    )
     time.sleep(13.0)  # the broker looks for them every ten seconds
     produce(kafka_servers, name, [entries(20, 10)])
     engine.settings.__dict__["checkpoint_every_s"] = 0.3

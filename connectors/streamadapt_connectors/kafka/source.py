@@ -519,7 +519,7 @@ class KafkaSource(Source):
         return self._owner
 
     def _reached(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        return {at: self._of_owner.reached(StreamPartition(*at)) for at in places}
+        return {at: self._of_owner.known_end(StreamPartition(*at)) for at in places}
 
     def _seek(
         self,
@@ -547,7 +547,7 @@ class KafkaSource(Source):
         self._drop(starts)
         if placing.told:
             with owners_errors():
-                self._of_owner.partitions_placed(placing.told, anew=placing.anew)
+                self._of_owner.partitions_placed(placing.told, recreated=placing.anew)
         self._apply_pause()
 
     def _note_skipped(self, at: TopicPartition, wanted: int | None, offset: int) -> None:

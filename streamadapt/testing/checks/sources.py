@@ -44,7 +44,7 @@ class Owner:
         self.assigned: list[list[int]] = []
         self.revoked: list[list[int]] = []
         self.placed: dict[StreamPartition, int] = {}
-        self.anew: list[StreamPartition] = []
+        self.recreated: list[StreamPartition] = []
         self.identities: dict[StreamPartition, str] = {}
 
     def partitions_assigned(
@@ -56,7 +56,7 @@ class Owner:
             StreamPartition(s, p): self._starts.get(p) for s in self.streams for p in partitions
         }
 
-    def reached(self, at: StreamPartition) -> int:
+    def known_end(self, at: StreamPartition) -> int:
         """Nothing is known."""
         del at
         return 0
@@ -66,11 +66,11 @@ class Owner:
         return self.identities.get(at)
 
     def partitions_placed(
-        self, starts: Mapping[StreamPartition, int], *, anew: Collection[StreamPartition]
+        self, starts: Mapping[StreamPartition, int], *, recreated: Collection[StreamPartition]
     ) -> None:
         """Remember."""
         self.placed.update(starts)
-        self.anew += anew
+        self.recreated += recreated
 
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Remember."""
