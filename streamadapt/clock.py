@@ -22,7 +22,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """The clocks of the machine."""
 
     def time_ns(self) -> int:
         """Wall-clock time, ns since the Unix epoch."""

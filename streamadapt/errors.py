@@ -5,15 +5,15 @@
     StreamadaptError
     +-- ConfigError        a setting is wrong: its path, its value and what was expected
     +-- EntryError         one record is bad: it goes to the dead letters with its reason
-    |   +-- LabelError     only the label that an entry brought is bad: the entry is predicted
-    +-- ShapeError         an array or tensor does not have the shape that was promised
+    |   +-- LabelError     only the label in an entry's record is bad: the entry is predicted
+    +-- ShapeError         an array or tensor does not have the expected shape
     +-- CheckpointError    a checkpoint cannot be written, read or trusted
     +-- ConnectorError     a source or a sink failed for good (it retries what can be retried)
-    |   +-- TransactionLostError   a transaction is void: its partitions begin again from their
+    |   +-- TransactionLostError   a transaction is void: its partitions restart from their
     |                              last commit
     +-- BadShareError      nearly all records are refused: a wrong config, not bad records
-    +-- RepairError        a file of repaired dead letters is not what it should be
-    +-- BusyError          a pipeline was called from within one of its own calls
+    +-- RepairError        a line in a file of repaired dead letters has a wrong form
+    +-- BusyError          a pipeline was called during one of its own calls
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class ConfigError(StreamadaptError, ValueError):
     Parameters
     ----------
     path : str
-        Where the setting stands, e.g. ``learners[1].lr``.
+        The path of the setting, e.g. ``learners[1].lr``.
     value : object
-        What was given there.
+        The value that was given.
     expected : str
-        What would have been accepted, with the unit.
+        The accepted values, with the unit.
     """
 
     def __init__(self, path: str, value: object, expected: str) -> None:
@@ -99,12 +99,12 @@ class EntryError(StreamadaptError):
     Parameters
     ----------
     reason : Reason
-        The catalogue entry; also the dead letter's header and the metric's label.
+        The reason; it is also a header of the dead letter and a metric label.
     detail : str
-        One line for a person: the field's path, what came and what was expected. Never the whole
+        One line for a person: the field's path, the value and what was expected. Never the whole
         payload.
     position : Position or None
-        Where the record stands in its source.
+        The record's position in its source.
     """
 
     def __init__(self, reason: Reason, detail: str, position: Any = None) -> None:
@@ -119,12 +119,11 @@ class EntryError(StreamadaptError):
 
 
 class LabelError(EntryError):
-    """The label that an entry brought is bad, and only the label is refused: the entry itself is
-    predicted."""
+    """The label in an entry's record is bad. Only the label is refused; the entry is predicted."""
 
 
 class ShapeError(StreamadaptError, ValueError):
-    """An array or tensor does not have the promised shape."""
+    """An array or tensor does not have the expected shape."""
 
 
 class CheckpointError(StreamadaptError):
@@ -136,7 +135,7 @@ class ConnectorError(StreamadaptError):
 
 
 class Loss(StrEnum):
-    """Why a transaction was given up; the values are metric labels, so they never change."""
+    """Why a transaction was lost; the values are metric labels, so they never change."""
 
     NO_ANSWER = "no_answer"
     TAKEN = "taken"
@@ -146,9 +145,9 @@ class Loss(StrEnum):
 
 
 class TransactionLostError(ConnectorError):
-    """Nothing that was written to some partitions since their last commit will ever be visible.
+    """Predictions that were written since the last commit of some partitions never become visible.
 
-    A sink raises it from any of its calls. The engine then begins these partitions again from
+    A sink can raise this from any of its methods. The engine then restarts these partitions from
     their last commit.
 
     Parameters
@@ -156,10 +155,10 @@ class TransactionLostError(ConnectorError):
     partitions : collection of int
         The input's partitions whose transactions are lost.
     cause : Loss
-        ``NO_ANSWER``: the broker did not answer within our limit. ``TAKEN``: it says that somebody
-        else writes under this name, or it ended the transaction itself. ``EXPIRED``: it has
-        forgotten the name. ``REFUSED``: it refused a record, which the sink will not send again.
-        ``FAILED``: anything else.
+        ``NO_ANSWER``: the broker did not answer in time. ``TAKEN``: another producer writes under
+        this name, or the broker ended the transaction. ``EXPIRED``: the broker no longer knows
+        the name. ``REFUSED``: the broker refused a record, which the sink will not send again.
+        ``FAILED``: any other cause.
     text : str
         What happened, for a person.
     """
@@ -171,15 +170,15 @@ class TransactionLostError(ConnectorError):
 
 
 class BadShareError(StreamadaptError):
-    """More of the recent records were refused than ``limits.max_bad_share`` bears: the engine
+    """More of the recent records were refused than ``limits.max_bad_share`` tolerates: the engine
     stops."""
 
 
 class RepairError(StreamadaptError):
-    """A line of a file of repaired dead letters is none: what was expected there, and what
-    came."""
+    """A line in a file of repaired dead letters has a wrong form; the message names what was
+    expected."""
 
 
 class BusyError(StreamadaptError, RuntimeError):
-    """A pipeline was called from within itself: from `on_rejected`, from a learner or from the
+    """A pipeline was called during one of its own calls: by `on_rejected`, a learner or the
     base."""

@@ -1,8 +1,7 @@
-"""Opening files that somebody else may have made: regular ones only, and never more of them than
-was agreed.
+"""Safe reading of files from unknown sources: only regular files, and only up to a size limit.
 
-A named pipe would hang the start, a device never ends. Links are followed here, since a mounted
-volume is made of them; where no link may be followed (checkpoints), see `streamadapt.files`.
+A named pipe would block the start, and a device never ends. Links are followed, since mounted
+volumes consist of links; `read_untrusted` (for checkpoints) refuses them.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def open_regular(file: Path) -> BinaryIO:
     """
     descriptor = os.open(
         file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    )  # not blocking: a pipe would wait for ever
+    )  # not blocking: a pipe would wait forever
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "no regular file")
@@ -72,17 +71,17 @@ def open_regular(file: Path) -> BinaryIO:
 
 
 def open_to_append(file: Path) -> BinaryIO:
-    """Open a regular file for reading and appending; it is made if it is missing.
+    """Open a regular file for reading and appending; create it if it is missing.
 
     Raises
     ------
     OSError
-        If it cannot be opened, or is a folder, a pipe, a socket or a device: these are not opened
-        at all.
+        If it cannot be opened, or if it is a folder, a pipe, a socket or a device; these are not
+        opened at all.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     with suppress(FileNotFoundError):
-        _check_regular(file.stat().st_mode)  # opening a device can do something already
+        _check_regular(file.stat().st_mode)  # opening a device can already have an effect
     descriptor = os.open(file, flags, 0o666)
     try:
         _check_regular(os.fstat(descriptor).st_mode)
@@ -98,7 +97,7 @@ def _check_regular(mode: int) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """Return in words what a file is, from its ``st_mode``."""
+    """Return the type of a file in words, from its ``st_mode``."""
     words = {
         stat.S_IFREG: "a regular file",
         stat.S_IFDIR: "a folder",
@@ -124,15 +123,14 @@ def read_regular(file: Path, most: int) -> bytes:
         As `open_regular`, or if it is larger than `most`.
     """
     with open_regular(file) as opened:
-        data = read_most(opened, most + 1)  # not by its size: it may be growing
+        data = read_most(opened, most + 1)  # do not rely on the file's size: it may grow
     if len(data) > most:
         raise OSError(errno.EFBIG, f"larger than {most} bytes")
     return data
 
 
 def read_text(file: Path, most: int) -> str:
-    """Read the text of a regular file, or of a pipe, which is what a shell makes of
-    ``<(command)``.
+    """Read the text of a regular file or of a pipe; a shell's ``<(command)`` is a pipe.
 
     Parameters
     ----------
@@ -141,13 +139,13 @@ def read_text(file: Path, most: int) -> str:
     Returns
     -------
     str
-        Without a byte-order mark.
+        The text without a byte-order mark.
 
     Raises
     ------
     OSError, UnicodeDecodeError
-        If it cannot be read, is something else, larger than `most`, or neither UTF-8 nor what its
-        byte-order mark says.
+        If it cannot be read, is neither file nor pipe, is larger than `most`, or is not in the
+        encoding of its byte-order mark (UTF-8 without a mark).
     """
     # Not blocking: a pipe without a writer is at its end.
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -163,7 +161,7 @@ def read_text(file: Path, most: int) -> str:
 
 
 def read_most(file: IO[bytes], most: int) -> bytes:
-    """Read up to so many bytes, in memory for what is there and not for what was asked for."""
+    """Read at most `most` bytes; memory is allocated for the bytes read, not for `most`."""
     parts = []
     while most > 0 and (part := file.read(min(most, CHUNK))):
         parts.append(part)
@@ -172,38 +170,37 @@ def read_most(file: IO[bytes], most: int) -> bytes:
 
 
 def encoding_of_mark(start: bytes) -> str | None:
-    """Return the encoding that a byte-order mark at the start of a text says; None without one."""
+    """Return the encoding of the byte-order mark at the start of a text; None without a mark."""
     return next((encoding for mark, encoding in MARKS if start.startswith(mark)), None)
 
 
 def decoded(data: bytes) -> str:
-    """Return a whole text, of which a byte-order mark is no part: UTF-8 unless the mark says
-    otherwise.
+    """Decode a text without its byte-order mark; UTF-8 unless the mark names another encoding.
 
     Raises
     ------
     UnicodeDecodeError
-        If it is not.
+        If the bytes are not valid in that encoding.
     """
     return data.decode(encoding_of_mark(data[:4]) or "utf-8")
 
 
 class DamagedError(CheckpointError):
-    """One checkpoint is torn or damaged: the one before it may still serve."""
+    """One checkpoint is incomplete or damaged; the one before it may still be usable."""
 
 
 def read_untrusted(folder: Path, name: str, most: int) -> bytes:
-    """Read one regular file that lies in a real folder; links could lead anywhere and are refused.
+    """Read one regular file in a real folder; links are refused, since they could lead anywhere.
 
     Parameters
     ----------
     most : int, bytes
-        A larger file is damaged.
+        A larger file counts as damaged.
     """
     try:
         if folder.is_symlink():
             raise DamagedError("the folder is a symbolic link")
-        # Not blocking: a named pipe must not hang the start.
+        # Not blocking: a named pipe must not block the start.
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -217,7 +214,7 @@ def read_untrusted(folder: Path, name: str, most: int) -> bytes:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a new file and return once the disk has it."""
+    """Write a new file, and return when it is stored on the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -225,7 +222,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's own entries durable: a rename without this can be lost with the power."""
+    """Store the folder's entries on the disk: without this, a power failure can undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

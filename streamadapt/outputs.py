@@ -1,5 +1,4 @@
-"""Where a command writes: checked before anything is touched, and put in place when it is
-whole."""
+"""The output files of a command: checked before any change, and put in place when complete."""
 
 from __future__ import annotations
 
@@ -34,30 +33,30 @@ __all__ = [
 PART: Final = ".streamadapt-part"
 """The end of the name of a file that is still being written."""
 LONGEST: Final = 160
-"""Bytes of the final name that the temporary one takes over: a name has at most 255."""
+"""Bytes of the final name that the temporary name keeps: a file name has at most 255 bytes."""
 FILES: Final = re.compile(r"(.*_)?path|.*file|weights|scaling|fisher|source")
-"""Names of the settings that hold the path of a file that is read, or several of them."""
+"""Names of the settings that contain one or several paths of input files."""
 
 
 def check_output(
     setting: str, path: Path | str, inputs: Mapping[str, Path | str], *, make_folders: bool = False
 ) -> Path:
-    """Return the file that writing to `path` writes to, links followed. Opens and changes nothing.
+    """Check an output path, and return its file with links followed. Opens and changes nothing.
 
     Parameters
     ----------
     setting : str
-        What named the path, for the error.
+        The setting or option that named the path, for the error.
     inputs : mapping of str to path
-        What must not be overwritten: what it is -> where it is.
+        Files that must not be overwritten: description -> path.
     make_folders : bool
-        Whether missing folders are made by who writes; else they are an error.
+        Whether the writer creates missing folders; otherwise they are an error.
 
     Raises
     ------
     ConfigError
         If it is one of the inputs (also through links or another spelling), standard output or
-        standard error of this process, or no regular file, or cannot be written.
+        standard error of this process, not a regular file, or not writable.
     """
     target = Path(os.path.realpath(path))
     found = _status(setting, path)
@@ -102,7 +101,7 @@ def _same(found: os.stat_result | None, target: Path, other: Path | str) -> bool
         return False
     try:
         return os.path.samestat(found, Path(other).stat())
-    except (OSError, ValueError):  # it is not there
+    except (OSError, ValueError):  # it does not exist
         return False
 
 
@@ -120,7 +119,7 @@ def _check_folder(setting: str, path: Path | str, folder: Path, *, make_folders:
 
 
 def inputs_of(config: Config, origin: Path | None = None) -> dict[str, Path]:
-    """Return the files that a config reads: its setting -> where it is.
+    """Return the files that a config reads: setting -> path.
 
     Parameters
     ----------
@@ -149,8 +148,8 @@ def _named_files(path: str, value: Any, *, named: bool = False) -> Iterator[tupl
 
 
 def check_outputs(config: Config, origin: Path | None = None) -> None:
-    """Raise where a config's files of predictions, dead letters or states would harm what it
-    reads.
+    """Raise if a config's output files (predictions, dead letters, states) would overwrite its
+    input files.
 
     Parameters
     ----------
@@ -180,8 +179,7 @@ def check_outputs(config: Config, origin: Path | None = None) -> None:
 
 
 def letters_of(config: Config) -> dict[str, Path]:
-    """Return the file of the dead letters, if that is what they go to: what it is -> where it
-    is."""
+    """Return the file of the dead letters as description -> path; empty if they go elsewhere."""
     found = [Path(path) for _, path in _letter_files(config)]
     return {"the dead letters": found[0]} if found else {}
 
@@ -222,27 +220,25 @@ def _output_files(group: str, table: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 class Replacement:
-    """A file that is written beside its place, and put there by `put` when it is whole.
+    """A file that is written under a temporary name, and renamed to its target by `put`.
 
-    A context manager.
-
-    What was there before stays until then, and stays when it never comes to that. A process that
-    is killed leaves the temporary file (``NAME.….streamadapt-part``), which the next one removes.
+    A context manager. Until `put`, an existing target stays unchanged. A process that is killed
+    leaves the temporary file (``NAME.….streamadapt-part``), which the next process removes.
 
     Parameters
     ----------
     target : Path
-        Where it goes; no link, see `check_output`.
+        The final path; not a link, see `check_output`.
 
     Attributes
     ----------
     path : Path
-        Where to write it.
+        The temporary path to write to.
 
     Raises
     ------
     ConnectorError
-        If it cannot be written, or be put in place.
+        If the file cannot be written or renamed.
     """
 
     def __init__(self, target: Path) -> None:
@@ -267,11 +263,11 @@ class Replacement:
         return self
 
     def put(self) -> None:
-        """See it on the disk, and put it in place of what was there."""
+        """Store the file on the disk, and replace the target with it."""
         try:
             with suppress(FileNotFoundError):
                 before = self.target.lstat()
-                if not stat.S_ISREG(before.st_mode):  # made since it was checked
+                if not stat.S_ISREG(before.st_mode):  # created after the check
                     raise OSError(f"{kind_of(before.st_mode)} is there")
                 os.chmod(self.path, stat.S_IMODE(before.st_mode))
                 with suppress(OSError):  # only root may give files away
@@ -295,7 +291,7 @@ class Replacement:
             self._lock = -1
 
     def _remove_left_behind(self) -> None:
-        """Remove what a killed process left: who still writes holds a lock."""
+        """Remove temporary files of killed processes; a process that still writes holds a lock."""
         for entry in os.scandir(self.target.parent):
             name = entry.name
             if not name.startswith(self._begin) or not name.endswith(PART):
@@ -323,7 +319,7 @@ def _sync_file(path: Path) -> None:
 
 
 def write_whole(target: Path, data: bytes) -> None:
-    """Write a whole file or none; `target` is no link, see `check_output`.
+    """Write a file completely or not at all; `target` is not a link, see `check_output`.
 
     Raises
     ------

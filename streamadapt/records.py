@@ -36,7 +36,7 @@ _POSITION = re.compile(r"(.*)\[(\d{1,10})\]@(-?\d{1,19})", re.DOTALL | re.ASCII)
 
 
 class Position(NamedTuple):
-    """Where a record stands in its source; totally ordered within one partition.
+    """The position of a record in its source; totally ordered within one partition.
 
     Examples
     --------
@@ -53,17 +53,17 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Position | None:
-        """Return what ``str`` made `text` of; None if it is none such."""
+        """Return the position that `text` was written from by ``str``; None if it is not one."""
         found = _POSITION.fullmatch(text)
         return None if found is None else cls(found[1], int(found[2]), int(found[3]))
 
 
 NOWHERE = Position("", 0, 0)
-"""The position of what came from no source."""
+"""The position of an item that came from no source."""
 
 
 class RefusedLabel(NamedTuple):
-    """Why the label that came with an entry is not used; the entry is."""
+    """Why the label that came with an entry is not used; the entry itself is used."""
 
     reason: Reason
     detail: str
@@ -76,27 +76,27 @@ class Entry:
     Attributes
     ----------
     values : ndarray, (channels,), float64
-        The measurements; NaN marks a missing one, infinite values never get here. From Python also
-        lists, rows of data frames, tensors and what else docs/numbers.md names: a pipeline turns
-        them into this.
+        The measurements; NaN marks a missing one, and infinite values are refused earlier. Python
+        code may also pass lists, rows of data frames, tensors and other types of
+        docs/numbers.md; a pipeline converts them.
     time : int, ns since the Unix epoch
         Event time. From Python also a float (seconds), a `datetime` or a `numpy.datetime64`.
     id : str
-        What labels refer to; unique among the entries that still wait for a label.
+        Labels refer to an entry by its id; unique among the entries that still wait for a label.
     key : str
-        The stream it belongs to within its topic (a sensor, a user); empty where there is none.
+        The sub-stream within the topic (a sensor, a user); empty if there is none.
     label : ndarray, (outputs,), float64, or None
         The label that came with the entry itself. It is learned only after the entry was
         predicted. Classification: one value, the class's index; `Supervised.label` makes it of a
         class's name.
     position : Position
-        Where it stands in its source; the id of its prediction.
+        The entry's position in its source; it is also the id of its prediction.
     refused : RefusedLabel or None
         Why the label in its record could not be read. A task that learns from labels refuses the
         label, not the entry.
     or_time : int or None, ns since the Unix epoch
-        Of a local time without an offset, until `streamadapt.engine.local_time` has decided:
-        `time` again, or the later one of the two times that it can mean.
+        Set for a local time without an offset, until `streamadapt.engine.local_time` has decided.
+        If the local time can mean two times, it is the later one; otherwise it equals `time`.
 
     Examples
     --------
@@ -145,47 +145,46 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a pipeline says about one entry.
+    """A pipeline's prediction for one entry.
 
     Attributes
     ----------
     served : ndarray, (rows, columns), float64
-        The guarded mixture: what to use. Rows are forecast steps (1 for supervised tasks), columns
-        are channels, outputs or class probabilities. NaN only where the task knows nothing (a
-        channel never observed) or the base said nothing finite.
+        The prediction to use: the guarded mixture. Rows are forecast steps (1 for supervised
+        tasks), columns are channels, outputs or class probabilities. NaN only for a channel that
+        was never observed, or where the base predicted no finite number.
     base : ndarray, (rows, columns), float64
-        What the frozen model alone says.
+        The prediction of the frozen model alone.
     experts : mapping of str to ndarray, (rows, columns)
         Every expert's prediction, the base's included.
     weights : mapping of str to float
-        Each expert's share of `served`, averaged over the cells. They sum to 1; a stacked mixture
-        may hold one against another (a negative share).
+        Each expert's share of `served`, averaged over the cells. The shares sum to 1; in a
+        stacked mixture a share may be negative.
     drifts : tuple of str
         ``detector:signal`` of each detector that fired on this arrival.
     reactions : tuple of str
-        What drifts did since the prediction before: ``adwin:loss>reset bias-0.02``;
+        The reactions to drifts since the previous prediction: ``adwin:loss>reset bias-0.02``;
         ``refit-kept ...`` or ``refit-dropped ...`` at the end of a refit.
     ask, ask_probability : bool, float, or None
-        Whether its label is asked for, and with what probability that came out; None without a
-        budget of labels.
+        Whether the entry's label is asked for, and the probability of asking; None without a
+        label budget.
     estimated_loss : float or None
-        What the loss of `served` is expected to be, in the task's loss; None where nothing is
-        known to tell it from.
+        The expected loss of `served`, in the task's loss; None if there are no data to estimate
+        it from.
     scores : mapping of str to float
-        What learners tell about the entry itself, such as ``dictionary-error``: a drift signal and
+        The learners' scores of the entry itself, such as ``dictionary-error``: a drift signal and
         an anomaly score.
     low, high : ndarray, (rows, columns), float64, or None
-        The interval that holds the target with the coverage asked for; None without
-        `streamadapt.pipeline.intervals.Intervals`, NaN in cells of which no error is known yet.
+        The bounds of the interval that contains the target with the requested coverage; None
+        without `streamadapt.pipeline.intervals.Intervals`, NaN in cells without a known error yet.
     columns : tuple of str
-        Of a panel: which sensor each column is, empty for a column that is still free.
+        For a panel: the sensor of each column; empty for a free column.
     classes : tuple
-        Of a classification whose classes have names: which class each column is the probability
-        of.
+        For a classification with named classes: the class of each column's probability.
     raw_key : bytes or None
-        The key of the entry's record, where `key` does not say it byte for byte.
+        The key of the entry's record, if its bytes differ from the text in `key`.
     headers : tuple of (str, bytes or None)
-        Those of the entry's record; a panel's row has none, since many records are in it.
+        The headers of the entry's record; a panel's row has none, since it combines many records.
 
     Examples
     --------
@@ -219,12 +218,12 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Columns of history, oldest first: what a base is fitted on and what a backtest reads.
+    """Columns of history, oldest first: the data for fitting a base and for a backtest.
 
     Attributes
     ----------
     values : ndarray, (n, channels), float64 or float32
-        NaN marks a missing value. Anything else that numpy can make numbers of becomes float64.
+        NaN marks a missing value. Other types that numpy can convert to numbers become float64.
     times : ndarray, (n,), int64, ns
     labels : ndarray, (n, outputs), float64 or float32, or None
         NaN rows are unlabelled.
@@ -293,12 +292,12 @@ class Record:
     Attributes
     ----------
     key, value : bytes or None
-        Untouched bytes; None where the source had none (a Kafka tombstone).
+        Unchanged bytes; None if the source had none (a Kafka tombstone).
     time : int, ns since the Unix epoch
         The source's own time stamp (Kafka's record time stamp); the codec may prefer a field of
         the value.
     headers : tuple of (str, bytes or None)
-        What else the source has about it (Kafka's record headers), in order.
+        Other data of the record in the source (Kafka's record headers), in order.
     """
 
     position: Position
@@ -310,15 +309,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that was refused, or the label in it, and why. Nothing was learned from that.
+    """A record that was refused, or whose label was refused, and why.
+
+    Nothing was learned from the refused part.
 
     Attributes
     ----------
     reason : str
         A value of `streamadapt.errors.Reason`.
     stage : str
-        ``decode``, ``process`` or ``write``; ``label`` where only the label in an entry was
-        refused, and the entry itself was predicted.
+        ``decode``, ``process`` or ``write``; ``label`` if only the label in an entry was refused,
+        and the entry itself was predicted.
     detail : str
         One line for a person.
     """
@@ -330,4 +331,5 @@ class DeadLetter:
 
 
 class Skipped(DeadLetter):
-    """A record that is passed over on purpose: nothing is learned from it, and it goes nowhere."""
+    """A record that is skipped on purpose: nothing is learned from it, and it is written
+    nowhere."""
