@@ -1,4 +1,4 @@
-"""From a `Config` to the engine it describes. Nothing connects before the engine runs."""
+"""Builds the engine that a `Config` describes. Nothing connects before the engine runs."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ _LIMITS: dict[str, Any] = get_type_hints(LimitKeys)
 
 
 def check_config(config: Config) -> Pipeline | KeyedPipeline:
-    """Raise for all that is wrong with a config, without connecting or writing anything.
+    """Raise an error if a config is wrong, without connecting or writing anything.
 
     Returns
     -------
     Pipeline or KeyedPipeline
-        A fresh one, as every partition would get.
+        A fresh pipeline, the same as for every partition.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def check_config(config: Config) -> Pipeline | KeyedPipeline:
     check_outputs(config)
     pipeline = make_pipeline(config)
     if config.panel is None and isinstance(pipeline.base, FrozenModel | OnnxBase):
-        _check_said(config, make_task(config.task), pipeline.base)
+        _check_output_shape(config, make_task(config.task), pipeline.base)
     source, _ = _source(config)
     _codec(config, source)
     settings = _settings(config)
@@ -101,19 +101,19 @@ def check_config(config: Config) -> Pipeline | KeyedPipeline:
 
 
 def make_pipeline(config: Config) -> Pipeline | KeyedPipeline:
-    """Make one fresh pipeline, or one for each key where there is a table ``[keys]``.
+    """Make one fresh pipeline; with a table ``[keys]`` one that makes a pipeline for each key.
 
     Raises
     ------
     ConfigError
-        If a setting does not fit, naming its path, or the base's files do not.
+        If a setting is wrong (the error names its path), or the base's files do not fit.
     """
     base = _base(config, make_task(config.task))
     if config.keys is None:
         return _one_pipeline(config, base)
     fresh, shared = _one_pipeline(config, base), {id(base): base}
-    # A copy of what was never used is as good as a new one, and thirty times as fast as looking
-    # kinds up again.
+    # A copy of an unused pipeline equals a new one, and is made thirty times faster than by
+    # looking up all kinds again.
     return KeyedPipeline(
         lambda: deepcopy(fresh, dict(shared)),
         config.keys.max_keys,
@@ -124,7 +124,7 @@ def make_pipeline(config: Config) -> Pipeline | KeyedPipeline:
 def _base(config: Config, task: Task) -> Base:
     resolve_device(
         config.device, cells=1
-    )  # else a device that is not there shows at the first full window only
+    )  # otherwise a missing device would be noticed only at the first full window
     base_table = dict(config.base)
     if base_table.get("kind") == "persistence":
         base_table.setdefault("horizon", task.rows)
@@ -182,7 +182,7 @@ def _panel(config: Config) -> Panel | None:
     ahead_ns = limits.get("max_ahead_ns", EngineSettings.max_ahead_ns)
     if (
         ahead_ns < panel.clock.lateness_ns
-    ):  # else a record would be refused for those that follow it late
+    ):  # otherwise late records would cause the refusal of a valid one
         given = config.limits.get("max_ahead", "1d")
         raise ConfigError(
             "limits.max_ahead", given, f"a duration >= panel.lateness, {table['lateness']}"
@@ -212,8 +212,8 @@ def make_engine(
     Parameters
     ----------
     sinks : callable () -> (Sink, DeadLetterSink), optional
-        Makes those for predictions and for dead letters, in place of the config's, once all else
-        is known to be right.
+        Makes the sinks for predictions and for dead letters instead of the config's. Called after
+        everything else was checked.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def make_engine(
     """
     if sinks is None:
         check_outputs(config)
-    make_pipeline(config)  # what is wrong with it is said before anything connects
+    make_pipeline(config)  # raises errors in the config before anything connects
     source, label_wait_s = _source(config)
     codec = _codec(config, source)
     source.look(codec)
@@ -255,7 +255,8 @@ def make_task(table: Mapping[str, Any]) -> Task:
 
 
 def kinds_of_table(table: str) -> dict[str, Callable[..., Any]]:
-    """Return what each ``kind`` of a config's table names; empty for a table that has no kinds."""
+    """Return the class or function of each ``kind`` in a config's table; empty for a table without
+    kinds."""
     if table in ("guard", "task"):
         return dict(_GUARDS if table == "guard" else _TASKS)
     groups = {"source": "sources", "base": "bases", "sink": "sinks"}
@@ -263,8 +264,7 @@ def kinds_of_table(table: str) -> dict[str, Callable[..., Any]]:
 
 
 def codec_fields(config: Config) -> dict[str, Any]:
-    """Return the codec's mapping, with what follows from the task and the source where it is not
-    given."""
+    """Return the codec's mapping; missing keys are derived from the task and the source."""
     fields = dict(config.fields)
     fields.setdefault("outputs", config.task.get("outputs", 1))
     if config.task.get("kind") == Supervised.name and "classes" in config.task:
@@ -288,18 +288,18 @@ def _source(config: Config) -> tuple[Any, float]:
 
 
 def file_form(config: Config) -> dict[str, Any]:
-    """Return what ``[source]`` says of how files are written: those of `replay` and `fit`, too."""
+    """Return the keys of ``[source]`` that describe the form of files; `replay` and `fit` use them
+    too."""
     return {name: config.source[name] for name in FORM if name in config.source}
 
 
 def look_at_files(config: Config) -> list[dict[str, Any]]:
-    """Return what a run would find at the beginning of the files that the config names; see
-    `Source.look`.
+    """Inspect the beginning of the config's input files; see `Source.look`.
 
     Raises
     ------
     ConfigError
-        If one cannot be read, or does not hold what the fields name.
+        If a file cannot be read, or lacks columns that the fields name.
     """
     source, _ = _source(config)
     found: list[dict[str, Any]] = source.look(_codec(config, source))
@@ -330,14 +330,14 @@ def make_codec(config: Config) -> tuple[Any, tuple[str, ...]]:
 
 
 def make_letter_reader(config: Config) -> DeadLetterReader:
-    """Make what reads the dead letters, wherever the config puts them; not connected."""
+    """Make the reader of the config's dead letters; not connected."""
     table = with_connection("dead_letter_readers", dead_letters_table(config), config.source)
     reader: DeadLetterReader = build("dead_letter_readers", "dead_letters", table)
     return reader
 
 
 def make_stream_writer(config: Config) -> StreamWriter:
-    """Make what puts records at the end of the source's streams; not connected."""
+    """Make the writer that appends records to the source's streams; not connected."""
     table = {k: v for k, v in config.source.items() if k != "label_wait"}
     table = without_foreign_form("stream_writers", table)
     writer: StreamWriter = build("stream_writers", "source", table)
@@ -395,14 +395,14 @@ def time_limits(config: Config) -> tuple[int, int]:
 
 
 def stuck_after_s(config: Config) -> float:
-    """Return after how many seconds without a sign of life the engine's loop counts as stuck."""
+    """Return the time in seconds without a heartbeat after which the engine's loop is stuck."""
     after_s: float = _limits(config.limits)["stuck_after_s"]
     return after_s
 
 
 def _check_fields(config: Config, task: Task, base: Base) -> None:
-    """Raise where fields, task and base do not fit each other: each record would be refused, or
-    nothing learned."""
+    """Raise if fields, task and base do not fit each other, so that every record would be refused
+    or nothing learned."""
     fields = config.fields
     values = fields.get("values")
     if config.panel is not None:
@@ -439,7 +439,7 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
 
 
 def _width(config: Config) -> int | None:
-    """Return how many channels an entry has; None where only the entries know."""
+    """Return the number of channels of an entry; None if only the entries show it."""
     values = config.fields.get("values")
     width: int | None = (
         len(values)
@@ -449,9 +449,8 @@ def _width(config: Config) -> int | None:
     return width
 
 
-def _check_said(config: Config, task: Task, base: FrozenModel | OnnxBase) -> None:
-    """Raise where the user's own model does not return what the task needs, as it says to a window
-    of zeros."""
+def _check_output_shape(config: Config, task: Task, base: FrozenModel | OnnxBase) -> None:
+    """Raise if the user's own model does not return the task's shape for a window of zeros."""
     channels = base.channels or _width(config)
     if channels is None:
         return
@@ -465,9 +464,9 @@ def _check_said(config: Config, task: Task, base: FrozenModel | OnnxBase) -> Non
         if isinstance(error, ConfigError):
             raise
         found = str(error)
-    except Exception as error:  # the model's own, whose words are what helps
+    except Exception as error:  # the model's own error: its message is shown
         if isinstance(base, FrozenModel) and not isinstance(base.model, torch.nn.Module):
-            return  # it may live on another device
+            return  # it may be on another device
         found = f"{type(error).__name__}: {scrubbed(str(error))[:200]}"
     if found != wanted:
         expected = (
@@ -501,7 +500,7 @@ def _check_panel_fields(config: Config) -> None:
 
 
 def _sinks(config: Config) -> list[tuple[Mapping[str, Any], Callable[[], Any]]]:
-    """Return table and maker of the predictions' sink, then of the dead letters'."""
+    """Return the table and the constructor of the sink for predictions, then for dead letters."""
     sink = with_connection("sinks", config.sink, config.source)
     make_sink = prepare("sinks", "sink", sink)
     letters = with_connection("dead_letters", dead_letters_table(config), config.source)

@@ -111,7 +111,7 @@ def listing(rows: list[dict[str, Any]]) -> Table:
 
 
 def inspected(path: str, sequence: int | None = None) -> dict[str, Any]:
-    """Return everything that a checkpoint tells without its tensors: health and guard included.
+    """Return all facts of a checkpoint except its tensors, including health and guard.
 
     Raises
     ------

@@ -1,5 +1,5 @@
-"""Where the command starts and ends: signals before the first import that takes long, and the exit
-code."""
+"""Start and end of the command: signal handlers are set before the first slow import, and the exit
+code is returned."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line of this process."""
-    # Nothing is open before a command takes over, and an exception out of a half-done import is
-    # nothing to look at.
+    # Until a command runs there is nothing to clean up, and a traceback from the middle of an
+    # import would not help anyone: so end the process at once.
     for number in STOPPING:
         signal.signal(number, leave)
     _fill_closed_streams()
@@ -25,23 +25,23 @@ def main() -> None:
     report_dead_threads()
     outcome = run_command(sys.argv[1:])
     for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)  # too late to stop anything
+        signal.signal(number, signal.SIG_IGN)  # the command is done
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
-        except (OSError, ValueError):  # whoever read it has gone
+        except (OSError, ValueError):  # the reader closed the pipe
             outcome = outcome._replace(stuck=True)
     if outcome.stuck:
-        os._exit(outcome.code)  # a thread that waits for an absent broker would be waited for
+        os._exit(outcome.code)  # a normal exit would wait for threads that may never end
     raise SystemExit(outcome.code)
 
 
 def _fill_closed_streams() -> None:
-    """Put something in place of a standard stream that is closed: else the next file that is
-    opened would be it."""
+    """Open the null device for each closed standard stream: otherwise the next opened file would
+    get its descriptor."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor

@@ -381,7 +381,7 @@ def _tell_fit(result: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _tell_summary(summary: dict[str, Any], *, as_json: bool) -> int:
-    """Print what a run came to; return its exit code."""
+    """Print the summary of a run; return its exit code."""
     from streamadapt.app.outcome import problem_of, refusals
     from streamadapt.app.tables import summary_text
 
@@ -390,8 +390,8 @@ def _tell_summary(summary: dict[str, Any], *, as_json: bool) -> int:
         facts = None if problem is None else problem.facts
         if problem is not None:
             _say(safe(problem.text))
-        # Facts of this run alone are left out: a run that was stopped and resumed says the same in
-        # the end.
+        # Facts of this run alone are left out: so a run that was stopped and resumed prints the
+        # same as an uninterrupted one.
         shown = {name: value for name, value in summary.items() if name not in ("run", "records")}
         tell(json.dumps({**shown, "problem": facts, "refused": refusals(summary["run"])}))
     else:
@@ -402,13 +402,13 @@ def _tell_summary(summary: dict[str, Any], *, as_json: bool) -> int:
 
 
 class Ended(SystemExit):
-    """A command is done.
+    """Ends a command with an exit code.
 
     Parameters
     ----------
     code : int
     stuck : bool
-        Whether threads of it may never end by themselves.
+        Whether some of its threads may never end.
     """
 
     def __init__(self, code: int, *, stuck: bool = False) -> None:
@@ -417,16 +417,15 @@ class Ended(SystemExit):
 
 
 class Outcome(NamedTuple):
-    """How a command ended: its exit code, and whether threads of it may never end by
-    themselves."""
+    """The result of a command: its exit code, and whether some of its threads may never end."""
 
     code: int
     stuck: bool = False
 
 
 def run_command(arguments: Sequence[str]) -> Outcome:
-    """Run one command; errors of ours are one line on standard error, and the exit code tells
-    their kind."""
+    """Run one command; a `StreamadaptError` becomes one line on standard error and an exit
+    code."""
     remember("", list(arguments))  # a path may be a URL with a password in it
     with tolerant_output():
         return _run_command(arguments)
@@ -452,9 +451,7 @@ def _run_command(arguments: Sequence[str]) -> Outcome:
     except KeyboardInterrupt:
         _say("interrupted")
         return Outcome(EXIT_INTERRUPTED, stuck=True)
-    except (
-        Exception
-    ) as error:  # a fault of ours or of the user's own model: where it was is what helps
+    except Exception as error:  # a fault of ours or of the user's own model: show the traceback
         _say(f"unexpected {type(error).__name__}: {error}", error)
         return Outcome(EXIT_FAILED, stuck=True)
     return Outcome(0)

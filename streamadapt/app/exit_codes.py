@@ -1,4 +1,4 @@
-"""With which codes the command ends."""
+"""The exit codes of the command."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = [
 ]
 
 EXIT_FAILED: Final = 1
-"""Starting again may help: a broker was away, a disk was full."""
+"""A restart may help: a broker did not answer, or a disk was full."""
 EXIT_CONFIG: Final = 2
 """The config or the command line is wrong."""
 EXIT_REFUSED: Final = 3
-"""Nearly everything was refused, or nothing came of it: starting again would not help."""
+"""Nearly all records were refused, or nothing was predicted or learned; a restart cannot help."""
 EXIT_SIGNALLED: Final = 128
-"""A signal ended it: 128 and the signal's number, as in a shell."""
+"""A signal ended the command: 128 plus the signal's number, as in a shell."""
 EXIT_INTERRUPTED: Final = EXIT_SIGNALLED + signal.SIGINT

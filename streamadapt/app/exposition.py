@@ -1,5 +1,4 @@
-"""The engine's metrics as Prometheus reads them: a collector, an HTTP endpoint and the page in the
-docs."""
+"""The engine's metrics in Prometheus' format: a collector, an HTTP endpoint and the docs page."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ class MetricsCollector(Collector):
         registry.register(self)
 
     def describe(self) -> list[Metric]:
-        """Return the families without samples: what the registry checks for duplicates."""
+        """Return the families without samples; the registry checks them for duplicates."""
         return [_family(spec, []) for spec in CATALOGUE]
 
     def collect(self) -> Iterator[Metric]:
@@ -104,7 +103,7 @@ class MetricsServer:
 
 
 Ready = Callable[[], tuple[bool, str]]
-"""Returns whether something is so, and a word on it."""
+"""Returns a state (ready, live) as a bool, and its reason in words."""
 
 
 def serve(
@@ -150,7 +149,7 @@ def serve(
 
 
 def _application(metrics: Any, checks: Mapping[str, Ready]) -> Any:
-    """Return a WSGI application with these paths and the metrics, and nothing else."""
+    """Return a WSGI application that answers only these paths and the metrics."""
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "").rstrip("/") or "/"

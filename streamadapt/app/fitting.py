@@ -1,5 +1,5 @@
-"""``streamadapt fit``: the built-in linear base from a history file; of another base, its
-scaling."""
+"""``streamadapt fit``: fits the built-in linear base, or another base's scaling, on a history
+file."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _problem(loaded: History) -> str | None:
 
 
 def refused_lines(refused: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a line for each reason: count, an example, and the setting that would mend it."""
+    """Return a line for each reason: count, an example, and the setting that would fix it."""
     return [
         f"  {reason} ({one['count']:,}): {safe(one['example'])}. {one['setting']}"
         for reason, one in refused.items()
@@ -188,7 +188,7 @@ def _fit(
 
 
 def _save(base: Linear | Scaling, path: Path) -> None:
-    """Write a whole file or none."""
+    """Write a file completely or not at all."""
     try:
         with Replacement(path) as replacement:
             base.save(replacement.path)

@@ -1,4 +1,4 @@
-"""A command that has something to clean up ends in order at SIGINT and SIGTERM."""
+"""Interrupts for commands that have resources to close at SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["interruptible"]
 
 
 class _Signalled(KeyboardInterrupt):
-    """A signal came.
+    """A signal arrived.
 
     Parameters
     ----------
     number : int
-        Which.
+        The signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -31,8 +31,8 @@ class _Signalled(KeyboardInterrupt):
 
 @contextmanager
 def interruptible(say: Callable[[str], None]) -> Iterator[None]:
-    """Make SIGINT and SIGTERM exceptions, so that what is open is closed; then say so, and exit
-    with 130 or 143."""
+    """Turn SIGINT and SIGTERM into exceptions, so that resources are closed; then print a message
+    and exit with 130 or 143."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
@@ -42,8 +42,8 @@ def interruptible(say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, typer.Abort) as error:
-        # At a prompt Ctrl-C, an answer that never comes and a "no" are the same exception; only
-        # what it hides differs.
+        # At a prompt Ctrl-C, the end of the input and a "no" all raise `typer.Abort`; only its
+        # context differs.
         hidden = error.__context__ if isinstance(error, typer.Abort) else error
         if not isinstance(hidden, KeyboardInterrupt):
             raise

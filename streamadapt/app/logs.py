@@ -38,15 +38,14 @@ def setup_logging(level: str, *, as_json: bool) -> None:
 
 
 def logs_are_json() -> bool:
-    """Whether `setup_logging` was told so: then everything on standard error is JSON."""
+    """Whether `setup_logging` was called with `as_json`: then all of standard error is JSON."""
     return any(
         isinstance(handler.formatter, _JsonLines) for handler in logging.getLogger().handlers
     )
 
 
 def report_dead_threads() -> None:
-    """From now on an exception that ends a thread is logged like everything else, without the
-    config's secrets."""
+    """Log every exception that ends a thread, without the config's secrets."""
 
     def log(died: threading.ExceptHookArgs) -> None:
         name = died.thread.name if died.thread is not None else "unknown"
@@ -61,7 +60,7 @@ def report_dead_threads() -> None:
 
 
 class _Lines(logging.Formatter):
-    """Lines for people, without the config's secrets, wherever in a library they come from."""
+    """Log lines for people, without the config's secrets, also in lines of libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return scrubbed(super().format(record))

@@ -1,5 +1,4 @@
-"""Whether a run did what it was for: most of what came must not have been refused, and something
-predicted, learned."""
+"""Judges a run by its result: it must accept most records, and it must predict and learn."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from streamadapt.errors import Reason
 __all__ = ["MOST", "Problem", "hint_of", "problem_of", "refusals"]
 
 MOST: Final = 0.5
-"""A larger share of refused records is no accident."""
+"""If a larger share of the records is refused, the config is probably wrong."""
 
 HINTS: Final[Mapping[str, str]] = {
     Reason.EMPTY_VALUE: "the records have no value: keep such records (Kafka tombstones) out of "
@@ -59,22 +58,22 @@ HINTS: Final[Mapping[str, str]] = {
     "without a key: give the "
     "entries keys, or the output a topic that is not compacted",
 }
-"""Reason -> the setting that would mend it."""
+"""Reason -> the setting that would fix it."""
 
 
 def hint_of(reason: str) -> str:
-    """Return which setting would mend a reason for refusing; a general word where none is
+    """Return the setting that would fix a reason for refusals; a general hint if none is
     known."""
     return HINTS.get(reason, "streamadapt dlq list CONFIG shows the refused records")
 
 
 FEWEST: Final = 3
-"""Where earlier runs have predicted, fewer entries that were all refused tell nothing about the
-config."""
+"""If an earlier run has predicted, the config is judged only from this number of refused entries
+on."""
 
 
 class Problem(NamedTuple):
-    """What is wrong with a run that came to its end.
+    """A problem of a run that has ended.
 
     Attributes
     ----------
@@ -82,9 +81,9 @@ class Problem(NamedTuple):
         One line for a person.
     facts : dict
         The same as plain values: ``what``, ``count``, ``of``, ``share``, ``reason``, ``position``,
-        ``detail``, ``setting``; None where there is none.
+        ``detail``, ``setting``; each may be None.
     code : int
-        The exit code that it calls for.
+        The exit code for this problem.
     """
 
     text: str
@@ -107,8 +106,8 @@ class _Refused:
 def problem_of(run: Mapping[str, Any]) -> Problem | None:
     """Judge a run by its facts (see `Engine.summary`); None if nothing is wrong with it.
 
-    With ``limits.max_bad_share = 1.0`` it is agreed that everything may be refused: that is said,
-    and is no failure.
+    With ``limits.max_bad_share = 1.0`` all records may be refused: this is reported, but is not a
+    failure.
     """
     refused = [_Refused(kind, *_most(run, kind)) for kind in ("entries", "labels")]
     worst = [one for one in refused if one.count and one.share > MOST]
@@ -144,7 +143,8 @@ def problem_of(run: Mapping[str, Any]) -> Problem | None:
 
 
 def _most(run: Mapping[str, Any], kind: str) -> tuple[int, int, str]:
-    """Return how many of a kind were refused, of how many, and the reason of most of them."""
+    """Return the number of refused items of a kind, the number of all, and the most frequent
+    reason."""
     reasons: Mapping[str, int] = run["refused"][kind]
     reason = max(reasons, key=lambda name: reasons[name], default="")
     count = sum(reasons.values())
@@ -181,8 +181,8 @@ def _nothing_learned(run: Mapping[str, Any], worst: list[_Refused]) -> str | Non
 
 
 def refusals(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each reason for which this run refused a record: count, first example, and the
-    setting; most first."""
+    """Return the reasons of this run's refusals, most frequent first: count, first example and
+    setting."""
     counts: dict[str, int] = {}
     for reasons in run["refused"].values():
         for reason, count in reasons.items():

@@ -1,4 +1,4 @@
-"""Standard output and standard error that never change what a command does."""
+"""Output to standard output and standard error that never makes a command fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["tell", "tell_loud", "tolerant_output"]
 
 
 class _Tolerant:
-    """A text stream that replaces what its encoding does not have, and forgets what nobody reads
+    """A text stream that replaces characters its encoding lacks, and discards text without a reader
     any more.
 
     Parameters
@@ -61,8 +61,8 @@ class _Tolerant:
 
 @contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Make this process's standard streams tolerant: a letter that they lack is replaced, a closed
-    pipe ignored."""
+    """Make this process's standard streams tolerant: a character that they lack is replaced, and a
+    closed pipe is ignored."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Tolerant(stream)) for stream in before)
     try:
@@ -72,15 +72,15 @@ def tolerant_output() -> Iterator[None]:
 
 
 def tell(text: str) -> None:
-    """Print a result on standard output, without the config's secrets; a full disk there is no
-    failure either."""
+    """Print a result on standard output, without the config's secrets; a full disk is no
+    failure."""
     with suppress(OSError):
         sys.stdout.write(scrubbed(text) + "\n")
         sys.stdout.flush()
 
 
 def tell_loud(text: str, *, err: bool = False) -> None:
-    """Print a line that must not be overlooked: in red where a person reads it."""
+    """Print an important line; in red on a terminal."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""``streamadapt replay``: a config's pipeline over files, as fast as it goes."""
+"""``streamadapt replay``: runs a config's pipeline over files at full speed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _LOG = logging.getLogger("streamadapt")
 
 
 class _NoSink(Sink):
-    """Takes predictions and keeps none."""
+    """A sink that discards predictions."""
 
     def write(self, predictions: Any) -> None:
-        """Forget them."""
+        """Discard the predictions."""
 
     def flush(self) -> None:
         """Nothing waits."""
@@ -40,10 +40,10 @@ class _NoSink(Sink):
 
 
 class _NoLetters(DeadLetterSink):
-    """Counts refused records in the log only."""
+    """A sink that only logs refused records."""
 
     def write(self, letters: Any) -> None:
-        """Log them."""
+        """Log the refused records."""
         for letter in letters:
             at = letter.record.position
             _LOG.info("refused %s %s: %s", at, letter.reason, letter.detail)
@@ -91,8 +91,8 @@ def replay_config(
 
 
 def _targets(out: Path, inputs: dict[str, Path], letters: dict[str, Path]) -> tuple[Path, Path]:
-    """Return where predictions and dead letters go; `letters` are those of the config's own
-    runs."""
+    """Return the sinks of predictions and dead letters; `letters` are the dead-letter files of the
+    config's own runs."""
     target = check_output("--out", out, {**inputs, **letters}, make_folders=True)
     beside = Path(f"{out}.dead-letters")
     return target, check_output("--out", beside, {**inputs, "--out": out}, make_folders=True)

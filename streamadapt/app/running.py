@@ -28,12 +28,12 @@ __all__ = ["ClosingTimeoutError", "DrainTimeoutError", "run_config"]
 _LOG = logging.getLogger("streamadapt")
 
 DRAIN_S = 3.5
-"""After a signal, so long for flushing and the last checkpoint; five seconds to the exit is the
-promise."""
+"""Time for flushing and the last checkpoint after a signal; the promise is an exit within five
+seconds."""
 CLOSE_S = 3.5
-"""And so long for closing, once everything is saved."""
+"""Time for closing after everything is saved."""
 AGAIN_S = 0.1
-"""Then each thing that still blocks is given this long."""
+"""Time for each further resource that still blocks after that."""
 
 
 def run_config(
@@ -46,8 +46,8 @@ def run_config(
     Parameters
     ----------
     finish : callable of the summary and a bool, optional
-        Called while signals are still held back: everything is done and saved, so none may look
-        like a failure. The bool tells whether something did not close.
+        Called while signals are still ignored: everything is processed and saved, so a signal
+        must not look like a failure. The bool is True if something did not close.
     """
     config = load_config(path, settings=settings, warn=_LOG.warning)
     check_outputs(config, path)
@@ -73,24 +73,24 @@ class DrainTimeoutError(StreamadaptError):
 
 
 class ClosingTimeoutError(StreamadaptError):
-    """Everything is processed and saved, and yet something would not close."""
+    """Everything is processed and saved, but something did not close in time."""
 
 
 @contextmanager
 def _stopped_by_signals(engine: Engine) -> Iterator[None]:
-    """SIGINT and SIGTERM drain the engine; what blocks longer than `DRAIN_S` (a broker that is
-    away) is broken off.
+    """Make SIGINT and SIGTERM drain the engine; a call that blocks longer than `DRAIN_S` (a broker
+    that does not answer) is interrupted.
 
-    Once the engine has drained, an alarm is no failure any more: it only breaks off what does not
-    close within `CLOSE_S`. Signals that come then are too late to stop anything.
+    After the engine has drained, an alarm is not a failure: it only interrupts a call to close
+    that takes longer than `CLOSE_S`. Later signals are ignored.
     """
-    alarms_left = round(CLOSE_S / AGAIN_S)  # until a thing that does not close is broken off
+    alarms_left = round(CLOSE_S / AGAIN_S)  # until a blocked call to close is interrupted
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
         if engine.drained:
             return
-        if engine.stopping:  # the second one means it
+        if engine.stopping:  # a second signal stops at once
             raise KeyboardInterrupt
         _LOG.info("%s: draining", signal.Signals(number).name)
         engine.stop()
@@ -105,7 +105,7 @@ def _stopped_by_signals(engine: Engine) -> Iterator[None]:
             )
         alarms_left -= 1
         if alarms_left <= 0 and engine.closing:
-            engine.closing = False  # once for each thing that is closed
+            engine.closing = False  # once for each resource
             raise ClosingTimeoutError("closing was broken off; everything had been saved")
 
     handlers = {signal.SIGINT: on_signal, signal.SIGTERM: on_signal, signal.SIGALRM: on_alarm}
@@ -116,7 +116,7 @@ def _stopped_by_signals(engine: Engine) -> Iterator[None]:
         if engine.drained:
             too_late()
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # drops one that is on its way
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # drops a pending alarm
         for number, handler in before.items():
             signal.signal(number, handler)
 

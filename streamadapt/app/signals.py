@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do while no command has anything to clean up."""
+"""Handlers of SIGINT and SIGTERM for the time when there is nothing to clean up."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _done = False
 
 
 def too_late() -> None:
-    """From now on a signal changes nothing: what the command had to do is done, and its exit code
-    is known."""
+    """Ignore signals from now on: the command is done, and its exit code is known."""
     global _done
     _done = True
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """End the process at once, as a shell expects of a signal, unless it is too late for that."""
+    """End the process at once with a shell's exit code for signals, unless `too_late` was
+    called."""
     del frame
     if _done:
         return

@@ -1,4 +1,4 @@
-"""The tables a person sees at the end of a run."""
+"""The tables that are printed at the end of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIPE_WIDTH = 100
 def _expert_table(
     experts: Mapping[str, float], served: float | None, weights: Mapping[str, float]
 ) -> Table:
-    """Return every expert's error, the served one last, each against the frozen model's.
+    """Return each expert's error compared with the frozen model's; the served one is last.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def _ratio(error: float, frozen: float | None) -> str:
 
 
 def _count_table(summary: Mapping[str, Any]) -> Table:
-    """Return what was read, learned, found and refused."""
+    """Return the counts of records read, learned and refused, and of drifts."""
     table = Table(show_header=False)
     table.add_column("what")
     table.add_column("count", justify="right")
@@ -69,8 +69,8 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
     for role, loss in sorted(summary.get("asked_loss", {}).items()):
         table.add_row(f"loss of all, by asked labels: {role}", f"{loss:.3f}")
     for measure, means in sorted(summary.get("estimated", {}).items()):
-        told = (f"{which} {value:.3f}" for which, value in means.items() if value is not None)
-        table.add_row(f"estimated: {measure}", ", ".join(told))
+        parts = (f"{which} {value:.3f}" for which, value in means.items() if value is not None)
+        table.add_row(f"estimated: {measure}", ", ".join(parts))
     for name, count in sorted(summary["reactions"].items()):
         table.add_row(Text(f"reactions: {name}"), f"{count:,}")
     for name, count in sorted(summary.get("times", {}).items()):
@@ -83,7 +83,7 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
 
 
 def _drift_dates(summary: Mapping[str, Any]) -> list[str]:
-    """Return a line per detector: when, in event time, it found its newest drifts."""
+    """Return one line per detector with the event times of its newest drifts."""
     lines = []
     for name in sorted(summary["drifts"]):
         times = [time for fired, time in summary["drift_log"] if fired == name]
@@ -97,7 +97,7 @@ def _drift_dates(summary: Mapping[str, Any]) -> list[str]:
 
 
 def labels_note(summary: Mapping[str, Any]) -> str:
-    """Return which share of the labels the losses rest on; nothing where no label was refused."""
+    """Return the share of labels used for the losses; empty if no label was refused."""
     used = summary.get("labels_used")
     if not used:
         return ""
@@ -117,7 +117,7 @@ def _out_of_order(summary: Mapping[str, Any]) -> str:
 def print_result(
     console: Console, errors: Mapping[str, float], summary: Mapping[str, Any], *, what: str
 ) -> None:
-    """Print what a run came to.
+    """Print the summary of a run.
 
     Parameters
     ----------
@@ -149,8 +149,7 @@ def print_result(
 
 
 def _print_refusals(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print an example of each reason for which the run refused records, and the setting that
-    would mend it."""
+    """Print for each reason of refusals an example and the setting that would fix it."""
     found = refusals(summary["run"]) if "run" in summary else []
     if found:
         console.print("Refused, with an example of each reason:")
@@ -161,7 +160,7 @@ def _print_refusals(console: Console, summary: Mapping[str, Any]) -> None:
 
 
 class _Buffer(io.StringIO):
-    """Text on its way to standard output: what draws there must know that one's encoding."""
+    """A text buffer with the encoding of standard output, which the tables must know."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""What both commands about dead letters need: safe text, and how far a long topic is read."""
+"""Helpers of both dead-letter commands: safe text, and progress while a long topic is read."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ASCII = re.compile(r"[ -~]*")
 
 
 def safe(text: str) -> str:
-    """Return text that a terminal only shows: what would steer it, or turn or break lines, as
-    escapes."""
+    """Return text that is safe to print: control characters, line breaks and characters that
+    change the text's direction become escapes."""
     if ASCII.fullmatch(text):
         return text
     return "".join(
@@ -40,7 +40,7 @@ def _escaped(c: str) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show on a terminal how far something is; elsewhere there is nothing to call."""
+    """Show progress on a terminal; None if the output is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

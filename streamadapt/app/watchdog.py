@@ -1,5 +1,5 @@
-"""A loop that is stuck is seen: in the metrics, in the log with all stacks, and by who asks
-whether it is ready."""
+"""The watchdog: reports a stuck loop in the metrics, in the log with all stacks, and at
+``/ready``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Watchdog"]
 _LOG = logging.getLogger("streamadapt")
 
 LOOKS = 4
-"""Within the time after which a loop counts as stuck."""
+"""Number of checks within the time after which a loop counts as stuck."""
 LOOK_S = 1.0
-"""So often it looks at source and sinks, which also while the loop waits for one of them has to
-come into the log."""
+"""Interval of the checks of source and sinks: their faults must be logged even while the loop
+waits for one of them."""
 
 
 class Watchdog:
@@ -34,8 +34,8 @@ class Watchdog:
     engine : Engine
     metrics : Metrics
     stuck_after_s : float, s
-        A loop that has not moved for so long is stuck: far more than one lot of records, or one
-        step of a checkpoint, takes.
+        A loop without a heartbeat for this time counts as stuck. It must be far longer than one
+        batch of records or one step of a checkpoint takes.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics, stuck_after_s: float) -> None:
@@ -49,7 +49,7 @@ class Watchdog:
         self.stalled = False
 
     def ready(self) -> tuple[bool, str]:
-        """Return whether the engine does its work, and if not, why."""
+        """Return whether the engine works, and the reason if it does not."""
         if self.stalled:
             return False, f"the loop has not moved for {self._after_s:g} s"
         if self._engine.stopping:
@@ -62,9 +62,9 @@ class Watchdog:
         return state != "connecting", f"source is {state}"
 
     def live(self) -> tuple[bool, str]:
-        """Return whether the engine's loop has not ended, and a word on it.
+        """Return whether the engine's loop has not ended, and its state in words.
 
-        A loop that is stuck is alive.
+        A stuck loop is alive.
         """
         alive = self._engine.alive
         return alive, "the loop runs" if alive else "the loop has ended"
@@ -88,7 +88,7 @@ class Watchdog:
         every_s = self._after_s / LOOKS
         due = time.monotonic() + every_s
         while not self._stop.wait(min(LOOK_S, max(0.0, due - time.monotonic()))):
-            with suppress(Exception):  # the loop looks, too, and what a sink raises there ends it
+            with suppress(Exception):  # the loop calls `look`, too, and handles errors there
                 self._engine.look()
             if time.monotonic() < due:
                 continue
@@ -111,7 +111,7 @@ class Watchdog:
 
 
 def _stacks() -> str:
-    """Return where every thread stands. Without the values of variables: one may be a secret."""
+    """Return the stack of every thread, without the values of variables: one may be a secret."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
         f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"

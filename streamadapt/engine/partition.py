@@ -275,7 +275,7 @@ class PartitionRunner:
 
     def lease(self) -> Callable[[], None]:
         """Return what raises `FencedError` as `check_owner` does, from any thread, also when the
-        lane is closed."""
+        runner is closed."""
         return (lambda: None) if self.store is None else self.store.lease()
 
     def save(

@@ -27,15 +27,16 @@ __all__ = ["Fence", "FencedError"]
 
 _TOKEN = re.compile(r"\.fence-(\d{6,})")
 _TRIES = 100
-"""Everybody else was faster so often, or the folder does not list what is in it."""
+"""Attempts to take a token: after these, others were always faster, or the folder's listing is
+wrong."""
 
 
 class FencedError(CheckpointError):
-    """Another engine has taken over: this one may write nothing more."""
+    """Another engine has taken over; this one must not write any more."""
 
 
 class Fence:
-    """The right to write to a folder, until somebody takes it over.
+    """The right to write to a folder, until another process takes over the folder.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ class Fence:
             token = max(before, default=0) + 1
             try:
                 self._folder.create(_file(token), self._word.encode())
-            except FileExistsError:  # somebody was faster: the next number, then
+            except FileExistsError:  # another process was faster: try the next number
                 continue
             for old in before:
                 self._folder.delete(_file(old))
@@ -71,7 +72,7 @@ class Fence:
         raise OSError(f"{_file(token)} is there, but not listed")
 
     def check(self) -> None:
-        """Raise `FencedError` if somebody has taken the folder over since."""
+        """Raise `FencedError` if another process has taken over the folder since `take`."""
         newest = max(self._tokens(), default=0)
         if newest <= self.token and (
             newest < self.token or self._folder.exclusive or self._said(newest) == self._word

@@ -27,7 +27,7 @@ __all__ = ["NUMBERED", "Folder", "LocalFolder", "folder_of", "numbered"]
 NUMBERED = re.compile(r"\d{12}")
 """The name of one checkpoint's folder."""
 LOCK: Final = ".lock"
-"""The file that an owner holds locked; its pid stands in it."""
+"""The file that an owner keeps locked; it contains the owner's pid."""
 MOST_STATE: Final = 1 << 36
 """The largest file of a state that is read: 64 GiB."""
 _STALE = re.compile(r"\.tmp-(?:old-)?(\d{12})")
@@ -97,7 +97,7 @@ def _path_of(place: str, setting: str) -> Path:
 class Folder(ABC):
     """Bytes under names, and whole checkpoints under numbers. Used from one thread.
 
-    What fails raises `OSError`, or `CheckpointError` where the text says who is to do what.
+    Failures raise `OSError`, or `CheckpointError` with a message that says what to do.
 
     Attributes
     ----------
@@ -131,7 +131,7 @@ class Folder(ABC):
 
     @abstractmethod
     def child(self, name: str) -> Self:
-        """Return a folder in this one, there or not."""
+        """Return a sub-folder, which need not exist."""
 
     @abstractmethod
     def folders(self) -> Sequence[str]:
@@ -242,7 +242,7 @@ class LocalFolder(Folder):
         return self.path.name
 
     def child(self, name: str) -> Self:
-        """Return a folder in this one, there or not."""
+        """Return a sub-folder, which need not exist."""
         return type(self)(self.path / name)
 
     def folders(self) -> Sequence[str]:

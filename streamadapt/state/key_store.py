@@ -3,7 +3,7 @@ its checksum.
 
 ::
 
-    path/000000000042.safetensors     the 42nd state put away
+    path/000000000042.safetensors     the 42nd evicted state
 
 A file is never changed once a checkpoint refers to it. It is deleted when no checkpoint that is
 kept can, the engine's last `keep` ones. Files that a crash left behind have numbers that the
@@ -28,7 +28,7 @@ __all__ = ["DirectoryKeyStore", "KeyStore"]
 
 
 class KeyStore(ABC):
-    """Where the states of keys go that leave memory. Used from one thread.
+    """Stores the states of evicted keys. Used from one thread.
 
     A checkpoint's state refers to what lies here by name and checksum. So nothing is changed once
     it is written, and what is released stays as long as a checkpoint that is kept may refer to it.
@@ -67,15 +67,15 @@ class KeyStore(ABC):
 
     @abstractmethod
     def release(self, name: str) -> None:
-        """Take note that the state refers to it no longer."""
+        """Take note that the state no longer refers to this file."""
 
     @abstractmethod
     def sync(self) -> None:
-        """Return once all that was written is safe: a checkpoint is about to refer to it."""
+        """Return once everything written is durable, before a checkpoint refers to it."""
 
     @abstractmethod
     def checkpointed(self) -> None:
-        """Take note that the checkpoint is complete; delete what none that is kept refers to."""
+        """Take note of a complete checkpoint; delete files that no kept checkpoint refers to."""
 
     @abstractmethod
     def close(self) -> None:
@@ -86,7 +86,7 @@ _FILE = re.compile(r"(\d{12})\.safetensors")
 
 
 class DirectoryKeyStore(KeyStore):
-    """A folder with one file per key that was put away.
+    """A folder with one file per evicted key.
 
     Where asking takes long (`Folder.batch`), a few states wait in memory to be written together: a
     key that comes back soon costs nothing.
@@ -165,7 +165,7 @@ class DirectoryKeyStore(KeyStore):
             self.release(name)
 
     def put(self, name: str, data: bytes) -> str:
-        """Write a state; not on the disk for sure before `sync`."""
+        """Write a state; it is durable only after `sync`."""
         self._waiting[name] = data
         if len(self._waiting) >= self.folder.batch:
             self._write()
@@ -199,7 +199,7 @@ class DirectoryKeyStore(KeyStore):
             self._released[name] = self._checkpoints + self.keep + self._promised
 
     def sync(self) -> None:
-        """Bring everything written since the last time to the disk."""
+        """Make everything written since the last call durable."""
         if self._waiting:
             self._write()
         with self._reporting("sync"):
@@ -209,7 +209,7 @@ class DirectoryKeyStore(KeyStore):
         self._promised = True
 
     def checkpointed(self) -> None:
-        """Count a checkpoint, and delete what only older ones than the last `keep` refer to."""
+        """Count a checkpoint, and delete files that none of the last `keep` refers to."""
         self._checkpoints += 1
         self._promised = False
         for name in [name for name, until in self._released.items() if until <= self._checkpoints]:

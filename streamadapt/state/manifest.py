@@ -1,5 +1,4 @@
-"""A checkpoint's manifest: what stands beside the state, readable without torch, and how it is
-believed."""
+"""A checkpoint's manifest: facts about the state, readable without torch, with checksums."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ MOST_MANIFEST = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """What a checkpoint's manifest says.
+    """The facts of a checkpoint's manifest.
 
     Attributes
     ----------
@@ -63,8 +62,8 @@ class CheckpointInfo:
     fence : int
         The writer's fencing token; 0 if it was written before there were any.
     identities : dict of StreamPartition to str
-        What the source said its streams are (see `streamadapt.engine.ports.Source.identities`);
-        empty if it said nothing.
+        The source's identities of its streams (see `streamadapt.engine.ports.Source.identities`);
+        empty if the source has none.
     """
 
     sequence: int
@@ -110,7 +109,7 @@ class Manifest(msgspec.Struct, frozen=True):
         return dump(content | {"checksum": checksum_of(content)}, indent=1)
 
     def info(self, folder: Folder) -> CheckpointInfo:
-        """Return what callers see."""
+        """Return the manifest as `CheckpointInfo`."""
         return CheckpointInfo(
             sequence=self.sequence,
             time_ns=self.time_ns,
@@ -191,7 +190,7 @@ def dump(value: Any, indent: int | None = None) -> bytes:
 
 
 def checksum_of(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's content, whatever the order of its keys."""
+    """Return the SHA-256 of a manifest's content; the order of its keys does not matter."""
     return hashlib.sha256(
         json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode("ascii")
     ).hexdigest()

@@ -59,7 +59,7 @@ _TREE, _TENSORS = "state.json", "state.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A checkpoint that was read whole: the state bit for bit, and what the manifest says."""
+    """A complete checkpoint: the state bit for bit, and the facts of its manifest."""
 
     state: dict[str, Any] = field(repr=False)
     info: CheckpointInfo
@@ -123,11 +123,12 @@ class CheckpointStore:
         self._looked = 0.0
         self._first = 1
         self.damaged = 0
-        """Checkpoints that `load_latest` has skipped."""
+        """Number of checkpoints that `load_latest` has skipped."""
 
     @property
     def leased(self) -> bool:
-        """Whether the owner holds no lock: somebody may take the folder over at any time."""
+        """Whether the owner holds no lock, so that another process may take over the folder at any
+        time."""
         return self.shared or not self.folder.locks
 
     def acquire(self) -> None:
@@ -152,15 +153,15 @@ class CheckpointStore:
         self._looked = self._clock.monotonic()
 
     def check_owner(self) -> None:
-        """Raise `FencedError` if another store has taken the folder over since `acquire`."""
+        """Raise `FencedError` if another store has taken over the folder since `acquire`."""
         if self._fence is not None:
             with self._reporting("check the owner"):
                 self._fence.check()
             self._looked = self._clock.monotonic()
 
     def check_owner_throttled(self) -> None:
-        """`check_owner` between two checkpoints: where another could have come, and as often as it
-        is cheap to ask."""
+        """Call `check_owner` if the folder has no lock and the last check is older than the
+        folder's `owner_check_interval_s`; used between two checkpoints."""
         if (
             self.leased
             and self._clock.monotonic() - self._looked >= self.folder.owner_check_interval_s
@@ -188,7 +189,7 @@ class CheckpointStore:
         return check
 
     def close(self) -> None:
-        """Let others write here. Idempotent."""
+        """Release the folder for other writers. Idempotent."""
         self._fence = None
         self.folder.unlock()
 
@@ -339,8 +340,8 @@ class CheckpointStore:
         return Loaded(state, manifest.info(self._at(manifest.sequence)))
 
     def list(self) -> list[CheckpointInfo]:
-        """Return what is there, oldest first, from the manifests alone; damaged ones are left out
-        with a warning."""
+        """Return the checkpoints, oldest first, from their manifests alone; damaged ones are left
+        out with a warning."""
         infos = []
         for sequence in self.sequences():
             try:
@@ -350,18 +351,18 @@ class CheckpointStore:
         return infos
 
     def info(self, sequence: int) -> CheckpointInfo:
-        """Return what one manifest says; `DamagedError` if that cannot be believed."""
+        """Return the facts of one manifest; raises `DamagedError` if its checksum is wrong."""
         return self._manifest(sequence).info(self._at(sequence))
 
     def verified(self, sequence: int) -> CheckpointInfo:
-        """Return what one manifest says, its files held against it, not decoded; `DamagedError` if
-        one differs."""
+        """Return the facts of one manifest, and compare its files with their checksums without
+        decoding them; raises `DamagedError` if one differs."""
         manifest = self._manifest(sequence)
         self._files(manifest)
         return manifest.info(self._at(sequence))
 
     def sequences(self) -> Sequence[int]:
-        """Return the numbers of what is there, damaged ones too, in order."""
+        """Return the numbers of all checkpoints in order, damaged ones included."""
         with self._reporting("list the checkpoints"):
             return self.folder.numbers()
 
@@ -385,7 +386,7 @@ class CheckpointStore:
             self.folder.sync()
 
     def newest(self) -> CheckpointInfo | None:
-        """Return what the newest manifest that can be believed says; None if there is none."""
+        """Return the facts of the newest undamaged manifest; None if there is none."""
         for sequence in reversed(self.sequences()):
             with contextlib.suppress(DamagedError):  # `load_latest` passes over it, and says so
                 return self.info(sequence)

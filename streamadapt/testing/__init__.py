@@ -1,5 +1,5 @@
-"""Sources, sinks, clocks and a transactional log in memory: tests of a pipeline or an engine read
-as stories."""
+"""Sources, sinks, clocks and a transactional log in memory, for tests of a pipeline or an
+engine."""
 
 from streamadapt.testing.memory import (
     CRASH,

@@ -1,7 +1,7 @@
-"""Sources, sinks and clocks in memory: tests of a pipeline or an engine read as stories.
+"""Sources, sinks and clocks in memory, for short and readable tests of a pipeline or an engine.
 
-``MemorySource([e0, e1, CRASH, e2])`` delivers two entries, then pulls the plug; opened again, it
-goes on.
+``MemorySource([e0, e1, CRASH, e2])`` delivers two entries and then simulates a crash; when it is
+opened again, it continues.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 
 class SimulatedCrash(BaseException):
-    """The plug was pulled. Not an `Exception`: nothing that handles errors may survive it."""
+    """A simulated crash of the process; not an `Exception`, so that no handler catches it."""
 
 
 class _Crash:
@@ -48,33 +48,35 @@ class _Crash:
 
 
 CRASH: Final = _Crash()
-"""In a `MemorySource`'s list: here `poll` raises `SimulatedCrash`, once; it takes no offset."""
+"""An item in a `MemorySource`'s list: `poll` raises `SimulatedCrash` there, once; the item has no
+offset."""
 
 Item = Entry | Label | Record | bytes | _Crash
 
 
 class MemorySource(Source):
-    """Deliver a list.
+    """A source that delivers the items of a list.
 
     Parameters
     ----------
     items : sequence of Entry, Label, Record, bytes or CRASH
-        Partition and order are kept. An entry's or label's `position.partition` says its partition
+        Partition and order are kept. An entry or label goes to the partition in its `position`
         (offsets are counted per partition, from 0); bytes go to partition 0, with their offset as
-        time; a `Record` is delivered as it is.
+        time; a `Record` is delivered unchanged.
     labels : the same, or None
         The second stream; None for a source without one.
     streams : tuple of str
         Names of the two streams.
     batch : int
-        Most records of each stream a poll returns.
+        Largest number of records of each stream that one poll returns.
     finite : bool
         Whether `state` becomes ``ended``; otherwise `append` may add more at any time.
     shared : bool
-        Whether it behaves as one of a group, of which another may have taken its partitions over.
+        Whether the source acts as a member of a group, in which another member may have taken
+        over its partitions.
     identity : str or None
-        Of its streams: where the owner's positions belong to another one, everything is new and
-        read from 0.
+        The identity of its streams: if the owner's positions belong to another identity,
+        everything is new and read from 0.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class MemorySource(Source):
             self.append(*labels, stream=streams[1])
 
     def append(self, *items: Item, stream: str | None = None) -> None:
-        """Add items at the end of `stream` (the entries', unless told)."""
+        """Add items at the end of `stream` (default: the stream of the entries)."""
         name = stream or self._streams[0]
         for item in items:
             step = item if isinstance(item, _Crash) else self._record(item, name)
@@ -119,19 +121,19 @@ class MemorySource(Source):
                 todo.append((len(self._scripts[name]) - 1, step))
 
     def append_gap(self, count: int, partition: int = 0, *, stream: str | None = None) -> None:
-        """Take `count` offsets at the end of a partition that hold no record, as a transaction's
-        markers do."""
+        """Add `count` offsets without a record at the end of a partition, like a transaction's
+        markers."""
         at = StreamPartition(stream or self._streams[0], partition)
         self._ends[at] = self._ends.get(at, 0) + count
 
     def rebalance(self, partitions: Sequence[int], *, lost: bool = False) -> None:
-        """Make the next poll take all partitions away and give exactly `partitions`, as a consumer
+        """Make the next poll revoke all partitions and assign exactly `partitions`, as a consumer
         group does."""
         self._rebalance = (tuple(partitions), lost)
 
     @property
     def partitions(self) -> list[int]:
-        """Every partition that has records; partition 0 at least."""
+        """All partitions with records; at least partition 0."""
         return sorted({p.partition for p in self._ends} | {0})
 
     @property
@@ -140,7 +142,7 @@ class MemorySource(Source):
         return self._streams
 
     def open(self, owner: PartitionOwner) -> None:
-        """Start, or start again after a crash, where `owner` says."""
+        """Start, or restart after a crash, at the positions of `owner`."""
         self._owner = owner
         self._paused = frozenset()
         self._assign(self.partitions)
@@ -158,11 +160,11 @@ class MemorySource(Source):
         return [record for stream in self._streams for record in self._take(stream)]
 
     def pause(self, partitions: Collection[StreamPartition]) -> None:
-        """Hold back exactly these partitions."""
+        """Stop delivering exactly these partitions."""
         self._paused = frozenset(partitions)
 
     def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
-        """Deliver from other offsets next."""
+        """Continue from other offsets."""
         moved = {at.partition for at in starts} & set(self._owned)
         for stream, script in self._scripts.items():
             todo = dict(self._todo[stream])
@@ -174,7 +176,7 @@ class MemorySource(Source):
             self._todo[stream] = deque(sorted(todo.items()))
 
     def lag(self) -> dict[StreamPartition, int]:
-        """Records not yet delivered."""
+        """Return the number of records not yet delivered."""
         counts = {StreamPartition(stream, p): 0 for stream in self._streams for p in self._owned}
         for todo in self._todo.values():
             for _, step in todo:
@@ -183,7 +185,7 @@ class MemorySource(Source):
         return counts
 
     def read_up_to(self) -> dict[StreamPartition, int]:
-        """Return the ends of the partitions of a stream of which nothing is left."""
+        """Return the ends of the partitions in streams without undelivered records."""
         done = [
             StreamPartition(s, p)
             for s in self._streams
@@ -193,7 +195,7 @@ class MemorySource(Source):
         return {at: self._ends[at] for at in done if at in self._ends}
 
     def identities(self) -> dict[StreamPartition, str]:
-        """As told, for every stream."""
+        """Return the identity of the constructor for every stream."""
         if self._identity is None:
             return {}
         return {
@@ -204,12 +206,12 @@ class MemorySource(Source):
 
     @property
     def partition_count(self) -> int:
-        """The partitions that have records; one at least."""
+        """Number of partitions with records; at least 1."""
         return len(self.partitions)
 
     @property
     def shared(self) -> bool:
-        """As told."""
+        """The value that the constructor was given."""
         return self._shared
 
     @property
@@ -219,11 +221,11 @@ class MemorySource(Source):
         return "ended" if self._finite and self._owner is not None and not left else "connected"
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
-        """Remember how far the checkpoints are, in `committed`."""
+        """Store the committed positions in `committed`."""
         self.committed.update(positions)
 
     def close(self) -> None:
-        """Stop; `open` starts again."""
+        """Stop; `open` restarts the source."""
         self._owner = None
         self._todo = {}
         self._owned = ()
@@ -262,8 +264,7 @@ class MemorySource(Source):
     def _begun_again(
         self, starts: Mapping[StreamPartition, int | None]
     ) -> dict[StreamPartition, int | None]:
-        """Return new starts of the streams that are others than those the owner has read; tells it
-        so."""
+        """Return new starts for streams that were created again, and report them to the owner."""
         assert self._owner is not None, "only called while open"
         recreated = [
             at
@@ -307,7 +308,7 @@ class MemorySource(Source):
 
 
 class IdentityCodec:
-    """Decode what `encode` wrote, bit for bit; only the position is the record's own."""
+    """Decodes the output of `encode` bit for bit; the position is that of the record."""
 
     def decode(self, record: Record) -> Entry | Label:
         """Return the entry or label, or raise `EntryError`."""
@@ -339,8 +340,8 @@ _WIRE: Final = msgspec.json.Decoder(_Wire)
 
 
 def encode(item: Entry | Label) -> bytes:
-    """Return `item` as the JSON that `IdentityCodec` decodes; NaN becomes null, every number
-    survives exactly."""
+    """Return `item` as the JSON that `IdentityCodec` decodes; NaN becomes null, and numbers stay
+    exact."""
     if isinstance(item, Label):
         return msgspec.json.encode(_Wire(item.time, item.id, label=item.value.tolist()))
     label = None if item.label is None else item.label.tolist()
@@ -352,7 +353,7 @@ def _row(values: list[float | None]) -> FloatArray:
 
 
 class _MemoryWriter:
-    """What both sinks in memory share: a count of flushes, some of which fail.
+    """Base of both sinks in memory: counts flushes, and makes some of them fail.
 
     Parameters
     ----------
@@ -367,10 +368,10 @@ class _MemoryWriter:
         self.closed = False
 
     def flush(self) -> None:
-        """Count, or fail as told."""
+        """Count the flush, or raise if its number is in `fail_flush`."""
         self._attempts += 1
         if self._attempts in self._fail_flush:
-            raise ConnectorError(f"memory sink: flush {self._attempts} was told to fail")
+            raise ConnectorError(f"memory sink: flush {self._attempts} is set to fail")
         self.flushed += 1
 
     def close(self) -> None:
@@ -381,14 +382,14 @@ class _MemoryWriter:
 
 
 class MemorySink(_MemoryWriter, RecallingSink):
-    """Keep predictions in the list `predictions`; `flushed` counts the flushes that succeeded.
+    """Keeps predictions in the list `predictions`; `flushed` counts successful flushes.
 
     Parameters
     ----------
     fail_flush : collection of int
         Which flushes raise `ConnectorError`, counted from 1.
     written : sequence of Prediction
-        What an earlier run left in the output.
+        Predictions of an earlier run that are already in the output.
     """
 
     def __init__(
@@ -398,31 +399,31 @@ class MemorySink(_MemoryWriter, RecallingSink):
         self.predictions: list[Prediction] = list(written)
 
     def newest(self, stream: str, partition: int) -> int | None:
-        """Return the offset of the last one kept."""
+        """Return the offset of the newest prediction of a partition."""
         of = (p.position for p in reversed(self.predictions))
         return next(
             (at.offset for at in of if (at.stream, at.partition) == (stream, partition)), None
         )
 
     def write(self, predictions: Sequence[Prediction]) -> None:
-        """Keep them."""
+        """Append the predictions to the list."""
         self.predictions.extend(predictions)
 
 
 class MemoryDeadLetters(_MemoryWriter, DeadLetterSink):
-    """Keep dead letters in the list `letters`; `flushed` counts the flushes that succeeded."""
+    """Keeps dead letters in the list `letters`; `flushed` counts successful flushes."""
 
     def __init__(self, fail_flush: Collection[int] = ()) -> None:
         super().__init__(fail_flush)
         self.letters: list[DeadLetter] = []
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them."""
+        """Append the dead letters to the list."""
         self.letters.extend(letters)
 
 
 class ManualClock:
-    """A clock that stands still until told.
+    """A clock that moves only when `advance` is called.
 
     Parameters
     ----------

@@ -1,11 +1,9 @@
-"""Kafka's transactions in memory: what a broker promises, so that every step of exactly-once can
-be killed in a test.
+"""Kafka's transactions in memory, so that a test can stop exactly-once delivery at every step.
 
-What is kept of Kafka: producer epochs that fence, transactions over several partitions and the
-offsets of a group, control markers that take an offset, readers that see committed records only
-and are held up by the first open transaction (the last stable offset), the abort of a transaction
-that was left open for too long. Left out: what one process cannot show, such as the loss of a
-broker.
+Simulated: producer epochs that fence off older writers, transactions over several partitions and
+a group's offsets, control markers that take an offset, readers that see only committed records up
+to the first open transaction (the last stable offset), and the abort of a transaction that was
+open for too long. Not simulated: faults that need several processes, such as the loss of a broker.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ __all__ = ["LogSink", "TransactionalLog"]
 
 @dataclass(frozen=True)
 class _Session:
-    """A producer's right to write: valid as long as nobody of the same name came after it."""
+    """A producer's right to write; valid until a newer producer opens the same name."""
 
     name: str
     epoch: int
@@ -56,7 +54,7 @@ class TransactionalLog:
     Attributes
     ----------
     committed : dict of str to dict of StreamPartition to int
-        By group: the positions that transactions have committed.
+        Group -> the positions that its transactions have committed.
     """
 
     def __init__(self) -> None:
@@ -66,8 +64,8 @@ class TransactionalLog:
         self._producers: dict[str, _Producer] = defaultdict(_Producer)
 
     def open(self, name: str) -> _Session:
-        """Begin to write under a name: what an earlier writer of it left open is aborted, and it
-        is fenced off."""
+        """Begin to write under a name: an earlier writer of that name is fenced off, and its open
+        transaction is aborted."""
         producer = self._producers[name]
         self._end(producer, commit=False)
         producer.epoch += 1
@@ -84,33 +82,32 @@ class TransactionalLog:
     def add_offsets(
         self, session: _Session, group: str, positions: Mapping[StreamPartition, int]
     ) -> None:
-        """Let positions of a group become its committed ones together with the session's
-        records."""
+        """Add a group's positions to the session's transaction."""
         self._ongoing(session).offsets.setdefault(group, {}).update(positions)
 
     def commit(self, session: _Session) -> None:
-        """Make everything of the session's transaction visible at once."""
+        """Make all records of the session's transaction visible in one step."""
         self._end(self._ongoing(session), commit=True)
 
     def abort(self, session: _Session) -> None:
-        """Make everything of the session's transaction void."""
+        """Abort the session's transaction."""
         self._end(self._ongoing(session), commit=False)
 
     def expire(self, name: str) -> None:
-        """Do what the broker does with a transaction that was open for too long: abort it, and
-        fence its writer."""
+        """Abort a transaction that was open for too long, and fence off its writer, as the broker
+        does."""
         producer = self._producers[name]
         if producer.ongoing:
             self._end(producer, commit=False)
             producer.epoch += 1
 
     def stable(self, at: StreamPartition) -> int:
-        """Return the last stable offset: the first of an open transaction, or the end."""
+        """Return the last stable offset: the first offset of an open transaction, or the end."""
         firsts = [p.open_at[at] for p in self._producers.values() if p.ongoing and at in p.open_at]
         return min(firsts, default=len(self._slots[at]))
 
     def read(self, at: StreamPartition, *, committed: bool = True) -> list[tuple[int, bytes]]:
-        """Return offset and value of what a reader sees: of committed records only, or of all."""
+        """Return offset and value of the records that a reader sees: committed ones, or all."""
         end = self.stable(at) if committed else len(self._slots[at])
         hidden = self._aborted[at] if committed else ()
         slots = self._slots[at][:end]
@@ -133,8 +130,8 @@ class TransactionalLog:
     def _end(self, producer: _Producer, *, commit: bool) -> None:
         for at, first in producer.open_at.items():
             slots = self._slots[at]
-            # Within the span of a transaction there may be records of others: only its own share
-            # its fate.
+            # Between a transaction's records there may be records of other writers: only its own
+            # records are committed or aborted.
             own = {i for i in range(first, len(slots)) if self._is_of(slots[i], producer)}
             if not commit:
                 self._aborted[at] |= own
@@ -150,7 +147,7 @@ class TransactionalLog:
 
 @contextmanager
 def _losing(partition: int) -> Iterator[None]:
-    """Who is fenced has lost its transaction."""
+    """Convert a fencing error into `TransactionLostError`."""
     try:
         yield
     except TransactionLostError:
@@ -160,14 +157,14 @@ def _losing(partition: int) -> Iterator[None]:
 
 
 class LogSink(RecallingSink, TransactionalSink):
-    """Write predictions' ids and values to a topic of a `TransactionalLog`.
+    """Writes the ids and values of predictions to a topic of a `TransactionalLog`.
 
     Parameters
     ----------
     log : TransactionalLog
     topic : str
     on_step : callable of str, optional
-        Called before each step, and after the commit, with its name; tests raise from it.
+        Called with a step's name before each step and after the commit; tests raise from it.
     """
 
     def __init__(
@@ -182,7 +179,7 @@ class LogSink(RecallingSink, TransactionalSink):
         self._sessions: dict[int, _Session] = {}
 
     def begin(self, streams: Sequence[str], partition: int) -> dict[StreamPartition, int]:
-        """Shut out earlier writers; return the committed positions."""
+        """Fence off earlier writers; return the committed positions."""
         self._step("begin")
         self._sessions[partition] = self._log.open(self._name(streams[0], partition))
         committed = self._log.committed[self._name(streams[0], partition)]
@@ -190,8 +187,8 @@ class LogSink(RecallingSink, TransactionalSink):
         return {at: committed[at] for at in wanted if at in committed}
 
     def write(self, predictions: Sequence[Prediction]) -> None:
-        """Write each where its entry came from; in the partition's transaction, if it has been
-        begun."""
+        """Write each prediction to its entry's partition; within the partition's transaction
+        after `begin`."""
         for p in predictions:
             self._step("produce")
             at = StreamPartition(self._topic, p.position.partition)
@@ -202,11 +199,11 @@ class LogSink(RecallingSink, TransactionalSink):
                 self._log.append(at, value, self._sessions.get(p.position.partition))
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: there is no buffer."""
         self._step("flush")
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
-        """Commit what was written, and the positions, together."""
+        """Commit the predictions and the positions in one step."""
         partition = next(iter(positions)).partition
         session = self._sessions[partition]
         with _losing(partition):
@@ -217,18 +214,19 @@ class LogSink(RecallingSink, TransactionalSink):
             self._step("committed")
 
     def end(self, partition: int) -> None:
-        """Let go of a partition; what is not committed is void."""
+        """Give up a partition; uncommitted predictions are void."""
         session = self._sessions.pop(partition, None)
-        with suppress(ConnectorError):  # fenced: then it is void already
+        with suppress(ConnectorError):  # fenced: the transaction is already void
             if session is not None:
                 self._log.abort(session)
 
     def abandon(self, partition: int) -> None:
-        """Let go without a word: what is open stays open until somebody begins, or it expires."""
+        """Give up a partition without an abort: its transaction stays open until another writer
+        begins or it expires."""
         self._sessions.pop(partition, None)
 
     def newest(self, stream: str, partition: int) -> int | None:
-        """Return the newest entry's offset that a reader finds a prediction of."""
+        """Return the offset of the newest entry whose prediction a reader sees."""
         for _, name in reversed(self.seen(partition)):
             at = Position.parse(name)
             if at is not None and (at.stream, at.partition) == (stream, partition):
@@ -244,7 +242,7 @@ class LogSink(RecallingSink, TransactionalSink):
         return [(one["served"], one["id"]) for one in found]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there are no open resources."""
 
     def _name(self, stream: str, partition: int) -> str:
         return f"{self._topic}-{stream}-{partition}"

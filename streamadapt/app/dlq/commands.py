@@ -1,5 +1,4 @@
-"""``streamadapt dlq list|replay``: what was refused, and the way back for what has been
-repaired."""
+"""``streamadapt dlq list|replay``: lists refused records, and sends repaired ones back."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ def list_letters(
         ),
     ] = False,
 ) -> None:
-    """Show what was refused, up to now, and why. Commits nothing and changes nothing."""
+    """Show the refused records up to now, and why. Commits nothing and changes nothing."""
     from streamadapt.app.dlq.listing import Wanted, print_lines, print_table
     from streamadapt.app.interrupts import interruptible
     from streamadapt.config.tables import load_config

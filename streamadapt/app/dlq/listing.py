@@ -61,7 +61,7 @@ class Wanted:
     def of(
         cls, config: Config, reasons: Sequence[str], since: str | None, *, replayed: bool
     ) -> Wanted:
-        """Check and convert what was given; raises `ConfigError`."""
+        """Check and convert the options; raises `ConfigError`."""
         known = [*(reason.value for reason in Reason), FOREIGN]
         for reason in reasons:
             if reason not in known:
@@ -77,7 +77,7 @@ class Wanted:
         return cls(frozenset(reasons), _time_of(since), replayed)
 
     def has(self, letter: StoredLetter) -> bool:
-        """Whether reason and time are among the wanted."""
+        """Whether reason and time match the options."""
         refused = letter.letter
         return (
             not self.reasons or refused.reason in self.reasons
@@ -99,7 +99,7 @@ def _time_of(text: str) -> int:
 
 @dataclass
 class Seen:
-    """What went by: counts, and what was left out."""
+    """Counts of the letters that were read, shown and left out."""
 
     ledger: ReplayLedger
     reasons: Counter[str] = field(default_factory=Counter)
@@ -160,7 +160,7 @@ def print_lines(config: Config, wanted: Wanted, limit: int | None) -> None:
 
 
 class _Line(NamedTuple):
-    """What is to be shown of one letter, by age."""
+    """The shown fields of one letter; sorted by age."""
 
     time: int
     number: tuple[str, int, int]

@@ -1,4 +1,4 @@
-"""What becomes of repaired records when they are read again: the newest checkpoint is asked."""
+"""Predicts how the engine will treat repaired records, from the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Decoded", "Outlook", "outlook"]
 
 
 class Decoded(NamedTuple):
-    """A repaired record, and what the codec made of it."""
+    """A repaired record, and the item that the codec decoded from it."""
 
     number: int
     record: Record
@@ -27,7 +27,7 @@ class Decoded(NamedTuple):
 
 
 class Outlook(NamedTuple):
-    """What is expected.
+    """The expected result of a replay.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Outlook(NamedTuple):
 
 
 def outlook(config: Config, streams: Sequence[str], records: Sequence[Decoded]) -> Outlook:
-    """Tell what the engine will make of records at the end of their streams."""
+    """Predict how the engine will treat these records at the end of their streams."""
     refused: dict[int, str] = {}
     notes = list(_general(config, records))
     for partition in sorted({one.record.position.partition for one in records}):
@@ -80,8 +80,7 @@ def _asked(
     records: Sequence[Decoded],
     refused: dict[int, str],
 ) -> Iterator[str]:
-    """Run the records through a pipeline at its newest checkpoint; yield what is to be said about
-    that."""
+    """Run the records through a pipeline at its newest checkpoint; yield warnings for the user."""
     name = f"{streams[0]}[{partition}]"
     if config.checkpoint is None:
         yield f"{name}: no [checkpoint], so what will be refused again cannot be told"

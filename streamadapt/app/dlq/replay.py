@@ -1,5 +1,5 @@
-"""``streamadapt dlq replay``: read repaired letters, judge them, and put the good ones back into
-their streams."""
+"""``streamadapt dlq replay``: reads repaired letters, checks them, and writes the valid ones back
+to their streams."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from streamadapt.records import Entry, Label, Position, Record, StreamPartition
 __all__ = ["Replay"]
 
 BATCH = 200
-"""Records between two notes: so many are in doubt if this process is killed in between."""
+"""Records between two marks: if this process is killed, at most this number may or may not have
+been sent."""
 SHOWN = 20
-"""Lines of one kind that are told one by one."""
+"""Largest number of lines of one kind that are printed one by one."""
 
 
 class Line(NamedTuple):
-    """A line of the file and what is said of it."""
+    """A line of the file, and the message about it."""
 
     number: int
     position: Position
@@ -180,8 +181,8 @@ class Replay:
         return record, item
 
     def _look(self) -> tuple[ReplayLedger, set[Position], set[Position]]:
-        """Return the notes, the records that were refused, and those of them of which only the
-        label was."""
+        """Return the marks, the refused records, and those of them whose label alone was
+        refused."""
         ledger, known, labels = ReplayLedger(), set(), set()
         with progress(f"{self._reader.name}: what was fed back") as on_progress:
             for item in self._reader.read(on_progress):
@@ -214,7 +215,7 @@ class Replay:
     # -- telling
 
     def report(self, *, dry_run: bool) -> None:
-        """Say what would be sent, what not and why, and what is to be expected."""
+        """Print which records would be sent, which not and why, and the expected result."""
         for lines in (self._bad, self._perhaps, self._before, self._unknown):
             self._say_lines(lines)
         refused = self._outlook.refused
@@ -249,7 +250,7 @@ class Replay:
 
     @property
     def question(self) -> str:
-        """What a person is asked before anything is sent."""
+        """The question to the user before anything is sent."""
         by_place = Counter(self._place(one) for one in self.ready)
         told = ", ".join(f"{count} to {place}" for place, count in sorted(by_place.items()))
         again = len(self._outlook.refused)
@@ -322,13 +323,13 @@ class Replay:
 
     @property
     def exit_code(self) -> int:
-        """0 if everything in the file is, or was before, where it belongs or would be sent; else
+        """Exit code: 0 if every record of the file is sent, was sent before or would be sent; else
         1."""
         failed = any(done.state != "sent" for _, done in self._done)
         return int(bool(self._bad or self._perhaps or failed))
 
     def result(self, *, dry_run: bool) -> dict[str, Any]:
-        """Return the whole of it as JSON values."""
+        """Return the whole result as JSON values."""
         by_state = {"sent": "sent", "not-sent": "not_sent", "unknown": "perhaps_sent"}
         found: dict[str, Any] = {"lines": self.lines, "dry_run": dry_run, "ready": len(self.ready)}
         for name, lines in (

@@ -1,2 +1,1 @@
-"""Shared check suites: what every source, sink, learner and detector must pass, built in or third
-party."""
+"""Shared check suites for every source, sink, learner and detector, built in or third party."""

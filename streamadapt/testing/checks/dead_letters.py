@@ -1,6 +1,6 @@
-"""What every `DeadLetterReader` must do, as small functions: run them over your own.
+"""Checks that every `DeadLetterReader` must pass: run them on your own.
 
-A factory makes an empty dead-letter sink, and a reader of the same place.
+A factory returns an empty dead-letter sink and a reader of the same place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RAW = (
 
 @dataclass(frozen=True)
 class ReaderCase:
-    """An empty sink, and a reader of what it writes."""
+    """An empty sink, and a reader of its dead letters."""
 
     sink: DeadLetterSink
     reader: DeadLetterReader
@@ -48,7 +48,7 @@ def yield_letter_reader_checks() -> Iterator[Callable[[ReaderFactory], None]]:
 
 
 def check_letters_come_back_as_they_were_refused(factory: ReaderFactory) -> None:
-    """Position, key, value, time, reason, stage and detail; each time it is read."""
+    """Position, key, value, time, reason, stage and detail are the same at every read."""
     case = factory()
     try:
         letters = [
@@ -68,8 +68,8 @@ def check_letters_come_back_as_they_were_refused(factory: ReaderFactory) -> None
 
 
 def check_notes_are_read_in_order_and_letters_stay(factory: ReaderFactory) -> None:
-    """A note that was kept is read again, after those before it, and is no letter; the sink may go
-    on writing."""
+    """Marks are read in the order they were stored, and are not letters; the sink may go on
+    writing."""
     case = factory()
     try:
         letter = DeadLetter(
@@ -97,6 +97,6 @@ def check_notes_are_read_in_order_and_letters_stay(factory: ReaderFactory) -> No
         case.reader.close()
 
 
-def _require(holds: bool, said: str) -> None:
+def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise CheckError(said)
+        raise CheckError(message)

@@ -1,9 +1,8 @@
-"""What every `Sink` and every `DeadLetterSink` must do, as small functions: run them over your
-own.
+"""Checks that every `Sink` and every `DeadLetterSink` must pass: run them on your own.
 
-A factory makes an empty sink and says how to read back what a reader would see: for predictions
-their ids (``stream[partition]@offset``), in order within each partition; for dead letters key,
-value and reason.
+A factory returns an empty sink and a function that reads back the delivered records: for
+predictions their ids (``stream[partition]@offset``), in order within each partition; for dead
+letters key, value and reason.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SinkCase:
-    """An empty sink, and how to read back what was delivered."""
+    """An empty sink, and a function that returns the delivered ids."""
 
     sink: Sink
     delivered: Callable[[], Sequence[str]]
@@ -37,8 +36,8 @@ class SinkCase:
 
 @dataclass(frozen=True)
 class LetterCase:
-    """An empty dead-letter sink, and how to read back key, value and reason of what was
-    delivered."""
+    """An empty dead-letter sink, and a function that returns key, value and reason of the
+    delivered letters."""
 
     sink: DeadLetterSink
     delivered: Callable[[], Sequence[tuple[bytes | None, bytes | None, str]]]
@@ -88,7 +87,7 @@ def check_flush_delivers_everything_in_order(factory: SinkFactory) -> None:
 
 
 def check_flush_again_delivers_nothing_twice(factory: SinkFactory) -> None:
-    """Further writes and flushes add what is new and nothing else."""
+    """Further writes and flushes add only new predictions."""
     case = factory()
     try:
         predictions = [_prediction(0, i) for i in range(6)]
@@ -102,7 +101,7 @@ def check_flush_again_delivers_nothing_twice(factory: SinkFactory) -> None:
 
 
 def check_empty_write_and_flush(factory: SinkFactory) -> None:
-    """Nothing written, nothing delivered, nothing raised."""
+    """An empty write delivers nothing and raises nothing."""
     case = factory()
     try:
         case.sink.write([])
@@ -123,7 +122,7 @@ def check_close_flushes_and_is_idempotent(factory: SinkFactory) -> None:
 
 
 def check_letters_are_untouched(factory: LetterFactory) -> None:
-    """Key and value come out as they went in, absent, empty or not even text."""
+    """Key and value are delivered unchanged, also if they are missing, empty or not text."""
     case = factory()
     try:
         raws: list[tuple[bytes | None, bytes | None]] = [
@@ -189,6 +188,6 @@ def _same(got: Sequence[str], predictions: Sequence[Prediction]) -> None:
     )
 
 
-def _require(holds: bool, said: str) -> None:
+def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise CheckError(said)
+        raise CheckError(message)

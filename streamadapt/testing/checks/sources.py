@@ -1,9 +1,8 @@
-"""What every `Source` must do, as small functions: run them over your own, as the tests do over
-the built-in ones.
+"""Checks that every `Source` must pass: run them on your own source, as our tests do on ours.
 
 A factory takes logs (for each partition, the values of its records, oldest first) and returns a
-maker: each call of the maker gives a new source, not yet opened, over those same records, with one
-stream and "from the oldest" as its start.
+function. Each call of that function returns a new, unopened source over these records, with one
+stream, which starts at the oldest record.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ class CheckError(AssertionError):
 
 
 class Owner:
-    """The engine's side of a source, as far as the checks need one.
+    """A simple `PartitionOwner` for the checks.
 
     Parameters
     ----------
     starts : mapping of (partition) to offset
-        Where to start; a partition that is not named starts at None, the source's own start.
+        Start positions; all other partitions start at None, the source's own start.
     """
 
     def __init__(self, starts: Mapping[int, int] | None = None) -> None:
@@ -50,30 +49,30 @@ class Owner:
     def partitions_assigned(
         self, partitions: Sequence[int]
     ) -> Mapping[StreamPartition, int | None]:
-        """Remember, and answer with the starts."""
+        """Record the call, and return the starts."""
         self.assigned.append(list(partitions))
         return {
             StreamPartition(s, p): self._starts.get(p) for s in self.streams for p in partitions
         }
 
     def known_end(self, at: StreamPartition) -> int:
-        """Nothing is known."""
+        """Return 0: nothing is known."""
         del at
         return 0
 
     def identity(self, at: StreamPartition) -> str | None:
-        """Nothing is known, or what the test says."""
+        """Return the identity that the test has set; None without one."""
         return self.identities.get(at)
 
     def partitions_placed(
         self, starts: Mapping[StreamPartition, int], *, recreated: Collection[StreamPartition]
     ) -> None:
-        """Remember."""
+        """Record the call."""
         self.placed.update(starts)
         self.recreated += recreated
 
     def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None:
-        """Remember."""
+        """Record the call."""
         self.revoked.append(list(partitions))
 
 
@@ -84,12 +83,12 @@ def check_source(factory: SourceFactory, *, partitions: int = 2) -> None:
     ----------
     factory : SourceFactory
     partitions : int
-        How many partitions to use: 1 for sources that have no more.
+        Number of partitions to use: 1 for sources with only one.
 
     Raises
     ------
     CheckError
-        Naming what the source did.
+        If a check fails; the message says what the source did.
     """
     for check in yield_source_checks():
         check(factory, partitions)
@@ -112,7 +111,7 @@ def yield_source_checks() -> Iterator[SourceCheck]:
 
 
 def check_owner_is_asked_first(factory: SourceFactory, partitions: int) -> None:
-    """The owner is asked once, for exactly the partitions there are, before any record comes."""
+    """The owner is asked once, for exactly the existing partitions, before the first record."""
     source = factory(_logs(partitions, 3))()
     owner = _open(source)
     try:
@@ -135,7 +134,7 @@ def check_owner_is_asked_first(factory: SourceFactory, partitions: int) -> None:
 
 
 def check_every_record_in_order(factory: SourceFactory, partitions: int) -> None:
-    """Every record comes once, untouched, in order, with its stream, partition and offset."""
+    """Every record is delivered once, unchanged, in order, with stream, partition and offset."""
     logs = _logs(partitions, 25)
     source = factory(logs)()
     _open(source)
@@ -150,7 +149,7 @@ def check_every_record_in_order(factory: SourceFactory, partitions: int) -> None
 
 
 def check_resume_at_exact_offset(factory: SourceFactory, partitions: int) -> None:
-    """A source placed at an offset delivers that record first, in each partition by itself."""
+    """In each partition the record at the start offset is delivered first."""
     logs = _logs(partitions, 9)
     make = factory(logs)
     starts = {p: 3 + 2 * p for p in range(partitions)}
@@ -164,8 +163,8 @@ def check_resume_at_exact_offset(factory: SourceFactory, partitions: int) -> Non
 
 
 def check_position_at_end_is_fine(factory: SourceFactory, partitions: int) -> None:
-    """The offset after the last record is a position like any other: nothing comes, nothing
-    fails."""
+    """The offset after the last record is a valid position: no record is delivered, no error is
+    raised."""
     source = factory(_logs(partitions, 4))()
     _open(source, dict.fromkeys(range(partitions), 4))
     try:
@@ -176,7 +175,7 @@ def check_position_at_end_is_fine(factory: SourceFactory, partitions: int) -> No
 
 
 def check_empty_poll(factory: SourceFactory, partitions: int) -> None:
-    """Once everything is delivered a poll returns an empty list, also with a time-out of 0."""
+    """After the last record a poll returns an empty list, also with a time-out of 0."""
     source = factory(_logs(partitions, 2))()
     _open(source)
     try:
@@ -192,14 +191,15 @@ def check_empty_poll(factory: SourceFactory, partitions: int) -> None:
 
 
 def check_pause_holds_back_and_loses_nothing(factory: SourceFactory, partitions: int) -> None:
-    """A paused partition delivers nothing, others go on; let go, it goes on where it was."""
+    """A paused partition delivers nothing while others go on; afterwards it continues without a
+    loss."""
     logs = _logs(partitions, 8)
     source = factory(logs)()
     _open(source, dict.fromkeys(range(partitions), 0))
     try:
         stream = source.streams[0]
         found: list[Record] = []
-        while not found:  # placed and fetching: now there may be records in some buffer
+        while not found:  # the source fetches now: records may be in a buffer
             source.pause([])
             found = _some(source)
         held = StreamPartition(stream, 0)
@@ -215,7 +215,7 @@ def check_pause_holds_back_and_loses_nothing(factory: SourceFactory, partitions:
 
 
 def check_lag_counts_what_is_left(factory: SourceFactory, partitions: int) -> None:
-    """Where the end is known, delivered + lag is what there is; after the last record it is 0 or
+    """If the lag is known, delivered records plus lag are all records; at the end it is 0 or
     unknown."""
     total = 6
     source = factory(_logs(partitions, total))()
@@ -242,7 +242,7 @@ def check_lag_counts_what_is_left(factory: SourceFactory, partitions: int) -> No
 
 
 def check_read_up_to_passes_no_record(factory: SourceFactory, partitions: int) -> None:
-    """No offset is said to be passed while a record before it is still to come."""
+    """`read_up_to` returns no offset while a record before it is still undelivered."""
     total = 30
     source = factory(_logs(partitions, total))()
     _open(source)
@@ -269,8 +269,7 @@ def check_read_up_to_passes_no_record(factory: SourceFactory, partitions: int) -
 
 
 def check_identities_stay(factory: SourceFactory, partitions: int) -> None:
-    """The same stream has the same identity for every source, and later; a source may have
-    none."""
+    """A stream's identity is the same in every source and stays the same; it may be missing."""
     make = factory(_logs(partitions, 5))
     found: list[dict[StreamPartition, str]] = []
     for _ in range(2):
@@ -285,8 +284,8 @@ def check_identities_stay(factory: SourceFactory, partitions: int) -> None:
 
 
 def check_commit_moves_nothing(factory: SourceFactory, partitions: int) -> None:
-    """`commit` is for monitoring: it changes neither what comes next nor where a later source
-    starts."""
+    """`commit` is for monitoring: it changes neither the next records nor the start of a later
+    source."""
     logs = _logs(partitions, 5)
     make = factory(logs)
     for commit in (True, False):
@@ -308,8 +307,7 @@ def check_commit_moves_nothing(factory: SourceFactory, partitions: int) -> None:
 
 
 def check_seek_goes_back_and_forth(factory: SourceFactory, partitions: int) -> None:
-    """After `seek` the records come from there, in the partitions that it names; or it says that
-    it cannot."""
+    """After `seek` the named partitions continue at the new offsets, or `seek` raises an error."""
     logs = _logs(partitions, 8)
     source = factory(logs)()
     _open(source)
@@ -333,7 +331,7 @@ def check_seek_goes_back_and_forth(factory: SourceFactory, partitions: int) -> N
 
 
 def check_close_is_idempotent(factory: SourceFactory, partitions: int) -> None:
-    """`close` may be called at any time, also twice and before `open`."""
+    """`close` may be called at any time, several times, and before `open`."""
     make = factory(_logs(partitions, 1))
     unopened, opened = make(), make()
     unopened.close()
@@ -357,7 +355,7 @@ def _open(source: Source, starts: Mapping[int, int] | None = None) -> Owner:
 
 
 def _read(source: Source, count: int) -> list[Record]:
-    """Return `count` records and whatever comes right after them: there should be nothing."""
+    """Return `count` records and any records delivered right after them; none are expected."""
     records: list[Record] = []
     for _ in range(MAX_POLLS):
         if len(records) >= count:
@@ -410,6 +408,6 @@ def _names(records: Sequence[Record]) -> str:
     return ", ".join(str(r.position) for r in records[:5])
 
 
-def _require(holds: bool, said: str) -> None:
+def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise CheckError(said)
+        raise CheckError(message)

@@ -1,8 +1,7 @@
-"""What every `TransactionalSink` must do, as small functions: run them over your own, and over a
-broker.
+"""Checks that every `TransactionalSink` must pass: run them on your own, with a real broker.
 
-A factory makes a new sink on the same empty output each time it is called, and reads what a reader
-of committed records sees of a partition: the ids of the predictions, in order.
+A factory returns a `TransactionCase`: it opens new sinks on one output, and reads the ids of the
+predictions in a partition, in order, as a reader of committed records sees them.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ class TransactionCase:
     open : callable
         Returns a new sink that writes to it, as a new process would.
     seen : callable of int
-        Returns the ids that a reader of committed records sees of a partition.
+        Returns the ids that a reader of committed records sees in a partition.
     entries, labels : str
-        The input's streams, of two partitions; a broker wants them to be there before it takes
+        The input's streams, with two partitions each; they must exist before a broker accepts
         positions of them.
     """
 
@@ -43,13 +42,13 @@ class TransactionCase:
 
     @property
     def streams(self) -> list[str]:
-        """Both."""
+        """Both streams."""
         return [self.entries, self.labels]
 
     def reached(
         self, partition: int, entries: int, labels: int | None = None
     ) -> dict[StreamPartition, int]:
-        """Return positions."""
+        """Return the positions of a partition."""
         at = {StreamPartition(self.entries, partition): entries}
         return at if labels is None else at | {StreamPartition(self.labels, partition): labels}
 
@@ -64,7 +63,7 @@ class TransactionCase:
         sink.flush()
 
     def check_seen(self, partition: int, offsets: Sequence[int]) -> None:
-        """Raise `CheckError` unless a reader sees exactly these."""
+        """Raise `CheckError` unless a reader sees exactly the predictions of these offsets."""
         wanted = [str(Position(self.entries, partition, offset)) for offset in offsets]
         seen = list(self.seen(partition))
         _require(
@@ -95,7 +94,7 @@ def yield_transaction_checks() -> Iterator[Check]:
 
 
 def check_commit_shows_predictions_and_positions(case: TransactionCase) -> None:
-    """One commit, both visible; a new writer is told the positions of both streams."""
+    """After a commit both are visible; a new writer gets the positions of both streams."""
     sink = case.open()
     try:
         _require(
@@ -109,15 +108,13 @@ def check_commit_shows_predictions_and_positions(case: TransactionCase) -> None:
     again = case.open()
     try:
         found = again.begin(case.streams, 0)
-        _require(
-            found == case.reached(0, 3, 7), f"committed 3 and 7, a new writer is told {found}"
-        )
+        _require(found == case.reached(0, 3, 7), f"committed 3 and 7, a new writer got {found}")
     finally:
         again.close()
 
 
 def check_nothing_shows_before_the_commit(case: TransactionCase) -> None:
-    """Written and flushed is not visible; the commit makes it so."""
+    """Predictions that are written and flushed become visible only with the commit."""
     sink = case.open()
     try:
         sink.begin(case.streams, 0)
@@ -133,7 +130,7 @@ def check_nothing_shows_before_the_commit(case: TransactionCase) -> None:
 
 
 def check_end_makes_void(case: TransactionCase) -> None:
-    """What was written since the last commit never shows once the partition is let go."""
+    """After `end`, predictions written since the last commit never become visible."""
     sink = case.open()
     try:
         sink.begin([case.entries], 0)
@@ -143,7 +140,7 @@ def check_end_makes_void(case: TransactionCase) -> None:
         sink.end(0)
         sink.end(0)
         found = sink.begin([case.entries], 0)
-        _require(found == case.reached(0, 2), f"committed 2, told {found}")
+        _require(found == case.reached(0, 2), f"committed 2, got {found}")
         case.write(sink, 0, [2])
         sink.commit(case.reached(0, 3))
     finally:
@@ -152,18 +149,18 @@ def check_end_makes_void(case: TransactionCase) -> None:
 
 
 def check_a_killed_writer_leaves_nothing(case: TransactionCase) -> None:
-    """A transaction that its writer never ended is void for the next one, and holds no reader
-    up."""
+    """The open transaction of a killed writer is void for the next writer, and blocks no
+    reader."""
     killed = case.open()
     try:
         killed.begin([case.entries], 0)
         case.write(killed, 0, range(2))
         killed.commit(case.reached(0, 2))
         case.write(killed, 0, range(2, 6))
-        sink = case.open()  # the other is still there, and never heard of again
+        sink = case.open()  # the killed writer is not closed, and does nothing more
         try:
             found = sink.begin([case.entries], 0)
-            _require(found == case.reached(0, 2), f"committed 2, told {found}")
+            _require(found == case.reached(0, 2), f"committed 2, got {found}")
             case.write(sink, 0, range(2, 4))
             sink.commit(case.reached(0, 4))
             case.check_seen(0, range(4))
@@ -175,7 +172,7 @@ def check_a_killed_writer_leaves_nothing(case: TransactionCase) -> None:
 
 
 def check_a_new_writer_fences_the_old(case: TransactionCase) -> None:
-    """Whoever was thought dead can commit nothing any more, and is told so."""
+    """A writer that was replaced by a newer one can commit nothing, and gets an error."""
     zombie, sink = case.open(), case.open()
     try:
         zombie.begin([case.entries], 0)
@@ -198,8 +195,7 @@ def check_a_new_writer_fences_the_old(case: TransactionCase) -> None:
 
 
 def check_a_fenced_writer_takes_nothing_back(case: TransactionCase) -> None:
-    """It is told that another engine has fenced it, and whatever it does then, its successor's
-    transaction stands."""
+    """A fenced writer gets an error that says so, and cannot harm its successor's transaction."""
     zombie, sink = case.open(), case.open()
     try:
         zombie.begin([case.entries], 0)
@@ -225,7 +221,7 @@ def check_a_fenced_writer_takes_nothing_back(case: TransactionCase) -> None:
 
 
 def check_partitions_are_apart(case: TransactionCase) -> None:
-    """Another process may have another partition; one transaction's end is nothing to the
+    """Two processes may own two partitions; the end of one transaction does not affect the
     other."""
     one, two = case.open(), case.open()
     try:
@@ -244,21 +240,21 @@ def check_partitions_are_apart(case: TransactionCase) -> None:
 
 
 def check_positions_alone(case: TransactionCase) -> None:
-    """Labels only: nothing was predicted, but the positions moved."""
+    """Positions can be committed without predictions, as when only labels arrived."""
     sink = case.open()
     try:
         sink.begin(case.streams, 0)
         sink.commit(case.reached(0, 0, 5))
         sink.end(0)
         found = sink.begin(case.streams, 0)
-        _require(found == case.reached(0, 0, 5), f"committed 0 and 5, told {found}")
+        _require(found == case.reached(0, 0, 5), f"committed 0 and 5, got {found}")
     finally:
         sink.close()
     case.check_seen(0, [])
 
 
 def check_many_transactions(case: TransactionCase) -> None:
-    """One after the other, nothing doubled, nothing out of order."""
+    """Many transactions in a row: nothing is doubled, nothing is out of order."""
     sink = case.open()
     try:
         sink.begin([case.entries], 0)
@@ -270,6 +266,6 @@ def check_many_transactions(case: TransactionCase) -> None:
     case.check_seen(0, range(40))
 
 
-def _require(holds: bool, said: str) -> None:
+def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise CheckError(said)
+        raise CheckError(message)
