@@ -92,14 +92,14 @@ class SideBySide(Guard):
     def _allocate(self) -> None: ...
 
     @property
-    def own_count(self) -> int:
-        return sum(guard.own_count for guard in self.guards.values())
+    def n_aggregators(self) -> int:
+        return sum(guard.n_aggregators for guard in self.guards.values())
 
     def mix(self, predictions: Array) -> Mixture:
         mixtures = {name: guard.mix(predictions) for name, guard in self.guards.items()}
         self.said = {name: mixture.served for name, mixture in mixtures.items()}
         own = np.concatenate(
-            [mixture.own for mixture in mixtures.values()]
+            [mixture.aggregator_outputs for mixture in mixtures.values()]
         )  # the main guard's served one is the last
         last = list(mixtures.values())[-1]
         return Mixture(last.served, own, last.weights)
@@ -109,7 +109,7 @@ class SideBySide(Guard):
     ) -> None:
         start = 0
         for guard in self.guards.values():
-            stop = start + guard.own_count
+            stop = start + guard.n_aggregators
             guard.update(predictions, own[start:stop], target, mask, weight)
             start = stop
 

@@ -45,7 +45,7 @@ class _OneRule(Guard):
         self.scoped.build(self.rows, self.columns, self._initial())
 
     @property
-    def own_count(self) -> int:
+    def n_aggregators(self) -> int:
         """The served prediction."""
         return 1
 

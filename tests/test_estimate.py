@@ -49,11 +49,11 @@ def test_confidence_becomes_calibrated(too_sure: float) -> None:
     estimate = ConfidenceEstimate()
     raw, found, true = [], [], []
     for p, y in zip(said, came, strict=True):
-        expected = estimate.expect(p[None, None], p[None], ONE, ONE)
+        expected = estimate.estimate(p[None, None], p[None], ONE, ONE)
         losses = Log().loss(np.stack([p, p])[:, None], y[None])[:, 0, 0]
         true.append(estimate.learn(np.stack([p, p]), y, losses, (), 1.0))
         found.append(expected)
-        raw.append(ConfidenceEstimate().expect(p[None, None], p[None], ONE, ONE))
+        raw.append(ConfidenceEstimate().estimate(p[None, None], p[None], ONE, ONE))
     late = slice(3000, None)
     found_mean, true_mean, raw_mean = (np.mean(x[late], axis=0) for x in (found, true, raw))
     np.testing.assert_allclose(found_mean, true_mean, rtol=0.06)
@@ -68,7 +68,7 @@ def test_confidence_becomes_calibrated(too_sure: float) -> None:
 
 def test_before_any_label_confidence_is_taken_at_its_word() -> None:
     p = np.array([[0.7, 0.2, 0.1]])
-    found = ConfidenceEstimate().expect(p[None], p, ONE, ONE)
+    found = ConfidenceEstimate().estimate(p[None], p, ONE, ONE)
     assert found == pytest.approx([-(p * np.log(p)).sum()] * 2 + [0.7] * 2)
 
 
@@ -80,7 +80,7 @@ def test_losses_are_regressed_on_disagreement() -> None:
     for _ in range(3000):
         spread = rng.exponential(1.0)
         experts = np.array([[[0.0]], [[2.0 * spread]]])
-        expected = estimate.expect(experts, np.zeros((1, 1)), ONE, ONE)
+        expected = estimate.estimate(experts, np.zeros((1, 1)), ONE, ONE)
         loss = abs(rng.normal()) * (0.5 + spread)
         estimate.learn(np.zeros((2, 1)), np.zeros(1), np.array([loss, loss]), expected[2:], 1.0)
         found.append(expected[0])
@@ -101,7 +101,7 @@ def test_garbage_spoils_no_estimate_for_long() -> None:
     rng = np.random.default_rng(1)
     estimate = DirectEstimate()
     for i in range(1500):
-        expected = estimate.expect(np.array([[[0.0]], [[1.0]]]), np.zeros((1, 1)), ONE, ONE)
+        expected = estimate.estimate(np.array([[[0.0]], [[1.0]]]), np.zeros((1, 1)), ONE, ONE)
         loss = 1e9 if i == 700 else abs(rng.normal())
         estimate.learn(np.zeros((2, 1)), np.zeros(1), np.array([loss, loss]), expected[2:], 1.0)
         if i > 900:

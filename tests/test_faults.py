@@ -394,7 +394,7 @@ class BadGuard(TwoLayer):
             served = {"mix nan": mixture.served * np.nan, "mix shape": mixture.served[:1]}[
                 self.what
             ]
-            return Mixture(served, mixture.own, mixture.weights)
+            return Mixture(served, mixture.aggregator_outputs, mixture.weights)
         return mixture
 
     def update(self, *given: Any) -> None:

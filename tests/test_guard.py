@@ -48,7 +48,7 @@ def play(guard: Guard, rounds: Any) -> list[Any]:
     for predictions, target, mask in rounds:
         mixture = guard.mix(predictions)
         served.append(mixture.served)
-        guard.update(predictions, mixture.own, target, mask)
+        guard.update(predictions, mixture.aggregator_outputs, target, mask)
     return served
 
 
@@ -68,8 +68,8 @@ def test_served_stays_among_the_experts_and_its_weights_sum_to_one(
         assert ((mixture.served >= low - 1e-9) & (mixture.served <= high + 1e-9)).all(), (
             "a mean of the experts"
         )
-        assert len(mixture.own) == guard.own_count
-        guard.update(predictions, mixture.own, target, mask)
+        assert len(mixture.aggregator_outputs) == guard.n_aggregators
+        guard.update(predictions, mixture.aggregator_outputs, target, mask)
 
 
 @pytest.mark.parametrize("make", EVERY)
@@ -84,7 +84,7 @@ def test_weights_reproduce_what_was_served_in_a_single_cell(make: Any) -> None:
             else said
         )
         assert said == pytest.approx(float(mixture.served[0, 0]), abs=1e-9)
-        guard.update(predictions, mixture.own, target, mask)
+        guard.update(predictions, mixture.aggregator_outputs, target, mask)
 
 
 @pytest.mark.parametrize("scope", ["global", "horizon", "cell"])
@@ -157,10 +157,14 @@ def test_masked_cells_teach_nothing() -> None:
     for predictions, target, mask in stream(3, 3, 2, 100):
         for guard, garbage in ((one, np.nan), (other, 1e9)):
             mixture = guard.mix(predictions)
-            guard.update(predictions, mixture.own, np.where(mask, target, garbage), mask)
+            guard.update(
+                predictions, mixture.aggregator_outputs, np.where(mask, target, garbage), mask
+            )
     before = other.mix(predictions).served
     assert np.array_equal(one.mix(predictions).served, before)
-    other.update(predictions, other.mix(predictions).own, target, np.zeros_like(mask))
+    other.update(
+        predictions, other.mix(predictions).aggregator_outputs, target, np.zeros_like(mask)
+    )
     assert np.array_equal(other.mix(predictions).served, before), "nothing known, nothing learned"
 
 
@@ -226,7 +230,9 @@ def compare(guard: Guard, rounds: Rounds, since: int = 0) -> tuple[float, float]
         if t >= since:
             served += abs(float(mixture.served[0, 0]) - y)
             based += abs(said[0] - y)
-        guard.update(predictions, mixture.own, np.full((1, 1), y), np.ones((1, 1), bool))
+        guard.update(
+            predictions, mixture.aggregator_outputs, np.full((1, 1), y), np.ones((1, 1), bool)
+        )
     return served, based
 
 
@@ -298,9 +304,11 @@ def test_probabilities_stay_probabilities() -> None:
             if t % 7 == 0:
                 predictions[2] = np.roll(truth, 1, axis=1)  # sure, and wrong
             mixture = guard.mix(predictions)
-            assert (mixture.own >= 0.0).all()
-            np.testing.assert_allclose(mixture.own.sum(axis=-1), 1.0, rtol=1e-9)
-            guard.update(predictions, mixture.own, truth, np.full((1, 4), t % 5 != 0))
+            assert (mixture.aggregator_outputs >= 0.0).all()
+            np.testing.assert_allclose(mixture.aggregator_outputs.sum(axis=-1), 1.0, rtol=1e-9)
+            guard.update(
+                predictions, mixture.aggregator_outputs, truth, np.full((1, 4), t % 5 != 0)
+            )
         assert mixture.weights[1] > 0.8, "the one that knows"
 
 
@@ -314,7 +322,7 @@ class Recording(TwoLayer):
 
     def mix(self, predictions: Any) -> Any:
         mixture = super().mix(predictions)
-        self.said.append((predictions.copy(), mixture.own.copy()))
+        self.said.append((predictions.copy(), mixture.aggregator_outputs.copy()))
         return mixture
 
     def update(
@@ -350,10 +358,10 @@ def test_own_predictions_make_a_difference() -> None:
     something else."""
     honest, hindsight = build(TwoLayer(), 3), build(TwoLayer(), 3)
     rounds = list(stream(3, 1, 1, 60))
-    said = [honest.mix(p).own for p, _, _ in rounds[:1]]
+    said = [honest.mix(p).aggregator_outputs for p, _, _ in rounds[:1]]
     for (predictions, target, mask), _ in zip(rounds, range(60), strict=True):
         honest.update(predictions, said[0], target, mask)
-        hindsight.update(predictions, hindsight.mix(predictions).own, target, mask)
+        hindsight.update(predictions, hindsight.mix(predictions).aggregator_outputs, target, mask)
     assert not np.array_equal(honest.mix(rounds[0][0]).served, hindsight.mix(rounds[0][0]).served)
 
 
@@ -364,7 +372,7 @@ def test_regrets_are_those_of_the_formula_clipped_and_averaged() -> None:
     guard = build(TwoLayer("horizon"), 3, 2, 2)
     assert isinstance(guard, TwoLayer)
     predictions, target = 20.0 * rng.normal(size=(3, 2, 2)), rng.normal(size=(2, 2))
-    own = 5.0 * rng.normal(size=(guard.own_count, 2, 2))
+    own = 5.0 * rng.normal(size=(guard.n_aggregators, 2, 2))
     mask = np.array([[True, True], [False, True]])
     guard.update(predictions, own, target, mask)
     scale = np.abs(predictions[0] - target)  # after one error, that error
@@ -389,7 +397,7 @@ def test_regrets_are_those_of_the_formula_clipped_and_averaged() -> None:
         for h in range(2):
             assert mlpoly.regret[0, k, h, 0] == pytest.approx(regret(predictions[k], own[4], h))  # type: ignore[attr-defined]
     offered = np.concatenate([predictions[:1], own[:-1]])
-    for k in range(guard.own_count):
+    for k in range(guard.n_aggregators):
         for h in range(2):
             second = guard.second.rule.regret[0, k, h, 0]  # type: ignore[attr-defined]
             assert second == pytest.approx(regret(offered[k], own[-1], h))
@@ -407,7 +415,7 @@ def test_one_absurd_target_moves_the_unit_of_losses_by_a_fifth() -> None:
         predictions = np.stack([one, 0.5 * one])
         target = 1e6 * one if absurd else 0.0 * one
         before = float(guard.scale()[0, 0])
-        guard.update(predictions, guard.mix(predictions).own, target, one > 0)
+        guard.update(predictions, guard.mix(predictions).aggregator_outputs, target, one > 0)
         assert not absurd or guard.scale()[0, 0] <= 1.2 * before
         usual.append(float(guard.scale()[0, 0]))
     assert max(usual) < 15.0  # where growth and decay meet: 10; the base is off by 1
@@ -420,7 +428,7 @@ def test_no_guard_serves_the_expert_it_is_told() -> None:
     mixture = guard.mix(predictions)
     assert mixture.served.item() == 2.0
     assert mixture.weights.tolist() == [0.0, 0.0, 1.0]
-    guard.update(predictions, mixture.own, np.zeros((1, 1)), np.ones((1, 1), bool))
+    guard.update(predictions, mixture.aggregator_outputs, np.zeros((1, 1)), np.ones((1, 1), bool))
     with pytest.raises(ConfigError, match="0 to 2"):
         build(NoGuard(3), 3)
 

@@ -26,7 +26,7 @@ def test_a_config_has_a_budget_and_durations(text):
             text + "[labels]\nrate = 0.05\nfloor = 0.5\n", settings=["task.correction_window=2s"]
         )
     )
-    budget = pipeline.labelling.budget
+    budget = pipeline.label_requests.budget
     assert (budget.rate, budget.floor) == (0.05, 0.5)
     assert pipeline.task.correction_window == 2 * 10**9
     task = make_task(

@@ -59,7 +59,7 @@ def test_the_guard_finds_the_quantile_between_its_experts(q: float) -> None:
         mixed = guard.mix(said)
         y = rng.normal(size=(1, 1))
         below.append(bool(y < mixed.served))
-        guard.update(said, mixed.own, y, np.ones((1, 1), bool))
+        guard.update(said, mixed.aggregator_outputs, y, np.ones((1, 1), bool))
     assert np.mean(below[3000:]) == pytest.approx(q, abs=0.05)
 
 

@@ -81,15 +81,15 @@ def test_running_statistics_start_at_the_source_and_slow_down() -> None:
     running = Running(torch.tensor([3.0]), torch.tensor([2.0]))
     rates = []
     for _ in range(200):
-        mean, var, rate, count = running.look(False)
+        mean, var, rate, count = running.evaluate(False)
         rates.append(rate)
         running.commit({"mean": mean + 1.0, "var": var, "count": count})
     assert rates[:3] == [1 / 4, 1 / 5, 1 / 6]
     assert rates[-1] == 0.01
-    mean, _, rate, count = running.look(True)
+    mean, _, rate, count = running.evaluate(True)
     assert (mean.item(), rate, int(count)) == (3.0, 1 / 4, 1), "afresh"
     assert running.mean.item() == 203.0, "looking changes nothing"
-    running.clear()
+    running.reset()
     assert (running.mean.item(), int(running.count)) == (3.0, 0)
 
 
@@ -144,7 +144,7 @@ def test_a_memory_of_sorted_labels_keeps_every_class() -> None:
         for _ in range(50):
             memory.add(torch.tensor(label), torch.zeros(1), torch.ones(1))
     assert torch.bincount(memory.labels).tolist() == [2, 2, 2, 2]
-    memory.clear()
+    memory.reset()
     assert [t.item() for t in memory.statistics()] == [0.0, 1.0], "empty: the source's"
 
 
@@ -155,7 +155,7 @@ def test_continuity_is_the_slow_one() -> None:
     evidence = [0.0 if rho == 0 else -2.0 for rho in stays]
     pi = [1.0 / classes] * classes
     for o in distributions(60, classes).double():
-        answer, new = part.look(o.float())
+        answer, new = part.evaluate(o.float())
         part.commit(new)
         for r, rho in enumerate(stays):
             prior = [rho * q[r][y] + (1 - rho) / classes for y in range(classes)]
@@ -188,7 +188,7 @@ def test_continuity_helps_where_labels_come_in_runs_and_does_no_harm_where_not(
         labels, said = labels[order], said[order]
     part, right = Continuity(4, CPU), 0
     for o, y in zip(said, labels, strict=True):
-        answer, new = part.look(o)
+        answer, new = part.evaluate(o)
         part.commit(new)
         right += int(answer.argmax() == y)
     assert right / 600 - (said.argmax(1) == labels).float().mean() > least
@@ -198,7 +198,7 @@ def test_a_model_that_always_says_the_same_does_not_prove_that_labels_are_consta
     part = Continuity(4, CPU)
     stuck = torch.tensor([0.9, 0.05, 0.03, 0.02])
     for _ in range(1_500):
-        _, new = part.look(stuck)
+        _, new = part.evaluate(stuck)
         part.commit(new)
     assert part.evidence.softmax(0)[0] > 0.5, "independent labels stay the best explanation"
 
@@ -208,7 +208,7 @@ def test_selection_is_the_formula() -> None:
     answers = torch.stack([distributions(50, 4, seed=s) for s in range(3)], 1)  # (50, 3, 4)
     mean, doubt = torch.zeros(3, 4), torch.zeros(3)
     for t, p in enumerate(answers, 1):
-        choice = part.look(p, fresh=False)
+        choice = part.evaluate(p, fresh=False)
         part.commit(choice.new)
         rate = max(0.004, 1.0 / t)
         mean = mean + rate * (p - mean)
@@ -223,7 +223,7 @@ def test_selection_prefers_varied_and_decided_answers() -> None:
     eye = torch.eye(4) * 0.96 + 0.01
     for t in range(40):
         stuck, undecided, good = eye[0], torch.full((4,), 0.25), eye[t % 4]
-        choice = part.look(torch.stack([stuck, undecided, good]), fresh=False)
+        choice = part.evaluate(torch.stack([stuck, undecided, good]), fresh=False)
         part.commit(choice.new)
     torch.testing.assert_close(choice.answer, eye[39 % 4], atol=0.01, rtol=0.0)
 
@@ -232,7 +232,7 @@ def test_selection_leaves_out_what_follows_the_newest_where_labels_come_sorted()
     part = Selection((False, True), 4, CPU)
     eye = torch.eye(4) * 0.96 + 0.01
     for t in range(200):
-        choice = part.look(torch.stack([eye[t // 50], eye[(t // 5) % 4]]), fresh=False)
+        choice = part.evaluate(torch.stack([eye[t // 50], eye[(t // 5) % 4]]), fresh=False)
         part.commit(choice.new)
     assert torch.equal(choice.answer, eye[3])
 
@@ -253,7 +253,7 @@ def generator() -> torch.Generator:
 def walk(part: Signature, x: Tensor) -> list[Any]:
     looks = []
     for entry in x:
-        looks.append(part.look(entry.unsqueeze(0)))
+        looks.append(part.evaluate(entry.unsqueeze(0)))
         part.commit(looks[-1].new)
     return looks
 
@@ -295,7 +295,7 @@ def test_the_change_score_is_the_formula() -> None:
             n, stack = len(older), torch.stack(older)
             var = stack.var(0, correction=0) * n / (n + 4)
             change = float(((recent - stack.mean(0)) ** 2 / var.clamp_min(1.0)).mean())
-        look = part.look(entry.unsqueeze(0))
+        look = part.evaluate(entry.unsqueeze(0))
         part.commit(look.new)
         assert look.score == pytest.approx(float((held[-1] ** 2).mean().log()), abs=1e-3)
         assert look.drift == (change > most), t
@@ -308,7 +308,7 @@ def test_the_change_score_is_the_formula() -> None:
 def test_values_beyond_all_reckoning_leave_no_trace() -> None:
     x, labels = source()
     part = Signature(x, labels, generator())
-    look = part.look(torch.full((1, 3, 6, 6), 1e30))
+    look = part.evaluate(torch.full((1, 3, 6, 6), 1e30))
     assert (look.usable, look.familiar, look.drift, look.new) == (False, False, False, {})
 
 
@@ -324,8 +324,8 @@ def test_without_positions_the_signature_is_the_values() -> None:
     x = numbers(100, 6)
     part = Signature(x, torch.zeros(100, dtype=torch.int64), generator())
     assert part.centre.shape == (6,)
-    assert part.look(x[:1]).familiar
-    assert not part.look(x[:1] + 20.0).familiar
+    assert part.evaluate(x[:1]).familiar
+    assert not part.evaluate(x[:1] + 20.0).familiar
 
 
 def test_polarity_sees_the_negative_and_only_that() -> None:
@@ -334,9 +334,9 @@ def test_polarity_sees_the_negative_and_only_that() -> None:
         part = Polarity(x)
         flips = 0
         for entry in x[:30]:
-            turn = part.look(factor * entry.unsqueeze(0) + 1.0, fresh=False)
+            turn = part.evaluate(factor * entry.unsqueeze(0) + 1.0, fresh=False)
             part.commit(turn.new)
             flips += turn.flipped
         assert part.sign.item() == sign
         assert flips == (sign < 0)
-        assert part.look(x[:1], fresh=True).sign.item() == 1.0, "afresh nothing is known"
+        assert part.evaluate(x[:1], fresh=True).sign.item() == 1.0, "afresh nothing is known"

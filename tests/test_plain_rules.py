@@ -222,11 +222,13 @@ def play(
         predictions = target + size * rng.normal(size=size.shape)
         mixture = guard.mix(predictions)
         served.append(mixture.served)
-        assert len(mixture.own) == guard.own_count
+        assert len(mixture.aggregator_outputs) == guard.n_aggregators
         assert mixture.weights.sum() == pytest.approx(1.0, abs=1e-9)
         low, high = predictions.min(axis=0), predictions.max(axis=0)
         assert ((mixture.served >= low - 1e-9) & (mixture.served <= high + 1e-9)).all()
-        guard.update(predictions, mixture.own, target, rng.random((rows, columns)) < 0.85)
+        guard.update(
+            predictions, mixture.aggregator_outputs, target, rng.random((rows, columns)) < 0.85
+        )
     return served
 
 
@@ -252,7 +254,7 @@ def test_distributions_stay_distributions(make: Any) -> None:
         mixture = guard.mix(predictions)
         assert (mixture.served >= 0.0).all()
         np.testing.assert_allclose(mixture.served.sum(axis=-1), 1.0, rtol=1e-9)
-        guard.update(predictions, mixture.own, truth, np.ones((1, 4), bool))
+        guard.update(predictions, mixture.aggregator_outputs, truth, np.ones((1, 4), bool))
 
 
 @pytest.mark.parametrize("loss", [Log(), Pinball(0.9)], ids=lambda x: x.name)

@@ -85,7 +85,7 @@ def test_a_refit_replaces_a_learner_that_a_fresh_one_beats() -> None:
     assert told == ["page-hinkley:loss>refit stuck-0.1", "refit-kept stuck-0.1"]
     late = np.array([p.experts["stuck-0.1"][0, 0] for p in predictions[-200:]])
     assert np.abs(late - 21.5).mean() < 2.0
-    assert pipeline.watch.reactor.trials == {}
+    assert pipeline.monitors.reactor.trials == {}
 
 
 def test_a_refit_leaves_a_learner_that_is_no_worse_as_it_is() -> None:
@@ -101,7 +101,7 @@ def test_a_refit_leaves_a_learner_that_is_no_worse_as_it_is() -> None:
 
 def test_the_base_is_not_copied_with_a_learner_on_trial() -> None:
     pipeline, _ = run("refit", [Bias(0.05)], stream(JUMP + 30), refit_trial=500)
-    (trial,) = pipeline.watch.reactor.trials.values()
+    (trial,) = pipeline.monitors.reactor.trials.values()
     assert trial.fresh.spec.model is trial.learner.spec.model
     assert trial.fresh is not trial.learner
 

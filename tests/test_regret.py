@@ -297,11 +297,11 @@ def two_layer_bound(
     for predictions, target in rounds:
         mixture = guard.mix(predictions)
         weights = guard.second.rule.weights[0, :, 0, 0].copy()
-        guard.update(predictions, mixture.own, target, mask)
+        guard.update(predictions, mixture.aggregator_outputs, target, mask)
         scale = guard.scale()
         served += float((loss.loss(mixture.served, target) / scale).sum())
         based += float((loss.loss(predictions[0], target) / scale).sum())
-        offered = np.concatenate([predictions[:1], mixture.own[:-1]])
+        offered = np.concatenate([predictions[:1], mixture.aggregator_outputs[:-1]])
         raw = (
             loss.regret(offered, mixture.served, target, scale)
             .reshape(len(offered), -1)
@@ -414,10 +414,15 @@ def _delayed(delay: int, honest: bool) -> tuple[float, float]:
         mixture = guard.mix(predictions)
         total += abs(float(mixture.served[0, 0] - target[0, 0]))
         best += abs(float(predictions[0, 0, 0] - target[0, 0]))
-        waiting.append((predictions, mixture.own, target))
+        waiting.append((predictions, mixture.aggregator_outputs, target))
         if len(waiting) > delay:
             said, own, y = waiting.pop(0)
-            guard.update(said, own if honest else guard.mix(said).own, y, np.ones((1, 1), bool))
+            guard.update(
+                said,
+                own if honest else guard.mix(said).aggregator_outputs,
+                y,
+                np.ones((1, 1), bool),
+            )
     return total, best
 
 

@@ -26,7 +26,7 @@ from streamadapt.app.demo.broker import free_port
 from streamadapt.app.logs import report_dead_threads, setup_logging
 from streamadapt.app.watchdog import _stacks
 from streamadapt.build import make_engine
-from streamadapt.config.secret_files import MAX_BYTES
+from streamadapt.config.secret_files import MAX_SECRET_BYTES
 from streamadapt.config.secrets import HIDDEN, remember, scrubbed, without_credentials
 from streamadapt.config.tables import parse_config
 from streamadapt.errors import ConfigError
@@ -144,7 +144,10 @@ def test_the_later_layer_wins_whichever_form_it_has(weights, tmp_path):
         (lambda path: os.mkfifo(path), "a regular file"),  # which would be waited for
         (lambda path: path.write_text(""), "this one is empty"),
         (lambda path: path.write_text("\n"), "this one is empty"),
-        (lambda path: path.write_text("kanarie" * MAX_BYTES), f"at most {MAX_BYTES} bytes"),
+        (
+            lambda path: path.write_text("kanarie" * MAX_SECRET_BYTES),
+            f"at most {MAX_SECRET_BYTES} bytes",
+        ),
         (lambda path: path.write_bytes(b"kanarie \xff vogel"), "in UTF-8"),
     ],
 )
@@ -202,7 +205,7 @@ def test_check_warns_of_a_secret_that_is_written_down(weights, tmp_path, capsys,
     assert run_command(["check", str(path)]).code == 0
     said = capsys.readouterr()
     assert (
-        f"warning: {flag}: this secret stands in {path}; better in a file that {flag}_file"
+        f"warning: {flag}: this secret is written in {path}; better put it in a file that {flag}_file"
         in said.err
     )
     assert PASSWORD + "_FILE" in said.err

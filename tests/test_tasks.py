@@ -68,7 +68,7 @@ def test_which_row_matures_when() -> None:
         [300.0, 201.0, 102.0],
         [400.0, 301.0, 202.0],
     ]
-    own = [a.matured[0].own[0].ravel().tolist() for a in arrivals[4:]]
+    own = [a.matured[0].aggregator_outputs[0].ravel().tolist() for a in arrivals[4:]]
     assert own == [[300.5, 201.5, 102.5], [400.5, 301.5, 202.5]]
     for t, arrival in enumerate(arrivals[2:], 2):
         matured = arrival.matured[0]

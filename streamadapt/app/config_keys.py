@@ -22,7 +22,7 @@ from streamadapt.app.docstrings import Entry, described, summary_of
 from streamadapt.build import TASK_DURATIONS, kinds_of_table
 from streamadapt.config.registry import kinds
 from streamadapt.config.renamed import RENAMED
-from streamadapt.config.tables import NEEDED, BaseKeys, Config, LimitKeys, SourceKeys
+from streamadapt.config.tables import REQUIRED_TABLES, BaseKeys, Config, LimitKeys, SourceKeys
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.errors import ConfigError
 from streamadapt.pipeline.intervals import Intervals
@@ -135,7 +135,7 @@ def _table(name: str, hint: Any, summary: str, nested: dict[type, str]) -> Itera
     header = f"[[{name}]]" if typing.get_origin(_tables_hint(hint)) is list else f"[{name}]"
     shared = _shared(name, hint)
     keys = () if shared is None else _keys(shared, name)
-    yield Table(name, header, "", name in NEEDED, summary, keys)
+    yield Table(name, header, "", name in REQUIRED_TABLES, summary, keys)
     makers = kinds_of_table(name)
     for kind, target in makers.items():
         path = f"{name}.{kind}"

@@ -13,7 +13,7 @@ __all__ = ["tell", "tell_loud", "tolerant_output"]
 
 
 class _Tolerant:
-    """A text stream that replaces characters its encoding lacks, and discards text without a reader
+    """A text stream that replaces characters its encoding lacks, and discards text that nobody reads
     any more.
 
     Parameters

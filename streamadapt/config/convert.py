@@ -1,5 +1,5 @@
-"""Plain TOML data to typed arguments, with errors that name the path, the value and what was
-expected."""
+"""Convert plain TOML data to typed arguments; an error names the path, the value and the expected
+form."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from streamadapt.errors import ConfigError
 __all__ = [
     "check_keys",
     "check_needed",
+    "config_error",
     "convert",
+    "did_you_mean",
     "is_callable_hint",
     "join",
-    "meant",
     "see",
-    "wrong",
 ]
 
-AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
-TYPE: Final = re.compile(r"Expected `(?P<types>[^`]+)`(?P<rest>.*?)(?:, got `.*`)?", re.DOTALL)
-WORDS: Final = {
+PATH_IN_MESSAGE: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+EXPECTED_TYPES: Final = re.compile(
+    r"Expected `(?P<types>[^`]+)`(?P<rest>.*?)(?:, got `.*`)?", re.DOTALL
+)
+PLAIN_TYPE_NAMES: Final = {
     "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false",
     "array": "a list", "object": "a table",
 }  # fmt: skip
@@ -44,18 +46,20 @@ def join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def wrong(path: str, value: object, expected: str) -> ConfigError:
-    """Return the error for a setting, its secrets hidden."""
+def config_error(path: str, value: object, expected: str) -> ConfigError:
+    """Return the error for a setting, with its secrets hidden."""
     return ConfigError(path, masked(path, value), expected)
 
 
-def meant(key: object, known: Iterable[str], renamed: Mapping[str, str] | None = None) -> str:
-    """Return `` (did you mean ...?)``, or nothing where no name is near.
+def did_you_mean(
+    key: object, known: Iterable[str], renamed: Mapping[str, str] | None = None
+) -> str:
+    """Return `` (did you mean ...?)``, or an empty text if no known name is similar.
 
     Parameters
     ----------
     renamed : mapping, optional
-        Names that may be meant, too, but are called by other names today.
+        Old names that are similar, too, and the names that replace them.
     """
     renamed = renamed or {}
     near = difflib.get_close_matches(str(key), [*known, *renamed], n=1)
@@ -63,8 +67,13 @@ def meant(key: object, known: Iterable[str], renamed: Mapping[str, str] | None =
 
 
 def see(table: str) -> str:
-    """Return a pointer to what explains a table's keys: its name, ``learners.rls``, or a path that
-    starts with it."""
+    """Return a pointer to the explanation of a table's keys.
+
+    Parameters
+    ----------
+    table : str
+        The name of the table, such as ``learners.rls``, or a path that starts with it.
+    """
     name = re.sub(r"\[.*", "", table)
     return f"; see `{f'streamadapt config {name}'.strip()}`"
 
@@ -72,12 +81,13 @@ def see(table: str) -> str:
 def check_keys(
     path: str, table: Mapping[str, Any], allowed: Iterable[str], explained_as: str | None = None
 ) -> None:
-    """Raise `ConfigError` for the first key that is not allowed, naming the nearest one that is.
+    """Raise `ConfigError` for the first key that is not allowed; the error names the most similar
+    allowed key.
 
     Parameters
     ----------
     explained_as : str, optional
-        What ``streamadapt config`` calls the table. Default: as `path` does.
+        The table's name in ``streamadapt config``. Default: `path`.
     """
     names = sorted(allowed)
     explained_as = path if explained_as is None else explained_as
@@ -86,8 +96,8 @@ def check_keys(
     for key in table:
         if key not in names:
             known = f"one of the keys {', '.join(names)}" if names else "no keys here"
-            raise wrong(
-                join(path, str(key)), table[key], known + meant(key, names, renamed) + pointer
+            raise config_error(
+                join(path, str(key)), table[key], known + did_you_mean(key, names, renamed) + pointer
             )
 
 
@@ -104,25 +114,27 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     Raises
     ------
     ConfigError
-        If it does not fit, with the full path.
+        If the data does not fit the type; with the full path.
     """
     if isinstance(value, Mapping):
         _check_table(value, hint, path)
     try:
         converted = msgspec.convert(value, _decodable(hint), dec_hook=_make_path)
     except msgspec.ValidationError as error:
-        own = error.__cause__
-        if isinstance(own, ConfigError):  # a dataclass that checks itself
-            raise wrong(own.path, own.value, own.expected) from None
-        match = AT.match(str(error))
+        cause = error.__cause__
+        if isinstance(cause, ConfigError):  # raised by a dataclass that checks itself
+            raise config_error(cause.path, cause.value, cause.expected) from None
+        match = PATH_IN_MESSAGE.match(str(error))
         assert match is not None, "the pattern matches every text"
         place = match["path"] or ""
-        raise wrong(path + place, _at(value, place), _expected(match["what"], hint)) from None
+        raise config_error(
+            path + place, _at(value, place), _expected(match["what"], hint)
+        ) from None
     return Path(converted) if isinstance(converted, str) and _wants_path(hint) else converted
 
 
 def is_callable_hint(hint: Any) -> bool:
-    """Whether an argument is a function: that comes from Python, never from a config."""
+    """Whether an argument is a function: it can come from Python only, never from a config."""
     return any(typing.get_origin(h) is Callable for h in (hint, *typing.get_args(hint)))
 
 
@@ -145,25 +157,27 @@ def _check_table(value: Mapping[str, Any], hint: Any, path: str) -> None:
 
 
 def _at(value: Any, place: str) -> Any:
-    """Return what stands at a path such as ``[1].x``; the whole value where it cannot be
-    followed."""
-    found = value
+    """Return the part of a value at a path such as ``[1].x``; the whole value if it has no such
+    part."""
+    part = value
     for step in re.findall(r"[^.\[\]]+", place):
         try:
-            found = found[int(step) if step.isdecimal() else step]
+            part = part[int(step) if step.isdecimal() else step]
         except (KeyError, IndexError, TypeError):
             return value
-    return found
+    return part
 
 
-def _expected(what: str, hint: Any) -> str:
-    """Say in a person's words what msgspec expected."""
-    if what.startswith("Invalid enum value") and (choices := _choices(hint)):
+def _expected(message: str, hint: Any) -> str:
+    """Return in plain words what msgspec expected."""
+    if message.startswith("Invalid enum value") and (choices := _choices(hint)):
         return "one of " + ", ".join(map(str, choices))
-    match = TYPE.fullmatch(what)
+    match = EXPECTED_TYPES.fullmatch(message)
     if match is None:
-        return what
-    names = [WORDS.get(name, name) for name in match["types"].split(" | ") if name != "null"]
+        return message
+    names = [
+        PLAIN_TYPE_NAMES.get(name, name) for name in match["types"].split(" | ") if name != "null"
+    ]
     return " or ".join(names) + match["rest"]
 
 
@@ -174,7 +188,8 @@ def _choices(hint: Any) -> list[Any]:
 
 
 def _decodable(hint: Any) -> Any:
-    """Take out of a union what TOML has no form for, and read paths as text there."""
+    """Return a type that msgspec can decode: a union without the types that TOML cannot write,
+    and with paths as text."""
     if typing.get_origin(hint) in UNIONS:
         members = [
             str if member is Path else _decodable(member)
@@ -190,8 +205,8 @@ def _decodable(hint: Any) -> Any:
 
 
 def _is_tensor(hint: Any) -> bool:
-    """Whether it is torch's tensor, which nobody can have named unless torch is loaded: loading it
-    takes a second."""
+    """Whether a type is torch's tensor. No annotation names it before torch is loaded, so torch,
+    which takes a second to load, is not imported here."""
     torch = sys.modules.get("torch")
     return torch is not None and hint is torch.Tensor
 
@@ -203,4 +218,4 @@ def _wants_path(hint: Any) -> bool:
 def _make_path(hint: Any, value: Any) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(f"no way to make {hint} from {value!r}")
+    raise NotImplementedError(f"cannot convert {value!r} to {hint}")

@@ -1,5 +1,5 @@
-"""What a learned state depends on, digested, and what has changed since a checkpoint was
-written."""
+"""The digest of all settings that a learned state depends on, and the settings that have changed
+since a checkpoint was written."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["ConfigDigest", "changes", "misfit"]
 
 
 class ConfigDigest(str):
-    """A digest that still knows what it is the digest of.
+    """A digest that also keeps the settings it was made from.
 
     Attributes
     ----------
     settings : dict of str to JSON value
-        By path, such as ``learners[1].lr``; secrets hidden.
+        The settings by path, such as ``learners[1].lr``, with secrets hidden.
     """
 
     __slots__ = ("settings",)
     settings: dict[str, Any]
 
     def __new__(cls, content: Mapping[str, Any]) -> ConfigDigest:
-        """Digest JSON values, whatever the order of their keys."""
+        """Digest JSON values; the order of their keys does not matter."""
         text = msgspec.json.encode(content, order="sorted")
         made = super().__new__(cls, hashlib.sha256(text).hexdigest()[:16])
         made.settings = dict(_leaves("", msgspec.json.decode(text)))
@@ -47,8 +47,7 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return one line for each setting that is not what it was:
-    ``learners[0].lr: 0.001 -> 0.01``."""
+    """Return one line for each setting that has changed: ``learners[0].lr: 0.001 -> 0.01``."""
     before, now = settings_with_new_names(before), settings_with_new_names(now)
     lines = []
     for path in sorted({*before, *now}):
@@ -62,15 +61,16 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def misfit(written: str, settings: Mapping[str, Any], now: str) -> str:
-    """Return why a state that was learned under one configuration does not go on under another;
-    empty if it does.
+    """Return why a state learned under one configuration cannot be used under another; an empty
+    text if it can.
 
     Parameters
     ----------
     written, now : str
-        Digests: of the configuration that the checkpoint was written with, and of the one in use.
+        The digests of the configuration that the checkpoint was written with, and of the one in
+        use.
     settings : mapping
-        What `written` is the digest of; empty where that was not kept.
+        The settings that `written` is the digest of; empty if they were not saved.
     """
     if written == now:
         return ""
@@ -78,8 +78,7 @@ def misfit(written: str, settings: Mapping[str, Any], now: str) -> str:
     return (
         f"written with configuration {written}, but this one is {now}"
         + (f" (changed: {', '.join(changed)})" if changed else "")
-        + "; what was learned depends on it: use the old settings, or another checkpoint path "
-        "to start from "
-        "nothing. Safe to change: servers, sinks, checkpoint, metrics, limits, guarantee, "
-        "device, threads"
+        + "; the learned state depends on these settings: use the old settings, or another "
+        "checkpoint path to start from nothing. Safe to change: servers, sinks, checkpoint, "
+        "metrics, limits, guarantee, device, threads"
     )

@@ -1,4 +1,4 @@
-"""Durations as people write them: ``250ms``, ``10s``, ``5m``, ``6h``, ``1d``."""
+"""Durations in written form: ``250ms``, ``10s``, ``5m``, ``6h``, ``1d``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 
 
 def duration_ns(path: str, value: object) -> int:
-    """Return a duration in nanoseconds; `ConfigError` with the setting's `path` if it is not
-    one."""
+    """Return a duration in nanoseconds; raise `ConfigError` with the setting's `path` if the value
+    is no duration."""
     match = _FORM.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ConfigError(

@@ -1,5 +1,5 @@
-"""From a ``kind`` in a config to an object: entry points, and arguments checked against the
-signature."""
+"""Make an object from a table with a ``kind``: find its entry point, and check the arguments
+against the signature."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from typing import Any, Final
 from streamadapt.config.convert import (
     check_keys,
     check_needed,
+    config_error,
     convert,
+    did_you_mean,
     is_callable_hint,
     join,
-    meant,
     see,
-    wrong,
 )
 from streamadapt.config.secrets import masked, scrubbed
 from streamadapt.errors import ConfigError, StreamadaptError
 
-__all__ = ["ROOTS", "arguments_of", "build", "call", "choose", "kinds", "prepare"]
+__all__ = ["ROOT_KEYS", "arguments_of", "build", "call", "choose", "kinds", "prepare"]
 
-BEHIND_ROOT: Final = r"[.\[].*"
-"""What stands in a path behind the name of its table."""
-ROOTS = frozenset(
+AFTER_ROOT_KEY: Final = r"[.\[].*"
+"""The part of a path after the name of its table."""
+ROOT_KEYS = frozenset(
     {
         "source", "fields", "task", "base", "learners", "drift", "guard", "sink", "dead_letters",
         "checkpoint", "metrics", "limits", "keys", "panel", "device", "seed", "threads",
     }
 )  # fmt: skip
-"""What the paths of a config start with."""
+"""The first names of the paths of a config."""
 
-REMOVED = {
+REMOVED_KINDS = {
     ("base", "export"): (
         '"onnx": the kind "export" was removed; convert the model once by torch.onnx.export, as '
         "docs/models.md shows"
@@ -50,7 +50,7 @@ REMOVED = {
         for kind in ("adahedge", "boa", "median", "ml-poly", "ridge", "simplex")
     },
 }
-"""Kinds that were removed, by table and kind: what to use instead."""
+"""Removed kinds: table and kind -> what to use instead."""
 
 
 def kinds(group: str) -> dict[str, EntryPoint]:
@@ -59,47 +59,50 @@ def kinds(group: str) -> dict[str, EntryPoint]:
 
 
 def choose(known: Mapping[str, Any], path: str, table: Mapping[str, Any]) -> Any:
-    """Return what ``table["kind"]`` names.
+    """Return the known object that ``table["kind"]`` names.
 
     Raises
     ------
     ConfigError
-        If it names nothing that is known.
+        If no known object has that name.
     """
     kind = table.get("kind")
     if not isinstance(kind, str) or kind not in known:
-        if isinstance(kind, str) and (path, kind) in REMOVED:
-            raise wrong(join(path, "kind"), kind, REMOVED[path, kind])
-        raise wrong(
+        if isinstance(kind, str) and (path, kind) in REMOVED_KINDS:
+            raise config_error(join(path, "kind"), kind, REMOVED_KINDS[path, kind])
+        raise config_error(
             join(path, "kind"),
             kind,
-            "one of " + ", ".join(sorted(known)) + meant(kind, known) + see(path),
+            "one of " + ", ".join(sorted(known)) + did_you_mean(kind, known) + see(path),
         )
     return known[kind]
 
 
 def build(group: str, path: str, table: Mapping[str, Any], **given: Any) -> Any:
-    """Make what ``table["kind"]`` names, with the table's other keys as arguments; see
+    """Make the object that ``table["kind"]`` names, with the table's other keys as arguments; see
     `prepare`."""
     return prepare(group, path, table, **given)()
 
 
 def prepare(group: str, path: str, table: Mapping[str, Any], **given: Any) -> Callable[[], Any]:
-    """Check all that can be checked without making it, and return what makes it.
+    """Check a table as far as possible without making its object; return a function that makes
+    it.
 
     Parameters
     ----------
     group : str
         ``sources``, ``sinks``, ``learners``, ``bases``, ...
     path : str
-        Where the table stands in the config, for errors.
+        The table's path in the config, for errors.
     given : dict
-        Arguments that do not come from the config; the ones the target does not take are left out.
+        Arguments that do not come from the config; those that the object does not take are left
+        out.
 
     Raises
     ------
     ConfigError
-        With the full path of the key, the value and what was expected; also from what is returned.
+        With the full path of the key, the value and the expected form; the returned function
+        raises it too.
     """
     point: EntryPoint = choose(kinds(group), path, table)
     try:
@@ -121,18 +124,18 @@ def arguments_of(
     /,
     **given: Any,
 ) -> Callable[[], Any]:
-    """Return the call of `target` with a table's settings, each converted to what its signature
-    says.
+    """Return the call of `target` with a table's settings, each converted to the type in its
+    signature.
 
     Parameters
     ----------
     kind : str, optional
-        Whose settings these are, where the table has kinds; for errors.
+        The kind that the settings belong to, if the table has kinds; for errors.
     """
     function = target.__init__ if inspect.isclass(target) else target
     try:
         hints = typing.get_type_hints(function)
-    except NameError:  # a third party's names that exist for type checkers only
+    except NameError:  # a third party's annotation with a name that only type checkers see
         hints = {}
     parameters = inspect.signature(target).parameters
     named = {
@@ -145,10 +148,10 @@ def arguments_of(
             path,
             settings,
             allowed,
-            None if kind is None else f"{re.sub(BEHIND_ROOT, '', path)}.{kind}",
+            None if kind is None else f"{re.sub(AFTER_ROOT_KEY, '', path)}.{kind}",
         )
     needed = [n for n, p in named.items() if p.default is p.empty]
-    # TOML has no null: leaving a key out is the way to say it.
+    # TOML has no null: a missing key stands for it.
     given = {
         n: None
         for n in needed
@@ -163,10 +166,10 @@ def arguments_of(
 
 
 def _made_or_converted(value: Any, hint: Any, path: str) -> Any:
-    """Build what a table within a table describes; convert anything else.
+    """Build the object that a table inside a table describes; convert any other value.
 
-    A class says with `config_group` that a table can stand for one of it: in which group of entry
-    points its kinds are (`streamadapt.learners.base.Learner`).
+    A class with `config_group` can be described by a table: `config_group` names the group of
+    entry points that has its kinds (`streamadapt.learners.base.Learner`).
     """
     if isinstance(value, Mapping):
         for one in (hint, *typing.get_args(hint)):
@@ -177,34 +180,34 @@ def _made_or_converted(value: Any, hint: Any, path: str) -> Any:
 
 
 def call(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call `target`, giving the errors of its own checks the full path.
+    """Call `target`; an error of its own checks gets the full path.
 
     Raises
     ------
     ConfigError
-        If it refuses its arguments, in whatever way.
+        If `target` raises any exception for its arguments, except another `StreamadaptError`.
     """
     try:
         return target(**arguments)
     except ConfigError as error:
-        raise wrong(_full(path, error.path), error.value, error.expected) from error
+        raise config_error(_full(path, error.path), error.value, error.expected) from error
     except StreamadaptError:
         raise
-    except Exception as error:  # a third party's own way of refusing
+    except Exception as error:  # a third party's class may raise any exception
         reason = scrubbed(f"{type(error).__name__}: {error}")
         raise ConfigError(
             path, masked(path, dict(arguments)), f"arguments that fit ({reason})"
         ) from error
 
 
-def _full(path: str, said: str) -> str:
-    """Return the path of an error in the whole config, from the one its checker knows.
+def _full(path: str, reported: str) -> str:
+    """Return the path of an error in the whole config, from the path that the check reported.
 
-    The checker of ``learners[1]`` says ``rate`` or ``learners.rate``, or names another table:
+    The check of ``learners[1]`` reports ``rate`` or ``learners.rate``, or a key of another table:
     ``task.window``.
     """
-    head, *_ = re.split(r"[.\[]", said)
-    if head not in ROOTS:
-        return join(path, said)
-    rest = said[len(head) :]
-    return path + rest if path.startswith(f"{head}[") and not rest.startswith("[") else said
+    head, *_ = re.split(r"[.\[]", reported)
+    if head not in ROOT_KEYS:
+        return join(path, reported)
+    rest = reported[len(head) :]
+    return path + rest if path.startswith(f"{head}[") and not rest.startswith("[") else reported

@@ -1,5 +1,5 @@
-"""Secrets of a config: read from the file that a setting names, and told apart from those written
-down."""
+"""Secrets of a config: read them from the files that settings name, and find those that are
+written into the config itself."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from streamadapt.files import MOST_CONFIG, decoded, read_text
 
 __all__ = ["literal_secrets", "read_secret_files"]
 
-MAX_BYTES: Final = 64 << 10
+MAX_SECRET_BYTES: Final = 64 << 10
 """A larger file is not a password."""
 
 
 def read_secret_files(table: dict[str, Any], path: str = "") -> None:
-    """Put the content of the file ``NAME_file`` at ``NAME``, for each secret and user name, at any
+    """Set ``NAME`` to the content of the file ``NAME_file``, for each secret and user name, at any
     depth.
 
     One line break at the end of a file is not part of the secret.
@@ -31,7 +31,7 @@ def read_secret_files(table: dict[str, Any], path: str = "") -> None:
     Raises
     ------
     ConfigError
-        If the file is not one to be read, or both are given; with the file's path, never its
+        If the file cannot be read, or both keys are given; with the file's path, never its
         content.
     """
     for key in list(table):
@@ -56,7 +56,7 @@ def _content(path: str, given: object) -> str:
             path, HIDDEN if given else given, "the path of a file that holds the secret"
         )
     file = Path(given)
-    # Somebody may have put the secret itself here: shown is only what looks like a path.
+    # The value may be the secret itself by mistake: only a value that looks like a path is shown.
     shown = given if len(file.parts) > 1 and file.parent.is_dir() else HIDDEN
     note = (
         "; the path is hidden in case it is the secret itself: look at the config"
@@ -65,9 +65,9 @@ def _content(path: str, given: object) -> str:
     )
     data = None
     try:
-        if stat.S_ISREG(file.stat().st_mode):  # anything else may have to be waited for
+        if stat.S_ISREG(file.stat().st_mode):  # reading anything else, such as a pipe, may block
             with file.open("rb") as opened:
-                data = opened.read(MAX_BYTES + 1)
+                data = opened.read(MAX_SECRET_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no path"
         raise ConfigError(
@@ -75,11 +75,13 @@ def _content(path: str, given: object) -> str:
         ) from None
     if data is None:
         raise ConfigError(path, shown, "a regular file that holds the secret")
-    if len(data) > MAX_BYTES:
-        raise ConfigError(path, shown, f"a file that holds the secret, at most {MAX_BYTES} bytes")
+    if len(data) > MAX_SECRET_BYTES:
+        raise ConfigError(
+            path, shown, f"a file that holds the secret, at most {MAX_SECRET_BYTES} bytes"
+        )
     try:
         text = decoded(data)
-    except UnicodeDecodeError:  # its own words would show a part of the content
+    except UnicodeDecodeError:  # its message would show a part of the content
         raise ConfigError(path, shown, "a file that holds the secret, in UTF-8") from None
     text = text.removesuffix("\n").removesuffix("\r")
     if not text:
@@ -90,11 +92,10 @@ def _content(path: str, given: object) -> str:
 def literal_secrets(
     path: Path, environment: Mapping[str, str], settings: Sequence[str] = ()
 ) -> list[str]:
-    """Say which secrets are written down in a config file, or on the command line, one line for
-    each.
+    """Return one line for each secret that is written in a config file or on the command line.
 
-    The config has been loaded: it is known to be right. Of one that came through a pipe nothing is
-    left to be read.
+    Call it after the config was loaded without an error. For a config that came through a pipe the
+    list is empty: a pipe cannot be read again.
     """
     if not path.is_file():
         return []
@@ -111,7 +112,7 @@ def literal_secrets(
             where = f"in {path}"
         else:
             continue
-        lines.append(f"{at}: this secret stands {where}; {_better(at)}")
+        lines.append(f"{at}: this secret is written {where}; {_better(at)}")
     return lines
 
 
@@ -119,8 +120,8 @@ def _better(path: str) -> str:
     keys = re.sub(r"\[(\d+)\]", r".\1", path).upper().split(".")
     variable = PREFIX + "__".join(keys)
     if setting_of(f"{path.rpartition('.')[2]}_file") is None:  # a part of a text, such as a URL
-        return f"better in the environment: {variable}"
-    return f"better in a file that {path}_file or the variable {variable}_FILE names"
+        return f"better put it in the environment: {variable}"
+    return f"better put it in a file that {path}_file or the variable {variable}_FILE names"
 
 
 def _secrets(path: str, value: Any) -> Iterator[tuple[str, str]]:

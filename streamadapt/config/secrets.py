@@ -1,4 +1,4 @@
-"""Keeps secrets of a config out of whatever is shown: errors, logs, what ``repr`` says."""
+"""Keep the secrets of a config out of errors, logs and the output of ``repr``."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from urllib.parse import quote
 __all__ = ["HIDDEN", "is_secret", "masked", "remember", "scrubbed", "without_credentials"]
 
 HIDDEN: Final = "<hidden>"
-KNOWN: Final = ("sasl_plain_password", "ssl_password", "password", "passphrase")
-WORDS: Final = re.compile(
+SECRET_NAMES: Final = ("sasl_plain_password", "ssl_password", "password", "passphrase")
+SECRET_WORDS: Final = re.compile(
     r"pass?(?:w|phrase|$)|pwd|secret|token|credential|(?:api|access|account|private|shared)_?key|connection_?string",
     re.IGNORECASE,
 )
-IN_A_URL: Final = re.compile(
+PASSWORD_IN_URL: Final = re.compile(
     r"(?P<user>(?:^|[\s,;'\"/])[^\s/@:,]*:)(?P<secret>(?!//)[^\s@,]+)(?=@)"
 )
-IN_A_QUERY: Final = re.compile(r"(?P<name>[?&;][\w.%-]+)=(?P<secret>[^&;\s#]+)")
-SIGNATURE: Final = re.compile(r"sig(?:nature)?$", re.IGNORECASE)
+PARAMETER_IN_URL: Final = re.compile(r"(?P<name>[?&;][\w.%-]+)=(?P<secret>[^&;\s#]+)")
+SIGNATURE_NAME: Final = re.compile(r"sig(?:nature)?$", re.IGNORECASE)
 
-SHORTEST: Final = 4
-"""A shorter one is hidden where it stands, but not looked for in other texts: it would hide half
-of every line."""
-MOST: Final = 256
+MIN_SECRET_CHARS: Final = 4
+"""A shorter secret is hidden at its own setting, but is not searched for in other texts: it would
+hide half of every line."""
+MAX_SECRETS: Final = 256
 
 
 def is_secret(name: str) -> bool:
-    """Whether a setting of this name is to be hidden; a misspelt password is a password too."""
-    return WORDS.search(name) is not None or bool(
-        difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.75)
+    """Whether the value of a setting with this name must be hidden; a misspelt ``password``
+    counts too."""
+    return SECRET_WORDS.search(name) is not None or bool(
+        difflib.get_close_matches(name.lower(), SECRET_NAMES, n=1, cutoff=0.75)
     )
 
 
 def masked(path: str, value: Any) -> Any:
-    """Return `value` as it may be shown: hidden if its path names a secret, and so within tables
-    and lists."""
+    """Return `value` in the form that may be shown: hidden if its path names a secret, also inside
+    tables and lists."""
     *tables, name = re.split(r"[.\[\]]+", path.rstrip("]"))
     if value is None:
         return None
@@ -46,7 +47,7 @@ def masked(path: str, value: Any) -> Any:
         return {key: masked(f"{path}.{key}", item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [masked(path, item) for item in value]
-    # A text where the table of credentials should be may hold them all.
+    # A text in the place of the table of credentials may contain all of them.
     if name == "security" or any(map(is_secret, (*tables, name))):
         return HIDDEN
     return without_credentials(value) if isinstance(value, str) else value
@@ -54,40 +55,39 @@ def masked(path: str, value: Any) -> Any:
 
 def without_credentials(text: str) -> str:
     """Return a text with the passwords of its URLs hidden: ``//user:password@``, ``?token=``."""
-    text = IN_A_URL.sub(lambda match: f"{match['user']}{HIDDEN}", text)
-    return IN_A_QUERY.sub(
+    text = PASSWORD_IN_URL.sub(lambda match: f"{match['user']}{HIDDEN}", text)
+    return PARAMETER_IN_URL.sub(
         lambda m: f"{m['name']}={HIDDEN}" if _names_one(m["name"]) else m[0], text
     )
 
 
 def _names_one(name: str) -> bool:
-    return is_secret(name) or SIGNATURE.search(name) is not None
+    return is_secret(name) or SIGNATURE_NAME.search(name) is not None
 
 
 def secrets_in(text: str) -> Iterator[str]:
     """Yield the passwords that `without_credentials` would hide."""
-    yield from (match["secret"] for match in IN_A_URL.finditer(text))
+    yield from (match["secret"] for match in PASSWORD_IN_URL.finditer(text))
     yield from (
-        match["secret"] for match in IN_A_QUERY.finditer(text) if _names_one(match["name"])
+        match["secret"] for match in PARAMETER_IN_URL.finditer(text) if _names_one(match["name"])
     )
 
 
 class _Remembered:
-    """The last `MOST` secrets that this process was given, in every form in which they may come up
-    in a text."""
+    """The last `MAX_SECRETS` secrets of this process, in every form in which a text may show
+    them."""
 
     def __init__(self) -> None:
         self._forms: dict[str, tuple[str, ...]] = {}
         self._pattern: re.Pattern[str] | None = None
 
     def add(self, secret: str) -> None:
-        if len(secret) < SHORTEST:
+        if len(secret) < MIN_SECRET_CHARS:
             return
         self._forms.pop(secret, None)
         shown = repr(secret)[1:-1], repr(secret.encode())[2:-1]
-        both = (
-            form.replace("'", "\\'") for form in shown
-        )  # where the text around it has the other kind of quotes
+        # For a text whose quotes are of the other kind.
+        both = (form.replace("'", "\\'") for form in shown)
         self._forms[secret] = (
             secret,
             *shown,
@@ -95,10 +95,10 @@ class _Remembered:
             json.dumps(secret)[1:-1],
             quote(secret, safe=""),
         )
-        while len(self._forms) > MOST:
+        while len(self._forms) > MAX_SECRETS:
             del self._forms[next(iter(self._forms))]
         every = {form for forms in self._forms.values() for form in forms}
-        # The longest first: one may be the start of another.
+        # The longest form first: a shorter one may be the start of it.
         self._pattern = re.compile("|".join(map(re.escape, sorted(every, key=len, reverse=True))))
 
     def hide(self, text: str) -> str:
@@ -109,8 +109,8 @@ _REMEMBERED = _Remembered()
 
 
 def remember(path: str, value: Any) -> None:
-    """Remember every secret in a setting, found by its name or as part of a URL, for
-    `scrubbed`."""
+    """Remember every secret of a setting for `scrubbed`; the setting's name shows it, or it is
+    part of a URL."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             remember(f"{path}.{key}", item)
@@ -123,6 +123,6 @@ def remember(path: str, value: Any) -> None:
 
 
 def scrubbed(text: str) -> str:
-    """Return a text of whatever origin, a client library's error for one, without the secrets of
+    """Return a text from any source, such as a client library's error, without the secrets of
     this process."""
     return _REMEMBERED.hide(text)

@@ -1,4 +1,4 @@
-"""One TOML file: what to read, predict, learn and write.
+"""The tables of a config file: what to read, predict, learn and write.
 
 The same objects can be made in Python.
 """
@@ -37,7 +37,7 @@ __all__ = [
     "parse_config",
 ]
 
-NEEDED = ("source", "fields", "task", "base", "sink")
+REQUIRED_TABLES = ("source", "fields", "task", "base", "sink")
 
 
 class CheckpointTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -84,15 +84,15 @@ class KeysTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
 
 
 class LabelsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Which labels to ask for, where labels cost money or time; a prediction says whether its
-    label is wanted.
+    """Which labels to ask for, if labels cost money or time. Each prediction shows whether its
+    label is requested.
 
     Attributes
     ----------
     rate : float, in (0, 1]
         Labels asked for, per prediction: 0.1 asks for one label in ten.
     floor : float, in (0, 1]
-        The share of the labels that is asked for at random; 1 asks at random only.
+        The share of the requested labels that is chosen at random; 1 chooses all at random.
     """
 
     rate: float = 0.1
@@ -122,7 +122,8 @@ class SourceKeys(msgspec.Struct, frozen=True, kw_only=True):
     label_wait : duration
         How long an entry waits for a label stream that has nothing more to read.
     delimiter : str, one character
-        Between the cells of a CSV file. This key and the following ones say how files are written:
+        The character between the cells of a CSV file. This key and the following ones say how
+        files are written:
         the files of ``kind = "files"``, and those given to ``streamadapt replay`` and
         ``streamadapt fit``.
     columns : list of str
@@ -155,8 +156,7 @@ class BaseKeys(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """What is refused because it is too large, too old or too far ahead, and when a run is
-    stopped.
+    """Limits on the size and the time of records, and when a run is stopped.
 
     Attributes
     ----------
@@ -197,14 +197,16 @@ class LimitKeys(msgspec.Struct, frozen=True, kw_only=True):
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A whole config file.
 
-    Tables with a ``kind`` are open: their other keys are the arguments of what the kind names.
+    Tables with a ``kind`` are open: their other keys are the arguments of the class that the kind
+    names.
 
     Attributes
     ----------
     source : table
         Where entries and labels are read from.
     fields : table
-        Where a record keeps the time, the values, the label and the id, and how they are written.
+        The fields of a record that have the time, the values, the label and the id, and how these
+        are written.
     task : table
         What is predicted, from what, and when the truth is known.
     base : table
@@ -214,25 +216,25 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     dead_letters : table
         Where refused records are written to, with the reason. Default: beside the predictions.
     learners : list of tables
-        What learns from the labels, a table each. Default: a set that suits the task.
+        The learners, one table each. Default: a set of learners that suits the task.
     drift : list of tables
-        What watches for drift, and what a drift does, a table each. Default: nothing.
+        The drift monitors and their reactions, one table each. Default: none.
     labels : table
         Which labels to ask for.
     guard : table
         How the base and the learners are mixed into the prediction that is served.
     intervals : table
-        Prediction intervals around what is served. Default: none.
+        Prediction intervals around the served prediction. Default: none.
     checkpoint : table
         Where and how often the state is saved.
     metrics : table
         Where Prometheus reads the metrics.
     limits : table
-        What is refused because it is too large, too old or too far ahead.
+        Limits on the size and the time of records.
     keys : table
         A pipeline for each key, instead of one for all entries.
     panel : table
-        Records of single sensors, put together into entries by their times.
+        Assembles the records of single sensors into entries by their times.
     guarantee : {"at-least-once", "effectively-once", "exactly-once"}
         What a reader of the predictions sees after a crash; docs/delivery.md explains the three.
     device : str
@@ -270,11 +272,11 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         return f"Config({masked('config', msgspec.to_builtins(self))})"
 
     def digest(self) -> ConfigDigest:
-        """Digest of what the learned state depends on; where it is read from and written to is
-        left out.
+        """Return the digest of the settings that the learned state depends on, without the places
+        that data is read from and written to.
 
-        A weights file counts by its content: moved it is the same base, fitted anew it is another.
-        Renamed keys count by their old names: a renaming must not refuse the checkpoints.
+        A weights file counts by its content: a moved file is the same base, a newly fitted file is
+        another base. Renamed keys count by their old names, so that no checkpoint is refused.
         """
         relevant = {
             name: getattr(self, name)
@@ -315,17 +317,17 @@ def load_config(
     settings: Sequence[str] = (),
     warn: Callable[[str], None] | None = None,
 ) -> Config:
-    """Read a config file; settings in the environment win over the file, and given ones over both.
+    """Read a config file; the environment overrides the file, and `settings` override both.
 
     Parameters
     ----------
     environment : mapping, optional
-        Default: the process's. ``STREAMADAPT__SOURCE__SERVERS=host:9092`` sets ``source.servers``;
-        values are TOML where they parse as such, else text. Lists of tables take an index:
-        ``STREAMADAPT__LEARNERS__0__LR=1e-3``. A secret may stand in a file:
+        Default: the environment of this process. ``STREAMADAPT__SOURCE__SERVERS=host:9092`` sets
+        ``source.servers``; a value that is valid TOML is parsed, any other value is text. Lists of
+        tables take an index: ``STREAMADAPT__LEARNERS__0__LR=1e-3``. A secret may be in a file:
         ``STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD_FILE=/run/secrets/x``.
     settings : sequence of str
-        ``source.servers=host:9092``, ``learners.0.lr=1e-3``: as from the command line.
+        ``source.servers=host:9092``, ``learners.0.lr=1e-3``, as on the command line.
     warn : callable (str) -> None, optional
         Takes one line for each key that has its old name. Default: a `FutureWarning`.
 
@@ -350,7 +352,7 @@ def parse_config(
     origin: str = "text",
     warn: Callable[[str], None] | None = None,
 ) -> Config:
-    """Parse TOML text; see `load_config`. Without `environment` there is none."""
+    """Parse TOML text; see `load_config`. Without `environment`, no variable is read."""
     try:
         table = tomllib.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as exc:  # not TOML, too many digits, too many brackets
@@ -367,7 +369,7 @@ def parse_config(
     read_secret_files(table)
     remember("", table)
     check_keys("", table, Config.__struct_fields__)
-    for name in NEEDED:
+    for name in REQUIRED_TABLES:
         if name not in table:
             raise ConfigError(name, None, f"a table [{name}]")
     hints = {field.name: field.type for field in msgspec.structs.fields(Config)}

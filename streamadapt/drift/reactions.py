@@ -133,7 +133,7 @@ class Reactor:
     Parameters
     ----------
     learners : sequence of Learner
-    told : callable (str, Learner) -> None
+    on_reaction : callable (str, Learner) -> None
         Called with what was done to a learner: ``forget``, ``reset``, ``refit``, ``refit-kept``,
         ``refit-dropped``.
 
@@ -144,9 +144,11 @@ class Reactor:
         Default: it is raised.
     """
 
-    def __init__(self, learners: Sequence[Learner], told: Callable[[str, Learner], None]) -> None:
+    def __init__(
+        self, learners: Sequence[Learner], on_reaction: Callable[[str, Learner], None]
+    ) -> None:
         self.learners = learners
-        self.told = told
+        self.on_reaction = on_reaction
         self.failed: Callable[[str, int, Exception], None] = _raise
         self.trials: dict[int, Trial] = {}
 
@@ -169,7 +171,7 @@ class Reactor:
                 self.failed(reaction, i, error)
                 continue
             if done:
-                self.told(reaction, self.learners[i])
+                self.on_reaction(reaction, self.learners[i])
 
     def _react(self, i: int, reaction: Reaction, keep: float, trial: int) -> bool:
         """Do it to one learner; tell whether anything was done."""
@@ -213,7 +215,7 @@ class Reactor:
             except Exception as error:  # the old state may be half overwritten
                 self.failed("refit-kept", i, error)
                 return
-            self.told("refit-kept" if kept else "refit-dropped", self.learners[i])
+            self.on_reaction("refit-kept" if kept else "refit-dropped", self.learners[i])
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
         """Let the fresh learners take in one entry."""

@@ -42,7 +42,7 @@ __all__ = [
     "by_column",
     "confidence",
     "residual",
-    "wrong",
+    "zero_one_error",
 ]
 
 SIGNALS = ("loss", "error", "residual", "input", "confidence", "embedding")
@@ -65,7 +65,7 @@ def by_column(values: Array, known: Mask) -> Array:
     return mean
 
 
-def wrong(base: Array, target: Array, relative: float, kind: TaskKind) -> float:
+def zero_one_error(base: Array, target: Array, relative: float, kind: TaskKind) -> float:
     """Return 1 where the base was wrong, 0 where it was right, NaN if nothing matured."""
     if np.isnan(relative):
         return relative

@@ -107,23 +107,25 @@ def zeros_of(pipeline: Pipeline | KeyedPipeline) -> Zeros:
         updates={name: Counter(ok=0, restored=0) for name in one.names[1:]},
         loss_sum=dict.fromkeys((*one.names, "served"), 0.0),
         loss_cells=dict.fromkeys((*one.names, "served"), 0),
-        drifts=Counter(dict.fromkeys((monitor.name for monitor in one.watch.monitors), 0)),
+        drifts=Counter(
+            dict.fromkeys((monitor.name for monitor in one.monitors.drift_monitors), 0)
+        ),
         reactions=Counter(dict.fromkeys(_reactions(one), 0)),
         keys=Counter(dict.fromkeys(moves, 0)),
     )
     measures: tuple[str, ...] = ("base", "served")
-    if one.labelling.classify:
+    if one.label_requests.classify:
         measures += ("base_accuracy", "served_accuracy")
     return Zeros(
         stats,
-        asks=one.labelling.budget is not None,
+        asks=one.label_requests.budget is not None,
         intervals=isinstance(one.intervals, Intervals),
-        measures=() if one.labelling.estimate is None else measures,
+        measures=() if one.label_requests.estimate is None else measures,
     )
 
 
 def _reactions(pipeline: Pipeline) -> Iterator[str]:
-    for monitor in pipeline.watch.monitors:
+    for monitor in pipeline.monitors.drift_monitors:
         if monitor.reaction != "alert":
             yield monitor.reaction
         if monitor.reaction == "refit":

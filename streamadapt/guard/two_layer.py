@@ -4,7 +4,7 @@ Two layers, one setting for every task. Layer 1 runs several aggregators side by
 experts; layer 2 runs ML-Poly over {base} and the layer-1 mixtures, and falls back to the base
 where nothing speaks for anything else, so the first served prediction is the base's to the bit.
 Delay is handled by charging each loss to the predictions as they were issued: the caller keeps
-every forecast's `Mixture.own` and hands it back when the target is known.
+every forecast's `Mixture.aggregator_outputs` and hands it back when the target is known.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Mixture:
     Attributes
     ----------
     served : ndarray, (rows, columns), float64
-    own : ndarray, (aggregators, rows, columns), float64
+    aggregator_outputs : ndarray, (aggregators, rows, columns), float64
         The prediction of every aggregator, the last layer's included: keep it until the target is
         known.
     weights : ndarray, (experts,), float64
@@ -63,7 +63,7 @@ class Mixture:
     """
 
     served: Array
-    own: Array
+    aggregator_outputs: Array
     weights: Array
 
 
@@ -122,8 +122,8 @@ class Guard(ShowsArguments, ABC):
 
     @property
     @abstractmethod
-    def own_count(self) -> int:
-        """How many predictions `Mixture.own` holds."""
+    def n_aggregators(self) -> int:
+        """How many predictions `Mixture.aggregator_outputs` holds."""
 
     @abstractmethod
     def mix(self, predictions: Array) -> Mixture:
@@ -139,7 +139,7 @@ class Guard(ShowsArguments, ABC):
         predictions : ndarray, (experts, rows, columns)
             As the experts issued them.
         own : ndarray, (aggregators, rows, columns)
-            `Mixture.own` of the same forecasts.
+            `Mixture.aggregator_outputs` of the same forecasts.
         target : ndarray, (rows, columns)
         mask : ndarray, (rows, columns), bool
             Where the target is known.
@@ -199,8 +199,9 @@ class TwoLayer(Guard):
     step: some 40 passes over (experts, rows, columns) numbers.
 
     What it promises: with losses in units of the base's running error, regrets within the cap of 5
-    and b_t layer 2's bound at arrival t (`MLPoly`, against the base, N = `own_count` predictions
-    of which it is the first), the served loss summed over T arrivals is at most the base's plus
+    and b_t layer 2's bound at arrival t (`MLPoly`, against the base, N = `n_aggregators`
+    predictions of which it is the first), the served loss summed over T arrivals is at most the
+    base's plus
     ``b_T + .001 sum_{t<T} b_t``; each regret against the base beyond the cap adds what is beyond
     it. In single blocks it can be worse (docs/regret.md, docs/guards.md).
 
@@ -245,7 +246,7 @@ class TwoLayer(Guard):
             self.first.append(Scoped(RidgeStack(robust=self.loss.name == "absolute"), scope))
         for scoped in self.first:
             scoped.build(self.rows, self.columns, self._initial())
-        fallback = np.zeros(self.own_count)
+        fallback = np.zeros(self.n_aggregators)
         if self.prior is None:
             fallback[0] = 1.0  # the base
         else:
@@ -256,7 +257,7 @@ class TwoLayer(Guard):
         self.second.build(self.rows, self.columns, fallback)
 
     @property
-    def own_count(self) -> int:
+    def n_aggregators(self) -> int:
         """One prediction per layer-1 variant, and the served one."""
         return sum(scoped.rule.variants for scoped in self.first) + 1
 
@@ -339,7 +340,7 @@ class Hedge(Guard):
         self.scoped.build(self.rows, self.columns, self._initial())
 
     @property
-    def own_count(self) -> int:
+    def n_aggregators(self) -> int:
         """The served prediction."""
         return 1
 
@@ -367,7 +368,7 @@ class Mean(Guard):
         pass
 
     @property
-    def own_count(self) -> int:
+    def n_aggregators(self) -> int:
         """Nothing needs keeping."""
         return 0
 
@@ -412,7 +413,7 @@ class NoGuard(Guard):
             raise ConfigError("guard.expert", self.expert, f"0 to {self.experts - 1}")
 
     @property
-    def own_count(self) -> int:
+    def n_aggregators(self) -> int:
         """Nothing needs keeping."""
         return 0
 

@@ -58,7 +58,7 @@ class GuardKeeper:
         self._shape = len(names), rows, columns
         try:
             self.guard.build(*arguments)
-            self._own = int(self.guard.own_count)
+            self._own = int(self.guard.n_aggregators)
             self.good = self._snapshot()
         except StreamadaptError:
             raise
@@ -81,11 +81,15 @@ class GuardKeeper:
 
     def _check(self, mixture: Mixture) -> None:
         experts, rows, columns = self._shape
-        found = np.shape(mixture.served), np.shape(mixture.own), np.shape(mixture.weights)
+        found = (
+            np.shape(mixture.served),
+            np.shape(mixture.aggregator_outputs),
+            np.shape(mixture.weights),
+        )
         if found != ((rows, columns), (self._own, rows, columns), (experts,)):
             raise ShapeError(f"the guard's mixture has the shapes {found}")
         fine = np.isfinite(mixture.served).all() and np.isfinite(mixture.weights).all()
-        if not (fine and np.isfinite(mixture.own).all()):
+        if not (fine and np.isfinite(mixture.aggregator_outputs).all()):
             raise ArithmeticError("the guard's mixture is not finite")
 
     def _base(self, experts: Array) -> Mixture:

@@ -38,8 +38,8 @@ DELAY_RATE = 0.001
 """How fast the running mean of the errors on their way follows them: a step that varied would tilt
 the coverage."""
 KEPT = 3
-"""Rows of `Issued.own` that are an interval's: what was served, its half-width, and the errors
-known by then."""
+"""Rows of `Issued.aggregator_outputs` that belong to the interval: the served prediction, the
+half-width, and the number of errors known by then."""
 
 
 class NoIntervals(ShowsArguments):
@@ -60,7 +60,7 @@ class NoIntervals(ShowsArguments):
     def issue(self, mixture: Mixture) -> Array:
         """Return what must be kept of a prediction until its target is known, (n, rows,
         columns)."""
-        return mixture.own
+        return mixture.aggregator_outputs
 
     def bounds(self, own: Array) -> tuple[Array, Array] | tuple[None, None]:
         """Return the interval's two ends, (rows, columns), of a prediction of which `own` was
@@ -152,7 +152,9 @@ class Intervals(NoIntervals):
         if self._shape is None:
             self._allocate(mixture.served.shape)
         half = np.where(self.seen > 0.0, np.maximum(self.quantile, 0.0) * self.scale, np.nan)
-        return np.concatenate([np.stack([mixture.served, half, self.seen]), mixture.own])
+        return np.concatenate(
+            [np.stack([mixture.served, half, self.seen]), mixture.aggregator_outputs]
+        )
 
     def bounds(self, own: Array) -> tuple[Array, Array]:
         """Return the two ends, (rows, columns); NaN where nothing is known of errors yet."""
@@ -164,8 +166,8 @@ class Intervals(NoIntervals):
         return [self._learn(one, stats) for one in matured]
 
     def _learn(self, matured: Matured, stats: Stats) -> Matured:
-        served, half, seen_then = matured.own[:KEPT]
-        rest = replace(matured, own=matured.own[KEPT:])
+        served, half, seen_then = matured.aggregator_outputs[:KEPT]
+        rest = replace(matured, aggregator_outputs=matured.aggregator_outputs[KEPT:])
         mask = matured.mask & ~np.isnan(seen_then)  # NaN: it was issued without an interval
         if self._shape is None or not mask.any() or matured.weight == 0.0:
             return rest

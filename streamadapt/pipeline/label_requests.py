@@ -16,10 +16,10 @@ from streamadapt.tasks.label_budget import LabelBudget
 from streamadapt.tasks.loss_estimate import ROLES, ConfidenceEstimate, DirectEstimate, Estimate
 from streamadapt.tasks.losses import Loss
 
-__all__ = ["Labelling", "Said"]
+__all__ = ["LabelFields", "LabelRequests"]
 
 
-class Said(NamedTuple):
+class LabelFields(NamedTuple):
     """What goes out with a prediction; None where there is no budget, or nothing to estimate from.
 
     Attributes
@@ -37,7 +37,7 @@ class Said(NamedTuple):
     estimated_loss: float | None = None
 
 
-class Labelling:
+class LabelRequests:
     """Asks for labels, estimates losses without them, and keeps both beside the truth.
 
     Each prediction has a note, which comes back with its label: probability and outcome of the
@@ -74,7 +74,7 @@ class Labelling:
         """Whether it does nothing at all."""
         return self.budget is None and self.estimate is None
 
-    def note(
+    def record(
         self, experts: Array, served: Array, scale: Array, *, commit: bool
     ) -> tuple[float, ...]:
         """Return the note of a new prediction; without `commit` nothing is asked for, and nothing
@@ -98,7 +98,7 @@ class Labelling:
                 self.stats.asked += ask
             note = (probability, float(ask))
         if self.estimate is not None:
-            estimates = self.estimate.expect(experts, served, scale, unit)
+            estimates = self.estimate.estimate(experts, served, scale, unit)
             if commit and estimates[0] == estimates[0]:
                 add(self.stats.estimated, self.estimate.measures, estimates)
                 self.stats.estimated_count += 1
@@ -111,7 +111,7 @@ class Labelling:
         asked = () if self.budget is None else (0.0, 0.0)
         return asked if self.estimate is None else asked + (math.nan,) * self.estimate.length
 
-    def said(self, note: tuple[float, ...], *, commit: bool) -> Said:
+    def fields(self, note: tuple[float, ...], *, commit: bool) -> LabelFields:
         """Return what goes out with a prediction of this note."""
         start = 0 if self.budget is None else 2
         estimated = (
@@ -119,7 +119,9 @@ class Labelling:
         )
         loss = estimated if estimated == estimated else None
         return (
-            Said(bool(note[1]), note[0], loss) if start and commit else Said(estimated_loss=loss)
+            LabelFields(bool(note[1]), note[0], loss)
+            if start and commit
+            else LabelFields(estimated_loss=loss)
         )
 
     def learn(self, matured: Matured) -> None:
@@ -128,9 +130,9 @@ class Labelling:
         if self.silent or not matured.note:
             return
         known = self.loss.known(matured.mask)
-        if not known.any() or not len(matured.own):
+        if not known.any() or not len(matured.aggregator_outputs):
             return
-        said = np.stack([matured.experts[0, 0], matured.own[-1, 0]])
+        said = np.stack([matured.experts[0, 0], matured.aggregator_outputs[-1, 0]])
         cells = self.loss.loss(said[:, None], matured.target)[:, known]  # (roles, known cells)
         losses: Array = cells.mean(axis=1)
         share = matured.weight * float(known.mean())  # of a label known in part

@@ -17,7 +17,7 @@ from streamadapt.drift.signals import (
     by_column,
     confidence,
     residual,
-    wrong,
+    zero_one_error,
 )
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Learner
@@ -28,12 +28,12 @@ from streamadapt.records import Array
 from streamadapt.tasks import Issued, Matured
 from streamadapt.tasks.losses import Loss
 
-__all__ = ["Watch"]
+__all__ = ["Monitors"]
 
 Value = float | Array
 
 
-class Watch:
+class Monitors:
     """Monitors, signals and reactions.
 
     Parameters
@@ -47,15 +47,15 @@ class Watch:
     def __init__(
         self, monitors: Sequence[DriftMonitor], learners: Sequence[Learner], kind: TaskKind
     ) -> None:
-        self.monitors = list(monitors)
+        self.drift_monitors = list(monitors)
         self.kind = kind
         self.stats = Stats()  # the pipeline puts its own here, and its faults
         self.faults = Faults()
         self.distance = EmbeddingDistance()
         self.usual = UsualError()
-        self.fired: tuple[str, ...] = ()  # since the last prediction
-        self.done: tuple[str, ...] = ()
-        self.reactor = Reactor(learners, self._told)
+        self.drifts: tuple[str, ...] = ()  # since the last prediction
+        self.reactions: tuple[str, ...] = ()
+        self.reactor = Reactor(learners, self._on_reaction)
         self._firing = ""
         self._check(learners)
 
@@ -63,7 +63,7 @@ class Watch:
         """Raise `ConfigError` where a monitor's signal or learners are not there."""
         signals = (*SIGNALS, *(name for learner in learners for name in learner.signal_names))
         kinds = {learner.kind for learner in learners}
-        for i, monitor in enumerate(self.monitors):
+        for i, monitor in enumerate(self.drift_monitors):
             if monitor.signal not in signals:
                 raise ConfigError(
                     f"drift[{i}].signal", monitor.signal, "one of " + ", ".join(signals)
@@ -81,7 +81,7 @@ class Watch:
 
     def check_spec(self, spec: Spec) -> None:
         """Raise `ConfigError` if what a monitor watches is nothing that the base shows."""
-        for i, monitor in enumerate(self.monitors):
+        for i, monitor in enumerate(self.drift_monitors):
             if monitor.signal == "embedding" and spec.embedding is None:
                 raise ConfigError(
                     f"drift[{i}].signal", monitor.signal, "a base that shows an embedding"
@@ -90,17 +90,18 @@ class Watch:
     @property
     def boost(self) -> float:
         """How much faster to learn just now."""
-        return max([1.0, *(m.boost.level for m in self.monitors if m.boost is not None)])
+        return max([1.0, *(m.boost.level for m in self.drift_monitors if m.boost is not None)])
 
     def watches(self, signal: str, *, each: bool = False) -> bool:
         """Whether a monitor wants it; `each`: by channel."""
         return any(
-            monitor.signal == signal and (monitor.each or not each) for monitor in self.monitors
+            monitor.signal == signal and (monitor.each or not each)
+            for monitor in self.drift_monitors
         )
 
     def take_in_matured(self, matured: Matured, loss: Loss) -> None:
         """Tell the monitors what became known."""
-        if not self.monitors:
+        if not self.drift_monitors:
             return
         base, target = matured.experts[0], matured.target
         usual = self.usual.usual(target.shape)
@@ -120,7 +121,7 @@ class Watch:
         )
         self._detect("loss", relative, each)
         if self.watches("error"):
-            self._detect("error", wrong(base, target, relative, self.kind))
+            self._detect("error", zero_one_error(base, target, relative, self.kind))
         if self.watches("residual"):
             left = residual(base, target, judged, loss.length_of(scale), self.kind)
             self._detect("residual", _mean(left), left)
@@ -148,15 +149,15 @@ class Watch:
         """Let monitors of what is told in learners' units, and trials, begin again: these units
         have changed."""
         self.reactor.trials.clear()
-        for monitor in self.monitors:
+        for monitor in self.drift_monitors:
             if monitor.signal == "input" or monitor.signal not in SIGNALS:
                 monitor.begin_again()
 
     def _detect(self, signal: str, value: float, each: Array | None = None) -> None:
-        for monitor in self.monitors:
+        for monitor in self.drift_monitors:
             if monitor.signal != signal or not self._fires(monitor, _given(monitor, value, each)):
                 continue
-            self.fired = (*self.fired, monitor.name)
+            self.drifts = (*self.drifts, monitor.name)
             self._firing = monitor.name
             self.stats.add_drift(monitor.name, self.stats.last_time)
             if monitor.boost is not None:
@@ -181,40 +182,40 @@ class Watch:
             self.faults.note(part, error)
         return False
 
-    def _told(self, what: str, learner: Learner) -> None:
+    def _on_reaction(self, what: str, learner: Learner) -> None:
         self._note(what, " ".join(learner.names))
 
     def _note(self, what: str, whom: str) -> None:
         # A trial ends long after its alarm, of which only the reaction's name is still known.
         by = f"{self._firing}>" if self._firing and not what.startswith("refit-") else ""
-        self.done = (*self.done, f"{by}{what}" + (f" {whom}" if whom else ""))
+        self.reactions = (*self.reactions, f"{by}{what}" + (f" {whom}" if whom else ""))
         self.stats.reactions[what] += 1
 
-    def taken(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def drain(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the drifts and what they did since the last prediction, and forget them."""
-        said = self.fired, self.done
-        self.fired, self.done = (), ()
+        said = self.drifts, self.reactions
+        self.drifts, self.reactions = (), ()
         return said
 
     def state_dict(self) -> dict[str, Any]:
         """Return detectors, reference and trials."""
         return {
-            "monitors": [monitor.state_dict() for monitor in self.monitors],
+            "monitors": [monitor.state_dict() for monitor in self.drift_monitors],
             "distance": self.distance.state_dict(),
             "usual": self.usual.state_dict(),
             "reactor": self.reactor.state_dict(),
-            "fired": list(self.fired),
-            "done": list(self.done),
+            "fired": list(self.drifts),
+            "done": list(self.reactions),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; the learners must be built."""
-        for monitor, saved in zip(self.monitors, state["monitors"], strict=True):
+        for monitor, saved in zip(self.drift_monitors, state["monitors"], strict=True):
             monitor.load_state_dict(saved)
         self.distance.load_state_dict(state["distance"])
         self.usual.load_state_dict(state["usual"])
         self.reactor.load_state_dict(state["reactor"])
-        self.fired, self.done = tuple(state["fired"]), tuple(state["done"])
+        self.drifts, self.reactions = tuple(state["fired"]), tuple(state["done"])
 
 
 def _given(monitor: DriftMonitor, value: float, each: Array | None) -> Value:

@@ -36,8 +36,8 @@ from streamadapt.pipeline.entry_labels import count_refused, without_bad_label
 from streamadapt.pipeline.faults import Faults
 from streamadapt.pipeline.guard_keeper import GuardKeeper
 from streamadapt.pipeline.intervals import NoIntervals
-from streamadapt.pipeline.label_requests import Labelling
-from streamadapt.pipeline.monitors import Watch
+from streamadapt.pipeline.label_requests import LabelRequests
+from streamadapt.pipeline.monitors import Monitors
 from streamadapt.pipeline.origin import (
     base_inputs,
     finite_output,
@@ -199,13 +199,13 @@ class Pipeline(ShowsArguments):
         for learner in self.learners:
             learner.check_kind(task.kind)
         self.base.check(task.kind, task.window_length, task.rows, getattr(task, "classes", None))
-        self.watch = Watch(drift, self.learners, task.kind)
-        self.watch.faults, self.watch.reactor.failed = self.faults, self._reaction_failed
+        self.monitors = Monitors(drift, self.learners, task.kind)
+        self.monitors.faults, self.monitors.reactor.failed = self.faults, self._reaction_failed
         self.keeper = GuardKeeper(self.guard, self.faults)
         self.panel, self.intervals = panel, intervals or NoIntervals()
         self._check_parts()
-        self.labelling = Labelling(task, budget, estimate=estimate)
-        self._count_in(self.watch.stats)
+        self.label_requests = LabelRequests(task, budget, estimate=estimate)
+        self._count_in(self.monitors.stats)
         self.screen = Screen(task.window_length)
         self.scales = Scales(task, self.base)
         task.tell_unit(self.base.output_scale)
@@ -237,7 +237,7 @@ class Pipeline(ShowsArguments):
             self._count_in(stats)
 
     def _count_in(self, stats: Stats) -> None:
-        self.stats = self.watch.stats = self.labelling.stats = self.faults.stats = stats
+        self.stats = self.monitors.stats = self.label_requests.stats = self.faults.stats = stats
         self.task.outcomes, self.task.clock.counts = stats.labels, stats.times
         if self.panel is not None:
             self.panel.lost = stats.rejected
@@ -349,10 +349,14 @@ class Pipeline(ShowsArguments):
                 matured = self._judge_interval(whole)
                 self._learn(matured)  # 2. every learner, in order
                 # 3. drift, and the reactions to it
-                self._contain("signals", self.watch.take_in_matured, matured, self.task.loss)
-                self._contain("labelling", self.labelling.learn, matured)
+                self._contain("signals", self.monitors.take_in_matured, matured, self.task.loss)
+                self._contain("labelling", self.label_requests.learn, matured)
                 self.keeper.update(
-                    matured.experts, matured.own, matured.target, matured.mask, matured.weight
+                    matured.experts,
+                    matured.aggregator_outputs,
+                    matured.target,
+                    matured.mask,
+                    matured.weight,
                 )  # 4.
         self.stats.pending = self.task.pending
         due = self.scales.learn(arrival.matured)
@@ -504,14 +508,14 @@ class Pipeline(ShowsArguments):
         unbuilt = [
             i for i, learner in enumerate(self.learners) if not self._is_built(learner, spec)
         ]
-        self.watch.check_spec(spec)
+        self.monitors.check_spec(spec)
         self.health = Health(self.learners, self.faults, unbuilt)
         unit = spec.output_scale.cpu().double().numpy()
         self.keeper.build(self.names, spec.rows, spec.columns, self.task.loss, unit)
         for name in (*self.names, "served"):
             self.stats.loss_sum.setdefault(name, 0.0)
             self.stats.loss_cells.setdefault(name, 0)
-        parts = [f"detector:{m.name}" for m in self.watch.monitors]
+        parts = [f"detector:{m.name}" for m in self.monitors.drift_monitors]
         for part in ("guard", *map(part_of, self.learners), *parts):
             self.stats.faults.setdefault(
                 part, 0
@@ -567,7 +571,7 @@ class Pipeline(ShowsArguments):
         )  # these times have been judged
         self.task.absurd_values = None
         self._count_in(Stats())
-        self.watch.begin_again()
+        self.monitors.begin_again()
         try:
             self._allocate(spec)
             waiting: dict[str, Issued] = {}
@@ -615,13 +619,15 @@ class Pipeline(ShowsArguments):
             matured = self.task.observe(item).matured
         for one in matured:
             self._learn(one)
-            self.keeper.update(one.experts, one.own, one.target, one.mask, one.weight)
+            self.keeper.update(
+                one.experts, one.aggregator_outputs, one.target, one.mask, one.weight
+            )
         if answer is None or not isinstance(item, Entry):
             return
         inputs, said = answer
         exact, base, silent = finite_output(said, self._built)
         experts = self._experts(inputs, exact, base, commit=True)
-        own = np.array(self.keeper.mix(experts, commit=True).own)
+        own = np.array(self.keeper.mix(experts, commit=True).aggregator_outputs)
         if silent is not None:
             experts[..., silent] = own[..., silent] = np.nan
         issued = waiting[item.id] = Issued(item, inputs, base, experts, own)
@@ -688,13 +694,15 @@ class Pipeline(ShowsArguments):
         """Let the intervals learn; return what has matured without their rows."""
         rest = self._contain("intervals", self.intervals.learn, (matured,), self.stats)
         return (
-            replace(matured, own=matured.own[self.intervals.kept :]) if rest is None else rest[0]
+            replace(matured, aggregator_outputs=matured.aggregator_outputs[self.intervals.kept :])
+            if rest is None
+            else rest[0]
         )
 
     def _learn(self, matured: Matured) -> None:
         assert self.health is not None
         losses = self._score(matured)
-        if self.watch.reactor.trials and matured.path is not None:
+        if self.monitors.reactor.trials and matured.path is not None:
             self._contain("reaction:refit", self._compare, matured.path)
         lent = {
             id(e): Lent(e.inputs, *e.base, e.target, e.mask)
@@ -715,12 +723,12 @@ class Pipeline(ShowsArguments):
         given = (example.inputs, example.base, example.target, example.mask)
 
         def teach() -> bool:
-            learner.boost, learner.weight = self.watch.boost, weight
+            learner.boost, learner.weight = self.monitors.boost, weight
             learner.learn(*given)
             return True
 
         learned, taken_out = self.health.attempt(i, teach)
-        self.watch.reactor.learned(i, *given)
+        self.monitors.reactor.learned(i, *given)
         for name in learner.names if learned else ():
             self.stats.updates[name]["ok"] += 1
         self._count_restored(taken_out)
@@ -728,7 +736,7 @@ class Pipeline(ShowsArguments):
     def _compare(self, path: Example) -> None:
         known = self.task.loss.known(path.mask.cpu().numpy())
         target = path.target.cpu().double().numpy()
-        self.watch.reactor.compare(path.inputs, path.base, target, known, self.task.loss)
+        self.monitors.reactor.compare(path.inputs, path.base, target, known, self.task.loss)
 
     def _count_restored(self, experts: list[int]) -> None:
         for k in experts:
@@ -739,8 +747,8 @@ class Pipeline(ShowsArguments):
         cells = int(known.sum())
         if cells == 0:
             return np.full(len(self.names), np.nan)
-        if len(matured.own):
-            served = matured.own[-1:]
+        if len(matured.aggregator_outputs):
+            served = matured.aggregator_outputs[-1:]
         else:  # a guard that keeps nothing; NaN: cells that are not judged
             served = self.keeper.mix(np.nan_to_num(matured.experts), commit=True).served[None]
         losses = self.task.loss.loss(np.concatenate([matured.experts, served]), matured.target)
@@ -772,8 +780,8 @@ class Pipeline(ShowsArguments):
     def _adapt(self, issued: Issued) -> dict[str, float]:
         scores = self._adapt_learners(issued)
         self.stats.signals = scores
-        self._contain("signals", self.watch.take_in_scores, scores)
-        self.watch.take_in_issued(issued)
+        self._contain("signals", self.monitors.take_in_scores, scores)
+        self.monitors.take_in_issued(issued)
         return scores
 
     def _adapt_learners(self, issued: Issued) -> dict[str, float]:
@@ -802,18 +810,24 @@ class Pipeline(ShowsArguments):
             self._allocate(
                 replace(spec, embedding=None if base.embedding is None else len(base.embedding))
             )
-        if commit and self.watch.monitors:
+        if commit and self.monitors.drift_monitors:
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
             newest = np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest)
-            self._contain("signals", self.watch.take_in_entry, newest, base)
+            self._contain("signals", self.monitors.take_in_entry, newest, base)
         exact, base, silent = finite_output(base, spec)
         experts = self._experts(inputs, exact, base, commit=commit)
         mixture = self.keeper.mix(experts, commit=commit)
         if silent is not None:  # NaN here is what the task knows not to judge or learn from
-            mixture = Mixture(np.array(mixture.served), np.array(mixture.own), mixture.weights)
-            for said in (experts, mixture.own, mixture.served):
+            mixture = Mixture(
+                np.array(mixture.served), np.array(mixture.aggregator_outputs), mixture.weights
+            )
+            for said in (experts, mixture.aggregator_outputs, mixture.served):
                 said[..., silent] = np.nan
-        note = () if self.labelling.silent else self._note(experts, mixture.served, commit=commit)
+        note = (
+            ()
+            if self.label_requests.silent
+            else self._note(experts, mixture.served, commit=commit)
+        )
         raw = None if asked.raw is None else finite_output(asked.raw, spec)[::2]
         mixture, spoken = fall_back(
             experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast"
@@ -821,17 +835,17 @@ class Pipeline(ShowsArguments):
         own = self._contain("intervals", self.intervals.issue, mixture, count=commit)
         if own is None:
             blank = np.full((self.intervals.kept, *mixture.served.shape), np.nan)
-            own = np.concatenate([blank, mixture.own])
+            own = np.concatenate([blank, mixture.aggregator_outputs])
         experts, own, spoken = unjudged(experts, own, spoken)
         return Issued(entry, inputs, base, experts, own, note), spoken
 
     def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
-        note = partial(self.labelling.note, commit=commit)
+        note = partial(self.label_requests.record, commit=commit)
         with np.errstate(over="ignore", invalid="ignore"):
             found = self._contain(
                 "labelling", lambda: note(experts, served, self.keeper.scale()), count=commit
             )
-        return self.labelling.blank() if found is None else found
+        return self.label_requests.blank() if found is None else found
 
     def _experts(self, inputs: Tensor, exact: Array, base: BaseOutput, *, commit: bool) -> Array:
         assert self.health is not None
@@ -897,11 +911,11 @@ class Pipeline(ShowsArguments):
         if commit:
             self.stats.predictions += 1
             self.stats.weights = shares
-        fired, done = self.watch.taken() if commit else ((), ())
+        fired, done = self.monitors.drain() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
-        label = self.labelling.said(issued.note, commit=commit)
+        label = self.label_requests.fields(issued.note, commit=commit)
         low, high = self._contain(
-            "intervals", self.intervals.bounds, spoken.own, count=commit
+            "intervals", self.intervals.bounds, spoken.aggregator_outputs, count=commit
         ) or (None, None)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares,
@@ -932,8 +946,8 @@ class Pipeline(ShowsArguments):
             "health": self.health.state_dict() if self.health is not None else None,
             "guard": guard,
             "guard_kept": self.keeper.state_dict() if built else None,
-            "drift": self.watch.state_dict(),
-            "labelling": self.labelling.state_dict(),
+            "drift": self.monitors.state_dict(),
+            "labelling": self.label_requests.state_dict(),
             "intervals": self.intervals.state_dict(),
             "stats": self.stats.state_dict(),
             **({"level_open": True} if self._level_open else {}),
@@ -956,7 +970,7 @@ class Pipeline(ShowsArguments):
 
     def _load(self, state: dict[str, Any]) -> None:
         if list(state["names"]) != self.names or len(state["drift"]["monitors"]) != len(
-            self.watch.monitors
+            self.monitors.drift_monitors
         ):
             raise CheckpointError(
                 f"the checkpoint is of the experts {state['names']}, this pipeline has "
@@ -977,8 +991,8 @@ class Pipeline(ShowsArguments):
             self.health.load_state_dict(state["health"])
             self.keeper.load_state_dict(state["guard"], state.get("guard_kept"))
         self.task.load_state_dict(state["task"])
-        self.watch.load_state_dict(state["drift"])
-        self.labelling.load_state_dict(state["labelling"])
+        self.monitors.load_state_dict(state["drift"])
+        self.label_requests.load_state_dict(state["labelling"])
         self.intervals.load_state_dict(state["intervals"])
         self.stats.load_state_dict(state["stats"])
         if (
@@ -998,7 +1012,15 @@ def _again(learned: Learned, issued: Issued, task: Task) -> Matured:
     known = torch.from_numpy(mask).to(task.device)
     example = Example(issued.inputs, issued.base, task.tensor(target), known)
     return Matured(
-        example, example, issued.experts, issued.own, target, mask, learned.weight, (), learned.id
+        example,
+        example,
+        issued.experts,
+        issued.aggregator_outputs,
+        target,
+        mask,
+        learned.weight,
+        (),
+        learned.id,
     )
 
 

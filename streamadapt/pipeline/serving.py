@@ -24,7 +24,7 @@ class Spoken:
         values.
     served : ndarray, (rows, columns), float64
     weights : ndarray, (experts,), float64
-    own : ndarray, (aggregators, rows, columns), float64
+    aggregator_outputs : ndarray, (aggregators, rows, columns), float64
         What the interval is told from.
     doubted : ndarray, (columns,), bool, or None
         Columns in which the base is served, for the sake of absurd values; None where there are
@@ -34,7 +34,7 @@ class Spoken:
     experts: Array
     served: Array
     weights: Array
-    own: Array
+    aggregator_outputs: Array
     doubted: Mask | None = None
 
 
@@ -60,7 +60,9 @@ def fall_back(
         all columns.
     """
     if raw is None or flags is None:
-        return mixture, Spoken(experts, mixture.served, mixture.weights, mixture.own)
+        return mixture, Spoken(
+            experts, mixture.served, mixture.weights, mixture.aggregator_outputs
+        )
     said, silent = raw
     if silent is not None:
         said = np.where(silent, np.nan, said)
@@ -71,7 +73,9 @@ def fall_back(
     weights = mixture.weights * (1.0 - share)
     weights[0] += share
     shown = np.concatenate([said[None], experts[1:]])
-    return replace(mixture, served=served), Spoken(shown, served, weights, mixture.own, doubted)
+    return replace(mixture, served=served), Spoken(
+        shown, served, weights, mixture.aggregator_outputs, doubted
+    )
 
 
 def unjudged(experts: Array, own: Array, spoken: Spoken) -> tuple[Array, Array, Spoken]:
@@ -80,7 +84,7 @@ def unjudged(experts: Array, own: Array, spoken: Spoken) -> tuple[Array, Array, 
 
     Nobody learns from such cells, and no loss counts them.
     """
-    spoken = replace(spoken, own=own)
+    spoken = replace(spoken, aggregator_outputs=own)
     if spoken.doubted is None:
         return experts, own, spoken
     experts, own = experts.copy(), own.copy()

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from filelock import FileLock, Timeout
 
-from streamadapt.config.convert import wrong
+from streamadapt.config.convert import config_error
 from streamadapt.config.registry import kinds
 from streamadapt.errors import CheckpointError
 from streamadapt.files import read_untrusted, sync_folder, write_durably
@@ -68,7 +68,7 @@ def folder_of(place: Folder | Path | str, setting: str = "checkpoint.path") -> F
             raise ImportError("pip install 'streamadapt[object-store]'")
         made: Folder = point.load()(place)
     except (ImportError, ValueError) as error:
-        raise wrong(
+        raise config_error(
             setting, place, f"a folder, or a URL whose file system is installed ({error})"
         ) from error
     return made
@@ -80,17 +80,17 @@ def _path_of(place: str, setting: str) -> Path:
     if place[: len(_DISK)].lower() == _DISK:
         place = place[len(_DISK) :]
         if not place.startswith("/"):
-            raise wrong(
+            raise config_error(
                 setting,
                 _DISK + place,
                 "file:/// and the rest of an absolute path, or a plain path",
             )
     if not place:
-        raise wrong(setting, place, "a folder, or a URL: not nothing")
+        raise config_error(setting, place, "a folder, or a URL: not nothing")
     if place.startswith("~"):
-        raise wrong(setting, place, "a path without ~, which only a shell replaces")
+        raise config_error(setting, place, "a path without ~, which only a shell replaces")
     if _NEARLY_URL.match(place):
-        raise wrong(setting, place, "a folder, or a URL with two slashes: scheme://...")
+        raise config_error(setting, place, "a folder, or a URL with two slashes: scheme://...")
     return Path(place)
 
 

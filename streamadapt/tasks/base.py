@@ -51,7 +51,7 @@ class Matured:
         For learners that mature by paths; None while the first forecast is still open.
     experts : ndarray, (experts, rows, columns), float64
         The experts' predictions of the cells in `rows`, as they were issued.
-    own : ndarray, (aggregators, rows, columns), float64
+    aggregator_outputs : ndarray, (aggregators, rows, columns), float64
         The guard's, likewise.
     target, mask : ndarray, (rows, columns)
         The same as in `rows`, for the guard.
@@ -66,7 +66,7 @@ class Matured:
     rows: Example
     path: Example | None
     experts: Array
-    own: Array
+    aggregator_outputs: Array
     target: Array
     mask: Mask
     weight: float = 1.0
@@ -227,9 +227,9 @@ class Task(ShowsArguments, ABC):
         wait."""
 
         def unjudged(issued: Issued) -> Issued:
-            experts, own = issued.experts.copy(), issued.own.copy()
+            experts, own = issued.experts.copy(), issued.aggregator_outputs.copy()
             experts[..., columns] = own[..., columns] = np.nan
-            return replace(issued, experts=experts, own=own)
+            return replace(issued, experts=experts, aggregator_outputs=own)
 
         self.move_waiting(unjudged)
 

@@ -86,11 +86,11 @@ class Forecast(Task):
         newest = self.issued[-1]
         rows, columns = newest.base.output.shape
         experts = np.zeros((len(newest.experts), rows, columns))
-        own = np.zeros((len(newest.own), rows, columns))
+        own = np.zeros((len(newest.aggregator_outputs), rows, columns))
         mask = np.zeros((rows, columns), np.bool_)
         for h, issued in enumerate(reversed(self.issued)):  # row h was issued h + 1 entries ago
             experts[:, h] = issued.experts[:, h]
-            own[:, h] = issued.own[:, h]
+            own[:, h] = issued.aggregator_outputs[:, h]
             mask[h] = True
         mask &= ~np.isnan(actual) & ~np.isnan(experts[0])  # NaN: the base said nothing
         target = np.where(mask, actual, experts[0])

@@ -1,5 +1,4 @@
-"""A prediction as it was made, kept until its target is known; and a queue of them as arrays to be
-saved."""
+"""A prediction as it was issued, kept until its target is known, and its form in a saved state."""
 
 from __future__ import annotations
 
@@ -19,22 +18,22 @@ __all__ = ["Issued", "pack", "unpack"]
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """One prediction as it was made, to be kept until its target is known.
+    """One prediction as it was issued, kept until its target is known.
 
-    `note` is what `streamadapt.pipeline.label_requests.Labelling` wants to know of it again; of a
-    pipeline, all notes are as long.
+    `note` is the record of `streamadapt.pipeline.label_requests.LabelRequests`, which reads it
+    when the label comes. All notes of a pipeline have the same length.
     """
 
     entry: Entry
     inputs: Tensor
     base: BaseOutput
     experts: Array
-    own: Array
+    aggregator_outputs: Array
     note: tuple[float, ...] = ()
 
 
 def pack(issued: Sequence[Issued]) -> dict[str, Any] | None:
-    """Return what must be saved of predictions that wait, as arrays with one row each; None if
+    """Return the saved form of waiting predictions: arrays with one row per prediction; None if
     there are none."""
     if not issued:
         return None
@@ -46,14 +45,16 @@ def pack(issued: Sequence[Issued]) -> dict[str, Any] | None:
         "embedding": _stacked([i.base.embedding for i in issued]),
         "times": _stacked([i.base.times for i in issued]),
         "experts": np.stack([i.experts for i in issued]),
-        "own": np.stack([i.own for i in issued]),
+        "own": np.stack([i.aggregator_outputs for i in issued]),
         "notes": np.array([i.note for i in issued], np.float64),
     }
 
 
 def unpack(state: dict[str, Any] | None, device: torch.device) -> list[Issued]:
-    """Return what `pack` saved; of an entry only its id and time, the rest of it is not needed any
-    more."""
+    """Return the predictions that `pack` saved.
+
+    Their entries have only an id and a time: nothing else of an entry is needed any more.
+    """
     issued = []
     for i, id_ in enumerate(() if state is None else state["ids"]):
         assert state is not None

@@ -39,8 +39,8 @@ class LabelBudget(ShowsArguments):
     Disagreement: the mean distance of the experts from what is served, in units of the guard's
     scale. Means are running ones. The random part keeps every probability above zero [1]_, so that
     a mean over the asked labels, each weighted by one over its probability, has no bias [2]_ [3]_;
-    `Labelling` keeps it. lambda makes up for what the upper limit cuts off: over n predictions the
-    mean probability is within ``10 / (STEER n)`` of `rate`, unless lambda is at its bound.
+    `LabelRequests` keeps it. lambda makes up for what the upper limit cuts off: over n predictions
+    the mean probability is within ``10 / (STEER n)`` of `rate`, unless lambda is at its bound.
 
     A label that was not asked for and comes is learned like any other.
 

@@ -41,12 +41,12 @@ class Estimate(ABC):
     """
 
     measures: tuple[str, ...]
-    """Names of the numbers that `expect` returns first."""
+    """Names of the numbers that `estimate` returns first."""
     length: int
     """How many numbers it returns."""
 
     @abstractmethod
-    def expect(
+    def estimate(
         self, experts: Array, served: Array, scale: Array, unit: Array
     ) -> tuple[float, ...]:
         """Return the estimates for `measures`, NaN where nothing is known yet, and what `learn`
@@ -74,7 +74,7 @@ class Estimate(ABC):
         losses : ndarray, (2,)
             Means over what is known.
         extra : tuple of float
-            What `expect` returned after the measures.
+            What `estimate` returned after the measures.
         weight : float
         """
 
@@ -113,7 +113,7 @@ class ConfidenceEstimate(Estimate):
         self.excess = np.zeros((len(ROLES), BINS))  # sums of (came - p)
         self._first = BINS * np.arange(len(ROLES))[:, None]
 
-    def expect(
+    def estimate(
         self, experts: Array, served: Array, scale: Array, unit: Array
     ) -> tuple[float, ...]:
         """Return expected log losses and accuracies."""
@@ -168,7 +168,7 @@ class DirectEstimate(Estimate):
             [RIDGE, 0.0, 0.0, RIDGE, 0.0, RIDGE] for _ in ROLES
         ]  # 00, 01, 02, 11, 12, 22
 
-    def expect(
+    def estimate(
         self, experts: Array, served: Array, scale: Array, unit: Array
     ) -> tuple[float, ...]:
         """Return the expected losses."""

@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from streamadapt.records import FloatArray
 
-__all__ = ["Held", "HeldLabels", "Queue"]
+__all__ = ["PendingLabel", "PendingLabels", "Queue"]
 
-UNSAID = -(2**63)
+UNKNOWN = -(2**63)
 
 
 @dataclass(slots=True)
-class Held:
+class PendingLabel:
     """What is known of one entry's label.
 
     Attributes
@@ -37,22 +37,24 @@ class Held:
     due: int
 
     @classmethod
-    def of(cls, value: FloatArray, time: int, due: int) -> Held:
+    def of(cls, value: FloatArray, time: int, due: int) -> PendingLabel:
         """Hold a first label."""
         return cls(
-            value.astype(np.float64), np.where(np.isnan(value), UNSAID, time).astype(np.int64), due
+            value.astype(np.float64),
+            np.where(np.isnan(value), UNKNOWN, time).astype(np.int64),
+            due,
         )
 
-    def news(self, value: FloatArray, time: int) -> npt.NDArray[np.bool_]:
+    def changed_outputs(self, value: FloatArray, time: int) -> npt.NDArray[np.bool_]:
         """Return which outputs of a further label change something, (outputs,)."""
         newer: npt.NDArray[np.bool_] = (
             ~np.isnan(value) & (time >= self.times) & (value != self.value)
         )
         return newer
 
-    def take(self, value: FloatArray, time: int, due: int) -> bool:
+    def merge(self, value: FloatArray, time: int, due: int) -> bool:
         """Put a further label in; True if the two do not agree."""
-        newer = self.news(value, time)
+        newer = self.changed_outputs(value, time)
         differs = bool((~np.isnan(value) & ~np.isnan(self.value) & (value != self.value)).any())
         self.value = np.where(newer, value, self.value)
         self.times = np.where(newer, time, self.times)
@@ -60,8 +62,8 @@ class Held:
         return differs
 
 
-class HeldLabels(dict[str, Held]):
-    """Held labels by entry id, in the order of their first arrival."""
+class PendingLabels(dict[str, PendingLabel]):
+    """PendingLabel labels by entry id, in the order of their first arrival."""
 
     def pack(self) -> dict[str, Any] | None:
         """Return what must be saved, a row each; None if there are none."""
@@ -75,7 +77,7 @@ class HeldLabels(dict[str, Held]):
         }
 
     @classmethod
-    def unpack(cls, state: dict[str, Any] | None) -> HeldLabels:
+    def unpack(cls, state: dict[str, Any] | None) -> PendingLabels:
         """Return what `pack` saved."""
         held = cls()
         for i, id_ in enumerate(() if state is None else state["ids"]):
@@ -84,7 +86,7 @@ class HeldLabels(dict[str, Held]):
                 np.array(state["values"][i], np.float64),
                 np.array(state["times"][i], np.int64),
             )
-            held[id_] = Held(value, times, int(state["dues"][i]))
+            held[id_] = PendingLabel(value, times, int(state["dues"][i]))
         return held
 
 

@@ -21,7 +21,7 @@ from streamadapt.tasks.class_names import ClassName, counted_classes
 from streamadapt.tasks.delayed_positives import DelayedPositives
 from streamadapt.tasks.issued import Issued, pack, unpack
 from streamadapt.tasks.outliers import AbsurdLabels
-from streamadapt.tasks.settling import Held, HeldLabels, Queue
+from streamadapt.tasks.settling import PendingLabel, PendingLabels, Queue
 
 __all__ = ["Supervised"]
 
@@ -139,7 +139,7 @@ class Supervised(Task):
         self.closed: OrderedDict[str, tuple[int, str]] = (
             OrderedDict()
         )  # id -> (entry time, outcome)
-        self.held = HeldLabels()
+        self.held = PendingLabels()
         self.told: dict[
             str, Mask
         ] = {}  # of those that wait and had a label: the outputs that are learned
@@ -305,7 +305,7 @@ class Supervised(Task):
         held, told = self.held.get(label.id), self.told.get(label.id)
         value = label.value if told is None else np.where(told, np.nan, label.value)
         if held is not None:
-            return bool(held.news(value, label.time).any()) or (
+            return bool(held.changed_outputs(value, label.time).any()) or (
                 label.time + self.correction_window < held.due and not np.isnan(value).all()
             )
         return told is None or not np.isnan(value).all()
@@ -318,10 +318,10 @@ class Supervised(Task):
         if held is not None:
             due = min(due, held.due)
             moved = due < held.due
-            if held.take(value, time, due):
+            if held.merge(value, time, due):
                 self.count(CORRECTED)
         else:
-            self.held[id_] = Held.of(value, time, due)
+            self.held[id_] = PendingLabel.of(value, time, due)
             moved = True
         if self.correction_window and moved:
             if entry_time is None:
@@ -414,7 +414,9 @@ class Supervised(Task):
         mask = mask & judged
         weight = 1.0
         if self.negative_after is not None and self.correct_negatives:
-            weight = self.positives.weight(issued.own, issued.experts[0], certain=certain)
+            weight = self.positives.weight(
+                issued.aggregator_outputs, issued.experts[0], certain=certain
+            )
         example = Example(
             issued.inputs, issued.base, self.tensor(target), torch.from_numpy(mask).to(self.device)
         )
@@ -422,7 +424,7 @@ class Supervised(Task):
             example,
             example,
             issued.experts,
-            issued.own,
+            issued.aggregator_outputs,
             target,
             mask,
             weight,
@@ -482,7 +484,7 @@ class Supervised(Task):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
-        self.held = HeldLabels.unpack(state["held"])
+        self.held = PendingLabels.unpack(state["held"])
         self.told = {id_: np.array(told, np.bool_) for id_, told in state["told"]}
         self.fake = dict.fromkeys(state["fake"])
         self.unsure = dict.fromkeys(state.get("unsure", ()))

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from streamadapt.config.convert import meant
+from streamadapt.config.convert import did_you_mean
 from streamadapt.errors import ConfigError, EntryError
 from streamadapt.records import Position, Record
 from streamadapt_connectors.codecs.fields import GROUPED, Missing, number_of
@@ -164,7 +164,7 @@ def _hint(columns: Sequence[str], absent: Sequence[str], form: FileFormat) -> st
     for name in absent:
         if (there := by_case.get(name.strip().lower())) is not None:
             return f"; {name!r} is called {there!r} there: change [fields]"
-    return meant(absent[0], columns)
+    return did_you_mean(absent[0], columns)
 
 
 def _object(value: bytes) -> dict[str, Any] | None:

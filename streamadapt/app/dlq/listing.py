@@ -20,7 +20,7 @@ from rich.text import Text
 
 from streamadapt.app.terminal import progress, safe
 from streamadapt.build import make_letter_reader
-from streamadapt.config.convert import meant
+from streamadapt.config.convert import did_you_mean
 from streamadapt.config.durations import duration_ns
 from streamadapt.config.tables import Config
 from streamadapt.engine.dead_letter_ports import FOREIGN, DeadLetterReader, StoredLetter
@@ -66,7 +66,7 @@ class Wanted:
         for reason in reasons:
             if reason not in known:
                 raise ConfigError(
-                    "--reason", reason, f"one of {', '.join(known)}{meant(reason, known)}"
+                    "--reason", reason, f"one of {', '.join(known)}{did_you_mean(reason, known)}"
                 )
         if since is None:
             return cls(frozenset(reasons), replayed=replayed)

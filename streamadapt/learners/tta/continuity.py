@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from streamadapt.learners.tta.parts import Part
+from streamadapt.learners.tta.parts import StatefulPart
 
 __all__ = ["Continuity"]
 
@@ -22,7 +22,7 @@ FLOOR = 1e-4
 MARGINAL_RATE = 0.01
 
 
-class Continuity(Part):
+class Continuity(StatefulPart):
     """Several hidden Markov chains over the label, mixed by how well each predicts the answers.
 
     For each probability rho of staying, with o the model's answer and pi the running mean of the
@@ -46,7 +46,7 @@ class Continuity(Part):
         super().__init__()
         self._stay = torch.tensor(STAY, dtype=torch.float32, device=device).unsqueeze(1)
         self._home = torch.where(self._stay[:, 0] > 0.0, -DOUBT, 0.0)
-        self.hold(
+        self.register(
             chains=torch.full(
                 (len(STAY), classes), 1.0 / classes, dtype=torch.float32, device=device
             ),
@@ -54,7 +54,7 @@ class Continuity(Part):
             marginal=torch.full((classes,), 1.0 / classes, dtype=torch.float32, device=device),
         )
 
-    def look(self, said: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def evaluate(self, said: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Filter one answer (classes,); return the filtered one, and what to commit."""
         prior = self._stay * self.chains + (1.0 - self._stay) / len(said)
         support = prior @ (said / self.marginal.clamp_min(1e-6))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from streamadapt.learners.tta.parts import Part
+from streamadapt.learners.tta.parts import StatefulPart
 
 __all__ = ["BalancedMemory"]
 
@@ -13,7 +13,7 @@ PRIOR = 4.0
 """Entries that the source's statistics count for."""
 
 
-class BalancedMemory(Part):
+class BalancedMemory(StatefulPart):
     """Statistics of up to `size` entries, as many of each class as can be had.
 
     A new entry takes an empty place; then the oldest of the largest classes' places, its own
@@ -50,7 +50,7 @@ class BalancedMemory(Part):
         for name in ("means", "variances"):  # what stands there before an entry does has no weight
             self.register_buffer(name, mean.new_zeros(size, len(mean)))
         empty = torch.full((size,), -1, dtype=torch.int64, device=mean.device)
-        self.hold(labels=empty, ages=empty)
+        self.register(labels=empty, ages=empty)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and variance, (features,) each."""

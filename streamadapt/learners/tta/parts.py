@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Part", "shifted"]
+__all__ = ["StatefulPart", "shifted"]
 
 
-class Part(nn.Module):
+class StatefulPart(nn.Module):
     """A part of a learner's state, all of it buffers.
 
     What an entry makes of it is worked out without writing to it.
@@ -20,13 +20,13 @@ class Part(nn.Module):
         super().__init__()
         self._start: dict[str, Tensor] = {}
 
-    def hold(self, **tensors: Tensor) -> None:
+    def register(self, **tensors: Tensor) -> None:
         """Register buffers that `clear` returns to what they are now."""
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.clone())
             self._start[name] = tensor
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """Return to the start."""
         self.commit(self._start)
 

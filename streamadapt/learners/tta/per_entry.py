@@ -18,7 +18,7 @@ from streamadapt.learners.tta.polarity import Polarity
 from streamadapt.learners.tta.running import Running
 from streamadapt.learners.tta.samples import source_samples
 from streamadapt.learners.tta.selection import Selection
-from streamadapt.learners.tta.signature import Look, Signature
+from streamadapt.learners.tta.signature import Signature, SignatureResult
 from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 
 __all__ = ["PerEntry"]
@@ -44,7 +44,7 @@ class _Branches(NamedTuple):
 class _View(NamedTuple):
     """One entry, worked out: `predict` returns its answer, `adapt` commits the rest."""
 
-    look: Look
+    look: SignatureResult
     answer: Tensor
     continuity: dict[str, Tensor]
     branches: _Branches | None
@@ -178,7 +178,7 @@ class PerEntry(Learner):
         branches = view.branches
         if view.look.drift or (branches is not None and branches.fresh):
             for part in (self.polarity, self.running, self.memory, self.selection):
-                part.clear()
+                part.reset()
         if branches is not None:
             self.polarity.commit(branches.polarity)
             self.running.commit(branches.running)
@@ -198,7 +198,7 @@ class PerEntry(Learner):
 
     def _work_out(self, inputs: Tensor, frozen: Tensor) -> _View:
         x = self._copy[0].head(inputs.unsqueeze(0))
-        look = self.signature.look(x)
+        look = self.signature.evaluate(x)
         answer, branches = frozen, None
         if not look.familiar:
             if look.usable and self._copy[0].batch_norms:
@@ -207,7 +207,7 @@ class PerEntry(Learner):
                 return _View(
                     look, frozen if self._sound() else torch.full_like(frozen, torch.nan), {}, None
                 )
-        filtered, new = self.continuity.look(answer)
+        filtered, new = self.continuity.evaluate(answer)
         return _View(look, filtered, new, branches)
 
     def _sound(self) -> bool:
@@ -222,10 +222,10 @@ class PerEntry(Learner):
     ) -> tuple[Tensor, _Branches | None]:
         """Return the mixed answer (classes,) to an unfamiliar entry, and what to commit; None if
         it is not finite."""
-        turn = self.polarity.look(x, drift)
+        turn = self.polarity.evaluate(x, drift)
         fresh = drift or turn.flipped
         source = self._copy[0].source
-        mean, var, rate, count = self.running.look(fresh)
+        mean, var, rate, count = self.running.evaluate(fresh)
         memory = source if fresh else self.memory.statistics()
         given = (
             torch.stack([mean, memory[0]]),
@@ -240,7 +240,7 @@ class PerEntry(Learner):
         answers = torch.cat([frozen.unsqueeze(0), seen.logits.softmax(1)])
         if not bool(torch.isfinite(answers.sum() + sum(t.sum() for t in seen[1:]))):
             return frozen, None
-        choice = self.selection.look(answers, fresh)
+        choice = self.selection.evaluate(answers, fresh)
         running = {"mean": seen.used_mean[0], "var": seen.used_var[0], "count": count}
         return choice.answer, _Branches(
             fresh, turn.new, running, choice.new, seen.mean[1], seen.var[1]

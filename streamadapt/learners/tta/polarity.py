@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor
 
-from streamadapt.learners.tta.parts import Part
+from streamadapt.learners.tta.parts import StatefulPart
 
-__all__ = ["Polarity", "Turn"]
+__all__ = ["Polarity", "PolarityResult"]
 
 LEAST = 4
 """Entries from which it can be told."""
@@ -20,7 +20,7 @@ OPPOSITE = -0.5
 turned back."""
 
 
-class Turn(NamedTuple):
+class PolarityResult(NamedTuple):
     """The sign to use, whether it has just changed, and what to commit."""
 
     sign: Tensor
@@ -28,7 +28,7 @@ class Turn(NamedTuple):
     new: dict[str, Tensor]
 
 
-class Polarity(Part):
+class Polarity(StatefulPart):
     """The sign of the first batch normalisation's gain.
 
     ``kappa = sum_i m3_i / (sum_i m2_i)^1.5`` per channel, with m2 and m3 an entry's central
@@ -51,10 +51,12 @@ class Polarity(Part):
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         sums = central(x).sum(1)  # (2, channels)
-        self.hold(reference=_skewness(sums), sums=torch.zeros_like(sums))
-        self.hold(count=torch.zeros((), dtype=torch.int64, device=x.device), sign=x.new_ones(()))
+        self.register(reference=_skewness(sums), sums=torch.zeros_like(sums))
+        self.register(
+            count=torch.zeros((), dtype=torch.int64, device=x.device), sign=x.new_ones(())
+        )
 
-    def look(self, x: Tensor, fresh: bool) -> Turn:
+    def evaluate(self, x: Tensor, fresh: bool) -> PolarityResult:
         """Take one unfamiliar entry in, (1, channels, ...); `fresh`: the stream has just
         changed."""
         own = central(x)[:, 0]
@@ -65,7 +67,9 @@ class Polarity(Part):
         if int(count) >= LEAST:
             cosine = F.cosine_similarity(_skewness(sums), self.reference, dim=0)
             sign = torch.where(cosine < torch.where(before > 0.0, OPPOSITE, 0.0), -1.0, 1.0)
-        return Turn(sign, bool(sign != before), {"sums": sums, "count": count, "sign": sign})
+        return PolarityResult(
+            sign, bool(sign != before), {"sums": sums, "count": count, "sign": sign}
+        )
 
 
 def central(x: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from streamadapt.learners.tta.parts import Part
+from streamadapt.learners.tta.parts import StatefulPart
 
-__all__ = ["Choice", "Selection"]
+__all__ = ["Selection", "SelectionResult"]
 
 SLOWEST = 0.004
 SHARPNESS = 20.0
@@ -19,14 +19,14 @@ SORTED = 0.5
 """Rate of equal answers in a row above which the labels are taken to come sorted."""
 
 
-class Choice(NamedTuple):
+class SelectionResult(NamedTuple):
     """The mixed answer (classes,), and what to commit."""
 
     answer: Tensor
     new: dict[str, Tensor]
 
 
-class Selection(Part):
+class Selection(StatefulPart):
     """Mixes branches by the mutual information between entry and answer, as each branch's answers
     show it.
 
@@ -55,18 +55,18 @@ class Selection(Part):
             torch.zeros((), dtype=torch.float32, device=device),
             torch.zeros((), dtype=torch.int64, device=device),
         )
-        self.hold(
+        self.register(
             mean=torch.zeros(k, classes, dtype=torch.float32, device=device),
             doubt=torch.zeros(k, dtype=torch.float32, device=device),
             count=none,
         )
-        self.hold(stay=zero, last=none)
+        self.register(stay=zero, last=none)
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """Begin anew; whether labels come in runs is no matter of what the entries look like."""
         self.count.zero_()
 
-    def look(self, p: Tensor, fresh: bool) -> Choice:
+    def evaluate(self, p: Tensor, fresh: bool) -> SelectionResult:
         """Mix (branches, classes); `fresh`: the stream has just changed."""
         count = torch.ones_like(self.count) if fresh else self.count + 1
         rate = max(SLOWEST, 1.0 / int(count))
@@ -79,7 +79,7 @@ class Selection(Part):
         answer: Tensor = scores.softmax(0) @ p
         said = answer.argmax()
         stay = torch.lerp(self.stay, (said == self.last).float(), STAY_RATE)
-        return Choice(
+        return SelectionResult(
             answer, {"mean": mean, "doubt": doubt, "count": count, "stay": stay, "last": said}
         )
 

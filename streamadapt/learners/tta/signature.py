@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from streamadapt.learners.tta.norms import moments
-from streamadapt.learners.tta.parts import Part, shifted
+from streamadapt.learners.tta.parts import StatefulPart, shifted
 
-__all__ = ["Look", "Signature"]
+__all__ = ["Signature", "SignatureResult"]
 
 RECENT = 8
 """Entries that a decision averages over."""
@@ -35,7 +35,7 @@ FLAT = 1e-3
 there."""
 
 
-class Look(NamedTuple):
+class SignatureResult(NamedTuple):
     """What an entry looks like.
 
     Attributes
@@ -59,7 +59,7 @@ class Look(NamedTuple):
     new: dict[str, Tensor]
 
 
-class Signature(Part):
+class Signature(StatefulPart):
     """Per-entry statistics of what reaches the first normalisation layer, in z-scores of the
     source's.
 
@@ -116,20 +116,20 @@ class Signature(Part):
             ]
         )
         width = z.shape[1]
-        self.hold(centre=centre, spread=spread, floor=floor, limits=limits)
-        self.hold(recent=z.new_zeros(RECENT, width), scores=z.new_zeros(RECENT))
-        self.hold(
+        self.register(centre=centre, spread=spread, floor=floor, limits=limits)
+        self.register(recent=z.new_zeros(RECENT, width), scores=z.new_zeros(RECENT))
+        self.register(
             older=z.new_zeros(2, width), counts=torch.zeros(2, dtype=torch.int64, device=z.device)
         )
 
-    def look(self, x: Tensor) -> Look:
+    def evaluate(self, x: Tensor) -> SignatureResult:
         """Judge one entry, (1, channels, ...), as it reaches the first layer."""
         z = (_features(x, self.floor)[0] - self.centre) / self.spread
         q = _score(z)
         score = float(q)
         if not score < float(self.scores[-1]) + GLITCH:  # NaN and infinity too
             new = {"scores": shifted(self.scores, q)} if math.isfinite(score) else {}
-            return Look(score, familiar=False, drift=False, usable=False, new=new)
+            return SignatureResult(score, familiar=False, drift=False, usable=False, new=new)
         held, n = self.counts.tolist()
         older = self.older
         if held == RECENT:  # the oldest of the recent ones becomes an older one
@@ -148,7 +148,7 @@ class Signature(Part):
             held, n, older = min(held, KEPT), 0, torch.zeros_like(older)
         counts = torch.tensor([held, n], dtype=torch.int64, device=z.device)
         new = {"recent": recent, "scores": scores, "older": older, "counts": counts}
-        return Look(score, familiar, drift, usable=True, new=new)
+        return SignatureResult(score, familiar, drift, usable=True, new=new)
 
 
 def _features(x: Tensor, floor: Tensor) -> Tensor:
