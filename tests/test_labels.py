@@ -14,7 +14,7 @@ from test_tasks import label, reason_of, send, supervised
 
 from streamadapt import RLS, Bias, Entry, Label, Pipeline, Supervised
 from streamadapt.errors import ConfigError, EntryError, Reason
-from streamadapt.tasks.outliers import AbsurdLabels
+from streamadapt.tasks.outliers import LabelOutliers
 from streamadapt.testing.checks.cases import through_a_checkpoint
 
 NAN = float("nan")
@@ -49,7 +49,7 @@ def test_what_is_missing_may_expire() -> None:
     task.observe(label("0", [1.0, NAN], S))
     send(task, 11)
     assert task.outcomes == {"partial": 1, "expired": 1}
-    assert task.told == {}
+    assert task.learned_outputs == {}
     assert reason_of(task, label("0", [NAN, 1.0], 11 * S)) is Reason.LATE_LABEL
 
 
@@ -178,8 +178,8 @@ def test_five_absurd_labels_in_a_row_are_a_change() -> None:
     assert known == [True] * 25 + [False] * 4 + [True] * 21
 
 
-def judged(gate: AbsurdLabels, label: float, error: float) -> bool:
-    return bool(gate.among(np.array([label]), np.array([error]))[0])
+def judged(gate: LabelOutliers, label: float, error: float) -> bool:
+    return bool(gate.outliers(np.array([label]), np.array([error]))[0])
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6), st.sampled_from([1e4, 1e6, 1e20]))
@@ -195,7 +195,7 @@ def test_one_in_twenty_absurd_labels_is_found_and_nothing_else(
     labels = unit * rng.normal(5.0, 2.0, 500)
     bad = rng.random(500) < 0.05
     bad[:4] = False
-    gate = AbsurdLabels(1, 100.0)
+    gate = LabelOutliers(1, 100.0)
     huge = size * unit
     rows = zip(labels, errors, bad, strict=True)
     found = [judged(gate, huge if wrong else y, huge if wrong else e) for y, e, wrong in rows]
@@ -204,15 +204,15 @@ def test_one_in_twenty_absurd_labels_is_found_and_nothing_else(
 
 
 def test_a_perfect_base_makes_no_label_absurd() -> None:
-    rng, gate = np.random.default_rng(0), AbsurdLabels(1, 100.0)
+    rng, gate = np.random.default_rng(0), LabelOutliers(1, 100.0)
     for y in rng.normal(size=200):
         assert not judged(gate, y, 1e-9 * abs(y))
     assert not judged(gate, 8.0, 7.0)
     assert judged(gate, 1e4, 1e4)
-    exact = AbsurdLabels(2, 100.0)
+    exact = LabelOutliers(2, 100.0)
     for _ in range(100):
-        assert not exact.among(np.array([7.0, NAN]), np.array([0.0, NAN])).any()
-    assert not exact.among(np.array([10.0, 1e9]), np.array([3.0, 1e9])).any(), (
+        assert not exact.outliers(np.array([7.0, NAN]), np.array([0.0, NAN])).any()
+    assert not exact.outliers(np.array([10.0, 1e9]), np.array([3.0, 1e9])).any(), (
         "nothing is known of either's size"
     )
 
@@ -299,7 +299,7 @@ def test_any_order_parts_corrections_and_repetitions_within_settle_are_the_clean
     plain.observe(last)
     other.observe(last)
     assert other.stats.loss_sum == plain.stats.loss_sum
-    assert other.task.held == plain.task.held == {}  # type: ignore[attr-defined]
+    assert other.task.pending_labels == plain.task.pending_labels == {}  # type: ignore[attr-defined]
 
 
 def test_without_settling_order_matters() -> None:

@@ -205,8 +205,8 @@ def test_check_warns_of_a_secret_that_is_written_down(weights, tmp_path, capsys,
     assert run_command(["check", str(path)]).code == 0
     said = capsys.readouterr()
     assert (
-        f"warning: {flag}: this secret is written in {path}; better put it in a file that {flag}_file"
-        in said.err
+        f"warning: {flag}: this secret is written in {path}; better put it in a file that "
+        f"{flag}_file" in said.err
     )
     assert PASSWORD + "_FILE" in said.err
     assert run_command(["check", str(path), "--json"]).code == 0

@@ -1,5 +1,4 @@
-"""River's drift detectors by name: which watch numbers and which a yes or no, and how sure each
-wants to be."""
+"""River's drift detectors by name: their input (numbers or errors), and their confidence level."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ __all__ = [
     "corrected",
     "detector_class",
     "make_detector",
-    "tell",
+    "update",
 ]
 
 DetectorName = Literal[
@@ -36,7 +35,7 @@ DETECTORS: dict[str, str] = {
     "hddm-w": f"{BINARY}HDDMW",
     "fhddm": f"{BINARY}FHDDM",
 }
-"""Name in the config -> class in `river.drift`; those in `binary` watch a yes or no."""
+"""Name in the config -> class in `river.drift`; those in `binary` take booleans."""
 
 LEVELS = {
     "adwin": "delta",
@@ -76,20 +75,20 @@ def make_detector(name: str, params: Mapping[str, Any]) -> Any:
 def corrected(name: str, params: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """Return arguments with the level of one test divided among `channels` tests.
 
-    By Bonferroni's inequality the probability that any of them is a false alarm is then at most
-    what it was for one, however the channels depend on each other (Dunn 1961, Journal of the
-    American Statistical Association 56).
+    By Bonferroni's inequality the probability of a false alarm in any channel is then at most that
+    of one test with the whole level, however the channels depend on each other (Dunn 1961, Journal
+    of the American Statistical Association 56).
     """
     level = LEVELS[name]
     given = params.get(level, inspect.signature(detector_class(name)).parameters[level].default)
     return {**params, level: given / channels}
 
 
-def tell(name: str, detector: Any, value: float) -> bool:
-    """Give a detector one finite value; True if it says drift."""
-    told: float | bool = value
+def update(name: str, detector: Any, value: float) -> bool:
+    """Update a detector with one finite value; return whether it detects a drift."""
+    x: float | bool = value
     if DETECTORS[name].startswith(BINARY):
-        wrong = value > 0.5
-        told = not wrong if name == "fhddm" else wrong  # river's FHDDM counts what was right
-    detector.update(told)
+        is_error = value > 0.5
+        x = not is_error if name == "fhddm" else is_error  # river's FHDDM takes correctness
+    detector.update(x)
     return bool(detector.drift_detected)

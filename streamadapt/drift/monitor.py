@@ -1,7 +1,7 @@
-"""Drift: which signal is watched, by which detector, and what is done when it fires.
+"""A drift monitor: a signal, its detector, and the reaction to an alarm.
 
-The detectors are river's own, behind a door that refuses non-finite values: one NaN makes river's
-ADWIN miss every later drift without a word.
+The detectors are river's. Non-finite values are refused before they reach a detector: one NaN
+makes river's ADWIN miss every later drift silently.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streamadapt.drift.detectors import (
     DetectorName,
     corrected,
     make_detector,
-    tell,
+    update,
 )
 from streamadapt.drift.reactions import REACTIONS, Boost, Reaction
 from streamadapt.drift.signals import BY_CHANNEL
@@ -32,12 +32,12 @@ from streamadapt.state.river_pickle import dumps_river, loads_river
 __all__ = ["DriftMonitor"]
 
 FARTHEST = 30.0
-"""A value counts for at most so many mean sizes of the signal (or so much, where that is more):
-ADWIN's variance would know of nothing else for thousands of values."""
+"""A value is clipped at this many mean sizes of the signal, or at this number if that is larger: a
+single outlier would dominate ADWIN's variance for thousands of values."""
 SIZE_RATE = 0.01
 """How fast the mean size follows the values."""
 MOST = 1e6
-"""No value counts for more, whatever the first ones were."""
+"""Every value is clipped at this number, also while the mean size is not known yet."""
 
 
 @accepts_old_names("drift")
@@ -55,41 +55,42 @@ class DriftMonitor(ShowsArguments):
     signal : str
         ``loss``, ``error``, ``residual``, ``input``, ``confidence`` or ``embedding``
         (`streamadapt.drift.signals` explains them), or a signal of a learner, such as
-        ``dictionary-error``. The detectors of right and wrong watch ``error`` and nothing else.
+        ``dictionary-error``. The detectors for right and wrong take ``error`` only.
     reaction : {"alert", "boost", "forget", "reset", "refit"}
-        ``alert``: say so (prediction, metric, log). ``boost``: also learn faster for a while.
-        ``forget``: give what was learned so far only `keep_fraction` of its weight
-        (`Learner.forget`). ``reset``: start the learners anew. ``refit``: train a fresh copy of
-        each beside it, and put it in its place if it was better in the second half of
-        `refit_trial` matured examples; twice the cost while that lasts. docs/reactions.md has what
-        each was worth.
+        ``alert``: report the drift (prediction, metric, log). ``boost``: also learn faster for a
+        while. ``forget``: reduce the weight of everything learned so far to `keep_fraction`
+        (`Learner.forget`). ``reset``: reset the learners to their start. ``refit``: train a new
+        copy of each learner next to it, and replace the learner if the copy was better in the
+        second half of `refit_trial` matured examples; twice the cost during the trial.
+        docs/reactions.md compares the reactions.
     params : dict
         Arguments of river's class.
     factor : float, >= 1
         With ``boost``: how many times faster learners learn right after an alarm.
     half_life : float, > 0, in entries
-        With ``boost``: after this many entries half of the additional speed is gone.
+        With ``boost``: the number of entries after which half of the additional speed is left.
     cool_down : int, >= 0
-        The number of values after an alarm for which no other alarm is raised: a detector whose
-        window still holds the change would raise it again. The detector itself goes on.
+        The number of values after an alarm in which no further alarm is raised: a detector whose
+        window still contains the change would raise it again. The detector itself continues.
     channels : {"mean", "each"}
-        ``each``: a detector per channel of the signal (``loss``, ``residual``, ``input``), an
-        alarm if any fires, with the level of each test divided by their number (Bonferroni), so
-        that the rate of false alarms does not grow with the channels. For detectors that have such
-        a level: adwin, kswin, hddm-a, hddm-w, fhddm. Costs a detector each.
+        ``each``: one detector per channel of the signal (``loss``, ``residual``, ``input``), and
+        an alarm if any of them fires. The level of each test is divided by the number of channels
+        (Bonferroni), so that the rate of false alarms does not grow with the channels. For
+        detectors with such a level: adwin, kswin, hddm-a, hddm-w, fhddm. Costs one detector per
+        channel.
     keep_fraction : float, in [0, 1)
-        With ``forget``: the weight that is left of what was learned.
+        With ``forget``: the share of the learned state's weight that is kept.
     refit_trial : int, >= 2, matured examples
-        With ``refit``: how long the fresh copy is compared with the learner.
+        With ``refit``: how long the new copy is compared with the learner.
     learners : sequence of str, optional
-        Kinds of the learners that ``forget``, ``reset`` and ``refit`` act on. Default: all.
+        Kinds of the learners that ``forget``, ``reset`` and ``refit`` apply to. Default: all.
 
     Attributes
     ----------
     refused : int
-        Values that were not finite.
+        The number of values that were not finite.
     fired_channels : tuple of int
-        Which channels fired at the last alarm.
+        The channels that fired at the last alarm.
 
     Examples
     --------
@@ -121,7 +122,7 @@ class DriftMonitor(ShowsArguments):
                 raise ConfigError(f"drift.{path}", value, "one of " + ", ".join(allowed))
         if DETECTORS[detector].startswith(BINARY) and signal != "error":
             raise ConfigError(
-                "drift.signal", signal, f"error: {detector} watches what is right or wrong"
+                "drift.signal", signal, f"error: {detector} takes right or wrong only"
             )
         self._check_numbers(cool_down, keep_fraction, refit_trial)
         self.detector = detector
@@ -139,13 +140,10 @@ class DriftMonitor(ShowsArguments):
         self.refused = 0
         self.fired_channels: tuple[int, ...] = ()
         self._quiet = 0  # values still to pass before the next alarm
-        self._sizes: list[
-            tuple[int, float]
-        ] = []  # by channel: values so far, up to 1 / SIZE_RATE, and their mean size
-        one = make_detector(
-            detector, self.params
-        )  # also tells at once whether river takes the arguments
-        self._rivers: list[Any] = [] if self.each else [one]
+        # by channel: the number of values so far, up to 1 / SIZE_RATE, and their mean size
+        self._sizes: list[tuple[int, float]] = []
+        first = make_detector(detector, self.params)  # raises if river refuses the arguments
+        self._rivers: list[Any] = [] if self.each else [first]
 
     @staticmethod
     def _check_numbers(cool_down: int, keep_fraction: float, refit_trial: int) -> None:
@@ -173,7 +171,7 @@ class DriftMonitor(ShowsArguments):
         return f"{self.detector}:{self.signal}"
 
     def update(self, value: float | npt.NDArray[np.float64]) -> bool:
-        """Take one value of the signal; True if this is a drift.
+        """Update the detector with one value of the signal; return whether this is a drift.
 
         Non-finite values are counted and refused.
 
@@ -192,7 +190,7 @@ class DriftMonitor(ShowsArguments):
         if not seen:
             return False
         firing = tuple(
-            i for i in seen if tell(self.detector, self._rivers[i], self._bounded(i, values[i]))
+            i for i in seen if update(self.detector, self._rivers[i], self._bounded(i, values[i]))
         )
         fired = bool(firing) and self._quiet == 0
         self._quiet = self.cool_down if fired else max(self._quiet - 1, 0)
@@ -203,7 +201,7 @@ class DriftMonitor(ShowsArguments):
         return fired
 
     def _bounded(self, i: int, value: float) -> float:
-        """Return a value of channel `i`, cut to what is not beyond all before it."""
+        """Return a value of channel `i`, clipped by the sizes of the values before it."""
         while len(self._sizes) <= i:
             self._sizes.append((0, 0.0))
         count, size = self._sizes[i]
@@ -218,7 +216,7 @@ class DriftMonitor(ShowsArguments):
         self._rivers = [] if self.each else [make_detector(self.detector, self.params)]
 
     def begin_again(self) -> None:
-        """Forget the values seen so far."""
+        """Start the detectors again, because the unit of the signal has changed."""
         self._rivers = [] if self.each else [make_detector(self.detector, self.params)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,8 +236,7 @@ class DriftMonitor(ShowsArguments):
         self.refused = int(state["refused"])
         self._quiet = int(state["quiet"])
         self.fired_channels = tuple(int(i) for i in state["fired_channels"])
-        self._sizes = [
-            (int(count), float(size)) for count, size in state.get("sizes", ())
-        ]  # absent in older ones
+        # "sizes" is absent in older states
+        self._sizes = [(int(count), float(size)) for count, size in state.get("sizes", ())]
         if self.boost is not None:
             self.boost.level = float(state["boost"])

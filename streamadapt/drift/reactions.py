@@ -1,4 +1,4 @@
-"""What a drift does: learn faster for a while, forget, start anew, or train a replacement in the
+"""Reactions to a drift: learn faster for a while, forget, reset, or train a replacement in the
 background."""
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Boost:
     Attributes
     ----------
     factor : float, >= 1
-        Right after a drift.
+        The factor right after a drift.
     half_life : float, > 0, in entries
-        Of what the factor is above one.
+        The half-life of the factor's part above one.
     level : float, >= 1
-        Now.
+        The current factor.
     """
 
     factor: float = 5.0
@@ -50,55 +50,53 @@ class Boost:
             raise ConfigError("drift.half_life", self.half_life, "a finite number of entries > 0")
 
     def fire(self) -> None:
-        """Jump."""
+        """Raise the factor at a drift."""
         self.level = self.factor
 
     def decay(self) -> None:
-        """Let one entry pass."""
+        """Reduce the factor by the decay of one entry."""
         self.level = 1.0 + (self.level - 1.0) * 0.5 ** (1.0 / self.half_life)
 
 
 class Trial:
-    """A learner's replacement that starts anew beside it and takes its place if it turns out
-    better.
+    """A possible replacement of a learner: it starts from nothing, learns next to the learner, and
+    replaces it if it has the smaller loss.
 
-    As in adaptive random forests, where a background tree grows from the alarm on and replaces the
-    old one (Gomes et al. 2017, Machine Learning 106). Both are asked, with their states of now,
-    for every matured example before either learns it; over the second half of the trial the mean
-    losses decide.
+    As in adaptive random forests, where a background tree grows after an alarm and replaces the
+    old tree (Gomes et al. 2017, Machine Learning 106). Both predict every matured example before
+    either learns it; the mean losses over the second half of the trial decide.
 
     Parameters
     ----------
     learner : Learner
-        Built. It is not changed before the end.
+        It must be built. It does not change before the end of the trial.
     length : int, matured examples
     """
 
     def __init__(self, learner: Learner, length: int) -> None:
-        # The spec is shared, and the frozen base in it: a copy of a learner must not be a copy of
-        # the base.
+        # The copy shares the spec and the frozen base in it: the base must not be copied.
         shared = {id(learner.spec): learner.spec, id(learner.spec.model): learner.spec.model}
         self.learner = learner
         self.fresh = copy.deepcopy(learner, shared)
         self.fresh.reset()
         self.length = length
         self.count = 0
-        self.losses = np.zeros(2)  # the old one's, the fresh one's
+        self.losses = np.zeros(2)  # of the learner, of its replacement
 
     def compare(
         self, inputs: Tensor, base: BaseOutput, target: Array, known: Mask, loss: Loss
     ) -> None:
-        """Ask both about one matured example; `target` is (rows, columns), `known` as `Loss.known`
-        has it."""
+        """Add both losses on one matured example; `target` is (rows, columns), `known` is
+        `Loss.known` of its mask."""
         self.count += 1
         if 2 * self.count <= self.length:
             return
         shape = (-1, *target.shape)
         for i, learner in enumerate((self.learner, self.fresh)):
             try:
-                said = learner.predict(inputs, base).reshape(shape).cpu().double().numpy()
-                losses = np.where(known, loss.loss(said, target), 0.0).sum() / len(said)
-            except Exception as error:  # what raises says nothing that is of use
+                output = learner.predict(inputs, base).reshape(shape).cpu().double().numpy()
+                losses = np.where(known, loss.loss(output, target), 0.0).sum() / len(output)
+            except Exception as error:  # a learner that raises has an infinite loss
                 if is_fatal(error):
                     raise
                 losses = math.inf
@@ -106,18 +104,19 @@ class Trial:
 
     @property
     def over(self) -> bool:
-        """Whether enough was seen."""
+        """Whether the trial has seen all its examples."""
         return self.count >= self.length
 
     def finish(self) -> bool:
-        """Put the fresh state in place of the old one if it was better; say whether it was."""
+        """Replace the learner's state by the replacement's if that was better; return whether it
+        was."""
         better = bool(self.losses[1] < self.losses[0])
         if better:
             self.learner.load_state_dict(self.fresh.snapshot())
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fresh learner's state and the losses so far."""
+        """Return the replacement's state and the losses so far."""
         return {"fresh": self.fresh.snapshot(), "count": self.count, "losses": self.losses.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -128,20 +127,20 @@ class Trial:
 
 
 class Reactor:
-    """Does to the learners what the monitors' alarms ask for.
+    """Carries out the monitors' reactions on the learners.
 
     Parameters
     ----------
     learners : sequence of Learner
     on_reaction : callable (str, Learner) -> None
-        Called with what was done to a learner: ``forget``, ``reset``, ``refit``, ``refit-kept``,
-        ``refit-dropped``.
+        Called with the reaction and the learner after each reaction: ``forget``, ``reset``,
+        ``refit``, ``refit-kept``, ``refit-dropped``.
 
     Attributes
     ----------
     failed : callable (str, int, Exception) -> None
-        Called with a reaction that raised and the place of the learner that it was done to.
-        Default: it is raised.
+        Called with a reaction that raised, the index of its learner, and the exception. Default:
+        the exception is raised.
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class Reactor:
         self.trials: dict[int, Trial] = {}
 
     def chosen(self, kinds: Sequence[str] | None) -> list[int]:
-        """Return the places of the learners of these kinds; None: of all."""
+        """Return the indices of the learners of these kinds; None: of all learners."""
         return [
             i for i, learner in enumerate(self.learners) if kinds is None or learner.kind in kinds
         ]
@@ -161,7 +160,7 @@ class Reactor:
     def react(
         self, reaction: Reaction, kinds: Sequence[str] | None, *, keep: float, trial: int
     ) -> None:
-        """Carry out one alarm's reaction; learners must be built."""
+        """Carry out the reaction to one alarm; the learners must be built."""
         if reaction in ("alert", "boost"):
             return  # a boost acts through the learning rates
         for i in self.chosen(kinds):
@@ -174,7 +173,7 @@ class Reactor:
                 self.on_reaction(reaction, self.learners[i])
 
     def _react(self, i: int, reaction: Reaction, keep: float, trial: int) -> bool:
-        """Do it to one learner; tell whether anything was done."""
+        """Carry out the reaction on one learner; return whether it changed anything."""
         learner = self.learners[i]
         if reaction == "forget":
             learner.forget(keep)
@@ -182,7 +181,7 @@ class Reactor:
             learner.reset()
             self.trials.pop(i, None)
         elif not learner.needs_labels:
-            return False  # nothing would tell whether a fresh one is better
+            return False  # without labels, no loss could compare it with a replacement
         else:
             self.trials[i] = Trial(learner, trial)
         return True
@@ -190,15 +189,15 @@ class Reactor:
     def compare(
         self, inputs: Tensor, base: BaseOutput, target: Array, known: Mask, loss: Loss
     ) -> None:
-        """Let all trials compare on one matured example, before it is learned."""
+        """Update all trials with one matured example, before it is learned."""
         for trial in self.trials.values():
             trial.compare(inputs, base, target, known, loss)
 
     def learned(
         self, i: int, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor
     ) -> None:
-        """Let the trial of learner `i`, if any, learn what the learner has just learned; end it if
-        it is over."""
+        """Let the trial of learner `i`, if any, learn the example that the learner has just
+        learned; finish a trial that has seen all its examples."""
         trial = self.trials.get(i)
         if trial is None:
             return
@@ -218,7 +217,7 @@ class Reactor:
             self.on_reaction("refit-kept" if kept else "refit-dropped", self.learners[i])
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
-        """Let the fresh learners take in one entry."""
+        """Let the replacements on trial adapt to one entry."""
         for i, trial in list(self.trials.items()):
             try:
                 trial.fresh.adapt(inputs, base)
@@ -226,12 +225,12 @@ class Reactor:
                 self._drop(i, error)
 
     def _drop(self, i: int, error: Exception) -> None:
-        """End a trial whose replacement raised."""
+        """End a trial whose replacement raised an exception."""
         self.trials.pop(i, None)
         self.failed("refit", i, error)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the trials that go on."""
+        """Return the trials in progress."""
         return {
             "trials": [[i, trial.length, trial.state_dict()] for i, trial in self.trials.items()]
         }

@@ -1,26 +1,25 @@
-"""The scalars that a pipeline offers to drift monitors, one value per entry or per matured
+"""The signals that a pipeline offers to drift monitors: one number per entry or per matured
 arrival.
 
 ==============  ===================================================================================
-signal          what it is
+signal          meaning
 ==============  ===================================================================================
-``loss``        the base's mean loss over the cells that matured at an arrival, in units of what it
-                used to be (see `UsualError`), so that one threshold suits every unit
-``error``       1 where the base was wrong, else 0: another class than the label, or a loss above
-                what it used to be
-``residual``    target less base over the matured cells, signed, in units of the base's mean
-                absolute error as it used to be; of classes, one less the probability of the true
-                one
-``input``       the mean over channels of the newest values, scaled as learners see them
-``confidence``  classification: the greatest of the base's probabilities
-``embedding``   how far the base's embedding is from where it used to be: the root mean square over
-                features of ``(e - m) / s``, m and s the mean and standard deviation of the first
-                `REFERENCE` entries
+``loss``        the base's mean loss over the cells that matured at an arrival, in units of its
+                usual loss (see `UsualError`), so that one threshold suits every unit
+``error``       1 if the base was wrong, else 0: another class than the label, or a loss above the
+                usual loss
+``residual``    target less base over the matured cells, signed, in units of the base's usual mean
+                absolute error; for classes, one less the probability of the true class
+``input``       the mean over channels of the newest values, scaled as for learners
+``confidence``  classification: the largest of the base's probabilities
+``embedding``   the distance of the base's embedding from its usual place: the root mean square
+                over features of ``(e - m) / s``, with m and s the mean and standard deviation of
+                the first `REFERENCE` entries
 ==============  ===================================================================================
 
-``loss``, ``residual`` and ``input`` also come by channel: of outputs the columns, of inputs the
-channels. A learner may offer signals of its own beside them (`Learner.signal_names`), such as the
-dictionary's reconstruction error.
+``loss``, ``residual`` and ``input`` also exist by channel: by column of the outputs, by channel of
+the inputs. A learner may offer further signals (`Learner.signal_names`), such as the dictionary's
+reconstruction error.
 """
 
 from __future__ import annotations
@@ -46,19 +45,21 @@ __all__ = [
 ]
 
 SIGNALS = ("loss", "error", "residual", "input", "confidence", "embedding")
-"""What the pipeline itself can watch."""
+"""The signals of the pipeline itself."""
 BY_CHANNEL = ("loss", "residual", "input")
-"""Those that have a value per channel."""
+"""The signals that have a value per channel."""
 REFERENCE = 500
-"""Entries that say where embeddings used to be, and losses what they used to be."""
+"""The number of first entries that define the usual embedding, and the usual losses."""
 FARTHEST = 20.0
-"""An error counts for at most so many mean ones in the mean: what it comes to is kept for good."""
+"""An error is clipped at this many mean errors before it enters the mean, because the mean is kept
+forever."""
 WARM = 20
-"""Losses of a cell before there is a usual one to compare with."""
+"""The number of losses of a cell after which its usual loss is known."""
 
 
 def by_column(values: Array, known: Mask) -> Array:
-    """Average (rows, columns) over the known rows of each column; NaN where none is known."""
+    """Return the mean of each column of (rows, columns) over its known rows; NaN if no row is
+    known."""
     count = known.sum(axis=0)
     total = np.where(known, values, 0.0).sum(axis=0)
     mean: Array = np.where(count > 0, total / np.maximum(count, 1), np.nan)
@@ -66,7 +67,7 @@ def by_column(values: Array, known: Mask) -> Array:
 
 
 def zero_one_error(base: Array, target: Array, relative: float, kind: TaskKind) -> float:
-    """Return 1 where the base was wrong, 0 where it was right, NaN if nothing matured."""
+    """Return 1 if the base was wrong, 0 if it was right, NaN if nothing matured."""
     if np.isnan(relative):
         return relative
     if kind == "classification":
@@ -75,14 +76,14 @@ def zero_one_error(base: Array, target: Array, relative: float, kind: TaskKind) 
 
 
 def residual(base: Array, target: Array, known: Mask, length: Array, kind: TaskKind) -> Array:
-    """Return what the base left over by column, (columns,); of classes one value, ``1 - p`` of the
-    true one.
+    """Return the base's residual by column, (columns,); for classes one value, ``1 - p`` of the
+    true class.
 
     Parameters
     ----------
-    known : ndarray, (rows, columns), bool, or (rows, 1) of classes
+    known : ndarray, (rows, columns), bool, or (rows, 1) for classes
     length : ndarray, (rows, columns)
-        The unit, in the outputs' own; not used of classes.
+        The unit of the residual, in units of the outputs; not used for classes.
     """
     if kind == "classification":
         return by_column(1.0 - (base * target).sum(axis=-1, keepdims=True), known)
@@ -90,16 +91,16 @@ def residual(base: Array, target: Array, known: Mask, length: Array, kind: TaskK
 
 
 def confidence(output: Tensor) -> float:
-    """Return the greatest probability of a distribution, averaged over rows."""
+    """Return the largest probability of a distribution, averaged over rows."""
     return float(output.amax(-1).mean())
 
 
 class UsualError:
-    """The base's mean absolute error in each cell over its first `REFERENCE` known targets; then
-    it stays as it is.
+    """The base's mean absolute error in each cell over its first `REFERENCE` known targets; after
+    these it does not change.
 
-    A scale that went on following the base's errors, as the guard's does, would make a lasting
-    change look like a short one, and a base that stays wrong look normal: ADWIN would miss both.
+    A scale that kept following the base's errors, like the guard's scale, would make a lasting
+    change look short, and a base that stays wrong look normal: ADWIN would miss both.
     """
 
     def __init__(self) -> None:
@@ -114,7 +115,8 @@ class UsualError:
         return np.where((self.count >= WARM) & (self.mean > 0.0), self.mean, np.nan)
 
     def follow(self, errors: Array, mask: Mask) -> None:
-        """Take the absolute errors (rows, columns) of one arrival in; call `usual` first."""
+        """Update the means with the absolute errors (rows, columns) of one arrival; call `usual`
+        first."""
         learning = mask & (self.count < REFERENCE)
         if learning.any():
             bound = np.where(
@@ -135,11 +137,11 @@ class UsualError:
 
 
 class EmbeddingDistance:
-    """The distance of embeddings from those of the first `REFERENCE` entries; NaN until these are
-    seen.
+    """The distance of an embedding from those of the first `REFERENCE` entries; NaN for these
+    entries.
 
-    Running mean and variance by Welford (1962), Technometrics 4; then they stay as they are, since
-    a reference that follows the stream would hide a slow drift.
+    Running mean and variance by Welford (1962), Technometrics 4. After `REFERENCE` entries they do
+    not change, because a reference that follows the stream would hide a slow drift.
     """
 
     def __init__(self) -> None:
@@ -148,7 +150,7 @@ class EmbeddingDistance:
         self.squares: Array = np.zeros(0)
 
     def __call__(self, embedding: Tensor) -> float:
-        """Take one embedding, (features,); return its distance, in standard deviations of a
+        """Return the distance of one embedding, (features,), in standard deviations of a
         feature."""
         e = embedding.cpu().double().numpy()
         if not np.isfinite(e).all():
@@ -162,9 +164,8 @@ class EmbeddingDistance:
             self.squares = self.squares + off * (e - self.mean)
             return np.nan
         deviation = np.sqrt(self.squares / (self.count - 1))
-        varies = deviation > 1e-12 * (
-            1.0 + np.abs(self.mean)
-        )  # a feature that never moved has no unit
+        # A constant feature has no unit.
+        varies = deviation > 1e-12 * (1.0 + np.abs(self.mean))
         if not varies.any():
             return np.nan
         return float(np.sqrt(np.mean(np.square((e - self.mean)[varies] / deviation[varies]))))

@@ -1,4 +1,4 @@
-"""The frozen model: what the user deployed. It is read and never written to."""
+"""The built-in frozen models, and the loader for the user's own model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Linear", "Persistence", "load_module"]
 
 
 class Persistence(Base):
-    """The last value again, for every step of the horizon: the plainest forecaster.
+    """Forecasts the last value for every step of the horizon: the simplest forecaster.
 
     Parameters
     ----------
     horizon : int, >= 1, in entries
-        How many entries ahead the forecast reaches: as many as the task's.
+        The number of entries that the forecast covers; must equal the task's horizon.
 
     Examples
     --------
@@ -38,7 +38,7 @@ class Persistence(Base):
         self.horizon = horizon
 
     def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
-        """Only forecasts have a last value of what is to be predicted."""
+        """Raise `ConfigError` unless the task is a forecast with the same horizon."""
         del window, columns
         if kind != "forecast":
             raise ConfigError(
@@ -48,7 +48,7 @@ class Persistence(Base):
             raise ConfigError("base.horizon", self.horizon, f"the task's horizon, {rows}")
 
     def input_dtype(self, *, far: bool) -> torch.dtype:
-        """Take float64: what came is what it says."""
+        """Return float64: the forecast repeats the input without rounding."""
         del far
         return torch.float64
 
@@ -58,11 +58,11 @@ class Persistence(Base):
 
 
 class Linear(Base):
-    """Ridge regression on the window; made by `streamadapt.models.fit.fit_linear`.
+    """Ridge regression on the window; made by ``streamadapt fit`` or `streamadapt.models.fit`.
 
     Forecasts: one regression for all channels, from a channel's own scaled window to its next
-    `rows` values. Regression: from the whole scaled window to the outputs. Classification: softmax
-    of the same.
+    `rows` values. Regression: from the whole scaled window to the outputs. Classification: the
+    softmax of such a regression.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ class Linear(Base):
     >>> from streamadapt.models.fit import fit_forecast
     >>> history = Batch([[t % 3] for t in range(100)], range(100))  # 0, 1, 2, 0, 1, 2, ...
     >>> base = fit_forecast(history, window=3, horizon=3, ridge=0.0)
-    >>> said = base(torch.tensor([[0.0], [1.0], [2.0]]))
-    >>> said.output.round().abs().flatten().tolist()
+    >>> forecast = base(torch.tensor([[0.0], [1.0], [2.0]]))
+    >>> forecast.output.round().abs().flatten().tolist()
     [0.0, 1.0, 2.0]
     """
 
@@ -111,7 +111,7 @@ class Linear(Base):
 
     @property
     def channels(self) -> int | None:
-        """As many as it was fitted on."""
+        """The number of channels that it was fitted on."""
         assert self.input_loc is not None
         return len(self.input_loc)
 
@@ -120,7 +120,8 @@ class Linear(Base):
         return self._statistics
 
     def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
-        """Compare with what it was fitted for."""
+        """Raise `ConfigError` if the task differs from the one that the weights were fitted
+        for."""
         mine = self.weights.shape[1]
         wanted = rows if kind == "forecast" else columns
         if kind != self.kind_of_task:
@@ -137,13 +138,13 @@ class Linear(Base):
             )
 
     def input_dtype(self, *, far: bool) -> torch.dtype:
-        """Take float64 where float32 would lose something."""
+        """Return float64 if float32 would lose changes of a channel, else float32."""
         return torch.float64 if far else torch.float32
 
     def forward(self, inputs: Tensor) -> BaseOutput:
         """Predict; (window, channels) -> (rows, columns).
 
-        Float64 inputs: all is worked out in float64.
+        With float64 inputs, everything is computed in float64.
         """
         assert self.input_loc is not None
         assert self.input_scale is not None
@@ -192,7 +193,7 @@ class Linear(Base):
         Raises
         ------
         ConfigError
-            If it is no such file.
+            If the file was not written by ``streamadapt fit`` or `save`, or is incomplete.
         """
         tensors, metadata = read_tensors(weights, "base.weights")
         if metadata.get("format") != "streamadapt-linear-1":
@@ -206,8 +207,8 @@ class Linear(Base):
 
     @classmethod
     def _from_file(cls, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Linear:
-        """Make one of what a file holds; `KeyError` or `ValueError` where the parts do not fit
-        together."""
+        """Make a base from the content of a file; raise `KeyError` or `ValueError` if its parts do
+        not fit together."""
         kind: Any = metadata["task"]
         window, subtract_last = int(metadata["window"]), metadata["subtract_last"] == "1"
         if kind not in get_args(TaskKind):
@@ -267,29 +268,30 @@ def load_module(
     softmax: bool = False,
     embedding: str | None = None,
 ) -> FrozenModel:
-    """Build your own model with a function of Python, load its weights, and freeze it; see
+    """Build your own model with a Python function, load its weights, and freeze it; see
     `FrozenModel`.
 
     Parameters
     ----------
     factory : str
-        ``package.module:function``. The function returns a torch module, which is given (1,
-        window, channels), or another callable, which is given (window, channels); either returns
-        the prediction.
+        ``package.module:function``. The function returns a torch module, which takes (1, window,
+        channels), or another callable, which takes (window, channels); both return the
+        prediction.
     weights : Path, optional
         A safetensors file with the tensors of the module's state dict.
     params : dict, optional
         Arguments of the function.
     softmax : bool
-        Whether the model returns logits, of which the output is the softmax.
+        Whether the model returns logits; the base's output is then their softmax.
     embedding : str, optional
-        The submodule whose output is the embedding, as ``named_modules`` calls it: ``layers.2``.
+        The submodule whose output is the embedding, by its name in ``named_modules``:
+        ``layers.2``.
 
     Raises
     ------
     ConfigError
-        If the factory cannot be imported or called, or the weights do not fit, naming the keys
-        that differ.
+        If the factory cannot be imported or called, or the weights do not fit; the error names
+        the keys that differ.
     """
     import importlib
 
@@ -317,11 +319,11 @@ def _load_weights(model: Any, path: Path) -> None:
             "base.weights", str(path), "no weights: the factory returned no torch module"
         )
     tensors, _ = read_tensors(path, "base.weights")
-    own = model.state_dict()
+    expected = model.state_dict()
     for name, tensor in tensors.items():
-        if name in own and tensor.is_floating_point() != own[name].is_floating_point():
+        if name in expected and tensor.is_floating_point() != expected[name].is_floating_point():
             raise ConfigError(
-                "base.weights", str(path), f"{name} as {own[name].dtype}, not {tensor.dtype}"
+                "base.weights", str(path), f"{name} as {expected[name].dtype}, not {tensor.dtype}"
             )
     try:
         model.load_state_dict(tensors)

@@ -1,5 +1,5 @@
-"""What a frozen model is to the pipeline: what it is given, what it returns, what it tells about
-itself."""
+"""The contract between the pipeline and a frozen model: its inputs, its output, and the facts that
+it declares about itself."""
 
 from __future__ import annotations
 
@@ -35,23 +35,22 @@ __all__ = [
 
 
 MOST_WEIGHT = 1.0 / 0.3
-"""Where least squares are reweighted towards absolute errors, an example counts at most so many
-times."""
+"""The largest weight of one example when least squares are reweighted towards absolute errors."""
 TaskKind = Literal["forecast", "regression", "classification"]
 
 
 class BaseOutput(NamedTuple):
-    """What the frozen base said about one entry, and when.
+    """The output of the frozen base for one entry, with the event times of its window.
 
     Attributes
     ----------
     output : Tensor, (rows, columns), float32, original units (probabilities for classification)
-        A base may say it in float64. Learners are given float32, less `Spec.output_origin`.
+        A base may return float64. Learners get float32, less `Spec.output_origin`.
     embedding : Tensor, (features,), float32, or None
-        The base's hidden layer, where it has one to show.
+        The base's hidden layer, if it returns one.
     times : Tensor, (window,), int64, ns since the Unix epoch, or None
-        Event times of the window's entries, the newest last. The pipeline puts them here; a base
-        does not know them.
+        Event times of the window's entries, the newest last. The pipeline sets them; a base does
+        not know them.
     """
 
     output: Tensor
@@ -61,7 +60,7 @@ class BaseOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """Sufficient statistics of the part a linear base was fitted on, in scaled units.
+    """Sufficient statistics of the data that a linear base was fitted on, in scaled units.
 
     Attributes
     ----------
@@ -69,11 +68,11 @@ class Prior:
         Sum of ``x x^T`` with x as `streamadapt.models.features.linear_features` makes it; a group
         is a channel of a forecast, or the one group of a supervised task.
     moment : Tensor, (groups, features, responses), float64
-        Sum of ``x (y - base)^T``: what the base left over.
+        Sum of ``x (y - base)^T``, the base's residuals.
     robust : Prior or None
-        The same sums with every example weighted by its errors, as least absolute deviations weigh
-        them in the end: what a learner that is judged by absolute errors starts from. None where
-        nobody worked them out.
+        The same sums with the weights that a fit by least absolute deviations gives to each
+        example: the start of a learner that is judged by absolute errors. None if they were not
+        computed.
     """
 
     gram: Tensor
@@ -83,34 +82,34 @@ class Prior:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a learner must know to allocate itself: shapes, units, device, seed.
+    """All that a learner needs to allocate its state: shapes, units, device, seed.
 
     Attributes
     ----------
     window, channels : int
         Inputs are (window, channels), original units less `input_origin`.
     rows, columns : int
-        Outputs are (rows, columns): (horizon, channels) of a forecast, (1, outputs) or (1,
-        classes) otherwise.
+        Outputs are (rows, columns): (horizon, channels) for a forecast, (1, outputs) for a
+        regression, (1, classes) for a classification.
     input_loc, input_scale : Tensor, (channels,), float32
         ``(inputs - input_loc) / input_scale`` is of order one.
     output_loc, output_scale : Tensor, (columns,), float32
         The same for outputs; 0 and 1 for classification.
     seed : int
-        Of the learner's own random numbers; the same seed gives the same bits.
+        The seed of the learner's random numbers; the same seed gives the same bits.
     prior : Prior or None
-        Where the base can tell what it was fitted on.
+        Statistics of the data that the base was fitted on; None if the base has none.
     embedding : int or None
-        Features of ``BaseOutput.embedding``; None where the base shows none.
+        The number of features of ``BaseOutput.embedding``; None if the base returns no embedding.
     model : Base or None
         The frozen base itself, for learners that adapt a copy of it. Never write to it. It takes
-        original units: `ask` puts a question to it in the learners' own.
+        original units; `ask` calls it with inputs in the learners' units.
     input_origin : Tensor, (channels,), float64, or None
-        What was subtracted from the inputs, and from `input_loc`, before they became float32;
-        None: nothing. It is not 0 for channels that are so far from zero that float32 would lose
-        their changes (`streamadapt.models.origin`).
+        The value that was subtracted from the inputs, and from `input_loc`, before they became
+        float32; None: nothing was subtracted. It is not 0 for channels so far from zero that
+        float32 would lose their changes (`streamadapt.models.origin`).
     output_origin : Tensor, (columns,), float64, or None
-        The same of the base's output, targets, predictions and `output_loc`. None for
+        The same for the base's output, targets, predictions and `output_loc`. None for
         classification.
     """
 
@@ -132,22 +131,22 @@ class Spec:
     output_origin: Tensor | None = None
 
     def ask(self, inputs: Tensor) -> BaseOutput:
-        """Return what `model` says of inputs (window, channels) in the learners' units, in these
-        units."""
+        """Return the output of `model` for inputs (window, channels); inputs and output are in the
+        learners' units."""
         model: Any = self.model
         far = self.input_origin is not None or self.output_origin is not None
         original = inputs if self.input_origin is None else inputs.double() + self.input_origin
-        said: BaseOutput = model(original.to(model.input_dtype(far=far)))
+        answer: BaseOutput = model(original.to(model.input_dtype(far=far)))
         output = (
-            said.output
+            answer.output
             if self.output_origin is None
-            else said.output.double() - self.output_origin
+            else answer.output.double() - self.output_origin
         )
-        return said._replace(output=output.float())
+        return answer._replace(output=output.float())
 
     def generator(self) -> torch.Generator:
-        """Return a fresh CPU generator seeded with `seed` (CPU, so that every device starts from
-        the same numbers)."""
+        """Return a new CPU generator seeded with `seed`; on the CPU, so that every device starts
+        with the same numbers."""
         return torch.Generator().manual_seed(self.seed)
 
 
@@ -157,8 +156,8 @@ class Base(ShowsArguments, nn.Module, ABC):
     Attributes
     ----------
     input_loc, input_scale, output_loc, output_scale : Tensor or None
-        The scaling of the part it was fitted on, where it knows; learners then work in those
-        units.
+        The scaling of the data that it was fitted on; learners then work in these units. None if
+        the base does not know it.
     """
 
     kind: ClassVar[str]
@@ -167,7 +166,7 @@ class Base(ShowsArguments, nn.Module, ABC):
     output_loc: Tensor | None
     output_scale: Tensor | None
     warned_of_rounding = False
-    """Whether `streamadapt.pipeline.origin.warn_of_rounding` has said its word."""
+    """Whether `streamadapt.pipeline.origin.warn_of_rounding` has logged its warning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,11 +175,11 @@ class Base(ShowsArguments, nn.Module, ABC):
 
     @property
     def channels(self) -> int | None:
-        """How many channels it was made for; None where it does not care."""
+        """The number of channels that the base was made for; None if it takes any number."""
         return None
 
     def prior(self) -> Prior | None:
-        """Sufficient statistics of its fit, where it has them."""
+        """Return the sufficient statistics of its fit; None if it has none."""
         return None
 
     def input_dtype(self, *, far: bool) -> torch.dtype:
@@ -189,15 +188,15 @@ class Base(ShowsArguments, nn.Module, ABC):
         Parameters
         ----------
         far : bool
-            Whether there is a channel so far from zero that float32 rounds its changes; see
+            Whether a channel is so far from zero that float32 rounds its changes; see
             `streamadapt.models.origin`.
         """
         del far
         return torch.float32
 
     def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
-        """Raise `ConfigError` if it was not made for such a task (`columns` is None where not
-        known yet)."""
+        """Raise `ConfigError` if the base was not made for such a task; `columns` is None if it is
+        not known yet."""
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> BaseOutput:
@@ -215,20 +214,21 @@ class Base(ShowsArguments, nn.Module, ABC):
 
 
 class FrozenModel(Base):
-    """Any module or callable ``inputs -> output | (output, embedding)``, as a copy that is never
-    written to.
+    """A frozen copy of any module or callable ``inputs -> output | (output, embedding)``; it is
+    never written to.
 
     Parameters
     ----------
     model : nn.Module or callable
         A module is deep-copied, put in eval mode and stripped of gradients.
     batched : bool, optional
-        Whether the model wants (1, window, channels) and returns a leading 1; default: yes for
-        modules, no otherwise.
+        Whether the model takes (1, window, channels) and returns a leading 1. Default: yes for
+        modules, no for other callables.
     softmax : bool
-        Whether the model returns logits, of which the output is the softmax.
+        Whether the model returns logits; the base's output is then their softmax.
     embedding : str, optional
-        The submodule whose output is the embedding, as ``named_modules`` calls it: ``"layers.2"``.
+        The submodule whose output is the embedding, by its name in ``named_modules``:
+        ``"layers.2"``.
 
     Examples
     --------
@@ -273,31 +273,31 @@ class FrozenModel(Base):
             )
         return known[name]
 
-    def _show(self, module: nn.Module, given: Any, said: Any) -> None:
-        del module, given
-        if not isinstance(said, Tensor):
+    def _show(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        del module, inputs
+        if not isinstance(output, Tensor):
             raise ConfigError(
-                "base.embedding", type(said).__name__, "a submodule that returns one tensor"
+                "base.embedding", type(output).__name__, "a submodule that returns one tensor"
             )
-        self._shown = said.detach().flatten().clone()
+        self._shown = output.detach().flatten().clone()
 
     def train(self, mode: bool = True) -> FrozenModel:
-        """Stay frozen: a training mode would let batch norms write to themselves."""
+        """Stay in eval mode: in training mode, batch norms would change their statistics."""
         del mode
         return super().train(False)
 
     def input_dtype(self, *, far: bool) -> torch.dtype:
-        """Take what the model's parameters are made of: float64 where all of them are, else
-        float32."""
+        """Return float64 if all parameters of the model are float64, else float32."""
         del far
         return self._takes
 
     def forward(self, inputs: Tensor) -> BaseOutput:
-        """Call the model; callers from other threads wait, since pipelines may share a base."""
+        """Call the model; callers from other threads wait, because pipelines may share a base."""
         with self._turn, torch.no_grad():
             self._shown = None
-            said, shown = self.model(inputs.unsqueeze(0) if self.batched else inputs), self._shown
-        output, embedding = said if isinstance(said, tuple) else (said, shown)
+            result = self.model(inputs.unsqueeze(0) if self.batched else inputs)
+            shown = self._shown
+        output, embedding = result if isinstance(result, tuple) else (result, shown)
         output = torch.as_tensor(output, device=inputs.device)
         if output.is_complex():
             raise ShapeError(f"the base must return real numbers, got {output.dtype}")
@@ -310,13 +310,13 @@ class FrozenModel(Base):
 
 
 def shaped_output(output: Tensor) -> Tensor:
-    """Return what a model said about one entry as (rows, columns): without leading ones, a vector
-    as one row.
+    """Return a model's output for one entry as (rows, columns): leading dimensions of size 1 are
+    removed, and a vector becomes one row.
 
     Raises
     ------
     ShapeError
-        If it has more dimensions.
+        If the output has more dimensions.
     """
     while output.ndim > 2 and output.shape[0] == 1:
         output = output.squeeze(0)
@@ -330,64 +330,67 @@ def shaped_output(output: Tensor) -> Tensor:
 
 
 def check_probabilities(output: Tensor) -> bool:
-    """Check that a classification's base returns distributions; whether there was anything to be
-    seen.
+    """Check that the base of a classification returns distributions.
 
-    Rounding is allowed for: 1 in 1,000 for each probability, 1 in 100 for their sum. Probabilities
-    that were put through a softmax once more are still distributions, and cannot be told from
-    others.
+    Rounding errors are tolerated: 1 in 1,000 for each probability, 1 in 100 for their sum. The
+    softmax of probabilities is a distribution too, so that mistake cannot be detected.
 
     Parameters
     ----------
     output : Tensor, (1, classes)
 
+    Returns
+    -------
+    bool
+        Whether the output could be checked: False if it is not finite.
+
     Raises
     ------
     ConfigError
-        If the probabilities are none.
+        If the output is no distribution.
     """
     if not bool(torch.isfinite(output).all()):
         return False
     low, high, total = output.min().item(), output.max().item(), output.sum(dim=-1)[0].item()
     if low < -1e-3 or high > 1.0 + 1e-3 or abs(total - 1.0) > 1e-2:
         expected = (
-            "true: the model returns no probabilities (from 0 to 1, with the sum 1) but, "
-            "it seems, logits"
+            "true: the model returns no probabilities (from 0 to 1, with the sum 1), but "
+            "probably logits"
         )
-        said = ", ".join(f"{p:.4g}" for p in output[0, :6].tolist()) + (
+        shown = ", ".join(f"{p:.4g}" for p in output[0, :6].tolist()) + (
             ", ..." if output.shape[1] > 6 else ""
         )
-        raise ConfigError("base.softmax", False, f"{expected}, such as {said}")
+        raise ConfigError("base.softmax", False, f"{expected}, such as {shown}")
     return True
 
 
 def without_nonfinite(
-    said: BaseOutput, kind: TaskKind, instead: Tensor
+    answer: BaseOutput, kind: TaskKind, instead: Tensor
 ) -> tuple[BaseOutput, Mask | None]:
-    """Replace what is not a number in a base's output, so that it reaches neither learners nor
+    """Replace the non-finite numbers in a base's output, so that they reach neither learners nor
     guard.
 
     Parameters
     ----------
     instead : Tensor, (columns,)
-        What to put in such cells. A distribution with one is replaced by the uniform one as a
-        whole.
+        The values for such cells. A distribution with such a cell is replaced by the uniform
+        distribution as a whole.
 
     Returns
     -------
     BaseOutput
         All finite.
     ndarray, (rows, columns), bool, or None
-        The cells that the base said nothing about; None if it said something about all.
+        The cells without a usable number; None if every cell has one.
     """
-    fine = said.output.abs() <= FLOAT32_MAX  # false for NaN; beyond it no learner could take it
-    embedding = None if said.embedding is None else said.embedding.nan_to_num()
+    fine = answer.output.abs() <= FLOAT32_MAX  # False for NaN; learners take float32 only
+    embedding = None if answer.embedding is None else answer.embedding.nan_to_num()
     if bool(fine.all()):
-        return said._replace(embedding=embedding), None
+        return answer._replace(embedding=embedding), None
     if kind == "classification":
         fine, instead = torch.zeros_like(fine), torch.full_like(instead, 1.0 / len(instead))
-    return said._replace(
-        output=torch.where(fine, said.output, instead), embedding=embedding
+    return answer._replace(
+        output=torch.where(fine, answer.output, instead), embedding=embedding
     ), ~fine.cpu().numpy()
 
 

@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""The device of tensors: CPU or GPU."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from streamadapt.errors import ConfigError
 __all__ = ["is_fatal", "resolve_device"]
 
 GPU_FROM_CELLS = 20_000
-"""Output cells from which ``auto`` prefers a GPU: below it a step is many tiny kernels, and
-launching them costs more than a CPU core needs for the numbers."""
+"""The number of output cells from which ``auto`` takes a GPU. For fewer cells a step is many tiny
+kernels, and launching them costs more than the computation on a CPU core."""
 
 
 def resolve_device(wanted: str | torch.device, *, cells: int) -> torch.device:
-    """Return the device for an output of so many cells.
+    """Return the device for an output of `cells` numbers.
 
     Raises
     ------
     ConfigError
-        If `wanted` is no device, or a CUDA device where there is none.
+        If `wanted` is no device, or is a CUDA device that this machine does not have.
     """
     if isinstance(wanted, str) and wanted == "auto":
         return torch.device(
@@ -35,6 +35,6 @@ def resolve_device(wanted: str | torch.device, *, cells: int) -> torch.device:
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether an error is about the machine and not about the part that raised it: it ends the
-    run."""
+    """Whether an error is a fault of the machine, not of the part that raised it; such an error
+    ends the run."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError)

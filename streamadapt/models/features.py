@@ -1,5 +1,4 @@
-"""The regression features that the linear base is fitted on and recursive least squares learns
-on."""
+"""The regression features of the linear base and of recursive least squares."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ __all__ = ["feature_count", "linear_features"]
 
 
 def feature_count(window: int, channels: int, *, forecast: bool) -> int:
-    """Return how many features `linear_features` makes, the constant included."""
+    """Return the number of features that `linear_features` makes, the constant included."""
     return window if forecast else window * channels + 1
 
 
@@ -24,8 +23,9 @@ def linear_features(scaled: Tensor, *, forecast: bool) -> Tensor:
     Returns
     -------
     Tensor, (..., groups, features)
-        Forecast: a group per channel, the window less its last value (which would be a column of
-        zeros) and a 1. Otherwise: one group, the whole window flattened (oldest first) and a 1.
+        Forecast: one group per channel, with the window less its last value (without that value
+        itself, which would be a column of zeros) and a 1. Otherwise: one group, with the whole
+        window flattened (oldest first) and a 1.
     """
     if forecast:
         last = scaled[..., -1:, :]

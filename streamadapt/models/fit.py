@@ -1,4 +1,4 @@
-"""Fitting the built-in linear base on history, in closed form."""
+"""Fit the built-in linear base to a history, in closed form."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from streamadapt.records import Array, Batch, FloatArray
 __all__ = ["fit_forecast", "fit_supervised", "scaling_of"]
 
 MOST_STATISTICS = 8_000_000
-"""Numbers of sufficient statistics beyond which they are not kept (64 MB as float64)."""
+"""The largest count of numbers in sufficient statistics that are kept (64 MB as float64)."""
 ROUNDS = 5
-"""Of reweighting towards least absolute deviations; the fifth changes the mean error in the fifth
-digit."""
+"""Rounds of reweighting towards least absolute deviations; the fifth round changes the mean error
+in the fifth digit."""
 RELATIVE_RIDGE = 1e-12
-"""Where a fit has no solution with the ridge it was given, this share of the mean diagonal takes
-its place."""
+"""If a fit has no solution with the given ridge, the ridge is this share of the mean diagonal."""
 SMALLEST_RIDGE = 1e-6
 """A penalty of zero must not make a constant channel's sums singular."""
 
@@ -46,11 +45,11 @@ def fit_forecast(
     Parameters
     ----------
     batch : Batch
-        Missing values are filled with the last one seen; targets that are missing do not count.
+        A missing value is filled with the last known one; a missing target does not count.
     ridge : float, >= 0
         Penalty on all weights, in scaled units.
     subtract_last : bool
-        Subtract the last value from window and target: better on all data that wander.
+        Subtract the last value from window and target: better for all data whose level drifts.
     shared_scale : bool
         One location and scale for all channels instead of one per channel.
 
@@ -90,8 +89,8 @@ def fit_forecast(
 
 
 def _solved(gram: Tensor, ridge: float, moment: Tensor) -> Tensor:
-    """Return ``(gram + ridge I)^-1 moment``, with more ridge where so little is lost beside gram's
-    numbers.
+    """Return ``(gram + ridge I)^-1 moment``; with a larger ridge if rounding in the gram matrix
+    hides `ridge`.
 
     Raises
     ------
@@ -103,8 +102,8 @@ def _solved(gram: Tensor, ridge: float, moment: Tensor) -> Tensor:
     for penalty in (ridge, max(ridge, least)):
         weights, info = torch.linalg.solve_ex(gram + penalty * identity, moment)
         if not bool(info) and bool(torch.isfinite(weights).all()):
-            found: Tensor = weights
-            return found
+            solution: Tensor = weights
+            return solution
     raise ConfigError(
         "history",
         "numbers too far apart for a fit",
@@ -113,11 +112,8 @@ def _solved(gram: Tensor, ridge: float, moment: Tensor) -> Tensor:
 
 
 def _forecast_statistics(x: Tensor, left: Tensor, keep: Tensor, ridge: float) -> Prior:
-    def group(
-        c: int,
-    ) -> tuple[
-        Tensor, Tensor
-    ]:  # a channel at a time: all at once would copy the history once more
+    # One channel at a time: all channels together would copy the history once more.
+    def group(c: int) -> tuple[Tensor, Tensor]:
         rows = keep[:, c]
         return linear_features(x[rows, c].unsqueeze(-1), forecast=True).squeeze(1), left[rows, c]
 
@@ -125,12 +121,12 @@ def _forecast_statistics(x: Tensor, left: Tensor, keep: Tensor, ridge: float) ->
 
 
 def _statistics(group: Callable[[int], tuple[Tensor, Tensor]], groups: int, ridge: float) -> Prior:
-    """Sum up each group's features (m, d) and what the base left over (m, responses), plainly and
-    robustly.
+    """Sum up each group's features (m, d) and the base's residuals (m, responses), with equal and
+    with robust weights.
 
-    Robustly: least absolute deviations of all groups together by iterated reweighting, an example
-    weighted by ``min(1 / .3, 1 / mean_h(|e_h| / m_h))`` with m the mean sizes of the errors e of
-    the round before.
+    Robust weights: least absolute deviations of all groups together by iterated reweighting. The
+    weight of an example is ``min(1 / .3, 1 / mean_h(|e_h| / m_h))``, where m are the mean sizes of
+    the errors e of the previous round.
     """
     sums = [(f.T @ f, f.T @ left, left.abs().sum(0)) for f, left in map(group, range(groups))]
     gram, moment, sizes = (torch.stack(parts) for parts in zip(*sums, strict=True))
@@ -179,7 +175,7 @@ def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
     x, y = x[keep], y[keep]
     if len(x) < x.shape[1]:
         raise ConfigError(
-            "history", len(x), f"at least {x.shape[1]} labelled rows for as many features"
+            "history", len(x), f"at least {x.shape[1]} labelled rows, one for each feature"
         )
     weights = _solved(x.T @ x, ridge, x.T @ y)
     statistics = _statistics(lambda _: (x, y - x @ weights), 1, ridge)
@@ -200,14 +196,14 @@ def scaling_of(values: FloatArray) -> tuple[Tensor, Tensor]:
     Raises
     ------
     ConfigError
-        If a column holds no value, or one that is infinite.
+        If a column has no value, or an infinite value.
     """
     loc, scale = _scaling(values, shared=False)
     return torch.from_numpy(loc.copy()), torch.from_numpy(scale.copy())
 
 
 def _scaled(values: FloatArray, loc: FloatArray, scale: FloatArray) -> Array:
-    """Return ``(values - loc) / scale``, float64: worked out in it where float32 would lose
+    """Return ``(values - loc) / scale``, float64; also computed in float64 if float32 would lose
     changes."""
     if column_origin(values.astype(np.float64)).any():
         exact: Array = (values.astype(np.float64) - loc.astype(np.float64)) / scale.astype(
@@ -230,27 +226,26 @@ def _scaling(
     loc = np.broadcast_to(np.nanmean(values, axis=axis, dtype=np.float64), values.shape[1:])
     with np.errstate(over="ignore"):
         std = np.nanstd(values, axis=axis, dtype=np.float64)
-    if not np.isfinite(std).all():  # its squares are of the values' own type
+    if not np.isfinite(std).all():  # numpy squares in the values' own type, which may overflow
         std = np.nanstd(values.astype(np.float64), axis=axis)
     scale = np.broadcast_to(std, values.shape[1:])
     if not np.isfinite(loc).all():
         raise ConfigError(
-            "history", "an infinite value", "finite values, NaN where one is missing"
+            "history", "an infinite value", "finite values, and NaN for a missing one"
         )
     if (np.abs(values) > FLOAT32_MAX).any():
         raise ConfigError(
             "history", float(np.nanmax(np.abs(values))), f"values up to {FLOAT32_MAX:.4g}"
         )
     far = column_origin(values.astype(np.float64)) != 0.0
-    least = np.where(far.any() if shared else far, 1e-12, 1e-6) * (
-        1.0 + np.abs(loc)
-    )  # below it is rounding
+    # A smaller standard deviation is only rounding.
+    least = np.where(far.any() if shared else far, 1e-12, 1e-6) * (1.0 + np.abs(loc))
     return loc.astype(np.float32), np.where(scale > least, scale, 1.0).astype(np.float32)
 
 
 def _fill(values: FloatArray, loc: FloatArray) -> FloatArray:
-    """Missing values become the last one seen in their column, or the column's mean before the
-    first."""
+    """Replace a missing value by the last known one of its column; before the first one, by the
+    column's mean."""
     index = np.where(np.isfinite(values), np.arange(len(values))[:, None], -1)
     np.maximum.accumulate(index, axis=0, out=index)
     filled = values[index.clip(0), np.arange(values.shape[1])]

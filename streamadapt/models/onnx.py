@@ -1,8 +1,10 @@
-"""A base from an ONNX file, run by ONNX Runtime (the extra ``onnx``): any framework exports to it.
+"""A base from an ONNX file, run by ONNX Runtime (the extra ``onnx``).
 
-The file is read here, as a bounded regular file, and handed over as bytes. Its weights may lie in
-a second file beside it, ``MODEL.data``, which is read in the same way. ONNX Runtime opens no file
-itself, whatever the model names.
+Every framework can export to ONNX.
+
+The file is read here, as a bounded regular file, and passed on as bytes. Its weights may be in a
+second file in the same folder, ``MODEL.data``, which is read in the same way. ONNX Runtime itself
+opens no file, whatever names the model contains.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from streamadapt.models.contract import Base, BaseOutput, TaskKind, shaped_outpu
 __all__ = ["OnnxBase", "OnnxSession", "TensorInfo", "data_file"]
 
 MOST_MODEL: Final = 1 << 31
-"""The largest model file: 2 GiB, as protobuf has it. Larger weights lie in the second file."""
+"""The largest model file: 2 GiB, the limit of protobuf. Larger weights are in the second file."""
 
 FLOATS: Final = {
     "tensor(float16)": np.float16,
@@ -36,8 +38,8 @@ TAKEN: Final = FLOATS | INTEGERS
 """Element types of the input that a window is converted to."""
 
 NO_FILE: Final = "\0"
-"""A name that no weights in a model can have: a table of files that is not empty keeps ONNX
-Runtime from opening any file."""
+"""A name that no weights in a model can have. If the table of files is not empty, ONNX Runtime
+opens no file itself."""
 
 
 class TensorInfo(NamedTuple):
@@ -47,9 +49,9 @@ class TensorInfo(NamedTuple):
     ----------
     name : str
     type : str
-        As ONNX Runtime writes it: ``tensor(float)``.
+        The type in ONNX Runtime's notation: ``tensor(float)``.
     shape : tuple of int or None
-        None where the dimension is dynamic.
+        None is a dynamic dimension.
     """
 
     name: str
@@ -57,7 +59,7 @@ class TensorInfo(NamedTuple):
     shape: tuple[int | None, ...]
 
     def __str__(self) -> str:
-        """Return it as errors show it: ``'input' tensor(float) [?, 6, 2]``."""
+        """Return the text that errors show: ``'input' tensor(float) [?, 6, 2]``."""
         dimensions = ", ".join("?" if n is None else str(n) for n in self.shape)
         return f"{self.name[:80]!r} {self.type[:80]} [{dimensions}]"
 
@@ -74,7 +76,7 @@ class OnnxSession:
     Attributes
     ----------
     digest : str
-        SHA-256 of what was read; a session that is unpickled must find the same files again.
+        SHA-256 of the files; an unpickled session must find the same files again.
 
     Raises
     ------
@@ -89,7 +91,7 @@ class OnnxSession:
         self.digest = hashlib.sha256(hashlib.sha256(model).digest() + (data or b"")).hexdigest()
         options = _options(runtime, path, data, threads)
         try:
-            # Without a fallback, which would try the same again and print to the standard output.
+            # No fallback: it would try the same again and print to the standard output.
             self._session = runtime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
@@ -99,23 +101,23 @@ class OnnxSession:
             raise ConfigError("base.path", str(path), f"an ONNX model ({_words(exc)})") from exc
 
     def run(self, name: str, array: np.ndarray[Any, Any], outputs: list[str]) -> list[Any]:
-        """Return the outputs of the names `outputs` for one input.
+        """Return the outputs with the names `outputs` for one input.
 
         Raises
         ------
         ShapeError
-            If the model refuses it.
+            If the model refuses the input.
         """
         try:
-            found: list[Any] = self._session.run(outputs, {name: array})
+            results: list[Any] = self._session.run(outputs, {name: array})
         except Exception as exc:  # as above
             raise ShapeError(
                 f"{self.path}: the model failed on {list(array.shape)} ({_words(exc)})"
             ) from exc
-        return found
+        return results
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnnxSession:
-        """Share it: what has no state need not be copied."""
+        """Return the session itself: it has no state to copy."""
         return self
 
     def __reduce__(self) -> tuple[Any, tuple[Path, int, str]]:
@@ -126,9 +128,9 @@ class OnnxSession:
 class OnnxBase(Base):
     """An ONNX model ``inputs -> output | (output, embedding)``, on the CPU.
 
-    It has one input, a tensor of float16, float32, float64, int32 or int64. A window, (window,
-    channels) with the oldest entry first, is given to it in the first of these shapes that fits
-    what it declares:
+    The model has one input, a tensor of float16, float32, float64, int32 or int64. It gets a
+    window, (window, channels) with the oldest entry first, in the first of these shapes that fits
+    its declared input:
 
     - (1, window, channels), the first dimension dynamic or 1
     - (1, window * channels), all channels of the oldest entry first: models of scikit-learn
@@ -137,26 +139,27 @@ class OnnxBase(Base):
     Parameters
     ----------
     path : Path
-        The model; weights that it keeps in another file must be in ``PATH.data``, the name that
-        PyTorch gives them.
+        The model file; weights in another file must be in ``PATH.data``, the name that PyTorch
+        gives to that file.
     softmax : bool
-        Whether the output holds logits, of which the softmax is taken.
+        Whether the model returns logits; the base's output is then their softmax.
     output : str, optional
-        The name of the output to use; default: the first that holds floats (classifiers of
+        The name of the output to use. Default: the first output of floats (classifiers of
         scikit-learn return the label, an integer, before the probabilities).
     embedding : str, optional
-        The name of the output that is the embedding; default: where `output` is not given, the
-        second that holds floats.
+        The name of the output that is the embedding. Default: the second output of floats, if
+        `output` is not given.
     rows : int, >= 1
-        The task's rows: a model that returns one row of rows * columns numbers has them reshaped
-        to (rows, columns).
+        The task's rows: if a model returns one row of rows * columns numbers, they are reshaped to
+        (rows, columns).
     threads : int, >= 1
         Threads within one operator.
 
     Raises
     ------
     ConfigError
-        As `OnnxSession`, or if the model has not the inputs and outputs that a base must have.
+        For the reasons of `OnnxSession`, or if the model lacks an input or output that a base must
+        have.
     """
 
     kind: ClassVar[str] = "onnx"
@@ -180,19 +183,19 @@ class OnnxBase(Base):
 
     @property
     def channels(self) -> int | None:
-        """Channels that the input declares; None where it declares none, or a window in one
-        row."""
+        """The number of channels that the input declares; None if it declares none, or takes the
+        window in one row."""
         shape = self.input.shape
         flat = len(shape) < 3 and (len(shape) == 1 or shape[0] in (None, 1))
         return None if flat else shape[-1]
 
     def input_dtype(self, *, far: bool) -> torch.dtype:
-        """Take what the model takes: float64 for double and integers, else float32."""
+        """Return float64 if the model takes double or integers, else float32."""
         del far
         return torch.float32 if self._dtype in (np.float16, np.float32) else torch.float64
 
     def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
-        """Compare with the declared input, and with what the model returns for zeros."""
+        """Compare the task with the declared input, and with the model's output for zeros."""
         channels = (
             self.channels if self.channels is not None else columns if kind == "forecast" else None
         )
@@ -201,37 +204,36 @@ class OnnxBase(Base):
         if channels is None:
             return
         try:
-            found = tuple(
-                self(torch.zeros(window, channels, dtype=self.input_dtype(far=False))).output.shape
-            )
+            zeros = torch.zeros(window, channels, dtype=self.input_dtype(far=False))
+            returned = tuple(self(zeros).output.shape)
         except ShapeError as exc:
             raise ConfigError(
                 "base.path", str(self.path), f"a model for this task: {exc}"
             ) from exc
         wanted = (rows, channels if kind == "forecast" else columns)
-        if found[0] != wanted[0] or wanted[1] not in (None, found[1]):
+        if returned[0] != wanted[0] or wanted[1] not in (None, returned[1]):
             expected = (
                 f"a model that returns {list(wanted)}, as the task has, of a window of "
                 f"{[window, channels]}"
             )
-            raise ConfigError("base.path", list(found), expected)
+            raise ConfigError("base.path", list(returned), expected)
 
     def _channels_of(self, window: int) -> int | None:
-        """Return the channels of a window that the model takes in one row."""
+        """Return the number of channels of a window that the model takes in one row."""
         last = self.input.shape[-1]
         return None if last is None or last % window else last // window
 
     def forward(self, inputs: Tensor) -> BaseOutput:
-        """Run the model; several threads may at the same time."""
+        """Run the model; several threads may call it at the same time."""
         array = inputs.detach().cpu().numpy()
         given = np.ascontiguousarray(self._converted(array).reshape(self._layout(array.shape)))
-        found = self.session.run(self.input.name, given, self.outputs)
-        for name, tensor in zip(self.outputs, found, strict=True):
+        results = self.session.run(self.input.name, given, self.outputs)
+        for name, tensor in zip(self.outputs, results, strict=True):
             if not isinstance(tensor, np.ndarray) or tensor.dtype.kind != "f":
                 raise ShapeError(f"{self.path}: output {name[:80]!r} is no tensor of floats")
         tensors = [
             torch.from_numpy(np.asarray(t, np.float64 if t.dtype == np.float64 else np.float32))
-            for t in found
+            for t in results
         ]
         output = shaped_output(tensors[0].to(inputs.device))
         if len(output) == 1 and self.rows > 1 and output.shape[1] % self.rows == 0:
@@ -243,8 +245,8 @@ class OnnxBase(Base):
         )
 
     def _converted(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the numbers in the type of the input; one of integers takes whole numbers
-        only."""
+        """Return the numbers in the element type of the model's input; an input of integers takes
+        whole numbers only."""
         if self._dtype in (np.int32, np.int64):
             limits = np.iinfo(self._dtype)
             bad = ~((array == np.floor(array)) & (array >= limits.min) & (array <= limits.max))
@@ -252,7 +254,7 @@ class OnnxBase(Base):
                 raise ShapeError(
                     f"{self.path}: input {self.input} takes whole numbers, got {array[bad][0]:g}"
                 )
-        with np.errstate(over="ignore"):  # beyond float16: infinite, and so is the output
+        with np.errstate(over="ignore"):  # a number beyond float16 becomes infinite
             converted: np.ndarray[Any, Any] = array.astype(self._dtype)
         return converted
 
@@ -275,7 +277,7 @@ class OnnxBase(Base):
 
 
 def data_file(path: Path) -> Path:
-    """Return where the weights of a model lie if they are not in the model's own file."""
+    """Return the path of a model's weights if they are not in the model's own file."""
     return path.with_name(f"{path.name}.data")
 
 
@@ -289,7 +291,7 @@ def _runtime() -> Any:
 
 
 def _read(path: Path) -> tuple[bytes, bytes | None]:
-    """Return the bytes of a model, and of its second file where there is one."""
+    """Return the bytes of a model, and of its second file if there is one."""
     try:
         model, data = read_regular(path, MOST_MODEL), None
     except OSError as exc:
@@ -312,11 +314,11 @@ def _options(runtime: Any, path: Path, data: bytes | None, threads: int) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
-    options.log_severity_level = 4  # what is wrong comes as an error
+    options.log_severity_level = 4  # problems are raised as errors
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Weights in another file are taken from this table only; below a file's own path there is no
-    # file.
+    # Weights in another file are taken from this table only: the model file itself is named as
+    # the folder of such files, and a file contains no files.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(path.absolute())
     )
@@ -341,7 +343,7 @@ def _info(node: Any) -> TensorInfo:
 
 
 def _words(error: Exception) -> str:
-    """Return what ONNX Runtime says without its own source paths and signatures."""
+    """Return an error message of ONNX Runtime without its source paths and signatures."""
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     text = re.sub(r"/onnxruntime_src/\S+(?: [^()]*\([^()]*\)(?: const)?)? ", "", text)
     text = re.sub(r"^.*? was false\. ?(?=\S)", "", text)

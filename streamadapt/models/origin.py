@@ -1,11 +1,10 @@
-"""Numbers far from zero: learners work in float32, on what is left of a value after its channel's
-origin is subtracted.
+"""Numbers far from zero: learners work in float32, on values less the origin of their channel.
 
-A float32 has 24 bits. The total of a meter at 2e8 that grows by 1 would be rounded to multiples of
-16, and all that there is to learn would be gone. So values, targets and predictions are float64
+A float32 has 24 bits. A meter reading of 2e8 that grows by 1 would be rounded to multiples of 16,
+and nothing would be left to learn. Therefore values, targets and predictions are float64
 everywhere but in the learners, and a channel whose changes are small against its level has an
-origin: a number near that level. A channel for which float32 is fine has the origin 0: nothing is
-subtracted, and not a bit changes.
+origin: a number near that level. A channel for which float32 is exact enough has the origin 0:
+nothing is subtracted, and no bit changes.
 """
 
 from __future__ import annotations
@@ -23,38 +22,38 @@ __all__ = ["FLOAT32_MAX", "agreed_origin", "column_origin", "less_origin", "too_
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 SPACING = 2.0**-23
-"""Of float32 numbers, relative to their size."""
+"""The distance between neighbouring float32 numbers, relative to their size."""
 FINE = 64.0
-"""Float32 is fine for a channel whose usual change is at least so many spacings of float32 at its
-level."""
+"""Float32 is exact enough for a channel whose usual change is at least this number of float32
+spacings at its level."""
 
 COARSE = SPACING * FINE
 
 
 def too_coarse(level: Array, change: Array) -> Mask:
-    """Return where the spacing of float32 at `level` is not small against `change`; both are in
-    the same unit."""
+    """Return a mask that is True where the spacing of float32 at `level` is not small against
+    `change`; both have the same unit."""
     coarse: Mask = np.abs(level) * COARSE > change
     return coarse
 
 
 def column_origin(values: Array, unit: Array | None = None) -> Array:
-    """Return the origin of each column of a history or a window, (columns,): 0 where float32 is
-    fine.
+    """Return the origin of each column of a history or a window, (columns,): 0 if float32 is exact
+    enough.
 
     Parameters
     ----------
     values : ndarray, (n, columns), float64
-        Oldest first. NaN is missing; so are zeros before the first other value, which stand for a
-        channel not seen yet.
+        Oldest first. NaN is missing. Zeros before the first other value count as missing too: they
+        stand for a channel without a value so far.
     unit : ndarray, (columns,), > 0, optional
-        What counts as a change in a column that does not change. Default: 1.
+        The assumed change of a column that does not change. Default: 1.
 
     Returns
     -------
     ndarray, (columns,), float64
         The median, rounded to a float32; the usual change is the median of the changes that are
-        not zero. Medians, because one value that is far off must neither make nor move an origin.
+        not zero. Medians, because a single outlier must neither cause nor move an origin.
     """
     origin = np.zeros(values.shape[1])
     for c in range(values.shape[1]):
@@ -78,8 +77,9 @@ def column_origin(values: Array, unit: Array | None = None) -> Array:
 def agreed_origin(said: Array, target: Array, known: Mask, unit: Array) -> Array:
     """Return the origin of each output of a regression, (columns,), from its first label.
 
-    Nothing else tells the outputs' level where the base knows no scaling. One wrong label or one
-    wild prediction must not set it, so both have to be about as far from zero.
+    If the base knows no scaling, only the first label shows the level of the outputs. One wrong
+    label or one wild prediction must not set the origin, so label and prediction must be about
+    equally far from zero.
 
     Parameters
     ----------
@@ -100,8 +100,7 @@ def less_origin(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """Return ``values - origin`` as float32, (..., columns); the subtraction is done in float64.
 
-    Numbers up to the greatest float32 may be further than that from their origin: they stay within
-    it.
+    A difference beyond the largest float32 is clipped to it.
     """
     if origin is None:
         return values.astype(np.float32)

@@ -1,5 +1,4 @@
-"""At the door of a pipeline: what the process has set for torch and numpy does not reach what is
-computed inside."""
+"""Isolate the computations of a pipeline from the process's settings for torch and numpy."""
 
 from __future__ import annotations
 
@@ -20,12 +19,13 @@ NUMPY_DEFAULTS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid"
 
 
 def own_settings(function: Callable[P, R]) -> Callable[P, R]:
-    """Run `function` as if nobody had changed a setting of this thread: same entries, same bits.
+    """Run `function` with the default settings of a thread, so that the same entries give the same
+    bits.
 
-    Set aside, and put back afterwards: ``inference_mode`` (what is made in it could not be
-    learned), ``autocast``, the default device, and numpy's error handling. The default dtype is
-    the whole process's, and other threads would see it change: the code inside names its dtypes
-    instead. Grad mode is set where it matters.
+    These settings are replaced during the call and restored after it: ``inference_mode`` (tensors
+    made in it cannot be trained), ``autocast``, the default device, and numpy's error handling.
+    The default dtype belongs to the whole process, and other threads would see a change; the code
+    inside names its dtypes instead. Grad mode is set where it matters.
     """
 
     @wraps(function)

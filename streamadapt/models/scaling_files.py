@@ -1,5 +1,5 @@
-"""Scaling for a base that brings none: from a file that ``streamadapt fit`` wrote, or from the
-config itself."""
+"""Scaling for a base that has none of its own: from a file that ``streamadapt fit`` wrote, or from
+the config."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ _NAMES = (*_INPUTS, *_OUTPUTS)
 
 
 def give_scaling(base: Base, given: Any, kind: TaskKind, channels: int | None = None) -> None:
-    """Give a base the scaling of ``base.scaling``.
+    """Set the scaling of a base to the value of ``base.scaling``.
 
     Parameters
     ----------
     base : Base
-        One without a scaling of its own.
+        A base without a scaling of its own.
     given : str or mapping
         A file that `Scaling.save` wrote, or a table of lists of numbers: ``input_loc`` and
         ``input_scale`` with one for each channel, ``output_loc`` and ``output_scale`` with one for
         each output of a regression.
     channels : int, optional
-        How many channels the entries have, where that is known.
+        The number of channels of an entry, if it is known.
 
     Raises
     ------
     ConfigError
-        If the file or the table does not hold just these, or the base has a scaling.
+        If the file or the table lacks one of these or has others, or the base has a scaling.
     """
     if isinstance(base, Linear):
         raise ConfigError(
-            "base.scaling", given, "no such key here: a linear base brings the scaling of its fit"
+            "base.scaling", given, "no such key here: a linear base has the scaling of its fit"
         )
     if isinstance(given, str):
         tensors, metadata = read_tensors(Path(given), "base.scaling")
@@ -92,7 +92,7 @@ def give_scaling(base: Base, given: Any, kind: TaskKind, channels: int | None = 
             len(tensors["input_scale"]),
             f"{channels} channels, as fields.values has",
         )
-    if kind == "forecast":  # what is forecast are the inputs
+    if kind == "forecast":  # a forecast predicts the inputs
         tensors |= {out: tensors[of] for out, of in zip(_OUTPUTS, _INPUTS, strict=True)}
     for name, tensor in tensors.items():
         setattr(base, name, tensor)
@@ -126,7 +126,7 @@ class Scaling:
     Raises
     ------
     ConfigError
-        If a column holds no value, or one that is infinite.
+        If a column has no value, or an infinite value.
     """
 
     def __init__(self, batch: Batch, kind: TaskKind) -> None:
@@ -138,5 +138,5 @@ class Scaling:
             self.tensors |= dict(zip(_OUTPUTS, scaling_of(batch.labels), strict=True))
 
     def save(self, file: Path) -> None:
-        """Write it as safetensors, for `give_scaling`."""
+        """Write the scaling as a safetensors file, for `give_scaling`."""
         save_file(self.tensors, file, {"format": FORMAT})

@@ -1,5 +1,5 @@
-"""One caller at a time: the lock of a pipeline, and of a frozen model that several pipelines
-share."""
+"""The lock of a pipeline, and of a frozen model that several pipelines share: one caller at a
+time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ __all__ = ["Turn"]
 
 
 class Turn:
-    """A lock: callers from other threads wait for their turn, and a call from within the same turn
-    is an error.
+    """A lock: callers from other threads wait; a call by the thread that holds it is an error.
 
-    A copy or an unpickled one is a fresh lock that nobody holds: locks cannot be copied, and a
-    copy of what is locked is a thing of its own.
+    A copied or unpickled lock is new and free: locks cannot be copied, and a copy of the locked
+    object needs its own lock.
 
     Parameters
     ----------
     what : str
-        What is locked, for the error's message.
+        The name of the locked object, for the error message.
     """
 
     def __init__(self, what: str) -> None:
@@ -35,7 +34,7 @@ class Turn:
         Raises
         ------
         BusyError
-            If this very thread holds it already: waiting would never end.
+            If the same thread already holds the lock: waiting would never end.
         """
         me = threading.get_ident()
         if self._holder == me:
@@ -52,10 +51,10 @@ class Turn:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let the next caller go on."""
+        """Release the lock."""
         self._holder = None
         self._lock.release()
 
     def __reduce__(self) -> tuple[type[Turn], tuple[str]]:
-        """Copy and pickle as a fresh one."""
+        """Copy and pickle as a new, free lock."""
         return Turn, (self.what,)

@@ -1,8 +1,8 @@
-"""Weights from a file: safetensors, vetted before the library sees it, and copied into memory of
-our own.
+"""Read weights from a safetensors file: check its header before the library reads it, and copy the
+tensors into memory.
 
-Copied: the library's own reader maps the file, so that whoever writes to it later writes to the
-running model.
+The tensors are copied because the library maps the file into memory: a later write to the file
+would change the running model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from streamadapt.files import MOST_WEIGHTS, read_regular
 __all__ = ["read_tensors"]
 
 MOST_HEADER: Final = 1 << 24
-"""The largest header: 16 MiB, a hundred thousand tensors."""
+"""The largest header that is read: 16 MiB, about a hundred thousand tensors."""
 TYPES: Final = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"})
 FIELDS: Final = {"dtype", "shape", "data_offsets"}
 
@@ -44,15 +44,15 @@ def read_tensors(
     Returns
     -------
     dict of str to Tensor
-        On the CPU, sharing memory with nothing; plain floating-point, whole and truth values only.
+        On the CPU, in memory of their own; floating-point numbers, integers and booleans only.
     dict of str to str
         The file's metadata.
 
     Raises
     ------
     ConfigError
-        If it is no regular file, not whole, names a tensor twice, or holds types or numbers that
-        weights do not have.
+        If the path is no regular file, or the file is incomplete, names a tensor twice, or has
+        types or numbers that weights do not have.
     """
     try:
         data = read_regular(file, MOST_WEIGHTS)
@@ -74,9 +74,9 @@ def read_tensors(
 
 
 def _check_header(data: bytes) -> dict[str, str]:
-    """Check what the library takes on trust; return the metadata.
+    """Check the parts of the header that the library does not check; return the metadata.
 
-    It checks offsets, sizes and overlaps itself.
+    The library itself checks offsets, sizes and overlaps.
     """
     (size,) = struct.unpack_from("<Q", data) if len(data) >= 8 else (0,)
     if not 0 < size <= min(MOST_HEADER, len(data) - 8):
@@ -94,14 +94,13 @@ def _check_header(data: bytes) -> dict[str, str]:
             raise ValueError(f"{name[:80]!r} is no tensor")
         if entry["dtype"] not in TYPES:
             raise ValueError(
-                f"{name[:80]!r} has the type {str(entry['dtype'])[:80]}, and not one that "
-                f"weights have"
+                f"{name[:80]!r} has the type {str(entry['dtype'])[:80]}, which weights do not have"
             )
     return metadata
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands there twice")
-    return found
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return table

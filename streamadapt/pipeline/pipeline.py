@@ -208,7 +208,7 @@ class Pipeline(ShowsArguments):
         self._count_in(self.monitors.stats)
         self.screen = Screen(task.window_length)
         self.scales = Scales(task, self.base)
-        task.tell_unit(self.base.output_scale)
+        task.set_unit(self.base.output_scale)
         self._doubted = task.kind == "classification"  # whether the base returns probabilities
         self.health: Health | None = None
         self.spec: Spec | None = None

@@ -1,4 +1,4 @@
-"""The tasks: what is the input, what is the target, and when is the target known."""
+"""The tasks: they define input and target, and when a target is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task is: what is the input, what is the target, and when is the target known."""
+"""The base class of tasks: a task defines input and target, and when a target is known."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Arrival", "Example", "Matured", "Task", "Window"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What a learner learns from; see `Learner.matures`.
+    """One training example of a learner; see `Learner.matures`.
 
     `inputs` is (window, channels); `base.output`, `target` and `mask` are (rows, columns).
     """
@@ -41,26 +41,26 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Matured:
-    """What became known at one arrival.
+    """The targets that became known at one arrival, with the predictions of them.
 
     Attributes
     ----------
     rows : Example
-        For learners that mature by rows.
+        The example for learners that mature by rows.
     path : Example or None
-        For learners that mature by paths; None while the first forecast is still open.
+        The example for learners that mature by paths; None while the first forecast is still open.
     experts : ndarray, (experts, rows, columns), float64
         The experts' predictions of the cells in `rows`, as they were issued.
     aggregator_outputs : ndarray, (aggregators, rows, columns), float64
-        The guard's, likewise.
+        The outputs of the guard's aggregators for the same cells, as they were issued.
     target, mask : ndarray, (rows, columns)
         The same as in `rows`, for the guard.
     weight : float, >= 0
-        What the example counts in every loss.
+        The weight of the example in every loss.
     note : tuple of float
         `Issued.note`.
     id : str
-        Of the entry, where a label made it known.
+        The id of the entry, if its target became known by a label.
     """
 
     rows: Example
@@ -76,14 +76,14 @@ class Matured:
 
 @dataclass(slots=True)
 class Arrival:
-    """What one entry or label meant.
+    """The effect of one entry or label.
 
     Attributes
     ----------
     matured : list of Matured
-        In the order to be learned in.
+        The examples to learn now, in this order.
     inputs : ndarray, (window, channels), float64, or None
-        To be predicted from; None while the first window fills, and for a label.
+        The window to predict from; None while the first window fills, and for a label.
     """
 
     matured: list[Matured] = field(default_factory=list)
@@ -91,10 +91,10 @@ class Arrival:
 
 
 class Window:
-    """The last values of every channel, missing ones filled with the last one seen, and their
-    event times.
+    """The last values of every channel and their event times; a missing value is replaced by the
+    last known one.
 
-    The times never fall: an entry that was taken out of order has the newest time.
+    The times never decrease: an entry that was accepted out of order has the newest time.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class Window:
         self.count = 0
 
     def push(self, values: FloatArray, time: int) -> None:
-        """Append one row, forgetting the oldest; NaN is missing, `time` is in ns."""
+        """Append one row and drop the oldest; NaN is missing, `time` is in ns."""
         known = ~np.isnan(values)
         self.last = np.where(known, values, self.last)
         self.seen |= known
@@ -121,7 +121,7 @@ class Window:
         self.count += 1
 
     def pushed(self, values: FloatArray, time: int) -> Window:
-        """Return a copy with one more row; this window stays as it is."""
+        """Return a copy with one more row; this window does not change."""
         copied = Window(*self.values.shape)
         copied.load_state_dict(self.state_dict())
         copied.push(values, time)
@@ -129,11 +129,12 @@ class Window:
 
     @property
     def full(self) -> bool:
-        """Whether it holds as many rows as it is long."""
+        """Whether all rows of the window have been filled."""
         return self.count >= len(self.values)
 
     def fill_unseen(self, loc: FloatArray) -> Array:
-        """Return a copy, (length, channels), float64, with channels never seen at `loc`."""
+        """Return a copy, (length, channels), float64; a channel without any value so far gets
+        `loc`."""
         return np.where(self.seen, self.values, loc).astype(np.float64)
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,17 +152,16 @@ class Window:
 
 
 class Task(ShowsArguments, ABC):
-    """Turns entries and labels into examples, and remembers predictions until their targets are
-    known.
+    """Turns entries and labels into examples, and keeps predictions until their targets are known.
 
     Parameters
     ----------
     window : int, >= 1, in entries
-        How many entries one prediction is made from.
+        The number of entries that a prediction is made from.
     rows : int
         Rows of an output: the horizon of a forecast, else 1.
     loss : {"absolute", "squared", "log"}
-        What the guard mixes for and the statistics report.
+        The loss that the guard minimises and the statistics report.
     """
 
     name: ClassVar[str]
@@ -195,21 +195,21 @@ class Task(ShowsArguments, ABC):
 
     @abstractmethod
     def columns(self, channels: int) -> int:
-        """Return how many columns an output has, given the channels of the entries."""
+        """Return the number of columns of an output, given the channels of the entries."""
 
     @abstractmethod
     def observe(self, item: Entry | Label) -> Arrival:
-        """Take one entry or label in.
+        """Process one entry or label.
 
         Raises
         ------
         EntryError
-            If it is bad; then nothing has changed.
+            If it is refused; then nothing has changed.
         """
 
     def label_fault(self, entry: Entry) -> LabelError | None:
-        """Tell what is wrong with the label that an entry brought; None where this task learns
-        from no such labels."""
+        """Return the error of the label inside an entry; None if the label is valid, or if the
+        task does not learn from such labels."""
         del entry
         return None
 
@@ -218,13 +218,15 @@ class Task(ShowsArguments, ABC):
         """Keep the prediction of the newest entry until its target is known."""
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
-        """Put ``moved(prediction)`` in place of each prediction that waits; a task has none unless
-        it says so."""
+        """Replace each waiting prediction by ``moved(prediction)``.
+
+        A task without waiting predictions does nothing.
+        """
         del moved
 
     def unjudge_waiting(self, columns: Mask) -> None:
-        """Let nobody learn from, or be judged by, these columns (columns,) of the predictions that
-        wait."""
+        """Exclude these columns (columns,) of the waiting predictions from learning and from all
+        losses."""
 
         def unjudged(issued: Issued) -> Issued:
             experts, own = issued.experts.copy(), issued.aggregator_outputs.copy()
@@ -236,15 +238,16 @@ class Task(ShowsArguments, ABC):
     @property
     @abstractmethod
     def pending(self) -> int:
-        """How many predictions wait for a target."""
+        """The number of predictions that wait for a target."""
 
     def known(self, window: Window) -> Mask | None:
-        """Return which columns can be predicted from `window` at all, (columns,); None for all."""
+        """Return which columns can be predicted from `window`, (columns,); None means all."""
         del window
         return None
 
     def check_entry(self, entry: Entry, channels: int | None, *, ahead: bool = False) -> None:
-        """Raise `EntryError` for what no task accepts; with `ahead` its time may be far ahead.
+        """Raise `EntryError` for an entry that no task accepts; with `ahead` its time may be far
+        ahead.
 
         Changes nothing.
         """
@@ -276,24 +279,24 @@ class Task(ShowsArguments, ABC):
         check_size(entry.values, "values", entry.position)
 
     def refused(self, item: Entry | Label, reason: Reason) -> None:
-        """Note that `observe` refused an item: of an entry with a wrong time, that time may prove
+        """Record that `observe` refused an item; the time of such an entry may later prove
         right."""
         if isinstance(item, Entry) and reason in (Reason.BAD_TIME, Reason.TIME_BACKWARDS):
             self.clock.refuse(item.time)
 
     def window_with(self, entry: Entry) -> Window:
-        """Return a copy of the window with a checked entry appended: what a prediction of it is
-        made from."""
+        """Return a copy of the window with a checked entry appended: the input of its
+        prediction."""
         time = self.clock.time_of(entry.time)
         window = (self.window or Window(self.window_length, len(entry.values))).pushed(
             entry.values, time
         )
-        window.times = np.minimum(window.times, time)  # later ones were wrong
+        window.times = np.minimum(window.times, time)  # later times were wrong
         return window
 
     def take_in(self, entry: Entry) -> Window:
-        """Push a checked entry into the window, with the newest time if its own is older; see
-        `last_time`."""
+        """Append a checked entry to the window; an entry that is older than `last_time` gets that
+        time."""
         before = self.last_time
         time = self.clock.take(entry.time)
         if time < before:
@@ -303,22 +306,22 @@ class Task(ShowsArguments, ABC):
         self.window.push(entry.values, time)
         return self.window
 
-    def tell_unit(self, unit: Tensor | None) -> None:
-        """Take the scale of the outputs that the base brings, (columns,), in original units; None
-        where it has none."""
+    def set_unit(self, unit: Tensor | None) -> None:
+        """Set the scale of the outputs from the base, (columns,), in original units; None if the
+        base has no scale."""
         del unit
 
     def tensor(self, outputs: Array) -> Tensor:
-        """Return targets or outputs (rows, columns) as learners see them: less the origin,
+        """Return targets or outputs (rows, columns) in the form for learners: less the origin,
         float32, on the device."""
         return torch.from_numpy(less_origin(outputs, self.origin)).to(self.device)
 
     def as_taken(self, entry: Entry) -> Entry:
-        """Return the entry taken last with the time that it has here."""
+        """Return the entry that was accepted last, with the event time that the task gave it."""
         return entry if entry.time == self.last_time else replace(entry, time=self.last_time)
 
     def go_back(self, time: int) -> None:
-        """Give all that is kept the time, ns, if it has a later one: the clock was wrong."""
+        """Replace every later time in the state by `time`, ns: the clock was wrong."""
         if self.window is not None:
             self.window.times = np.minimum(self.window.times, time)
 
@@ -342,7 +345,7 @@ class Task(ShowsArguments, ABC):
             self.window.load_state_dict(state["window"])
         if "clock" in state:
             self.clock.load_state_dict(state["clock"])
-        elif int(state["last_time"]) != -(2**63):  # of an earlier version
+        elif int(state["last_time"]) != -(2**63):  # the state of an earlier version
             steps = (
                 []
                 if self.window is None
@@ -352,8 +355,7 @@ class Task(ShowsArguments, ABC):
 
 
 def check_size(numbers: FloatArray, what: str, position: Position) -> None:
-    """Raise `EntryError` if a number is infinite, or beyond what a model of float32 could be
-    given."""
+    """Raise `EntryError` if a number is infinite, or too large for float32."""
     if (np.abs(numbers) > FLOAT32_MAX).any():
         worst = float(numbers[np.abs(numbers) > FLOAT32_MAX][0])
         detail = f"{what}: expected finite numbers up to {FLOAT32_MAX:.4g}, got {worst:g}"

@@ -1,4 +1,4 @@
-"""What the classes of a task are called: how many there are, or a list of names and numbers."""
+"""The classes of a task: their number, or a list of their names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ EXPECTED = "2 to 100000 classes: how many, or a list of their names"
 
 
 def counted_classes(classes: object) -> tuple[int | None, tuple[ClassName, ...]]:
-    """Return how many classes `classes` says, and their names where it is a list of them.
+    """Return the number of classes, and their names if `classes` is a list of names.
 
     Raises
     ------
     ConfigError
-        If it says no number of classes, or two names are the same or could not be told apart in a
-        CSV file, where 1, 1.0 and "1" are written alike.
+        If `classes` is neither a valid number nor a list of names, or two names are equal or look
+        the same in a CSV file, such as 1, 1.0 and "1".
     """
     if classes is None:
         return None, ()
@@ -48,7 +48,7 @@ def counted_classes(classes: object) -> tuple[int | None, tuple[ClassName, ...]]
 
 
 def _forms(path: str, name: object) -> list[Any]:
-    """Return what a class of this name can look like in a record."""
+    """Return the forms that a class of this name can have in a record."""
     if isinstance(name, bool):
         return [str(name).lower(), float(name)]
     if isinstance(name, int | float):

@@ -1,5 +1,5 @@
-"""Positives that come late: what has no label counts as a negative, with the weights that make up
-for it."""
+"""Positives that come late: an entry without a label counts as a negative, and weights correct for
+that."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ __all__ = ["DelayedPositives"]
 DECAY = 0.999
 """How fast the late share follows the positives, per positive."""
 PRIOR = 1.0
-"""Positives that it starts with, all of them late: the published form, in which every positive was
-a negative first."""
+"""The positives that the counts start with, all of them late: in the published form every positive
+was a negative first."""
 
 
 class DelayedPositives:
-    """Weights of examples where every late positive has been learned as a negative before.
+    """Weights of examples for a stream in which late positives are first learned as negatives.
 
-    An entry is learned as a negative when nobody has called it a positive for so long, and as a
-    positive if that comes later. What is learned from is then not the stream p but one with too
-    many examples, and too many negatives: with r the share of the positives that come late,
-    ``b(1|x) = p / (1 + r p)`` and ``b(0|x) = (1 - p + r p) / (1 + r p)``. The expectation of a
-    loss over p is that over b with the importance weights::
+    An entry is learned as a negative if no label says within the waiting time that it is a
+    positive; if that label comes later, the entry is learned as a positive too. The examples then
+    do not follow the distribution p of the stream: there are too many examples, and too many
+    negatives. With r the share of the positives that come late, they follow
+    ``b(1|x) = p / (1 + r p)`` and ``b(0|x) = (1 - p + r p) / (1 + r p)``. The expected loss over p
+    equals the expected loss over b with the importance weights::
 
         positive: 1 + r p
         negative: (1 + r p) (1 - p) / (1 - p + r p)
 
-    For r = 1, where nothing is waited for, they are those of the fake negative weighted loss [1]_,
-    ``1 + p`` and ``(1 - p)(1 + p)``; the elapsed-time form [2]_ has the same with a model of its
-    own for ``r p``. p is what was served when the entry was predicted: with a mixture of learners
-    that is the best there is, and all weights are alike for all learners. r is followed from the
+    For r = 1, a waiting time of zero, these are the weights of the fake negative weighted loss
+    [1]_, ``1 + p`` and ``(1 - p)(1 + p)``; the elapsed-time form [2]_ has the same weights, with a
+    separate model for ``r p``. p is the prediction that was served for the entry: the best
+    estimate from a mixture of learners, and the same for all learners. r is estimated from the
     stream.
 
-    Fake negative calibration, which learns b without weights and serves ``b / (1 - b)`` (for r =
-    1), is the choice for one model whose output nobody mixes: here the guard would judge a
-    prediction of b by what the others say of p.
+    Fake negative calibration learns b without weights and serves ``b / (1 - b)`` (for r = 1). It
+    suits a single model whose output is not mixed. Here the guard would compare predictions of b
+    with predictions of p.
 
     References
     ----------
@@ -53,27 +54,27 @@ class DelayedPositives:
 
     @property
     def late_share(self) -> float:
-        """r: which share of the positives comes when their entry has been learned as a
-        negative."""
+        """The share r of the positives whose entry had been learned as a negative before."""
         return self.late / self.all
 
     def saw_positive(self, late: bool) -> None:
-        """Count one."""
+        """Count one positive; `late`: its entry had been learned as a negative before."""
         self.late = DECAY * self.late + float(late)
         self.all = DECAY * self.all + 1.0
 
-    def weight(self, own: Array, base: Array, *, certain: bool) -> float:
+    def weight(self, aggregator_outputs: Array, base: Array, *, certain: bool) -> float:
         """Return the weight of an example.
 
         Parameters
         ----------
-        own : ndarray, (aggregators, 1, 2)
-            What the guard said of the entry, the served prediction last.
+        aggregator_outputs : ndarray, (aggregators, 1, 2)
+            The outputs of the guard's aggregators for the entry, the served prediction last.
         base : ndarray, (1, 2)
+            The base's output for the entry.
         certain : bool
-            Whether a label said it; False for a negative that nobody has said.
+            Whether a label gave the class; False for an assumed negative.
         """
-        p = float((own[-1] if len(own) else base)[0, 1])
+        p = float((aggregator_outputs[-1] if len(aggregator_outputs) else base)[0, 1])
         if not np.isfinite(p):
             return 1.0
         p = min(max(p, 0.0), 1.0)

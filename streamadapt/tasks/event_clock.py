@@ -1,4 +1,4 @@
-"""How far event time has come, where no single record with a wrong clock can decide it."""
+"""The event time of a stream; a single record with a wrong clock cannot change it."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from typing import Any
 __all__ = ["DAY_NS", "MAX_BEHIND_NS", "EventClock", "Verdict", "ahead_of", "behind_of"]
 
 MAX_BEHIND_NS = 5 * 10**9
-"""Producers' clocks differ by milliseconds to some seconds, and their batches overtake each other
-by as much."""
+"""The default of `max_behind_ns`. Producers' clocks differ by milliseconds to a few seconds, and
+their batches overtake each other by the same amount."""
 DAY_NS = 86_400 * 10**9
 
 AGREE = 5
-"""A leap ahead is believed at the record that is the fifth to agree on it, with none against it in
-between."""
+"""A leap ahead is accepted at the fifth record that agrees on it, if no record in between
+contradicts it."""
 UNDO = 3
-"""A time that few records agreed on is given up when so many records in a row are older; others:
-see `MOST`."""
+"""A time that few records agreed on is given up after this number of older records in a row; for
+other times see `MOST`."""
 SURE = 16
-"""A move that so many records agreed on is not undone by records that are older by less than the
-leap."""
+"""Records that are older by less than a leap do not undo a move that this number of records agreed
+on."""
 MOST = 100
-"""To go back by more than a leap takes as many records in a row as had agreed on the time; at most
-so many."""
+"""The clock goes back by more than a leap after as many records in a row as had agreed on the
+time, but after no more than this number."""
 USUAL = 4
-"""A move of up to this many times the stream's longest pause so far is no leap, and one of up to
-this many times its typical step is usual for it."""
+"""A move of up to this many times the stream's longest pause so far is no leap; a move of up to
+this many times its typical step is usual."""
 FADING = 16
-"""The typical step is about the longest of this many records; one record at most doubles it."""
+"""The typical step is about the longest step of this many records; one record at most doubles
+it."""
 
 Doubt = tuple[int, int]
 
 
 class Verdict(Enum):
-    """What an event time means for the clock.
+    """The meaning of a record's event time for the clock.
 
-    `TAKEN`: it fits. `LEAP`: it is far ahead, and believed. `BACK`: the clock was wrong and goes
-    back to it. `AHEAD`: it is far ahead, and doubted. `BEHIND`: it is too old.
+    `TAKEN`: the time fits. `LEAP`: it is far ahead, and accepted. `BACK`: the clock was wrong and
+    goes back to this time. `AHEAD`: it is far ahead, and doubted. `BEHIND`: it is too old.
     """
 
     TAKEN = "taken"
@@ -52,19 +53,20 @@ class Verdict(Enum):
 class EventClock:
     """The newest event time of a stream that records agree on.
 
-    A record that is older than the newest by at most `max_behind_ns` is taken, with the newest
-    time. An older one is refused. A record further ahead of the newest than `max_ahead_ns`, and
-    than `USUAL` times the longest pause of the stream so far, is doubted: refused until `AGREE`
-    records in a row agree on such a leap (fewer, while the stream has had fewer). One record that
-    fits ends the doubt.
+    A record that is older than the newest by at most `max_behind_ns` is accepted, with the newest
+    time. An older record is refused. A record further ahead of the newest than `max_ahead_ns`, and
+    than `USUAL` times the longest pause of the stream so far, is doubted: it is refused until
+    `AGREE` records in a row agree on such a leap (fewer, while the stream has had fewer records).
+    One record that fits ends the doubt.
 
-    The clock can also go back, so that a wrong time which was believed stops nothing: where that
-    time is far ahead (`max_ahead_ns`), after as many records in a row as had agreed on it, from
-    `UNDO` to `MOST`; where it is nearer, only if fewer than `SURE` records had agreed since a move
-    that was unusual for the stream. Where the stream was deleted and created again
-    (`begin_again`), the next record that is taken turns it back, however old it is.
+    The clock can also go back, so that a wrong time that was accepted does not stop the stream. If
+    that time is far ahead (`max_ahead_ns`), the clock goes back after as many records in a row as
+    had agreed on it, from `UNDO` to `MOST`. If it is nearer, the clock goes back only if fewer
+    than `SURE` records had agreed since a move that was unusual for the stream. After the stream
+    was deleted and created again (`begin_again`), the next accepted record sets the clock back,
+    however old it is.
 
-    `judge` changes nothing; `take` and `refuse` note what was done. Memory: a few numbers.
+    `judge` changes nothing; `take` and `refuse` record the decision. Memory: a few numbers.
 
     Parameters
     ----------
@@ -74,17 +76,18 @@ class EventClock:
     Attributes
     ----------
     newest : int or None
-        The newest time that is believed, ns; None before the first.
+        The newest accepted time, ns; None before the first record.
     doubts : bool
-        Whether leaps are doubted here. False where they were judged before (the engine, a panel).
+        Whether this clock doubts leaps. False if another part has judged them before (the engine,
+        a panel).
     others : int or None
-        A time, ns, that other streams have reached: what is not far ahead of it is no leap. Not
-        part of the state.
+        A time, ns, that other streams have reached: a record that is not far ahead of it is no
+        leap. Not part of the state.
     restarts : int
         How often the stream was created again.
     counts : Counter of str
-        ``raised``: taken with the newest time; ``leap``: leaps believed; ``back``: times the clock
-        went back.
+        ``raised``: records accepted with the newest time; ``leap``: accepted leaps; ``back``: how
+        often the clock went back.
     """
 
     def __init__(self, max_behind_ns: int = MAX_BEHIND_NS, max_ahead_ns: int = DAY_NS) -> None:
@@ -107,16 +110,16 @@ class EventClock:
 
     @property
     def reach_ns(self) -> int:
-        """How far ahead a record may be without being doubted."""
+        """The largest step ahead, ns, that is not doubted."""
         return max(self.max_ahead_ns, USUAL * max(self._pause, self._step))
 
     @property
     def young(self) -> bool:
-        """Whether so few records have come that the next ones may know better."""
+        """Whether fewer than `AGREE` records have confirmed the time so far."""
         return self._seen < AGREE
 
     def judge(self, time: int) -> Verdict:
-        """Return what the next record's time, ns, means; changes nothing."""
+        """Return the verdict on the next record's time, ns; changes nothing."""
         known = [at for at in (self.newest, self.others) if at is not None]
         if not known:
             return Verdict.TAKEN
@@ -130,7 +133,7 @@ class EventClock:
         return Verdict.BACK if 0 < needed <= self._agreeing(self._behind, time) else Verdict.BEHIND
 
     def time_of(self, time: int) -> int:
-        """Return the time, ns, that a record of `time` gets when it is taken; changes nothing."""
+        """Return the time, ns, that a record of `time` gets if it is accepted; changes nothing."""
         if self.newest is None or self.judge(time) is Verdict.BACK:
             return time
         return max(time, self.newest)
@@ -141,14 +144,14 @@ class EventClock:
         Parameters
         ----------
         restarts : int, optional
-            How often it was, now. Default: once more.
+            How often the stream was created again, in all. Default: one time more.
         """
         self.restarts = self.restarts + 1 if restarts is None else restarts
         self._any_time = True
         self._behind = None
 
     def _needed_to_go_back(self, time: int) -> int:
-        """How many old records in a row turn the clock back; 0 if none do."""
+        """Return the number of old records in a row that set the clock back; 0 if none do."""
         assert self.newest is not None
         if self._any_time:
             return 1
@@ -157,20 +160,20 @@ class EventClock:
         return max(UNDO, self._seen) if time < self.newest - self.max_ahead_ns else 0
 
     def _agreeing(self, doubt: Doubt | None, time: int) -> int:
-        """How many records agree with a doubt, one of `time` included.
+        """Return the number of records that agree with a doubt, a record of `time` included.
 
-        They may be out of order by less than a leap.
+        Their times may be out of order by less than a leap.
         """
         return 1 if doubt is None or time < doubt[0] - self.max_ahead_ns else doubt[1] + 1
 
     def foresee(self, time: int, following: Iterable[int]) -> bool | None:
-        """Tell from the times of the records that follow whether one that is far ahead, or the
-        first, is right.
+        """Return whether the records that follow confirm a time that is far ahead, or the first
+        time.
 
         Returns
         -------
         bool or None
-            None where they do not decide it.
+            None if they do not decide it.
         """
         agree, against = self._agreeing(self._ahead, time), 0
         for other in following:
@@ -185,7 +188,7 @@ class EventClock:
         return None
 
     def take(self, time: int) -> int:
-        """Note that a record of `time` was taken; return the time that it has from now on."""
+        """Accept a record of `time`; return the time that it has from now on."""
         verdict = self.judge(time)
         self._any_time = False
         if verdict is Verdict.BACK:
@@ -220,8 +223,8 @@ class EventClock:
         return time
 
     def refuse(self, time: int) -> None:
-        """Note that a record was refused for its time, so that those that agree with it can be
-        told."""
+        """Record that a record was refused for its time, so that later records can agree with
+        it."""
         verdict = self.judge(time)
         if verdict is Verdict.AHEAD:
             self._ahead = self._with(self._ahead, time)
@@ -233,7 +236,7 @@ class EventClock:
         return (time if doubt is None or agreeing == 1 else min(time, doubt[0])), agreeing
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the time and what is in doubt."""
+        """Return the time and the doubts."""
         state: dict[str, Any] = {
             "newest": self.newest,
             "typical": self._typical,
@@ -259,7 +262,7 @@ class EventClock:
         self._behind = _doubt(state["behind"])
 
     def start_from(self, newest: int, steps: Iterable[int] = ()) -> None:
-        """Go on from a time of which no more is known, as in checkpoints of earlier versions.
+        """Continue from a time without any other state, as in checkpoints of earlier versions.
 
         Parameters
         ----------
@@ -273,7 +276,7 @@ class EventClock:
 
 
 def ahead_of(time: int, newest: int | None) -> str:
-    """Return what is wrong with a record that is dated too far ahead of the newest time believed,
+    """Return the reason to refuse a record that is too far ahead of the newest accepted time,
     ns."""
     if newest is None:
         return "time is far ahead of that of the records that follow (limits.max_ahead)"
@@ -284,7 +287,7 @@ def ahead_of(time: int, newest: int | None) -> str:
 
 
 def behind_of(time: int, newest: int) -> str:
-    """Return what is wrong with a record that is older than the newest, ns, by too much."""
+    """Return the reason to refuse a record that is too much older than the newest time, ns."""
     return f"time is {_span(newest - time)} before the newest entry's (limits.max_behind)"
 
 

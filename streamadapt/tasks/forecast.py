@@ -19,20 +19,20 @@ __all__ = ["Forecast"]
 
 
 class Forecast(Task):
-    """From the last `window` entries to the next `horizon`, all channels at once.
+    """Predicts the next `horizon` entries from the last `window` entries, all channels together.
 
-    The targets are the entries themselves: a forecast issued at entry t has row h known at entry t
-    + h, and is whole at t + horizon. Steps are counted in entries.
+    The targets are the entries themselves: row h of a forecast issued at entry t is known at entry
+    t + h, and the whole forecast at t + horizon. Steps are counted in entries.
 
     Parameters
     ----------
     window : int, >= 1, in entries
-        How many entries one forecast is made from.
+        The number of entries that a forecast is made from.
     horizon : int, >= 1, in entries
-        How many entries ahead the forecast reaches.
+        The number of entries that a forecast covers.
     loss : str
-        What experts are compared by: ``absolute``, ``squared``, or ``pinball-0.9`` for the
-        quantile 0.9.
+        The loss by which experts are compared: ``absolute``, ``squared``, or ``pinball-0.9`` for
+        the quantile 0.9.
 
     Examples
     --------
@@ -56,11 +56,11 @@ class Forecast(Task):
 
     @property
     def pending(self) -> int:
-        """Forecasts with rows still open."""
+        """The number of forecasts with rows that are not known yet."""
         return len(self.issued)
 
     def known(self, window: Window) -> Mask | None:
-        """Return which channels were ever observed."""
+        """Return which channels have had a value; None means all."""
         return None if window.seen.all() else window.seen
 
     def observe(self, item: Entry | Label) -> Arrival:
@@ -86,23 +86,23 @@ class Forecast(Task):
         newest = self.issued[-1]
         rows, columns = newest.base.output.shape
         experts = np.zeros((len(newest.experts), rows, columns))
-        own = np.zeros((len(newest.aggregator_outputs), rows, columns))
+        aggregators = np.zeros((len(newest.aggregator_outputs), rows, columns))
         mask = np.zeros((rows, columns), np.bool_)
         for h, issued in enumerate(reversed(self.issued)):  # row h was issued h + 1 entries ago
             experts[:, h] = issued.experts[:, h]
-            own[:, h] = issued.aggregator_outputs[:, h]
+            aggregators[:, h] = issued.aggregator_outputs[:, h]
             mask[h] = True
-        mask &= ~np.isnan(actual) & ~np.isnan(experts[0])  # NaN: the base said nothing
+        mask &= ~np.isnan(actual) & ~np.isnan(experts[0])  # NaN: no prediction of the base
         target = np.where(mask, actual, experts[0])
-        said = newest.base._replace(output=self.tensor(np.nan_to_num(experts[0])))
+        base = newest.base._replace(output=self.tensor(np.nan_to_num(experts[0])))
         example = Example(
-            newest.inputs, said, self.tensor(target), torch.from_numpy(mask).to(self.device)
+            newest.inputs, base, self.tensor(target), torch.from_numpy(mask).to(self.device)
         )
         path = self._path() if len(self.issued) == rows else None
-        return Matured(example, path, experts, own, target, mask)
+        return Matured(example, path, experts, aggregators, target, mask)
 
     def _path(self) -> Example:
-        """The forecast that has just become whole."""
+        """Return the example of the forecast whose last row has just become known."""
         oldest = self.issued[0]
         target = np.stack(self.actual)
         mask = ~np.isnan(target) & ~np.isnan(oldest.experts[0])
@@ -111,7 +111,7 @@ class Forecast(Task):
         )
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
-        """Put ``moved(prediction)`` in place of each prediction that waits."""
+        """Replace each waiting prediction by ``moved(prediction)``."""
         self.issued = deque(map(moved, self.issued), maxlen=self.issued.maxlen)
 
     def remember(self, issued: Issued) -> None:

@@ -1,4 +1,4 @@
-"""Which entries to ask labels for, where only so many can be had."""
+"""Choose the entries to request labels for, if only a limited share of labels can be obtained."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["LabelBudget"]
 MEAN_RATE = 0.01
 """How fast the running means of uncertainty and disagreement follow them, per prediction."""
 CAP = 5.0
-"""Disagreement counts up to so many of the guard's scales: one expert that explodes must not use
-up the budget."""
+"""The largest disagreement that counts, in units of the guard's scale: one expert that diverges
+must not use up the budget."""
 STEER = 0.05
-"""How fast the probabilities are steered to the rate."""
+"""How fast the probabilities are adjusted to the rate."""
 MOST_STEERED = 5.0
-"""Largest logarithm of the factor that steers them."""
+"""The largest logarithm of the factor that adjusts them."""
 WORD = (1 << 64) - 1
 
 
 class LabelBudget(ShowsArguments):
-    """Asks for the label of each prediction with a probability that grows with how much it would
-    tell.
+    """Requests the label of each prediction with a probability that grows with the information in
+    the label.
 
     ::
 
@@ -36,20 +36,21 @@ class LabelBudget(ShowsArguments):
         ln lambda <- ln lambda + STEER (rate - probability)
 
     Uncertainty (classification): one minus the margin between the two likeliest classes as served.
-    Disagreement: the mean distance of the experts from what is served, in units of the guard's
-    scale. Means are running ones. The random part keeps every probability above zero [1]_, so that
-    a mean over the asked labels, each weighted by one over its probability, has no bias [2]_ [3]_;
-    `LabelRequests` keeps it. lambda makes up for what the upper limit cuts off: over n predictions
-    the mean probability is within ``10 / (STEER n)`` of `rate`, unless lambda is at its bound.
+    Disagreement: the mean distance of the experts from the served prediction, in units of the
+    guard's scale. All means are running means. The random part keeps every probability above zero
+    [1]_, so that a mean over the requested labels, each weighted by one over its probability, has
+    no bias [2]_ [3]_; `LabelRequests` computes that mean. lambda compensates for the upper limit
+    of 1: over n predictions the mean probability is within ``10 / (STEER n)`` of `rate`, unless
+    lambda is at its bound.
 
-    A label that was not asked for and comes is learned like any other.
+    A label that was not requested is learned like any other.
 
     Parameters
     ----------
     rate : float, in (0, 1]
-        Labels asked for, per prediction.
+        The number of requested labels per prediction.
     floor : float, in (0, 1]
-        Which share of them is asked at random; 1: all.
+        The share of the requested labels that is chosen at random; 1: all.
     seed : int, >= 0
 
     References
@@ -86,14 +87,14 @@ class LabelBudget(ShowsArguments):
         unit : ndarray, (rows, columns) or (rows, 1)
             The guard's scale in the predictions' own unit.
         classify : bool
-            Whether they are distributions.
+            Whether the predictions are distributions over classes.
 
         Returns
         -------
         float
-            The probability with which it was asked for, in (0, 1].
+            The probability of the request, in (0, 1].
         bool
-            Whether it was.
+            Whether the label is requested.
         """
         wanted = self._wanted(experts, served, unit, classify)
         share = self.floor + (1.0 - self.floor) * math.exp(self.steer) * wanted
@@ -106,7 +107,7 @@ class LabelBudget(ShowsArguments):
         return probability, drawn < probability
 
     def _wanted(self, experts: Array, served: Array, unit: Array, classify: bool) -> float:
-        """Return u over its running mean; 1 where nothing is known."""
+        """Return u over its running mean; 1 if u is not finite."""
         spread = np.minimum(np.abs(experts - served) / unit, CAP)
         disagreement = float(spread.sum()) / spread.size
         uncertainty = 0.0
@@ -137,8 +138,10 @@ class LabelBudget(ShowsArguments):
 
 
 def _uniform(seed: int, number: int) -> float:
-    """Return the `number`-th of a seed's numbers in [0, 1): SplitMix64 (Steele, Lea & Flood 2014),
-    whose state is its place in the sequence."""
+    """Return the random number in [0, 1) at position `number` of a seed's sequence.
+
+    SplitMix64 (Steele, Lea & Flood 2014); its state is the position in the sequence.
+    """
     z = (_mixed(seed) + (number + 1) * 0x9E3779B97F4A7C15) & WORD
     return (_mixed(z) >> 11) * 2.0**-53
 

@@ -1,5 +1,5 @@
-"""How large the loss of a prediction will be, told before its label comes: from confidence, or
-from disagreement."""
+"""Estimate the loss of a prediction before its label arrives: from confidence, or from
+disagreement."""
 
 from __future__ import annotations
 
@@ -15,66 +15,70 @@ from streamadapt.tasks.losses import Log
 __all__ = ["ROLES", "ConfidenceEstimate", "DirectEstimate", "Estimate"]
 
 ROLES = ("base", "served")
-"""Whose loss is estimated."""
+"""The predictions whose loss is estimated."""
 
 DECAY = 0.999
-"""Of what was learned, per label."""
+"""The factor by which earlier labels lose weight, per label."""
 BINS = 24
 """Bins of equal width in log odds, from -7 to 7 (probabilities .0009 to .9991) and beyond."""
 PRIOR = 5.0
-"""A bin's predictions are taken at their word until there are about so many labels to say
-otherwise."""
+"""The weight of a bin's uncorrected probabilities, in labels."""
 RIDGE = 1.0
 LARGEST = 20.0
-"""A loss counts up to so many recent ones, or guard's scales: a label that is garbage must not
-spoil the regression."""
+"""The largest loss that counts, in multiples of the recent loss or of the guard's scale: a wrong
+label must not spoil the regression."""
 RECENT = 0.02
 """How fast the recent loss follows the labels."""
 
 
 class Estimate(ABC):
-    """Estimates the loss of what base and guard say, label by label better.
+    """Estimates the losses of the base's and the served predictions; each label improves it.
 
-    What is learned is how the losses of the labelled go with what is seen without labels. Where
-    that changes (the labels' distribution given the inputs: concept drift) estimates are wrong
-    until labels show it.
+    It learns the relation between the losses of labelled predictions and quantities that are known
+    without labels. When this relation changes (concept drift: the distribution of the labels given
+    the inputs), the estimates are wrong until labels show the change.
     """
 
     measures: tuple[str, ...]
-    """Names of the numbers that `estimate` returns first."""
+    """Names of the first numbers that `estimate` returns."""
     length: int
-    """How many numbers it returns."""
+    """The number of numbers that `estimate` returns."""
 
     @abstractmethod
     def estimate(
         self, experts: Array, served: Array, scale: Array, unit: Array
     ) -> tuple[float, ...]:
-        """Return the estimates for `measures`, NaN where nothing is known yet, and what `learn`
-        wants back.
+        """Return the estimates for `measures`, NaN if nothing is known yet, and then the numbers
+        that `learn` needs (`extra`).
 
         Parameters
         ----------
         experts : ndarray, (experts, 1, columns)
         served : ndarray, (1, columns)
         scale, unit : ndarray, (1, columns) or (1, 1)
-            The guard's, of losses and in the predictions' own unit.
+            The guard's scale of losses, and the same in the unit of the predictions.
         """
 
     @abstractmethod
     def learn(
-        self, said: Array, target: Array, losses: Array, extra: tuple[float, ...], weight: float
+        self,
+        predictions: Array,
+        target: Array,
+        losses: Array,
+        extra: tuple[float, ...],
+        weight: float,
     ) -> Array:
         """Learn from one label; return the true values of `measures`.
 
         Parameters
         ----------
-        said : ndarray, (2, columns)
-            Of `ROLES`, as it was said.
+        predictions : ndarray, (2, columns)
+            The predictions of `ROLES`, as they were issued.
         target : ndarray, (columns,)
         losses : ndarray, (2,)
-            Means over what is known.
+            Means over the known columns.
         extra : tuple of float
-            What `estimate` returned after the measures.
+            The numbers that `estimate` returned after the measures.
         weight : float
         """
 
@@ -88,12 +92,12 @@ class Estimate(ABC):
 
 
 class ConfidenceEstimate(Estimate):
-    """Classification: the expected loss if the probabilities, recalibrated, are true [1]_.
+    """Classification: the expected loss under the recalibrated probabilities [1]_.
 
-    A probability p is recalibrated by how often the class came in those of its bin:
-    ``q = p + (hits - sum p) / (n + PRIOR)``, sums over the bin's labels and all classes, decaying;
-    q is then brought to sum to one. Expected log loss: ``-sum_c q_c ln p_c``; expected accuracy: q
-    of the likeliest class.
+    A probability p is recalibrated by the frequency of the class among the probabilities of the
+    same bin: ``q = p + (hits - sum p) / (n + PRIOR)``, with decaying sums over the bin's labels
+    and all classes; q is then normalised to the sum 1. Expected log loss: ``-sum_c q_c ln p_c``;
+    expected accuracy: q of the likeliest class.
 
     References
     ----------
@@ -110,7 +114,7 @@ class ConfidenceEstimate(Estimate):
         odds = np.linspace(-7.0, 7.0, BINS - 1)
         self.edges = 1.0 / (1.0 + np.exp(-odds))
         self.counts = np.zeros((len(ROLES), BINS))
-        self.excess = np.zeros((len(ROLES), BINS))  # sums of (came - p)
+        self.excess = np.zeros((len(ROLES), BINS))  # sums of (hit - p)
         self._first = BINS * np.arange(len(ROLES))[:, None]
 
     def estimate(
@@ -128,15 +132,20 @@ class ConfidenceEstimate(Estimate):
         return (*losses.tolist(), *best.tolist())
 
     def learn(
-        self, said: Array, target: Array, losses: Array, extra: tuple[float, ...], weight: float
+        self,
+        predictions: Array,
+        target: Array,
+        losses: Array,
+        extra: tuple[float, ...],
+        weight: float,
     ) -> Array:
         """Count the label in its bins."""
-        at = self.edges.searchsorted(said) + self._first
+        at = self.edges.searchsorted(predictions) + self._first
         self.counts *= DECAY
         self.excess *= DECAY
         np.add.at(self.counts.ravel(), at, weight)
-        np.add.at(self.excess.ravel(), at, weight * (target - said))
-        right = said.argmax(axis=1) == target.argmax()
+        np.add.at(self.excess.ravel(), at, weight * (target - predictions))
+        right = predictions.argmax(axis=1) == target.argmax()
         return np.concatenate([losses, right.astype(np.float64)])
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,10 +158,11 @@ class ConfidenceEstimate(Estimate):
 
 
 class DirectEstimate(Estimate):
-    """Values: the loss regressed on what is seen without a label (direct loss estimation).
+    """Regression: the loss is estimated from quantities that need no label (direct loss
+    estimation).
 
-    With s the guard's scale of losses, d the experts' mean distance from what is served in units
-    of the guard's scale, and m the recent mean loss, each at the time of the prediction:
+    With s the guard's scale of losses, d the experts' mean distance from the served prediction in
+    units of that scale, and m the recent mean loss, each at the time of the prediction:
     ``loss / s ~ b_0 + b_1 d + b_2 m / s``, by recursive least squares with forgetting, from
     ``b = (0, 0, 1)``, the recent loss. An estimate is never below 0.
     """
@@ -175,27 +185,32 @@ class DirectEstimate(Estimate):
         s = float(scale.sum()) / scale.size
         distance = np.minimum(np.abs(experts - served) / unit, LARGEST)
         d = float(distance.sum()) / distance.size
-        found, relative = [], []
+        estimates, relative = [], []
         for (b0, b1, b2), m in zip(self.weights, self.recent.tolist(), strict=True):
-            found.append(max(0.0, b0 + b1 * d + b2 * m / s) * s if m == m else m)
+            estimates.append(max(0.0, b0 + b1 * d + b2 * m / s) * s if m == m else m)
             relative.append(m / s)
-        return (*found, s, d, *relative)
+        return (*estimates, s, d, *relative)
 
     def learn(
-        self, said: Array, target: Array, losses: Array, extra: tuple[float, ...], weight: float
+        self,
+        predictions: Array,
+        target: Array,
+        losses: Array,
+        extra: tuple[float, ...],
+        weight: float,
     ) -> Array:
-        """Make one step."""
-        del said, target
+        """Make one step of the regression."""
+        del predictions, target
         s, d, *relative = extra
         if not (math.isfinite(s) and np.isfinite(losses).all()):
-            return losses  # said without an estimate, or a loss that is beyond all numbers
+            return losses  # there was no estimate, or a loss is not finite
         first = np.isnan(self.recent)
         capped = np.where(first, losses, np.minimum(losses, LARGEST * np.maximum(self.recent, s)))
         self.count += 1
         follow = max(RECENT, 1.0 / self.count)
         self.recent = np.where(first, capped, self.recent + follow * (capped - self.recent))
         for role, (m, y) in enumerate(zip(relative, (capped / s).tolist(), strict=True)):
-            if math.isfinite(d) and math.isfinite(m):  # else it was said before anything was known
+            if math.isfinite(d) and math.isfinite(m):  # else the prediction is from the very start
                 self.weights[role], self.information[role] = _step(
                     self.weights[role], self.information[role], d, m, y, weight
                 )
@@ -221,11 +236,11 @@ class DirectEstimate(Estimate):
 def _step(
     b: list[float], information: list[float], d: float, m: float, y: float, weight: float
 ) -> tuple[list[float], list[float]]:
-    """Make one step of recursive least squares on (1, d, m), and return weights and information
-    after it.
+    """Make one step of recursive least squares on (1, d, m); return the new weights and
+    information.
 
-    By cofactors, in plain numbers: for three of them an array's every operation costs more than
-    all of this.
+    Solved by cofactors in plain numbers: for three numbers, a single array operation costs more
+    than all of this.
     """
     leak = (1.0 - DECAY) * RIDGE
     news = (
@@ -242,9 +257,7 @@ def _step(
     c00, c01, c02 = i11 * i22 - i12 * i12, i02 * i12 - i01 * i22, i01 * i12 - i02 * i11
     c11, c12, c22 = i00 * i22 - i02 * i02, i01 * i02 - i00 * i12, i00 * i11 - i01 * i01
     determinant = i00 * c00 + i01 * c01 + i02 * c02
-    if (
-        not 0.0 < determinant < math.inf
-    ):  # numbers too far apart for a solution: what is known stays
+    if not 0.0 < determinant < math.inf:  # no solution in floating point: change nothing
         return b, information
     step = weight * (y - b[0] - b[1] * d - b[2] * m) / determinant
     gain = (c00 + c01 * d + c02 * m, c01 + c11 * d + c12 * m, c02 + c12 * d + c22 * m)

@@ -1,4 +1,4 @@
-"""The losses that a task is judged by: what the guard mixes for and what the statistics report.
+"""The losses of tasks: the guard minimises them and the statistics report them.
 
 Arrays are float64; predictions are (..., rows, columns), targets (rows, columns). A loss that
 judges a row as a whole (log loss of a distribution) returns one column.
@@ -23,7 +23,8 @@ class Loss(ABC):
     name: ClassVar[str]
     row_wise: ClassVar[bool] = False
     central: ClassVar[bool] = True
-    """Whether mean or median make it least, so that a regression may aim at them."""
+    """Whether the mean or the median minimises the loss, so that a regression may estimate
+    them."""
 
     @abstractmethod
     def loss(self, prediction: Array, target: Array) -> Array:
@@ -39,12 +40,12 @@ class Loss(ABC):
         """
 
     def scale_of(self, errors: Array) -> Array:
-        """Return what losses are divided by, given the base's mean absolute error in each cell or
-        row."""
+        """Return the scale that losses are divided by, given the base's mean absolute error in
+        each cell or row."""
         return errors
 
     def length_of(self, scale: Array) -> Array:
-        """Return a scale of losses in the predictions' own unit."""
+        """Convert a scale of losses to the unit of the predictions."""
         return scale
 
     def known(self, mask: Mask) -> Mask:
@@ -93,11 +94,11 @@ class Squared(Loss):
 
 
 class Pinball(Loss):
-    """``max(q (y - p), (q - 1) (y - p))``, original units: least at the q-quantile (Koenker &
+    """``max(q (y - p), (q - 1) (y - p))``, original units; the q-quantile minimises it (Koenker &
     Bassett 1978).
 
-    For bases that forecast a quantile. The learners correct means and medians all the same; the
-    guard finds out which of them serve the quantile.
+    For bases that forecast a quantile. The learners still correct means and medians; the guard
+    finds out which of them predict the quantile well.
 
     Parameters
     ----------
@@ -127,7 +128,7 @@ class Pinball(Loss):
 
 
 class Log(Loss):
-    """``-ln p_y`` of a distribution over classes against a one-hot target, nats; p is floored at
+    """``-ln p_y`` of a distribution over classes and a one-hot target, nats; p is at least
     1e-6."""
 
     name: ClassVar[str] = "log"
@@ -158,7 +159,7 @@ _LOSSES: dict[str, type[Loss]] = {cls.name: cls for cls in (Absolute, Squared, L
 
 
 def loss_named(name: Any) -> Loss:
-    """Return the loss called `name` (``pinball-0.9`` for the .9 quantile's); `ConfigError` if
+    """Return the loss with this name (``pinball-0.9`` for the quantile .9); raise `ConfigError` if
     there is none."""
     if isinstance(name, str) and name.startswith(f"{Pinball.name}-"):
         try:

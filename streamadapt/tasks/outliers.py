@@ -1,4 +1,4 @@
-"""Labels that cannot be right: so far from everything so far that learning them would undo months
+"""Outliers among labels: values so far from all earlier ones that learning them would undo months
 of learning."""
 
 from __future__ import annotations
@@ -11,46 +11,49 @@ import numpy as np
 from streamadapt.errors import ConfigError
 from streamadapt.records import Array, Mask
 
-__all__ = ["AbsurdLabels"]
+__all__ = ["LabelOutliers"]
 
 FIRST = 10
-"""Labels whose medians the usual sizes start at."""
+"""The usual sizes start at the medians of this number of labels."""
 BELIEVED = 2
-"""The first labels are compared with what the base says, of which alone something is known."""
+"""Before this number of labels, a label is compared with the base's output: nothing else is known
+yet."""
 YOUNG_LIMIT = 35.0
-"""The limit, if that is no lower, of the first labels where the base brings a scale: little has
-been learned yet."""
+"""The limit for the first labels, unless the configured limit is lower, if the base has a scale of
+its outputs: little has been learned yet."""
 LEVELS = 100.0
-"""Of the base's own output: how far away a first label may be, where the base brings no scale of
-its outputs."""
+"""The largest error of a first label, in multiples of the base's output, if the base has no scale
+of its outputs."""
 RATE = 0.01
+"""How fast the usual sizes follow the labels, per label."""
 CLIP = 10.0
-"""What is far off moves the usual sizes as if it were at most so many of them away."""
+"""A larger distance counts as this many usual sizes when the usual sizes are updated."""
 IN_A_ROW = 5
-"""So many absurd labels one after the other are no mistake, but a change."""
+"""This many outliers in a row are no mistake, but a change of the stream."""
 
 
-class AbsurdLabels:
-    """Tells absurd labels of values, output by output.
+class LabelOutliers:
+    """Detects outliers among the labels of a regression, for each output separately.
 
-    A label is absurd if it is away from the base by more than `limit` times the base's usual error
-    and `limit` times the labels' usual distance from their middle: a base that happens to be
-    nearly perfect for a while makes none absurd. Middle and usual sizes are running means,
-    clipped, that start at the medians of the first labels. Where `IN_A_ROW` would be absurd one
-    after the other the world has changed (or its units): the last is believed, and everything
-    starts anew. The first labels of a stream are compared with the scale that the base was fitted
-    on (`unit`), or with the size of what it says where it brings none.
+    A label is an outlier if its distance from the base is more than `limit` times the base's usual
+    error, and more than `limit` times the labels' usual distance from their centre. With the
+    second condition, a base that is nearly perfect for a while does not make outliers of ordinary
+    labels. Centre and usual sizes are clipped running means that start at the medians of the first
+    labels. `IN_A_ROW` outliers in a row show that the stream, or its unit, has changed: the last
+    one is accepted, and all statistics start again. The first labels of a stream are compared with
+    the scale that the base was fitted on (`unit`), or with the size of the base's output if it has
+    no scale.
 
     Parameters
     ----------
     outputs : int
     limit : float, > CLIP
-        Infinite: everything is believed.
+        Infinite: every label is accepted.
 
     Attributes
     ----------
     unit : ndarray, (outputs,), or None
-        The scale of the outputs that the base brings; not part of the state.
+        The base's scale of the outputs; not part of the state.
     """
 
     unit: Array | None = None
@@ -59,35 +62,35 @@ class AbsurdLabels:
         if not limit > CLIP:
             raise ConfigError("task.absurd", limit, f"a number > {CLIP:g}, or inf")
         self.limit = float(limit)
-        self.first: list[list[tuple[float, float]]] = [
-            [] for _ in range(outputs)
-        ]  # label and error of the first ones
-        self.usual = [(0.0, 0.0, 0.0) for _ in range(outputs)]  # middle, distance from it, error
+        # label and error of the first labels
+        self.first: list[list[tuple[float, float]]] = [[] for _ in range(outputs)]
+        self.usual = [(0.0, 0.0, 0.0) for _ in range(outputs)]  # centre, distance from it, error
         self.run = [0] * outputs
-        self.changed = [False] * outputs  # whether the first ones are those after a change
+        self.changed = [False] * outputs  # whether `first` started again after a change
 
-    def among(self, labels: Array, errors: Array, said: Array | None = None) -> Mask:
-        """Return which outputs of a label are absurd, (outputs,), and follow what is usual.
+    def outliers(self, labels: Array, errors: Array, base: Array | None = None) -> Mask:
+        """Return which outputs of a label are outliers, (outputs,), and update the usual sizes.
 
         Parameters
         ----------
         labels, errors : ndarray, (outputs,)
-            The error is ``|label - base|``; NaN where either says nothing.
-        said : ndarray, (outputs,), optional
-            The base's outputs. Without them, and without a `unit`, the first labels are believed
-            whatever they say.
+            The error is ``|label - base|``; NaN if either is missing.
+        base : ndarray, (outputs,), optional
+            The base's outputs. Without them, and without a `unit`, the first labels are always
+            accepted.
         """
-        absurd: Mask = np.zeros(len(labels), np.bool_)
+        outliers: Mask = np.zeros(len(labels), np.bool_)
         if self.limit == np.inf:
-            return absurd
-        levels = np.zeros(len(labels)) if said is None else np.abs(said)
+            return outliers
+        levels = np.zeros(len(labels)) if base is None else np.abs(base)
         for i, (label, error) in enumerate(zip(labels.tolist(), errors.tolist(), strict=True)):
             if error == error:
-                absurd[i] = self._is_absurd(i, label, error, float(levels[i]))
-        return absurd
+                outliers[i] = self._is_outlier(i, label, error, float(levels[i]))
+        return outliers
 
-    def _most(self, i: int, level: float) -> float:
-        """Return how far from what the base says a label may be; 0 where nothing tells."""
+    def _largest_error(self, i: int, level: float) -> float:
+        """Return the largest accepted distance of a label from the base; 0 if nothing limits
+        it."""
         known, usual = len(self.first[i]), max(self.usual[i][1:])
         if self.changed[i] or known == FIRST or (known >= BELIEVED and self.unit is None):
             return self.limit * usual if known >= BELIEVED else 0.0
@@ -95,9 +98,9 @@ class AbsurdLabels:
             return LEVELS * level
         return min(self.limit, YOUNG_LIMIT) * max(usual, float(self.unit[i]))
 
-    def _is_absurd(self, i: int, label: float, error: float, level: float) -> bool:
+    def _is_outlier(self, i: int, label: float, error: float, level: float) -> bool:
         first, usual = self.first[i], self.usual[i]
-        if error > self._most(i, level) > 0.0:
+        if error > self._largest_error(i, level) > 0.0:
             self.run[i] += 1
             if self.run[i] < IN_A_ROW:
                 return True

@@ -1,4 +1,5 @@
-"""Labels that are known and not yet learned: what comes meanwhile is put into them."""
+"""Labels that are known and not yet learned: later labels of the same entry are merged into
+them."""
 
 from __future__ import annotations
 
@@ -19,17 +20,17 @@ UNKNOWN = -(2**63)
 
 @dataclass(slots=True)
 class PendingLabel:
-    """What is known of one entry's label.
+    """A label of one entry that is known, in whole or in part, and not yet learned.
 
     Attributes
     ----------
     value : ndarray, (outputs,), float64
-        NaN where nobody has said anything.
+        NaN for an output that is not known.
     times : ndarray, (outputs,), int64, ns
-        When what `value` holds became known; of two labels the later one holds, in whatever order
-        they come.
+        The time of the label that gave each value; of two labels the later one counts, in whatever
+        order they arrive. `UNKNOWN` for an output that is not known.
     due : int, ns
-        The event time at which it is learned.
+        The event time at which the label is learned.
     """
 
     value: FloatArray
@@ -38,7 +39,7 @@ class PendingLabel:
 
     @classmethod
     def of(cls, value: FloatArray, time: int, due: int) -> PendingLabel:
-        """Hold a first label."""
+        """Return the pending label of an entry's first label."""
         return cls(
             value.astype(np.float64),
             np.where(np.isnan(value), UNKNOWN, time).astype(np.int64),
@@ -46,14 +47,14 @@ class PendingLabel:
         )
 
     def changed_outputs(self, value: FloatArray, time: int) -> npt.NDArray[np.bool_]:
-        """Return which outputs of a further label change something, (outputs,)."""
+        """Return which outputs a further label would change, (outputs,)."""
         newer: npt.NDArray[np.bool_] = (
             ~np.isnan(value) & (time >= self.times) & (value != self.value)
         )
         return newer
 
     def merge(self, value: FloatArray, time: int, due: int) -> bool:
-        """Put a further label in; True if the two do not agree."""
+        """Merge a further label; return whether the two labels differ in a known output."""
         newer = self.changed_outputs(value, time)
         differs = bool((~np.isnan(value) & ~np.isnan(self.value) & (value != self.value)).any())
         self.value = np.where(newer, value, self.value)
@@ -63,10 +64,10 @@ class PendingLabel:
 
 
 class PendingLabels(dict[str, PendingLabel]):
-    """PendingLabel labels by entry id, in the order of their first arrival."""
+    """Pending labels by entry id, in the order of their first arrival."""
 
     def pack(self) -> dict[str, Any] | None:
-        """Return what must be saved, a row each; None if there are none."""
+        """Return the saved form, with one row per label; None if there are none."""
         if not self:
             return None
         return {
@@ -91,11 +92,11 @@ class PendingLabels(dict[str, PendingLabel]):
 
 
 class Queue:
-    """Ids by the event time at which something is due, those due at once by their entries' times,
-    then by name.
+    """A queue of ids, ordered by the event time at which they are due, then by the time of the
+    entry, then by id.
 
-    That order does not depend on the order in which they were put in. It may hold what is due no
-    more: the owner knows.
+    The order does not depend on the order of insertion. The queue may contain items that are no
+    longer due; its owner checks each item.
     """
 
     def __init__(self, items: Iterable[tuple[int, int, str, bool]] = ()) -> None:
@@ -106,12 +107,12 @@ class Queue:
         return len(self.items)
 
     def push(self, due: int, entry_time: int, id_: str, is_label: bool) -> None:
-        """Put one in."""
+        """Insert one item."""
         heapq.heappush(self.items, (due, entry_time, id_, is_label))
 
     def pop_due(self, now: int) -> Iterator[tuple[int, str, bool]]:
-        """Take out what is due by `now`, in order: (due, id, whether it is a label that is
-        due)."""
+        """Remove and yield the items that are due by `now`, in order: (due time, id, whether a
+        label is due)."""
         while self.items and self.items[0][0] <= now:
             due, _, id_, is_label = heapq.heappop(self.items)
             yield due, id_, is_label

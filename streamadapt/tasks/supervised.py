@@ -1,4 +1,4 @@
-"""Supervised learning on a stream: features now, a label later (in parts, twice, put right, or
+"""Supervised learning on a stream: features now, a label later (in parts, twice, corrected, or
 never)."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streamadapt.tasks.base import Arrival, Example, Matured, Task, check_size, 
 from streamadapt.tasks.class_names import ClassName, counted_classes
 from streamadapt.tasks.delayed_positives import DelayedPositives
 from streamadapt.tasks.issued import Issued, pack, unpack
-from streamadapt.tasks.outliers import AbsurdLabels
+from streamadapt.tasks.outliers import LabelOutliers
 from streamadapt.tasks.settling import PendingLabel, PendingLabels, Queue
 
 __all__ = ["Supervised"]
@@ -34,52 +34,54 @@ NEGATIVE, TURNED, CONFIRMED = "negative", "turned", "confirmed"
 
 @accepts_old_names("task.supervised")
 class Supervised(Task):
-    """From the last `window` entries' values to a label, joined by the entry's id.
+    """Predicts a label from the values of the last `window` entries; label and entry are joined by
+    the entry's id.
 
-    A label that comes inside its entry is learned at the next arrival: the entry itself is
-    predicted first. A label that comes apart is learned when it arrives, if its entry's prediction
-    still waits. Every id is remembered for twice `ttl` of event time, so that a second label and
-    one that is too late are told from an unknown one.
+    A label inside an entry is learned at the next arrival: the entry itself is predicted first. A
+    separate label is learned when it arrives, if its entry's prediction still waits. Every id is
+    remembered for twice `ttl` of event time, so that a second label, a late label and a label with
+    an unknown id are distinguished.
 
-    A label may say something about some outputs only: these are learned, and the prediction waits
-    for the others. What has been learned is not learned again, and cannot be put right. A further
-    label replaces what has not been learned yet: a label inside an entry before the next arrival,
-    and every label for as long as `correction_window`; of two that do not agree the one with the
-    later time holds. One that says nothing new is refused as a duplicate.
+    A label may contain some outputs only: these are learned, and the prediction waits for the
+    others. A learned output is not learned again, and cannot be corrected. A further label
+    replaces outputs that are not learned yet: those of a label inside an entry before the next
+    arrival, and those of every label for as long as `correction_window`. Of two labels that differ, the one
+    with the later time counts. A label without any new output is refused as a duplicate.
 
     Parameters
     ----------
     window : int, >= 1, in entries
-        How many entries one prediction is made from.
+        The number of entries that a prediction is made from.
     outputs : int, >= 1
-        Values of a label (regression).
+        The number of values of a label (regression).
     classes : int >= 2, or sequence of str, bool, int or float, optional
-        Classification: the number of classes, whose labels are then 0, 1, ..., or the list of
-        their names, in the order of the base's probabilities. Records may have the names as
-        labels; in Python, `label` makes a label of a name.
+        Classification: the number of classes, with the labels 0, 1, ..., or the list of their
+        names, in the order of the base's probabilities. Records may have the names as labels; in
+        Python, `label` makes a label from a name.
     ttl : int, ns of event time
         How long a prediction waits for its label.
     max_pending : int
         The largest number of predictions that wait for their labels; beyond it the oldest one
         expires early.
     loss : str, optional
-        What experts are compared by: ``absolute``, ``squared``, ``pinball-0.9`` or, for classes,
-        ``log``. Default: ``absolute``, or ``log`` for classification.
+        The loss by which experts are compared: ``absolute``, ``squared``, ``pinball-0.9`` or, for
+        classes, ``log``. Default: ``absolute``, or ``log`` for classification.
     correction_window : int, ns of event time, from 0 to `ttl`
-        How long a label can still be put right. It is learned before the prediction of the first
-        entry that is so much younger than the label; labels that are due at once are learned in
-        the order of their times, whatever the order they came in. 0: learned as soon as they are
-        there.
+        How long a label can still be corrected. It is learned before the prediction of the first
+        entry that is younger than the label by this time. Labels that are due at the same entry
+        are learned in the order of their times, not of their arrival. 0: labels are learned as
+        soon as they arrive.
     negative_after : int, ns of event time, less than `ttl`, optional
         For two classes of which only the second is ever reported, as with clicks and purchases: an
-        entry without a label is learned as a negative after this time, and later as a positive,
-        too, if its label comes after all.
+        entry without a label is learned as a negative after this time. If its label comes later,
+        the entry is learned as a positive too.
     correct_negatives : bool
-        With `negative_after`: whether examples are weighted so that a positive that comes late
-        makes up for the negative that was learned before it (`DelayedPositives`).
+        With `negative_after`: whether weights of the examples compensate for the negatives that
+        were learned before a late positive (`DelayedPositives`).
     absurd : float, > 10
-        A label that differs from the base by more than this many usual errors of the base is not
-        learned, and the prediction waits for a better one. ``inf``: every label is learned.
+        A label that differs from the base by more than this many usual errors of the base is an
+        outlier: it is not learned, and the prediction waits for another label. ``inf``: every
+        label is learned.
 
     Examples
     --------
@@ -126,12 +128,14 @@ class Supervised(Task):
             )
         if negative_after is not None and count != 2:
             raise ConfigError(
-                "task.classes", classes, "2 classes, the second of which is told (negative_after)"
+                "task.classes",
+                classes,
+                "2 classes, of which only the second is reported (negative_after)",
             )
         self.kind: TaskKind = "regression" if count is None else "classification"
         self.outputs = positive("task.outputs", outputs, 100_000)
         self.classes = count
-        self.absurd = AbsurdLabels(self.outputs, absurd)
+        self.absurd = LabelOutliers(self.outputs, absurd)
         self.ttl = ttl
         self.correction_window = correction_window
         self.max_pending = positive("task.max_pending", max_pending)
@@ -139,15 +143,17 @@ class Supervised(Task):
         self.closed: OrderedDict[str, tuple[int, str]] = (
             OrderedDict()
         )  # id -> (entry time, outcome)
-        self.held = PendingLabels()
-        self.told: dict[
+        self.pending_labels = PendingLabels()
+        self.learned_outputs: dict[
             str, Mask
         ] = {}  # of those that wait and had a label: the outputs that are learned
         self.negative_after = negative_after
         self.correct_negatives = correct_negatives
         self.positives = DelayedPositives()
-        self.fake: dict[str, None] = {}  # those that wait and were learned as negatives
-        self.unsure: dict[
+        self.assumed_negatives: dict[
+            str, None
+        ] = {}  # those that wait and were learned as negatives
+        self.refused_labels: dict[
             str, None
         ] = {}  # those that wait and had a label that was refused: no label does not mean no
         self._due = Queue()
@@ -159,22 +165,22 @@ class Supervised(Task):
 
     @property
     def pending(self) -> int:
-        """Predictions without a whole label."""
+        """The number of predictions without a whole label."""
         return len(self.waiting)
 
-    def tell_unit(self, unit: Tensor | None) -> None:
-        """Let the first labels be compared with it."""
+    def set_unit(self, unit: Tensor | None) -> None:
+        """Set the scale that the first labels are compared with."""
         if unit is not None and self.classes is None:
             self.absurd.unit = unit.detach().cpu().double().numpy()
 
     def label(self, name: ClassName) -> FloatArray:
-        """Return the label of a class by its name, (1,): what `Entry.label` and `Label.value`
-        hold.
+        """Return the label of a class by its name, (1,), in the form of `Entry.label` and
+        `Label.value`.
 
         Raises
         ------
         ConfigError
-            If no class has this name, of the same type.
+            If no class has this name with the same type.
         """
         for i, known in enumerate(self.class_names):
             if known == name and isinstance(known, bool) == isinstance(name, bool):
@@ -182,7 +188,7 @@ class Supervised(Task):
         raise ConfigError("label", name, f"one of the task's class names, {self.class_names}")
 
     def label_fault(self, entry: Entry) -> LabelError | None:
-        """Tell what is wrong with the label that an entry brought."""
+        """Return the error of the label inside an entry; None if there is none."""
         if entry.refused is not None:
             fault: tuple[Reason, str] = entry.refused
         elif entry.label is None:
@@ -222,7 +228,7 @@ class Supervised(Task):
         if window.full:
             arrival.inputs = window.values
             if item.refused is not None and self.negative_after is not None:
-                self.unsure[item.id] = None
+                self.refused_labels[item.id] = None
         else:
             self.closed[item.id] = (now, UNPREDICTED)
         if item.label is not None:
@@ -230,7 +236,7 @@ class Supervised(Task):
         return arrival
 
     def go_back(self, time: int) -> None:
-        """Let nothing wait for a time, ns, that was wrong."""
+        """Replace every later time in the state by `time`, ns: the clock was wrong."""
         super().go_back(time)
         for id_, issued in self.waiting.items():
             if issued.entry.time > time:
@@ -238,28 +244,28 @@ class Supervised(Task):
         self.closed = OrderedDict(
             (id_, (min(at, time), outcome)) for id_, (at, outcome) in self.closed.items()
         )
-        for held in self.held.values():
-            held.due = min(held.due, time + self.correction_window)
-        self._queue_anew()
+        for pending in self.pending_labels.values():
+            pending.due = min(pending.due, time + self.correction_window)
+        self._rebuild_queue()
 
     def remember(self, issued: Issued) -> None:
-        """Keep a prediction until its label arrives or its time is up."""
+        """Keep a prediction until its label arrives or its time-to-live ends."""
         entry = issued.entry
         self.waiting[entry.id] = issued
         if self.negative_after is not None:
             self._due.push(entry.time + self.negative_after, entry.time, entry.id, is_label=False)
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
-        """Put ``moved(prediction)`` in place of each prediction that waits."""
+        """Replace each waiting prediction by ``moved(prediction)``."""
         for id_, issued in self.waiting.items():
             self.waiting[id_] = moved(issued)
 
-    # -- what comes in
+    # -- arriving labels
 
     def _check_label(self, label: Label) -> None:
         if label.id not in self.waiting:
             _, outcome = self.closed.get(label.id, (0, ""))
-            if outcome == LEARNED or label.id in self.held:
+            if outcome == LEARNED or label.id in self.pending_labels:
                 raise EntryError(
                     Reason.DUPLICATE_LABEL, f"id {_short(label.id)} has its label", label.position
                 )
@@ -301,27 +307,32 @@ class Supervised(Task):
                 raise EntryError(Reason.BAD_CLASS, detail, item.position)
 
     def _is_news(self, label: Label) -> bool:
-        """Whether a label says anything that is neither learned nor held."""
-        held, told = self.held.get(label.id), self.told.get(label.id)
-        value = label.value if told is None else np.where(told, np.nan, label.value)
-        if held is not None:
-            return bool(held.changed_outputs(value, label.time).any()) or (
-                label.time + self.correction_window < held.due and not np.isnan(value).all()
+        """Whether a label has an output that is neither learned nor pending."""
+        pending, learned = self.pending_labels.get(label.id), self.learned_outputs.get(label.id)
+        value = label.value if learned is None else np.where(learned, np.nan, label.value)
+        if pending is not None:
+            return bool(pending.changed_outputs(value, label.time).any()) or (
+                label.time + self.correction_window < pending.due and not np.isnan(value).all()
             )
-        return told is None or not np.isnan(value).all()
+        return learned is None or not np.isnan(value).all()
 
     def _hold(self, id_: str, value: FloatArray, time: int, entry_time: int | None = None) -> None:
-        """Put a checked label in; `entry_time` is known for one inside its entry."""
-        told, held, due = self.told.get(id_), self.held.get(id_), time + self.correction_window
-        if told is not None:
-            value = np.where(told, np.nan, value)
-        if held is not None:
-            due = min(due, held.due)
-            moved = due < held.due
-            if held.merge(value, time, due):
+        """Keep a checked label until it is learned; `entry_time` is given for a label inside its
+        entry."""
+        learned, pending, due = (
+            self.learned_outputs.get(id_),
+            self.pending_labels.get(id_),
+            time + self.correction_window,
+        )
+        if learned is not None:
+            value = np.where(learned, np.nan, value)
+        if pending is not None:
+            due = min(due, pending.due)
+            moved = due < pending.due
+            if pending.merge(value, time, due):
                 self.count(CORRECTED)
         else:
-            self.held[id_] = PendingLabel.of(value, time, due)
+            self.pending_labels[id_] = PendingLabel.of(value, time, due)
             moved = True
         if self.correction_window and moved:
             if entry_time is None:
@@ -330,42 +341,48 @@ class Supervised(Task):
                 )
             self._due.push(due, entry_time, id_, is_label=True)
             if (
-                len(self._due) > 4 * (len(self.waiting) + len(self.held)) + 64
+                len(self._due) > 4 * (len(self.waiting) + len(self.pending_labels)) + 64
             ):  # labels that came earlier and earlier
-                self._queue_anew()
+                self._rebuild_queue()
 
-    # -- what is learned
+    # -- learning
 
     def _learn_at_once(self, arrival: Arrival) -> None:
-        """Learn what is held for the next arrival."""
-        if self.correction_window or not self.held:
+        """Learn the labels that wait for the next arrival."""
+        if self.correction_window or not self.pending_labels:
             return
-        for id_ in list(self.held):
-            self._learn_held(id_, arrival)
+        for id_ in list(self.pending_labels):
+            self._learn_pending(id_, arrival)
 
     def _learn_due(self, now: int, arrival: Arrival) -> None:
-        """Learn the labels that have settled by `now`, and what has had none for too long."""
+        """Learn the labels that are due by `now`, and the entries without a label that are now
+        assumed to be negatives."""
         for due, id_, is_label in self._due.pop_due(now):
-            held = self.held.get(id_)
+            pending = self.pending_labels.get(id_)
             if is_label:
-                if held is not None and held.due == due:
-                    self._learn_held(id_, arrival)
+                if pending is not None and pending.due == due:
+                    self._learn_pending(id_, arrival)
             elif self._lacks_a_label(id_):
-                self.fake[id_] = None
+                self.assumed_negatives[id_] = None
                 self.count(NEGATIVE)
                 arrival.matured.append(self._mature(self.waiting[id_], np.zeros(1), certain=False))
 
     def _lacks_a_label(self, id_: str) -> bool:
-        """Whether an entry that waits was neither learned nor told; a label that says nothing
-        counts for none."""
-        held, told = self.held.get(id_), self.told.get(id_)
-        silent = (held is None or bool(np.isnan(held.value).all())) and (
-            told is None or not told.any()
+        """Whether a waiting entry has no label so far; a label without any known output does not
+        count."""
+        pending, learned = self.pending_labels.get(id_), self.learned_outputs.get(id_)
+        silent = (pending is None or bool(np.isnan(pending.value).all())) and (
+            learned is None or not learned.any()
         )
-        return silent and id_ in self.waiting and id_ not in self.fake and id_ not in self.unsure
+        return (
+            silent
+            and id_ in self.waiting
+            and id_ not in self.assumed_negatives
+            and id_ not in self.refused_labels
+        )
 
-    def _learn_held(self, id_: str, arrival: Arrival) -> None:
-        value = self.held.pop(id_).value
+    def _learn_pending(self, id_: str, arrival: Arrival) -> None:
+        value = self.pending_labels.pop(id_).value
         issued = self.waiting.get(id_)
         if issued is None:
             if id_ in self.closed:
@@ -373,37 +390,39 @@ class Supervised(Task):
             self.count(UNPREDICTED)
             return
         if self.classes is None:
-            said = issued.experts[0, 0]
-            absurd = self.absurd.among(value.astype(np.float64), np.abs(value - said), said)
-            if absurd.any():
-                value = np.where(absurd, np.nan, value)
+            base = issued.experts[0, 0]
+            outliers = self.absurd.outliers(value.astype(np.float64), np.abs(value - base), base)
+            if outliers.any():
+                value = np.where(outliers, np.nan, value)
                 self.count(ABSURD)
         known = ~np.isnan(value)
-        if id_ in self.fake and known.any() and value[0] == 0.0:  # has been learned just so
+        if (
+            id_ in self.assumed_negatives and known.any() and value[0] == 0.0
+        ):  # has been learned just so
             self._close(id_, LEARNED, CONFIRMED)
             return
-        told = self.told.get(id_)
-        told = known if told is None else told | known
+        learned = self.learned_outputs.get(id_)
+        learned = known if learned is None else learned | known
         if self.negative_after is not None and known.any() and value[0] == 1.0:
-            self.positives.saw_positive(late=id_ in self.fake)
+            self.positives.saw_positive(late=id_ in self.assumed_negatives)
         arrival.matured.append(self._mature(issued, value))
-        if told.all():
-            self._close(id_, LEARNED, TURNED if id_ in self.fake else LEARNED)
+        if learned.all():
+            self._close(id_, LEARNED, TURNED if id_ in self.assumed_negatives else LEARNED)
         else:
-            self.told[id_] = told
+            self.learned_outputs[id_] = learned
             self.count(PARTIAL)
 
     def _close(self, id_: str, closed_as: str, outcome: str | None) -> None:
         self.closed[id_] = (self.waiting.pop(id_).entry.time, closed_as)
-        self.told.pop(id_, None)
-        self.fake.pop(id_, None)
-        self.unsure.pop(id_, None)
+        self.learned_outputs.pop(id_, None)
+        self.assumed_negatives.pop(id_, None)
+        self.refused_labels.pop(id_, None)
         if outcome is not None:
             self.count(outcome)
 
     def _mature(self, issued: Issued, value: FloatArray, *, certain: bool = True) -> Matured:
         mask = ~np.isnan(value)[None]  # (1, outputs)
-        judged = ~np.isnan(issued.experts[0])  # NaN: the base said nothing
+        judged = ~np.isnan(issued.experts[0])  # NaN: no prediction of the base
         if self.classes is None:
             target = np.where(mask, value, issued.experts[0]).astype(np.float64)
         else:
@@ -433,15 +452,16 @@ class Supervised(Task):
         )
 
     def _expire(self, now: int, arrival: Arrival) -> None:
-        """Give up on predictions past their time, and forget ids past twice their time."""
+        """Expire predictions older than the time-to-live, and forget ids older than twice that
+        time."""
         while self.waiting:
             id_, oldest = next(iter(self.waiting.items()))
             if now - oldest.entry.time <= self.ttl and len(self.waiting) < self.max_pending:
                 break
-            if id_ in self.held:  # its label has not settled, but is here
-                self._learn_held(id_, arrival)
+            if id_ in self.pending_labels:  # its label has arrived, but is not due yet
+                self._learn_pending(id_, arrival)
             if id_ in self.waiting:
-                self._close(id_, EXPIRED, None if id_ in self.fake else EXPIRED)
+                self._close(id_, EXPIRED, None if id_ in self.assumed_negatives else EXPIRED)
         while self.closed:
             id_, (time, _) = next(iter(self.closed.items()))
             if now - time <= 2 * self.ttl and len(self.closed) < 2 * self.max_pending:
@@ -450,19 +470,19 @@ class Supervised(Task):
 
     # -- state
 
-    def _queue_anew(self) -> None:
-        """Put into the queue what is still to come, and nothing else."""
+    def _rebuild_queue(self) -> None:
+        """Fill the queue again with all items that are still due, and no others."""
         self._due = Queue()
-        for id_, held in self.held.items() if self.correction_window else ():
+        for id_, pending in self.pending_labels.items() if self.correction_window else ():
             time = (
                 self.waiting[id_].entry.time
                 if id_ in self.waiting
-                else self.closed.get(id_, (held.due, ""))[0]
+                else self.closed.get(id_, (pending.due, ""))[0]
             )
-            self._due.push(held.due, time, id_, is_label=True)
+            self._due.push(pending.due, time, id_, is_label=True)
         if self.negative_after is not None:
             for id_, issued in self.waiting.items():
-                if id_ not in self.fake:
+                if id_ not in self.assumed_negatives:
                     time = issued.entry.time
                     self._due.push(time + self.negative_after, time, id_, is_label=False)
 
@@ -470,11 +490,11 @@ class Supervised(Task):
         """Return the window, the waiting predictions, their labels so far and the remembered
         ids."""
         state = super().state_dict()
-        state["held"] = self.held.pack()
-        state["told"] = [[id_, told.copy()] for id_, told in self.told.items()]
-        state["fake"] = list(self.fake)
-        if self.unsure:
-            state["unsure"] = list(self.unsure)
+        state["held"] = self.pending_labels.pack()
+        state["told"] = [[id_, learned.copy()] for id_, learned in self.learned_outputs.items()]
+        state["fake"] = list(self.assumed_negatives)
+        if self.refused_labels:
+            state["unsure"] = list(self.refused_labels)
         state["positives"] = self.positives.state_dict()
         state["absurd"] = self.absurd.state_dict()
         state["closed"] = [[id_, time, outcome] for id_, (time, outcome) in self.closed.items()]
@@ -484,17 +504,17 @@ class Supervised(Task):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
-        self.held = PendingLabels.unpack(state["held"])
-        self.told = {id_: np.array(told, np.bool_) for id_, told in state["told"]}
-        self.fake = dict.fromkeys(state["fake"])
-        self.unsure = dict.fromkeys(state.get("unsure", ()))
+        self.pending_labels = PendingLabels.unpack(state["held"])
+        self.learned_outputs = {id_: np.array(learned, np.bool_) for id_, learned in state["told"]}
+        self.assumed_negatives = dict.fromkeys(state["fake"])
+        self.refused_labels = dict.fromkeys(state.get("unsure", ()))
         self.positives.load_state_dict(state["positives"])
         self.absurd.load_state_dict(state["absurd"])
         self.closed = OrderedDict(
             (id_, (int(time), outcome)) for id_, time, outcome in state["closed"]
         )
         self.waiting = OrderedDict((i.entry.id, i) for i in unpack(state["waiting"], self.device))
-        self._queue_anew()
+        self._rebuild_queue()
 
 
 def _short(id_: str) -> str:

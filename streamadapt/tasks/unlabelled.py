@@ -1,4 +1,4 @@
-"""Entries whose labels never come: what adapts does so without them."""
+"""A task without labels: its learners adapt without them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["Unlabelled"]
 
 
 class Unlabelled(Task):
-    """From the last `window` entries' values to an output that nobody will ever judge.
+    """Predicts an output from the values of the last `window` entries; no label ever comes.
 
-    Only learners that adapt without labels fit it, and nothing is measured, so that what is served
-    is what the guard was told to trust beforehand (`TwoLayer`'s ``prior``). Where a few labels
-    come, `Supervised` is the task.
+    Only learners that adapt without labels fit this task. No loss is measured, so the served
+    prediction is the mixture that the guard was configured to trust (`TwoLayer`'s ``prior``). If a
+    few labels come, use `Supervised`.
 
     Parameters
     ----------
     window : int, >= 1, in entries
-        How many entries one prediction is made from.
+        The number of entries that a prediction is made from.
     outputs : int, >= 1
-        Values of an output (regression).
+        The number of values of an output (regression).
     classes : int >= 2, or sequence of str, bool, int or float, optional
         Classification: the number of classes, or the list of their names.
 
@@ -62,11 +62,11 @@ class Unlabelled(Task):
 
     @property
     def pending(self) -> int:
-        """Nothing waits."""
+        """The number of predictions that wait for a target: always 0."""
         return 0
 
     def observe(self, item: Entry | Label) -> Arrival:
-        """Slide the window; a label inside an entry is not looked at."""
+        """Slide the window; a label inside an entry is ignored."""
         if isinstance(item, Label):
             raise EntryError(
                 Reason.UNKNOWN_LABEL, "an unlabelled task learns from no labels", item.position
@@ -76,4 +76,4 @@ class Unlabelled(Task):
         return Arrival(inputs=window.values if window.full else None)
 
     def remember(self, issued: Issued) -> None:
-        """Forget it: no target will come."""
+        """Do nothing: no target will come."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamadapt.drift.detectors import tell
+from streamadapt.drift.detectors import update
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.testing.checks import detectors
 
@@ -44,7 +44,7 @@ class OpensTheDoor(DriftMonitor):
     """Lets its detector see NaN."""
 
     def update(self, value: float) -> bool:
-        return tell(self.detector, self._rivers[0], value)
+        return update(self.detector, self._rivers[0], value)
 
 
 class AlarmsOnNan(DriftMonitor):
