@@ -1,4 +1,4 @@
-"""The contract of a learner, and what it is told when it is built."""
+"""The contract of a learner."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = [
 INNOVATION_RATE = 0.01
 """How fast the running mean size of a recursive learner's innovations follows them."""
 MOST_BOOSTED = 0.5
-"""A boost never makes the forgetting faster than this."""
+"""The smallest forgetting factor under a boost."""
 
 Maturity = Literal["rows", "path"]
 
 
 class Learner(ShowsArguments, nn.Module, ABC):
-    """An online learner: one expert beside the frozen base.
+    """An online learner: an expert next to the frozen base.
 
     Its parameters, buffers (optimiser moments included) and `get_extra_state` are its whole state.
-    It is constructed with hyper-parameters only; the pipeline calls `build` once, when the shapes
+    The constructor takes hyper-parameters only; the pipeline calls `build` once, when the shapes
     are known.
 
     Attributes
@@ -44,27 +44,28 @@ class Learner(ShowsArguments, nn.Module, ABC):
     kind : str
         The name in the config.
     matures : {"path", "rows"}
-        What one matured example is. ``"path"``: one whole forecast, when its last target is known.
-        ``"rows"``: what became known at one arrival: row h belongs to the forecast issued h
-        entries ago (h from 1), so every row is learned as early as it can be; `inputs` is the
-        window of the newest of them. The same for supervised tasks.
+        The form of a matured example. ``"path"``: one whole forecast, when its last target is
+        known. ``"rows"``: all targets that became known at one arrival: row h belongs to the
+        forecast issued h entries ago (h from 1), so every row is learned as early as possible;
+        `inputs` is the window of the newest forecast. Both are the same for supervised tasks.
     kinds : frozenset of str
         The task kinds it can learn.
     needs_labels : bool
         False for learners that adapt without labels: `learn` is never called, `adapt` is.
     boost : float, >= 1
-        How much faster to learn just now; set by the pipeline's reactions before each `learn`,
-        never part of the state.
+        The current factor of the learning speed; the pipeline sets it before each `learn`. Never
+        part of the state.
     weight : float, >= 0
-        What the example counts; set by the pipeline before each `learn`, like `boost`, and 1 but
+        The weight of the example; the pipeline sets it before each `learn`. It differs from 1 only
         for examples that are learned more than once (`streamadapt.tasks.delayed_positives`:
-        classification only). A learner that minimises a loss minimises the weighted one: least
-        squares and memories count an example so many times, a step's rate is so many times as
-        large. 0 teaches nothing. What does not look at it learns without the weights.
+        classification only). A learner that minimises a loss minimises the weighted loss: least
+        squares and memories count the example with this weight, gradient steps multiply their rate
+        by it. With 0 nothing is learned. A learner may ignore the weight.
     """
 
     config_group: ClassVar[str] = "learners"
-    """In a config, a table with a ``kind`` of this group stands for a learner."""
+    """The group of entry points with the kinds of learners: in a config, a table with such a
+    ``kind`` describes a learner."""
     kind: ClassVar[str]
     kinds: ClassVar[frozenset[TaskKind]] = frozenset(get_args(TaskKind))
     matures: ClassVar[Maturity] = "path"
@@ -72,7 +73,7 @@ class Learner(ShowsArguments, nn.Module, ABC):
     boost: float
     weight: float
     spec: Spec
-    _norm_told: float | None = None
+    _norm_reported: float | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,18 +82,17 @@ class Learner(ShowsArguments, nn.Module, ABC):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the experts it offers, each the kind and what tells it from its siblings:
-        ``("bias-0.02",)``.
+        """Names of its experts; each is the kind and the settings that differ: ``("bias-0.02",)``.
 
         Most learners are one expert. A family that differs in one number only (the rates of a
-        bias) is one learner with an expert each: its arithmetic is done for all of them at once.
+        bias) is one learner with one expert per number, and computes all of them together.
         """
         return (self.kind,)
 
     @property
     def signal_names(self) -> tuple[str, ...]:
-        """Names of the scalars that `signals` tells about the newest entry; they start with its
-        kind."""
+        """Names of the numbers that `signals` returns for the newest entry; they start with the
+        kind of the learner."""
         return ()
 
     def build(self, spec: Spec) -> None:
@@ -120,7 +120,7 @@ class Learner(ShowsArguments, nn.Module, ABC):
 
     @abstractmethod
     def allocate(self, spec: Spec) -> None:
-        """Register parameters and buffers afresh, in the state that `reset` returns to."""
+        """Register all parameters and buffers in their initial state, to which `reset` returns."""
 
     @abstractmethod
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
@@ -136,8 +136,8 @@ class Learner(ShowsArguments, nn.Module, ABC):
         Returns
         -------
         Tensor, (rows, columns), float32, original units less `Spec.output_origin`; (experts, rows,
-        columns) of a family
-            Never a view of the state. Nothing changes: the same again says the same again.
+        columns) for a family
+            Never a view of the state. Nothing changes: the same call returns the same numbers.
         """
 
     @abstractmethod
@@ -147,52 +147,51 @@ class Learner(ShowsArguments, nn.Module, ABC):
         Parameters
         ----------
         inputs, base
-            As `predict` saw them when the example was issued (see `matures` for rows).
+            The arguments of `predict` when the example was issued (see `matures` for rows).
         target : Tensor, (rows, columns), float32, original units less `Spec.output_origin`
             Anything (NaN too) where `mask` is False.
         mask : Tensor, (rows, columns), bool
-            Where the target is known. All False: no prediction changes.
+            True for known targets. If all are False, no prediction changes.
         """
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
-        """Take in one entry without its label, right after it was predicted: a live state,
+        """Adapt to one entry without its label, right after its prediction: a recurrent state,
         statistics, an entropy step.
 
-        Called once for every entry that is observed, and not for questions asked in between
-        (`Pipeline.predict`). It sees what `predict` saw; what `predict` has worked out already may
-        be kept for it, outside the state.
+        Called once for every observed entry, but not for calls of `Pipeline.predict` in between.
+        Its arguments are those of `predict`; results of `predict` may be kept for it, outside the
+        state.
         """
 
     @property
     def gradient_norm(self) -> float | None:
-        """Norm of the newest gradient step's gradient; None for a learner that makes none, or has
-        made none yet."""
+        """The norm of the gradient in the newest gradient step; None if there was no step yet, or
+        the learner makes none."""
         optimiser = getattr(self, "optimiser", None)
         norm = getattr(optimiser, "norm", None)
         return None if norm is None else float(norm)
 
     def take_gradient_norm(self) -> float | None:
-        """Return the norm of a gradient step made since the last call; None where there was none.
+        """Return the norm of a gradient step made since the last call; None if there was no step.
 
-        One that makes its steps with `streamadapt.learners.optimizer.Optimiser` tells of each step
-        once; others of each new value of `gradient_norm`. So the norm for which a learner was
-        taken out is not held against it again.
+        A learner with an `Optimiser` reports each step once; other learners report each new value
+        of `gradient_norm`. So a learner is not suspended twice for the same norm.
         """
         optimiser = getattr(self, "optimiser", None)
         if isinstance(optimiser, Optimiser):
-            return self.gradient_norm if optimiser.take_news() else None
-        norm, told = self.gradient_norm, self._norm_told
-        self._norm_told = norm
-        same = norm == told or (norm != norm and told != told)
+            return self.gradient_norm if optimiser.take_stepped() else None
+        norm, previous = self.gradient_norm, self._norm_reported
+        self._norm_reported = norm
+        same = norm == previous or (norm != norm and previous != previous)
         return None if same else norm
 
     def forget(self, keep: float) -> None:
-        """Give what was learned so far only `keep` of its weight, after a drift; by default
+        """Reduce the weight of everything learned so far to `keep`, after a drift; by default
         nothing changes.
 
-        What is forgotten goes back towards what the learner was built with (corrections shrink,
-        memories lose their oldest), or moves more easily from now on (the covariance of least
-        squares is inflated).
+        The state moves back towards its initial state (corrections shrink, memories drop their
+        oldest examples), or adapts faster from now on (the covariance of least squares is
+        inflated).
 
         Parameters
         ----------
@@ -200,10 +199,10 @@ class Learner(ShowsArguments, nn.Module, ABC):
         """
 
     def signals(self) -> dict[str, float]:
-        """Return a scalar for each of `signal_names` about the newest entry taken in by `adapt`.
+        """Return a number for each of `signal_names`, for the newest entry passed to `adapt`.
 
-        They are offered to drift monitors by name, and given out with the prediction (as anomaly
-        scores); NaN says nothing. Part of no state.
+        Drift monitors can watch them by name, and they are part of the prediction (as anomaly
+        scores). NaN means that there is no value. Not part of the state.
         """
         return {}
 
@@ -221,7 +220,7 @@ class Learner(ShowsArguments, nn.Module, ABC):
 
 
 def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise `ShapeError` unless `tensor` is exactly of `shape`."""
+    """Raise `ShapeError` unless `tensor` has exactly this shape."""
     if tuple(tensor.shape) != shape:
         raise ShapeError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
 
@@ -229,8 +228,8 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def one_or_more(
     path: str, value: float | Sequence[float], low: float, high: float
 ) -> tuple[float, ...]:
-    """Return the settings of a family as a tuple; `ConfigError` unless each lies in (low, high]
-    and all differ."""
+    """Return the settings of a family as a tuple; raise `ConfigError` unless each is in (low,
+    high] and all differ."""
     values = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),)
     if not values or len(set(values)) < len(values) or not all(low < v <= high for v in values):
         raise ConfigError(
@@ -240,14 +239,14 @@ def one_or_more(
 
 
 def boosted_forgetting(forgetting: Tensor, boost: float) -> Tensor:
-    """Return how fast to forget while a boost lasts: its memory is as many times shorter, within
-    `MOST_BOOSTED`."""
+    """Return the forgetting factor under a boost: the memory is shorter by the factor `boost`, but
+    the forgetting factor is at least `MOST_BOOSTED`."""
     return (
         forgetting if boost == 1.0 else (1.0 - (1.0 - forgetting) * boost).clamp_min(MOST_BOOSTED)
     )
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` over the cells where `mask` holds, NaN (and zero gradient) cells outside
-    it; () shaped."""
+    """Return the mean of `values` over the cells where `mask` is True, shape (); other cells may
+    be NaN, and have a zero gradient."""
     return torch.where(mask, values, 0.0).sum() / mask.sum()

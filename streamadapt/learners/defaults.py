@@ -1,4 +1,4 @@
-"""The learners to start with: one set per kind of task."""
+"""The default learners: one set per kind of task."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ __all__ = ["default_learners"]
 
 
 def default_learners(kind: TaskKind) -> list[Learner]:
-    """Return a fresh list of learners for a kind of task: one set per kind, for every stream.
+    """Return a new list of learners for a kind of task: one set per kind, for every stream.
 
-    The guard sorts out which of them suit a stream, so a set offers what fails differently rather
-    than what is best somewhere. docs/results.md has the figures of each.
+    The guard finds out which learners suit a stream. A set therefore has learners that fail in
+    different ways, rather than the best one for some stream. docs/results.md has the figures of
+    each.
 
-    * Forecasts: error memories by channel and by panel (windows like this one, seen before) and
+    * Forecasts: error memories by channel and by panel (earlier windows like the current one);
       recursive least squares with memories of 2,000 and 500 entries, on the absolute error, and on
-      all channels and the time of day; the last value and the day before, poor by themselves and
-      good company; the bias, by time of day too; ADCSD as published and with shared normalisation
-      (what a weak base misses). ADCSD and the memory by channel cost most.
-    * Regression: bias, gain, both together (calibration) and recursive least squares, at several
-      memories.
+      all channels and the time of day; the last value and the value of the day before, which are
+      weak alone but improve the mixture; the bias, also by time of day; ADCSD as published and
+      with shared normalisation (for a weak base). ADCSD and the memory by channel cost most.
+    * Regression: bias, gain, both together (calibration) and recursive least squares, each with
+      several memories.
     * Classification: the bias of the probabilities, recursive least squares and the last label,
-      which follow a fast change; two of river's classifiers, which find what is lasting.
+      which follow a fast change; two of river's classifiers, which learn lasting patterns.
     """
     if kind == "forecast":
-        # Innovations are clipped at once their running mean and not at twice, as RLS does by
-        # itself: closer to the absolute error that forecasts are judged by.
+        # Innovations are clipped at one running mean; the default of RLS is two. This is closer
+        # to the absolute error, by which forecasts are judged.
         return [
             ADCSD(),
             ADCSD(share_norm=True),

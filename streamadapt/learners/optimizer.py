@@ -1,8 +1,8 @@
-"""Optimisers for one step per entry, with their moments kept as buffers of the learner.
+"""Optimisers for one step per entry, with their moments as buffers of the learner.
 
-A learner's parameters and buffers are its whole state; an optimiser that hides its moments
-elsewhere would lose them at every checkpoint. `Optimiser` registers each moment as a buffer of its
-own, and shares the very tensors with torch.optim where that does the step.
+A learner's parameters and buffers are its whole state; an optimiser that keeps its moments
+elsewhere would lose them at every checkpoint. `Optimiser` registers each moment as a buffer, and
+shares the same tensors with torch.optim if torch makes the step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "lion": {"betas": (0.9, 0.99), "weight_decay": 0.0},
     "adabelief": {"betas": (0.9, 0.999), "eps": 1e-16, "weight_decay": 0.0},
 }
-"""Options of each optimiser and what they are where nothing is said."""
+"""The options of each optimiser, with their defaults."""
 
 
 class Optimiser(nn.Module):
@@ -39,8 +39,8 @@ class Optimiser(nn.Module):
 
     * ``adam``, ``sgd``: ``torch.optim.Adam`` and ``torch.optim.SGD``, fused implementation.
     * ``lion`` [1]_ (algorithm 2): ``c = b1 m + (1 - b1) g``;
-      ``theta <- theta - lr (sign(c) + w theta)``; ``m <- b2 m + (1 - b2) g``. Every step is of
-      size lr: it wants a third to a tenth of Adam's, and one moment.
+      ``theta <- theta - lr (sign(c) + w theta)``; ``m <- b2 m + (1 - b2) g``. Every step has the
+      size lr: use a third to a tenth of Adam's rate. It keeps one moment.
     * ``adabelief`` [2]_ (algorithm 2): ``m <- b1 m + (1 - b1) g``;
       ``s <- b2 s + (1 - b2) (g - m)^2 + eps``;
       ``theta <- theta - lr m' / (sqrt(s') + eps) - lr w theta``, m' and s' being
@@ -53,13 +53,13 @@ class Optimiser(nn.Module):
     name : {"adam", "sgd", "lion", "adabelief"}
     lr : float, > 0
     options : mapping
-        ``betas``, ``eps``, ``weight_decay`` (added to the gradient by adam and sgd, apart from it
-        in the others), and ``momentum``, ``nesterov`` of sgd.
+        ``betas``, ``eps``, ``weight_decay`` (added to the gradient by adam and sgd, separate from
+        it in the others), and ``momentum``, ``nesterov`` for sgd.
 
     Raises
     ------
     ConfigError
-        For another name, an option that it does not have, or one out of range.
+        For an unknown name, an option that the optimiser does not have, or a value out of range.
 
     References
     ----------
@@ -79,10 +79,9 @@ class Optimiser(nn.Module):
         self.lr = lr
         self.name = name
         self.options = _checked(name, options)
-        self.norm: Tensor | None = (
-            None  # of the newest gradient, before it is clipped; no part of the state
-        )
-        self._news = False  # whether a step was made since `take_news`
+        # The norm of the newest gradient before clipping; not part of the state.
+        self.norm: Tensor | None = None
+        self._stepped = False  # whether a step was made since `take_stepped`
         self._parameters_stepped: list[Tensor] = list(parameters)
         self._torch = self._of_torch()
         if self._torch is None:
@@ -92,7 +91,7 @@ class Optimiser(nn.Module):
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def _of_torch(self) -> torch.optim.Optimizer | None:
-        """Make torch's own, its state ours."""
+        """Return torch's optimiser with its state in our buffers; None if torch has none."""
         slots: tuple[str, ...] = ()
         if self.name == "adam":
             made: torch.optim.Optimizer = torch.optim.Adam(
@@ -127,10 +126,10 @@ class Optimiser(nn.Module):
         Parameters
         ----------
         clip : float, > 0, optional
-            Gradients whose norm (of all together) exceeds it are scaled down to it.
+            The largest norm of all gradients together; larger gradients are scaled down to it.
         """
         gradients = list(torch.autograd.grad(loss, self._parameters_stepped))
-        self._news = True
+        self._stepped = True
         with torch.no_grad():
             self.norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             if clip is not None:
@@ -142,10 +141,10 @@ class Optimiser(nn.Module):
             else:
                 self._step_of_adabelief(gradients, self.lr * boost)
 
-    def take_news(self) -> bool:
-        """Whether a step was made since the last call."""
-        news, self._news = self._news, False
-        return news
+    def take_stepped(self) -> bool:
+        """Return whether a step was made since the last call."""
+        stepped, self._stepped = self._stepped, False
+        return stepped
 
     def _step_of_torch(
         self, optimiser: torch.optim.Optimizer, gradients: Sequence[Tensor], boost: float

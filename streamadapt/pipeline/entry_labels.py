@@ -1,5 +1,4 @@
-"""Labels that entries bring: a bad one is refused by itself, and its entry is predicted all the
-same."""
+"""Labels inside entries: an invalid label is refused alone, and its entry is still predicted."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ __all__ = ["count_refused", "without_bad_label"]
 
 
 def without_bad_label(task: Task, item: Entry | Label) -> tuple[Entry | Label, LabelError | None]:
-    """Return an entry without its label where the task cannot learn from that, and why; others as
-    they are."""
+    """Return an item, and the error of the label inside it; an entry with an invalid label is
+    returned without that label."""
     if not isinstance(item, Entry) or (item.label is None and item.refused is None):
         return item, None
     fault = task.label_fault(item)
@@ -25,9 +24,10 @@ def without_bad_label(task: Task, item: Entry | Label) -> tuple[Entry | Label, L
 
 
 def count_refused(stats: Stats, item: Entry | Label, error: EntryError) -> None:
-    """Count a refused item by its reason, and a refused label as one: losses do not know of it.
+    """Count a refused item by its reason; count a refused label also among the labels that no loss
+    contains.
 
-    A label that came twice is known all the same.
+    A duplicate label is not counted there: the losses contain the first one.
     """
     stats.rejected[error.reason.value] += 1
     is_label = isinstance(error, LabelError) or isinstance(item, Label)

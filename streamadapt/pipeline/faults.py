@@ -1,5 +1,5 @@
-"""Parts that raise: counted, and logged once with their traceback, while the stream goes on
-without them."""
+"""Exceptions of parts: they are counted, and logged once with their traceback, and the stream
+continues."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LOG = logging.getLogger("streamadapt")
 
 
 class Faults:
-    """Counts what parts raise, and logs the first error of each kind from each part.
+    """Counts the exceptions of parts, and logs the first error of each class from each part.
 
-    Memory: one entry per part and class of error. It is no part of the state: after a restart each
+    Memory: one item per part and class of error. Not part of the state: after a restart each error
     is logged once more.
     """
 
@@ -25,20 +25,20 @@ class Faults:
         self._logged: set[tuple[str, str]] = set()
 
     def join(self, other: Faults) -> None:
-        """Log nothing that `other` has logged, and the other way round; each counts for itself."""
+        """Share the set of logged errors with `other`; each keeps its own counts."""
         self._logged = other._logged
 
     def note(self, part: str, error: Exception, *, count: bool = True) -> None:
-        """Take note of an error that a part raised; call it while the error is being handled.
+        """Count and log an error that a part raised; call it while the error is being handled.
 
         Parameters
         ----------
         part : str
             Such as ``learner:rls-0.99``, ``guard`` or ``detector:adwin:loss``.
         error : Exception
-            Raised again if it is about the machine (memory).
+            Raised again if it is a fault of the machine (memory).
         count : bool
-            False for a question (`Pipeline.predict`), which changes nothing.
+            False for `Pipeline.predict`, which changes nothing.
         """
         if is_fatal(error):
             raise error

@@ -1,5 +1,5 @@
-"""A guard that may break: where it raises or says what is no number, the base is served and the
-guard is put right."""
+"""Faults of the guard: if it raises, or its output is not finite, the base is served and the guard
+is restored."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["GuardKeeper"]
 
 PART = "guard"
 SNAPSHOT_EVERY = 500
-"""Updates between two snapshots that a broken guard goes back to."""
+"""Updates between two snapshots; a broken guard is restored from the newest one."""
 MOST_TROUBLE = 3
-"""So many faults since the newest snapshot, and the guard starts from nothing: the snapshot may be
-what is wrong."""
+"""After this number of faults since the newest snapshot the guard starts from nothing: the
+snapshot itself may be broken."""
 
 
 class GuardKeeper:
-    """Asks the guard, and stands in for it.
+    """Calls the guard, and replaces its output if it is broken.
 
-    A guard is broken when a call of it raises, or when what it serves is of a wrong shape or not
-    finite. The base is served for that entry, and the guard goes back to its last good snapshot;
-    after `MOST_TROUBLE` faults it starts from nothing instead. Holds one state of the guard.
+    A guard is broken if a call of it raises, or if its output has a wrong shape or is not finite.
+    The base is then served for that entry, and the guard is restored from its last good snapshot;
+    after `MOST_TROUBLE` faults it starts from nothing instead. Memory: one state of the guard.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class GuardKeeper:
         Raises
         ------
         ConfigError
-            If it is not made for such a task. Anything else that it raises is a fault.
+            If the guard is not made for such a task. Any other exception counts as a fault.
         """
         names, rows, columns = arguments[:3]
         self._arguments = arguments
@@ -66,8 +66,8 @@ class GuardKeeper:
             self.faults.note(PART, error)
 
     def mix(self, experts: Array, *, commit: bool) -> Mixture:
-        """Mix the experts (experts, rows, columns), finite ones; without `commit` a fault is not
-        counted or mended."""
+        """Mix the experts' predictions (experts, rows, columns), all finite; without `commit` a
+        fault is neither counted nor repaired."""
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 mixture = self.guard.mix(_read_only(experts))
@@ -115,7 +115,7 @@ class GuardKeeper:
         """Return the guard's scale of losses, (rows, columns) or (rows, 1)."""
         return self.guard.scale()
 
-    # -- putting it right
+    # -- repair
 
     def _keep_snapshot(self) -> None:
         try:
@@ -144,7 +144,7 @@ class GuardKeeper:
     # -- state
 
     def state(self) -> dict[str, Any] | None:
-        """Return the guard's own state; the last good one where it cannot tell it."""
+        """Return the guard's own state; the last good one if it raises."""
         try:
             return self._snapshot()
         except Exception as error:
@@ -153,12 +153,12 @@ class GuardKeeper:
             return self.good
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is kept beside the guard's own state."""
+        """Return the snapshot and the counts, without the guard's own state."""
         return {"good": self.good, "count": self.count, "trouble": self.trouble}
 
     def load_state_dict(self, own: dict[str, Any] | None, kept: dict[str, Any] | None) -> None:
-        """Take over the guard's own state, and what was kept beside it (None: of an older
-        checkpoint)."""
+        """Take over the guard's own state, and what `state_dict` returned (None in older
+        checkpoints)."""
         if own is not None:
             self.guard.load_state_dict(own)
             self.good = own

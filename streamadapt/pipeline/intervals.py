@@ -1,8 +1,8 @@
 """Prediction intervals that keep their coverage: online quantile tracking of the served errors.
 
-Nothing is assumed of the stream. Each cell of the output has a half-width of its own, which grows
-when its interval missed and shrinks when it held, so that the share of misses comes to what it
-should be, through drift too.
+Nothing is assumed about the stream. Each cell of the output has its own half-width, which grows
+after a miss and shrinks after a hit, so that the share of misses approaches its target, during
+drift too.
 """
 
 from __future__ import annotations
@@ -25,51 +25,51 @@ __all__ = ["Intervals", "NoIntervals"]
 
 SCALE_RATE = 0.01
 """How fast the running mean of the served error follows it, per error; the first 1 / SCALE_RATE
-count alike."""
+errors have equal weights."""
 ERROR_CAP = 10.0
-"""Errors beyond so many running means count as that many in it: one outlier must not widen the
-next hundred."""
+"""The running mean clips errors at this many running means: one outlier must not widen the next
+hundred intervals."""
 FLOOR = 1e-9
-"""Smallest running mean, in the target's own unit: what is predicted exactly has an interval all
-the same."""
+"""The smallest running mean, in the unit of the target: exact predictions have an interval too."""
 DELAY_SPAN = 30.0
-"""Errors on their way that halve the step; see `Intervals`."""
+"""The number of outstanding errors that halves the step; see `Intervals`."""
 DELAY_RATE = 0.001
-"""How fast the running mean of the errors on their way follows them: a step that varied would tilt
-the coverage."""
+"""How fast the running mean of the outstanding errors follows them: a varying step would bias the
+coverage."""
 KEPT = 3
 """Rows of `Issued.aggregator_outputs` that belong to the interval: the served prediction, the
 half-width, and the number of errors known by then."""
 
 
 class NoIntervals(ShowsArguments):
-    """Says nothing about errors.
+    """No prediction intervals.
 
     Attributes
     ----------
     kept : int
-        Rows that `issue` puts before the guard's own.
+        The number of rows that `issue` puts before the rows of the guard.
     """
 
     kept: ClassVar[int] = 0
 
     def check(self, task: Task) -> None:
-        """Suit every task."""
+        """Accept every task."""
         del task
 
     def issue(self, mixture: Mixture) -> Array:
-        """Return what must be kept of a prediction until its target is known, (n, rows,
+        """Return the rows to keep with a prediction until its target is known, (n, rows,
         columns)."""
         return mixture.aggregator_outputs
 
-    def bounds(self, own: Array) -> tuple[Array, Array] | tuple[None, None]:
-        """Return the interval's two ends, (rows, columns), of a prediction of which `own` was
-        kept; or nothing."""
-        del own
+    def bounds(self, kept: Array) -> tuple[Array, Array] | tuple[None, None]:
+        """Return both ends of the interval, (rows, columns), from the rows of `issue`; None if
+        there are no intervals."""
+        del kept
         return None, None
 
     def learn(self, matured: Sequence[Matured], stats: Stats) -> Sequence[Matured]:
-        """Learn from what has matured, count it, and return it without what `issue` added."""
+        """Learn from matured examples, count them, and return them without the rows of
+        `issue`."""
         del stats
         return matured
 
@@ -82,22 +82,23 @@ class NoIntervals(ShowsArguments):
 
 
 class Intervals(NoIntervals):
-    """Adaptive conformal intervals around what is served [1]_, [2]_.
+    """Adaptive conformal intervals around the served prediction [1]_, [2]_.
 
-    Per cell (row and column), with a the share that may be missed, s a running mean of the served
-    absolute error and q the quantile tracked::
+    Per cell (row and column), with a the allowed share of misses, s a running mean of the served
+    absolute error and q the tracked quantile::
 
         low, high = served - q s, served + q s           as issued
         q <- q + g (missed - a),    g = rate / (1 + n / 30)
 
-    when the target is known, `missed` being whether it was outside of the interval as issued and n
-    how many of the cell's errors became known in between: many errors on their way must not all
-    push q for the same reason. Without steps that vary, q's change is g (misses - a T): after T
-    errors the share of misses differs from a by at most ``(q's range) / (g T)``, for any stream,
-    however late its labels ([2]_, proposition 1; q's range is that of the errors in units of s,
-    and the steps that were on their way). The first q is a normal distribution's.
+    The update is made when the target is known. `missed` is whether the target was outside of the
+    issued interval, and n is the number of the cell's errors that became known in between: many
+    outstanding errors must not all move q for the same reason. With a constant step, the change of
+    q is g (misses - a T): after T errors the share of misses differs from a by at most
+    ``(q's range) / (g T)``, for any stream, however late its labels ([2]_, proposition 1; q's
+    range is that of the errors in units of s, plus the outstanding steps). The first q is that of
+    a normal distribution.
 
-    A cell has no interval (NaN) before its first error is known. Costs, a step: some ten passes
+    A cell has no interval (NaN) before its first error is known. Costs per step: about ten passes
     over (rows, columns).
 
     Parameters
@@ -131,7 +132,7 @@ class Intervals(NoIntervals):
         self._shape: tuple[int, ...] | None = None
 
     def check(self, task: Task) -> None:
-        """Raise `ConfigError` for a task whose errors have no size."""
+        """Raise `ConfigError` for a classification: a class has no interval."""
         if task.kind == "classification":
             raise ConfigError(
                 "intervals",
@@ -147,7 +148,7 @@ class Intervals(NoIntervals):
         self.delay = np.zeros(shape)
 
     def issue(self, mixture: Mixture) -> Array:
-        """Put what was served, its half-width and the count of errors before the guard's own
+        """Put the served prediction, the half-width and the count of errors before the guard's
         rows."""
         if self._shape is None:
             self._allocate(mixture.served.shape)
@@ -156,13 +157,13 @@ class Intervals(NoIntervals):
             [np.stack([mixture.served, half, self.seen]), mixture.aggregator_outputs]
         )
 
-    def bounds(self, own: Array) -> tuple[Array, Array]:
-        """Return the two ends, (rows, columns); NaN where nothing is known of errors yet."""
-        served, half, _ = own[:KEPT]
+    def bounds(self, kept: Array) -> tuple[Array, Array]:
+        """Return both ends, (rows, columns); NaN for a cell without any known error."""
+        served, half, _ = kept[:KEPT]
         return served - half, served + half
 
     def learn(self, matured: Sequence[Matured], stats: Stats) -> Sequence[Matured]:
-        """Charge each target to the interval as it was issued."""
+        """Compare each target with its interval as it was issued."""
         return [self._learn(one, stats) for one in matured]
 
     def _learn(self, matured: Matured, stats: Stats) -> Matured:

@@ -1,5 +1,5 @@
-"""What is done about labels that are few, late or absent: which to ask for, and what the loss is
-meanwhile."""
+"""Labels that are few, late or absent: choose the labels to request, and estimate losses without
+them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["LabelFields", "LabelRequests"]
 
 
 class LabelFields(NamedTuple):
-    """What goes out with a prediction; None where there is no budget, or nothing to estimate from.
+    """The fields of a `Prediction` about its label; None if there is no budget, or no estimate.
 
     Attributes
     ----------
     ask : bool or None
-        Whether its label is asked for.
+        Whether the label is requested.
     ask_probability : float or None
-        With what probability that came out.
+        The probability of the request.
     estimated_loss : float or None
-        Of what is served, in the task's loss.
+        The estimated loss of the served prediction, in the task's loss.
     """
 
     ask: bool | None = None
@@ -38,12 +38,12 @@ class LabelFields(NamedTuple):
 
 
 class LabelRequests:
-    """Asks for labels, estimates losses without them, and keeps both beside the truth.
+    """Requests labels, estimates losses without labels, and compares both with the true losses.
 
-    Each prediction has a note, which comes back with its label: probability and outcome of the
-    asking (with a budget), then the estimates (with `estimate`). The truth about asked labels,
-    weighted by one over the probability, estimates the loss over all predictions without bias,
-    whatever was asked for.
+    Each prediction has a note, which is kept until its label arrives: the probability and the
+    outcome of the request (with a budget), then the estimates (with `estimate`). The losses of
+    requested labels, weighted by one over the probability, estimate the loss over all predictions
+    without bias, whichever labels were requested.
 
     Parameters
     ----------
@@ -71,13 +71,13 @@ class LabelRequests:
 
     @property
     def silent(self) -> bool:
-        """Whether it does nothing at all."""
+        """Whether there is neither a budget nor an estimate."""
         return self.budget is None and self.estimate is None
 
     def record(
         self, experts: Array, served: Array, scale: Array, *, commit: bool
     ) -> tuple[float, ...]:
-        """Return the note of a new prediction; without `commit` nothing is asked for, and nothing
+        """Return the note of a new prediction; without `commit` no label is requested, and nothing
         changes.
 
         Parameters
@@ -85,7 +85,7 @@ class LabelRequests:
         experts : ndarray, (experts, rows, columns)
         served : ndarray, (rows, columns)
         scale : ndarray, (rows, columns) or (rows, 1)
-            The guard's.
+            The guard's scale of losses.
         """
         unit = self.loss.length_of(scale)
         note: tuple[float, ...] = ()
@@ -106,13 +106,12 @@ class LabelRequests:
         return note
 
     def blank(self) -> tuple[float, ...]:
-        """Return the note of a prediction about which nothing could be noted: not asked for,
-        nothing estimated."""
+        """Return the note of a prediction after a fault: no request, no estimate."""
         asked = () if self.budget is None else (0.0, 0.0)
         return asked if self.estimate is None else asked + (math.nan,) * self.estimate.length
 
     def fields(self, note: tuple[float, ...], *, commit: bool) -> LabelFields:
-        """Return what goes out with a prediction of this note."""
+        """Return the label fields of the prediction with this note."""
         start = 0 if self.budget is None else 2
         estimated = (
             note[start + ROLES.index("served")] if self.estimate is not None else float("nan")
@@ -125,15 +124,15 @@ class LabelRequests:
         )
 
     def learn(self, matured: Matured) -> None:
-        """Take the truth about a prediction in; nothing else is changed by it than what is asked
-        and estimated next."""
+        """Learn the true loss of a prediction; this changes only later requests and estimates."""
         if self.silent or not matured.note:
             return
         known = self.loss.known(matured.mask)
         if not known.any() or not len(matured.aggregator_outputs):
             return
-        said = np.stack([matured.experts[0, 0], matured.aggregator_outputs[-1, 0]])
-        cells = self.loss.loss(said[:, None], matured.target)[:, known]  # (roles, known cells)
+        predictions = np.stack([matured.experts[0, 0], matured.aggregator_outputs[-1, 0]])
+        # (roles, known cells)
+        cells = self.loss.loss(predictions[:, None], matured.target)[:, known]
         losses: Array = cells.mean(axis=1)
         share = matured.weight * float(known.mean())  # of a label known in part
         if self.budget is not None and matured.note[1]:
@@ -144,7 +143,9 @@ class LabelRequests:
             note = matured.note[0 if self.budget is None else 2 :]
             measures = self.estimate.measures
             extra = note[len(measures) :]
-            true = self.estimate.learn(said, matured.target[0], losses, extra, matured.weight)
+            true = self.estimate.learn(
+                predictions, matured.target[0], losses, extra, matured.weight
+            )
             if note[0] == note[0]:
                 add(
                     self.stats.foreseen,

@@ -1,4 +1,4 @@
-"""Which key an id belongs to: labels carry an id and no key."""
+"""The key of each id: a label has an id but no key."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Newest = Callable[[str], "int | None"]
 
 
 class Routes:
-    """A bounded table of ids, as long-lived as a task's own: twice the time-to-live, by the clock
-    of the id's own key.
+    """A bounded table of ids; an id is kept for twice the time-to-live, by the clock of its key.
 
-    A key whose clock is wrong, or that has fallen silent, thus takes no other key's ids with it;
-    its own stay until there are `most` ids in all, when the oldest go.
+    A key with a wrong clock, or without new entries, therefore does not expire the ids of other
+    keys. Its own ids stay until there are more than `most` ids in all; then the oldest are
+    evicted.
 
     Parameters
     ----------
     ttl : int, ns of event time
         How long a prediction waits for its label.
     most : int
-        At most so many ids.
+        The largest number of ids.
     """
 
     def __init__(self, ttl: int, most: int) -> None:
@@ -39,13 +39,13 @@ class Routes:
         return len(self._of)
 
     def find(self, id_: str, newest: Newest) -> str | None:
-        """Return the key of an id, if it is known still; `newest` tells the time of a key's newest
-        entry."""
-        found = self._of.get(id_)
-        return None if found is None or self._stale(*found, newest) else found[0]
+        """Return the key of an id, or None if it is not known any more; `newest` returns the time
+        of a key's newest entry."""
+        route = self._of.get(id_)
+        return None if route is None or self._stale(*route, newest) else route[0]
 
     def add(self, id_: str, key: str, time: int, newest: Newest) -> None:
-        """Note an accepted entry's id, and forget what is too old."""
+        """Add the id of an accepted entry, and evict ids that are too old."""
         self._of[id_] = key, time
         self._of.move_to_end(id_)
         while len(self._of) > self.most or self._stale(*next(iter(self._of.values())), newest):

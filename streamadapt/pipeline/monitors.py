@@ -1,4 +1,4 @@
-"""The monitors of a pipeline: what each is told, and what its alarm does to the learners."""
+"""The drift monitors of a pipeline: the signals of each, and the reactions of the learners."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ Value = float | Array
 
 
 class Monitors:
-    """Monitors, signals and reactions.
+    """The drift monitors of a pipeline, their signals and their reactions.
 
     Parameters
     ----------
     monitors : sequence of DriftMonitor
     learners : sequence of Learner
     kind : {"forecast", "regression", "classification"}
-        The task's.
+        The kind of the task.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Monitors:
         self._check(learners)
 
     def _check(self, learners: Sequence[Learner]) -> None:
-        """Raise `ConfigError` where a monitor's signal or learners are not there."""
+        """Raise `ConfigError` if a monitor's signal or learners do not exist."""
         signals = (*SIGNALS, *(name for learner in learners for name in learner.signal_names))
         kinds = {learner.kind for learner in learners}
         for i, monitor in enumerate(self.drift_monitors):
@@ -80,7 +80,7 @@ class Monitors:
                     raise ConfigError(f"drift[{i}].learners", kind, expected)
 
     def check_spec(self, spec: Spec) -> None:
-        """Raise `ConfigError` if what a monitor watches is nothing that the base shows."""
+        """Raise `ConfigError` if the base lacks an output that a monitor watches."""
         for i, monitor in enumerate(self.drift_monitors):
             if monitor.signal == "embedding" and spec.embedding is None:
                 raise ConfigError(
@@ -89,18 +89,18 @@ class Monitors:
 
     @property
     def boost(self) -> float:
-        """How much faster to learn just now."""
+        """The current factor of the learning speed."""
         return max([1.0, *(m.boost.level for m in self.drift_monitors if m.boost is not None)])
 
     def watches(self, signal: str, *, each: bool = False) -> bool:
-        """Whether a monitor wants it; `each`: by channel."""
+        """Whether a monitor watches the signal; `each`: by channel."""
         return any(
             monitor.signal == signal and (monitor.each or not each)
             for monitor in self.drift_monitors
         )
 
     def take_in_matured(self, matured: Matured, loss: Loss) -> None:
-        """Tell the monitors what became known."""
+        """Update the monitors with targets that became known."""
         if not self.drift_monitors:
             return
         base, target = matured.experts[0], matured.target
@@ -127,8 +127,8 @@ class Monitors:
             self._detect("residual", _mean(left), left)
 
     def take_in_entry(self, newest: Array, base: BaseOutput) -> None:
-        """Tell the monitors about an entry: scaled values (channels,), NaN where missing, and the
-        base's output."""
+        """Update the monitors with an entry: its scaled values (channels,), NaN if missing, and
+        the base's output."""
         if self.watches("input"):
             self._detect("input", _mean(newest), newest)
         if self.watches("confidence"):
@@ -137,17 +137,17 @@ class Monitors:
             self._detect("embedding", self.distance(base.embedding))
 
     def take_in_scores(self, scores: Mapping[str, float]) -> None:
-        """Tell the monitors what learners say about the newest entry."""
+        """Update the monitors with the learners' signals of the newest entry."""
         for name, value in scores.items():
             self._detect(name, value)
 
     def take_in_issued(self, issued: Issued) -> None:
-        """Let learners on trial take in one entry."""
+        """Let learners on trial adapt to one entry."""
         self.reactor.adapt(issued.inputs, issued.base)
 
     def begin_again(self) -> None:
-        """Let monitors of what is told in learners' units, and trials, begin again: these units
-        have changed."""
+        """End all trials and restart the monitors of signals in learners' units: these units have
+        changed."""
         self.reactor.trials.clear()
         for monitor in self.drift_monitors:
             if monitor.signal == "input" or monitor.signal not in SIGNALS:
@@ -170,7 +170,7 @@ class Monitors:
             )
 
     def _fires(self, monitor: DriftMonitor, value: Value) -> bool:
-        """Tell a monitor a value; one that raises starts again from nothing, and does not fire."""
+        """Update a monitor with a value; a monitor that raises is restarted, and does not fire."""
         part = f"detector:{monitor.name}"
         try:
             return bool(monitor.update(value))
@@ -186,19 +186,19 @@ class Monitors:
         self._note(what, " ".join(learner.names))
 
     def _note(self, what: str, whom: str) -> None:
-        # A trial ends long after its alarm, of which only the reaction's name is still known.
+        # A trial ends long after its alarm: only the name of the reaction is still known.
         by = f"{self._firing}>" if self._firing and not what.startswith("refit-") else ""
         self.reactions = (*self.reactions, f"{by}{what}" + (f" {whom}" if whom else ""))
         self.stats.reactions[what] += 1
 
     def drain(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the drifts and what they did since the last prediction, and forget them."""
-        said = self.drifts, self.reactions
+        """Return the drifts and the reactions since the last prediction, and clear both lists."""
+        drained = self.drifts, self.reactions
         self.drifts, self.reactions = (), ()
-        return said
+        return drained
 
     def state_dict(self) -> dict[str, Any]:
-        """Return detectors, reference and trials."""
+        """Return the state of detectors, reference and trials."""
         return {
             "monitors": [monitor.state_dict() for monitor in self.drift_monitors],
             "distance": self.distance.state_dict(),

@@ -1,5 +1,5 @@
-"""Inputs, outputs, waiting predictions and matured examples as learners take them: less their
-channels' origins."""
+"""Convert inputs, outputs, waiting predictions and matured examples to the units of learners: less
+the channels' origins."""
 
 from __future__ import annotations
 
@@ -29,30 +29,29 @@ log = logging.getLogger(__name__)
 
 
 def base_inputs(window: Window, spec: Spec, base: Base) -> Tensor:
-    """Return what the base is asked with, (window, channels), original units, in the precision
-    that it takes."""
+    """Return the inputs of the base, (window, channels), original units, in its input dtype."""
     far = spec.input_origin is not None or spec.output_origin is not None
     filled = torch.from_numpy(window.fill_unseen(_original(spec.input_loc, spec.input_origin)))
     return filled.to(spec.device, base.input_dtype(far=far))
 
 
 def learner_inputs(window: Window, spec: Spec) -> Tensor:
-    """Return what learners are given, (window, channels), float32, less the origin."""
+    """Return the inputs of learners, (window, channels), float32, less the origin."""
     filled = window.fill_unseen(_original(spec.input_loc, spec.input_origin))
     return torch.from_numpy(less_origin(filled, _numbers(spec.input_origin))).to(spec.device)
 
 
 def finite_output(said: BaseOutput, spec: Spec) -> tuple[Array, BaseOutput, Mask | None]:
-    """Take what is no number out of a base's output.
+    """Replace the non-finite numbers in a base's output.
 
     Returns
     -------
     ndarray, (rows, columns), float64
         The output in original units, all finite.
     BaseOutput
-        The same less the origin, float32: what learners are given.
+        The same less the origin, float32: the input of learners.
     ndarray, (rows, columns), bool, or None
-        The cells that the base said nothing about; None if it said something about all.
+        The cells without a usable number; None if every cell has one.
     """
     if said.embedding is not None:
         said = said._replace(embedding=said.embedding.nan_to_num())
@@ -73,22 +72,21 @@ def finite_output(said: BaseOutput, spec: Spec) -> tuple[Array, BaseOutput, Mask
 
 
 def moved_issued(issued: Issued, spec: Spec) -> Issued:
-    """Return a prediction that waits, as it would have been kept had the outputs had this spec's
-    origin."""
-    said = np.nan_to_num(issued.experts[0])
-    return replace(issued, base=issued.base._replace(output=_for_learners(said, spec)))
+    """Return a waiting prediction in units less this spec's output origin."""
+    output = np.nan_to_num(issued.experts[0])
+    return replace(issued, base=issued.base._replace(output=_for_learners(output, spec)))
 
 
 def moved_matured(matured: Matured, spec: Spec) -> Matured:
-    """Return a matured example of a regression with the origin of this spec."""
-    said = _for_learners(np.nan_to_num(matured.experts[0]), spec)
+    """Return a matured example of a regression in units less this spec's output origin."""
+    output = _for_learners(np.nan_to_num(matured.experts[0]), spec)
     target = _for_learners(matured.target, spec)
-    rows = replace(matured.rows, base=matured.rows.base._replace(output=said), target=target)
+    rows = replace(matured.rows, base=matured.rows.base._replace(output=output), target=target)
     return replace(matured, rows=rows, path=rows)
 
 
 def warn_of_rounding(base: Base, spec: Spec) -> None:
-    """Log, once for a base, that it is given numbers in which float32 cannot tell the changes."""
+    """Log a warning, once for a base, if float32 rounds the changes of its inputs."""
     origin = spec.input_origin
     if origin is None or base.warned_of_rounding or base.input_dtype(far=True) == torch.float64:
         return

@@ -1,4 +1,5 @@
-"""The way of one entry: task, learners, detectors, guard. No I/O: entries in, predictions out."""
+"""The pipeline of one stream: task, learners, detectors, guard. No I/O: entries in, predictions
+out."""
 
 from __future__ import annotations
 
@@ -67,21 +68,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the base said about an entry that has not been taken in yet.
+    """The base's output for an entry that has not changed the pipeline yet.
 
     Attributes
     ----------
     window : Window
-        A copy of the task's with the entry appended.
+        A copy of the task's window with the entry appended.
     inputs : Tensor, (window, channels), float32
-        What learners are given: without the absurd values, and less the origin.
+        The inputs of learners: without outliers, and less the origin.
     base : BaseOutput
-        What the base said of the window without the absurd values, in original units: it may hold
-        what is no number.
+        The base's output for the window without outliers, in original units; it may have
+        non-finite numbers.
     look : Look
-        What the screen says of the entry.
+        The screen's result for the entry.
     raw : BaseOutput or None
-        What the base said of the window as it is, where that holds absurd values.
+        The base's output for the unchanged window, if that has outliers.
     """
 
     entry: Entry
@@ -96,53 +97,51 @@ class Asked:
 class Pipeline(ShowsArguments):
     """Predicts every entry, learns from every label, and serves a guarded mixture.
 
-    A learner, guard, detector or reaction that raises an exception is left out for a while: it is
-    counted in ``stats.faults``, logged with its traceback once, and put back to a state from
-    before; the stream goes on. Where the base raises, or returns no output, that entry is refused
-    (`Reason.BASE_FAILED`) and has changed nothing. What is wrong when the first window is full
+    A learner, guard, detector or reaction that raises an exception is suspended for a while: the
+    fault is counted in ``stats.faults`` and logged once with its traceback, an earlier state is
+    restored, and the stream continues. If the base raises, or returns no output, the entry is
+    refused (`Reason.BASE_FAILED`) and nothing has changed. An error at the first full window
     (`ConfigError`, `ShapeError`) is raised.
 
-    May be used from several threads: calls wait for each other. `observe` takes a turn for each
-    item, so that a `predict` beside it sees the state between two items. A call from within
-    another one on the same thread (from `on_rejected`, a learner or the base) raises `BusyError`.
+    May be used from several threads: calls wait for each other. `observe` holds the lock for one
+    item at a time, so that a concurrent `predict` sees the state between two items. A call inside
+    another call on the same thread (from `on_rejected`, a learner or the base) raises `BusyError`.
 
     Parameters
     ----------
     task : Task
         `Forecast`, `Supervised` or `Unlabelled`. It holds state: one task, one pipeline.
     base : Base or callable
-        The frozen model; `FrozenModel` says what a callable is given.
+        The frozen model; `FrozenModel` describes the inputs of a callable.
     learners : sequence of Learner
         The experts beside the base; their names must differ.
     guard : Guard
         Default: `TwoLayer()`.
     drift : sequence of DriftMonitor
     device : {"auto", "cpu", "cuda"} or torch.device
-        Where base and learners live.
+        The device of base and learners.
     seed : int
-        Of all random numbers: the same entries, settings and seed give the same bits on the same
-        kind of machine.
+        The seed of all random numbers: the same entries, settings and seed give the same bits on
+        the same kind of machine.
     budget : LabelBudget, optional
-        Supervised tasks: asks for the labels that tell most (`Prediction.ask`).
+        Supervised tasks: requests the most informative labels (`Prediction.ask`).
     estimate : bool
         Whether the losses of predictions are estimated before their labels come. Changes no
         prediction.
     on_rejected : callable, optional
-        Called with a refused item and its `EntryError`; without one, `observe` raises it. Of a
-        panel's row that the base failed on, the item is the row. Of an entry that only brought a
-        bad label it gets a `LabelError`, after the entry was predicted without it.
+        Called with a refused item and its `EntryError`; without it, `observe` raises the error. If
+        the base failed on a row of a panel, the item is that row. If only the label inside an
+        entry is invalid, the error is a `LabelError`, and the entry has been predicted without it.
     panel : Panel, optional
-        Assembles records of single sensors into the entries that the task sees. It holds state,
-        too.
+        Assembles records of single sensors into the entries of the task. It has state too.
     intervals : Intervals, optional
-        Forecasts and regressions: a prediction has `Prediction.low` and `high`. It holds state,
-        too.
+        Forecasts and regressions: a prediction has `Prediction.low` and `high`. It has state too.
     max_behind : duration
-        An entry that is older than the newest by at most so much is taken in the order of arrival,
-        with the newest time (`Prediction.time` is its own); an older one is refused
-        (``time_backwards``).
+        An entry that is older than the newest entry by at most this is accepted in the order of
+        arrival, with the newest time (`Prediction.time` is its own time); an older entry is
+        refused (``time_backwards``).
     max_ahead : duration
-        An entry dated further ahead than this, and than is usual for the stream, is refused
+        An entry further ahead than this, and than is usual for the stream, is refused
         (``bad_time``) until others agree on such a leap; see
         `streamadapt.tasks.event_clock.EventClock`.
 
@@ -212,12 +211,11 @@ class Pipeline(ShowsArguments):
         self._doubted = task.kind == "classification"  # whether the base returns probabilities
         self.health: Health | None = None
         self.spec: Spec | None = None
-        self._level_open = (
-            task.kind == "regression" and self.base.output_loc is None
-        )  # no label has told it yet
+        # Whether the level of the outputs is unknown until the first label.
+        self._level_open = task.kind == "regression" and self.base.output_loc is None
 
     def _check_parts(self) -> None:
-        """Raise `ConfigError` where learners, guard, panel and task do not fit each other."""
+        """Raise `ConfigError` if learners, guard, panel and task do not fit each other."""
         if self.panel is not None:
             self.panel.check(self.task, self.base.channels)
         self.guard.check(self.names, labelled=self.task.labelled)
@@ -228,11 +226,11 @@ class Pipeline(ShowsArguments):
                     raise ConfigError(
                         f"learners[{i}].kind",
                         learner.kind,
-                        "one that adapts without labels: none come",
+                        "a learner that adapts without labels: none come",
                     )
 
     def count_in(self, stats: Stats) -> None:
-        """Count in `stats` from now on; many pipelines may share one."""
+        """Count in `stats` from now on; several pipelines may share one `Stats`."""
         with self._turn:
             self._count_in(stats)
 
@@ -244,22 +242,22 @@ class Pipeline(ShowsArguments):
 
     @own_settings
     def observe(self, items: Iterable[Entry | Label]) -> list[Prediction]:
-        """Take entries and labels in, in order; return one prediction per entry once the window is
+        """Process entries and labels in order; return one prediction per entry once the window is
         full.
 
-        With a `panel` there is one per assembled row: several at one record, or none.
-        ``observe([a, b])`` equals ``observe([a]) + observe([b])``. Called from two threads, each
-        waits for its turn: their items come in some order, one whole item after the other.
+        With a `panel` there is one prediction per assembled row: several for one record, or none.
+        ``observe([a, b])`` equals ``observe([a]) + observe([b])``. If two threads call it, their
+        items are processed one at a time, in some order.
 
         Raises
         ------
         EntryError
-            At the first bad item, if there is no `on_rejected`; that item changed nothing, but
-            that the clock remembers a time that later entries may agree with. (Of a panel's rows
-            that one record completes, the others have been taken in.) An entry with a bad label is
-            such an item then.
+            At the first refused item, if there is no `on_rejected`; an entry with an invalid label
+            counts as one. The item has changed nothing, except that the clock remembers a time
+            that later entries may agree with. If one record completes several rows of a panel, the
+            other rows have been processed.
         BusyError
-            From within a call of the same pipeline.
+            If called inside another call of the same pipeline.
         """
         predictions: list[Prediction] = []
         for item in items:
@@ -269,7 +267,7 @@ class Pipeline(ShowsArguments):
 
     @own_settings
     def flush(self) -> list[Prediction]:
-        """Predict for what waits in the panel, if there is one: nothing comes any more."""
+        """Predict for the rows that wait in the panel, if there is one: the stream has ended."""
         predictions: list[Prediction] = []
         with self._turn:
             if self.panel is not None:
@@ -277,8 +275,8 @@ class Pipeline(ShowsArguments):
         return predictions
 
     def _observe(self, given: Entry | Label, predictions: list[Prediction]) -> None:
-        """Take one item in, as people give it; a bad label that an entry brought is refused by
-        itself."""
+        """Process one item in the caller's types; an invalid label inside an entry is refused
+        alone."""
         try:
             item, fault = without_bad_label(self.task, coerced(given))
         except EntryError as error:
@@ -298,12 +296,12 @@ class Pipeline(ShowsArguments):
         given: Entry | Label | None,
         predictions: list[Prediction],
     ) -> bool:
-        """Take rows in, which `given` completed; one that is refused does not keep the others out.
+        """Process the rows that `given` completed; a refused row does not stop the others.
 
         Returns
         -------
         bool
-            Whether none was refused.
+            Whether no row was refused.
         """
         refused: list[tuple[Entry | Label, EntryError]] = []
         try:
@@ -315,7 +313,7 @@ class Pipeline(ShowsArguments):
                     refused.append(
                         (row if self.panel is not None or given is None else given, error)
                     )
-        except EntryError as error:  # the panel's own, about the item
+        except EntryError as error:  # the panel refused the item
             assert given is not None
             refused.append((given, error))
         self._refuse(refused)
@@ -335,7 +333,7 @@ class Pipeline(ShowsArguments):
             self._ask(item) if isinstance(item, Entry) else (None, None)
         )  # first: where the base fails
         self.task.absurd_values = None if look is None else look.absurd  # nothing has changed
-        arrival = self.task.observe(item)  # 1. what has matured, and what is to be predicted
+        arrival = self.task.observe(item)  # 1. matured targets, and the window to predict from
         if look is not None and isinstance(item, Entry):
             self.stats.absurd += self.screen.take(item.values, look)
         if self._level_open and arrival.matured:
@@ -371,14 +369,12 @@ class Pipeline(ShowsArguments):
         if asked is None:
             return None
         with self.timing.stage("predict"), torch.no_grad():
-            issued, said = self._predict(asked)  # 5. the base, the learners, the guard
+            issued, spoken = self._predict(asked)  # 5. the base, the learners, the guard
         self.task.remember(issued)
         self.stats.pending = self.task.pending
         with self.timing.stage("learn"), torch.no_grad():
-            scores = self._adapt(
-                issued
-            )  # what needs no label is learned after the prediction, too
-        prediction = self._prediction(asked, issued, said, scores)  # 6. what is served
+            scores = self._adapt(issued)  # learners that need no label learn after the prediction
+        prediction = self._prediction(asked, issued, spoken, scores)  # 6. the served prediction
         with (
             self.timing.stage("learn"),
             torch.no_grad(),
@@ -389,11 +385,11 @@ class Pipeline(ShowsArguments):
 
     @own_settings
     def predict(self, entry: Entry) -> Prediction:
-        """Predict from the current window with `entry` appended, learning and changing nothing
-        (serving).
+        """Predict from the current window with `entry` appended, without learning and without any
+        change of state.
 
-        May be asked from any thread while another one observes: it waits for its turn, and sees
-        the state between two items.
+        May be called from any thread while another thread observes: it waits for the lock, and
+        sees the state between two items.
 
         Raises
         ------
@@ -402,32 +398,32 @@ class Pipeline(ShowsArguments):
         ConfigError
             Before the first window is full.
         BusyError
-            From within a call of the same pipeline.
+            If called inside another call of the same pipeline.
         """
         with self._turn:
             entry = coerced_entry(entry)
             _, asked = self._ask(entry, commit=False) if self.spec is not None else (None, None)
-            if asked is None:  # building from this entry would let a question shape the learners
+            if asked is None:  # building from this entry would change the learners
                 window = self.task.window
                 raise ConfigError(
                     "predict", 0 if window is None else window.count, "a window that is full"
                 )
             with torch.no_grad():
-                issued, said = self._predict(asked, commit=False)
-            return self._prediction(asked, issued, said, {}, commit=False)
+                issued, spoken = self._predict(asked, commit=False)
+            return self._prediction(asked, issued, spoken, {}, commit=False)
 
-    # -- the base, which is asked before anything changes
+    # -- the base, which is called before anything changes
 
     def _ask(self, entry: Entry, *, commit: bool = True) -> tuple[Look, Asked | None]:
-        """Check an entry and call the base for it, changing nothing; nothing is asked while the
-        first window fills.
+        """Check an entry and call the base for it, without any change; the base is not called
+        while the first window fills.
 
         Raises
         ------
         EntryError
             If no task accepts such an entry, or the base raises or returns no output.
         ShapeError, ConfigError
-            If the base does not fit the task; at the first full window only.
+            If the base does not fit the task; only at the first full window.
         """
         self.task.check_entry(entry, self.base.channels, ahead=not commit)
         window = self.task.window_with(entry)
@@ -441,30 +437,30 @@ class Pipeline(ShowsArguments):
         return look, Asked(entry, window, spec, inputs, base, look, raw)
 
     def _ask_of(self, window: Window, entry: Entry, spec: Spec) -> tuple[Tensor, BaseOutput]:
-        """Return the inputs of a window that ends with an entry, and what the base says of
+        """Return the inputs of a window that ends with an entry, and the base's output for
         them."""
         inputs = learner_inputs(window, spec)
         try:
             with self.timing.stage("predict"), torch.no_grad():
-                said = self._checked(self.base(base_inputs(window, spec, self.base)), spec)
+                output = self._checked(self.base(base_inputs(window, spec, self.base)), spec)
         except Exception as error:
             if is_fatal(error) or (self.spec is None and isinstance(error, StreamadaptError)):
-                raise  # a wrong setting, or a machine that is too small: no fault of an entry
-            self.faults.note("base", error, count=False)  # the refusal is what is counted
+                raise  # a wrong setting, or too little memory: not a fault of the entry
+            self.faults.note("base", error, count=False)  # the refused entry is counted instead
             detail = f"the base raised {type(error).__name__}: {str(error)[:200]}"
             raise EntryError(Reason.BASE_FAILED, detail, entry.position) from error
         if self._doubted:
-            self._doubted = not check_probabilities(said.output)
+            self._doubted = not check_probabilities(output.output)
         times = torch.from_numpy(window.times.copy()).to(spec.device)
-        return inputs, said._replace(times=times)
+        return inputs, output._replace(times=times)
 
-    def _checked(self, said: Any, spec: Spec) -> BaseOutput:
-        """Return a copy of what the base said, if it is an output at all."""
-        if not isinstance(said, BaseOutput) or not isinstance(said.output, Tensor):
+    def _checked(self, returned: Any, spec: Spec) -> BaseOutput:
+        """Return a copy of the base's output; raise `ShapeError` if it is no valid output."""
+        if not isinstance(returned, BaseOutput) or not isinstance(returned.output, Tensor):
             raise ShapeError(
-                f"the base must return a BaseOutput with a tensor, got {type(said).__name__}"
+                f"the base must return a BaseOutput with a tensor, got {type(returned).__name__}"
             )
-        output, embedding = said.output, said.embedding
+        output, embedding = returned.output, returned.embedding
         if tuple(output.shape) != (spec.rows, spec.columns) or output.is_complex():
             raise ShapeError(
                 f"the base must return ({spec.rows}, {spec.columns}) for this task, got "
@@ -477,12 +473,10 @@ class Pipeline(ShowsArguments):
                 f"{features}"
             )
         dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
-        copied = output.detach().to(
-            spec.device, dtype, copy=True
-        )  # it may be a buffer that is used again
+        copied = output.detach().to(spec.device, dtype, copy=True)  # the base may reuse its buffer
         return BaseOutput(copied, None if embedding is None else embedding.detach().clone())
 
-    # -- building: when the first window is full the shapes are known
+    # -- building: the shapes are known when the first window is full
 
     def _new_spec(self, window: Window) -> Spec:
         columns = self.task.columns(window.values.shape[1])
@@ -517,9 +511,8 @@ class Pipeline(ShowsArguments):
             self.stats.loss_cells.setdefault(name, 0)
         parts = [f"detector:{m.name}" for m in self.monitors.drift_monitors]
         for part in ("guard", *map(part_of, self.learners), *parts):
-            self.stats.faults.setdefault(
-                part, 0
-            )  # a counter that appears with its first event has no rate
+            # A counter that appears with its first event would have no rate.
+            self.stats.faults.setdefault(part, 0)
         for name in self.names[1:]:
             self.stats.updates.setdefault(name, Counter())
 
@@ -536,15 +529,14 @@ class Pipeline(ShowsArguments):
     # -- scales that turn out to be wrong
 
     def _look_at_scales(self, due: bool, hindsight: Mask | None = None) -> None:
-        """Begin again where a scale, or a first entry, turns out to be wrong, with what is
-        remembered.
+        """Learn the remembered items again if a scale, or one of the first entries, was wrong.
 
-        Predictions that wait are judged as they were issued, and nothing is counted twice. What
-        looks at losses only (detectors, label budget, estimates, intervals) goes on as it is.
+        Waiting predictions are judged as they were issued, and nothing is counted twice. Parts
+        that depend on losses only (detectors, label budget, estimates, intervals) do not change.
         """
         if due and self.spec is not None:
             better = self.scales.better(self.spec, self.spec.columns)
-            if hindsight is not None:  # what was said of these values is of no use
+            if hindsight is not None:  # predictions from these values are of no use,
                 self.intervals.load_state_dict({})  # nor are the sizes of the first few errors
                 columns: Mask = np.asarray(hindsight.any(axis=0))
                 forecast = self.spec.kind == "forecast"
@@ -559,9 +551,7 @@ class Pipeline(ShowsArguments):
         items = self.scales.cleaned()
         try:
             answers = self._ask_again(items, spec)
-        except (
-            EntryError
-        ):  # a base that has answered before, and does not now: everything stays as it is
+        except EntryError:  # the base raises now, but did not before: change nothing
             return
         now, stats = self.task.state_dict(), self.stats
         self.task.load_state_dict(self.scales.pristine)
@@ -588,8 +578,8 @@ class Pipeline(ShowsArguments):
     def _ask_again(
         self, items: Sequence[Entry | Learned], spec: Spec
     ) -> dict[int, tuple[Tensor, BaseOutput]]:
-        """Return what the base says of the windows that are remembered, by the place of their
-        newest entry."""
+        """Return the base's outputs for the remembered windows, by the index of their newest
+        entry."""
         window: Window | None = None
         answers = {}
         for i, item in enumerate(items):
@@ -608,8 +598,8 @@ class Pipeline(ShowsArguments):
     ) -> None:
         """Learn an item again: the steps of `_step` that change learners and guard.
 
-        Of a supervised task, `waiting` has the predictions by id: which label was learned when is
-        remembered.
+        For a supervised task, `waiting` has the predictions by id: the items say which label was
+        learned when.
         """
         matured: list[Matured] = []
         if isinstance(item, Learned):
@@ -624,8 +614,8 @@ class Pipeline(ShowsArguments):
             )
         if answer is None or not isinstance(item, Entry):
             return
-        inputs, said = answer
-        exact, base, silent = finite_output(said, self._built)
+        inputs, output = answer
+        exact, base, silent = finite_output(output, self._built)
         experts = self._experts(inputs, exact, base, commit=True)
         own = np.array(self.keeper.mix(experts, commit=True).aggregator_outputs)
         if silent is not None:
@@ -637,7 +627,7 @@ class Pipeline(ShowsArguments):
         self._adapt_learners(issued)
 
     def _settle_level(self, matured: list[Matured]) -> None:
-        """Take the outputs' origin from the first label, before anything has been learned."""
+        """Set the origin of the outputs from the first label, before anything is learned."""
         first, spec = matured[0], self.spec
         if spec is None or not first.mask.any():
             return
@@ -647,11 +637,10 @@ class Pipeline(ShowsArguments):
         )
         if not origin.any():
             return
-        found = torch.from_numpy(origin).to(spec.device)
-        loc = (
-            spec.output_loc.double() * (found == 0.0)
-        ).float()  # where there is an origin it is the location, too
-        self._allocate(replace(spec, output_loc=loc, output_origin=found))
+        output_origin = torch.from_numpy(origin).to(spec.device)
+        # An origin is the location too, so the location less the origin is 0.
+        loc = (spec.output_loc.double() * (output_origin == 0.0)).float()
+        self._allocate(replace(spec, output_loc=loc, output_origin=output_origin))
         self.task.move_waiting(lambda issued: moved_issued(issued, self._built))
         matured[:] = [moved_matured(one, self._built) for one in matured]
 
@@ -660,12 +649,12 @@ class Pipeline(ShowsArguments):
         assert self.spec is not None
         return self.spec
 
-    # -- what parts raise
+    # -- exceptions of parts
 
     def _contain(
         self, part: str, call: Callable[..., T], *given: Any, count: bool = True
     ) -> T | None:
-        """Return what `call` returns; None where it raises."""
+        """Return the result of `call`; None if it raises."""
         try:
             return call(*given)
         except Exception as error:
@@ -674,13 +663,12 @@ class Pipeline(ShowsArguments):
 
     def _reaction_failed(self, reaction: str, i: int, error: Exception) -> None:
         self.faults.note(f"reaction:{reaction}", error)
-        if (
-            reaction != "refit" and self.health is not None
-        ):  # a refit has touched the learner's replacement alone
+        # A refit has changed the learner's replacement only.
+        if reaction != "refit" and self.health is not None:
             self._count_restored(self.health.take_out(i))
 
     def _put_back(self, lent: Lent, learner: Learner, *, count: bool = True) -> None:
-        """Undo what a learner wrote into what others see."""
+        """Undo a learner's writes to the tensors that it shares with others."""
         if lent.put_back():
             self.faults.note(
                 part_of(learner),
@@ -691,7 +679,7 @@ class Pipeline(ShowsArguments):
     # -- steps 2 and 3
 
     def _judge_interval(self, matured: Matured) -> Matured:
-        """Let the intervals learn; return what has matured without their rows."""
+        """Let the intervals learn; return the matured example without their rows."""
         rest = self._contain("intervals", self.intervals.learn, (matured,), self.stats)
         return (
             replace(matured, aggregator_outputs=matured.aggregator_outputs[self.intervals.kept :])
@@ -752,9 +740,7 @@ class Pipeline(ShowsArguments):
         else:  # a guard that keeps nothing; NaN: cells that are not judged
             served = self.keeper.mix(np.nan_to_num(matured.experts), commit=True).served[None]
         losses = self.task.loss.loss(np.concatenate([matured.experts, served]), matured.target)
-        if not np.isfinite(
-            losses
-        ).all():  # a loss beyond all numbers (a square) is left out of every sum
+        if not np.isfinite(losses).all():  # an overflow, such as of a square, is in no sum
             known = known & np.isfinite(losses).all(axis=0)
             cells = int(known.sum())
             if cells == 0:
@@ -771,7 +757,7 @@ class Pipeline(ShowsArguments):
         totals = [
             self.stats.loss_sum[name] + total for name, total in zip(roles, sums, strict=True)
         ]
-        if not all(map(math.isfinite, totals)):  # one would be no number for good
+        if not all(map(math.isfinite, totals)):  # the sum would stay infinite forever
             return
         for name, total in zip(roles, totals, strict=True):
             self.stats.loss_sum[name] = total
@@ -789,13 +775,13 @@ class Pipeline(ShowsArguments):
         assert self.health is not None
         lent = Lent(issued.inputs, *issued.base)
         for i, learner in enumerate(self.learners):
-            told, taken_out = self.health.attempt(i, partial(_adapted, learner, issued))
+            signals, taken_out = self.health.attempt(i, partial(_adapted, learner, issued))
             self._count_restored(taken_out)
             self._put_back(lent, learner)
             if not learner.needs_labels:
                 self._count_restored(self.health.check_gradient(i))
-            scores |= told or {}
-        if not self.task.labelled:  # no loss will tell that time passes
+            scores |= signals or {}
+        if not self.task.labelled:  # without losses, this counts the entries
             self.health.check_losses(np.zeros(len(self.names)))
         return scores
 
@@ -803,10 +789,8 @@ class Pipeline(ShowsArguments):
 
     def _predict(self, asked: Asked, *, commit: bool = True) -> tuple[Issued, Spoken]:
         inputs, base, spec = asked.inputs, asked.base, self.spec or asked.spec
-        entry = replace(
-            asked.entry, time=int(asked.window.times[-1])
-        )  # the time that it was taken with
-        if self.spec is None:  # what the base shows is known only now
+        entry = replace(asked.entry, time=int(asked.window.times[-1]))  # the time it gets here
+        if self.spec is None:  # the size of the embedding is known only now
             self._allocate(
                 replace(spec, embedding=None if base.embedding is None else len(base.embedding))
             )
@@ -817,12 +801,12 @@ class Pipeline(ShowsArguments):
         exact, base, silent = finite_output(base, spec)
         experts = self._experts(inputs, exact, base, commit=commit)
         mixture = self.keeper.mix(experts, commit=commit)
-        if silent is not None:  # NaN here is what the task knows not to judge or learn from
+        if silent is not None:  # NaN tells the task neither to judge nor to learn these cells
             mixture = Mixture(
                 np.array(mixture.served), np.array(mixture.aggregator_outputs), mixture.weights
             )
-            for said in (experts, mixture.aggregator_outputs, mixture.served):
-                said[..., silent] = np.nan
+            for predictions in (experts, mixture.aggregator_outputs, mixture.served):
+                predictions[..., silent] = np.nan
         note = (
             ()
             if self.label_requests.silent
@@ -832,35 +816,35 @@ class Pipeline(ShowsArguments):
         mixture, spoken = fall_back(
             experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast"
         )
-        own = self._contain("intervals", self.intervals.issue, mixture, count=commit)
-        if own is None:
+        kept = self._contain("intervals", self.intervals.issue, mixture, count=commit)
+        if kept is None:
             blank = np.full((self.intervals.kept, *mixture.served.shape), np.nan)
-            own = np.concatenate([blank, mixture.aggregator_outputs])
-        experts, own, spoken = unjudged(experts, own, spoken)
-        return Issued(entry, inputs, base, experts, own, note), spoken
+            kept = np.concatenate([blank, mixture.aggregator_outputs])
+        experts, kept, spoken = unjudged(experts, kept, spoken)
+        return Issued(entry, inputs, base, experts, kept, note), spoken
 
     def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
-        note = partial(self.label_requests.record, commit=commit)
+        record = partial(self.label_requests.record, commit=commit)
         with np.errstate(over="ignore", invalid="ignore"):
-            found = self._contain(
-                "labelling", lambda: note(experts, served, self.keeper.scale()), count=commit
+            note = self._contain(
+                "labelling", lambda: record(experts, served, self.keeper.scale()), count=commit
             )
-        return self.label_requests.blank() if found is None else found
+        return self.label_requests.blank() if note is None else note
 
     def _experts(self, inputs: Tensor, exact: Array, base: BaseOutput, *, commit: bool) -> Array:
         assert self.health is not None
-        said, lent = [base.output.unsqueeze(0)], Lent(inputs, *base)
+        outputs, lent = [base.output.unsqueeze(0)], Lent(inputs, *base)
         for i, learner in enumerate(self.learners):
-            found = (
+            output = (
                 None
                 if self.health.lost[i]
-                else self._said_by(learner, inputs, base, commit=commit)
+                else self._output_of(learner, inputs, base, commit=commit)
             )
-            if found is None:  # NaN is what health takes a learner out for
-                found = base.output.new_full((len(learner.names), *base.output.shape), torch.nan)
-            said.append(found)
+            if output is None:  # NaN makes health suspend the learner
+                output = base.output.new_full((len(learner.names), *base.output.shape), torch.nan)
+            outputs.append(output)
             self._put_back(lent, learner, count=commit)
-        experts: Array = torch.cat(said).cpu().double().numpy()
+        experts: Array = torch.cat(outputs).cpu().double().numpy()
         if self.task.origin is not None:
             experts += self.task.origin
         experts[0] = exact
@@ -870,24 +854,26 @@ class Pipeline(ShowsArguments):
             self.health.stand_in(experts)
         return experts
 
-    def _said_by(
+    def _output_of(
         self, learner: Learner, inputs: Tensor, base: BaseOutput, *, commit: bool
     ) -> Tensor | None:
-        """Return what a learner predicts, (experts, rows, columns); None where it raises, or
-        returns something else."""
+        """Return a learner's predictions, (experts, rows, columns); None if it raises, or its
+        output is invalid."""
         try:
-            said = learner.predict(inputs, base)
-            shape = (
-                len(learner.names),
-                *base.output.shape,
-            )  # a family of learners offers several experts at once
-            if not isinstance(said, Tensor) or said.is_complex() or said.layout != torch.strided:
+            output = learner.predict(inputs, base)
+            # A family of learners returns the predictions of several experts together.
+            shape = (len(learner.names), *base.output.shape)
+            if (
+                not isinstance(output, Tensor)
+                or output.is_complex()
+                or output.layout != torch.strided
+            ):
                 raise ShapeError(
-                    f"a prediction must be a tensor of numbers, got {type(said).__name__}"
+                    f"a prediction must be a tensor of numbers, got {type(output).__name__}"
                 )
-            if tuple(said.shape) != shape and (1, *said.shape) != shape:
-                raise ShapeError(f"a prediction must be {shape}, got {tuple(said.shape)}")
-            return said.detach().to(base.output.device).reshape(shape)
+            if tuple(output.shape) != shape and (1, *output.shape) != shape:
+                raise ShapeError(f"a prediction must be {shape}, got {tuple(output.shape)}")
+            return output.detach().to(base.output.device).reshape(shape)
         except Exception as error:
             self.faults.note(part_of(learner), error, count=commit)
             return None
@@ -911,7 +897,7 @@ class Pipeline(ShowsArguments):
         if commit:
             self.stats.predictions += 1
             self.stats.weights = shares
-        fired, done = self.monitors.drain() if commit else ((), ())
+        drifts, reactions = self.monitors.drain() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
         label = self.label_requests.fields(issued.note, commit=commit)
         low, high = self._contain(
@@ -919,8 +905,8 @@ class Pipeline(ShowsArguments):
         ) or (None, None)
         return Prediction(
             entry.position, entry.id, entry.key, entry.time, out, experts[0], by_name, shares,
-            fired, scores, done, *label, () if self.panel is None else self.panel.columns, low,
-            high, self.task.class_names,
+            drifts, scores, reactions, *label, () if self.panel is None else self.panel.columns,
+            low, high, self.task.class_names,
         )  # fmt: skip
 
     # -- state
@@ -934,9 +920,8 @@ class Pipeline(ShowsArguments):
 
     def _state(self) -> dict[str, Any]:
         built = self.spec is not None
-        learners = (
-            self.health.snapshots() if self.health is not None else None
-        )  # first: it may change what follows
+        # First: taking the learners' snapshots may change the states that follow.
+        learners = self.health.snapshots() if self.health is not None else None
         guard = self.keeper.state() if built else None
         return {
             "names": list(self.names),
@@ -958,12 +943,12 @@ class Pipeline(ShowsArguments):
 
     @own_settings
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned, in a pipeline made alike and not yet used.
+        """Take over what `state_dict` returned, in a new pipeline with the same settings.
 
         Raises
         ------
         CheckpointError
-            If the state is of other experts.
+            If the state has other experts.
         """
         with self._turn:
             self._load(state)
@@ -976,9 +961,8 @@ class Pipeline(ShowsArguments):
                 f"the checkpoint is of the experts {state['names']}, this pipeline has "
                 f"{self.names}"
             )
-        self._level_open = bool(
-            state.get("level_open", False)
-        )  # states of earlier versions: all origins are 0
+        # In states of earlier versions all origins are 0.
+        self._level_open = bool(state.get("level_open", False))
         if state["spec"] is not None:
             device = resolve_device(
                 self.device_wanted, cells=state["spec"]["rows"] * state["spec"]["columns"]
@@ -986,7 +970,7 @@ class Pipeline(ShowsArguments):
             self._allocate(spec_from_state(state["spec"], device, self.base))
             assert self.health is not None
             for learner, saved in zip(self.learners, state["learners"], strict=True):
-                if saved is not None:  # None: it could not tell its state, and begins again
+                if saved is not None:  # None: its snapshot failed, so it starts from nothing
                     learner.load_state_dict(saved)
             self.health.load_state_dict(state["health"])
             self.keeper.load_state_dict(state["guard"], state.get("guard_kept"))
@@ -995,9 +979,7 @@ class Pipeline(ShowsArguments):
         self.label_requests.load_state_dict(state["labelling"])
         self.intervals.load_state_dict(state["intervals"])
         self.stats.load_state_dict(state["stats"])
-        if (
-            "screen" in state
-        ):  # else of an earlier version: what the stream shows is described from here on
+        if "screen" in state:  # absent in earlier versions: the screen starts from nothing
             self.screen.load_state_dict(state["screen"])
         self.scales.load_state_dict(state.get("scales"))
         if self.panel is not None:
@@ -1006,7 +988,7 @@ class Pipeline(ShowsArguments):
 
 
 def _again(learned: Learned, issued: Issued, task: Task) -> Matured:
-    """Return a remembered label as an example of the prediction that was made again."""
+    """Return a remembered label as an example of the repeated prediction."""
     mask = learned.mask & ~np.isnan(issued.experts[0])
     target = np.where(mask, learned.target, np.nan_to_num(issued.experts[0]))
     known = torch.from_numpy(mask).to(task.device)

@@ -1,5 +1,4 @@
-"""What a pipeline says about one entry, and how it falls back to the base where it was given
-absurd values."""
+"""The served prediction of one entry, and the fallback to the base if the window has outliers."""
 
 from __future__ import annotations
 
@@ -15,20 +14,19 @@ __all__ = ["Spoken", "fall_back"]
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """What goes out with a prediction.
+    """The numbers of a served prediction.
 
     Attributes
     ----------
     experts : ndarray, (experts, rows, columns), float64
-        The first is what the base says of the window as it is; learners are not shown absurd
-        values.
+        The first expert is the base's prediction from the unchanged window; the learners'
+        predictions are from the window without outliers.
     served : ndarray, (rows, columns), float64
     weights : ndarray, (experts,), float64
     aggregator_outputs : ndarray, (aggregators, rows, columns), float64
-        What the interval is told from.
+        The input of the prediction interval.
     doubted : ndarray, (columns,), bool, or None
-        Columns in which the base is served, for the sake of absurd values; None where there are
-        none.
+        Columns in which the base is served because of outliers; None if there are none.
     """
 
     experts: Array
@@ -46,43 +44,43 @@ def fall_back(
     *,
     forecast: bool,
 ) -> tuple[Mixture, Spoken]:
-    """Serve the base in the columns that absurd values reach.
+    """Serve the base in the columns that outliers of the window affect.
 
     Parameters
     ----------
     experts : ndarray, (experts, rows, columns)
-        As they say it of the window without the absurd values.
+        The predictions from the window without the outliers.
     raw : pair of array and mask, or None
-        What the base says of the window as it is, and where that is no number; None if nothing in
-        it is absurd.
+        The base's prediction from the unchanged window, and the cells of it without a number; None
+        if the window has no outliers.
     flags : ndarray, (window, channels), bool, or None
-        The absurd cells of the window. A channel is a column of a forecast; elsewhere it reaches
-        all columns.
+        The outliers of the window. A channel affects its own column of a forecast, and all columns
+        of other tasks.
     """
     if raw is None or flags is None:
         return mixture, Spoken(
             experts, mixture.served, mixture.weights, mixture.aggregator_outputs
         )
-    said, silent = raw
+    base, silent = raw
     if silent is not None:
-        said = np.where(silent, np.nan, said)
+        base = np.where(silent, np.nan, base)
     reached: Mask = np.asarray(flags.any(axis=0))
     doubted: Mask = reached if forecast else np.ones(experts.shape[-1], np.bool_)
-    served = np.where(doubted, said, mixture.served)
+    served = np.where(doubted, base, mixture.served)
     share = float(doubted.mean())
     weights = mixture.weights * (1.0 - share)
     weights[0] += share
-    shown = np.concatenate([said[None], experts[1:]])
+    shown = np.concatenate([base[None], experts[1:]])
     return replace(mixture, served=served), Spoken(
         shown, served, weights, mixture.aggregator_outputs, doubted
     )
 
 
 def unjudged(experts: Array, own: Array, spoken: Spoken) -> tuple[Array, Array, Spoken]:
-    """Return what is kept of a prediction until its target is known: NaN, as where a base says
-    nothing, if doubted.
+    """Return the arrays of a prediction that are kept until its target is known, with NaN in the
+    doubted columns.
 
-    Nobody learns from such cells, and no loss counts them.
+    NaN excludes these cells from learning and from all losses.
     """
     spoken = replace(spoken, aggregator_outputs=own)
     if spoken.doubted is None:

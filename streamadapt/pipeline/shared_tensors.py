@@ -1,4 +1,4 @@
-"""Tensors that several parts see: what one of them writes into is put back for the others."""
+"""Tensors that several parts share: a write by one part is undone for the others."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ __all__ = ["Lent"]
 
 
 class Lent:
-    """Keeps copies of tensors that are given to learners.
+    """Keeps copies of tensors that are passed to learners.
 
-    Writing in place is noticed by the tensors' version counters, so that asking costs next to
-    nothing.
+    The tensors' version counters show a write in place, so that the check costs almost nothing.
 
     Parameters
     ----------
     *tensors : Tensor or None
-        None is left out.
+        None is ignored.
     """
 
     def __init__(self, *tensors: Tensor | None) -> None:
@@ -25,7 +24,7 @@ class Lent:
         self._versions = [_version(t) for t in self._tensors]
 
     def put_back(self) -> bool:
-        """Undo what was written since the last call; tell whether anything was."""
+        """Undo all writes since the last call; return whether there were any."""
         written = False
         for i, tensor in enumerate(self._tensors):
             if _version(tensor) != self._versions[i]:
@@ -36,6 +35,6 @@ class Lent:
 
 
 def _version(tensor: Tensor) -> int:
-    """Return how often a tensor was written to; always 0 for one made in inference mode, which
-    does not count."""
+    """Return how often a tensor was written to; always 0 for a tensor made in inference mode,
+    which has no counter."""
     return 0 if tensor.is_inference() else tensor._version

@@ -1,4 +1,4 @@
-"""Making the `Spec` that learners are built with, and saving it."""
+"""Make the `Spec` that learners are built with, and save it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _NUMBERS = ("kind", "window", "channels", "rows", "columns", "seed", "embedding"
 _SCALING = ("input_loc", "input_scale", "output_loc", "output_scale")
 _ORIGINS = ("input_origin", "output_origin")
 CHANGE = 1.0 / 128.0
-"""What counts as a change, in parts of the standard deviation, where only that is known: of a
-total it is far above."""
+"""The assumed change of a channel, as a share of its standard deviation, if only that is known: a
+running total changes far less than its standard deviation."""
 
 
 def spec_with_scaling(
     task: Task, window: Window, base: Base, columns: int, device: torch.device, seed: int
 ) -> Spec:
-    """Make the spec from the first full window; what the base shows is not known yet.
+    """Make the spec from the first full window; the base's embedding is not known yet.
 
-    The scaling is the base's own where it has one; otherwise it is taken from the first window
-    (outputs of supervised tasks, of which nothing is known yet, are left in their own unit).
-    Locations are less the origin.
+    The scaling is the base's own if it has one; otherwise it is computed from the first window
+    (outputs of supervised tasks are not known yet and keep their unit). Locations are less the
+    origin.
     """
     origin, output_origin = _origins(task, window, base)
     values = less_origin(window.values, origin)
@@ -91,12 +91,12 @@ def _moments(values: FloatArray) -> tuple[FloatArray, FloatArray]:
         loc, std = values.mean(axis=0), values.std(axis=0)
     if np.isfinite(loc).all() and np.isfinite(std).all():
         return loc, std
-    wide = values.astype(np.float64)  # the squares of the greatest numbers are beyond float32
+    wide = values.astype(np.float64)  # the squares of large numbers overflow float32
     return wide.mean(axis=0).astype(np.float32), wide.std(axis=0).astype(np.float32)
 
 
 def _origins(task: Task, window: Window, base: Base) -> tuple[Array | None, Array | None]:
-    """Return the origins of inputs and outputs; None where all are 0, and for classes.
+    """Return the origins of inputs and outputs; None if all are 0, and for classes.
 
     Learners of classes adapt the base's own module, which takes float32 in original units.
     """
@@ -135,7 +135,7 @@ def _or(tensor: Tensor | None, other: Tensor, origin: Array | None) -> Tensor:
 
 
 def spec_state(spec: Spec) -> dict[str, Any]:
-    """Return what must be saved: shapes and scaling."""
+    """Return the saved form of a spec: shapes and scaling."""
     numbers = {name: getattr(spec, name) for name in _NUMBERS}
     origins = {
         name: tensor.clone() for name in _ORIGINS if (tensor := getattr(spec, name)) is not None
@@ -144,7 +144,7 @@ def spec_state(spec: Spec) -> dict[str, Any]:
 
 
 def spec_from_state(state: dict[str, Any], device: torch.device, base: Base) -> Spec:
-    """Make the spec again on `device`."""
+    """Make the spec from its saved form, on `device`."""
     numbers = {name: state[name] for name in _NUMBERS}
     scaling = {name: state[name].to(device) for name in _SCALING}
     origins = {name: state[name].to(device) for name in _ORIGINS if state.get(name) is not None}

@@ -1,4 +1,4 @@
-"""What a pipeline has counted so far: part of its state, so that a restart does not forget it.
+"""The counts of a pipeline: part of its state, so that a restart does not lose them.
 
 Plain Python numbers and dictionaries only: the metrics, the final report and a checkpoint's
 manifest need no torch to read it.
@@ -13,9 +13,9 @@ from typing import Any
 __all__ = ["DRIFT_LOG", "Stats"]
 
 DRIFT_LOG = 1000
-"""How many drifts `Stats.drift_log` remembers."""
+"""The largest number of drifts in `Stats.drift_log`."""
 LABEL = "label:"
-"""What the reasons of refused labels begin with in a saved state."""
+"""The prefix of the reasons of refused labels in a saved state."""
 
 
 @dataclass(slots=True)
@@ -28,20 +28,20 @@ class Stats:
         Accepted entries; predictions made (fewer, while the first window fills).
     labels : Counter of str
         By outcome: ``learned`` (whole), ``partial`` (learned, and outputs are still missing),
-        ``corrected`` (did not agree with one that was not learned yet), ``absurd`` (not learned,
-        in whole or in part: too far from anything so far), ``unpredicted`` (its entry came before
-        the first full window), ``expired`` (a prediction whose time-to-live ended without a whole
-        label), ``negative`` (an entry learned as a negative for want of a label), ``turned`` and
-        ``confirmed`` (such an entry's label: a positive, a negative).
+        ``corrected`` (differed from a label that was not learned yet), ``absurd`` (an outlier, not
+        learned in whole or in part), ``unpredicted`` (its entry came before the first full
+        window), ``expired`` (a prediction whose time-to-live ended without a whole label),
+        ``negative`` (an entry without a label, learned as a negative), ``turned`` and
+        ``confirmed`` (the later label of such an entry: a positive, a negative).
     absurd : int
-        Values of accepted entries that were far outside what their stream had shown
-        (`streamadapt.pipeline.screen`). What was predicted from them is the base's, and no loss
-        counts it: one of 1e37 would be all there is in a sum for good.
+        Outliers among the values of accepted entries (`streamadapt.pipeline.screen`). For
+        predictions from them the base is served, and no loss counts them: a loss of 1e37 would
+        dominate a sum forever.
     rejected : Counter of str
         Refused entries and labels by `streamadapt.errors.Reason` value.
     rejected_labels : Counter of str
-        Of `rejected`, the labels that no loss knows of: all but those that came twice. Saved
-        within ``rejected``.
+        The refused labels that no loss contains: all of `rejected` but duplicates. Saved within
+        ``rejected``.
     updates : dict of str to Counter of str
         Learner -> result -> count; results are ``ok`` and ``restored``.
     loss_sum, loss_cells : dict of str to float, int
@@ -52,43 +52,42 @@ class Stats:
     drift_log : list of (str, int)
         The newest `DRIFT_LOG` drifts: ``detector:signal`` and the entry's event time in ns.
     reactions : Counter of str
-        What drifts did: ``boost``, ``forget``, ``reset``, ``refit``, ``refit-kept``,
-        ``refit-dropped`` -> count, one for each learner that it was done to.
+        Reaction -> count, once for each learner that it changed: ``boost``, ``forget``, ``reset``,
+        ``refit``, ``refit-kept``, ``refit-dropped``.
     faults : Counter of str
-        Part -> how often it raised an exception, and was left out for a while:
+        Part -> how often it raised an exception and was suspended:
         ``learner:rls-0.99``, ``guard``, ``detector:adwin:loss``, ``reaction:forget``,
         ``intervals``, ``labelling``, ``signals``.
     times : Counter of str
-        ``raised``: entries that came out of order and were taken with the newest time; ``leap``:
-        leaps of event time ahead that were believed; ``back``: how often event time was wrong and
+        ``raised``: entries that came out of order and were accepted with the newest time;
+        ``leap``: accepted leaps of event time ahead; ``back``: how often event time was wrong and
         went back.
     keys : Counter of str
-        Where every key has a pipeline of its own: ``resident`` and ``stored`` now; ``evicted``,
-        ``restored`` and ``forgotten`` so far. Else empty.
+        If every key has a pipeline of its own: keys that are ``resident`` and ``stored`` now, and
+        keys ``evicted``, ``restored`` and ``forgotten`` so far. Else empty.
     weights : dict of str to float
         Each expert's share of the newest served prediction, averaged over the cells.
     signals : dict of str to float
-        What learners tell about the newest entry.
+        The learners' signals for the newest entry.
     asked : int
-        Labels asked for (`streamadapt.tasks.label_budget.LabelBudget`).
+        Requested labels (`streamadapt.tasks.label_budget.LabelBudget`).
     asked_loss : dict of str to float
-        ``base``, ``served`` -> sum of the losses of labels that were asked for, each over the
-        probability of that.
+        ``base``, ``served`` -> sum of the losses of requested labels, each divided by the
+        probability of the request.
     asked_weight : float
-        Sum of one over these probabilities: about how many predictions they stand for.
+        Sum of one over these probabilities: about the number of predictions that they represent.
     estimated, foreseen, seen : dict of str to float
-        Sums of estimated losses (``base``, ``served``; with classes also ``base_accuracy``,
-        ``served_accuracy``): over all predictions; over those whose label has come; and what these
-        really were.
+        Sums of losses (``base``, ``served``; for classes also ``base_accuracy``,
+        ``served_accuracy``): estimates over all predictions; estimates over predictions with a
+        label; true losses of these.
     estimated_count, seen_count : int, float
-        How many predictions the sums are over; a label known in part counts in part.
+        The numbers of predictions in the sums; a label known in part counts in part.
     interval_cells, interval_hits : int
-        Matured cells that had an interval; those of them whose target lay within.
+        Matured cells that had an interval; those of them whose target was inside.
     pending : int
         Predictions that still wait for a label.
     last_time : int, ns
-        The newest event time that is believed, as of the newest accepted entry; 0 before the
-        first.
+        The newest accepted event time, as of the newest accepted entry; 0 before the first entry.
     """
 
     entries: int = 0
@@ -122,19 +121,19 @@ class Stats:
     last_time: int = 0
 
     def add_drift(self, name: str, time: int) -> None:
-        """Count a drift and remember when it was, forgetting the oldest beyond `DRIFT_LOG`."""
+        """Count a drift and append it to `drift_log`, which keeps the newest `DRIFT_LOG`."""
         self.drifts[name] += 1
         self.drift_log.append((name, time))
         del self.drift_log[:-DRIFT_LOG]
 
     def mean_loss(self, role: str) -> float | None:
-        """Mean loss of `role` over all its matured cells so far; None before the first."""
+        """Return the mean loss of `role` over all its matured cells; None before the first."""
         cells = self.loss_cells.get(role, 0)
         return self.loss_sum[role] / cells if cells else None
 
     def interval_coverage(self) -> float | None:
-        """Share of the matured cells that lay within their interval as issued; None before the
-        first."""
+        """Return the share of matured cells inside their issued interval; None before the first
+        cell."""
         return self.interval_hits / self.interval_cells if self.interval_cells else None
 
     def state_dict(self) -> dict[str, Any]:

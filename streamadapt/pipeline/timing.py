@@ -1,5 +1,4 @@
-"""How long the stages of an entry take: the pipeline's port to whoever measures; the core reads no
-clock."""
+"""The port for measuring the duration of a pipeline's stages; the core itself reads no clock."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""How far event time has come, as told by records that may be out of order and whose clocks may be
-wrong."""
+"""The watermark of event time, from records that may be out of order or have wrong clocks."""
 
 from __future__ import annotations
 
@@ -8,10 +7,11 @@ from typing import Any, NamedTuple
 __all__ = ["ALONE", "TOGETHER", "Reading", "Watermark"]
 
 TOGETHER = 3
-"""A leap in time is believed once so many more records of two or more sensors speak for it than
-against it."""
+"""A leap in time is accepted after this number of votes for it more than against it, if the votes
+come from two or more sensors."""
 ALONE = 16
-"""The same, where all those records are of one sensor. Twice as many are held in doubt at most."""
+"""The same number if all votes come from one sensor. At most twice as many records are held in
+doubt."""
 
 
 class Reading(NamedTuple):
@@ -23,14 +23,15 @@ class Reading(NamedTuple):
 
 
 class Watermark:
-    """The newest event time less the allowed lateness: nothing older is waited for.
+    """The newest event time less the allowed lateness: older records are not waited for.
 
-    One record dated next century would close every row until then. So a record more than
-    `max_ahead_ns` after the newest time is held in doubt. A record that stays so far behind speaks
-    against those in doubt, another one ahead speaks for them; they are believed, oldest first, or
-    dropped. A record within the allowed lateness never speaks against another one: what is only
-    out of order is not dropped. At the start a time is believed once two sensors, or `TOGETHER`
-    records of one, agree on it within `max_ahead_ns`.
+    One record dated in the next century would close every row until then. Therefore a record more
+    than `max_ahead_ns` after the newest time is held in doubt. A later record that is not ahead is
+    a vote against the records in doubt; another record ahead is a vote for them. They are
+    accepted, oldest first, or dropped. A record within the allowed lateness of another is never a
+    vote against it: records that are only out of order are not dropped. At the start a time is
+    accepted once two sensors, or `TOGETHER` records of one sensor, agree on it within
+    `max_ahead_ns`.
 
     Parameters
     ----------
@@ -52,8 +53,8 @@ class Watermark:
         return None if self.newest is None else self.newest - self.lateness_ns
 
     def admit(self, reading: Reading) -> list[Reading]:
-        """Take one reading; return those that are to be used now, in order: it, several, or none
-        yet."""
+        """Add one reading; return the readings that are accepted now, in order: this one, several,
+        or none yet."""
         if self.newest is None:
             return self._first(reading)
         if self._too_far(reading):
@@ -74,16 +75,15 @@ class Watermark:
             if len({one.sensor for one in agree}) > 1 or len(agree) >= TOGETHER:
                 break
         else:
-            i = (
-                0 if len(held) > 2 * ALONE else -1
-            )  # none agree: from the oldest on it is a leap like any other
+            # No readings agree. With too many of them, start at the oldest.
+            i = 0 if len(held) > 2 * ALONE else -1
         admitted, self.doubted = held[: i + 1], held[i + 1 :]
         self.votes = len(self.doubted)
         return admitted + self._advance(admitted[-1].time) if admitted else []
 
     def finish(self) -> list[Reading]:
-        """At the end of a stream: return those in doubt that nothing spoke against, and drop the
-        others."""
+        """End the stream: return the readings in doubt if there were no votes against them, else
+        drop them."""
         if self.votes < len(self.doubted):
             self._drop()
         left, self.doubted, self.votes = sorted(self.doubted), [], 0
@@ -95,7 +95,7 @@ class Watermark:
         return self.newest is not None and reading.time > self.newest + self.max_ahead_ns
 
     def _advance(self, time: int) -> list[Reading]:
-        """Move to `time`, and on to what is in doubt no longer; return that."""
+        """Move to `time`; return the readings that are no longer in doubt."""
         self.newest = time if self.newest is None else max(self.newest, time)
         freed: list[Reading] = []
         for reading in sorted(self.doubted):
@@ -122,7 +122,7 @@ class Watermark:
         self.doubted, self.votes = [], 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the newest time and what is in doubt."""
+        """Return the newest time and the readings in doubt."""
         return {
             "newest": self.newest,
             "votes": self.votes,
