@@ -122,7 +122,7 @@ class DriftMonitor(ShowsArguments):
                 raise ConfigError(f"drift.{path}", value, "one of " + ", ".join(allowed))
         if DETECTORS[detector].startswith(BINARY) and signal != "error":
             raise ConfigError(
-                "drift.signal", signal, f"error: {detector} takes right or wrong only"
+                "drift.signal", signal, f"error: {detector} watches right or wrong only"
             )
         self._check_numbers(cool_down, keep_fraction, refit_trial)
         self.detector = detector

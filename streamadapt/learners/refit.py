@@ -1,4 +1,4 @@
-"""Incremental refitting: a small network fitted again, every so often, to what was seen last."""
+"""Incremental refitting: a small network that is regularly fitted again to the newest examples."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Refit(Learner):
     """A multilayer perceptron, refitted every `every` examples to the last `memory` of them;
     frozen in between [1]_.
 
-    The network sees the scaled window of all channels (forecasts: less each channel's last value,
-    and that value) and says what the base left over, in scaled units:
+    The network gets the scaled window of all channels (forecasts: less each channel's last value,
+    and that value) and predicts the base's residual, in scaled units:
     ``prediction = base + scale net(x)``; classification: ``softmax(ln base + net(x))``. With
-    ``direct`` it predicts by itself: ``loc + scale net(x)``, for forecasts in steps from the last
-    value; ``softmax(net(x))``. It says what the base says until the first fit is done.
+    ``direct`` it predicts without the base: ``loc + scale net(x)``, for forecasts as steps from
+    the last value; ``softmax(net(x))``. Before the first fit its prediction is the base's.
 
-    A fit is `epochs` passes over the memory in minibatches of `batch` drawn from it, Adam on
-    Huber's loss (threshold one scale; log loss for classes), from the last fit's weights on. It is
-    made beside the weights that serve, its ``epochs memory / batch`` steps spread evenly over the
-    `every` examples before they are taken over: no entry pays for a whole fit. A step looks at
-    those examples alone that have come by then.
+    A fit is `epochs` passes over the memory in random minibatches of `batch`, with Adam on Huber's
+    loss (threshold one scale; log loss for classes), starting from the weights of the last fit. It
+    trains a second set of weights, which replaces the serving weights at its end. Its
+    ``epochs memory / batch`` steps are spread evenly over the `every` examples before that: no
+    single entry pays for a whole fit. A step uses only the examples that have arrived so far.
 
     Costs per example: about ``epochs memory / (batch every)`` steps of O(batch weights) time;
     memory x (features + 2 outputs) float32 numbers, and 4 copies of the weights.
@@ -42,9 +42,9 @@ class Refit(Learner):
     Parameters
     ----------
     every : int, >= 1
-        Matured examples between two fits: of a forecast, entries.
+        Matured examples between two fits; for forecasts these are entries.
     memory : int, >= 1
-        Examples kept.
+        The number of examples that are kept.
     hidden : int or sequence of ints, >= 1
         Units of the one or two hidden layers (ReLU).
     epochs : int, >= 1

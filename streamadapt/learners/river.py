@@ -21,15 +21,15 @@ MOST_MODELS = 64
 
 
 class River(Learner):
-    """A river estimator beside the base [1]_.
+    """A river estimator that corrects the base [1]_.
 
-    Regression and forecasts: one clone of a regressor per output cell learns what the base left
-    over, in scaled units; ``prediction = base + scale * model(x)``. Classification: one
-    classifier; ``prediction`` is its class probabilities, the base's where it has seen nothing
-    yet. x holds the scaled window and the base's scaled output, as ``c0_0`` (channel 0, newest) to
-    ``c0_5`` (five entries ago) and ``base_0``.
+    Regression and forecasts: one clone of a regressor per output cell learns the base's residual,
+    in scaled units; ``prediction = base + scale * model(x)``. Classification: one classifier;
+    ``prediction`` is its class probabilities, and those of the base before the first label. x has
+    the scaled window and the base's scaled output, as ``c0_0`` (channel 0, newest) to ``c0_5``
+    (five entries ago) and ``base_0``.
 
-    Costs what the river estimator costs, once per cell: at most `MOST_MODELS` cells.
+    Costs: those of the river estimator, once per cell; at most `MOST_MODELS` cells.
 
     Parameters
     ----------
@@ -74,9 +74,7 @@ class River(Learner):
 
     def _estimator(self) -> Any:
         last = self._prototype
-        while hasattr(
-            last, "steps"
-        ):  # a river pipeline is known by its last step, whatever methods it has itself
+        while hasattr(last, "steps"):  # the last step decides the type of a river pipeline
             last = list(last.steps.values())[-1]
         return last
 
@@ -127,12 +125,12 @@ class River(Learner):
         require_shape("inputs", inputs, (spec.window, spec.channels))
         scaled = ((inputs - spec.input_loc) / spec.input_scale).flip(0).tolist()
         x = {f"c{c}_{lag}": v for lag, row in enumerate(scaled) for c, v in enumerate(row)}
-        said = ((base.output - spec.output_loc) / spec.output_scale).flatten().tolist()
-        x.update({f"base_{i}": v for i, v in enumerate(said)})
+        outputs = ((base.output - spec.output_loc) / spec.output_scale).flatten().tolist()
+        x.update({f"base_{i}": v for i, v in enumerate(outputs)})
         return x
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Ask the models."""
+        """Predict with the models."""
         x = self._features(inputs, base)
         if self.spec.kind == "classification":
             return self._probabilities(x, base)
@@ -144,9 +142,9 @@ class River(Learner):
         return base.output + left.view_as(base.output) * self.spec.output_scale
 
     def _probabilities(self, x: dict[str, float], base: BaseOutput) -> Tensor:
-        said = self.models[0].predict_proba_one(x)
+        probabilities = self.models[0].predict_proba_one(x)
         p = torch.tensor(
-            [[float(said.get(c, 0.0)) for c in range(self.spec.columns)]],
+            [[float(probabilities.get(c, 0.0)) for c in range(self.spec.columns)]],
             dtype=torch.float32,
             device=self.spec.device,
         )
@@ -170,8 +168,8 @@ class River(Learner):
 
 
 def _seeds(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return the seeds that were left open, now set: river would draw them, and no two replays
-    would be alike."""
+    """Return values for the seeds that are not set: river would draw them at random, and replays
+    would differ."""
     found: dict[str, Any] = {}
     for name, value in params.items():
         if name == "seed" and value is None:

@@ -1,11 +1,11 @@
-"""Entries and labels as people make them, turned into what a pipeline works with, or refused
+"""Convert entries and labels from common Python types to those of a pipeline, or refuse them
 before anything changes.
 
-Taken as numbers: lists, tuples, arrays of any kind of number (also of bools, as 0 and 1), rows of
-data frames, masked arrays, tensors, single numbers, `Decimal` and `Fraction`; None, ``pandas.NA``,
-NaT and what is masked are missing. Taken as a time: whole numbers (ns since the Unix epoch), other
-numbers (seconds since then), `datetime` and ``pandas.Timestamp`` (without an offset: UTC),
-``numpy.datetime64``. Nothing of pandas is imported.
+Accepted as numbers: lists, tuples, arrays of any kind of number (also of bools, as 0 and 1), rows
+of data frames, masked arrays, tensors, single numbers, `Decimal` and `Fraction`; None,
+``pandas.NA``, NaT and masked values are missing. Accepted as a time: whole numbers (ns since the
+Unix epoch), other numbers (seconds since then), `datetime` and ``pandas.Timestamp`` (without an
+offset: UTC), ``numpy.datetime64``. pandas is not imported.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FloatRow = npt.NDArray[np.float64]
 
 
 class _BadError(Exception):
-    """Why something is not taken; `coerced` says of which item."""
+    """The reason why a value is refused; `coerced` adds the item."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -51,9 +51,9 @@ def coerced(item: Any) -> Entry | Label:
     Raises
     ------
     EntryError
-        If it is neither of the two, or a part of it cannot be taken: ``wrong_type``,
-        ``wrong_width``, ``not_finite`` or ``bad_time``, with what was expected. An entry whose
-        label alone cannot be taken has that in `Entry.refused`.
+        If it is neither an entry nor a label, or a part of it cannot be converted: ``wrong_type``,
+        ``wrong_width``, ``not_finite`` or ``bad_time``, with the expected form. If only the label
+        of an entry cannot be converted, the reason is in `Entry.refused`.
     """
     if isinstance(item, Entry):
         if (
@@ -83,8 +83,8 @@ def coerced(item: Any) -> Entry | Label:
 
 
 def _own_label(entry: Entry) -> tuple[FloatRow | None, RefusedLabel | None]:
-    """Return the label that an entry brings, and why it cannot be used: the entry is predicted all
-    the same."""
+    """Return the label inside an entry, and the reason if it is refused; the entry is still
+    predicted."""
     if entry.label is None:
         return None, entry.refused
     try:
@@ -281,7 +281,7 @@ def _position(given: Any) -> Position:
 
 
 def _shown(given: Any) -> str:
-    """Return what came, in a few words."""
+    """Return a short text that shows a refused value."""
     try:
         text = repr(given)
     except Exception:  # code of others

@@ -29,44 +29,43 @@ class Panel(ShowsArguments):
     """Assembles records, each of one sensor (`Entry.key`) with one value, into entries of all
     sensors.
 
-    A row is released when the watermark, the newest event time seen less `lateness`, has passed
-    its time; a record that comes later is refused. A sensor without a value in a row is NaN there,
-    and may come back at any time. Which rows come out, their times, values and columns depend on
-    the set of the accepted records alone, not on their order: in whatever order they arrive within
-    `lateness`, the pipeline behind says the same, to the bit.
+    A row is released when the watermark, the newest event time less `lateness`, has passed its
+    time; a later record of the row is refused. A sensor without a value in a row is NaN there, and
+    may return at any time. The rows, their times, values and columns depend only on the set of
+    accepted records, not on their order: for any order of arrival within `lateness`, the
+    predictions are the same to the bit.
 
-    In a row a sensor's newest value counts; of several at one event time the greatest, and a
-    missing one (NaN) only where there is no other. So the same record again changes nothing, and
-    which of two values is the correction of the other cannot be told from a record: give it a
-    later time.
+    In a row, a sensor's newest value counts; of several values at one event time the largest, and
+    a missing one (NaN) only if there is no other. So a repeated record changes nothing. A record
+    does not show whether it corrects another one: give a correction a later time.
 
-    An assembled entry has the row's time, in ns, for its `id` and for the offset of its
-    `position`, whose stream and partition are those of the records; its `key` is empty. So do
-    predictions: unique and rising within a partition, the same after every replay, and told from
-    each other by nothing that depends on the order of the records.
+    An assembled entry has the row's time, in ns, as its `id` and as the offset of its `position`;
+    the stream and partition of the position are those of the records, and the `key` is empty. The
+    same holds for predictions: their ids are unique and increase within a partition, and are the
+    same after every replay, whatever the order of the records.
 
     Parameters
     ----------
     sensors : sequence of str, optional
-        The names of the sensors, a column each. Records of other sensors are refused.
+        The names of the sensors, one per column. Records of other sensors are refused.
     max_sensors : int, optional
-        In place of `sensors`: the largest number of columns. A sensor takes one when it first has
-        a value in a row that is released, in the order of the names within that row, and keeps it.
-        Further sensors are refused.
+        Instead of `sensors`: the largest number of columns. A sensor gets a column, and keeps it,
+        when it first has a value in a released row; new sensors of one row in the order of their
+        names. Further sensors are refused.
     step : duration, optional
-        Rows on a grid: the row of time T has what was measured in (T - step, T], T being a
-        multiple of `step` since the Unix epoch. Without it there is a row for every event time at
-        which a sensor said something (irregular steps; their times reach learners that use them).
+        Rows on a grid: the row of time T has the values measured in (T - step, T], where T is a
+        multiple of `step` since the Unix epoch. Without it there is a row for every event time of
+        a record (irregular steps; learners can use the times).
     lateness : duration
-        How much later than the newest record another one may come.
+        How much older than the newest record an accepted record may be.
     max_gap : int, >= 0, in rows
-        With a `step`, so many rows of NaN stand for a silence; what is longer is jumped over. They
-        are released together with the row that ends it.
+        With a `step`: the largest number of rows of NaN for a gap in the stream; longer gaps are
+        skipped. They are released together with the row that ends the gap.
     max_ahead : duration
-        A record further ahead of the newest is in doubt; see `Watermark`. At least `lateness`.
-        Default: a day, or 16 steps if they are longer.
+        A record further ahead of the newest than this is doubted; see `Watermark`. At least
+        `lateness`. Default: a day, or 16 steps if they are longer.
     max_waiting : int
-        The largest number of values that wait; beyond it the oldest row is released early.
+        The largest number of waiting values; beyond it the oldest row is released early.
 
     Raises
     ------
@@ -138,7 +137,7 @@ class Panel(ShowsArguments):
         self._place = ("", 0)  # stream and partition
 
     def check(self, task: Task, channels: int | None) -> None:
-        """Raise `ConfigError` where task and base do not fit."""
+        """Raise `ConfigError` if task and base do not fit the panel."""
         if isinstance(task, Supervised):
             raise ConfigError(
                 "task.kind", task.name, "forecast or unlabelled: a panel's records have no labels"
@@ -152,12 +151,13 @@ class Panel(ShowsArguments):
     # -- records in, rows out
 
     def take(self, item: Entry | Label) -> Iterator[Entry]:
-        """Take one record; yield the rows that it completes, oldest first.
+        """Add one record; yield the rows that it completes, oldest first.
 
         Raises
         ------
         EntryError
-            If it is bad, late, or of a sensor that has no column; then nothing has changed.
+            If the record is invalid, late, or of a sensor that has no column; then nothing has
+            changed.
         """
         reading = self._reading(item)
         if not self._place[0]:
@@ -172,7 +172,7 @@ class Panel(ShowsArguments):
             yield from self._release()
 
     def flush(self) -> Iterator[Entry]:
-        """Yield all rows that wait: the stream has ended."""
+        """Yield all waiting rows: the stream has ended."""
         for reading in self.clock.finish():
             self._put(reading)
         self._count(Reason.BAD_TIME, self.clock.dropped)
@@ -234,7 +234,7 @@ class Panel(ShowsArguments):
             row[reading.sensor] = reading
 
     def _release(self) -> Iterator[Entry]:
-        """Yield the oldest open row, after the rows of NaN that stand for a silence before it."""
+        """Yield the oldest open row, after the rows of NaN for a gap before it."""
         time = heapq.heappop(self._times)
         readings = self._open.pop(time)
         self._waiting -= len(readings)
@@ -249,7 +249,7 @@ class Panel(ShowsArguments):
             if reading.sensor not in self._at
         )
         self._count(Reason.TOO_MANY_SENSORS, lost)
-        if placed:  # else no sensor of this panel said anything
+        if placed:  # else no sensor of this panel has a value
             last, self._last = self._last, time
             if last is not None and self.step_ns is not None:
                 for i in range(1, min((time - last) // self.step_ns, self.max_gap + 1)):
@@ -257,7 +257,7 @@ class Panel(ShowsArguments):
             yield self._entry(time, values)
 
     def _settle(self, readings: dict[str, Reading]) -> None:
-        """Give columns that are free to the sensors that have their first value."""
+        """Assign free columns to sensors with their first value."""
         new = sorted(
             s
             for s, reading in readings.items()
@@ -318,8 +318,8 @@ def _bad_names(sensors: Sequence[str]) -> bool:
 
 
 def _rank(reading: Reading) -> Rank:
-    """What makes one reading of a sensor count more than another: the greater tuple wins,
-    whichever came first."""
+    """Return the rank of a reading: of two readings of a sensor the larger rank counts, in any
+    order of arrival."""
     if math.isnan(reading.value):
         return False, reading.time, 0.0, False
     return True, reading.time, reading.value, math.copysign(1.0, reading.value) > 0

@@ -1,5 +1,5 @@
-"""Scales that settle: learners start with the first window's, and begin again from memory where
-these were wrong."""
+"""Estimate scales that the base does not have: learners start with the scale of the first window,
+and learn the remembered items again if it was wrong."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from streamadapt.tasks import Matured, Task
 __all__ = ["Learned", "Scales"]
 
 MOST = 512
-"""Entries that are remembered until all scales have settled; of a supervised task twice as many
-entries and labels."""
+"""The number of entries that are remembered until all scales have settled; for a supervised task,
+twice this number of entries and labels."""
 FEWEST = 8
-"""A channel's scale is looked at when its value has changed so often, then at every doubling
+"""A channel's scale is checked after this number of changes of its value, then at every doubling
 ..."""
 SETTLED = 512
-"""... until it has changed so often; then it has settled."""
+"""... up to this number of changes; then the scale has settled."""
 FACTOR = 2.0
-"""Learners begin again where a scale is wrong by more than this factor ..."""
+"""Learners start again if a scale is wrong by more than this factor ..."""
 LATE_FACTOR = 8.0
-"""... or by this, where more was learned than is remembered."""
+"""... or by more than this factor, if some of the learned items are no longer remembered."""
 LATE = 4096
-"""In a stream of several channels nothing begins again after so many entries: too much of the
-others' would be lost."""
+"""In a stream of several channels learners do not start again after this number of entries: too
+much of the other channels' learning would be lost."""
 FAR = 35.0
-"""Labels further from their median than so many usual distances say nothing of the scale."""
+"""Labels further from their median than this number of usual distances are ignored."""
 
 INPUTS = ("input_loc", "input_scale")
 OUTPUTS = ("output_loc", "output_scale")
@@ -42,12 +42,12 @@ OUTPUTS = ("output_loc", "output_scale")
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A label as it was learned.
+    """A label that was learned.
 
     Attributes
     ----------
     id : str
-        Of its entry.
+        The id of its entry.
     target, mask : ndarray, (1, columns)
     weight : float
     """
@@ -59,22 +59,22 @@ class Learned:
 
 
 class Scales:
-    """Estimates the scaling that a base does not bring, from what the stream shows.
+    """Estimates the scaling from the stream, if the base has none.
 
-    A channel's scale is the standard deviation of the values at which it moved: a sensor that
-    stands still says nothing about it. It is looked at each time the channel has moved 8, 16, ...
-    512 times. Where it then differs from the one in use by more than `FACTOR`, the learners must
-    begin again with the new one, from the items that are kept in memory until then. After 512
-    moves a scale has settled and stays; it is estimated again if the channel changes by far more
-    than was usual. The same for the labels of a regression.
+    A channel's scale is the standard deviation of the values at which it changed: a constant
+    sensor gives no information. It is checked when the channel has changed 8, 16, ... 512 times.
+    If it then differs from the scale in use by more than `FACTOR`, the learners must start again
+    with the new scale, from the items that are remembered until then. After 512 changes a scale
+    has settled; it is estimated again if the channel changes by far more than usual. The same
+    applies to the labels of a regression.
 
-    Memory: `MOST` entries, until all scales have settled; the first `FIRST` of a base that brings
-    its scaling.
+    Memory: `MOST` entries, until all scales have settled; only the first `FIRST` entries if the
+    base has a scaling.
 
     Parameters
     ----------
     task : Task
-        As it is before its first entry.
+        Before its first entry.
     base : Base
     """
 
@@ -105,7 +105,7 @@ class Scales:
         return self.free_inputs or self.free_outputs
 
     def take(self, entry: Entry, look: Look) -> bool:
-        """Remember an accepted entry; say whether it is time to look at the scales."""
+        """Remember an accepted entry; return whether the scales must be checked now."""
         self.entries += 1
         if self.free and look.changed.any():
             self._change(look.changed)
@@ -117,7 +117,7 @@ class Scales:
         return self._count(_cleaned(entry, look.absurd)) or look.hindsight is not None
 
     def learn(self, matured: Sequence[Matured]) -> bool:
-        """Remember labels that have been learned; say whether it is time to look at the scales."""
+        """Remember learned labels; return whether the scales must be checked now."""
         if not self.active or self.forecast:
             return False
         due = False
@@ -133,7 +133,7 @@ class Scales:
         self.items.append((item, absurd))
 
     def _mark(self, hindsight: Mask) -> None:
-        """Put right which of the first values are absurd."""
+        """Correct the record of outliers among the first values."""
         rows = iter(hindsight)
         for i, (item, _) in enumerate(self.items):
             if isinstance(item, Entry):
@@ -161,7 +161,7 @@ class Scales:
         return bool((moved & _doubled(self.moves)).any())
 
     def settle(self) -> None:
-        """Forget what is remembered if nothing is left to be estimated from it."""
+        """Drop the remembered items if all scales have settled."""
         if not self.active or self.entries < FIRST:
             return
         several = len(self.moves) > 1
@@ -173,11 +173,11 @@ class Scales:
             self.active = False
             self.items.clear()
 
-    # -- what the stream says
+    # -- estimates
 
     def better(self, spec: Spec, columns: int) -> dict[str, Array] | None:
-        """Return the scaling that learners should begin again with, original units; None where
-        that in use will do."""
+        """Return the scaling with which learners must start again, original units; None if the
+        scaling in use is good enough."""
         found: dict[str, Array] = {}
         wrong = False
         several = len(self.moves) > 1
@@ -232,10 +232,10 @@ class Scales:
         return np.array(rows, np.float64).reshape(-1, columns)
 
     def cleaned(self) -> list[Entry | Learned]:
-        """Return the items in memory, with what is absurd as if it had been missing.
+        """Return the remembered items, with outliers treated as missing.
 
-        Absurd values before a channel's first other one are replaced by that: it is the best guess
-        of its level. No entry has a later time than one that follows it: where event time went
+        Outliers before a channel's first other value are replaced by that value: it is the best
+        estimate of the level. No entry has a later time than an entry after it: if event time went
         back, the later times were wrong.
         """
         found: list[Entry | Learned] = []
@@ -283,8 +283,7 @@ class Scales:
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Take over what `state_dict` returned; None: the scales of a state that remembers nothing
-        have settled."""
+        """Take over what `state_dict` returned; None (older states): all scales have settled."""
         self.items.clear()
         if state is None:
             self.active = False
@@ -355,8 +354,7 @@ def _spread(values: Array) -> tuple[Array, Array, Mask]:
 
 
 def _packed(items: list[tuple[Entry | Learned, Mask | None]]) -> dict[str, Any] | None:
-    """Return what must be saved of the items, as arrays with a row each; None if there are
-    none."""
+    """Return the saved form of the items: arrays with one row per item; None if there are none."""
     if not items:
         return None
     entries = [(item, absurd) for item, absurd in items if isinstance(item, Entry)]

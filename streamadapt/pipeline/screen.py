@@ -1,5 +1,5 @@
-"""Values that cannot be right: so far outside what a stream has shown that learning them would
-undo much learning."""
+"""Outliers among values: so far outside the stream's earlier values that learning them would undo
+much learning."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ from streamadapt.tasks import Window
 __all__ = ["Look", "Screen"]
 
 FIRST = 10
-"""Entries that the first description is made from, as medians: a wrong value among them is found
-in hindsight."""
+"""The first statistics are medians over this number of entries; an outlier among them is found
+afterwards."""
 YOUNG = 3
-"""Entries, or values of one channel, before anything is doubted."""
+"""The number of entries, or of values of one channel, before any value is doubted."""
 LIMIT = 60.0
-"""An absurd value is away from the middle by more than so many usual distances ..."""
+"""The distance of an outlier from the centre is more than this number of usual distances ..."""
 YOUNG_LIMIT = 100.0
-"""... by more than so many, while a channel has shown fewer than `FIRST` values ..."""
+"""... more than this number, while a channel has had fewer than `FIRST` values ..."""
 BEYOND = 4.0
-"""... by more than so many times the largest distance that was believed ..."""
+"""... more than this many times the largest accepted distance ..."""
 LEVELS = 10.0
-"""... and, in a channel that has hardly moved yet, by so many times its level or the other
-channels' usual distance."""
+"""... and, in a channel that has hardly changed yet, more than this many times its level and the
+other channels' usual distance."""
 COMMON = 2.0
-"""It is also further away than so many of the other channels' largest distances, where these are
+"""It is also more than this many times the largest distance of the other channels, if these are
 comparable."""
 COMPARABLE = 1e-3
-"""Channels are comparable whose usual distance is at least this share of the median channel's."""
+"""A channel is comparable if its usual distance is at least this share of the median channel's."""
 MOVED = 10
-"""A channel has moved enough to be known after so many changes of its value."""
+"""The scale of a channel is known after this number of changes of its value."""
 RATE = 0.01
+"""How fast the statistics follow the values, per value."""
 CLIP = 10.0
-"""What is far off moves the description as if it were at most so many usual distances away."""
+"""A larger distance counts as this many usual distances when the statistics are updated."""
 FADE = 0.9999
-"""Per entry, of the largest believed distance."""
+"""The factor per entry by which the largest accepted distance decays."""
 IN_A_ROW = 5
-"""So many absurd values one after the other are no mistake, but a change."""
+"""This many outliers in a row are no mistake, but a change of the stream."""
 STRANGE = 2
-"""In a channel of which no size is known at all, so many different values are doubted; the next is
-believed."""
+"""In a channel without any known scale, this number of different values is doubted; the next one
+is accepted."""
 INNER = 0.7
-"""Share of the first distances that are taken to be right."""
+"""The share of the first distances that is assumed to be right."""
 
 _FLOATS = ("middle", "usual", "largest", "last")
 _COUNTS = ("count", "moves", "run", "strange")
@@ -53,22 +54,22 @@ _COUNTS = ("count", "moves", "run", "strange")
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the screen makes of one entry.
+    """The screen's result for one entry.
 
     Attributes
     ----------
     absurd : ndarray, (channels,), bool
-        Which of its values are absurd.
+        The values of the entry that are outliers.
     changed : ndarray, (channels,), bool
-        Channels in which this value was the last of `IN_A_ROW`: it is believed, and so are those
-        before it.
+        Channels in which this value was the last of `IN_A_ROW` outliers: it is accepted, and so
+        are those before it.
     flags : ndarray, (window, channels), bool, or None
-        Which cells of the window hold an absurd value (or repeat one for want of a newer); None if
-        none does.
+        The cells of the window that have an outlier (or repeat one because the next value is
+        missing); None if there are none.
     clean : Window or None
-        The window with these cells as if they had been missing; None if there are none.
+        The window with these cells treated as missing; None if there are none.
     hindsight : ndarray, (FIRST, channels), bool, or None
-        At the `FIRST`-th entry: which of the values so far are absurd.
+        At the `FIRST`-th entry: the values so far that are outliers.
     """
 
     absurd: Mask
@@ -79,18 +80,18 @@ class Look:
 
 
 class Screen:
-    """Tells absurd values from what a stream shows, channel by channel.
+    """Detects outliers among the values of a stream, for each channel separately.
 
-    A channel is described by a middle, the usual distance from it (running means, clipped), and
-    the largest distance that was believed, which fades slowly. A value is absurd if it is more
-    than `LIMIT` usual distances and more than `BEYOND` largest distances away. A channel that has
-    hardly moved is not known yet: there a value must be out of all proportion to the level and to
-    the other channels. Where `IN_A_ROW` are absurd one after the other the stream has changed: the
-    last is believed, the middle moves there, and the change counts as a distance that was
-    believed.
+    The statistics of a channel are its centre, the usual distance from the centre (clipped running
+    means), and the largest accepted distance, which decays slowly. A value is an outlier if its
+    distance is more than `LIMIT` usual distances and more than `BEYOND` largest distances. The
+    scale of a channel that has hardly changed is not known yet: an outlier must then also be far
+    beyond its level and beyond the other channels. `IN_A_ROW` outliers in a row show that the
+    stream has changed: the last one is accepted, the centre moves there, and the change counts as
+    an accepted distance.
 
-    Costs some twenty numpy operations over the channels an entry. Memory: 8 numbers and `window`
-    flags a channel, and a second window while an absurd value is in it.
+    Costs about twenty numpy operations over the channels per entry. Memory per channel: 8 numbers
+    and `window` flags, and a second window while the window has an outlier.
 
     Parameters
     ----------
@@ -130,7 +131,7 @@ class Screen:
     run: Any
     strange: Any
 
-    # -- an entry is looked at first, which changes nothing
+    # -- judging an entry, which changes nothing
 
     def look(self, values: Any, raw: Window, before: Window | None) -> Look:
         """Judge an entry.
@@ -177,7 +178,7 @@ class Screen:
         return far
 
     def _in_hindsight(self, values: Any) -> Mask | None:
-        """Return which of the first values are absurd, (FIRST, channels); None where none is."""
+        """Return which of the first values are outliers, (FIRST, channels); None if none is."""
         first = self.first.copy()
         first[-1] = values
         _, away, usual, inner, moves = _described(first)
@@ -191,7 +192,7 @@ class Screen:
     def _cleaned(
         self, hindsight: Mask, values: Any, raw: Window
     ) -> tuple[Mask | None, Window | None]:
-        """Return flags and clean window where the first entries turn out to hold absurd values."""
+        """Return flags and clean window after outliers were found among the first entries."""
         flags = np.zeros(raw.values.shape, np.bool_)
         rows = min(self.window, FIRST)
         held = hindsight.copy()
@@ -225,15 +226,15 @@ class Screen:
             return Look(absurd, changed)
         return Look(absurd, changed, flags, clean)
 
-    # -- and taken in when it is accepted
+    # -- updating the statistics with an accepted entry
 
     def take(self, values: Any, look: Look) -> int:
-        """Follow what an entry has shown; `look` is what `look` said of it.
+        """Update the statistics with an entry; `look` is the result of the method `look`.
 
         Returns
         -------
         int
-            How many absurd values were found: in this entry, or among the first ones.
+            The number of new outliers: in this entry, or among the first entries.
         """
         found = int(
             (look.absurd if look.hindsight is None else look.hindsight & ~self.suspected).sum()
@@ -257,7 +258,7 @@ class Screen:
             self._count_absurd(values, known, look)
 
     def _start(self, look: Look) -> None:
-        """Describe the first entries anew."""
+        """Compute the statistics of the first entries again."""
         first = self.first[: self.rows]
         if look.hindsight is not None:
             first = np.where(look.hindsight, np.nan, first)
@@ -312,8 +313,8 @@ class Screen:
         c = look.changed
         middle = np.median(self.doubted[:, c], axis=0)
         spread = np.abs(self.doubted[:, c] - middle)
-        # What is usual around the new level is not known yet, but hardly less than around the old
-        # one. A channel whose first values were the wrong ones starts afresh.
+        # The usual distance at the new level is not known yet, but hardly smaller than at the old
+        # one. A channel whose first values were the outliers starts again.
         young = self.limit[c] > LIMIT
         self.largest[c] = np.where(
             young, spread.max(axis=0), np.maximum(self.largest[c], np.abs(middle - self.middle[c]))
@@ -326,7 +327,7 @@ class Screen:
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the description and the absurd values in the window, as copies."""
+        """Return the statistics and the outliers in the window, as copies."""
         if self.rows == 0:
             return {"rows": 0}
         names = (*_FLOATS, *_COUNTS, "limit", "first", "suspected", "doubted")
@@ -356,8 +357,8 @@ class Screen:
 
 
 def _described(first: Array) -> tuple[Array, Array, Array, Array, Any]:
-    """Return middle, distances, usual and largest right distance, and the number of changes,
-    robustly."""
+    """Return robust estimates: centre, distances, usual distance, largest right distance, and the
+    number of changes."""
     middle = _median(first)
     away = np.abs(first - middle)
     ordered = np.sort(away, axis=0)  # NaN last
@@ -371,7 +372,7 @@ def _described(first: Array) -> tuple[Array, Array, Array, Array, Any]:
 
 
 def _median(values: Array) -> Array:
-    """Return the median of what is known in each column; NaN where nothing is."""
+    """Return the median of the known values of each column; NaN if none is known."""
     ordered = np.sort(values, axis=0)
     known = (~np.isnan(values)).sum(axis=0)
     low, high = np.maximum(known - 1, 0) // 2, known // 2
@@ -381,8 +382,8 @@ def _median(values: Array) -> Array:
 
 
 def _filled(values: Array) -> Array:
-    """Fill what is missing with the last known value of its column, or the first where there is
-    none before."""
+    """Replace a missing value by the last known value of its column, or by the first known value
+    if there is none before."""
     known = ~np.isnan(values)
     at = np.where(known, np.arange(len(values))[:, None], known.argmax(axis=0))
     np.maximum.accumulate(at, axis=0, out=at)
@@ -391,6 +392,6 @@ def _filled(values: Array) -> Array:
 
 
 def _typical(sizes: Array) -> float:
-    """Return the median of the sizes that are not zero; 0 where all are."""
+    """Return the median of the sizes that are not zero; 0 if all are zero."""
     known = sizes[sizes > 0.0]
     return float(np.median(known)) if len(known) else 0.0

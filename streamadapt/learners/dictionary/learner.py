@@ -1,5 +1,5 @@
-"""A dictionary beside a learner: cleans what the learner sees, and tells how well each entry fits
-what came before."""
+"""A learner with a dictionary: it denoises another learner's inputs, and measures how well each
+entry fits the earlier ones."""
 
 from __future__ import annotations
 
@@ -19,28 +19,27 @@ __all__ = ["Dictionary"]
 
 Over = Literal["window", "row"]
 LENGTHS_RATE, LENGTHS_CLIP = 0.01, 4.0
-"""How fast the usual length follows the entries', each counted as no more than so many usual
-ones."""
+"""How fast the usual length follows the lengths of entries, and the number of usual lengths at
+which a length is clipped."""
 MOST_NUMBERS = 256
-"""The longest entry a dictionary is kept of: an update costs the cube of it."""
+"""The largest number of values per entry: an update costs the cube of it."""
 
 
 class Dictionary(Learner):
     """Denoises another learner's inputs by an orthogonal dictionary learned online, without labels
     [1]_.
 
-    y is the scaled window as one vector, or a scaled row. What the other learner (or the base)
-    sees is the inputs with every y replaced by ``D h(D^T y)``, h setting coefficients smaller than
-    `threshold` to zero, in original units; see `OrthogonalDictionary` for how D is learned. That
-    helps where inputs are sparse in some basis (a few causes behind many channels) and noisy;
-    where they are not, it takes away what small coefficients carried, and the guard will leave
-    this expert alone.
+    y is the scaled window as one vector, or a scaled row. The other learner (or the base) gets the
+    inputs with every y replaced by ``D h(D^T y)``, in original units; h sets coefficients smaller
+    than `threshold` to zero. `OrthogonalDictionary` describes how D is learned. This helps if
+    inputs are noisy, and sparse in some basis (a few causes behind many channels). Otherwise it
+    removes information in small coefficients, and the guard gives this expert little weight.
 
-    The signal ``dictionary-error`` is the relative error of the newest y's sparse code, before it
-    is learned from (`OrthogonalDictionary.error`): an anomaly score in every prediction, and
-    something for a drift monitor to watch. It is about the pattern of an entry and not about its
-    size; one that is shorter than usual is compared with the usual length (a running mean), so
-    that a silent entry is not judged by its noise.
+    The signal ``dictionary-error`` is the relative error of the sparse code of the newest y,
+    before y is learned (`OrthogonalDictionary.error`): an anomaly score in every prediction, and a
+    signal for drift monitors. It measures the pattern of an entry, not its size. A y that is
+    shorter than usual is compared with the usual length (a running mean), so that an entry of
+    almost zero is not judged by its noise.
 
     Costs per entry, n the numbers of y: O(n^2), and O(n^3 / `batch`) for the update; n^2 times the
     window's length more for ``over="row"``; and the other learner's own. (3 + `batch` / n) n^2
@@ -49,21 +48,21 @@ class Dictionary(Learner):
     Parameters
     ----------
     learner : Learner, optional
-        Predicts from the cleaned inputs; its experts are offered as ``dictionary-<name>``. It
-        learns what that learner learns. Default: none; the base predicts from the cleaned inputs,
-        which needs no labels.
+        The learner that predicts from the denoised inputs; its experts are named
+        ``dictionary-<name>``. Default: none; the base predicts from the denoised inputs, which
+        needs no labels.
     over : {"window", "row"}
-        What is cleaned at once: the window of (window, channels) as one vector, or each of its
-        rows, of which the newest is learned. At most `MOST_NUMBERS` numbers.
+        The vectors y: the window of (window, channels) as one vector, or each of its rows, of
+        which the newest is learned. At most `MOST_NUMBERS` numbers.
     threshold : float, >= 0, in scaled units
-        Two to three times the noise, in units of the inputs' scale. 0 leaves the inputs as they
-        are.
+        Best two to three times the noise, in units of the inputs' scale. 0 does not change the
+        inputs.
     batch : int, >= 1
-        Entries per update of the dictionary: more cost less, and average the noise; fewer follow
-        faster.
+        Entries per update of the dictionary: larger batches cost less and average the noise;
+        smaller ones adapt faster.
     track : float, in [0, 1]
-        What the rates of the updates never fall below: .05 remembers some 20 updates and so
-        follows a dictionary that drifts; 0 averages for ever.
+        The smallest rate of the updates: .05 remembers about 20 updates and so follows a
+        dictionary that drifts; 0 averages forever.
 
     References
     ----------
@@ -108,7 +107,7 @@ class Dictionary(Learner):
         self.batch = batch
         self.track = track
         self._error = math.nan
-        # What it can learn, and how, is the other learner's: class variables of every other kind.
+        # The other learner decides these; for every other kind they are class variables.
         self.needs_labels = learner is not None and learner.needs_labels  # type: ignore[misc]
         if learner is not None:
             self.kinds = learner.kinds  # type: ignore[misc]
@@ -116,7 +115,7 @@ class Dictionary(Learner):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``dictionary``, or ``dictionary-rls-0.9995`` and its siblings."""
+        """``dictionary``, or ``dictionary-rls-0.9995`` for each expert of the other learner."""
         return (
             (self.kind,)
             if self.learner is None
@@ -129,7 +128,7 @@ class Dictionary(Learner):
         return (f"{self.kind}-error", *(() if self.learner is None else self.learner.signal_names))
 
     def check_kind(self, kind: TaskKind) -> None:
-        """Refuse what the other learner refuses."""
+        """Raise `ConfigError` for a task that the other learner refuses."""
         super().check_kind(kind)
         if self.learner is not None:
             self.learner.check_kind(kind)
@@ -166,7 +165,7 @@ class Dictionary(Learner):
         return ((inputs - self._loc) / self._scale).view(-1, self.dictionary.size)
 
     def clean(self, inputs: Tensor) -> Tensor:
-        """Return the inputs as the dictionary would write them.
+        """Return the denoised inputs.
 
         Parameters
         ----------
@@ -183,7 +182,7 @@ class Dictionary(Learner):
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return what the other learner, or the base, makes of the cleaned inputs."""
+        """Return the prediction of the other learner, or of the base, from the denoised inputs."""
         if self.learner is not None:
             return self.learner.predict(self.clean(inputs), base)
         if self.spec.model is None:  # nothing to ask
@@ -192,11 +191,10 @@ class Dictionary(Learner):
 
         cleaned = self.clean(inputs)
         if not bool(torch.isfinite(cleaned).all()):
-            return torch.full_like(
-                base.output, torch.nan
-            )  # a broken dictionary is to be seen and restored
-        said = self.spec.ask(cleaned)
-        return without_nonfinite(said, self.spec.kind, self.spec.output_loc)[0].output.clone()
+            # NaN shows the broken dictionary, so that it is restored.
+            return torch.full_like(base.output, torch.nan)
+        answer = self.spec.ask(cleaned)
+        return without_nonfinite(answer, self.spec.kind, self.spec.output_loc)[0].output.clone()
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Let the other learner learn from the cleaned inputs."""
@@ -212,8 +210,8 @@ class Dictionary(Learner):
 
     @torch.no_grad()
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
-        """Judge the newest entry, then learn from it; let the other learner adapt to what it
-        predicted from."""
+        """Score the newest entry, then learn it; let the other learner adapt to the denoised
+        inputs."""
         if self.learner is not None:
             self.learner.boost = self.boost
             self.learner.adapt(self.clean(inputs), base)
@@ -247,11 +245,11 @@ class Dictionary(Learner):
     def signals(self) -> dict[str, float]:
         """Return the relative error of the newest entry's sparse code, from 0 to 1, and the other
         learner's signals."""
-        own = {f"{self.kind}-error": self._error}
-        return own if self.learner is None else own | self.learner.signals()
+        error = {f"{self.kind}-error": self._error}
+        return error if self.learner is None else error | self.learner.signals()
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Go back, the other learner in its own way."""
+        """Restore a snapshot; the other learner uses its own `restore`."""
         super().restore(snapshot)
         if self.learner is not None:
             prefix = "learner."

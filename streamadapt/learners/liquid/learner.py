@@ -1,5 +1,4 @@
-"""Liquid networks as learners: a state that lives on between the entries, in the time that really
-passes."""
+"""Liquid networks as learners: a recurrent state that continues between entries, in event time."""
 
 from __future__ import annotations
 
@@ -27,19 +26,19 @@ from streamadapt.models.contract import BaseOutput, Spec
 __all__ = ["Liquid", "Network"]
 
 SHORTEST, LONGEST = 1e-3, 1e4
-"""Gaps between entries are taken to lie between these, in time units: two entries may bear the
-same time."""
+"""Gaps between entries are clipped to this range, in time units: two entries may have the same
+time."""
 INPUT_LIMIT = 1e3
-"""Scaled inputs are clipped here: one outlier's gradient would swamp all others."""
+"""Scaled inputs are clipped at this size: one outlier's gradient would dominate all others."""
 FLOOR = 1e-6
-"""A class that the base rules out is given this much, so that it can be corrected; the log loss
-has the same floor."""
+"""The smallest probability of a class in the base's output, so that it can be corrected; the log
+loss has the same floor."""
 NEVER = -(2**63)
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What the network is made of, besides its kind and number of units.
+    """The settings of a liquid network, besides its cell and number of units.
 
     Attributes
     ----------
@@ -68,8 +67,8 @@ class Network:
     def build(
         self, cell: str, inputs: int, units: int, outputs: int, generator: torch.Generator
     ) -> Recurrent:
-        """Make the network, with a readout of `outputs`; `ConfigError` where the settings do not
-        fit each other."""
+        """Make the network, with a readout of `outputs`; raise `ConfigError` if the settings do
+        not fit each other."""
         if self.wiring not in ("dense", "random", "autoncp"):
             raise ConfigError("network.wiring", self.wiring, "dense, random or autoncp")
         if cell == "ltc" and self.mode != "default":
@@ -102,7 +101,7 @@ class Network:
 
 
 class _Ahead(NamedTuple):
-    """The state after an entry as `predict` found it, and all that it was found from."""
+    """The state after an entry, as `predict` computed it, and the values it was computed from."""
 
     inputs: Tensor
     times: Tensor | None
@@ -116,27 +115,28 @@ class Liquid(Learner):
     """A liquid network (CfC [1]_ or LTC [2]_) with a live state, in event time.
 
     At every entry the state h advances by one step from the newest row x of the window, in scaled
-    units, and the time dt since the entry before, in units of `time_unit` (the very first time it
+    units, and the time dt since the previous entry, in units of `time_unit` (at the first entry it
     runs over the whole window)::
 
         h <- cell(x, h, dt)
         prediction = base + scale * readout(h)         (forecasts, regression)
         prediction = softmax(log base + readout(h))    (classification)
 
-    With ``residual=False`` there is no base in it: ``loc + scale * readout(h)``,
-    ``softmax(readout(h))``. The base's output is no input: a matured example tells it for its own
-    entry only, and the unrolled steps need it for each.
+    With ``residual=False`` the base is not used: ``loc + scale * readout(h)``,
+    ``softmax(readout(h))``. The base's output is not an input: a matured example has it for its
+    own entry only, but the unrolled steps would need it for each entry.
 
-    ``update="step"``: for each matured example one step of truncated backpropagation through time:
-    from the state as it was (detached) before the last `unroll` entries of the example's window,
-    over these, to the readout at its newest; one step of Adam on the error. States of the past are
-    kept in a ring and found by event time; they are those that the live network went through,
-    however long its memory, where a start from zeros would train it for another life than it
-    leads. Where the ring does not reach back (the start of a stream, labels later than
-    `max_label_delay` entries), zeros are what is left. The readout starts at zero: the first
-    prediction is the base's to the bit (of classes whose probability is at least `FLOOR`).
+    ``update="step"``: each matured example makes one step of truncated backpropagation through
+    time. The pass starts from the (detached) state before the last `unroll` entries of the
+    example's window, runs over these entries, and ends at the readout of the newest one; then Adam
+    makes one step on the error. Past states are kept in a ring and found by event time. They are
+    the real states of the running network, however long its memory; a start from zeros would train
+    the network on states that it never has. If the ring does not reach back far enough (the start
+    of a stream, labels later than `max_label_delay` entries), the start is zeros. The readout starts at zero:
+    the first prediction equals the base's to the bit (for classes with a probability of at least
+    `FLOOR`).
 
-    ``update="none"``: the weights of a file are never changed; only the state lives. No labels are
+    ``update="none"``: the weights of a file never change; only the state does. No labels are
     needed.
 
     Costs per entry of a CfC with n units, c channels and backbone b: O(b (c + n) + n b + n rows
@@ -161,11 +161,11 @@ class Liquid(Learner):
     lr : float, > 0
         Adam's learning rate. Default: 1e-3 for a CfC; 3e-3 for an LTC, whose states move less.
     loss : {"mae", "mse"}
-        What a step reduces, in scaled units; for classes it is always the cross entropy.
+        The loss of a step, in scaled units; for classes it is always the cross entropy.
     unroll : int, >= 1
-        Entries that the gradient goes back; at most the window.
+        The number of entries that the gradient goes back; at most the window.
     clip : float, > 0
-        Gradients are scaled down to this norm.
+        Larger gradients are scaled down to this norm.
     max_label_delay : int, >= 0
         How many entries late a label may come to be learned from the state of its time (supervised
         tasks).

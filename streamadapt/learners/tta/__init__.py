@@ -1,4 +1,4 @@
-"""Test-time adaptation: the parts that its learners are built of."""
+"""Test-time adaptation: its learners and their parts."""
 
 from __future__ import annotations
 

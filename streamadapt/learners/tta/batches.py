@@ -1,5 +1,5 @@
-"""What Tent and EATA share: entropy steps on batches, and the ring that makes batches of a
-stream."""
+"""The common base of Tent and EATA: entropy steps on batches, and the ring that collects batches
+from a stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 __all__ = ["BatchAdapter", "entropy"]
 
 ENOUGH = 16
-"""Entries in the ring from which their statistics are used instead of the source's."""
+"""From this number of entries in the ring, their statistics replace those of the source."""
 NO_BATCH = (
     "a batch normalisation has no statistics to take from one entry: give 2 or more, use "
     "per_entry for single "
@@ -36,13 +36,13 @@ def entropy(logits: Tensor) -> Tensor:
 class BatchAdapter(Learner):
     """One label-free gradient step per batch on the affine parameters of the normalisation layers.
 
-    Two ways of use, one state. `adapt_batch` is the published form. In a stream the last `batch`
-    entries are kept in a ring: a step is made at every `batch`-th entry, on just the batch that
-    `adapt_batch` would have been given, and an entry is predicted with the statistics of the ring,
-    its own included, each entry's as it was measured when it came or at the last step (O(1)
-    forward passes per entry instead of `batch`); the base's output before the ring holds 16
-    entries. Without batch normalisations there are no statistics, and `batch` = 1 is a step per
-    entry.
+    There are two uses with one state. `adapt_batch` is the published form. In a stream, the last
+    `batch` entries are kept in a ring. At every `batch`-th entry one step is made, on the same
+    batch as with `adapt_batch`. An entry is predicted with the statistics of the ring, its own
+    included; the statistics of each entry are those measured at its arrival or at the last step
+    (O(1) forward passes per entry instead of `batch`). Before the ring has 16 entries, the
+    prediction is the base's output. Without batch normalisations there are no statistics, and
+    `batch` = 1 makes one step per entry.
     """
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
@@ -163,8 +163,8 @@ class BatchAdapter(Learner):
         return seen.logits.softmax(1)
 
     def _look(self, inputs: Tensor) -> Seen:
-        """Run one entry with the statistics of the ring; `adapt` finds what `predict` has worked
-        out."""
+        """Run one entry with the statistics of the ring; `adapt` reuses the result of
+        `predict`."""
         first = self.copy.layers[0].weight
         key = (
             inputs,
@@ -193,7 +193,7 @@ class BatchAdapter(Learner):
         if count + 1 < min(ENOUGH, self.batch):
             return self.copy.as_trained
         others = min(count, self.batch - 1)
-        # The slot count % batch is the next to be written: it holds the oldest entry, or nothing.
+        # The slot count % batch is written next: it has the oldest entry, or is empty.
         valid = ((self._slots < count) & (self._slots != count % self.batch)).float() / others
         mean = valid @ self.ring_mean
         var = valid @ (self.ring_var + (self.ring_mean - mean).square_())
@@ -207,7 +207,7 @@ class BatchAdapter(Learner):
         """Learn nothing: labels are not used."""
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
-        """Put the entry into the ring; make a step when the ring has been filled anew."""
+        """Put the entry into the ring; make a step each time the ring is full again."""
         del base
         require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
         seen = self._look(inputs)

@@ -24,7 +24,7 @@ NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 class Seen(NamedTuple):
-    """What a driven forward pass saw.
+    """The result of a forward pass of `ModelCopy`.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Seen(NamedTuple):
     mean, var : Tensor, (entries, features)
         Each entry's own statistics in every driven batch normalisation, side by side.
     used_mean, used_var : Tensor, (entries, features)
-        What was normalised by.
+        The statistics that the layers normalised with.
     """
 
     logits: Tensor
@@ -44,15 +44,15 @@ class Seen(NamedTuple):
 
 
 class _ReachedError(Exception):
-    """The first driven layer has been reached: what the rest would say is not wanted."""
+    """Raised at the first driven layer: the rest of the forward pass is not needed."""
 
 
 class ModelCopy(nn.Module):
     """A frozen copy of a classifier; its state is the affine parameters of its driven
     normalisation layers.
 
-    Everything else of the copy is the base's, so it is kept out of the module tree: in no
-    checkpoint, and no parameter.
+    All other parameters of the copy equal the base's; they are kept out of the module tree, and so
+    out of checkpoints.
 
     Parameters
     ----------
@@ -105,8 +105,7 @@ class ModelCopy(nn.Module):
         )
 
     def _order(self, driven: dict[str, Driven], loc: Tensor) -> dict[str, Driven]:
-        """Run once to see which layers are reached and in which order; check what the module
-        says."""
+        """Run the module once to find the order of the layers, and check its output."""
         calls: list[str] = []
         handles = [
             layer.register_forward_pre_hook(lambda _, __, name=name: calls.append(name))
@@ -136,7 +135,7 @@ class ModelCopy(nn.Module):
 
     @property
     def as_trained(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `run` is given to normalise as the base does."""
+        """The statistics with which `run` normalises as the base does."""
         mean, var = self.source
         return mean, var, torch.zeros((), dtype=torch.float32, device=mean.device)
 
@@ -158,15 +157,14 @@ class ModelCopy(nn.Module):
                 f"inputs must be (entries, {self._shape[0]}, {self._shape[1]}), got "
                 f"{tuple(inputs.shape)}"
             )
-        said = self._hidden[0](inputs)
-        said = said[0] if isinstance(said, tuple) else said
-        if said.numel() != len(inputs) * self._classes:
+        output = self._hidden[0](inputs)
+        output = output[0] if isinstance(output, tuple) else output
+        if output.numel() != len(inputs) * self._classes:
             raise ShapeError(
-                f"the base's module must return ({len(inputs)}, {self._classes}) for as many "
-                f"entries, "
-                f"got {tuple(said.shape)}"
+                f"the base's module must return ({len(inputs)}, {self._classes}) for "
+                f"{len(inputs)} entries, got {tuple(output.shape)}"
             )
-        scores: Tensor = said.reshape(len(inputs), self._classes)
+        scores: Tensor = output.reshape(len(inputs), self._classes)
         return scores if self.softmax else scores.clamp_min(1e-12).log()
 
     def run(
@@ -207,8 +205,8 @@ class ModelCopy(nn.Module):
         return Seen(logits, *statistics)
 
     def head(self, inputs: Tensor) -> Tensor:
-        """Return what reaches the first driven layer, (entries, channels, ...): the cheapest look
-        at an entry."""
+        """Return the input of the first driven layer, (entries, channels, ...): the cheapest
+        description of an entry."""
         found: list[Tensor] = []
 
         def stop(module: nn.Module, given: tuple[Tensor, ...]) -> NoReturn:
@@ -268,7 +266,7 @@ def _wanted(model: nn.Module, modules: Sequence[str] | None) -> list[str]:
 
 
 def _drive(model: nn.Module, name: str) -> Driven:
-    """Put a driven layer in the place of the one called `name`."""
+    """Replace the layer called `name` by a driven layer."""
     layer = model.get_submodule(name)
     driven: Driven
     if isinstance(layer, _BatchNorm):

@@ -10,15 +10,16 @@ from streamadapt.learners.tta.parts import StatefulPart
 __all__ = ["BalancedMemory"]
 
 PRIOR = 4.0
-"""Entries that the source's statistics count for."""
+"""The weight of the source's statistics, in entries."""
 
 
 class BalancedMemory(StatefulPart):
-    """Statistics of up to `size` entries, as many of each class as can be had.
+    """Statistics of up to `size` entries, balanced over the classes.
 
-    A new entry takes an empty place; then the oldest of the largest classes' places, its own
-    class's if that is one of them (after NOTE's prediction-balanced reservoir [1]_, with age in
-    the place of chance). The statistics it stands for weigh every class alike::
+    A new entry takes an empty slot. If there is none, it replaces the oldest entry of its own
+    class if that is one of the largest classes, else the oldest entry of the largest classes (as
+    in NOTE's prediction-balanced reservoir [1]_, but by age instead of at random). The resulting
+    statistics give every class the same weight::
 
         w_i = 1 / n_c(i), normalised        mu_M = sum w m        var_M = sum w (v + (m - mu_M)^2)
         N = sum_c min(n_c, size / classes)        a = N / (N + 4)
@@ -47,7 +48,7 @@ class BalancedMemory(StatefulPart):
         super().__init__()
         self.size, self.classes = size, classes
         self._source = (mean, var)
-        for name in ("means", "variances"):  # what stands there before an entry does has no weight
+        for name in ("means", "variances"):  # empty slots have no weight
             self.register_buffer(name, mean.new_zeros(size, len(mean)))
         empty = torch.full((size,), -1, dtype=torch.int64, device=mean.device)
         self.register(labels=empty, ages=empty)
@@ -72,11 +73,11 @@ class BalancedMemory(StatefulPart):
         return shelf[1:]
 
     def add(self, label: Tensor, mean: Tensor, var: Tensor) -> None:
-        """Take one entry in, its label () int64 and its statistics (features,) each."""
+        """Add one entry: its label () int64 and its statistics (features,) each."""
         counts = self._counts()
         largest = counts == counts.max()
-        own = self.labels == label
-        allowed = torch.where(largest[label], own, largest[self.labels.clamp_min(0)])
+        same_class = self.labels == label
+        allowed = torch.where(largest[label], same_class, largest[self.labels.clamp_min(0)])
         allowed = torch.where((self.labels < 0).any(), self.labels < 0, allowed)
         slot = torch.where(allowed, self.ages, torch.iinfo(torch.int64).max).argmin()
         self.means[slot], self.variances[slot] = mean, var

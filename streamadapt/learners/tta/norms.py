@@ -1,4 +1,4 @@
-"""Normalisation layers whose statistics and affine parameters are driven from outside."""
+"""Normalisation layers whose statistics and affine parameters are set from outside."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["Affine", "Driven", "DrivenBatchNorm", "Given", "moments"]
 
 
 class Given(NamedTuple):
-    """Statistics that a batch normalisation is to use.
+    """Statistics for a batch normalisation.
 
     Attributes
     ----------
     mean, var : Tensor, (channels,) or (entries, channels)
         One pair for all entries of a batch, or one for each.
     rate : Tensor, () or (entries, 1)
-        How far the statistics move towards the entry's own before they are used: 0 uses them as
-        they are.
+        How far the statistics move towards the entry's own before they are used: 0 uses them
+        unchanged.
     sign : Tensor, () or (entries, 1), optional
-        -1 turns the gain round.
+        -1 inverts the gain.
     """
 
     mean: Tensor
@@ -44,7 +44,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Driven(nn.Module):
-    """Stands in for one normalisation layer: same weights, as parameters of its own."""
+    """Replaces one normalisation layer: the same weights, as new parameters."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -76,7 +76,7 @@ class Affine(Driven):
 
 
 class DrivenBatchNorm(Driven):
-    """A BatchNorm (1d, 2d, 3d) that normalises by what it is given, or by the batch.
+    """A BatchNorm (1d, 2d, 3d) that normalises with given statistics, or with those of the batch.
 
     With rate r, the entry's own mean m and variance v, and the given (mu, s2)::
 
@@ -89,10 +89,10 @@ class DrivenBatchNorm(Driven):
     given : Given or None
         None: the statistics of the batch.
     source_mean, source_var : Tensor, (channels,)
-        The layer's running statistics: what it was trained with. No state: they are the base's.
+        The layer's running statistics from training. Not part of the state: they are the base's.
     used : tuple of Tensor
-        (mu', s2') of the last call, (entries, channels) each; the batch's own per entry where
-        nothing was given.
+        (mu', s2') of the last call, (entries, channels) each; each entry's own statistics if
+        `given` is None.
     """
 
     def __init__(self, layer: nn.Module) -> None:

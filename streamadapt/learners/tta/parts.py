@@ -1,4 +1,4 @@
-"""State that is looked at first and committed later: `predict` is pure, `adapt` is not."""
+"""State with two steps: `predict` evaluates it without a change, `adapt` commits the change."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["StatefulPart", "shifted"]
 
 
 class StatefulPart(nn.Module):
-    """A part of a learner's state, all of it buffers.
+    """A part of a learner's state that consists of buffers.
 
-    What an entry makes of it is worked out without writing to it.
+    The effect of an entry is computed without writing to the buffers, and committed later.
     """
 
     def __init__(self) -> None:
@@ -21,13 +21,13 @@ class StatefulPart(nn.Module):
         self._start: dict[str, Tensor] = {}
 
     def register(self, **tensors: Tensor) -> None:
-        """Register buffers that `clear` returns to what they are now."""
+        """Register buffers; `reset` restores the values that they have now."""
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.clone())
             self._start[name] = tensor
 
     def reset(self) -> None:
-        """Return to the start."""
+        """Restore the initial values of the buffers."""
         self.commit(self._start)
 
     def commit(self, new: Mapping[str, Tensor]) -> None:

@@ -26,12 +26,12 @@ __all__ = ["PerEntry"]
 LEAST_SAMPLES = 50
 LEAST_MEMORY = 8
 AT_ONCE = 256
-"""Source samples that are run through the model together."""
+"""The number of source samples that are run through the model together."""
 
 
 class _Branches(NamedTuple):
-    """What the branches make of an unfamiliar entry: what to commit, by part, and what to
-    remember."""
+    """The effect of an unfamiliar entry on the branches: the values to commit, by part, and the
+    statistics for the memory."""
 
     fresh: bool
     polarity: dict[str, Tensor]
@@ -42,7 +42,7 @@ class _Branches(NamedTuple):
 
 
 class _View(NamedTuple):
-    """One entry, worked out: `predict` returns its answer, `adapt` commits the rest."""
+    """The evaluation of one entry: `predict` returns its output, `adapt` commits the rest."""
 
     look: SignatureResult
     answer: Tensor
@@ -53,43 +53,44 @@ class _View(NamedTuple):
 class PerEntry(Learner):
     """Adapts a classifier to a stream of single entries, without labels and without gradients.
 
-    Published test-time adaptation takes statistics and gradients from batches; one entry at a
-    time, and in orders sorted by label, it falls to chance. Here every entry is met with
-    statistics gathered over many:
+    Published test-time adaptation takes statistics and gradients from batches; with one entry at a
+    time, in an order sorted by label, its accuracy falls to chance. This learner uses statistics
+    of many earlier entries instead:
 
-    1. `Signature`: an entry whose first layer looks like the source's is answered by the frozen
-       model, and changes no statistics. A change of the stream is told from the same numbers;
-       everything adapted is then dropped.
-    2. Otherwise three branches answer: the frozen model, one with running statistics (`Running`),
-       one with the statistics of a class-balanced memory (`BalancedMemory`), the two latter with
-       the first gain turned round where the stream's polarity is (`Polarity`). One forward pass
-       runs both.
-    3. `Selection` mixes them by the mutual information between entries and answers.
-    4. `Continuity` finds out whether labels come in runs, and uses it.
+    1. `Signature`: an entry whose first layer is similar to the source is predicted by the frozen
+       model, and changes no statistics. The same numbers show a change of the stream; all adapted
+       state is then dropped.
+    2. For other entries there are three branches: the frozen model, a branch with running
+       statistics (`Running`), and a branch with the statistics of a class-balanced memory
+       (`BalancedMemory`). The last two invert the first gain if the contrast of the stream is
+       inverted (`Polarity`). One forward pass computes both.
+    3. `Selection` mixes the branches by the mutual information between entries and outputs.
+    4. `Continuity` detects whether labels come in runs, and uses it.
 
     Every threshold is measured on the source samples when the learner is built. Only batch
-    normalisations have statistics to move. A model with LayerNorm or GroupNorm only keeps its
-    frozen answers, filtered by `Continuity` where an entry is familiar: on single entries, entropy
-    steps on such models did harm in measurement. There is no guarantee without labels; a guard
-    with a few labels gives one.
+    normalisations have statistics that can adapt. A model that has only LayerNorm or GroupNorm
+    keeps its frozen outputs, filtered by `Continuity` if an entry is familiar: in measurements,
+    entropy steps on single entries made such models worse. There is no guarantee without labels; a
+    guard with a few labels gives one.
 
-    Costs a familiar entry: the model up to its first normalisation, and some 40 small operations;
-    an unfamiliar one: a forward pass of two entries besides, and O(memory x features) time. Holds
-    memory x features x 2 floats, where features are the channels of all batch normalisations.
+    Costs of a familiar entry: the model up to its first normalisation, and about 40 small
+    operations. An unfamiliar entry also costs a forward pass of two entries, and O(memory x
+    features) time. Memory: memory x features x 2 floats, where features are the channels of all
+    batch normalisations.
 
     Parameters
     ----------
     source : Path or Tensor
         Source samples, 50 or more, without labels, of (samples, window, channels): a file
-        ``.npy``, ``.npz`` or ``.safetensors``, in the latter two under the name ``inputs``. Best a
-        few hundred that the base was not fitted on; those it was fitted on will do.
+        ``.npy``, ``.npz`` or ``.safetensors``, in the latter two under the name ``inputs``. Best
+        are a few hundred samples that the base was not fitted on; its training samples work too.
     memory : int, >= 8, in entries
-        How many entries the class-balanced memory keeps.
+        The number of entries that the class-balanced memory keeps.
     modules : sequence of str, optional
-        Names of the normalisation layers to drive; default: all. The first that is reached makes
-        the signature.
+        Names of the normalisation layers to adapt. Default: all. The signature is computed at the
+        first layer that the forward pass reaches.
     signed : bool
-        Whether the sign of the first layer's gain may change: for streams that may come as
+        Whether the sign of the first layer's gain may change: for streams whose images may be
         negatives.
 
     Attributes
@@ -135,15 +136,14 @@ class PerEntry(Learner):
         return (f"{self.kind}-unfamiliarity",)
 
     def signals(self) -> dict[str, float]:
-        """Return how unlike the source's the newest entry is."""
+        """Return the distance of the newest entry from the source."""
         return {self.signal_names[0]: self._score}
 
     def allocate(self, spec: Spec) -> None:
         """Copy the base's module, and measure the thresholds on the source samples."""
         copy = ModelCopy(spec, self.modules_named)
-        self._copy = (
-            copy,
-        )  # a tuple keeps it out of the module tree: nothing of the model's changes
+        # A tuple keeps the copy out of the module tree: its parameters do not change.
+        self._copy = (copy,)
         samples = torch.split(source_samples("source", self.source, spec, LEAST_SAMPLES), AT_ONCE)
         mean, var = copy.source
         with torch.no_grad():
@@ -161,7 +161,7 @@ class PerEntry(Learner):
         self._score = torch.nan
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Answer one entry."""
+        """Predict one entry."""
         require_shape("base.output", base.output, (self.spec.rows, self.spec.columns))
         return self._view(inputs, base).answer.unsqueeze(0).clone()
 
@@ -169,7 +169,7 @@ class PerEntry(Learner):
         """Learn nothing: labels are not used."""
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
-        """Take one entry in."""
+        """Adapt to one entry."""
         view = self._view(inputs, base)
         self._kept = None
         self._score = view.look.score
@@ -186,17 +186,17 @@ class PerEntry(Learner):
             self.memory.add(view.answer.argmax(), branches.mean, branches.var)
 
     def _view(self, inputs: Tensor, base: BaseOutput) -> _View:
-        """Work one entry out without writing to the state; `adapt` finds what `predict` has worked
-        out."""
+        """Evaluate one entry without writing to the state; `adapt` reuses the result of
+        `predict`."""
         versions = inputs._version, self.signature.counts._version
         if self._kept is not None and self._kept[0] is inputs and self._kept[1:3] == versions:
             return self._kept[3]
         with torch.no_grad():
-            view = self._work_out(inputs, base.output[0])
+            view = self._evaluate(inputs, base.output[0])
         self._kept = (inputs, *versions, view)
         return view
 
-    def _work_out(self, inputs: Tensor, frozen: Tensor) -> _View:
+    def _evaluate(self, inputs: Tensor, frozen: Tensor) -> _View:
         x = self._copy[0].head(inputs.unsqueeze(0))
         look = self.signature.evaluate(x)
         answer, branches = frozen, None
@@ -211,8 +211,7 @@ class PerEntry(Learner):
         return _View(look, filtered, new, branches)
 
     def _sound(self) -> bool:
-        """Tell whether the state is finite: where it is not, nothing an entry holds is to blame,
-        and that must show."""
+        """Return whether the state is finite; a broken state must be visible in the output."""
         return all(
             bool(torch.isfinite(held).all()) for held in self.buffers() if held.is_floating_point()
         )
@@ -220,8 +219,8 @@ class PerEntry(Learner):
     def _branches(
         self, inputs: Tensor, x: Tensor, drift: bool, frozen: Tensor
     ) -> tuple[Tensor, _Branches | None]:
-        """Return the mixed answer (classes,) to an unfamiliar entry, and what to commit; None if
-        it is not finite."""
+        """Return the mixed output (classes,) for an unfamiliar entry and the values to commit, or
+        None for these if the output is not finite."""
         turn = self.polarity.evaluate(x, drift)
         fresh = drift or turn.flipped
         source = self._copy[0].source

@@ -1,5 +1,4 @@
-"""Whether a stream's contrast is turned round, from third moments before the first
-normalisation."""
+"""Detect a stream with inverted contrast, from third moments before the first normalisation."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ from streamadapt.learners.tta.parts import StatefulPart
 __all__ = ["Polarity", "PolarityResult"]
 
 LEAST = 4
-"""Entries from which it can be told."""
+"""The number of entries after which the polarity is estimated."""
 OPPOSITE = -0.5
-"""Cosine of the skewness with the source's below which the gain is turned round; above 0 it is
-turned back."""
+"""The gain is inverted if the cosine between the skewness and that of the source is below this;
+above 0 it is restored."""
 
 
 class PolarityResult(NamedTuple):
-    """The sign to use, whether it has just changed, and what to commit."""
+    """The sign to use, whether it has just changed, and the values to commit."""
 
     sign: Tensor
     flipped: bool
@@ -33,14 +32,14 @@ class Polarity(StatefulPart):
 
     ``kappa = sum_i m3_i / (sum_i m2_i)^1.5`` per channel, with m2 and m3 an entry's central
     moments over its interior positions (the border of an image is its padding's). Where its cosine
-    with the source's falls below -.5, the first layer's gain is turned round, until the cosine is
-    above 0: a negative is read as the positive. Label-sorted source entries reach +.6 to +.8,
-    noise hardly less than 0. It mends turned polarity only.
+    with the source's falls below -.5, the first layer's gain is inverted, until the cosine is
+    above 0: a negative image is read as a positive. Label-sorted source entries reach +.6 to +.8,
+    noise hardly less than 0. Only inverted polarity is corrected.
 
     Parameters
     ----------
     x : Tensor, (samples, channels, ...)
-        What reaches the first layer of source samples.
+        The inputs of the first layer for source samples.
     """
 
     reference: Tensor
@@ -57,10 +56,10 @@ class Polarity(StatefulPart):
         )
 
     def evaluate(self, x: Tensor, fresh: bool) -> PolarityResult:
-        """Take one unfamiliar entry in, (1, channels, ...); `fresh`: the stream has just
+        """Evaluate one unfamiliar entry, (1, channels, ...); `fresh`: the stream has just
         changed."""
-        own = central(x)[:, 0]
-        sums = own if fresh else self.sums + own
+        moments = central(x)[:, 0]
+        sums = moments if fresh else self.sums + moments
         count = torch.ones_like(self.count) if fresh else self.count + 1
         before = torch.ones_like(self.sign) if fresh else self.sign
         sign = before
@@ -73,7 +72,8 @@ class Polarity(StatefulPart):
 
 
 def central(x: Tensor) -> Tensor:
-    """Second and third central moment over the interior positions, (2, entries, channels)."""
+    """Return the second and third central moments over the interior positions, (2, entries,
+    channels)."""
     if x.ndim == 4 and min(x.shape[2:]) > 4:
         x = x[..., 1:-1, 1:-1]
     x = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)

@@ -14,10 +14,10 @@ FIRST = 4.0
 
 
 class Running(StatefulPart):
-    """Mean and variance of every batch normalisation, moved by each unfamiliar entry.
+    """Mean and variance of every batch normalisation, updated by each unfamiliar entry.
 
-    At the k-th since the stream changed (from 0) by the rate ``r = max(.01, 1 / (4 + k))``; the
-    formulas are `DrivenBatchNorm`'s, which uses and returns what they have moved to.
+    The rate at the k-th entry since the stream changed (from 0) is ``r = max(.01, 1 / (4 + k))``.
+    `DrivenBatchNorm` has the formulas; it uses and returns the updated values.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Running(StatefulPart):
         )
 
     def evaluate(self, fresh: bool) -> tuple[Tensor, Tensor, float, Tensor]:
-        """Return mean, var, the rate that the next entry moves them by, and the count with it."""
+        """Return mean, var, the update rate of the next entry, and the count including it."""
         count = torch.zeros_like(self.count) if fresh else self.count
         mean, var = self._source if fresh else (self.mean, self.var)
         return mean, var, max(SLOWEST, 1.0 / (FIRST + int(count))), count + 1

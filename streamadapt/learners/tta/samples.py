@@ -1,4 +1,4 @@
-"""Reading a file of source samples: what the base was trained on, without labels."""
+"""Read source samples: inputs of the data that the base was trained on, without labels."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def source_samples(path: str, source: Path | Tensor, spec: Spec, least: int) -> 
         array called ``inputs``); nothing is unpickled. Shape (samples, window, channels), or
         (samples, channels) where the window is 1; original units; in no order.
     least : int
-        How many there must be.
+        The smallest number of samples.
 
     Raises
     ------
     ConfigError
-        If the file cannot be read, or holds something else.
+        If the file cannot be read, or has other contents.
     """
     shape = (spec.window, spec.channels)
     wanted = f"(samples, {shape[0]}, {shape[1]}) finite numbers, {least} samples or more"
@@ -70,7 +70,7 @@ def _read(path: str, file: Path) -> Tensor:
             with open_regular(file) as opened, zipfile.ZipFile(opened) as archive:
                 names = [member.filename for member in archive.infolist()]
                 if names.count(f"{NAME}.npy") > 1:
-                    raise ValueError(f"{NAME}.npy stands there twice")
+                    raise ValueError(f"{NAME}.npy occurs twice")
                 with archive.open(f"{NAME}.npy") as member:
                     return _array(member)
         if file.suffix == ".npy":
@@ -92,8 +92,8 @@ def _read(path: str, file: Path) -> Tensor:
 
 
 def _array(file: IO[bytes]) -> Tensor:
-    """Read one array, its type and size looked at first: a packed file may hold a thousand times
-    its own size."""
+    """Read one array after a check of its type and size: a compressed file may expand to a
+    thousand times its size."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):  # 3 only adds field names that are not Latin
         raise ValueError(f"version {version} of the format")

@@ -1,4 +1,4 @@
-"""Weighing branches by how decided and how varied their answers are."""
+"""Weight branches by the confidence and the variety of their outputs."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ SHARPNESS = 20.0
 WARM = 16.0
 STAY_RATE = 0.03
 SORTED = 0.5
-"""Rate of equal answers in a row above which the labels are taken to come sorted."""
+"""Labels count as sorted above this rate of equal predictions in a row."""
 
 
 class SelectionResult(NamedTuple):
-    """The mixed answer (classes,), and what to commit."""
+    """The mixed output (classes,), and the values to commit."""
 
     answer: Tensor
     new: dict[str, Tensor]
 
 
 class Selection(StatefulPart):
-    """Mixes branches by the mutual information between entry and answer, as each branch's answers
-    show it.
+    """Mixes branches by the mutual information between entry and output, estimated from each
+    branch's outputs.
 
     Per branch, over the unfamiliar entries since the stream changed:
-    ``MI = (H(mean p) - mean H(p)) min(1, t / 16)``, ``w = softmax(20 MI)``. A branch that says the
-    same to everything, or is undecided on everything, has MI near 0. Where the labels come sorted,
-    branches that follow the newest entries only are left out.
+    ``MI = (H(mean p) - mean H(p)) min(1, t / 16)``, ``w = softmax(20 MI)``. A branch with a
+    constant output, or with uncertain outputs only, has MI near 0. If labels come sorted, branches
+    that follow only the newest entries are excluded.
 
     Parameters
     ----------
@@ -63,7 +63,8 @@ class Selection(StatefulPart):
         self.register(stay=zero, last=none)
 
     def reset(self) -> None:
-        """Begin anew; whether labels come in runs is no matter of what the entries look like."""
+        """Restart the statistics of the branches; the statistics about runs of labels are kept,
+        because they do not depend on the appearance of entries."""
         self.count.zero_()
 
     def evaluate(self, p: Tensor, fresh: bool) -> SelectionResult:
@@ -77,10 +78,10 @@ class Selection(StatefulPart):
             self._follows & (self.stay > SORTED), -torch.inf, SHARPNESS * information
         )
         answer: Tensor = scores.softmax(0) @ p
-        said = answer.argmax()
-        stay = torch.lerp(self.stay, (said == self.last).float(), STAY_RATE)
+        label = answer.argmax()
+        stay = torch.lerp(self.stay, (label == self.last).float(), STAY_RATE)
         return SelectionResult(
-            answer, {"mean": mean, "doubt": doubt, "count": count, "stay": stay, "last": said}
+            answer, {"mean": mean, "doubt": doubt, "count": count, "stay": stay, "last": label}
         )
 
 

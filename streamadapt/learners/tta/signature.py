@@ -1,5 +1,5 @@
-"""Whether an entry looks like the source's, and whether the stream has just changed: from the
-first layer alone."""
+"""Detect entries that differ from the source, and changes of the stream, from the first layer
+alone."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from streamadapt.learners.tta.parts import StatefulPart, shifted
 __all__ = ["Signature", "SignatureResult"]
 
 RECENT = 8
-"""Entries that a decision averages over."""
+"""The number of recent entries that a decision averages over."""
 KEPT = 4
-"""Of them are kept at a drift: the change was seen in the newest."""
+"""The number of recent entries that are kept at a drift: the newest ones show the change."""
 SHRINK = 4.0
-"""Prior weight of variance one, and the number of older entries from which a drift can be told."""
+"""The prior weight of variance one, and the smallest number of older entries for a drift."""
 PASSES = 5
-"""Label-sorted passes over the source that the thresholds are the maxima of."""
+"""The thresholds are the maxima of this number of label-sorted passes over the source."""
 QUANTILE = 0.995
 DRIFT_MARGIN = 1.5
-"""A drift is so many times what the sorted source shows at most."""
+"""A drift is this many times the largest change in the sorted source."""
 MEAN_MARGIN, SINGLE_MARGIN = 0.1, 0.3
 """Added to the largest log scores of the source."""
 GLITCH = math.log(1e4)
-"""An entry whose z-scores are a hundred times those of the one before is a glitch, unless the next
-is like it."""
+"""An entry whose z-scores are a hundred times those of the previous entry is a glitch, unless the
+next entry is similar."""
 FLAT = 1e-3
 """Added to a channel's variance before its logarithm, in units of the source's mean variance
 there."""
 
 
 class SignatureResult(NamedTuple):
-    """What an entry looks like.
+    """The evaluation of one entry.
 
     Attributes
     ----------
     score : float
         Log mean squared z-score; about 0 for a source entry.
     familiar : bool
-        It looks like the source's: the frozen model is to answer.
+        The entry is similar to the source: the frozen model predicts it.
     drift : bool
         The stream has just changed.
     usable : bool
-        False for a glitch, from which nothing is to be learned.
+        False for a glitch, which must not be learned.
     new : dict
-        What to commit.
+        The values to commit.
     """
 
     score: float
@@ -60,8 +60,8 @@ class SignatureResult(NamedTuple):
 
 
 class Signature(StatefulPart):
-    """Per-entry statistics of what reaches the first normalisation layer, in z-scores of the
-    source's.
+    """Per-entry statistics of the inputs of the first normalisation layer, as z-scores of the
+    source.
 
     With mean m and variance v over the positions, per channel: ``s = [m, ln(v + c)]``,
     ``z = (s - mean) / sd``, ``q = ln mean(z^2)``. An entry is familiar if q is under the .995
@@ -76,19 +76,19 @@ class Signature(StatefulPart):
     above 1.5 times the largest D of five label-sorted passes over the source. All thresholds are
     the source's.
 
-    A glitch, a single entry with z-scores a hundred times those of the one before it, or without
-    finite ones, leaves only its score behind: a second one in a row is believed.
+    A glitch is a single entry with z-scores a hundred times those of the previous entry, or with
+    non-finite ones. It changes only the scores: a second one in a row counts as a real change.
 
     Costs O(channels) per entry after the first layer's input is known.
 
     Parameters
     ----------
     x : Tensor, (samples, channels, ...)
-        What the source samples are when they reach the first layer.
+        The inputs of the first layer for the source samples.
     labels : Tensor, (samples,), int64
-        The source model's own answers.
+        The source model's own predictions.
     generator : torch.Generator
-        Of the order within a label.
+        Draws the order of the samples within a label.
     """
 
     centre: Tensor
@@ -123,7 +123,7 @@ class Signature(StatefulPart):
         )
 
     def evaluate(self, x: Tensor) -> SignatureResult:
-        """Judge one entry, (1, channels, ...), as it reaches the first layer."""
+        """Evaluate one entry, (1, channels, ...), at the input of the first layer."""
         z = (_features(x, self.floor)[0] - self.centre) / self.spread
         q = _score(z)
         score = float(q)
@@ -161,7 +161,7 @@ def _score(z: Tensor) -> Tensor:
 
 
 def _change(recent: Tensor, mean: Tensor, squares: Tensor, n: int) -> Tensor:
-    """D of recent means (..., features) against older ones, with `squares` the sum of squared
+    """Return D of recent means (..., features) against older ones; `squares` is the sum of squared
     deviations."""
     var = squares / (n + SHRINK)  # v n / (n + 4)
     return ((recent - mean).square() / var.clamp_min(1.0)).mean(-1)
@@ -170,8 +170,8 @@ def _change(recent: Tensor, mean: Tensor, squares: Tensor, n: int) -> Tensor:
 def _sorted_limits(
     z: Tensor, q: Tensor, labels: Tensor, generator: torch.Generator
 ) -> list[Tensor]:
-    """Largest mean of recent scores, and largest change, over label-sorted passes; with their
-    margins."""
+    """Return the largest mean of recent scores and the largest change, over label-sorted passes,
+    with their margins."""
     usual, most = [], []
     for _ in range(PASSES):
         order = torch.randperm(len(z), generator=generator).to(z.device)

@@ -19,8 +19,8 @@ class Tent(BatchAdapter):
 
         loss = (1/B) sum_i H(p_i)        H(p) = -sum_c p_c ln p_c
 
-    Made for batches that hold many classes: where the classes come sorted, the statistics of 64
-    entries are those of one class, and the answers collapse. `PerEntry` is for that.
+    Made for batches with many classes: if the classes come sorted, the statistics of 64 entries
+    are those of one class, and the predictions collapse. Use `PerEntry` for such streams.
 
     Costs per entry in a stream: one forward pass, and a forward and backward pass of `batch`
     entries every `batch`.
