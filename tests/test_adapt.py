@@ -164,7 +164,7 @@ def test_an_unlabelled_task_refuses_labels_and_learners_that_need_them() -> None
         pipeline.observe([Label("0", np.zeros(1, np.float32), 5)])
     assert caught.value.reason is Reason.UNKNOWN_LABEL
     with pytest.raises(
-        ConfigError, match=r"learners\[0\].kind: expected one that adapts without labels"
+        ConfigError, match=r"learners\[0\].kind: expected a learner that adapts without labels"
     ):
         Pipeline(Unlabelled(3, outputs=2), two, [Bias()], TwoLayer(prior={"bias-0.02": 1.0}))
     with pytest.raises(ConfigError, match=r"guard.prior"):
