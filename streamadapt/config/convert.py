@@ -96,9 +96,8 @@ def check_keys(
     for key in table:
         if key not in names:
             known = f"one of the keys {', '.join(names)}" if names else "no keys here"
-            raise config_error(
-                join(path, str(key)), table[key], known + did_you_mean(key, names, renamed) + pointer
-            )
+            expected = known + did_you_mean(key, names, renamed) + pointer
+            raise config_error(join(path, str(key)), table[key], expected)
 
 
 def check_needed(path: str, table: Mapping[str, Any], needed: Iterable[str]) -> None:

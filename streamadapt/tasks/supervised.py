@@ -45,8 +45,8 @@ class Supervised(Task):
     A label may contain some outputs only: these are learned, and the prediction waits for the
     others. A learned output is not learned again, and cannot be corrected. A further label
     replaces outputs that are not learned yet: those of a label inside an entry before the next
-    arrival, and those of every label for as long as `correction_window`. Of two labels that differ, the one
-    with the later time counts. A label without any new output is refused as a duplicate.
+    arrival, and those of every label for as long as `correction_window`. Of two labels that
+    differ, the one with the later time counts. A label without any new output is refused as a duplicate.
 
     Parameters
     ----------

@@ -132,9 +132,9 @@ class Liquid(Learner):
     makes one step on the error. Past states are kept in a ring and found by event time. They are
     the real states of the running network, however long its memory; a start from zeros would train
     the network on states that it never has. If the ring does not reach back far enough (the start
-    of a stream, labels later than `max_label_delay` entries), the start is zeros. The readout starts at zero:
-    the first prediction equals the base's to the bit (for classes with a probability of at least
-    `FLOOR`).
+    of a stream, labels later than `max_label_delay` entries), the start is zeros. The readout
+    starts at zero: the first prediction equals the base's to the bit (for classes with a
+    probability of at least `FLOOR`).
 
     ``update="none"``: the weights of a file never change; only the state does. No labels are
     needed.
