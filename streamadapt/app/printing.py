@@ -13,8 +13,8 @@ __all__ = ["tell", "tell_loud", "tolerant_output"]
 
 
 class _Tolerant:
-    """A text stream that replaces characters its encoding lacks, and discards text that nobody reads
-    any more.
+    """A text stream that replaces characters its encoding lacks, and discards text that has no
+    reader any more.
 
     Parameters
     ----------
