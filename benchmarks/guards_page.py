@@ -111,11 +111,12 @@ def _intervals(found: Sequence[Compared]) -> str:
     lines = [
         "## Prediction intervals",
         "",
-        f"`Intervals({COVERAGE:g})` around predictions of the default guard, in the same pass, "
-        "with default settings. Judged: the share of the targets of all judged predictions that "
-        "lie within the interval, including targets whose label never arrives. Counted: the "
-        "pipeline's own count, over the labels that arrived, with the warm-up. Rate and scale of "
-        "the intervals were chosen by results on cgm-6h, cgm-sparse, los-strong and etth1-strong.",
+        f"`Intervals({COVERAGE:g})` around the predictions of the default guard, in the same "
+        "pass, with default settings. Judged: the share of the targets of all judged predictions "
+        "that lie within the interval, including targets whose label never arrives. Counted: the "
+        "pipeline's own count, over the labels that arrived, including the warm-up. Rate and "
+        "scale of the intervals were chosen by results on cgm-6h, cgm-sparse, los-strong and "
+        "etth1-strong.",
         "",
         "| scenario | judged | counted | mean width |",
         "| --- | ---: | ---: | ---: |",

@@ -51,7 +51,8 @@ def _budget(rows: Sequence[Row]) -> list[str]:
         "",
         "`LabelBudget(rate)` compared with the same number of labels picked at random "
         "(`floor = 1`). 'estimated' is the loss of all predictions, estimated from the labels "
-        "that were asked for, each weighted with 1 / (its probability); 'true' is the true loss.",
+        "that were asked for, each with the weight 1 / (its probability); 'true' is the true "
+        "loss.",
         "",
     ]
     head = [
@@ -163,8 +164,8 @@ def _conversions(rows: Sequence[Row]) -> list[str]:
     text = [
         "## Late positive labels",
         "",
-        "`Supervised(classes=2, negative_after=...)`: an entry without a label is a negative; "
-        "see the protocol.",
+        "`Supervised(classes=2, negative_after=...)`: an entry without a label is learned as a "
+        "negative; see the protocol.",
         "",
     ]
     keys = ("calibration", "loss", "calibration_after", "loss_after")

@@ -7,7 +7,7 @@ its manifest does, and leftovers without one are never read. It is removed manif
 object store has a file whole or not at all; where fsspec writes into true files (``local``,
 ``sftp``, ``smb``), which a crash can tear, the manifest is written aside and renamed.
 
-Ownership goes by fencing tokens alone (`streamadapt.state.fence`): whoever comes takes over.
+Ownership goes by fencing tokens alone (`streamadapt.state.fence`): a new engine takes over.
 Tokens and manifests are written so that they replace nothing (``mode="create"``): S3, Google and
 Azure refuse in one step what is there already. Where fsspec can only look first and write then, or
 a server ignores the wish, two could create the same token at the same instant: the later one's
@@ -203,23 +203,23 @@ class ObjectFolder(Folder):
                 raise
 
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Write files, over what is there, together where the driver can."""
+        """Write files, replacing existing ones; in one batch if the driver can."""
         with self._system.asking():
             at = {self._at(name): data for name, data in files.items()}
             self._writing(lambda: self._system.fs.pipe(at))
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
         with suppress(*_MISSING), self._system.asking():
             self._system.fs.rm_file(self._at(name))
 
     def sync(self, names: Iterable[str] = ()) -> None:
-        """Nothing: what was written is there."""
+        """Do nothing: written files are already visible."""
 
     # -- checkpoints
 
     def numbers(self) -> Sequence[int]:
-        """Return the numbers of the checkpoints whose manifest is there, in order."""
+        """Return the numbers of the checkpoints whose manifest exists, in order."""
         return sorted(number for number, whole in self._look().items() if whole)
 
     def publish(
@@ -307,7 +307,7 @@ class ObjectFolder(Folder):
                 self._system.fs.mkdir(path, create_parents=False)
 
     def _look(self) -> dict[int, bool]:
-        """Return number -> whether its manifest is there."""
+        """Return number -> whether its manifest exists."""
         found = sorted(int(name) for name in self._list() if NUMBERED.fullmatch(name))
         self._whole = {
             number for number in found if number in self._whole or self._has_manifest(number)

@@ -138,7 +138,7 @@ class FieldPath:
         return value
 
     def remove(self, record: dict[str, Any]) -> None:
-        """Take this field out of a record, where it is there."""
+        """Remove this field from a record, if the record has it."""
         for name in (self.text, self._bare):
             if record.pop(name, ABSENT) is not ABSENT:
                 return
@@ -195,7 +195,7 @@ class Missing:
 
 
 def is_blank(value: object, missing: Missing) -> bool:
-    """Whether nothing was said: no such key, null, or a word for a missing value."""
+    """Return whether the value is missing: no such key, null, or a word for a missing value."""
     return value is ABSENT or value is None or (isinstance(value, str) and missing.says(value))
 
 

@@ -14,7 +14,7 @@ __all__ = ["check_twice"]
 
 
 def check_twice(value: bytes, data: dict[str, Any], paths: Sequence[FieldPath]) -> None:
-    """Raise `FieldError` if a key is there twice in the record, or in an object on the way to one
+    """Raise `FieldError` if a key occurs twice in the record, or in an object on the way to one
     of `paths`.
 
     Parameters
@@ -24,7 +24,7 @@ def check_twice(value: bytes, data: dict[str, Any], paths: Sequence[FieldPath]) 
     paths : sequence of FieldPath
         The fields that are read.
     """
-    # Each key has a colon of its own. If all colons of the bytes are accounted for, no key was
+    # Each key is followed by one colon. If all colons of the bytes are accounted for, no key was
     # lost in decoding.
     colons = value.count(b":")
     if colons == len(data) or (b"\\" not in value and colons == _colons(data)):
@@ -32,7 +32,7 @@ def check_twice(value: bytes, data: dict[str, Any], paths: Sequence[FieldPath]) 
     try:
         whole = json.loads(value.decode("utf-8"), object_pairs_hook=_Object, parse_int=float)
     except (ValueError, RecursionError):
-        return  # what is wrong with it has been said, or is taken as it was decoded
+        return  # its error was already reported, or it is accepted as decoded
     for name, found in [("", whole), *_inner(whole, paths)]:
         if found.twice is not None:
             place = f"$.{name}" if name else "$"

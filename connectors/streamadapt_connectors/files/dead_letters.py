@@ -44,7 +44,7 @@ class JsonlDeadLetterReader(DeadLetterReader):
     """Read the lines of `JsonlDeadLetters`.
 
     Notes are in a file beside it, ``PATH.replays``: the engine that appends to the dead letters
-    does so in blocks, and a line of somebody else's could land in the middle of one of its own.
+    does so in blocks, and a line of another writer could land in the middle of one of its lines.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class LineWriter(StreamWriter):
         self._form = form
 
     def check(self, places: Collection[StreamPartition]) -> None:
-        """Raise `ConnectorError` if these are several streams, or the file is there."""
+        """Raise `ConnectorError` if these are several streams, or the file exists."""
         streams = sorted({at.stream for at in places})
         if len(streams) > 1:
             raise ConnectorError(
@@ -148,7 +148,7 @@ class LineWriter(StreamWriter):
         if self._path.exists():
             raise ConnectorError(f"file {self._path}: expected a file that does not exist yet")
         if not Path(os.path.realpath(self._path)).parent.is_dir():
-            raise ConnectorError(f"file {self._path}: expected a file in a folder that is there")
+            raise ConnectorError(f"file {self._path}: expected a file in an existing folder")
 
     def write(self, records: Sequence[Returning]) -> list[Returned]:
         """Append them; what has no form as a line is not written."""

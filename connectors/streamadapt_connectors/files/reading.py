@@ -60,7 +60,7 @@ class FileFormat:
     columns : tuple of str
         The columns of CSV files that have no header; empty where the first line names them.
     comment : str
-        Lines of a CSV file that begin with it are passed over; empty where there are none.
+        Lines of a CSV file that begin with this text are skipped; empty: no line is.
     encoding : str or None
         As Python calls it. A byte-order mark at the start of a file wins over it; None is UTF-8.
 
@@ -76,7 +76,7 @@ class FileFormat:
     encoding: str | None = None
 
     def __post_init__(self) -> None:
-        if self.delimiter == r"\t":  # as it is written on a command line
+        if self.delimiter == r"\t":  # a backslash and a t, as on a command line
             object.__setattr__(self, "delimiter", "\t")
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n\0':
             raise ConfigError(
@@ -264,7 +264,7 @@ def shown_columns(columns: list[str]) -> str:
 
 
 def _dialect(form: FileFormat) -> dict[str, Any]:
-    # Blanks after a delimiter hide the quotes that follow them, unless they are passed over.
+    # Blanks after a delimiter hide the quotes that follow them, unless they are skipped.
     return {"delimiter": form.delimiter, "skipinitialspace": not form.delimiter.isspace()}
 
 

@@ -29,7 +29,7 @@ from streamadapt_connectors.files.reading import (
 
 __all__ = ["FilesSource", "History", "read_history"]
 
-SKIP_CHUNK: Final = 10_000  # records passed over between two looks at the clock
+SKIP_CHUNK: Final = 10_000  # records skipped between two checks of the clock
 
 Paths = Path | str | Sequence[Path | str]
 
@@ -58,7 +58,7 @@ class FilesSource(Source):
     columns : sequence of str
         The names of the columns, for CSV files without a header.
     comment : str
-        Lines of a CSV file that begin with this text are passed over.
+        Lines of a CSV file that begin with this text are skipped.
     encoding : str, optional
         The encoding of the text, by Python's names. Default: UTF-8.
 
@@ -317,12 +317,12 @@ def read_history(
                 )
                 offset += 1
     if not found.values:
-        told = "; ".join(
+        reasons = "; ".join(
             f"{found.rejected[reason]} {reason}, for example {found.examples[reason]}"
             for reason in found.rejected
         )
         raise ConnectorError(
-            f"history {path}: no good row among {found.rows}: {told or 'it is empty'}"
+            f"history {path}: no good row among {found.rows}: {reasons or 'it is empty'}"
         )
     return History(
         found.batch(fields.values),

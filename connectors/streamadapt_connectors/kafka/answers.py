@@ -59,7 +59,7 @@ class Answers:
     Attributes
     ----------
     forgotten : bool
-        Whether a broker has said that it does not know the producer's transactional id any more.
+        Whether a broker has reported that it no longer knows the producer's transactional id.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

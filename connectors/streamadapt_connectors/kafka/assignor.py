@@ -84,7 +84,7 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
         self._owned = []
 
     def metadata(self, topics: Iterable[str]) -> ConsumerProtocolSubscription:
-        """Return what this member tells the one that shares out."""
+        """Return the data that this member sends to the group's leader."""
         by_topic: dict[str, list[int]] = defaultdict(list)
         for at in self._owned:
             by_topic[at.topic].append(at.partition)
@@ -102,14 +102,16 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
         """Remember what was given, and when."""
         self._owned = list(assignment.partitions())
         self._generation = generation
-        said = bytes(assignment.user_data or b"")
-        self.marked = said.startswith(MARK)
-        self.refusal = said.removeprefix(MARK).decode("utf-8", "replace") if self.marked else ""
+        user_data = bytes(assignment.user_data or b"")
+        self.marked = user_data.startswith(MARK)
+        self.refusal = (
+            user_data.removeprefix(MARK).decode("utf-8", "replace") if self.marked else ""
+        )
 
     def assign(
         self, cluster: Any, members: Sequence[Any]
     ) -> dict[str, ConsumerProtocolAssignment]:
-        """Share out; what has to move first is nobody's for a round."""
+        """Assign partitions; one that moves is unassigned for one round."""
         # Static members first: their names survive a restart, and so does the order.
         order = sorted(
             members,

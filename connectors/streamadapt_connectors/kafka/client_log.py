@@ -20,8 +20,8 @@ MOST: Final = 256
 NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+")
 
 HARMLESS: Final = (
-    # Our own answer to whatever a producer that was given up still wants to send: the loss itself
-    # has been said.
+    # Our own answer to requests that a given-up producer still tries to send: the loss itself
+    # was already logged.
     "this producer says nothing more",
     # A step of the client that took more than 100 ms: so it is on any machine that is busy, and
     # nothing waits longer.

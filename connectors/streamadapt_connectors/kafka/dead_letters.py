@@ -124,7 +124,7 @@ class KafkaDeadLetterReader(DeadLetterReader):
         data = msgspec.json.encode(mark_fields(mark))
         key = (
             f"{MARK} {uuid.uuid4()}".encode()
-        )  # a key of its own: a topic that is compacted keeps it
+        )  # a unique key, so that a compacted topic keeps the record
         headers = [(MARK, mark.state.encode())]
         note = {
             "topic": self._topic,
@@ -183,13 +183,13 @@ class KafkaStreamWriter(StreamWriter):
             for topic, partition in sorted(places):
                 there = topic_partitions(consumer, topic)
                 if partition not in there:
-                    said = (
+                    has = (
                         f"has the partitions {there[0]} to {there[-1]}"
                         if there
                         else "does not exist"
                     )
                     raise ConnectorError(
-                        f"{name}: {topic}[{partition}]: cannot be written to, topic {topic} {said}"
+                        f"{name}: {topic}[{partition}]: cannot be written to, topic {topic} {has}"
                     )
 
     def write(self, records: Sequence[Returning]) -> list[Returned]:
@@ -204,7 +204,7 @@ class KafkaStreamWriter(StreamWriter):
 
 def _outgoing(one: Returning, now: bytes) -> dict[str, Any]:
     at = one.record.position
-    # Its own, but what an earlier replay said of it; the client takes no header without a value.
+    # Its own headers, without those of an earlier replay; the client needs a value in each.
     own = [
         (name, raw or b"")
         for name, raw in one.record.headers
@@ -254,14 +254,14 @@ class _Producer:
         if isinstance(posted, Returned):
             return posted
         try:
-            told = posted.get(timeout=PATIENCE_S + CLOSE_S)
+            receipt = posted.get(timeout=PATIENCE_S + CLOSE_S)
         except (kafka_errors.RetriableError, kafka_errors.KafkaTimeoutError, OSError) as error:
             return Returned(
                 "unknown", self._why(error)
             )  # the broker may have it, and its answer was lost
         except kafka_errors.KafkaError as error:
             return Returned("not-sent", self._why(error))
-        return Returned("sent", f"{told.topic}[{told.partition}]@{told.offset}")
+        return Returned("sent", f"{receipt.topic}[{receipt.partition}]@{receipt.offset}")
 
     def _why(self, error: Exception) -> str:
         return _why(error, self._client, self._refusals)
@@ -346,10 +346,10 @@ def _between(
 def _stored(record: Any) -> StoredLetter | ReplayMark:
     place = Position(record.topic, record.partition, record.offset)
     try:
-        own, said = split_headers(record.headers or ())
+        own, reasons = split_headers(record.headers or ())
     except (TypeError, ValueError):
-        own, said = (), tuple(record.headers or ())
-    headers = {name: raw.decode("utf-8", "replace") for name, raw in said if raw is not None}
+        own, reasons = (), tuple(record.headers or ())
+    headers = {name: raw.decode("utf-8", "replace") for name, raw in reasons if raw is not None}
     if MARK in headers and (mark := mark_of(record.value or b"")) is not None:
         return mark
     try:

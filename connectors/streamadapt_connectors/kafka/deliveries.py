@@ -1,4 +1,4 @@
-"""Which records a topic has not acknowledged yet, and what an operator is told of that."""
+"""Track the records that a topic has not acknowledged yet, and report them to the operator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamadapt.engine.conditions import Condition, Conditions
 __all__ = ["SINK_CONDITIONS", "Deliveries"]
 
 LATE_S: Final = 5.0
-"""A delivery that takes longer is told of."""
+"""A delivery that takes longer is reported."""
 REASON_S: Final = 1.0
 """And so much later, if nothing says why."""
 REFUSED_S: Final = 2.0
@@ -104,7 +104,7 @@ class Deliveries:
 
         What the old one held may be known to be stored, and is not sent again then.
 
-        Not so where the broker had refused it: that one is sent again, and its answer tells.
+        Not if the broker had refused it: it is sent again, and the new answer decides.
         """
         with self._lock:
             if not self.conditions.holds(Condition.TOO_FEW_REPLICAS, self.holder):
@@ -176,7 +176,7 @@ class Deliveries:
             )
 
     def _says_why(self) -> bool:
-        """Whether a condition that holds tells why nothing is acknowledged."""
+        """Return whether an active condition explains why no record is acknowledged."""
         return any(self.conditions.holds(known, self.holder) for known in SINK_CONDITIONS)
 
     def _behind(self, waiting: int, age_s: float) -> str:

@@ -84,7 +84,7 @@ def check_server(server: str, security: Mapping[str, Any]) -> None:
     Raises
     ------
     ConnectorError
-        If what answers there is of another kind, which waiting cannot mend.
+        If another kind of server answers, which waiting cannot solve.
     ConnectionError
         If nothing answers now.
     """
@@ -112,22 +112,22 @@ def check_server(server: str, security: Mapping[str, Any]) -> None:
 def address_reason(error: BaseException | str) -> str:
     """Return in a person's words why no connection could be made, for an error of the system or of
     kafka-python."""
-    said = str(error)
-    if isinstance(error, socket.gaierror) or "DNS" in said:
+    message = str(error)
+    if isinstance(error, socket.gaierror) or "DNS" in message:
         return "the host name cannot be resolved"
-    if isinstance(error, ConnectionRefusedError) or "ECONNREFUSED" in said:
+    if isinstance(error, ConnectionRefusedError) or "ECONNREFUSED" in message:
         return "nothing listens there (connection refused)"
-    if isinstance(error, TimeoutError) or "timed out" in said.lower():
+    if isinstance(error, TimeoutError) or "timed out" in message.lower():
         return (
             f"no answer within {CONNECT_S:g} s: the host is down, or a firewall drops the "
             f"connection"
         )
-    if isinstance(error, ConnectionResetError) or any(words in said for words in CLOSED):
+    if isinstance(error, ConnectionResetError) or any(words in message for words in CLOSED):
         return (
             "it closes the connection: the broker is starting or stopping, or something in "
             "between closes it"
         )
-    return said or type(error).__name__
+    return message or type(error).__name__
 
 
 def password_demand(server: str, security: Mapping[str, Any]) -> str | None:
@@ -280,19 +280,19 @@ def _strings(data: bytes, count: int) -> Iterator[str]:
         data = data[2 + size :]
 
 
-def _exchange(server: str, said: bytes) -> bytes:
+def _exchange(server: str, request: bytes) -> bytes:
     """Return the first bytes that come back for some bytes, in the clear; nothing where none
     do."""
     with suppress(OSError), _connected(server) as end:
         end.settimeout(SECOND_LOOK_S)
-        end.sendall(said)
+        end.sendall(request)
         return end.recv(MOST_BYTES)
     return b""
 
 
 def _speaks_tls(server: str) -> bool:
     """Whether the other side answers to a TLS hello; nothing is sent after the handshake, and
-    nobody is trusted."""
+    the answer is not trusted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -49,24 +49,24 @@ def moved_text(
     placed: Mapping[TopicPartition, int],
     wanted: Mapping[TopicPartition, int | None],
 ) -> str:
-    """Return what to tell an operator of it."""
+    """Return the message for the operator."""
     shown = ", ".join(
         f"{at.topic}[{at.partition}] {offset}, read from {placed[at]}"
         for at, offset in sorted(moved.items())[:SHOWN]
     )
     more = f" and {len(moved) - SHOWN} more" if len(moved) > SHOWN else ""
-    said = (
+    moves = (
         f"group {group!r} has committed offsets that are not those of the checkpoints: "
         f"{shown}{more}"
     )
     if all(wanted.get(at) is None for at in moved):
         return (
-            f"{said}; there is no checkpoint, so source.start decides: if there should be one, "
+            f"{moves}; there is no checkpoint, so source.start decides: if there should be one, "
             f"stop the engine and set "
             "[checkpoint] path to the folder that has it"
         )
     return (
-        f"{said}; the checkpoints count. If somebody has reset the group's offsets, it has no "
+        f"{moves}; the checkpoints count. If somebody has reset the group's offsets, it has no "
         f"effect: to read from "
         "elsewhere, go back with 'streamadapt checkpoint rollback', or set another [checkpoint] "
         "path and source.start"

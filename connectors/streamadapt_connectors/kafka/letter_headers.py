@@ -1,4 +1,4 @@
-"""A dead letter from the plain values that were written of it; whoever wrote them."""
+"""Restore a dead letter from the plain values in its headers or its JSON line."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Group:
     ----------
     protocol : str
         How its members agree on who reads what: the name of the assignor, with the new consumer
-        protocol (KIP-848) ``consumer``, empty while nobody is in it.
+        protocol (KIP-848) ``consumer``; empty while the group has no member.
     members : list of str
         One text each: client id, host, and what it reads where that is known.
     """
@@ -152,15 +152,15 @@ def group_of(reach: Reach, name: str) -> Group | None:
         client.close()
 
 
-def _classic(name: str, said: Mapping[str, Any]) -> Group | None:
-    if said["error"] is not None or said["group_state"] == "Dead":
+def _classic(name: str, description: Mapping[str, Any]) -> Group | None:
+    if description["error"] is not None or description["group_state"] == "Dead":
         return None
     members = []
-    for member in said["members"]:
+    for member in description["members"]:
         data = member["member_metadata"]  # decoded, if it is a consumer's
         topics = data.get("topics") if isinstance(data, Mapping) else getattr(data, "topics", None)
         members.append(_named(member["client_id"], member["client_host"], topics))
-    return Group(name, str(said["protocol_data"]), members)
+    return Group(name, str(description["protocol_data"]), members)
 
 
 def _new(name: str, admin: Any) -> Group | None:

@@ -19,7 +19,7 @@ from streamadapt_connectors.kafka.client import Client, Reach
 __all__ = ["OpenTransactions", "who_holds"]
 
 OPEN_S: Final = 10.0
-"""Most transactions are shorter; a reader that stands before one for longer tells of it."""
+"""Most transactions are shorter; a reader that waits longer for one reports it."""
 ASK_S: Final = 5.0
 ASK_MS: Final = 3000
 

@@ -325,9 +325,9 @@ def partition_counts(consumer: KafkaConsumer, topics: Sequence[str]) -> dict[str
 def check_partition_counts(counts: Mapping[str, int]) -> None:
     """Raise `ConnectorError` unless all topics have the same number of partitions."""
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{topic!r} has {count}" for topic, count in counts.items())
+        counted = ", ".join(f"{topic!r} has {count}" for topic, count in counts.items())
         raise ConnectorError(
             f"kafka: entries and labels need the same number of partitions, so that partition p "
             f"of both belongs "
-            f"together, but {said}"
+            f"together, but {counted}"
         )

@@ -23,7 +23,7 @@ HOPELESS: Final = (
     "UnsupportedVersion",
     "UnsupportedForMessageFormat",
 )
-"""Errors that neither waiting nor another attempt can mend; kafka-python names many only in the
+"""Errors that neither waiting nor another attempt can solve; kafka-python names many only in the
 text of another one."""
 
 
@@ -110,8 +110,8 @@ class Refusals:
                 (name for name in HOPELESS if name in f"{type(found).__name__} {found!r}"), None
             )
             if name is not None:
-                said = self._said(name, names_in(found), shown)
-                return scrubbed(f"{self._where}: {said} [{name.removesuffix('Error')}]")
+                sentence = self._said(name, names_in(found), shown)
+                return scrubbed(f"{self._where}: {sentence} [{name.removesuffix('Error')}]")
         return None
 
     def _said(self, name: str, names: set[str], shown: Collection[str]) -> str:
@@ -139,7 +139,7 @@ class Refusals:
         if kind == "topic" and not any(
             one.name in shown or one.operation == "Create" for one in concerned
         ):
-            unsure = ", or it does not exist (the broker tells neither without that right)"
+            unsure = ", or it does not exist (without that right the broker does not reveal which)"
         commands = "; ".join(dict.fromkeys(one.command for one in concerned))
         return f"no right to {what}{unsure}. An administrator gives the right with: {commands}"
 

@@ -255,18 +255,18 @@ def refusal_of(error: BaseException) -> str | None:
 
 
 def _untrusted(error: ssl.SSLCertVerificationError) -> str:
-    said = error.verify_message
-    if "ostname mismatch" in said or "IP address mismatch" in said:
+    detail = error.verify_message
+    if "ostname mismatch" in detail or "IP address mismatch" in detail:
         return (
-            f"the broker's certificate is for another host ({said}); servers must name a "
+            f"the broker's certificate is for another host ({detail}); servers must name a "
             f"host that is in it"
         )
-    if "expired" in said or "not yet valid" in said:
+    if "expired" in detail or "not yet valid" in detail:
         return (
-            f"the broker's certificate is out of date, or this machine's clock is wrong ({said})"
+            f"the broker's certificate is out of date, or this machine's clock is wrong ({detail})"
         )
     return (
-        f"the broker's certificate is not trusted ({said}); security.ssl_cafile must hold "
+        f"the broker's certificate is not trusted ({detail}); security.ssl_cafile must hold "
         f"the CA that signed it"
     )
 

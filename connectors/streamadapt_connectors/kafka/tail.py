@@ -38,7 +38,7 @@ def newest_offset(
     Parameters
     ----------
     consumer : KafkaConsumer
-        Without a group; nobody else uses it.
+        Without a group; must not be shared with other users.
     at : TopicPartition
         Of the output.
 

@@ -57,7 +57,7 @@ class Transaction:
     """A partition's only writer, for as long as no other begins under the same name.
 
     The transactional id is ``NAME/PARTITION``; the positions are committed to a group of that
-    name, which nobody joins. Every wait for the broker ends after `limit_s`: then, and where the
+    name, which has no members. Every wait for the broker ends after `limit_s`: then, and where the
     broker refuses, the transaction is lost (`TransactionLostError`). A lost one says nothing more:
     what the broker may still hear of it has an old epoch, once the next one has begun, and counts
     for nothing.
@@ -204,7 +204,7 @@ class Transaction:
     @contextmanager
     def _watched(self, what: str) -> Iterator[None]:
         """Whatever goes wrong, the transaction is lost: what was and was not done, the next
-        `begin` will tell."""
+        `begin` will find out."""
         if self._lost is not None:
             raise self._lost
         try:
@@ -220,14 +220,14 @@ class Transaction:
             self._lose_by(what, error, error)
 
     def _lose_by(self, what: str, cause: BaseException, error: Exception) -> None:
-        said = f"{cause!r} {error!r}"
+        errors_text = f"{cause!r} {error!r}"
         if refusal := self._refusals.explain(cause, self._writer.shown()):
             raise ConnectorError(
                 f"kafka transaction {self._id}: could not be {what}: {refusal}"
             ) from error
         if isinstance(error, RefusedError):
             self._lose(what, Loss.REFUSED, str(error))
-        if EXPIRED in said or self._writer.forgotten:
+        if EXPIRED in errors_text or self._writer.forgotten:
             self._lose(
                 what,
                 Loss.EXPIRED,
@@ -237,12 +237,12 @@ class Transaction:
                 "longest pause of the "
                 "input",
             )
-        if self._writer.fenced or any(name in said for name in TAKEN):
+        if self._writer.fenced or any(name in errors_text for name in TAKEN):
             self._lose(
                 what, Loss.TAKEN, f"fenced by another engine, or open for too long: {cause!r}"
             )
         silent = isinstance(cause, kafka_errors.RetriableError) or any(
-            name in said for name in SILENCE
+            name in errors_text for name in SILENCE
         )
         self._lose(what, Loss.NO_ANSWER if silent else Loss.FAILED, str(error))
 
