@@ -57,6 +57,16 @@ def test_a_condition_is_one_line_and_its_end_is_one_more_with_how_long_it_took(
     ]
 
 
+def test_the_trouble_is_what_says_why(conditions, clock):
+    conditions.begin(Condition.UNACKNOWLEDGED, "not acknowledged")
+    assert conditions.trouble == "not acknowledged"
+    clock.now += 1.0
+    conditions.begin(Condition.TOO_FEW_REPLICAS, "too few replicas")
+    clock.now += 1.0
+    conditions.begin(Condition.NO_ANSWER, "no answer")
+    assert conditions.trouble == "too few replicas"
+
+
 def test_a_condition_of_several_parts_is_over_with_the_last(conditions, caplog):
     with caplog.at_level(logging.INFO, "streamadapt"):
         conditions.begin(Condition.NO_ANSWER, "away", "0")

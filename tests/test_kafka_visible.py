@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
 from kafka.structs import OffsetAndMetadata
 from kafka_engines import admin, create, fill
 from kafka_helpers import until
@@ -25,13 +26,22 @@ from own_broker import OwnBroker
 from streamadapt_connectors.codecs import FieldMap, JsonCodec
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSource
 
+from benchmarks.kafka_broker import ApacheKafka, start_script
 from streamadapt import Bias, Forecast, Persistence, Pipeline
 from streamadapt.app.watchdog import Watchdog
 from streamadapt.engine.engine import Engine
 from streamadapt.engine.metrics import Metrics
 from streamadapt.engine.settings import EngineSettings
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.apache_kafka]
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.slow,
+    pytest.mark.apache_kafka,
+    # kafka-python leaves the sockets of refused connections to garbage collection.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 FIELDS = FieldMap(time="time", time_format="unix_s", values=["x"])
 EXPIRES_MS = 15_000
@@ -169,7 +179,12 @@ def not_json(servers: str, name: str) -> None:
 
 @contextlib.contextmanager
 def at_work(
-    broker: OwnBroker, made: str, tmp_path: Any, caplog: Any, guarantee: str, group: str | None
+    broker: OwnBroker | ApacheKafka,
+    made: str,
+    tmp_path: Any,
+    caplog: Any,
+    guarantee: str,
+    group: str | None,
 ) -> Any:
     """An engine that has written predictions and a dead letter, and has a backlog."""
     caplog.set_level(logging.INFO, "streamadapt")
@@ -227,6 +242,94 @@ def test_a_broker_that_goes_and_comes_back(
         assert [
             text for text in lines(caplog, side, logging.INFO) if "connected again after" in text
         ]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    if start_script() is None:
+        pytest.skip("no start script of Apache Kafka (STREAMADAPT_KAFKA_START names one)")
+    with ApacheKafka(tmp_path_factory.mktemp("cluster"), 3) as kafka:
+        yield kafka
+
+
+def replicated(cluster: ApacheKafka, name: str, strict: str) -> None:
+    """Create the topics of an engine; every broker must have what is written to one of them."""
+    with admin(cluster.servers) as client:
+        topics = [NewTopic(name, 1, 3)]
+        for which in ("out", "dead"):
+            configs = {"min.insync.replicas": "3" if which == strict else "2"}
+            topics.append(NewTopic(f"{name}-{which}", 1, 3, topic_configs=configs))
+        client.create_topics(topics)
+        client.wait_for_topics([topic.name for topic in topics], timeout_ms=30_000)
+
+
+@contextlib.contextmanager
+def without_a_broker(
+    cluster: ApacheKafka, made: str, strict: str, tmp_path: Any, caplog: Any, guarantee: str
+) -> Iterator[Running]:
+    """One of three brokers is killed, and the topic that is written to asks for all three; at the end it is back."""
+    replicated(cluster, made, strict)
+    side = "sink" if strict == "out" else "dead_letters"
+    with at_work(cluster, made, tmp_path, caplog, guarantee, None) as one:
+        cluster.end(2)
+        try:
+            not_json(cluster.servers, made)
+            fill(cluster.servers, made, 50, first=420)
+            one.until(lambda: one.metric("sink_connected", side=side) == 0.0)
+            assert not one.watchdog.ready()[0]
+            yield one
+            time.sleep(
+                12.0
+            )  # longer than `sink.broker_timeout`: transactions are given up meanwhile
+            assert not one.watchdog.ready()[0]
+        finally:
+            cluster.start()
+        one.until(lambda: one.works() and one.entries() == 470)
+        assert one.metric("condition_active", side=side, condition="too_few_replicas") == 0.0
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("guarantee", "which"),
+    [("at-least-once", "dead"), ("at-least-once", "out"), ("effectively-once", "out")],
+)
+def test_too_few_in_sync_replicas(
+    guarantee: str, which: str, cluster: ApacheKafka, tmp_path: Any, caplog: Any
+) -> None:
+    made = f"few-{which}-{guarantee}-{time.time_ns()}"
+    side, what = (
+        ("sink", "sink kafka") if which == "out" else ("dead_letters", "dead letters kafka")
+    )
+    with without_a_broker(cluster, made, which, tmp_path, caplog, guarantee) as one:
+        one.until(
+            lambda: one.metric("condition_active", side=side, condition="too_few_replicas") == 1.0
+        )
+        assert one.metric("sink_connected", side=side) == 0.0
+        one.until(
+            lambda: f"topic {made}-{which}, partition 0 has fewer" in one.watchdog.ready()[1]
+        )
+        one.until(lambda: (one.metric("unacknowledged_seconds", side=side) or 0.0) > 5.0)
+    said = lines(caplog, f"{what} {made}-{which} at", of="min.insync.replicas")
+    assert len(said) == 1, said
+    assert lines(
+        caplog,
+        f"{what} {made}-{which} at",
+        logging.INFO,
+        of="has enough in-sync replicas again after",
+    )
+
+
+@pytest.mark.timeout(900)
+def test_too_few_in_sync_replicas_for_a_transaction(
+    cluster: ApacheKafka, tmp_path: Any, caplog: Any
+) -> None:
+    """The broker cannot end the open transaction either, so that no other record is ever refused for it."""
+    made = f"few-exactly-once-{time.time_ns()}"
+    with without_a_broker(cluster, made, "out", tmp_path, caplog, "exactly-once") as one:
+        one.until(
+            lambda: any("begins again from its last commit" in text for text in caplog.messages)
+        )
+        assert not one.watchdog.ready()[0]
 
 
 def test_an_open_transaction_before_us(

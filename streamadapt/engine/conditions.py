@@ -198,10 +198,17 @@ class Conditions:
     @property
     def trouble(self) -> str:
         """Why no work can be done: the text of the blocking condition that has held longest; empty
-        if there is none."""
+        if there is none.
+
+        The condition that deliveries are not acknowledged comes after those that explain it.
+        """
         with self._lock:
-            blocking = [held for condition, held in self._held.items() if condition in BLOCKING]
-            return min(blocking, key=lambda held: held.since).text if blocking else ""
+            blocking = [
+                (condition is Condition.UNACKNOWLEDGED, held.since, held.text)
+                for condition, held in self._held.items()
+                if condition in BLOCKING
+            ]
+            return min(blocking)[2] if blocking else ""
 
     def standing(
         self,

@@ -21,7 +21,7 @@ from kafka.protocol.producer import InitProducerIdRequest, ProduceRequest
 from streamadapt.config.secrets import remember, scrubbed, without_credentials
 from streamadapt.engine.conditions import Condition, Conditions
 from streamadapt.errors import ConfigError, ConnectorError
-from streamadapt_connectors.kafka.answers import Answers
+from streamadapt_connectors.kafka.answers import PRODUCE, Answers
 from streamadapt_connectors.kafka.client_log import let_client_speak
 from streamadapt_connectors.kafka.greeting import (
     address_reason,
@@ -242,10 +242,15 @@ class Client:
         if late is not None:
             broker = manager.cluster.broker_metadata(late.node)
             where = "a broker" if broker is None else f"broker {broker.host}:{broker.port}"
+            waits = (
+                ", or waits for another broker that has a replica of the topic"
+                if late.kind == PRODUCE
+                else ""
+            )
             return (
                 f"{where} keeps its connection open but has not answered a {late.kind} request "
-                f"for {late.age_s:.0f} s: "
-                "it is paused, frozen or overloaded; look at that broker"
+                f"for {late.age_s:.0f} s: it is paused, frozen or overloaded{waits}; "
+                f"look at {'the brokers' if waits else 'that broker'}"
             )
         if self.answers():
             return ""
