@@ -267,7 +267,7 @@ def replicated(cluster: ApacheKafka, name: str, strict: str) -> None:
 def without_a_broker(
     cluster: ApacheKafka, made: str, strict: str, tmp_path: Any, caplog: Any, guarantee: str
 ) -> Iterator[Running]:
-    """One of three brokers is killed, and the topic that is written to asks for all three; at the end it is back."""
+    """Kill one of three brokers while a topic asks for all three replicas; start it at the end."""
     replicated(cluster, made, strict)
     side = "sink" if strict == "out" else "dead_letters"
     with at_work(cluster, made, tmp_path, caplog, guarantee, None) as one:
@@ -323,7 +323,7 @@ def test_too_few_in_sync_replicas(
 def test_too_few_in_sync_replicas_for_a_transaction(
     cluster: ApacheKafka, tmp_path: Any, caplog: Any
 ) -> None:
-    """The broker cannot end the open transaction either, so that no other record is ever refused for it."""
+    """The broker cannot end the open transaction either: it refuses no other record for it."""
     made = f"few-exactly-once-{time.time_ns()}"
     with without_a_broker(cluster, made, "out", tmp_path, caplog, "exactly-once") as one:
         one.until(

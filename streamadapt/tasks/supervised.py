@@ -46,7 +46,8 @@ class Supervised(Task):
     others. A learned output is not learned again, and cannot be corrected. A further label
     replaces outputs that are not learned yet: those of a label inside an entry before the next
     arrival, and those of every label for as long as `correction_window`. Of two labels that
-    differ, the one with the later time counts. A label without any new output is refused as a duplicate.
+    differ, the one with the later time counts. A label without any new output is refused as a
+    duplicate.
 
     Parameters
     ----------

@@ -8,10 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 
 import pytest
 from kafka_helpers import produce, until
 from streamadapt_connectors.kafka import KafkaSource
+from streamadapt_connectors.kafka_group import keep_joins
 
 from streamadapt.records import StreamPartition
 from streamadapt.testing.checks.sources import Owner
@@ -133,3 +135,17 @@ def test_an_owner_that_fails_in_a_rebalance_is_heard(kafka_servers: str, topic: 
             until(lambda: False, lambda: source.poll(0.2))
     finally:
         source.close()
+
+
+def test_a_join_is_ended_where_its_reason_has_gone_meanwhile() -> None:
+    """A poll was too short for it; heartbeats begin again at its end."""
+    coordinator = SimpleNamespace(
+        need_rejoin=lambda: False,
+        rejoining=True,
+        _do_join_and_sync_async=None,
+        _on_join_complete_async=None,
+    )
+    keep_joins(SimpleNamespace(_coordinator=coordinator))
+    assert coordinator.need_rejoin()
+    coordinator.rejoining = False
+    assert not coordinator.need_rejoin()

@@ -68,8 +68,11 @@ def keep_joins(consumer: Any) -> None:
 
     kafka-python 3.0 only looks for it during a poll. If it finds the join done at the next one, it
     begins another, which makes all members join again: with short polls the group never settles.
+    It also does not look if the reason to join no longer exists, as for a leader that joined after
+    the metadata of a topic had changed. Its heartbeats, which stop for a join, would never resume.
     """
     coordinator = consumer._coordinator
+    needed = coordinator.need_rejoin
     join, complete = coordinator._do_join_and_sync_async, coordinator._on_join_complete_async
     kept: list[tuple[Any, bytes]] = []
 
@@ -86,6 +89,7 @@ def keep_joins(consumer: Any) -> None:
         await complete(*args)
 
     coordinator._do_join_and_sync_async, coordinator._on_join_complete_async = join_once, completed
+    coordinator.need_rejoin = lambda: coordinator.rejoining or needed()
 
 
 def rebalancing(consumer: Any) -> bool:
