@@ -178,7 +178,7 @@ class CheckpointStore:
         fence = self._fence
         if fence is None or not self.leased:
             return lambda: None
-        fresh_s = FRESH_S + self.folder.glance_s
+        fresh_s = FRESH_S + self.folder.owner_check_interval_s
 
         def check() -> None:
             if self._clock.monotonic() - self._looked >= fresh_s:
