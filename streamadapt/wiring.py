@@ -62,6 +62,8 @@ def without_foreign_form(group: str, table: Mapping[str, Any]) -> dict[str, Any]
     if found is None:
         return dict(table)
     known = inspect.signature(found).parameters
+    if any(known[name].kind is inspect.Parameter.VAR_KEYWORD for name in known):
+        return dict(table)
     return {k: v for k, v in table.items() if k not in FORM or k in known}
 
 
