@@ -162,7 +162,7 @@ def test_the_page_says_which_way_each_expert_went() -> None:
     page = results_page([same(), several()])
     assert "* `good`: helps on m (-50.0 %), two (+0.200); no block worse than the base's." in page
     assert "* `bad`: harms on m (+50.0 %), two (-0.100); in its worst block +50.0 % (m)." in page
-    assert "* `same`: does nothing on m (0.0 %); no block worse" in page
+    assert "* `same`: has no effect on m (0.0 %); no block worse" in page
     assert "* `m`: protocol" in page
 
 
@@ -176,7 +176,7 @@ def test_a_protocol_like_one_before_is_told_by_what_differs() -> None:
     other = replace(same(), name="other", protocol="other: Something else. Labels come late.")
     assert protocols([first, second, other]).splitlines() == [
         f"* `{first.name}`: {first.protocol.removeprefix(first.name + ': ')}",
-        f"* `two`: as `{first.name}`, but for this: One in 3.",
+        f"* `two`: as `{first.name}`, except: One in 3.",
         "* `other`: Something else. Labels come late.",
     ]
 
