@@ -76,7 +76,7 @@ def test_a_wall_clock_that_goes_back_changes_nothing(tmp_path, monkeypatch):
         now[0] -= hour_ns
         return now[0]
 
-    monkeypatch.setattr("streamadapt.engine.ports.time.time_ns", earlier)
+    monkeypatch.setattr("streamadapt.clock.time.time_ns", earlier)
     job = Job(80, every=40)
     metrics = Metrics()
     first, one = job.engine(tmp_path, metrics=metrics)
