@@ -402,7 +402,7 @@ def check_learns_it_where_it_is(make: Make, device: torch.device) -> None:
         for learner, _, steps in _built(make, device, LEARNED[-1], (case,)):
             if not learner.needs_labels:
                 continue
-            gained = torch.zeros(0)
+            gained = torch.zeros(0, dtype=torch.float32)
             for gained in _gains(learner, case, steps):
                 others = gained[:, [c for c in range(case.columns) if c != 1]]
                 if bool((gained[:, 1] > 2.0 * (-others).clamp_min(0.0).amax(1)).all()):
