@@ -19,7 +19,6 @@ from streamadapt.config.tables import Config
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.files import kind_of, sync_folder
 from streamadapt.state.folder import LocalFolder, folder_of
-from streamadapt.wiring import ask, dead_letters_table
 
 __all__ = [
     "Replacement",
@@ -202,6 +201,8 @@ def _files(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _letter_files(config: Config) -> Iterator[tuple[str, str]]:
+    from streamadapt.wiring import dead_letters_table  # loads numpy, which `init` does without
+
     try:
         table = dead_letters_table(config)
     except ConfigError:  # said where the sinks are made
@@ -212,6 +213,8 @@ def _letter_files(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _output_files(group: str, table: Mapping[str, Any]) -> Mapping[str, str]:
+    from streamadapt.wiring import ask  # see above
+
     files: Mapping[str, str] = ask(group, table, "output_files", lambda settings: {})(table)
     return files
 

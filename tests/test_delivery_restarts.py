@@ -144,7 +144,7 @@ def test_another_guarantee_after_a_crash_between_checkpoint_and_commit(tmp_path,
 def test_a_sink_without_transactions_cannot_tell_whether_a_checkpoint_counts(tmp_path):
     exactly(tmp_path, TransactionalLog(), HALF)
     entries, labels = stream()
-    with pytest.raises(CheckpointError, match="this sink has none"):
+    with pytest.raises(CheckpointError, match="this sink has no transactions"):
         make_engine(entries, labels, tmp_path, MemorySink(), "effectively-once").run()
 
 

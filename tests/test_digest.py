@@ -42,7 +42,8 @@ def test_an_older_checkpoint_says_only_that_it_differs(tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.save({"n": 1}, AT, config_digest="0123", summary={})
         with pytest.raises(
-            CheckpointError, match=r"written with configuration 0123, but this one is \w+; what"
+            CheckpointError,
+            match=r"written with configuration 0123, but this one is \w+; the learned",
         ):
             store.load_latest(ConfigDigest(BEFORE))
 

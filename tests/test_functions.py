@@ -14,6 +14,7 @@ EXCEPTIONS: dict[str, str] = {
     "streamadapt/app/dlq/replay.py:Replay.read": "to be split",
     "streamadapt/app/fitting.py:fit_base": "to be split",
     "streamadapt/engine/engine.py:Engine.__init__": "its settings",
+    "streamadapt/engine/metrics.py:Metrics.samples": "to be split",
     "streamadapt/learners/liquid/learner.py:Liquid.__init__": "its settings",
     "streamadapt/learners/liquid/train.py:fit": "to be split",
     "streamadapt/models/builtin.py:Linear._from_file": "to be split",
@@ -24,6 +25,7 @@ EXCEPTIONS: dict[str, str] = {
     "streamadapt/state/store.py:CheckpointStore.save": "to be split",
     "streamadapt/tasks/supervised.py:Supervised.__init__": "its settings",
     "connectors/streamadapt_connectors/kafka/source.py:KafkaSource.__init__": "its settings",
+    "connectors/streamadapt_connectors/kafka/writer.py:Writer.__init__": "its settings",
 }
 
 

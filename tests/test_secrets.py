@@ -214,7 +214,7 @@ def test_check_warns_of_a_secret_that_is_written_down(weights, tmp_path, capsys,
     assert warning.startswith(flag)
     assert run_command(["check", str(path), "--set", f"{flag}={CANARY}x"]).code == 0
     flagged = capsys.readouterr()
-    assert "stands on the command line" in flagged.err
+    assert "is written on the command line" in flagged.err
     assert_hidden(*said, *as_json, *flagged)
     monkeypatch.setenv(PASSWORD, "another")
     assert run_command(["check", str(path)]).code == 0

@@ -116,17 +116,22 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
     for one in files:
         _tell_file(one)
     for one in there:
-        for sequence, why in one.get("damaged", {}).items():
-            _say(
-                f"warning: {one['partition']}, checkpoint {sequence}: damaged, and will be "
-                f"passed over: {why}"
-            )
-        place = f"{one['partition']}, checkpoint {one['sequence']}"
-        if one["resumes"]:
-            tell(f"goes on from {place}")
-        else:
-            _say(f"warning: a run would not go on from {place}: {one['problem']}")
+        _tell_checkpoint(one)
     tell(f"ok: experts {', '.join(experts)}")
+
+
+def _tell_checkpoint(found: dict[str, Any]) -> None:
+    """Print from which checkpoint a run of this partition would resume."""
+    for sequence, why in found.get("damaged", {}).items():
+        _say(
+            f"warning: {found['partition']}, checkpoint {sequence}: damaged, and will be "
+            f"passed over: {why}"
+        )
+    place = f"{found['partition']}, checkpoint {found['sequence']}"
+    if found["resumes"]:
+        tell(f"goes on from {place}")
+    else:
+        _say(f"warning: a run would not go on from {place}: {found['problem']}")
 
 
 def _tell_file(found: dict[str, Any]) -> None:
