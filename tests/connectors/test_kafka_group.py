@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from kafka_helpers import produce, until
 from streamadapt_connectors.kafka import KafkaSource
-from streamadapt_connectors.kafka_group import keep_joins
+from streamadapt_connectors.kafka.group import keep_joins
 
 from streamadapt.records import StreamPartition
 from streamadapt.testing.checks.sources import Owner
