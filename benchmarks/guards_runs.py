@@ -98,9 +98,8 @@ class SideBySide(Guard):
     def mix(self, predictions: Array) -> Mixture:
         mixtures = {name: guard.mix(predictions) for name, guard in self.guards.items()}
         self.said = {name: mixture.served for name, mixture in mixtures.items()}
-        own = np.concatenate(
-            [mixture.aggregator_outputs for mixture in mixtures.values()]
-        )  # the main guard's served one is the last
+        # The main guard's served one is the last.
+        own = np.concatenate([mixture.aggregator_outputs for mixture in mixtures.values()])
         last = list(mixtures.values())[-1]
         return Mixture(last.served, own, last.weights)
 

@@ -20,7 +20,7 @@ from kafka import KafkaAdminClient
 from streamadapt.app.demo.broker import EmbeddedBroker
 from streamadapt.errors import ConnectorError
 
-__all__ = ["ApacheKafka", "broker_name", "measured_broker", "start_script"]
+__all__ = ["ApacheKafka", "broker_name", "measured_broker", "runs", "start_script"]
 
 BESIDE = Path(__file__).parents[2] / "shared" / "kafka" / "start"
 PORTS = range(21300, 30000, 50)
@@ -169,7 +169,7 @@ class ApacheKafka:
         pid = self._pid(broker)
         os.kill(pid, number)
         deadline = time.monotonic() + PATIENCE_S
-        while _runs(pid):
+        while runs(pid):
             if time.monotonic() > deadline:
                 raise ConnectorError(f"broker {broker} got signal {number.name} and still runs")
             time.sleep(0.05)
@@ -182,7 +182,7 @@ class ApacheKafka:
         """Kill every broker that runs."""
         for broker in range(self.brokers):
             with contextlib.suppress(OSError, ValueError):
-                if _runs(self._pid(broker)):
+                if runs(self._pid(broker)):
                     self.send(broker, signal.SIGCONT)
                     self.end(broker)
         self._kept.close()
@@ -212,13 +212,13 @@ def _free_block() -> tuple[int, socket.socket]:
 def _check_free(port: int) -> None:
     """Raise `OSError` if somebody listens."""
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # one just closed is free, as it is for the broker
+        # A port that was just closed is free, as it is for the broker.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
+    """Return whether a process runs; a zombie process does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

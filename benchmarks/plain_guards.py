@@ -143,9 +143,8 @@ class Median(Mean):
     def mix(self, predictions: Array) -> Mixture:
         """Take the middle expert of each cell, or the mean of the two in the middle."""
         order = predictions.argsort(axis=0, kind="stable")
-        middle = order[
-            (self.experts - 1) // 2 : self.experts // 2 + 1
-        ]  # one or two experts, (1 or 2, rows, columns)
+        # One or two experts, (1 or 2, rows, columns).
+        middle = order[(self.experts - 1) // 2 : self.experts // 2 + 1]
         served = np.take_along_axis(predictions, middle, axis=0).mean(axis=0)
         if self.loss.row_wise:
             served /= served.sum(axis=-1, keepdims=True)

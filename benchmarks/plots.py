@@ -62,9 +62,8 @@ def draw(measured: Measured) -> Figure:
 
 def _bars(axes: Any, measured: Measured, measure: Measure, *, named: bool) -> None:
     """One bar per expert, the best of the first measure on top."""
-    ranked = sorted(
-        measured.figures, key=measured.figure, reverse=not measured.measure.higher
-    )  # bars go upwards
+    # Bars go upwards.
+    ranked = sorted(measured.figures, key=measured.figure, reverse=not measured.measure.higher)
     values = [measured.figure(name, measure.key) for name in ranked]
     spreads = [measured.spread(name, measure.key) for name in ranked]
     colours = [_colour(measured, name) for name in ranked]

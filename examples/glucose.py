@@ -33,9 +33,8 @@ def items(readings):
 
 
 def main(limit):
-    readings = [
-        r for r in read_glucose() if not isinstance(r.isig, str)
-    ]  # a sensor without a signal reports "nil"
+    # A sensor without a signal reports "nil".
+    readings = [r for r in read_glucose() if not isinstance(r.isig, str)]
     split = len(readings) // 5
     history, stream = readings[:split], readings[split:][:limit]
     batch = Batch(

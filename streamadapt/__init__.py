@@ -59,9 +59,8 @@ if not TYPE_CHECKING:  # there, a name that is not above is an error
         from _thread import get_ident
 
         this = get_ident()
-        if (
-            not name.startswith("_") and this not in _loading
-        ):  # what is loaded may itself ask for parts of the package
+        # What is loaded may itself ask for parts of the package.
+        if not name.startswith("_") and this not in _loading:
             _loading.add(this)
             try:
                 from streamadapt import public

@@ -77,9 +77,8 @@ def _shown(value: Any) -> str:
         items = [_shown(item) for item in value[:MOST_ITEMS]] + ["..."] * (len(value) > MOST_ITEMS)
         text = ", ".join(items) + "," * (isinstance(value, tuple) and len(value) == 1)
         return f"({text})" if isinstance(value, tuple) else f"[{text}]"
-    if isinstance(
-        getattr(value, "shape", None), tuple
-    ):  # an array or a tensor, whose library need not be loaded here
+    # An array or a tensor, whose library need not be loaded here.
+    if isinstance(getattr(value, "shape", None), tuple):
         return f"{type(value).__name__}{tuple(value.shape)}"
     if callable(value):  # a function, or a torch module, whose own text has a line for each layer
         return getattr(value, "__qualname__", f"{type(value).__name__}(...)")

@@ -122,9 +122,8 @@ def make_pipeline(config: Config) -> Pipeline | KeyedPipeline:
 
 
 def _base(config: Config, task: Task) -> Base:
-    resolve_device(
-        config.device, cells=1
-    )  # otherwise a missing device would be noticed only at the first full window
+    # Otherwise a missing device would be noticed only at the first full window.
+    resolve_device(config.device, cells=1)
     base_table = dict(config.base)
     if base_table.get("kind") == "persistence":
         base_table.setdefault("horizon", task.rows)
@@ -180,9 +179,8 @@ def _panel(config: Config) -> Panel | None:
         table.setdefault("max_ahead", config.limits["max_ahead"])
     panel = cast(Panel, arguments_of(Panel, "panel", table)())
     ahead_ns = limits.get("max_ahead_ns", EngineSettings.max_ahead_ns)
-    if (
-        ahead_ns < panel.clock.lateness_ns
-    ):  # otherwise late records would cause the refusal of a valid one
+    # Otherwise late records would cause the refusal of a valid one.
+    if ahead_ns < panel.clock.lateness_ns:
         given = config.limits.get("max_ahead", "1d")
         raise ConfigError(
             "limits.max_ahead", given, f"a duration >= panel.lateness, {table['lateness']}"

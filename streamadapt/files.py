@@ -58,9 +58,8 @@ def open_regular(file: Path) -> BinaryIO:
     OSError
         If it cannot be opened, or is a folder, a pipe, a socket or a device.
     """
-    descriptor = os.open(
-        file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    )  # not blocking: a pipe would wait forever
+    # Not blocking: a pipe would wait forever.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "no regular file")

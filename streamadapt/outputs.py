@@ -257,9 +257,8 @@ class Replacement:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._remove_left_behind()
             self._lock = os.open(self.path, flags, 0o666)
-            with suppress(
-                OSError
-            ):  # a file system without locks: it is removed only by this process
+            # A file system without locks: it is removed only by this process.
+            with suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise self._error(error) from error

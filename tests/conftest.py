@@ -21,9 +21,8 @@ settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(
-        1
-    )  # small steps: handing them to a second thread costs more than doing them
+    # Small steps: handing them to a second thread costs more than doing them.
+    torch.set_num_threads(1)
     # kafka-python 3.0 drops the socket of a refused connection, to be closed by garbage collection
     # whenever that comes.
     config.addinivalue_line(

@@ -58,9 +58,8 @@ def consume(servers: str, topic: str, **configs: Any) -> list[Any]:
             consumer.seek(at, 0)
         while any(consumer.position(at) < ends[at] for at in places):
             found += [r for batch in consumer.poll(500).values() for r in batch]
-        while batches := consumer.poll(
-            500
-        ):  # some brokers name the start of the last batch when asked for the end
+        # Some brokers name the start of the last batch when asked for the end.
+        while batches := consumer.poll(500):
             found += [r for batch in batches.values() for r in batch]
         return sorted(found, key=lambda r: (r.partition, r.offset))
     finally:

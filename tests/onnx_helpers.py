@@ -24,9 +24,8 @@ def export(
     inputs = torch.zeros(2 if dynamic else 1, window, 2)
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch's own: its exporter uses what other parts of it deprecate
+        # Torch's own: its exporter uses what other parts of it deprecate.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             model.eval(),
             (inputs,),

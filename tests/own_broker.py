@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-BESIDE = Path(__file__).parents[2] / "shared" / "kafka" / "start"
-PATIENCE_S = 120.0
+from benchmarks.kafka_broker import BESIDE, PATIENCE_S, runs, start_script
 
 
 def free_ports(count: int) -> list[int]:
@@ -51,13 +50,13 @@ class OwnBroker:
     """
 
     def __init__(self, folder: Path, lines: Sequence[str] = (), port: int | None = None) -> None:
-        named = os.environ.get("STREAMADAPT_KAFKA_START")
-        self._start = Path(named) if named else BESIDE
-        if not self._start.is_file():
+        script = start_script()
+        if script is None:
+            named = os.environ.get("STREAMADAPT_KAFKA_START", BESIDE)
             pytest.skip(
-                f"no start script of Apache Kafka: {self._start} (STREAMADAPT_KAFKA_START names "
-                f"another)"
+                f"no start script of Apache Kafka: {named} (STREAMADAPT_KAFKA_START names another)"
             )
+        self._start = script
         self._folder = folder / "kafka"
         self._port = free_ports(1)[0] if port is None else port
         self._lines = list(lines)
@@ -77,7 +76,7 @@ class OwnBroker:
         """SIGKILL, as a machine that loses its power."""
         self.signal(signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE_S
-        while _runs(self.pid):
+        while runs(self.pid):
             assert time.monotonic() < deadline, "it was killed, and runs"
             time.sleep(0.05)
         # The start script looks for its last line: that of the life before must not be taken for
@@ -88,13 +87,6 @@ class OwnBroker:
         os.kill(self.pid, number)
 
     def stop(self) -> None:
-        if _runs(self.pid):
+        if runs(self.pid):
             os.kill(self.pid, signal.SIGCONT)
             self.kill()
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

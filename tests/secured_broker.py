@@ -164,9 +164,8 @@ class Secured:
                 data = end.recv(1 << 16)
                 if not data:
                     return
-                while (
-                    isinstance(end, ssl.SSLSocket) and end.pending()
-                ):  # decrypted, so no longer to be seen by select
+                # decrypted, so no longer to be seen by select
+                while isinstance(end, ssl.SSLSocket) and end.pending():
                     data += end.recv(1 << 16)
                 other[end].sendall(data)
 

@@ -160,9 +160,8 @@ def test_friedman_changes() -> None:
         loss = dict(zip(traces[signal].at.tolist(), traces[signal].values.tolist(), strict=True))
         means[signal] = [np.nanmean([loss[i] for i in range(a, a + 250)]) for a in (40, 600, 1200)]
     assert means["loss"][1] > 1.15 * max(means["loss"][0], means["loss"][2])
-    assert means[MOVING] == pytest.approx(
-        [1.0, 1.0, 1.0], abs=0.15
-    )  # long after a change, no trace of it
+    # Long after a change, no trace of it.
+    assert means[MOVING] == pytest.approx([1.0, 1.0, 1.0], abs=0.15)
 
 
 def test_sensor_changes_by_hand() -> None:
@@ -209,9 +208,8 @@ def test_levels_with_and_without_correction() -> None:
     noise = np.random.default_rng(3).lognormal(size=(150, 10))
     noise[100:, 0] += 10.0
     apart = [DriftMonitor("kswin", "loss") for _ in range(10)]
-    for row in (
-        noise
-    ):  # ten times the level, divided by ten: every channel fires as a monitor of its own would
+    # Ten times the level, divided by ten: every channel fires as a monitor of its own would.
+    for row in noise:
         fired = [one.update(v) for one, v in zip(apart, row.tolist(), strict=True)]
         assert alone.update(row) == any(fired)
     full, divided = (measure(plan, 10, 1, divided=d) for d in (False, True))

@@ -87,9 +87,8 @@ def test_the_command(tmp_path: Path) -> None:
     found = said["groups"]["creeping"]
     assert found["never-fire:loss"]["alarms"]["detected"] == 0
     assert found["always-fire:loss"]["alarms"]["detected"] == 1
-    assert (
-        found["hddm-w:error"]["alarms"]["detected"] == 1
-    )  # a base that has drifted far away is wrong often
+    # A base that has drifted far away is wrong often.
+    assert found["hddm-w:error"]["alarms"]["detected"] == 1
     assert "## Classification, a drift that begins and goes on" in written.read_text(
         encoding="utf-8"
     )

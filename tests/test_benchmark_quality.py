@@ -77,9 +77,8 @@ def test_a_forecast_figure_is_what_a_computation_by_hand_gives() -> None:
     bias = np.zeros((horizon, 3))
     errors: dict[str, list[float]] = {"base": [], "bias-0.1": [], "persistence": []}
     for t in range(first, n - horizon):
-        for h in range(
-            1, horizon + 1
-        ):  # what row t makes known, of the forecasts since the first judged one
+        # What row t makes known, of the forecasts since the first judged one.
+        for h in range(1, horizon + 1):
             if t - h >= first:
                 bias[h - 1] += RATE * (batch.values[t] - said[t - h][h - 1] - bias[h - 1])
         actual = batch.values[t + 1 : t + 1 + horizon]

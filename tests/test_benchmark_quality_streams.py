@@ -257,9 +257,8 @@ def test_linkload_figures_are_what_a_computation_by_hand_gives() -> None:
     values = loads.batch.values.astype(np.float64)
     network = linkload.fit(SHORT, loads, 1)
     bias, errors = np.zeros(41), []
-    for t in range(
-        96 - 1 - 10, 191
-    ):  # the first forecast is issued 10 entries before the first judged one
+    # The first forecast is issued 10 entries before the first judged one.
+    for t in range(96 - 1 - 10, 191):
         with torch.no_grad():
             said = (
                 network(torch.from_numpy(loads.batch.values[t - 3 : t + 1])[None])[0, 0]

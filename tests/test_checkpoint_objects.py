@@ -317,9 +317,8 @@ def test_whatever_fails_a_restart_ends_as_an_undisturbed_run(tmp_path, monkeypat
     """Every single request of a run, one a trial: the engine stops with an error of ours, and
     starts again."""
     monkeypatch.setattr(_FileSystem, "tears", how == "torn")
-    monkeypatch.setattr(
-        ObjectFolder, "owner_check_interval_s", float("inf")
-    )  # else how much is asked depends on the time it takes
+    # Else how much is asked depends on the time it takes.
+    monkeypatch.setattr(ObjectFolder, "owner_check_interval_s", float("inf"))
     job, counts = Job(45, make, 30), Counts()
     FailingFileSystem.set_up()
     job.engine(fresh("failing", tmp_path))[0].run()

@@ -324,9 +324,8 @@ def test_logits_in_place_of_probabilities_are_refused_by_check_and_at_the_first_
     config(folder, softmax="false")
     write(folder, lambda c: c)
     for command in (["check", "c.toml"], ["replay", "c.toml", "in.jsonl"], ["run", "c.toml"]):
-        if (
-            command[0] != "check"
-        ):  # a width that only the entries know: check has no window to ask about
+        # A width that only the entries know: check has no window to ask about.
+        if command[0] != "check":
             (folder / "c.toml").write_text(
                 (folder / "c.toml").read_text().replace("channels = 2\n", "")
             )
@@ -439,9 +438,8 @@ def test_a_repaired_label_of_a_csv_file_is_a_row_of_its_own(folder, capsys):
         "its label: column 'y': expected one of the classes 'DOWN', 'UP'"
     )
     letter["value"] = letter["value"].replace("UPP", "UP")
-    (folder / "fixed.jsonl").write_bytes(
-        json.dumps(letter).encode("utf-16")
-    )  # as PowerShell writes what it is given
+    # As PowerShell writes what it is given.
+    (folder / "fixed.jsonl").write_bytes(json.dumps(letter).encode("utf-16"))
     assert (
         run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes", "--out", "add.csv"]).code
         == 0

@@ -104,9 +104,8 @@ def test_the_guard_finds_the_learner_in_log_loss(name: str) -> None:
         served = pipeline.observe([entry(0.0, t + 1, id=str(t), label=np.float32([state]))])[
             0
         ].served[0]
-        total -= (
-            np.log(max(float(served[state]), 1e-6)) if t < n - 1 else 0.0
-        )  # the last label is not learned
+        # The last label is not learned.
+        total -= np.log(max(float(served[state]), 1e-6)) if t < n - 1 else 0.0
     sums = pipeline.stats.loss_sum
     assert sums["served"] == pytest.approx(total, rel=1e-4)
     best = min(sums[k] for k in pipeline.names)

@@ -45,9 +45,8 @@ def confined(writable, *command, cwd=None):
         for k, v in os.environ.items()
         if not k.startswith(("PYTHON", "STREAMADAPT", "HOME", "XDG", "TMP"))
     }
-    environment = kept | {
-        "HOME": "/nonexistent"
-    }  # and PYTHONDONTWRITEBYTECODE is not set: it is no condition
+    # And PYTHONDONTWRITEBYTECODE is not set: it is no condition.
+    environment = kept | {"HOME": "/nonexistent"}
     return subprocess.run(
         [*ALONE, str(writable), *map(str, command)],
         capture_output=True, text=True, check=False, timeout=120, cwd=cwd, env=environment,

@@ -84,9 +84,8 @@ class Terminal:
 
     @property
     def text(self):
-        lines = (
-            self.output.decode().replace("\r", "").replace("\x1b[1A", "\n")
-        )  # a frame is drawn over the one before
+        # A frame is drawn over the one before.
+        lines = self.output.decode().replace("\r", "").replace("\x1b[1A", "\n")
         return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", lines)
 
 
@@ -183,9 +182,8 @@ def test_ctrl_c_ends_the_demo_cleanly(at):
 def test_an_interrupt_waits_for_the_end_of_a_start():
     """A process that was just started is known to somebody before the interrupt comes through."""
     reached = []
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored where a shell started us in background
+    # Ignored where a shell started us in background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start():
         with uninterrupted():

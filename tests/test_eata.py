@@ -93,9 +93,8 @@ def confident(norm: str) -> nn.Sequential:
         model[-1].weight *= 12.0
         adapted = copy.deepcopy(model)
         tent_as_published(adapted)
-        model[-1].bias -= adapted(torch.cat(batches(20, 8))).mean(
-            0
-        )  # no class is said to everything
+        # No class is said to everything.
+        model[-1].bias -= adapted(torch.cat(batches(20, 8))).mean(0)
     return model
 
 
@@ -170,9 +169,8 @@ def test_in_a_stream_it_makes_the_same_steps() -> None:
 
 def test_a_file_of_source_samples_is_read_in_every_format(tmp_path: Path) -> None:
     samples = torch.cat(batches(5, 8, seed=7))
-    np.save(
-        tmp_path / "a.npy", samples.squeeze(1).numpy()
-    )  # (samples, channels) where the window is 1
+    # (samples, channels) where the window is 1
+    np.save(tmp_path / "a.npy", samples.squeeze(1).numpy())
     np.savez(tmp_path / "b.npz", inputs=samples.numpy().astype(np.float64))
     save_file({"inputs": samples}, tmp_path / "c.safetensors")
     expected = built(EATA(8, fisher=samples), spec_with(model_of("batch")))._anchors

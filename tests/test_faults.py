@@ -200,9 +200,8 @@ def test_one_that_can_not_even_be_reset_is_left_alone_until_it_can() -> None:
 def test_snapshots_that_raise_cost_no_entry_and_no_checkpoint() -> None:
     n = SNAPSHOT_EVERY + PROBATION + 20
     items = entries(walk(n, 2))
-    pipeline = pipeline_with(
-        Raises("snapshot", 2, 10**9), Bias(0.05)
-    )  # the first is made when it is built
+    # The first is made when it is built.
+    pipeline = pipeline_with(Raises("snapshot", 2, 10**9), Bias(0.05))
     assert len(pipeline.observe(items)) == n - 2
     pipeline.state_dict()
     assert pipeline.stats.faults["learner:raises-0.1"] >= 2

@@ -344,9 +344,8 @@ def test_losses_are_charged_to_the_predictions_as_they_were_issued() -> None:
     for i, (experts, own, target, mask) in enumerate(guard.charged):
         assert np.array_equal(target[mask], np.broadcast_to(values[window + i], mask.shape)[mask])
         for h in range(horizon):
-            issued = (
-                i - h
-            )  # the forecasts are numbered from 0; number i is matured by one row at charge i
+            # The forecasts are numbered from 0; number i is matured by one row at charge i.
+            issued = i - h
             assert mask[h].all() == (issued >= 0)
             if issued >= 0:
                 assert np.array_equal(experts[:, h], guard.said[issued][0][:, h])

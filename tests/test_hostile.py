@@ -128,9 +128,8 @@ def test_what_is_no_file_is_refused(loader: str, what: str, tmp_path: Path, cana
     name, load = LOADERS[loader]
     hostile.PLACES[what](tmp_path / name)
     if loader == "config" and what == "a pipe":
-        with pytest.raises(
-            ConfigError, match="source"
-        ):  # an empty config: a pipe is what a shell's <(command) is
+        # An empty config: a pipe is what a shell's <(command) is.
+        with pytest.raises(ConfigError, match="source"):
             load(tmp_path / name)
         return
     refused(load, tmp_path / name, canary)
@@ -158,9 +157,8 @@ def test_hostile_inputs_have_no_good_row(
     data = hostile.files(canary)[what]
     for form in (data, gzip.compress(data)) if name.endswith(".gz") else (data,):
         path.write_bytes(form)
-        with pytest.raises(
-            (ConnectorError, ConfigError)
-        ):  # a CSV file is refused for its columns already
+        # A CSV file is refused for its columns already.
+        with pytest.raises((ConnectorError, ConfigError)):
             read_history(path, FIELDS)
     assert not canary.exists()
 
@@ -387,9 +385,8 @@ def test_hostile_river_objects(what: str, canary: Path) -> None:
     learner = built(River("linear_model.LinearRegression"), spec_of("regression", 1, 2, 1, 1))
     before = learner.get_extra_state()
     data = hostile.files(canary)[what]
-    if (
-        what != "torch.save, legacy"
-    ):  # that begins with a pickle of one number, which is none of river's objects
+    # That begins with a pickle of one number, which is none of river's objects.
+    if what != "torch.save, legacy":
         with pytest.raises(CheckpointError):
             loads_river(data)
     with pytest.raises(StreamadaptError):

@@ -224,9 +224,8 @@ def test_a_broker_that_goes_and_comes_back(
             ready, why = one.watchdog.ready()
             assert not ready
             assert "answer" in why
-            time.sleep(
-                12.0
-            )  # longer than `sink.broker_timeout`: transactions are given up meanwhile
+            # Longer than `sink.broker_timeout`: transactions are given up meanwhile.
+            time.sleep(12.0)
             assert not one.watchdog.ready()[0]
             said = {
                 side: [text for text in lines(caplog, side) if any(w in text for w in AWAY[fault])]

@@ -116,9 +116,8 @@ def test_every_key_has_the_bits_of_a_pipeline_of_its_own(kind, tmp_path):
     assert keyed.stats.keys["evicted"] > 40
     assert keyed.stats.keys["forgotten"] == 0
     assert keyed.stats.keys["restored"] == keyed.stats.keys["evicted"] - 4
-    for key in (
-        KEYS if kind != "classes" else ()
-    ):  # river's naive Bayes carries random numbers that nobody seeds
+    # River's naive Bayes carries random numbers that nobody seeds.
+    for key in KEYS if kind != "classes" else ():
         state = alone[key].state_dict()
         del state["stats"]
         assert_same_state(state_of(keyed, key), state)

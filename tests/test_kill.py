@@ -70,9 +70,8 @@ def test_sigterm_at_any_instant_leaves_no_trace(kafka_servers, tmp_path) -> None
         running.process.terminate()
         running.process.join(30)
         # Before the engine has its handlers there is nothing to drain, and the signal ends it.
-        slow = (
-            running.process.exitcode == 1 and "DrainTimeoutError" in running.story()
-        )  # a very busy machine
+        # A very busy machine.
+        slow = running.process.exitcode == 1 and "DrainTimeoutError" in running.story()
         assert running.process.exitcode in (0, -signal.SIGTERM) or slow, running.story()
         in_good_order = in_good_order and not slow
     assert job.finish(job.start())

@@ -118,9 +118,8 @@ def test_what_predict_found_is_used_only_while_it_holds(change: str) -> None:
     else:
         zeros = {name: torch.zeros_like(p) for name, p in learner.named_parameters()}
         weight = learner.net.readout.weight
-        while (
-            zeros["net.readout.weight"]._version < weight._version
-        ):  # told apart by what they are, not by their age
+        # Told apart by what they are, not by their age.
+        while zeros["net.readout.weight"]._version < weight._version:
             zeros["net.readout.weight"].zero_()
         torch.func.functional_call(
             _Call(learner), {f"of.{k}": v for k, v in zeros.items()}, (inputs, said)

@@ -40,9 +40,8 @@ path = "out.jsonl"
 [checkpoint]
 path = "state"
 """
-AUTUMN = datetime(
-    2025, 10, 25, 20, 0, tzinfo=UTC
-)  # in Berlin the hour from 2:00 on the 26th comes twice
+# In Berlin the hour from 2:00 on the 26th comes twice.
+AUTUMN = datetime(2025, 10, 25, 20, 0, tzinfo=UTC)
 NS = 10**9
 
 _logging = pytest.fixture(autouse=True)(logging_as_before)

@@ -168,9 +168,8 @@ def test_a_forecaster_of_scikit_learn_returns_its_horizon_in_one_row(
     make: Any, tmp_path: Path
 ) -> None:
     x, values = history()
-    y = np.stack(
-        [values[i + 6 : i + 9].ravel() for i in range(len(x) - 3)]
-    )  # three entries of two channels
+    # Three entries of two channels.
+    y = np.stack([values[i + 6 : i + 9].ravel() for i in range(len(x) - 3)])
     fitted = make().fit(x[:-3], y)
     base = OnnxBase(save(to_onnx(fitted, x[:1]), tmp_path / "model.onnx"), rows=3)
     Pipeline(Forecast(6, 3), base)

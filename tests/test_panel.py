@@ -154,9 +154,8 @@ def test_reordered_within_the_lateness_the_results_are_the_same_bits(readings, s
         ends.append((run(pipeline, arrivals(readings, jitter=jitter)), pipeline.state_dict()))
     assert ends[0][0] == ends[1][0]
     for _, state in ends:
-        del state["stats"][
-            "rejected"
-        ]  # how many found no column any more, rather than none in the end
+        # How many found no column any more, rather than none in the end.
+        del state["stats"]["rejected"]
         state["panel"]["clock"].pop("newest")
     assert_same_state(ends[0][1], ends[1][1])
 
@@ -201,9 +200,8 @@ def test_a_row_has_its_time_for_id_and_place():
 def test_a_late_record_is_refused_and_changes_nothing():
     """Late: the watermark, the newest time less the lateness, has passed its row."""
     pipeline = panel_pipeline(Panel(sensors=["a", "b"], step="10s", lateness="15s"))
-    pipeline.observe(
-        [record("a", 8, 1.0), record("b", 25, 2.0)]
-    )  # the watermark: 10, which row 10 is not before
+    # The watermark: 10, which row 10 is not before.
+    pipeline.observe([record("a", 8, 1.0), record("b", 25, 2.0)])
     pipeline.observe([record("b", 1, 3.0)])
     pipeline.observe([record("a", 26, 1.0)])  # 11
     before = pipeline.state_dict()

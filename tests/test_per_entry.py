@@ -131,9 +131,8 @@ def test_a_model_without_batch_norms_is_never_far_from_its_frozen_self() -> None
     said = run_stream(learner, entries)
     with torch.no_grad():
         frozen = model(entries).softmax(1)
-    torch.testing.assert_close(
-        said, frozen, rtol=1e-4, atol=1e-6
-    )  # all unfamiliar: the frozen answers
+    # All unfamiliar: the frozen answers.
+    torch.testing.assert_close(said, frozen, rtol=1e-4, atol=1e-6)
     learner.reset()
     entries, labels = stream(["clean"], 300, in_order=True)
     mine, frozen = accuracies(run_stream(learner, entries), model, entries, labels)

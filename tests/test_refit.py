@@ -149,9 +149,8 @@ def test_it_is_frozen_between_fits() -> None:
 
 def test_no_entry_pays_for_a_whole_fit() -> None:
     case = CASES[1]
-    learner = built(
-        Refit(20, memory=100, hidden=4, batch=5, epochs=2), case.spec(CPU)
-    )  # 40 steps, 2 an example
+    # 40 steps, 2 an example
+    learner = built(Refit(20, memory=100, hidden=4, batch=5, epochs=2), case.spec(CPU))
     work = [
         count_work(lambda e=e: learner.learn(e.inputs, e.base, e.target, e.mask))[
             "torch operations"

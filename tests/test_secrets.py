@@ -365,9 +365,8 @@ def test_no_unexpected_error_shows_a_secret(tmp_path, monkeypatch, factory, form
     ]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, check=False, env=environment, timeout=120)
-    assert done.returncode == (3 if factory == "make" else 2), (
-        done.stderr
-    )  # 3: nothing was predicted
+    # 3: nothing was predicted
+    assert done.returncode == (3 if factory == "make" else 2), done.stderr
     assert b"LookupError" in done.stderr
     if factory == "make":
         assert b"Traceback" in done.stderr
@@ -426,9 +425,8 @@ def test_no_client_library_shows_a_secret(capsys, monkeypatch):
     from the start."""
     setup_logging("debug", as_json=False)
     client_log = logging.getLogger("kafka")
-    monkeypatch.setattr(
-        client_log, "handlers", []
-    )  # an earlier connection of this process lets only warnings through
+    # An earlier connection of this process lets only warnings through.
+    monkeypatch.setattr(client_log, "handlers", [])
     monkeypatch.setattr(client_log, "propagate", True)
     level = client_log.level
     security = {

@@ -24,9 +24,8 @@ pytestmark = pytest.mark.slow
 
 ROWS = 2000
 DOCUMENTED = {0, 128 + signal.SIGTERM}
-TOO_EARLY = (
-    -signal.SIGTERM
-)  # the interpreter itself was still starting: a shell says 143 here, too
+# The interpreter itself was still starting: a shell says 143 here, too.
+TOO_EARLY = -signal.SIGTERM
 
 
 @pytest.fixture(autouse=True)
@@ -146,9 +145,8 @@ def test_a_second_engine_on_the_folder_is_refused(job, tmp_path):
             lambda: (store := store_of(folder)) is not None and bool(store.sequences()),
             lambda: time.sleep(0.01),
         )
-        first.send_signal(
-            signal.SIGSTOP
-        )  # still there, and not at its end before the second one comes
+        # Still there, and not at its end before the second one comes.
+        first.send_signal(signal.SIGSTOP)
         assert run(folder) == 1
         assert f"another engine (pid {first.pid}) writes checkpoints here" in log(folder)
         first.send_signal(signal.SIGCONT)

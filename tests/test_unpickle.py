@@ -132,9 +132,8 @@ def step(model: Any, x: dict[str, float], y: Any) -> Any:
     "model", [*REGRESSORS, *CLASSIFIERS], ids=lambda model: str(type(model).__name__)
 )
 def test_a_restored_estimator_predicts_and_learns_as_the_original(model: Any) -> None:
-    classifies = any(
-        model is other for other in CLASSIFIERS
-    )  # forests are lists: two empty ones are equal
+    # Forests are lists: two empty ones are equal.
+    classifies = any(model is other for other in CLASSIFIERS)
     data = [(x, y > 0) if classifies else (x, y) for x, y in examples(600)]
     model = copy.deepcopy(model)
     for x, y in data[:300]:

@@ -116,9 +116,8 @@ def families(
 
 def measure(plan: Plan, channels: int, runs: int, *, divided: bool) -> Family:
     """Let one monitor of all channels watch channels that do not depend on each other."""
-    rng = np.random.default_rng(
-        [channels, plan.entries]
-    )  # the same noise with and without the correction
+    # The same noise with and without the correction.
+    rng = np.random.default_rng([channels, plan.entries])
     level = params_of(plan)[LEVELS[plan.detector]]
     given = (
         params_of(plan) if divided else {LEVELS[plan.detector]: min(level * channels, 1.0 - 1e-9)}

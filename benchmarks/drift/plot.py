@@ -46,9 +46,8 @@ def _draw(compared: Compared, groups: list[str]) -> Figure:
                 x, y = tally.false_rate or 0.0, 100.0 * tally.detected / tally.count
                 axes.plot(x, y, "o", markersize=4, color=SIGNAL.get(signal, EXPERT))
                 place = (round(x), round(y / 5.0))
-                up = seen[place] = (
-                    seen.get(place, -1) + 1
-                )  # names of points that coincide go below each other
+                # Names of points that coincide go below each other.
+                up = seen[place] = seen.get(place, -1) + 1
                 axes.annotate(
                     f"{detector}:{signal}",
                     (x, y),

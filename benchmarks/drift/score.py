@@ -126,8 +126,8 @@ def score(alarms: Sequence[int], changes: Sequence[Change], horizon: int, entrie
         The entries at which there was one; several at one entry count as many.
     changes : sequence of Change, in order
     horizon : int, in entries
-        An alarm from a change on, before so many entries have passed and before the next change,
-        belongs to it.
+        An alarm belongs to a change if it comes less than `horizon` entries after it, and
+        before the next one.
     entries : int
         The stream's length.
     """
@@ -153,8 +153,8 @@ def score(alarms: Sequence[int], changes: Sequence[Change], horizon: int, entrie
 
 
 def cooled(alarms: Sequence[int], cool_down: int) -> list[int]:
-    """Leave out what a monitor's `cool_down` leaves out: alarms within so many values after one
-    that was told.
+    """Leave out the alarms that a monitor leaves out: those within `cool_down` values after a
+    reported one.
 
     Parameters
     ----------

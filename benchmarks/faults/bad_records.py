@@ -55,8 +55,7 @@ def bad_records(quick: bool) -> Counts:
 
 
 def through_decoder(wanted: int, seed: int, codec: Any = None) -> Counts:
-    """Decode mutated messages until so many were refused; those that are still valid are counted
-    apart."""
+    """Decode mutated messages until `wanted` of them were refused, and count the valid ones."""
     codec = codec or JsonCodec(FIELDS, streams=STREAMS)
     mutate = Mutator([*ENTRIES, *LABELS], seed)
     counts = Counts(more={"still_valid": 0})

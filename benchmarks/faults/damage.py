@@ -82,9 +82,8 @@ def _one(job: Job, counts: Counts, hurt: Path, before: MemorySink, newest_at: in
     if loud:
         return fine
     silent = not warnings and counted == 0
-    return (
-        fine and silent and sink.predictions[0].position.offset >= newest_at
-    )  # the newest is whole, and in use
+    # The newest is whole, and in use.
+    return fine and silent and sink.predictions[0].position.offset >= newest_at
 
 
 @contextmanager

@@ -283,9 +283,8 @@ class Job:
         total = 0
         for folder in self.state_path.iterdir() if self.state_path.exists() else ():
             store = CheckpointStore(folder)
-            with contextlib.suppress(
-                CheckpointError, IndexError
-            ):  # one may be replaced while it is looked at
+            # One may be replaced while it is looked at.
+            with contextlib.suppress(CheckpointError, IndexError):
                 positions = store.info(store.sequences()[-1]).positions
                 total += sum(offset for at, offset in positions.items() if at.stream == stream)
         return total

@@ -119,7 +119,7 @@ class Job:
     ) -> tuple[Engine, MemorySink]:
         """Return an engine over the whole stream, with checkpoints in `path`, and its sink.
 
-        ``crash_at``: before so many entries the plug is pulled (`SimulatedCrash`), once.
+        ``crash_at``: after how many entries the process crashes (`SimulatedCrash`), once.
         """
         entries: list[Any] = list(self.entries)
         if crash_at is not None:

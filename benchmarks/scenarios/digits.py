@@ -228,9 +228,8 @@ def _summary(by_seed: Sequence[dict[str, Hits]]) -> dict[str, dict[str, float]]:
     them."""
     streams = list(by_seed[0])
     experts = list(by_seed[0][streams[0]])
-    figures = np.array(
-        [[[of[s][e] for e in experts] for s in streams] for of in by_seed]
-    )  # (seeds, streams, experts)
+    # (seeds, streams, experts)
+    figures = np.array([[[of[s][e] for e in experts] for s in streams] for of in by_seed])
     found = {e: _figure(figures[:, :, i].mean(1)) for i, e in enumerate(experts)}
     if len(streams) > 1:
         for expert in ("per-entry", "served"):

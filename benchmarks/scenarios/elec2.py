@@ -197,9 +197,8 @@ class _Judge:
         self.losses.take(losses)
         for name, p in said.items():
             self.ups.setdefault(name, []).append(float(p[1]))
-        if row + 1 < len(
-            self.truth
-        ):  # the last entry's own label is never learned: nothing arrives after it
+        # The last entry's own label is never learned: nothing arrives after it.
+        if row + 1 < len(self.truth):
             self.sums.add(losses, 1)
 
 

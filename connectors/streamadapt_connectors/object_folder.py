@@ -140,9 +140,8 @@ class ObjectFolder(Folder):
         self._system = _FileSystem(url)
         self._below = ""
         self.path = without_credentials(url if url.endswith("://") else url.rstrip("/"))
-        self._whole: set[int] = (
-            set()
-        )  # checkpoints whose manifest was seen: only their owner removes one
+        # Checkpoints whose manifest was seen: only their owner removes one.
+        self._whole: set[int] = set()
 
     @property
     def name(self) -> str:

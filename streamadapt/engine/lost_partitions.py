@@ -86,9 +86,8 @@ class LostPartitions:
             ) from error
         logged = runner.partition in self._logged
         self._logged.add(runner.partition)
-        level = (
-            logging.DEBUG if logged else logging.WARNING
-        )  # one warning: further losses of this partition repeat it
+        # One warning: further losses of this partition repeat it.
+        level = logging.DEBUG if logged else logging.WARNING
         _LOG.log(
             level,
             "partition %d: %s; it begins again from its last commit",

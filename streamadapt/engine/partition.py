@@ -96,9 +96,8 @@ class PartitionRunner:
             refuses=not keyed,
             max_held=max_held,
         )
-        if isinstance(
-            pipeline, Pipeline
-        ):  # the merge judges jumps in time, since it knows the records that follow
+        # The merge judges jumps in time, since it knows the records that follow.
+        if isinstance(pipeline, Pipeline):
             pipeline.task.clock.doubts = False
         self.clocks = {stream: LocalClock() for stream in self.streams}
         self.positions: dict[StreamPartition, int] = {}

@@ -27,9 +27,8 @@ class RejectLimit:
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
-        self._recent: deque[str] = deque(
-            maxlen=BAD_SHARE_WINDOW
-        )  # the reasons; empty for accepted records
+        # The reasons; empty for accepted records.
+        self._recent: deque[str] = deque(maxlen=BAD_SHARE_WINDOW)
         # refused records in `_recent` by reason, updated step by step since `add` runs for every
         # batch
         self._bad: Counter[str] = Counter()

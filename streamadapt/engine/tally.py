@@ -50,9 +50,8 @@ class Tally:
         lost records are processed again.
         """
         task = runner.pipeline.task
-        waits = (
-            getattr(task, "correction_window", 0) > 0
-        )  # labels may then be learned long after the last entry
+        # Labels may then be learned long after the last entry.
+        waits = getattr(task, "correction_window", 0) > 0
         self._expects_labels = isinstance(task, Supervised) and task.labelled and not waits
         self._before.setdefault(runner.partition, _counts(runner.pipeline.stats))
 

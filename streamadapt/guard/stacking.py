@@ -110,9 +110,8 @@ class RidgeStack(Mixer):
             ]
         except np.linalg.LinAlgError:
             return
-        weights = (
-            b + (1.0 - b.sum(axis=-1, keepdims=True)) / experts
-        )  # (groups_h, groups_c, experts)
+        # (groups_h, groups_c, experts)
+        weights = b + (1.0 - b.sum(axis=-1, keepdims=True)) / experts
         np.copyto(
             self.weights[0],
             np.moveaxis(weights, -1, 0),

@@ -250,9 +250,8 @@ class TwoLayer(Guard):
         if self.prior is None:
             fallback[0] = 1.0  # the base
         else:
-            fallback[1:] = 1.0 / (
-                len(fallback) - 1
-            )  # the layer below, whose mixtures begin at the prior
+            # The layer below, whose mixtures begin at the prior.
+            fallback[1:] = 1.0 / (len(fallback) - 1)
         self.second = Scoped(MLPoly(0.999), "global" if scope == "global" else "horizon")
         self.second.build(self.rows, self.columns, fallback)
 

@@ -170,9 +170,8 @@ class Calibration(Learner):
         determinant = torch.addcmul(products, m1, m1, value=-1.0)
         # Where less is left than rounding makes, it would be anything: zero, or of the wrong sign.
         step.div_(torch.maximum(determinant, RELATIVE_RIDGE * products))
-        gain = torch.stack(
-            [m2 * u - m1, torch.addcmul(m0, m1, u, value=-1.0)]
-        )  # of determinant times M^-1
+        # Of determinant times M^-1.
+        gain = torch.stack([m2 * u - m1, torch.addcmul(m0, m1, u, value=-1.0)])
         weights = torch.addcmul(self.weights, gain, step)
         if not bool(torch.isfinite(weights).all()):  # numbers beyond all others teach nothing
             mask, whole = mask & torch.isfinite(weights).all(0), False

@@ -151,9 +151,8 @@ class Refit(Learner):
         else:
             unknown = torch.zeros(self.memory, self._cells, dtype=torch.bool, device=spec.device)
             self.register_buffer("seen_masks", unknown)
-        self.register_buffer(
-            "count", torch.zeros((), dtype=torch.int64, device=spec.device)
-        )  # examples so far
+        # Examples so far.
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=spec.device))
 
     def _features(self, inputs: Tensor) -> Tensor:
         spec = self.spec
@@ -212,9 +211,8 @@ class Refit(Learner):
         self.seen_inputs[place] = self._features(inputs)
         if self._classify:
             self.seen_starts[place] = start.flatten()
-            self.seen_targets[place] = (
-                target.flatten() * self.weight
-            )  # cross entropy is linear in it
+            # Cross entropy is linear in it.
+            self.seen_targets[place] = target.flatten() * self.weight
         else:
             left = torch.where(mask, (target - start) / self.spec.output_scale, 0.0)
             self.seen_targets[place] = left.flatten()

@@ -174,9 +174,8 @@ def _seeds(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
     for name, value in params.items():
         if name == "seed" and value is None:
             found[name] = seed
-        elif isinstance(value, dict) and (
-            inner := _seeds(value, seed)
-        ):  # a step of a river pipeline
+        # A step of a river pipeline.
+        elif isinstance(value, dict) and (inner := _seeds(value, seed)):
             found[name] = inner
         elif (
             isinstance(value, tuple)

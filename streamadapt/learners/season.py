@@ -37,9 +37,8 @@ class LastPeriod(nn.Module):
             "values", torch.zeros(period, channels, dtype=torch.float32, device=device)
         )
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer(
-            "last", torch.tensor(NEVER, dtype=torch.int64, device=device)
-        )  # event time of the entry put in last
+        # Event time of the entry put in last.
+        self.register_buffer("last", torch.tensor(NEVER, dtype=torch.int64, device=device))
 
     def _continues(self, times: Tensor | None) -> bool:
         if times is None or len(times) < 2:  # nothing to see a gap by
@@ -58,9 +57,8 @@ class LastPeriod(nn.Module):
             return None
         steps = torch.arange(1, rows + 1, dtype=torch.int64, device=self.values.device)
         steps = torch.cat([steps.new_zeros(1), (steps - 1) % self.period + 1])
-        found = self.values[
-            (count + steps) % self.period
-        ]  # entry i lies at i % period, and t is entry `count`
+        # Entry i lies at i % period, and t is entry `count`.
+        found = self.values[(count + steps) % self.period]
         if self.period <= rows:
             found[self.period :: self.period] = newest  # one period before t + S is t itself
         return found
@@ -124,9 +122,8 @@ class LastCycle(nn.Module):
         now = base.times[-1]
         step = now - (base.times[-2] if len(base.times) > 1 else self.last)
         ahead = torch.arange(rows + 1, dtype=torch.int64, device=now.device) * step
-        turns = ((ahead + self.period - 1) // self.period).clamp_min_(
-            1
-        )  # so that none lies after t
+        # So that none lies after t.
+        turns = ((ahead + self.period - 1) // self.period).clamp_min_(1)
         wanted = now + ahead - turns * self.period
         slots = self._slots(wanted)
         own = wanted == now

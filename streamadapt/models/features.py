@@ -29,9 +29,8 @@ def linear_features(scaled: Tensor, *, forecast: bool) -> Tensor:
     """
     if forecast:
         last = scaled[..., -1:, :]
-        columns = (scaled[..., :-1, :] - last).transpose(
-            -1, -2
-        )  # (..., window - 1, C) -> (..., C, window - 1)
+        # (..., window - 1, C) -> (..., C, window - 1)
+        columns = (scaled[..., :-1, :] - last).transpose(-1, -2)
     else:
         columns = scaled.flatten(-2).unsqueeze(-2)  # (..., window, C) -> (..., 1, window * C)
     return torch.cat([columns, columns.new_ones((*columns.shape[:-1], 1))], dim=-1)

@@ -167,9 +167,8 @@ def fit_supervised(batch: Batch, window: int, *, ridge: float = 0.1) -> Linear:
     loc, scale = _scaling(batch.values, shared=False)
     label_loc, label_scale = _scaling(batch.labels, shared=False)
     z = torch.from_numpy(_scaled(_fill(batch.values, loc), loc, scale))
-    x = linear_features(z.unfold(0, window, 1).transpose(1, 2), forecast=False).squeeze(
-        1
-    )  # (m, window * C + 1)
+    # (m, window * C + 1)
+    x = linear_features(z.unfold(0, window, 1).transpose(1, 2), forecast=False).squeeze(1)
     y = torch.from_numpy(_scaled(batch.labels, label_loc, label_scale)[window - 1 :])
     keep = torch.isfinite(y).all(-1)
     x, y = x[keep], y[keep]

@@ -126,9 +126,8 @@ class Intervals(NoIntervals):
         self.coverage = coverage
         self.rate = rate
         normal = NormalDist()
-        self.first = normal.inv_cdf(0.5 + 0.5 * coverage) * np.sqrt(
-            0.5 * np.pi
-        )  # in units of the mean absolute error
+        # In units of the mean absolute error.
+        self.first = normal.inv_cdf(0.5 + 0.5 * coverage) * np.sqrt(0.5 * np.pi)
         self._shape: tuple[int, ...] | None = None
 
     def check(self, task: Task) -> None:

@@ -136,9 +136,8 @@ class KeyedPipeline(ShowsArguments):
         self.task = self.template.task
         self.base = self.template.base
         self.names = self.template.names
-        self.clock = EventClock(
-            self.task.clock.max_behind_ns, self.task.clock.max_ahead_ns
-        )  # of all keys together
+        # Of all keys together.
+        self.clock = EventClock(self.task.clock.max_behind_ns, self.task.clock.max_ahead_ns)
         self._routes = (
             Routes(self.task.ttl, 2 * self.task.max_pending)
             if isinstance(self.task, Supervised)
@@ -199,9 +198,8 @@ class KeyedPipeline(ShowsArguments):
             leaps = isinstance(item, Entry) and self.clock.judge(item.time) is Verdict.LEAP
             pipeline.task.clock.others = item.time if leaps else self.clock.newest
         try:
-            predictions = pipeline.observe(
-                (item,)
-            )  # refused: it raises, and what was fetched is dropped again
+            # refused: it raises, and what was fetched is dropped again
+            predictions = pipeline.observe((item,))
             self._pending += pipeline.task.pending - before
         except EntryError as error:
             if error.reason in (Reason.BAD_TIME, Reason.TIME_BACKWARDS):
@@ -315,9 +313,8 @@ class KeyedPipeline(ShowsArguments):
     def _made(self, state: dict[str, Any] | None) -> Pipeline:
         pipeline = self.make_pipeline()
         pipeline.base = self.base
-        pipeline.faults.join(
-            self.template.faults
-        )  # an error is logged once, not once for each key
+        # An error is logged once, not once for each key.
+        pipeline.faults.join(self.template.faults)
         if state is not None:
             pipeline.load_state_dict({**state, "stats": Stats().state_dict()})
         pipeline.count_in(self.stats)

@@ -31,9 +31,8 @@ class Routes:
     def __init__(self, ttl: int, most: int) -> None:
         self.ttl = ttl
         self.most = most
-        self._of: OrderedDict[str, tuple[str, int]] = (
-            OrderedDict()
-        )  # id -> (key, entry's event time), oldest first
+        # id -> (key, entry's event time), oldest first
+        self._of: OrderedDict[str, tuple[str, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._of)

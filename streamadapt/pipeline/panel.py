@@ -126,9 +126,8 @@ class Panel(ShowsArguments):
             raise ConfigError(
                 "panel.max_ahead", max_ahead, f"a duration >= panel.lateness, {lateness}"
             )
-        self.lost: Counter[str] = (
-            Counter()
-        )  # by reason, what was dropped after it was taken; the pipeline's counter
+        # By reason, what was dropped after it was taken; the pipeline's counter.
+        self.lost: Counter[str] = Counter()
         self._at: dict[str, int] = {name: i for i, name in enumerate(self.columns) if name}
         self._open: dict[int, dict[str, Reading]] = {}  # row time -> sensor -> its reading
         self._times: list[int] = []  # heap of the open rows' times
@@ -219,9 +218,8 @@ class Panel(ShowsArguments):
 
     def _put(self, reading: Reading) -> None:
         time = self._row_of(reading.time)
-        if (
-            self._last is not None and time <= self._last
-        ):  # it was in doubt, and its row was released early
+        # It was in doubt, and its row was released early.
+        if self._last is not None and time <= self._last:
             self._count(Reason.LATE_RECORD, 1)
             return
         row = self._open.get(time)

@@ -329,9 +329,8 @@ class Pipeline(ShowsArguments):
 
     def _step(self, item: Entry | Label) -> Prediction | None:
         was_built = self.spec is not None
-        look, asked = (
-            self._ask(item) if isinstance(item, Entry) else (None, None)
-        )  # first: where the base fails
+        # first: where the base fails
+        look, asked = self._ask(item) if isinstance(item, Entry) else (None, None)
         self.task.absurd_values = None if look is None else look.absurd  # nothing has changed
         arrival = self.task.observe(item)  # 1. matured targets, and the window to predict from
         if look is not None and isinstance(item, Entry):

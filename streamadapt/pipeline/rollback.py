@@ -78,14 +78,12 @@ class Health:
         self.faults = faults or Faults()
         self.lost = np.zeros(len(learners), np.bool_)
         self.lost[list(unbuilt)] = True
-        self.owner = [
-            i for i, learner in enumerate(learners) for _ in learner.names
-        ]  # expert -> its learner
+        # expert -> its learner
+        self.owner = [i for i, learner in enumerate(learners) for _ in learner.names]
         k = len(self.owner)
         self.good: list[dict[str, Any] | None] = [self.snapshot(i) for i in range(len(learners))]
-        self.candidates: list[dict[str, Any] | None] = [
-            None for _ in learners
-        ]  # snapshots on probation
+        # Snapshots on probation.
+        self.candidates: list[dict[str, Any] | None] = [None for _ in learners]
         self.losses = np.zeros((WINDOW, k + 1))  # the base's first
         self.seen = np.zeros(k, np.int64)  # matured arrivals since the last verdict, up to WINDOW
         self.benched = np.zeros(k, np.int64)  # matured arrivals still to stay out

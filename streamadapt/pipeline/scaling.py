@@ -93,9 +93,8 @@ class Scales:
         self.dropped = False  # whether anything that was learned is not in memory any more
         self.spent = 0  # items learned again so far
         self.moves = np.zeros(0, np.int64)
-        self.since = np.zeros(
-            0, np.int64
-        )  # of each channel, how many entries say nothing of it any more
+        # Of each channel, how many entries say nothing of it any more.
+        self.since = np.zeros(0, np.int64)
         self.last: Array = np.zeros(0)
         self.label_count = 0
 

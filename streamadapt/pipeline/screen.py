@@ -106,12 +106,10 @@ class Screen:
 
     def _allocate(self, channels: int) -> None:
         self.first = np.full((FIRST, channels), np.nan)
-        self.suspected = np.zeros(
-            (FIRST, channels), np.bool_
-        )  # of `first`: what was called absurd when it came
-        self.doubted = np.full(
-            (IN_A_ROW, channels), np.nan
-        )  # the newest absurd values, the newest last
+        # Of `first`: what was called absurd when it came.
+        self.suspected = np.zeros((FIRST, channels), np.bool_)
+        # The newest absurd values, the newest last.
+        self.doubted = np.full((IN_A_ROW, channels), np.nan)
         for name in _FLOATS:
             setattr(
                 self,

@@ -130,9 +130,8 @@ class DirectoryKeyStore(KeyStore):
         )
         self._check_owner = check_owner
         self._waiting: dict[str, bytes] = {}  # not written yet
-        self._fresh: set[str] = (
-            set()
-        )  # written since the last `sync`: no checkpoint can refer to them
+        # Written since the last `sync`: no checkpoint can refer to them.
+        self._fresh: set[str] = set()
         self._released: dict[
             str, int
         ] = {}  # name -> how many checkpoints there must be before it can go

@@ -236,9 +236,8 @@ def _load_tensor(tree: dict[str, Any], stored: torch.Tensor) -> torch.Tensor:
     if "type" not in tree:
         return stored
     dtype = getattr(torch, tree["type"]) if _TENSOR_TYPE.fullmatch(tree["type"]) else None
-    if not isinstance(dtype, torch.dtype) or tree["type"].startswith(
-        "q"
-    ):  # quantised ones have a scale beside them
+    # Quantised ones have a scale beside them.
+    if not isinstance(dtype, torch.dtype) or tree["type"].startswith("q"):
         raise ValueError(f"{tree['type']!r} is no tensor type")
     return stored.view(dtype).reshape(tree["shape"])
 

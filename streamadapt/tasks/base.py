@@ -177,9 +177,8 @@ class Task(ShowsArguments, ABC):
         self.loss: Loss = loss_named(loss)
         self.window: Window | None = None
         self.clock = EventClock()
-        self.outcomes: Counter[str] = (
-            Counter()
-        )  # labels by outcome; the pipeline puts its statistics' counter here
+        # Labels by outcome; the pipeline puts its statistics' counter here.
+        self.outcomes: Counter[str] = Counter()
         self.device = torch.device("cpu")
         self.origin: Array | None = (
             None  # of the outputs, see `streamadapt.models.origin`; the pipeline puts it here

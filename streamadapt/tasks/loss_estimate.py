@@ -174,9 +174,8 @@ class DirectEstimate(Estimate):
         self.recent = np.full(len(ROLES), np.nan)
         self.count = 0
         self.weights = [[0.0, 0.0, 1.0] for _ in ROLES]
-        self.information = [
-            [RIDGE, 0.0, 0.0, RIDGE, 0.0, RIDGE] for _ in ROLES
-        ]  # 00, 01, 02, 11, 12, 22
+        # 00, 01, 02, 11, 12, 22
+        self.information = [[RIDGE, 0.0, 0.0, RIDGE, 0.0, RIDGE] for _ in ROLES]
 
     def estimate(
         self, experts: Array, served: Array, scale: Array, unit: Array

@@ -141,9 +141,8 @@ class Supervised(Task):
         self.correction_window = correction_window
         self.max_pending = positive("task.max_pending", max_pending)
         self.waiting: OrderedDict[str, Issued] = OrderedDict()
-        self.closed: OrderedDict[str, tuple[int, str]] = (
-            OrderedDict()
-        )  # id -> (entry time, outcome)
+        # id -> (entry time, outcome)
+        self.closed: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self.pending_labels = PendingLabels()
         self.learned_outputs: dict[
             str, Mask
@@ -341,9 +340,8 @@ class Supervised(Task):
                     self.waiting[id_].entry.time if id_ in self.waiting else self.closed[id_][0]
                 )
             self._due.push(due, entry_time, id_, is_label=True)
-            if (
-                len(self._due) > 4 * (len(self.waiting) + len(self.pending_labels)) + 64
-            ):  # labels that came earlier and earlier
+            # Labels that came earlier and earlier.
+            if len(self._due) > 4 * (len(self.waiting) + len(self.pending_labels)) + 64:
                 self._rebuild_queue()
 
     # -- learning
@@ -397,9 +395,8 @@ class Supervised(Task):
                 value = np.where(outliers, np.nan, value)
                 self.count(ABSURD)
         known = ~np.isnan(value)
-        if (
-            id_ in self.assumed_negatives and known.any() and value[0] == 0.0
-        ):  # has been learned just so
+        # Has been learned just so.
+        if id_ in self.assumed_negatives and known.any() and value[0] == 0.0:
             self._close(id_, LEARNED, CONFIRMED)
             return
         learned = self.learned_outputs.get(id_)

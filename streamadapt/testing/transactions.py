@@ -41,9 +41,8 @@ class _Slot:
 @dataclass
 class _Producer:
     epoch: int = 0
-    open_at: dict[StreamPartition, int] = field(
-        default_factory=dict
-    )  # the transaction's first offset in each
+    # The transaction's first offset in each.
+    open_at: dict[StreamPartition, int] = field(default_factory=dict)
     offsets: dict[str, dict[StreamPartition, int]] = field(default_factory=dict)
     ongoing: bool = False
 

@@ -188,9 +188,8 @@ def test_the_newest_prediction_in_a_file(tmp_path: Any) -> None:
 
     check_newest(sink, more)
     sink.close()
-    path.write_bytes(
-        path.read_bytes() + b'{"id": "in[0]@8", "se'
-    )  # torn: it is cut off, and comes again
+    # torn: it is cut off, and comes again
+    path.write_bytes(path.read_bytes() + b'{"id": "in[0]@8", "se')
     again = JsonlSink(path)
     assert again.newest("in", 0) == 7
     again.close()

@@ -105,9 +105,8 @@ def test_two_members_of_a_group_share_and_hand_over(kafka_servers: str, topic: T
         wait(
             lambda: len(members[0].own) == 1 and sorted(members[0].own + members[1].own) == [0, 1]
         )
-        assert members[0].revoked == [
-            [1]
-        ]  # the other one stayed, and was read on from without a pause
+        # The other one stayed, and was read on from without a pause.
+        assert members[0].revoked == [[1]]
         five_more_each()
         wait(lambda: len(seen) == 20)
         members[0].leave()

@@ -142,9 +142,8 @@ class FieldMap:
 
     def __post_init__(self) -> None:
         given: object = self.values
-        if (
-            isinstance(given, str) or not self.values
-        ):  # a str would be read as one path per character
+        # A str would be read as one path per character.
+        if isinstance(given, str) or not self.values:
             raise ConfigError(
                 "fields.values", given, "one field path per channel, or one path to an array"
             )
@@ -382,9 +381,8 @@ class JsonCodec:
             raise FieldError(
                 Reason.TOO_LARGE, f"the record's key: expected {expected}, got {len(key)}"
             )
-        return key.decode(
-            "utf-8", "backslashreplace"
-        )  # need not be UTF-8; escapes keep different keys different
+        # Need not be UTF-8; escapes keep different keys different.
+        return key.decode("utf-8", "backslashreplace")
 
     def _label_of(self, data: dict[str, Any], record: Record) -> Label:
         id_path, value_path, time_path = self._label_id, self._label, self._label_time

@@ -32,9 +32,8 @@ __all__ = [
 
 CSV_SUFFIXES: Final = (".csv",)
 JSONL_SUFFIXES: Final = (".jsonl", ".ndjson")
-MOST_LINE: Final = (
-    1 << 24
-)  # bytes of a JSON line, characters of a CSV row; more than the codec takes by default
+# Bytes of a JSON line, characters of a CSV row; more than the codec takes by default.
+MOST_LINE: Final = 1 << 24
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -230,9 +229,8 @@ def _csv_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
                 continue
             if not row or (len(row) == 1 and width > 1 and not row[0].strip()):
                 continue
-            record: dict[str, Any] = {
-                name: row[i].strip() for i, name in named if i < len(row)
-            }  # a short row lacks fields
+            # A short row lacks fields.
+            record: dict[str, Any] = {name: row[i].strip() for i, name in named if i < len(row)}
             if len(row) > width and any(cell.strip() for cell in row[width:]):
                 record[""] = row[width:]  # the codec refuses it
             yield _encode_json(record)

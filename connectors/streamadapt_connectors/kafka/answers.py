@@ -11,10 +11,13 @@ from typing import Any, Final
 
 from kafka import errors as kafka_errors
 
-__all__ = ["FETCH", "PRODUCE", "Answers", "Overdue"]
+__all__ = ["FETCH", "PRODUCE", "Answers", "Overdue", "Silence"]
 
 SILENT_S: Final = 5.0
 """A broker that takes so much longer than it was allowed to is paused, frozen, or far too busy."""
+HOLD_S: Final = 0.5
+"""If no answer was seen only once, this process itself may have been stopped, with the answer
+waiting to be read."""
 FORGET_S: Final = 600.0
 """Longer than any request takes before kafka-python gives it up: it has lost this one."""
 FETCH: Final = "fetch"
@@ -135,6 +138,36 @@ class Answers:
                     ).__name__.removesuffix("Error")
                 else:
                     self._refused.pop(at, None)
+
+
+class Silence:
+    """Confirms that no broker answers, once this has been seen for `HOLD_S`.
+
+    Parameters
+    ----------
+    clock : callable () -> float, optional
+        Monotonic time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None
+
+    def confirm(self, quiet: str) -> str:
+        """Return `quiet` if it has lasted, else an empty text.
+
+        Parameters
+        ----------
+        quiet : str
+            That no broker answers, in words for an operator; empty if one does.
+        """
+        if not quiet:
+            self._since = None
+        elif self._since is None:
+            self._since = self._clock()
+        elif self._clock() - self._since >= HOLD_S:
+            return quiet
+        return ""
 
 
 def _allowed_s(request: Any) -> float:

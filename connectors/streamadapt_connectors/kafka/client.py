@@ -103,9 +103,8 @@ class Link:
         text = f"{why}; trying again until it works"
         known = self._conditions.holds(condition)
         self._conditions.begin(condition, text, self._holder)
-        if (
-            known and not self._conditions.answered and why != self._why
-        ):  # each may be another wrong setting
+        # Each may be another wrong setting.
+        if known and not self._conditions.answered and why != self._why:
             log.warning("%s: %s", self._conditions.what, text)
         self._state, self._why = "connecting", why
         self._not_before = time.monotonic() + self._backoff_s * random.uniform(0.5, 1.0)
@@ -181,9 +180,8 @@ class Client:
         self._manager = _Manager(self.net, **configs, socket_connection_setup_timeout_ms=SETUP_MS)
         self._manager.known = self.servers
         self._manager.on_bump = self._take_bump
-        self._manager.before_sending = lambda partitions: self.before_sending(
-            partitions
-        )  # as it is then
+        # As it is then.
+        self._manager.before_sending = lambda partitions: self.before_sending(partitions)
         self._client = _NetClient(net=self.net, manager=self._manager, **configs)
         # kafka-python 3.0 does not hand this on: a topic that was deleted would be created by
         # asking for it.

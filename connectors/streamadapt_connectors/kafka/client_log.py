@@ -50,9 +50,8 @@ class ClientLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record on, or count it."""
-        if (
-            not self._out.hasHandlers()
-        ):  # a command without a log, such as `dlq`, says itself what failed
+        # A command without a log, such as `dlq`, says itself what failed.
+        if not self._out.hasHandlers():
             return
         text = record.getMessage()
         if any(harmless in text for harmless in HARMLESS):
@@ -62,9 +61,8 @@ class ClientLog(logging.Handler):
             return
         more = f" ({repeats} more like it since the last line)" if repeats else ""
         error = record.exc_info[1] if record.exc_info else None
-        usual = isinstance(
-            error, OSError | kafka_errors.KafkaError
-        )  # where it stood says no more than what it was
+        # Where it stood says no more than what it was.
+        usual = isinstance(error, OSError | kafka_errors.KafkaError)
         if usual:
             text = f"{text}: {error}"
         # No error of ours: what the client calls one is tried again, and what cannot be mended so

@@ -109,9 +109,8 @@ class KafkaDeadLetterReader(DeadLetterReader):
             ends = consumer.end_offsets(places, timeout_ms=OFFSETS_TIMEOUT_MS)
             held = {at: end for at, end in ends.items() if end > begins[at]}
             if held:
-                ends = fetched_ends(
-                    consumer, held
-                )  # some brokers name the start of the last batch here
+                # Some brokers name the start of the last batch here.
+                ends = fetched_ends(consumer, held)
                 for record in _between(
                     consumer, {at: begins[at] for at in held}, ends, on_progress
                 ):
@@ -122,9 +121,8 @@ class KafkaDeadLetterReader(DeadLetterReader):
         if self._missing:
             raise ConnectorError(f"{self.name}: does not exist; what was fed back is noted there")
         data = msgspec.json.encode(mark_fields(mark))
-        key = (
-            f"{MARK} {uuid.uuid4()}".encode()
-        )  # a unique key, so that a compacted topic keeps the record
+        # A unique key, so that a compacted topic keeps the record.
+        key = f"{MARK} {uuid.uuid4()}".encode()
         headers = [(MARK, mark.state.encode())]
         note = {
             "topic": self._topic,
@@ -256,9 +254,8 @@ class _Producer:
         try:
             receipt = posted.get(timeout=PATIENCE_S + CLOSE_S)
         except (kafka_errors.RetriableError, kafka_errors.KafkaTimeoutError, OSError) as error:
-            return Returned(
-                "unknown", self._why(error)
-            )  # the broker may have it, and its answer was lost
+            # The broker may have it, and its answer was lost.
+            return Returned("unknown", self._why(error))
         except kafka_errors.KafkaError as error:
             return Returned("not-sent", self._why(error))
         return Returned("sent", f"{receipt.topic}[{receipt.partition}]@{receipt.offset}")

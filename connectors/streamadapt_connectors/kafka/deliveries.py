@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from streamadapt.engine.conditions import Condition, Conditions
+from streamadapt_connectors.kafka.answers import Silence
 
 __all__ = ["SINK_CONDITIONS", "Deliveries"]
 
@@ -18,8 +19,6 @@ REASON_S: Final = 1.0
 """And so much later, if nothing says why."""
 REFUSED_S: Final = 2.0
 """A broker that has just come up refuses records for a moment."""
-HOLD_S: Final = 0.5
-"""Seen once it may be this process that stood still, with the answer waiting to be read."""
 TOO_FEW: Final = ("NotEnoughReplicas", "NotEnoughReplicasAfterAppend")
 
 SINK_CONDITIONS: Final = (
@@ -58,7 +57,7 @@ class Deliveries:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[float, Any]] = deque()
         self._lost_since: float | None = None
-        self._quiet_since: float | None = None
+        self._silence = Silence(clock)
 
     def posted(self, future: Any) -> None:
         """A record was sent; `future` is kafka-python's, done once it is acknowledged or
@@ -122,14 +121,11 @@ class Deliveries:
         connected : bool
             Whether the producer is not just trying to be.
         """
-        now, age_s, waiting = self._clock(), self.age_s, self.waiting
-        if not quiet:
-            self._quiet_since = None
-            if connected:
-                self.conditions.end(Condition.NO_ANSWER, "connected again", self.holder)
-        elif self._quiet_since is None:
-            self._quiet_since = now
-        elif now - self._quiet_since >= HOLD_S:
+        age_s, waiting = self.age_s, self.waiting
+        confirmed = self._silence.confirm(quiet)
+        if not quiet and connected:
+            self.conditions.end(Condition.NO_ANSWER, "connected again", self.holder)
+        if confirmed:
             self.conditions.begin(
                 Condition.NO_ANSWER, quiet + self._behind(waiting, age_s), self.holder
             )

@@ -156,9 +156,8 @@ class Handover:
     def call(self, job: Callable[[], Any]) -> Any:
         """Return ``job()``, run in the helper thread; requests that come up meanwhile run here,
         first their errors."""
-        if (
-            self._job is None
-        ):  # else an interrupt came in between, and the old one is still running
+        # Else an interrupt came in between, and the old one is still running.
+        if self._job is None:
             self._job = self._worker.submit(job)
             self._job.add_done_callback(lambda _: self._inbox.put(None))
         while (request := self._inbox.get()) is not None:

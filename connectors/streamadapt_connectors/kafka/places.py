@@ -291,9 +291,8 @@ def topic_partitions(consumer: Any, topic: str) -> list[int]:
     """
     cluster, manager = consumer._cluster, consumer._manager
     if cluster.partitions_for_topic(topic) is None:
-        if (
-            cluster.metadata_refresh_in_progress
-        ):  # it may have been asked for before the topic was of interest
+        # It may have been asked for before the topic was of interest.
+        if cluster.metadata_refresh_in_progress:
             with suppress(kafka_errors.BrokerResponseError):
                 consumer._net.run(manager.wait_for, cluster.request_update(), METADATA_TIMEOUT_MS)
         try:

@@ -117,9 +117,8 @@ def check_security(security: Mapping[str, Any] | None, path: str = "security") -
         unused = next(
             (name for name in given if name.startswith(f"{prefix}_") and protocol not in of), None
         )
-        if (
-            unused is not None
-        ):  # or a forgotten line would mean that everything travels in the clear
+        # Or a forgotten line would mean that everything travels in the clear.
+        if unused is not None:
             raise ConfigError(
                 f"{path}.security_protocol", protocol, f"{' or '.join(of)}, for {unused} to count"
             )
@@ -127,9 +126,8 @@ def check_security(security: Mapping[str, Any] | None, path: str = "security") -
         _check_sasl(given, path)
     if protocol.endswith("SSL"):
         tls_context(given, path)
-        given.setdefault(
-            "ssl_password", ""
-        )  # with None OpenSSL would ask for an encrypted key's on the terminal
+        # With None OpenSSL would ask for an encrypted key's on the terminal.
+        given.setdefault("ssl_password", "")
     return given
 
 
@@ -184,9 +182,8 @@ def tls_context(given: Mapping[str, Any], path: str = "security") -> ssl.SSLCont
 def _load_certificate(context: ssl.SSLContext, given: Mapping[str, Any], path: str) -> None:
     files = given["ssl_certfile"], given.get("ssl_keyfile")
     try:
-        context.load_cert_chain(
-            *files, given.get("ssl_password") or ""
-        )  # OpenSSL would ask on the terminal for None
+        # OpenSSL would ask on the terminal for None
+        context.load_cert_chain(*files, given.get("ssl_password") or "")
     except (OSError, TypeError, ValueError) as error:
         expected = f"a readable PEM certificate, and in ssl_keyfile its key ({_reason(error)})"
         if isinstance(error, ssl.SSLError):

@@ -373,9 +373,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
         transaction = self._transactions.pop(partition, None)
         if transaction is not None:
             transaction.abandon()
-        if (
-            transaction is None or not transaction.lost
-        ):  # else what has happened to it lasts until it begins again
+        # Else what has happened to it lasts until it begins again.
+        if transaction is None or not transaction.lost:
             self._forget(partition)
 
     def _forget(self, partition: int) -> None:
@@ -511,9 +510,8 @@ def _outgoing(letter: DeadLetter) -> Outgoing:
     if record.key is None and value is None:
         value = b""
         encoded.append(("null", b"true"))
-    own = [
-        (name, value or b"") for name, value in record.headers
-    ]  # the client takes no header without a value
+    # The client takes no header without a value.
+    own = [(name, value or b"") for name, value in record.headers]
     return Outgoing(str(record.position), partition, record.key, value, (*own, *encoded))
 
 

@@ -20,7 +20,7 @@ from streamadapt.engine.conditions import Condition, Conditions, Standing
 from streamadapt.engine.ports import PartitionOwner, Source
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.records import Record, StreamPartition
-from streamadapt_connectors.kafka.answers import FETCH
+from streamadapt_connectors.kafka.answers import FETCH, Silence
 from streamadapt_connectors.kafka.assignor import CoPartitioned
 from streamadapt_connectors.kafka.buffer import TAKE_ALL, Buffer
 from streamadapt_connectors.kafka.client import Client, Link, Reach, Setup
@@ -62,8 +62,6 @@ SOURCE_CONDITIONS: Final = (
     Condition.RECORDS_DELETED,
     Condition.GROUP_OFFSET,
 )
-HOLD_S: Final = 0.5
-"""Seen once it may be this process that stood still, with the answer waiting to be read."""
 GROUP_OFFSETS_MS: Final = 2000
 LAG_EVERY_S: Final = 1.0
 LAG_TIMEOUT_MS: Final = 250
@@ -238,7 +236,7 @@ class KafkaSource(Source):
         self._next: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
         self._ends_at = 0.0
-        self._quiet_since: float | None = None
+        self._silence = Silence()
         self._skipped: Counter[tuple[str, int]] = Counter()
 
     def __repr__(self) -> str:
@@ -281,14 +279,7 @@ class KafkaSource(Source):
     def _quiet(self) -> str:
         """Return that no broker answers, if it has been so for more than a moment; empty
         otherwise."""
-        now, quiet = time.monotonic(), self._client.quiet(FETCH)
-        if not quiet:
-            self._quiet_since = None
-        elif self._quiet_since is None:
-            self._quiet_since = now
-        elif now - self._quiet_since >= HOLD_S:
-            return quiet
-        return ""
+        return self._silence.confirm(self._client.quiet(FETCH))
 
     def open(self, owner: PartitionOwner) -> None:
         """Start; connecting happens in `poll`."""
@@ -669,9 +660,8 @@ class KafkaSource(Source):
             deadline = now + (REBALANCE_S if unsettled else 0.0)
         self._apply_pause()
         self._fetch(deadline, gone)
-        if (
-            at_hand and unsettled and rebalancing(self._consumer)
-        ):  # what was taken from us waits for a second round
+        # What was taken from us waits for a second round.
+        if at_hand and unsettled and rebalancing(self._consumer):
             self._fetch(time.monotonic() + REBALANCE_S, gone)
         self._tended_at = time.monotonic()
         if self._group is not None:
@@ -711,7 +701,7 @@ class KafkaSource(Source):
 
         found = poll() if self._group is None else self._handover.call(poll)
         if found or not self._client.quiet(FETCH):
-            self._quiet_since = None
+            self._silence.confirm("")
             if self._link.state == "connecting" and not found:
                 self._check_places = True  # back after a while: is the topic still the one it was?
             if gone:
@@ -833,9 +823,8 @@ class KafkaSource(Source):
                 found = asked(consumer.end_offsets, self._next, LAG_TIMEOUT_MS)
                 for at, end in found.items():
                     self._ends[at] = max(end, self._ends.get(at, 0))
-                if (
-                    self._configs["isolation_level"] == "read_committed"
-                ):  # then these are the last stable offsets
+                # Then these are the last stable offsets.
+                if self._configs["isolation_level"] == "read_committed":
                     self._open.look(found, {at: self._position(at) for at in found}, self._ends)
 
     def _position(self, at: TopicPartition) -> int:

@@ -260,9 +260,8 @@ class Writer:
         self._failure: Exception | None = None
         self.closed = False
         self.before_sending: Callable[[Collection[int]], None] = lambda partitions: None
-        self.given_up: Callable[[], bool] = lambda: (
-            False
-        )  # see `streamadapt.engine.ports.Sink.break_off_when`
+        # See `streamadapt.engine.ports.Sink.break_off_when`.
+        self.given_up: Callable[[], bool] = lambda: False
 
     def _make_client(self) -> Client:
         client = Client()
@@ -440,18 +439,16 @@ class Writer:
             self.closed = True
             if self._producer is not None:
                 _close(self._producer)
-            with suppress(
-                RuntimeError
-            ):  # its thread is still in a call that the broker does not answer
+            # Its thread is still in a call that the broker does not answer.
+            with suppress(RuntimeError):
                 self._client.close()
 
     def _check(self) -> None:
         if self.closed:
             raise ConnectorError(f"kafka {self._topic}: the sink is closed")
         self._failure = self._failure or self._client.stopped_by
-        if (
-            self._failure is not None
-        ):  # what was lost stays lost: no later flush may say that all is well
+        # What was lost stays lost: no later flush may say that all is well.
+        if self._failure is not None:
             raise self._failure
 
     def _check_rights(self) -> None:
@@ -587,9 +584,8 @@ class Writer:
                 raise self._unknown_topic(not_created, error) from error
             self._link.up()
             self._deliveries.begun()
-        self._partitions = max(
-            self._partitions, self._topics_now.counts()[self._topic]
-        )  # some may be added
+        # Some may be added.
+        self._partitions = max(self._partitions, self._topics_now.counts()[self._topic])
         return self._producer
 
     def _unknown_topic(self, not_created: BaseException | None, error: Exception) -> Exception:

@@ -196,9 +196,8 @@ def free_port() -> int:
 def _check_free(port: int) -> None:
     """Raise `ConnectorError` if somebody listens already: their broker would seem to be ours."""
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # one just closed is free, as it is for the broker
+        # One just closed is free, as it is for the broker.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:

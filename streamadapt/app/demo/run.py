@@ -142,9 +142,8 @@ def _run(
         f"next {len(data.stream):,} are streamed, labels 6 hours "
         f"later{', four a day' if data.sparse else ''}.",
     )
-    with (
-        uninterrupted()
-    ):  # an interrupt in the middle of a fork would be lost: logging's hook there swallows it
+    # An interrupt in the middle of a fork would be lost: logging's hook there swallows it.
+    with uninterrupted():
         broker = stack.enter_context(EmbeddedBroker())
     create_topics(broker.servers, dict.fromkeys(TOPICS, 1))
     port = free_port()

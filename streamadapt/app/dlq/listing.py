@@ -112,9 +112,8 @@ class Seen:
         at, reason = stored.letter.record.position, stored.letter.reason
         if not wanted.has(stored):
             return False
-        if (
-            not stored.foreign and (at, reason) in self._known
-        ):  # after a crash the engine reads, and refuses, again
+        # After a crash the engine reads, and refuses, again.
+        if not stored.foreign and (at, reason) in self._known:
             self.again += 1
             return False
         self._known.add((at, reason))

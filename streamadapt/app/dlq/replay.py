@@ -368,9 +368,8 @@ def _numbered(start: bytes, lines: Any) -> Iterator[tuple[int, bytes]]:
     if encoding in (None, "utf-8-sig"):
         yield from _not_blank(lines)
         return
-    text = io.TextIOWrapper(
-        lines, encoding=encoding, errors="backslashreplace"
-    )  # as PowerShell writes
+    # As PowerShell writes.
+    text = io.TextIOWrapper(lines, encoding=encoding, errors="backslashreplace")
     try:
         yield from _not_blank(line.encode() for line in text)
     finally:

@@ -151,12 +151,10 @@ class Dictionary(Learner):
         self.register_buffer(
             "pending", torch.zeros(self.batch, n, dtype=torch.float64, device=spec.device)
         )
-        self.register_buffer(
-            "count", torch.zeros((), dtype=torch.int64, device=spec.device)
-        )  # of pending entries
-        self.register_buffer(
-            "usual", torch.zeros((), dtype=torch.float64, device=spec.device)
-        )  # length
+        # Of pending entries.
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=spec.device))
+        # length
+        self.register_buffer("usual", torch.zeros((), dtype=torch.float64, device=spec.device))
         self._error = math.nan
 
     def _scaled(self, inputs: Tensor) -> Tensor:

@@ -63,9 +63,8 @@ def polar_factor(matrix: Tensor, near: Tensor | None = None) -> Tensor:
     .. [1] Higham (2008), Functions of matrices: theory and computation, chapter 8 (Newton-Schulz:
        equation 8.20).
     """
-    if not bool(
-        torch.isfinite(matrix).all()
-    ):  # LAPACK would raise; NaN is what a guard can see and put right
+    # LAPACK would raise; NaN is what a guard can see and put right
+    if not bool(torch.isfinite(matrix).all()):
         return torch.full_like(matrix, torch.nan)
     if near is not None and _is_calm(matrix, near):
         found = _newton_schulz(matrix)

@@ -160,9 +160,8 @@ class ErrorMemory(Learner):
         _one_of("value", value, (None, "label", "residual"))
         self.store, self.scope, self.embedding, self.value = store, scope, embedding, value
         self.strength = _number("strength", strength, 0.0, math.inf)
-        self.gamma = (
-            gamma if gamma == 0.0 else _number("gamma", gamma, 0.0, 1.0)
-        )  # 0 is one of its values
+        # 0 is one of its values
+        self.gamma = gamma if gamma == 0.0 else _number("gamma", gamma, 0.0, 1.0)
         self.capacity = _count("capacity", capacity, LARGEST)
         self.k = _count("k", k, LARGEST if self.capacity is None else self.capacity)
         self.tau = _number("tau", tau, 0.0, math.inf)
@@ -293,9 +292,8 @@ class ErrorMemory(Learner):
         """Return the base and what is remembered of its errors on entries like this one."""
         spec = self.spec
         require_shape("base.output", base.output, (spec.rows, spec.columns))
-        mean, known = self.memory.read(
-            self.key(inputs, base)
-        )  # (groups, planes, cells), (groups, cells)
+        # (groups, planes, cells), (groups, cells)
+        mean, known = self.memory.read(self.key(inputs, base))
         error = mean[:, 0]
         if self.pairs:
             said = self._by_group((base.output - spec.output_loc) / spec.output_scale)

@@ -101,14 +101,12 @@ class Ring(nn.Module):
         """
         groups, _, planes, cells = self.shape
         squares = self._squares(keys)
-        ranks = torch.baddbmm(self.rank, keys.unsqueeze(1), self.keys, alpha=-2.0).squeeze(
-            1
-        )  # (groups, capacity)
+        # (groups, capacity)
+        ranks = torch.baddbmm(self.rank, keys.unsqueeze(1), self.keys, alpha=-2.0).squeeze(1)
         near, at = ranks.topk(self.k, dim=1, largest=False, sorted=False)
         newest = self.count - 1
-        written = newest - torch.remainder(
-            newest - at, self.capacity
-        )  # entries that were written before it
+        # Entries that were written before it.
+        written = newest - torch.remainder(newest - at, self.capacity)
         distances = near + (squares + TIE * written)
         distances.masked_fill_(distances < SAME * (1.0 + squares), 0.0)
         values = self.values[self._each, at]  # (groups, k, planes * cells)

@@ -130,9 +130,8 @@ class Sketch(nn.Module):
         groups, _, planes, cells = self.shape
         totals = torch.bmm(faded, self.sums[rows]).view(groups, 1 + planes, cells)
         counts = totals[:, :1]
-        known = ~(
-            counts < self.floor * self.tables
-        )  # counts that are no numbers must be seen, not fall silent
+        # Counts that are no numbers must be seen, not fall silent.
+        known = ~(counts < self.floor * self.tables)
         return (totals[:, 1:] / counts).float(), known.squeeze(1)
 
     def _faded(self, age: Tensor) -> Tensor:

@@ -243,9 +243,8 @@ class Liquid(Learner):
         self.max_label_delay = max_label_delay
         self.time_unit = time_unit
         self.network = network or Network()
-        self.network.build(
-            cell, 1, units, 1, torch.Generator()
-        )  # what does not fit is refused now
+        # What does not fit is refused now.
+        self.network.build(cell, 1, units, 1, torch.Generator())
         self._file = None if weights is None else Path(weights)
         self._weights = None if self._file is None else read_weights(self._file)
 

@@ -170,9 +170,8 @@ class LTC(Recurrent):
         capacity = torch.stack([torch.zeros_like(cm), cm]).unsqueeze(1)
         v, states = state, []
         for now, step in zip(x.unbind(0), (dt / self.unfolds).unbind(0), strict=True):
-            constant = torch.addcmul(
-                capacity, step, rest + _currents(now, *sensory)
-            )  # (2, batch, units)
+            # (2, batch, units)
+            constant = torch.addcmul(capacity, step, rest + _currents(now, *sensory))
             for _ in range(self.unfolds):
                 drive, conductance = torch.addcmul(constant, step, _currents(v, *inner)).unbind(0)
                 v = torch.addcmul(drive, cm, v) / conductance
@@ -202,7 +201,6 @@ def _synapses(w: Tensor, erev: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tenso
 def _currents(v: Tensor, weights: Tensor, offset: Tensor, sigma: Tensor) -> Tensor:
     """Sum ``w sigmoid(sigma (v - mu)) (erev, 1)`` over the sources; (batch, sources) -> (2, batch,
     units)."""
-    active = torch.sigmoid(
-        torch.addcmul(offset, v.unsqueeze(-1), sigma)
-    )  # (batch, sources, units)
+    # (batch, sources, units)
+    active = torch.sigmoid(torch.addcmul(offset, v.unsqueeze(-1), sigma))
     return (weights * active).sum(2)

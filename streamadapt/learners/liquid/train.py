@@ -86,9 +86,8 @@ def fit(  # noqa: PLR0913 - the settings of one training
         starts = torch.arange(streams, dtype=torch.int64) * (steps // streams) + offset
         total, count, state = 0.0, 0, None
         for begin in range(0, length, chunk):
-            at = starts[:, None] + torch.arange(
-                begin, begin + chunk, dtype=torch.int64
-            )  # (streams, chunk)
+            # (streams, chunk)
+            at = starts[:, None] + torch.arange(begin, begin + chunk, dtype=torch.int64)
             with torch.enable_grad():
                 said, state = network(inputs[at], state, dt[at])
                 value = _loss(said, targets[at], loss)

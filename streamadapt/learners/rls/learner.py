@@ -197,9 +197,8 @@ class RLS(Learner):
             torch.full((self._experts * self._groups, responses), 0.3, dtype=torch.float64),
         )
         self._buffer("turn", torch.zeros((), dtype=torch.int64))  # whose turn the leak is
-        if (
-            self.forecast and not self.robust
-        ):  # other forms learn each example with its own gain at once
+        # Other forms learn each example with its own gain at once.
+        if self.forecast and not self.robust:
             self._allocate_past(responses, d)
         forgetting = torch.tensor(self.forgetting, dtype=torch.float64, device=spec.device)
         self._forgetting = forgetting.repeat_interleave(sets).view(-1, 1, 1)
@@ -292,13 +291,11 @@ class RLS(Learner):
         """Return the base and what was learned of its error."""
         spec, x = self.spec, self._features(inputs, base, self._season(inputs, base))
         if self.shared:
-            left = torch.bmm(
-                x.expand(self._experts, -1, -1), self.weights
-            )  # (experts, groups, responses)
+            # (experts, groups, responses)
+            left = torch.bmm(x.expand(self._experts, -1, -1), self.weights)
         else:
-            left = torch.bmm(
-                self._for_each(x).unsqueeze(1), self.weights
-            )  # (experts * groups, 1, responses)
+            # (experts * groups, 1, responses)
+            left = torch.bmm(self._for_each(x).unsqueeze(1), self.weights)
         if self.forecast:
             left = left.view(-1, spec.columns, spec.rows).transpose(1, 2)
         else:
@@ -339,9 +336,8 @@ class RLS(Learner):
         if (self.robust or not self.forecast) and not bool(mask.any()):
             return  # else the past keeps step with the entries, known or not
         season = None
-        if (
-            "season" in self.features
-        ):  # as it was when the newest forecast was issued, or the one now whole
+        # As it was when the newest forecast was issued, or the one now whole.
+        if "season" in self.features:
             season = self.past_seasons[-1 if self.robust else 0]
         x = self._features(inputs, base, season)
         left = self._as_groups((target - base.output) / self.spec.output_scale).double()

@@ -125,9 +125,8 @@ class BatchAdapter(Learner):
         with torch.enable_grad():
             seen = self.copy.run(inputs)
             loss = self._loss(seen.logits)
-        if loss is not None and bool(
-            torch.isfinite(loss)
-        ):  # what is not finite would stay in the parameters for ever
+        # What is not finite would stay in the parameters for ever.
+        if loss is not None and bool(torch.isfinite(loss)):
             self.optimiser.step(loss)
         return Seen(*(t.detach() for t in seen))
 

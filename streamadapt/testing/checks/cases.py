@@ -310,9 +310,8 @@ def _classifier(case: Case, hidden: int = 8) -> FrozenModel:
     rng = np.random.default_rng(11)
     inputs = case.window * case.channels
     loc, scale = (np.tile(a, case.window) for a in _units(case.channels))
-    linear = partial(
-        skip_init, nn.Linear
-    )  # the initial numbers would be drawn from the global generator
+    # The initial numbers would be drawn from the global generator.
+    linear = partial(skip_init, nn.Linear)
     first, norm, last = (
         linear(inputs, hidden),
         nn.BatchNorm1d(hidden),

@@ -221,24 +221,34 @@ def check_lag_counts_what_is_left(factory: SourceFactory, partitions: int) -> No
     source = factory(_logs(partitions, total))()
     _open(source)
     try:
-        delivered = dict.fromkeys(range(partitions), 0)
-        for _ in range(MAX_POLLS):
+        for delivered in _deliveries(source, partitions, total):
             for at, left in source.lag().items():
                 there = delivered[at.partition] + left
                 _require(
                     there == total,
                     f"{at}: {delivered[at.partition]} delivered, lag {left}, of {total}",
                 )
-            if sum(delivered.values()) == total * partitions:
-                break
-            for record in _poll(source):
-                delivered[record.position.partition] += 1
-        _require(
-            sum(delivered.values()) == total * partitions,
-            f"delivered only {delivered} of {total} each",
-        )
     finally:
         source.close()
+
+
+def _deliveries(source: Source, partitions: int, total: int) -> Iterator[dict[int, int]]:
+    """Yield the number of records delivered by partition, before each poll and at the end.
+
+    Raises
+    ------
+    AssertionError
+        If fewer than `total` records of a partition are delivered in `MAX_POLLS` polls.
+    """
+    delivered = dict.fromkeys(range(partitions), 0)
+    for _ in range(MAX_POLLS):
+        yield delivered
+        if sum(delivered.values()) == total * partitions:
+            return
+        for record in _poll(source):
+            delivered[record.position.partition] += 1
+    done = sum(delivered.values()) == total * partitions
+    _require(done, f"delivered only {delivered} of {total} each")
 
 
 def check_read_up_to_passes_no_record(factory: SourceFactory, partitions: int) -> None:
@@ -247,8 +257,7 @@ def check_read_up_to_passes_no_record(factory: SourceFactory, partitions: int) -
     source = factory(_logs(partitions, total))()
     _open(source)
     try:
-        delivered = dict.fromkeys(range(partitions), 0)
-        for _ in range(MAX_POLLS):
+        for delivered in _deliveries(source, partitions, total):
             for at, offset in source.read_up_to().items():
                 there = delivered[at.partition]
                 wrong = there < total and offset > there
@@ -256,14 +265,6 @@ def check_read_up_to_passes_no_record(factory: SourceFactory, partitions: int) -
                     not wrong,
                     f"{at}: read_up_to says {offset}, but only {there} of {total} were delivered",
                 )
-            if sum(delivered.values()) == total * partitions:
-                break
-            for record in _poll(source):
-                delivered[record.position.partition] += 1
-        _require(
-            sum(delivered.values()) == total * partitions,
-            f"delivered only {delivered} of {total} each",
-        )
     finally:
         source.close()
 
