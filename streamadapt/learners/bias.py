@@ -3,19 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from streamadapt.learners.base import Learner, Maturity, one_or_more, require_shape
-from streamadapt.learners.simplex import log_odds
-from streamadapt.models.contract import BaseOutput, Spec
+from streamadapt.compiled import compiled
+from streamadapt.learners.base import Maturity, one_or_more
+from streamadapt.learners.compiled import CompiledLearner, Steps
+from streamadapt.learners.probabilities import add_to_log_odds
+from streamadapt.models.contract import Spec
+from streamadapt.records import Array
 
 __all__ = ["Bias"]
 
 
-class Bias(Learner):
+class BiasSettings(NamedTuple):
+    """`rate` is (experts,)."""
+
+    rate: Array
+
+
+class BiasState(NamedTuple):
+    """`bias` is (experts, rows, columns) per key."""
+
+    bias: Array
+
+
+@compiled
+def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out = base + b``, or the softmax of ``ln base + b``."""
+    experts, rows, columns = out.shape
+    for e in range(experts):
+        for h in range(rows):
+            if c.classify:
+                add_to_log_odds(x.base[h], s.bias[key, e, h], out[e, h])
+            else:
+                for j in range(columns):
+                    out[e, h, j] = x.base[h, j] + s.bias[key, e, h, j]
+
+
+@compiled
+def learn(
+    c: Any, p: Any, s: Any, key: int, w: Any, x: Any, target: Any, known: Any, weight: float,
+    boost: float,
+) -> None:  # fmt: skip
+    """``b <- b + rate error`` in the known cells."""
+    experts, rows, columns = w.out.shape
+    predict(c, p, s, key, w, x, w.out)
+    for e in range(experts):
+        rate = min(p.rate[e] * weight * boost, 1.0)
+        for h in range(rows):
+            for j in range(columns):
+                if known[h, j]:
+                    s.bias[key, e, h, j] += rate * (target[h, j] - w.out[e, h, j])
+
+
+@compiled
+def forget(c: Any, p: Any, s: Any, key: int, w: Any, keep: float) -> None:
+    """Shrink b."""
+    _, experts, rows, columns = s.bias.shape
+    for e in range(experts):
+        for h in range(rows):
+            for j in range(columns):
+                s.bias[key, e, h, j] *= keep
+
+
+class BiasRoom(NamedTuple):
+    """`out` is (experts, rows, columns)."""
+
+    out: Array
+
+
+class Bias(CompiledLearner):
     """``prediction = base + b``, with ``b <- b + rate (target - base - b)`` in every cell.
 
     A row of a forecast is learned the moment its target is known. Costs O(rows x columns) time and
@@ -43,7 +102,7 @@ class Bias(Learner):
 
     kind: ClassVar[str] = "bias"
     matures: ClassVar[Maturity] = "rows"
-    bias: Tensor
+    steps = Steps(predict, learn, forget=forget)
 
     def __init__(self, rate: float | Sequence[float] = 0.02) -> None:
         super().__init__()
@@ -54,37 +113,14 @@ class Bias(Learner):
         """``bias-0.02`` and its siblings."""
         return tuple(f"{self.kind}-{rate:g}" for rate in self.rates)
 
-    def allocate(self, spec: Spec) -> None:
+    def settings(self, spec: Spec) -> BiasSettings:
+        """Return the rates."""
+        return BiasSettings(np.array(self.rates))
+
+    def start(self, spec: Spec) -> BiasState:
         """Start without a correction."""
-        self._classify = spec.kind == "classification"
-        self.register_buffer(
-            "bias",
-            torch.zeros(
-                len(self.rates), spec.rows, spec.columns, dtype=torch.float32, device=spec.device
-            ),
-        )
-        self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(
-            -1, 1, 1
-        )
+        return BiasState(np.zeros((len(self.rates), spec.rows, spec.columns)))
 
-    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return ``base + b``, or the softmax of it."""
-        del inputs
-        if self._classify:
-            return torch.softmax(log_odds(base.output) + self.bias, dim=-1)
-        return base.output + self.bias
-
-    def forget(self, keep: float) -> None:
-        """Shrink b."""
-        self.bias.mul_(keep)
-
-    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Move b towards the newest errors."""
-        require_shape("target", target, (self.spec.rows, self.spec.columns))
-        pace = self.boost * self.weight
-        rate = self._rate if pace == 1.0 else (self._rate * pace).clamp_max(1.0)
-        if self._classify:
-            moved = torch.addcmul(self.bias, target - self.predict(inputs, base), rate)
-        else:
-            moved = torch.lerp(self.bias, target - base.output, rate)
-        self.bias.copy_(torch.where(mask, moved, self.bias))
+    def room(self, spec: Spec) -> BiasRoom:
+        """Return room for the predictions of an example."""
+        return BiasRoom(np.zeros((len(self.rates), spec.rows, spec.columns)))

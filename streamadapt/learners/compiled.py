@@ -1,0 +1,234 @@
+"""Learners whose arithmetic is a few small functions, compiled into a loop over a lot."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamadapt.compiled import ENABLED, Kernel, compiled
+from streamadapt.learners.base import Learner, require_shape
+from streamadapt.learners.lots import (
+    ADAPT,
+    FORGET,
+    LEARN,
+    PREDICT,
+    Lot,
+    Parts,
+    Shared,
+    empty_lot,
+    loop,
+)
+from streamadapt.models.contract import BaseOutput, Spec
+from streamadapt.records import Array
+
+__all__ = ["CompiledLearner", "NoRoom", "Steps", "keep_everything", "take_nothing_in"]
+
+
+class NoRoom(NamedTuple):
+    """The room to work in of a learner that needs none."""
+
+    nothing: Array
+
+
+@compiled
+def take_nothing_in(c: Any, p: Any, s: Any, key: int, w: Any, x: Any) -> None:
+    """`Steps.adapt` of a learner that learns from labels only."""
+
+
+@compiled
+def keep_everything(c: Any, p: Any, s: Any, key: int, w: Any, keep: float) -> None:
+    """`Steps.forget` of a learner that has nothing to forget."""
+
+
+class Steps(NamedTuple):
+    """The functions of a compiled learner, each marked by `streamadapt.compiled.compiled`.
+
+    The first arguments of each are ``c`` (`Shared`), ``p`` (the settings), ``s`` (the state),
+    ``key`` (the row of the state to use) and ``w`` (the room to work in); ``x`` is an `Input`.
+
+    Attributes
+    ----------
+    predict : callable (c, p, s, key, w, x, out) -> None
+        Writes the predictions of all experts to `out`, (experts, rows, columns). Changes nothing
+        else but `w`.
+    learn : callable (c, p, s, key, w, x, target, known, weight, boost) -> None
+        Learns one matured example; `target` and `known` are (rows, columns).
+    adapt : callable (c, p, s, key, w, x) -> None
+        Takes an entry in, right after its prediction.
+    forget : callable (c, p, s, key, w, keep) -> None
+        Reduces what was learned to the part `keep`, in [0, 1).
+    """
+
+    predict: Callable[..., None]
+    learn: Callable[..., None]
+    adapt: Callable[..., None] = take_nothing_in
+    forget: Callable[..., None] = keep_everything
+
+
+class _Event:
+    """A lot of one event, and its arrays as tensors.
+
+    Parameters
+    ----------
+    lot : Lot
+    """
+
+    def __init__(self, lot: Lot) -> None:
+        self.lot, self.box = lot, _boxed(lot)
+        fields = (lot.windows, lot.bases, lot.times, lot.embeddings, lot.targets, lot.known)
+        views = (torch.from_numpy(array)[0] for array in fields)
+        self.window, self.base, self.times, self.embedding, self.target, self.known = views
+        self.outputs = torch.from_numpy(lot.outputs)[0]
+
+
+@cache
+def _kernel(steps: Steps) -> Kernel:
+    return loop(*steps)
+
+
+class CompiledLearner(Learner):
+    """A learner in the form of `Steps` on named arrays.
+
+    A subclass has its `steps`, and says what its settings and its state are. It runs on the CPU;
+    tensors of another device are copied.
+
+    Attributes
+    ----------
+    steps : Steps
+    state : NamedTuple of ndarrays
+        The first axis is the key: here one row.
+    """
+
+    steps: ClassVar[Steps]
+    state: Any
+
+    @abstractmethod
+    def settings(self, spec: Spec) -> Any:
+        """Return the hyper-parameters, a NamedTuple of numbers and arrays."""
+
+    @abstractmethod
+    def start(self, spec: Spec) -> Any:
+        """Return the state of one key before anything is learned, a NamedTuple of arrays."""
+
+    def room(self, spec: Spec) -> Any:
+        """Return arrays to work in, a NamedTuple."""
+        del spec
+        return NoRoom(np.zeros(1))
+
+    def allocate(self, spec: Spec) -> None:
+        """Allocate the state, and room for one event."""
+        start = self.start(spec)
+        self.state = type(start)(*(np.ascontiguousarray(array)[None].copy() for array in start))
+        parts = Parts(
+            shared_of(spec), self.settings(spec), self.state, self.room(spec), 0, len(self.names)
+        )
+        self._events: dict[tuple[int, int], _Event] = {}
+        self._parts = _boxed(parts)
+        self._kernel = _kernel(self.steps)
+
+    def _run(self, kind: int, inputs: Tensor | None, base: BaseOutput | None) -> _Event:
+        """Take the learner through one event, whose other arguments are already there."""
+        event = self._event(base)
+        event.lot.kinds[0] = kind
+        if base is not None and inputs is not None:
+            event.window.copy_(inputs.detach())
+            event.base.copy_(base.output.detach())
+            if base.times is not None:
+                event.times.copy_(base.times)
+            if base.embedding is not None:
+                event.embedding.copy_(base.embedding.detach().view(-1))
+        self._kernel.call(event.box, 1, self._parts)
+        return event
+
+    def _event(self, base: BaseOutput | None) -> _Event:
+        """Return room for an event with such an input: times and embedding may be missing."""
+        times = 0 if base is None or base.times is None else len(base.times)
+        features = 0 if base is None or base.embedding is None else base.embedding.numel()
+        found = self._events.get((times, features))
+        if found is None:
+            spec = self.spec
+            shape = (len(self.names), spec.rows, spec.columns)
+            lot = empty_lot(1, spec.window, spec.channels, shape, features, times)
+            found = self._events[times, features] = _Event(lot)
+        return found
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        """Return the predictions of all experts, (experts, rows, columns)."""
+        require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
+        return self._run(PREDICT, inputs, base).outputs.to(self.spec.device, torch.float32)
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        """Learn one matured example."""
+        require_shape("target", target, (self.spec.rows, self.spec.columns))
+        event = self._event(base)
+        event.target.copy_(target.detach())
+        event.known.copy_(mask)
+        event.lot.weights[0], event.lot.boosts[0] = self.weight, self.boost
+        self._run(LEARN, inputs, base)
+
+    def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
+        """Take an entry in, right after its prediction."""
+        if self.steps.adapt is not take_nothing_in:
+            self._run(ADAPT, inputs, base)
+
+    def forget(self, keep: float) -> None:
+        """Reduce what was learned so far to the part `keep`."""
+        self._event(None).lot.weights[0] = keep
+        self._run(FORGET, None, None)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return copies of the state's arrays, as tensors by name."""
+        del args, kwargs
+        fields = zip(self.state._fields, self.state, strict=True)
+        return {name: torch.from_numpy(array[0].copy()) for name, array in fields}
+
+    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take over what `state_dict` returned.
+
+        Raises
+        ------
+        RuntimeError
+            If an array is missing, or has another shape.
+        """
+        del args, kwargs
+        for name, array in zip(self.state._fields, self.state, strict=True):
+            if name not in state or tuple(state[name].shape) != array.shape[1:]:
+                found = tuple(state[name].shape) if name in state else "missing"
+                raise RuntimeError(
+                    f"{self.kind}: the state's {name} must be {array.shape[1:]}, and is {found}"
+                )
+        for name, array in zip(self.state._fields, self.state, strict=True):
+            array[0] = state[name].cpu().numpy()
+
+
+def shared_of(spec: Spec) -> Shared:
+    """Return what a spec tells all learners."""
+
+    def numbers(tensor: Tensor, dtype: Any = np.float64) -> Array:
+        return np.ascontiguousarray(tensor.cpu().numpy(), dtype)
+
+    origin = spec.output_origin
+    return Shared(
+        spec.kind == "forecast",
+        spec.kind == "classification",
+        numbers(spec.input_loc, np.float32),
+        numbers(spec.input_scale, np.float32),
+        numbers(spec.output_loc),
+        numbers(spec.output_scale),
+        np.zeros(spec.columns) if origin is None else numbers(origin),
+    )
+
+
+def _boxed(fields: Lot | Parts) -> Any:
+    """Return numba's holder of a lot or of parts, or the tuple itself if nothing is compiled."""
+    if not ENABLED:
+        return fields
+    from streamadapt.learners.boxes import lot_box, parts_box
+
+    return lot_box(fields) if isinstance(fields, Lot) else parts_box(fields)

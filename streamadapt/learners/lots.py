@@ -1,0 +1,165 @@
+"""A lot of events in arrays, and the loop that takes one learner through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from streamadapt.compiled import Kernel
+from streamadapt.records import Array
+
+__all__ = ["ADAPT", "FORGET", "LEARN", "PREDICT", "Input", "Lot", "Parts", "Shared", "loop"]
+
+PREDICT: Final = 0
+LEARN: Final = 1
+ADAPT: Final = 2
+FORGET: Final = 3
+
+
+class Shared(NamedTuple):
+    """What all learners of a pipeline know of their task.
+
+    Attributes
+    ----------
+    forecast, classify : bool
+        Of a regression both are False.
+    input_loc, input_scale : ndarray, (channels,), float32
+    output_loc, output_scale : ndarray, (columns,), float64
+    output_origin : ndarray, (columns,), float64
+        What was subtracted from outputs; zeros where nothing was.
+    """
+
+    forecast: bool
+    classify: bool
+    input_loc: Array
+    input_scale: Array
+    output_loc: Array
+    output_scale: Array
+    output_origin: Array
+
+
+class Input(NamedTuple):
+    """What a learner predicts from.
+
+    Attributes
+    ----------
+    window : ndarray, (window, channels), float32
+        Original units less `Spec.input_origin`, the newest entry last.
+    times : ndarray, (window,), int64, ns
+        Event times of its entries; empty if they are not known.
+    base : ndarray, (rows, columns), float64
+        The base's output, original units less `Spec.output_origin`.
+    embedding : ndarray, (features,), float32
+        The base's hidden layer; empty if it returns none.
+    """
+
+    window: Array
+    times: Array
+    base: Array
+    embedding: Array
+
+
+class Lot(NamedTuple):
+    """Events in their order, one row each, and room for what the learners predict.
+
+    Attributes
+    ----------
+    kinds : ndarray, (events,), int64
+        `PREDICT`, `LEARN`, `ADAPT` or `FORGET`.
+    keys : ndarray, (events,), int64
+        The row of the state that the event belongs to.
+    windows, times, bases, embeddings : ndarray
+        The fields of `Input`, each with a leading axis of events.
+    targets : ndarray, (events, rows, columns), float64
+        `LEARN`: anything, NaN too, where `known` is False.
+    known : ndarray, (events, rows, columns), bool
+    weights : ndarray, (events,), float64, >= 0
+        `LEARN`: the weight of the example. `FORGET`: what to keep, in [0, 1).
+    boosts : ndarray, (events,), float64, >= 1
+    outputs : ndarray, (events, experts, rows, columns), float64
+        `PREDICT`: the predictions of all experts.
+    """
+
+    kinds: Array
+    keys: Array
+    windows: Array
+    times: Array
+    bases: Array
+    embeddings: Array
+    targets: Array
+    known: Array
+    weights: Array
+    boosts: Array
+    outputs: Array
+
+
+class Parts(NamedTuple):
+    """All that the functions of one learner work on.
+
+    Attributes
+    ----------
+    shared : Shared
+    settings : NamedTuple
+        Its hyper-parameters.
+    state : NamedTuple of ndarrays
+        The first axis of each is the key.
+    work : NamedTuple of ndarrays
+        Room to work in; nothing in it lasts from one event to the next.
+    first, last : int
+        Its experts are ``outputs[:, first:last]``.
+    """
+
+    shared: Any
+    settings: Any
+    state: Any
+    work: Any
+    first: int
+    last: int
+
+
+def loop(
+    predict: Callable[..., None],
+    learn: Callable[..., None],
+    adapt: Callable[..., None],
+    forget: Callable[..., None],
+) -> Kernel:
+    """Return the kernel that takes a learner through the first `size` events of a lot."""
+
+    def run(lot: Any, size: int, parts: Any) -> None:
+        c, p, s, w = parts.shared, parts.settings, parts.state, parts.work
+        first, last = parts.first, parts.last
+        for n in range(size):
+            kind, key = lot.kinds[n], lot.keys[n]
+            x = Input(lot.windows[n], lot.times[n], lot.bases[n], lot.embeddings[n])
+            if kind == PREDICT:
+                predict(c, p, s, key, w, x, lot.outputs[n, first:last])
+            elif kind == LEARN:
+                weight, boost = lot.weights[n], lot.boosts[n]
+                learn(c, p, s, key, w, x, lot.targets[n], lot.known[n], weight, boost)
+            elif kind == ADAPT:
+                adapt(c, p, s, key, w, x)
+            else:
+                forget(c, p, s, key, w, lot.weights[n])
+
+    return Kernel(run)
+
+
+def empty_lot(size: int, window: int, channels: int, shape: tuple[int, int, int], features: int,
+              times: int) -> Lot:  # fmt: skip
+    """Return room for `size` events; `shape` is (experts, rows, columns)."""
+    rows, columns = shape[1:]
+    return Lot(
+        np.zeros(size, np.int64),
+        np.zeros(size, np.int64),
+        np.zeros((size, window, channels), np.float32),
+        np.zeros((size, times), np.int64),
+        np.zeros((size, rows, columns)),
+        np.zeros((size, features), np.float32),
+        np.zeros((size, rows, columns)),
+        np.zeros((size, rows, columns), np.bool_),
+        np.ones(size),
+        np.ones(size),
+        np.zeros((size, *shape)),
+    )

@@ -1,0 +1,35 @@
+"""Probabilities in kernels: log odds, softmax."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from streamadapt.compiled import compiled
+
+__all__ = ["FLOOR", "add_to_log_odds", "softmax"]
+
+FLOOR: Final = 1e-6
+"""Smaller probabilities count as this one."""
+
+
+@compiled
+def softmax(scores: Any) -> None:
+    """``scores <- exp(scores) / sum(exp(scores))``, in place."""
+    top = scores[0]
+    for j in range(1, scores.shape[0]):
+        top = max(top, scores[j])
+    total = 0.0
+    for j in range(scores.shape[0]):
+        scores[j] = math.exp(scores[j] - top)
+        total += scores[j]
+    for j in range(scores.shape[0]):
+        scores[j] /= total
+
+
+@compiled
+def add_to_log_odds(p: Any, b: Any, out: Any) -> None:
+    """``out = softmax(ln p + b)``, all three (classes,)."""
+    for j in range(p.shape[0]):
+        out[j] = math.log(max(p[j], FLOOR)) + b[j]
+    softmax(out)
