@@ -178,6 +178,7 @@ class Kernel:
         return f"Kernel({self.function.__qualname__})"
 
     def __call__(self, *given: Any) -> Any:
+        """Call it, compiled."""
         return self.call(*given)
 
     @property

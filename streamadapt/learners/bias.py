@@ -43,19 +43,16 @@ def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
 
 
 @compiled
-def learn(
-    c: Any, p: Any, s: Any, key: int, w: Any, x: Any, target: Any, known: Any, weight: float,
-    boost: float,
-) -> None:  # fmt: skip
+def learn(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
     """``b <- b + rate error`` in the known cells."""
     experts, rows, columns = w.out.shape
     predict(c, p, s, key, w, x, w.out)
     for e in range(experts):
-        rate = min(p.rate[e] * weight * boost, 1.0)
+        rate = min(p.rate[e] * y.weight * y.boost, 1.0)
         for h in range(rows):
             for j in range(columns):
-                if known[h, j]:
-                    s.bias[key, e, h, j] += rate * (target[h, j] - w.out[e, h, j])
+                if y.known[h, j]:
+                    s.bias[key, e, h, j] += rate * (y.target[h, j] - w.out[e, h, j])
 
 
 @compiled

@@ -50,15 +50,16 @@ class Steps(NamedTuple):
     """The functions of a compiled learner, each marked by `streamadapt.compiled.compiled`.
 
     The first arguments of each are ``c`` (`Shared`), ``p`` (the settings), ``s`` (the state),
-    ``key`` (the row of the state to use) and ``w`` (the room to work in); ``x`` is an `Input`.
+    ``key`` (the row of the state to use) and ``w`` (the room to work in); ``x`` is an `Input`, and
+    ``y`` a `Target`.
 
     Attributes
     ----------
     predict : callable (c, p, s, key, w, x, out) -> None
         Writes the predictions of all experts to `out`, (experts, rows, columns). Changes nothing
         else but `w`.
-    learn : callable (c, p, s, key, w, x, target, known, weight, boost) -> None
-        Learns one matured example; `target` and `known` are (rows, columns).
+    learn : callable (c, p, s, key, w, x, y) -> None
+        Learns one matured example.
     adapt : callable (c, p, s, key, w, x) -> None
         Takes an entry in, right after its prediction.
     forget : callable (c, p, s, key, w, keep) -> None

@@ -10,7 +10,18 @@ import numpy as np
 from streamadapt.compiled import Kernel
 from streamadapt.records import Array
 
-__all__ = ["ADAPT", "FORGET", "LEARN", "PREDICT", "Input", "Lot", "Parts", "Shared", "loop"]
+__all__ = [
+    "ADAPT",
+    "FORGET",
+    "LEARN",
+    "PREDICT",
+    "Input",
+    "Lot",
+    "Parts",
+    "Shared",
+    "Target",
+    "loop",
+]
 
 PREDICT: Final = 0
 LEARN: Final = 1
@@ -59,6 +70,26 @@ class Input(NamedTuple):
     times: Array
     base: Array
     embedding: Array
+
+
+class Target(NamedTuple):
+    """What a learner learns from, beside an `Input`.
+
+    Attributes
+    ----------
+    target : ndarray, (rows, columns), float64
+        Original units less `Spec.output_origin`; anything, NaN too, where it is not known.
+    known : ndarray, (rows, columns), bool
+    weight : float, >= 0
+        The weight of the example.
+    boost : float, >= 1
+        The factor of the learning speed.
+    """
+
+    target: Array
+    known: Array
+    weight: float
+    boost: float
 
 
 class Lot(NamedTuple):
@@ -136,8 +167,8 @@ def loop(
             if kind == PREDICT:
                 predict(c, p, s, key, w, x, lot.outputs[n, first:last])
             elif kind == LEARN:
-                weight, boost = lot.weights[n], lot.boosts[n]
-                learn(c, p, s, key, w, x, lot.targets[n], lot.known[n], weight, boost)
+                y = Target(lot.targets[n], lot.known[n], lot.weights[n], lot.boosts[n])
+                learn(c, p, s, key, w, x, y)
             elif kind == ADAPT:
                 adapt(c, p, s, key, w, x)
             else:
