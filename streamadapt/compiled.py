@@ -153,8 +153,8 @@ class Kernel:
     ----------
     function : callable
         Marked functions may be in its closure: one source of a loop serves many learners.
-    *others : callable
-        What else its code is made from, for the digest.
+    name : str
+        What it computes, for the log.
 
     Examples
     --------
@@ -168,14 +168,14 @@ class Kernel:
     6.0
     """
 
-    def __init__(self, function: Callable[..., Any], *others: Callable[..., Any]) -> None:
-        self.function, self.others = function, others
+    def __init__(self, function: Callable[..., Any], name: str = "") -> None:
+        self.function, self.name = function, name or function.__name__
         functools.update_wrapper(self, function)
         # From its first call on, the compiled function itself.
         self.call: Callable[..., Any] = self._prepare if ENABLED else function
 
     def __repr__(self) -> str:
-        return f"Kernel({self.function.__qualname__})"
+        return f"Kernel({self.name})"
 
     def __call__(self, *given: Any) -> Any:
         """Call it, compiled."""
@@ -184,7 +184,16 @@ class Kernel:
     @property
     def folder(self) -> Path:
         """Where its compiled code is kept."""
-        return cache_folder() / fingerprint(self.function, *self.others)
+        return cache_folder() / fingerprint(self.function)
+
+    def prepare(self, *given: Any) -> None:
+        """Call it with arguments for which it does nothing, so that it is loaded, or compiled."""
+        if ENABLED and not self.ready:
+            logger.info(
+                "compiling %s: once for each installation (streamadapt warm does all at once)",
+                self.name,
+            )
+        self.call(*given)
 
     @property
     def ready(self) -> bool:
@@ -251,15 +260,14 @@ def cache_folder() -> Path:
         return folder
     copy = Path(tempfile.mkdtemp(prefix="streamadapt-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    why = "cannot be written to" if trusted else "can be written to by others, or cannot be made"
-    logger.warning(
-        "%s %s: compiled code is kept in %s for this process (STREAMADAPT_CACHE names a folder)",
-        folder,
-        why,
-        copy,
-    )
     if trusted:
         shutil.copytree(folder, copy, dirs_exist_ok=True)
+        return copy
+    logger.warning(
+        "%s can be written to by others, or cannot be made: what is compiled is kept for this "
+        "process only; STREAMADAPT_CACHE names another folder",
+        folder,
+    )
     return copy
 
 

@@ -132,6 +132,7 @@ class CompiledLearner(Learner):
         self._events: dict[tuple[int, int], _Event] = {}
         self._parts = _boxed(parts)
         self._kernel = _kernel(self.steps)
+        self._kernel.prepare(self._event(None).box, 0, self._parts)
 
     def _run(self, kind: int, inputs: Tensor | None, base: BaseOutput | None) -> _Event:
         """Take the learner through one event, whose other arguments are already there."""
