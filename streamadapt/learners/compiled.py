@@ -125,7 +125,7 @@ class CompiledLearner(Learner):
     def allocate(self, spec: Spec) -> None:
         """Allocate the state, and room for one event."""
         start = self.start(spec)
-        self.state = type(start)(*(np.ascontiguousarray(array)[None].copy() for array in start))
+        self.state = type(start)(*(np.array(array, order="C")[None] for array in start))
         parts = Parts(
             shared_of(spec), self.settings(spec), self.state, self.room(spec), 0, len(self.names)
         )
@@ -183,11 +183,18 @@ class CompiledLearner(Learner):
         self._event(None).lot.weights[0] = keep
         self._run(FORGET, None, None)
 
+    @property
+    def saved_names(self) -> dict[str, str]:
+        """The arrays of the state that checkpoints have, and their names there."""
+        return {name: name for name in self.state._fields}
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return copies of the state's arrays, as tensors by name."""
         del args, kwargs
-        fields = zip(self.state._fields, self.state, strict=True)
-        return {name: torch.from_numpy(array[0].copy()) for name, array in fields}
+        return {
+            saved: torch.from_numpy(np.array(getattr(self.state, name)[0]))
+            for name, saved in self.saved_names.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Take over what `state_dict` returned.
@@ -198,14 +205,15 @@ class CompiledLearner(Learner):
             If an array is missing, or has another shape.
         """
         del args, kwargs
-        for name, array in zip(self.state._fields, self.state, strict=True):
-            if name not in state or tuple(state[name].shape) != array.shape[1:]:
-                found = tuple(state[name].shape) if name in state else "missing"
+        arrays = {saved: getattr(self.state, name) for name, saved in self.saved_names.items()}
+        for saved, array in arrays.items():
+            if saved not in state or tuple(state[saved].shape) != array.shape[1:]:
+                found = tuple(state[saved].shape) if saved in state else "missing"
                 raise RuntimeError(
-                    f"{self.kind}: the state's {name} must be {array.shape[1:]}, and is {found}"
+                    f"{self.kind}: the state's {saved} must be {array.shape[1:]}, and is {found}"
                 )
-        for name, array in zip(self.state._fields, self.state, strict=True):
-            array[0] = state[name].cpu().numpy()
+        for saved, array in arrays.items():
+            array[0] = state[saved].cpu().numpy()
 
 
 def shared_of(spec: Spec) -> Shared:

@@ -1,4 +1,4 @@
-"""Probabilities in kernels: log odds, softmax."""
+"""Probabilities in kernels: log odds, softmax, staying on the simplex."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any, Final
 
 from streamadapt.compiled import compiled
 
-__all__ = ["FLOOR", "add_to_log_odds", "softmax"]
+__all__ = ["FLOOR", "SHARE", "add_to_log_odds", "clip_to_simplex", "softmax"]
 
 FLOOR: Final = 1e-6
 """Smaller probabilities count as this one."""
+SHARE: Final = 0.02
+"""The part of the even distribution that `clip_to_simplex` leaves every class at least, before it
+divides by the sum."""
 
 
 @compiled
@@ -33,3 +36,19 @@ def add_to_log_odds(p: Any, b: Any, out: Any) -> None:
     for j in range(p.shape[0]):
         out[j] = math.log(max(p[j], FLOOR)) + b[j]
     softmax(out)
+
+
+@compiled
+def clip_to_simplex(scores: Any) -> None:
+    """Bring least-squares scores (classes,) to the simplex: clip from below, divide by the sum.
+
+    The nearest point of the simplex (the Euclidean projection) has zeros, for which the log loss
+    knows no limit; here no class is ever ruled out. Scores that are on the simplex already, above
+    the floor, stay as they are.
+    """
+    total = 0.0
+    for j in range(scores.shape[0]):
+        scores[j] = max(scores[j], SHARE / scores.shape[0])
+        total += scores[j]
+    for j in range(scores.shape[0]):
+        scores[j] /= total
