@@ -69,7 +69,7 @@ def _register_marked() -> None:
     from numba.extending import register_jitable
 
     while _marked:
-        register_jitable(error_model="numpy")(_marked.pop())
+        register_jitable(error_model="numpy", _nrt=False)(_marked.pop())
 
 
 def fingerprint(*functions: Callable[..., Any]) -> str:

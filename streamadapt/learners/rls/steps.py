@@ -231,7 +231,8 @@ def learn_squares(c: Any, p: Any, s: Any, key: int, w: Any, y: Any) -> None:
         if c.forecast:
             put_gains(s, key, w, e, head)
         for g in range(w.x.shape[0]):
-            v, innovation = s.weights[key, set_of(p, w, e, g)], innovation_of(s, key, w, e, g)
+            v = s.weights[key, set_of(p, w, e, g)]
+            innovation = s.innovation[key, e * w.x.shape[0] + g]
             if c.forecast:
                 multiply_rows(s.past_inputs[key, g], head, v, w.error[g])
             else:
@@ -255,7 +256,7 @@ def learn_robustly(p: Any, s: Any, key: int, w: Any, y: Any) -> None:
         for g in range(w.x.shape[0]):
             multiply(w.x[g], s.weights[key, set_of(p, w, e, g)], w.error[g])
             residuals(w.left[g], w.known[g], w.error[g])
-            innovation = innovation_of(s, key, w, e, g)
+            innovation = s.innovation[key, e * w.x.shape[0] + g]
             q = robust_weight(w.known[g], w.error[g], innovation) * y.weight
             w.root[g] = math.sqrt(q)
             follow(innovation, ROBUST_RATE, w.known[g], w.error[g])
@@ -278,12 +279,6 @@ def robust_weight(known: Any, error: Any, innovation: Any) -> float:
     if count == 0:
         return 0.0
     return MOST_WEIGHT if total * MOST_WEIGHT <= count else count / total
-
-
-@compiled
-def innovation_of(s: Any, key: int, w: Any, e: int, g: int) -> Any:
-    """Return the mean innovations of an expert and a group, (responses,)."""
-    return s.innovation[key, e * w.x.shape[0] + g]
 
 
 @compiled
