@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from streamadapt.compiled import compiled
 
-__all__ = ["FLOOR", "add_to_log_odds", "softmax"]
+__all__ = ["FLOOR", "add_to_log_odds", "corrected", "log_odds", "softmax"]
 
 FLOOR: Final = 1e-6
 """Smaller probabilities count as this one."""
@@ -33,3 +33,25 @@ def add_to_log_odds(p: Any, b: Any, out: Any) -> None:
     for j in range(p.shape[0]):
         out[j] = math.log(max(p[j], FLOOR)) + b[j]
     softmax(out)
+
+
+@compiled
+def corrected(c: Any, base: Any, b: Any, out: Any) -> None:
+    """``out = base + b``, for classes ``softmax(ln base + b)``; all three (columns,)."""
+    if c.classify:
+        add_to_log_odds(base, b, out)
+    else:
+        for j in range(base.shape[0]):
+            out[j] = base[j] + b[j]
+
+
+@compiled
+def log_odds(p: Any, out: Any) -> None:
+    """``out = ln p`` less its mean, both (classes,)."""
+    mean = 0.0
+    for j in range(p.shape[0]):
+        out[j] = math.log(max(p[j], FLOOR))
+        mean += out[j]
+    mean /= p.shape[0]
+    for j in range(p.shape[0]):
+        out[j] -= mean
