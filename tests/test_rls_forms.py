@@ -362,7 +362,7 @@ def test_the_first_entry_of_all_has_no_season() -> None:
     said = BaseOutput(torch.zeros(3, 2), None, torch.tensor([10**18]))
     learner.adapt(torch.ones(1, 2), said)
     assert not learner.state.past_seasons.any()
-    assert learner.state.cycle_last[0] == 10**18
+    assert learner.state.cycle.last[0] == 10**18
 
 
 def test_a_season_longer_than_the_window_is_learned() -> None:

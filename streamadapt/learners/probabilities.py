@@ -1,4 +1,4 @@
-"""Probabilities in kernels: log odds, softmax, staying on the simplex."""
+"""Probabilities in kernels: log odds, softmax."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Any, Final
 
 from streamadapt.compiled import compiled
 
-__all__ = ["FLOOR", "SHARE", "add_to_log_odds", "clip_to_simplex", "softmax"]
+__all__ = [
+    "FLOOR",
+    "SHARE",
+    "add_to_log_odds",
+    "clip_to_simplex",
+    "corrected",
+    "log_odds",
+    "softmax",
+]
 
 FLOOR: Final = 1e-6
 """Smaller probabilities count as this one."""
@@ -36,6 +44,28 @@ def add_to_log_odds(p: Any, b: Any, out: Any) -> None:
     for j in range(p.shape[0]):
         out[j] = math.log(max(p[j], FLOOR)) + b[j]
     softmax(out)
+
+
+@compiled
+def corrected(c: Any, base: Any, b: Any, out: Any) -> None:
+    """``out = base + b``, for classes ``softmax(ln base + b)``; all three (columns,)."""
+    if c.classify:
+        add_to_log_odds(base, b, out)
+    else:
+        for j in range(base.shape[0]):
+            out[j] = base[j] + b[j]
+
+
+@compiled
+def log_odds(p: Any, out: Any) -> None:
+    """``out = ln p`` less its mean, both (classes,)."""
+    mean = 0.0
+    for j in range(p.shape[0]):
+        out[j] = math.log(max(p[j], FLOOR))
+        mean += out[j]
+    mean /= p.shape[0]
+    for j in range(p.shape[0]):
+        out[j] -= mean
 
 
 @compiled

@@ -28,6 +28,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 
 from streamadapt.compiled import compiled
+from streamadapt.learners.season import cycle_is_known, cycle_slot, cycle_value
 from streamadapt.models.contract import Spec
 from streamadapt.models.features import feature_count
 
@@ -116,8 +117,8 @@ def scale_window(c: Any, window: Any, scaled: Any) -> None:
     """``(window - loc) / scale``, clipped at `FEATURE_LIMIT`."""
     for t in range(window.shape[0]):
         for i in range(window.shape[1]):
-            moved = float(to_float32(float(window[t, i]) - float(c.input_loc[i])))
-            value = moved / float(c.input_scale[i])
+            moved = np.float64(to_float32(np.float64(window[t, i]) - np.float64(c.input_loc[i])))
+            value = moved / np.float64(c.input_scale[i])
             scaled[t, i] = np.float32(min(max(value, -FEATURE_LIMIT), FEATURE_LIMIT))
 
 
@@ -198,7 +199,7 @@ def see_panel(scaled: Any, panel: Any) -> None:
         else:
             total = 0.0
             for i in range(channels):
-                total += float(scaled[t, i] * np.float32(EXTRA_SCALE))
+                total += np.float64(scaled[t, i] * np.float32(EXTRA_SCALE))
             panel[t, 0] = np.float32(total / channels) * np.float32(math.sqrt(channels))
 
 
@@ -211,16 +212,26 @@ def add_season(season: Any, x: Any, at: int) -> None:
 
 
 @compiled
-def season_features(c: Any, ago: Any, newest: Any, season: Any) -> None:
-    """Write what each channel did one period ago to `season`, (channels, rows + 1).
+def season_features(c: Any, past: Any, key: int, period: int, x: Any, season: Any) -> None:
+    """Write what each channel did one period ago to `season`, (channels, rows + 1); `past` is a
+    `CycleState`."""
+    rows = season.shape[1] - 1
+    known = cycle_is_known(past, key, period, x, rows)
+    first = cycle_slot(past, key, period, x, 0) if known else 0
+    for h in range(rows + 1):
+        # Z_{t-S+h} - Z_{t-S}, and last Z_{t-S} - Z_t.
+        start, end = (first, 0) if h < rows else (-1, first)
+        if known and h < rows:
+            end = cycle_slot(past, key, period, x, h + 1)
+        for i in range(season.shape[0]):
+            season[i, h] = 0.0
+            if known:
+                change = cycle_value(past, key, x, end, i) - cycle_value(past, key, x, start, i)
+                season[i, h] = scaled_change(change, c.input_scale[i])
 
-    `ago` is Z_{t-S} and what followed, (1 + rows, channels); `newest` is Z_t, (channels,).
-    """
-    rows = ago.shape[0] - 1
-    for i in range(season.shape[0]):
-        for h in range(rows + 1):
-            start = newest[i] if h == rows else ago[0, i]
-            end = ago[0, i] if h == rows else ago[h + 1, i]
-            change = float(to_float32(float(end) - float(start))) / float(c.input_scale[i])
-            change = min(max(change, -FEATURE_LIMIT), FEATURE_LIMIT)
-            season[i, h] = np.float32(change) * np.float32(EXTRA_SCALE)
+
+@compiled
+def scaled_change(change: float, scale: Any) -> Any:
+    """``change / scale``, clipped at `FEATURE_LIMIT`, times `EXTRA_SCALE`."""
+    scaled = np.float64(to_float32(change)) / np.float64(scale)
+    return np.float32(min(max(scaled, -FEATURE_LIMIT), FEATURE_LIMIT)) * np.float32(EXTRA_SCALE)

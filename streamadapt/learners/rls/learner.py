@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
@@ -12,7 +12,6 @@ from streamadapt.config.durations import duration_ns
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Maturity, one_or_more
 from streamadapt.learners.compiled import CompiledLearner, Steps
-from streamadapt.learners.cycle import NEVER_SEEN
 from streamadapt.learners.rls.features import (
     EXTRAS,
     MOST_CHANNELS,
@@ -31,6 +30,7 @@ from streamadapt.learners.rls.steps import (
     learn,
     predict,
 )
+from streamadapt.learners.season import new_cycle
 from streamadapt.models.contract import Spec, TaskKind
 from streamadapt.records import Array
 
@@ -168,18 +168,16 @@ class RLS(CompiledLearner):
                     "features", list(self.features), f"calendar only, or none, for a {kind} task"
                 )
 
-    @property
-    def saved_names(self) -> dict[str, str]:
-        """What its form has of the state."""
-        names = ["information" if self.shared else "covariance", "weights", "innovation", "turn"]
-        if self._remembers_gains:
-            names += ["past_inputs", "past_gains", "head"]
-        saved = {name: name for name in names}
-        if "season" in self.features:
-            cycle = ("values", "seen", "last")
-            saved |= {"past_seasons": "past_seasons"}
-            saved |= {f"cycle_{name}": f"cycle.{name}" for name in cycle}
-        return saved
+    def named_arrays(self) -> Iterator[tuple[str, Array]]:
+        """Yield what its form has of the state, with names."""
+        missing = ["covariance" if self.shared else "information"]
+        if not self._remembers_gains:
+            missing += ["past_inputs", "past_gains", "head"]
+        if "season" not in self.features:
+            missing += ["past_seasons", "cycle.values", "cycle.seen", "cycle.last"]
+        for name, array in super().named_arrays():
+            if name not in missing:
+                yield name, array
 
     @property
     def _remembers_gains(self) -> bool:
@@ -226,9 +224,7 @@ class RLS(CompiledLearner):
             past_gains=np.zeros((experts, groups, d, past)),
             head=np.array(spec.rows, np.int64),
             past_seasons=np.zeros((rows, channels, rows + 1), np.float32),
-            cycle_values=np.zeros((slots, channels), np.float32),
-            cycle_seen=np.full(slots, NEVER_SEEN),
-            cycle_last=np.array(NEVER_SEEN),
+            cycle=new_cycle(slots, channels),
         )
 
     def _start(self, spec: Spec, sets: int, d: int, responses: int) -> tuple[Array, Array]:
@@ -257,7 +253,6 @@ class RLS(CompiledLearner):
         return RLSRoom(
             scaled=np.zeros((spec.window, spec.channels), np.float32),
             panel=np.zeros((spec.window, panel), np.float32),
-            ago=np.zeros((1 + rows, channels), np.float32),
             season=np.zeros((channels, rows + 1), np.float32),
             x=np.zeros((groups, d)),
             left=np.zeros((groups, responses)),

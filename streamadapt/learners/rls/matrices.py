@@ -8,14 +8,12 @@ asymmetry would grow by 1 / forgetting every time.
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any
 
 from streamadapt.compiled import compiled
 
 __all__ = [
-    "MOST_BOOSTED",
     "absorb",
-    "boosted",
     "correct",
     "correct_rows",
     "covariance_bound",
@@ -30,20 +28,11 @@ __all__ = [
     "solve",
 ]
 
-MOST_BOOSTED: Final = 0.5
-"""The smallest forgetting factor under a boost."""
-
 
 def covariance_bound(forgetting: float, features: int, ridge: float) -> float:
     """Return what no eigenvalue of P exceeds: a coordinate's leak is at most a round of `features`
     examples old."""
     return 1.0 / (ridge * forgetting ** (features - 1))
-
-
-@compiled
-def boosted(forgetting: float, boost: float) -> float:
-    """Return the forgetting factor under a boost: the memory is shorter by the factor `boost`."""
-    return forgetting if boost == 1.0 else max(1.0 - (1.0 - forgetting) * boost, MOST_BOOSTED)
 
 
 @compiled

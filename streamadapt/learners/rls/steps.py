@@ -7,12 +7,11 @@ from typing import Any, Final, NamedTuple
 
 from streamadapt.compiled import compiled
 from streamadapt.learners.base import INNOVATION_RATE
-from streamadapt.learners.cycle import one_period_ago, put_in
+from streamadapt.learners.forgetting import boosted
 from streamadapt.learners.probabilities import clip_to_simplex
 from streamadapt.learners.rls.features import fill_features, season_features
 from streamadapt.learners.rls.matrices import (
     absorb,
-    boosted,
     correct,
     correct_rows,
     factorise,
@@ -25,6 +24,7 @@ from streamadapt.learners.rls.matrices import (
     shrink,
     solve,
 )
+from streamadapt.learners.season import CycleState, put_in_cycle
 from streamadapt.models.contract import MOST_WEIGHT
 from streamadapt.records import Array
 
@@ -74,8 +74,7 @@ class RLSState(NamedTuple):
     past_seasons : (rows, channels, rows + 1), float32
         The season features of the last entries, newest first: by the time a row is known, the
         cycle has gone on.
-    cycle_values, cycle_seen, cycle_last
-        The last period, as `streamadapt.learners.cycle` has it.
+    cycle : CycleState
     """
 
     covariance: Array
@@ -87,20 +86,17 @@ class RLSState(NamedTuple):
     past_gains: Array
     head: Array
     past_seasons: Array
-    cycle_values: Array
-    cycle_seen: Array
-    cycle_last: Array
+    cycle: CycleState
 
 
 class RLSRoom(NamedTuple):
-    """`scaled`, `panel`, `ago`, `season` and `x` (groups, d): of the features. Per group: `left`,
+    """`scaled`, `panel`, `season` and `x` (groups, d): of the features. Per group: `left`,
     `known` and `error`, (groups, responses); `root`, (groups,), of an example's weight; `rooted`,
     x times that, and `gain`, (groups, d). `column` (d,), `upper` (d, d) and `solved` (d, groups):
     of the steps."""
 
     scaled: Array
     panel: Array
-    ago: Array
     season: Array
     x: Array
     left: Array
@@ -118,7 +114,7 @@ class RLSRoom(NamedTuple):
 def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
     """``out = base + scale * x^T v``; for classes brought back to the simplex."""
     if p.season:
-        fill_season(c, p, s, key, w, x)
+        season_features(c, s.cycle, key, p.period, x, w.season)
     fill_features(c, p, w, x)
     groups, responses = w.left.shape
     for e in range(out.shape[0]):
@@ -155,12 +151,11 @@ def adapt(c: Any, p: Any, s: Any, key: int, w: Any, x: Any) -> None:
     """Remember the newest entry's season, and its values for the next one's."""
     if not p.season:
         return
-    fill_season(c, p, s, key, w, x)
+    season_features(c, s.cycle, key, p.period, x, w.season)
     for h in range(s.past_seasons.shape[1] - 1, 0, -1):
         copy_season(s.past_seasons[key, h - 1], s.past_seasons[key, h])
     copy_season(w.season, s.past_seasons[key, 0])
-    if x.times.shape[0] > 0:
-        s.cycle_last[key] = put_in(p.period, s.cycle_values[key], s.cycle_seen[key], x)
+    put_in_cycle(s.cycle, key, p.period, x)
 
 
 @compiled
@@ -198,18 +193,6 @@ def fill_left(c: Any, w: Any, x: Any, y: Any) -> bool:
                 w.left[g, r] = (y.target[h, j] - x.base[h, j]) / c.output_scale[j]
                 some = True
     return some
-
-
-@compiled
-def fill_season(c: Any, p: Any, s: Any, key: int, w: Any, x: Any) -> None:
-    """Write the season features of the newest entry to ``w.season``."""
-    values, seen, last = s.cycle_values[key], s.cycle_seen[key], s.cycle_last[key]
-    if one_period_ago(p.period, values, seen, last, x, w.ago):
-        season_features(c, w.ago, x.window[x.window.shape[0] - 1], w.season)
-    else:
-        for i in range(w.season.shape[0]):
-            for h in range(w.season.shape[1]):
-                w.season[i, h] = 0.0
 
 
 @compiled
