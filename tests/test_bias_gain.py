@@ -70,7 +70,7 @@ def test_a_zero_base_leaves_the_gain_alone() -> None:
     learner.learn(
         torch.zeros(1, 1), base([[0.0]]), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)
     )
-    assert learner.gain.item() == 1.0
+    assert learner.state.gain.item() == 1.0
     assert learner.predict(torch.zeros(1, 1), base([[0.0]])).item() == 0.0
 
 

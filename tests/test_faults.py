@@ -78,9 +78,9 @@ class Raises(Bias):
         return super().predict(inputs, base)
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        self.bias.add_(1.0)  # half of a step
+        self.state.bias[:] += 1.0  # half of a step
         self._maybe("learn")
-        self.bias.sub_(1.0)
+        self.state.bias[:] -= 1.0
         super().learn(inputs, base, target, mask)
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
@@ -171,7 +171,7 @@ def test_one_that_raises_while_it_is_restored_starts_again_from_nothing() -> Non
     learner.restore = restore  # type: ignore[method-assign]
     said = pipeline.observe(entries(walk(N, 2)))
     assert not np.array_equal(said[-1].experts["raises-0.1"], said[-1].base)
-    assert float(learner.bias.abs().max()) < 3.0
+    assert np.abs(learner.state.bias).max() < 3.0
     assert pipeline.stats.faults["learner:raises-0.1"] == 2
 
 
@@ -347,7 +347,7 @@ class StaysNan(Bias):
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
         self.seen += 1
-        self.bias += 0.01
+        self.state.bias[:] += 0.01
         if self.seen >= 100:
             self.norm = float("nan")
 

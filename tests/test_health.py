@@ -39,7 +39,7 @@ class Breaks(Bias):
         super().learn(inputs, base, target, mask)
         self.learned += 1
         if self.learned == self.at:
-            self.bias += self.value
+            self.state.bias[:] += self.value
 
 
 def run(learner: Bias, n: int = 900, horizon: int = 1) -> tuple[Pipeline, list[Prediction]]:
@@ -59,7 +59,7 @@ def test_a_broken_learner_comes_back(value: float, at: int, horizon: int) -> Non
     assert pipeline.stats.updates["bias-0.1"]["restored"] == 1, (
         "taken out once, and well again from then on"
     )
-    assert learner.bias.abs().max() < 5.0, "its state is a healthy one"
+    assert np.abs(learner.state.bias).max() < 5.0, "its state is a healthy one"
     errors = [np.abs(p.served - p.base).max() for p in predictions]
     assert max(errors[-WINDOW:]) < 5.0
     out = sum(np.array_equal(p.experts["bias-0.1"], p.base) for p in predictions)
@@ -73,14 +73,14 @@ class BreaksTwice(Breaks):
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         super().learn(inputs, base, target, mask)
         if self.learned == self.at + PROBATION + 2 * WINDOW:
-            self.bias += self.value
+            self.state.bias[:] += self.value
 
 
 def test_a_snapshot_of_a_state_that_turned_out_broken_never_becomes_a_good_one() -> None:
     learner = BreaksTwice(SNAPSHOT_EVERY, 1e6)
     pipeline, _ = run(learner, SNAPSHOT_EVERY + PROBATION + 5 * WINDOW)
     assert pipeline.stats.updates["bias-0.1"]["restored"] == 2
-    assert learner.bias.abs().max() < 5.0
+    assert np.abs(learner.state.bias).max() < 5.0
 
 
 def test_what_is_restored_is_what_was_learned_and_not_the_start() -> None:
@@ -97,7 +97,7 @@ def test_what_is_restored_is_what_was_learned_and_not_the_start() -> None:
 
     def restore(snapshot: Any) -> None:
         original(snapshot)
-        restored.append(float(learner.bias.mean()))
+        restored.append(float(learner.state.bias.mean()))
 
     learner.restore = restore  # type: ignore[method-assign]
     pipeline.observe(entries(walk(SNAPSHOT_EVERY + PROBATION + 40, 2)))
@@ -116,7 +116,7 @@ def test_nan_is_never_served_and_costs_nothing_beyond_the_base() -> None:
 def test_all_learners_may_be_nan_from_the_start() -> None:
     class Nan(Bias):
         def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-            return torch.full_like(self.bias, torch.nan)
+            return torch.full_like(super().predict(inputs, base), torch.nan)
 
     pipeline = Pipeline(Forecast(3, 2), Persistence(2), [Nan((0.1, 0.2))])
     for p in pipeline.observe(entries(walk(150, 2))):

@@ -22,7 +22,7 @@ def run(learner: Holt, values: Any) -> np.ndarray[Any, Any]:
     said = []
     for row in torch.as_tensor(np.asarray(values), dtype=torch.float32):
         inputs = row.reshape(1, -1)
-        said.append(learner.predict(inputs, SAID).numpy())
+        said.append(learner.predict(inputs, SAID)[0].numpy())
         learner.adapt(inputs, SAID)
     return np.array(said)
 
@@ -99,6 +99,12 @@ def test_a_channel_that_becomes_noisy_for_good_is_smoothed_again() -> None:
 def test_level_one_and_no_slope_is_the_last_value() -> None:
     values = walk(50).astype(np.float32)
     np.testing.assert_allclose(run(made(level=1.0, trend=0.0), values)[:, 2], values, rtol=1e-6)
+
+
+def test_without_jumps_a_constant_stream_keeps_finite_numbers() -> None:
+    learner = made(jump=float("inf"))
+    assert np.array_equal(run(learner, np.full((30, 2), 4.0))[-1], np.full((3, 2), 4.0))
+    assert torch.isfinite(learner.state_dict()["state"]).all()
 
 
 @pytest.mark.parametrize(

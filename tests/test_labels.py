@@ -73,7 +73,7 @@ def test_cells_that_are_learned_apart_are_learned_as_if_together() -> None:
             pipeline.observe([item])
             cuts = [[target[0], NAN], [NAN, target[1]]] if parts else [target]
             pipeline.observe([label(item.id, cut, item.time) for cut in cuts])
-        biases.append(pipeline.learners[0].bias.numpy().tobytes())  # type: ignore[operator, union-attr]
+        biases.append(pipeline.learners[0].state.bias.tobytes())  # type: ignore[operator, union-attr]
     assert biases[0] == biases[1]
 
 

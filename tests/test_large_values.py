@@ -229,10 +229,10 @@ def test_forgetting_with_a_covariance_that_has_no_inverse() -> None:
     pipeline = Pipeline(Forecast(4, 3), mean_base, [learner])
     items = entries(values)
     pipeline.observe(items[:60])
-    learner.covariance[:, 0] = 0.0
-    learner.covariance[:, :, 0] = 0.0
+    learner.state.covariance[:, :, 0] = 0.0
+    learner.state.covariance[..., 0] = 0.0
     learner.forget(0.1)
-    assert bool(np.isfinite(learner.covariance.numpy()).all())
+    assert bool(np.isfinite(learner.state.covariance).all())
     said = pipeline.observe(items[60:])
     check(pipeline, said)
     assert pipeline.stats.updates["rls-0.99"]["restored"] == 0

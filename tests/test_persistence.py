@@ -28,7 +28,7 @@ def test_forecasts_repeat_the_last_value_as_the_base_of_that_kind_does() -> None
 def test_regressions_repeat_the_newest_label_of_each_output() -> None:
     learner = built(LastValue(), spec_of("regression", 1, 1, 1, 3))
     said = base([[7.0, 8.0, 9.0]])
-    assert learner.predict(torch.zeros(1, 1), said).tolist() == [[7.0, 8.0, 9.0]], (
+    assert learner.predict(torch.zeros(1, 1), said)[0].tolist() == [[7.0, 8.0, 9.0]], (
         "the base, before any label"
     )
     for label, known, wanted in (
@@ -38,7 +38,7 @@ def test_regressions_repeat_the_newest_label_of_each_output() -> None:
         learner.learn(
             torch.zeros(1, 1), said, torch.tensor([label]), torch.tensor([known], dtype=torch.bool)
         )
-        assert learner.predict(torch.zeros(1, 1), said).tolist() == [wanted]
+        assert learner.predict(torch.zeros(1, 1), said)[0].tolist() == [wanted]
 
 
 def test_the_newest_label_is_that_of_the_latest_entry() -> None:
@@ -67,11 +67,11 @@ def test_classes_repeat_with_the_rate_of_change(classes: int, labels: list[int])
         e = min((changes + 1.0) / (count + 2.0), 1.0 - 1.0 / classes)
         wanted = np.full(classes, e / (classes - 1))
         wanted[label] = 1.0 - e
-        mine = learner.predict(torch.zeros(1, 1), said)[0].numpy()
+        mine = learner.predict(torch.zeros(1, 1), said)[0, 0].numpy()
         np.testing.assert_allclose(mine, wanted, rtol=1e-6)
         assert mine.sum() == pytest.approx(1.0, abs=1e-6)
     if last is None:
-        assert torch.equal(learner.predict(torch.zeros(1, 1), said), said.output)
+        assert torch.equal(learner.predict(torch.zeros(1, 1), said)[0], said.output)
 
 
 def test_an_unknown_class_is_no_change() -> None:

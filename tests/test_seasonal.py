@@ -106,6 +106,22 @@ def test_by_the_clock_a_gap_costs_what_it_hides() -> None:
     )
 
 
+def test_by_the_clock_a_first_entry_has_no_past() -> None:
+    """Also in a window of one, which does not tell when the entry before was."""
+    learner = built(Seasonal("10m"), spec_of("forecast", 1, 1, 2, 1))
+    said = BaseOutput(torch.full((2, 1), -1.0), None, torch.tensor([1_700_000_000 * 10**9]))
+    assert learner.predict(torch.ones(1, 1), said).tolist() == [[[-1.0], [-1.0]]] * 2
+
+
+def test_a_step_of_years_costs_a_forecast_and_no_more() -> None:
+    """``rows`` such steps are more nanoseconds than an int64 holds."""
+    learner = built(Seasonal("10m"), spec_of("forecast", 1, 1, 12, 1))
+    for year in range(0, 240, 40):
+        said = BaseOutput(torch.zeros(12, 1), None, torch.tensor([year * 365 * 86_400 * 10**9]))
+        assert torch.isfinite(learner.predict(torch.ones(1, 1), said)).all()
+        learner.adapt(torch.ones(1, 1), said)
+
+
 def test_a_restored_learner_does_not_take_another_phase() -> None:
     learner = built(Seasonal(3), spec_of("forecast", 2, 1, 1, 1))
     z = torch.arange(30.0).view(-1, 1)

@@ -82,9 +82,9 @@ def test_a_restored_learner_learns_nothing_from_entries_it_never_saw() -> None:
     for i in range(5):
         learner.learn(torch.zeros(1, 1), at(np.zeros((3, 1)), i * HOUR), ones, ones > 0)
     learner.restore(learner.snapshot())
-    before = learner.bias.clone()
+    before = learner.state_dict()["bias"]
     learner.learn(torch.zeros(1, 1), at(np.zeros((3, 1)), 9 * HOUR), ones, ones > 0)
-    moved = (learner.bias != before).nonzero()[:, [0, 2]].tolist()
+    moved = (learner.state_dict()["bias"] != before).nonzero()[:, [0, 2]].tolist()
     assert moved == [[9, 0]], "row 0 of the newest entry alone, in its own slot"
 
 

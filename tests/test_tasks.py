@@ -116,7 +116,7 @@ def test_missing_values_are_never_learned_as_zeros() -> None:
     learner = Bias((0.5, 0.01))
     pipeline = Pipeline(Forecast(3, 2), Persistence(2), [learner])
     predictions = pipeline.observe(entries(values))
-    assert (learner.bias == 0.0).all()
+    assert (learner.state.bias == 0.0).all()
     assert pipeline.stats.loss_sum == {
         "base": 0.0,
         "bias-0.5": 0.0,

@@ -10,7 +10,7 @@ import numpy as np
 from streamadapt.compiled import compiled
 from streamadapt.learners.base import Maturity, one_or_more
 from streamadapt.learners.compiled import CompiledLearner, Steps
-from streamadapt.learners.probabilities import add_to_log_odds
+from streamadapt.learners.probabilities import corrected
 from streamadapt.models.contract import Spec
 from streamadapt.records import Array
 
@@ -32,14 +32,10 @@ class BiasState(NamedTuple):
 @compiled
 def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
     """``out = base + b``, or the softmax of ``ln base + b``."""
-    experts, rows, columns = out.shape
+    experts, rows, _ = out.shape
     for e in range(experts):
         for h in range(rows):
-            if c.classify:
-                add_to_log_odds(x.base[h], s.bias[key, e, h], out[e, h])
-            else:
-                for j in range(columns):
-                    out[e, h, j] = x.base[h, j] + s.bias[key, e, h, j]
+            corrected(c, x.base[h], s.bias[key, e, h], out[e, h])
 
 
 @compiled

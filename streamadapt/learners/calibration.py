@@ -2,31 +2,171 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from streamadapt.compiled import compiled
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import (
-    INNOVATION_RATE,
-    Learner,
-    Maturity,
-    boosted_forgetting,
-    one_or_more,
-    require_shape,
-)
-from streamadapt.learners.simplex import log_odds
-from streamadapt.models.contract import BaseOutput, Spec
+from streamadapt.learners.base import INNOVATION_RATE, Maturity, one_or_more
+from streamadapt.learners.compiled import CompiledLearner, NoRoom, Steps
+from streamadapt.learners.forgetting import boosted
+from streamadapt.learners.masks import all_known
+from streamadapt.learners.probabilities import log_odds, softmax
+from streamadapt.models.contract import Spec
+from streamadapt.records import Array
 
 __all__ = ["Calibration"]
 
-RELATIVE_RIDGE = 1e-13
-"""The least determinant of M, in units of the product of its diagonal."""
+RELATIVE_RIDGE: Final = 1e-13
+"""The least determinant of M, in units of the product of its diagonal: where less is left than
+rounding makes, it would be anything, zero, or of the wrong sign."""
 
 
-class Calibration(Learner):
+class CalibrationSettings(NamedTuple):
+    """`forgetting` is (experts,)."""
+
+    forgetting: Array
+    clip: float
+    ridge: float
+
+
+class LineState(NamedTuple):
+    """Per key, with cells = (experts, rows, columns): `moments` (3, *cells), the numbers of
+    ``M = [[m0, m1], [m1, m2]]``; `weights` (2, *cells), v; `innovation` (*cells), the mean size of
+    e."""
+
+    moments: Array
+    weights: Array
+    innovation: Array
+
+
+@compiled
+def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out = base + scale (v_1 u + v_2)``."""
+    experts, rows, columns = out.shape
+    for e in range(experts):
+        for h in range(rows):
+            for j in range(columns):
+                correction = line(s.weights[key, :, e, h, j], scaled(c, x, h, j))
+                out[e, h, j] = x.base[h, j] + c.output_scale[j] * correction
+
+
+@compiled
+def learn(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
+    """Make a step of least squares in the known cells, with the error clipped at `clip` times its
+    mean size."""
+    _, experts, rows, columns = s.innovation.shape
+    for e in range(experts):
+        for h in range(rows):
+            for j in range(columns):
+                if y.known[h, j]:
+                    u, v = scaled(c, x, h, j), s.weights[key, :, e, h, j]
+                    error = (y.target[h, j] - x.base[h, j]) / c.output_scale[j] - line(v, u)
+                    size = s.innovation[key, e, h, j]
+                    size += INNOVATION_RATE * (abs(error) - size)
+                    s.innovation[key, e, h, j] = size
+                    error = clipped(error, p.clip, size)
+                    move(p, e, s.moments[key, :, e, h, j], v, u, error, y)
+
+
+@compiled
+def forget(c: Any, p: Any, s: Any, key: int, w: Any, keep: float) -> None:
+    """Inflate the covariance: ``M <- keep M + (1 - keep) ridge I``; the line itself stays."""
+    _, _, experts, rows, columns = s.moments.shape
+    leak = (1.0 - keep) * p.ridge
+    for e in range(experts):
+        for h in range(rows):
+            for j in range(columns):
+                s.moments[key, 0, e, h, j] = keep * s.moments[key, 0, e, h, j] + leak
+                s.moments[key, 1, e, h, j] *= keep
+                s.moments[key, 2, e, h, j] = keep * s.moments[key, 2, e, h, j] + leak
+
+
+@compiled
+def scaled(c: Any, x: Any, h: int, j: int) -> float:
+    """Return u, the base's output in scaled units."""
+    u: float = (x.base[h, j] - c.output_loc[j]) / c.output_scale[j]
+    return u
+
+
+@compiled
+def line(v: Any, u: float) -> float:
+    """Return ``v_1 u + v_2``."""
+    correction: float = v[0] * u + v[1]
+    return correction
+
+
+@compiled
+def clipped(error: float, clip: float, size: float) -> float:
+    """Return an error within `clip` sizes."""
+    if math.isinf(clip):
+        return error
+    return min(max(error, -clip * size), clip * size)
+
+
+@compiled
+def move(p: Any, e: int, moments: Any, v: Any, u: float, error: float, y: Any) -> None:
+    """``M <- forgetting M + x x^T + (1 - forgetting) ridge I``, then ``v <- v + M^-1 x error``, of
+    an example that counts `Target.weight` times."""
+    forgetting = boosted(p.forgetting[e], y.boost)
+    leak = (1.0 - forgetting) * p.ridge
+    m0 = forgetting * moments[0] + leak + y.weight * u * u
+    m1 = forgetting * moments[1] + y.weight * u
+    m2 = forgetting * moments[2] + leak + y.weight
+    determinant = max(m0 * m2 - m1 * m1, RELATIVE_RIDGE * (m0 * m2))
+    step = y.weight * error / determinant
+    slope, offset = v[0] + step * (m2 * u - m1), v[1] + step * (m0 - m1 * u)
+    # Numbers beyond all others teach nothing.
+    if math.isfinite(slope) and math.isfinite(offset):
+        moments[0], moments[1], moments[2] = m0, m1, m2
+        v[0], v[1] = slope, offset
+
+
+class ScoreState(NamedTuple):
+    """Per key, with cells = (experts, 1, classes): `moments` (3, *cells) and `weights` (2, *cells)
+    as in `LineState`."""
+
+    moments: Array
+    weights: Array
+
+
+class ScoreRoom(NamedTuple):
+    """`log_odds` is (classes,), `out` (experts, 1, classes)."""
+
+    log_odds: Array
+    out: Array
+
+
+@compiled
+def predict_classes(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out = softmax(u + v_1 u + v_2)``."""
+    experts, _, classes = out.shape
+    log_odds(x.base[0], w.log_odds)
+    for e in range(experts):
+        for j in range(classes):
+            u = w.log_odds[j]
+            out[e, 0, j] = u + line(s.weights[key, :, e, 0, j], u)
+        softmax(out[e, 0])
+
+
+@compiled
+def learn_class(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
+    """Make a Newton step for every class."""
+    if not all_known(y.known):
+        return
+    experts, _, classes = w.out.shape
+    predict_classes(c, p, s, key, w, x, w.out)
+    for e in range(experts):
+        for j in range(classes):
+            error = 2.0 * (y.target[0, j] - w.out[e, 0, j])
+            moments, v = s.moments[key, :, e, 0, j], s.weights[key, :, e, 0, j]
+            move(p, e, moments, v, w.log_odds[j], error, y)
+
+
+class Calibration(CompiledLearner):
     """``prediction = base + scale (v_1 u + v_2)`` with u the scaled base output: gain and offset
     at once.
 
@@ -73,9 +213,6 @@ class Calibration(Learner):
 
     kind: ClassVar[str] = "calibration"
     matures: ClassVar[Maturity] = "rows"
-    moments: Tensor
-    weights: Tensor
-    innovation: Tensor
 
     def __init__(
         self,
@@ -89,105 +226,40 @@ class Calibration(Learner):
         for name, value in (("clip", clip), ("ridge", ridge)):
             if value is not None and not value > 0.0:
                 raise ConfigError(name, value, "a number > 0")
-        self.clip = clip
-        self._given_ridge = ridge
+        self.clip, self.ridge = float(clip), ridge
 
     @property
     def names(self) -> tuple[str, ...]:
         """``calibration-0.98`` and its siblings."""
         return tuple(f"{self.kind}-{forgetting:g}" for forgetting in self.forgetting)
 
-    def allocate(self, spec: Spec) -> None:
+    def steps_for(self, spec: Spec) -> Steps:
+        """Return the steps of lines, or of scores."""
+        if spec.kind == "classification":
+            return Steps(predict_classes, learn_class, forget=forget)
+        return Steps(predict, learn, forget=forget)
+
+    def settings(self, spec: Spec) -> CalibrationSettings:
+        """Return forgetting, clip and ridge."""
+        return CalibrationSettings(np.array(self.forgetting), self.clip, self._ridge(spec))
+
+    def _ridge(self, spec: Spec) -> float:
+        if self.ridge is None:
+            return 10.0 if spec.kind == "classification" else 0.1
+        return float(self.ridge)
+
+    def start(self, spec: Spec) -> LineState | ScoreState:
         """Start without a correction."""
-        self._classify = spec.kind == "classification"
-        self.ridge = (
-            (10.0 if self._classify else 0.1) if self._given_ridge is None else self._given_ridge
-        )
         cells = (len(self.forgetting), spec.rows, spec.columns)
-        where: dict[str, Any] = {"dtype": torch.float64, "device": spec.device}
-        # M = [[m0, m1], [m1, m2]] as its three numbers.
-        self.register_buffer("moments", torch.full((3, *cells), self.ridge, **where))
-        self.moments[1] = 0.0
-        self.register_buffer("weights", torch.zeros((2, *cells), **where))
-        if not self._classify:
-            self.register_buffer("innovation", torch.full(cells, 0.3, **where))
-        self._forgetting = torch.tensor(self.forgetting, **where).view(-1, 1, 1)
-        self._powers = torch.tensor([2.0, 1.0, 0.0], **where).view(3, 1, 1, 1)  # of u, in M
-        self._leaks = torch.tensor([1.0, 0.0, 1.0], **where).view(3, 1, 1, 1) * self.ridge
-        self._pace = (1.0, self._forgetting, (1.0 - self._forgetting) * self._leaks)
+        moments, weights = np.full((3, *cells), self._ridge(spec)), np.zeros((2, *cells))
+        moments[1] = 0.0
+        if spec.kind == "classification":
+            return ScoreState(moments, weights)
+        return LineState(moments, weights, np.full(cells, 0.3))
 
-    def _paced(self) -> tuple[Tensor, Tensor]:
-        """Return the forgetting and what leaks into M for it."""
-        if self._pace[0] != self.boost:
-            forgetting = boosted_forgetting(self._forgetting, self.boost)
-            self._pace = (self.boost, forgetting, (1.0 - forgetting) * self._leaks)
-        return self._pace[1:]
-
-    def _scaled(self, output: Tensor) -> Tensor:
-        """Return u, (rows, columns)."""
-        if self._classify:
-            return log_odds(output.double())
-        return torch.sub(output, self.spec.output_loc).div_(self.spec.output_scale).double()
-
-    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return the recalibrated base."""
-        del inputs
-        u = self._scaled(base.output)
-        slope, offset = self.weights.unbind()
-        correction = torch.addcmul(offset, slope, u)
-        if self._classify:
-            return torch.softmax(u + correction, dim=-1).float()
-        return torch.addcmul(base.output, correction.float(), self.spec.output_scale)
-
-    def forget(self, keep: float) -> None:
-        """Inflate the covariance: ``M <- keep M + (1 - keep) ridge I``; the line itself stays."""
-        self.moments.mul_(keep).add_((1.0 - keep) * self._leaks)
-
-    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Make one least-squares step in every known cell."""
-        del inputs
-        require_shape("target", target, (self.spec.rows, self.spec.columns))
-        whole = bool(mask.all())
-        if not whole and (self._classify or not bool(mask.any())):
-            return
-        u = self._scaled(base.output)
-        slope, offset = self.weights.unbind()
-        said = torch.addcmul(offset, slope, u)
-        if self._classify:
-            step = (target - torch.softmax(u + said, dim=-1)).mul_(2.0)
-        else:
-            step = self._clipped(
-                (target - base.output).div_(self.spec.output_scale).double() - said, mask, whole
-            )
-        forgetting, leak = self._paced()
-        if self.weight != 1.0:
-            step.mul_(self.weight)
-        moments = torch.addcmul(leak, self.moments, forgetting).add_(
-            u.pow(self._powers), alpha=self.weight
-        )
-        m0, m1, m2 = moments.unbind()
-        products = m0 * m2
-        determinant = torch.addcmul(products, m1, m1, value=-1.0)
-        # Where less is left than rounding makes, it would be anything: zero, or of the wrong sign.
-        step.div_(torch.maximum(determinant, RELATIVE_RIDGE * products))
-        # Of determinant times M^-1.
-        gain = torch.stack([m2 * u - m1, torch.addcmul(m0, m1, u, value=-1.0)])
-        weights = torch.addcmul(self.weights, gain, step)
-        if not bool(torch.isfinite(weights).all()):  # numbers beyond all others teach nothing
-            mask, whole = mask & torch.isfinite(weights).all(0), False
-        if whole:
-            self.moments.copy_(moments)
-            self.weights.copy_(weights)
-        else:
-            self.moments.copy_(torch.where(mask, moments, self.moments))
-            self.weights.copy_(torch.where(mask, weights, self.weights))
-
-    def _clipped(self, error: Tensor, mask: Tensor, whole: bool) -> Tensor:
-        """Return the errors clipped, having followed their size."""
-        if whole:
-            self.innovation.lerp_(error.abs(), INNOVATION_RATE)
-        else:
-            moved = torch.lerp(self.innovation, error.abs(), INNOVATION_RATE)
-            self.innovation.copy_(torch.where(mask, moved, self.innovation))
-        bound = self.innovation * self.clip
-        return error.clamp_(-bound, bound)
+    def room(self, spec: Spec) -> NoRoom | ScoreRoom:
+        """Return room for the predictions of an example."""
+        if spec.kind == "classification":
+            out = np.zeros((len(self.forgetting), 1, spec.columns))
+            return ScoreRoom(np.zeros(spec.columns), out)
+        return NoRoom(np.zeros(1))

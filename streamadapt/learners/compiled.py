@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,13 +27,25 @@ from streamadapt.learners.lots import (
 from streamadapt.models.contract import BaseOutput, Spec
 from streamadapt.records import Array
 
-__all__ = ["CompiledLearner", "NoRoom", "Steps", "keep_everything", "take_nothing_in"]
+__all__ = [
+    "CompiledLearner",
+    "NoRoom",
+    "Steps",
+    "keep_everything",
+    "learn_nothing",
+    "take_nothing_in",
+]
 
 
 class NoRoom(NamedTuple):
     """The room to work in of a learner that needs none."""
 
     nothing: Array
+
+
+@compiled
+def learn_nothing(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
+    """`Steps.learn` of a learner that learns from entries only."""
 
 
 @compiled
@@ -67,7 +79,7 @@ class Steps(NamedTuple):
     """
 
     predict: Callable[..., None]
-    learn: Callable[..., None]
+    learn: Callable[..., None] = learn_nothing
     adapt: Callable[..., None] = take_nothing_in
     forget: Callable[..., None] = keep_everything
 
@@ -89,7 +101,7 @@ class _Event:
 
 
 @cache
-def _kernel(steps: Steps) -> Kernel:
+def kernel_of(steps: Steps) -> Kernel:
     return loop(*steps)
 
 
@@ -102,12 +114,18 @@ class CompiledLearner(Learner):
     Attributes
     ----------
     steps : Steps
-    state : NamedTuple of ndarrays
+        A learner with other steps for another kind of task has `steps_for` instead.
+    state : NamedTuple of ndarrays, or of such tuples
         The first axis is the key: here one row.
     """
 
     steps: ClassVar[Steps]
     state: Any
+
+    def steps_for(self, spec: Spec) -> Steps:
+        """Return the functions for a task."""
+        del spec
+        return self.steps
 
     @abstractmethod
     def settings(self, spec: Spec) -> Any:
@@ -124,14 +142,14 @@ class CompiledLearner(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Allocate the state, and room for one event."""
-        start = self.start(spec)
-        self.state = type(start)(*(np.ascontiguousarray(array)[None].copy() for array in start))
+        self.state = _with_a_key(self.start(spec))
+        self._steps = self.steps_for(spec)
         parts = Parts(
             shared_of(spec), self.settings(spec), self.state, self.room(spec), 0, len(self.names)
         )
         self._events: dict[tuple[int, int], _Event] = {}
         self._parts = _boxed(parts)
-        self._kernel = _kernel(self.steps)
+        self._kernel = kernel_of(self._steps)
         self._kernel.prepare(self._event(None).box, 0, self._parts)
 
     def _run(self, kind: int, inputs: Tensor | None, base: BaseOutput | None) -> _Event:
@@ -176,7 +194,7 @@ class CompiledLearner(Learner):
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
         """Take an entry in, right after its prediction."""
-        if self.steps.adapt is not take_nothing_in:
+        if self._steps.adapt is not take_nothing_in:
             self._run(ADAPT, inputs, base)
 
     def forget(self, keep: float) -> None:
@@ -184,29 +202,49 @@ class CompiledLearner(Learner):
         self._event(None).lot.weights[0] = keep
         self._run(FORGET, None, None)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return copies of the state's arrays, as tensors by name."""
-        del args, kwargs
-        fields = zip(self.state._fields, self.state, strict=True)
-        return {name: torch.from_numpy(array[0].copy()) for name, array in fields}
+    def named_arrays(self) -> Iterator[tuple[str, Array]]:
+        """Yield the arrays of the state that checkpoints have, with their names there."""
+        yield from _named(self.state)
 
-    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Take over what `state_dict` returned.
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Add copies of the state's arrays, as tensors by name: torch's hook of `state_dict`."""
+        del keep_vars
+        for name, array in self.named_arrays():
+            destination[prefix + name] = torch.from_numpy(array.copy())[0]
 
-        Raises
-        ------
-        RuntimeError
-            If an array is missing, or has another shape.
-        """
-        del args, kwargs
-        for name, array in zip(self.state._fields, self.state, strict=True):
-            if name not in state or tuple(state[name].shape) != array.shape[1:]:
-                found = tuple(state[name].shape) if name in state else "missing"
-                raise RuntimeError(
-                    f"{self.kind}: the state's {name} must be {array.shape[1:]}, and is {found}"
-                )
-        for name, array in zip(self.state._fields, self.state, strict=True):
-            array[0] = state[name].cpu().numpy()
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Take over tensors by name, all or none: torch's hook of `load_state_dict`."""
+        del local_metadata, strict
+        mine = {prefix + name: array for name, array in self.named_arrays()}
+        missing_keys += [name for name in mine if name not in state_dict]
+        unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in mine]
+        error_msgs += [
+            f"{self.kind}: the state's {name} must be {mine[name].shape[1:]}, and is {shape}"
+            for name in mine.keys() & state_dict.keys()
+            if (shape := tuple(state_dict[name].shape)) != mine[name].shape[1:]
+        ]
+        if not (missing_keys or unexpected_keys or error_msgs):
+            for name, array in mine.items():
+                array[0] = state_dict[name].cpu().numpy()
+
+
+def _with_a_key(state: Any) -> Any:
+    """Return a state of one key with the axis of keys before each array."""
+    if isinstance(state, tuple):
+        return type(state)(*map(_with_a_key, state))
+    return np.array(state, order="C")[None]
+
+
+def _named(state: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
+    """Yield the arrays of a state with their names; ``past.values`` is in the tuple ``past``."""
+    for name, value in zip(state._fields, state, strict=True):
+        if isinstance(value, tuple):
+            yield from _named(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def shared_of(spec: Spec) -> Shared:

@@ -4,20 +4,130 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Final, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from streamadapt.compiled import compiled
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import Learner, Maturity, one_or_more, require_shape
-from streamadapt.learners.simplex import log_odds
-from streamadapt.models.contract import BaseOutput, Spec
+from streamadapt.learners.base import Maturity, one_or_more
+from streamadapt.learners.compiled import CompiledLearner, NoRoom, Steps
+from streamadapt.learners.masks import all_known
+from streamadapt.learners.probabilities import FLOOR, log_odds, softmax
+from streamadapt.models.contract import Spec
+from streamadapt.records import Array
 
 __all__ = ["Gain"]
 
+SMALLEST: Final = 0.01
+"""A base that is closer to zero than this share of the output's scale gives no ratio."""
 
-class Gain(Learner):
+
+class GainSettings(NamedTuple):
+    """`rate` is (experts,)."""
+
+    rate: Array
+    limit: float
+
+
+class GainState(NamedTuple):
+    """`gain` is (experts, rows, columns) per key."""
+
+    gain: Array
+
+
+@compiled
+def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out = g base`` in original units: a gain is about zero, not about the origin."""
+    experts, rows, columns = out.shape
+    for e in range(experts):
+        for h in range(rows):
+            for j in range(columns):
+                g = s.gain[key, e, h, j]
+                out[e, h, j] = g * x.base[h, j] + (g - 1.0) * c.output_origin[j]
+
+
+@compiled
+def learn(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
+    """``g <- g + rate (clip(target / base) - g)`` in the known cells."""
+    _, experts, rows, columns = s.gain.shape
+    for h in range(rows):
+        for j in range(columns):
+            base = x.base[h, j] + c.output_origin[j]
+            if y.known[h, j] and abs(base) > SMALLEST * c.output_scale[j]:
+                target = y.target[h, j] + c.output_origin[j]
+                ratio = min(max(target / base, 1.0 / p.limit), p.limit)
+                for e in range(experts):
+                    rate = min(p.rate[e] * y.weight * y.boost, 1.0)
+                    s.gain[key, e, h, j] += rate * (ratio - s.gain[key, e, h, j])
+
+
+@compiled
+def forget(c: Any, p: Any, s: Any, key: int, w: Any, keep: float) -> None:
+    """Bring g towards one, on a logarithmic scale."""
+    _, experts, rows, columns = s.gain.shape
+    for e in range(experts):
+        for h in range(rows):
+            for j in range(columns):
+                s.gain[key, e, h, j] = math.pow(s.gain[key, e, h, j], keep)
+
+
+class TemperatureState(NamedTuple):
+    """The inverse temperature `gain` and F, `curvature`: (experts, 1, 1) per key."""
+
+    gain: Array
+    curvature: Array
+
+
+class TemperatureRoom(NamedTuple):
+    """`log_odds` is (classes,), `out` (experts, 1, classes)."""
+
+    log_odds: Array
+    out: Array
+
+
+@compiled
+def predict_classes(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out = softmax(g ln base)``."""
+    experts, _, classes = out.shape
+    for e in range(experts):
+        for j in range(classes):
+            out[e, 0, j] = s.gain[key, e, 0, 0] * math.log(max(x.base[0, j], FLOOR))
+        softmax(out[e, 0])
+
+
+@compiled
+def learn_class(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
+    """Make a step in ``ln g``, by the slope s of the log loss and its curvature F."""
+    if not all_known(y.known):
+        return
+    log_odds(x.base[0], w.log_odds)
+    predict_classes(c, p, s, key, w, x, w.out)
+    for e in range(w.out.shape[0]):
+        rate = min(p.rate[e] * y.weight * y.boost, 1.0)
+        g, curvature = s.gain[key, e, 0, 0], s.curvature[key, e, 0, 0]
+        variance = variance_of(w.out[e, 0], w.log_odds)
+        slope = 0.0
+        for j in range(w.log_odds.shape[0]):
+            slope += (y.target[0, j] - w.out[e, 0, j]) * w.log_odds[j]
+        curvature += rate * (g * g * variance - curvature)
+        step = min(max(g * slope / max(curvature, 1.0), -1.0), 1.0)
+        s.curvature[key, e, 0, 0] = curvature
+        s.gain[key, e, 0, 0] = min(max(g * math.exp(rate * step), 1.0 / p.limit), p.limit)
+
+
+@compiled
+def variance_of(p: Any, u: Any) -> float:
+    """Return the variance of u under the probabilities p, both (classes,)."""
+    mean, variance = 0.0, 0.0
+    for j in range(p.shape[0]):
+        mean += p[j] * u[j]
+    for j in range(p.shape[0]):
+        variance += p[j] * (u[j] - mean) * (u[j] - mean)
+    return variance
+
+
+class Gain(CompiledLearner):
     """``prediction = g base``, with ``g <- g + rate (clip(target / base) - g)`` in every cell.
 
     Cells whose base is closer to zero than a hundredth of the output's scale say nothing about g
@@ -52,8 +162,6 @@ class Gain(Learner):
 
     kind: ClassVar[str] = "gain"
     matures: ClassVar[Maturity] = "rows"
-    gain: Tensor
-    curvature: Tensor
 
     def __init__(self, rate: float | Sequence[float] = 0.02, *, limit: float = 3.0) -> None:
         super().__init__()
@@ -67,64 +175,26 @@ class Gain(Learner):
         """``gain-0.02`` and its siblings."""
         return tuple(f"{self.kind}-{rate:g}" for rate in self.rates)
 
-    def allocate(self, spec: Spec) -> None:
+    def steps_for(self, spec: Spec) -> Steps:
+        """Return the steps of a ratio, or of a temperature."""
+        if spec.kind == "classification":
+            return Steps(predict_classes, learn_class, forget=forget)
+        return Steps(predict, learn, forget=forget)
+
+    def settings(self, spec: Spec) -> GainSettings:
+        """Return rates and limit."""
+        return GainSettings(np.array(self.rates), float(self.limit))
+
+    def start(self, spec: Spec) -> GainState | TemperatureState:
         """Start with a gain of one."""
-        self._classify = spec.kind == "classification"
-        shape = (
-            (len(self.rates), 1, 1)
-            if self._classify
-            else (len(self.rates), spec.rows, spec.columns)
-        )
-        self.register_buffer("gain", torch.ones(shape, dtype=torch.float32, device=spec.device))
-        if self._classify:
-            self.register_buffer(
-                "curvature", torch.ones(shape, dtype=torch.float32, device=spec.device)
-            )
-        self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(
-            -1, 1, 1
-        )
-        self._smallest = 0.01 * spec.output_scale
+        experts = len(self.rates)
+        if spec.kind == "classification":
+            return TemperatureState(np.ones((experts, 1, 1)), np.ones((experts, 1, 1)))
+        return GainState(np.ones((experts, spec.rows, spec.columns)))
 
-    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return ``g base``, or the softmax of ``g ln base``."""
-        del inputs
-        if self._classify:
-            return torch.softmax(self.gain * log_odds(base.output), dim=-1)
-        if self.spec.output_origin is None:
-            return base.output * self.gain
-        return (self._original(base.output) * self.gain - self.spec.output_origin).float()
-
-    def _original(self, outputs: Tensor) -> Tensor:
-        """Return outputs in original units: a gain is about zero, not about the origin."""
-        origin = self.spec.output_origin
-        return outputs if origin is None else outputs.double() + origin
-
-    def forget(self, keep: float) -> None:
-        """Bring g towards one, on a logarithmic scale."""
-        self.gain.pow_(keep)
-
-    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Move g towards the newest ratios."""
-        require_shape("target", target, (self.spec.rows, self.spec.columns))
-        pace = self.boost * self.weight
-        rate = self._rate if pace == 1.0 else (self._rate * pace).clamp_max(1.0)
-        if self._classify:
-            if bool(mask.all()):
-                self._learn_class(self.predict(inputs, base), log_odds(base.output), target, rate)
-            return
-        said = self._original(base.output)
-        ratio = (
-            (self._original(target) / said).to(self.gain.dtype).clamp(1.0 / self.limit, self.limit)
-        )
-        usable = mask & (said.abs() > self._smallest)
-        self.gain.copy_(torch.where(usable, torch.lerp(self.gain, ratio, rate), self.gain))
-
-    def _learn_class(self, p: Tensor, u: Tensor, target: Tensor, rate: Tensor) -> None:
-        """Make one natural-gradient step; p is (rates, 1, classes), u and target are (1,
-        classes)."""
-        mean = (p * u).sum(-1, keepdim=True)
-        slope = self.gain * ((target * u).sum(-1, keepdim=True) - mean)
-        variance = (p * (u - mean).square()).sum(-1, keepdim=True)
-        self.curvature.lerp_(self.gain.square() * variance, rate)
-        step = (slope / self.curvature.clamp_min(1.0)).clamp_(-1.0, 1.0)
-        self.gain.mul_((rate * step).exp()).clamp_(1.0 / self.limit, self.limit)
+    def room(self, spec: Spec) -> NoRoom | TemperatureRoom:
+        """Return room for the predictions of an example."""
+        if spec.kind == "classification":
+            out = np.zeros((len(self.rates), 1, spec.columns))
+            return TemperatureRoom(np.zeros(spec.columns), out)
+        return NoRoom(np.zeros(1))

@@ -2,33 +2,83 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+import math
+from typing import Any, ClassVar, Final, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from streamadapt.compiled import compiled
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import Learner
-from streamadapt.models.contract import BaseOutput, Spec, TaskKind
+from streamadapt.learners.compiled import CompiledLearner, Steps
+from streamadapt.models.contract import Spec, TaskKind
+from streamadapt.records import Array
 
 __all__ = ["Holt"]
 
-SIZE_RATE = 0.02
+SIZE_RATE: Final = 0.02
 """How fast the running mean size of the one-step errors follows them."""
-FEWEST = 10
+FEWEST: Final = 10
 """Entries before anything is called a jump."""
 
 
-class _State(NamedTuple):
-    """Of every channel, (channels,) each, float64; see `Holt` for the letters."""
+class HoltSettings(NamedTuple):
+    """See `Holt`."""
 
-    level: Tensor  # l
-    slope: Tensor  # b
-    size: Tensor  # s
-    run: Tensor  # n
+    level: float
+    trend: float
+    damping: float
+    jump: float
 
 
-class Holt(Learner):
+class HoltState(NamedTuple):
+    """Per key: `state` (4, channels), the rows l, b, s and n of `Holt`; `seen` (), entries."""
+
+    state: Array
+    seen: Array
+
+
+@compiled
+def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out_h = l + (phi + ... + phi^h) b`` of the state that the newest entry leads to."""
+    _, rows, columns = out.shape
+    for j in range(columns):
+        level, slope, _, _ = after(p, s, key, x, j)
+        power, reach = 1.0, 0.0
+        for h in range(rows):
+            power *= p.damping
+            reach += power
+            out[0, h, j] = level + reach * slope
+
+
+@compiled
+def adapt(c: Any, p: Any, s: Any, key: int, w: Any, x: Any) -> None:
+    """Take the newest entry in."""
+    for j in range(s.state.shape[2]):
+        level, slope, size, run = after(p, s, key, x, j)
+        s.state[key, 0, j], s.state[key, 1, j] = level, slope
+        s.state[key, 2, j], s.state[key, 3, j] = size, run
+    s.seen[key] += 1
+
+
+@compiled
+def after(p: Any, s: Any, key: int, x: Any, j: int) -> tuple[float, float, float, float]:
+    """Return l, b, s and n of channel j, with the newest entry taken in."""
+    value = np.float64(x.window[x.window.shape[0] - 1, j])
+    level, slope = s.state[key, 0, j], p.damping * s.state[key, 1, j]
+    size, run, seen = s.state[key, 2, j], s.state[key, 3, j], s.seen[key]
+    if seen == 0:
+        return value, s.state[key, 1, j], size, run
+    error = value - level - slope
+    bound = p.jump * size if seen > FEWEST and p.jump < math.inf else math.inf
+    jumped = abs(error) > bound
+    run = 0.0 if jumped else run + 1.0
+    level += slope + max(p.level, 1.0 / (run + 1.0)) * error
+    slope += 0.0 if jumped else p.trend * error
+    size += max(SIZE_RATE, 1.0 / seen) * (min(abs(error), bound) - size)
+    return level, slope, size, run
+
+
+class Holt(CompiledLearner):
     """Holt's linear method with a damped slope [1]_, its level begun anew at a jump; it knows
     nothing of the base.
 
@@ -72,8 +122,7 @@ class Holt(Learner):
     kind: ClassVar[str] = "holt"
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast"})
     needs_labels: ClassVar[bool] = False
-    state: Tensor
-    seen: Tensor
+    steps = Steps(predict, adapt=adapt)
 
     def __init__(
         self, level: float = 0.5, trend: float = 0.05, *, damping: float = 0.98, jump: float = 8.0
@@ -86,52 +135,18 @@ class Holt(Learner):
             raise ConfigError("trend", trend, f"a number from 0 to the level's {level:g}")
         if not jump > 1.0:
             raise ConfigError("jump", jump, "a number > 1")
-        self.level, self.trend, self.damping, self.jump = level, trend, damping, jump
+        self.level, self.trend = float(level), float(trend)
+        self.damping, self.jump = float(damping), float(jump)
 
     @property
     def names(self) -> tuple[str, ...]:
         """``holt-0.5-0.05``: level and trend."""
         return (f"{self.kind}-{self.level:g}-{self.trend:g}",)
 
-    def allocate(self, spec: Spec) -> None:
+    def settings(self, spec: Spec) -> HoltSettings:
+        """Return level, trend, damping and jump."""
+        return HoltSettings(self.level, self.trend, self.damping, self.jump)
+
+    def start(self, spec: Spec) -> HoltState:
         """Start with no entry seen."""
-        self.register_buffer(
-            "state", torch.zeros(4, spec.channels, dtype=torch.float64, device=spec.device)
-        )
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=spec.device))
-        steps = torch.arange(1, spec.rows + 1, dtype=torch.float64, device=spec.device)
-        self._reach = torch.cumsum(self.damping**steps, 0).unsqueeze(1)  # (rows, 1)
-
-    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Continue the line."""
-        del base
-        now = self._after(inputs[-1])
-        return (now.level + self._reach * now.slope).float()
-
-    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Nothing: targets are entries, and `adapt` sees those."""
-
-    def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
-        """Take the newest entry in."""
-        del base
-        self.state.copy_(torch.stack(self._after(inputs[-1])))
-        self.seen.add_(1)
-
-    def _after(self, newest: Tensor) -> _State:
-        """Return the state that `newest` (channels,) leads to."""
-        seen = int(self.seen)
-        newest = newest.double()
-        was = _State(*self.state)
-        if seen == 0:
-            return _State(newest, was.slope, was.size, was.run)
-        slope = self.damping * was.slope
-        error = newest - was.level - slope
-        bound = self.jump * was.size if seen > FEWEST else torch.full_like(was.size, torch.inf)
-        jumped = error.abs() > bound
-        run = torch.where(jumped, 0.0, was.run + 1.0)
-        level = was.level + slope + error * torch.clamp_min(1.0 / (run + 1.0), self.level)
-        slope = slope + torch.where(jumped, 0.0, self.trend * error)
-        size = was.size + max(SIZE_RATE, 1.0 / seen) * (
-            torch.minimum(error.abs(), bound) - was.size
-        )
-        return _State(level, slope, size, run)
+        return HoltState(np.zeros((4, spec.channels)), np.zeros((), np.int64))

@@ -2,22 +2,117 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Final, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from streamadapt.learners.base import Learner, Maturity, require_shape
-from streamadapt.models.contract import BaseOutput, Spec
+from streamadapt.compiled import compiled
+from streamadapt.learners.base import Maturity
+from streamadapt.learners.compiled import CompiledLearner, Steps
+from streamadapt.learners.masks import all_known
+from streamadapt.models.contract import Spec
+from streamadapt.records import Array
 
 __all__ = ["LastValue"]
 
-DISCOUNT = 0.999
+DISCOUNT: Final = 0.999
 """Of the counts that tell how often the class changes: about 1,000 labels are remembered."""
-NEVER = -(2**63)
+NEVER: Final = -(2**63)
 
 
-class LastValue(Learner):
+class NoSettings(NamedTuple):
+    """There are none."""
+
+
+class NoState(NamedTuple):
+    """Forecasts repeat their input."""
+
+
+class LabelState(NamedTuple):
+    """Per key, (1, columns) each: the newest label of every output, whether there is one, and the
+    event time of its entry."""
+
+    last: Array
+    seen: Array
+    newest: Array
+
+
+class ClassState(NamedTuple):
+    """`LabelState` of a one-hot label, and the counts of changes and of labels, () per key."""
+
+    last: Array
+    seen: Array
+    newest: Array
+    changes: Array
+    count: Array  # type: ignore[assignment]  # hides a method of tuples
+
+
+@compiled
+def predict_value(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out = Z_t`` at every step."""
+    _, rows, columns = out.shape
+    newest = x.window.shape[0] - 1
+    for h in range(rows):
+        for j in range(columns):
+            out[0, h, j] = x.window[newest, j]
+
+
+@compiled
+def predict_label(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out`` is the newest label; the base's output where there is none."""
+    for j in range(out.shape[2]):
+        out[0, 0, j] = s.last[key, 0, j] if s.seen[key, 0, j] else x.base[0, j]
+
+
+@compiled
+def learn_label(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
+    """Remember the known labels, but not where that of a later entry is known already."""
+    timed = x.times.shape[0] > 0
+    for j in range(y.known.shape[1]):
+        if y.known[0, j]:
+            if timed:
+                time = x.times[x.times.shape[0] - 1]
+                if time < s.newest[key, 0, j]:
+                    continue
+                s.newest[key, 0, j] = time
+            s.last[key, 0, j] = y.target[0, j]
+            s.seen[key, 0, j] = True
+
+
+@compiled
+def predict_class(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out = 1 - e`` for the newest label, the other classes share e."""
+    others = out.shape[2] - 1
+    e = min((s.changes[key] + 1.0) / (s.count[key] + 2.0), others / (others + 1.0))
+    for j in range(out.shape[2]):
+        last = s.last[key, 0, j]
+        again = last * (1.0 - e) + (1.0 - last) * (e / others)
+        out[0, 0, j] = again if s.seen[key, 0, j] else x.base[0, j]
+
+
+@compiled
+def learn_class(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
+    """Count whether the label differs from the one known before it, then remember it."""
+    if not all_known(y.known):
+        return
+    if all_known(s.seen[key]):
+        differs = largest(y.target[0]) != largest(s.last[key, 0])
+        s.changes[key] = DISCOUNT * s.changes[key] + (1.0 if differs else 0.0)
+        s.count[key] = DISCOUNT * s.count[key] + 1.0
+    learn_label(c, p, s, key, w, x, y)
+
+
+@compiled
+def largest(values: Any) -> int:
+    """Return the place of the largest value."""
+    best = 0
+    for j in range(1, values.shape[0]):
+        if values[j] > values[best]:
+            best = j
+    return best
+
+
+class LastValue(CompiledLearner):
     """What was last seen, whatever the base says; named apart from the base `Persistence`, which
     forecasts alike.
 
@@ -42,60 +137,25 @@ class LastValue(Learner):
 
     kind: ClassVar[str] = "persistence"
     matures: ClassVar[Maturity] = "rows"
-    last: Tensor
-    seen: Tensor
-    newest: Tensor
-    changes: Tensor
-    count: Tensor
 
-    def allocate(self, spec: Spec) -> None:
+    def steps_for(self, spec: Spec) -> Steps:
+        """Return the steps of values, labels or classes."""
+        if spec.kind == "forecast":
+            return Steps(predict_value)  # targets are entries, which are inputs in their turn
+        if spec.kind == "regression":
+            return Steps(predict_label, learn_label)
+        return Steps(predict_class, learn_class)
+
+    def settings(self, spec: Spec) -> NoSettings:
+        """Return nothing."""
+        return NoSettings()
+
+    def start(self, spec: Spec) -> NoState | LabelState | ClassState:
         """Start with no label known; forecasts need no state."""
         if spec.kind == "forecast":
-            return
-        self.register_buffer(
-            "last", torch.zeros(1, spec.columns, dtype=torch.float32, device=spec.device)
-        )
-        self.register_buffer(
-            "seen", torch.zeros(1, spec.columns, dtype=torch.bool, device=spec.device)
-        )
-        self.register_buffer(
-            "newest", torch.full((1, spec.columns), NEVER, dtype=torch.int64, device=spec.device)
-        )  # event times
-        if spec.kind == "classification":
-            for name in ("changes", "count"):
-                self.register_buffer(
-                    name, torch.zeros((), dtype=torch.float64, device=spec.device)
-                )
-
-    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Say it again."""
-        if self.spec.kind == "forecast":
-            return inputs[-1:].repeat(self.spec.rows, 1)
-        if self.spec.kind == "regression":
-            return torch.where(self.seen, self.last, base.output)
-        others = self.spec.columns - 1
-        rate = (
-            ((self.changes + 1.0) / (self.count + 2.0)).clamp_max(others / (others + 1.0)).float()
-        )
-        return torch.where(
-            self.seen, self.last * (1.0 - rate) + (1.0 - self.last) * (rate / others), base.output
-        )
-
-    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Remember the label, unless that of a later entry is known already."""
-        del inputs
-        require_shape("target", target, (self.spec.rows, self.spec.columns))
-        if self.spec.kind == "forecast":
-            return  # targets are entries, which are inputs in their turn
-        if self.spec.kind == "classification":
-            if not bool(mask.all()):
-                return
-            if bool(self.seen.all()):
-                differs = (target.argmax() != self.last.argmax()).double()
-                self.changes.mul_(DISCOUNT).add_(differs)
-                self.count.mul_(DISCOUNT).add_(1.0)
-        if base.times is not None:
-            mask = mask & (base.times[-1] >= self.newest)
-            self.newest.masked_fill_(mask, int(base.times[-1]))
-        self.last.copy_(torch.where(mask, target, self.last))
-        self.seen.logical_or_(mask)
+            return NoState()
+        shape = (1, spec.columns)
+        labels = LabelState(np.zeros(shape), np.zeros(shape, np.bool_), np.full(shape, NEVER))
+        if spec.kind == "regression":
+            return labels
+        return ClassState(*labels, np.zeros(()), np.zeros(()))

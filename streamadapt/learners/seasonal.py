@@ -2,21 +2,96 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from streamadapt.compiled import compiled
 from streamadapt.config.durations import duration_ns
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import Learner
-from streamadapt.learners.season import LastCycle, LastPeriod
-from streamadapt.models.contract import BaseOutput, Spec, TaskKind
+from streamadapt.learners.compiled import CompiledLearner, Steps
+from streamadapt.learners.season import (
+    CycleState,
+    PeriodState,
+    cycle_ago,
+    cycle_is_known,
+    new_cycle,
+    new_period,
+    period_ago,
+    period_is_known,
+    put_in_cycle,
+    put_in_period,
+)
+from streamadapt.models.contract import Spec, TaskKind
 
 __all__ = ["Seasonal"]
 
 
-class Seasonal(Learner):
+class SeasonalSettings(NamedTuple):
+    """`period` is in ns, or in entries."""
+
+    period: int
+
+
+class SeasonalState(NamedTuple):
+    """The last period."""
+
+    past: PeriodState | CycleState
+
+
+@compiled
+def predict_by_entries(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out_0 = Z_{t+h-S}``, ``out_1 = Z_t + Z_{t+h-S} - Z_{t-S}``."""
+    _, rows, columns = out.shape
+    if not period_is_known(s.past, key, x):
+        repeat(x.base, out)
+        return
+    for j in range(columns):
+        newest = np.float64(x.window[x.window.shape[0] - 1, j])
+        drift = newest - period_ago(s.past, key, x, 0, j)
+        for h in range(rows):
+            out[0, h, j] = period_ago(s.past, key, x, h + 1, j)
+            out[1, h, j] = out[0, h, j] + drift
+
+
+@compiled
+def adapt_by_entries(c: Any, p: Any, s: Any, key: int, w: Any, x: Any) -> None:
+    """Remember the newest entry."""
+    put_in_period(s.past, key, x)
+
+
+@compiled
+def predict_by_clock(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """The same, S a duration and h steps of time ahead."""
+    _, rows, columns = out.shape
+    if not cycle_is_known(s.past, key, p.period, x, rows):
+        repeat(x.base, out)
+        return
+    for j in range(columns):
+        newest = np.float64(x.window[x.window.shape[0] - 1, j])
+        drift = newest - cycle_ago(s.past, key, p.period, x, 0, j)
+        for h in range(rows):
+            out[0, h, j] = cycle_ago(s.past, key, p.period, x, h + 1, j)
+            out[1, h, j] = out[0, h, j] + drift
+
+
+@compiled
+def adapt_by_clock(c: Any, p: Any, s: Any, key: int, w: Any, x: Any) -> None:
+    """Remember the newest entry."""
+    put_in_cycle(s.past, key, p.period, x)
+
+
+@compiled
+def repeat(base: Any, out: Any) -> None:
+    """Predict what the base predicts, in all experts."""
+    experts, rows, columns = out.shape
+    for e in range(experts):
+        for h in range(rows):
+            for j in range(columns):
+                out[e, h, j] = base[h, j]
+
+
+class Seasonal(CompiledLearner):
     """Two naive forecasts by the season, S entries long, which know nothing of the base.
 
     ``seasonal``: ``prediction_h = Z_{t+h-S}``. ``seasonal-drift``:
@@ -51,8 +126,6 @@ class Seasonal(Learner):
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast"})
     needs_labels: ClassVar[bool] = False
 
-    past: LastPeriod | LastCycle
-
     def __init__(self, period: str | int = "1d", *, slots: int = 288) -> None:
         super().__init__()
         if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= 100_000:
@@ -67,6 +140,8 @@ class Seasonal(Learner):
             raise ConfigError(
                 "period", period, 'a duration such as "1d", or a number of entries, 1 to 1000000'
             )
+        else:
+            self._length = period
         self.period = period
         self.slots = slots
 
@@ -75,25 +150,19 @@ class Seasonal(Learner):
         """``seasonal-1d`` and ``seasonal-drift-1d``."""
         return (f"{self.kind}-{self.period}", f"{self.kind}-drift-{self.period}")
 
-    def allocate(self, spec: Spec) -> None:
+    def steps_for(self, spec: Spec) -> Steps:
+        """Return the steps by the clock, or by entries."""
+        del spec
+        if isinstance(self.period, str):
+            return Steps(predict_by_clock, adapt=adapt_by_clock)
+        return Steps(predict_by_entries, adapt=adapt_by_entries)
+
+    def settings(self, spec: Spec) -> SeasonalSettings:
+        """Return the period."""
+        return SeasonalSettings(self._length)
+
+    def start(self, spec: Spec) -> SeasonalState:
         """Start with no period known."""
         if isinstance(self.period, str):
-            self.past = LastCycle(self._length, self.slots, spec.channels, spec.device)
-        else:
-            self.past = LastPeriod(self.period, spec.channels, spec.device)
-
-    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return both forecasts, or the base's twice."""
-        newest = inputs[-1]
-        ago = self.past.ago(newest, base, self.spec.rows)
-        if ago is None:
-            return base.output.expand(2, -1, -1).clone()
-        path = ago[1:]
-        return torch.stack([path, path + (newest - ago[0])])
-
-    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Nothing: targets are entries, and `adapt` sees those."""
-
-    def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
-        """Remember the newest entry."""
-        self.past.push(inputs[-1], base)
+            return SeasonalState(new_cycle(self.slots, spec.channels))
+        return SeasonalState(new_period(self.period, spec.channels))

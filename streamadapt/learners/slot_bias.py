@@ -4,23 +4,121 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from streamadapt.compiled import compiled
 from streamadapt.config.durations import duration_ns
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import Learner, Maturity, one_or_more, require_shape
-from streamadapt.learners.simplex import log_odds
-from streamadapt.models.contract import BaseOutput, Spec
+from streamadapt.learners.base import Maturity, one_or_more
+from streamadapt.learners.compiled import CompiledLearner, Steps
+from streamadapt.learners.masks import some_known
+from streamadapt.learners.probabilities import corrected
+from streamadapt.models.contract import Spec
+from streamadapt.records import Array
 
 __all__ = ["SlotBias"]
 
-NEVER = -(2**63)
+NEVER: Final = -(2**63)
 
 
-class SlotBias(Learner):
+class SlotBiasSettings(NamedTuple):
+    """`rate` is (experts,); `period` and `length`, of a slot, are in ns."""
+
+    rate: Array
+    period: int
+    length: int
+
+
+class SlotBiasState(NamedTuple):
+    """Per key: `bias` (slots, experts, rows, columns); `issued` (rows + 1,), the event times of
+    the last entries learned, newest first, of which the last one tells the oldest row's share."""
+
+    bias: Array
+    issued: Array
+
+
+class SlotBiasRoom(NamedTuple):
+    """`out` is (columns,)."""
+
+    out: Array
+
+
+@compiled
+def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out = base + b[slot]``, or the softmax of ``ln base + b[slot]``."""
+    experts, rows, _ = out.shape
+    slot = slot_of(p, x.times[x.times.shape[0] - 1]) if x.times.shape[0] > 0 else 0
+    for e in range(experts):
+        for h in range(rows):
+            corrected(c, x.base[h], s.bias[key, slot, e, h], out[e, h])
+
+
+@compiled
+def learn(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
+    """Move b of the slots that the known rows were issued in."""
+    if not c.forecast and not some_known(y.known):
+        return  # the times of forecasts keep step with the entries, known or not
+    timed = x.times.shape[0] > 0
+    if timed:
+        remember(s, key, x.times[x.times.shape[0] - 1])
+    for h in range(y.known.shape[0]):
+        if not timed:
+            move(c, p, s.bias[key, 0], w, x, y, h, 1.0)
+        elif s.issued[key, h] != NEVER:
+            slot = slot_of(p, s.issued[key, h])
+            move(c, p, s.bias[key, slot], w, x, y, h, share_of(p, s, key, h))
+
+
+@compiled
+def forget(c: Any, p: Any, s: Any, key: int, w: Any, keep: float) -> None:
+    """Shrink b in all slots."""
+    _, slots, experts, rows, columns = s.bias.shape
+    for slot in range(slots):
+        for e in range(experts):
+            for h in range(rows):
+                for j in range(columns):
+                    s.bias[key, slot, e, h, j] *= keep
+
+
+@compiled
+def slot_of(p: Any, time: int) -> int:
+    """Return the slot of an event time."""
+    slot: int = time % p.period // p.length
+    return slot
+
+
+@compiled
+def remember(s: Any, key: int, time: int) -> None:
+    """Put an event time before the others."""
+    for h in range(s.issued.shape[1] - 1, 0, -1):
+        s.issued[key, h] = s.issued[key, h - 1]
+    s.issued[key, 0] = time
+
+
+@compiled
+def share_of(p: Any, s: Any, key: int, h: int) -> float:
+    """Return the share of a visit that row h stands for."""
+    if s.issued[key, h + 1] == NEVER:
+        return 1.0
+    share: float = abs(s.issued[key, h] - s.issued[key, h + 1]) / p.length
+    return min(share, 1.0)
+
+
+@compiled
+def move(c: Any, p: Any, b: Any, w: Any, x: Any, y: Any, h: int, share: float) -> None:
+    """``b <- b + rate share error`` in the known cells of row h; `b` is (experts, rows,
+    columns)."""
+    for e in range(p.rate.shape[0]):
+        rate = min(p.rate[e] * y.weight * y.boost, 1.0) * share
+        corrected(c, x.base[h], b[e, h], w.out)
+        for j in range(w.out.shape[0]):
+            if y.known[h, j]:
+                b[e, h, j] += rate * (y.target[h, j] - w.out[j])
+
+
+class SlotBias(CompiledLearner):
     """``prediction = base + b[slot]``, an exponentially weighted mean of the base's errors per
     slot of the period.
 
@@ -41,7 +139,7 @@ class SlotBias(Learner):
     A row of a forecast is learned the moment its target is known. Entries without times all have
     slot 0 and share 1.
 
-    Costs O(rows x columns) time, slots x rows x columns float32 numbers per rate.
+    Costs O(rows x columns) time, slots x rows x columns numbers per rate.
 
     Parameters
     ----------
@@ -60,8 +158,7 @@ class SlotBias(Learner):
 
     kind: ClassVar[str] = "slot_bias"
     matures: ClassVar[Maturity] = "rows"
-    bias: Tensor
-    issued: Tensor
+    steps = Steps(predict, learn, forget=forget)
 
     def __init__(
         self, rate: float | Sequence[float] = 0.1, *, period: str | float = "1d", slots: int = 24
@@ -92,75 +189,21 @@ class SlotBias(Learner):
         )
         return tuple(f"{self.kind}{other}-{rate:g}" for rate in self.rates)
 
-    def allocate(self, spec: Spec) -> None:
+    def settings(self, spec: Spec) -> SlotBiasSettings:
+        """Return rates, period and length of a slot."""
+        return SlotBiasSettings(np.array(self.rates), self.period, self._length)
+
+    def start(self, spec: Spec) -> SlotBiasState:
         """Start without a correction."""
-        self._classify = spec.kind == "classification"
-        cells = (len(self.rates), spec.rows, spec.columns)
-        self.register_buffer(
-            "bias", torch.zeros(self.slots, *cells, dtype=torch.float32, device=spec.device)
-        )
-        # Event times of the last entries predicted, newest first; one more, whose distance is the
-        # oldest row's share.
-        self.register_buffer(
-            "issued", torch.full((spec.rows + 1,), NEVER, dtype=torch.int64, device=spec.device)
-        )
-        self._rate = torch.tensor(self.rates, dtype=torch.float32, device=spec.device).view(-1, 1)
-        self._row = torch.arange(spec.rows, dtype=torch.int64, device=spec.device)
+        bias = np.zeros((self.slots, len(self.rates), spec.rows, spec.columns))
+        return SlotBiasState(bias, np.full(spec.rows + 1, NEVER))
 
-    def _slots(self, times: Tensor) -> Tensor:
-        return times % self.period // self._length
-
-    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return ``base + b`` of the newest entry's slot, or the softmax of it."""
-        del inputs
-        slot = 0 if base.times is None else int(self._slots(base.times[-1]))
-        if self._classify:
-            return torch.softmax(log_odds(base.output) + self.bias[slot], dim=-1)
-        return base.output + self.bias[slot]
+    def room(self, spec: Spec) -> SlotBiasRoom:
+        """Return room for a row of predictions."""
+        return SlotBiasRoom(np.zeros(spec.columns))
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go back, and learn nothing from forecasts whose entries the restored state does not
         know."""
         super().restore(snapshot)
-        self.issued.fill_(NEVER)
-
-    def forget(self, keep: float) -> None:
-        """Shrink b in all slots."""
-        self.bias.mul_(keep)
-
-    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Move b of the slots that the known rows were issued in."""
-        del inputs
-        require_shape("target", target, (self.spec.rows, self.spec.columns))
-        if self.spec.kind != "forecast" and not bool(mask.any()):
-            return  # else the times keep step with the entries, known or not
-        if base.times is None:
-            slots, share = (
-                torch.zeros_like(self._row),
-                torch.ones_like(self._rate[0]).expand(len(self._row)),
-            )
-        else:
-            self.issued.copy_(torch.cat([base.times[-1:], self.issued[:-1]]))
-            now, before = self.issued[:-1], self.issued[1:]
-            mask = mask & (now != NEVER).unsqueeze(1)
-            slots = self._slots(now)
-            share = (
-                ((now - before).abs().float() / self._length)
-                .clamp_max(1.0)
-                .masked_fill(before == NEVER, 1.0)
-            )
-        self._move(slots, share, base.output, target, mask)
-
-    def _move(
-        self, slots: Tensor, share: Tensor, output: Tensor, target: Tensor, mask: Tensor
-    ) -> None:
-        """Learn targets (rows, columns), of entries in `slots`, each a `share` of a visit; both
-        (rows,)."""
-        bias = self.bias[slots, :, self._row]  # (rows, rates, columns)
-        rate = ((self._rate * (self.boost * self.weight)).clamp_max(1.0) * share).T.unsqueeze(-1)
-        if self._classify:
-            said = torch.softmax(log_odds(output).unsqueeze(1) + bias, dim=-1)
-            moved = torch.addcmul(bias, target.unsqueeze(1) - said, rate)
-        else:
-            moved = torch.lerp(bias, (target - output).unsqueeze(1), rate)
-        self.bias[slots, :, self._row] = torch.where(mask.unsqueeze(1), moved, bias)
+        self.state.issued.fill(NEVER)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamadapt.learners import Bias
+from streamadapt.learners.base import Learner, require_shape
+from streamadapt.learners.simplex import log_odds
 from streamadapt.models.contract import BaseOutput, Spec
 from streamadapt.testing.checks import learners
 from streamadapt.testing.checks.cases import CASES
@@ -18,11 +19,27 @@ from streamadapt.testing.checks.cases import CASES
 torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
 
 
-class Good(Bias):
-    """What the broken ones below are derived from."""
+class Good(Learner):
+    """A bias in torch: what the broken ones below are derived from."""
 
-    def __init__(self) -> None:
-        super().__init__(0.5)
+    kind = "bias"
+    matures = "rows"
+    bias: Tensor
+
+    def allocate(self, spec: Spec) -> None:
+        self._classify = spec.kind == "classification"
+        self.register_buffer("bias", torch.zeros(1, spec.rows, spec.columns))
+        self._rate = torch.full((1, 1, 1), 0.5)
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        if self._classify:
+            return torch.softmax(log_odds(base.output) + self.bias, dim=-1)
+        return base.output + self.bias
+
+    def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
+        require_shape("target", target, (self.spec.rows, self.spec.columns))
+        moved = self.bias + self._rate * (target - self.predict(inputs, base))
+        self.bias.copy_(torch.where(mask, moved, self.bias))
 
 
 class RaisesSomethingElse(Good):

@@ -1,0 +1,119 @@
+"""Compiled or not, a learner gives the same bits; and the same bits however a lot is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from core_helpers import CPU
+
+from streamadapt.compiled import ENABLED
+from streamadapt.learners import RLS, Bias, Calibration, Gain, Holt, LastValue, Seasonal, SlotBias
+from streamadapt.learners.boxes import lot_box, parts_box
+from streamadapt.learners.compiled import CompiledLearner, kernel_of, shared_of
+from streamadapt.learners.lots import ADAPT, FORGET, LEARN, PREDICT, Lot, Parts, empty_lot
+from streamadapt.models.contract import Spec
+from streamadapt.testing.checks.cases import CASES, Case
+
+pytestmark = pytest.mark.skipif(not ENABLED, reason="nothing is compiled")
+
+KEYS, EVENTS = 3, 400
+SECOND = 10**9
+MAKERS: dict[str, Callable[[], CompiledLearner]] = {
+    "bias": lambda: Bias((0.5, 0.02)),
+    "calibration": lambda: Calibration((1.0, 0.9, 0.3)),
+    "calibration-unclipped": lambda: Calibration(0.98, clip=float("inf"), ridge=2.0),
+    "gain": lambda: Gain((0.3, 0.02)),
+    "holt": Holt,
+    "holt-no-jumps": lambda: Holt(0.2, 0.0, jump=float("inf")),
+    "persistence": LastValue,
+    "rls": lambda: RLS((0.9995, 0.9, 1.0)),
+    "rls-l1": lambda: RLS((0.98, 0.9), loss="l1"),
+    "rls-calendar": lambda: RLS(0.98, clip=float("inf"), features=["calendar"]),
+    "rls-shared": lambda: RLS((0.98, 0.9), shared=True),
+    "rls-shared-l1": lambda: RLS(0.98, shared=True, loss="l1", features=["cross"]),
+    "rls-all": lambda: RLS(0.98, features=["level", "calendar", "season"], period="20s"),
+    "rls-l1-all": lambda: RLS(
+        0.98, loss="l1", features=["calendar", "cross", "season"], period="20s"
+    ),
+    "seasonal": lambda: Seasonal(5),
+    "seasonal-1": lambda: Seasonal(1),
+    "seasonal-clock": lambda: Seasonal("20s", slots=7),
+    "slot_bias": lambda: SlotBias((0.5, 0.1), period=60.0, slots=5),
+}
+PAIRS = [
+    pytest.param(make, case, id=f"{name}-{case.kind}-{case.rows}x{case.columns}")
+    for name, make in MAKERS.items()
+    for case in CASES
+    if case.kind in make().kinds
+]
+
+
+def a_lot(spec: Spec, experts: int, *, times: bool) -> Lot:
+    """Events of all kinds for several keys, with values up to 1e30."""
+    rng = np.random.default_rng(4)
+    shape = (experts, spec.rows, spec.columns)
+    lot = empty_lot(EVENTS, spec.window, spec.channels, shape, 0, spec.window if times else 0)
+    kinds = [PREDICT, LEARN, ADAPT, FORGET]
+    lot.kinds[:] = rng.choice(kinds, EVENTS, p=[0.4, 0.39, 0.2, 0.01])
+    lot.keys[:] = rng.integers(0, KEYS, EVENTS)
+    size = 10.0 ** rng.choice([0.0, 1.0, 1.0, 1.0, 30.0], EVENTS)[:, None, None]
+    lot.windows[:] = rng.normal(10.0, 2.0, lot.windows.shape) * np.minimum(size, 1e6)
+    lot.times[:] = np.cumsum(rng.integers(0, 3 * SECOND, EVENTS))[:, None] + 1_700_000_000 * SECOND
+    lot.times[:] += np.arange(lot.times.shape[1]) * SECOND
+    lot.bases[:] = rng.normal(10.0, 3.0, lot.bases.shape) * size
+    lot.targets[:] = 1.3 * lot.bases + rng.normal(size=lot.targets.shape)
+    lot.known[:] = rng.random(lot.known.shape) < 0.8
+    if spec.kind == "classification":
+        lot.bases[:] = rng.dirichlet(np.full(spec.columns, 0.3), lot.bases.shape[:2])
+        lot.targets[:] = np.eye(spec.columns)[rng.integers(0, spec.columns, lot.bases.shape[:2])]
+        lot.known[:] = lot.known[:, :, :1]
+    lot.targets[~lot.known] = np.nan
+    lot.weights[:] = rng.choice([1.0, 1.0, 0.0, 0.3], EVENTS)
+    lot.boosts[:] = rng.choice([1.0, 1.0, 1.0, 30.0], EVENTS)
+    return lot
+
+
+def parts_of(learner: CompiledLearner, spec: Spec) -> Parts:
+    """Return the learner's parts, with room for several keys."""
+
+    def keyed(state: Any) -> Any:
+        if isinstance(state, tuple):
+            return type(state)(*map(keyed, state))
+        return np.stack([state] * KEYS)
+
+    experts = len(learner.names)
+    state, room = keyed(learner.start(spec)), learner.room(spec)
+    return Parts(shared_of(spec), learner.settings(spec), state, room, 0, experts)
+
+
+def arrays(state: Any) -> list[bytes]:
+    if isinstance(state, tuple):
+        return [found for each in state for found in arrays(each)]
+    return [state.tobytes()]
+
+
+def part(lot: Lot, first: int, last: int) -> Lot:
+    return Lot(*(array[first:last] for array in lot))
+
+
+@pytest.mark.parametrize("times", [True, False], ids=["timed", "untimed"])
+@pytest.mark.parametrize(("make", "case"), PAIRS)
+def test_compiled_and_plain_give_the_same_bits(
+    make: Callable[[], CompiledLearner], case: Case, times: bool
+) -> None:
+    spec, learner = case.spec(CPU), make()
+    kernel = kernel_of(learner.steps_for(spec))
+    lots = [a_lot(spec, len(learner.names), times=times) for _ in range(3)]
+    parts = [parts_of(learner, spec) for _ in range(3)]
+    kernel(lot_box(lots[0]), EVENTS, parts_box(parts[0]))
+    kernel.function(lots[1], EVENTS, parts[1])
+    for first, last in ((0, 1), (1, 170), (170, EVENTS)):
+        kernel(lot_box(part(lots[2], first, last)), last - first, parts_box(parts[2]))
+    assert np.isfinite(lots[0].outputs).all()
+    assert lots[0].outputs.any()
+    for lot, other in zip(lots[1:], parts[1:], strict=True):
+        assert lot.outputs.tobytes() == lots[0].outputs.tobytes()
+        assert arrays(other.state) == arrays(parts[0].state)
