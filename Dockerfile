@@ -15,13 +15,17 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY streamadapt streamadapt
 COPY connectors connectors
 RUN /opt/streamadapt/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".$EXTRAS"
+# Kernels for any x86-64 or ARM processor, compiled now: a container's root may be read-only.
+ENV STREAMADAPT_CACHE=/opt/streamadapt/kernels NUMBA_CPU_NAME=generic
+RUN /opt/streamadapt/bin/streamadapt warm
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --home-dir /state streamadapt \
     && install -d -o streamadapt -g streamadapt /state
 COPY --from=build /opt/streamadapt /opt/streamadapt
 # Only /state is written to (no bytecode elsewhere), so the root file system may be read-only.
-ENV PATH=/opt/streamadapt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/streamadapt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    STREAMADAPT_CACHE=/opt/streamadapt/kernels NUMBA_CPU_NAME=generic
 WORKDIR /state
 VOLUME /state
 USER 10001

@@ -13,6 +13,7 @@ help: ## List the targets
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/streamadapt warm
 	@touch $@
 
 demo: $(STAMP) ## Run the demo (SPEED=..., JSON=file, LABELS=...)

@@ -212,8 +212,8 @@ class Kernel:
     ----------
     function : callable
         Marked functions may be in its closure: one source of a loop serves many learners.
-    *others : callable
-        What else its code is made from, for the digest.
+    name : str
+        What it computes, for the log.
 
     Examples
     --------
@@ -227,14 +227,14 @@ class Kernel:
     6.0
     """
 
-    def __init__(self, function: Callable[..., Any], *others: Callable[..., Any]) -> None:
-        self.function, self.others = function, others
+    def __init__(self, function: Callable[..., Any], name: str = "") -> None:
+        self.function, self.name = function, name or function.__name__
         functools.update_wrapper(self, function)
         # From its first call on, the compiled function itself.
         self.call: Callable[..., Any] = self._prepare if ENABLED else function
 
     def __repr__(self) -> str:
-        return f"Kernel({self.function.__qualname__})"
+        return f"Kernel({self.name})"
 
     def __call__(self, *given: Any) -> Any:
         """Call it, compiled."""
@@ -243,27 +243,36 @@ class Kernel:
     @property
     def folder(self) -> Path:
         """Where its compiled code is kept."""
-        return cache_folder() / self._name
+        return cache_folder() / self._digest
+
+    def prepare(self, *given: Any) -> None:
+        """Call it with arguments for which it does nothing, so that it is loaded, or compiled."""
+        if ENABLED and not self.ready:
+            logger.info(
+                "compiling %s: once for each installation (streamadapt warm does all at once)",
+                self.name,
+            )
+        self.call(*given)
 
     @property
     def ready(self) -> bool:
         """Whether it need not be compiled."""
-        return not ENABLED or any((f / self._name / READY).is_file() for f in _folders())
+        return not ENABLED or any((f / self._digest / READY).is_file() for f in _folders())
 
     @property
-    def _name(self) -> str:
+    def _digest(self) -> str:
         """The digest of its code, and of what numba knows its file by."""
         file, line = inspect.getsourcefile(self.function), self.function.__code__.co_firstlineno
         source = Path(file).read_bytes() if file and os.path.isfile(file) else b""
         place = f"{file}:{line}".encode() + source
-        code = fingerprint(self.function, *self.others)
+        code = fingerprint(self.function)
         return f"{code}-{hashlib.sha256(place).hexdigest()[:8]}"
 
     def _prepare(self, *given: Any) -> Any:
         with _lock:
             if self.call == self._prepare:
                 try:
-                    folder = _prepared_folder(self._name)
+                    folder = _prepared_folder(self._digest)
                     # One process compiles it; others wait, and read it.
                     with FileLock(folder / "lock"):
                         function = _dispatcher(self.function, folder)
@@ -288,21 +297,23 @@ def _dispatcher(function: Callable[..., Any], folder: Path | None) -> Callable[.
         found: Callable[..., Any] = numba.njit(cache=folder is not None, nogil=True, **OPTIONS)(
             function
         )
+    if folder is not None and not Path(found.stats.cache_path).is_relative_to(folder):  # type: ignore[attr-defined]
+        raise OSError(f"{folder} cannot be written to")
     return found
 
 
 @contextmanager
 def _numba_folder(folder: Path | None) -> Iterator[None]:
-    """Let numba keep what is declared inside in `folder`, and nowhere else; a program's other
-    functions stay where they are."""
+    """Let numba keep what is declared inside in `folder`; a program's other functions stay where
+    they are."""
     from numba.core import config
 
-    before = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
-    config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = str(folder), "UserProvidedCacheLocator"
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(folder or "")
     try:
         yield
     finally:
-        config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
+        config.CACHE_DIR = before
 
 
 def _prepared_folder(name: str) -> Path:
@@ -356,15 +367,14 @@ def _folders() -> tuple[Path, ...]:
         return (folder,)
     own = Path(tempfile.mkdtemp(prefix="streamadapt-"))
     atexit.register(shutil.rmtree, own, ignore_errors=True)
-    why = "cannot be written to" if trusted else "can be written to by others, or cannot be made"
+    if trusted:
+        return own, folder
     logger.warning(
-        "%s %s: new compiled code is kept in %s for this process (STREAMADAPT_CACHE names a "
-        "folder)",
+        "%s can be written to by others, or cannot be made: what is compiled is kept for this "
+        "process only; STREAMADAPT_CACHE names another folder",
         folder,
-        why,
-        own,
     )
-    return (own, folder) if trusted else (own,)
+    return (own,)
 
 
 def _is_trusted(*paths: Path) -> bool:

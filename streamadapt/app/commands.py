@@ -1,4 +1,4 @@
-"""The commands: ``streamadapt run|check|init|config|fit|replay|demo|checkpoint|dlq``."""
+"""The commands: ``streamadapt run|check|init|config|fit|replay|demo|warm|checkpoint|dlq``."""
 
 from __future__ import annotations
 
@@ -274,6 +274,22 @@ def replay(
     with interruptible(_say):
         summary = replay_config(config, history, labels, out, settings or ())
     raise typer.Exit(_tell_summary(summary, as_json=as_json))
+
+
+@app.command()
+def warm() -> None:
+    """Compile the kernels of learners and guard, so that the first run starts at once.
+
+    Needed once for each installation. What is compiled is kept in ~/.cache/streamadapt, or in
+    the folder that STREAMADAPT_CACHE names.
+    """
+    from streamadapt.app.terminal import progress
+    from streamadapt.app.warming import warm
+    from streamadapt.compiled import cache_folder
+
+    with progress("compiling") as shown:
+        count = warm(lambda name, done, total: shown(done, total) if shown is not None else None)
+    tell(f"{count} kernels are compiled, in {cache_folder()}")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -122,6 +122,11 @@ class CompiledLearner(Learner):
     steps: ClassVar[Steps]
     state: Any
 
+    @classmethod
+    def variants(cls) -> Sequence[CompiledLearner]:
+        """Return learners whose kernels differ, to be compiled beforehand for all tasks."""
+        return (cls(),)
+
     def steps_for(self, spec: Spec) -> Steps:
         """Return the functions for a task."""
         del spec
@@ -155,6 +160,7 @@ class CompiledLearner(Learner):
         self._events: dict[tuple[int, int], _Event] = {}
         self._parts = _boxed(parts)
         self._kernel = kernel_of(self._steps)
+        self._kernel.prepare(self._event(None).box, 0, self._parts)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made from: numba's holders cannot be copied."""

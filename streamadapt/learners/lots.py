@@ -156,7 +156,10 @@ def loop(
     adapt: Callable[..., None],
     forget: Callable[..., None],
 ) -> Kernel:
-    """Return the kernel that takes a learner through the first `size` events of a lot."""
+    """Return the kernel that takes a learner through the first `size` events of a lot.
+
+    Its arguments are a `Lot`, `size` and `Parts`.
+    """
 
     def run(lot: Any, size: int, parts: Any) -> None:
         c, p, s, w = parts.shared, parts.settings, parts.state, parts.work
@@ -174,7 +177,7 @@ def loop(
             else:
                 forget(c, p, s, key, w, lot.weights[n])
 
-    return Kernel(run)
+    return Kernel(run, predict.__module__.rpartition(".")[2])
 
 
 def empty_lot(size: int, window: int, channels: int, shape: tuple[int, int, int], features: int,

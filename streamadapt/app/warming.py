@@ -1,0 +1,69 @@
+"""``streamadapt warm``: compile all kernels, once for each installation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from streamadapt.config.registry import kinds
+from streamadapt.guard.two_layer import TwoLayer
+from streamadapt.learners.compiled import CompiledLearner
+from streamadapt.models.contract import Spec
+from streamadapt.tasks.losses import Absolute
+
+__all__ = ["pieces", "warm"]
+
+
+def warm(show: Callable[[str, int, int], None]) -> int:
+    """Compile, or load, every kernel.
+
+    Parameters
+    ----------
+    show : callable (name, done, total) -> None
+        Called before each.
+
+    Returns
+    -------
+    int
+        How many there are.
+    """
+    found = [*pieces()]
+    for i, (name, prepare) in enumerate(found):
+        show(name, i, len(found))
+        prepare()
+    return len(found)
+
+
+def pieces() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield what uses kernels, by name, with a call that compiles or loads them."""
+    yield "the guard", _guard
+    for kind, point in sorted(kinds("learners").items()):
+        made = point.load()
+        if isinstance(made, type) and issubclass(made, CompiledLearner):
+            yield kind, _building(made)
+
+
+def _building(learner: type[CompiledLearner]) -> Callable[[], object]:
+    def build() -> None:
+        for made in learner.variants():
+            for kind in sorted(made.kinds):
+                made.build(_spec(kind))
+
+    return build
+
+
+def _guard() -> None:
+    guard = TwoLayer()
+    guard.build(("base", "expert"), 1, 1, Absolute(), np.ones(1))
+    experts = np.zeros((2, 1, 1))
+    mixture = guard.mix(experts)
+    known = np.ones((1, 1), np.bool_)
+    guard.update(experts, mixture.aggregator_outputs, np.zeros((1, 1)), known)
+
+
+def _spec(kind: Any) -> Spec:
+    one = torch.ones(1, dtype=torch.float32)
+    return Spec(kind, 1, 1, 1, 1, one, one, one, one, torch.device("cpu"))
