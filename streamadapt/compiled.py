@@ -250,7 +250,7 @@ class Kernel:
 
     def prepare(self, *given: Any) -> None:
         """Call it with arguments for which it does nothing, so that it is loaded, or compiled."""
-        if ENABLED and not self.ready:
+        if self.call == self._prepare and not self.ready:
             logger.info(
                 "compiling %s: once for each installation (streamadapt warm does all at once)",
                 self.name,

@@ -270,7 +270,7 @@ def test_a_folder_that_cannot_be_written_to_is_read(simple: Path) -> None:
     try:
         found, log = finish(start(simple, cache, preexec_fn=mind_modes))
         assert found == {"value": 3.0, "ready": True, "hits": 1, "numba": True}
-        assert "cannot be written to" in log
+        assert log == ""
         (simple / "weights.py").write_text(WEIGHTS.replace("0.5", "2.0"))
         found, _ = finish(start(simple, cache, preexec_fn=mind_modes))
         assert found == {"value": 12.0, "ready": False, "hits": 0, "numba": True}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from core_helpers import CPU
 
 from streamadapt.compiled import ENABLED
@@ -15,7 +18,7 @@ from streamadapt.learners.boxes import lot_box, parts_box
 from streamadapt.learners.compiled import CompiledLearner, kernel_of, shared_of
 from streamadapt.learners.lots import ADAPT, FORGET, LEARN, PREDICT, Lot, Parts, empty_lot
 from streamadapt.models.contract import Spec
-from streamadapt.testing.checks.cases import CASES, Case
+from streamadapt.testing.checks.cases import CASES, Case, drive, state_bytes
 
 pytestmark = pytest.mark.skipif(not ENABLED, reason="nothing is compiled")
 
@@ -117,3 +120,19 @@ def test_compiled_and_plain_give_the_same_bits(
     for lot, other in zip(lots[1:], parts[1:], strict=True):
         assert lot.outputs.tobytes() == lots[0].outputs.tobytes()
         assert arrays(other.state) == arrays(parts[0].state)
+
+
+@pytest.mark.parametrize("name", ["bias", "seasonal-clock", "holt"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_has_a_state_of_its_own(name: str, copied: Callable[[Any], Any]) -> None:
+    case = CASES[0]
+    steps, learner = case.steps(60, "rows", CPU), MAKERS[name]()
+    copied(learner).build(case.spec(CPU))
+    learner.build(case.spec(CPU))
+    drive(learner, steps[:30])
+    other = copied(learner)
+    assert state_bytes(other.snapshot()) == state_bytes(learner.snapshot())
+    before = state_bytes(learner.snapshot())
+    ahead = drive(other, steps[30:])
+    assert state_bytes(learner.snapshot()) == before
+    assert all(map(torch.equal, drive(learner, steps[30:]), ahead))

@@ -46,10 +46,11 @@ def pieces() -> Iterator[tuple[str, Callable[[], object]]]:
             yield kind, _building(made)
 
 
-def _building(learner: Callable[[], CompiledLearner]) -> Callable[[], object]:
+def _building(learner: type[CompiledLearner]) -> Callable[[], object]:
     def build() -> None:
-        made = learner()
-        made.build(_spec("forecast" if "forecast" in made.kinds else "classification"))
+        for made in learner.variants():
+            for kind in sorted(made.kinds):
+                made.build(_spec(kind))
 
     return build
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -122,6 +122,11 @@ class CompiledLearner(Learner):
     steps: ClassVar[Steps]
     state: Any
 
+    @classmethod
+    def variants(cls) -> Sequence[CompiledLearner]:
+        """Return learners whose kernels differ, to be compiled beforehand for all tasks."""
+        return (cls(),)
+
     def steps_for(self, spec: Spec) -> Steps:
         """Return the functions for a task."""
         del spec
@@ -143,6 +148,11 @@ class CompiledLearner(Learner):
     def allocate(self, spec: Spec) -> None:
         """Allocate the state, and room for one event."""
         self.state = _with_a_key(self.start(spec))
+        self._bind()
+
+    def _bind(self) -> None:
+        """Hand the state to the kernel."""
+        spec = self.spec
         self._steps = self.steps_for(spec)
         parts = Parts(
             shared_of(spec), self.settings(spec), self.state, self.room(spec), 0, len(self.names)
@@ -151,6 +161,17 @@ class CompiledLearner(Learner):
         self._parts = _boxed(parts)
         self._kernel = kernel_of(self._steps)
         self._kernel.prepare(self._event(None).box, 0, self._parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made from: numba's holders cannot be copied."""
+        held = ("_steps", "_events", "_parts", "_kernel")
+        return {name: value for name, value in self.__dict__.items() if name not in held}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "state" in state:
+            self._bind()
 
     def _run(self, kind: int, inputs: Tensor | None, base: BaseOutput | None) -> _Event:
         """Take the learner through one event, whose other arguments are already there."""

@@ -150,6 +150,11 @@ class Seasonal(CompiledLearner):
         """``seasonal-1d`` and ``seasonal-drift-1d``."""
         return (f"{self.kind}-{self.period}", f"{self.kind}-drift-{self.period}")
 
+    @classmethod
+    def variants(cls) -> tuple[Seasonal, Seasonal]:
+        """Return one by the clock, and one by entries."""
+        return cls(), cls(1)
+
     def steps_for(self, spec: Spec) -> Steps:
         """Return the steps by the clock, or by entries."""
         del spec

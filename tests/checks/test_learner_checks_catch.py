@@ -38,7 +38,7 @@ class Good(Learner):
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         require_shape("target", target, (self.spec.rows, self.spec.columns))
-        moved = self.bias + self._rate * (target - self.predict(inputs, base))
+        moved = self.bias + self._rate * (target - Good.predict(self, inputs, base))
         self.bias.copy_(torch.where(mask, moved, self.bias))
 
 
