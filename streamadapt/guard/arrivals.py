@@ -25,6 +25,7 @@ __all__ = [
     "SCALE_FLOOR",
     "SCALE_RATE",
     "Arrival",
+    "Matured",
     "Shared",
     "Signal",
     "empty_arrival",
@@ -63,6 +64,30 @@ class Shared(NamedTuple):
 
     loss: LossSettings
     floor: Array
+
+
+class Matured(NamedTuple):
+    """What a guard learns from.
+
+    Attributes
+    ----------
+    experts : ndarray, (experts, rows, columns), float64
+        The predictions of the experts as they were issued; the base is the first.
+    own : ndarray, (aggregators, rows, columns), float64
+        The outputs of the aggregators for the same predictions; the served one is the last.
+    target : ndarray, (rows, columns), float64
+        Anything, NaN too, where it is not known.
+    mask : ndarray, (rows, columns), bool
+        Where it is known.
+    weight : float, >= 0
+        A loss of weight two has twice as many scales.
+    """
+
+    experts: Array
+    own: Array
+    target: Array
+    mask: Mask
+    weight: float
 
 
 class Arrival(NamedTuple):
@@ -105,13 +130,17 @@ class Signal(NamedTuple):
 
 def empty_arrival(rows: int, columns: int, judged: int) -> Arrival:
     """Return room for arrivals of outputs of this shape."""
-    target, known, scale = np.zeros((rows, columns)), np.zeros((rows, judged), np.bool_), (rows, judged)
+    target, known, scale = (
+        np.zeros((rows, columns)),
+        np.zeros((rows, judged), np.bool_),
+        (rows, judged),
+    )
     return Arrival(target, known, np.zeros(scale), *(np.zeros(judged) for _ in range(3)))
 
 
-def empty_signal(experts: int, groups: tuple[int, int]) -> Signal:
+def empty_signal(experts: int, groups_h: int, groups_c: int) -> Signal:
     """Return room for a signal of so many experts and groups."""
-    return Signal(np.zeros((experts, *groups)), np.zeros(groups))
+    return Signal(np.zeros((experts, groups_h, groups_c)), np.zeros((groups_h, groups_c)))
 
 
 @compiled
@@ -131,7 +160,7 @@ def follow_error(error: Any, floor: Any, base: Any, target: Any, mask: Any) -> N
 
 
 @compiled
-def take_in(c: Any, error: Any, a: Any, base: Any, target: Any, mask: Any, weight: Any) -> Any:
+def take_in(c: Any, error: Any, a: Any, y: Any) -> Any:
     """Write an arrival to `a`, follow the base's error, and return whether there is anything to
     learn.
 
@@ -139,23 +168,21 @@ def take_in(c: Any, error: Any, a: Any, base: Any, target: Any, mask: Any, weigh
     ----------
     c : Shared
     error : ndarray, (rows, columns)
+        The running error of the base.
     a : Arrival
-    base, target : ndarray, (rows, columns)
-    mask : ndarray, (rows, columns), bool
-    weight : float, >= 0
-        A loss of weight two has twice as many scales.
+    y : Matured
     """
-    if weight == 0.0 or not _mark_known(c, a, mask):
+    if y.weight == 0.0 or not _mark_known(c, a, y.mask):
         return False
-    rows, columns = target.shape
+    rows, columns = y.target.shape
     for h in range(rows):
         for j in range(columns):
-            a.target[h, j] = target[h, j] if mask[h, j] else base[h, j]
-    follow_error(error, c.floor, base, a.target, mask)
+            a.target[h, j] = y.target[h, j] if y.mask[h, j] else y.experts[0, h, j]
+    follow_error(error, c.floor, y.experts[0], a.target, y.mask)
     for h in range(rows):
         for j in range(a.scale.shape[1]):
             usual = error[h, j] if error[h, j] > 0.0 else c.floor[h, j]
-            a.scale[h, j] = scale_of(c.loss, usual) / weight
+            a.scale[h, j] = scale_of(c.loss, usual) / y.weight
     return True
 
 
@@ -179,12 +206,12 @@ def _mark_known(c: Any, a: Any, mask: Any) -> Any:
 
 
 @compiled
-def group_losses(c: Any, a: Any, experts: Any, signal: Any) -> None:
+def group_losses(loss: Any, a: Any, experts: Any, signal: Any) -> None:
     """Write ``min(l(p_k) / scale, 5)``, the mean over the known cells of each group.
 
     Parameters
     ----------
-    c : Shared
+    loss : LossSettings
     a : Arrival
     experts : ndarray, (experts, rows, judged)
     signal : Signal
@@ -194,20 +221,20 @@ def group_losses(c: Any, a: Any, experts: Any, signal: Any) -> None:
     for h in range(rows):
         for k in range(size):
             for j in range(judged):
-                loss = loss_of(c.loss, experts[k, h, j], a.target[h, j]) / a.scale[h, j]
-                a.cells[j] = _or_nothing(at_most(loss, LOSS_CAP), a.known[h, j])
+                scaled = loss_of(loss, experts[k, h, j], a.target[h, j]) / a.scale[h, j]
+                a.cells[j] = _or_nothing(at_most(scaled, LOSS_CAP), a.known[h, j])
             _add(a.cells, signal.values[k], h)
     _finish(signal)
 
 
 @compiled
-def group_regrets(c: Any, a: Any, experts: Any, own: Any, signal: Any) -> None:
+def group_regrets(loss: Any, a: Any, experts: Any, own: Any, signal: Any) -> None:
     """Write ``clip(-l'(own) (p_k - own) / scale, -5, 5)``, the mean over the known cells of each
     group.
 
     Parameters
     ----------
-    c : Shared
+    loss : LossSettings
     a : Arrival
     experts : ndarray, (experts, rows, judged)
     own : ndarray, (rows, judged)
@@ -218,8 +245,8 @@ def group_regrets(c: Any, a: Any, experts: Any, own: Any, signal: Any) -> None:
     _begin(a, signal)
     for h in range(rows):
         for j in range(judged):
-            a.own[j] = bounded(c.loss, own[h, j])
-            a.slope[j] = slope_of(c.loss, own[h, j], a.target[h, j]) / a.scale[h, j]
+            a.own[j] = bounded(loss, own[h, j])
+            a.slope[j] = slope_of(loss, own[h, j], a.target[h, j]) / a.scale[h, j]
         for k in range(size):
             for j in range(judged):
                 regret = -a.slope[j] * (experts[k, h, j] - a.own[j])
