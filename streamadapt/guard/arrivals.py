@@ -120,12 +120,12 @@ class Signal(NamedTuple):
     ----------
     values : ndarray, (experts, groups_h, groups_c)
         The mean loss or regret over the known cells of each group.
-    count : ndarray, (groups_h, groups_c)
+    cells : ndarray, (groups_h, groups_c)
         How many these are; a group without any has no news.
     """
 
     values: Array
-    count: Array
+    cells: Array
 
 
 def empty_arrival(rows: int, columns: int, judged: int) -> Arrival:
@@ -217,13 +217,14 @@ def group_losses(loss: Any, a: Any, experts: Any, signal: Any) -> None:
     signal : Signal
     """
     size, rows, judged = experts.shape
-    _begin(a, signal)
+    target, scale, known, cells, values = a.target, a.scale, a.known, a.cells, signal.values
+    _begin(known, signal)
     for h in range(rows):
         for k in range(size):
             for j in range(judged):
-                scaled = loss_of(loss, experts[k, h, j], a.target[h, j]) / a.scale[h, j]
-                a.cells[j] = _or_nothing(at_most(scaled, LOSS_CAP), a.known[h, j])
-            _add(a.cells, signal.values[k], h)
+                scaled = loss_of(loss, experts[k, h, j], target[h, j]) / scale[h, j]
+                cells[j] = _or_nothing(at_most(scaled, LOSS_CAP), known[h, j])
+            _add(cells, values, k, h)
     _finish(signal)
 
 
@@ -242,16 +243,17 @@ def group_regrets(loss: Any, a: Any, experts: Any, own: Any, signal: Any) -> Non
     signal : Signal
     """
     size, rows, judged = experts.shape
-    _begin(a, signal)
+    mine, slope, known, cells, values = a.own, a.slope, a.known, a.cells, signal.values
+    _begin(known, signal)
     for h in range(rows):
         for j in range(judged):
-            a.own[j] = bounded(loss, own[h, j])
-            a.slope[j] = slope_of(loss, own[h, j], a.target[h, j]) / a.scale[h, j]
+            mine[j] = bounded(loss, own[h, j])
+            slope[j] = slope_of(loss, mine[j], a.target[h, j]) / a.scale[h, j]
         for k in range(size):
             for j in range(judged):
-                regret = -a.slope[j] * (experts[k, h, j] - a.own[j])
-                a.cells[j] = _or_nothing(clip(regret, -REGRET_CAP, REGRET_CAP), a.known[h, j])
-            _add(a.cells, signal.values[k], h)
+                regret = -slope[j] * (experts[k, h, j] - mine[j])
+                cells[j] = _or_nothing(clip(regret, -REGRET_CAP, REGRET_CAP), known[h, j])
+            _add(cells, values, k, h)
     _finish(signal)
 
 
@@ -262,38 +264,41 @@ def _or_nothing(value: Any, known: Any) -> Any:
 
 
 @compiled
-def _begin(a: Any, signal: Any) -> None:
-    """Count the known cells of each group."""
-    size, groups_h, groups_c = signal.values.shape
-    rows, judged = a.known.shape
+def _begin(known: Any, signal: Any) -> None:
+    """Count the known cells of each group, and set the sums to zero."""
+    values, cells = signal.values, signal.cells
+    size, groups_h, groups_c = values.shape
+    rows, judged = known.shape
     for i in range(groups_h):
         for j in range(groups_c):
-            signal.count[i, j] = 0.0
+            cells[i, j] = 0.0
             for k in range(size):
-                signal.values[k, i, j] = 0.0
+                values[k, i, j] = 0.0
     for h in range(rows):
         for j in range(judged):
-            if a.known[h, j]:
-                signal.count[h if groups_h > 1 else 0, j if groups_c > 1 else 0] += 1.0
+            if known[h, j]:
+                cells[h if groups_h > 1 else 0, j if groups_c > 1 else 0] += 1.0
 
 
 @compiled
-def _add(cells: Any, values: Any, h: int) -> None:
-    """Add the cells (judged,) of row h to the sums of their groups (groups_h, groups_c)."""
-    groups_h, groups_c = values.shape
+def _add(cells: Any, values: Any, k: int, h: int) -> None:
+    """Add the cells (judged,) of expert k and row h to the sums of their groups (experts,
+    groups_h, groups_c)."""
+    _, groups_h, groups_c = values.shape
     i = h if groups_h > 1 else 0
     if groups_c == 1:
-        values[i, 0] += total(cells)
-        return
-    for j in range(groups_c):
-        values[i, j] += cells[j]
+        values[k, i, 0] += total(cells)
+    else:
+        for j in range(groups_c):
+            values[k, i, j] += cells[j]
 
 
 @compiled
 def _finish(signal: Any) -> None:
     """Divide the sums of each group by its number of cells."""
-    size, groups_h, groups_c = signal.values.shape
+    values, cells = signal.values, signal.cells
+    size, groups_h, groups_c = values.shape
     for k in range(size):
         for i in range(groups_h):
             for j in range(groups_c):
-                signal.values[k, i, j] /= at_least(signal.count[i, j], 1.0)
+                values[k, i, j] /= at_least(cells[i, j], 1.0)

@@ -173,11 +173,12 @@ def by_group(learn: Callable[..., None]) -> Callable[..., None]:
 
     @compiled
     def run(p: Any, s: Any, key: int, v: int, signal: Any) -> None:
-        groups_h, groups_c = signal.count.shape
+        values, cells = signal.values, signal.cells
+        groups_h, groups_c = cells.shape
         for i in range(groups_h):
             for j in range(groups_c):
-                if signal.count[i, j] > 0.0:
-                    learn(p, s, key, v, i, j, signal.values[:, i, j])
+                if cells[i, j] > 0.0:
+                    learn(p, s, key, v, i, j, values[:, i, j])
 
     return run
 
@@ -186,9 +187,9 @@ def by_group(learn: Callable[..., None]) -> Callable[..., None]:
 def _kernel(learn: Callable[..., None]) -> Kernel:
     """Return the kernel that takes all variants of a rule of one key through one arrival."""
 
-    def run(p: Any, s: Any, signals: Any, count: Any) -> None:
+    def run(p: Any, s: Any, signals: Any, cells: Any) -> None:
         for v in range(s.weights.shape[1]):
-            learn(p, s, 0, v, Signal(signals[v if signals.shape[0] > 1 else 0], count))
+            learn(p, s, 0, v, Signal(signals[v if signals.shape[0] > 1 else 0], cells))
 
     return Kernel(run)
 

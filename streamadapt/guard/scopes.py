@@ -66,7 +66,7 @@ class Scoped:
         if isinstance(self.rule, RidgeStack):
             self.rule.learn(predictions, target, loss.length_of(scale), known)
             return
-        arrival = empty_arrival(*target.shape, scale.shape[1])
+        arrival = empty_arrival(target.shape[0], target.shape[1], scale.shape[1])
         arrival.target[...], arrival.scale[...], arrival.known[...] = target, scale, known
         if loss.row_wise:
             predictions, own = (
@@ -75,23 +75,23 @@ class Scoped:
         if not self.rule.linearised:
             own = own[:1]  # the experts' losses are the same for all variants
         experts, groups = len(predictions), self.rule.weights.shape[2:]
-        values, count = np.zeros((len(own), experts, *groups)), np.zeros(groups)
+        values, cells = np.zeros((len(own), experts, *groups)), np.zeros(groups)
         given = (np.array(array, np.float64) for array in (predictions, own))
         kernel = _signals(self.rule.linearised)
-        kernel(loss_settings(loss), arrival, *given, values, count)
-        self.rule.update(values, count > 0.0)
+        kernel(loss_settings(loss), arrival, *given, values, cells)
+        self.rule.update(values, cells > 0.0)
 
 
 @cache
 def _signals(linearised: bool) -> Kernel:
     """Return the kernel that writes what a rule learns from, for all its variants."""
 
-    def regrets(loss: Any, arrival: Any, experts: Any, own: Any, values: Any, count: Any) -> None:
+    def regrets(loss: Any, arrival: Any, experts: Any, own: Any, values: Any, cells: Any) -> None:
         for v in range(own.shape[0]):
-            group_regrets(loss, arrival, experts, own[v], Signal(values[v], count))
+            group_regrets(loss, arrival, experts, own[v], Signal(values[v], cells))
 
-    def losses(loss: Any, arrival: Any, experts: Any, own: Any, values: Any, count: Any) -> None:
+    def losses(loss: Any, arrival: Any, experts: Any, own: Any, values: Any, cells: Any) -> None:
         for v in range(own.shape[0]):
-            group_losses(loss, arrival, experts, Signal(values[v], count))
+            group_losses(loss, arrival, experts, Signal(values[v], cells))
 
     return Kernel(regrets if linearised else losses)

@@ -112,16 +112,19 @@ def learn(p: Any, s: Any, key: int, w: Any, predictions: Any, target: Any, scale
 @compiled
 def _begin(s: Any, key: int, i: int, j: int, w: Any) -> None:
     """Set the sums of an arrival to zero, and fetch the weights of the group."""
-    for k in range(w.b.shape[0]):
+    a, b = w.a, w.b
+    experts = b.shape[0]
+    for k in range(experts):
         w.w[k] = s.weights[key, 0, k, i, j]
-        w.b[k] = 0.0
-        for n in range(w.b.shape[0]):
-            w.a[k, n] = 0.0
+        b[k] = 0.0
+        for n in range(k, experts):
+            a[k, n] = 0.0
 
 
 @compiled
 def _take_cell(p: Any, w: Any, said: Any, y: Any, scale: Any) -> None:
     """``A <- A + q x x^T``, ``g <- g + q x v``, ``q = min(1 / .3, 1 / |v - x^T b|)``."""
+    a, b, x, usual = w.a, w.b, w.x, w.w
     experts = said.shape[0]
     mean = 0.0
     for k in range(experts):
@@ -130,93 +133,96 @@ def _take_cell(p: Any, w: Any, said: Any, y: Any, scale: Any) -> None:
     v = (y - mean) / scale
     size = abs(v)
     for k in range(experts):
-        w.x[k] = (said[k] - mean) / scale
-        size = at_least(size, abs(w.x[k]))
+        x[k] = (said[k] - mean) / scale
+        size = at_least(size, abs(x[k]))
     near = FARTHEST / size if size > FARTHEST else 1.0
     v *= near
     left = v
     for k in range(experts):
-        w.x[k] *= near
-        left -= w.w[k] * w.x[k]
+        x[k] *= near
+        left -= usual[k] * x[k]
     q = 1.0 / at_least(abs(left), LEAST_ERROR) if p.robust else 1.0
     for k in range(experts):
-        w.b[k] += q * w.x[k] * v
+        qx = q * x[k]
+        b[k] += qx * v
         for n in range(k, experts):
-            w.a[k, n] += q * w.x[k] * w.x[n]
+            a[k, n] += qx * x[n]
 
 
 @compiled
-def _take_group(p: Any, s: Any, key: int, i: int, j: int, w: Any, cells: float) -> Any:
-    """Discount the sums of the group and add the means over the cells; not if anything would not
-    be finite."""
-    gram, moment = s.gram[key, i, j], s.moment[key, i, j]
-    experts = moment.shape[0]
-    finite = True
+def _take_group(p: Any, s: Any, key: int, i: int, j: int, w: Any, cells: Any) -> Any:
+    """Discount the sums of the group, add the means over the cells, and write both to w; not if
+    anything is not finite, which shows on the diagonal."""
+    a, b, gram, moment = w.a, w.b, s.gram, s.moment
+    experts = b.shape[0]
     for k in range(experts):
-        w.b[k] = p.discount * moment[k] + w.b[k] / cells
-        finite = finite and math.isfinite(w.b[k])
+        if not (math.isfinite(a[k, k]) and math.isfinite(b[k])):
+            return False
+    for k in range(experts):
+        b[k] = p.discount * moment[key, i, j, k] + b[k] / cells
+        moment[key, i, j, k] = b[k]
         for n in range(k, experts):
-            w.a[k, n] = p.discount * gram[k, n] + w.a[k, n] / cells
-            finite = finite and math.isfinite(w.a[k, n])
-    if finite:
-        for k in range(experts):
-            moment[k] = w.b[k]
-            for n in range(k, experts):
-                gram[k, n] = gram[n, k] = w.a[k, n]
-    return finite
+            a[k, n] = p.discount * gram[key, i, j, k, n] + a[k, n] / cells
+            gram[key, i, j, k, n] = a[k, n]
+            gram[key, i, j, n, k] = a[k, n]
+    return True
 
 
 @compiled
 def _solve(p: Any, s: Any, key: int, i: int, j: int, w: Any) -> None:
     """``b = (A + ridge I)^-1 g``, and the weights ``b_k + (1 - sum b) / K``; w holds A and g."""
-    experts = w.b.shape[0]
+    a, b = w.a, w.b
+    experts = b.shape[0]
     mean = 0.0
     for k in range(experts):
-        mean += w.a[k, k] / experts
+        mean += a[k, k] / experts
     for k in range(experts):
-        w.a[k, k] += at_least(RELATIVE_RIDGE * mean, p.ridge)
-    if not solve_cholesky(w.a, w.b):
+        a[k, k] += at_least(RELATIVE_RIDGE * mean, p.ridge)
+    if not solve_cholesky(a, b):
         return
     total = 0.0
     for k in range(experts):
-        total += w.b[k]
+        total += b[k]
     rest = (1.0 - total) / experts
     if math.isfinite(rest):
         for k in range(experts):
-            s.weights[key, 0, k, i, j] = w.b[k] + rest
+            s.weights[key, 0, k, i, j] = b[k] + rest
 
 
 @compiled
 def solve_cholesky(a: Any, b: Any) -> Any:
-    """Solve ``a x = b`` in place, and return whether it has a finite solution.
+    """Solve ``a x = b`` in place, and return whether a is positive definite.
 
     ``a = r^T r`` by Cholesky, then ``r^T y = b`` and ``r x = y``.
 
     Parameters
     ----------
     a : ndarray, (n, n)
-        Symmetric, positive definite; only its upper triangle is read. It becomes r.
+        Symmetric; only its upper triangle is read. It becomes r.
     b : ndarray, (n,)
         Becomes x.
     """
     n = a.shape[0]
     for k in range(n):
-        if not (a[k, k] > 0.0 and math.isfinite(a[k, k])):
+        if not a[k, k] > 0.0:
             return False
         root = math.sqrt(a[k, k])
         for j in range(k, n):
             a[k, j] /= root
         for i in range(k + 1, n):
+            r = a[k, i]
             for j in range(i, n):
-                a[i, j] -= a[k, i] * a[k, j]
+                a[i, j] -= r * a[k, j]
     for i in range(n):
-        b[i] /= a[i, i]
+        y = b[i] / a[i, i]
+        b[i] = y
         for j in range(i + 1, n):
-            b[j] -= a[i, j] * b[i]
+            b[j] -= a[i, j] * y
     for i in range(n - 1, -1, -1):
+        x = b[i]
         for j in range(i + 1, n):
-            b[i] -= a[i, j] * b[j]
-        b[i] /= a[i, i]
+            x -= a[i, j] * b[j]
+        b[i] = x / a[i, i]
     return True
 
 

@@ -102,8 +102,8 @@ class TwoLayer(CompiledGuard):
         first: list[Scoped] = [Scoped(rule, scope) for rule in (self.share, self.boa, self.poly)]
         first += [Scoped(self.cell, "cell")] if by_cell else []
         first += [Scoped(self.ridge, scope)] if stacked else []
-        for rule in (self.cell, self.ridge):  # without groups: not there
-            rule.build((0, 0), self._initial())
+        self.cell.build((0, 0), self._initial())  # without groups it is not there
+        self.ridge.build((0, 0), self._initial())
         for scoped in first:
             scoped.build(self.rows, self.columns, self._initial())
         self.first, top = first, MLPoly(0.999)
@@ -128,25 +128,39 @@ class TwoLayer(CompiledGuard):
     @property
     def settings(self) -> TwoLayerSettings:
         """The settings of all rules."""
-        rules = self.share, self.boa, self.poly, self.cell, self.ridge, self.top
-        return TwoLayerSettings(*(rule.settings for rule in rules))
+        return TwoLayerSettings(
+            self.share.settings,
+            self.boa.settings,
+            self.poly.settings,
+            self.cell.settings,
+            self.ridge.settings,
+            self.top.settings,
+        )
 
     @property
     def state(self) -> TwoLayerState:
         """The base's running error, and the arrays of all rules."""
-        rules = self.share, self.boa, self.poly, self.cell, self.ridge, self.top
-        return TwoLayerState(self.error[None], *(rule.state for rule in rules))
+        return TwoLayerState(
+            self.error[None],
+            self.share.state,
+            self.boa.state,
+            self.poly.state,
+            self.cell.state,
+            self.ridge.state,
+            self.top.state,
+        )
 
     def room(self) -> TwoLayerRoom:
         """Return room for one arrival."""
-        rules, cells = (self.boa, self.cell, self.top), (self.rows, self.columns)
         truths = (self.rows, 1) if self.loss.row_wise else (0, 0)
         return TwoLayerRoom(
-            empty_arrival(*cells, self.judged),
-            *(empty_signal(*rule.weights.shape[1:]) for rule in rules),
+            empty_arrival(self.rows, self.columns, self.judged),
+            empty_signal(*self.boa.weights.shape[1:]),
+            empty_signal(*self.cell.weights.shape[1:]),
+            empty_signal(*self.top.weights.shape[1:]),
             empty_stack_room(self.experts),
-            np.zeros(cells),
-            np.zeros((self.n_aggregators, *cells)),
+            np.zeros((self.rows, self.columns)),
+            np.zeros((self.n_aggregators, self.rows, self.columns)),
             np.zeros((self.experts, *truths)),
             np.zeros((self.n_aggregators, *truths)),
         )
