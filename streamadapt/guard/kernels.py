@@ -68,6 +68,8 @@ class TwoLayerRoom(NamedTuple):
         The scale in the unit of the predictions.
     offered : ndarray, (1 + variants, rows, columns)
         What layer 2 mixes: the base and the mixtures of layer 1.
+    judged : ndarray, (1 + variants, rows, judged)
+        What is judged of it.
     truths, own_truths : ndarray, (experts or aggregators, rows, 1)
         The probabilities of the true class, of a loss that judges rows.
     """
@@ -79,6 +81,7 @@ class TwoLayerRoom(NamedTuple):
     stack: StackRoom
     length: Array
     offered: Array
+    judged: Array
     truths: Array
     own_truths: Array
 
@@ -201,8 +204,8 @@ def learn_both_layers(loss: Any, p: Any, s: Any, key: int, w: Any, experts: Any,
         boa.learn(p.cell, s.cell, key, v, w.cell)
         n += 1
     n += variants(s.stack.weights)
-    offer(experts, own, w.offered)
-    group_regrets(loss, w.arrival, w.offered, own[n], w.second)
+    offer(experts, own, w.judged)
+    group_regrets(loss, w.arrival, w.judged, own[n], w.second)
     ml_poly.learn(p.second, s.second, key, 0, w.second)
 
 

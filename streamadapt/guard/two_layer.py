@@ -161,6 +161,7 @@ class TwoLayer(CompiledGuard):
             empty_stack_room(self.experts),
             np.zeros((self.rows, self.columns)),
             np.zeros((self.n_aggregators, self.rows, self.columns)),
+            np.zeros((self.n_aggregators, self.rows, self.judged)),
             np.zeros((self.experts, *truths)),
             np.zeros((self.n_aggregators, *truths)),
         )
