@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 
-from streamadapt.guard.aggregators import Aggregator
+from streamadapt.compiled import Kernel
+from streamadapt.guard.arrivals import (
+    LOSS_CAP,
+    REGRET_CAP,
+    Signal,
+    empty_arrival,
+    group_losses,
+    group_regrets,
+)
+from streamadapt.guard.mixer import Aggregator
 from streamadapt.guard.stacking import RidgeStack
 from streamadapt.records import Array, Mask
+from streamadapt.tasks.loss_kernels import loss_settings
 from streamadapt.tasks.losses import Loss
 
-__all__ = ["SCOPES", "Scope", "Scoped"]
+__all__ = ["LOSS_CAP", "REGRET_CAP", "SCOPES", "Scope", "Scoped", "groups_of"]
 
 Scope = Literal["global", "horizon", "cell"]
 SCOPES: tuple[Scope, ...] = ("global", "horizon", "cell")
 
-REGRET_CAP = 5.0
-"""Linearised regrets beyond so many scales are clipped: one outlier must not decide the
-weights."""
-LOSS_CAP = 5.0
-"""The same for the scaled losses of fixed share."""
+
+def groups_of(scope: Scope, rows: int, columns: int) -> tuple[int, int]:
+    """Return how many groups of rows and of columns share weights."""
+    return {"global": (1, 1), "horizon": (rows, 1), "cell": (rows, columns)}[scope]
 
 
 class Scoped:
@@ -38,8 +48,7 @@ class Scoped:
 
     def build(self, rows: int, columns: int, fallback: Array) -> None:
         """Allocate the rule's weights; `fallback` (experts,) are the first ones."""
-        groups = {"global": (1, 1), "horizon": (rows, 1), "cell": (rows, columns)}[self.scope]
-        self.rule.build(groups, fallback)
+        self.rule.build(groups_of(self.scope, rows, columns), fallback)
 
     def learn(
         self, loss: Loss, predictions: Array, own: Array, target: Array, scale: Array, known: Mask
@@ -57,24 +66,32 @@ class Scoped:
         if isinstance(self.rule, RidgeStack):
             self.rule.learn(predictions, target, loss.length_of(scale), known)
             return
-        if self.rule.linearised:
-            signal = np.clip(
-                loss.regret(predictions, own[:, None], target, scale), -REGRET_CAP, REGRET_CAP
+        arrival = empty_arrival(target.shape[0], target.shape[1], scale.shape[1])
+        arrival.target[...], arrival.scale[...], arrival.known[...] = target, scale, known
+        if loss.row_wise:
+            predictions, own = (
+                (values * target).sum(axis=-1, keepdims=True) for values in (predictions, own)
             )
-        else:
-            signal = np.minimum(loss.loss(predictions, target) / scale, LOSS_CAP)[None]
-        if not np.isfinite(
-            signal
-        ).all():  # a difference of numbers beyond all others: it speaks for nobody
-            signal = np.nan_to_num(signal)
-        self.rule.update(*_group(signal, known, self.scope))
+        if not self.rule.linearised:
+            own = own[:1]  # the experts' losses are the same for all variants
+        experts, groups = len(predictions), self.rule.weights.shape[2:]
+        values, cells = np.zeros((len(own), experts, *groups)), np.zeros(groups)
+        given = (np.array(array, np.float64) for array in (predictions, own))
+        kernel = _signals(self.rule.linearised)
+        kernel(loss_settings(loss), arrival, *given, values, cells)
+        self.rule.update(values, cells > 0.0)
 
 
-def _group(signal: Array, known: Mask, scope: Scope) -> tuple[Array, Mask]:
-    """Average a signal (variants, experts, rows, columns) over the known cells of each group."""
-    if scope == "cell" or signal.shape[2:] == (1, 1):
-        return np.where(known, signal, 0.0), known
-    axes = (0, 1) if scope == "global" else (1,)
-    count = known.sum(axis=axes, keepdims=True)
-    total = np.where(known, signal, 0.0).sum(axis=tuple(a + 2 for a in axes), keepdims=True)
-    return total / np.maximum(count, 1), count > 0
+@cache
+def _signals(linearised: bool) -> Kernel:
+    """Return the kernel that writes what a rule learns from, for all its variants."""
+
+    def regrets(loss: Any, arrival: Any, experts: Any, own: Any, values: Any, cells: Any) -> None:
+        for v in range(own.shape[0]):
+            group_regrets(loss, arrival, experts, own[v], Signal(values[v], cells))
+
+    def losses(loss: Any, arrival: Any, experts: Any, own: Any, values: Any, cells: Any) -> None:
+        for v in range(own.shape[0]):
+            group_losses(loss, arrival, experts, Signal(values[v], cells))
+
+    return Kernel(regrets if linearised else losses)

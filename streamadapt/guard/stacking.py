@@ -3,23 +3,240 @@ simplex."""
 
 from __future__ import annotations
 
+import math
+from typing import Any, Final, NamedTuple
+
 import numpy as np
 
+from streamadapt.compiled import Kernel, compiled
 from streamadapt.errors import ConfigError
-from streamadapt.guard.aggregators import Mixer
+from streamadapt.guard.mixer import Mixer
+from streamadapt.guard.numbers import at_least, clip
 from streamadapt.records import Array, Mask
 
-__all__ = ["RidgeStack"]
+__all__ = ["RidgeStack", "StackRoom", "StackSettings", "StackState", "empty_stack_room", "learn",
+           "within_experts"]  # fmt: skip
 
-RELATIVE_RIDGE = 1e-10
+RELATIVE_RIDGE: Final = 1e-10
 """The ridge is at least so much of the matrix's mean diagonal: a fixed one would be lost in
 rounding beside it."""
-FARTHEST = 100.0
+FARTHEST: Final = 100.0
 """What is more scales away from the experts' mean counts as if it were so far: one outlier must
 not be all that the sums know for the next thousands of arrivals."""
-LEAST_ERROR = 0.3
+LEAST_ERROR: Final = 0.3
 """Errors below so many scales weigh no more than this one: the reweighting for absolute loss has
 no pole at zero."""
+
+
+class StackSettings(NamedTuple):
+    """The arguments of `RidgeStack`."""
+
+    discount: float
+    ridge: float
+    robust: bool
+
+
+class StackState(NamedTuple):
+    """A, g and the weights of the formulas.
+
+    Attributes
+    ----------
+    weights : ndarray, (keys, 1, experts, groups_h, groups_c)
+    gram : ndarray, (keys, groups_h, groups_c, experts, experts)
+    moment : ndarray, (keys, groups_h, groups_c, experts)
+    """
+
+    weights: Array
+    gram: Array
+    moment: Array
+
+
+class StackRoom(NamedTuple):
+    """`a` is (experts, experts), the others (experts,)."""
+
+    a: Array
+    b: Array
+    w: Array
+    x: Array
+
+
+def empty_stack_room(experts: int) -> StackRoom:
+    """Return room for a stack of so many experts."""
+    return StackRoom(np.zeros((experts, experts)), *(np.zeros(experts) for _ in range(3)))
+
+
+@compiled
+def within_experts(predictions: Any, out: Any) -> None:
+    """Keep a mixture (rows, columns) within the range of the experts (experts, rows, columns)."""
+    experts, rows, columns = predictions.shape
+    for h in range(rows):
+        for j in range(columns):
+            low = high = predictions[0, h, j]
+            for k in range(1, experts):
+                low, high = min(low, predictions[k, h, j]), max(high, predictions[k, h, j])
+            out[h, j] = clip(out[h, j], low, high)
+
+
+@compiled
+def learn(p: Any, s: Any, key: int, w: Any, predictions: Any, target: Any, scale: Any,
+          known: Any) -> None:  # fmt: skip
+    """Learn from one arrival; a group that has no known cell, or of which a sum would not be
+    finite, stays as it was.
+
+    Parameters
+    ----------
+    p, s, w : StackSettings, StackState, StackRoom
+    predictions : ndarray, (experts, rows, columns)
+    target, scale : ndarray, (rows, columns)
+        The scale in the unit of the predictions.
+    known : ndarray, (rows, columns), bool
+    """
+    rows, columns = target.shape
+    groups_h, groups_c = s.moment.shape[1:3]
+    if groups_h == 0:
+        return
+    high, wide = rows // groups_h, columns // groups_c
+    for i in range(groups_h):
+        for j in range(groups_c):
+            _begin(s, key, i, j, w)
+            cells = 0.0
+            for h in range(i * high, (i + 1) * high):
+                for c in range(j * wide, (j + 1) * wide):
+                    if known[h, c]:
+                        _take_cell(p, w, predictions[:, h, c], target[h, c], scale[h, c])
+                        cells += 1.0
+            if cells > 0.0 and _take_group(p, s, key, i, j, w, cells):
+                _solve(p, s, key, i, j, w)
+
+
+@compiled
+def _begin(s: Any, key: int, i: int, j: int, w: Any) -> None:
+    """Set the sums of an arrival to zero, and fetch the weights of the group."""
+    a, b = w.a, w.b
+    experts = b.shape[0]
+    for k in range(experts):
+        w.w[k] = s.weights[key, 0, k, i, j]
+        b[k] = 0.0
+        for n in range(k, experts):
+            a[k, n] = 0.0
+
+
+@compiled
+def _take_cell(p: Any, w: Any, said: Any, y: Any, scale: Any) -> None:
+    """``A <- A + q x x^T``, ``g <- g + q x v``, ``q = min(1 / .3, 1 / |v - x^T b|)``."""
+    a, b, x, usual = w.a, w.b, w.x, w.w
+    experts = said.shape[0]
+    mean = 0.0
+    for k in range(experts):
+        mean += said[k]
+    mean /= experts
+    v = (y - mean) / scale
+    size = abs(v)
+    for k in range(experts):
+        x[k] = (said[k] - mean) / scale
+        size = at_least(size, abs(x[k]))
+    near = FARTHEST / size if size > FARTHEST else 1.0
+    v *= near
+    left = v
+    for k in range(experts):
+        x[k] *= near
+        left -= usual[k] * x[k]
+    q = 1.0 / at_least(abs(left), LEAST_ERROR) if p.robust else 1.0
+    for k in range(experts):
+        qx = q * x[k]
+        b[k] += qx * v
+        for n in range(k, experts):
+            a[k, n] += qx * x[n]
+
+
+@compiled
+def _take_group(p: Any, s: Any, key: int, i: int, j: int, w: Any, cells: Any) -> Any:
+    """Discount the sums of the group, add the means over the cells, and write both to w; not if
+    anything is not finite, which shows on the diagonal."""
+    a, b, gram, moment = w.a, w.b, s.gram, s.moment
+    experts = b.shape[0]
+    for k in range(experts):
+        if not (math.isfinite(a[k, k]) and math.isfinite(b[k])):
+            return False
+    for k in range(experts):
+        b[k] = p.discount * moment[key, i, j, k] + b[k] / cells
+        moment[key, i, j, k] = b[k]
+        for n in range(k, experts):
+            a[k, n] = p.discount * gram[key, i, j, k, n] + a[k, n] / cells
+            gram[key, i, j, k, n] = a[k, n]
+            gram[key, i, j, n, k] = a[k, n]
+    return True
+
+
+@compiled
+def _solve(p: Any, s: Any, key: int, i: int, j: int, w: Any) -> None:
+    """``b = (A + ridge I)^-1 g``, and the weights ``b_k + (1 - sum b) / K``; w holds A and g."""
+    a, b = w.a, w.b
+    experts = b.shape[0]
+    mean = 0.0
+    for k in range(experts):
+        mean += a[k, k] / experts
+    for k in range(experts):
+        a[k, k] += at_least(RELATIVE_RIDGE * mean, p.ridge)
+    if not solve_cholesky(a, b):
+        return
+    total = 0.0
+    for k in range(experts):
+        total += b[k]
+    rest = (1.0 - total) / experts
+    if math.isfinite(rest):
+        for k in range(experts):
+            s.weights[key, 0, k, i, j] = b[k] + rest
+
+
+@compiled
+def solve_cholesky(a: Any, b: Any) -> Any:
+    """Solve ``a x = b`` in place, and return whether a is positive definite.
+
+    ``a = r^T r`` by Cholesky, then ``r^T y = b`` and ``r x = y``.
+
+    Parameters
+    ----------
+    a : ndarray, (n, n)
+        Symmetric; only its upper triangle is read. It becomes r.
+    b : ndarray, (n,)
+        Becomes x.
+    """
+    n = a.shape[0]
+    for k in range(n):
+        if not a[k, k] > 0.0:
+            return False
+        root = math.sqrt(a[k, k])
+        for j in range(k, n):
+            a[k, j] /= root
+        for i in range(k + 1, n):
+            r = a[k, i]
+            for j in range(i, n):
+                a[i, j] -= r * a[k, j]
+    for i in range(n):
+        y = b[i] / a[i, i]
+        b[i] = y
+        for j in range(i + 1, n):
+            b[j] -= a[i, j] * y
+    for i in range(n - 1, -1, -1):
+        x = b[i]
+        for j in range(i + 1, n):
+            x -= a[i, j] * b[j]
+        b[i] = x / a[i, i]
+    return True
+
+
+def _learn_alone(p: Any, s: Any, w: Any, predictions: Any, target: Any, scale: Any,
+                 known: Any) -> None:  # fmt: skip
+    learn(p, s, 0, w, predictions, target, scale, known)
+
+
+def _bound_alone(predictions: Any, out: Any) -> None:
+    within_experts(predictions, out)
+
+
+_LEARN: Final = Kernel(_learn_alone)
+_BOUND: Final = Kernel(_bound_alone)
 
 
 class RidgeStack(Mixer):
@@ -71,6 +288,16 @@ class RidgeStack(Mixer):
         self.gram = np.zeros((*groups, experts, experts))
         self.moment = np.zeros((*groups, experts))
 
+    @property
+    def settings(self) -> StackSettings:
+        """Its arguments."""
+        return StackSettings(float(self.discount), float(self.ridge), self.robust)
+
+    @property
+    def state(self) -> StackState:
+        """Views of its arrays; the first axis of each is the key: here one row."""
+        return StackState(self.weights[None], self.gram[None], self.moment[None])
+
     def learn(self, predictions: Array, target: Array, scale: Array, known: Mask) -> None:
         """Learn from what has matured.
 
@@ -80,68 +307,16 @@ class RidgeStack(Mixer):
         target, scale : ndarray, (rows, columns)
         known : ndarray, (rows, columns), bool
         """
-        mean = predictions.mean(axis=0)
-        x = np.where(known, (predictions - mean) / scale, 0.0)
-        v = np.where(known, (target - mean) / scale, 0.0)
-        x, v = _within(FARTHEST, x, v)
-        left = np.abs(v - (self.weights[0] * x).sum(axis=0))
-        q = known / np.maximum(left, LEAST_ERROR) if self.robust else known
-        grouped = _by_group(
-            np.concatenate([x, v[None], q[None], known[None]]), *self.gram.shape[:2]
-        )
-        x, v, q = grouped[..., :-3, :], grouped[..., -3, :], grouped[..., -2, :]
-        cells = grouped[..., -1, :].sum(axis=-1)  # (groups_h, groups_c)
-        news = cells > 0.0
-        weighted = x * (q / np.maximum(cells, 1.0)[..., None])[..., None, :]
-        gram = self.discount * self.gram + weighted @ x.swapaxes(-1, -2)
-        moment = self.discount * self.moment + (weighted @ v[..., None])[..., 0]
-        news = news & np.isfinite(gram).all(axis=(-1, -2)) & np.isfinite(moment).all(axis=-1)
-        np.copyto(self.gram, gram, where=news[..., None, None])
-        np.copyto(self.moment, moment, where=news[..., None])
-        self._solve(news)
-
-    def _solve(self, news: Mask) -> None:
-        experts = self.gram.shape[-1]
-        mean = np.trace(self.gram, axis1=-2, axis2=-1) / experts
-        ridge = np.maximum(self.ridge, RELATIVE_RIDGE * mean)[..., None, None]
-        try:
-            b = np.linalg.solve(self.gram + ridge * np.eye(experts), self.moment[..., None])[
-                ..., 0
-            ]
-        except np.linalg.LinAlgError:
-            return
-        # (groups_h, groups_c, experts)
-        weights = b + (1.0 - b.sum(axis=-1, keepdims=True)) / experts
-        np.copyto(
-            self.weights[0],
-            np.moveaxis(weights, -1, 0),
-            where=news & np.isfinite(weights).all(axis=-1),
-        )
+        given = (np.array(values, np.float64) for values in (predictions, target, scale))
+        room = empty_stack_room(len(predictions))
+        _LEARN(self.settings, self.state, room, *given, np.array(known))
 
     def mix(self, predictions: Array) -> Array:
         """Mix predictions (experts, rows, columns) into (1, rows, columns), within the experts'
         range."""
-        low, high = predictions.min(axis=0), predictions.max(axis=0)
-        return np.clip(super().mix(predictions), low, high)
+        mixed = super().mix(predictions)
+        _BOUND(np.array(predictions, np.float64), mixed[0])
+        return mixed
 
     def _state(self) -> dict[str, Array]:
         return {"gram": self.gram, "moment": self.moment}
-
-
-def _within(most: float, x: Array, v: Array) -> tuple[Array, Array]:
-    """Scale down the cells in which x (experts, rows, columns) or v (rows, columns) is beyond
-    `most`."""
-    size = np.maximum(np.abs(x).max(axis=0), np.abs(v))
-    if not (size > most).any():
-        return x, v
-    factor = np.where(size > most, most / np.maximum(size, most), 1.0)
-    return x * factor, v * factor
-
-
-def _by_group(values: Array, rows: int, columns: int) -> Array:
-    """(n, h, c) -> (rows, columns, n, cells in a group), for as many groups."""
-    n, h, c = values.shape
-    if (rows, columns) == (1, 1):
-        return values.reshape(1, 1, n, -1)
-    split = values.reshape(n, rows, h // rows, columns, c // columns)
-    return split.transpose(1, 3, 0, 2, 4).reshape(rows, columns, n, -1)

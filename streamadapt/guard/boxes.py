@@ -1,0 +1,51 @@
+"""Holders that hand many arrays to a kernel as one pointer: numba's form of `Event` and
+`Parts`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba.core import types
+from numba.experimental import structref
+
+from streamadapt.guard.compiled import Event, Parts
+
+__all__ = ["event_box", "parts_box"]
+
+
+@structref.register
+class EventType(types.StructRef):  # type: ignore[misc]
+    """The type of an `EventBox`."""
+
+
+@structref.register
+class PartsType(types.StructRef):  # type: ignore[misc]
+    """The type of a `PartsBox`."""
+
+
+class EventBox(structref.StructRefProxy):  # type: ignore[misc]
+    """An `Event`."""
+
+    def __new__(cls, *fields: Any) -> Any:
+        return structref.StructRefProxy.__new__(cls, *fields)
+
+
+class PartsBox(structref.StructRefProxy):  # type: ignore[misc]
+    """A guard's `Parts`."""
+
+    def __new__(cls, *fields: Any) -> Any:
+        return structref.StructRefProxy.__new__(cls, *fields)
+
+
+structref.define_proxy(EventBox, EventType, list(Event._fields))
+structref.define_proxy(PartsBox, PartsType, list(Parts._fields))
+
+
+def event_box(event: Event) -> Any:
+    """Return a holder of an event."""
+    return EventBox(*event)
+
+
+def parts_box(parts: Parts) -> Any:
+    """Return a holder of a guard's parts."""
+    return PartsBox(*parts)
