@@ -425,7 +425,7 @@ def test_a_pickle_that_takes_for_ever_to_hash_is_refused(form: str) -> None:
     if form == "set":
         code = pickle.PROTO + b"\x04" + pickle.EMPTY_SET + code[2:]
         end = pickle.ADDITEMS
-    with pytest.raises(CheckpointError, match="keys of more than"):
+    with pytest.raises(CheckpointError, match=r"keys of more than|call of builtins\.set"):
         loads_river(code + end + pickle.STOP)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import pickle
 import random
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from river import (
     anomaly,
+    base,
     compose,
     drift,
     dummy,
@@ -171,6 +173,11 @@ class Mine(drift.ADWIN):
         (compose.FuncTransformer(series), "series"),
         (compose.FuncTransformer(lambda x: x), "lambda"),
         (Path("x"), "Path"),
+        (compose.FuncTransformer(math.sqrt), "sqrt"),
+        (compose.FuncTransformer(np.random.RandomState(1).normal), "normal"),
+        (compose.FuncTransformer(Path("x").exists), "exists"),
+        (compose.FuncTransformer(pickle.loads), "loads"),
+        (base.Base(), "Base"),
     ],
 )
 def test_what_could_not_be_loaded_is_refused_when_it_is_saved(thing: object, named: str) -> None:
@@ -208,8 +215,42 @@ def attributes(obj: bytes, **values: bytes) -> bytes:
 
 
 GETATTR = name("builtins", "getattr")
+DEEPCOPY = name("copy", "deepcopy")
+TRIPLET = ("river.imblearn.hard_sampling", "Triplet")  # the only named tuple
 ADWIN = ("river.drift.adwin", "ADWIN")
 MEAN = ("river.stats.mean", "Mean")
+
+
+def partial(state: bytes) -> bytes:
+    """A partial whose function is that of `state`, (function, args, keywords, attributes)."""
+    return call(name("functools", "partial"), DEEPCOPY) + state + pickle.BUILD
+
+
+def as_key(key: bytes) -> bytes:
+    return pickle.EMPTY_DICT + key + pickle.NONE + pickle.SETITEM
+
+
+def bomb() -> bytes:
+    """A tuple of tuples of 2**60 parts: hashing it takes years."""
+    levels = (pickle.MEMOIZE + pickle.BINGET + bytes([i]) + pickle.TUPLE2 for i in range(60))
+    return pickle.EMPTY_TUPLE + b"".join(levels)
+
+
+def twister(position: int) -> bytes:
+    """A state of numpy's MT19937 that reads its next number at `position` of an array of 624."""
+    number = pickle.BININT + position.to_bytes(4, "little", signed=True)
+    key = pickle.MARK + (pickle.BININT1 + b"\1") * 624 + pickle.TUPLE
+    items = text("key") + key + text("pos") + number
+    inner = pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
+    items = text("bit_generator") + text("MT19937") + text("state") + inner
+    return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
+
+
+def generator() -> bytes:
+    return call(
+        name("numpy.random._pickle", "__bit_generator_ctor"),
+        name("numpy.random._mt19937", "MT19937"),
+    )
 
 
 def touch(path: Path) -> bytes:
@@ -306,6 +347,78 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "an error text that would show an object": lambda p: call(new(*MEAN)),
     "a name that would be shown": lambda p: call(GETATTR, new(*ADWIN), new(*MEAN)),
     "unhashable call": lambda p: call(pickle.EMPTY_LIST),
+    "a base class of river": lambda p: name("river.base.base", "Base"),
+    "a class that an object never holds": lambda p: name("river.base.estimator", "EstimatorMeta"),
+    "a nested name through a class": lambda p: name(
+        "river.metrics.confusion", "ConfusionMatrix.__init__"
+    ),
+    "a generator that river does not use": lambda p: name("numpy.random._philox", "Philox"),
+    "arguments of an allocation": lambda p: (
+        name(*ADWIN) + pickle.NONE + pickle.TUPLE1 + pickle.NEWOBJ
+    ),
+    "allocation of a container": lambda p: (
+        name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.NEWOBJ
+    ),
+    "memory by a call": lambda p: call(
+        name("builtins", "bytearray"), pickle.LONG1 + b"\x06" + (10**12).to_bytes(6, "little")
+    ),
+    "memory by an array": lambda p: call(
+        name("numpy._core.multiarray", "_reconstruct"),
+        name("numpy", "ndarray"),
+        pickle.LONG1 + b"\x06" + (10**12).to_bytes(6, "little") + pickle.TUPLE1,
+        pickle.SHORT_BINBYTES + b"\x01b",
+    ),
+    "memory by copies": lambda p: (
+        pickle.EMPTY_DICT
+        + pickle.MARK
+        + b"".join(pickle.BININT + i.to_bytes(4, "little") + pickle.NONE for i in range(1000))
+        + pickle.SETITEMS
+        + pickle.MEMOIZE
+        + call(name("collections", "Counter"), pickle.BINGET + b"\0") * 5000
+    ),
+    "a key of many levels": lambda p: as_key(pickle.EMPTY_TUPLE + pickle.TUPLE1 * 200_000),
+    "an element of many levels": lambda p: (
+        pickle.EMPTY_SET
+        + pickle.MARK
+        + pickle.EMPTY_TUPLE
+        + pickle.TUPLE1 * 200_000
+        + pickle.ADDITEMS
+    ),
+    "a key that takes years": lambda p: as_key(bomb()),
+    "a named tuple that takes years": lambda p: as_key(
+        name(*TRIPLET) + bomb() + pickle.NONE + pickle.NONE + pickle.TUPLE3 + pickle.NEWOBJ
+    ),
+    "a distribution that takes years": lambda p: as_key(
+        new("statistics", "NormalDist") + bomb() + pickle.NONE + pickle.TUPLE2 + pickle.BUILD
+    ),
+    "one long key many times": lambda p: (
+        pickle.MARK
+        + pickle.NONE * 10_000
+        + pickle.TUPLE
+        + pickle.MEMOIZE
+        + pickle.POP
+        + pickle.EMPTY_DICT
+        + (pickle.BINGET + b"\0" + pickle.NONE + pickle.SETITEM) * 1000
+    ),
+    "a chain of partials": lambda p: partial(
+        pickle.MARK
+        + partial(pickle.MARK + DEEPCOPY + pickle.EMPTY_TUPLE + pickle.EMPTY_DICT + b"Nt")
+        + pickle.EMPTY_TUPLE
+        + pickle.EMPTY_DICT
+        + pickle.NONE
+        + pickle.TUPLE
+    ),
+    "a random state outside of its array": lambda p: (
+        generator() + twister(10**6) + pickle.NONE + pickle.TUPLE2 + pickle.BUILD
+    ),
+    "a random state before its array": lambda p: (
+        generator() + twister(-1) + pickle.NONE + pickle.TUPLE2 + pickle.BUILD
+    ),
+    "another random state outside of its array": lambda p: (
+        call(name("numpy.random._pickle", "__randomstate_ctor"), generator())
+        + twister(625)
+        + pickle.BUILD
+    ),
 }
 
 
