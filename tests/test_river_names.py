@@ -18,6 +18,7 @@ from streamadapt.state.river_pickle import dumps_river, loads_river
 LISTED = {module: set(names.split()) for module, names in RIVER_CLASSES.items()}
 
 
+@pytest.mark.filterwarnings("ignore")  # modules of river that are imported only here
 def test_every_class_of_the_installed_river_is_listed() -> None:
     missing = [
         f"{module}.{name}"
