@@ -14,7 +14,6 @@ EXCEPTIONS: dict[str, str] = {
     "streamadapt/engine/engine.py:Engine.__init__": "its settings",
     "streamadapt/engine/metrics.py:Metrics.samples": "to be split",
     "streamadapt/learners/liquid/learner.py:Liquid.__init__": "its settings",
-    "streamadapt/models/builtin.py:Linear._from_file": "to be split",
     "streamadapt/pipeline/panel.py:Panel.__init__": "its settings",
     "streamadapt/pipeline/pipeline.py:Pipeline.__init__": "its settings",
     "streamadapt/pipeline/pipeline.py:Pipeline._step": "to be split",
