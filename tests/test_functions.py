@@ -16,7 +16,6 @@ EXCEPTIONS: dict[str, str] = {
     "streamadapt/pipeline/pipeline.py:Pipeline.__init__": "its settings",
     "streamadapt/pipeline/pipeline.py:Pipeline._step": "to be split",
     "streamadapt/tasks/supervised.py:Supervised.__init__": "its settings",
-    "connectors/streamadapt_connectors/kafka/source.py:KafkaSource.__init__": "its settings",
     "connectors/streamadapt_connectors/kafka/writer.py:Writer.__init__": "its settings",
 }
 
