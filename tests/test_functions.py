@@ -12,7 +12,6 @@ FUNCTION_LINES = 49
 # "path:qualified.name" -> why it is better in one piece.
 EXCEPTIONS: dict[str, str] = {
     "streamadapt/engine/engine.py:Engine.__init__": "its settings",
-    "streamadapt/pipeline/panel.py:Panel.__init__": "its settings",
     "streamadapt/pipeline/pipeline.py:Pipeline.__init__": "its settings",
     "streamadapt/pipeline/pipeline.py:Pipeline._step": "to be split",
     "streamadapt/tasks/supervised.py:Supervised.__init__": "its settings",
