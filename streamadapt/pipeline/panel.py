@@ -17,11 +17,11 @@ from streamadapt.pipeline.watermark import Reading, Watermark
 from streamadapt.records import Entry, FloatArray, Label, Position
 from streamadapt.tasks import Supervised, Task
 from streamadapt.tasks.base import check_size
+from streamadapt.tasks.event_clock import DAY_NS
 
 __all__ = ["Panel"]
 
 INT64_MAX = 2**63 - 1
-DAY_NS = 86_400 * 10**9
 Rank = tuple[bool, int, float, bool]
 
 
