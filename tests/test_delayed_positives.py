@@ -97,7 +97,7 @@ def test_after_its_ttl_a_negative_stays_one() -> None:
     show(task, 21)
     assert task.outcomes == {"negative": 2}, "nothing expired: it was learned"
     assert reason_of(task, label("0", 1.0, 21 * S)) is Reason.LATE_LABEL
-    assert set(task.assumed_negatives) == {"5"}
+    assert [id_ for id_, one in task.waiting.items() if one.assumed_negative] == ["5"]
 
 
 def test_without_the_correction_nothing_has_a_weight() -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -322,14 +322,15 @@ def list_checkpoints(path: StatePath, as_json: AsJson = False) -> None:
 
     from streamadapt.app.checkpoints import listed, listing
 
-    rows = [
-        {k: scrubbed(v) if isinstance(v, str) else v for k, v in row.items()}
-        for row in listed(path)
-    ]
+    rows = [_scrubbed_row(row) for row in listed(path)]
     if as_json:
         tell(json.dumps(rows))
     else:
         Console().print(listing(rows))
+
+
+def _scrubbed_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: scrubbed(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
 @checkpoint.command("inspect")

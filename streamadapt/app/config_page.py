@@ -137,14 +137,14 @@ def _sentence(table: Table) -> str:
 
 
 def _row(key: Key) -> str:
-    default = (
-        "**needed**"
-        if key.default is None
-        else f"`{key.default}`"
-        if _is_toml(key.default)
-        else key.default
-    )
-    return f"| `{key.name}` | {_cell(key.type)} | {_cell(default)} | {_cell(key.meaning)} |"
+    default = _cell(_default(key))
+    return f"| `{key.name}` | {_cell(key.type)} | {default} | {_cell(key.meaning)} |"
+
+
+def _default(key: Key) -> str:
+    if key.default is None:
+        return "**needed**"
+    return f"`{key.default}`" if _is_toml(key.default) else key.default
 
 
 def _is_toml(default: str) -> bool:

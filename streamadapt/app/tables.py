@@ -64,6 +64,20 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
             table.add_row(Text(f"{word}s: {name}"), f"{count:,}")
         if not summary[group]:
             table.add_row(f"{word}s", "none")
+    _add_losses_before_labels(table, summary)
+    for group, what in (
+        ("reactions", "reactions"),
+        ("times", "event times"),
+        ("faults", "raised"),
+        ("restored", "restored"),
+    ):
+        for name, count in sorted(summary.get(group, {}).items()):
+            table.add_row(Text(f"{what}: {name}"), f"{count:,}")
+    return table
+
+
+def _add_losses_before_labels(table: Table, summary: Mapping[str, Any]) -> None:
+    """Add what is known of losses without all labels: from those asked for, and by estimate."""
     if summary.get("asked"):
         table.add_row("labels asked for", f"{summary['asked']:,}")
     for role, loss in sorted(summary.get("asked_loss", {}).items()):
@@ -71,15 +85,6 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
     for measure, means in sorted(summary.get("estimated", {}).items()):
         parts = (f"{which} {value:.3f}" for which, value in means.items() if value is not None)
         table.add_row(f"estimated: {measure}", ", ".join(parts))
-    for name, count in sorted(summary["reactions"].items()):
-        table.add_row(Text(f"reactions: {name}"), f"{count:,}")
-    for name, count in sorted(summary.get("times", {}).items()):
-        table.add_row(f"event times: {name}", f"{count:,}")
-    for name, count in sorted(summary.get("faults", {}).items()):
-        table.add_row(Text(f"raised: {name}"), f"{count:,}")
-    for name, count in sorted(summary["restored"].items()):
-        table.add_row(Text(f"restored: {name}"), f"{count:,}")
-    return table
 
 
 def _drift_dates(summary: Mapping[str, Any]) -> list[str]:

@@ -37,6 +37,25 @@ class LabelFields(NamedTuple):
     estimated_loss: float | None = None
 
 
+class _Note(NamedTuple):
+    """The note of a prediction, by its parts.
+
+    Attributes
+    ----------
+    probability : float
+        Of the request; 0 without a budget.
+    asked : bool
+        Whether the label was requested.
+    estimates : tuple of float
+        One for each of `Estimate.measures`, then what the estimate learns from; empty without an
+        estimate, NaN where it is not known.
+    """
+
+    probability: float
+    asked: bool
+    estimates: tuple[float, ...]
+
+
 class LabelRequests:
     """Requests labels, estimates losses without labels, and compares both with the true losses.
 
@@ -99,7 +118,7 @@ class LabelRequests:
             note = (probability, float(ask))
         if self.estimate is not None:
             estimates = self.estimate.estimate(experts, served, scale, unit)
-            if commit and estimates[0] == estimates[0]:
+            if commit and not math.isnan(estimates[0]):
                 add(self.stats.estimated, self.estimate.measures, estimates)
                 self.stats.estimated_count += 1
             note += estimates
@@ -112,16 +131,17 @@ class LabelRequests:
 
     def fields(self, note: tuple[float, ...], *, commit: bool) -> LabelFields:
         """Return the label fields of the prediction with this note."""
-        start = 0 if self.budget is None else 2
-        estimated = (
-            note[start + ROLES.index("served")] if self.estimate is not None else float("nan")
-        )
-        loss = estimated if estimated == estimated else None
-        return (
-            LabelFields(bool(note[1]), note[0], loss)
-            if start and commit
-            else LabelFields(estimated_loss=loss)
-        )
+        parts = self._parts(note)
+        loss = parts.estimates[ROLES.index("served")] if parts.estimates else math.nan
+        known_loss = None if math.isnan(loss) else loss
+        if self.budget is None or not commit:
+            return LabelFields(estimated_loss=known_loss)
+        return LabelFields(parts.asked, parts.probability, known_loss)
+
+    def _parts(self, note: tuple[float, ...]) -> _Note:
+        if self.budget is None:
+            return _Note(0.0, False, note)
+        return _Note(note[0], bool(note[1]), note[2:])
 
     def learn(self, matured: Matured) -> None:
         """Learn the true loss of a prediction; this changes only later requests and estimates."""
@@ -135,23 +155,23 @@ class LabelRequests:
         cells = self.loss.loss(predictions[:, None], matured.target)[:, known]
         losses: Array = cells.mean(axis=1)
         share = matured.weight * float(known.mean())  # of a label known in part
-        if self.budget is not None and matured.note[1]:
-            weight = share / matured.note[0]
+        note = self._parts(matured.note)
+        if note.asked:
+            weight = share / note.probability
             add(self.stats.asked_loss, ROLES, (weight * losses).tolist())
             self.stats.asked_weight += weight
         if self.estimate is not None:
-            note = matured.note[0 if self.budget is None else 2 :]
             measures = self.estimate.measures
-            extra = note[len(measures) :]
+            estimates = note.estimates[: len(measures)]
             true = self.estimate.learn(
-                predictions, matured.target[0], losses, extra, matured.weight
+                predictions,
+                matured.target[0],
+                losses,
+                note.estimates[len(measures) :],
+                matured.weight,
             )
-            if note[0] == note[0]:
-                add(
-                    self.stats.foreseen,
-                    measures,
-                    [share * number for number in note[: len(measures)]],
-                )
+            if not math.isnan(estimates[0]):
+                add(self.stats.foreseen, measures, [share * number for number in estimates])
                 add(self.stats.seen, measures, (share * true).tolist())
                 self.stats.seen_count += share
 

@@ -17,11 +17,11 @@ from streamadapt.pipeline.watermark import Reading, Watermark
 from streamadapt.records import Entry, FloatArray, Label, Position
 from streamadapt.tasks import Supervised, Task
 from streamadapt.tasks.base import check_size
+from streamadapt.tasks.event_clock import DAY_NS
 
 __all__ = ["Panel"]
 
 INT64_MAX = 2**63 - 1
-DAY_NS = 86_400 * 10**9
 Rank = tuple[bool, int, float, bool]
 
 
@@ -94,14 +94,7 @@ class Panel(ShowsArguments):
         max_ahead: str | None = None,
         max_waiting: int = 100_000,
     ) -> None:
-        if (sensors is None) == (max_sensors is None):
-            raise ConfigError(
-                "panel.sensors", sensors, "a list of sensors, or else panel.max_sensors"
-            )
-        if isinstance(sensors, str) or (sensors is not None and _bad_names(sensors)):
-            raise ConfigError(
-                "panel.sensors", sensors, "different names, one at least, none of them empty"
-            )
+        _check_sensors(sensors, max_sensors)
         for name, value, low in (
             ("max_sensors", max_sensors, 1),
             ("max_gap", max_gap, 0),
@@ -305,6 +298,16 @@ class Panel(ShowsArguments):
             self._put(Reading(int(time), sensor, float(value)))
         self._last = None if state["last"] is None else int(state["last"])
         self._place = str(state["place"][0]), int(state["place"][1])
+
+
+def _check_sensors(sensors: Sequence[str] | None, max_sensors: int | None) -> None:
+    """Raise `ConfigError` unless exactly one of them is set, and the names can be columns."""
+    if (sensors is None) == (max_sensors is None):
+        raise ConfigError("panel.sensors", sensors, "a list of sensors, or else panel.max_sensors")
+    if isinstance(sensors, str) or (sensors is not None and _bad_names(sensors)):
+        raise ConfigError(
+            "panel.sensors", sensors, "different names, one at least, none of them empty"
+        )
 
 
 def _bad_names(sensors: Sequence[str]) -> bool:

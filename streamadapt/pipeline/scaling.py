@@ -163,14 +163,22 @@ class Scales:
         """Drop the remembered items if all scales have settled."""
         if not self.active or self.entries < FIRST:
             return
-        several = len(self.moves) > 1
-        open_inputs = (self.free_inputs or (self.free_outputs and self.forecast)) and (
-            (self.moves < SETTLED).any() and not (several and self.entries > LATE)
-        )
-        open_labels = self.labels and self.label_count < SETTLED and not self.entries > LATE
-        if not open_inputs and not open_labels:
+        if not self._inputs_open() and not self._labels_open():
             self.active = False
             self.items.clear()
+
+    def _inputs_open(self) -> bool:
+        """Whether a scale that is estimated from the entries has not settled yet."""
+        if not self.free_inputs and not (self.free_outputs and self.forecast):
+            return False
+        several = len(self.moves) > 1
+        if several and self.entries > LATE:
+            return False
+        return bool((self.moves < SETTLED).any())
+
+    def _labels_open(self) -> bool:
+        """Whether the scale that is estimated from the labels has not settled yet."""
+        return self.labels and self.label_count < SETTLED and self.entries <= LATE
 
     # -- estimates
 
@@ -358,15 +366,16 @@ def _packed(items: list[tuple[Entry | Learned, Mask | None]]) -> dict[str, Any] 
         return None
     entries = [(item, absurd) for item, absurd in items if isinstance(item, Entry)]
     learned = [item for item, _ in items if isinstance(item, Learned)]
-    nothing = np.zeros(len(entries[0][0].values), np.bool_) if entries else np.zeros(0, np.bool_)
+    masks = [
+        np.zeros(len(entry.values), np.bool_) if absurd is None else absurd
+        for entry, absurd in entries
+    ]
     return {
         "ids": [item.id for item, _ in items],
         "is_entry": [isinstance(item, Entry) for item, _ in items],
         "times": [entry.time for entry, _ in entries],
         "values": np.stack([entry.values for entry, _ in entries]) if entries else None,
-        "absurd": np.stack([nothing if mask is None else mask for _, mask in entries])
-        if entries
-        else None,
+        "absurd": np.stack(masks) if entries else None,
         "targets": np.stack([one.target for one in learned]) if learned else None,
         "masks": np.stack([one.mask for one in learned]) if learned else None,
         "weights": [float(one.weight) for one in learned],

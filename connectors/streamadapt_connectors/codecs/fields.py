@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
@@ -249,14 +249,20 @@ def number_reader(
                 return _number_from_text(value, path, decimal)
         raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected number, got {shown(value)}")
 
-    if not nothing.numbers:
-        return read
+    return _with_marks(read, nothing.numbers) if nothing.numbers else read
+
+
+def _with_marks(
+    read: Callable[[Any, str], float], marks: Collection[float]
+) -> Callable[[Any, str], float]:
+    """Return a reader that returns NaN for each number in `marks`, as which a missing value is
+    written."""
 
     def read_marked(value: Any, path: str) -> float:
-        if (type(value) is float or type(value) is int) and value in nothing.numbers:
+        if (type(value) is float or type(value) is int) and value in marks:
             return math.nan  # before its size is looked at
         number = read(value, path)
-        return math.nan if number in nothing.numbers else number
+        return math.nan if number in marks else number
 
     return read_marked
 

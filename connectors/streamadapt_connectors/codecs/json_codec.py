@@ -404,19 +404,11 @@ class JsonCodec:
 
     def _row(self, data: dict[str, Any]) -> FloatArray:
         read, lenient = self._read_number, self.fields.missing_as_null
-        row: list[float] = []
         if len(self._values) == 1:
-            path = self._values[0]
-            raw = path.get(data) if lenient else path.need(data)
-            if type(raw) is list:
-                return self._array(raw, path.text, self.fields.channels)
-            if self.fields.channels not in (None, 1):
-                wanted = f"an array of {self.fields.channels} numbers"
-                if raw is ABSENT or raw is None:
-                    return np.full(self.fields.channels or 1, np.nan)
-                raise FieldError(
-                    Reason.WRONG_WIDTH, f"$.{path.text}: expected {wanted}, got {shown(raw)}"
-                )
+            whole = self._whole_row(self._values[0], data)
+            if whole is not None:
+                return whole
+        row: list[float] = []
         for path in self._values:
             raw = data.get(path.text, ABSENT)
             if raw is ABSENT:
@@ -427,6 +419,22 @@ class JsonCodec:
                 raw = None
             row.append(read(raw, path.text))
         return np.array(row, np.float64)
+
+    def _whole_row(self, path: FieldPath, data: dict[str, Any]) -> FloatArray | None:
+        """Return all values of an entry from the one field that has them; None if the field is to
+        be read as a single number."""
+        channels = self.fields.channels
+        raw = path.get(data) if self.fields.missing_as_null else path.need(data)
+        if type(raw) is list:
+            return self._array(raw, path.text, channels)
+        if channels is None or channels == 1:
+            return None
+        if raw is ABSENT or raw is None:
+            return np.full(channels, np.nan)
+        raise FieldError(
+            Reason.WRONG_WIDTH,
+            f"$.{path.text}: expected an array of {channels} numbers, got {shown(raw)}",
+        )
 
     def _label_row(self, raw: Any, path: str) -> FloatArray:
         outputs = self.fields.outputs

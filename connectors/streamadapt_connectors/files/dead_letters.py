@@ -183,15 +183,8 @@ class FilesStreamWriter(StreamWriter):
             path = self._files[stream][-1]
             if not path.is_file():
                 raise ConnectorError(f"file {path}: not found")
-            encoding = encoding_of(path, self._form)
-            if is_csv(path) or path.suffix == ".gz" or encoding != "utf-8":
-                kind = (
-                    "compressed"
-                    if path.suffix == ".gz"
-                    else "CSV"
-                    if is_csv(path)
-                    else f"in {encoding}"
-                )
+            kind = _other_form(path, self._form)
+            if kind is not None:
                 raise ConnectorError(
                     f"file {path}: is {kind}, and only plain JSON lines are appended to. Use "
                     f"--out LINES, look at "
@@ -265,14 +258,20 @@ def _line(record: Record, header: Sequence[str] | None, form: FileFormat) -> byt
         return f"it has characters that the file's encoding has none for: {error}"
 
 
+def _other_form(path: Path, form: FileFormat) -> str | None:
+    """Return in a word why a file is not plain JSON lines in UTF-8; None if it is."""
+    encoding = encoding_of(path, form)
+    if path.suffix == ".gz":
+        return "compressed"
+    if is_csv(path):
+        return "CSV"
+    return None if encoding == "utf-8" else f"in {encoding}"
+
+
 def _cell(value: object) -> str:
-    return (
-        value
-        if isinstance(value, str)
-        else ""
-        if value is None
-        else msgspec.json.encode(value).decode()
-    )
+    if isinstance(value, str):
+        return value
+    return "" if value is None else msgspec.json.encode(value).decode()
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -147,17 +147,14 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
         for partition, name in owner.items():
             owned[name].append(partition)
         # Only what all topics have: partitions are added to one of them first.
-        there = set.intersection(
-            *(set(cluster.partitions_for_topic(topic) or ()) for topic in topics)
-        )
-        goal = shared_out(there, names, owned)
-        given = {
-            name: [p for p in own if owner.get(p, name) == name] for name, own in goal.items()
-        }
-        return {
-            name: self._assignment([(t, own) for t in topics if own])
-            for name, own in given.items()
-        }
+        of_topics = [set(cluster.partitions_for_topic(topic) or ()) for topic in topics]
+        goal = shared_out(set.intersection(*of_topics), names, owned)
+        shares = {}
+        for name, wanted in goal.items():
+            # A partition that another member still has comes in the next round.
+            free = [partition for partition in wanted if owner.get(partition, name) == name]
+            shares[name] = self._assignment([(topic, free) for topic in topics if free])
+        return shares
 
     def _assignment(
         self, places: list[tuple[str, list[int]]], refusal: str = ""

@@ -172,25 +172,14 @@ class KafkaSource(Source):
         metadata_max_age: str = "10s",
         check_topic_id: bool = True,
     ) -> None:
-        if tombstones not in ("dead-letter", "skip"):
-            raise ConfigError("source.tombstones", tombstones, "dead-letter or skip")
+        _check_choice("tombstones", tombstones, "dead-letter", "skip")
         self._skips_tombstones = tombstones == "skip"
-        if label_topic == topic:
-            raise ConfigError(
-                "source.label_topic", label_topic, "another topic than source.topic, or none"
-            )
-        if group is not None and partitions is not None:
-            raise ConfigError(
-                "source.partitions", list(partitions), "nothing where source.group shares them out"
-            )
+        _check_topics(topic, label_topic, group, partitions)
         if not max_poll_records >= 1:
             raise ConfigError(
                 "source.max_poll_records", max_poll_records, "a whole number, at least 1"
             )
-        if isolation_level not in ("read_committed", "read_uncommitted"):
-            raise ConfigError(
-                "source.isolation_level", isolation_level, "read_committed or read_uncommitted"
-            )
+        _check_choice("isolation_level", isolation_level, "read_committed", "read_uncommitted")
         self._reach = Reach(servers, security)
         self._topics = (topic,) if label_topic is None else (topic, label_topic)
         self._group = group
@@ -847,3 +836,23 @@ class KafkaSource(Source):
         missing = isinstance(error, kafka_errors.UnknownTopicOrPartitionError)
         what = Condition.TOPIC_MISSING if missing else Condition.NO_ANSWER
         self._link.down(self._client.explain(error), what)
+
+
+def _check_choice(name: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"source.{name}", value, " or ".join(allowed))
+
+
+def _check_topics(
+    topic: str, label_topic: str | None, group: str | None, partitions: Sequence[int] | None
+) -> None:
+    """Raise `ConfigError` unless the topics differ, and either the group or the config chooses the
+    partitions."""
+    if label_topic == topic:
+        raise ConfigError(
+            "source.label_topic", label_topic, "another topic than source.topic, or none"
+        )
+    if group is not None and partitions is not None:
+        raise ConfigError(
+            "source.partitions", list(partitions), "nothing where source.group shares them out"
+        )

@@ -210,43 +210,46 @@ class Liquid(Learner):
         network: Network | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("cell", cell, ("cfc", "ltc")),
-            ("update", update, ("step", "none")),
-        ):
-            if value not in known:
-                raise ConfigError(name, value, " or ".join(known))
-        if loss not in ("mae", "mse"):
-            raise ConfigError("loss", loss, "mae or mse")
-        for name, size, least in (
-            ("units", units, 1),
-            ("unroll", unroll, 1),
-            ("max_label_delay", max_label_delay, 0),
-        ):
-            if size < least:
-                raise ConfigError(name, size, f"a whole number >= {least}")
         self.default_lr = 1e-3 if cell == "cfc" else 3e-3
-        lr = self.default_lr if lr is None else lr
-        for name, number in (
-            ("lr", lr),
-            ("clip", clip),
-            ("time_unit", 1.0 if time_unit is None else time_unit),
-        ):
-            if not 0.0 < number < math.inf:
-                raise ConfigError(name, number, "a finite number > 0")
+        self.cell, self.units, self.update, self.residual = cell, units, update, residual
+        self.lr = self.default_lr if lr is None else lr
+        self.loss, self.unroll, self.clip = loss, unroll, clip
+        self.max_label_delay = max_label_delay
+        self.time_unit = time_unit
+        self._check_settings()
         if update == "none" and weights is None:
             raise ConfigError(
                 "weights", None, 'a safetensors file: update = "none" never learns any'
             )
-        self.cell, self.units, self.update, self.residual = cell, units, update, residual
-        self.lr, self.loss, self.unroll, self.clip = lr, loss, unroll, clip
-        self.max_label_delay = max_label_delay
-        self.time_unit = time_unit
         self.network = network or Network()
         # What does not fit is refused now.
         self.network.build(cell, 1, units, 1, torch.Generator())
         self._file = None if weights is None else Path(weights)
         self._weights = None if self._file is None else read_weights(self._file)
+
+    def _check_settings(self) -> None:
+        """Raise `ConfigError` for the first setting that has no meaning."""
+        for name, value, known in (
+            ("cell", self.cell, ("cfc", "ltc")),
+            ("update", self.update, ("step", "none")),
+            ("loss", self.loss, ("mae", "mse")),
+        ):
+            if value not in known:
+                raise ConfigError(name, value, " or ".join(known))
+        for name, size, least in (
+            ("units", self.units, 1),
+            ("unroll", self.unroll, 1),
+            ("max_label_delay", self.max_label_delay, 0),
+        ):
+            if size < least:
+                raise ConfigError(name, size, f"a whole number >= {least}")
+        for name, number in (
+            ("lr", self.lr),
+            ("clip", self.clip),
+            ("time_unit", 1.0 if self.time_unit is None else self.time_unit),
+        ):
+            if not 0.0 < number < math.inf:
+                raise ConfigError(name, number, "a finite number > 0")
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]

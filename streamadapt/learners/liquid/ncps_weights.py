@@ -18,6 +18,7 @@ from torch import Tensor
 from streamadapt.errors import ConfigError
 from streamadapt.learners.liquid.cfc import CfC
 from streamadapt.learners.liquid.ltc import LTC
+from streamadapt.learners.liquid.ltc import Mapping as LayerMapping
 from streamadapt.learners.liquid.recurrent import Recurrent
 from streamadapt.learners.liquid.wirings import Wiring
 from streamadapt.models.weights import read_tensors
@@ -216,20 +217,22 @@ def _wiring(inputs: int, sizes: list[int], masks: list[Tensor]) -> Wiring:
 
 
 def _ltc_like(found: dict[str, Tensor], options: dict[str, Any]) -> CfC | LTC:
-    masks = [
-        found[name].cpu().numpy().astype(np.int32)
-        for name in ("sparsity_mask", "sensory_sparsity_mask")
-    ]
-    units = len(masks[0])
+    synapses = found["sparsity_mask"].cpu().numpy().astype(np.int32)
+    sensory = found["sensory_sparsity_mask"].cpu().numpy().astype(np.int32)
+    units = len(synapses)
     outputs = options.pop("outputs", len(found["output_w"]) if "output_w" in found else units)
-    mappings = [
-        "affine" if f"{side}_b" in found else "linear" if f"{side}_w" in found else "none"
-        for side in ("input", "output")
-    ]
+    mappings = _mapping("input", found), _mapping("output", found)
     if "readout.weight" in found:
         options["projection"] = len(found["readout.weight"])
-    wiring = Wiring(masks[0], masks[1], outputs, (tuple(range(units)),))
-    return LTC(len(masks[1]), wiring, mappings=(mappings[0], mappings[1]), **options)  # type: ignore[arg-type]
+    wiring = Wiring(synapses, sensory, outputs, (tuple(range(units)),))
+    return LTC(len(sensory), wiring, mappings=mappings, **options)
+
+
+def _mapping(side: str, found: Mapping[str, Tensor]) -> LayerMapping:
+    """Return the form of the layer before ("input") or after ("output") the neurons."""
+    if f"{side}_b" in found:
+        return "affine"
+    return "linear" if f"{side}_w" in found else "none"
 
 
 def read_weights(file: Path, path: str = "weights") -> dict[str, Tensor]:

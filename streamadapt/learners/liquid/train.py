@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -66,43 +67,101 @@ def fit(  # noqa: PLR0913 - the settings of one training
         raise ShapeError(
             f"targets must be ({steps}, outputs) and dt ({steps},), as many as inputs"
         )
-    length = (steps // streams - 1) // chunk * chunk
-    if length < chunk:
-        raise ConfigError(
-            "streams",
-            streams,
-            f"streams of at least a chunk and one step: {steps} steps are too few",
-        )
+    stretches = _Stretches(steps, streams, chunk, seed)
     dt = inputs.new_ones(steps) if dt is None else dt
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    adam = torch.optim.Adam(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, epochs, eta_min=lr / 10.0)
-    generator = torch.Generator().manual_seed(seed)
-    # An offset for all stretches that leaves the last one inside the history.
-    slack = steps - (streams - 1) * (steps // streams) - length
+    trainer = _Trainer(network, lr, epochs, loss)
     means = []
     for _ in range(epochs):
-        offset = int(torch.randint(slack + 1, (), generator=generator))
-        starts = torch.arange(streams, dtype=torch.int64) * (steps // streams) + offset
         total, count, state = 0.0, 0, None
-        for begin in range(0, length, chunk):
-            # (streams, chunk)
-            at = starts[:, None] + torch.arange(begin, begin + chunk, dtype=torch.int64)
-            with torch.enable_grad():
-                said, state = network(inputs[at], state, dt[at])
-                value = _loss(said, targets[at], loss)
-                gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            adam.step()
-            adam.zero_grad()
-            network.constrain_()
-            state = state.detach()
-            total, count = total + float(value.detach()), count + 1
-        schedule.step()
+        for at in stretches.chunks():
+            value, state = trainer.step(inputs[at], targets[at], dt[at], state)
+            total, count = total + value, count + 1
+        trainer.end_epoch()
         means.append(total / count)
     return means
+
+
+class _Stretches:
+    """A history cut into equal stretches, which are read side by side, in chunks.
+
+    Parameters
+    ----------
+    steps : int
+        Length of the history.
+    streams : int
+        Number of stretches.
+    chunk : int
+        Number of steps in a chunk.
+    seed : int
+        Of the offset that is drawn for each epoch.
+
+    Raises
+    ------
+    ConfigError
+        If a stretch would be shorter than a chunk and one step.
+    """
+
+    def __init__(self, steps: int, streams: int, chunk: int, seed: int) -> None:
+        self._distance = steps // streams
+        self._length = (self._distance - 1) // chunk * chunk
+        if self._length < chunk:
+            raise ConfigError(
+                "streams",
+                streams,
+                f"streams of at least a chunk and one step: {steps} steps are too few",
+            )
+        self._streams, self._chunk = streams, chunk
+        # The largest offset for all stretches that leaves the last one inside the history.
+        self._largest_offset = steps - (streams - 1) * self._distance - self._length
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield the steps of each chunk of one epoch, (streams, chunk), int64."""
+        offset = int(torch.randint(self._largest_offset + 1, (), generator=self._generator))
+        starts = torch.arange(self._streams, dtype=torch.int64) * self._distance + offset
+        for begin in range(0, self._length, self._chunk):
+            yield starts[:, None] + torch.arange(begin, begin + self._chunk, dtype=torch.int64)
+
+
+class _Trainer:
+    """Adam on the parameters of a network; its rate falls to a tenth over the epochs."""
+
+    def __init__(self, network: Recurrent, lr: float, epochs: int, loss: str) -> None:
+        self._network = network
+        self._loss = loss
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._adam = torch.optim.Adam(self._parameters, lr=lr)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self._adam, epochs, eta_min=lr / 10.0
+        )
+
+    def step(
+        self, inputs: Tensor, targets: Tensor, dt: Tensor, state: Tensor | None
+    ) -> tuple[float, Tensor]:
+        """Train on one chunk of every stream; return the loss and the detached state at its end.
+
+        Parameters
+        ----------
+        inputs, targets : Tensor, (streams, chunk, inputs or outputs)
+        dt : Tensor, (streams, chunk)
+        state : Tensor, (streams, state_size), or None
+            At the start of the chunk; None: zeros.
+        """
+        with torch.enable_grad():
+            outputs, state = self._network(inputs, state, dt)
+            loss = _loss(outputs, targets, self._loss)
+            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._adam.step()
+        self._adam.zero_grad()
+        self._network.constrain_()
+        return float(loss.detach()), state.detach()
+
+    def end_epoch(self) -> None:
+        """Lower the rate."""
+        self._schedule.step()
 
 
 def _loss(said: Tensor, targets: Tensor, loss: str) -> Tensor:
