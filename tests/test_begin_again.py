@@ -10,6 +10,7 @@ import pytest
 from states import assert_same_state
 from test_delivery import crash_at, light_pipeline, make_engine
 from test_engine import stream
+from variants import variants
 
 from streamadapt.engine.engine import Engine
 from streamadapt.engine.metrics import Metrics
@@ -74,7 +75,7 @@ def calm(tmp_path_factory):
     return LogSink(log).seen(0), engine.runners[0].pipeline.state_dict()
 
 
-@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("times", variants([1, 3]))
 @pytest.mark.parametrize("step", STEPS)
 def test_an_answer_that_is_lost_at_any_step(tmp_path, calm, step, times):
     """Whether the broker did what it was asked for, or never heard of it."""
@@ -86,7 +87,8 @@ def test_an_answer_that_is_lost_at_any_step(tmp_path, calm, step, times):
 
 
 @pytest.mark.parametrize(
-    ("step", "killed"), [("produce", "produce"), ("commit", "encode"), ("committed", "commit")]
+    ("step", "killed"),
+    variants([("produce", "produce"), ("commit", "encode"), ("committed", "commit")]),
 )
 def test_killed_after_it_began_again(tmp_path, calm, step, killed):
     """The replay may be cut off as anything else may be."""
@@ -226,28 +228,34 @@ def seen(log):
     return [LogSink(log).seen(p) for p in (0, 1)]
 
 
-@pytest.mark.parametrize("step", ["begin", "produce", "offsets", "commit", "committed"])
-def test_the_other_partitions_go_on(tmp_path, step):
-    undisturbed, log = TransactionalLog(), TransactionalLog()
-    calm = two_partitions(tmp_path / "calm", undisturbed)
-    calm.run()
+@pytest.fixture(scope="module")
+def calm_two(tmp_path_factory):
+    """What readers see of two partitions that nothing happens to, and their final states."""
+    log = TransactionalLog()
+    engine = two_partitions(tmp_path_factory.mktemp("calm"), log)
+    engine.run()
+    return seen(log), [engine.runners[p].pipeline.state_dict() for p in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "step", variants(["begin", "produce", "offsets", "commit", "committed"], quick=2)
+)
+def test_the_other_partitions_go_on(tmp_path, calm_two, step):
+    log = TransactionalLog()
     engine = two_partitions(tmp_path / "lost", log, step, 1 if step == "begin" else 2)
     first = engine.runners
     engine.run()
-    assert seen(log) == seen(undisturbed)
+    assert seen(log) == calm_two[0]
     assert first is engine.runners
     for p in (0, 1):
-        assert_same_state(
-            engine.runners[p].pipeline.state_dict(), calm.runners[p].pipeline.state_dict()
-        )
+        assert_same_state(engine.runners[p].pipeline.state_dict(), calm_two[1][p])
 
 
-@pytest.mark.parametrize("killed", ["produce", "encode", "commit"])
-def test_killed_while_one_partition_replays(tmp_path, killed):
+@pytest.mark.parametrize("killed", variants(["produce", "encode", "commit"]))
+def test_killed_while_one_partition_replays(tmp_path, calm_two, killed):
     """Two partitions, one of which has begun again: kill -9, and a start, and every prediction is
     there once."""
-    undisturbed, log = TransactionalLog(), TransactionalLog()
-    two_partitions(tmp_path / "calm", undisturbed).run()
+    log = TransactionalLog()
     engine = two_partitions(tmp_path / "lost", log, "commit", 2)
     crash = crash_at(killed, 120 if killed == "produce" else 6)
     engine.on_checkpoint_step = crash
@@ -256,15 +264,14 @@ def test_killed_while_one_partition_replays(tmp_path, killed):
     with pytest.raises(SimulatedCrash):
         engine.run()
     two_partitions(tmp_path / "lost", log).run()
-    assert seen(log) == seen(undisturbed)
+    assert seen(log) == calm_two[0]
 
 
-@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("lost", variants([False, True]))
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_a_partition_that_is_lost_moves_to_another_engine(tmp_path, lost, when):
+def test_a_partition_that_is_lost_moves_to_another_engine(tmp_path, calm_two, lost, when):
     """Its next owner begins from the last commit, as after a crash."""
-    undisturbed, log = TransactionalLog(), TransactionalLog()
-    two_partitions(tmp_path / "calm", undisturbed).run()
+    log = TransactionalLog()
     step, times = ("begin", range(2, 10**6)) if when == "before" else ("commit", 3)
     engine = two_partitions(tmp_path / "lost", log, step, times)
     engine.source.open(engine)
@@ -280,7 +287,7 @@ def test_a_partition_that_is_lost_moves_to_another_engine(tmp_path, lost, when):
     engine.source.open = lambda owner: None  # goes on as it is
     engine.run()
     two_partitions(tmp_path / "lost", log).run()
-    assert seen(log) == seen(undisturbed)
+    assert seen(log) == calm_two[0]
 
 
 # -- where the source chose the start

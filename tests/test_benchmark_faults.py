@@ -13,6 +13,7 @@ from benchmarks.faults.soak_jobs import CountingSink
 from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import MemorySink
 
+pytestmark = pytest.mark.slow
 KEPT = []
 
 
@@ -25,7 +26,6 @@ def assert_all_survived(counts):
     assert "unexpected" not in counts.more
 
 
-@pytest.mark.slow
 def test_a_disk_that_refuses_stops_the_engine_and_a_restart_loses_nothing():
     counts = disks.disk(quick=True)
     assert_all_survived(counts)
@@ -34,7 +34,6 @@ def test_a_disk_that_refuses_stops_the_engine_and_a_restart_loses_nothing():
     )
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before():
     counts = damage.checkpoint(quick=True)
     assert_all_survived(counts)
@@ -42,7 +41,6 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before():
 
 
 @pytest.mark.kafka
-@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -53,7 +51,6 @@ def test_a_broker_that_fails_again_and_again_loses_and_doubles_nothing():
     assert counts.more["connections"] > counts.tried
 
 
-@pytest.mark.slow
 def test_a_long_run_leaks_nothing():
     """Memory and time need a long run to tell anything: theirs is the benchmark's."""
     counts = soak.measure(trials(1500, soak.QUICK_ENTRIES))
@@ -61,7 +58,6 @@ def test_a_long_run_leaks_nothing():
     assert (counts.more["fds_growth"], counts.more["threads_growth"]) == (0, 0)
 
 
-@pytest.mark.slow
 def test_a_leak_is_caught(monkeypatch, tmp_path):
     write = CountingSink.write
 

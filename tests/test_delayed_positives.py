@@ -231,6 +231,7 @@ def test_a_refit_keeps_the_weight_with_its_example() -> None:
 # -- a stream whose truth is known
 
 
+@pytest.mark.slow
 def test_the_correction_takes_most_of_the_bias_out() -> None:
     """More than half of the conversions come after their entry was learned as a negative."""
     stream = Conversions.draw(2_800, 0, mean_delay=100.0)

@@ -38,7 +38,7 @@ def test_a_slow_sink_pauses_the_source_and_memory_stays_flat():
     lost in the end."""
     clock = ManualClock()
     sink, letters = SlowSink(clock), MemoryDeadLetters()
-    source = GeneratedSource("slow", SoakJob(small, 1.0, 1, 1, lambda i, x: x), 6000, BATCH)
+    source = GeneratedSource("slow", SoakJob(small, 1.0, 1, 1, lambda i, x: x), 2400, BATCH)
     settings = EngineSettings(max_buffer=BUFFER, turn_s=1.0)
     engine = Engine(source, small, sink, IdentityCodec(), letters, settings=settings, clock=clock)
     source.open(engine)
@@ -62,7 +62,7 @@ def test_a_slow_sink_pauses_the_source_and_memory_stays_flat():
     assert max(memory[2 * third :]) < 1.1 * max(memory[third : 2 * third])
     engine.stop()
     engine.run()
-    assert sink.count == 6000
+    assert sink.count == 2400
     assert sink.again == 0
     assert letters.letters == []
 

@@ -13,6 +13,7 @@ from core_helpers import bits, entries, entry, pipeline_of, stream_of, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamadapt_connectors.codecs import encode_prediction
+from variants import variants
 
 from streamadapt import Bias, Forecast, Hedge, Label, NoGuard, Persistence, Pipeline, Supervised
 from streamadapt.engine.metrics import Metrics
@@ -94,14 +95,14 @@ def coverage(rows: Any) -> float:
     return float(np.mean([low <= y <= high for low, high, y in known]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("delay", [1, 30])
+@pytest.mark.parametrize("kind", variants(KINDS, quick=3))
+@pytest.mark.parametrize("delay", variants([1, 30]))
 def test_the_coverage_is_what_was_asked_for_through_drift_and_delay(kind: str, delay: int) -> None:
     rows = list(drive(errors_of(kind, 4000), delay, Intervals(0.9)))
     assert coverage(rows) == pytest.approx(0.9, abs=0.01)
 
 
-@pytest.mark.parametrize("asked", [0.5, 0.8, 0.95, 0.99])
+@pytest.mark.parametrize("asked", variants([0.5, 0.8, 0.95, 0.99]))
 def test_any_coverage_may_be_asked_for(asked: float) -> None:
     rows = list(drive(errors_of("four times as large", 4000), 1, Intervals(asked)))
     assert coverage(rows) == pytest.approx(asked, abs=0.01)
@@ -109,13 +110,14 @@ def test_any_coverage_may_be_asked_for(asked: float) -> None:
     assert wide[3900] > 2.0 * wide[1900], "they have followed the change"
 
 
+@pytest.mark.slow
 def test_few_labels_are_enough() -> None:
     rows = list(drive(errors_of("four times as large", 20_000), 30, Intervals(0.9), every=20))
     assert len(rows) == 1000
     assert coverage(rows) == pytest.approx(0.9, abs=0.015)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", variants(KINDS, quick=2))
 def test_misses_differ_from_what_they_should_be_by_no_more_than_was_stated(kind: str) -> None:
     """Undelayed, the step is the same always: q's change is the step times the misses too many,
     exactly."""
@@ -150,7 +152,7 @@ def test_a_label_is_charged_to_the_interval_as_it_was_issued() -> None:
         assert y == errors[t]
 
 
-@pytest.mark.parametrize("missing", [0.0, 0.2])
+@pytest.mark.parametrize("missing", variants([0.0, 0.2]))
 def test_forecasts_have_intervals_in_every_cell(missing: float) -> None:
     values = walk(3000, 2, missing=missing)
     values[:, 1] *= 100.0

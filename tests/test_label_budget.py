@@ -10,6 +10,7 @@ import pytest
 from core_helpers import bits, entries, entry, linear_base, softmax_base, state, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from variants import variants
 
 from streamadapt import RLS, Bias, Forecast, Label, Persistence, Pipeline, Supervised
 from streamadapt.errors import ConfigError
@@ -141,12 +142,12 @@ def answered(pipeline: Pipeline, items: list[Any], targets: Any) -> tuple[list[A
     return predictions, np.array(losses)
 
 
-@pytest.mark.parametrize("kind", ["values", "classes"])
+@pytest.mark.parametrize("kind", variants(["values", "classes"]))
 def test_the_loss_of_all_is_estimated_from_the_asked(kind: str) -> None:
     """Horvitz-Thompson without bias over the draws, Hajek next to none; the plain mean of the
     asked is far off."""
     n, ratio, horvitz, plain = 250, [], [], []
-    for seed in range(40):
+    for seed in range(20):
         items, targets = stream(n, 7, kind)
         pipeline = asking(kind, seed, estimate=False)
         predictions, losses = answered(pipeline, items, targets)

@@ -109,6 +109,7 @@ def test_in_other_places_too(folder, zone, start):
     assert times(folder) == [utc_ns(moment) for moment in moments]
 
 
+@pytest.mark.slow
 def test_two_years_of_hours(folder):
     moments = [datetime(2024, 9, 1, tzinfo=UTC) + timedelta(hours=i) for i in range(17520)]
     write(folder, moments, form="%d.%m.%Y %H:%M")

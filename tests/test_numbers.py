@@ -14,6 +14,7 @@ import torch
 from cli_helpers import logging_as_before
 from streamadapt_connectors.codecs import FieldMap, JsonCodec, encode_prediction
 from torch import Tensor, nn
+from variants import variants
 
 from streamadapt import (
     RLS,
@@ -179,7 +180,7 @@ def regression(base: Any, level: float, *, apart: bool = False) -> tuple[Pipelin
     return pipeline, off
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("apart", variants([False, True]))
 def test_labels_far_from_zero_are_learned_as_labels_near_it(apart: bool) -> None:
     near = np.mean(regression(near_linear(0.0), 0.0, apart=apart)[1][150:])
     for base in (near_linear(2e8), Near(2e8)):  # the module can say multiples of 16 only

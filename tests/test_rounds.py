@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from variants import variants
 
 from streamadapt import Bias, Entry, Forecast, Pipeline, Position
 from streamadapt.engine.engine import Engine
@@ -75,7 +76,7 @@ def test_a_slow_base_serves_every_partition_alike():
     assert max(done.values()) - min(done.values()) <= 100, "the entries of one round"
 
 
-@pytest.mark.parametrize("cost_s", [0.05, 0.7, 2.0])
+@pytest.mark.parametrize("cost_s", variants([0.05, 0.7, 2.0], quick=2))
 def test_a_round_over_many_partitions_is_bounded(cost_s):
     """It ends after `turn_s` and one entry more, wherever it has come to; whoever it did not reach
     goes first next."""
@@ -107,9 +108,9 @@ def test_checkpoints_are_on_time_however_slow_the_base_is(tmp_path):
     job.engine.on_checkpoint_step = lambda name: (
         at.append(job.clock.monotonic()) if name == "flush" else None
     )
-    for _ in range(150):
+    for _ in range(60):
         job.engine.step()
-    assert len(at) > 10
+    assert len(at) > 4
     assert max(np.diff([0.0, *at])) <= 10.0 + 1.0 + 2.0
 
 

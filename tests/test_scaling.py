@@ -13,6 +13,7 @@ import torch
 from cli_helpers import run_command
 from safetensors.torch import save_file
 from torch import Tensor
+from variants import variants
 
 from streamadapt import Entry, Forecast, Persistence, Pipeline, Supervised
 from streamadapt.build import make_pipeline
@@ -112,7 +113,7 @@ def test_a_wrong_value_in_the_first_window_makes_no_scale() -> None:
         )
 
 
-@pytest.mark.parametrize("unit", [1e-6, 1e6])
+@pytest.mark.parametrize("unit", variants([1e-6, 1e6]))
 def test_labels_of_any_size_are_learned_alike(unit: float) -> None:
     rng = np.random.default_rng(2)
     x = rng.standard_normal((500, 2))
@@ -132,7 +133,7 @@ def test_labels_of_any_size_are_learned_alike(unit: float) -> None:
     assert relative(unit) == pytest.approx(relative(1.0), rel=0.05)
 
 
-@pytest.mark.parametrize("stop", [10, 14, 20, 26, 31, 90])
+@pytest.mark.parametrize("stop", variants([10, 14, 20, 26, 31, 90], quick=3))
 def test_what_settles_survives_a_restart_to_the_bit_however_entries_are_grouped(stop: int) -> None:
     values = wave(140, WINDOW)
     learners = (RLS(0.998, clip=1.0), Bias(0.02))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from variants import variants
 
 from streamadapt import Batch, Entry, Forecast, Persistence, Pipeline, Prediction, Supervised
 from streamadapt.learners import RLS, Bias, Calibration, ErrorMemory, Holt, LastValue, Seasonal
@@ -101,18 +102,21 @@ def check(with_value: dict[str, Array], without: dict[str, Array], last: int, ba
 
 @pytest.mark.parametrize(
     ("at", "values"),
-    [
-        ((0,), (1e12,)),
-        ((2, 3), (-9999.0,) * 2),
-        ((5,), (4294967295.0,)),
-        ((7, 8, 9), (65535.0,) * 3),
-        ((150,), (1e37,)),
-        ((150, 151), (-999.0,) * 2),
-        ((100, 170, 240), SENTINELS[:3]),
-        ((200,), (70.0,)),  # ten usual distances: believed
-        ((200,), (120.0,)),
-        ((200, 201), (300.0,) * 2),
-    ],
+    variants(
+        [
+            ((0,), (1e12,)),
+            ((2, 3), (-9999.0,) * 2),
+            ((5,), (4294967295.0,)),
+            ((7, 8, 9), (65535.0,) * 3),
+            ((150,), (1e37,)),
+            ((150, 151), (-999.0,) * 2),
+            ((100, 170, 240), SENTINELS[:3]),
+            ((200,), (70.0,)),  # ten usual distances: believed
+            ((200,), (120.0,)),
+            ((200, 201), (300.0,) * 2),
+        ],
+        quick=4,
+    ),
 )
 def test_a_value_never_makes_the_served_worse_than_the_frozen_for_long(
     at: tuple[int, ...], values: tuple[float, ...]
@@ -139,7 +143,7 @@ def test_a_value_never_makes_the_served_worse_than_the_frozen_for_long(
     assert float((last.high - last.low).max()) < 200.0
 
 
-@pytest.mark.parametrize("value", [-9999.0, 1e37])
+@pytest.mark.parametrize("value", variants([-9999.0, 1e37]))
 def test_the_default_learners_and_guard_withstand_it(value: float) -> None:
     true = readings(330)
     without, with_value = true, true.copy()
@@ -188,7 +192,7 @@ def test_one_value_in_a_panel_reaches_its_own_column_only() -> None:
             assert np.abs(p.served[:, others] - plain.served[:, others]).max() < 1.0  # of 5
 
 
-@pytest.mark.parametrize("jump", [10.0, 100.0, 1e6])
+@pytest.mark.parametrize("jump", variants([10.0, 100.0, 1e6]))
 def test_a_jump_of_the_level_is_learned(jump: float) -> None:
     true = readings(700)
     true[300:] += 5.0 * jump
@@ -224,7 +228,7 @@ def ordinary() -> dict[str, Array]:
     }
 
 
-@pytest.mark.parametrize("name", ordinary())
+@pytest.mark.parametrize("name", variants(ordinary(), quick=3))
 def test_hardly_a_value_of_an_ordinary_stream_is_absurd(name: str) -> None:
     plain = Pipeline(Forecast(WINDOW, HORIZON), Persistence(HORIZON), [], device="cpu")
     said(plain, ordinary()[name][:, None])
@@ -264,7 +268,7 @@ def test_a_wrong_feature_falls_back_to_the_base_and_teaches_nothing() -> None:
             assert np.array_equal(found[at].served, found[at].base)
 
 
-@pytest.mark.parametrize("stop", [4, 8, 11, 151, 153, 160])
+@pytest.mark.parametrize("stop", variants([4, 8, 11, 151, 153, 160], quick=2))
 def test_doubts_survive_a_restart_to_the_bit_however_entries_are_grouped(stop: int) -> None:
     true = readings(220)
     true[[6, 150]] = 1e9

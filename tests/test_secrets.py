@@ -20,6 +20,7 @@ from config_cases import BROKEN, make_weights, text_of
 from kafka_helpers import consume, opened, produce, until
 from secured_broker import Door, secured
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSource
+from variants import variants
 
 from streamadapt.app.commands import run_command
 from streamadapt.app.demo.broker import free_port
@@ -230,7 +231,7 @@ def test_check_warns_of_a_secret_that_is_written_down(weights, tmp_path, capsys,
 # -- the canary
 
 
-@pytest.mark.parametrize("where", ["entries", "predictions"])
+@pytest.mark.parametrize("where", variants(["entries", "predictions"]))
 def test_no_wrong_config_shows_a_secret(weights, tmp_path, where, capsys):
     """Everything that can be wrong with a config, with a secret in it, of source and sink."""
     right = with_password(weights, f"sasl_plain_password = '''{CANARY}'''", where)
