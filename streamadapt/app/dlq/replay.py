@@ -34,8 +34,8 @@ from streamadapt.records import Entry, Label, Position, Record, StreamPartition
 __all__ = ["Replay"]
 
 BATCH = 200
-"""Records between two marks: if this process is killed, at most this number may or may not have
-been sent."""
+"""Number of records between two marks: if this process is killed, it is unknown for at most this
+number of records whether they were sent."""
 SHOWN = 20
 """Largest number of lines of one kind that are printed one by one."""
 
@@ -45,19 +45,19 @@ class Line(NamedTuple):
 
     number: int
     position: Position
-    said: str
+    message: str
 
 
 class Replay:
-    """One file of repaired letters on its way back. Used as a context manager.
+    """Checks the repaired letters of one file and sends them back; a context manager.
 
     Parameters
     ----------
     config : Config
     out : Path or None
-        Sources of files: where to put lines instead of appending them.
+        For sources of files: the file to write the lines to, instead of appending them.
     say : callable of str
-        Prints one line for a person.
+        Prints one line for the user.
     """
 
     def __init__(self, config: Config, out: Path | None, say: Callable[[str], None]) -> None:
@@ -163,15 +163,15 @@ class Replay:
         self._outlook = outlook(self._config, self._streams, self.ready)
 
     def _decoded(self, record: Record, *, only_label: bool) -> tuple[Record, Entry | Label]:
-        """Return what goes back, and what it says; of an entry that was predicted its label
-        alone."""
+        """Return the record to send, and its decoded item; only the label if the entry itself was
+        predicted."""
         if only_label and hasattr(self._codec, "label_alone"):
             record = self._codec.label_alone(record)
         item: Entry | Label = self._codec.decode(record)
         if isinstance(item, Entry) and only_label:
             raise EntryError(
                 Reason.DUPLICATE_ID,
-                "the entry itself was predicted, and would come twice",
+                "the entry itself was predicted, and would be predicted twice",
                 record.position,
             )
         if isinstance(item, Entry) and item.refused is not None:
@@ -181,8 +181,8 @@ class Replay:
         return record, item
 
     def _look(self) -> tuple[ReplayLedger, set[Position], set[Position]]:
-        """Return the marks, the refused records, and those of them whose label alone was
-        refused."""
+        """Return the marks, the positions of the refused records, and the positions of those of
+        which only the label was refused."""
         ledger, known, labels = ReplayLedger(), set(), set()
         with progress(f"{self._reader.name}: what was fed back") as on_progress:
             for item in self._reader.read(on_progress):
@@ -205,17 +205,20 @@ class Replay:
             detached = getattr(self._writer, "detached", None)
             if detached is None:
                 raise ConfigError(
-                    "--out", str(self._out), "a source of files: others are written to directly"
+                    "--out",
+                    str(self._out),
+                    "no such option here: only a source of files has it; other sources are "
+                    "written to directly",
                 )
             if places:
                 self._writer, self._appending = detached(self._out, {at.stream for at in places})
         if places:
             self._writer.check(places)
 
-    # -- telling
+    # -- reporting
 
     def report(self, *, dry_run: bool) -> None:
-        """Print which records would be sent, which not and why, and the expected result."""
+        """Print which records will be sent, which will not and why, and the expected result."""
         for lines in (self._bad, self._perhaps, self._before, self._unknown):
             self._say_lines(lines)
         refused = self._outlook.refused
@@ -235,14 +238,14 @@ class Replay:
             "fed back before": len(self._before),
             "perhaps fed back": len(self._perhaps),
         }
-        told = ", ".join(
+        parts = ", ".join(
             f"{count} {what}" for what, count in counts.items() if count or what == "ready"
         )
-        self._say(f"{self.lines} lines: {told}{'; dry run, nothing is sent' if dry_run else ''}")
+        self._say(f"{self.lines} lines: {parts}{'; dry run, nothing is sent' if dry_run else ''}")
 
     def _say_lines(self, lines: list[Line]) -> None:
         for line in lines[:SHOWN]:
-            self._say(f"line {line.number}: {safe(str(line.position))}: {safe(line.said)}")
+            self._say(f"line {line.number}: {safe(str(line.position))}: {safe(line.message)}")
         if len(lines) > SHOWN:
             self._say(
                 f"... and {len(lines) - SHOWN} more lines like the last (--json has them all)"
@@ -252,9 +255,9 @@ class Replay:
     def question(self) -> str:
         """The question to the user before anything is sent."""
         by_place = Counter(self._place(one) for one in self.ready)
-        told = ", ".join(f"{count} to {place}" for place, count in sorted(by_place.items()))
+        parts = ", ".join(f"{count} to {place}" for place, count in sorted(by_place.items()))
         again = len(self._outlook.refused)
-        return f"Send {told}" + (f" ({again} of them will be refused again)?" if again else "?")
+        return f"Send {parts}" + (f" ({again} of them will be refused again)?" if again else "?")
 
     def _place(self, one: Decoded) -> str:
         at = one.record.position
@@ -263,13 +266,13 @@ class Replay:
     # -- sending
 
     def send(self) -> None:
-        """Send what is ready, in the file's order; before and after each batch a note of it is
-        kept.
+        """Send the records that are ready, in the order of the file; write a mark before and
+        after each batch.
 
         Raises
         ------
         ConnectorError
-            If a note cannot be kept: nothing is sent without.
+            If a mark cannot be written: no batch is sent without its mark.
         """
         try:
             for start in range(0, len(self.ready), BATCH):
@@ -287,7 +290,7 @@ class Replay:
                         ],
                     )
                 if any(what.state != "sent" for what in done):
-                    break  # the rest would fare no better, and order is lost
+                    break  # later records would probably fail too, and would be out of order
         finally:
             self._say_sent()
 
@@ -323,32 +326,34 @@ class Replay:
 
     @property
     def exit_code(self) -> int:
-        """Exit code: 0 if every record of the file is sent, was sent before or would be sent; else
-        1."""
+        """Exit code: 0 if every record of the file was sent, was sent before or (in a dry run)
+        would be sent; else 1."""
         failed = any(done.state != "sent" for _, done in self._done)
         return int(bool(self._bad or self._perhaps or failed))
 
     def result(self, *, dry_run: bool) -> dict[str, Any]:
         """Return the whole result as JSON values."""
         by_state = {"sent": "sent", "not-sent": "not_sent", "unknown": "perhaps_sent"}
-        found: dict[str, Any] = {"lines": self.lines, "dry_run": dry_run, "ready": len(self.ready)}
+        result: dict[str, Any] = {
+            "lines": self.lines, "dry_run": dry_run, "ready": len(self.ready),
+        }  # fmt: skip
         for name, lines in (
             ("still_bad", self._bad), ("perhaps_before", self._perhaps),
             ("sent_before", self._before),
         ):  # fmt: skip
-            found[name] = [
-                {"line": x.number, "position": str(x.position), "detail": x.said} for x in lines
+            result[name] = [
+                {"line": x.number, "position": str(x.position), "detail": x.message} for x in lines
             ]
-        found["refused_again"] = [
+        result["refused_again"] = [
             {"line": n, "detail": why} for n, why in sorted(self._outlook.refused.items())
         ]
         for state, name in by_state.items():
-            found[name] = [
+            result[name] = [
                 {"line": one.number, "position": str(one.record.position), "detail": done.detail}
                 for one, done in self._done
                 if done.state == state
             ]
-        return found | {"notes": self._outlook.notes}
+        return result | {"notes": self._outlook.notes}
 
 
 def _lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -368,12 +373,12 @@ def _numbered(start: bytes, lines: Any) -> Iterator[tuple[int, bytes]]:
     if encoding in (None, "utf-8-sig"):
         yield from _not_blank(lines)
         return
-    # As PowerShell writes.
+    # PowerShell writes UTF-16.
     text = io.TextIOWrapper(lines, encoding=encoding, errors="backslashreplace")
     try:
         yield from _not_blank(line.encode() for line in text)
     finally:
-        text.detach()  # who opened the file closes it
+        text.detach()  # the caller closes the file
 
 
 def _not_blank(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
