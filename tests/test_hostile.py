@@ -373,7 +373,7 @@ def test_indexes_that_lie_are_refused_before_memory_is_taken(index: Any) -> None
         "head": torch.frombuffer(bytearray(head), dtype=torch.uint8),
         "data": torch.zeros(16, dtype=torch.uint8),
     }
-    with pytest.raises(CheckpointError, match="no packed state"):
+    with pytest.raises(CheckpointError, match="not a packed state"):
         unpack(save(parts))
 
 
