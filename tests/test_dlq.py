@@ -384,7 +384,7 @@ def test_csv_and_gz_are_not_appended_to_but_lines_for_them_are_written(folder, c
     letter["value"] = json.dumps({**json.loads(letter["value"]), "y": "1.5", "remark": 'a "b", c'})
     write_lines(folder / "fixed.jsonl", [letter])
     said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", code=1).err
-    assert "only plain JSON lines are appended to. Use --out LINES" in said
+    assert "only files of plain JSON lines are appended to. Use --out LINES" in said
     assert "cat LINES >> y.csv" in said
     assert not (folder / f"{LETTERS}.replays").exists()
     said = go(
