@@ -37,7 +37,7 @@ from streamadapt_connectors.kafka.group import (
 )
 from streamadapt_connectors.kafka.group_offsets import moved_by_others, moved_text
 from streamadapt_connectors.kafka.members import group_of
-from streamadapt_connectors.kafka.open_transactions import OpenTransactions, who_holds
+from streamadapt_connectors.kafka.open_transactions import OpenTransactions, transaction_holder
 from streamadapt_connectors.kafka.places import (
     Places,
     Range,
@@ -204,7 +204,7 @@ class KafkaSource(Source):
         what = f"source kafka {'+'.join(self._topics)} at {servers}"
         self._conditions = Conditions(what, SOURCE_CONDITIONS, log)
         self._link = Link(self._conditions)
-        self._open = OpenTransactions(self._conditions, partial(who_holds, self._reach))
+        self._open = OpenTransactions(self._conditions, partial(transaction_holder, self._reach))
         self._client = Client()
         self._refusals = Refusals(self._reach.servers, source_accesses(self._topics, group))
         self._topics_now = Topics(self._client, self._topics)
