@@ -515,10 +515,11 @@ class Reach:
 
     def _other_mechanism(self) -> ConnectorError:
         server = self._answering or self.servers[0]
-        offered = mechanisms_at(server, self._security) or "no other that it names"
+        offered = mechanisms_at(server, self._security) or "no other that it reports"
         asked = self._security.get("sasl_mechanism")
         text = (
-            f"the broker does not take this security.sasl_mechanism ({asked}); it takes {offered}"
+            f"the broker does not support this security.sasl_mechanism ({asked}); it supports "
+            f"{offered}"
         )
         return ConnectorError(f"kafka {server}: {text}")
 

@@ -18,7 +18,7 @@ from streamadapt.records import StreamPartition
 from streamadapt_connectors.kafka.client import Client, Reach
 from streamadapt_connectors.kafka.refusals import Access, Refusals, names_in, source_accesses
 from streamadapt_connectors.kafka.writer import (
-    LOOK_S,
+    CHECK_INTERVAL_S,
     NoAnswerError,
     Outgoing,
     RefusedError,
@@ -196,7 +196,7 @@ class Transaction:
         producer._sender.wakeup()
         deadline = time.monotonic() + limit_s
         while not result.wait(
-            timeout_ms=1000 * max(0.0, min(LOOK_S, deadline - time.monotonic()))
+            timeout_ms=1000 * max(0.0, min(CHECK_INTERVAL_S, deadline - time.monotonic()))
         ):
             self._writer.check_given_up()
             self._writer.look()
