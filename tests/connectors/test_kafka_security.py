@@ -285,7 +285,7 @@ def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(
         (
             {"sasl_plain_password": "x"},
             "security_protocol",
-            "SASL_PLAINTEXT or SASL_SSL, for sasl_plain_password",
+            "SASL_PLAINTEXT or SASL_SSL, which sasl_plain_password needs",
         ),
         (
             {"ssl_cafile": "ca.pem"},
