@@ -17,8 +17,8 @@ from typing import IO, BinaryIO, Final
 from streamadapt.errors import CheckpointError
 
 __all__ = [
-    "MOST_CONFIG",
-    "MOST_WEIGHTS",
+    "MAX_CONFIG_BYTES",
+    "MAX_WEIGHTS_BYTES",
     "DamagedError",
     "decoded",
     "encoding_of_mark",
@@ -41,10 +41,10 @@ MARKS: Final = (  # the longer marks first: the mark of UTF-32 begins with that 
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-MOST_WEIGHTS: Final = 1 << 36
+MAX_WEIGHTS_BYTES: Final = 1 << 36
 """The largest file of weights that is read: 64 GiB."""
 
-MOST_CONFIG: Final = 1 << 22
+MAX_CONFIG_BYTES: Final = 1 << 22
 """The largest config file: 4 MiB."""
 
 CHUNK: Final = 1 << 24

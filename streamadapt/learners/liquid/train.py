@@ -106,14 +106,14 @@ def fit(  # noqa: PLR0913 - the settings of one training
     return means
 
 
-def _loss(said: Tensor, targets: Tensor, loss: str) -> Tensor:
+def _loss(outputs: Tensor, targets: Tensor, loss: str) -> Tensor:
     """Return the mean loss of the known cells; zero, with zero gradients, if no cell is known."""
     known = ~targets.isnan()
     targets = torch.where(known, targets, 0.0)
     if loss == "cross-entropy":
-        cells = -targets * torch.log_softmax(said, -1)
+        cells = -targets * torch.log_softmax(outputs, -1)
         return cells.sum() / known.any(-1).sum().clamp_min(1)
     if loss not in ("mae", "mse"):
         raise ConfigError("loss", loss, "mae, mse or cross-entropy")
-    error = torch.where(known, said - targets, 0.0)
+    error = torch.where(known, outputs - targets, 0.0)
     return (error.abs() if loss == "mae" else error.square()).sum() / known.sum().clamp_min(1)
