@@ -51,7 +51,7 @@ def test_it_answers_while_it_is_open_and_not_after() -> None:
 def test_a_taken_port_is_an_error() -> None:
     with (
         EmbeddedBroker() as other,
-        pytest.raises(ConnectorError, match=f"port {other.port} .*cannot be had"),
+        pytest.raises(ConnectorError, match=f"port {other.port} .*cannot be used"),
     ):
         EmbeddedBroker(other.port).start()
 

@@ -151,18 +151,18 @@ def test_check_tells_whether_a_run_would_go_on(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "learners[1].forgetting: 0.98 -> 0.9" in said.err
     assert "Safe to change" in said.err
-    assert "goes on" not in said.out
+    assert "resumes" not in said.out
     (damaged,) = (tmp_path / "state").glob(f"*/{newest:012d}/state.json")
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert run_command(["check", "config.toml"]).code == 0
     said = capsys.readouterr()
-    assert f"checkpoint {newest}: damaged, and will be passed over: " in said.err
-    assert f"goes on from entries.csv-0, checkpoint {before}\n" in said.out
+    assert f"checkpoint {newest}: damaged, will be skipped: " in said.err
+    assert f"resumes from entries.csv-0, checkpoint {before}\n" in said.out
     for manifest in (tmp_path / "state").glob("*/*/manifest.json"):
         manifest.write_text("{}")
     assert run_command(["check", "config.toml"]).code == 0
     assert (
-        f"would not go on from entries.csv-0, checkpoint {newest}: none can be read"
+        f"would not resume from entries.csv-0, checkpoint {newest}: none can be read"
         in capsys.readouterr().err
     )
     config.write_text(config.read_text().replace('path = "state"', 'path = "memory://nowhere"'))

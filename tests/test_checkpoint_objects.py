@@ -520,7 +520,7 @@ def test_what_cannot_be_read_is_said_with_its_key_and_a_cure(place, said):
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("", "not nothing"),
+        ("", "not an empty text"),
         ("s3:/bucket/state", "two slashes"),
         ("file:/state", "two slashes"),
         ("~/state", "without ~"),

@@ -121,7 +121,7 @@ def test_letters_written_again_after_a_crash_are_shown_once(folder, capsys):
     state_of(capsys)
     (folder / LETTERS).write_bytes((folder / LETTERS).read_bytes() * 2)
     assert len(listed(capsys)) == 5
-    assert "5 more are the same again" in go(capsys, "dlq", "list", "config.toml").out
+    assert "5 more are repetitions" in go(capsys, "dlq", "list", "config.toml").out
 
 
 def test_safe_text_keeps_letters():
@@ -384,7 +384,7 @@ def test_csv_and_gz_are_not_appended_to_but_lines_for_them_are_written(folder, c
     letter["value"] = json.dumps({**json.loads(letter["value"]), "y": "1.5", "remark": 'a "b", c'})
     write_lines(folder / "fixed.jsonl", [letter])
     said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", code=1).err
-    assert "only plain JSON lines are appended to. Use --out LINES" in said
+    assert "only files of plain JSON lines are appended to. Use --out LINES" in said
     assert "cat LINES >> y.csv" in said
     assert not (folder / f"{LETTERS}.replays").exists()
     said = go(
@@ -436,7 +436,7 @@ def test_many_old_labels_make_no_record_before_them_look_wrong(folder, capsys):
 def test_without_a_checkpoint_it_says_that_it_cannot_tell(folder, capsys):
     found = write_lines(folder / "f.jsonl", [GOOD])
     said = go(capsys, "dlq", "replay", "config.toml", found, "--dry-run").out
-    assert "no checkpoint in state/x.jsonl-0, so what will be refused again cannot be told" in said
+    assert "no checkpoint in state/x.jsonl-0: cannot predict which records" in said
     assert "y.jsonl[0]@393: is no dead letter that" in said
 
 

@@ -130,7 +130,7 @@ def test_what_never_closes_is_broken_off_without_a_failure(folder, monkeypatch, 
     outcome = run_command(["run", "c.toml"])
     assert (outcome.code, outcome.stuck) == (0, True)
     said = capsys.readouterr()
-    assert "closing was broken off; everything had been saved" in said.err
+    assert "closing was interrupted; everything had been saved" in said.err
     assert "served" in said.out
 
 

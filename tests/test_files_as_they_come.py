@@ -147,8 +147,8 @@ ERRORS = {
         ["no 'a'", "did you mean 'aa'", "['t', 'aa', 'b']"],
     ),
     "UTF-16 without a mark": (csv_text().encode("utf-16-le"), ["source.encoding"]),
-    "a column twice": (csv_text("{},{},{},1\n", "t,a,b,a \n"), ["'a' is there twice"]),
-    "an unused column twice": (csv_text("{},{},{},1,2\n", "t,a,b,c,c\n"), ["'c' is there twice"]),
+    "a column twice": (csv_text("{},{},{},1\n", "t,a,b,a \n"), ["'a' occurs twice"]),
+    "an unused column twice": (csv_text("{},{},{},1,2\n", "t,a,b,c,c\n"), ["'c' occurs twice"]),
 }
 
 
@@ -416,7 +416,7 @@ def test_a_key_that_is_there_twice_is_refused(folder, capsys, kind):
     assert go(capsys, "run", "c.toml", *settings("source.path=in.jsonl"))[0] == 0
     (letter,) = lines(folder / "out.jsonl.dead-letters")
     assert letter["reason"] == "duplicate_key"
-    assert "is there twice" in letter["detail"]
+    assert "occurs twice" in letter["detail"]
     assert letter["value"] == TWICE[kind]
 
 
@@ -470,7 +470,7 @@ def test_check_warns_where_no_label_would_come(folder, capsys):
     assert "no label" not in go(capsys, "check", "s.toml", *more)[2]
     code, _, err = go(capsys, "check", "s.toml", *more, *settings("fields.label=y"))
     assert code == 0
-    assert "in.csv: it has no column 'y': no label would come from it" in err
+    assert "in.csv: it has no column 'y': its entries would have no labels" in err
 
 
 @pytest.mark.parametrize("key", ["path", "label_path"])

@@ -139,7 +139,7 @@ NOTHING = {
     "one record, refused": (BAD[:1], "nothing was predicted", "entries"),
     "shorter than a window": (
         GOOD[:2],
-        "nothing was predicted: 2 entries were taken, and task.window is 3",
+        "nothing was predicted: 2 entries were accepted, and task.window is 3",
         None,
     ),
     "no label at all": (
@@ -342,15 +342,15 @@ def test_fit_shows_what_it_refused_of_a_good_history(folder, capsys):
 
 
 def test_the_line_is_red_on_a_terminal_and_plain_elsewhere(folder, capsys, monkeypatch):
-    from streamadapt.app.printing import tell_loud
+    from streamadapt.app.printing import print_alert
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    tell_loud("text with [brackets]")
+    print_alert("text with [brackets]")
     assert re.fullmatch(r"\x1b\[1;31mtext with \[brackets\]\x1b\[0m\n", capsys.readouterr().out)
     monkeypatch.delenv("FORCE_COLOR")
-    tell_loud("text with [brackets]")
+    print_alert("text with [brackets]")
     assert capsys.readouterr().out == "text with [brackets]\n"
 
 

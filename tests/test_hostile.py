@@ -373,7 +373,7 @@ def test_indexes_that_lie_are_refused_before_memory_is_taken(index: Any) -> None
         "head": torch.frombuffer(bytearray(head), dtype=torch.uint8),
         "data": torch.zeros(16, dtype=torch.uint8),
     }
-    with pytest.raises(CheckpointError, match="no packed state"):
+    with pytest.raises(CheckpointError, match="not a packed state"):
         unpack(save(parts))
 
 
@@ -464,7 +464,7 @@ def test_a_sink_does_not_spoil_a_file_that_is_none_of_its_own(tmp_path: Path) ->
     path = tmp_path / "image.bin"
     with path.open("wb") as file:
         file.truncate(70 << 20)
-    with pytest.raises(ConnectorError, match=r"image\.bin.*no file of JSON lines"):
+    with pytest.raises(ConnectorError, match=r"image\.bin.*not a file of JSON lines"):
         JsonlSink(path)
     assert path.stat().st_size == 70 << 20
 

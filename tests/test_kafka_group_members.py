@@ -158,7 +158,7 @@ def test_an_engine_with_some_of_the_topics_is_refused_and_the_others_go_on(
     first = engines.add(kafka_servers, group, entries, labels)
     until(lambda: first.owner.assigned == [[0, 1]], engines.poll)
     late = engines.add(kafka_servers, group, entries)
-    said = f"'{group}'.*others in it read {entries}, {labels}, and this one {entries}"
+    said = f"'{group}'.*other members read {entries}, {labels}, but this one reads {entries}"
     with pytest.raises(ConnectorError, match=said):
         until(lambda: False, engines.poll)
     engines.all.remove(late)

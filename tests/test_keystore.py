@@ -54,7 +54,7 @@ def test_a_state_is_packed_bit_for_bit():
 )
 def test_what_was_never_packed_is_refused(spoiled):
     """Also what names a type that is none."""
-    with pytest.raises(CheckpointError, match="no packed state"):
+    with pytest.raises(CheckpointError, match="not a packed state"):
         unpack(spoiled)
     with pytest.raises(CheckpointError, match="cannot be saved"):
         pack({"code": print})

@@ -17,7 +17,7 @@ from streamadapt.config.registry import prepare
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import BaseOutput, Learner, Liquid
 from streamadapt.learners.liquid import LTC, CfC
-from streamadapt.learners.liquid.learner import FLOOR, LONGEST, SHORTEST, Network
+from streamadapt.learners.liquid.learner import FLOOR, MAX_GAP, MIN_GAP, Network
 from streamadapt.testing.checks.cases import CASES, state_bytes
 
 
@@ -253,8 +253,8 @@ def gaps_seen(learner: Any, stamps: Sequence[int], window: int) -> list[list[flo
             [10, 10, 14, 16],
             [[1.0], [1.0], [1.0], [0.5]],
         ),  # the first gap; none between equal times
-        (1, 2e-9, [10, 10, 14], [[1.0], [SHORTEST], [2.0]]),
-        (1, 1e-9, [10, 10**18], [[1.0], [LONGEST]]),
+        (1, 2e-9, [10, 10, 14], [[1.0], [MIN_GAP], [2.0]]),
+        (1, 1e-9, [10, 10**18], [[1.0], [MAX_GAP]]),
         (2, None, [7, 7, 9, 12], [[1.0, 1.0], [1.0], [1.5]]),
     ],
 )

@@ -146,7 +146,7 @@ def test_a_time_that_no_clock_showed_is_refused(folder):
     assert run_command(["run", "c.toml"]).code == 0
     (letter,) = lines(folder / "out.jsonl.dead-letters")
     assert (letter["reason"], letter["offset"]) == ("bad_time", 5)
-    assert "the hour that Europe/Berlin leaves out in spring" in letter["detail"]
+    assert "the hour that Europe/Berlin skips in spring" in letter["detail"]
     assert times(folder)[-1] == utc_ns(datetime(2025, 3, 30, 1, 0, tzinfo=UTC))
 
 

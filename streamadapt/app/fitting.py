@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamadapt.app.outcome import MOST, hint_of
+from streamadapt.app.outcome import MAX_REFUSED_SHARE, hint_of
 from streamadapt.app.terminal import safe
 from streamadapt.build import codec_fields, file_form, make_task
 from streamadapt.config.convert import convert
@@ -41,24 +41,24 @@ def fit_base(  # noqa: PLR0913 - each is an option of the command
     force: bool = False,
     settings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Fit and save; return what was used and where it went.
+    """Fit the base, or its scaling, and save it.
 
     Parameters
     ----------
     force : bool
-        Fit also where most of the history was refused.
+        Fit even if most of the history was refused.
 
     Returns
     -------
     dict
-        ``rows``, ``skipped``: how many were used and refused; ``weights``: the file; ``refused``:
-        reason -> ``count``, ``example`` and ``setting``; ``problem``: one line if most was
-        refused, else None.
+        ``rows`` and ``skipped``: the number of rows that were used and refused; ``weights``: the
+        file that was written; ``refused``: reason -> ``count``, ``example`` and ``setting``;
+        ``problem``: one line if most of the history was refused, else None.
 
     Raises
     ------
     BadShareError
-        If most of the history was refused, and not `force`: nothing is written.
+        If most of the history was refused, and `force` is false: nothing is written.
     ConfigError
         If config, history and the linear base do not fit each other, or the weights cannot be
         written.
@@ -161,8 +161,8 @@ def _refused(loaded: History) -> dict[str, dict[str, Any]]:
 
 
 def _problem(loaded: History) -> str | None:
-    """Say if most of the entries, or most of the labels that came apart from them, were
-    refused."""
+    """Return a message if most of the entries, or most of the labels in a file of their own, were
+    refused; else None."""
     bad_labels = loaded.rejected_labels
     bad_entries = loaded.rejected.total() - bad_labels
     parts = [
@@ -171,13 +171,13 @@ def _problem(loaded: History) -> str | None:
             ("rows", bad_entries, loaded.entries),
             ("labels", bad_labels, loaded.rows - loaded.entries),
         )
-        if bad > MOST * of
+        if bad > MAX_REFUSED_SHARE * of
     ]
     return "; ".join(parts) or None
 
 
 def refused_lines(refused: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a line for each reason: count, an example, and the setting that would fix it."""
+    """Return a line for each reason: the count, an example, and the setting that would fix it."""
     return [
         f"  {reason} ({one['count']:,}): {safe(one['example'])}. {one['setting']}"
         for reason, one in refused.items()
@@ -199,17 +199,19 @@ def _fit(
     if isinstance(task, Supervised) and task.kind == "regression":
         return fit_supervised(batch, task.window_length, ridge=ridge)
     raise ConfigError(
-        "task.classes", getattr(task, "classes", None), "none: linear is fitted to numbers"
+        "task.classes",
+        getattr(task, "classes", None),
+        "no such key: streamadapt fit can fit a linear base only to numbers, not to classes",
     )
 
 
 def _save(base: Linear | Scaling, path: Path) -> None:
-    """Write a file completely or not at all."""
+    """Write the fitted base to a file: completely, or not at all."""
     try:
         with Replacement(path) as replacement:
             base.save(replacement.path)
             replacement.put()
-    except Exception as error:  # safetensors has errors of its own for what the system refuses
+    except Exception as error:  # safetensors raises its own errors for those of the system
         raise ConfigError(
             "base.weights", str(path), f"a file that can be written ({error})"
         ) from error

@@ -36,7 +36,14 @@ def _escaped(c: str) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show progress on a terminal; None if the output is not a terminal."""
+    """Show a progress bar on a terminal, and yield the function that updates it; yield None if
+    standard error is not a terminal.
+
+    Parameters
+    ----------
+    what : str
+        What is being read.
+    """
     if not sys.stderr.isatty():
         yield None
         return

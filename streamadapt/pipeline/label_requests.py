@@ -1,5 +1,5 @@
-"""Labels that are few, late or absent: choose the labels to request, and estimate losses without
-them."""
+"""For streams with few, late or no labels: chooses the labels to request, and estimates losses
+without labels."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class _Note(NamedTuple):
 class LabelRequests:
     """Requests labels, estimates losses without labels, and compares both with the true losses.
 
-    Each prediction has a note, which is kept until its label arrives: the probability and the
-    outcome of the request (with a budget), then the estimates (with `estimate`). The losses of
-    requested labels, weighted by one over the probability, estimate the loss over all predictions
-    without bias, whichever labels were requested.
+    Each prediction has a note, which is kept until its label arrives. The note has the probability
+    and the outcome of the request (with a budget), then the estimates (with `estimate`). The
+    losses of requested labels, each divided by the probability of the request, are an unbiased
+    estimate of the loss over all predictions.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class LabelRequests:
     ) -> None:
         if budget is not None and task.name != "supervised":
             raise ConfigError(
-                "labels.rate", budget.rate, f"a supervised task: a {task.name} asks for no labels"
+                "labels.rate", budget.rate, f"a supervised task: a {task.name} requests no labels"
             )
         self.loss: Loss = task.loss
         self.classify = task.kind == "classification"
@@ -86,7 +86,7 @@ class LabelRequests:
         self.estimate: Estimate | None = None
         if estimate and task.kind != "forecast":
             self.estimate = ConfidenceEstimate() if self.classify else DirectEstimate()
-        self.stats = Stats()  # the pipeline puts its own here
+        self.stats = Stats()  # the pipeline replaces it by its own
 
     @property
     def silent(self) -> bool:
@@ -176,14 +176,14 @@ class LabelRequests:
                 self.stats.seen_count += share
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of budget and estimates; the sums are in the statistics."""
+        """Return the states of the budget and the estimates; the sums are in the statistics."""
         return {
             "budget": None if self.budget is None else self.budget.state_dict(),
             "estimate": None if self.estimate is None else self.estimate.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore a state from `state_dict`."""
         if self.budget is not None and state["budget"] is not None:
             self.budget.load_state_dict(state["budget"])
         if self.estimate is not None and state["estimate"] is not None:

@@ -217,5 +217,5 @@ def test_history_joins_labels_that_came_apart(tmp_path: Path) -> None:
 
 def test_history_without_a_good_row_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("v\nx\n")
-    with pytest.raises(ConnectorError, match=r"no good row among 1: .*wrong_type"):
+    with pytest.raises(ConnectorError, match=r"no valid row among 1: .*wrong_type"):
         read_history(tmp_path / "x.csv", FieldMap(values=("v",)))

@@ -13,7 +13,7 @@ from kafka.protocol.consumer.metadata import (
     ConsumerProtocolAssignment,
     ConsumerProtocolSubscription,
 )
-from streamadapt_connectors.kafka.assignor import CoPartitioned, shared_out
+from streamadapt_connectors.kafka.assignor import CoPartitioned, balanced
 
 TOPICS = ["entries", "labels"]
 
@@ -36,7 +36,7 @@ def test_everything_is_given_once_evenly_and_little_moves(
     group: tuple[int, list[str], dict[str, list[int]]],
 ) -> None:
     count, members, owned = group
-    found = shared_out(range(count), members, owned)
+    found = balanced(range(count), members, owned)
     assert sorted(p for own in found.values() for p in own) == list(range(count))
     sizes = [len(own) for own in found.values()]
     assert max(sizes) - min(sizes) <= 1
@@ -46,7 +46,7 @@ def test_everything_is_given_once_evenly_and_little_moves(
     # The most that any even share can leave in place: the richest keep one more.
     richest = sorted((len(own) for own in has.values()), reverse=True)
     assert stays == sum(min(n, least + (i < more)) for i, n in enumerate(richest))
-    assert shared_out(range(count), members, found) == found
+    assert balanced(range(count), members, found) == found
 
 
 class Group:

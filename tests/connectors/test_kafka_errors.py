@@ -407,17 +407,17 @@ def doors(broker: Guarded) -> dict[str, tuple[str, dict[str, Any], list[str]]]:
         "another mechanism": (
             "sasl",
             broker.login(sasl_mechanism="SCRAM-SHA-512"),
-            ["security.sasl_mechanism (SCRAM-SHA-512)", "it takes PLAIN, SCRAM-SHA-256"],
+            ["security.sasl_mechanism (SCRAM-SHA-512)", "it supports PLAIN, SCRAM-SHA-256"],
         ),
         "an unknown CA": (
             "tls",
             tls | {"ssl_cafile": str(broker.certificates.stranger_file)},
-            ["security.ssl_cafile must hold the CA"],
+            ["security.ssl_cafile must contain the CA"],
         ),
         "another host": (
             "elsewhere",
             tls | {"ssl_cafile": str(broker.elsewhere.ca_file)},
-            ["servers must name a host that is in it"],
+            ["servers must name a host that the certificate contains"],
         ),
         "no client certificate": ("mutual", tls, ["client certificate", "security.ssl_certfile"]),
     }

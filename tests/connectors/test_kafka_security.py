@@ -106,13 +106,13 @@ def refusals(
         "an unknown CA",
         Door(context()),
         tls(certificates, ssl_cafile=stranger),
-        "ssl_cafile must hold the CA",
+        "ssl_cafile must contain the CA",
     )
     yield (
         "no CA given",
         Door(context()),
         {"security_protocol": "SSL"},
-        "ssl_cafile must hold the CA",
+        "ssl_cafile must contain the CA",
     )
     other = folder / "other"
     other.mkdir()
@@ -121,7 +121,7 @@ def refusals(
         "another host's",
         Door(elsewhere.context()),
         tls(elsewhere),
-        "servers must name a host that is in it",
+        "servers must name a host that the certificate contains",
     )
     yield (
         "no client certificate",
@@ -154,7 +154,7 @@ def refusals(
         "no such mechanism",
         Door(users=USERS),
         sasl("SCRAM-SHA-512"),
-        "does not take this security.sasl_mechanism (SCRAM-SHA-512); it takes PLAIN, "
+        "does not support this security.sasl_mechanism (SCRAM-SHA-512); it supports PLAIN, "
         "SCRAM-SHA-256",
     )
 
@@ -285,12 +285,12 @@ def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(
         (
             {"sasl_plain_password": "x"},
             "security_protocol",
-            "SASL_PLAINTEXT or SASL_SSL, for sasl_plain_password",
+            "SASL_PLAINTEXT or SASL_SSL, which sasl_plain_password needs",
         ),
         (
             {"ssl_cafile": "ca.pem"},
             "security_protocol",
-            "SSL or SASL_SSL, for ssl_cafile to count",
+            "SSL or SASL_SSL, which ssl_cafile needs",
         ),
         (
             {"security_protocol": "SSL", "sasl_mechanism": "PLAIN"},

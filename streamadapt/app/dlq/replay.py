@@ -29,22 +29,22 @@ from streamadapt.records import Entry, StreamPartition
 __all__ = ["Replay"]
 
 BATCH = 200
-"""Records between two marks: if this process is killed, at most this number may or may not have
-been sent."""
+"""Number of records between two marks: if this process is killed, it is unknown for at most this
+number of records whether they were sent."""
 SHOWN = 20
 """Largest number of lines of one kind that are printed one by one."""
 
 
 class Replay:
-    """One file of repaired letters on its way back. Used as a context manager.
+    """Checks the repaired letters of one file and sends them back; a context manager.
 
     Parameters
     ----------
     config : Config
     out : Path or None
-        Sources of files: where to put lines instead of appending them.
+        For sources of files: the file to write the lines to, instead of appending them.
     say : callable of str
-        Prints one line for a person.
+        Prints one line for the user.
     """
 
     def __init__(self, config: Config, out: Path | None, say: Callable[[str], None]) -> None:
@@ -117,14 +117,17 @@ class Replay:
             detached = getattr(self._writer, "detached", None)
             if detached is None:
                 raise ConfigError(
-                    "--out", str(self._out), "a source of files: others are written to directly"
+                    "--out",
+                    str(self._out),
+                    "no such option here: only a source of files has it; other sources are "
+                    "written to directly",
                 )
             if places:
                 self._writer, self._appending = detached(self._out, {at.stream for at in places})
         if places:
             self._writer.check(places)
 
-    # -- telling
+    # -- reporting
 
     def report(self, *, dry_run: bool) -> None:
         """Print which records would be sent, which not and why, and the expected result."""
@@ -148,10 +151,10 @@ class Replay:
             "fed back before": len(self._verdicts.before),
             "perhaps fed back": len(self._verdicts.perhaps),
         }
-        told = ", ".join(
+        parts = ", ".join(
             f"{count} {what}" for what, count in counts.items() if count or what == "ready"
         )
-        self._say(f"{self.lines} lines: {told}{'; dry run, nothing is sent' if dry_run else ''}")
+        self._say(f"{self.lines} lines: {parts}{'; dry run, nothing is sent' if dry_run else ''}")
 
     def _say_lines(self, lines: list[Line]) -> None:
         for line in lines[:SHOWN]:
@@ -165,9 +168,9 @@ class Replay:
     def question(self) -> str:
         """The question to the user before anything is sent."""
         by_place = Counter(self._place(one) for one in self.ready)
-        told = ", ".join(f"{count} to {place}" for place, count in sorted(by_place.items()))
+        parts = ", ".join(f"{count} to {place}" for place, count in sorted(by_place.items()))
         again = len(self._outlook.refused)
-        return f"Send {told}" + (f" ({again} of them will be refused again)?" if again else "?")
+        return f"Send {parts}" + (f" ({again} of them will be refused again)?" if again else "?")
 
     def _place(self, one: Decoded) -> str:
         at = one.record.position
@@ -176,13 +179,13 @@ class Replay:
     # -- sending
 
     def send(self) -> None:
-        """Send what is ready, in the file's order; before and after each batch a note of it is
-        kept.
+        """Send the records that are ready, in the order of the file; write a mark before and
+        after each batch.
 
         Raises
         ------
         ConnectorError
-            If a note cannot be kept: nothing is sent without.
+            If a mark cannot be written: no batch is sent without its mark.
         """
         try:
             for start in range(0, len(self.ready), BATCH):
@@ -200,7 +203,7 @@ class Replay:
                         ],
                     )
                 if any(what.state != "sent" for what in done):
-                    break  # the rest would fare no better, and order is lost
+                    break  # later records would probably fail too, and would be out of order
         finally:
             self._say_sent()
 
@@ -236,29 +239,31 @@ class Replay:
 
     @property
     def exit_code(self) -> int:
-        """Exit code: 0 if every record of the file is sent, was sent before or would be sent; else
-        1."""
+        """Exit code: 0 if every record of the file was sent, was sent before or (in a dry run)
+        would be sent; else 1."""
         failed = any(done.state != "sent" for _, done in self._done)
         return int(bool(self._verdicts.bad or self._verdicts.perhaps or failed))
 
     def result(self, *, dry_run: bool) -> dict[str, Any]:
         """Return the whole result as JSON values."""
         by_state = {"sent": "sent", "not-sent": "not_sent", "unknown": "perhaps_sent"}
-        found: dict[str, Any] = {"lines": self.lines, "dry_run": dry_run, "ready": len(self.ready)}
+        result: dict[str, Any] = {
+            "lines": self.lines, "dry_run": dry_run, "ready": len(self.ready),
+        }  # fmt: skip
         for name, lines in (
             ("still_bad", self._verdicts.bad), ("perhaps_before", self._verdicts.perhaps),
             ("sent_before", self._verdicts.before),
         ):  # fmt: skip
-            found[name] = [
+            result[name] = [
                 {"line": x.number, "position": str(x.position), "detail": x.message} for x in lines
             ]
-        found["refused_again"] = [
+        result["refused_again"] = [
             {"line": n, "detail": why} for n, why in sorted(self._outlook.refused.items())
         ]
         for state, name in by_state.items():
-            found[name] = [
+            result[name] = [
                 {"line": one.number, "position": str(one.record.position), "detail": done.detail}
                 for one, done in self._done
                 if done.state == state
             ]
-        return found | {"notes": self._outlook.notes}
+        return result | {"notes": self._outlook.notes}

@@ -1,4 +1,4 @@
-"""Training a liquid network offline, on history: what the frozen use needs first."""
+"""Trains a liquid network offline on a history, for the learner ``update = "none"``."""
 
 from __future__ import annotations
 
@@ -27,31 +27,32 @@ def fit(  # noqa: PLR0913 - the settings of one training
     loss: Literal["mae", "mse", "cross-entropy"] = "mse",
     seed: int = 0,
 ) -> list[float]:
-    """Train on one long history by truncated backpropagation through time, in place.
+    """Train a network in place on one long history, by truncated backpropagation through time.
 
-    The history is cut into `streams` equal stretches that run side by side; each is walked from
-    its start in chunks, the state carried from chunk to chunk (detached), which is how a live
-    state meets the network later. Stretches start at random offsets in every epoch. Adam, its rate
-    falling to a tenth (cosine); gradients clipped at norm 1.
-    ``safetensors.torch.save_file(network.state_dict(), path)`` makes the file that
-    `streamadapt.Liquid` takes.
+    The history is cut into `streams` equal parts that are processed in parallel. Each part is
+    processed from its start in chunks, and the (detached) state is passed from chunk to chunk, as
+    in a running learner. In every epoch the parts start at a random offset. The optimiser is Adam;
+    its rate falls to a tenth (cosine), and gradients are clipped at norm 1.
+    ``safetensors.torch.save_file(network.state_dict(), path)`` writes the file that
+    `streamadapt.Liquid` can load.
 
     Parameters
     ----------
     network : CfC or LTC
-        Its outputs (its readout's, where it has one) are compared with the targets at every step.
+        Its outputs (of the readout, if there is one) are compared with the targets at every step.
     inputs : Tensor, (steps, inputs), scaled
     targets : Tensor, (steps, outputs), scaled
-        What should be said at each step; NaN where unknown. Probabilities (one-hot) for
+        The correct output at each step; NaN if it is unknown. Probabilities (one-hot) for
         "cross-entropy".
     dt : Tensor, (steps,), optional
-        Time since the step before; default: 1.
+        Time since the previous step; default: 1.
     epochs : int
     chunk : int
-        Steps that gradients go back.
+        The number of steps through which gradients are propagated.
     streams : int
+        The number of parts.
     seed : int
-        Of the offsets; the initial weights are the network's own.
+        The seed of the offsets; the initial weights are the network's.
 
     Returns
     -------
@@ -164,14 +165,14 @@ class _Trainer:
         self._schedule.step()
 
 
-def _loss(said: Tensor, targets: Tensor, loss: str) -> Tensor:
-    """Mean over the known cells; zero, with zero gradients, where none is."""
+def _loss(outputs: Tensor, targets: Tensor, loss: str) -> Tensor:
+    """Return the mean over the known cells; zero, with zero gradients, if no cell is known."""
     known = ~targets.isnan()
     targets = torch.where(known, targets, 0.0)
     if loss == "cross-entropy":
-        cells = -targets * torch.log_softmax(said, -1)
+        cells = -targets * torch.log_softmax(outputs, -1)
         return cells.sum() / known.any(-1).sum().clamp_min(1)
     if loss not in ("mae", "mse"):
         raise ConfigError("loss", loss, "mae, mse or cross-entropy")
-    error = torch.where(known, said - targets, 0.0)
+    error = torch.where(known, outputs - targets, 0.0)
     return (error.abs() if loss == "mae" else error.square()).sum() / known.sum().clamp_min(1)
