@@ -434,8 +434,11 @@ def _digits_stream(images: Any, net: Any, stream: Any, *, everything: bool) -> d
         if late >= 0 and known[late]:
             items.append(Label(str(late), np.array([stream.labels[late]], np.float32), time=t + 1))
         items.append(Entry(image.ravel(), time=t + 1, id=str(t)))
-        (said,) = pipeline.observe(items)
-        for who, p in {**said.experts, **{MARK + g: p for g, p in guards.said.items()}}.items():
+        (prediction,) = pipeline.observe(items)
+        for who, p in {
+            **prediction.experts,
+            **{MARK + g: p for g, p in guards.prediction.items()},
+        }.items():
             hits[who] = hits.get(who, 0) + int(p.astype(np.float32).argmax() == truth)
     return {who: count / len(stream.labels) for who, count in hits.items()}
 

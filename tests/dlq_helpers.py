@@ -48,9 +48,9 @@ def go(capsys, *arguments, code=0):
     """Run a command; return what it printed."""
     capsys.readouterr()
     found = run_command([str(a) for a in arguments]).code
-    said = capsys.readouterr()
-    assert found == code, said
-    return said
+    output = capsys.readouterr()
+    assert found == code, output
+    return output
 
 
 def listed(capsys, *arguments):

@@ -254,8 +254,8 @@ def test_state_of_an_unlabelled_pipeline_goes_on_as_it_was() -> None:
     whole, _ = unlabelled()
     expected = bits(whole.observe(stream))
     first, _ = unlabelled()
-    said = bits(first.observe(stream[:21]))
+    predictions = bits(first.observe(stream[:21]))
     second, _ = unlabelled()
     second.load_state_dict(through_a_checkpoint(first.state_dict()))
-    assert said + bits(second.observe(stream[21:])) == expected
+    assert predictions + bits(second.observe(stream[21:])) == expected
     assert state(second) == state(whole)

@@ -204,12 +204,12 @@ def test_files_that_are_no_safetensors_are_refused(content: bytes | None, tmp_pa
 
 def test_a_base_is_held_against_the_task() -> None:
     fitted = fit_forecast(history(), 5, 2)
-    for task, said in (
+    for task, text in (
         (Forecast(6, 2), "window"),
         (Forecast(5, 3), "responses"),
         (Supervised(5), "regression"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=text):
             Pipeline(task, fitted)
     with pytest.raises(ConfigError, match="forecasts"):
         Pipeline(Supervised(), Persistence(1))
@@ -313,7 +313,7 @@ def test_load_module(module: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "message"),
     [
         ({"1.weight": torch.ones(2, 6)}, "1.bias"),
         ({"1.weight": torch.ones(2, 6), "1.bias": torch.ones(2), "more": torch.ones(2)}, "more"),
@@ -330,19 +330,19 @@ def test_load_module(module: str, tmp_path: Path) -> None:
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
-    module: str, tmp_path: Path, weights: Any, said: str
+    module: str, tmp_path: Path, weights: Any, message: str
 ) -> None:
     path = tmp_path / "weights.safetensors"
     if weights is None:
         path.write_bytes(b"\x80\x04pickle")
     else:
         save_file(weights, path)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         load_module(module, path)
 
 
 @pytest.mark.parametrize(
-    ("factory", "params", "said"),
+    ("factory", "params", "message"),
     [
         ("my_models:nothing", {}, "importable"),
         ("no_such_module:net", {}, "importable"),
@@ -351,8 +351,8 @@ def test_weights_that_do_not_fit_are_refused(
         ("my_models:net", {"colour": 1}, "colour"),
     ],
 )
-def test_bad_factories(module: str, factory: str, params: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_bad_factories(module: str, factory: str, params: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_module(factory, None, params)
 
 

@@ -76,9 +76,9 @@ def test_without_a_reaction_it_is_the_plain_pipeline() -> None:
     prepared = jumping()
     runs = ablate("jumping", Path(), quiet, case=Case(lambda _: prepared, "absolute error", ""))
     plain = prepared.make(prepared.learners())
-    said = plain.observe(list(prepared.items))
+    predictions = plain.observe(list(prepared.items))
     labels = {item.id: item.label for item in prepared.items if isinstance(item, Entry)}
-    served = np.mean([abs(float(p.served[0, 0]) - float(labels[p.id][0])) for p in said])  # type: ignore[index]
+    served = np.mean([abs(float(p.served[0, 0]) - float(labels[p.id][0])) for p in predictions])  # type: ignore[index]
     assert runs[NONE].served == pytest.approx(served, rel=1e-6)
     assert (runs[NONE].alarms, runs[NONE].done) == (0, {})
     for reaction in REACTIONS:

@@ -145,14 +145,16 @@ def test_a_regression_figure_is_what_a_computation_by_hand_gives(every: int) -> 
     assert batch.labels is not None
     pipeline = glucose.pipeline_for(setting, setting.fit(batch), [])
     entries = list(Batch(batch.values, batch.times).entries())[90:]
-    said = {int(p.id): float(p.base[0, 0]) for entry in entries for p in pipeline.observe([entry])}
+    predictions = {
+        int(p.id): float(p.base[0, 0]) for entry in entries for p in pipeline.observe([entry])
+    }
     bias, waiting, errors = 0.0, [row for row in range(90, 300) if (row - 90) % every == 0], []
     for row in range(92, 300):
         while waiting and batch.times[waiting[0]] + 6 * HOUR <= batch.times[row]:
             arrived = waiting.pop(0)
-            if arrived in said:
-                bias += RATE * (float(batch.labels[arrived, 0]) - said[arrived] - bias)
-        errors.append(abs(said[row] + bias - float(batch.labels[row, 0])))
+            if arrived in predictions:
+                bias += RATE * (float(batch.labels[arrived, 0]) - predictions[arrived] - bias)
+        errors.append(abs(predictions[row] + bias - float(batch.labels[row, 0])))
     measured = glucose.measure(setting, batch, quiet, one_bias)
     np.testing.assert_allclose(measured.losses["bias-0.1"], errors, rtol=1e-4, atol=1e-3)
     assert measured.figure("bias-0.1") == pytest.approx(np.mean(errors), rel=1e-5)
@@ -223,9 +225,9 @@ def test_the_command_names_what_is_missing(
     )
     with pytest.raises(SystemExit, match="2"):
         quality.main(["--jobs", "0"])
-    said = capsys.readouterr().err
-    assert "ETTh1.csv" in said
-    assert "--data" in said
+    output = capsys.readouterr().err
+    assert "ETTh1.csv" in output
+    assert "--data" in output
 
 
 def test_the_scenarios_keep_their_names() -> None:

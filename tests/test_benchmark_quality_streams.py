@@ -85,11 +85,12 @@ def test_elec2_figures_are_those_of_the_emitted_probabilities() -> None:
     pipeline = elec2.pipeline_for(elec2.fit(SMALL, batch, 3), one_classifier(), seed=3)
     assert batch.labels is not None
     truth = batch.labels[120:, 0]
-    said = pipeline.observe(elec2.items_of(SMALL, batch))
-    assert [int(p.id) for p in said] == list(range(120, 240))
+    predictions = pipeline.observe(elec2.items_of(SMALL, batch))
+    assert [int(p.id) for p in predictions] == list(range(120, 240))
     for name in measured.figures:
         p = np.array(
-            [(q.served if name == "served" else q.experts[name])[0] for q in said], np.float64
+            [(q.served if name == "served" else q.experts[name])[0] for q in predictions],
+            np.float64,
         )
         assert measured.figure(name, "auc") == pytest.approx(roc_auc_score(truth, p[:, 1]))
         assert measured.figure(name, "accuracy") == pytest.approx(
@@ -332,14 +333,16 @@ def test_a_network_that_learns_per_entry_starts_as_it_was_fitted() -> None:
     pipeline = linkload.pipeline_for(
         SHORT, linkload.frozen(linkload.fit(SHORT, loads, 0), 41), [learner]
     )
-    said = pipeline.observe(linkload.stream_of(SHORT, loads))
+    predictions = pipeline.observe(linkload.stream_of(SHORT, loads))
     window = torch.from_numpy(loads.batch.values[96 - 1 - 10 - 3 : 96 - 10])
     with torch.no_grad():
         np.testing.assert_allclose(
-            said[0].experts["lstm-per-entry"], rival(window[None])[0].numpy(), rtol=1e-5
+            predictions[0].experts["lstm-per-entry"], rival(window[None])[0].numpy(), rtol=1e-5
         )
         last = torch.from_numpy(loads.batch.values[-SHORT.window :])
-        assert not np.allclose(said[-1].experts["lstm-per-entry"], rival(last[None])[0].numpy())
+        assert not np.allclose(
+            predictions[-1].experts["lstm-per-entry"], rival(last[None])[0].numpy()
+        )
     for before, after in zip(kept, rival.parameters(), strict=True):
         assert torch.equal(before, after)
 

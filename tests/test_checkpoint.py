@@ -341,19 +341,19 @@ def test_a_newer_format_says_so_and_the_older_one_is_not_silently_used(tmp_path:
         save(store, "old")
     with CheckpointStore(tmp_path, format_version=FORMAT_VERSION + 1) as store:
         save(store, "new")
-    said = rf"format {FORMAT_VERSION + 1} is newer than format {FORMAT_VERSION}, .* upgrade"
-    with pytest.raises(CheckpointError, match=said):
+    message = rf"format {FORMAT_VERSION + 1} is newer than format {FORMAT_VERSION}, .* upgrade"
+    with pytest.raises(CheckpointError, match=message):
         CheckpointStore(tmp_path).load_latest(DIGEST)
 
 
 def test_an_older_format_says_so_and_what_to_do(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path, format_version=FORMAT_VERSION - 1) as store:
         save(store, "old")
-    said = (
+    message = (
         rf"format {FORMAT_VERSION - 1} is older than format {FORMAT_VERSION}, .* another "
         rf"checkpoint path"
     )
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         CheckpointStore(tmp_path).load_latest(DIGEST)
 
 

@@ -73,7 +73,7 @@ def test_inspect_tells_guard_and_health_and_finds_flipped_bits(state, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["inspect", "{state}"], "several partitions"),
         (["inspect", "{state}/entries-0", "9"], "no checkpoint 9; there are 1, 2, 3"),
@@ -82,10 +82,10 @@ def test_inspect_tells_guard_and_health_and_finds_flipped_bits(state, capsys):
         (["list", "{state}/entries-0/000000000001"], "no checkpoints here"),
     ],
 )
-def test_what_is_not_there_is_said(state, capsys, arguments, said):
+def test_what_is_not_there_is_said(state, capsys, arguments, message):
     """One line and exit code 1; nothing is removed."""
     assert run_command(["checkpoint", *(a.format(state=state) for a in arguments)]).code == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert CheckpointStore(state / "entries-0").sequences() == [1, 2, 3]
 
 
@@ -148,16 +148,16 @@ def test_check_tells_whether_a_run_would_go_on(tmp_path, monkeypatch, capsys):
         (newest, True, "")
     ]
     assert run_command(["check", "config.toml", "--set", "learners.1.forgetting=0.9"]).code == 0
-    said = capsys.readouterr()
-    assert "learners[1].forgetting: 0.98 -> 0.9" in said.err
-    assert "Safe to change" in said.err
-    assert "goes on" not in said.out
+    output = capsys.readouterr()
+    assert "learners[1].forgetting: 0.98 -> 0.9" in output.err
+    assert "Safe to change" in output.err
+    assert "goes on" not in output.out
     (damaged,) = (tmp_path / "state").glob(f"*/{newest:012d}/state.json")
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert run_command(["check", "config.toml"]).code == 0
-    said = capsys.readouterr()
-    assert f"checkpoint {newest}: damaged, and will be passed over: " in said.err
-    assert f"goes on from entries.csv-0, checkpoint {before}\n" in said.out
+    output = capsys.readouterr()
+    assert f"checkpoint {newest}: damaged, and will be passed over: " in output.err
+    assert f"goes on from entries.csv-0, checkpoint {before}\n" in output.out
     for manifest in (tmp_path / "state").glob("*/*/manifest.json"):
         manifest.write_text("{}")
     assert run_command(["check", "config.toml"]).code == 0

@@ -478,9 +478,9 @@ def test_the_commands_take_urls(ran, capsys):
     assert run_command(["checkpoint", "rollback", one, str(numbers[0]), "--yes"]).code == 0
     assert CheckpointStore(one).sequences() == numbers[:1]
     capsys.readouterr()
-    for place, said in ((f"{ran}/nowhere", "no checkpoints here"), (ran, "several partitions")):
+    for place, text in ((f"{ran}/nowhere", "no checkpoints here"), (ran, "several partitions")):
         assert run_command(["checkpoint", "inspect", place]).code == 1
-        assert said in capsys.readouterr().err
+        assert text in capsys.readouterr().err
 
 
 def test_rolling_back_fences_a_running_engine(ran):
@@ -500,7 +500,7 @@ def test_rolling_back_fences_a_running_engine(ran):
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "message"),
     [
         ("s3://bucket/state", "pip install s3fs"),
         ("gs://bucket/state", "pip install gcsfs"),
@@ -510,15 +510,15 @@ def test_rolling_back_fences_a_running_engine(ran):
         ("memory://st*te", "without"),
     ],
 )
-def test_what_cannot_be_read_is_said_with_its_key_and_a_cure(place, said):
+def test_what_cannot_be_read_is_said_with_its_key_and_a_cure(place, message):
     with pytest.raises(ConfigError, match=r"expected a folder, or a URL") as caught:
         folder_of(place, "keys.path")
     assert caught.value.path == "keys.path"
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "message"),
     [
         ("", "not nothing"),
         ("s3:/bucket/state", "two slashes"),
@@ -528,11 +528,11 @@ def test_what_cannot_be_read_is_said_with_its_key_and_a_cure(place, said):
         ("file:///", None),
     ],
 )
-def test_what_would_become_a_folder_that_nobody_meant_is_refused(place, said):
-    if said is None:
+def test_what_would_become_a_folder_that_nobody_meant_is_refused(place, message):
+    if message is None:
         assert folder_of(place).path == Path("/")
         return
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         folder_of(place, "keys.path")
     assert caught.value.path == "keys.path"
 

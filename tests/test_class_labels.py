@@ -85,8 +85,8 @@ def summary(capsys, *arguments):
     code = run_command(
         ["replay", "c.toml", "in.jsonl", "--json", "--out", "replayed.jsonl", *arguments]
     ).code
-    said = capsys.readouterr()
-    return code, json.loads(said.out), said.err
+    output = capsys.readouterr()
+    return code, json.loads(output.out), output.err
 
 
 @pytest.mark.parametrize(
@@ -251,9 +251,10 @@ def test_the_table_says_what_the_losses_rest_on(folder, capsys):
     run_command(["replay", "c.toml", "in.jsonl"])
     ones = sum(truth()[1])
     learned = ones - truth()[1][-1]  # the last one's comes with no further entry
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     assert (
-        f"over {learned} of {learned + N - ones} labels: refused were {N - ones} bad_class" in said
+        f"over {learned} of {learned + N - ones} labels: refused were {N - ones} bad_class"
+        in output
     )
 
 
@@ -361,8 +362,8 @@ def test_in_process_a_name_becomes_a_label():
     pipeline = in_process()
     up = pipeline.task.label("UP")
     assert up.tolist() == [1.0]
-    (said,) = pipeline.observe([Entry(np.zeros(1, np.float32), 1, "a", label=up)])
-    assert said.classes == ("DOWN", "UP")
+    (prediction,) = pipeline.observe([Entry(np.zeros(1, np.float32), 1, "a", label=up)])
+    assert prediction.classes == ("DOWN", "UP")
     pipeline.observe([Entry(np.zeros(1, np.float32), 2, "b")])
     assert pipeline.stats.labels == {"learned": 1}
     with pytest.raises(ConfigError, match="SIDEWAYS"):

@@ -70,7 +70,7 @@ def test_fit_joins_labels_that_came_apart(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["check", "nowhere.toml"], 2, "config: config: expected a readable UTF-8 file"),
         (["check", "config.toml", "--set", "task.windw=1"], 2, "config: task.windw: "),
@@ -111,15 +111,15 @@ def test_fit_joins_labels_that_came_apart(folder, capsys):
         (["run"], 2, "Missing argument"),
     ],
 )
-def test_errors_are_one_line_and_a_code(folder, capsys, arguments, code, said):
+def test_errors_are_one_line_and_a_code(folder, capsys, arguments, code, message):
     """No traceback for anything that a person may get wrong."""
     (folder / "torn.csv.gz").write_bytes(b"\x1f\x8b\x08\x00rest")
     capsys.readouterr()
     assert run_command(arguments).code == code
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
-    if code and "such command" not in said and "argument" not in said:
+    if code and "such command" not in message and "argument" not in message:
         assert [line for line in error.splitlines() if line.startswith("streamadapt: ")] == [
             error.splitlines()[-1]
         ]
@@ -130,21 +130,21 @@ def test_check_writes_nothing(folder, capsys):
     before = sorted(path.name for path in folder.iterdir())
     capsys.readouterr()
     assert run_command(["check", "config.toml", "--json"]).code == 0
-    said = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     found = {
         "path": "entries.csv",
         "columns": ["id", "time", "x", "y"],
         "records": 20,
         "refused": 0,
     }
-    assert said == {
+    assert result == {
         "ok": True,
         "experts": ["base", "bias-0.1", "bias-0.01", "rls-0.98"],
         "files": [found],
     }
     assert run_command(["check", "config.toml", "--json", "--set", "task.window=x"]).code == 2
-    said = json.loads(capsys.readouterr().out)
-    assert said == {
+    result = json.loads(capsys.readouterr().out)
+    assert result == {
         "ok": False,
         "error": {"path": "task.window", "value": "'x'", "expected": "a whole number"},
     }
@@ -184,8 +184,8 @@ def test_replay_is_the_same_as_the_python_api(folder, capsys):
         ]
         assert [line["reason"] for line in lines("out.jsonl.dead-letters")] == ["wrong_type"]
     table = capsys.readouterr().out
-    for said in ("frozen (base)", "served", "entries", "dead letters: wrong_type", "drift"):
-        assert said in table
+    for text in ("frozen (base)", "served", "entries", "dead letters: wrong_type", "drift"):
+        assert text in table
 
 
 def test_replay_reads_labels_that_came_apart(folder, capsys):
@@ -212,9 +212,9 @@ def test_run_on_files_writes_everything_and_continues(folder, capsys):
     it had not been."""
     capsys.readouterr()
     assert run_command(["run", "config.toml", "--json", "--log-json"]).code == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["entries"] == ROWS
-    events = [json.loads(line) for line in said.err.splitlines()]
+    output = capsys.readouterr()
+    assert json.loads(output.out)["entries"] == ROWS
+    events = [json.loads(line) for line in output.err.splitlines()]
     assert [event["message"] for event in events][
         -1
     ] == f"stopped: {ROWS} entries, {ROWS - 2} predictions"
@@ -259,9 +259,9 @@ def test_a_fault_in_the_users_model_shows_where(folder, capsys, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     own = ["--set", 'base={kind="module", factory="mine:make"}']
     assert run_command(["replay", "config.toml", "entries.csv", *own]).code == 3
-    told = capsys.readouterr()
-    assert "mine.py" in told.err
-    assert "the base raised ZeroDivisionError: mine" in told.out.splitlines()[0]
+    output = capsys.readouterr()
+    assert "mine.py" in output.err
+    assert "the base raised ZeroDivisionError: mine" in output.out.splitlines()[0]
     assert run_command(["run", "config.toml", "--log-json", *own]).code == 3
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     (raised,) = [event for event in events if "exception" in event]

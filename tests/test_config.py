@@ -139,9 +139,9 @@ def test_no_error_shows_a_secret(weights, table, where, tmp_path, capsys):
     path.write_text(text_of(weights).replace(where, f"{where}\n{table}"))
     for arguments in (["check", str(path)], ["check", str(path), "--json"], ["run", str(path)]):
         assert run_command(arguments).code == 2
-        said = capsys.readouterr()
-        assert said.out + said.err
-        assert SECRET not in said.out + said.err
+        output = capsys.readouterr()
+        assert output.out + output.err
+        assert SECRET not in output.out + output.err
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

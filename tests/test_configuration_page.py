@@ -219,17 +219,17 @@ def test_errors_name_the_command_that_explains_the_keys(old, new, command, folde
 
 def test_the_command_says_which_tables_there_are(capsys) -> None:
     assert run_command(["config"]).code == 0
-    said = capsys.readouterr().out
-    assert all(f"\n{name} " in f"\n{said}" for name in ("top", *Config.__struct_fields__[:5]))
+    output = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{output}" for name in ("top", *Config.__struct_fields__[:5]))
     assert run_command(["config", "sauce"]).code == 2
     assert "expected one of top, source" in capsys.readouterr().err
 
 
 def test_the_command_explains_a_kind(capsys) -> None:
     assert run_command(["config", "[source.files]"]).code == 0
-    said = capsys.readouterr().out
-    assert "label_path  (path or list of paths; default none)" in said
-    assert 'kind = "files"' in said
+    output = capsys.readouterr().out
+    assert "label_path  (path or list of paths; default none)" in output
+    assert 'kind = "files"' in output
 
 
 class Documented:

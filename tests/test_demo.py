@@ -144,7 +144,7 @@ def test_the_demo_on_a_terminal_with_sparse_labels():
     assert "four a day" in terminal.text
     frames = terminal.text.split(" records\n")
     assert len(frames) > 3
-    for said in (
+    for text in (
         "entries/s",
         "lag",
         "error frozen",
@@ -153,7 +153,7 @@ def test_the_demo_on_a_terminal_with_sparse_labels():
         "drifts",
         "weights",
     ):
-        assert said in frames[-1]
+        assert text in frames[-1]
     wide = [line for line in terminal.text.splitlines() if len(line) > 80]
     assert wide == []
     assert terminal.output.rfind(b"\x1b[?25h") > terminal.output.rfind(b"\x1b[?25l") > 0

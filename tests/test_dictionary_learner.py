@@ -174,9 +174,9 @@ def test_helps_where_inputs_are_sparse_and_noisy() -> None:
         [RLS(0.999), Dictionary(RLS(0.999), threshold=0.5)],
         NoGuard(),
     )
-    said = pipeline.observe(as_entries(noisy, targets))[-600:]
+    predictions = pipeline.observe(as_entries(noisy, targets))[-600:]
     errors = {
-        name: np.mean([(p.experts[name].item() - targets[int(p.id)]) ** 2 for p in said])
+        name: np.mean([(p.experts[name].item() - targets[int(p.id)]) ** 2 for p in predictions])
         for name in ("rls-0.999", "dictionary-rls-0.999")
     }
     assert errors["dictionary-rls-0.999"] < 0.75 * errors["rls-0.999"]
@@ -199,8 +199,8 @@ def test_anomalies_have_the_largest_scores() -> None:
         * np.linalg.norm(rows, axis=1).mean()
     )
     pipeline = Pipeline(Supervised(), with_scaling(zero, N, 1), [Dictionary()], NoGuard())
-    said = pipeline.observe(as_entries(rows, np.zeros(len(rows))))
-    scores = np.array([p.scores["dictionary-error"] for p in said])
+    predictions = pipeline.observe(as_entries(rows, np.zeros(len(rows))))
+    scores = np.array([p.scores["dictionary-error"] for p in predictions])
     normal = np.setdiff1d(np.arange(1200, 2000), odd)
     above = (scores[odd][:, None] > scores[normal][None]).mean()  # the area under the ROC curve
     assert above > 0.98

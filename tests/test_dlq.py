@@ -51,7 +51,7 @@ def test_the_table_shows_reason_place_and_value_and_nothing_that_steers_a_termin
     """Neither do the lines of JSON; what they hold is the very value."""
     state_of(capsys)
     out = go(capsys, "dlq", "list", "config.toml").out
-    for said in (
+    for text in (
         "wrong_type",
         "x.jsonl[0]@101",
         "$.x: expected number",
@@ -59,7 +59,7 @@ def test_the_table_shows_reason_place_and_value_and_nothing_that_steers_a_termin
         "\\x1b[2J",
         "\\u202e",
     ):
-        assert said in out
+        assert text in out
     assert f"5 in file {LETTERS}: wrong_type 4, not_json 1" in out
     assert steers(out) == []
     out = go(capsys, "dlq", "list", "config.toml", "--json").out
@@ -85,9 +85,9 @@ def test_list_filters_by_reason_and_number(folder, capsys):
 
 def test_list_without_any_letters(folder, capsys):
     """That is no error; but if the place is not there, it is named."""
-    said = go(capsys, "dlq", "list", "config.toml")
-    assert "no dead letters" in said.out
-    assert f"file {LETTERS} does not exist" in said.err
+    output = go(capsys, "dlq", "list", "config.toml")
+    assert "no dead letters" in output.out
+    assert f"file {LETTERS} does not exist" in output.err
     assert listed(capsys) == []
 
 
@@ -139,10 +139,10 @@ def test_a_repaired_label_is_learned(folder, capsys):
     before = state_of(capsys)
     assert before["dead_letters"] == {"wrong_type": 4, "not_json": 1}
     fixed = repaired(capsys, folder)
-    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
-    assert "3 lines: 3 ready" in said
-    assert "sent 3 of 3" in said
-    assert "refused again" not in said.replace("cannot", "").split("note:")[0]
+    output = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
+    assert "3 lines: 3 ready" in output
+    assert "sent 3 of 3" in output
+    assert "refused again" not in output.replace("cannot", "").split("note:")[0]
     after = state_of(capsys)
     assert after["labels"]["learned"] == before["labels"]["learned"] + 3
     assert after["pending"] == before["pending"] - 3
@@ -159,9 +159,9 @@ def test_a_repaired_entry_is_told_to_be_refused_again_and_is(folder, capsys):
     for letter in found:
         letter["value"] = entry(rows()[letter["offset"]])
     write_lines(folder / "fixed.jsonl", found)
-    said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--dry-run").out
-    assert "line 1: x.jsonl[0]@100: will be refused again: time_backwards: " in said
-    assert "time_backwards (with [panel]: late_record)" in said
+    output = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--dry-run").out
+    assert "line 1: x.jsonl[0]@100: will be refused again: time_backwards: " in output
+    assert "time_backwards (with [panel]: late_record)" in output
     go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes")
     assert state_of(capsys)["dead_letters"]["time_backwards"] == 2
     assert [x["offset"] for x in listed(capsys)] == [393, 394, 395, 400, 401]
@@ -190,9 +190,9 @@ def test_entries_of_a_forecast(folder, capsys):
     for letter in found:
         letter["value"] = entry(table[letter["offset"]])
     write_lines(folder / "fixed.jsonl", found)
-    said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes").out
-    assert "line 1: x.jsonl[0]@9: will be refused again: time_backwards" in said
-    assert "line 2" not in said
+    output = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes").out
+    assert "line 1: x.jsonl[0]@9: will be refused again: time_backwards" in output
+    assert "line 2" not in output
     after = state_of(capsys)
     assert after["entries"] == before["entries"] + 1
     assert after["dead_letters"] == {"wrong_type": 2, "time_backwards": 1}
@@ -206,15 +206,15 @@ def test_what_is_still_bad_is_not_sent(folder, capsys):
     found[1]["value"] = label(rows()[396], y="high")
     write_lines(fixed, found)
     before = (folder / "y.jsonl").read_bytes()
-    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--dry-run", code=1).out
+    output = go(capsys, "dlq", "replay", "config.toml", fixed, "--dry-run", code=1).out
     assert (
         "line 2: y.jsonl[0]@394: still bad: wrong_type: $.y: expected number, got str 'high'"
-        in said
+        in output
     )
     assert (folder / "y.jsonl").read_bytes() == before
     assert not (folder / f"{LETTERS}.replays").exists()
-    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", "--json", code=1)
-    result = json.loads(said.out)
+    output = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", "--json", code=1)
+    result = json.loads(output.out)
     assert [x["line"] for x in result["still_bad"]] == [2]
     assert [x["position"] for x in result["sent"]] == ["y.jsonl[0]@393", "y.jsonl[0]@395"]
     added = (folder / "y.jsonl").read_bytes()[len(before) :].decode().splitlines()
@@ -246,10 +246,10 @@ def test_a_replay_that_was_killed_in_between_is_noticed(folder, capsys, monkeypa
         patched.setattr(
             "streamadapt_connectors.files.dead_letters.FilesStreamWriter.write", killed
         )
-        said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=130)
-    assert "sent 0 of 3" in said.out
-    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).out
-    assert "perhaps fed back already" in said
+        output = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=130)
+    assert "sent 0 of 3" in output.out
+    output = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).out
+    assert "perhaps fed back already" in output
     assert [x.get("replayed", "")[:7] for x in listed(capsys)] == [
         "",
         "",
@@ -272,12 +272,12 @@ def test_a_partial_failure_says_what_was_sent(folder, capsys, monkeypatch):
     refuse = [Returned("sent", "there"), Returned("not-sent", "the disk is full")]
     with monkeypatch.context() as patched:
         patched.setattr(written, lambda self, records: refuse[: len(records)])
-        said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).out
-    assert "line 2: y.jsonl[0]@394: not sent: the disk is full" in said
-    assert "sent 1 of 3; the last 1 were not tried" in said
-    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
-    assert "line 1: y.jsonl[0]@393: fed back before" in said
-    assert "sent 2 of 2" in said
+        output = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).out
+    assert "line 2: y.jsonl[0]@394: not sent: the disk is full" in output
+    assert "sent 1 of 3; the last 1 were not tried" in output
+    output = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
+    assert "line 1: y.jsonl[0]@393: fed back before" in output
+    assert "sent 2 of 2" in output
 
 
 def test_without_an_answer_nothing_is_sent(folder, capsys, monkeypatch):
@@ -305,8 +305,8 @@ def test_an_interrupt_at_the_question_is_told_apart_from_a_no(
             return "n\n"
 
     monkeypatch.setattr(sys, "stdin", Answer())
-    said = go(capsys, "dlq", "replay", "config.toml", fixed, code=code)
-    assert ("interrupted" in said.err) == (code == 130)
+    output = go(capsys, "dlq", "replay", "config.toml", fixed, code=code)
+    assert ("interrupted" in output.err) == (code == 130)
 
 
 GOOD = {
@@ -320,7 +320,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (b"nonsense", "expected one JSON object, got no JSON"),
         (b"\xff\xfe", "expected one JSON object, got no JSON"),
@@ -344,9 +344,9 @@ GOOD = {
         ({"offset": 1, "topic": "y.jsonl"}, "the same record as line 1"),
     ],
 )
-def test_a_dirty_file_is_named_line_by_line(folder, capsys, change, said):
+def test_a_dirty_file_is_named_line_by_line(folder, capsys, change, message):
     """And nothing of it is sent."""
-    first = GOOD if b"the same" not in said.encode() else {**GOOD, "offset": 1}
+    first = GOOD if b"the same" not in message.encode() else {**GOOD, "offset": 1}
     second = (
         change
         if isinstance(change, bytes)
@@ -357,7 +357,7 @@ def test_a_dirty_file_is_named_line_by_line(folder, capsys, change, said):
     before = (folder / "y.jsonl").read_bytes()
     found = go(capsys, "dlq", "replay", "config.toml", "dirty.jsonl", "--yes", code=1)
     assert "dirty.jsonl line 3: " in found.out
-    assert said in found.out
+    assert message in found.out
     assert "1 of 2 lines are no letters; nothing was sent" in found.err
     assert (folder / "y.jsonl").read_bytes() == before
 
@@ -383,19 +383,19 @@ def test_csv_and_gz_are_not_appended_to_but_lines_for_them_are_written(folder, c
     (letter,) = listed(capsys)
     letter["value"] = json.dumps({**json.loads(letter["value"]), "y": "1.5", "remark": 'a "b", c'})
     write_lines(folder / "fixed.jsonl", [letter])
-    said = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", code=1).err
-    assert "only plain JSON lines are appended to. Use --out LINES" in said
-    assert "cat LINES >> y.csv" in said
+    output = go(capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", code=1).err
+    assert "only plain JSON lines are appended to. Use --out LINES" in output
+    assert "cat LINES >> y.csv" in output
     assert not (folder / f"{LETTERS}.replays").exists()
-    said = go(
+    output = go(
         capsys, "dlq", "replay", "config.toml", "fixed.jsonl", "--yes", "--out", "add.csv"
     ).out
-    assert "now: cat add.csv >> y.csv" in said
+    assert "now: cat add.csv >> y.csv" in output
     assert (folder / "add.csv").read_text() == f'e398,{398 * 300 + 600},"a ""b"", c",1.5\n'
     subprocess.run("cat add.csv >> y.csv", shell=True, check=True)
     after = state_of(capsys)
     assert after["labels"]["learned"] == before["labels"]["learned"] + 1
-    said = go(
+    output = go(
         capsys,
         "dlq",
         "replay",
@@ -407,7 +407,7 @@ def test_csv_and_gz_are_not_appended_to_but_lines_for_them_are_written(folder, c
         "add.csv",
         code=1,
     )
-    assert "add.csv: expected a file that does not exist yet" in said.err
+    assert "add.csv: expected a file that does not exist yet" in output.err
 
 
 def test_many_old_labels_make_no_record_before_them_look_wrong(folder, capsys):
@@ -435,9 +435,11 @@ def test_many_old_labels_make_no_record_before_them_look_wrong(folder, capsys):
 
 def test_without_a_checkpoint_it_says_that_it_cannot_tell(folder, capsys):
     found = write_lines(folder / "f.jsonl", [GOOD])
-    said = go(capsys, "dlq", "replay", "config.toml", found, "--dry-run").out
-    assert "no checkpoint in state/x.jsonl-0, so what will be refused again cannot be told" in said
-    assert "y.jsonl[0]@393: is no dead letter that" in said
+    output = go(capsys, "dlq", "replay", "config.toml", found, "--dry-run").out
+    assert (
+        "no checkpoint in state/x.jsonl-0, so what will be refused again cannot be told" in output
+    )
+    assert "y.jsonl[0]@393: is no dead letter that" in output
 
 
 def test_a_reader_outlives_torn_notes(tmp_path):

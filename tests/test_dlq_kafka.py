@@ -69,10 +69,10 @@ class OnKafka:
             if (self.folder / "state").exists()
             else None
         )
-        said = self.capsys.readouterr().out
+        output = self.capsys.readouterr().out
         if found is None or found.code:
             return 0
-        newest = {r["partition"]: r for r in json.loads(said) if "positions" in r}
+        newest = {r["partition"]: r for r in json.loads(output) if "positions" in r}
         return sum(sum(r["positions"].values()) for r in newest.values())
 
 
@@ -98,9 +98,9 @@ def test_a_repaired_label_goes_back_to_its_topic_and_is_learned(
     assert listed(capsys, "--since", "2100-01-01") == []
     fixed = repaired(capsys, tmp_path)
     assert [letter["key"] for letter in lines(fixed)] == ["k393", "k394", "k395"]
-    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
-    assert "3 lines: 3 ready" in said
-    assert "sent 3 of 3" in said
+    output = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
+    assert "3 lines: 3 ready" in output
+    assert "sent 3 of 3" in output
     back = consume(kafka_servers, stage.y)[len(labels) :]
     assert [(r.partition, r.key, r.value.decode()) for r in back] == [
         (0, letter["key"].encode(), letter["value"]) for letter in lines(fixed)
@@ -158,7 +158,7 @@ def test_hostile_letters_in_a_topic(quiet, capsys):
     out = go(capsys, "dlq", "list", "config.toml").out
     assert steers(out) == []
     assert len(out) < 20_000
-    for said in (
+    for text in (
         "foreign 4",
         "1,000,002 bytes",
         "5,000,000 bytes",
@@ -166,7 +166,7 @@ def test_hostile_letters_in_a_topic(quiet, capsys):
         "2023-11-14 22:13:20",
         f"{quiet.y}[1]@1",
     ):
-        assert said in out.replace("│", "").replace("\n", "") or said in out, said
+        assert text in out.replace("│", "").replace("\n", "") or text in out, text
     found = {x["offset"]: x for x in listed(capsys) if x["topic"] == quiet.y}
     assert base64.b64decode(found[1]["value"]) == bytes(range(256))
     assert (found[1]["key_encoding"], found[1]["value_encoding"]) == ("base64", "base64")
@@ -202,8 +202,10 @@ def test_partition_key_and_time_are_kept(quiet, capsys):
     assert second.timestamp == 1_700_000_000_000
     assert first.timestamp != second.timestamp
     write_lines(fixed, [letter | {"partition": 9}])
-    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).err
-    assert f"{quiet.y}[9]: cannot be written to, topic {quiet.y} has the partitions 0 to 1" in said
+    output = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).err
+    assert (
+        f"{quiet.y}[9]: cannot be written to, topic {quiet.y} has the partitions 0 to 1" in output
+    )
     assert len(consume(quiet.servers, quiet.y)) == 2
 
 
@@ -231,6 +233,6 @@ def test_a_broker_that_is_away_is_an_error_at_once(tmp_path, monkeypatch, capsys
         'kind = "kafka"\nservers = "127.0.0.1:9"\ntopic = "x"\nlabel_topic = "y"',
         'kind = "kafka"\ntopic = "p"',
     )
-    said = go(capsys, "dlq", "list", "config.toml", code=1).err
-    assert "streamadapt: kafka topic p-dead-letters at 127.0.0.1:9: " in said
-    assert "Traceback" not in said
+    output = go(capsys, "dlq", "list", "config.toml", code=1).err
+    assert "streamadapt: kafka topic p-dead-letters at 127.0.0.1:9: " in output
+    assert "Traceback" not in output

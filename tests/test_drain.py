@@ -111,9 +111,9 @@ def test_alarms_after_a_complete_drain_are_no_failure(folder, monkeypatch, capsy
     with_alarms(monkeypatch, JsonlSink, "close", 3)
     with_alarms(monkeypatch, tables, "summary_text", 100)
     assert run_command(["run", "c.toml"]).code == 0
-    said = capsys.readouterr()
-    assert "SIGTERM: draining" in said.err
-    assert "served" in said.out
+    output = capsys.readouterr()
+    assert "SIGTERM: draining" in output.err
+    assert "served" in output.out
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     first = written()
     assert 0 < first < 499
@@ -129,9 +129,9 @@ def test_what_never_closes_is_broken_off_without_a_failure(folder, monkeypatch, 
     with_alarms(monkeypatch, JsonlSink, "close", 1000)
     outcome = run_command(["run", "c.toml"])
     assert (outcome.code, outcome.stuck) == (0, True)
-    said = capsys.readouterr()
-    assert "closing was broken off; everything had been saved" in said.err
-    assert "served" in said.out
+    output = capsys.readouterr()
+    assert "closing was broken off; everything had been saved" in output.err
+    assert "served" in output.out
 
 
 def test_what_does_not_drain_is_a_failure(folder, monkeypatch, capsys):

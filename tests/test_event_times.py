@@ -110,11 +110,13 @@ def test_a_record_of_the_next_century_is_refused_and_changes_nothing(make, at):
     """In the middle and at the end: the same predictions and, once a good one has come, the same
     state."""
     items = entries_at(minutes(100))
-    calm, said, _ = observed(make, [*items, *entries_at(minutes(1, START + 6000 * S), first=100)])
+    calm, predictions, _ = observed(
+        make, [*items, *entries_at(minutes(1, START + 6000 * S), first=100)]
+    )
     disturbed, also, refused = observed(make, inserted(items, at, wrong(CENTURY)))
     also += disturbed.observe(entries_at(minutes(1, START + 6000 * S), first=100))
     assert refused == [(f"wrong{CENTURY}", "bad_time")]
-    assert bits(also) == bits(said)
+    assert bits(also) == bits(predictions)
     states = [calm.state_dict(), disturbed.state_dict()]
     for state in states:
         state["stats"].pop("rejected")
@@ -140,9 +142,9 @@ def test_a_clock_of_1970_is_refused_and_harmless():
     items = entries_at(minutes(200))
     old = [wrong(i * S) for i in range(50)]
     more = entries_at(minutes(20, START + 12_000 * S), first=200)
-    _, said, refused = observed(forecast, [*items, *old, *more])
+    _, predictions, refused = observed(forecast, [*items, *old, *more])
     assert Counter(reason for _, reason in refused) == {"time_backwards": 50}
-    assert len(said) == 218
+    assert len(predictions) == 218
 
 
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
@@ -191,9 +193,9 @@ def test_a_wrong_time_that_was_believed_is_given_up(wrong_ones):
 def test_a_clock_some_hours_ahead_is_undone_though_it_was_no_leap():
     """Less than max_ahead: it is taken, and three that are older undo it."""
     items = inserted(entries_at(minutes(100)), 50, wrong(START + 50 * 60 * S + 20 * 3600 * S))
-    _, said, refused = observed(forecast, items)
+    _, predictions, refused = observed(forecast, items)
     assert [reason for _, reason in refused] == ["time_backwards"] * 2
-    assert len(said) == 97
+    assert len(predictions) == 97
 
 
 SPARSE = {
@@ -246,9 +248,11 @@ def two_producers(n, skew, step=S):
 def test_two_producers_with_clocks_apart_lose_nothing(make):
     """In the order of arrival; a prediction has its entry's own time, what is kept the newest."""
     items = entries_at(two_producers(200, 3 * S))
-    pipeline, said, refused = observed(make, items)
+    pipeline, predictions, refused = observed(make, items)
     assert refused == []
-    assert [p.time for p in said] == [item.time for item in items[len(items) - len(said) :]]
+    assert [p.time for p in predictions] == [
+        item.time for item in items[len(items) - len(predictions) :]
+    ]
     assert (np.diff(pipeline.task.window.times) >= 0).all()
     assert pipeline.stats.times == {"raised": 100}
     assert pipeline.stats.last_time == items[-2].time
@@ -258,11 +262,11 @@ def test_what_is_out_of_order_is_predicted_as_if_it_had_the_newest_time():
     """To the bit, but for the time that the prediction tells."""
     items = entries_at(two_producers(100, 2 * S))
     newest = np.maximum.accumulate([item.time for item in items])
-    _, said, _ = observed(forecast, items)
+    _, predictions, _ = observed(forecast, items)
     _, raised, _ = observed(
         forecast, [replace(item, time=int(t)) for item, t in zip(items, newest, strict=True)]
     )
-    assert [b[2:] for b in bits(said)] == [b[2:] for b in bits(raised)]
+    assert [b[2:] for b in bits(predictions)] == [b[2:] for b in bits(raised)]
 
 
 def test_the_tolerance_is_what_it_says():
@@ -359,10 +363,10 @@ def test_a_wrong_clock_of_one_key_costs_no_key_anything():
     items = by_turns(60, "abc")
     for at in range(150, 20, -10):
         items.insert(at, wrong(CENTURY + at * S, "b"))
-    calm, said, _ = observed(lambda: keyed(3), by_turns(60, "abc"))
+    calm, predictions, _ = observed(lambda: keyed(3), by_turns(60, "abc"))
     pipeline, also, refused = observed(lambda: keyed(3), items)
     assert Counter(reason for _, reason in refused) == {"bad_time": 13}
-    assert bits(also) == bits(said)
+    assert bits(also) == bits(predictions)
     assert pipeline.stats.pending == calm.stats.pending == 180
     assert pipeline.stats.last_time == START + 59 * 60 * S
 
@@ -520,8 +524,8 @@ def test_a_real_leap_loses_nothing_in_the_engine(caplog):
     with caplog.at_level(logging.WARNING, "streamadapt"):
         assert said_live(engine, after[4:]) == []
     assert ids(engine) == [str(i) for i in range(2, 60)]
-    told = [r.message for r in caplog.records if "held back" not in r.message]
-    assert told == ["partition 0: event time leapt ahead to 2025-11-13T22:17:20+00:00"]
+    logged = [r.message for r in caplog.records if "held back" not in r.message]
+    assert logged == ["partition 0: event time leapt ahead to 2025-11-13T22:17:20+00:00"]
     assert len(caplog.records) == 2
     assert ("0", "leap") in [
         labels for labels, n in engine.metrics.samples()["streamadapt_event_times_total"] if n
@@ -625,15 +629,15 @@ def test_disorder_within_the_tolerance_refuses_nothing(steps, seed, state_too):
     times = START + np.cumsum(steps)
     late = np.random.default_rng(seed).integers(0, 5 * S, len(times))
     items = entries_at([int(t) for t in times[np.argsort(times + late, kind="stable")]])
-    whole, said, refused = observed(forecast, items)
+    whole, predictions, refused = observed(forecast, items)
     assert refused == []
-    assert len(said) == max(0, len(items) - 2)
+    assert len(predictions) == max(0, len(items) - 2)
     pieces, cut = forecast(), len(items) // 2
     first = pieces.observe(items[:cut])
     if state_too:
         state, pieces = pieces.state_dict(), forecast()
         pieces.load_state_dict(state)
-    assert bits(first + pieces.observe(items[cut:])) == bits(said)
+    assert bits(first + pieces.observe(items[cut:])) == bits(predictions)
     assert_same_state(whole.state_dict(), pieces.state_dict())
 
 
@@ -684,17 +688,17 @@ def test_a_replay_of_two_producers_60_ms_apart_predicts_all(folder, capsys):
     times = two_producers(600, 60_000_000, 110_000_000)
     summary = json.loads(replayed(folder, capsys, times, "--json"))
     assert (summary["entries"], summary["predictions"], summary["dead_letters"]) == (600, 597, {})
-    said = replayed(folder, capsys, times).splitlines()[0]
-    assert "300 of 600 entries (50.0%) came out of order, for example x.jsonl[0]@" in said
-    assert "limits.max_behind" in said
+    output = replayed(folder, capsys, times).splitlines()[0]
+    assert "300 of 600 entries (50.0%) came out of order, for example x.jsonl[0]@" in output
+    assert "limits.max_behind" in output
 
 
 def test_a_replay_says_loudly_what_was_lost_and_what_would_mend_it(folder, capsys):
     """First of all, with the share, an example and the setting; which then mends it."""
     times = two_producers(600, 60 * S)
-    said = replayed(folder, capsys, times).splitlines()[0]
-    assert "300 of 600 entries (50.0%) came out of order by more than limits.max_behind" in said
-    assert "refused as time_backwards, for example x.jsonl[0]@599: time is 60 s before" in said
+    output = replayed(folder, capsys, times).splitlines()[0]
+    assert "300 of 600 entries (50.0%) came out of order by more than limits.max_behind" in output
+    assert "refused as time_backwards, for example x.jsonl[0]@599: time is 60 s before" in output
     summary = json.loads(
         replayed(folder, capsys, times, "--json", "--set", "limits.max_behind=1m")
     )
@@ -705,14 +709,14 @@ def test_a_few_out_of_order_are_not_worth_a_line(folder, capsys):
     times = minutes(600)
     for i in range(10, 600, 60):
         times[i] -= 130 * S
-    said = replayed(folder, capsys, times)
-    assert "out of order" not in said
-    assert "time_backwards" in said
+    output = replayed(folder, capsys, times)
+    assert "out of order" not in output
+    assert "time_backwards" in output
 
 
 def test_the_limits_are_checked_and_reach_each_task(folder, capsys):
-    said = go(capsys, "check", "c.toml", "--set", "limits.max_behind=5", code=2).err
-    assert "limits.max_behind: expected a duration with its unit" in said
+    output = go(capsys, "check", "c.toml", "--set", "limits.max_behind=5", code=2).err
+    assert "limits.max_behind: expected a duration with its unit" in output
     times = [START + i * 3600 * S * 30 for i in range(3)] + minutes(100, START + 10 * DAY)
     summary = json.loads(replayed(folder, capsys, times, "--json", "--set", "limits.max_ahead=1h"))
     assert summary["entries"] == 103

@@ -133,19 +133,19 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 def test_a_learner_that_raises_is_taken_out_and_comes_back(where: str, tracebacks: Any) -> None:
     values = walk(N, 2)
     pipeline = pipeline_with(Raises(where), Bias(0.05))
-    said = pipeline.observe(entries(values))
-    assert len(said) == N - 2
-    assert all(np.isfinite(p.served).all() for p in said)
-    out = [i for i, p in enumerate(said) if np.array_equal(p.experts["raises-0.1"], p.base)]
+    predictions = pipeline.observe(entries(values))
+    assert len(predictions) == N - 2
+    assert all(np.isfinite(p.served).all() for p in predictions)
+    out = [i for i, p in enumerate(predictions) if np.array_equal(p.experts["raises-0.1"], p.base)]
     assert WINDOW - 1 <= sum(i > 50 for i in out) <= WINDOW + 1
     assert max(out) < 100 + WINDOW + 5, "it is back"
-    assert float(np.abs(said[-1].experts["raises-0.1"] - said[-1].base).max()) > 0.1
+    assert float(np.abs(predictions[-1].experts["raises-0.1"] - predictions[-1].base).max()) > 0.1
     assert pipeline.stats.updates["raises-0.1"]["restored"] == 1
     assert pipeline.stats.updates["raises-0.1"]["ok"] >= N - 10
     assert pipeline.stats.faults["learner:raises-0.1"] == 1
     assert tracebacks() == [f"call 100 of {where}"]
     alone = pipeline_with(Bias(0.05)).observe(entries(values))
-    assert other_bits(said) == other_bits(alone), "nobody else notices"
+    assert other_bits(predictions) == other_bits(alone), "nobody else notices"
 
 
 @pytest.mark.parametrize("where", ["predict", "learn", "adapt"])
@@ -154,11 +154,13 @@ def test_one_that_always_raises_is_logged_once_and_never_served(
 ) -> None:
     values = walk(N, 2)
     pipeline = pipeline_with(Raises(where, 1, 10**9), Bias(0.05))
-    said = pipeline.observe(entries(values))
-    assert all(np.array_equal(p.experts["raises-0.1"], p.base) for p in said[1:])
+    predictions = pipeline.observe(entries(values))
+    assert all(np.array_equal(p.experts["raises-0.1"], p.base) for p in predictions[1:])
     assert pipeline.stats.faults["learner:raises-0.1"] >= N - 5
     assert len(tracebacks()) == 1
-    assert other_bits(said) == other_bits(pipeline_with(Bias(0.05)).observe(entries(values)))
+    assert other_bits(predictions) == other_bits(
+        pipeline_with(Bias(0.05)).observe(entries(values))
+    )
 
 
 def test_one_that_raises_while_it_is_restored_starts_again_from_nothing() -> None:
@@ -169,8 +171,8 @@ def test_one_that_raises_while_it_is_restored_starts_again_from_nothing() -> Non
         raise OSError("no")
 
     learner.restore = restore  # type: ignore[method-assign]
-    said = pipeline.observe(entries(walk(N, 2)))
-    assert not np.array_equal(said[-1].experts["raises-0.1"], said[-1].base)
+    predictions = pipeline.observe(entries(walk(N, 2)))
+    assert not np.array_equal(predictions[-1].experts["raises-0.1"], predictions[-1].base)
     assert float(learner.bias.abs().max()) < 3.0
     assert pipeline.stats.faults["learner:raises-0.1"] == 2
 
@@ -193,8 +195,8 @@ def test_one_that_can_not_even_be_reset_is_left_alone_until_it_can() -> None:
     assert calls == 60, "nothing more was asked of it"
     state(pipeline)
     learner.last, broken = 0, False
-    said = pipeline.observe(items[300:])
-    assert not np.array_equal(said[-1].experts["raises-0.1"], said[-1].base)
+    predictions = pipeline.observe(items[300:])
+    assert not np.array_equal(predictions[-1].experts["raises-0.1"], predictions[-1].base)
 
 
 def test_snapshots_that_raise_cost_no_entry_and_no_checkpoint() -> None:
@@ -241,9 +243,9 @@ class Scribbles(Bias):
     kind = "scribbles"
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        said = super().predict(inputs, base)
+        output = super().predict(inputs, base)
         self._scribble(inputs, base)
-        return said
+        return output
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         super().learn(inputs, base, target, mask)
@@ -264,11 +266,11 @@ class Scribbles(Bias):
 def test_what_a_learner_writes_into_its_arguments_nobody_sees() -> None:
     values = walk(150, 2)
     pipeline = pipeline_with(Scribbles(0.1), Bias(0.05), RLS(0.98))
-    said = pipeline.observe(entries(values))
+    predictions = pipeline.observe(entries(values))
     clean = pipeline_with(Bias(0.1), Bias(0.05), RLS(0.98)).observe(entries(values))
     for name in ("bias-0.05", "rls-0.98"):
-        assert other_bits(said, name) == other_bits(clean, name)
-    assert [p.served.tobytes() for p in said] == [p.served.tobytes() for p in clean]
+        assert other_bits(predictions, name) == other_bits(clean, name)
+    assert [p.served.tobytes() for p in predictions] == [p.served.tobytes() for p in clean]
     assert pipeline.stats.faults["learner:scribbles-0.1"] > 0
 
 
@@ -286,9 +288,11 @@ def test_a_learner_that_can_not_be_built_is_done_without() -> None:
 
     pipeline = pipeline_with(Unbuilt(0.1), Bias(0.05))
     values = walk(150, 2)
-    said = pipeline.observe(entries(values))
-    assert all(np.array_equal(p.experts["bias-0.1"], p.base) for p in said)
-    assert other_bits(said) == other_bits(pipeline_with(Bias(0.05)).observe(entries(values)))
+    predictions = pipeline.observe(entries(values))
+    assert all(np.array_equal(p.experts["bias-0.1"], p.base) for p in predictions)
+    assert other_bits(predictions) == other_bits(
+        pipeline_with(Bias(0.05)).observe(entries(values))
+    )
     again = pipeline_with(Unbuilt(0.1), Bias(0.05))
     again.load_state_dict(pipeline.state_dict())
     assert_same_state(again.state_dict(), pipeline.state_dict())
@@ -312,7 +316,7 @@ def test_a_restart_while_it_is_out_changes_no_bit(where: str, at: int) -> None:
         return pipeline_with(Raises(where, first), Bias(0.05))
 
     whole = make(100)
-    said = whole.observe(items)
+    predictions = whole.observe(items)
     first = make(100)
     head = first.observe(items[:at])
     learner: Any = first.learners[0]
@@ -321,7 +325,7 @@ def test_a_restart_while_it_is_out_changes_no_bit(where: str, at: int) -> None:
     again.calls = learner.calls  # the world that makes it raise is no part of its state
     second.load_state_dict(first.state_dict())
     tail = second.observe(items[at:])
-    assert bits(head + tail) == bits(said)
+    assert bits(head + tail) == bits(predictions)
     assert_same_state(second.state_dict(), whole.state_dict())
 
 
@@ -360,11 +364,11 @@ def test_one_broken_gradient_is_held_against_a_learner_once(labelled: bool) -> N
     )
     values = walk(N, 1)
     label = (lambda v: v) if labelled else (lambda v: None)
-    said = pipeline.observe(
+    predictions = pipeline.observe(
         [entry(v, t, id=str(t), label=label(v)) for t, v in enumerate(values, 1)]
     )
     assert pipeline.stats.updates["stays-nan-0.1"]["restored"] == 1
-    assert not np.array_equal(said[-1].experts["stays-nan-0.1"], said[-1].base)
+    assert not np.array_equal(predictions[-1].experts["stays-nan-0.1"], predictions[-1].base)
 
 
 # -- the guard
@@ -409,26 +413,26 @@ def test_where_the_guard_breaks_the_base_is_served_and_it_is_put_right(
 ) -> None:
     values = walk(N, 2)
     pipeline = pipeline_with(Bias(0.1), RLS(0.99), guard=BadGuard(what))
-    said = pipeline.observe(entries(values))
+    predictions = pipeline.observe(entries(values))
     plain = pipeline_with(Bias(0.1), RLS(0.99)).observe(entries(values))
     for name in ("base", "bias-0.1", "rls-0.99"):
-        assert other_bits(said, name) == other_bits(plain, name)
-    assert all(np.isfinite(p.served).all() for p in said)
+        assert other_bits(predictions, name) == other_bits(plain, name)
+    assert all(np.isfinite(p.served).all() for p in predictions)
     assert pipeline.stats.faults["guard"] == 1
     assert len(tracebacks()) == 1
     if what != "update":
-        assert np.array_equal(said[99].served, said[99].base)
-        assert said[99].weights["base"] == 1.0
-    assert not np.array_equal(said[-1].served, said[-1].base), "it mixes again"
-    loss = np.abs(np.stack([p.served[0] for p in said[-101:-1]]) - values[-100:]).mean()
+        assert np.array_equal(predictions[99].served, predictions[99].base)
+        assert predictions[99].weights["base"] == 1.0
+    assert not np.array_equal(predictions[-1].served, predictions[-1].base), "it mixes again"
+    loss = np.abs(np.stack([p.served[0] for p in predictions[-101:-1]]) - values[-100:]).mean()
     usual = np.abs(np.stack([p.served[0] for p in plain[-101:-1]]) - values[-100:]).mean()
     assert loss < 1.25 * usual
 
 
 def test_a_guard_that_always_raises_serves_the_base_as_it_is() -> None:
     pipeline = pipeline_with(Bias(0.1), guard=BadGuard("mix raises", 1, 10**9))
-    said = pipeline.observe(entries(walk(100, 2)))
-    assert all(np.array_equal(p.served, p.base) for p in said)
+    predictions = pipeline.observe(entries(walk(100, 2)))
+    assert all(np.array_equal(p.served, p.base) for p in predictions)
     assert np.isfinite(pipeline.stats.loss_sum["served"])
 
 
@@ -436,12 +440,12 @@ def test_a_guard_that_always_raises_serves_the_base_as_it_is() -> None:
 def test_a_restart_beside_a_broken_guard_changes_no_bit(at: int) -> None:
     items = entries(walk(220, 2))
     whole = pipeline_with(Bias(0.1), guard=BadGuard("update"))
-    said = whole.observe(items)
+    predictions = whole.observe(items)
     first, second = (pipeline_with(Bias(0.1), guard=BadGuard("update")) for _ in range(2))
     head = first.observe(items[:at])
     second.guard.calls = first.guard.calls  # type: ignore[attr-defined]
     second.load_state_dict(first.state_dict())
-    assert bits(head + second.observe(items[at:])) == bits(said)
+    assert bits(head + second.observe(items[at:])) == bits(predictions)
     assert_same_state(second.state_dict(), whole.state_dict())
 
 
@@ -481,11 +485,11 @@ def test_a_detector_that_raises_starts_again_and_the_rest_goes_on(
     values[150:] += 5.0
     bad, good = (kind("adwin", "input", channels=channels) for kind in (Bad, DriftMonitor))
     pipeline = pipeline_with(Bias(0.1), drift=[bad, DriftMonitor("page-hinkley", "loss")])
-    said = pipeline.observe(entries(values))
+    predictions = pipeline.observe(entries(values))
     plain = pipeline_with(Bias(0.1), drift=[good, DriftMonitor("page-hinkley", "loss")]).observe(
         entries(values)
     )
-    assert [p.served.tobytes() for p in said] == [p.served.tobytes() for p in plain]
+    assert [p.served.tobytes() for p in predictions] == [p.served.tobytes() for p in plain]
     assert pipeline.stats.faults["detector:adwin:input"] == 2
     assert pipeline.stats.drifts["adwin:input"] >= 1, "it still sees the jump"
     assert len(tracebacks()) == 1
@@ -497,15 +501,15 @@ def test_a_reaction_that_raises_takes_its_learner_out(reaction: Any) -> None:
     values[150:] += 5.0
     monitor = DriftMonitor("adwin", "input", reaction, cool_down=1000)
     pipeline = pipeline_with(Raises(reaction, 1, 1), Bias(0.05), drift=[monitor])
-    said = pipeline.observe(entries(values))
+    predictions = pipeline.observe(entries(values))
     assert pipeline.stats.faults[f"reaction:{reaction}"] == 1
     assert pipeline.stats.reactions[reaction] == 1, "the other learner's"
     assert pipeline.stats.updates["raises-0.1"]["restored"] == 1
-    assert not np.array_equal(said[-1].experts["raises-0.1"], said[-1].base)
+    assert not np.array_equal(predictions[-1].experts["raises-0.1"], predictions[-1].base)
     alone = pipeline_with(
         Bias(0.05), drift=[DriftMonitor("adwin", "input", reaction, cool_down=1000)]
     )
-    assert other_bits(said) == other_bits(alone.observe(entries(values)))
+    assert other_bits(predictions) == other_bits(alone.observe(entries(values)))
 
 
 def test_a_replacement_that_raises_ends_its_trial() -> None:
@@ -526,11 +530,11 @@ def test_a_replacement_that_raises_ends_its_trial() -> None:
     pipeline = pipeline_with(
         Fresh(0.1), drift=[DriftMonitor("adwin", "input", "refit", cool_down=1000)]
     )
-    said = pipeline.observe(entries(values))
+    predictions = pipeline.observe(entries(values))
     assert pipeline.stats.faults["reaction:refit"] == 1
     assert pipeline.stats.updates["fresh-0.1"] == {"ok": N - 3}
     plain = pipeline_with(Bias(0.1)).observe(entries(values))
-    assert other_bits(said, "fresh-0.1") == other_bits(plain, "bias-0.1")
+    assert other_bits(predictions, "fresh-0.1") == other_bits(plain, "bias-0.1")
 
 
 # -- the base
@@ -644,8 +648,8 @@ def test_of_a_panels_rows_only_the_one_that_the_base_fails_on_is_lost(end: str) 
         task, base, [Bias(0.1)], panel=panel, on_rejected=lambda *both: refused.append(both)
     )
     assert pipeline.observe(records) == []
-    said = pipeline.flush() if end == "flush" else pipeline.observe([record("a", 60, 1.0)])
-    assert [p.time // 10**9 for p in said][:7] == [2, 3, 4, 5, 6, 7, 9]
+    predictions = pipeline.flush() if end == "flush" else pipeline.observe([record("a", 60, 1.0)])
+    assert [p.time // 10**9 for p in predictions][:7] == [2, 3, 4, 5, 6, 7, 9]
     assert [(item.time // 10**9, error.reason) for item, error in refused] == [
         (8, Reason.BASE_FAILED)
     ]

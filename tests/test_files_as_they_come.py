@@ -67,8 +67,8 @@ def facts(out):
 def go(capsys, *arguments):
     capsys.readouterr()
     code = run_command([str(a) for a in arguments]).code
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 def settings(*given):

@@ -83,8 +83,8 @@ def go(capsys, *arguments):
     """Run a command; return its exit code, standard output and standard error."""
     capsys.readouterr()
     outcome = run_command(list(arguments))
-    said = capsys.readouterr()
-    return outcome.code, said.out, said.err
+    output = capsys.readouterr()
+    return outcome.code, output.out, output.err
 
 
 @pytest.mark.parametrize("command", ["replay", "run"])
@@ -166,7 +166,7 @@ def test_nothing_predicted_or_learned_is_an_exit_code(folder, capsys, command, c
 
 
 @pytest.mark.parametrize(
-    ("labels", "code", "said"),
+    ("labels", "code", "message"),
     [
         (
             [{"id": f"x{i}", "t": i + 1, "y": 1.0} for i in range(20)],
@@ -190,13 +190,13 @@ def test_nothing_predicted_or_learned_is_an_exit_code(folder, capsys, command, c
         ),
     ],
 )
-def test_labels_that_came_apart_are_judged_by_themselves(folder, capsys, labels, code, said):
+def test_labels_that_came_apart_are_judged_by_themselves(folder, capsys, labels, code, message):
     """All entries are good, so that of all records less than half is refused."""
     write("data.jsonl", [{k: v for k, v in one.items() if k != "y"} for one in GOOD])
     write("labels.jsonl", labels)
     found, out, _ = go(capsys, "replay", "c.toml", "data.jsonl", "--labels", "labels.jsonl")
     assert found == code
-    assert (said in out.splitlines()[0]) if said else ("were refused" not in out)
+    assert (message in out.splitlines()[0]) if message else ("were refused" not in out)
     # The same in one file, where only the records themselves tell what they are.
     rows = [item for pair in zip(GOOD, labels, strict=True) for item in pair]
     write(
@@ -398,12 +398,12 @@ def test_dead_letters_are_logged_the_first_at_once_then_once_a_minute(caplog):
     source.append(*[entry(i, floats(i)) for i in range(10)])
     clock.advance(1)
     engine.step()
-    said = [text for _, text in log_of(caplog)]
-    assert said[0].startswith("refused 7 more as not_json in 60 s, the newest memory[0]@7: ")
-    assert said[1].startswith(
+    logged = [text for _, text in log_of(caplog)]
+    assert logged[0].startswith("refused 7 more as not_json in 60 s, the newest memory[0]@7: ")
+    assert logged[1].startswith(
         "10 entries, 10 predictions, 9 dead letters in 60 s, lag 0, mean loss served "
     )
-    assert len(said) == 2
+    assert len(logged) == 2
     caplog.clear()
     clock.advance(60)
     engine.step()
@@ -433,9 +433,9 @@ def test_the_log_of_a_flood_is_bounded(caplog):
         source.append(*[b"nonsense"] * 100)
         clock.advance(6)
         engine.step()
-    said = [text for _, text in log_of(caplog)]
-    assert len(said) == 10
+    logged = [text for _, text in log_of(caplog)]
+    assert len(logged) == 10
     assert (
-        sum(int(number) for text in said for number in re.findall(r"refused (\d+) more", text))
+        sum(int(number) for text in logged for number in re.findall(r"refused (\d+) more", text))
         > 8000
     )

@@ -31,7 +31,7 @@ KAFKA = 'kind = "kafka"\nservers = "127.0.0.1:9"\ntopic = "out"'
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             config("at-most-once"),
@@ -57,10 +57,10 @@ KAFKA = 'kind = "kafka"\nservers = "127.0.0.1:9"\ntopic = "out"'
         ),
     ],
 )
-def test_check_says_what_does_not_go_together(folder, capsys, text, said):
+def test_check_says_what_does_not_go_together(folder, capsys, text, message):
     (folder / "config.toml").write_text(text)
     assert run_command(["check", "config.toml"]).code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (folder / "predictions.jsonl").exists()
 
 

@@ -72,11 +72,11 @@ def drive(
             pipeline.observe(
                 [Label(str(t - delay), np.array([errors[t - delay]], np.float32), t + 1)]
             )
-        (said,) = pipeline.observe([entry([1.0], t + 1, id=str(t))])
-        assert said.low is not None
-        assert said.high is not None
+        (prediction,) = pipeline.observe([entry([1.0], t + 1, id=str(t))])
+        assert prediction.low is not None
+        assert prediction.high is not None
         if t % every == 0:
-            yield float(said.low[0, 0]), float(said.high[0, 0]), float(error)
+            yield float(prediction.low[0, 0]), float(prediction.high[0, 0]), float(error)
 
 
 def unpickled(state: Any) -> Any:
@@ -216,8 +216,8 @@ def test_asking_changes_nothing() -> None:
     pipeline = pipeline_of("forecast", device="cpu", intervals=Intervals())
     pipeline.observe(stream_of("forecast")[:60])
     before = state_bytes(pipeline.state_dict())
-    said = pipeline.predict(entry([10.0, 10.0], 10**9))
-    assert said.low is not None
+    prediction = pipeline.predict(entry([10.0, 10.0], 10**9))
+    assert prediction.low is not None
     assert state_bytes(pipeline.state_dict()) == before
 
 

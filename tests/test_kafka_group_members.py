@@ -95,8 +95,8 @@ def test_another_application_in_the_group_is_named(same_topic, kafka_servers, to
             pytest.skip("this broker gives that application nothing")
         engines.add(kafka_servers, group, name)
         begin = time.monotonic()
-        said = f"'{group}'.*'range'.*the-other at .*source.group"
-        with pytest.raises(ConnectorError, match=said):
+        message = f"'{group}'.*'range'.*the-other at .*source.group"
+        with pytest.raises(ConnectorError, match=message):
             until(lambda: False, engines.poll)
         assert time.monotonic() - begin < 30.0
     finally:
@@ -158,8 +158,8 @@ def test_an_engine_with_some_of_the_topics_is_refused_and_the_others_go_on(
     first = engines.add(kafka_servers, group, entries, labels)
     until(lambda: first.owner.assigned == [[0, 1]], engines.poll)
     late = engines.add(kafka_servers, group, entries)
-    said = f"'{group}'.*others in it read {entries}, {labels}, and this one {entries}"
-    with pytest.raises(ConnectorError, match=said):
+    message = f"'{group}'.*others in it read {entries}, {labels}, and this one {entries}"
+    with pytest.raises(ConnectorError, match=message):
         until(lambda: False, engines.poll)
     engines.all.remove(late)
     late.close()

@@ -144,18 +144,18 @@ def test_without_leave_to_go_on_a_topic_created_again_is_an_error(
     one.settle(1.5)
     again(kafka_servers, name)
     fill(kafka_servers, name, 9, first=10)
-    said = rf"{name}\[0\]: this is not the topic that was read up to 6: .*source.out_of_range"
-    with pytest.raises(ConnectorError, match=said):
+    message = rf"{name}\[0\]: this is not the topic that was read up to 6: .*source.out_of_range"
+    with pytest.raises(ConnectorError, match=message):
         one.until(lambda: False)
     one.close(save=False)
     two = running(name, guarantee=guarantee)
-    with pytest.raises(ConnectorError, match=said):
+    with pytest.raises(ConnectorError, match=message):
         two.until(lambda: False)
     two.close(save=False)
     three = running(name, guarantee=guarantee, out_of_range="earliest")
     three.until(lambda: three.entries() == {0: 15})
     three.close()
-    assert three.said() == {(0, i): 2 if i < 6 else 1 for i in range(9)}
+    assert three.message() == {(0, i): 2 if i < 6 else 1 for i in range(9)}
 
 
 def test_a_copy_with_the_old_offsets_may_be_trusted(kafka_servers, topic, running):
@@ -261,8 +261,8 @@ def test_entries_that_grow_without_their_labels(group, kafka_servers, topic, run
         grow(kafka_servers, labels, 2)
         until(lambda: owner.assigned == [[0], [1]], lambda: source.poll(0.2))
         grow(kafka_servers, name, 3)
-        said = f"same number of partitions.*'{name}' has 3, '{labels}' has 2"
-        with pytest.raises(ConnectorError, match=said):
+        message = f"same number of partitions.*'{name}' has 3, '{labels}' has 2"
+        with pytest.raises(ConnectorError, match=message):
             until(lambda: False, lambda: source.poll(0.2))
     finally:
         source.close()

@@ -161,13 +161,13 @@ def lines(
 ) -> list[str]:
     """Return what the side `what` has said of something: a busy machine may have had a silent
     broker besides."""
-    said = [
+    logged = [
         record
         for record in caplog.records
         if record.name == "streamadapt.kafka" and record.levelno == level
     ]
     return [
-        text for record in said if (text := record.getMessage()).startswith(what) and of in text
+        text for record in logged if (text := record.getMessage()).startswith(what) and of in text
     ]
 
 
@@ -227,7 +227,7 @@ def test_a_broker_that_goes_and_comes_back(
             # Longer than `sink.broker_timeout`: transactions are given up meanwhile.
             time.sleep(12.0)
             assert not one.watchdog.ready()[0]
-            said = {
+            logged = {
                 side: [text for text in lines(caplog, side) if any(w in text for w in AWAY[fault])]
                 for side in sides
             }
@@ -237,7 +237,7 @@ def test_a_broker_that_goes_and_comes_back(
         one.until(lambda: one.works() and one.entries() == 420)
         assert one.metric("condition_active", side="source", condition="no_answer") == 0.0
     for side in sides:
-        assert len(said[side]) == 1, said
+        assert len(logged[side]) == 1, logged
         assert [
             text for text in lines(caplog, side, logging.INFO) if "connected again after" in text
         ]
@@ -308,8 +308,8 @@ def test_too_few_in_sync_replicas(
             lambda: f"topic {made}-{which}, partition 0 has fewer" in one.watchdog.ready()[1]
         )
         one.until(lambda: (one.metric("unacknowledged_seconds", side=side) or 0.0) > 5.0)
-    said = lines(caplog, f"{what} {made}-{which} at", of="min.insync.replicas")
-    assert len(said) == 1, said
+    logged = lines(caplog, f"{what} {made}-{which} at", of="min.insync.replicas")
+    assert len(logged) == 1, logged
     assert lines(
         caplog,
         f"{what} {made}-{which} at",
@@ -361,10 +361,10 @@ def test_an_open_transaction_before_us(
             )
         )
         one.until(lambda: one.entries() == 427)
-    said = lines(caplog, f"source kafka {made}", of="another producer's transaction")
-    assert len(said) == 1, said
-    assert f"{made}[0]@421" in said[0]
-    assert f"transactional id 'other-{made}'" in said[0]
+    logged = lines(caplog, f"source kafka {made}", of="another producer's transaction")
+    assert len(logged) == 1, logged
+    assert f"{made}[0]@421" in logged[0]
+    assert f"transactional id 'other-{made}'" in logged[0]
     assert any(
         "the transaction has ended after" in text for text in lines(caplog, "source", logging.INFO)
     )
@@ -395,10 +395,10 @@ def test_group_offsets_that_somebody_has_reset(
         )
         fill(broker.servers, made, 5, first=20)
         one.until(lambda: one.entries() == 25)
-    said = lines(caplog, "source", of="committed offsets")
-    assert len(said) == 1, said
-    assert f"group {group!r}" in said[0]
-    assert f"{made}[0] 5, read from 20" in said[0]
+    logged = lines(caplog, "source", of="committed offsets")
+    assert len(logged) == 1, logged
+    assert f"group {group!r}" in logged[0]
+    assert f"{made}[0] 5, read from 20" in logged[0]
 
 
 @pytest.mark.parametrize(("policy", "skipped"), [("earliest", 30), ("latest", 60)])
@@ -416,9 +416,9 @@ def test_records_that_were_deleted_before_they_were_read(
         one.until(lambda: one.works() and one.entries() == 80 - skipped)
         assert one.metric("skipped_records_total", stream=made, partition="0") == skipped
         assert one.metric("conditions_total", side="source", condition="records_deleted") == 1
-    said = lines(caplog, "source", of="were deleted")
-    assert len(said) == 1, said
-    assert f"{made}[0]: {skipped} records, 20 to {20 + skipped - 1}, were deleted" in said[0]
+    logged = lines(caplog, "source", of="were deleted")
+    assert len(logged) == 1, logged
+    assert f"{made}[0]: {skipped} records, 20 to {20 + skipped - 1}, were deleted" in logged[0]
 
 
 def test_committed_offsets_that_have_expired(
@@ -436,9 +436,9 @@ def test_committed_offsets_that_have_expired(
         assert one.metric("conditions_total", side="sink", condition="offsets_expired") == 1
         fill(broker.servers, made, 5, first=20)
         one.until(lambda: one.entries() == 25)
-    said = lines(caplog, "sink", of="no committed offsets")
-    assert len(said) == 1, said
-    assert f"no committed offsets of the group {group!r}" in said[0]
+    logged = lines(caplog, "sink", of="no committed offsets")
+    assert len(logged) == 1, logged
+    assert f"no committed offsets of the group {group!r}" in logged[0]
 
 
 def test_a_transactional_id_that_has_expired(
@@ -463,7 +463,7 @@ def test_a_transactional_id_that_has_expired(
         one.until(
             lambda: one.metric("transactions_lost_total", partition="0", cause="expired") == 1
         )
-    said = [text for text in caplog.messages if "begins again" in text]
-    assert len(said) == 1, said
-    assert f"{name}" in said[0]
-    assert "transactional.id.expiration.ms" in said[0]
+    logged = [text for text in caplog.messages if "begins again" in text]
+    assert len(logged) == 1, logged
+    assert f"{name}" in logged[0]
+    assert "transactional.id.expiration.ms" in logged[0]

@@ -172,12 +172,12 @@ def test_any_interleaving_any_grouping_any_restart(orders, max_keys, at):
         one = KeyedPipeline(small, max_keys, DirectoryKeyStore(Path(folder) / "one"))
         assert [bits(one.observe([item])) for item in items] == wanted
         two = KeyedPipeline(small, max_keys, DirectoryKeyStore(Path(folder) / "two"))
-        said = two.observe(items[:at])
+        predictions = two.observe(items[:at])
         saved = tree(two)
         two = KeyedPipeline(small, max_keys, DirectoryKeyStore(Path(folder) / "two"))
         two.load_state_dict(saved)
-        said += two.observe(items[at:])
-        assert bits(said) == [b for one in wanted for b in one]
+        predictions += two.observe(items[at:])
+        assert bits(predictions) == [b for one in wanted for b in one]
         assert_same_state(one.state_dict(), two.state_dict())
         assert len(one.resident) == min(max_keys, len(set(of.values())))
 

@@ -105,9 +105,9 @@ def mean_base(inputs: Any) -> Any:
     return inputs.mean(0, keepdim=True).repeat(3, 1)
 
 
-def check(pipeline: Pipeline, said: list[Any]) -> None:
-    assert all(np.isfinite(p.served).all() for p in said)
-    assert all(np.isfinite(expert).all() for p in said for expert in p.experts.values())
+def check(pipeline: Pipeline, message: list[Any]) -> None:
+    assert all(np.isfinite(p.served).all() for p in message)
+    assert all(np.isfinite(expert).all() for p in message for expert in p.experts.values())
     assert not +pipeline.stats.faults, "nothing raised"
     assert np.isfinite(list(pipeline.stats.loss_sum.values())).all()
 
@@ -121,11 +121,11 @@ def spiked(value: float, at: int, n: int = N) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("value", VALUES)
 def test_no_learner_raises_and_all_are_back_after_100_entries(value: float) -> None:
     pipeline = Pipeline(Forecast(4, 3), mean_base, all_learners(), intervals=Intervals())
-    said = pipeline.observe(entries(spiked(value, AT)))
-    check(pipeline, said)
+    predictions = pipeline.observe(entries(spiked(value, AT)))
+    check(pipeline, predictions)
     first = AT - 3 + 1 + AFTER
     for name in pipeline.names[1:]:
-        assert any(not np.array_equal(p.experts[name], p.base) for p in said[first:]), (
+        assert any(not np.array_equal(p.experts[name], p.base) for p in predictions[first:]), (
             f"{name} speaks again"
         )
     for learner in pipeline.learners:
@@ -170,10 +170,10 @@ def test_detectors_see_a_change_after_it_as_without_it(value: float) -> None:
         pipeline = Pipeline(
             Forecast(4, 1), lambda x: x[-1:] * 0.0 + 10.0, [Bias(0.1)], drift=wanted
         )
-        said = pipeline.observe(entries(values))
+        predictions = pipeline.observe(entries(values))
         assert not +pipeline.stats.faults
         return {
-            m.name: [i for i, p in enumerate(said, 3) if m.name in p.drifts and i >= 300]
+            m.name: [i for i, p in enumerate(predictions, 3) if m.name in p.drifts and i >= 300]
             for m in wanted
         }
 
@@ -204,13 +204,13 @@ def test_supervised_with_budget_and_estimates(value: float, where: str) -> None:
     x = walk(N, 2)
     y = x[:, :1] + 1.0
     (x if where == "value" else y)[AT, 0] = value
-    said = pipeline.observe(
+    predictions = pipeline.observe(
         [
             entry(v, t + 1, id=str(t), label=label)
             for t, (v, label) in enumerate(zip(x, y, strict=True))
         ]
     )
-    check(pipeline, said)
+    check(pipeline, predictions)
     for sums in (
         pipeline.stats.estimated,
         pipeline.stats.seen,
@@ -218,9 +218,11 @@ def test_supervised_with_budget_and_estimates(value: float, where: str) -> None:
         pipeline.stats.asked_loss,
     ):
         assert np.isfinite(list(sums.values())).all()
-    assert said[-1].estimated_loss is not None
+    assert predictions[-1].estimated_loss is not None
     for name in pipeline.names[1:]:
-        assert not np.array_equal(said[-1].experts[name], said[-1].base), f"{name} speaks again"
+        assert not np.array_equal(predictions[-1].experts[name], predictions[-1].base), (
+            f"{name} speaks again"
+        )
 
 
 def test_forgetting_with_a_covariance_that_has_no_inverse() -> None:
@@ -233,8 +235,8 @@ def test_forgetting_with_a_covariance_that_has_no_inverse() -> None:
     learner.covariance[:, :, 0] = 0.0
     learner.forget(0.1)
     assert bool(np.isfinite(learner.covariance.numpy()).all())
-    said = pipeline.observe(items[60:])
-    check(pipeline, said)
+    predictions = pipeline.observe(items[60:])
+    check(pipeline, predictions)
     assert pipeline.stats.updates["rls-0.99"]["restored"] == 0
 
 
@@ -255,11 +257,13 @@ def test_a_dictionary_hands_the_weight_on() -> None:
     for t in range(1, 200):
         x = rng.normal(size=2).astype(np.float32)
         label = np.array([1.0], np.float32) if x[0] > 0.5 and t % 2 else None
-        said = pipeline.observe([entry(x, t, id=str(t), label=label)])
+        predictions = pipeline.observe([entry(x, t, id=str(t), label=label)])
     np.testing.assert_allclose(
-        said[0].experts["dictionary-rls-0.98"], said[0].experts["rls-0.98"], atol=1e-4
+        predictions[0].experts["dictionary-rls-0.98"],
+        predictions[0].experts["rls-0.98"],
+        atol=1e-4,
     )
-    assert not np.allclose(said[0].experts["rls-0.98"], said[0].base, atol=1e-3)
+    assert not np.allclose(predictions[0].experts["rls-0.98"], predictions[0].base, atol=1e-3)
 
 
 CONFIG = """

@@ -303,7 +303,7 @@ def test_negative_conductances_are_clipped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "state", "dt", "said"),
+    ("inputs", "state", "dt", "message"),
     [
         ((4, 2, 2), None, None, r"inputs must be \(batch, steps, 3\), got \(4, 2, 2\)"),
         ((4, 3), None, None, "inputs must be"),
@@ -312,9 +312,9 @@ def test_negative_conductances_are_clipped() -> None:
         ((4, 2, 3), None, (2, 4), "dt must be"),
     ],
 )
-def test_wrong_shapes_are_refused(inputs: Any, state: Any, dt: Any, said: str) -> None:
+def test_wrong_shapes_are_refused(inputs: Any, state: Any, dt: Any, message: str) -> None:
     network = CfC(3, 6)
-    with pytest.raises(ShapeError, match=said):
+    with pytest.raises(ShapeError, match=message):
         network(
             torch.zeros(inputs),
             *(None if shape is None else torch.ones(shape) for shape in (state, dt)),
@@ -342,7 +342,7 @@ def test_weights_that_do_not_match_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "options", "said"),
+    ("state", "options", "message"),
     [
         (ncps.torch.CfC(3, 6, mixed_memory=True).state_dict(), {}, "mixed_memory"),
         (ncps.torch.CfC(3, 6).state_dict(), {"unfolds": 3}, "unfolds: expected no such option"),
@@ -356,8 +356,8 @@ def test_weights_that_do_not_match_are_refused_by_name() -> None:
         ({"rnn_cell.gleak": torch.zeros(2)}, {}, "a whole state dict"),
     ],
 )
-def test_what_is_no_ncps_state_is_refused(state: Any, options: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_is_no_ncps_state_is_refused(state: Any, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         from_ncps(state, **options)
 
 

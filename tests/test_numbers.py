@@ -130,10 +130,10 @@ def test_meters_of_a_panel_beside_a_small_sensor() -> None:
     off = []
     for t in range(200):
         for key, value in (("small", 5.0 + t), ("total", 2e8 + t)):
-            said = pipeline.observe([Entry(np.array([value]), t * 10**9, key=key)])
+            predictions = pipeline.observe([Entry(np.array([value]), t * 10**9, key=key)])
             off += [
                 np.abs(p.served[0] - (np.array([5.0, 2e8]) + p.time // 10**9 + 1)).max()
-                for p in said
+                for p in predictions
             ]
     assert max(off[100:]) < 0.01
 
@@ -212,8 +212,8 @@ def test_a_gain_is_about_zero_and_not_about_the_origin() -> None:
     """The base says 10 % too little of every value, however far from zero they are."""
     pipeline = Pipeline(Supervised(1), lambda w: w[-1:] * 0.9, [Gain(0.1)])
     for t, x in enumerate(np.random.default_rng(0).uniform(2e5, 9e5, size=300).astype(np.float32)):
-        (said,) = pipeline.observe([Entry(np.array([x]), t, str(t), label=np.array([x]))])
-    assert float(said.experts["gain-0.1"][0, 0]) == pytest.approx(float(x), rel=1e-3)
+        (prediction,) = pipeline.observe([Entry(np.array([x]), t, str(t), label=np.array([x]))])
+    assert float(prediction.experts["gain-0.1"][0, 0]) == pytest.approx(float(x), rel=1e-3)
 
 
 def test_a_learner_that_asks_the_base_itself_asks_in_original_units() -> None:
@@ -263,9 +263,9 @@ def test_a_module_is_given_float32_in_original_units_and_its_loss_is_warned_of_o
 def test_a_module_of_float64_is_given_float64() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(2, 1)).double()
     pipeline = Pipeline(Forecast(2, 1), net, [Bias(0.1)])
-    said = pipeline.observe([Entry(np.array([float(t)]), t) for t in range(4)])
+    predictions = pipeline.observe([Entry(np.array([float(t)]), t) for t in range(4)])
     wanted = net(torch.tensor([[2.0, 3.0]], dtype=torch.float64)).item()
-    assert float(said[-1].base[0, 0]) == wanted
+    assert float(predictions[-1].base[0, 0]) == wanted
 
 
 @pytest.mark.parametrize("value", [1e39, -1e39, 1.8e308, np.inf])

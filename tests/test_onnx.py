@@ -404,8 +404,8 @@ def test_an_entry_that_the_model_fails_on_is_refused(tmp_path: Path) -> None:
     pipeline = Pipeline(
         Forecast(1, 1), OnnxBase(path), on_rejected=lambda item, error: refused.append(error)
     )
-    said = pipeline.observe(entries(np.array([[0.0], [1.0], [7.0], [0.0]])))
-    assert [p.base.item() for p in said] == [5.0, 6.0, 5.0]
+    predictions = pipeline.observe(entries(np.array([[0.0], [1.0], [7.0], [0.0]])))
+    assert [p.base.item() for p in predictions] == [5.0, 6.0, 5.0]
     assert [error.reason for error in refused] == [Reason.BASE_FAILED]
     assert "model.onnx" in str(refused[0])
     assert "/onnxruntime_src" not in str(refused[0])
@@ -497,11 +497,11 @@ def test_a_missing_file_and_a_missing_extra(
 def test_the_model_is_compared_with_the_task(exported: dict[str, Path], tmp_path: Path) -> None:
     base = OnnxBase(exported["mlp"])
     Pipeline(Forecast(6, 3), base)
-    for task, said in (
+    for task, text in (
         (Forecast(5, 3), r"'.*' tensor\(float\) \[1, 6, 2\] does not fit a window of \[5, 2\]"),
         (Forecast(6, 2), r"returns \[2, 2\]"), (Supervised(6), r"returns \[1, None\]"),
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=text):
             Pipeline(task, base)
     pipeline = Pipeline(Supervised(6, outputs=3), OnnxBase(exported["conv"]))
     with pytest.raises(EntryError, match="expected 2 values"):
@@ -772,9 +772,9 @@ def test_the_kind_that_was_removed_names_what_replaces_it(
     monkeypatch.chdir(tmp_path)
     Path("config.toml").write_text(CONFIG.replace(ONNX, 'kind = "export"\npath = "model.pt2"'))
     assert run_command(["check", "config.toml"]).code == 2
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for word in ("base.kind", '"onnx"', "torch.onnx.export", "docs/models.md"):
-        assert word in said
+        assert word in output
     assert (
         "torch.onnx.export(" in (Path(__file__).parent.parent / "docs" / "models.md").read_text()
     )

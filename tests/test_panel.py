@@ -140,8 +140,10 @@ def panel_pipeline(panel, learners=None, **more):
 def run(pipeline, records):
     """Predictions to the last bit, with their places and columns; refused records are left out."""
     pipeline.on_rejected = lambda item, error: None
-    said = pipeline.observe(records) + pipeline.flush()
-    return [(one, p.position, p.columns) for one, p in zip(bits(said), said, strict=True)]
+    predictions = pipeline.observe(records) + pipeline.flush()
+    return [
+        (one, p.position, p.columns) for one, p in zip(bits(predictions), predictions, strict=True)
+    ]
 
 
 @given(readings, st.sampled_from([None, "10s"]), st.sampled_from([2, 3, 6]))
@@ -184,14 +186,14 @@ def test_saved_in_the_middle_and_polled_in_any_lots_the_results_are_the_same_bit
 def test_a_row_has_its_time_for_id_and_place():
     """What sinks and replays tell predictions apart by: rising, unique, free of arrival order."""
     pipeline = panel_pipeline(Panel(sensors=["a", "b"], step="10s", lateness="0s"))
-    said = pipeline.observe(
+    predictions = pipeline.observe(
         [record(s, t, t + i, 7 * t + i) for t in range(5, 95, 10) for i, s in enumerate("ab")]
     )
-    assert [p.time for p in said] == [t * S for t in range(30, 90, 10)]
-    assert [p.id for p in said] == [str(p.time) for p in said]
-    assert [p.position for p in said] == [Position("topic", 3, p.time) for p in said]
-    assert {p.key for p in said} == {""}
-    assert {p.columns for p in said} == {("a", "b")}
+    assert [p.time for p in predictions] == [t * S for t in range(30, 90, 10)]
+    assert [p.id for p in predictions] == [str(p.time) for p in predictions]
+    assert [p.position for p in predictions] == [Position("topic", 3, p.time) for p in predictions]
+    assert {p.key for p in predictions} == {""}
+    assert {p.columns for p in predictions} == {("a", "b")}
     assert pipeline.stats.entries == 8, "the last row still waits"
     assert [p.time for p in pipeline.flush()] == [90 * S]
     assert pipeline.flush() == []

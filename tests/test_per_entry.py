@@ -68,11 +68,11 @@ def stream(names: Sequence[str], each: int, *, in_order: bool = False) -> tuple[
 
 
 def accuracies(
-    said: Tensor, frozen: nn.Module, entries: Tensor, labels: Tensor
+    output: Tensor, frozen: nn.Module, entries: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Which answers are right: the learner's and the frozen model's."""
     with torch.no_grad():
-        return (said.argmax(1) == labels).float(), (frozen(entries).argmax(1) == labels).float()
+        return (output.argmax(1) == labels).float(), (frozen(entries).argmax(1) == labels).float()
 
 
 @pytest.mark.parametrize("in_order", [False, True])

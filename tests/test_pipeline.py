@@ -307,8 +307,8 @@ def test_predict_changes_nothing(kind: str) -> None:
     before = state(pipeline)
     newest = max(item.time for item in items[:60])
     for value in (11.0, -1e6, np.nan):
-        said = pipeline.predict(entry([value, 9.0], newest, id="asked"))
-        assert said.served.shape == said.base.shape
+        prediction = pipeline.predict(entry([value, 9.0], newest, id="asked"))
+        assert prediction.served.shape == prediction.base.shape
         assert state(pipeline) == before
     with pytest.raises(EntryError, match="wrong_width"):
         pipeline.predict(entry([1.0], newest))
@@ -325,8 +325,8 @@ def test_predict_says_what_observe_would_say_if_nothing_matured() -> None:
     pipeline = pipeline_of("late labels")
     pipeline.observe(stream_of("late labels", 40))
     asked = entry([9.0, 11.0], 10_000, id="asked")
-    said = pipeline.predict(asked)
-    assert bits([said]) == bits(pipeline.observe([asked]))
+    prediction = pipeline.predict(asked)
+    assert bits([prediction]) == bits(pipeline.observe([asked]))
 
 
 @pytest.mark.parametrize("seen", [0, 1, 2, 3])

@@ -194,11 +194,11 @@ def test_what_is_no_row_of_numbers_is_refused_before_anything_changes(name: str)
 def test_times_are_taken_as_people_have_them(name: str, tmp_path: Path) -> None:
     p = pipeline()
     p.observe([Entry(wave(t), BASE - 10 + t) for t in range(4)])
-    said = p.observe([Entry(wave(5), TIMES[name])])
-    assert type(said[0].time) is int
-    assert said[0].time == BASE
+    predictions = p.observe([Entry(wave(5), TIMES[name])])
+    assert type(predictions[0].time) is int
+    assert predictions[0].time == BASE
     sink = JsonlSink(str(tmp_path / "out.jsonl"))
-    sink.write(said)  # what is no int cannot be encoded
+    sink.write(predictions)  # what is no int cannot be encoded
     sink.close()
 
 
@@ -233,10 +233,10 @@ def test_ids_keys_and_positions_of_other_types_are_refused(parts: dict[str, Any]
 
 def test_whole_numbers_are_ids_and_keys_as_they_are_from_json() -> None:
     keyed = KeyedPipeline(lambda: Pipeline(Supervised(1), lambda w: w[-1:], [Bias(0.1)]))
-    (said,) = keyed.observe(
+    (prediction,) = keyed.observe(
         [Entry([1.0], 1, np.int64(7), np.int64(3), position=("s", np.int64(0), np.int64(5)))]
     )
-    assert (said.id, said.key, said.position) == ("7", "3", Position("s", 0, 5))
+    assert (prediction.id, prediction.key, prediction.position) == ("7", "3", Position("s", 0, 5))
     keyed.observe([Label(7, [True], np.int64(2)), Entry(2.0, 3, "8", np.str_("3"))])
     assert keyed.stats.labels["learned"] == 1
 
@@ -295,10 +295,10 @@ def test_a_row_of_a_real_data_frame() -> None:
     frame = pd.DataFrame({"a": np.sin(np.arange(30)), "b": np.arange(30)}, index=index)
     p, q = pipeline(), pipeline()
     for i, (time, row) in enumerate(frame.iterrows()):
-        said = p.observe([Entry(row, time)])
+        predictions = p.observe([Entry(row, time)])
         wanted = q.observe([Entry(frame.to_numpy()[i], int(time.value))])
-        assert [s.time for s in said] == [s.time for s in wanted]
-        assert all((a.served == b.served).all() for a, b in zip(said, wanted, strict=True))
+        assert [s.time for s in predictions] == [s.time for s in wanted]
+        assert all((a.served == b.served).all() for a, b in zip(predictions, wanted, strict=True))
     with pytest.raises(EntryError) as caught:
         p.observe([Entry(row, pd.NaT)])
     assert caught.value.reason is Reason.BAD_TIME

@@ -116,11 +116,13 @@ def test_a_restart_in_the_middle_of_a_reaction_changes_nothing(reaction: str, st
     items = stream(JUMP + 300)
     whole, first, second = make(), make(), make()
     expected = whole.observe(items)
-    told = first.observe(items[:stop])
+    predictions = first.observe(items[:stop])
     second.load_state_dict(through_a_checkpoint(first.state_dict()))
-    told += second.observe(items[stop:])
-    assert all(np.array_equal(a.served, b.served) for a, b in zip(expected, told, strict=True))
-    assert [p.reactions for p in expected] == [p.reactions for p in told]
+    predictions += second.observe(items[stop:])
+    assert all(
+        np.array_equal(a.served, b.served) for a, b in zip(expected, predictions, strict=True)
+    )
+    assert [p.reactions for p in expected] == [p.reactions for p in predictions]
     learners = [{"l": p.state_dict()["learners"]} for p in (whole, second)]
     assert state_bytes(learners[0]) == state_bytes(learners[1])
 

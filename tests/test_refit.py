@@ -48,20 +48,20 @@ class ByHand:
             z = torch.cat([z[:-1] - z[-1], z[-1:]])
         return z.flatten()
 
-    def start(self, inputs: Tensor, said: Tensor) -> Tensor:
+    def start(self, inputs: Tensor, output: Tensor) -> Tensor:
         if self.case.kind == "classification":
-            logs = said.log()
-            return torch.zeros_like(said) if self.direct else logs - logs.mean()
+            logs = output.log()
+            return torch.zeros_like(output) if self.direct else logs - logs.mean()
         if self.direct:
             return (
                 inputs[-1:] if self.case.kind == "forecast" else self.spec.output_loc
-            ).expand_as(said)
-        return said
+            ).expand_as(output)
+        return output
 
-    def learn(self, inputs: Tensor, said: Tensor, target: Tensor, mask: Tensor) -> None:
+    def learn(self, inputs: Tensor, output: Tensor, target: Tensor, mask: Tensor) -> None:
         if not mask.any():
             return
-        start = self.start(inputs, said)
+        start = self.start(inputs, output)
         if self.case.kind == "classification":
             y = target
         else:

@@ -238,18 +238,20 @@ def test_check_warns_of_each_old_name(folder, capsys):
     Path("old.toml").write_text(OLD)
     Path("new.toml").write_text(NEW)
     assert run_command(["check", "old.toml"]).code == 0
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for path, new in PLACES.items():
-        assert said.count(f"warning: {path}: ") == 1
-        assert f"renamed to {new}" in said
+        assert output.count(f"warning: {path}: ") == 1
+        assert f"renamed to {new}" in output
     assert run_command(["check", "old.toml", "--json"]).code == 0
     assert len(json.loads(capsys.readouterr().out)["warnings"]) == len(PLACES)
     assert run_command(["check", "new.toml"]).code == 0
     assert "warning" not in capsys.readouterr().err
     Path("old.toml").write_text(OLD.replace('"5s"', "5"))
     assert run_command(["check", "old.toml"]).code == 2
-    said = capsys.readouterr().err
-    assert said.index("task.settle: settle was renamed") < said.index("task.correction_window: ")
+    output = capsys.readouterr().err
+    assert output.index("task.settle: settle was renamed") < output.index(
+        "task.correction_window: "
+    )
 
 
 def test_a_file_with_old_names_is_loaded_with_warnings(folder):

@@ -137,7 +137,7 @@ def test_the_wrong_sort_of_model_is_refused_before_anything_runs(model: Any, kin
 
 
 @pytest.mark.parametrize(
-    ("model", "params", "said"),
+    ("model", "params", "message"),
     [
         ("linear_model.Nothing", {}, "linear_model.LinearRegression"),
         ("nowhere.Nothing", {}, "path below river"),
@@ -146,8 +146,8 @@ def test_the_wrong_sort_of_model_is_refused_before_anything_runs(model: Any, kin
         (object(), {}, "learn_one"),
     ],
 )
-def test_bad_models(model: Any, params: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_bad_models(model: Any, params: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         River(model, params)
 
 

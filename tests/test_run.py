@@ -167,9 +167,9 @@ def test_a_signal_drains_and_checkpoints(folder, kafka_servers, topic, capsys):
     capsys.readouterr()
     with signal_when(lambda: run.position() > first, signal.SIGINT):
         assert run_command(["run", "config.toml", "--json"]).code == 0
-    said = capsys.readouterr()
-    assert "SIGINT: draining" in said.err
-    assert json.loads(said.out)["entries"] == run.position() > first
+    output = capsys.readouterr()
+    assert "SIGINT: draining" in output.err
+    assert json.loads(output.out)["entries"] == run.position() > first
     second = run.position()
     assert offsets_of(kafka_servers, run.predictions, second - 2) == list(range(2, second)), (
         "and none of them twice"

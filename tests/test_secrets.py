@@ -203,19 +203,19 @@ def test_check_warns_of_a_secret_that_is_written_down(weights, tmp_path, capsys,
     path.write_text(with_password(weights, f"sasl_plain_password = '''{CANARY}'''"))
     flag = "source.security.sasl_plain_password"
     assert run_command(["check", str(path)]).code == 0
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert (
         f"warning: {flag}: this secret is written in {path}; better put it in a file that "
-        f"{flag}_file" in said.err
+        f"{flag}_file" in output.err
     )
-    assert PASSWORD + "_FILE" in said.err
+    assert PASSWORD + "_FILE" in output.err
     assert run_command(["check", str(path), "--json"]).code == 0
     (warning,) = json.loads((as_json := capsys.readouterr()).out)["warnings"]
     assert warning.startswith(flag)
     assert run_command(["check", str(path), "--set", f"{flag}={CANARY}x"]).code == 0
     flagged = capsys.readouterr()
     assert "is written on the command line" in flagged.err
-    assert_hidden(*said, *as_json, *flagged)
+    assert_hidden(*output, *as_json, *flagged)
     monkeypatch.setenv(PASSWORD, "another")
     assert run_command(["check", str(path)]).code == 0
     assert "warning" not in capsys.readouterr().err
@@ -241,9 +241,9 @@ def test_no_wrong_config_shows_a_secret(weights, tmp_path, where, capsys):
         for command in (["check", str(path)], ["check", str(path), "--json"]):
             code = run_command(command).code
             seen += code == 2
-            said = capsys.readouterr()
-            assert said.out + said.err
-            assert_hidden(*said)
+            output = capsys.readouterr()
+            assert output.out + output.err
+            assert_hidden(*output)
     assert seen > len(BROKEN)
 
 
@@ -311,9 +311,9 @@ def test_no_url_of_checkpoints_shows_its_password(action, capsys):
     """Given on the command line."""
     sequence = ["1"] if action[0] == "rollback" else []
     run_command(["checkpoint", *action, "nowhere://alice:kanarie-vogel@bucket/state", *sequence])
-    said = capsys.readouterr()
-    assert said.out + said.err
-    assert_hidden(*said)
+    output = capsys.readouterr()
+    assert output.out + output.err
+    assert_hidden(*output)
 
 
 LEAKY = """
@@ -388,11 +388,11 @@ def test_no_thread_that_dies_shows_a_secret(capsys, monkeypatch):
     thread = threading.Thread(target=die, name="mine")
     thread.start()
     thread.join()
-    said = capsys.readouterr().err
-    line = json.loads(said)
+    output = capsys.readouterr().err
+    line = json.loads(output)
     assert line["message"].startswith("thread mine died")
     assert "LookupError" in line["exception"]
-    assert_hidden(said)
+    assert_hidden(output)
 
 
 def test_no_repr_shows_a_secret(weights):
@@ -447,9 +447,9 @@ def test_no_client_library_shows_a_secret(capsys, monkeypatch):
                 until(lambda: got, lambda: got.extend(remembered.poll(0.5)))
     finally:
         client_log.setLevel(level)
-    said = capsys.readouterr().err
-    assert "SaslAuthenticateRequest" in said
-    assert_hidden(said)
+    output = capsys.readouterr().err
+    assert "SaslAuthenticateRequest" in output
+    assert_hidden(output)
 
 
 def test_short_secrets_and_other_texts_are_left_alone():

@@ -203,9 +203,9 @@ def test_a_call_from_on_rejected_is_an_error_and_harms_nothing() -> None:
     pipeline.on_rejected = again
     items = entries(walk(40, 2))
     bad = entry([1.0], 20)
-    said = pipeline.observe([*items[:20], bad, *items[20:]])
+    predictions = pipeline.observe([*items[:20], bad, *items[20:]])
     assert len(caught) == 3
-    assert bits(said) == bits(make().observe(items))
+    assert bits(predictions) == bits(make().observe(items))
 
 
 def test_a_learner_that_calls_its_pipeline_is_taken_out() -> None:
@@ -218,10 +218,10 @@ def test_a_learner_that_calls_its_pipeline_is_taken_out() -> None:
 
     pipeline = Pipeline(Forecast(4, 3), Persistence(3), [Calls(0.1)])
     items = entries(walk(40, 2))
-    said = pipeline.observe(items)
+    predictions = pipeline.observe(items)
     assert pipeline.stats.entries == 40
     assert pipeline.stats.faults["learner:calls-0.1"] > 0
-    assert all(np.array_equal(p.served, p.base) for p in said)
+    assert all(np.array_equal(p.served, p.base) for p in predictions)
 
 
 def test_pipelines_are_copied_and_pickled_as_before() -> None:

@@ -153,7 +153,7 @@ class Job:
             }
 
     def judge(
-        self, counts: Counts, state: dict[str, Any], said: Iterable[tuple[str, bytes]]
+        self, counts: Counts, state: dict[str, Any], message: Iterable[tuple[str, bytes]]
     ) -> bool:
         """Hold a trial's final state, and the (name, value) of all it ever said, against the
         undisturbed run.
@@ -163,7 +163,7 @@ class Job:
         """
         right_state, right_values = self.undisturbed
         values: defaultdict[str, list[bytes]] = defaultdict(list)
-        for name, value in said:
+        for name, value in message:
             values[name].append(value)
         lost = counts.lost
         counts.compare(self.wanted, {name: len(found) for name, found in values.items()})

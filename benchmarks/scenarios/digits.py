@@ -159,8 +159,8 @@ def _single_entries(
             late = t - DELAY - 1
             items.append(Label(str(late), np.array([stream.labels[late]], np.float32), time=t + 1))
         items.append(Entry(image.ravel(), time=t + 1, id=str(t)))
-        (said,) = pipeline.observe(items)
-        for expert, p in {**said.experts, "served": said.served}.items():
+        (prediction,) = pipeline.observe(items)
+        for expert, p in {**prediction.experts, "served": prediction.served}.items():
             hits[expert] = hits.get(expert, 0) + int(p.argmax() == truth)
     return {_shown(expert): count / len(stream.labels) for expert, count in hits.items()}
 

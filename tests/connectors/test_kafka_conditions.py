@@ -325,11 +325,11 @@ class TestClientLog:
         for i in range(300):
             library.warning("connection %d to %s failed: <Task 0x%x>", i, "b:1", 10**6 * i)
             clock.now += 1.0
-        said = warnings(caplog)
-        assert len(said) == 5
-        assert said[0] == "lib.net: connection 0 to b:1 failed: <Task 0x0>"
+        logged = warnings(caplog)
+        assert len(logged) == 5
+        assert logged[0] == "lib.net: connection 0 to b:1 failed: <Task 0x0>"
         assert (
-            said[1]
+            logged[1]
             == "lib.net: connection 60 to b:1 failed: <Task 0x3938700> (59 more like it since "
             "the last line)"
         )

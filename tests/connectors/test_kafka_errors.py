@@ -456,7 +456,7 @@ def test_a_wrong_way_in_ends_the_run_and_names_address_and_setting(
 
 
 @pytest.mark.parametrize(
-    ("listener", "said"),
+    ("listener", "message"),
     [
         ("deadend", "nothing listens there (connection refused)"),
         ("noname", "the host name cannot be resolved"),
@@ -464,20 +464,20 @@ def test_a_wrong_way_in_ends_the_run_and_names_address_and_setting(
     ],
 )
 def test_an_advertised_address_that_does_not_answer_is_named(
-    broker: Guarded, listener: str, said: str, caplog: pytest.LogCaptureFixture
+    broker: Guarded, listener: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is tried again: the broker may just be down. By the source and by the sink."""
     source = KafkaSource(broker.servers[listener], "t")
     with opened(source):
         until(lambda: "advertised.listeners" in caplog.text, lambda: source.poll(0.5))
-    check(caplog.records[-1].getMessage(), broker.advertised[listener], said)
+    check(caplog.records[-1].getMessage(), broker.advertised[listener], message)
     caplog.clear()
     sink = KafkaSink(broker.servers[listener], "t")
     sink.break_off_when(lambda: "advertised.listeners" in caplog.text)
     with pytest.raises(ConnectorError, match="the engine is to stop"):
         write_any(sink, 0)
     sink.close()
-    assert said in caplog.text
+    assert message in caplog.text
 
 
 def test_a_frozen_broker_is_not_taken_for_wrong_settings(

@@ -144,7 +144,7 @@ def test_an_error_that_was_only_being_handled_at_the_time_is_not_the_reason() ->
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ConnectionRefusedError(111, "Connection refused"), "nothing listens there"),
         (socket.gaierror(-2, "Name or service not known"), "cannot be resolved"),
@@ -157,8 +157,10 @@ def test_an_error_that_was_only_being_handled_at_the_time_is_not_the_reason() ->
         (OSError(113, "No route to host"), "No route to host"),
     ],
 )
-def test_why_an_address_does_not_answer_is_said_in_words(error: BaseException, said: str) -> None:
-    assert said in address_reason(error)
+def test_why_an_address_does_not_answer_is_said_in_words(
+    error: BaseException, message: str
+) -> None:
+    assert message in address_reason(error)
 
 
 def versions(*keys: int) -> bytes:
@@ -212,9 +214,9 @@ def listener(
                 thread.join()
 
 
-def web(said: bytes) -> bytes | None:
+def web(message: bytes) -> bytes | None:
     """A web server waits for the end of a line."""
-    return b"HTTP/1.0 400 Bad Request\r\n\r\n" if b"\n" in said else None
+    return b"HTTP/1.0 400 Bad Request\r\n\r\n" if b"\n" in message else None
 
 
 @pytest.fixture
@@ -226,40 +228,40 @@ TLS = {"security_protocol": "SSL"}
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
-        (lambda said: web(said), "a web server answers at this port"),
-        (lambda said: b"HTTP/1.1 400 Bad Request\r\n\r\n", "a web server answers at this port"),
+        (lambda message: web(message), "a web server answers at this port"),
+        (lambda message: b"HTTP/1.1 400 Bad Request\r\n\r\n", "a web server answers at this port"),
         (
-            lambda said: b"-ERR unknown command\r\n",
+            lambda message: b"-ERR unknown command\r\n",
             "what answers at this port is not a Kafka broker",
         ),
-        (lambda said: b"\x15\x03\x03\x00\x02\x02\x50", "this port speaks TLS"),
-        (lambda said: versions(18, 52, 53), "the port of a Kafka controller"),
+        (lambda message: b"\x15\x03\x03\x00\x02\x02\x50", "this port speaks TLS"),
+        (lambda message: versions(18, 52, 53), "the port of a Kafka controller"),
     ],
 )
 @pytest.mark.usefixtures("soon")
 def test_a_port_of_another_kind_is_recognised(
-    answer: Callable[[bytes], bytes | None], said: str
+    answer: Callable[[bytes], bytes | None], message: str
 ) -> None:
-    with listener(answer) as server, pytest.raises(ConnectorError, match=said) as refused:
+    with listener(answer) as server, pytest.raises(ConnectorError, match=message) as refused:
         check_server(server, {})
     assert server in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
-        (lambda said: None, "frozen or overloaded"),
-        (lambda said: b"", "closes the connection without an answer"),
+        (lambda message: None, "frozen or overloaded"),
+        (lambda message: b"", "closes the connection without an answer"),
     ],
 )
 @pytest.mark.usefixtures("soon")
 def test_a_broker_that_may_come_back_is_no_error_of_the_config(
-    answer: Callable[[bytes], bytes | None], said: str
+    answer: Callable[[bytes], bytes | None], message: str
 ) -> None:
     """Nor is a setting of security named, which has nothing to do with it."""
-    with listener(answer) as server, pytest.raises(ConnectionError, match=said) as failed:
+    with listener(answer) as server, pytest.raises(ConnectionError, match=message) as failed:
         check_server(server, {})
     assert server in str(failed.value)
     assert "security" not in str(failed.value)

@@ -164,7 +164,7 @@ def test_who_is_refused_is_told_what_to_do_and_does_not_try_for_ever(
 ) -> None:
     """An error that ends the engine, from source and sink alike; nobody was let in, and no
     password is shown."""
-    for what, door, security, said in refusals(certificates, tmp_path):
+    for what, door, security, text in refusals(certificates, tmp_path):
         with secured(door) as (servers, _):
             source = KafkaSource(servers, "t", security=security)
             with opened(source), pytest.raises(ConnectorError) as refused:
@@ -174,7 +174,7 @@ def test_who_is_refused_is_told_what_to_do_and_does_not_try_for_ever(
                 deliver(sink)
             sink.close()
         for error in (refused.value, refused_too.value):
-            assert said in str(error), what
+            assert text in str(error), what
             assert "wrong-rabbit" not in str(error)
         assert door.admitted == 0 or not door.users, what
         assert 0 < door.refused + (what == "no such mechanism") < 10, what
@@ -280,7 +280,7 @@ def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(
 
 
 @pytest.mark.parametrize(
-    ("security", "path", "said"),
+    ("security", "path", "message"),
     [
         (
             {"sasl_plain_password": "x"},
@@ -319,7 +319,7 @@ def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused_before_anything_connects(
-    security: dict[str, Any], path: str, said: str
+    security: dict[str, Any], path: str, message: str
 ) -> None:
     """Credentials without the protocol that would use them, above all: all would go in the
     clear."""
@@ -330,4 +330,4 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_connects(
         with pytest.raises(ConfigError) as refused:
             make()
         assert refused.value.path == f"security.{path}"
-        assert said in str(refused.value)
+        assert message in str(refused.value)

@@ -134,7 +134,7 @@ def test_more_than_the_buffer_holds(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (
             kafka_errors.CorruptRecordError,
@@ -147,16 +147,16 @@ def test_more_than_the_buffer_holds(
     ],
 )
 def test_a_refused_prediction_is_never_forgotten(
-    error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The prediction is named, or the right that is missing, which concerns all of them."""
     with_producer(monkeypatch, RefusingProducer(lambda value: b"e1" in value, error))
     sink = KafkaSink("h:1", "out")
     sink.write([prediction(i) for i in range(3)])
     for _ in range(2):
-        with pytest.raises(ConnectorError, match=said):
+        with pytest.raises(ConnectorError, match=message):
             sink.flush()
-    with pytest.raises(ConnectorError, match=said):
+    with pytest.raises(ConnectorError, match=message):
         sink.write([prediction(4)])
     sink.close()
     sink.close()

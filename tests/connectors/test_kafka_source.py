@@ -144,8 +144,10 @@ def test_a_position_that_is_gone_is_loud_by_default(kafka_servers: str, topic: T
     name = topic()
     produce(kafka_servers, name, [numbered(3)])
     source = KafkaSource(kafka_servers, name)
-    said = rf"{name}\[0\]: position 1000 is outside of the topic's 0 to 3: .* source.out_of_range"
-    with opened(source, {0: 1000}), pytest.raises(ConnectorError, match=said):
+    message = (
+        rf"{name}\[0\]: position 1000 is outside of the topic's 0 to 3: .* source.out_of_range"
+    )
+    with opened(source, {0: 1000}), pytest.raises(ConnectorError, match=message):
         read(source, 1)
 
 
