@@ -64,8 +64,8 @@ def _compare(name: str, data: Path) -> Compared:
     start = time.monotonic()
     _say(f"{name} ...")
     compared = RUNS[name](data, lambda text: _say(f"{name}: {text}"))
-    told = ", ".join(f"{k} {compared.figures[k]:.4f}" for k in ("base", "two-layer"))
-    _say(f"{name}: {told}, {time.monotonic() - start:.0f} s")
+    summary = ", ".join(f"{k} {compared.figures[k]:.4f}" for k in ("base", "two-layer"))
+    _say(f"{name}: {summary}, {time.monotonic() - start:.0f} s")
     return compared
 
 

@@ -57,13 +57,13 @@ Watch = Callable[[Prediction], None]
 
 
 class SideBySide(Guard):
-    """Serves what `served` serves, and lets other guards mix the same experts, each charged for
-    what it said itself.
+    """Serves the mixture of the guard `served`, and lets other guards mix the same experts. Each
+    guard is charged for its own mixture.
 
     Attributes
     ----------
-    said : dict of str to ndarray, (rows, columns)
-        What each guard made of the newest predictions.
+    mixtures : dict of str to ndarray, (rows, columns)
+        Each guard's mixture of the newest predictions.
     """
 
     kind = "side-by-side"
@@ -73,7 +73,7 @@ class SideBySide(Guard):
             served: guards[served]
         }
         self.main = guards[served]
-        self.said: dict[str, Array] = {}
+        self.mixtures: dict[str, Array] = {}
 
     def check(self, names: Sequence[str], *, labelled: bool) -> None:
         for guard in self.guards.values():
@@ -97,7 +97,7 @@ class SideBySide(Guard):
 
     def mix(self, predictions: Array) -> Mixture:
         mixtures = {name: guard.mix(predictions) for name, guard in self.guards.items()}
-        self.said = {name: mixture.served for name, mixture in mixtures.items()}
+        self.mixtures = {name: mixture.served for name, mixture in mixtures.items()}
         # The main guard's served one is the last.
         own = np.concatenate([mixture.aggregator_outputs for mixture in mixtures.values()])
         last = list(mixtures.values())[-1]
@@ -158,12 +158,12 @@ class Compared:
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures."""
-        said: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "measure": self.measure, "seed": SEED, "best_expert": self.best,
             "figures": self.figures, "worst_block": self.blocks,
         }  # fmt: skip
-        said |= {"further": self.further} if self.further else {}
-        return said | ({"intervals": self.intervals} if self.intervals else {})
+        figures |= {"further": self.further} if self.further else {}
+        return figures | ({"intervals": self.intervals} if self.intervals else {})
 
 
 def compared(
@@ -246,8 +246,10 @@ def watched(
             known = ~np.isnan(low)
             within.append(((low <= actual) & (actual <= high))[known])
             widths.append((high - low)[known])
-        said = {MARK + guard: served.astype(np.float32) for guard, served in guards.said.items()}
-        judge(replace(prediction, experts={**prediction.experts, **said}))
+        mixtures = {
+            MARK + guard: served.astype(np.float32) for guard, served in guards.mixtures.items()
+        }
+        judge(replace(prediction, experts={**prediction.experts, **mixtures}))
 
     drive(pipeline, items, see, progress)
     if judge.issued != list(expected):
@@ -337,9 +339,11 @@ def of_elec2(
         watch=watch,
     )
     losses, truth = judge.losses.arrays(), judge.truth[judge.first :]
-    said = {name: elec2.figures_of(judge.ups[name], losses[name], truth) for name in losses}
+    figures = {name: elec2.figures_of(judge.ups[name], losses[name], truth) for name in losses}
     further = {
-        key: {name.removeprefix(MARK): row[key] for name, row in said.items() if name != "served"}
+        key: {
+            name.removeprefix(MARK): row[key] for name, row in figures.items() if name != "served"
+        }
         for key in ("auc", "accuracy")
     }
     return compared(setting.name, "log loss, nats", losses, pipeline.names, further=further)

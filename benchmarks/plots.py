@@ -21,7 +21,7 @@ SERVED, BASE, BESIDE, EXPERT, BEST = "#c8401f", "#444444", "#c9c9c9", "#8fb3d1",
 MOST_BARS_PANELS = 2
 """Measures that get a panel of bars; the tables have them all."""
 POINTS = 500
-"""Of a curve: more could not be told apart."""
+"""Points of a curve: more would not be visible."""
 WINDOWS = 100
 """A curve's moving mean is over the predictions divided by this."""
 COLOURS = 48

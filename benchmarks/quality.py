@@ -79,8 +79,8 @@ def _measure(name: str, data: Path) -> Measured:
     _say(f"{name} ...")
     measured = SCENARIOS[name](data, lambda text: _say(f"{name}: {text}"))
     shown = {k: measured.figure(k) for k in ("served", "base") if k in measured.figures}
-    said = ", ".join(f"{k} {figure:.4f}" for k, figure in shown.items())
-    _say(f"{name}: {measured.measure.key}: {said or 'done'}, {time.monotonic() - start:.0f} s")
+    summary = ", ".join(f"{k} {figure:.4f}" for k, figure in shown.items())
+    _say(f"{name}: {measured.measure.key}: {summary or 'done'}, {time.monotonic() - start:.0f} s")
     return measured
 
 

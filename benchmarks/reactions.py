@@ -50,13 +50,13 @@ def _write(
             name: {r: run.as_json() for r, run in runs.items()} for name, runs in ordered.items()
         }
         protocols = {name: CASES[name].protocol for name in ordered}
-        said = {
+        result = {
             "figures": figures,
             "protocols": protocols,
             "part": asked.part,
             "process_seconds": spent,
         }
-        asked.json.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        asked.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if asked.markdown is not None:
         asked.markdown.write_text(page(ordered, asked.part), encoding="utf-8")
 

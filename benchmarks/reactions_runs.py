@@ -148,11 +148,11 @@ def ablate(
             runs[str(reaction)] = replace(runs[NONE])
             continue
         run = runs[reaction or NONE] = once(prepared, reaction, root=case.root, progress=progress)
-        said = (
+        summary = (
             f"{name}, {reaction or NONE}: served {run.served:.4f}, base {run.base:.4f}, "
             f"{run.alarms} alarms"
         )
-        progress(f"{said}, {run.milliseconds:.1f} ms an item")
+        progress(f"{summary}, {run.milliseconds:.1f} ms an item")
     return runs
 
 
@@ -288,15 +288,15 @@ class _Truth:
 
     def __call__(self, prediction: Prediction) -> None:
         label = self.labels[prediction.id]
-        said = {**prediction.experts, "served": prediction.served}
+        outputs = {**prediction.experts, "served": prediction.served}
         if self.classes:
             k = int(label[0])
             self.losses.take(
-                {name: float(-np.log(max(p[0, k], elec2.FLOOR))) for name, p in said.items()}
+                {name: float(-np.log(max(p[0, k], elec2.FLOOR))) for name, p in outputs.items()}
             )
         else:
             self.losses.take(
-                {name: abs(float(p[0, 0]) - float(label[0])) for name, p in said.items()}
+                {name: abs(float(p[0, 0]) - float(label[0])) for name, p in outputs.items()}
             )
 
 

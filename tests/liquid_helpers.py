@@ -26,7 +26,7 @@ def stream(n: int, window: int, channels: int, seed: int = 0) -> list[tuple[Tens
     return [(values[i : i + window].clone(), stamps[i : i + window].clone()) for i in range(n)]
 
 
-def said_at(times: Tensor | None, output: Tensor) -> BaseOutput:
+def base_output_at(times: Tensor | None, output: Tensor) -> BaseOutput:
     return base(output)._replace(times=times)
 
 

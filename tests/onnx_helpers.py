@@ -53,8 +53,8 @@ def model_of(
     inputs = [
         helper.make_tensor_value_info(n, k, list(s)) for n, s, k in (("x", shape, kind), *more)
     ]
-    said = [helper.make_tensor_value_info(name, output_kind, None) for name in outputs]
-    graph = helper.make_graph(list(nodes), "g", inputs, said, list(held))
+    output_infos = [helper.make_tensor_value_info(name, output_kind, None) for name in outputs]
+    graph = helper.make_graph(list(nodes), "g", inputs, output_infos, list(held))
     domains = {node.domain for node in nodes} - {""}
     opsets = [
         helper.make_opsetid("", opset),

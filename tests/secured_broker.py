@@ -239,12 +239,18 @@ def token_of(body: bytes, version: int) -> bytes:
 
 
 def authenticated(answer: bytes | None, says: str, version: int) -> bytes:
-    code, said, token = (REFUSED, says.encode(), b"") if answer is None else (0, None, answer)
+    code, error_text, token = (
+        (REFUSED, says.encode(), b"") if answer is None else (0, None, answer)
+    )
     if version < 2:
-        message = struct.pack(">h", -1) if said is None else struct.pack(">h", len(said)) + said
+        message = (
+            struct.pack(">h", -1)
+            if error_text is None
+            else struct.pack(">h", len(error_text)) + error_text
+        )
         lifetime = b"" if version == 0 else struct.pack(">q", 0)
         return struct.pack(">h", code) + message + struct.pack(">i", len(token)) + token + lifetime
-    message = compact(said)
+    message = compact(error_text)
     return (
         b"\0" + struct.pack(">h", code) + message + compact(token) + struct.pack(">q", 0) + b"\0"
     )

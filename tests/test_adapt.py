@@ -221,8 +221,8 @@ class Net(nn.Module):
         self.head = nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        said: Tensor = self.head(torch.tanh(self.hidden(x.flatten(1))))
-        return said
+        output: Tensor = self.head(torch.tanh(self.hidden(x.flatten(1))))
+        return output
 
 
 def test_an_embedding_is_named_by_its_submodule_and_logits_become_a_distribution() -> None:
@@ -230,10 +230,10 @@ def test_an_embedding_is_named_by_its_submodule_and_logits_become_a_distribution
     net = Net()
     frozen = FrozenModel(net, softmax=True, embedding="hidden")
     x = torch.randn(3, 2)
-    said = frozen(x)
-    assert said.embedding is not None
-    torch.testing.assert_close(said.embedding, net.hidden(x.flatten()[None])[0].detach())
-    torch.testing.assert_close(said.output, torch.softmax(net(x[None]), -1).detach())
+    output = frozen(x)
+    assert output.embedding is not None
+    torch.testing.assert_close(output.embedding, net.hidden(x.flatten()[None])[0].detach())
+    torch.testing.assert_close(output.output, torch.softmax(net(x[None]), -1).detach())
     learner = Counting()
     pipeline = Pipeline(Supervised(3, classes=2), frozen, [learner])
     pipeline.observe(entries(walk(5, 2)))

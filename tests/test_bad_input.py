@@ -244,14 +244,14 @@ def test_dead_letters_reach_their_topic(kafka_servers, topic):
     found = read_until(
         kafka_servers, letters, lambda found: len(found) >= len(kinds) + len(BAD_LABELS)
     )
-    told = Counter()
+    counts = Counter()
     for record in found:
         headers = {name: value.decode() for name, value in record.headers}
         stream = {entries: dirty, labels: dirty_labels}[headers["topic"]]
         assert record.value == stream[int(headers["offset"])]
         assert headers["partition"] == "0"
         assert headers["detail"]
-        told[headers["reason"], headers["stage"]] += 1
-    assert told == Counter(
+        counts[headers["reason"], headers["stage"]] += 1
+    assert counts == Counter(
         [BAD_ENTRIES[k][:2] for k, _ in kinds] + [bad[:2] for bad in BAD_LABELS.values()]
     )

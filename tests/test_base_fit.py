@@ -89,8 +89,8 @@ def test_forecast_fit_is_sklearns_ridge(
         wanted = (oracle.predict(x[None])[0] + (scaled[-1, c] if strong else 0.0)) * scale[
             c
         ] + loc[c]
-        said = fitted(torch.from_numpy(inputs)).output[:, c].numpy()
-        np.testing.assert_allclose(said, wanted, rtol=1e-4)
+        output = fitted(torch.from_numpy(inputs)).output[:, c].numpy()
+        np.testing.assert_allclose(output, wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -110,9 +110,9 @@ def test_supervised_fit_is_sklearns_ridge(window: int) -> None:
     np.testing.assert_allclose(
         fitted.weights.T.numpy(), np.atleast_2d(oracle.coef_), rtol=1e-4, atol=1e-5
     )
-    said = fitted(torch.from_numpy(values[50 - window : 50])).output.numpy()
+    output = fitted(torch.from_numpy(values[50 - window : 50])).output.numpy()
     features = np.append(z[50 - window : 50].ravel(), 1.0)[None]
-    np.testing.assert_allclose(said, oracle.predict(features) * std + mean, rtol=1e-4)
+    np.testing.assert_allclose(output, oracle.predict(features) * std + mean, rtol=1e-4)
 
 
 def test_statistics_are_those_of_the_fit() -> None:

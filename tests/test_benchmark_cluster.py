@@ -47,7 +47,7 @@ def real(test):
     return test
 
 
-def said(offset, at, value=b"v", appended=None):
+def prediction_read(offset, at, value=b"v", appended=None):
     return Arrival(at, offset, value, CLOCK + at if appended is None else appended)
 
 
@@ -58,7 +58,7 @@ def watched(arrivals, wanted=range(5, 10)):
 def calm():
     """Five entries at 5 s to 9 s, each with its prediction half a second later; those before are
     of another trial."""
-    return [said(offset, offset + 0.5) for offset in range(10)]
+    return [prediction_read(offset, offset + 0.5) for offset in range(10)]
 
 
 def judged(arrivals, guarantee="exactly-once", length_s=0.0, until=10.0):
@@ -88,21 +88,26 @@ def test_a_prediction_that_never_came_is_lost():
 
 @pytest.mark.parametrize("value", [b"v", b"other"])
 def test_a_prediction_that_came_again_is_doubled_and_its_value_compared(value):
-    trial = judged([*calm(), said(7, 9.8, value)])
+    trial = judged([*calm(), prediction_read(7, 9.8, value)])
     assert (trial.lost, trial.doubled, trial.values_differ) == (0, 1, value != b"v")
     assert not trial.survived
-    assert judged([*calm(), said(7, 9.8, value)], "at-least-once").survived == (value == b"v")
+    assert judged([*calm(), prediction_read(7, 9.8, value)], "at-least-once").survived == (
+        value == b"v"
+    )
 
 
 def test_what_came_before_the_trial_comes_again_in_it():
     """A prediction of an earlier trial that is said again now is doubled now, and only once."""
-    assert judged([*calm(), said(1, 9.8)]).doubled == 1
-    earlier = sorted([*calm(), said(1, 3.0)], key=lambda one: one.at)
+    assert judged([*calm(), prediction_read(1, 9.8)]).doubled == 1
+    earlier = sorted([*calm(), prediction_read(1, 3.0)], key=lambda one: one.at)
     assert judged(earlier).doubled == 0
 
 
 def test_the_gap_is_that_of_the_worst_partition_and_reaches_to_the_end():
-    late = [said(offset, offset + 0.5 if offset < 7 else offset + 23.0) for offset in range(10)]
+    late = [
+        prediction_read(offset, offset + 0.5 if offset < 7 else offset + 23.0)
+        for offset in range(10)
+    ]
     trial = judged(late, until=40.0)
     assert (trial.gap_s, trial.lag_s, trial.lost) == (30.5, 23.0, 0), (
         "the calm partition is silent after 9.5 s"
@@ -115,7 +120,9 @@ def test_the_gap_is_that_of_the_worst_partition_and_reaches_to_the_end():
 
 def test_the_gap_in_the_output_is_told_beside_the_readers():
     """A reader that comes late has a gap where the output has none."""
-    held_up = [said(o, 9.9 if o > 5 else o + 0.5, appended=CLOCK + o + 0.5) for o in range(10)]
+    held_up = [
+        prediction_read(o, 9.9 if o > 5 else o + 0.5, appended=CLOCK + o + 0.5) for o in range(10)
+    ]
     trial = judged(held_up)
     assert trial.gap_s == pytest.approx(4.4)
     assert trial.gap_appended_s == 1.0

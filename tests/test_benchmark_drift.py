@@ -96,9 +96,9 @@ def test_recorded_signals_are_the_pipelines(small: Stream) -> None:
         ("adwin", "embedding"),
     ):
         pipeline = small.pipeline([DriftMonitor(detector, signal)])  # type: ignore[arg-type]
-        told = [int(p.id) for p in pipeline.observe(list(small.items)) if p.drifts]
-        assert watch(detector, signal, traces[signal], 0).raw == told
-        assert told or signal in ("input", "embedding")
+        drift_ids = [int(p.id) for p in pipeline.observe(list(small.items)) if p.drifts]
+        assert watch(detector, signal, traces[signal], 0).raw == drift_ids
+        assert drift_ids or signal in ("input", "embedding")
 
 
 def test_the_dummies(small: Stream) -> None:
@@ -127,12 +127,14 @@ def test_a_small_run(small: Stream) -> None:
     assert len(found.delays["away"]) == 2
     assert found.delay is not None
     assert found.delay < 40
-    said = compared.as_json()
+    result = compared.as_json()
     assert (
-        said["streams"]["mixed-abrupt"]["0"]["hddm-w:error"]["alarms"]["kinds"]["away"]["detected"]
+        result["streams"]["mixed-abrupt"]["0"]["hddm-w:error"]["alarms"]["kinds"]["away"][
+            "detected"
+        ]
         == 2
     )
-    assert set(said["microseconds"]) == {":".join(row) for row in rows}
+    assert set(result["microseconds"]) == {":".join(row) for row in rows}
     assert compared.groups() == ["abrupt"]
 
 

@@ -70,10 +70,10 @@ def test_an_empty_tally_has_no_rates() -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     """It writes the counts of the streams asked for, and the page."""
-    told, written = tmp_path / "drift.json", tmp_path / "drift.md"
+    json_path, written = tmp_path / "drift.json", tmp_path / "drift.md"
     arguments = [
         "--json",
-        str(told),
+        str(json_path),
         "--markdown",
         str(written),
         "--only",
@@ -82,9 +82,9 @@ def test_the_command(tmp_path: Path) -> None:
         "1",
     ]
     assert main(arguments) == 0
-    said = json.loads(told.read_text(encoding="utf-8"))
-    assert list(said["streams"]) == ["rbf-creeping"]
-    found = said["groups"]["creeping"]
+    result = json.loads(json_path.read_text(encoding="utf-8"))
+    assert list(result["streams"]) == ["rbf-creeping"]
+    found = result["groups"]["creeping"]
     assert found["never-fire:loss"]["alarms"]["detected"] == 0
     assert found["always-fire:loss"]["alarms"]["detected"] == 1
     # A base that has drifted far away is wrong often.

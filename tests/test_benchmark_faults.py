@@ -8,7 +8,7 @@ from fault_counts import trials
 
 from benchmarks.faults import brokers, damage, disks, soak
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, said_by
+from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, written_by
 from benchmarks.faults.soak_jobs import CountingSink
 from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import MemorySink
@@ -85,7 +85,7 @@ def test_an_undisturbed_run_is_its_own_equal(make, tmp_path):
     engine, sink = job.engine(tmp_path)
     engine.run()
     counts = Counts()
-    assert job.judge(counts, final_state(engine), said_by(sink))
+    assert job.judge(counts, final_state(engine), written_by(sink))
     assert (counts.lost, counts.doubled, counts.state_differs) == (0, 0, 0)
 
 

@@ -73,21 +73,21 @@ def test_a_forecast_figure_is_what_a_computation_by_hand_gives() -> None:
     """Issue times, the maturing of rows and the mean over all cells are those of the protocol."""
     batch, w, horizon = waves(), TINY.window, TINY.horizon
     first, n = 120 + w, len(batch)
-    said = base_forecasts(TINY.fit(batch), batch, w)
+    forecasts = base_forecasts(TINY.fit(batch), batch, w)
     bias = np.zeros((horizon, 3))
     errors: dict[str, list[float]] = {"base": [], "bias-0.1": [], "persistence": []}
     for t in range(first, n - horizon):
         # What row t makes known, of the forecasts since the first judged one.
         for h in range(1, horizon + 1):
             if t - h >= first:
-                bias[h - 1] += RATE * (batch.values[t] - said[t - h][h - 1] - bias[h - 1])
+                bias[h - 1] += RATE * (batch.values[t] - forecasts[t - h][h - 1] - bias[h - 1])
         actual = batch.values[t + 1 : t + 1 + horizon]
-        for name, forecasts in (
-            ("base", said[t]),
-            ("bias-0.1", said[t] + bias),
+        for name, expected in (
+            ("base", forecasts[t]),
+            ("bias-0.1", forecasts[t] + bias),
             ("persistence", batch.values[t]),
         ):
-            errors[name].append(float(np.abs(forecasts - actual).mean()))
+            errors[name].append(float(np.abs(expected - actual).mean()))
     measured = forecast.measure(TINY, batch, quiet, one_bias)
     for name, by_hand in errors.items():
         np.testing.assert_allclose(measured.losses[name], by_hand, rtol=2e-5, err_msg=name)

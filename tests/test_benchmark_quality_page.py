@@ -82,15 +82,15 @@ def test_a_figure_is_the_mean_over_seeds_and_their_deviation() -> None:
 
 def test_the_json_of_several_measures_and_seeds() -> None:
     """Experts beside protocol and spread; an object of measures where there are several."""
-    said = several().as_json()
-    assert said["served"] == {"auc": 0.91, "log_loss": 0.29}
-    assert said["protocol"] == "two: text"
-    assert said["spread"] == {name: {"auc": 0.01} for name in ("base", "good", "bad", "served")}
-    assert set(said) == {"base", "good", "bad", "served", "protocol", "spread"}
-    assert json.loads(json.dumps(said)) == said
+    result = several().as_json()
+    assert result["served"] == {"auc": 0.91, "log_loss": 0.29}
+    assert result["protocol"] == "two: text"
+    assert result["spread"] == {name: {"auc": 0.01} for name in ("base", "good", "bad", "served")}
+    assert set(result) == {"base", "good", "bad", "served", "protocol", "spread"}
+    assert json.loads(json.dumps(result)) == result
     runs = [{"base": np.array([1.0]), "served": np.array([v])} for v in (1.0, 3.0)]
-    said = Measured.of_errors("m", "p", runs, ("base",)).as_json()
-    assert said == {
+    result = Measured.of_errors("m", "p", runs, ("base",)).as_json()
+    assert result == {
         "base": 1.0,
         "served": 2.0,
         "protocol": "p",
@@ -113,12 +113,12 @@ def test_rows_of_the_digits_become_a_scenario() -> None:
     measured = plain.digits_measured("digits-sorted", rows)
     assert measured.mixed == ("base", "per-entry")
     assert measured.best() == "per-entry"
-    said = measured.as_json()
-    assert {k: v for k, v in said.items() if isinstance(v, float)} == {
+    result = measured.as_json()
+    assert {k: v for k, v in result.items() if isinstance(v, float)} == {
         "base": 0.5, "per-entry": 0.7, "tent-64": 0.9, "served": 0.69,
     }  # fmt: skip
-    assert said["spread"] == {"per-entry": 0.02, "served": 0.01}
-    assert said["details"] == {
+    assert result["spread"] == {"per-entry": 0.02, "served": 0.01}
+    assert result["details"] == {
         "served - base @ worst stream": -0.1,
         "base @ iid-fog": 0.4,
         "served @ iid-fog": 0.6,

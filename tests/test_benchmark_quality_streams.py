@@ -112,12 +112,12 @@ def test_elec2_labels_come_one_entry_late() -> None:
     changed = Batch(batch.values, batch.times, labels)
     base = elec2.fit(SMALL, batch, 0)
 
-    def said(of: Batch) -> np.ndarray:
+    def base_outputs(of: Batch) -> np.ndarray:
         pipeline = elec2.pipeline_for(base, one_classifier())
         served = [p.served[0] for p in pipeline.observe(elec2.items_of(SMALL, of))]
         return np.array(served)
 
-    before, after = said(batch), said(changed)
+    before, after = base_outputs(batch), base_outputs(changed)
     np.testing.assert_array_equal(before[:81], after[:81])
     assert not np.array_equal(before[81], after[81])
 
@@ -261,14 +261,14 @@ def test_linkload_figures_are_what_a_computation_by_hand_gives() -> None:
     # The first forecast is issued 10 entries before the first judged one.
     for t in range(96 - 1 - 10, 191):
         with torch.no_grad():
-            said = (
+            forecast = (
                 network(torch.from_numpy(loads.batch.values[t - 3 : t + 1])[None])[0, 0]
                 .double()
                 .numpy()
             )
         if t >= 95:
-            errors.append(np.stack([said - values[t + 1], said + bias - values[t + 1]]))
-        bias += 0.5 * (values[t + 1] - said - bias)
+            errors.append(np.stack([forecast - values[t + 1], forecast + bias - values[t + 1]]))
+        bias += 0.5 * (values[t + 1] - forecast - bias)
     squared = np.square(errors).mean(axis=2)
     after = np.arange(96) % 24 < 6
     for i, name in enumerate(("base", "bias-0.5")):
@@ -290,13 +290,13 @@ def test_what_fails_later_changes_no_earlier_forecast() -> None:
     changed = Loads(Batch(values, loads.batch.times), loads.train, loads.events)
     own, rival = linkload.fit(SHORT, loads, 0), linkload.fit(SHORT, loads, 0, lstm)
 
-    def said(of: Loads) -> list[np.ndarray]:
+    def forecasts(of: Loads) -> list[np.ndarray]:
         pipeline: Pipeline = linkload.pipeline_for(
             SHORT, linkload.frozen(own, 41), plain(SHORT, own, rival)
         )
         return [p.served for p in pipeline.observe(linkload.stream_of(SHORT, of))]
 
-    before, after = said(loads), said(changed)
+    before, after = forecasts(loads), forecasts(changed)
     first = 96 - 1 - 10  # the first forecast's issue time
     np.testing.assert_array_equal(before[: 150 - first], after[: 150 - first])
     assert not np.array_equal(before[150 - first], after[150 - first])
@@ -314,10 +314,10 @@ def test_networks_are_seeded_and_learn_the_change(make: object) -> None:
     again = fit_change(make(2, fitting, 0), values, 3, fitting, 0)
     windows = values.unfold(0, 3, 1).transpose(1, 2)[:-1]
     with torch.no_grad():
-        said = network(windows)[:, 0]
-        assert torch.equal(said, again(windows)[:, 0])
+        output = network(windows)[:, 0]
+        assert torch.equal(output, again(windows)[:, 0])
     error, last = (
-        (said - values[3:]).square().mean(),
+        (output - values[3:]).square().mean(),
         (windows[:, -1] - values[3:]).square().mean(),
     )
     assert float(error) < 0.2 * float(last)

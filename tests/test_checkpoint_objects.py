@@ -19,7 +19,7 @@ from streamadapt_connectors.object_folder import ObjectFolder, _FileSystem
 from test_checkpoint import ARRAYS, AT, DIGEST, FILES, SCALARS, TENSORS, Crash, bits, save
 
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, said_by
+from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, written_by
 from streamadapt.app.commands import run_command
 from streamadapt.errors import CheckpointError, ConfigError
 from streamadapt.records import StreamPartition
@@ -339,7 +339,7 @@ def test_whatever_fails_a_restart_ends_as_an_undisturbed_run(tmp_path, monkeypat
             except CheckpointError:
                 stopped = True
         assert stopped, (fail_at, name)
-        assert job.judge(counts, final_state(engine), said_by(*sinks)), (fail_at, name)
+        assert job.judge(counts, final_state(engine), written_by(*sinks)), (fail_at, name)
 
 
 KILLED = """
@@ -369,9 +369,9 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, kind, make):
     import ast
     import subprocess
 
-    url, said = f"local://{tmp_path}/state", tmp_path / "said"
+    url, output_path = f"local://{tmp_path}/state", tmp_path / "said"
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, kind, url, said], capture_output=True, check=False
+        [sys.executable, "-c", KILLED, kind, url, output_path], capture_output=True, check=False
     )
     assert done.returncode == -9, done.stderr
     job = Job(250, make, 30)
@@ -380,8 +380,8 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, kind, make):
     assert len(sink.predictions) < len(job.undisturbed[1]), (
         "it began where the killed one had saved"
     )
-    before = ast.literal_eval(said.read_text())
-    assert job.judge(Counts(), final_state(engine), [*before, *said_by(sink)])
+    before = ast.literal_eval(output_path.read_text())
+    assert job.judge(Counts(), final_state(engine), [*before, *written_by(sink)])
 
 
 # -- keys

@@ -73,10 +73,12 @@ def truth():
     return x.tolist(), (x[:, 0] + 0.5 * rng.normal(size=N) > 0).astype(int).tolist()
 
 
-def write(folder, said, name="in.jsonl", **other):
-    """A stream whose labels are what `said` makes of the class."""
+def write(folder, label_of, name="in.jsonl", **other):
+    """Write a stream. `label_of` turns the class into the label."""
     x, y = truth()
-    rows = [{"id": f"e{i}", "t": 1000 + i, "x": x[i], "y": said(y[i])} | other for i in range(N)]
+    rows = [
+        {"id": f"e{i}", "t": 1000 + i, "x": x[i], "y": label_of(y[i])} | other for i in range(N)
+    ]
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -221,8 +223,8 @@ def test_an_entry_with_a_bad_label_is_predicted_and_the_label_refused(
         return [of_the_bad if i in (20, 40) else names[c] for i, c in enumerate(known)]
 
     def predictions(of_the_bad):
-        said = iter(labels(of_the_bad))
-        write(folder, lambda c: next(said))
+        label_texts = iter(labels(of_the_bad))
+        write(folder, lambda c: next(label_texts))
         found = summary(capsys)[1]
         rows = lines(folder / "replayed.jsonl")
         return found, [(row["served"], row["weights"]) for row in rows]
@@ -263,12 +265,12 @@ def test_labels_of_their_own_file_are_counted_when_refused(folder, capsys):
     x, y = truth()
     rows = [{"id": f"e{i}", "t": 1000 + i, "x": x[i]} for i in range(N)]
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = [
+    rows = [
         {"id": f"e{i}", "t": 1001 + i, "y": "sideways" if i < 10 else ["DOWN", "UP"][c]}
         for i, c in enumerate(y)
     ]
     (folder / "labels.jsonl").write_text(
-        "\ufeff" + "".join(json.dumps(row) + "\n" for row in said)
+        "\ufeff" + "".join(json.dumps(row) + "\n" for row in rows)
     )
     _, found, _ = summary(capsys, "--labels", "labels.jsonl")
     assert found["labels_used"] == {"used": N - 10, "of": N, "refused": {"bad_class": 10}}
@@ -335,19 +337,23 @@ def test_logits_in_place_of_probabilities_are_refused_by_check_and_at_the_first_
 
 
 def test_probabilities_pass_with_their_rounding():
-    for said in (
+    for probabilities in (
         [0.5, 0.5],
         [0.3334, 0.6667],
         [1.0 + 1e-6, -1e-7],
         [np.float16(0.3), np.float16(0.7)],
     ):
         pipeline = Pipeline(
-            Supervised(classes=2), lambda x, said=said: np.array([said], np.float32), [Bias(0.1)]
+            Supervised(classes=2),
+            lambda x, probabilities=probabilities: np.array([probabilities], np.float32),
+            [Bias(0.1)],
         )
         assert len(pipeline.observe([Entry(np.zeros(1, np.float32), 1)])) == 1
-    for said in ([0.0, 0.0], [2.0, -1.0], [-0.7, -0.7], [0.9, 0.9]):
+    for probabilities in ([0.0, 0.0], [2.0, -1.0], [-0.7, -0.7], [0.9, 0.9]):
         pipeline = Pipeline(
-            Supervised(classes=2), lambda x, said=said: np.array([said], np.float32), [Bias(0.1)]
+            Supervised(classes=2),
+            lambda x, probabilities=probabilities: np.array([probabilities], np.float32),
+            [Bias(0.1)],
         )
         with pytest.raises(ConfigError, match=r"base\.softmax"):
             pipeline.observe([Entry(np.zeros(1, np.float32), 1)])
@@ -372,15 +378,15 @@ def test_in_process_a_name_becomes_a_label():
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_in_process_the_label_alone_is_refused_where_somebody_hears_of_it(keyed):
-    told = []
+    rejected = []
     pipeline = KeyedPipeline(in_process) if keyed else in_process()
     bad = Entry(np.zeros(1, np.float32), 1, "a", label=np.array([5.0], np.float32))
     with pytest.raises(EntryError, match="bad_class"):
         pipeline.observe([bad])
     assert pipeline.stats.entries == 0, "without on_rejected nothing has changed"
-    pipeline.on_rejected = lambda item, error: told.append((item, error))
+    pipeline.on_rejected = lambda item, error: rejected.append((item, error))
     assert len(pipeline.observe([bad])) == 1
-    ((item, error),) = told
+    ((item, error),) = rejected
     assert item is bad
     assert isinstance(error, LabelError)
     assert error.reason is Reason.BAD_CLASS
@@ -390,22 +396,22 @@ def test_in_process_the_label_alone_is_refused_where_somebody_hears_of_it(keyed)
 
 
 def test_an_entry_that_is_refused_itself_counts_once():
-    told = []
-    pipeline = in_process(on_rejected=lambda item, error: told.append(error.reason))
+    rejected = []
+    pipeline = in_process(on_rejected=lambda item, error: rejected.append(error.reason))
     good = Entry(np.zeros(1, np.float32), 60 * 10**9, "a")
     bad = Entry(np.zeros(1, np.float32), 1, "b", label=np.array([5.0], np.float32))
     pipeline.observe([good, bad])
-    assert told == [Reason.TIME_BACKWARDS]
+    assert rejected == [Reason.TIME_BACKWARDS]
     assert pipeline.stats.rejected == {"time_backwards": 1}
 
 
 def test_no_negative_is_made_of_a_label_that_was_refused():
-    """Where only positives are told, a label that could not be read is not the silence of a
+    """Where only positives are reported, a label that could not be read is not the silence of a
     negative."""
-    told = []
+    rejected = []
     task = Supervised(classes=2, negative_after=10, ttl=1000)
     pipeline = Pipeline(task, lambda x: np.array([[0.5, 0.5]], np.float32), [Bias(0.1)])
-    pipeline.on_rejected = lambda item, error: told.append(error.reason)
+    pipeline.on_rejected = lambda item, error: rejected.append(error.reason)
     bad = Entry(np.zeros(1, np.float32), 1, "bad", label=np.array([5.0], np.float32))
     pipeline.observe([bad, Entry(np.zeros(1, np.float32), 2, "silent")])
     again = Pipeline(
@@ -455,7 +461,7 @@ def test_a_repaired_label_of_a_csv_file_is_a_row_of_its_own(folder, capsys):
 
 
 def test_without_labels_predictions_name_their_classes_too():
-    task, said = Unlabelled(classes=["DOWN", "UP"]), np.array([[0.4, 0.6]], np.float32)
-    pipeline = Pipeline(task, lambda x: said, guard=TwoLayer(prior={"base": 1.0}))
-    (said,) = pipeline.observe([Entry(np.zeros(1, np.float32), 1)])
-    assert said.classes == ("DOWN", "UP")
+    task, probabilities = Unlabelled(classes=["DOWN", "UP"]), np.array([[0.4, 0.6]], np.float32)
+    pipeline = Pipeline(task, lambda x: probabilities, guard=TwoLayer(prior={"base": 1.0}))
+    (prediction,) = pipeline.observe([Entry(np.zeros(1, np.float32), 1)])
+    assert prediction.classes == ("DOWN", "UP")

@@ -295,8 +295,8 @@ def test_an_error_says_which_variable_caused_it(weights, tmp_path, capsys, monke
     path.write_text(text_of(weights))
     monkeypatch.setenv("STREAMADAPT__LEARNERS__0__RATE", "7")
     assert run_command(["check", str(path)]).code == 2
-    assert "learners[0].rate: " in (said := capsys.readouterr().err)
-    assert "(set by STREAMADAPT__LEARNERS__0__RATE)" in said
+    assert "learners[0].rate: " in (output := capsys.readouterr().err)
+    assert "(set by STREAMADAPT__LEARNERS__0__RATE)" in output
 
 
 def test_a_setting_without_a_value_is_refused(weights):

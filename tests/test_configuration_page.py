@@ -273,7 +273,7 @@ def test_docstrings_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hint", "documented", "default", "said"),
+    ("hint", "documented", "default", "text"),
     [
         (
             float | list[float],
@@ -288,5 +288,5 @@ def test_docstrings_are_read() -> None:
         (dict, "dict", None, "table"),
     ],
 )
-def test_types_are_said_in_words(hint, documented, default, said) -> None:
-    assert type_text(hint, documented, default) == said
+def test_types_are_said_in_words(hint, documented, default, text) -> None:
+    assert type_text(hint, documented, default) == text

@@ -93,8 +93,8 @@ def test_a_run_needs_no_root_and_writes_to_its_state_only(folder):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["entries"] == ROWS
     lines = [json.loads(line) for line in done.stderr.splitlines()]
-    (told,) = [line for line in lines if line["level"] in ("warning", "error")]
-    assert "refused entries.csv[0]@150" in told["message"], "the one record that is bad"
+    (warning,) = [line for line in lines if line["level"] in ("warning", "error")]
+    assert "refused entries.csv[0]@150" in warning["message"], "the one record that is bad"
     assert len((folder / "state" / "predictions.jsonl").read_text().splitlines()) > ROWS / 2
     again = run(folder, "state")
     assert again.returncode == 0, again.stderr

@@ -114,10 +114,14 @@ def test_weighted_the_biased_stream_is_the_true_one(p: float, r: float) -> None:
     """``b(y) w(y) = p(y)`` for both classes, whatever share r of the positives is late."""
     delayed = DelayedPositives()
     delayed.late, delayed.all = r, 1.0
-    said = np.array([[[1.0 - p, p]]])
+    probabilities = np.array([[[1.0 - p, p]]])
     positive, negative = p / (1.0 + r * p), (1.0 - p + r * p) / (1.0 + r * p)
-    assert positive * delayed.weight(said, said[0], certain=True) == pytest.approx(p)
-    assert negative * delayed.weight(said, said[0], certain=False) == pytest.approx(1.0 - p)
+    assert positive * delayed.weight(
+        probabilities, probabilities[0], certain=True
+    ) == pytest.approx(p)
+    assert negative * delayed.weight(
+        probabilities, probabilities[0], certain=False
+    ) == pytest.approx(1.0 - p)
 
 
 def test_the_late_share_is_found() -> None:
@@ -164,7 +168,7 @@ def test_more_weight_teaches_more_and_none_nothing(name: str) -> None:
         taught(make, w, n) for w, n in ((1.0, 0), (0.5, 1), (1.0, 1), (1.8, 1))
     )
     torch.testing.assert_close(taught(make, 0.0), untaught)
-    near, middle, far = ((said - untaught).abs() for said in (light, once, heavy))
+    near, middle, far = ((output - untaught).abs() for output in (light, once, heavy))
     assert bool((near > 0.0).all())
     assert bool((near < middle).all())
     assert bool((middle < far).all())
@@ -181,9 +185,9 @@ def test_least_squares_of_weight_two_are_those_of_two_examples() -> None:
 def test_a_bias_moves_by_the_weighted_gradient() -> None:
     learner = built(Bias(0.1), spec_of("classification", 1, 1, 1, 2))
     learner.weight = 1.5
-    said, target = base([[0.7, 0.3]]), torch.tensor([[0.0, 1.0]])
-    learner.learn(torch.zeros(1, 1), said, target, torch.ones(1, 2, dtype=torch.bool))
-    torch.testing.assert_close(learner.bias[0], 0.15 * (target - said.output))
+    base_output, target = base([[0.7, 0.3]]), torch.tensor([[0.0, 1.0]])
+    learner.learn(torch.zeros(1, 1), base_output, target, torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(learner.bias[0], 0.15 * (target - base_output.output))
 
 
 def test_rivers_models_are_given_the_weight() -> None:
@@ -193,17 +197,17 @@ def test_rivers_models_are_given_the_weight() -> None:
     oracle = preprocessing.StandardScaler() | linear_model.LogisticRegression()
     for i in range(20):
         learner.weight = 1.0 + i % 3
-        said = base([[0.6, 0.4]])
+        base_output = base([[0.6, 0.4]])
         inputs, target = torch.tensor([[float(i % 5)]]), torch.eye(2)[[i % 2]]
-        learner.learn(inputs, said, target, torch.ones(1, 2, dtype=torch.bool))
+        learner.learn(inputs, base_output, target, torch.ones(1, 2, dtype=torch.bool))
         x = {
             "c0_0": float(i % 5),
-            "base_0": float(said.output[0, 0]),
-            "base_1": float(said.output[0, 1]),
+            "base_0": float(base_output.output[0, 0]),
+            "base_1": float(base_output.output[0, 1]),
         }
         oracle.learn_one(x, i % 2, w=learner.weight)
     wanted = oracle.predict_proba_one(x)[1]
-    assert float(learner.predict(inputs, said)[0, 1]) == pytest.approx(wanted, rel=1e-5)
+    assert float(learner.predict(inputs, base_output)[0, 1]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_an_exact_memory_averages_by_weight() -> None:
@@ -237,8 +241,8 @@ def test_the_correction_takes_most_of_the_bias_out() -> None:
     settled = slice(600, 1_400)  # before the change, after the start
     found = {}
     for mode in ("oracle", "corrected", "naive"):
-        said = run(stream, mode, [Bias(0.02), RLS(0.998)], ttl=600.0)
-        found[mode] = figures(stream, said["served"], settled)
+        losses = run(stream, mode, [Bias(0.02), RLS(0.998)], ttl=600.0)
+        found[mode] = figures(stream, losses["served"], settled)
     gap = {mode: abs(found["oracle"][0] - ratio) for mode, (ratio, _) in found.items()}
     assert gap["naive"] > 0.15
     assert gap["corrected"] < 0.6 * gap["naive"]

@@ -78,8 +78,8 @@ def calm(tmp_path_factory):
     sink = MemorySink()
     engine = make_engine(entries, labels, tmp_path_factory.mktemp("calm"), sink, "at-least-once")
     engine.run()
-    said = [(p.served.tobytes().hex(), str(p.position)) for p in sink.predictions]
-    return said, engine.runners[0].pipeline.state_dict()
+    predictions = [(p.served.tobytes().hex(), str(p.position)) for p in sink.predictions]
+    return predictions, engine.runners[0].pipeline.state_dict()
 
 
 def crash_at(step, times):
@@ -119,7 +119,7 @@ def effectively(written):
     return make
 
 
-def said_by(written):
+def predictions_in(written):
     """What the output holds."""
     return [(p.served.tobytes().hex(), str(p.position)) for p in written[-1].predictions]
 
@@ -129,7 +129,7 @@ def said_by(written):
 def test_effectively_once_survives_every_step_of_a_checkpoint(tmp_path, calm, step, times):
     written = []
     engine = run_twice(tmp_path, "effectively-once", effectively(written), step, times)
-    assert said_by(written) == calm[0]
+    assert predictions_in(written) == calm[0]
     assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
 
 
@@ -137,7 +137,7 @@ def test_effectively_once_survives_every_step_of_a_checkpoint(tmp_path, calm, st
 def test_effectively_once_survives_a_crash_anywhere(tmp_path, calm, at):
     written = []
     engine = run_twice(tmp_path, "effectively-once", effectively(written), at=at)
-    assert said_by(written) == calm[0]
+    assert predictions_in(written) == calm[0]
     assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
 
 
@@ -145,7 +145,7 @@ def test_a_repeat_would_be_seen(tmp_path, calm):
     """The same crash under at-least-once: the test above is able to fail."""
     written = []
     run_twice(tmp_path, "at-least-once", effectively(written), at=100)
-    assert len(said_by(written)) > len(calm[0])
+    assert len(predictions_in(written)) > len(calm[0])
 
 
 @pytest.mark.parametrize("times", [1, 4])
@@ -221,7 +221,9 @@ def test_after_a_rollback_nothing_is_said_twice(tmp_path, calm, guarantee):
         store.rollback(store.sequences()[0])
     again = make_engine(entries, labels, tmp_path, make(), guarantee)
     again.run()
-    assert (LogSink(log).seen(0) if guarantee == "exactly-once" else said_by(written)) == calm[0]
+    assert (
+        LogSink(log).seen(0) if guarantee == "exactly-once" else predictions_in(written)
+    ) == calm[0]
     assert_same_state(again.runners[0].pipeline.state_dict(), calm[1])
 
 

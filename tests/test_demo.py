@@ -117,7 +117,7 @@ def test_the_demo_on_a_pipe(tmp_path):
     lines = done.stdout.splitlines()
     progress = [line for line in lines if "entries/s" in line]
     assert progress
-    for said in (
+    for text in (
         "lag ",
         "error frozen ",
         "error served ",
@@ -125,10 +125,10 @@ def test_the_demo_on_a_pipe(tmp_path):
         "drifts ",
         "weights: ",
     ):
-        assert all(said in line for line in progress)
+        assert all(text in line for line in progress)
     assert progress[-1].startswith("100%")
-    for said in [*result["experts"], "served", "predictions", "drifts", "dead letters"]:
-        assert any(line.startswith("│") and said in line for line in lines), said
+    for text in [*result["experts"], "served", "predictions", "drifts", "dead letters"]:
+        assert any(line.startswith("│") and text in line for line in lines), text
     assert re.search(r"Metrics were served on http://127.0.0.1:\d+/metrics", done.stdout)
     assert marked(mark) == []
 

@@ -126,11 +126,14 @@ def test_the_other_learner_predicts_learns_and_adapts_from_cleaned_inputs() -> N
     learner.boost = 3.0
     rows, _ = sparse_rows(20, 0)
     for row in rows:
-        inputs, said = torch.from_numpy(row[None].astype(np.float32)), base(torch.zeros(1, 1))
+        inputs, base_output = (
+            torch.from_numpy(row[None].astype(np.float32)),
+            base(torch.zeros(1, 1)),
+        )
         cleaned = learner.clean(inputs)
-        assert learner.predict(inputs, said).shape == (2, 1, 1)
-        learner.learn(inputs, said, torch.ones(1, 1), MASK)
-        learner.adapt(inputs, said)
+        assert learner.predict(inputs, base_output).shape == (2, 1, 1)
+        learner.learn(inputs, base_output, torch.ones(1, 1), MASK)
+        learner.adapt(inputs, base_output)
         for where in seen.values():
             assert torch.equal(where[-1], cleaned), (
                 "as it was before the dictionary learned the entry"

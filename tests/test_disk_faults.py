@@ -10,14 +10,14 @@ import pytest
 
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.disks import FailingDisk
-from benchmarks.faults.memory_job import Job, final_state, said_by
+from benchmarks.faults.memory_job import Job, final_state, written_by
 from streamadapt.errors import CheckpointError
 from streamadapt.state.store import CheckpointStore
 
 RUN = """
 import json, pathlib, subprocess, sys
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import Job, final_state, said_by
+from benchmarks.faults.memory_job import Job, final_state, written_by
 from streamadapt.errors import CheckpointError
 from streamadapt.testing import SimulatedCrash
 
@@ -47,15 +47,15 @@ if fault == "full":
             pass
 else:
     subprocess.run(["mount", "-o", "remount,ro", root], check=True)
-_, said = run()
+_, output = run()
 if fault == "full":
     filler.unlink()
 else:
     subprocess.run(["mount", "-o", "remount,rw", root], check=True)
 engine, after = run()
 counts = Counts()
-fine = engine is not None and job.judge(counts, final_state(engine), said_by(*sinks))
-print(json.dumps({"fine": fine, "said": said, "after": after}))
+fine = engine is not None and job.judge(counts, final_state(engine), written_by(*sinks))
+print(json.dumps({"fine": fine, "output": output, "after": after}))
 """
 # A mount namespace of its own: the mount is seen by nobody else, and gone with the process.
 ALONE = ("unshare", "--user", "--map-root-user", "--mount", "--")
@@ -89,7 +89,7 @@ def test_a_real_file_system_that_refuses(tmp_path, fault, reason):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert reason in found["said"]
+    assert reason in found["output"]
     assert found["after"] == ""
     assert found["fine"]
 
@@ -125,5 +125,5 @@ def test_a_state_that_cannot_be_read_is_let_go(tmp_path):
     engine.run()
     assert sink.predictions == []
     assert job.judge(
-        Counts(), final_state(engine), [*dict(job.undisturbed[1]).items(), *said_by(sink)]
+        Counts(), final_state(engine), [*dict(job.undisturbed[1]).items(), *written_by(sink)]
     )

@@ -474,13 +474,13 @@ def test_a_wrong_config_stops_the_run_with_a_code_of_its_own(folder, capsys):
         check=False,
     )
     assert done.returncode == 3
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("streamadapt: ")]
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("streamadapt: ")]
     assert (
         "5000 of the last 5000 records were refused (100.0%; limits.max_bad_share tolerates 95.0%)"
-        in said
+        in error
     )
-    assert "4900 as missing_field, for example x.jsonl[0]@" in said
-    assert "$.speed: missing" in said
-    assert "check [fields] and [source]" in said
-    assert "raise limits.max_bad_share" in said
+    assert "4900 as missing_field, for example x.jsonl[0]@" in error
+    assert "$.speed: missing" in error
+    assert "check [fields] and [source]" in error
+    assert "raise limits.max_bad_share" in error
     assert go(capsys, "run", "config.toml", "--set", "limits.max_bad_share=1.0")

@@ -125,16 +125,17 @@ def quiet(tmp_path, monkeypatch, kafka_servers, topic):
 
 
 def letter_headers(topic, partition=1, offset=7, **other):
-    told = {
+    headers = {
         "reason": "not_json",
         "stage": "decode",
         "topic": topic,
         "partition": str(partition),
         "offset": str(offset),
     }
-    told |= {"time": "1700000000000000000", "detail": "$: broken", **other}
+    headers |= {"time": "1700000000000000000", "detail": "$: broken", **other}
     return [
-        (name, text if isinstance(text, bytes) else text.encode()) for name, text in told.items()
+        (name, text if isinstance(text, bytes) else text.encode())
+        for name, text in headers.items()
     ]
 
 

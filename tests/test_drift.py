@@ -111,10 +111,10 @@ class Watching(DriftMonitor):
 
     def __init__(self, signal: str) -> None:
         super().__init__("adwin", signal)
-        self.told: list[float] = []
+        self.received: list[float] = []
 
     def update(self, value: Any) -> bool:
-        self.told.append(value)
+        self.received.append(value)
         return super().update(value)
 
 
@@ -128,7 +128,7 @@ def test_the_error_of_a_classifier_is_another_class_than_the_label() -> None:
     pipeline.observe(
         [entry(0.0, t + 1, id=str(t), label=np.float32([y])) for t, y in enumerate(labels)]
     )
-    assert monitor.told == [float(y == 0) for y in labels[:-1]], (
+    assert monitor.received == [float(y == 0) for y in labels[:-1]], (
         "the last label is learned at the next entry"
     )
 
@@ -139,7 +139,7 @@ def test_the_error_of_a_forecast_is_a_loss_above_the_usual() -> None:
     Pipeline(Forecast(2, 1), lambda x: x[-1:], [], drift=monitors).observe(
         entries(values.astype(np.float32))
     )
-    error, loss = (np.array(monitor.told) for monitor in monitors)
+    error, loss = (np.array(monitor.received) for monitor in monitors)
     known = ~np.isnan(loss)
     assert np.array_equal(error[known], loss[known] > 1.0)
     assert 0.1 < error[known].mean() < 0.9
@@ -185,9 +185,9 @@ def test_channels_survive_a_checkpoint() -> None:
     values = rng.normal(size=(600, 4)) + 5.0 * (np.arange(600) >= 300)[:, None]
     whole, first, second = (DriftMonitor("adwin", "loss", channels="each") for _ in range(3))
     expected = [whole.update(row) for row in values]
-    told = [first.update(row) for row in values[:290]]
+    results = [first.update(row) for row in values[:290]]
     second.load_state_dict(through_a_checkpoint(first.state_dict()))
-    assert told + [second.update(row) for row in values[290:]] == expected
+    assert results + [second.update(row) for row in values[290:]] == expected
     assert any(expected)
 
 

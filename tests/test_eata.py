@@ -197,14 +197,14 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     np.savez(folder / "unnamed.npz", samples=good)
     (folder / "text.safetensors").write_text("no tensors")
     (folder / "table.csv").write_text("1,2\n")
-    said = {
+    error_texts = {
         "few": "8 samples",
         "narrow": str(CHANNELS),
         "flat": "samples",
         "nan": "finite",
         "objects": "readable",
     }
-    found = {name: (folder / f"{name}.npy", text) for name, text in said.items()}
+    found = {name: (folder / f"{name}.npy", text) for name, text in error_texts.items()}
     found["unnamed"] = (folder / "unnamed.npz", "inputs")
     found["text"] = (folder / "text.safetensors", "readable")
     found["table"] = (folder / "table.csv", "npy")

@@ -128,10 +128,10 @@ def test_a_crash_anywhere_leaves_no_trace(tmp_path, crash_at):
     assert_same_state(
         undisturbed.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
-    said = written(first)
+    outputs = written(first)
     for position, value in written(second).items():
-        assert said.setdefault(position, value) == value
-    assert said == written(calm)
+        assert outputs.setdefault(position, value) == value
+    assert outputs == written(calm)
 
 
 STEPS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import Job, final_state, said_by
+from benchmarks.faults.memory_job import Job, final_state, written_by
 from benchmarks.faults.soak_jobs import CountingSink, GeneratedSource, SoakJob
 from streamadapt import Bias, Pipeline, Supervised
 from streamadapt.engine.engine import Engine
@@ -96,5 +96,5 @@ def test_a_wall_clock_that_goes_back_changes_nothing(tmp_path, monkeypatch):
     second._close()
     second, two = job.engine(tmp_path, metrics=metrics)
     second.run()
-    assert job.judge(Counts(), final_state(second), said_by(one, two))
+    assert job.judge(Counts(), final_state(second), written_by(one, two))
     assert all(age >= 0 for _, age in metrics.samples()["streamadapt_checkpoint_age_seconds"])

@@ -91,8 +91,8 @@ def test_another_stream_of_the_same_name_is_new(tmp_path, caplog, guarantee):
     assert engine.runners[0].pipeline.stats.entries == 14
     assert newest(tmp_path).identities == {AT: "second"}
     assert newest(tmp_path).positions == {AT: 9}
-    said = [json.loads(value)["id"] for _, value in log.read(StreamPartition("predictions", 0))]
-    assert said == [f"memory[0]@{i}" for i in (*range(5), *range(9))]
+    ids = [json.loads(value)["id"] for _, value in log.read(StreamPartition("predictions", 0))]
+    assert ids == [f"memory[0]@{i}" for i in (*range(5), *range(9))]
 
 
 def test_the_same_stream_goes_on_and_one_without_identity_is_taken(tmp_path):

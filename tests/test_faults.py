@@ -211,12 +211,12 @@ def test_snapshots_that_raise_cost_no_entry_and_no_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [None, "text", [1.0, 2.0], torch.zeros(2, 3), torch.zeros(1), 1j * torch.ones(2, 2)]
+    "output", [None, "text", [1.0, 2.0], torch.zeros(2, 3), torch.zeros(1), 1j * torch.ones(2, 2)]
 )
-def test_a_prediction_that_is_none_is_as_good_as_an_exception(said: Any) -> None:
+def test_a_prediction_that_is_none_is_as_good_as_an_exception(output: Any) -> None:
     class Odd(Bias):
         def predict(self, inputs: Tensor, base: BaseOutput) -> Any:
-            return said
+            return output
 
     pipeline = pipeline_with(Odd(0.1), Bias(0.05))
     values = walk(120, 2)
@@ -543,15 +543,15 @@ def test_a_replacement_that_raises_ends_its_trial() -> None:
 class BadBase:
     """Says something else, or raises, for entries whose newest value is `at`."""
 
-    def __init__(self, at: float, said: Any) -> None:
-        self.at, self.said = at, said
+    def __init__(self, at: float, answer: Any) -> None:
+        self.at, self.answer = at, answer
 
     def __call__(self, inputs: Tensor) -> Any:
         if float(inputs[-1, 0]) != self.at:
             return wrong_base(inputs)
-        if isinstance(self.said, BaseException):
-            raise self.said
-        return self.said
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
 
 
 ODD = [
@@ -568,9 +568,9 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("said", ODD, ids=lambda odd: type(odd).__name__)
+@pytest.mark.parametrize("answer", ODD, ids=lambda odd: type(odd).__name__)
 def test_an_entry_on_which_the_base_fails_is_refused_and_changes_nothing(
-    said: Any, tracebacks: Any
+    answer: Any, tracebacks: Any
 ) -> None:
     values = walk(120, 2)
     values[[60, 61, 90], 0] = -77.0
@@ -578,7 +578,7 @@ def test_an_entry_on_which_the_base_fails_is_refused_and_changes_nothing(
     pipeline = pipeline_with(
         Bias(0.1),
         RLS(0.99),
-        base=BadBase(-77.0, said),
+        base=BadBase(-77.0, answer),
         on_rejected=lambda *both: refused.append(both),
     )
     items = entries(values)

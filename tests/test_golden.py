@@ -29,7 +29,7 @@ def test_it_loads_and_goes_on(folder, tmp_path):
     assert loaded.info.summary["entries"] > 0
     pipeline = make.PIPELINES[folder.name]()
     pipeline.load_state_dict(loaded.state)
-    found = make.said(pipeline, make.stream(folder.name)[make.BEFORE :])
+    found = make.predict_all(pipeline, make.stream(folder.name)[make.BEFORE :])
     wanted = json.loads((folder / "expected.json").read_text())
     assert len(found) == len(wanted)
     for one, two in zip(found, wanted, strict=True):
@@ -37,7 +37,7 @@ def test_it_loads_and_goes_on(folder, tmp_path):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
     fresh = make.PIPELINES[folder.name]()
     fresh.on_rejected = lambda item, error: None  # labels of entries that it has not seen
-    other = make.said(fresh, make.stream(folder.name)[make.BEFORE :])
+    other = make.predict_all(fresh, make.stream(folder.name)[make.BEFORE :])
     assert not any(
         np.allclose(one, two, rtol=1e-4) for one, two in zip(other[-5:], wanted[-5:], strict=True)
     ), "what was learned before must matter here"

@@ -121,13 +121,13 @@ def test_an_ordinary_run_has_no_such_line(folder, capsys):
     assert "wrong_type (19): data.jsonl[0]@20: $.x" in out
     assert "time_backwards (1): data.jsonl[0]@39: time is" in out
     code, out, _ = go(capsys, "replay", "c.toml", "data.jsonl", "--json")
-    said = json.loads(out)
-    assert said["problem"] is None
-    assert [(one["reason"], one["count"]) for one in said["refused"]] == [
+    result = json.loads(out)
+    assert result["problem"] is None
+    assert [(one["reason"], one["count"]) for one in result["refused"]] == [
         ("wrong_type", 19),
         ("time_backwards", 1),
     ]
-    assert all(one["setting"] and one["detail"] for one in said["refused"])
+    assert all(one["setting"] and one["detail"] for one in result["refused"])
 
 
 NOTHING = {
@@ -153,16 +153,16 @@ NOTHING = {
 @pytest.mark.parametrize("command", ["replay", "run"])
 @pytest.mark.parametrize("case", NOTHING)
 def test_nothing_predicted_or_learned_is_an_exit_code(folder, capsys, command, case):
-    rows, said, _ = NOTHING[case]
+    rows, message, _ = NOTHING[case]
     write("data.jsonl", rows)
     given = [command, "c.toml", *(["data.jsonl"] if command == "replay" else [])]
     code, out, _ = go(capsys, *given)
     assert code == 3
-    assert said in out.splitlines()[0]
+    assert message in out.splitlines()[0]
     code, out, err = go(capsys, *given, "--json", "--set", "checkpoint.path=other")
     assert code == 3
-    assert said in json.loads(out)["problem"]["text"]
-    assert said in err, "where standard output is for a machine"
+    assert message in json.loads(out)["problem"]["text"]
+    assert message in err, "where standard output is for a machine"
 
 
 @pytest.mark.parametrize(

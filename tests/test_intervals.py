@@ -246,8 +246,8 @@ def test_they_are_written_and_counted() -> None:
     pipeline = Pipeline(Forecast(2, 1), Persistence(1), device="cpu", intervals=Intervals(0.9))
     predictions = pipeline.observe(entries(walk(100, 1)))
     assert json.loads(encode_prediction(predictions[0]))["low"] == [None], "no error is known yet"
-    said = json.loads(encode_prediction(predictions[-1]))
-    assert said["low"][0] < said["served"][0] < said["high"][0]
+    written = json.loads(encode_prediction(predictions[-1]))
+    assert written["low"][0] < written["served"][0] < written["high"][0]
     plain = Pipeline(Forecast(2, 1), Persistence(1), device="cpu").observe(entries(walk(10, 1)))
     assert "low" not in json.loads(encode_prediction(plain[-1]))
     metrics = Metrics()

@@ -62,8 +62,8 @@ def test_a_second_engine_gets_its_share_of_a_backlog(
         assert "handed over" in one.log
     found = work.offsets()
     for partition in (0, 1):
-        said = sorted(found[partition])
-        assert said == list(range(said[0], said[0] + len(said))), "no gap"
+        offsets = sorted(found[partition])
+        assert offsets == list(range(offsets[0], offsets[0] + len(offsets))), "no gap"
         if guarantee == "exactly-once":
             assert set(found[partition].values()) == {1}
 

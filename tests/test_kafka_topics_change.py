@@ -62,7 +62,7 @@ class Running:
             self.engine.checkpoint()
         self.engine._close()
 
-    def said(self):
+    def prediction_counts(self):
         """Return how often the output has each prediction, by partition and offset of its
         entry."""
         import json
@@ -128,7 +128,7 @@ def test_a_topic_created_again_is_read_from_its_beginning(
     one.settle(1.5)
     one.close()
     assert f"{name}[0] was deleted and created again: it is read from 0" in caplog.text
-    assert one.said() == {(0, i): 2 if i < 6 else 1 for i in range(9)}
+    assert one.prediction_counts() == {(0, i): 2 if i < 6 else 1 for i in range(9)}
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
@@ -169,7 +169,7 @@ def test_a_copy_with_the_old_offsets_may_be_trusted(kafka_servers, topic, runnin
     two = running(name, check_topic_id=False)
     two.until(lambda: two.entries() == {0: 9})
     two.close()
-    assert two.said() == dict.fromkeys([(0, i) for i in range(9)], 1)
+    assert two.prediction_counts() == dict.fromkeys([(0, i) for i in range(9)], 1)
 
 
 def test_a_topic_of_which_nothing_was_read_may_be_another_one(kafka_servers, topic, running):
@@ -349,7 +349,7 @@ def test_the_group_stands_behind_transaction_markers(guarantee, kafka_servers, t
             pytest.skip("this broker writes no transaction markers")
         one.until(lambda: lags() == [0, 0])
         one.close()
-        assert one.said() == {(p, i): 1 for p in (0, 1) for i in range(5)}
+        assert one.prediction_counts() == {(p, i): 1 for p in (0, 1) for i in range(5)}
     finally:
         monitor.close()
 

@@ -72,7 +72,7 @@ class MemoryKeyStore(KeyStore):
     """Keeps everything ever put, as the disk would; lists what it was told."""
 
     def __init__(self):
-        self.kept, self.told, self.full = {}, [], False
+        self.kept, self.calls, self.full = {}, [], False
 
     def begin(self, live):
         missing = set(live) - set(self.kept)
@@ -89,13 +89,13 @@ class MemoryKeyStore(KeyStore):
         return self.kept[name]
 
     def release(self, name):
-        self.told.append(f"release {name}")
+        self.calls.append(f"release {name}")
 
     def sync(self):
-        self.told.append("sync")
+        self.calls.append("sync")
 
     def checkpointed(self):
-        self.told.append("checkpointed")
+        self.calls.append("checkpointed")
 
     def close(self):
         """Nothing is open."""
@@ -108,11 +108,11 @@ def test_every_key_has_the_bits_of_a_pipeline_of_its_own(kind, tmp_path):
     alone = {key: pipeline_of(kind) for key in KEYS}
     wanted = {key: bits(alone[key].observe(streams[key])) for key in KEYS}
     keyed = KeyedPipeline(lambda: pipeline_of(kind), 2, DirectoryKeyStore(tmp_path))
-    said = {key: [] for key in KEYS}
+    bits_by_key = {key: [] for key in KEYS}
     for key, item in shuffled(streams):
-        said[key] += bits(keyed.observe([item]))
+        bits_by_key[key] += bits(keyed.observe([item]))
         assert len(keyed.resident) <= 2
-    assert said == wanted
+    assert bits_by_key == wanted
     assert keyed.stats.keys["evicted"] > 40
     assert keyed.stats.keys["forgotten"] == 0
     assert keyed.stats.keys["restored"] == keyed.stats.keys["evicted"] - 4
@@ -187,7 +187,7 @@ def test_a_refused_record_changes_nothing_in_memory_or_store():
     store = MemoryKeyStore()
     keyed = KeyedPipeline(small, 2, store)
     keyed.observe(small_items("aabbcc"))
-    before, told, kept = keyed.state_dict(), list(store.told), set(store.kept)
+    before, calls, kept = keyed.state_dict(), list(store.calls), set(store.kept)
     wide = [Entry(np.zeros(7, np.float32), 99, f"x{i}", f"new-{i}") for i in range(5)]
     bad = [
         *wide,
@@ -204,7 +204,7 @@ def test_a_refused_record_changes_nothing_in_memory_or_store():
     for state in (before, after):
         state["stats"].pop("rejected")
     assert_same_state(before, after)
-    assert (store.told[: len(told)], set(store.kept)) == (told, kept)
+    assert (store.calls[: len(calls)], set(store.kept)) == (calls, kept)
     with pytest.raises(EntryError):
         KeyedPipeline(small, 2).observe(bad[6:])
 
@@ -270,7 +270,7 @@ def test_the_keys_put_away_are_bounded_too():
     keyed = KeyedPipeline(small, 1, store, max_stored=2)
     keyed.observe(small_items("abcd"))
     assert keyed.stats.keys == {"resident": 1, "stored": 2, "evicted": 3, "forgotten": 1}
-    assert store.told == ["release 000000000001"]
+    assert store.calls == ["release 000000000001"]
     keyed.observe([Entry(np.zeros(2, np.float32), 9, "again", "a")])
     assert keyed.stats.keys["restored"] == 0
 

@@ -86,7 +86,7 @@ def engine_of(items, path=None, make=make_keyed, metrics=None, every=40, **setti
     return engine, sink
 
 
-def said(*sinks):
+def written_predictions(*sinks):
     """Place -> value of everything written, repeats having to be equal."""
     found = {}
     for sink in sinks:
@@ -100,7 +100,7 @@ def calm(tmp_path_factory):
     """A run that nothing happened to."""
     engine, sink = engine_of(keyed_items(), tmp_path_factory.mktemp("calm"))
     engine.run()
-    return engine.runners[0].pipeline.state_dict(), said(sink)
+    return engine.runners[0].pipeline.state_dict(), written_predictions(sink)
 
 
 @pytest.mark.parametrize("crash_at", [3, 70, 119, 200, 359])
@@ -114,7 +114,7 @@ def test_a_crash_between_evictions_and_a_checkpoint_leaves_no_trace(tmp_path, ca
     resumed, second = engine_of(items, tmp_path)
     resumed.run()
     assert_same_state(calm[0], resumed.runners[0].pipeline.state_dict())
-    assert said(first, second) == calm[1]
+    assert written_predictions(first, second) == calm[1]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_crash_at_any_step_of_a_checkpoint_leaves_no_trace(tmp_path, calm, ste
     resumed, second = engine_of(keyed_items(), tmp_path)
     resumed.run()
     assert_same_state(calm[0], resumed.runners[0].pipeline.state_dict())
-    assert said(first, second) == calm[1]
+    assert written_predictions(first, second) == calm[1]
 
 
 def test_rolled_back_to_an_older_checkpoint_everything_it_refers_to_is_there(tmp_path, calm):
@@ -155,7 +155,7 @@ def test_rolled_back_to_an_older_checkpoint_everything_it_refers_to_is_there(tmp
     resumed.run()
     assert resumed.runners[0].store.list()[0].sequence > kept[0].sequence
     assert_same_state(calm[0], resumed.runners[0].pipeline.state_dict())
-    assert said(first, second) == calm[1]
+    assert written_predictions(first, second) == calm[1]
 
 
 def test_the_folder_holds_what_the_kept_checkpoints_refer_to_and_not_much_more(tmp_path):
@@ -179,7 +179,7 @@ def test_without_checkpoints_keys_go_to_a_temporary_folder(calm):
     """A backtest has the same predictions, and leaves nothing behind."""
     engine, sink = engine_of(keyed_items(), None)
     engine.run()
-    assert said(sink) == calm[1]
+    assert written_predictions(sink) == calm[1]
     store = engine.runners[0].pipeline.store
     assert engine.runners[0].pipeline.stats.keys["forgotten"] == 0
     assert not store.folder.path.exists()
@@ -271,7 +271,7 @@ def test_a_panel_is_flushed_at_the_end_of_the_source_and_not_by_a_stop(tmp_path)
     assert stopped.runners[0].pipeline.state_dict()["panel"]["times"].size > 3
     resumed, second = engine_of(items, tmp_path / "stopped", make_panel)
     resumed.run()
-    assert said(first, second) == said(sink)
+    assert written_predictions(first, second) == written_predictions(sink)
     assert_same_state(
         engine.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
@@ -295,7 +295,7 @@ def test_a_panel_survives_a_crash_anywhere(tmp_path, crash_at):
     assert_same_state(
         calm_engine.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
-    assert said(first, second) == said(calm_sink)
+    assert written_predictions(first, second) == written_predictions(calm_sink)
 
 
 @pytest.mark.parametrize("ahead", [10**4, 10**9])
@@ -307,7 +307,7 @@ def test_a_record_dated_far_ahead_holds_up_no_panel(tmp_path, ahead):
     wrong = Entry(np.ones(1, np.float32), (200 + ahead) * S, "wrong", "a")
     disturbed, other = engine_of([*items[:60], wrong, *items[60:]], tmp_path / "wrong", make_panel)
     disturbed.run()
-    assert said(other) == said(sink)
+    assert written_predictions(other) == written_predictions(sink)
     assert sum(disturbed.runners[0].pipeline.stats.rejected.values()) == 1
     assert set(disturbed.runners[0].pipeline.stats.rejected) == {"bad_time"}
 

@@ -67,7 +67,8 @@ def test_it_asks_for_what_is_uncertain() -> None:
     budget = LabelBudget(0.1, 0.2)
     sure, unsure = np.array([[0.99, 0.01]]), np.array([[0.55, 0.45]])
     found = [
-        budget.decide(said[None], said, ONE, classify=True)[0] for said in (sure, unsure) * 500
+        budget.decide(probabilities[None], probabilities, ONE, classify=True)[0]
+        for probabilities in (sure, unsure) * 500
     ]
     assert found[-1] > 5.0 * found[-2]
 
@@ -132,10 +133,13 @@ def answered(pipeline: Pipeline, items: list[Any], targets: Any) -> tuple[list[A
         predictions.append(p)
         if pipeline.task.kind == "classification":
             losses.append(
-                [-np.log(max(float(said[0, int(target[0])]), 1e-6)) for said in (p.base, p.served)]
+                [
+                    -np.log(max(float(output[0, int(target[0])]), 1e-6))
+                    for output in (p.base, p.served)
+                ]
             )
         else:
-            losses.append([np.abs(said[0] - target).mean() for said in (p.base, p.served)])
+            losses.append([np.abs(output[0] - target).mean() for output in (p.base, p.served)])
         if p.ask:
             pipeline.observe([Label(p.id, target, p.time)])
     return predictions, np.array(losses)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from core_helpers import base, built, spec_of
-from liquid_helpers import CPU, SECOND, SMALL, said_at, scaled_spec, stream
+from liquid_helpers import CPU, SECOND, SMALL, base_output_at, scaled_spec, stream
 from torch import Tensor
 
 from streamadapt.config.registry import prepare
@@ -64,11 +64,11 @@ def test_the_state_advances_as_by_hand(cell: str, window: int) -> None:
             dt = 1.0 if last is None else (time - last) / (2.0 * SECOND)
             x = (row - spec.input_loc) / spec.input_scale
             with torch.no_grad():
-                said, h = net(x[None, None], h, torch.tensor([[dt]]))
+                output, h = net(x[None, None], h, torch.tensor([[dt]]))
             last = time
-        mine = learner.predict(inputs, said_at(times, output))
-        learner.adapt(inputs, said_at(times, output))
-        torch.testing.assert_close(mine, output + spec.output_scale * said[:, 0])
+        mine = learner.predict(inputs, base_output_at(times, output))
+        learner.adapt(inputs, base_output_at(times, output))
+        torch.testing.assert_close(mine, output + spec.output_scale * output[:, 0])
         torch.testing.assert_close(learner.state, h)
 
 
@@ -79,14 +79,14 @@ def test_questions_in_between_change_nothing() -> None:
     asked, plain, silent = learners
     output, others = torch.zeros(1, 2), stream(20, 3, 2, seed=9)
     for (inputs, times), (other, later) in zip(stream(20, 3, 2), others, strict=True):
-        said = said_at(times, output)
-        asked.predict(other, said_at(later, output))
-        first = asked.predict(inputs, said)
-        asked.predict(other, said_at(later, output))
-        asked.adapt(inputs, said)
-        assert torch.equal(first, plain.predict(inputs, said))
-        plain.adapt(inputs, said)
-        silent.adapt(inputs, said)
+        base_output = base_output_at(times, output)
+        asked.predict(other, base_output_at(later, output))
+        first = asked.predict(inputs, base_output)
+        asked.predict(other, base_output_at(later, output))
+        asked.adapt(inputs, base_output)
+        assert torch.equal(first, plain.predict(inputs, base_output))
+        plain.adapt(inputs, base_output)
+        silent.adapt(inputs, base_output)
     states = {state_bytes(learner.snapshot()) for learner in learners}
     assert len(states) == 1, (
         "adapt finds the same state whether or not predict has found it before"
@@ -103,18 +103,18 @@ def test_what_predict_found_is_used_only_while_it_holds(change: str) -> None:
     for each in (learner, honest):
         randomise(each)
         for inputs, times in steps[:10]:
-            each.adapt(inputs, said_at(times, torch.zeros(1, 2)))
+            each.adapt(inputs, base_output_at(times, torch.zeros(1, 2)))
     start = honest.snapshot()
     inputs, times = steps[10]
-    said = said_at(times, torch.zeros(1, 2))
+    base_output = base_output_at(times, torch.zeros(1, 2))
     if change == "restore":
-        learner.adapt(inputs, said)
-        learner.predict(inputs, said)
+        learner.adapt(inputs, base_output)
+        learner.predict(inputs, base_output)
         learner.restore(start)
     elif change == "learn":
-        learner.predict(inputs, said)
+        learner.predict(inputs, base_output)
         for each in (learner, honest):
-            each.learn(inputs, said, target, known)
+            each.learn(inputs, base_output, target, known)
     else:
         zeros = {name: torch.zeros_like(p) for name, p in learner.named_parameters()}
         weight = learner.net.readout.weight
@@ -122,10 +122,10 @@ def test_what_predict_found_is_used_only_while_it_holds(change: str) -> None:
         while zeros["net.readout.weight"]._version < weight._version:
             zeros["net.readout.weight"].zero_()
         torch.func.functional_call(
-            _Call(learner), {f"of.{k}": v for k, v in zeros.items()}, (inputs, said)
+            _Call(learner), {f"of.{k}": v for k, v in zeros.items()}, (inputs, base_output)
         )
     for each in (learner, honest):
-        each.adapt(inputs, said)
+        each.adapt(inputs, base_output)
     assert state_bytes(learner.snapshot()) == state_bytes(honest.snapshot())
 
 
@@ -134,8 +134,8 @@ class _Call(torch.nn.Module):
         super().__init__()
         self.of = of
 
-    def forward(self, inputs: Tensor, said: BaseOutput) -> Tensor:
-        return self.of.predict(inputs, said)
+    def forward(self, inputs: Tensor, base_output: BaseOutput) -> Tensor:
+        return self.of.predict(inputs, base_output)
 
 
 @pytest.mark.parametrize("loss", ["mae", "mse"])
@@ -161,7 +161,7 @@ def test_steps_equal_torch_by_hand(cell: str, window: int, unroll: int, loss: An
             )
             mask = torch.rand(rows, 2, generator=g) > 0.3
             learner.learn(
-                seen, said_at(stamps, output), torch.where(mask, target, torch.nan), mask
+                seen, base_output_at(stamps, output), torch.where(mask, target, torch.nan), mask
             )
             # The state after entry i - rows - k, where there is one; entry numbers count from the
             # first prediction.
@@ -171,8 +171,8 @@ def test_steps_equal_torch_by_hand(cell: str, window: int, unroll: int, loss: An
             gaps = [(b - a).item() / (2.0 * SECOND) for a, b in pairwise(known)]
             dt = torch.tensor([[1.0] * (k - len(gaps)) + gaps])
             x = ((seen - spec.input_loc) / spec.input_scale)[-k:]
-            said = net(x[None], h, dt)[0][0, -1].view(rows, 2)
-            error = (output + said * spec.output_scale - target) / spec.output_scale
+            correction = net(x[None], h, dt)[0][0, -1].view(rows, 2)
+            error = (output + correction * spec.output_scale - target) / spec.output_scale
             adam.zero_grad()
             (error.abs() if loss == "mae" else error**2)[mask].mean().backward()
             clipped += torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5).item() > 0.5
@@ -180,7 +180,7 @@ def test_steps_equal_torch_by_hand(cell: str, window: int, unroll: int, loss: An
             torch.testing.assert_close(
                 learner.net.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-5
             )
-        learner.adapt(inputs, said_at(times, torch.zeros(rows, 2)))
+        learner.adapt(inputs, base_output_at(times, torch.zeros(rows, 2)))
         states.append(learner.state.clone())
     assert clipped > 0, "the clip has been at work"
 
@@ -222,11 +222,11 @@ def test_it_starts_as_the_base_to_the_bit(case: Any, cell: Any) -> None:
 def test_unknown_targets_do_not_touch_the_state() -> None:
     learner = built(Liquid("cfc", 5), scaled_spec())
     inputs, times = stream(1, 3, 2)[0]
-    learner.adapt(inputs, said_at(times, torch.zeros(1, 2)))
+    learner.adapt(inputs, base_output_at(times, torch.zeros(1, 2)))
     before = state_bytes(learner.snapshot())
     nothing = torch.zeros(1, 2, dtype=torch.bool)
     learner.learn(
-        inputs, said_at(times, torch.zeros(1, 2)), torch.full((1, 2), torch.nan), nothing
+        inputs, base_output_at(times, torch.zeros(1, 2)), torch.full((1, 2), torch.nan), nothing
     )
     assert state_bytes(learner.snapshot()) == before, "not even Adam's moments decay"
 
@@ -238,7 +238,7 @@ def gaps_seen(learner: Any, stamps: Sequence[int], window: int) -> list[list[flo
     for i in range(window, len(stamps) + 1):
         learner.adapt(
             torch.zeros(window, 2),
-            said_at(torch.tensor(stamps[i - window : i]), torch.zeros(1, 2)),
+            base_output_at(torch.tensor(stamps[i - window : i]), torch.zeros(1, 2)),
         )
     return seen
 
@@ -283,12 +283,12 @@ def test_a_late_label_is_learned_from_the_state_of_its_time(late: int, kept: boo
     learner = built(Liquid("cfc", 5, max_label_delay=late, unroll=2), scaled_spec())
     starts, states, steps = [], [], stream(12, 3, 2)
     for inputs, times in steps:
-        learner.adapt(inputs, said_at(times, torch.zeros(1, 2)))
+        learner.adapt(inputs, base_output_at(times, torch.zeros(1, 2)))
         states.append(learner.state.clone())
     learner.net.register_forward_pre_hook(lambda _, args: starts.append(args[1].clone()))
     inputs, times = steps[8]  # three entries ago
     learner.learn(
-        inputs, said_at(times, torch.zeros(1, 2)), torch.ones(1, 2), torch.ones(1, 2) > 0
+        inputs, base_output_at(times, torch.zeros(1, 2)), torch.ones(1, 2), torch.ones(1, 2) > 0
     )
     assert torch.equal(starts[0], states[6] if kept else torch.zeros(1, 5))
 

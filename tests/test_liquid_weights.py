@@ -9,7 +9,7 @@ import ncps.torch
 import pytest
 import torch
 from core_helpers import built
-from liquid_helpers import CPU, SECOND, SMALL, said_at, scaled_spec, stream
+from liquid_helpers import CPU, SECOND, SMALL, base_output_at, scaled_spec, stream
 from safetensors.torch import save_file
 
 from streamadapt.errors import ConfigError
@@ -57,14 +57,16 @@ def test_frozen_weights_are_ncps_with_a_live_state(kind: str, cell: Any, tmp_pat
             out, h = run(x[None], h, torch.tensor([[dt]]))
             expected = head(out)[0]
         last = int(times[-1])
-        said = said_at(times, torch.full((1, 2), 0.5))
+        base_output = base_output_at(times, torch.full((1, 2), 0.5))
         if kind == "regression":
             expected = expected * spec.output_scale + spec.output_loc
         else:
             expected = torch.softmax(expected, -1)
-        torch.testing.assert_close(learner.predict(inputs, said), expected, rtol=1e-5, atol=1e-5)
-        learner.adapt(inputs, said)
-        learner.learn(inputs, said, torch.zeros(1, 2), torch.ones(1, 2) > 0)
+        torch.testing.assert_close(
+            learner.predict(inputs, base_output), expected, rtol=1e-5, atol=1e-5
+        )
+        learner.adapt(inputs, base_output)
+        learner.learn(inputs, base_output, torch.zeros(1, 2), torch.ones(1, 2) > 0)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters(), strict=True))
 
 

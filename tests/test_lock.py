@@ -106,8 +106,8 @@ def test_the_audit_fails_on_a_known_vulnerability_only() -> None:
         1,
         "known vulnerabilities: b 2: PYSEC-1",
     )
-    code, said = verdict({"dependencies": [fine, unknown]})
+    code, text = verdict({"dependencies": [fine, unknown]})
     assert code == 0
-    assert said == "1 packages without a known vulnerability; nothing is known of 1: c"
+    assert text == "1 packages without a known vulnerability; nothing is known of 1: c"
     for nothing in ({"dependencies": [unknown]}, {"dependencies": []}, {}):
         assert verdict(nothing) == (0, "not done: the data cannot be reached from here")

@@ -53,13 +53,13 @@ def test_the_guard_finds_the_quantile_between_its_experts(q: float) -> None:
     rng = np.random.default_rng(1)
     guard = TwoLayer()
     guard.build(["base", "low", "high"], 1, 1, Pinball(q), np.ones(1))
-    said = np.array([0.0, -2.0, 2.0]).reshape(3, 1, 1)
+    experts = np.array([0.0, -2.0, 2.0]).reshape(3, 1, 1)
     below = []
     for _ in range(6000):
-        mixed = guard.mix(said)
+        mixed = guard.mix(experts)
         y = rng.normal(size=(1, 1))
         below.append(bool(y < mixed.served))
-        guard.update(said, mixed.aggregator_outputs, y, np.ones((1, 1), bool))
+        guard.update(experts, mixed.aggregator_outputs, y, np.ones((1, 1), bool))
     assert np.mean(below[3000:]) == pytest.approx(q, abs=0.05)
 
 

@@ -67,8 +67,8 @@ def test_a_total_that_grows_by_one_is_predicted_and_judged_as_what_it_is(level: 
     assert base == [1.0] * len(base)
     assert max(served[100:]) < 0.01
     assert pipeline.stats.mean_loss("base") == 1.0
-    told = sum(served[:-1]) / len(served[:-1])  # the newest forecast is still open
-    assert pipeline.stats.mean_loss("served") == pytest.approx(told, rel=0.02, abs=1e-3)
+    expected = sum(served[:-1]) / len(served[:-1])  # the newest forecast is still open
+    assert pipeline.stats.mean_loss("served") == pytest.approx(expected, rel=0.02, abs=1e-3)
 
 
 def test_the_default_learners_say_at_any_level_what_they_say_at_zero() -> None:
@@ -111,8 +111,8 @@ def test_the_command_line_keeps_a_total(tmp_path: Path, monkeypatch: pytest.Monk
         '[sink]\nkind = "files"\npath = "out.jsonl"\n'
     )
     assert run_command(["replay", "config.toml", "in.jsonl", "--out", "out.jsonl"]).code == 0
-    said = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    off = [abs(p["served"][0] - (1_700_000_000 + p["time"] // 10**9 + 1)) for p in said]
+    predictions = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    off = [abs(p["served"][0] - (1_700_000_000 + p["time"] // 10**9 + 1)) for p in predictions]
     assert len(off) == 145
     assert max(off[60:]) < 0.05
 
@@ -185,8 +185,8 @@ def test_labels_far_from_zero_are_learned_as_labels_near_it(apart: bool) -> None
     for base in (near_linear(2e8), Near(2e8)):  # the module can say multiples of 16 only
         pipeline, off = regression(base, 2e8, apart=apart)
         assert np.mean(off[150:]) < 1.1 * near
-        told = sum(off[:-1]) / len(off[:-1])
-        assert pipeline.stats.mean_loss("served") == pytest.approx(told, rel=0.02)
+        expected = sum(off[:-1]) / len(off[:-1])
+        assert pipeline.stats.mean_loss("served") == pytest.approx(expected, rel=0.02)
 
 
 def test_a_wild_first_label_or_prediction_sets_no_origin() -> None:
@@ -331,12 +331,12 @@ def test_a_regression_goes_on_bit_for_bit_before_and_after_its_level_is_known() 
 
 def test_float32_arrays_mean_what_they_hold() -> None:
     values = np.random.default_rng(0).normal(20.0, 5.0, size=100).astype(np.float32)
-    said = [
+    predictions = [
         Pipeline(Forecast(6, 2), Persistence(2), default_learners("forecast")).observe(
             [Entry(row, t) for t, row in enumerate(rows)]
         )
         for rows in (values[:, None], values[:, None].astype(np.float64))
     ]
-    for a, b in zip(*said, strict=True):
+    for a, b in zip(*predictions, strict=True):
         np.testing.assert_array_equal(a.served, b.served)
         assert a.served.dtype == np.float64

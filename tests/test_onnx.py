@@ -124,8 +124,8 @@ def test_an_exported_torch_model_says_what_the_eager_one_says(
     for seed in range(5):
         inputs = torch.from_numpy(walk(6, 2, seed))
         with torch.no_grad():
-            said = model(inputs.unsqueeze(0))
-        output, embedding = said if isinstance(said, tuple) else (said, None)
+            output = model(inputs.unsqueeze(0))
+        output, embedding = output if isinstance(output, tuple) else (output, None)
         found = base(inputs)
         torch.testing.assert_close(
             found.output, output.reshape(found.output.shape), rtol=1e-5, atol=1e-5
@@ -230,10 +230,10 @@ def test_a_window_is_given_in_the_shape_that_the_model_declares(
     ]  # fmt: skip
     model = model_of(nodes, shape, ("y", "e"), held=[constant("flat", [-1], np.int64)])
     inputs = torch.arange(12.0).reshape(6, 2)
-    said = OnnxBase(save(model, tmp_path / "model.onnx"))(inputs)
-    assert said.output.int().tolist() == [list(given)]
-    assert said.embedding is not None
-    assert said.embedding.tolist() == list(range(12))
+    output = OnnxBase(save(model, tmp_path / "model.onnx"))(inputs)
+    assert output.output.int().tolist() == [list(given)]
+    assert output.embedding is not None
+    assert output.embedding.tolist() == list(range(12))
 
 
 def three(tmp_path: Path) -> Path:
@@ -246,10 +246,10 @@ def three(tmp_path: Path) -> Path:
 
 def test_outputs_are_chosen_by_name(tmp_path: Path) -> None:
     inputs = torch.from_numpy(walk(6, 2))
-    said = OnnxBase(three(tmp_path), output="b", embedding="a")(inputs)
-    assert torch.equal(said.output, inputs.abs())
-    assert said.embedding is not None
-    assert torch.equal(said.embedding, -inputs.flatten())
+    output = OnnxBase(three(tmp_path), output="b", embedding="a")(inputs)
+    assert torch.equal(output.output, inputs.abs())
+    assert output.embedding is not None
+    assert torch.equal(output.embedding, -inputs.flatten())
     assert OnnxBase(three(tmp_path), output="c")(inputs).embedding is None
     for settings in ({}, {"embedding": "a"}, {"output": "d"}, {"output": "a", "embedding": "d"}):
         with pytest.raises(
@@ -467,15 +467,15 @@ WRONG: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "said"), WRONG.values(), ids=WRONG.keys())
-def test_models_that_cannot_be_bases(make: Any, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("make", "output"), WRONG.values(), ids=WRONG.keys())
+def test_models_that_cannot_be_bases(make: Any, output: str, tmp_path: Path) -> None:
     path, model = tmp_path / "model.onnx", make()
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-    if said == "":
+    if output == "":
         model.graph.ClearField("input")
         path.write_bytes(model.SerializeToString())
-        said = "one input, the window; it has none"
-    with pytest.raises(ConfigError, match=said) as caught:
+        output = "one input, the window; it has none"
+    with pytest.raises(ConfigError, match=output) as caught:
         OnnxBase(path)
     text = str(caught.value)
     assert text.startswith("base.path")

@@ -218,10 +218,10 @@ def test_adcsd_learns_with_each(name: Any) -> None:
     learner = built(
         ADCSD(0.05 if name == "sgd" else 3e-3, optimiser=name), spec_of("forecast", 6, 2, 4, 2)
     )
-    said, target, inputs = base(torch.zeros(4, 2)), torch.ones(4, 2), torch.zeros(6, 2)
+    base_output, target, inputs = base(torch.zeros(4, 2)), torch.ones(4, 2), torch.zeros(6, 2)
     for _ in range(60):
-        learner.learn(inputs, said, target, target > 0)
-    left = (learner.predict(inputs, said) - target).abs().mean()
+        learner.learn(inputs, base_output, target, target > 0)
+    left = (learner.predict(inputs, base_output) - target).abs().mean()
     assert left < 0.7
     assert learner.names[0].startswith("adcsd" if name == "adam" else f"adcsd-{name}")
     with pytest.raises(ConfigError):

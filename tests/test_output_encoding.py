@@ -173,8 +173,8 @@ def test_through_the_shell(folder, way):
         assert b"code 0" in done.stderr
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
-    said = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    assert len(said) == 29
+    predictions = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert len(predictions) == 29
 
 
 def test_names_in_brackets_are_no_colours(folder, capsys):

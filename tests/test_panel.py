@@ -173,12 +173,12 @@ def test_saved_in_the_middle_and_polled_in_any_lots_the_results_are_the_same_bit
     wanted = run(whole, records)
     first = panel_pipeline(Panel(max_sensors=4, step=step, lateness="5s"))
     first.on_rejected = lambda item, error: None
-    said = [p for one in records[:at] for p in first.observe([one])]
+    predictions = [p for one in records[:at] for p in first.observe([one])]
     second = panel_pipeline(Panel(max_sensors=4, step=step, lateness="5s"))
     second.load_state_dict(decode(*encode(first.state_dict())))
-    got = [(one, p.position, p.columns) for one, p in zip(bits(said), said, strict=True)] + run(
-        second, records[at:]
-    )
+    got = [
+        (one, p.position, p.columns) for one, p in zip(bits(predictions), predictions, strict=True)
+    ] + run(second, records[at:])
     assert got == wanted
     assert_same_state(whole.state_dict(), second.state_dict())
 
@@ -304,9 +304,9 @@ def test_sensors_that_come_and_go_are_masked_and_their_parameters_kept():
         )
         if pipeline.spec is not None:
             biases.append({k: v.clone() for k, v in pipeline.learners[0].state_dict().items()})
-    said = pipeline.flush()[-1]
-    assert said.columns == ("a", "b", "c")
-    assert np.isfinite(said.served).all()
+    prediction = pipeline.flush()[-1]
+    assert prediction.columns == ("a", "b", "c")
+    assert np.isfinite(prediction.served).all()
     (name,) = (key for key, value in biases[-1].items() if value.ndim and value.shape[-1] == 3)
     bias = [one[name] for one in biases]
     away = [one[..., 1] for one in bias[34:54]]

@@ -128,11 +128,11 @@ def test_a_model_without_batch_norms_is_never_far_from_its_frozen_self() -> None
     model = digits()[2]
     learner = built(PerEntry(source()), digits_spec(model))
     entries, labels = stream(["contrast"], 100)
-    said = run_stream(learner, entries)
+    outputs = run_stream(learner, entries)
     with torch.no_grad():
         frozen = model(entries).softmax(1)
     # All unfamiliar: the frozen answers.
-    torch.testing.assert_close(said, frozen, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(outputs, frozen, rtol=1e-4, atol=1e-6)
     learner.reset()
     entries, labels = stream(["clean"], 300, in_order=True)
     mine, frozen = accuracies(run_stream(learner, entries), model, entries, labels)
@@ -175,12 +175,12 @@ def test_a_pipeline_without_labels_goes_on_from_a_checkpoint_bit_for_bit() -> No
     straight = make()
     expected = [(p.served.tobytes(), p.scores) for p in straight.observe(items)]
     first = make()
-    said = [(p.served.tobytes(), p.scores) for p in first.observe(items[:83])]
+    results = [(p.served.tobytes(), p.scores) for p in first.observe(items[:83])]
     second = make()
     second.load_state_dict(first.state_dict())
-    said += [(p.served.tobytes(), p.scores) for p in second.observe(items[83:])]
-    assert said == expected
-    scores = [scores["per_entry-unfamiliarity"] for _, scores in said]
+    results += [(p.served.tobytes(), p.scores) for p in second.observe(items[83:])]
+    assert results == expected
+    scores = [scores["per_entry-unfamiliarity"] for _, scores in results]
     assert max(scores[:50]) < min(scores[50:100]), "contrast is no digit that it knows"
 
 
@@ -194,10 +194,10 @@ def test_a_wild_entry_is_answered_and_forgotten() -> None:
         before = learner.snapshot()
         wild = torch.full((1, 64), size)
         assert spec.model is not None
-        said = spec.model(wild)
-        said = said._replace(output=said.output.nan_to_num(0.1))
-        assert torch.isfinite(learner.predict(wild, said)).all()
-        learner.adapt(wild, said)
+        base_output = spec.model(wild)
+        base_output = base_output._replace(output=base_output.output.nan_to_num(0.1))
+        assert torch.isfinite(learner.predict(wild, base_output)).all()
+        learner.adapt(wild, base_output)
         assert not math.isfinite(learner.signals()["per_entry-unfamiliarity"])
         assert all(torch.equal(v, learner.snapshot()[k]) for k, v in before.items())
     assert all(torch.isfinite(t).all() for t in learner.state_dict().values())
@@ -209,8 +209,8 @@ def test_a_glitch_changes_nothing_of_what_follows() -> None:
     entries, _ = stream(["contrast"], 80)
     expected = run_stream(built(PerEntry(source()), spec), entries)
     with_glitch = torch.cat([entries[:40], 1e5 * entries[:1], entries[40:]])
-    said = run_stream(built(PerEntry(source()), spec), with_glitch)
-    assert torch.equal(torch.cat([said[:40], said[41:]]), expected)
+    outputs = run_stream(built(PerEntry(source()), spec), with_glitch)
+    assert torch.equal(torch.cat([outputs[:40], outputs[41:]]), expected)
 
 
 def test_what_predict_worked_out_is_not_used_for_anything_else() -> None:
@@ -219,14 +219,14 @@ def test_what_predict_worked_out_is_not_used_for_anything_else() -> None:
     plain, asked = (built(PerEntry(source()), spec) for _ in range(2))
     expected = run_stream(plain, entries)
     other = torch.rand(1, 64, generator=torch.Generator().manual_seed(0))
-    said = []
+    outputs = []
     for inputs in entries:
         base = spec.model(inputs)  # type: ignore[misc]
         asked.predict(other, base)  # a question asked in between
-        said.append(asked.predict(inputs, base)[0])
+        outputs.append(asked.predict(inputs, base)[0])
         asked.predict(other, base)
         asked.adapt(inputs.clone(), base)
-    assert torch.equal(torch.stack(said), expected)
+    assert torch.equal(torch.stack(outputs), expected)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])
@@ -235,9 +235,9 @@ def test_flat_models_work_too(norm: str) -> None:
     entries = torch.cat(
         [torch.cat(batches(5, 8, seed=3)), torch.cat(batches(5, 8, seed=4)) * 3.0 + 4.0]
     )
-    said = run_stream(learner, entries)
-    assert said.shape == (80, CLASSES)
-    torch.testing.assert_close(said.sum(1), torch.ones(80))
+    outputs = run_stream(learner, entries)
+    assert outputs.shape == (80, CLASSES)
+    torch.testing.assert_close(outputs.sum(1), torch.ones(80))
     assert learner.signals()["per_entry-unfamiliarity"] > 1.0
 
 

@@ -42,9 +42,9 @@ def test_a_scenario_gives_every_expert_a_mean_and_a_spread(
     monkeypatch.setattr(scenario, "SEEDS", (0, 1))
     monkeypatch.setattr(scenario, "_prepared", few)
     monkeypatch.setitem(scenario.STREAMS, "digits-sorted", ("sorted-clean", "iid-contrast"))
-    told: list[str] = []
-    found = scenario.measure("digits-sorted", told.append)
-    assert told == [
+    messages: list[str] = []
+    found = scenario.measure("digits-sorted", messages.append)
+    assert messages == [
         f"seed {s}, {stream}" for s in (0, 1) for stream in ("sorted-clean", "iid-contrast")
     ]
     experts = {"source", "per-entry", "tent", "eata", "served", "tent-64", "eata-64", "batch-64"}

@@ -56,12 +56,12 @@ def test_each_entry_may_have_statistics_and_a_sign_of_its_own() -> None:
     driven = DrivenBatchNorm(layer)
     x, means, variances = numbers(2, 5, 3, 3), numbers(2, 5, seed=1), numbers(2, 5, seed=2).exp()
     driven.given = Given(means, variances, torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]]))
-    said = driven(x).detach()
+    outputs = driven(x).detach()
     for i, sign in enumerate((1.0, -1.0)):
         z = (x[i] - means[i].view(5, 1, 1)) / (variances[i] + layer.eps).sqrt().view(5, 1, 1)
         assert layer.bias is not None
         expected = sign * layer.weight.view(5, 1, 1) * z + layer.bias.view(5, 1, 1)
-        torch.testing.assert_close(said[i], expected.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(outputs[i], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_moving_by_one_over_k_gives_the_statistics_of_all_entries_together() -> None:
@@ -182,16 +182,16 @@ def runs(n: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_continuity_helps_where_labels_come_in_runs_and_does_no_harm_where_not(
     length: int, least: float
 ) -> None:
-    labels, said = runs(600, length)
+    labels, outputs = runs(600, length)
     if length == 1:
         order = torch.randperm(600, generator=torch.Generator().manual_seed(1))
-        labels, said = labels[order], said[order]
+        labels, outputs = labels[order], outputs[order]
     part, right = Continuity(4, CPU), 0
-    for o, y in zip(said, labels, strict=True):
+    for o, y in zip(outputs, labels, strict=True):
         answer, new = part.evaluate(o)
         part.commit(new)
         right += int(answer.argmax() == y)
-    assert right / 600 - (said.argmax(1) == labels).float().mean() > least
+    assert right / 600 - (outputs.argmax(1) == labels).float().mean() > least
 
 
 def test_a_model_that_always_says_the_same_does_not_prove_that_labels_are_constant() -> None:

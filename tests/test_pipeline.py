@@ -288,9 +288,9 @@ def test_a_drift_that_a_label_brought_is_told_by_the_next_prediction_also_after_
     assert isinstance(items[fired_at], Label)
     loaded.load_state_dict(through_a_checkpoint(saved.state_dict()))
     for pipeline in pipelines:
-        told = [p.drifts for p in pipeline.observe(items[fired_at + 1 :])]
-        assert told[0] == ("adwin:loss",)
-        assert set(told[1:]) <= {(), ("adwin:loss",)}
+        drifts = [p.drifts for p in pipeline.observe(items[fired_at + 1 :])]
+        assert drifts[0] == ("adwin:loss",)
+        assert set(drifts[1:]) <= {(), ("adwin:loss",)}
 
 
 def test_another_pipelines_state_is_refused() -> None:
@@ -356,8 +356,8 @@ def test_counts_and_losses_are_those_of_the_predictions() -> None:
             if at < len(values):
                 known = ~np.isnan(values[at])
                 cells += int(known.sum())
-                for name, said in (*p.experts.items(), ("served", p.served)):
-                    sums[name] += float(np.abs(said[h] - values[at])[known].sum())
+                for name, predicted in (*p.experts.items(), ("served", p.served)):
+                    sums[name] += float(np.abs(predicted[h] - values[at])[known].sum())
     assert pipeline.stats.predictions == len(predictions) == 78
     assert pipeline.stats.entries == 80
     assert set(pipeline.stats.loss_cells.values()) == {cells}

@@ -128,17 +128,17 @@ def entries_with(labels: Any) -> list[Entry]:
 def bits(pipeline: Pipeline, entries: list[Entry]) -> str:
     """Return a hash of what a pipeline says, half of it after its state went through another
     one."""
-    said = hashlib.sha256()
+    digest = hashlib.sha256()
     for entry in entries:
         for p in pipeline.observe([entry]):
             for array in (p.served, *p.experts.values(), p.low if p.low is not None else p.base):
-                said.update(array.tobytes())
-            said.update(repr((p.weights, p.scores)).encode())
+                digest.update(array.tobytes())
+            digest.update(repr((p.weights, p.scores)).encode())
     for name, value in sorted(pipeline.state_dict()["guard"].items()):
-        said.update(
+        digest.update(
             name.encode() + np.asarray(value).tobytes() if isinstance(value, np.ndarray) else b""
         )
-    return said.hexdigest()
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -155,21 +155,21 @@ def wave(t: int) -> np.ndarray[Any, Any]:
 def goes_on_as_if_it_had_never_come(item: Any, reason: Reason) -> None:
     """Refuse an item once with, once without `on_rejected`; what follows is that of an undisturbed
     pipeline."""
-    told, plain = pipeline(), pipeline()
+    disturbed, plain = pipeline(), pipeline()
     heard: list[tuple[Any, Reason]] = []
     for t in range(12):
-        for p in (told, plain):
+        for p in (disturbed, plain):
             p.observe([Entry(wave(t), BASE + t)])
     with pytest.raises(EntryError) as caught:
-        told.observe([item])
+        disturbed.observe([item])
     assert caught.value.reason is reason
-    told.on_rejected = lambda item, error: heard.append((item, error.reason))
-    assert told.observe([item]) == []
+    disturbed.on_rejected = lambda item, error: heard.append((item, error.reason))
+    assert disturbed.observe([item]) == []
     assert heard[0][0] is item
     assert heard[0][1] is reason
-    assert told.stats.rejected[reason.value] == 2
+    assert disturbed.stats.rejected[reason.value] == 2
     for t in range(12, 24):
-        (a,), (b,) = (p.observe([Entry(wave(t), BASE + t)]) for p in (told, plain))
+        (a,), (b,) = (p.observe([Entry(wave(t), BASE + t)]) for p in (disturbed, plain))
         np.testing.assert_array_equal(a.served, b.served)
 
 
@@ -252,7 +252,7 @@ def test_a_label_that_is_no_number_is_refused(value: Any) -> None:
 
 def test_a_buffer_used_again_for_every_entry_and_label_corrupts_nothing() -> None:
     def run(reuse: bool, kind: str) -> list[Any]:
-        values, label, said = np.zeros(1), np.zeros(1), []
+        values, label, predictions = np.zeros(1), np.zeros(1), []
         made: Any = {
             "supervised": lambda: Pipeline(
                 Supervised(3, correction_window=2 * 10**9), lambda w: w[-1:], [Bias(0.1)]
@@ -267,9 +267,9 @@ def test_a_buffer_used_again_for_every_entry_and_label_corrupts_nothing() -> Non
                 values, label = np.zeros(1), np.zeros(1)
             values[:], label[:] = np.sin(t), np.cos(t)
             given = label if kind == "supervised" else None
-            said += made.observe([Entry(values, t * 10**9, str(t), "a", given)])
+            predictions += made.observe([Entry(values, t * 10**9, str(t), "a", given)])
             values[:], label[:] = 1e6, 1e6
-        return [p.served.tolist() for p in said]
+        return [p.served.tolist() for p in predictions]
 
     for kind in ("supervised", "forecast", "panel"):
         assert run(True, kind) == run(False, kind)

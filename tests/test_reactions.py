@@ -81,8 +81,8 @@ class Stuck(Bias):
 
 def test_a_refit_replaces_a_learner_that_a_fresh_one_beats() -> None:
     pipeline, predictions = run("refit", [Stuck(0.1)], refit_trial=60)
-    told = [r for p in predictions for r in p.reactions]
-    assert told == ["page-hinkley:loss>refit stuck-0.1", "refit-kept stuck-0.1"]
+    reactions = [r for p in predictions for r in p.reactions]
+    assert reactions == ["page-hinkley:loss>refit stuck-0.1", "refit-kept stuck-0.1"]
     late = np.array([p.experts["stuck-0.1"][0, 0] for p in predictions[-200:]])
     assert np.abs(late - 21.5).mean() < 2.0
     assert pipeline.monitors.reactor.trials == {}
@@ -92,11 +92,11 @@ def test_a_refit_leaves_a_learner_that_is_no_worse_as_it_is() -> None:
     items = stream()
     _, tried = run("refit", [Bias(0.5)], items, refit_trial=6)
     _, plain = run("alert", [Bias(0.5)], items)
-    told = [r for p in tried for r in p.reactions]
-    if told[-1].startswith("refit-dropped"):
+    reactions = [r for p in tried for r in p.reactions]
+    if reactions[-1].startswith("refit-dropped"):
         assert all(np.array_equal(a.served, b.served) for a, b in zip(tried, plain, strict=True))
     else:
-        pytest.fail(f"a fresh start replaced one that follows: {told}")
+        pytest.fail(f"a fresh start replaced one that follows: {reactions}")
 
 
 def test_the_base_is_not_copied_with_a_learner_on_trial() -> None:

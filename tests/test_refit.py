@@ -137,14 +137,16 @@ def test_it_is_frozen_between_fits() -> None:
     case = CASES[1]
     learner = built(Refit(10, memory=30, hidden=4), case.spec(CPU))
     probe = case.steps(1, "path", CPU)[0]
-    said = []
+    predicted = []
     for step in case.steps(60, "path", CPU):
         for e in step.learn:
             if e.mask.any():
                 learner.learn(e.inputs, e.base, e.target, e.mask)
-                said.append(learner.predict(probe.inputs, probe.base))
-    changed = [i + 1 for i in range(1, len(said)) if not torch.equal(said[i], said[i - 1])]
-    assert changed == list(range(10, len(said) + 1, 10))
+                predicted.append(learner.predict(probe.inputs, probe.base))
+    changed = [
+        i + 1 for i in range(1, len(predicted)) if not torch.equal(predicted[i], predicted[i - 1])
+    ]
+    assert changed == list(range(10, len(predicted) + 1, 10))
 
 
 def test_no_entry_pays_for_a_whole_fit() -> None:

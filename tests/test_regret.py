@@ -364,12 +364,12 @@ class Recording(PlainBOA):
 
     def __init__(self) -> None:
         super().__init__()
-        self.said: list[Any] = []
+        self.predictions: list[Any] = []
         self.charged: list[Any] = []
 
     def mix(self, predictions: Any) -> Any:
         mixture = super().mix(predictions)
-        self.said.append((predictions.copy(), self.rule.weights[0, :, 0, 0].copy()))
+        self.predictions.append((predictions.copy(), self.rule.weights[0, :, 0, 0].copy()))
         return mixture
 
     def update(
@@ -392,11 +392,11 @@ def test_a_loss_is_charged_to_the_weights_that_made_the_prediction() -> None:
     moved = 0
     for i, (own, _) in enumerate(guard.charged):
         for h in range(min(horizon, i + 1)):
-            predictions, weights = guard.said[i - h]
+            predictions, weights = guard.predictions[i - h]
             then = float(weights @ predictions[:, h, 0]) if h == 0 else None
             if h == 0:
                 assert own[0, 0, 0] == pytest.approx(then, rel=1e-9)
-        late = guard.said[i - horizon + 1] if i >= horizon - 1 else None
+        late = guard.predictions[i - horizon + 1] if i >= horizon - 1 else None
         if late is not None:
             now = guard.rule.mix(late[0])[0, horizon - 1, 0]
             moved += abs(own[0, horizon - 1, 0] - now) > 1e-9
@@ -416,10 +416,10 @@ def _delayed(delay: int, honest: bool) -> tuple[float, float]:
         best += abs(float(predictions[0, 0, 0] - target[0, 0]))
         waiting.append((predictions, mixture.aggregator_outputs, target))
         if len(waiting) > delay:
-            said, own, y = waiting.pop(0)
+            predictions, own, y = waiting.pop(0)
             guard.update(
-                said,
-                own if honest else guard.mix(said).aggregator_outputs,
+                predictions,
+                own if honest else guard.mix(predictions).aggregator_outputs,
                 y,
                 np.ones((1, 1), bool),
             )

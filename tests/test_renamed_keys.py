@@ -191,7 +191,7 @@ def test_a_checkpoint_of_before_goes_on(text, folder):
         "dictionary-error-memory-lam0.5-capacity10",
     ], "names of experts stand in checkpoints and metrics"
     pipeline.load_state_dict(CheckpointStore(folder / "state").load_latest(config.digest()).state)
-    found = golden.said(pipeline, golden.items()[golden.BEFORE :])
+    found = golden.predict_all(pipeline, golden.items()[golden.BEFORE :])
     wanted = json.loads((folder / "expected.json").read_text())
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 

@@ -21,7 +21,7 @@ REGRESSION, CLASSES, FORECAST = (
 )
 
 
-def features(case: Case, inputs: Any, said: Any) -> dict[str, float]:
+def features(case: Case, inputs: Any, output: Any) -> dict[str, float]:
     """The documented names, spelled out by hand."""
     spec = case.spec(CPU)
     z = ((inputs - spec.input_loc) / spec.input_scale).tolist()
@@ -30,7 +30,7 @@ def features(case: Case, inputs: Any, said: Any) -> dict[str, float]:
         for lag in range(case.window)
         for c in range(case.channels)
     }
-    y = ((said - spec.output_loc) / spec.output_scale).flatten().tolist()
+    y = ((output - spec.output_loc) / spec.output_scale).flatten().tolist()
     return x | {f"base_{i}": v for i, v in enumerate(y)}
 
 
@@ -54,9 +54,9 @@ def test_a_regressor_per_cell_learns_what_the_base_left_over(case: Case, scaled:
                     model.learn_one(x, y)
                     learned += 1
         x = features(case, step.inputs, step.base.output)
-        said = torch.tensor([m.predict_one(x) for m in models]).view(case.rows, case.columns)
+        output = torch.tensor([m.predict_one(x) for m in models]).view(case.rows, case.columns)
         assert torch.equal(
-            learner.predict(step.inputs, step.base), step.base.output + said * scale
+            learner.predict(step.inputs, step.base), step.base.output + output * scale
         )
     assert learned > 300
 
@@ -70,11 +70,11 @@ def test_a_classifier_gives_its_probabilities() -> None:
             if e.mask.all():
                 model.learn_one(features(CLASSES, e.inputs, e.base.output), int(e.target.argmax()))
         mine = learner.predict(step.inputs, step.base)
-        said = model.predict_proba_one(features(CLASSES, step.inputs, step.base.output))
-        if not said:
+        output = model.predict_proba_one(features(CLASSES, step.inputs, step.base.output))
+        if not output:
             assert torch.equal(mine, step.base.output), "the base's, where it has seen nothing yet"
         else:
-            p = torch.tensor([[said.get(c, 0.0) for c in range(3)]])
+            p = torch.tensor([[output.get(c, 0.0) for c in range(3)]])
             torch.testing.assert_close(mine, p / p.sum())
         assert mine.sum().item() == pytest.approx(1.0), i
 
@@ -167,7 +167,7 @@ def test_another_models_state_is_refused() -> None:
 
 def test_a_classifier_that_knows_nothing_says_what_the_base_says() -> None:
     learner = built(River("linear_model.SoftmaxRegression"), spec_of("classification", 1, 2, 1, 3))
-    said = base([[0.2, 0.3, 0.5]])
-    mine = learner.predict(torch.zeros(1, 2), said)
-    assert torch.equal(mine, said.output)
-    assert mine is not said.output
+    output = base([[0.2, 0.3, 0.5]])
+    mine = learner.predict(torch.zeros(1, 2), output)
+    assert torch.equal(mine, output.output)
+    assert mine is not output.output

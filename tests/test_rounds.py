@@ -121,15 +121,15 @@ def test_a_stop_is_heard_after_the_entry_at_hand():
 
 
 def test_turns_change_nothing_in_what_is_said():
-    def said(cost_s, turn_s):
+    def predictions(cost_s, turn_s):
         job = Job([60, 30, 7], cost_s, turn_s=turn_s)
         for _ in range(400):
             job.engine.step()
         return {p.position: p.served.tobytes() for p in job.sink.predictions}
 
-    whole = said(0.0, 1.0)
+    whole = predictions(0.0, 1.0)
     assert len(whole) == 97
-    assert said(0.3, 1.0) == said(0.3, 5.0) == said(0.01, 0.1) == whole
+    assert predictions(0.3, 1.0) == predictions(0.3, 5.0) == predictions(0.01, 0.1) == whole
 
 
 @given(

@@ -201,13 +201,13 @@ def test_a_signal_while_the_broker_is_away_and_a_restart_when_it_is_back(folder)
         with run:
             run.wait_for_checkpoint(900)
             assert run.end(signal.SIGTERM)[0] == 0
-        said = {}
+        by_id = {}
         for record in read_until(
             servers, "predictions", lambda found: len({r.value for r in found}) >= 898
         ):
             prediction = json.loads(record.value)
-            assert said.setdefault(prediction["id"], prediction) == prediction
-        assert len(said) == 898
+            assert by_id.setdefault(prediction["id"], prediction) == prediction
+        assert len(by_id) == 898
     proxy.close()
 
 

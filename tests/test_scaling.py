@@ -68,11 +68,11 @@ def loss(pipeline: Pipeline, name: str) -> float:
 
 def test_a_sensor_that_is_still_at_first_is_learned_as_with_a_scale_known_beforehand() -> None:
     values = wave(900, WINDOW)
-    free, told = ran(values, Persistence(HORIZON)), ran(values, Told(20.0, 5.0))
+    free, with_known_scale = ran(values, Persistence(HORIZON)), ran(values, Told(20.0, 5.0))
     for name in ("rls-0.9995", "rls-0.998"):
         assert loss(free, name) <= 1.06 * loss(free, "base")
-    assert loss(free, "served") <= 1.003 * loss(told, "served")
-    gain = [loss(of, "base") - loss(of, "adcsd-share-norm") for of in (free, told)]
+    assert loss(free, "served") <= 1.003 * loss(with_known_scale, "served")
+    gain = [loss(of, "base") - loss(of, "adcsd-share-norm") for of in (free, with_known_scale)]
     assert gain[0] >= 0.8 * gain[1] > 0.0
 
 

@@ -39,7 +39,7 @@ def entries(values: Array) -> list[Entry]:
     return [Entry(row, (t + 1) * STEP, str(t)) for t, row in enumerate(values)]
 
 
-def said(pipeline: Pipeline, values: Array) -> list[Prediction]:
+def predict_all(pipeline: Pipeline, values: Array) -> list[Prediction]:
     return pipeline.observe(entries(values))
 
 
@@ -82,7 +82,7 @@ def pipeline(**settings: Any) -> Pipeline:
 @cache
 def undisturbed() -> dict[str, Array]:
     true = readings()
-    return errors(said(pipeline(), true), true, HORIZON)
+    return errors(predict_all(pipeline(), true), true, HORIZON)
 
 
 def check(with_value: dict[str, Array], without: dict[str, Array], last: int, back: float) -> None:
@@ -121,7 +121,7 @@ def test_a_value_never_makes_the_served_worse_than_the_frozen_for_long(
     wrong = true.copy()
     wrong[list(at), 0] = values
     disturbed = pipeline(intervals=Intervals())
-    predictions = said(disturbed, wrong)
+    predictions = predict_all(disturbed, wrong)
     absurd = max(map(abs, values)) > 265.0
     # One that is believed, of ten or twenty usual distances, stays in the error memory for as long
     # as that remembers.
@@ -149,7 +149,7 @@ def test_the_default_learners_and_guard_withstand_it(value: float) -> None:
         default = Pipeline(
             Forecast(WINDOW, 2), Persistence(2), default_learners("forecast"), device="cpu"
         )
-        found.append(errors(said(default, values), true, 2))
+        found.append(errors(predict_all(default, values), true, 2))
     for start in range(0, 300, BLOCK):
         block = slice(start, start + BLOCK)
         frozen, plain = np.nanmean(found[1]["base"][block]), np.nanmean(found[0]["served"][block])
@@ -159,8 +159,8 @@ def test_the_default_learners_and_guard_withstand_it(value: float) -> None:
 def test_while_the_value_is_in_the_window_the_base_is_served_as_it_is() -> None:
     true = readings(400)
     true[300] = 1e9
-    frozen = said(Pipeline(Forecast(WINDOW, HORIZON), base(), [], device="cpu"), true)
-    for alone, p in zip(frozen, said(pipeline(), true), strict=True):
+    frozen = predict_all(Pipeline(Forecast(WINDOW, HORIZON), base(), [], device="cpu"), true)
+    for alone, p in zip(frozen, predict_all(pipeline(), true), strict=True):
         assert np.array_equal(p.base, alone.base)
         in_window = 300 <= int(p.id) < 300 + WINDOW
         assert not in_window or (np.array_equal(p.served, p.base) and p.weights["base"] == 1.0)
@@ -177,7 +177,7 @@ def test_one_value_in_a_panel_reaches_its_own_column_only() -> None:
     found = []
     for values in (true, wrong):
         panel = Pipeline(Forecast(WINDOW, HORIZON), Persistence(HORIZON), learners(), device="cpu")
-        found.append(said(panel, values))
+        found.append(predict_all(panel, values))
     others = [0, 1, 3, 4, 5]
     for plain, p in zip(*found, strict=True):
         t = int(p.id)
@@ -192,7 +192,7 @@ def test_one_value_in_a_panel_reaches_its_own_column_only() -> None:
 def test_a_jump_of_the_level_is_learned(jump: float) -> None:
     true = readings(700)
     true[300:] += 5.0 * jump
-    found = errors(said(pipeline(), true), true, HORIZON)
+    found = errors(predict_all(pipeline(), true), true, HORIZON)
     for start in range(300, 650, BLOCK):
         served, frozen = (
             np.nanmean(found[name][start : start + BLOCK]) for name in ("served", "base")
@@ -227,7 +227,7 @@ def ordinary() -> dict[str, Array]:
 @pytest.mark.parametrize("name", ordinary())
 def test_hardly_a_value_of_an_ordinary_stream_is_absurd(name: str) -> None:
     plain = Pipeline(Forecast(WINDOW, HORIZON), Persistence(HORIZON), [], device="cpu")
-    said(plain, ordinary()[name][:, None])
+    predict_all(plain, ordinary()[name][:, None])
     assert plain.stats.absurd <= 8, "what is called absurd by mistake costs a window of learning"
 
 
@@ -287,6 +287,6 @@ def test_seasonal_and_live_states_do_not_take_the_value_in() -> None:
     wrong[300] = 4294967295.0
     kinds = (Seasonal("5h"), Holt(), RLS(features=("season",), period="5h"))  # 60 entries
     seasonal = Pipeline(Forecast(WINDOW, HORIZON), base(), kinds, device="cpu")
-    for p in said(seasonal, wrong):
+    for p in predict_all(seasonal, wrong):
         if int(p.id) > 300 + WINDOW:
             assert max(float(np.abs(one).max()) for one in p.experts.values()) < 200.0

@@ -137,7 +137,7 @@ def test_the_later_layer_wins_whichever_form_it_has(weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "expected"),
     [
         (lambda path: None, "No such file"),
         (lambda path: path.mkdir(), "a regular file"),
@@ -152,7 +152,7 @@ def test_the_later_layer_wins_whichever_form_it_has(weights, tmp_path):
     ],
 )
 def test_a_file_that_holds_no_secret_is_an_error_with_both_paths(
-    weights, tmp_path, make, said, capsys, monkeypatch
+    weights, tmp_path, make, expected, capsys, monkeypatch
 ):
     """The key's, the file's and the variable's name; never the content."""
     make(tmp_path / "secret")
@@ -161,7 +161,7 @@ def test_a_file_that_holds_no_secret_is_an_error_with_both_paths(
     assert run_command(["check", str(tmp_path / "config.toml")]).code == 2
     message = capsys.readouterr().err
     assert "source.security.sasl_plain_password_file: " in message
-    assert said in message
+    assert expected in message
     assert f"'{tmp_path}/secret'" in message
     assert f"(set by {PASSWORD}_FILE)" in message
     assert_hidden(message)
@@ -509,7 +509,7 @@ class Job:
                 command, cwd=folder, env=environment, stdout=out, stderr=log
             )
 
-    def said(self) -> bytes:
+    def all_output(self) -> bytes:
         return (self.folder / "log").read_bytes() + (self.folder / "out").read_bytes()
 
 
@@ -522,9 +522,9 @@ def test_a_run_that_is_refused_says_so_and_shows_no_secret(tmp_path, monkeypatch
     prepare(tmp_path)
     with secured(Door(users={"alice": "another"}, says=f"alice, {CANARY}")) as (servers, _):
         job = Job(tmp_path, servers, "PLAIN", form)
-        assert job.process.wait(60) == 1, job.said()
-    assert b"refuses security.sasl_plain_username with this password" in job.said()
-    assert_hidden(job.said())
+        assert job.process.wait(60) == 1, job.all_output()
+    assert b"refuses security.sasl_plain_username with this password" in job.all_output()
+    assert_hidden(job.all_output())
 
 
 def next_offset(manifest: Path) -> int:
@@ -558,7 +558,7 @@ def test_a_run_that_is_admitted_leaves_no_secret_anywhere(tmp_path, monkeypatch,
         pages: list[bytes] = []
 
         def written() -> bool:
-            assert job.process.poll() is None, job.said()
+            assert job.process.poll() is None, job.all_output()
             return any(
                 next_offset(path) > 60 for path in (tmp_path / "state").rglob("manifest.json")
             )
@@ -571,13 +571,13 @@ def test_a_run_that_is_admitted_leaves_no_secret_anywhere(tmp_path, monkeypatch,
         pages.append(ask(job.port, "metrics"))
         assert b"streamadapt_" in pages[-1]
         job.process.send_signal(signal.SIGTERM)
-        assert job.process.wait(60) == 0, job.said()
+        assert job.process.wait(60) == 0, job.all_output()
         records = consume(servers, "predictions", **security) + consume(
             servers, "predictions-dead-letters", **security
         )
     assert len(records) > 50
     assert any(r.value == b"dirty" for r in records)
-    assert_hidden(job.said(), *pages, *(str((r.key, r.value, r.headers)) for r in records))
+    assert_hidden(job.all_output(), *pages, *(str((r.key, r.value, r.headers)) for r in records))
     files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
     assert any(path.name == "manifest.json" for path in files)
     assert_hidden(*(path.read_bytes() for path in files))

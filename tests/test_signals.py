@@ -20,16 +20,16 @@ class Listening(DriftMonitor):
 
     def __init__(self, signal: str, *, each: bool = False) -> None:
         super().__init__("adwin", signal, channels="each" if each else "mean")
-        self.told: list[Any] = []
+        self.received: list[Any] = []
 
     def update(self, value: Any) -> bool:
-        self.told.append(np.array(value))
+        self.received.append(np.array(value))
         return super().update(value)
 
 
-def told(pipeline: Pipeline, items: Any, monitors: list[Listening]) -> list[np.ndarray]:
+def received(pipeline: Pipeline, items: Any, monitors: list[Listening]) -> list[np.ndarray]:
     pipeline.observe(items)
-    return [np.array(monitor.told) for monitor in monitors]
+    return [np.array(monitor.received) for monitor in monitors]
 
 
 def test_the_residual_is_signed_and_in_units_of_the_usual_error() -> None:
@@ -41,7 +41,7 @@ def test_the_residual_is_signed_and_in_units_of_the_usual_error() -> None:
         Listening("loss", each=True),
     ]
     pipeline = Pipeline(Forecast(1, 1), lambda x: torch.zeros_like(x[-1:]), [], drift=monitors)
-    mean, each, loss = told(pipeline, entries(values.astype(np.float32)), monitors)
+    mean, each, loss = received(pipeline, entries(values.astype(np.float32)), monitors)
     error = np.abs(values[1:].astype(np.float32)).astype(np.float64)
     assert np.isnan(each[:WARM]).all()
     for t in range(WARM, len(error)):
@@ -57,7 +57,7 @@ def test_a_base_that_stays_wrong_does_not_become_normal() -> None:
     values = rng.normal(size=(3000, 1)) + 5.0 * (np.arange(3000) >= 1500)[:, None]
     monitor = Listening("loss")
     pipeline = Pipeline(Forecast(1, 1), lambda x: torch.zeros_like(x[-1:]), [], drift=[monitor])
-    loss = told(pipeline, entries(values.astype(np.float32)), [monitor])[0]
+    loss = received(pipeline, entries(values.astype(np.float32)), [monitor])[0]
     assert np.nanmean(loss[:1400]) == pytest.approx(1.0, rel=0.1)
     assert loss[-500:].mean() > 5.0
     assert pipeline.stats.drifts["adwin:loss"] >= 1
@@ -69,7 +69,7 @@ def test_the_residual_of_classes_is_what_the_truth_was_not_given() -> None:
         Supervised(classes=2), lambda x: torch.tensor([[0.3, 0.7]]), [], drift=[monitor]
     )
     items = [entry(0.0, t + 1, id=str(t), label=np.float32([y])) for t, y in enumerate([0, 1, 1])]
-    assert np.allclose(told(pipeline, items, [monitor])[0], [0.7, 0.3])
+    assert np.allclose(received(pipeline, items, [monitor])[0], [0.7, 0.3])
 
 
 def test_the_confidence_is_the_greatest_probability() -> None:
@@ -80,17 +80,19 @@ def test_the_confidence_is_the_greatest_probability() -> None:
     monitor = Listening("confidence")
     pipeline = Pipeline(Supervised(classes=2), base, [], drift=[monitor])
     values = [0.0, 2.0, -3.0]
-    said = told(pipeline, [entry(v, t + 1, id=str(t)) for t, v in enumerate(values)], [monitor])[0]
-    assert np.allclose(said, [1.0 / (1.0 + np.exp(-abs(v))) for v in values])
+    values_seen = received(
+        pipeline, [entry(v, t + 1, id=str(t)) for t, v in enumerate(values)], [monitor]
+    )[0]
+    assert np.allclose(values_seen, [1.0 / (1.0 + np.exp(-abs(v))) for v in values])
 
 
 def test_inputs_come_by_channel_and_missing_ones_are_refused() -> None:
     values = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, np.nan], [4.0, 40.0]], np.float32)
     monitor = Listening("input", each=True)
     pipeline = Pipeline(Forecast(2, 1), lambda x: x[-1:], [], drift=[monitor])
-    said = told(pipeline, entries(values), [monitor])[0]
+    values_seen = received(pipeline, entries(values), [monitor])[0]
     loc, scale = values[:2].mean(axis=0), values[:2].std(axis=0)
-    assert np.allclose(said, ((values - loc) / scale)[1:], equal_nan=True)
+    assert np.allclose(values_seen, ((values - loc) / scale)[1:], equal_nan=True)
     assert monitor.refused == 1
 
 
@@ -124,14 +126,14 @@ def test_a_pipeline_watches_the_embedding_its_base_shows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("signal", "task", "said"),
+    ("signal", "task", "message"),
     [
         ("confidence", Forecast(1, 1), "classification"),
         ("nothing", Forecast(1, 1), "one of loss, error, residual, input, confidence, embedding"),
     ],
 )
-def test_signals_that_are_not_there_are_refused(signal: str, task: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"drift\[0\]\.signal.*{said}"):
+def test_signals_that_are_not_there_are_refused(signal: str, task: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"drift\[0\]\.signal.*{message}"):
         Pipeline(task, lambda x: x[-1:], [Bias()], drift=[DriftMonitor("adwin", signal)])
 
 

@@ -82,7 +82,7 @@ def store_of(folder):
     return CheckpointStore(found[0]) if found else None
 
 
-def said(folder):
+def read_predictions(folder):
     """Id -> prediction, repeats having to be equal."""
     found = {}
     for one in lines(folder / "predictions.jsonl"):
@@ -92,7 +92,7 @@ def said(folder):
 
 def assert_as_undisturbed(folder, calm):
     assert_same_state(store_of(folder).load_latest().state, store_of(calm).load_latest().state)
-    assert said(folder) == said(calm)
+    assert read_predictions(folder) == read_predictions(calm)
 
 
 def test_sigterm_at_any_instant(job, tmp_path):

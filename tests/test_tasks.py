@@ -22,9 +22,9 @@ def issue(task: Task, arrival: Arrival, item: Any, number: int) -> None:
     """Remember a prediction whose expert says ``100 * number + row``."""
     assert arrival.inputs is not None
     columns = task.columns(arrival.inputs.shape[1])
-    said = 100.0 * number + np.arange(task.rows)[:, None].repeat(columns, 1)
+    output = 100.0 * number + np.arange(task.rows)[:, None].repeat(columns, 1)
     inputs = torch.from_numpy(arrival.inputs.copy())
-    task.remember(Issued(item, inputs, base(said), said[None], said[None] + 0.5))
+    task.remember(Issued(item, inputs, base(output), output[None], output[None] + 0.5))
 
 
 def label(id_: str, value: Any, time: int) -> Label:
@@ -133,8 +133,8 @@ def test_a_channel_is_unknown_until_it_is_seen() -> None:
     pipeline = Pipeline(Forecast(3, 2), Persistence(2), [Bias(0.1)])
     for t, p in enumerate(pipeline.observe(entries(values)), 2):
         assert np.isfinite(p.served[:, 0]).all()
-        for said in (p.served, p.base, p.experts["bias-0.1"]):
-            assert np.isnan(said[:, 1]).all() == (t < 20), t
+        for output in (p.served, p.base, p.experts["bias-0.1"]):
+            assert np.isnan(output[:, 1]).all() == (t < 20), t
 
 
 def test_forecasts_hold_no_more_than_their_horizon() -> None:

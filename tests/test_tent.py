@@ -77,19 +77,19 @@ def tent_as_published(net: nn.Module) -> list[nn.Parameter]:
 
 
 def base_of(learner: Any, inputs: Tensor) -> BaseOutput:
-    said = learner.spec.model(inputs)
-    assert isinstance(said, BaseOutput)
-    return said
+    output = learner.spec.model(inputs)
+    assert isinstance(output, BaseOutput)
+    return output
 
 
 def run_stream(learner: Any, entries: Tensor) -> Tensor:
     """Predict and adapt, one entry (1, channels) at a time."""
-    said = []
+    outputs = []
     for inputs in entries:
         base = base_of(learner, inputs)
-        said.append(learner.predict(inputs, base)[0])
+        outputs.append(learner.predict(inputs, base)[0])
         learner.adapt(inputs, base)
-    return torch.stack(said)
+    return torch.stack(outputs)
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
@@ -145,15 +145,15 @@ def test_in_a_stream_the_ring_is_the_batch() -> None:
     net = copy.deepcopy(model)
     tent_as_published(net)
     entries = torch.cat(batches(5, 8, seed=2))
-    said = run_stream(learner, entries)
+    outputs = run_stream(learner, entries)
     for t in range(40):
         if t < 7:
-            assert torch.equal(said[t : t + 1], learner.spec.model(entries[t]).output), (
+            assert torch.equal(outputs[t : t + 1], learner.spec.model(entries[t]).output), (
                 "too few entries: the base's"
             )
         else:
             true = torch.softmax(net(entries[t - 7 : t + 1]).detach()[-1], 0)
-            torch.testing.assert_close(said[t], true, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(outputs[t], true, rtol=1e-4, atol=1e-6)
 
 
 def test_behind_the_first_layer_the_ring_is_nearly_the_batch() -> None:
@@ -164,13 +164,13 @@ def test_behind_the_first_layer_the_ring_is_nearly_the_batch() -> None:
     net = copy.deepcopy(model)
     tent_as_published(net)
     entries = torch.cat(batches(20, 8, seed=2))
-    said = run_stream(learner, entries)[8:]
+    outputs = run_stream(learner, entries)[8:]
     with torch.no_grad():
         source = torch.softmax(model(entries), 1)[8:]
         true = torch.stack(
             [torch.softmax(net(entries[t - 7 : t + 1])[-1], 0) for t in range(8, 160)]
         )
-    assert (said - true).abs().mean() < 0.4 * (source - true).abs().mean()
+    assert (outputs - true).abs().mean() < 0.4 * (source - true).abs().mean()
     with torch.no_grad():  # a step was just made: the ring's statistics are as good as new
         seen = learner.copy.run(learner.ring)
     torch.testing.assert_close(learner.ring_mean, seen.mean)
@@ -257,11 +257,11 @@ def test_a_pipeline_without_labels_goes_on_from_a_checkpoint_bit_for_bit() -> No
     straight = pipeline_with(model_of("batch"))
     expected = [p.served.tobytes() for p in straight.observe(items)]
     first = pipeline_with(model_of("batch"))
-    said = [p.served.tobytes() for p in first.observe(items[:21])]
+    served = [p.served.tobytes() for p in first.observe(items[:21])]
     second = pipeline_with(model_of("batch"))
     second.load_state_dict(first.state_dict())
-    said += [p.served.tobytes() for p in second.observe(items[21:])]
-    assert said == expected
+    served += [p.served.tobytes() for p in second.observe(items[21:])]
+    assert served == expected
     assert straight.observe([entry(rows[0], 100, id="x")])[0].weights["tent-b4"] == pytest.approx(
         0.9
     )
@@ -308,7 +308,7 @@ class Twice(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("learner", "spec", "says"),
+    ("learner", "spec", "message"),
     [
         (Tent(1), spec_with(model_of("batch")), "per_entry"),
         (Tent(modules=["3"]), spec_with(model_of("batch")), "2, 5"),
@@ -352,8 +352,8 @@ class Twice(nn.Module):
         (Tent(), spec_of("regression", 1, CHANNELS, 1, CLASSES), "classification"),
     ],
 )
-def test_what_cannot_be_adapted_is_refused(learner: Tent, spec: Spec, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_what_cannot_be_adapted_is_refused(learner: Tent, spec: Spec, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         learner.build(spec)
 
 
@@ -383,8 +383,8 @@ def test_a_batch_beyond_all_reckoning_leaves_the_parameters_finite(norm: str) ->
     before = learner.snapshot()
     wild = batches(1, 8)[0]
     wild[0] = 3e38
-    said = learner.adapt_batch(wild)
+    output = learner.adapt_batch(wild)
     after = learner.snapshot()
     assert all(torch.isfinite(v).all() for v in after.values())
-    if not torch.isfinite(said).all():
+    if not torch.isfinite(output).all():
         assert all(torch.equal(v, after[k]) for k, v in before.items()), "no step"

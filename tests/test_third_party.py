@@ -89,8 +89,8 @@ def test_a_config_runs_it_by_name(installed, tmp_path, monkeypatch):
     assert stranger.returncode == 2, "without the package there is no such kind"
     assert "learners[0].kind" in stranger.stderr
     found = python(installed, tmp_path, "-m", "streamadapt", "check", "config.toml", "--json")
-    said = json.loads(found.stdout)
-    assert (said["ok"], said["experts"]) == (True, ["base", "median"])
+    result = json.loads(found.stdout)
+    assert (result["ok"], result["experts"]) == (True, ["base", "median"])
     wrong = python(
         installed,
         tmp_path,
@@ -104,15 +104,15 @@ def test_a_config_runs_it_by_name(installed, tmp_path, monkeypatch):
     assert wrong.returncode == 2
     done = python(installed, tmp_path, "-m", "streamadapt", "run", "config.toml", "--json")
     assert done.returncode == 0, done.stderr
-    said = lines("predictions.jsonl")
-    assert len(said) == json.loads(done.stdout)["predictions"] > 300
-    corrections = [np.ravel(p["experts"]["median"])[0] - np.ravel(p["base"])[0] for p in said]
+    result = lines("predictions.jsonl")
+    assert len(result) == json.loads(done.stdout)["predictions"] > 300
+    corrections = [np.ravel(p["experts"]["median"])[0] - np.ravel(p["base"])[0] for p in result]
     assert corrections[0] == 0.0
     assert corrections[-1] == pytest.approx(3.0, abs=0.3), (
         "what the labels rose by halfway, learned step by step"
     )
-    assert all(set(p["weights"]) == {"base", "median"} for p in said)
-    assert said[-1]["weights"]["median"] > 0.5
+    assert all(set(p["weights"]) == {"base", "median"} for p in result)
+    assert result[-1]["weights"]["median"] > 0.5
 
 
 @pytest.mark.slow

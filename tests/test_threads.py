@@ -79,7 +79,7 @@ def asked_beside(
 ) -> tuple[list[Any], list[Any]]:
     """Observe item by item while threads ask; return the predictions, and each thread's answers or
     errors."""
-    said: list[Any] = []
+    predictions: list[Any] = []
     answers: list[list[Any]] = [[] for _ in range(THREADS)]
     stop = threading.Event()
     begun = threading.Barrier(THREADS + 1)
@@ -97,11 +97,11 @@ def asked_beside(
         thread.start()
     begun.wait()
     for item in items:
-        said += pipeline.observe([item])
+        predictions += pipeline.observe([item])
     stop.set()
     for thread in threads:
         thread.join()
-    return said, answers
+    return predictions, answers
 
 
 def test_eight_threads_ask_and_each_gets_its_own_answer() -> None:
@@ -115,8 +115,8 @@ def test_eight_threads_ask_and_each_gets_its_own_answer() -> None:
         pipeline.observe(items[:WARM])
     right = answers_at_every_point(table, items[WARM:], ask)
     undisturbed = alone.observe(items)[-(N - WARM) :]
-    said, answers = asked_beside(beside, items[WARM:], ask)
-    assert bits(said) == bits(undisturbed)
+    predictions, answers = asked_beside(beside, items[WARM:], ask)
+    assert bits(predictions) == bits(undisturbed)
     assert state(beside) == state(alone)
     for i in range(THREADS):
         assert answers[i]
@@ -144,8 +144,8 @@ def test_keyed_questions_too_while_keys_come_and_go() -> None:
         keyed.observe(items[:warm])
     right = answers_at_every_point(table, items[warm:], ask)
     undisturbed = alone.observe(items)[-(len(items) - warm) :]
-    said, answers = asked_beside(beside, items[warm:], ask)
-    assert bits(said) == bits(undisturbed)
+    predictions, answers = asked_beside(beside, items[warm:], ask)
+    assert bits(predictions) == bits(undisturbed)
     for i in range(THREADS):
         assert set(answers[i]) <= right[i]
     with pytest.raises(ConfigError, match="nothing has come"):
@@ -254,9 +254,9 @@ def test_a_base_that_shows_its_embedding_mixes_up_no_threads() -> None:
     def go(i: int) -> None:
         for n in range(60):
             x = torch.full((3, 1), float(1000 * i + n))
-            said = base(x)
-            if said.embedding is None or not torch.equal(said.embedding, x.flatten()):
-                wrong.append((i, n, said.embedding))
+            output = base(x)
+            if output.embedding is None or not torch.equal(output.embedding, x.flatten()):
+                wrong.append((i, n, output.embedding))
 
     threads = [threading.Thread(target=go, args=(i,)) for i in range(THREADS)]
     for thread in threads:
@@ -319,14 +319,14 @@ def test_a_question_after_every_entry_changes_no_bit(name: str) -> None:
             for t, v in enumerate(x)
         ]
     asked, alone = made(), made()
-    said: list[Any] = []
+    predictions: list[Any] = []
     for item in items:
-        said += asked.observe([item])
-        if said:
+        predictions += asked.observe([item])
+        if predictions:
             before = state(asked)
             first = asked.predict(entry(item.values * 1.5, LATE, id="q"))
             again = asked.predict(entry(item.values * 1.5, LATE, id="q"))
             assert first.served.tobytes() == again.served.tobytes()
             assert state(asked) == before
-    assert bits(said) == bits(alone.observe(items))
+    assert bits(predictions) == bits(alone.observe(items))
     assert state(asked) == state(alone)

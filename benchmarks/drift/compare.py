@@ -57,7 +57,7 @@ class Compared:
     values: dict[Row, int] = field(default_factory=dict)
 
     def add(self, stream: Stream, row: Row, alarms: Alarms) -> None:
-        """Take in what one detector said about one stream."""
+        """Add one detector's alarms on one stream."""
         key = (stream.group, stream.name, stream.seed, row)
         self.raw[key] = score(alarms.raw, stream.changes, stream.horizon, stream.entries)
         self.quiet[key] = score(alarms.quiet, stream.changes, stream.horizon, stream.entries)
@@ -92,8 +92,8 @@ class Compared:
         streams: dict[str, Any] = {}
         for (group, name, seed, row), tally in self.raw.items():
             quiet = self.quiet[group, name, seed, row]
-            said = {"alarms": tally.as_json(), "with_cool_down": quiet.as_json()}
-            streams.setdefault(name, {}).setdefault(str(seed), {})[":".join(row)] = said
+            entry = {"alarms": tally.as_json(), "with_cool_down": quiet.as_json()}
+            streams.setdefault(name, {}).setdefault(str(seed), {})[":".join(row)] = entry
         groups = {
             group: {
                 ":".join(row): {
@@ -113,11 +113,12 @@ class Compared:
 
 def _flat(tally: Tally) -> dict[str, Any]:
     """The counts without every single delay."""
-    said = tally.as_json()
-    said["kinds"] = {
-        k: {"changes": v["changes"], "detected": v["detected"]} for k, v in said["kinds"].items()
+    figures = tally.as_json()
+    figures["kinds"] = {
+        k: {"changes": v["changes"], "detected": v["detected"]}
+        for k, v in figures["kinds"].items()
     }
-    return said
+    return figures
 
 
 def rows_for(stream: Stream, slow: bool) -> list[Row]:

@@ -161,8 +161,8 @@ def cooled(alarms: Sequence[int], cool_down: int) -> list[int]:
     alarms : sequence of int, increasing
         Which values of the signal fired.
     """
-    told: list[int] = []
+    kept: list[int] = []
     for alarm in alarms:
-        if not told or alarm - told[-1] > cool_down:
-            told.append(alarm)
-    return told
+        if not kept or alarm - kept[-1] > cool_down:
+            kept.append(alarm)
+    return kept

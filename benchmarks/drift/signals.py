@@ -89,7 +89,7 @@ class Trace(NamedTuple):
 
 
 class Recorder(DriftMonitor):
-    """A monitor that writes down what it is told, and never fires."""
+    """A monitor that records every value it receives and never fires."""
 
     def __init__(self, signal: str) -> None:
         super().__init__("adwin", signal)
@@ -152,7 +152,7 @@ class Always:
 
 @dataclass(slots=True)
 class Alarms:
-    """What a monitor said about a trace.
+    """A monitor's alarms on a trace.
 
     Attributes
     ----------
@@ -174,13 +174,13 @@ def record(stream: Stream) -> dict[str, Trace]:
     """Run the stream through its pipeline; return every signal."""
     recorders = [Recorder(signal) for signal in stream.signals if signal != MOVING]
     plain = Plain()
-    told = [*recorders, plain]
-    plain.pipeline = pipeline = stream.pipeline(told)
+    monitors = [*recorders, plain]
+    plain.pipeline = pipeline = stream.pipeline(monitors)
     entry = -1
     for item in stream.items:
         if isinstance(item, Entry):
             entry += 1
-            for recorder in told:
+            for recorder in monitors:
                 recorder.entry = entry
         pipeline.observe([item])
     traces = {r.signal: Trace(np.array(r.at, np.int64), np.array(r.values)) for r in recorders}

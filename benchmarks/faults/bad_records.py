@@ -94,11 +94,11 @@ def through_engine(wanted: int, seed: int) -> Counts:
                 broken.append(value)
         mixed.append(_mixed(good, broken))
     sent = sum(map(len, mixed)) - len(ENTRIES) - len(LABELS)
-    clean, said, _ = _run(ENTRIES, LABELS)
+    clean, expected, _ = _run(ENTRIES, LABELS)
     state, seen, letters = _run(*mixed)
     counts = Counts(tried=sent)
-    counts.compare(said, Counter(seen.keys()))
-    counts.state_differs = bool(differing(clean, state)) or seen != said
+    counts.compare(expected, Counter(seen.keys()))
+    counts.state_differs = bool(differing(clean, state)) or seen != expected
     counts.survived = min(sent, letters) if not counts.state_differs else 0
     return counts
 

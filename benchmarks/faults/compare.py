@@ -12,20 +12,20 @@ __all__ = ["compare"]
 
 
 def compare(
-    counts: Counts, job: Job, calm: Job, said: dict[str, Any], *, committed: bool = False
+    counts: Counts, job: Job, calm: Job, expected: dict[str, Any], *, committed: bool = False
 ) -> bool:
     """Add to `counts` what a reader misses or sees twice, and whether the final state differs;
     True if all is well.
 
     Parameters
     ----------
-    said : dict
+    expected : dict
         The undisturbed job's predictions, by id.
     """
     seen = job.read(committed=committed)
     lost, doubled = counts.lost, counts.doubled
-    counts.compare(said, ids(seen))
-    differ = sum(one != said.get(one["id"]) for one in seen)
+    counts.compare(expected, ids(seen))
+    differ = sum(one != expected.get(one["id"]) for one in seen)
     counts.more["repeats_differ"] = counts.more.get("repeats_differ", 0) + differ
     same = all(
         same_state(one, two)

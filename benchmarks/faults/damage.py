@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import STREAMS, Job, final_state, said_by
+from benchmarks.faults.memory_job import STREAMS, Job, final_state, written_by
 from streamadapt.engine.metrics import Metrics
 from streamadapt.errors import StreamadaptError
 from streamadapt.records import StreamPartition
@@ -77,8 +77,8 @@ def _one(job: Job, counts: Counts, hurt: Path, before: MemorySink, newest_at: in
     )
     loud = any("damaged" in text for text in warnings) and counted == 1
     counts.more["loud" if loud else "harmless"] += 1
-    # What the older one had not seen is said again: the reader has it from before, and from now.
-    fine = job.judge(counts, final_state(engine), said_by(before, sink))
+    # The engine predicts again what the older checkpoint had not seen: the reader has both.
+    fine = job.judge(counts, final_state(engine), written_by(before, sink))
     if loud:
         return fine
     silent = not warnings and counted == 0

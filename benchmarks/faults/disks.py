@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, said_by
+from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, written_by
 from streamadapt.errors import CheckpointError
 from streamadapt.testing import MemorySink
 
@@ -192,7 +192,7 @@ def _one(job: Job, counts: Counts, broken: Any) -> bool:
         except Exception as error:
             counts.more.setdefault("unexpected", []).append(repr(error))
             return False
-        return job.judge(counts, final_state(engine), said_by(*sinks))
+        return job.judge(counts, final_state(engine), written_by(*sinks))
 
 
 def _operations(job: Job) -> list[str]:

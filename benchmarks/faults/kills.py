@@ -80,13 +80,15 @@ def kills(
         calm = Job(topics, Path(folder) / "calm")
         if not calm.finish(calm.start()):
             raise RuntimeError("the undisturbed run failed")
-        said = {one["id"]: one for one in calm.read()}
+        expected = {one["id"]: one for one in calm.read()}
         while counts.tried < wanted:
             job = Job(topics, Path(folder) / f"round-{counts.more['rounds']}", guarantee)
             done = _round(job, choose, wanted - counts.tried)
             counts.tried += done
             counts.more["rounds"] += 1
-            counts.survived += done if compare(counts, job, calm, said, committed=committed) else 0
+            counts.survived += (
+                done if compare(counts, job, calm, expected, committed=committed) else 0
+            )
             print(f"  {guarantee}: {counts.as_json()} (seed {seed})", file=sys.stderr, flush=True)
     return counts
 

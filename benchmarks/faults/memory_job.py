@@ -40,7 +40,7 @@ from streamadapt.testing import (
     MemorySource,
 )
 
-__all__ = ["STREAMS", "Job", "final_state", "make_keyed", "make_plain", "said_by"]
+__all__ = ["STREAMS", "Job", "final_state", "make_keyed", "make_plain", "written_by"]
 
 HOUR_NS = 3600 * 10**9
 STREAMS = ("entries", "labels")
@@ -155,8 +155,8 @@ class Job:
     def judge(
         self, counts: Counts, state: dict[str, Any], message: Iterable[tuple[str, bytes]]
     ) -> bool:
-        """Hold a trial's final state, and the (name, value) of all it ever said, against the
-        undisturbed run.
+        """Compare a trial's final state, and the (name, value) of every prediction it wrote,
+        with the undisturbed run.
 
         Adds what is wrong to `counts` and returns whether nothing is; saying the same value twice
         is only counted.
@@ -184,7 +184,7 @@ def final_state(engine: Engine) -> dict[str, Any]:
     return engine.runners[0].pipeline.state_dict()
 
 
-def said_by(*sinks: MemorySink) -> list[tuple[str, bytes]]:
+def written_by(*sinks: MemorySink) -> list[tuple[str, bytes]]:
     """Return (name, value) of all that was written, in order."""
     predictions: Sequence[Prediction] = [p for sink in sinks for p in sink.predictions]
     return [(str(p.position), p.served.tobytes()) for p in predictions]

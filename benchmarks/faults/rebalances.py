@@ -60,8 +60,8 @@ def rebalances(
             calm = Job(story.topics, Path(folder) / str(i) / "calm")
             if not calm.finish(calm.start()):
                 raise RuntimeError("the undisturbed run failed")
-            said = {one["id"]: one for one in calm.read()}
-            counts.survived += changes if compare(counts, story.job, calm, said) else 0
+            expected = {one["id"]: one for one in calm.read()}
+            counts.survived += changes if compare(counts, story.job, calm, expected) else 0
             print(f"  {counts.as_json()}", file=sys.stderr, flush=True)
     return counts
 

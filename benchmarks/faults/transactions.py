@@ -49,7 +49,7 @@ def killed_at_every_step(quick: bool) -> Counts:
         reached: Counter[str] = Counter()
         log = TransactionalLog()
         calm = _run(Path(folder) / "calm", log, lambda name: reached.update([name]))
-        said = dict(_seen(log))
+        expected = dict(_seen(log))
         points = [(step, time) for step, times in reached.items() for time in range(1, times + 1)]
         for i, (step, time) in enumerate(points[:: QUICK_EVERY if quick else 1]):
             log = TransactionalLog()
@@ -63,9 +63,13 @@ def killed_at_every_step(quick: bool) -> Counts:
             seen = _seen(log)
             before = counts.lost, counts.doubled
             counts.tried += 1
-            counts.compare(said, Counter(name for name, _ in seen))
+            counts.compare(expected, Counter(name for name, _ in seen))
             counts.state_differs += state != calm
-            fine = state == calm and (counts.lost, counts.doubled) == before and dict(seen) == said
+            fine = (
+                state == calm
+                and (counts.lost, counts.doubled) == before
+                and dict(seen) == expected
+            )
             counts.survived += fine
     return counts
 

@@ -80,7 +80,7 @@ class Ended(NamedTuple):
     member: str
     exit: int | None
     fenced: bool
-    """It was the one that had been paused, and it said that another engine had fenced it."""
+    """It was the paused process, and it reported that another engine had fenced it."""
     why: str
 
 

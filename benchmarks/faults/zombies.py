@@ -25,8 +25,8 @@ SETTINGS = [Setting(guarantee, 2) for guarantee in GUARANTEES]
 SESSION_S = 6
 PAUSES_S = (1.25 * SESSION_S, 2.2 * SESSION_S)
 WATCHED_S = 12.0
-"""So long after it goes on: by then it has written, flushed, committed and been told what has
-become of it."""
+"""Time watched after the process goes on: by then it has written, flushed and committed, and it
+has seen the outcome."""
 
 
 def zombie(quick: bool, trials: Path) -> Counts:

@@ -31,9 +31,9 @@ def measure(folder: Path, rows: int, clicks: int) -> dict[str, Any]:
     for stream in (elec2_stream(folder, rows), glucose_stream(rows)):
         figures["entries"][stream.name] = len(stream.entries)
         figures["budgets"] += budgets(stream, _say)
-        judged, told = robustness(stream, _say)
+        judged, estimated = robustness(stream, _say)
         figures["robustness"] += judged
-        figures["estimates"] += told
+        figures["estimates"] += estimated
     figures["entries"]["conversions"] = clicks
     figures["conversions"] = conversions(clicks, _say)
     return figures

@@ -156,7 +156,7 @@ def delivered(kind: str, stream: Stream, seed: int = 0) -> tuple[Answer, Array]:
     rng = np.random.default_rng(seed)
     n = len(stream.truth)
     truth = rng.permutation(stream.truth) if kind == "shuffled" else stream.truth
-    told, times = truth.copy(), np.ones(n, np.int64)
+    labels, times = truth.copy(), np.ones(n, np.int64)
     if kind == "dropped":
         times = (rng.random(n) < 0.1).astype(np.int64)
     elif kind == "twice":
@@ -169,11 +169,11 @@ def delivered(kind: str, stream: Stream, seed: int = 0) -> tuple[Answer, Array]:
             wrong = 1.0 - truth
         else:
             wrong = rng.uniform(stream.low, stream.high, n)
-        told = np.where(bad, wrong, truth)
+        labels = np.where(bad, wrong, truth)
 
     def answer(row: int, ask: bool | None) -> Iterator[float]:
         if kind != "asked" or ask:
-            yield from [float(told[row])] * int(times[row])
+            yield from [float(labels[row])] * int(times[row])
 
     return answer, truth
 
@@ -207,13 +207,13 @@ def run(
                 if stream.classes is None
                 else np.eye(stream.classes)[[int(truth[row])]]
             )
-            for name, said in {**p.experts, "served": p.served}.items():
+            for name, output in {**p.experts, "served": p.served}.items():
                 found.losses.setdefault(name, []).append(
-                    float(loss.loss(said.astype(np.float64), actual)[0, 0])
+                    float(loss.loss(output.astype(np.float64), actual)[0, 0])
                 )
                 if stream.classes is not None:
                     found.hits.setdefault(name, []).append(
-                        float(said[0].argmax() == actual[0].argmax())
+                        float(output[0].argmax() == actual[0].argmax())
                     )
             found.estimated.append(np.nan if p.estimated_loss is None else p.estimated_loss)
             found.matured.append(float(np.mean(known[-BLOCK:])) if known else np.nan)

@@ -57,7 +57,7 @@ def budgets(stream: Stream, progress: Progress) -> list[Row]:
 def robustness(stream: Stream, progress: Progress) -> tuple[list[Row], list[Row]]:
     """Served, base and best expert with bad labels; and the estimates of the runs with all and
     with few labels."""
-    rows, told = [], []
+    rows, estimated = [], []
     for kind in CONDITIONS:
         progress(f"{stream.name}: {CONDITIONS[kind]}")
         found = run(stream, kind)
@@ -67,8 +67,8 @@ def robustness(stream: Stream, progress: Progress) -> tuple[list[Row], list[Row]
         row["labels"] = dict(found.pipeline.stats.labels)
         rows.append(row)
         if kind in ("all", "dropped"):
-            told.append({"stream": stream.name, "condition": kind, **estimates(found)})
-    return rows, told
+            estimated.append({"stream": stream.name, "condition": kind, **estimates(found)})
+    return rows, estimated
 
 
 def _losses(found: Run) -> Row:
@@ -129,8 +129,8 @@ def conversions(entries: int, progress: Progress) -> list[Row]:
         for seed in SEEDS:
             progress(f"conversions: {mode}, stream {seed}")
             stream = Conversions.draw(entries, seed)
-            said = run_conversions(stream, mode, learners())
-            for name, values in said.items():
+            outputs = run_conversions(stream, mode, learners())
+            for name, values in outputs.items():
                 found.setdefault(name, []).append(
                     (*figures(stream, values, before), *figures(stream, values, after))
                 )

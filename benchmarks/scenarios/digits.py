@@ -193,12 +193,12 @@ def _batches(digits: Digits, net: nn.Module, stream: Stream, seed: int) -> Hits:
             torch.tensor_split(inputs, cuts), torch.tensor_split(labels, cuts), strict=True
         )
         for x, y in parts:
-            said = (
+            logits = (
                 learner.copy.run(x).logits.detach()
                 if name == "batch-64"
                 else learner.adapt_batch(x)
             )
-            hits[name] += int((said.argmax(1) == y).sum())
+            hits[name] += int((logits.argmax(1) == y).sum())
     return {name: count / len(labels) for name, count in hits.items()}
 
 

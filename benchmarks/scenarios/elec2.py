@@ -188,14 +188,14 @@ class _Judge:
     def __call__(self, prediction: Prediction) -> None:
         row = int(prediction.id)
         self.issued.append(row)
-        said = {
+        outputs = {
             name: p[0].astype(np.float64)
             for name, p in {**prediction.experts, "served": prediction.served}.items()
         }
         truth = self.truth[row]
-        losses = {name: float(-np.log(max(p[truth], FLOOR))) for name, p in said.items()}
+        losses = {name: float(-np.log(max(p[truth], FLOOR))) for name, p in outputs.items()}
         self.losses.take(losses)
-        for name, p in said.items():
+        for name, p in outputs.items():
             self.ups.setdefault(name, []).append(float(p[1]))
         # The last entry's own label is never learned: nothing arrives after it.
         if row + 1 < len(self.truth):

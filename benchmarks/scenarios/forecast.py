@@ -158,9 +158,12 @@ class _Judge:
         t = int(prediction.id)
         actual = self.values[t + 1 : t + 1 + self.horizon]
         experts = {**prediction.experts, "served": prediction.served}
-        told = {name: said[: len(actual)].astype(np.float64) for name, said in experts.items()}
+        outputs = {
+            name: output[: len(actual)].astype(np.float64) for name, output in experts.items()
+        }
         self.sums.add(
-            {name: float(np.abs(said - actual).sum()) for name, said in told.items()}, actual.size
+            {name: float(np.abs(output - actual).sum()) for name, output in outputs.items()},
+            actual.size,
         )
         if t in self.judged:
             self.issued.append(t)

@@ -142,8 +142,8 @@ class _Judge:
         if prediction.id in self.delivered:
             self.sums.add(
                 {
-                    name: abs(float(said[0, 0]) - float(actual[0, 0]))
-                    for name, said in experts.items()
+                    name: abs(float(output[0, 0]) - float(actual[0, 0]))
+                    for name, output in experts.items()
                 },
                 1,
             )

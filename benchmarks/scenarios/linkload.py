@@ -188,9 +188,9 @@ class _Judge:
         if t + 1 == len(self.values):
             return  # nothing followed
         actual = self.values[t + 1].astype(np.float64)
-        said = {**prediction.experts, "served": prediction.served}
+        outputs = {**prediction.experts, "served": prediction.served}
         squared = {
-            name: np.square(row[0].astype(np.float64) - actual) for name, row in said.items()
+            name: np.square(row[0].astype(np.float64) - actual) for name, row in outputs.items()
         }
         self.sums.add({name: float(cells.sum()) for name, cells in squared.items()}, len(actual))
         if t in self.judged:

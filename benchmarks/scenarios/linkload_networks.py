@@ -57,8 +57,8 @@ class _Cfc(nn.Module):
         self.cell = CfC(links, units, projection=links, backbone=(2 * units,), generator=generator)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        said, _ = self.cell(inputs, sequences=False)
-        return said
+        output, _ = self.cell(inputs, sequences=False)
+        return output
 
 
 class _Lstm(nn.Module):
@@ -68,8 +68,8 @@ class _Lstm(nn.Module):
         self.readout = nn.Linear(units, links)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        said: Tensor = self.readout(self.cell(inputs)[0][:, -1])
-        return said
+        output: Tensor = self.readout(self.cell(inputs)[0][:, -1])
+        return output
 
 
 def cfc(links: int, fitting: Fitting, seed: int) -> Change:
@@ -137,8 +137,8 @@ class OnlineNetwork(Learner):
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Ask the network."""
-        said: Tensor = self.network(inputs.unsqueeze(0))[0].detach()
-        return said
+        output: Tensor = self.network(inputs.unsqueeze(0))[0].detach()
+        return output
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Make one step; back through the whole window."""

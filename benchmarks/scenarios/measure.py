@@ -100,7 +100,7 @@ class Errors:
     def add(self, experts: Mapping[str, npt.NDArray[Any]], actual: npt.NDArray[Any]) -> None:
         """Compare the experts' predictions (rows, columns) with what came true."""
         truth = actual.astype(np.float64)
-        self.take({name: float(np.abs(said - truth).mean()) for name, said in experts.items()})
+        self.take({name: float(np.abs(output - truth).mean()) for name, output in experts.items()})
 
     def take(self, losses: Mapping[str, float]) -> None:
         """Take in every expert's loss on one prediction."""
@@ -259,13 +259,13 @@ class Measured:
             name: {m.key: row[m.key].mean for m in self.measures}
             for name, row in self.figures.items()
         }
-        said: dict[str, Any] = {name: self._flat(row) for name, row in means.items()}
-        said["protocol"] = self.protocol
+        result: dict[str, Any] = {name: self._flat(row) for name, row in means.items()}
+        result["protocol"] = self.protocol
         if self.details:
-            said["details"] = {name: figure.mean for name, figure in self.details.items()}
+            result["details"] = {name: figure.mean for name, figure in self.details.items()}
         if any(spreads.values()):
-            said["spread"] = {name: self._flat(row) for name, row in spreads.items() if row}
-        return said
+            result["spread"] = {name: self._flat(row) for name, row in spreads.items() if row}
+        return result
 
     def _flat(self, row: Mapping[str, float | None]) -> Any:
         return dict(row) if len(self.measures) > 1 else next(iter(row.values()))
@@ -299,12 +299,12 @@ def drive(
 ) -> None:
     """Run all items through the pipeline, one at a time, and judge every prediction; tell how far
     it is."""
-    told = time.monotonic()
+    last_report = time.monotonic()
     for i, item in enumerate(items):
         for prediction in pipeline.observe([item]):
             judge(prediction)
-        if time.monotonic() - told > 5.0:
-            told = time.monotonic()
+        if time.monotonic() - last_report > 5.0:
+            last_report = time.monotonic()
             progress(f"{i + 1} of {len(items)} items")
 
 

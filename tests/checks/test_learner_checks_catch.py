@@ -86,10 +86,10 @@ class ReturnsItsBuffer(Good):
 
     def allocate(self, spec: Spec) -> None:
         super().allocate(spec)
-        self.register_buffer("said", torch.zeros_like(self.bias), persistent=False)
+        self.register_buffer("output_buffer", torch.zeros_like(self.bias), persistent=False)
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        return self.said.copy_(super().predict(inputs, base))  # type: ignore[operator, no-any-return]
+        return self.output_buffer.copy_(super().predict(inputs, base))  # type: ignore[operator, no-any-return]
 
 
 class CountsPredictions(Good):

@@ -54,15 +54,15 @@ def test_bad_csv_records_are_refused_by_the_codec_and_the_rest_is_read(tmp_path:
         b"speed,note\n1,a\n" + f"{huge},b\n".encode() + b"\xff\xfe,c\n4,d,e\n,f\n5,g\n"
     )
     codec = JsonCodec(FieldMap(values=("speed",), text_numbers=True), streams=["speeds.csv"])
-    said = []
+    outcomes = []
     for i, value in enumerate(values(FilesSource(path))):
         try:
-            said.append(
+            outcomes.append(
                 str(codec.decode(Record(Position("speeds.csv", 0, i), None, value, i)).values[0])
             )  # type: ignore[union-attr]
         except EntryError as error:
-            said.append(error.reason.value)
-    assert said == ["1.0", "not_json", "wrong_type", "wrong_width", "nan", "5.0"]
+            outcomes.append(error.reason.value)
+    assert outcomes == ["1.0", "not_json", "wrong_type", "wrong_width", "nan", "5.0"]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

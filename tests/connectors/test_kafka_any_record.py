@@ -174,7 +174,7 @@ def test_a_dead_letter_and_its_replay_keep_key_and_headers(
     for found in consume(kafka_servers, name)[1:]:
         assert found.key == KEY
         assert found.headers[: len(headers)] == headers
-        assert [said for said, _ in found.headers[len(headers) :]] == [
+        assert [header for header, _ in found.headers[len(headers) :]] == [
             "streamadapt-replay-of",
             "streamadapt-replayed-at",
         ]
@@ -211,13 +211,13 @@ def test_a_prediction_that_its_topic_does_not_take(
         checkpoint_path=tmp_path,
     )
     run_until(engine, 80)
-    said = Counter(
+    counts = Counter(
         json.loads(r.value)["id"]
         for r in consume(kafka_servers, out, isolation_level="read_committed")
     )
     wanted = {f"{name}[{p}]@{i}" for p in (0, 1) for i in range(40) if p or i not in large}
-    assert set(said) == wanted
-    assert guarantee == "at-least-once" or set(said.values()) == {1}
+    assert set(counts) == wanted
+    assert guarantee == "at-least-once" or set(counts.values()) == {1}
     dead = consume(kafka_servers, letters)
     marks = [dict(r.headers) for r in dead]
     assert {(mark["partition"], int(mark["offset"])) for mark in marks} == {
@@ -251,12 +251,12 @@ def test_a_prediction_without_a_key_for_a_compacted_topic(
     run_until(
         engine_of(source, sink, codec, dead, guarantee=guarantee, checkpoint_path=tmp_path), 20
     )
-    said = [
+    positions = [
         json.loads(r.value)["id"]
         for r in consume(kafka_servers, out, isolation_level="read_committed")
     ]
-    assert set(said) == {f"{name}[0]@{i}" for i in range(20) if i not in bare}
-    assert guarantee == "at-least-once" or len(said) == 20 - len(bare)
+    assert set(positions) == {f"{name}[0]@{i}" for i in range(20) if i not in bare}
+    assert guarantee == "at-least-once" or len(positions) == 20 - len(bare)
     reader = KafkaDeadLetterReader(kafka_servers, letters)
     found = [item.letter for item in reader.read() if isinstance(item, StoredLetter)]
     reader.close()

@@ -302,14 +302,14 @@ def test_group_offsets_that_somebody_has_set(found, moved):
 
 
 def test_what_is_said_of_them_names_the_group_and_what_to_do():
-    said = moved_text("g", {AT: 0}, {AT: 100}, {AT: 100})
+    message = moved_text("g", {AT: 0}, {AT: 100}, {AT: 100})
     for part in (
         "group 'g'",
         "t[0] 0, read from 100",
         "the checkpoints count",
         "checkpoint rollback",
     ):
-        assert part in said
+        assert part in message
     assert "there is no checkpoint" in moved_text("g", {AT: 500}, {AT: 0}, {AT: None})
 
 

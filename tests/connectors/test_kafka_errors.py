@@ -375,7 +375,7 @@ def test_a_topic_that_is_missing_is_waited_for_and_named(
 
 
 def doors(broker: Guarded) -> dict[str, tuple[str, dict[str, Any], list[str]]]:
-    """Return listener, settings and what must be said, by case."""
+    """Return listener, settings and the expected message, by case."""
     ca = {"ssl_cafile": str(broker.certificates.ca_file)}
     tls = {"security_protocol": "SSL", **ca}
     both = broker.login(security_protocol="SASL_SSL", **ca)
@@ -555,7 +555,7 @@ RUNS = {
 def test_the_command_ends_with_one_line_and_exit_code_1(
     broker: Guarded, names: Names, tmp_path: Path, case: str
 ) -> None:
-    rights, said = RUNS[case]
+    rights, expected = RUNS[case]
     names.allow(*rights)
     rows = [json.dumps({"time": f"2026-01-01T00:{i:02}:00Z", "x": i}).encode() for i in range(20)]
     produce(broker.servers["open"], names.of["T"], [rows])
@@ -575,7 +575,7 @@ def test_the_command_ends_with_one_line_and_exit_code_1(
     assert code == 1, shown
     assert "Traceback" not in shown
     last = shown.strip().splitlines()[-1]
-    check(last, "streamadapt: kafka", *expected(names, [said]))
+    check(last, "streamadapt: kafka", *expected(names, [expected]))
     assert "rabbit-hole" not in shown
 
 

@@ -59,7 +59,7 @@ def make_engine(
     )
 
 
-def said(servers: str, out: str) -> Counter[str]:
+def prediction_counts(servers: str, out: str) -> Counter[str]:
     return Counter(
         json.loads(r.value)["id"] for r in consume(servers, out, isolation_level="read_committed")
     )
@@ -156,7 +156,7 @@ def test_a_lost_request_costs_a_replay(
     engine.stop()
     engine.run()
     assert os.getpid() == pid
-    found = said(kafka_servers, out)
+    found = prediction_counts(kafka_servers, out)
     assert set(found) == set(wanted(name, 50))
     if not EMBEDDED:
         assert found == wanted(name, 50)
@@ -180,7 +180,7 @@ def test_a_lost_request_at_the_start(
     engine.stop()
     engine.run()
     assert loses.lost == 1
-    assert set(said(kafka_servers, out)) == set(wanted(name, 20))
+    assert set(prediction_counts(kafka_servers, out)) == set(wanted(name, 20))
 
 
 @pytest.fixture
@@ -244,7 +244,9 @@ def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) ->
     count = feed_while(own_broker.servers, name, 12, [outage, outage, outage])
     try:
         until(
-            lambda: said(own_broker.servers, out) == wanted(name, count) or bool(errors),
+            lambda: (
+                prediction_counts(own_broker.servers, out) == wanted(name, count) or bool(errors)
+            ),
             lambda: time.sleep(0.5),
         )
     finally:
@@ -252,7 +254,7 @@ def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) ->
         thread.join()
     assert not errors
     assert os.getpid() == pid
-    assert said(own_broker.servers, out) == wanted(name, count)
+    assert prediction_counts(own_broker.servers, out) == wanted(name, count)
 
 
 CONFIG = """
@@ -301,7 +303,8 @@ def test_streamadapt_run_is_the_same_process_before_and_after(
         done += more
         until(
             lambda: (
-                process.poll() is not None or said(own_broker.servers, "out") == wanted("in", done)
+                process.poll() is not None
+                or prediction_counts(own_broker.servers, "out") == wanted("in", done)
             ),
             lambda: time.sleep(0.2),
         )
@@ -350,7 +353,7 @@ def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_p
     count = feed_while(own_broker.servers, name, 12, [freeze, outage, freeze], partitions=2)
 
     def done() -> bool:
-        return said(own_broker.servers, out) == wanted(name, count, 2) or any(
+        return prediction_counts(own_broker.servers, out) == wanted(name, count, 2) or any(
             errors for _, errors in running
         )
 
@@ -362,7 +365,7 @@ def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_p
         for thread, _ in running:
             thread.join()
     assert [errors for _, errors in running] == [[], []]
-    assert said(own_broker.servers, out) == wanted(name, count, 2)
+    assert prediction_counts(own_broker.servers, out) == wanted(name, count, 2)
 
 
 @pytest.mark.kafka
@@ -396,7 +399,7 @@ def test_a_transaction_that_was_open_for_too_long_is_begun_again(
     engine.stop()
     engine.run()
     assert losses(engine) == {"taken": 1}
-    assert said(kafka_servers, out) == wanted(name, 30)
+    assert prediction_counts(kafka_servers, out) == wanted(name, 30)
 
 
 def test_a_limit_is_a_duration() -> None:

@@ -183,11 +183,11 @@ def listener(
             end.settimeout(20.0)
             inner = end if context is None else context.wrap_socket(end, server_side=True)
             with inner:
-                said = answer(inner.recv(1 << 16))
-                if said is None:
+                received = answer(inner.recv(1 << 16))
+                if received is None:
                     closing.wait(20.0)
-                elif said:
-                    inner.sendall(said)
+                elif received:
+                    inner.sendall(received)
                     inner.recv(1 << 16)
 
     def accept() -> None:
@@ -268,7 +268,7 @@ def test_a_broker_that_may_come_back_is_no_error_of_the_config(
 
 
 def test_a_broker_is_a_broker() -> None:
-    with listener(lambda said: versions(0, 1, 3, 18)) as server:
+    with listener(lambda received: versions(0, 1, 3, 18)) as server:
         check_server(server, {})
         assert password_demand(server, {}) is None
 
@@ -276,14 +276,14 @@ def test_a_broker_is_a_broker() -> None:
 def test_tls_and_plain_text_are_told_from_each_other(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     trusted = TLS | {"ssl_cafile": str(certificates.ca_file)}
-    with listener(lambda said: versions(3, 18), certificates.context()) as server:
+    with listener(lambda received: versions(3, 18), certificates.context()) as server:
         check_server(server, trusted)
         with pytest.raises(
             ConnectorError, match=r"speaks TLS, and security\.security_protocol is 'PLAINTEXT'"
         ):
             check_server(server, {})
     with (
-        listener(lambda said: b"" if said[:1] == b"\x16" else versions(3, 18)) as server,
+        listener(lambda received: b"" if received[:1] == b"\x16" else versions(3, 18)) as server,
         pytest.raises(
             ConnectorError, match=r"without TLS, and security\.security_protocol is 'SSL'"
         ),
@@ -309,7 +309,7 @@ def test_what_is_refused_and_what_is_dropped_have_their_own_words() -> None:
 def test_a_demand_for_a_password_names_the_mechanisms() -> None:
     body = struct.pack(">ihi", 17, 33, 2) + b"\0\5PLAIN" + b"\0\x0dSCRAM-SHA-256"
     offers = struct.pack(">i", len(body)) + body
-    with listener(lambda said: offers) as server:
+    with listener(lambda received: offers) as server:
         text = password_demand(server, {})
         assert text is not None
         assert "'SASL_PLAINTEXT', with security.sasl_mechanism (PLAIN, SCRAM-SHA-256)" in text
@@ -324,7 +324,7 @@ def test_one_wrong_server_of_several_is_passed_over_and_named(
     with (
         listener(web) as wrong,
         silent_port(listen=False) as port,
-        listener(lambda said: versions(3, 18)) as right,
+        listener(lambda received: versions(3, 18)) as right,
     ):
         reach = Reach(f"{wrong},127.0.0.1:{port},{right}", None)
         for _ in range(2):

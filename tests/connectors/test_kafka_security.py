@@ -143,12 +143,12 @@ def refusals(
         "who signed our client",
     )
     for mechanism in ("PLAIN", "SCRAM-SHA-256"):
-        said = "refuses security.sasl_plain_username with this password"
+        message = "refuses security.sasl_plain_username with this password"
         yield (
             f"a wrong password, {mechanism}",
             Door(users=USERS),
             sasl(mechanism, "wrong-rabbit"),
-            said,
+            message,
         )
     yield (
         "no such mechanism",
@@ -250,14 +250,17 @@ def test_who_asks_for_nothing_where_something_is_asked_is_told(
     """Such a broker only closes the connection; what it asks for is found out, and ends the
     run."""
     asks = Door(certificates.context()) if door == "tls" else Door(users=USERS)
-    said = (
+    message = (
         "this port speaks TLS"
         if door == "tls"
         else "this port asks for a user name and a password"
     )
     with secured(asks) as (servers, _):
         source = KafkaSource(servers, "t")
-        with opened(source), pytest.raises(ConnectorError, match=f"{servers}: {said}") as refused:
+        with (
+            opened(source),
+            pytest.raises(ConnectorError, match=f"{servers}: {message}") as refused,
+        ):
             until(lambda: False, lambda: source.poll(0.5))
     assert "security.security_protocol is 'PLAINTEXT': set it to" in str(refused.value)
     assert asks.admitted <= (door == "tls"), (

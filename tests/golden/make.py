@@ -71,7 +71,7 @@ def stream(kind: str) -> list[Entry | Label]:
     return sorted([*entries, *labels], key=lambda item: (item.time, isinstance(item, Entry)))
 
 
-def said(pipeline: Pipeline, items: list[Entry | Label]) -> list[list[float]]:
+def predict_all(pipeline: Pipeline, items: list[Entry | Label]) -> list[list[float]]:
     return [p.served.ravel().tolist() for p in pipeline.observe(items)]
 
 
@@ -97,7 +97,9 @@ def main() -> int:
             )
         for name in (".lock", ".fence-000001"):
             (folder / name).unlink(missing_ok=True)
-        (folder / "expected.json").write_text(json.dumps(said(pipeline, items[BEFORE:])) + "\n")
+        (folder / "expected.json").write_text(
+            json.dumps(predict_all(pipeline, items[BEFORE:])) + "\n"
+        )
     return 0
 
 
