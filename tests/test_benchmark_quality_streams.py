@@ -1,4 +1,4 @@
-"""The benchmark's streams and frames beyond forecasts of panels: Elec2 and link loads, on tiny
+"""The benchmark's streams and tables other than forecasts of panels: Elec2 and link loads, on tiny
 inputs."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from streamadapt.learners import Learner, River
 
 pytestmark = pytest.mark.slow
 
-torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
+torch.set_num_threads(1)  # small steps: a second thread costs more than it saves
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -103,8 +103,8 @@ def test_elec2_figures_are_those_of_the_emitted_probabilities() -> None:
     assert measured.mixed == ("base", "river-LogisticRegression")
 
 
-def test_elec2_labels_come_one_entry_late() -> None:
-    """What an entry's label says changes no prediction before that of the next entry."""
+def test_elec2_labels_arrive_one_entry_late() -> None:
+    """An entry's label changes no prediction before that of the next entry."""
     batch = market()
     assert batch.labels is not None
     labels = batch.labels.copy()
@@ -122,7 +122,7 @@ def test_elec2_labels_come_one_entry_late() -> None:
     assert not np.array_equal(before[81], after[81])
 
 
-def test_the_base_of_elec2_is_seeded_and_blind_to_the_test_part() -> None:
+def test_the_base_of_elec2_is_seeded_and_does_not_use_the_test_part() -> None:
     batch = market()
     assert batch.labels is not None
     other = Batch(batch.values.copy(), batch.times, batch.labels.copy())
@@ -132,9 +132,7 @@ def test_the_base_of_elec2_is_seeded_and_blind_to_the_test_part() -> None:
     first, again, seeded = (
         elec2.fit(SMALL, b, s)(window) for b, s in ((batch, 0), (other, 0), (batch, 1))
     )
-    assert torch.equal(torch.random.get_rng_state(), state), (
-        "the global generator is left as it was"
-    )
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is unchanged"
     torch.testing.assert_close(first.output, again.output, rtol=0.0, atol=0.0)
     assert not torch.equal(first.output, seeded.output)
     assert first.embedding is not None
@@ -187,8 +185,8 @@ def test_the_topology_is_the_published_one() -> None:
     assert network.demands.sum() == 1898.0
 
 
-def test_routes_are_shortest_paths_that_avoid_what_failed() -> None:
-    """Lengths against networkx, pair by pair; a failed link carries nothing."""
+def test_routes_are_shortest_paths_without_failed_links() -> None:
+    """Lengths are compared with networkx, pair by pair; a failed link carries nothing."""
     network = nobel_eu()
     lengths = np.array([network.graph.edges[link]["length"] for link in network.links])
     for failed in ((), (0, 7)):
@@ -214,7 +212,8 @@ def test_failures_leave_every_city_reachable() -> None:
 
 
 def test_loads_are_the_routed_demands_as_z_scores() -> None:
-    """Seeded; before the first failure the plain routing; from each failure on another one."""
+    """Seeded; before the first failure with the plain routing, after each failure with another
+    one."""
     network, traffic = nobel_eu(), SHORT.traffic
     loads = generate(network, traffic, 5)
     assert (loads.train, loads.events) == (96, (96, 120, 144, 168))
@@ -282,7 +281,7 @@ def test_linkload_figures_are_what_a_computation_by_hand_gives() -> None:
     assert list(measured.as_json()["served"]) == ["rmse", "rmse_after_failure", "rmse_once_failed"]
 
 
-def test_what_fails_later_changes_no_earlier_forecast() -> None:
+def test_later_noise_changes_no_earlier_forecast() -> None:
     """Forecasts issued before entry 150 stay the same when the rest of the stream is noise."""
     loads = generate(nobel_eu(), SHORT.traffic, 0)
     values = loads.batch.values.copy()
@@ -304,8 +303,8 @@ def test_what_fails_later_changes_no_earlier_forecast() -> None:
 
 @pytest.mark.parametrize("make", [cfc, lstm])
 def test_networks_are_seeded_and_learn_the_change(make: object) -> None:
-    """A turning vector: the change is linear in the last value; fitting brings the error far below
-    the last value's."""
+    """A rotating vector: the change is linear in the last value; after fitting, the error is far
+    below that of the last value."""
     assert callable(make)
     angle = torch.arange(150) * 0.2
     values = torch.stack([angle.sin(), angle.cos()], dim=1)
@@ -324,8 +323,8 @@ def test_networks_are_seeded_and_learn_the_change(make: object) -> None:
 
 
 def test_a_network_that_learns_per_entry_starts_as_it_was_fitted() -> None:
-    """Its first forecast is the fitted network's, the fitted network never changes, and its error
-    falls."""
+    """Its first forecast equals the fitted network's, the fitted network never changes, and its
+    error falls."""
     loads = generate(nobel_eu(), SHORT.traffic, 0)
     rival = linkload.fit(SHORT, loads, 0, lstm)
     kept = [p.clone() for p in rival.parameters()]

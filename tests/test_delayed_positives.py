@@ -1,5 +1,4 @@
-"""Positives that come late: weights, the learners that honour them, and a stream whose truth is
-known."""
+"""Late positives: weights, the learners that use them, and a stream whose truth is known."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ def show(task: Supervised, t: int) -> Arrival:
     return arrival
 
 
-def test_what_has_no_label_is_a_negative_and_turns() -> None:
+def test_an_entry_without_a_label_is_a_negative_until_its_positive_arrives() -> None:
     task = clicks(1)
     assert show(task, 4).matured == []
     negative = show(task, 5).matured
@@ -83,7 +82,7 @@ def test_a_positive_in_time_is_learned_once() -> None:
     assert task.positives.late_share == pytest.approx(0.999 / 1.999)
 
 
-def test_a_negative_that_is_said_confirms_and_teaches_nothing_more() -> None:
+def test_a_reported_negative_confirms_and_teaches_nothing_more() -> None:
     task = clicks(1)
     show(task, 5)
     assert task.observe(label("0", 0.0, 6 * S)).matured == []
@@ -91,11 +90,11 @@ def test_a_negative_that_is_said_confirms_and_teaches_nothing_more() -> None:
     assert task.outcomes == {"negative": 1, "confirmed": 1}
 
 
-def test_after_its_ttl_a_negative_stays_one() -> None:
+def test_after_its_ttl_a_negative_stays_negative() -> None:
     task = clicks(1)
     show(task, 5)
     show(task, 21)
-    assert task.outcomes == {"negative": 2}, "nothing expired: it was learned"
+    assert task.outcomes == {"negative": 2}, "no entry expired: each was learned"
     assert reason_of(task, label("0", 1.0, 21 * S)) is Reason.LATE_LABEL
     assert set(task.assumed_negatives) == {"5"}
 
@@ -111,7 +110,7 @@ def test_without_the_correction_nothing_has_a_weight() -> None:
 
 @given(st.floats(0.0, 1.0), st.floats(0.001, 1.0))
 def test_weighted_the_biased_stream_is_the_true_one(p: float, r: float) -> None:
-    """``b(y) w(y) = p(y)`` for both classes, whatever share r of the positives is late."""
+    """``b(y) w(y) = p(y)`` for both classes, for any share r of late positives."""
     delayed = DelayedPositives()
     delayed.late, delayed.all = r, 1.0
     probabilities = np.array([[[1.0 - p, p]]])
@@ -124,7 +123,7 @@ def test_weighted_the_biased_stream_is_the_true_one(p: float, r: float) -> None:
     ) == pytest.approx(1.0 - p)
 
 
-def test_the_late_share_is_found() -> None:
+def test_the_share_of_late_positives_is_estimated() -> None:
     rng, delayed = np.random.default_rng(0), DelayedPositives()
     for late in rng.random(5000) < 0.3:
         delayed.saw_positive(bool(late))
@@ -147,7 +146,7 @@ WEIGHTED: dict[str, Callable[[], Learner]] = {
 
 
 def taught(make: Callable[[], Learner], weight: float, times: int = 1) -> Any:
-    """What a learner says after some examples and another of a weight."""
+    """Return a learner's output after some examples and another of a given weight."""
     torch.manual_seed(0)
     learner = make()
     learner.build(CASE.spec(torch.device("cpu")))
@@ -162,7 +161,7 @@ def taught(make: Callable[[], Learner], weight: float, times: int = 1) -> Any:
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_more_weight_teaches_more_and_none_nothing(name: str) -> None:
+def test_more_weight_teaches_more_and_zero_weight_nothing(name: str) -> None:
     make = WEIGHTED[name]
     untaught, light, once, heavy = (
         taught(make, w, n) for w, n in ((1.0, 0), (0.5, 1), (1.0, 1), (1.8, 1))
@@ -174,7 +173,7 @@ def test_more_weight_teaches_more_and_none_nothing(name: str) -> None:
     assert bool((middle < far).all())
 
 
-def test_least_squares_of_weight_two_are_those_of_two_examples() -> None:
+def test_least_squares_with_weight_two_equals_two_examples() -> None:
     torch.testing.assert_close(
         taught(lambda: RLS(1.0), 2.0), taught(lambda: RLS(1.0), 1.0, times=2)
     )
@@ -190,7 +189,7 @@ def test_a_bias_moves_by_the_weighted_gradient() -> None:
     torch.testing.assert_close(learner.bias[0], 0.15 * (target - base_output.output))
 
 
-def test_rivers_models_are_given_the_weight() -> None:
+def test_river_models_receive_the_weight() -> None:
     learner = built(
         River("linear_model.LogisticRegression"), spec_of("classification", 1, 1, 1, 2)
     )
@@ -235,8 +234,8 @@ def test_a_refit_keeps_the_weight_with_its_example() -> None:
 # -- a stream whose truth is known
 
 
-def test_the_correction_takes_most_of_the_bias_out() -> None:
-    """More than half of the conversions come after their entry was learned as a negative."""
+def test_the_correction_removes_most_of_the_bias() -> None:
+    """More than half of the conversions arrive after their entry was learned as a negative."""
     stream = Conversions.draw(2_800, 0, mean_delay=100.0)
     settled = slice(600, 1_400)  # before the change, after the start
     found = {}

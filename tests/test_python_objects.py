@@ -1,5 +1,5 @@
-"""Entries and labels from Python: taken as people have them, or refused before anything
-changes."""
+"""Entries and labels from Python: accepted in the forms that people have, or refused before
+anything changes."""
 
 from __future__ import annotations
 
@@ -152,9 +152,9 @@ def wave(t: int) -> np.ndarray[Any, Any]:
     return np.array([np.sin(t / 3.0), np.cos(t / 5.0)])
 
 
-def goes_on_as_if_it_had_never_come(item: Any, reason: Reason) -> None:
-    """Refuse an item once with, once without `on_rejected`; what follows is that of an undisturbed
-    pipeline."""
+def check_refused_without_effect(item: Any, reason: Reason) -> None:
+    """Check that an item is refused with and without `on_rejected`, and that later results are
+    those of an undisturbed pipeline."""
     disturbed, plain = pipeline(), pipeline()
     heard: list[tuple[Any, Reason]] = []
     for t in range(12):
@@ -174,7 +174,7 @@ def goes_on_as_if_it_had_never_come(item: Any, reason: Reason) -> None:
 
 
 @pytest.mark.parametrize("name", [*TAKEN, *WHOLE, *MISSING])
-def test_numbers_are_taken_as_people_have_them(name: str) -> None:
+def test_numbers_of_common_types_are_accepted(name: str) -> None:
     found, wanted = pipeline(), pipeline()
     row = np.array([1.5, 2.0] if name in TAKEN else [1.0, 2.0] if name in WHOLE else [np.nan, 2.0])
     for p, values in ((found, (TAKEN | WHOLE | MISSING)[name]), (wanted, row)):
@@ -185,33 +185,33 @@ def test_numbers_are_taken_as_people_have_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_row_of_numbers_is_refused_before_anything_changes(name: str) -> None:
+def test_invalid_values_are_refused_before_anything_changes(name: str) -> None:
     values, reason = REFUSED[name]
-    goes_on_as_if_it_had_never_come(Entry(values, BASE + 12), reason)
+    check_refused_without_effect(Entry(values, BASE + 12), reason)
 
 
 @pytest.mark.parametrize("name", TIMES)
-def test_times_are_taken_as_people_have_them(name: str, tmp_path: Path) -> None:
+def test_times_of_common_types_are_accepted(name: str, tmp_path: Path) -> None:
     p = pipeline()
     p.observe([Entry(wave(t), BASE - 10 + t) for t in range(4)])
     predictions = p.observe([Entry(wave(5), TIMES[name])])
     assert type(predictions[0].time) is int
     assert predictions[0].time == BASE
     sink = JsonlSink(str(tmp_path / "out.jsonl"))
-    sink.write(predictions)  # what is no int cannot be encoded
+    sink.write(predictions)  # only an int can be encoded
     sink.close()
 
 
 @pytest.mark.parametrize("name", BAD_TIMES)
-def test_what_is_no_time_is_refused_before_anything_changes(name: str) -> None:
-    goes_on_as_if_it_had_never_come(Entry(wave(0), BAD_TIMES[name]), Reason.BAD_TIME)
+def test_invalid_times_are_refused_before_anything_changes(name: str) -> None:
+    check_refused_without_effect(Entry(wave(0), BAD_TIMES[name]), Reason.BAD_TIME)
 
 
 @pytest.mark.parametrize(
     "item", [{"values": [1.0, 2.0], "time": 3}, np.zeros(2), None, "entry", 5]
 )
-def test_what_is_no_entry_is_refused_by_name(item: Any) -> None:
-    goes_on_as_if_it_had_never_come(item, Reason.WRONG_TYPE)
+def test_other_objects_than_entries_are_refused_by_type_name(item: Any) -> None:
+    check_refused_without_effect(item, Reason.WRONG_TYPE)
     with pytest.raises(EntryError, match="an Entry or a Label, got"):
         KeyedPipeline(pipeline).observe([item])
 
@@ -228,10 +228,10 @@ def test_what_is_no_entry_is_refused_by_name(item: Any) -> None:
     ],
 )
 def test_ids_keys_and_positions_of_other_types_are_refused(parts: dict[str, Any]) -> None:
-    goes_on_as_if_it_had_never_come(Entry(wave(0), BASE + 12, **parts), Reason.WRONG_TYPE)
+    check_refused_without_effect(Entry(wave(0), BASE + 12, **parts), Reason.WRONG_TYPE)
 
 
-def test_whole_numbers_are_ids_and_keys_as_they_are_from_json() -> None:
+def test_whole_numbers_are_ids_and_keys_as_from_json() -> None:
     keyed = KeyedPipeline(lambda: Pipeline(Supervised(1), lambda w: w[-1:], [Bias(0.1)]))
     (prediction,) = keyed.observe(
         [Entry([1.0], 1, np.int64(7), np.int64(3), position=("s", np.int64(0), np.int64(5)))]
@@ -242,7 +242,7 @@ def test_whole_numbers_are_ids_and_keys_as_they_are_from_json() -> None:
 
 
 @pytest.mark.parametrize("value", ["up", {"a": 1}, [[1.0]], None, [1.0, 2.0], 1j])
-def test_a_label_that_is_no_number_is_refused(value: Any) -> None:
+def test_a_label_that_is_not_a_number_is_refused(value: Any) -> None:
     p = Pipeline(Supervised(1), lambda w: w[-1:], [Bias(0.1)])
     p.observe([Entry([1.0], 1, "a")])
     with pytest.raises(EntryError):
@@ -275,7 +275,7 @@ def test_a_buffer_used_again_for_every_entry_and_label_corrupts_nothing() -> Non
         assert run(True, kind) == run(False, kind)
 
 
-def test_predict_takes_and_refuses_the_same() -> None:
+def test_predict_accepts_and_refuses_the_same_values() -> None:
     p, keyed = pipeline(), KeyedPipeline(pipeline)
     for one in (p, keyed):
         one.observe([Entry(wave(t), t) for t in range(8)])

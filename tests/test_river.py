@@ -1,4 +1,4 @@
-"""The river adapter says what the river model says when it is driven by hand."""
+"""The river adapter gives the predictions of the river model that is called directly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REGRESSION, CLASSES, FORECAST = (
 
 
 def features(case: Case, inputs: Any, output: Any) -> dict[str, float]:
-    """The documented names, spelled out by hand."""
+    """Return the features under the documented names."""
     spec = case.spec(CPU)
     z = ((inputs - spec.input_loc) / spec.input_scale).tolist()
     x = {
@@ -36,7 +36,7 @@ def features(case: Case, inputs: Any, output: Any) -> dict[str, float]:
 
 @pytest.mark.parametrize("case", [REGRESSION, FORECAST], ids=lambda c: c.kind)
 @pytest.mark.parametrize("scaled", [True, False])
-def test_a_regressor_per_cell_learns_what_the_base_left_over(case: Case, scaled: bool) -> None:
+def test_a_regressor_per_cell_learns_the_residual_of_the_base(case: Case, scaled: bool) -> None:
     learner = built(
         River("linear_model.LinearRegression", {"l2": 0.01}, scale=scaled), case.spec(CPU)
     )
@@ -72,14 +72,16 @@ def test_a_classifier_gives_its_probabilities() -> None:
         mine = learner.predict(step.inputs, step.base)
         output = model.predict_proba_one(features(CLASSES, step.inputs, step.base.output))
         if not output:
-            assert torch.equal(mine, step.base.output), "the base's, where it has seen nothing yet"
+            assert torch.equal(mine, step.base.output), (
+                "the base's output before the first example"
+            )
         else:
             p = torch.tensor([[output.get(c, 0.0) for c in range(3)]])
             torch.testing.assert_close(mine, p / p.sum())
         assert mine.sum().item() == pytest.approx(1.0), i
 
 
-def test_an_instance_is_cloned_and_never_touched() -> None:
+def test_an_instance_is_cloned_and_never_changed() -> None:
     mine = linear_model.LinearRegression()
     before = dumps_river(mine)
     drive(built(River(mine), REGRESSION.spec(CPU)), REGRESSION.steps(60, "path", CPU))
@@ -98,7 +100,7 @@ def test_an_instance_is_cloned_and_never_touched() -> None:
     ],
     ids=["path", "instance", "pipeline"],
 )
-def test_models_without_a_seed_get_the_pipelines(make: Any) -> None:
+def test_models_without_a_seed_get_the_seed_of_the_pipeline(make: Any) -> None:
     """The same stream and seed give the same predictions, also from models that draw random
     numbers."""
     case = Case("regression", 1, 1, 1, 1)
@@ -109,14 +111,14 @@ def test_models_without_a_seed_get_the_pipelines(make: Any) -> None:
     assert not all(map(torch.equal, first, other)), "another seed draws other numbers"
 
 
-def test_a_seed_that_was_given_is_kept() -> None:
+def test_a_given_seed_is_kept() -> None:
     learner = built(River(forest.ARFRegressor(seed=42), scale=False), REGRESSION.spec(CPU, seed=1))
     assert {m.seed for m in learner.models} == {42}
     learner = built(River(forest.ARFRegressor(), scale=False), REGRESSION.spec(CPU, seed=10))
     assert [m.seed for m in learner.models] == [10, 11, 12, 13]
 
 
-def test_names_tell_the_last_step() -> None:
+def test_names_contain_the_last_step() -> None:
     model = compose.Select("c0_0") | preprocessing.StandardScaler() | tree.HoeffdingTreeRegressor()
     assert River(model).names == ("river-HoeffdingTreeRegressor",)
 
@@ -131,7 +133,7 @@ def test_names_tell_the_last_step() -> None:
         (preprocessing.StandardScaler() | tree.HoeffdingTreeClassifier(), "regression"),
     ],
 )
-def test_the_wrong_sort_of_model_is_refused_before_anything_runs(model: Any, kind: Any) -> None:
+def test_the_wrong_type_of_model_is_refused_before_anything_runs(model: Any, kind: Any) -> None:
     with pytest.raises(ConfigError, match=kind):
         built(River(model), spec_of(kind, 2, 2, 1, 2))
 
@@ -165,7 +167,7 @@ def test_another_models_state_is_refused() -> None:
         one.load_state_dict({"_extra_state": dumps_river([1, 2])})
 
 
-def test_a_classifier_that_knows_nothing_says_what_the_base_says() -> None:
+def test_an_untrained_classifier_gives_the_output_of_the_base() -> None:
     learner = built(River("linear_model.SoftmaxRegression"), spec_of("classification", 1, 2, 1, 3))
     output = base([[0.2, 0.3, 0.5]])
     mine = learner.predict(torch.zeros(1, 2), output)

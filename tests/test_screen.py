@@ -1,5 +1,5 @@
-"""A value far outside what a stream has shown never makes the served worse than the frozen for
-long."""
+"""An outlier value far outside a stream's history never makes the served prediction worse than the
+frozen base for long."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def predict_all(pipeline: Pipeline, values: Array) -> list[Prediction]:
 
 
 def errors(predictions: list[Prediction], true: Array, horizon: int) -> dict[str, Array]:
-    """Mean absolute error of every role at every issue time, against the values without the wrong
-    one; NaN at first."""
+    """Return the mean absolute error of every role at every issue time, against the values without
+    the outlier; NaN at first."""
     names = ["served", *predictions[0].experts]
     found = {name: np.full(len(true), np.nan) for name in names}
     for p in predictions:
@@ -59,7 +59,7 @@ def errors(predictions: list[Prediction], true: Array, horizon: int) -> dict[str
 
 
 def readings(n: int = N, seed: int = 0) -> Array:
-    """20 +- 5, each like the one before it."""
+    """20 +- 5, autocorrelated."""
     rng = np.random.default_rng(seed)
     x = np.zeros(n)
     for t in range(1, n):
@@ -69,7 +69,7 @@ def readings(n: int = N, seed: int = 0) -> Array:
 
 @cache
 def base() -> Base:
-    """Fitted at another level, so that there is something to learn."""
+    """A base fitted at another level, so that there is something to learn."""
     history = readings(1500, seed=1) - 12.0
     batch = Batch(history.astype(np.float32), np.arange(len(history), dtype=np.int64))
     return fit_forecast(batch, WINDOW, HORIZON, subtract_last=False)
@@ -86,8 +86,8 @@ def undisturbed() -> dict[str, Array]:
 
 
 def check(with_value: dict[str, Array], without: dict[str, Array], last: int, back: float) -> None:
-    """In every block served <= max(2 base, 1.1 served without the value); 500 entries later all
-    learners are back."""
+    """Check that in every block served <= max(2 base, 1.1 served without the outlier), and that
+    500 entries later all learners are active."""
     for start in range(0, len(without["base"]) - BLOCK, BLOCK):
         block = slice(start, start + BLOCK)
         frozen, plain = (np.nanmean(of[block]) for of in (with_value["base"], without["served"]))
@@ -109,12 +109,12 @@ def check(with_value: dict[str, Array], without: dict[str, Array], last: int, ba
         ((150,), (1e37,)),
         ((150, 151), (-999.0,) * 2),
         ((100, 170, 240), SENTINELS[:3]),
-        ((200,), (70.0,)),  # ten usual distances: believed
+        ((200,), (70.0,)),  # ten usual distances: accepted
         ((200,), (120.0,)),
         ((200, 201), (300.0,) * 2),
     ],
 )
-def test_a_value_never_makes_the_served_worse_than_the_frozen_for_long(
+def test_an_outlier_never_makes_served_worse_than_the_base_for_long(
     at: tuple[int, ...], values: tuple[float, ...]
 ) -> None:
     true = readings()
@@ -123,15 +123,15 @@ def test_a_value_never_makes_the_served_worse_than_the_frozen_for_long(
     disturbed = pipeline(intervals=Intervals())
     predictions = predict_all(disturbed, wrong)
     absurd = max(map(abs, values)) > 265.0
-    # One that is believed, of ten or twenty usual distances, stays in the error memory for as long
-    # as that remembers.
+    # An accepted value, of ten or twenty usual distances, stays in the error memory for as long
+    # as the memory lasts.
     check(errors(predictions, true, HORIZON), undisturbed(), at[-1], 1.01 if absurd else 1.06)
     if absurd:
         assert disturbed.stats.absurd == len(at)
         means = [disturbed.stats.mean_loss(name) for name in ("base", "served")]
-        # What was judged before the tenth entry, when nothing was known yet, has been counted.
+        # Values judged before the tenth entry, when the scale was unknown, have been counted.
         assert at[0] < 10 or all(mean is not None and mean < 100.0 for mean in means), (
-            "one is all there is in a sum"
+            "the sum has a single term"
         )
     last = predictions[-1]
     assert last.low is not None
@@ -140,7 +140,7 @@ def test_a_value_never_makes_the_served_worse_than_the_frozen_for_long(
 
 
 @pytest.mark.parametrize("value", [-9999.0, 1e37])
-def test_the_default_learners_and_guard_withstand_it(value: float) -> None:
+def test_the_default_learners_and_guard_withstand_an_outlier(value: float) -> None:
     true = readings(330)
     without, with_value = true, true.copy()
     with_value[200] = value
@@ -156,7 +156,7 @@ def test_the_default_learners_and_guard_withstand_it(value: float) -> None:
         assert np.nanmean(found[1]["served"][block]) <= max(2.0 * frozen, 1.1 * plain)
 
 
-def test_while_the_value_is_in_the_window_the_base_is_served_as_it_is() -> None:
+def test_while_the_outlier_is_in_the_window_the_base_is_served() -> None:
     true = readings(400)
     true[300] = 1e9
     frozen = predict_all(Pipeline(Forecast(WINDOW, HORIZON), base(), [], device="cpu"), true)
@@ -170,7 +170,7 @@ def test_while_the_value_is_in_the_window_the_base_is_served_as_it_is() -> None:
         )
 
 
-def test_one_value_in_a_panel_reaches_its_own_column_only() -> None:
+def test_an_outlier_in_a_panel_affects_its_own_column_only() -> None:
     true = np.hstack([readings(400, seed) for seed in range(3, 9)])
     wrong = true.copy()
     wrong[300, 2] = -9999.0
@@ -198,7 +198,7 @@ def test_a_jump_of_the_level_is_learned(jump: float) -> None:
             np.nanmean(found[name][start : start + BLOCK]) for name in ("served", "base")
         )
         assert served <= (1.05 if start == 300 else 0.5) * frozen
-    noise = np.nanmean(found["served"][200:290])  # what is left once the level is known
+    noise = np.nanmean(found["served"][200:290])  # the remaining error once the level is known
     assert np.nanmean(found["served"][600:]) < max(
         1.2 * noise, 0.1 * np.nanmean(found["base"][600:])
     )
@@ -225,13 +225,13 @@ def ordinary() -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("name", ordinary())
-def test_hardly_a_value_of_an_ordinary_stream_is_absurd(name: str) -> None:
+def test_ordinary_streams_have_almost_no_outliers(name: str) -> None:
     plain = Pipeline(Forecast(WINDOW, HORIZON), Persistence(HORIZON), [], device="cpu")
     predict_all(plain, ordinary()[name][:, None])
-    assert plain.stats.absurd <= 8, "what is called absurd by mistake costs a window of learning"
+    assert plain.stats.absurd <= 8, "each false outlier costs a window of learning"
 
 
-def test_a_wrong_feature_falls_back_to_the_base_and_teaches_nothing() -> None:
+def test_an_outlier_feature_falls_back_to_the_base_and_teaches_nothing() -> None:
     rng = np.random.default_rng(4)
     unit, middle = np.array([1.0, 5.0, 20.0]), np.array([0.0, 20.0, 1000.0])
     x = rng.standard_normal((600, 3)) * unit + middle
@@ -265,7 +265,7 @@ def test_a_wrong_feature_falls_back_to_the_base_and_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize("stop", [4, 8, 11, 151, 153, 160])
-def test_doubts_survive_a_restart_to_the_bit_however_entries_are_grouped(stop: int) -> None:
+def test_values_in_doubt_survive_a_restart_bit_for_bit_in_any_grouping(stop: int) -> None:
     true = readings(220)
     true[[6, 150]] = 1e9
     true[152] = np.nan
@@ -281,7 +281,7 @@ def test_doubts_survive_a_restart_to_the_bit_however_entries_are_grouped(stop: i
     assert second.stats.absurd == whole.stats.absurd == 2
 
 
-def test_seasonal_and_live_states_do_not_take_the_value_in() -> None:
+def test_seasonal_and_live_states_ignore_the_outlier() -> None:
     true = readings(700)
     wrong = true.copy()
     wrong[300] = 4294967295.0

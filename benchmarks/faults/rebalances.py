@@ -1,10 +1,10 @@
 """A group of engines whose members come and go while the stream runs.
 
-One process starts, two join it (the second while the first is still being given its partitions),
-one is killed, one is stopped for longer than the session time-out and wakes up again (it may then
-join anew, or find itself fenced off, end, and be started again), one joins anew, one leaves in
-good order. What a reader sees, and the final state of every partition, are held against one
-process that nobody disturbed.
+One process starts, two join it (the second while the first is still receiving its partitions),
+one is killed, one is paused for longer than the session timeout and continues (it may then
+rejoin, or find itself fenced, end, and be started again), one rejoins, one leaves in good order.
+The predictions that a reader sees, and the final state of every partition, are compared with one
+undisturbed process.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ROUNDS, PARTITIONS, STEPS, STEP = 3, 4, 8, 250
 
 
 def rebalance(quick: bool) -> Counts:
-    """Six changes of the group a round."""
+    """Six changes of the group per round."""
     return rebalances(1 if quick else ROUNDS)
 
 
 def rebalances(
     rounds: int, guarantee: str = "at-least-once", servers: str | None = None
 ) -> Counts:
-    """Play the story so often.
+    """Play the story `rounds` times.
 
     Parameters
     ----------
@@ -98,12 +98,12 @@ class Story:
         return len(changes)
 
     def stop(self) -> None:
-        """End every process that is still there."""
+        """End every process that still runs."""
         for running in self._members.values():
             running.kill()
 
     def _more(self) -> None:
-        """Write the next stretch of the stream, and wait until the checkpoints have come to its
+        """Write the next part of the stream, and wait until the checkpoints have reached its
         end."""
         start = STEP * self._steps
         self.topics.fill(start, start + STEP)
@@ -115,7 +115,7 @@ class Story:
         wait(lambda: self._tend() and self.job.reached(self.topics.entries) >= wanted)
 
     def _tend(self) -> bool:
-        """Do what a supervisor does: who ended because it was fenced off is started again."""
+        """Act as a supervisor: start each process again that ended because it was fenced."""
         for name, running in self._members.items():
             if not running.process.is_alive():
                 if "FencedError" not in running.story():
@@ -130,11 +130,11 @@ class Story:
         self._members[name] = self.job.start(len(self._members))
 
     def _settle(self, name: str) -> None:
-        """Wait until it has been given a partition.
+        """Wait until the process has received a partition.
 
-        One that leaves within the very round in which it hands a partition over was seen to leave
-        the embedded broker's group at a standstill, now and then: nothing is lost, but nobody is
-        given its partitions. Whose fault that is, is not known.
+        If a process leaves in the round in which it hands over a partition, the embedded broker's
+        group sometimes stops: nothing is lost, but no member receives its partitions. The cause
+        is not known.
         """
         given = f" {self._members[name].process.pid} INFO partition "
         wait(lambda: self._tend() and given in self.job.log.read_text())
@@ -150,8 +150,8 @@ class Story:
             raise RuntimeError(f"{name} ended with {running.process.exitcode}:\n{running.story()}")
 
     def _pause(self, name: str) -> None:
-        """Stop it for so long that others take over; it wakes up believing that nothing has
-        happened."""
+        """Pause a process until others take over its partitions; when it continues it does not
+        know that."""
         process = self._members[name].process
         os.kill(process.pid, signal.SIGSTOP)
         try:

@@ -1,5 +1,5 @@
-"""Elec2 and the glucose sensor with labels that are delivered as somebody says, and what the
-pipeline makes of them."""
+"""Elec2 and the glucose sensor with labels delivered in a given condition, and the results of the
+pipeline."""
 
 from __future__ import annotations
 
@@ -65,8 +65,7 @@ class Stream:
 
 
 def elec2_stream(folder: Path, rows: int) -> Stream:
-    """Elec2 with the experts of its scenario, but for the two that take longest, the forest and
-    the tree."""
+    """Elec2 with the experts of its scenario, except the two slowest, the forest and the tree."""
     batch, setting = data.elec2(folder), elec2.ELEC2
     assert batch.labels is not None
     first = setting.split(batch)
@@ -101,7 +100,7 @@ def glucose_stream(rows: int) -> Stream:
 
 @dataclass
 class Run:
-    """What came out of one run.
+    """The results of one run.
 
     Attributes
     ----------
@@ -110,8 +109,8 @@ class Run:
     hits : dict of str to ndarray
         With classes: whether the likeliest class was right.
     matured : ndarray
-        For each prediction the mean loss of what was served over the newest `BLOCK` labels known
-        by then, NaN before any: what there is to go by without an estimate.
+        For each prediction the mean served loss over the newest `BLOCK` labels known
+        by then, NaN before the first label: the only guide without an estimate.
     """
 
     pipeline: Pipeline
@@ -130,7 +129,7 @@ class Run:
         return min((name for name in self.losses if name != "served"), key=self.mean)
 
     def worst_block(self) -> float:
-        """Largest ratio of what was served to the base over blocks of `BLOCK`."""
+        """Largest ratio of the served loss to the base's over blocks of `BLOCK`."""
         served, base = (blocks(self.losses[name]) for name in ("served", "base"))
         return float((served / base).max())
 
@@ -142,11 +141,11 @@ def blocks(values: Sequence[float]) -> Array:
 
 
 Answer = Callable[[int, bool | None], Iterator[float]]
-"""Row and whether its label was asked for -> the labels that are delivered, if any."""
+"""Row and whether its label was asked for -> the labels that are delivered."""
 
 
 def delivered(kind: str, stream: Stream, seed: int = 0) -> tuple[Answer, Array]:
-    """Return what is delivered in a condition, and the labels it is judged by.
+    """Return the labels delivered in a condition, and the labels used for judging.
 
     Parameters
     ----------
@@ -190,8 +189,8 @@ def run(
     pipeline = stream.pipeline(budget)
     found = Run(pipeline)
     loss = loss_named("absolute" if stream.classes is None else "log")
-    waiting: list[Label] = []  # in order, since all are as late
-    known: list[float] = []  # losses of what was served, of the labels that have come
+    waiting: list[Label] = []  # in order, since all have the same delay
+    known: list[float] = []  # served losses of the labels that have arrived
     served_losses: dict[str, float] = {}
     first = int(stream.entries[0].id)
     for i, entry in enumerate(stream.entries):
