@@ -1,4 +1,4 @@
-"""What the README and examples/ show runs, and says what it should."""
+"""The examples of the README and of examples/ run, and give the stated results."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def code_blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_the_readme_example_runs_and_prints_what_it_says(tmp_path):
-    """The README's Python block is at most ten lines, and its last comment is what it prints."""
+def test_the_readme_example_runs_and_prints_the_stated_output(tmp_path):
+    """The README's Python block is at most ten lines, and its last comment is its output."""
     (block,) = code_blocks("python")
     lines = block.strip().splitlines()
     assert len([line for line in lines if line and not line.startswith("#")]) <= 10
@@ -66,8 +66,8 @@ def test_glucose_in_process():
 
 
 def test_a_forecaster_corrected_from_a_csv(tmp_path):
-    """A rhythm that quickens after the training part: what is served follows it, the frozen
-    forecaster does not."""
+    """A rhythm that gets faster after the training part: the served prediction follows it, the
+    frozen forecaster does not."""
     rng = np.random.default_rng(0)
     t = np.arange(700)
     phase = 2 * np.pi * np.where(t < 450, t / 24, 450 / 24 + (t - 450) / 9)
