@@ -1,5 +1,5 @@
-"""Every learner that takes classes: on the simplex, mixed in log loss; the plain ones against
-their formulas."""
+"""Every learner for classes: on the simplex, mixed in log loss; the plain ones against their
+formulas."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def on_simplex(p: Any) -> bool:
     st.sampled_from([1e-3, 1.0, 30.0]),
     st.sampled_from([1.0, 1e6]),
 )
-def test_everything_stays_on_the_simplex(
+def test_all_predictions_stay_on_the_simplex(
     seed: int, classes: int, sharp: float, size: float
 ) -> None:
-    """Whatever the inputs, however sure the base (to exact zeros and ones), wherever labels are
-    missing."""
+    """For any inputs, any certainty of the base (to exact zeros and ones), and any missing
+    labels."""
     rng = np.random.default_rng(seed)
     rule = torch.from_numpy(rng.normal(size=(2, classes)).astype(np.float32)) * sharp
     pipeline = Pipeline(
@@ -88,9 +88,9 @@ def test_everything_stays_on_the_simplex(
 
 
 @pytest.mark.parametrize("name", [n for n in MAKERS if n not in ("gain", "river")])
-def test_the_guard_finds_the_learner_in_log_loss(name: str) -> None:
-    """A base that is sure of the wrong class: what is served gets most of the gain, and its loss
-    is counted in nats."""
+def test_the_guard_follows_the_better_learner_in_log_loss(name: str) -> None:
+    """A base that is sure of the wrong class: the served prediction gets most of the gain, and its
+    loss is counted in nats."""
     rng = np.random.default_rng(0)
     shares = np.array([0.7, 0.2, 0.1])
     wrong = torch.tensor([[0.05, 0.05, 0.9]])
@@ -99,7 +99,7 @@ def test_the_guard_finds_the_learner_in_log_loss(name: str) -> None:
     )
     state, total, n = 0, 0.0, 300
     for t in range(n):
-        if rng.random() < 0.2:  # classes come in runs
+        if rng.random() < 0.2:  # classes arrive in runs
             state = int(rng.choice(3, p=shares))
         served = pipeline.observe([entry(0.0, t + 1, id=str(t), label=np.float32([state]))])[
             0
@@ -117,14 +117,14 @@ def test_the_guard_finds_the_learner_in_log_loss(name: str) -> None:
 
 
 def examples(n: int, classes: int, seed: int = 0) -> Any:
-    """Base, one-hot target, known or not, inputs (2, 1)."""
+    """Yield base, one-hot target, known or not, inputs (2, 1)."""
     rng = np.random.default_rng(seed)
     for i in range(n):
         base_output = softmax(rng.normal(0.0, 2.0, size=classes)).astype(np.float32)
         if i % 7 == 0:
             base_output = np.eye(classes, dtype=np.float32)[
                 rng.integers(classes)
-            ]  # sure, to exact zeros
+            ]  # certain, with exact zeros
         target = np.eye(classes, dtype=np.float32)[
             rng.choice(classes, p=softmax(np.arange(classes) * 0.5))
         ]
@@ -206,7 +206,7 @@ def test_calibration_is_online_newton_on_scale_and_offset(classes: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_rls_regresses_what_the_base_left_of_the_one_hot_target(classes: int) -> None:
+def test_rls_regresses_the_residual_of_the_one_hot_target(classes: int) -> None:
     forgetting, ridge = 0.9, 0.1
     learner = built(RLS(forgetting), spec_of("classification", 2, 1, 1, classes))
     d = 2 + 1 + classes - 1
@@ -261,7 +261,7 @@ def test_clipped_scores_are_a_distribution_without_zeros(scores: list[float]) ->
     )
 
 
-def test_a_distribution_stays_itself() -> None:
+def test_a_distribution_is_unchanged() -> None:
     p = torch.tensor([[0.5, 0.25, 0.25]])
     torch.testing.assert_close(clipped(p), p)
     torch.testing.assert_close(torch.softmax(log_odds(p), -1), p)

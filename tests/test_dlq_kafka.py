@@ -1,4 +1,4 @@
-"""``streamadapt dlq`` on Kafka: hostile letters, the way back to topic, partition and key, and
+"""``streamadapt dlq`` on Kafka: hostile dead letters, the return to topic, partition and key, and
 what a run learns."""
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def with_headers(servers, topic, records):
 
 
 class OnKafka:
-    """A config whose topics are all on a broker, and runs of it until everything there is
-    processed."""
+    """A config with all topics on a broker, and runs of it until all records are processed."""
 
     def __init__(self, folder, servers, topic, partitions=1):
         self.folder, self.servers = folder, servers
@@ -46,7 +45,8 @@ class OnKafka:
         fill(folder, source, sink, f'[dead_letters]\nkind = "kafka"\ntopic = "{self.letters}"\n')
 
     def run(self, count):
-        """Run in a process until so many records are in a checkpoint; return the summary."""
+        """Run in a process until the given number of records is in a checkpoint; return the
+        summary."""
         command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--json"]
         process = subprocess.Popen(
             command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -80,7 +80,7 @@ class OnKafka:
 def test_a_repaired_label_goes_back_to_its_topic_and_is_learned(
     tmp_path, monkeypatch, capsys, kafka_servers, topic
 ):
-    """Same topic, partition and key, with headers that say whose replay it is; a run learns it."""
+    """Same topic, partition and key, with headers that identify the replay; a run learns it."""
     monkeypatch.chdir(tmp_path)
     stage = OnKafka(tmp_path, kafka_servers, topic)
     stage.capsys = capsys
@@ -119,7 +119,7 @@ def test_a_repaired_label_goes_back_to_its_topic_and_is_learned(
 
 @pytest.fixture
 def quiet(tmp_path, monkeypatch, kafka_servers, topic):
-    """Topics on a broker that nothing has run on."""
+    """Topics on a broker without any run."""
     monkeypatch.chdir(tmp_path)
     return OnKafka(tmp_path, kafka_servers, topic, partitions=2)
 
@@ -141,8 +141,8 @@ def letter_headers(topic, partition=1, offset=7, **other):
 
 @pytest.mark.kafka
 def test_hostile_letters_in_a_topic(quiet, capsys):
-    """Binary, a megabyte, other makers', headers that lie: all are shown, none steers, and none
-    hides another."""
+    """Binary, a megabyte, foreign ones, wrong headers: all are shown, none sends control codes,
+    and none hides another."""
     big = b'"' + b"a" * 1_000_000 + b'"'
     letters = [
         (b"\xff\x00", bytes(range(256)), letter_headers(quiet.y, offset=1)),
@@ -184,8 +184,8 @@ def test_hostile_letters_in_a_topic(quiet, capsys):
 
 @pytest.mark.kafka
 def test_partition_key_and_time_are_kept(quiet, capsys):
-    """Binary keys too; the time stamp where the event time is taken from it; a partition there is
-    not is said."""
+    """Binary keys too; the timestamp if the event time comes from it; a missing partition is
+    reported."""
     with_headers(quiet.servers, quiet.letters, [(b"\xff\x00", b"?", letter_headers(quiet.y))])
     (letter,) = listed(capsys)
     letter["value"] = json.dumps({"id": "e1", "y": 1.0, "time": 5})
@@ -211,8 +211,8 @@ def test_partition_key_and_time_are_kept(quiet, capsys):
 
 
 @pytest.mark.kafka
-def test_reading_joins_no_group_and_ends_with_what_is_there(quiet, capsys):
-    """Over several partitions and fetches, and an empty topic, and one that does not exist."""
+def test_reading_joins_no_group_and_ends_at_the_last_record(quiet, capsys):
+    """With several partitions and fetches, an empty topic, and a missing one."""
     assert "no dead letters to show" in go(capsys, "dlq", "list", "config.toml").out
     name = f"{quiet.letters}-many"
     create_topics(quiet.servers, {name: 3})
