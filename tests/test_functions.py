@@ -1,4 +1,4 @@
-"""No function of 50 lines or more, but for the exceptions named here with a reason."""
+"""No function has 50 lines or more, except those named here with a reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("streamadapt", "connectors")
 FUNCTION_LINES = 49
 
-# "path:qualified.name" -> why it is better in one piece.
+# "path:qualified.name" -> why the function is better in one piece.
 EXCEPTIONS: dict[str, str] = {
     "streamadapt/app/dlq/replay.py:Replay.read": "to be split",
     "streamadapt/app/fitting.py:fit_base": "to be split",
@@ -30,7 +30,7 @@ EXCEPTIONS: dict[str, str] = {
 
 
 def functions(node: ast.AST, prefix: str = "") -> list[tuple[str, int]]:
-    """Every function below `node` with its lines: signature and body, without decorators and
+    """Yield every function below `node` with its lines: signature and body, without decorators and
     docstring."""
     found = []
     for child in ast.iter_child_nodes(node):
@@ -46,7 +46,7 @@ def functions(node: ast.AST, prefix: str = "") -> list[tuple[str, int]]:
 
 
 def too_large(root: Path) -> dict[str, int]:
-    """Place -> lines, for every function above the limit."""
+    """Return position -> lines, for every function above the limit."""
     found = {}
     for path in (path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))):
         text = path.read_text()
@@ -64,7 +64,7 @@ def test_functions_are_short() -> None:
     assert all(EXCEPTIONS.values()), "an exception without a reason"
 
 
-def test_a_long_function_would_be_seen(tmp_path: Path) -> None:
+def test_a_long_function_would_be_detected(tmp_path: Path) -> None:
     folder = tmp_path / "streamadapt" / "deep"
     folder.mkdir(parents=True)
     body = "        x = 1\n"

@@ -1,4 +1,4 @@
-"""A valid number, however large, ends no run and breaks no part, and all learners are back soon
+"""A valid number of any size does not end a run or break a component, and all learners return soon
 after it."""
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ def monitors() -> list[DriftMonitor]:
 
 
 def mean_base(inputs: Any) -> Any:
-    """A frozen mean of the window: its errors are not those of the last value."""
+    """A frozen mean of the window: its errors differ from those of the last value."""
     return inputs.mean(0, keepdim=True).repeat(3, 1)
 
 
 def check(pipeline: Pipeline, message: list[Any]) -> None:
     assert all(np.isfinite(p.served).all() for p in message)
     assert all(np.isfinite(expert).all() for p in message for expert in p.experts.values())
-    assert not +pipeline.stats.faults, "nothing raised"
+    assert not +pipeline.stats.faults, "no component raised"
     assert np.isfinite(list(pipeline.stats.loss_sum.values())).all()
 
 
@@ -119,7 +119,7 @@ def spiked(value: float, at: int, n: int = N) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_no_learner_raises_and_all_are_back_after_100_entries(value: float) -> None:
+def test_no_learner_raises_and_all_return_after_100_entries(value: float) -> None:
     pipeline = Pipeline(Forecast(4, 3), mean_base, all_learners(), intervals=Intervals())
     predictions = pipeline.observe(entries(spiked(value, AT)))
     check(pipeline, predictions)
@@ -129,7 +129,7 @@ def test_no_learner_raises_and_all_are_back_after_100_entries(value: float) -> N
             f"{name} speaks again"
         )
     for learner in pipeline.learners:
-        # A window of 4 first; then a whole forecast is known 3 entries late.
+        # A window of 4 first; then a complete forecast is known 3 entries late.
         wanted = N - 4 - (2 if learner.matures == "path" else 0) if learner.needs_labels else 0
         for name in learner.names:
             assert pipeline.stats.updates[name]["ok"] == wanted, (
@@ -139,7 +139,7 @@ def test_no_learner_raises_and_all_are_back_after_100_entries(value: float) -> N
 
 @pytest.mark.parametrize("at", [0, 2, 4])
 @pytest.mark.parametrize("value", [1e6, 1e15, 3.4e38])
-def test_nor_in_the_first_window(value: float, at: int) -> None:
+def test_no_learner_raises_with_a_large_value_in_the_first_window(value: float, at: int) -> None:
     pipeline = Pipeline(
         Forecast(4, 3), mean_base, all_learners(), drift=monitors(), intervals=Intervals()
     )
@@ -158,7 +158,7 @@ def test_no_guard_raises(name: str, loss: str) -> None:
 
 
 @pytest.mark.parametrize("value", [1e6, 1e20, 3.4e38])
-def test_detectors_see_a_change_after_it_as_without_it(value: float) -> None:
+def test_detectors_find_a_change_after_it_as_without_it(value: float) -> None:
     def alarms(spike: bool) -> dict[str, list[int]]:
         values = spiked(value, AT, 420) if spike else walk(420, 2)
         values[300:] += 6.0
@@ -186,7 +186,7 @@ def test_detectors_see_a_change_after_it_as_without_it(value: float) -> None:
 
 @pytest.mark.parametrize("where", ["value", "label"])
 @pytest.mark.parametrize("value", [1e12, 3.4e38])
-def test_supervised_with_budget_and_estimates(value: float, where: str) -> None:
+def test_supervised_with_a_budget_and_estimates(value: float, where: str) -> None:
     learners = [
         Bias((0.1, 0.02)),
         RLS(0.98),
@@ -225,7 +225,7 @@ def test_supervised_with_budget_and_estimates(value: float, where: str) -> None:
         )
 
 
-def test_forgetting_with_a_covariance_that_has_no_inverse() -> None:
+def test_forgetting_with_a_singular_covariance() -> None:
     learner = RLS(0.99)
     values = walk(200, 2)
     pipeline = Pipeline(Forecast(4, 3), mean_base, [learner])
@@ -240,7 +240,7 @@ def test_forgetting_with_a_covariance_that_has_no_inverse() -> None:
     assert pipeline.stats.updates["rls-0.99"]["restored"] == 0
 
 
-def test_a_fit_on_numbers_far_apart_is_finite() -> None:
+def test_a_fit_on_numbers_of_very_different_sizes_is_finite() -> None:
     values = walk(100, 2)
     values[50, 0] = 3e37
     batch = Batch(values, np.arange(100))
@@ -248,8 +248,8 @@ def test_a_fit_on_numbers_far_apart_is_finite() -> None:
     assert bool(np.isfinite(base.weights.numpy()).all())
 
 
-def test_a_dictionary_hands_the_weight_on() -> None:
-    """An example that counts nothing teaches nothing, also through a dictionary."""
+def test_a_dictionary_passes_the_weight_on() -> None:
+    """An example with weight zero teaches nothing, also through a dictionary."""
     plain, within = RLS(0.98), Dictionary(RLS(0.98), threshold=0.0)
     task = Supervised(1, classes=2, ttl=10**6, negative_after=5)
     pipeline = Pipeline(task, lambda x: x[-1:, :2].softmax(-1), [plain, within])
@@ -301,7 +301,7 @@ def _logging() -> Any:
 @pytest.mark.usefixtures("_logging")
 @pytest.mark.parametrize("learners", [LEARNERS, ""], ids=["two", "default"])
 @pytest.mark.parametrize("value", [1e12, 1e15, 9.96921e36])
-def test_run_goes_on(
+def test_a_run_continues_after_a_large_value(
     value: float, learners: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The liquid learner with weights from a file: frozen with a live state, or learned further."""
+"""The liquid learner with weights from a file: frozen with a live state, or trained further."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ncps_file(path: Path, make: Any, outputs: int, **more: Any) -> tuple[Any, Pa
 
 @pytest.mark.parametrize("cell", ["cfc", "ltc"])
 @pytest.mark.parametrize("kind", ["regression", "classification"])
-def test_frozen_weights_are_ncps_with_a_live_state(kind: str, cell: Any, tmp_path: Path) -> None:
+def test_frozen_weights_equal_ncps_with_a_live_state(kind: str, cell: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     cfc = {"proj_size": 2, "backbone_units": 6} if cell == "cfc" else {}
     theirs, path = ncps_file(
@@ -88,7 +88,7 @@ def test_frozen_learners_pass_the_checks(tmp_path: Path) -> None:
     assert built(make(), case.spec(CPU)).names == ("liquid-cfc-5-frozen",)
 
 
-def test_weights_can_be_learned_further(tmp_path: Path) -> None:
+def test_weights_can_be_trained_further(tmp_path: Path) -> None:
     case = CASES[2]
     net = CfC(
         case.channels,

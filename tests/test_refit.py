@@ -1,4 +1,4 @@
-"""Incremental refitting against the same fits made by hand, and its schedule."""
+"""Incremental refitting against the same fits made manually, and its schedule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES = [
     Case("classification", 2, 4, 1, 3),
 ]
 EVERY, MEMORY, BATCH, EPOCHS = 10, 25, 4, 3
-STEPS = EPOCHS * MEMORY // BATCH  # 18 of a fit: two at most entries, one at some
+STEPS = EPOCHS * MEMORY // BATCH  # 18 per fit: two at most entries, one at some
 
 
 class ByHand:
@@ -77,7 +77,7 @@ class ByHand:
             generator = torch.Generator().manual_seed((3 << 40) + self.number)
             self.number += 1
             places = torch.randint(slots, (BATCH,), generator=generator).tolist()
-            # The ring's slot p holds the newest example whose number is p modulo the memory.
+            # Slot p of the ring holds the newest example whose number is p modulo the memory size.
             chosen = [
                 self.examples[max(i for i in range(self.seen) if i % MEMORY == p)] for p in places
             ]
@@ -95,7 +95,7 @@ class ByHand:
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("hidden", [6, (5, 4)])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.kind)
-def test_equals_fits_made_by_hand(case: Case, hidden: Any, direct: bool) -> None:
+def test_refitting_equals_manual_fits(case: Case, hidden: Any, direct: bool) -> None:
     make = {
         "memory": MEMORY,
         "hidden": hidden,
@@ -116,7 +116,9 @@ def test_equals_fits_made_by_hand(case: Case, hidden: Any, direct: bool) -> None
                 fitted = [p.detach().clone() for p in hand.net.parameters()]
         mine = learner.predict(step.inputs, step.base)
         if hand.seen < EVERY:
-            assert torch.equal(mine, step.base.output), "the base, until the first fit is done"
+            assert torch.equal(mine, step.base.output), (
+                "the base's output, until the first fit is complete"
+            )
             continue
         names = [name for name, _ in hand.net.named_parameters()]
         out = torch.func.functional_call(
@@ -133,7 +135,7 @@ def test_equals_fits_made_by_hand(case: Case, hidden: Any, direct: bool) -> None
     assert hand.seen > MEMORY, "old examples were overwritten"
 
 
-def test_it_is_frozen_between_fits() -> None:
+def test_the_network_is_frozen_between_fits() -> None:
     case = CASES[1]
     learner = built(Refit(10, memory=30, hidden=4), case.spec(CPU))
     probe = case.steps(1, "path", CPU)[0]
@@ -164,7 +166,7 @@ def test_no_entry_pays_for_a_whole_fit() -> None:
     assert max(work) < 1.2 * np.median(work) + 10
 
 
-def test_restored_learners_go_on_alike() -> None:
+def test_restored_learners_continue_identically() -> None:
     case = CASES[0]
     steps = case.steps(80, "path", CPU)
     one, two = (built(Refit(7, memory=20, hidden=4), case.spec(CPU, seed=1)) for _ in range(2))

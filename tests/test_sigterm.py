@@ -1,4 +1,4 @@
-"""``streamadapt run`` is told to end at any instant, and two of them meet on one checkpoint
+"""``streamadapt run`` receives SIGTERM at any moment, and two runs meet on one checkpoint
 folder."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 ROWS = 2000
 DOCUMENTED = {0, 128 + signal.SIGTERM}
-# The interpreter itself was still starting: a shell says 143 here, too.
+# The interpreter itself was still starting: a shell gives 143 here, too.
 TOO_EARLY = -signal.SIGTERM
 
 
@@ -35,7 +35,7 @@ def _logging():
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """A folder with everything to run, an undisturbed run of it, and how long that took, s."""
+    """A folder with everything for a run, an undisturbed run of it, and its duration, s."""
     fresh, calm = tmp_path_factory.mktemp("fresh"), tmp_path_factory.mktemp("calm") / "job"
     with contextlib.chdir(fresh):
         prepare(fresh)
@@ -83,7 +83,7 @@ def store_of(folder):
 
 
 def read_predictions(folder):
-    """Id -> prediction, repeats having to be equal."""
+    """Return id -> prediction; repeated ones must be equal."""
     found = {}
     for one in lines(folder / "predictions.jsonl"):
         assert found.setdefault(one["id"], one) == one
@@ -95,9 +95,9 @@ def assert_as_undisturbed(folder, calm):
     assert read_predictions(folder) == read_predictions(calm)
 
 
-def test_sigterm_at_any_instant(job, tmp_path):
-    """While importing, restoring, running, checkpointing, ending: a documented code, a whole
-    folder, the same end."""
+def test_sigterm_at_any_moment(job, tmp_path):
+    """While importing, restoring, running, checkpointing, ending: a documented code, an intact
+    folder, the same final state."""
     fresh, calm, whole_s = job
     rng = random.Random(time.time_ns())
     codes = []
@@ -116,7 +116,7 @@ def test_sigterm_at_any_instant(job, tmp_path):
 
 
 def test_sigterm_while_the_command_is_still_importing(tmp_path):
-    """At once, with the code that a shell gives, and without a traceback."""
+    """It ends at once, with a shell's exit code, and without a traceback."""
     (tmp_path / "program.py").write_text(
         "import os, signal, sys\n"
         "class Finder:\n"
@@ -134,8 +134,8 @@ def test_sigterm_while_the_command_is_still_importing(tmp_path):
 
 
 def test_a_second_engine_on_the_folder_is_refused(job, tmp_path):
-    """As two processes: it names the first one's pid and changes nothing; the first goes on to the
-    undisturbed end."""
+    """As two processes: the second names the first one's pid and changes nothing; the first
+    continues to the undisturbed end."""
     fresh, calm, _ = job
     folder = tmp_path / "job"
     shutil.copytree(fresh, folder)
@@ -145,7 +145,7 @@ def test_a_second_engine_on_the_folder_is_refused(job, tmp_path):
             lambda: (store := store_of(folder)) is not None and bool(store.sequences()),
             lambda: time.sleep(0.01),
         )
-        # Still there, and not at its end before the second one comes.
+        # The first still runs, and does not end before the second one starts.
         first.send_signal(signal.SIGSTOP)
         assert run(folder) == 1
         assert f"another engine (pid {first.pid}) writes checkpoints here" in log(folder)

@@ -1,5 +1,5 @@
-"""Questions from other threads: each gets the answer of a state between two items, and nobody
-notices them."""
+"""`predict` from other threads: each answer is that of a state between two items, and nothing else
+changes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from streamadapt.models.contract import as_base
 
 N, WARM = 90, 20
 THREADS = 8
-LATE = 10**6  # the questions' time: after every entry
+LATE = 10**6  # the time of the predicted entries: after every observed entry
 
 
 def make() -> Pipeline:
@@ -64,7 +64,7 @@ def question(i: int) -> Entry:
 def answers_at_every_point(
     pipeline: Any, items: list[Entry], ask: Callable[[Any, int], Any]
 ) -> list[set[bytes]]:
-    """For each question, what the states between the items answer."""
+    """Return, for each question, the answers of the states between the items."""
     found: list[set[bytes]] = [set() for _ in range(THREADS)]
     for item in [None, *items]:
         if item is not None:
@@ -77,8 +77,8 @@ def answers_at_every_point(
 def asked_beside(
     pipeline: Any, items: list[Entry], ask: Callable[[Any, int], Any]
 ) -> tuple[list[Any], list[Any]]:
-    """Observe item by item while threads ask; return the predictions, and each thread's answers or
-    errors."""
+    """Observe item by item while threads predict; return the predictions, and each thread's
+    answers or errors."""
     predictions: list[Any] = []
     answers: list[list[Any]] = [[] for _ in range(THREADS)]
     stop = threading.Event()
@@ -89,7 +89,7 @@ def asked_beside(
         while not stop.is_set() or not answers[i]:
             try:
                 answers[i].append(ask(pipeline, i).served.tobytes())
-            except Exception as error:  # to be seen by the test
+            except Exception as error:  # for the test to check
                 answers[i].append(error)
 
     threads = [threading.Thread(target=go, args=(i,)) for i in range(THREADS)]
@@ -104,7 +104,7 @@ def asked_beside(
     return predictions, answers
 
 
-def test_eight_threads_ask_and_each_gets_its_own_answer() -> None:
+def test_eight_threads_predict_and_each_gets_its_own_answer() -> None:
     items = entries(walk(N, 2))
 
     def ask(pipeline: Any, i: int) -> Any:
@@ -123,7 +123,7 @@ def test_eight_threads_ask_and_each_gets_its_own_answer() -> None:
         assert set(answers[i]) <= right[i]
 
 
-def test_keyed_questions_too_while_keys_come_and_go() -> None:
+def test_keyed_predictions_while_keys_are_evicted() -> None:
     keys = "abc"
     base = as_base(Persistence(3))
 
@@ -153,7 +153,7 @@ def test_keyed_questions_too_while_keys_come_and_go() -> None:
 
 
 def test_two_threads_observe_whole_items() -> None:
-    """However they interleave: the result is that of one order of the items."""
+    """For any interleaving the result is that of one order of the items."""
     pipeline, order, lock = make(), [], threading.Lock()
     plain = pipeline._step
 
@@ -170,7 +170,7 @@ def test_two_threads_observe_whole_items() -> None:
 
     def feed(part: int) -> None:
         for v in values[part::2]:
-            pipeline.observe([entry(v, 1)])  # the same time: any order is right
+            pipeline.observe([entry(v, 1)])  # the same time: any order is valid
 
     threads = [threading.Thread(target=feed, args=(part,)) for part in range(2)]
     for thread in threads:
@@ -183,10 +183,10 @@ def test_two_threads_observe_whole_items() -> None:
     assert state(again) == state(pipeline)
 
 
-# -- from within itself
+# -- reentrant calls
 
 
-def test_a_call_from_on_rejected_is_an_error_and_harms_nothing() -> None:
+def test_a_call_from_on_rejected_is_an_error_and_changes_nothing() -> None:
     pipeline = make()
     caught: list[BusyError] = []
 
@@ -208,7 +208,7 @@ def test_a_call_from_on_rejected_is_an_error_and_harms_nothing() -> None:
     assert bits(predictions) == bits(make().observe(items))
 
 
-def test_a_learner_that_calls_its_pipeline_is_taken_out() -> None:
+def test_a_learner_that_calls_its_pipeline_is_suspended() -> None:
     class Calls(Bias):
         kind = "calls"
 
@@ -236,7 +236,7 @@ def test_pipelines_are_copied_and_pickled_as_before() -> None:
 # -- one base for many pipelines
 
 
-def test_a_base_that_shows_its_embedding_mixes_up_no_threads() -> None:
+def test_a_base_with_an_embedding_keeps_threads_apart() -> None:
     class Slow(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -244,7 +244,7 @@ def test_a_base_that_shows_its_embedding_mixes_up_no_threads() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             inner = self.inner(x)
-            for _ in range(20):  # time for others to come in between
+            for _ in range(20):  # time for other threads to run in between
                 inner = inner + torch.zeros(1)
             return inner[:, -1:].unsqueeze(-1)
 
@@ -266,7 +266,7 @@ def test_a_base_that_shows_its_embedding_mixes_up_no_threads() -> None:
     assert wrong == []
 
 
-# -- asking leaves every learner as it is
+# -- predict changes no learner
 
 FORECASTERS: dict[str, Callable[[], Learner]] = {
     "adcsd": lambda: ADCSD(1e-3),
@@ -295,7 +295,7 @@ CLASSIFIERS: dict[str, Callable[[], Learner]] = {
 
 
 @pytest.mark.parametrize("name", [*FORECASTERS, *CLASSIFIERS])
-def test_a_question_after_every_entry_changes_no_bit(name: str) -> None:
+def test_predict_after_every_entry_changes_no_bit(name: str) -> None:
     if name in FORECASTERS:
 
         def made() -> Pipeline:

@@ -1,4 +1,4 @@
-"""Hold a job that was disturbed against one that was not."""
+"""Compare a disturbed job with an undisturbed one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["compare"]
 def compare(
     counts: Counts, job: Job, calm: Job, expected: dict[str, Any], *, committed: bool = False
 ) -> bool:
-    """Add to `counts` what a reader misses or sees twice, and whether the final state differs;
-    True if all is well.
+    """Add to `counts` the predictions that a reader misses or sees twice, and whether the final
+    state differs; True if all is well.
 
     Parameters
     ----------

@@ -1,5 +1,4 @@
-"""exactly-once against the transactional log in memory: the plug is pulled at every step there
-is."""
+"""exactly-once on the transactional log in memory: the process crashes at every step."""
 
 from __future__ import annotations
 
@@ -37,12 +36,12 @@ Hook = Callable[[str], None]
 
 
 def killed_at_every_step(quick: bool) -> Counts:
-    """Once for each time that a step of a checkpoint or of a transaction is reached in an
+    """Crash once for each time that a step of a checkpoint or of a transaction is reached in an
     undisturbed run.
 
-    Before a step, or after the broker has committed and before the engine knows: started again, a
-    reader of committed records must see each prediction once, with the undisturbed run's value,
-    and the final state must be its own.
+    The crash comes before a step, or after the broker has committed and before the engine knows.
+    After a restart, a reader of committed records must see each prediction once, with the
+    undisturbed run's value, and the final state must equal that of the undisturbed run.
     """
     counts = Counts()
     with tempfile.TemporaryDirectory(prefix="streamadapt-steps-") as folder:

@@ -1,5 +1,5 @@
-"""A process that is paused until its group thinks it dead, and goes on when another one has its
-partition."""
+"""A process that is paused until its group considers it dead, and that continues when another one
+has its partition."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ has seen the outcome."""
 
 
 def zombie(quick: bool, trials: Path) -> Counts:
-    """Make the trials that are missing in a folder's file."""
+    """Run the trials that are missing in a folder's file."""
     return zombie_trials(Trials(trials / "faults-zombie.jsonl"), quick=quick)
 
 
@@ -55,11 +55,11 @@ def _missing(trials: Trials, *, quick: bool) -> int:
 
 
 def paused(scene: Scene) -> Done:
-    """SIGSTOP for one member of each group, and SIGCONT when the other has taken its partition
-    over.
+    """Send SIGSTOP to one member of each group, and SIGCONT when the other has taken over its
+    partition.
 
-    The one that was paused may find out and join again, or be fenced, end with exit code 1, and be
-    started again.
+    The paused member may notice it and rejoin, or be fenced, end with exit code 1, and be started
+    again.
     """
     _wait_until_shared(scene)
     time.sleep(random.uniform(0.0, 1.5))

@@ -1,4 +1,4 @@
-"""A stream of conversions whose truth is known, and what is learned from it while they are
+"""A stream of conversions with known truth, and what is learned from it while conversions are
 late."""
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Conversions:
 
     @classmethod
     def draw(cls, n: int, seed: int, *, mean_delay: float = 600.0) -> Conversions:
-        """Draw one."""
+        """Draw a stream."""
         rng = np.random.default_rng(seed)
         w = rng.normal(size=FEATURES)
         x = rng.normal(size=(n, FEATURES)).astype(np.float32)
@@ -82,8 +82,8 @@ class Conversions:
         return torch.stack([1.0 - up, up]).unsqueeze(0)
 
     def items(self, *, labelled: str = "late", ttl: float = 3600.0) -> list[Entry | Label]:
-        """Entries, and positives as they come ("late"); or every label at the end of its ttl, or
-        at once."""
+        """Return entries, and positives as they arrive ("late"); or every label at the end of its
+        ttl, or at once."""
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         timed: list[tuple[float, int, Entry | Label]] = []
         for t in range(len(self.x)):

@@ -1,8 +1,8 @@
-"""Write the golden checkpoint of today's format: ``python tests/golden/make.py``, once for each
-format, never again.
+"""Write the golden checkpoint of the current format: ``python tests/golden/make.py``, once for
+each format, never again.
 
-A golden checkpoint shows that what an earlier release has written still loads and goes on as it
-would have there.
+A golden checkpoint shows that a state of an earlier release still loads, and continues as it would
+have in that release.
 """
 
 from __future__ import annotations

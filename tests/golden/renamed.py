@@ -1,5 +1,5 @@
-"""The checkpoint in ``renamed/`` was written by the release before the keys of its config were
-renamed: ``python tests/golden/renamed.py``, with that release, once."""
+"""The release before its config keys were renamed has written the checkpoint in ``renamed/``:
+``python tests/golden/renamed.py``, with that release, once."""
 
 from __future__ import annotations
 
