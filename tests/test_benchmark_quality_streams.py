@@ -251,7 +251,7 @@ def plain(setting: linkload.Setting, own: Change, rival: Change) -> list[Learner
     return [Bias(0.5), OnlineNetwork("lstm-per-entry", rival)]
 
 
-def test_linkload_figures_are_what_a_computation_by_hand_gives() -> None:
+def test_linkload_figures_equal_a_computation_by_hand() -> None:
     measured = linkload.measure(SHORT, quiet, plain, seeds=(1,))
     loads = generate(nobel_eu(), SHORT.traffic, 1)
     values = loads.batch.values.astype(np.float64)

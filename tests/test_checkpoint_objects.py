@@ -236,7 +236,7 @@ def test_a_taken_token_is_skipped_and_an_own_token_is_recognised(url):
     folder.create("x", b"mine")
     folder.create("x", b"mine")
     with pytest.raises(FileExistsError):
-        folder.create("x", b"somebody else's")
+        folder.create("x", b"another process's")
     assert folder.read("x") == b"mine"
 
 
@@ -371,7 +371,7 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, kind, make):
     import ast
     import subprocess
 
-    url, output_path = f"local://{tmp_path}/state", tmp_path / "said"
+    url, output_path = f"local://{tmp_path}/state", tmp_path / "output"
     done = subprocess.run(
         [sys.executable, "-c", KILLED, kind, url, output_path], capture_output=True, check=False
     )

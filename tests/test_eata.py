@@ -218,8 +218,8 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     "name", ["few", "narrow", "flat", "nan", "objects", "unnamed", "text", "table", "absent"]
 )  # fmt: skip
 def test_a_file_with_other_content_is_refused(tmp_path: Path, name: str) -> None:
-    file, says = bad_files(tmp_path)[name]
-    with pytest.raises(ConfigError, match=says) as caught:
+    file, message = bad_files(tmp_path)[name]
+    with pytest.raises(ConfigError, match=message) as caught:
         built(EATA(8, fisher=file), spec_with(model_of("batch")))
     assert caught.value.path == "fisher"
 

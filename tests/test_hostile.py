@@ -117,7 +117,7 @@ def test_hostile_bytes_are_refused(loader: str, what: str, tmp_path: Path, canar
     path = tmp_path / name
     path.write_bytes(hostile.files(canary)[what])
     if loader == "config" and what == "empty":
-        pytest.skip("an empty config is TOML; that it lacks a source is said elsewhere")
+        pytest.skip("an empty config is TOML; the missing source is reported later")
     refused(load, path, canary)
 
 

@@ -217,8 +217,8 @@ def test_a_signal_before_the_first_answer_of_the_broker_ends_the_run(folder):
     proxy = Proxy()
     proxy.cut(refuse=True)
     Run(folder, f"127.0.0.1:{proxy.port}", "entries", "labels", "predictions")
-    with signal_when((folder / "said").exists, signal.SIGTERM):
-        logging.getLogger("streamadapt.kafka").addFilter(touch := Touch(folder / "said"))
+    with signal_when((folder / "waiting").exists, signal.SIGTERM):
+        logging.getLogger("streamadapt.kafka").addFilter(touch := Touch(folder / "waiting"))
         try:
             assert run_command(["run", "config.toml"]).code == 0
         finally:

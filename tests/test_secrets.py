@@ -519,7 +519,10 @@ def test_a_refused_run_reports_it_and_shows_no_secret(tmp_path, monkeypatch, for
     """A wrong password ends the run, also if the broker repeats it."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
-    with secured(Door(users={"alice": "another"}, says=f"alice, {CANARY}")) as (servers, _):
+    with secured(Door(users={"alice": "another"}, refusal_text=f"alice, {CANARY}")) as (
+        servers,
+        _,
+    ):
         job = Job(tmp_path, servers, "PLAIN", form)
         assert job.process.wait(60) == 1, job.all_output()
     assert b"refuses security.sasl_plain_username with this password" in job.all_output()

@@ -61,14 +61,16 @@ class Group:
 
     def rebalance(self) -> dict[str, list[int]]:
         self.generation += 1
-        told = []
+        members = []
         for name, assignor in self.members.items():
             wire = assignor.metadata(TOPICS).encode()
             metadata = ConsumerProtocolSubscription.decode(wire)
-            told.append(SimpleNamespace(member_id=name, group_instance_id=None, metadata=metadata))
+            members.append(
+                SimpleNamespace(member_id=name, group_instance_id=None, metadata=metadata)
+            )
         leader = next(iter(self.members.values()))
         found = {}
-        for name, assignment in leader.assign(self.cluster, told).items():
+        for name, assignment in leader.assign(self.cluster, members).items():
             received = ConsumerProtocolAssignment.decode(assignment.encode())
             by_topic = {
                 t: sorted(at.partition for at in received.partitions() if at.topic == t)
@@ -97,8 +99,8 @@ def test_a_moving_partition_has_no_owner_for_one_round() -> None:
     assert sorted(p for own in group.rebalance().values() for p in own) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_member_considered_dead_claims_no_partition(told: bool) -> None:
+@pytest.mark.parametrize("notified", [True, False])
+def test_a_member_considered_dead_claims_no_partition(notified: bool) -> None:
     """Whether it knows that it lost its partitions or not: their new owner keeps them."""
     group = Group(2)
     zombie = group.members["a"] = CoPartitioned()
@@ -106,7 +108,7 @@ def test_a_member_considered_dead_claims_no_partition(told: bool) -> None:
     del group.members["a"]
     group.members["b"] = CoPartitioned()
     assert group.rebalance() == {"b": [0, 1]}
-    if told:
+    if notified:
         zombie.forget()
     group.members["a2"] = zombie
     first = group.rebalance()

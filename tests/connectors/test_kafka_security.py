@@ -203,7 +203,7 @@ def test_a_changed_password_ends_a_running_engine() -> None:
 
 def test_a_password_that_the_broker_repeats_is_not_shown() -> None:
     """Whatever the broker's refusal contains."""
-    door = Door(users=USERS, says="alice may not use wrong-rabbit")
+    door = Door(users=USERS, refusal_text="alice may not use wrong-rabbit")
     with secured(door) as (servers, _):
         source = KafkaSource(servers, "t", security=sasl(password="wrong-rabbit"))
         with opened(source), pytest.raises(ConnectorError, match="may not use <hidden>"):
