@@ -47,8 +47,8 @@ def start_script() -> Path | None:
 def measured_broker() -> Iterator[str]:
     """Yield ``host:port`` of the broker of a measurement.
 
-    It is the one that STREAMADAPT_TEST_BROKER names; otherwise an Apache Kafka of its own, where
-    there is a script that starts one; otherwise the embedded broker.
+    It is the broker that STREAMADAPT_TEST_BROKER names; otherwise an Apache Kafka of its own, if
+    there is a script to start it; otherwise the embedded broker.
     """
     named = os.environ.get("STREAMADAPT_TEST_BROKER")
     if named:
@@ -99,11 +99,11 @@ def _tansu_version() -> str:
 
 
 class ApacheKafka:
-    """Apache Kafka of one broker or of three, started from `start_script`; a context manager.
+    """Apache Kafka with one broker or three, started with `start_script`; a context manager.
 
-    It takes its ports, of 127.0.0.1, when it is made. Its brokers are numbered from 0; their node
-    ids begin at 1. With three, topics have three replicas, two of which must have a record before
-    it counts as written.
+    It reserves its ports on 127.0.0.1 when it is created. Its brokers are numbered from 0; their
+    node ids begin at 1. With three brokers, topics have three replicas, and two of them must have
+    a record before it counts as written.
 
     Parameters
     ----------

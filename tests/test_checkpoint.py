@@ -468,7 +468,7 @@ def test_the_lock_of_a_killed_writer_is_released(tmp_path: Path) -> None:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(CheckpointError, match=rf"another engine \(pid {other.pid}\)"):
             LocalFolder(tmp_path).lock()
-        (tmp_path / ".lock").write_text("what nobody wrote, longer than any pid there is")
+        (tmp_path / ".lock").write_text("not written by a lock, longer than any pid")
         with pytest.raises(CheckpointError, match=r"another engine \(pid unknown\)"):
             LocalFolder(tmp_path).lock()
         LocalFolder(tmp_path / "b").lock()

@@ -475,7 +475,7 @@ def test_a_sink_does_not_damage_a_foreign_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["endless zeros", "nothing for ever", "a folder", "a pipe", "a link to itself"]
+    "what", ["endless zeros", "an empty device", "a folder", "a pipe", "a link to itself"]
 )
 def test_a_sink_path_that_is_not_a_file(what: str, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"

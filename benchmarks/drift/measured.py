@@ -57,7 +57,7 @@ def sensor_changes(times: npt.NDArray[np.int64], pause: int = PAUSE) -> list[int
 
 
 def sensor(batch: Batch | None = None) -> Stream:
-    """The stream of `cgm-6h`: a frozen linear calibration whose labels come six hours late."""
+    """The stream of `cgm-6h`: a frozen linear calibration with labels six hours late."""
     setting = glucose.Setting("glucose")
     batch = batch or data.glucose()
     first = setting.split(batch)

@@ -66,7 +66,7 @@ def kills(
     Parameters
     ----------
     servers : str or None
-        None takes the broker of a measurement.
+        None uses the broker of `measured_broker`.
     """
     if servers is None:
         with measured_broker() as servers:

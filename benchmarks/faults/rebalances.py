@@ -1,4 +1,4 @@
-"""A group of engines whose members come and go while the stream runs.
+"""A group of engines whose members join and leave while the stream runs.
 
 One process starts, two join it (the second while the first is still receiving its partitions),
 one is killed, one is paused for longer than the session timeout and continues (it may then
@@ -41,7 +41,7 @@ def rebalances(
     Parameters
     ----------
     servers : str or None
-        None takes the broker of a measurement.
+        None uses the broker of `measured_broker`.
     """
     if servers is None:
         with measured_broker() as servers:

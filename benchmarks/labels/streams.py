@@ -35,7 +35,7 @@ class Stream:
         Ids are row numbers.
     truth : ndarray, (n,)
     delay : int, ns
-        From an entry's event time to its label; 0: it comes before the next entry.
+        From an entry's event time to its label; 0: it arrives before the next entry.
     low, high : float
         The range of the training part's labels.
     """
@@ -85,7 +85,7 @@ def elec2_stream(folder: Path, rows: int) -> Stream:
 
 
 def glucose_stream(rows: int) -> Stream:
-    """The glucose sensor with the default experts; labels come six hours late."""
+    """The glucose sensor with the default experts; labels arrive six hours late."""
     batch, setting = data.glucose(), glucose.SENSORS[0]
     assert batch.labels is not None
     first = setting.split(batch)

@@ -107,7 +107,7 @@ class Setting:
 
 
 def judged(setting: Setting, loads: Loads) -> range:
-    """Return the judged issue times: those whose next entry comes after the training days."""
+    """Return the judged issue times: those whose next entry is after the training days."""
     return range(loads.train - 1, len(loads.batch) - 1)
 
 

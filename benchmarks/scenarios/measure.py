@@ -159,7 +159,7 @@ class Measured:
     Attributes
     ----------
     measures : tuple of Measure
-        The first is the one that experts are ranked by.
+        Experts are ranked by the first measure.
     figures : dict of str to dict of str to Figure
         Expert -> key of the measure -> figure. ``served`` is the guard's mixture.
     mixed : tuple of str
@@ -384,7 +384,7 @@ def cost_of(
 
 
 def cost_per_entry(pipeline: Pipeline, items: Sequence[Entry | Label], entries: int) -> float:
-    """Return the mean CPU time of an entry in ms, the labels that came since the entry before it
+    """Return the mean CPU time of an entry in ms, the labels that arrived since the previous entry
     included.
 
     The first half of the `entries` predicted warms up. Process time, so that a shared machine

@@ -104,8 +104,8 @@ LEARNS = {
 
 SKIPS: dict[str, dict[str, str]] = {
     "persistence": {
-        "check_learns_it_where_it_is": "says what was last seen in every column, whatever the "
-        "base says"
+        "check_learns_it_where_it_is": "predicts the last value seen in every column, whatever "
+        "the base predicts"
     },
 }
 """Learner -> check -> why the check cannot hold."""

@@ -80,7 +80,7 @@ def test_the_newest_prediction_in_a_topic(kafka_servers: str, topic: Topic) -> N
 
 @pytest.mark.kafka
 def test_predictions_of_this_process_count(kafka_servers: str, topic: Topic) -> None:
-    """A partition is lost and comes back to the same engine: its producer may still hold its last
+    """A partition is lost and returns to the same engine: its producer may still hold its last
     predictions."""
     sink = KafkaSink(kafka_servers, topic(1))
     try:

@@ -51,7 +51,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 
 class Names:
-    """Topics and a group of one test; ``T`` is the input, ``L`` the labels', ``O`` the output,
+    """Topics and a group for one test; ``T`` is the input, ``L`` the labels', ``O`` the output,
     ``M`` is missing."""
 
     def __init__(self, broker: Guarded) -> None:
@@ -390,12 +390,12 @@ def doors(broker: Guarded) -> dict[str, tuple[str, dict[str, Any], list[str]]]:
         "TLS and a password to a password": ("sasl", both, [has_none, "'SASL_PLAINTEXT'"]),
         "no password": ("sasl", {}, [asks, "'SASL_PLAINTEXT'", "(PLAIN, SCRAM-SHA-256)"]),
         "no password, TLS": ("sasltls", tls, [asks, "'SASL_SSL'"]),
-        "a password that nobody asks for": (
+        "a password that is not required": (
             "open",
             broker.login(),
             ["asks for no user name and password"],
         ),
-        "a password in TLS that nobody asks for": (
+        "a password in TLS that is not required": (
             "tls",
             both,
             ["asks for no user name and password"],
@@ -432,8 +432,8 @@ DOORS = (
     "TLS and a password to a password",
     "no password",
     "no password, TLS",
-    "a password that nobody asks for",
-    "a password in TLS that nobody asks for",
+    "a password that is not required",
+    "a password in TLS that is not required",
     "a wrong password",
     "another mechanism",
     "an unknown CA",

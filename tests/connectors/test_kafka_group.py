@@ -1,6 +1,6 @@
 """Consumer groups: sharing, handover, and which thread does what.
 
-Joining takes the embedded broker 5 to 23 s.
+The embedded broker needs 5 to 23 s for a join.
 """
 
 from __future__ import annotations
