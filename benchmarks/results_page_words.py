@@ -23,8 +23,8 @@ def words(results: Sequence[Measured]) -> str:
     names = dict.fromkeys(
         name for m in results for name in m.figures if name not in ("base", "served")
     )
-    lines = [_said("served", results)] if results else []
-    lines += [_said(name, [m for m in results if name in m.figures]) for name in names]
+    lines = [_sentence("served", results)] if results else []
+    lines += [_sentence(name, [m for m in results if name in m.figures]) for name in names]
     return "\n".join(lines) + "\n"
 
 
@@ -46,7 +46,7 @@ def change_of(measured: Measured, name: str) -> tuple[int, str]:
     return 0 if nothing else 1 if gain > 0.0 else -1, text
 
 
-def _said(name: str, results: Sequence[Measured]) -> str:
+def _sentence(name: str, results: Sequence[Measured]) -> str:
     changes = [(m.name, *change_of(m, name)) for m in results]
     parts = []
     for wanted, verb in ((1, "helps on"), (0, "has no effect on"), (-1, "harms on")):

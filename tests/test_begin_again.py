@@ -66,7 +66,7 @@ def let_time_pass(engine):
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """The predictions of an undisturbed run as readers see them, and its final state."""
     log = TransactionalLog()
     engine = engine_of(tmp_path_factory.mktemp("calm"), LogSink(log))
@@ -76,19 +76,19 @@ def calm(tmp_path_factory):
 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("step", STEPS)
-def test_an_answer_lost_at_any_step(tmp_path, calm, step, times):
+def test_an_answer_lost_at_any_step(tmp_path, undisturbed, step, times):
     """Whether the broker executed the request, or never received it."""
     log = TransactionalLog()
     engine = engine_of(tmp_path, LogSink(log, on_step=lose_at(step, times)))
     engine.run()
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
 @pytest.mark.parametrize(
     ("step", "killed"), [("produce", "produce"), ("commit", "encode"), ("committed", "commit")]
 )
-def test_killed_during_the_replay(tmp_path, calm, step, killed):
+def test_killed_during_the_replay(tmp_path, undisturbed, step, killed):
     """The replay may be interrupted like any other work."""
     log = TransactionalLog()
     engine = engine_of(tmp_path, LogSink(log, on_step=lose_at(step, 3)))
@@ -101,8 +101,8 @@ def test_killed_during_the_replay(tmp_path, calm, step, killed):
         engine.run()
     resumed = engine_of(tmp_path, LogSink(log))
     resumed.run()
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(resumed.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(resumed.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
 def test_replayed_work_is_counted_once(tmp_path):
@@ -117,18 +117,18 @@ def test_replayed_work_is_counted_once(tmp_path):
     assert counted[1] == counted[2] == counted[0]
 
 
-def test_a_broker_that_is_away_for_a_long_time(tmp_path, calm):
+def test_a_broker_that_is_away_for_a_long_time(tmp_path, undisturbed):
     """The restart of the partition is retried as often as needed; entries in between are not
     skipped."""
     log = TransactionalLog()
     hooks = [lose_at("commit", 2), lose_at("begin", range(2, 30))]
     engine = engine_of(tmp_path, LogSink(log, on_step=lambda name: [hook(name) for hook in hooks]))
     engine.run()
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
-def test_a_transaction_that_the_broker_aborted_is_restarted(tmp_path, calm):
+def test_a_transaction_that_the_broker_aborted_is_restarted(tmp_path, undisturbed):
     """It was open for too long: it is aborted, and its epoch is old.
 
     The token is still the highest: the partition continues.
@@ -141,8 +141,8 @@ def test_a_transaction_that_the_broker_aborted_is_restarted(tmp_path, calm):
         name == "commit" and next(expired, False) and log.expire(NAME)
     )
     engine.run()
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
     counts = dict(engine.metrics.samples()["streamadapt_transactions_lost_total"])
     assert counts == {("0", cause.value): 2 * (cause is Loss.TAKEN) for cause in Loss}
 
@@ -230,8 +230,8 @@ def seen(log):
 @pytest.mark.parametrize("step", ["begin", "produce", "offsets", "commit", "committed"])
 def test_the_other_partitions_continue(tmp_path, step):
     undisturbed, log = TransactionalLog(), TransactionalLog()
-    calm = two_partitions(tmp_path / "calm", undisturbed)
-    calm.run()
+    undisturbed_engine = two_partitions(tmp_path / "calm", undisturbed)
+    undisturbed_engine.run()
     engine = two_partitions(tmp_path / "lost", log, step, 1 if step == "begin" else 2)
     first = engine.runners
     engine.run()
@@ -239,7 +239,8 @@ def test_the_other_partitions_continue(tmp_path, step):
     assert first is engine.runners
     for p in (0, 1):
         assert_same_state(
-            engine.runners[p].pipeline.state_dict(), calm.runners[p].pipeline.state_dict()
+            engine.runners[p].pipeline.state_dict(),
+            undisturbed_engine.runners[p].pipeline.state_dict(),
         )
 
 

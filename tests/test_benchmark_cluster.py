@@ -55,7 +55,7 @@ def watched(arrivals, wanted=range(5, 10)):
     return Partition(wanted, {offset: float(offset) for offset in wanted}, arrivals)
 
 
-def calm():
+def undisturbed():
     """Five entries at 5 s to 9 s, each with its prediction half a second later; earlier ones
     belong to another trial."""
     return [prediction_read(offset, offset + 0.5) for offset in range(10)]
@@ -63,14 +63,14 @@ def calm():
 
 def judged(arrivals, guarantee="exactly-once", length_s=0.0, until=10.0):
     trial = Trial("leader killed", guarantee, 2, length_s=length_s)
-    return judge(trial, [watched(calm()), watched(arrivals)], 5.0, until, CLOCK)
+    return judge(trial, [watched(undisturbed()), watched(arrivals)], 5.0, until, CLOCK)
 
 
 # -- the verdict
 
 
 def test_an_undisturbed_trial_survives():
-    trial = judged(calm())
+    trial = judged(undisturbed())
     assert (trial.lost, trial.doubled, trial.values_differ, trial.fed) == (0, 0, 0, 10)
     assert (trial.gap_s, trial.gap_appended_s, trial.gap_input_s, trial.lag_s) == (
         1.0,
@@ -82,16 +82,16 @@ def test_an_undisturbed_trial_survives():
 
 
 def test_a_missing_prediction_is_lost():
-    trial = judged([one for one in calm() if one.offset != 7])
+    trial = judged([one for one in undisturbed() if one.offset != 7])
     assert (trial.lost, trial.survived) == (1, False)
 
 
 @pytest.mark.parametrize("value", [b"v", b"other"])
 def test_a_repeated_prediction_is_doubled_and_its_value_compared(value):
-    trial = judged([*calm(), prediction_read(7, 9.8, value)])
+    trial = judged([*undisturbed(), prediction_read(7, 9.8, value)])
     assert (trial.lost, trial.doubled, trial.values_differ) == (0, 1, value != b"v")
     assert not trial.survived
-    assert judged([*calm(), prediction_read(7, 9.8, value)], "at-least-once").survived == (
+    assert judged([*undisturbed(), prediction_read(7, 9.8, value)], "at-least-once").survived == (
         value == b"v"
     )
 
@@ -99,8 +99,8 @@ def test_a_repeated_prediction_is_doubled_and_its_value_compared(value):
 def test_a_prediction_of_an_earlier_trial_may_be_repeated():
     """A prediction of an earlier trial that is repeated now counts as doubled now, and only
     once."""
-    assert judged([*calm(), prediction_read(1, 9.8)]).doubled == 1
-    earlier = sorted([*calm(), prediction_read(1, 3.0)], key=lambda one: one.at)
+    assert judged([*undisturbed(), prediction_read(1, 9.8)]).doubled == 1
+    earlier = sorted([*undisturbed(), prediction_read(1, 3.0)], key=lambda one: one.at)
     assert judged(earlier).doubled == 0
 
 

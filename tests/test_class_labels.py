@@ -265,12 +265,12 @@ def test_labels_of_their_own_file_are_counted_when_refused(folder, capsys):
     x, y = truth()
     rows = [{"id": f"e{i}", "t": 1000 + i, "x": x[i]} for i in range(N)]
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = [
+    label_rows = [
         {"id": f"e{i}", "t": 1001 + i, "y": "sideways" if i < 10 else ["DOWN", "UP"][c]}
         for i, c in enumerate(y)
     ]
     (folder / "labels.jsonl").write_text(
-        "\ufeff" + "".join(json.dumps(row) + "\n" for row in rows)
+        "\ufeff" + "".join(json.dumps(row) + "\n" for row in label_rows)
     )
     _, found, _ = summary(capsys, "--labels", "labels.jsonl")
     assert found["labels_used"] == {"used": N - 10, "of": N, "refused": {"bad_class": 10}}

@@ -72,7 +72,7 @@ def make_engine(items, labels, path, sink, guarantee, **source):
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """The predictions of an undisturbed run, and its final state."""
     entries, labels = stream()
     sink = MemorySink()
@@ -126,40 +126,40 @@ def predictions_in(written):
 
 @pytest.mark.parametrize("times", [1, 4])
 @pytest.mark.parametrize("step", ENGINE_STEPS)
-def test_effectively_once_survives_every_step_of_a_checkpoint(tmp_path, calm, step, times):
+def test_effectively_once_survives_every_step_of_a_checkpoint(tmp_path, undisturbed, step, times):
     written = []
     engine = run_twice(tmp_path, "effectively-once", effectively(written), step, times)
-    assert predictions_in(written) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert predictions_in(written) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
 @pytest.mark.parametrize("at", [1, 38, 75, 111, N - 1])
-def test_effectively_once_survives_a_crash_anywhere(tmp_path, calm, at):
+def test_effectively_once_survives_a_crash_anywhere(tmp_path, undisturbed, at):
     written = []
     engine = run_twice(tmp_path, "effectively-once", effectively(written), at=at)
-    assert predictions_in(written) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert predictions_in(written) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
-def test_at_least_once_repeats_predictions_after_the_same_crash(tmp_path, calm):
+def test_at_least_once_repeats_predictions_after_the_same_crash(tmp_path, undisturbed):
     """This shows that the test above can fail."""
     written = []
     run_twice(tmp_path, "at-least-once", effectively(written), at=100)
-    assert len(predictions_in(written)) > len(calm[0])
+    assert len(predictions_in(written)) > len(undisturbed[0])
 
 
 @pytest.mark.parametrize("times", [1, 4])
 @pytest.mark.parametrize("step", ENGINE_STEPS)
-def test_exactly_once_survives_every_step_of_a_checkpoint(tmp_path, calm, step, times):
+def test_exactly_once_survives_every_step_of_a_checkpoint(tmp_path, undisturbed, step, times):
     log = TransactionalLog()
     engine = run_twice(tmp_path, "exactly-once", lambda: LogSink(log), step, times)
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("step", SINK_STEPS)
-def test_exactly_once_survives_every_step_of_a_transaction(tmp_path, calm, step, times):
+def test_exactly_once_survives_every_step_of_a_transaction(tmp_path, undisturbed, step, times):
     """Killed before the broker received the request, and after it committed but before the engine
     knew."""
     if (step, times) == ("begin", 3):
@@ -167,11 +167,11 @@ def test_exactly_once_survives_every_step_of_a_transaction(tmp_path, calm, step,
     log = TransactionalLog()
     hooks = iter([crash_at(step, times), None])
     engine = run_twice(tmp_path, "exactly-once", lambda: LogSink(log, on_step=next(hooks)))
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
-def test_exactly_once_survives_a_transaction_that_the_broker_aborted(tmp_path, calm):
+def test_exactly_once_survives_a_transaction_that_the_broker_aborted(tmp_path, undisturbed):
     """The transaction is open for too long again and again: finally the engine stops; a restart
     loses and doubles nothing."""
     log = TransactionalLog()
@@ -185,11 +185,11 @@ def test_exactly_once_survives_a_transaction_that_the_broker_aborted(tmp_path, c
     assert LogSink(log).seen(0) == []
     resumed = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once")
     resumed.run()
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(resumed.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(resumed.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
-def test_a_zombie_commits_nothing(tmp_path, calm):
+def test_a_zombie_commits_nothing(tmp_path, undisturbed):
     """A paused engine lost its partition: its successor's records stay, its own are aborted, and
     it stops."""
     log = TransactionalLog()
@@ -204,13 +204,13 @@ def test_a_zombie_commits_nothing(tmp_path, calm):
         zombie.step()
     with pytest.raises((FencedError, ConnectorError)):
         zombie.checkpoint()
-    assert LogSink(log).seen(0) == calm[0]
+    assert LogSink(log).seen(0) == undisturbed[0]
     fresh = CheckpointStore(tmp_path / "memory-0", shared=True)
-    assert_same_state(fresh.load_latest().state, calm[1])
+    assert_same_state(fresh.load_latest().state, undisturbed[1])
 
 
 @pytest.mark.parametrize("guarantee", ["effectively-once", "exactly-once"])
-def test_after_a_rollback_nothing_is_predicted_twice(tmp_path, calm, guarantee):
+def test_after_a_rollback_nothing_is_predicted_twice(tmp_path, undisturbed, guarantee):
     """Back by one checkpoint: the replay writes nothing that readers have already seen."""
     entries, labels = stream()
     log, written = TransactionalLog(), []
@@ -223,8 +223,8 @@ def test_after_a_rollback_nothing_is_predicted_twice(tmp_path, calm, guarantee):
     again.run()
     assert (
         LogSink(log).seen(0) if guarantee == "exactly-once" else predictions_in(written)
-    ) == calm[0]
-    assert_same_state(again.runners[0].pipeline.state_dict(), calm[1])
+    ) == undisturbed[0]
+    assert_same_state(again.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
 def test_a_guarantee_without_its_requirements_is_refused():

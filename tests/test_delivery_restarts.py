@@ -59,7 +59,7 @@ def names(found):
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """What readers of an undisturbed run see."""
     log = TransactionalLog()
     exactly(tmp_path_factory.mktemp("calm"), log)
@@ -67,7 +67,7 @@ def calm(tmp_path_factory):
 
 
 @pytest.mark.parametrize("killed", [None, "commit", "committed"])
-def test_a_broker_that_has_forgotten_the_positions(tmp_path, calm, caplog, killed):
+def test_a_broker_that_has_forgotten_the_positions(tmp_path, undisturbed, caplog, killed):
     """Expired or deleted: the output itself shows how far the engine got.
 
     No checkpoint is deleted.
@@ -77,20 +77,20 @@ def test_a_broker_that_has_forgotten_the_positions(tmp_path, calm, caplog, kille
     log.committed.clear()
     kept = CheckpointStore(tmp_path / "memory-0").sequences()
     resumed = exactly(tmp_path, log)
-    assert names(seen(log)) == names(calm)
-    assert killed is None or seen(log) == calm
+    assert names(seen(log)) == names(undisturbed)
+    assert killed is None or seen(log) == undisturbed
     assert "knows of no commit" in caplog.text
     assert log.committed[NAME] == resumed.runners[0].positions
     assert CheckpointStore(tmp_path / "memory-0").sequences()[0] >= kept[0]
 
 
-def test_killed_before_the_first_commit(tmp_path, calm):
+def test_killed_before_the_first_commit(tmp_path, undisturbed):
     """The very first checkpoint was never committed."""
     log = TransactionalLog()
     exactly(tmp_path, log, step="commit")
     assert seen(log) == []
     exactly(tmp_path, log)
-    assert seen(log) == calm
+    assert seen(log) == undisturbed
 
 
 def test_a_config_that_does_not_match_deletes_no_checkpoint(tmp_path):
@@ -113,32 +113,34 @@ def test_a_config_that_does_not_match_deletes_no_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("first", ["at-least-once", "effectively-once"])
-def test_exactly_once_resumes_from_a_state_of_another_guarantee(tmp_path, calm, first):
+def test_exactly_once_resumes_from_a_state_of_another_guarantee(tmp_path, undisturbed, first):
     log = TransactionalLog()
     exactly(tmp_path, log, HALF, first)
     engine = exactly(tmp_path, log)
     assert engine.runners[0].pipeline.stats.entries == 400, "the entries are not counted again"
-    assert names(seen(log)) == names(calm)
+    assert names(seen(log)) == names(undisturbed)
 
 
-def test_exactly_once_after_a_run_with_another_guarantee(tmp_path, calm):
+def test_exactly_once_after_a_run_with_another_guarantee(tmp_path, undisturbed):
     """The last commit is older than the checkpoints of the other guarantee, which count all the
     same."""
     log = TransactionalLog()
     exactly(tmp_path, log, 100)
     exactly(tmp_path, log, 300, "effectively-once")
     exactly(tmp_path, log)
-    assert names(seen(log)) == names(calm)
+    assert names(seen(log)) == names(undisturbed)
 
 
 @pytest.mark.parametrize("second", ["at-least-once", "effectively-once"])
-def test_another_guarantee_after_a_crash_between_checkpoint_and_commit(tmp_path, calm, second):
+def test_another_guarantee_after_a_crash_between_checkpoint_and_commit(
+    tmp_path, undisturbed, second
+):
     """That checkpoint's predictions were aborted: no engine may use it."""
     log = TransactionalLog()
     exactly(tmp_path, log, step="commit", times=3)
     exactly(tmp_path, log, guarantee=second)
-    assert dict(map(reversed, seen(log))) == dict(map(reversed, calm))
-    assert second == "at-least-once" or seen(log) == calm
+    assert dict(map(reversed, seen(log))) == dict(map(reversed, undisturbed))
+    assert second == "at-least-once" or seen(log) == undisturbed
 
 
 def test_a_sink_without_transactions_cannot_tell_whether_a_checkpoint_counts(tmp_path):

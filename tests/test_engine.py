@@ -116,7 +116,7 @@ def test_a_crash_anywhere_leaves_no_trace(tmp_path, crash_at):
     """Killed and restarted: the same final state, every prediction is written, repeated ones with
     the same value."""
     entries, labels = stream()
-    undisturbed, calm = make_engine(entries, labels, tmp_path / "calm")
+    undisturbed, undisturbed_sink = make_engine(entries, labels, tmp_path / "calm")
     undisturbed.run()
     crashed, first = make_engine(
         [*entries[:crash_at], CRASH, *entries[crash_at:]], labels, tmp_path / "crash"
@@ -131,7 +131,7 @@ def test_a_crash_anywhere_leaves_no_trace(tmp_path, crash_at):
     outputs = written(first)
     for position, value in written(second).items():
         assert outputs.setdefault(position, value) == value
-    assert outputs == written(calm)
+    assert outputs == written(undisturbed_sink)
 
 
 STEPS = [
@@ -151,7 +151,7 @@ STEPS = [
 def test_a_crash_at_any_step_of_a_checkpoint_leaves_no_trace(tmp_path, step):
     """At every named step of the third checkpoint."""
     entries, labels = stream()
-    undisturbed, calm = make_engine(entries, labels, tmp_path / "calm")
+    undisturbed, undisturbed_sink = make_engine(entries, labels, tmp_path / "calm")
     undisturbed.run()
     crashed, first = make_engine(entries, labels, tmp_path / "crash")
     reached = []
@@ -169,7 +169,7 @@ def test_a_crash_at_any_step_of_a_checkpoint_leaves_no_trace(tmp_path, step):
     assert_same_state(
         undisturbed.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
-    assert written(first) | written(second) == written(calm)
+    assert written(first) | written(second) == written(undisturbed_sink)
 
 
 def test_a_checkpoint_never_passes_undelivered_predictions(tmp_path):
@@ -182,9 +182,9 @@ def test_a_checkpoint_never_passes_undelivered_predictions(tmp_path):
         engine.run()
     resumed, sink = make_engine(entries, labels, tmp_path)
     resumed.run()
-    undisturbed, calm = make_engine(entries, labels)
+    undisturbed, undisturbed_sink = make_engine(entries, labels)
     undisturbed.run()
-    assert written(failing) | written(sink) == written(calm)
+    assert written(failing) | written(sink) == written(undisturbed_sink)
     assert_same_state(
         undisturbed.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
@@ -193,7 +193,7 @@ def test_a_checkpoint_never_passes_undelivered_predictions(tmp_path):
 def test_bad_records_go_to_the_dead_letters_and_change_nothing(tmp_path):
     """Refused by the codec or by the task: the state is that of the clean stream."""
     entries, labels = stream()
-    clean, calm = make_engine(entries, labels)
+    clean, undisturbed_sink = make_engine(entries, labels)
     clean.run()
     bad = [
         b"",
@@ -220,7 +220,7 @@ def test_bad_records_go_to_the_dead_letters_and_change_nothing(tmp_path):
     assert summary["dead_letters"]["unknown_label"] == 1
     assert summary["dead_letters"]["duplicate_label"] == 1
     assert [p.served.tobytes() for p in sink.predictions] == [
-        p.served.tobytes() for p in calm.predictions
+        p.served.tobytes() for p in undisturbed_sink.predictions
     ]
     states = [e.runners[0].pipeline.state_dict() for e in (clean, engine)]
     for state in states:
@@ -231,7 +231,7 @@ def test_bad_records_go_to_the_dead_letters_and_change_nothing(tmp_path):
 def test_a_record_dated_next_century_delays_nothing():
     """For an entry and for a label: each is refused, and the results are as without it."""
     entries, labels = stream()
-    clean, calm = make_engine(entries, labels)
+    clean, undisturbed_sink = make_engine(entries, labels)
     clean.run()
     century = 36_500 * 24 * HOUR
     lost_entry = Entry(entries[0].values, century, "lost")
@@ -241,7 +241,7 @@ def test_a_record_dated_next_century_delays_nothing():
     summary = engine.run()
     assert summary["dead_letters"] == {"bad_time": 2}
     assert [p.served.tobytes() for p in sink.predictions] == [
-        p.served.tobytes() for p in calm.predictions
+        p.served.tobytes() for p in undisturbed_sink.predictions
     ]
     states = [e.runners[0].pipeline.state_dict() for e in (clean, engine)]
     for state in states:
@@ -340,8 +340,8 @@ def test_forecasts_need_no_labels(tmp_path):
     def make():
         return Pipeline(Forecast(4, 3), Persistence(3), [Bias(0.1), RLS(0.99)])
 
-    calm, sink = make_engine(entries, None, tmp_path / "calm", make=make)
-    calm.run()
+    undisturbed, sink = make_engine(entries, None, tmp_path / "calm", make=make)
+    undisturbed.run()
     crashed, first = make_engine(
         [*entries[:123], CRASH, *entries[123:]], None, tmp_path / "crash", make=make
     )
@@ -350,7 +350,7 @@ def test_forecasts_need_no_labels(tmp_path):
     resumed, second = make_engine(entries, None, tmp_path / "crash", make=make)
     resumed.run()
     assert_same_state(
-        calm.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
+        undisturbed.runners[0].pipeline.state_dict(), resumed.runners[0].pipeline.state_dict()
     )
     assert written(first) | written(second) == written(sink)
 

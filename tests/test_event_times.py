@@ -110,14 +110,14 @@ def test_a_record_of_the_next_century_is_refused_and_changes_nothing(make, at):
     """In the middle and at the end: the predictions are the same, and so is the state once a good
     record has arrived."""
     items = entries_at(minutes(100))
-    calm, predictions, _ = observed(
+    undisturbed, predictions, _ = observed(
         make, [*items, *entries_at(minutes(1, START + 6000 * S), first=100)]
     )
     disturbed, also, refused = observed(make, inserted(items, at, wrong(CENTURY)))
     also += disturbed.observe(entries_at(minutes(1, START + 6000 * S), first=100))
     assert refused == [(f"wrong{CENTURY}", "bad_time")]
     assert bits(also) == bits(predictions)
-    states = [calm.state_dict(), disturbed.state_dict()]
+    states = [undisturbed.state_dict(), disturbed.state_dict()]
     for state in states:
         state["stats"].pop("rejected")
     assert_same_state(*states)
@@ -224,8 +224,8 @@ def test_past_pauses_do_not_make_a_wrong_time_normal(pause_hours, ahead_hours, a
     at = 100 + after
     one = wrong(times[at] + ahead_hours * 3600 * S)
     pipeline, _, refused = observed(forecast, inserted(entries_at(times), at, one))
-    calm = observed(forecast, entries_at(times))[2]  # the first long pause is a jump itself
-    assert len([id_ for id_, _ in refused if not id_.startswith("wrong")]) <= len(calm) + 2
+    undisturbed = observed(forecast, entries_at(times))[2]  # the first long pause is a jump itself
+    assert len([id_ for id_, _ in refused if not id_.startswith("wrong")]) <= len(undisturbed) + 2
     assert pipeline.stats.last_time == times[-1]
 
 
@@ -367,11 +367,11 @@ def test_a_wrong_clock_of_one_key_affects_no_key():
     items = by_turns(60, "abc")
     for at in range(150, 20, -10):
         items.insert(at, wrong(CENTURY + at * S, "b"))
-    calm, predictions, _ = observed(lambda: keyed(3), by_turns(60, "abc"))
+    undisturbed, predictions, _ = observed(lambda: keyed(3), by_turns(60, "abc"))
     pipeline, also, refused = observed(lambda: keyed(3), items)
     assert Counter(reason for _, reason in refused) == {"bad_time": 13}
     assert bits(also) == bits(predictions)
-    assert pipeline.stats.pending == calm.stats.pending == 180
+    assert pipeline.stats.pending == undisturbed.stats.pending == 180
     assert pipeline.stats.last_time == START + 59 * 60 * S
 
 
@@ -485,8 +485,8 @@ def test_a_restart_keeps_the_records_in_doubt(make, stop_at, tmp_path):
     state are the same."""
     items = entries_at(minutes(40)) + entries_at(minutes(40, START + 30 * DAY), first=40)
     items = [*items[:30], wrong(CENTURY), wrong(CENTURY + S), *items[30:]]
-    calm = engine_of([], make, tmp_path / "calm")
-    refused_live(calm, items)
+    undisturbed = engine_of([], make, tmp_path / "calm")
+    refused_live(undisturbed, items)
     first = engine_of([], make, tmp_path / "two")
     refused_live(first, items[:stop_at])
     first.checkpoint()
@@ -494,12 +494,14 @@ def test_a_restart_keeps_the_records_in_doubt(make, stop_at, tmp_path):
     second = engine_of(items[:stop_at], make, tmp_path / "two")
     refused_live(second, items[stop_at:])
     both = first.sink.predictions + second.sink.predictions
-    assert bits(both) == bits(calm.sink.predictions)
+    assert bits(both) == bits(undisturbed.sink.predictions)
     letters = first.dead_letters.letters + second.dead_letters.letters
     assert [x.record.position for x in letters] == [
-        x.record.position for x in calm.dead_letters.letters
+        x.record.position for x in undisturbed.dead_letters.letters
     ]
-    assert_same_state(second.source_pipeline.state_dict(), calm.source_pipeline.state_dict())
+    assert_same_state(
+        second.source_pipeline.state_dict(), undisturbed.source_pipeline.state_dict()
+    )
 
 
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
@@ -619,9 +621,9 @@ def test_one_wrong_record_anywhere_loses_a_bounded_number_of_others(steps, at, t
     """Whatever the steps of an ordered stream: the records lost without the wrong one, and a few
     more."""
     items = entries_at(START + np.cumsum(steps))
-    calm = len(observed(MADE[name], items)[2])
+    undisturbed = len(observed(MADE[name], items)[2])
     pipeline, _, refused = observed(MADE[name], inserted(items, min(at, len(items)), wrong(time)))
-    assert len(refused) <= calm + 1 + 2 * FEW
+    assert len(refused) <= undisturbed + 1 + 2 * FEW
     after = [replace(x, id=f"{x.id}x") for x in entries_at(minutes(30, items[-1].time))]
     pipeline.observe(after)
     assert pipeline.stats.last_time == after[-1].time, "nothing is stuck"

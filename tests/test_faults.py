@@ -607,13 +607,13 @@ def test_a_base_that_never_fits_the_task_still_ends_the_run() -> None:
 def test_a_base_that_writes_into_its_input_or_reuses_its_output_changes_no_result() -> None:
     buffer = torch.zeros(2, 2)
 
-    def rude(inputs: Tensor) -> Tensor:
+    def reusing(inputs: Tensor) -> Tensor:
         buffer.copy_(wrong_base(inputs))
         inputs.fill_(1e9)
         return buffer
 
     values = walk(100, 2)
-    found = pipeline_with(Bias(0.1), RLS(0.99), base=rude).observe(entries(values))
+    found = pipeline_with(Bias(0.1), RLS(0.99), base=reusing).observe(entries(values))
     assert bits(found) == bits(pipeline_with(Bias(0.1), RLS(0.99)).observe(entries(values)))
 
 

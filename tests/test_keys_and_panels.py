@@ -96,7 +96,7 @@ def written_predictions(*sinks):
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """An undisturbed run."""
     engine, sink = engine_of(keyed_items(), tmp_path_factory.mktemp("calm"))
     engine.run()
@@ -104,7 +104,9 @@ def calm(tmp_path_factory):
 
 
 @pytest.mark.parametrize("crash_at", [3, 70, 119, 200, 359])
-def test_a_crash_between_evictions_and_a_checkpoint_leaves_no_trace(tmp_path, calm, crash_at):
+def test_a_crash_between_evictions_and_a_checkpoint_leaves_no_trace(
+    tmp_path, undisturbed, crash_at
+):
     """The replay overwrites files that no checkpoint knows: same state, same predictions."""
     items = keyed_items()
     crashed, first = engine_of([*items[:crash_at], CRASH, *items[crash_at:]], tmp_path)
@@ -112,14 +114,14 @@ def test_a_crash_between_evictions_and_a_checkpoint_leaves_no_trace(tmp_path, ca
         crashed.run()
     resumed, second = engine_of(items, tmp_path)
     resumed.run()
-    assert_same_state(calm[0], resumed.runners[0].pipeline.state_dict())
-    assert written_predictions(first, second) == calm[1]
+    assert_same_state(undisturbed[0], resumed.runners[0].pipeline.state_dict())
+    assert written_predictions(first, second) == undisturbed[1]
 
 
 @pytest.mark.parametrize(
     "step", ["encode", "write state.safetensors", "rename", "prune", "commit"]
 )
-def test_a_crash_at_any_step_of_a_checkpoint_leaves_no_trace(tmp_path, calm, step):
+def test_a_crash_at_any_step_of_a_checkpoint_leaves_no_trace(tmp_path, undisturbed, step):
     """Also between a complete checkpoint and the deletion of files that it no longer needs."""
     reached = []
 
@@ -134,11 +136,11 @@ def test_a_crash_at_any_step_of_a_checkpoint_leaves_no_trace(tmp_path, calm, ste
         crashed.run()
     resumed, second = engine_of(keyed_items(), tmp_path)
     resumed.run()
-    assert_same_state(calm[0], resumed.runners[0].pipeline.state_dict())
-    assert written_predictions(first, second) == calm[1]
+    assert_same_state(undisturbed[0], resumed.runners[0].pipeline.state_dict())
+    assert written_predictions(first, second) == undisturbed[1]
 
 
-def test_everything_that_an_older_checkpoint_refers_to_still_exists(tmp_path, calm):
+def test_everything_that_an_older_checkpoint_refers_to_still_exists(tmp_path, undisturbed):
     """After a rollback to the oldest kept checkpoint, later entries are processed again with the
     same result."""
     items = keyed_items()
@@ -154,8 +156,8 @@ def test_everything_that_an_older_checkpoint_refers_to_still_exists(tmp_path, ca
     resumed, second = engine_of(items, tmp_path)
     resumed.run()
     assert resumed.runners[0].store.list()[0].sequence > kept[0].sequence
-    assert_same_state(calm[0], resumed.runners[0].pipeline.state_dict())
-    assert written_predictions(first, second) == calm[1]
+    assert_same_state(undisturbed[0], resumed.runners[0].pipeline.state_dict())
+    assert written_predictions(first, second) == undisturbed[1]
 
 
 def test_the_folder_holds_little_more_than_the_kept_checkpoints_refer_to(tmp_path):
@@ -175,11 +177,11 @@ def test_the_folder_holds_little_more_than_the_kept_checkpoints_refer_to(tmp_pat
         }
 
 
-def test_without_checkpoints_keys_go_to_a_temporary_folder(calm):
+def test_without_checkpoints_keys_go_to_a_temporary_folder(undisturbed):
     """A backtest has the same predictions, and leaves nothing behind."""
     engine, sink = engine_of(keyed_items(), None)
     engine.run()
-    assert written_predictions(sink) == calm[1]
+    assert written_predictions(sink) == undisturbed[1]
     store = engine.runners[0].pipeline.store
     assert engine.runners[0].pipeline.stats.keys["forgotten"] == 0
     assert not store.folder.path.exists()

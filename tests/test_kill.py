@@ -61,8 +61,8 @@ def test_sigterm_at_any_moment_loses_nothing(kafka_servers, tmp_path) -> None:
     nothing is doubled."""
     choose = random.Random(time.time_ns())
     topics = Topics(kafka_servers, 2500, f"term-{uuid.uuid4().hex[:8]}")
-    calm, job = Job(topics, tmp_path / "calm"), Job(topics, tmp_path / "terminated")
-    assert calm.finish(calm.start())
+    undisturbed, job = Job(topics, tmp_path / "calm"), Job(topics, tmp_path / "terminated")
+    assert undisturbed.finish(undisturbed.start())
     in_good_order = True
     for _ in range(trials(5, 60)):
         running = job.start()
@@ -71,12 +71,12 @@ def test_sigterm_at_any_moment_loses_nothing(kafka_servers, tmp_path) -> None:
         running.process.join(30)
         # Without handlers yet there is nothing to drain, and the signal ends the process.
         # A very busy machine.
-        slow = running.process.exitcode == 1 and "DrainTimeoutError" in running.story()
-        assert running.process.exitcode in (0, -signal.SIGTERM) or slow, running.story()
+        slow = running.process.exitcode == 1 and "DrainTimeoutError" in running.log_tail()
+        assert running.process.exitcode in (0, -signal.SIGTERM) or slow, running.log_tail()
         in_good_order = in_good_order and not slow
     assert job.finish(job.start())
     found = Counts()
-    assert compare(found, job, calm, {one["id"]: one for one in calm.read()}), found
+    assert compare(found, job, undisturbed, {one["id"]: one for one in undisturbed.read()}), found
     assert found.doubled == 0 or not in_good_order, (
         "drained in order, so no prediction is repeated"
     )

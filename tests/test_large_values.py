@@ -112,7 +112,7 @@ def check(pipeline: Pipeline, message: list[Any]) -> None:
     assert np.isfinite(list(pipeline.stats.loss_sum.values())).all()
 
 
-def spiked(value: float, at: int, n: int = N) -> np.ndarray[Any, Any]:
+def with_outlier(value: float, at: int, n: int = N) -> np.ndarray[Any, Any]:
     values = walk(n, 2)
     values[at, 0] = value
     return values
@@ -121,7 +121,7 @@ def spiked(value: float, at: int, n: int = N) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("value", VALUES)
 def test_no_learner_raises_and_all_return_after_100_entries(value: float) -> None:
     pipeline = Pipeline(Forecast(4, 3), mean_base, all_learners(), intervals=Intervals())
-    predictions = pipeline.observe(entries(spiked(value, AT)))
+    predictions = pipeline.observe(entries(with_outlier(value, AT)))
     check(pipeline, predictions)
     first = AT - 3 + 1 + AFTER
     for name in pipeline.names[1:]:
@@ -143,7 +143,7 @@ def test_no_learner_raises_with_a_large_value_in_the_first_window(value: float, 
     pipeline = Pipeline(
         Forecast(4, 3), mean_base, all_learners(), drift=monitors(), intervals=Intervals()
     )
-    check(pipeline, pipeline.observe(entries(spiked(value, at, 60))))
+    check(pipeline, pipeline.observe(entries(with_outlier(value, at, 60))))
 
 
 @pytest.mark.parametrize("loss", ["absolute", "squared", "pinball-0.9"])
@@ -154,13 +154,13 @@ def test_no_guard_raises(name: str, loss: str) -> None:
     for value in (1e12, 3.4e38):
         learners = [Bias((0.1, 0.02)), RLS(0.98)]
         pipeline = Pipeline(Forecast(4, 3, loss=loss), mean_base, learners, GUARDS[name]())
-        check(pipeline, pipeline.observe(entries(spiked(value, AT, 120))))
+        check(pipeline, pipeline.observe(entries(with_outlier(value, AT, 120))))
 
 
 @pytest.mark.parametrize("value", [1e6, 1e20, 3.4e38])
 def test_detectors_find_a_change_after_it_as_without_it(value: float) -> None:
     def alarms(spike: bool) -> dict[str, list[int]]:
-        values = spiked(value, AT, 420) if spike else walk(420, 2)
+        values = with_outlier(value, AT, 420) if spike else walk(420, 2)
         values[300:] += 6.0
         wanted = [
             DriftMonitor("adwin", "input"),
@@ -306,7 +306,7 @@ def test_a_run_continues_after_a_large_value(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.toml").write_text(CONFIG.format(learners=learners))
-    values = spiked(value, 50, 160)[:, 0].tolist()
+    values = with_outlier(value, 50, 160)[:, 0].tolist()
     Path("in.jsonl").write_text(
         "".join(json.dumps({"at": t, "temp": v}) + "\n" for t, v in enumerate(values))
     )

@@ -94,7 +94,7 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def wrong_ways(imports: dict[str, set[str]]) -> list[str]:
+def upward_imports(imports: dict[str, set[str]]) -> list[str]:
     """Return every import that does not go down."""
     found = []
     for module, others in imports.items():
@@ -112,22 +112,22 @@ def wrong_ways(imports: dict[str, set[str]]) -> list[str]:
     return found
 
 
-def house() -> dict[str, Path]:
+def all_modules() -> dict[str, Path]:
     root = Path(streamadapt.__path__[0])
     return modules_of(root) | modules_of(root.parent / "connectors" / CONNECTORS)
 
 
 def test_every_room_has_a_floor() -> None:
-    rooms = {room_of(module) for module in house() if not module.startswith(CONNECTORS)}
+    rooms = {room_of(module) for module in all_modules() if not module.startswith(CONNECTORS)}
     assert rooms == set(FLOOR)
 
 
 def test_imports_go_down() -> None:
-    assert wrong_ways(imports_of(house())) == []
+    assert upward_imports(imports_of(all_modules())) == []
 
 
 def test_there_are_no_import_cycles() -> None:
-    graphlib.TopologicalSorter(imports_of(house())).prepare()
+    graphlib.TopologicalSorter(imports_of(all_modules())).prepare()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_there_are_no_import_cycles() -> None:
 def test_an_upward_import_would_be_detected(tmp_path: Path, code: str) -> None:
     files = {"learners/rule.py": code, "engine/ports.py": "", "guard/rules.py": ""}
     imports = imports_of(made(tmp_path, files))
-    assert [one.split()[0] for one in wrong_ways(imports)] == ["streamadapt.learners.rule"]
+    assert [one.split()[0] for one in upward_imports(imports)] == ["streamadapt.learners.rule"]
 
 
 def test_a_connector_that_imports_the_app_would_be_detected(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_connector_that_imports_the_app_would_be_detected(tmp_path: Path) -> N
     code = "from streamadapt.app.cli import main\nfrom streamadapt.engine.ports import Source\n"
     (tmp_path / CONNECTORS / "kafka.py").write_text(code)
     modules |= modules_of(tmp_path / CONNECTORS)
-    wrong = wrong_ways(imports_of(modules))
+    wrong = upward_imports(imports_of(modules))
     assert wrong == ["streamadapt_connectors.kafka imports streamadapt.app.cli"]
 
 

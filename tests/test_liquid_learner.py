@@ -64,11 +64,11 @@ def test_the_state_advances_as_by_hand(cell: str, window: int) -> None:
             dt = 1.0 if last is None else (time - last) / (2.0 * SECOND)
             x = (row - spec.input_loc) / spec.input_scale
             with torch.no_grad():
-                output, h = net(x[None, None], h, torch.tensor([[dt]]))
+                correction, h = net(x[None, None], h, torch.tensor([[dt]]))
             last = time
         mine = learner.predict(inputs, base_output_at(times, output))
         learner.adapt(inputs, base_output_at(times, output))
-        torch.testing.assert_close(mine, output + spec.output_scale * output[:, 0])
+        torch.testing.assert_close(mine, output + spec.output_scale * correction[:, 0])
         torch.testing.assert_close(learner.state, h)
 
 

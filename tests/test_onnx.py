@@ -469,15 +469,15 @@ WRONG: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "output"), WRONG.values(), ids=WRONG.keys())
-def test_models_that_cannot_be_bases(make: Any, output: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("make", "message"), WRONG.values(), ids=WRONG.keys())
+def test_models_that_cannot_be_bases(make: Any, message: str, tmp_path: Path) -> None:
     path, model = tmp_path / "model.onnx", make()
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-    if output == "":
+    if message == "":
         model.graph.ClearField("input")
         path.write_bytes(model.SerializeToString())
-        output = "one input, the window; it has none"
-    with pytest.raises(ConfigError, match=output) as caught:
+        message = "one input, the window; it has none"
+    with pytest.raises(ConfigError, match=message) as caught:
         OnnxBase(path)
     text = str(caught.value)
     assert text.startswith("base.path")

@@ -156,17 +156,17 @@ def check_refused_without_effect(item: Any, reason: Reason) -> None:
     """Check that an item is refused with and without `on_rejected`, and that later results are
     those of an undisturbed pipeline."""
     disturbed, plain = pipeline(), pipeline()
-    heard: list[tuple[Any, Reason]] = []
+    rejected: list[tuple[Any, Reason]] = []
     for t in range(12):
         for p in (disturbed, plain):
             p.observe([Entry(wave(t), BASE + t)])
     with pytest.raises(EntryError) as caught:
         disturbed.observe([item])
     assert caught.value.reason is reason
-    disturbed.on_rejected = lambda item, error: heard.append((item, error.reason))
+    disturbed.on_rejected = lambda item, error: rejected.append((item, error.reason))
     assert disturbed.observe([item]) == []
-    assert heard[0][0] is item
-    assert heard[0][1] is reason
+    assert rejected[0][0] is item
+    assert rejected[0][1] is reason
     assert disturbed.stats.rejected[reason.value] == 2
     for t in range(12, 24):
         (a,), (b,) = (p.observe([Entry(wave(t), BASE + t)]) for p in (disturbed, plain))

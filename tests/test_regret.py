@@ -414,10 +414,10 @@ def _delayed(delay: int, honest: bool) -> tuple[float, float]:
         best += abs(float(predictions[0, 0, 0] - target[0, 0]))
         waiting.append((predictions, mixture.aggregator_outputs, target))
         if len(waiting) > delay:
-            predictions, own, y = waiting.pop(0)
+            issued, own, y = waiting.pop(0)
             guard.update(
-                predictions,
-                own if honest else guard.mix(predictions).aggregator_outputs,
+                issued,
+                own if honest else guard.mix(issued).aggregator_outputs,
                 y,
                 np.ones((1, 1), bool),
             )

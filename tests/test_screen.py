@@ -204,7 +204,7 @@ def test_a_jump_of_the_level_is_learned(jump: float) -> None:
     )
 
 
-def ordinary() -> dict[str, Array]:
+def ordinary_streams() -> dict[str, Array]:
     rng = np.random.default_rng(2)
     t = np.arange(3000)
     day = np.sin(2 * np.pi * t / 288)
@@ -224,10 +224,10 @@ def ordinary() -> dict[str, Array]:
     }
 
 
-@pytest.mark.parametrize("name", ordinary())
+@pytest.mark.parametrize("name", ordinary_streams())
 def test_ordinary_streams_have_almost_no_outliers(name: str) -> None:
     plain = Pipeline(Forecast(WINDOW, HORIZON), Persistence(HORIZON), [], device="cpu")
-    predict_all(plain, ordinary()[name][:, None])
+    predict_all(plain, ordinary_streams()[name][:, None])
     assert plain.stats.absurd <= 8, "each false outlier costs a window of learning"
 
 

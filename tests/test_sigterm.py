@@ -36,16 +36,16 @@ def _logging():
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """A folder with everything for a run, an undisturbed run of it, and its duration, s."""
-    fresh, calm = tmp_path_factory.mktemp("fresh"), tmp_path_factory.mktemp("calm") / "job"
+    fresh, undisturbed = tmp_path_factory.mktemp("fresh"), tmp_path_factory.mktemp("calm") / "job"
     with contextlib.chdir(fresh):
         prepare(fresh)
     config = fresh / "config.toml"
     config.write_text(config.read_text().replace('every = "100ms"', 'every = "20ms"'))
     write_csv(fresh / "entries.csv", rows(ROWS))
-    shutil.copytree(fresh, calm)
+    shutil.copytree(fresh, undisturbed)
     begun = time.monotonic()
-    assert run(calm) == 0, log(calm)
-    return fresh, calm, time.monotonic() - begun
+    assert run(undisturbed) == 0, log(undisturbed)
+    return fresh, undisturbed, time.monotonic() - begun
 
 
 def start(folder):
@@ -90,15 +90,17 @@ def read_predictions(folder):
     return found
 
 
-def assert_as_undisturbed(folder, calm):
-    assert_same_state(store_of(folder).load_latest().state, store_of(calm).load_latest().state)
-    assert read_predictions(folder) == read_predictions(calm)
+def assert_as_undisturbed(folder, undisturbed):
+    assert_same_state(
+        store_of(folder).load_latest().state, store_of(undisturbed).load_latest().state
+    )
+    assert read_predictions(folder) == read_predictions(undisturbed)
 
 
 def test_sigterm_at_any_moment(job, tmp_path):
     """While importing, restoring, running, checkpointing, ending: a documented code, an intact
     folder, the same final state."""
-    fresh, calm, whole_s = job
+    fresh, undisturbed, whole_s = job
     rng = random.Random(time.time_ns())
     codes = []
     for trial in range(trials(3, 60)):
@@ -111,7 +113,7 @@ def test_sigterm_at_any_moment(job, tmp_path):
                 assert store.load_latest() is not None
                 assert store.damaged == 0
         assert run(folder) == 0, log(folder)
-        assert_as_undisturbed(folder, calm)
+        assert_as_undisturbed(folder, undisturbed)
     print(json.dumps(codes))
 
 
@@ -136,7 +138,7 @@ def test_sigterm_while_the_command_is_still_importing(tmp_path):
 def test_a_second_engine_on_the_folder_is_refused(job, tmp_path):
     """As two processes: the second names the first one's pid and changes nothing; the first
     continues to the undisturbed end."""
-    fresh, calm, _ = job
+    fresh, undisturbed, _ = job
     folder = tmp_path / "job"
     shutil.copytree(fresh, folder)
     first = start(folder)
@@ -155,4 +157,4 @@ def test_a_second_engine_on_the_folder_is_refused(job, tmp_path):
         if first.poll() is None:
             first.kill()
             first.wait()
-    assert_as_undisturbed(folder, calm)
+    assert_as_undisturbed(folder, undisturbed)

@@ -12,7 +12,12 @@ __all__ = ["compare"]
 
 
 def compare(
-    counts: Counts, job: Job, calm: Job, expected: dict[str, Any], *, committed: bool = False
+    counts: Counts,
+    job: Job,
+    undisturbed: Job,
+    expected: dict[str, Any],
+    *,
+    committed: bool = False,
 ) -> bool:
     """Add to `counts` the predictions that a reader misses or sees twice, and whether the final
     state differs; True if all is well.
@@ -29,7 +34,7 @@ def compare(
     counts.more["repeats_differ"] = counts.more.get("repeats_differ", 0) + differ
     same = all(
         same_state(one, two)
-        for one, two in zip(job.states().values(), calm.states().values(), strict=True)
+        for one, two in zip(job.states().values(), undisturbed.states().values(), strict=True)
     )
     counts.state_differs += not same
     repeats_are_fine = "at-least-once" in job.guarantee

@@ -341,7 +341,7 @@ class Running:
             re.findall(r'^streamadapt_predictions_total\{partition="(\d+)"', text, re.MULTILINE)
         )
 
-    def story(self) -> str:
+    def log_tail(self) -> str:
         """Return the end of its log."""
         return self._log.read_text()[-3000:] if self._log.exists() else ""
 
@@ -354,11 +354,11 @@ def wait(holds: Callable[[], bool], *running: Running) -> None:
         for one in running:
             if not one.process.is_alive():
                 raise RuntimeError(
-                    f"the engine ended (exit {one.process.exitcode}):\n{one.story()}"
+                    f"the engine ended (exit {one.process.exitcode}):\n{one.log_tail()}"
                 )
         if time.monotonic() > deadline:
             raise RuntimeError(
-                "the engine did not get there:\n" + "\n".join(one.story() for one in running)
+                "the engine did not get there:\n" + "\n".join(one.log_tail() for one in running)
             )
         time.sleep(0.1)
 

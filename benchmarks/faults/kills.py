@@ -77,17 +77,17 @@ def kills(
     committed = guarantee == "exactly-once"
     with tempfile.TemporaryDirectory(prefix="streamadapt-kills-") as folder:
         topics = Topics(servers, entries, f"kills-{uuid.uuid4().hex[:8]}")
-        calm = Job(topics, Path(folder) / "calm")
-        if not calm.finish(calm.start()):
+        undisturbed = Job(topics, Path(folder) / "calm")
+        if not undisturbed.finish(undisturbed.start()):
             raise RuntimeError("the undisturbed run failed")
-        expected = {one["id"]: one for one in calm.read()}
+        expected = {one["id"]: one for one in undisturbed.read()}
         while counts.tried < wanted:
             job = Job(topics, Path(folder) / f"round-{counts.more['rounds']}", guarantee)
             done = _round(job, choose, wanted - counts.tried)
             counts.tried += done
             counts.more["rounds"] += 1
             counts.survived += (
-                done if compare(counts, job, calm, expected, committed=committed) else 0
+                done if compare(counts, job, undisturbed, expected, committed=committed) else 0
             )
             print(f"  {guarantee}: {counts.as_json()} (seed {seed})", file=sys.stderr, flush=True)
     return counts

@@ -36,7 +36,7 @@ def rebalance(quick: bool) -> Counts:
 def rebalances(
     rounds: int, guarantee: str = "at-least-once", servers: str | None = None
 ) -> Counts:
-    """Play the story `rounds` times.
+    """Run the changes `rounds` times.
 
     Parameters
     ----------
@@ -50,23 +50,25 @@ def rebalances(
     with tempfile.TemporaryDirectory(prefix="streamadapt-group-") as folder:
         for i in range(rounds):
             name = f"group-{uuid.uuid4().hex[:8]}"
-            story = Story(servers, Path(folder) / str(i), name, guarantee)
+            group_run = GroupRun(servers, Path(folder) / str(i), name, guarantee)
             try:
-                changes = story.play()
+                changes = group_run.play()
             finally:
-                story.stop()
+                group_run.stop()
             counts.tried += changes
-            counts.more["fenced"] = counts.more.get("fenced", 0) + story.fenced
-            calm = Job(story.topics, Path(folder) / str(i) / "calm")
-            if not calm.finish(calm.start()):
+            counts.more["fenced"] = counts.more.get("fenced", 0) + group_run.fenced
+            undisturbed = Job(group_run.topics, Path(folder) / str(i) / "calm")
+            if not undisturbed.finish(undisturbed.start()):
                 raise RuntimeError("the undisturbed run failed")
-            expected = {one["id"]: one for one in calm.read()}
-            counts.survived += changes if compare(counts, story.job, calm, expected) else 0
+            expected = {one["id"]: one for one in undisturbed.read()}
+            counts.survived += (
+                changes if compare(counts, group_run.job, undisturbed, expected) else 0
+            )
             print(f"  {counts.as_json()}", file=sys.stderr, flush=True)
     return counts
 
 
-class Story:
+class GroupRun:
     """One group, from its first member to the end of the stream."""
 
     def __init__(self, servers: str, folder: Path, name: str, guarantee: str) -> None:
@@ -118,9 +120,9 @@ class Story:
         """Act as a supervisor: start each process again that ended because it was fenced."""
         for name, running in self._members.items():
             if not running.process.is_alive():
-                if "FencedError" not in running.story():
+                if "FencedError" not in running.log_tail():
                     raise RuntimeError(
-                        f"{name} ended with {running.process.exitcode}:\n{running.story()}"
+                        f"{name} ended with {running.process.exitcode}:\n{running.log_tail()}"
                     )
                 self.fenced += 1
                 self._join(name)
@@ -147,7 +149,9 @@ class Story:
         running.process.terminate()
         running.process.join(30)
         if running.process.exitcode != 0:
-            raise RuntimeError(f"{name} ended with {running.process.exitcode}:\n{running.story()}")
+            raise RuntimeError(
+                f"{name} ended with {running.process.exitcode}:\n{running.log_tail()}"
+            )
 
     def _pause(self, name: str) -> None:
         """Pause a process until others take over its partitions; when it continues it does not

@@ -125,7 +125,7 @@ class Scene:
         """Make a fault, and return a trial for each setting."""
         self._wait_for(self._wanted())
         time.sleep(QUIET_S)
-        before = {service.setting: service.tend() for service in self.services}
+        before = {service.setting: service.restart_ended() for service in self.services}
         for setting, ended in before.items():
             if ended:  # between two trials: it belongs to no trial, but is reported
                 say(f"{setting}: ended before the fault: {ended}")
@@ -139,7 +139,7 @@ class Scene:
         found = []
         for service in self.services:
             setting = service.setting
-            ended = [*before[setting], *done.ended.get(setting, []), *service.tend()]
+            ended = [*before[setting], *done.ended.get(setting, []), *service.restart_ended()]
             trial = Trial(
                 name, *setting, hit=done.hit.get(setting, True), length_s=done.length_s,
                 ended=ended, load=os.getloadavg()[0], broker=self._broker, version=__version__,
@@ -186,7 +186,7 @@ class Scene:
         ):
             if time.monotonic() > deadline:
                 stories = "\n".join(
-                    one.story() for service in self.services for one in service.members.values()
+                    one.log_tail() for service in self.services for one in service.members.values()
                 )
                 raise RuntimeError(f"the services did not begin to work:\n{stories}")
             time.sleep(0.5)

@@ -131,7 +131,7 @@ class Service:
         )  # fmt: skip
         return Running(launch(config, log), port, log)
 
-    def tend(self, paused: str | None = None) -> list[Ended]:
+    def restart_ended(self, paused: str | None = None) -> list[Ended]:
         """Start ended processes again, and return them.
 
         Parameters
@@ -142,9 +142,9 @@ class Service:
         found = []
         for member, running in list(self.members.items()):
             if not running.process.is_alive():
-                story = running.story()
-                fenced = member == paused and "FencedError" in story
-                found.append(Ended(member, running.process.exitcode, fenced, _why(story)))
+                log_tail = running.log_tail()
+                fenced = member == paused and "FencedError" in log_tail
+                found.append(Ended(member, running.process.exitcode, fenced, _why(log_tail)))
                 del self.members[member]
         self.start()
         return found
@@ -163,7 +163,10 @@ class Service:
             if running.process.exitcode != 0:
                 found.append(
                     Ended(
-                        member, running.process.exitcode, fenced=False, why=_why(running.story())
+                        member,
+                        running.process.exitcode,
+                        fenced=False,
+                        why=_why(running.log_tail()),
                     )
                 )
         self.members = {}
@@ -196,7 +199,7 @@ def create_services(
     return services
 
 
-def _why(story: str) -> str:
+def _why(log_tail: str) -> str:
     """Return the last line of a log that reports a problem."""
-    lines = [line for line in story.splitlines() if line.strip() and " INFO " not in line]
+    lines = [line for line in log_tail.splitlines() if line.strip() and " INFO " not in line]
     return lines[-1][-400:] if lines else ""

@@ -47,7 +47,7 @@ def killed_at_every_step(quick: bool) -> Counts:
     with tempfile.TemporaryDirectory(prefix="streamadapt-steps-") as folder:
         reached: Counter[str] = Counter()
         log = TransactionalLog()
-        calm = _run(Path(folder) / "calm", log, lambda name: reached.update([name]))
+        undisturbed = _run(Path(folder) / "calm", log, lambda name: reached.update([name]))
         expected = dict(_seen(log))
         points = [(step, time) for step, times in reached.items() for time in range(1, times + 1)]
         for i, (step, time) in enumerate(points[:: QUICK_EVERY if quick else 1]):
@@ -63,9 +63,9 @@ def killed_at_every_step(quick: bool) -> Counts:
             before = counts.lost, counts.doubled
             counts.tried += 1
             counts.compare(expected, Counter(name for name, _ in seen))
-            counts.state_differs += state != calm
+            counts.state_differs += state != undisturbed
             fine = (
-                state == calm
+                state == undisturbed
                 and (counts.lost, counts.doubled) == before
                 and dict(seen) == expected
             )

@@ -76,7 +76,7 @@ def paused(scene: Scene) -> Done:
     while time.monotonic() < deadline:
         for service, member in victims.items():
             already = any(one.member == member for one in ended[service.setting])
-            ended[service.setting] += service.tend(None if already else member)
+            ended[service.setting] += service.restart_ended(None if already else member)
         time.sleep(0.2)
     return Done(length_s, {}, ended)
 

@@ -556,7 +556,7 @@ RUNS = {
 def test_the_command_ends_with_one_line_and_exit_code_1(
     broker: Guarded, names: Names, tmp_path: Path, case: str
 ) -> None:
-    rights, expected = RUNS[case]
+    rights, message = RUNS[case]
     names.allow(*rights)
     rows = [json.dumps({"time": f"2026-01-01T00:{i:02}:00Z", "x": i}).encode() for i in range(20)]
     produce(broker.servers["open"], names.of["T"], [rows])
@@ -576,7 +576,7 @@ def test_the_command_ends_with_one_line_and_exit_code_1(
     assert code == 1, shown
     assert "Traceback" not in shown
     last = shown.strip().splitlines()[-1]
-    check(last, "streamadapt: kafka", *expected(names, [expected]))
+    check(last, "streamadapt: kafka", *expected(names, [message]))
     assert "rabbit-hole" not in shown
 
 

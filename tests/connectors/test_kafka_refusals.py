@@ -215,13 +215,13 @@ def listener(
                 thread.join()
 
 
-def web(message: bytes) -> bytes | None:
+def web_server_answer(message: bytes) -> bytes | None:
     """A web server waits for the end of a line."""
     return b"HTTP/1.0 400 Bad Request\r\n\r\n" if b"\n" in message else None
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_greeting, "ANSWER_S", 0.5)
 
 
@@ -231,7 +231,7 @@ TLS = {"security_protocol": "SSL"}
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda message: web(message), "a web server answers at this port"),
+        (lambda message: web_server_answer(message), "a web server answers at this port"),
         (lambda message: b"HTTP/1.1 400 Bad Request\r\n\r\n", "a web server answers at this port"),
         (
             lambda message: b"-ERR unknown command\r\n",
@@ -241,7 +241,7 @@ TLS = {"security_protocol": "SSL"}
         (lambda message: versions(18, 52, 53), "the port of a Kafka controller"),
     ],
 )
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("short_timeouts")
 def test_a_server_that_is_not_a_broker_is_recognised(
     answer: Callable[[bytes], bytes | None], message: str
 ) -> None:
@@ -257,7 +257,7 @@ def test_a_server_that_is_not_a_broker_is_recognised(
         (lambda message: b"", "closes the connection without an answer"),
     ],
 )
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("short_timeouts")
 def test_a_broker_that_may_return_is_not_a_config_error(
     answer: Callable[[bytes], bytes | None], message: str
 ) -> None:
@@ -318,12 +318,12 @@ def test_an_error_about_a_required_password_names_the_mechanisms() -> None:
         assert password_demand(server, {"security_protocol": "SASL_PLAINTEXT"}) is None
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("short_timeouts")
 def test_one_wrong_server_of_several_is_skipped_and_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with (
-        listener(web) as wrong,
+        listener(web_server_answer) as wrong,
         silent_port(listen=False) as port,
         listener(lambda received: versions(3, 18)) as right,
     ):
@@ -335,9 +335,9 @@ def test_one_wrong_server_of_several_is_skipped_and_named(
         assert wrong in caplog.text
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("short_timeouts")
 def test_wrong_servers_end_the_run_only_if_no_other_may_return() -> None:
-    with listener(web) as wrong, silent_port(listen=False) as port:
+    with listener(web_server_answer) as wrong, silent_port(listen=False) as port:
         with pytest.raises(ConnectorError, match="a web server"):
             Reach(wrong, None).probe()
         with pytest.raises(ConnectionError) as failed:

@@ -67,7 +67,7 @@ def deliver(sink: KafkaSink) -> None:
     sink.flush()
 
 
-def goes_round(servers: str, security: dict[str, Any]) -> list[int]:
+def round_trip(servers: str, security: dict[str, Any]) -> list[int]:
     """Write with a sink and read with a source; return the entries' numbers."""
     sink = KafkaSink(servers, "t", security=security)
     deliver(sink)
@@ -92,7 +92,7 @@ def test_an_admitted_client_works_as_usual(certificates: Certificates, case: str
         ),
     }[case]
     with secured(door) as (servers, _):
-        assert goes_round(servers, security) == list(range(300))
+        assert round_trip(servers, security) == list(range(300))
         assert door.admitted >= 2
         assert consume(servers, "t", **security)
 
