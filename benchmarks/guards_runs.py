@@ -440,7 +440,7 @@ def _digits_stream(images: Any, net: Any, stream: Any, *, everything: bool) -> d
         (prediction,) = pipeline.observe(items)
         for who, p in {
             **prediction.experts,
-            **{MARK + g: p for g, p in guards.prediction.items()},
+            **{MARK + g: p for g, p in guards.mixtures.items()},
         }.items():
             hits[who] = hits.get(who, 0) + int(p.astype(np.float32).argmax() == truth)
     return {who: count / len(stream.labels) for who, count in hits.items()}
