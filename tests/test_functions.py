@@ -1,4 +1,4 @@
-"""No function of 50 lines or more, but for the exceptions named here with a reason."""
+"""No function has 50 lines or more, except those named here with a reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXCEPTIONS: dict[str, str] = {
 
 
 def functions(node: ast.AST, prefix: str = "") -> list[tuple[str, int]]:
-    """Every function below `node` with its lines: signature and body, without decorators and
+    """Yield every function below `node` with its lines: signature and body, without decorators and
     docstring."""
     found = []
     for child in ast.iter_child_nodes(node):
@@ -40,7 +40,7 @@ def functions(node: ast.AST, prefix: str = "") -> list[tuple[str, int]]:
 
 
 def too_large(root: Path) -> dict[str, int]:
-    """Place -> lines, for every function above the limit."""
+    """Return position -> lines, for every function above the limit."""
     found = {}
     for path in (path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))):
         text = path.read_text()
@@ -58,7 +58,7 @@ def test_functions_are_short() -> None:
     assert all(EXCEPTIONS.values()), "an exception without a reason"
 
 
-def test_a_long_function_would_be_seen(tmp_path: Path) -> None:
+def test_a_long_function_would_be_detected(tmp_path: Path) -> None:
     folder = tmp_path / "streamadapt" / "deep"
     folder.mkdir(parents=True)
     body = "        x = 1\n"

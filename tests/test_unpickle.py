@@ -1,5 +1,5 @@
-"""River's objects return from bytes as they were; hostile bytes are refused before anything of
-them runs."""
+"""River's objects return from bytes unchanged; hostile bytes are refused before any of them
+runs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ BINARY: list[Callable[[], Any]] = [drift.binary.DDM, drift.binary.EDDM, drift.bi
 
 
 @pytest.mark.parametrize("build", [*DETECTORS, *BINARY], ids=lambda build: type(build()).__name__)
-def test_a_restored_detector_goes_on_as_if_nothing_had_happened(build: Callable[[], Any]) -> None:
+def test_a_restored_detector_continues_as_the_original(build: Callable[[], Any]) -> None:
     detector = build()
     values = series() if build in DETECTORS else [float(x > 1.5) for x in series()]
     before = run_detector(detector, values[:N])
@@ -134,7 +134,7 @@ def step(model: Any, x: dict[str, float], y: Any) -> Any:
     "model", [*REGRESSORS, *CLASSIFIERS], ids=lambda model: str(type(model).__name__)
 )
 def test_a_restored_estimator_predicts_and_learns_as_the_original(model: Any) -> None:
-    # Forests are lists: two empty ones are equal.
+    # Forests are lists, and two empty lists are equal.
     classifies = any(model is other for other in CLASSIFIERS)
     data = [(x, y > 0) if classifies else (x, y) for x, y in examples(600)]
     model = copy.deepcopy(model)
@@ -157,13 +157,13 @@ def test_a_restored_estimator_predicts_and_learns_as_the_original(model: Any) ->
         stats.Var,
     ],
 )
-def test_other_kinds_of_river_objects_return(build: Callable[[], Any]) -> None:
+def test_other_river_objects_return_unchanged(build: Callable[[], Any]) -> None:
     made = build()
     assert type(loads_river(dumps_river(made))) is type(made)
 
 
 class Mine(drift.ADWIN):
-    """A user's own class: loading it would mean importing the user's module."""
+    """A user's class: loading it would import the user's module."""
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,9 @@ class Mine(drift.ADWIN):
         (base.Base(), "Base"),
     ],
 )
-def test_what_could_not_be_loaded_is_refused_when_it_is_saved(thing: object, named: str) -> None:
+def test_an_object_that_could_not_be_loaded_is_refused_when_saved(
+    thing: object, named: str
+) -> None:
     with pytest.raises(CheckpointError, match=named):
         dumps_river(thing)
 
@@ -424,7 +426,7 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
 
 @pytest.mark.parametrize("attack", HOSTILE)
 def test_hostile_bytes_are_refused_before_anything_runs(attack: str, tmp_path: Path) -> None:
-    loads_river(dumps_river(drift.ADWIN()))  # river itself may import what it needs
+    loads_river(dumps_river(drift.ADWIN()))  # river itself may import its dependencies
     modules = {module for module in sys.modules if not module.startswith("river.")}
     classes = {cls: dict(vars(cls)) for cls in (drift.ADWIN, stats.Mean)}
     defaults = copy.deepcopy.__defaults__
@@ -437,7 +439,7 @@ def test_hostile_bytes_are_refused_before_anything_runs(attack: str, tmp_path: P
 
 
 class Exploit:
-    """What a plain ``pickle.dumps`` of an attacker's object looks like."""
+    """An object as a plain ``pickle.dumps`` of an attacker makes it."""
 
     def __init__(self, func: Any, *args: Any) -> None:
         self.reduced = (func, args)
@@ -459,8 +461,8 @@ def test_an_exploit_of_any_protocol_is_refused(protocol: int, tmp_path: Path) ->
 
 
 def test_a_forged_array_type_is_refused() -> None:
-    """numpy believes sizes and flags of a pickled dtype; forged ones would let it read outside the
-    array."""
+    """numpy trusts the sizes and flags of a pickled dtype; forged ones would let it read outside
+    the array."""
     dtype = call(name("numpy", "dtype"), text("f8"), pickle.NEWFALSE, pickle.NEWTRUE)
     number = [
         pickle.BININT + value.to_bytes(4, "little", signed=True) for value in (3, 4096, 1, 63)
@@ -494,9 +496,8 @@ def test_damaged_bytes_are_an_error_of_ours_and_never_a_crash() -> None:
     assert refused > 300
 
 
-def test_a_harmless_program_of_the_same_make_is_admitted() -> None:
-    """The refusals above come from the lists, not from the way in which these tests write
-    bytes."""
+def test_a_harmless_program_of_the_same_form_is_accepted() -> None:
+    """The lists cause the refusals above, not the way in which these tests write bytes."""
     body = attributes(new(*ADWIN), factory=call(name("functools", "partial"), name(*MEAN)))
     loaded: Any = loads_river(program(body))
     assert isinstance(loaded, drift.ADWIN)
