@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -110,11 +110,18 @@ class ApacheKafka:
     folder : Path
         For the data and logs of the brokers.
     brokers : int
+    settings : sequence of str
+        Further lines of ``server.properties``.
+
+    Attributes
+    ----------
+    port : int
+        The port of the first broker.
     """
 
     running: list[ApacheKafka] = []  # noqa: RUF012
 
-    def __init__(self, folder: Path, brokers: int = 1) -> None:
+    def __init__(self, folder: Path, brokers: int = 1, settings: Sequence[str] = ()) -> None:
         script = start_script()
         if script is None:
             raise ConnectorError(
@@ -123,9 +130,9 @@ class ApacheKafka:
             )
         self._script = script
         self._folder = folder / "kafka"
-        self.brokers = brokers
-        self._port, self._kept = _free_block()
-        self.servers = ",".join(f"127.0.0.1:{self._port + 10 * i}" for i in range(brokers))
+        self.brokers, self.settings = brokers, list(settings)
+        self.port, self._kept = _free_block()
+        self.servers = ",".join(f"127.0.0.1:{self.port + 10 * i}" for i in range(brokers))
 
     def __enter__(self) -> ApacheKafka:
         try:
@@ -143,10 +150,12 @@ class ApacheKafka:
     def start(self) -> None:
         """Start the brokers that do not run, with their existing data; return once all of them
         answer."""
-        command = [str(self._script), str(self._folder), str(self._port), str(self.brokers)]
+        where = [str(self._script), str(self._folder), str(self.port), str(self.brokers)]
         # Its output goes to a file: a pipe would stay open for as long as the brokers live.
         with (self._folder.parent / "start.log").open("wb") as log:
-            done = subprocess.run(command, check=False, stdout=log, stderr=log, timeout=PATIENCE_S)
+            done = subprocess.run(
+                [*where, *self.settings], check=False, stdout=log, stderr=log, timeout=PATIENCE_S
+            )
         if done.returncode != 0:
             log_tail = (self._folder.parent / "start.log").read_text(errors="replace")[-2000:]
             raise ConnectorError(f"Apache Kafka did not start:\n{log_tail}")

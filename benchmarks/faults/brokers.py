@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from streamadapt_connectors.kafka import KafkaSink, KafkaSource
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.memory_job import STREAMS, Job, final_state
 from benchmarks.faults.proxy import Proxy
-from benchmarks.kafka_broker import broker_name
+from benchmarks.kafka_broker import ApacheKafka, broker_name, start_script
 from streamadapt import Position
 from streamadapt.app.demo.broker import EmbeddedBroker, create_topics
 from streamadapt.engine.engine import Engine
@@ -66,9 +69,8 @@ def one_round(job: Job, counts: Counts, plan: Sequence[Fault]) -> tuple[int, boo
     whether all is well."""
     proxy = Proxy()
     try:
-        with EmbeddedBroker(advertised_port=proxy.port) as broker_:
-            proxy.target_port = broker_.port
-            counts.more["broker"] = broker_name(broker_.servers)
+        with _broker_behind(proxy) as name:
+            counts.more["broker"] = name
             servers = f"127.0.0.1:{proxy.port}"
             create_topics(servers, dict.fromkeys((*STREAMS, PREDICTIONS), 1))
             _produce(servers, job)
@@ -86,6 +88,22 @@ def one_round(job: Job, counts: Counts, plan: Sequence[Fault]) -> tuple[int, boo
             return sum(disturber.made.values()), fine and finished
     finally:
         proxy.close()
+
+
+@contextlib.contextmanager
+def _broker_behind(proxy: Proxy) -> Iterator[str]:
+    """Start a broker that clients can reach through a proxy only; yield its name and version."""
+    if start_script() is None:
+        with EmbeddedBroker(advertised_port=proxy.port) as embedded:
+            proxy.target_port = embedded.port
+            yield broker_name(embedded.servers)
+        return
+    advertised = f"advertised.listeners=PLAINTEXT://127.0.0.1:{proxy.port}"
+    with tempfile.TemporaryDirectory(prefix="streamadapt-kafka-") as folder:
+        kafka = ApacheKafka(Path(folder), settings=[advertised])
+        proxy.target_port = kafka.port
+        with kafka:
+            yield broker_name(kafka.servers)
 
 
 def _plan(rng: random.Random, n: int, faults: int, *, long: bool) -> list[Fault]:
