@@ -58,7 +58,7 @@ class _FileSystem:
         remember("url", url)
         scheme = url.partition("://")[0].lower()
         if "::" in url or any(sign in url for sign in "?*[]"):
-            raise ValueError("a single URL without ? * [ ]")
+            raise ValueError("not a chain of URLs, and without ? * [ ]")
         try:
             from fsspec import get_filesystem_class
         except ImportError as error:

@@ -306,8 +306,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
             if partition >= count:
                 raise ConnectorError(
                     f"kafka {self._topic}: it has {count} partitions, but effectively-once needs "
-                    f"a partition for each partition of the entries, here for {partition}; give "
-                    "the topic as many partitions as the topic of the entries has"
+                    f"one for each partition of the entries, here for partition {partition}; "
+                    "give the topic as many partitions as the topic of the entries has"
                 )
             client = Client()
             configs = {
