@@ -317,7 +317,7 @@ def test_bad_settings(bad: Any) -> None:
 
 
 def test_mismatched_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match="row' takes the channels"):
+    with pytest.raises(ConfigError, match="row' only the channels count"):
         built(Dictionary(), spec_of("regression", 30, 9, 1, 1))
     built(Dictionary(over="row"), spec_of("regression", 30, 9, 1, 1))
     with pytest.raises(ConfigError, match="257"):

@@ -364,7 +364,7 @@ def test_a_run_appends_to_its_own_file_and_to_no_foreign_file(folder, capsys):
     Path("notes.txt").write_bytes(b"a line\nno line break at the end")
     with nothing_changes(folder):
         assert run_command(["run", "c.toml", "--set", "sink.path=notes.txt"]).code == 1
-    assert "its last line is no JSON object" in capsys.readouterr().err
+    assert "its last line is not a JSON object" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["data.jsonl", "labels.jsonl", "c.toml", "link"])
