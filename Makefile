@@ -19,17 +19,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run the demo (SPEED=..., JSON=file, LABELS=...)
 	@exec $(BIN)/streamadapt demo $(if $(SPEED),--speed '$(SPEED)') $(if $(JSON),--json '$(JSON)') $(if $(LABELS),--labels '$(LABELS)')
 
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+PYTEST := $(BIN)/python -m pytest --dist worksteal
+BUSY := --numprocesses auto --maxprocesses 4
+# These mostly wait for brokers.
+WAITING := --numprocesses 4
 
 test: $(STAMP) ## Run the quick tests: minutes
-	@$(PYTEST) -m 'not slow'
+	@$(PYTEST) $(BUSY) -m 'not slow'
 
 test-slow: $(STAMP) ## Run the tests that `make test` leaves out, and more examples of each property
-	@$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile full
+	@$(PYTEST) $(BUSY) -m 'slow or hypothesis' --hypothesis-profile full
 
 test-kafka: $(STAMP) ## Run the tests of Kafka on the broker that STREAMADAPT_TEST_BROKER names (host:port)
 	@test -n "$$STREAMADAPT_TEST_BROKER" || { echo "STREAMADAPT_TEST_BROKER must name a broker, as in 127.0.0.1:9092" >&2; exit 2; }
-	@$(PYTEST) -m kafka
+	@$(PYTEST) $(WAITING) -m kafka
 
 test-faults: $(STAMP) ## Run all fault tests and the whole faults benchmark, into build/faults.json: hours
 	STREAMADAPT_FAULTS=full $(BIN)/python -m pytest tests/test_kill.py tests/test_benchmark_faults.py \

@@ -1,1 +1,1 @@
-"""What the project measures of itself; run from the repository's root."""
+"""The project's own measurements; run from the repository's root."""

@@ -1,4 +1,4 @@
-"""The measured data sets, read as they were published."""
+"""The measured data sets, read in their published form."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def los_speed(folder: Path) -> Batch:
     """Mean speeds (mph) of 207 loop detectors in Los Angeles, every 5 minutes: 2,016 rows
     (METR-LA, first week)."""
     header, rows = _read(folder / "los_speed.csv")
-    # The file has no times: they are counted from its first day's midnight.
+    # The file has no times: they are counted from midnight of its first day.
     start = int(np.datetime64("2012-03-01", "ns").astype(np.int64))
     times = start + 5 * MINUTE_NS * np.arange(len(rows), dtype=np.int64)
     return Batch(_numbers(rows), times, channels=tuple(header))
@@ -47,7 +47,7 @@ def elec2(folder: Path) -> Batch:
     """
     header, rows = _read(folder / "elec.csv")
     numbers = _numbers(rows)
-    # The file has no times: they are counted from the day on which the measurements began.
+    # The file has no times: they are counted from the first day of the measurements.
     start = int(np.datetime64("1996-05-07", "ns").astype(np.int64))
     times = start + 30 * MINUTE_NS * np.arange(len(rows), dtype=np.int64)
     return Batch(numbers[:, :-1], times, numbers[:, -1:], tuple(header[:-1]))

@@ -1,12 +1,12 @@
-"""What each guarantee costs in time: ``python -m benchmarks.delivery --json FILE``.
+"""The cost of each guarantee in time: ``python -m benchmarks.delivery --json FILE``.
 
-The three run one after the other over the same trickle of entries, several rounds of them
-interleaved, on the broker that STREAMADAPT_TEST_BROKER names, or else on an Apache Kafka of its
-own, or else on the embedded one. Latency is from handing an entry to the producer to the moment at
-which a reader of committed records has its prediction. (The embedded broker shows records before
-their commit: there the moment is the end of the commit, taken from the engine's own step.) Start
-is what the guarantee does before the first record: reading the output's end, or fencing and
-reading the committed positions.
+The three guarantees run one after the other over the same slow stream of entries, in several
+interleaved rounds, on the broker that STREAMADAPT_TEST_BROKER names, or else on an Apache Kafka of
+its own, or else on the embedded one. The latency is the time from handing an entry to the producer
+until a reader of committed records has its prediction. (The embedded broker shows records before
+their commit: there the time ends with the commit, as measured in the engine.) The start is the
+work of the guarantee before the first record: reading the output's end, or fencing and reading the
+committed positions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ENTRIES, EVERY_S, CHECKPOINT_S, ROUNDS = 300, 0.02, 1.0, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return the exit status."""
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.delivery", description=__doc__)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures here, as one JSON object"
@@ -131,8 +131,8 @@ def measured(broker: str, servers: str, folder: Path, guarantee: str) -> dict[st
 
 
 def _trickle(servers: str, name: str) -> tuple[dict[int, float], dict[int, float]]:
-    """Send the entries and read the predictions; return when each was sent, and when it was
-    read."""
+    """Send the entries and read the predictions; return the times of sending and of reading
+    each."""
     sent: dict[int, float] = {}
     seen: dict[int, float] = {}
     producer = KafkaProducer(bootstrap_servers=servers, linger_ms=0)

@@ -1,8 +1,7 @@
 """Every guard on every scenario, in one table: ``python -m benchmarks.guards --json FILE``.
 
-All guards watch the same experts, so one pass through the pipeline that is deployed is enough for
-all of them: they stand side by side in it, each charged for its own predictions, with the
-scenario's own delays.
+All guards mix the same experts, so one pass through the deployed pipeline is enough for all of
+them: they run side by side, each charged for its own predictions, with the scenario's own delays.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return the exit status."""
+    """Run the command; return the exit status."""
     asked = _parser().parse_args(arguments)
     found: dict[str, Compared] = {}
     try:
@@ -46,7 +45,7 @@ def _ordered(found: dict[str, Compared]) -> list[Compared]:
 
 
 def _compared(names: Sequence[str], data: Path, jobs: int) -> Iterator[Compared]:
-    """Run the scenarios, so many at a time, and yield each when it is done."""
+    """Run the scenarios, `jobs` at a time, and yield each when it is done."""
     if jobs == 1:
         yield from (_compare(name, data) for name in names)
         return
@@ -60,18 +59,17 @@ def _compared(names: Sequence[str], data: Path, jobs: int) -> Iterator[Compared]
 
 
 def _compare(name: str, data: Path) -> Compared:
-    torch.set_num_threads(1)  # the tensors are small: more threads would only wait for each other
+    torch.set_num_threads(1)  # the tensors are small: more threads would slow it down
     start = time.monotonic()
     _say(f"{name} ...")
     compared = RUNS[name](data, lambda text: _say(f"{name}: {text}"))
-    told = ", ".join(f"{k} {compared.figures[k]:.4f}" for k in ("base", "two-layer"))
-    _say(f"{name}: {told}, {time.monotonic() - start:.0f} s")
+    summary = ", ".join(f"{k} {compared.figures[k]:.4f}" for k in ("base", "two-layer"))
+    _say(f"{name}: {summary}, {time.monotonic() - start:.0f} s")
     return compared
 
 
 def _write(found: Sequence[Compared], json_path: Path | None, markdown: Path | None) -> None:
-    """Write what there is, after every scenario: a long run that is interrupted keeps what it
-    has."""
+    """Write the results after every scenario: an interrupted run keeps the finished ones."""
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(

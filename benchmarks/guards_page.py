@@ -10,7 +10,7 @@ __all__ = ["cell", "page"]
 
 
 def cell(compared: Compared, row: str) -> str:
-    """Return a figure with its worst block, or nothing where there is none."""
+    """Return a figure with its worst block, or nothing if there is none."""
     if row not in compared.figures:
         return ""
     block = f" ({compared.blocks[row]:.3f})" if row in compared.blocks else ""
@@ -51,7 +51,7 @@ rows are predicted soonest after a label was learned, so they are the easiest on
 
 
 def _groups(found: Sequence[Compared]) -> list[list[Compared]]:
-    """Group scenarios of one measure, into tables of at most eight."""
+    """Group scenarios with the same measure, into tables of at most eight."""
     groups: list[list[Compared]] = []
     for compared in found:
         if not groups or groups[-1][0].measure != compared.measure or len(groups[-1]) == 8:

@@ -49,21 +49,21 @@ GUARDS: dict[str, Callable[[], Guard]] = {
     "simplex stack": Simplex,
     "two-layer": TwoLayer,
 }
-"""All as their kinds are by default; the last is the default guard."""
+"""All guards with default settings; the last is the default guard."""
 MARK = "guard: "
-"""What a guard's predictions are called among the experts', for the scenarios' own judges."""
+"""Prefix of a guard's predictions among the experts', for the scenarios' own judges."""
 
 Watch = Callable[[Prediction], None]
 
 
 class SideBySide(Guard):
-    """Serves what `served` serves, and lets other guards mix the same experts, each charged for
-    what it said itself.
+    """Serves the mixture of the guard `served`, and lets other guards mix the same experts. Each
+    guard is charged for its own mixture.
 
     Attributes
     ----------
-    said : dict of str to ndarray, (rows, columns)
-        What each guard made of the newest predictions.
+    mixtures : dict of str to ndarray, (rows, columns)
+        Each guard's mixture of the newest predictions.
     """
 
     kind = "side-by-side"
@@ -73,7 +73,7 @@ class SideBySide(Guard):
             served: guards[served]
         }
         self.main = guards[served]
-        self.said: dict[str, Array] = {}
+        self.mixtures: dict[str, Array] = {}
 
     def check(self, names: Sequence[str], *, labelled: bool) -> None:
         for guard in self.guards.values():
@@ -97,8 +97,8 @@ class SideBySide(Guard):
 
     def mix(self, predictions: Array) -> Mixture:
         mixtures = {name: guard.mix(predictions) for name, guard in self.guards.items()}
-        self.said = {name: mixture.served for name, mixture in mixtures.items()}
-        # The main guard's served one is the last.
+        self.mixtures = {name: mixture.served for name, mixture in mixtures.items()}
+        # The main guard's mixture is the last.
         own = np.concatenate([mixture.aggregator_outputs for mixture in mixtures.values()])
         last = list(mixtures.values())[-1]
         return Mixture(last.served, own, last.weights)
@@ -131,19 +131,19 @@ class Compared:
     Attributes
     ----------
     measure : str
-        What the figures are, in words.
+        A description of the figures.
     figures : dict of str to float
-        Of the base, every guard, and ``best expert``.
+        The figures of the base, every guard, and ``best expert``.
     best : str
         The expert that was best in hindsight.
     blocks : dict of str to float
-        The worst block of `BLOCK` predictions, as a ratio to the base's error; of the same names.
+        The worst block of `BLOCK` predictions, as a ratio to the base's error; by the same names.
         May be empty.
     further : dict of str to dict of str to float
         Other measures of the same predictions.
     intervals : dict of str to float
-        What `Intervals(COVERAGE)` around the default guard did: ``judged``, the share of all
-        judged targets within; ``counted``, the pipeline's own count over the labels that came;
+        Results of `Intervals(COVERAGE)` around the default guard: ``judged``, the share of all
+        judged targets inside; ``counted``, the pipeline's own count over the labels that arrived;
         ``width``, the mean width. Empty for classes.
     """
 
@@ -158,12 +158,12 @@ class Compared:
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures."""
-        said: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "measure": self.measure, "seed": SEED, "best_expert": self.best,
             "figures": self.figures, "worst_block": self.blocks,
         }  # fmt: skip
-        said |= {"further": self.further} if self.further else {}
-        return said | ({"intervals": self.intervals} if self.intervals else {})
+        figures |= {"further": self.further} if self.further else {}
+        return figures | ({"intervals": self.intervals} if self.intervals else {})
 
 
 def compared(
@@ -175,8 +175,7 @@ def compared(
     root: bool = False,
     **more: Any,
 ) -> Compared:
-    """Summarise the losses of every prediction; `root` where the root of a mean is what is
-    shown."""
+    """Summarise the losses of every prediction; with `root` the root of the mean is shown."""
 
     def shown(values: Any) -> float:
         return float(np.sqrt(values) if root else values)
@@ -198,7 +197,7 @@ def compared(
 
 
 def guards_for(served: str = "two-layer") -> SideBySide:
-    """Return all guards, fresh."""
+    """Return new guards."""
     return SideBySide({name: make() for name, make in GUARDS.items()}, served)
 
 
@@ -217,7 +216,7 @@ def watched(
     Parameters
     ----------
     truth : callable, optional
-        The targets of the prediction for a row, (rows, columns); where given, its intervals are
+        The targets of the prediction for a row, (rows, columns); if given, its intervals are
         judged.
 
     Returns
@@ -246,8 +245,10 @@ def watched(
             known = ~np.isnan(low)
             within.append(((low <= actual) & (actual <= high))[known])
             widths.append((high - low)[known])
-        said = {MARK + guard: served.astype(np.float32) for guard, served in guards.said.items()}
-        judge(replace(prediction, experts={**prediction.experts, **said}))
+        mixtures = {
+            MARK + guard: served.astype(np.float32) for guard, served in guards.mixtures.items()
+        }
+        judge(replace(prediction, experts={**prediction.experts, **mixtures}))
 
     drive(pipeline, items, see, progress)
     if judge.issued != list(expected):
@@ -275,7 +276,7 @@ def watched(
 def of_glucose(
     setting: glucose.Setting, folder: Path, progress: Progress, watch: Watch | None = None
 ) -> Compared:
-    del folder  # the readings ship in a package
+    del folder  # the readings are in a package
     batch = data.glucose()
     items = glucose.items_of(setting, batch)
     pipeline = glucose.pipeline_for(
@@ -337,9 +338,11 @@ def of_elec2(
         watch=watch,
     )
     losses, truth = judge.losses.arrays(), judge.truth[judge.first :]
-    said = {name: elec2.figures_of(judge.ups[name], losses[name], truth) for name in losses}
+    figures = {name: elec2.figures_of(judge.ups[name], losses[name], truth) for name in losses}
     further = {
-        key: {name.removeprefix(MARK): row[key] for name, row in said.items() if name != "served"}
+        key: {
+            name.removeprefix(MARK): row[key] for name, row in figures.items() if name != "served"
+        }
         for key in ("auc", "accuracy")
     }
     return compared(setting.name, "log loss, nats", losses, pipeline.names, further=further)
@@ -348,7 +351,7 @@ def of_elec2(
 def of_linkload(
     setting: linkload.Setting, folder: Path, progress: Progress, watch: Watch | None = None
 ) -> Compared:
-    del folder  # the loads are made
+    del folder  # the loads are generated
     network = nobel_eu()
     loads = generate(network, setting.traffic, SEED)
     own, rival = linkload.fit(setting, loads, SEED), linkload.fit(setting, loads, SEED, lstm)
@@ -391,7 +394,7 @@ def of_linkload(
 def of_digits(name: str, folder: Path, progress: Progress) -> Compared:
     """Mean accuracy over the scenario's streams; ``served`` there is a Hedge with a prior, not the
     default guard."""
-    del folder  # the images ship in scikit-learn
+    del folder  # the images are in scikit-learn
     images, net = digits._prepared(SEED)
     rows: list[dict[str, float]] = []
     for which in digits.STREAMS[name]:
@@ -434,8 +437,11 @@ def _digits_stream(images: Any, net: Any, stream: Any, *, everything: bool) -> d
         if late >= 0 and known[late]:
             items.append(Label(str(late), np.array([stream.labels[late]], np.float32), time=t + 1))
         items.append(Entry(image.ravel(), time=t + 1, id=str(t)))
-        (said,) = pipeline.observe(items)
-        for who, p in {**said.experts, **{MARK + g: p for g, p in guards.said.items()}}.items():
+        (prediction,) = pipeline.observe(items)
+        for who, p in {
+            **prediction.experts,
+            **{MARK + g: p for g, p in guards.mixtures.items()},
+        }.items():
             hits[who] = hits.get(who, 0) + int(p.astype(np.float32).argmax() == truth)
     return {who: count / len(stream.labels) for who, count in hits.items()}
 
@@ -450,7 +456,7 @@ RUNS: dict[str, Callable[[Path, Progress], Compared]] = {
     **{setting.name: partial(of_forecast, setting) for setting in forecast.FORECASTS},
     elec2.ELEC2.name: partial(of_elec2, elec2.ELEC2),
 }
-"""The fast ones first. The dictionary scenarios mix nothing."""
+"""The fast scenarios first. The dictionary scenarios have no mixture."""
 SHOWN = (
     *(setting.name for setting in glucose.SENSORS),
     *(setting.name for setting in forecast.FORECASTS), elec2.ELEC2.name, linkload.LINKLOAD.name,

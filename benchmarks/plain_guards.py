@@ -1,7 +1,6 @@
-"""Guards of a single rule: the plain methods that the default guard is measured against
-(docs/guards.md).
+"""Guards of a single rule: the plain methods to compare the default guard with (docs/guards.md).
 
-They are part of the benchmark and not of the package; hand one to a pipeline in Python to try it.
+They are part of the benchmark, not of the package; pass one to a pipeline in Python to try it.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ __all__ = ["AdaHedge", "Median", "PlainBOA", "PlainMLPoly", "RidgeOnly", "Simple
 
 
 class _OneRule(Guard):
-    """One aggregator over all experts, weights alike before the first loss is known.
+    """One aggregator over all experts, with equal weights before the first loss is known.
 
     Parameters
     ----------
     scope : {"horizon", "global", "cell"}
-        What shares weights: each row of a forecast, everything, or nothing.
+        The cells that share weights: those of a forecast row, all, or none.
     """
 
     make: ClassVar[Callable[[], Aggregator]]
@@ -110,7 +109,7 @@ class Simplex(_OneRule):
 
 
 class RidgeOnly(_OneRule):
-    """The ridge stack of `TwoLayer` alone: nothing holds it to the base, and it has no regret
+    """The ridge stack of `TwoLayer` alone: it is not bound to the base, and it has no regret
     bound.
 
     Parameters
@@ -133,15 +132,15 @@ class RidgeOnly(_OneRule):
 class Median(Mean):
     """The median of all experts in each cell; learns nothing.
 
-    Its absolute error is at most twice the experts' median error: half of them are no nearer to
-    the target than it, if it lies between it and them. A distribution's medians are divided by
-    their sum.
+    Its absolute error is at most twice the experts' median error: half of the experts are on the
+    other side of the median than the target, so they are no nearer to the target than the median
+    is. A distribution's medians are divided by their sum.
     """
 
     kind: ClassVar[str] = "median"
 
     def mix(self, predictions: Array) -> Mixture:
-        """Take the middle expert of each cell, or the mean of the two in the middle."""
+        """Return the middle expert of each cell, or the mean of the two in the middle."""
         order = predictions.argsort(axis=0, kind="stable")
         # One or two experts, (1 or 2, rows, columns).
         middle = order[(self.experts - 1) // 2 : self.experts // 2 + 1]

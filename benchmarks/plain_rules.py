@@ -1,8 +1,7 @@
-"""The plain aggregation rules of the literature, each alone: what the default guard is compared
-with.
+"""The plain aggregation rules of the literature, each alone, to compare the default guard with.
 
-They take the linearised regrets that every `Aggregator` takes, so that they compete with mixtures
-and not only with single experts. How their bounds follow is written down in docs/regret.md.
+They use the linearised regrets that every `Aggregator` uses, so that they compete with mixtures
+and not only with single experts. docs/regret.md derives their bounds.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ __all__ = ["AdaHedgeRule", "OnlineGradient", "OperaBOA", "OperaMLPoly"]
 NO_LOSS_YET = math.exp(350.0)
 """BOA's rate for an expert that has never differed from the mixture, as in opera."""
 NO_REGRET_YET = math.exp(-700.0)
-"""What the inverse of ML-Poly's rate starts at, as in opera."""
+"""The initial inverse of ML-Poly's rate, as in opera."""
 
 LEAST_GAP = 1e-200
-"""Smaller sums of AdaHedge's gaps are none: their inverse may be beyond all numbers."""
+"""Smaller sums of AdaHedge's gaps count as zero: their inverse may overflow."""
 
 
 class AdaHedgeRule(Aggregator):
-    """Hedge that finds its own rate: AdaHedge [1]_.
+    """Hedge that tunes its own rate: AdaHedge [1]_.
 
     With losses ``l_k = -r_k`` summed to L: ``w_k ~ exp(-eta L_k)``, ``eta = ln K / D``; D sums the
     mixability gaps ``delta = w . l + ln(sum w_k exp(-eta l_k)) / eta`` (at eta infinite: ``w . l``
@@ -50,7 +49,7 @@ class AdaHedgeRule(Aggregator):
         self.gaps = np.zeros((variants, 1, *groups))
 
     def update(self, signal: Array, known: Mask) -> None:
-        """Add the losses and the mixability gap; weigh anew."""
+        """Add the losses and the mixability gap; compute the weights again."""
         before = self._soft_least(self.losses)[1]
         gap = -(self.weights * signal).sum(axis=1, keepdims=True)
         losses = self.losses - signal
@@ -60,7 +59,7 @@ class AdaHedgeRule(Aggregator):
         np.copyto(self.weights, self._soft_least(self.losses)[0], where=known)
 
     def _soft_least(self, losses: Array) -> tuple[Array, Array]:
-        """Return the weights at the present rate, and ``-ln(mean exp(-eta L)) / eta``."""
+        """Return the weights at the current rate, and ``-ln(mean exp(-eta L)) / eta``."""
         experts = losses.shape[1]
         least = losses.min(axis=1, keepdims=True)
         above = losses - least
@@ -104,7 +103,7 @@ class OperaBOA(Aggregator):
         self.regret = np.zeros(shape)
 
     def update(self, signal: Array, known: Mask) -> None:
-        """Take one arrival's regrets."""
+        """Add the regrets of one arrival."""
         squared = np.square(signal)
         np.copyto(self.bound, np.maximum(self.bound, np.abs(signal)), where=known)
         np.copyto(self.variance, self.variance + squared, where=known)
@@ -156,7 +155,7 @@ class OperaMLPoly(Aggregator):
         self.bound = np.zeros((variants, 1, *groups))
 
     def update(self, signal: Array, known: Mask) -> None:
-        """Take one arrival's regrets."""
+        """Add the regrets of one arrival."""
         squared = np.square(signal)
         bound = np.maximum(self.bound, squared.max(axis=1, keepdims=True))
         np.copyto(self.regret, self.regret + signal, where=known)
@@ -194,7 +193,7 @@ class OnlineGradient(Aggregator):
         self.squares = np.zeros((variants, 1, *groups))
 
     def update(self, signal: Array, known: Mask) -> None:
-        """Take one step towards those who were better."""
+        """Take one step towards the better experts."""
         squares = self.squares + np.square(signal).sum(axis=1, keepdims=True)
         moved = self.weights + signal / np.sqrt(np.where(squares > 0.0, squares, 1.0))
         np.copyto(self.weights, _onto_simplex(moved), where=known)

@@ -1,4 +1,4 @@
-"""The plots of the page of results: bars of all experts, and the losses of three of them over
+"""The plots of the results page: bars of all experts, and the losses of three of them over
 time."""
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ SERVED, BASE, BESIDE, EXPERT, BEST = "#c8401f", "#444444", "#c9c9c9", "#8fb3d1",
 MOST_BARS_PANELS = 2
 """Measures that get a panel of bars; the tables have them all."""
 POINTS = 500
-"""Of a curve: more could not be told apart."""
+"""Points of a curve: more would not be visible."""
 WINDOWS = 100
-"""A curve's moving mean is over the predictions divided by this."""
+"""A curve's moving mean covers the number of predictions divided by this."""
 COLOURS = 48
 DPI = 90
 
 
 def write_plot(measured: Measured, folder: Path) -> Path:
-    """Write ``<scenario>.png`` into `folder`, which is made if need be; return its path."""
+    """Write ``<scenario>.png`` into `folder`, which is created if needed; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{measured.name}.png"
     buffer = io.BytesIO()
@@ -42,7 +42,7 @@ def write_plot(measured: Measured, folder: Path) -> Path:
 
 def draw(measured: Measured) -> Figure:
     """Draw one scenario: a panel of bars for each of its first measures, and the losses over time
-    where there are."""
+    if there are any."""
     shown = measured.measures[:MOST_BARS_PANELS]
     timed = bool(measured.losses)
     widths = [1.0] * len(shown) + [1.35] * timed
@@ -62,7 +62,7 @@ def draw(measured: Measured) -> Figure:
 
 def _bars(axes: Any, measured: Measured, measure: Measure, *, named: bool) -> None:
     """One bar per expert, the best of the first measure on top."""
-    # Bars go upwards.
+    # Bars are drawn upwards.
     ranked = sorted(measured.figures, key=measured.figure, reverse=not measured.measure.higher)
     values = [measured.figure(name, measure.key) for name in ranked]
     spreads = [measured.spread(name, measure.key) for name in ranked]
@@ -98,7 +98,8 @@ def _colour(measured: Measured, name: str) -> str:
 
 
 def _curves(axes: Any, measured: Measured) -> None:
-    """Moving means of the losses of the base, of the best single expert and of what is served."""
+    """Draw moving means of the losses of the base, of the best single expert and of the served
+    mixture."""
     count = len(measured.losses["base"])
     window = max(1, count // WINDOWS)
     best = measured.best()

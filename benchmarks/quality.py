@@ -1,7 +1,8 @@
-"""How much better adaptation makes the predictions: ``python -m benchmarks.quality --json FILE``.
+"""Measure how much adaptation improves the predictions: ``python -m benchmarks.quality --json
+FILE``.
 
-Runs each scenario through the pipeline that is deployed, judges the predictions against the data
-outside of it, and checks that the pipeline counted the same.
+Runs each scenario through the deployed pipeline, judges the predictions against the data outside
+of it, and checks that the pipeline's own counts agree.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PLOTS = "plots"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return the exit status."""
+    """Run the command; return the exit status."""
     asked = _parser().parse_args(arguments)
     results: dict[str, Measured] = {}
     try:
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fitting(group: Sequence[Measured], console: Console) -> list[Sequence[Measured]]:
-    """Split a group whose table is wider than the terminal into one of each scenario."""
+    """Split a group whose table is wider than the terminal into one group per scenario."""
     wide = console.measure(_table(group)).minimum > console.width
     return [[measured] for measured in group] if wide else [group]
 
@@ -60,7 +61,7 @@ def _ordered(results: Mapping[str, Measured]) -> list[Measured]:
 
 
 def _measured(names: Sequence[str], data: Path, jobs: int) -> Iterator[Measured]:
-    """Run the scenarios, so many at a time, and yield each when it is done."""
+    """Run the scenarios, `jobs` at a time, and yield each when it is done."""
     if jobs == 1:
         yield from (_measure(name, data) for name in names)
         return
@@ -74,21 +75,20 @@ def _measured(names: Sequence[str], data: Path, jobs: int) -> Iterator[Measured]
 
 
 def _measure(name: str, data: Path) -> Measured:
-    torch.set_num_threads(1)  # the tensors are small: more threads would only wait for each other
+    torch.set_num_threads(1)  # the tensors are small: more threads would slow it down
     start = time.monotonic()
     _say(f"{name} ...")
     measured = SCENARIOS[name](data, lambda text: _say(f"{name}: {text}"))
     shown = {k: measured.figure(k) for k in ("served", "base") if k in measured.figures}
-    said = ", ".join(f"{k} {figure:.4f}" for k, figure in shown.items())
-    _say(f"{name}: {measured.measure.key}: {said or 'done'}, {time.monotonic() - start:.0f} s")
+    summary = ", ".join(f"{k} {figure:.4f}" for k, figure in shown.items())
+    _say(f"{name}: {measured.measure.key}: {summary or 'done'}, {time.monotonic() - start:.0f} s")
     return measured
 
 
 def _write(
     results: Sequence[Measured], newest: Measured, json_path: Path | None, page: Path | None
 ) -> None:
-    """Write what there is, after every scenario: a long run that is interrupted keeps what it
-    has."""
+    """Write the results after every scenario: an interrupted run keeps the finished ones."""
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(

@@ -1,4 +1,4 @@
-"""What each reaction to drift is worth: ``python -m benchmarks.reactions --json FILE``.
+"""The effect of each reaction to drift: ``python -m benchmarks.reactions --json FILE``.
 
 Served error without any reaction and with each one, on every scenario that drifts.
 """
@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return the exit status."""
+    """Run the command; return the exit status."""
     asked = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     results: dict[str, dict[str, Run]] = {}
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write(
     results: Mapping[str, Mapping[str, Run]], asked: argparse.Namespace, spent: float
 ) -> None:
-    """Write what there is, after every scenario."""
+    """Write the results after every scenario."""
     ordered = {name: results[name] for name in CASES if name in results}
     if asked.json is not None:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
@@ -50,13 +50,13 @@ def _write(
             name: {r: run.as_json() for r, run in runs.items()} for name, runs in ordered.items()
         }
         protocols = {name: CASES[name].protocol for name in ordered}
-        said = {
+        result = {
             "figures": figures,
             "protocols": protocols,
             "part": asked.part,
             "process_seconds": spent,
         }
-        asked.json.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        asked.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if asked.markdown is not None:
         asked.markdown.write_text(page(ordered, asked.part), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The page of the reactions; sentences with a number in them are written from the figures."""
+"""The page of the reactions; sentences with numbers are generated from the figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["page"]
 
 Results = Mapping[str, Mapping[str, Run]]
 ALIKE = 0.0005
-"""Relative differences below this are called none."""
+"""Smaller relative differences count as no difference."""
 
 INTRODUCTION = f"""# The benefit of reactions to drift
 
@@ -72,7 +72,8 @@ def _cell(run: Run) -> str:
 
 
 def change(runs: Mapping[str, Run], reaction: str) -> float:
-    """Return what a reaction changes the served error by, relative to none; negative is better."""
+    """Return the change of the served error by a reaction, relative to none; negative is
+    better."""
     return runs[reaction].served / runs[NONE].served - 1.0
 
 

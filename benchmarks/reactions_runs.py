@@ -55,7 +55,7 @@ COOL_DOWN = 200
 NONE = "none"
 REACTIONS: tuple[Reaction, ...] = ("boost", "forget", "reset", "refit")
 PART = 0.25
-"""Of the longest streams' test parts, unless another is asked for."""
+"""The part of the longest test streams that is run by default."""
 WARM_UP = 500
 
 Judge = Callable[[Prediction], None]
@@ -63,7 +63,7 @@ Judge = Callable[[Prediction], None]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one reaction did to one scenario.
+    """The effect of one reaction on one scenario.
 
     Attributes
     ----------
@@ -71,12 +71,12 @@ class Run:
         Errors: of the mixture, of the frozen model, and of the best single expert of this run in
         hindsight.
     worst_block : float
-        Largest ratio of what is served to the base over blocks of `BLOCK` predictions.
+        Largest ratio of the served loss to the base's over blocks of `BLOCK` predictions.
     alarms : int
     done : dict of str to int
-        What was done to learners, and how often.
+        Reactions applied to learners, with their number.
     milliseconds : float
-        Process time of an item, all included.
+        Total process time per item.
     """
 
     served: float
@@ -116,9 +116,9 @@ class Case:
     Attributes
     ----------
     error : str
-        What is measured.
+        The measure.
     protocol : str
-        What differs from the scenario in docs/results.md.
+        Differences from the scenario in docs/results.md.
     long : bool
         Whether only the first part of it is run.
     """
@@ -135,8 +135,8 @@ def ablate(
 ) -> dict[str, Run]:
     """Run one scenario, or the first part of a long one, without a reaction and with each one.
 
-    Where the first reaction saw no alarm none would: the others are what no reaction is, and are
-    not run.
+    If the first reaction saw no alarm, none would: the others equal the run without a reaction,
+    and are not run.
     """
     case = case or CASES[name]
     prepared = case.prepare(folder)
@@ -148,11 +148,11 @@ def ablate(
             runs[str(reaction)] = replace(runs[NONE])
             continue
         run = runs[reaction or NONE] = once(prepared, reaction, root=case.root, progress=progress)
-        said = (
+        summary = (
             f"{name}, {reaction or NONE}: served {run.served:.4f}, base {run.base:.4f}, "
             f"{run.alarms} alarms"
         )
-        progress(f"{said}, {run.milliseconds:.1f} ms an item")
+        progress(f"{summary}, {run.milliseconds:.1f} ms an item")
     return runs
 
 
@@ -190,7 +190,7 @@ def summary(
     done: dict[str, int],
     each: float,
 ) -> Run:
-    """Sum up the losses of every prediction; `root`: of a mean the root is shown."""
+    """Summarise the losses of every prediction; with `root` the root of a mean is shown."""
 
     def shown(value: Any) -> float:
         return float(np.sqrt(value) if root else value)
@@ -229,7 +229,7 @@ def _forecasters() -> list[Learner]:
 
 
 def _glucose(setting: glucose.Setting, folder: Path) -> Prepared:
-    del folder  # the readings ship in a package
+    del folder  # the readings are in a package
     batch = data.glucose()
     items = glucose.items_of(setting, batch)
     delivered = {item.id for item in items if isinstance(item, Label)}
@@ -256,7 +256,7 @@ def _elec2(folder: Path) -> Prepared:
 
 
 def _linkload(folder: Path) -> Prepared:
-    del folder  # the loads are made
+    del folder  # the loads are generated
     setting, network = linkload.LINKLOAD, nobel_eu()
     loads = generate(network, setting.traffic, SEED)
     base = linkload.frozen(linkload.fit(setting, loads, SEED), len(network.links))
@@ -288,20 +288,20 @@ class _Truth:
 
     def __call__(self, prediction: Prediction) -> None:
         label = self.labels[prediction.id]
-        said = {**prediction.experts, "served": prediction.served}
+        outputs = {**prediction.experts, "served": prediction.served}
         if self.classes:
             k = int(label[0])
             self.losses.take(
-                {name: float(-np.log(max(p[0, k], elec2.FLOOR))) for name, p in said.items()}
+                {name: float(-np.log(max(p[0, k], elec2.FLOOR))) for name, p in outputs.items()}
             )
         else:
             self.losses.take(
-                {name: abs(float(p[0, 0]) - float(label[0])) for name, p in said.items()}
+                {name: abs(float(p[0, 0]) - float(label[0])) for name, p in outputs.items()}
             )
 
 
 def _synthetic(name: str, folder: Path) -> Prepared:
-    del folder  # river makes it
+    del folder  # river generates it
     stream = dict(synthetic.streams(SEED))[name]()
     classes = stream.group != "regression"
     bare = stream.pipeline([])

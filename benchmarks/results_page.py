@@ -1,4 +1,4 @@
-"""The page of results: every sentence with a number in it is written from the measured figures."""
+"""The results page: every sentence with a number is generated from the measured figures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from benchmarks.scenarios.measure import BLOCK, Measured
 __all__ = ["protocols", "results_page"]
 
 ALIKE = 0.6
-"""A protocol that shares this part of its sentences with an earlier one is printed as its
-differences only."""
+"""A protocol that shares this part of its sentences with an earlier one is printed only by its
+differences."""
 
 _INTRODUCTION = f"""# Results
 

@@ -1,4 +1,4 @@
-"""The tables of the page of results."""
+"""The tables of the results page."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ __all__ = [
 ]
 
 MOST_COLUMNS = 7
-"""Of figures in one table."""
+"""The largest number of figure columns in one table."""
 
 
 def groups_of(results: Sequence[Measured]) -> list[list[Measured]]:
-    """Put scenarios together that have the same experts and measures, in tables that are not too
-    wide."""
+    """Group scenarios with the same experts and measures into tables that are not too wide."""
     groups: dict[tuple[object, ...], list[Measured]] = {}
     for measured in results:
         groups.setdefault((*measured.figures, *measured.measures), []).append(measured)
@@ -40,7 +39,7 @@ def percent(change: float) -> str:
 
 
 def compared(served: float, other: float, measure: Measure) -> str:
-    """Say by how much a figure is better or worse than another, relative to that one."""
+    """Describe how much better or worse a figure is than another, relative to the latter."""
     change = (served / other - 1.0) * (1.0 if measure.higher else -1.0)
     if abs(change) < 0.00005:
         return "the same"
@@ -48,14 +47,14 @@ def compared(served: float, other: float, measure: Measure) -> str:
 
 
 def rows_of(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table in Markdown: the first column is of names, the others of numbers."""
+    """Return a table in Markdown: the first column has names, the others numbers."""
     titles = list(header)
     lines = [titles, ["---", *(["---:"] * (len(titles) - 1))], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def figures_table(group: Sequence[Measured]) -> str:
-    """Experts down, scenarios (and their measures) across."""
+    """Return a table with experts as rows and scenarios (and their measures) as columns."""
     first = group[0]
     several = len(first.measures) > 1
     columns = [(measured, measure) for measured in group for measure in first.measures]
@@ -83,7 +82,8 @@ def _cell(measured: Measured, measure: Measure, name: str) -> str:
 
 
 def parts_table(measured: Measured) -> str:
-    """Experts down, the scenario's parts across; empty if it has none."""
+    """Return a table with experts as rows and the scenario's parts as columns; empty if it has
+    none."""
     if not measured.details:
         return ""
     pairs = [name.split(PART, 1) for name in measured.details]
@@ -101,8 +101,8 @@ def parts_table(measured: Measured) -> str:
 
 
 def against_table(results: Sequence[Measured]) -> str:
-    """What is served against the base and against the best single expert in hindsight, for every
-    measure."""
+    """Return a table of the served mixture against the base and the best single expert in
+    hindsight, for every measure."""
     rows = []
     for m in (m for m in results if m.adapts):
         for measure in m.measures:
@@ -129,7 +129,7 @@ def against_table(results: Sequence[Measured]) -> str:
 
 
 def costs_table(group: Sequence[Measured]) -> str:
-    """Costs of the scenarios that were timed; empty if none was."""
+    """Return the costs of the timed scenarios; empty if there are none."""
     timed = [(m, m.cost) for m in group if m.cost is not None]
     if not timed:
         return ""

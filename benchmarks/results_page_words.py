@@ -1,5 +1,4 @@
-"""What the figures say in words: where each method helps, where it has no effect and where it
-harms."""
+"""The figures in words: where each method helps, has no effect or harms."""
 
 from __future__ import annotations
 
@@ -11,21 +10,21 @@ from benchmarks.scenarios.measure import Measured
 __all__ = ["change_of", "served_words", "words"]
 
 ALIKE = 0.0005
-"""Changes below this part of the base's figure are called none, and so are those below the spread
-over the seeds."""
+"""Changes below this share of the base's figure count as no change, and so do those below the
+spread over the seeds."""
 LOSS_OF_BEST = 0.005
-"""The served mixture is meant to be no further behind the best single expert than this part of its
+"""The served mixture should be behind the best single expert by at most this share of its
 figure."""
 
 
 def words(results: Sequence[Measured]) -> str:
-    """One item per expert, over all scenarios that have it."""
+    """Return one item per expert, over all scenarios that have it."""
     results = [m for m in results if m.adapts]
     names = dict.fromkeys(
         name for m in results for name in m.figures if name not in ("base", "served")
     )
-    lines = [_said("served", results)] if results else []
-    lines += [_said(name, [m for m in results if name in m.figures]) for name in names]
+    lines = [_sentence("served", results)] if results else []
+    lines += [_sentence(name, [m for m in results if name in m.figures]) for name in names]
     return "\n".join(lines) + "\n"
 
 
@@ -35,9 +34,9 @@ def change_of(measured: Measured, name: str) -> tuple[int, str]:
     Returns
     -------
     sign : int
-        1: it helps; -1: it harms; 0: it does nothing.
+        1: it helps; -1: it harms; 0: no effect.
     text : str
-        By how much: in per cent of the base's figure, or in points of a measure that is better
+        The size: in per cent of the base's figure, or in points of a measure that is better
         when higher.
     """
     figure, base = measured.figure(name), measured.figure("base")
@@ -47,7 +46,7 @@ def change_of(measured: Measured, name: str) -> tuple[int, str]:
     return 0 if nothing else 1 if gain > 0.0 else -1, text
 
 
-def _said(name: str, results: Sequence[Measured]) -> str:
+def _sentence(name: str, results: Sequence[Measured]) -> str:
     changes = [(m.name, *change_of(m, name)) for m in results]
     parts = []
     for wanted, verb in ((1, "helps on"), (0, "has no effect on"), (-1, "harms on")):
@@ -67,7 +66,7 @@ def _blocks(name: str, results: Sequence[Measured]) -> list[str]:
 
 
 def served_words(results: Sequence[Measured]) -> str:
-    """Say where what is served falls behind the base or the best single expert."""
+    """Describe where the served mixture is worse than the base or the best single expert."""
     behind_base, behind_best = [], []
     for m in (m for m in results if m.adapts):
         for measure in m.measures:

@@ -402,7 +402,6 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
     """Raise if fields, task and base do not fit each other, so that every record would be refused
     or nothing learned."""
     fields = config.fields
-    values = fields.get("values")
     if config.panel is not None:
         _check_panel_fields(config)
         return
@@ -414,25 +413,36 @@ def _check_fields(config: Config, task: Task, base: Base) -> None:
         raise ConfigError(
             "fields.classes", fields["classes"], "no such key here: task.classes has them"
         )
-    width = _width(config)
-    if base.channels is not None and width not in (None, base.channels):
+    if base.channels is not None and _width(config) not in (None, base.channels):
         raise ConfigError(
-            "fields.values", values, f"{base.channels} channels, which the base was fitted on"
+            "fields.values",
+            fields.get("values"),
+            f"{base.channels} channels, which the base was fitted on",
         )
     if isinstance(task, Supervised):
-        if fields.get("outputs", task.outputs) != task.outputs:
-            raise ConfigError(
-                "fields.outputs", fields["outputs"], f"{task.outputs}, the task's outputs"
-            )
-        if "label" not in fields:
-            raise ConfigError(
-                "fields.label", None, "a field's path: a supervised task learns from labels"
-            )
-        return
+        _check_label_field(fields, task)
+    else:
+        _check_no_labels(config.source)
+
+
+def _check_label_field(fields: Mapping[str, Any], task: Supervised) -> None:
+    """Raise unless entries have a label with the outputs of the task."""
+    if fields.get("outputs", task.outputs) != task.outputs:
+        raise ConfigError(
+            "fields.outputs", fields["outputs"], f"{task.outputs}, the task's outputs"
+        )
+    if "label" not in fields:
+        raise ConfigError(
+            "fields.label", None, "a field's path: a supervised task learns from labels"
+        )
+
+
+def _check_no_labels(source: Mapping[str, Any]) -> None:
+    """Raise if the source reads labels, for a task that learns from none."""
     for name in ("label_topic", "label_path"):
-        if name in config.source:
+        if name in source:
             raise ConfigError(
-                f"source.{name}", config.source[name], "none: this task learns from no labels"
+                f"source.{name}", source[name], "none: this task learns from no labels"
             )
 
 

@@ -17,8 +17,8 @@ from typing import IO, BinaryIO, Final
 from streamadapt.errors import CheckpointError
 
 __all__ = [
-    "MOST_CONFIG",
-    "MOST_WEIGHTS",
+    "MAX_CONFIG_BYTES",
+    "MAX_WEIGHTS_BYTES",
     "DamagedError",
     "decoded",
     "encoding_of_mark",
@@ -33,7 +33,7 @@ __all__ = [
     "write_durably",
 ]
 
-MARKS: Final = (  # the longer ones first: UTF-32's begins with UTF-16's
+MARKS: Final = (  # the longer marks first: the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -41,10 +41,10 @@ MARKS: Final = (  # the longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-MOST_WEIGHTS: Final = 1 << 36
+MAX_WEIGHTS_BYTES: Final = 1 << 36
 """The largest file of weights that is read: 64 GiB."""
 
-MOST_CONFIG: Final = 1 << 22
+MAX_CONFIG_BYTES: Final = 1 << 22
 """The largest config file: 4 MiB."""
 
 CHUNK: Final = 1 << 24
@@ -62,7 +62,7 @@ def open_regular(file: Path) -> BinaryIO:
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "no regular file")
+            raise OSError(errno.EINVAL, "not a regular file")
     except OSError:
         os.close(descriptor)
         raise
@@ -92,7 +92,7 @@ def open_to_append(file: Path) -> BinaryIO:
 
 def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, f"no regular file: {kind_of(mode)} is there")
+        raise OSError(errno.EINVAL, f"not a regular file but {kind_of(mode)}")
 
 
 def kind_of(mode: int) -> str:
@@ -106,7 +106,7 @@ def kind_of(mode: int) -> str:
         stat.S_IFSOCK: "a socket",
         stat.S_IFLNK: "a link",
     }
-    return words.get(stat.S_IFMT(mode), "something that is no file")
+    return words.get(stat.S_IFMT(mode), "something that is not a file")
 
 
 def read_regular(file: Path, most: int) -> bytes:
@@ -119,7 +119,7 @@ def read_regular(file: Path, most: int) -> bytes:
     Raises
     ------
     OSError
-        As `open_regular`, or if it is larger than `most`.
+        As for `open_regular`, or if the file is larger than `most`.
     """
     with open_regular(file) as opened:
         data = read_most(opened, most + 1)  # do not rely on the file's size: it may grow
@@ -151,7 +151,7 @@ def read_text(file: Path, most: int) -> str:
     with os.fdopen(descriptor, "rb") as opened:
         mode = os.fstat(descriptor).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise OSError(errno.EINVAL, "no regular file")
+            raise OSError(errno.EINVAL, "not a regular file")
         os.set_blocking(descriptor, True)
         data = read_most(opened, most + 1)
     if len(data) > most:
@@ -203,7 +203,7 @@ def read_untrusted(folder: Path, name: str, most: int) -> bytes:
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DamagedError(f"{name} is no regular file")
+                raise DamagedError(f"{name} is not a regular file")
             data = read_most(file, most + 1)
     except OSError as exc:
         raise DamagedError(f"{name} cannot be read: {exc}") from exc

@@ -1,4 +1,4 @@
-"""What the tests of the commands share."""
+"""Shared by the tests of the commands."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ FILES = 'kind = "files"\npath = "entries.csv"', 'kind = "files"\npath = "predict
 
 
 def logging_as_before():
-    """For a fixture: a command sets up the logging of its process; these run within the tests'."""
+    """For a fixture: a command sets up the logging of its process, which is here the tests'
+    process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -66,8 +67,7 @@ def write_csv(path, table):
 
 
 def prepare(path):
-    """Fill a working folder, which is the current one, with a config, its history, its entries and
-    a fitted base."""
+    """Fill the current folder with a config, its history, its entries and a fitted base."""
     (path / "config.toml").write_text(CONFIG.format(source=FILES[0], sink=FILES[1]))
     table = rows()
     write_csv(path / "history.csv", table[:100])

@@ -1,5 +1,5 @@
-"""A config that is right, and what breaks it: old text, new text, the path to be named, a part of
-what is said."""
+"""A valid config, and changes that break it: old text, new text, the path in the error, a part of
+the message."""
 
 from __future__ import annotations
 

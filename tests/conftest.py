@@ -14,17 +14,17 @@ from hypothesis import settings
 from streamadapt.app.demo.broker import create_topics
 from streamadapt.config import secrets as masking
 
-# `make test-slow` names the other one. A property that needs another number has it at its test.
+# `make test-slow` uses the other profile. A property with another number sets it at its test.
 settings.register_profile("quick", max_examples=25, deadline=None)
 settings.register_profile("full", max_examples=200, deadline=None)
 settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Small steps: handing them to a second thread costs more than doing them.
+    # Small steps: a second thread costs more than it saves.
     torch.set_num_threads(1)
-    # kafka-python 3.0 drops the socket of a refused connection, to be closed by garbage collection
-    # whenever that comes.
+    # kafka-python 3.0 drops the socket of a refused connection, and garbage collection closes it
+    # at any time.
     config.addinivalue_line(
         "filterwarnings", "ignore:unclosed <socket.socket.*laddr=.'0.0.0.0':ResourceWarning"
     )
@@ -35,8 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what only Apache Kafka does right where no such broker is named: the embedded one does
-    it otherwise."""
+    """Skip tests that only Apache Kafka passes if no such broker is named: the embedded one
+    behaves differently."""
     if os.environ.get("STREAMADAPT_TEST_BROKER"):
         return
     for item in items:
@@ -53,7 +53,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _secrets_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process forgets none of its secrets; what is one in a test may be any word in the next."""
+    """A process forgets none of its secrets; a secret in one test may be any word in the next."""
     monkeypatch.setattr(masking, "_REMEMBERED", type(masking._REMEMBERED)())
 
 
@@ -63,7 +63,7 @@ def kafka_servers() -> Iterator[str]:
     one."""
     from benchmarks.faults.job import (
         brokers,
-    )  # not above: the filters that kafka-python needs come first
+    )  # not above: the filters for kafka-python come first
 
     with brokers() as servers:
         yield servers

@@ -1,4 +1,4 @@
-"""What the core's tests share: seeded streams, driving a learner by hand, comparing to the last
+"""Shared by the tests of the core: seeded streams, calling a learner directly, comparing bit for
 bit."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from streamadapt.learners import BaseOutput, Learner, Spec
 from streamadapt.models.contract import Base, as_base
 from streamadapt.testing.checks.cases import state_bytes
 
-torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
+torch.set_num_threads(1)  # small steps: a second thread costs more than it saves
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def spec_of(
     scale: Tensor | None = None,
     **more: Any,
 ) -> Spec:
-    """A spec without a location; the scale is that of inputs and outputs."""
+    """Return a spec without a location; the scale is that of inputs and outputs."""
     scale = torch.ones(max(channels, columns)) if scale is None else scale
     return Spec(
         kind, window, channels, rows, columns, torch.zeros(channels), scale[:channels],
@@ -52,7 +52,7 @@ def spec_of(
 
 
 def with_scaling(base: Any, channels: int, columns: int) -> Base:
-    """Return a base that brings a scaling, ones: nothing has to settle, and nobody learns anything
+    """Return a base with a scaling of ones: no scale has to settle, and nothing is learned
     twice."""
     base = as_base(base)
     for name, count in (("input", channels), ("output", columns)):
@@ -62,7 +62,7 @@ def with_scaling(base: Any, channels: int, columns: int) -> Base:
 
 
 def built(learner: Any, spec: Spec) -> Any:
-    """Build and return."""
+    """Build a learner and return it."""
     assert isinstance(learner, Learner)
     learner.build(spec)
     return learner
@@ -82,7 +82,7 @@ def entry(values: Any, time: int, **more: Any) -> Entry:
 
 
 def walk(n: int, channels: int = 2, seed: int = 0, missing: float = 0.0) -> np.ndarray[Any, Any]:
-    """A mean-reverting walk around 10, with some values missing."""
+    """Return a mean-reverting walk around 10, with some values missing."""
     rng = np.random.default_rng(seed)
     z = np.zeros((n, channels))
     for t in range(1, n):
@@ -97,7 +97,7 @@ def entries(values: Iterable[Any], **more: Any) -> list[Entry]:
 
 
 def bits(predictions: Sequence[Prediction]) -> list[Any]:
-    """A form in which equality means the same predictions, to the last bit."""
+    """Return a form in which equality means the same predictions, bit for bit."""
     return [
         (
             p.id,
@@ -113,17 +113,17 @@ def bits(predictions: Sequence[Prediction]) -> list[Any]:
 
 
 def state(pipeline: Pipeline, *, without: Sequence[str] = ()) -> bytes:
-    """A pipeline's whole state as bytes."""
+    """Return a pipeline's whole state as bytes."""
     return state_bytes({k: v for k, v in pipeline.state_dict().items() if k not in without})
 
 
 def items_in_order(*streams: Sequence[Entry | Label]) -> list[Entry | Label]:
-    """Entries and labels by time; a label before an entry of the same time."""
+    """Return entries and labels by time; a label before an entry of the same time."""
     return sorted((i for s in streams for i in s), key=lambda i: (i.time, isinstance(i, Entry)))
 
 
 def pipeline_of(kind: str, **more: Any) -> Pipeline:
-    """A pipeline with every sort of learner for a stream of `stream_of`."""
+    """Return a pipeline with every kind of learner for a stream of `stream_of`."""
     if kind == "forecast":
         learners: list[Learner] = [Bias((0.1, 0.02)), RLS(0.99), ADCSD(1e-3, share_norm=True)]
         return Pipeline(Forecast(4, 3), Persistence(3), learners, **more)
@@ -141,12 +141,12 @@ def pipeline_of(kind: str, **more: Any) -> Pipeline:
 
 
 def linear_base(inputs: Tensor) -> Tensor:
-    """Two outputs from the newest of two channels; wrong by a constant."""
+    """Two outputs from the newest of two channels, wrong by a constant."""
     return torch.stack([inputs[-1, 0] + 1.0, inputs[-1, 1] - 2.0]).unsqueeze(0)
 
 
 def softmax_base(inputs: Tensor) -> Tensor:
-    """Three classes; not very good."""
+    """Three classes, with moderate accuracy."""
     return torch.softmax(
         torch.stack([inputs[-1, 0] - 10.0, torch.zeros(()), 10.0 - inputs[-1, 1]]), 0
     ).unsqueeze(0)
@@ -156,8 +156,8 @@ KINDS = ("forecast", "own labels", "late labels", "classes")
 
 
 def stream_of(kind: str, n: int = 90, seed: int = 0) -> list[Entry | Label]:
-    """Entries with their labels inside, or 7 entries late, or targets of their own; some values
-    and labels missing."""
+    """Return entries with their labels inside, or 7 entries late, or with their own targets; some
+    values and labels are missing."""
     rng = np.random.default_rng(seed + 100)
     values = walk(n, 2, seed, missing=0.0 if kind == "classes" else 0.05)
     if kind == "forecast":

@@ -1,4 +1,4 @@
-"""What the tests of the dead letters' commands share: a run with bad records, its letters, and
+"""Shared by the tests of the dead letter commands: a run with bad records, its dead letters, and
 their repair."""
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def fill(path, source, sink, more=""):
 def go(capsys, *arguments, code=0):
     """Run a command; return what it printed."""
     capsys.readouterr()
-    found = run_command([str(a) for a in arguments]).code
-    said = capsys.readouterr()
-    assert found == code, said
-    return said
+    exit_code = run_command([str(a) for a in arguments]).code
+    output = capsys.readouterr()
+    assert exit_code == code, output
+    return output
 
 
 def listed(capsys, *arguments):
@@ -66,19 +66,19 @@ def write_lines(path, letters):
 
 
 def repaired(capsys, path):
-    """The letters of labels, with the right labels in them."""
-    found = [letter for letter in listed(capsys) if letter["topic"].startswith("y")]
+    """Write the dead letters of labels, with the right labels in them."""
+    letters = [letter for letter in listed(capsys) if letter["topic"].startswith("y")]
     table = dict(enumerate(rows()))
-    for letter in found:
+    for letter in letters:
         letter["value"] = label(table[letter["offset"] + 2])
-    return write_lines(path / "fixed.jsonl", found)
+    return write_lines(path / "fixed.jsonl", letters)
 
 
 def state_of(capsys):
     return json.loads(go(capsys, "run", "config.toml", "--json").out)
 
 
-def steers(text):
+def control_characters(text):
     return [
         c
         for c in text

@@ -1,4 +1,5 @@
-"""How much the process-heavy tests do: a little in CI, everything with ``make test-faults``."""
+"""The amount of work of the process-heavy tests: a little in CI, everything with ``make
+test-faults``."""
 
 from __future__ import annotations
 
@@ -13,5 +14,5 @@ IN_FULL = os.environ.get("STREAMADAPT_FAULTS") == "full"
 
 
 def trials(reduced: T, full: T) -> T:
-    """Return the one that this run is to use."""
+    """Return the number of trials for this run."""
     return full if IN_FULL else reduced

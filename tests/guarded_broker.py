@@ -1,8 +1,8 @@
-"""An Apache Kafka with ACLs and a listener for each way in: TLS, client certificates, passwords,
-wrong addresses.
+"""An Apache Kafka with ACLs and several listeners: TLS, client certificates, passwords, wrong
+addresses.
 
-The listener ``open`` needs nothing and may do everything; at others a user has the rights that
-`Guarded.allow` gave.
+The listener ``open`` requires nothing and has all rights; at the others a user has the rights
+given by `Guarded.allow`.
 """
 
 from __future__ import annotations
@@ -44,13 +44,12 @@ PROTOCOLS: Final = {
     "noname": "PLAINTEXT",
     "dropped": "PLAINTEXT",
 }
-"""Listener -> protocol. The last three work, and advertise an address that does not."""
+"""Listener -> protocol. The last three work, but advertise an address that does not."""
 
 
 @contextmanager
 def silent_port(*, listen: bool) -> Iterator[int]:
-    """Yield a port at which nothing answers: refused, or with `listen` dropped, as by a
-    firewall."""
+    """Yield a port without an answer: refused, or with `listen` dropped, as by a firewall."""
     with socket.socket() as end:
         end.bind(("127.0.0.1", 0))
         port: int = end.getsockname()[1]
@@ -60,7 +59,7 @@ def silent_port(*, listen: bool) -> Iterator[int]:
         end.listen(0)
         waiting = []
         try:
-            for _ in range(4):  # a full queue: the system answers no further attempt
+            for _ in range(4):  # a full queue: further attempts get no answer
                 one = socket.socket()
                 one.setblocking(False)
                 one.connect_ex(("127.0.0.1", port))
@@ -78,7 +77,7 @@ class Guarded:
     ----------
     folder : Path
     silent : tuple of int
-        A port that refuses, and one that drops.
+        A port that refuses connections, and one that drops them.
     """
 
     def __init__(self, folder: Path, silent: tuple[int, int], port: int | None = None) -> None:
@@ -167,7 +166,7 @@ class Guarded:
         assert not done["failed"], done
 
     def deny(self, *rights: str, user: str = "alice") -> None:
-        """Forbid something, whatever is allowed."""
+        """Deny something, whatever else is allowed."""
         with self.admin() as admin:
             done = admin.create_acls(
                 [_acl(right, user, ACLPermissionType.DENY) for right in rights]
@@ -175,7 +174,7 @@ class Guarded:
         assert not done["failed"], done
 
     def revoke_all(self, user: str = "alice") -> None:
-        """Take every right away, and every ban."""
+        """Remove every right, and every denial."""
         anything = ResourcePatternFilter(ResourceType.ANY, None, pattern_type=_any_pattern())
         principal = f"User:{user}"
         with self.admin() as admin:
@@ -206,7 +205,7 @@ def _acl(right: str, user: str, permission: ACLPermissionType = ACLPermissionTyp
 
 
 def _store(folder: Path, certificates: Certificates) -> Path:
-    """Write what Kafka takes as a PEM key store: the key, not encrypted, and its certificates."""
+    """Write a PEM key store for Kafka: the unencrypted key, and its certificates."""
     key = load_pem_private_key(certificates.server.private_key_pem.bytes(), None)
     store = folder / "store.pem"
     chain = [pem.bytes() for pem in certificates.server.cert_chain_pems]
@@ -224,7 +223,7 @@ def _store(folder: Path, certificates: Certificates) -> Path:
 
 @contextmanager
 def guarded(folder: Path, port: int | None = None) -> Iterator[Guarded]:
-    """Start the broker, and end it."""
+    """Start the broker, and stop it at the end."""
     with silent_port(listen=False) as refused, silent_port(listen=True) as dropped:
         broker = Guarded(folder, (refused, dropped), port)
         try:

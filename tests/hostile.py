@@ -1,5 +1,5 @@
-"""Hostile files, for whatever reads one: pickles that would run, archives that climb out, headers
-that lie."""
+"""Hostile files for every loader: pickles that would run code, archives that write outside,
+headers with wrong sizes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 SECRET = "opensesame-7f3a"
-"""What a linked file holds that nobody was meant to read: it must not show in an error."""
+"""The content of a linked file: it must not show in an error."""
 
 
 class Exploit:
-    """Makes the canary's file when it is unpickled."""
+    """Creates the canary's file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -34,7 +34,7 @@ class Exploit:
 
 
 def safetensors(header: Any, data: bytes = b"", size: int | None = None) -> bytes:
-    """A file with this header, as JSON or raw."""
+    """Return a file with this header, as JSON or raw."""
     head = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(head) if size is None else size) + head + data
 
@@ -63,7 +63,7 @@ def tar(name: str) -> bytes:
 
 
 def pickles(canary: Path) -> dict[str, bytes]:
-    """One exploit in every wrapping that a loader might open."""
+    """Return one exploit in every wrapping that a loader might open."""
     exploit, found = Exploit(canary), {}
     found["pickle"] = pickle.dumps(exploit)
     found["pickle, protocol 0"] = pickle.dumps(exploit, protocol=0)
@@ -84,13 +84,13 @@ def pickles(canary: Path) -> dict[str, bytes]:
 
 
 def files(canary: Path) -> dict[str, bytes]:
-    """Bytes that no loader may take; `canary` is made by the ones that it runs."""
+    """Return bytes that no loader may accept; those that a loader runs create `canary`."""
     return pickles(canary) | _without_code()
 
 
 @cache
 def _without_code() -> dict[str, bytes]:
-    """Those that only lie."""
+    """Return the inconsistent files without code."""
     whole = safetensors(one(), struct.pack("<f", 1.0))
     deep = b"[" * 100_000 + b"]" * 100_000
     twice = json.dumps(one())
@@ -124,7 +124,7 @@ def _without_code() -> dict[str, bytes]:
         ),
         "safetensors, NaN": safetensors(one(), struct.pack("<f", float("nan"))),
         "safetensors, cut": whole[:-2],
-        "safetensors, more than it says": whole + b"more",
+        "safetensors, longer than its header says": whole + b"more",
         "npy, 2**62 elements": npy("<f4", f"({2**31}, {2**31})"),
         "npy, negative": npy("<f4", "(-1,)"),
         "npy, structured": npy("[('a', '<f4')]", "(1,)", raw=True),
@@ -151,7 +151,7 @@ def doubled() -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as file:
         for _ in range(2):
-            file.NameToInfo.clear()  # else it warns
+            file.NameToInfo.clear()  # otherwise it warns
             file.writestr(first, buffer.getvalue())
     return packed.getvalue()
 
@@ -174,10 +174,10 @@ PLACES: dict[str, Callable[[Path], None]] = {
     "a folder": Path.mkdir,
     "a pipe": _fifo,
     "endless zeros": lambda path: path.symlink_to("/dev/zero"),
-    "nothing for ever": lambda path: path.symlink_to("/dev/null"),
+    "an empty device": lambda path: path.symlink_to("/dev/null"),
     "a link to a secret": _secret,
     "a link to nothing": lambda path: path.symlink_to(path.with_name("gone")),
     "a link to itself": _loop,
     "missing": lambda path: None,
 }
-"""What may stand in the place of a file."""
+"""Objects in the place of a file."""

@@ -1,5 +1,4 @@
-"""``streamadapt run`` as processes on a topic of numbers, for tests of what happens around them on
-a broker."""
+"""``streamadapt run`` as processes on a topic of numbers, for tests of events on a broker."""
 
 from __future__ import annotations
 
@@ -75,7 +74,7 @@ def admin(servers: str) -> contextlib.closing[KafkaAdminClient]:
 
 
 def create(servers: str, *topics: str, partitions: int = 1) -> None:
-    """Create topics, and wait until they are there."""
+    """Create topics, and wait until they exist."""
     with admin(servers) as client:
         client.create_topics([NewTopic(topic, partitions, 1) for topic in topics])
         client.wait_for_topics(list(topics))
@@ -157,7 +156,7 @@ class Job:
             process.wait()
 
     def offsets(self) -> dict[int, Counter[int]]:
-        """Return how often each entry's prediction is in the output, by partition and offset."""
+        """Return how often the output has each entry's prediction, by partition and offset."""
         found: dict[int, Counter[int]] = {}
         for record in consume(self.servers, f"{self.topic}-out", isolation_level="read_committed"):
             _, place, offset = (
@@ -178,7 +177,7 @@ def split(value: bytes) -> tuple[int, int]:
 
 
 class Engine:
-    """One process."""
+    """One process of ``streamadapt run``."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process, self.port, self._log = process, port, log
@@ -201,7 +200,7 @@ class Engine:
         return {}
 
     def predictions(self) -> dict[str, float]:
-        """Return the count by partition."""
+        """Return the number of predictions by partition."""
         name = 'streamadapt_predictions_total{partition="'
         return {
             k.removeprefix(name).partition('"')[0]: v
@@ -210,7 +209,7 @@ class Engine:
         }
 
     def ready(self) -> int:
-        """Return the status of ``/ready``; 0 while nothing answers."""
+        """Return the status of ``/ready``; 0 without an answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/ready", timeout=5) as page:
                 return int(page.status)

@@ -1,4 +1,4 @@
-"""Small tools of the Kafka tests: write, read back, poll until."""
+"""Small helpers of the Kafka tests: write, read back, poll until."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streamadapt.engine.ports import Source
 from streamadapt.records import Record
 from streamadapt.testing.checks.sources import Owner
 
-PATIENCE_S = 120.0  # a bound against hanging, far above what anything here takes
+PATIENCE_S = 120.0  # a bound against hanging, far above any step here
 
 
 def produce(servers: str, topic: str, logs: Sequence[Sequence[bytes]], **configs: Any) -> None:
@@ -30,7 +30,7 @@ def produce(servers: str, topic: str, logs: Sequence[Sequence[bytes]], **configs
 
 
 def made(servers: str, name: str, configs: dict[str, str], partitions: int = 1) -> str:
-    """Create a topic with some settings of the broker's."""
+    """Create a topic with some topic settings."""
     admin = KafkaAdminClient(bootstrap_servers=servers)
     try:
         admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs)])
@@ -58,7 +58,7 @@ def consume(servers: str, topic: str, **configs: Any) -> list[Any]:
             consumer.seek(at, 0)
         while any(consumer.position(at) < ends[at] for at in places):
             found += [r for batch in consumer.poll(500).values() for r in batch]
-        # Some brokers name the start of the last batch when asked for the end.
+        # Some brokers give the start of the last batch as the end.
         while batches := consumer.poll(500):
             found += [r for batch in batches.values() for r in batch]
         return sorted(found, key=lambda r: (r.partition, r.offset))
@@ -87,7 +87,7 @@ def until(holds: Callable[[], bool], step: Callable[[], object]) -> None:
     """Repeat `step` until `holds`, or fail."""
     deadline = time.monotonic() + PATIENCE_S
     while not holds():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, "the condition was never true"
         step()
 
 

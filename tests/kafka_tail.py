@@ -1,5 +1,4 @@
-"""Reading a topic to its true end: some brokers name the start of the last batch when asked for
-it."""
+"""Reading a topic to its true end: some brokers give the start of the last batch as the end."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ MORE_MS = 500
 
 
 def read_until(servers: str, topic: str, enough: Callable[[list[Any]], bool]) -> list[Any]:
-    """Return the records of partition 0 once `enough` of them are there, with what comes right
-    after."""
+    """Return the records of partition 0 once `enough` of them are written, with those that follow
+    directly."""
     consumer = KafkaConsumer(
         bootstrap_servers=servers, enable_auto_commit=False, fetch_max_bytes=64 << 20
     )

@@ -1,5 +1,5 @@
-"""What the tests of the liquid learner share: a stream at uneven times, and sizes whose scales all
-differ."""
+"""Shared by the tests of the liquid learner: a stream with uneven times, and sizes with different
+scales."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = Network(backbone=(6,))
 
 
 def stream(n: int, window: int, channels: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Windows and the event times of their entries, unevenly spaced."""
+    """Return windows and the event times of their entries, unevenly spaced."""
     g = torch.Generator().manual_seed(seed)
     values = torch.randn(n + window - 1, channels, generator=g)
     times = (torch.rand(n + window - 1, generator=g, dtype=torch.float64) * 3.0 + 0.2).cumsum(0)
@@ -26,7 +26,7 @@ def stream(n: int, window: int, channels: int, seed: int = 0) -> list[tuple[Tens
     return [(values[i : i + window].clone(), stamps[i : i + window].clone()) for i in range(n)]
 
 
-def said_at(times: Tensor | None, output: Tensor) -> BaseOutput:
+def base_output_at(times: Tensor | None, output: Tensor) -> BaseOutput:
     return base(output)._replace(times=times)
 
 

@@ -1,4 +1,4 @@
-"""File systems of fsspec that fail, for what is kept in object stores."""
+"""File systems of fsspec that fail, for tests of object stores."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 
 class Broken(Exception):
-    """What drivers raise need not be an `OSError`."""
+    """An error of a driver that is not an `OSError`."""
 
 
 class FailingFileSystem(MemoryFileSystem):
-    """An object store in memory that counts what is asked of it, and fails once.
+    """An object store in memory that counts its requests, and fails once.
 
-    ``before``: refused. ``torn``: half of a file was written, as on a file system that is mounted.
-    ``after``: it was done, and the answer got lost.
+    ``before``: refused. ``torn``: half of a file was written, as on a mounted file system.
+    ``after``: it was done, and the answer was lost.
     """
 
     protocol = "failing"
@@ -85,7 +85,7 @@ class FailingFileSystem(MemoryFileSystem):
 
 
 class CarelessFileSystem(MemoryFileSystem):
-    """One that does not know what "create" means, as an old driver or server may not."""
+    """A file system without "create", as an old driver or server may be."""
 
     protocol = "careless"
     store: dict[str, Any] = {}  # noqa: RUF012
@@ -100,8 +100,8 @@ class CarelessFileSystem(MemoryFileSystem):
 
 
 class AsynchronousFileSystem(AsyncFileSystem):
-    """As s3fs and gcsfs are: it sends a file in one piece, by a coroutine that fsspec makes a
-    plain method of."""
+    """Like s3fs and gcsfs, it sends a file in one piece, with a coroutine that fsspec turns into a
+    plain method."""
 
     protocol = "asynchronous"
 
@@ -114,7 +114,7 @@ for made in (FailingFileSystem, CarelessFileSystem, AsynchronousFileSystem):
 
 
 def fresh(kind: str, tmp_path: Any) -> str:
-    """Return a URL under which there is nothing."""
+    """Return a URL under which nothing exists."""
     return (
         f"local://{tmp_path}/deep/state"
         if kind == "local"

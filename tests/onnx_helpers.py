@@ -20,11 +20,11 @@ Shape = Sequence[int | str | None]
 def export(
     model: nn.Module, path: Path, *, dynamic: bool = False, external: bool = False, window: int = 6
 ) -> Path:
-    """What a user does with a torch model."""
+    """Export a torch model as a user does."""
     inputs = torch.zeros(2 if dynamic else 1, window, 2)
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     with warnings.catch_warnings():
-        # Torch's own: its exporter uses what other parts of it deprecate.
+        # Torch's own warnings: its exporter uses functions that torch deprecates.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model.eval(),
@@ -49,12 +49,12 @@ def model_of(
     more: Sequence[tuple[str, Shape, int]] = (),
     output_kind: int = TensorProto.FLOAT,
 ) -> onnx.ModelProto:
-    """A model of the input ``x``, made by hand: no exporter has to run."""
+    """Return a model of the input ``x``, made by hand: no exporter has to run."""
     inputs = [
         helper.make_tensor_value_info(n, k, list(s)) for n, s, k in (("x", shape, kind), *more)
     ]
-    said = [helper.make_tensor_value_info(name, output_kind, None) for name in outputs]
-    graph = helper.make_graph(list(nodes), "g", inputs, said, list(held))
+    output_infos = [helper.make_tensor_value_info(name, output_kind, None) for name in outputs]
+    graph = helper.make_graph(list(nodes), "g", inputs, output_infos, list(held))
     domains = {node.domain for node in nodes} - {""}
     opsets = [
         helper.make_opsetid("", opset),
@@ -70,7 +70,8 @@ def constant(name: str, values: Any, dtype: Any = np.float32) -> TensorProto:
 def rows_of(
     horizon: int, shape: Shape = (1, 6, 2), kind: int = TensorProto.FLOAT
 ) -> onnx.ModelProto:
-    """The last value of each channel, `horizon` times, as (1, horizon, channels)."""
+    """Return a model of the last value of each channel, `horizon` times, as (1, horizon,
+    channels)."""
     nodes = [
         helper.make_node("Slice", ["x", "from", "to", "axis"], ["last"]),
         helper.make_node("Tile", ["last", "times"], ["y"]),
@@ -89,7 +90,7 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def outside(name: str, location: str, dims: Sequence[int]) -> TensorProto:
-    """Weights that are in another file."""
+    """Return weights that are in another file."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=list(dims))
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)

@@ -1,5 +1,5 @@
-"""An Apache Kafka that a test may kill: started from the script that STREAMADAPT_KAFKA_START
-names, if there is one."""
+"""An Apache Kafka that a test may kill, started by the script that STREAMADAPT_KAFKA_START names,
+if there is one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from benchmarks.kafka_broker import BESIDE, PATIENCE_S, runs, start_script
 
 
 def free_ports(count: int) -> list[int]:
-    """Return TCP ports of 127.0.0.1 that nobody listens on, all different; the one behind the
-    first is free too."""
-    with ExitStack() as held:  # all at once: one that is closed again may be given out again
+    """Return free TCP ports of 127.0.0.1, all different; the port after the first is free too."""
+    with ExitStack() as held:  # all at once: a closed port may be assigned again
 
         def bound(port: int) -> int | None:
             probe = held.enter_context(socket.socket())
@@ -45,7 +44,7 @@ class OwnBroker:
         Further lines of ``server.properties``; a later line replaces an earlier one of the same
         name.
     port : int or None
-        Of the listener without TLS and password; None takes a free one. The next port is the
+        Port of the listener without TLS and password; None takes a free one. The next port is the
         controller's.
     """
 
@@ -64,7 +63,7 @@ class OwnBroker:
         self.start()
 
     def start(self) -> None:
-        """Start it, also with the data of an earlier time; returns once it answers."""
+        """Start the broker, also with the data of an earlier run; return once it answers."""
         command = [str(self._start), str(self._folder), str(self._port), "1", *self._lines]
         subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
 
@@ -73,14 +72,14 @@ class OwnBroker:
         return int((self._folder / "broker.0" / "pid").read_text())
 
     def kill(self) -> None:
-        """SIGKILL, as a machine that loses its power."""
+        """Send SIGKILL, like a power failure."""
         self.signal(signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE_S
         while runs(self.pid):
-            assert time.monotonic() < deadline, "it was killed, and runs"
+            assert time.monotonic() < deadline, "the killed broker still runs"
             time.sleep(0.05)
-        # The start script looks for its last line: that of the life before must not be taken for
-        # the next one's.
+        # The start script looks for its last line: the line of the previous run must not be
+        # mistaken for the next one's.
         (self._folder / "broker.0" / "broker.log").unlink(missing_ok=True)
 
     def signal(self, number: signal.Signals) -> None:

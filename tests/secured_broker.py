@@ -1,9 +1,9 @@
-"""A listener that asks for TLS, a password, or both, and passes what it admits on to the embedded
-broker.
+"""A listener that requires TLS, a password, or both, and passes admitted connections on to the
+embedded broker.
 
-It is a stand-in. The embedded broker takes the options for TLS but speaks none, and with its
-option for authentication on it admits nobody, as users can only be made by one who is admitted. So
-handshakes and refusals are this file's (TLS itself is OpenSSL's); everything after them is the
+It is a stand-in. The embedded broker accepts the options for TLS but does not support it, and with
+its option for authentication it admits no client, since only an admitted client can create users.
+So this file does handshakes and refusals (with OpenSSL's TLS); everything after them is the
 broker's own.
 """
 
@@ -41,8 +41,8 @@ ITERATIONS = 4096
 
 
 class Certificates:
-    """A CA, a certificate of the broker's, a client's with its key encrypted, and a CA that nobody
-    knows."""
+    """A CA, a certificate of the broker, one of a client with its encrypted key, and an unknown
+    CA."""
 
     password = "key-password"
 
@@ -77,18 +77,18 @@ class Certificates:
 
 @dataclass
 class Door:
-    """What is asked of a client, and what became of those who came."""
+    """The requirements for a client, and the outcome of each connection."""
 
     tls: ssl.SSLContext | None = None
     users: dict[str, str] | None = None
     mechanisms: tuple[str, ...] = ("PLAIN", "SCRAM-SHA-256")
-    says: str = "Authentication failed"
+    refusal_text: str = "Authentication failed"
     admitted: int = 0
     refused: int = 0
 
 
 class Secured:
-    """The listener; `port` is what the broker must advertise. One thread a client."""
+    """The listener; the broker must advertise `port`. One thread per client."""
 
     def __init__(self, door: Door) -> None:
         self.door = door
@@ -111,7 +111,7 @@ class Secured:
             thread.join(30)
 
     def cut(self) -> None:
-        """End every connection; new ones are admitted, or not, by what the door asks by then."""
+        """Close every connection; new ones are admitted by the door's current settings."""
         self._cuts += 1
 
     def _accept(self) -> None:
@@ -150,7 +150,7 @@ class Secured:
             self._pass_on(near, far)
 
     def _wait_for_end(self, near: socket.socket) -> None:
-        """Leave the client time to read why, as Kafka does
+        """Leave the client time to read the reason, as Kafka does
         (connection.failed.authentication.delay.ms)."""
         near.settimeout(0.5)
         with contextlib.suppress(OSError):
@@ -164,14 +164,14 @@ class Secured:
                 data = end.recv(1 << 16)
                 if not data:
                     return
-                # decrypted, so no longer to be seen by select
+                # decrypted, so select no longer reports it
                 while isinstance(end, ssl.SSLSocket) and end.pending():
                     data += end.recv(1 << 16)
                 other[end].sendall(data)
 
     def _admit(self, near: socket.socket, far: socket.socket) -> bool:
-        """Speak with a client until it is let through; the broker itself answers which versions it
-        knows."""
+        """Talk to a client until it is admitted; the broker itself answers the request for its
+        versions."""
         login: Login | None = None
         while True:
             request = frame_of(near)
@@ -190,15 +190,15 @@ class Secured:
                 near.sendall(framed(head + struct.pack(">hi", code, len(offered)) + names))
             elif api == SASL_AUTHENTICATE and login is not None:
                 answer = login.answer(token_of(body, version))
-                near.sendall(framed(head + authenticated(answer, self.door.says, version)))
+                near.sendall(framed(head + authenticated(answer, self.door.refusal_text, version)))
                 if answer is None or login.done:
                     return answer is not None
             else:
-                return False  # what a broker does with one who does not introduce itself
+                return False  # as a broker does with a client that does not authenticate
 
 
 def _read_out(near: ssl.SSLSocket) -> None:
-    """Read what still comes, so that closing sends no reset, which would overtake the alert."""
+    """Read the rest, so that closing sends no reset, which would overtake the alert."""
     raw = socket.socket(fileno=near.detach())
     with raw, contextlib.suppress(OSError):
         raw.settimeout(1.0)
@@ -238,13 +238,19 @@ def token_of(body: bytes, version: int) -> bytes:
     raise ValueError("a length without an end")
 
 
-def authenticated(answer: bytes | None, says: str, version: int) -> bytes:
-    code, said, token = (REFUSED, says.encode(), b"") if answer is None else (0, None, answer)
+def authenticated(answer: bytes | None, refusal_text: str, version: int) -> bytes:
+    code, error_text, token = (
+        (REFUSED, refusal_text.encode(), b"") if answer is None else (0, None, answer)
+    )
     if version < 2:
-        message = struct.pack(">h", -1) if said is None else struct.pack(">h", len(said)) + said
+        message = (
+            struct.pack(">h", -1)
+            if error_text is None
+            else struct.pack(">h", len(error_text)) + error_text
+        )
         lifetime = b"" if version == 0 else struct.pack(">q", 0)
         return struct.pack(">h", code) + message + struct.pack(">i", len(token)) + token + lifetime
-    message = compact(said)
+    message = compact(error_text)
     return (
         b"\0" + struct.pack(">h", code) + message + compact(token) + struct.pack(">q", 0) + b"\0"
     )
@@ -269,7 +275,7 @@ class Login:
         self._user = ""
 
     def answer(self, token: bytes) -> bytes | None:
-        """Return what the client is told; None if it is refused."""
+        """Return the answer to the client; None if it is refused."""
         if self.mechanism == "PLAIN":
             _, user, password = token.decode().split("\0")
             self.done = True
@@ -305,7 +311,7 @@ def mac(key: bytes, text: bytes) -> bytes:
 
 @contextmanager
 def secured(door: Door) -> Iterator[tuple[str, Secured]]:
-    """Start both; yield the listener's ``host:port`` and itself."""
+    """Start the listener and the broker; yield the listener's ``host:port`` and itself."""
     listener = Secured(door)
     try:
         with EmbeddedBroker(advertised_port=listener.port) as broker:

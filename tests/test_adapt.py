@@ -1,5 +1,5 @@
-"""What learns without labels: called once per entry, never by questions; its signals; tasks
-without labels."""
+"""Learning without labels: `adapt` is called once per entry, never by `predict`; its signals;
+tasks without labels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from streamadapt.testing.checks.cases import through_a_checkpoint
 
 
 class Counting(Learner):
-    """Predicts the base; counts the entries it took in, and remembers their times."""
+    """Predicts the base's output; counts the observed entries, and keeps their times."""
 
     kind: ClassVar[str] = "counting"
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast", "regression", "classification"})
@@ -54,7 +54,7 @@ class Counting(Learner):
         return base.output.clone()
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        raise AssertionError("a learner that needs no labels was told one")
+        raise AssertionError("a learner that needs no labels received one")
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
         assert base.times is not None
@@ -76,7 +76,7 @@ def unlabelled(**more: Any) -> tuple[Pipeline, Counting]:
     return Pipeline(Unlabelled(3, classes=2), constant, [learner], guard, **more), learner
 
 
-def test_adapt_is_called_once_for_every_predicted_entry_and_by_no_question() -> None:
+def test_adapt_is_called_once_for_every_predicted_entry_and_never_by_predict() -> None:
     pipeline, learner = unlabelled()
     stream = entries(walk(20, 2))
     for i, entry in enumerate(stream):
@@ -93,7 +93,7 @@ def test_adapt_is_called_once_for_every_predicted_entry_and_by_no_question() -> 
 
 @pytest.mark.parametrize("task", [Forecast(3, 2), Supervised(3, outputs=2)])
 def test_times_reach_the_examples(task: Any) -> None:
-    """What a learner learns from carries the times of its own window, also after a restart."""
+    """Examples carry the times of their own window, also after a restart."""
     seen: list[list[int]] = []
 
     class Noting(Bias):
@@ -149,7 +149,7 @@ def test_an_unknown_signal_is_an_error_that_names_the_known_ones() -> None:
         unlabelled(drift=[DriftMonitor("adwin", "typo")])
 
 
-def test_an_unlabelled_task_serves_what_it_was_told_to_trust() -> None:
+def test_an_unlabelled_task_serves_the_prior_weights() -> None:
     pipeline, _ = unlabelled()
     predictions = pipeline.observe(entries(walk(40, 2)))
     for p in (predictions[0], predictions[-1]):
@@ -179,13 +179,13 @@ def test_an_unlabelled_task_refuses_labels_and_learners_that_need_them() -> None
 
 @pytest.mark.parametrize("prior", [{}, {"a": 0.7, "b": 0.7}, {"a": -0.1}, {"a": 1.1}])
 @pytest.mark.parametrize("guard", [TwoLayer, Hedge])
-def test_a_prior_is_checked(guard: Any, prior: dict[str, float]) -> None:
+def test_an_invalid_prior_is_refused(guard: Any, prior: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"guard\.prior"):
         guard(prior=prior)
 
 
-def test_a_prior_is_only_the_beginning() -> None:
-    """Labels that speak for the base take the trusted expert's share away."""
+def test_labels_override_a_prior() -> None:
+    """Labels that favour the base reduce the weight of the trusted expert."""
 
     class Wrong(Counting):
         def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
@@ -199,7 +199,7 @@ def test_a_prior_is_only_the_beginning() -> None:
     assert predictions[-1].weights["counting"] < 0.1
 
 
-def test_a_broken_learner_comes_back_without_labels_too() -> None:
+def test_a_suspended_learner_returns_without_labels_too() -> None:
     class Breaks(Counting):
         def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
             return base.output * (float("nan") if int(self.count) == 30 else 1.0)
@@ -221,8 +221,8 @@ class Net(nn.Module):
         self.head = nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        said: Tensor = self.head(torch.tanh(self.hidden(x.flatten(1))))
-        return said
+        output: Tensor = self.head(torch.tanh(self.hidden(x.flatten(1))))
+        return output
 
 
 def test_an_embedding_is_named_by_its_submodule_and_logits_become_a_distribution() -> None:
@@ -230,10 +230,10 @@ def test_an_embedding_is_named_by_its_submodule_and_logits_become_a_distribution
     net = Net()
     frozen = FrozenModel(net, softmax=True, embedding="hidden")
     x = torch.randn(3, 2)
-    said = frozen(x)
-    assert said.embedding is not None
-    torch.testing.assert_close(said.embedding, net.hidden(x.flatten()[None])[0].detach())
-    torch.testing.assert_close(said.output, torch.softmax(net(x[None]), -1).detach())
+    output = frozen(x)
+    assert output.embedding is not None
+    torch.testing.assert_close(output.embedding, net.hidden(x.flatten()[None])[0].detach())
+    torch.testing.assert_close(output.output, torch.softmax(net(x[None]), -1).detach())
     learner = Counting()
     pipeline = Pipeline(Supervised(3, classes=2), frozen, [learner])
     pipeline.observe(entries(walk(5, 2)))
@@ -249,13 +249,13 @@ def test_an_unknown_submodule_is_an_error_that_names_the_known_ones(name: str) -
         FrozenModel(constant, embedding="hidden")
 
 
-def test_state_of_an_unlabelled_pipeline_goes_on_as_it_was() -> None:
+def test_an_unlabelled_pipeline_resumes_from_its_state() -> None:
     stream = entries(walk(40, 2))
     whole, _ = unlabelled()
     expected = bits(whole.observe(stream))
     first, _ = unlabelled()
-    said = bits(first.observe(stream[:21]))
+    predictions = bits(first.observe(stream[:21]))
     second, _ = unlabelled()
     second.load_state_dict(through_a_checkpoint(first.state_dict()))
-    assert said + bits(second.observe(stream[21:])) == expected
+    assert predictions + bits(second.observe(stream[21:])) == expected
     assert state(second) == state(whole)

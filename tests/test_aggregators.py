@@ -1,5 +1,5 @@
-"""The aggregation rules against slow scalar ones written from the formulas, and what holds
-whatever comes."""
+"""The aggregation rules against slow scalar implementations of the formulas, and properties for
+any input."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def make(name: str, groups: tuple[int, int] = (1, 1)) -> Aggregator:
 
 
 def signals(name: str, groups: tuple[int, int], n: int = 250, seed: int = 0) -> Any:
-    """Losses from 0 for fixed share, regrets around 0 otherwise; a fifth of the groups without
-    news."""
+    """Return losses from 0 for fixed share, regrets around 0 otherwise; a fifth of the groups
+    without values."""
     rng = np.random.default_rng(seed)
     variants = 1 if name == "fixed-share" else 2
     for t in range(n):
@@ -106,7 +106,7 @@ def signals(name: str, groups: tuple[int, int], n: int = 250, seed: int = 0) -> 
 
 @pytest.mark.parametrize("groups", [(1, 1), (3, 1), (3, 2), (2, 2)])
 @pytest.mark.parametrize("name", RULES)
-def test_equals_the_slow_one_in_every_variant_and_group(
+def test_a_rule_equals_the_slow_one_in_every_variant_and_group(
     name: str, groups: tuple[int, int]
 ) -> None:
     aggregator = make(name, groups)
@@ -177,7 +177,7 @@ def test_state_round_trip_is_a_copy(name: str) -> None:
         first.update(signal, known)
         second.update(signal, known)
         assert np.array_equal(first.weights, second.weights)
-    assert all(np.array_equal(state[k], kept[k]) for k in state), "the state is no view"
+    assert all(np.array_equal(state[k], kept[k]) for k in state), "the state is not a view"
 
 
 REGRETS = hnp.arrays(
@@ -190,7 +190,7 @@ REGRETS = hnp.arrays(
     st.sampled_from(["fixed-share", "eager", "boa", "mlpoly"]),
     st.sampled_from([1.0, 0.5, 1e-3]),
 )
-def test_weights_stay_on_the_simplex_whatever_comes(
+def test_weights_stay_on_the_simplex_for_any_input(
     signal: Any, name: str, discount: float
 ) -> None:
     rules: dict[str, Aggregator] = {
@@ -211,9 +211,9 @@ def test_weights_stay_on_the_simplex_whatever_comes(
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_long_silence_divides_by_nothing(name: str) -> None:
-    """A sensor that stands still gives regrets of zero for months: what was learned fades, to
-    nothing at worst."""
+def test_a_long_constant_period_causes_no_division_by_zero(name: str) -> None:
+    """A constant sensor gives regrets of zero for months: the learned weights decay, at worst to
+    nothing."""
     aggregator = make(name)
     for attribute in ("variance", "regret"):
         if hasattr(aggregator, attribute):
@@ -226,7 +226,8 @@ def test_a_long_silence_divides_by_nothing(name: str) -> None:
 
 
 def best_sequence(losses: Any, switches: int) -> float:
-    """The smallest total loss of any sequence of experts with so many switches at most."""
+    """Return the smallest total loss of any sequence of experts with at most the given number of
+    switches."""
     rounds, experts = losses.shape
     best = np.full((switches + 1, experts), np.inf)
     best[0] = losses[0]
@@ -269,7 +270,7 @@ def test_fixed_share_keeps_its_documented_bound(
 @pytest.mark.parametrize("rule", [BOA(1.0), MLPoly(1.0)], ids=["boa", "mlpoly"])
 @pytest.mark.parametrize("seed", range(3))
 def test_second_order_rules_have_sublinear_regret(rule: Any, seed: int) -> None:
-    """On linear losses with one better expert the regret is of the order of the root of the sum of
+    """On linear losses with one better expert the regret has the order of the root of the sum of
     squares."""
     rng = np.random.default_rng(seed)
     rule.build((1, 1), np.full(3, 1.0 / 3.0))

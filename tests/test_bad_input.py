@@ -1,5 +1,5 @@
-"""Bad records, end to end: each goes to the dead letters with its reason, and the model is as if
-it had never come."""
+"""Bad records, end to end: each becomes a dead letter with its reason, and the model is as without
+it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ N = 60
 HOUR = 3600
 DELAY_H, TTL_H = 6, 20
 FIELDS = FieldMap(values=("x",), time="time", time_format="unix_s", id="id", label="y", channels=2)
-NEVER_LABELLED = 5  # of each ten
+NEVER_LABELLED = 5  # in every ten entries
 
 
 def base(inputs):
@@ -66,8 +66,8 @@ ENTRIES = [entry(i) for i in range(N)]
 LABELS = [label(i) for i in LABELLED]
 HUGE = b'{"id": "huge", "time": 0, "x": "' + b"a" * 10_000_000 + b'"}'
 
-# Reason -> what makes such a record to stand before entry i (1 <= i), with the stage that refuses
-# it.
+# Reason -> the function that makes such a record before entry i (1 <= i), with the stage that
+# refuses it.
 BAD_ENTRIES = {
     "not JSON": ("not_json", "decode", lambda i: b'{"id": nonsense'),
     "not UTF-8": ("not_json", "decode", lambda i: b"\xff\xfe\x00"),
@@ -102,19 +102,19 @@ BAD_ENTRIES = {
 
 
 def known_at(j):
-    """Hours at which the label at place j of the label stream became known."""
+    """Return the hours at which the label at position j of the label stream became known."""
     return LABELLED[j] + DELAY_H
 
 
 def too_late(j):
-    """A label for an entry that has waited in vain, but is not forgotten yet; in the order of the
+    """Return a label for an entry that has expired but is not forgotten yet, in the order of the
     stream."""
     now = known_at(j)
     waited = next(u for u in range(now - TTL_H - 3, 0, -1) if u % 10 == NEVER_LABELLED)
     return label(waited, time=now * HOUR)
 
 
-# The same for a record to stand before the label at place j (j >= 1) of the label stream.
+# The same for a record before the label at position j (j >= 1) of the label stream.
 BAD_LABELS = {
     "an unknown id": (
         "unknown_label",
@@ -131,7 +131,7 @@ BAD_LABELS = {
     "not JSON": ("not_json", "decode", lambda j: b"}"),
 }
 FIRST_LATE = 35
-"""Places of the label stream from here on have an entry that is too late, but not forgotten."""
+"""From this position on, the label stream has an entry that is too late but not forgotten."""
 
 
 def run(entries, labels):
@@ -149,7 +149,7 @@ CLEAN_STATE, CLEAN_PREDICTIONS, _none, _summary = run(ENTRIES, LABELS)
 
 
 def injected(stream, bad, chosen):
-    """`stream` with the records of `chosen`, (kind, place), put in."""
+    """Return `stream` with the records of `chosen`, (kind, position), inserted."""
     found = []
     for place, record in enumerate(stream):
         found += [bad[kind][2](place) for kind, at in chosen if at == place]
@@ -172,7 +172,7 @@ def check(bad_entries, bad_labels):
 
 
 def test_the_clean_stream_is_clean():
-    """What the dirty ones are compared with: every label learned, late ones expired, nothing
+    """The dirty streams are compared with it: every label is learned, late ones expire, nothing is
     refused."""
     assert _none == []
     assert len(CLEAN_PREDICTIONS) == N - 2
@@ -181,7 +181,7 @@ def test_the_clean_stream_is_clean():
 
 @pytest.mark.parametrize("kind", BAD_ENTRIES)
 def test_a_bad_entry_changes_nothing(kind):
-    """In front, in the middle and twice in a row."""
+    """At the start, in the middle and twice in a row."""
     check([(kind, 1), (kind, 30), (kind, 30)], [])
 
 
@@ -204,8 +204,8 @@ some_labels = st.lists(
 @given(some_entries, some_labels)
 @example([(kind, 7) for kind in BAD_ENTRIES], [(kind, FIRST_LATE) for kind in BAD_LABELS])
 def test_any_mixture_of_bad_records_changes_nothing(bad_entries, bad_labels):
-    """Whatever comes, wherever: bit for bit the state and the predictions of the stream without
-    it."""
+    """Any bad records in any place: the state and the predictions equal those of the clean stream,
+    bit for bit."""
     check(bad_entries, bad_labels)
 
 
@@ -215,7 +215,7 @@ def processed(engine):
 
 @pytest.mark.kafka
 def test_dead_letters_reach_their_topic(kafka_servers, topic):
-    """With the raw value, and the reason, the stage and the place it came from as headers."""
+    """With the raw value, and the reason, stage and position of the record as headers."""
     large = {"max.message.bytes": str(64 << 20)}  # a broker's default is 1 MiB
     entries, labels, letters = (
         made(kafka_servers, topic(0, name), large) for name in ("entries", "labels", "letters")
@@ -244,14 +244,14 @@ def test_dead_letters_reach_their_topic(kafka_servers, topic):
     found = read_until(
         kafka_servers, letters, lambda found: len(found) >= len(kinds) + len(BAD_LABELS)
     )
-    told = Counter()
+    counts = Counter()
     for record in found:
         headers = {name: value.decode() for name, value in record.headers}
         stream = {entries: dirty, labels: dirty_labels}[headers["topic"]]
         assert record.value == stream[int(headers["offset"])]
         assert headers["partition"] == "0"
         assert headers["detail"]
-        told[headers["reason"], headers["stage"]] += 1
-    assert told == Counter(
+        counts[headers["reason"], headers["stage"]] += 1
+    assert counts == Counter(
         [BAD_ENTRIES[k][:2] for k, _ in kinds] + [bad[:2] for bad in BAD_LABELS.values()]
     )

@@ -1,5 +1,5 @@
-"""Bases: fitted ones equal scikit-learn's ridge, saved ones come back, the user's own model is
-never written to."""
+"""Bases: fitted ones equal scikit-learn's ridge, saved ones load unchanged, the user's own model
+is never modified."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def history(n: int = 300, channels: int = 3, missing: float = 0.0) -> Batch:
 
 
 def filled(values: Any) -> Any:
-    """Missing values as the last one seen, spelled out."""
+    """Replace missing values by the last one seen."""
     out = values.astype(np.float64).copy()
     for t in range(1, len(out)):
         out[t] = np.where(np.isnan(out[t]), out[t - 1], out[t])
@@ -53,8 +53,8 @@ def filled(values: Any) -> Any:
 def test_forecast_fit_is_sklearns_ridge(
     window: int, horizon: int, strong: bool, shared: bool, missing: float
 ) -> None:
-    """The constant is a feature like the others, penalised too: Ridge without an intercept, on a
-    column of ones."""
+    """The constant is a feature like the others, with the same penalty: Ridge without an
+    intercept, on a column of ones."""
     batch = history(missing=missing)
     fitted = fit_forecast(
         batch, window, horizon, ridge=0.7, subtract_last=strong, shared_scale=shared
@@ -89,8 +89,8 @@ def test_forecast_fit_is_sklearns_ridge(
         wanted = (oracle.predict(x[None])[0] + (scaled[-1, c] if strong else 0.0)) * scale[
             c
         ] + loc[c]
-        said = fitted(torch.from_numpy(inputs)).output[:, c].numpy()
-        np.testing.assert_allclose(said, wanted, rtol=1e-4)
+        output = fitted(torch.from_numpy(inputs)).output[:, c].numpy()
+        np.testing.assert_allclose(output, wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -110,9 +110,9 @@ def test_supervised_fit_is_sklearns_ridge(window: int) -> None:
     np.testing.assert_allclose(
         fitted.weights.T.numpy(), np.atleast_2d(oracle.coef_), rtol=1e-4, atol=1e-5
     )
-    said = fitted(torch.from_numpy(values[50 - window : 50])).output.numpy()
+    output = fitted(torch.from_numpy(values[50 - window : 50])).output.numpy()
     features = np.append(z[50 - window : 50].ravel(), 1.0)[None]
-    np.testing.assert_allclose(said, oracle.predict(features) * std + mean, rtol=1e-4)
+    np.testing.assert_allclose(output, oracle.predict(features) * std + mean, rtol=1e-4)
 
 
 def test_statistics_are_those_of_the_fit() -> None:
@@ -124,14 +124,14 @@ def test_statistics_are_those_of_the_fit() -> None:
     assert prior.gram[:, -1, -1].tolist() == [294.0] * 3, (
         "the constant's square, summed over the examples"
     )
-    # What ridge regression leaves over: its moment is the penalty times the weights, over all
+    # The residual of ridge regression: its moment is the penalty times the weights, over all
     # channels together.
     total = prior.moment.sum(0).numpy()
     np.testing.assert_allclose(total, 0.1 * fitted.weights.double().numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["weak", "strong", "regression"])
-def test_a_saved_base_comes_back(kind: str, tmp_path: Path) -> None:
+def test_a_saved_base_loads_unchanged(kind: str, tmp_path: Path) -> None:
     if kind == "regression":
         values = walk(100, 2)
         fitted = fit_supervised(Batch(values, np.arange(100), values[:, :1] * 2.0), 3)
@@ -194,7 +194,7 @@ def test_damaged_and_foreign_files_are_refused(change: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of this kind", b"\xff" * 100, None])
-def test_files_that_are_no_safetensors_are_refused(content: bytes | None, tmp_path: Path) -> None:
+def test_files_other_than_safetensors_are_refused(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "base.safetensors"
     if content is not None:
         path.write_bytes(content)
@@ -202,14 +202,14 @@ def test_files_that_are_no_safetensors_are_refused(content: bytes | None, tmp_pa
         Linear.load(path)
 
 
-def test_a_base_is_held_against_the_task() -> None:
+def test_a_base_is_compared_with_the_task() -> None:
     fitted = fit_forecast(history(), 5, 2)
-    for task, said in (
+    for task, text in (
         (Forecast(6, 2), "window"),
         (Forecast(5, 3), "responses"),
         (Supervised(5), "regression"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=text):
             Pipeline(task, fitted)
     with pytest.raises(ConfigError, match="forecasts"):
         Pipeline(Supervised(), Persistence(1))
@@ -240,7 +240,7 @@ def test_a_constant_column_has_scale_one() -> None:
 
 
 class Net(nn.Module):
-    """Writes to itself in training mode, twice over."""
+    """A network that changes itself in training mode, in two ways."""
 
     def __init__(self, outputs: int = 1) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class Net(nn.Module):
         return self.out(hidden).unsqueeze(1), hidden
 
 
-def test_the_users_model_is_never_written_to() -> None:
+def test_the_users_model_is_never_modified() -> None:
     model = Net().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     frozen = as_base(model)
@@ -262,7 +262,7 @@ def test_the_users_model_is_never_written_to() -> None:
     values = walk(60, 2)
     for t, e in enumerate(entries(values)):
         pipeline.observe([type(e)(e.values, e.time, e.id, "", values[t, :1])])
-    assert model.training, "also its mode is the user's own"
+    assert model.training, "its mode is unchanged, too"
     assert all(p.requires_grad for p in model.parameters())
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -272,7 +272,7 @@ def test_the_users_model_is_never_written_to() -> None:
     assert torch.equal(frozen(inputs).output, frozen(inputs).output), "no dropout"
 
 
-def test_what_the_model_returns_is_brought_into_shape() -> None:
+def test_outputs_of_the_model_are_reshaped() -> None:
     inputs = torch.zeros(4, 2)
     assert FrozenModel(Net(3))(inputs).output.shape == (1, 3)
     assert FrozenModel(Net(3))(inputs).embedding.shape == (2,)  # type: ignore[union-attr]
@@ -283,7 +283,7 @@ def test_what_the_model_returns_is_brought_into_shape() -> None:
         FrozenModel(lambda x: torch.zeros(2, 3, 4))(inputs)
 
 
-def test_a_base_of_the_wrong_shape_is_an_error_that_says_so() -> None:
+def test_a_base_of_the_wrong_shape_is_an_error_that_names_the_shape() -> None:
     pipeline = Pipeline(Forecast(3, 2), lambda x: torch.zeros(2, 5))
     with pytest.raises(ShapeError, match=r"must return \(2, 2\)"):
         pipeline.observe(entries(walk(5, 2)))
@@ -313,7 +313,7 @@ def test_load_module(module: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "message"),
     [
         ({"1.weight": torch.ones(2, 6)}, "1.bias"),
         ({"1.weight": torch.ones(2, 6), "1.bias": torch.ones(2), "more": torch.ones(2)}, "more"),
@@ -330,19 +330,19 @@ def test_load_module(module: str, tmp_path: Path) -> None:
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
-    module: str, tmp_path: Path, weights: Any, said: str
+    module: str, tmp_path: Path, weights: Any, message: str
 ) -> None:
     path = tmp_path / "weights.safetensors"
     if weights is None:
         path.write_bytes(b"\x80\x04pickle")
     else:
         save_file(weights, path)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         load_module(module, path)
 
 
 @pytest.mark.parametrize(
-    ("factory", "params", "said"),
+    ("factory", "params", "message"),
     [
         ("my_models:nothing", {}, "importable"),
         ("no_such_module:net", {}, "importable"),
@@ -351,12 +351,12 @@ def test_weights_that_do_not_fit_are_refused(
         ("my_models:net", {"colour": 1}, "colour"),
     ],
 )
-def test_bad_factories(module: str, factory: str, params: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_bad_factories(module: str, factory: str, params: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_module(factory, None, params)
 
 
-def test_weights_for_something_that_has_none(module: str, tmp_path: Path) -> None:
+def test_weights_for_an_object_without_weights(module: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(ConfigError, match="no torch module"):

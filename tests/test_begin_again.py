@@ -1,5 +1,5 @@
-"""A transaction that is lost costs a replay from the last commit, in the same engine: nothing is
-lost or said twice."""
+"""A lost transaction causes a replay from the last commit, in the same engine: nothing is lost or
+doubled."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from states import assert_same_state
 from test_delivery import crash_at, light_pipeline, make_engine
 from test_engine import stream
+from variants import variants
 
 from streamadapt.engine.engine import Engine
 from streamadapt.engine.metrics import Metrics
@@ -34,8 +35,8 @@ NAME = "predictions-memory-0"
 
 
 def lose_at(step, times, partition=0, cause=Loss.NO_ANSWER):
-    """A hook of a sink: the broker's answer is lost when a step is reached so often (or at each of
-    several times)."""
+    """Return a hook of a sink that loses the broker's answer when a step is reached for the n-th
+    time (or at each of several times)."""
     reached = Counter()
     times = {times} if isinstance(times, int) else set(times)
 
@@ -55,7 +56,7 @@ def engine_of(path, sink, **source):
 
 
 def let_time_pass(engine):
-    """A manual clock, on which every look takes a tenth of a second."""
+    """Return a manual clock that advances a tenth of a second at every reading."""
     monotonic = engine.clock.monotonic
 
     def look():
@@ -66,30 +67,31 @@ def let_time_pass(engine):
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """What readers see of an undisturbed run, and its final state."""
+def undisturbed(tmp_path_factory):
+    """The predictions of an undisturbed run as readers see them, and its final state."""
     log = TransactionalLog()
     engine = engine_of(tmp_path_factory.mktemp("calm"), LogSink(log))
     engine.run()
     return LogSink(log).seen(0), engine.runners[0].pipeline.state_dict()
 
 
-@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("times", variants([1, 3]))
 @pytest.mark.parametrize("step", STEPS)
-def test_an_answer_that_is_lost_at_any_step(tmp_path, calm, step, times):
-    """Whether the broker did what it was asked for, or never heard of it."""
+def test_an_answer_lost_at_any_step(tmp_path, undisturbed, step, times):
+    """Whether the broker executed the request, or never received it."""
     log = TransactionalLog()
     engine = engine_of(tmp_path, LogSink(log, on_step=lose_at(step, times)))
     engine.run()
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
 @pytest.mark.parametrize(
-    ("step", "killed"), [("produce", "produce"), ("commit", "encode"), ("committed", "commit")]
+    ("step", "killed"),
+    variants([("produce", "produce"), ("commit", "encode"), ("committed", "commit")]),
 )
-def test_killed_after_it_began_again(tmp_path, calm, step, killed):
-    """The replay may be cut off as anything else may be."""
+def test_killed_during_the_replay(tmp_path, undisturbed, step, killed):
+    """The replay may be interrupted like any other work."""
     log = TransactionalLog()
     engine = engine_of(tmp_path, LogSink(log, on_step=lose_at(step, 3)))
     crash = crash_at(killed, 4)
@@ -101,12 +103,12 @@ def test_killed_after_it_began_again(tmp_path, calm, step, killed):
         engine.run()
     resumed = engine_of(tmp_path, LogSink(log))
     resumed.run()
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(resumed.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(resumed.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
-def test_what_is_done_again_is_counted_once(tmp_path):
-    """In the words that judge a run: entries, predictions and what was learned."""
+def test_replayed_work_is_counted_once(tmp_path):
+    """In the counts that judge a run: entries, predictions and learned labels."""
     engines = [
         engine_of(tmp_path / step, LogSink(TransactionalLog(), on_step=lose_at(step, {2, 3})))
         for step in ("never", "commit", "produce")
@@ -117,20 +119,21 @@ def test_what_is_done_again_is_counted_once(tmp_path):
     assert counted[1] == counted[2] == counted[0]
 
 
-def test_a_broker_that_is_away_for_long(tmp_path, calm):
-    """Beginning again is tried as often as it takes; what came in between is not skipped."""
+def test_a_broker_that_is_away_for_a_long_time(tmp_path, undisturbed):
+    """The restart of the partition is retried as often as needed; entries in between are not
+    skipped."""
     log = TransactionalLog()
     hooks = [lose_at("commit", 2), lose_at("begin", range(2, 30))]
     engine = engine_of(tmp_path, LogSink(log, on_step=lambda name: [hook(name) for hook in hooks]))
     engine.run()
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
-def test_a_transaction_that_the_broker_ended_is_begun_again(tmp_path, calm):
-    """Open for too long: aborted, its epoch is old.
+def test_a_transaction_that_the_broker_aborted_is_restarted(tmp_path, undisturbed):
+    """It was open for too long: it is aborted, and its epoch is old.
 
-    The token is still the highest: the partition goes on.
+    The token is still the highest: the partition continues.
     """
     log = TransactionalLog()
     engine = engine_of(tmp_path, LogSink(log))
@@ -140,15 +143,15 @@ def test_a_transaction_that_the_broker_ended_is_begun_again(tmp_path, calm):
         name == "commit" and next(expired, False) and log.expire(NAME)
     )
     engine.run()
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
     counts = dict(engine.metrics.samples()["streamadapt_transactions_lost_total"])
     assert counts == {("0", cause.value): 2 * (cause is Loss.TAKEN) for cause in Loss}
 
 
-def test_one_that_is_taken_again_and_again_is_an_error(tmp_path):
-    """Two engines with two checkpoint folders and one output: neither may take it from the other
-    for all time."""
+def test_a_transaction_that_is_taken_over_repeatedly_is_an_error(tmp_path):
+    """Two engines with two checkpoint folders and one output: they must not take it from each
+    other forever."""
     log = TransactionalLog()
     engine = engine_of(tmp_path, LogSink(log))
     engine.on_checkpoint_step = lambda name: name == "commit" and log.expire(NAME)
@@ -157,9 +160,9 @@ def test_one_that_is_taken_again_and_again_is_an_error(tmp_path):
     assert LogSink(log).seen(0) == []
 
 
-def test_who_is_fenced_says_nothing_more(tmp_path):
+def test_a_fenced_engine_writes_nothing_more(tmp_path):
     """Its transaction was taken, and its token is not the highest: it ends, and its successor's
-    transaction stands."""
+    transaction stays."""
     log = TransactionalLog()
     entries, labels = stream(N)
     zombie, successor = (
@@ -174,7 +177,7 @@ def test_who_is_fenced_says_nothing_more(tmp_path):
     log.abort = lambda session: (calls.append(session), abort(session))
     successor.source.open(successor)
     successor.step()
-    zombie.source.open = lambda owner: None  # goes on where it was stopped
+    zombie.source.open = lambda owner: None  # continues where it was stopped
     with pytest.raises(FencedError, match="fenced by another engine"):
         zombie.run()
     assert not calls
@@ -186,7 +189,7 @@ def test_who_is_fenced_says_nothing_more(tmp_path):
 
 
 def spread(items, partitions):
-    """Give the items out to partitions in turn."""
+    """Distribute the items over partitions in turn."""
     return [
         replace(item, position=Position("", i % partitions, 0)) for i, item in enumerate(items)
     ]
@@ -197,7 +200,7 @@ def two_partitions(path, log, step=None, times=1, cause=Loss.NO_ANSWER):
     hook = lose_at(step, times, 1, cause) if step else None
 
     class Second(LogSink):
-        """Only partition 1 loses anything."""
+        """A sink that loses answers of partition 1 only."""
 
         partition = 0
 
@@ -226,28 +229,34 @@ def seen(log):
     return [LogSink(log).seen(p) for p in (0, 1)]
 
 
-@pytest.mark.parametrize("step", ["begin", "produce", "offsets", "commit", "committed"])
-def test_the_other_partitions_go_on(tmp_path, step):
-    undisturbed, log = TransactionalLog(), TransactionalLog()
-    calm = two_partitions(tmp_path / "calm", undisturbed)
-    calm.run()
+@pytest.fixture(scope="module")
+def calm_two(tmp_path_factory):
+    """What readers see of two partitions that nothing happens to, and their final states."""
+    log = TransactionalLog()
+    engine = two_partitions(tmp_path_factory.mktemp("calm"), log)
+    engine.run()
+    return seen(log), [engine.runners[p].pipeline.state_dict() for p in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "step", variants(["begin", "produce", "offsets", "commit", "committed"], quick=2)
+)
+def test_the_other_partitions_go_on(tmp_path, calm_two, step):
+    log = TransactionalLog()
     engine = two_partitions(tmp_path / "lost", log, step, 1 if step == "begin" else 2)
     first = engine.runners
     engine.run()
-    assert seen(log) == seen(undisturbed)
+    assert seen(log) == calm_two[0]
     assert first is engine.runners
     for p in (0, 1):
-        assert_same_state(
-            engine.runners[p].pipeline.state_dict(), calm.runners[p].pipeline.state_dict()
-        )
+        assert_same_state(engine.runners[p].pipeline.state_dict(), calm_two[1][p])
 
 
-@pytest.mark.parametrize("killed", ["produce", "encode", "commit"])
-def test_killed_while_one_partition_replays(tmp_path, killed):
+@pytest.mark.parametrize("killed", variants(["produce", "encode", "commit"]))
+def test_killed_while_one_partition_replays(tmp_path, calm_two, killed):
     """Two partitions, one of which has begun again: kill -9, and a start, and every prediction is
     there once."""
-    undisturbed, log = TransactionalLog(), TransactionalLog()
-    two_partitions(tmp_path / "calm", undisturbed).run()
+    log = TransactionalLog()
     engine = two_partitions(tmp_path / "lost", log, "commit", 2)
     crash = crash_at(killed, 120 if killed == "produce" else 6)
     engine.on_checkpoint_step = crash
@@ -256,15 +265,14 @@ def test_killed_while_one_partition_replays(tmp_path, killed):
     with pytest.raises(SimulatedCrash):
         engine.run()
     two_partitions(tmp_path / "lost", log).run()
-    assert seen(log) == seen(undisturbed)
+    assert seen(log) == calm_two[0]
 
 
-@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("lost", variants([False, True]))
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_a_partition_that_is_lost_moves_to_another_engine(tmp_path, lost, when):
+def test_a_partition_that_is_lost_moves_to_another_engine(tmp_path, calm_two, lost, when):
     """Its next owner begins from the last commit, as after a crash."""
-    undisturbed, log = TransactionalLog(), TransactionalLog()
-    two_partitions(tmp_path / "calm", undisturbed).run()
+    log = TransactionalLog()
     step, times = ("begin", range(2, 10**6)) if when == "before" else ("commit", 3)
     engine = two_partitions(tmp_path / "lost", log, step, times)
     engine.source.open(engine)
@@ -277,18 +285,18 @@ def test_a_partition_that_is_lost_moves_to_another_engine(tmp_path, lost, when):
     engine.step()
     assert list(engine.runners) == [0]
     engine.stop()
-    engine.source.open = lambda owner: None  # goes on as it is
+    engine.source.open = lambda owner: None  # continues unchanged
     engine.run()
     two_partitions(tmp_path / "lost", log).run()
-    assert seen(log) == seen(undisturbed)
+    assert seen(log) == calm_two[0]
 
 
-# -- where the source chose the start
+# -- a start chosen by the source
 
 
 class FromTheEnd(MemorySource):
-    """As a topic that is entered at its end: what is not asked for starts at the tenth record, and
-    later further on."""
+    """Like a topic that is read from its end: without a position it starts at the tenth record,
+    and later further on."""
 
     entered = 10
 
@@ -305,8 +313,8 @@ class FromTheEnd(MemorySource):
             self.seek(unknown)
 
 
-def test_a_start_that_the_source_chose_is_kept(tmp_path):
-    """No commit covers it yet: asked again, the source would start at what is the end by now."""
+def test_a_start_chosen_by_the_source_is_kept(tmp_path):
+    """No commit covers it yet: asked again, the source would start at the current end."""
     entries, labels = stream(N)
     log = TransactionalLog()
     settings = EngineSettings(
@@ -326,7 +334,7 @@ def test_a_start_that_the_source_chose_is_kept(tmp_path):
     assert [name for _, name in LogSink(log).seen(0)] == [f"memory[0]@{i}" for i in range(12, N)]
 
 
-def test_a_start_that_the_source_chose_for_want_of_an_answer_is_not(tmp_path):
+def test_a_start_chosen_without_an_answer_of_the_broker_is_not_kept(tmp_path):
     """The broker is away when the engine starts: the checkpoint's positions count once they are
     known."""
     entries, labels = stream(N)
@@ -354,8 +362,8 @@ def test_a_start_that_the_source_chose_for_want_of_an_answer_is_not(tmp_path):
     assert [name for _, name in LogSink(log).seen(0)] == [f"memory[0]@{i}" for i in range(2, N)]
 
 
-def test_a_source_that_cannot_go_back_ends_the_run(tmp_path):
-    """With what to do; the restart goes on from the last commit, as ever."""
+def test_a_source_that_cannot_seek_back_ends_the_run(tmp_path):
+    """The error names the remedy; the restart resumes from the last commit."""
     log = TransactionalLog()
     engine = engine_of(tmp_path, LogSink(log, on_step=lose_at("commit", 2)))
     engine.source.seek = lambda starts: Source.seek(engine.source, starts)

@@ -1,5 +1,5 @@
-"""The kinds `cluster` and `zombie` of ``benchmarks.faults``: what they call well, and one fault of
-each for real."""
+"""The kinds `cluster` and `zombie` of ``benchmarks.faults``: their verdicts, and one real fault of
+each."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def real(test):
     return test
 
 
-def said(offset, at, value=b"v", appended=None):
+def prediction_read(offset, at, value=b"v", appended=None):
     return Arrival(at, offset, value, CLOCK + at if appended is None else appended)
 
 
@@ -55,22 +55,22 @@ def watched(arrivals, wanted=range(5, 10)):
     return Partition(wanted, {offset: float(offset) for offset in wanted}, arrivals)
 
 
-def calm():
-    """Five entries at 5 s to 9 s, each with its prediction half a second later; those before are
-    of another trial."""
-    return [said(offset, offset + 0.5) for offset in range(10)]
+def undisturbed():
+    """Five entries at 5 s to 9 s, each with its prediction half a second later; earlier ones
+    belong to another trial."""
+    return [prediction_read(offset, offset + 0.5) for offset in range(10)]
 
 
 def judged(arrivals, guarantee="exactly-once", length_s=0.0, until=10.0):
     trial = Trial("leader killed", guarantee, 2, length_s=length_s)
-    return judge(trial, [watched(calm()), watched(arrivals)], 5.0, until, CLOCK)
+    return judge(trial, [watched(undisturbed()), watched(arrivals)], 5.0, until, CLOCK)
 
 
-# -- the judgement
+# -- the verdict
 
 
-def test_what_goes_well_is_judged_well():
-    trial = judged(calm())
+def test_an_undisturbed_trial_survives():
+    trial = judged(undisturbed())
     assert (trial.lost, trial.doubled, trial.values_differ, trial.fed) == (0, 0, 0, 10)
     assert (trial.gap_s, trial.gap_appended_s, trial.gap_input_s, trial.lag_s) == (
         1.0,
@@ -81,28 +81,34 @@ def test_what_goes_well_is_judged_well():
     assert trial.survived
 
 
-def test_a_prediction_that_never_came_is_lost():
-    trial = judged([one for one in calm() if one.offset != 7])
+def test_a_missing_prediction_is_lost():
+    trial = judged([one for one in undisturbed() if one.offset != 7])
     assert (trial.lost, trial.survived) == (1, False)
 
 
 @pytest.mark.parametrize("value", [b"v", b"other"])
-def test_a_prediction_that_came_again_is_doubled_and_its_value_compared(value):
-    trial = judged([*calm(), said(7, 9.8, value)])
+def test_a_repeated_prediction_is_doubled_and_its_value_compared(value):
+    trial = judged([*undisturbed(), prediction_read(7, 9.8, value)])
     assert (trial.lost, trial.doubled, trial.values_differ) == (0, 1, value != b"v")
     assert not trial.survived
-    assert judged([*calm(), said(7, 9.8, value)], "at-least-once").survived == (value == b"v")
+    assert judged([*undisturbed(), prediction_read(7, 9.8, value)], "at-least-once").survived == (
+        value == b"v"
+    )
 
 
-def test_what_came_before_the_trial_comes_again_in_it():
-    """A prediction of an earlier trial that is said again now is doubled now, and only once."""
-    assert judged([*calm(), said(1, 9.8)]).doubled == 1
-    earlier = sorted([*calm(), said(1, 3.0)], key=lambda one: one.at)
+def test_a_prediction_of_an_earlier_trial_may_be_repeated():
+    """A prediction of an earlier trial that is repeated now counts as doubled now, and only
+    once."""
+    assert judged([*undisturbed(), prediction_read(1, 9.8)]).doubled == 1
+    earlier = sorted([*undisturbed(), prediction_read(1, 3.0)], key=lambda one: one.at)
     assert judged(earlier).doubled == 0
 
 
-def test_the_gap_is_that_of_the_worst_partition_and_reaches_to_the_end():
-    late = [said(offset, offset + 0.5 if offset < 7 else offset + 23.0) for offset in range(10)]
+def test_the_gap_is_that_of_the_worst_partition_up_to_the_end():
+    late = [
+        prediction_read(offset, offset + 0.5 if offset < 7 else offset + 23.0)
+        for offset in range(10)
+    ]
     trial = judged(late, until=40.0)
     assert (trial.gap_s, trial.lag_s, trial.lost) == (30.5, 23.0, 0), (
         "the calm partition is silent after 9.5 s"
@@ -110,12 +116,14 @@ def test_the_gap_is_that_of_the_worst_partition_and_reaches_to_the_end():
     assert not trial.survived
     assert judged(late, length_s=16.0, until=40.0).survived
     assert longest_gap([], 2.0, 7.0) == 5.0
-    assert longest_gap([1.0, 3.0, 9.0], 2.0, 7.0) == 4.0, "from the last one to the end"
+    assert longest_gap([1.0, 3.0, 9.0], 2.0, 7.0) == 4.0, "from the last prediction to the end"
 
 
-def test_the_gap_in_the_output_is_told_beside_the_readers():
-    """A reader that comes late has a gap where the output has none."""
-    held_up = [said(o, 9.9 if o > 5 else o + 0.5, appended=CLOCK + o + 0.5) for o in range(10)]
+def test_the_gap_in_the_output_is_reported_beside_that_of_the_reader():
+    """A late reader has a gap where the output has none."""
+    held_up = [
+        prediction_read(o, 9.9 if o > 5 else o + 0.5, appended=CLOCK + o + 0.5) for o in range(10)
+    ]
     trial = judged(held_up)
     assert trial.gap_s == pytest.approx(4.4)
     assert trial.gap_appended_s == 1.0
@@ -135,7 +143,7 @@ def test_the_gap_in_the_output_is_told_beside_the_readers():
     ],
     ids=str,
 )
-def test_each_bar_is_a_bar(change):
+def test_each_criterion_can_fail_a_trial(change):
     well = Trial("f", *GROUP, length_s=10.0, gap_s=25.0, fed=9, ended=[FENCED])
     assert well.survived
     assert not replace(well, **change).survived
@@ -144,7 +152,7 @@ def test_each_bar_is_a_bar(change):
 # -- the file
 
 
-def test_a_later_run_goes_on_where_one_stopped(tmp_path):
+def test_a_later_run_continues_where_one_stopped(tmp_path):
     path = tmp_path / "new" / "trials.jsonl"
     alone = Setting("exactly-once", 1)
     trials = Trials(path)
@@ -162,7 +170,7 @@ def test_a_later_run_goes_on_where_one_stopped(tmp_path):
         0,
     )
     assert again.missing("f", alone, quick=False) == 3, (
-        "the broker that was killed was none of its brokers"
+        "the killed broker was not one of its brokers"
     )
     assert again.missing("g", GROUP, quick=False) == 10
     again.append(
@@ -174,7 +182,7 @@ def test_a_later_run_goes_on_where_one_stopped(tmp_path):
     assert rows == [("exactly-once, alone", 1, 1), ("exactly-once, a group of 2", 2, 1)]
 
 
-def test_nothing_is_made_where_nothing_is_missing(tmp_path, monkeypatch):
+def test_without_missing_trials_nothing_is_run(tmp_path, monkeypatch):
     def no_broker(*of):
         raise AssertionError("a broker was started")
 
@@ -190,7 +198,7 @@ def test_nothing_is_made_where_nothing_is_missing(tmp_path, monkeypatch):
     assert zombies.zombie_trials(trials, quick=True).survived == 6
 
 
-def test_without_a_script_nothing_is_tried_and_the_reason_is_told(tmp_path, monkeypatch):
+def test_without_a_script_nothing_is_tried_and_the_reason_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("STREAMADAPT_KAFKA_START", str(tmp_path / "none"))
     counts = clusters.cluster(True, tmp_path)
     assert counts.tried == 0
@@ -199,7 +207,7 @@ def test_without_a_script_nothing_is_tried_and_the_reason_is_told(tmp_path, monk
         ApacheKafka(tmp_path)
 
 
-# -- for real
+# -- real faults
 
 
 @pytest.mark.kafka
@@ -213,7 +221,7 @@ def test_the_broker_of_a_measurement_is_named(monkeypatch):
 
 @needs_apache_kafka
 def test_two_at_a_time_have_ports_of_their_own(tmp_path):
-    """Also before their brokers listen, and while these are away."""
+    """Also before their brokers listen, and while they are away."""
     one, two = ApacheKafka(tmp_path / "one", 3), ApacheKafka(tmp_path / "two")
     try:
         assert not set(one.servers.split(",")) & set(two.servers.split(","))

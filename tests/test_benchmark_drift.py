@@ -1,5 +1,4 @@
-"""The drift benchmark counts what it says it counts: hand-made alarms, dummies, and a pipeline's
-own monitors."""
+"""The counts of the drift benchmark: alarms by hand, dummies, and a pipeline's own monitors."""
 
 from __future__ import annotations
 
@@ -29,13 +28,14 @@ def quiet(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def small() -> Stream:
-    """Mixed turns its labels round: a base that was nearly right is nearly always wrong."""
+    """The stream Mixed inverts its labels: a base that was nearly always right is nearly always
+    wrong."""
     return synthetic.of_family("mixed", "abrupt", 0, spacing=200, fit=400)
 
 
 def test_alarms_by_hand() -> None:
-    """One in the first horizon and its repeat, one too late, none in the second, one before
-    everything."""
+    """One alarm in the first horizon and its repeat, one too late, none in the second, one before
+    all changes."""
     tally = score([50, 110, 120, 131, 199, 240], TWO, 30, 300)
     assert tally.delays == {"away": [10], "back": []}
     assert (tally.detected, tally.count, tally.delay) == (1, 2, 10.0)
@@ -49,11 +49,13 @@ def test_alarms_by_hand() -> None:
 
 def test_borders_of_a_horizon() -> None:
     """The change's own entry counts, the horizon's end does not; the next change and the stream's
-    end cut it short."""
+    end shorten it."""
     at = (Change(10), Change(15), Change(28))
     assert score([10], at, 8, 30).delays == {"event": [0]}
     assert score([9], at, 8, 30).false == 1
-    assert score([15], at, 8, 30).delays == {"event": [0]}  # the second change's, not the first's
+    assert score([15], at, 8, 30).delays == {
+        "event": [0]
+    }  # it belongs to the second change, not the first
     assert score([22], at, 8, 30).delays == {"event": [7]}
     assert score([23], at, 8, 30).false == 1
     assert score([], at, 8, 30).quiet == 30 - 5 - 8 - 2
@@ -68,8 +70,8 @@ def test_sums_over_streams() -> None:
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(0, 12))
-def test_cooling_down_is_the_monitors(fires: list[bool], cool_down: int) -> None:
-    """Leaving alarms out afterwards is what `DriftMonitor(cool_down=...)` does."""
+def test_the_cool_down_equals_that_of_the_monitor(fires: list[bool], cool_down: int) -> None:
+    """Leaving alarms out afterwards equals `DriftMonitor(cool_down=...)`."""
     monitor = DriftMonitor(
         "page-hinkley", "loss", cool_down=cool_down, params={"min_instances": 1, "threshold": 0.5}
     )
@@ -79,15 +81,15 @@ def test_cooling_down_is_the_monitors(fires: list[bool], cool_down: int) -> None
     assert cooled(raw, cool_down) == [i for i, v in enumerate(values) if monitor.update(v)]
 
 
-def test_cooling_down_by_hand() -> None:
-    """Three values after an alarm are quiet; what is left out starts no new quiet."""
+def test_the_cool_down_by_hand() -> None:
+    """Three values after an alarm are quiet; a suppressed alarm starts no new cool-down."""
     assert cooled([1, 3, 4, 5, 9], 3) == [1, 5, 9]
     assert cooled([1, 2, 3], 0) == [1, 2, 3]
 
 
-def test_recorded_signals_are_the_pipelines(small: Stream) -> None:
-    """A detector on the recording fires at just the entries at which the pipeline says that it
-    fired."""
+def test_recorded_signals_equal_those_of_the_pipeline(small: Stream) -> None:
+    """A detector on the recording fires at exactly the entries at which the pipeline reports
+    it."""
     traces = record(small)
     for detector, signal in (
         ("hddm-w", "error"),
@@ -96,14 +98,14 @@ def test_recorded_signals_are_the_pipelines(small: Stream) -> None:
         ("adwin", "embedding"),
     ):
         pipeline = small.pipeline([DriftMonitor(detector, signal)])  # type: ignore[arg-type]
-        told = [int(p.id) for p in pipeline.observe(list(small.items)) if p.drifts]
-        assert watch(detector, signal, traces[signal], 0).raw == told
-        assert told or signal in ("input", "embedding")
+        drift_ids = [int(p.id) for p in pipeline.observe(list(small.items)) if p.drifts]
+        assert watch(detector, signal, traces[signal], 0).raw == drift_ids
+        assert drift_ids or signal in ("input", "embedding")
 
 
 def test_the_dummies(small: Stream) -> None:
-    """Always: every change at its first known loss, and all else false alarms; never: nothing at
-    all."""
+    """`Always` detects every change at its first known loss, and all its other alarms are false;
+    `Never` has none."""
     compared = compare([("mixed", 0, lambda: small)], quiet)
     always = compared.total((ALWAYS, "loss"), "abrupt")
     assert always.delays == {"away": [0, 0], "back": [0]}
@@ -117,8 +119,8 @@ def test_the_dummies(small: Stream) -> None:
 
 
 def test_a_small_run(small: Stream) -> None:
-    """All detectors are there; one of errors finds that the labels turned round, at once; costs
-    are told."""
+    """All detectors are included; one of errors detects the inverted labels at once; costs are
+    reported."""
     compared = compare([("mixed", 0, lambda: small)], quiet)
     rows = compared.rows("abrupt")
     assert {detector for detector, _ in rows} == {ALWAYS, NEVER, *DETECTORS}
@@ -127,18 +129,20 @@ def test_a_small_run(small: Stream) -> None:
     assert len(found.delays["away"]) == 2
     assert found.delay is not None
     assert found.delay < 40
-    said = compared.as_json()
+    result = compared.as_json()
     assert (
-        said["streams"]["mixed-abrupt"]["0"]["hddm-w:error"]["alarms"]["kinds"]["away"]["detected"]
+        result["streams"]["mixed-abrupt"]["0"]["hddm-w:error"]["alarms"]["kinds"]["away"][
+            "detected"
+        ]
         == 2
     )
-    assert set(said["microseconds"]) == {":".join(row) for row in rows}
+    assert set(result["microseconds"]) == {":".join(row) for row in rows}
     assert compared.groups() == ["abrupt"]
 
 
-def test_where_changes_are_put(small: Stream) -> None:
-    """The base's error jumps at the marks; controls have none; every stream says how long it
-    is."""
+def test_changes_are_at_the_marks(small: Stream) -> None:
+    """The base's error jumps at the marks; controls have no jumps; every stream gives its
+    length."""
     error = record(small)["error"]
     known = dict(zip(error.at.tolist(), error.values.tolist(), strict=True))
     for change in small.changes:
@@ -151,7 +155,7 @@ def test_where_changes_are_put(small: Stream) -> None:
 
 
 def test_friedman_changes() -> None:
-    """River's own places, counted from the end of what the base was fitted on."""
+    """River's own positions, counted from the end of the base's training part."""
     stream = synthetic.friedman("gra", 0, spacing=600, fit=300)
     assert [(c.at, c.kind) for c in stream.changes] == [(300, "away"), (900, "back")]
     traces = record(stream)
@@ -160,18 +164,18 @@ def test_friedman_changes() -> None:
         loss = dict(zip(traces[signal].at.tolist(), traces[signal].values.tolist(), strict=True))
         means[signal] = [np.nanmean([loss[i] for i in range(a, a + 250)]) for a in (40, 600, 1200)]
     assert means["loss"][1] > 1.15 * max(means["loss"][0], means["loss"][2])
-    # Long after a change, no trace of it.
+    # Long after a change it has no effect.
     assert means[MOVING] == pytest.approx([1.0, 1.0, 1.0], abs=0.15)
 
 
 def test_sensor_changes_by_hand() -> None:
-    """A pause of two hours is one, two minutes less is none; the mark is the row after it."""
+    """A pause of two hours is a change, two minutes less is none; the mark is the row after it."""
     times = np.cumsum(np.array([0, 5, 120, 5, 118, 500]) * (HOUR // 60))
     assert measured.sensor_changes(times) == [2, 5]
 
 
 def test_the_sensor_stream_counts_entries() -> None:
-    """Marks are the entries after the pauses, though labels stand between the entries."""
+    """Marks are the entries after the pauses, although labels are between the entries."""
     rows = 400
     minutes = np.full(rows, 5)
     minutes[[150, 300]] = 200
@@ -189,7 +193,7 @@ def test_the_sensor_stream_counts_entries() -> None:
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_noise_does_not_change(noise: str) -> None:
-    """Positive, alike from beginning to end, and with neighbours as correlated as is said."""
+    """Positive, stationary, and with the stated correlation of neighbours."""
     made = NOISES[noise](np.random.default_rng(0), (400, 500))
     assert made.min() > 0.0
     assert np.median(made[:50]) == pytest.approx(np.median(made[-50:]), rel=0.05)
@@ -199,8 +203,8 @@ def test_noise_does_not_change(noise: str) -> None:
 
 
 def test_levels_with_and_without_correction() -> None:
-    """Without it each of many channels is tested at the level of one; with it there are fewer
-    alarms."""
+    """Without it each of many channels is tested at the level of one channel; with it there are
+    fewer alarms."""
     plan = Plan("kswin", "independent", {}, entries=150)
     assert params_of(plan) == {"alpha": 0.005}
     assert params_of(Plan("adwin", "independent", {}, level=0.1)) == {"delta": 0.1}
@@ -218,7 +222,7 @@ def test_levels_with_and_without_correction() -> None:
 
 
 def test_groups_sum_their_streams(small: Stream) -> None:
-    """A group's counts are its streams'."""
+    """A group's counts are the sums over its streams."""
     compared = Compared()
     other = synthetic.of_family("stagger", "abrupt", 0, spacing=200, fit=400)
     for stream in (small, other):

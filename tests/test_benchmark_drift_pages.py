@@ -1,4 +1,4 @@
-"""The drift benchmark's page and files say what was counted."""
+"""The drift benchmark's page and files contain the counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ CHANGES = (Change(100, "away"), Change(200, "back"))
 
 
 def compared() -> Compared:
-    """Two rows of one group by hand: one detects both, one neither and is wrong once."""
+    """Return two rows of one group by hand: one detects both, one detects neither and has one
+    false alarm."""
     made = Compared()
     for row, alarms in ((("ddm", "error"), [7]), (("adwin", "loss"), [110, 111, 230])):
         key = ("abrupt", "sea-abrupt", 0, row)
@@ -44,14 +45,16 @@ def test_the_page_by_hand(tmp_path: Path) -> None:
     assert "| adwin:loss | 2000.0 | 2.0 |" in lines
     assert "| adwin, independent, 0.002 | 10 | yes | 1,000 x 4 | 25.0 % | 2.5 | 40 |" in lines
     headings = [line for line in lines if line.startswith("## ")]
-    assert not any("glucose" in line for line in headings)  # no table of what was not run
+    assert not any(
+        "glucose" in line for line in headings
+    )  # no table for streams that were not run
     assert write_plot(compared(), tmp_path / "plots" / "drift.png")
     assert (tmp_path / "plots" / "drift.png").stat().st_size > 1000
     assert not write_plot(Compared(), tmp_path / "none.png")
 
 
 def test_controls_have_no_detections() -> None:
-    """Where nothing changes, alarms are counted, fewest first."""
+    """In streams without changes, alarms are counted, fewest first."""
     made = Compared()
     for row, alarms in ((("ddm", "error"), [7, 9]), (("adwin", "loss"), [])):
         key = ("stationary", "sea-stationary", 0, row)
@@ -63,17 +66,17 @@ def test_controls_have_no_detections() -> None:
 
 
 def test_an_empty_tally_has_no_rates() -> None:
-    """No entries, no changes: nothing is divided by nothing."""
+    """No entries, no changes: there is no division by zero."""
     empty = Tally()
     assert (empty.delay, empty.false_rate, empty.above_chance) == (None, None, 0.0)
 
 
 def test_the_command(tmp_path: Path) -> None:
-    """It writes the counts of the streams asked for, and the page."""
-    told, written = tmp_path / "drift.json", tmp_path / "drift.md"
+    """It writes the counts of the requested streams, and the page."""
+    json_path, written = tmp_path / "drift.json", tmp_path / "drift.md"
     arguments = [
         "--json",
-        str(told),
+        str(json_path),
         "--markdown",
         str(written),
         "--only",
@@ -82,12 +85,12 @@ def test_the_command(tmp_path: Path) -> None:
         "1",
     ]
     assert main(arguments) == 0
-    said = json.loads(told.read_text(encoding="utf-8"))
-    assert list(said["streams"]) == ["rbf-creeping"]
-    found = said["groups"]["creeping"]
+    result = json.loads(json_path.read_text(encoding="utf-8"))
+    assert list(result["streams"]) == ["rbf-creeping"]
+    found = result["groups"]["creeping"]
     assert found["never-fire:loss"]["alarms"]["detected"] == 0
     assert found["always-fire:loss"]["alarms"]["detected"] == 1
-    # A base that has drifted far away is wrong often.
+    # A base far from the current concept is often wrong.
     assert found["hddm-w:error"]["alarms"]["detected"] == 1
     assert "## Classification, a drift that begins and goes on" in written.read_text(
         encoding="utf-8"

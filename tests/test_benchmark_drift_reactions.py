@@ -1,4 +1,4 @@
-"""The ablation of the reactions runs what it says it runs."""
+"""The ablation of the reactions measures what it claims."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def quiet(text: str) -> None:
 
 
 def jumping(rows: int = 900, jump: float = 8.0) -> Prepared:
-    """A line whose intercept jumps, from a base that knows the line before."""
+    """A line whose intercept jumps, with a base that knows the line before the jump."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(rows + 300, 1)).astype(np.float32)
     y = 2.0 * x + 0.1 * rng.normal(size=x.shape)
@@ -58,7 +58,7 @@ def jumping(rows: int = 900, jump: float = 8.0) -> Prepared:
 
 
 def test_a_summary_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Means, roots where they are asked for, and the worst of the blocks."""
+    """Means, roots if requested, and the worst of the blocks."""
     monkeypatch.setattr(reactions_runs, "BLOCK", 2)
     losses = {"base": np.array([1.0, 1.0, 2.0, 2.0]), "served": np.array([1.0, 1.0, 8.0, 8.0])}
     losses["bias"] = losses["base"] / 4.0
@@ -71,14 +71,14 @@ def test_a_summary_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_reaction_it_is_the_plain_pipeline() -> None:
-    """The same served error as a pipeline that never heard of monitors; each reaction does what it
-    is called."""
+    """The served error equals that of a pipeline without monitors; each reaction does what its
+    name says."""
     prepared = jumping()
     runs = ablate("jumping", Path(), quiet, case=Case(lambda _: prepared, "absolute error", ""))
     plain = prepared.make(prepared.learners())
-    said = plain.observe(list(prepared.items))
+    predictions = plain.observe(list(prepared.items))
     labels = {item.id: item.label for item in prepared.items if isinstance(item, Entry)}
-    served = np.mean([abs(float(p.served[0, 0]) - float(labels[p.id][0])) for p in said])  # type: ignore[index]
+    served = np.mean([abs(float(p.served[0, 0]) - float(labels[p.id][0])) for p in predictions])  # type: ignore[index]
     assert runs[NONE].served == pytest.approx(served, rel=1e-6)
     assert (runs[NONE].alarms, runs[NONE].done) == (0, {})
     for reaction in REACTIONS:
@@ -88,7 +88,7 @@ def test_without_a_reaction_it_is_the_plain_pipeline() -> None:
     assert runs["boost"].served < runs[NONE].served  # a slow bias, a large jump: faster is better
 
 
-def test_without_alarms_nothing_is_run_twice() -> None:
+def test_without_alarms_no_run_is_repeated() -> None:
     """No jump, no alarm, no difference."""
     runs = ablate(
         "still", Path(), quiet, case=Case(lambda _: jumping(300, 0.0), "absolute error", "")
@@ -99,7 +99,7 @@ def test_without_alarms_nothing_is_run_twice() -> None:
 
 
 def test_long_streams_are_cut() -> None:
-    """Only the first part is run where a case is long."""
+    """Only the first part of a long case is run."""
     runs = ablate(
         "still",
         Path(),
@@ -107,17 +107,17 @@ def test_long_streams_are_cut() -> None:
         part=0.5,
         case=Case(lambda _: jumping(600, 30.0), "", "", long=True),
     )
-    assert runs["boost"].alarms == 0  # the jump comes later
+    assert runs["boost"].alarms == 0  # the jump is later
 
 
 def test_runs_are_repeatable() -> None:
-    """A run leaves nothing behind for the next."""
+    """A run leaves no state for the next."""
     prepared = jumping(450)
     one, two = (once(prepared, "reset", root=False, progress=quiet) for _ in range(2))
     assert (one.served, one.alarms, one.done) == (two.served, two.alarms, two.done)
 
 
-def test_the_page_says_where_it_pays() -> None:
+def test_the_page_says_where_each_reaction_helps() -> None:
     """Better, worse and no difference, from the figures."""
     run = partial(Run, base=2.0, best=0.9, worst_block=1.1)
     made = {
@@ -136,7 +136,7 @@ def test_the_page_says_where_it_pays() -> None:
     assert "| cgm-6h | 4 | -10.0 % | +10.0 % | 0.0 % | 0.0 % |" in text
 
 
-def test_all_scenarios_that_drift_are_there() -> None:
+def test_all_drifting_scenarios_are_included() -> None:
     """The names are those of the quality benchmark, and of river's streams."""
     wanted = {
         "cgm-6h",

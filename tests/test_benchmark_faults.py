@@ -1,5 +1,5 @@
 """The kinds of ``python -m benchmarks.faults``: the engine survives them all, and a broken engine
-is caught."""
+is detected."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from fault_counts import trials
 
 from benchmarks.faults import brokers, damage, disks, soak
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, said_by
+from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, written_by
 from benchmarks.faults.soak_jobs import CountingSink
 from streamadapt.state.store import CheckpointStore
 from streamadapt.testing import MemorySink
 
+pytestmark = pytest.mark.slow
 KEPT = []
 
 
@@ -25,16 +26,12 @@ def assert_all_survived(counts):
     assert "unexpected" not in counts.more
 
 
-@pytest.mark.slow
 def test_a_disk_that_refuses_stops_the_engine_and_a_restart_loses_nothing():
     counts = disks.disk(quick=True)
     assert_all_survived(counts)
-    assert counts.more["stopped"] > counts.tried / 2, (
-        "what is refused is seldom what can be done without"
-    )
+    assert counts.more["stopped"] > counts.tried / 2, "most refused operations are necessary ones"
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before():
     counts = damage.checkpoint(quick=True)
     assert_all_survived(counts)
@@ -42,26 +39,23 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before():
 
 
 @pytest.mark.kafka
-@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-def test_a_broker_that_fails_again_and_again_loses_and_doubles_nothing():
+def test_a_broker_that_fails_repeatedly_loses_and_doubles_nothing():
     counts = brokers.broker(quick=True)
     assert_all_survived(counts)
     assert counts.doubled == 0
     assert counts.more["connections"] > counts.tried
 
 
-@pytest.mark.slow
 def test_a_long_run_leaks_nothing():
-    """Memory and time need a long run to tell anything: theirs is the benchmark's."""
+    """Memory and time need a long run, which is the benchmark's."""
     counts = soak.measure(trials(1500, soak.QUICK_ENTRIES))
     assert (counts.lost, counts.doubled, counts.more["refused"]) == (0, 0, 0)
     assert (counts.more["fds_growth"], counts.more["threads_growth"]) == (0, 0)
 
 
-@pytest.mark.slow
 def test_a_leak_is_caught(monkeypatch, tmp_path):
     write = CountingSink.write
 
@@ -80,16 +74,16 @@ def test_a_leak_is_caught(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("make", [make_plain, make_keyed])
-def test_an_undisturbed_run_is_its_own_equal(make, tmp_path):
+def test_an_undisturbed_run_equals_itself(make, tmp_path):
     job = Job(40, make, every=30)
     engine, sink = job.engine(tmp_path)
     engine.run()
     counts = Counts()
-    assert job.judge(counts, final_state(engine), said_by(sink))
+    assert job.judge(counts, final_state(engine), written_by(sink))
     assert (counts.lost, counts.doubled, counts.state_differs) == (0, 0, 0)
 
 
-def test_a_dropped_prediction_is_caught(monkeypatch):
+def test_a_dropped_prediction_is_detected(monkeypatch):
     write = MemorySink.write
     monkeypatch.setattr(
         MemorySink,
@@ -103,7 +97,7 @@ def test_a_dropped_prediction_is_caught(monkeypatch):
     assert counts.survived == 0
 
 
-def test_a_checkpoint_without_its_positions_is_caught(monkeypatch):
+def test_a_checkpoint_without_its_positions_is_detected(monkeypatch):
     save = CheckpointStore.save
     monkeypatch.setattr(
         CheckpointStore,
@@ -116,11 +110,11 @@ def test_a_checkpoint_without_its_positions_is_caught(monkeypatch):
     assert counts.survived < counts.tried
 
 
-def test_a_damage_that_is_believed_is_caught(monkeypatch):
+def test_silently_accepted_damage_is_detected(monkeypatch):
     def oldest(self, digest=None, not_beyond=None):
         return self.load(self.sequences()[0], digest) if self.sequences() else None
 
     monkeypatch.setattr(CheckpointStore, "load_latest", oldest)
     monkeypatch.setattr(damage, "QUICK_TRIALS", 1)
     counts = damage.checkpoint(quick=True)
-    assert counts.survived == 0, "an older one is used, and nothing says so"
+    assert counts.survived == 0, "an older checkpoint is used without a warning"

@@ -1,5 +1,4 @@
-"""The quality benchmark judges what it says it judges: a slow recomputation by hand gives the same
-figures."""
+"""The verdicts of the quality benchmark: a slow computation by hand gives the same figures."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ def one_bias() -> Sequence[Learner]:
 
 
 def waves(rows: int = 240) -> Batch:
-    """Three waves whose level jumps in the second half."""
+    """Three waves with a jump of the level in the second half."""
     t = np.arange(rows, dtype=np.float64)[:, None]
     noise = np.random.default_rng(0).normal(size=(rows, 3))
     values = (
@@ -55,7 +54,7 @@ def waves(rows: int = 240) -> Batch:
 
 
 def sensor(rows: int = 300) -> Batch:
-    """A sensor read every 10 to 15 minutes, with a gain that drifts."""
+    """A sensor read every 10 to 15 minutes, with a drifting gain."""
     rng = np.random.default_rng(1)
     current = rng.normal(20.0, 3.0, size=(rows, 1))
     labels = current * np.linspace(5.0, 8.0, rows)[:, None]
@@ -64,30 +63,30 @@ def sensor(rows: int = 300) -> Batch:
 
 
 def base_forecasts(base: Linear, batch: Batch, window: int) -> dict[int, FloatArray]:
-    """What the base says at each row t with a full window."""
+    """Return the base's forecasts at each row t with a full window."""
     pipeline = Pipeline(forecast.Forecast(window, TINY.horizon), base, [], device="cpu")
     return {int(p.id): p.base for entry in batch.entries() for p in pipeline.observe([entry])}
 
 
-def test_a_forecast_figure_is_what_a_computation_by_hand_gives() -> None:
-    """Issue times, the maturing of rows and the mean over all cells are those of the protocol."""
+def test_a_forecast_figure_equals_a_computation_by_hand() -> None:
+    """Issue times, the maturing of rows and the mean over all cells follow the protocol."""
     batch, w, horizon = waves(), TINY.window, TINY.horizon
     first, n = 120 + w, len(batch)
-    said = base_forecasts(TINY.fit(batch), batch, w)
+    forecasts = base_forecasts(TINY.fit(batch), batch, w)
     bias = np.zeros((horizon, 3))
     errors: dict[str, list[float]] = {"base": [], "bias-0.1": [], "persistence": []}
     for t in range(first, n - horizon):
-        # What row t makes known, of the forecasts since the first judged one.
+        # The targets that row t makes known, of the forecasts since the first judged one.
         for h in range(1, horizon + 1):
             if t - h >= first:
-                bias[h - 1] += RATE * (batch.values[t] - said[t - h][h - 1] - bias[h - 1])
+                bias[h - 1] += RATE * (batch.values[t] - forecasts[t - h][h - 1] - bias[h - 1])
         actual = batch.values[t + 1 : t + 1 + horizon]
-        for name, forecasts in (
-            ("base", said[t]),
-            ("bias-0.1", said[t] + bias),
+        for name, expected in (
+            ("base", forecasts[t]),
+            ("bias-0.1", forecasts[t] + bias),
             ("persistence", batch.values[t]),
         ):
-            errors[name].append(float(np.abs(forecasts - actual).mean()))
+            errors[name].append(float(np.abs(expected - actual).mean()))
     measured = forecast.measure(TINY, batch, quiet, one_bias)
     for name, by_hand in errors.items():
         np.testing.assert_allclose(measured.losses[name], by_hand, rtol=2e-5, err_msg=name)
@@ -99,15 +98,16 @@ def test_a_forecast_figure_is_what_a_computation_by_hand_gives() -> None:
     )
 
 
-def test_issue_times_are_those_of_the_protocol() -> None:
-    """t in [n_train + W, n - T), and the pipeline sees nothing before the first judged window."""
+def test_issue_times_follow_the_protocol() -> None:
+    """t in [n_train + W, n - T), and the pipeline observes nothing before the first judged
+    window."""
     assert forecast.issue_times(TINY, 240) == range(126, 236)
     assert [int(entry.id) for entry in forecast.stream_of(TINY, waves())] == list(range(121, 240))
 
 
-def test_what_comes_later_changes_no_earlier_error() -> None:
-    """Errors of forecasts that were whole before row 200 stay the same when the rest of the stream
-    is noise."""
+def test_later_rows_change_no_earlier_error() -> None:
+    """Errors of forecasts that were complete before row 200 stay the same when the rest of the
+    stream is noise."""
     batch = waves()
     values = batch.values.copy()
     values[200:] = np.random.default_rng(2).normal(50.0, 20.0, size=(40, 3))
@@ -120,8 +120,8 @@ def test_what_comes_later_changes_no_earlier_error() -> None:
 
 
 @pytest.mark.parametrize("every", [1, 7])
-def test_labels_arrive_when_the_protocol_says(every: int) -> None:
-    """A label comes before the first entry that is not older than its time, and no earlier entry
+def test_labels_arrive_as_the_protocol_says(every: int) -> None:
+    """A label arrives before the first entry that is not older than its time, and no earlier entry
     follows it."""
     setting, batch = replace(LATE, every=every), sensor()
     items = glucose.items_of(setting, batch)
@@ -139,26 +139,28 @@ def test_labels_arrive_when_the_protocol_says(every: int) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 7])
-def test_a_regression_figure_is_what_a_computation_by_hand_gives(every: int) -> None:
+def test_a_regression_figure_equals_a_computation_by_hand(every: int) -> None:
     """All predictions are judged; only labels that have arrived are learned."""
     setting, batch = replace(LATE, every=every), sensor()
     assert batch.labels is not None
     pipeline = glucose.pipeline_for(setting, setting.fit(batch), [])
     entries = list(Batch(batch.values, batch.times).entries())[90:]
-    said = {int(p.id): float(p.base[0, 0]) for entry in entries for p in pipeline.observe([entry])}
+    predictions = {
+        int(p.id): float(p.base[0, 0]) for entry in entries for p in pipeline.observe([entry])
+    }
     bias, waiting, errors = 0.0, [row for row in range(90, 300) if (row - 90) % every == 0], []
     for row in range(92, 300):
         while waiting and batch.times[waiting[0]] + 6 * HOUR <= batch.times[row]:
             arrived = waiting.pop(0)
-            if arrived in said:
-                bias += RATE * (float(batch.labels[arrived, 0]) - said[arrived] - bias)
-        errors.append(abs(said[row] + bias - float(batch.labels[row, 0])))
+            if arrived in predictions:
+                bias += RATE * (float(batch.labels[arrived, 0]) - predictions[arrived] - bias)
+        errors.append(abs(predictions[row] + bias - float(batch.labels[row, 0])))
     measured = glucose.measure(setting, batch, quiet, one_bias)
     np.testing.assert_allclose(measured.losses["bias-0.1"], errors, rtol=1e-4, atol=1e-3)
     assert measured.figure("bias-0.1") == pytest.approx(np.mean(errors), rel=1e-5)
 
 
-def test_no_change_is_the_newest_label_that_has_arrived() -> None:
+def test_the_no_change_forecast_is_the_newest_label_that_has_arrived() -> None:
     """Compared with a search through all labels."""
     batch = sensor(60)
     assert batch.labels is not None
@@ -174,7 +176,7 @@ def test_no_change_is_the_newest_label_that_has_arrived() -> None:
         np.testing.assert_equal(plain[row], expected)
 
 
-def test_a_pipeline_that_counts_otherwise_is_caught() -> None:
+def test_a_pipeline_with_different_counts_is_detected() -> None:
     """The cross-check refuses a sum or a count that differs."""
     pipeline = forecast.pipeline_for(TINY, TINY.fit(waves()), [Bias(RATE)])
     pipeline.observe(forecast.stream_of(TINY, waves()))
@@ -193,9 +195,9 @@ def test_a_pipeline_that_counts_otherwise_is_caught() -> None:
 
 
 @pytest.mark.parametrize("warm_up", [0, 40])
-def test_warming_up_changes_what_is_known_and_not_what_is_judged(warm_up: int) -> None:
-    """The same issue times and base errors; a bias that has learned more before the first of
-    them."""
+def test_the_warm_up_changes_the_learners_but_not_the_judged_rows(warm_up: int) -> None:
+    """The same issue times and base errors; a bias that has learned more before the first judged
+    row."""
     cold = forecast.measure(TINY, waves(), quiet, one_bias, seeds=(0,))
     setting = replace(TINY, warm_up=warm_up)
     assert [int(entry.id) for entry in forecast.stream_of(setting, waves())] == list(
@@ -207,15 +209,15 @@ def test_warming_up_changes_what_is_known_and_not_what_is_judged(warm_up: int) -
     assert (f"{warm_up} rows before" in warm.protocol) == (warm_up > 0)
 
 
-def test_warming_up_needs_entries_to_warm_up_from() -> None:
+def test_the_warm_up_needs_training_entries() -> None:
     with pytest.raises(ValueError, match="122 entries to warm up, 121 there are"):
         forecast.stream_of(replace(TINY, warm_up=122), waves())
 
 
-def test_the_command_names_what_is_missing(
+def test_the_command_names_a_missing_data_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No data: which file, and the option that says where it is."""
+    """Without data: the file, and the option for its folder."""
     assert quality.main(["--only", "etth1-weak", "--data", str(tmp_path)]) == 2
     assert (
         quality.main(["--only", "etth1-weak", "elec2", "--jobs", "2", "--data", str(tmp_path)])
@@ -223,9 +225,9 @@ def test_the_command_names_what_is_missing(
     )
     with pytest.raises(SystemExit, match="2"):
         quality.main(["--jobs", "0"])
-    said = capsys.readouterr().err
-    assert "ETTh1.csv" in said
-    assert "--data" in said
+    output = capsys.readouterr().err
+    assert "ETTh1.csv" in output
+    assert "--data" in output
 
 
 def test_the_scenarios_keep_their_names() -> None:
@@ -258,7 +260,7 @@ def test_the_frozen_bases_reach_their_reference_figures(
     setting: forecast.Setting, figure: float
 ) -> None:
     """Reference figures of the same protocol, from an independent implementation."""
-    cold = replace(setting, warm_up=0)  # there is nothing to warm up, nor to seed
+    cold = replace(setting, warm_up=0)  # nothing to warm up or to seed
     measured = forecast.measure(cold, setting.load(DATA), quiet, lambda: [], seeds=(0,))
     assert measured.figure("base") == pytest.approx(figure, abs=1e-4)
     np.testing.assert_allclose(measured.losses["served"], measured.losses["base"], rtol=1e-5)

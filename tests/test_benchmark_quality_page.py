@@ -1,4 +1,4 @@
-"""What is written of the measured figures: JSON, tables, words and plots follow from them."""
+"""The report of the measured figures: JSON, tables, words and plots follow from them."""
 
 from __future__ import annotations
 
@@ -76,21 +76,21 @@ def test_the_worst_block_is_the_largest_ratio() -> None:
 
 def test_a_figure_is_the_mean_over_seeds_and_their_deviation() -> None:
     assert mean_of([1.0, 2.0, 6.0]) == (3.0, pytest.approx(np.sqrt(7.0)))
-    assert mean_of([2.0, 2.0, 2.0]) == (2.0, None), "nothing random"
+    assert mean_of([2.0, 2.0, 2.0]) == (2.0, None), "nothing is random"
     assert mean_of([2.0]) == (2.0, None)
 
 
 def test_the_json_of_several_measures_and_seeds() -> None:
-    """Experts beside protocol and spread; an object of measures where there are several."""
-    said = several().as_json()
-    assert said["served"] == {"auc": 0.91, "log_loss": 0.29}
-    assert said["protocol"] == "two: text"
-    assert said["spread"] == {name: {"auc": 0.01} for name in ("base", "good", "bad", "served")}
-    assert set(said) == {"base", "good", "bad", "served", "protocol", "spread"}
-    assert json.loads(json.dumps(said)) == said
+    """Experts, protocol and spread at one level; an object of measures if there are several."""
+    result = several().as_json()
+    assert result["served"] == {"auc": 0.91, "log_loss": 0.29}
+    assert result["protocol"] == "two: text"
+    assert result["spread"] == {name: {"auc": 0.01} for name in ("base", "good", "bad", "served")}
+    assert set(result) == {"base", "good", "bad", "served", "protocol", "spread"}
+    assert json.loads(json.dumps(result)) == result
     runs = [{"base": np.array([1.0]), "served": np.array([v])} for v in (1.0, 3.0)]
-    said = Measured.of_errors("m", "p", runs, ("base",)).as_json()
-    assert said == {
+    result = Measured.of_errors("m", "p", runs, ("base",)).as_json()
+    assert result == {
         "base": 1.0,
         "served": 2.0,
         "protocol": "p",
@@ -99,8 +99,8 @@ def test_the_json_of_several_measures_and_seeds() -> None:
 
 
 def test_rows_of_the_digits_become_a_scenario() -> None:
-    """The unadapted network is the base; batches stand beside the mixture; figures of parts have
-    their own table."""
+    """The unadapted network is the base; batches are listed beside the mixture; figures of parts
+    have their own table."""
     rows: dict[str, dict[str, float]] = {
         "source": {"mean": 0.5, "spread": 0.0},
         "per-entry": {"mean": 0.7, "spread": 0.02},
@@ -113,12 +113,12 @@ def test_rows_of_the_digits_become_a_scenario() -> None:
     measured = plain.digits_measured("digits-sorted", rows)
     assert measured.mixed == ("base", "per-entry")
     assert measured.best() == "per-entry"
-    said = measured.as_json()
-    assert {k: v for k, v in said.items() if isinstance(v, float)} == {
+    result = measured.as_json()
+    assert {k: v for k, v in result.items() if isinstance(v, float)} == {
         "base": 0.5, "per-entry": 0.7, "tent-64": 0.9, "served": 0.69,
     }  # fmt: skip
-    assert said["spread"] == {"per-entry": 0.02, "served": 0.01}
-    assert said["details"] == {
+    assert result["spread"] == {"per-entry": 0.02, "served": 0.01}
+    assert result["details"] == {
         "served - base @ worst stream": -0.1,
         "base @ iid-fog": 0.4,
         "served @ iid-fog": 0.6,
@@ -131,8 +131,7 @@ def test_rows_of_the_digits_become_a_scenario() -> None:
 
 
 def test_rows_of_the_dictionary_become_a_scenario() -> None:
-    """A measure for each number of entries; nothing is compared with a base, since there is
-    none."""
+    """A measure for each number of entries; there is no base to compare with."""
     rows: dict[str, dict[str, float]] = {
         "entry, 5,000": {"mean": 0.97, "spread": 0.01},
         "entry, 20,000": {"mean": 0.99, "spread": 0.0},
@@ -157,7 +156,7 @@ def test_the_best_expert_follows_the_measure() -> None:
     assert measured.best("log_loss") == "good"
 
 
-def test_the_page_says_which_way_each_expert_went() -> None:
+def test_the_page_says_whether_each_expert_is_better_or_worse() -> None:
     """Words follow the signs of the figures, whichever way is better."""
     page = results_page([same(), several()])
     assert "* `good`: helps on m (-50.0 %), two (+0.200); no block worse than the base's." in page
@@ -166,7 +165,7 @@ def test_the_page_says_which_way_each_expert_went() -> None:
     assert "* `m`: protocol" in page
 
 
-def test_a_protocol_like_one_before_is_told_by_what_differs() -> None:
+def test_a_protocol_similar_to_an_earlier_one_is_described_by_the_difference() -> None:
     first = replace(
         same(), protocol="m: Rows of a file. One in 2. Labels come late. Frozen: 1.5 units."
     )
@@ -181,7 +180,7 @@ def test_a_protocol_like_one_before_is_told_by_what_differs() -> None:
     ]
 
 
-def test_a_change_within_the_spread_is_nothing() -> None:
+def test_a_change_within_the_spread_is_not_a_difference() -> None:
     measured = several()
     rows = {**measured.figures, "good": {"auc": Figure(0.705, 0.01), "log_loss": Figure(0.3)}}
     assert change_of(measured, "good")[0] == 1
@@ -190,7 +189,7 @@ def test_a_change_within_the_spread_is_nothing() -> None:
 
 def test_plain_rows_and_all_experts_are_in_the_tables() -> None:
     page = results_page([same(), several()])
-    assert "| *plain* | 4.0000 (2.000) |" in page, "beside the mixture, and its worst block"
+    assert "| *plain* | 4.0000 (2.000) |" in page, "a row beside the mixture, with its worst block"
     assert "| **served** | 0.9100 ± 0.0100 | 0.2900 (" in page
     assert "| expert | two auc | two log_loss |" in page
     assert "Area under the curve (higher is better); log loss (lower is better)." in page
@@ -209,15 +208,15 @@ def test_served_is_compared_with_the_best_single_expert() -> None:
     assert "0.5 %: w (120.00 % worse)." in served_words([worse])
 
 
-def test_tables_hold_what_has_the_same_experts_and_stay_narrow() -> None:
+def test_scenarios_with_the_same_experts_share_a_narrow_table() -> None:
     names = [f"s{i}" for i in range(9)]
     groups = groups_of([replace(same(), name=name) for name in names] + [several()])
     assert [[m.name for m in group] for group in groups] == [names[:7], names[7:], ["two"]]
 
 
 def test_plots_show_every_expert_and_are_small(tmp_path: Path) -> None:
-    """A panel for each of two measures and one of the losses over time; nothing of the last
-    without losses."""
+    """A panel for each of two measures and one of the losses over time; without losses there is no
+    such panel."""
     figure = draw(several())
     bars, second, curves = figure.axes
     assert [label.get_text() for label in bars.get_yticklabels()] == [
@@ -252,7 +251,7 @@ def test_a_moving_mean_is_that_of_its_neighbours() -> None:
 def test_the_command_writes_after_every_scenario(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scenario that fails loses nothing of those before it; the page links to its plots."""
+    """A scenario that fails loses no earlier results; the page links to its plots."""
 
     def broken(folder: Path, progress: Any) -> Measured:
         raise RuntimeError("out of memory")

@@ -1,4 +1,4 @@
-"""The benchmark's streams and frames beyond forecasts of panels: Elec2 and link loads, on tiny
+"""The benchmark's streams and tables other than forecasts of panels: Elec2 and link loads, on tiny
 inputs."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from streamadapt.learners import Learner, River
 
 pytestmark = pytest.mark.slow
 
-torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
+torch.set_num_threads(1)  # small steps: a second thread costs more than it saves
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -85,11 +85,12 @@ def test_elec2_figures_are_those_of_the_emitted_probabilities() -> None:
     pipeline = elec2.pipeline_for(elec2.fit(SMALL, batch, 3), one_classifier(), seed=3)
     assert batch.labels is not None
     truth = batch.labels[120:, 0]
-    said = pipeline.observe(elec2.items_of(SMALL, batch))
-    assert [int(p.id) for p in said] == list(range(120, 240))
+    predictions = pipeline.observe(elec2.items_of(SMALL, batch))
+    assert [int(p.id) for p in predictions] == list(range(120, 240))
     for name in measured.figures:
         p = np.array(
-            [(q.served if name == "served" else q.experts[name])[0] for q in said], np.float64
+            [(q.served if name == "served" else q.experts[name])[0] for q in predictions],
+            np.float64,
         )
         assert measured.figure(name, "auc") == pytest.approx(roc_auc_score(truth, p[:, 1]))
         assert measured.figure(name, "accuracy") == pytest.approx(
@@ -102,8 +103,8 @@ def test_elec2_figures_are_those_of_the_emitted_probabilities() -> None:
     assert measured.mixed == ("base", "river-LogisticRegression")
 
 
-def test_elec2_labels_come_one_entry_late() -> None:
-    """What an entry's label says changes no prediction before that of the next entry."""
+def test_elec2_labels_arrive_one_entry_late() -> None:
+    """An entry's label changes no prediction before that of the next entry."""
     batch = market()
     assert batch.labels is not None
     labels = batch.labels.copy()
@@ -111,17 +112,17 @@ def test_elec2_labels_come_one_entry_late() -> None:
     changed = Batch(batch.values, batch.times, labels)
     base = elec2.fit(SMALL, batch, 0)
 
-    def said(of: Batch) -> np.ndarray:
+    def base_outputs(of: Batch) -> np.ndarray:
         pipeline = elec2.pipeline_for(base, one_classifier())
         served = [p.served[0] for p in pipeline.observe(elec2.items_of(SMALL, of))]
         return np.array(served)
 
-    before, after = said(batch), said(changed)
+    before, after = base_outputs(batch), base_outputs(changed)
     np.testing.assert_array_equal(before[:81], after[:81])
     assert not np.array_equal(before[81], after[81])
 
 
-def test_the_base_of_elec2_is_seeded_and_blind_to_the_test_part() -> None:
+def test_the_base_of_elec2_is_seeded_and_does_not_use_the_test_part() -> None:
     batch = market()
     assert batch.labels is not None
     other = Batch(batch.values.copy(), batch.times, batch.labels.copy())
@@ -131,9 +132,7 @@ def test_the_base_of_elec2_is_seeded_and_blind_to_the_test_part() -> None:
     first, again, seeded = (
         elec2.fit(SMALL, b, s)(window) for b, s in ((batch, 0), (other, 0), (batch, 1))
     )
-    assert torch.equal(torch.random.get_rng_state(), state), (
-        "the global generator is left as it was"
-    )
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is unchanged"
     torch.testing.assert_close(first.output, again.output, rtol=0.0, atol=0.0)
     assert not torch.equal(first.output, seeded.output)
     assert first.embedding is not None
@@ -186,8 +185,8 @@ def test_the_topology_is_the_published_one() -> None:
     assert network.demands.sum() == 1898.0
 
 
-def test_routes_are_shortest_paths_that_avoid_what_failed() -> None:
-    """Lengths against networkx, pair by pair; a failed link carries nothing."""
+def test_routes_are_shortest_paths_without_failed_links() -> None:
+    """Lengths are compared with networkx, pair by pair; a failed link carries nothing."""
     network = nobel_eu()
     lengths = np.array([network.graph.edges[link]["length"] for link in network.links])
     for failed in ((), (0, 7)):
@@ -213,7 +212,8 @@ def test_failures_leave_every_city_reachable() -> None:
 
 
 def test_loads_are_the_routed_demands_as_z_scores() -> None:
-    """Seeded; before the first failure the plain routing; from each failure on another one."""
+    """Seeded; before the first failure with the plain routing, after each failure with another
+    one."""
     network, traffic = nobel_eu(), SHORT.traffic
     loads = generate(network, traffic, 5)
     assert (loads.train, loads.events) == (96, (96, 120, 144, 168))
@@ -251,7 +251,7 @@ def plain(setting: linkload.Setting, own: Change, rival: Change) -> list[Learner
     return [Bias(0.5), OnlineNetwork("lstm-per-entry", rival)]
 
 
-def test_linkload_figures_are_what_a_computation_by_hand_gives() -> None:
+def test_linkload_figures_equal_a_computation_by_hand() -> None:
     measured = linkload.measure(SHORT, quiet, plain, seeds=(1,))
     loads = generate(nobel_eu(), SHORT.traffic, 1)
     values = loads.batch.values.astype(np.float64)
@@ -260,14 +260,14 @@ def test_linkload_figures_are_what_a_computation_by_hand_gives() -> None:
     # The first forecast is issued 10 entries before the first judged one.
     for t in range(96 - 1 - 10, 191):
         with torch.no_grad():
-            said = (
+            forecast = (
                 network(torch.from_numpy(loads.batch.values[t - 3 : t + 1])[None])[0, 0]
                 .double()
                 .numpy()
             )
         if t >= 95:
-            errors.append(np.stack([said - values[t + 1], said + bias - values[t + 1]]))
-        bias += 0.5 * (values[t + 1] - said - bias)
+            errors.append(np.stack([forecast - values[t + 1], forecast + bias - values[t + 1]]))
+        bias += 0.5 * (values[t + 1] - forecast - bias)
     squared = np.square(errors).mean(axis=2)
     after = np.arange(96) % 24 < 6
     for i, name in enumerate(("base", "bias-0.5")):
@@ -281,7 +281,7 @@ def test_linkload_figures_are_what_a_computation_by_hand_gives() -> None:
     assert list(measured.as_json()["served"]) == ["rmse", "rmse_after_failure", "rmse_once_failed"]
 
 
-def test_what_fails_later_changes_no_earlier_forecast() -> None:
+def test_later_noise_changes_no_earlier_forecast() -> None:
     """Forecasts issued before entry 150 stay the same when the rest of the stream is noise."""
     loads = generate(nobel_eu(), SHORT.traffic, 0)
     values = loads.batch.values.copy()
@@ -289,13 +289,13 @@ def test_what_fails_later_changes_no_earlier_forecast() -> None:
     changed = Loads(Batch(values, loads.batch.times), loads.train, loads.events)
     own, rival = linkload.fit(SHORT, loads, 0), linkload.fit(SHORT, loads, 0, lstm)
 
-    def said(of: Loads) -> list[np.ndarray]:
+    def forecasts(of: Loads) -> list[np.ndarray]:
         pipeline: Pipeline = linkload.pipeline_for(
             SHORT, linkload.frozen(own, 41), plain(SHORT, own, rival)
         )
         return [p.served for p in pipeline.observe(linkload.stream_of(SHORT, of))]
 
-    before, after = said(loads), said(changed)
+    before, after = forecasts(loads), forecasts(changed)
     first = 96 - 1 - 10  # the first forecast's issue time
     np.testing.assert_array_equal(before[: 150 - first], after[: 150 - first])
     assert not np.array_equal(before[150 - first], after[150 - first])
@@ -303,8 +303,8 @@ def test_what_fails_later_changes_no_earlier_forecast() -> None:
 
 @pytest.mark.parametrize("make", [cfc, lstm])
 def test_networks_are_seeded_and_learn_the_change(make: object) -> None:
-    """A turning vector: the change is linear in the last value; fitting brings the error far below
-    the last value's."""
+    """A rotating vector: the change is linear in the last value; after fitting, the error is far
+    below that of the last value."""
     assert callable(make)
     angle = torch.arange(150) * 0.2
     values = torch.stack([angle.sin(), angle.cos()], dim=1)
@@ -313,18 +313,18 @@ def test_networks_are_seeded_and_learn_the_change(make: object) -> None:
     again = fit_change(make(2, fitting, 0), values, 3, fitting, 0)
     windows = values.unfold(0, 3, 1).transpose(1, 2)[:-1]
     with torch.no_grad():
-        said = network(windows)[:, 0]
-        assert torch.equal(said, again(windows)[:, 0])
+        output = network(windows)[:, 0]
+        assert torch.equal(output, again(windows)[:, 0])
     error, last = (
-        (said - values[3:]).square().mean(),
+        (output - values[3:]).square().mean(),
         (windows[:, -1] - values[3:]).square().mean(),
     )
     assert float(error) < 0.2 * float(last)
 
 
 def test_a_network_that_learns_per_entry_starts_as_it_was_fitted() -> None:
-    """Its first forecast is the fitted network's, the fitted network never changes, and its error
-    falls."""
+    """Its first forecast equals the fitted network's, the fitted network never changes, and its
+    error falls."""
     loads = generate(nobel_eu(), SHORT.traffic, 0)
     rival = linkload.fit(SHORT, loads, 0, lstm)
     kept = [p.clone() for p in rival.parameters()]
@@ -332,14 +332,16 @@ def test_a_network_that_learns_per_entry_starts_as_it_was_fitted() -> None:
     pipeline = linkload.pipeline_for(
         SHORT, linkload.frozen(linkload.fit(SHORT, loads, 0), 41), [learner]
     )
-    said = pipeline.observe(linkload.stream_of(SHORT, loads))
+    predictions = pipeline.observe(linkload.stream_of(SHORT, loads))
     window = torch.from_numpy(loads.batch.values[96 - 1 - 10 - 3 : 96 - 10])
     with torch.no_grad():
         np.testing.assert_allclose(
-            said[0].experts["lstm-per-entry"], rival(window[None])[0].numpy(), rtol=1e-5
+            predictions[0].experts["lstm-per-entry"], rival(window[None])[0].numpy(), rtol=1e-5
         )
         last = torch.from_numpy(loads.batch.values[-SHORT.window :])
-        assert not np.allclose(said[-1].experts["lstm-per-entry"], rival(last[None])[0].numpy())
+        assert not np.allclose(
+            predictions[-1].experts["lstm-per-entry"], rival(last[None])[0].numpy()
+        )
     for before, after in zip(kept, rival.parameters(), strict=True):
         assert torch.equal(before, after)
 

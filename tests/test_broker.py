@@ -39,11 +39,11 @@ def wait_until_gone(port: int) -> None:
         time.sleep(0.02)
 
 
-def test_it_answers_while_it_is_open_and_not_after() -> None:
+def test_the_broker_answers_while_open_and_not_after() -> None:
     with EmbeddedBroker() as broker:
         assert broker.servers == f"127.0.0.1:{broker.port}"
         create_topics(broker.servers, {"a": 2})
-        create_topics(broker.servers, {"a": 2})  # one that exists is left alone
+        create_topics(broker.servers, {"a": 2})  # an existing topic is unchanged
     assert not answers(broker.port)
     broker.stop()
 
@@ -51,13 +51,13 @@ def test_it_answers_while_it_is_open_and_not_after() -> None:
 def test_a_taken_port_is_an_error() -> None:
     with (
         EmbeddedBroker() as other,
-        pytest.raises(ConnectorError, match=f"port {other.port} .*cannot be had"),
+        pytest.raises(ConnectorError, match=f"port {other.port} .*cannot be used"),
     ):
         EmbeddedBroker(other.port).start()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs prctl")
-def test_it_dies_with_a_parent_that_is_killed() -> None:
+def test_the_broker_ends_with_its_killed_parent() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True
     ) as child:
@@ -68,7 +68,7 @@ def test_it_dies_with_a_parent_that_is_killed() -> None:
     wait_until_gone(port)
 
 
-def test_topics_on_nothing_are_an_error() -> None:
+def test_creating_topics_without_a_broker_is_an_error() -> None:
     with EmbeddedBroker() as broker:
         servers = broker.servers
     with pytest.raises(ConnectorError, match="cannot create topics"):

@@ -1,5 +1,5 @@
-"""A broker that is away for longer than the client's own time-outs, and a topic that has lost what
-is wanted."""
+"""A broker that is away for longer than the client's own timeouts, and a topic that has lost
+requested records."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LONGER_S = 4.0
 @pytest.mark.parametrize("what", ["held", "refused"])
 def test_away_for_longer_than_the_time_outs(monkeypatch, due, what):
     """Nothing is lost, doubled or learned twice, whether connections are refused or packets
-    swallowed."""
+    dropped."""
     common = Reach.common
     monkeypatch.setattr(
         Reach, "common", lambda self: common(self) | {"request_timeout_ms": TIMEOUT_MS}
@@ -46,7 +46,7 @@ def test_away_for_longer_than_the_time_outs(monkeypatch, due, what):
 def test_a_checkpoint_whose_position_is_out_of_retention(
     kafka_servers, topic, tmp_path, policy, raises
 ):
-    """Loud, and the checkpoint stays as it is; or the declared policy."""
+    """An error, and the checkpoint stays unchanged; or the configured policy."""
     job = Job(30)
     name = topic()
     at = StreamPartition(name, 0)

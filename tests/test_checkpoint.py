@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit, whole or not at all, one writer, nothing executed, nothing outside the
+"""Checkpoints: bit for bit, complete or absent, one writer, no code executed, nothing outside the
 folder."""
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def value_of(path: Path) -> Any:
 
 
 def bits(leaf: Any) -> Any:
-    """A form in which equality means: same type, same shape, same bits."""
+    """Return a form in which equality means: same type, same shape, same bits."""
     if isinstance(leaf, torch.Tensor):
         return (
             "tensor",
@@ -140,7 +140,7 @@ def test_every_kind_of_leaf_returns_bit_for_bit(tmp_path: Path) -> None:
     assert_returns_bit_for_bit(tmp_path / "new" / "folder", state)
 
 
-def test_tensors_that_share_memory_come_back_apart_and_the_caller_may_go_on(
+def test_tensors_that_share_memory_are_restored_separately_and_stay_usable(
     tmp_path: Path,
 ) -> None:
     weights = torch.zeros(4)
@@ -178,7 +178,7 @@ def test_any_tree_survives_json(state: dict[str, Any]) -> None:
         ({1, 2}, "set"),
     ],
 )
-def test_what_has_no_safe_form_is_refused_by_its_path_and_nothing_is_written(
+def test_objects_without_a_safe_form_are_refused_by_path_and_nothing_is_written(
     tmp_path: Path, leaf: Any, path: str
 ) -> None:
     with CheckpointStore(tmp_path) as store:
@@ -200,7 +200,7 @@ def test_what_has_no_safe_form_is_refused_by_its_path_and_nothing_is_written(
         {"$": []},
     ],
 )
-def test_a_tree_that_makes_no_sense_is_an_error(tree: Any) -> None:
+def test_an_invalid_tree_is_an_error(tree: Any) -> None:
     with pytest.raises(CheckpointError):
         decode({"x": tree}, {"0:x": torch.zeros(8, dtype=torch.uint8)})
 
@@ -263,7 +263,7 @@ def test_killing_the_process_between_two_steps_leaves_a_whole_checkpoint(tmp_pat
     )
     assert done.returncode == -9, done.stderr
     assert value_of(tmp_path) == 1
-    with CheckpointStore(tmp_path) as store:  # and the dead process's lock is gone with it
+    with CheckpointStore(tmp_path) as store:  # the dead process's lock is gone, too
         assert save(store, 3).sequence == 2
 
 
@@ -287,7 +287,7 @@ FILES = ["state.safetensors", "state.json", "manifest.json"]
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "empty", "half", "longer"])
-def test_a_torn_checkpoint_is_skipped_loudly(
+def test_a_torn_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with CheckpointStore(tmp_path) as store:
@@ -308,7 +308,7 @@ def test_a_torn_checkpoint_is_skipped_loudly(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_single_flipped_bit_is_ever_believed(tmp_path: Path, name: str) -> None:
+def test_every_single_flipped_bit_is_detected(tmp_path: Path, name: str) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, ["old", torch.arange(3)])
         save(store, ["new", torch.arange(3)])
@@ -317,7 +317,7 @@ def test_no_single_flipped_bit_is_ever_believed(tmp_path: Path, name: str) -> No
     for i in range(len(data)):
         file.write_bytes(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :])
         found = value_of(tmp_path)
-        # White space of the manifest may change without changing what it says; anything else is
+        # White space of the manifest may change without changing its content; anything else is
         # noticed.
         assert found[0] == "old" or (name == "manifest.json" and data[i : i + 1].isspace()), (
             i,
@@ -325,7 +325,9 @@ def test_no_single_flipped_bit_is_ever_believed(tmp_path: Path, name: str) -> No
         )
 
 
-def test_when_none_can_be_read_that_is_an_error_and_not_an_empty_start(tmp_path: Path) -> None:
+def test_if_no_checkpoint_can_be_read_it_is_an_error_and_not_an_empty_start(
+    tmp_path: Path,
+) -> None:
     with CheckpointStore(tmp_path) as store:
         assert store.load_latest() is None
         for value in range(2):
@@ -336,28 +338,30 @@ def test_when_none_can_be_read_that_is_an_error_and_not_an_empty_start(tmp_path:
         CheckpointStore(tmp_path).load_latest()
 
 
-def test_a_newer_format_says_so_and_the_older_one_is_not_silently_used(tmp_path: Path) -> None:
+def test_a_newer_format_is_reported_and_the_older_checkpoint_is_not_silently_used(
+    tmp_path: Path,
+) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, "old")
     with CheckpointStore(tmp_path, format_version=FORMAT_VERSION + 1) as store:
         save(store, "new")
-    said = rf"format {FORMAT_VERSION + 1} is newer than format {FORMAT_VERSION}, .* upgrade"
-    with pytest.raises(CheckpointError, match=said):
+    message = rf"format {FORMAT_VERSION + 1} is newer than format {FORMAT_VERSION}, .* upgrade"
+    with pytest.raises(CheckpointError, match=message):
         CheckpointStore(tmp_path).load_latest(DIGEST)
 
 
-def test_an_older_format_says_so_and_what_to_do(tmp_path: Path) -> None:
+def test_an_older_format_is_reported_with_a_remedy(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path, format_version=FORMAT_VERSION - 1) as store:
         save(store, "old")
-    said = (
+    message = (
         rf"format {FORMAT_VERSION - 1} is older than format {FORMAT_VERSION}, .* another "
         rf"checkpoint path"
     )
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         CheckpointStore(tmp_path).load_latest(DIGEST)
 
 
-def test_another_configuration_is_refused_with_both_digests_and_a_cure(tmp_path: Path) -> None:
+def test_another_configuration_is_refused_with_both_digests_and_a_remedy(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
         with pytest.raises(
@@ -367,7 +371,7 @@ def test_another_configuration_is_refused_with_both_digests_and_a_cure(tmp_path:
 
 
 def rewrite(path: Path, **changes: Any) -> None:
-    """Change a manifest as an attacker would: with a matching checksum."""
+    """Change a manifest as an attacker would, with a matching checksum."""
     file = newest(path, "manifest.json")
     manifest = json.loads(file.read_text()) | changes
     del manifest["checksum"]
@@ -390,9 +394,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize(
     "changes", [{"sequence": 7}, {"format": "x"}, {"files": 3}, {"positions": 5}, {"files": {}}]
 )
-def test_a_manifest_that_makes_no_sense_is_damaged(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_an_invalid_manifest_is_damaged(tmp_path: Path, changes: dict[str, Any]) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
     rewrite(tmp_path, **changes)
@@ -424,7 +426,7 @@ def test_a_linked_folder_and_a_pipe_are_refused_without_hanging(tmp_path: Path) 
         CheckpointStore(path).load_latest()
 
 
-def test_a_second_writer_is_refused_by_the_first_ones_pid(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as first:
         save(first, 1)
         second = CheckpointStore(tmp_path)
@@ -449,8 +451,8 @@ def test_a_second_writer_is_refused_by_the_first_ones_pid(tmp_path: Path) -> Non
     second.close()
 
 
-def test_the_lock_of_a_killed_writer_is_gone_with_it(tmp_path: Path) -> None:
-    """Also where the folder had been locked before, and whoever asks from another thread."""
+def test_the_lock_of_a_killed_writer_is_released(tmp_path: Path) -> None:
+    """Also if the folder had been locked before, and from another thread."""
     code = (
         "import sys, pathlib, time\nfrom streamadapt.state.folder import LocalFolder\n"
         "held = LocalFolder(pathlib.Path(sys.argv[1]))\nheld.lock()\n"
@@ -466,7 +468,7 @@ def test_the_lock_of_a_killed_writer_is_gone_with_it(tmp_path: Path) -> None:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(CheckpointError, match=rf"another engine \(pid {other.pid}\)"):
             LocalFolder(tmp_path).lock()
-        (tmp_path / ".lock").write_text("what nobody wrote, longer than any pid there is")
+        (tmp_path / ".lock").write_text("not written by a lock, longer than any pid")
         with pytest.raises(CheckpointError, match=r"another engine \(pid unknown\)"):
             LocalFolder(tmp_path).lock()
         LocalFolder(tmp_path / "b").lock()
@@ -486,7 +488,7 @@ def test_the_lock_of_a_killed_writer_is_gone_with_it(tmp_path: Path) -> None:
     again.unlock()
 
 
-def test_no_link_is_followed_to_a_lock(tmp_path: Path) -> None:
+def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("precious")
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / ".lock").symlink_to(tmp_path / "elsewhere")
@@ -512,7 +514,7 @@ def test_list_reads_positions_and_summary_without_torch(tmp_path: Path) -> None:
         store.save({}, AT, config_digest=DIGEST, summary={"x": object()})
 
 
-def test_rolling_back_removes_the_newer_ones_only(tmp_path: Path) -> None:
+def test_a_rollback_removes_only_newer_checkpoints(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         for value in range(3):
             save(store, value)
@@ -523,7 +525,7 @@ def test_rolling_back_removes_the_newer_ones_only(tmp_path: Path) -> None:
     assert value_of(tmp_path) == 1
 
 
-def test_a_disk_that_refuses_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_a_disk_error_is_one_of_our_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot lock"):
         save(CheckpointStore(tmp_path / "file" / "store"), 1)
@@ -540,8 +542,8 @@ def test_cuda_tensors_are_saved_as_cpu_tensors(tmp_path: Path) -> None:
     assert value_of(tmp_path).tolist() == [0, 1, 2]
 
 
-def test_what_others_left_is_not_swept_away_and_stops_nothing(tmp_path: Path) -> None:
-    """A name that only looks like ours is somebody else's."""
+def test_foreign_files_are_not_removed_and_stop_nothing(tmp_path: Path) -> None:
+    """A name that only looks like ours belongs to another program."""
     for name in (".tmp-foo", ".tmp-1", ".tmp-000000000001"):
         (tmp_path / name).mkdir()
     with CheckpointStore(tmp_path) as store:
@@ -550,8 +552,8 @@ def test_what_others_left_is_not_swept_away_and_stops_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_far_too_large_is_damaged_and_not_read(tmp_path: Path, name: str) -> None:
-    """A sparse terabyte takes no room on the disk, but would in memory."""
+def test_a_far_too_large_file_is_damaged_and_not_read(tmp_path: Path, name: str) -> None:
+    """A sparse terabyte uses no space on the disk, but would in memory."""
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
         save(store, 2)
@@ -562,8 +564,8 @@ def test_a_file_that_is_far_too_large_is_damaged_and_not_read(tmp_path: Path, na
     assert loaded.info.sequence == 1
 
 
-def test_saving_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Whatever the lengths are: a state's blobs and windows have another one each time."""
+def test_repeated_saving_leaves_nothing_behind(tmp_path: Path) -> None:
+    """For any lengths: a state's blobs and windows have different lengths each time."""
 
     def array_types() -> int:
         gc.collect()
@@ -579,10 +581,12 @@ def test_saving_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
         save_all(store, range(1, 4))
         before = array_types()
         save_all(store, range(1000, 1040))
-        assert array_types() <= before, "others' may have gone meanwhile"
+        assert array_types() <= before, (
+            "array types of other tests may have been collected meanwhile"
+        )
 
 
-def test_the_table_is_what_safetensors_itself_makes() -> None:
+def test_the_table_equals_that_of_safetensors() -> None:
     table = {
         "f": torch.randn(3, 4), "scalar": torch.tensor(5), "empty": torch.zeros(0, 3),
         "flags": torch.tensor([True]), "half": torch.randn(3).half(),

@@ -1,5 +1,4 @@
-"""``streamadapt checkpoint list|inspect|rollback``: what a person sees, and what it does to a
-run."""
+"""``streamadapt checkpoint list|inspect|rollback``: their output, and their effect on a run."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ _logging = pytest.fixture(autouse=True)(logging_as_before)
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Return a folder of checkpoints that hold something."""
+    """Return a folder of checkpoints with a state."""
     path = tmp_path_factory.mktemp("ran") / "state"
     for partition in (0, 1):
         store = CheckpointStore(path / f"entries-{partition}")
@@ -39,8 +38,8 @@ def state(ran, tmp_path):
     return shutil.copytree(ran, tmp_path / "state")
 
 
-def test_list_shows_all_partitions_and_says_what_is_damaged(state, capsys):
-    """A row each; a damaged one is not left out."""
+def test_list_shows_all_partitions_and_marks_damaged_checkpoints(state, capsys):
+    """A row each; a damaged checkpoint is not left out."""
     (state / "entries-1" / "000000000002" / "manifest.json").write_text("{}")
     assert run_command(["checkpoint", "list", str(state), "--json"]).code == 0
     rows = json.loads(capsys.readouterr().out)
@@ -54,7 +53,7 @@ def test_list_shows_all_partitions_and_says_what_is_damaged(state, capsys):
     assert "damaged" in capsys.readouterr().out
 
 
-def test_inspect_tells_guard_and_health_and_finds_flipped_bits(state, capsys):
+def test_inspect_shows_guard_and_health_and_finds_flipped_bits(state, capsys):
     """Plain JSON; one flipped bit of a file is found, by name."""
     one = state / "entries-0"
     assert run_command(["checkpoint", "inspect", str(one)]).code == 0
@@ -73,7 +72,7 @@ def test_inspect_tells_guard_and_health_and_finds_flipped_bits(state, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["inspect", "{state}"], "several partitions"),
         (["inspect", "{state}/entries-0", "9"], "no checkpoint 9; there are 1, 2, 3"),
@@ -82,15 +81,16 @@ def test_inspect_tells_guard_and_health_and_finds_flipped_bits(state, capsys):
         (["list", "{state}/entries-0/000000000001"], "no checkpoints here"),
     ],
 )
-def test_what_is_not_there_is_said(state, capsys, arguments, said):
-    """One line and exit code 1; nothing is removed."""
+def test_a_missing_checkpoint_is_reported(state, capsys, arguments, message):
+    """One line and exit code 1; nothing is deleted."""
     assert run_command(["checkpoint", *(a.format(state=state) for a in arguments)]).code == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert CheckpointStore(state / "entries-0").sequences() == [1, 2, 3]
 
 
-def test_rollback_refuses_while_an_engine_runs_and_where_it_would_lead_nowhere(state, capsys):
-    """While another owns the folder, or if the one asked for is damaged, everything stays."""
+def test_rollback_refuses_while_an_engine_runs_and_for_a_damaged_checkpoint(state, capsys):
+    """While another process owns the folder, or if the requested checkpoint is damaged, everything
+    stays."""
     one = state / "entries-0"
     with CheckpointStore(one):
         assert run_command(["checkpoint", "rollback", str(one), "1", "--yes"]).code == 1
@@ -102,7 +102,7 @@ def test_rollback_refuses_while_an_engine_runs_and_where_it_would_lead_nowhere(s
     assert CheckpointStore(one).sequences() == [1, 2]
 
 
-def test_a_run_that_was_rolled_back_ends_in_the_same_state(tmp_path, monkeypatch, capsys):
+def test_a_run_after_a_rollback_ends_in_the_same_state(tmp_path, monkeypatch, capsys):
     """Back to an earlier checkpoint and run again: the same summary as before."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
@@ -115,7 +115,7 @@ def test_a_run_that_was_rolled_back_ends_in_the_same_state(tmp_path, monkeypatch
         "--set",
         "checkpoint.keep=90",
     ]
-    run += ["--set", "source.batch=50"]  # it is between two that a checkpoint is made
+    run += ["--set", "source.batch=50"]  # checkpoints are made between two batches
     capsys.readouterr()
     assert run_command(run).code == 0
     first = json.loads(capsys.readouterr().out)
@@ -128,8 +128,8 @@ def test_a_run_that_was_rolled_back_ends_in_the_same_state(tmp_path, monkeypatch
     assert json.loads(capsys.readouterr().out) == first
 
 
-def test_check_tells_whether_a_run_would_go_on(tmp_path, monkeypatch, capsys):
-    """After a run: yes; with another learner: no, and which setting it is; with another sink:
+def test_check_tells_whether_a_run_would_resume(tmp_path, monkeypatch, capsys):
+    """After a run: yes; with another learner: no, and the setting is named; with another sink:
     yes."""
     monkeypatch.chdir(tmp_path)
     config = prepare(tmp_path) / "config.toml"
@@ -151,18 +151,18 @@ def test_check_tells_whether_a_run_would_go_on(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "learners[1].forgetting: 0.98 -> 0.9" in said.err
     assert "Safe to change" in said.err
-    assert "goes on" not in said.out
+    assert "resumes" not in said.out
     (damaged,) = (tmp_path / "state").glob(f"*/{newest:012d}/state.json")
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert run_command(["check", "config.toml"]).code == 0
     said = capsys.readouterr()
-    assert f"checkpoint {newest}: damaged, and will be passed over: " in said.err
-    assert f"goes on from entries.csv-0, checkpoint {before}\n" in said.out
+    assert f"checkpoint {newest}: damaged, will be skipped: " in said.err
+    assert f"resumes from entries.csv-0, checkpoint {before}\n" in said.out
     for manifest in (tmp_path / "state").glob("*/*/manifest.json"):
         manifest.write_text("{}")
     assert run_command(["check", "config.toml"]).code == 0
     assert (
-        f"would not go on from entries.csv-0, checkpoint {newest}: none can be read"
+        f"would not resume from entries.csv-0, checkpoint {newest}: none can be read"
         in capsys.readouterr().err
     )
     config.write_text(config.read_text().replace('path = "state"', 'path = "memory://nowhere"'))

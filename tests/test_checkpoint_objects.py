@@ -1,5 +1,5 @@
-"""Checkpoints in object stores: whole or not at all without a rename, and the newest owner's
-without a lock."""
+"""Checkpoints in object stores: complete or absent without a rename, and owned by the newest
+process without a lock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streamadapt_connectors.object_folder import ObjectFolder, _FileSystem
 from test_checkpoint import ARRAYS, AT, DIGEST, FILES, SCALARS, TENSORS, Crash, bits, save
 
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, said_by
+from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, written_by
 from streamadapt.app.commands import run_command
 from streamadapt.errors import CheckpointError, ConfigError
 from streamadapt.records import StreamPartition
@@ -34,7 +34,7 @@ STEPS = ["encode", "write state.safetensors", "write state.json", "write manifes
 
 @pytest.fixture(params=KINDS)
 def url(request, tmp_path):
-    """A URL under which there is nothing yet."""
+    """A URL under which nothing exists yet."""
     return fresh(request.param, tmp_path)
 
 
@@ -47,7 +47,7 @@ def at(place, sequence):
 
 
 def test_every_kind_of_leaf_returns_bit_for_bit(url):
-    """Through another store than the one that wrote it."""
+    """Read through another store than the one that wrote it."""
     state = {"tensors": TENSORS, "arrays": ARRAYS, "scalars": SCALARS}
     with CheckpointStore(url) as store:
         written = store.save(state, AT, config_digest=DIGEST, summary={"loss": 0.5})
@@ -60,7 +60,7 @@ def test_every_kind_of_leaf_returns_bit_for_bit(url):
 
 
 def test_the_files_are_those_of_a_folder_on_disk(tmp_path):
-    """Copied from a bucket to a disk, or back, a state goes on."""
+    """A state copied from a bucket to a disk, or back, can be resumed."""
     with CheckpointStore(f"local://{tmp_path}/state") as store:
         save(store, "from a bucket")
     assert value_of(tmp_path / "state") == "from a bucket"
@@ -78,7 +78,7 @@ def test_the_steps_are_the_ones_that_these_tests_know(url):
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("before", [0, 1, 5])
 def test_a_crash_before_any_step_leaves_the_previous_or_the_new_one(url, step, before):
-    """And a later save, of this owner or of its successor, sweeps what it has left."""
+    """A later save, by this owner or its successor, removes what the crash left."""
 
     def crash(name):
         if name == step:
@@ -102,7 +102,7 @@ def test_a_crash_before_any_step_leaves_the_previous_or_the_new_one(url, step, b
 
 
 def test_only_the_newest_are_kept_and_numbers_go_on(url):
-    """Each owner counts from a round number; one token is left."""
+    """Each owner counts from a round number; one token remains."""
     store = CheckpointStore(url, keep=2)
     for value in range(5):
         save(store, value)
@@ -115,8 +115,8 @@ def test_only_the_newest_are_kept_and_numbers_go_on(url):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "empty", "half", "longer", "flipped"])
-def test_a_damaged_checkpoint_is_skipped_loudly(url, name, damage, caplog):
-    """Without a manifest it is none, and nobody is told."""
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(url, name, damage, caplog):
+    """Without a manifest it is not a checkpoint, and there is no warning."""
     store = CheckpointStore(url)
     save(store, ["old", torch.ones(3)])
     new = at(url, save(store, ["new", torch.ones(3)]).sequence)
@@ -135,9 +135,9 @@ def test_a_damaged_checkpoint_is_skipped_loudly(url, name, damage, caplog):
         assert name in caplog.text
 
 
-def test_a_store_that_cannot_be_reached_is_no_damaged_checkpoint(tmp_path):
-    """Whatever is asked when it happens: an error of ours with the reason, never an older state or
-    an empty start."""
+def test_an_unreachable_store_is_not_a_damaged_checkpoint(tmp_path):
+    """Whichever request fails: one of our errors with the reason, never an older state or an empty
+    start."""
     url = fresh("failing", tmp_path)
     FailingFileSystem.set_up()
     store = CheckpointStore(url)
@@ -158,8 +158,8 @@ def test_a_store_that_cannot_be_reached_is_no_damaged_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "tears"), [("local", True), ("memory", False), ("asynchronous", False)]
 )
-def test_a_manifest_is_renamed_only_where_a_file_can_be_torn(tmp_path, kind, tears):
-    """Elsewhere that would be a copy, and nobody would refuse to replace what is there."""
+def test_a_manifest_is_renamed_only_where_a_file_can_be_half_written(tmp_path, kind, tears):
+    """Elsewhere a rename would be a copy, and it could replace an existing object."""
     assert _FileSystem(fresh(kind, tmp_path)).tears is tears
 
 
@@ -167,8 +167,8 @@ def test_a_manifest_is_renamed_only_where_a_file_can_be_torn(tmp_path, kind, tea
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_whoever_comes_takes_over_and_the_one_before_is_fenced(url, shared):
-    """With a group or without: there are no locks, and still no two write beside each other."""
+def test_a_new_owner_takes_over_and_fences_the_previous_one(url, shared):
+    """With a group or without: there are no locks, and two owners never write at the same time."""
     old, new = (CheckpointStore(url, shared=shared) for _ in range(2))
     first = save(old, 1)
     new.acquire()
@@ -184,7 +184,7 @@ def test_whoever_comes_takes_over_and_the_one_before_is_fenced(url, shared):
 
 @pytest.mark.parametrize("step", STEPS[:-1])
 def test_taken_over_in_the_middle_of_a_checkpoint(url, step):
-    """Whatever the old owner was doing, its manifest is not written, and its successor is not
+    """Whatever the old owner was doing: its manifest is not written, and its successor is not
     disturbed."""
     old, new = (CheckpointStore(url) for _ in range(2))
     save(old, 1)
@@ -204,8 +204,8 @@ def test_taken_over_in_the_middle_of_a_checkpoint(url, step):
 
 
 def test_a_late_manifest_is_not_the_newest(url):
-    """Past its last look at the token: the old owner's checkpoint appears, below its
-    successor's."""
+    """The manifest arrives after the last look at the token: the old owner's checkpoint appears,
+    numbered below its successor's."""
     old, new = (CheckpointStore(url) for _ in range(2))
     save(old, 1)
     old.check_owner = new.acquire
@@ -215,14 +215,14 @@ def test_a_late_manifest_is_not_the_newest(url):
     assert value_of(url) == 10
 
 
-def test_a_token_that_two_could_create_belongs_to_the_later_one(tmp_path, monkeypatch):
-    """On a file system that does not know "create": the earlier one reads the other's word in
-    it."""
+def test_a_token_that_two_owners_created_belongs_to_the_later_one(tmp_path, monkeypatch):
+    """On a file system without "create": the earlier owner reads the later owner's token in the
+    file."""
     folder = folder_of(fresh("careless", tmp_path))
     one, two = Fence(folder), Fence(folder)
     one.take()
     with monkeypatch.context() as patch:
-        patch.setattr(Fence, "_tokens", lambda self: [])  # it looked before the other had written
+        patch.setattr(Fence, "_tokens", lambda self: [])  # it looked before the other owner wrote
         two.take()
     assert one.token == two.token == 1
     with pytest.raises(FencedError):
@@ -230,18 +230,18 @@ def test_a_token_that_two_could_create_belongs_to_the_later_one(tmp_path, monkey
     two.check()
 
 
-def test_a_token_that_is_taken_is_passed_over_and_an_own_one_is_known_again(url):
-    """A driver that tries again after a lost answer finds its own file."""
+def test_a_taken_token_is_skipped_and_an_own_token_is_recognised(url):
+    """A driver that retries after a lost answer finds its own file."""
     folder = folder_of(url)
     folder.create("x", b"mine")
     folder.create("x", b"mine")
     with pytest.raises(FileExistsError):
-        folder.create("x", b"somebody else's")
+        folder.create("x", b"another process's")
     assert folder.read("x") == b"mine"
 
 
-def test_an_engine_looks_for_a_successor_between_checkpoints_but_not_all_the_time(tmp_path):
-    """Once a second, since it costs two requests."""
+def test_an_engine_looks_for_a_successor_at_most_once_a_second(tmp_path):
+    """A look costs two requests."""
 
     class Clock:
         now = 0.0
@@ -274,9 +274,9 @@ ACTIONS = st.sampled_from(["save", "save", "come", "leave", *STEPS])
 @pytest.mark.parametrize("kind", ["memory", "local"])
 @given(acts=st.lists(st.tuples(OWNERS, ACTIONS), max_size=12))
 @settings(max_examples=25, deadline=None)
-def test_the_newest_is_always_the_last_owners_last(tmp_path_factory, kind, acts):
-    """Owners come, save, crash at any step and come back in any order: what they read is what the
-    last one wrote."""
+def test_the_newest_checkpoint_is_the_last_one_of_the_last_owner(tmp_path_factory, kind, acts):
+    """Owners start, save, crash at any step and come back in any order: they read what the last
+    owner wrote."""
     place = tmp_path_factory.mktemp("p") if kind == "local" else fresh(kind, None)
     owners = [CheckpointStore(place, keep=1, shared=True) for _ in range(3)]
     owner, newest, n = None, None, 0
@@ -313,11 +313,13 @@ def test_the_newest_is_always_the_last_owners_last(tmp_path_factory, kind, acts)
 
 @pytest.mark.parametrize("make", [make_plain, make_keyed])
 @pytest.mark.parametrize("how", ["before", "torn", "after"])
-def test_whatever_fails_a_restart_ends_as_an_undisturbed_run(tmp_path, monkeypatch, make, how):
-    """Every single request of a run, one a trial: the engine stops with an error of ours, and
-    starts again."""
+def test_after_any_failed_request_a_restart_ends_as_an_undisturbed_run(
+    tmp_path, monkeypatch, make, how
+):
+    """Each request of a run fails in a trial of its own: the engine stops with one of our errors,
+    and is started again."""
     monkeypatch.setattr(_FileSystem, "tears", how == "torn")
-    # Else how much is asked depends on the time it takes.
+    # Otherwise the number of requests depends on the time that they take.
     monkeypatch.setattr(ObjectFolder, "owner_check_interval_s", float("inf"))
     job, counts = Job(45, make, 30), Counts()
     FailingFileSystem.set_up()
@@ -339,7 +341,7 @@ def test_whatever_fails_a_restart_ends_as_an_undisturbed_run(tmp_path, monkeypat
             except CheckpointError:
                 stopped = True
         assert stopped, (fail_at, name)
-        assert job.judge(counts, final_state(engine), said_by(*sinks)), (fail_at, name)
+        assert job.judge(counts, final_state(engine), written_by(*sinks)), (fail_at, name)
 
 
 KILLED = """
@@ -365,30 +367,30 @@ engine.run()
 @pytest.mark.slow  # ten seconds; a kill between two steps is quick in `test_checkpoint`
 @pytest.mark.parametrize(("kind", "make"), [("plain", make_plain), ("keyed", make_keyed)])
 def test_a_killed_process_resumes_bit_for_bit(tmp_path, kind, make):
-    """SIGKILL between a checkpoint's files and its manifest; another process goes on."""
+    """SIGKILL between a checkpoint's files and its manifest; another process resumes."""
     import ast
     import subprocess
 
-    url, said = f"local://{tmp_path}/state", tmp_path / "said"
+    url, output_path = f"local://{tmp_path}/state", tmp_path / "output"
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, kind, url, said], capture_output=True, check=False
+        [sys.executable, "-c", KILLED, kind, url, output_path], capture_output=True, check=False
     )
     assert done.returncode == -9, done.stderr
     job = Job(250, make, 30)
     engine, sink = job.engine(url)
     engine.run()
     assert len(sink.predictions) < len(job.undisturbed[1]), (
-        "it began where the killed one had saved"
+        "it resumed at the killed process's checkpoint"
     )
-    before = ast.literal_eval(said.read_text())
-    assert job.judge(Counts(), final_state(engine), [*before, *said_by(sink)])
+    before = ast.literal_eval(output_path.read_text())
+    assert job.judge(Counts(), final_state(engine), [*before, *written_by(sink)])
 
 
 # -- keys
 
 
-def test_keys_that_come_back_soon_cost_nothing_and_the_others_are_written_together(tmp_path):
-    """A few wait in memory, a bounded number of them; a checkpoint writes the rest first."""
+def test_keys_that_return_soon_are_not_written_and_the_others_are_written_together(tmp_path):
+    """A bounded number of evicted keys waits in memory; a checkpoint writes the rest first."""
     FailingFileSystem.set_up()
     store = DirectoryKeyStore(fresh("failing", tmp_path))
     store.begin(set())
@@ -406,7 +408,7 @@ def test_keys_that_come_back_soon_cost_nothing_and_the_others_are_written_togeth
     assert len(store.folder.names()) == store.folder.batch + 1
 
 
-def test_an_owner_that_was_thought_dead_writes_and_deletes_no_key(url):
+def test_a_paused_owner_that_lost_its_partition_writes_and_deletes_no_key(url):
     """Its successor's keys have the same names."""
     old = CheckpointStore(url)
     old.acquire()
@@ -429,7 +431,7 @@ def test_an_owner_that_was_thought_dead_writes_and_deletes_no_key(url):
     ] == [b"theirs"] * 2
 
 
-def test_a_damaged_key_is_not_believed(url):
+def test_a_damaged_key_is_refused(url):
     store = DirectoryKeyStore(url)
     store.begin(set())
     checksum = store.put(f"{1:012d}", b"data")
@@ -478,14 +480,14 @@ def test_the_commands_take_urls(ran, capsys):
     assert run_command(["checkpoint", "rollback", one, str(numbers[0]), "--yes"]).code == 0
     assert CheckpointStore(one).sequences() == numbers[:1]
     capsys.readouterr()
-    for place, said in ((f"{ran}/nowhere", "no checkpoints here"), (ran, "several partitions")):
+    for place, text in ((f"{ran}/nowhere", "no checkpoints here"), (ran, "several partitions")):
         assert run_command(["checkpoint", "inspect", place]).code == 1
-        assert said in capsys.readouterr().err
+        assert text in capsys.readouterr().err
 
 
 def test_rolling_back_fences_a_running_engine(ran):
-    """There is no lock that could refuse it; the engine ends, and its restart resumes from what is
-    left."""
+    """No lock can refuse the rollback; the engine stops, and its restart resumes from the
+    remaining checkpoint."""
     engine = CheckpointStore(f"{ran}/entries-0")
     engine.acquire()
     assert (
@@ -496,11 +498,11 @@ def test_rolling_back_fences_a_running_engine(ran):
     assert CheckpointStore(f"{ran}/entries-0").sequences() == [EPOCH]
 
 
-# -- what is wrong is said, and what is secret is not
+# -- errors are reported, secrets are not
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "message"),
     [
         ("s3://bucket/state", "pip install s3fs"),
         ("gs://bucket/state", "pip install gcsfs"),
@@ -510,17 +512,17 @@ def test_rolling_back_fences_a_running_engine(ran):
         ("memory://st*te", "without"),
     ],
 )
-def test_what_cannot_be_read_is_said_with_its_key_and_a_cure(place, said):
+def test_an_unreadable_place_is_reported_with_its_config_key_and_a_remedy(place, message):
     with pytest.raises(ConfigError, match=r"expected a folder, or a URL") as caught:
         folder_of(place, "keys.path")
     assert caught.value.path == "keys.path"
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "message"),
     [
-        ("", "not nothing"),
+        ("", "not an empty text"),
         ("s3:/bucket/state", "two slashes"),
         ("file:/state", "two slashes"),
         ("~/state", "without ~"),
@@ -528,18 +530,18 @@ def test_what_cannot_be_read_is_said_with_its_key_and_a_cure(place, said):
         ("file:///", None),
     ],
 )
-def test_what_would_become_a_folder_that_nobody_meant_is_refused(place, said):
-    if said is None:
+def test_a_url_that_would_become_a_local_folder_is_refused(place, message):
+    if message is None:
         assert folder_of(place).path == Path("/")
         return
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         folder_of(place, "keys.path")
     assert caught.value.path == "keys.path"
 
 
 def test_a_file_url_is_the_folder_and_has_its_lock(tmp_path):
-    """Else a rollback by the one name would pull the checkpoints out from under an engine by the
-    other."""
+    """Otherwise a rollback under one name would remove the checkpoints of an engine that runs
+    under the other name."""
     with CheckpointStore(tmp_path / "state") as store:
         save(store, 1)
         store.acquire()
@@ -567,7 +569,7 @@ SECRET = "hunter22secret"
 
 @pytest.mark.parametrize("kind", ["failing", "s3"])
 def test_credentials_in_a_url_are_shown_nowhere(kind, caplog):
-    """Not in errors and what they came from, in logs, in a listing, or where the driver names the
+    """Not in errors and their causes, in logs, in a listing, or where the driver names the
     path."""
     url = f"{kind}://key:{SECRET}@bucket/state"
     texts = []

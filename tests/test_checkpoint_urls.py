@@ -1,4 +1,4 @@
-"""``checkpoint.path = "scheme://..."``: configs, commands and what goes wrong there."""
+"""``checkpoint.path = "scheme://..."``: configs, commands and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEYED = ["--set", "keys.max_keys=2", "--set", "fields.key=k"]
 
 
 def with_keys(folder):
-    """Give the entries' keys: five of them, in turn."""
+    """Return the entries with keys: five of them, in turn."""
     for name in ("entries.csv", "history.csv"):
         head, *rows = (folder / name).read_text().splitlines()
         (folder / name).write_text(
@@ -30,11 +30,11 @@ def with_keys(folder):
 
 
 @pytest.mark.parametrize("more", [[], KEYED], ids=["plain", "keyed"])
-def test_a_run_with_its_state_behind_a_url_goes_on_after_a_rollback(
+def test_a_run_with_its_state_at_a_url_resumes_after_a_rollback(
     tmp_path, monkeypatch, capsys, more
 ):
-    """As with a folder: the same summary as the run whose state lies on disk, then rolled back,
-    and run again."""
+    """As with a folder: the same summary as the run with its state on disk, then rolled back and
+    run again."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     with_keys(tmp_path)
@@ -48,7 +48,7 @@ def test_a_run_with_its_state_behind_a_url_goes_on_after_a_rollback(
         "checkpoint.keep=90",
         *more,
     ]
-    run += ["--set", "source.batch=50"]  # it is between two that a checkpoint is made
+    run += ["--set", "source.batch=50"]  # checkpoints are made between two batches
     url = f"local://{tmp_path}/away"
     summaries = []
     for path in ("state", url, url):
@@ -71,7 +71,7 @@ def test_a_run_with_its_state_behind_a_url_goes_on_after_a_rollback(
     ("key", "table"), [("checkpoint.path", "[checkpoint]"), ("keys.path", "[keys]")]
 )
 @pytest.mark.parametrize("make", [check_config, make_engine])
-def test_a_driver_that_is_missing_is_said_before_anything_connects(tmp_path, key, table, make):
+def test_a_missing_driver_is_reported_before_anything_connects(tmp_path, key, table, make):
     weights = make_weights(tmp_path / "base.safetensors")
     url = "s3://key:hunter22secret@bucket/state"
     text = (
@@ -86,8 +86,8 @@ def test_a_driver_that_is_missing_is_said_before_anything_connects(tmp_path, key
     )
 
 
-def test_the_place_of_the_state_is_no_part_of_what_it_depends_on(tmp_path):
-    """It can move from a disk to a bucket; and what the manifest tells of the config holds no
+def test_the_location_of_the_state_is_not_part_of_the_digest(tmp_path):
+    """The state can move from a disk to a bucket; the config settings in the manifest hold no
     credentials."""
     weights = make_weights(tmp_path / "base.safetensors")
     away = text_of(weights).replace(
@@ -99,8 +99,8 @@ def test_the_place_of_the_state_is_no_part_of_what_it_depends_on(tmp_path):
     )
 
 
-def test_check_says_it_on_the_command_line(tmp_path, monkeypatch, capsys):
-    """One line, the exit code of a wrong config; and a listing of such a place too."""
+def test_check_reports_it_on_the_command_line(tmp_path, monkeypatch, capsys):
+    """One line and the exit code of a wrong config; the same for a listing of such a place."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     capsys.readouterr()

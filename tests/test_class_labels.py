@@ -1,5 +1,5 @@
-"""Labels of a classification as people have them, through the command line: names, numbers, true
-and false."""
+"""Labels of a classification in the forms that people have, through the command line: names,
+numbers, true and false."""
 
 from __future__ import annotations
 
@@ -73,10 +73,12 @@ def truth():
     return x.tolist(), (x[:, 0] + 0.5 * rng.normal(size=N) > 0).astype(int).tolist()
 
 
-def write(folder, said, name="in.jsonl", **other):
-    """A stream whose labels are what `said` makes of the class."""
+def write(folder, label_of, name="in.jsonl", **other):
+    """Write a stream. `label_of` turns the class into the label."""
     x, y = truth()
-    rows = [{"id": f"e{i}", "t": 1000 + i, "x": x[i], "y": said(y[i])} | other for i in range(N)]
+    rows = [
+        {"id": f"e{i}", "t": 1000 + i, "x": x[i], "y": label_of(y[i])} | other for i in range(N)
+    ]
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -85,8 +87,8 @@ def summary(capsys, *arguments):
     code = run_command(
         ["replay", "c.toml", "in.jsonl", "--json", "--out", "replayed.jsonl", *arguments]
     ).code
-    said = capsys.readouterr()
-    return code, json.loads(said.out), said.err
+    output = capsys.readouterr()
+    return code, json.loads(output.out), output.err
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,8 @@ def summary(capsys, *arguments):
         ("[2.5, 3.5]", [2.5, 3.5]),
     ],
 )
-def test_whatever_the_classes_are_called_the_same_is_learned(folder, capsys, classes, names):
-    """All losses are those of the same stream with labels 0 and 1, to the last bit, and nothing is
+def test_the_names_of_the_classes_do_not_change_the_results(folder, capsys, classes, names):
+    """All losses equal those of the same stream with labels 0 and 1, bit for bit, and nothing is
     refused."""
     config(folder)
     write(folder, lambda c: c)
@@ -132,7 +134,7 @@ def test_whatever_the_classes_are_called_the_same_is_learned(folder, capsys, cla
         ('["-", "NA"]', ["-", "NA"]),
     ],
 )
-def test_in_csv_too(folder, capsys, classes, cells):
+def test_names_of_classes_in_csv(folder, capsys, classes, cells):
     x, y = truth()
     config(folder)
     write(folder, lambda c: c)
@@ -182,7 +184,7 @@ def test_a_prediction_names_the_likeliest_class(folder, capsys):
         '"ab"',
     ],
 )
-def test_classes_that_cannot_be_told_apart_are_a_wrong_setting(folder, capsys, classes):
+def test_indistinguishable_classes_are_a_wrong_setting(folder, capsys, classes):
     config(folder, classes)
     write(folder, lambda c: c)
     assert run_command(["check", "c.toml"]).code == 2
@@ -208,8 +210,8 @@ def test_classes_that_cannot_be_told_apart_are_a_wrong_setting(folder, capsys, c
 def test_an_entry_with_a_bad_label_is_predicted_and_the_label_refused(
     folder, capsys, classes, bad, reason
 ):
-    """As if it had brought no label: the same predictions, one dead letter, and the losses say
-    what they rest on."""
+    """As if the entry had no label: the same predictions, one dead letter, and the report of
+    losses says how many labels they use."""
     names = [0, 1] if classes in ("2", "3") else json.loads(classes)
     (folder / "three_logits_model.py").write_text(
         MODULE.replace("x[:, -1, 0]]", "x[:, -1, 0], x[:, -1, 1]]")
@@ -221,8 +223,8 @@ def test_an_entry_with_a_bad_label_is_predicted_and_the_label_refused(
         return [of_the_bad if i in (20, 40) else names[c] for i, c in enumerate(known)]
 
     def predictions(of_the_bad):
-        said = iter(labels(of_the_bad))
-        write(folder, lambda c: next(said))
+        label_texts = iter(labels(of_the_bad))
+        write(folder, lambda c: next(label_texts))
         found = summary(capsys)[1]
         rows = lines(folder / "replayed.jsonl")
         return found, [(row["served"], row["weights"]) for row in rows]
@@ -242,18 +244,19 @@ def test_an_entry_with_a_bad_label_is_predicted_and_the_label_refused(
     assert all("the entry itself is predicted" in letter["detail"] for letter in letters)
 
 
-def test_the_table_says_what_the_losses_rest_on(folder, capsys):
-    """Labels -1 and 1 with two counted classes: the half that is learned makes a better figure
-    than all would."""
+def test_the_table_says_how_many_labels_the_losses_use(folder, capsys):
+    """Labels -1 and 1 with two numbered classes: the learned half gives a better figure than all
+    labels would."""
     config(folder)
     write(folder, lambda c: [-1, 1][c])
     capsys.readouterr()
     run_command(["replay", "c.toml", "in.jsonl"])
     ones = sum(truth()[1])
-    learned = ones - truth()[1][-1]  # the last one's comes with no further entry
-    said = " ".join(capsys.readouterr().out.split())
+    learned = ones - truth()[1][-1]  # the last label is not followed by an entry
+    output = " ".join(capsys.readouterr().out.split())
     assert (
-        f"over {learned} of {learned + N - ones} labels: refused were {N - ones} bad_class" in said
+        f"over {learned} of {learned + N - ones} labels: refused were {N - ones} bad_class"
+        in output
     )
 
 
@@ -262,18 +265,18 @@ def test_labels_of_their_own_file_are_counted_when_refused(folder, capsys):
     x, y = truth()
     rows = [{"id": f"e{i}", "t": 1000 + i, "x": x[i]} for i in range(N)]
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = [
+    label_rows = [
         {"id": f"e{i}", "t": 1001 + i, "y": "sideways" if i < 10 else ["DOWN", "UP"][c]}
         for i, c in enumerate(y)
     ]
     (folder / "labels.jsonl").write_text(
-        "\ufeff" + "".join(json.dumps(row) + "\n" for row in said)
+        "\ufeff" + "".join(json.dumps(row) + "\n" for row in label_rows)
     )
     _, found, _ = summary(capsys, "--labels", "labels.jsonl")
     assert found["labels_used"] == {"used": N - 10, "of": N, "refused": {"bad_class": 10}}
 
 
-def test_a_repaired_label_is_learned_and_its_entry_does_not_come_twice(folder, capsys):
+def test_a_repaired_label_is_learned_and_its_entry_is_not_repeated(folder, capsys):
     config(folder, '["DOWN", "UP"]')
     write(folder, lambda c: ["DOWN", "UP"][c])
     rows = lines(folder / "in.jsonl")
@@ -287,7 +290,7 @@ def test_a_repaired_label_is_learned_and_its_entry_does_not_come_twice(folder, c
     write_letter = (folder / "fixed.jsonl").write_text
     write_letter("\ufeff" + json.dumps(letter) + "\n")
     assert run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes"]).code == 1, (
-        "it is still bad"
+        "the label is still bad"
     )
     assert "still bad: bad_class" in capsys.readouterr().out
     letter["value"] = json.dumps(rows[-3] | {"y": "UP"})
@@ -297,13 +300,13 @@ def test_a_repaired_label_is_learned_and_its_entry_does_not_come_twice(folder, c
     assert len(lines(folder / "in.jsonl")) == N + 1
     assert run_command(["run", "c.toml", "--json"]).code == 0
     found = json.loads(capsys.readouterr().out)
-    # The label inside the last entry is learned at the next arrival, which this one was.
+    # The label inside the last entry is learned at the next arrival, here the repaired label.
     assert found["labels"]["learned"] == N
     assert found["predictions"] == len(lines(folder / "out.jsonl")) == N
     assert found["dead_letters"] == {"bad_class": 1}
 
 
-def test_without_ids_of_its_own_an_entry_is_not_fed_back_for_its_label(folder, capsys):
+def test_an_entry_without_an_id_is_not_replayed_for_its_label(folder, capsys):
     config(folder)
     (folder / "c.toml").write_text((folder / "c.toml").read_text().replace('id = "id"\n', ""))
     write(folder, lambda c: 7)
@@ -324,7 +327,7 @@ def test_logits_in_place_of_probabilities_are_refused_by_check_and_at_the_first_
     config(folder, softmax="false")
     write(folder, lambda c: c)
     for command in (["check", "c.toml"], ["replay", "c.toml", "in.jsonl"], ["run", "c.toml"]):
-        # A width that only the entries know: check has no window to ask about.
+        # A width that only the entries show: check has no window to test.
         if command[0] != "check":
             (folder / "c.toml").write_text(
                 (folder / "c.toml").read_text().replace("channels = 2\n", "")
@@ -333,20 +336,24 @@ def test_logits_in_place_of_probabilities_are_refused_by_check_and_at_the_first_
         assert "base.softmax: expected true" in capsys.readouterr().err
 
 
-def test_probabilities_pass_with_their_rounding():
-    for said in (
+def test_rounded_probabilities_are_accepted():
+    for probabilities in (
         [0.5, 0.5],
         [0.3334, 0.6667],
         [1.0 + 1e-6, -1e-7],
         [np.float16(0.3), np.float16(0.7)],
     ):
         pipeline = Pipeline(
-            Supervised(classes=2), lambda x, said=said: np.array([said], np.float32), [Bias(0.1)]
+            Supervised(classes=2),
+            lambda x, probabilities=probabilities: np.array([probabilities], np.float32),
+            [Bias(0.1)],
         )
         assert len(pipeline.observe([Entry(np.zeros(1, np.float32), 1)])) == 1
-    for said in ([0.0, 0.0], [2.0, -1.0], [-0.7, -0.7], [0.9, 0.9]):
+    for probabilities in ([0.0, 0.0], [2.0, -1.0], [-0.7, -0.7], [0.9, 0.9]):
         pipeline = Pipeline(
-            Supervised(classes=2), lambda x, said=said: np.array([said], np.float32), [Bias(0.1)]
+            Supervised(classes=2),
+            lambda x, probabilities=probabilities: np.array([probabilities], np.float32),
+            [Bias(0.1)],
         )
         with pytest.raises(ConfigError, match=r"base\.softmax"):
             pipeline.observe([Entry(np.zeros(1, np.float32), 1)])
@@ -357,12 +364,12 @@ def in_process(**other):
     return Pipeline(task, lambda x: np.array([[0.4, 0.6]], np.float32), [Bias(0.1)], **other)
 
 
-def test_in_process_a_name_becomes_a_label():
+def test_in_python_a_name_becomes_a_label():
     pipeline = in_process()
     up = pipeline.task.label("UP")
     assert up.tolist() == [1.0]
-    (said,) = pipeline.observe([Entry(np.zeros(1, np.float32), 1, "a", label=up)])
-    assert said.classes == ("DOWN", "UP")
+    (prediction,) = pipeline.observe([Entry(np.zeros(1, np.float32), 1, "a", label=up)])
+    assert prediction.classes == ("DOWN", "UP")
     pipeline.observe([Entry(np.zeros(1, np.float32), 2, "b")])
     assert pipeline.stats.labels == {"learned": 1}
     with pytest.raises(ConfigError, match="SIDEWAYS"):
@@ -370,41 +377,40 @@ def test_in_process_a_name_becomes_a_label():
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-def test_in_process_the_label_alone_is_refused_where_somebody_hears_of_it(keyed):
-    told = []
+def test_in_python_the_label_alone_is_refused_with_on_rejected(keyed):
+    rejected = []
     pipeline = KeyedPipeline(in_process) if keyed else in_process()
     bad = Entry(np.zeros(1, np.float32), 1, "a", label=np.array([5.0], np.float32))
     with pytest.raises(EntryError, match="bad_class"):
         pipeline.observe([bad])
     assert pipeline.stats.entries == 0, "without on_rejected nothing has changed"
-    pipeline.on_rejected = lambda item, error: told.append((item, error))
+    pipeline.on_rejected = lambda item, error: rejected.append((item, error))
     assert len(pipeline.observe([bad])) == 1
-    ((item, error),) = told
+    ((item, error),) = rejected
     assert item is bad
     assert isinstance(error, LabelError)
     assert error.reason is Reason.BAD_CLASS
     assert pipeline.stats.rejected == {"bad_class": 2}
     assert pipeline.observe([Label("a", np.array([1.0], np.float32), 2)]) == []
-    assert pipeline.stats.labels == {"learned": 1}, "a right label can still come"
+    assert pipeline.stats.labels == {"learned": 1}, "a valid label can still arrive"
 
 
-def test_an_entry_that_is_refused_itself_counts_once():
-    told = []
-    pipeline = in_process(on_rejected=lambda item, error: told.append(error.reason))
+def test_an_entry_refused_with_its_label_counts_once():
+    rejected = []
+    pipeline = in_process(on_rejected=lambda item, error: rejected.append(error.reason))
     good = Entry(np.zeros(1, np.float32), 60 * 10**9, "a")
     bad = Entry(np.zeros(1, np.float32), 1, "b", label=np.array([5.0], np.float32))
     pipeline.observe([good, bad])
-    assert told == [Reason.TIME_BACKWARDS]
+    assert rejected == [Reason.TIME_BACKWARDS]
     assert pipeline.stats.rejected == {"time_backwards": 1}
 
 
-def test_no_negative_is_made_of_a_label_that_was_refused():
-    """Where only positives are told, a label that could not be read is not the silence of a
-    negative."""
-    told = []
+def test_a_refused_label_does_not_become_a_negative():
+    """If only positives are reported, an unreadable label does not count as a missing positive."""
+    rejected = []
     task = Supervised(classes=2, negative_after=10, ttl=1000)
     pipeline = Pipeline(task, lambda x: np.array([[0.5, 0.5]], np.float32), [Bias(0.1)])
-    pipeline.on_rejected = lambda item, error: told.append(error.reason)
+    pipeline.on_rejected = lambda item, error: rejected.append(error.reason)
     bad = Entry(np.zeros(1, np.float32), 1, "bad", label=np.array([5.0], np.float32))
     pipeline.observe([bad, Entry(np.zeros(1, np.float32), 2, "silent")])
     again = Pipeline(
@@ -417,7 +423,7 @@ def test_no_negative_is_made_of_a_label_that_was_refused():
 
 
 def test_a_repaired_label_of_a_csv_file_is_a_row_of_its_own(folder, capsys):
-    """The lines that dlq replay writes for it have the file's delimiter, and no values."""
+    """The lines that dlq replay writes for the label have the file's delimiter, and no values."""
     config(folder, '["DOWN", "UP"]')
     x, y = truth()
     names = [["DOWN", "UP"][c] for c in y]
@@ -438,7 +444,7 @@ def test_a_repaired_label_of_a_csv_file_is_a_row_of_its_own(folder, capsys):
         "its label: column 'y': expected one of the classes 'DOWN', 'UP'"
     )
     letter["value"] = letter["value"].replace("UPP", "UP")
-    # As PowerShell writes what it is given.
+    # As PowerShell writes text.
     (folder / "fixed.jsonl").write_bytes(json.dumps(letter).encode("utf-16"))
     assert (
         run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes", "--out", "add.csv"]).code
@@ -453,8 +459,8 @@ def test_a_repaired_label_of_a_csv_file_is_a_row_of_its_own(folder, capsys):
     assert (found["labels"]["learned"], found["predictions"]) == (N, N)
 
 
-def test_without_labels_predictions_name_their_classes_too():
-    task, said = Unlabelled(classes=["DOWN", "UP"]), np.array([[0.4, 0.6]], np.float32)
-    pipeline = Pipeline(task, lambda x: said, guard=TwoLayer(prior={"base": 1.0}))
-    (said,) = pipeline.observe([Entry(np.zeros(1, np.float32), 1)])
-    assert said.classes == ("DOWN", "UP")
+def test_unlabelled_predictions_name_their_classes_too():
+    task, probabilities = Unlabelled(classes=["DOWN", "UP"]), np.array([[0.4, 0.6]], np.float32)
+    pipeline = Pipeline(task, lambda x: probabilities, guard=TwoLayer(prior={"base": 1.0}))
+    (prediction,) = pipeline.observe([Entry(np.zeros(1, np.float32), 1)])
+    assert prediction.classes == ("DOWN", "UP")

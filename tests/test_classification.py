@@ -1,5 +1,5 @@
-"""Every learner that takes classes: on the simplex, mixed in log loss; the plain ones against
-their formulas."""
+"""Every learner for classes: on the simplex, mixed in log loss; the plain ones against their
+formulas."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def on_simplex(p: Any) -> bool:
     st.sampled_from([1e-3, 1.0, 30.0]),
     st.sampled_from([1.0, 1e6]),
 )
-def test_everything_stays_on_the_simplex(
+def test_all_predictions_stay_on_the_simplex(
     seed: int, classes: int, sharp: float, size: float
 ) -> None:
-    """Whatever the inputs, however sure the base (to exact zeros and ones), wherever labels are
-    missing."""
+    """For any inputs, any certainty of the base (to exact zeros and ones), and any missing
+    labels."""
     rng = np.random.default_rng(seed)
     rule = torch.from_numpy(rng.normal(size=(2, classes)).astype(np.float32)) * sharp
     pipeline = Pipeline(
@@ -82,15 +82,15 @@ def test_everything_stays_on_the_simplex(
         values = rng.standard_t(2, size=2).astype(np.float32) * np.float32(size)
         for p in pipeline.observe([entry(values, t + 1, id=str(t), label=np.array([label]))]):
             assert on_simplex(p.served)
-            for name, said in p.experts.items():
-                assert on_simplex(said), name
+            for name, base_output in p.experts.items():
+                assert on_simplex(base_output), name
             assert sum(p.weights.values()) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", [n for n in MAKERS if n not in ("gain", "river")])
-def test_the_guard_finds_the_learner_in_log_loss(name: str) -> None:
-    """A base that is sure of the wrong class: what is served gets most of the gain, and its loss
-    is counted in nats."""
+def test_the_guard_follows_the_better_learner_in_log_loss(name: str) -> None:
+    """A base that is sure of the wrong class: the served prediction gets most of the gain, and its
+    loss is counted in nats."""
     rng = np.random.default_rng(0)
     shares = np.array([0.7, 0.2, 0.1])
     wrong = torch.tensor([[0.05, 0.05, 0.9]])
@@ -99,7 +99,7 @@ def test_the_guard_finds_the_learner_in_log_loss(name: str) -> None:
     )
     state, total, n = 0, 0.0, 300
     for t in range(n):
-        if rng.random() < 0.2:  # classes come in runs
+        if rng.random() < 0.2:  # classes arrive in runs
             state = int(rng.choice(3, p=shares))
         served = pipeline.observe([entry(0.0, t + 1, id=str(t), label=np.float32([state]))])[
             0
@@ -117,27 +117,37 @@ def test_the_guard_finds_the_learner_in_log_loss(name: str) -> None:
 
 
 def examples(n: int, classes: int, seed: int = 0) -> Any:
-    """Base, one-hot target, known or not, inputs (2, 1)."""
+    """Yield base, one-hot target, known or not, inputs (2, 1)."""
     rng = np.random.default_rng(seed)
     for i in range(n):
-        said = softmax(rng.normal(0.0, 2.0, size=classes)).astype(np.float32)
+        base_output = softmax(rng.normal(0.0, 2.0, size=classes)).astype(np.float32)
         if i % 7 == 0:
-            said = np.eye(classes, dtype=np.float32)[rng.integers(classes)]  # sure, to exact zeros
+            base_output = np.eye(classes, dtype=np.float32)[
+                rng.integers(classes)
+            ]  # certain, with exact zeros
         target = np.eye(classes, dtype=np.float32)[
             rng.choice(classes, p=softmax(np.arange(classes) * 0.5))
         ]
-        yield said, target, bool(rng.random() < 0.8), rng.normal(size=(2, 1)).astype(np.float32)
+        yield (
+            base_output,
+            target,
+            bool(rng.random() < 0.8),
+            rng.normal(size=(2, 1)).astype(np.float32),
+        )
 
 
-def learn(learner: Learner, inputs: Any, said: Any, target: Any, known: bool) -> None:
+def learn(learner: Learner, inputs: Any, base_output: Any, target: Any, known: bool) -> None:
     given_target = torch.from_numpy(np.where(known, target, np.nan)[None].astype(np.float32))
     learner.learn(
-        torch.from_numpy(inputs), base(said[None]), given_target, torch.full((1, len(said)), known)
+        torch.from_numpy(inputs),
+        base(base_output[None]),
+        given_target,
+        torch.full((1, len(base_output)), known),
     )
 
 
-def logs(said: Any) -> Any:
-    u = np.log(np.maximum(said.astype(np.float64), LEAST))
+def logs(base_output: Any) -> Any:
+    u = np.log(np.maximum(base_output.astype(np.float64), LEAST))
     return u - u.mean()
 
 
@@ -146,11 +156,11 @@ def test_bias_is_online_gradient_descent_on_the_offsets(classes: int) -> None:
     rates = (1.0, 0.1)
     learner = built(Bias(rates), spec_of("classification", 2, 1, 1, classes))
     b = np.zeros((2, classes))
-    for said, target, known, inputs in examples(60, classes):
-        wanted = np.stack([softmax(logs(said) + row) for row in b])
-        mine = learner.predict(torch.from_numpy(inputs), base(said[None]))[:, 0].numpy()
+    for base_output, target, known, inputs in examples(60, classes):
+        wanted = np.stack([softmax(logs(base_output) + row) for row in b])
+        mine = learner.predict(torch.from_numpy(inputs), base(base_output[None]))[:, 0].numpy()
         np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-6)
-        learn(learner, inputs, said, target, known)
+        learn(learner, inputs, base_output, target, known)
         if known:
             b += np.array(rates)[:, None] * (target - wanted)
 
@@ -160,12 +170,12 @@ def test_gain_is_an_inverse_temperature(classes: int) -> None:
     rates, limit = (0.5, 0.05), 2.5
     learner = built(Gain(rates, limit=limit), spec_of("classification", 2, 1, 1, classes))
     g, curvature = np.ones(2), np.ones(2)
-    for said, target, known, inputs in examples(60, classes):
-        u = logs(said)
+    for base_output, target, known, inputs in examples(60, classes):
+        u = logs(base_output)
         wanted = np.stack([softmax(v * u) for v in g])
-        mine = learner.predict(torch.from_numpy(inputs), base(said[None]))[:, 0].numpy()
+        mine = learner.predict(torch.from_numpy(inputs), base(base_output[None]))[:, 0].numpy()
         np.testing.assert_allclose(mine, wanted, rtol=1e-3, atol=1e-6)
-        learn(learner, inputs, said, target, known)
+        learn(learner, inputs, base_output, target, known)
         if known:
             for k, rate in enumerate(rates):
                 slope = g[k] * ((target - wanted[k]) @ u)
@@ -182,12 +192,12 @@ def test_calibration_is_online_newton_on_scale_and_offset(classes: int) -> None:
     learner = built(Calibration(forgetting), spec_of("classification", 2, 1, 1, classes))
     m = [10.0 * np.eye(2) for _ in range(classes)]
     v = np.zeros((classes, 2))
-    for said, target, known, inputs in examples(60, classes):
-        u = logs(said)
+    for base_output, target, known, inputs in examples(60, classes):
+        u = logs(base_output)
         wanted = softmax(u + v[:, 0] * u + v[:, 1])
-        mine = learner.predict(torch.from_numpy(inputs), base(said[None]))[0, 0].numpy()
+        mine = learner.predict(torch.from_numpy(inputs), base(base_output[None]))[0, 0].numpy()
         np.testing.assert_allclose(mine, wanted, rtol=1e-3, atol=1e-6)
-        learn(learner, inputs, said, target, known)
+        learn(learner, inputs, base_output, target, known)
         if known:
             for c in range(classes):
                 x = np.array([u[c], 1.0])
@@ -196,22 +206,22 @@ def test_calibration_is_online_newton_on_scale_and_offset(classes: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_rls_regresses_what_the_base_left_of_the_one_hot_target(classes: int) -> None:
+def test_rls_regresses_the_residual_of_the_one_hot_target(classes: int) -> None:
     forgetting, ridge = 0.9, 0.1
     learner = built(RLS(forgetting), spec_of("classification", 2, 1, 1, classes))
     d = 2 + 1 + classes - 1
     m, v, turn = ridge * np.eye(d), np.zeros((d, classes)), 0
-    for said, target, known, inputs in examples(60, classes):
-        x = np.concatenate([inputs.ravel(), [1.0], said[:-1]]).astype(np.float64)
-        scores = np.maximum(said + x @ v, SHARE / classes)
-        mine = learner.predict(torch.from_numpy(inputs), base(said[None]))[0, 0].numpy()
+    for base_output, target, known, inputs in examples(60, classes):
+        x = np.concatenate([inputs.ravel(), [1.0], base_output[:-1]]).astype(np.float64)
+        scores = np.maximum(base_output + x @ v, SHARE / classes)
+        mine = learner.predict(torch.from_numpy(inputs), base(base_output[None]))[0, 0].numpy()
         np.testing.assert_allclose(mine, scores / scores.sum(), rtol=1e-4, atol=1e-6)
-        learn(learner, inputs, said, target, known)
+        learn(learner, inputs, base_output, target, known)
         if known:
             m = forgetting * m + np.outer(x, x)
             m[turn, turn] += (1.0 - forgetting) * ridge * d
             turn = (turn + 1) % d
-            v += np.outer(np.linalg.solve(m, x), target - said - x @ v)
+            v += np.outer(np.linalg.solve(m, x), target - base_output - x @ v)
 
 
 @pytest.mark.parametrize("name", ["bias", "gain", "calibration", "rls", "rls-l1"])
@@ -251,7 +261,7 @@ def test_clipped_scores_are_a_distribution_without_zeros(scores: list[float]) ->
     )
 
 
-def test_a_distribution_stays_itself() -> None:
+def test_a_distribution_is_unchanged() -> None:
     p = torch.tensor([[0.5, 0.25, 0.25]])
     torch.testing.assert_close(clipped(p), p)
     torch.testing.assert_close(torch.softmax(log_odds(p), -1), p)

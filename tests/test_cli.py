@@ -34,8 +34,8 @@ def folder(tmp_path, monkeypatch):
 # -- fit, check, replay
 
 
-def test_fit_says_what_it_did(folder, capsys):
-    """Rows, refused rows and the file; as JSON where asked for."""
+def test_fit_reports_its_result(folder, capsys):
+    """Rows, refused rows and the file; as JSON if requested."""
     capsys.readouterr()
     assert (
         run_command(["fit", "config.toml", "entries.csv", "--out", "b.safetensors", "--json"]).code
@@ -50,7 +50,7 @@ def test_fit_says_what_it_did(folder, capsys):
     assert not list(folder.glob("*.part"))
 
 
-def test_fit_joins_labels_that_came_apart(folder, capsys):
+def test_fit_joins_labels_from_their_own_file(folder, capsys):
     """The same weights as from one file."""
     (folder / "x.jsonl").write_text(
         "".join(json.dumps({"id": i, "time": t, "x": x}) + "\n" for i, t, x, _ in rows()[:100])
@@ -70,7 +70,7 @@ def test_fit_joins_labels_that_came_apart(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["check", "nowhere.toml"], 2, "config: config: expected a readable UTF-8 file"),
         (["check", "config.toml", "--set", "task.windw=1"], 2, "config: task.windw: "),
@@ -111,40 +111,40 @@ def test_fit_joins_labels_that_came_apart(folder, capsys):
         (["run"], 2, "Missing argument"),
     ],
 )
-def test_errors_are_one_line_and_a_code(folder, capsys, arguments, code, said):
-    """No traceback for anything that a person may get wrong."""
+def test_errors_are_one_line_and_a_code(folder, capsys, arguments, code, message):
+    """User errors give no traceback."""
     (folder / "torn.csv.gz").write_bytes(b"\x1f\x8b\x08\x00rest")
     capsys.readouterr()
     assert run_command(arguments).code == code
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
-    if code and "such command" not in said and "argument" not in said:
+    if code and "such command" not in message and "argument" not in message:
         assert [line for line in error.splitlines() if line.startswith("streamadapt: ")] == [
             error.splitlines()[-1]
         ]
 
 
 def test_check_writes_nothing(folder, capsys):
-    """Not even the files that a run would open; and it says which experts there are."""
+    """Not even the files that a run would open; it lists the experts."""
     before = sorted(path.name for path in folder.iterdir())
     capsys.readouterr()
     assert run_command(["check", "config.toml", "--json"]).code == 0
-    said = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     found = {
         "path": "entries.csv",
         "columns": ["id", "time", "x", "y"],
         "records": 20,
         "refused": 0,
     }
-    assert said == {
+    assert result == {
         "ok": True,
         "experts": ["base", "bias-0.1", "bias-0.01", "rls-0.98"],
         "files": [found],
     }
     assert run_command(["check", "config.toml", "--json", "--set", "task.window=x"]).code == 2
-    said = json.loads(capsys.readouterr().out)
-    assert said == {
+    result = json.loads(capsys.readouterr().out)
+    assert result == {
         "ok": False,
         "error": {"path": "task.window", "value": "'x'", "expected": "a whole number"},
     }
@@ -162,9 +162,9 @@ def by_hand(table):
     return pipeline, pipeline.observe(entries)
 
 
-def test_replay_is_the_same_as_the_python_api(folder, capsys):
-    """The same numbers to the bit, from a file or by hand; nothing is written but what was asked
-    for."""
+def test_replay_gives_the_results_of_the_python_api(folder, capsys):
+    """The same numbers bit for bit, from a file or through the API; only the requested file is
+    written."""
     pipeline, predictions = by_hand(rows())
     before = sorted(path.name for path in folder.iterdir())
     capsys.readouterr()
@@ -175,7 +175,7 @@ def test_replay_is_the_same_as_the_python_api(folder, capsys):
     assert summary["served"] == pipeline.stats.mean_loss("served")
     assert summary["entries"] == ROWS
     assert summary["dead_letters"] == {"wrong_type": 1}
-    for _ in range(2):  # the second replay writes its file anew
+    for _ in range(2):  # the second replay replaces its file
         assert (
             run_command(["replay", "config.toml", "entries.csv", "--out", "out.jsonl"]).code == 0
         )
@@ -184,12 +184,12 @@ def test_replay_is_the_same_as_the_python_api(folder, capsys):
         ]
         assert [line["reason"] for line in lines("out.jsonl.dead-letters")] == ["wrong_type"]
     table = capsys.readouterr().out
-    for said in ("frozen (base)", "served", "entries", "dead letters: wrong_type", "drift"):
-        assert said in table
+    for text in ("frozen (base)", "served", "entries", "dead letters: wrong_type", "drift"):
+        assert text in table
 
 
-def test_replay_reads_labels_that_came_apart(folder, capsys):
-    """In a file of their own, JSON beside CSV too: then a number may be text in either."""
+def test_replay_reads_labels_from_their_own_file(folder, capsys):
+    """Also JSON beside CSV: then a number may be text in either."""
     write_csv(folder / "y.csv", [(i, t + 600, x, y) for i, t, x, y in rows()])
     (folder / "x.jsonl").write_text(
         "".join(json.dumps({"id": i, "time": t, "x": x}) + "\n" for i, t, x, _ in rows())
@@ -208,13 +208,13 @@ def test_replay_reads_labels_that_came_apart(folder, capsys):
 
 
 def test_run_on_files_writes_everything_and_continues(folder, capsys):
-    """Predictions, dead letters and a checkpoint; interrupted in the middle, the rest comes as if
-    it had not been."""
+    """Predictions, dead letters and a checkpoint; after an interruption in the middle the rest is
+    the same as without it."""
     capsys.readouterr()
     assert run_command(["run", "config.toml", "--json", "--log-json"]).code == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["entries"] == ROWS
-    events = [json.loads(line) for line in said.err.splitlines()]
+    output = capsys.readouterr()
+    assert json.loads(output.out)["entries"] == ROWS
+    events = [json.loads(line) for line in output.err.splitlines()]
     assert [event["message"] for event in events][
         -1
     ] == f"stopped: {ROWS} entries, {ROWS - 2} predictions"
@@ -225,7 +225,7 @@ def test_run_on_files_writes_everything_and_continues(folder, capsys):
     ]
     whole = [line["served"] for line in lines("predictions.jsonl")]
     final = CheckpointStore(folder / "state" / "entries.csv-0").load_latest()
-    # Half of the file first: to the engine the same as an interruption in front of the rest.
+    # Half of the file first: for the engine this equals an interruption before the rest.
     full = (folder / "entries.csv").read_text()
     (folder / "entries.csv").write_text("".join(full.splitlines(keepends=True)[:200]))
     again = ["--set", "sink.path=second.jsonl", "--set", "checkpoint.path=second"]
@@ -239,7 +239,7 @@ def test_run_on_files_writes_everything_and_continues(folder, capsys):
 
 
 def test_log_json_holds_errors_too(folder, capsys):
-    """Where a machine reads standard error, the last words are JSON as well."""
+    """If a machine reads standard error, the last message is JSON as well."""
     capsys.readouterr()
     assert (
         run_command(["run", "config.toml", "--log-json", "--set", "source.path=nowhere.csv"]).code
@@ -249,9 +249,9 @@ def test_log_json_holds_errors_too(folder, capsys):
     assert (event["level"], event["message"]) == ("error", "file nowhere.csv: not found")
 
 
-def test_a_fault_in_the_users_model_shows_where(folder, capsys, monkeypatch):
-    """That is no config error: nothing was predicted, with the traceback, on one line where logs
-    are JSON."""
+def test_an_error_in_the_users_model_has_a_traceback(folder, capsys, monkeypatch):
+    """It is not a config error: nothing was predicted, and the log has the traceback, on one line
+    if the log is JSON."""
     (folder / "mine.py").write_text(
         "def make():\n    def model(x):\n        raise ZeroDivisionError('mine')\n    return "
         "model\n"
@@ -259,9 +259,9 @@ def test_a_fault_in_the_users_model_shows_where(folder, capsys, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     own = ["--set", 'base={kind="module", factory="mine:make"}']
     assert run_command(["replay", "config.toml", "entries.csv", *own]).code == 3
-    told = capsys.readouterr()
-    assert "mine.py" in told.err
-    assert "the base raised ZeroDivisionError: mine" in told.out.splitlines()[0]
+    output = capsys.readouterr()
+    assert "mine.py" in output.err
+    assert "the base raised ZeroDivisionError: mine" in output.out.splitlines()[0]
     assert run_command(["run", "config.toml", "--log-json", *own]).code == 3
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     (raised,) = [event for event in events if "exception" in event]
@@ -269,7 +269,7 @@ def test_a_fault_in_the_users_model_shows_where(folder, capsys, monkeypatch):
 
 
 def test_an_exit_code_reaches_the_shell(folder):
-    """Through the real entry point, and the settings of the environment with it."""
+    """Through the real entry point, together with the environment's settings."""
     done = subprocess.run(
         [sys.executable, "-m", "streamadapt", "check", "config.toml"], capture_output=True,
         text=True, check=False, env=os.environ | {"STREAMADAPT__TASK__WINDOW": "9"},
@@ -289,7 +289,7 @@ def test_an_exit_code_reaches_the_shell(folder):
     ],
 )
 def test_an_interrupt_during_imports_ends_cleanly(folder, module):
-    """Exit code 130 and one line, wherever it comes."""
+    """Exit code 130 and one line, at any import."""
     code = (
         "import os, signal, sys\n"
         "class Finder:\n"

@@ -1,5 +1,5 @@
-"""What keeps an engine from its work: a line when it begins, one when it is over, counts, and the
-truth in metrics."""
+"""Conditions that keep an engine from working: a log line at the start and at the end, counts, and
+true metrics."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def lines(caplog):
     return [(record.levelname, record.getMessage()) for record in caplog.records]
 
 
-def test_a_condition_is_one_line_and_its_end_is_one_more_with_how_long_it_took(
+def test_a_condition_logs_one_line_and_its_end_another_with_the_duration(
     conditions, clock, caplog
 ):
     with caplog.at_level(logging.INFO, "streamadapt"):
@@ -57,7 +57,7 @@ def test_a_condition_is_one_line_and_its_end_is_one_more_with_how_long_it_took(
     ]
 
 
-def test_the_trouble_is_what_says_why(conditions, clock):
+def test_the_trouble_text_gives_the_reason(conditions, clock):
     conditions.begin(Condition.UNACKNOWLEDGED, "not acknowledged")
     assert conditions.trouble == "not acknowledged"
     clock.now += 1.0
@@ -67,7 +67,7 @@ def test_the_trouble_is_what_says_why(conditions, clock):
     assert conditions.trouble == "too few replicas"
 
 
-def test_a_condition_of_several_parts_is_over_with_the_last(conditions, caplog):
+def test_a_condition_of_several_parts_ends_with_the_last_part(conditions, caplog):
     with caplog.at_level(logging.INFO, "streamadapt"):
         conditions.begin(Condition.NO_ANSWER, "away", "0")
         conditions.begin(Condition.NO_ANSWER, "away", "1")
@@ -81,7 +81,7 @@ def test_a_condition_of_several_parts_is_over_with_the_last(conditions, caplog):
     assert [level for level, _ in lines(caplog)] == ["WARNING", "INFO"]
 
 
-def test_a_part_that_goes_away_takes_its_conditions_along(conditions, caplog):
+def test_a_removed_part_ends_its_conditions(conditions, caplog):
     conditions.begin(Condition.NO_ANSWER, "away", "0")
     conditions.begin(Condition.OPEN_TRANSACTION, "open", "1")
     conditions.release("0")
@@ -89,7 +89,7 @@ def test_a_part_that_goes_away_takes_its_conditions_along(conditions, caplog):
     assert conditions.holds(Condition.OPEN_TRANSACTION)
 
 
-def test_only_what_stops_all_work_is_trouble(conditions, clock):
+def test_only_conditions_that_stop_all_work_are_trouble(conditions, clock):
     conditions.begin(Condition.OPEN_TRANSACTION, "open")
     assert conditions.trouble == ""
     conditions.begin(Condition.TOO_FEW_REPLICAS, "first")
@@ -98,8 +98,8 @@ def test_only_what_stops_all_work_is_trouble(conditions, clock):
     assert conditions.trouble == "first"
 
 
-def test_a_broker_that_stumbles_as_it_comes_back_has_one_outage(conditions, clock, caplog):
-    """The log has one line of it; who asks whether it works now is told the truth all the same."""
+def test_a_broker_that_fails_again_on_its_return_has_one_outage(conditions, clock, caplog):
+    """The log has one line; the current state is still reported correctly."""
     with caplog.at_level(logging.INFO, "streamadapt"):
         for _ in range(3):
             conditions.begin(Condition.NO_ANSWER, "away")
@@ -113,7 +113,7 @@ def test_a_broker_that_stumbles_as_it_comes_back_has_one_outage(conditions, cloc
     assert conditions.standing().began[Condition.NO_ANSWER] == 1
 
 
-def test_what_began_is_counted_and_what_can_be_is_shown_at_0(conditions, clock):
+def test_started_conditions_are_counted_and_possible_ones_shown_at_0(conditions, clock):
     for _ in range(2):
         conditions.begin(Condition.NO_ANSWER, "away")
         conditions.end(Condition.NO_ANSWER, "back")
@@ -128,7 +128,7 @@ def test_what_began_is_counted_and_what_can_be_is_shown_at_0(conditions, clock):
     }
 
 
-def test_a_secret_in_a_reason_is_not_told(conditions, caplog):
+def test_a_secret_in_a_reason_is_not_shown(conditions, caplog):
     remember("security", {"sasl_plain_password": "hunter2!"})
     conditions.begin(Condition.NO_ANSWER, "refused hunter2!")
     assert "hunter2!" not in conditions.trouble + caplog.text
@@ -159,7 +159,7 @@ def make_engine(metrics, sink=None, letters=None):
     )  # fmt: skip
 
 
-def test_metrics_tell_how_source_and_sinks_do_at_the_time_of_the_scrape():
+def test_metrics_show_the_state_of_source_and_sinks_at_the_scrape():
     metrics, registry = Metrics(), CollectorRegistry()
     MetricsCollector(metrics, registry)
 
@@ -180,7 +180,7 @@ def test_metrics_tell_how_source_and_sinks_do_at_the_time_of_the_scrape():
     assert value("source_connected") == 0.0
 
 
-def test_ready_says_what_is_wrong_on_either_side():
+def test_ready_reports_trouble_of_source_and_sink():
     sink = Troubled()
     engine = make_engine(NullMetrics(), sink)
     engine.opened = True

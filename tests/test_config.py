@@ -1,5 +1,4 @@
-"""Configs: what is wrong is said with its path; the environment overrides; every kind can be
-built."""
+"""Configs: an error names the path; the environment overrides; every kind can be built."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ def _logging():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Weights that fit `CONFIG`, others beside them that do not, and a torn file."""
+    """Weights that fit `CONFIG`, others that do not, and a truncated file."""
     folder = tmp_path_factory.mktemp("weights")
     good = make_weights(folder / "base.safetensors")
     make_weights(folder / "forecast.safetensors", "forecast", responses=4)
@@ -52,8 +51,8 @@ def weights(tmp_path_factory):
     return good
 
 
-def test_the_config_of_these_tests_is_right(weights):
-    """What the broken ones below differ from."""
+def test_the_config_of_these_tests_is_valid(weights):
+    """The invalid configs below differ from this one."""
     assert check_config(parse_config(text_of(weights))).names == ["base", "bias-0.1", "rls-0.9995"]
 
 
@@ -62,13 +61,13 @@ def test_the_config_of_these_tests_is_right(weights):
     BROKEN,
     ids=[f"{row[2]}-{i}" for i, row in enumerate(BROKEN)],
 )
-def test_what_is_wrong_is_named_with_its_path(weights, old, new, path, fragment):
-    """Exactly this path, and what was expected there, before anything connects."""
+def test_an_error_names_its_path(weights, old, new, path, fragment):
+    """Exactly this path, and the expected value, before anything connects."""
     text = text_of(weights)
     assert text.count(old) >= 1
     with pytest.raises(ConfigError) as failed:
         check_config(parse_config(text.replace(old, new, 1)))
-    if fragment == "TOML":  # the file is none
+    if fragment == "TOML":  # the file is not TOML
         assert "TOML" in str(failed.value)
         return
     assert failed.value.path == path
@@ -77,7 +76,7 @@ def test_what_is_wrong_is_named_with_its_path(weights, old, new, path, fragment)
 
 
 def test_a_forecast_takes_no_labels(weights):
-    """A label topic beside a forecast is a misunderstanding, not something to read and refuse."""
+    """A label topic in a forecast is a misunderstanding; its labels are not read and refused."""
     text = text_of(weights).replace('kind = "supervised"', 'kind = "forecast"\nhorizon = 4')
     text = text.replace("base.safe", "forecast.safe")
     with pytest.raises(
@@ -100,7 +99,7 @@ def test_a_forecast_takes_no_labels(weights):
     ],
 )
 def test_durations(text, nanoseconds):
-    """As people write them."""
+    """In the forms that people write."""
     assert duration_ns("x", text) == nanoseconds
 
 
@@ -108,8 +107,8 @@ def test_durations(text, nanoseconds):
     "value",
     ["", "10", "10 sec", "-1s", "s", "1h30m", "1e3s", "infs", None, 10, True, "10S", "٣s x"],
 )
-def test_what_is_no_duration(value):
-    """A missing unit most of all."""
+def test_invalid_durations(value):
+    """Above all a missing unit."""
     with pytest.raises(ConfigError, match=r"task\.ttl: expected a duration with its unit"):
         duration_ns("task.ttl", value)
 
@@ -134,18 +133,18 @@ SECRET = "hunter2-geheim"
 )
 @pytest.mark.parametrize("where", ['topic = "entries"', 'topic = "predictions"'])
 def test_no_error_shows_a_secret(weights, table, where, tmp_path, capsys):
-    """Whatever is wrong, and wherever a password was put."""
+    """Whatever the error is, and in whichever table the password is."""
     path = tmp_path / "config.toml"
     path.write_text(text_of(weights).replace(where, f"{where}\n{table}"))
     for arguments in (["check", str(path)], ["check", str(path), "--json"], ["run", str(path)]):
         assert run_command(arguments).code == 2
-        said = capsys.readouterr()
-        assert said.out + said.err
-        assert SECRET not in said.out + said.err
+        output = capsys.readouterr()
+        assert output.out + output.err
+        assert SECRET not in output.out + output.err
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_what_is_no_toml_is_named_by_path_line_and_column(weights, tmp_path, encoding):
+def test_invalid_toml_is_named_by_path_line_and_column(weights, tmp_path, encoding):
     path = tmp_path / "config.toml"
     lines = text_of(weights).splitlines()
     path.write_text("\n".join([*lines[:3], "broken = = 1", *lines[3:]]), encoding=encoding)
@@ -156,8 +155,8 @@ def test_what_is_no_toml_is_named_by_path_line_and_column(weights, tmp_path, enc
     load_config(path)
 
 
-def test_a_right_config_shows_no_secret_either(weights):
-    """Not in its repr, nor in the repr of what is made from it."""
+def test_a_valid_config_shows_no_secret_either(weights):
+    """Not in its repr, nor in the repr of the objects made from it."""
     user = f'sasl_plain_username = "u", sasl_plain_password = "{SECRET}"'
     security = f'{{ security_protocol = "SASL_SSL", sasl_mechanism = "PLAIN", {user} }}'
     config = parse_config(
@@ -170,7 +169,7 @@ def test_a_right_config_shows_no_secret_either(weights):
 
 
 def test_a_password_of_digits_stays_text(weights):
-    """From the environment everything else that looks like TOML is TOML."""
+    """Every other environment value that is valid TOML is read as TOML."""
     environment = {"STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD": "12345"}
     assert parse_config(text_of(weights), environment).source["security"] == {
         "sasl_plain_password": "12345"
@@ -178,7 +177,7 @@ def test_a_password_of_digits_stays_text(weights):
 
 
 def test_credentials_go_to_their_own_servers_only(weights):
-    """A sink without servers shares the source's with their credentials; one with its own does
+    """A sink without servers uses the source's servers and credentials; a sink with its own does
     not."""
     made = {}
 
@@ -206,8 +205,8 @@ def test_credentials_go_to_their_own_servers_only(weights):
 # -- environment and flags
 
 
-def test_environment_values_are_toml_where_they_parse(weights):
-    """Numbers, lists and truth values are typed; everything else is text."""
+def test_environment_values_are_toml_if_they_parse(weights):
+    """Numbers, lists and booleans are typed; everything else is text."""
     environment = {
         "STREAMADAPT__SOURCE__SERVERS": "broker:9092",
         "STREAMADAPT__TASK__WINDOW": "5",
@@ -282,7 +281,7 @@ def test_flag_over_environment_over_file_over_default(weights, tmp_path):
     ],
 )
 def test_bad_overrides(weights, name, value, path, fragment):
-    """A variable that names no place, or brings a wrong value, is an error like any other."""
+    """A variable that names no key, or has a wrong value, is an error like any other."""
     with pytest.raises(ConfigError) as failed:
         check_config(parse_config(text_of(weights), {name: value}))
     assert failed.value.path == path
@@ -290,17 +289,17 @@ def test_bad_overrides(weights, name, value, path, fragment):
 
 
 def test_an_error_says_which_variable_caused_it(weights, tmp_path, capsys, monkeypatch):
-    """Or one looks for it in the file, where it is not."""
+    """Otherwise a user looks for it in the file, which does not contain it."""
     path = tmp_path / "config.toml"
     path.write_text(text_of(weights))
     monkeypatch.setenv("STREAMADAPT__LEARNERS__0__RATE", "7")
     assert run_command(["check", str(path)]).code == 2
-    assert "learners[0].rate: " in (said := capsys.readouterr().err)
-    assert "(set by STREAMADAPT__LEARNERS__0__RATE)" in said
+    assert "learners[0].rate: " in (output := capsys.readouterr().err)
+    assert "(set by STREAMADAPT__LEARNERS__0__RATE)" in output
 
 
 def test_a_setting_without_a_value_is_refused(weights):
-    """Not taken for an empty one."""
+    """It is not read as an empty value."""
     with pytest.raises(ConfigError, match=r"--set: expected KEY=VALUE"):
         parse_config(text_of(weights), {}, ["task.window"])
 
@@ -308,8 +307,8 @@ def test_a_setting_without_a_value_is_refused(weights):
 # -- digest
 
 
-def test_the_digest_changes_with_what_the_state_depends_on(weights, tmp_path):
-    """And with nothing else: servers, sinks, places of files."""
+def test_the_digest_changes_with_settings_that_the_state_depends_on(weights, tmp_path):
+    """It does not change with other settings: servers, sinks, paths of files."""
     text = text_of(weights)
     digest = parse_config(text).digest()
     for old, new in [
@@ -375,7 +374,7 @@ KIND_TABLES = {
 
 
 def test_every_kind_of_the_entry_points_can_be_built(weights, tmp_path):
-    """From the least that it needs; a new kind has to be added to the table above."""
+    """From the minimal settings; a new kind has to be added to the table above."""
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     for group, names in groups.items():
         tables = KIND_TABLES[group.removeprefix("streamadapt.")]
@@ -395,8 +394,8 @@ def test_every_kind_of_the_entry_points_can_be_built(weights, tmp_path):
 
 
 def test_the_template_passes_once_its_weights_exist(tmp_path, monkeypatch, capsys):
-    """`streamadapt init` writes a config that `streamadapt check` takes; before that it says what
-    is missing."""
+    """`streamadapt init` writes a config that `streamadapt check` accepts; without the weights it
+    names what is missing."""
     monkeypatch.chdir(tmp_path)
     assert run_command(["init", "my.toml"]).code == 0
     assert run_command(["init", "my.toml"]).code == 2
@@ -409,7 +408,7 @@ def test_the_template_passes_once_its_weights_exist(tmp_path, monkeypatch, capsy
 
 
 def test_the_template_names_only_what_exists():
-    """Its commented-out alternatives too: uncommented, they are TOML."""
+    """The commented-out alternatives, too: uncommented, they are TOML."""
     text = files("streamadapt.app").joinpath("template.toml").read_text(encoding="utf-8")
     lines = [
         line[2:] if line.startswith("# ") and "=" in line and "`" not in line else line
@@ -432,7 +431,7 @@ def source(path, **anything):
 
 
 def test_a_third_party_kind_is_found(weights, tmp_path):
-    """By its entry points, without touching this package; its own errors get a path."""
+    """By its entry points, without a change to this package; its own errors get a path."""
     info = tmp_path / "third-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third\nVersion: 1.0\n")
@@ -464,7 +463,7 @@ def test_a_third_party_kind_is_found(weights, tmp_path):
 
 
 def test_a_summary_adds_up_partitions():
-    """Losses by cells, not by partition; what no partition knows is None."""
+    """Losses are weighted by cells, not by partition; a value that no partition knows is None."""
     one, two = Stats(), Stats()
     one.loss_sum, one.loss_cells = {"base": 6.0, "served": 3.0}, {"base": 3, "served": 3}
     two.loss_sum, two.loss_cells = {"base": 2.0, "served": 0.0}, {"base": 1, "served": 0}
@@ -476,7 +475,7 @@ def test_a_summary_adds_up_partitions():
 
 
 def test_the_same_config_makes_equal_pipelines(weights):
-    """Every partition gets one of its own."""
+    """Every partition gets a pipeline of its own."""
     config = parse_config(text_of(weights))
     one, two = make_pipeline(config), make_pipeline(config)
     assert one.names == two.names

@@ -1,5 +1,4 @@
-"""The page of the configuration: what it says is complete, its examples are right, and errors lead
-to it."""
+"""The configuration page: it is complete, its examples are valid, and errors refer to it."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ WITHOUT_EXAMPLE = {
     "dead_letters",
     "learners",
     "guard",
-}  # their kinds have them
+}  # their kinds have examples
 
 SUPERVISED = {
     "source": '[source]\nkind = "files"\npath = "entries.csv"\n',
@@ -151,8 +150,8 @@ def test_every_key_has_a_type_and_a_meaning() -> None:
     assert len(keys()) > 150
 
 
-def test_no_meaning_has_what_only_readers_of_the_code_know() -> None:
-    """No references of reStructuredText, and no numbers that TOML would not take."""
+def test_meanings_contain_no_notation_of_the_source_code() -> None:
+    """No reStructuredText references, and no numbers that TOML would not accept."""
     text = "\n".join(f"{key.meaning} {key.type} {key.default}" for _, key in keys())
     assert re.findall(r"\]_|``|(?<![\w.])\.\d", text) == []
 
@@ -164,7 +163,7 @@ def test_every_table_and_kind_has_an_example() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES)
 def test_examples_build_what_they_describe(path, folder) -> None:
-    """Each is a part of a config that passes the whole check."""
+    """Each example is part of a config that passes the whole check."""
     if path == "base.onnx":
         onnx_helpers.export(Last(), folder / "model.onnx", window=12)
     config = parse_config(whole(path))
@@ -180,7 +179,7 @@ def test_every_table_of_the_config_is_there() -> None:
 
 
 def test_defaults_of_limits_are_those_of_the_parts() -> None:
-    """They are written down twice, since the core knows no connector."""
+    """They are written in two places, since the core knows no connector."""
     limits = get_type_hints(kinds("codecs")["json"].load().__init__)["limits"]
     limits = next(member for member in get_args(limits) if member is not type(None))()
     for name in ("record_bytes", "depth", "width", "id_bytes"):
@@ -207,7 +206,7 @@ def test_defaults_of_limits_are_those_of_the_parts() -> None:
     ],
 )
 def test_errors_name_the_command_that_explains_the_keys(old, new, command, folder, capsys) -> None:
-    """And what they name exists."""
+    """The command that they name exists."""
     text = "".join([*FORECAST.values(), '[[learners]]\nkind = "bias"\n'])
     with pytest.raises(ConfigError) as caught:
         check_config(parse_config(text.replace(old, new)))
@@ -217,19 +216,19 @@ def test_errors_name_the_command_that_explains_the_keys(old, new, command, folde
         assert capsys.readouterr().out
 
 
-def test_the_command_says_which_tables_there_are(capsys) -> None:
+def test_the_command_lists_the_tables(capsys) -> None:
     assert run_command(["config"]).code == 0
-    said = capsys.readouterr().out
-    assert all(f"\n{name} " in f"\n{said}" for name in ("top", *Config.__struct_fields__[:5]))
+    output = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{output}" for name in ("top", *Config.__struct_fields__[:5]))
     assert run_command(["config", "sauce"]).code == 2
     assert "expected one of top, source" in capsys.readouterr().err
 
 
 def test_the_command_explains_a_kind(capsys) -> None:
     assert run_command(["config", "[source.files]"]).code == 0
-    said = capsys.readouterr().out
-    assert "label_path  (path or list of paths; default none)" in said
-    assert 'kind = "files"' in said
+    output = capsys.readouterr().out
+    assert "label_path  (path or list of paths; default none)" in output
+    assert 'kind = "files"' in output
 
 
 class Documented:
@@ -273,7 +272,7 @@ def test_docstrings_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hint", "documented", "default", "said"),
+    ("hint", "documented", "default", "text"),
     [
         (
             float | list[float],
@@ -288,5 +287,5 @@ def test_docstrings_are_read() -> None:
         (dict, "dict", None, "table"),
     ],
 )
-def test_types_are_said_in_words(hint, documented, default, said) -> None:
-    assert type_text(hint, documented, default) == said
+def test_types_are_described_in_words(hint, documented, default, text) -> None:
+    assert type_text(hint, documented, default) == text

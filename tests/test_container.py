@@ -1,4 +1,4 @@
-"""What the image and compose.yaml promise: no root, a file system that is read-only but for the
+"""Promises of the image and compose.yaml: no root, a read-only file system except for the
 state."""
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _logging = pytest.fixture(autouse=True)(logging_as_before)
 ROOT = Path(__file__).parent.parent
 UID = 10001
 
-# In namespaces of their own, which nobody else sees and which are gone with the process: every
-# file system read-only, /tmp too, but for one folder (/proc, which is the kernel's, and shared
-# memory, which container engines give, as joblib makes a semaphore when it is imported); then a
-# user who is not root and may do nothing special.
+# In namespaces of their own, invisible to other processes and removed with the process: every
+# file system is read-only, /tmp too, except for one folder (and /proc, which is the kernel's, and
+# shared memory, which container engines provide: joblib makes a semaphore when it is imported);
+# then as a user without root or special rights.
 CONFINED = f"""
 set -e
 mount --bind "$1" "$1"
@@ -39,13 +39,13 @@ ALONE = ("unshare", "--user", "--map-root-user", "--mount", "--", "sh", "-c", CO
 
 
 def confined(writable, *command, cwd=None):
-    """Run a command that can write to one folder only, with a home that is not there."""
+    """Run a command that can write to one folder only, without a home folder."""
     kept = {
         k: v
         for k, v in os.environ.items()
         if not k.startswith(("PYTHON", "STREAMADAPT", "HOME", "XDG", "TMP"))
     }
-    # And PYTHONDONTWRITEBYTECODE is not set: it is no condition.
+    # PYTHONDONTWRITEBYTECODE is not set: the run must work without it.
     environment = kept | {"HOME": "/nonexistent"}
     return subprocess.run(
         [*ALONE, str(writable), *map(str, command)],
@@ -87,14 +87,14 @@ def run(folder, writable):
 
 @pytest.mark.slow
 def test_a_run_needs_no_root_and_writes_to_its_state_only(folder):
-    """Not to its home, the folder for temporary files or its own code; and a second run goes on
-    from there."""
+    """Not to its home, the temporary folder or its own code; and a second run resumes from the
+    state."""
     done = run(folder, "state")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["entries"] == ROWS
     lines = [json.loads(line) for line in done.stderr.splitlines()]
-    (told,) = [line for line in lines if line["level"] in ("warning", "error")]
-    assert "refused entries.csv[0]@150" in told["message"], "the one record that is bad"
+    (warning,) = [line for line in lines if line["level"] in ("warning", "error")]
+    assert "refused entries.csv[0]@150" in warning["message"], "the only bad record"
     assert len((folder / "state" / "predictions.jsonl").read_text().splitlines()) > ROWS / 2
     again = run(folder, "state")
     assert again.returncode == 0, again.stderr
@@ -102,8 +102,8 @@ def test_a_run_needs_no_root_and_writes_to_its_state_only(folder):
 
 
 @pytest.mark.slow
-def test_the_same_run_with_another_folder_to_write_to_says_where_it_cannot(folder):
-    """The read-only root is a real one."""
+def test_a_run_without_a_writable_state_folder_names_the_folder(folder):
+    """This shows that the read-only root is effective."""
     done = run(folder, "elsewhere")
     assert done.returncode == 2
     assert "Read-only file system" in done.stderr
@@ -111,7 +111,7 @@ def test_the_same_run_with_another_folder_to_write_to_says_where_it_cannot(folde
     assert "Traceback" not in done.stderr
 
 
-# -- the texts; there may be no container engine here to ask
+# -- the texts; a container engine may not be available here
 
 
 def service(name):
@@ -122,15 +122,15 @@ def service(name):
     return found["body"]
 
 
-def test_the_image_runs_as_a_user_by_number_who_owns_the_state_only():
-    """By number, since an orchestrator that forbids root cannot tell what a name means."""
+def test_the_image_runs_as_a_numeric_user_that_owns_only_the_state():
+    """By number, since an orchestrator that forbids root cannot resolve a name."""
     last = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-1]
     users = re.findall(r"^USER (\S+)$", last, re.MULTILINE)
     assert users
     assert int(users[-1]) == UID
     assert re.search(rf"useradd .*--uid {UID} ", last)
     assert last.index("USER") > max(last.rindex("RUN"), last.rindex("COPY")), (
-        "what is built is root's"
+        "built files belong to root"
     )
     assert re.findall(r"^VOLUME (\S+)$", last, re.MULTILINE) == ["/state"]
     assert re.findall(r"^WORKDIR (\S+)$", last, re.MULTILINE) == ["/state"]
@@ -151,8 +151,8 @@ def test_compose_gives_the_engine_nothing_it_does_not_need():
     assert not re.search(r"privileged|user:|cap_add|network_mode|pid:|docker\.sock", body)
 
 
-def test_compose_does_not_start_what_stays_wrong_for_ever_and_asks_whether_it_works():
-    """Exit codes 2 and 3 come again; and nothing overrides what follows from the source."""
+def test_compose_does_not_restart_permanent_errors_and_has_a_health_check():
+    """Exit codes 2 and 3 would repeat; and nothing overrides the source's default."""
     body = service("streamadapt")
     assert "restart: on-failure:5\n" in body
     assert "SINK" not in body
@@ -164,8 +164,8 @@ def test_compose_does_not_start_what_stays_wrong_for_ever_and_asks_whether_it_wo
     assert f":{port[1]}/" in asked[1]
 
 
-def test_the_broker_and_the_scraper_are_reached_from_this_machine_only():
-    """They ask for no password."""
+def test_the_broker_and_the_scraper_are_reachable_only_locally():
+    """They require no password."""
     for name in ("kafka", "prometheus"):
         ports = re.findall(r"ports: \[(.*)\]", service(name))
         assert ports

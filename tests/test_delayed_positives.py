@@ -1,5 +1,4 @@
-"""Positives that come late: weights, the learners that honour them, and a stream whose truth is
-known."""
+"""Late positives: weights, the learners that use them, and a stream whose truth is known."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ def show(task: Supervised, t: int) -> Arrival:
     return arrival
 
 
-def test_what_has_no_label_is_a_negative_and_turns() -> None:
+def test_an_entry_without_a_label_is_a_negative_until_its_positive_arrives() -> None:
     task = clicks(1)
     assert show(task, 4).matured == []
     negative = show(task, 5).matured
@@ -83,7 +82,7 @@ def test_a_positive_in_time_is_learned_once() -> None:
     assert task.positives.late_share == pytest.approx(0.999 / 1.999)
 
 
-def test_a_negative_that_is_said_confirms_and_teaches_nothing_more() -> None:
+def test_a_reported_negative_confirms_and_teaches_nothing_more() -> None:
     task = clicks(1)
     show(task, 5)
     assert task.observe(label("0", 0.0, 6 * S)).matured == []
@@ -91,13 +90,13 @@ def test_a_negative_that_is_said_confirms_and_teaches_nothing_more() -> None:
     assert task.outcomes == {"negative": 1, "confirmed": 1}
 
 
-def test_after_its_ttl_a_negative_stays_one() -> None:
+def test_after_its_ttl_a_negative_stays_negative() -> None:
     task = clicks(1)
     show(task, 5)
     show(task, 21)
-    assert task.outcomes == {"negative": 2}, "nothing expired: it was learned"
+    assert task.outcomes == {"negative": 2}, "no entry expired: each was learned"
     assert reason_of(task, label("0", 1.0, 21 * S)) is Reason.LATE_LABEL
-    assert set(task.assumed_negatives) == {"5"}
+    assert [id_ for id_, one in task.waiting.items() if one.assumed_negative] == ["5"]
 
 
 def test_without_the_correction_nothing_has_a_weight() -> None:
@@ -111,16 +110,20 @@ def test_without_the_correction_nothing_has_a_weight() -> None:
 
 @given(st.floats(0.0, 1.0), st.floats(0.001, 1.0))
 def test_weighted_the_biased_stream_is_the_true_one(p: float, r: float) -> None:
-    """``b(y) w(y) = p(y)`` for both classes, whatever share r of the positives is late."""
+    """``b(y) w(y) = p(y)`` for both classes, for any share r of late positives."""
     delayed = DelayedPositives()
     delayed.late, delayed.all = r, 1.0
-    said = np.array([[[1.0 - p, p]]])
+    probabilities = np.array([[[1.0 - p, p]]])
     positive, negative = p / (1.0 + r * p), (1.0 - p + r * p) / (1.0 + r * p)
-    assert positive * delayed.weight(said, said[0], certain=True) == pytest.approx(p)
-    assert negative * delayed.weight(said, said[0], certain=False) == pytest.approx(1.0 - p)
+    assert positive * delayed.weight(
+        probabilities, probabilities[0], certain=True
+    ) == pytest.approx(p)
+    assert negative * delayed.weight(
+        probabilities, probabilities[0], certain=False
+    ) == pytest.approx(1.0 - p)
 
 
-def test_the_late_share_is_found() -> None:
+def test_the_share_of_late_positives_is_estimated() -> None:
     rng, delayed = np.random.default_rng(0), DelayedPositives()
     for late in rng.random(5000) < 0.3:
         delayed.saw_positive(bool(late))
@@ -143,7 +146,7 @@ WEIGHTED: dict[str, Callable[[], Learner]] = {
 
 
 def taught(make: Callable[[], Learner], weight: float, times: int = 1) -> Any:
-    """What a learner says after some examples and another of a weight."""
+    """Return a learner's output after some examples and another of a given weight."""
     torch.manual_seed(0)
     learner = make()
     learner.build(CASE.spec(torch.device("cpu")))
@@ -158,19 +161,19 @@ def taught(make: Callable[[], Learner], weight: float, times: int = 1) -> Any:
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_more_weight_teaches_more_and_none_nothing(name: str) -> None:
+def test_more_weight_teaches_more_and_zero_weight_nothing(name: str) -> None:
     make = WEIGHTED[name]
     untaught, light, once, heavy = (
         taught(make, w, n) for w, n in ((1.0, 0), (0.5, 1), (1.0, 1), (1.8, 1))
     )
     torch.testing.assert_close(taught(make, 0.0), untaught)
-    near, middle, far = ((said - untaught).abs() for said in (light, once, heavy))
+    near, middle, far = ((output - untaught).abs() for output in (light, once, heavy))
     assert bool((near > 0.0).all())
     assert bool((near < middle).all())
     assert bool((middle < far).all())
 
 
-def test_least_squares_of_weight_two_are_those_of_two_examples() -> None:
+def test_least_squares_with_weight_two_equals_two_examples() -> None:
     torch.testing.assert_close(
         taught(lambda: RLS(1.0), 2.0), taught(lambda: RLS(1.0), 1.0, times=2)
     )
@@ -181,30 +184,30 @@ def test_least_squares_of_weight_two_are_those_of_two_examples() -> None:
 def test_a_bias_moves_by_the_weighted_gradient() -> None:
     learner = built(Bias(0.1), spec_of("classification", 1, 1, 1, 2))
     learner.weight = 1.5
-    said, target = base([[0.7, 0.3]]), torch.tensor([[0.0, 1.0]])
-    learner.learn(torch.zeros(1, 1), said, target, torch.ones(1, 2, dtype=torch.bool))
+    base_output, target = base([[0.7, 0.3]]), torch.tensor([[0.0, 1.0]])
+    learner.learn(torch.zeros(1, 1), base_output, target, torch.ones(1, 2, dtype=torch.bool))
     moved = learner.state_dict()["bias"][0].float()
-    torch.testing.assert_close(moved, 0.15 * (target - said.output))
+    torch.testing.assert_close(moved, 0.15 * (target - base_output.output))
 
 
-def test_rivers_models_are_given_the_weight() -> None:
+def test_river_models_receive_the_weight() -> None:
     learner = built(
         River("linear_model.LogisticRegression"), spec_of("classification", 1, 1, 1, 2)
     )
     oracle = preprocessing.StandardScaler() | linear_model.LogisticRegression()
     for i in range(20):
         learner.weight = 1.0 + i % 3
-        said = base([[0.6, 0.4]])
+        base_output = base([[0.6, 0.4]])
         inputs, target = torch.tensor([[float(i % 5)]]), torch.eye(2)[[i % 2]]
-        learner.learn(inputs, said, target, torch.ones(1, 2, dtype=torch.bool))
+        learner.learn(inputs, base_output, target, torch.ones(1, 2, dtype=torch.bool))
         x = {
             "c0_0": float(i % 5),
-            "base_0": float(said.output[0, 0]),
-            "base_1": float(said.output[0, 1]),
+            "base_0": float(base_output.output[0, 0]),
+            "base_1": float(base_output.output[0, 1]),
         }
         oracle.learn_one(x, i % 2, w=learner.weight)
     wanted = oracle.predict_proba_one(x)[1]
-    assert float(learner.predict(inputs, said)[0, 1]) == pytest.approx(wanted, rel=1e-5)
+    assert float(learner.predict(inputs, base_output)[0, 1]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_an_exact_memory_averages_by_weight() -> None:
@@ -232,14 +235,15 @@ def test_a_refit_keeps_the_weight_with_its_example() -> None:
 # -- a stream whose truth is known
 
 
+@pytest.mark.slow
 def test_the_correction_takes_most_of_the_bias_out() -> None:
     """More than half of the conversions come after their entry was learned as a negative."""
     stream = Conversions.draw(2_800, 0, mean_delay=100.0)
     settled = slice(600, 1_400)  # before the change, after the start
     found = {}
     for mode in ("oracle", "corrected", "naive"):
-        said = run(stream, mode, [Bias(0.02), RLS(0.998)], ttl=600.0)
-        found[mode] = figures(stream, said["served"], settled)
+        losses = run(stream, mode, [Bias(0.02), RLS(0.998)], ttl=600.0)
+        found[mode] = figures(stream, losses["served"], settled)
     gap = {mode: abs(found["oracle"][0] - ratio) for mode, (ratio, _) in found.items()}
     assert gap["naive"] > 0.15
     assert gap["corrected"] < 0.6 * gap["naive"]

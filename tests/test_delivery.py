@@ -1,5 +1,5 @@
-"""effectively-once and exactly-once against memory: killed at every step, nothing is lost, doubled
-or learned twice."""
+"""effectively-once and exactly-once in memory: killed at any step, nothing is lost, doubled or
+learned twice."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def stream():
 
 
 def light_pipeline():
-    """It learns, so that a label that is learned twice shows; whole pipelines crash in
-    `test_engine`."""
+    """Return a pipeline that learns, so that a label learned twice shows; `test_engine` crashes
+    whole pipelines."""
     return Pipeline(Supervised(3), base, [Bias(0.1)])
 
 
@@ -72,18 +72,18 @@ def make_engine(items, labels, path, sink, guarantee, **source):
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """What an undisturbed run says, and its final state."""
+def undisturbed(tmp_path_factory):
+    """The predictions of an undisturbed run, and its final state."""
     entries, labels = stream()
     sink = MemorySink()
     engine = make_engine(entries, labels, tmp_path_factory.mktemp("calm"), sink, "at-least-once")
     engine.run()
-    said = [(p.served.tobytes().hex(), str(p.position)) for p in sink.predictions]
-    return said, engine.runners[0].pipeline.state_dict()
+    predictions = [(p.served.tobytes().hex(), str(p.position)) for p in sink.predictions]
+    return predictions, engine.runners[0].pipeline.state_dict()
 
 
 def crash_at(step, times):
-    """A hook that pulls the plug when a step is reached so often."""
+    """Return a hook that crashes the engine when a step is reached for the n-th time."""
     reached = Counter()
 
     def hook(name):
@@ -95,7 +95,7 @@ def crash_at(step, times):
 
 
 def run_twice(path, guarantee, sinks, step=None, times=1, at=None):
-    """Crash at an engine's step, or when reading an entry, and start again; return the second
+    """Crash at an engine's step or while reading an entry, and start again; return the second
     engine."""
     entries, labels = stream()
     items = entries if at is None else [*entries[:at], CRASH, *entries[at:]]
@@ -110,7 +110,7 @@ def run_twice(path, guarantee, sinks, step=None, times=1, at=None):
 
 
 def effectively(written):
-    """Each new sink finds what the ones before it have written."""
+    """Each new sink finds what earlier sinks have written."""
 
     def make():
         written.append(MemorySink(written=[p for sink in written[-1:] for p in sink.predictions]))
@@ -119,61 +119,61 @@ def effectively(written):
     return make
 
 
-def said_by(written):
-    """What the output holds."""
+def predictions_in(written):
+    """Return the predictions in the output."""
     return [(p.served.tobytes().hex(), str(p.position)) for p in written[-1].predictions]
 
 
 @pytest.mark.parametrize("times", [1, 4])
 @pytest.mark.parametrize("step", ENGINE_STEPS)
-def test_effectively_once_survives_every_step_of_a_checkpoint(tmp_path, calm, step, times):
+def test_effectively_once_survives_every_step_of_a_checkpoint(tmp_path, undisturbed, step, times):
     written = []
     engine = run_twice(tmp_path, "effectively-once", effectively(written), step, times)
-    assert said_by(written) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert predictions_in(written) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
 @pytest.mark.parametrize("at", [1, 38, 75, 111, N - 1])
-def test_effectively_once_survives_a_crash_anywhere(tmp_path, calm, at):
+def test_effectively_once_survives_a_crash_anywhere(tmp_path, undisturbed, at):
     written = []
     engine = run_twice(tmp_path, "effectively-once", effectively(written), at=at)
-    assert said_by(written) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert predictions_in(written) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
-def test_a_repeat_would_be_seen(tmp_path, calm):
-    """The same crash under at-least-once: the test above is able to fail."""
+def test_at_least_once_repeats_predictions_after_the_same_crash(tmp_path, undisturbed):
+    """This shows that the test above can fail."""
     written = []
     run_twice(tmp_path, "at-least-once", effectively(written), at=100)
-    assert len(said_by(written)) > len(calm[0])
+    assert len(predictions_in(written)) > len(undisturbed[0])
 
 
 @pytest.mark.parametrize("times", [1, 4])
 @pytest.mark.parametrize("step", ENGINE_STEPS)
-def test_exactly_once_survives_every_step_of_a_checkpoint(tmp_path, calm, step, times):
+def test_exactly_once_survives_every_step_of_a_checkpoint(tmp_path, undisturbed, step, times):
     log = TransactionalLog()
     engine = run_twice(tmp_path, "exactly-once", lambda: LogSink(log), step, times)
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("step", SINK_STEPS)
-def test_exactly_once_survives_every_step_of_a_transaction(tmp_path, calm, step, times):
-    """Killed before the broker heard of it, and after it had committed but before the engine
+def test_exactly_once_survives_every_step_of_a_transaction(tmp_path, undisturbed, step, times):
+    """Killed before the broker received the request, and after it committed but before the engine
     knew."""
     if (step, times) == ("begin", 3):
         pytest.skip("a partition is begun once")
     log = TransactionalLog()
     hooks = iter([crash_at(step, times), None])
     engine = run_twice(tmp_path, "exactly-once", lambda: LogSink(log, on_step=next(hooks)))
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(engine.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(engine.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
-def test_exactly_once_goes_on_after_a_transaction_that_the_broker_gave_up(tmp_path, calm):
-    """Open for too long again and again: in the end the engine stops; a restart loses and doubles
-    nothing."""
+def test_exactly_once_survives_a_transaction_that_the_broker_aborted(tmp_path, undisturbed):
+    """The transaction is open for too long again and again: finally the engine stops; a restart
+    loses and doubles nothing."""
     log = TransactionalLog()
     entries, labels = stream()
     engine = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once")
@@ -185,13 +185,13 @@ def test_exactly_once_goes_on_after_a_transaction_that_the_broker_gave_up(tmp_pa
     assert LogSink(log).seen(0) == []
     resumed = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once")
     resumed.run()
-    assert LogSink(log).seen(0) == calm[0]
-    assert_same_state(resumed.runners[0].pipeline.state_dict(), calm[1])
+    assert LogSink(log).seen(0) == undisturbed[0]
+    assert_same_state(resumed.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
-def test_a_zombie_commits_nothing(tmp_path, calm):
-    """Thought dead while it was paused: its successor's words stand, its own are void, and it
-    stops."""
+def test_a_zombie_commits_nothing(tmp_path, undisturbed):
+    """A paused engine lost its partition: its successor's records stay, its own are aborted, and
+    it stops."""
     log = TransactionalLog()
     entries, labels = stream()
     zombie = make_engine(entries, labels, tmp_path, LogSink(log), "exactly-once", shared=True)
@@ -204,14 +204,14 @@ def test_a_zombie_commits_nothing(tmp_path, calm):
         zombie.step()
     with pytest.raises((FencedError, ConnectorError)):
         zombie.checkpoint()
-    assert LogSink(log).seen(0) == calm[0]
+    assert LogSink(log).seen(0) == undisturbed[0]
     fresh = CheckpointStore(tmp_path / "memory-0", shared=True)
-    assert_same_state(fresh.load_latest().state, calm[1])
+    assert_same_state(fresh.load_latest().state, undisturbed[1])
 
 
 @pytest.mark.parametrize("guarantee", ["effectively-once", "exactly-once"])
-def test_after_a_rollback_nothing_is_said_twice(tmp_path, calm, guarantee):
-    """Back by a checkpoint: the replay is silent up to what readers have seen."""
+def test_after_a_rollback_nothing_is_predicted_twice(tmp_path, undisturbed, guarantee):
+    """Back by one checkpoint: the replay writes nothing that readers have already seen."""
     entries, labels = stream()
     log, written = TransactionalLog(), []
     make = (lambda: LogSink(log)) if guarantee == "exactly-once" else effectively(written)
@@ -221,11 +221,13 @@ def test_after_a_rollback_nothing_is_said_twice(tmp_path, calm, guarantee):
         store.rollback(store.sequences()[0])
     again = make_engine(entries, labels, tmp_path, make(), guarantee)
     again.run()
-    assert (LogSink(log).seen(0) if guarantee == "exactly-once" else said_by(written)) == calm[0]
-    assert_same_state(again.runners[0].pipeline.state_dict(), calm[1])
+    assert (
+        LogSink(log).seen(0) if guarantee == "exactly-once" else predictions_in(written)
+    ) == undisturbed[0]
+    assert_same_state(again.runners[0].pipeline.state_dict(), undisturbed[1])
 
 
-def test_what_a_guarantee_needs_is_asked_for():
+def test_a_guarantee_without_its_requirements_is_refused():
     class Plain(Sink):
         def write(self, predictions): ...
         def flush(self): ...
@@ -307,7 +309,7 @@ class CommitsAtOnce(LogSink):
     ],
     ids=["shows aborted", "no fence", "forgets positions", "commits at once", "takes it back"],
 )
-def test_the_checks_catch_a_broken_one(case):
+def test_the_checks_catch_broken_logs(case):
     def fails(check):
         try:
             check(case())
@@ -318,9 +320,9 @@ def test_the_checks_catch_a_broken_one(case):
     assert any(fails(check) for check in yield_transaction_checks())
 
 
-def test_a_reader_is_held_up_by_the_first_open_transaction():
+def test_a_reader_waits_at_the_first_open_transaction():
     """The last stable offset: committed records behind an open transaction wait for its end;
-    markers take offsets."""
+    markers use offsets."""
     log, at = TransactionalLog(), StreamPartition("t", 0)
     one, two = log.open("one"), log.open("two")
     assert [log.append(at, b"a", one), log.append(at, b"b", two), log.append(at, b"c")] == [
@@ -345,8 +347,9 @@ def save(store, offset):
     return store.save({"n": offset}, {at: offset}, config_digest="", summary={})
 
 
-def test_a_folder_that_is_shared_goes_to_whoever_comes(tmp_path):
-    """The one before finds out when it writes, and what it wrote in between is not the newest."""
+def test_a_shared_folder_belongs_to_the_newest_owner(tmp_path):
+    """The previous owner notices it at its next write, and what it wrote in between is not the
+    newest checkpoint."""
     old = CheckpointStore(tmp_path, shared=True)
     first = save(old, 1)
     new = CheckpointStore(tmp_path, shared=True)
@@ -364,8 +367,8 @@ def test_a_folder_that_is_shared_goes_to_whoever_comes(tmp_path):
 
 @pytest.mark.parametrize("step", ["encode", "mkdir", "write state.json", "sync folder", "rename"])
 def test_taken_over_in_the_middle_of_a_checkpoint(tmp_path, step):
-    """Whatever the old owner was doing: its successor's checkpoint is the newest, whole, and not
-    disturbed."""
+    """Whatever the old owner was doing: its successor's checkpoint is the newest, complete and
+    undisturbed."""
     old, new = (CheckpointStore(tmp_path, shared=True) for _ in range(2))
     save(old, 1)
 
@@ -376,7 +379,7 @@ def test_taken_over_in_the_middle_of_a_checkpoint(tmp_path, step):
             save(new, 10)
 
     at = StreamPartition("t", 0)
-    with pytest.raises(CheckpointError):  # fenced, or its half-done folder was swept away
+    with pytest.raises(CheckpointError):  # fenced, or its incomplete folder was removed
         old.save({"n": 2}, {at: 2}, config_digest="", summary={}, on_step=take_over)
     save(new, 11)
     assert new.load_latest().state == {"n": 11}
@@ -384,8 +387,8 @@ def test_taken_over_in_the_middle_of_a_checkpoint(tmp_path, step):
 
 
 def test_a_late_rename_is_not_the_newest(tmp_path):
-    """Past its last look at the token: the old owner's checkpoint appears, below its
-    successor's."""
+    """The rename comes after the last look at the token: the old owner's checkpoint appears,
+    numbered below its successor's."""
     old, new = (CheckpointStore(tmp_path, shared=True) for _ in range(2))
     save(old, 1)
     old.check_owner = new.acquire
@@ -394,8 +397,8 @@ def test_a_late_rename_is_not_the_newest(tmp_path):
     assert CheckpointStore(tmp_path).load_latest().state == {"n": 10}
 
 
-def test_a_lease_is_looked_at_again_where_the_last_look_is_old(tmp_path, monkeypatch):
-    """Cheap while all goes on; and it can be asked when the store is closed."""
+def test_a_lease_is_checked_again_when_the_last_check_is_old(tmp_path, monkeypatch):
+    """The check is cheap in normal operation, and it works after the store is closed."""
     clock = ManualClock()
     old, new = (
         CheckpointStore(tmp_path, shared=True, clock=clock),
@@ -405,7 +408,7 @@ def test_a_lease_is_looked_at_again_where_the_last_look_is_old(tmp_path, monkeyp
     lease = old.lease()
     clock.advance(0.9)
     with monkeypatch.context() as patched:
-        patched.setattr(old.folder, "names", None)  # else it would be called
+        patched.setattr(old.folder, "names", None)  # a check would call it
         lease()
     clock.advance(0.2)
     lease()
@@ -418,14 +421,14 @@ def test_a_lease_is_looked_at_again_where_the_last_look_is_old(tmp_path, monkeyp
             lease()
 
 
-def test_who_has_locked_a_folder_need_not_look(tmp_path):
+def test_an_owner_with_a_lock_does_not_check_its_lease(tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.folder.names = None
         store.lease()()
 
 
 class LateSink(MemorySink):
-    """Sends at a flush what it was given before."""
+    """Sends at a flush the predictions that were written before."""
 
     def __init__(self):
         super().__init__()
@@ -453,8 +456,8 @@ class LateSink(MemorySink):
 
 @pytest.fixture
 def late(tmp_path, monkeypatch):
-    """An engine under effectively-once whose sink holds predictions, and who takes the partition
-    over from it."""
+    """An engine under effectively-once whose sink holds predictions, and a function that takes the
+    partition away from it."""
     monkeypatch.setattr("streamadapt.state.store.FRESH_S", 0.0)
     engine = make_engine(*stream(), tmp_path, LateSink(), "effectively-once", shared=True)
     engine.source.open(engine)
@@ -466,7 +469,7 @@ def late(tmp_path, monkeypatch):
     return engine, CheckpointStore(tmp_path / f"{engine.source.streams[0]}-0", shared=True)
 
 
-def test_what_was_handed_over_before_a_take_over_and_is_sent_after_it_is_not_sent(late):
+def test_predictions_written_before_a_takeover_are_not_sent_after_it(late):
     engine, other = late
     sent = list(engine.sink.predictions)
     other.acquire()
@@ -476,7 +479,7 @@ def test_what_was_handed_over_before_a_take_over_and_is_sent_after_it_is_not_sen
 
 
 def test_a_fenced_engine_sends_nothing_when_it_closes(late, caplog):
-    """Whatever the sink holds, also of partitions that are still its own."""
+    """Whatever the sink holds, also for partitions that the engine still owns."""
     engine, other = late
     sent = list(engine.sink.predictions)
     engine.source.close()
@@ -487,7 +490,7 @@ def test_a_fenced_engine_sends_nothing_when_it_closes(late, caplog):
     assert engine.sink.predictions == sent
 
 
-def test_what_was_said_of_a_partition_that_was_lost_is_not_sent_if_it_has_another_owner(late):
+def test_predictions_of_a_lost_partition_are_not_sent_if_it_has_another_owner(late):
     engine, other = late
     sent = list(engine.sink.predictions)
     engine.partitions_revoked([0], lost=True)
@@ -498,7 +501,7 @@ def test_what_was_said_of_a_partition_that_was_lost_is_not_sent_if_it_has_anothe
     assert engine.sink.predictions == sent
 
 
-def test_what_was_said_of_a_partition_that_was_lost_and_came_back_is_sent(late):
+def test_predictions_of_a_partition_that_was_lost_and_regained_are_sent(late):
     engine, _ = late
     sent = list(engine.sink.predictions)
     engine.partitions_revoked([0], lost=True)

@@ -1,5 +1,4 @@
-"""Starts that are none of the usual: positions forgotten, another guarantee, a new path, an error
-half way."""
+"""Unusual starts: forgotten positions, another guarantee, a new path, an error half way."""
 
 from __future__ import annotations
 
@@ -47,19 +46,20 @@ def exactly(path, log, n=400, guarantee="exactly-once", step=None, times=1):
 
 
 def seen(log):
-    """Release what a dead writer left open, and return what readers of committed records see."""
+    """Release the transaction of a dead writer, and return what readers of committed records
+    see."""
     log.open(NAME)
     return LogSink(log).seen(0)
 
 
 def names(found):
-    """Of an earlier run to the end of half a stream: its last labels came before the entries that
-    follow here."""
+    """Return the names of an earlier run to the end of half a stream: its last labels came before
+    the next entries."""
     return [name for _, name in found]
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """What readers of an undisturbed run see."""
     log = TransactionalLog()
     exactly(tmp_path_factory.mktemp("calm"), log)
@@ -67,33 +67,33 @@ def calm(tmp_path_factory):
 
 
 @pytest.mark.parametrize("killed", [None, "commit", "committed"])
-def test_positions_that_the_broker_has_forgotten(tmp_path, calm, caplog, killed):
-    """Expired, or deleted: the output itself tells how far it has come.
+def test_a_broker_that_has_forgotten_the_positions(tmp_path, undisturbed, caplog, killed):
+    """Expired or deleted: the output itself shows how far the engine got.
 
-    No checkpoint is thrown away for it.
+    No checkpoint is deleted.
     """
     log = TransactionalLog()
     exactly(tmp_path, log, HALF, step=killed, times=3)
     log.committed.clear()
     kept = CheckpointStore(tmp_path / "memory-0").sequences()
     resumed = exactly(tmp_path, log)
-    assert names(seen(log)) == names(calm)
-    assert killed is None or seen(log) == calm
+    assert names(seen(log)) == names(undisturbed)
+    assert killed is None or seen(log) == undisturbed
     assert "knows of no commit" in caplog.text
     assert log.committed[NAME] == resumed.runners[0].positions
     assert CheckpointStore(tmp_path / "memory-0").sequences()[0] >= kept[0]
 
 
-def test_killed_before_the_first_commit(tmp_path, calm):
-    """The very first checkpoint never came to count."""
+def test_killed_before_the_first_commit(tmp_path, undisturbed):
+    """The very first checkpoint was never committed."""
     log = TransactionalLog()
     exactly(tmp_path, log, step="commit")
     assert seen(log) == []
     exactly(tmp_path, log)
-    assert seen(log) == calm
+    assert seen(log) == undisturbed
 
 
-def test_a_configuration_that_does_not_fit_costs_no_checkpoint(tmp_path):
+def test_a_config_that_does_not_match_deletes_no_checkpoint(tmp_path):
     log = TransactionalLog()
     exactly(tmp_path, log, HALF)
     log.committed[NAME] = {AT: 0}
@@ -113,32 +113,34 @@ def test_a_configuration_that_does_not_fit_costs_no_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("first", ["at-least-once", "effectively-once"])
-def test_exactly_once_goes_on_from_another_guarantees_state(tmp_path, calm, first):
+def test_exactly_once_resumes_from_a_state_of_another_guarantee(tmp_path, undisturbed, first):
     log = TransactionalLog()
     exactly(tmp_path, log, HALF, first)
     engine = exactly(tmp_path, log)
-    assert engine.runners[0].pipeline.stats.entries == 400, "and not 400 again"
-    assert names(seen(log)) == names(calm)
+    assert engine.runners[0].pipeline.stats.entries == 400, "the entries are not counted again"
+    assert names(seen(log)) == names(undisturbed)
 
 
-def test_exactly_once_after_a_while_with_another(tmp_path, calm):
-    """What was committed long ago is behind the checkpoints of the other, which count all the
+def test_exactly_once_after_a_run_with_another_guarantee(tmp_path, undisturbed):
+    """The last commit is older than the checkpoints of the other guarantee, which count all the
     same."""
     log = TransactionalLog()
     exactly(tmp_path, log, 100)
     exactly(tmp_path, log, 300, "effectively-once")
     exactly(tmp_path, log)
-    assert names(seen(log)) == names(calm)
+    assert names(seen(log)) == names(undisturbed)
 
 
 @pytest.mark.parametrize("second", ["at-least-once", "effectively-once"])
-def test_another_guarantee_after_a_crash_between_checkpoint_and_commit(tmp_path, calm, second):
-    """That checkpoint's predictions are void: it must not be believed by anybody."""
+def test_another_guarantee_after_a_crash_between_checkpoint_and_commit(
+    tmp_path, undisturbed, second
+):
+    """That checkpoint's predictions were aborted: no engine may use it."""
     log = TransactionalLog()
     exactly(tmp_path, log, step="commit", times=3)
     exactly(tmp_path, log, guarantee=second)
-    assert dict(map(reversed, seen(log))) == dict(map(reversed, calm))
-    assert second == "at-least-once" or seen(log) == calm
+    assert dict(map(reversed, seen(log))) == dict(map(reversed, undisturbed))
+    assert second == "at-least-once" or seen(log) == undisturbed
 
 
 def test_a_sink_without_transactions_cannot_tell_whether_a_checkpoint_counts(tmp_path):
@@ -150,7 +152,7 @@ def test_a_sink_without_transactions_cannot_tell_whether_a_checkpoint_counts(tmp
 
 @pytest.mark.parametrize("every", [7, 10])
 def test_the_rows_of_a_panels_end_are_committed(tmp_path, every):
-    """They are made after the last record, so at the position that was committed before."""
+    """These rows are made after the last record, at the position that was committed before."""
     second_ns = 10**9
     items = [Entry(np.array([i], np.float32), i * second_ns, "", "a") for i in range(20)]
 
@@ -179,9 +181,8 @@ def test_the_rows_of_a_panels_end_are_committed(tmp_path, every):
     assert [name for _, name in LogSink(log).seen(0)] == wanted
 
 
-def test_a_new_checkpoint_path_and_a_stream_that_is_silent(tmp_path):
-    """Nothing to commit but what is committed already; a label's position is not sent back
-    either."""
+def test_a_new_checkpoint_path_and_a_silent_stream(tmp_path):
+    """There is nothing new to commit; a label's position does not move back, either."""
     log = TransactionalLog()
     exactly(tmp_path / "old", log, HALF)
     before = dict(log.committed[NAME])
@@ -199,8 +200,8 @@ def test_a_new_checkpoint_path_and_a_stream_that_is_silent(tmp_path):
     assert len(LogSink(log).seen(0)) == HALF - 2
 
 
-def test_a_stream_that_is_silent_for_long_keeps_its_positions_alive(tmp_path):
-    """A broker forgets what nobody has committed for a week."""
+def test_positions_of_a_long_silent_stream_do_not_expire(tmp_path):
+    """A broker forgets positions that were not committed for a week."""
     log = TransactionalLog()
     entries, labels = stream()
     engine = make_engine(
@@ -219,7 +220,7 @@ def test_a_stream_that_is_silent_for_long_keeps_its_positions_alive(tmp_path):
 
 
 class Buffered(MemorySink):
-    """What is written arrives with `flush` or `close`, as with a producer."""
+    """Written records arrive with `flush` or `close`, as with a producer."""
 
     def __init__(self, out):
         super().__init__()
@@ -236,9 +237,9 @@ class Buffered(MemorySink):
         self.flush()
 
 
-def test_who_takes_over_after_an_error_finds_all_that_was_said(tmp_path):
-    """The group is left last: a successor's look at the output must not come before the rest of
-    it."""
+def test_a_successor_after_an_error_finds_all_predictions(tmp_path):
+    """The engine leaves the group last: a successor must not read the output before the rest of it
+    is written."""
     out = []
     entries, labels = stream()
 
@@ -272,7 +273,7 @@ def test_who_takes_over_after_an_error_finds_all_that_was_said(tmp_path):
     assert len(names) == len(set(names)) == 398
 
 
-def test_what_fails_while_closing_does_not_hide_why(tmp_path, caplog):
+def test_an_error_while_closing_does_not_hide_the_first_error(tmp_path, caplog):
     class Broken(MemorySink):
         def write(self, predictions):
             raise ConnectorError("the reason")
@@ -286,7 +287,7 @@ def test_what_fails_while_closing_does_not_hide_why(tmp_path, caplog):
     assert "no space left" in caplog.text
 
 
-def test_a_start_that_failed_lets_the_folder_go(tmp_path):
+def test_a_failed_start_releases_the_folder(tmp_path):
     class NoTail(MemorySink):
         def newest(self, stream, partition):
             raise ConnectorError("too few partitions")
@@ -299,7 +300,7 @@ def test_a_start_that_failed_lets_the_folder_go(tmp_path):
 
 
 def test_a_stop_with_nothing_new_writes_no_checkpoint(tmp_path):
-    """Restarts of an idle engine must not push out the checkpoints that one could go back to."""
+    """Restarts of an idle engine must not remove older checkpoints that a rollback may need."""
     log = TransactionalLog()
     exactly(tmp_path, log, HALF, "effectively-once")
     before = CheckpointStore(tmp_path / "memory-0").sequences()
@@ -308,8 +309,8 @@ def test_a_stop_with_nothing_new_writes_no_checkpoint(tmp_path):
     assert CheckpointStore(tmp_path / "memory-0").sequences() == before
 
 
-def test_many_partitions_that_are_saved_are_signs_of_life(tmp_path):
-    """Each step of a checkpoint counts: a loop that saves for long is not stuck."""
+def test_saving_many_partitions_keeps_the_heartbeat(tmp_path):
+    """Each step of a checkpoint counts: a loop that saves for a long time is not stuck."""
     engine = make_engine([], [], tmp_path, MemorySink(), "at-least-once")
     beats = []
     engine.on_checkpoint_step = lambda name: beats.append(engine.heartbeat)
@@ -320,8 +321,8 @@ def test_many_partitions_that_are_saved_are_signs_of_life(tmp_path):
     assert not Watchdog(engine, Metrics(), 60.0).stalled
 
 
-def test_a_stream_that_was_made_anew_is_new(tmp_path):
-    """The source says so, by the declared policy: from there on nothing is held back."""
+def test_a_recreated_stream_starts_from_the_beginning(tmp_path):
+    """The source reports it, by the configured policy: from there on nothing is held back."""
     log = TransactionalLog()
     exactly(tmp_path / "old", log, HALF)
     entries, labels = stream()

@@ -28,12 +28,12 @@ linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="looks for processes in /proc"
 )
 
-PATIENCE_S = 150.0  # a bound against hanging, far above what anything here takes
+PATIENCE_S = 150.0  # a bound against hanging, far above any step here
 DEMO = [sys.executable, "-m", "streamadapt", "demo"]
 
 
 def marked(mark):
-    """Command lines of the processes that inherited `mark`."""
+    """Return the command lines of the processes that inherited `mark`."""
     found = []
     for process in Path("/proc").iterdir():
         try:
@@ -117,7 +117,7 @@ def test_the_demo_on_a_pipe(tmp_path):
     lines = done.stdout.splitlines()
     progress = [line for line in lines if "entries/s" in line]
     assert progress
-    for said in (
+    for text in (
         "lag ",
         "error frozen ",
         "error served ",
@@ -125,10 +125,10 @@ def test_the_demo_on_a_pipe(tmp_path):
         "drifts ",
         "weights: ",
     ):
-        assert all(said in line for line in progress)
+        assert all(text in line for line in progress)
     assert progress[-1].startswith("100%")
-    for said in [*result["experts"], "served", "predictions", "drifts", "dead letters"]:
-        assert any(line.startswith("│") and said in line for line in lines), said
+    for text in [*result["experts"], "served", "predictions", "drifts", "dead letters"]:
+        assert any(line.startswith("│") and text in line for line in lines), text
     assert re.search(r"Metrics were served on http://127.0.0.1:\d+/metrics", done.stdout)
     assert marked(mark) == []
 
@@ -137,14 +137,14 @@ def test_the_demo_on_a_pipe(tmp_path):
 @pytest.mark.slow
 @linux
 def test_the_demo_on_a_terminal_with_sparse_labels():
-    """The live view shows every figure within 80 columns, the cursor comes back, and few labels
-    are enough."""
+    """The live view shows every figure within 80 columns, the cursor returns, and few labels are
+    enough."""
     terminal = Terminal("--labels", "sparse", "--limit", "1500")
     assert terminal.exit_code() == 0, terminal.text[-2000:]
     assert "four a day" in terminal.text
     frames = terminal.text.split(" records\n")
     assert len(frames) > 3
-    for said in (
+    for text in (
         "entries/s",
         "lag",
         "error frozen",
@@ -153,7 +153,7 @@ def test_the_demo_on_a_terminal_with_sparse_labels():
         "drifts",
         "weights",
     ):
-        assert said in frames[-1]
+        assert text in frames[-1]
     wide = [line for line in terminal.text.splitlines() if len(line) > 80]
     assert wide == []
     assert terminal.output.rfind(b"\x1b[?25h") > terminal.output.rfind(b"\x1b[?25l") > 0
@@ -166,7 +166,7 @@ def test_the_demo_on_a_terminal_with_sparse_labels():
 @linux
 @pytest.mark.parametrize("at", [b"A glucose sensor", b"Fitted on", b"entries/s"])
 def test_ctrl_c_ends_the_demo_cleanly(at):
-    """While the broker starts, while the engine starts and while it works: 130, no traceback, no
+    """While the broker starts, while the engine starts and while it runs: 130, no traceback, no
     process left."""
     terminal = Terminal("--speed", "500")
     assert terminal.read_until(at), terminal.text
@@ -180,9 +180,9 @@ def test_ctrl_c_ends_the_demo_cleanly(at):
 
 
 def test_an_interrupt_waits_for_the_end_of_a_start():
-    """A process that was just started is known to somebody before the interrupt comes through."""
+    """A just started process is registered before the interrupt is raised."""
     reached = []
-    # Ignored where a shell started us in background.
+    # Ignored if a shell started us in the background.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start():
@@ -213,9 +213,9 @@ def samples(entries, drifts=0.0):
     }
 
 
-def test_the_view_shows_what_the_metrics_say():
-    """Rates, lag, errors, weights and where drifts were; never wider than the terminal, always as
-    high."""
+def test_the_view_shows_the_metrics():
+    """Rates, lag, errors, weights and places of drift; never wider than the terminal, always with
+    the same height."""
     view = _View(1000)
     heights = set()
     for second in range(6):
@@ -243,9 +243,9 @@ def test_the_view_shows_what_the_metrics_say():
     )
 
 
-def test_a_summary_without_anything_is_readable(monkeypatch):
-    """Before the first prediction there is no error to show, and nothing was found; at the width
-    of a terminal."""
+def test_an_empty_summary_is_readable(monkeypatch):
+    """Before the first prediction there is no error to show, and no drift; at the width of a
+    terminal."""
     empty = {
         "frozen": None, "served": None, "experts": {"base": None}, "weights": {}, "entries": 0,
         "predictions": 0, "pending": 0, "labels": {}, "dead_letters": {}, "drifts": {},

@@ -1,4 +1,4 @@
-"""The orthogonal dictionary against slow forms in numpy, and what it recovers."""
+"""The orthogonal dictionary against slow numpy implementations, and the recovery of atoms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def orthogonal(n: int, rng: np.random.Generator) -> Array:
 
 
 def with_singular_values(values: Array, seed: int) -> tuple[Array, Array]:
-    """A matrix of these singular values, and its polar factor."""
+    """Return a matrix with these singular values, and its polar factor."""
     rng = np.random.default_rng(seed)
     u, v = orthogonal(len(values), rng), orthogonal(len(values), rng)
     return u @ np.diag(values) @ v.T, u @ v.T
@@ -42,8 +42,8 @@ def svd_polar(matrix: Array) -> Array:
 def sparse_entries(
     n: int, count: int, seed: int, noise: float = 0.0, truth: Array | None = None
 ) -> tuple[Tensor, Array]:
-    """Bernoulli-Gaussian combinations (a fifth of them active) of orthogonal atoms; the entries
-    and the atoms."""
+    """Return Bernoulli-Gaussian combinations (a fifth of them active) of orthogonal atoms, and the
+    atoms."""
     rng = np.random.default_rng(seed)
     truth = orthogonal(n, rng)
     x = rng.normal(size=(count, n)) * (rng.random((count, n)) < 0.2)
@@ -51,7 +51,7 @@ def sparse_entries(
 
 
 def recovery(truth: Array, dictionary: Tensor) -> float:
-    """Mean over the true atoms of the best |cos| to a learned one."""
+    """Return the mean over the true atoms of the best |cos| to a learned one."""
     learned = torch.nn.functional.normalize(dictionary, dim=0).numpy()
     return float(np.abs(truth.T @ learned).max(axis=1).mean())
 
@@ -74,11 +74,10 @@ def feed(
     st.sampled_from(["none", "old", "random", "opposite"]),
     st.integers(0, 2**32 - 1),
 )
-def test_polar_factor_is_the_svds(
+def test_the_polar_factor_equals_that_of_the_svd(
     n: int, spread: float, size: float, near: str, seed: int
 ) -> None:
-    """Whatever the singular values (`spread` decades of them), the unit, and the factor that is
-    said to be near."""
+    """For any singular values (`spread` decades of them), any unit, and any starting factor."""
     rng = np.random.default_rng(seed)
     values = 10.0 ** (size - spread * rng.random(n))
     matrix, factor = with_singular_values(values, seed)
@@ -93,10 +92,10 @@ def test_polar_factor_is_the_svds(
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.05, 0.25])
-def test_a_calm_matrix_needs_no_decomposition(
+def test_a_slowly_changing_matrix_needs_no_decomposition(
     spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Newton-Schulz from the scale that the previous factor tells, in every step of a slow
+    """Newton-Schulz starts from the scale of the previous factor, in every step of a slow
     change."""
 
     def refuse(*_: Any) -> Any:
@@ -116,8 +115,10 @@ def test_a_calm_matrix_needs_no_decomposition(
         polar_factor(torch.from_numpy(matrix), torch.eye(n, dtype=torch.float64))
 
 
-def test_newton_schulz_that_does_not_converge_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One direction all but missing among many: the mean does not tell, the iteration does."""
+def test_newton_schulz_is_not_used_if_it_does_not_converge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of many directions is almost missing: the mean does not show it, the iteration does."""
     values = np.full(24, 1.0)
     values[0] = 1e-4
     matrix, _ = with_singular_values(values, 2)
@@ -145,7 +146,7 @@ def test_a_singular_matrix_has_an_orthogonal_factor(rank: int) -> None:
 
 
 class Slow:
-    """METHODS' formulas with an SVD, one entry and one coefficient at a time."""
+    """The formulas of METHODS with an SVD, one entry and one coefficient at a time."""
 
     def __init__(self, start: Array, floors: tuple[float, float], *, normalise: bool) -> None:
         self.d, self.g, self.t = start.copy(), np.zeros_like(start), 0
@@ -183,7 +184,7 @@ def test_updates_equal_the_slow_form(
         np.testing.assert_allclose(ours.dictionary.numpy(), slow.d, rtol=0, atol=1e-7)
 
 
-def test_the_gradient_is_the_objectives() -> None:
+def test_the_gradient_is_that_of_the_objective() -> None:
     """``y (c |c|)^T`` is the derivative of ``|D^T y|_3^3 / 3``, by torch's own differentiation."""
     entries, _ = sparse_entries(5, 6, 1, noise=0.1)
     ours = OrthogonalDictionary(5, normalise=False)
@@ -193,7 +194,7 @@ def test_the_gradient_is_the_objectives() -> None:
     torch.testing.assert_close(ours.gradient, d.grad)
 
 
-def test_rates_fall_as_stated_to_their_floors() -> None:
+def test_rates_decrease_as_documented_to_their_floors() -> None:
     free, held = OrthogonalDictionary(2), OrthogonalDictionary(2, floors=(0.05, 0.02))
     assert free.rates(0) == (1.0, 1.0)
     assert free.rates(99) == pytest.approx((0.4, 2.0 / 101**0.75))
@@ -217,7 +218,7 @@ def test_the_dictionary_stays_in_the_ball(seed: int, n: int, size: float, normal
     torch.testing.assert_close(ours.atoms @ ours.atoms.mT, torch.eye(n, dtype=torch.float64))
 
 
-def test_zeros_say_nothing_and_a_wild_entry_no_more_than_others() -> None:
+def test_zeros_have_no_effect_and_an_outlier_no_more_than_other_entries() -> None:
     entries, truth = sparse_entries(12, 2000, 0)
     ours = feed(OrthogonalDictionary(12), entries)
     before = ours.dictionary.clone()
@@ -229,7 +230,7 @@ def test_zeros_say_nothing_and_a_wild_entry_no_more_than_others() -> None:
     assert recovery(truth, feed(ours, entries[:20]).dictionary) > 0.99
 
 
-# -- what it is for
+# -- recovery
 
 
 def test_recovers_the_atoms_from_five_thousand_entries() -> None:
@@ -248,8 +249,8 @@ def test_recovers_fifty_atoms() -> None:
     assert recovery(truth, feed(OrthogonalDictionary(50), entries).dictionary) >= 0.996
 
 
-def test_floors_keep_following_what_decreasing_rates_have_stopped_to() -> None:
-    """The atoms become others after 8,000 entries; 1,600 entries later."""
+def test_rate_floors_follow_a_change_that_decreasing_rates_miss() -> None:
+    """The atoms change after 8,000 entries; measured 1,600 entries later."""
     before, old = sparse_entries(12, 8000, 0)
     after, new = sparse_entries(12, 1600, 1)
     entries = torch.cat([before, after])
@@ -287,14 +288,14 @@ def test_codes_and_errors(seed: int, n: int, size: float, learned: int) -> None:
     )
 
 
-def test_single_precision_comes_back_as_it_came() -> None:
+def test_single_precision_is_kept() -> None:
     ours = OrthogonalDictionary(4)
     y = torch.ones(2, 4)
     assert {t.dtype for t in (ours.encode(y), ours.decode(y), ours.error(y))} == {torch.float32}
     assert ours.error(torch.zeros(4)) == 0.0
 
 
-def test_the_atoms_are_those_of_the_restored_dictionary() -> None:
+def test_a_restored_dictionary_has_its_own_atoms() -> None:
     entries, _ = sparse_entries(8, 400, 0)
     ours = feed(OrthogonalDictionary(8), entries[:200])
     saved, atoms = {k: v.clone() for k, v in ours.state_dict().items()}, ours.atoms.clone()

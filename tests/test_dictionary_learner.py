@@ -1,4 +1,5 @@
-"""The dictionary as a learner: what it cleans, what it tells, and whose state it keeps."""
+"""The dictionary as a learner: which inputs it cleans, which signals it gives, and which state it
+keeps."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def sparse_rows(count: int, seed: int, active: float = 0.1) -> tuple[Array, Array]:
-    """Rows made up of few orthogonal atoms each, and the atoms."""
+    """Return rows, each a sum of few orthogonal atoms, and the atoms."""
     rng = np.random.default_rng(seed)
     atoms = np.linalg.qr(rng.normal(size=(N, N)))[0]
     return (rng.normal(size=(count, N)) * (rng.random((count, N)) < active)) @ atoms.T, atoms
@@ -51,7 +52,7 @@ def as_entries(values: Array, labels: Array | None = None, start: int = 0) -> li
 
 
 def adapted(learner: Dictionary, rows: Array, window: int) -> Dictionary:
-    """Let it take in every window of the rows."""
+    """Adapt to every window of the rows."""
     nothing = base(torch.zeros(1, 1))
     for end in range(window, len(rows) + 1):
         learner.adapt(torch.from_numpy(rows[end - window : end].astype(np.float32)), nothing)
@@ -63,12 +64,12 @@ def zero(inputs: Tensor) -> Tensor:
     return torch.zeros(1, 1)
 
 
-# -- what the other learner sees
+# -- the other learner's inputs
 
 
 @pytest.mark.parametrize("over", ["window", "row"])
-def test_cleans_as_the_formula_says(over: Any) -> None:
-    """A vector at a time: scale, rotate, leave out what is small, rotate back, unscale."""
+def test_cleaning_follows_the_formula(over: Any) -> None:
+    """One vector at a time: scale, rotate, drop small coefficients, rotate back, unscale."""
     window, channels, threshold = 3, 4, 0.7
     scale = torch.tensor([1.0, 2.0, 0.5, 4.0])
     spec = spec_of("regression", window, channels, 1, 1, scale=scale)
@@ -99,7 +100,7 @@ def test_cleans_as_the_formula_says(over: Any) -> None:
     found = learner.clean(torch.from_numpy(inputs))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-5)
-    assert np.abs(wanted - inputs).max() > 0.1, "something was left out"
+    assert np.abs(wanted - inputs).max() > 0.1, "some coefficients were dropped"
     learner.threshold = 0.0
     np.testing.assert_allclose(learner.clean(torch.from_numpy(inputs)).numpy(), inputs, rtol=1e-5)
 
@@ -126,14 +127,17 @@ def test_the_other_learner_predicts_learns_and_adapts_from_cleaned_inputs() -> N
     learner.boost = 3.0
     rows, _ = sparse_rows(20, 0)
     for row in rows:
-        inputs, said = torch.from_numpy(row[None].astype(np.float32)), base(torch.zeros(1, 1))
+        inputs, base_output = (
+            torch.from_numpy(row[None].astype(np.float32)),
+            base(torch.zeros(1, 1)),
+        )
         cleaned = learner.clean(inputs)
-        assert learner.predict(inputs, said).shape == (2, 1, 1)
-        learner.learn(inputs, said, torch.ones(1, 1), MASK)
-        learner.adapt(inputs, said)
+        assert learner.predict(inputs, base_output).shape == (2, 1, 1)
+        learner.learn(inputs, base_output, torch.ones(1, 1), MASK)
+        learner.adapt(inputs, base_output)
         for where in seen.values():
             assert torch.equal(where[-1], cleaned), (
-                "as it was before the dictionary learned the entry"
+                "with the dictionary from before it learned the entry"
             )
     assert learner.names == ("dictionary-bias-0.1", "dictionary-bias-0.2")
     assert (learner.kinds, learner.matures, learner.needs_labels) == (
@@ -162,9 +166,8 @@ def test_without_another_learner_the_base_predicts_from_cleaned_inputs() -> None
     assert before < prediction.base.item()
 
 
-def test_helps_where_inputs_are_sparse_and_noisy() -> None:
-    """Squared error of least squares on cleaned inputs against the same on the inputs as they
-    are."""
+def test_cleaning_helps_with_sparse_noisy_inputs() -> None:
+    """Squared error of least squares on cleaned inputs against the same on the raw inputs."""
     clean, _ = sparse_rows(1300, 0)
     rng = np.random.default_rng(1)
     noisy, targets = clean + 0.2 * rng.normal(size=clean.shape), clean @ rng.normal(size=N)
@@ -174,20 +177,20 @@ def test_helps_where_inputs_are_sparse_and_noisy() -> None:
         [RLS(0.999), Dictionary(RLS(0.999), threshold=0.5)],
         NoGuard(),
     )
-    said = pipeline.observe(as_entries(noisy, targets))[-600:]
+    predictions = pipeline.observe(as_entries(noisy, targets))[-600:]
     errors = {
-        name: np.mean([(p.experts[name].item() - targets[int(p.id)]) ** 2 for p in said])
+        name: np.mean([(p.experts[name].item() - targets[int(p.id)]) ** 2 for p in predictions])
         for name in ("rls-0.999", "dictionary-rls-0.999")
     }
     assert errors["dictionary-rls-0.999"] < 0.75 * errors["rls-0.999"]
 
 
-# -- what it tells
+# -- signals and scores
 
 
 def test_anomalies_have_the_largest_scores() -> None:
-    """Rows as long as the others usually are but made of all atoms, one in a hundred, once the
-    atoms are known."""
+    """Rows of the usual length but made of all atoms, one in a hundred, after the atoms are
+    known."""
     rows, _ = sparse_rows(2000, 0)
     rng = np.random.default_rng(2)
     odd = rng.choice(np.arange(1200, 2000), 10, replace=False)
@@ -199,14 +202,14 @@ def test_anomalies_have_the_largest_scores() -> None:
         * np.linalg.norm(rows, axis=1).mean()
     )
     pipeline = Pipeline(Supervised(), with_scaling(zero, N, 1), [Dictionary()], NoGuard())
-    said = pipeline.observe(as_entries(rows, np.zeros(len(rows))))
-    scores = np.array([p.scores["dictionary-error"] for p in said])
+    predictions = pipeline.observe(as_entries(rows, np.zeros(len(rows))))
+    scores = np.array([p.scores["dictionary-error"] for p in predictions])
     normal = np.setdiff1d(np.arange(1200, 2000), odd)
     above = (scores[odd][:, None] > scores[normal][None]).mean()  # the area under the ROC curve
     assert above > 0.98
 
 
-def test_a_monitor_fires_when_the_atoms_become_others() -> None:
+def test_a_monitor_fires_when_the_atoms_change() -> None:
     first, _ = sparse_rows(900, 0)
     second, _ = sparse_rows(200, 5)
     monitor = DriftMonitor("adwin", "dictionary-error")
@@ -219,8 +222,9 @@ def test_a_monitor_fires_when_the_atoms_become_others() -> None:
     assert any(p.drifts == ("adwin:dictionary-error",) for p in fired)
 
 
-def test_the_score_is_from_before_the_entry_was_learned() -> None:
-    """And by the usual length of those before it, of which a wild one counts as four."""
+def test_the_score_is_computed_before_the_entry_is_learned() -> None:
+    """It is relative to the usual length of earlier entries, of which an outlier counts as
+    four."""
     learner = built(Dictionary(batch=1), spec_of("regression", 1, N, 1, 1))
     rows, _ = sparse_rows(50, 0)
     rows[30] *= 1e6
@@ -254,8 +258,9 @@ def test_learns_once_per_batch_from_the_newest_vectors() -> None:
 # -- state and settings
 
 
-def test_restores_the_other_learner_in_its_own_way() -> None:
-    """RLS drops the gains of entries that a restored one never saw; wrapped, it does so too."""
+def test_the_other_learner_is_restored_with_its_own_method() -> None:
+    """RLS drops the gains of entries that a restored learner never saw; a wrapped RLS does so
+    too."""
     learner = built(Dictionary(RLS(0.99), batch=1), spec_of("forecast", 4, 1, 3, 1))
     g = torch.Generator().manual_seed(0)
     ones = torch.ones(3, 1)
@@ -279,7 +284,7 @@ def test_restores_the_other_learner_in_its_own_way() -> None:
     after = learner.learner.state_dict()
     assert all(torch.equal(after[k], v) for k, v in alone.state_dict().items())
     assert any(not torch.equal(after[k], snapshot[f"learner.{k}"]) for k in after), (
-        "there was something to drop"
+        "there were gains to drop"
     )
 
 
@@ -311,8 +316,8 @@ def test_bad_settings(bad: Any) -> None:
         Dictionary(**bad)
 
 
-def test_refuses_what_does_not_fit() -> None:
-    with pytest.raises(ConfigError, match="row' takes the channels"):
+def test_mismatched_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="row' only the channels count"):
         built(Dictionary(), spec_of("regression", 30, 9, 1, 1))
     built(Dictionary(over="row"), spec_of("regression", 30, 9, 1, 1))
     with pytest.raises(ConfigError, match="257"):

@@ -1,5 +1,5 @@
-"""A config that does not fit its checkpoint: which settings changed is said, and secrets are
-not."""
+"""A config that does not match its checkpoint: the error names the changed settings, and no
+secrets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BEFORE = {
 AT = {StreamPartition("t", 0): 1}
 
 
-def test_what_changed_is_said_in_the_error(tmp_path):
+def test_the_error_names_the_changed_settings(tmp_path):
     now = {
         "learners": [{"kind": "bias", "rate": 0.2}, {"kind": "river", "model": "m"}],
         "seed": 0,
@@ -38,7 +38,7 @@ def test_what_changed_is_said_in_the_error(tmp_path):
     assert "seed" not in str(caught.value).replace("guarantee", "")
 
 
-def test_an_older_checkpoint_says_only_that_it_differs(tmp_path):
+def test_for_an_older_checkpoint_the_error_only_reports_a_difference(tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.save({"n": 1}, AT, config_digest="0123", summary={})
         with pytest.raises(
@@ -69,7 +69,7 @@ tables = st.dictionaries(st.sampled_from("abc"), values, max_size=3)
 
 
 @given(tables, tables)
-def test_there_is_a_change_wherever_the_digests_differ(one, two):
+def test_a_changed_setting_is_found_whenever_the_digests_differ(one, two):
     before, now = ConfigDigest(one), ConfigDigest(two)
     assert (before == now) or changes(before.settings, now.settings)
     assert changes(before.settings, before.settings) == []

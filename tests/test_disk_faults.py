@@ -1,4 +1,4 @@
-"""A real file system that is full, or read-only, under the checkpoints."""
+"""A real full or read-only file system under the checkpoints."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.disks import FailingDisk
-from benchmarks.faults.memory_job import Job, final_state, said_by
+from benchmarks.faults.memory_job import Job, final_state, written_by
 from streamadapt.errors import CheckpointError
 from streamadapt.state.store import CheckpointStore
 
 RUN = """
 import json, pathlib, subprocess, sys
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import Job, final_state, said_by
+from benchmarks.faults.memory_job import Job, final_state, written_by
 from streamadapt.errors import CheckpointError
 from streamadapt.testing import SimulatedCrash
 
@@ -47,17 +47,17 @@ if fault == "full":
             pass
 else:
     subprocess.run(["mount", "-o", "remount,ro", root], check=True)
-_, said = run()
+_, output = run()
 if fault == "full":
     filler.unlink()
 else:
     subprocess.run(["mount", "-o", "remount,rw", root], check=True)
 engine, after = run()
 counts = Counts()
-fine = engine is not None and job.judge(counts, final_state(engine), said_by(*sinks))
-print(json.dumps({"fine": fine, "said": said, "after": after}))
+fine = engine is not None and job.judge(counts, final_state(engine), written_by(*sinks))
+print(json.dumps({"fine": fine, "output": output, "after": after}))
 """
-# A mount namespace of its own: the mount is seen by nobody else, and gone with the process.
+# A separate mount namespace: the mount is invisible elsewhere, and removed with the process.
 ALONE = ("unshare", "--user", "--map-root-user", "--mount", "--")
 
 
@@ -75,9 +75,9 @@ def can_mount(folder):
 @pytest.mark.parametrize(
     ("fault", "reason"), [("full", "No space left"), ("read-only", "Read-only file system")]
 )
-def test_a_real_file_system_that_refuses(tmp_path, fault, reason):
-    """The engine stops with the kernel's reason; on a disk that is well again it ends as if
-    nothing had been."""
+def test_a_real_file_system_that_refuses_writes(tmp_path, fault, reason):
+    """The engine stops with the kernel's reason; on a working disk it ends as an undisturbed
+    run."""
     if not can_mount(tmp_path):
         pytest.skip("this machine gives us no file system of our own")
     done = subprocess.run(
@@ -89,17 +89,17 @@ def test_a_real_file_system_that_refuses(tmp_path, fault, reason):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert reason in found["said"]
+    assert reason in found["output"]
     assert found["after"] == ""
     assert found["fine"]
 
 
 @pytest.mark.parametrize("refused", range(5))
-def test_a_folder_that_cannot_be_locked_is_let_go(tmp_path, refused):
-    """Opening the lock, and writing the pid: an error of ours, and no lock stays behind for a
-    later try."""
+def test_a_folder_that_cannot_be_locked_is_released(tmp_path, refused):
+    """Opening the lock and writing the pid fail with one of our errors, and no lock blocks a later
+    try."""
     store = CheckpointStore(tmp_path / "store")
-    # The first two make the folder, which is there.
+    # The first two create the folder, which exists.
     with FailingDisk(2 + refused) as broken, pytest.raises(CheckpointError, match="cannot lock"):
         store.acquire()
     steps = ["open", "open", "file write", "open", "fsync"]
@@ -109,9 +109,9 @@ def test_a_folder_that_cannot_be_locked_is_let_go(tmp_path, refused):
         pass
 
 
-def test_a_state_that_cannot_be_read_is_let_go(tmp_path):
-    """An engine that refuses its checkpoints holds no lock: mended, the next one in this process
-    can start."""
+def test_an_engine_that_cannot_read_its_state_releases_the_folder(tmp_path):
+    """An engine that refuses its checkpoints holds no lock: after a repair the next one in this
+    process can start."""
     job = Job(40, every=30)
     job.engine(tmp_path)[0].run()
     manifests = {path: path.read_bytes() for path in tmp_path.rglob("manifest.json")}
@@ -125,5 +125,5 @@ def test_a_state_that_cannot_be_read_is_let_go(tmp_path):
     engine.run()
     assert sink.predictions == []
     assert job.judge(
-        Counts(), final_state(engine), [*dict(job.undisturbed[1]).items(), *said_by(sink)]
+        Counts(), final_state(engine), [*dict(job.undisturbed[1]).items(), *written_by(sink)]
     )

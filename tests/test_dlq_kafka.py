@@ -1,4 +1,4 @@
-"""``streamadapt dlq`` on Kafka: hostile letters, the way back to topic, partition and key, and
+"""``streamadapt dlq`` on Kafka: hostile dead letters, the return to topic, partition and key, and
 what a run learns."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from cli_helpers import lines, logging_as_before
-from dlq_helpers import EVIL, fill, go, listed, repaired, steers, streams, write_lines
+from dlq_helpers import EVIL, control_characters, fill, go, listed, repaired, streams, write_lines
 from kafka import KafkaProducer
 from kafka_helpers import consume, produce, until
 
@@ -32,8 +32,7 @@ def with_headers(servers, topic, records):
 
 
 class OnKafka:
-    """A config whose topics are all on a broker, and runs of it until everything there is
-    processed."""
+    """A config with all topics on a broker, and runs of it until all records are processed."""
 
     def __init__(self, folder, servers, topic, partitions=1):
         self.folder, self.servers = folder, servers
@@ -46,7 +45,8 @@ class OnKafka:
         fill(folder, source, sink, f'[dead_letters]\nkind = "kafka"\ntopic = "{self.letters}"\n')
 
     def run(self, count):
-        """Run in a process until so many records are in a checkpoint; return the summary."""
+        """Run in a process until the given number of records is in a checkpoint; return the
+        summary."""
         command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--json"]
         process = subprocess.Popen(
             command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -69,10 +69,10 @@ class OnKafka:
             if (self.folder / "state").exists()
             else None
         )
-        said = self.capsys.readouterr().out
+        output = self.capsys.readouterr().out
         if found is None or found.code:
             return 0
-        newest = {r["partition"]: r for r in json.loads(said) if "positions" in r}
+        newest = {r["partition"]: r for r in json.loads(output) if "positions" in r}
         return sum(sum(r["positions"].values()) for r in newest.values())
 
 
@@ -80,7 +80,7 @@ class OnKafka:
 def test_a_repaired_label_goes_back_to_its_topic_and_is_learned(
     tmp_path, monkeypatch, capsys, kafka_servers, topic
 ):
-    """Same topic, partition and key, with headers that say whose replay it is; a run learns it."""
+    """Same topic, partition and key, with headers that identify the replay; a run learns it."""
     monkeypatch.chdir(tmp_path)
     stage = OnKafka(tmp_path, kafka_servers, topic)
     stage.capsys = capsys
@@ -98,9 +98,9 @@ def test_a_repaired_label_goes_back_to_its_topic_and_is_learned(
     assert listed(capsys, "--since", "2100-01-01") == []
     fixed = repaired(capsys, tmp_path)
     assert [letter["key"] for letter in lines(fixed)] == ["k393", "k394", "k395"]
-    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
-    assert "3 lines: 3 ready" in said
-    assert "sent 3 of 3" in said
+    output = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes").out
+    assert "3 lines: 3 ready" in output
+    assert "sent 3 of 3" in output
     back = consume(kafka_servers, stage.y)[len(labels) :]
     assert [(r.partition, r.key, r.value.decode()) for r in back] == [
         (0, letter["key"].encode(), letter["value"]) for letter in lines(fixed)
@@ -119,29 +119,30 @@ def test_a_repaired_label_goes_back_to_its_topic_and_is_learned(
 
 @pytest.fixture
 def quiet(tmp_path, monkeypatch, kafka_servers, topic):
-    """Topics on a broker that nothing has run on."""
+    """Topics on a broker without any run."""
     monkeypatch.chdir(tmp_path)
     return OnKafka(tmp_path, kafka_servers, topic, partitions=2)
 
 
 def letter_headers(topic, partition=1, offset=7, **other):
-    told = {
+    headers = {
         "reason": "not_json",
         "stage": "decode",
         "topic": topic,
         "partition": str(partition),
         "offset": str(offset),
     }
-    told |= {"time": "1700000000000000000", "detail": "$: broken", **other}
+    headers |= {"time": "1700000000000000000", "detail": "$: broken", **other}
     return [
-        (name, text if isinstance(text, bytes) else text.encode()) for name, text in told.items()
+        (name, text if isinstance(text, bytes) else text.encode())
+        for name, text in headers.items()
     ]
 
 
 @pytest.mark.kafka
 def test_hostile_letters_in_a_topic(quiet, capsys):
-    """Binary, a megabyte, other makers', headers that lie: all are shown, none steers, and none
-    hides another."""
+    """Binary, a megabyte, foreign ones, wrong headers: all are shown, none sends control codes,
+    and none hides another."""
     big = b'"' + b"a" * 1_000_000 + b'"'
     letters = [
         (b"\xff\x00", bytes(range(256)), letter_headers(quiet.y, offset=1)),
@@ -156,9 +157,9 @@ def test_hostile_letters_in_a_topic(quiet, capsys):
     ]
     with_headers(quiet.servers, quiet.letters, letters)
     out = go(capsys, "dlq", "list", "config.toml").out
-    assert steers(out) == []
+    assert control_characters(out) == []
     assert len(out) < 20_000
-    for said in (
+    for text in (
         "foreign 4",
         "1,000,002 bytes",
         "5,000,000 bytes",
@@ -166,7 +167,7 @@ def test_hostile_letters_in_a_topic(quiet, capsys):
         "2023-11-14 22:13:20",
         f"{quiet.y}[1]@1",
     ):
-        assert said in out.replace("│", "").replace("\n", "") or said in out, said
+        assert text in out.replace("│", "").replace("\n", "") or text in out, text
     found = {x["offset"]: x for x in listed(capsys) if x["topic"] == quiet.y}
     assert base64.b64decode(found[1]["value"]) == bytes(range(256))
     assert (found[1]["key_encoding"], found[1]["value_encoding"]) == ("base64", "base64")
@@ -183,8 +184,8 @@ def test_hostile_letters_in_a_topic(quiet, capsys):
 
 @pytest.mark.kafka
 def test_partition_key_and_time_are_kept(quiet, capsys):
-    """Binary keys too; the time stamp where the event time is taken from it; a partition there is
-    not is said."""
+    """Binary keys too; the timestamp if the event time comes from it; a missing partition is
+    reported."""
     with_headers(quiet.servers, quiet.letters, [(b"\xff\x00", b"?", letter_headers(quiet.y))])
     (letter,) = listed(capsys)
     letter["value"] = json.dumps({"id": "e1", "y": 1.0, "time": 5})
@@ -202,14 +203,16 @@ def test_partition_key_and_time_are_kept(quiet, capsys):
     assert second.timestamp == 1_700_000_000_000
     assert first.timestamp != second.timestamp
     write_lines(fixed, [letter | {"partition": 9}])
-    said = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).err
-    assert f"{quiet.y}[9]: cannot be written to, topic {quiet.y} has the partitions 0 to 1" in said
+    output = go(capsys, "dlq", "replay", "config.toml", fixed, "--yes", code=1).err
+    assert (
+        f"{quiet.y}[9]: cannot be written to, topic {quiet.y} has the partitions 0 to 1" in output
+    )
     assert len(consume(quiet.servers, quiet.y)) == 2
 
 
 @pytest.mark.kafka
-def test_reading_joins_no_group_and_ends_with_what_is_there(quiet, capsys):
-    """Over several partitions and fetches, and an empty topic, and one that does not exist."""
+def test_reading_joins_no_group_and_ends_at_the_last_record(quiet, capsys):
+    """With several partitions and fetches, an empty topic, and a missing one."""
     assert "no dead letters to show" in go(capsys, "dlq", "list", "config.toml").out
     name = f"{quiet.letters}-many"
     create_topics(quiet.servers, {name: 3})
@@ -231,6 +234,6 @@ def test_a_broker_that_is_away_is_an_error_at_once(tmp_path, monkeypatch, capsys
         'kind = "kafka"\nservers = "127.0.0.1:9"\ntopic = "x"\nlabel_topic = "y"',
         'kind = "kafka"\ntopic = "p"',
     )
-    said = go(capsys, "dlq", "list", "config.toml", code=1).err
-    assert "streamadapt: kafka topic p-dead-letters at 127.0.0.1:9: " in said
-    assert "Traceback" not in said
+    output = go(capsys, "dlq", "list", "config.toml", code=1).err
+    assert "streamadapt: kafka topic p-dead-letters at 127.0.0.1:9: " in output
+    assert "Traceback" not in output

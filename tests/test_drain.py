@@ -1,5 +1,5 @@
-"""Ending a run: what is drained is no failure any more, and what blocks is given up after a
-while."""
+"""The end of a run: after a complete drain nothing counts as a failure, and a blocked call is
+given up after a while."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _logging():
 def folder(tmp_path, monkeypatch):
     """A run that sends itself SIGTERM at its 50th prediction.
 
-    No alarm but the tests' own ever comes.
+    Only the alarms of the tests ever arrive.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -86,8 +86,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def with_alarms(monkeypatch, of, name, count):
-    """Let so many alarms of the drain come during a call; after them it does what it always
-    did."""
+    """Send `count` alarms of the drain during a call; after them the call does its normal work."""
     real = getattr(of, name)
 
     def alarmed(*args, **more):
@@ -105,15 +104,15 @@ def written():
     return len(Path("out.jsonl").read_text().splitlines())
 
 
-def test_alarms_after_a_complete_drain_are_no_failure(folder, monkeypatch, capsys):
-    """While things close, and while the summary is printed: everything is saved, and the code is
-    0."""
+def test_alarms_after_a_complete_drain_are_not_a_failure(folder, monkeypatch, capsys):
+    """While sinks and stores close, and while the summary is printed: everything is saved, and the
+    code is 0."""
     with_alarms(monkeypatch, JsonlSink, "close", 3)
     with_alarms(monkeypatch, tables, "summary_text", 100)
     assert run_command(["run", "c.toml"]).code == 0
-    said = capsys.readouterr()
-    assert "SIGTERM: draining" in said.err
-    assert "served" in said.out
+    output = capsys.readouterr()
+    assert "SIGTERM: draining" in output.err
+    assert "served" in output.out
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     first = written()
     assert 0 < first < 499
@@ -121,28 +120,28 @@ def test_alarms_after_a_complete_drain_are_no_failure(folder, monkeypatch, capsy
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     assert run_command(["run", "c.toml"]).code == 0
-    assert written() == 499, "the next run goes on behind it"
+    assert written() == 499, "the next run resumes behind it"
 
 
-def test_what_never_closes_is_broken_off_without_a_failure(folder, monkeypatch, capsys):
-    """It was saved before; the process must end all the same, without waiting for what hangs."""
+def test_a_close_that_hangs_is_abandoned_without_a_failure(folder, monkeypatch, capsys):
+    """Everything was saved before; the process must end without waiting for the hanging call."""
     with_alarms(monkeypatch, JsonlSink, "close", 1000)
     outcome = run_command(["run", "c.toml"])
     assert (outcome.code, outcome.stuck) == (0, True)
     said = capsys.readouterr()
-    assert "closing was broken off; everything had been saved" in said.err
+    assert "closing was interrupted; everything had been saved" in said.err
     assert "served" in said.out
 
 
-def test_what_does_not_drain_is_a_failure(folder, monkeypatch, capsys):
+def test_an_incomplete_drain_is_a_failure(folder, monkeypatch, capsys):
     with_alarms(monkeypatch, JsonlSink, "flush", 1)
     assert run_command(["run", "c.toml"]).code == 1
     assert "a restart replays from the last checkpoint" in capsys.readouterr().err
 
 
 def test_a_signal_after_a_complete_drain_is_too_late(folder, monkeypatch, capsys):
-    """A supervisor that asks again, while the summary is printed, does not make a failure of
-    it."""
+    """A supervisor that sends a second signal while the summary is printed does not cause a
+    failure."""
     real = tables.summary_text
 
     def signalled(summary):
@@ -169,7 +168,7 @@ def pipeline():
 
 
 class Ended(threading.Thread):
-    """An engine in a thread, and what came out of it."""
+    """An engine in a thread, and its outcome."""
 
     def __init__(self, engine):
         super().__init__(daemon=True)
@@ -183,10 +182,10 @@ class Ended(threading.Thread):
 
 
 @pytest.mark.parametrize("which", ["predictions", "dead letters"])
-def test_stop_is_heard_while_a_kafka_sink_waits_for_its_broker(which):
-    """Nobody listens there.
+def test_stop_works_while_a_kafka_sink_waits_for_its_broker(which):
+    """No broker listens there.
 
-    The sink gives up, the engine ends with an error, and says what a restart does.
+    The sink gives up, and the engine ends with an error that says what a restart does.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -205,7 +204,7 @@ def test_stop_is_heard_while_a_kafka_sink_waits_for_its_broker(which):
     )
     thread = Ended(engine)
     thread.start()
-    while engine.heartbeat < 3:  # it processes the first lot, which cannot be delivered
+    while engine.heartbeat < 3:  # it processes the first batch, which cannot be delivered
         time.sleep(0.01)
     engine.stop()
     thread.join(120.0)
@@ -213,8 +212,8 @@ def test_stop_is_heard_while_a_kafka_sink_waits_for_its_broker(which):
     assert "the engine is to stop; a restart replays from the last checkpoint" in str(thread.error)
 
 
-def test_a_sink_that_heeds_it_hears_that_the_engine_gives_up():
-    """A third party's sink, too: it is handed what to ask when the engine is made."""
+def test_a_sink_can_ask_whether_the_engine_gives_up():
+    """A third-party sink, too: it gets the function to ask when the engine is made."""
 
     class Waiting(MemorySink):
         def break_off_when(self, given_up):

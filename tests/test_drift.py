@@ -1,4 +1,4 @@
-"""Drift monitors: river's detectors by name, what they watch, and the quiet after an alarm."""
+"""Drift monitors: river's detectors by name, their signals, and the cool-down after an alarm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def signal_for(detector: str) -> str:
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_alarms_where_rivers_own_class_does(detector: str) -> None:
+def test_alarms_are_where_rivers_own_class_has_them(detector: str) -> None:
     rng = np.random.default_rng(1)
     wrong = rng.random(3000) < np.repeat([0.1, 0.5, 0.2, 0.7, 0.1], 600)
     values = (
@@ -47,13 +47,13 @@ def test_alarms_where_rivers_own_class_does(detector: str) -> None:
         assert mine.update(value) == theirs.drift_detected, i
         if theirs.drift_detected:
             fired.append(i)
-    assert fired, "a stream on which nothing fires compares nothing"
+    assert fired, "a stream without alarms would compare nothing"
 
 
 @pytest.mark.parametrize(
     "detector", [name for name, path in DETECTORS.items() if path.startswith(BINARY)]
 )
-def test_what_watches_right_and_wrong_takes_no_numbers(detector: Any) -> None:
+def test_detectors_of_errors_accept_no_numeric_signals(detector: Any) -> None:
     with pytest.raises(ConfigError, match=rf"drift.signal: expected error: {detector} watches"):
         DriftMonitor(detector, "loss")
 
@@ -80,7 +80,7 @@ def test_one_change_is_one_alarm() -> None:
     assert 1 <= len(calm) <= len(eager)
 
 
-def test_the_quiet_is_part_of_the_checkpoint() -> None:
+def test_the_cool_down_is_part_of_the_checkpoint() -> None:
     values = np.repeat([0.0, 5.0, 0.0, 5.0], 60).tolist()
 
     def alarms(monitor: DriftMonitor, part: Sequence[float]) -> list[int]:
@@ -107,18 +107,18 @@ def test_a_bad_cool_down_is_refused(value: Any) -> None:
 
 
 class Watching(DriftMonitor):
-    """Keeps what it was told."""
+    """A monitor that keeps the values it receives."""
 
     def __init__(self, signal: str) -> None:
         super().__init__("adwin", signal)
-        self.told: list[float] = []
+        self.received: list[float] = []
 
     def update(self, value: Any) -> bool:
-        self.told.append(value)
+        self.received.append(value)
         return super().update(value)
 
 
-def test_the_error_of_a_classifier_is_another_class_than_the_label() -> None:
+def test_the_error_of_a_classifier_is_a_wrong_class() -> None:
     def base(inputs: Tensor) -> Tensor:
         return torch.tensor([[0.2, 0.8]])
 
@@ -128,18 +128,18 @@ def test_the_error_of_a_classifier_is_another_class_than_the_label() -> None:
     pipeline.observe(
         [entry(0.0, t + 1, id=str(t), label=np.float32([y])) for t, y in enumerate(labels)]
     )
-    assert monitor.told == [float(y == 0) for y in labels[:-1]], (
+    assert monitor.received == [float(y == 0) for y in labels[:-1]], (
         "the last label is learned at the next entry"
     )
 
 
-def test_the_error_of_a_forecast_is_a_loss_above_the_usual() -> None:
+def test_the_error_of_a_forecast_is_a_loss_above_the_mean() -> None:
     monitors = [Watching("error"), Watching("loss")]
     values = np.cumsum(np.random.default_rng(0).normal(size=(100, 1)), axis=0)
     Pipeline(Forecast(2, 1), lambda x: x[-1:], [], drift=monitors).observe(
         entries(values.astype(np.float32))
     )
-    error, loss = (np.array(monitor.told) for monitor in monitors)
+    error, loss = (np.array(monitor.received) for monitor in monitors)
     known = ~np.isnan(loss)
     assert np.array_equal(error[known], loss[known] > 1.0)
     assert 0.1 < error[known].mean() < 0.9
@@ -147,7 +147,7 @@ def test_the_error_of_a_forecast_is_a_loss_above_the_usual() -> None:
 
 
 @pytest.mark.parametrize("detector", ["adwin", "kswin"])
-def test_a_detector_per_channel_is_rivers_own_at_a_share_of_the_level(detector: Any) -> None:
+def test_a_detector_per_channel_equals_rivers_own_at_a_share_of_the_level(detector: Any) -> None:
     rng = np.random.default_rng(5)
     values = rng.normal(size=(1500, 3))
     values[700:, 1] += 3.0
@@ -168,7 +168,7 @@ def test_a_detector_per_channel_is_rivers_own_at_a_share_of_the_level(detector: 
     assert any(channels == (1,) and 700 <= i < 900 for i, channels in fired)
 
 
-def test_channels_of_which_one_is_missing_are_told_to_the_others() -> None:
+def test_detectors_of_known_channels_are_updated_if_one_is_missing() -> None:
     rng = np.random.default_rng(6)
     monitor, alone = (
         DriftMonitor("adwin", "input", channels="each"),
@@ -185,9 +185,9 @@ def test_channels_survive_a_checkpoint() -> None:
     values = rng.normal(size=(600, 4)) + 5.0 * (np.arange(600) >= 300)[:, None]
     whole, first, second = (DriftMonitor("adwin", "loss", channels="each") for _ in range(3))
     expected = [whole.update(row) for row in values]
-    told = [first.update(row) for row in values[:290]]
+    results = [first.update(row) for row in values[:290]]
     second.load_state_dict(through_a_checkpoint(first.state_dict()))
-    assert told + [second.update(row) for row in values[290:]] == expected
+    assert results + [second.update(row) for row in values[290:]] == expected
     assert any(expected)
 
 

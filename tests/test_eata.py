@@ -1,4 +1,4 @@
-"""EATA against a slow textbook loop: entry by entry filters, plain autograd and
+"""EATA against a slow textbook loop: filters for each entry, plain autograd and
 torch.optim.SGD."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ E0 = 0.4 * math.log(CLASSES)
 
 
 class Textbook:
-    """METHODS 5, as one writes it down."""
+    """The algorithm of METHODS 5, written plainly."""
 
     def __init__(
         self, model: nn.Module, lr: float, d: float, samples: Tensor | None, weight: float
@@ -87,13 +87,13 @@ class Textbook:
 
 
 def confident(norm: str) -> nn.Sequential:
-    """A model whose answers are decided often enough to be kept."""
+    """Return a model whose predictions are confident often enough to be kept."""
     model = image_model() if norm == "image" else model_of(norm)
     with torch.no_grad():
         model[-1].weight *= 12.0
         adapted = copy.deepcopy(model)
         tent_as_published(adapted)
-        # No class is said to everything.
+        # No class is predicted for every entry.
         model[-1].bias -= adapted(torch.cat(batches(20, 8))).mean(0)
     return model
 
@@ -112,9 +112,9 @@ def test_equals_the_textbook_over_batches(norm: str, weight: float | None, d: fl
             learner.adapt_batch(inputs), book.step(inputs), rtol=1e-4, atol=1e-5
         )
     reliable = sum(book.reliable)
-    assert 0 < reliable < 8 * 20, "some are undecided"
+    assert 0 < reliable < 8 * 20, "some entries are uncertain"
     assert sum(book.kept) == reliable if d > 1.0 else sum(book.kept) < reliable, (
-        "some are redundant"
+        "some entries are redundant"
     )
     assert sum(kept > 0 for kept in book.kept) > 4, "there were steps"
     assert book.m is not None
@@ -141,20 +141,22 @@ def test_the_fisher_information_holds_the_parameters_back() -> None:
     assert 0.0 < moved[1] < 0.8 * moved[0]
 
 
-def test_nothing_kept_is_no_step() -> None:
+def test_without_kept_entries_there_is_no_step() -> None:
     model = model_of("batch")
     with torch.no_grad():
-        model[-1].weight *= 1e-3  # undecided about everything
+        model[-1].weight *= 1e-3  # uncertain about every entry
         model[-1].bias.zero_()
     learner = built(EATA(8, 0.02), spec_with(model))
     before = learner.snapshot()
     for inputs in batches(3, 8):
         learner.adapt_batch(inputs)
     after = learner.snapshot()
-    assert all(torch.equal(before[k], after[k]) for k in before), "not even the momentum decays"
+    assert all(torch.equal(before[k], after[k]) for k in before), (
+        "the momentum does not decay either"
+    )
 
 
-def test_in_a_stream_it_makes_the_same_steps() -> None:
+def test_in_a_stream_the_steps_are_the_same() -> None:
     samples = torch.cat(batches(5, 8, seed=7))
     made = [
         built(EATA(8, 0.02, fisher=samples, d=0.9), spec_with(confident("batch")))
@@ -169,7 +171,7 @@ def test_in_a_stream_it_makes_the_same_steps() -> None:
 
 def test_a_file_of_source_samples_is_read_in_every_format(tmp_path: Path) -> None:
     samples = torch.cat(batches(5, 8, seed=7))
-    # (samples, channels) where the window is 1
+    # (samples, channels) if the window is 1
     np.save(tmp_path / "a.npy", samples.squeeze(1).numpy())
     np.savez(tmp_path / "b.npz", inputs=samples.numpy().astype(np.float64))
     save_file({"inputs": samples}, tmp_path / "c.safetensors")
@@ -184,7 +186,7 @@ def test_a_file_of_source_samples_is_read_in_every_format(tmp_path: Path) -> Non
 
 
 def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Name -> the file and what the error must say."""
+    """Return name -> the file and the expected error text."""
     good = torch.cat(batches(5, 8, seed=7)).numpy()
     nan = good.copy()
     nan[3, 0, 2] = np.nan
@@ -197,14 +199,14 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     np.savez(folder / "unnamed.npz", samples=good)
     (folder / "text.safetensors").write_text("no tensors")
     (folder / "table.csv").write_text("1,2\n")
-    said = {
+    error_texts = {
         "few": "8 samples",
         "narrow": str(CHANNELS),
         "flat": "samples",
         "nan": "finite",
         "objects": "readable",
     }
-    found = {name: (folder / f"{name}.npy", text) for name, text in said.items()}
+    found = {name: (folder / f"{name}.npy", text) for name, text in error_texts.items()}
     found["unnamed"] = (folder / "unnamed.npz", "inputs")
     found["text"] = (folder / "text.safetensors", "readable")
     found["table"] = (folder / "table.csv", "npy")
@@ -215,9 +217,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
 @pytest.mark.parametrize(
     "name", ["few", "narrow", "flat", "nan", "objects", "unnamed", "text", "table", "absent"]
 )  # fmt: skip
-def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, name: str) -> None:
-    file, says = bad_files(tmp_path)[name]
-    with pytest.raises(ConfigError, match=says) as caught:
+def test_a_file_with_other_content_is_refused(tmp_path: Path, name: str) -> None:
+    file, message = bad_files(tmp_path)[name]
+    with pytest.raises(ConfigError, match=message) as caught:
         built(EATA(8, fisher=file), spec_with(model_of("batch")))
     assert caught.value.path == "fisher"
 

@@ -1,4 +1,4 @@
-"""What docs/embedding.md shows runs, and holds what its assertions say."""
+"""The examples of docs/embedding.md run, and their assertions hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "embedding.md"
 
 
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
-    """One after the other, as the page says, in a folder of their own."""
+    """The examples run one after the other, as the page says, in a folder of their own."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(
         r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL

@@ -1,11 +1,11 @@
-"""A sink that is slow, and a wall clock that goes back."""
+"""A slow sink, and a wall clock that goes back."""
 
 from __future__ import annotations
 
 import tracemalloc
 
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import Job, final_state, said_by
+from benchmarks.faults.memory_job import Job, final_state, written_by
 from benchmarks.faults.soak_jobs import CountingSink, GeneratedSource, SoakJob
 from streamadapt import Bias, Pipeline, Supervised
 from streamadapt.engine.engine import Engine
@@ -34,11 +34,11 @@ def small():
 
 
 def test_a_slow_sink_pauses_the_source_and_memory_stays_flat():
-    """The source delivers ten times what the sink takes: what waits is bounded, and nothing is
-    lost in the end."""
+    """The source delivers ten times as fast as the sink writes: the number of waiting records is
+    bounded, and nothing is lost."""
     clock = ManualClock()
     sink, letters = SlowSink(clock), MemoryDeadLetters()
-    source = GeneratedSource("slow", SoakJob(small, 1.0, 1, 1, lambda i, x: x), 6000, BATCH)
+    source = GeneratedSource("slow", SoakJob(small, 1.0, 1, 1, lambda i, x: x), 2400, BATCH)
     settings = EngineSettings(max_buffer=BUFFER, turn_s=1.0)
     engine = Engine(source, small, sink, IdentityCodec(), letters, settings=settings, clock=clock)
     source.open(engine)
@@ -54,22 +54,20 @@ def test_a_slow_sink_pauses_the_source_and_memory_stays_flat():
             memory.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert BUFFER <= max(held) <= BUFFER + BATCH + 16, (
-        "and the records that wait for those after them"
-    )
+    assert BUFFER <= max(held) <= BUFFER + BATCH + 16, "and the records that wait for later ones"
     assert idle > polls / 2, "it was paused"
     third = polls // 3
     assert max(memory[2 * third :]) < 1.1 * max(memory[third : 2 * third])
     engine.stop()
     engine.run()
-    assert sink.count == 6000
+    assert sink.count == 2400
     assert sink.again == 0
     assert letters.letters == []
 
 
 def test_a_wall_clock_that_goes_back_changes_nothing(tmp_path, monkeypatch):
-    """Checkpoints are told apart by number, never by time: the newest is used, and the end is the
-    undisturbed one."""
+    """Checkpoints are ordered by number, never by time: the newest is used, and the final state is
+    that of an undisturbed run."""
     hour_ns, now = 3600 * 10**9, [10**18]
 
     def earlier():
@@ -81,7 +79,7 @@ def test_a_wall_clock_that_goes_back_changes_nothing(tmp_path, monkeypatch):
     metrics = Metrics()
     first, one = job.engine(tmp_path, metrics=metrics)
     first.source.open(first)
-    for _ in range(3):  # not to its end, then let go without a last checkpoint
+    for _ in range(3):  # not to its end, then closed without a last checkpoint
         first.source._batch = 30
         first.step()
     first._close()
@@ -96,5 +94,5 @@ def test_a_wall_clock_that_goes_back_changes_nothing(tmp_path, monkeypatch):
     second._close()
     second, two = job.engine(tmp_path, metrics=metrics)
     second.run()
-    assert job.judge(Counts(), final_state(second), said_by(one, two))
+    assert job.judge(Counts(), final_state(second), written_by(one, two))
     assert all(age >= 0 for _, age in metrics.samples()["streamadapt_checkpoint_age_seconds"])

@@ -1,5 +1,5 @@
-"""Offsets without a record, and streams that are others than they were: positions and checkpoints,
-against memory."""
+"""Offsets without a record, and streams that were recreated: positions and checkpoints, in
+memory."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def newest(path):
 
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
-def test_positions_stand_behind_offsets_without_a_record(tmp_path, guarantee):
-    """In the checkpoint, in what is committed to the source, and in the transaction: a monitor
-    sees nothing left."""
+def test_positions_pass_offsets_without_a_record(tmp_path, guarantee):
+    """In the checkpoint, in the commit to the source, and in the transaction: a monitor sees no
+    lag."""
     source, log = MemorySource(entries(5)), TransactionalLog()
     source.append_gap(3)
     engine_of(source, tmp_path, LogSink(log), guarantee).run()
@@ -66,7 +66,7 @@ def test_positions_stand_behind_offsets_without_a_record(tmp_path, guarantee):
     assert newest(tmp_path).positions == {AT: 10}
 
 
-def test_a_stream_of_offsets_without_records_is_done_with(tmp_path):
+def test_a_stream_of_only_offsets_without_records_ends(tmp_path):
     source = MemorySource([])
     source.append_gap(4)
     engine_of(source, tmp_path).run()
@@ -75,7 +75,7 @@ def test_a_stream_of_offsets_without_records_is_done_with(tmp_path):
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "effectively-once", "exactly-once"])
 def test_another_stream_of_the_same_name_is_new(tmp_path, caplog, guarantee):
-    """It has more records than were read of the old one: all of them are read, and predicted."""
+    """It has more records than were read from the old one: all of them are read and predicted."""
     log = TransactionalLog()
     engine_of(MemorySource(entries(5), identity="first"), tmp_path, LogSink(log), guarantee).run()
     assert newest(tmp_path).identities == {AT: "first"}
@@ -91,13 +91,13 @@ def test_another_stream_of_the_same_name_is_new(tmp_path, caplog, guarantee):
     assert engine.runners[0].pipeline.stats.entries == 14
     assert newest(tmp_path).identities == {AT: "second"}
     assert newest(tmp_path).positions == {AT: 9}
-    said = [json.loads(value)["id"] for _, value in log.read(StreamPartition("predictions", 0))]
-    assert said == [f"memory[0]@{i}" for i in (*range(5), *range(9))]
+    ids = [json.loads(value)["id"] for _, value in log.read(StreamPartition("predictions", 0))]
+    assert ids == [f"memory[0]@{i}" for i in (*range(5), *range(9))]
 
 
-def test_the_same_stream_goes_on_and_one_without_identity_is_taken(tmp_path):
-    """A checkpoint of before there were identities, or a source that has none: the position is
-    believed."""
+def test_the_same_stream_resumes_and_so_does_one_without_identity(tmp_path):
+    """A checkpoint from before there were identities, or a source without them: the position is
+    accepted."""
     for identity, count in ((None, 3), ("first", 5), ("first", 6), (None, 8)):
         engine = engine_of(MemorySource(entries(count), identity=identity), tmp_path)
         engine.run()
@@ -105,8 +105,8 @@ def test_the_same_stream_goes_on_and_one_without_identity_is_taken(tmp_path):
     assert newest(tmp_path).identities == {AT: "first"}
 
 
-def test_what_waits_of_a_stream_that_was_deleted_is_dropped(tmp_path):
-    """Its offsets would be taken for positions in the new one."""
+def test_waiting_records_of_a_deleted_stream_are_dropped(tmp_path):
+    """Otherwise their offsets would be used as positions in the new stream."""
     source = MemorySource(entries(40), finite=False)
     engine = engine_of(source, tmp_path)
     source.open(engine)
@@ -134,9 +134,9 @@ def timed(count, hour, first=0):
 
 @pytest.mark.parametrize("hours", [1, 240])
 @pytest.mark.parametrize("make", [plain, keyed])
-def test_times_begin_again_with_the_stream(tmp_path, make, hours):
-    """All of a stream that was created again is new, also where its times are older; a wrong one
-    is refused again."""
+def test_the_clock_is_reset_with_the_stream(tmp_path, make, hours):
+    """All records of a recreated stream are new, even with older times; a wrong time is refused
+    again."""
 
     def run(items, identity):
         engine = engine_of(MemorySource(items, identity=identity), tmp_path, make=make)

@@ -1,5 +1,5 @@
-"""Losses told before the labels come: right where their assumptions hold, beside the truth where
-they do not."""
+"""Losses estimated before labels arrive: right if their assumptions hold, and shown beside the
+truth otherwise."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def test_estimates_change_no_prediction(kind: str) -> None:
 
 
 def confident(n: int, seed: int, too_sure: float) -> tuple[Any, Any]:
-    """Distributions over three classes, (n, 3), sharpened by a factor, and the classes that
-    came."""
+    """Return distributions over three classes, (n, 3), sharpened by a factor, and the actual
+    classes."""
     rng = np.random.default_rng(seed)
     odds = rng.normal(size=(n, 3))
-    said = np.exp(too_sure * odds)
+    probabilities = np.exp(too_sure * odds)
     true = np.exp(odds)
     true /= true.sum(1, keepdims=True)
     came = np.array([rng.choice(3, p=p) for p in true])
-    return said / said.sum(1, keepdims=True), np.eye(3)[came]
+    return probabilities / probabilities.sum(1, keepdims=True), np.eye(3)[came]
 
 
 @pytest.mark.parametrize("too_sure", [1.0, 2.0])
 def test_confidence_becomes_calibrated(too_sure: float) -> None:
-    """For a model that is twice too sure the raw confidence is far off, the recalibrated one is
-    not."""
-    said, came = confident(6000, 0, too_sure)
+    """For a model with twice too large log odds the raw confidence is far off, the recalibrated
+    one is not."""
+    probabilities, came = confident(6000, 0, too_sure)
     estimate = ConfidenceEstimate()
     raw, found, true = [], [], []
-    for p, y in zip(said, came, strict=True):
+    for p, y in zip(probabilities, came, strict=True):
         expected = estimate.estimate(p[None, None], p[None], ONE, ONE)
         losses = Log().loss(np.stack([p, p])[:, None], y[None])[:, 0, 0]
         true.append(estimate.learn(np.stack([p, p]), y, losses, (), 1.0))
@@ -59,14 +59,14 @@ def test_confidence_becomes_calibrated(too_sure: float) -> None:
     np.testing.assert_allclose(found_mean, true_mean, rtol=0.06)
     if too_sure == 2.0:
         assert (np.abs(raw_mean - true_mean) > 0.15 * true_mean).all()
-    # Also where the inputs move (covariate shift): among the most confident entries alone.
-    sure = np.argsort(-said[late].max(axis=1))[:1000]
+    # Also under covariate shift: among the most confident entries alone.
+    sure = np.argsort(-probabilities[late].max(axis=1))[:1000]
     np.testing.assert_allclose(
         np.array(found[late])[sure].mean(0), np.array(true[late])[sure].mean(0), rtol=0.25
     )
 
 
-def test_before_any_label_confidence_is_taken_at_its_word() -> None:
+def test_before_any_label_the_raw_confidence_is_used() -> None:
     p = np.array([[0.7, 0.2, 0.1]])
     found = ConfidenceEstimate().estimate(p[None], p, ONE, ONE)
     assert found == pytest.approx([-(p * np.log(p)).sum()] * 2 + [0.7] * 2)
@@ -97,7 +97,7 @@ def test_losses_are_regressed_on_disagreement() -> None:
     assert np.corrcoef(late, targets[500:])[0, 1] > 0.35
 
 
-def test_garbage_spoils_no_estimate_for_long() -> None:
+def test_outlier_labels_spoil_no_estimate_for_long() -> None:
     rng = np.random.default_rng(1)
     estimate = DirectEstimate()
     for i in range(1500):
@@ -124,20 +124,20 @@ def run(delay: int, n: int = 400) -> tuple[Pipeline, list[Any], Any]:
 def test_estimate_and_truth_stand_side_by_side() -> None:
     pipeline, predictions, y = run(delay=30)
     stats = pipeline.stats
-    told = [p.estimated_loss for p in predictions]
-    assert told[:30] == [None] * 30, "nothing is known before the first label"
-    assert stats.estimated_count == sum(e is not None for e in told) == 370
+    estimates = [p.estimated_loss for p in predictions]
+    assert estimates[:30] == [None] * 30, "there is no estimate before the first label"
+    assert stats.estimated_count == sum(e is not None for e in estimates) == 370
     assert stats.seen_count == 340
-    assert stats.estimated["served"] == pytest.approx(sum(e for e in told if e is not None))
+    assert stats.estimated["served"] == pytest.approx(sum(e for e in estimates if e is not None))
     labelled = slice(30, 370)
-    assert stats.foreseen["served"] == pytest.approx(sum(told[labelled]))
+    assert stats.foreseen["served"] == pytest.approx(sum(estimates[labelled]))
     true = [
         abs(float(p.served[0, 0]) - float(v))
         for p, v in zip(predictions[labelled], y[labelled, 0], strict=True)
     ]
     assert stats.seen["served"] == pytest.approx(sum(true), rel=1e-5)
     summary = summarise([stats])["estimated"]["served"]
-    assert summary["unlabelled"] == pytest.approx(np.mean(told[370:]))
+    assert summary["unlabelled"] == pytest.approx(np.mean(estimates[370:]))
     assert summary["labelled"] == pytest.approx(summary["really"], rel=0.15)
     metrics = Metrics()
     metrics.pipeline(0, stats)
@@ -149,7 +149,7 @@ def test_estimate_and_truth_stand_side_by_side() -> None:
     assert dict(samples["streamadapt_true_loss_total"])[("0", "served")] == stats.seen["served"]
 
 
-def test_without_any_labels_confidence_is_all_there_is() -> None:
+def test_without_any_labels_the_estimate_is_the_confidence() -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 3))
     from streamadapt import FrozenModel
 

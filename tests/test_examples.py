@@ -1,4 +1,4 @@
-"""What the README and examples/ show runs, and says what it should."""
+"""The examples of the README and of examples/ run, and give the stated results."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def code_blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_the_readme_example_runs_and_prints_what_it_says(tmp_path):
-    """The README's Python block is at most ten lines, and its last comment is what it prints."""
+def test_the_readme_example_runs_and_prints_the_stated_output(tmp_path):
+    """The README's Python block is at most ten lines, and its last comment is its output."""
     (block,) = code_blocks("python")
     lines = block.strip().splitlines()
     assert len([line for line in lines if line and not line.startswith("#")]) <= 10
@@ -61,13 +61,13 @@ def test_examples_are_short(script):
 
 def test_glucose_in_process():
     """The mixture is better than the frozen calibration."""
-    said = figures(run(EXAMPLES / "glucose.py", 3000))
-    assert said["served"] < 0.8 * said["base"]
+    losses = figures(run(EXAMPLES / "glucose.py", 3000))
+    assert losses["served"] < 0.8 * losses["base"]
 
 
 def test_a_forecaster_corrected_from_a_csv(tmp_path):
-    """A rhythm that quickens after the training part: what is served follows it, the frozen
-    forecaster does not."""
+    """A rhythm that gets faster after the training part: the served prediction follows it, the
+    frozen forecaster does not."""
     rng = np.random.default_rng(0)
     t = np.arange(700)
     phase = 2 * np.pi * np.where(t < 450, t / 24, 450 / 24 + (t - 450) / 9)
@@ -76,6 +76,15 @@ def test_a_forecaster_corrected_from_a_csv(tmp_path):
     rows = [f"2026-01-01 {i},{a},{b}" for i, (a, b) in enumerate(values)]
     rows[400] = rows[400].rpartition(",")[0] + ","  # a missing cell
     panel.write_text("\n".join(["date,a,b", *rows]) + "\n")
-    said = figures(run(EXAMPLES / "correct_forecaster.py", panel, "--window", 12, "--horizon", 4))
-    assert set(said) == {"base", "adcsd", "adcsd-share-norm", "bias-0.02", "rls-0.9995", "served"}
-    assert said["served"] < 0.8 * said["base"]
+    losses = figures(
+        run(EXAMPLES / "correct_forecaster.py", panel, "--window", 12, "--horizon", 4)
+    )
+    assert set(losses) == {
+        "base",
+        "adcsd",
+        "adcsd-share-norm",
+        "bias-0.02",
+        "rls-0.9995",
+        "served",
+    }
+    assert losses["served"] < 0.8 * losses["base"]

@@ -1,5 +1,5 @@
-"""A part that raises ends no run: it is left out, counted and logged once, and the rest goes on as
-if it were not."""
+"""A component that raises does not end the run: it is left out, counted and logged once, and the
+rest continues as before."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ N = 300
 
 
 class Raises(Bias):
-    """Raises in one of its methods, from its `first` call on, `times` times; a learner with
-    everything."""
+    """A learner with every optional method that raises in one of them, from its `first` call on,
+    `times` times."""
 
     kind = "raises"
 
@@ -130,38 +130,40 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 @pytest.mark.parametrize("where", ["predict", "learn", "adapt", "signals", "gradient_norm"])
-def test_a_learner_that_raises_is_taken_out_and_comes_back(where: str, tracebacks: Any) -> None:
+def test_a_learner_that_raises_is_suspended_and_returns(where: str, tracebacks: Any) -> None:
     values = walk(N, 2)
     pipeline = pipeline_with(Raises(where), Bias(0.05))
-    said = pipeline.observe(entries(values))
-    assert len(said) == N - 2
-    assert all(np.isfinite(p.served).all() for p in said)
-    out = [i for i, p in enumerate(said) if np.array_equal(p.experts["raises-0.1"], p.base)]
+    predictions = pipeline.observe(entries(values))
+    assert len(predictions) == N - 2
+    assert all(np.isfinite(p.served).all() for p in predictions)
+    out = [i for i, p in enumerate(predictions) if np.array_equal(p.experts["raises-0.1"], p.base)]
     assert WINDOW - 1 <= sum(i > 50 for i in out) <= WINDOW + 1
-    assert max(out) < 100 + WINDOW + 5, "it is back"
-    assert float(np.abs(said[-1].experts["raises-0.1"] - said[-1].base).max()) > 0.1
+    assert max(out) < 100 + WINDOW + 5, "the learner is back"
+    assert float(np.abs(predictions[-1].experts["raises-0.1"] - predictions[-1].base).max()) > 0.1
     assert pipeline.stats.updates["raises-0.1"]["restored"] == 1
     assert pipeline.stats.updates["raises-0.1"]["ok"] >= N - 10
     assert pipeline.stats.faults["learner:raises-0.1"] == 1
     assert tracebacks() == [f"call 100 of {where}"]
     alone = pipeline_with(Bias(0.05)).observe(entries(values))
-    assert other_bits(said) == other_bits(alone), "nobody else notices"
+    assert other_bits(predictions) == other_bits(alone), "the other learner is not affected"
 
 
 @pytest.mark.parametrize("where", ["predict", "learn", "adapt"])
-def test_one_that_always_raises_is_logged_once_and_never_served(
+def test_a_learner_that_always_raises_is_logged_once_and_never_served(
     where: str, tracebacks: Any
 ) -> None:
     values = walk(N, 2)
     pipeline = pipeline_with(Raises(where, 1, 10**9), Bias(0.05))
-    said = pipeline.observe(entries(values))
-    assert all(np.array_equal(p.experts["raises-0.1"], p.base) for p in said[1:])
+    predictions = pipeline.observe(entries(values))
+    assert all(np.array_equal(p.experts["raises-0.1"], p.base) for p in predictions[1:])
     assert pipeline.stats.faults["learner:raises-0.1"] >= N - 5
     assert len(tracebacks()) == 1
-    assert other_bits(said) == other_bits(pipeline_with(Bias(0.05)).observe(entries(values)))
+    assert other_bits(predictions) == other_bits(
+        pipeline_with(Bias(0.05)).observe(entries(values))
+    )
 
 
-def test_one_that_raises_while_it_is_restored_starts_again_from_nothing() -> None:
+def test_a_learner_that_raises_in_restore_is_reset() -> None:
     learner = Raises("learn", 100)
     pipeline = pipeline_with(learner)
 
@@ -169,13 +171,13 @@ def test_one_that_raises_while_it_is_restored_starts_again_from_nothing() -> Non
         raise OSError("no")
 
     learner.restore = restore  # type: ignore[method-assign]
-    said = pipeline.observe(entries(walk(N, 2)))
-    assert not np.array_equal(said[-1].experts["raises-0.1"], said[-1].base)
+    predictions = pipeline.observe(entries(walk(N, 2)))
+    assert not np.array_equal(predictions[-1].experts["raises-0.1"], predictions[-1].base)
     assert np.abs(learner.state.bias).max() < 3.0
     assert pipeline.stats.faults["learner:raises-0.1"] == 2
 
 
-def test_one_that_can_not_even_be_reset_is_left_alone_until_it_can() -> None:
+def test_a_learner_that_cannot_be_reset_is_left_out_until_it_can() -> None:
     learner = Raises("predict", 60, 10**9)
     broken = True
 
@@ -190,17 +192,17 @@ def test_one_that_can_not_even_be_reset_is_left_alone_until_it_can() -> None:
     items = entries(walk(600, 2))
     pipeline.observe(items[:300])
     calls = learner.calls
-    assert calls == 60, "nothing more was asked of it"
+    assert calls == 60, "the learner was not called again"
     state(pipeline)
     learner.last, broken = 0, False
-    said = pipeline.observe(items[300:])
-    assert not np.array_equal(said[-1].experts["raises-0.1"], said[-1].base)
+    predictions = pipeline.observe(items[300:])
+    assert not np.array_equal(predictions[-1].experts["raises-0.1"], predictions[-1].base)
 
 
-def test_snapshots_that_raise_cost_no_entry_and_no_checkpoint() -> None:
+def test_a_snapshot_that_raises_loses_no_entry_and_no_checkpoint() -> None:
     n = SNAPSHOT_EVERY + PROBATION + 20
     items = entries(walk(n, 2))
-    # The first is made when it is built.
+    # The first snapshot is made when the learner is built.
     pipeline = pipeline_with(Raises("snapshot", 2, 10**9), Bias(0.05))
     assert len(pipeline.observe(items)) == n - 2
     pipeline.state_dict()
@@ -209,12 +211,12 @@ def test_snapshots_that_raise_cost_no_entry_and_no_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [None, "text", [1.0, 2.0], torch.zeros(2, 3), torch.zeros(1), 1j * torch.ones(2, 2)]
+    "output", [None, "text", [1.0, 2.0], torch.zeros(2, 3), torch.zeros(1), 1j * torch.ones(2, 2)]
 )
-def test_a_prediction_that_is_none_is_as_good_as_an_exception(said: Any) -> None:
+def test_an_invalid_prediction_counts_as_an_exception(output: Any) -> None:
     class Odd(Bias):
         def predict(self, inputs: Tensor, base: BaseOutput) -> Any:
-            return said
+            return output
 
     pipeline = pipeline_with(Odd(0.1), Bias(0.05))
     values = walk(120, 2)
@@ -224,7 +226,7 @@ def test_a_prediction_that_is_none_is_as_good_as_an_exception(said: Any) -> None
     assert other_bits(found) == other_bits(pipeline_with(Bias(0.05)).observe(entries(values)))
 
 
-def test_a_prediction_of_another_type_of_number_is_taken() -> None:
+def test_a_prediction_of_another_dtype_is_accepted() -> None:
     class Doubles(Bias):
         def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
             return super().predict(inputs, base)[0].double()
@@ -236,14 +238,14 @@ def test_a_prediction_of_another_type_of_number_is_taken() -> None:
 
 
 class Scribbles(Bias):
-    """Writes into everything that it is given."""
+    """A learner that writes into all of its arguments."""
 
     kind = "scribbles"
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        said = super().predict(inputs, base)
+        output = super().predict(inputs, base)
         self._scribble(inputs, base)
-        return said
+        return output
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         super().learn(inputs, base, target, mask)
@@ -261,40 +263,42 @@ class Scribbles(Bias):
         base.times.zero_()
 
 
-def test_what_a_learner_writes_into_its_arguments_nobody_sees() -> None:
+def test_a_learner_that_writes_into_its_arguments_affects_no_other_component() -> None:
     values = walk(150, 2)
     pipeline = pipeline_with(Scribbles(0.1), Bias(0.05), RLS(0.98))
-    said = pipeline.observe(entries(values))
+    predictions = pipeline.observe(entries(values))
     clean = pipeline_with(Bias(0.1), Bias(0.05), RLS(0.98)).observe(entries(values))
     for name in ("bias-0.05", "rls-0.98"):
-        assert other_bits(said, name) == other_bits(clean, name)
-    assert [p.served.tobytes() for p in said] == [p.served.tobytes() for p in clean]
+        assert other_bits(predictions, name) == other_bits(clean, name)
+    assert [p.served.tobytes() for p in predictions] == [p.served.tobytes() for p in clean]
     assert pipeline.stats.faults["learner:scribbles-0.1"] > 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_what_is_no_fault_of_a_learner_ends_the_run(error: type[BaseException]) -> None:
+def test_interrupts_and_memory_errors_end_the_run(error: type[BaseException]) -> None:
     pipeline = pipeline_with(Raises("learn", 50, error=error))
     with pytest.raises(error):
         pipeline.observe(entries(walk(100, 2)))
 
 
-def test_a_learner_that_can_not_be_built_is_done_without() -> None:
+def test_a_learner_that_cannot_be_built_is_left_out() -> None:
     class Unbuilt(Bias):
         def allocate(self, spec: Any) -> None:
             raise RuntimeError("no")
 
     pipeline = pipeline_with(Unbuilt(0.1), Bias(0.05))
     values = walk(150, 2)
-    said = pipeline.observe(entries(values))
-    assert all(np.array_equal(p.experts["bias-0.1"], p.base) for p in said)
-    assert other_bits(said) == other_bits(pipeline_with(Bias(0.05)).observe(entries(values)))
+    predictions = pipeline.observe(entries(values))
+    assert all(np.array_equal(p.experts["bias-0.1"], p.base) for p in predictions)
+    assert other_bits(predictions) == other_bits(
+        pipeline_with(Bias(0.05)).observe(entries(values))
+    )
     again = pipeline_with(Unbuilt(0.1), Bias(0.05))
     again.load_state_dict(pipeline.state_dict())
     assert_same_state(again.state_dict(), pipeline.state_dict())
 
 
-def test_a_wrong_setting_still_ends_the_run_when_it_is_built() -> None:
+def test_a_config_error_while_a_learner_is_built_ends_the_run() -> None:
     class Unfit(Bias):
         def allocate(self, spec: Any) -> None:
             raise ConfigError("rate", 1, "another")
@@ -305,31 +309,31 @@ def test_a_wrong_setting_still_ends_the_run_when_it_is_built() -> None:
 
 @pytest.mark.parametrize("at", [99, 101, 120, 149, 152])
 @pytest.mark.parametrize("where", ["learn", "predict"])
-def test_a_restart_while_it_is_out_changes_no_bit(where: str, at: int) -> None:
+def test_a_restart_while_a_learner_is_suspended_changes_no_bit(where: str, at: int) -> None:
     items = entries(walk(N, 2))
 
     def make(first: int) -> Pipeline:
         return pipeline_with(Raises(where, first), Bias(0.05))
 
     whole = make(100)
-    said = whole.observe(items)
+    predictions = whole.observe(items)
     first = make(100)
     head = first.observe(items[:at])
     learner: Any = first.learners[0]
     second = make(100)
     again: Any = second.learners[0]
-    again.calls = learner.calls  # the world that makes it raise is no part of its state
+    again.calls = learner.calls  # the cause of the error is not part of its state
     second.load_state_dict(first.state_dict())
     tail = second.observe(items[at:])
-    assert bits(head + tail) == bits(said)
+    assert bits(head + tail) == bits(predictions)
     assert_same_state(second.state_dict(), whole.state_dict())
 
 
-# -- label-free: one gradient that is no number
+# -- label-free: one gradient that is not finite
 
 
 class StaysNan(Bias):
-    """Adapts without labels; the norm that it tells stays what it was at the step before."""
+    """Adapts without labels; its gradient norm becomes NaN at its 100th step and stays NaN."""
 
     kind = "stays-nan"
     needs_labels = False
@@ -353,25 +357,25 @@ class StaysNan(Bias):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_one_broken_gradient_is_held_against_a_learner_once(labelled: bool) -> None:
+def test_one_nan_gradient_suspends_a_learner_once(labelled: bool) -> None:
     task: Any = Supervised() if labelled else Unlabelled()
     pipeline = Pipeline(
         task, lambda x: x[-1:], [StaysNan()], guard=Hedge(prior={"stays-nan-0.1": 0.5})
     )
     values = walk(N, 1)
     label = (lambda v: v) if labelled else (lambda v: None)
-    said = pipeline.observe(
+    predictions = pipeline.observe(
         [entry(v, t, id=str(t), label=label(v)) for t, v in enumerate(values, 1)]
     )
     assert pipeline.stats.updates["stays-nan-0.1"]["restored"] == 1
-    assert not np.array_equal(said[-1].experts["stays-nan-0.1"], said[-1].base)
+    assert not np.array_equal(predictions[-1].experts["stays-nan-0.1"], predictions[-1].base)
 
 
 # -- the guard
 
 
 class BadGuard(TwoLayer):
-    """Does `what` at the calls from `first` on, `times` times."""
+    """Fails in the way that `what` names, from call `first` on, `times` times."""
 
     def __init__(self, what: str, first: int = 100, times: int = 1) -> None:
         super().__init__()
@@ -398,54 +402,56 @@ class BadGuard(TwoLayer):
 
     def update(self, *given: Any) -> None:
         if self._bad("update"):
-            self.second.rule.weights[:] = np.nan  # half done
+            self.second.rule.weights[:] = np.nan  # interrupted half way
             raise ZeroDivisionError("no")
         super().update(*given)
 
 
 @pytest.mark.parametrize("what", ["mix raises", "mix nan", "mix shape", "mix writes", "update"])
-def test_where_the_guard_breaks_the_base_is_served_and_it_is_put_right(
+def test_when_the_guard_raises_the_base_is_served_and_it_is_repaired(
     what: str, tracebacks: Any
 ) -> None:
     values = walk(N, 2)
     pipeline = pipeline_with(Bias(0.1), RLS(0.99), guard=BadGuard(what))
-    said = pipeline.observe(entries(values))
+    predictions = pipeline.observe(entries(values))
     plain = pipeline_with(Bias(0.1), RLS(0.99)).observe(entries(values))
     for name in ("base", "bias-0.1", "rls-0.99"):
-        assert other_bits(said, name) == other_bits(plain, name)
-    assert all(np.isfinite(p.served).all() for p in said)
+        assert other_bits(predictions, name) == other_bits(plain, name)
+    assert all(np.isfinite(p.served).all() for p in predictions)
     assert pipeline.stats.faults["guard"] == 1
     assert len(tracebacks()) == 1
     if what != "update":
-        assert np.array_equal(said[99].served, said[99].base)
-        assert said[99].weights["base"] == 1.0
-    assert not np.array_equal(said[-1].served, said[-1].base), "it mixes again"
-    loss = np.abs(np.stack([p.served[0] for p in said[-101:-1]]) - values[-100:]).mean()
+        assert np.array_equal(predictions[99].served, predictions[99].base)
+        assert predictions[99].weights["base"] == 1.0
+    assert not np.array_equal(predictions[-1].served, predictions[-1].base), (
+        "the guard mixes again"
+    )
+    loss = np.abs(np.stack([p.served[0] for p in predictions[-101:-1]]) - values[-100:]).mean()
     usual = np.abs(np.stack([p.served[0] for p in plain[-101:-1]]) - values[-100:]).mean()
     assert loss < 1.25 * usual
 
 
-def test_a_guard_that_always_raises_serves_the_base_as_it_is() -> None:
+def test_with_a_guard_that_always_raises_the_base_is_served() -> None:
     pipeline = pipeline_with(Bias(0.1), guard=BadGuard("mix raises", 1, 10**9))
-    said = pipeline.observe(entries(walk(100, 2)))
-    assert all(np.array_equal(p.served, p.base) for p in said)
+    predictions = pipeline.observe(entries(walk(100, 2)))
+    assert all(np.array_equal(p.served, p.base) for p in predictions)
     assert np.isfinite(pipeline.stats.loss_sum["served"])
 
 
 @pytest.mark.parametrize("at", [100, 102, 160])
-def test_a_restart_beside_a_broken_guard_changes_no_bit(at: int) -> None:
+def test_a_restart_with_a_broken_guard_changes_no_bit(at: int) -> None:
     items = entries(walk(220, 2))
     whole = pipeline_with(Bias(0.1), guard=BadGuard("update"))
-    said = whole.observe(items)
+    predictions = whole.observe(items)
     first, second = (pipeline_with(Bias(0.1), guard=BadGuard("update")) for _ in range(2))
     head = first.observe(items[:at])
     second.guard.calls = first.guard.calls  # type: ignore[attr-defined]
     second.load_state_dict(first.state_dict())
-    assert bits(head + second.observe(items[at:])) == bits(said)
+    assert bits(head + second.observe(items[at:])) == bits(predictions)
     assert_same_state(second.state_dict(), whole.state_dict())
 
 
-def test_a_question_counts_nothing_and_mends_nothing() -> None:
+def test_predict_counts_and_repairs_nothing() -> None:
     pipeline = pipeline_with(Bias(0.1), guard=Mean())
     items = entries(walk(60, 2))
     pipeline.observe(items)
@@ -465,7 +471,7 @@ def test_a_question_counts_nothing_and_mends_nothing() -> None:
 
 
 @pytest.mark.parametrize("channels", ["mean", "each"])
-def test_a_detector_that_raises_starts_again_and_the_rest_goes_on(
+def test_a_detector_that_raises_is_reset_and_the_rest_continues(
     channels: Any, tracebacks: Any
 ) -> None:
     class Bad(DriftMonitor):
@@ -481,31 +487,31 @@ def test_a_detector_that_raises_starts_again_and_the_rest_goes_on(
     values[150:] += 5.0
     bad, good = (kind("adwin", "input", channels=channels) for kind in (Bad, DriftMonitor))
     pipeline = pipeline_with(Bias(0.1), drift=[bad, DriftMonitor("page-hinkley", "loss")])
-    said = pipeline.observe(entries(values))
+    predictions = pipeline.observe(entries(values))
     plain = pipeline_with(Bias(0.1), drift=[good, DriftMonitor("page-hinkley", "loss")]).observe(
         entries(values)
     )
-    assert [p.served.tobytes() for p in said] == [p.served.tobytes() for p in plain]
+    assert [p.served.tobytes() for p in predictions] == [p.served.tobytes() for p in plain]
     assert pipeline.stats.faults["detector:adwin:input"] == 2
-    assert pipeline.stats.drifts["adwin:input"] >= 1, "it still sees the jump"
+    assert pipeline.stats.drifts["adwin:input"] >= 1, "the detector still finds the jump"
     assert len(tracebacks()) == 1
 
 
 @pytest.mark.parametrize("reaction", ["forget", "reset"])
-def test_a_reaction_that_raises_takes_its_learner_out(reaction: Any) -> None:
+def test_a_reaction_that_raises_suspends_its_learner(reaction: Any) -> None:
     values = walk(N, 2)
     values[150:] += 5.0
     monitor = DriftMonitor("adwin", "input", reaction, cool_down=1000)
     pipeline = pipeline_with(Raises(reaction, 1, 1), Bias(0.05), drift=[monitor])
-    said = pipeline.observe(entries(values))
+    predictions = pipeline.observe(entries(values))
     assert pipeline.stats.faults[f"reaction:{reaction}"] == 1
-    assert pipeline.stats.reactions[reaction] == 1, "the other learner's"
+    assert pipeline.stats.reactions[reaction] == 1, "the other learner's reaction"
     assert pipeline.stats.updates["raises-0.1"]["restored"] == 1
-    assert not np.array_equal(said[-1].experts["raises-0.1"], said[-1].base)
+    assert not np.array_equal(predictions[-1].experts["raises-0.1"], predictions[-1].base)
     alone = pipeline_with(
         Bias(0.05), drift=[DriftMonitor("adwin", "input", reaction, cool_down=1000)]
     )
-    assert other_bits(said) == other_bits(alone.observe(entries(values)))
+    assert other_bits(predictions) == other_bits(alone.observe(entries(values)))
 
 
 def test_a_replacement_that_raises_ends_its_trial() -> None:
@@ -526,28 +532,28 @@ def test_a_replacement_that_raises_ends_its_trial() -> None:
     pipeline = pipeline_with(
         Fresh(0.1), drift=[DriftMonitor("adwin", "input", "refit", cool_down=1000)]
     )
-    said = pipeline.observe(entries(values))
+    predictions = pipeline.observe(entries(values))
     assert pipeline.stats.faults["reaction:refit"] == 1
     assert pipeline.stats.updates["fresh-0.1"] == {"ok": N - 3}
     plain = pipeline_with(Bias(0.1)).observe(entries(values))
-    assert other_bits(said, "fresh-0.1") == other_bits(plain, "bias-0.1")
+    assert other_bits(predictions, "fresh-0.1") == other_bits(plain, "bias-0.1")
 
 
 # -- the base
 
 
 class BadBase:
-    """Says something else, or raises, for entries whose newest value is `at`."""
+    """A base that gives `answer`, or raises it, for entries whose newest value is `at`."""
 
-    def __init__(self, at: float, said: Any) -> None:
-        self.at, self.said = at, said
+    def __init__(self, at: float, answer: Any) -> None:
+        self.at, self.answer = at, answer
 
     def __call__(self, inputs: Tensor) -> Any:
         if float(inputs[-1, 0]) != self.at:
             return wrong_base(inputs)
-        if isinstance(self.said, BaseException):
-            raise self.said
-        return self.said
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
 
 
 ODD = [
@@ -564,9 +570,9 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("said", ODD, ids=lambda odd: type(odd).__name__)
+@pytest.mark.parametrize("answer", ODD, ids=lambda odd: type(odd).__name__)
 def test_an_entry_on_which_the_base_fails_is_refused_and_changes_nothing(
-    said: Any, tracebacks: Any
+    answer: Any, tracebacks: Any
 ) -> None:
     values = walk(120, 2)
     values[[60, 61, 90], 0] = -77.0
@@ -574,7 +580,7 @@ def test_an_entry_on_which_the_base_fails_is_refused_and_changes_nothing(
     pipeline = pipeline_with(
         Bias(0.1),
         RLS(0.99),
-        base=BadBase(-77.0, said),
+        base=BadBase(-77.0, answer),
         on_rejected=lambda *both: refused.append(both),
     )
     items = entries(values)
@@ -598,20 +604,20 @@ def test_a_base_that_never_fits_the_task_still_ends_the_run() -> None:
         pipeline_with(Bias(0.1), base=lambda x: x[-1:].repeat(5, 1)).observe(entries(walk(5, 2)))
 
 
-def test_a_base_that_writes_into_its_input_or_reuses_its_output_harms_nobody() -> None:
+def test_a_base_that_writes_into_its_input_or_reuses_its_output_changes_no_result() -> None:
     buffer = torch.zeros(2, 2)
 
-    def rude(inputs: Tensor) -> Tensor:
+    def reusing(inputs: Tensor) -> Tensor:
         buffer.copy_(wrong_base(inputs))
         inputs.fill_(1e9)
         return buffer
 
     values = walk(100, 2)
-    found = pipeline_with(Bias(0.1), RLS(0.99), base=rude).observe(entries(values))
+    found = pipeline_with(Bias(0.1), RLS(0.99), base=reusing).observe(entries(values))
     assert bits(found) == bits(pipeline_with(Bias(0.1), RLS(0.99)).observe(entries(values)))
 
 
-def test_of_a_keyed_pipeline_one_keys_entry_is_refused() -> None:
+def test_a_failing_base_refuses_one_entry_of_one_key() -> None:
     refused: list[Any] = []
     keyed = KeyedPipeline(
         lambda: pipeline_with(Bias(0.1), base=BadBase(-77.0, ValueError("no"))),
@@ -627,7 +633,7 @@ def test_of_a_keyed_pipeline_one_keys_entry_is_refused() -> None:
 
 
 @pytest.mark.parametrize("end", ["a later record", "flush"])
-def test_of_a_panels_rows_only_the_one_that_the_base_fails_on_is_lost(end: str) -> None:
+def test_a_panel_loses_only_the_row_on_which_the_base_fails(end: str) -> None:
     def record(sensor: str, t: int, value: float) -> Entry:
         return Entry(
             np.array([value], np.float32), t * 10**9, key=sensor, position=Position("t", 0, t)
@@ -644,8 +650,8 @@ def test_of_a_panels_rows_only_the_one_that_the_base_fails_on_is_lost(end: str) 
         task, base, [Bias(0.1)], panel=panel, on_rejected=lambda *both: refused.append(both)
     )
     assert pipeline.observe(records) == []
-    said = pipeline.flush() if end == "flush" else pipeline.observe([record("a", 60, 1.0)])
-    assert [p.time // 10**9 for p in said][:7] == [2, 3, 4, 5, 6, 7, 9]
+    predictions = pipeline.flush() if end == "flush" else pipeline.observe([record("a", 60, 1.0)])
+    assert [p.time // 10**9 for p in predictions][:7] == [2, 3, 4, 5, 6, 7, 9]
     assert [(item.time // 10**9, error.reason) for item, error in refused] == [
         (8, Reason.BASE_FAILED)
     ]
@@ -698,10 +704,10 @@ def _logging() -> Any:
 
 @pytest.mark.usefixtures("_logging")
 @pytest.mark.parametrize("panel", [False, True])
-def test_run_makes_a_dead_letter_of_what_the_base_fails_on(
+def test_run_writes_a_dead_letter_when_the_base_fails(
     panel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a panel it is the last row but one, which only comes out at the end of the stream."""
+    """With a panel it is the last row but one, which is released at the end of the stream."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     Path("fragile_base.py").write_text(FRAGILE)

@@ -1,5 +1,5 @@
-"""Broken records: nothing crashes, everything refused has its reason, and the good ones are as if
-alone."""
+"""Broken records: nothing crashes, every refused record has its reason, and the good ones are as
+if alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ json_values = st.recursive(
 
 
 def decode(value, stream=STREAMS[0]):
-    """Nothing but an entry, a label, or an error with its reason."""
+    """Return an entry, a label, or an error with its reason; anything else fails."""
     refused = None
     try:
         found = CODEC.decode(Record(Position(stream, 0, 0), None, value, 0))
@@ -46,7 +46,7 @@ def decode(value, stream=STREAMS[0]):
 
 
 @given(st.binary(max_size=400), st.sampled_from(STREAMS))
-def test_any_bytes(value, stream):
+def test_any_bytes_are_decoded_or_refused(value, stream):
     decode(value, stream)
 
 
@@ -54,7 +54,7 @@ def test_any_bytes(value, stream):
     st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "time", "x", "y"), json_values)),
     st.sampled_from(STREAMS),
 )
-def test_any_json_in_the_fields(row, stream):
+def test_any_json_in_the_fields_is_decoded_or_refused(row, stream):
     decode(json.dumps(row).encode("utf-8", "surrogatepass"), stream)
 
 
@@ -77,7 +77,7 @@ def test_many_through_the_engine(n):
     )
 
 
-def test_a_decoder_that_crashes_is_seen():
+def test_a_decoder_that_crashes_is_detected():
     class Crashes:
         def decode(self, record):
             if b"NaN" in (record.value or b""):

@@ -1,5 +1,4 @@
-"""`guarantee` in a config file: what does not go together is said by `check`, before anything
-runs."""
+"""`guarantee` in a config file: `check` reports contradictory settings before anything runs."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ KAFKA = 'kind = "kafka"\nservers = "127.0.0.1:9"\ntopic = "out"'
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             config("at-most-once"),
@@ -57,21 +56,21 @@ KAFKA = 'kind = "kafka"\nservers = "127.0.0.1:9"\ntopic = "out"'
         ),
     ],
 )
-def test_check_says_what_does_not_go_together(folder, capsys, text, said):
+def test_check_reports_contradictory_settings(folder, capsys, text, message):
     (folder / "config.toml").write_text(text)
     assert run_command(["check", "config.toml"]).code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (folder / "predictions.jsonl").exists()
 
 
 @pytest.mark.parametrize("text", [config("effectively-once"), config("exactly-once", KAFKA)])
-def test_check_takes_what_does(folder, capsys, text):
+def test_check_accepts_matching_settings(folder, capsys, text):
     (folder / "config.toml").write_text(text)
     assert run_command(["check", "config.toml"]).code == 0
 
 
-def test_a_run_over_a_file_again_says_nothing_twice(folder):
-    """The checkpoints are gone, the output is there: everything is learned again, and nothing
+def test_a_second_run_over_a_file_predicts_nothing_twice(folder):
+    """The checkpoints are gone, the output exists: everything is learned again, and nothing is
     written again."""
     (folder / "config.toml").write_text(config("effectively-once"))
     assert run_command(["run", "config.toml"]).code == 0

@@ -1,4 +1,4 @@
-"""Prediction intervals: their coverage, through drift and delay, and what they leave alone."""
+"""Prediction intervals: their coverage under drift and delay, and no effect on other results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from core_helpers import bits, entries, entry, pipeline_of, stream_of, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamadapt_connectors.codecs import encode_prediction
+from variants import variants
 
 from streamadapt import Bias, Forecast, Hedge, Label, NoGuard, Persistence, Pipeline, Supervised
 from streamadapt.engine.metrics import Metrics
@@ -23,12 +24,12 @@ from streamadapt.testing.checks.cases import state_bytes
 
 
 def zero(inputs: Any) -> Any:
-    """Always says 0."""
+    """A base that always predicts 0."""
     return 0.0 * inputs[-1:, :1]
 
 
 def errors_of(kind: str, n: int, seed: int = 0) -> Any:
-    """What the target is off by: its size or its shape changes."""
+    """The errors of the target: their size or their shape changes."""
     rng = np.random.default_rng(seed)
     t = np.arange(n)
     return {
@@ -58,7 +59,7 @@ KINDS = [
 def drive(
     errors: Any, delay: int, intervals: Intervals, every: int = 1, guard: Guard | None = None
 ) -> Iterator[tuple[float, float, float]]:
-    """Yield low, high and target of every entry whose label comes, `delay` entries late."""
+    """Yield low, high and target of every entry with a label, `delay` entries late."""
     pipeline = Pipeline(
         Supervised(1, absurd=math.inf),
         zero,
@@ -72,16 +73,16 @@ def drive(
             pipeline.observe(
                 [Label(str(t - delay), np.array([errors[t - delay]], np.float32), t + 1)]
             )
-        (said,) = pipeline.observe([entry([1.0], t + 1, id=str(t))])
-        assert said.low is not None
-        assert said.high is not None
+        (prediction,) = pipeline.observe([entry([1.0], t + 1, id=str(t))])
+        assert prediction.low is not None
+        assert prediction.high is not None
         if t % every == 0:
-            yield float(said.low[0, 0]), float(said.high[0, 0]), float(error)
+            yield float(prediction.low[0, 0]), float(prediction.high[0, 0]), float(error)
 
 
 def unpickled(state: Any) -> Any:
-    """Leave river's pickles out: which of their equal strings are one object, and so their bytes,
-    is chance."""
+    """Leave out river's pickles: their bytes depend on which equal strings are one object, which
+    is random."""
     if isinstance(state, dict):
         return {
             name: unpickled(part) for name, part in state.items() if not isinstance(part, bytes)
@@ -94,28 +95,29 @@ def coverage(rows: Any) -> float:
     return float(np.mean([low <= y <= high for low, high, y in known]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("delay", [1, 30])
+@pytest.mark.parametrize("kind", variants(KINDS, quick=3))
+@pytest.mark.parametrize("delay", variants([1, 30]))
 def test_the_coverage_is_what_was_asked_for_through_drift_and_delay(kind: str, delay: int) -> None:
     rows = list(drive(errors_of(kind, 4000), delay, Intervals(0.9)))
     assert coverage(rows) == pytest.approx(0.9, abs=0.01)
 
 
-@pytest.mark.parametrize("asked", [0.5, 0.8, 0.95, 0.99])
+@pytest.mark.parametrize("asked", variants([0.5, 0.8, 0.95, 0.99]))
 def test_any_coverage_may_be_asked_for(asked: float) -> None:
     rows = list(drive(errors_of("four times as large", 4000), 1, Intervals(asked)))
     assert coverage(rows) == pytest.approx(asked, abs=0.01)
     wide = [high - low for low, high, _ in rows]
-    assert wide[3900] > 2.0 * wide[1900], "they have followed the change"
+    assert wide[3900] > 2.0 * wide[1900], "the intervals have followed the change"
 
 
+@pytest.mark.slow
 def test_few_labels_are_enough() -> None:
     rows = list(drive(errors_of("four times as large", 20_000), 30, Intervals(0.9), every=20))
     assert len(rows) == 1000
     assert coverage(rows) == pytest.approx(0.9, abs=0.015)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", variants(KINDS, quick=2))
 def test_misses_differ_from_what_they_should_be_by_no_more_than_was_stated(kind: str) -> None:
     """Undelayed, the step is the same always: q's change is the step times the misses too many,
     exactly."""
@@ -129,7 +131,7 @@ def test_misses_differ_from_what_they_should_be_by_no_more_than_was_stated(kind:
 
 
 def test_a_label_is_charged_to_the_interval_as_it_was_issued() -> None:
-    """A slow loop that keeps every interval until its label comes."""
+    """A slow loop keeps every interval until its label arrives."""
     errors, delay, asked, rate = errors_of("back and forth", 400), 7, 0.8, 0.3
     q, s, n, d = Intervals(asked).first, 0.0, 0, 0.0
     kept: list[tuple[float, int]] = []
@@ -150,7 +152,7 @@ def test_a_label_is_charged_to_the_interval_as_it_was_issued() -> None:
         assert y == errors[t]
 
 
-@pytest.mark.parametrize("missing", [0.0, 0.2])
+@pytest.mark.parametrize("missing", variants([0.0, 0.2]))
 def test_forecasts_have_intervals_in_every_cell(missing: float) -> None:
     values = walk(3000, 2, missing=missing)
     values[:, 1] *= 100.0
@@ -175,7 +177,7 @@ def test_forecasts_have_intervals_in_every_cell(missing: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["forecast", "own labels", "late labels"])
-def test_what_is_served_does_not_depend_on_them(kind: str) -> None:
+def test_served_predictions_do_not_depend_on_intervals(kind: str) -> None:
     for guard in (None, NoGuard(), Hedge()):
         plain, with_intervals = (
             pipeline_of(kind, guard=guard and type(guard)(), device="cpu", intervals=i)
@@ -193,7 +195,7 @@ def test_what_is_served_does_not_depend_on_them(kind: str) -> None:
     st.integers(0, 89),
     st.integers(0, 3),
 )
-def test_goes_on_from_its_state_bit_for_bit(kind: str, cut: int, seed: int) -> None:
+def test_intervals_resume_from_their_state_bit_for_bit(kind: str, cut: int, seed: int) -> None:
     items = stream_of(kind, seed=seed)
     cut = min(cut, len(items))
     whole, second = (pipeline_of(kind, device="cpu", intervals=Intervals(0.8)) for _ in range(2))
@@ -206,18 +208,18 @@ def test_goes_on_from_its_state_bit_for_bit(kind: str, cut: int, seed: int) -> N
         assert a.low is not None
         assert b.low is not None
         assert a.low.tobytes() == b.low.tobytes()
-    assert state_bytes(state) == kept, "the state is no view"
+    assert state_bytes(state) == kept, "the state is not a view"
     assert state_bytes(unpickled(whole.state_dict())) == state_bytes(
         unpickled(second.state_dict())
     )
 
 
-def test_asking_changes_nothing() -> None:
+def test_predict_changes_nothing() -> None:
     pipeline = pipeline_of("forecast", device="cpu", intervals=Intervals())
     pipeline.observe(stream_of("forecast")[:60])
     before = state_bytes(pipeline.state_dict())
-    said = pipeline.predict(entry([10.0, 10.0], 10**9))
-    assert said.low is not None
+    prediction = pipeline.predict(entry([10.0, 10.0], 10**9))
+    assert prediction.low is not None
     assert state_bytes(pipeline.state_dict()) == before
 
 
@@ -237,21 +239,21 @@ def test_bad_settings(bad: Any) -> None:
         Intervals(**bad)
 
 
-def test_classes_have_none() -> None:
+def test_classes_have_no_intervals() -> None:
     with pytest.raises(ConfigError, match="intervals"):
         pipeline_of("classes", intervals=Intervals())
 
 
-def test_they_are_written_and_counted() -> None:
+def test_intervals_are_written_and_counted() -> None:
     pipeline = Pipeline(Forecast(2, 1), Persistence(1), device="cpu", intervals=Intervals(0.9))
     predictions = pipeline.observe(entries(walk(100, 1)))
     assert json.loads(encode_prediction(predictions[0]))["low"] == [None], "no error is known yet"
-    said = json.loads(encode_prediction(predictions[-1]))
-    assert said["low"][0] < said["served"][0] < said["high"][0]
+    written = json.loads(encode_prediction(predictions[-1]))
+    assert written["low"][0] < written["served"][0] < written["high"][0]
     plain = Pipeline(Forecast(2, 1), Persistence(1), device="cpu").observe(entries(walk(10, 1)))
     assert "low" not in json.loads(encode_prediction(plain[-1]))
     metrics = Metrics()
     metrics.pipeline(0, pipeline.stats)
     found = dict(metrics.samples()["streamadapt_interval_cells_total"])
-    assert sum(found.values()) == 97, "of the 98 that were judged the first had no interval"  # type: ignore[arg-type]
+    assert sum(found.values()) == 97, "the first of the 98 judged predictions had no interval"  # type: ignore[arg-type]
     assert found["0", "within"] == pipeline.stats.interval_hits

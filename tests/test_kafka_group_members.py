@@ -1,5 +1,5 @@
-"""Who else is in an engine's consumer group: they share it, or it is refused with the names of the
-others."""
+"""Other members of an engine's consumer group: they share the group, or the engine refuses it and
+names them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Other(threading.Thread):
 
 @pytest.mark.parametrize("same_topic", [True, False])
 def test_another_application_in_the_group_is_named(same_topic, kafka_servers, topic, engines):
-    """Within 30 s, with the group, the client and its host, and what to do."""
+    """Within 30 s, with the group, the client and its host, and the remedy."""
     name, group = topic(2), f"g-{uuid.uuid4().hex}"
     other = Other(kafka_servers, group, name if same_topic else topic(1))
     try:
@@ -95,16 +95,16 @@ def test_another_application_in_the_group_is_named(same_topic, kafka_servers, to
             pytest.skip("this broker gives that application nothing")
         engines.add(kafka_servers, group, name)
         begin = time.monotonic()
-        said = f"'{group}'.*'range'.*the-other at .*source.group"
-        with pytest.raises(ConnectorError, match=said):
+        message = f"'{group}'.*'range'.*the-other at .*source.group"
+        with pytest.raises(ConnectorError, match=message):
             until(lambda: False, engines.poll)
         assert time.monotonic() - begin < 30.0
     finally:
         other.stop()
 
 
-def test_another_application_that_leaves_makes_room(kafka_servers, topic, engines):
-    """One that is just being stopped is waited for."""
+def test_the_engine_waits_for_another_application_that_leaves(kafka_servers, topic, engines):
+    """The application is just being stopped."""
     name, group = topic(1), f"g-{uuid.uuid4().hex}"
     fill(kafka_servers, name, 3)
     other = Other(kafka_servers, group, name)
@@ -119,7 +119,7 @@ def test_another_application_that_leaves_makes_room(kafka_servers, topic, engine
     until(lambda: offsets(source.records) == [0, 1, 2], engines.poll)
 
 
-def test_an_application_that_comes_later_takes_nothing(kafka_servers, topic, engines):
+def test_an_application_that_joins_later_takes_no_partition(kafka_servers, topic, engines):
     name, group = topic(2), f"g-{uuid.uuid4().hex}"
     source = engines.add(kafka_servers, group, name)
     until(lambda: source.owner.assigned == [[0, 1]], engines.poll)
@@ -134,7 +134,7 @@ def test_an_application_that_comes_later_takes_nothing(kafka_servers, topic, eng
 
 
 def test_engines_with_other_topics_share_a_group(kafka_servers, topic, engines):
-    """Each set of topics is shared out among those who read it."""
+    """The engines with the same topics share their partitions."""
     one, two, group = topic(2, "one"), topic(3, "two"), f"g-{uuid.uuid4().hex}"
     first = engines.add(kafka_servers, group, one)
     until(lambda: first.owner.assigned == [[0, 1]], engines.poll)
@@ -151,14 +151,14 @@ def test_engines_with_other_topics_share_a_group(kafka_servers, topic, engines):
     )
 
 
-def test_an_engine_with_some_of_the_topics_is_refused_and_the_others_go_on(
+def test_an_engine_with_only_some_of_the_topics_is_refused_and_the_others_continue(
     kafka_servers, topic, engines
 ):
     entries, labels, group = topic(2, "entries"), topic(2, "labels"), f"g-{uuid.uuid4().hex}"
     first = engines.add(kafka_servers, group, entries, labels)
     until(lambda: first.owner.assigned == [[0, 1]], engines.poll)
     late = engines.add(kafka_servers, group, entries)
-    said = f"'{group}'.*others in it read {entries}, {labels}, and this one {entries}"
+    said = f"'{group}'.*other members read {entries}, {labels}, but this one reads {entries}"
     with pytest.raises(ConnectorError, match=said):
         until(lambda: False, engines.poll)
     engines.all.remove(late)
@@ -168,8 +168,8 @@ def test_an_engine_with_some_of_the_topics_is_refused_and_the_others_go_on(
     assert first.owner.revoked == []
 
 
-def test_an_engine_without_a_partition_is_connected(kafka_servers, topic, engines):
-    """A stand-by is as ready as the others: it takes over when one of them goes."""
+def test_an_engine_without_a_partition_is_ready(kafka_servers, topic, engines):
+    """A stand-by is as ready as the others: it takes over when one of them leaves."""
     name, group = topic(1), f"g-{uuid.uuid4().hex}"
     first = engines.add(kafka_servers, group, name)
     until(lambda: first.owner.assigned == [[0]], engines.poll)
@@ -200,7 +200,7 @@ PLACES = [
 
 class HeartbeatRequest(ApiMessage):
     """``ConsumerGroupHeartbeat`` of the new consumer protocol (KIP-848), which kafka-python does
-    not know."""
+    not support."""
 
     json_patch = classmethod(
         lambda cls, json: _heartbeat(
@@ -249,7 +249,7 @@ class HeartbeatRequest(ApiMessage):
 
 
 class HeartbeatResponse(ApiMessage):
-    """Its answer."""
+    """The answer to `HeartbeatRequest`."""
 
     json_patch = classmethod(
         lambda cls, json: _heartbeat(
@@ -286,8 +286,8 @@ class HeartbeatResponse(ApiMessage):
 
 
 def test_a_group_of_the_new_consumer_protocol_is_named(kafka_servers, topic, engines):
-    """The broker itself shares such a group's partitions out, without regard to what belongs
-    together."""
+    """The broker itself assigns such a group's partitions, without regard to entries and labels
+    that belong together."""
     from kafka import KafkaAdminClient
 
     name, group = topic(2), f"g-{uuid.uuid4().hex}"

@@ -1,4 +1,4 @@
-"""Engines come to a group that is behind, with a slow model: as processes, on a broker."""
+"""Engines join a group that is behind, with a slow model: as processes, on a broker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def wait(holds):
     until(holds, lambda: time.sleep(0.1))
 
 
-def test_partitions_of_one_engine_are_served_alike(kafka_servers, topic, tmp_path):
+def test_partitions_of_one_engine_are_served_equally(kafka_servers, topic, tmp_path):
     """A base of 10 ms an entry, and a backlog of minutes in each of three partitions."""
     work = job(kafka_servers, topic, tmp_path, 3, 5000, group=False)
     with work.start("one", 0.01) as one:
@@ -41,8 +41,8 @@ def test_partitions_of_one_engine_are_served_alike(kafka_servers, topic, tmp_pat
 def test_a_second_engine_gets_its_share_of_a_backlog(
     slow_s, guarantee, kafka_servers, topic, tmp_path
 ):
-    """Within 15 s, whatever the model takes; nobody is fenced, and nothing is lost or, exactly
-    once, doubled."""
+    """Within 15 s, however slow the model is; no engine is fenced, and nothing is lost or, with
+    exactly-once, doubled."""
     count = 3000
     work = job(kafka_servers, topic, tmp_path, 2, count, guarantee)
     with work.start("one", slow_s) as one:
@@ -53,7 +53,7 @@ def test_a_second_engine_gets_its_share_of_a_backlog(
             begin = time.monotonic()
             wait(lambda: two.predictions())
             assert time.monotonic() - begin < 15.0 + 2 * slow_s, (
-                "its first prediction takes a window of two"
+                "its first prediction needs a window of two"
             )
             wait(lambda: len(one.predictions()) == len(two.predictions()) == 1)
             assert one.process.poll() is None
@@ -62,15 +62,15 @@ def test_a_second_engine_gets_its_share_of_a_backlog(
         assert "handed over" in one.log
     found = work.offsets()
     for partition in (0, 1):
-        said = sorted(found[partition])
-        assert said == list(range(said[0], said[0] + len(said))), "no gap"
+        offsets = sorted(found[partition])
+        assert offsets == list(range(offsets[0], offsets[0] + len(offsets))), "no gap"
         if guarantee == "exactly-once":
             assert set(found[partition].values()) == {1}
 
 
-def test_a_signal_while_waiting_to_join_ends_at_once(kafka_servers, topic, tmp_path):
-    """The group waits for a member that says it is there and does not come; whoever waits with it
-    may still leave."""
+def test_a_signal_while_waiting_to_join_ends_the_process_at_once(kafka_servers, topic, tmp_path):
+    """The group waits for a member that sends heartbeats but does not rejoin; a member that waits
+    with it may still leave."""
     work = job(kafka_servers, topic, tmp_path, 2, 10)
     source = KafkaSource(kafka_servers, work.topic, group=work.topic, session_timeout="60s")
     source.open(owner := Owner())
@@ -79,7 +79,7 @@ def test_a_signal_while_waiting_to_join_ends_at_once(kafka_servers, topic, tmp_p
         until(lambda: bool(owner.assigned), lambda: source.poll(0.2))
         with work.start(
             "one"
-        ) as one:  # from here on nobody polls the other member: its heartbeats go on
+        ) as one:  # from here on the other member is not polled; its heartbeats continue
             wait(lambda: one.ready() != 0)
             time.sleep(3.0)
             assert one.end() == 0
@@ -87,14 +87,14 @@ def test_a_signal_while_waiting_to_join_ends_at_once(kafka_servers, topic, tmp_p
         begin = time.monotonic()
         source.poll(0.5)
         until(lambda: source.state == "connected", lambda: source.poll(0.2))
-        assert time.monotonic() - begin < 20.0, "the one that left was given nothing"
+        assert time.monotonic() - begin < 20.0, "the member that left received no partition"
     finally:
         source.close()
 
 
-def test_a_member_that_works_off_its_buffer_stays_in_the_group(kafka_servers, topic):
-    """Polls that are far apart, as with a slow model, while others come and go: every rebalance is
-    done with."""
+def test_a_member_that_processes_its_buffer_stays_in_the_group(kafka_servers, topic):
+    """Polls are far apart, as with a slow model, while others join and leave: every rebalance
+    completes."""
     name = topic(4)
     fill(kafka_servers, name, 500, 4)
     owners = []

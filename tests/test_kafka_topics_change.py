@@ -1,4 +1,4 @@
-"""Topics that are deleted, created again, or get more partitions while an engine runs."""
+"""Topics that are deleted, recreated, or get more partitions while an engine runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GUARANTEES = ["at-least-once", "effectively-once", "exactly-once"]
 
 
 class Running:
-    """An engine in this process, which a test drives step by step."""
+    """An engine in this process that a test drives step by step."""
 
     def __init__(
         self, servers, topic, folder, guarantee="at-least-once", sink=None, letters=None, **source
@@ -62,7 +62,7 @@ class Running:
             self.engine.checkpoint()
         self.engine._close()
 
-    def said(self):
+    def prediction_counts(self):
         """Return how often the output has each prediction, by partition and offset of its
         entry."""
         import json
@@ -108,11 +108,10 @@ def again(servers, name, partitions=1):
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
 @pytest.mark.parametrize("group", [None, "g"])
-def test_a_topic_created_again_is_read_from_its_beginning(
+def test_a_recreated_topic_is_read_from_its_beginning(
     guarantee, group, kafka_servers, topic, running, caplog
 ):
-    """It has more records than the old one: their first ones are not taken for those that have
-    been read."""
+    """It has more records than the old topic: its first records are not mistaken for read ones."""
     name = created(kafka_servers, topic)
     fill(kafka_servers, name, 6)
     group = group and f"{group}-{name}"
@@ -128,15 +127,13 @@ def test_a_topic_created_again_is_read_from_its_beginning(
     one.settle(1.5)
     one.close()
     assert f"{name}[0] was deleted and created again: it is read from 0" in caplog.text
-    assert one.said() == {(0, i): 2 if i < 6 else 1 for i in range(9)}
+    assert one.prediction_counts() == {(0, i): 2 if i < 6 else 1 for i in range(9)}
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
-def test_without_leave_to_go_on_a_topic_created_again_is_an_error(
-    guarantee, kafka_servers, topic, running
-):
-    """While the engine runs, and when it is started again: the checkpoint knows which topic its
-    position is of."""
+def test_by_default_a_recreated_topic_is_an_error(guarantee, kafka_servers, topic, running):
+    """While the engine runs, and when it is started again: the checkpoint knows the topic of its
+    position."""
     name = created(kafka_servers, topic)
     fill(kafka_servers, name, 6)
     one = running(name, guarantee=guarantee)
@@ -144,21 +141,21 @@ def test_without_leave_to_go_on_a_topic_created_again_is_an_error(
     one.settle(1.5)
     again(kafka_servers, name)
     fill(kafka_servers, name, 9, first=10)
-    said = rf"{name}\[0\]: this is not the topic that was read up to 6: .*source.out_of_range"
-    with pytest.raises(ConnectorError, match=said):
+    message = rf"{name}\[0\]: this is not the topic that was read up to 6: .*source.out_of_range"
+    with pytest.raises(ConnectorError, match=message):
         one.until(lambda: False)
     one.close(save=False)
     two = running(name, guarantee=guarantee)
-    with pytest.raises(ConnectorError, match=said):
+    with pytest.raises(ConnectorError, match=message):
         two.until(lambda: False)
     two.close(save=False)
     three = running(name, guarantee=guarantee, out_of_range="earliest")
     three.until(lambda: three.entries() == {0: 15})
     three.close()
-    assert three.said() == {(0, i): 2 if i < 6 else 1 for i in range(9)}
+    assert three.prediction_counts() == {(0, i): 2 if i < 6 else 1 for i in range(9)}
 
 
-def test_a_copy_with_the_old_offsets_may_be_trusted(kafka_servers, topic, running):
+def test_a_copy_with_the_old_offsets_can_be_trusted(kafka_servers, topic, running):
     name = created(kafka_servers, topic)
     fill(kafka_servers, name, 6)
     one = running(name)
@@ -169,10 +166,10 @@ def test_a_copy_with_the_old_offsets_may_be_trusted(kafka_servers, topic, runnin
     two = running(name, check_topic_id=False)
     two.until(lambda: two.entries() == {0: 9})
     two.close()
-    assert two.said() == dict.fromkeys([(0, i) for i in range(9)], 1)
+    assert two.prediction_counts() == dict.fromkeys([(0, i) for i in range(9)], 1)
 
 
-def test_a_topic_of_which_nothing_was_read_may_be_another_one(kafka_servers, topic, running):
+def test_an_unread_topic_may_be_replaced(kafka_servers, topic, running):
     name = created(kafka_servers, topic)
     one = running(name)
     one.until(lambda: one.engine.source.state == "connected")
@@ -181,7 +178,7 @@ def test_a_topic_of_which_nothing_was_read_may_be_another_one(kafka_servers, top
     one.until(lambda: one.entries() == {0: 5})
 
 
-def test_a_deleted_input_is_named_and_waited_for(kafka_servers, topic, running, caplog):
+def test_the_engine_names_a_deleted_input_and_waits_for_it(kafka_servers, topic, running, caplog):
     name = created(kafka_servers, topic)
     fill(kafka_servers, name, 6)
     one = running(name, out_of_range="earliest")
@@ -203,11 +200,11 @@ def test_a_deleted_input_is_named_and_waited_for(kafka_servers, topic, running, 
 
 @pytest.fixture
 def growing(kafka_servers):
-    """Skip where the broker cannot add partitions."""
+    """Skip if the broker cannot add partitions."""
     create(kafka_servers, "can-it-grow")
     try:
         grow(kafka_servers, "can-it-grow", 2)
-    except Exception as error:  # each client has its own
+    except Exception as error:  # each client has its own error
         pytest.skip(f"this broker adds no partitions: {error}")
     finally:
         delete(kafka_servers, "can-it-grow")
@@ -219,8 +216,7 @@ def growing(kafka_servers):
 def test_added_partitions_are_read_from_their_beginning(
     group, start, kafka_servers, topic, running
 ):
-    """Within a minute, whatever `start` says: a partition that was not there has no record that is
-    old."""
+    """Within a minute, for any value of `start`: a new partition has no old records."""
     name = created(kafka_servers, topic)
     group = group and f"{group}-{name}"
     one = running(name, group=group, start=start, session_timeout="6s")
@@ -239,10 +235,10 @@ def test_added_partitions_are_read_from_their_beginning(
 
 @pytest.mark.usefixtures("growing")
 @pytest.mark.parametrize("group", [None, "g"])
-def test_entries_that_grow_without_their_labels(group, kafka_servers, topic, running):
-    """The clear message of the start.
+def test_entries_get_more_partitions_than_their_labels(group, kafka_servers, topic, running):
+    """The error is the clear message of the start.
 
-    In the other order, or soon after each other, it is no error.
+    In the other order, or shortly after each other, there is no error.
     """
     name, labels = created(kafka_servers, topic), topic(1, name="labels")
     group = group and f"{group}-{name}"
@@ -261,16 +257,14 @@ def test_entries_that_grow_without_their_labels(group, kafka_servers, topic, run
         grow(kafka_servers, labels, 2)
         until(lambda: owner.assigned == [[0], [1]], lambda: source.poll(0.2))
         grow(kafka_servers, name, 3)
-        said = f"same number of partitions.*'{name}' has 3, '{labels}' has 2"
-        with pytest.raises(ConnectorError, match=said):
+        message = f"same number of partitions.*'{name}' has 3, '{labels}' has 2"
+        with pytest.raises(ConnectorError, match=message):
             until(lambda: False, lambda: source.poll(0.2))
     finally:
         source.close()
 
 
-def test_an_output_that_is_created_has_as_many_partitions_as_the_input(
-    kafka_servers, topic, running
-):
+def test_a_created_output_has_as_many_partitions_as_the_input(kafka_servers, topic, running):
     name = topic(3)
     fill(kafka_servers, name, 2, partitions=3)
     one = running(name, sink=f"{name}-made", letters=f"{name}-refused")
@@ -288,12 +282,13 @@ def test_an_output_that_is_created_has_as_many_partitions_as_the_input(
 
 
 @pytest.mark.parametrize("which", ["out", "dead"])
-def test_a_deleted_output_is_named_and_waited_for(which, kafka_servers, topic, running, caplog):
-    """Also where nothing is written meanwhile: in the log, and by who asks whether the engine is
-    ready."""
+def test_the_engine_names_a_deleted_output_and_waits_for_it(
+    which, kafka_servers, topic, running, caplog
+):
+    """Also if nothing is written meanwhile: in the log and in the readiness endpoint."""
     name = created(kafka_servers, topic)
     one = running(name)
-    one.engine.opened = True  # as `Engine.run` says once it has begun
+    one.engine.opened = True  # as `Engine.run` sets it at its start
     watchdog = Watchdog(one.engine, NullMetrics(), 60.0)
     produce(kafka_servers, name, [[b"not JSON"]])
     fill(kafka_servers, name, 3)
@@ -319,14 +314,14 @@ def test_a_deleted_output_is_named_and_waited_for(which, kafka_servers, topic, r
 
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
-def test_the_group_stands_behind_transaction_markers(guarantee, kafka_servers, topic, running):
-    """A monitor outside, which compares the group with the end of the topic, reads 0 when all is
-    done."""
+def test_the_group_offsets_pass_transaction_markers(guarantee, kafka_servers, topic, running):
+    """An outside monitor, which compares the group with the end of the topic, reads 0 when all is
+    processed."""
     name = created(kafka_servers, topic, 2)
     fill(kafka_servers, name, 5, 2, transactional_id=f"t-{name}")
     producer = KafkaProducer(bootstrap_servers=kafka_servers, transactional_id=f"t-{name}")
     producer.init_transactions()
-    for partition in (0, 1):  # of each one aborted, behind the committed ones
+    for partition in (0, 1):  # in each, one aborted transaction behind the committed ones
         producer.begin_transaction()
         producer.send(name, b'{"time": 1, "x": 99}', partition=partition)
         producer.flush()
@@ -349,12 +344,14 @@ def test_the_group_stands_behind_transaction_markers(guarantee, kafka_servers, t
             pytest.skip("this broker writes no transaction markers")
         one.until(lambda: lags() == [0, 0])
         one.close()
-        assert one.said() == {(p, i): 1 for p in (0, 1) for i in range(5)}
+        assert one.prediction_counts() == {(p, i): 1 for p in (0, 1) for i in range(5)}
     finally:
         monitor.close()
 
 
-def test_records_of_aborted_transactions_are_read_only_if_asked_for(kafka_servers, topic, running):
+def test_records_of_aborted_transactions_are_read_only_if_configured(
+    kafka_servers, topic, running
+):
     name = created(kafka_servers, topic)
     producer = KafkaProducer(bootstrap_servers=kafka_servers, transactional_id=f"t-{name}")
     producer.init_transactions()

@@ -1,8 +1,8 @@
-"""What an operator sees while a broker is frozen or away, refuses what is written, or others have
-been at the topics.
+"""What an operator sees while a broker is frozen or away, refuses writes, or while others have
+changed the topics.
 
-Each time: one line when it begins, one when it is over, the metrics, and who asks whether the
-engine is ready.
+Each time: one log line when it begins, one when it is over, the metrics, and the readiness
+endpoint.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
 
 
 class SlowCodec(JsonCodec):
-    """So that something is still to be written when the broker goes."""
+    """A slow codec, so that records are still to be written when the broker goes."""
 
     def decode(self, record: Any) -> Any:
         time.sleep(0.02)
@@ -159,15 +159,15 @@ def made(broker: OwnBroker, request: pytest.FixtureRequest) -> str:
 def lines(
     caplog: pytest.LogCaptureFixture, what: str, level: int = logging.WARNING, of: str = ""
 ) -> list[str]:
-    """Return what the side `what` has said of something: a busy machine may have had a silent
-    broker besides."""
-    said = [
+    """Return what `what` (source or sink) has logged about something: a busy machine may also have
+    logged a silent broker."""
+    logged = [
         record
         for record in caplog.records
         if record.name == "streamadapt.kafka" and record.levelno == level
     ]
     return [
-        text for record in said if (text := record.getMessage()).startswith(what) and of in text
+        text for record in logged if (text := record.getMessage()).startswith(what) and of in text
     ]
 
 
@@ -224,10 +224,10 @@ def test_a_broker_that_goes_and_comes_back(
             ready, why = one.watchdog.ready()
             assert not ready
             assert "answer" in why
-            # Longer than `sink.broker_timeout`: transactions are given up meanwhile.
+            # Longer than `sink.broker_timeout`: transactions are aborted meanwhile.
             time.sleep(12.0)
             assert not one.watchdog.ready()[0]
-            said = {
+            logged = {
                 side: [text for text in lines(caplog, side) if any(w in text for w in AWAY[fault])]
                 for side in sides
             }
@@ -237,7 +237,7 @@ def test_a_broker_that_goes_and_comes_back(
         one.until(lambda: one.works() and one.entries() == 420)
         assert one.metric("condition_active", side="source", condition="no_answer") == 0.0
     for side in sides:
-        assert len(said[side]) == 1, said
+        assert len(logged[side]) == 1, logged
         assert [
             text for text in lines(caplog, side, logging.INFO) if "connected again after" in text
         ]
@@ -252,7 +252,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
 
 
 def replicated(cluster: ApacheKafka, name: str, strict: str) -> None:
-    """Create the topics of an engine; every broker must have what is written to one of them."""
+    """Create the topics of an engine; in one of them, every broker must store each record."""
     with admin(cluster.servers) as client:
         topics = [NewTopic(name, 1, 3)]
         for which in ("out", "dead"):
@@ -266,7 +266,7 @@ def replicated(cluster: ApacheKafka, name: str, strict: str) -> None:
 def without_a_broker(
     cluster: ApacheKafka, made: str, strict: str, tmp_path: Any, caplog: Any, guarantee: str
 ) -> Iterator[Running]:
-    """Kill one of three brokers while a topic asks for all three replicas; start it at the end."""
+    """Kill one of three brokers while a topic requires all three replicas; start it at the end."""
     replicated(cluster, made, strict)
     side = "sink" if strict == "out" else "dead_letters"
     with at_work(cluster, made, tmp_path, caplog, guarantee, None) as one:
@@ -279,7 +279,7 @@ def without_a_broker(
             yield one
             time.sleep(
                 12.0
-            )  # longer than `sink.broker_timeout`: transactions are given up meanwhile
+            )  # longer than `sink.broker_timeout`: transactions are aborted meanwhile
             assert not one.watchdog.ready()[0]
         finally:
             cluster.start()
@@ -308,8 +308,8 @@ def test_too_few_in_sync_replicas(
             lambda: f"topic {made}-{which}, partition 0 has fewer" in one.watchdog.ready()[1]
         )
         one.until(lambda: (one.metric("unacknowledged_seconds", side=side) or 0.0) > 5.0)
-    said = lines(caplog, f"{what} {made}-{which} at", of="min.insync.replicas")
-    assert len(said) == 1, said
+    logged = lines(caplog, f"{what} {made}-{which} at", of="min.insync.replicas")
+    assert len(logged) == 1, logged
     assert lines(
         caplog,
         f"{what} {made}-{which} at",
@@ -322,7 +322,7 @@ def test_too_few_in_sync_replicas(
 def test_too_few_in_sync_replicas_for_a_transaction(
     cluster: ApacheKafka, tmp_path: Any, caplog: Any
 ) -> None:
-    """The broker cannot end the open transaction either: it refuses no other record for it."""
+    """The broker cannot end the open transaction, either: it refuses no other record for it."""
     made = f"few-exactly-once-{time.time_ns()}"
     with without_a_broker(cluster, made, "out", tmp_path, caplog, "exactly-once") as one:
         one.until(
@@ -331,10 +331,10 @@ def test_too_few_in_sync_replicas_for_a_transaction(
         assert not one.watchdog.ready()[0]
 
 
-def test_an_open_transaction_before_us(
+def test_an_open_transaction_of_another_producer(
     broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
 ) -> None:
-    """It is no fault of ours, so the engine is ready; but what is behind it is lag."""
+    """It is not our fault, so the engine is ready; but the records behind it are lag."""
     with at_work(broker, made, tmp_path, caplog, "at-least-once", None) as one:
         one.until(lambda: one.entries() == 420)
         other = KafkaProducer(bootstrap_servers=broker.servers, transactional_id=f"other-{made}")
@@ -361,23 +361,23 @@ def test_an_open_transaction_before_us(
             )
         )
         one.until(lambda: one.entries() == 427)
-    said = lines(caplog, f"source kafka {made}", of="another producer's transaction")
-    assert len(said) == 1, said
-    assert f"{made}[0]@421" in said[0]
-    assert f"transactional id 'other-{made}'" in said[0]
+    logged = lines(caplog, f"source kafka {made}", of="another producer's transaction")
+    assert len(logged) == 1, logged
+    assert f"{made}[0]@421" in logged[0]
+    assert f"transactional id 'other-{made}'" in logged[0]
     assert any(
         "the transaction has ended after" in text for text in lines(caplog, "source", logging.INFO)
     )
 
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
-def test_group_offsets_that_somebody_has_reset(
+def test_group_offsets_reset_from_outside(
     guarantee: str, broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
 ) -> None:
     caplog.set_level(logging.INFO, "streamadapt")
     fill(broker.servers, made, 20)
     state, group = tmp_path / "state", f"g-{made}"
-    for _ in range(2):  # a start as usual says nothing
+    for _ in range(2):  # a usual start logs nothing
         with Running(broker.servers, made, state, guarantee, group=group) as one:
             one.until(lambda one=one: one.works() and one.entries() == 20)
         assert lines(caplog, "source", of="committed offsets") == []
@@ -395,14 +395,14 @@ def test_group_offsets_that_somebody_has_reset(
         )
         fill(broker.servers, made, 5, first=20)
         one.until(lambda: one.entries() == 25)
-    said = lines(caplog, "source", of="committed offsets")
-    assert len(said) == 1, said
-    assert f"group {group!r}" in said[0]
-    assert f"{made}[0] 5, read from 20" in said[0]
+    logged = lines(caplog, "source", of="committed offsets")
+    assert len(logged) == 1, logged
+    assert f"group {group!r}" in logged[0]
+    assert f"{made}[0] 5, read from 20" in logged[0]
 
 
 @pytest.mark.parametrize(("policy", "skipped"), [("earliest", 30), ("latest", 60)])
-def test_records_that_were_deleted_before_they_were_read(
+def test_records_deleted_before_they_were_read(
     policy: str, skipped: int, broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
 ) -> None:
     caplog.set_level(logging.INFO, "streamadapt")
@@ -416,12 +416,12 @@ def test_records_that_were_deleted_before_they_were_read(
         one.until(lambda: one.works() and one.entries() == 80 - skipped)
         assert one.metric("skipped_records_total", stream=made, partition="0") == skipped
         assert one.metric("conditions_total", side="source", condition="records_deleted") == 1
-    said = lines(caplog, "source", of="were deleted")
-    assert len(said) == 1, said
-    assert f"{made}[0]: {skipped} records, 20 to {20 + skipped - 1}, were deleted" in said[0]
+    logged = lines(caplog, "source", of="were deleted")
+    assert len(logged) == 1, logged
+    assert f"{made}[0]: {skipped} records, 20 to {20 + skipped - 1}, were deleted" in logged[0]
 
 
-def test_committed_offsets_that_have_expired(
+def test_expired_committed_offsets(
     broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
 ) -> None:
     caplog.set_level(logging.INFO, "streamadapt")
@@ -436,12 +436,12 @@ def test_committed_offsets_that_have_expired(
         assert one.metric("conditions_total", side="sink", condition="offsets_expired") == 1
         fill(broker.servers, made, 5, first=20)
         one.until(lambda: one.entries() == 25)
-    said = lines(caplog, "sink", of="no committed offsets")
-    assert len(said) == 1, said
-    assert f"no committed offsets of the group {group!r}" in said[0]
+    logged = lines(caplog, "sink", of="no committed offsets")
+    assert len(logged) == 1, logged
+    assert f"no committed offsets of the group {group!r}" in logged[0]
 
 
-def test_a_transactional_id_that_has_expired(
+def test_an_expired_transactional_id(
     broker: OwnBroker, made: str, tmp_path: Any, caplog: Any
 ) -> None:
     caplog.set_level(logging.INFO, "streamadapt")
@@ -463,7 +463,7 @@ def test_a_transactional_id_that_has_expired(
         one.until(
             lambda: one.metric("transactions_lost_total", partition="0", cause="expired") == 1
         )
-    said = [text for text in caplog.messages if "begins again" in text]
-    assert len(said) == 1, said
-    assert f"{name}" in said[0]
-    assert "transactional.id.expiration.ms" in said[0]
+    logged = [text for text in caplog.messages if "begins again" in text]
+    assert len(logged) == 1, logged
+    assert f"{name}" in logged[0]
+    assert "transactional.id.expiration.ms" in logged[0]

@@ -1,4 +1,4 @@
-"""Keys: each has a whole pipeline of its own, in memory or put away, and never notices."""
+"""Keys: each key has a whole pipeline of its own, in memory or evicted, with the same results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KEYS = [f"k{i}" for i in range(6)]
 
 
 def keyed_streams(kind, n=16):
-    """A stream of `stream_of` for each key, ids made unique."""
+    """Return a stream of `stream_of` for each key, with unique ids."""
     streams = {}
     for i, key in enumerate(KEYS):
         items = stream_of(kind, n, seed=i)
@@ -50,7 +50,7 @@ def keyed_streams(kind, n=16):
 
 
 def shuffled(streams, seed=0):
-    """One order of all, keeping each key's own."""
+    """Return all items in one order that keeps each key's own order."""
     rng, left = random.Random(seed), {key: list(items) for key, items in streams.items()}
     order = []
     while any(left.values()):
@@ -60,7 +60,7 @@ def shuffled(streams, seed=0):
 
 
 def state_of(keyed, key):
-    """One key's own state, wherever it is."""
+    """Return one key's own state, in memory or evicted."""
     return keyed._state_of(keyed._resident.get(key) or keyed._fetch(key))
 
 
@@ -69,10 +69,10 @@ def tree(keyed):
 
 
 class MemoryKeyStore(KeyStore):
-    """Keeps everything ever put, as the disk would; lists what it was told."""
+    """Keeps every state that was ever put, as the disk would; lists the calls."""
 
     def __init__(self):
-        self.kept, self.told, self.full = {}, [], False
+        self.kept, self.calls, self.full = {}, [], False
 
     def begin(self, live):
         missing = set(live) - set(self.kept)
@@ -89,13 +89,13 @@ class MemoryKeyStore(KeyStore):
         return self.kept[name]
 
     def release(self, name):
-        self.told.append(f"release {name}")
+        self.calls.append(f"release {name}")
 
     def sync(self):
-        self.told.append("sync")
+        self.calls.append("sync")
 
     def checkpointed(self):
-        self.told.append("checkpointed")
+        self.calls.append("checkpointed")
 
     def close(self):
         """Nothing is open."""
@@ -108,20 +108,20 @@ def test_every_key_has_the_bits_of_a_pipeline_of_its_own(kind, tmp_path):
     alone = {key: pipeline_of(kind) for key in KEYS}
     wanted = {key: bits(alone[key].observe(streams[key])) for key in KEYS}
     keyed = KeyedPipeline(lambda: pipeline_of(kind), 2, DirectoryKeyStore(tmp_path))
-    said = {key: [] for key in KEYS}
+    bits_by_key = {key: [] for key in KEYS}
     for key, item in shuffled(streams):
-        said[key] += bits(keyed.observe([item]))
+        bits_by_key[key] += bits(keyed.observe([item]))
         assert len(keyed.resident) <= 2
-    assert said == wanted
+    assert bits_by_key == wanted
     assert keyed.stats.keys["evicted"] > 40
     assert keyed.stats.keys["forgotten"] == 0
     assert keyed.stats.keys["restored"] == keyed.stats.keys["evicted"] - 4
-    # River's naive Bayes carries random numbers that nobody seeds.
+    # River's naive Bayes holds unseeded random numbers.
     for key in KEYS if kind != "classes" else ():
         state = alone[key].state_dict()
         del state["stats"]
         assert_same_state(state_of(keyed, key), state)
-    assert len(list(tmp_path.iterdir())) == 4, "what came back leaves no file"
+    assert len(list(tmp_path.iterdir())) == 4, "a key that came back leaves no file"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,7 +148,8 @@ def small():
 
 
 def small_items(orders):
-    """Entries and labels of keys in the given order: each key's n-th turn is its n-th item."""
+    """Return entries and labels of keys in the given order: each key's n-th turn is its n-th
+    item."""
     turns, items = dict.fromkeys("abcde", 0), []
     for time, key in enumerate(orders):
         n, turns[key] = turns[key], turns[key] + 1
@@ -161,9 +162,9 @@ def small_items(orders):
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.sampled_from("abcde"), max_size=36), st.integers(1, 3), st.integers(0, 36))
-def test_any_interleaving_any_grouping_any_restart(orders, max_keys, at):
-    """Bits per key as alone; saved and loaded in the middle, polled one by one or at once: the
-    same state."""
+def test_interleaving_grouping_and_restarts_change_no_bit(orders, max_keys, at):
+    """Each key has the bits that it has alone; saved and loaded in the middle, polled one by one
+    or at once, the state is the same."""
     items = small_items(orders)
     of = {x.id: x.key for x in items if isinstance(x, Entry)}
     alone = {key: small() for key in "abcde"}
@@ -172,22 +173,22 @@ def test_any_interleaving_any_grouping_any_restart(orders, max_keys, at):
         one = KeyedPipeline(small, max_keys, DirectoryKeyStore(Path(folder) / "one"))
         assert [bits(one.observe([item])) for item in items] == wanted
         two = KeyedPipeline(small, max_keys, DirectoryKeyStore(Path(folder) / "two"))
-        said = two.observe(items[:at])
+        predictions = two.observe(items[:at])
         saved = tree(two)
         two = KeyedPipeline(small, max_keys, DirectoryKeyStore(Path(folder) / "two"))
         two.load_state_dict(saved)
-        said += two.observe(items[at:])
-        assert bits(said) == [b for one in wanted for b in one]
+        predictions += two.observe(items[at:])
+        assert bits(predictions) == [b for one in wanted for b in one]
         assert_same_state(one.state_dict(), two.state_dict())
         assert len(one.resident) == min(max_keys, len(set(of.values())))
 
 
 def test_a_refused_record_changes_nothing_in_memory_or_store():
-    """Neither the order of use nor what is put away; a flood of bad keys evicts nobody."""
+    """Neither the order of use nor the stored keys change; a flood of bad keys evicts no key."""
     store = MemoryKeyStore()
     keyed = KeyedPipeline(small, 2, store)
     keyed.observe(small_items("aabbcc"))
-    before, told, kept = keyed.state_dict(), list(store.told), set(store.kept)
+    before, calls, kept = keyed.state_dict(), list(store.calls), set(store.kept)
     wide = [Entry(np.zeros(7, np.float32), 99, f"x{i}", f"new-{i}") for i in range(5)]
     bad = [
         *wide,
@@ -204,13 +205,13 @@ def test_a_refused_record_changes_nothing_in_memory_or_store():
     for state in (before, after):
         state["stats"].pop("rejected")
     assert_same_state(before, after)
-    assert (store.told[: len(told)], set(store.kept)) == (told, kept)
+    assert (store.calls[: len(calls)], set(store.kept)) == (calls, kept)
     with pytest.raises(EntryError):
         KeyedPipeline(small, 2).observe(bad[6:])
 
 
-def test_labels_find_their_key_and_ids_must_differ_among_keys():
-    """A label has no key: two keys with one id could not be told apart."""
+def test_labels_find_their_key_by_id_and_ids_must_differ_among_keys():
+    """A label has no key: two keys with the same id would be ambiguous."""
     keyed = KeyedPipeline(small, 1, MemoryKeyStore())
     keyed.observe(small_items("aaabb"))
     assert keyed.resident == ["b"]
@@ -226,7 +227,7 @@ def test_labels_find_their_key_and_ids_must_differ_among_keys():
 
 
 def test_forecasts_take_no_labels_and_repeat_ids_as_they_like():
-    """No id is kept for a task that joins none."""
+    """A task without joins keeps no ids."""
     keyed = KeyedPipeline(lambda: Pipeline(Forecast(2, 1), Persistence(1), [Bias(0.1)]), 2)
     keyed.observe([Entry(np.ones(1, np.float32), t, "", "ab"[t % 2]) for t in range(10)])
     with pytest.raises(EntryError, match="unknown_label"):
@@ -234,8 +235,8 @@ def test_forecasts_take_no_labels_and_repeat_ids_as_they_like():
     assert keyed.state_dict()["routes"] is None
 
 
-def test_asking_changes_nothing():
-    """`predict` looks at a key that was put away without moving it."""
+def test_predict_changes_nothing():
+    """`predict` reads an evicted key without moving it."""
     keyed = KeyedPipeline(small, 1, MemoryKeyStore())
     alone = small()
     for item in small_items("aabbaab"):
@@ -252,8 +253,8 @@ def test_asking_changes_nothing():
     assert_same_state(before, keyed.state_dict())
 
 
-def test_without_a_store_what_is_put_away_is_forgotten_and_counted():
-    """Bounded all the same; its labels are unknown then."""
+def test_without_a_store_evicted_keys_are_forgotten_and_counted():
+    """Memory is bounded all the same; labels of a forgotten key are unknown."""
     keyed = KeyedPipeline(small, 1)
     keyed.observe(small_items("aabb"))
     assert keyed.resident == ["b"]
@@ -264,19 +265,19 @@ def test_without_a_store_what_is_put_away_is_forgotten_and_counted():
     assert len(tree(keyed)["resident"]) == 1
 
 
-def test_the_keys_put_away_are_bounded_too():
-    """Beyond `max_stored` the one used least recently is forgotten, and its state released."""
+def test_the_number_of_evicted_keys_is_bounded_too():
+    """Beyond `max_stored` the least recently used key is forgotten, and its state is released."""
     store = MemoryKeyStore()
     keyed = KeyedPipeline(small, 1, store, max_stored=2)
     keyed.observe(small_items("abcd"))
     assert keyed.stats.keys == {"resident": 1, "stored": 2, "evicted": 3, "forgotten": 1}
-    assert store.told == ["release 000000000001"]
+    assert store.calls == ["release 000000000001"]
     keyed.observe([Entry(np.zeros(2, np.float32), 9, "again", "a")])
     assert keyed.stats.keys["restored"] == 0
 
 
 def test_a_full_store_is_an_error_and_a_restart_goes_on():
-    """Nothing refers to what was not written."""
+    """Nothing refers to a state that was not written."""
     store = MemoryKeyStore()
     items = small_items("abcabcab")
     keyed = KeyedPipeline(small, 2, store)
@@ -294,12 +295,12 @@ def test_a_full_store_is_an_error_and_a_restart_goes_on():
         keyed.store.sync()
     states = [keyed.state_dict() for keyed in (again, undisturbed)]
     for state in states:
-        state["stored"].pop("checksums")  # this store's are only counts
+        state["stored"].pop("checksums")  # this store's checksums are only counts
     assert_same_state(*states)
 
 
 def test_a_state_of_keys_needs_its_store_and_its_experts():
-    """Loud, before anything is predicted."""
+    """An error before anything is predicted."""
     keyed = KeyedPipeline(small, 1, MemoryKeyStore())
     keyed.observe(small_items("ab"))
     saved = tree(keyed)
@@ -314,7 +315,7 @@ def test_a_state_of_keys_needs_its_store_and_its_experts():
 
 
 def test_one_frozen_base_for_all_keys():
-    """Never copied: also where every pipeline was made with a base of its own."""
+    """The base is never copied, even if every pipeline was made with a base of its own."""
     module = torch.nn.Linear(2, 1)
     base = as_base(module)
     for make in (
@@ -328,7 +329,7 @@ def test_one_frozen_base_for_all_keys():
 
 
 def test_drifts_and_reactions_are_counted_for_all():
-    """A monitor per key; the counts are everybody's."""
+    """There is a monitor per key; the counts are summed over keys."""
 
     def make():
         return Pipeline(
@@ -354,8 +355,8 @@ def test_drifts_and_reactions_are_counted_for_all():
     ("given_", "path"),
     [({"max_keys": 0}, "keys.max_keys"), ({"max_stored": 0}, "keys.max_stored")],
 )
-def test_a_wrong_setting_is_named(given_, path):
-    """With its path."""
+def test_a_wrong_setting_is_named_with_its_path(given_, path):
+    """The error names the setting's path."""
     with pytest.raises(ConfigError) as caught:
         KeyedPipeline(small, **given_)
     assert caught.value.path == path
@@ -370,9 +371,9 @@ def test_keys_and_a_panel_exclude_each_other():
 # -- ids
 
 
-def test_ids_live_as_long_as_in_the_task_by_their_own_keys_clock():
-    """Twice the time-to-live; a key far ahead takes no other key's ids along; the number is
-    bounded."""
+def test_ids_expire_by_their_own_keys_clock():
+    """After twice the time-to-live; a key far ahead expires no other key's ids; the number of ids
+    is bounded."""
     newest = {"slow": 0, "fast": 0}
     routes = Routes(ttl=10, most=5)
     routes.add("s", "slow", 0, newest.get)
@@ -388,11 +389,11 @@ def test_ids_live_as_long_as_in_the_task_by_their_own_keys_clock():
     again = Routes(10, 5)
     again.load_state_dict(decode(*encode(routes.state_dict())))
     assert_same_state(again.state_dict(), routes.state_dict())
-    assert routes.find("f19", {}.get) is None, "a key that was forgotten"
+    assert routes.find("f19", {}.get) is None, "the key was forgotten"
 
 
-def test_what_has_not_changed_is_not_packed_again():
-    """A checkpoint costs what came since the last one; what it holds is never stale."""
+def test_unchanged_keys_are_not_packed_again():
+    """A checkpoint costs as much as changed since the last one, and its content is never stale."""
     keyed = KeyedPipeline(small, 4, MemoryKeyStore())
     keyed.observe(small_items("aabbccdd"))
     first = dict(keyed.state_dict()["resident"])
@@ -403,10 +404,10 @@ def test_what_has_not_changed_is_not_packed_again():
         assert_same_state(unpack(second[key].tobytes()), keyed._state_of(keyed._resident[key]))
 
 
-def test_the_one_used_least_recently_goes():
-    """An entry is a use, a label too, a question or a refused record is none."""
+def test_the_least_recently_used_key_is_evicted():
+    """An entry or a label is a use; a question or a refused record is not."""
     keyed = KeyedPipeline(small, 3, MemoryKeyStore())
-    keyed.observe(small_items("aaabbcb"))  # the third of each is a label
+    keyed.observe(small_items("aaabbcb"))  # the third item of each key is a label
     assert keyed.resident == ["a", "c", "b"]
     keyed.observe([Entry(np.zeros(2, np.float32), 9, "a9", "a")])
     with pytest.raises(EntryError):

@@ -1,4 +1,4 @@
-"""Keys on disk: whole, checksummed, never changed, and there for as long as a checkpoint refers to
+"""Keys on disk: complete, checksummed, never changed, and kept as long as a checkpoint refers to
 them."""
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def test_a_state_is_packed_bit_for_bit():
 )
 def test_what_was_never_packed_is_refused(spoiled):
     """Also what names a type that is none."""
-    with pytest.raises(CheckpointError, match="no packed state"):
+    with pytest.raises(CheckpointError, match="not a packed state"):
         unpack(spoiled)
     with pytest.raises(CheckpointError, match="cannot be saved"):
         pack({"code": print})
 
 
 def test_a_state_comes_back(tmp_path):
-    """The same bytes under the same name; equal states have equal checksums."""
+    """The same bytes return under the same name; equal states have equal checksums."""
     store = opened(tmp_path / "deep" / "keys")
     checksum = store.put("1", DATA)
     assert store.get("1", checksum) == DATA
@@ -69,8 +69,8 @@ def test_a_state_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "link", "other"])
-def test_what_is_damaged_is_not_believed(tmp_path, damage):
-    """A clear error that names the file and says what to do."""
+def test_a_damaged_state_is_refused(tmp_path, damage):
+    """A clear error names the file and says what to do."""
     store = opened(tmp_path)
     checksum = store.put("1", DATA)
     file = tmp_path / "1.safetensors"
@@ -93,8 +93,8 @@ def test_what_is_damaged_is_not_believed(tmp_path, damage):
         store.get("1", checksum)
 
 
-def test_a_disk_that_refuses_is_a_clear_error(tmp_path):
-    """A file where the folder should be; a folder where the file should be."""
+def test_a_disk_error_is_a_clear_error(tmp_path):
+    """A file in place of the folder; a folder in place of the file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot list"):
         opened(tmp_path / "file")
@@ -107,7 +107,7 @@ def test_a_disk_that_refuses_is_a_clear_error(tmp_path):
 
 
 def test_a_released_state_stays_while_a_kept_checkpoint_may_refer_to_it(tmp_path):
-    """With three kept: until the third checkpoint after its release is complete."""
+    """With three kept checkpoints: until the third checkpoint after its release is complete."""
     store = opened(tmp_path, keep=3)
     store.put(f"{1:012d}", DATA)
     store.sync()
@@ -123,7 +123,7 @@ def test_a_released_state_stays_while_a_kept_checkpoint_may_refer_to_it(tmp_path
 
 
 def test_released_while_a_checkpoint_is_being_written_counts_from_that_one(tmp_path):
-    """A state that was taken may become a checkpoint yet."""
+    """The state may still become part of that checkpoint."""
     store = opened(tmp_path, keep=1)
     store.put(f"{1:012d}", DATA)
     store.sync()
@@ -135,8 +135,8 @@ def test_released_while_a_checkpoint_is_being_written_counts_from_that_one(tmp_p
     assert names(tmp_path) == []
 
 
-def test_what_no_checkpoint_can_know_goes_at_once(tmp_path):
-    """Written and released between two checkpoints; or where there are no checkpoints at all."""
+def test_a_state_unknown_to_checkpoints_is_deleted_at_once(tmp_path):
+    """Written and released between two checkpoints; or if there are no checkpoints at all."""
     store = opened(tmp_path, keep=3)
     store.put(f"{1:012d}", DATA)
     store.release(f"{1:012d}")
@@ -148,8 +148,8 @@ def test_what_no_checkpoint_can_know_goes_at_once(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_leftovers_stay_for_the_older_checkpoints_and_are_written_over_by_the_replay(tmp_path):
-    """After a start nobody knows which checkpoints refer to a file that the newest one does
+def test_leftover_files_are_kept_for_older_checkpoints_and_overwritten_by_the_replay(tmp_path):
+    """After a start it is unknown which older checkpoints refer to a file that the newest does
     not."""
     store = opened(tmp_path, keep=2)
     for i in (1, 2, 3):
@@ -165,14 +165,14 @@ def test_leftovers_stay_for_the_older_checkpoints_and_are_written_over_by_the_re
 
 
 def test_a_missing_state_is_found_at_the_start(tmp_path):
-    """Not when its key comes back, days later."""
+    """Not when its key returns, days later."""
     with pytest.raises(
         CheckpointError, match=r"1 of the 1 keys .* missing.* 000000000007\.safetensors"
     ):
         opened(tmp_path, live=[f"{7:012d}"])
 
 
-def test_a_temporary_folder_is_gone_with_close():
+def test_a_temporary_folder_is_removed_on_close():
     """For runs without checkpoints."""
     store = opened(None, keep=0)
     checksum = store.put("1", DATA)

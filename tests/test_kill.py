@@ -1,4 +1,4 @@
-"""``kill -9`` of real engines at random instants, and a group whose members come and go: the
+"""``kill -9`` of real engines at random moments, and a group whose members join and leave: the
 benchmark's own trials."""
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ EMBEDDED = not os.environ.get("STREAMADAPT_TEST_BROKER")
 
 
 @pytest.mark.parametrize("guarantee", ["at-least-once", "effectively-once", "exactly-once"])
-def test_kill_minus_nine_leaves_no_trace(guarantee: str, kafka_servers: str) -> None:
-    """The same final state to the bit, no entry missing; repeats equal, or none at all where that
-    is promised."""
+def test_a_killed_engine_resumes_without_loss(guarantee: str, kafka_servers: str) -> None:
+    """The final state is the same bit for bit, no entry is missing; repeated predictions are
+    equal, or absent if the guarantee requires it."""
     if guarantee == "exactly-once" and EMBEDDED:
         pytest.skip(
             "the embedded broker shows the records of aborted transactions to readers of "
@@ -51,32 +51,32 @@ def test_exactly_once_is_killed_at_every_step() -> None:
     assert found.tried > 20
 
 
-def test_members_of_a_group_come_and_go(kafka_servers: str) -> None:
+def test_members_of_a_group_join_and_leave(kafka_servers: str) -> None:
     found = rebalances(trials(1, 3), servers=kafka_servers)
     assert (found.survived, found.lost, found.state_differs) == (found.tried, 0, 0), found
 
 
-def test_sigterm_at_any_instant_leaves_no_trace(kafka_servers, tmp_path) -> None:
-    """While it starts, restores, works, saves: it drains, or is gone before there was anything;
-    nothing comes twice."""
+def test_sigterm_at_any_moment_loses_nothing(kafka_servers, tmp_path) -> None:
+    """While it starts, restores, works, saves: it drains, or ends before it has done anything;
+    nothing is doubled."""
     choose = random.Random(time.time_ns())
     topics = Topics(kafka_servers, 2500, f"term-{uuid.uuid4().hex[:8]}")
-    calm, job = Job(topics, tmp_path / "calm"), Job(topics, tmp_path / "terminated")
-    assert calm.finish(calm.start())
+    undisturbed, job = Job(topics, tmp_path / "calm"), Job(topics, tmp_path / "terminated")
+    assert undisturbed.finish(undisturbed.start())
     in_good_order = True
     for _ in range(trials(5, 60)):
         running = job.start()
         time.sleep(choose.uniform(0.0, 1.5))
         running.process.terminate()
         running.process.join(30)
-        # Before the engine has its handlers there is nothing to drain, and the signal ends it.
+        # Without handlers yet there is nothing to drain, and the signal ends the process.
         # A very busy machine.
-        slow = running.process.exitcode == 1 and "DrainTimeoutError" in running.story()
-        assert running.process.exitcode in (0, -signal.SIGTERM) or slow, running.story()
+        slow = running.process.exitcode == 1 and "DrainTimeoutError" in running.log_tail()
+        assert running.process.exitcode in (0, -signal.SIGTERM) or slow, running.log_tail()
         in_good_order = in_good_order and not slow
     assert job.finish(job.start())
     found = Counts()
-    assert compare(found, job, calm, {one["id"]: one for one in calm.read()}), found
+    assert compare(found, job, undisturbed, {one["id"]: one for one in undisturbed.read()}), found
     assert found.doubled == 0 or not in_good_order, (
-        "drained in good order, so nothing is said again"
+        "drained in order, so no prediction is repeated"
     )

@@ -1,5 +1,5 @@
-"""Asking for labels: the rate is kept, nothing is never asked for, and what is asked for tells
-about everything."""
+"""Label requests: the rate is kept, every entry has a chance, and the requested labels estimate
+the loss of all entries."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from core_helpers import bits, entries, entry, linear_base, softmax_base, state, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from variants import variants
 
 from streamadapt import RLS, Bias, Forecast, Label, Persistence, Pipeline, Supervised
 from streamadapt.errors import ConfigError
@@ -20,7 +21,7 @@ ONE = np.ones((1, 1))
 
 
 def decided(budget: LabelBudget, spread: Any) -> tuple[float, bool]:
-    """Decide about a value on whose size two experts disagree by so many scales."""
+    """Decide about a value on whose size two experts disagree by the given number of scales."""
     return budget.decide(
         np.array([[[0.0]], [[float(spread)]]]), np.zeros((1, 1)), ONE, classify=False
     )
@@ -33,19 +34,19 @@ def decided(budget: LabelBudget, spread: Any) -> tuple[float, bool]:
     st.floats(0.05, 1.0),
     st.integers(0, 3),
 )
-def test_the_rate_is_kept_whatever_comes(seed: int, rate: float, floor: float, kind: int) -> None:
+def test_the_rate_is_kept_for_any_values(seed: int, rate: float, floor: float, kind: int) -> None:
     rng = np.random.default_rng(seed)
     n = 4000
     spreads = [
         rng.exponential(1.0, n),
-        rng.pareto(1.1, n),  # its mean hardly exists
-        np.where(np.arange(n) // 500 % 2, 0.0, 4.0),  # calm and storm
+        rng.pareto(1.1, n),  # its mean almost does not exist
+        np.where(np.arange(n) // 500 % 2, 0.0, 4.0),  # calm and volatile
         np.zeros(n),
     ][kind]
     budget = LabelBudget(rate, floor, seed)
     found = [decided(budget, s) for s in spreads]
     p = np.array([probability for probability, _ in found])
-    assert p.min() >= rate * floor * (1.0 - 1e-12), "nothing is never asked for"
+    assert p.min() >= rate * floor * (1.0 - 1e-12), "every entry has a chance"
     assert p.max() <= 1.0
     if abs(budget.steer) < MOST_STEERED and kind < 2:
         assert abs(p.mean() - rate) <= 2.0 * MOST_STEERED / (STEER * n)
@@ -55,7 +56,7 @@ def test_the_rate_is_kept_whatever_comes(seed: int, rate: float, floor: float, k
     assert abs(asked - p.mean()) < 5.0 * np.sqrt(p.mean() / n)
 
 
-def test_it_asks_for_what_experts_disagree_about() -> None:
+def test_it_asks_where_experts_disagree() -> None:
     budget = LabelBudget(0.1, 0.2)
     found = [decided(budget, i % 2) for i in range(2000)][500:]
     calm, storm = (np.mean([p for p, _ in found[k::2]]) for k in (0, 1))
@@ -63,23 +64,24 @@ def test_it_asks_for_what_experts_disagree_about() -> None:
     assert storm == pytest.approx(0.18, rel=0.05)
 
 
-def test_it_asks_for_what_is_uncertain() -> None:
+def test_it_asks_where_the_prediction_is_uncertain() -> None:
     budget = LabelBudget(0.1, 0.2)
     sure, unsure = np.array([[0.99, 0.01]]), np.array([[0.55, 0.45]])
     found = [
-        budget.decide(said[None], said, ONE, classify=True)[0] for said in (sure, unsure) * 500
+        budget.decide(probabilities[None], probabilities, ONE, classify=True)[0]
+        for probabilities in (sure, unsure) * 500
     ]
     assert found[-1] > 5.0 * found[-2]
 
 
-def test_all_at_random_is_the_rate_each_time() -> None:
+def test_purely_random_requests_have_the_rate_each_time() -> None:
     budget = LabelBudget(0.07, 1.0)
     assert {decided(budget, s)[0] for s in np.random.default_rng(0).exponential(1.0, 500)} == {
         0.07
     }
 
 
-def test_what_is_no_number_is_asked_for_as_usual() -> None:
+def test_nan_predictions_are_requested_at_the_usual_rate() -> None:
     budget = LabelBudget(0.1, 0.2)
     for spread in (1.0, np.nan, 1.0, np.inf):
         probability, _ = decided(budget, spread)
@@ -105,7 +107,7 @@ def stream(n: int, seed: int, kind: str) -> tuple[list[Any], Any]:
     values = walk(n, 2, seed)
     if kind == "classes":
         return entries(values), rng.integers(0, 3, (n, 1)).astype(np.float32)
-    # A few entries are much harder than the others, and the experts disagree about what comes
+    # A few entries are much harder than the others, and the experts disagree about the entries
     # after them.
     hard = rng.random(n) < 0.1
     noise = rng.normal(size=values.shape) * np.where(hard, 8.0, 0.5)[:, None]
@@ -124,29 +126,32 @@ def asking(kind: str, seed: int = 0, **more: Any) -> Pipeline:
 
 
 def answered(pipeline: Pipeline, items: list[Any], targets: Any) -> tuple[list[Any], Any]:
-    """Run, with each label that was asked for at once; return predictions and the losses of what
-    was served."""
+    """Run with each requested label delivered at once; return predictions and the served
+    losses."""
     predictions, losses = [], []
     for item, target in zip(items, targets, strict=True):
         (p,) = pipeline.observe([item])
         predictions.append(p)
         if pipeline.task.kind == "classification":
             losses.append(
-                [-np.log(max(float(said[0, int(target[0])]), 1e-6)) for said in (p.base, p.served)]
+                [
+                    -np.log(max(float(output[0, int(target[0])]), 1e-6))
+                    for output in (p.base, p.served)
+                ]
             )
         else:
-            losses.append([np.abs(said[0] - target).mean() for said in (p.base, p.served)])
+            losses.append([np.abs(output[0] - target).mean() for output in (p.base, p.served)])
         if p.ask:
             pipeline.observe([Label(p.id, target, p.time)])
     return predictions, np.array(losses)
 
 
-@pytest.mark.parametrize("kind", ["values", "classes"])
+@pytest.mark.parametrize("kind", variants(["values", "classes"]))
 def test_the_loss_of_all_is_estimated_from_the_asked(kind: str) -> None:
-    """Horvitz-Thompson without bias over the draws, Hajek next to none; the plain mean of the
-    asked is far off."""
+    """Horvitz-Thompson is unbiased over the draws, Hajek nearly so; the plain mean of the
+    requested labels is far off."""
     n, ratio, horvitz, plain = 250, [], [], []
-    for seed in range(40):
+    for seed in range(20):
         items, targets = stream(n, 7, kind)
         pipeline = asking(kind, seed, estimate=False)
         predictions, losses = answered(pipeline, items, targets)
@@ -188,7 +193,7 @@ def test_asking_is_the_same_in_any_grouping_and_after_a_restart(kind: str, cut: 
     assert {p.ask for p in found} == {True, False}
 
 
-def test_a_question_asks_for_nothing() -> None:
+def test_predict_requests_no_label() -> None:
     items, targets = stream(30, 0, "values")
     pipeline = asking("values")
     answered(pipeline, items, targets)
@@ -197,7 +202,7 @@ def test_a_question_asks_for_nothing() -> None:
     assert state(pipeline) == before
 
 
-def test_asking_changes_no_prediction() -> None:
+def test_label_requests_change_no_prediction() -> None:
     items, targets = stream(60, 1, "values")
     lot = [x for i, y in zip(items, targets, strict=True) for x in (i, Label(i.id, y, i.time))]
     learners = lambda: [Bias((0.5, 0.05)), RLS(0.9)]  # noqa: E731
@@ -218,6 +223,6 @@ def test_bad_settings(more: Any) -> None:
         LabelBudget(**more)
 
 
-def test_forecasts_ask_for_nothing() -> None:
+def test_forecasts_request_no_labels() -> None:
     with pytest.raises(ConfigError, match=r"labels\.rate"):
         Pipeline(Forecast(3, 2), Persistence(2), budget=LabelBudget())

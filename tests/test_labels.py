@@ -1,5 +1,5 @@
-"""Labels as they really are: in parts, put right, repeated, out of order, late, never; what can be
-the same, is."""
+"""Realistic labels: in parts, corrected, repeated, out of order, late, missing; results stay the
+same where they can."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ S = 10**9
 # -- in parts
 
 
-def test_parts_are_learned_as_they_come_and_only_once() -> None:
+def test_label_parts_are_learned_once_as_they_arrive() -> None:
     task = supervised(1, outputs=3)
     first = task.observe(label("0", [1.0, NAN, NAN], S)).matured[0]
     assert first.mask.tolist() == [[True, False, False]]
-    assert task.pending == 1, "it waits for the others"
+    assert task.pending == 1, "the entry waits for the other parts"
     second = task.observe(label("0", [9.0, 2.0, NAN], 2 * S)).matured[0]
     assert second.mask.tolist() == [[False, True, False]], (
-        "what was learned is not learned again, nor put right"
+        "a learned part is neither learned again nor corrected"
     )
     assert second.target[0, 1] == 2.0
-    assert second.experts[0, 0, 0] == 0.0, "of the same prediction"
+    assert second.experts[0, 0, 0] == 0.0, "both parts belong to the same prediction"
     for nothing_new in ([1.0, NAN, NAN], [9.0, 2.0, NAN], [NAN] * 3):
         assert reason_of(task, label("0", nothing_new, 3 * S)) is Reason.DUPLICATE_LABEL
     last = task.observe(label("0", [1.0, 2.0, 3.0], 3 * S)).matured[0]
@@ -44,16 +44,16 @@ def test_parts_are_learned_as_they_come_and_only_once() -> None:
     assert task.outcomes == {"partial": 2, "learned": 1}
 
 
-def test_what_is_missing_may_expire() -> None:
+def test_missing_parts_expire() -> None:
     task = supervised(1, outputs=2, ttl=10 * S)
     task.observe(label("0", [1.0, NAN], S))
     send(task, 11)
     assert task.outcomes == {"partial": 1, "expired": 1}
-    assert task.learned_outputs == {}
+    assert "0" not in task.waiting
     assert reason_of(task, label("0", [NAN, 1.0], 11 * S)) is Reason.LATE_LABEL
 
 
-def test_an_empty_label_teaches_nothing_and_is_one() -> None:
+def test_an_empty_label_teaches_nothing_but_counts_as_a_label() -> None:
     task = supervised(1, classes=3)
     assert not task.observe(label("0", NAN, S)).matured[0].mask.any()
     assert reason_of(task, label("0", NAN, S)) is Reason.DUPLICATE_LABEL
@@ -61,9 +61,9 @@ def test_an_empty_label_teaches_nothing_and_is_one() -> None:
     assert task.outcomes == {"partial": 1, "learned": 1}
 
 
-def test_cells_that_are_learned_apart_are_learned_as_if_together() -> None:
-    """By what looks at each cell alone: a bias. (Least squares sees the entry twice, and the guard
-    weighs it twice.)"""
+def test_cells_learned_separately_give_the_result_of_one_label() -> None:
+    """For a learner that treats each cell separately: a bias. (Least squares sees the entry twice,
+    and the guard weighs it twice.)"""
     values = walk(60, 2)
     targets = (values + np.random.default_rng(0).normal(size=values.shape)).astype(np.float32)
     biases = []
@@ -77,16 +77,16 @@ def test_cells_that_are_learned_apart_are_learned_as_if_together() -> None:
     assert biases[0] == biases[1]
 
 
-# -- put right
+# -- corrected
 
 
-def test_a_held_label_is_learned_when_it_has_settled() -> None:
+def test_a_held_label_is_learned_after_the_correction_window() -> None:
     task = supervised(1, correction_window=5 * S, outputs=2)
     assert task.observe(label("0", [1.0, NAN], 1 * S)).matured == []
     assert task.observe(label("0", [2.0, NAN], 2 * S)).matured == []
-    assert task.observe(label("0", [NAN, 7.0], 3 * S)).matured == [], "a part joins"
+    assert task.observe(label("0", [NAN, 7.0], 3 * S)).matured == [], "a further part is merged"
     assert reason_of(task, label("0", [2.0, 7.0], 3 * S)) is Reason.DUPLICATE_LABEL
-    assert send(task, 5).matured == [], "the first one came at 1"
+    assert send(task, 5).matured == [], "the first part came at 1"
     matured = send(task, 6).matured
     assert [m.target.tolist() for m in matured] == [[[2.0, 7.0]]]
     assert task.outcomes == {"corrected": 1, "learned": 1}
@@ -94,23 +94,23 @@ def test_a_held_label_is_learned_when_it_has_settled() -> None:
     assert len(task._due) == 0
 
 
-def test_the_later_of_two_labels_holds_whichever_comes_first() -> None:
+def test_the_label_with_the_later_time_wins_in_either_order() -> None:
     task = supervised(1, correction_window=5 * S)
     task.observe(label("0", 2.0, 2 * S))
     task.observe(label("0", 1.0, 1 * S))
     assert [m.target.item() for m in send(task, 6).matured] == [2.0], (
-        "and the earlier says when it is due"
+        "the earlier label determines when it is due"
     )
 
 
-def test_labels_that_are_due_are_learned_in_the_order_of_their_times() -> None:
+def test_due_labels_are_learned_in_the_order_of_their_times() -> None:
     task = supervised(3, correction_window=5 * S)
     for id_, time in (("2", 5), ("1", 4), ("0", 5)):
         task.observe(label(id_, float(id_), time * S))
     assert [m.target.item() for m in send(task, 20).matured] == [1.0, 0.0, 2.0]
 
 
-def test_a_label_inside_its_entry_settles_too() -> None:
+def test_a_label_inside_its_entry_is_held_too() -> None:
     task = supervised(0, correction_window=2 * S)
     send(task, 0, label=np.array([5.0], np.float32))
     assert send(task, 1).matured == []
@@ -118,23 +118,23 @@ def test_a_label_inside_its_entry_settles_too() -> None:
     assert [m.target.item() for m in send(task, 2).matured] == [6.0]
 
 
-def test_what_expires_while_it_settles_is_learned_first() -> None:
+def test_a_held_label_is_learned_before_its_entry_expires() -> None:
     task = supervised(2, correction_window=10 * S, ttl=10 * S)
     task.observe(label("0", 5.0, 9 * S))
     assert [m.target.item() for m in send(task, 11).matured] == [5.0]
     task = supervised(3, correction_window=10 * S, max_pending=3)
     task.observe(label("0", 5.0, 2 * S))
-    assert [m.target.item() for m in send(task, 3).matured] == [5.0], "its place is needed"
+    assert [m.target.item() for m in send(task, 3).matured] == [5.0], "its slot is needed"
     assert task.outcomes == {"learned": 1}
 
 
-def test_labels_that_come_ever_earlier_do_not_fill_the_queue() -> None:
+def test_labels_with_ever_earlier_times_do_not_fill_the_queue() -> None:
     task = supervised(1, correction_window=10**6 * S, ttl=10**6 * S)
     for i in range(2000):
         task.observe(label("0", float(i), (2000 - i) * S))
     assert len(task._due) < 100
     assert [m.target.item() for m in send(task, 10**6 + 1).matured] == [0.0], (
-        "the one with the latest time"
+        "the label with the latest time"
     )
 
 
@@ -156,10 +156,10 @@ def test_bad_settings(more: Any) -> None:
         Supervised(**more)
 
 
-# -- absurd
+# -- outliers
 
 
-def test_an_absurd_label_is_not_learned_and_a_better_one_is() -> None:
+def test_an_outlier_label_is_not_learned_and_its_correction_is() -> None:
     task = supervised(20)  # entry t is predicted to be 100 t
     for t in range(12):
         task.observe(label(str(t), 100.0 * t + (1.0 if t % 2 else -3.0), t * S))
@@ -169,7 +169,7 @@ def test_an_absurd_label_is_not_learned_and_a_better_one_is() -> None:
     assert task.observe(label("12", 1250.0, 20 * S)).matured[0].target.tolist() == [[1250.0]]
 
 
-def test_five_absurd_labels_in_a_row_are_a_change() -> None:
+def test_five_outlier_labels_in_a_row_are_a_change() -> None:
     task = supervised(60)
     known = []
     for t in range(50):
@@ -183,14 +183,14 @@ def judged(gate: LabelOutliers, label: float, error: float) -> bool:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6), st.sampled_from([1e4, 1e6, 1e20]))
-def test_one_in_twenty_absurd_labels_is_found_and_nothing_else(
+def test_one_outlier_in_twenty_labels_is_found_and_nothing_else(
     seed: int, unit: float, size: float
 ) -> None:
-    """Whatever the unit; errors that are heavy-tailed (Student's, three degrees of freedom, to 40)
-    are believed."""
+    """In any unit; heavy-tailed errors (Student's t, three degrees of freedom, up to 40) are
+    accepted."""
     rng = np.random.default_rng(seed)
-    # One in some hundred such streams has an error beyond a hundred usual ones: that one is absurd
-    # by definition.
+    # About one in a hundred such streams has an error above a hundred usual ones: that one is an
+    # outlier by definition.
     errors = unit * np.minimum(np.abs(rng.standard_t(3, 500)), 40.0)
     labels = unit * rng.normal(5.0, 2.0, 500)
     bad = rng.random(500) < 0.05
@@ -203,7 +203,7 @@ def test_one_in_twenty_absurd_labels_is_found_and_nothing_else(
         assert found == bad.tolist()
 
 
-def test_a_perfect_base_makes_no_label_absurd() -> None:
+def test_with_a_perfect_base_no_label_is_an_outlier() -> None:
     rng, gate = np.random.default_rng(0), LabelOutliers(1, 100.0)
     for y in rng.normal(size=200):
         assert not judged(gate, y, 1e-9 * abs(y))
@@ -213,7 +213,7 @@ def test_a_perfect_base_makes_no_label_absurd() -> None:
     for _ in range(100):
         assert not exact.outliers(np.array([7.0, NAN]), np.array([0.0, NAN])).any()
     assert not exact.outliers(np.array([10.0, 1e9]), np.array([3.0, 1e9])).any(), (
-        "nothing is known of either's size"
+        "the size of neither is known"
     )
 
 
@@ -254,7 +254,7 @@ def arrivals(items: list[Entry], labels: list[tuple[int, Label]]) -> list[Entry 
 
 
 def dirty(labels: list[Label], settle: int, seed: int, kind: str) -> list[tuple[int, Label]]:
-    """The same labels in parts, in any order, put right and repeated, all of it before they are
+    """Return the same labels in parts, in any order, corrected and repeated, all before they are
     due."""
     rng = np.random.default_rng(seed)
     found: list[tuple[int, Label]] = []
@@ -265,7 +265,7 @@ def dirty(labels: list[Label], settle: int, seed: int, kind: str) -> list[tuple[
         if kind != "classes" and rng.random() < 0.5:
             parts = [np.array([value[0], NAN], np.float32), np.array([NAN, value[1]], np.float32)]
         versions = [(whole.time, part) for part in parts]
-        if rng.random() < 0.5:  # a wrong one at the first, the right one soon after
+        if rng.random() < 0.5:  # first a wrong label, soon after it the right one
             wrong = (
                 np.array([(value[0] + 1.0) % 3.0], np.float32)
                 if kind == "classes"
@@ -282,7 +282,7 @@ def dirty(labels: list[Label], settle: int, seed: int, kind: str) -> list[tuple[
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["values", "classes"]), st.integers(5, 45))
-def test_any_order_parts_corrections_and_repetitions_within_settle_are_the_clean_stream(
+def test_order_parts_and_corrections_within_the_window_change_no_bit(
     seed: int, kind: str, settle: int
 ) -> None:
     items, labels = clean(kind, seed)
@@ -294,7 +294,7 @@ def test_any_order_parts_corrections_and_repetitions_within_settle_are_the_clean
     counts = other.stats.labels.copy()
     counts.pop("corrected", 0)
     assert counts == plain.stats.labels
-    # What is still held may have come in another order; to the rest nothing has happened.
+    # Labels still held may have arrived in another order; the rest is equal.
     last = [Entry(np.zeros(2, np.float32), 10_000, "last")]
     plain.observe(last)
     other.observe(last)
@@ -302,8 +302,8 @@ def test_any_order_parts_corrections_and_repetitions_within_settle_are_the_clean
     assert other.task.pending_labels == plain.task.pending_labels == {}  # type: ignore[attr-defined]
 
 
-def test_without_settling_order_matters() -> None:
-    """The property above can fail."""
+def test_without_a_correction_window_order_matters() -> None:
+    """This shows that the property above can fail."""
     items, labels = clean("values", 1)
     wanted = pipeline("values", 0).observe(arrivals(items, [(lab.time, lab) for lab in labels]))
     found = pipeline("values", 0).observe(arrivals(items, dirty(labels, 30, 1, "values")))
@@ -315,7 +315,7 @@ def test_without_settling_order_matters() -> None:
     st.integers(0, 2**32 - 1), st.sampled_from(["values", "classes"]), st.sampled_from([0, 7, 30]),
     st.booleans(), st.integers(1, 90),
 )  # fmt: skip
-def test_grouping_and_a_restart_are_invisible(
+def test_grouping_and_a_restart_change_no_bit(
     seed: int, kind: str, settle: int, fake: bool, cut: int
 ) -> None:
     items, labels = clean(kind, seed)

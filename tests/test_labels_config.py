@@ -1,4 +1,4 @@
-"""The settings of labels in a config, and what goes out with a prediction."""
+"""The settings of labels in a config, and the label request in a written prediction."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_budget_changes_the_digest_and_its_absence_does_not(text):
     assert plain.digest() == parse_config(text).digest()
 
 
-def test_what_is_asked_for_is_written(text):
+def test_label_requests_are_written(text):
     pipeline = make_pipeline(parse_config(text + "[labels]\nrate = 0.5\n"))
     plain = make_pipeline(parse_config(text))
     entries = [

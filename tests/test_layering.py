@@ -1,5 +1,5 @@
-"""Imports go one way, from the top of the house to its ground; only the shell knows a client
-library or a connector."""
+"""Imports go one way, from the top layer down; only the app knows a client library or a
+connector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import streamadapt
 from streamadapt.config.registry import kinds
 
-FLOORS = (  # the ground first; a room is a folder, or a file that lies beside the folders
+FLOORS = (  # the lowest first; a room is a folder, or a file beside the folders
     ("arguments", "errors", "version"),
     ("clock", "files", "records"),
     ("config",),
@@ -44,9 +44,9 @@ FORBIDDEN = {
     "kafka", "confluent_kafka", "prometheus_client", "httpx", "requests", "fsspec", CONNECTORS,
 }  # fmt: skip
 
-# A fresh interpreter: in this one the tests themselves have imported almost everything. Not
-# pkgutil.walk_packages: it imports every package it walks, the shell too. Prints module -> what
-# came with it.
+# A new interpreter: in this one the tests themselves have imported almost everything. Not
+# pkgutil.walk_packages: it imports every package it visits, the app too. Prints module -> the
+# modules imported with it.
 CODE = """
 import importlib, json, pkgutil, sys
 package, forbidden = sys.argv[1], set(sys.argv[2].split(","))
@@ -75,7 +75,7 @@ def modules_of(package: Path) -> dict[str, Path]:
 
 
 def imports_of(modules: dict[str, Path]) -> dict[str, set[str]]:
-    """What each module imports of the others: at its top, within functions, for types only."""
+    """Return the imports of each module: at its top, within functions, for types only."""
     found = {}
     for module, path in modules.items():
         taken: set[str] = set()
@@ -90,12 +90,12 @@ def imports_of(modules: dict[str, Path]) -> dict[str, set[str]]:
 
 
 def room_of(module: str) -> str:
-    """The room that a module of the package lies in."""
+    """Return the room of a module of the package."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def wrong_ways(imports: dict[str, set[str]]) -> list[str]:
-    """Every import that does not lead down."""
+def upward_imports(imports: dict[str, set[str]]) -> list[str]:
+    """Return every import that does not go down."""
     found = []
     for module, others in imports.items():
         for other in sorted(others):
@@ -112,22 +112,22 @@ def wrong_ways(imports: dict[str, set[str]]) -> list[str]:
     return found
 
 
-def house() -> dict[str, Path]:
+def all_modules() -> dict[str, Path]:
     root = Path(streamadapt.__path__[0])
     return modules_of(root) | modules_of(root.parent / "connectors" / CONNECTORS)
 
 
-def test_every_room_has_its_floor() -> None:
-    rooms = {room_of(module) for module in house() if not module.startswith(CONNECTORS)}
+def test_every_room_has_a_floor() -> None:
+    rooms = {room_of(module) for module in all_modules() if not module.startswith(CONNECTORS)}
     assert rooms == set(FLOOR)
 
 
-def test_imports_lead_down() -> None:
-    assert wrong_ways(imports_of(house())) == []
+def test_imports_go_down() -> None:
+    assert upward_imports(imports_of(all_modules())) == []
 
 
-def test_no_import_leads_back_to_where_it_began() -> None:
-    graphlib.TopologicalSorter(imports_of(house())).prepare()
+def test_there_are_no_import_cycles() -> None:
+    graphlib.TopologicalSorter(imports_of(all_modules())).prepare()
 
 
 @pytest.mark.parametrize(
@@ -142,22 +142,22 @@ def test_no_import_leads_back_to_where_it_began() -> None:
         "from streamadapt_connectors.kafka import KafkaSource",
     ],
 )
-def test_an_import_that_leads_up_would_be_seen(tmp_path: Path, code: str) -> None:
+def test_an_upward_import_would_be_detected(tmp_path: Path, code: str) -> None:
     files = {"learners/rule.py": code, "engine/ports.py": "", "guard/rules.py": ""}
     imports = imports_of(made(tmp_path, files))
-    assert [one.split()[0] for one in wrong_ways(imports)] == ["streamadapt.learners.rule"]
+    assert [one.split()[0] for one in upward_imports(imports)] == ["streamadapt.learners.rule"]
 
 
-def test_a_connector_that_imports_the_shell_would_be_seen(tmp_path: Path) -> None:
+def test_a_connector_that_imports_the_app_would_be_detected(tmp_path: Path) -> None:
     modules = made(tmp_path, {"app/cli.py": "", "engine/ports.py": ""})
     code = "from streamadapt.app.cli import main\nfrom streamadapt.engine.ports import Source\n"
     (tmp_path / CONNECTORS / "kafka.py").write_text(code)
     modules |= modules_of(tmp_path / CONNECTORS)
-    wrong = wrong_ways(imports_of(modules))
+    wrong = upward_imports(imports_of(modules))
     assert wrong == ["streamadapt_connectors.kafka imports streamadapt.app.cli"]
 
 
-def test_a_circle_would_be_seen(tmp_path: Path) -> None:
+def test_an_import_cycle_would_be_detected(tmp_path: Path) -> None:
     one = "def late():\n    from streamadapt.state import two\n"
     files = {"state/one.py": one, "state/two.py": "from streamadapt.state.one import x\n"}
     with pytest.raises(graphlib.CycleError, match=r"streamadapt\.state\.one"):
@@ -200,15 +200,15 @@ def test_core_and_runtime_import_no_client_library() -> None:
         for folder in folders
         if not (folder / "__init__.py").exists()
     )
-    assert bare == [], "folders without __init__.py go unchecked"
+    assert bare == [], "folders without __init__.py are not checked"
 
 
-def test_a_violation_would_be_seen(tmp_path: Path) -> None:
+def test_a_violation_would_be_detected(tmp_path: Path) -> None:
     package = tmp_path / "culprit"
     (package / "inner").mkdir(parents=True)
     (package / "app").mkdir()
     (package / "__init__.py").write_text("")
-    (package / "app" / "__init__.py").write_text("import wave\n")  # the shell may
+    (package / "app" / "__init__.py").write_text("import wave\n")  # the app may
     (package / "inner" / "__init__.py").write_text("")
     (package / "inner" / "late.py").write_text("import chunky_client.part\n")
     (tmp_path / "chunky_client").mkdir()
@@ -220,7 +220,7 @@ def test_a_violation_would_be_seen(tmp_path: Path) -> None:
     assert imported_with("culprit", {"x"}, tmp_path)["culprit.inner.late"] == ["culprit.app"]
 
 
-def test_nothing_below_the_shell_knows_a_connector_by_name() -> None:
+def test_nothing_below_the_app_knows_a_connector_by_name() -> None:
     named = {point.name for group in ("sources", "sinks") for point in kinds(group).values()}
     assert named >= {"files", "kafka"}
     root = Path(streamadapt.__path__[0])
@@ -232,5 +232,5 @@ def test_nothing_below_the_shell_knows_a_connector_by_name() -> None:
         if isinstance(node, ast.Constant) and node.value in named
     ]
     keys = [one for one in found if one.startswith("app/commands.py:")]  # of `check --json`
-    assert found == keys, "what differs is an attribute or a class method of the connector"
+    assert found == keys, "differences belong into an attribute or a class method of the connector"
     assert all(one.endswith("files") for one in keys)

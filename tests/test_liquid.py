@@ -1,5 +1,5 @@
-"""Liquid networks against ncps: outputs, states and all gradients, with time spans of each row's
-own."""
+"""Liquid networks against ncps: outputs, states and all gradients, with separate time spans for
+each row."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from streamadapt.learners.liquid import (
 torch.set_num_threads(1)
 
 SIZES = [(5, 6, 3, 9), (4, 4, 4, 4)]
-"""Batch, steps, inputs, units: all different, and all equal, where ncps takes the batch's times
+"""Batch, steps, inputs, units: all different, and all equal, where ncps mistakes the batch's times
 for the units'."""
 DTYPE = torch.float64
 
@@ -70,7 +70,7 @@ def sequence(batch: int, steps: int, inputs: int, units: int) -> tuple[Tensor, T
 def compare(
     mine: Recurrent, theirs: Any, x: Tensor, h: Tensor, dt: Tensor, tolerance: float = 1e-9
 ) -> None:
-    """Outputs, states and gradients of everything; ncps sees one row at a time, since it mixes up
+    """Compare outputs, states and all gradients; ncps gets one row at a time, since it mixes up
     the rows' times."""
     outputs, state = mine(x, h, dt)
     rows = [theirs(x[b : b + 1], h[b : b + 1], dt[b : b + 1]) for b in range(len(x))]
@@ -88,7 +88,7 @@ def compare(
     )
     for mine_, theirs_ in zip(a[:3], b[:3], strict=True):
         torch.testing.assert_close(mine_, theirs_, rtol=tolerance, atol=tolerance)
-    # Gradients are named and joined as weights are.
+    # Gradients have the names and the layout of the weights.
     converted = convert_ncps(dict(zip(names, b[3:], strict=True)))
     own = dict(zip([name for name, _ in mine.named_parameters()], a[3:], strict=True))
     assert own.keys() == converted.keys()
@@ -170,16 +170,16 @@ def test_without_times_a_batch_equals_ncps_batch(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [ncps.torch.CfC, ncps.torch.LTC])
-def test_times_of_rows_stay_in_their_rows(make: Any) -> None:
-    """Where batch equals units ncps runs, and mixes up the rows; here a row's times change that
-    row only."""
+def test_the_times_of_a_row_affect_that_row_only(make: Any) -> None:
+    """If batch equals units, ncps runs and mixes up the rows; here a row's times change that row
+    only."""
     theirs = make(3, 4).to(DTYPE)
     mine = from_ncps(theirs.state_dict())
     x, _, dt = sequence(4, 4, 3, 4)
     other = dt.detach().clone()
     other[2] *= 2.0
     mixed = (theirs(x, timespans=dt)[0] - theirs(x, timespans=other)[0]).abs().amax((1, 2)) > 1e-6
-    assert mixed.sum() > 1, "the oracle's fault is still there"
+    assert mixed.sum() > 1, "the oracle still has its bug"
     changed = (mine(x, dt=dt)[0] - mine(x, dt=other)[0]).abs().amax((1, 2)) > 1e-6
     assert changed.tolist() == [False, False, True, False]
 
@@ -222,7 +222,7 @@ def test_wirings_equal_ncps(which: int, inputs: int) -> None:
 
 
 @pytest.mark.parametrize("make", [ncps.torch.CfC, ncps.torch.LTC])
-def test_a_wiring_of_our_own_takes_ncps_weights(make: Any) -> None:
+def test_our_wiring_loads_ncps_weights(make: Any) -> None:
     theirs = make(3, ncps.wirings.AutoNCP(12, 4)).to(DTYPE)
     wiring = auto_ncp(3, 12, 4)
     mine = (CfC(3, wiring) if make is ncps.torch.CfC else LTC(3, wiring)).to(DTYPE)
@@ -240,7 +240,7 @@ def test_a_network_can_be_saved_and_read(mode: Any, tmp_path: Path) -> None:
     read = CfC(3, auto_ncp(3, 9, 2, seed=1), mode=mode)
     load_weights(read, read_weights(tmp_path / "net.safetensors"))
     x = torch.randn(2, 4, 3)
-    assert torch.equal(saved(x)[0], read(x)[0]), "the wiring travels with the weights"
+    assert torch.equal(saved(x)[0], read(x)[0]), "the wiring is saved with the weights"
 
 
 def networks() -> list[Recurrent]:
@@ -265,7 +265,9 @@ def test_functional_call_reads_every_parameter(which: int) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(cut=st.integers(1, 6), which=st.integers(0, 4), seed=st.integers(0, 99))
-def test_a_sequence_in_two_pieces_is_the_sequence(cut: int, which: int, seed: int) -> None:
+def test_a_sequence_in_two_pieces_equals_the_whole_sequence(
+    cut: int, which: int, seed: int
+) -> None:
     network, g = networks()[which], torch.Generator().manual_seed(seed)
     x, dt = torch.randn(3, 7, 3, generator=g), torch.rand(3, 7, generator=g)
     whole, end = network(x, dt=dt)
@@ -275,16 +277,16 @@ def test_a_sequence_in_two_pieces_is_the_sequence(cut: int, which: int, seed: in
     torch.testing.assert_close(last, end)
 
 
-def test_no_time_leaves_the_state_of_an_ltc() -> None:
+def test_zero_time_keeps_the_state_of_an_ltc() -> None:
     network = LTC(3, 5, generator=torch.Generator().manual_seed(0))
     h = torch.randn(2, 5)
     torch.testing.assert_close(network(torch.randn(2, 1, 3), h, torch.zeros(2, 1))[1], h)
     assert torch.isfinite(network(torch.randn(2, 1, 3), h, torch.full((2, 1), 1e9))[1]).all(), (
-        "nor is for ever too long"
+        "an infinite time span works, too"
     )
 
 
-def test_numbers_come_from_the_generator_alone() -> None:
+def test_random_numbers_come_only_from_the_generator() -> None:
     before = torch.get_rng_state()
     first, second = networks(), networks()
     assert torch.equal(torch.get_rng_state(), before)
@@ -299,11 +301,11 @@ def test_negative_conductances_are_clipped() -> None:
         network.mu.fill_(-1.0)
     network.constrain_()
     assert network.w.max() == 0.0
-    assert network.mu.max() == -1.0, "may be negative"
+    assert network.mu.max() == -1.0, "mu may be negative"
 
 
 @pytest.mark.parametrize(
-    ("inputs", "state", "dt", "said"),
+    ("inputs", "state", "dt", "message"),
     [
         ((4, 2, 2), None, None, r"inputs must be \(batch, steps, 3\), got \(4, 2, 2\)"),
         ((4, 3), None, None, "inputs must be"),
@@ -312,9 +314,9 @@ def test_negative_conductances_are_clipped() -> None:
         ((4, 2, 3), None, (2, 4), "dt must be"),
     ],
 )
-def test_wrong_shapes_are_refused(inputs: Any, state: Any, dt: Any, said: str) -> None:
+def test_wrong_shapes_are_refused(inputs: Any, state: Any, dt: Any, message: str) -> None:
     network = CfC(3, 6)
-    with pytest.raises(ShapeError, match=said):
+    with pytest.raises(ShapeError, match=message):
         network(
             torch.zeros(inputs),
             *(None if shape is None else torch.ones(shape) for shape in (state, dt)),
@@ -342,7 +344,7 @@ def test_weights_that_do_not_match_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "options", "said"),
+    ("state", "options", "message"),
     [
         (ncps.torch.CfC(3, 6, mixed_memory=True).state_dict(), {}, "mixed_memory"),
         (ncps.torch.CfC(3, 6).state_dict(), {"unfolds": 3}, "unfolds: expected no such option"),
@@ -356,8 +358,8 @@ def test_weights_that_do_not_match_are_refused_by_name() -> None:
         ({"rnn_cell.gleak": torch.zeros(2)}, {}, "a whole state dict"),
     ],
 )
-def test_what_is_no_ncps_state_is_refused(state: Any, options: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_other_states_than_ncps_states_are_refused(state: Any, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         from_ncps(state, **options)
 
 
@@ -384,7 +386,7 @@ def test_bad_settings(bad: Callable[[], object]) -> None:
 
 
 def history(n: int = 600) -> tuple[Tensor, Tensor, Tensor]:
-    """A wave seen at uneven times, to be foretold half a unit ahead: impossible without the
+    """A wave sampled at uneven times, to be predicted half a unit ahead: impossible without the
     times."""
     g = torch.Generator().manual_seed(0)
     dt = 0.1 + 0.8 * torch.rand(n, generator=g)
@@ -392,10 +394,10 @@ def history(n: int = 600) -> tuple[Tensor, Tensor, Tensor]:
     return torch.sin(t)[:, None], torch.sin(t + 0.5)[:, None], dt
 
 
-def test_fit_learns_the_same_from_the_same_seed() -> None:
+def test_fit_is_deterministic_with_a_seed() -> None:
     x, y, dt = history()
     y = y.clone()
-    y[::7] = torch.nan  # unknown
+    y[::7] = torch.nan  # unknown targets
     found = []
     for _ in range(2):
         network = CfC(
@@ -408,7 +410,7 @@ def test_fit_learns_the_same_from_the_same_seed() -> None:
     assert means[-1] < 0.1 * means[0] < 0.1
 
 
-def test_fit_refuses_what_does_not_fit() -> None:
+def test_fit_refuses_mismatched_data() -> None:
     x, y, dt = history(60)
     network = CfC(1, 4, projection=1)
     with pytest.raises(ShapeError, match="60"):

@@ -1,5 +1,5 @@
-"""The liquid learner: a live state in event time, and steps of truncated backpropagation, against
-both by hand."""
+"""The liquid learner: a live state in event time, and steps of truncated backpropagation, both
+against a manual computation."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 from core_helpers import base, built, spec_of
-from liquid_helpers import CPU, SECOND, SMALL, said_at, scaled_spec, stream
+from liquid_helpers import CPU, SECOND, SMALL, base_output_at, scaled_spec, stream
 from torch import Tensor
 
 from streamadapt.config.registry import prepare
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import BaseOutput, Learner, Liquid
 from streamadapt.learners.liquid import LTC, CfC
-from streamadapt.learners.liquid.learner import FLOOR, LONGEST, SHORTEST, Network
+from streamadapt.learners.liquid.learner import FLOOR, MAX_GAP, MIN_GAP, Network
 from streamadapt.testing.checks.cases import CASES, state_bytes
 
 
 def randomise(learner: Any, seed: int = 0) -> None:
-    """A readout that says something."""
+    """Set a readout that is not zero."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in learner.net.readout.parameters():
@@ -30,7 +30,7 @@ def randomise(learner: Any, seed: int = 0) -> None:
 
 
 def twin(cell: str, channels: int, units: int, outputs: int, learner: Any) -> Any:
-    """A network of its own with the learner's weights."""
+    """Return a separate network with the learner's weights."""
     made = (
         CfC(channels, units, projection=outputs, backbone=(6,))
         if cell == "cfc"
@@ -59,42 +59,42 @@ def test_the_state_advances_as_by_hand(cell: str, window: int) -> None:
     output = torch.tensor([[4.0, -1.0]])
     h, last = torch.zeros(1, 5), None
     for i, (inputs, times) in enumerate(stream(30, window, 2)):
-        # The first window is walked from its beginning, then a step for each entry.
+        # The first window is processed from its start, then one step for each entry.
         for row, time in list(zip(inputs, times.tolist(), strict=True))[0 if i == 0 else -1 :]:
             dt = 1.0 if last is None else (time - last) / (2.0 * SECOND)
             x = (row - spec.input_loc) / spec.input_scale
             with torch.no_grad():
-                said, h = net(x[None, None], h, torch.tensor([[dt]]))
+                correction, h = net(x[None, None], h, torch.tensor([[dt]]))
             last = time
-        mine = learner.predict(inputs, said_at(times, output))
-        learner.adapt(inputs, said_at(times, output))
-        torch.testing.assert_close(mine, output + spec.output_scale * said[:, 0])
+        mine = learner.predict(inputs, base_output_at(times, output))
+        learner.adapt(inputs, base_output_at(times, output))
+        torch.testing.assert_close(mine, output + spec.output_scale * correction[:, 0])
         torch.testing.assert_close(learner.state, h)
 
 
-def test_questions_in_between_change_nothing() -> None:
+def test_predictions_in_between_change_nothing() -> None:
     learners = [built(Liquid(**settings_of("cfc")), scaled_spec()) for _ in range(3)]
     for learner in learners:
         randomise(learner)
     asked, plain, silent = learners
     output, others = torch.zeros(1, 2), stream(20, 3, 2, seed=9)
     for (inputs, times), (other, later) in zip(stream(20, 3, 2), others, strict=True):
-        said = said_at(times, output)
-        asked.predict(other, said_at(later, output))
-        first = asked.predict(inputs, said)
-        asked.predict(other, said_at(later, output))
-        asked.adapt(inputs, said)
-        assert torch.equal(first, plain.predict(inputs, said))
-        plain.adapt(inputs, said)
-        silent.adapt(inputs, said)
+        base_output = base_output_at(times, output)
+        asked.predict(other, base_output_at(later, output))
+        first = asked.predict(inputs, base_output)
+        asked.predict(other, base_output_at(later, output))
+        asked.adapt(inputs, base_output)
+        assert torch.equal(first, plain.predict(inputs, base_output))
+        plain.adapt(inputs, base_output)
+        silent.adapt(inputs, base_output)
     states = {state_bytes(learner.snapshot()) for learner in learners}
     assert len(states) == 1, (
-        "adapt finds the same state whether or not predict has found it before"
+        "adapt computes the same state whether or not predict has computed it before"
     )
 
 
 @pytest.mark.parametrize("change", ["learn", "restore", "swap"])
-def test_what_predict_found_is_used_only_while_it_holds(change: str) -> None:
+def test_the_cached_state_of_predict_is_used_only_while_valid(change: str) -> None:
     learner, honest = (
         built(Liquid(**settings_of("cfc"), lr=0.1), scaled_spec()) for _ in range(2)
     )
@@ -103,29 +103,29 @@ def test_what_predict_found_is_used_only_while_it_holds(change: str) -> None:
     for each in (learner, honest):
         randomise(each)
         for inputs, times in steps[:10]:
-            each.adapt(inputs, said_at(times, torch.zeros(1, 2)))
+            each.adapt(inputs, base_output_at(times, torch.zeros(1, 2)))
     start = honest.snapshot()
     inputs, times = steps[10]
-    said = said_at(times, torch.zeros(1, 2))
+    base_output = base_output_at(times, torch.zeros(1, 2))
     if change == "restore":
-        learner.adapt(inputs, said)
-        learner.predict(inputs, said)
+        learner.adapt(inputs, base_output)
+        learner.predict(inputs, base_output)
         learner.restore(start)
     elif change == "learn":
-        learner.predict(inputs, said)
+        learner.predict(inputs, base_output)
         for each in (learner, honest):
-            each.learn(inputs, said, target, known)
+            each.learn(inputs, base_output, target, known)
     else:
         zeros = {name: torch.zeros_like(p) for name, p in learner.named_parameters()}
         weight = learner.net.readout.weight
-        # Told apart by what they are, not by their age.
+        # They differ in content, not only in age.
         while zeros["net.readout.weight"]._version < weight._version:
             zeros["net.readout.weight"].zero_()
         torch.func.functional_call(
-            _Call(learner), {f"of.{k}": v for k, v in zeros.items()}, (inputs, said)
+            _Call(learner), {f"of.{k}": v for k, v in zeros.items()}, (inputs, base_output)
         )
     for each in (learner, honest):
-        each.adapt(inputs, said)
+        each.adapt(inputs, base_output)
     assert state_bytes(learner.snapshot()) == state_bytes(honest.snapshot())
 
 
@@ -134,16 +134,16 @@ class _Call(torch.nn.Module):
         super().__init__()
         self.of = of
 
-    def forward(self, inputs: Tensor, said: BaseOutput) -> Tensor:
-        return self.of.predict(inputs, said)
+    def forward(self, inputs: Tensor, base_output: BaseOutput) -> Tensor:
+        return self.of.predict(inputs, base_output)
 
 
 @pytest.mark.parametrize("loss", ["mae", "mse"])
 @pytest.mark.parametrize(("window", "unroll"), [(4, 2), (2, 2), (1, 3)])
 @pytest.mark.parametrize("cell", ["cfc", "ltc"])
 def test_steps_equal_torch_by_hand(cell: str, window: int, unroll: int, loss: Any) -> None:
-    """Forecasts of three rows: an example is learned from the state that lived before its entry's
-    last ones."""
+    """Forecasts of three rows: an example is learned from the state before its entry's last
+    inputs."""
     rows, k = 3, min(unroll, window)
     spec = scaled_spec("forecast", window, rows, 2)
     learner = built(Liquid(**settings_of(cell), unroll=unroll, lr=0.02, clip=0.5, loss=loss), spec)
@@ -161,9 +161,9 @@ def test_steps_equal_torch_by_hand(cell: str, window: int, unroll: int, loss: An
             )
             mask = torch.rand(rows, 2, generator=g) > 0.3
             learner.learn(
-                seen, said_at(stamps, output), torch.where(mask, target, torch.nan), mask
+                seen, base_output_at(stamps, output), torch.where(mask, target, torch.nan), mask
             )
-            # The state after entry i - rows - k, where there is one; entry numbers count from the
+            # The state after entry i - rows - k, if there is one; entry numbers count from the
             # first prediction.
             at = i - rows - k
             h = states[at] if at >= 0 else torch.zeros(1, 5)
@@ -171,8 +171,8 @@ def test_steps_equal_torch_by_hand(cell: str, window: int, unroll: int, loss: An
             gaps = [(b - a).item() / (2.0 * SECOND) for a, b in pairwise(known)]
             dt = torch.tensor([[1.0] * (k - len(gaps)) + gaps])
             x = ((seen - spec.input_loc) / spec.input_scale)[-k:]
-            said = net(x[None], h, dt)[0][0, -1].view(rows, 2)
-            error = (output + said * spec.output_scale - target) / spec.output_scale
+            correction = net(x[None], h, dt)[0][0, -1].view(rows, 2)
+            error = (output + correction * spec.output_scale - target) / spec.output_scale
             adam.zero_grad()
             (error.abs() if loss == "mae" else error**2)[mask].mean().backward()
             clipped += torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5).item() > 0.5
@@ -180,9 +180,9 @@ def test_steps_equal_torch_by_hand(cell: str, window: int, unroll: int, loss: An
             torch.testing.assert_close(
                 learner.net.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-5
             )
-        learner.adapt(inputs, said_at(times, torch.zeros(rows, 2)))
+        learner.adapt(inputs, base_output_at(times, torch.zeros(rows, 2)))
         states.append(learner.state.clone())
-    assert clipped > 0, "the clip has been at work"
+    assert clipped > 0, "the clip was active"
 
 
 def test_classes_are_learned_by_cross_entropy() -> None:
@@ -205,13 +205,13 @@ def test_classes_are_learned_by_cross_entropy() -> None:
     for _ in range(100):
         learner.learn(x, base(p), target, torch.ones(1, 3, dtype=torch.bool))
     assert learner.predict(x, base(p))[0, 2] > 0.9, (
-        "a class that the base rules out can be learned"
+        "a class with probability 0 in the base can be learned"
     )
 
 
 @pytest.mark.parametrize("cell", ["cfc", "ltc"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.kind}-{c.window}")
-def test_it_starts_as_the_base_to_the_bit(case: Any, cell: Any) -> None:
+def test_it_starts_as_the_base_bit_for_bit(case: Any, cell: Any) -> None:
     learner = built(Liquid(cell, 6), case.spec(CPU))
     for step in case.steps(20, "path", CPU):
         assert torch.equal(learner.predict(step.inputs, step.base), step.base.output)
@@ -222,23 +222,23 @@ def test_it_starts_as_the_base_to_the_bit(case: Any, cell: Any) -> None:
 def test_unknown_targets_do_not_touch_the_state() -> None:
     learner = built(Liquid("cfc", 5), scaled_spec())
     inputs, times = stream(1, 3, 2)[0]
-    learner.adapt(inputs, said_at(times, torch.zeros(1, 2)))
+    learner.adapt(inputs, base_output_at(times, torch.zeros(1, 2)))
     before = state_bytes(learner.snapshot())
     nothing = torch.zeros(1, 2, dtype=torch.bool)
     learner.learn(
-        inputs, said_at(times, torch.zeros(1, 2)), torch.full((1, 2), torch.nan), nothing
+        inputs, base_output_at(times, torch.zeros(1, 2)), torch.full((1, 2), torch.nan), nothing
     )
-    assert state_bytes(learner.snapshot()) == before, "not even Adam's moments decay"
+    assert state_bytes(learner.snapshot()) == before, "Adam's moments do not decay either"
 
 
 def gaps_seen(learner: Any, stamps: Sequence[int], window: int) -> list[list[float]]:
-    """What the network is told of time at each entry."""
+    """Return the time gaps that the network receives at each entry."""
     seen: list[list[float]] = []
     learner.net.register_forward_pre_hook(lambda _, args: seen.append(args[2][0].tolist()))
     for i in range(window, len(stamps) + 1):
         learner.adapt(
             torch.zeros(window, 2),
-            said_at(torch.tensor(stamps[i - window : i]), torch.zeros(1, 2)),
+            base_output_at(torch.tensor(stamps[i - window : i]), torch.zeros(1, 2)),
         )
     return seen
 
@@ -253,12 +253,12 @@ def gaps_seen(learner: Any, stamps: Sequence[int], window: int) -> list[list[flo
             [10, 10, 14, 16],
             [[1.0], [1.0], [1.0], [0.5]],
         ),  # the first gap; none between equal times
-        (1, 2e-9, [10, 10, 14], [[1.0], [SHORTEST], [2.0]]),
-        (1, 1e-9, [10, 10**18], [[1.0], [LONGEST]]),
+        (1, 2e-9, [10, 10, 14], [[1.0], [MIN_GAP], [2.0]]),
+        (1, 1e-9, [10, 10**18], [[1.0], [MAX_GAP]]),
         (2, None, [7, 7, 9, 12], [[1.0, 1.0], [1.0], [1.5]]),
     ],
 )
-def test_time_is_told_in_units(
+def test_time_gaps_are_in_time_units(
     window: int, unit: float | None, stamps: list[int], expected: Any
 ) -> None:
     learner = built(Liquid("cfc", 5, time_unit=unit), scaled_spec(window=window))
@@ -283,12 +283,12 @@ def test_a_late_label_is_learned_from_the_state_of_its_time(late: int, kept: boo
     learner = built(Liquid("cfc", 5, max_label_delay=late, unroll=2), scaled_spec())
     starts, states, steps = [], [], stream(12, 3, 2)
     for inputs, times in steps:
-        learner.adapt(inputs, said_at(times, torch.zeros(1, 2)))
+        learner.adapt(inputs, base_output_at(times, torch.zeros(1, 2)))
         states.append(learner.state.clone())
     learner.net.register_forward_pre_hook(lambda _, args: starts.append(args[1].clone()))
     inputs, times = steps[8]  # three entries ago
     learner.learn(
-        inputs, said_at(times, torch.zeros(1, 2)), torch.ones(1, 2), torch.ones(1, 2) > 0
+        inputs, base_output_at(times, torch.zeros(1, 2)), torch.ones(1, 2), torch.ones(1, 2) > 0
     )
     assert torch.equal(starts[0], states[6] if kept else torch.zeros(1, 5))
 
@@ -321,7 +321,7 @@ def test_bad_settings(bad: dict[str, Any], path: str) -> None:
     assert caught.value.path == path
 
 
-def test_names_tell_siblings_apart() -> None:
+def test_names_distinguish_learners_with_different_settings() -> None:
     siblings = [
         Liquid(), Liquid("ltc"), Liquid(units=64), Liquid(lr=1e-4), Liquid(residual=False),
         Liquid(unroll=8), Liquid(network=Network(mode="pure")),
@@ -333,7 +333,7 @@ def test_names_tell_siblings_apart() -> None:
     ]  # fmt: skip
 
 
-def test_a_config_names_everything() -> None:
+def test_a_config_can_set_every_option() -> None:
     table = {
         "kind": "liquid", "cell": "cfc", "units": 12, "time_unit": 300, "residual": False,
         "network": {"wiring": "random", "sparsity": 0.25, "mode": "no_gate"},

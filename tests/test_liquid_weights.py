@@ -1,4 +1,4 @@
-"""The liquid learner with weights from a file: frozen with a live state, or learned further."""
+"""The liquid learner with weights from a file: frozen with a live state, or trained further."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import ncps.torch
 import pytest
 import torch
 from core_helpers import built
-from liquid_helpers import CPU, SECOND, SMALL, said_at, scaled_spec, stream
+from liquid_helpers import CPU, SECOND, SMALL, base_output_at, scaled_spec, stream
 from safetensors.torch import save_file
 
 from streamadapt.errors import ConfigError
@@ -32,7 +32,7 @@ def ncps_file(path: Path, make: Any, outputs: int, **more: Any) -> tuple[Any, Pa
 
 @pytest.mark.parametrize("cell", ["cfc", "ltc"])
 @pytest.mark.parametrize("kind", ["regression", "classification"])
-def test_frozen_weights_are_ncps_with_a_live_state(kind: str, cell: Any, tmp_path: Path) -> None:
+def test_frozen_weights_equal_ncps_with_a_live_state(kind: str, cell: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     cfc = {"proj_size": 2, "backbone_units": 6} if cell == "cfc" else {}
     theirs, path = ncps_file(
@@ -57,14 +57,16 @@ def test_frozen_weights_are_ncps_with_a_live_state(kind: str, cell: Any, tmp_pat
             out, h = run(x[None], h, torch.tensor([[dt]]))
             expected = head(out)[0]
         last = int(times[-1])
-        said = said_at(times, torch.full((1, 2), 0.5))
+        base_output = base_output_at(times, torch.full((1, 2), 0.5))
         if kind == "regression":
             expected = expected * spec.output_scale + spec.output_loc
         else:
             expected = torch.softmax(expected, -1)
-        torch.testing.assert_close(learner.predict(inputs, said), expected, rtol=1e-5, atol=1e-5)
-        learner.adapt(inputs, said)
-        learner.learn(inputs, said, torch.zeros(1, 2), torch.ones(1, 2) > 0)
+        torch.testing.assert_close(
+            learner.predict(inputs, base_output), expected, rtol=1e-5, atol=1e-5
+        )
+        learner.adapt(inputs, base_output)
+        learner.learn(inputs, base_output, torch.zeros(1, 2), torch.ones(1, 2) > 0)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters(), strict=True))
 
 
@@ -86,7 +88,7 @@ def test_frozen_learners_pass_the_checks(tmp_path: Path) -> None:
     assert built(make(), case.spec(CPU)).names == ("liquid-cfc-5-frozen",)
 
 
-def test_weights_can_be_learned_further(tmp_path: Path) -> None:
+def test_weights_can_be_trained_further(tmp_path: Path) -> None:
     case = CASES[2]
     net = CfC(
         case.channels,

@@ -1,7 +1,7 @@
-"""Every call in the packages that could take code, or anything else, out of data is on a list,
-with its reason.
+"""Every call in the packages that could load code or objects from data is on a list, with its
+reason.
 
-A new way to read something has to be added here, and to `tests/test_hostile.py`.
+A new reader has to be added here, and to `tests/test_hostile.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("streamadapt", "connectors")
 
-# By its last names: what a call ends in, whatever it was imported as or from.
+# By its last names: the end of a call, however it was imported.
 SUSPICIOUS = {
     "eval", "exec", "compile", "__import__", "import_module", "literal_eval", "load", "loads",
     "load_file", "safe_open", "Unpickler", "_Unpickler", "unsafe_load", "load_library",
@@ -25,7 +25,7 @@ SUSPICIOUS = {
     "package_importer", "PackageImporter", "deserialize", "treespec_loads", "entry_points",
     "InferenceSession", "register_custom_ops_library",
 }  # fmt: skip
-# Modules that nothing may import but those named.
+# Modules that only the named modules may import.
 MODULES = {
     "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "dbm",
     "yaml", "ruamel", "zipfile", "tarfile", "gzip", "bz2", "lzma", "shutil", "ctypes", "cffi",
@@ -163,7 +163,7 @@ def name_of(node: ast.expr) -> str:
 
 
 def calls(tree: ast.AST) -> set[str]:
-    """Suspicious calls, and suspicious names that are handed on without a call
+    """Return suspicious calls, and suspicious names that are passed on without a call
     (``map(pickle.loads, ...)``)."""
     found = set()
     for node in ast.walk(tree):
@@ -204,14 +204,14 @@ def seen(root: Path) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
 def test_every_load_path_is_on_the_list() -> None:
     called, imported = seen(ROOT)
     assert called - set(CALLS) == set(), (
-        "a new way in: add it here with its reason, and to tests/test_hostile.py"
+        "a new reader: add it here with its reason, and to tests/test_hostile.py"
     )
-    assert imported - set(IMPORTS) == set(), "a module that can take code out of data"
+    assert imported - set(IMPORTS) == set(), "a module that can load code from data"
     assert all(CALLS.values())
     assert all(IMPORTS.values())
 
 
-def test_nothing_is_listed_that_is_gone() -> None:
+def test_every_listed_call_still_exists() -> None:
     called, imported = seen(ROOT)
     assert set(CALLS) - called == set()
     assert set(IMPORTS) - imported == set()
@@ -230,7 +230,7 @@ def test_nothing_is_listed_that_is_gone() -> None:
         "from torch.export import load as take", "import torch.package",
     ],
 )  # fmt: skip
-def test_a_new_way_in_would_be_seen(code: str, tmp_path: Path) -> None:
+def test_a_new_reader_would_be_detected(code: str, tmp_path: Path) -> None:
     (tmp_path / "streamadapt").mkdir()
     (tmp_path / "streamadapt" / "new.py").write_text(code)
     called, imported = seen(tmp_path)

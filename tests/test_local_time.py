@@ -1,5 +1,4 @@
-"""Times that clocks on walls show, with `fields.timezone`: the tests start at UTC, so they know
-what is meant."""
+"""Local times with `fields.timezone`: the tests start from UTC, so the right answer is known."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ path = "out.jsonl"
 [checkpoint]
 path = "state"
 """
-# In Berlin the hour from 2:00 on the 26th comes twice.
+# In Berlin the hour from 2:00 on the 26th occurs twice.
 AUTUMN = datetime(2025, 10, 25, 20, 0, tzinfo=UTC)
 NS = 10**9
 
@@ -73,8 +72,8 @@ def times(folder):
 
 @pytest.mark.parametrize("minutes", [1, 5, 10, 15, 20, 30, 60, 90, 180])
 @pytest.mark.parametrize("batch", [1, 500])
-def test_the_hour_that_comes_twice_is_told_apart_by_order(folder, minutes, batch):
-    """Whatever the step between records, and however they are grouped; nothing is refused."""
+def test_the_repeated_hour_is_resolved_by_order(folder, minutes, batch):
+    """For any step between records and any grouping; nothing is refused."""
     moments = [AUTUMN + timedelta(minutes=minutes * i) for i in range(600 // minutes)]
     write(folder, moments)
     config(folder, batch)
@@ -101,7 +100,7 @@ def test_a_restart_in_the_middle_changes_nothing(folder, stop):
         ("Asia/Kolkata", AUTUMN),
     ],
 )
-def test_in_other_places_too(folder, zone, start):
+def test_other_time_zones(folder, zone, start):
     moments = [start + timedelta(minutes=5 * i) for i in range(120)]
     write(folder, moments, zone)
     config(folder, zone=zone)
@@ -109,6 +108,7 @@ def test_in_other_places_too(folder, zone, start):
     assert times(folder) == [utc_ns(moment) for moment in moments]
 
 
+@pytest.mark.slow
 def test_two_years_of_hours(folder):
     moments = [datetime(2024, 9, 1, tzinfo=UTC) + timedelta(hours=i) for i in range(17520)]
     write(folder, moments, form="%d.%m.%Y %H:%M")
@@ -125,7 +125,7 @@ def test_an_offset_in_the_text_is_kept(folder):
     assert times(folder) == [utc_ns(moment) for moment in moments]
 
 
-def test_without_the_setting_they_are_utc(folder):
+def test_without_the_setting_times_are_utc(folder):
     write(folder, [AUTUMN + timedelta(minutes=i) for i in range(5)])
     config(folder)
     (folder / "c.toml").write_text(
@@ -133,11 +133,11 @@ def test_without_the_setting_they_are_utc(folder):
     )
     assert run_command(["run", "c.toml"]).code == 0
     assert times(folder)[0] == utc_ns(AUTUMN + timedelta(hours=2)), (
-        "what Berlin's clocks show, taken for UTC"
+        "Berlin's local time, read as UTC"
     )
 
 
-def test_a_time_that_no_clock_showed_is_refused(folder):
+def test_a_skipped_local_time_is_refused(folder):
     write(folder, [datetime(2025, 3, 30, 0, i, tzinfo=UTC) for i in range(5)])
     with (folder / "in.jsonl").open("a") as file:
         file.write('{"t": "2025-03-30T02:30:00", "v": 1}\n{"t": "2025-03-30T03:00:00", "v": 2}\n')
@@ -145,11 +145,11 @@ def test_a_time_that_no_clock_showed_is_refused(folder):
     assert run_command(["run", "c.toml"]).code == 0
     (letter,) = lines(folder / "out.jsonl.dead-letters")
     assert (letter["reason"], letter["offset"]) == ("bad_time", 5)
-    assert "the hour that Europe/Berlin leaves out in spring" in letter["detail"]
+    assert "the hour that Europe/Berlin skips in spring" in letter["detail"]
     assert times(folder)[-1] == utc_ns(datetime(2025, 3, 30, 1, 0, tzinfo=UTC))
 
 
-def test_sensors_of_a_file_in_turn_and_one_after_the_other(folder):
+def test_sensors_of_a_file_interleaved_or_sorted(folder):
     """Records of the same time by several sensors, and a file that is sorted by sensor: each has
     both hours."""
     moments = [AUTUMN + timedelta(minutes=10 * i) for i in range(60)]
@@ -163,8 +163,8 @@ def test_sensors_of_a_file_in_turn_and_one_after_the_other(folder):
 
 
 def test_labels_of_their_own_file_have_an_order_of_their_own(folder, capsys):
-    """Each is learned: none comes before its entry, though the same hour is read twice in both
-    files."""
+    """Each label is learned: none comes before its entry, although the same hour is read twice in
+    both files."""
     moments = [AUTUMN + timedelta(minutes=10 * i) for i in range(60)]
     ids, later = (
         [f"e{i}" for i in range(60)],
@@ -188,14 +188,14 @@ def test_labels_of_their_own_file_have_an_order_of_their_own(folder, capsys):
 
 
 def stamp(hour, minute, second=0):
-    """A record of Berlin's 26th of October 2025, as the codec gives it."""
+    """Return a record of Berlin's 26th of October 2025, as the codec decodes it."""
     early = utc_ns(datetime(2025, 10, 26, hour, minute, second, tzinfo=UTC)) - 2 * 3600 * NS
     return Entry(np.zeros(1, np.float32), early, or_time=early + 3600 * NS if hour == 2 else early)
 
 
-def test_two_clocks_a_little_apart_begin_the_hour_once():
-    """A record that is late by seconds is no sign of the second hour, nor is a straggler of the
-    first."""
+def test_two_clocks_slightly_apart_begin_the_hour_once():
+    """A record that is late by seconds does not start the second hour, and neither does a late
+    record of the first."""
     clock = LocalClock()
     given = [
         (1, 59, 0),

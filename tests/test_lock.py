@@ -1,5 +1,4 @@
-"""The lock is complete and exact, and its audit fails on what is known to be vulnerable and on
-nothing else."""
+"""The lock is complete and exact, and its audit fails on known vulnerabilities only."""
 
 from __future__ import annotations
 
@@ -17,11 +16,11 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 EXTRAS = ("dev", "demo")
 OF_TORCH = re.compile(r"nvidia-|cuda-|triton$")
-"""What a build of torch for CUDA brings along: torch itself names their exact versions."""
+"""Packages that a CUDA build of torch requires: torch itself names their exact versions."""
 
 
 def pins(text: str) -> dict[str, str]:
-    """Return name -> version of a lock; every line that is no comment must be one."""
+    """Return name -> version of a lock; every line that is not a comment must be a pin."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     found = {}
     for line in lines:
@@ -35,8 +34,8 @@ def pins(text: str) -> dict[str, str]:
 def needed(
     name: str, extras: frozenset[str], seen: dict[tuple[str, frozenset[str]], None]
 ) -> Iterator[str]:
-    """Yield the names of all that a distribution needs, here and with these extras, and what those
-    need."""
+    """Yield the names of all requirements of a distribution, here and with these extras, and their
+    requirements."""
     if (name, extras) in seen:
         return
     seen[name, extras] = None
@@ -64,20 +63,20 @@ def lock() -> dict[str, str]:
     return pins((ROOT / "constraints.txt").read_text())
 
 
-def test_every_distribution_is_pinned_at_what_is_installed(
+def test_every_distribution_is_pinned_at_the_installed_version(
     closure: set[str], lock: dict[str, str]
 ) -> None:
-    """By its public version: which build of it is had is the index's affair."""
+    """By its public version: the package index chooses the build."""
     assert len(closure) > 50
     installed = {name: Version(distribution(name).version).public for name in closure}
     assert {n: v for n, v in installed.items() if Version(lock.get(n, "0")) != Version(v)} == {}
 
 
-def test_nothing_is_pinned_that_is_not_needed(closure: set[str], lock: dict[str, str]) -> None:
+def test_only_required_packages_are_pinned(closure: set[str], lock: dict[str, str]) -> None:
     assert set(lock) - closure == set()
 
 
-def test_what_is_no_exact_pin_would_be_seen() -> None:
+def test_an_inexact_pin_would_be_detected() -> None:
     for wrong in ("numpy>=2", "numpy", "numpy==1\nNumPy==1"):
         with pytest.raises(AssertionError):
             pins(wrong)
@@ -94,7 +93,7 @@ def verdict(report: dict[str, object]) -> tuple[int, str]:
 
 
 def test_the_audit_fails_on_a_known_vulnerability_only() -> None:
-    """Not where there is no data, and it never calls that an audit."""
+    """Without data it does not fail, and it does not claim an audit."""
     fine = {"name": "a", "version": "1", "vulns": []}
     bad = {
         "name": "b",
@@ -106,8 +105,8 @@ def test_the_audit_fails_on_a_known_vulnerability_only() -> None:
         1,
         "known vulnerabilities: b 2: PYSEC-1",
     )
-    code, said = verdict({"dependencies": [fine, unknown]})
+    code, text = verdict({"dependencies": [fine, unknown]})
     assert code == 0
-    assert said == "1 packages without a known vulnerability; nothing is known of 1: c"
+    assert text == "1 packages without a known vulnerability; nothing is known of 1: c"
     for nothing in ({"dependencies": [unknown]}, {"dependencies": []}, {}):
         assert verdict(nothing) == (0, "not done: the data cannot be reached from here")

@@ -1,4 +1,4 @@
-"""Losses: their slopes, and what a guard makes of them."""
+"""Losses: their slopes, and a guard's results with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOSSES: list[Loss] = [Absolute(), Squared(), Pinball(0.1), Pinball(0.5), Pinball
 
 
 @given(st.sampled_from(LOSSES), st.integers(0, 2**32 - 1))
-def test_regrets_are_the_slope_times_the_way_to_the_expert(loss: Loss, seed: int) -> None:
+def test_regrets_are_the_slope_times_the_distance_to_the_expert(loss: Loss, seed: int) -> None:
     rng = np.random.default_rng(seed)
     experts, own, target = (
         rng.normal(size=(3, 2, 4)),
@@ -30,12 +30,12 @@ def test_regrets_are_the_slope_times_the_way_to_the_expert(loss: Loss, seed: int
 
 
 @pytest.mark.parametrize("loss", [Absolute(), Pinball(0.9)], ids=lambda loss: loss.name)
-def test_nothing_speaks_for_anyone_where_the_mixture_is_right(loss: Loss) -> None:
+def test_regrets_are_zero_where_the_mixture_is_right(loss: Loss) -> None:
     own = np.ones((1, 1))
     assert not loss.regret(np.zeros((2, 1, 1)), own, own, own).any()
 
 
-def test_the_pinball_loss_is_least_at_the_quantile_and_half_the_absolute_at_the_median() -> None:
+def test_the_pinball_loss_is_smallest_at_the_quantile() -> None:
     rng = np.random.default_rng(0)
     y = rng.normal(size=(20_001, 1))
     for q in (0.1, 0.5, 0.9):
@@ -49,17 +49,17 @@ def test_the_pinball_loss_is_least_at_the_quantile_and_half_the_absolute_at_the_
 
 @pytest.mark.parametrize("q", [0.1, 0.9])
 def test_the_guard_finds_the_quantile_between_its_experts(q: float) -> None:
-    """The base says the median; what is served covers the part it should."""
+    """The base predicts the median; the served prediction covers the requested share."""
     rng = np.random.default_rng(1)
     guard = TwoLayer()
     guard.build(["base", "low", "high"], 1, 1, Pinball(q), np.ones(1))
-    said = np.array([0.0, -2.0, 2.0]).reshape(3, 1, 1)
+    experts = np.array([0.0, -2.0, 2.0]).reshape(3, 1, 1)
     below = []
     for _ in range(6000):
-        mixed = guard.mix(said)
+        mixed = guard.mix(experts)
         y = rng.normal(size=(1, 1))
         below.append(bool(y < mixed.served))
-        guard.update(said, mixed.aggregator_outputs, y, np.ones((1, 1), bool))
+        guard.update(experts, mixed.aggregator_outputs, y, np.ones((1, 1), bool))
     assert np.mean(below[3000:]) == pytest.approx(q, abs=0.05)
 
 

@@ -1,4 +1,4 @@
-"""Merging entries and labels: one order, whatever order their records arrived in."""
+"""Merging entries and labels: one order, for any order of arrival."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def merge_of(entry_times: list[int], label_times: list[int], wait_s: float = 5.0
     return merge
 
 
-def test_one_stream_is_its_own_order() -> None:
+def test_one_stream_keeps_its_order() -> None:
     merge = Merge(1, 5.0)
     for i, time in enumerate((3, 1, 2)):
         merge.offer(ENTRIES, *made(ENTRIES, i, time), now=0.0)
@@ -72,7 +72,9 @@ def test_a_stream_with_records_left_to_read_is_waited_for() -> None:
     assert names(merge.release(9.0, ALL)) == ["e0@10"], "wait_s after it was last behind"
     caught_up = merge_of([10], [])
     caught_up.note_lag(LABELS, 0, now=4.0)
-    assert names(caught_up.release(5.0, ALL)) == ["e0@10"], "an empty lag is no reason to wait"
+    assert names(caught_up.release(5.0, ALL)) == ["e0@10"], (
+        "without lag there is no reason to wait"
+    )
 
 
 def test_a_limit_loses_nothing() -> None:
@@ -98,7 +100,7 @@ def test_a_label_behind_the_entries_is_counted_and_not_lost() -> None:
     assert merge.late_labels == 1, "one at the entry's own time is not late"
 
 
-def test_a_refused_record_waits_for_nothing_and_keeps_its_place() -> None:
+def test_a_refused_record_does_not_wait_and_keeps_its_place() -> None:
     merge = Merge(2, 5.0)
     merge.offer(ENTRIES, *made(ENTRIES, 0, 10), now=0.0)
     bad = record(ENTRIES, 1, 10**15)
@@ -109,7 +111,7 @@ def test_a_refused_record_waits_for_nothing_and_keeps_its_place() -> None:
     assert names(merge.release(0.0, ALL, ended=True)) == ["e2@30"]
 
 
-def test_time_that_goes_back_within_a_stream_keeps_the_streams_order() -> None:
+def test_backward_times_within_a_stream_keep_the_streams_order() -> None:
     merge = merge_of([30, 10], [20])
     assert names(merge.release(0.0, ALL, ended=True)) == ["l0@20", "e0@30", "e1@30"]
 
@@ -120,8 +122,8 @@ Times = st.lists(st.integers(0, 30), max_size=15)
 def interleaved(
     entry_times: list[int], label_times: list[int], choices: Any, limit: int
 ) -> list[str]:
-    """Offer two streams in any interleaving, releasing in between; what is not over is still being
-    read."""
+    """Offer two streams in any interleaving, releasing in between; an unfinished stream is still
+    being read."""
     merge = Merge(2, wait_s=5.0)
     left = [list(enumerate(entry_times)), list(enumerate(label_times))]
     released: list[Arrived] = []
@@ -141,11 +143,11 @@ def interleaved(
 
 
 @given(Times, Times, st.data(), st.integers(1, 4))
-def test_the_order_does_not_depend_on_who_arrived_first(
+def test_the_order_does_not_depend_on_the_order_of_arrival(
     e: list[int], lab: list[int], data: Any, limit: int
 ) -> None:
-    """However the two streams' records are interleaved, as long as neither is given up: the same
-    order every time."""
+    """For any interleaving of the two streams' records the order is the same, as long as neither
+    wait ends."""
     reference = names(merge_of(e, lab).release(0.0, ALL, ended=True))
     assert interleaved(e, lab, data, limit) == reference
     assert len(reference) == len(e) + len(lab), "nothing is lost"
@@ -155,7 +157,7 @@ def test_the_order_does_not_depend_on_who_arrived_first(
 
 @pytest.mark.parametrize("wait_s", [0.0, 5.0])
 def test_each_streams_own_order_is_always_kept(wait_s: float) -> None:
-    """Also when waiting ends and labels come late."""
+    """Also if waiting ends and labels are late."""
     rng = np.random.default_rng(0)
     merge = Merge(2, wait_s)
     released: list[Arrived] = []
@@ -174,8 +176,8 @@ def test_each_streams_own_order_is_always_kept(wait_s: float) -> None:
 
 
 @pytest.mark.parametrize("judged", [False, True])
-def test_a_stream_that_is_forgotten_begins_again(judged: bool) -> None:
-    """Its topic was deleted and created again: what waited is gone, and older times are right
+def test_a_forgotten_stream_starts_again(judged: bool) -> None:
+    """Its topic was recreated: its waiting records are dropped, and older times are accepted
     again."""
     merge = Merge(2, 5.0)
     later = 10 * 86_400 * ALL
@@ -188,14 +190,14 @@ def test_a_stream_that_is_forgotten_begins_again(judged: bool) -> None:
     merge.note_lag(ENTRIES, 7, now=1.0)
     merge.forget(ENTRIES)
     assert names(merge.release(5.0, ALL)) == [f"l2@{later + 2 * ALL}"], (
-        "labels wait no longer for the old entries"
+        "labels no longer wait for the old entries"
     )
     for offset, time in enumerate((10, 30, 20)):
         merge.offer(ENTRIES, *made(ENTRIES, offset, time), now=6.0)
     assert names(merge.release(12.0, ALL)) == ["e0@10", "e1@30", "e2@30"]
 
 
-def test_what_is_held_back_is_forgotten_too() -> None:
+def test_records_held_back_are_forgotten_too() -> None:
     merge = Merge(1, 5.0)
     for offset in range(5):
         merge.offer(ENTRIES, *made(ENTRIES, offset, offset), now=0.0)

@@ -1,5 +1,5 @@
-"""The catalogue, the page in the docs and a scrape agree; recording and scraping do not get in
-each other's way."""
+"""The catalogue, the docs page and a scrape agree; recording and scraping do not disturb each
+other."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
     return registry.get_sample_value(f"streamadapt_{name}", labels)
 
 
-def test_every_number_stands_where_it_belongs(
-    metrics: Metrics, registry: CollectorRegistry
-) -> None:
+def test_every_number_is_in_its_metric(metrics: Metrics, registry: CollectorRegistry) -> None:
     record_everything(metrics)
     assert value(registry, "entries_total", partition="3") == 10
     assert value(registry, "predictions_total", partition="3") == 8
@@ -153,7 +151,7 @@ def test_durations_fall_into_cumulative_buckets(
         metrics.stage("lern", 1.0)
 
 
-def test_what_is_unknown_is_absent_and_not_zero(
+def test_unknown_values_are_absent_and_not_zero(
     metrics: Metrics, registry: CollectorRegistry
 ) -> None:
     names = {family.name for family in registry.collect()}
@@ -179,7 +177,7 @@ def test_a_partition_that_moved_away_is_forgotten(
     metrics.forget(9)
 
 
-def test_ages_grow_by_the_clock_alone() -> None:
+def test_ages_grow_with_the_clock_only() -> None:
     clock = Clock()
     metrics = Metrics(clock)
     metrics.checkpoint(0, 0.1, 10, clock.s)
@@ -199,7 +197,7 @@ def test_the_recorder_keeps_copies(metrics: Metrics, registry: CollectorRegistry
     assert value(registry, "consumer_lag_records", stream="s", partition="0") == 1
 
 
-def test_null_metrics_take_everything_and_keep_nothing() -> None:
+def test_null_metrics_accept_everything_and_keep_nothing() -> None:
     metrics = NullMetrics()
     record_everything(metrics)
     known = {name for name, samples in metrics.samples().items() if samples}
@@ -215,7 +213,7 @@ def test_two_engines_do_not_share_a_registry_by_accident(
 
 
 def exposed(text: str) -> dict[str, tuple[str, str, set[str]]]:
-    """Name as in the catalogue -> (kind, help, label names)."""
+    """Return name as in the catalogue -> (kind, help, label names)."""
     found = {}
     for family in text_string_to_metric_families(text):
         name = family.name + ("_total" if family.type == "counter" else "")
@@ -244,7 +242,7 @@ def test_the_catalogue_the_docs_and_a_live_scrape_agree(
 
 def test_the_docs_page_is_up_to_date() -> None:
     assert DOCS.read_text() == metrics_markdown(), (
-        "write docs/metrics.md anew, as CONTRIBUTING.md says"
+        "write docs/metrics.md again, as CONTRIBUTING.md says"
     )
 
 
@@ -258,18 +256,16 @@ def test_no_label_can_hold_a_key_or_an_id() -> None:
     shutil.which("promtool") is None,
     reason="promtool is not installed (Debian package prometheus)",
 )
-def test_promtool_has_nothing_to_complain_about(
-    metrics: Metrics, registry: CollectorRegistry
-) -> None:
+def test_promtool_reports_no_problem(metrics: Metrics, registry: CollectorRegistry) -> None:
     record_everything(metrics)
     lint = ["promtool", "check", "metrics"]
     done = subprocess.run(lint, input=generate_latest(registry), capture_output=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
     bad = subprocess.run(lint, input=b"# TYPE x counter\nx 1\n", capture_output=True, check=False)
-    assert bad.returncode != 0, "the linter must be able to complain"
+    assert bad.returncode != 0, "the linter must be able to report a problem"
 
 
-def test_scraping_while_the_engine_records_is_safe_and_never_goes_back(
+def test_scraping_while_the_engine_records_is_safe_and_counters_never_decrease(
     metrics: Metrics, registry: CollectorRegistry
 ) -> None:
     stop = threading.Event()

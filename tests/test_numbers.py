@@ -1,5 +1,4 @@
-"""Numbers keep their meaning: what comes far from zero is predicted, learned and judged as what it
-is."""
+"""Numbers keep their precision: values far from zero are predicted, learned and judged exactly."""
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ import torch
 from cli_helpers import logging_as_before
 from streamadapt_connectors.codecs import FieldMap, JsonCodec, encode_prediction
 from torch import Tensor, nn
+from variants import variants
 
 from streamadapt import (
     RLS,
@@ -50,8 +50,8 @@ def meter(level: float, **parts: Any) -> Pipeline:
 
 
 def errors(pipeline: Any, values: list[float], **more: Any) -> tuple[list[float], list[float]]:
-    """Feed a series in; return the absolute errors of what was served and of the base, against the
-    true next value."""
+    """Observe a series; return the absolute errors of the served prediction and of the base,
+    against the true next value."""
     served, base = [], []
     for t, value in enumerate(values[:-1]):
         for p in pipeline.observe([Entry(np.array([value]), t * 10**9, **more)]):
@@ -61,17 +61,17 @@ def errors(pipeline: Any, values: list[float], **more: Any) -> tuple[list[float]
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_total_that_grows_by_one_is_predicted_and_judged_as_what_it_is(level: float) -> None:
+def test_a_total_that_grows_by_one_is_predicted_and_judged_precisely(level: float) -> None:
     pipeline = meter(level)
     served, base = errors(pipeline, [level + t for t in range(300)])
     assert base == [1.0] * len(base)
     assert max(served[100:]) < 0.01
     assert pipeline.stats.mean_loss("base") == 1.0
-    told = sum(served[:-1]) / len(served[:-1])  # the newest forecast is still open
-    assert pipeline.stats.mean_loss("served") == pytest.approx(told, rel=0.02, abs=1e-3)
+    expected = sum(served[:-1]) / len(served[:-1])  # the newest forecast is still open
+    assert pipeline.stats.mean_loss("served") == pytest.approx(expected, rel=0.02, abs=1e-3)
 
 
-def test_the_default_learners_say_at_any_level_what_they_say_at_zero() -> None:
+def test_the_default_learners_predict_at_any_level_as_at_zero() -> None:
     steps = np.random.default_rng(0).normal(1.0, 0.3, size=250).cumsum()
 
     def served(level: float) -> list[float]:
@@ -111,13 +111,13 @@ def test_the_command_line_keeps_a_total(tmp_path: Path, monkeypatch: pytest.Monk
         '[sink]\nkind = "files"\npath = "out.jsonl"\n'
     )
     assert run_command(["replay", "config.toml", "in.jsonl", "--out", "out.jsonl"]).code == 0
-    said = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    off = [abs(p["served"][0] - (1_700_000_000 + p["time"] // 10**9 + 1)) for p in said]
+    predictions = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    off = [abs(p["served"][0] - (1_700_000_000 + p["time"] // 10**9 + 1)) for p in predictions]
     assert len(off) == 145
     assert max(off[60:]) < 0.05
 
 
-def test_keys_at_different_levels_each_keep_their_own() -> None:
+def test_keys_at_different_levels_each_keep_their_level() -> None:
     keyed = KeyedPipeline(lambda: meter(0.0))
     for key, level in (("a", 5.0), ("b", 2e8)):
         served, base = errors(keyed, [level + t for t in range(200)], key=key)
@@ -130,16 +130,16 @@ def test_meters_of_a_panel_beside_a_small_sensor() -> None:
     off = []
     for t in range(200):
         for key, value in (("small", 5.0 + t), ("total", 2e8 + t)):
-            said = pipeline.observe([Entry(np.array([value]), t * 10**9, key=key)])
+            predictions = pipeline.observe([Entry(np.array([value]), t * 10**9, key=key)])
             off += [
                 np.abs(p.served[0] - (np.array([5.0, 2e8]) + p.time // 10**9 + 1)).max()
-                for p in said
+                for p in predictions
             ]
     assert max(off[100:]) < 0.01
 
 
-def test_a_missing_start_and_one_wild_value_set_no_origin() -> None:
-    """Float32 of a value of about 20 less 4294967295 would be a multiple of 256."""
+def test_a_missing_start_and_an_outlier_set_no_origin() -> None:
+    """A value of about 20 minus 4294967295 in float32 would be a multiple of 256."""
     values = [float("nan"), 20.0, 21.0, 4294967295.0, 19.0, 20.0]
     pipeline = Pipeline(Forecast(6, 1), Persistence(1), [Bias(0.1)])
     pipeline.observe([Entry(np.array([v]), t) for t, v in enumerate(values)])
@@ -147,7 +147,7 @@ def test_a_missing_start_and_one_wild_value_set_no_origin() -> None:
 
 
 class Near(nn.Module):
-    """Twice the newest value, and a level: what a label of ``3 x + level`` is roughly."""
+    """Twice the newest value, plus a level: roughly a label of ``3 x + level``."""
 
     def __init__(self, level: float) -> None:
         super().__init__()
@@ -179,17 +179,17 @@ def regression(base: Any, level: float, *, apart: bool = False) -> tuple[Pipelin
     return pipeline, off
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("apart", variants([False, True]))
 def test_labels_far_from_zero_are_learned_as_labels_near_it(apart: bool) -> None:
     near = np.mean(regression(near_linear(0.0), 0.0, apart=apart)[1][150:])
-    for base in (near_linear(2e8), Near(2e8)):  # the module can say multiples of 16 only
+    for base in (near_linear(2e8), Near(2e8)):  # the module can only return multiples of 16
         pipeline, off = regression(base, 2e8, apart=apart)
         assert np.mean(off[150:]) < 1.1 * near
-        told = sum(off[:-1]) / len(off[:-1])
-        assert pipeline.stats.mean_loss("served") == pytest.approx(told, rel=0.02)
+        expected = sum(off[:-1]) / len(off[:-1])
+        assert pipeline.stats.mean_loss("served") == pytest.approx(expected, rel=0.02)
 
 
-def test_a_wild_first_label_or_prediction_sets_no_origin() -> None:
+def test_an_outlier_as_first_label_or_prediction_sets_no_origin() -> None:
     for base, first in ((Near(0.0), 4e9), (Near(4e9), 1.0)):
         pipeline = Pipeline(Supervised(1), base, [Bias(0.1)])
         pipeline.observe(
@@ -198,7 +198,7 @@ def test_a_wild_first_label_or_prediction_sets_no_origin() -> None:
         assert "output_origin" not in pipeline.state_dict()["spec"]
 
 
-def test_a_fit_at_a_level_is_the_fit_without_it() -> None:
+def test_a_fit_at_a_level_equals_the_fit_without_it() -> None:
     steps = np.random.default_rng(0).normal(1.0, 0.5, size=(600, 1)).cumsum(0)
     plain, far = (fit_forecast(Batch(steps + level, np.arange(600)), 6, 2) for level in (0.0, 2e8))
     torch.testing.assert_close(far.weights, plain.weights, rtol=1e-3, atol=1e-3)
@@ -208,22 +208,22 @@ def test_a_fit_at_a_level_is_the_fit_without_it() -> None:
     )
 
 
-def test_a_gain_is_about_zero_and_not_about_the_origin() -> None:
-    """The base says 10 % too little of every value, however far from zero they are."""
+def test_a_gain_is_relative_to_zero_and_not_to_the_origin() -> None:
+    """The base predicts 10 % too little for every value, however far from zero it is."""
     pipeline = Pipeline(Supervised(1), lambda w: w[-1:] * 0.9, [Gain(0.1)])
     for t, x in enumerate(np.random.default_rng(0).uniform(2e5, 9e5, size=300).astype(np.float32)):
-        (said,) = pipeline.observe([Entry(np.array([x]), t, str(t), label=np.array([x]))])
-    assert float(said.experts["gain-0.1"][0, 0]) == pytest.approx(float(x), rel=1e-3)
+        (prediction,) = pipeline.observe([Entry(np.array([x]), t, str(t), label=np.array([x]))])
+    assert float(prediction.experts["gain-0.1"][0, 0]) == pytest.approx(float(x), rel=1e-3)
 
 
-def test_a_learner_that_asks_the_base_itself_asks_in_original_units() -> None:
+def test_a_learner_that_calls_the_base_uses_original_units() -> None:
     pipeline = Pipeline(Forecast(6, 1), Persistence(1), [Dictionary()])
     for t in range(200):
         for p in pipeline.observe([Entry(np.array([2e8 + np.sin(t / 5.0)]), t * 10**9)]):
             assert abs(float(p.experts["dictionary"][0, 0]) - 2e8) < 10.0
 
 
-class SeesWhatItIsGiven(Base):
+class RecordsInputs(Base):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype, self.seen = dtype, torch.zeros(0)
@@ -238,12 +238,12 @@ class SeesWhatItIsGiven(Base):
         return BaseOutput(inputs[-1:])
 
 
-def test_a_module_is_given_float32_in_original_units_and_its_loss_is_warned_of_once(
+def test_a_module_receives_float32_in_original_units_with_one_warning_about_precision(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    base = SeesWhatItIsGiven(torch.float32)
+    base = RecordsInputs(torch.float32)
     with caplog.at_level(logging.WARNING, "streamadapt"):
-        for _ in range(2):  # as many pipelines as there are keys share a base
+        for _ in range(2):  # the pipelines of all keys share a base
             pipeline = Pipeline(Forecast(2, 1), base, [Bias(0.1)])
             pipeline.observe([Entry(np.array([2e8 + t]), t) for t in range(5)])
     assert base.seen.dtype == torch.float32
@@ -252,7 +252,7 @@ def test_a_module_is_given_float32_in_original_units_and_its_loss_is_warned_of_o
     assert "differences" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "streamadapt"):
-        exact = SeesWhatItIsGiven(torch.float64)
+        exact = RecordsInputs(torch.float64)
         Pipeline(Forecast(2, 1), exact, [Bias(0.1)]).observe(
             [Entry(np.array([2e8 + t]), t) for t in range(5)]
         )
@@ -260,16 +260,16 @@ def test_a_module_is_given_float32_in_original_units_and_its_loss_is_warned_of_o
     assert not caplog.records
 
 
-def test_a_module_of_float64_is_given_float64() -> None:
+def test_a_module_of_float64_receives_float64() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(2, 1)).double()
     pipeline = Pipeline(Forecast(2, 1), net, [Bias(0.1)])
-    said = pipeline.observe([Entry(np.array([float(t)]), t) for t in range(4)])
+    predictions = pipeline.observe([Entry(np.array([float(t)]), t) for t in range(4)])
     wanted = net(torch.tensor([[2.0, 3.0]], dtype=torch.float64)).item()
-    assert float(said[-1].base[0, 0]) == wanted
+    assert float(predictions[-1].base[0, 0]) == wanted
 
 
 @pytest.mark.parametrize("value", [1e39, -1e39, 1.8e308, np.inf])
-def test_numbers_beyond_float32_are_refused_and_those_within_it_do_no_harm(value: float) -> None:
+def test_numbers_beyond_float32_are_refused_and_smaller_ones_do_no_harm(value: float) -> None:
     pipeline = Pipeline(Supervised(1), Near(0.0), [Bias(0.1)])
     pipeline.observe([Entry(np.zeros(1), 0, "0")])
     for item in (
@@ -287,7 +287,7 @@ def test_numbers_beyond_float32_are_refused_and_those_within_it_do_no_harm(value
             assert np.isfinite(p.served).all()
 
 
-def test_a_checkpoint_goes_on_bit_for_bit_and_so_does_a_packed_one() -> None:
+def test_a_checkpoint_and_a_packed_state_resume_bit_for_bit() -> None:
     values = (2e8 + np.random.default_rng(0).normal(1.0, 0.3, size=120).cumsum()).tolist()
     whole, first = (
         Pipeline(
@@ -307,7 +307,7 @@ def test_a_checkpoint_goes_on_bit_for_bit_and_so_does_a_packed_one() -> None:
         np.testing.assert_array_equal(a.low, b.low)
 
 
-def test_a_regression_goes_on_bit_for_bit_before_and_after_its_level_is_known() -> None:
+def test_a_regression_resumes_bit_for_bit_before_and_after_its_level_is_known() -> None:
     def items(start: int, stop: int) -> list[Entry | Label]:
         found: list[Entry | Label] = []
         for t in range(start, stop):
@@ -329,14 +329,14 @@ def test_a_regression_goes_on_bit_for_bit_before_and_after_its_level_is_known() 
             np.testing.assert_array_equal(a.served, b.served)
 
 
-def test_float32_arrays_mean_what_they_hold() -> None:
+def test_float32_arrays_keep_their_exact_values() -> None:
     values = np.random.default_rng(0).normal(20.0, 5.0, size=100).astype(np.float32)
-    said = [
+    predictions = [
         Pipeline(Forecast(6, 2), Persistence(2), default_learners("forecast")).observe(
             [Entry(row, t) for t, row in enumerate(rows)]
         )
         for rows in (values[:, None], values[:, None].astype(np.float64))
     ]
-    for a, b in zip(*said, strict=True):
+    for a, b in zip(*predictions, strict=True):
         np.testing.assert_array_equal(a.served, b.served)
         assert a.served.dtype == np.float64

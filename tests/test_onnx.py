@@ -1,5 +1,5 @@
-"""ONNX bases: they say what the model says in its own framework, and nothing that a file may hold
-does harm."""
+"""ONNX bases: their outputs equal the model's in its own framework, and hostile files do no
+harm."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def mlp() -> nn.Module:
 
 
 class Conv(nn.Module):
-    """A convolution, a batch normalisation, a constant, and the embedding as second output."""
+    """A network with a convolution, a batch normalisation, a constant, and the embedding as second
+    output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ def made(make: Callable[[], nn.Module]) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Torch models, each exported once: the exporter takes a second for each."""
+    """Torch models, each exported once: an export takes a second."""
     folder = tmp_path_factory.mktemp("exported")
     found = {name: export(made(make), folder / f"{name}.onnx") for name, make in MODELS.items()}
     found["conv, dynamic"] = export(made(Conv), folder / "dynamic.onnx", dynamic=True)
@@ -105,17 +106,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def wide() -> nn.Module:
-    """Large enough that the exporter puts its weights into the second file."""
+    """A model large enough that the exporter puts its weights into a second file."""
     return nn.Sequential(
         nn.Flatten(), nn.Linear(12, 400), nn.ReLU(), nn.Linear(400, 6), nn.Unflatten(1, (3, 2))
     )
 
 
-# -- what it says
+# -- outputs
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "recurrent", "conv, dynamic", "mlp, two files"])
-def test_an_exported_torch_model_says_what_the_eager_one_says(
+def test_an_exported_torch_model_gives_the_outputs_of_the_eager_model(
     name: str, exported: dict[str, Path]
 ) -> None:
     model = made(wide if name == "mlp, two files" else MODELS[name.partition(",")[0]])
@@ -124,8 +125,8 @@ def test_an_exported_torch_model_says_what_the_eager_one_says(
     for seed in range(5):
         inputs = torch.from_numpy(walk(6, 2, seed))
         with torch.no_grad():
-            said = model(inputs.unsqueeze(0))
-        output, embedding = said if isinstance(said, tuple) else (said, None)
+            output = model(inputs.unsqueeze(0))
+        output, embedding = output if isinstance(output, tuple) else (output, None)
         found = base(inputs)
         torch.testing.assert_close(
             found.output, output.reshape(found.output.shape), rtol=1e-5, atol=1e-5
@@ -139,14 +140,13 @@ def test_an_exported_torch_model_says_what_the_eager_one_says(
 
 
 def history(n: int = 80, window: int = 6) -> tuple[Any, Any]:
-    """Windows of two channels in one row each, the oldest entry first, and the entries
-    themselves."""
+    """Return windows of two channels, flattened with the oldest entry first, and the entries."""
     values = walk(n, 2, 5).astype(np.float32)
     return np.stack([values[i : i + window].ravel() for i in range(n - window)]), values
 
 
 def test_a_classifier_of_scikit_learn_gives_its_probabilities(tmp_path: Path) -> None:
-    """It returns the label first, which is no output of floats, and takes a window in one row."""
+    """The model returns the label first, which is not a float output, and takes a flat window."""
     x, _ = history()
     for classes in (np.array([0, 1, 2]), np.array(["down", "flat", "up"])):
         y = classes[np.digitize(x[:, 0] - x[:, -2], [-0.5, 0.5])]
@@ -187,8 +187,8 @@ def test_a_forecaster_of_scikit_learn_returns_its_horizon_in_one_row(
         (TensorProto.FLOAT16, torch.float32),
     ],
 )  # fmt: skip
-def test_every_float_type_is_taken(kind: int, dtype: torch.dtype, tmp_path: Path) -> None:
-    """And float64 goes through without being rounded to float32 on the way."""
+def test_every_float_type_is_accepted(kind: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """float64 is not rounded to float32 on the way."""
     base = OnnxBase(save(rows_of(3, kind=kind), tmp_path / "model.onnx"))
     assert base.input_dtype(far=True) == dtype
     value = 2.0**30 + 1.0 if dtype == torch.float64 else 1.5
@@ -198,7 +198,7 @@ def test_every_float_type_is_taken(kind: int, dtype: torch.dtype, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32])
-def test_integers_are_taken_and_fractions_refused(kind: int, tmp_path: Path) -> None:
+def test_integer_inputs_are_accepted_and_fractions_refused(kind: int, tmp_path: Path) -> None:
     cast = [
         helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("Neg", ["f"], ["y"]),
@@ -218,11 +218,11 @@ def test_integers_are_taken_and_fractions_refused(kind: int, tmp_path: Path) -> 
         (("n", 12), (1, 12)), (("n", "f"), (1, 12)), ((12,), (12,)),
     ],
 )  # fmt: skip
-def test_a_window_is_given_in_the_shape_that_the_model_declares(
+def test_a_window_has_the_shape_that_the_model_declares(
     shape: Any, given: Any, tmp_path: Path
 ) -> None:
-    """In every one, the numbers are in the order of time, the channels of an entry side by
-    side."""
+    """In every shape, the numbers are in the order of time, and the channels of an entry are
+    adjacent."""
     nodes = [
         helper.make_node("Shape", ["x"], ["s"]),
         helper.make_node("Cast", ["s"], ["y"], to=TensorProto.FLOAT),
@@ -230,10 +230,10 @@ def test_a_window_is_given_in_the_shape_that_the_model_declares(
     ]  # fmt: skip
     model = model_of(nodes, shape, ("y", "e"), held=[constant("flat", [-1], np.int64)])
     inputs = torch.arange(12.0).reshape(6, 2)
-    said = OnnxBase(save(model, tmp_path / "model.onnx"))(inputs)
-    assert said.output.int().tolist() == [list(given)]
-    assert said.embedding is not None
-    assert said.embedding.tolist() == list(range(12))
+    output = OnnxBase(save(model, tmp_path / "model.onnx"))(inputs)
+    assert output.output.int().tolist() == [list(given)]
+    assert output.embedding is not None
+    assert output.embedding.tolist() == list(range(12))
 
 
 def three(tmp_path: Path) -> Path:
@@ -246,10 +246,10 @@ def three(tmp_path: Path) -> Path:
 
 def test_outputs_are_chosen_by_name(tmp_path: Path) -> None:
     inputs = torch.from_numpy(walk(6, 2))
-    said = OnnxBase(three(tmp_path), output="b", embedding="a")(inputs)
-    assert torch.equal(said.output, inputs.abs())
-    assert said.embedding is not None
-    assert torch.equal(said.embedding, -inputs.flatten())
+    output = OnnxBase(three(tmp_path), output="b", embedding="a")(inputs)
+    assert torch.equal(output.output, inputs.abs())
+    assert output.embedding is not None
+    assert torch.equal(output.embedding, -inputs.flatten())
     assert OnnxBase(three(tmp_path), output="c")(inputs).embedding is None
     for settings in ({}, {"embedding": "a"}, {"output": "d"}, {"output": "a", "embedding": "d"}):
         with pytest.raises(
@@ -269,7 +269,7 @@ def test_logits_become_probabilities(tmp_path: Path, exported: dict[str, Path]) 
         pipeline.observe(entries(walk(8, 2)))
 
 
-# -- as a base among the others
+# -- as a base in a pipeline
 
 
 def predictions(base: Any, n: int = 60, **parts: Any) -> Any:
@@ -277,14 +277,14 @@ def predictions(base: Any, n: int = 60, **parts: Any) -> Any:
     return np.array([p.served for entry in entries(walk(n, 2)) for p in pipeline.observe([entry])])
 
 
-def test_it_is_served_and_learned_from_like_the_same_base_in_python(tmp_path: Path) -> None:
-    """To the bit: the last value again, once in ONNX and once here."""
+def test_it_gives_the_results_of_the_same_base_in_python(tmp_path: Path) -> None:
+    """Bit for bit: the last value repeated, once in ONNX and once in Python."""
     base = OnnxBase(save(rows_of(3, kind=TensorProto.DOUBLE), tmp_path / "model.onnx"))
     assert np.array_equal(predictions(base), predictions(Persistence(3)))
 
 
 @pytest.mark.parametrize("learner", [ErrorMemory, Dictionary], ids=["error_memory", "dictionary"])
-def test_learners_that_look_at_the_embedding_run_on_it(
+def test_learners_that_use_the_embedding_run_on_an_onnx_base(
     learner: Any, exported: dict[str, Path]
 ) -> None:
     pipeline = Pipeline(Supervised(6, outputs=3), OnnxBase(exported["conv"]), [learner()])
@@ -295,13 +295,13 @@ def test_learners_that_look_at_the_embedding_run_on_it(
     assert pipeline.spec.embedding == 24
 
 
-def test_adcsd_runs_on_it(exported: dict[str, Path]) -> None:
+def test_adcsd_runs_on_an_onnx_base(exported: dict[str, Path]) -> None:
     pipeline = Pipeline(Forecast(6, 3), OnnxBase(exported["mlp"]), [ADCSD()])
     assert len(pipeline.observe(entries(walk(60, 2)))) == 55
     assert pipeline.stats.faults.total() == 0
 
 
-def test_learners_that_need_gradients_name_the_kind_that_has_them(
+def test_learners_that_need_gradients_name_the_base_kind_to_use(
     exported: dict[str, Path],
 ) -> None:
     pipeline = Pipeline(
@@ -321,14 +321,14 @@ def test_copies_and_pickles_share_the_model(exported: dict[str, Path], tmp_path:
     data = pickle.dumps(base)
     inputs = torch.from_numpy(walk(6, 2))
     assert torch.equal(pickle.loads(data)(inputs).output, base(inputs).output)
-    assert len(data) < 4_000, "the model is not in it"
+    assert len(data) < 4_000, "the pickle does not contain the model"
     export(made(mlp), tmp_path / "other.onnx")
     path.write_bytes(exported["conv"].read_bytes())
     with pytest.raises(ConfigError, match="changed since"):
         pickle.loads(data)
 
 
-def test_threads_may_run_it_at_the_same_time(exported: dict[str, Path]) -> None:
+def test_threads_may_run_an_onnx_base_at_the_same_time(exported: dict[str, Path]) -> None:
     base = OnnxBase(exported["conv"])
     windows = [torch.from_numpy(walk(6, 2, seed)) for seed in range(8)]
     expected = [base(window).output for window in windows]
@@ -347,7 +347,7 @@ def test_threads_may_run_it_at_the_same_time(exported: dict[str, Path]) -> None:
     assert wrong == []
 
 
-def test_settings_of_the_process_do_not_reach_it(exported: dict[str, Path]) -> None:
+def test_process_wide_settings_do_not_change_an_onnx_base(exported: dict[str, Path]) -> None:
     base = OnnxBase(exported["conv"])
     expected = predictions_of(base)
     torch.set_default_dtype(torch.float64)
@@ -373,8 +373,9 @@ def labelled(n: int) -> list[Entry | Label]:
     return found
 
 
-def test_what_is_no_number_is_left_unsaid_as_with_other_bases(tmp_path: Path) -> None:
-    """The logarithm of a negative value: served is what would be with the same model in Python."""
+def test_nan_outputs_are_masked_as_with_other_bases(tmp_path: Path) -> None:
+    """The logarithm of a negative value: the served prediction equals that of the same model in
+    Python."""
     nodes = [*rows_of(3).graph.node[:1], helper.make_node("Log", ["last"], ["l"]),
              helper.make_node("Tile", ["l", "times"], ["y"])]  # fmt: skip
     model = model_of(nodes, held=rows_of(3).graph.initializer)
@@ -391,8 +392,9 @@ def test_what_is_no_number_is_left_unsaid_as_with_other_bases(tmp_path: Path) ->
     np.testing.assert_allclose(found, served(lambda x: x[-1:].log().repeat(3, 1)), rtol=1e-5)
 
 
-def test_an_entry_that_the_model_fails_on_is_refused(tmp_path: Path) -> None:
-    """A lookup beyond its table: the entry has its reason, and the next one is predicted."""
+def test_an_entry_on_which_the_model_fails_is_refused(tmp_path: Path) -> None:
+    """A lookup beyond its table: the entry is refused with its reason, and the next one is
+    predicted."""
     nodes = [
         helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
         helper.make_node("Gather", ["table", "i"], ["y"]),
@@ -404,14 +406,14 @@ def test_an_entry_that_the_model_fails_on_is_refused(tmp_path: Path) -> None:
     pipeline = Pipeline(
         Forecast(1, 1), OnnxBase(path), on_rejected=lambda item, error: refused.append(error)
     )
-    said = pipeline.observe(entries(np.array([[0.0], [1.0], [7.0], [0.0]])))
-    assert [p.base.item() for p in said] == [5.0, 6.0, 5.0]
+    predictions = pipeline.observe(entries(np.array([[0.0], [1.0], [7.0], [0.0]])))
+    assert [p.base.item() for p in predictions] == [5.0, 6.0, 5.0]
     assert [error.reason for error in refused] == [Reason.BASE_FAILED]
     assert "model.onnx" in str(refused[0])
     assert "/onnxruntime_src" not in str(refused[0])
 
 
-# -- what is refused, with the cure
+# -- refused models, each with a remedy
 
 
 def relu(shape: Any = (1, 6, 2), **more: Any) -> onnx.ModelProto:
@@ -467,15 +469,15 @@ WRONG: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "said"), WRONG.values(), ids=WRONG.keys())
-def test_models_that_cannot_be_bases(make: Any, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("make", "message"), WRONG.values(), ids=WRONG.keys())
+def test_models_that_cannot_be_bases(make: Any, message: str, tmp_path: Path) -> None:
     path, model = tmp_path / "model.onnx", make()
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-    if said == "":
+    if message == "":
         model.graph.ClearField("input")
         path.write_bytes(model.SerializeToString())
-        said = "one input, the window; it has none"
-    with pytest.raises(ConfigError, match=said) as caught:
+        message = "one input, the window; it has none"
+    with pytest.raises(ConfigError, match=message) as caught:
         OnnxBase(path)
     text = str(caught.value)
     assert text.startswith("base.path")
@@ -497,11 +499,11 @@ def test_a_missing_file_and_a_missing_extra(
 def test_the_model_is_compared_with_the_task(exported: dict[str, Path], tmp_path: Path) -> None:
     base = OnnxBase(exported["mlp"])
     Pipeline(Forecast(6, 3), base)
-    for task, said in (
+    for task, text in (
         (Forecast(5, 3), r"'.*' tensor\(float\) \[1, 6, 2\] does not fit a window of \[5, 2\]"),
         (Forecast(6, 2), r"returns \[2, 2\]"), (Supervised(6), r"returns \[1, None\]"),
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=text):
             Pipeline(task, base)
     pipeline = Pipeline(Supervised(6, outputs=3), OnnxBase(exported["conv"]))
     with pytest.raises(EntryError, match="expected 2 values"):
@@ -509,7 +511,7 @@ def test_the_model_is_compared_with_the_task(exported: dict[str, Path], tmp_path
     pipeline = Pipeline(
         Forecast(6, 3), OnnxBase(save(rows_of(3, ("n", 6, "c")), tmp_path / "any.onnx"))
     )
-    assert len(pipeline.observe(entries(walk(8, 3)))) == 3, "as many channels as there are"
+    assert len(pipeline.observe(entries(walk(8, 3)))) == 3, "as many channels as the entries have"
     flat_row = model_of([helper.make_node("Relu", ["x"], ["y"])], ("n", 12))
     pipeline = Pipeline(
         Supervised(6, outputs=12), OnnxBase(save(flat_row, tmp_path / "flat.onnx"))
@@ -536,7 +538,7 @@ PLACES = [
 
 @pytest.mark.parametrize("form", ["weights", "a constant", "a branch"])
 @pytest.mark.parametrize("place", PLACES)
-def test_weights_are_read_from_no_file_but_the_one_beside_the_model(
+def test_weights_are_read_only_from_the_file_beside_the_model(
     place: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "models"
@@ -566,16 +568,16 @@ def test_weights_are_read_from_no_file_but_the_one_beside_the_model(
     for where in (
         folder,
         tmp_path,
-    ):  # names are not taken relative to where the process runs, either
+    ):  # names are not relative to the working directory, either
         monkeypatch.chdir(where)
         with pytest.raises(ConfigError, match=r"base\.path.*model\.onnx"):
             OnnxBase(folder / "model.onnx")
-    (folder / "model.onnx.data").write_bytes(bytes(8))  # nor where there is a file of weights
+    (folder / "model.onnx.data").write_bytes(bytes(8))  # nor if there is a weights file
     with pytest.raises(ConfigError, match=r"base\.path.*model\.onnx"):
         OnnxBase(folder / "model.onnx")
 
 
-def test_weights_beyond_the_end_of_their_file_are_refused(tmp_path: Path) -> None:
+def test_offsets_beyond_the_end_of_the_weights_file_are_refused(tmp_path: Path) -> None:
     nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
     for key, value in (
         ("offset", "4"),
@@ -592,7 +594,7 @@ def test_weights_beyond_the_end_of_their_file_are_refused(tmp_path: Path) -> Non
             OnnxBase(tmp_path / "model.onnx")
 
 
-def test_the_file_of_weights_is_a_regular_one(tmp_path: Path) -> None:
+def test_the_weights_file_must_be_a_regular_file(tmp_path: Path) -> None:
     save(relu(), tmp_path / "model.onnx")
     (tmp_path / "model.onnx.data").mkdir()
     with pytest.raises(ConfigError, match=r"model\.onnx\.data"):
@@ -624,8 +626,8 @@ print(refused, ran)
 
 
 def test_no_damaged_file_ends_the_process(exported: dict[str, Path], tmp_path: Path) -> None:
-    """Cut short, bits flipped, bytes written over: an error of the project's own, or a model that
-    runs."""
+    """Truncated, bits flipped, bytes overwritten: the file gives one of our errors, or a model
+    that runs."""
     x, _ = history()
     save(
         to_onnx(RandomForestRegressor(3, max_depth=4, random_state=0).fit(x, x[:, :2]), x[:1]),
@@ -701,16 +703,16 @@ def test_a_config_with_an_onnx_base_runs(
     digests.add(load_config(Path("config.toml")).digest())
     Path("model.onnx.data").write_bytes(b"two")
     digests.add(load_config(Path("config.toml")).digest())
-    assert len(digests) == 4, "another model, or other weights beside it, are another base"
+    assert len(digests) == 4, "another model, or other weights beside it, count as another base"
     Path("model.onnx").write_bytes(b"x")
     assert run_command(["check", "config.toml"]).code == 2
 
 
 @pytest.mark.parametrize("table", ["[keys]\nmax_keys = 2\n", "[panel]\n"], ids=["keys", "panel"])
-def test_keys_and_panels_run_on_it(
+def test_keys_and_panels_run_on_an_onnx_base(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: dict[str, Path]
 ) -> None:
-    """Every key shares the one model."""
+    """All keys share one model."""
     monkeypatch.chdir(tmp_path)
     panel = table.startswith("[panel]")
     text = CONFIG.replace("[task]", 'key = "k"\n[task]')
@@ -727,7 +729,7 @@ def test_keys_and_panels_run_on_it(
     assert len(lines("predictions.jsonl")) > 50
 
 
-def test_a_base_of_scikit_learn_from_a_config_knows_the_horizon(
+def test_a_scikit_learn_base_from_a_config_knows_the_horizon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -748,10 +750,10 @@ def test_a_base_of_scikit_learn_from_a_config_knows_the_horizon(
     )
 
 
-def test_an_estimator_of_scikit_learn_is_a_base_through_a_function(
+def test_a_factory_makes_a_scikit_learn_estimator_a_base(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As docs/models.md shows, for estimators that are not exported."""
+    """As docs/models.md shows for estimators that are not exported."""
     x, _ = history()
     fitted = LogisticRegression(max_iter=5000).fit(x, x[:, 0] > np.median(x[:, 0]))
     own = ModuleType("own_model")
@@ -766,15 +768,15 @@ def test_an_estimator_of_scikit_learn_is_a_base_through_a_function(
     )
 
 
-def test_the_kind_that_was_removed_names_what_replaces_it(
+def test_the_removed_kind_names_its_replacement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("config.toml").write_text(CONFIG.replace(ONNX, 'kind = "export"\npath = "model.pt2"'))
     assert run_command(["check", "config.toml"]).code == 2
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for word in ("base.kind", '"onnx"', "torch.onnx.export", "docs/models.md"):
-        assert word in said
+        assert word in output
     assert (
         "torch.onnx.export(" in (Path(__file__).parent.parent / "docs" / "models.md").read_text()
     )
@@ -803,7 +805,7 @@ def flat(outputs: int) -> nn.Module:
         ('kind = "module"\nfactory = "own_model:flat"', 6, "must return (rows, columns)"),
     ],
 )
-def test_check_asks_the_model_for_the_shape_that_the_task_needs(
+def test_check_compares_the_models_output_shape_with_the_task(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -811,7 +813,7 @@ def test_check_asks_the_model_for_the_shape_that_the_task_needs(
     outputs: int,
     path: str,
 ) -> None:
-    """Else a run would find it at its first full window."""
+    """Otherwise a run would find the error at its first full window."""
     monkeypatch.chdir(tmp_path)
     own = ModuleType("own_model")
     own.make = lambda: flat(6)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Optimisers against torch.optim and against slow forms, one scalar at a time."""
+"""Optimisers against torch.optim and against slow scalar implementations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
 
 
 def loss_of(theta: list[nn.Parameter], step: int) -> Tensor:
-    """Something without symmetry that is never flat; another one at every step, as it is on a
+    """Return a loss without symmetry that is never flat; a different one at every step, as on a
     stream."""
     sums = [
         ((p - 0.3 * i + 0.1 * step) ** 4 / 4 + torch.sin((i + 1) * p)).sum()
@@ -62,8 +62,7 @@ class Lion:
 
 
 class AdaBelief:
-    """Zhuang et al. 2020, algorithm 2, one number at a time, weight decay apart from the
-    gradient."""
+    """Zhuang et al. 2020, algorithm 2, one number at a time, with decoupled weight decay."""
 
     def __init__(
         self,
@@ -134,7 +133,7 @@ def test_equals_torch(name: str, options: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_a_loaded_state_goes_on_bit_for_bit(name: str) -> None:
+def test_a_loaded_state_continues_bit_for_bit(name: str) -> None:
     options = {"momentum": 0.9} if name == "sgd" else {}
     theta = parameters()
     optimiser = Optimiser(theta, name, LR, options)
@@ -153,12 +152,12 @@ def test_a_loaded_state_goes_on_bit_for_bit(name: str) -> None:
     fresh = [nn.Parameter(p.clone()) for p in at]
     run(Optimiser(fresh, name, LR, options), fresh, STEPS)
     assert not torch.equal(values(theta), values(fresh)), (
-        "without its moments it would have gone elsewhere"
+        "without its moments the result would differ"
     )
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_no_gradient_is_left_and_none_is_needed(name: str) -> None:
+def test_no_gradient_remains_and_none_is_required(name: str) -> None:
     theta = parameters()
     optimiser = Optimiser(theta, name, LR, {})
     run(optimiser, theta)
@@ -167,7 +166,7 @@ def test_no_gradient_is_left_and_none_is_needed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_a_clipped_step_is_that_of_the_scaled_loss(name: str) -> None:
+def test_a_clipped_step_equals_that_of_the_scaled_loss(name: str) -> None:
     clipped, scaled, free = (
         parameters(torch.float64),
         parameters(torch.float64),
@@ -218,10 +217,10 @@ def test_adcsd_learns_with_each(name: Any) -> None:
     learner = built(
         ADCSD(0.05 if name == "sgd" else 3e-3, optimiser=name), spec_of("forecast", 6, 2, 4, 2)
     )
-    said, target, inputs = base(torch.zeros(4, 2)), torch.ones(4, 2), torch.zeros(6, 2)
+    base_output, target, inputs = base(torch.zeros(4, 2)), torch.ones(4, 2), torch.zeros(6, 2)
     for _ in range(60):
-        learner.learn(inputs, said, target, target > 0)
-    left = (learner.predict(inputs, said) - target).abs().mean()
+        learner.learn(inputs, base_output, target, target > 0)
+    left = (learner.predict(inputs, base_output) - target).abs().mean()
     assert left < 0.7
     assert learner.names[0].startswith("adcsd" if name == "adam" else f"adcsd-{name}")
     with pytest.raises(ConfigError):

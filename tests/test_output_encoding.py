@@ -1,5 +1,5 @@
-"""What standard output cannot take, or nobody reads, never changes what a command does, nor its
-exit code."""
+"""Characters that standard output cannot encode, or output without a reader, never change a
+command's work or exit code."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ COMMANDS = [
 
 
 def outcomes(monkeypatch, make_stream):
-    """Exit codes of all commands, and what each wrote."""
+    """Return the exit codes of all commands, and the text that each wrote."""
     codes, texts = [], []
     for command in COMMANDS:
         streams = make_stream(), make_stream()
@@ -91,8 +91,8 @@ def outcomes(monkeypatch, make_stream):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_an_encoding_that_lacks_letters_changes_no_exit_code(folder, monkeypatch, encoding):
-    """Tables are drawn in ASCII there, and a letter that is missing is replaced."""
+def test_an_encoding_without_some_characters_changes_no_exit_code(folder, monkeypatch, encoding):
+    """Tables are drawn in ASCII there, and a missing character is replaced."""
     made = lambda: io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # noqa: E731
     codes, texts = outcomes(monkeypatch, made)
     assert codes == [0] * 10 + [2, 1]
@@ -112,8 +112,8 @@ def test_an_encoding_that_lacks_letters_changes_no_exit_code(folder, monkeypatch
             assert "| served" in shown[0]
 
 
-def test_letters_in_json_lines_survive_every_encoding(folder, monkeypatch):
-    """What `dlq list --json` prints is read as UTF-8 by `dlq replay`: elsewhere everything but
+def test_dead_letters_in_json_lines_survive_every_encoding(folder, monkeypatch):
+    """The output of `dlq list --json` is read as UTF-8 by `dlq replay`: in other encodings all but
     ASCII is escaped."""
     assert run_command(["run", "c.toml"]).code == 0
     out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
@@ -126,7 +126,7 @@ def test_letters_in_json_lines_survive_every_encoding(folder, monkeypatch):
 
 
 class Closed(io.StringIO):
-    """A pipe that nobody reads."""
+    """A pipe without a reader."""
 
     def write(self, text):
         raise BrokenPipeError(32, "Broken pipe")
@@ -135,7 +135,7 @@ class Closed(io.StringIO):
         raise BrokenPipeError(32, "Broken pipe")
 
 
-def test_output_that_nobody_reads_changes_nothing(folder, monkeypatch):
+def test_output_without_a_reader_changes_nothing(folder, monkeypatch):
     codes, _ = outcomes(monkeypatch, Closed)
     assert codes == [0] * 10 + [2, 1]
     assert len(Path("out.jsonl").read_text().splitlines()) == 29
@@ -146,10 +146,10 @@ def test_output_that_nobody_reads_changes_nothing(folder, monkeypatch):
         patch.setattr(sys, "stdout", Closed())
         assert run_command(["dlq", "replay", "c.toml", "fixed.jsonl", "--yes"]).code == 0
     lines = Path(f"{NAME}.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(lines[-1]) == json.loads(value), "told to nobody, and sent all the same"
+    assert json.loads(lines[-1]) == json.loads(value), "sent, although its report had no reader"
 
 
-def test_streams_that_are_not_there_change_nothing(folder, monkeypatch):
+def test_missing_standard_streams_change_nothing(folder, monkeypatch):
     """Python has None for a standard stream that was closed when it started."""
     codes, _ = outcomes(monkeypatch, lambda: None)
     assert codes == [0] * 10 + [2, 1]
@@ -157,8 +157,8 @@ def test_streams_that_are_not_there_change_nothing(folder, monkeypatch):
 
 @pytest.mark.parametrize("way", ["cp1252", "head", "closed"])
 def test_through_the_shell(folder, way):
-    """The whole process, with its end: the exit code is 0, and nothing is written where it does
-    not belong."""
+    """The whole process, to its end: the exit code is 0, and nothing is written to the wrong
+    stream."""
     command = f"{sys.executable} -m streamadapt run c.toml"
     if way == "head":
         command = f"{{ {command}; echo code $? >&2; }} | head -c 0"
@@ -173,12 +173,12 @@ def test_through_the_shell(folder, way):
         assert b"code 0" in done.stderr
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
-    said = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    assert len(said) == 29
+    predictions = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert len(predictions) == 29
 
 
-def test_names_in_brackets_are_no_colours(folder, capsys):
-    """A learner's or a class's name is shown as it is, whatever a table makes of brackets."""
+def test_names_in_brackets_are_not_markup(folder, capsys):
+    """A learner's or a class's name is shown unchanged, although tables interpret brackets."""
     from streamadapt.app.tables import summary_text
 
     summary = {

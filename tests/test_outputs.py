@@ -1,5 +1,5 @@
-"""Whatever a command writes, it never destroys what it reads, nor an earlier result before there
-is a new one."""
+"""A command never destroys the files it reads, nor an earlier result before the new one is
+complete."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _logging():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with a config, data, labels that came apart, a fitted base and an earlier
+    """A folder with a config, data, labels in a file of their own, a fitted base and an earlier
     result."""
     monkeypatch.chdir(tmp_path)
     table = [
@@ -73,8 +73,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def snapshot(folder):
-    """Name -> what is there: content of files, target of links, kind of the rest; folders and what
-    is in them too."""
+    """Return name -> content of files, target of links, kind of the rest; the content of folders
+    included."""
     found = {}
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
@@ -94,7 +94,7 @@ def nothing_changes(folder):
 
 
 def make(kind, name="odd"):
-    """Something that is no regular file."""
+    """Make a path that is not a regular file."""
     if kind == "folder":
         Path(name).mkdir()
     elif kind == "pipe":
@@ -113,7 +113,7 @@ ODD = ["folder", "pipe", "socket", "loop", "link to a folder"]
 
 
 def spelled(how, name):
-    """Another name of the same file."""
+    """Return another name of the same file."""
     if how == "relative":
         return f"./{Path.cwd().name}/../../{Path.cwd().name}/{name}".replace(
             f"./{Path.cwd().name}/..", "./.", 1
@@ -137,9 +137,9 @@ def spelled(how, name):
     "how", ["same", "relative", "absolute", "link", "hard link", "link to a link"]
 )
 @pytest.mark.parametrize("name", ["data.jsonl", "labels.jsonl", "c.toml", "base.safetensors"])
-def test_a_replay_never_writes_over_what_it_reads(folder, capsys, how, name):
-    """Entries, labels, config and weights, by whatever name: exit code 2, and every file is what
-    it was."""
+def test_a_replay_never_overwrites_its_inputs(folder, capsys, how, name):
+    """Entries, labels, config and weights, under any name: exit code 2, and every file is
+    unchanged."""
     out = spelled(how, name)
     capsys.readouterr()
     with nothing_changes(folder):
@@ -152,7 +152,7 @@ def test_a_replay_never_writes_over_what_it_reads(folder, capsys, how, name):
     assert "config: --out: expected another file than" in capsys.readouterr().err
 
 
-def test_the_dead_letters_beside_it_are_checked_alike(folder, capsys):
+def test_the_dead_letter_file_of_a_replay_is_checked_too(folder, capsys):
     Path("out.jsonl.dead-letters").symlink_to("data.jsonl")
     with nothing_changes(folder):
         assert run_command(["replay", "c.toml", "data.jsonl", "--out", "out.jsonl"]).code == 2
@@ -163,8 +163,8 @@ def test_the_dead_letters_beside_it_are_checked_alike(folder, capsys):
 
 
 @pytest.mark.parametrize("command", ["replay", "fit"])
-def test_the_dead_letters_of_runs_are_no_place_for_something_else(folder, command):
-    """Beside the sink's file, or where the config says."""
+def test_dead_letter_files_of_runs_are_never_overwritten(folder, command):
+    """Beside the sink's file, or at the configured path."""
     Path("run-out.jsonl.dead-letters").write_bytes(RESULT)
     own = ["--set", 'dead_letters={kind="files", path="earlier.jsonl"}']
     with nothing_changes(folder):
@@ -193,8 +193,8 @@ def test_the_dead_letters_of_runs_are_no_place_for_something_else(folder, comman
         ["demo", "--json", "odd"],
     ],
 )
-def test_what_is_no_regular_file_is_refused_unopened(folder, capsys, kind, arguments):
-    """By every command that writes: a pipe would wait for ever, a folder or a device would be
+def test_a_path_that_is_not_a_regular_file_is_refused_unopened(folder, capsys, kind, arguments):
+    """By every command that writes: a pipe would block forever, and a folder or device would be
     lost."""
     make(kind)
     with nothing_changes(folder):
@@ -203,7 +203,7 @@ def test_what_is_no_regular_file_is_refused_unopened(folder, capsys, kind, argum
 
 
 def test_a_device_is_refused_unopened(folder, monkeypatch):
-    """Told by its status alone, which the test makes up."""
+    """It is recognised by its status alone, which the test makes up."""
     real = os.stat
 
     def made_up(path, *args, **more):
@@ -230,8 +230,7 @@ def test_a_device_is_refused_unopened(folder, monkeypatch):
     ],
 )
 def test_a_replay_that_fails_leaves_the_earlier_result(folder, more, code):
-    """Whether it fails before the first record or in the middle; and nothing half written is
-    left."""
+    """Whether it fails before the first record or in the middle; no partial file is left."""
     Path("torn.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00rest")
     os.mkfifo("pipe.jsonl")
     with nothing_changes(folder):
@@ -246,14 +245,14 @@ def test_a_replay_follows_a_link_and_keeps_its_file_s_mode(folder):
         assert run_command(["replay", "c.toml", "data.jsonl", "--out", name]).code == 0
         assert Path(name).is_symlink()
     written = Path("earlier.jsonl").read_text().splitlines()
-    assert len(written) == ROWS - 1, "one for every full window"
+    assert len(written) == ROWS - 1, "one prediction for every full window"
     assert Path("new.jsonl").read_text().splitlines() == written
     assert stat.S_IMODE(Path("earlier.jsonl").stat().st_mode) == 0o640
     assert [path.name for path in folder.iterdir() if "part" in path.name] == []
 
 
-def test_a_config_with_a_guarantee_is_replayed_like_any_other(folder):
-    """What it rests on, checkpoints, is left out of a replay."""
+def test_a_config_with_a_guarantee_can_be_replayed(folder):
+    """A replay uses no checkpoints, which the guarantee needs."""
     more = ["--set", "guarantee=effectively-once", "--set", 'checkpoint={path="state"}']
     assert (
         run_command(["replay", "c.toml", "data.jsonl", "--out", "earlier.jsonl", *more]).code == 0
@@ -262,7 +261,7 @@ def test_a_config_with_a_guarantee_is_replayed_like_any_other(folder):
 
 
 def test_a_replay_that_predicts_nothing_leaves_the_earlier_result(folder):
-    """An empty file in its place would be the good face of a failure."""
+    """An empty file in its place would hide the failure."""
     Path("bad.jsonl").write_text('{"id":"a","t":1,"x":"no number"}\n' * 9)
     with nothing_changes(folder):
         assert run_command(["replay", "c.toml", "bad.jsonl", "--out", "earlier.jsonl"]).code == 3
@@ -284,8 +283,8 @@ def make():
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_replay_that_is_killed_leaves_the_earlier_result(folder, number):
-    """In the middle of it; what SIGKILL leaves is removed by the next replay, and a shell sees the
-    signal's code."""
+    """Killed in the middle; the next replay removes what SIGKILL leaves, and a shell sees the
+    signal's exit code."""
     (folder / "mine.py").write_text(MODEL)
     own = ["--set", 'base={kind="module", factory="mine:make"}', "--out", "earlier.jsonl"]
     before = snapshot(folder)
@@ -315,9 +314,9 @@ def test_a_replay_that_is_killed_leaves_the_earlier_result(folder, number):
     assert [name for name in snapshot(folder) if "part" in name] == []
 
 
-def test_what_another_replay_still_writes_is_left_alone(folder):
-    """It holds a lock on its file; and a file of the user's own is none of ours, whatever its name
-    begins with."""
+def test_the_unfinished_file_of_another_replay_is_left_alone(folder):
+    """The other replay holds a lock on its file; a file of the user's own is not ours, whatever
+    its name begins with."""
     Path("earlier.jsonl.part").write_text("mine")
     busy = Path("earlier.jsonl.99-abc.streamadapt-part")
     with busy.open("wb") as file:
@@ -347,8 +346,8 @@ def test_what_another_replay_still_writes_is_left_alone(folder):
         ['checkpoint={path="run-out.jsonl"}'],
     ],
 )
-def test_a_run_never_writes_over_what_it_reads(folder, capsys, command, settings):
-    """Said by check too; and nothing is appended to any of it."""
+def test_a_run_never_overwrites_its_inputs(folder, capsys, command, settings):
+    """`check` reports it, too; and nothing is appended to any input."""
     Path("link").symlink_to("data.jsonl")
     Path("x.dead-letters").write_bytes(Path("data.jsonl").read_bytes())
     given = [word for setting in settings for word in ("--set", setting)]
@@ -357,7 +356,7 @@ def test_a_run_never_writes_over_what_it_reads(folder, capsys, command, settings
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_run_appends_to_its_own_file_and_to_none_of_somebody_else_s(folder, capsys):
+def test_a_run_appends_to_its_own_file_and_to_no_foreign_file(folder, capsys):
     assert run_command(["run", "c.toml"]).code == 0
     once = Path("run-out.jsonl").read_bytes()
     assert run_command(["run", "c.toml"]).code == 0
@@ -365,11 +364,11 @@ def test_a_run_appends_to_its_own_file_and_to_none_of_somebody_else_s(folder, ca
     Path("notes.txt").write_bytes(b"a line\nno line break at the end")
     with nothing_changes(folder):
         assert run_command(["run", "c.toml", "--set", "sink.path=notes.txt"]).code == 1
-    assert "its last line is no JSON object" in capsys.readouterr().err
+    assert "its last line is not a JSON object" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["data.jsonl", "labels.jsonl", "c.toml", "link"])
-def test_a_fit_never_writes_over_what_it_reads(folder, out):
+def test_a_fit_never_overwrites_its_inputs(folder, out):
     Path("link").symlink_to("data.jsonl")
     with nothing_changes(folder):
         assert (
@@ -380,7 +379,7 @@ def test_a_fit_never_writes_over_what_it_reads(folder, out):
         )
 
 
-def test_a_fit_follows_a_link_and_touches_no_file_beside_it(folder):
+def test_a_fit_follows_a_link_and_changes_no_other_file(folder):
     before = load_file("base.safetensors")
     Path("base.safetensors.part").write_text("mine")
     Path("link").symlink_to("elsewhere")
@@ -393,7 +392,7 @@ def test_a_fit_follows_a_link_and_touches_no_file_beside_it(folder):
     )
 
 
-def test_init_follows_a_link_and_overwrites_only_when_told(folder):
+def test_init_follows_a_link_and_overwrites_only_with_force(folder):
     Path("link").symlink_to("target.toml")
     assert run_command(["init", "link"]).code == 0
     assert Path("link").is_symlink()

@@ -1,4 +1,4 @@
-"""Panels: records of single sensors become rows by event time, whatever order they arrive in."""
+"""Panels: records of single sensors become rows by event time, for any order of arrival."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def record(sensor, t, value, offset=0):
 
 
 def rows_of(panel, records):
-    """All rows, the end of the stream included, as (time in s, values)."""
+    """Return all rows, including those of the end of the stream, as (time in s, values)."""
     rows = [row for one in records for row in panel.take(one)] + list(panel.flush())
     return [(row.time / S, row.values.tolist()) for row in rows]
 
 
 def same(left, right):
-    """Rows compared with NaN equal to NaN."""
+    """Compare rows, with NaN equal to NaN."""
     return repr(left) == repr(right)
 
 
 def oracle(records, sensors, step, max_gap=100):
-    """What the rows must be, worked out slowly from the set of all records."""
+    """Return the expected rows, computed slowly from the set of all records."""
     by_row = defaultdict(lambda: defaultdict(list))
     for one in records:
         if one.key in sensors:
@@ -95,21 +95,21 @@ readings = st.lists(
 
 
 def arrivals(readings, *, jitter):
-    """The records in an order in which none comes more than `LATENESS` after a newer one."""
+    """Return the records in an order in which none is more than `LATENESS` behind a newer one."""
     order = sorted(readings, key=lambda r: (r[1] + (r[3] if jitter else 0.0), r[0], repr(r[2])))
     return [record(sensor, t, value, i) for i, (sensor, t, value, _) in enumerate(order)]
 
 
-def test_the_order_within_the_lateness_is_one_that_the_lateness_allows():
-    """The strategy's own check: with the jitter no record is more than the lateness behind the
-    newest."""
+def test_generated_orders_are_within_the_lateness():
+    """A check of the strategy itself: with the jitter no record is more than the lateness behind
+    the newest."""
     made = arrivals([("a", 0, 1.0, 19.5), ("b", 19, 1.0, 0.0), ("c", 30, 1.0, 3.0)], jitter=True)
     assert [one.key for one in made] == ["b", "a", "c"]
 
 
 @given(readings, st.sampled_from([None, 7, 10]))
-def test_rows_are_those_of_a_slow_oracle_in_any_allowed_order(readings, step):
-    """Fixed sensors: what comes out depends on the set of records alone, duplicates included."""
+def test_rows_equal_those_of_a_slow_oracle_in_any_allowed_order(readings, step):
+    """With fixed sensors the rows depend only on the set of records, including duplicates."""
     step_text = None if step is None else f"{step}s"
     for jitter in (False, True):
         records = arrivals(readings, jitter=jitter)
@@ -138,15 +138,18 @@ def panel_pipeline(panel, learners=None, **more):
 
 
 def run(pipeline, records):
-    """Predictions to the last bit, with their places and columns; refused records are left out."""
+    """Return predictions bit for bit, with their positions and columns; refused records are left
+    out."""
     pipeline.on_rejected = lambda item, error: None
-    said = pipeline.observe(records) + pipeline.flush()
-    return [(one, p.position, p.columns) for one, p in zip(bits(said), said, strict=True)]
+    predictions = pipeline.observe(records) + pipeline.flush()
+    return [
+        (one, p.position, p.columns) for one, p in zip(bits(predictions), predictions, strict=True)
+    ]
 
 
 @given(readings, st.sampled_from([None, "10s"]), st.sampled_from([2, 3, 6]))
 def test_reordered_within_the_lateness_the_results_are_the_same_bits(readings, step, most):
-    """Predictions, ids, places, columns and the pipeline's state; also where sensors are more than
+    """Predictions, ids, positions, columns and the pipeline's state; also with more sensors than
     columns."""
     ends = []
     for jitter in (False, True):
@@ -154,7 +157,7 @@ def test_reordered_within_the_lateness_the_results_are_the_same_bits(readings, s
         ends.append((run(pipeline, arrivals(readings, jitter=jitter)), pipeline.state_dict()))
     assert ends[0][0] == ends[1][0]
     for _, state in ends:
-        # How many found no column any more, rather than none in the end.
+        # The number of records without a free column, not only whether there are any.
         del state["stats"]["rejected"]
         state["panel"]["clock"].pop("newest")
     assert_same_state(ends[0][1], ends[1][1])
@@ -162,45 +165,45 @@ def test_reordered_within_the_lateness_the_results_are_the_same_bits(readings, s
 
 @settings(deadline=None, max_examples=25)
 @given(readings, st.integers(0, 60), st.sampled_from([None, "10s"]))
-def test_saved_in_the_middle_and_polled_in_any_lots_the_results_are_the_same_bits(
-    readings, at, step
-):
-    """A checkpoint between any two records leaves no trace, through the safe form on disk."""
+def test_a_checkpoint_and_any_grouping_by_polls_change_no_bit(readings, at, step):
+    """A checkpoint between any two records changes nothing, through the safe form on disk."""
     records = arrivals(readings, jitter=True)
     whole = panel_pipeline(Panel(max_sensors=4, step=step, lateness="5s"))
     wanted = run(whole, records)
     first = panel_pipeline(Panel(max_sensors=4, step=step, lateness="5s"))
     first.on_rejected = lambda item, error: None
-    said = [p for one in records[:at] for p in first.observe([one])]
+    predictions = [p for one in records[:at] for p in first.observe([one])]
     second = panel_pipeline(Panel(max_sensors=4, step=step, lateness="5s"))
     second.load_state_dict(decode(*encode(first.state_dict())))
-    got = [(one, p.position, p.columns) for one, p in zip(bits(said), said, strict=True)] + run(
-        second, records[at:]
-    )
+    got = [
+        (one, p.position, p.columns) for one, p in zip(bits(predictions), predictions, strict=True)
+    ] + run(second, records[at:])
     assert got == wanted
     assert_same_state(whole.state_dict(), second.state_dict())
 
 
-def test_a_row_has_its_time_for_id_and_place():
-    """What sinks and replays tell predictions apart by: rising, unique, free of arrival order."""
+def test_a_row_has_its_time_as_id_and_position():
+    """Sinks and replays identify predictions by them: increasing, unique, independent of arrival
+    order."""
     pipeline = panel_pipeline(Panel(sensors=["a", "b"], step="10s", lateness="0s"))
-    said = pipeline.observe(
+    predictions = pipeline.observe(
         [record(s, t, t + i, 7 * t + i) for t in range(5, 95, 10) for i, s in enumerate("ab")]
     )
-    assert [p.time for p in said] == [t * S for t in range(30, 90, 10)]
-    assert [p.id for p in said] == [str(p.time) for p in said]
-    assert [p.position for p in said] == [Position("topic", 3, p.time) for p in said]
-    assert {p.key for p in said} == {""}
-    assert {p.columns for p in said} == {("a", "b")}
+    assert [p.time for p in predictions] == [t * S for t in range(30, 90, 10)]
+    assert [p.id for p in predictions] == [str(p.time) for p in predictions]
+    assert [p.position for p in predictions] == [Position("topic", 3, p.time) for p in predictions]
+    assert {p.key for p in predictions} == {""}
+    assert {p.columns for p in predictions} == {("a", "b")}
     assert pipeline.stats.entries == 8, "the last row still waits"
     assert [p.time for p in pipeline.flush()] == [90 * S]
     assert pipeline.flush() == []
 
 
 def test_a_late_record_is_refused_and_changes_nothing():
-    """Late: the watermark, the newest time less the lateness, has passed its row."""
+    """A record is late if the watermark, the newest time minus the lateness, has passed its
+    row."""
     pipeline = panel_pipeline(Panel(sensors=["a", "b"], step="10s", lateness="15s"))
-    # The watermark: 10, which row 10 is not before.
+    # The watermark is 10, and row 10 is not before it.
     pipeline.observe([record("a", 8, 1.0), record("b", 25, 2.0)])
     pipeline.observe([record("b", 1, 3.0)])
     pipeline.observe([record("a", 26, 1.0)])  # 11
@@ -227,7 +230,7 @@ def test_a_late_record_is_refused_and_changes_nothing():
     ],
 )
 def test_bad_records_are_refused_with_their_reason(bad, reason):
-    """One record never stops the stream, and leaves no trace."""
+    """A bad record never stops the stream, and has no effect."""
     panel = Panel(sensors=["a", "b"], step="10s")
     before = panel.state_dict()
     with pytest.raises(EntryError) as caught:
@@ -236,9 +239,9 @@ def test_bad_records_are_refused_with_their_reason(bad, reason):
     assert_same_state(before, panel.state_dict())
 
 
-def test_columns_are_taken_in_order_of_release_then_name_and_kept():
-    """Not in order of arrival; sensors beyond the last column are refused, or dropped if they were
-    waiting."""
+def test_columns_are_assigned_in_order_of_release_then_name_and_kept():
+    """The order of arrival does not matter; sensors beyond the last column are refused, or dropped
+    if they were waiting."""
     panel = Panel(max_sensors=2, step="10s", lateness="10s")
     rows = []
     for one in [
@@ -267,7 +270,7 @@ def test_columns_are_taken_in_order_of_release_then_name_and_kept():
 
 
 def test_a_missing_value_takes_no_column():
-    """NaN says when, not what."""
+    """NaN gives a time, but no value."""
     panel = Panel(max_sensors=1, lateness="0s")
     assert same(
         rows_of(panel, [record("a", 1, math.nan), record("b", 2, 5.0), record("b", 3, math.nan)]),
@@ -280,8 +283,8 @@ def test_a_missing_value_takes_no_column():
     assert not panel.lost
 
 
-def test_a_silence_is_filled_up_to_a_bound_and_then_jumped_over():
-    """Rows of NaN, released together with the row that ends the silence."""
+def test_a_gap_is_filled_up_to_a_bound_and_then_skipped():
+    """Rows of NaN, released together with the row that ends the gap."""
     panel = Panel(sensors=["a"], step="10s", lateness="0s", max_gap=3)
     assert [row.time // S for t in (8, 9, 10) for row in panel.take(record("a", t, 1.0))] == []
     assert [row.time // S for row in panel.take(record("a", 200, 1.0))] == [10]
@@ -289,8 +292,8 @@ def test_a_silence_is_filled_up_to_a_bound_and_then_jumped_over():
     assert [row.time // S for row in panel.flush()] == [210]
 
 
-def test_sensors_that_come_and_go_are_masked_and_their_parameters_kept():
-    """While one sensor is away its bias stays as it was; the others go on."""
+def test_absent_sensors_are_masked_and_their_parameters_kept():
+    """While one sensor is absent its bias is unchanged; the others continue."""
     panel = Panel(max_sensors=3, step="1s", lateness="0s")
     pipeline = panel_pipeline(panel, [Bias(0.2)], guard=TwoLayer())
     rng = np.random.default_rng(0)
@@ -302,9 +305,9 @@ def test_sensors_that_come_and_go_are_masked_and_their_parameters_kept():
         )
         if pipeline.spec is not None:
             biases.append({k: v.clone() for k, v in pipeline.learners[0].state_dict().items()})
-    said = pipeline.flush()[-1]
-    assert said.columns == ("a", "b", "c")
-    assert np.isfinite(said.served).all()
+    prediction = pipeline.flush()[-1]
+    assert prediction.columns == ("a", "b", "c")
+    assert np.isfinite(prediction.served).all()
     (name,) = (key for key, value in biases[-1].items() if value.ndim and value.shape[-1] == 3)
     bias = [one[name] for one in biases]
     away = [one[..., 1] for one in bias[34:54]]
@@ -313,7 +316,7 @@ def test_sensors_that_come_and_go_are_masked_and_their_parameters_kept():
 
 
 def test_irregular_times_reach_the_learners():
-    """Without a step there is a row per event time, and learners are told the times."""
+    """Without a step there is a row per event time, and learners receive the times."""
     seen = []
 
     class Watching(Bias):
@@ -326,8 +329,8 @@ def test_irregular_times_reach_the_learners():
     assert seen == [[1 * S, 4 * S, 5 * S], [4 * S, 5 * S, 11 * S]]
 
 
-def test_the_newest_value_wins_and_at_one_time_the_greatest():
-    """Not the one that came last: that would depend on the order."""
+def test_the_newest_value_wins_and_at_equal_times_the_largest():
+    """Not the last one to arrive: that would depend on the order."""
     a, b, c = record("a", 3, 5.0), record("a", 4, 1.0), record("a", 4, 2.0)
     for order in ([a, b, c], [c, b, a], [b, c, a, a]):
         assert rows_of(Panel(sensors=["a"], step="10s"), order) == [(10.0, [2.0])]
@@ -340,8 +343,8 @@ def test_the_newest_value_wins_and_at_one_time_the_greatest():
     ) == [(10.0, [7.0])]
 
 
-def test_what_waits_is_bounded():
-    """Beyond the bound the oldest row is released early; what comes for it then is late."""
+def test_the_number_of_waiting_rows_is_bounded():
+    """Beyond the bound the oldest row is released early; later records for it are late."""
     panel = Panel(sensors=["a"], lateness="1h", max_waiting=50)
     rows = [row for t in range(1, 200) for row in panel.take(record("a", t, float(t)))]
     assert [row.time // S for row in rows] == list(range(1, 150))
@@ -350,11 +353,11 @@ def test_what_waits_is_bounded():
     assert len(panel.state_dict()["times"]) == 50
 
 
-# -- clocks that are wrong
+# -- wrong clocks
 
 
 def test_one_record_dated_far_ahead_does_not_close_the_rows():
-    """Also at the head of a live stream, where no follower can be waited for; it is dropped and
+    """Also at the head of a live stream, where no later record can be awaited; it is dropped and
     counted."""
     panel = Panel(sensors=["a", "b"], step="10s", lateness="20s")
     good = [record("ab"[t % 2], t, float(t)) for t in range(100)]
@@ -366,8 +369,9 @@ def test_one_record_dated_far_ahead_does_not_close_the_rows():
     assert panel.lost == {"bad_time": 1}
 
 
-def test_a_sensor_whose_clock_is_always_wrong_is_alone_in_its_time():
-    """One of three, two days ahead: the other two are served, its records are dropped."""
+def test_a_sensor_with_a_wrong_clock_does_not_affect_the_others():
+    """One of three sensors is two days ahead: the other two are served, its records are
+    dropped."""
     panel = Panel(sensors=["a", "b", "c"], step="10s", lateness="20s")
     records = [
         record(s, t + (172_800 if s == "c" else 0), 1.0) for t in range(0, 300, 10) for s in "cab"
@@ -379,20 +383,20 @@ def test_a_sensor_whose_clock_is_always_wrong_is_alone_in_its_time():
 
 
 @pytest.mark.parametrize("sensors", ["a", "ab"])
-def test_after_a_long_silence_the_stream_goes_on_and_loses_nothing(sensors):
-    """Two days without a record: no clock is wrong, since nothing speaks against the leap."""
+def test_after_a_long_gap_the_stream_continues_without_loss(sensors):
+    """Two days without a record: no clock is wrong, since no record contradicts the jump."""
     records = [
         record(s, t + (172_800 if t > 50 else 0), 1.0) for t in range(1, 101) for s in sensors
     ]
     panel = Panel(sensors=list(sensors), lateness="5s", step="1s", max_gap=0)
     rows = [row for one in records for row in panel.take(one)]
-    assert len(rows) == 94  # the last 6 wait
+    assert len(rows) == 94  # the last 6 rows wait
     assert len(rows) + len(list(panel.flush())) == 100
     assert not panel.lost
 
 
-def test_at_the_end_what_nothing_spoke_against_is_kept():
-    """A silence, then two last records: as many rows."""
+def test_at_the_end_records_without_contradiction_are_kept():
+    """A gap, then two last records: both become rows."""
     panel = Panel(sensors=["a"], lateness="5s")
     assert len(rows_of(panel, [record("a", t, 1.0) for t in (1, 2, 3, 500_000, 500_001)])) == 5
     doubted = [record("a", t, 1.0) for t in (1, 2, 3, 500_000, 500_001, 4)]
@@ -401,7 +405,7 @@ def test_at_the_end_what_nothing_spoke_against_is_kept():
     assert panel.lost == {"bad_time": 2}
 
 
-def test_a_leap_is_believed_by_the_stated_numbers():
+def test_a_jump_is_accepted_after_the_documented_number_of_records():
     """`TOGETHER` records of two sensors, or `ALONE` of one."""
     for names, needed in ((["a"], ALONE), (["a", "b"], TOGETHER)):
         mark = Watermark(10, 100)
@@ -418,8 +422,8 @@ def test_a_leap_is_believed_by_the_stated_numbers():
         st.tuples(st.sampled_from("ab"), st.sampled_from([0, 5, 50, 1000, 10**6])), max_size=200
     )
 )
-def test_doubt_is_bounded_and_loses_count_of_nothing(leaps):
-    """Every reading comes out, is dropped, or is in doubt; never more than a few are."""
+def test_records_in_doubt_are_bounded_and_all_are_counted(leaps):
+    """Every reading is released, dropped, or in doubt; only a few are in doubt."""
     mark, out, now = Watermark(10, 100), 0, 0
     for i, (sensor, leap) in enumerate(leaps):
         now += 3
@@ -449,15 +453,15 @@ def test_doubt_is_bounded_and_loses_count_of_nothing(leaps):
         ({"max_sensors": 2, "max_waiting": 0}, "panel.max_waiting"),
     ],
 )
-def test_a_wrong_setting_is_named(given_, path):
-    """With its path."""
+def test_a_wrong_setting_is_named_with_its_path(given_, path):
+    """The error names the setting's path."""
     with pytest.raises(ConfigError) as caught:
         Panel(**given_)
     assert caught.value.path == path
 
 
 def test_task_and_base_must_fit():
-    """Labels have no row to go to, and a fitted base wants its channels."""
+    """Labels have no row, and a fitted base requires its channels."""
     with pytest.raises(ConfigError, match="panel"):
         Pipeline(Supervised(3), lambda inputs: inputs[-1:], panel=Panel(max_sensors=2))
 

@@ -1,5 +1,5 @@
-"""Per-entry adaptation of real nets on digits: what it survives, what it leaves alone, what it
-refuses."""
+"""Per-entry adaptation of real networks on digits: what it withstands, what it leaves unchanged,
+what it refuses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from streamadapt import FrozenModel, PerEntry, Pipeline, TwoLayer, Unlabelled
 from streamadapt.errors import ConfigError
 from streamadapt.learners import Spec
 
-torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
+torch.set_num_threads(1)  # small steps: a second thread costs more than it saves
 
 
 @cache
@@ -54,8 +54,8 @@ def source() -> Tensor:
 
 
 def stream(names: Sequence[str], each: int, *, in_order: bool = False) -> tuple[Tensor, Tensor]:
-    """Entries (n, 1, 64) and labels: so many with each corruption, sorted by label within it if
-    wanted."""
+    """Return entries (n, 1, 64) and labels: n of each corruption, sorted by label within it if
+    requested."""
     data, rng = digits()[0], np.random.default_rng(3)
     images, labels = [], []
     for name in names:
@@ -68,16 +68,16 @@ def stream(names: Sequence[str], each: int, *, in_order: bool = False) -> tuple[
 
 
 def accuracies(
-    said: Tensor, frozen: nn.Module, entries: Tensor, labels: Tensor
+    output: Tensor, frozen: nn.Module, entries: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Which answers are right: the learner's and the frozen model's."""
+    """Return which answers are right: the learner's and the frozen model's."""
     with torch.no_grad():
-        return (said.argmax(1) == labels).float(), (frozen(entries).argmax(1) == labels).float()
+        return (output.argmax(1) == labels).float(), (frozen(entries).argmax(1) == labels).float()
 
 
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("name", ["contrast", "invert"])
-def test_it_survives_single_entries_in_any_order(name: str, in_order: bool) -> None:
+def test_it_works_on_single_entries_in_any_order(name: str, in_order: bool) -> None:
     model = digits()[1]
     entries, labels = stream([name], 300, in_order=in_order)
     learner = built(PerEntry(source()), digits_spec(model))
@@ -87,7 +87,7 @@ def test_it_survives_single_entries_in_any_order(name: str, in_order: bool) -> N
     assert len(learner.memory.labels.unique()) > 7, "and holds most classes"
 
 
-def test_it_follows_changes_and_returns_with_the_frozen_model() -> None:
+def test_it_follows_changes_and_returns_to_the_frozen_model() -> None:
     model = digits()[1]
     entries, labels = stream(["clean", "bright", "clean", "contrast", "clean"], 100)
     learner = built(PerEntry(source()), digits_spec(model))
@@ -99,7 +99,7 @@ def test_it_follows_changes_and_returns_with_the_frozen_model() -> None:
     assert (mine[[0, 2, 4]] >= frozen[[0, 2, 4]] - 0.02).all()
 
 
-def test_what_was_adapted_is_dropped_when_the_stream_changes() -> None:
+def test_adapted_statistics_are_dropped_when_the_stream_changes() -> None:
     learner = built(PerEntry(source()), digits_spec(digits()[1]))
     entries, _ = stream(["invert", "clean", "bright"], 60)
     run_stream(learner, entries[:60])
@@ -112,7 +112,7 @@ def test_what_was_adapted_is_dropped_when_the_stream_changes() -> None:
     assert 40 < int((learner.memory.labels >= 0).sum()) == int(learner.running.count) <= 60
 
 
-def test_familiar_entries_move_no_statistics() -> None:
+def test_familiar_entries_change_no_statistics() -> None:
     model = digits()[1]
     learner = built(PerEntry(source()), digits_spec(model))
     before = learner.snapshot()
@@ -124,22 +124,22 @@ def test_familiar_entries_move_no_statistics() -> None:
     assert not torch.equal(before["continuity.chains"], after["continuity.chains"])
 
 
-def test_a_model_without_batch_norms_is_never_far_from_its_frozen_self() -> None:
+def test_a_model_without_batch_norms_stays_near_the_frozen_model() -> None:
     model = digits()[2]
     learner = built(PerEntry(source()), digits_spec(model))
     entries, labels = stream(["contrast"], 100)
-    said = run_stream(learner, entries)
+    outputs = run_stream(learner, entries)
     with torch.no_grad():
         frozen = model(entries).softmax(1)
-    # All unfamiliar: the frozen answers.
-    torch.testing.assert_close(said, frozen, rtol=1e-4, atol=1e-6)
+    # All entries are unfamiliar: the frozen answers.
+    torch.testing.assert_close(outputs, frozen, rtol=1e-4, atol=1e-6)
     learner.reset()
     entries, labels = stream(["clean"], 300, in_order=True)
     mine, frozen = accuracies(run_stream(learner, entries), model, entries, labels)
     assert mine.mean() > frozen.mean(), "label continuity"
 
 
-def test_the_base_stays_and_reset_returns_to_it_bit_for_bit() -> None:
+def test_the_base_is_unchanged_and_reset_returns_to_it_bit_for_bit() -> None:
     model = digits()[1]
     spec = digits_spec(model)
     assert isinstance(spec.model, FrozenModel)
@@ -164,7 +164,7 @@ def test_no_weight_of_the_model_is_state() -> None:
     }  # fmt: skip
 
 
-def test_a_pipeline_without_labels_goes_on_from_a_checkpoint_bit_for_bit() -> None:
+def test_a_pipeline_without_labels_resumes_from_a_checkpoint_bit_for_bit() -> None:
     entries, _ = stream(["clean", "contrast", "invert"], 50)
     items = [entry(row, t + 1, id=str(t)) for t, row in enumerate(entries.squeeze(1).numpy())]
 
@@ -175,16 +175,16 @@ def test_a_pipeline_without_labels_goes_on_from_a_checkpoint_bit_for_bit() -> No
     straight = make()
     expected = [(p.served.tobytes(), p.scores) for p in straight.observe(items)]
     first = make()
-    said = [(p.served.tobytes(), p.scores) for p in first.observe(items[:83])]
+    results = [(p.served.tobytes(), p.scores) for p in first.observe(items[:83])]
     second = make()
     second.load_state_dict(first.state_dict())
-    said += [(p.served.tobytes(), p.scores) for p in second.observe(items[83:])]
-    assert said == expected
-    scores = [scores["per_entry-unfamiliarity"] for _, scores in said]
-    assert max(scores[:50]) < min(scores[50:100]), "contrast is no digit that it knows"
+    results += [(p.served.tobytes(), p.scores) for p in second.observe(items[83:])]
+    assert results == expected
+    scores = [scores["per_entry-unfamiliarity"] for _, scores in results]
+    assert max(scores[:50]) < min(scores[50:100]), "a changed contrast is unfamiliar"
 
 
-def test_a_wild_entry_is_answered_and_forgotten() -> None:
+def test_an_outlier_entry_is_predicted_and_forgotten() -> None:
     model = digits()[1]
     spec = digits_spec(model)
     learner = built(PerEntry(source()), spec)
@@ -194,39 +194,39 @@ def test_a_wild_entry_is_answered_and_forgotten() -> None:
         before = learner.snapshot()
         wild = torch.full((1, 64), size)
         assert spec.model is not None
-        said = spec.model(wild)
-        said = said._replace(output=said.output.nan_to_num(0.1))
-        assert torch.isfinite(learner.predict(wild, said)).all()
-        learner.adapt(wild, said)
+        base_output = spec.model(wild)
+        base_output = base_output._replace(output=base_output.output.nan_to_num(0.1))
+        assert torch.isfinite(learner.predict(wild, base_output)).all()
+        learner.adapt(wild, base_output)
         assert not math.isfinite(learner.signals()["per_entry-unfamiliarity"])
         assert all(torch.equal(v, learner.snapshot()[k]) for k, v in before.items())
     assert all(torch.isfinite(t).all() for t in learner.state_dict().values())
     assert torch.isfinite(run_stream(learner, entries[40:])).all()
 
 
-def test_a_glitch_changes_nothing_of_what_follows() -> None:
+def test_a_single_outlier_changes_no_later_prediction() -> None:
     spec = digits_spec(digits()[1])
     entries, _ = stream(["contrast"], 80)
     expected = run_stream(built(PerEntry(source()), spec), entries)
     with_glitch = torch.cat([entries[:40], 1e5 * entries[:1], entries[40:]])
-    said = run_stream(built(PerEntry(source()), spec), with_glitch)
-    assert torch.equal(torch.cat([said[:40], said[41:]]), expected)
+    outputs = run_stream(built(PerEntry(source()), spec), with_glitch)
+    assert torch.equal(torch.cat([outputs[:40], outputs[41:]]), expected)
 
 
-def test_what_predict_worked_out_is_not_used_for_anything_else() -> None:
+def test_results_of_predict_are_not_reused_for_another_entry() -> None:
     spec = digits_spec(digits()[1])
     entries, _ = stream(["contrast"], 30)
     plain, asked = (built(PerEntry(source()), spec) for _ in range(2))
     expected = run_stream(plain, entries)
     other = torch.rand(1, 64, generator=torch.Generator().manual_seed(0))
-    said = []
+    outputs = []
     for inputs in entries:
         base = spec.model(inputs)  # type: ignore[misc]
-        asked.predict(other, base)  # a question asked in between
-        said.append(asked.predict(inputs, base)[0])
+        asked.predict(other, base)  # a prediction without observing
+        outputs.append(asked.predict(inputs, base)[0])
         asked.predict(other, base)
         asked.adapt(inputs.clone(), base)
-    assert torch.equal(torch.stack(said), expected)
+    assert torch.equal(torch.stack(outputs), expected)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])
@@ -235,9 +235,9 @@ def test_flat_models_work_too(norm: str) -> None:
     entries = torch.cat(
         [torch.cat(batches(5, 8, seed=3)), torch.cat(batches(5, 8, seed=4)) * 3.0 + 4.0]
     )
-    said = run_stream(learner, entries)
-    assert said.shape == (80, CLASSES)
-    torch.testing.assert_close(said.sum(1), torch.ones(80))
+    outputs = run_stream(learner, entries)
+    assert outputs.shape == (80, CLASSES)
+    torch.testing.assert_close(outputs.sum(1), torch.ones(80))
     assert learner.signals()["per_entry-unfamiliarity"] > 1.0
 
 
@@ -258,6 +258,6 @@ def test_bad_settings_are_refused(make: Callable[[], PerEntry], path: str) -> No
     assert caught.value.path == path
 
 
-def test_a_constant_source_is_no_trouble() -> None:
+def test_a_constant_source_works() -> None:
     learner: Any = built(PerEntry(torch.zeros(60, CHANNELS)), spec_with(model_of("batch")))
     assert torch.isfinite(run_stream(learner, torch.cat(batches(3, 8)))).all()

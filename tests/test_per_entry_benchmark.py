@@ -1,4 +1,4 @@
-"""The digits scenarios: what they measure and how they say it, on little data."""
+"""The digits scenarios: their measures and their report, on little data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from benchmarks.scenarios.digits_data import (
 
 pytestmark = pytest.mark.slow
 
-torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
+torch.set_num_threads(1)  # small steps: a second thread costs more than it saves
 
 
 @cache
@@ -42,9 +42,9 @@ def test_a_scenario_gives_every_expert_a_mean_and_a_spread(
     monkeypatch.setattr(scenario, "SEEDS", (0, 1))
     monkeypatch.setattr(scenario, "_prepared", few)
     monkeypatch.setitem(scenario.STREAMS, "digits-sorted", ("sorted-clean", "iid-contrast"))
-    told: list[str] = []
-    found = scenario.measure("digits-sorted", told.append)
-    assert told == [
+    messages: list[str] = []
+    found = scenario.measure("digits-sorted", messages.append)
+    assert messages == [
         f"seed {s}, {stream}" for s in (0, 1) for stream in ("sorted-clean", "iid-contrast")
     ]
     experts = {"source", "per-entry", "tent", "eata", "served", "tent-64", "eata-64", "batch-64"}
@@ -68,7 +68,7 @@ def test_every_scenario_has_its_protocol_and_the_streams_are_fifteen_and_twenty(
 
 
 @pytest.mark.parametrize("name", [*CORRUPTIONS, *UNSEEN])
-def test_corruptions_spoil_each_image_alike_every_time(name: str) -> None:
+def test_corruptions_are_deterministic_for_each_image(name: str) -> None:
     images = load_digits(0).stream[:20]
     kept = images.copy()
     first, second = (corrupted(images, name, np.random.default_rng(1)) for _ in range(2))
@@ -80,7 +80,7 @@ def test_corruptions_spoil_each_image_alike_every_time(name: str) -> None:
     assert (name == "clean") == np.array_equal(first, images)
 
 
-def test_streams_are_what_they_are_called() -> None:
+def test_streams_match_their_names() -> None:
     digits = load_digits(0)
     in_order = one_stream(digits, "contrast", 0, in_order=True)
     assert (np.diff(in_order.labels) >= 0).all()
@@ -92,7 +92,7 @@ def test_streams_are_what_they_are_called() -> None:
     assert all(part.max() <= 1.0 and part.min() == 0.0 for part in halves[::2])
 
 
-def test_the_split_takes_every_image_once() -> None:
+def test_the_split_uses_every_image_once() -> None:
     digits = load_digits(2)
     assert (len(digits.source), len(digits.stream)) == (900, 897)
     everything = np.concatenate([digits.source, digits.stream]).reshape(1797, -1)

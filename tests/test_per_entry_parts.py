@@ -1,4 +1,4 @@
-"""The parts of per-entry adaptation against slow loops that follow the written formulas."""
+"""The parts of per-entry adaptation against slow loops that follow the documented formulas."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def batch_norm(channels: int, seed: int = 3) -> nn.BatchNorm2d:
     return layer
 
 
-def test_a_driven_batch_norm_given_the_sources_statistics_is_the_layer() -> None:
+def test_a_driven_batch_norm_with_the_source_statistics_equals_the_layer() -> None:
     layer = batch_norm(5)
     driven = DrivenBatchNorm(layer)
     x = numbers(4, 5, 3, 3)
@@ -51,17 +51,17 @@ def test_a_driven_batch_norm_given_the_sources_statistics_is_the_layer() -> None
     torch.testing.assert_close(driven(x), layer.train()(x))
 
 
-def test_each_entry_may_have_statistics_and_a_sign_of_its_own() -> None:
+def test_each_entry_may_have_its_own_statistics_and_sign() -> None:
     layer = batch_norm(5)
     driven = DrivenBatchNorm(layer)
     x, means, variances = numbers(2, 5, 3, 3), numbers(2, 5, seed=1), numbers(2, 5, seed=2).exp()
     driven.given = Given(means, variances, torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]]))
-    said = driven(x).detach()
+    outputs = driven(x).detach()
     for i, sign in enumerate((1.0, -1.0)):
         z = (x[i] - means[i].view(5, 1, 1)) / (variances[i] + layer.eps).sqrt().view(5, 1, 1)
         assert layer.bias is not None
         expected = sign * layer.weight.view(5, 1, 1) * z + layer.bias.view(5, 1, 1)
-        torch.testing.assert_close(said[i], expected.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(outputs[i], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_moving_by_one_over_k_gives_the_statistics_of_all_entries_together() -> None:
@@ -87,8 +87,8 @@ def test_running_statistics_start_at_the_source_and_slow_down() -> None:
     assert rates[:3] == [1 / 4, 1 / 5, 1 / 6]
     assert rates[-1] == 0.01
     mean, _, rate, count = running.evaluate(True)
-    assert (mean.item(), rate, int(count)) == (3.0, 1 / 4, 1), "afresh"
-    assert running.mean.item() == 203.0, "looking changes nothing"
+    assert (mean.item(), rate, int(count)) == (3.0, 1 / 4, 1), "the statistics start again"
+    assert running.mean.item() == 203.0, "evaluating changes nothing"
     running.reset()
     assert (running.mean.item(), int(running.count)) == (3.0, 0)
 
@@ -126,7 +126,7 @@ class SlowMemory:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
-def test_the_memory_is_the_slow_one(labels: list[int]) -> None:
+def test_the_memory_equals_the_slow_one(labels: list[int]) -> None:
     mean, var = torch.tensor([1.0, -2.0]), torch.tensor([2.0, 0.5])
     memory, slow = BalancedMemory(8, 4, mean, var), SlowMemory(8, 4)
     for at, m, v in (
@@ -145,10 +145,12 @@ def test_a_memory_of_sorted_labels_keeps_every_class() -> None:
             memory.add(torch.tensor(label), torch.zeros(1), torch.ones(1))
     assert torch.bincount(memory.labels).tolist() == [2, 2, 2, 2]
     memory.reset()
-    assert [t.item() for t in memory.statistics()] == [0.0, 1.0], "empty: the source's"
+    assert [t.item() for t in memory.statistics()] == [0.0, 1.0], (
+        "an empty memory has the source's statistics"
+    )
 
 
-def test_continuity_is_the_slow_one() -> None:
+def test_continuity_equals_the_slow_one() -> None:
     classes, stays = 4, (0.0, 0.5, 0.9, 0.97)
     part = Continuity(classes, CPU)
     q = [[1.0 / classes] * classes for _ in stays]
@@ -171,7 +173,7 @@ def test_continuity_is_the_slow_one() -> None:
 
 
 def runs(n: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Labels in runs, and answers that are right more often than not."""
+    """Return labels in runs, and answers that are usually right."""
     labels = (torch.arange(n) // length) % 4
     logits = numbers(n, 4, seed=seed) * 1.2
     logits[torch.arange(n), labels] += 1.0
@@ -179,22 +181,22 @@ def runs(n: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("length", "least"), [(40, 0.2), (1, -0.02)])
-def test_continuity_helps_where_labels_come_in_runs_and_does_no_harm_where_not(
+def test_continuity_helps_with_labels_in_runs_and_does_no_harm_otherwise(
     length: int, least: float
 ) -> None:
-    labels, said = runs(600, length)
+    labels, outputs = runs(600, length)
     if length == 1:
         order = torch.randperm(600, generator=torch.Generator().manual_seed(1))
-        labels, said = labels[order], said[order]
+        labels, outputs = labels[order], outputs[order]
     part, right = Continuity(4, CPU), 0
-    for o, y in zip(said, labels, strict=True):
+    for o, y in zip(outputs, labels, strict=True):
         answer, new = part.evaluate(o)
         part.commit(new)
         right += int(answer.argmax() == y)
-    assert right / 600 - (said.argmax(1) == labels).float().mean() > least
+    assert right / 600 - (outputs.argmax(1) == labels).float().mean() > least
 
 
-def test_a_model_that_always_says_the_same_does_not_prove_that_labels_are_constant() -> None:
+def test_a_constant_model_is_no_evidence_for_constant_labels() -> None:
     part = Continuity(4, CPU)
     stuck = torch.tensor([0.9, 0.05, 0.03, 0.02])
     for _ in range(1_500):
@@ -203,7 +205,7 @@ def test_a_model_that_always_says_the_same_does_not_prove_that_labels_are_consta
     assert part.evidence.softmax(0)[0] > 0.5, "independent labels stay the best explanation"
 
 
-def test_selection_is_the_formula() -> None:
+def test_selection_equals_the_formula() -> None:
     part = Selection((False, True, False), 4, CPU)
     answers = torch.stack([distributions(50, 4, seed=s) for s in range(3)], 1)  # (50, 3, 4)
     mean, doubt = torch.zeros(3, 4), torch.zeros(3)
@@ -228,7 +230,7 @@ def test_selection_prefers_varied_and_decided_answers() -> None:
     torch.testing.assert_close(choice.answer, eye[39 % 4], atol=0.01, rtol=0.0)
 
 
-def test_selection_leaves_out_what_follows_the_newest_where_labels_come_sorted() -> None:
+def test_selection_leaves_out_the_statistics_that_follow_the_newest_if_labels_are_sorted() -> None:
     part = Selection((False, True), 4, CPU)
     eye = torch.eye(4) * 0.96 + 0.01
     for t in range(200):
@@ -258,7 +260,7 @@ def walk(part: Signature, x: Tensor) -> list[Any]:
     return looks
 
 
-def test_the_source_is_familiar_and_does_not_drift_even_sorted() -> None:
+def test_the_source_is_familiar_and_has_no_drift_even_if_sorted() -> None:
     x, labels = source()
     for order in (torch.arange(300), labels.argsort(stable=True)):
         looks = walk(Signature(x, labels, generator()), x[order])
@@ -266,7 +268,7 @@ def test_the_source_is_familiar_and_does_not_drift_even_sorted() -> None:
         assert sum(look.familiar for look in looks) >= 297
 
 
-def test_a_change_is_noticed_soon_and_once_and_so_is_the_return() -> None:
+def test_a_change_and_its_return_are_each_noticed_soon_and_once() -> None:
     x, labels = source()
     part = Signature(x, labels, generator())
     looks = walk(part, torch.cat([x[:100], 5.0 * x[100:200] + 4.0, x[200:]]))
@@ -277,7 +279,7 @@ def test_a_change_is_noticed_soon_and_once_and_so_is_the_return() -> None:
     assert all(t % 100 < 8 for t in drifts)
 
 
-def test_the_change_score_is_the_formula() -> None:
+def test_the_change_score_equals_the_formula() -> None:
     x, labels = source()
     part = Signature(x, labels, generator())
     most = float(part.limits[3])
@@ -305,14 +307,14 @@ def test_the_change_score_is_the_formula() -> None:
     raise AssertionError("no drift was there to be seen")
 
 
-def test_values_beyond_all_reckoning_leave_no_trace() -> None:
+def test_overflowing_values_leave_no_trace() -> None:
     x, labels = source()
     part = Signature(x, labels, generator())
     look = part.evaluate(torch.full((1, 3, 6, 6), 1e30))
     assert (look.usable, look.familiar, look.drift, look.new) == (False, False, False, {})
 
 
-def test_a_glitch_is_believed_the_second_time_in_a_row() -> None:
+def test_a_second_outlier_in_a_row_is_accepted() -> None:
     x, labels = source()
     part = Signature(x, labels, generator())
     looks = walk(part, torch.cat([x[:20], 1e6 * x[20:21], x[21:40], 1e6 * x[40:44]]))
@@ -320,7 +322,7 @@ def test_a_glitch_is_believed_the_second_time_in_a_row() -> None:
     assert [t for t, look in enumerate(looks) if look.drift] == [41]
 
 
-def test_without_positions_the_signature_is_the_values() -> None:
+def test_without_positions_the_signature_consists_of_the_values() -> None:
     x = numbers(100, 6)
     part = Signature(x, torch.zeros(100, dtype=torch.int64), generator())
     assert part.centre.shape == (6,)
@@ -328,7 +330,7 @@ def test_without_positions_the_signature_is_the_values() -> None:
     assert not part.evaluate(x[:1] + 20.0).familiar
 
 
-def test_polarity_sees_the_negative_and_only_that() -> None:
+def test_polarity_detects_inverted_inputs_only() -> None:
     x, _ = source()
     for factor, sign in ((1.0, 1.0), (0.3, 1.0), (-1.0, -1.0), (-0.4, -1.0)):
         part = Polarity(x)
@@ -339,4 +341,6 @@ def test_polarity_sees_the_negative_and_only_that() -> None:
             flips += turn.flipped
         assert part.sign.item() == sign
         assert flips == (sign < 0)
-        assert part.evaluate(x[:1], fresh=True).sign.item() == 1.0, "afresh nothing is known"
+        assert part.evaluate(x[:1], fresh=True).sign.item() == 1.0, (
+            "after a reset the sign is unknown"
+        )

@@ -1,5 +1,5 @@
-"""The promises of the pipeline: no leakage, grouping invisible, replay exact, bad items harmless,
-state whole."""
+"""The promises of the pipeline: no leakage, grouping has no effect, replay is exact, bad items are
+harmless, the state is complete."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ from streamadapt.testing.checks.cases import state_bytes, through_a_checkpoint
 
 
 def noise_from(items: list[Entry | Label], cut: int) -> list[Entry | Label]:
-    """Replace everything after item `cut` by noise, and the label that item `cut` brings with
-    it."""
+    """Replace everything after item `cut` by noise, also the label that item `cut` brings."""
     rng = np.random.default_rng(99)
     changed: list[Entry | Label] = items[:cut]
     for i, item in enumerate(items[cut:], cut):
@@ -69,9 +68,9 @@ def noise_from(items: list[Entry | Label], cut: int) -> list[Entry | Label]:
 
 @pytest.mark.parametrize("cut", [30, 57])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_prediction_uses_what_came_after_it(kind: str, cut: int) -> None:
-    """Nor the label that its own entry brought: all items are handed over at once, so looking
-    ahead could be done."""
+def test_no_prediction_uses_later_items(kind: str, cut: int) -> None:
+    """Nor the label of its own entry: all items are handed over at once, so looking ahead would be
+    possible."""
     items = stream_of(kind)
     clean, noisy = (
         pipeline_of(kind).observe(stream) for stream in (items, noise_from(items, cut))
@@ -80,7 +79,7 @@ def test_no_prediction_uses_what_came_after_it(kind: str, cut: int) -> None:
     before = [p for p in clean if p.id in until]
     assert before
     assert bits(before) == bits([p for p in noisy if p.id in until])
-    assert bits(clean) != bits(noisy), "the noise is seen later on"
+    assert bits(clean) != bits(noisy), "the noise affects later predictions"
 
 
 def constant_base(inputs: Any) -> Any:
@@ -89,7 +88,7 @@ def constant_base(inputs: Any) -> Any:
 
 
 def test_shuffled_labels_give_no_gain() -> None:
-    """With labels of other entries nothing beats the best constant; with the real ones the
+    """With labels of other entries no learner beats the best constant; with the real ones the
     learners do."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(800, 2)).astype(np.float32)
@@ -106,7 +105,7 @@ def test_shuffled_labels_give_no_gain() -> None:
         assert based is not None
         gains[name] = 1.0 - served / based
     assert gains["real"] > 0.7
-    assert -0.02 < gains["shuffled"] < 0.01, "and it costs next to nothing"
+    assert -0.02 < gains["shuffled"] < 0.01, "and the loss is almost zero"
 
 
 def test_noise_cannot_be_forecast() -> None:
@@ -121,7 +120,7 @@ def test_noise_cannot_be_forecast() -> None:
 
 
 def bad_items(kind: str) -> list[tuple[Entry | Label, Reason]]:
-    """Items that are refused anywhere after the first few of a stream of `stream_of`."""
+    """Return items that are refused anywhere after the first few of a stream of `stream_of`."""
     found: list[tuple[Entry | Label, Reason]] = [
         (entry([1.0, 2.0], -(10**10), id="new"), Reason.TIME_BACKWARDS),
         (entry([1.0, 2.0, 3.0], 10**9, id="new"), Reason.WRONG_WIDTH),
@@ -172,10 +171,10 @@ def test_each_bad_item_raises_its_reason_and_changes_nothing(kind: str) -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.data(), st.sampled_from(KINDS))
 def test_bad_items_anywhere_and_any_grouping_change_no_prediction(data: Any, kind: str) -> None:
-    """What a poll brings together, and what is refused in between, is invisible in the predictions
-    and in the state."""
+    """The grouping by polls, and refused items in between, change neither predictions nor
+    state."""
     items = stream_of(kind, 40)
-    # A bad label that an entry brought is refused by itself: such an entry changes something.
+    # A bad label inside an entry is refused alone: such an entry changes the state.
     bad = [one for one in bad_items(kind) if not isinstance(one[0], Entry) or one[0].label is None]
     mixed = list(items)
     places = data.draw(
@@ -203,7 +202,7 @@ def test_bad_items_anywhere_and_any_grouping_change_no_prediction(data: Any, kin
         assert state_bytes(mine) == state_bytes(other)
 
 
-def test_without_on_rejected_what_came_before_the_bad_item_is_kept() -> None:
+def test_without_on_rejected_items_before_the_bad_one_are_kept() -> None:
     pipeline = pipeline_of("forecast")
     good = stream_of("forecast", 20)
     with pytest.raises(EntryError):
@@ -221,7 +220,7 @@ def test_replay_gives_the_same_bits(kind: str) -> None:
     assert bits(first) == bits(pipeline_of(kind, seed=3).observe(stream_of(kind)))
 
 
-def test_the_seed_is_the_learners() -> None:
+def test_the_seed_reaches_the_learners() -> None:
     first, second = (
         pipeline_of("forecast", seed=s).observe(stream_of("forecast")) for s in (1, 2)
     )
@@ -238,9 +237,9 @@ def drifting(kind: str) -> Pipeline:
 
 @pytest.mark.parametrize("stop", [2, 11, 64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_loaded_pipeline_goes_on_as_the_saved_one(kind: str, stop: int) -> None:
-    """Through a checkpoint on disk: before the first prediction, in the middle of things, with
-    labels outstanding."""
+def test_a_loaded_pipeline_continues_as_the_saved_one(kind: str, stop: int) -> None:
+    """Through a checkpoint on disk: before the first prediction, in the middle, and with pending
+    labels."""
     items = stream_of(kind)
     saved, loaded = drifting(kind), drifting(kind)
     saved.observe(items[:stop])
@@ -266,7 +265,7 @@ def test_a_state_is_a_copy() -> None:
 
 
 class FiresOnce(DriftMonitor):
-    """Says drift at its third value."""
+    """Reports drift at its third value."""
 
     count = 0
 
@@ -276,9 +275,7 @@ class FiresOnce(DriftMonitor):
         return self.count == 3
 
 
-def test_a_drift_that_a_label_brought_is_told_by_the_next_prediction_also_after_a_restart() -> (
-    None
-):
+def test_a_drift_found_by_a_label_is_in_the_next_prediction_also_after_a_restart() -> None:
     pipelines = [pipeline_of("late labels", drift=[FiresOnce()]) for _ in range(2)]
     saved, loaded = pipelines
     items = stream_of("late labels")
@@ -288,9 +285,9 @@ def test_a_drift_that_a_label_brought_is_told_by_the_next_prediction_also_after_
     assert isinstance(items[fired_at], Label)
     loaded.load_state_dict(through_a_checkpoint(saved.state_dict()))
     for pipeline in pipelines:
-        told = [p.drifts for p in pipeline.observe(items[fired_at + 1 :])]
-        assert told[0] == ("adwin:loss",)
-        assert set(told[1:]) <= {(), ("adwin:loss",)}
+        drifts = [p.drifts for p in pipeline.observe(items[fired_at + 1 :])]
+        assert drifts[0] == ("adwin:loss",)
+        assert set(drifts[1:]) <= {(), ("adwin:loss",)}
 
 
 def test_another_pipelines_state_is_refused() -> None:
@@ -307,8 +304,8 @@ def test_predict_changes_nothing(kind: str) -> None:
     before = state(pipeline)
     newest = max(item.time for item in items[:60])
     for value in (11.0, -1e6, np.nan):
-        said = pipeline.predict(entry([value, 9.0], newest, id="asked"))
-        assert said.served.shape == said.base.shape
+        prediction = pipeline.predict(entry([value, 9.0], newest, id="asked"))
+        assert prediction.served.shape == prediction.base.shape
         assert state(pipeline) == before
     with pytest.raises(EntryError, match="wrong_width"):
         pipeline.predict(entry([1.0], newest))
@@ -321,18 +318,18 @@ def len_of(items: list[Entry | Label]) -> int:
     return sum(isinstance(item, Entry) for item in items)
 
 
-def test_predict_says_what_observe_would_say_if_nothing_matured() -> None:
+def test_predict_equals_observe_if_nothing_matured() -> None:
     pipeline = pipeline_of("late labels")
     pipeline.observe(stream_of("late labels", 40))
     asked = entry([9.0, 11.0], 10_000, id="asked")
-    said = pipeline.predict(asked)
-    assert bits([said]) == bits(pipeline.observe([asked]))
+    prediction = pipeline.predict(asked)
+    assert bits([prediction]) == bits(pipeline.observe([asked]))
 
 
 @pytest.mark.parametrize("seen", [0, 1, 2, 3])
 def test_predict_before_the_first_prediction_is_refused_and_leaves_no_trace(seen: int) -> None:
-    """Also when the asked entry would just fill the window: the learners are built by the stream,
-    not by a question."""
+    """Also if the given entry would just fill the window: the stream builds the learners, not
+    `predict`."""
     values = walk(30, 2)
     asked, fresh = pipeline_of("forecast"), pipeline_of("forecast")
     asked.observe(entries(values)[:seen])
@@ -343,8 +340,8 @@ def test_predict_before_the_first_prediction_is_refused_and_leaves_no_trace(seen
 
 
 def test_counts_and_losses_are_those_of_the_predictions() -> None:
-    """The statistics against the predictions themselves: same cells, same sums, masked cells left
-    out."""
+    """The statistics against the predictions themselves: same cells, same sums, without masked
+    cells."""
     values = walk(80, 2, missing=0.1)
     pipeline = Pipeline(Forecast(3, 2), Persistence(2), [Bias(0.1)])
     predictions = pipeline.observe(entries(values))
@@ -356,8 +353,8 @@ def test_counts_and_losses_are_those_of_the_predictions() -> None:
             if at < len(values):
                 known = ~np.isnan(values[at])
                 cells += int(known.sum())
-                for name, said in (*p.experts.items(), ("served", p.served)):
-                    sums[name] += float(np.abs(said[h] - values[at])[known].sum())
+                for name, predicted in (*p.experts.items(), ("served", p.served)):
+                    sums[name] += float(np.abs(predicted[h] - values[at])[known].sum())
     assert pipeline.stats.predictions == len(predictions) == 78
     assert pipeline.stats.entries == 80
     assert set(pipeline.stats.loss_cells.values()) == {cells}
@@ -374,7 +371,7 @@ def test_names_must_differ_and_tasks_must_fit() -> None:
         Pipeline(Forecast(3, 2), Persistence(3))
 
 
-def test_no_guard_serves_a_learner_as_it_is() -> None:
+def test_without_a_guard_the_learner_is_served() -> None:
     pipeline = Pipeline(Forecast(3, 2), Persistence(2), [Bias(0.1)], NoGuard(1))
     for p in pipeline.observe(entries(walk(40, 2))):
         assert np.array_equal(p.served, p.experts["bias-0.1"])

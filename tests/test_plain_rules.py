@@ -1,4 +1,4 @@
-"""The plain rules against slow loops of the published formulas, and the guards made of them."""
+"""The plain rules against slow loops of the published formulas, and the guards made from them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SlowMLPoly:
 
 
 class SlowAdaHedge:
-    """As the paper has it, with losses of any sign."""
+    """The paper's algorithm, with losses of any sign."""
 
     def __init__(self) -> None:
         self.total, self.gap = [0.0] * EXPERTS, 0.0
@@ -94,7 +94,7 @@ class SlowAdaHedge:
 
 
 class SlowGradient:
-    """Zinkevich's, the projection by a general minimiser."""
+    """Zinkevich's algorithm, with the projection by a general minimiser."""
 
     def __init__(self) -> None:
         self.squares = 0.0
@@ -130,8 +130,8 @@ def built(name: str, groups: tuple[int, int] = (1, 1), experts: int = EXPERTS) -
 
 
 def regrets(groups: tuple[int, int], n: int = 60, seed: int = 0) -> Any:
-    """Drifting ones, in units that differ by thousands, the first zero; a fifth of the groups
-    without news."""
+    """Return drifting regrets, in units that differ by thousands, the first zero; a fifth of the
+    groups without values."""
     rng = np.random.default_rng(seed)
     for t in range(n):
         drifting = np.sin(t / 20.0 + np.arange(EXPERTS))[None, :, None, None]
@@ -144,7 +144,9 @@ def regrets(groups: tuple[int, int], n: int = 60, seed: int = 0) -> Any:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("groups", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("name", RULES)
-def test_equals_the_slow_one_in_every_group(name: str, groups: tuple[int, int], seed: int) -> None:
+def test_a_rule_equals_the_slow_one_in_every_group(
+    name: str, groups: tuple[int, int], seed: int
+) -> None:
     rule, tolerance = built(name, groups), RULES[name][2]
     slow = {cell: RULES[name][1]() for cell in np.ndindex(groups)}
     for signal, known in regrets(groups, seed=seed):
@@ -164,7 +166,7 @@ REGRETS = hnp.arrays(
 
 @settings(max_examples=200, deadline=None)
 @given(REGRETS, st.sampled_from(sorted(RULES)), st.sampled_from([1.0, 1e-9, 1e9]))
-def test_weights_stay_on_the_simplex_whatever_comes(signal: Any, name: str, unit: float) -> None:
+def test_weights_stay_on_the_simplex_for_any_input(signal: Any, name: str, unit: float) -> None:
     rule = built(name, experts=signal.shape[1])
     for row in signal:
         rule.update((unit * row).reshape(1, -1, 1, 1), np.ones((1, 1), bool))
@@ -185,13 +187,12 @@ def test_state_round_trip_is_a_copy(name: str) -> None:
         first.update(signal, known)
         second.update(signal, known)
         assert np.array_equal(first.weights, second.weights)
-    assert all(np.array_equal(state[k], kept[k]) for k in state), "the state is no view"
+    assert all(np.array_equal(state[k], kept[k]) for k in state), "the state is not a view"
 
 
 @pytest.mark.parametrize("name", ["boa", "ml-poly", "adahedge"])
 def test_the_unit_of_the_losses_does_not_matter(name: str) -> None:
-    """What makes these rules free of tuning: losses a thousand times as large give the same
-    weights."""
+    """These rules need no tuning: losses a thousand times as large give the same weights."""
     one, other = built(name), built(name)
     for signal, known in regrets((1, 1), 40, seed=3):
         one.update(signal, known)
@@ -234,7 +235,9 @@ def play(
 
 @pytest.mark.parametrize("make", GUARDS)
 @pytest.mark.parametrize("loss", [Absolute(), Squared(), Pinball(0.8)], ids=lambda x: x.name)
-def test_serves_within_the_experts_range_and_goes_on_from_its_state(make: Any, loss: Any) -> None:
+def test_a_guard_serves_within_the_experts_range_and_resumes_from_its_state(
+    make: Any, loss: Any
+) -> None:
     if make is RidgeOnly and not loss.central:
         return
     guard, again = build(make(), 3, 2, 3, loss), build(make(), 3, 2, 3, loss)
@@ -258,13 +261,13 @@ def test_distributions_stay_distributions(make: Any) -> None:
 
 
 @pytest.mark.parametrize("loss", [Log(), Pinball(0.9)], ids=lambda x: x.name)
-def test_a_ridge_stack_refuses_what_it_cannot_aim_at(loss: Any) -> None:
+def test_a_ridge_stack_refuses_unsuitable_tasks(loss: Any) -> None:
     with pytest.raises(ConfigError, match=r"guard\.kind"):
         build(RidgeOnly(), 3, 1, 4, loss)
 
 
 @pytest.mark.parametrize("experts", [1, 2, 3, 6, 7])
-def test_mean_and_median_are_numpys(experts: int) -> None:
+def test_mean_and_median_equal_those_of_numpy(experts: int) -> None:
     predictions = np.random.default_rng(0).normal(size=(experts, 3, 2))
     mean = build(Mean(), experts, 3, 2).mix(predictions)
     median = build(Median(), experts, 3, 2).mix(predictions)

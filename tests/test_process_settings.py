@@ -1,5 +1,5 @@
-"""What a process has set for torch and numpy changes nothing: the same bits, no setting and no
-random state moved."""
+"""Process-wide settings of torch and numpy change no result; settings and random states stay
+unchanged."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ Y = X.sum(1, keepdims=True)
 
 
 def net(*layers: nn.Module) -> nn.Module:
-    """A model of the user's, made before anything is set; drawn without moving the global random
-    state."""
+    """A user's model, made before any setting; it does not use the global random state."""
     made = nn.Sequential(nn.Flatten(), *layers)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -126,19 +125,19 @@ def entries_with(labels: Any) -> list[Entry]:
 
 
 def bits(pipeline: Pipeline, entries: list[Entry]) -> str:
-    """Return a hash of what a pipeline says, half of it after its state went through another
-    one."""
-    said = hashlib.sha256()
+    """Return a hash of a pipeline's predictions, half of them after its state was loaded by
+    another pipeline."""
+    digest = hashlib.sha256()
     for entry in entries:
         for p in pipeline.observe([entry]):
             for array in (p.served, *p.experts.values(), p.low if p.low is not None else p.base):
-                said.update(array.tobytes())
-            said.update(repr((p.weights, p.scores)).encode())
+                digest.update(array.tobytes())
+            digest.update(repr((p.weights, p.scores)).encode())
     for name, value in sorted(pipeline.state_dict()["guard"].items()):
-        said.update(
+        digest.update(
             name.encode() + np.asarray(value).tobytes() if isinstance(value, np.ndarray) else b""
         )
-    return said.hexdigest()
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -190,7 +189,7 @@ def plain() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_settings_of_the_process_change_no_bit(setting: str, plain: dict[str, str]) -> None:
+def test_process_settings_change_no_bit(setting: str, plain: dict[str, str]) -> None:
     with SETTINGS[setting]():
         before = state_of_process()
         found = {kind: run() for kind, run in KINDS.items()}
@@ -229,8 +228,8 @@ FACTORIES = (
 
 
 def test_every_tensor_made_names_its_dtype() -> None:
-    """The default dtype is the process's: a thread that set it for its own work must not reach
-    this one's."""
+    """The default dtype is process-wide: if a thread sets it for its own work, it must not affect
+    this one."""
     bare = []
     for path in Path(streamadapt.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

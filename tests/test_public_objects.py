@@ -1,4 +1,4 @@
-"""Public objects say how they were made, and the examples in docstrings are right."""
+"""Reprs of public objects show their settings, and the examples in docstrings are right."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ COMPARED = {f"guard.{kind}" for kind in ("mean",)}
 
 
 def modules() -> list[types.ModuleType]:
-    """Every module whose text has an example."""
+    """Return every module with an example."""
     found = []
     for package in (streamadapt, streamadapt_connectors):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -75,7 +75,7 @@ def test_every_public_class_has_an_example() -> None:
 
 @pytest.mark.parametrize("path", sorted(KINDS.keys() & EXAMPLES.keys()))
 def test_every_kind_shows_the_settings_that_differ_from_its_defaults(path) -> None:
-    """In the order of the signature, by name, as the example of the configuration sets them."""
+    """In the order of the signature, by name, as in the example of the configuration page."""
     (table,) = tomllib.loads(EXAMPLES[path]).values()
     settings = {
         name: value
@@ -95,7 +95,7 @@ def test_every_kind_shows_the_settings_that_differ_from_its_defaults(path) -> No
     assert repr(cls(**settings)) == f"{cls.__name__}({', '.join(shown)})"
 
 
-def test_all_that_a_pipeline_is_made_of_is_shown() -> None:
+def test_the_repr_of_a_pipeline_shows_its_parts() -> None:
     pipeline = Pipeline(
         Forecast(3, horizon=2),
         Persistence(2),
@@ -117,7 +117,7 @@ def test_all_that_a_pipeline_is_made_of_is_shown() -> None:
     assert repr(copy.deepcopy(pipeline)) == repr(pickle.loads(pickle.dumps(pipeline))) == text
 
 
-def test_what_is_large_is_shown_in_short() -> None:
+def test_large_arguments_are_abbreviated() -> None:
     assert repr(PerEntry(torch.zeros(60, 1, 8))) == "PerEntry(source=Tensor(60, 1, 8))"
     assert (
         repr(FrozenModel(nn.Linear(2, 1), softmax=True))
@@ -138,8 +138,8 @@ def test_a_function_is_shown_by_its_name() -> None:
     assert repr(KeyedPipeline(make_one, 5)) == "KeyedPipeline(make_pipeline=make_one, max_keys=5)"
 
 
-def test_what_is_shown_is_not_held() -> None:
-    """A base that was given a model must not keep the original, nor copy it with itself."""
+def test_the_repr_holds_no_reference_to_arguments() -> None:
+    """A base made from a model must not keep the original, nor copy it with itself."""
     model = nn.Linear(2, 1)
     held = FrozenModel(model).__dict__.values()
     assert not any(value is model for value in held)
@@ -157,10 +157,10 @@ class Awkward:
 
 class Own(ShowsArguments):
     def __init__(self, value: object = None, *more: object, **named: object) -> None:
-        """Take anything."""
+        """Accept any argument."""
 
 
-def test_no_argument_keeps_an_object_from_being_made() -> None:
+def test_an_argument_without_a_repr_does_not_prevent_construction() -> None:
     assert repr(Own(Awkward())) == "Own(value=Awkward(...))"
     assert repr(Own(np.zeros((2, 3)))) == "Own(value=ndarray(2, 3))"
     assert repr(Own(1, 2, x=3)) == "Own(value=1, more=(2,), named={'x': 3})"

@@ -1,5 +1,5 @@
-"""Entries and labels from Python: taken as people have them, or refused before anything
-changes."""
+"""Entries and labels from Python: accepted in the forms that people have, or refused before
+anything changes."""
 
 from __future__ import annotations
 
@@ -152,29 +152,29 @@ def wave(t: int) -> np.ndarray[Any, Any]:
     return np.array([np.sin(t / 3.0), np.cos(t / 5.0)])
 
 
-def goes_on_as_if_it_had_never_come(item: Any, reason: Reason) -> None:
-    """Refuse an item once with, once without `on_rejected`; what follows is that of an undisturbed
-    pipeline."""
-    told, plain = pipeline(), pipeline()
-    heard: list[tuple[Any, Reason]] = []
+def check_refused_without_effect(item: Any, reason: Reason) -> None:
+    """Check that an item is refused with and without `on_rejected`, and that later results are
+    those of an undisturbed pipeline."""
+    disturbed, plain = pipeline(), pipeline()
+    rejected: list[tuple[Any, Reason]] = []
     for t in range(12):
-        for p in (told, plain):
+        for p in (disturbed, plain):
             p.observe([Entry(wave(t), BASE + t)])
     with pytest.raises(EntryError) as caught:
-        told.observe([item])
+        disturbed.observe([item])
     assert caught.value.reason is reason
-    told.on_rejected = lambda item, error: heard.append((item, error.reason))
-    assert told.observe([item]) == []
-    assert heard[0][0] is item
-    assert heard[0][1] is reason
-    assert told.stats.rejected[reason.value] == 2
+    disturbed.on_rejected = lambda item, error: rejected.append((item, error.reason))
+    assert disturbed.observe([item]) == []
+    assert rejected[0][0] is item
+    assert rejected[0][1] is reason
+    assert disturbed.stats.rejected[reason.value] == 2
     for t in range(12, 24):
-        (a,), (b,) = (p.observe([Entry(wave(t), BASE + t)]) for p in (told, plain))
+        (a,), (b,) = (p.observe([Entry(wave(t), BASE + t)]) for p in (disturbed, plain))
         np.testing.assert_array_equal(a.served, b.served)
 
 
 @pytest.mark.parametrize("name", [*TAKEN, *WHOLE, *MISSING])
-def test_numbers_are_taken_as_people_have_them(name: str) -> None:
+def test_numbers_of_common_types_are_accepted(name: str) -> None:
     found, wanted = pipeline(), pipeline()
     row = np.array([1.5, 2.0] if name in TAKEN else [1.0, 2.0] if name in WHOLE else [np.nan, 2.0])
     for p, values in ((found, (TAKEN | WHOLE | MISSING)[name]), (wanted, row)):
@@ -185,33 +185,33 @@ def test_numbers_are_taken_as_people_have_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_row_of_numbers_is_refused_before_anything_changes(name: str) -> None:
+def test_invalid_values_are_refused_before_anything_changes(name: str) -> None:
     values, reason = REFUSED[name]
-    goes_on_as_if_it_had_never_come(Entry(values, BASE + 12), reason)
+    check_refused_without_effect(Entry(values, BASE + 12), reason)
 
 
 @pytest.mark.parametrize("name", TIMES)
-def test_times_are_taken_as_people_have_them(name: str, tmp_path: Path) -> None:
+def test_times_of_common_types_are_accepted(name: str, tmp_path: Path) -> None:
     p = pipeline()
     p.observe([Entry(wave(t), BASE - 10 + t) for t in range(4)])
-    said = p.observe([Entry(wave(5), TIMES[name])])
-    assert type(said[0].time) is int
-    assert said[0].time == BASE
+    predictions = p.observe([Entry(wave(5), TIMES[name])])
+    assert type(predictions[0].time) is int
+    assert predictions[0].time == BASE
     sink = JsonlSink(str(tmp_path / "out.jsonl"))
-    sink.write(said)  # what is no int cannot be encoded
+    sink.write(predictions)  # only an int can be encoded
     sink.close()
 
 
 @pytest.mark.parametrize("name", BAD_TIMES)
-def test_what_is_no_time_is_refused_before_anything_changes(name: str) -> None:
-    goes_on_as_if_it_had_never_come(Entry(wave(0), BAD_TIMES[name]), Reason.BAD_TIME)
+def test_invalid_times_are_refused_before_anything_changes(name: str) -> None:
+    check_refused_without_effect(Entry(wave(0), BAD_TIMES[name]), Reason.BAD_TIME)
 
 
 @pytest.mark.parametrize(
     "item", [{"values": [1.0, 2.0], "time": 3}, np.zeros(2), None, "entry", 5]
 )
-def test_what_is_no_entry_is_refused_by_name(item: Any) -> None:
-    goes_on_as_if_it_had_never_come(item, Reason.WRONG_TYPE)
+def test_other_objects_than_entries_are_refused_by_type_name(item: Any) -> None:
+    check_refused_without_effect(item, Reason.WRONG_TYPE)
     with pytest.raises(EntryError, match="an Entry or a Label, got"):
         KeyedPipeline(pipeline).observe([item])
 
@@ -228,21 +228,21 @@ def test_what_is_no_entry_is_refused_by_name(item: Any) -> None:
     ],
 )
 def test_ids_keys_and_positions_of_other_types_are_refused(parts: dict[str, Any]) -> None:
-    goes_on_as_if_it_had_never_come(Entry(wave(0), BASE + 12, **parts), Reason.WRONG_TYPE)
+    check_refused_without_effect(Entry(wave(0), BASE + 12, **parts), Reason.WRONG_TYPE)
 
 
-def test_whole_numbers_are_ids_and_keys_as_they_are_from_json() -> None:
+def test_whole_numbers_are_ids_and_keys_as_from_json() -> None:
     keyed = KeyedPipeline(lambda: Pipeline(Supervised(1), lambda w: w[-1:], [Bias(0.1)]))
-    (said,) = keyed.observe(
+    (prediction,) = keyed.observe(
         [Entry([1.0], 1, np.int64(7), np.int64(3), position=("s", np.int64(0), np.int64(5)))]
     )
-    assert (said.id, said.key, said.position) == ("7", "3", Position("s", 0, 5))
+    assert (prediction.id, prediction.key, prediction.position) == ("7", "3", Position("s", 0, 5))
     keyed.observe([Label(7, [True], np.int64(2)), Entry(2.0, 3, "8", np.str_("3"))])
     assert keyed.stats.labels["learned"] == 1
 
 
 @pytest.mark.parametrize("value", ["up", {"a": 1}, [[1.0]], None, [1.0, 2.0], 1j])
-def test_a_label_that_is_no_number_is_refused(value: Any) -> None:
+def test_a_label_that_is_not_a_number_is_refused(value: Any) -> None:
     p = Pipeline(Supervised(1), lambda w: w[-1:], [Bias(0.1)])
     p.observe([Entry([1.0], 1, "a")])
     with pytest.raises(EntryError):
@@ -252,7 +252,7 @@ def test_a_label_that_is_no_number_is_refused(value: Any) -> None:
 
 def test_a_buffer_used_again_for_every_entry_and_label_corrupts_nothing() -> None:
     def run(reuse: bool, kind: str) -> list[Any]:
-        values, label, said = np.zeros(1), np.zeros(1), []
+        values, label, predictions = np.zeros(1), np.zeros(1), []
         made: Any = {
             "supervised": lambda: Pipeline(
                 Supervised(3, correction_window=2 * 10**9), lambda w: w[-1:], [Bias(0.1)]
@@ -267,15 +267,15 @@ def test_a_buffer_used_again_for_every_entry_and_label_corrupts_nothing() -> Non
                 values, label = np.zeros(1), np.zeros(1)
             values[:], label[:] = np.sin(t), np.cos(t)
             given = label if kind == "supervised" else None
-            said += made.observe([Entry(values, t * 10**9, str(t), "a", given)])
+            predictions += made.observe([Entry(values, t * 10**9, str(t), "a", given)])
             values[:], label[:] = 1e6, 1e6
-        return [p.served.tolist() for p in said]
+        return [p.served.tolist() for p in predictions]
 
     for kind in ("supervised", "forecast", "panel"):
         assert run(True, kind) == run(False, kind)
 
 
-def test_predict_takes_and_refuses_the_same() -> None:
+def test_predict_accepts_and_refuses_the_same_values() -> None:
     p, keyed = pipeline(), KeyedPipeline(pipeline)
     for one in (p, keyed):
         one.observe([Entry(wave(t), t) for t in range(8)])
@@ -295,10 +295,10 @@ def test_a_row_of_a_real_data_frame() -> None:
     frame = pd.DataFrame({"a": np.sin(np.arange(30)), "b": np.arange(30)}, index=index)
     p, q = pipeline(), pipeline()
     for i, (time, row) in enumerate(frame.iterrows()):
-        said = p.observe([Entry(row, time)])
+        predictions = p.observe([Entry(row, time)])
         wanted = q.observe([Entry(frame.to_numpy()[i], int(time.value))])
-        assert [s.time for s in said] == [s.time for s in wanted]
-        assert all((a.served == b.served).all() for a, b in zip(said, wanted, strict=True))
+        assert [s.time for s in predictions] == [s.time for s in wanted]
+        assert all((a.served == b.served).all() for a, b in zip(predictions, wanted, strict=True))
     with pytest.raises(EntryError) as caught:
         p.observe([Entry(row, pd.NaT)])
     assert caught.value.reason is Reason.BAD_TIME

@@ -1,4 +1,4 @@
-"""Reactions to drift: what each does to the learners, and that it is told and kept."""
+"""Reactions to drift: what each does to the learners, and that it is reported and saved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from core_helpers import entries
 from torch import Tensor
+from variants import variants
 
 from streamadapt import RLS, Bias, DriftMonitor, Forecast, Pipeline
 from streamadapt.errors import ConfigError
@@ -42,7 +43,7 @@ def run(
     return pipeline, pipeline.observe(stream() if items is None else items)
 
 
-def test_a_reset_starts_the_chosen_learners_anew_and_says_so() -> None:
+def test_a_reset_resets_the_chosen_learners_and_is_reported() -> None:
     pipeline, predictions = run("reset", [Bias(0.5), RLS(0.99)], learners=["bias"])
     done = [(p.drifts, p.reactions) for p in predictions if p.reactions]
     assert done == [(("page-hinkley:loss",), ("page-hinkley:loss>reset bias-0.5",))]
@@ -56,7 +57,7 @@ def test_each_reaction_is_counted(reaction: str) -> None:
     assert any(p.reactions for p in predictions)
 
 
-def test_an_alert_changes_nothing_but_what_is_told() -> None:
+def test_an_alert_changes_only_the_reported_reactions() -> None:
     _, alerted = run("alert", [Bias(0.05)])
     plain = Pipeline(Forecast(3, 1), zero, [Bias(0.05)]).observe(stream())
     assert all(np.array_equal(a.served, b.served) for a, b in zip(alerted, plain, strict=True))
@@ -65,7 +66,7 @@ def test_an_alert_changes_nothing_but_what_is_told() -> None:
 
 
 class Stuck(Bias):
-    """Learns from its first examples only: the one that a fresh copy must replace."""
+    """A learner that learns from its first examples only: a fresh copy must replace it."""
 
     kind = "stuck"
 
@@ -81,22 +82,22 @@ class Stuck(Bias):
 
 def test_a_refit_replaces_a_learner_that_a_fresh_one_beats() -> None:
     pipeline, predictions = run("refit", [Stuck(0.1)], refit_trial=60)
-    told = [r for p in predictions for r in p.reactions]
-    assert told == ["page-hinkley:loss>refit stuck-0.1", "refit-kept stuck-0.1"]
+    reactions = [r for p in predictions for r in p.reactions]
+    assert reactions == ["page-hinkley:loss>refit stuck-0.1", "refit-kept stuck-0.1"]
     late = np.array([p.experts["stuck-0.1"][0, 0] for p in predictions[-200:]])
     assert np.abs(late - 21.5).mean() < 2.0
     assert pipeline.monitors.reactor.trials == {}
 
 
-def test_a_refit_leaves_a_learner_that_is_no_worse_as_it_is() -> None:
+def test_a_refit_keeps_a_learner_that_is_not_worse() -> None:
     items = stream()
     _, tried = run("refit", [Bias(0.5)], items, refit_trial=6)
     _, plain = run("alert", [Bias(0.5)], items)
-    told = [r for p in tried for r in p.reactions]
-    if told[-1].startswith("refit-dropped"):
+    reactions = [r for p in tried for r in p.reactions]
+    if reactions[-1].startswith("refit-dropped"):
         assert all(np.array_equal(a.served, b.served) for a, b in zip(tried, plain, strict=True))
     else:
-        pytest.fail(f"a fresh start replaced one that follows: {told}")
+        pytest.fail(f"a fresh start replaced one that follows: {reactions}")
 
 
 def test_the_base_is_not_copied_with_a_learner_on_trial() -> None:
@@ -107,7 +108,7 @@ def test_the_base_is_not_copied_with_a_learner_on_trial() -> None:
 
 
 @pytest.mark.parametrize("reaction", ["boost", "forget", "reset", "refit"])
-@pytest.mark.parametrize("stop", [JUMP - 1, JUMP + 40, JUMP + 200])
+@pytest.mark.parametrize("stop", variants([JUMP + 40, JUMP - 1, JUMP + 200]))
 def test_a_restart_in_the_middle_of_a_reaction_changes_nothing(reaction: str, stop: int) -> None:
     def make() -> Pipeline:
         learners = [Stuck(0.1), RLS(0.99), ErrorMemory(capacity=50, k=5)]
@@ -116,11 +117,13 @@ def test_a_restart_in_the_middle_of_a_reaction_changes_nothing(reaction: str, st
     items = stream(JUMP + 300)
     whole, first, second = make(), make(), make()
     expected = whole.observe(items)
-    told = first.observe(items[:stop])
+    predictions = first.observe(items[:stop])
     second.load_state_dict(through_a_checkpoint(first.state_dict()))
-    told += second.observe(items[stop:])
-    assert all(np.array_equal(a.served, b.served) for a, b in zip(expected, told, strict=True))
-    assert [p.reactions for p in expected] == [p.reactions for p in told]
+    predictions += second.observe(items[stop:])
+    assert all(
+        np.array_equal(a.served, b.served) for a, b in zip(expected, predictions, strict=True)
+    )
+    assert [p.reactions for p in expected] == [p.reactions for p in predictions]
     learners = [{"l": p.state_dict()["learners"]} for p in (whole, second)]
     assert state_bytes(learners[0]) == state_bytes(learners[1])
 
@@ -139,9 +142,9 @@ FORGETTERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", FORGETTERS)
-def test_who_forgets_learns_the_new_faster_than_who_does_not(name: str) -> None:
-    """After a change of the base's error, forgetting brings a learner closer to what is true
-    now."""
+def test_forgetting_learns_the_new_concept_faster(name: str) -> None:
+    """After a change of the base's error, forgetting brings a learner closer to the current
+    truth."""
 
     def errors(*, forgets: bool) -> float:
         learner = FORGETTERS[name]()
@@ -157,7 +160,7 @@ def test_who_forgets_learns_the_new_faster_than_who_does_not(name: str) -> None:
     assert errors(forgets=True) < 0.995 * errors(forgets=False)
 
 
-def test_forgetting_nothing_keeps_what_least_squares_said() -> None:
+def test_forgetting_nothing_keeps_the_predictions_of_least_squares() -> None:
     learner = RLS(0.999)
     pipeline = Pipeline(Forecast(2, 1), zero, [learner])
     pipeline.observe(stream(100))
@@ -198,7 +201,7 @@ def test_bad_settings_are_refused(more: Any, path: str) -> None:
         DriftMonitor(**more)
 
 
-def test_learners_that_are_not_there_are_refused() -> None:
+def test_unknown_learners_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"drift\[0\]\.learners.*rsl"):
         Pipeline(
             Forecast(1, 1),

@@ -1,4 +1,4 @@
-"""Incremental refitting against the same fits made by hand, and its schedule."""
+"""Incremental refitting against the same fits made manually, and its schedule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES = [
     Case("classification", 2, 4, 1, 3),
 ]
 EVERY, MEMORY, BATCH, EPOCHS = 10, 25, 4, 3
-STEPS = EPOCHS * MEMORY // BATCH  # 18 of a fit: two at most entries, one at some
+STEPS = EPOCHS * MEMORY // BATCH  # 18 per fit: two at most entries, one at some
 
 
 class ByHand:
@@ -48,20 +48,20 @@ class ByHand:
             z = torch.cat([z[:-1] - z[-1], z[-1:]])
         return z.flatten()
 
-    def start(self, inputs: Tensor, said: Tensor) -> Tensor:
+    def start(self, inputs: Tensor, output: Tensor) -> Tensor:
         if self.case.kind == "classification":
-            logs = said.log()
-            return torch.zeros_like(said) if self.direct else logs - logs.mean()
+            logs = output.log()
+            return torch.zeros_like(output) if self.direct else logs - logs.mean()
         if self.direct:
             return (
                 inputs[-1:] if self.case.kind == "forecast" else self.spec.output_loc
-            ).expand_as(said)
-        return said
+            ).expand_as(output)
+        return output
 
-    def learn(self, inputs: Tensor, said: Tensor, target: Tensor, mask: Tensor) -> None:
+    def learn(self, inputs: Tensor, output: Tensor, target: Tensor, mask: Tensor) -> None:
         if not mask.any():
             return
-        start = self.start(inputs, said)
+        start = self.start(inputs, output)
         if self.case.kind == "classification":
             y = target
         else:
@@ -77,7 +77,7 @@ class ByHand:
             generator = torch.Generator().manual_seed((3 << 40) + self.number)
             self.number += 1
             places = torch.randint(slots, (BATCH,), generator=generator).tolist()
-            # The ring's slot p holds the newest example whose number is p modulo the memory.
+            # Slot p of the ring holds the newest example whose number is p modulo the memory size.
             chosen = [
                 self.examples[max(i for i in range(self.seen) if i % MEMORY == p)] for p in places
             ]
@@ -95,7 +95,7 @@ class ByHand:
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("hidden", [6, (5, 4)])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.kind)
-def test_equals_fits_made_by_hand(case: Case, hidden: Any, direct: bool) -> None:
+def test_refitting_equals_manual_fits(case: Case, hidden: Any, direct: bool) -> None:
     make = {
         "memory": MEMORY,
         "hidden": hidden,
@@ -116,7 +116,9 @@ def test_equals_fits_made_by_hand(case: Case, hidden: Any, direct: bool) -> None
                 fitted = [p.detach().clone() for p in hand.net.parameters()]
         mine = learner.predict(step.inputs, step.base)
         if hand.seen < EVERY:
-            assert torch.equal(mine, step.base.output), "the base, until the first fit is done"
+            assert torch.equal(mine, step.base.output), (
+                "the base's output, until the first fit is complete"
+            )
             continue
         names = [name for name, _ in hand.net.named_parameters()]
         out = torch.func.functional_call(
@@ -133,18 +135,20 @@ def test_equals_fits_made_by_hand(case: Case, hidden: Any, direct: bool) -> None
     assert hand.seen > MEMORY, "old examples were overwritten"
 
 
-def test_it_is_frozen_between_fits() -> None:
+def test_the_network_is_frozen_between_fits() -> None:
     case = CASES[1]
     learner = built(Refit(10, memory=30, hidden=4), case.spec(CPU))
     probe = case.steps(1, "path", CPU)[0]
-    said = []
+    predicted = []
     for step in case.steps(60, "path", CPU):
         for e in step.learn:
             if e.mask.any():
                 learner.learn(e.inputs, e.base, e.target, e.mask)
-                said.append(learner.predict(probe.inputs, probe.base))
-    changed = [i + 1 for i in range(1, len(said)) if not torch.equal(said[i], said[i - 1])]
-    assert changed == list(range(10, len(said) + 1, 10))
+                predicted.append(learner.predict(probe.inputs, probe.base))
+    changed = [
+        i + 1 for i in range(1, len(predicted)) if not torch.equal(predicted[i], predicted[i - 1])
+    ]
+    assert changed == list(range(10, len(predicted) + 1, 10))
 
 
 def test_no_entry_pays_for_a_whole_fit() -> None:
@@ -162,7 +166,7 @@ def test_no_entry_pays_for_a_whole_fit() -> None:
     assert max(work) < 1.2 * np.median(work) + 10
 
 
-def test_restored_learners_go_on_alike() -> None:
+def test_restored_learners_continue_identically() -> None:
     case = CASES[0]
     steps = case.steps(80, "path", CPU)
     one, two = (built(Refit(7, memory=20, hidden=4), case.spec(CPU, seed=1)) for _ in range(2))

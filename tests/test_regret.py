@@ -1,5 +1,4 @@
-"""Measured regret against the bounds that docs/regret.md states, on streams built to break
-them."""
+"""Measured regret against the bounds of docs/regret.md, on streams designed to break them."""
 
 from __future__ import annotations
 
@@ -26,17 +25,17 @@ ROUNDS = 500
 Stream = list[tuple[Any, Any]]
 """Predictions (experts, 1, columns) and target (1, columns)."""
 
-# -- streams: what each expert is wrong by, in units of the base's error
+# -- streams: each expert's error, in units of the base's error
 
 
 def swapping(t: int, rng: Any) -> list[float]:
-    """Two experts take turns, 50 entries each, at being nearly right and useless."""
+    """Two experts alternate every 50 entries between nearly right and useless."""
     pair = [0.1 * rng.normal(), 2.0 * rng.normal()]
     return [rng.normal(), *(pair if (t // 50) % 2 == 0 else pair[::-1])]
 
 
 def exploding(t: int, rng: Any) -> list[float]:
-    """A perfect expert that is wrong by thirty base errors from the middle on."""
+    """A perfect expert with errors of thirty base errors from the middle on."""
     return [rng.normal(), 0.0 if t < ROUNDS // 2 else 30.0, 0.7 * rng.normal()]
 
 
@@ -45,24 +44,24 @@ def ties(t: int, rng: Any) -> list[float]:
 
 
 def alternating(t: int, rng: Any) -> list[float]:
-    """Whoever follows the leader is wrong every time."""
+    """A rule that follows the leader is wrong every time."""
     if t == 0:
         return [
             0.5,
             0.8,
             0.3,
-        ]  # nobody at their mean: a regret of nothing is a matter of the last bit
+        ]  # no expert at their mean: a regret of zero depends on the last bit
     first = float(t % 2 == 0)
     return [0.5, first, 1.0 - first]
 
 
 def against_the_base(t: int, rng: Any) -> list[float]:
-    """The others lead by a little for long, and lose it all at once."""
+    """The other experts lead by a little for a long time, and lose it all at once."""
     return [1.0, 0.9 if t % 20 else 2.9, -0.9 if t % 20 else 3.0]
 
 
 def steady(t: int, rng: Any) -> list[float]:
-    """One is better throughout."""
+    """One expert is better throughout."""
     return [1.0 + 0.1 * rng.normal(), 0.1, -2.0]
 
 
@@ -75,7 +74,7 @@ def stream_of(errors: Callable[[int, Any], list[float]], loss: Loss, seed: int =
     rounds: Stream = []
     for t in range(ROUNDS):
         wrong = np.array(errors(t, rng))
-        if loss.row_wise:  # what is far off gives the truth little
+        if loss.row_wise:  # distant predictions give the truth a low probability
             truth = np.eye(2)[rng.integers(2)][None]
             p = np.exp(-0.1 - 0.2 * np.minimum(np.abs(wrong), 30.0))[:, None, None]
             rounds.append((p * truth + (1.0 - p) * (1.0 - truth), truth))
@@ -85,12 +84,12 @@ def stream_of(errors: Callable[[int, Any], list[float]], loss: Loss, seed: int =
     return rounds
 
 
-# -- the bounds, as docs/regret.md has them
+# -- the bounds of docs/regret.md
 
 
 class Watched:
-    """What the bounds need to know of a run: regrets (T, experts), weights before each, and the
-    state after it."""
+    """Data of a run for the bounds: regrets (T, experts), weights before each, and the state after
+    it."""
 
     def __init__(self, rule: Aggregator) -> None:
         self.rule, self.r, self.w = rule, np.zeros((0, 0)), np.zeros((0, 0))
@@ -99,8 +98,7 @@ class Watched:
 
 
 def run(rule: Aggregator, rounds: Stream, loss: Loss) -> tuple[float, Watched]:
-    """Play a rule alone, undelayed and uncapped; return its real regret against the best
-    expert."""
+    """Run a rule alone, without delay and cap; return its real regret against the best expert."""
     experts = len(rounds[0][0])
     rule.build((1, 1), np.full(experts, 1.0 / experts))
     seen = Watched(rule)
@@ -137,11 +135,11 @@ def adahedge_bound(seen: Watched) -> float:
 
 
 def growth(ranges: list[Any]) -> float:
-    """X of the BOA bounds."""
+    """Return X of the BOA bounds."""
     e = np.array(ranges)
     rho = np.divide(e[1:], e[:-1], out=np.ones_like(e[1:]), where=e[:-1] > 0.0)
     assert not ((e[:-1] == 0.0) & (e[1:] > 0.0)).any(), (
-        "every expert must have had a regret at first, or none"
+        "every expert must have a regret at first, or none"
     )
     rho = np.where(e[1:] > e[:-1], rho, 0.0)
     return float(np.log1p(rho.max(axis=1) / 2.0).sum())
@@ -169,7 +167,7 @@ def opera_mlpoly_bound(seen: Watched) -> Any:
 
 
 def mlpoly_bound(variance: Any, d: float, largest: float, cost: float = 0.0) -> Any:
-    """Bound the discounted regret against each expert; `variance` (experts,) as the rule has it,
+    """Bound the discounted regret against each expert; `variance` (experts,) as in the rule,
     `cost` is C."""
     fade = math.log(1.0 / d) / (1.0 - d) if d < 1.0 else 0.0
     return np.sqrt(1.0 + variance) * (
@@ -205,7 +203,7 @@ def test_every_rules_real_regret_is_within_its_bound(errors: Any, loss: Loss) ->
 @pytest.mark.parametrize("d", [1.0, 0.99])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 @pytest.mark.parametrize("errors", ERRORS, ids=lambda f: f.__name__)
-def test_ml_poly_keeps_its_bound_at_every_moment_with_any_discount(
+def test_ml_poly_keeps_its_bound_at_every_time_with_any_discount(
     errors: Any, loss: Loss, d: float
 ) -> None:
     rounds = stream_of(errors, loss)
@@ -250,7 +248,7 @@ def test_fixed_share_follows_the_best_sequence_of_experts(
 
 
 class FollowTheLeader(AdaHedgeRule):
-    """What no bound may hold for: all on whoever has lost least."""
+    """No bound may hold for this rule: all weight on the expert with the smallest loss so far."""
 
     def update(self, signal: Any, known: Any) -> None:
         super().update(signal, known)
@@ -259,14 +257,14 @@ class FollowTheLeader(AdaHedgeRule):
 
 
 class Backwards(AdaHedgeRule):
-    """Takes losses for gains."""
+    """Treats losses as gains."""
 
     def update(self, signal: Any, known: Any) -> None:
         super().update(-signal, known)
 
 
 @pytest.mark.parametrize("broken", [FollowTheLeader, Backwards])
-def test_the_bounds_are_not_so_loose_that_a_broken_rule_keeps_them(broken: Any) -> None:
+def test_broken_rules_violate_the_bounds(broken: Any) -> None:
     rounds = stream_of(alternating if broken is FollowTheLeader else steady, Absolute())
     regret, seen = run(broken(), rounds, Absolute())
     squares = np.square(seen.r).sum(axis=0)
@@ -318,19 +316,19 @@ def two_layer_bound(
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 @pytest.mark.parametrize("errors", ERRORS, ids=lambda f: f.__name__)
-def test_what_is_served_is_no_worse_than_the_base_and_the_stated_bound(
+def test_the_served_loss_is_within_the_documented_bound_of_the_base(
     errors: Any, loss: Loss
 ) -> None:
     served, based, bound = two_layer_bound(stream_of(errors, loss), loss)
     assert served <= based + bound
-    # What it comes to here is far less: within a twentieth of the base, and what thirty base
-    # errors at once cost.
+    # Here the excess is much smaller: within a twentieth of the base, plus the cost of thirty base
+    # errors at once.
     assert served <= 1.05 * based + (LOSS_CAP * 40.0 if errors is exploding else 10.0)
 
 
 @pytest.mark.parametrize("errors", [steady, alternating, ties], ids=lambda f: f.__name__)
-def test_the_default_guards_bound_forbids_to_serve_a_bad_expert(errors: Any) -> None:
-    """Whoever is wrong by twice the base's error, throughout, is beyond it."""
+def test_serving_a_bad_expert_violates_the_bound_of_the_default_guard(errors: Any) -> None:
+    """An expert with twice the base's error throughout is beyond the bound."""
     _, based, bound = two_layer_bound(stream_of(errors, Absolute()), Absolute())
     assert bound < based
 
@@ -339,7 +337,7 @@ def test_the_default_guards_bound_forbids_to_serve_a_bad_expert(errors: Any) -> 
 
 
 class Silent(Bias):
-    """A learner that never says a number."""
+    """A learner that predicts only NaN."""
 
     def predict(self, inputs: Tensor, base: Any) -> Tensor:
         return super().predict(inputs, base) * float("nan")
@@ -351,7 +349,7 @@ EVERY: list[Callable[[], Guard]] = [
 
 
 @pytest.mark.parametrize("make", EVERY)
-def test_where_all_experts_but_the_base_say_nothing_the_base_is_served(make: Any) -> None:
+def test_if_all_other_experts_predict_nan_the_base_is_served(make: Any) -> None:
     pipeline = Pipeline(Forecast(3, 2), Persistence(2), [Silent((0.1, 0.5))], make(), device="cpu")
     predictions = pipeline.observe(entries(walk(120)))
     assert len(predictions) == 118
@@ -360,16 +358,16 @@ def test_where_all_experts_but_the_base_say_nothing_the_base_is_served(make: Any
 
 
 class Recording(PlainBOA):
-    """Keeps what it said, and what it is charged for."""
+    """A guard that keeps its predictions, and the losses it is charged for."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.said: list[Any] = []
+        self.predictions: list[Any] = []
         self.charged: list[Any] = []
 
     def mix(self, predictions: Any) -> Any:
         mixture = super().mix(predictions)
-        self.said.append((predictions.copy(), self.rule.weights[0, :, 0, 0].copy()))
+        self.predictions.append((predictions.copy(), self.rule.weights[0, :, 0, 0].copy()))
         return mixture
 
     def update(
@@ -381,7 +379,7 @@ class Recording(PlainBOA):
 
 
 def test_a_loss_is_charged_to_the_weights_that_made_the_prediction() -> None:
-    """Row h, which matured h + 1 entries after it was issued, is charged with the weights of that
+    """Row h, which matured h + 1 entries after its prediction, is charged with the weights of that
     time."""
     guard, horizon, window = Recording(), 4, 3
     values = walk(80, 1)
@@ -392,20 +390,20 @@ def test_a_loss_is_charged_to_the_weights_that_made_the_prediction() -> None:
     moved = 0
     for i, (own, _) in enumerate(guard.charged):
         for h in range(min(horizon, i + 1)):
-            predictions, weights = guard.said[i - h]
+            predictions, weights = guard.predictions[i - h]
             then = float(weights @ predictions[:, h, 0]) if h == 0 else None
             if h == 0:
                 assert own[0, 0, 0] == pytest.approx(then, rel=1e-9)
-        late = guard.said[i - horizon + 1] if i >= horizon - 1 else None
+        late = guard.predictions[i - horizon + 1] if i >= horizon - 1 else None
         if late is not None:
             now = guard.rule.mix(late[0])[0, horizon - 1, 0]
             moved += abs(own[0, horizon - 1, 0] - now) > 1e-9
-    assert moved > 40, "weights of now would have been charged for something else"
+    assert moved > 40, "the current weights would have given another charge"
 
 
 def _delayed(delay: int, honest: bool) -> tuple[float, float]:
-    """Total loss of an AdaHedge whose labels are late, charged as it must be, or for what it would
-    say now."""
+    """Return the total loss of an AdaHedge with late labels, charged correctly, or for its current
+    mixture."""
     guard = AdaHedge()
     guard.build(["base", "one", "other"], 1, 1, Absolute(), np.ones(1))
     waiting: list[Any] = []
@@ -416,17 +414,17 @@ def _delayed(delay: int, honest: bool) -> tuple[float, float]:
         best += abs(float(predictions[0, 0, 0] - target[0, 0]))
         waiting.append((predictions, mixture.aggregator_outputs, target))
         if len(waiting) > delay:
-            said, own, y = waiting.pop(0)
+            issued, own, y = waiting.pop(0)
             guard.update(
-                said,
-                own if honest else guard.mix(said).aggregator_outputs,
+                issued,
+                own if honest else guard.mix(issued).aggregator_outputs,
                 y,
                 np.ones((1, 1), bool),
             )
     return total, best
 
 
-def test_delay_costs_what_the_weights_moved_meanwhile_and_no_more() -> None:
+def test_delay_costs_no_more_than_the_change_of_the_weights_meanwhile() -> None:
     (undelayed, based), (delayed, _) = _delayed(0, honest=True), _delayed(25, honest=True)
     assert undelayed < based
     assert delayed < 1.1 * based

@@ -1,5 +1,5 @@
-"""Config keys and arguments that were renamed: both names work, one warns, and checkpoints of
-before go on."""
+"""Renamed config keys and arguments: both names work, the old one warns, and earlier checkpoints
+can be resumed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLACES = {
     "drift[0].keep": "keep_fraction",
     "drift[1].trial": "refit_trial",
 }
-"""Every old name in `OLD`, with the new one."""
+"""Every old name in `OLD`, with its new name."""
 NEW = OLD
 for _path, _name in PLACES.items():
     NEW = re.sub(rf"\b{_path.rpartition('.')[2]} = ", f"{_name} = ", NEW)
@@ -53,14 +53,14 @@ ALIASES = [(table, old, new) for table, names in RENAMED.items() for old, new in
 
 
 def parsed(text, **more):
-    """Return a config, and the warnings that it gave."""
+    """Return a config, and its warnings."""
     lines = []
     return parse_config(text, warn=lines.append, **more), lines
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with what the config names, and the checkpoint of before."""
+    """A folder with the files that the config names, and an earlier checkpoint."""
     shutil.copytree(GOLDEN / "renamed", tmp_path, dirs_exist_ok=True)
     rows = "".join(f"{i},{i}.0,{i}.0,1.0,e{i}\n" for i in range(20))
     (tmp_path / "entries.csv").write_text("time,a,b,y,id\n" + rows)
@@ -106,7 +106,7 @@ def test_both_names_are_an_error(path):
     assert caught.value.path == f"{path.rpartition('.')[0]}.{new}"
 
 
-def test_the_environment_and_the_command_line_win_in_either_spelling():
+def test_the_environment_and_the_command_line_override_either_spelling():
     variables = {
         "STREAMADAPT__TASK__SETTLE": "6s",
         "STREAMADAPT__LEARNERS__0__LAM": "0.6",
@@ -128,7 +128,7 @@ def test_the_environment_and_the_command_line_win_in_either_spelling():
     assert variable_of("task.window", variables) is None
 
 
-def test_the_kind_may_come_later_than_the_old_name():
+def test_the_kind_may_follow_the_old_name():
     text = OLD.replace('kind = "liquid"\n', "")
     config, _ = parsed(text, environment={"STREAMADAPT__LEARNERS__1__KIND": "liquid"})
     assert config == parsed(NEW)[0]
@@ -151,7 +151,7 @@ def test_other_tables_have_no_old_names(folder, more, path):
     assert (config.checkpoint.keep, config.labels.floor, lines) == (5, 0.5, [])
 
 
-def test_names_within_what_is_passed_on_are_left_alone():
+def test_names_inside_passed_on_options_are_unchanged():
     text = NEW + '[[drift]]\ndetector = "adwin"\nparams = { keep = 1, trial = 2 }\n'
     config, lines = parsed(text)
     assert config.drift[2]["params"] == {"keep": 1, "trial": 2}
@@ -160,7 +160,7 @@ def test_names_within_what_is_passed_on_are_left_alone():
 
 
 @pytest.mark.parametrize("broken", ["setle", "correction_windw"])
-def test_a_misspelled_old_name_leads_to_the_new_one(broken):
+def test_a_misspelled_old_name_suggests_the_new_one(broken):
     with pytest.raises(ConfigError, match="did you mean 'correction_window'") as caught:
         make_task({"kind": "supervised", broken: "5s"})
     assert "settle" not in caught.value.expected
@@ -169,7 +169,7 @@ def test_a_misspelled_old_name_leads_to_the_new_one(broken):
 # -- checkpoints
 
 
-def test_the_digest_is_that_of_the_old_names():
+def test_the_digest_equals_that_of_the_old_names():
     manifest = json.loads((GOLDEN / "renamed/state/000000000001/manifest.json").read_text())
     base = {"kind": "linear", "weights": str(GOLDEN / "renamed" / "base.safetensors")}
     for text in (OLD, NEW):
@@ -182,16 +182,16 @@ def test_the_digest_is_that_of_the_old_names():
 
 
 @pytest.mark.parametrize("text", [OLD, NEW], ids=["old", "new"])
-def test_a_checkpoint_of_before_goes_on(text, folder):
+def test_an_earlier_checkpoint_can_be_resumed(text, folder):
     config, _ = parsed(text)
     pipeline = make_pipeline(config)
     assert pipeline.names[1:] == [
         "error-memory-lam0.4-capacity20-floor5",
         "liquid-cfc-4",
         "dictionary-error-memory-lam0.5-capacity10",
-    ], "names of experts stand in checkpoints and metrics"
+    ], "checkpoints and metrics contain names of experts"
     pipeline.load_state_dict(CheckpointStore(folder / "state").load_latest(config.digest()).state)
-    found = golden.said(pipeline, golden.items()[golden.BEFORE :])
+    found = golden.predict_all(pipeline, golden.items()[golden.BEFORE :])
     wanted = json.loads((folder / "expected.json").read_text())
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
@@ -204,7 +204,9 @@ def test_old_arguments_work_and_warn(table, old, new):
     cls, given = MADE[table]
     with pytest.warns(DeprecationWarning, match=f"{old} was renamed to {new}") as caught:
         made = cls(**{old: given[old]})
-    assert [Path(w.filename).name for w in caught] == [Path(__file__).name], "whose line it is"
+    assert [Path(w.filename).name for w in caught] == [Path(__file__).name], (
+        "the warning points to the caller's line"
+    )
     assert getattr(made, new) == given[old]
     assert repr(made) == repr(cls(**{new: given[old]}))
     assert f"{new}=" in repr(made)
@@ -238,18 +240,20 @@ def test_check_warns_of_each_old_name(folder, capsys):
     Path("old.toml").write_text(OLD)
     Path("new.toml").write_text(NEW)
     assert run_command(["check", "old.toml"]).code == 0
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for path, new in PLACES.items():
-        assert said.count(f"warning: {path}: ") == 1
-        assert f"renamed to {new}" in said
+        assert output.count(f"warning: {path}: ") == 1
+        assert f"renamed to {new}" in output
     assert run_command(["check", "old.toml", "--json"]).code == 0
     assert len(json.loads(capsys.readouterr().out)["warnings"]) == len(PLACES)
     assert run_command(["check", "new.toml"]).code == 0
     assert "warning" not in capsys.readouterr().err
     Path("old.toml").write_text(OLD.replace('"5s"', "5"))
     assert run_command(["check", "old.toml"]).code == 2
-    said = capsys.readouterr().err
-    assert said.index("task.settle: settle was renamed") < said.index("task.correction_window: ")
+    output = capsys.readouterr().err
+    assert output.index("task.settle: settle was renamed") < output.index(
+        "task.correction_window: "
+    )
 
 
 def test_a_file_with_old_names_is_loaded_with_warnings(folder):

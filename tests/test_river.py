@@ -1,4 +1,4 @@
-"""The river adapter says what the river model says when it is driven by hand."""
+"""The river adapter gives the predictions of the river model that is called directly."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ REGRESSION, CLASSES, FORECAST = (
 )
 
 
-def features(case: Case, inputs: Any, said: Any) -> dict[str, float]:
-    """The documented names, spelled out by hand."""
+def features(case: Case, inputs: Any, output: Any) -> dict[str, float]:
+    """Return the features under the documented names."""
     spec = case.spec(CPU)
     z = ((inputs - spec.input_loc) / spec.input_scale).tolist()
     x = {
@@ -30,13 +30,13 @@ def features(case: Case, inputs: Any, said: Any) -> dict[str, float]:
         for lag in range(case.window)
         for c in range(case.channels)
     }
-    y = ((said - spec.output_loc) / spec.output_scale).flatten().tolist()
+    y = ((output - spec.output_loc) / spec.output_scale).flatten().tolist()
     return x | {f"base_{i}": v for i, v in enumerate(y)}
 
 
 @pytest.mark.parametrize("case", [REGRESSION, FORECAST], ids=lambda c: c.kind)
 @pytest.mark.parametrize("scaled", [True, False])
-def test_a_regressor_per_cell_learns_what_the_base_left_over(case: Case, scaled: bool) -> None:
+def test_a_regressor_per_cell_learns_the_residual_of_the_base(case: Case, scaled: bool) -> None:
     learner = built(
         River("linear_model.LinearRegression", {"l2": 0.01}, scale=scaled), case.spec(CPU)
     )
@@ -54,9 +54,9 @@ def test_a_regressor_per_cell_learns_what_the_base_left_over(case: Case, scaled:
                     model.learn_one(x, y)
                     learned += 1
         x = features(case, step.inputs, step.base.output)
-        said = torch.tensor([m.predict_one(x) for m in models]).view(case.rows, case.columns)
+        output = torch.tensor([m.predict_one(x) for m in models]).view(case.rows, case.columns)
         assert torch.equal(
-            learner.predict(step.inputs, step.base), step.base.output + said * scale
+            learner.predict(step.inputs, step.base), step.base.output + output * scale
         )
     assert learned > 300
 
@@ -70,16 +70,18 @@ def test_a_classifier_gives_its_probabilities() -> None:
             if e.mask.all():
                 model.learn_one(features(CLASSES, e.inputs, e.base.output), int(e.target.argmax()))
         mine = learner.predict(step.inputs, step.base)
-        said = model.predict_proba_one(features(CLASSES, step.inputs, step.base.output))
-        if not said:
-            assert torch.equal(mine, step.base.output), "the base's, where it has seen nothing yet"
+        output = model.predict_proba_one(features(CLASSES, step.inputs, step.base.output))
+        if not output:
+            assert torch.equal(mine, step.base.output), (
+                "the base's output before the first example"
+            )
         else:
-            p = torch.tensor([[said.get(c, 0.0) for c in range(3)]])
+            p = torch.tensor([[output.get(c, 0.0) for c in range(3)]])
             torch.testing.assert_close(mine, p / p.sum())
         assert mine.sum().item() == pytest.approx(1.0), i
 
 
-def test_an_instance_is_cloned_and_never_touched() -> None:
+def test_an_instance_is_cloned_and_never_changed() -> None:
     mine = linear_model.LinearRegression()
     before = dumps_river(mine)
     drive(built(River(mine), REGRESSION.spec(CPU)), REGRESSION.steps(60, "path", CPU))
@@ -98,7 +100,7 @@ def test_an_instance_is_cloned_and_never_touched() -> None:
     ],
     ids=["path", "instance", "pipeline"],
 )
-def test_models_without_a_seed_get_the_pipelines(make: Any) -> None:
+def test_models_without_a_seed_get_the_seed_of_the_pipeline(make: Any) -> None:
     """The same stream and seed give the same predictions, also from models that draw random
     numbers."""
     case = Case("regression", 1, 1, 1, 1)
@@ -109,14 +111,14 @@ def test_models_without_a_seed_get_the_pipelines(make: Any) -> None:
     assert not all(map(torch.equal, first, other)), "another seed draws other numbers"
 
 
-def test_a_seed_that_was_given_is_kept() -> None:
+def test_a_given_seed_is_kept() -> None:
     learner = built(River(forest.ARFRegressor(seed=42), scale=False), REGRESSION.spec(CPU, seed=1))
     assert {m.seed for m in learner.models} == {42}
     learner = built(River(forest.ARFRegressor(), scale=False), REGRESSION.spec(CPU, seed=10))
     assert [m.seed for m in learner.models] == [10, 11, 12, 13]
 
 
-def test_names_tell_the_last_step() -> None:
+def test_names_contain_the_last_step() -> None:
     model = compose.Select("c0_0") | preprocessing.StandardScaler() | tree.HoeffdingTreeRegressor()
     assert River(model).names == ("river-HoeffdingTreeRegressor",)
 
@@ -131,13 +133,13 @@ def test_names_tell_the_last_step() -> None:
         (preprocessing.StandardScaler() | tree.HoeffdingTreeClassifier(), "regression"),
     ],
 )
-def test_the_wrong_sort_of_model_is_refused_before_anything_runs(model: Any, kind: Any) -> None:
+def test_the_wrong_type_of_model_is_refused_before_anything_runs(model: Any, kind: Any) -> None:
     with pytest.raises(ConfigError, match=kind):
         built(River(model), spec_of(kind, 2, 2, 1, 2))
 
 
 @pytest.mark.parametrize(
-    ("model", "params", "said"),
+    ("model", "params", "message"),
     [
         ("linear_model.Nothing", {}, "linear_model.LinearRegression"),
         ("nowhere.Nothing", {}, "path below river"),
@@ -146,8 +148,8 @@ def test_the_wrong_sort_of_model_is_refused_before_anything_runs(model: Any, kin
         (object(), {}, "learn_one"),
     ],
 )
-def test_bad_models(model: Any, params: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_bad_models(model: Any, params: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         River(model, params)
 
 
@@ -165,9 +167,9 @@ def test_another_models_state_is_refused() -> None:
         one.load_state_dict({"_extra_state": dumps_river([1, 2])})
 
 
-def test_a_classifier_that_knows_nothing_says_what_the_base_says() -> None:
+def test_an_untrained_classifier_gives_the_output_of_the_base() -> None:
     learner = built(River("linear_model.SoftmaxRegression"), spec_of("classification", 1, 2, 1, 3))
-    said = base([[0.2, 0.3, 0.5]])
-    mine = learner.predict(torch.zeros(1, 2), said)
-    assert torch.equal(mine, said.output)
-    assert mine is not said.output
+    output = base([[0.2, 0.3, 0.5]])
+    mine = learner.predict(torch.zeros(1, 2), output)
+    assert torch.equal(mine, output.output)
+    assert mine is not output.output

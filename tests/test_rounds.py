@@ -1,4 +1,4 @@
-"""Partitions take turns: with a slow model, too, polls, checkpoints and signals are on time."""
+"""Partitions take turns: even with a slow model, polls, checkpoints and signals are on time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from variants import variants
 
 from streamadapt import Bias, Entry, Forecast, Pipeline, Position
 from streamadapt.engine.engine import Engine
@@ -23,7 +24,7 @@ from streamadapt.testing import (
 
 
 class Watched(MemorySource):
-    """Notes the time of every poll."""
+    """Records the time of every poll."""
 
     def poll(self, timeout_s):
         self.polls.append(self.clock.monotonic())
@@ -31,8 +32,7 @@ class Watched(MemorySource):
 
 
 class Job:
-    """Partitions with so many entries each, and a base that takes its time, by a clock that only
-    it moves."""
+    """Partitions with a number of entries each, and a slow base; only the base moves the clock."""
 
     def __init__(self, counts, cost_s, path=None, on_call=None, **settings):
         self.clock = ManualClock()
@@ -64,8 +64,8 @@ class Job:
         return Counter(p.position.partition for p in self.sink.predictions)
 
 
-def test_a_slow_base_serves_every_partition_alike():
-    """10 ms an entry, as in the field: not 2,143 predictions for the first partition and none for
+def test_a_slow_base_serves_every_partition_equally():
+    """10 ms per entry, as in practice: not 2,143 predictions for the first partition and none for
     the others."""
     job = Job([5000] * 3, 0.01)
     while job.clock.monotonic() < 30.0:
@@ -75,10 +75,10 @@ def test_a_slow_base_serves_every_partition_alike():
     assert max(done.values()) - min(done.values()) <= 100, "the entries of one round"
 
 
-@pytest.mark.parametrize("cost_s", [0.05, 0.7, 2.0])
+@pytest.mark.parametrize("cost_s", variants([0.05, 0.7, 2.0], quick=2))
 def test_a_round_over_many_partitions_is_bounded(cost_s):
-    """It ends after `turn_s` and one entry more, wherever it has come to; whoever it did not reach
-    goes first next."""
+    """It ends after `turn_s` and one more entry, at any partition; partitions not reached come
+    first in the next round."""
     job = Job([40] * 64, cost_s, turn_s=1.0)
     for _ in range(200):
         job.engine.step()
@@ -90,15 +90,15 @@ def test_a_round_over_many_partitions_is_bounded(cost_s):
     assert max(done.values()) - min(done.values()) <= per_turn
 
 
-def test_many_partitions_with_little_to_do_do_not_wait_for_a_full_one():
-    """Sixty-three with two entries each are done in the first round, although the first partition
-    has thousands."""
+def test_many_partitions_with_few_entries_do_not_wait_for_a_full_one():
+    """Sixty-three partitions with two entries each are finished in the first round, although the
+    first partition has thousands."""
     job = Job([5000] + [2] * 63, 0.001, turn_s=1.0)
     for _ in range(2):
         job.engine.step()
     done = job.done()
     assert all(done[p] == 2 for p in range(1, 64))
-    assert done[0] > 1500, "and the time that they left is the full one's"
+    assert done[0] > 1500, "the full partition gets the remaining time"
 
 
 def test_checkpoints_are_on_time_however_slow_the_base_is(tmp_path):
@@ -107,29 +107,29 @@ def test_checkpoints_are_on_time_however_slow_the_base_is(tmp_path):
     job.engine.on_checkpoint_step = lambda name: (
         at.append(job.clock.monotonic()) if name == "flush" else None
     )
-    for _ in range(150):
+    for _ in range(60):
         job.engine.step()
-    assert len(at) > 10
+    assert len(at) > 4
     assert max(np.diff([0.0, *at])) <= 10.0 + 1.0 + 2.0
 
 
-def test_a_stop_is_heard_after_the_entry_at_hand():
+def test_a_stop_takes_effect_after_the_current_entry():
     job = Job([100, 100], 0.001, on_call=lambda job: job.calls == 7 and job.engine.stop())
     job.engine.run()
     assert job.calls == 7
     assert len(job.sink.predictions) == 7
 
 
-def test_turns_change_nothing_in_what_is_said():
-    def said(cost_s, turn_s):
+def test_turns_change_no_prediction():
+    def predictions(cost_s, turn_s):
         job = Job([60, 30, 7], cost_s, turn_s=turn_s)
         for _ in range(400):
             job.engine.step()
         return {p.position: p.served.tobytes() for p in job.sink.predictions}
 
-    whole = said(0.0, 1.0)
+    whole = predictions(0.0, 1.0)
     assert len(whole) == 97
-    assert said(0.3, 1.0) == said(0.3, 5.0) == said(0.01, 0.1) == whole
+    assert predictions(0.3, 1.0) == predictions(0.3, 5.0) == predictions(0.01, 0.1) == whole
 
 
 @given(
@@ -137,9 +137,9 @@ def test_turns_change_nothing_in_what_is_said():
     st.lists(st.sampled_from([0.001, 0.01, 0.3, 1.5]), min_size=1, max_size=9),
     st.integers(1, 30),
 )
-def test_nobody_is_passed_over(partitions, costs_s, rounds):
-    """Whatever records cost: of partitions that always have something to do, none is two turns
-    ahead of another."""
+def test_no_partition_is_skipped(partitions, costs_s, rounds):
+    """For any cost of records: among partitions that always have work, none is two turns ahead of
+    another."""
     clock, served = ManualClock(), []
 
     def serve(partition, until):

@@ -1,4 +1,4 @@
-"""``streamadapt run`` on Kafka: signals, and a broker that is away."""
+"""``streamadapt run`` on Kafka: signals, and an absent broker."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def entries_and_labels(n=ROWS):
 
 
 class Run:
-    """``streamadapt run`` on topics, in a process of its own."""
+    """``streamadapt run`` on topics, in a separate process."""
 
     def __init__(self, folder, servers, entries, labels, predictions):
         self.folder = folder
@@ -78,7 +78,7 @@ class Run:
         return [line["message"] for line in lines(self.folder / "log.jsonl")]
 
     def wait_for(self, *texts):
-        """Until one of them stands in the log."""
+        """Wait until one of the texts is in the log."""
 
         def found():
             assert self.process.poll() is None, self.log()
@@ -87,7 +87,7 @@ class Run:
         until(found, lambda: time.sleep(0.05))
 
     def wait_for_checkpoint(self, offset=1):
-        """Until a checkpoint has got so far in the entries."""
+        """Wait until a checkpoint has reached a number of entries."""
 
         def reached():
             assert self.process.poll() is None, self.log()
@@ -118,7 +118,7 @@ class Run:
 
 
 def offsets_of(servers, topic, count):
-    """Where the predictions of a topic came from; at least `count` of them are there."""
+    """Return the source offsets of a topic's predictions, once at least `count` are written."""
     values = [
         json.loads(r.value) for r in read_until(servers, topic, lambda found: len(found) >= count)
     ]
@@ -127,7 +127,7 @@ def offsets_of(servers, topic, count):
 
 @contextmanager
 def signal_when(holds, number):
-    """Send this process a signal once something holds: a run within it takes it as its own."""
+    """Send this process a signal once a condition holds: a run within it treats it as its own."""
     give_up = threading.Event()
 
     def watch():
@@ -148,8 +148,8 @@ def signal_when(holds, number):
 @pytest.mark.kafka
 @pytest.mark.slow
 def test_a_signal_drains_and_checkpoints(folder, kafka_servers, topic, capsys):
-    """SIGTERM, then SIGINT: exit code 0, and the checkpoint stands exactly behind the predictions
-    that were written."""
+    """SIGTERM, then SIGINT: exit code 0, and the checkpoint is exactly behind the written
+    predictions."""
     entries, labels = entries_and_labels(2000)
     run = Run(folder, kafka_servers, topic(), topic(), topic())
     produce(kafka_servers, run.source[0], [entries])
@@ -167,19 +167,20 @@ def test_a_signal_drains_and_checkpoints(folder, kafka_servers, topic, capsys):
     capsys.readouterr()
     with signal_when(lambda: run.position() > first, signal.SIGINT):
         assert run_command(["run", "config.toml", "--json"]).code == 0
-    said = capsys.readouterr()
-    assert "SIGINT: draining" in said.err
-    assert json.loads(said.out)["entries"] == run.position() > first
+    output = capsys.readouterr()
+    assert "SIGINT: draining" in output.err
+    assert json.loads(output.out)["entries"] == run.position() > first
     second = run.position()
     assert offsets_of(kafka_servers, run.predictions, second - 2) == list(range(2, second)), (
-        "and none of them twice"
+        "and no prediction twice"
     )
 
 
 @pytest.mark.kafka
 @pytest.mark.slow
 def test_a_signal_while_the_broker_is_away_and_a_restart_when_it_is_back(folder):
-    """The process ends by itself, says that a restart replays, and the restart loses nothing."""
+    """The process ends by itself, reports that a restart replays, and the restart loses
+    nothing."""
     proxy = Proxy()
     with EmbeddedBroker(advertised_port=proxy.port) as broker:
         proxy.target_port = broker.port
@@ -201,23 +202,23 @@ def test_a_signal_while_the_broker_is_away_and_a_restart_when_it_is_back(folder)
         with run:
             run.wait_for_checkpoint(900)
             assert run.end(signal.SIGTERM)[0] == 0
-        said = {}
+        by_id = {}
         for record in read_until(
             servers, "predictions", lambda found: len({r.value for r in found}) >= 898
         ):
             prediction = json.loads(record.value)
-            assert said.setdefault(prediction["id"], prediction) == prediction
-        assert len(said) == 898
+            assert by_id.setdefault(prediction["id"], prediction) == prediction
+        assert len(by_id) == 898
     proxy.close()
 
 
-def test_a_signal_before_the_broker_ever_answered_ends_the_run(folder):
-    """At once and without an error: there is nothing to lose."""
+def test_a_signal_before_the_first_answer_of_the_broker_ends_the_run(folder):
+    """It ends at once and without an error: there is nothing to lose."""
     proxy = Proxy()
     proxy.cut(refuse=True)
     Run(folder, f"127.0.0.1:{proxy.port}", "entries", "labels", "predictions")
-    with signal_when((folder / "said").exists, signal.SIGTERM):
-        logging.getLogger("streamadapt.kafka").addFilter(touch := Touch(folder / "said"))
+    with signal_when((folder / "waiting").exists, signal.SIGTERM):
+        logging.getLogger("streamadapt.kafka").addFilter(touch := Touch(folder / "waiting"))
         try:
             assert run_command(["run", "config.toml"]).code == 0
         finally:
@@ -240,8 +241,8 @@ class Touch(logging.Filter):
 
 @pytest.mark.kafka
 @pytest.mark.slow
-def test_a_broker_that_comes_up_later_is_waited_for(folder):
-    """A run that starts first says so, and then works."""
+def test_the_run_waits_for_a_broker_that_starts_later(folder):
+    """A run that starts first reports it, and then works."""
     proxy = Proxy()
     proxy.cut(refuse=True)
     servers = f"127.0.0.1:{proxy.port}"

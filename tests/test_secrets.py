@@ -1,4 +1,4 @@
-"""Secrets come from files or the environment too, and are shown nowhere, whatever goes wrong."""
+"""Secrets also come from files or the environment, and are never shown, whatever error occurs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from config_cases import BROKEN, make_weights, text_of
 from kafka_helpers import consume, opened, produce, until
 from secured_broker import Door, secured
 from streamadapt_connectors.kafka import KafkaDeadLetters, KafkaSink, KafkaSource
+from variants import variants
 
 from streamadapt.app.commands import run_command
 from streamadapt.app.demo.broker import free_port
@@ -34,7 +35,7 @@ from streamadapt.errors import ConfigError
 _logging = pytest.fixture(autouse=True)(logging_as_before)
 
 CANARY = "kanarie-'\"ü\\-vogel"
-"""With all that texts escape in their own ways."""
+"""A secret with every character that some text format escapes."""
 PASSWORD = "STREAMADAPT__SOURCE__SECURITY__SASL_PLAIN_PASSWORD"
 SECURITY = (
     'security_protocol = "SASL_PLAINTEXT"\nsasl_mechanism = "{}"\nsasl_plain_username = "alice"\n'
@@ -78,9 +79,9 @@ def password_of(config):
 
 
 @pytest.mark.parametrize("content", [CANARY, CANARY + "\n", CANARY + "\r\n"])
-def test_a_secret_may_stand_in_a_file(weights, tmp_path, content):
-    """Named in the config, or by a variable; without the line break at its end, and with nothing
-    else taken away."""
+def test_a_secret_may_be_in_a_file(weights, tmp_path, content):
+    """The file is named in the config or by a variable; only the line break at its end is
+    removed."""
     (tmp_path / "secret").write_bytes(content.encode())
     file = tmp_path / "secret"
     named = with_password(weights, f'sasl_plain_password_file = "{file}"')
@@ -95,8 +96,8 @@ def test_a_secret_may_stand_in_a_file(weights, tmp_path, content):
     assert password_of(parse_config(named)) == spaces
 
 
-def test_every_secret_and_user_name_has_that_form_and_nothing_else(weights, tmp_path):
-    """Wherever it stands; a setting of its own that ends in _file stays one."""
+def test_only_secrets_and_user_names_can_come_from_a_file(weights, tmp_path):
+    """In every table; a setting whose own name ends in _file is not affected."""
     (tmp_path / "secret").write_text("content")
     file = f'"{tmp_path}/secret"'
     text = with_password(weights, f"sasl_plain_password_file = {file}").replace(
@@ -111,8 +112,8 @@ def test_every_secret_and_user_name_has_that_form_and_nothing_else(weights, tmp_
     assert config.learners[0]["tokenizer_file"] == f"{tmp_path}/secret"
 
 
-def test_the_later_layer_wins_whichever_form_it_has(weights, tmp_path):
-    """Flag over environment over file; in one layer both are an error."""
+def test_the_later_layer_wins_in_either_form(weights, tmp_path):
+    """Flag over environment over file; both forms in one layer are an error."""
     (tmp_path / "secret").write_text("filed")
     file = str(tmp_path / "secret")
     literal = with_password(weights, 'sasl_plain_password = "written"')
@@ -137,11 +138,11 @@ def test_the_later_layer_wins_whichever_form_it_has(weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "expected"),
     [
         (lambda path: None, "No such file"),
         (lambda path: path.mkdir(), "a regular file"),
-        (lambda path: os.mkfifo(path), "a regular file"),  # which would be waited for
+        (lambda path: os.mkfifo(path), "a regular file"),  # reading it would block
         (lambda path: path.write_text(""), "this one is empty"),
         (lambda path: path.write_text("\n"), "this one is empty"),
         (
@@ -152,30 +153,30 @@ def test_the_later_layer_wins_whichever_form_it_has(weights, tmp_path):
     ],
 )
 def test_a_file_that_holds_no_secret_is_an_error_with_both_paths(
-    weights, tmp_path, make, said, capsys, monkeypatch
+    weights, tmp_path, make, expected, capsys, monkeypatch
 ):
-    """The key's, the file's and the variable's name; never the content."""
+    """It names the key, the file and the variable, never the content."""
     make(tmp_path / "secret")
     (tmp_path / "config.toml").write_text(with_password(weights, ""))
     monkeypatch.setenv(PASSWORD + "_FILE", str(tmp_path / "secret"))
     assert run_command(["check", str(tmp_path / "config.toml")]).code == 2
     message = capsys.readouterr().err
     assert "source.security.sasl_plain_password_file: " in message
-    assert said in message
+    assert expected in message
     assert f"'{tmp_path}/secret'" in message
     assert f"(set by {PASSWORD}_FILE)" in message
     assert_hidden(message)
 
 
-def test_why_a_mistyped_path_is_not_shown_is_said(weights):
+def test_the_error_says_why_a_mistyped_path_is_not_shown(weights):
     with pytest.raises(
         ConfigError, match="the path is hidden in case it is the secret itself: look at the config"
     ):
         parse_config(with_password(weights, 'sasl_plain_password_file = "/nowhere/at/all"'))
 
 
-def test_a_file_that_must_not_be_read_is_an_error(weights, tmp_path):
-    """Root may read everything: then there is nothing to see."""
+def test_a_file_without_read_permission_is_an_error(weights, tmp_path):
+    """Skipped for root, who may read every file."""
     (tmp_path / "secret").write_text(CANARY)
     (tmp_path / "secret").chmod(0)
     if os.access(tmp_path / "secret", os.R_OK):
@@ -185,37 +186,37 @@ def test_a_file_that_must_not_be_read_is_an_error(weights, tmp_path):
 
 
 @pytest.mark.parametrize("value", ['"kanarie-vogel"', "7", '""', "[]", '"kanarie\\u0000vogel"'])
-def test_a_secret_in_the_place_of_its_path_is_not_shown(weights, value):
-    """Somebody mistakes the one for the other."""
+def test_a_secret_given_as_its_path_is_not_shown(weights, value):
+    """A user confuses the two settings."""
     with pytest.raises(ConfigError) as wrong:
         parse_config(with_password(weights, f"sasl_plain_password_file = {value}"))
     assert wrong.value.path == "source.security.sasl_plain_password_file"
     assert_hidden(str(wrong.value))
 
 
-# -- `check` says where a secret stands
+# -- `check` reports where a secret is
 
 
-def test_check_warns_of_a_secret_that_is_written_down(weights, tmp_path, capsys, monkeypatch):
-    """With the setting's path, in words that say what to do, and exit code 0; not of one from
-    elsewhere."""
+def test_check_warns_about_a_secret_in_the_config(weights, tmp_path, capsys, monkeypatch):
+    """It names the setting's path and says what to do, with exit code 0; secrets from elsewhere
+    give no warning."""
     path = tmp_path / "config.toml"
     path.write_text(with_password(weights, f"sasl_plain_password = '''{CANARY}'''"))
     flag = "source.security.sasl_plain_password"
     assert run_command(["check", str(path)]).code == 0
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert (
         f"warning: {flag}: this secret is written in {path}; better put it in a file that "
-        f"{flag}_file" in said.err
+        f"{flag}_file" in output.err
     )
-    assert PASSWORD + "_FILE" in said.err
+    assert PASSWORD + "_FILE" in output.err
     assert run_command(["check", str(path), "--json"]).code == 0
     (warning,) = json.loads((as_json := capsys.readouterr()).out)["warnings"]
     assert warning.startswith(flag)
     assert run_command(["check", str(path), "--set", f"{flag}={CANARY}x"]).code == 0
     flagged = capsys.readouterr()
     assert "is written on the command line" in flagged.err
-    assert_hidden(*said, *as_json, *flagged)
+    assert_hidden(*output, *as_json, *flagged)
     monkeypatch.setenv(PASSWORD, "another")
     assert run_command(["check", str(path)]).code == 0
     assert "warning" not in capsys.readouterr().err
@@ -230,9 +231,9 @@ def test_check_warns_of_a_secret_that_is_written_down(weights, tmp_path, capsys,
 # -- the canary
 
 
-@pytest.mark.parametrize("where", ["entries", "predictions"])
+@pytest.mark.parametrize("where", variants(["entries", "predictions"]))
 def test_no_wrong_config_shows_a_secret(weights, tmp_path, where, capsys):
-    """Everything that can be wrong with a config, with a secret in it, of source and sink."""
+    """Every error that a config with a secret can have, in source and sink."""
     right = with_password(weights, f"sasl_plain_password = '''{CANARY}'''", where)
     path = tmp_path / "config.toml"
     seen = 0
@@ -241,9 +242,9 @@ def test_no_wrong_config_shows_a_secret(weights, tmp_path, where, capsys):
         for command in (["check", str(path)], ["check", str(path), "--json"]):
             code = run_command(command).code
             seen += code == 2
-            said = capsys.readouterr()
-            assert said.out + said.err
-            assert_hidden(*said)
+            output = capsys.readouterr()
+            assert output.out + output.err
+            assert_hidden(*output)
     assert seen > len(BROKEN)
 
 
@@ -266,9 +267,8 @@ IN_TOML = f"'''{CANARY}'''"
         "sasl_plain_password = kanarie-vogel",
     ],
 )
-def test_no_wrong_table_of_secrets_shows_one(weights, tmp_path, line, capsys):
-    """Not as a value of the wrong type, at the wrong place, twice, or in what is no TOML at
-    all."""
+def test_no_invalid_security_table_shows_a_secret(weights, tmp_path, line, capsys):
+    """Not as a value of the wrong type, in the wrong place, given twice, or in invalid TOML."""
     path = tmp_path / "config.toml"
     path.write_text(with_password(weights, line))
     for command in (
@@ -308,12 +308,12 @@ def test_no_secret_within_a_text_is_shown(weights, tmp_path, setting, value, cap
 
 @pytest.mark.parametrize("action", [["list"], ["inspect"], ["rollback", "--yes"]])
 def test_no_url_of_checkpoints_shows_its_password(action, capsys):
-    """Given on the command line."""
+    """The URL is given on the command line."""
     sequence = ["1"] if action[0] == "rollback" else []
     run_command(["checkpoint", *action, "nowhere://alice:kanarie-vogel@bucket/state", *sequence])
-    said = capsys.readouterr()
-    assert said.out + said.err
-    assert_hidden(*said)
+    output = capsys.readouterr()
+    assert output.out + output.err
+    assert_hidden(*output)
 
 
 LEAKY = """
@@ -338,8 +338,8 @@ def refuse(token):
 @pytest.mark.parametrize("factory", ["make", "refuse"])
 @pytest.mark.parametrize("form", [[], ["--log-json"]])
 def test_no_unexpected_error_shows_a_secret(tmp_path, monkeypatch, factory, form):
-    """One of the user's own model, which has it among its arguments: with its traceback, as text
-    and as JSON."""
+    """An error of the user's own model, whose arguments contain the secret: with its traceback, as
+    text and as JSON."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     (tmp_path / "leaky.py").write_text(LEAKY)
@@ -376,7 +376,7 @@ def test_no_unexpected_error_shows_a_secret(tmp_path, monkeypatch, factory, form
 
 
 def test_no_thread_that_dies_shows_a_secret(capsys, monkeypatch):
-    """Its traceback goes to the log like everything else."""
+    """Its traceback is logged like everything else."""
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     setup_logging("info", as_json=True)
     report_dead_threads()
@@ -388,16 +388,16 @@ def test_no_thread_that_dies_shows_a_secret(capsys, monkeypatch):
     thread = threading.Thread(target=die, name="mine")
     thread.start()
     thread.join()
-    said = capsys.readouterr().err
-    line = json.loads(said)
+    output = capsys.readouterr().err
+    line = json.loads(output)
     assert line["message"].startswith("thread mine died")
     assert "LookupError" in line["exception"]
-    assert_hidden(said)
+    assert_hidden(output)
 
 
 def test_no_repr_shows_a_secret(weights):
-    """Of the config, of what is made from it, and of the stacks of all threads while that is being
-    made."""
+    """The repr of the config, of the objects made from it, and the stacks of all threads while
+    they are made."""
     config = parse_config(with_password(weights, f"sasl_plain_password = '''{CANARY}'''"))
     assert password_of(config) == CANARY
     engine = make_engine(config)
@@ -421,7 +421,7 @@ def test_no_repr_shows_a_secret(weights):
 
 @pytest.mark.kafka
 def test_no_client_library_shows_a_secret(capsys, monkeypatch):
-    """Its debug log has every request, the one with the password too, where somebody turns it on
+    """The client's debug log has every request, also the one with the password, if it is turned on
     from the start."""
     setup_logging("debug", as_json=False)
     client_log = logging.getLogger("kafka")
@@ -447,14 +447,14 @@ def test_no_client_library_shows_a_secret(capsys, monkeypatch):
                 until(lambda: got, lambda: got.extend(remembered.poll(0.5)))
     finally:
         client_log.setLevel(level)
-    said = capsys.readouterr().err
-    assert "SaslAuthenticateRequest" in said
-    assert_hidden(said)
+    output = capsys.readouterr().err
+    assert "SaslAuthenticateRequest" in output
+    assert_hidden(output)
 
 
 def test_short_secrets_and_other_texts_are_left_alone():
-    """What is scrubbed is what was remembered, in all its spellings; three letters would be
-    everywhere."""
+    """Only remembered secrets are removed, in all their spellings; a secret of three letters would
+    match everywhere."""
     remember(
         "",
         {
@@ -478,7 +478,7 @@ def ask(port, path):
 
 
 class Job:
-    """``streamadapt run`` on a broker that asks for a password, which stands in a file."""
+    """``streamadapt run`` on a broker that requires a password, which is in a file."""
 
     def __init__(self, folder: Path, servers: str, mechanism: str, form: list[str]) -> None:
         self.port = free_port()
@@ -509,37 +509,40 @@ class Job:
                 command, cwd=folder, env=environment, stdout=out, stderr=log
             )
 
-    def said(self) -> bytes:
+    def all_output(self) -> bytes:
         return (self.folder / "log").read_bytes() + (self.folder / "out").read_bytes()
 
 
 @pytest.mark.kafka
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [[], ["--log-json"]])
-def test_a_run_that_is_refused_says_so_and_shows_no_secret(tmp_path, monkeypatch, form):
-    """A wrong password ends the run, also where the broker repeats it."""
+def test_a_refused_run_reports_it_and_shows_no_secret(tmp_path, monkeypatch, form):
+    """A wrong password ends the run, also if the broker repeats it."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
-    with secured(Door(users={"alice": "another"}, says=f"alice, {CANARY}")) as (servers, _):
+    with secured(Door(users={"alice": "another"}, refusal_text=f"alice, {CANARY}")) as (
+        servers,
+        _,
+    ):
         job = Job(tmp_path, servers, "PLAIN", form)
-        assert job.process.wait(60) == 1, job.said()
-    assert b"refuses security.sasl_plain_username with this password" in job.said()
-    assert_hidden(job.said())
+        assert job.process.wait(60) == 1, job.all_output()
+    assert b"refuses security.sasl_plain_username with this password" in job.all_output()
+    assert_hidden(job.all_output())
 
 
 def next_offset(manifest: Path) -> int:
     try:
         positions = json.loads(manifest.read_text())["positions"]
-    except FileNotFoundError:  # an older one, just removed
+    except FileNotFoundError:  # an older checkpoint, just removed
         return 0
     return max((offset for stream, _, offset in positions if stream == "entries"), default=0)
 
 
 @pytest.mark.kafka
 @pytest.mark.slow
-def test_a_run_that_is_admitted_leaves_no_secret_anywhere(tmp_path, monkeypatch, capsys):
-    """Not in its logs, metrics, readiness, checkpoints, output, dead letters, nor in what inspects
-    them."""
+def test_an_admitted_run_leaves_no_secret_anywhere(tmp_path, monkeypatch, capsys):
+    """Not in its logs, metrics, readiness, checkpoints, output, dead letters, nor in the output of
+    the commands that inspect them."""
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     table = rows(60)
@@ -558,7 +561,7 @@ def test_a_run_that_is_admitted_leaves_no_secret_anywhere(tmp_path, monkeypatch,
         pages: list[bytes] = []
 
         def written() -> bool:
-            assert job.process.poll() is None, job.said()
+            assert job.process.poll() is None, job.all_output()
             return any(
                 next_offset(path) > 60 for path in (tmp_path / "state").rglob("manifest.json")
             )
@@ -571,13 +574,13 @@ def test_a_run_that_is_admitted_leaves_no_secret_anywhere(tmp_path, monkeypatch,
         pages.append(ask(job.port, "metrics"))
         assert b"streamadapt_" in pages[-1]
         job.process.send_signal(signal.SIGTERM)
-        assert job.process.wait(60) == 0, job.said()
+        assert job.process.wait(60) == 0, job.all_output()
         records = consume(servers, "predictions", **security) + consume(
             servers, "predictions-dead-letters", **security
         )
     assert len(records) > 50
     assert any(r.value == b"dirty" for r in records)
-    assert_hidden(job.said(), *pages, *(str((r.key, r.value, r.headers)) for r in records))
+    assert_hidden(job.all_output(), *pages, *(str((r.key, r.value, r.headers)) for r in records))
     files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
     assert any(path.name == "manifest.json" for path in files)
     assert_hidden(*(path.read_bytes() for path in files))

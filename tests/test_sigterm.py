@@ -1,4 +1,4 @@
-"""``streamadapt run`` is told to end at any instant, and two of them meet on one checkpoint
+"""``streamadapt run`` receives SIGTERM at any moment, and two runs meet on one checkpoint
 folder."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 ROWS = 2000
 DOCUMENTED = {0, 128 + signal.SIGTERM}
-# The interpreter itself was still starting: a shell says 143 here, too.
+# The interpreter itself was still starting: a shell gives 143 here, too.
 TOO_EARLY = -signal.SIGTERM
 
 
@@ -35,17 +35,17 @@ def _logging():
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """A folder with everything to run, an undisturbed run of it, and how long that took, s."""
-    fresh, calm = tmp_path_factory.mktemp("fresh"), tmp_path_factory.mktemp("calm") / "job"
+    """A folder with everything for a run, an undisturbed run of it, and its duration, s."""
+    fresh, undisturbed = tmp_path_factory.mktemp("fresh"), tmp_path_factory.mktemp("calm") / "job"
     with contextlib.chdir(fresh):
         prepare(fresh)
     config = fresh / "config.toml"
     config.write_text(config.read_text().replace('every = "100ms"', 'every = "20ms"'))
     write_csv(fresh / "entries.csv", rows(ROWS))
-    shutil.copytree(fresh, calm)
+    shutil.copytree(fresh, undisturbed)
     begun = time.monotonic()
-    assert run(calm) == 0, log(calm)
-    return fresh, calm, time.monotonic() - begun
+    assert run(undisturbed) == 0, log(undisturbed)
+    return fresh, undisturbed, time.monotonic() - begun
 
 
 def start(folder):
@@ -82,23 +82,25 @@ def store_of(folder):
     return CheckpointStore(found[0]) if found else None
 
 
-def said(folder):
-    """Id -> prediction, repeats having to be equal."""
+def read_predictions(folder):
+    """Return id -> prediction; repeated ones must be equal."""
     found = {}
     for one in lines(folder / "predictions.jsonl"):
         assert found.setdefault(one["id"], one) == one
     return found
 
 
-def assert_as_undisturbed(folder, calm):
-    assert_same_state(store_of(folder).load_latest().state, store_of(calm).load_latest().state)
-    assert said(folder) == said(calm)
+def assert_as_undisturbed(folder, undisturbed):
+    assert_same_state(
+        store_of(folder).load_latest().state, store_of(undisturbed).load_latest().state
+    )
+    assert read_predictions(folder) == read_predictions(undisturbed)
 
 
-def test_sigterm_at_any_instant(job, tmp_path):
-    """While importing, restoring, running, checkpointing, ending: a documented code, a whole
-    folder, the same end."""
-    fresh, calm, whole_s = job
+def test_sigterm_at_any_moment(job, tmp_path):
+    """While importing, restoring, running, checkpointing, ending: a documented code, an intact
+    folder, the same final state."""
+    fresh, undisturbed, whole_s = job
     rng = random.Random(time.time_ns())
     codes = []
     for trial in range(trials(3, 60)):
@@ -111,12 +113,12 @@ def test_sigterm_at_any_instant(job, tmp_path):
                 assert store.load_latest() is not None
                 assert store.damaged == 0
         assert run(folder) == 0, log(folder)
-        assert_as_undisturbed(folder, calm)
+        assert_as_undisturbed(folder, undisturbed)
     print(json.dumps(codes))
 
 
 def test_sigterm_while_the_command_is_still_importing(tmp_path):
-    """At once, with the code that a shell gives, and without a traceback."""
+    """It ends at once, with a shell's exit code, and without a traceback."""
     (tmp_path / "program.py").write_text(
         "import os, signal, sys\n"
         "class Finder:\n"
@@ -134,9 +136,9 @@ def test_sigterm_while_the_command_is_still_importing(tmp_path):
 
 
 def test_a_second_engine_on_the_folder_is_refused(job, tmp_path):
-    """As two processes: it names the first one's pid and changes nothing; the first goes on to the
-    undisturbed end."""
-    fresh, calm, _ = job
+    """As two processes: the second names the first one's pid and changes nothing; the first
+    continues to the undisturbed end."""
+    fresh, undisturbed, _ = job
     folder = tmp_path / "job"
     shutil.copytree(fresh, folder)
     first = start(folder)
@@ -145,7 +147,7 @@ def test_a_second_engine_on_the_folder_is_refused(job, tmp_path):
             lambda: (store := store_of(folder)) is not None and bool(store.sequences()),
             lambda: time.sleep(0.01),
         )
-        # Still there, and not at its end before the second one comes.
+        # The first still runs, and does not end before the second one starts.
         first.send_signal(signal.SIGSTOP)
         assert run(folder) == 1
         assert f"another engine (pid {first.pid}) writes checkpoints here" in log(folder)
@@ -155,4 +157,4 @@ def test_a_second_engine_on_the_folder_is_refused(job, tmp_path):
         if first.poll() is None:
             first.kill()
             first.wait()
-    assert_as_undisturbed(folder, calm)
+    assert_as_undisturbed(folder, undisturbed)

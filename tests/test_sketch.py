@@ -1,4 +1,4 @@
-"""The sketch against a slow dictionary of buckets, its bulk update, its fading and its constant
+"""The sketch against a slow dictionary of buckets: its bulk update, its decay and its constant
 size."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def sketch_of(
 
 
 class Slow:
-    """Entries kept for ever, by bucket; every read goes through all of them and weighs each by its
+    """All entries are kept, by bucket; every read visits all of them and weights each by its
     age."""
 
     def __init__(self, fast: Sketch) -> None:
@@ -80,8 +80,8 @@ class Slow:
 
 
 def stream(shape: StoreShape, n: int, seed: int = 0) -> tuple[Any, Any]:
-    """Keys, and values with some cells unknown (all planes of one together), some entries unknown
-    in a whole group."""
+    """Return keys, and values with some cells unknown (all planes of a cell together), some
+    entries unknown in a whole group."""
     rng = np.random.default_rng(seed)
     keys = rng.normal(size=(n, shape.groups, shape.features))
     values = rng.normal(size=(n, shape.groups, shape.planes, shape.cells)).astype(np.float32)
@@ -98,7 +98,7 @@ def known_groups(values: Any) -> Any:
 @pytest.mark.parametrize(
     "shape", [StoreShape(1, 4, 2, 3), StoreShape(3, 3, 1, 2), StoreShape(2, 2, 2, 2)]
 )
-def test_bucket_means_are_those_of_the_slow_dictionary(shape: StoreShape, decay: float) -> None:
+def test_bucket_means_equal_those_of_the_slow_dictionary(shape: StoreShape, decay: float) -> None:
     fast = sketch_of(shape, decay=decay)
     slow = Slow(fast)
     compared = 0
@@ -119,8 +119,8 @@ def test_bucket_means_are_those_of_the_slow_dictionary(shape: StoreShape, decay:
     assert compared > 100
 
 
-def test_the_state_is_the_slow_dictionarys() -> None:
-    """Bucket by bucket, in float64: counts and sums as they would have faded entry by entry."""
+def test_the_state_equals_that_of_the_slow_dictionary() -> None:
+    """Bucket by bucket, in float64: counts and sums decayed entry by entry."""
     shape = StoreShape(2, 3, 2, 2)
     fast = sketch_of(shape, decay=0.97)
     slow = Slow(fast)
@@ -150,7 +150,7 @@ def test_the_state_is_the_slow_dictionarys() -> None:
     st.integers(0, 40),
     st.integers(1, 60),
 )
-def test_many_at_once_are_one_after_the_other(
+def test_a_bulk_update_equals_single_updates(
     seed: int, decay: float, before: int, many: int
 ) -> None:
     shape = StoreShape(2, 3, 2, 2)
@@ -177,8 +177,8 @@ def test_a_write_touches_one_bucket_per_table() -> None:
         assert changed.tolist() == sorted(wanted.tolist())
 
 
-def test_like_keys_share_buckets_as_often_as_their_angle_says() -> None:
-    """(1 - angle / pi)^bits: the similarity that the sketch reads by."""
+def test_similar_keys_share_buckets_with_the_probability_of_their_angle() -> None:
+    """(1 - angle / pi)^bits: the similarity that the sketch uses."""
     sketch = sketch_of(StoreShape(1, 2, 1, 1), tables=4000, bits=3)
     x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     for angle in (0.2, 1.0, 2.0, math.pi):
@@ -187,7 +187,7 @@ def test_like_keys_share_buckets_as_often_as_their_angle_says() -> None:
         assert share == pytest.approx((1.0 - angle / math.pi) ** 3, abs=0.03)
 
 
-def test_an_empty_sketch_and_one_below_its_floor_know_nothing() -> None:
+def test_an_empty_sketch_and_one_below_its_floor_give_nothing() -> None:
     sketch = sketch_of(StoreShape(1, 2, 1, 1), decay=0.5, floor=0.4)
     key, other = (
         torch.tensor([[1.0, 0.5]], dtype=torch.float64),
@@ -205,7 +205,7 @@ def test_an_empty_sketch_and_one_below_its_floor_know_nothing() -> None:
     assert not sketch.read(key)[1].any()
 
 
-def test_a_boost_fades_faster_and_never_too_fast() -> None:
+def test_a_boost_decays_faster_but_is_limited() -> None:
     key, known = torch.ones(1, 2, dtype=torch.float64), torch.tensor([True])
     for boost, count in ((5.0, 1.0 + 0.98**5), (1e9, 1.0 + MOST_BOOSTED)):
         sketch = sketch_of(StoreShape(1, 2, 1, 1), decay=0.98)
@@ -216,9 +216,9 @@ def test_a_boost_fades_faster_and_never_too_fast() -> None:
         )
 
 
-def test_ten_million_entries_lose_nothing() -> None:
-    """Counts stay exact and sums good, where float32 would stop counting at 16.8 million and
-    rounding long before."""
+def test_ten_million_entries_keep_precision() -> None:
+    """Counts stay exact and sums accurate, where float32 would stop counting at 16.8 million and
+    lose precision long before."""
     sketch = sketch_of(StoreShape(1, 2, 1, 1), tables=1, bits=1, decay=1.0)
     size = sum(t.numel() * t.element_size() for t in sketch.state_dict().values())
     many = 1_000_000

@@ -1,4 +1,4 @@
-"""The ridge stack against a slow one written from the formulas, and what holds whatever comes."""
+"""The ridge stack against a slow implementation of the formulas, and properties for any input."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def built(groups: tuple[int, int], **more: Any) -> RidgeStack:
 
 @pytest.mark.parametrize("robust", [True, False])
 @pytest.mark.parametrize("groups", GROUPS)
-def test_equals_the_slow_one_in_every_group(groups: tuple[int, int], robust: bool) -> None:
+def test_the_stack_equals_the_slow_one_in_every_group(
+    groups: tuple[int, int], robust: bool
+) -> None:
     stack = built(groups, discount=0.97, ridge=0.5, robust=robust)
     slow = {(i, j): Slow(0.97, 0.5, robust) for i in range(groups[0]) for j in range(groups[1])}
     high, wide = ROWS // groups[0], COLUMNS // groups[1]
@@ -88,9 +90,9 @@ def test_equals_the_slow_one_in_every_group(groups: tuple[int, int], robust: boo
             )
 
 
-def test_finds_what_no_convex_mixture_can() -> None:
-    """Both experts lean the same way, one twice as far: the truth is twice the one less the
-    other."""
+def test_the_stack_finds_a_mixture_outside_the_convex_ones() -> None:
+    """Both experts have errors of the same sign, one twice as large: the truth is twice one minus
+    the other."""
     rng = np.random.default_rng(3)
     stack = RidgeStack(ridge=0.1)
     stack.build((1, 1), np.array([0.5, 0.5]))

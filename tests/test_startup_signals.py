@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM while a command starts: one line and the signal's exit code, at whatever
-import it comes."""
+"""Ctrl-C and SIGTERM while a command starts: one line and the signal's exit code, at any
+import."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import sys
 import pytest
 from fault_counts import trials
 
-# Sends a signal at the n-th module that is looked for from one of SIGNAL_FROM on. Put on the path
-# as sitecustomize, so that the command is started as it always is.
+# Sends a signal at the n-th module that is imported after one of SIGNAL_FROM. Put on the path as
+# sitecustomize, so that the command is started as usual.
 SITE = """
 import os, sys
 
@@ -55,7 +55,7 @@ def test_an_interrupt_at_any_import_is_one_line(tmp_path, arguments):
     for i, at in enumerate(IMPORTS[:: max(1, len(IMPORTS) // count)]):
         number = (signal.SIGINT, signal.SIGTERM)[i % 2]
         done = start(tmp_path, arguments, at, number)
-        if not done.stdout:  # so many imports there were not
+        if not done.stdout:  # there were fewer imports
             continue
         assert (done.returncode, done.stderr) == (128 + number, "streamadapt: interrupted\n"), (
             at,
@@ -74,15 +74,15 @@ def test_an_interrupt_at_the_first_slow_imports(tmp_path, first):
     )
 
 
-def test_the_command_as_installed_is_the_same(tmp_path):
-    """The script that pip makes imports the command line by itself."""
+def test_the_installed_command_behaves_the_same(tmp_path):
+    """The script that pip creates imports the command line itself."""
     code = "import sys; sys.argv[0] = 'streamadapt'; from streamadapt.app.cli import main; main()"
     done = start(tmp_path, ["run", "nowhere.toml"], 2, signal.SIGINT, code)
     assert (done.returncode, done.stderr) == (130, "streamadapt: interrupted\n"), done.stdout
 
 
 def test_the_command_line_is_loaded_before_anything_slow():
-    """Signals are heard from there on: neither torch nor numpy, rich or typer may have come with
+    """Signals are handled from there on: neither torch nor numpy, rich or typer may be loaded with
     it."""
     code = (
         "import sys; before = set(sys.modules); import streamadapt.app.cli; "
@@ -112,8 +112,8 @@ finally:
         (["run", "a.toml", "--nonsense"], 2), (["run"], 2), (["init", "config.toml"], 0),
     ],
 )  # fmt: skip
-def test_what_needs_no_numbers_loads_nothing_slow(tmp_path, arguments, code):
-    """Help, version, usage errors and a new config come at once: torch alone takes two seconds to
+def test_commands_without_numbers_load_nothing_slow(tmp_path, arguments, code):
+    """Help, version, usage errors and a new config are immediate: torch alone takes two seconds to
     load."""
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, *arguments],
@@ -126,8 +126,8 @@ def test_what_needs_no_numbers_loads_nothing_slow(tmp_path, arguments, code):
     assert done.stderr.splitlines()[-1] == ""
 
 
-def test_every_name_of_the_package_is_there():
-    """They are looked up when first used; modules of the package too, as after an import of
+def test_every_name_of_the_package_exists():
+    """Names are looked up at their first use, also modules of the package, as after an import of
     everything."""
     import streamadapt
 

@@ -1,4 +1,4 @@
-"""The comparison that the crash tests rely on can fail."""
+"""The comparison that the crash tests use can fail."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def trained(last):
 
 
 def test_a_round_trip_is_the_same_state():
-    """Although its pickle's bytes differ."""
+    """Its pickle's bytes differ, though."""
     blob = dumps_river(trained(3.0))
     again = dumps_river(loads_river(blob))
     assert_same_state({"x": blob}, {"x": again})

@@ -1,4 +1,4 @@
-"""What is known when: rows of forecasts, labels that come with, after, too late or never; and
+"""Maturing: rows of forecasts, labels that arrive with their entry, later, too late or never; and
 bounded memory."""
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ NAN = float("nan")
 
 
 def issue(task: Task, arrival: Arrival, item: Any, number: int) -> None:
-    """Remember a prediction whose expert says ``100 * number + row``."""
+    """Remember a prediction whose expert predicts ``100 * number + row``."""
     assert arrival.inputs is not None
     columns = task.columns(arrival.inputs.shape[1])
-    said = 100.0 * number + np.arange(task.rows)[:, None].repeat(columns, 1)
+    output = 100.0 * number + np.arange(task.rows)[:, None].repeat(columns, 1)
     inputs = torch.from_numpy(arrival.inputs.copy())
-    task.remember(Issued(item, inputs, base(said), said[None], said[None] + 0.5))
+    task.remember(Issued(item, inputs, base(output), output[None], output[None] + 0.5))
 
 
 def label(id_: str, value: Any, time: int) -> Label:
@@ -41,7 +41,7 @@ def reason_of(task: Task, item: Any) -> Reason:
 
 
 def test_which_row_matures_when() -> None:
-    """Window 2, horizon 3, values 0, 10, 20, ...: written out by hand."""
+    """Window 2, horizon 3, values 0, 10, 20, ...: the expected rows are written by hand."""
     task = Forecast(2, 3)
     arrivals = []
     for t in range(6):
@@ -73,7 +73,7 @@ def test_which_row_matures_when() -> None:
     for t, arrival in enumerate(arrivals[2:], 2):
         matured = arrival.matured[0]
         assert (matured.target[matured.mask] == 10.0 * t).all(), (
-            "every row's target is the entry that has just come"
+            "every row's target is the newest entry"
         )
         assert torch.equal(
             matured.rows.inputs.ravel(), torch.tensor([10.0 * (t - 2), 10.0 * (t - 1)])
@@ -82,7 +82,7 @@ def test_which_row_matures_when() -> None:
             matured.rows.base.output[matured.mask],
             torch.from_numpy(matured.experts[0]).float()[matured.mask],
         )
-    # Forecast 1 becomes whole with entry 4, forecast 2 with entry 5.
+    # Forecast 1 is complete with entry 4, forecast 2 with entry 5.
     assert [a.matured[0].path is not None for a in arrivals[2:]] == [False, False, True, True]
     for t, number in ((4, 1), (5, 2)):
         path = arrivals[t].matured[0].path
@@ -104,12 +104,14 @@ def test_missing_values_are_masked_in_rows_and_paths() -> None:
     assert matured.path is not None
     assert matured.path.mask.tolist() == [[True, False], [False, True]]
     assert matured.path.target[0, 0] == 3.0
-    assert arrival.inputs.tolist() == [[3.0, 6.0]], "a missing input is the last one seen"  # type: ignore[union-attr]
+    assert arrival.inputs.tolist() == [[3.0, 6.0]], (
+        "a missing input is replaced by the last one seen"
+    )  # type: ignore[union-attr]
 
 
 def test_missing_values_are_never_learned_as_zeros() -> None:
-    """A base that is right wherever it can be judged leaves nothing to learn, whatever is missing
-    around it."""
+    """A base that is right in every known cell leaves nothing to learn, whatever cells are
+    missing."""
     values = np.full((120, 2), 100.0, np.float32)
     values[np.random.default_rng(0).random(values.shape) < 0.5] = np.nan
     values[0] = 100.0
@@ -127,14 +129,14 @@ def test_missing_values_are_never_learned_as_zeros() -> None:
     assert all((p.served == 100.0).all() for p in predictions)
 
 
-def test_a_channel_is_unknown_until_it_is_seen() -> None:
+def test_a_channel_is_unknown_until_its_first_value() -> None:
     values = walk(30, 2)
     values[:20, 1] = np.nan
     pipeline = Pipeline(Forecast(3, 2), Persistence(2), [Bias(0.1)])
     for t, p in enumerate(pipeline.observe(entries(values)), 2):
         assert np.isfinite(p.served[:, 0]).all()
-        for said in (p.served, p.base, p.experts["bias-0.1"]):
-            assert np.isnan(said[:, 1]).all() == (t < 20), t
+        for output in (p.served, p.base, p.experts["bias-0.1"]):
+            assert np.isnan(output[:, 1]).all() == (t < 20), t
 
 
 def test_forecasts_hold_no_more_than_their_horizon() -> None:
@@ -152,7 +154,7 @@ def test_a_forecast_takes_no_labels() -> None:
     assert reason_of(Forecast(2, 2), label("0", 1.0, 5)) is Reason.UNKNOWN_LABEL
 
 
-def test_entries_of_the_same_time_are_fine() -> None:
+def test_entries_with_equal_times_are_accepted() -> None:
     task = Forecast(2, 1)
     for _ in range(3):
         task.observe(entry([1.0], 7))
@@ -183,7 +185,7 @@ def test_a_label_inside_its_entry_is_learned_at_the_next_arrival() -> None:
     assert send(task, 0, label=np.array([5.0], np.float32)).matured == []
     second = send(task, 1, label=np.array([6.0], np.float32))
     assert [m.target.item() for m in second.matured] == [5.0]
-    assert second.matured[0].experts.item() == 0.0, "of entry 0"
+    assert second.matured[0].experts.item() == 0.0, "the prediction of entry 0"
     assert second.matured[0].rows is second.matured[0].path
     third = send(task, 2)
     assert [m.experts.item() for m in third.matured] == [100.0]
@@ -191,7 +193,7 @@ def test_a_label_inside_its_entry_is_learned_at_the_next_arrival() -> None:
     assert task.outcomes == {"learned": 2}
 
 
-def test_a_label_of_its_own_is_learned_when_it_arrives() -> None:
+def test_a_separate_label_is_learned_when_it_arrives() -> None:
     task = supervised(3)
     matured = task.observe(label("1", 7.0, 3 * 10**9)).matured
     assert [(m.target.item(), m.experts.item()) for m in matured] == [(7.0, 100.0)]
@@ -205,7 +207,7 @@ def test_a_separate_label_for_an_entry_that_brought_its_own_is_a_second_one() ->
     send(task, 0, label=np.array([5.0], np.float32))
     assert reason_of(task, label("0", 5.0, 1)) is Reason.DUPLICATE_LABEL
     assert [m.target.item() for m in task.observe(label("0", 6.0, 1)).matured] == [6.0], (
-        "it puts the first one right"
+        "the second label corrects the first"
     )
     assert task.outcomes == {"corrected": 1, "learned": 1}
     assert reason_of(task, label("0", 7.0, 2)) is Reason.DUPLICATE_LABEL
@@ -236,7 +238,7 @@ def test_predictions_expire_and_ids_are_forgotten() -> None:
     )
 
 
-def test_a_label_may_be_late_by_its_own_time() -> None:
+def test_the_delay_of_a_label_is_judged_by_its_own_time() -> None:
     task = supervised(1, ttl=10 * 10**9)
     assert reason_of(task, label("0", 1.0, 10 * 10**9 + 1)) is Reason.LATE_LABEL
     assert task.pending == 1
@@ -267,7 +269,7 @@ def test_classes_become_one_hot_and_unknown_ones_are_masked() -> None:
     assert reason_of(task, label("2", np.inf, 10**10)) is Reason.NOT_FINITE
 
 
-def test_a_label_may_be_known_in_part() -> None:
+def test_a_label_may_be_partly_known() -> None:
     task = supervised(1, outputs=3)
     matured = task.observe(label("0", [1.0, NAN, 3.0], 10**9)).matured[0]
     assert matured.mask.tolist() == [[True, False, True]]
@@ -275,7 +277,7 @@ def test_a_label_may_be_known_in_part() -> None:
     assert reason_of(supervised(1, outputs=3), label("0", [1.0], 10**9)) is Reason.WRONG_WIDTH
 
 
-def test_a_refused_label_leaves_its_entry_waiting() -> None:
+def test_after_a_refused_label_its_entry_keeps_waiting() -> None:
     task = supervised(1)
     assert reason_of(task, label("0", [1.0, 2.0], 10**9)) is Reason.WRONG_WIDTH
     assert len(task.observe(label("0", 1.0, 10**9)).matured) == 1

@@ -1,5 +1,4 @@
-"""Tent against a slow textbook loop: plain autograd and torch.optim on the layers as torch has
-them."""
+"""Tent against a slow textbook loop: plain autograd and torch.optim on torch's own layers."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 
 
 def model_of(norm: str, seed: int = 0) -> nn.Sequential:
-    """Two normalised layers; running statistics that are no zeros and ones."""
+    """Return a model with two normalised layers; running statistics are not zeros and ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = nn.Sequential(
@@ -63,7 +62,7 @@ def batches(n: int, size: int, seed: int = 1) -> list[Tensor]:
 
 
 def tent_as_published(net: nn.Module) -> list[nn.Parameter]:
-    """Batch statistics for good, gradients for affine parameters only; returns them."""
+    """Set permanent batch statistics, and gradients for affine parameters only; return these."""
     net.requires_grad_(False)
     found = []
     for layer in net.modules():
@@ -77,19 +76,19 @@ def tent_as_published(net: nn.Module) -> list[nn.Parameter]:
 
 
 def base_of(learner: Any, inputs: Tensor) -> BaseOutput:
-    said = learner.spec.model(inputs)
-    assert isinstance(said, BaseOutput)
-    return said
+    output = learner.spec.model(inputs)
+    assert isinstance(output, BaseOutput)
+    return output
 
 
 def run_stream(learner: Any, entries: Tensor) -> Tensor:
     """Predict and adapt, one entry (1, channels) at a time."""
-    said = []
+    outputs = []
     for inputs in entries:
         base = base_of(learner, inputs)
-        said.append(learner.predict(inputs, base)[0])
+        outputs.append(learner.predict(inputs, base)[0])
         learner.adapt(inputs, base)
-    return torch.stack(said)
+    return torch.stack(outputs)
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
@@ -122,56 +121,56 @@ def test_equals_the_textbook_over_batches(norm: str, optimiser: Any) -> None:
         float((a - b).detach().abs().max())
         for a, b in zip(learner.copy.parameters_driven, start, strict=True)
     )
-    assert moved > 0.01, "it has adapted"
+    assert moved > 0.01, "the model has adapted"
     for mine, theirs in zip(learner.copy.parameters_driven, parameters, strict=True):
         torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_in_a_stream_it_makes_the_same_steps(norm: str) -> None:
+def test_in_a_stream_the_steps_are_the_same(norm: str) -> None:
     stream, batch = (built(Tent(8, 0.02), spec_with(model_of(norm))) for _ in range(2))
     for inputs in batches(5, 8):
         run_stream(stream, inputs)
         batch.adapt_batch(inputs)
     assert all(map(torch.equal, stream.copy.parameters_driven, batch.copy.parameters_driven)), (
-        "to the bit"
+        "bit for bit"
     )
 
 
 def test_in_a_stream_the_ring_is_the_batch() -> None:
     model = model_of("batch")
     model[5] = nn.Identity()
-    learner = built(Tent(8, 1e-12), spec_with(model))  # parameters as good as fixed
+    learner = built(Tent(8, 1e-12), spec_with(model))  # parameters are practically fixed
     net = copy.deepcopy(model)
     tent_as_published(net)
     entries = torch.cat(batches(5, 8, seed=2))
-    said = run_stream(learner, entries)
+    outputs = run_stream(learner, entries)
     for t in range(40):
         if t < 7:
-            assert torch.equal(said[t : t + 1], learner.spec.model(entries[t]).output), (
-                "too few entries: the base's"
+            assert torch.equal(outputs[t : t + 1], learner.spec.model(entries[t]).output), (
+                "too few entries: the base's output"
             )
         else:
             true = torch.softmax(net(entries[t - 7 : t + 1]).detach()[-1], 0)
-            torch.testing.assert_close(said[t], true, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(outputs[t], true, rtol=1e-4, atol=1e-6)
 
 
 def test_behind_the_first_layer_the_ring_is_nearly_the_batch() -> None:
-    # Each entry's statistics there are as they were when it came, or at the last step: behind
-    # layers normalised by what the ring was then.
+    # There, each entry's statistics date from its arrival or from the last step: earlier layers
+    # were normalised with the ring of that time.
     model = model_of("batch")
     learner = built(Tent(8, 1e-12), spec_with(model))
     net = copy.deepcopy(model)
     tent_as_published(net)
     entries = torch.cat(batches(20, 8, seed=2))
-    said = run_stream(learner, entries)[8:]
+    outputs = run_stream(learner, entries)[8:]
     with torch.no_grad():
         source = torch.softmax(model(entries), 1)[8:]
         true = torch.stack(
             [torch.softmax(net(entries[t - 7 : t + 1])[-1], 0) for t in range(8, 160)]
         )
-    assert (said - true).abs().mean() < 0.4 * (source - true).abs().mean()
-    with torch.no_grad():  # a step was just made: the ring's statistics are as good as new
+    assert (outputs - true).abs().mean() < 0.4 * (source - true).abs().mean()
+    with torch.no_grad():  # a step was just made: the ring's statistics are practically new
         seen = learner.copy.run(learner.ring)
     torch.testing.assert_close(learner.ring_mean, seen.mean)
     torch.testing.assert_close(learner.ring_var, seen.var)
@@ -196,7 +195,7 @@ def test_layer_norms_may_step_on_single_entries() -> None:
     )
 
 
-def test_a_module_of_probabilities_is_the_same_as_one_of_logits() -> None:
+def test_a_module_of_probabilities_gives_the_results_of_one_of_logits() -> None:
     model = model_of("batch")
     logits = built(Tent(8, 0.02), spec_with(model))
     probabilities = built(
@@ -216,7 +215,7 @@ def test_only_the_named_modules_adapt() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_base_stays_and_reset_returns_to_it_bit_for_bit(norm: str) -> None:
+def test_the_base_is_unchanged_and_reset_returns_to_it_bit_for_bit(norm: str) -> None:
     spec = spec_with(model_of(norm))
     assert isinstance(spec.model, FrozenModel)
     frozen = {k: v.clone() for k, v in spec.model.state_dict().items()}
@@ -234,7 +233,7 @@ def test_the_base_stays_and_reset_returns_to_it_bit_for_bit(norm: str) -> None:
     assert torch.equal(run_stream(learner, entries), first)
 
 
-def test_no_weights_but_the_driven_ones_are_state() -> None:
+def test_only_the_adapted_weights_are_state() -> None:
     learner = built(Tent(4), spec_with(model_of("batch")))
     assert {n.split(".")[0] for n, _ in learner.named_parameters()} == {"copy"}
     assert [tuple(p.shape) for p in learner.parameters()] == [(8,)] * 4
@@ -251,23 +250,23 @@ def pipeline_with(model: nn.Module) -> Pipeline:
     )
 
 
-def test_a_pipeline_without_labels_goes_on_from_a_checkpoint_bit_for_bit() -> None:
+def test_a_pipeline_without_labels_resumes_from_a_checkpoint_bit_for_bit() -> None:
     rows = torch.cat(batches(6, 8)).squeeze(1).numpy()
     items = [entry(row, t + 1, id=str(t)) for t, row in enumerate(rows)]
     straight = pipeline_with(model_of("batch"))
     expected = [p.served.tobytes() for p in straight.observe(items)]
     first = pipeline_with(model_of("batch"))
-    said = [p.served.tobytes() for p in first.observe(items[:21])]
+    served = [p.served.tobytes() for p in first.observe(items[:21])]
     second = pipeline_with(model_of("batch"))
     second.load_state_dict(first.state_dict())
-    said += [p.served.tobytes() for p in second.observe(items[21:])]
-    assert said == expected
+    served += [p.served.tobytes() for p in second.observe(items[21:])]
+    assert served == expected
     assert straight.observe([entry(rows[0], 100, id="x")])[0].weights["tent-b4"] == pytest.approx(
         0.9
     )
 
 
-def test_names_tell_siblings_apart() -> None:
+def test_names_distinguish_learners_with_different_settings() -> None:
     assert [Tent().names, Tent(8).names, Tent(lr=0.01).names] == [
         ("tent",),
         ("tent-b8",),
@@ -291,7 +290,7 @@ def test_impossible_settings_are_refused(make: Callable[[], Tent]) -> None:
 
 
 class Twice(nn.Module):
-    """Goes through one layer twice."""
+    """Uses one layer twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -308,7 +307,7 @@ class Twice(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("learner", "spec", "says"),
+    ("learner", "spec", "message"),
     [
         (Tent(1), spec_with(model_of("batch")), "per_entry"),
         (Tent(modules=["3"]), spec_with(model_of("batch")), "2, 5"),
@@ -352,8 +351,10 @@ class Twice(nn.Module):
         (Tent(), spec_of("regression", 1, CHANNELS, 1, CLASSES), "classification"),
     ],
 )
-def test_what_cannot_be_adapted_is_refused(learner: Tent, spec: Spec, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_models_that_cannot_be_adapted_are_refused(
+    learner: Tent, spec: Spec, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
         learner.build(spec)
 
 
@@ -377,14 +378,14 @@ def test_shapes_are_checked() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_batch_beyond_all_reckoning_leaves_the_parameters_finite(norm: str) -> None:
+def test_an_overflowing_batch_leaves_the_parameters_finite(norm: str) -> None:
     learner = built(Tent(4, 0.02), spec_with(model_of(norm)))
     learner.adapt_batch(batches(1, 8)[0])
     before = learner.snapshot()
     wild = batches(1, 8)[0]
     wild[0] = 3e38
-    said = learner.adapt_batch(wild)
+    output = learner.adapt_batch(wild)
     after = learner.snapshot()
     assert all(torch.isfinite(v).all() for v in after.values())
-    if not torch.isfinite(said).all():
+    if not torch.isfinite(output).all():
         assert all(torch.equal(v, after[k]) for k, v in before.items()), "no step"

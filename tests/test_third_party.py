@@ -1,5 +1,5 @@
-"""The package of docs/learners.md, word for word: built, installed, checked, and run by name from
-a config."""
+"""The package of docs/learners.md, word for word: built, installed, checked, and used by name in a
+config."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ def _logging():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder into which pip has installed a wheel of the package: a true build, from nothing but
-    the page."""
+    """A folder into which pip has installed a wheel of the package, built only from the page."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
-    for name in (*PACKAGE, "check_median.py"):  # as one who follows the page has them
+    for name in (*PACKAGE, "check_median.py"):  # the files of a reader who follows the page
         (source / name).write_text(BLOCKS[name], encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
     alone = [
@@ -40,7 +39,7 @@ def installed(tmp_path_factory):
         "--no-deps",
         "--no-build-isolation",
         "--no-cache-dir",
-    ]  # with what is here, offline
+    ]  # with local packages, offline
     done = subprocess.run(
         [*pip, *alone, "--target", target, source], capture_output=True, text=True, check=False
     )
@@ -62,19 +61,19 @@ def python(installed, folder, *arguments):
 
 
 def written_config():
-    """The tests' config with the page's table in place of its learners."""
+    """Write the tests' config with the page's table in place of its learners."""
     head, rest = CONFIG.split("[[learners]]", 1)
     text = head + BLOCKS["learners.toml"] + rest[rest.index("[[drift]]") :]
     return text.format(source=FILES[0], sink=FILES[1] + "\nexperts = true")
 
 
-def test_the_page_shows_it_in_under_forty_lines():
+def test_the_package_has_fewer_than_forty_lines():
     assert set(BLOCKS) == {*PACKAGE, "learners.toml", "check_median.py"}
     assert sum(len(BLOCKS[name].splitlines()) + 1 for name in PACKAGE) < 40
 
 
 @pytest.mark.slow
-def test_it_passes_the_checks(installed, tmp_path):
+def test_the_learner_passes_the_checks(installed, tmp_path):
     (tmp_path / "check_median.py").write_text(BLOCKS["check_median.py"])
     done = python(installed, tmp_path, "check_median.py")
     assert done.returncode == 0, done.stderr
@@ -86,11 +85,11 @@ def test_a_config_runs_it_by_name(installed, tmp_path, monkeypatch):
     prepare(tmp_path)
     (tmp_path / "config.toml").write_text(written_config())
     stranger = python("", tmp_path, "-m", "streamadapt", "check", "config.toml")
-    assert stranger.returncode == 2, "without the package there is no such kind"
+    assert stranger.returncode == 2, "without the package the kind does not exist"
     assert "learners[0].kind" in stranger.stderr
     found = python(installed, tmp_path, "-m", "streamadapt", "check", "config.toml", "--json")
-    said = json.loads(found.stdout)
-    assert (said["ok"], said["experts"]) == (True, ["base", "median"])
+    result = json.loads(found.stdout)
+    assert (result["ok"], result["experts"]) == (True, ["base", "median"])
     wrong = python(
         installed,
         tmp_path,
@@ -104,19 +103,19 @@ def test_a_config_runs_it_by_name(installed, tmp_path, monkeypatch):
     assert wrong.returncode == 2
     done = python(installed, tmp_path, "-m", "streamadapt", "run", "config.toml", "--json")
     assert done.returncode == 0, done.stderr
-    said = lines("predictions.jsonl")
-    assert len(said) == json.loads(done.stdout)["predictions"] > 300
-    corrections = [np.ravel(p["experts"]["median"])[0] - np.ravel(p["base"])[0] for p in said]
+    result = lines("predictions.jsonl")
+    assert len(result) == json.loads(done.stdout)["predictions"] > 300
+    corrections = [np.ravel(p["experts"]["median"])[0] - np.ravel(p["base"])[0] for p in result]
     assert corrections[0] == 0.0
     assert corrections[-1] == pytest.approx(3.0, abs=0.3), (
-        "what the labels rose by halfway, learned step by step"
+        "the rise of the labels half way is learned step by step"
     )
-    assert all(set(p["weights"]) == {"base", "median"} for p in said)
-    assert said[-1]["weights"]["median"] > 0.5
+    assert all(set(p["weights"]) == {"base", "median"} for p in result)
+    assert result[-1]["weights"]["median"] > 0.5
 
 
 @pytest.mark.slow
-def test_a_replay_names_it(installed, tmp_path, monkeypatch):
+def test_a_replay_names_the_learner(installed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     (tmp_path / "config.toml").write_text(written_config())

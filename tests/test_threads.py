@@ -1,5 +1,5 @@
-"""Questions from other threads: each gets the answer of a state between two items, and nobody
-notices them."""
+"""`predict` from other threads: each answer is that of a state between two items, and nothing else
+changes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from streamadapt.models.contract import as_base
 
 N, WARM = 90, 20
 THREADS = 8
-LATE = 10**6  # the questions' time: after every entry
+LATE = 10**6  # the time of the predicted entries: after every observed entry
 
 
 def make() -> Pipeline:
@@ -64,7 +64,7 @@ def question(i: int) -> Entry:
 def answers_at_every_point(
     pipeline: Any, items: list[Entry], ask: Callable[[Any, int], Any]
 ) -> list[set[bytes]]:
-    """For each question, what the states between the items answer."""
+    """Return, for each question, the answers of the states between the items."""
     found: list[set[bytes]] = [set() for _ in range(THREADS)]
     for item in [None, *items]:
         if item is not None:
@@ -77,9 +77,9 @@ def answers_at_every_point(
 def asked_beside(
     pipeline: Any, items: list[Entry], ask: Callable[[Any, int], Any]
 ) -> tuple[list[Any], list[Any]]:
-    """Observe item by item while threads ask; return the predictions, and each thread's answers or
-    errors."""
-    said: list[Any] = []
+    """Observe item by item while threads predict; return the predictions, and each thread's
+    answers or errors."""
+    predictions: list[Any] = []
     answers: list[list[Any]] = [[] for _ in range(THREADS)]
     stop = threading.Event()
     begun = threading.Barrier(THREADS + 1)
@@ -89,7 +89,7 @@ def asked_beside(
         while not stop.is_set() or not answers[i]:
             try:
                 answers[i].append(ask(pipeline, i).served.tobytes())
-            except Exception as error:  # to be seen by the test
+            except Exception as error:  # for the test to check
                 answers[i].append(error)
 
     threads = [threading.Thread(target=go, args=(i,)) for i in range(THREADS)]
@@ -97,14 +97,14 @@ def asked_beside(
         thread.start()
     begun.wait()
     for item in items:
-        said += pipeline.observe([item])
+        predictions += pipeline.observe([item])
     stop.set()
     for thread in threads:
         thread.join()
-    return said, answers
+    return predictions, answers
 
 
-def test_eight_threads_ask_and_each_gets_its_own_answer() -> None:
+def test_eight_threads_predict_and_each_gets_its_own_answer() -> None:
     items = entries(walk(N, 2))
 
     def ask(pipeline: Any, i: int) -> Any:
@@ -115,15 +115,15 @@ def test_eight_threads_ask_and_each_gets_its_own_answer() -> None:
         pipeline.observe(items[:WARM])
     right = answers_at_every_point(table, items[WARM:], ask)
     undisturbed = alone.observe(items)[-(N - WARM) :]
-    said, answers = asked_beside(beside, items[WARM:], ask)
-    assert bits(said) == bits(undisturbed)
+    predictions, answers = asked_beside(beside, items[WARM:], ask)
+    assert bits(predictions) == bits(undisturbed)
     assert state(beside) == state(alone)
     for i in range(THREADS):
         assert answers[i]
         assert set(answers[i]) <= right[i]
 
 
-def test_keyed_questions_too_while_keys_come_and_go() -> None:
+def test_keyed_predictions_while_keys_are_evicted() -> None:
     keys = "abc"
     base = as_base(Persistence(3))
 
@@ -144,8 +144,8 @@ def test_keyed_questions_too_while_keys_come_and_go() -> None:
         keyed.observe(items[:warm])
     right = answers_at_every_point(table, items[warm:], ask)
     undisturbed = alone.observe(items)[-(len(items) - warm) :]
-    said, answers = asked_beside(beside, items[warm:], ask)
-    assert bits(said) == bits(undisturbed)
+    predictions, answers = asked_beside(beside, items[warm:], ask)
+    assert bits(predictions) == bits(undisturbed)
     for i in range(THREADS):
         assert set(answers[i]) <= right[i]
     with pytest.raises(ConfigError, match="nothing has come"):
@@ -153,7 +153,7 @@ def test_keyed_questions_too_while_keys_come_and_go() -> None:
 
 
 def test_two_threads_observe_whole_items() -> None:
-    """However they interleave: the result is that of one order of the items."""
+    """For any interleaving the result is that of one order of the items."""
     pipeline, order, lock = make(), [], threading.Lock()
     plain = pipeline._step
 
@@ -170,7 +170,7 @@ def test_two_threads_observe_whole_items() -> None:
 
     def feed(part: int) -> None:
         for v in values[part::2]:
-            pipeline.observe([entry(v, 1)])  # the same time: any order is right
+            pipeline.observe([entry(v, 1)])  # the same time: any order is valid
 
     threads = [threading.Thread(target=feed, args=(part,)) for part in range(2)]
     for thread in threads:
@@ -183,10 +183,10 @@ def test_two_threads_observe_whole_items() -> None:
     assert state(again) == state(pipeline)
 
 
-# -- from within itself
+# -- reentrant calls
 
 
-def test_a_call_from_on_rejected_is_an_error_and_harms_nothing() -> None:
+def test_a_call_from_on_rejected_is_an_error_and_changes_nothing() -> None:
     pipeline = make()
     caught: list[BusyError] = []
 
@@ -203,12 +203,12 @@ def test_a_call_from_on_rejected_is_an_error_and_harms_nothing() -> None:
     pipeline.on_rejected = again
     items = entries(walk(40, 2))
     bad = entry([1.0], 20)
-    said = pipeline.observe([*items[:20], bad, *items[20:]])
+    predictions = pipeline.observe([*items[:20], bad, *items[20:]])
     assert len(caught) == 3
-    assert bits(said) == bits(make().observe(items))
+    assert bits(predictions) == bits(make().observe(items))
 
 
-def test_a_learner_that_calls_its_pipeline_is_taken_out() -> None:
+def test_a_learner_that_calls_its_pipeline_is_suspended() -> None:
     class Calls(Bias):
         kind = "calls"
 
@@ -218,10 +218,10 @@ def test_a_learner_that_calls_its_pipeline_is_taken_out() -> None:
 
     pipeline = Pipeline(Forecast(4, 3), Persistence(3), [Calls(0.1)])
     items = entries(walk(40, 2))
-    said = pipeline.observe(items)
+    predictions = pipeline.observe(items)
     assert pipeline.stats.entries == 40
     assert pipeline.stats.faults["learner:calls-0.1"] > 0
-    assert all(np.array_equal(p.served, p.base) for p in said)
+    assert all(np.array_equal(p.served, p.base) for p in predictions)
 
 
 def test_pipelines_are_copied_and_pickled_as_before() -> None:
@@ -236,7 +236,7 @@ def test_pipelines_are_copied_and_pickled_as_before() -> None:
 # -- one base for many pipelines
 
 
-def test_a_base_that_shows_its_embedding_mixes_up_no_threads() -> None:
+def test_a_base_with_an_embedding_keeps_threads_apart() -> None:
     class Slow(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -244,7 +244,7 @@ def test_a_base_that_shows_its_embedding_mixes_up_no_threads() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             inner = self.inner(x)
-            for _ in range(20):  # time for others to come in between
+            for _ in range(20):  # time for other threads to run in between
                 inner = inner + torch.zeros(1)
             return inner[:, -1:].unsqueeze(-1)
 
@@ -254,9 +254,9 @@ def test_a_base_that_shows_its_embedding_mixes_up_no_threads() -> None:
     def go(i: int) -> None:
         for n in range(60):
             x = torch.full((3, 1), float(1000 * i + n))
-            said = base(x)
-            if said.embedding is None or not torch.equal(said.embedding, x.flatten()):
-                wrong.append((i, n, said.embedding))
+            output = base(x)
+            if output.embedding is None or not torch.equal(output.embedding, x.flatten()):
+                wrong.append((i, n, output.embedding))
 
     threads = [threading.Thread(target=go, args=(i,)) for i in range(THREADS)]
     for thread in threads:
@@ -266,7 +266,7 @@ def test_a_base_that_shows_its_embedding_mixes_up_no_threads() -> None:
     assert wrong == []
 
 
-# -- asking leaves every learner as it is
+# -- predict changes no learner
 
 FORECASTERS: dict[str, Callable[[], Learner]] = {
     "adcsd": lambda: ADCSD(1e-3),
@@ -295,7 +295,7 @@ CLASSIFIERS: dict[str, Callable[[], Learner]] = {
 
 
 @pytest.mark.parametrize("name", [*FORECASTERS, *CLASSIFIERS])
-def test_a_question_after_every_entry_changes_no_bit(name: str) -> None:
+def test_predict_after_every_entry_changes_no_bit(name: str) -> None:
     if name in FORECASTERS:
 
         def made() -> Pipeline:
@@ -319,14 +319,14 @@ def test_a_question_after_every_entry_changes_no_bit(name: str) -> None:
             for t, v in enumerate(x)
         ]
     asked, alone = made(), made()
-    said: list[Any] = []
+    predictions: list[Any] = []
     for item in items:
-        said += asked.observe([item])
-        if said:
+        predictions += asked.observe([item])
+        if predictions:
             before = state(asked)
             first = asked.predict(entry(item.values * 1.5, LATE, id="q"))
             again = asked.predict(entry(item.values * 1.5, LATE, id="q"))
             assert first.served.tobytes() == again.served.tobytes()
             assert state(asked) == before
-    assert bits(said) == bits(alone.observe(items))
+    assert bits(predictions) == bits(alone.observe(items))
     assert state(asked) == state(alone)

@@ -1,4 +1,4 @@
-"""A loop that is stuck is seen from outside; one that moves, or waits for records, is not."""
+"""A stuck loop is detected from outside; a loop that moves or waits for records is not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STUCK_S = 1.0
 
 
 class BlockedSink(MemorySink):
-    """Takes nothing until it is told."""
+    """A sink that blocks until the test releases it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def ask(port, path="ready"):
         return error.code, error.read().decode()
 
 
-def test_a_sink_that_blocks_is_told_with_stacks_and_gets_well(caplog):
+def test_a_blocked_sink_is_reported_with_stacks_and_recovers(caplog):
     from test_engine import make_pipeline, stream
 
     entries, labels = stream(50)
@@ -53,7 +53,7 @@ def test_a_sink_that_blocks_is_told_with_stacks_and_gets_well(caplog):
     MetricsCollector(metrics, registry)
     loop = threading.Thread(target=engine.run)
     loop.start()
-    sink.entered.wait()  # what comes before may take its time on a busy machine
+    sink.entered.wait()  # earlier steps may be slow on a busy machine
     watchdog = Watchdog(engine, metrics, STUCK_S)
     with (
         caplog.at_level(logging.WARNING, "streamadapt"),
@@ -65,7 +65,7 @@ def test_a_sink_that_blocks_is_told_with_stacks_and_gets_well(caplog):
             assert ask(at.port)[0] == 503
             assert "has not moved" in ask(at.port)[1]
             assert "streamadapt_loop_stalled 1.0" in ask(at.port, "metrics")[1]
-            assert "free.wait()" in caplog.text, "the log shows the line where it stands"
+            assert "free.wait()" in caplog.text, "the log shows the line where the loop is blocked"
             sink.free.set()
             until(lambda: not watchdog.stalled, lambda: threading.Event().wait(0.01))
             assert ask(at.port) == (200, "ready: source is connected\n")

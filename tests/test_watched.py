@@ -1,5 +1,5 @@
-"""What a run shows to who watches it: how far behind it is, what can happen, and whether it
-lives."""
+"""What a run shows to an observer: its lag, all counters that can occur, and whether it is
+alive."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def lag_of(metrics):
     return dict(metrics.samples()["streamadapt_consumer_lag_records"])
 
 
-def test_the_lag_counts_what_is_not_processed():
-    """Entries that wait for their labels are read and not done: per partition, in the metric and
-    in the summary."""
+def test_the_lag_counts_unprocessed_records():
+    """Entries that wait for their labels are read but not processed: per partition, in the metric
+    and in the summary."""
     items = [entry(i, p) for p in (0, 1) for i in range(300)]
     source = MemorySource(items, [], batch=50, finite=False)
     engine, metrics, clock = engine_of(source)
     source.open(engine)
-    for _ in range(20):  # far more than are needed to read everything
+    for _ in range(20):  # far more steps than needed to read everything
         engine.step()
     assert source.lag() == {StreamPartition(s, p): 0 for s in source.streams for p in (0, 1)}, (
         "everything is read"
@@ -104,9 +104,9 @@ def test_the_lag_counts_what_is_not_processed():
     assert set(engine.summary()["lag"].values()) == {0}
 
 
-def test_the_lag_at_any_moment_is_what_is_left_to_process():
-    """Read or not: of 1,000 records, as many as the pipeline has not seen; with a backlog in the
-    source too."""
+def test_the_lag_at_any_moment_is_the_number_of_unprocessed_records():
+    """Read or not: of 1,000 records, the number that the pipeline has not seen; with a backlog in
+    the source too."""
     source = MemorySource([entry(i) for i in range(1000)], batch=90, finite=False)
     engine, metrics, _ = engine_of(source, max_buffer=100)
     source.open(engine)
@@ -129,9 +129,9 @@ def series(metrics):
     }
 
 
-def test_counters_are_there_before_anything_was_counted():
-    """For every reason, detector, outcome and learner that can occur; else `increase()` never sees
-    the first one."""
+def test_counters_exist_before_the_first_count():
+    """For every reason, detector, outcome and learner that can occur; otherwise `increase()`
+    misses the first one."""
     source = MemorySource([], [], finite=False)
     engine, metrics, _ = engine_of(source)
     source.open(engine)
@@ -172,10 +172,10 @@ def test_counters_are_there_before_anything_was_counted():
     after = series(metrics)
     counted = {key for key, value in after.items() if value and key[0].endswith("_total")}
     assert counted, "something was counted"
-    assert counted <= before.keys(), "and each of it was there before, at 0"
+    assert counted <= before.keys(), "each series existed before, at 0"
 
 
-def test_keyed_and_unlabelled_pipelines_have_their_zeros_too():
+def test_keyed_and_unlabelled_pipelines_show_zeros_too():
     from streamadapt import Unlabelled
 
     keyed, metrics, _ = engine_of(
@@ -199,7 +199,7 @@ def test_keyed_and_unlabelled_pipelines_have_their_zeros_too():
     plain, metrics, _ = engine_of(MemorySource([], finite=False), unlabelled)
     plain.source.open(plain)
     assert not [key for key in series(metrics) if key[0] == "streamadapt_labels_total"], (
-        "no label can come"
+        "no label can arrive"
     )
 
 
@@ -226,7 +226,7 @@ def port():
         yield server.port
 
 
-def test_every_path_has_its_own_answer(port):
+def test_each_path_has_its_answer(port):
     assert ask(port, "/live")[:2] == (200, "live: the loop runs\n")
     assert ask(port, "/ready")[:2] == (503, "not ready: not yet\n")
     assert "streamadapt_build_info" in ask(port, "/metrics")[1]
@@ -252,7 +252,7 @@ def test_other_methods_are_refused(port):
 
 
 class Restoring(MemorySource):
-    """Opens when it is told to."""
+    """A source that opens when the test allows it."""
 
     def __init__(self):
         super().__init__([], finite=False)
@@ -264,7 +264,7 @@ class Restoring(MemorySource):
         super().open(owner)
 
 
-def test_live_while_it_restores_ready_when_it_moves_neither_when_it_has_ended():
+def test_live_while_restoring_ready_while_running_neither_after_the_end():
     source = Restoring()
     engine, metrics, _ = engine_of(source)
     watchdog = Watchdog(engine, metrics, 60.0)
@@ -282,8 +282,8 @@ def test_live_while_it_restores_ready_when_it_moves_neither_when_it_has_ended():
     assert (watchdog.live(), watchdog.ready()[0]) == ((False, "the loop has ended"), False)
 
 
-def test_the_demo_s_view_counts_dead_letters_as_they_come():
-    """Once each, whatever else is counted of the same record; and it ends with the last record,
+def test_the_demo_view_counts_dead_letters_as_they_arrive():
+    """Once each, whatever else is counted for the same record; the view ends with the last record,
     not before."""
     view = _View(total=100)
     samples = {

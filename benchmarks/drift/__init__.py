@@ -1,2 +1,2 @@
-"""How well drift is detected: delay, missed changes and false alarms on streams whose changes are
-known."""
+"""Quality of drift detection: delay, missed changes and false alarms on streams with known
+changes."""

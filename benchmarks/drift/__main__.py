@@ -1,6 +1,6 @@
-"""How well drift is detected: ``python -m benchmarks.drift --json FILE``.
+"""Quality of drift detection: ``python -m benchmarks.drift --json FILE``.
 
-Delay, missed changes, false alarms and cost of every detector on streams whose changes are known.
+Delay, missed changes, false alarms and cost of every detector on streams with known changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PLOT = "plots/drift.png"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return the exit status."""
+    """Run the command; return the exit status."""
     names = list(dict.fromkeys(name for name, _, _ in made()))
     asked = _parser(names).parse_args(arguments)
     torch.set_num_threads(1)

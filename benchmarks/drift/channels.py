@@ -1,4 +1,5 @@
-"""False alarms of a monitor of many channels, with and without dividing the level among them."""
+"""False alarms of a monitor of many channels, with and without dividing the level by their
+number."""
 
 from __future__ import annotations
 
@@ -23,19 +24,19 @@ class Family:
     Attributes
     ----------
     level : float
-        Of one test, before it is divided.
+        The level of one test, before the division.
     noise : str
         One of `NOISES`.
     corrected : bool
         Whether the level of each test was divided by the number of channels.
     entries, runs : int
-        Of each run; how many.
+        Entries per run; number of runs.
     any_alarm : float
         The share of the runs with at least one alarm.
     per_10000 : float
         Entries with an alarm, per 10,000.
     microseconds : float
-        Of an entry, all channels.
+        Time per entry, all channels.
     """
 
     detector: str
@@ -55,7 +56,7 @@ class Family:
 
 
 INERTIA = 0.9
-"""Correlation of neighbours, of the noise that has some."""
+"""Correlation of neighbours, for the correlated noise."""
 
 
 def _heavy(rng: np.random.Generator, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
@@ -63,7 +64,7 @@ def _heavy(rng: np.random.Generator, shape: tuple[int, int]) -> npt.NDArray[np.f
 
 
 def _inert(rng: np.random.Generator, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """First-order autoregressive, from its stationary distribution on."""
+    """Return first-order autoregressive noise, started in its stationary distribution."""
     made = rng.normal(size=shape)
     made[0] /= np.sqrt(1.0 - INERTIA**2)
     for i in range(1, len(made)):
@@ -75,13 +76,13 @@ NOISES: dict[str, Callable[[np.random.Generator, tuple[int, int]], npt.NDArray[n
     "independent": _heavy,
     "autocorrelated": _inert,
 }
-"""The loss of a base whose errors do not change: log-normal and independent; or the size of an
+"""The loss of a base with unchanging errors: log-normal and independent; or the size of an
 autoregression."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured: a detector at a level on a noise; how many runs for each number of
+    """A measurement: a detector with a level on a noise, and the number of runs for each number of
     channels."""
 
     detector: str
@@ -115,7 +116,7 @@ def families(
 
 
 def measure(plan: Plan, channels: int, runs: int, *, divided: bool) -> Family:
-    """Let one monitor of all channels watch channels that do not depend on each other."""
+    """Let one monitor of all channels watch independent channels."""
     # The same noise with and without the correction.
     rng = np.random.default_rng([channels, plan.entries])
     level = params_of(plan)[LEVELS[plan.detector]]

@@ -16,10 +16,11 @@ __all__ = ["DUMMIES", "GROUPS", "SEEDS", "SLOW", "Compared", "Row", "compare", "
 
 SEEDS = (0, 1, 2)
 SLOW = ("kswin",)
-"""Watch the first seed's streams only: a hundred times the cost of the others."""
+"""Signals that are watched on the first seed's streams only: they cost a hundred times the
+others."""
 DUMMIES = (ALWAYS, NEVER)
 EVERY = ("loss", MOVING, "error", "input")
-"""Signals that every detector of numbers is tried on."""
+"""Signals on which every numeric detector is tried."""
 EVERY_SLOW = ("loss", "error", "input")
 FURTHER = ("residual", "confidence", "embedding")
 """Signals that are tried with the first detector only."""
@@ -41,14 +42,14 @@ Progress = Callable[[str], None]
 
 @dataclass(slots=True)
 class Compared:
-    """What was counted.
+    """The counts.
 
     Attributes
     ----------
     raw, quiet : dict of (group, stream, seed, row) to Tally
         Without and with the cool-down.
     seconds, values : dict of Row
-        Process time of all updates, and how many there were.
+        Process time of all updates, and their number.
     """
 
     raw: dict[tuple[str, str, int, Row], Tally] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class Compared:
     values: dict[Row, int] = field(default_factory=dict)
 
     def add(self, stream: Stream, row: Row, alarms: Alarms) -> None:
-        """Take in what one detector said about one stream."""
+        """Add one detector's alarms on one stream."""
         key = (stream.group, stream.name, stream.seed, row)
         self.raw[key] = score(alarms.raw, stream.changes, stream.horizon, stream.entries)
         self.quiet[key] = score(alarms.quiet, stream.changes, stream.horizon, stream.entries)
@@ -65,11 +66,11 @@ class Compared:
         self.values[row] = self.values.get(row, 0) + alarms.values
 
     def groups(self) -> list[str]:
-        """Those that were run, in the page's order."""
+        """Return the groups that were run, in the page's order."""
         return [g for g in GROUPS if any(key[0] == g for key in self.raw)]
 
     def rows(self, group: str | None = None) -> list[Row]:
-        """Those that were tried on a group, or at all."""
+        """Return the rows that were tried on a group, or at all."""
         return list(dict.fromkeys(key[3] for key in self.raw if group in (None, key[0])))
 
     def total(
@@ -84,7 +85,7 @@ class Compared:
         )
 
     def cost(self, row: Row) -> float:
-        """Microseconds of an update."""
+        """Return the microseconds per update."""
         return 1e6 * self.seconds[row] / self.values[row]
 
     def as_json(self) -> dict[str, Any]:
@@ -92,8 +93,8 @@ class Compared:
         streams: dict[str, Any] = {}
         for (group, name, seed, row), tally in self.raw.items():
             quiet = self.quiet[group, name, seed, row]
-            said = {"alarms": tally.as_json(), "with_cool_down": quiet.as_json()}
-            streams.setdefault(name, {}).setdefault(str(seed), {})[":".join(row)] = said
+            entry = {"alarms": tally.as_json(), "with_cool_down": quiet.as_json()}
+            streams.setdefault(name, {}).setdefault(str(seed), {})[":".join(row)] = entry
         groups = {
             group: {
                 ":".join(row): {
@@ -112,16 +113,17 @@ class Compared:
 
 
 def _flat(tally: Tally) -> dict[str, Any]:
-    """The counts without every single delay."""
-    said = tally.as_json()
-    said["kinds"] = {
-        k: {"changes": v["changes"], "detected": v["detected"]} for k, v in said["kinds"].items()
+    """Return the counts without the single delays."""
+    figures = tally.as_json()
+    figures["kinds"] = {
+        k: {"changes": v["changes"], "detected": v["detected"]}
+        for k, v in figures["kinds"].items()
     }
-    return said
+    return figures
 
 
 def rows_for(stream: Stream, slow: bool) -> list[Row]:
-    """Return which detectors watch which of a stream's signals."""
+    """Return the detectors and the signals of a stream that they watch."""
     rows: list[Row] = [(name, "loss") for name in DUMMIES]
     for name, place in DETECTORS.items():
         if name in SLOW and not slow:
@@ -137,7 +139,7 @@ def rows_for(stream: Stream, slow: bool) -> list[Row]:
 
 
 def made(seeds: Sequence[int] = SEEDS) -> Iterator[tuple[str, int, Callable[[], Stream]]]:
-    """Yield the name and seed of every stream, and what makes it."""
+    """Yield the name and seed of every stream, and its factory."""
     for seed in seeds:
         for name, make in (*synthetic.streams(seed), *measured.streams(seed)):
             yield name, seed, make
@@ -146,7 +148,7 @@ def made(seeds: Sequence[int] = SEEDS) -> Iterator[tuple[str, int, Callable[[], 
 def compare(
     streams: Sequence[tuple[str, int, Callable[[], Stream]]], progress: Progress
 ) -> Compared:
-    """Run them all."""
+    """Run all detectors on all streams."""
     compared = Compared()
     slowly = min((seed for _, seed, _ in streams), default=0)
     for name, seed, make in streams:

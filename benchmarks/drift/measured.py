@@ -1,5 +1,5 @@
-"""Streams that are not river's: a glucose sensor that is changed, and link loads whose links
-fail."""
+"""Streams that are not river's: a glucose sensor that is replaced, and link loads with failing
+links."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ __all__ = [
 
 HOUR_NS = 3_600_000_000_000
 PAUSE = 2 * HOUR_NS
-"""A sensor of this kind says nothing for its first two hours under the skin."""
+"""A new sensor of this kind gives no values for its first two hours."""
 SENSOR_HORIZON = 360
-"""Entries (30 h): the labels' 6 h and a day."""
+"""Horizon in entries (30 h): the label delay of 6 h, and a day."""
 FAILURE_HORIZON = 72
-"""Entries (6 h), half of the way to the next failure."""
+"""Horizon in entries (6 h), half the way to the next failure."""
 SIGNALS = ("loss", MOVING, "error", "residual", "input")
 SHIFT = 0.15
-"""A change of the sensor's gain (logarithm) that is called large."""
+"""A change of the sensor's gain (logarithm) above this value counts as large."""
 HALF_DAY = 144
 
 
 def streams(seed: int) -> Iterator[tuple[str, Callable[[], Stream]]]:
-    """Yield the name of every stream and what makes it; the sensor is the same for every seed."""
+    """Yield the name of every stream and its factory; the sensor is the same for every seed."""
     yield "linkload", partial(failing, seed, fails=True)
     yield "linkload-still", partial(failing, seed, fails=False)
     if seed == 0:
@@ -52,12 +52,12 @@ def streams(seed: int) -> Iterator[tuple[str, Callable[[], Stream]]]:
 
 
 def sensor_changes(times: npt.NDArray[np.int64], pause: int = PAUSE) -> list[int]:
-    """Return the rows that come first after a pause of at least so many nanoseconds."""
+    """Return the first rows after pauses of at least the given number of nanoseconds."""
     return [int(i) + 1 for i in np.flatnonzero(np.diff(times) >= pause)]
 
 
 def sensor(batch: Batch | None = None) -> Stream:
-    """The stream of `cgm-6h`: a frozen linear calibration whose labels come six hours late."""
+    """The stream of `cgm-6h`: a frozen linear calibration with labels six hours late."""
     setting = glucose.Setting("glucose")
     batch = batch or data.glucose()
     first = setting.split(batch)
@@ -80,8 +80,8 @@ class Sureness(NamedTuple):
     large, large_elsewhere : float
         The share of them where the medians' logarithms differ by more than `SHIFT`.
     three_days : float
-        The share of the times between neighbouring marks that are 3 or 6 days, give or take a
-        quarter of one.
+        The share of the times between neighbouring marks that are 3 or 6 days, within a
+        quarter of a day.
     """
 
     marks: int
@@ -92,7 +92,7 @@ class Sureness(NamedTuple):
 
 
 def sureness(batch: Batch | None = None) -> Sureness:
-    """Look at what the definition of a change does not use: the gain, and how long sensors were
+    """Measure what the definition of a change does not use: the gain, and how long sensors were
     worn."""
     batch = batch or data.glucose()
     assert batch.labels is not None
@@ -120,7 +120,7 @@ def sureness(batch: Batch | None = None) -> Sureness:
 
 
 def failing(seed: int, *, fails: bool, setting: linkload.Setting = linkload.LINKLOAD) -> Stream:
-    """The stream of `linkload`; or the same demands with no link ever failing."""
+    """The stream of `linkload`, or the same demands without link failures."""
     traffic = setting.traffic if fails else replace(setting.traffic, failing=0)
     loads = generate(nobel_eu(), traffic, seed)
     base = _network(setting, seed)

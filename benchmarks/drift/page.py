@@ -1,5 +1,4 @@
-"""The page of the drift benchmark; sentences with a number in them are written from the
-figures."""
+"""The page of the drift benchmark; sentences with numbers are generated from the figures."""
 
 from __future__ import annotations
 
@@ -98,7 +97,7 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _table(compared: Compared, group: str) -> str:
-    """Detectors down, the best of them, by what is above chance, first."""
+    """Return a table with detectors as rows, the best by detections above chance first."""
     rows = compared.rows(group)
     tallies = {
         row: (compared.total(row, group), compared.total(row, group, quiet=True)) for row in rows

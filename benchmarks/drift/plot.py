@@ -1,4 +1,4 @@
-"""Detected changes against false alarms, every detector a point."""
+"""Detected changes against false alarms, one point per detector."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _draw(compared: Compared, groups: list[str]) -> Figure:
                 x, y = tally.false_rate or 0.0, 100.0 * tally.detected / tally.count
                 axes.plot(x, y, "o", markersize=4, color=SIGNAL.get(signal, EXPERT))
                 place = (round(x), round(y / 5.0))
-                # Names of points that coincide go below each other.
+                # Names of points that coincide are placed below each other.
                 up = seen[place] = seen.get(place, -1) + 1
                 axes.annotate(
                     f"{detector}:{signal}",

@@ -1,4 +1,4 @@
-"""What alarms are worth, given where the changes were."""
+"""The score of alarms, given the true changes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Change:
     Attributes
     ----------
     at : int
-        The first entry that can be of the new concept, counted from 0.
+        The first entry that can belong to the new concept, counted from 0.
     kind : str
-        ``away`` from what the base was fitted on, ``back`` to it, or ``event``.
+        ``away`` from the concept on which the base was fitted, ``back`` to it, or ``event``.
     """
 
     at: int
@@ -34,19 +34,19 @@ class Tally:
     Attributes
     ----------
     changes : dict of str to int
-        Kind -> how many there were.
+        Kind -> number of changes.
     delays : dict of str to list of int, in entries
-        Kind -> from the change to the first alarm in its horizon, of those detected.
+        Kind -> delay from each detected change to the first alarm in its horizon.
     repeats : int
         Further alarms within the horizons.
     false : int
         Alarms outside of all horizons.
     quiet : int, entries
-        That lie outside of all horizons: where an alarm is a false one.
+        Entries outside of all horizons, where an alarm is false.
     alarms, entries : int
-        All of them.
+        Totals.
     chance : float
-        How many changes would be detected if as many alarms had been thrown anywhere on the
+        The expected number of detected changes if as many alarms were placed at random on the
         stream.
     """
 
@@ -60,7 +60,7 @@ class Tally:
     chance: float = 0.0
 
     def add(self, other: Tally) -> None:
-        """Take in another stream's counts."""
+        """Add another stream's counts."""
         for kind, count in other.changes.items():
             self.changes[kind] = self.changes.get(kind, 0) + count
             self.delays.setdefault(kind, []).extend(other.delays[kind])
@@ -69,7 +69,7 @@ class Tally:
 
     @classmethod
     def total(cls, tallies: Iterable[Tally]) -> Tally:
-        """Sum over streams."""
+        """Return the sum over streams."""
         total = cls()
         for tally in tallies:
             total.add(tally)
@@ -77,12 +77,12 @@ class Tally:
 
     @property
     def count(self) -> int:
-        """Changes of all kinds."""
+        """The number of changes of all kinds."""
         return sum(self.changes.values())
 
     @property
     def detected(self) -> int:
-        """Of them, those with an alarm in their horizon."""
+        """The number of changes with an alarm in their horizon."""
         return sum(map(len, self.delays.values()))
 
     @property
@@ -93,14 +93,14 @@ class Tally:
 
     @property
     def false_rate(self) -> float | None:
-        """False alarms per 10,000 entries where an alarm is a false one; None if there is no such
+        """False alarms per 10,000 entries outside of all horizons; None if there is no such
         entry."""
         return 1e4 * self.false / self.quiet if self.quiet else None
 
     @property
     def above_chance(self) -> float:
-        """Detected changes less those that as many alarms anywhere would detect, as a share of
-        all; 0 if none."""
+        """Detected changes minus those that as many random alarms would detect, as a share of all;
+        0 if there are none."""
         return (self.detected - self.chance) / self.count if self.count else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -123,10 +123,10 @@ def score(alarms: Sequence[int], changes: Sequence[Change], horizon: int, entrie
     Parameters
     ----------
     alarms : sequence of int, increasing
-        The entries at which there was one; several at one entry count as many.
+        The entries of the alarms; several at one entry count separately.
     changes : sequence of Change, in order
     horizon : int, in entries
-        An alarm belongs to a change if it comes less than `horizon` entries after it, and
+        An alarm belongs to a change if it is less than `horizon` entries after it, and
         before the next one.
     entries : int
         The stream's length.
@@ -153,16 +153,16 @@ def score(alarms: Sequence[int], changes: Sequence[Change], horizon: int, entrie
 
 
 def cooled(alarms: Sequence[int], cool_down: int) -> list[int]:
-    """Leave out the alarms that a monitor leaves out: those within `cool_down` values after a
-    reported one.
+    """Leave out the alarms that a monitor's cool-down drops: those within `cool_down` values after
+    a reported one.
 
     Parameters
     ----------
     alarms : sequence of int, increasing
-        Which values of the signal fired.
+        The values of the signal that fired, by number.
     """
-    told: list[int] = []
+    kept: list[int] = []
     for alarm in alarms:
-        if not told or alarm - told[-1] > cool_down:
-            told.append(alarm)
-    return told
+        if not kept or alarm - kept[-1] > cool_down:
+            kept.append(alarm)
+    return kept

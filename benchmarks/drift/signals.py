@@ -1,4 +1,4 @@
-"""The product's own signals of a stream, recorded once, so that every detector is given the same
+"""The product's own signals of a stream, recorded once, so that every detector receives the same
 values."""
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = [
 
 ALWAYS, NEVER = "always-fire", "never-fire"
 MOVING = "loss/moving"
-"""Not a signal of the product: the base's loss in a unit that follows it, a running mean with this
+"""Not a signal of the product: the base's loss relative to its running mean, which has this
 rate."""
 RATE = 0.01
 WARM = 20
-"""Losses whose mean the running mean starts from."""
+"""The number of losses whose mean starts the running mean."""
 CLASSIFICATION = ("loss", "error", "residual", "input", "confidence", "embedding")
 
 
@@ -46,17 +46,17 @@ class Stream:
     Attributes
     ----------
     group : str
-        Streams that are counted together.
+        The name of streams that are counted together.
     items : sequence of Entry or Label
         In the order of arrival.
     pipeline : callable (sequence of DriftMonitor) -> Pipeline
-        Makes one with a frozen base and these monitors.
+        Makes a pipeline with a frozen base and these monitors.
     changes : tuple of Change
-        Counted in the entries among the items.
+        Their positions count the entries among the items.
     horizon : int, in entries
-        After a change; also the cool-down.
+        The time after a change in which an alarm counts; also the cool-down.
     signals : tuple of str
-        That this pipeline has.
+        The signals of this pipeline.
     """
 
     group: str
@@ -70,7 +70,7 @@ class Stream:
 
     @property
     def entries(self) -> int:
-        """How many there are."""
+        """The number of entries."""
         return sum(isinstance(item, Entry) for item in self.items)
 
 
@@ -89,7 +89,7 @@ class Trace(NamedTuple):
 
 
 class Recorder(DriftMonitor):
-    """A monitor that writes down what it is told, and never fires."""
+    """A monitor that records every value it receives and never fires."""
 
     def __init__(self, signal: str) -> None:
         super().__init__("adwin", signal)
@@ -98,15 +98,14 @@ class Recorder(DriftMonitor):
         self.values: list[float] = []
 
     def update(self, value: float | npt.NDArray[np.float64]) -> bool:
-        """Write it down."""
+        """Record the value."""
         self.at.append(self.entry)
         self.values.append(float(value))
         return False
 
 
 class Plain(Recorder):
-    """Writes down the base's mean loss over what matured, as the pipeline's statistics count
-    it."""
+    """Records the base's mean loss over matured cells, as the pipeline's statistics count it."""
 
     def __init__(self) -> None:
         super().__init__("loss")
@@ -114,7 +113,7 @@ class Plain(Recorder):
         self.seen = (0.0, 0)
 
     def update(self, value: float | npt.NDArray[np.float64]) -> bool:
-        """Write down what has come to the sum; nothing where nothing matured."""
+        """Record the change of the sum; nothing if no cell matured."""
         del value
         assert self.pipeline is not None
         before, stats = self.seen, self.pipeline.stats
@@ -124,7 +123,7 @@ class Plain(Recorder):
         return False
 
     def trace(self) -> Trace:
-        """Return the values in their moving unit, as it was before each."""
+        """Return the values relative to their running mean before each."""
         usual, relative = float(np.mean(self.values[:WARM])), []
         for value in self.values:
             relative.append(value / usual)
@@ -133,7 +132,7 @@ class Plain(Recorder):
 
 
 class Monitor(Protocol):
-    """What can be compared: a `DriftMonitor`, or one of the dummies."""
+    """An object that can be compared: a `DriftMonitor`, or one of the dummies."""
 
     def update(self, value: float) -> bool: ...
 
@@ -145,14 +144,14 @@ class Always:
     fires: bool = True
 
     def update(self, value: float) -> bool:
-        """Fire, or never do."""
+        """Return True, or always False."""
         del value
         return self.fires
 
 
 @dataclass(slots=True)
 class Alarms:
-    """What a monitor said about a trace.
+    """A monitor's alarms on a trace.
 
     Attributes
     ----------
@@ -161,7 +160,7 @@ class Alarms:
     seconds : float
         Process time of all its updates.
     values : int
-        How many there were.
+        The number of values.
     """
 
     raw: list[int] = field(default_factory=list)
@@ -174,13 +173,13 @@ def record(stream: Stream) -> dict[str, Trace]:
     """Run the stream through its pipeline; return every signal."""
     recorders = [Recorder(signal) for signal in stream.signals if signal != MOVING]
     plain = Plain()
-    told = [*recorders, plain]
-    plain.pipeline = pipeline = stream.pipeline(told)
+    monitors = [*recorders, plain]
+    plain.pipeline = pipeline = stream.pipeline(monitors)
     entry = -1
     for item in stream.items:
         if isinstance(item, Entry):
             entry += 1
-            for recorder in told:
+            for recorder in monitors:
                 recorder.entry = entry
         pipeline.observe([item])
     traces = {r.signal: Trace(np.array(r.at, np.int64), np.array(r.values)) for r in recorders}
@@ -188,7 +187,7 @@ def record(stream: Stream) -> dict[str, Trace]:
 
 
 def monitor(detector: str, signal: str, **settings: Any) -> Monitor:
-    """Make one at river's defaults; or a dummy."""
+    """Make a monitor with river's defaults, or a dummy."""
     if detector in (ALWAYS, NEVER):
         return Always(detector == ALWAYS)
     named = "loss" if signal == MOVING else signal

@@ -1,4 +1,4 @@
-"""River's synthetic streams, with changes where we put them, predicted by a base that knows the
+"""River's synthetic streams with changes at chosen places, predicted by a base that knows the
 first concept."""
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from streamadapt.models.fit import fit_supervised
 __all__ = ["FAMILIES", "FIT", "SPACING", "friedman", "of_family", "streams"]
 
 FIT = 2000
-"""Entries of the first concept that the base is fitted on."""
+"""Number of entries of the first concept on which the base is fitted."""
 SPACING = 1200
-"""Entries from one change to the next; half of it before the first and after the last."""
+"""Entries from one change to the next; half of them before the first and after the last change."""
 WIDTHS = {"abrupt": 8, "gradual": 500}
-"""Of river's sigmoid, in entries. River's formula overflows for narrower ones than about a
+"""Widths of river's sigmoid, in entries. River's formula overflows for widths below about a
 hundredth of the spacing."""
 BASE = elec2.Setting(name="drift", train=1.0, hidden=(32, 16), epochs=20, batch=100)
 REGRESSION = ("loss", MOVING, "error", "residual", "input")
 CREEP = 0.005
-"""How far the centres of the moving RBF stream go with each entry, in units of their space's
-side."""
+"""Movement of the centres of the moving RBF stream per entry, in units of the side of their
+space."""
 
 Concept = Callable[[int], Any]
-"""Makes a river stream of one concept, given the seed of its sample."""
+"""Makes a river stream of one concept from the seed of its sample."""
 
 
 def families(seed: int) -> dict[str, tuple[Concept, Concept]]:
@@ -58,7 +58,7 @@ FRIEDMAN = ("gra", "gsg", "lea")
 
 
 def streams(seed: int) -> Iterator[tuple[str, Callable[[], Stream]]]:
-    """Yield the name of every stream and what makes it."""
+    """Yield the name of every stream and its factory."""
     for name in FAMILIES:
         for group in ("abrupt", "gradual", "stationary"):
             yield f"{name}-{group}", partial(of_family, name, group, seed)
@@ -101,7 +101,7 @@ def of_family(
 
 
 def creeping(seed: int, *, spacing: int = SPACING, fit: int = FIT) -> Stream:
-    """The centres of the first concept begin to move, and go on moving until the stream ends."""
+    """The centres of the first concept start to move, and keep moving until the stream ends."""
     from river.datasets import synth
 
     def still(sample: int) -> Any:
@@ -193,7 +193,7 @@ def _rows(made: Any, count: int) -> list[tuple[Any, Any]]:
 
 
 def _batch(rows: Sequence[tuple[Any, Any]]) -> Batch:
-    """Entries a second apart, the label inside."""
+    """Return entries a second apart, with their labels inside."""
     values = np.array([[float(v) for v in x.values()] for x, _ in rows], np.float32)
     labels = np.array([[float(y)] for _, y in rows], np.float32)
     return Batch(values, np.arange(len(rows), dtype=np.int64) * 1_000_000_000, labels)

@@ -1,4 +1,4 @@
-"""What the figures say, in words."""
+"""The figures in words."""
 
 __all__ = ["READING"]
 

@@ -1,1 +1,1 @@
-"""What survives which fault; see `python -m benchmarks.faults --help`."""
+"""Faults that the engine survives; see `python -m benchmarks.faults --help`."""

@@ -1,7 +1,7 @@
-"""What survives which fault: ``python -m benchmarks.faults --json FILE``.
+"""Faults that the engine survives: ``python -m benchmarks.faults --json FILE``.
 
-Every kind of fault is made on purpose, again and again, and what a reader of the output sees is
-held against an undisturbed run. All traffic stays on this machine.
+Every kind of fault is caused on purpose, again and again, and the output seen by a reader is
+compared with an undisturbed run. All traffic stays on this machine.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ KINDS = {
 """Each kind's module in this folder; its function is the kind's name, with underscores."""
 
 APPENDED = {"cluster", "zombie"}
-"""Kinds that append each trial to a file, and make only those that are missing in it."""
+"""Kinds that append each trial to a file, and run only the trials missing in it."""
 
 Measure = Callable[..., Counts]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return 0 if every trial survived."""
+    """Run the command; return 0 if every trial survived."""
     asked = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     found: dict[str, Counts] = {}
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found[kind] = measure(kind)(asked.quick, *([asked.trials] if kind in APPENDED else []))
         found[kind].more.setdefault("broker", "none")
         print(f"{kind}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-        if asked.json is not None:  # each time: should a later kind fail, what there is stays
+        if asked.json is not None:  # each time: if a later kind fails, earlier results stay
             asked.json.parent.mkdir(parents=True, exist_ok=True)
             figures = {kind: counts.as_json() for kind, counts in found.items()}
             asked.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(kind: str) -> Measure:
-    """Return the function of a kind: it takes whether to be quick, and those of `APPENDED` the
-    folder of the file."""
+    """Return the function of a kind: its arguments are whether to be quick, and for those of
+    `APPENDED` the folder of the file."""
     module = importlib.import_module(f"benchmarks.faults.{KINDS[kind]}")
     found: Measure = getattr(module, kind.replace("-", "_"))
     return found
@@ -109,7 +109,7 @@ def _table(found: dict[str, Counts]) -> Table:
 
 
 def _rows(kind: str, rows: Sequence[dict[str, object]]) -> Table:
-    """Return a kind's table of its own: a row for each fault and setting."""
+    """Return the table of a kind: a row for each fault and setting."""
     table = Table(*(name.replace("_", " ") for name in (rows[0] if rows else ())), title=kind)
     for row in rows:
         table.add_row(*map(str, row.values()))
@@ -117,6 +117,6 @@ def _rows(kind: str, rows: Sequence[dict[str, object]]) -> Table:
 
 
 if __name__ == "__main__":
-    # An orderly end, so that the brokers and processes that were started end too.
+    # An orderly end, so that the started brokers and processes end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

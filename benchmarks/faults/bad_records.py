@@ -1,9 +1,9 @@
-"""Broken records, by the hundred thousand through the decoder and by the ten thousand through the
+"""Broken records: hundreds of thousands through the decoder and tens of thousands through the
 whole engine.
 
-The decoder must give an entry, a label or an error with a reason of the catalogue, whatever comes.
-In the engine the broken ones stand between good ones: each must become one dead letter, and the
-good ones' predictions and the final state must be those of a run without them.
+For any bytes the decoder must give an entry, a label or an error with a reason of the catalogue.
+In the engine the broken records are mixed with good ones: each must become one dead letter, and
+the predictions of the good ones and the final state must be those of a run without them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LABELS = [
 
 
 def bad_records(quick: bool) -> Counts:
-    """Decoder and engine together."""
+    """Test decoder and engine."""
     share = 10 if quick else 1
     counts = through_decoder(DECODED // share, seed=1)
     engine = through_engine(IN_ENGINE // share, seed=2)
@@ -68,7 +68,7 @@ def through_decoder(wanted: int, seed: int, codec: Any = None) -> Counts:
             counts.tried += 1
             counts.survived += isinstance(error.reason, Reason) and bool(error.detail)
             reasons[str(error.reason)] += 1
-        except Exception:  # what a decoder must never raise
+        except Exception:  # a decoder must never raise it
             counts.tried += 1
         else:
             counts.more["still_valid"] += 1
@@ -79,8 +79,8 @@ def through_decoder(wanted: int, seed: int, codec: Any = None) -> Counts:
 
 
 def through_engine(wanted: int, seed: int) -> Counts:
-    """Run a stream with so many broken records between its good ones, and hold it against the
-    clean run."""
+    """Run a stream with broken records between its good ones, and compare it with the clean
+    run."""
     codec = JsonCodec(FIELDS, streams=STREAMS)
     mutate = Mutator([*ENTRIES, *LABELS], seed)
     mixed = []
@@ -88,17 +88,17 @@ def through_engine(wanted: int, seed: int) -> Counts:
         broken: list[bytes] = []
         while len(broken) < wanted // 2:
             value = mutate()
-            # One that is still valid in its topic would rightly be learned from, or refused for
+            # A record that is still valid in its topic would rightly be learned, or refused for
             # another reason.
             if _refused(codec, value, stream):
                 broken.append(value)
         mixed.append(_mixed(good, broken))
     sent = sum(map(len, mixed)) - len(ENTRIES) - len(LABELS)
-    clean, said, _ = _run(ENTRIES, LABELS)
+    clean, expected, _ = _run(ENTRIES, LABELS)
     state, seen, letters = _run(*mixed)
     counts = Counts(tried=sent)
-    counts.compare(said, Counter(seen.keys()))
-    counts.state_differs = bool(differing(clean, state)) or seen != said
+    counts.compare(expected, Counter(seen.keys()))
+    counts.state_differs = bool(differing(clean, state)) or seen != expected
     counts.survived = min(sent, letters) if not counts.state_differs else 0
     return counts
 
@@ -112,7 +112,7 @@ def _refused(codec: JsonCodec, value: bytes, stream: str) -> bool:
 
 
 def _mixed(good: list[bytes], broken: list[bytes]) -> list[bytes]:
-    """Spread the broken ones evenly."""
+    """Spread the broken records evenly."""
     per = -(-len(broken) // len(good))
     mixed: list[bytes] = []
     for i, value in enumerate(good):
@@ -127,8 +127,8 @@ def _record(value: bytes, stream: str, offset: int) -> Record:
 def _run(
     entries: list[bytes], labels: list[bytes]
 ) -> tuple[dict[str, Any], dict[str, bytes], int]:
-    """Return the final state, what was served by the entries' ids, and how many letters there
-    are."""
+    """Return the final state, the served predictions by entry id, and the number of dead
+    letters."""
     letters, sink = MemoryDeadLetters(), MemorySink()
     engine = Engine(
         MemorySource(entries, labels, streams=STREAMS), _pipeline, sink,

@@ -1,12 +1,15 @@
-"""A broker whose connections are cut, reset, refused and held up, at any instant."""
+"""A broker with connections that are cut, reset, refused and delayed, at any moment."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from streamadapt_connectors.kafka import KafkaSink, KafkaSource
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.memory_job import STREAMS, Job, final_state
 from benchmarks.faults.proxy import Proxy
-from benchmarks.kafka_broker import broker_name
+from benchmarks.kafka_broker import ApacheKafka, broker_name, start_script
 from streamadapt import Position
 from streamadapt.app.demo.broker import EmbeddedBroker, create_topics
 from streamadapt.engine.engine import Engine
@@ -28,26 +31,27 @@ __all__ = ["Disturber", "broker", "one_round"]
 PREDICTIONS = "predictions"
 ROUNDS, FAULTS, ENTRIES = 8, 30, 3000
 QUICK_ROUNDS, QUICK_FAULTS, QUICK_ENTRIES = 1, 10, 1200
-FETCH_BYTES = 4000  # a fetch is a few dozen records: most cuts hit one that is under way
+FETCH_BYTES = 4000  # a fetch is a few dozen records: most cuts hit a running fetch
 POLL_RECORDS = 50
-PATIENCE_S = 300.0  # a bound against hanging, far above what anything here takes
+PATIENCE_S = 300.0  # a bound against hanging, far above any step here
 LONGEST_S = 1.5
 LONG_STALL_S = 35.0
-"""Longer than the client's own time-out of a request: once in every round that is not quick."""
+"""Longer than the client's own request timeout: once in every round that is not quick."""
 READ_MS = 500
 SEED = 7
 
 Fault = tuple[int, str, float]
-"""After how many entries; what (``cut``, ``reset``, ``refused``, ``held``); for how long, s."""
+"""Number of entries before the fault; the fault (``cut``, ``reset``, ``refused``, ``held``); its
+length, s."""
 
 
 def broker(quick: bool) -> Counts:
-    """Run an engine between Kafka topics while its connections suffer; a reader then looks for
-    every prediction.
+    """Run an engine between Kafka topics while its connections fail; a reader then looks for every
+    prediction.
 
-    Each fault counts as tried; a round's survive if it ends with every prediction there once, with
-    the right value, and in the state of an undisturbed run. Nothing crashes and the producer is
-    idempotent, so nothing may be there twice.
+    Each fault counts as tried. The faults of a round survive if it ends with every prediction
+    written once, with the right value, and in the state of an undisturbed run. Nothing crashes
+    and the producer is idempotent, so no prediction may be written twice.
     """
     counts, rng = Counts(), random.Random(SEED)
     job = Job(QUICK_ENTRIES if quick else ENTRIES)
@@ -61,13 +65,12 @@ def broker(quick: bool) -> Counts:
 
 
 def one_round(job: Job, counts: Counts, plan: Sequence[Fault]) -> tuple[int, bool]:
-    """Run a job to its end while a plan is carried out; return how many faults were made and
+    """Run a job to its end while a plan is carried out; return the number of faults caused and
     whether all is well."""
     proxy = Proxy()
     try:
-        with EmbeddedBroker(advertised_port=proxy.port) as broker_:
-            proxy.target_port = broker_.port
-            counts.more["broker"] = broker_name(broker_.servers)
+        with _broker_behind(proxy) as name:
+            counts.more["broker"] = name
             servers = f"127.0.0.1:{proxy.port}"
             create_topics(servers, dict.fromkeys((*STREAMS, PREDICTIONS), 1))
             _produce(servers, job)
@@ -87,6 +90,22 @@ def one_round(job: Job, counts: Counts, plan: Sequence[Fault]) -> tuple[int, boo
         proxy.close()
 
 
+@contextlib.contextmanager
+def _broker_behind(proxy: Proxy) -> Iterator[str]:
+    """Start a broker that clients can reach through a proxy only; yield its name and version."""
+    if start_script() is None:
+        with EmbeddedBroker(advertised_port=proxy.port) as embedded:
+            proxy.target_port = embedded.port
+            yield broker_name(embedded.servers)
+        return
+    advertised = f"advertised.listeners=PLAINTEXT://127.0.0.1:{proxy.port}"
+    with tempfile.TemporaryDirectory(prefix="streamadapt-kafka-") as folder:
+        kafka = ApacheKafka(Path(folder), settings=[advertised])
+        proxy.target_port = kafka.port
+        with kafka:
+            yield broker_name(kafka.servers)
+
+
 def _plan(rng: random.Random, n: int, faults: int, *, long: bool) -> list[Fault]:
     plan: list[Fault] = [
         (
@@ -102,8 +121,8 @@ def _plan(rng: random.Random, n: int, faults: int, *, long: bool) -> list[Fault]
 
 
 class Disturber:
-    """A thread that carries out a plan of faults while an engine runs; what is not due by the end
-    is left out.
+    """A thread that carries out a plan of faults while an engine runs; faults not due by the end
+    are left out.
 
     Parameters
     ----------
@@ -111,12 +130,12 @@ class Disturber:
         Between the engine and its broker.
     engine : Engine
     plan : sequence of Fault
-        In order.
+        The faults in order.
 
     Attributes
     ----------
     made : dict of str to int
-        Faults made, by name.
+        Faults caused, by name.
     """
 
     def __init__(self, proxy: Proxy, engine: Engine, plan: Sequence[Fault]) -> None:
@@ -129,7 +148,7 @@ class Disturber:
         self._thread.start()
 
     def finish(self) -> None:
-        """Leave the network whole, and return when the thread has ended."""
+        """Restore the network, and return when the thread has ended."""
         self._over.set()
         self._thread.join()
         self._proxy.mend()
@@ -150,7 +169,7 @@ class Disturber:
 
 
 def entries_done(engine: Engine) -> int:
-    """Return how many entries an engine has dealt with; from any thread."""
+    """Return how many entries an engine has processed; from any thread."""
     return sum(runner.pipeline.stats.entries for runner in list(engine.runners.values()))
 
 
@@ -169,7 +188,7 @@ def _encode(prediction: Any) -> bytes:
 
 
 def _run(engine: Engine, n: int) -> bool:
-    """Run until every entry and label is dealt with; False if that never happens."""
+    """Run until every entry and label is processed; False if that never happens."""
     engine.source.open(engine)
     deadline = time.monotonic() + PATIENCE_S
 
@@ -199,8 +218,8 @@ def _produce(servers: str, job: Job) -> None:
 
 
 def _read(servers: str, enough: int) -> list[tuple[str, bytes]]:
-    """Return (name, value) of every prediction of the topic, once `enough` are there or no more
-    come."""
+    """Return (name, value) of every prediction of the topic, once `enough` are written or no more
+    arrive."""
     consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False)
     at = TopicPartition(PREDICTIONS, 0)
     found: list[Any] = []

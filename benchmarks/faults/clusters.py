@@ -1,8 +1,8 @@
 """Three brokers that are killed, restarted and frozen while services run on them.
 
-Each fault is made once for all settings at the same time: the three guarantees, each by a process
-alone and by a group of two. Every trial is appended to a file, and a later run makes those that
-are missing.
+Each fault is caused once for all settings at the same time: the three guarantees, each with a
+single process and with a group of two. Every trial is appended to a file, and a later run makes
+the missing trials.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ BROKERS = 3
 
 
 def cluster(quick: bool, trials: Path) -> Counts:
-    """Make the trials that are missing in a folder's file; no broker to start is an error."""
+    """Make the trials that are missing in a folder's file; a broker that cannot start is an
+    error."""
     return cluster_trials(Trials(trials / "faults-cluster.jsonl"), quick=quick)
 
 
@@ -49,13 +50,12 @@ def cluster_trials(
     *,
     quick: bool = False,
 ) -> Counts:
-    """Make the trials that are missing, of these faults and settings, and return the figures of
-    all.
+    """Make the missing trials of these faults and settings, and return the figures of all.
 
     Parameters
     ----------
     faults, settings : sequence
-        All there are, if none is named.
+        All, if none is named.
     """
     names, settings = list(faults or FAULTS), list(settings or SETTINGS)
 
@@ -64,7 +64,7 @@ def cluster_trials(
 
     if start_script() is None:
         return skipped()
-    # Settings of which nothing is missing would only take the processors' time of the others.
+    # Settings without missing trials would only use CPU time that the others need.
     settings = [
         one for one in settings if any(trials.missing(name, one, quick=quick) for name in names)
     ]
@@ -82,7 +82,7 @@ def cluster_trials(
 
 
 def keep(trials: Trials, scene: Scene, found: Sequence[Trial]) -> None:
-    """Append trials to their file, and tell of them; keep the logs beside it where one has not
+    """Append trials to their file, and report them; keep the logs beside the file if one has not
     survived."""
     trials.append(found)
     if not all(one.survived for one in found):
@@ -97,7 +97,7 @@ def keep(trials: Trials, scene: Scene, found: Sequence[Trial]) -> None:
 
 
 def skipped() -> Counts:
-    """Return no trial, and say why."""
+    """Return no trial, and report why."""
     say(
         "left out: there is no script that starts Apache Kafka (STREAMADAPT_KAFKA_START names one)"
     )
@@ -107,8 +107,8 @@ def skipped() -> Counts:
 def _next_fault(
     names: Sequence[str], missing: Callable[[str], Mapping[Setting, int]]
 ) -> str | None:
-    """Return the fault of which the most trials are missing, the first of them; None if none
-    is."""
+    """Return the fault with the most missing trials, the first of several; None if none is
+    missing."""
     most = {name: max(missing(name).values()) for name in names}
     name = max(most, key=most.__getitem__)
     return name if most[name] else None
@@ -133,7 +133,8 @@ def coordinator_killed(scene: Scene) -> Done:
 
 
 def rolling_restart(scene: Scene) -> Done:
-    """SIGTERM for one broker after the other; the next when the one before is back and in sync."""
+    """SIGTERM for one broker after the other; the next when the previous one is back and in
+    sync."""
     longest = 0.0
     for broker in range(BROKERS):
         begin = time.monotonic()
@@ -145,8 +146,8 @@ def rolling_restart(scene: Scene) -> Done:
 
 
 def two_of_three_down(scene: Scene) -> Done:
-    """SIGKILL for two brokers, which are away for 20 s: nothing can be written, and no leader be
-    elected."""
+    """SIGKILL for two brokers, which are away for 20 s: no writes and no leader elections are
+    possible."""
     nodes = random.sample(range(1, BROKERS + 1), 2)
     return Done(_killed(scene, nodes, TWO_DOWN_S), {}, {})
 
@@ -188,22 +189,22 @@ def _killed(scene: Scene, nodes: Sequence[int], down_s: float = DOWN_S) -> float
 
 
 def _coordinator(scene: Scene) -> tuple[int, dict[Setting, bool]]:
-    """Return the node that coordinates the most, and which settings it coordinates."""
+    """Return the node that coordinates the most settings, and which settings it coordinates."""
     found = asked(scene, lambda admin: {s.setting: s.coordinators(admin) for s in scene.services})
     weights: Counter[int] = Counter()
     for setting, nodes in found.items():
-        # The settings of which trials are missing decide, the others choose among what is left.
+        # Settings with missing trials decide; the others choose among the remaining nodes.
         weights.update(dict.fromkeys(nodes, 1 + 10 * scene.missing.get(setting, 0)))
     most = max(weights.values())
     node = random.choice([node for node, weight in weights.items() if weight == most])
     return node, {setting: not nodes or node in nodes for setting, nodes in found.items()}
 
 
-# -- asking
+# -- requests to the cluster
 
 
 def asked(scene: Scene, question: Callable[[KafkaAdminClient], T]) -> T:
-    """Return what a new admin client answers, tried again while the brokers come and go."""
+    """Return the answer of a new admin client, retried while the brokers come and go."""
     deadline = time.monotonic() + IN_SYNC_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Hold a job that was disturbed against one that was not."""
+"""Compare a disturbed job with an undisturbed one."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ __all__ = ["compare"]
 
 
 def compare(
-    counts: Counts, job: Job, calm: Job, said: dict[str, Any], *, committed: bool = False
+    counts: Counts,
+    job: Job,
+    undisturbed: Job,
+    expected: dict[str, Any],
+    *,
+    committed: bool = False,
 ) -> bool:
-    """Add to `counts` what a reader misses or sees twice, and whether the final state differs;
-    True if all is well.
+    """Add to `counts` the predictions that a reader misses or sees twice, and whether the final
+    state differs; True if all is well.
 
     Parameters
     ----------
-    said : dict
+    expected : dict
         The undisturbed job's predictions, by id.
     """
     seen = job.read(committed=committed)
     lost, doubled = counts.lost, counts.doubled
-    counts.compare(said, ids(seen))
-    differ = sum(one != said.get(one["id"]) for one in seen)
+    counts.compare(expected, ids(seen))
+    differ = sum(one != expected.get(one["id"]) for one in seen)
     counts.more["repeats_differ"] = counts.more.get("repeats_differ", 0) + differ
     same = all(
         same_state(one, two)
-        for one, two in zip(job.states().values(), calm.states().values(), strict=True)
+        for one, two in zip(job.states().values(), undisturbed.states().values(), strict=True)
     )
     counts.state_differs += not same
     repeats_are_fine = "at-least-once" in job.guarantee

@@ -1,4 +1,4 @@
-"""What is counted for every kind of fault."""
+"""Counts for every kind of fault."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Counts:
     Attributes
     ----------
     tried, survived : int
-        Faults that were made; those after which the engine ended as an undisturbed one does, or
-        refused as it should.
+        Faults caused; those after which the engine ended as an undisturbed one, or refused as it
+        should.
     lost, doubled : int
         Predictions that a reader of the output never sees; that it sees more than once.
     state_differs : int
@@ -34,7 +34,8 @@ class Counts:
     more: dict[str, Any] = field(default_factory=dict)
 
     def compare(self, wanted: Mapping[str, object], seen: Mapping[str, int]) -> None:
-        """Count what is lost and doubled: `wanted` by id, and how often a reader saw each id."""
+        """Count lost and doubled predictions: `wanted` by id, and the number of times that a
+        reader saw each id."""
         self.lost += sum(1 for name in wanted if not seen.get(name))
         self.doubled += sum(count - 1 for count in seen.values() if count > 1)
 

@@ -1,4 +1,4 @@
-"""A newest checkpoint that was torn, truncated, altered or mixed up on the disk."""
+"""A newest checkpoint that is torn, truncated, altered or mixed up on the disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import STREAMS, Job, final_state, said_by
+from benchmarks.faults.memory_job import STREAMS, Job, final_state, written_by
 from streamadapt.engine.metrics import Metrics
 from streamadapt.errors import StreamadaptError
 from streamadapt.records import StreamPartition
@@ -35,8 +35,8 @@ Damage = Callable[[random.Random, Path, Path], None]
 def checkpoint(quick: bool) -> Counts:
     """Damage the newest of several checkpoints, in every way of `DAMAGES`, at random places.
 
-    A trial survives if the one before it is used, a warning and the metric say so, and the run
-    ends as an undisturbed one. A change that changes nothing (white space of the manifest) may
+    A trial survives if the previous checkpoint is used, a warning and the metric report it, and
+    the run ends as an undisturbed one. A change without effect (white space in the manifest) may
     leave the newest in use.
     """
     counts, rng = Counts(), random.Random(SEED)
@@ -77,18 +77,18 @@ def _one(job: Job, counts: Counts, hurt: Path, before: MemorySink, newest_at: in
     )
     loud = any("damaged" in text for text in warnings) and counted == 1
     counts.more["loud" if loud else "harmless"] += 1
-    # What the older one had not seen is said again: the reader has it from before, and from now.
-    fine = job.judge(counts, final_state(engine), said_by(before, sink))
+    # The engine predicts again what the older checkpoint had not seen: the reader has both.
+    fine = job.judge(counts, final_state(engine), written_by(before, sink))
     if loud:
         return fine
     silent = not warnings and counted == 0
-    # The newest is whole, and in use.
+    # The newest checkpoint is intact, and in use.
     return fine and silent and sink.predictions[0].position.offset >= newest_at
 
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Collect what is logged as a warning, or worse."""
+    """Collect log messages of level warning or higher."""
     found: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
@@ -103,7 +103,7 @@ def _warnings() -> Iterator[list[str]]:
 
 
 def bit_flip(rng: random.Random, newest: Path, older: Path) -> None:
-    """Turn one bit of one file."""
+    """Flip one bit of one file."""
     del older
     file = newest / rng.choice(FILES)
     data = bytearray(file.read_bytes())
@@ -112,7 +112,7 @@ def bit_flip(rng: random.Random, newest: Path, older: Path) -> None:
 
 
 def truncated(rng: random.Random, newest: Path, older: Path) -> None:
-    """Cut one file at any length, 0 too."""
+    """Truncate one file at any length, 0 too."""
     del older
     file = newest / rng.choice(FILES)
     data = file.read_bytes()
@@ -120,7 +120,7 @@ def truncated(rng: random.Random, newest: Path, older: Path) -> None:
 
 
 def zeroed(rng: random.Random, newest: Path, older: Path) -> None:
-    """Turn the end of one file into zeros: its length reached the disk, its last blocks did
+    """Overwrite the end of one file with zeros: its length reached the disk, its last blocks did
     not."""
     del older
     file = newest / rng.choice(FILES)
@@ -130,7 +130,7 @@ def zeroed(rng: random.Random, newest: Path, older: Path) -> None:
 
 
 def longer(rng: random.Random, newest: Path, older: Path) -> None:
-    """Append what does not belong there."""
+    """Append foreign bytes."""
     del older
     with (newest / rng.choice(FILES)).open("ab") as file:
         file.write(b"\x01" + rng.randbytes(rng.randrange(100)))
@@ -144,13 +144,13 @@ def torn(rng: random.Random, newest: Path, older: Path) -> None:
 
 
 def swapped(rng: random.Random, newest: Path, older: Path) -> None:
-    """Put a file of the checkpoint before in the place of one or two."""
+    """Replace one or two files by those of the previous checkpoint."""
     for name in rng.sample(FILES, rng.randint(1, len(FILES) - 1)):
         shutil.copyfile(older / name, newest / name)
 
 
 def another(rng: random.Random, newest: Path, older: Path) -> None:
-    """Put the whole checkpoint before in its place, or one of its files in another's."""
+    """Replace the whole checkpoint by the previous one, or one of its files by another."""
     if rng.random() < 0.5:
         shutil.rmtree(newest)
         shutil.copytree(older, newest)
@@ -163,4 +163,4 @@ DAMAGES: dict[str, Damage] = {
     damage.__name__: damage
     for damage in (bit_flip, truncated, zeroed, longer, torn, swapped, another)
 }
-"""Every way, by its name."""
+"""Every kind of damage, by its name."""

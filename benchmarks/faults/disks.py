@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.faults.counts import Counts
-from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, said_by
+from benchmarks.faults.memory_job import Job, final_state, make_keyed, make_plain, written_by
 from streamadapt.errors import CheckpointError
 from streamadapt.testing import MemorySink
 
@@ -32,12 +32,11 @@ SEED = 3
 
 
 def disk(quick: bool) -> Counts:
-    """Refuse every single operation of every checkpoint of a run, one a trial; then limit the size
-    of files.
+    """Refuse each single operation of every checkpoint of a run, one per trial; then limit the
+    size of files.
 
-    A trial survives if the engine says so with a `CheckpointError` (it never goes on past a
-    checkpoint that failed), and a restart, on a disk that works again, ends as an undisturbed run
-    does.
+    A trial survives if the engine reports it with a `CheckpointError` (it never continues past a
+    failed checkpoint), and a restart, on a working disk, ends as an undisturbed run does.
     """
     counts, rng = Counts(), random.Random(SEED)
     counts.more |= {"operations": 0, "stopped": 0, "size_limits": 0}
@@ -58,20 +57,19 @@ def disk(quick: bool) -> Counts:
 
 
 class FailingDisk:
-    """While entered, counts what this process asks of the disk to write; refuses one of these
-    operations.
+    """While entered, counts the write operations of this process, and refuses one of them.
 
     Parameters
     ----------
     fail_at : int or None
-        Which one, counted from 0.
+        The number of the refused operation, from 0.
     code : int
-        The errno to refuse it with. A write that is refused has put half of its bytes on the disk.
+        The errno of the refusal. A refused write has put half of its bytes on the disk.
 
     Attributes
     ----------
     operations : list of str
-        What was asked for, refused or not.
+        All operations, refused or not.
     """
 
     PATCHED = ("mkdir", "rename", "fsync", "unlink", "rmdir", "ftruncate", "write")
@@ -133,7 +131,7 @@ class FailingDisk:
 
 
 class _Writing:
-    """A file that is open for writing, on a disk that may refuse."""
+    """A file open for writing, on a disk that may refuse."""
 
     def __init__(self, file: Any, on: FailingDisk) -> None:
         self._file = file
@@ -162,7 +160,7 @@ class _Writing:
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let the kernel refuse, with EFBIG, what would make any file of this process larger than
+    """Let the kernel refuse, with EFBIG, writes that would make a file of this process larger than
     `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -192,11 +190,11 @@ def _one(job: Job, counts: Counts, broken: Any) -> bool:
         except Exception as error:
             counts.more.setdefault("unexpected", []).append(repr(error))
             return False
-        return job.judge(counts, final_state(engine), said_by(*sinks))
+        return job.judge(counts, final_state(engine), written_by(*sinks))
 
 
 def _operations(job: Job) -> list[str]:
-    """Return what a run that nothing happens to asks of the disk, in order."""
+    """Return the write operations of an undisturbed run, in order."""
     with tempfile.TemporaryDirectory() as folder:
         engine, _ = job.engine(Path(folder))
         with FailingDisk() as watched:

@@ -1,8 +1,8 @@
-"""A whole job to be killed: topics full of entries and late labels, a config, and a process that
-runs it.
+"""A complete job for the kill tests: topics full of entries and late labels, a config, and a
+process that runs it.
 
-Processes are forked from one that has imported everything, so that a start costs a tenth of a
-second and hundreds of kills are affordable; they run ``streamadapt run`` all the same.
+Processes are forked from one that has imported everything: a start takes a tenth of a second, so
+hundreds of kills are affordable. They run ``streamadapt run`` all the same.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ DIRTY_EVERY = 97
 PATIENCE_S = 180.0
 MORE_MS = 400
 SESSION_S = 6
-"""A member of a group that says nothing for so long is thought dead."""
+"""A group member without a heartbeat for this time is considered dead."""
 
 CONFIG = """
 guarantee = "{guarantee}"
@@ -127,19 +127,19 @@ def brokers() -> Iterator[str]:
 
 
 class Topics:
-    """The input of all jobs that are compared: in each partition the same number of entries, some
-    dirty, and labels.
+    """The input of all compared jobs: in each partition the same number of entries, some invalid,
+    and labels.
 
     Parameters
     ----------
     servers : str
     count : int
-        Entries a partition.
+        Entries per partition.
     name : str
-        What the topics' names begin with; new each time.
+        The prefix of the topics' names; new each time.
     partitions : int
     filled : bool
-        Whether everything is there from the start; otherwise `fill` writes it.
+        Whether the topics are filled at the start; otherwise `fill` writes the records.
     """
 
     def __init__(
@@ -157,9 +157,9 @@ class Topics:
     def fill(self, start: int, stop: int) -> None:
         """Write the entries of these numbers, and their labels, to every partition.
 
-        After the last ones comes an entry from long after: labels are taken in when the entries
-        have come to their time, so without it the last hour's would wait. It is not processed
-        itself, waiting for labels in its turn.
+        The last records are followed by an entry with a much later time: labels are processed
+        when the entries have reached their time, so without it those of the last hour would wait.
+        It is not processed itself, since it waits for labels.
         """
         producer = KafkaProducer(bootstrap_servers=self.servers, linger_ms=20)
         for partition in range(self.partitions):
@@ -177,14 +177,14 @@ class Topics:
 
 
 def launch(config: Path, log: Path) -> Any:
-    """Start ``streamadapt run CONFIG`` as a process of its own, and return the process."""
+    """Start ``streamadapt run CONFIG`` as a separate process, and return the process."""
     process = _forks.Process(target=_run, args=(str(config), str(log)), daemon=True)
     process.start()
     return process
 
 
 def _run(config: str, log: str) -> None:
-    """Be the process; what it logs goes to a file."""
+    """Run in the process; its log goes to a file."""
     logging.basicConfig(
         filename=log,
         level=logging.INFO,
@@ -206,10 +206,10 @@ class Job:
     ----------
     topics : Topics
     folder : Path
-        Made here.
+        Created here.
     guarantee : str
     group : str or None
-        With one, several processes may run the job.
+        With a group, several processes may run the job.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class Job:
         return Running(launch(config, self.log), port, self.log)
 
     def finish(self, running: Running) -> bool:
-        """Let it come to the end, and stop it with SIGTERM; True if it ended well."""
+        """Let the process finish, and stop it with SIGTERM; True if it ended well."""
         wait(
             lambda: running.entries() >= self.topics.good and running.labels() >= self.topics.good,
             running,
@@ -283,15 +283,15 @@ class Job:
         total = 0
         for folder in self.state_path.iterdir() if self.state_path.exists() else ():
             store = CheckpointStore(folder)
-            # One may be replaced while it is looked at.
+            # A checkpoint may be replaced while it is read.
             with contextlib.suppress(CheckpointError, IndexError):
                 positions = store.info(store.sequences()[-1]).positions
                 total += sum(offset for at, offset in positions.items() if at.stream == stream)
         return total
 
     def read(self, *, committed: bool = False) -> list[dict[str, Any]]:
-        """Return the predictions that a reader sees: once all are there, and what comes right
-        after."""
+        """Return the predictions that a reader sees: once all are written, and those that follow
+        directly."""
         # Two entries fill the first window and get no prediction.
         wanted = self.topics.good - 2 * self.topics.partitions
         return read_all(
@@ -323,15 +323,15 @@ class Running:
             return {}
 
     def entries(self) -> float:
-        """Return how many entries its partitions' states hold."""
+        """Return the number of entries in its partitions' states."""
         return sum(self._samples().get("entries_total", {}).values())
 
     def labels(self) -> float:
-        """Return how many labels."""
+        """Return the number of labels in its partitions' states."""
         return sum(v for k, v in self._samples().get("labels_total", {}).items() if k != "expired")
 
     def partitions(self) -> set[str]:
-        """Return the partitions that it holds and has made predictions of."""
+        """Return the partitions that it owns and has predicted."""
         try:
             with urllib.request.urlopen(self._url, timeout=2.0) as page:
                 text = page.read().decode()
@@ -341,7 +341,7 @@ class Running:
             re.findall(r'^streamadapt_predictions_total\{partition="(\d+)"', text, re.MULTILINE)
         )
 
-    def story(self) -> str:
+    def log_tail(self) -> str:
         """Return the end of its log."""
         return self._log.read_text()[-3000:] if self._log.exists() else ""
 
@@ -354,11 +354,11 @@ def wait(holds: Callable[[], bool], *running: Running) -> None:
         for one in running:
             if not one.process.is_alive():
                 raise RuntimeError(
-                    f"the engine ended (exit {one.process.exitcode}):\n{one.story()}"
+                    f"the engine ended (exit {one.process.exitcode}):\n{one.log_tail()}"
                 )
         if time.monotonic() > deadline:
             raise RuntimeError(
-                "the engine did not get there:\n" + "\n".join(one.story() for one in running)
+                "the engine did not get there:\n" + "\n".join(one.log_tail() for one in running)
             )
         time.sleep(0.1)
 
@@ -366,8 +366,8 @@ def wait(holds: Callable[[], bool], *running: Running) -> None:
 def read_all(
     servers: str, topic: str, partitions: int, wanted: int, *, committed: bool = False
 ) -> list[dict[str, Any]]:
-    """Return the predictions of a topic once `wanted` different ids are there, and what comes
-    right after."""
+    """Return the predictions of a topic once `wanted` different ids are written, and those that
+    follow directly."""
     level = "read_committed" if committed else "read_uncommitted"
     consumer = KafkaConsumer(
         bootstrap_servers=servers,

@@ -1,8 +1,8 @@
 """``kill -9`` of real processes at random instants, under each guarantee.
 
 The stream is processed to its end again and again, each time with an output and checkpoints of its
-own, until there were kills enough; what a reader sees and the final state are held against those
-of a run that nobody disturbed.
+own, until there were enough kills; the output seen by a reader and the final state are compared
+with those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ __all__ = ["kill", "kill_effectively_once", "kill_exactly_once"]
 KILLS, QUICK_KILLS = 200, 12
 ENTRIES = 5000
 LATEST_S = 1.5
-"""A process lives for up to so long: some are killed before they have read anything, some after
-many checkpoints."""
+"""The longest life of a process: some are killed before they have read anything, some after many
+checkpoints."""
 
 
 def kill(quick: bool) -> Counts:
-    """At least once: nothing is missing, and what is there twice has the same id and the same
+    """At least once: no prediction is missing, and repeated ones have the same id and the same
     value."""
     return kills("at-least-once", QUICK_KILLS if quick else KILLS)
 
 
 def kill_effectively_once(quick: bool) -> Counts:
-    """Every prediction is there once."""
+    """Every prediction is written once."""
     return kills("effectively-once", QUICK_KILLS if quick else KILLS)
 
 
 def kill_exactly_once(quick: bool) -> Counts:
-    """At every step of checkpoint and transaction on the log in memory, and processes where a
-    broker has transactions.
+    """Crashes at every step of checkpoint and transaction on the log in memory, and killed
+    processes if the broker has transactions.
 
-    The embedded one shows the records of aborted transactions to readers of committed ones.
+    The embedded broker shows the records of aborted transactions to readers of committed ones.
     """
     counts = killed_at_every_step(quick)
     counts.more["broker"] = "in-memory transactional log"
@@ -61,12 +61,12 @@ def kill_exactly_once(quick: bool) -> Counts:
 def kills(
     guarantee: str, wanted: int, entries: int = ENTRIES, servers: str | None = None
 ) -> Counts:
-    """Kill a job so often, over as many rounds as it takes.
+    """Kill a job the given number of times, over as many rounds as needed.
 
     Parameters
     ----------
     servers : str or None
-        None takes the broker of a measurement.
+        None uses the broker of `measured_broker`.
     """
     if servers is None:
         with measured_broker() as servers:
@@ -77,22 +77,24 @@ def kills(
     committed = guarantee == "exactly-once"
     with tempfile.TemporaryDirectory(prefix="streamadapt-kills-") as folder:
         topics = Topics(servers, entries, f"kills-{uuid.uuid4().hex[:8]}")
-        calm = Job(topics, Path(folder) / "calm")
-        if not calm.finish(calm.start()):
+        undisturbed = Job(topics, Path(folder) / "calm")
+        if not undisturbed.finish(undisturbed.start()):
             raise RuntimeError("the undisturbed run failed")
-        said = {one["id"]: one for one in calm.read()}
+        expected = {one["id"]: one for one in undisturbed.read()}
         while counts.tried < wanted:
             job = Job(topics, Path(folder) / f"round-{counts.more['rounds']}", guarantee)
             done = _round(job, choose, wanted - counts.tried)
             counts.tried += done
             counts.more["rounds"] += 1
-            counts.survived += done if compare(counts, job, calm, said, committed=committed) else 0
+            counts.survived += (
+                done if compare(counts, job, undisturbed, expected, committed=committed) else 0
+            )
             print(f"  {guarantee}: {counts.as_json()} (seed {seed})", file=sys.stderr, flush=True)
     return counts
 
 
 def _round(job: Job, choose: random.Random, most: int) -> int:
-    """Kill a job until it has come to the end of the stream, then let it end well; return the
+    """Kill a job until it has reached the end of the stream, then let it end well; return the
     number of kills."""
     done = 0
     while done < most:

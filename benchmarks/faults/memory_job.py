@@ -1,5 +1,4 @@
-"""A small job that every fault can be tried on: one stream, one pipeline, and what an undisturbed
-run makes of it."""
+"""A small job for every fault: one stream, one pipeline, and the results of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ from streamadapt.testing import (
     MemorySource,
 )
 
-__all__ = ["STREAMS", "Job", "final_state", "make_keyed", "make_plain", "said_by"]
+__all__ = ["STREAMS", "Job", "final_state", "make_keyed", "make_plain", "written_by"]
 
 HOUR_NS = 3600 * 10**9
 STREAMS = ("entries", "labels")
@@ -57,7 +56,7 @@ def _base(inputs: torch.Tensor) -> torch.Tensor:
 
 
 def make_plain() -> Pipeline:
-    """Return a pipeline with what has state of every kind: tensors, river's objects, a detector, a
+    """Return a pipeline with every kind of state: tensors, river's objects, a detector, a
     guard."""
     learners = [Bias((0.1, 0.01)), RLS(0.98), River("linear_model.LinearRegression")]
     return Pipeline(
@@ -68,8 +67,8 @@ def make_plain() -> Pipeline:
 def make_keyed() -> KeyedPipeline:
     """Return a pipeline for each key, most of them on disk at any time.
 
-    Without river's objects: the checksums of what is put away are part of the state, and these
-    objects' bytes also tell which equal strings are one object, which is no state.
+    Without river's objects: the checksums of evicted keys are part of the state, and these
+    objects' bytes also depend on which equal strings are one object, which is not state.
     """
 
     def make() -> Pipeline:
@@ -104,8 +103,7 @@ class Job:
 
     @cached_property
     def wanted(self) -> dict[str, None]:
-        """Names of all predictions that must be seen: each entry's, once its key's window is
-        full."""
+        """Names of all required predictions: each entry's, once its key's window is full."""
         met: Counter[str] = Counter()
         wanted: dict[str, None] = {}
         for i, key in enumerate(self.keys):
@@ -143,8 +141,7 @@ class Job:
 
     @cached_property
     def undisturbed(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """The final state, and every prediction's value by name, of a run that nothing happens
-        to."""
+        """The final state, and every prediction's value by name, of an undisturbed run."""
         with tempfile.TemporaryDirectory() as folder:
             engine, sink = self.engine(Path(folder))
             engine.run()
@@ -153,17 +150,17 @@ class Job:
             }
 
     def judge(
-        self, counts: Counts, state: dict[str, Any], said: Iterable[tuple[str, bytes]]
+        self, counts: Counts, state: dict[str, Any], message: Iterable[tuple[str, bytes]]
     ) -> bool:
-        """Hold a trial's final state, and the (name, value) of all it ever said, against the
-        undisturbed run.
+        """Compare a trial's final state, and the (name, value) of every prediction it wrote,
+        with the undisturbed run.
 
-        Adds what is wrong to `counts` and returns whether nothing is; saying the same value twice
-        is only counted.
+        Adds every error to `counts` and returns whether there is none; a repeated prediction with
+        the same value is only counted.
         """
         right_state, right_values = self.undisturbed
         values: defaultdict[str, list[bytes]] = defaultdict(list)
-        for name, value in said:
+        for name, value in message:
             values[name].append(value)
         lost = counts.lost
         counts.compare(self.wanted, {name: len(found) for name, found in values.items()})
@@ -180,11 +177,11 @@ class Job:
 
 
 def final_state(engine: Engine) -> dict[str, Any]:
-    """Return the state that partition 0 ended in."""
+    """Return the final state of partition 0."""
     return engine.runners[0].pipeline.state_dict()
 
 
-def said_by(*sinks: MemorySink) -> list[tuple[str, bytes]]:
-    """Return (name, value) of all that was written, in order."""
+def written_by(*sinks: MemorySink) -> list[tuple[str, bytes]]:
+    """Return (name, value) of all written predictions, in order."""
     predictions: Sequence[Prediction] = [p for sink in sinks for p in sink.predictions]
     return [(str(p.position), p.served.tobytes()) for p in predictions]

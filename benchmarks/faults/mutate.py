@@ -1,4 +1,4 @@
-"""Real messages, broken: by bytes, by tokens, and by what producers really get wrong."""
+"""Real messages, broken by bytes, by tokens, and by real mistakes of producers."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Mutation = Callable[[random.Random, bytes, Sequence[bytes]], bytes]
 
 
 class Mutator:
-    """Breaks messages; some stay valid, which is for the caller to find out.
+    """Breaks messages; some stay valid, and the caller has to check that.
 
     Parameters
     ----------
     messages : sequence of bytes
-        Real ones.
+        Real messages.
     seed : int
     """
 

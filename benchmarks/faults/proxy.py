@@ -1,4 +1,4 @@
-"""A TCP proxy that can be cut: what a network does to a client."""
+"""A TCP proxy that can be cut, to simulate network faults."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import threading
 __all__ = ["Proxy"]
 
 RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER with no time to linger: closing sends a reset in place of an orderly end."""
+"""SO_LINGER with zero time: closing sends a reset instead of an orderly end."""
 
 
 class Proxy:
     """Listen on a free port and pass bytes on to ``host:port``; `cut` closes every connection at
-    once, `stall` holds what is under way.
+    once, `stall` holds bytes back.
 
-    A Kafka client goes on at the address that the broker advertises: start the broker with this
+    A Kafka client continues at the address that the broker advertises: start the broker with this
     proxy's port.
     """
 
@@ -48,11 +48,11 @@ class Proxy:
             _end(end)
 
     def stall(self) -> None:
-        """Take everything and pass nothing on, until `mend`: a network that swallows packets."""
+        """Accept all bytes and pass none on, until `mend`: a network that drops packets."""
         self._flowing.clear()
 
     def mend(self) -> None:
-        """Take connections again, and pass on what was held."""
+        """Accept connections again, and pass on the bytes held back."""
         self._refuse.clear()
         self._flowing.set()
 
@@ -111,8 +111,8 @@ def _pump(source: socket.socket, target: socket.socket, flowing: threading.Event
 
 
 def _end(end: socket.socket) -> None:
-    """Wake who reads from it; say goodbye to the other side, unless that is to be a reset when it
-    is closed."""
+    """Wake the reader of a socket; end the other side in order, unless it is to be reset on
+    close."""
     with contextlib.suppress(OSError):
         resets = end.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(RESET)) == RESET
         end.shutdown(socket.SHUT_RD if resets else socket.SHUT_RDWR)

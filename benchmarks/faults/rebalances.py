@@ -1,10 +1,10 @@
-"""A group of engines whose members come and go while the stream runs.
+"""A group of engines whose members join and leave while the stream runs.
 
-One process starts, two join it (the second while the first is still being given its partitions),
-one is killed, one is stopped for longer than the session time-out and wakes up again (it may then
-join anew, or find itself fenced off, end, and be started again), one joins anew, one leaves in
-good order. What a reader sees, and the final state of every partition, are held against one
-process that nobody disturbed.
+One process starts, two join it (the second while the first is still receiving its partitions),
+one is killed, one is paused for longer than the session timeout and continues (it may then
+rejoin, or find itself fenced, end, and be started again), one rejoins, one leaves in good order.
+The predictions that a reader sees, and the final state of every partition, are compared with one
+undisturbed process.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ ROUNDS, PARTITIONS, STEPS, STEP = 3, 4, 8, 250
 
 
 def rebalance(quick: bool) -> Counts:
-    """Six changes of the group a round."""
+    """Six changes of the group per round."""
     return rebalances(1 if quick else ROUNDS)
 
 
 def rebalances(
     rounds: int, guarantee: str = "at-least-once", servers: str | None = None
 ) -> Counts:
-    """Play the story so often.
+    """Run the changes `rounds` times.
 
     Parameters
     ----------
     servers : str or None
-        None takes the broker of a measurement.
+        None uses the broker of `measured_broker`.
     """
     if servers is None:
         with measured_broker() as servers:
@@ -50,23 +50,25 @@ def rebalances(
     with tempfile.TemporaryDirectory(prefix="streamadapt-group-") as folder:
         for i in range(rounds):
             name = f"group-{uuid.uuid4().hex[:8]}"
-            story = Story(servers, Path(folder) / str(i), name, guarantee)
+            group_run = GroupRun(servers, Path(folder) / str(i), name, guarantee)
             try:
-                changes = story.play()
+                changes = group_run.play()
             finally:
-                story.stop()
+                group_run.stop()
             counts.tried += changes
-            counts.more["fenced"] = counts.more.get("fenced", 0) + story.fenced
-            calm = Job(story.topics, Path(folder) / str(i) / "calm")
-            if not calm.finish(calm.start()):
+            counts.more["fenced"] = counts.more.get("fenced", 0) + group_run.fenced
+            undisturbed = Job(group_run.topics, Path(folder) / str(i) / "calm")
+            if not undisturbed.finish(undisturbed.start()):
                 raise RuntimeError("the undisturbed run failed")
-            said = {one["id"]: one for one in calm.read()}
-            counts.survived += changes if compare(counts, story.job, calm, said) else 0
+            expected = {one["id"]: one for one in undisturbed.read()}
+            counts.survived += (
+                changes if compare(counts, group_run.job, undisturbed, expected) else 0
+            )
             print(f"  {counts.as_json()}", file=sys.stderr, flush=True)
     return counts
 
 
-class Story:
+class GroupRun:
     """One group, from its first member to the end of the stream."""
 
     def __init__(self, servers: str, folder: Path, name: str, guarantee: str) -> None:
@@ -98,12 +100,12 @@ class Story:
         return len(changes)
 
     def stop(self) -> None:
-        """End every process that is still there."""
+        """End every process that still runs."""
         for running in self._members.values():
             running.kill()
 
     def _more(self) -> None:
-        """Write the next stretch of the stream, and wait until the checkpoints have come to its
+        """Write the next part of the stream, and wait until the checkpoints have reached its
         end."""
         start = STEP * self._steps
         self.topics.fill(start, start + STEP)
@@ -115,12 +117,12 @@ class Story:
         wait(lambda: self._tend() and self.job.reached(self.topics.entries) >= wanted)
 
     def _tend(self) -> bool:
-        """Do what a supervisor does: who ended because it was fenced off is started again."""
+        """Act as a supervisor: start each process again that ended because it was fenced."""
         for name, running in self._members.items():
             if not running.process.is_alive():
-                if "FencedError" not in running.story():
+                if "FencedError" not in running.log_tail():
                     raise RuntimeError(
-                        f"{name} ended with {running.process.exitcode}:\n{running.story()}"
+                        f"{name} ended with {running.process.exitcode}:\n{running.log_tail()}"
                     )
                 self.fenced += 1
                 self._join(name)
@@ -130,11 +132,11 @@ class Story:
         self._members[name] = self.job.start(len(self._members))
 
     def _settle(self, name: str) -> None:
-        """Wait until it has been given a partition.
+        """Wait until the process has received a partition.
 
-        One that leaves within the very round in which it hands a partition over was seen to leave
-        the embedded broker's group at a standstill, now and then: nothing is lost, but nobody is
-        given its partitions. Whose fault that is, is not known.
+        If a process leaves in the round in which it hands over a partition, the embedded broker's
+        group sometimes stops: nothing is lost, but no member receives its partitions. The cause
+        is not known.
         """
         given = f" {self._members[name].process.pid} INFO partition "
         wait(lambda: self._tend() and given in self.job.log.read_text())
@@ -147,11 +149,13 @@ class Story:
         running.process.terminate()
         running.process.join(30)
         if running.process.exitcode != 0:
-            raise RuntimeError(f"{name} ended with {running.process.exitcode}:\n{running.story()}")
+            raise RuntimeError(
+                f"{name} ended with {running.process.exitcode}:\n{running.log_tail()}"
+            )
 
     def _pause(self, name: str) -> None:
-        """Stop it for so long that others take over; it wakes up believing that nothing has
-        happened."""
+        """Pause a process until others take over its partitions; when it continues it does not
+        know that."""
         process = self._members[name].process
         os.kill(process.pid, signal.SIGSTOP)
         try:

@@ -1,5 +1,5 @@
 """Services on Apache Kafka that run side by side through one fault after the other, and the
-judgement of each."""
+verdict on each."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from streamadapt import __version__
 __all__ = ["Done", "Scene"]
 
 RATE = 8.0
-"""Entries a second and partition."""
+"""Entries per second and partition."""
 QUIET_S = 4.0
 AFTER_S = 4.0
 SILENT_S, LATEST_S = 60.0, 300.0
-"""What has no prediction when nothing has come of what is missing for so long, or so long after
-the last entry of a trial, is lost: a service that lags on a busy machine has lost nothing."""
+"""An entry without a prediction is lost if no missing prediction has arrived for this time, or
+this time after the last entry of a trial: a service that lags on a busy machine has lost
+nothing."""
 REPEATS_S = 2.0
 SETTLED_S = 120.0
 
 
 @dataclass(frozen=True)
 class Done:
-    """A fault that is over.
+    """A finished fault.
 
     Attributes
     ----------
     length_s : float
     hit : mapping
-        Whether it mattered to a setting; those that are left out were hit.
+        Whether the fault affected a setting; settings left out were hit.
     ended : mapping
-        Processes that ended during the fault, where the fault itself has started them again.
+        Processes that ended during the fault, if the fault itself has restarted them.
     """
 
     length_s: float
@@ -53,22 +54,22 @@ Fault = Callable[["Scene"], Done]
 
 
 class Scene:
-    """A service for each setting, all of them fed and read all the time; a context manager.
+    """A service for each setting, all fed and read all the time; a context manager.
 
     Parameters
     ----------
     kafka : ApacheKafka
-        Runs.
+        Running.
     folder : Path
     settings : sequence of Setting
     session_timeout : str or None
-        Of the groups; None leaves the default.
+        Session timeout of the groups; None keeps the default.
 
     Attributes
     ----------
     missing : dict of Setting to int
-        How many trials of the next fault are still to be made: a fault that cannot hit all of them
-        chooses by it.
+        How many trials of the next fault are still missing: a fault that cannot hit all settings
+        chooses by this number.
     """
 
     def __init__(
@@ -124,9 +125,9 @@ class Scene:
         """Make a fault, and return a trial for each setting."""
         self._wait_for(self._wanted())
         time.sleep(QUIET_S)
-        before = {service.setting: service.tend() for service in self.services}
+        before = {service.setting: service.restart_ended() for service in self.services}
         for setting, ended in before.items():
-            if ended:  # between two trials: not this one's, but not silent either
+            if ended:  # between two trials: it belongs to no trial, but is reported
                 say(f"{setting}: ended before the fault: {ended}")
         since, began = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
         done = fault(self)
@@ -138,7 +139,7 @@ class Scene:
         found = []
         for service in self.services:
             setting = service.setting
-            ended = [*before[setting], *done.ended.get(setting, []), *service.tend()]
+            ended = [*before[setting], *done.ended.get(setting, []), *service.restart_ended()]
             trial = Trial(
                 name, *setting, hit=done.hit.get(setting, True), length_s=done.length_s,
                 ended=ended, load=os.getloadavg()[0], broker=self._broker, version=__version__,
@@ -152,7 +153,7 @@ class Scene:
         return found
 
     def _wanted(self) -> dict[Setting, list[range]]:
-        """Return what was fed since the last judgement; the first entry fills the window and gets
+        """Return the entries fed since the last verdict; the first entry fills the window and gets
         no prediction."""
         return {
             service.setting: [
@@ -165,7 +166,7 @@ class Scene:
         }
 
     def _wait_for(self, wanted: Mapping[Setting, Sequence[range]]) -> None:
-        """Wait until these entries have their predictions, or what is missing is lost."""
+        """Wait until these entries have their predictions, or the missing ones are lost."""
         begin = moved = time.monotonic()
         before = None
         while any(missing := [self.reader.missing(s, wanted[s.setting]) for s in self.services]):
@@ -177,7 +178,7 @@ class Scene:
             time.sleep(0.2)
 
     def _settle(self) -> None:
-        """Wait until every process works; what was fed until then belongs to no trial."""
+        """Wait until every process works; entries fed until then belong to no trial."""
         deadline = time.monotonic() + SETTLED_S
         while not (
             all(map(works, self.services))
@@ -185,7 +186,7 @@ class Scene:
         ):
             if time.monotonic() > deadline:
                 stories = "\n".join(
-                    one.story() for service in self.services for one in service.members.values()
+                    one.log_tail() for service in self.services for one in service.members.values()
                 )
                 raise RuntimeError(f"the services did not begin to work:\n{stories}")
             time.sleep(0.5)
@@ -193,7 +194,7 @@ class Scene:
 
 
 def works(service: Service) -> bool:
-    """Whether each process of a service holds a partition of its own."""
+    """Return whether each process of a service has a partition of its own."""
     held = [running.partitions() for running in service.members.values()]
     return all(held) and len(set().union(*held)) == sum(map(len, held))
 

@@ -1,4 +1,4 @@
-"""Services that stay up while their brokers suffer: processes of ``streamadapt run`` on topics of
+"""Services that stay up while their brokers fail: processes of ``streamadapt run`` on topics of
 their own."""
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class Service:
     ----------
     servers : str
     folder : Path
-        A new one.
+        A new folder.
     setting : Setting
     session_timeout : str or None
-        Of the group; None leaves the default.
+        Session timeout of the group; None keeps the default.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Service:
 
     @property
     def transactional_ids(self) -> list[str]:
-        """Return the ids of its producers, which are the names of its groups of committed
-        positions too."""
+        """Return the ids of its producers, which are also the names of its groups of committed
+        positions."""
         if self.setting.guarantee != "exactly-once":
             return []
         return [f"streamadapt/{self.predictions}/{self.entries}/{p}" for p in range(PARTITIONS)]
@@ -102,7 +102,7 @@ class Service:
         groups = [*([self.group] if self.group else []), *ids]
         found: set[int] = set()
         for names, kind in ((groups, CoordinatorType.GROUP), (ids, CoordinatorType.TRANSACTION)):
-            if names:  # kafka-python has no public way to ask
+            if names:  # kafka-python has no public request for it
                 found |= {
                     int(n)
                     for n in admin._manager.run(admin._find_coordinator_ids, names, kind).values()
@@ -131,8 +131,8 @@ class Service:
         )  # fmt: skip
         return Running(launch(config, log), port, log)
 
-    def tend(self, paused: str | None = None) -> list[Ended]:
-        """Start again what has ended, and return it.
+    def restart_ended(self, paused: str | None = None) -> list[Ended]:
+        """Start ended processes again, and return them.
 
         Parameters
         ----------
@@ -142,9 +142,9 @@ class Service:
         found = []
         for member, running in list(self.members.items()):
             if not running.process.is_alive():
-                story = running.story()
-                fenced = member == paused and "FencedError" in story
-                found.append(Ended(member, running.process.exitcode, fenced, _why(story)))
+                log_tail = running.log_tail()
+                fenced = member == paused and "FencedError" in log_tail
+                found.append(Ended(member, running.process.exitcode, fenced, _why(log_tail)))
                 del self.members[member]
         self.start()
         return found
@@ -163,7 +163,10 @@ class Service:
             if running.process.exitcode != 0:
                 found.append(
                     Ended(
-                        member, running.process.exitcode, fenced=False, why=_why(running.story())
+                        member,
+                        running.process.exitcode,
+                        fenced=False,
+                        why=_why(running.log_tail()),
                     )
                 )
         self.members = {}
@@ -177,7 +180,7 @@ def create_services(
     replicas: int,
     session_timeout: str | None = None,
 ) -> list[Service]:
-    """Return a service for each setting, with its topics; nothing runs yet."""
+    """Return a service for each setting, with its topics; no process runs yet."""
     services = [
         Service(servers, folder / f"{s.guarantee}-{s.members}", s, session_timeout)
         for s in settings
@@ -196,7 +199,7 @@ def create_services(
     return services
 
 
-def _why(story: str) -> str:
-    """Return the last line of a log that says more than what goes well."""
-    lines = [line for line in story.splitlines() if line.strip() and " INFO " not in line]
+def _why(log_tail: str) -> str:
+    """Return the last line of a log that reports a problem."""
+    lines = [line for line in log_tail.splitlines() if line.strip() and " INFO " not in line]
     return lines[-1][-400:] if lines else ""

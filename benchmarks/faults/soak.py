@@ -1,5 +1,5 @@
-"""A long run: whether memory, open files, threads or the time of an entry grow with the length of
-the stream."""
+"""A long run that checks whether memory, open files, threads or the time per entry grow with the
+stream."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MOST_TIME_RATIO = 1.10
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process uses at one moment.
+    """The resources of the process at one moment.
 
     Attributes
     ----------
     entries : int
-        Done so far.
+        Processed so far.
     cpu_s : float, s
-        Processor time: what else the machine does is no part of it.
+        Processor time, so other work of the machine does not count.
     rss : int, bytes
     fds, threads : int
     """
@@ -51,7 +51,7 @@ class Sample:
 
 
 def soak(quick: bool) -> Counts:
-    """Run all jobs by turns; each limit is one thing tried.
+    """Run all jobs in turn; each limit counts as one trial.
 
     The limits: resident memory after the first tenth grows by less than `MOST_RSS_GROWTH`, open
     files and threads do not grow, and an entry of the last tenth takes at most `MOST_TIME_RATIO`
@@ -61,7 +61,7 @@ def soak(quick: bool) -> Counts:
 
 
 def measure(entries: int) -> Counts:
-    """Run `entries` entries in all, shared out among the jobs."""
+    """Run `entries` entries in total, divided among the jobs."""
     with tempfile.TemporaryDirectory() as folder:
         runs = [
             Run(name, job, round(entries * job.share), Path(folder) / name)
@@ -69,7 +69,7 @@ def measure(entries: int) -> Counts:
         ]
         samples = [sample(0)]
         while unfinished := [run for run in runs if not run.ended]:
-            # Who is furthest behind: each stretch of the run is then the same mixture of jobs.
+            # The job that is furthest behind: each part of the run then has the same mixture.
             min(unfinished, key=lambda run: run.done / run.n).step()
             done = sum(run.done for run in runs)
             if done >= samples[-1].entries + entries / SAMPLES:
@@ -97,7 +97,7 @@ class Run:
     n : int
         Entries.
     path : Path
-        For its checkpoints.
+        Folder for its checkpoints.
     """
 
     def __init__(self, name: str, job: SoakJob, n: int, path: Path) -> None:
@@ -123,17 +123,18 @@ class Run:
 
     @property
     def done(self) -> int:
-        """Entries dealt with."""
+        """The number of processed entries."""
         return self.engine.runners[0].pipeline.stats.entries
 
     @property
     def wanted(self) -> int:
-        """Predictions there must be: one for each entry, once its key's window is full."""
+        """The number of required predictions: one for each entry, once its key's window is
+        full."""
         met = Counter(i // KEY_RUN % KEYS for i in range(min(self.n, KEY_RUN * KEYS)))
         return self.n - sum(min(count, self.job.window - 1) for count in met.values())
 
     def step(self) -> None:
-        """Take one poll's records through."""
+        """Process the records of one poll."""
         start = time.process_time()
         self.ended = self.engine.step()
         self.cpu_s += time.process_time() - start
@@ -145,7 +146,7 @@ class Run:
 
 
 def sample(entries: int) -> Sample:
-    """Look at this process."""
+    """Measure this process."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     rss = pages * resource.getpagesize()
     fds, threads = (len(os.listdir(f"/proc/self/{what}")) for what in ("fd", "task"))

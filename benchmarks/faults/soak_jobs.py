@@ -1,7 +1,7 @@
-"""What the soak runs: keyed jobs that have every learner between them, over streams that are made
-as they go.
+"""The soak's jobs: keyed jobs that together have every learner, over streams generated during the
+run.
 
-A pipeline with all of them takes milliseconds an entry, which is hours for two million. So each
+A pipeline with all learners takes milliseconds per entry, which is hours for two million. So each
 job has a few, and the jobs whose entries are cheap have more of them.
 """
 
@@ -51,10 +51,10 @@ __all__ = ["JOBS", "CountingSink", "GeneratedSource", "SoakJob"]
 STEP_NS = 300 * 10**9
 KEYS, RESIDENT_KEYS = 4, 3
 KEY_RUN = (
-    250  # entries of one key on end: another key leaves memory, and one comes back, after so many
+    250  # entries of one key in a row: after each such run a key is evicted, and another returns
 )
 LABEL_DELAY = 20
-# drawn once and used round and round; a prime, so that it falls on other phases each time
+# drawn once and used in a cycle; a prime, so that the phase differs each time
 NOISE = 4099
 SHIFT_EVERY = 3000
 CHANNELS, CLASSES, IMAGE = 2, 3, 8
@@ -70,9 +70,9 @@ class SoakJob:
         For one key.
     channels : int
     share : float
-        Of all entries.
+        Share of all entries.
     window : int
-        The first entries of a key, for which there is no prediction, and one more.
+        The number of a key's first entries without a prediction, plus one.
     target : callable (int, float) -> float, or None
         The label of an entry by its number and its first value; None for forecasts, which need
         none.
@@ -85,13 +85,13 @@ class SoakJob:
     target: Callable[[int, float], float] | None = None
 
     def keyed(self) -> KeyedPipeline:
-        """Return what the engine runs."""
+        """Return the keyed pipeline that the engine runs."""
         return KeyedPipeline(self.make, max_keys=RESIDENT_KEYS)
 
 
 class GeneratedSource(Source):
-    """The stream of a job, made as it is read: entries, and their labels `LABEL_DELAY` entries
-    later.
+    """The stream of a job, generated as it is read: entries, and their labels `LABEL_DELAY`
+    entries later.
 
     Parameters
     ----------
@@ -99,9 +99,9 @@ class GeneratedSource(Source):
         Its name.
     job : SoakJob
     n : int
-        Entries; the labels of the last ones never come.
+        Entries; the labels of the last ones never arrive.
     batch : int
-        Records a poll.
+        Records per poll.
     """
 
     def __init__(self, stream: str, job: SoakJob, n: int, batch: int = 100) -> None:
@@ -121,7 +121,7 @@ class GeneratedSource(Source):
         return (self._stream,)
 
     def open(self, owner: PartitionOwner) -> None:
-        """Start where `owner` says."""
+        """Start at the positions of `owner`."""
         self._next = owner.partitions_assigned([0])[StreamPartition(self._stream, 0)] or 0
 
     def poll(self, timeout_s: float) -> list[Record]:
@@ -132,7 +132,7 @@ class GeneratedSource(Source):
         return [self._record(offset) for offset in range(first, self._next)]
 
     def pause(self, partitions: Collection[StreamPartition]) -> None:
-        """Hold the stream back, or not."""
+        """Pause or resume the stream."""
         self._paused = bool(partitions)
 
     def lag(self) -> dict[StreamPartition, int]:
@@ -141,11 +141,11 @@ class GeneratedSource(Source):
 
     @property
     def state(self) -> str:
-        """``ended`` once everything was delivered."""
+        """``ended`` once everything is delivered."""
         return "ended" if self._next == self._end else "connected"
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
-        """Nobody asks."""
+        """Do nothing: commits are not used."""
 
     def close(self) -> None:
         """Nothing is open."""
@@ -156,7 +156,7 @@ class GeneratedSource(Source):
         return Record(Position(self._stream, 0, offset), key, encode(item), item.time)
 
     def _item(self, offset: int) -> Entry | Label:
-        """Entries only, at first; then label and entry by turns."""
+        """Return the next item: first only entries, then a label and an entry in turn."""
         since = offset - LABEL_DELAY
         if self._job.target is None or since < 0:
             return self._entry(offset)
@@ -176,7 +176,7 @@ class GeneratedSource(Source):
 
 
 class CountingSink(Sink):
-    """Keeps nothing; counts what comes, and what comes out of order or again."""
+    """Keeps nothing; counts the predictions, and those out of order or repeated."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -301,5 +301,5 @@ JOBS = {
     "forecast": SoakJob(_forecast, 0.03, CHANNELS, 4),
     "classification": SoakJob(_classification(), 0.02, IMAGE, 1, _class),
 }
-"""By name. Sizes are small so that millions of entries can be run; each learner is where it
-fits."""
+"""The jobs by name. Sizes are small so that millions of entries can be run; each learner is in the
+job that suits it."""

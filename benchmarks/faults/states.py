@@ -17,7 +17,7 @@ __all__ = ["assert_same_state", "canonical", "differing", "flat", "same_state"]
 def canonical(thing: Any, seen: dict[int, tuple[int, Any]] | None = None) -> Any:
     """A river object as nested tuples.
 
-    Its pickle's bytes also tell which equal strings are one object: no state.
+    Its pickle's bytes also depend on which equal strings are one object, which is not state.
     """
     seen = {} if seen is None else seen
     if thing is None or isinstance(thing, bool | int | str | bytes | type):
@@ -26,7 +26,7 @@ def canonical(thing: Any, seen: dict[int, tuple[int, Any]] | None = None) -> Any
         return thing.hex()
     if id(thing) in seen:
         return ("seen", seen[id(thing)][0])
-    seen[id(thing)] = (len(seen), thing)  # kept alive, or its id could be another's
+    seen[id(thing)] = (len(seen), thing)  # kept alive, since its id could be reused
     if isinstance(thing, dict):
         return (
             "dict",
@@ -46,7 +46,7 @@ def canonical(thing: Any, seen: dict[int, tuple[int, Any]] | None = None) -> Any
 
 
 def flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a state tree as (path, something that compares bit for bit)."""
+    """Yield the leaves of a state tree as (path, value that compares bit for bit)."""
     if isinstance(tree, dict):
         for key in sorted(tree):
             yield from flat(tree[key], f"{path}/{key}")
@@ -64,7 +64,7 @@ def flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Return the paths of leaves that are in one only, or not the same bits in both."""
+    """Return the paths of leaves that exist in one only, or differ in their bits."""
     left, right = dict(flat(a)), dict(flat(b))
     return sorted(
         path
@@ -74,15 +74,15 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def same_state(one: Loaded | None, two: Loaded | None) -> bool:
-    """Whether two checkpoints have the same state, bit for bit, and stand at the same
-    positions."""
+    """Return whether two checkpoints have the same state, bit for bit, and the same positions."""
     if one is None or two is None:
         return one is two
     return not differing(one.state, two.state) and one.positions == two.positions
 
 
 def assert_same_state(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
-    """Raise `AssertionError`, showing the first few differences, unless both are the same bits."""
+    """Raise `AssertionError`, showing the first few differences, unless both are equal bit for
+    bit."""
     left, right = dict(flat(a)), dict(flat(b))
     assert left.keys() == right.keys()
     assert (found := differing(a, b)) == [], {

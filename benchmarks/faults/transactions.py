@@ -1,5 +1,4 @@
-"""exactly-once against the transactional log in memory: the plug is pulled at every step there
-is."""
+"""exactly-once on the transactional log in memory: the process crashes at every step."""
 
 from __future__ import annotations
 
@@ -37,19 +36,19 @@ Hook = Callable[[str], None]
 
 
 def killed_at_every_step(quick: bool) -> Counts:
-    """Once for each time that a step of a checkpoint or of a transaction is reached in an
+    """Crash once for each time that a step of a checkpoint or of a transaction is reached in an
     undisturbed run.
 
-    Before a step, or after the broker has committed and before the engine knows: started again, a
-    reader of committed records must see each prediction once, with the undisturbed run's value,
-    and the final state must be its own.
+    The crash comes before a step, or after the broker has committed and before the engine knows.
+    After a restart, a reader of committed records must see each prediction once, with the
+    undisturbed run's value, and the final state must equal that of the undisturbed run.
     """
     counts = Counts()
     with tempfile.TemporaryDirectory(prefix="streamadapt-steps-") as folder:
         reached: Counter[str] = Counter()
         log = TransactionalLog()
-        calm = _run(Path(folder) / "calm", log, lambda name: reached.update([name]))
-        said = dict(_seen(log))
+        undisturbed = _run(Path(folder) / "calm", log, lambda name: reached.update([name]))
+        expected = dict(_seen(log))
         points = [(step, time) for step, times in reached.items() for time in range(1, times + 1)]
         for i, (step, time) in enumerate(points[:: QUICK_EVERY if quick else 1]):
             log = TransactionalLog()
@@ -63,9 +62,13 @@ def killed_at_every_step(quick: bool) -> Counts:
             seen = _seen(log)
             before = counts.lost, counts.doubled
             counts.tried += 1
-            counts.compare(said, Counter(name for name, _ in seen))
-            counts.state_differs += state != calm
-            fine = state == calm and (counts.lost, counts.doubled) == before and dict(seen) == said
+            counts.compare(expected, Counter(name for name, _ in seen))
+            counts.state_differs += state != undisturbed
+            fine = (
+                state == undisturbed
+                and (counts.lost, counts.doubled) == before
+                and dict(seen) == expected
+            )
             counts.survived += fine
     return counts
 

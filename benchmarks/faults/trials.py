@@ -1,5 +1,5 @@
-"""One fault of the brokers under one setting: what was seen, whether that is well, and a file of
-such trials."""
+"""One fault of the brokers under one setting: the observations, the verdict, and a file of such
+trials."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 MOST_GAP_S = 15.0
-"""Predictions are back so long after the end of a fault at the latest."""
+"""Predictions must resume at most this time after the end of a fault."""
 FENCED_EXIT = 1
 
 
 class Setting(NamedTuple):
-    """What a service promises, and how many processes it is made of."""
+    """A service's guarantee and number of processes."""
 
     guarantee: str
     members: int
@@ -43,20 +43,20 @@ class Setting(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A prediction that a reader of committed records has got."""
+    """A prediction that a reader of committed records has received."""
 
     at: float
-    """When the reader got it, s of the reader's clock."""
+    """Time when the reader received it, s of the reader's clock."""
     offset: int
-    """Of the entry that it belongs to."""
+    """Offset of its entry."""
     value: bytes
     appended: float
-    """When the broker appended it, s since the Unix epoch."""
+    """Time when the broker appended it, s since the Unix epoch."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """What was fed to one partition during a trial, and every prediction of it up to the end of
+    """The entries fed to one partition during a trial, and all its predictions up to the end of
     the trial.
 
     Attributes
@@ -64,9 +64,9 @@ class Partition:
     wanted : range
         The offsets of the entries that were fed.
     fed_at : mapping
-        When a reader of the input got each entry, by offset, s.
+        The time when a reader of the input received each entry, by offset, s.
     arrivals : sequence of Arrival
-        In the order in which the reader got them; those of earlier trials too.
+        In the order of receipt; those of earlier trials too.
     """
 
     wanted: range
@@ -75,12 +75,12 @@ class Partition:
 
 
 class Ended(NamedTuple):
-    """A process that ended although nobody had asked it to."""
+    """A process that ended without being stopped."""
 
     member: str
     exit: int | None
     fenced: bool
-    """It was the one that had been paused, and it said that another engine had fenced it."""
+    """It was the paused process, and it reported that another engine had fenced it."""
     why: str
 
 
@@ -94,14 +94,14 @@ class Trial:
     members : int
         Processes of the service; those of two share a group.
     hit : bool
-        Whether the broker that the fault was made on mattered to this service: it led a partition,
-        or was one of its coordinators; true too for one that has no coordinator. One that was not
-        hit counts as tried, but not towards the trials that are wanted.
+        Whether the faulty broker mattered to this service: it led a partition, or was one of its
+        coordinators; also true for a service without a coordinator. A service that was not hit
+        counts as tried, but not towards the required trials.
     length_s : float
         From the fault's beginning until the brokers (or the process) were back. For a rolling
         restart the longest absence of one broker.
     lost, doubled, values_differ : int
-        Entries without a prediction; predictions that came again; those of them with another
+        Entries without a prediction; repeated predictions; those of them with another
         value.
     gap_s : float
         The longest time without a new prediction at a reader of committed records, of any
@@ -160,13 +160,13 @@ class Trial:
 def judge(
     trial: Trial, partitions: Iterable[Partition], since: float, until: float, clock: float = 0.0
 ) -> Trial:
-    """Return `trial` with what was seen in its partitions between two times of the reader's clock,
-    s.
+    """Return `trial` with the observations in its partitions between two times of the reader's
+    clock, s.
 
     Parameters
     ----------
     clock : float
-        What is added to a time of the reader's clock for the seconds since the Unix epoch.
+        Added to a time of the reader's clock to get the seconds since the Unix epoch.
     """
     for one in partitions:
         seen: Counter[int] = Counter()
@@ -206,15 +206,14 @@ def longest_gap(times: Iterable[float], start: float, end: float) -> float:
 
 
 def wanted_trials(setting: Setting, *, quick: bool) -> int:
-    """Return how many trials of each fault a setting gets at least."""
+    """Return the smallest number of trials of each fault for a setting."""
     if quick:
         return 1
     return 10 if setting == Setting("exactly-once", 2) else 3
 
 
 class Trials:
-    """A file to which each trial is appended as a line of JSON, so that a later run goes on where
-    one stopped.
+    """A file to which each trial is appended as a line of JSON, so that a later run continues it.
 
     Parameters
     ----------
@@ -229,7 +228,7 @@ class Trials:
         self.all = [_trial(json.loads(line)) for line in lines if line.strip()]
 
     def append(self, trials: Iterable[Trial]) -> None:
-        """Keep these."""
+        """Append these trials."""
         new = list(trials)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(
@@ -238,7 +237,7 @@ class Trials:
         self.all += new
 
     def missing(self, fault: str, setting: Setting, *, quick: bool) -> int:
-        """Return how many trials are still to be made."""
+        """Return how many trials are still missing."""
         done = sum(one.fault == fault and one.setting == setting and one.hit for one in self.all)
         return max(0, wanted_trials(setting, quick=quick) - done)
 

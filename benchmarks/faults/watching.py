@@ -1,4 +1,4 @@
-"""A producer and a reader that themselves survive what the brokers suffer."""
+"""A producer and a reader that survive the faults of the brokers."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ CALM = {
     "reconnect_backoff_ms": 50,
     "reconnect_backoff_max_ms": 500,
 }
-"""Of both clients: a broker that is gone or frozen is left soon, so that what is measured is the
-engine's gap."""
+"""Timeouts of both clients: they leave an absent or frozen broker soon, so that the measured gap
+is the engine's."""
 
 
 class Feeder:
     """A thread that writes entries at a steady rate to every partition of every service.
 
-    What counts is what a reader of the input sees: where a producer gives up, another one goes on.
+    A reader of the input decides what counts: if a producer gives up, another one continues.
 
     Parameters
     ----------
     servers : str
     services : sequence of Service
     rate : float
-        Entries a second and partition.
+        Entries per second and partition.
     """
 
     def __init__(self, servers: str, services: Sequence[Service], rate: float) -> None:
@@ -54,11 +54,11 @@ class Feeder:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Return once what is under way is written."""
+        """Return once all pending entries are written."""
         self._over.set()
         self._thread.join()
 
@@ -103,7 +103,7 @@ def _close(client: Any) -> None:
 
 class Reader:
     """A thread that reads the input and the output of every service, committed records only, and
-    keeps when each came.
+    keeps the arrival time of each.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class Reader:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -139,7 +139,7 @@ class Reader:
         return [self._next[TopicPartition(service.entries, p)] for p in range(PARTITIONS)]
 
     def partitions(self, service: Service, wanted: Sequence[range]) -> list[Partition]:
-        """Return what was seen of each partition; `wanted` are the entries of the trial."""
+        """Return what was read of each partition; `wanted` are the entries of the trial."""
         return [
             Partition(
                 offsets,

@@ -1,5 +1,5 @@
-"""A process that is paused until its group thinks it dead, and goes on when another one has its
-partition."""
+"""A process that is paused until its group considers it dead, and that continues when another one
+has its partition."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SETTINGS = [Setting(guarantee, 2) for guarantee in GUARANTEES]
 SESSION_S = 6
 PAUSES_S = (1.25 * SESSION_S, 2.2 * SESSION_S)
 WATCHED_S = 12.0
-"""So long after it goes on: by then it has written, flushed, committed and been told what has
-become of it."""
+"""Time watched after the process goes on: by then it has written, flushed and committed, and it
+has seen the outcome."""
 
 
 def zombie(quick: bool, trials: Path) -> Counts:
-    """Make the trials that are missing in a folder's file."""
+    """Run the trials that are missing in a folder's file."""
     return zombie_trials(Trials(trials / "faults-zombie.jsonl"), quick=quick)
 
 
@@ -55,11 +55,11 @@ def _missing(trials: Trials, *, quick: bool) -> int:
 
 
 def paused(scene: Scene) -> Done:
-    """SIGSTOP for one member of each group, and SIGCONT when the other has taken its partition
-    over.
+    """Send SIGSTOP to one member of each group, and SIGCONT when the other has taken over its
+    partition.
 
-    The one that was paused may find out and join again, or be fenced, end with exit code 1, and be
-    started again.
+    The paused member may notice it and rejoin, or be fenced, end with exit code 1, and be started
+    again.
     """
     _wait_until_shared(scene)
     time.sleep(random.uniform(0.0, 1.5))
@@ -76,7 +76,7 @@ def paused(scene: Scene) -> Done:
     while time.monotonic() < deadline:
         for service, member in victims.items():
             already = any(one.member == member for one in ended[service.setting])
-            ended[service.setting] += service.tend(None if already else member)
+            ended[service.setting] += service.restart_ended(None if already else member)
         time.sleep(0.2)
     return Done(length_s, {}, ended)
 

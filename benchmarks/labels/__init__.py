@@ -1,2 +1,1 @@
-"""Labels as they really are: a budget of them, positives that come late, none at all, and bad
-ones."""
+"""Realistic labels: a label budget, late positives, missing and bad labels."""

@@ -1,4 +1,4 @@
-"""What few, bad, late and absent labels cost: ``python -m benchmarks.labels --json FILE``."""
+"""The cost of few, bad, late and missing labels: ``python -m benchmarks.labels --json FILE``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["main", "measure"]
 
 
 def measure(folder: Path, rows: int, clicks: int) -> dict[str, Any]:
-    """Run everything."""
+    """Run all measurements."""
     figures: dict[str, Any] = {
         "budgets": [],
         "robustness": [],
@@ -31,16 +31,16 @@ def measure(folder: Path, rows: int, clicks: int) -> dict[str, Any]:
     for stream in (elec2_stream(folder, rows), glucose_stream(rows)):
         figures["entries"][stream.name] = len(stream.entries)
         figures["budgets"] += budgets(stream, _say)
-        judged, told = robustness(stream, _say)
+        judged, estimated = robustness(stream, _say)
         figures["robustness"] += judged
-        figures["estimates"] += told
+        figures["estimates"] += estimated
     figures["entries"]["conversions"] = clicks
     figures["conversions"] = conversions(clicks, _say)
     return figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return the exit status."""
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.labels", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")

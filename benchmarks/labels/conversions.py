@@ -1,4 +1,4 @@
-"""A stream of conversions whose truth is known, and what is learned from it while they are
+"""A stream of conversions with known truth, and what is learned from it while conversions are
 late."""
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Conversions:
 
     @classmethod
     def draw(cls, n: int, seed: int, *, mean_delay: float = 600.0) -> Conversions:
-        """Draw one."""
+        """Draw a stream."""
         rng = np.random.default_rng(seed)
         w = rng.normal(size=FEATURES)
         x = rng.normal(size=(n, FEATURES)).astype(np.float32)
@@ -81,20 +81,20 @@ class Conversions:
         up = torch.sigmoid(odds).float()
         return torch.stack([1.0 - up, up]).unsqueeze(0)
 
-    def items(self, *, told: str = "late", ttl: float = 3600.0) -> list[Entry | Label]:
-        """Entries, and positives as they come ("late"); or every label at the end of its ttl, or
-        at once."""
+    def items(self, *, labelled: str = "late", ttl: float = 3600.0) -> list[Entry | Label]:
+        """Return entries, and positives as they arrive ("late"); or every label at the end of its
+        ttl, or at once."""
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         timed: list[tuple[float, int, Entry | Label]] = []
         for t in range(len(self.x)):
             truth = one if self.y[t] else zero
-            at_once = truth if told == "at once" else None
+            at_once = truth if labelled == "at once" else None
             timed.append((float(t), 1, Entry(self.x[t], t * SECOND, str(t), label=at_once)))
-            if told == "late" and self.y[t] and self.delay[t] <= ttl:
+            if labelled == "late" and self.y[t] and self.delay[t] <= ttl:
                 timed.append(
                     (t + self.delay[t], 0, Label(str(t), one, int((t + self.delay[t]) * SECOND)))
                 )
-            if told == "at the end":
+            if labelled == "at the end":
                 known = one if self.y[t] and self.delay[t] <= ttl else zero
                 timed.append((t + ttl, 0, Label(str(t), known, int((t + ttl) * SECOND))))
         timed.sort(key=lambda item: item[:2])
@@ -128,17 +128,17 @@ def run(
         negative_after=60 * SECOND if late else None,
         correct_negatives=mode == "corrected",
     )
-    told = {"oracle": "at once", "waiting": "at the end"}.get(mode, "late")
+    labelled = {"oracle": "at once", "waiting": "at the end"}.get(mode, "late")
     pipeline = Pipeline(task, stream.base, chosen, device="cpu")
-    said: dict[str, list[float]] = {}
-    for item in stream.items(told=told, ttl=ttl):
+    outputs: dict[str, list[float]] = {}
+    for item in stream.items(labelled=labelled, ttl=ttl):
         for prediction in pipeline.observe([item]):
             for name, p in {**prediction.experts, "served": prediction.served}.items():
-                said.setdefault(name, []).append(float(p[0, 1]))
-    return {name: np.array(values) for name, values in said.items()}
+                outputs.setdefault(name, []).append(float(p[0, 1]))
+    return {name: np.array(values) for name, values in outputs.items()}
 
 
-def figures(stream: Conversions, said: Array, part: slice) -> tuple[float, float]:
+def figures(stream: Conversions, outputs: Array, part: slice) -> tuple[float, float]:
     """Return calibration and expected log loss."""
-    p, q = stream.p[part], np.clip(said[part], 1e-6, 1.0 - 1e-6)
+    p, q = stream.p[part], np.clip(outputs[part], 1e-6, 1.0 - 1e-6)
     return float(q.mean() / p.mean()), float(-(p * np.log(q) + (1.0 - p) * np.log(1.0 - q)).mean())

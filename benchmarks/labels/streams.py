@@ -1,5 +1,5 @@
-"""Elec2 and the glucose sensor with labels that are delivered as somebody says, and what the
-pipeline makes of them."""
+"""Elec2 and the glucose sensor with labels delivered in a given condition, and the results of the
+pipeline."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stream:
         Ids are row numbers.
     truth : ndarray, (n,)
     delay : int, ns
-        From an entry's event time to its label; 0: it comes before the next entry.
+        From an entry's event time to its label; 0: it arrives before the next entry.
     low, high : float
         The range of the training part's labels.
     """
@@ -65,8 +65,7 @@ class Stream:
 
 
 def elec2_stream(folder: Path, rows: int) -> Stream:
-    """Elec2 with the experts of its scenario, but for the two that take longest, the forest and
-    the tree."""
+    """Elec2 with the experts of its scenario, except the two slowest, the forest and the tree."""
     batch, setting = data.elec2(folder), elec2.ELEC2
     assert batch.labels is not None
     first = setting.split(batch)
@@ -86,7 +85,7 @@ def elec2_stream(folder: Path, rows: int) -> Stream:
 
 
 def glucose_stream(rows: int) -> Stream:
-    """The glucose sensor with the default experts; labels come six hours late."""
+    """The glucose sensor with the default experts; labels arrive six hours late."""
     batch, setting = data.glucose(), glucose.SENSORS[0]
     assert batch.labels is not None
     first = setting.split(batch)
@@ -101,7 +100,7 @@ def glucose_stream(rows: int) -> Stream:
 
 @dataclass
 class Run:
-    """What came out of one run.
+    """The results of one run.
 
     Attributes
     ----------
@@ -110,8 +109,8 @@ class Run:
     hits : dict of str to ndarray
         With classes: whether the likeliest class was right.
     matured : ndarray
-        For each prediction the mean loss of what was served over the newest `BLOCK` labels known
-        by then, NaN before any: what there is to go by without an estimate.
+        For each prediction the mean served loss over the newest `BLOCK` labels known
+        by then, NaN before the first label: the only guide without an estimate.
     """
 
     pipeline: Pipeline
@@ -130,7 +129,7 @@ class Run:
         return min((name for name in self.losses if name != "served"), key=self.mean)
 
     def worst_block(self) -> float:
-        """Largest ratio of what was served to the base over blocks of `BLOCK`."""
+        """Largest ratio of the served loss to the base's over blocks of `BLOCK`."""
         served, base = (blocks(self.losses[name]) for name in ("served", "base"))
         return float((served / base).max())
 
@@ -142,11 +141,11 @@ def blocks(values: Sequence[float]) -> Array:
 
 
 Answer = Callable[[int, bool | None], Iterator[float]]
-"""Row and whether its label was asked for -> the labels that are delivered, if any."""
+"""Row and whether its label was asked for -> the labels that are delivered."""
 
 
 def delivered(kind: str, stream: Stream, seed: int = 0) -> tuple[Answer, Array]:
-    """Return what is delivered in a condition, and the labels it is judged by.
+    """Return the labels delivered in a condition, and the labels used for judging.
 
     Parameters
     ----------
@@ -156,7 +155,7 @@ def delivered(kind: str, stream: Stream, seed: int = 0) -> tuple[Answer, Array]:
     rng = np.random.default_rng(seed)
     n = len(stream.truth)
     truth = rng.permutation(stream.truth) if kind == "shuffled" else stream.truth
-    told, times = truth.copy(), np.ones(n, np.int64)
+    labels, times = truth.copy(), np.ones(n, np.int64)
     if kind == "dropped":
         times = (rng.random(n) < 0.1).astype(np.int64)
     elif kind == "twice":
@@ -169,11 +168,11 @@ def delivered(kind: str, stream: Stream, seed: int = 0) -> tuple[Answer, Array]:
             wrong = 1.0 - truth
         else:
             wrong = rng.uniform(stream.low, stream.high, n)
-        told = np.where(bad, wrong, truth)
+        labels = np.where(bad, wrong, truth)
 
     def answer(row: int, ask: bool | None) -> Iterator[float]:
         if kind != "asked" or ask:
-            yield from [float(told[row])] * int(times[row])
+            yield from [float(labels[row])] * int(times[row])
 
     return answer, truth
 
@@ -190,8 +189,8 @@ def run(
     pipeline = stream.pipeline(budget)
     found = Run(pipeline)
     loss = loss_named("absolute" if stream.classes is None else "log")
-    waiting: list[Label] = []  # in order, since all are as late
-    known: list[float] = []  # losses of what was served, of the labels that have come
+    waiting: list[Label] = []  # in order, since all have the same delay
+    known: list[float] = []  # served losses of the labels that have arrived
     served_losses: dict[str, float] = {}
     first = int(stream.entries[0].id)
     for i, entry in enumerate(stream.entries):
@@ -207,13 +206,13 @@ def run(
                 if stream.classes is None
                 else np.eye(stream.classes)[[int(truth[row])]]
             )
-            for name, said in {**p.experts, "served": p.served}.items():
+            for name, output in {**p.experts, "served": p.served}.items():
                 found.losses.setdefault(name, []).append(
-                    float(loss.loss(said.astype(np.float64), actual)[0, 0])
+                    float(loss.loss(output.astype(np.float64), actual)[0, 0])
                 )
                 if stream.classes is not None:
                     found.hits.setdefault(name, []).append(
-                        float(said[0].argmax() == actual[0].argmax())
+                        float(output[0].argmax() == actual[0].argmax())
                     )
             found.estimated.append(np.nan if p.estimated_loss is None else p.estimated_loss)
             found.matured.append(float(np.mean(known[-BLOCK:])) if known else np.nan)

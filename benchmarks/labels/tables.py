@@ -30,7 +30,7 @@ SEEDS = (0, 1, 2)
 
 
 def budgets(stream: Stream, progress: Progress) -> list[Row]:
-    """A budget of labels against the same number at random."""
+    """Compare a label budget with the same number of labels at random."""
     rows = []
     for rate in RATES:
         for how, floor in (("asked", 0.2), ("random", 1.0)):
@@ -55,9 +55,9 @@ def budgets(stream: Stream, progress: Progress) -> list[Row]:
 
 
 def robustness(stream: Stream, progress: Progress) -> tuple[list[Row], list[Row]]:
-    """Served, base and best expert with bad labels; and the estimates of the runs with all and
-    with few labels."""
-    rows, told = [], []
+    """Return served, base and best expert with bad labels, and the estimates of the runs with all
+    and with few labels."""
+    rows, estimated = [], []
     for kind in CONDITIONS:
         progress(f"{stream.name}: {CONDITIONS[kind]}")
         found = run(stream, kind)
@@ -67,8 +67,8 @@ def robustness(stream: Stream, progress: Progress) -> tuple[list[Row], list[Row]
         row["labels"] = dict(found.pipeline.stats.labels)
         rows.append(row)
         if kind in ("all", "dropped"):
-            told.append({"stream": stream.name, "condition": kind, **estimates(found)})
-    return rows, told
+            estimated.append({"stream": stream.name, "condition": kind, **estimates(found)})
+    return rows, estimated
 
 
 def _losses(found: Run) -> Row:
@@ -87,7 +87,7 @@ def _losses(found: Run) -> Row:
 
 
 def _best_constant(stream: Stream) -> float:
-    """The loss of the best constant in hindsight."""
+    """Return the loss of the best constant in hindsight."""
     if stream.classes is None:
         return float(np.abs(stream.truth - np.median(stream.truth)).mean())
     share = np.bincount(stream.truth.astype(int)) / len(stream.truth)
@@ -95,8 +95,7 @@ def _best_constant(stream: Stream) -> float:
 
 
 def estimates(found: Run) -> Row:
-    """Block by block: the estimated loss against the true one, and the newest matured one against
-    it."""
+    """Compare the estimated loss and the newest matured loss with the true one, block by block."""
     true, estimated, matured = (
         blocks(values) for values in (found.losses["served"], found.estimated, found.matured)
     )
@@ -120,7 +119,7 @@ def estimates(found: Run) -> Row:
 
 
 def conversions(entries: int, progress: Progress) -> list[Row]:
-    """Late positives, learned in each mode."""
+    """Return the figures for late positives, learned in each mode."""
     half = entries // 2
     before, after = slice(half // 3, half), slice(half + half // 6, half + half // 6 + half // 2)
     rows = []
@@ -129,8 +128,8 @@ def conversions(entries: int, progress: Progress) -> list[Row]:
         for seed in SEEDS:
             progress(f"conversions: {mode}, stream {seed}")
             stream = Conversions.draw(entries, seed)
-            said = run_conversions(stream, mode, learners())
-            for name, values in said.items():
+            outputs = run_conversions(stream, mode, learners())
+            for name, values in outputs.items():
                 found.setdefault(name, []).append(
                     (*figures(stream, values, before), *figures(stream, values, after))
                 )

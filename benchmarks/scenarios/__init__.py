@@ -16,7 +16,7 @@ Scenario = Callable[[Path, Progress], Measured]
 
 
 def _glucose(setting: glucose.Setting, folder: Path, progress: Progress) -> Measured:
-    del folder  # the readings ship in a package
+    del folder  # the readings are in a package
     return glucose.measure(setting, data.glucose(), progress)
 
 
@@ -29,7 +29,7 @@ def _elec2(setting: elec2.Setting, folder: Path, progress: Progress) -> Measured
 
 
 def _linkload(setting: linkload.Setting, folder: Path, progress: Progress) -> Measured:
-    del folder  # the loads are made
+    del folder  # the loads are generated
     return linkload.measure(setting, progress)
 
 

@@ -75,9 +75,9 @@ class Setting:
     ----------
     angle : float, radians per entry
     jump : int or None
-        The entry at which all atoms become others.
+        The entry at which all atoms change.
     marks : tuple of int
-        After how many entries the figure is taken.
+        The numbers of entries after which the figure is measured.
     """
 
     n: int = 20
@@ -174,7 +174,7 @@ def _sklearn(
 ) -> Scores:
     from sklearn.decomposition import (
         MiniBatchDictionaryLearning,
-    )  # here: it is a rival, not a requirement
+    )  # imported here: it is a rival, not a requirement
 
     first = OrthogonalDictionary(
         setting.n, generator=torch.Generator().manual_seed(seed)
@@ -226,7 +226,7 @@ def measure(
     name : str
         One of `NAMES`.
     progress : callable
-        Told what has been done.
+        Called with messages of progress.
 
     Returns
     -------

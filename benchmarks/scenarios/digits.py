@@ -53,8 +53,8 @@ STREAMS: dict[str, tuple[str, ...]] = {
     "digits-changing": ("change", "change-sorted", "change-half"),
     "digits-unseen": tuple(f"{order}-{name}" for name in UNSEEN for order in ("iid", "sorted")),
 }
-"""Scenario -> its streams; the first eight hold the fifteen streams that the per-entry recipe was
-built with."""
+"""Scenario -> its streams; the first eight contain the fifteen streams used to build the per-entry
+recipe."""
 NAMES = tuple(STREAMS)
 
 _COMMON = (
@@ -101,7 +101,7 @@ def measure(name: str, progress: Callable[[str], None]) -> dict[str, dict[str, f
     name : str
         One of `NAMES`.
     progress : callable
-        Told what is being done.
+        Called with messages of progress.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def _stream(digits: Digits, name: str, seed: int) -> Stream:
 def _single_entries(
     digits: Digits, net: nn.Module, stream: Stream, seed: int, *, everything: bool
 ) -> Hits:
-    """Accuracy of every expert of the pipeline that would be deployed."""
+    """Return the accuracy of every expert of the pipeline that would be deployed."""
     source = as_tensor(digits.source)
     learners: list[Learner] = [PerEntry(source)]
     if everything:
@@ -159,8 +159,8 @@ def _single_entries(
             late = t - DELAY - 1
             items.append(Label(str(late), np.array([stream.labels[late]], np.float32), time=t + 1))
         items.append(Entry(image.ravel(), time=t + 1, id=str(t)))
-        (said,) = pipeline.observe(items)
-        for expert, p in {**said.experts, "served": said.served}.items():
+        (prediction,) = pipeline.observe(items)
+        for expert, p in {**prediction.experts, "served": prediction.served}.items():
             hits[expert] = hits.get(expert, 0) + int(p.argmax() == truth)
     return {_shown(expert): count / len(stream.labels) for expert, count in hits.items()}
 
@@ -179,8 +179,8 @@ def _shown(expert: str) -> str:
 
 
 def _batches(digits: Digits, net: nn.Module, stream: Stream, seed: int) -> Hits:
-    """Accuracy of the published forms on batches; a last batch of less than half joins the one
-    before it."""
+    """Return the accuracy of the published forms on batches; a last batch of less than half joins
+    the previous one."""
     inputs, labels = as_tensor(stream.images), torch.from_numpy(stream.labels)
     count = max(1, round(len(inputs) / BATCH))
     cuts = [BATCH * i for i in range(1, count)]
@@ -193,17 +193,17 @@ def _batches(digits: Digits, net: nn.Module, stream: Stream, seed: int) -> Hits:
             torch.tensor_split(inputs, cuts), torch.tensor_split(labels, cuts), strict=True
         )
         for x, y in parts:
-            said = (
+            logits = (
                 learner.copy.run(x).logits.detach()
                 if name == "batch-64"
                 else learner.adapt_batch(x)
             )
-            hits[name] += int((said.argmax(1) == y).sum())
+            hits[name] += int((logits.argmax(1) == y).sum())
     return {name: count / len(labels) for name, count in hits.items()}
 
 
 def _spec(digits: Digits, net: nn.Module, seed: int) -> Spec:
-    """What the pipeline would build a learner with."""
+    """Return the spec with which the pipeline would build a learner."""
     pixels = digits.source[0].size
     zeros, ones = torch.zeros(pixels), torch.ones(pixels)
     base = FrozenModel(net, softmax=True)
@@ -224,8 +224,8 @@ def _spec(digits: Digits, net: nn.Module, seed: int) -> Spec:
 
 
 def _summary(by_seed: Sequence[dict[str, Hits]]) -> dict[str, dict[str, float]]:
-    """Means over the streams, then mean and spread over the seeds; each stream's own figures after
-    them."""
+    """Return means over the streams, then mean and spread over the seeds, followed by each
+    stream's own figures."""
     streams = list(by_seed[0])
     experts = list(by_seed[0][streams[0]])
     # (seeds, streams, experts)

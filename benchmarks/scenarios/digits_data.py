@@ -1,5 +1,5 @@
-"""The digits streams: scikit-learn's 8 x 8 digits, corrupted, in several orders, and the small net
-that reads them."""
+"""The digits streams: scikit-learn's 8 x 8 digits, corrupted, in several orders, and the small
+network that classifies them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CLASSES = 10
 
 
 def _smooth(n: int, rng: np.random.Generator) -> Images:
-    """A smooth random field for each image: 3 x 3 normal numbers, interpolated."""
+    """Return a smooth random field for each image: 3 x 3 normal numbers, interpolated."""
     coarse = torch.from_numpy(rng.normal(size=(n, 1, 3, 3)).astype(np.float32))
     fine: Images = nn.functional.interpolate(
         coarse, (SIDE, SIDE), mode="bilinear", align_corners=True
@@ -49,7 +49,7 @@ def _motion(x: Images) -> Images:
 
 
 def _zoom(x: Images) -> Images:
-    """The middle 6 x 6, enlarged."""
+    """Enlarge the middle 6 x 6 pixels."""
     middle = torch.from_numpy(x[:, None, 1:-1, 1:-1])
     large: Images = nn.functional.interpolate(
         middle, (SIDE, SIDE), mode="bilinear", align_corners=True
@@ -69,7 +69,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "bright": lambda x, _: x + 0.6,
     "fog": lambda x, rng: 0.5 * x + 0.45 + 0.15 * _smooth(len(x), rng),
 }
-"""What the recipe was built with."""
+"""The corruptions with which the recipe was built."""
 
 UNSEEN: dict[str, Corruption] = {
     "checkerboard": lambda x, _: np.where(BOARD > 0, 0.5, x),
@@ -85,7 +85,7 @@ UNSEEN: dict[str, Corruption] = {
         x * rng.uniform(0.3, 1.5, (len(x), 1, 1)) + rng.uniform(0.0, 0.5, (len(x), 1, 1))
     ),
 }
-"""What it was judged with at the end, written down before the first run."""
+"""The corruptions for the final test, chosen before the first run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ HALVES = (
 
 
 def one_stream(digits: Digits, name: str, seed: int, *, in_order: bool = False) -> Stream:
-    """One corruption of all images, in random order or sorted by label."""
+    """Return one corruption of all images, in random order or sorted by label."""
     images, labels = digits.stream, digits.stream_labels
     order = labels.argsort(kind="stable") if in_order else np.arange(len(labels))
     return Stream(corrupted(images[order], name, np.random.default_rng([seed, 1])), labels[order])
@@ -144,8 +144,8 @@ def one_stream(digits: Digits, name: str, seed: int, *, in_order: bool = False) 
 def changing_stream(
     digits: Digits, names: Sequence[str], seed: int, *, in_order: bool = False
 ) -> Stream:
-    """Another corruption every `SEGMENT` entries; the images are gone through as often as
-    needed."""
+    """Return a stream with another corruption every `SEGMENT` entries; the images are repeated as
+    often as needed."""
     rng = np.random.default_rng([seed, 2])
     images, labels = [], []
     rest = np.zeros(0, np.int64)
@@ -167,8 +167,8 @@ def corrupted(images: Images, name: str, rng: np.random.Generator) -> Images:
 
 
 def make_net() -> nn.Sequential:
-    """A small convolutional net with batch normalisation; (entries, 1, 64) -> (entries, 10)
-    logits."""
+    """Return a small convolutional network with batch normalisation; (entries, 1, 64) -> (entries,
+    10) logits."""
     return nn.Sequential(
         nn.Flatten(), nn.Unflatten(1, (1, SIDE, SIDE)),
         nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
@@ -186,8 +186,8 @@ def train(
     batch: int = 64,
     make: Callable[[], nn.Sequential] = make_net,
 ) -> nn.Sequential:
-    """Train a net on the source images: Adam with a falling rate; the same bits for the same
-    seed."""
+    """Train a network on the source images: Adam with a decreasing rate; the same seed gives the
+    same bits."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = make()

@@ -38,14 +38,14 @@ AUC = Measure("auc", "area under the ROC curve", higher=True)
 ACCURACY = Measure("accuracy", "accuracy", higher=True)
 LOG_LOSS = Measure("log_loss", "log loss, nats (probabilities floored at 1e-6)")
 FLOOR = 1e-6
-"""Of the probability of what came true, as the pipeline's own log loss has it."""
+"""The lowest probability of the actual class, as in the pipeline's own log loss."""
 LAST_HIDDEN = "network.3"
 COST_ENTRIES = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How the stream is split, and how the frozen network is fitted."""
+    """The split of the stream, and the fit of the frozen network."""
 
     name: str = "elec2"
     train: float = 0.2
@@ -60,7 +60,7 @@ class Setting:
         return int(self.train * len(batch))
 
     def protocol(self) -> str:
-        """State what the figures are."""
+        """Describe the figures."""
         return (
             f"{self.name}: Elec2 (45,312 half-hours of the New South Wales electricity market, "
             f"6 features, class 1: "
@@ -188,14 +188,14 @@ class _Judge:
     def __call__(self, prediction: Prediction) -> None:
         row = int(prediction.id)
         self.issued.append(row)
-        said = {
+        outputs = {
             name: p[0].astype(np.float64)
             for name, p in {**prediction.experts, "served": prediction.served}.items()
         }
         truth = self.truth[row]
-        losses = {name: float(-np.log(max(p[truth], FLOOR))) for name, p in said.items()}
+        losses = {name: float(-np.log(max(p[truth], FLOOR))) for name, p in outputs.items()}
         self.losses.take(losses)
-        for name, p in said.items():
+        for name, p in outputs.items():
             self.ups.setdefault(name, []).append(float(p[1]))
         # The last entry's own label is never learned: nothing arrives after it.
         if row + 1 < len(self.truth):

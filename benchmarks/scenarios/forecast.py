@@ -38,20 +38,20 @@ COST_ENTRIES = 200
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A data set, how it is split and what the frozen base is.
+    """A data set, its split and its frozen base.
 
     Attributes
     ----------
     train : float, in (0, 1)
-        The part, from the start, that the base is fitted on.
+        The part, from the start, on which the base is fitted.
     window : int, in entries
     strong : bool
         Whether the last value is subtracted from window and target.
     shared_scale : bool
         One scalar location and scale for all columns, from the training part.
     warm_up : int, in entries
-        The last so many entries of the training part are observed first, and their forecasts not
-        judged: the learners and their memories start from them, as they would where a deployment
+        The number of last entries of the training part that are observed first, without judging
+        their forecasts: the learners and their memories start from them, as in a deployment that
         replays its history.
     """
 
@@ -82,7 +82,7 @@ class Setting:
         )
 
     def protocol(self) -> str:
-        """State what the figures are."""
+        """Describe the figures."""
         scaling = "one scalar pair" if self.shared_scale else "per column"
         form = "last value subtracted from window and target" if self.strong else "raw window"
         h, w = self.horizon, self.window
@@ -119,8 +119,8 @@ def issue_times(setting: Setting, rows: int) -> range:
 
 
 def stream_of(setting: Setting, batch: Batch) -> list[Entry]:
-    """Return the entries to be observed: from the first row of the first judged window, or
-    `warm_up` before, on."""
+    """Return the entries to observe: from the first row of the first judged window on, or
+    `warm_up` before."""
     first = issue_times(setting, len(batch)).start - setting.window + 1 - setting.warm_up
     if first < 0:
         raise ValueError(
@@ -158,9 +158,12 @@ class _Judge:
         t = int(prediction.id)
         actual = self.values[t + 1 : t + 1 + self.horizon]
         experts = {**prediction.experts, "served": prediction.served}
-        told = {name: said[: len(actual)].astype(np.float64) for name, said in experts.items()}
+        outputs = {
+            name: output[: len(actual)].astype(np.float64) for name, output in experts.items()
+        }
         self.sums.add(
-            {name: float(np.abs(said - actual).sum()) for name, said in told.items()}, actual.size
+            {name: float(np.abs(output - actual).sum()) for name, output in outputs.items()},
+            actual.size,
         )
         if t in self.judged:
             self.issued.append(t)

@@ -1,4 +1,4 @@
-"""Regression scenarios: calibrating a glucose sensor from labels that come late, and few."""
+"""Regression scenarios: calibrating a glucose sensor with few, late labels."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ COST_ENTRIES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How late labels come, and how many.
+    """The delay and the number of labels.
 
     Attributes
     ----------
     every : int, >= 1
-        One row in so many has a label that arrives.
+        One row of every `every` rows has a label that arrives.
     train : float, in (0, 1)
-        The part, from the start, that the base is fitted on.
+        The part, from the start, on which the base is fitted.
     window : int, in entries
     delay : int, ns
         From an entry's event time to the arrival of its label.
@@ -63,7 +63,7 @@ class Setting:
         )
 
     def protocol(self) -> str:
-        """State what the figures are."""
+        """Describe the figures."""
         which = (
             "every row has a label" if self.every == 1 else f"one row in {self.every} has a label"
         )
@@ -123,7 +123,7 @@ def pipeline_for(
 
 
 class _Judge:
-    """Compares predictions with all labels, those too that never arrive."""
+    """Compares predictions with all labels, also with those that never arrive."""
 
     def __init__(self, setting: Setting, batch: Batch, delivered: set[str]) -> None:
         assert batch.labels is not None
@@ -142,8 +142,8 @@ class _Judge:
         if prediction.id in self.delivered:
             self.sums.add(
                 {
-                    name: abs(float(said[0, 0]) - float(actual[0, 0]))
-                    for name, said in experts.items()
+                    name: abs(float(output[0, 0]) - float(actual[0, 0]))
+                    for name, output in experts.items()
                 },
                 1,
             )

@@ -1,4 +1,4 @@
-"""Forecasting link loads while links fail and traffic is routed around them."""
+"""Forecasting link loads while links fail and traffic is rerouted."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ guard mixes for squared error.
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is made, how the base is fitted, and what counts as after a failure.
+    """The generated data, the fit of the base, and the entries that count as after a failure.
 
     Attributes
     ----------
     window, refit_every, after : int, in entries
     warm_up : int, in entries
-        The last so many training entries are observed first, their forecasts unjudged.
+        The number of last training entries observed first, without judging their forecasts.
     """
 
     name: str = "linkload"
@@ -99,7 +99,7 @@ class Setting:
     warm_up: int = 288
 
     def protocol(self) -> str:
-        """State what the figures are."""
+        """Describe the figures."""
         hours, days = self.traffic.every // 12, self.traffic.days - self.traffic.train_days
         return " ".join(
             PROTOCOL.format(s=self, t=self.traffic, f=self.fitting, hours=hours, days=days).split()
@@ -107,14 +107,13 @@ class Setting:
 
 
 def judged(setting: Setting, loads: Loads) -> range:
-    """Return the issue times that are judged: those whose next entry comes after the training
-    days."""
+    """Return the judged issue times: those whose next entry is after the training days."""
     return range(loads.train - 1, len(loads.batch) - 1)
 
 
 def stream_of(setting: Setting, loads: Loads) -> list[Entry]:
-    """Return the entries to be observed: so that the first forecast is made `warm_up` entries
-    before judging."""
+    """Return the entries to observe, so that the first forecast is made `warm_up` entries before
+    judging."""
     first = judged(setting, loads).start - setting.warm_up - setting.window + 1
     if first < 0:
         raise ValueError(
@@ -139,7 +138,7 @@ def fit(setting: Setting, loads: Loads, seed: int, make: Callable[..., Change] =
 def frozen(network: Change, links: int) -> FrozenModel:
     """Freeze a network of z-scores."""
     base = FrozenModel(network)
-    zeros, ones = torch.zeros(links), torch.ones(links)  # z-scores have no scale but one
+    zeros, ones = torch.zeros(links), torch.ones(links)  # z-scores have a scale of one
     base.input_loc, base.input_scale = zeros, ones
     base.output_loc, base.output_scale = zeros.clone(), ones.clone()
     return base
@@ -186,11 +185,11 @@ class _Judge:
     def __call__(self, prediction: Prediction) -> None:
         t = int(prediction.id)
         if t + 1 == len(self.values):
-            return  # nothing followed
+            return  # no entry follows
         actual = self.values[t + 1].astype(np.float64)
-        said = {**prediction.experts, "served": prediction.served}
+        outputs = {**prediction.experts, "served": prediction.served}
         squared = {
-            name: np.square(row[0].astype(np.float64) - actual) for name, row in said.items()
+            name: np.square(row[0].astype(np.float64) - actual) for name, row in outputs.items()
         }
         self.sums.add({name: float(cells.sum()) for name, cells in squared.items()}, len(actual))
         if t in self.judged:
@@ -199,8 +198,8 @@ class _Judge:
 
 
 def after_failures(setting: Setting, loads: Loads, *, skip: int = 0) -> npt.NDArray[np.bool_]:
-    """Return which judged forecasts are of the `after` entries from a failure's own on, the first
-    `skip` left out."""
+    """Return which judged forecasts belong to the `after` entries from a failure on, without the
+    first `skip`."""
     chosen = np.zeros(len(loads.batch), np.bool_)
     for at in loads.events:
         chosen[at + skip : at + setting.after] = True

@@ -1,5 +1,5 @@
-"""The link loads' recurrent networks: fitted on the training days, frozen or learning on at every
-entry."""
+"""The link loads' recurrent networks: fitted on the training days, then frozen or trained further
+at every entry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Change", "Fitting", "OnlineNetwork", "cfc", "fit_change", "lstm"]
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """How a network is fitted on the training days: Adam on the squared error of windows in random
+    """The fit of a network on the training days: Adam on the squared error of windows in random
     order."""
 
     units: int = 32
@@ -31,8 +31,8 @@ class Fitting:
 
 
 class Change(nn.Module):
-    """The last value plus what a recurrent network says about its change: (1, window, links) ->
-    (1, 1, links).
+    """The last value plus the change predicted by a recurrent network: (1, window, links) -> (1,
+    1, links).
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ class _Cfc(nn.Module):
         self.cell = CfC(links, units, projection=links, backbone=(2 * units,), generator=generator)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        said, _ = self.cell(inputs, sequences=False)
-        return said
+        output, _ = self.cell(inputs, sequences=False)
+        return output
 
 
 class _Lstm(nn.Module):
@@ -68,8 +68,8 @@ class _Lstm(nn.Module):
         self.readout = nn.Linear(units, links)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        said: Tensor = self.readout(self.cell(inputs)[0][:, -1])
-        return said
+        output: Tensor = self.readout(self.cell(inputs)[0][:, -1])
+        return output
 
 
 def cfc(links: int, fitting: Fitting, seed: int) -> Change:
@@ -85,7 +85,7 @@ def lstm(links: int, fitting: Fitting, seed: int) -> Change:
 
 
 def fit_change(model: Change, values: Tensor, window: int, fitting: Fitting, seed: int) -> Change:
-    """Fit a network on one step ahead of every window of `values` (entries, links); returns it."""
+    """Fit a network on the next step of every window of `values` (entries, links); return it."""
     windows = values.unfold(0, window, 1).transpose(1, 2)[:-1]  # (windows, window, links)
     targets = values[window:]
     generator = torch.Generator().manual_seed(seed)
@@ -101,15 +101,15 @@ def fit_change(model: Change, values: Tensor, window: int, fitting: Fitting, see
 
 
 class OnlineNetwork(Learner):
-    """A rival: a fitted network that goes on learning, one Adam step (squared error) on each
-    matured forecast.
+    """A rival: a fitted network that continues to learn, with one Adam step (squared error) on
+    each matured forecast.
 
     Parameters
     ----------
     name : str
-        Of the expert.
+        Name of the expert.
     network : Change
-        What it starts from; copied.
+        The initial network; copied.
     lr : float, > 0
     clip : float, > 0
         Gradients are scaled down to this norm, as `Liquid` does.
@@ -123,11 +123,11 @@ class OnlineNetwork(Learner):
         self.name = name
         self.lr = lr
         self.clip = clip
-        self.start = [network]  # in a list: it is no part of the state
+        self.start = [network]  # in a list: it is not part of the state
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name it was given."""
+        """The given name."""
         return (self.name,)
 
     def allocate(self, spec: Spec) -> None:
@@ -136,12 +136,12 @@ class OnlineNetwork(Learner):
         self.optimiser = Optimiser(list(self.network.parameters()), "adam", self.lr, {})
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Ask the network."""
-        said: Tensor = self.network(inputs.unsqueeze(0))[0].detach()
-        return said
+        """Return the network's forecast."""
+        output: Tensor = self.network(inputs.unsqueeze(0))[0].detach()
+        return output
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Make one step; back through the whole window."""
+        """Make one step, with backpropagation through the whole window."""
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         with torch.enable_grad():
             loss = (self.network(inputs.unsqueeze(0))[0] - target).square().mean()

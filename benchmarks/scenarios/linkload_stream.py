@@ -1,4 +1,5 @@
-"""Link loads of a European backbone whose links fail: made from a published topology, seeded."""
+"""Link loads of a European backbone with failing links: generated from a published topology, with
+a seed."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ class Network(NamedTuple):
     links : list of (int, int)
         In the published order.
     pairs : list of (int, int)
-        Who sends to whom; both directions together.
+        The communicating nodes; both directions together.
     demands : ndarray, (pairs,)
         Published mean demands.
     """
@@ -44,23 +45,23 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """How demands change and when links fail.
+    """Changes of the demands and failures of the links.
 
     Attributes
     ----------
     days, train_days : int
-        All of them, and those before the first failure.
+        All days, and those before the first failure.
     daily, half_daily : float
         Amplitudes of the two sines of a pair's demand, in units of its mean; each pair's own is
-        this times a number drawn uniformly from [.5, 1.5].
+        this, multiplied by a number drawn uniformly from [.5, 1.5].
     jitter : float
         Standard deviation of the pairs' phases, in periods.
     noise : float
         Standard deviation of each entry's demand, in units of the demand.
     every : int, in entries
-        From one failure to the next.
+        Entries from one failure to the next.
     failing : int
-        Links that fail together; those before them are repaired at that moment.
+        Number of links that fail together; the previously failed ones are repaired at that moment.
     """
 
     days: int = 14
@@ -75,7 +76,7 @@ class Traffic:
 
 
 class Loads(NamedTuple):
-    """What was generated.
+    """The generated loads.
 
     Attributes
     ----------
@@ -95,7 +96,7 @@ class Loads(NamedTuple):
 def nobel_eu() -> Network:
     """Return SNDlib's nobel-eu: 28 cities, 41 links, 378 pairs (it ships in the package
     topohub)."""
-    # topohub.get reads the same file, and leaves it open.
+    # topohub.get reads the same file, but leaves it open.
     packed = files("topohub").joinpath("data", "sndlib", "nobel-eu.json")
     read = json.loads(packed.read_text(encoding="utf-8"))
     graph = nx.Graph()
@@ -112,8 +113,8 @@ def nobel_eu() -> Network:
 
 
 def routing(network: Network, failed: tuple[int, ...] = ()) -> Array:
-    """Return (pairs, links), 1 where a pair's shortest path in km takes a link; `failed` links are
-    taken by none."""
+    """Return (pairs, links), 1 where a pair's shortest path in km uses a link; no path uses
+    `failed` links."""
     graph = network.graph.copy()
     graph.remove_edges_from(network.links[i] for i in failed)
     column = {frozenset(link): i for i, link in enumerate(network.links)}
@@ -143,7 +144,7 @@ def failures(
 
 
 def demands(network: Network, traffic: Traffic, rng: np.random.Generator) -> Array:
-    """Return (entries, pairs): a day's sine, half a day's, and noise; never negative."""
+    """Return (entries, pairs): daily sine, half-daily sine, and noise; never negative."""
     pairs = len(network.pairs)
     days = np.arange(traffic.days * traffic.entries_a_day)[:, None] / traffic.entries_a_day
     level = np.ones((len(days), pairs))
@@ -157,7 +158,7 @@ def demands(network: Network, traffic: Traffic, rng: np.random.Generator) -> Arr
 
 
 def generate(network: Network, traffic: Traffic, seed: int) -> Loads:
-    """Make the loads; the same seed makes the same ones."""
+    """Generate the loads; the same seed gives the same loads."""
     rng = np.random.default_rng(seed)
     asked = demands(network, traffic, rng)
     train = traffic.train_days * traffic.entries_a_day

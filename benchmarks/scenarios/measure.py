@@ -1,4 +1,4 @@
-"""What a scenario measures, computed from the predictions and the data alone."""
+"""The measures of a scenario, computed from the predictions and the data alone."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ __all__ = [
 ]
 
 BLOCK = 500
-"""Predictions over which `Measured.worst_block` compares an expert with the base."""
+"""Number of predictions over which `Measured.worst_block` compares an expert with the base."""
 TOLERANCE = 1e-5
-"""How far, relatively, the pipeline's own sums may be from ours: its losses are of float64,
-predictions of float32."""
+"""Largest relative difference between the pipeline's sums and ours: its losses are float64,
+predictions float32."""
 PART = " @ "
-"""Stands between an expert and a part of a scenario."""
+"""Separates an expert from a part of a scenario."""
 SEEDS = (0, 1, 2)
-"""Of everything that is random in a scenario."""
+"""Seed of everything that is random in a scenario."""
 
 Progress = Callable[[str], None]
 Learners = Callable[[], Sequence[Learner]]
-"""Makes the learners afresh."""
+"""Makes new learners."""
 Losses = dict[str, npt.NDArray[np.float64]]
 """Expert -> loss of each prediction, (predictions,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What a figure is.
+    """The meaning of a figure.
 
     Attributes
     ----------
     key : str
-        Its name in the JSON, where a scenario has several.
+        Its name in the JSON, if a scenario has several measures.
     title : str
         In words, with its unit.
     higher : bool
@@ -78,14 +78,14 @@ MAE = Measure("mae", "mean absolute error, original units")
 
 
 class Figure(NamedTuple):
-    """A mean over seeds, and the standard deviation over them; None where nothing is random."""
+    """A mean over seeds, and the standard deviation over them; None if nothing is random."""
 
     mean: float
     spread: float | None = None
 
 
 def mean_of(figures: Sequence[float]) -> Figure:
-    """Return the figure that one number per seed makes; no spread where all are the same."""
+    """Return the figure of one number per seed; no spread if all are equal."""
     same = len(figures) < 2 or max(figures) == min(figures)
     return Figure(float(np.mean(figures)), None if same else float(np.std(figures, ddof=1)))
 
@@ -98,17 +98,17 @@ class Errors:
         self.rows: dict[str, list[float]] = {}
 
     def add(self, experts: Mapping[str, npt.NDArray[Any]], actual: npt.NDArray[Any]) -> None:
-        """Compare the experts' predictions (rows, columns) with what came true."""
+        """Compare the experts' predictions (rows, columns) with the actual values."""
         truth = actual.astype(np.float64)
-        self.take({name: float(np.abs(said - truth).mean()) for name, said in experts.items()})
+        self.take({name: float(np.abs(output - truth).mean()) for name, output in experts.items()})
 
     def take(self, losses: Mapping[str, float]) -> None:
-        """Take in every expert's loss on one prediction."""
+        """Add every expert's loss on one prediction."""
         for name, loss in losses.items():
             self.rows.setdefault(name, []).append(loss)
 
     def arrays(self) -> Losses:
-        """Return them as arrays of one length."""
+        """Return the losses as arrays of one length."""
         arrays = {name: np.array(row) for name, row in self.rows.items()}
         if len({len(a) for a in arrays.values()}) != 1:
             raise ValueError(
@@ -127,7 +127,7 @@ class Sums:
         self.cells = 0
 
     def add(self, losses: Mapping[str, float], cells: int) -> None:
-        """Take in the losses of one prediction, each a sum over `cells` of it."""
+        """Add the losses of one prediction, each a sum over its `cells`."""
         self.cells += cells
         for name, loss in losses.items():
             self.of[name] = self.of.get(name, 0.0) + loss
@@ -143,7 +143,7 @@ class Cost:
     base, full : float, ms
         A pipeline with the frozen base alone; the whole pipeline.
     learners : dict of str to float, ms
-        What each learner adds to the base-only pipeline when it is the only one, nothing being
+        The cost that each learner adds to the base-only pipeline when it is alone, with nothing
         mixed.
     """
 
@@ -159,20 +159,20 @@ class Measured:
     Attributes
     ----------
     measures : tuple of Measure
-        The first is the one that experts are ranked by.
+        Experts are ranked by the first measure.
     figures : dict of str to dict of str to Figure
         Expert -> key of the measure -> figure. ``served`` is the guard's mixture.
     mixed : tuple of str
-        The experts that the guard mixed; the other rows stand beside the mixture.
+        The experts that the guard mixed; the other rows are listed beside the mixture.
     losses : dict of str to ndarray, (predictions,)
-        Expert -> loss of each prediction, the mean over the seeds. Empty where there is no such
+        Expert -> loss of each prediction, the mean over the seeds. Empty if there is no such
         thing.
     loss : str
-        What these losses are, in words.
+        A description of these losses.
     marks : tuple of int
-        Predictions at which something happened to the stream, for the plots.
+        Predictions at which the stream changed, for the plots.
     root : bool
-        Whether the root of a mean of `losses` is what is shown of it.
+        Whether the root of a mean of `losses` is shown.
     details : dict of str to Figure
         Further figures of the first measure, ``"expert @ part"`` of the scenario's parts.
     """
@@ -207,7 +207,7 @@ class Measured:
 
     @property
     def adapts(self) -> bool:
-        """Whether there is a frozen base, and a mixture that is served, to be compared."""
+        """Whether there are a frozen base and a served mixture to compare."""
         return "base" in self.figures and "served" in self.figures
 
     @property
@@ -220,11 +220,11 @@ class Measured:
         return self.figures[name][measure or self.measure.key].mean
 
     def spread(self, name: str, measure: str | None = None) -> float:
-        """Return the standard deviation over the seeds; 0 where nothing is random."""
+        """Return the standard deviation over the seeds; 0 if nothing is random."""
         return self.figures[name][measure or self.measure.key].spread or 0.0
 
     def best(self, measure: str | None = None) -> str:
-        """Name the best single expert in hindsight, of those that the guard mixed."""
+        """Return the name of the best single expert in hindsight among the mixed ones."""
         chosen = next(m for m in self.measures if m.key == (measure or self.measure.key))
         ranked = sorted(self.mixed, key=lambda name: self.figure(name, chosen.key))
         return ranked[-1] if chosen.higher else ranked[0]
@@ -243,7 +243,7 @@ class Measured:
         return float(np.sqrt(ratio.max()) if self.root else ratio.max())
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures, the protocol and, where anything is random, the spreads.
+        """Return the figures, the protocol and, if anything is random, the spreads.
 
         An expert's value is a number, or ``{measure: number}`` where the scenario has several
         measures. ``spread`` holds, in the same form, the experts whose figures differ between the
@@ -259,13 +259,13 @@ class Measured:
             name: {m.key: row[m.key].mean for m in self.measures}
             for name, row in self.figures.items()
         }
-        said: dict[str, Any] = {name: self._flat(row) for name, row in means.items()}
-        said["protocol"] = self.protocol
+        result: dict[str, Any] = {name: self._flat(row) for name, row in means.items()}
+        result["protocol"] = self.protocol
         if self.details:
-            said["details"] = {name: figure.mean for name, figure in self.details.items()}
+            result["details"] = {name: figure.mean for name, figure in self.details.items()}
         if any(spreads.values()):
-            said["spread"] = {name: self._flat(row) for name, row in spreads.items() if row}
-        return said
+            result["spread"] = {name: self._flat(row) for name, row in spreads.items() if row}
+        return result
 
     def _flat(self, row: Mapping[str, float | None]) -> Any:
         return dict(row) if len(self.measures) > 1 else next(iter(row.values()))
@@ -279,12 +279,12 @@ def over_seeds(runs: Sequence[Losses]) -> Losses:
 
 
 def of_seed(progress: Progress, seed: int) -> Progress:
-    """Say which seed it is that progresses."""
+    """Put the seed into progress messages."""
     return lambda text: progress(f"seed {seed}: {text}")
 
 
 def seeds_protocol(seeds: Sequence[int]) -> str:
-    """Say what a figure and its spread are."""
+    """Describe a figure and its spread."""
     listed = ", ".join(map(str, seeds))
     return (
         f"Figures are means over seeds {listed}; spread: the standard deviation over them (n - 1)."
@@ -297,20 +297,20 @@ def drive(
     judge: Callable[[Prediction], None],
     progress: Progress,
 ) -> None:
-    """Run all items through the pipeline, one at a time, and judge every prediction; tell how far
-    it is."""
-    told = time.monotonic()
+    """Run all items through the pipeline, one at a time, judge every prediction, and report the
+    progress."""
+    last_report = time.monotonic()
     for i, item in enumerate(items):
         for prediction in pipeline.observe([item]):
             judge(prediction)
-        if time.monotonic() - told > 5.0:
-            told = time.monotonic()
+        if time.monotonic() - last_report > 5.0:
+            last_report = time.monotonic()
             progress(f"{i + 1} of {len(items)} items")
 
 
 class Judge(Protocol):
-    """Compares predictions with the data: called with each; `issued` are the rows judged, `sums`
-    what matures."""
+    """Compares predictions with the data, called with each prediction; `issued` are the rows
+    judged, `sums` the matured losses."""
 
     issued: list[int]
     sums: Sums
@@ -326,8 +326,8 @@ def judge_all(
     expected: range,
     progress: Progress,
 ) -> None:
-    """Drive a pipeline, and check that just the `expected` rows were judged and that it counted as
-    the data say.
+    """Drive a pipeline, and check that exactly the `expected` rows were judged and that its counts
+    agree with the data.
 
     Raises
     ------
@@ -343,7 +343,7 @@ def judge_all(
 
 
 def cross_check(pipeline: Pipeline, sums: Sums) -> None:
-    """Compare our sums of losses over the matured cells with what the pipeline counted itself.
+    """Compare our sums of losses over the matured cells with the pipeline's own sums.
 
     A cell that an absurd value reaches is in our sums only (`Stats.absurd`): the pipeline may then
     have counted fewer.
@@ -384,7 +384,7 @@ def cost_of(
 
 
 def cost_per_entry(pipeline: Pipeline, items: Sequence[Entry | Label], entries: int) -> float:
-    """Return the mean CPU time of an entry in ms, the labels that came since the entry before it
+    """Return the mean CPU time of an entry in ms, the labels that arrived since the previous entry
     included.
 
     The first half of the `entries` predicted warms up. Process time, so that a shared machine

@@ -1,5 +1,4 @@
-"""Scenarios that come as rows of figures alone: what they are called elsewhere, put as every
-scenario's are."""
+"""Scenarios whose results are rows of figures, converted to the common form."""
 
 from __future__ import annotations
 
@@ -17,14 +16,13 @@ Rows = Mapping[str, Mapping[str, float]]
 
 
 def of_digits(name: str, folder: Path, progress: Progress) -> Measured:
-    """Measure test-time adaptation: one measure, a frozen base, and rows that stand beside the
-    mixture."""
-    del folder  # the images ship in scikit-learn
+    """Measure test-time adaptation: one measure, a frozen base, and rows beside the mixture."""
+    del folder  # the images are in scikit-learn
     return digits_measured(name, digits.measure(name, progress))
 
 
 def digits_measured(name: str, rows: Rows) -> Measured:
-    """Name the unadapted network ``base``; what is no expert's own figure goes to the details."""
+    """Name the unadapted network ``base``; figures that belong to no expert go to the details."""
     named = {_based(row): _figure(figure) for row, figure in rows.items()}
     experts = {row: {ACCURACY.key: figure} for row, figure in named.items() if PART not in row}
     details = {row: figure for row, figure in named.items() if PART in row}
@@ -42,7 +40,7 @@ def _based(row: str) -> str:
 
 
 def of_dictionary(name: str, folder: Path, progress: Progress) -> Measured:
-    """Measure the recovery of a dictionary: a measure for each number of entries seen; nothing is
+    """Measure the recovery of a dictionary: one measure for each number of entries; nothing is
     adapted."""
     del folder  # the entries are drawn
     return dictionary_measured(name, dictionary.measure(name, progress))

@@ -1,17 +1,19 @@
-"""Checkpoints and keys in an object store, or any other file system that fsspec knows:
-``s3://bucket/state``.
+"""Stores checkpoints and keys in an object store, or in any other file system that fsspec
+supports: ``s3://bucket/state``.
 
-The layout is that of a folder on disk, file by file. A folder cannot be renamed here, so a
-checkpoint's files are written under its number first and its manifest last: a checkpoint exists if
-its manifest does, and leftovers without one are never read. It is removed manifest first. An
-object store has a file whole or not at all; where fsspec writes into true files (``local``,
-``sftp``, ``smb``), which a crash can tear, the manifest is written aside and renamed.
+The files and their names are the same as in a folder on disk. But a folder cannot be renamed in an
+object store. So the files of a checkpoint are written first, under its number, and its manifest
+last: a checkpoint exists if its manifest exists, and files without a manifest are never read. A
+removal begins with the manifest. A file in an object store is complete or absent. If fsspec writes
+to real files (``local``, ``sftp``, ``smb``), which a crash can leave incomplete, the manifest is
+written under another name and renamed.
 
-Ownership goes by fencing tokens alone (`streamadapt.state.fence`): a new engine takes over.
-Tokens and manifests are written so that they replace nothing (``mode="create"``): S3, Google and
-Azure refuse in one step what is there already. Where fsspec can only look first and write then, or
-a server ignores the wish, two could create the same token at the same instant: the later one's
-word stands in it, the earlier one reads that before it writes a manifest, and is fenced.
+The owner is determined by fencing tokens alone (`streamadapt.state.fence`): a new engine takes
+over. Tokens and manifests are written so that they never replace a file (``mode="create"``): S3,
+Google Cloud Storage and Azure refuse an existing name atomically. If fsspec can only check first
+and write then, or a server ignores the mode, two engines could create the same token at the same
+moment. Then the token contains the text of the later engine; the earlier engine reads this before
+it writes a manifest, and is fenced.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ _MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 class _FileSystem:
-    """A URL's file system: connected when first used, and with errors that hold no credentials.
+    """The file system of a URL. It connects when it is first used, and its errors contain no
+    credentials.
 
     Parameters
     ----------
@@ -48,14 +51,14 @@ class _FileSystem:
     ImportError
         If fsspec or its driver for this scheme is not installed.
     ValueError
-        If the URL is none of a plain file system.
+        If the URL chains several file systems, or has special characters.
     """
 
     def __init__(self, url: str) -> None:
         remember("url", url)
         scheme = url.partition("://")[0].lower()
         if "::" in url or any(sign in url for sign in "?*[]"):
-            raise ValueError("not a chain of them, and without ? * [ ] in it")
+            raise ValueError("not a chain of URLs, and without ? * [ ]")
         try:
             from fsspec import get_filesystem_class
         except ImportError as error:
@@ -63,7 +66,7 @@ class _FileSystem:
         try:
             get_filesystem_class(scheme)
         except ImportError as error:
-            raise ImportError(f"{error}{_cure(scheme)}") from error
+            raise ImportError(f"{error}{_remedy(scheme)}") from error
         self._url = url
 
     @cached_property
@@ -71,34 +74,34 @@ class _FileSystem:
         from fsspec.core import url_to_fs
 
         with self.asking():
-            # Not the instance that others share: what this one lists must never come from a cache.
+            # Not the shared instance of fsspec: its listings must never come from a cache.
             fs, root = url_to_fs(self._url, skip_instance_cache=True)
             fs.dircache.use_listings_cache = False
         return fs, root.rstrip("/")
 
     @property
     def fs(self) -> AbstractFileSystem:
-        """What fsspec made."""
+        """The file system object of fsspec."""
         return self._opened[0]
 
     @property
     def tears(self) -> bool:
-        """Whether a file is there before it is whole: those that are sent in one piece have their
-        own way to do it."""
+        """Whether a file can be visible before it is complete: true for drivers without a method
+        of their own that sends a file in one request."""
         from fsspec import AbstractFileSystem
 
-        # Of the instance: fsspec hangs the methods of asynchronous drivers on that.
+        # Read from the instance, where fsspec sets the methods of asynchronous drivers.
         return getattr(self.fs.pipe_file, "__func__", None) is AbstractFileSystem.pipe_file
 
     @property
     def root(self) -> str:
-        """The URL as a path in it."""
+        """The URL as a path in the file system."""
         return self._opened[1]
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Turn what a driver raises, which need not be an `OSError`, into one; keep what is
-        missing or there apart."""
+        """Convert any error of a driver to an `OSError`; errors for missing and existing files
+        keep their types."""
         try:
             yield
         except (*_MISSING, FileExistsError) as error:
@@ -111,11 +114,11 @@ class _FileSystem:
 
 
 class ObjectFolder(Folder):
-    """A prefix of an object store, or a folder of any file system that fsspec knows.
+    """A prefix of an object store, or a folder of any file system that fsspec supports.
 
-    Options of the driver, such as the endpoint of an S3 that is not Amazon's, come from fsspec's
-    own configuration (``FSSPEC_S3_ENDPOINT_URL``), credentials from wherever the driver looks for
-    them.
+    Options of the driver, such as the endpoint of an S3 server that is not Amazon's, come from the
+    configuration of fsspec (``FSSPEC_S3_ENDPOINT_URL``). Credentials come from the places that the
+    driver documents.
 
     Parameters
     ----------
@@ -127,7 +130,7 @@ class ObjectFolder(Folder):
     ImportError
         If fsspec or its driver for this scheme is not installed.
     ValueError
-        If the URL is none of a plain file system.
+        If the URL chains several file systems, or has special characters.
     """
 
     path: str
@@ -140,7 +143,7 @@ class ObjectFolder(Folder):
         self._system = _FileSystem(url)
         self._below = ""
         self.path = without_credentials(url if url.endswith("://") else url.rstrip("/"))
-        # Checkpoints whose manifest was seen: only their owner removes one.
+        # Checkpoints whose manifest was seen: only the owner removes a manifest.
         self._whole: set[int] = set()
 
     @property
@@ -149,27 +152,27 @@ class ObjectFolder(Folder):
         return self.path.rpartition("/")[2]
 
     def child(self, name: str) -> Self:
-        """Return a folder in this one, there or not."""
-        made = type(self).__new__(type(self))
-        made._system = self._system
-        made._below = f"{self._below}/{name}"
-        made.path = f"{self.path}/{name}"
-        made._whole = set()
-        return made
+        """Return a sub-folder, which need not exist."""
+        child = type(self).__new__(type(self))
+        child._system = self._system
+        child._below = f"{self._below}/{name}"
+        child.path = f"{self.path}/{name}"
+        child._whole = set()
+        return child
 
     def folders(self) -> Sequence[str]:
-        """Return the names of the folders in it, in order."""
+        """Return the names of the folders in it, sorted."""
         return sorted(name for name, kind in self._list().items() if kind == "directory")
 
     def make(self) -> None:
-        """Nothing: the first file makes it."""
+        """Do nothing: the first file creates the folder."""
 
     def lock(self) -> None:
-        """There are no locks."""
+        """Raise `NotImplementedError`: an object store has no locks."""
         raise NotImplementedError("an object store has no locks")
 
     def unlock(self) -> None:
-        """Nothing."""
+        """Do nothing: there are no locks."""
 
     # -- files
 
@@ -178,9 +181,12 @@ class ObjectFolder(Folder):
         return list(self._list())
 
     def read(self, name: str, most: int | None = None) -> bytes:
-        """Return a file; that an object store cannot be reached does not make it a damaged one."""
+        """Return the contents of a file; if the store cannot be reached, this raises
+        `CheckpointError`, not `DamagedError`."""
         try:
-            if most is not None:  # one more request: not for what is read all the time
+            if (
+                most is not None
+            ):  # this costs a request, so files that are read often have no limit
                 with self._system.asking():
                     size = self._system.fs.info(self._at(name))["size"] or 0
                 if size > most:
@@ -192,12 +198,12 @@ class ObjectFolder(Folder):
             raise CheckpointError(f"{self.child(name)}: cannot be read: {error}") from error
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a new file."""
+        """Write a new file; raise `FileExistsError` if it exists already."""
         try:
             with self._system.asking():
                 self._writing(lambda: self._create(self._at(name), data))
         except FileExistsError:
-            # A driver that tries again after an answer was lost finds what it has written itself.
+            # If an answer was lost, the driver repeats the request and finds its own file.
             if self._get(name) != data:
                 raise
 
@@ -218,8 +224,8 @@ class ObjectFolder(Folder):
     # -- checkpoints
 
     def numbers(self) -> Sequence[int]:
-        """Return the numbers of the checkpoints whose manifest exists, in order."""
-        return sorted(number for number, whole in self._look().items() if whole)
+        """Return the numbers of the checkpoints whose manifest exists, sorted."""
+        return sorted(number for number, whole in self._checkpoints().items() if whole)
 
     def publish(
         self,
@@ -228,7 +234,7 @@ class ObjectFolder(Folder):
         check: Callable[[], None],
         step: Callable[[str], None],
     ) -> None:
-        """Write the files, and the manifest last: with it the checkpoint appears."""
+        """Write the files, and last the manifest, which publishes the checkpoint."""
         folder = self.child(numbered(number))
         *data, manifest = files
         for name in data:
@@ -245,18 +251,18 @@ class ObjectFolder(Folder):
             folder.create(manifest, files[manifest])
 
     def remove(self, number: int) -> None:
-        """Delete the manifest, with which the checkpoint disappears, and then the rest."""
+        """Delete the manifest first, which removes the checkpoint, and then the other files."""
         self.child(numbered(number)).delete(MANIFEST)
         self._whole.discard(number)
         self._clear(number)
 
     def sweep(self, number: int) -> None:
-        """Delete what has no manifest, up to this number."""
-        for left, whole in self._look().items():
+        """Delete checkpoints without a manifest, up to this number."""
+        for left, whole in self._checkpoints().items():
             if not whole and left <= number:
                 self._clear(left)
 
-    # -- what these are made of
+    # -- helpers
 
     def _at(self, name: str) -> str:
         return f"{self._here}/{name}"
@@ -270,10 +276,10 @@ class ObjectFolder(Folder):
         try:
             with self._system.asking():
                 self._system.fs.invalidate_cache()
-                found = self._system.fs.ls(self._here, detail=True)
+                entries = self._system.fs.ls(self._here, detail=True)
         except FileNotFoundError:
             return {}
-        return {entry["name"].rstrip("/").rpartition("/")[2]: entry["type"] for entry in found}
+        return {entry["name"].rstrip("/").rpartition("/")[2]: entry["type"] for entry in entries}
 
     def _get(self, name: str) -> bytes:
         with self._system.asking():
@@ -281,7 +287,7 @@ class ObjectFolder(Folder):
 
     def _create(self, path: str, data: bytes) -> None:
         fs = self._system.fs
-        if getattr(fs, "local_file", False):  # there, "create" looks first and writes then
+        if getattr(fs, "local_file", False):  # here, mode="create" would not be atomic
             with fs.open(path, "xb") as file:
                 file.write(data)
         else:
@@ -290,14 +296,14 @@ class ObjectFolder(Folder):
     def _writing(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except FileNotFoundError:  # a file system with real folders; a bucket is never made
+        except FileNotFoundError:  # a file system with real folders; buckets are never created
             self._make(self._here)
             write()
 
     def _make(self, path: str) -> None:
         parent = path.rpartition("/")[0]
         if not parent.strip("/"):
-            raise FileNotFoundError(f"{path} is not there")
+            raise FileNotFoundError(f"{path} does not exist")
         with suppress(FileExistsError):
             try:
                 self._system.fs.mkdir(path, create_parents=False)
@@ -305,16 +311,16 @@ class ObjectFolder(Folder):
                 self._make(parent)
                 self._system.fs.mkdir(path, create_parents=False)
 
-    def _look(self) -> dict[int, bool]:
-        """Return number -> whether its manifest exists."""
-        found = sorted(int(name) for name in self._list() if NUMBERED.fullmatch(name))
+    def _checkpoints(self) -> dict[int, bool]:
+        """Return number of a checkpoint -> whether its manifest exists."""
+        numbers = sorted(int(name) for name in self._list() if NUMBERED.fullmatch(name))
         self._whole = {
-            number for number in found if number in self._whole or self._has_manifest(number)
+            number for number in numbers if number in self._whole or self._has_manifest(number)
         }
-        return {number: number in self._whole for number in found}
+        return {number: number in self._whole for number in numbers}
 
     def _has_manifest(self, number: int) -> bool:
-        # Not `exists`: it takes every error for a no, and what has no manifest is swept away.
+        # Not `exists`: it returns False for every error, and `sweep` would delete the checkpoint.
         try:
             with self._system.asking():
                 self._system.fs.info(self._at(f"{numbered(number)}/{MANIFEST}"))
@@ -327,7 +333,7 @@ class ObjectFolder(Folder):
             self._system.fs.rm(self._at(numbered(number)), recursive=True)
 
 
-def _cure(scheme: str) -> str:
+def _remedy(scheme: str) -> str:
     from fsspec.registry import known_implementations
 
     package = known_implementations.get(scheme, {}).get("class", "fsspec").partition(".")[0]
@@ -335,7 +341,7 @@ def _cure(scheme: str) -> str:
 
 
 def _text(error: BaseException) -> str:
-    if type(error) is OSError:  # says what it is
+    if type(error) is OSError:  # its message is sufficient
         return scrubbed(without_credentials(str(error)))
     return scrubbed(
         without_credentials(": ".join(filter(None, (type(error).__name__, str(error)))))

@@ -1,5 +1,5 @@
-"""Looking at checkpoints, and going back to one:
-``streamadapt checkpoint list|inspect|rollback``."""
+"""``streamadapt checkpoint list|inspect|rollback``: lists and inspects checkpoints, and goes back
+to one of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["described", "inspected", "listed", "listing", "resumable", "rolled_b
 
 
 def stores(path: str) -> dict[str, CheckpointStore]:
-    """Return the partitions' checkpoints in a folder, by the name of their sub-folder.
+    """Return the checkpoint store of each partition in a folder: name of the sub-folder -> store.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def stores(path: str) -> dict[str, CheckpointStore]:
     Raises
     ------
     CheckpointError
-        If there are none.
+        If the folder has no checkpoints, or cannot be read.
     """
     root = folder_of(path)
     try:
@@ -50,7 +50,8 @@ def stores(path: str) -> dict[str, CheckpointStore]:
 
 
 def _one_store(path: str) -> CheckpointStore:
-    """Return the only partition's checkpoints; `CheckpointError` if there are several."""
+    """Return the checkpoint store of the only partition; `CheckpointError` if there are
+    several."""
     found = stores(path)
     if len(found) > 1:
         raise CheckpointError(
@@ -59,17 +60,17 @@ def _one_store(path: str) -> CheckpointStore:
     return next(iter(found.values()))
 
 
-def _check_there(store: CheckpointStore, sequence: int) -> None:
-    there = store.sequences()
-    if sequence not in there:
+def _check_exists(store: CheckpointStore, sequence: int) -> None:
+    sequences = store.sequences()
+    if sequence not in sequences:
         raise CheckpointError(
-            f"{store.folder}: no checkpoint {sequence}; there are {', '.join(map(str, there))}"
+            f"{store.folder}: no checkpoint {sequence}; there are {', '.join(map(str, sequences))}"
         )
 
 
 def listed(path: str) -> Iterator[dict[str, Any]]:
-    """Describe every checkpoint, oldest first within its partition; one that is damaged says
-    why."""
+    """Yield the facts of every checkpoint, oldest first in each partition; of a damaged
+    checkpoint, the reason."""
     for name, store in stores(path).items():
         for sequence in store.sequences():
             try:
@@ -79,7 +80,7 @@ def listed(path: str) -> Iterator[dict[str, Any]]:
 
 
 def described(info: CheckpointInfo) -> dict[str, Any]:
-    """Return what a manifest says, as JSON values; its summary is left to `inspected`."""
+    """Return the facts in a manifest as JSON values, without its summary (see `inspected`)."""
     return {
         "sequence": info.sequence,
         "written": datetime.fromtimestamp(info.time_ns / 1e9, UTC).isoformat(timespec="seconds"),
@@ -94,7 +95,7 @@ def described(info: CheckpointInfo) -> dict[str, Any]:
 
 
 def listing(rows: list[dict[str, Any]]) -> Table:
-    """Return them as a table."""
+    """Return the rows of `listed` as a table."""
     table = Table("partition", "checkpoint", "written (UTC)", "KiB", "entries", "next offsets")
     for row in rows:
         if "problem" in row:
@@ -111,17 +112,17 @@ def listing(rows: list[dict[str, Any]]) -> Table:
 
 
 def inspected(path: str, sequence: int | None = None) -> dict[str, Any]:
-    """Return all facts of a checkpoint except its tensors, including health and guard.
+    """Return all facts of a checkpoint except its tensors, including restored learners and guard.
 
     Raises
     ------
     CheckpointError
-        If there is none of that number, or it is damaged: the manifest itself, or a file that is
-        not what it says.
+        If there is no checkpoint of that number, or its manifest is damaged, or a file does not
+        match the manifest.
     """
     store = _one_store(path)
     sequence = store.sequences()[-1] if sequence is None else sequence
-    _check_there(store, sequence)
+    _check_exists(store, sequence)
     try:
         info = store.verified(sequence)
     except DamagedError as exc:
@@ -140,22 +141,22 @@ def rolled_back(path: str, sequence: int) -> list[int]:
     Raises
     ------
     CheckpointError
-        If it is not there or damaged (nothing is removed then), or an engine is running on the
-        folder.
+        If the checkpoint does not exist or is damaged (then nothing is removed), or an engine is
+        running on the folder.
     """
     store = _one_store(path)
-    _check_there(store, sequence)
+    _check_exists(store, sequence)
     before = store.sequences()
     with store:
         store.rollback(sequence)
-    return [found for found in before if found > sequence]
+    return [newer for newer in before if newer > sequence]
 
 
 def resumable(config: Config) -> list[dict[str, Any]]:
-    """Say, of each partition that has checkpoints on this machine, whether a config goes on from
-    the newest whole one.
+    """Return for each partition that has checkpoints on this machine whether a run of a config
+    would resume from the newest complete checkpoint.
 
-    What lies in an object store is not asked for: a check connects to nothing.
+    Checkpoints in an object store are left out: this connects to nothing.
     """
     if config.checkpoint is None:
         return []
@@ -167,7 +168,7 @@ def resumable(config: Config) -> list[dict[str, Any]]:
 
 
 def _resumed(store: CheckpointStore, config: Config) -> dict[str, Any]:
-    """Go the way that a start would go: from the newest one on, past what is damaged."""
+    """Search a checkpoint as a start does: the newest first, and damaged ones are skipped."""
     found: dict[str, Any] = {"partition": store.folder.name}
     damaged: dict[int, str] = {}
     for sequence in reversed(store.sequences()):

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from streamadapt.app.exit_codes import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTE
 from streamadapt.app.interrupts import interruptible
 from streamadapt.app.logs import logs_are_json, setup_logging
 from streamadapt.app.options import AsJson, ConfigPath, Settings
-from streamadapt.app.printing import tell, tell_loud, tolerant_output
+from streamadapt.app.printing import print_alert, print_line, tolerant_output
 from streamadapt.app.terminal import safe
 from streamadapt.config.secrets import remember, scrubbed
 from streamadapt.errors import BadShareError, ConfigError, ConnectorError, StreamadaptError
@@ -28,7 +28,7 @@ __all__ = ["Outcome", "app", "run_command"]
 
 
 app = typer.Typer(
-    help="Keep a deployed model right while the world under it moves.",
+    help="Keep the predictions of a deployed model accurate while its data changes.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,7 +43,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        tell(__version__)
+        print_line(__version__)
         raise typer.Exit
 
 
@@ -55,26 +55,26 @@ def run(
     log_level: LogLevel = "info",
     as_json: AsJson = False,
 ) -> None:
-    """Run the main job until it is stopped (SIGINT or SIGTERM drain and checkpoint), or a finite
-    source ends.
+    """Run the engine of a config until it is stopped (SIGINT or SIGTERM drain it and write a
+    checkpoint), or a finite source ends.
 
     Exit code 2: the config is wrong; 3: nearly all records were refused (limits.max_bad_share), or
-    nothing was predicted or learned from what was read; 1: any other failure.
+    nothing was predicted or learned from the records that were read; 1: any other failure.
     """
     setup_logging(log_level, as_json=log_json)
     from streamadapt.app.running import run_config
 
     def finish(summary: dict[str, Any], stuck: bool) -> None:
-        raise Ended(_tell_summary(summary, as_json=as_json), stuck=stuck)
+        raise Ended(_print_summary(summary, as_json=as_json), stuck=stuck)
 
     run_config(config, settings or (), finish)
 
 
 @app.command()
 def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Say what is wrong with a config, without connecting anywhere.
+    """Report the mistakes in a config, without connecting to anything.
 
-    Exit code 2 if something is.
+    Exit code 2 if there is a mistake.
     """
     from streamadapt.app.checkpoints import resumable
     from streamadapt.build import check_config, look_at_files
@@ -86,7 +86,7 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
 
     def renamed(line: str) -> None:
         warnings.append(line)
-        if not as_json:  # at once: what is wrong with the config may be about this key
+        if not as_json:  # at once: the error that follows may be about this key
             _say(f"warning: {line}")
 
     try:
@@ -97,14 +97,14 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
     except ConfigError as error:
         if as_json:
             problem = {"path": error.path, "value": repr(error.value), "expected": error.expected}
-            tell(json.dumps({"ok": False, "error": problem}))
+            print_line(json.dumps({"ok": False, "error": problem}))
             raise typer.Exit(EXIT_CONFIG) from None
         raise
     secrets = literal_secrets(config, os.environ, settings or ())
-    there = resumable(loaded)
+    checkpoints = resumable(loaded)
     if as_json:
-        more = {"files": files, "warnings": [*warnings, *secrets], "checkpoints": there}
-        tell(
+        more = {"files": files, "warnings": [*warnings, *secrets], "checkpoints": checkpoints}
+        print_line(
             json.dumps(
                 {"ok": True, "experts": experts}
                 | {name: found for name, found in more.items() if found}
@@ -113,30 +113,30 @@ def check(config: ConfigPath, settings: Settings = None, as_json: AsJson = False
         return
     for warning in secrets:
         _say(f"warning: {warning}")
-    for one in files:
-        _tell_file(one)
-    for one in there:
-        _tell_checkpoint(one)
-    tell(f"ok: experts {', '.join(experts)}")
+    for file in files:
+        _print_file(file)
+    for checkpoint in checkpoints:
+        _print_checkpoint(checkpoint)
+    print_line(f"ok: experts {', '.join(experts)}")
 
 
-def _tell_checkpoint(found: dict[str, Any]) -> None:
+def _print_checkpoint(found: dict[str, Any]) -> None:
     """Print from which checkpoint a run of this partition would resume."""
     for sequence, why in found.get("damaged", {}).items():
         _say(
-            f"warning: {found['partition']}, checkpoint {sequence}: damaged, and will be "
-            f"passed over: {why}"
+            f"warning: {found['partition']}, checkpoint {sequence}: damaged, will be skipped: "
+            f"{why}"
         )
     place = f"{found['partition']}, checkpoint {found['sequence']}"
     if found["resumes"]:
-        tell(f"goes on from {place}")
+        print_line(f"resumes from {place}")
     else:
-        _say(f"warning: a run would not go on from {place}: {found['problem']}")
+        _say(f"warning: a run would not resume from {place}: {found['problem']}")
 
 
-def _tell_file(found: dict[str, Any]) -> None:
-    """Say what `check` found at the beginning of a file."""
-    tell(f"{found['path']}: columns {', '.join(found['columns']) or 'none: it is empty'}")
+def _print_file(found: dict[str, Any]) -> None:
+    """Print what `check` found at the beginning of a file."""
+    print_line(f"{found['path']}: columns {', '.join(found['columns']) or 'none: it is empty'}")
     if "note" in found:
         _say(f"warning: {found['path']}: {found['note']}")
     if found["refused"]:
@@ -161,7 +161,7 @@ def init(
     text = files("streamadapt.app").joinpath("template.toml").read_bytes()
     if not Path(os.path.realpath(config)).parent.is_dir():
         raise ConfigError(
-            "config", str(config), "a file that can be written, in a folder that is there"
+            "config", str(config), "a file that can be written, in an existing folder"
         )
     try:
         write_whole(check_output("config", config, {}), text)
@@ -169,7 +169,7 @@ def init(
         raise ConfigError(
             "config", str(config), f"a file that can be written ({error})"
         ) from error
-    tell(
+    print_line(
         f"wrote {config}; edit it (streamadapt config TABLE explains the keys), then: "
         f"streamadapt check {config}"
     )
@@ -178,22 +178,23 @@ def init(
 @app.command("config")
 def explain(
     table: Annotated[
-        str | None, typer.Argument(metavar="[TABLE]", help="Such as source, or learners.rls.")
+        str | None,
+        typer.Argument(metavar="[TABLE]", help="A table, such as source or learners.rls."),
     ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the whole page of the docs.")
+        bool, typer.Option("--markdown", help="Print docs/configuration.md: all tables.")
     ] = False,
 ) -> None:
     """Explain the keys of a config: type, default, meaning and an example.
 
-    Without a table: which tables there are.
+    Without a table: list the tables.
     """
     from streamadapt.app.config_page import config_index, config_markdown, config_text
 
     if markdown:
-        tell(config_markdown().rstrip("\n"))
+        print_line(config_markdown().rstrip("\n"))
     else:
-        tell(config_index() if table is None else config_text(table))
+        print_line(config_index() if table is None else config_text(table))
 
 
 @app.command()
@@ -203,12 +204,12 @@ def fit(  # noqa: PLR0913 - each is an option of the command
         Path, typer.Argument(metavar="HISTORY", help="CSV or JSONL (.gz too), oldest first.")
     ],
     labels: Annotated[
-        Path | None, typer.Option(help="Labels that came apart from their entries.")
+        Path | None, typer.Option(help="Labels in a file of their own (CSV or JSONL).")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where to write; default: the config's base.weights.")
+        Path | None, typer.Option(help="The file to write; default: the config's base.weights.")
     ] = None,
-    ridge: Annotated[float, typer.Option(help="Penalty, in scaled units.")] = 0.1,
+    ridge: Annotated[float, typer.Option(help="Ridge penalty, in scaled units.")] = 0.1,
     raw_window: Annotated[
         bool, typer.Option(help="Forecasts: do not subtract the last value.")
     ] = False,
@@ -216,15 +217,15 @@ def fit(  # noqa: PLR0913 - each is an option of the command
         bool, typer.Option(help="Forecasts: one scale for all channels.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Fit also where most of the history was refused.")
+        bool, typer.Option("--force", help="Fit even if most of the history was refused.")
     ] = False,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the built-in linear base on a history file, with the config's task and fields.
 
-    Exit code 3, and nothing is written: fewer than half of the rows, or of the labels, can be used
-    (see --force).
+    If fewer than half of the rows, or of the labels, can be used, nothing is written, and the exit
+    code is 3 (see --force).
     """
     from streamadapt.app.fitting import fit_base
 
@@ -240,7 +241,7 @@ def fit(  # noqa: PLR0913 - each is an option of the command
             force=force,
             settings=settings or (),
         )
-    _tell_fit(result, as_json=as_json)
+    _print_fit(result, as_json=as_json)
 
 
 @app.command()
@@ -250,12 +251,12 @@ def replay(
         Path, typer.Argument(metavar="FILE", help="Entries: CSV or JSONL (.gz too).")
     ],
     labels: Annotated[
-        Path | None, typer.Option(help="Labels that came apart from their entries.")
+        Path | None, typer.Option(help="Labels in a file of their own (CSV or JSONL).")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Predictions (JSONL), in place of what is there; default: none are written."
+            help="The file for predictions (JSONL), which is replaced; default: none is written."
         ),
     ] = None,
     settings: Settings = None,
@@ -265,15 +266,15 @@ def replay(
     """Backtest a config on a file at full speed, through the same engine; no checkpoint is read or
     written.
 
-    Exit code 3: nothing was predicted or learned from what was read. Only a replay that ends
-    replaces earlier results.
+    Exit code 3: nothing was predicted or learned from the records that were read. The results of
+    an earlier replay are replaced only when this one is complete.
     """
     setup_logging(log_level, as_json=False)
     from streamadapt.app.replaying import replay_config
 
     with interruptible(_say):
         summary = replay_config(config, history, labels, out, settings or ())
-    raise typer.Exit(_tell_summary(summary, as_json=as_json))
+    raise typer.Exit(_print_summary(summary, as_json=as_json))
 
 
 @app.command()
@@ -295,22 +296,23 @@ def warm() -> None:
 @app.command()
 def demo(
     speed: Annotated[
-        float | None, typer.Option(help="Entries a second, to watch; default: as fast as it goes.")
+        float | None, typer.Option(help="Entries per second; default: as fast as possible.")
     ] = None,
     labels: Annotated[
-        str, typer.Option(help="all (6 hours late) or sparse (four a day, 6 hours late).")
+        str, typer.Option(help="all (6 hours late) or sparse (four per day, 6 hours late).")
     ] = "all",
     as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write the result to this file."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Stream only so many readings.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The number of readings to stream.")] = None,
     keep: Annotated[
         Path | None, typer.Option(help="Keep config, base, checkpoints and logs in this folder.")
     ] = None,
 ) -> None:
-    """Keep a glucose sensor's calibration right, through an embedded Kafka broker.
+    """Keep the calibration of a glucose sensor accurate, through an embedded Kafka broker.
 
-    Nothing to set up.
+    It needs no setup.
     """
     from streamadapt.app.demo.run import run_demo
 
@@ -320,32 +322,33 @@ def demo(
 
 
 checkpoint = typer.Typer(
-    help="Look at checkpoints, and go back to an earlier one.", no_args_is_help=True
+    help="List and inspect checkpoints, and go back to an earlier one.", no_args_is_help=True
 )
 app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(dlq, name="dlq")
 
 StatePath = Annotated[
-    str, typer.Argument(metavar="PATH", help="checkpoint.path, or one partition's folder in it.")
+    str, typer.Argument(metavar="PATH", help="checkpoint.path, or the folder of one partition.")
 ]
 
 
 @checkpoint.command("list")
 def list_checkpoints(path: StatePath, as_json: AsJson = False) -> None:
-    """Show every checkpoint of every partition, from the manifests alone; inspect checks the
-    files."""
+    """List every checkpoint of every partition. This reads only the manifests; inspect also checks
+    the files."""
     from rich.console import Console
 
     from streamadapt.app.checkpoints import listed, listing
 
-    rows = [
-        {k: scrubbed(v) if isinstance(v, str) else v for k, v in row.items()}
-        for row in listed(path)
-    ]
+    rows = [_scrubbed_row(row) for row in listed(path)]
     if as_json:
-        tell(json.dumps(rows))
+        print_line(json.dumps(rows))
     else:
         Console().print(listing(rows))
+
+
+def _scrubbed_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: scrubbed(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
 @checkpoint.command("inspect")
@@ -355,21 +358,23 @@ def inspect_checkpoint(
         int | None, typer.Argument(metavar="[CHECKPOINT]", help="Default: the newest.")
     ] = None,
 ) -> None:
-    """Check one checkpoint's files, and print what it tells as JSON: positions, losses, guard
-    weights, health."""
+    """Check the files of one checkpoint, and print its facts as JSON: positions, losses, guard
+    weights, restored learners."""
     from streamadapt.app.checkpoints import inspected
 
-    tell(json.dumps(inspected(path, sequence), indent=2))
+    print_line(json.dumps(inspected(path, sequence), indent=2))
 
 
 @checkpoint.command("rollback")
 def roll_back(
     path: StatePath,
-    sequence: Annotated[int, typer.Argument(metavar="CHECKPOINT", help="The one to go back to.")],
+    sequence: Annotated[
+        int, typer.Argument(metavar="CHECKPOINT", help="The checkpoint to go back to.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Remove what is newer than a checkpoint: the next start resumes from it and reads again what
-    came after."""
+    """Remove all checkpoints that are newer than CHECKPOINT: the next run resumes from it and
+    reads the later records again."""
     from streamadapt.app.checkpoints import rolled_back
     from streamadapt.state.folder import folder_of
 
@@ -379,29 +384,29 @@ def roll_back(
             abort=True,
         )
     removed = rolled_back(path, sequence)
-    tell(f"back at {sequence}; removed {', '.join(map(str, removed)) or 'nothing'}")
+    print_line(f"back at {sequence}; removed {', '.join(map(str, removed)) or 'nothing'}")
 
 
-def _tell_fit(result: dict[str, Any], *, as_json: bool) -> None:
+def _print_fit(result: dict[str, Any], *, as_json: bool) -> None:
     from streamadapt.app.fitting import refused_lines
 
     refused, problem = result.pop("refused"), result.pop("problem")
     if as_json:
-        tell(
+        print_line(
             json.dumps(
                 result if problem is None else {**result, "problem": problem, "refused": refused}
             )
         )
         return
     if problem is not None:
-        tell_loud(safe(problem))
+        print_alert(safe(problem))
     text = (
         f"fitted on {result['rows']} rows ({result['skipped']} refused), wrote {result['weights']}"
     )
-    tell("\n".join([text, *refused_lines(refused)]))
+    print_line("\n".join([text, *refused_lines(refused)]))
 
 
-def _tell_summary(summary: dict[str, Any], *, as_json: bool) -> int:
+def _print_summary(summary: dict[str, Any], *, as_json: bool) -> int:
     """Print the summary of a run; return its exit code."""
     from streamadapt.app.outcome import problem_of, refusals
     from streamadapt.app.tables import summary_text
@@ -414,16 +419,16 @@ def _tell_summary(summary: dict[str, Any], *, as_json: bool) -> int:
         # Facts of this run alone are left out: so a run that was stopped and resumed prints the
         # same as an uninterrupted one.
         shown = {name: value for name, value in summary.items() if name not in ("run", "records")}
-        tell(json.dumps({**shown, "problem": facts, "refused": refusals(summary["run"])}))
+        print_line(json.dumps({**shown, "problem": facts, "refused": refusals(summary["run"])}))
     else:
         if problem is not None:
-            tell_loud(safe(problem.text))
-        tell(summary_text(summary))
+            print_alert(safe(problem.text))
+        print_line(summary_text(summary))
     return 0 if problem is None else problem.code
 
 
 class Ended(SystemExit):
-    """Ends a command with an exit code.
+    """Raised to end a command with an exit code.
 
     Parameters
     ----------
@@ -486,7 +491,7 @@ def _say(message: str, error: Exception | None = None, *, loud: bool = False) ->
         sys.stderr.write(scrubbed("".join(traceback.format_exception(error))))
     first, *more = f"streamadapt: {message}".splitlines()
     if loud:
-        tell_loud(first, err=True)
+        print_alert(first, err=True)
     else:
         sys.stderr.write(scrubbed(f"{first}\n"))
     sys.stderr.writelines(scrubbed(f"{line}\n") for line in more)

@@ -1,5 +1,5 @@
-"""An example for each table of a config and each kind; a test reads and builds every one of
-them."""
+"""Contains an example of each table and each kind of a config; a test reads and builds every
+example."""
 
 from __future__ import annotations
 
@@ -220,4 +220,4 @@ lateness = "10m"
 EXAMPLES: Final[Mapping[str, str]] = dict(
     re.findall(r"^# == (\S+)\n((?:(?!# == ).*\n)*)", _TEXT, re.MULTILINE)
 )
-"""By the path of the table, such as ``learners.rls``: TOML text that ends with a line break."""
+"""Path of the table, such as ``learners.rls`` -> TOML text that ends with a line break."""

@@ -1,5 +1,5 @@
-"""Every key of a config, its type, default and meaning: taken from signatures and docstrings,
-third parties' too."""
+"""Collects every key of a config with its type, default and meaning from signatures and
+docstrings, also those of third parties."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ from streamadapt.pipeline.panel import Panel
 __all__ = ["ROOT", "Key", "Table", "find_tables", "tables"]
 
 ROOT: Final = "top"
-"""The path of the keys that stand above all tables."""
+"""The path of the keys above the first table."""
 
 _CLASSES: Final[Mapping[str, type]] = {
     "drift": DriftMonitor, "intervals": Intervals, "panel": Panel, "limits": LimitKeys,
     "source": SourceKeys, "base": BaseKeys,
 }  # fmt: skip
-"""What describes the keys that a table has whatever its kind."""
+"""Table -> the class that describes the keys that all kinds of this table have."""
 _FROM_ELSEWHERE: Final[Mapping[str, str]] = {
     "base.persistence.horizon": "task.horizon",
     "fields.outputs": "task.outputs",
     "fields.text_numbers": "true for CSV files, else false",
     "panel.max_ahead": "limits.max_ahead, else 1d or 16 steps, whichever is longer",
-    "sink.kafka.servers": "those of a Kafka source",
-    "sink.kafka.security": "that of the source, with its servers",
-    "dead_letters.kafka.servers": "those of a Kafka source",
-    "dead_letters.kafka.security": "that of the source, with its servers",
-    "keys.path": "in the folder of the checkpoints",
+    "sink.kafka.servers": "the servers of a Kafka source",
+    "sink.kafka.security": "source.security, if the servers are the source's too",
+    "dead_letters.kafka.servers": "the servers of a Kafka source",
+    "dead_letters.kafka.security": "source.security, if the servers are the source's too",
+    "keys.path": "a folder in the folder of the checkpoints",
 }
 """Defaults that come from another key of the config."""
 _NOT_A_KEY: Final = frozenset({"fields.classes"})
-"""Arguments that the config gives by another key: `codec_fields` takes them from the task."""
+"""Arguments that are not keys: `codec_fields` takes their values from ``[task]``."""
 
 
 class Key(NamedTuple):
@@ -60,7 +60,7 @@ class Key(NamedTuple):
     Attributes
     ----------
     default : str or None
-        As TOML has it; None where the key is needed.
+        The default as TOML text; None if the key is needed.
     """
 
     name: str
@@ -70,20 +70,20 @@ class Key(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One table of a config, or what one kind adds to it.
+    """One table of a config, or the keys that one kind adds to it.
 
     Attributes
     ----------
     path : str
         ``source``, or ``source.kafka`` for a kind.
     header : str
-        As TOML has it: ``[source]``, ``[[learners]]``.
+        The table's header in TOML: ``[source]``, ``[[learners]]``.
     kind : str
-        Empty where the table is not about a kind.
+        Empty if the keys are those of all kinds.
     needed : bool
-        Whether a config must have it.
+        Whether a config must have this table.
     summary : str
-        What it is for, one paragraph of Markdown.
+        The purpose of the table, one paragraph of Markdown.
     """
 
     path: str
@@ -95,12 +95,12 @@ class Table(NamedTuple):
 
 
 def tables() -> list[Table]:
-    """Return the tables in the order of `Config`, each followed by its kinds and the tables within
+    """Return the tables in the order of `Config`, each followed by its kinds and the tables inside
     it."""
     about, hints = described(Config), typing.get_type_hints(Config)
     scalars = {name for name, hint in hints.items() if not _is_table(hint)}
     top = _keys(Config, ROOT, only=scalars)
-    found = [Table(ROOT, "", "", False, "Keys that stand above the first table.", top)]
+    found = [Table(ROOT, "", "", False, "Keys above the first table.", top)]
     nested: dict[type, str] = {}
     for name, hint in hints.items():
         if name not in scalars:
@@ -109,8 +109,8 @@ def tables() -> list[Table]:
 
 
 def find_tables(path: str) -> list[Table]:
-    """Return the table of a path such as ``source`` with all that belongs to it, or one kind:
-    ``learners.rls``.
+    """Return the table of a path such as ``source`` with its kinds and inner tables, or one kind
+    (``learners.rls``).
 
     Raises
     ------
@@ -150,8 +150,8 @@ def _table(name: str, hint: Any, summary: str, nested: dict[type, str]) -> Itera
 
 
 def _shared(name: str, hint: Any) -> Any:
-    """Return what describes the keys that a table has whatever its kind; None where there is
-    nothing."""
+    """Return the class that describes the keys that all kinds of a table have; None if there are
+    no such keys."""
     if name in _CLASSES:
         return _CLASSES[name]
     if name == "fields":
@@ -178,7 +178,7 @@ def _is_table(hint: Any) -> bool:
 
 
 def _within(target: Any, nested: dict[type, str], name: str) -> Iterator[tuple[str, type]]:
-    """Yield each documented table within a table, the first time that it comes."""
+    """Yield each documented table inside a table, unless an earlier table had it."""
     if target is None:
         return
     for key, hint in _hints(target).items():
@@ -191,8 +191,8 @@ def _within(target: Any, nested: dict[type, str], name: str) -> Iterator[tuple[s
 def _keys(
     target: Callable[..., Any], path: str, only: Collection[str] | None = None
 ) -> tuple[Key, ...]:
-    """Return what can be set of a class or function, in the order of its signature; `only` some of
-    it."""
+    """Return the arguments of a class or function that a config can set, in the order of its
+    signature; with `only`, just these names."""
     about, hints = described(target), _hints(target)
     keys = []
     for name, parameter in inspect.signature(target).parameters.items():
@@ -211,19 +211,19 @@ def _key(path: str, parameter: inspect.Parameter, hint: Any, about: Entry) -> Ke
         hint, documented = str, "duration"
         default = duration_text(default) if isinstance(default, int) else default
     if place in _FROM_ELSEWHERE:
-        said: str | None = _FROM_ELSEWHERE[place]
+        shown: str | None = _FROM_ELSEWHERE[place]
     elif default is parameter.empty or default is msgspec.NODEFAULT:
-        said = "none" if _is_optional(hint) else None
+        shown = "none" if _is_optional(hint) else None
     else:
-        said = default_text(default)
+        shown = default_text(default)
     old = next((old for old, new in RENAMED.get(path, {}).items() if new == name), None)
     meaning = about.text if old is None else f"{about.text} Old name: `{old}`."
-    return Key(name, type_text(hint, documented, default), said, meaning)
+    return Key(name, type_text(hint, documented, default), shown, meaning)
 
 
 def _hints(target: Any) -> dict[str, Any]:
-    """Return the types of the arguments, with what is annotated; none where a third party's names
-    are unknown."""
+    """Return the types of the arguments, with their annotations; empty if the code of a third
+    party uses names that cannot be resolved."""
     plain = is_dataclass(target) or (
         inspect.isclass(target) and issubclass(target, msgspec.Struct)
     )

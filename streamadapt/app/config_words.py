@@ -1,4 +1,4 @@
-"""The types and defaults of a config's keys in a person's words."""
+"""Describes the types and defaults of config keys in words for people."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PLURALS: Final[Mapping[str, str]] = {
     "text": "texts", "whole number": "whole numbers", "number": "numbers", "path": "paths",
     "true or false": "booleans",
 }  # fmt: skip
-WIDER: Final = (
+INCLUDED: Final = (
     ("whole number", "number"),
     ("text", "path"),
     ("table", "table with the keys of a learner"),
 )
-"""The first word goes without saying beside the second."""
+"""Pairs of words: the second includes the first, which is then left out."""
 PLAIN: Final[Mapping[Any, str]] = {
     str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path",
     Any: "any value",
@@ -37,26 +37,26 @@ PLAIN: Final[Mapping[Any, str]] = {
 TYPE_WORDS: Final = re.compile(
     r"or |optional|default|int\b|float|str\b|bool|None|tuple|sequence|mapping|path|dict|the "
 )
-"""How those parts of a documented type begin that are no range and no unit."""
+"""Matches the beginning of each part of a documented type that is neither a range nor a unit."""
 
 
 def is_settable(hint: Any) -> bool:
-    """Whether TOML can say a value of this type: no functions, and no objects that only Python can
-    make."""
+    """Whether TOML can express a value of this type. It cannot express functions and objects that
+    only Python can create."""
     return bool(_words(hint))
 
 
 def type_text(hint: Any, documented: str, default: Any) -> str:
-    """Return the type of a key, with its range or unit where the docstring names one.
+    """Return the type of a key, with its range or unit if the docstring names one.
 
     Parameters
     ----------
     hint : type
-        As `typing.get_type_hints` gives it.
+        The type, from `typing.get_type_hints`.
     documented : str
-        What the docstring has behind the colon.
+        The type in the docstring: the text after the colon.
     default : object
-        A default such as ``"10s"`` tells that the text is a duration.
+        A default such as ``"10s"`` shows that the text is a duration.
     """
     words = _words(hint)
     if choices := re.match(r"\{([^}]*)\}", documented):
@@ -67,7 +67,7 @@ def type_text(hint: Any, documented: str, default: Any) -> str:
 
 
 def default_text(default: Any) -> str:
-    """Return a default as TOML has it; ``none`` where the key can only be left out."""
+    """Return a default as TOML text; ``none`` if leaving the key out is the only way to set it."""
     if default is None:
         return "none"
     if isinstance(default, float):
@@ -78,7 +78,7 @@ def default_text(default: Any) -> str:
 
 
 def duration_text(nanoseconds: int) -> str:
-    """Return a duration as a config has it: ``1d``."""
+    """Return a duration as it is written in a config: ``1d``."""
     for unit, length in sorted(UNITS_NS.items(), key=lambda item: -item[1]):
         if nanoseconds % length == 0 and nanoseconds:
             return f"{nanoseconds // length}{unit}"
@@ -86,7 +86,7 @@ def duration_text(nanoseconds: int) -> str:
 
 
 def table_class(hint: Any) -> type | None:
-    """Return the documented class that stands for the table's keys:
+    """Return the class whose docstring describes the table's keys: `Keys` in
     ``Annotated[Mapping[str, Any], Keys]``."""
     for member in _members(hint):
         if typing.get_origin(member) is typing.Annotated:
@@ -100,10 +100,10 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _words(hint: Any) -> list[str]:
-    """Return the words for each form of the type that TOML can say."""
-    found = [_word(member) for member in _members(hint) if member not in (type(None), Tensor)]
-    said = {narrow for narrow, wide in WIDER if wide in found}
-    return [word for word in dict.fromkeys(found) if word and word not in said]
+    """Return the words for each form of the type that TOML can express."""
+    words = [_word(member) for member in _members(hint) if member not in (type(None), Tensor)]
+    redundant = {narrow for narrow, wide in INCLUDED if wide in words}
+    return [word for word in dict.fromkeys(words) if word and word not in redundant]
 
 
 def _word(hint: Any) -> str:
@@ -135,7 +135,7 @@ def _is_duration(value: Any) -> bool:
 
 
 def _qualifiers(documented: str) -> list[str]:
-    """Return the parts of a documented type that are ranges and units:
+    """Return the ranges and units in a documented type: ``["in (0, 1]"]`` of
     ``float, in (0, 1], optional``."""
     parts, depth, start = [], 0, 0
     for i, character in enumerate(documented + ","):

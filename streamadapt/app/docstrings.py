@@ -1,4 +1,4 @@
-"""NumPy style docstrings, read back: the summary, and what is written under each parameter."""
+"""Parses NumPy style docstrings: the summary, and the type and description of each parameter."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SECTIONS: Final = ("Parameters", "Attributes")
 ELSEWHERE: Final = re.compile(r"As for `(?P<name>\w+)`\.")
 REFERENCE: Final = re.compile(r",? ?\[\d+\]_")
 BARE_POINT: Final = re.compile(r"(?<![\w.)\]])(?=\.\d)")
-"""Before a number such as .5, which TOML does not take."""
+"""Matches before a number such as .5, which TOML does not allow."""
 
 
 class Entry(NamedTuple):
-    """What a docstring says of one name.
+    """The description of one name in a docstring.
 
     Attributes
     ----------
     type : str
-        What stands behind the colon: ``float, > 0``.
+        The text after the colon: ``float, > 0``.
     text : str
         The description, as one line of Markdown.
     """
@@ -33,18 +33,19 @@ class Entry(NamedTuple):
 
 
 def summary_of(target: Any) -> str:
-    """Return the first paragraph of a docstring as one line of Markdown; empty where there is
-    none."""
+    """Return the first paragraph of a docstring as one line of Markdown; empty if there is no
+    docstring."""
     return _one_line((inspect.getdoc(target) or "").partition("\n\n")[0])
 
 
 def described(target: Any, depth: int = 3) -> dict[str, Entry]:
-    """Return what the docstring of a class or function says of each parameter or attribute.
+    """Return the description of each parameter and attribute in the docstring of a class or
+    function.
 
-    ``As for `Other`.`` is replaced by what `Other`, a name in its module, says; at most `depth`
-    times.
+    ``As for `Other`.`` is replaced by the description in the docstring of `Other`, a name in the
+    same module; at most `depth` such references are followed.
     """
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for names, kind, text in _items(inspect.getdoc(target) or ""):
         elsewhere = ELSEWHERE.fullmatch(text)
         other = (
@@ -52,14 +53,14 @@ def described(target: Any, depth: int = 3) -> dict[str, Entry]:
         )
         if other is not None and depth:
             known = described(other, depth - 1)
-            found |= {name: known[name] for name in names if name in known}
+            entries |= {name: known[name] for name in names if name in known}
         else:
-            found |= {name: Entry(kind, text) for name in names}
-    return found
+            entries |= {name: Entry(kind, text) for name in names}
+    return entries
 
 
 def described_names(docstring: str) -> list[str]:
-    """Return the names that a docstring's parameters and attributes describe."""
+    """Return the names of the parameters and attributes that a docstring describes."""
     return [name for names, _, _ in _items(inspect.cleandoc(docstring)) for name in names]
 
 
@@ -80,5 +81,5 @@ def _items(docstring: str) -> list[tuple[list[str], str, str]]:
 
 
 def _one_line(text: str) -> str:
-    """Join the lines, leave references out, and write code as Markdown does."""
+    """Join the lines, remove references, and mark code as in Markdown."""
     return BARE_POINT.sub("0", REFERENCE.sub("", " ".join(text.split()).replace("``", "`")))

@@ -22,16 +22,14 @@ __all__ = ["MetricsCollector", "MetricsServer", "metrics_markdown", "serve"]
 
 
 class MetricsCollector(Collector):
-    """Reads a `Metrics` at every scrape.
-
-    Register it where it shall be seen: ``MetricsCollector(metrics, registry)``.
+    """A Prometheus collector that reads a `Metrics` at every scrape, and registers itself.
 
     Parameters
     ----------
     metrics : Metrics
         The engine's recorder.
     registry : CollectorRegistry
-        Passed in, so that two engines or two tests never share one.
+        The registry of this engine; two engines or two tests must not share one.
 
     Raises
     ------
@@ -81,7 +79,7 @@ class MetricsServer:
     Attributes
     ----------
     port : int
-        Where it listens; the real one where 0 was asked for.
+        The port on which the server listens; never 0.
     """
 
     def __init__(self, server: WSGIServer, thread: Thread) -> None:
@@ -90,7 +88,7 @@ class MetricsServer:
         self.port = int(server.server_port)
 
     def close(self) -> None:
-        """Stop answering and free the port. Idempotent."""
+        """Stop the server and free the port. Idempotent."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -113,20 +111,21 @@ def serve(
     ready: Ready | None = None,
     live: Ready | None = None,
 ) -> MetricsServer:
-    """Answer GET and HEAD of ``/metrics``, ``/ready`` and ``/live`` from a daemon thread of its
-    own; else 404.
+    """Start a server that answers GET and HEAD requests for ``/metrics``, ``/ready`` and ``/live``
+    from a daemon thread; other paths are answered with 404.
 
     Parameters
     ----------
     ready : callable, optional
-        Whether the engine does its work: status 200 or 503. Without it there is no /ready.
+        Whether the engine works now: status 200 or 503. Without it there is no ``/ready``.
     live : callable, optional
-        Whether the process can still do it: status 200 or 503. Without it there is no /live.
+        Whether the engine's loop has not ended: status 200 or 503. Without it there is no
+        ``/live``.
     port : int
-        0 takes a free one; see `MetricsServer.port`.
+        0 means a free port; see `MetricsServer.port`.
     host : str
-        The address to listen on; the default is every interface, as a scraper usually runs
-        elsewhere.
+        The address to listen on; by default all interfaces, since a scraper usually runs on
+        another machine.
 
     Raises
     ------
@@ -149,7 +148,7 @@ def serve(
 
 
 def _application(metrics: Any, checks: Mapping[str, Ready]) -> Any:
-    """Return a WSGI application that answers only these paths and the metrics."""
+    """Return a WSGI application that answers only the paths of `checks` and ``/metrics``."""
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "").rstrip("/") or "/"
@@ -166,22 +165,21 @@ def _application(metrics: Any, checks: Mapping[str, Ready]) -> Any:
             status = "200 OK" if fine else "503 Service Unavailable"
             return _text(start_response, status, f"{word if fine else f'not {word}'}: {why}")
         if path == "/metrics":
-            found: Iterable[bytes] = metrics({**environ, "REQUEST_METHOD": "GET"}, start_response)
-            return found
-        return _text(
-            start_response, "404 Not Found", f"there is {', '.join(sorted({'/metrics', *checks}))}"
-        )
+            body: Iterable[bytes] = metrics({**environ, "REQUEST_METHOD": "GET"}, start_response)
+            return body
+        paths = ", ".join(sorted({"/metrics", *checks}))
+        return _text(start_response, "404 Not Found", f"not found; the paths are {paths}")
 
     def application(
         environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] != "HEAD":
             return answer(environ, start_response)
-        said: list[Any] = []
+        started: list[Any] = []
         size = sum(
-            map(len, answer(environ, lambda status, headers: said.extend((status, headers))))
+            map(len, answer(environ, lambda status, headers: started.extend((status, headers))))
         )
-        status, headers = said
+        status, headers = started
         headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
         start_response(status, [*headers, ("Content-Length", str(size))])
         return []
@@ -209,17 +207,14 @@ def metrics_markdown() -> str:
     """Return the text of ``docs/metrics.md``, which a test compares with the file."""
     head = (
         "# Metrics\n\n"
-        "Set `[metrics] port` and scrape `/metrics`. A metric that is not known is absent, not "
-        "zero; counters of what "
-        "can happen (reasons, detectors, outcomes) begin at 0, so that `increase()` sees the "
-        "first event. "
-        "No label ever holds a record's key or id.\n\n"
-        "`/live` answers 200 as long as the engine's loop is alive (restart the process when it "
-        "is not), `/ready` as "
-        "long as it has restored its state, is connected to brokers that answer, has no "
-        "delivery waiting for 5 s, and "
-        "moves; else both answer 503 and why. Another path is "
-        "404.\n\n"
+        "Set `[metrics] port` and scrape `/metrics`. A metric whose value is unknown is absent, "
+        "not zero. Counters of possible events (reasons, detectors, outcomes) begin at 0, so that "
+        "`increase()` sees the first event. No metric label contains the key or id of a record."
+        "\n\n"
+        "`/live` answers 200 while the engine's loop runs; otherwise restart the process. "
+        "`/ready` answers 200 while the engine has restored its state, its brokers answer, no "
+        "delivery has waited for more than 5 s, and the loop makes progress. Otherwise both "
+        "answer 503 with the reason. Any other path answers 404.\n\n"
         "Mean loss over five minutes, by role: "
         "`rate(streamadapt_matured_loss_total[5m]) / rate(streamadapt_matured_cells_total[5m])`. "
         "Counters of a partition continue after a restart from its checkpoint.\n\n"

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamadapt.app.outcome import MOST, hint_of
+from streamadapt.app.outcome import MAX_REFUSED_SHARE, hint_of
 from streamadapt.app.terminal import safe
 from streamadapt.build import codec_fields, file_form, make_task
 from streamadapt.config.convert import convert
-from streamadapt.config.tables import load_config
+from streamadapt.config.tables import Config, load_config
 from streamadapt.errors import BadShareError, ConfigError
 from streamadapt.models.builtin import Linear
 from streamadapt.models.fit import fit_forecast, fit_supervised
@@ -41,38 +41,72 @@ def fit_base(  # noqa: PLR0913 - each is an option of the command
     force: bool = False,
     settings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Fit and save; return what was used and where it went.
+    """Fit the base, or its scaling, and save it.
 
     Parameters
     ----------
     force : bool
-        Fit also where most of the history was refused.
+        Fit even if most of the history was refused.
 
     Returns
     -------
     dict
-        ``rows``, ``skipped``: how many were used and refused; ``weights``: the file; ``refused``:
-        reason -> ``count``, ``example`` and ``setting``; ``problem``: one line if most was
-        refused, else None.
+        ``rows`` and ``skipped``: the number of rows that were used and refused; ``weights``: the
+        file that was written; ``refused``: reason -> ``count``, ``example`` and ``setting``;
+        ``problem``: one line if most of the history was refused, else None.
 
     Raises
     ------
     BadShareError
-        If most of the history was refused, and not `force`: nothing is written.
+        If most of the history was refused, and `force` is false: nothing is written.
     ConfigError
         If config, history and the linear base do not fit each other, or the weights cannot be
         written.
     ConnectorError
         If the history cannot be read.
     """
-    from streamadapt_connectors.codecs.json_codec import FieldMap
-    from streamadapt_connectors.files.reading import FileFormat
-    from streamadapt_connectors.files.source import read_history
-
     config = load_config(config_path, settings=settings, warn=_LOG.warning)
     task = make_task(config.task)
-    linear = config.base.get("kind") == "linear"
-    if not linear and not isinstance(config.base.get("scaling"), str):
+    _check_can_fit(config, task)
+    if not 0.0 <= ridge < float("inf"):
+        raise ConfigError("--ridge", ridge, "a finite number >= 0")
+    weights = out or _file_of_config(config)
+    target = _checked_target(config, config_path, weights, history, labels)
+    loaded = _read_history(config, history, labels)
+    refused = _refused(loaded)
+    problem = _problem(loaded)
+    if problem is not None and not force:
+        nothing_written = f"{problem}; nothing was written (--force fits all the same)"
+        raise BadShareError("\n".join([nothing_written, *refused_lines(refused)]))
+    try:
+        base: Linear | Scaling = Scaling(loaded.batch, task.kind)
+        if _is_linear(config):
+            base = _fit(
+                task, loaded.batch, ridge, subtract_last=subtract_last, shared_scale=shared_scale
+            )
+    except RuntimeError as error:  # torch's own for a singular matrix
+        raise ConfigError(
+            "--ridge", ridge, f"a larger one: the history does not settle every weight ({error})"
+        ) from error
+    _save(base, target)
+    return {
+        "rows": len(loaded.batch),
+        "skipped": loaded.rejected.total(),
+        "weights": str(weights),
+        "refused": refused,
+        "problem": problem,
+    }
+
+
+def _is_linear(config: Config) -> bool:
+    """Whether the whole base is fitted; of every other base only the scaling is."""
+    return config.base.get("kind") == "linear"
+
+
+def _check_can_fit(config: Config, task: Task) -> None:
+    """Raise `ConfigError` if the config has no file for the result, or a table that a history
+    cannot follow."""
+    if not _is_linear(config) and not isinstance(config.base.get("scaling"), str):
         expected = (
             "the file to write the scaling to (a base of the kind linear is fitted as a whole)"
         )
@@ -89,52 +123,34 @@ def fit_base(  # noqa: PLR0913 - each is an option of the command
             config.keys,
             "no such table here: a window over the rows of a history would mix keys",
         )
-    if not 0.0 <= ridge < float("inf"):
-        raise ConfigError("--ridge", ridge, "a finite number >= 0")
-    weights = out or Path(
-        str(config.base.get("weights" if linear else "scaling", "base.safetensors"))
-    )
-    written = "base.weights" if linear else "base.scaling"
-    inputs = {
-        name: file for name, file in inputs_of(config, config_path).items() if name != written
-    }
-    inputs |= (
-        letters_of(config)
-        | {"the history": history}
-        | ({} if labels is None else {"--labels": labels})
-    )
-    target = check_output(written, weights, inputs)
+
+
+def _file_of_config(config: Config) -> Path:
+    """Return the file that the config names for the result."""
+    key = "weights" if _is_linear(config) else "scaling"
+    return Path(str(config.base.get(key, "base.safetensors")))
+
+
+def _checked_target(
+    config: Config, config_path: Path, weights: Path, history: Path, labels: Path | None
+) -> Path:
+    """Return the path to write to; raise `ConfigError` if the command reads that file."""
+    written = "base.weights" if _is_linear(config) else "base.scaling"
+    inputs = inputs_of(config, config_path) | letters_of(config) | {"the history": history}
+    if labels is not None:
+        inputs["--labels"] = labels
+    inputs.pop(written, None)
+    return check_output(written, weights, inputs)
+
+
+def _read_history(config: Config, history: Path, labels: Path | None) -> History:
+    from streamadapt_connectors.codecs.json_codec import FieldMap
+    from streamadapt_connectors.files.reading import FileFormat
+    from streamadapt_connectors.files.source import read_history
+
     form = convert(file_form(config), FileFormat, "source")
     fields = convert(codec_fields(config), FieldMap, "fields")
-    loaded = read_history(history, fields, label_path=labels, form=form)
-    refused = _refused(loaded)
-    problem = _problem(loaded)
-    if problem is not None and not force:
-        raise BadShareError(
-            "\n".join(
-                [
-                    f"{problem}; nothing was written (--force fits all the same)",
-                    *refused_lines(refused),
-                ]
-            )
-        )
-    try:
-        base: Linear | Scaling = Scaling(loaded.batch, task.kind)
-        if linear:
-            base = _fit(
-                task, loaded.batch, ridge, subtract_last=subtract_last, shared_scale=shared_scale
-            )
-    except RuntimeError as error:  # torch's own for a singular matrix
-        raise ConfigError(
-            "--ridge", ridge, f"a larger one: the history does not settle every weight ({error})"
-        ) from error
-    _save(base, target)
-    counts: dict[str, Any] = {
-        "rows": len(loaded.batch),
-        "skipped": loaded.rejected.total(),
-        "weights": str(weights),
-    }
-    return {**counts, "refused": refused, "problem": problem}
+    return read_history(history, fields, label_path=labels, form=form)
 
 
 def _refused(loaded: History) -> dict[str, dict[str, Any]]:
@@ -145,8 +161,8 @@ def _refused(loaded: History) -> dict[str, dict[str, Any]]:
 
 
 def _problem(loaded: History) -> str | None:
-    """Say if most of the entries, or most of the labels that came apart from them, were
-    refused."""
+    """Return a message if most of the entries, or most of the labels in a file of their own, were
+    refused; else None."""
     bad_labels = loaded.rejected_labels
     bad_entries = loaded.rejected.total() - bad_labels
     parts = [
@@ -155,13 +171,13 @@ def _problem(loaded: History) -> str | None:
             ("rows", bad_entries, loaded.entries),
             ("labels", bad_labels, loaded.rows - loaded.entries),
         )
-        if bad > MOST * of
+        if bad > MAX_REFUSED_SHARE * of
     ]
     return "; ".join(parts) or None
 
 
 def refused_lines(refused: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a line for each reason: count, an example, and the setting that would fix it."""
+    """Return a line for each reason: the count, an example, and the setting that would fix it."""
     return [
         f"  {reason} ({one['count']:,}): {safe(one['example'])}. {one['setting']}"
         for reason, one in refused.items()
@@ -183,17 +199,19 @@ def _fit(
     if isinstance(task, Supervised) and task.kind == "regression":
         return fit_supervised(batch, task.window_length, ridge=ridge)
     raise ConfigError(
-        "task.classes", getattr(task, "classes", None), "none: linear is fitted to numbers"
+        "task.classes",
+        getattr(task, "classes", None),
+        "no such key: streamadapt fit can fit a linear base only to numbers, not to classes",
     )
 
 
 def _save(base: Linear | Scaling, path: Path) -> None:
-    """Write a file completely or not at all."""
+    """Write the fitted base to a file: completely, or not at all."""
     try:
         with Replacement(path) as replacement:
             base.save(replacement.path)
             replacement.put()
-    except Exception as error:  # safetensors has errors of its own for what the system refuses
+    except Exception as error:  # safetensors raises its own errors for those of the system
         raise ConfigError(
             "base.weights", str(path), f"a file that can be written ({error})"
         ) from error

@@ -32,7 +32,7 @@ class _Signalled(KeyboardInterrupt):
 @contextmanager
 def interruptible(say: Callable[[str], None]) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into exceptions, so that resources are closed; then print a message
-    and exit with 130 or 143."""
+    and exit with code 130 or 143."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
@@ -42,8 +42,8 @@ def interruptible(say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, typer.Abort) as error:
-        # At a prompt Ctrl-C, the end of the input and a "no" all raise `typer.Abort`; only its
-        # context differs.
+        # At a prompt, Ctrl-C, the end of the input and the answer "no" all raise `typer.Abort`;
+        # only its context differs.
         hidden = error.__context__ if isinstance(error, typer.Abort) else error
         if not isinstance(hidden, KeyboardInterrupt):
             raise

@@ -17,7 +17,13 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 def setup_logging(level: str, *, as_json: bool) -> None:
-    """Log to standard error, one line per event; Python's warnings too."""
+    """Log to standard error, one line per event, also for Python's warnings.
+
+    Raises
+    ------
+    ConfigError
+        If the level is unknown.
+    """
     if level.lower() not in LEVELS:
         raise ConfigError("--log-level", level, "one of " + ", ".join(LEVELS))
     handler: logging.Handler
@@ -60,7 +66,7 @@ def report_dead_threads() -> None:
 
 
 class _Lines(logging.Formatter):
-    """Log lines for people, without the config's secrets, also in lines of libraries."""
+    """Formats log lines for people, without the config's secrets, also the lines of libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return scrubbed(super().format(record))

@@ -9,54 +9,46 @@ from typing import Any, Final, NamedTuple
 from streamadapt.app.exit_codes import EXIT_REFUSED
 from streamadapt.errors import Reason
 
-__all__ = ["MOST", "Problem", "hint_of", "problem_of", "refusals"]
+__all__ = ["MAX_REFUSED_SHARE", "Problem", "hint_of", "problem_of", "refusals"]
 
-MOST: Final = 0.5
+MAX_REFUSED_SHARE: Final = 0.5
 """If a larger share of the records is refused, the config is probably wrong."""
 
 HINTS: Final[Mapping[str, str]] = {
     Reason.EMPTY_VALUE: "the records have no value: keep such records (Kafka tombstones) out of "
     "the stream",
-    Reason.TOO_LARGE: "limits.record_bytes is the largest record that is taken, limits.id_bytes "
-    "the longest id or key",
-    Reason.TOO_DEEP: "limits.depth is how deep arrays and objects may be nested",
-    Reason.NOT_JSON: "records must be JSON objects: check [source]; of files, .csv or .jsonl at "
-    "the end of the name",
-    Reason.MISSING_FIELD: "[fields] must name the fields as the records have them "
-    "(fields.missing_as_null = true "
-    "takes a record without one of its values)",
-    Reason.WRONG_TYPE: "[fields] may name the wrong field; numbers written as text need "
-    "fields.text_numbers = true",
-    Reason.WRONG_WIDTH: "fields.values, fields.channels, fields.outputs and limits.width say "
-    "how many numbers "
-    "there are",
-    Reason.NOT_FINITE: "a number is infinite or too large: the producer should send null, or "
-    "nothing, for what "
-    "is missing",
-    Reason.BAD_TIME: "fields.time and fields.time_format say how times are written; "
-    "limits.max_ahead how far ahead of "
-    "the following records one may be dated",
+    Reason.TOO_LARGE: "limits.record_bytes is the size of the largest record that is accepted, "
+    "limits.id_bytes that of the longest id or key",
+    Reason.TOO_DEEP: "limits.depth is the largest depth of nested arrays and objects",
+    Reason.NOT_JSON: "records must be JSON objects: check [source]; the name of a file must end "
+    "in .csv or .jsonl",
+    Reason.MISSING_FIELD: "[fields] must contain the names of the fields in the records "
+    "(fields.missing_as_null = true accepts a record without one of its values)",
+    Reason.WRONG_TYPE: "[fields] may contain the name of a wrong field; numbers written as text "
+    "need fields.text_numbers = true",
+    Reason.WRONG_WIDTH: "fields.values, fields.channels, fields.outputs and limits.width set the "
+    "number of values",
+    Reason.NOT_FINITE: "a number is infinite or too large: the producer should send null, or no "
+    "field, for a missing number",
+    Reason.BAD_TIME: "fields.time and fields.time_format set how times are written; "
+    "limits.max_ahead is how far the time of a record may be ahead of the following records",
     Reason.TIME_BACKWARDS: "entries must come in the order of their times: sort them, or set "
-    "limits.max_behind; "
-    "several sources of their own need [keys]",
-    Reason.DUPLICATE_ID: "fields.id must name a field that differs from entry to entry",
-    Reason.UNKNOWN_LABEL: "fields.label_id must be the fields.id of an entry, and a label dated "
-    "later than its entry",
+    "limits.max_behind; independent sources in one stream need [keys]",
+    Reason.DUPLICATE_ID: "fields.id must be a field that is different for each entry",
+    Reason.UNKNOWN_LABEL: "fields.label_id must be the fields.id of an entry, and the time of the "
+    "label later than the entry's",
     Reason.DUPLICATE_LABEL: "an entry has one label: check fields.label_id",
     Reason.LATE_LABEL: "task.ttl is how long a prediction waits for its label",
-    Reason.BAD_CLASS: "task.classes says which classes there are",
+    Reason.BAD_CLASS: "task.classes lists the classes",
     Reason.LATE_RECORD: "panel.lateness is how late a record may be",
-    Reason.UNKNOWN_SENSOR: "panel.sensors lists the sensors that are taken",
-    Reason.TOO_MANY_SENSORS: "panel.max_sensors is how many sensors there may be",
-    Reason.BASE_FAILED: "the base's own model raised an error, or returned no output, for these "
-    "entries: the log has "
-    "the traceback",
-    Reason.DUPLICATE_KEY: "a key is in the same JSON object twice, and which one was meant is "
-    "unknown: the producer "
-    "must write each key once",
-    Reason.NO_KEY: "the output topic is compacted (cleanup.policy) and takes no predictions "
-    "without a key: give the "
-    "entries keys, or the output a topic that is not compacted",
+    Reason.UNKNOWN_SENSOR: "panel.sensors lists the known sensors",
+    Reason.TOO_MANY_SENSORS: "panel.max_sensors is the largest number of sensors",
+    Reason.BASE_FAILED: "the model of the base raised an error, or returned no output, for these "
+    "entries: the log has the traceback",
+    Reason.DUPLICATE_KEY: "a key is in the same JSON object twice, and it is unknown which of the "
+    "two is right: the producer must write each key once",
+    Reason.NO_KEY: "the output topic is compacted (cleanup.policy) and accepts no predictions "
+    "without a key: send entries with keys, or use an output topic that is not compacted",
 }
 """Reason -> the setting that would fix it."""
 
@@ -67,13 +59,12 @@ def hint_of(reason: str) -> str:
     return HINTS.get(reason, "streamadapt dlq list CONFIG shows the refused records")
 
 
-FEWEST: Final = 3
-"""If an earlier run has predicted, the config is judged only from this number of refused entries
-on."""
+MIN_ENTRIES: Final = 3
+"""If an earlier run has made predictions, a run is judged only from this number of entries on."""
 
 
 class Problem(NamedTuple):
-    """A problem of a run that has ended.
+    """A problem of a finished run.
 
     Attributes
     ----------
@@ -110,7 +101,7 @@ def problem_of(run: Mapping[str, Any]) -> Problem | None:
     failure.
     """
     refused = [_Refused(kind, *_most(run, kind)) for kind in ("entries", "labels")]
-    worst = [one for one in refused if one.count and one.share > MOST]
+    worst = [one for one in refused if one.count and one.share > MAX_REFUSED_SHARE]
     failed = _nothing_predicted(run, worst) or _nothing_learned(run, worst)
     if not worst and failed is None:
         return None
@@ -156,13 +147,13 @@ def _nothing_predicted(run: Mapping[str, Any], worst: list[_Refused]) -> str | N
         return None
     if not run["ended"] and not any(one.kind == "entries" for one in worst):
         return None  # stopped while the first window was filling
-    if run["ever_predicted"] and run["read"]["entries"] < FEWEST:
+    if run["ever_predicted"] and run["read"]["entries"] < MIN_ENTRIES:
         return None  # the config has worked
     if not run["entries"]:
         return "nothing was predicted"
     window = run["window"]
     return (
-        f"nothing was predicted: {run['entries']:,} entries were taken, and task.window is "
+        f"nothing was predicted: {run['entries']:,} entries were accepted, and task.window is "
         f"{window:,}"
     )
 
@@ -174,9 +165,7 @@ def _nothing_learned(run: Mapping[str, Any], worst: list[_Refused]) -> str | Non
     if any(one.kind == "labels" for one in worst):
         return "nothing was learned"
     if run["ended"] and not run["ever_learned"]:
-        return (
-            "nothing was learned: no label came that could be used (fields.label, fields.label_id)"
-        )
+        return "nothing was learned: there was no usable label (fields.label, fields.label_id)"
     return None
 
 

@@ -9,17 +9,17 @@ from typing import Any, TextIO, cast
 
 from streamadapt.config.secrets import scrubbed
 
-__all__ = ["tell", "tell_loud", "tolerant_output"]
+__all__ = ["print_alert", "print_line", "tolerant_output"]
 
 
 class _Tolerant:
-    """A text stream that replaces characters its encoding lacks, and discards text that has no
-    reader any more.
+    """A text stream that replaces characters that its encoding lacks, and discards text after its
+    reader has closed the pipe.
 
     Parameters
     ----------
     stream : text stream or None
-        None where the process has none.
+        None if the process has no such stream.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -61,8 +61,8 @@ class _Tolerant:
 
 @contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Make this process's standard streams tolerant: a character that they lack is replaced, and a
-    closed pipe is ignored."""
+    """Make this process's standard streams tolerant: a character that their encoding lacks is
+    replaced, and a closed pipe is ignored."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Tolerant(stream)) for stream in before)
     try:
@@ -71,16 +71,16 @@ def tolerant_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def tell(text: str) -> None:
-    """Print a result on standard output, without the config's secrets; a full disk is no
+def print_line(text: str) -> None:
+    """Print a result on standard output, without the config's secrets; a full disk is not a
     failure."""
     with suppress(OSError):
         sys.stdout.write(scrubbed(text) + "\n")
         sys.stdout.flush()
 
 
-def tell_loud(text: str, *, err: bool = False) -> None:
-    """Print an important line; in red on a terminal."""
+def print_alert(text: str, *, err: bool = False) -> None:
+    """Print an important line, in red on a terminal."""
     from rich.console import Console
     from rich.text import Text
 

@@ -33,10 +33,10 @@ class _NoSink(Sink):
         """Discard the predictions."""
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: no prediction waits."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no resource is open."""
 
 
 class _NoLetters(DeadLetterSink):
@@ -49,10 +49,10 @@ class _NoLetters(DeadLetterSink):
             _LOG.info("refused %s %s: %s", at, letter.reason, letter.detail)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: no letter waits."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no resource is open."""
 
 
 def replay_config(
@@ -60,15 +60,16 @@ def replay_config(
 ) -> dict[str, Any]:
     """Run a config's pipeline over files; return the summary.
 
-    The predictions, and beside them ``OUT.dead-letters``, take the place of what was there when
-    all of them are written, and only if there is a prediction, or nothing was to be predicted.
+    Predictions are written to `out`, and dead letters to ``OUT.dead-letters`` beside it. Both
+    replace earlier files at the end, when they are complete, and only if there is a prediction or
+    there were no records.
 
     Raises
     ------
     ConfigError
-        If the config is wrong, or `out` is one of the files that are read, or no regular file.
+        If the config is wrong, or `out` is one of the files that are read or not a regular file.
     ConnectorError
-        If a file cannot be read, or `out` not be written.
+        If a file cannot be read, or `out` cannot be written.
     """
     from streamadapt_connectors.files.source import FilesSource
 
@@ -79,10 +80,9 @@ def replay_config(
     if labels is not None:
         source["label_path"] = str(labels)
         inputs["--labels"] = labels
-    # Nothing is there that a guarantee could rest on: no checkpoint, and no output of an earlier
-    # run.
-    given = {"source": source, "checkpoint": None, "metrics": None, "guarantee": "at-least-once"}
-    config = msgspec.structs.replace(config, **given)
+    # Other guarantees need a checkpoint, or the output of an earlier run.
+    changes = {"source": source, "checkpoint": None, "metrics": None, "guarantee": "at-least-once"}
+    config = msgspec.structs.replace(config, **changes)
     targets = None if out is None else _targets(out, inputs, letters)
     torch.set_num_threads(config.threads)
     status = Console(stderr=True).status(Text(f"replaying {entries}"))
@@ -91,8 +91,8 @@ def replay_config(
 
 
 def _targets(out: Path, inputs: dict[str, Path], letters: dict[str, Path]) -> tuple[Path, Path]:
-    """Return the sinks of predictions and dead letters; `letters` are the dead-letter files of the
-    config's own runs."""
+    """Return the files to write predictions and dead letters to; neither may be one of `inputs`,
+    and the first must not be one of `letters`, the dead-letter files of the config's own runs."""
     target = check_output("--out", out, {**inputs, **letters}, make_folders=True)
     beside = Path(f"{out}.dead-letters")
     return target, check_output("--out", beside, {**inputs, "--out": out}, make_folders=True)
@@ -115,13 +115,13 @@ def _run(
             return JsonlSink(parts[0].path), JsonlDeadLetters(parts[1].path)
 
         engine = make_engine(config, sinks=sinks)
-        engine.run_log.quiet = True  # the summary, which comes soon, says the same
+        engine.run_log.quiet = True  # the summary will contain the same facts
         summary = engine.run()
         if summary["predictions"] or not summary["records"]:
             for part in reversed(parts):
                 part.put()
         elif parts:
-            _LOG.warning("nothing was predicted: %s is left as it was", parts[0].target)
+            _LOG.warning("nothing was predicted: %s is unchanged", parts[0].target)
     return summary
 
 

@@ -1,4 +1,4 @@
-"""Running a config in this process: signals, metrics endpoint."""
+"""Runs a config in this process, with signal handlers and the metrics endpoint."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = ["ClosingTimeoutError", "DrainTimeoutError", "run_config"]
 _LOG = logging.getLogger("streamadapt")
 
 DRAIN_S = 3.5
-"""Time for flushing and the last checkpoint after a signal; the promise is an exit within five
-seconds."""
+"""Time for flushing and the last checkpoint after a signal; the process promises to exit within
+five seconds."""
 CLOSE_S = 3.5
 """Time for closing after everything is saved."""
-AGAIN_S = 0.1
-"""Time for each further resource that still blocks after that."""
+ALARM_INTERVAL_S = 0.1
+"""After `CLOSE_S`, the time for each further resource that blocks while it is closed."""
 
 
 def run_config(
@@ -41,7 +41,7 @@ def run_config(
     settings: Sequence[str] = (),
     finish: Callable[[dict[str, Any], bool], None] | None = None,
 ) -> dict[str, Any]:
-    """Run a config file's engine until it is stopped or done; return its summary.
+    """Run the engine of a config file until it is stopped or its source ends; return its summary.
 
     Parameters
     ----------
@@ -69,11 +69,11 @@ def run_config(
 
 
 class DrainTimeoutError(StreamadaptError):
-    """Draining took too long; a restart replays from the last checkpoint."""
+    """Raised if draining takes too long; a restart replays from the last checkpoint."""
 
 
 class ClosingTimeoutError(StreamadaptError):
-    """Everything is processed and saved, but something did not close in time."""
+    """Raised if everything is processed and saved, but a resource does not close in time."""
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def _stopped_by_signals(engine: Engine) -> Iterator[None]:
     After the engine has drained, an alarm is not a failure: it only interrupts a call to close
     that takes longer than `CLOSE_S`. Later signals are ignored.
     """
-    alarms_left = round(CLOSE_S / AGAIN_S)  # until a blocked call to close is interrupted
+    alarms_left = round(CLOSE_S / ALARM_INTERVAL_S)  # until a blocked call to close is interrupted
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
@@ -94,7 +94,7 @@ def _stopped_by_signals(engine: Engine) -> Iterator[None]:
             raise KeyboardInterrupt
         _LOG.info("%s: draining", signal.Signals(number).name)
         engine.stop()
-        signal.setitimer(signal.ITIMER_REAL, DRAIN_S, AGAIN_S)
+        signal.setitimer(signal.ITIMER_REAL, DRAIN_S, ALARM_INTERVAL_S)
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
         nonlocal alarms_left
@@ -106,7 +106,7 @@ def _stopped_by_signals(engine: Engine) -> Iterator[None]:
         alarms_left -= 1
         if alarms_left <= 0 and engine.closing:
             engine.closing = False  # once for each resource
-            raise ClosingTimeoutError("closing was broken off; everything had been saved")
+            raise ClosingTimeoutError("closing was interrupted; everything had been saved")
 
     handlers = {signal.SIGINT: on_signal, signal.SIGTERM: on_signal, signal.SIGALRM: on_alarm}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

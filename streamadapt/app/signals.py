@@ -23,7 +23,7 @@ def too_late() -> None:
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """End the process at once with a shell's exit code for signals, unless `too_late` was
+    """End the process at once with the exit code of a shell for this signal, unless `too_late` was
     called."""
     del frame
     if _done:

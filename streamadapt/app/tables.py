@@ -25,7 +25,8 @@ PIPE_WIDTH = 100
 def _expert_table(
     experts: Mapping[str, float], served: float | None, weights: Mapping[str, float]
 ) -> Table:
-    """Return each expert's error compared with the frozen model's; the served one is last.
+    """Return a table of each expert's error, compared with the frozen model's; the last row is the
+    served prediction's.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ def _ratio(error: float, frozen: float | None) -> str:
 
 
 def _count_table(summary: Mapping[str, Any]) -> Table:
-    """Return the counts of records read, learned and refused, and of drifts."""
+    """Return a table of the counts of records, labels, drifts, reactions and faults."""
     table = Table(show_header=False)
     table.add_column("what")
     table.add_column("count", justify="right")
@@ -64,6 +65,20 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
             table.add_row(Text(f"{word}s: {name}"), f"{count:,}")
         if not summary[group]:
             table.add_row(f"{word}s", "none")
+    _add_losses_before_labels(table, summary)
+    for group, what in (
+        ("reactions", "reactions"),
+        ("times", "event times"),
+        ("faults", "raised"),
+        ("restored", "restored"),
+    ):
+        for name, count in sorted(summary.get(group, {}).items()):
+            table.add_row(Text(f"{what}: {name}"), f"{count:,}")
+    return table
+
+
+def _add_losses_before_labels(table: Table, summary: Mapping[str, Any]) -> None:
+    """Add what is known of losses without all labels: from those asked for, and by estimate."""
     if summary.get("asked"):
         table.add_row("labels asked for", f"{summary['asked']:,}")
     for role, loss in sorted(summary.get("asked_loss", {}).items()):
@@ -71,15 +86,6 @@ def _count_table(summary: Mapping[str, Any]) -> Table:
     for measure, means in sorted(summary.get("estimated", {}).items()):
         parts = (f"{which} {value:.3f}" for which, value in means.items() if value is not None)
         table.add_row(f"estimated: {measure}", ", ".join(parts))
-    for name, count in sorted(summary["reactions"].items()):
-        table.add_row(Text(f"reactions: {name}"), f"{count:,}")
-    for name, count in sorted(summary.get("times", {}).items()):
-        table.add_row(f"event times: {name}", f"{count:,}")
-    for name, count in sorted(summary.get("faults", {}).items()):
-        table.add_row(Text(f"raised: {name}"), f"{count:,}")
-    for name, count in sorted(summary["restored"].items()):
-        table.add_row(Text(f"restored: {name}"), f"{count:,}")
-    return table
 
 
 def _drift_dates(summary: Mapping[str, Any]) -> list[str]:
@@ -106,7 +112,7 @@ def labels_note(summary: Mapping[str, Any]) -> str:
 
 
 def _out_of_order(summary: Mapping[str, Any]) -> str:
-    """Return a line on entries that came out of order; empty if they were few."""
+    """Return a warning about entries out of order; empty if there were only a few."""
     refused = summary["dead_letters"].get("time_backwards", 0)
     raised = summary.get("times", {}).get("raised", 0)
     return order_warning(
@@ -126,7 +132,7 @@ def print_result(
     summary : mapping
         See `streamadapt.engine.summary.summarise`.
     what : str
-        What the errors are, with their unit.
+        The name of the errors, with their unit.
     """
     if warning := _out_of_order(summary):
         console.print(
@@ -150,17 +156,18 @@ def print_result(
 
 def _print_refusals(console: Console, summary: Mapping[str, Any]) -> None:
     """Print for each reason of refusals an example and the setting that would fix it."""
-    found = refusals(summary["run"]) if "run" in summary else []
-    if found:
+    reasons = refusals(summary["run"]) if "run" in summary else []
+    if reasons:
         console.print("Refused, with an example of each reason:")
-    for one in found:
+    for one in reasons:
         example = safe(f"{one['position']}: {one['detail']}")
         line = f"  {one['reason']} ({one['count']:,}): {example}. {one['setting']}"
         console.print(Text(line), highlight=False, soft_wrap=True)
 
 
 class _Buffer(io.StringIO):
-    """A text buffer with the encoding of standard output, which the tables must know."""
+    """A text buffer with the encoding of standard output, on which the characters of a table
+    depend."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]

@@ -29,18 +29,21 @@ def _escaped(c: str) -> str:
     if named is not None:
         return named
     code = ord(c)
-    return (
-        f"\\x{code:02x}"
-        if code < 0x100
-        else f"\\u{code:04x}"
-        if code < 0x10000
-        else f"\\U{code:08x}"
-    )
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show progress on a terminal; None if the output is not a terminal."""
+    """Show a progress bar on a terminal, and yield the function that updates it; yield None if
+    standard error is not a terminal.
+
+    Parameters
+    ----------
+    what : str
+        What is being read.
+    """
     if not sys.stderr.isatty():
         yield None
         return

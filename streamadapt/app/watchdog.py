@@ -19,15 +19,15 @@ __all__ = ["Watchdog"]
 
 _LOG = logging.getLogger("streamadapt")
 
-LOOKS = 4
+CHECKS = 4
 """Number of checks within the time after which a loop counts as stuck."""
-LOOK_S = 1.0
+CHECK_INTERVAL_S = 1.0
 """Interval of the checks of source and sinks: their faults must be logged even while the loop
 waits for one of them."""
 
 
 class Watchdog:
-    """Watch an engine's loop from a thread of its own; a context manager.
+    """Watches an engine's loop from a separate thread; a context manager.
 
     Parameters
     ----------
@@ -85,9 +85,9 @@ class Watchdog:
 
     def _watch(self) -> None:
         seen, still = self._engine.heartbeat, 0
-        every_s = self._after_s / LOOKS
+        every_s = self._after_s / CHECKS
         due = time.monotonic() + every_s
-        while not self._stop.wait(min(LOOK_S, max(0.0, due - time.monotonic()))):
+        while not self._stop.wait(min(CHECK_INTERVAL_S, max(0.0, due - time.monotonic()))):
             with suppress(Exception):  # the loop calls `look`, too, and handles errors there
                 self._engine.look()
             if time.monotonic() < due:
@@ -96,7 +96,7 @@ class Watchdog:
             heartbeat = self._engine.heartbeat
             still = still + 1 if heartbeat == seen else 0
             seen = heartbeat
-            stalled = still >= LOOKS
+            stalled = still >= CHECKS
             if stalled != self.stalled:
                 if stalled:
                     _LOG.error(

@@ -151,12 +151,10 @@ def arguments_of(
             None if kind is None else f"{re.sub(AFTER_ROOT_KEY, '', path)}.{kind}",
         )
     needed = [n for n, p in named.items() if p.default is p.empty]
-    # TOML has no null: a missing key stands for it.
-    given = {
-        n: None
-        for n in needed
-        if type(None) in typing.get_args(hints.get(n)) and n not in settings
-    } | given
+    for name in needed:
+        # TOML has no null: a missing key stands for it.
+        if type(None) in typing.get_args(hints.get(name)) and name not in settings:
+            given.setdefault(name, None)
     check_needed(path, {**settings, **given}, needed)
     arguments = {
         name: _made_or_converted(value, hints.get(name, Any), join(path, name))

@@ -14,7 +14,7 @@ from streamadapt.config.convert import join
 from streamadapt.config.overrides import PREFIX, apply_environment, apply_settings, setting_of
 from streamadapt.config.secrets import HIDDEN, masked
 from streamadapt.errors import ConfigError
-from streamadapt.files import MOST_CONFIG, decoded, read_text
+from streamadapt.files import MAX_CONFIG_BYTES, decoded, read_text
 
 __all__ = ["literal_secrets", "read_secret_files"]
 
@@ -99,7 +99,7 @@ def literal_secrets(
     """
     if not path.is_file():
         return []
-    table = tomllib.loads(read_text(path, MOST_CONFIG))
+    table = tomllib.loads(read_text(path, MAX_CONFIG_BYTES))
     written = dict(_secrets("", table))
     apply_environment(table, environment)
     before = dict(_secrets("", table))

@@ -22,7 +22,7 @@ from streamadapt.config.renamed import use_new_names, with_old_names
 from streamadapt.config.secret_files import read_secret_files
 from streamadapt.config.secrets import masked, remember
 from streamadapt.errors import ConfigError
-from streamadapt.files import MOST_CONFIG, MOST_WEIGHTS, read_regular, read_text
+from streamadapt.files import MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES, read_regular, read_text
 
 __all__ = [
     "BaseKeys",
@@ -306,7 +306,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
 
 def _content(path: object) -> object:
     try:
-        return hashlib.sha256(read_regular(Path(str(path)), MOST_WEIGHTS)).hexdigest()
+        return hashlib.sha256(read_regular(Path(str(path)), MAX_WEIGHTS_BYTES)).hexdigest()
     except OSError:
         return str(path) if isinstance(path, Path) else path
 
@@ -337,7 +337,7 @@ def load_config(
         If the file cannot be read, is not TOML, or a setting is wrong.
     """
     try:
-        text = read_text(path, MOST_CONFIG)
+        text = read_text(path, MAX_CONFIG_BYTES)
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError("config", str(path), f"a readable UTF-8 file ({exc})") from exc
     environment = os.environ if environment is None else environment

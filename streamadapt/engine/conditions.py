@@ -122,9 +122,8 @@ class Conditions:
         self._clock = clock
         self._lock = threading.RLock()
         self._held: dict[Condition, _Held] = {}
-        self._ended: dict[
-            Condition, tuple[float, float]
-        ] = {}  # when it ended, and since when it had held
+        # when it ended, and since when it had held
+        self._ended: dict[Condition, tuple[float, float]] = {}
         self._began: Counter[Condition] = Counter()
         self.answered = False
 

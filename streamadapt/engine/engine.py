@@ -119,9 +119,8 @@ class Engine:
         self.run_log = RunLog(self.clock)
         self._tally = Tally()
         self._ended = False
-        self._behind: dict[
-            StreamPartition, int
-        ] = {}  # records not yet processed, where that is known
+        # records not yet processed, where that is known
+        self._behind: dict[StreamPartition, int] = {}
         self._stopped_at: float | None = None
         self._index = {stream: i for i, stream in enumerate(source.streams)}
         self._bad_share = RejectLimit(self.settings.max_bad_share)

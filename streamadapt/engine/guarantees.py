@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Final
 
 from streamadapt.clock import Clock, SystemClock
@@ -117,9 +119,8 @@ class EffectivelyOnce(Delivery):
         super().__init__(sink)
         self._recalling = sink
         self._reached: dict[StreamPartition, int] = {}
-        self._leases: dict[
-            int, Callable[[], None]
-        ] = {}  # also of partitions that were lost: the sink may hold some
+        # also of partitions that were lost: the sink may hold some
+        self._leases: dict[int, Callable[[], None]] = {}
         self._silent = False
         sink.check_before_sending(self._check_owners)
 
@@ -176,6 +177,28 @@ class EffectivelyOnce(Delivery):
             self._reached.pop(at, None)
 
 
+@dataclass
+class _Commit:
+    """The last commit of one partition.
+
+    Attributes
+    ----------
+    positions : dict of StreamPartition to int
+        The committed positions.
+    first : dict of StreamPartition to int
+        What was committed when the partition was assigned: predictions up to there are not
+        written again.
+    emitted : int
+        The runner's count of predictions at that time.
+    at_s : float, s, monotonic
+    """
+
+    positions: dict[StreamPartition, int] = field(default_factory=dict)
+    first: dict[StreamPartition, int] = field(default_factory=dict)
+    emitted: int = 0
+    at_s: float = 0.0
+
+
 class ExactlyOnce(Delivery):
     """Commit outputs and positions together, after the checkpoint.
 
@@ -191,12 +214,7 @@ class ExactlyOnce(Delivery):
         super().__init__(sink)
         self._transactions = sink
         self._clock = clock
-        self._committed: dict[int, dict[StreamPartition, int]] = {}
-        self._before: dict[
-            int, dict[StreamPartition, int]
-        ] = {}  # what was committed when the partition was assigned
-        self._emitted: dict[int, int] = {}
-        self._at: dict[int, float] = {}
+        self._commits: defaultdict[int, _Commit] = defaultdict(_Commit)
 
     def resume(self, runner: PartitionRunner, digest: str) -> CheckpointInfo | None:
         """Fence off older writers, drop checkpoints that were not committed, and do not write
@@ -207,19 +225,18 @@ class ExactlyOnce(Delivery):
         runner.acquire()
         committed = self._transactions.begin(runner.streams, runner.partition)
         runner.must_own()
-        self._emitted[runner.partition] = runner.emitted
+        commit = self._commits[runner.partition]
+        commit.emitted = runner.emitted
         if not committed:
             return self._resume_unknown(runner, digest)
         info = runner.restore(digest, committed)
-        self._committed[runner.partition] = dict(committed)
-        committed_before = self._before[runner.partition] = dict(committed)
-        self._at[runner.partition] = self._clock.monotonic()
+        commit.positions, commit.first = dict(committed), dict(committed)
+        commit.at_s = self._clock.monotonic()
+        first = commit.first
 
         def is_new(read: Position, prediction: Prediction) -> bool:
             del prediction  # its id need not be an offset (a panel's row has its time there)
-            return read.offset >= committed_before.get(
-                StreamPartition(read.stream, read.partition), 0
-            )
+            return read.offset >= first.get(StreamPartition(read.stream, read.partition), 0)
 
         runner.is_new = is_new
         return info
@@ -268,41 +285,40 @@ class ExactlyOnce(Delivery):
 
     def known_end(self, at: StreamPartition) -> int:
         """Return the committed position."""
-        return self._committed.get(at.partition, {}).get(at, 0)
+        return self._commits[at.partition].positions.get(at, 0)
 
     def stream_recreated(self, runner: PartitionRunner, at: StreamPartition) -> None:
         """Forget the positions that were committed for the old stream."""
-        for known in (self._committed, self._before):
-            known.get(runner.partition, {}).pop(at, None)
+        commit = self._commits[runner.partition]
+        commit.positions.pop(at, None)
+        commit.first.pop(at, None)
         if at == runner.entries_at:
             runner.is_new = None
 
     def saved(self, runner: PartitionRunner) -> None:
         """Commit if there is anything new, or if the last commit is old."""
-        before = self._committed.get(runner.partition, {})
+        last = self._commits[runner.partition]
         # During a replay the runner is behind the committed positions: nothing was written, and
         # the committed positions must not go back.
-        ahead = {
-            **before,
-            **{at: max(offset, before.get(at, 0)) for at, offset in runner.positions.items()},
-        }
-        emitted = runner.emitted > self._emitted.get(runner.partition, 0)
-        stale = self._clock.monotonic() - self._at.get(runner.partition, 0.0) >= RENEW_S
-        if ahead and (emitted or stale or ahead != before):
+        ahead = dict(last.positions)
+        for at, offset in runner.positions.items():
+            ahead[at] = max(offset, ahead.get(at, 0))
+        emitted = runner.emitted > last.emitted
+        stale = self._clock.monotonic() - last.at_s >= RENEW_S
+        if ahead and (emitted or stale or ahead != last.positions):
             self._commit(runner, ahead)
 
     def _commit(self, runner: PartitionRunner, positions: dict[StreamPartition, int]) -> None:
         self._transactions.commit(positions)
-        self._committed[runner.partition] = dict(positions)
-        self._emitted[runner.partition] = runner.emitted
-        self._at[runner.partition] = self._clock.monotonic()
+        last = self._commits[runner.partition]
+        last.positions, last.emitted = dict(positions), runner.emitted
+        last.at_s = self._clock.monotonic()
         runner.entered.clear()
         runner.recreated.clear()
 
     def release(self, runner: PartitionRunner, *, lost: bool = False) -> None:
         """Give up the partition; everything uncommitted is void."""
-        for known in (self._committed, self._before, self._emitted, self._at):
-            known.pop(runner.partition, None)
+        self._commits.pop(runner.partition, None)
         if lost:
             self._transactions.abandon(runner.partition)
         else:

@@ -99,9 +99,8 @@ class Merge:
         self.late_labels = 0
         self.held: Record | None = None
         self._heads: list[_Head | None] = [None] * streams
-        self._behind_until = [
-            0.0
-        ] * streams  # when a stream was last seen to have records to be read
+        # when a stream was last seen to have records to be read
+        self._behind_until = [0.0] * streams
 
     def offer(
         self, stream: int, record: Record, item: Entry | Label | DeadLetter, now: float

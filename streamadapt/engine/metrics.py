@@ -201,44 +201,54 @@ class Metrics:
     def samples(self) -> Samples:
         """Return every known sample: metric name -> (label values in the catalogue's order,
         value). Thread-safe."""
-        with self._lock:
-            pipelines, checkpoints, lag = (
-                dict(self._pipelines),
-                dict(self._checkpoints),
-                dict(self._lag),
-            )
-            damaged, zeros, lost = dict(self._damaged), dict(self._zeros), dict(self._lost)
-            dead, late, state = dict(self._dead), self._late, self._source_state
-            stages = {
-                name: Histogram(tuple(counts), self._sums[name])
-                for name, counts in self._counts.items()
-            }
         found: Samples = {spec.name: [] for spec in CATALOGUE}
+        with self._lock:
+            pipelines, zeros = dict(self._pipelines), dict(self._zeros)
+            self._add_checkpoints(found)
+            self._add_records(found)
+            self._add_stages(found)
+        now_ns = self._clock.time_ns()
         for partition, stats in pipelines.items():
-            _add_pipeline(
-                found, str(partition), stats, zeros.get(partition, Zeros()), self._clock.time_ns()
-            )
+            _add_pipeline(found, str(partition), stats, zeros.get(partition, Zeros()), now_ns)
+        self._add_conditions(found)
+        found["streamadapt_build_info"].append(((__version__,), 1.0))
+        return found
+
+    def _add_checkpoints(self, found: Samples) -> None:
+        """Add what is known about each partition's checkpoints and transactions; needs the
+        lock."""
         now = self._clock.monotonic()
-        for partition, (duration_s, size, at) in checkpoints.items():
-            found["streamadapt_checkpoint_age_seconds"].append(
-                ((str(partition),), max(0.0, now - at))
-            )
-            found["streamadapt_checkpoint_duration_seconds"].append(
-                ((str(partition),), duration_s)
-            )
-            found["streamadapt_checkpoint_size_bytes"].append(((str(partition),), size))
-        for where, records in lag.items():
-            found["streamadapt_consumer_lag_records"].append(
-                ((where.stream, str(where.partition)), records)
-            )
+        for partition, (duration_s, size_bytes, at) in self._checkpoints.items():
+            labels = (str(partition),)
+            found["streamadapt_checkpoint_age_seconds"].append((labels, max(0.0, now - at)))
+            found["streamadapt_checkpoint_duration_seconds"].append((labels, duration_s))
+            found["streamadapt_checkpoint_size_bytes"].append((labels, size_bytes))
         found["streamadapt_damaged_checkpoints_total"] = [
-            ((str(p),), count) for p, count in damaged.items()
+            ((str(partition),), count) for partition, count in self._damaged.items()
         ]
         found["streamadapt_transactions_lost_total"] = [
-            ((str(p), why), count) for (p, why), count in lost.items()
+            ((str(partition), cause), count) for (partition, cause), count in self._lost.items()
         ]
-        found["streamadapt_dead_letters_total"] = list(dead.items())
-        found["streamadapt_late_labels_total"].append(((), late))
+
+    def _add_records(self, found: Samples) -> None:
+        """Add the counts of records that wait, were refused or came too late; needs the lock."""
+        found["streamadapt_consumer_lag_records"] = [
+            ((at.stream, str(at.partition)), records) for at, records in self._lag.items()
+        ]
+        found["streamadapt_dead_letters_total"] = list(self._dead.items())
+        found["streamadapt_late_labels_total"] = [((), self._late)]
+
+    def _add_stages(self, found: Samples) -> None:
+        """Add the durations of the stages that have run; needs the lock."""
+        found["streamadapt_stage_duration_seconds"] = [
+            ((name,), Histogram(tuple(counts), self._sums[name]))
+            for name, counts in self._counts.items()
+            if any(counts)
+        ]
+
+    def _add_conditions(self, found: Samples) -> None:
+        """Add the conditions of source, sink, dead letters and loop."""
+        state = self._source_state
         standings = dict(self._standings())
         if state in ("connected", "connecting"):  # an ended source is neither up nor down
             works = state == "connected" and not standings.get("source", NOTHING).trouble
@@ -247,11 +257,6 @@ class Metrics:
             _add_standing(found, side, standing)
         if self._stalled is not None:
             found["streamadapt_loop_stalled"].append(((), float(self._stalled)))
-        found["streamadapt_stage_duration_seconds"] = [
-            ((name,), h) for name, h in stages.items() if any(h.counts)
-        ]
-        found["streamadapt_build_info"].append(((__version__,), 1.0))
-        return found
 
 
 def _add_standing(found: Samples, side: str, standing: Standing) -> None:

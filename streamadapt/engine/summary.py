@@ -34,14 +34,6 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         cells.update(one.loss_cells)
     means = {role: sums[role] / cells[role] if cells[role] else None for role in cells}
     experts = {role: mean for role, mean in means.items() if role != "served"}
-    weights = (
-        {name: sum(s.weights.get(name, 0.0) for s in stats) / len(stats) for name in experts}
-        if stats
-        else {}
-    )
-    restored = {
-        n: c for n in experts if (c := sum(s.updates.get(n, Counter())["restored"] for s in stats))
-    }
     return {
         "frozen": means.get("base"),
         "served": means.get("served"),
@@ -58,12 +50,26 @@ def summarise(stats: Sequence[Stats]) -> dict[str, Any]:
         "times": _total(s.times for s in stats),
         "faults": {part: n for part, n in _total(s.faults for s in stats).items() if n},
         "drift_log": [list(drift) for s in stats for drift in s.drift_log],
-        "restored": restored,
-        "weights": weights,
+        "restored": _restored(stats, experts),
+        "weights": _mean_weights(stats, experts),
         "asked": sum(s.asked for s in stats),
         "asked_loss": _asked(stats),
         "estimated": _estimated(stats),
     }
+
+
+def _mean_weights(stats: Sequence[Stats], experts: Iterable[str]) -> dict[str, float]:
+    """Return the guard's weight of each expert, as a mean over the partitions."""
+    return {name: sum(s.weights.get(name, 0.0) for s in stats) / len(stats) for name in experts}
+
+
+def _restored(stats: Sequence[Stats], experts: Iterable[str]) -> dict[str, int]:
+    """Return how often each expert was restored, without those that never were."""
+    counts = {
+        name: sum(s.updates[name]["restored"] for s in stats if name in s.updates)
+        for name in experts
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def _labels_used(stats: Sequence[Stats]) -> dict[str, Any]:
@@ -77,11 +83,9 @@ def _labels_used(stats: Sequence[Stats]) -> dict[str, Any]:
 
 def _asked(stats: Sequence[Stats]) -> dict[str, float]:
     weight = sum(s.asked_weight for s in stats)
-    return (
-        {role: total / weight for role, total in _sums(s.asked_loss for s in stats).items()}
-        if weight
-        else {}
-    )
+    if not weight:
+        return {}
+    return {role: total / weight for role, total in _sums(s.asked_loss for s in stats).items()}
 
 
 def _estimated(stats: Sequence[Stats]) -> dict[str, dict[str, float | None]]:

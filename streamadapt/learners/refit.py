@@ -21,20 +21,21 @@ __all__ = ["Refit"]
 
 
 class Refit(Learner):
-    """A multilayer perceptron, refitted every `every` examples to the last `memory` of them;
-    frozen in between [1]_.
+    """A multilayer perceptron that is refitted after every `every` examples, on the last `memory`
+    examples; between two fits it does not change [1]_.
 
-    The network gets the scaled window of all channels (forecasts: less each channel's last value,
-    and that value) and predicts the base's residual, in scaled units:
+    The network gets the scaled window of all channels (for forecasts: the last values, and the
+    differences of the other values from them) and predicts the base's residual, in scaled units:
     ``prediction = base + scale net(x)``; classification: ``softmax(ln base + net(x))``. With
-    ``direct`` it predicts without the base: ``loc + scale net(x)``, for forecasts as steps from
+    ``direct`` it predicts without the base: ``loc + scale net(x)``, where for forecasts `loc` is
     the last value; ``softmax(net(x))``. Before the first fit its prediction is the base's.
 
     A fit is `epochs` passes over the memory in random minibatches of `batch`, with Adam on Huber's
     loss (threshold one scale; log loss for classes), starting from the weights of the last fit. It
-    trains a second set of weights, which replaces the serving weights at its end. Its
-    ``epochs memory / batch`` steps are spread evenly over the `every` examples before that: no
-    single entry pays for a whole fit. A step uses only the examples that have arrived so far.
+    trains a second set of weights, which replaces the serving weights at the end of the fit. The
+    ``epochs memory / batch`` steps of a fit are spread evenly over the `every` examples before its
+    end, so no single entry costs as much as a whole fit. A step uses only the examples that have
+    arrived so far.
 
     Costs per example: about ``epochs memory / (batch every)`` steps of O(batch weights) time;
     memory x (features + 2 outputs) float32 numbers, and 4 copies of the weights.
@@ -116,7 +117,7 @@ class Refit(Learner):
         return (f"{self.kind}{'-direct' if self.direct else ''}-{self.every}",)
 
     def allocate(self, spec: Spec) -> None:
-        """Draw the weights as torch.nn.Linear does; the last layer starts at zero."""
+        """Draw the weights in the same way as torch.nn.Linear; the last layer starts at zero."""
         self._forecast, self._classify = spec.kind == "forecast", spec.kind == "classification"
         self._cells = spec.rows * spec.columns
         features = spec.window * spec.channels
@@ -151,7 +152,7 @@ class Refit(Learner):
         else:
             unknown = torch.zeros(self.memory, self._cells, dtype=torch.bool, device=spec.device)
             self.register_buffer("seen_masks", unknown)
-        # Examples so far.
+        # The number of examples so far.
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=spec.device))
 
     def _features(self, inputs: Tensor) -> Tensor:
@@ -163,14 +164,14 @@ class Refit(Learner):
         return scaled.flatten()
 
     def _net(self, weights: nn.ParameterList, x: Tensor) -> Tensor:
-        """(..., features) -> (..., cells)."""
+        """Compute the output of the network: (..., features) -> (..., cells)."""
         for i in range(0, len(weights), 2):
             x = F.linear(F.relu(x) if i else x, weights[i], weights[i + 1])
         return x
 
     def _start(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return what the network's output is added to, (rows, columns): original units, or
-        log-odds."""
+        """Return the start to which the network's output is added, (rows, columns), in original
+        units or log-odds."""
         if self._classify:
             return torch.zeros_like(base.output) if self.direct else log_odds(base.output)
         if not self.direct:
@@ -178,18 +179,19 @@ class Refit(Learner):
         return (inputs[-1:] if self._forecast else self.spec.output_loc).expand_as(base.output)
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Ask the network as it was fitted last."""
+        """Return the prediction with the weights of the last complete fit."""
         if int(self.count) < self.every:
             return base.output.clone()
         with torch.no_grad():
-            said = self._net(self.serving, self._features(inputs)).view_as(base.output)
+            correction = self._net(self.serving, self._features(inputs)).view_as(base.output)
             start = self._start(inputs, base)
             if self._classify:
-                return torch.softmax(start + said, dim=-1)
-            return torch.addcmul(start, said, self.spec.output_scale)
+                return torch.softmax(start + correction, dim=-1)
+            return torch.addcmul(start, correction, self.spec.output_scale)
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Keep the example, make the steps that are due, and take the fit over when it is done."""
+        """Store the example, make the steps that are due, and at the end of a fit serve its
+        weights."""
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         if not bool(mask.any()):
             return
@@ -211,25 +213,26 @@ class Refit(Learner):
         self.seen_inputs[place] = self._features(inputs)
         if self._classify:
             self.seen_starts[place] = start.flatten()
-            # Cross entropy is linear in it.
+            # The weight can be stored in the target, since cross entropy is linear in it.
             self.seen_targets[place] = target.flatten() * self.weight
         else:
-            left = torch.where(mask, (target - start) / self.spec.output_scale, 0.0)
-            self.seen_targets[place] = left.flatten()
+            residual = torch.where(mask, (target - start) / self.spec.output_scale, 0.0)
+            self.seen_targets[place] = residual.flatten()
             self.seen_masks[place] = mask.flatten()
 
     def _step(self, known: int, number: int) -> None:
-        """Make one step of a fit on a minibatch of the `known` examples; `number` makes it a
-        different one."""
+        """Make one step of a fit on a random minibatch of the `known` examples; its seed depends
+        on the `number` of the step."""
         generator = torch.Generator().manual_seed((self.spec.seed << 40) + number)
         chosen = torch.randint(known, (self.batch,), generator=generator).to(
             self.seen_inputs.device
         )
         with torch.enable_grad():
-            said = self._net(self.training_weights, self.seen_inputs[chosen])
+            outputs = self._net(self.training_weights, self.seen_inputs[chosen])
             if self._classify:
-                loss = F.cross_entropy(self.seen_starts[chosen] + said, self.seen_targets[chosen])
+                logits = self.seen_starts[chosen] + outputs
+                loss = F.cross_entropy(logits, self.seen_targets[chosen])
             else:
-                errors = F.huber_loss(said, self.seen_targets[chosen], reduction="none")
+                errors = F.huber_loss(outputs, self.seen_targets[chosen], reduction="none")
                 loss = masked_mean(errors, self.seen_masks[chosen])
         self.optimiser.step(loss, self.boost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -15,6 +16,8 @@ from streamadapt.models.features import feature_count, linear_features
 from streamadapt.models.weights import read_tensors
 
 __all__ = ["Linear", "Persistence", "load_module"]
+
+_SCALING = ("input_loc", "input_scale", "output_loc", "output_scale")
 
 
 class Persistence(Base):
@@ -167,7 +170,7 @@ class Linear(Base):
     def save(self, path: Path) -> None:
         """Write weights, scaling and statistics as safetensors."""
         tensors = {"weights": self.weights}
-        for name in ("input_loc", "input_scale", "output_loc", "output_scale"):
+        for name in _SCALING:
             tensors[name] = getattr(self, name)
         if self._statistics is not None:
             tensors["gram"], tensors["moment"] = self._statistics.gram, self._statistics.moment
@@ -213,51 +216,55 @@ class Linear(Base):
         window, subtract_last = int(metadata["window"]), metadata["subtract_last"] == "1"
         if kind not in get_args(TaskKind):
             raise ValueError(f"the task is {kind!r}")
-        forecast, c, columns = (
-            kind == "forecast",
-            len(tensors["input_loc"]),
-            len(tensors["output_loc"]),
-        )
-        d = feature_count(window, c, forecast=forecast)
-        responses = tensors["weights"].shape[-1] if forecast else columns
-        shapes: dict[str, tuple[int, ...]] = {
-            "weights": (d if subtract_last or not forecast else d + 1, responses)
-        }
-        shapes |= dict.fromkeys(("input_loc", "input_scale"), (c,))
-        shapes |= dict.fromkeys(("output_loc", "output_scale"), (c if forecast else columns,))
-        if "gram" in tensors:
-            groups = c if forecast else 1
-            sums = {"gram": (groups, d, d), "moment": (groups, d, responses)}
-            shapes |= sums
-            if "robust_gram" in tensors:
-                shapes |= {f"robust_{name}": shape for name, shape in sums.items()}
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != shapes:
-            raise ValueError(f"expected tensors of the shapes {shapes}, found {found}")
-        for name, tensor in tensors.items():
-            if tensor.dtype != (
-                wanted := torch.float64 if name.endswith(("gram", "moment")) else torch.float32
-            ):
-                raise ValueError(f"{name} must be {wanted}, not {tensor.dtype}")
-        robust = (
-            Prior(tensors.pop("robust_gram"), tensors.pop("robust_moment"))
-            if "robust_gram" in tensors
-            else None
-        )
-        statistics = (
-            Prior(tensors.pop("gram"), tensors.pop("moment"), robust)
-            if "gram" in tensors
-            else None
-        )
-        weights = tensors.pop("weights")
+        _check_tensors(tensors, kind, window, subtract_last=subtract_last)
+        statistics = _statistics(tensors)
+        scaling = {name: tensors[name] for name in _SCALING}
         return cls(
             kind,
-            weights,
+            tensors["weights"],
             window,
             subtract_last=subtract_last,
-            scaling=tensors,
+            scaling=scaling,
             statistics=statistics,
         )
+
+
+def _check_tensors(
+    tensors: Mapping[str, Tensor], kind: TaskKind, window: int, *, subtract_last: bool
+) -> None:
+    """Raise `KeyError` or `ValueError` unless a file holds exactly the tensors of a `Linear`, with
+    their shapes and dtypes."""
+    forecast = kind == "forecast"
+    channels, columns = len(tensors["input_loc"]), len(tensors["output_loc"])
+    features = feature_count(window, channels, forecast=forecast)
+    responses = tensors["weights"].shape[-1] if forecast else columns
+    rows = features if subtract_last or not forecast else features + 1
+    shapes: dict[str, tuple[int, ...]] = {"weights": (rows, responses)}
+    shapes |= dict.fromkeys(("input_loc", "input_scale"), (channels,))
+    shapes |= dict.fromkeys(("output_loc", "output_scale"), (channels if forecast else columns,))
+    groups = channels if forecast else 1
+    sums = {"gram": (groups, features, features), "moment": (groups, features, responses)}
+    if "gram" in tensors:
+        shapes |= sums
+        if "robust_gram" in tensors:
+            shapes |= {f"robust_{name}": shape for name, shape in sums.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != shapes:
+        raise ValueError(f"expected tensors of the shapes {shapes}, found {found}")
+    for name, tensor in tensors.items():
+        wanted = torch.float64 if name.endswith(("gram", "moment")) else torch.float32
+        if tensor.dtype != wanted:
+            raise ValueError(f"{name} must be {wanted}, not {tensor.dtype}")
+
+
+def _statistics(tensors: Mapping[str, Tensor]) -> Prior | None:
+    """Return the statistics of the fit; None if a file has none."""
+    if "gram" not in tensors:
+        return None
+    robust = None
+    if "robust_gram" in tensors:
+        robust = Prior(tensors["robust_gram"], tensors["robust_moment"])
+    return Prior(tensors["gram"], tensors["moment"], robust)
 
 
 def load_module(

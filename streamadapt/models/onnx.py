@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError, ShapeError
-from streamadapt.files import MOST_WEIGHTS, read_regular
+from streamadapt.files import MAX_WEIGHTS_BYTES, read_regular
 from streamadapt.models.contract import Base, BaseOutput, TaskKind, shaped_output
 
 __all__ = ["OnnxBase", "OnnxSession", "TensorInfo", "data_file"]
@@ -298,7 +298,7 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
         raise ConfigError("base.path", str(path), f"a readable ONNX file ({exc})") from exc
     second = data_file(path)
     try:
-        data = read_regular(second, MOST_WEIGHTS)
+        data = read_regular(second, MAX_WEIGHTS_BYTES)
     except FileNotFoundError:
         pass
     except OSError as exc:

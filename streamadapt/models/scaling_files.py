@@ -48,44 +48,11 @@ def give_scaling(base: Base, given: Any, kind: TaskKind, channels: int | None = 
         raise ConfigError(
             "base.scaling", given, "no such key here: a linear base has the scaling of its fit"
         )
-    if isinstance(given, str):
-        tensors, metadata = read_tensors(Path(given), "base.scaling")
-        if metadata.get("format") != FORMAT:
-            raise ConfigError(
-                "base.scaling",
-                given,
-                "a file that streamadapt fit wrote for a base that is not linear",
-            )
-    elif isinstance(given, Mapping):
-        tensors = {
-            str(name): _numbers(f"base.scaling.{name}", numbers) for name, numbers in given.items()
-        }
-    else:
-        raise ConfigError(
-            "base.scaling", given, "a file's name, or a table with input_loc and input_scale"
-        )
-    names = set(tensors)
-    if (
-        not names >= set(_INPUTS)
-        or names - set(_NAMES)
-        or names & set(_OUTPUTS) not in (set(), set(_OUTPUTS))
-    ):
-        raise ConfigError(
-            "base.scaling",
-            sorted(names),
-            "input_loc and input_scale, or these and both of the outputs",
-        )
+    tensors = _tensors(given)
+    _check_names(tensors)
     for loc, scale in (_INPUTS, _OUTPUTS):
-        if scale in tensors and (
-            tensors[loc].shape != tensors[scale].shape or tensors[scale].ndim != 1
-        ):
-            raise ConfigError(
-                f"base.scaling.{scale}",
-                list(tensors[scale].shape),
-                f"as many numbers as {loc} has",
-            )
-        if scale in tensors and not bool((tensors[scale] > 0.0).all()):
-            raise ConfigError(f"base.scaling.{scale}", tensors[scale].tolist()[:8], "numbers > 0")
+        if scale in tensors:
+            _check_pair(loc, tensors[loc], scale, tensors[scale])
     if channels not in (None, len(tensors["input_scale"])):
         raise ConfigError(
             "base.scaling",
@@ -96,6 +63,48 @@ def give_scaling(base: Base, given: Any, kind: TaskKind, channels: int | None = 
         tensors |= {out: tensors[of] for out, of in zip(_OUTPUTS, _INPUTS, strict=True)}
     for name, tensor in tensors.items():
         setattr(base, name, tensor)
+
+
+def _tensors(given: Any) -> dict[str, Tensor]:
+    """Return the tensors of a file or a table, by name."""
+    if isinstance(given, str):
+        tensors, metadata = read_tensors(Path(given), "base.scaling")
+        if metadata.get("format") != FORMAT:
+            raise ConfigError(
+                "base.scaling",
+                given,
+                "a file that streamadapt fit wrote for a base that is not linear",
+            )
+        return tensors
+    if isinstance(given, Mapping):
+        return {
+            str(name): _numbers(f"base.scaling.{name}", numbers) for name, numbers in given.items()
+        }
+    raise ConfigError(
+        "base.scaling", given, "a file's name, or a table with input_loc and input_scale"
+    )
+
+
+def _check_names(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ConfigError` unless there are both of the inputs, and both or none of the
+    outputs."""
+    names = set(tensors)
+    if names not in (set(_INPUTS), set(_NAMES)):
+        raise ConfigError(
+            "base.scaling",
+            sorted(names),
+            "input_loc and input_scale, or these and both of the outputs",
+        )
+
+
+def _check_pair(loc: str, locs: Tensor, scale: str, scales: Tensor) -> None:
+    """Raise `ConfigError` unless there is one scale above 0 for each location."""
+    if locs.shape != scales.shape or scales.ndim != 1:
+        raise ConfigError(
+            f"base.scaling.{scale}", list(scales.shape), f"as many numbers as {loc} has"
+        )
+    if not bool((scales > 0.0).all()):
+        raise ConfigError(f"base.scaling.{scale}", scales.tolist()[:8], "numbers > 0")
 
 
 def _numbers(path: str, given: Any) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
-from streamadapt.files import MOST_WEIGHTS, read_regular
+from streamadapt.files import MAX_WEIGHTS_BYTES, read_regular
 
 __all__ = ["read_tensors"]
 
@@ -55,7 +55,7 @@ def read_tensors(
         types or numbers that weights do not have.
     """
     try:
-        data = read_regular(file, MOST_WEIGHTS)
+        data = read_regular(file, MAX_WEIGHTS_BYTES)
         metadata = _check_header(data)
         tensors = load(data)
     except (

@@ -1,4 +1,4 @@
-"""Convert entries and labels from common Python types to those of a pipeline, or refuse them
+"""Converts entries and labels from common Python types to those of a pipeline, or refuses them
 before anything changes.
 
 Accepted as numbers: lists, tuples, arrays of any kind of number (also of bools, as 0 and 1), rows
@@ -51,9 +51,9 @@ def coerced(item: Any) -> Entry | Label:
     Raises
     ------
     EntryError
-        If it is neither an entry nor a label, or a part of it cannot be converted: ``wrong_type``,
-        ``wrong_width``, ``not_finite`` or ``bad_time``, with the expected form. If only the label
-        of an entry cannot be converted, the reason is in `Entry.refused`.
+        If the item is neither an entry nor a label, or a part of it cannot be converted:
+        ``wrong_type``, ``wrong_width``, ``not_finite`` or ``bad_time``, with the expected form. If
+        only the label of an entry cannot be converted, the reason is in `Entry.refused`.
     """
     if isinstance(item, Entry):
         if (
@@ -123,13 +123,13 @@ def _is_row(row: object) -> bool:
 
 
 def _row(given: Any, what: str) -> FloatRow:
-    """Return numbers as a new row, float64; NaN is missing."""
+    """Return numbers as a new row, float64; NaN means missing."""
     try:
         with np.errstate(all="ignore"):
             array = _array(given, what)
     except _BadError:
         raise
-    except Exception as error:  # whatever code of others raises when it is asked for its numbers
+    except Exception as error:  # the value's own code may raise any exception
         detail = (
             f"{what}: expected numbers, got {_shown(given)} ({type(error).__name__}: "
             f"{str(error)[:100]})"
@@ -153,7 +153,7 @@ def _array(given: Any, what: str) -> FloatRow:
         return np.where(np.ma.getmaskarray(given), np.nan, known)
     if isinstance(given, dict | str | bytes | bytearray | set | frozenset) or given is None:
         raise _BadError(Reason.WRONG_TYPE, f"{what}: expected numbers, got {_shown(given)}")
-    if isinstance(given, list | tuple):  # asarray would make text of [1, "a"]
+    if isinstance(given, list | tuple):  # np.asarray would convert [1, "a"] to text
         return np.array([_number(value, f"{what}[{i}]") for i, value in enumerate(given)], F64)
     array = np.asarray(given)
     if array.dtype.kind in "fiub":
@@ -199,11 +199,11 @@ def _number(value: Any, what: str) -> float:
 
 
 def _time_ns(given: Any) -> int:
-    """Return a time in ns since the Unix epoch; `_BadError` with ``bad_time`` if it is none, or
-    none of int64."""
+    """Return a time in ns since the Unix epoch; `_BadError` with ``bad_time`` if the value is not
+    a time, or not in the range of int64."""
     try:
         ns = _ns(given)
-    except Exception:  # NaT, a year that no datetime has, code of others
+    except Exception:  # NaT, a year outside of datetime's range, or an error of the value's code
         ns = None
     if ns is None or ns not in INT64:
         expected = (
@@ -215,7 +215,7 @@ def _time_ns(given: Any) -> int:
 
 
 def _ns(given: Any) -> int | None:
-    if isinstance(given, datetime):  # a pandas.Timestamp is one, with three more digits
+    if isinstance(given, datetime):  # also a pandas.Timestamp, which has three more digits
         since: Any = (given if given.tzinfo is not None else given.replace(tzinfo=UTC)) - EPOCH
         below_micro = int(getattr(since, "nanoseconds", 0))
         return (
@@ -246,7 +246,8 @@ def _datetime64_ns(given: np.datetime64) -> int | None:
 
 
 def _text(given: Any, what: str) -> str:
-    """Return an id or a key: text or a whole number, as from JSON; None is none."""
+    """Return an id or a key as text: from text, or from a whole number, which JSON may contain;
+    None becomes an empty text."""
     if given is None:
         return ""
     if isinstance(given, str):
@@ -284,7 +285,7 @@ def _shown(given: Any) -> str:
     """Return a short text that shows a refused value."""
     try:
         text = repr(given)
-    except Exception:  # code of others
+    except Exception:  # an error of the value's own code
         text = "?"
     return f"{type(given).__name__} {text if len(text) <= 60 else text[:57] + '...'}".replace(
         "\n", " "

@@ -1,8 +1,8 @@
-"""Prediction intervals that keep their coverage: online quantile tracking of the served errors.
+"""Prediction intervals that keep their coverage, by online quantile tracking of the served errors.
 
-Nothing is assumed about the stream. Each cell of the output has its own half-width, which grows
-after a miss and shrinks after a hit, so that the share of misses approaches its target, during
-drift too.
+They assume nothing about the stream. Each cell of the output has its own half-width, which grows
+after a miss and shrinks after a hit. So the share of misses approaches its target, also during
+drift.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from streamadapt.tasks import Matured, Task
 __all__ = ["Intervals", "NoIntervals"]
 
 SCALE_RATE = 0.01
-"""How fast the running mean of the served error follows it, per error; the first 1 / SCALE_RATE
-errors have equal weights."""
+"""The rate per error of the running mean of the served error; the first 1 / SCALE_RATE errors have
+equal weights."""
 ERROR_CAP = 10.0
 """The running mean clips errors at this many running means: one outlier must not widen the next
 hundred intervals."""
 FLOOR = 1e-9
-"""The smallest running mean, in the unit of the target: exact predictions have an interval too."""
+"""The smallest running mean, in the unit of the target, so that exact predictions have an
+interval, too."""
 DELAY_SPAN = 30.0
 """The number of outstanding errors that halves the step; see `Intervals`."""
 DELAY_RATE = 0.001
-"""How fast the running mean of the outstanding errors follows them: a varying step would bias the
-coverage."""
-KEPT = 3
+"""The rate of the running mean of the number of outstanding errors; it is small, because a varying
+step would bias the coverage."""
+KEPT_ROWS = 3
 """Rows of `Issued.aggregator_outputs` that belong to the interval: the served prediction, the
-half-width, and the number of errors known by then."""
+half-width, and the number of known errors at the time of the prediction."""
 
 
 class NoIntervals(ShowsArguments):
@@ -78,7 +79,7 @@ class NoIntervals(ShowsArguments):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore a state from `state_dict`."""
 
 
 class Intervals(NoIntervals):
@@ -87,16 +88,16 @@ class Intervals(NoIntervals):
     Per cell (row and column), with a the allowed share of misses, s a running mean of the served
     absolute error and q the tracked quantile::
 
-        low, high = served - q s, served + q s           as issued
+        low, high = served - q s, served + q s           when the prediction is issued
         q <- q + g (missed - a),    g = rate / (1 + n / 30)
 
-    The update is made when the target is known. `missed` is whether the target was outside of the
-    issued interval, and n is the number of the cell's errors that became known in between: many
-    outstanding errors must not all move q for the same reason. With a constant step, the change of
-    q is g (misses - a T): after T errors the share of misses differs from a by at most
-    ``(q's range) / (g T)``, for any stream, however late its labels ([2]_, proposition 1; q's
-    range is that of the errors in units of s, plus the outstanding steps). The first q is that of
-    a normal distribution.
+    The update is made when the target is known. `missed` is 1 if the target was outside of the
+    issued interval, and n is the number of the cell's errors that became known between prediction
+    and target: many outstanding errors must not all move q for the same reason. With a constant
+    step, the change of q is g (misses - a T). So after T errors the share of misses differs from a
+    by at most ``(q's range) / (g T)``, for any stream and any delay of its labels ([2]_,
+    proposition 1; q's range is that of the errors in units of s, plus the outstanding steps). The
+    first q is that of a normal distribution.
 
     A cell has no interval (NaN) before its first error is known. Costs per step: about ten passes
     over (rows, columns).
@@ -104,10 +105,10 @@ class Intervals(NoIntervals):
     Parameters
     ----------
     coverage : float, in (0, 1)
-        The share of the targets that lie within their interval.
+        The share of targets that should be inside their interval.
     rate : float, > 0
-        How fast the width follows the misses (the step of q, in running means of the error).
-        Lower: steadier intervals, which take longer to get the coverage right.
+        The step of q after a miss, in running means of the error. With a lower rate, the width
+        varies less, but it takes longer until the coverage is right.
 
     References
     ----------
@@ -116,7 +117,7 @@ class Intervals(NoIntervals):
        prediction, NeurIPS.
     """
 
-    kept: ClassVar[int] = KEPT
+    kept: ClassVar[int] = KEPT_ROWS
 
     def __init__(self, coverage: float = 0.9, rate: float = 0.2) -> None:
         if not 0.0 < coverage < 1.0:
@@ -136,7 +137,7 @@ class Intervals(NoIntervals):
             raise ConfigError(
                 "intervals",
                 self.coverage,
-                "no intervals: a class has none; forecasts and numbers do",
+                "no such table: only forecasts and regressions have intervals, not classes",
             )
 
     def _allocate(self, shape: tuple[int, ...]) -> None:
@@ -157,17 +158,18 @@ class Intervals(NoIntervals):
         )
 
     def bounds(self, kept: Array) -> tuple[Array, Array]:
-        """Return both ends, (rows, columns); NaN for a cell without any known error."""
-        served, half, _ = kept[:KEPT]
+        """Return both ends of the interval, (rows, columns); NaN for a cell without a known
+        error."""
+        served, half, _ = kept[:KEPT_ROWS]
         return served - half, served + half
 
     def learn(self, matured: Sequence[Matured], stats: Stats) -> Sequence[Matured]:
-        """Compare each target with its interval as it was issued."""
+        """Compare each target with the interval that was issued for it."""
         return [self._learn(one, stats) for one in matured]
 
     def _learn(self, matured: Matured, stats: Stats) -> Matured:
-        served, half, seen_then = matured.aggregator_outputs[:KEPT]
-        rest = replace(matured, aggregator_outputs=matured.aggregator_outputs[KEPT:])
+        served, half, seen_then = matured.aggregator_outputs[:KEPT_ROWS]
+        rest = replace(matured, aggregator_outputs=matured.aggregator_outputs[KEPT_ROWS:])
         mask = matured.mask & ~np.isnan(seen_then)  # NaN: it was issued without an interval
         if self._shape is None or not mask.any() or matured.weight == 0.0:
             return rest
@@ -195,7 +197,7 @@ class Intervals(NoIntervals):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of all arrays; nothing before the first prediction."""
+        """Return copies of all arrays; an empty dict before the first prediction."""
         if self._shape is None:
             return {}
         return {
@@ -203,7 +205,7 @@ class Intervals(NoIntervals):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore a state from `state_dict`."""
         self._shape = None
         if state:
             self._allocate(np.shape(state["quantile"]))

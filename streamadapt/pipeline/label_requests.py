@@ -1,5 +1,5 @@
-"""Labels that are few, late or absent: choose the labels to request, and estimate losses without
-them."""
+"""For streams with few, late or no labels: chooses the labels to request, and estimates losses
+without labels."""
 
 from __future__ import annotations
 
@@ -37,13 +37,32 @@ class LabelFields(NamedTuple):
     estimated_loss: float | None = None
 
 
+class _Note(NamedTuple):
+    """The note of a prediction, by its parts.
+
+    Attributes
+    ----------
+    probability : float
+        Of the request; 0 without a budget.
+    asked : bool
+        Whether the label was requested.
+    estimates : tuple of float
+        One for each of `Estimate.measures`, then what the estimate learns from; empty without an
+        estimate, NaN where it is not known.
+    """
+
+    probability: float
+    asked: bool
+    estimates: tuple[float, ...]
+
+
 class LabelRequests:
     """Requests labels, estimates losses without labels, and compares both with the true losses.
 
-    Each prediction has a note, which is kept until its label arrives: the probability and the
-    outcome of the request (with a budget), then the estimates (with `estimate`). The losses of
-    requested labels, weighted by one over the probability, estimate the loss over all predictions
-    without bias, whichever labels were requested.
+    Each prediction has a note, which is kept until its label arrives. The note has the probability
+    and the outcome of the request (with a budget), then the estimates (with `estimate`). The
+    losses of requested labels, each divided by the probability of the request, are an unbiased
+    estimate of the loss over all predictions.
 
     Parameters
     ----------
@@ -59,7 +78,7 @@ class LabelRequests:
     ) -> None:
         if budget is not None and task.name != "supervised":
             raise ConfigError(
-                "labels.rate", budget.rate, f"a supervised task: a {task.name} asks for no labels"
+                "labels.rate", budget.rate, f"a supervised task: a {task.name} requests no labels"
             )
         self.loss: Loss = task.loss
         self.classify = task.kind == "classification"
@@ -67,7 +86,7 @@ class LabelRequests:
         self.estimate: Estimate | None = None
         if estimate and task.kind != "forecast":
             self.estimate = ConfidenceEstimate() if self.classify else DirectEstimate()
-        self.stats = Stats()  # the pipeline puts its own here
+        self.stats = Stats()  # the pipeline replaces it by its own
 
     @property
     def silent(self) -> bool:
@@ -99,7 +118,7 @@ class LabelRequests:
             note = (probability, float(ask))
         if self.estimate is not None:
             estimates = self.estimate.estimate(experts, served, scale, unit)
-            if commit and estimates[0] == estimates[0]:
+            if commit and not math.isnan(estimates[0]):
                 add(self.stats.estimated, self.estimate.measures, estimates)
                 self.stats.estimated_count += 1
             note += estimates
@@ -112,16 +131,17 @@ class LabelRequests:
 
     def fields(self, note: tuple[float, ...], *, commit: bool) -> LabelFields:
         """Return the label fields of the prediction with this note."""
-        start = 0 if self.budget is None else 2
-        estimated = (
-            note[start + ROLES.index("served")] if self.estimate is not None else float("nan")
-        )
-        loss = estimated if estimated == estimated else None
-        return (
-            LabelFields(bool(note[1]), note[0], loss)
-            if start and commit
-            else LabelFields(estimated_loss=loss)
-        )
+        parts = self._parts(note)
+        loss = parts.estimates[ROLES.index("served")] if parts.estimates else math.nan
+        known_loss = None if math.isnan(loss) else loss
+        if self.budget is None or not commit:
+            return LabelFields(estimated_loss=known_loss)
+        return LabelFields(parts.asked, parts.probability, known_loss)
+
+    def _parts(self, note: tuple[float, ...]) -> _Note:
+        if self.budget is None:
+            return _Note(0.0, False, note)
+        return _Note(note[0], bool(note[1]), note[2:])
 
     def learn(self, matured: Matured) -> None:
         """Learn the true loss of a prediction; this changes only later requests and estimates."""
@@ -135,35 +155,35 @@ class LabelRequests:
         cells = self.loss.loss(predictions[:, None], matured.target)[:, known]
         losses: Array = cells.mean(axis=1)
         share = matured.weight * float(known.mean())  # of a label known in part
-        if self.budget is not None and matured.note[1]:
-            weight = share / matured.note[0]
+        note = self._parts(matured.note)
+        if note.asked:
+            weight = share / note.probability
             add(self.stats.asked_loss, ROLES, (weight * losses).tolist())
             self.stats.asked_weight += weight
         if self.estimate is not None:
-            note = matured.note[0 if self.budget is None else 2 :]
             measures = self.estimate.measures
-            extra = note[len(measures) :]
+            estimates = note.estimates[: len(measures)]
             true = self.estimate.learn(
-                predictions, matured.target[0], losses, extra, matured.weight
+                predictions,
+                matured.target[0],
+                losses,
+                note.estimates[len(measures) :],
+                matured.weight,
             )
-            if note[0] == note[0]:
-                add(
-                    self.stats.foreseen,
-                    measures,
-                    [share * number for number in note[: len(measures)]],
-                )
+            if not math.isnan(estimates[0]):
+                add(self.stats.foreseen, measures, [share * number for number in estimates])
                 add(self.stats.seen, measures, (share * true).tolist())
                 self.stats.seen_count += share
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of budget and estimates; the sums are in the statistics."""
+        """Return the states of the budget and the estimates; the sums are in the statistics."""
         return {
             "budget": None if self.budget is None else self.budget.state_dict(),
             "estimate": None if self.estimate is None else self.estimate.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore a state from `state_dict`."""
         if self.budget is not None and state["budget"] is not None:
             self.budget.load_state_dict(state["budget"])
         if self.estimate is not None and state["estimate"] is not None:

@@ -1,5 +1,5 @@
-"""Convert inputs, outputs, waiting predictions and matured examples to the units of learners: less
-the channels' origins."""
+"""Converts inputs, outputs, waiting predictions and matured examples to the units of learners: the
+original units minus the origin of each channel."""
 
 from __future__ import annotations
 
@@ -36,49 +36,50 @@ def base_inputs(window: Window, spec: Spec, base: Base) -> Tensor:
 
 
 def learner_inputs(window: Window, spec: Spec) -> Tensor:
-    """Return the inputs of learners, (window, channels), float32, less the origin."""
+    """Return the inputs of learners, (window, channels), float32, minus the origin."""
     filled = window.fill_unseen(_original(spec.input_loc, spec.input_origin))
     return torch.from_numpy(less_origin(filled, _numbers(spec.input_origin))).to(spec.device)
 
 
-def finite_output(said: BaseOutput, spec: Spec) -> tuple[Array, BaseOutput, Mask | None]:
-    """Replace the non-finite numbers in a base's output.
+def finite_output(output: BaseOutput, spec: Spec) -> tuple[Array, BaseOutput, Mask | None]:
+    """Replace the numbers in a base's output that are not finite.
 
     Returns
     -------
     ndarray, (rows, columns), float64
         The output in original units, all finite.
     BaseOutput
-        The same less the origin, float32: the input of learners.
+        The output minus the origin, float32: the input of learners.
     ndarray, (rows, columns), bool, or None
         The cells without a usable number; None if every cell has one.
     """
-    if said.embedding is not None:
-        said = said._replace(embedding=said.embedding.nan_to_num())
-    exact: Array = said.output.cpu().double().numpy()
+    if output.embedding is not None:
+        output = output._replace(embedding=output.embedding.nan_to_num())
+    exact: Array = output.output.cpu().double().numpy()
     if bool((np.abs(exact) <= FLOAT32_MAX).all()):
-        as_it_is = spec.output_origin is None and said.output.dtype == torch.float32
-        return exact, said if as_it_is else said._replace(output=_for_learners(exact, spec)), None
-    from streamadapt.models.contract import (
-        without_nonfinite,
-    )  # here: it imports the learners, which import this module
+        if spec.output_origin is None and output.output.dtype == torch.float32:
+            return exact, output, None
+        return exact, output._replace(output=_for_learners(exact, spec)), None
+    # Not at the top: that module imports the learners, which import this module.
+    from streamadapt.models.contract import without_nonfinite
 
     loc = torch.from_numpy(_original(spec.output_loc, spec.output_origin)).to(
-        said.output.device, said.output.dtype
+        output.output.device, output.output.dtype
     )
-    finite, silent = without_nonfinite(said, spec.kind, loc)
+    finite, silent = without_nonfinite(output, spec.kind, loc)
     exact = finite.output.cpu().double().numpy()
     return exact, finite._replace(output=_for_learners(exact, spec)), silent
 
 
 def moved_issued(issued: Issued, spec: Spec) -> Issued:
-    """Return a waiting prediction in units less this spec's output origin."""
+    """Return a waiting prediction whose base output is minus this spec's output origin."""
     output = np.nan_to_num(issued.experts[0])
     return replace(issued, base=issued.base._replace(output=_for_learners(output, spec)))
 
 
 def moved_matured(matured: Matured, spec: Spec) -> Matured:
-    """Return a matured example of a regression in units less this spec's output origin."""
+    """Return a matured example of a regression, with base output and target minus this spec's
+    output origin."""
     output = _for_learners(np.nan_to_num(matured.experts[0]), spec)
     target = _for_learners(matured.target, spec)
     rows = replace(matured.rows, base=matured.rows.base._replace(output=output), target=target)
@@ -86,7 +87,7 @@ def moved_matured(matured: Matured, spec: Spec) -> Matured:
 
 
 def warn_of_rounding(base: Base, spec: Spec) -> None:
-    """Log a warning, once for a base, if float32 rounds the changes of its inputs."""
+    """Log a warning, once for each base, if float32 rounds the changes of its inputs."""
     origin = spec.input_origin
     if origin is None or base.warned_of_rounding or base.input_dtype(far=True) == torch.float64:
         return
@@ -94,11 +95,9 @@ def warn_of_rounding(base: Base, spec: Spec) -> None:
     channels = torch.nonzero(origin).flatten().tolist()
     spacing = float(np.spacing(np.float32(origin.abs().max().item())))
     log.warning(
-        "the base is given float32 numbers, and channel %s is so far from zero (near %g) that "
-        "these are %g apart: its "
-        "changes are rounded to that. Give the base differences from the entry before instead "
-        "of totals; "
-        "learners and losses are not rounded",
+        "the base gets float32 numbers, and channel %s is so far from zero (near %g) that these "
+        "are %g apart: its changes are rounded to multiples of that. Give the base differences "
+        "from the previous entry instead of totals; learners and losses are not rounded",
         ", ".join(map(str, channels[:8])) + (" ..." if len(channels) > 8 else ""),
         float(origin.abs().max()),
         spacing,
@@ -115,5 +114,5 @@ def _numbers(origin: Tensor | None) -> Array | None:
 
 def _original(loc: Tensor, origin: Tensor | None) -> Array:
     """Return a location in original units, float64."""
-    found: Array = loc.cpu().double().numpy()
-    return found if origin is None else found + origin.cpu().numpy()
+    exact: Array = loc.cpu().double().numpy()
+    return exact if origin is None else exact + origin.cpu().numpy()

@@ -17,11 +17,11 @@ from streamadapt.pipeline.watermark import Reading, Watermark
 from streamadapt.records import Entry, FloatArray, Label, Position
 from streamadapt.tasks import Supervised, Task
 from streamadapt.tasks.base import check_size
+from streamadapt.tasks.event_clock import DAY_NS
 
 __all__ = ["Panel"]
 
 INT64_MAX = 2**63 - 1
-DAY_NS = 86_400 * 10**9
 Rank = tuple[bool, int, float, bool]
 
 
@@ -29,33 +29,34 @@ class Panel(ShowsArguments):
     """Assembles records, each of one sensor (`Entry.key`) with one value, into entries of all
     sensors.
 
-    A row is released when the watermark, the newest event time less `lateness`, has passed its
-    time; a later record of the row is refused. A sensor without a value in a row is NaN there, and
-    may return at any time. The rows, their times, values and columns depend only on the set of
-    accepted records, not on their order: for any order of arrival within `lateness`, the
+    A row is released when the watermark (the newest event time minus `lateness`) has passed the
+    time of the row; later records of the row are refused. A sensor without a value in a row is NaN
+    there, and may return at any time. The rows, their times, values and columns depend only on the
+    set of accepted records, not on their order: for any order of arrival within `lateness`, the
     predictions are the same to the bit.
 
-    In a row, a sensor's newest value counts; of several values at one event time the largest, and
-    a missing one (NaN) only if there is no other. So a repeated record changes nothing. A record
-    does not show whether it corrects another one: give a correction a later time.
+    In a row, the newest value of a sensor counts. If there are several values at one event time,
+    the largest counts; a missing value (NaN) counts only if there is no other. So a repeated
+    record changes nothing. A record does not show whether it corrects another record: a correction
+    needs a later time.
 
     An assembled entry has the row's time, in ns, as its `id` and as the offset of its `position`;
-    the stream and partition of the position are those of the records, and the `key` is empty. The
-    same holds for predictions: their ids are unique and increase within a partition, and are the
-    same after every replay, whatever the order of the records.
+    the stream and partition of the position are those of the records, and the `key` is empty.
+    Predictions have the same ids. These are unique, increase within a partition, and are the same
+    after every replay, in any order of the records.
 
     Parameters
     ----------
     sensors : sequence of str, optional
         The names of the sensors, one per column. Records of other sensors are refused.
     max_sensors : int, optional
-        Instead of `sensors`: the largest number of columns. A sensor gets a column, and keeps it,
-        when it first has a value in a released row; new sensors of one row in the order of their
-        names. Further sensors are refused.
+        Instead of `sensors`: the largest number of columns. A sensor gets a permanent column when
+        it first has a value in a released row; new sensors of one row get columns in the order of
+        their names. Further sensors are refused.
     step : duration, optional
-        Rows on a grid: the row of time T has the values measured in (T - step, T], where T is a
-        multiple of `step` since the Unix epoch. Without it there is a row for every event time of
-        a record (irregular steps; learners can use the times).
+        The distance of rows on a regular grid: the row of time T has the values measured in
+        (T - step, T], where T is a multiple of `step` since the Unix epoch. Without a `step` there
+        is a row for every event time of a record (irregular steps; learners can use the times).
     lateness : duration
         How much older than the newest record an accepted record may be.
     max_gap : int, >= 0, in rows
@@ -65,7 +66,7 @@ class Panel(ShowsArguments):
         A record further ahead of the newest than this is doubted; see `Watermark`. At least
         `lateness`. Default: a day, or 16 steps if they are longer.
     max_waiting : int
-        The largest number of waiting values; beyond it the oldest row is released early.
+        The largest number of waiting values; if there are more, the oldest row is released early.
 
     Raises
     ------
@@ -94,14 +95,7 @@ class Panel(ShowsArguments):
         max_ahead: str | None = None,
         max_waiting: int = 100_000,
     ) -> None:
-        if (sensors is None) == (max_sensors is None):
-            raise ConfigError(
-                "panel.sensors", sensors, "a list of sensors, or else panel.max_sensors"
-            )
-        if isinstance(sensors, str) or (sensors is not None and _bad_names(sensors)):
-            raise ConfigError(
-                "panel.sensors", sensors, "different names, one at least, none of them empty"
-            )
+        _check_sensors(sensors, max_sensors)
         for name, value, low in (
             ("max_sensors", max_sensors, 1),
             ("max_gap", max_gap, 0),
@@ -126,13 +120,13 @@ class Panel(ShowsArguments):
             raise ConfigError(
                 "panel.max_ahead", max_ahead, f"a duration >= panel.lateness, {lateness}"
             )
-        # By reason, what was dropped after it was taken; the pipeline's counter.
+        # Reason -> number of records that were dropped after `take`; the pipeline's counter.
         self.lost: Counter[str] = Counter()
         self._at: dict[str, int] = {name: i for i, name in enumerate(self.columns) if name}
         self._open: dict[int, dict[str, Reading]] = {}  # row time -> sensor -> its reading
         self._times: list[int] = []  # heap of the open rows' times
         self._waiting = 0
-        self._last: int | None = None  # time of the row released last
+        self._last: int | None = None  # time of the last released row
         self._place = ("", 0)  # stream and partition
 
     def check(self, task: Task, channels: int | None) -> None:
@@ -144,7 +138,9 @@ class Panel(ShowsArguments):
         if channels not in (None, len(self.columns)):
             name = "panel.max_sensors" if self.open_ended else "panel.sensors"
             raise ConfigError(
-                name, len(self.columns), f"{channels} sensors, which the base was fitted on"
+                name,
+                len(self.columns),
+                f"{channels} sensors, the number on which the base was fitted",
             )
 
     # -- records in, rows out
@@ -155,8 +151,7 @@ class Panel(ShowsArguments):
         Raises
         ------
         EntryError
-            If the record is invalid, late, or of a sensor that has no column; then nothing has
-            changed.
+            If the record is invalid or late, or its sensor has no column; then nothing changes.
         """
         reading = self._reading(item)
         if not self._place[0]:
@@ -171,7 +166,7 @@ class Panel(ShowsArguments):
             yield from self._release()
 
     def flush(self) -> Iterator[Entry]:
-        """Yield all waiting rows: the stream has ended."""
+        """Yield all waiting rows at the end of the stream."""
         for reading in self.clock.finish():
             self._put(reading)
         self._count(Reason.BAD_TIME, self.clock.dropped)
@@ -182,7 +177,8 @@ class Panel(ShowsArguments):
     def _reading(self, item: Entry | Label) -> Reading:
         at = item.position
         if isinstance(item, Label):
-            raise EntryError(Reason.UNKNOWN_LABEL, "a panel's targets are its own records", at)
+            detail = "a panel takes no labels: the targets of a forecast are its own records"
+            raise EntryError(Reason.UNKNOWN_LABEL, detail, at)
         if item.values.shape != (1,):
             raise EntryError(
                 Reason.WRONG_WIDTH, f"expected 1 value of one sensor, got {item.values.shape}", at
@@ -202,10 +198,11 @@ class Panel(ShowsArguments):
 
     def _check_new(self, item: Entry) -> None:
         if not item.key:
-            raise EntryError(Reason.MISSING_FIELD, "no key: which sensor is it?", item.position)
+            detail = "no key, so its sensor is unknown"
+            raise EntryError(Reason.MISSING_FIELD, detail, item.position)
         if not self.open_ended:
             raise EntryError(
-                Reason.UNKNOWN_SENSOR, f"{item.key[:60]!r} is none of panel.sensors", item.position
+                Reason.UNKNOWN_SENSOR, f"{item.key[:60]!r} is not in panel.sensors", item.position
             )
         if len(self._at) == len(self.columns):
             detail = (
@@ -218,7 +215,7 @@ class Panel(ShowsArguments):
 
     def _put(self, reading: Reading) -> None:
         time = self._row_of(reading.time)
-        # It was in doubt, and its row was released early.
+        # The record was in doubt, and its row was released early.
         if self._last is not None and time <= self._last:
             self._count(Reason.LATE_RECORD, 1)
             return
@@ -247,7 +244,7 @@ class Panel(ShowsArguments):
             if reading.sensor not in self._at
         )
         self._count(Reason.TOO_MANY_SENSORS, lost)
-        if placed:  # else no sensor of this panel has a value
+        if placed:  # otherwise no sensor of this panel has a value
             last, self._last = self._last, time
             if last is not None and self.step_ns is not None:
                 for i in range(1, min((time - last) // self.step_ns, self.max_gap + 1)):
@@ -294,7 +291,7 @@ class Panel(ShowsArguments):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore a state from `state_dict`."""
         self.columns = tuple(state["columns"])
         self._at = {name: i for i, name in enumerate(self.columns) if name}
         self.clock.load_state_dict(state["clock"])
@@ -307,6 +304,16 @@ class Panel(ShowsArguments):
         self._place = str(state["place"][0]), int(state["place"][1])
 
 
+def _check_sensors(sensors: Sequence[str] | None, max_sensors: int | None) -> None:
+    """Raise `ConfigError` unless exactly one of them is set, and the names can be columns."""
+    if (sensors is None) == (max_sensors is None):
+        raise ConfigError("panel.sensors", sensors, "a list of sensors, or else panel.max_sensors")
+    if isinstance(sensors, str) or (sensors is not None and _bad_names(sensors)):
+        raise ConfigError(
+            "panel.sensors", sensors, "different names, one at least, none of them empty"
+        )
+
+
 def _bad_names(sensors: Sequence[str]) -> bool:
     return (
         not sensors
@@ -316,8 +323,8 @@ def _bad_names(sensors: Sequence[str]) -> bool:
 
 
 def _rank(reading: Reading) -> Rank:
-    """Return the rank of a reading: of two readings of a sensor the larger rank counts, in any
-    order of arrival."""
+    """Return the rank of a reading: if a sensor has two readings in a row, the reading with the
+    larger rank counts, in any order of arrival."""
     if math.isnan(reading.value):
         return False, reading.time, 0.0, False
     return True, reading.time, reading.value, math.copysign(1.0, reading.value) > 0

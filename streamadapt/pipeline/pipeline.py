@@ -50,7 +50,7 @@ from streamadapt.pipeline.origin import (
 from streamadapt.pipeline.panel import Panel
 from streamadapt.pipeline.rollback import Health, part_of
 from streamadapt.pipeline.scaling import Learned, Scales
-from streamadapt.pipeline.screen import Look, Screen
+from streamadapt.pipeline.screen import Screen, ScreenResult
 from streamadapt.pipeline.serving import Spoken, fall_back, unjudged
 from streamadapt.pipeline.shared_tensors import Lent
 from streamadapt.pipeline.spec import rescaled, spec_from_state, spec_state, spec_with_scaling
@@ -79,7 +79,7 @@ class Asked:
     base : BaseOutput
         The base's output for the window without outliers, in original units; it may have
         non-finite numbers.
-    look : Look
+    look : ScreenResult
         The screen's result for the entry.
     raw : BaseOutput or None
         The base's output for the unchanged window, if that has outliers.
@@ -90,7 +90,7 @@ class Asked:
     spec: Spec
     inputs: Tensor
     base: BaseOutput
-    look: Look
+    look: ScreenResult
     raw: BaseOutput | None
 
 
@@ -413,7 +413,7 @@ class Pipeline(ShowsArguments):
 
     # -- the base, which is called before anything changes
 
-    def _ask(self, entry: Entry, *, commit: bool = True) -> tuple[Look, Asked | None]:
+    def _ask(self, entry: Entry, *, commit: bool = True) -> tuple[ScreenResult, Asked | None]:
         """Check an entry and call the base for it, without any change; the base is not called
         while the first window fills.
 
@@ -426,7 +426,7 @@ class Pipeline(ShowsArguments):
         """
         self.task.check_entry(entry, self.base.channels, ahead=not commit)
         window = self.task.window_with(entry)
-        look = self.screen.look(entry.values, window, self.task.window)
+        look = self.screen.judge(entry.values, window, self.task.window)
         if not window.full:
             return look, None
         clean = look.clean or window

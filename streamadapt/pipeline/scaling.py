@@ -1,5 +1,5 @@
-"""Estimate scales that the base does not have: learners start with the scale of the first window,
-and learn the remembered items again if it was wrong."""
+"""Estimates scales for a base without scaling: learners start with the scale of the first window;
+if it was wrong, they restart and learn the stored items again."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 import numpy as np
 
 from streamadapt.models.contract import Base, Spec
-from streamadapt.pipeline.screen import FIRST, IN_A_ROW, Look
+from streamadapt.pipeline.screen import FIRST, IN_A_ROW, ScreenResult
 from streamadapt.pipeline.spec import original_scaling
 from streamadapt.records import Array, Entry, Mask
 from streamadapt.tasks import Matured, Task
 
 __all__ = ["Learned", "Scales"]
 
-MOST = 512
-"""The number of entries that are remembered until all scales have settled; for a supervised task,
+MAX_STORED = 512
+"""The number of entries that are stored until all scales have settled; for a supervised task,
 twice this number of entries and labels."""
-FEWEST = 8
+MIN_CHANGES = 8
 """A channel's scale is checked after this number of changes of its value, then at every doubling
 ..."""
 SETTLED = 512
 """... up to this number of changes; then the scale has settled."""
 FACTOR = 2.0
-"""Learners start again if a scale is wrong by more than this factor ..."""
+"""Learners restart if a scale is wrong by more than this factor ..."""
 LATE_FACTOR = 8.0
-"""... or by more than this factor, if some of the learned items are no longer remembered."""
+"""... or by more than this factor, if some of the learned items are no longer stored."""
 LATE = 4096
-"""In a stream of several channels learners do not start again after this number of entries: too
-much of the other channels' learning would be lost."""
+"""In a stream of several channels learners do not restart after this number of entries: too much
+of the other channels' learning would be lost."""
 FAR = 35.0
 """Labels further from their median than this number of usual distances are ignored."""
 
@@ -61,15 +61,15 @@ class Learned:
 class Scales:
     """Estimates the scaling from the stream, if the base has none.
 
-    A channel's scale is the standard deviation of the values at which it changed: a constant
+    A channel's scale is the standard deviation of the values at which it changed, since a constant
     sensor gives no information. It is checked when the channel has changed 8, 16, ... 512 times.
-    If it then differs from the scale in use by more than `FACTOR`, the learners must start again
-    with the new scale, from the items that are remembered until then. After 512 changes a scale
-    has settled; it is estimated again if the channel changes by far more than usual. The same
-    applies to the labels of a regression.
+    If it then differs from the scale in use by more than `FACTOR`, the learners must restart with
+    the new scale and learn the stored items again. After 512 changes a scale has settled; it is
+    estimated again if the channel changes by far more than usual. The same applies to the labels
+    of a regression.
 
-    Memory: `MOST` entries, until all scales have settled; only the first `FIRST` entries if the
-    base has a scaling.
+    Memory: `MAX_STORED` entries, until all scales have settled; only the first `FIRST` entries if
+    the base has a scaling.
 
     Parameters
     ----------
@@ -86,53 +86,53 @@ class Scales:
         self.free_outputs = base.output_scale is None and (self.forecast or labelled)
         self.labels = labelled and self.free_outputs
         self.items: deque[tuple[Entry | Learned, Mask | None]] = deque(
-            maxlen=MOST if self.forecast else 2 * MOST
+            maxlen=MAX_STORED if self.forecast else 2 * MAX_STORED
         )
         self.active = True
         self.entries = 0
-        self.dropped = False  # whether anything that was learned is not in memory any more
+        self.dropped = False  # whether some of the learned items are no longer stored
         self.spent = 0  # items learned again so far
         self.moves = np.zeros(0, np.int64)
-        # Of each channel, how many entries say nothing of it any more.
+        # The entries before this number give no information about a channel any more.
         self.since = np.zeros(0, np.int64)
         self.last: Array = np.zeros(0)
         self.label_count = 0
 
     @property
     def free(self) -> bool:
-        """Whether there is anything to estimate."""
+        """Whether there is a scale to estimate."""
         return self.free_inputs or self.free_outputs
 
-    def take(self, entry: Entry, look: Look) -> bool:
-        """Remember an accepted entry; return whether the scales must be checked now."""
+    def take(self, entry: Entry, result: ScreenResult) -> bool:
+        """Store an accepted entry; return whether the scales must be checked now."""
         self.entries += 1
-        if self.free and look.changed.any():
-            self._change(look.changed)
+        if self.free and result.changed.any():
+            self._change(result.changed)
         if not self.active:
             return False
-        self._remember(entry, look.absurd if look.absurd.any() else None)
-        if look.hindsight is not None:
-            self._mark(look.hindsight)
-        return self._count(_cleaned(entry, look.absurd)) or look.hindsight is not None
+        self._store(entry, result.absurd if result.absurd.any() else None)
+        if result.hindsight is not None:
+            self._mark(result.hindsight)
+        return self._count(_cleaned(entry, result.absurd)) or result.hindsight is not None
 
     def learn(self, matured: Sequence[Matured]) -> bool:
-        """Remember learned labels; return whether the scales must be checked now."""
+        """Store learned labels; return whether the scales must be checked now."""
         if not self.active or self.forecast:
             return False
         due = False
         for one in matured:
-            self._remember(Learned(one.id, one.target, one.mask, one.weight), None)
+            self._store(Learned(one.id, one.target, one.mask, one.weight), None)
             if self.labels and one.mask.any():
                 self.label_count += 1
                 due |= bool(_doubled(np.array([self.label_count]))[0])
         return due
 
-    def _remember(self, item: Entry | Learned, absurd: Mask | None) -> None:
+    def _store(self, item: Entry | Learned, absurd: Mask | None) -> None:
         self.dropped |= len(self.items) == self.items.maxlen
         self.items.append((item, absurd))
 
     def _mark(self, hindsight: Mask) -> None:
-        """Correct the record of outliers among the first values."""
+        """Correct which of the first values count as outliers."""
         rows = iter(hindsight)
         for i, (item, _) in enumerate(self.items):
             if isinstance(item, Entry):
@@ -146,7 +146,7 @@ class Scales:
             self.active, self.dropped = True, True
 
     def _count(self, values: Array) -> bool:
-        """Count moves; return whether a count has reached a power of two."""
+        """Count changes of values; return whether a count has reached a power of two."""
         if len(self.moves) == 0:
             self.moves, self.since, self.last = (
                 np.zeros(len(values), np.int64),
@@ -160,24 +160,32 @@ class Scales:
         return bool((moved & _doubled(self.moves)).any())
 
     def settle(self) -> None:
-        """Drop the remembered items if all scales have settled."""
+        """Drop the stored items if all scales have settled."""
         if not self.active or self.entries < FIRST:
             return
-        several = len(self.moves) > 1
-        open_inputs = (self.free_inputs or (self.free_outputs and self.forecast)) and (
-            (self.moves < SETTLED).any() and not (several and self.entries > LATE)
-        )
-        open_labels = self.labels and self.label_count < SETTLED and not self.entries > LATE
-        if not open_inputs and not open_labels:
+        if not self._inputs_open() and not self._labels_open():
             self.active = False
             self.items.clear()
+
+    def _inputs_open(self) -> bool:
+        """Whether a scale that is estimated from the entries has not settled yet."""
+        if not self.free_inputs and not (self.free_outputs and self.forecast):
+            return False
+        several = len(self.moves) > 1
+        if several and self.entries > LATE:
+            return False
+        return bool((self.moves < SETTLED).any())
+
+    def _labels_open(self) -> bool:
+        """Whether the scale that is estimated from the labels has not settled yet."""
+        return self.labels and self.label_count < SETTLED and self.entries <= LATE
 
     # -- estimates
 
     def better(self, spec: Spec, columns: int) -> dict[str, Array] | None:
-        """Return the scaling with which learners must start again, original units; None if the
-        scaling in use is good enough."""
-        found: dict[str, Array] = {}
+        """Return the scaling with which learners must restart, original units; None if the scaling
+        in use is good enough."""
+        scaling: dict[str, Array] = {}
         wrong = False
         several = len(self.moves) > 1
         if several and self.dropped and self.entries > LATE:
@@ -185,23 +193,23 @@ class Scales:
         factor = LATE_FACTOR if self.dropped else FACTOR
         if self.free_inputs or (self.free_outputs and self.forecast):
             loc, scale, known = _moving(self._values())
-            known &= self.moves <= SETTLED  # what has settled stays
+            known &= self.moves <= SETTLED  # a settled scale does not change
             for names, free in (
                 (INPUTS, self.free_inputs),
                 (OUTPUTS, self.free_outputs and self.forecast),
             ):
                 if free:
-                    wrong |= self._put(found, names, spec, (loc, scale), known, factor)
-        if self.labels and self.label_count >= FEWEST:
+                    wrong |= self._put(scaling, names, spec, (loc, scale), known, factor)
+        if self.labels and self.label_count >= MIN_CHANGES:
             loc, scale, known = _of_labels(self._labels(columns))
-            wrong |= self._put(found, OUTPUTS, spec, (loc, scale), known, factor)
-        if not wrong or self.spent + len(self.items) > 2 * self.entries + 2 * MOST:
+            wrong |= self._put(scaling, OUTPUTS, spec, (loc, scale), known, factor)
+        if not wrong or self.spent + len(self.items) > 2 * self.entries + 2 * MAX_STORED:
             return None
-        return found
+        return scaling
 
     def _put(
         self,
-        found: dict[str, Array],
+        new: dict[str, Array],
         names: tuple[str, str],
         spec: Spec,
         estimate: tuple[Array, Array],
@@ -212,7 +220,7 @@ class Scales:
         used = [scaling[name] for name in names]
         ratio = np.where(known, estimate[1] / used[1], 1.0)
         for name, now, then in zip(names, estimate, used, strict=True):
-            found[name] = np.where(known, now, then)
+            new[name] = np.where(known, now, then)
         return bool(((ratio > factor) | (ratio < 1.0 / factor)).any())
 
     def _values(self) -> Array:
@@ -231,14 +239,15 @@ class Scales:
         return np.array(rows, np.float64).reshape(-1, columns)
 
     def cleaned(self) -> list[Entry | Learned]:
-        """Return the remembered items, with outliers treated as missing.
+        """Return the stored items, with outliers treated as missing.
 
         Outliers before a channel's first other value are replaced by that value: it is the best
         estimate of the level. No entry has a later time than an entry after it: if event time went
         back, the later times were wrong.
         """
-        found: list[Entry | Learned] = []
-        first: Array | None = None  # of each channel, while absurd values came before all others
+        cleaned: list[Entry | Learned] = []
+        # The first right value of each channel, as long as only outliers came before it.
+        first: Array | None = None
         for item, absurd in self.items:
             if absurd is not None and isinstance(item, Entry):
                 first = self._first() if first is None else first
@@ -246,12 +255,12 @@ class Scales:
             if first is not None and isinstance(item, Entry):
                 seen = ~np.isnan(item.values) & (True if absurd is None else ~absurd)
                 first = np.where(seen, np.nan, first)
-            found.append(item)
-        return _in_order(found)
+            cleaned.append(item)
+        return _in_order(cleaned)
 
     def _first(self) -> Array:
-        """Return the first value of each channel that is not absurd, if an absurd one comes before
-        it; else NaN."""
+        """Return the first value of each channel that is not an outlier, if there is an outlier
+        before it; else NaN."""
         values = np.stack(
             [_cleaned(item, absurd) for item, absurd in self.items if isinstance(item, Entry)]
         )
@@ -268,7 +277,7 @@ class Scales:
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counts and the items in memory, as plain values and arrays."""
+        """Return the counts and the stored items, as plain values and arrays."""
         return {
             "active": self.active,
             "entries": self.entries,
@@ -282,7 +291,8 @@ class Scales:
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Take over what `state_dict` returned; None (older states): all scales have settled."""
+        """Restore a state from `state_dict`; None, as in older checkpoints, means that all scales
+        have settled."""
         self.items.clear()
         if state is None:
             self.active = False
@@ -300,18 +310,19 @@ class Scales:
 
 def _in_order(items: Sequence[Entry | Learned]) -> list[Entry | Learned]:
     latest = 2**63 - 1
-    found = list(items)
-    for i in range(len(found) - 1, -1, -1):
-        item = found[i]
+    ordered = list(items)
+    for i in range(len(ordered) - 1, -1, -1):
+        item = ordered[i]
         if isinstance(item, Entry):
             latest = min(latest, item.time)
-            found[i] = item if item.time == latest else replace(item, time=latest)
-    return found
+            ordered[i] = item if item.time == latest else replace(item, time=latest)
+    return ordered
 
 
 def _doubled(counts: Any) -> Mask:
-    found: Mask = (counts >= FEWEST) & (counts <= SETTLED) & ((counts & (counts - 1)) == 0)
-    return found
+    in_range = (counts >= MIN_CHANGES) & (counts <= SETTLED)
+    doubled: Mask = in_range & ((counts & (counts - 1)) == 0)
+    return doubled
 
 
 def _cleaned(entry: Entry, absurd: Mask | None) -> Array:
@@ -348,7 +359,7 @@ def _spread(values: Array) -> tuple[Array, Array, Mask]:
     many = np.maximum(count, 1)
     loc = np.where(known, values, 0.0).sum(axis=0) / many
     scale = np.sqrt(np.where(known, np.square(values - loc), 0.0).sum(axis=0) / many)
-    fine: Mask = (count >= FEWEST) & (scale > 1e-12 * np.abs(loc)) & (scale > 0.0)
+    fine: Mask = (count >= MIN_CHANGES) & (scale > 1e-12 * np.abs(loc)) & (scale > 0.0)
     return loc, scale, fine
 
 
@@ -358,15 +369,16 @@ def _packed(items: list[tuple[Entry | Learned, Mask | None]]) -> dict[str, Any] 
         return None
     entries = [(item, absurd) for item, absurd in items if isinstance(item, Entry)]
     learned = [item for item, _ in items if isinstance(item, Learned)]
-    nothing = np.zeros(len(entries[0][0].values), np.bool_) if entries else np.zeros(0, np.bool_)
+    masks = [
+        np.zeros(len(entry.values), np.bool_) if absurd is None else absurd
+        for entry, absurd in entries
+    ]
     return {
         "ids": [item.id for item, _ in items],
         "is_entry": [isinstance(item, Entry) for item, _ in items],
         "times": [entry.time for entry, _ in entries],
         "values": np.stack([entry.values for entry, _ in entries]) if entries else None,
-        "absurd": np.stack([nothing if mask is None else mask for _, mask in entries])
-        if entries
-        else None,
+        "absurd": np.stack(masks) if entries else None,
         "targets": np.stack([one.target for one in learned]) if learned else None,
         "masks": np.stack([one.mask for one in learned]) if learned else None,
         "weights": [float(one.weight) for one in learned],
@@ -374,7 +386,7 @@ def _packed(items: list[tuple[Entry | Learned, Mask | None]]) -> dict[str, Any] 
 
 
 def _unpacked(state: dict[str, Any] | None) -> Iterator[tuple[Entry | Learned, Mask | None]]:
-    row = told = 0
+    row = labelled = 0
     for id_, is_entry in (
         () if state is None else zip(state["ids"], state["is_entry"], strict=True)
     ):
@@ -386,8 +398,8 @@ def _unpacked(state: dict[str, Any] | None) -> Iterator[tuple[Entry | Learned, M
             row += 1
         else:
             target, mask = (
-                np.array(state["targets"][told]),
-                np.array(state["masks"][told], np.bool_),
+                np.array(state["targets"][labelled]),
+                np.array(state["masks"][labelled], np.bool_),
             )
-            yield Learned(str(id_), target, mask, float(state["weights"][told])), None
-            told += 1
+            yield Learned(str(id_), target, mask, float(state["weights"][labelled])), None
+            labelled += 1

@@ -1,5 +1,5 @@
-"""Outliers among values: so far outside the stream's earlier values that learning them would undo
-much learning."""
+"""Detects outliers: values so far from the stream's earlier values that learning them would
+destroy what was learned before."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from streamadapt.records import Array, Mask
 from streamadapt.tasks import Window
 
-__all__ = ["Look", "Screen"]
+__all__ = ["Screen", "ScreenResult"]
 
 FIRST = 10
-"""The first statistics are medians over this number of entries; an outlier among them is found
-afterwards."""
+"""The first statistics are medians over this number of entries; outliers among these entries are
+found afterwards."""
 YOUNG = 3
 """The number of entries, or of values of one channel, before any value is doubted."""
 LIMIT = 60.0
@@ -35,16 +35,16 @@ COMPARABLE = 1e-3
 MOVED = 10
 """The scale of a channel is known after this number of changes of its value."""
 RATE = 0.01
-"""How fast the statistics follow the values, per value."""
+"""The rate per value of the running means."""
 CLIP = 10.0
 """A larger distance counts as this many usual distances when the statistics are updated."""
 FADE = 0.9999
 """The factor per entry by which the largest accepted distance decays."""
 IN_A_ROW = 5
-"""This many outliers in a row are no mistake, but a change of the stream."""
+"""This number of outliers in a row is not a mistake, but a change of the stream."""
 STRANGE = 2
-"""In a channel without any known scale, this number of different values is doubted; the next one
-is accepted."""
+"""In a channel without a known scale, this number of different values is doubted; the next
+different value is accepted."""
 INNER = 0.7
 """The share of the first distances that is assumed to be right."""
 
@@ -53,7 +53,7 @@ _COUNTS = ("count", "moves", "run", "strange")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ScreenResult:
     """The screen's result for one entry.
 
     Attributes
@@ -61,8 +61,8 @@ class Look:
     absurd : ndarray, (channels,), bool
         The values of the entry that are outliers.
     changed : ndarray, (channels,), bool
-        Channels in which this value was the last of `IN_A_ROW` outliers: it is accepted, and so
-        are those before it.
+        Channels in which this value is the last of `IN_A_ROW` outliers: all of these are then
+        accepted.
     flags : ndarray, (window, channels), bool, or None
         The cells of the window that have an outlier (or repeat one because the next value is
         missing); None if there are none.
@@ -106,9 +106,9 @@ class Screen:
 
     def _allocate(self, channels: int) -> None:
         self.first = np.full((FIRST, channels), np.nan)
-        # Of `first`: what was called absurd when it came.
+        # Which values of `first` were judged to be outliers when they arrived.
         self.suspected = np.zeros((FIRST, channels), np.bool_)
-        # The newest absurd values, the newest last.
+        # The newest outliers; the newest is the last row.
         self.doubted = np.full((IN_A_ROW, channels), np.nan)
         for name in _FLOATS:
             setattr(
@@ -129,21 +129,21 @@ class Screen:
     run: Any
     strange: Any
 
-    # -- judging an entry, which changes nothing
+    # -- judge an entry, without changing the statistics
 
-    def look(self, values: Any, raw: Window, before: Window | None) -> Look:
+    def judge(self, values: Any, raw: Window, before: Window | None) -> ScreenResult:
         """Judge an entry.
 
         Parameters
         ----------
         values : ndarray, (channels,)
-            NaN where missing.
+            NaN if missing.
         raw, before : Window
-            The stream's window with the entry, and without it (None before the first).
+            The stream's window with the entry and without it (None before the first entry).
         """
         none = np.zeros(len(values), np.bool_)
         if self.rows == 0 or before is None:
-            return Look(none, none)
+            return ScreenResult(none, none)
         absurd = self._absurd(np.asarray(values, np.float64))
         changed = absurd & (self.run >= IN_A_ROW - 1)
         absurd = absurd & ~changed
@@ -152,9 +152,9 @@ class Screen:
             if hindsight is not None:
                 absurd = hindsight[-1].copy()
                 flags, clean = self._cleaned(hindsight, values, raw)
-                return Look(absurd, none, flags, clean, hindsight)
+                return ScreenResult(absurd, none, flags, clean, hindsight)
         if self.clean is None and not absurd.any():
-            return Look(absurd, changed)
+            return ScreenResult(absurd, changed)
         return self._with_window(np.asarray(values), absurd, changed, raw, before)
 
     def _absurd(self, values: Array) -> Mask:
@@ -176,7 +176,8 @@ class Screen:
         return far
 
     def _in_hindsight(self, values: Any) -> Mask | None:
-        """Return which of the first values are outliers, (FIRST, channels); None if none is."""
+        """Return which of the first values are outliers, (FIRST, channels); None if there are
+        none."""
         first = self.first.copy()
         first[-1] = values
         _, away, usual, inner, moves = _described(first)
@@ -194,7 +195,7 @@ class Screen:
         flags = np.zeros(raw.values.shape, np.bool_)
         rows = min(self.window, FIRST)
         held = hindsight.copy()
-        for i in range(1, FIRST):  # what is missing repeats what was before it
+        for i in range(1, FIRST):  # a missing value repeats the value before it
             held[i] |= np.isnan(values if i == FIRST - 1 else self.first[i]) & held[i - 1]
         flags[-rows:] = held[-rows:]
         if not flags.any():
@@ -212,7 +213,7 @@ class Screen:
 
     def _with_window(
         self, values: Any, absurd: Mask, changed: Mask, raw: Window, before: Window
-    ) -> Look:
+    ) -> ScreenResult:
         held = np.zeros(raw.values.shape, np.bool_) if self.flags is None else self.flags
         newest = absurd | (np.isnan(values) & held[-1])
         flags: Mask = np.vstack([held[1:], newest[None]])
@@ -221,45 +222,47 @@ class Screen:
         clean.values[:, changed] = raw.values[:, changed]
         clean.last[changed] = raw.last[changed]
         if not flags.any():
-            return Look(absurd, changed)
-        return Look(absurd, changed, flags, clean)
+            return ScreenResult(absurd, changed)
+        return ScreenResult(absurd, changed, flags, clean)
 
-    # -- updating the statistics with an accepted entry
+    # -- update the statistics with an accepted entry
 
-    def take(self, values: Any, look: Look) -> int:
-        """Update the statistics with an entry; `look` is the result of the method `look`.
+    def take(self, values: Any, result: ScreenResult) -> int:
+        """Update the statistics with an entry; `result` is what `judge` returned for it.
 
         Returns
         -------
         int
             The number of new outliers: in this entry, or among the first entries.
         """
-        found = int(
-            (look.absurd if look.hindsight is None else look.hindsight & ~self.suspected).sum()
+        count = int(
+            (
+                result.absurd if result.hindsight is None else result.hindsight & ~self.suspected
+            ).sum()
         )
-        self._take(values, look)
-        return found
+        self._take(values, result)
+        return count
 
-    def _take(self, values: Any, look: Look) -> None:
+    def _take(self, values: Any, result: ScreenResult) -> None:
         values = np.asarray(values, np.float64)
         if self.rows == 0:
             self._allocate(len(values))
-        self.flags, self.clean = look.flags, look.clean
+        self.flags, self.clean = result.flags, result.clean
         if self.rows < FIRST:
-            self.first[self.rows], self.suspected[self.rows] = values, look.absurd
+            self.first[self.rows], self.suspected[self.rows] = values, result.absurd
             self.rows += 1
-            self._start(look)
+            self._start(result)
             return
         known = ~np.isnan(values)
-        self._follow(values, known & ~look.absurd)
-        if look.absurd.any() or look.changed.any() or self.run.any():
-            self._count_absurd(values, known, look)
+        self._follow(values, known & ~result.absurd)
+        if result.absurd.any() or result.changed.any() or self.run.any():
+            self._count_absurd(values, known, result)
 
-    def _start(self, look: Look) -> None:
-        """Compute the statistics of the first entries again."""
+    def _start(self, result: ScreenResult) -> None:
+        """Recompute the statistics of the first entries."""
         first = self.first[: self.rows]
-        if look.hindsight is not None:
-            first = np.where(look.hindsight, np.nan, first)
+        if result.hindsight is not None:
+            first = np.where(result.hindsight, np.nan, first)
         known = ~np.isnan(first)
         self.middle, away, usual, inner, moves = _described(first)
         done = self.rows == FIRST
@@ -275,7 +278,7 @@ class Screen:
         self.last = _filled(first)[-1]
         if done:
             self.limit = np.where(self.count > FIRST // 2, LIMIT, YOUNG_LIMIT)
-        absurd = look.absurd if look.hindsight is None else look.hindsight[-1]
+        absurd = result.absurd if result.hindsight is None else result.hindsight[-1]
         self.run = np.where(absurd, self.run + 1, 0)
         self.strange = self.strange + absurd
         self.doubted = np.vstack(
@@ -301,18 +304,18 @@ class Screen:
         if (self.limit > LIMIT).any():
             self.limit = np.where(self.count >= FIRST, LIMIT, self.limit)
 
-    def _count_absurd(self, values: Array, known: Mask, look: Look) -> None:
+    def _count_absurd(self, values: Array, known: Mask, result: ScreenResult) -> None:
         doubted = np.vstack([self.doubted[1:], values[None]])
         self.doubted = np.where(known, doubted, self.doubted)
-        self.run = np.where(known, np.where(look.absurd, self.run + 1, 0), self.run)
-        self.strange = self.strange + look.absurd
-        if not look.changed.any():
+        self.run = np.where(known, np.where(result.absurd, self.run + 1, 0), self.run)
+        self.strange = self.strange + result.absurd
+        if not result.changed.any():
             return
-        c = look.changed
+        c = result.changed
         middle = np.median(self.doubted[:, c], axis=0)
         spread = np.abs(self.doubted[:, c] - middle)
-        # The usual distance at the new level is not known yet, but hardly smaller than at the old
-        # one. A channel whose first values were the outliers starts again.
+        # The usual distance at the new level is not known yet, but is probably not smaller than at
+        # the old level. A channel whose first values were the outliers restarts.
         young = self.limit[c] > LIMIT
         self.largest[c] = np.where(
             young, spread.max(axis=0), np.maximum(self.largest[c], np.abs(middle - self.middle[c]))
@@ -338,7 +341,7 @@ class Screen:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore a state from `state_dict`."""
         self.rows = int(state["rows"])
         self.clean = self.flags = None
         if self.rows == 0:

@@ -107,9 +107,8 @@ def _origins(task: Task, window: Window, base: Base) -> tuple[Array | None, Arra
     if task.kind == "forecast":
         outputs = inputs
     elif base.output_loc is None or base.output_scale is None:
-        return _unless_zero(
-            inputs
-        ), None  # the first label tells it, see `streamadapt.models.origin.agreed_origin`
+        # the first label tells it, see `streamadapt.models.origin.agreed_origin`
+        return _unless_zero(inputs), None
     else:
         loc, scale = (t.cpu().double().numpy() for t in (base.output_loc, base.output_scale))
         outputs = np.where(too_coarse(loc, scale * CHANGE), loc, 0.0)

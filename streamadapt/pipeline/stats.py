@@ -1,7 +1,7 @@
-"""The counts of a pipeline: part of its state, so that a restart does not lose them.
+"""The counts of a pipeline; they are part of its state, so that a restart does not lose them.
 
-Plain Python numbers and dictionaries only: the metrics, the final report and a checkpoint's
-manifest need no torch to read it.
+They consist of plain Python numbers and dictionaries, so the metrics, the final report and the
+manifest of a checkpoint need no torch to read them.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ class Stats:
     Attributes
     ----------
     entries, predictions : int
-        Accepted entries; predictions made (fewer, while the first window fills).
+        Accepted entries, and predictions (fewer, since the first window must fill).
     labels : Counter of str
-        By outcome: ``learned`` (whole), ``partial`` (learned, and outputs are still missing),
-        ``corrected`` (differed from a label that was not learned yet), ``absurd`` (an outlier, not
-        learned in whole or in part), ``unpredicted`` (its entry came before the first full
-        window), ``expired`` (a prediction whose time-to-live ended without a whole label),
-        ``negative`` (an entry without a label, learned as a negative), ``turned`` and
-        ``confirmed`` (the later label of such an entry: a positive, a negative).
+        By outcome: ``learned`` (complete), ``partial`` (learned, but outputs are still missing),
+        ``corrected`` (different from an earlier label that was not learned yet), ``absurd`` (an
+        outlier, which was not learned, completely or in part), ``unpredicted`` (its entry came
+        before the first full window), ``expired`` (a prediction whose time-to-live ended without a
+        complete label), ``negative`` (an entry without a label, learned as a negative), ``turned``
+        and ``confirmed`` (the later label of such an entry: positive or negative).
     absurd : int
-        Outliers among the values of accepted entries (`streamadapt.pipeline.screen`). For
-        predictions from them the base is served, and no loss counts them: a loss of 1e37 would
-        dominate a sum forever.
+        Outliers among the values of accepted entries (`streamadapt.pipeline.screen`). Predictions
+        from them are the base's, and are not part of any loss: a loss of 1e37 would dominate a sum
+        forever.
     rejected : Counter of str
         Refused entries and labels by `streamadapt.errors.Reason` value.
     rejected_labels : Counter of str
-        The refused labels that no loss contains: all of `rejected` but duplicates. Saved within
-        ``rejected``.
+        The refused labels that are not part of any loss: all refused labels except duplicates.
+        They are also in `rejected`, and are saved within it.
     updates : dict of str to Counter of str
         Learner -> result -> count; results are ``ok`` and ``restored``.
     loss_sum, loss_cells : dict of str to float, int
@@ -55,13 +55,13 @@ class Stats:
         Reaction -> count, once for each learner that it changed: ``boost``, ``forget``, ``reset``,
         ``refit``, ``refit-kept``, ``refit-dropped``.
     faults : Counter of str
-        Part -> how often it raised an exception and was suspended:
+        Component -> how often it raised an exception and was suspended:
         ``learner:rls-0.99``, ``guard``, ``detector:adwin:loss``, ``reaction:forget``,
         ``intervals``, ``labelling``, ``signals``.
     times : Counter of str
         ``raised``: entries that came out of order and were accepted with the newest time;
-        ``leap``: accepted leaps of event time ahead; ``back``: how often event time was wrong and
-        went back.
+        ``leap``: accepted jumps of event time ahead; ``back``: how often event time was wrong and
+        was set back.
     keys : Counter of str
         If every key has a pipeline of its own: keys that are ``resident`` and ``stored`` now, and
         keys ``evicted``, ``restored`` and ``forgotten`` so far. Else empty.
@@ -83,7 +83,7 @@ class Stats:
     estimated_count, seen_count : int, float
         The numbers of predictions in the sums; a label known in part counts in part.
     interval_cells, interval_hits : int
-        Matured cells that had an interval; those of them whose target was inside.
+        Matured cells that had an interval, and the number of them whose target was inside.
     pending : int
         Predictions that still wait for a label.
     last_time : int, ns
@@ -137,14 +137,14 @@ class Stats:
         return self.interval_hits / self.interval_cells if self.interval_cells else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a detached copy in plain JSON-able values."""
+        """Return a copy as plain values that JSON can store."""
         state = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
         labels = state.pop("rejected_labels")
         state["rejected"] |= {f"{LABEL}{reason}": count for reason, count in labels.items()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore a state from `state_dict`."""
         for name in ("entries", "predictions", "asked", "estimated_count", "pending", "last_time"):
             setattr(self, name, int(state[name]))
         self.absurd = int(state.get("absurd", 0))

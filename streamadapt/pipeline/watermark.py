@@ -69,17 +69,24 @@ class Watermark:
         return admitted
 
     def _first(self, reading: Reading) -> list[Reading]:
+        """Return the readings that start the stream, oldest first; none if no readings agree
+        yet."""
         held = sorted([*self.doubted, reading])
-        for i, last in enumerate(held):
-            agree = [one for one in held[: i + 1] if one.time >= last.time - self.max_ahead_ns]
-            if len({one.sensor for one in agree}) > 1 or len(agree) >= TOGETHER:
-                break
-        else:
-            # No readings agree. With too many of them, start at the oldest.
-            i = 0 if len(held) > 2 * ALONE else -1
-        admitted, self.doubted = held[: i + 1], held[i + 1 :]
+        count = self._agreeing(held)
+        if count == 0 and len(held) > 2 * ALONE:
+            count = 1  # too many: start at the oldest
+        admitted, self.doubted = held[:count], held[count:]
         self.votes = len(self.doubted)
         return admitted + self._advance(admitted[-1].time) if admitted else []
+
+    def _agreeing(self, held: list[Reading]) -> int:
+        """Return how many of the oldest readings there are up to the first on whose time several
+        agree; 0 if they agree on none."""
+        for count, last in enumerate(held, 1):
+            agree = [one for one in held[:count] if one.time >= last.time - self.max_ahead_ns]
+            if len({one.sensor for one in agree}) > 1 or len(agree) >= TOGETHER:
+                return count
+        return 0
 
     def finish(self) -> list[Reading]:
         """End the stream: return the readings in doubt if there were no votes against them, else

@@ -1,8 +1,8 @@
-"""Where checkpoints and keys lie: a folder on disk, or anything else that keeps bytes under names.
+"""Storage for checkpoints and keys: a folder on disk, or another store of named bytes.
 
-`Folder` is the seam; `LocalFolder` is what it means on a disk. Others are found by the scheme of a
-URL among the entry points ``streamadapt.folders``, the one named ``fsspec`` serving every scheme
-that has none of its own.
+`Folder` is the interface, and `LocalFolder` its implementation for a disk. Other implementations
+are entry points in the group ``streamadapt.folders``: the scheme of a URL is the name of the entry
+point. The entry point ``fsspec`` serves every scheme without an entry point of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUMBERED = re.compile(r"\d{12}")
 """The name of one checkpoint's folder."""
 LOCK: Final = ".lock"
 """The file that an owner keeps locked; it contains the owner's pid."""
-MOST_STATE: Final = 1 << 36
+MAX_STATE_BYTES: Final = 1 << 36
 """The largest file of a state that is read: 64 GiB."""
 _STALE = re.compile(r"\.tmp-(?:old-)?(\d{12})")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*)://")
@@ -44,15 +44,14 @@ def numbered(number: int) -> str:
 def folder_of(place: Folder | Path | str, setting: str = "checkpoint.path") -> Folder:
     """Return the folder that a setting names: a path, or a URL such as ``s3://bucket/state``.
 
-    Nothing connects.
-
-    ``file:///path`` is the path: two engines that are given the one and the other keep each other
-    out.
+    This does not connect to anything. ``file:///path`` is the same folder as the path, with the
+    same lock.
 
     Raises
     ------
     ConfigError
-        If it is no such text, or nothing that is installed can read the URL, with what to install.
+        If the text is neither a path nor a URL, or no installed package can read the URL; the
+        error names a package to install.
     """
     if isinstance(place, Folder):
         return place
@@ -75,8 +74,8 @@ def folder_of(place: Folder | Path | str, setting: str = "checkpoint.path") -> F
 
 
 def _path_of(place: str, setting: str) -> Path:
-    """Return the path on a disk that a text means, unless it would become a folder that nobody
-    meant."""
+    """Return the path that a text means; raise `ConfigError` if the text was probably meant as
+    something else."""
     if place[: len(_DISK)].lower() == _DISK:
         place = place[len(_DISK) :]
         if not place.startswith("/"):
@@ -86,7 +85,7 @@ def _path_of(place: str, setting: str) -> Path:
                 "file:/// and the rest of an absolute path, or a plain path",
             )
     if not place:
-        raise config_error(setting, place, "a folder, or a URL: not nothing")
+        raise config_error(setting, place, "a folder or a URL, not an empty text")
     if place.startswith("~"):
         raise config_error(setting, place, "a path without ~, which only a shell replaces")
     if _NEARLY_URL.match(place):
@@ -95,24 +94,24 @@ def _path_of(place: str, setting: str) -> Path:
 
 
 class Folder(ABC):
-    """Bytes under names, and whole checkpoints under numbers. Used from one thread.
+    """Stores files by name and whole checkpoints by number. Used from one thread.
 
-    Failures raise `OSError`, or `CheckpointError` with a message that says what to do.
+    Failures raise `OSError`, or `CheckpointError` with a message that explains what to do.
 
     Attributes
     ----------
     path : Path or str
-        Where it is, as it may be shown: without credentials.
+        The path or URL of the folder, without credentials.
     locks : bool
-        Whether `lock` can be asked for; else a folder has no owner but the one with the newest
+        Whether `lock` is supported; if not, the owner of the folder is the process with the newest
         token.
     exclusive : bool
-        Whether `create` never lets two succeed. Where it may, an owner looks into its token as
-        well.
+        Whether of two processes that `create` the same file only one can succeed. If not, an owner
+        also reads its token.
     batch : int, >= 1
-        So many files are worth being written together.
+        The number of files that should be written together.
     owner_check_interval_s : float, s
-        An owner looks for a successor no more often than this between two checkpoints.
+        The shortest time between two checks for a newer owner, between two checkpoints.
     """
 
     path: Path | str
@@ -135,20 +134,20 @@ class Folder(ABC):
 
     @abstractmethod
     def folders(self) -> Sequence[str]:
-        """Return the names of the folders in it, in order."""
+        """Return the names of the folders in it, sorted."""
 
     @abstractmethod
     def make(self) -> None:
-        """Make it, if folders need to be made."""
+        """Create the folder, if this storage has real folders."""
 
     @abstractmethod
     def lock(self) -> None:
-        """Keep all others out until `unlock`, or raise `CheckpointError`; for folders with `locks`
-        only."""
+        """Lock the folder until `unlock`; raise `CheckpointError` if another process has locked
+        it. Only for folders with `locks`."""
 
     @abstractmethod
     def unlock(self) -> None:
-        """Undo `lock`. Idempotent."""
+        """Release the lock. Idempotent."""
 
     # -- files
 
@@ -158,30 +157,30 @@ class Folder(ABC):
 
     @abstractmethod
     def read(self, name: str, most: int | None = None) -> bytes:
-        """Return a file; raises `DamagedError` if it is not there, larger than `most` bytes, or
-        not to be trusted."""
+        """Return the contents of a file; raise `DamagedError` if it is missing, larger than `most`
+        bytes, or cannot be trusted."""
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> None:
-        """Write a new file, durably; raises `FileExistsError` if there is one."""
+        """Write a new file durably; raise `FileExistsError` if it exists already."""
 
     @abstractmethod
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Write files, over what is there; durable after `sync`."""
+        """Write files, and replace existing ones; they are durable after `sync`."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
 
     @abstractmethod
     def sync(self, names: Iterable[str] = ()) -> None:
-        """Return once these files, and what was deleted and moved here, is durable."""
+        """Return when these files, and all deletions and renames in the folder, are durable."""
 
     # -- checkpoints
 
     @abstractmethod
     def numbers(self) -> Sequence[int]:
-        """Return the numbers of the checkpoints that were published, in order."""
+        """Return the numbers of the published checkpoints, sorted."""
 
     @abstractmethod
     def publish(
@@ -191,39 +190,40 @@ class Folder(ABC):
         check: Callable[[], None],
         step: Callable[[str], None],
     ) -> None:
-        """Let a checkpoint appear, durably: all of its files, or nothing that `numbers` would
-        return.
+        """Publish a checkpoint durably and as a unit: `numbers` returns it only when all of its
+        files are complete.
 
         Parameters
         ----------
         files : mapping of str to bytes
-            The manifest last.
+            The manifest is the last one.
         check : callable ()
-            Called immediately before it appears; raises if it may not.
+            Called immediately before the checkpoint is published; it raises if this process is no
+            longer the owner.
         step : callable of str
             Called before each step with its name.
         """
 
     @abstractmethod
     def remove(self, number: int) -> None:
-        """Let a checkpoint disappear, at once for `numbers`."""
+        """Remove a checkpoint; `numbers` does not return it from the first step on."""
 
     @abstractmethod
     def sweep(self, number: int) -> None:
-        """Delete what crashes have left of checkpoints up to this number; a higher one would be a
-        successor's."""
+        """Delete incomplete checkpoints that crashes have left, up to this number; a higher number
+        could belong to a newer owner."""
 
 
 class LocalFolder(Folder):
-    """A folder of this machine, or of a file system that is mounted.
+    """A folder of this machine, or of a mounted file system.
 
     ::
 
-        path/.lock       pid of the engine that owns the folder
-        path/.tmp-*      a checkpoint being written or being removed; never read
+        path/.lock       the pid of the engine that owns the folder
+        path/.tmp-*      a checkpoint that is being written or removed; never read
 
-    A checkpoint appears by one rename of a folder whose files are already on disk, and disappears
-    by one rename too.
+    A checkpoint is published by one rename of a folder whose files are already on disk, and its
+    removal begins with one rename, too.
 
     Parameters
     ----------
@@ -246,17 +246,18 @@ class LocalFolder(Folder):
         return type(self)(self.path / name)
 
     def folders(self) -> Sequence[str]:
-        """Return the names of the folders in it, in order."""
+        """Return the names of the folders in it, sorted."""
         return sorted(entry.name for entry in self.path.iterdir() if entry.is_dir())
 
     def make(self) -> None:
-        """Make it, and those above it."""
+        """Create the folder and its parents."""
         self.path.mkdir(parents=True, exist_ok=True)
 
     def lock(self) -> None:
-        """Keep all others out until `unlock`, or raise `CheckpointError` that names their pid."""
-        # The system releases it with the process, however that ends. A file system without such
-        # locks is an error: a lock of another kind would outlive a killed process.
+        """Lock the folder until `unlock`; raise `CheckpointError` with the pid of the process that
+        has locked it."""
+        # The system releases the lock when the process ends, even if it is killed. On a file
+        # system without such locks this is an error: other locks would outlive a killed process.
         lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, fallback_to_soft=False)
         try:
             lock.acquire()
@@ -272,7 +273,7 @@ class LocalFolder(Folder):
             file.write(f"{os.getpid()}\n".encode())
 
     def _owner(self) -> str:
-        """Return the pid that the owner wrote into the lock's file."""
+        """Return the pid that the owner has written to the lock file."""
         try:
             return (
                 read_untrusted(self.path, LOCK, 32).decode("ascii", "replace").strip() or "unknown"
@@ -281,9 +282,9 @@ class LocalFolder(Folder):
             return "unknown"
 
     def unlock(self) -> None:
-        """Undo `lock`. Idempotent."""
+        """Release the lock. Idempotent."""
         if self._lock is not None:
-            self._lock.release()  # the file stays: removing it would race with the next owner
+            self._lock.release()  # the file remains: its removal would race with the next owner
             self._lock = None
 
     def names(self) -> Sequence[str]:
@@ -292,10 +293,10 @@ class LocalFolder(Folder):
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """Return a regular file; links are refused."""
-        return read_untrusted(self.path, name, MOST_STATE if most is None else most)
+        return read_untrusted(self.path, name, MAX_STATE_BYTES if most is None else most)
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a new file, durably."""
+        """Write a new file durably; raise `FileExistsError` if it exists already."""
         descriptor = os.open(
             self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644
         )
@@ -305,19 +306,20 @@ class LocalFolder(Folder):
             os.fsync(file.fileno())
 
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Write files, over what is there; durable after `sync`."""
+        """Write files, and replace existing ones; they are durable after `sync`."""
         for name, data in files.items():
-            # No link is followed: it could lead anywhere.
+            # Links are not followed: they could lead anywhere.
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
             with open(os.open(self.path / name, flags, 0o644), "wb") as file:
                 file.write(data)
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
         (self.path / name).unlink(missing_ok=True)
 
     def sync(self, names: Iterable[str] = ()) -> None:
-        """Return once these files, and what was deleted and moved here, is on the disk."""
+        """Return when these files, and all deletions and renames in the folder, are on the
+        disk."""
         for name in names:
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW)
             try:
@@ -327,7 +329,7 @@ class LocalFolder(Folder):
         sync_folder(self.path)
 
     def numbers(self) -> Sequence[int]:
-        """Return the numbers of the checkpoints that were published, in order."""
+        """Return the numbers of the published checkpoints, sorted."""
         try:
             names = self.names()
         except FileNotFoundError:
@@ -341,7 +343,7 @@ class LocalFolder(Folder):
         check: Callable[[], None],
         step: Callable[[str], None],
     ) -> None:
-        """Let a checkpoint appear by one rename of a folder whose files are already on disk."""
+        """Publish a checkpoint by one rename of a folder whose files are already on disk."""
         temporary = self.path / f".tmp-{numbered(number)}"
         step("mkdir")
         temporary.mkdir()
@@ -357,15 +359,15 @@ class LocalFolder(Folder):
         sync_folder(self.path)
 
     def remove(self, number: int) -> None:
-        """Let a checkpoint disappear."""
-        # Out of sight in one step first, so that a crash half way leaves no half checkpoint to
-        # warn about.
+        """Remove a checkpoint."""
+        # First renamed in one step: a crash during the removal must not leave an incomplete
+        # checkpoint that the next start would warn about.
         doomed = self.path / f".tmp-old-{numbered(number)}"
         (self.path / numbered(number)).rename(doomed)
         shutil.rmtree(doomed)
 
     def sweep(self, number: int) -> None:
-        """Delete what crashes have left of checkpoints up to this number."""
+        """Delete incomplete checkpoints that crashes have left, up to this number."""
         for name in self.names():
             stale = _STALE.fullmatch(name)
             if stale is not None and int(stale[1]) <= number:

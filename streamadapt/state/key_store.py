@@ -1,13 +1,12 @@
-"""Keys that left memory, each a file with its packed state (`streamadapt.state.pack`), believed by
-its checksum.
+"""Stores the packed states of evicted keys (`streamadapt.state.pack`) in files with checksums.
 
 ::
 
     path/000000000042.safetensors     the 42nd evicted state
 
-A file is never changed once a checkpoint refers to it. It is deleted when no checkpoint that is
-kept can, the engine's last `keep` ones. Files that a crash left behind have numbers that the
-replay uses again, and are written over.
+A file never changes after a checkpoint refers to it. It is deleted when none of the last `keep`
+checkpoints refers to it. Files that a crash has left have numbers that the replay uses again, and
+are then overwritten.
 """
 
 from __future__ import annotations
@@ -30,29 +29,30 @@ __all__ = ["DirectoryKeyStore", "KeyStore"]
 class KeyStore(ABC):
     """Stores the states of evicted keys. Used from one thread.
 
-    A checkpoint's state refers to what lies here by name and checksum. So nothing is changed once
-    it is written, and what is released stays as long as a checkpoint that is kept may refer to it.
+    A checkpoint refers to these states by name and checksum. So a state never changes after it is
+    written, and a released state is kept as long as a stored checkpoint may refer to it.
     """
 
     @abstractmethod
     def begin(self, live: Collection[str]) -> None:
-        """Start from a state that refers to `live`; anything else found here is left over.
+        """Start from a checkpoint that refers to the names `live`; other files in the store are
+        released.
 
         Raises
         ------
         CheckpointError
-            If one of them is missing.
+            If one of `live` is missing.
         """
 
     @abstractmethod
     def put(self, name: str, data: bytes) -> str:
-        """Write a packed state and return its checksum; what a crash left under the name is
-        written over.
+        """Write a packed state and return its checksum; a file of this name that a crash has left
+        is overwritten.
 
         Raises
         ------
         CheckpointError
-            If it cannot be written; nothing refers to it then.
+            If it cannot be written; no checkpoint refers to it then.
         """
 
     @abstractmethod
@@ -67,19 +67,21 @@ class KeyStore(ABC):
 
     @abstractmethod
     def release(self, name: str) -> None:
-        """Take note that the state no longer refers to this file."""
+        """Record that later checkpoints do not refer to this state."""
 
     @abstractmethod
     def sync(self) -> None:
-        """Return once everything written is durable, before a checkpoint refers to it."""
+        """Return when all written states are durable; called before a checkpoint refers to
+        them."""
 
     @abstractmethod
     def checkpointed(self) -> None:
-        """Take note of a complete checkpoint; delete files that no kept checkpoint refers to."""
+        """Record that a checkpoint is complete, and delete files to which no stored checkpoint
+        refers."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release everything. Idempotent."""
+        """Release all resources. Idempotent."""
 
 
 _FILE = re.compile(r"(\d{12})\.safetensors")
@@ -88,21 +90,21 @@ _FILE = re.compile(r"(\d{12})\.safetensors")
 class DirectoryKeyStore(KeyStore):
     """A folder with one file per evicted key.
 
-    Where asking takes long (`Folder.batch`), a few states wait in memory to be written together: a
-    key that comes back soon costs nothing.
+    In slow storage (`Folder.batch`), some states wait in memory and are written together. A key
+    that is needed again while it waits costs no request.
 
     Parameters
     ----------
     path : Path, str, Folder or None
-        A folder or its URL; made when first needed. One pipeline's own. None: a temporary folder,
-        gone with `close`; for runs without checkpoints.
+        A folder or its URL, for one pipeline only; it is created when it is first needed. None
+        means a temporary folder, which `close` removes; for runs without checkpoints.
     keep : int, >= 0
-        How many checkpoints are kept that may refer to a file. 0: there are none, and what is
-        released goes at once.
+        The number of stored checkpoints that may refer to a file. 0 means that there are no
+        checkpoints: a released file is deleted at once.
     check_owner : callable (), optional
-        For a folder that somebody may take over: raises if he has. Asked before anything is
-        written, since it could be over what he wrote; and nothing is deleted then before the next
-        checkpoint, which comes only to the owner.
+        For a folder that another process can take over: raises if this has happened. It is called
+        before each write, which could otherwise overwrite a file of the new owner. Files are then
+        deleted only after the next checkpoint, which only the owner can complete.
 
     Raises
     ------
@@ -132,15 +134,14 @@ class DirectoryKeyStore(KeyStore):
         self._waiting: dict[str, bytes] = {}  # not written yet
         # Written since the last `sync`: no checkpoint can refer to them.
         self._fresh: set[str] = set()
-        self._released: dict[
-            str, int
-        ] = {}  # name -> how many checkpoints there must be before it can go
-        self._checkpoints = 0  # complete ones since `begin`
-        self._promised = False  # a state was taken, and its checkpoint is not complete yet
+        # Name -> the number of checkpoints since `begin` after which the file is deleted.
+        self._released: dict[str, int] = {}
+        self._checkpoints = 0  # complete checkpoints since `begin`
+        self._promised = False  # after `sync`, until its checkpoint is complete
 
     def begin(self, live: Collection[str]) -> None:
-        """Look at what is there; what `live` does not name may belong to older checkpoints, and
-        stays as long as they.
+        """Find the files in the folder, and release those that are not in `live`: they may belong
+        to older checkpoints, and are kept as long as these.
 
         Raises
         ------
@@ -155,16 +156,15 @@ class DirectoryKeyStore(KeyStore):
         missing = sorted(set(live) - found)
         if missing:
             raise CheckpointError(
-                f"{self.folder}: {len(missing)} of the {len(live)} keys that the checkpoint "
-                f"refers to are missing, the "
-                f"first is {missing[0]}.safetensors; restore the folder from a backup together "
-                f"with its checkpoints"
+                f"{self.folder}: {len(missing)} of the {len(live)} keys to which the checkpoint "
+                f"refers are missing, the first is {missing[0]}.safetensors; restore the folder "
+                f"from a backup together with its checkpoints"
             )
         for name in found - set(live):
             self.release(name)
 
     def put(self, name: str, data: bytes) -> str:
-        """Write a state; it is durable only after `sync`."""
+        """Write a state; it becomes durable only with `sync`."""
         self._waiting[name] = data
         if len(self._waiting) >= self.folder.batch:
             self._write()
@@ -182,13 +182,12 @@ class DirectoryKeyStore(KeyStore):
         except DamagedError as exc:
             raise CheckpointError(
                 f"{self.folder}/{_file(name)}: a key's state is damaged: {exc}; restore it from "
-                f"a backup, or roll "
-                "back to a checkpoint from before it was written"
+                "a backup, or roll back to a checkpoint that is older than this file"
             ) from exc
         return data
 
     def release(self, name: str) -> None:
-        """Delete it, at once or after `keep` more checkpoints."""
+        """Delete a state, at once or after `keep` more checkpoints."""
         if self._waiting.pop(name, None) is not None:
             return
         if self.keep == 0 or (name in self._fresh and self._check_owner is None):
@@ -198,7 +197,7 @@ class DirectoryKeyStore(KeyStore):
             self._released[name] = self._checkpoints + self.keep + self._promised
 
     def sync(self) -> None:
-        """Make everything written since the last call durable."""
+        """Make all states durable that were written since the last call."""
         if self._waiting:
             self._write()
         with self._reporting("sync"):

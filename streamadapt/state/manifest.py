@@ -27,6 +27,7 @@ __all__ = [
     "dump",
     "finite",
     "read_manifest",
+    "stored_file",
 ]
 
 MANIFEST = "manifest.json"
@@ -85,6 +86,11 @@ class StoredFile(msgspec.Struct, frozen=True):
 
     bytes: int
     sha256: str
+
+
+def stored_file(data: bytes) -> StoredFile:
+    """Return the size and the SHA-256 of a file's content."""
+    return StoredFile(len(data), hashlib.sha256(data).hexdigest())
 
 
 class Manifest(msgspec.Struct, frozen=True):

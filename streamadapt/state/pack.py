@@ -1,10 +1,10 @@
-"""A state as one run of bytes, and back, bit for bit: what leaves memory one by one, by the
-thousands.
+"""Serialises a state to bytes, and back, bit for bit: for the states of evicted keys, of which
+there are thousands.
 
-The same tree and table as in a checkpoint (`streamadapt.state.tree`), in the same safe forms, JSON
-and safetensors. But the table is one tensor of bytes with its parts' types and shapes in the JSON:
-a state has dozens of small tensors, and safetensors takes as long for each of them as for a large
-one.
+The bytes contain the same tree and table as a checkpoint (`streamadapt.state.tree`), in the same
+safe formats, JSON and safetensors. But the whole table is one tensor of bytes, and the types and
+shapes of its parts are in the JSON: a state has dozens of small tensors, and for safetensors a
+small tensor takes as long as a large one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from streamadapt.state.tree import NATIVE_TENSORS, decode, encode, table_bytes
 
 __all__ = ["pack", "unpack"]
 
-_ALIGNED = 16  # bytes; tensors are read where they lie
+_ALIGNED = 16  # bytes; tensors are read at their place in the data
 
 
 def pack(state: Mapping[str, Any]) -> bytes:
-    """Return `state` as bytes; equal states are equal bytes.
+    """Return `state` as bytes; equal states give equal bytes.
 
     Raises
     ------
     CheckpointError
-        Naming the path of a leaf or key that has no safe form.
+        If a leaf or key has no safe form; the error names its path.
     """
     import torch
 
@@ -44,31 +44,31 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """Return the state that `pack` made bytes of.
+    """Return the state that `pack` has serialised.
 
     Raises
     ------
     CheckpointError
-        If it is none.
+        If the bytes are not a packed state.
     """
     import safetensors.torch
     import torch
 
     try:
-        found = safetensors.torch.load(data)
-        tree, index = json.loads(found["head"].numpy().tobytes())
+        loaded = safetensors.torch.load(data)
+        tree, index = json.loads(loaded["head"].numpy().tobytes())
         table = {}
         for name, kind, shape, at in index:
             if kind not in NATIVE_TENSORS:
-                raise ValueError(f"{kind!r} is no tensor type")
+                raise ValueError(f"{kind!r} is not a tensor type")
             dtype: torch.dtype = getattr(torch, kind)
             size = math.prod(shape) * dtype.itemsize
-            if min(at, size, *shape) < 0 or at + size > len(found["data"]):
+            if min(at, size, *shape) < 0 or at + size > len(loaded["data"]):
                 raise ValueError(f"{name!r} lies outside of the data")
-            # Not before its size is known to be there: a shape is only a promise.
+            # Only after this check: a false shape could ask for any amount of memory.
             tensor = torch.empty(shape, dtype=dtype)
             if size:
-                tensor = found["data"][at : at + size].view(dtype).reshape(shape).clone()
+                tensor = loaded["data"][at : at + size].view(dtype).reshape(shape).clone()
             table[name] = tensor
         state: dict[str, Any] = decode(tree, table)
     except (
@@ -79,7 +79,7 @@ def unpack(data: bytes) -> dict[str, Any]:
         MemoryError,
         safetensors.SafetensorError,
     ) as exc:
-        raise CheckpointError(f"no packed state: {type(exc).__name__}: {exc}") from exc
+        raise CheckpointError(f"not a packed state: {type(exc).__name__}: {exc}") from exc
     return state
 
 

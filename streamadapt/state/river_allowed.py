@@ -1,16 +1,14 @@
-"""What a pickled river object may name, call and set: the lists behind
+"""What a pickled river object may name, call and set: the rules of
 `streamadapt.state.river_pickle`.
 
-Everything here refuses by default. The lists follow from pickling every estimator, detector and
-statistic of river: adding an entry needs such an object and a look at what a hostile caller could
-do with it.
+What no rule admits is refused. A rule decides by exact types and by identity: comparing, hashing
+or printing an object of a pickle would run methods of that object.
 """
 
 from __future__ import annotations
 
 import collections
 import datetime
-import enum
 import functools
 import importlib
 import inspect
@@ -19,472 +17,347 @@ import re
 import statistics
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.random.bit_generator as bit_generator
 
+from streamadapt.state.river_names import RIVER_CLASSES, RIVER_FUNCTIONS
+
 __all__ = [
     "Refused",
     "check_call",
-    "check_hashed",
+    "check_method",
     "check_name",
     "check_new",
+    "hashed_parts",
     "resolve",
     "set_state",
 ]
 
 
 class Refused(Exception):  # noqa: N818 - internal: leaves this package as a CheckpointError
-    """Something asked for what is not on the lists.
-
-    Raised before it is imported, called or changed.
-    """
+    """A pickle contains something that no rule admits; nothing was imported, called or changed."""
 
 
-_SUBPACKAGES = frozenset(
+# Names outside of river. Functions here are default factories: a pickle may hold them, and the
+# unpickler does not call them.
+_OTHER_NAMES = {
+    "builtins": (
+        "bool int float complex str bytes bytearray list tuple dict set frozenset range slice"
+    ),
+    "collections": "Counter OrderedDict defaultdict deque",
+    "copy": "deepcopy",
+    "datetime": "date datetime time timedelta timezone",
+    "functools": "partial",
+    "numpy": "array dtype ndarray ones zeros "
+    + " ".join(np.dtype(code).type.__name__ for code in "?bhilqBHILQefdgFDG"),
+    "numpy.random._mt19937": "MT19937",
+    "numpy.random.bit_generator": "SeedSequence",
+    "random": "Random",
+    "statistics": "NormalDist",
+}
+
+
+def _pairs(names: dict[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset((module, name) for module in names for name in names[module].split())
+
+
+_CLASSES = _pairs(RIVER_CLASSES)
+_NAMES = _CLASSES | _pairs(RIVER_FUNCTIONS) | _pairs(_OTHER_NAMES)
+# River's classes that are rebuilt by a call; the others are allocated, and not initialized.
+_CALLED_CLASSES = _pairs(
     {
-        *(
-            "_river_rust",
-            "active",
-            "anomaly",
-            "bandit",
-            "base",
-            "cluster",
-            "compose",
-            "conf",
-            "covariance",
-            "drift",
-        ),
-        *(
-            "dummy",
-            "ensemble",
-            "facto",
-            "feature_extraction",
-            "feature_selection",
-            "forest",
-            "imblearn",
-        ),
-        *(
-            "linear_model",
-            "metrics",
-            "model_selection",
-            "multiclass",
-            "multioutput",
-            "naive_bayes",
-            "neighbors",
-        ),
-        *(
-            "optim",
-            "preprocessing",
-            "proba",
-            "reco",
-            "rules",
-            "sketch",
-            "stats",
-            "time_series",
-            "tree",
-            "utils",
-        ),
+        "river._river_rust.vectordict": "VectorDict",
+        "river.time_series.holt_winters": RIVER_CLASSES["river.time_series.holt_winters"],
     }
 )
-# Parts of those that open files, reach the network, import other libraries or only serve river's
-# own tests.
-_UNSAFE_MODULES = frozenset(
-    {
-        "checks",
-        "context_managers",
-        "dataframe",
-        "datasets",
-        "envs",
-        "evaluate",
-        "pandas",
-        "pretty",
-        "test",
-    }
-)
-_MODULE = re.compile(r"river(\.[a-zA-Z_]\w*)+", re.ASCII)
-
-# Functions that river's estimators hold as attributes; pure arithmetic or text.
-_FUNCTIONS = frozenset(
-    {
-        ("river._river_rust.vectordict", "euclidean_distance_dict"),
-        ("river._river_rust.vectordict", "euclidean_distance_tuple"),
-        ("river.feature_extraction.vectorize", "find_all_ngrams"),
-        ("river.feature_extraction.vectorize", "find_ngrams"),
-        ("river.feature_extraction.vectorize", "remove_stop_words"),
-        ("river.feature_extraction.vectorize", "strip_accents_unicode"),
-        ("river.feature_extraction.vectorize", "tokenize_using_regex_pattern"),
-        ("river.forest.online_extra_trees", "ExtraTrees._detection_mode_all"),
-        ("river.forest.online_extra_trees", "ExtraTrees._detection_mode_drop"),
-        ("river.forest.online_extra_trees", "ExtraTrees._detection_mode_off"),
-        ("river.metrics.mutual_info", "_average_arithmetic"),
-        ("river.metrics.mutual_info", "_average_geometric"),
-        ("river.naive_bayes.gaussian", "GaussianNB._make_gaussian"),
-        ("river.tree.splitter.ebst_splitter", "EBSTNode._update_estimator_multivariate"),
-        ("river.tree.splitter.ebst_splitter", "EBSTNode._update_estimator_univariate"),
-        ("river.utils.math", "minkowski_distance"),
-    }
-)
-
-_NAMES = frozenset(
-    (module, name)
-    for module, names in {
-        "builtins": (
-            bool,
-            int,
-            float,
-            complex,
-            str,
-            bytes,
-            bytearray,
-            list,
-            tuple,
-            dict,
-            set,
-            frozenset,
-            range,
-            slice,
-        ),
-        "collections": ("Counter", "OrderedDict", "defaultdict", "deque"),
-        "copy": (
-            "deepcopy",
-        ),  # like numpy's four functions a default factory: named, never called from here
-        "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
-        "functools": ("partial",),
-        "numpy": (
-            "array",
-            "dtype",
-            "ndarray",
-            "ones",
-            "zeros",
-            *map(np.sctypeDict.get, "?bhilqBHILQefdgFDG"),
-        ),
-        "numpy._core.multiarray": ("_reconstruct", "scalar"),
-        "numpy._core.numeric": ("_frombuffer",),
-        "numpy.random._mt19937": ("MT19937",),
-        "numpy.random._pcg64": ("PCG64", "PCG64DXSM"),
-        "numpy.random._philox": ("Philox",),
-        "numpy.random._sfc64": ("SFC64",),
-        "numpy.random.bit_generator": ("SeedSequence", "__pyx_unpickle_SeedSequence"),
-        "random": ("Random",),
-        "statistics": ("NormalDist",),
-    }.items()
-    for name in (entry.__name__ if isinstance(entry, type) else entry for entry in names)
-)
-
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set,
     frozenset, datetime.date, datetime.datetime, datetime.time, datetime.timedelta,
     datetime.timezone,
 )  # fmt: skip
-_FACTORY = (
-    type,
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    functools.partial,
-)
+_FACTORIES = (type, types.FunctionType, types.MethodType, functools.partial)
 _MOST_HASHED = 1_000_000
+_DEEPEST_HASHED = 100
 _DTYPE = re.compile(r"[biufcmMSUO]\d*")
 
 
-def resolve(module: object, name: object) -> Any:
-    """Return what a pickle names, or raise `Refused` before anything is imported for it.
+# -- names
 
-    Names are walked here, so that neither a dotted name nor a re-export (``river.base`` +
-    ``os.system``) leads outside.
-    """
-    if (module, name) in _STAND_INS:
-        return _STAND_INS[module, name]
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise Refused("a name that is no text")
-    if (module, name) in _NAMES:
-        return getattr(importlib.import_module(module), name)
-    if not _is_river_module(module):
+
+def resolve(module: object, name: object) -> Any:
+    """Return what a pickle names, or raise `Refused` before anything is imported for it."""
+    if type(module) is not str or type(name) is not str:
+        raise Refused("a name that is not text")
+    return _resolve(module, name)
+
+
+@functools.cache
+def _resolve(module: str, name: str) -> Any:
+    if (module, name) in _GUARDED:
+        return _GUARDED[module, name]
+    if (module, name) not in _NAMES:
         raise Refused(f"{module}.{name} is not on the list of what may be loaded")
-    found = _walk(module, name)
-    if (module, name) in _FUNCTIONS or (_is_river_class(found) and found.__module__ == module):
-        return found
-    raise Refused(f"{module}.{name} is neither a class defined there nor a listed function")
+    try:
+        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as exc:
+        raise Refused(
+            f"{module}.{name} does not exist here ({exc}); was it written by another version of "
+            f"river?"
+        ) from exc
 
 
 def check_name(obj: Any) -> None:
-    """Refuse a class or function that `resolve` would not find again by its name."""
+    """Refuse a class or function that `resolve` would not find by its name."""
     module, name = obj.__module__, obj.__qualname__
-    if resolve(module, name) is not obj and (module, name) not in _STAND_INS:
-        raise Refused(f"{module}.{name} is not what that name stands for")
+    if resolve(module, name) is not obj and (module, name) not in _GUARDED:
+        raise Refused(f"{module}.{name} is not the object that has this name")
 
 
-def _walk(module: str, name: str) -> Any:
-    try:
-        found: Any = importlib.import_module(module)
-    except ImportError as exc:
-        raise Refused(
-            f"{module} cannot be imported here ({exc}); was it written by another version of "
-            f"river?"
-        ) from exc
-    for step, part in enumerate(name.split(".")):
-        # After the first step only classes of that very module are entered: never a module, an
-        # instance, a re-export.
-        entered = step == 0 or (_is_river_class(found) and found.__module__ == module)
-        found = (
-            inspect.getattr_static(found, part, None)
-            if entered and not part.startswith("__")
-            else None
-        )
-        found = found.__func__ if isinstance(found, staticmethod) else found
-        if not callable(found):
-            raise Refused(
-                f"{module}.{name} is no class or function here; was it written by another "
-                f"version of river?"
-            )
-    return found
+def check_method(obj: Any) -> None:
+    """Refuse a bound method that the stand-in for ``getattr`` would not find."""
+    _getattr(obj.__self__, obj.__name__)
 
 
-def _is_river_module(module: object) -> bool:
-    if not isinstance(module, str) or not _MODULE.fullmatch(module):
-        return False
-    parts = module.split(".")[1:]
-    return parts[0] in _SUBPACKAGES and not any(
-        p in _UNSAFE_MODULES or p.startswith("test_") for p in parts
-    )
+def _is_river(cls: type) -> bool:
+    return (cls.__module__, cls.__qualname__) in _CLASSES
 
 
-def _is_river_class(obj: object) -> bool:
-    return isinstance(obj, type) and _is_river_module(obj.__module__)
+def _label(obj: object) -> str:
+    """Return the name of `obj` or of its type; repr would run a method of the object."""
+    if isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType):
+        return f"{obj.__module__}.{obj.__qualname__}"
+    return f"a {type(obj).__module__}.{type(obj).__qualname__}"
+
+
+# -- calls
 
 
 def check_new(cls: object, args: object) -> None:
     """Admit ``cls.__new__(cls, *args)``: allocation, which runs no ``__init__``."""
-    # Identity, here and below: comparing or hashing would run an object's own methods.
-    allowed = _is_river_class(cls) or any(
-        cls is other for other in (statistics.NormalDist, collections.OrderedDict)
-    )
-    if (
-        not allowed
-        or type(args) is not tuple
-        or not all(_is_plain(arg) or isinstance(arg, _FACTORY) for arg in args)
-    ):
-        raise Refused(f"allocation of {_label(cls)}")
+    if isinstance(cls, type) and type(args) is tuple:
+        # Only classes in Rust and named tuples have arguments.
+        with_arguments = issubclass(cls, tuple) or (
+            cls.__module__.startswith("river._river_rust.") and _all_plain(args)
+        )
+        if (_is_river(cls) or cls is statistics.NormalDist) and (not args or with_arguments):
+            return
+    raise Refused(f"allocation of {_label(cls)}")
 
 
 def check_call(func: object, args: object) -> None:
-    """Admit ``func(*args)``; whatever is not listed below is refused."""
-    if type(args) is not tuple:
-        raise Refused(f"call of {_label(func)} without arguments")
-    check = _CALLS.get(id(func)) or (_plain_args if _is_callable_river_class(func) else None)
-    if check is None or not check(args):
-        raise Refused(f"call of {_label(func)} with {[type(arg).__qualname__ for arg in args]}")
+    """Admit ``func(*args)``."""
+    # Hashing these two types runs nothing of the pickle.
+    if isinstance(func, type | types.FunctionType) and type(args) is tuple:
+        check = _CALLS.get(func)
+        if check is not None and check(args):
+            return
+        river = isinstance(func, type) and (func.__module__, func.__qualname__) in _CALLED_CLASSES
+        if river and all(type(arg) in _PLAIN or isinstance(arg, _FACTORIES) for arg in args):
+            return
+    shown = [type(arg).__qualname__ for arg in args] if isinstance(args, tuple) else "?"
+    raise Refused(f"call of {_label(func)} with {shown}")
 
 
-def check_hashed(items: Sequence[object]) -> None:
-    """Refuse what takes for ever to hash: a few bytes of a pickle make a tuple of tuples of 2**60
-    parts."""
-    left, todo = _MOST_HASHED + len(items), [items]
-    while todo:
-        part = todo.pop()
-        left -= len(part)
-        if left < 0:
-            raise Refused(f"keys of more than {_MOST_HASHED} parts")
-        todo += [item for item in part if type(item) in (tuple, list)]  # type: ignore[misc]
+def hashed_parts(keys: Iterable[object]) -> int:
+    """Return how many parts of `keys` Python looks at to hash them.
+
+    Refuse keys whose hash would take years or overflow the stack: a few bytes of a pickle make a
+    tuple of tuples with 2**60 parts, or with 100,000 levels.
+    """
+    parts, depth = 0, 0
+    while level := [key for key in keys if isinstance(key, tuple)]:
+        depth += 1
+        parts += sum(map(len, level))
+        if parts > _MOST_HASHED or depth > _DEEPEST_HASHED:
+            raise Refused(f"keys of more than {_MOST_HASHED} parts or {_DEEPEST_HASHED} levels")
+        keys = [part for key in level for part in key]
+    return parts
 
 
-def _label(obj: object) -> str:
-    # Never repr: an object's own would run, and a bound method's shows its object.
-    named = (
-        obj
-        if isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType)
-        else type(obj)
-    )
-    return f"{'' if named is obj else 'a '}{named.__module__}.{named.__qualname__}"
+def _all_plain(args: tuple[Any, ...]) -> bool:
+    return all(type(arg) in _PLAIN for arg in args)
 
 
-def _is_callable_river_class(obj: object) -> bool:
-    # Rust classes, enumerations and containers (Holt-Winters' deques) rebuild themselves by a
-    # call; nothing else may.
-    containers = (enum.Enum, collections.deque, dict, list, set)
-    return _is_river_class(obj) and (
-        obj.__module__.startswith("river._river_rust.") or issubclass(obj, containers)  # type: ignore[arg-type]
-    )
+def _all_numbers(args: tuple[Any, ...]) -> bool:
+    return all(type(arg) in (type(None), int, float) for arg in args)
 
 
-def _is_plain(arg: object) -> bool:
-    return type(arg) in _PLAIN
+def _no_arguments(args: tuple[Any, ...]) -> bool:
+    return not args
 
 
-def _plain_args(args: tuple[Any, ...]) -> bool:
-    return all(_is_plain(arg) or isinstance(arg, _FACTORY) for arg in args)
+def _one_dict(args: tuple[Any, ...]) -> bool:
+    return not args or (len(args) == 1 and type(args[0]) is dict)
 
 
-def _factory_args(args: tuple[Any, ...]) -> bool:
-    # A default factory is kept, not called; river's Zeros and Normal are instances that serve as
-    # factories.
+def _factory(args: tuple[Any, ...]) -> bool:
+    # Stored and not called here. River's Zeros and Normal are instances that serve as factories.
     return not args or (
-        (args[0] is None or callable(args[0])) and all(_is_plain(arg) for arg in args[1:])
+        (args[0] is None or callable(args[0])) and all(type(arg) in _PLAIN for arg in args[1:])
     )
 
 
-def _dtype_args(args: tuple[Any, ...]) -> bool:
+def _dtype(args: tuple[Any, ...]) -> bool:
     return (
-        isinstance(args[0], str)
+        len(args) == 3
+        and type(args[0]) is str
         and _DTYPE.fullmatch(args[0]) is not None
-        and all(type(a) is bool for a in args[1:])
+        and all(type(arg) is bool for arg in args[1:])
     )
 
 
-def _array_args(args: tuple[Any, ...]) -> bool:
-    return args[0] is np.ndarray and all(_is_plain(arg) for arg in args[1:])
+# -- stand-ins: what a pickle gets instead of a function that would do more than river needs
 
 
-def _scalar_args(args: tuple[Any, ...]) -> bool:
-    return (
-        len(args) == 2
-        and isinstance(args[0], np.dtype)
-        and args[0].kind not in "OV"
-        and type(args[1]) is bytes
-    )
+def _getattr(owner: object, name: object) -> Any:
+    """Return a plain method of a river object or class, of `random.Random`, or `str.lower`.
 
-
-def _buffer_args(args: tuple[Any, ...]) -> bool:
-    return (
-        type(args[0]) in (bytes, bytearray)
-        and isinstance(args[1], np.dtype)
-        and all(map(_is_plain, args[2:]))
-    )
-
-
-def _seed_args(args: tuple[Any, ...]) -> bool:
-    return args[0] is bit_generator.SeedSequence and all(_is_plain(arg) for arg in args[1:])
-
-
-def _guarded_getattr(owner: object, name: object) -> Any:
-    """Stand in for ``getattr``, which bound methods are pickled as: plain methods of river and
-    `random.Random`."""
+    Found on the class, statically: no property, no ``__getattr__`` and no instance attribute can
+    answer.
+    """
     if type(name) is not str or not name.isidentifier() or name.startswith("__"):
         raise Refused(f"getattr of {name if type(name) is str else _label(name)}")
-    if (type(owner) is random.Random and not name.startswith("_")) or (
-        owner is str and name == "lower"
-    ):
-        owner_class: type = random.Random if owner is not str else str
-        if callable(inspect.getattr_static(owner_class, name, None)):
-            return getattr(owner, name)
-    cls = owner if isinstance(owner, type) else type(owner)
-    # Looked up on the class, statically: no property, no __getattr__ and no instance attribute can
-    # answer.
-    found = inspect.getattr_static(cls, name, None) if _is_river_class(cls) else None
-    if isinstance(found, staticmethod):
-        return found.__func__
-    if isinstance(found, classmethod):
-        return found.__get__(None, cls)
-    if isinstance(found, types.FunctionType | types.MethodDescriptorType):
-        return found if owner is cls else found.__get__(owner, cls)
+    cls: type = owner if isinstance(owner, type) else type(owner)
+    found = inspect.getattr_static(cls, name, None)
+    if (
+        (type(owner) is random.Random and not name.startswith("_") and callable(found))
+        or (owner is str and name == "lower")
+    ):  # fmt: skip
+        return getattr(owner, name)
+    if _is_river(cls):
+        if isinstance(found, staticmethod):
+            return found.__func__
+        if isinstance(found, classmethod):
+            return found.__get__(None, cls)
+        if isinstance(found, types.FunctionType | types.MethodDescriptorType):
+            return found if owner is cls else found.__get__(owner, cls)
     raise Refused(f"getattr of {name!r} on {cls.__module__}.{cls.__qualname__}")
 
 
-def _guarded_iter(items: object) -> Any:
+def _iter(items: object) -> Any:
     if type(items) not in (list, tuple, str, bytes, dict, set, frozenset):
-        raise Refused(f"iter of a {type(items).__qualname__}")
+        raise Refused(f"iter of {_label(items)}")
     return iter(items)  # type: ignore[call-overload]
 
 
-def _bits(kind: object) -> Any:
-    """Stand in for numpy's constructor of bit generators, which would call any class it is
-    given."""
-    if isinstance(kind, type) and issubclass(kind, np.random.BitGenerator):
-        return kind()
-    raise Refused(f"bit generator {_label(kind)}")
+def _bit_generator(kind: object) -> Any:
+    if kind is not np.random.MT19937:
+        raise Refused(f"bit generator {_label(kind)}")
+    return np.random.MT19937()
 
 
 def _random_state(bits: object, *constructor: object) -> Any:
-    """Stand in for numpy's constructor, which would call a constructor named by the pickle."""
-    if constructor or not isinstance(bits, np.random.BitGenerator):
+    if constructor or type(bits) is not np.random.MT19937:
         raise Refused("a random state of anything but a bit generator")
     return np.random.RandomState(bits)
 
 
-def _generator(bits: object, *constructor: object) -> Any:
-    if constructor or not isinstance(bits, np.random.BitGenerator):
-        raise Refused("a random generator of anything but a bit generator")
-    return np.random.Generator(bits)
+def _seed_sequence(cls: object, checksum: object, state: object) -> Any:
+    if cls is not bit_generator.SeedSequence or type(checksum) is not int or state is not None:
+        raise Refused("a seed sequence of unknown form")
+    rebuild: Any = bit_generator.__pyx_unpickle_SeedSequence  # type: ignore[attr-defined]
+    return rebuild(cls, checksum, state)
 
 
-_STAND_INS: dict[tuple[object, object], Callable[..., Any]] = {
-    ("builtins", "getattr"): _guarded_getattr,
-    ("builtins", "iter"): _guarded_iter,
-    ("numpy.random._pickle", "__bit_generator_ctor"): _bits,
+def _array(cls: object, shape: object, kind: object) -> Any:
+    """Return the array without elements that every pickled array starts from."""
+    if (
+        cls is not np.ndarray
+        or type(shape) is not tuple
+        or shape != (0,)
+        or type(kind) is not bytes
+    ):
+        raise Refused("an array of unknown form")
+    return np.ndarray((0,), "b")
+
+
+def _scalar(dtype: object, data: object) -> Any:
+    if not isinstance(dtype, np.dtype) or dtype.kind in "OV" or type(data) is not bytes:
+        raise Refused("a number of numpy of unknown form")
+    rebuild: Any = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    return rebuild(dtype, data)
+
+
+def _from_buffer(data: object, dtype: object, *form: object) -> Any:
+    if (
+        type(data) not in (bytes, bytearray)
+        or not isinstance(dtype, np.dtype)
+        or not _all_plain(form)
+    ):
+        raise Refused("an array of unknown form")
+    rebuild: Any = np._core.numeric._frombuffer  # type: ignore[attr-defined]
+    return rebuild(data, dtype, *form)
+
+
+_GUARDED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("builtins", "getattr"): _getattr,
+    ("builtins", "iter"): _iter,
+    ("numpy._core.multiarray", "_reconstruct"): _array,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy.random._pickle", "__bit_generator_ctor"): _bit_generator,
     ("numpy.random._pickle", "__randomstate_ctor"): _random_state,
-    ("numpy.random._pickle", "__generator_ctor"): _generator,
+    ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"): _seed_sequence,
+}
+_CALLS: dict[Any, Callable[[tuple[Any, ...]], bool]] = {
+    **dict.fromkeys(_GUARDED.values(), lambda args: True),
+    **dict.fromkeys((complex, range, slice), _all_numbers),
+    **dict.fromkeys(
+        (datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone),
+        _all_plain,
+    ),
+    collections.Counter: _one_dict,
+    collections.OrderedDict: _no_arguments,
+    collections.defaultdict: _factory,
+    collections.deque: _all_plain,
+    functools.partial: _factory,
+    np.dtype: _dtype,
+    random.Random: _no_arguments,
 }
 
 
-def _calls() -> dict[int, Callable[[tuple[Any, ...]], bool]]:
-    calls: dict[Any, Callable[[tuple[Any, ...]], bool]] = dict.fromkeys(
-        _STAND_INS.values(), lambda args: True
-    )
-    calls |= dict.fromkeys(
-        (complex, bytearray, set, frozenset, range, slice, random.Random), _plain_args
-    )
-    calls |= dict.fromkeys(
-        (collections.Counter, collections.OrderedDict, collections.deque), _plain_args
-    )
-    calls |= dict.fromkeys((collections.defaultdict, functools.partial), _factory_args)
-    calls |= dict.fromkeys(
-        (datetime.date, datetime.datetime, datetime.time, datetime.timedelta), _plain_args
-    )
-    calls |= {datetime.timezone: _plain_args, np.dtype: _dtype_args}
-    calls[resolve("numpy._core.multiarray", "_reconstruct")] = _array_args
-    calls[resolve("numpy._core.multiarray", "scalar")] = _scalar_args
-    calls[resolve("numpy._core.numeric", "_frombuffer")] = _buffer_args
-    calls[resolve("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence")] = _seed_args
-    return {id(func): check for func, check in calls.items()}
-
-
-_CALLS = _calls()
+# -- states
 
 
 def set_state(obj: object, state: object) -> None:
     """Give an instance its state, as the BUILD opcode does; classes, functions and modules are
     never changed."""
     if isinstance(obj, np.dtype):
-        return _set_dtype(obj, state)
-    if isinstance(obj, np.ndarray) and (
-        type(state) is not tuple or not isinstance(state[2], np.dtype)
-    ):
-        raise Refused("the state of an array")
-    known = _is_river_class(type(obj)) or isinstance(obj, _BUILDABLE)
-    if not known or not (_is_plain(state) or isinstance(state, np.random.BitGenerator)):
+        _set_dtype(obj, state)
+        return
+    check = _STATES.get(type(obj))
+    if check is None and not _is_river(type(obj)):
+        raise Refused(f"state of {_label(obj)}")
+    if not (check(state) if check is not None else type(state) in _PLAIN):
         raise Refused(f"state of type {type(state).__qualname__} for a {type(obj).__qualname__}")
     # On the class: an instance's own attributes (BaseRolling.__getattr__) must not answer.
     setter = getattr(type(obj), "__setstate__", None)
-    if setter is not None:
-        setter(obj, state)
-        return None
+    if setter is None:
+        _set_attributes(obj, state)
+        return
+    setter(obj, state)
+    if isinstance(obj, np.random.MT19937 | np.random.RandomState):
+        _check_position(obj)
+
+
+def _set_attributes(obj: object, state: object) -> None:
     pair: Any = state if type(state) is tuple and len(state) == 2 else (state, None)
     if not all(part is None or type(part) is dict for part in pair):
         raise Refused(f"state of unknown form for a {type(obj).__qualname__}")
     fields, slots = pair[0] or {}, pair[1] or {}
     for name in (*fields, *slots):
         if type(name) is not str or name.startswith("__"):
-            raise Refused(
-                f"attribute {name if type(name) is str else _label(name)} of a "
-                f"{type(obj).__qualname__}"
-            )
+            shown = name if type(name) is str else _label(name)
+            raise Refused(f"attribute {shown} of a {type(obj).__qualname__}")
     if fields:
         # Interned, as pickle itself does: a saved state then has the same bytes however often it
         # was loaded before.
         obj.__dict__.update({sys.intern(name): value for name, value in fields.items()})
     for name, value in slots.items():
         object.__setattr__(obj, name, value)
-    return None
-
-
-_BUILDABLE: tuple[type, ...] = (
-    random.Random, functools.partial, statistics.NormalDist, np.ndarray, np.random.BitGenerator,
-    np.random.RandomState, np.random.Generator, bit_generator.SeedSequence, type(iter([])),
-    type(iter(())), type(iter("")),
-)  # fmt: skip
 
 
 def _set_dtype(obj: np.dtype[Any], state: object) -> None:
@@ -503,3 +376,44 @@ def _set_dtype(obj: np.dtype[Any], state: object) -> None:
     ):
         raise Refused("the state of a dtype that differs from its name")
     obj.__setstate__(state)  # type: ignore[attr-defined]
+
+
+def _check_position(bits: Any) -> None:
+    # numpy does not check it, and reads the next number at this place of an array of 624.
+    state = bits.state if isinstance(bits, np.random.MT19937) else bits.get_state(legacy=False)
+    if not 0 <= state["state"]["pos"] <= 624:
+        raise Refused(f"position {state['state']['pos']} of a random state, of at most 624")
+
+
+def _is_tuple(state: object) -> bool:
+    return type(state) is tuple
+
+
+def _is_index(state: object) -> bool:
+    return type(state) is int
+
+
+def _array_state(state: Any) -> bool:
+    return type(state) is tuple and len(state) == 5 and isinstance(state[2], np.dtype)
+
+
+def _partial_state(state: Any) -> bool:
+    # A chain of these, each the function of the next, overflows the stack when it is freed.
+    return type(state) is tuple and len(state) == 4 and type(state[0]) is not functools.partial
+
+
+def _normal_state(state: Any) -> bool:
+    # The hash of a distribution is that of its two numbers.
+    return type(state) is tuple and len(state) == 2 and all(type(x) is float for x in state)
+
+
+_STATES: dict[type, Callable[[Any], bool]] = {
+    random.Random: _is_tuple,
+    functools.partial: _partial_state,
+    statistics.NormalDist: _normal_state,
+    np.ndarray: _array_state,
+    np.random.MT19937: _is_tuple,
+    np.random.RandomState: lambda state: type(state) is dict,
+    bit_generator.SeedSequence: _is_tuple,
+    **dict.fromkeys(map(type, (iter([]), iter(()), iter(""))), _is_index),
+}

@@ -14,7 +14,6 @@ reader finds whole checkpoints only. What storage damages later, the checksums f
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,10 +32,10 @@ from streamadapt.state.manifest import (
     MANIFEST,
     CheckpointInfo,
     Manifest,
-    StoredFile,
     dump,
     finite,
     read_manifest,
+    stored_file,
 )
 from streamadapt.state.tree import decode, encode, table_bytes
 from streamadapt.version import __version__
@@ -250,19 +249,12 @@ class CheckpointStore:
                 config=getattr(config_digest, "settings", {}),
                 fence=self._fence.token,
                 guarantee=self.guarantee,
-                positions=[
-                    (stream, partition, offset)
-                    for (stream, partition), offset in positions.items()
-                ],
+                positions=[(*partition, offset) for partition, offset in positions.items()],
                 identities=[
-                    (stream, partition, known)
-                    for (stream, partition), known in (identities or {}).items()
+                    (*partition, known) for partition, known in (identities or {}).items()
                 ],
                 summary=finite(summary),
-                files={
-                    name: StoredFile(len(data), hashlib.sha256(data).hexdigest())
-                    for name, data in files.items()
-                },
+                files={name: stored_file(data) for name, data in files.items()},
             )
             self.folder.publish(
                 sequence, files | {MANIFEST: manifest.to_json()}, self.check_owner, step
@@ -415,7 +407,7 @@ class CheckpointStore:
         folder = self._at(manifest.sequence)
         files = {name: folder.read(name, manifest.files[name].bytes) for name in (_TENSORS, _TREE)}
         for name, data in files.items():
-            if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
+            if stored_file(data).sha256 != manifest.files[name].sha256:
                 raise DamagedError(f"{name} does not match its checksum ({len(data)} bytes)")
         return files
 

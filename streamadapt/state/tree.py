@@ -1,8 +1,8 @@
-"""A pipeline's state as data: a tree of plain values plus a flat table of tensors, and back, bit
+"""Converts a pipeline's state to a tree of plain values and a flat table of tensors, and back, bit
 for bit.
 
-The tree becomes JSON, the table becomes safetensors: neither form can name code, so neither can
-run any.
+The tree is stored as JSON and the table as safetensors. Neither format can refer to code, so
+neither can run code.
 
 ========================  ==========================================================
 in the state              in the JSON tree
@@ -10,7 +10,7 @@ in the state              in the JSON tree
 None, bool, int, str      itself (integers of any size; string subclasses as ``str``)
 finite float              itself; ``nan``, ``inf`` and ``-inf`` as ``{"$": "float", "v": "nan"}``
 list, tuple               a list
-mapping with str keys     an object (``{"$": "dict", "v": [[key, value], ...]}`` where a key is
+mapping with str keys     an object (``{"$": "dict", "v": [[key, value], ...]}`` if a key is
                           ``"$"``)
 tensor, array, bytes      ``{"$": "tensor" | "array" | "scalar" | "bytes", "at": name}``, the name
                           in the table
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["NATIVE_TENSORS", "decode", "encode", "table_bytes"]
 
 _MARK = "$"
-# What every accepted safetensors stores by its own type; everything else travels as raw bytes plus
-# its type.
+# The types that every supported version of safetensors can store; other types are stored as raw
+# bytes with the name of the type.
 NATIVE_TENSORS = {
     "float64",
     "float32",
@@ -49,7 +49,7 @@ NATIVE_TENSORS = {
     "bool",
 }
 _NATIVE_ARRAYS = {"<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1"}
-# Types that are only bits: no object arrays (they hold code) and no structured ones.
+# Plain numeric and text types: no object arrays (they may contain code), no structured arrays.
 _ARRAY_TYPE = re.compile(r"[<>|=][biufcmMSU]\d+(\[\w+\])?")
 _TENSOR_TYPE = re.compile(r"[a-z]+\d*[a-z0-9_]*")
 
@@ -57,39 +57,39 @@ _TENSOR_TYPE = re.compile(r"[a-z]+\d*[a-z0-9_]*")
 def table_bytes(table: Mapping[str, torch.Tensor]) -> bytes:
     """Return a table of contiguous CPU tensors as safetensors.
 
-    Not by ``safetensors.torch.save``, where it can be helped: that makes a ctypes type for each
-    length it meets, and ctypes keeps them for ever, some kilobytes for each new length of a state
-    that is saved again and again.
+    ``safetensors.torch.save`` is avoided if possible: it creates a ctypes type for each length,
+    and ctypes never frees it. A state that is saved repeatedly would leak some kilobytes for each
+    new length.
     """
     import safetensors.numpy
     import safetensors.torch
     import torch
 
-    if any(tensor.dtype == torch.bfloat16 for tensor in table.values()):  # numpy has none
+    if any(tensor.dtype == torch.bfloat16 for tensor in table.values()):  # unknown to numpy
         return bytes(safetensors.torch.save(dict(table)))
     return bytes(safetensors.numpy.save({name: tensor.numpy() for name, tensor in table.items()}))
 
 
 def encode(state: Mapping[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Split `state` into a JSON-able tree and a table of contiguous CPU tensors that share no
-    memory with it.
+    """Split `state` into a tree that JSON can store and a table of contiguous CPU tensors that
+    share no memory with it.
 
     Raises
     ------
     CheckpointError
-        Naming the path of a leaf or key that has no safe form.
+        If a leaf or key has no safe form; the error names its path.
     """
     table: dict[str, torch.Tensor] = {}
     return _encode(state, "", table), table
 
 
 def decode(tree: Any, table: Mapping[str, torch.Tensor]) -> Any:
-    """Put together what `encode` split.
+    """Join a tree and a table from `encode` to the state.
 
     Raises
     ------
     CheckpointError
-        If the tree holds an unknown mark or refers to a tensor that is not in `table`.
+        If the tree contains an unknown mark, or refers to a tensor that is not in `table`.
     """
     if isinstance(tree, list):
         return [decode(item, table) for item in tree]
@@ -103,7 +103,7 @@ def decode(tree: Any, table: Mapping[str, torch.Tensor]) -> Any:
 def _encode(node: Any, path: str, table: dict[str, torch.Tensor]) -> Any:
     if node is None or isinstance(node, bool):
         return node
-    if isinstance(node, np.ndarray | np.generic):  # before float: np.float64 is one
+    if isinstance(node, np.ndarray | np.generic):  # before float: np.float64 is a float
         return _store_array(node, path, table)
     if isinstance(node, str):
         return str.__str__(node)
@@ -136,8 +136,7 @@ def _encode_mapping(node: Mapping[Any, Any], path: str, table: dict[str, torch.T
 
 
 def _put(tensor: torch.Tensor, path: str, table: dict[str, torch.Tensor]) -> str:
-    # The number keeps names apart whatever the keys hold; the path is for people who open the
-    # file.
+    # The number makes each name unique; the path is for people who open the file.
     name = f"{len(table)}:{path.lstrip('.')}".encode("utf-8", "replace").decode()
     table[name] = tensor
     return name
@@ -149,11 +148,11 @@ def _store_tensor(node: Any, path: str, table: dict[str, torch.Tensor]) -> Any:
     if not isinstance(node, torch.Tensor) or node.layout != torch.strided or node.is_quantized:
         raise CheckpointError(
             f"state{path}: a {type(node).__qualname__} cannot be saved; allowed are dense "
-            f"tensors, numpy arrays, "
-            "int, float, str, bool, None, bytes, and dicts, lists and tuples of them"
+            "tensors, numpy arrays, int, float, str, bool, None, bytes, and dicts, lists and "
+            "tuples of them"
         )
-    # Copy also on the CPU: the caller may go on training, and safetensors refuses tensors that
-    # share memory.
+    # A copy also on the CPU: the caller may continue to train the tensor, and safetensors refuses
+    # tensors that share memory.
     flat = node.detach().resolve_conj().resolve_neg().to("cpu", copy=True).contiguous()
     kind = str(node.dtype).removeprefix("torch.")
     if kind in NATIVE_TENSORS:
@@ -191,7 +190,7 @@ def _store_array(
 def _store_bytes(blob: bytes, path: str, table: dict[str, torch.Tensor]) -> Any:
     import torch
 
-    # Empty buffers are refused by torch.frombuffer.
+    # torch.frombuffer refuses empty buffers.
     raw = (
         torch.frombuffer(bytearray(blob), dtype=torch.uint8)
         if blob
@@ -236,9 +235,9 @@ def _load_tensor(tree: dict[str, Any], stored: torch.Tensor) -> torch.Tensor:
     if "type" not in tree:
         return stored
     dtype = getattr(torch, tree["type"]) if _TENSOR_TYPE.fullmatch(tree["type"]) else None
-    # Quantised ones have a scale beside them.
+    # A quantised tensor would also need its scale.
     if not isinstance(dtype, torch.dtype) or tree["type"].startswith("q"):
-        raise ValueError(f"{tree['type']!r} is no tensor type")
+        raise ValueError(f"{tree['type']!r} is not a tensor type")
     return stored.view(dtype).reshape(tree["shape"])
 
 
@@ -246,7 +245,7 @@ def _load_array(tree: dict[str, Any], stored: torch.Tensor) -> np.ndarray[Any, A
     if "type" not in tree:
         return stored.numpy()
     if not _ARRAY_TYPE.fullmatch(tree["type"]):
-        raise ValueError(f"{tree['type']!r} is no array type")
+        raise ValueError(f"{tree['type']!r} is not an array type")
     return (
         np.frombuffer(stored.numpy().tobytes(), dtype=tree["type"]).reshape(tree["shape"]).copy()
     )

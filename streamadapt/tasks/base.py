@@ -180,12 +180,10 @@ class Task(ShowsArguments, ABC):
         # Labels by outcome; the pipeline puts its statistics' counter here.
         self.outcomes: Counter[str] = Counter()
         self.device = torch.device("cpu")
-        self.origin: Array | None = (
-            None  # of the outputs, see `streamadapt.models.origin`; the pipeline puts it here
-        )
-        self.absurd_values: Mask | None = (
-            None  # of the entry observed next: which values are no targets
-        )
+        # of the outputs, see `streamadapt.models.origin`; the pipeline puts it here
+        self.origin: Array | None = None
+        # of the entry observed next: which values are no targets
+        self.absurd_values: Mask | None = None
 
     @property
     def last_time(self) -> int:

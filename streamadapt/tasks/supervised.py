@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,17 +19,42 @@ from streamadapt.records import Entry, FloatArray, Label, Mask
 from streamadapt.tasks.base import Arrival, Example, Matured, Task, check_size, positive
 from streamadapt.tasks.class_names import ClassName, counted_classes
 from streamadapt.tasks.delayed_positives import DelayedPositives
+from streamadapt.tasks.event_clock import DAY_NS
 from streamadapt.tasks.issued import Issued, pack, unpack
 from streamadapt.tasks.outliers import LabelOutliers
 from streamadapt.tasks.settling import PendingLabel, PendingLabels, Queue
 
 __all__ = ["Supervised"]
 
-DAY_NS = 86_400_000_000_000
-
 LEARNED, EXPIRED, UNPREDICTED = "learned", "expired", "unpredicted"
 PARTIAL, CORRECTED, ABSURD = "partial", "corrected", "absurd"
 NEGATIVE, TURNED, CONFIRMED = "negative", "turned", "confirmed"
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A prediction that waits for its label.
+
+    Attributes
+    ----------
+    issued : Issued
+    learned : ndarray, (outputs,), bool, or None
+        The outputs of its label that are learned; None if no label has come.
+    assumed_negative : bool
+        Whether it was learned as a negative because no label came in time.
+    label_refused : bool
+        Whether its entry had a label that was refused: no label then does not mean a negative.
+    """
+
+    issued: Issued
+    learned: Mask | None = None
+    assumed_negative: bool = False
+    label_refused: bool = False
+
+    @property
+    def entry_time(self) -> int:
+        """The event time of its entry, ns."""
+        return self.issued.entry.time
 
 
 @accepts_old_names("task.supervised")
@@ -111,22 +136,8 @@ class Supervised(Task):
         count, self.class_names = counted_classes(classes)
         if count is not None and outputs != 1:
             raise ConfigError("task.classes", classes, "2 to 100000 classes, with one output")
-        if (self.loss.name == "log") != (count is not None):
-            raise ConfigError(
-                "task.loss",
-                self.loss.name,
-                "log for classification, absolute, squared or pinball-q for regression",
-            )
-        if not 0 < ttl < 2**62:
-            raise ConfigError("task.ttl", ttl, "a duration > 0")
-        if not 0 <= correction_window <= ttl:
-            raise ConfigError(
-                "task.correction_window", correction_window, "a duration from 0 to the task's ttl"
-            )
-        if negative_after is not None and not 0 <= negative_after < ttl:
-            raise ConfigError(
-                "task.negative_after", negative_after, "a duration less than the task's ttl"
-            )
+        _check_loss(self.loss.name, classify=count is not None)
+        _check_durations(ttl, correction_window, negative_after)
         if negative_after is not None and count != 2:
             raise ConfigError(
                 "task.classes",
@@ -140,22 +151,13 @@ class Supervised(Task):
         self.ttl = ttl
         self.correction_window = correction_window
         self.max_pending = positive("task.max_pending", max_pending)
-        self.waiting: OrderedDict[str, Issued] = OrderedDict()
+        self.waiting: OrderedDict[str, Waiting] = OrderedDict()
         # id -> (entry time, outcome)
         self.closed: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self.pending_labels = PendingLabels()
-        self.learned_outputs: dict[
-            str, Mask
-        ] = {}  # of those that wait and had a label: the outputs that are learned
         self.negative_after = negative_after
         self.correct_negatives = correct_negatives
         self.positives = DelayedPositives()
-        self.assumed_negatives: dict[
-            str, None
-        ] = {}  # those that wait and were learned as negatives
-        self.refused_labels: dict[
-            str, None
-        ] = {}  # those that wait and had a label that was refused: no label does not mean no
         self._due = Queue()
 
     def columns(self, channels: int) -> int:
@@ -227,8 +229,6 @@ class Supervised(Task):
         self._expire(now, arrival)
         if window.full:
             arrival.inputs = window.values
-            if item.refused is not None and self.negative_after is not None:
-                self.refused_labels[item.id] = None
         else:
             self.closed[item.id] = (now, UNPREDICTED)
         if item.label is not None:
@@ -238,9 +238,9 @@ class Supervised(Task):
     def go_back(self, time: int) -> None:
         """Replace every later time in the state by `time`, ns: the clock was wrong."""
         super().go_back(time)
-        for id_, issued in self.waiting.items():
-            if issued.entry.time > time:
-                self.waiting[id_] = replace(issued, entry=replace(issued.entry, time=time))
+        for one in self.waiting.values():
+            if one.entry_time > time:
+                one.issued = replace(one.issued, entry=replace(one.issued.entry, time=time))
         self.closed = OrderedDict(
             (id_, (min(at, time), outcome)) for id_, (at, outcome) in self.closed.items()
         )
@@ -251,14 +251,15 @@ class Supervised(Task):
     def remember(self, issued: Issued) -> None:
         """Keep a prediction until its label arrives or its time-to-live ends."""
         entry = issued.entry
-        self.waiting[entry.id] = issued
+        one = self.waiting[entry.id] = Waiting(issued)
         if self.negative_after is not None:
+            one.label_refused = entry.refused is not None
             self._due.push(entry.time + self.negative_after, entry.time, entry.id, is_label=False)
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
         """Replace each waiting prediction by ``moved(prediction)``."""
-        for id_, issued in self.waiting.items():
-            self.waiting[id_] = moved(issued)
+        for one in self.waiting.values():
+            one.issued = moved(one.issued)
 
     # -- arriving labels
 
@@ -279,8 +280,8 @@ class Supervised(Task):
                     f"its entry is read first)"
                 )
                 raise EntryError(Reason.UNKNOWN_LABEL, detail, label.position)
-        elif label.time - self.waiting[label.id].entry.time > self.ttl:
-            late = (label.time - self.waiting[label.id].entry.time) / 1e9
+        elif label.time - self.waiting[label.id].entry_time > self.ttl:
+            late = (label.time - self.waiting[label.id].entry_time) / 1e9
             raise EntryError(
                 Reason.LATE_LABEL,
                 f"id {_short(label.id)}: {late:g} s after its entry",
@@ -306,9 +307,15 @@ class Supervised(Task):
                 detail = f"expected a class from 0 to {self.classes - 1}, got {c:g}{hint}"
                 raise EntryError(Reason.BAD_CLASS, detail, item.position)
 
+    def _learned(self, id_: str) -> Mask | None:
+        """Return which outputs of a waiting prediction's label are learned, (outputs,); None if no
+        label has come."""
+        one = self.waiting.get(id_)
+        return None if one is None else one.learned
+
     def _is_news(self, label: Label) -> bool:
         """Whether a label has an output that is neither learned nor pending."""
-        pending, learned = self.pending_labels.get(label.id), self.learned_outputs.get(label.id)
+        pending, learned = self.pending_labels.get(label.id), self._learned(label.id)
         value = label.value if learned is None else np.where(learned, np.nan, label.value)
         if pending is not None:
             return bool(pending.changed_outputs(value, label.time).any()) or (
@@ -319,11 +326,8 @@ class Supervised(Task):
     def _hold(self, id_: str, value: FloatArray, time: int, entry_time: int | None = None) -> None:
         """Keep a checked label until it is learned; `entry_time` is given for a label inside its
         entry."""
-        learned, pending, due = (
-            self.learned_outputs.get(id_),
-            self.pending_labels.get(id_),
-            time + self.correction_window,
-        )
+        learned, pending = self._learned(id_), self.pending_labels.get(id_)
+        due = time + self.correction_window
         if learned is not None:
             value = np.where(learned, np.nan, value)
         if pending is not None:
@@ -337,7 +341,7 @@ class Supervised(Task):
         if self.correction_window and moved:
             if entry_time is None:
                 entry_time = (
-                    self.waiting[id_].entry.time if id_ in self.waiting else self.closed[id_][0]
+                    self.waiting[id_].entry_time if id_ in self.waiting else self.closed[id_][0]
                 )
             self._due.push(due, entry_time, id_, is_label=True)
             # Labels that came earlier and earlier.
@@ -362,59 +366,52 @@ class Supervised(Task):
                 if pending is not None and pending.due == due:
                     self._learn_pending(id_, arrival)
             elif self._lacks_a_label(id_):
-                self.assumed_negatives[id_] = None
+                one = self.waiting[id_]
+                one.assumed_negative = True
                 self.count(NEGATIVE)
-                arrival.matured.append(self._mature(self.waiting[id_], np.zeros(1), certain=False))
+                arrival.matured.append(self._mature(one.issued, np.zeros(1), certain=False))
 
     def _lacks_a_label(self, id_: str) -> bool:
         """Whether a waiting entry has no label so far; a label without any known output does not
         count."""
-        pending, learned = self.pending_labels.get(id_), self.learned_outputs.get(id_)
-        silent = (pending is None or bool(np.isnan(pending.value).all())) and (
-            learned is None or not learned.any()
-        )
-        return (
-            silent
-            and id_ in self.waiting
-            and id_ not in self.assumed_negatives
-            and id_ not in self.refused_labels
-        )
+        one = self.waiting.get(id_)
+        if one is None or one.assumed_negative or one.label_refused:
+            return False
+        if one.learned is not None and one.learned.any():
+            return False
+        pending = self.pending_labels.get(id_)
+        return pending is None or bool(np.isnan(pending.value).all())
 
     def _learn_pending(self, id_: str, arrival: Arrival) -> None:
         value = self.pending_labels.pop(id_).value
-        issued = self.waiting.get(id_)
-        if issued is None:
+        one = self.waiting.get(id_)
+        if one is None:
             if id_ in self.closed:
                 self.closed[id_] = (self.closed[id_][0], LEARNED)
             self.count(UNPREDICTED)
             return
         if self.classes is None:
-            base = issued.experts[0, 0]
+            base = one.issued.experts[0, 0]
             outliers = self.absurd.outliers(value.astype(np.float64), np.abs(value - base), base)
             if outliers.any():
                 value = np.where(outliers, np.nan, value)
                 self.count(ABSURD)
         known = ~np.isnan(value)
         # Has been learned just so.
-        if id_ in self.assumed_negatives and known.any() and value[0] == 0.0:
+        if one.assumed_negative and known.any() and value[0] == 0.0:
             self._close(id_, LEARNED, CONFIRMED)
             return
-        learned = self.learned_outputs.get(id_)
-        learned = known if learned is None else learned | known
+        one.learned = known if one.learned is None else one.learned | known
         if self.negative_after is not None and known.any() and value[0] == 1.0:
-            self.positives.saw_positive(late=id_ in self.assumed_negatives)
-        arrival.matured.append(self._mature(issued, value))
-        if learned.all():
-            self._close(id_, LEARNED, TURNED if id_ in self.assumed_negatives else LEARNED)
+            self.positives.saw_positive(late=one.assumed_negative)
+        arrival.matured.append(self._mature(one.issued, value))
+        if one.learned.all():
+            self._close(id_, LEARNED, TURNED if one.assumed_negative else LEARNED)
         else:
-            self.learned_outputs[id_] = learned
             self.count(PARTIAL)
 
     def _close(self, id_: str, closed_as: str, outcome: str | None) -> None:
-        self.closed[id_] = (self.waiting.pop(id_).entry.time, closed_as)
-        self.learned_outputs.pop(id_, None)
-        self.assumed_negatives.pop(id_, None)
-        self.refused_labels.pop(id_, None)
+        self.closed[id_] = (self.waiting.pop(id_).entry_time, closed_as)
         if outcome is not None:
             self.count(outcome)
 
@@ -454,12 +451,12 @@ class Supervised(Task):
         time."""
         while self.waiting:
             id_, oldest = next(iter(self.waiting.items()))
-            if now - oldest.entry.time <= self.ttl and len(self.waiting) < self.max_pending:
+            if now - oldest.entry_time <= self.ttl and len(self.waiting) < self.max_pending:
                 break
             if id_ in self.pending_labels:  # its label has arrived, but is not due yet
                 self._learn_pending(id_, arrival)
             if id_ in self.waiting:
-                self._close(id_, EXPIRED, None if id_ in self.assumed_negatives else EXPIRED)
+                self._close(id_, EXPIRED, None if oldest.assumed_negative else EXPIRED)
         while self.closed:
             id_, (time, _) = next(iter(self.closed.items()))
             if now - time <= 2 * self.ttl and len(self.closed) < 2 * self.max_pending:
@@ -473,15 +470,15 @@ class Supervised(Task):
         self._due = Queue()
         for id_, pending in self.pending_labels.items() if self.correction_window else ():
             time = (
-                self.waiting[id_].entry.time
+                self.waiting[id_].entry_time
                 if id_ in self.waiting
                 else self.closed.get(id_, (pending.due, ""))[0]
             )
             self._due.push(pending.due, time, id_, is_label=True)
         if self.negative_after is not None:
-            for id_, issued in self.waiting.items():
-                if id_ not in self.assumed_negatives:
-                    time = issued.entry.time
+            for id_, one in self.waiting.items():
+                if not one.assumed_negative:
+                    time = one.entry_time
                     self._due.push(time + self.negative_after, time, id_, is_label=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -489,31 +486,61 @@ class Supervised(Task):
         ids."""
         state = super().state_dict()
         state["held"] = self.pending_labels.pack()
-        state["told"] = [[id_, learned.copy()] for id_, learned in self.learned_outputs.items()]
-        state["fake"] = list(self.assumed_negatives)
-        if self.refused_labels:
-            state["unsure"] = list(self.refused_labels)
+        waiting = self.waiting.items()
+        state["told"] = [[i, one.learned.copy()] for i, one in waiting if one.learned is not None]
+        state["fake"] = [id_ for id_, one in waiting if one.assumed_negative]
+        refused = [id_ for id_, one in waiting if one.label_refused]
+        if refused:
+            state["unsure"] = refused
         state["positives"] = self.positives.state_dict()
         state["absurd"] = self.absurd.state_dict()
         state["closed"] = [[id_, time, outcome] for id_, (time, outcome) in self.closed.items()]
-        state["waiting"] = pack(list(self.waiting.values()))
+        state["waiting"] = pack([one.issued for one in self.waiting.values()])
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
         self.pending_labels = PendingLabels.unpack(state["held"])
-        self.learned_outputs = {id_: np.array(learned, np.bool_) for id_, learned in state["told"]}
-        self.assumed_negatives = dict.fromkeys(state["fake"])
-        self.refused_labels = dict.fromkeys(state.get("unsure", ()))
         self.positives.load_state_dict(state["positives"])
         self.absurd.load_state_dict(state["absurd"])
         self.closed = OrderedDict(
             (id_, (int(time), outcome)) for id_, time, outcome in state["closed"]
         )
-        self.waiting = OrderedDict((i.entry.id, i) for i in unpack(state["waiting"], self.device))
+        self.waiting = OrderedDict(
+            (issued.entry.id, Waiting(issued)) for issued in unpack(state["waiting"], self.device)
+        )
+        for id_, learned in state["told"]:
+            self.waiting[id_].learned = np.array(learned, np.bool_)
+        for id_ in state["fake"]:
+            self.waiting[id_].assumed_negative = True
+        for id_ in state.get("unsure", ()):
+            self.waiting[id_].label_refused = True
         self._rebuild_queue()
 
 
 def _short(id_: str) -> str:
     return repr(id_ if len(id_) <= 60 else id_[:57] + "...")
+
+
+def _check_loss(name: str, *, classify: bool) -> None:
+    if (name == "log") != classify:
+        raise ConfigError(
+            "task.loss",
+            name,
+            "log for classification, absolute, squared or pinball-q for regression",
+        )
+
+
+def _check_durations(ttl: int, correction_window: int, negative_after: int | None) -> None:
+    """Raise `ConfigError` unless both of the shorter durations (ns) end within the task's ttl."""
+    if not 0 < ttl < 2**62:
+        raise ConfigError("task.ttl", ttl, "a duration > 0")
+    if not 0 <= correction_window <= ttl:
+        raise ConfigError(
+            "task.correction_window", correction_window, "a duration from 0 to the task's ttl"
+        )
+    if negative_after is not None and not 0 <= negative_after < ttl:
+        raise ConfigError(
+            "task.negative_after", negative_after, "a duration less than the task's ttl"
+        )

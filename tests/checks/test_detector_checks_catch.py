@@ -1,4 +1,4 @@
-"""Each check of a detector rejects one object that breaks just what it is there for."""
+"""Each check of a detector rejects an object that breaks only the checked property."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamadapt.testing.checks import detectors
 
 
 class Deaf(DriftMonitor):
-    """Never says anything."""
+    """Never reports a drift."""
 
     def update(self, value: float) -> bool:
         super().update(value)
@@ -20,7 +20,7 @@ class Deaf(DriftMonitor):
 
 
 class Jumpy(DriftMonitor):
-    """Has an alarm every hundred values."""
+    """Reports a drift every hundred values."""
 
     count = 0
 
@@ -30,7 +30,7 @@ class Jumpy(DriftMonitor):
 
 
 class DislikesStillness(DriftMonitor):
-    """Takes a constant for a drift."""
+    """Reports a constant as a drift."""
 
     last, same = 0.5, 0
 
@@ -41,21 +41,21 @@ class DislikesStillness(DriftMonitor):
 
 
 class OpensTheDoor(DriftMonitor):
-    """Lets its detector see NaN."""
+    """Passes NaN on to its detector."""
 
     def update(self, value: float) -> bool:
         return update(self.detector, self._rivers[0], value)
 
 
 class AlarmsOnNan(DriftMonitor):
-    """Takes a missing value for a drift."""
+    """Reports a missing value as a drift."""
 
     def update(self, value: float) -> bool:
         return super().update(value) or value != value
 
 
 class StartsAgain(DriftMonitor):
-    """Is fresh once loaded."""
+    """Is reset by loading a state."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
@@ -70,8 +70,8 @@ class ForgetsTheBoost(DriftMonitor):
         self.boost.level = 1.0
 
 
-class BoostsForEver(DriftMonitor):
-    """Never comes down."""
+class BoostsForever(DriftMonitor):
+    """Its boost never decays."""
 
     def update(self, value: float) -> bool:
         assert self.boost is not None
@@ -82,7 +82,7 @@ class BoostsForEver(DriftMonitor):
 
 
 class NeverBoosts(DriftMonitor):
-    """Stays at one."""
+    """Its boost stays at one."""
 
     def update(self, value: float) -> bool:
         fired = super().update(value)
@@ -96,7 +96,7 @@ DETECTORS: dict[str, list[type[DriftMonitor]]] = {
     "check_constant_input_is_quiet": [DislikesStillness],
     "check_nonfinite_input_is_refused": [OpensTheDoor, AlarmsOnNan],
     "check_detector_state_round_trips": [StartsAgain, ForgetsTheBoost],
-    "check_boost_decays_to_one": [BoostsForEver, NeverBoosts],
+    "check_boost_decays_to_one": [BoostsForever, NeverBoosts],
 }
 
 

@@ -1,4 +1,5 @@
-"""Every learner and detector that ships passes the shared suites; none is left out unseen."""
+"""Every learner and detector of the package passes the shared suites; none is left out by
+accident."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ from streamadapt.testing.checks.learners import (
     yield_learner_checks,
 )
 
-torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
+torch.set_num_threads(1)  # small steps: a second thread costs more than it saves
 
 MAKERS: dict[str, Callable[[], Learner]] = {
     "adcsd": ADCSD,
@@ -103,19 +104,19 @@ LEARNS = {
 
 SKIPS: dict[str, dict[str, str]] = {
     "persistence": {
-        "check_learns_it_where_it_is": "says what was last seen in every column, whatever the "
-        "base says"
+        "check_learns_it_where_it_is": "predicts the last value seen in every column, whatever "
+        "the base predicts"
     },
 }
-"""Learner -> check -> why it cannot hold."""
+"""Learner -> check -> why the check cannot hold."""
 
 DEFAULTS = {name for name in MAKERS if "-" not in name} | {
     "liquid-cfc",
     "river-regressor",
     "river-classifier",
 }
-"""The learners as they are by default. The others are variants, and pass the long checks in
-`make test-slow`."""
+"""The learners with default settings. The others are variants, and run the long checks in `make
+test-slow`."""
 LONG = dict.fromkeys(
     (
         "check_learns_a_constant_error",
@@ -127,7 +128,7 @@ LONG = dict.fromkeys(
 )
 
 
-def test_the_written_list_is_the_discovered_one() -> None:
+def test_the_written_list_equals_the_discovered_one() -> None:
     found = {
         cls
         for _, cls in inspect.getmembers(streamadapt.learners, inspect.isclass)
@@ -142,7 +143,7 @@ def test_the_written_list_is_the_discovered_one() -> None:
     assert names <= set(streamadapt.learners.__all__)
 
 
-def test_learners_take_the_tasks_they_are_said_to_take() -> None:
+def test_learners_accept_exactly_their_documented_tasks() -> None:
     takes: dict[type[Learner], set[str]] = {cls: set() for cls in LEARNS}
     for make in MAKERS.values():
         for case in CASES:
@@ -183,7 +184,7 @@ def test_learners_pass_on_a_gpu(name: str) -> None:
 @pytest.mark.parametrize("check", [*yield_detector_checks()], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_detectors_pass(detector: str, check: Callable[..., None]) -> None:
-    """As the one that boosts, which has all that the one that alerts has, and its boost."""
+    """With the boost reaction, which includes everything of the alert reaction."""
     if detector == "eddm" and check.__name__ == "check_clear_jump_is_seen":
         pytest.skip(
             "false alarms are its nature: it compares distances between single errors, without "

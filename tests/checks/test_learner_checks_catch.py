@@ -1,4 +1,4 @@
-"""Each check of a learner rejects one object that breaks just what it is there for."""
+"""Each check of a learner rejects an object that breaks only the checked property."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from streamadapt.models.contract import BaseOutput, Spec
 from streamadapt.testing.checks import learners
 from streamadapt.testing.checks.cases import CASES
 
-torch.set_num_threads(1)  # small steps: handing them to a second thread costs more than doing them
+torch.set_num_threads(1)  # small steps: a second thread costs more than it saves
 
 
 class Good(Learner):
-    """A bias in torch: what the broken ones below are derived from."""
+    """A bias in torch: the base class of the broken learners below."""
 
     kind = "bias"
     matures = "rows"
@@ -43,7 +43,7 @@ class Good(Learner):
 
 
 class RaisesSomethingElse(Good):
-    """Refuses a kind of task by an error that nobody expects."""
+    """Refuses a kind of task with an unexpected error type."""
 
     def allocate(self, spec: Spec) -> None:
         if spec.kind == "regression":
@@ -58,7 +58,7 @@ class RefusesAll(Good):
 
 
 class AcceptsMore(Good):
-    """Is built for tasks that it does not list."""
+    """Can be built for tasks that it does not list."""
 
     kinds = frozenset({"forecast"})
 
@@ -81,14 +81,14 @@ class Flat(Good):
 
 
 class NanUntilItLearns(Good):
-    """Divides by how much it has learned."""
+    """Divides by the number of examples learned."""
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         return super().predict(inputs, base) + 0.0 / self.bias.abs().sum()
 
 
 class KeepsGradients(Good):
-    """Predicts with a graph hanging on."""
+    """Its predictions keep the autograd graph."""
 
     def allocate(self, spec: Spec) -> None:
         super().allocate(spec)
@@ -103,10 +103,10 @@ class ReturnsItsBuffer(Good):
 
     def allocate(self, spec: Spec) -> None:
         super().allocate(spec)
-        self.register_buffer("said", torch.zeros_like(self.bias), persistent=False)
+        self.register_buffer("output_buffer", torch.zeros_like(self.bias), persistent=False)
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        return self.said.copy_(super().predict(inputs, base))  # type: ignore[operator, no-any-return]
+        return self.output_buffer.copy_(super().predict(inputs, base))  # type: ignore[operator, no-any-return]
 
 
 class CountsPredictions(Good):
@@ -125,7 +125,7 @@ class WritesToTheBase(Good):
 
 
 class Broadcasts(Good):
-    """Takes a target of any shape that broadcasts."""
+    """Accepts a target of any shape that broadcasts."""
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         if target.ndim == 2 and target.shape == base.output.shape:
@@ -135,7 +135,7 @@ class Broadcasts(Good):
 
 
 class ForgetsWithoutNews(Good):
-    """Lets its bias decay when nothing is known."""
+    """Lets its bias decay when no cell is known."""
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         super().learn(inputs, base, target, mask)
@@ -144,7 +144,7 @@ class ForgetsWithoutNews(Good):
 
 
 class AveragesMaskedCells(Good):
-    """Takes NaN for zero and lets it count."""
+    """Reads NaN as zero and counts it."""
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         error = (target - base.output).nan_to_num().mean()
@@ -160,35 +160,35 @@ class DrawsAtRandom(Good):
 
 
 class KeepsSome(Good):
-    """Is not all back after a reset."""
+    """Does not reset everything."""
 
     def reset(self) -> None:
         self.bias *= 0.5
 
 
 class LiveSnapshot(Good):
-    """Hands its own tensors out."""
+    """Returns its own tensors."""
 
     def snapshot(self) -> dict[str, Any]:
         return dict(self.state_dict())
 
 
 class AdoptsTheSnapshot(Good):
-    """Goes on inside the snapshot that it was restored from."""
+    """Continues to use the snapshot that it was restored from."""
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         self.bias = snapshot["bias"]
 
 
 class RestoresNothing(Good):
-    """Stays where it is."""
+    """Ignores the snapshot."""
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         pass
 
 
 class KeepsStateElsewhere(Good):
-    """Remembers something that is neither buffer nor parameter."""
+    """Keeps state that is neither buffer nor parameter."""
 
     def allocate(self, spec: Spec) -> None:
         super().allocate(spec)
@@ -201,7 +201,7 @@ class KeepsStateElsewhere(Good):
 
 
 class ReadsItsOwnDict(Good):
-    """Reads its parameter where torch cannot swap it."""
+    """Reads its parameter in a place that torch cannot swap."""
 
     def allocate(self, spec: Spec) -> None:
         super().allocate(spec)
@@ -227,7 +227,7 @@ class LearnsTheWrongWay(Good):
 
 
 class MixesRowsAndColumns(Good):
-    """Transposes, which works where rows and columns are as many."""
+    """Transposes, which works if there are as many rows as columns."""
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         square = base.output.shape[0] == base.output.shape[1]
@@ -235,14 +235,14 @@ class MixesRowsAndColumns(Good):
 
 
 class MixesColumns(Good):
-    """Learns each column's error in its neighbour."""
+    """Learns each column's error in the neighbouring column."""
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         return base.output + self.bias.roll(1, -1)
 
 
 class AdaptsTheBase(Good):
-    """Takes the base's module for its own copy."""
+    """Uses the base's module as its own copy."""
 
     kinds = frozenset({"classification"})
 
@@ -265,7 +265,7 @@ class Hoards(Good):
 
 
 class HoardsAndLoops(Hoards):
-    """Goes through every target each time, in Python."""
+    """Visits every target each time, in Python."""
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         largest = 0
@@ -275,7 +275,7 @@ class HoardsAndLoops(Hoards):
 
 
 class HoardsAndStacks(Hoards):
-    """Goes through every target each time, in one torch operation."""
+    """Visits every target each time, in one torch operation."""
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         if self.kept:
@@ -284,7 +284,7 @@ class HoardsAndStacks(Hoards):
 
 
 class OtherEachTime(Good):
-    """Depends on which instance it is, as one does that depends on its device."""
+    """Depends on the instance, like a learner that depends on its device."""
 
     instances = itertools.count()
 
@@ -325,7 +325,7 @@ def test_every_check_has_its_broken_object() -> None:
 
 
 @pytest.mark.parametrize("check", [*learners.yield_learner_checks()], ids=lambda c: c.__name__)
-def test_what_they_are_derived_from_passes(check: Any) -> None:
+def test_the_base_class_passes(check: Any) -> None:
     check(Good, CPU)
 
 

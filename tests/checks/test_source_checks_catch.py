@@ -1,4 +1,4 @@
-"""Each check of a source or a sink rejects one object that breaks just what it is there for."""
+"""Each check of a source or a sink rejects an object that breaks only the checked property."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class NeverAsks(MemorySource):
     """Starts everywhere at 0 without asking the owner."""
 
     def open(self, owner: PartitionOwner) -> None:
-        class Nobody:
+        class NoOwner:
             def partitions_assigned(
                 self, partitions: Sequence[int]
             ) -> Mapping[StreamPartition, int | None]:
@@ -40,7 +40,7 @@ class NeverAsks(MemorySource):
 
             def partitions_revoked(self, partitions: Sequence[int], *, lost: bool) -> None: ...
 
-        super().open(Nobody())
+        super().open(NoOwner())
 
 
 class SwapsNeighbours(MemorySource):
@@ -51,7 +51,7 @@ class SwapsNeighbours(MemorySource):
 
 
 class ResumesOneLate(MemorySource):
-    """Takes the offset wanted for the last one done."""
+    """Takes the requested offset for the last processed one."""
 
     def open(self, owner: PartitionOwner) -> None:
         super().open(owner)
@@ -61,7 +61,7 @@ class ResumesOneLate(MemorySource):
 
 
 class RefusesTheEnd(MemorySource):
-    """Takes the offset after the last record for one out of range."""
+    """Refuses the offset after the last record as out of range."""
 
     def open(self, owner: PartitionOwner) -> None:
         super().open(owner)
@@ -70,14 +70,14 @@ class RefusesTheEnd(MemorySource):
 
 
 class ReturnsNone(MemorySource):
-    """Returns None when there is nothing."""
+    """Returns None when there are no records."""
 
     def poll(self, timeout_s: float) -> list[Record]:
         return super().poll(timeout_s) or None  # type: ignore[return-value]
 
 
 class IgnoresPause(MemorySource):
-    """Delivers what is paused."""
+    """Delivers records of a paused partition."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **(kwargs | {"batch": 1}))
@@ -86,7 +86,7 @@ class IgnoresPause(MemorySource):
         pass
 
 
-class DropsWhatIsPaused(MemorySource):
+class DropsPausedRecords(MemorySource):
     """Loses the records of a paused partition."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -98,28 +98,28 @@ class DropsWhatIsPaused(MemorySource):
 
 
 class LagIsConstant(MemorySource):
-    """Reports the same lag for ever."""
+    """Reports the same lag forever."""
 
     def lag(self) -> dict[StreamPartition, int]:
         return dict.fromkeys(super().lag(), 6)
 
 
 class PassesTheEnd(MemorySource):
-    """Takes the end of a partition for what has been read of it."""
+    """Reports the end of a partition as the position read."""
 
     def read_up_to(self) -> dict[StreamPartition, int]:
         return dict(self._ends)
 
 
 class NewIdentityEachTime(MemorySource):
-    """Names itself, not the stream."""
+    """Returns an identity of its own, not of the stream."""
 
     def identities(self) -> dict[StreamPartition, str]:
         return {at: str(id(self)) for at in self.lag()}
 
 
 class CommitSeeks(MemorySource):
-    """Goes where it is told to commit."""
+    """Seeks to the position that it commits."""
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
         for todo in self._todo.values():
@@ -127,7 +127,7 @@ class CommitSeeks(MemorySource):
 
 
 class SeeksEverywhere(MemorySource):
-    """Sends every partition back, not only those that are named."""
+    """Seeks in every partition, not only in the given ones."""
 
     def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
         stream = self.streams[0]
@@ -135,7 +135,7 @@ class SeeksEverywhere(MemorySource):
 
 
 class SeeksPastTheFirst(MemorySource):
-    """Where the start is its own it leaves the first record out."""
+    """Skips the first record if it chose the start itself."""
 
     def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
         super().seek({at: (start or 0) + (start is None) for at, start in starts.items()})
@@ -159,7 +159,7 @@ SOURCES: dict[str, list[type[MemorySource]]] = {
     "check_resume_at_exact_offset": [ResumesOneLate],
     "check_position_at_end_is_fine": [RefusesTheEnd],
     "check_empty_poll": [ReturnsNone],
-    "check_pause_holds_back_and_loses_nothing": [IgnoresPause, DropsWhatIsPaused],
+    "check_pause_holds_back_and_loses_nothing": [IgnoresPause, DropsPausedRecords],
     "check_lag_counts_what_is_left": [LagIsConstant],
     "check_read_up_to_passes_no_record": [PassesTheEnd],
     "check_identities_stay": [NewIdentityEachTime],
@@ -177,7 +177,7 @@ class ForgetsTheLast(MemorySink):
 
 
 class DeliversTwice(MemorySink):
-    """Delivers again with each flush."""
+    """Delivers the predictions again with each flush."""
 
     def flush(self) -> None:
         super().flush()
@@ -185,7 +185,7 @@ class DeliversTwice(MemorySink):
 
 
 class InventsOne(MemorySink):
-    """Delivers the last prediction it ever saw when it is given nothing."""
+    """Delivers the last prediction again when it receives none."""
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         if not predictions:
@@ -193,7 +193,7 @@ class InventsOne(MemorySink):
         super().write(predictions)
 
 
-class BuffersForEver(MemorySink):
+class BuffersForever(MemorySink):
     """Does not flush when it is closed."""
 
     def write(self, predictions: Sequence[Prediction]) -> None:
@@ -207,12 +207,12 @@ SINKS: dict[str, type[MemorySink]] = {
     "check_flush_delivers_everything_in_order": ForgetsTheLast,
     "check_flush_again_delivers_nothing_twice": DeliversTwice,
     "check_empty_write_and_flush": InventsOne,
-    "check_close_flushes_and_is_idempotent": BuffersForEver,
+    "check_close_flushes_and_is_idempotent": BuffersForever,
 }
 
 
 class ReadsText(MemoryDeadLetters):
-    """Takes every value for text."""
+    """Assumes that every value is text."""
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         for letter in letters:
@@ -223,7 +223,7 @@ class ReadsText(MemoryDeadLetters):
 
 
 class LosesWhenClosed(MemoryDeadLetters):
-    """Throws its buffer away when it is closed."""
+    """Drops its buffer when it is closed."""
 
     def close(self) -> None:
         self.letters.clear()
@@ -240,7 +240,7 @@ def factory_of(kind: type[MemorySource]) -> sources.SourceFactory:
         def make() -> MemorySource:
             longest = max(map(len, logs))
             records = [
-                Record(sources_position(p, i), None, log[i], i)
+                Record(source_position(p, i), None, log[i], i)
                 for i in range(longest)
                 for p, log in enumerate(logs)
                 if i < len(log)
@@ -252,7 +252,7 @@ def factory_of(kind: type[MemorySource]) -> sources.SourceFactory:
     return factory
 
 
-def sources_position(partition: int, offset: int) -> Any:
+def source_position(partition: int, offset: int) -> Any:
     from streamadapt.records import Position
 
     return Position("memory", partition, offset)

@@ -1,4 +1,5 @@
-"""The shared check suites over the built-in sources and sinks; memory is in tests/checks."""
+"""The shared check suites over the built-in sources and sinks; those in memory are in
+tests/checks."""
 
 from __future__ import annotations
 
@@ -149,7 +150,7 @@ class Forgetful(JsonlDeadLetterReader):
 
 
 class Once(JsonlDeadLetterReader):
-    """Reads what is new only, as with a group."""
+    """Reads only new records, as with a group."""
 
     def read(self, on_progress: Any = None) -> Any:
         found = list(super().read())

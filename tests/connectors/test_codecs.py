@@ -1,4 +1,4 @@
-"""What comes out of a record, and with which reason a bad one is refused."""
+"""Records are decoded into entries and labels, and bad ones are refused with a reason."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_full_record_becomes_an_entry() -> None:
     assert got.label.tolist() == [120.0]
 
 
-def test_what_is_not_mapped_comes_from_the_record() -> None:
+def test_unmapped_fields_come_from_the_record() -> None:
     got = JsonCodec(PLAIN, streams=["cgm"]).decode(record(b'{"a":1,"b":2}', key=b"p\xff"))
     assert isinstance(got, Entry)
     assert (got.time, got.id, got.key, got.label) == (5, "cgm[0]@17", "p\\xff", None)
@@ -75,7 +75,7 @@ def test_null_and_nan_are_missing_values() -> None:
         assert values[1] == 2
 
 
-def test_one_path_may_hold_the_whole_row() -> None:
+def test_one_path_may_contain_the_whole_row() -> None:
     fields = FieldMap(values=("row",), channels=3)
     assert entry(fields, {"row": [1, 2.5, -3]}).values.tolist() == [1, 2.5, -3]
     assert np.isnan(entry(replace(fields, missing_as_null=True), {}).values).tolist() == [True] * 3
@@ -84,14 +84,14 @@ def test_one_path_may_hold_the_whole_row() -> None:
     assert refused(fields, {"row": [1, "x", 3]}).detail == "$.row[1]: expected number, got str 'x'"
 
 
-def test_dotted_paths_go_inside_and_a_literal_key_wins() -> None:
+def test_dotted_paths_reach_inside_objects_and_a_literal_key_wins() -> None:
     fields = FieldMap(values=("payload.speed",))
     assert entry(fields, {"payload": {"speed": 3}}).values.tolist() == [3]
     assert entry(fields, {"payload": {"speed": 3}, "payload.speed": 4}).values.tolist() == [4]
     assert refused(fields, {"payload": 3}).detail == "$.payload.speed: missing"
 
 
-def test_a_missing_key_is_refused_unless_it_may_be_missing() -> None:
+def test_a_missing_key_is_refused_unless_missing_values_are_allowed() -> None:
     assert refused(PLAIN, {"a": 1}).detail == "$.b: missing"
     assert np.isnan(entry(replace(PLAIN, missing_as_null=True), {"a": 1}).values).tolist() == [
         False,
@@ -169,7 +169,7 @@ def test_limits_are_configurable_and_exact() -> None:
         Limits(depth=0)
 
 
-def test_brackets_in_strings_are_no_nesting() -> None:
+def test_brackets_in_strings_are_not_nesting() -> None:
     text = '[{"' * 100 + "\\"
     assert entry(FieldMap(values=("a",)), {"a": 1, "text": text}).values.tolist() == [1]
     assert nesting(json.dumps({"a": [[1], [2]], "t": text}).encode()) == 3
@@ -180,7 +180,7 @@ def test_brackets_in_strings_are_no_nesting() -> None:
         st.text(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner)
     )
 )
-def test_nesting_counts_as_a_recursive_walk_does(value: Any) -> None:
+def test_nesting_depth_equals_that_of_a_recursive_count(value: Any) -> None:
     def depth(v: Any) -> int:
         if not isinstance(v, list | dict):
             return 0
@@ -252,7 +252,7 @@ def test_iso_times_agree_with_exact_arithmetic(moment: datetime) -> None:
     assert time_of("iso8601", moment.isoformat()) == exact
 
 
-def test_text_cells_are_numbers_where_the_fields_say_so() -> None:
+def test_text_cells_are_numbers_if_the_fields_allow_it() -> None:
     fields = FieldMap(values=("a", "b"), text_numbers=True)
     assert entry(fields, {"a": "1.5", "b": " -2e3 "}).values.tolist() == [1.5, -2000]
     for word in ("", " ", "nan", "NaN", "NA", "null"):
@@ -277,7 +277,7 @@ def test_ids_are_text_or_integers(bad: Any) -> None:
     )
 
 
-def test_a_lone_surrogate_is_no_id_because_it_cannot_be_written() -> None:
+def test_a_lone_surrogate_is_refused_as_id_because_it_cannot_be_written() -> None:
     fields = FieldMap(values=("v",), id="id")
     assert refused(fields, b'{"v":NaN,"id":"\\ud800"}').reason is Reason.WRONG_TYPE
 
@@ -297,7 +297,7 @@ def test_labels_inside_entries() -> None:
         (True, Reason.WRONG_TYPE),
     ):
         got = entry(fields, {"v": 1, "y": bad})
-        assert got.values.tolist() == [1], "a bad label leaves the entry as it is"
+        assert got.values.tolist() == [1], "a bad label does not change the entry"
         assert got.label is None
         assert got.refused is not None
         assert got.refused.reason is reason
@@ -402,7 +402,7 @@ JSONISH = st.recursive(
 
 
 @given(st.binary() | JSONISH.map(lambda v: json.dumps(v).encode()), st.sampled_from(["cgm", "bg"]))
-def test_nothing_but_entries_labels_and_entry_errors_comes_out(raw: bytes, stream: str) -> None:
+def test_decoding_gives_only_entries_labels_and_entry_errors(raw: bytes, stream: str) -> None:
     for fields in (
         ALL,
         replace(ALL, time_format="iso8601", missing_as_null=True, text_numbers=False),

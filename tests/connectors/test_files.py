@@ -1,4 +1,4 @@
-"""Files as streams, sinks that append, and history."""
+"""Files as streams, sinks that append, and histories."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def test_bad_csv_records_are_refused_by_the_codec_and_the_rest_is_read(tmp_path:
         b"speed,note\n1,a\n" + f"{huge},b\n".encode() + b"\xff\xfe,c\n4,d,e\n,f\n5,g\n"
     )
     codec = JsonCodec(FieldMap(values=("speed",), text_numbers=True), streams=["speeds.csv"])
-    said = []
+    outcomes = []
     for i, value in enumerate(values(FilesSource(path))):
         try:
-            said.append(
+            outcomes.append(
                 str(codec.decode(Record(Position("speeds.csv", 0, i), None, value, i)).values[0])
             )  # type: ignore[union-attr]
         except EntryError as error:
-            said.append(error.reason.value)
-    assert said == ["1.0", "not_json", "wrong_type", "wrong_width", "nan", "5.0"]
+            outcomes.append(error.reason.value)
+    assert outcomes == ["1.0", "not_json", "wrong_type", "wrong_width", "nan", "5.0"]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_lines_of_json_come_as_they_are_broken_ones_too(tmp_path: Path, suffix: str) -> None:
+def test_json_lines_are_delivered_unchanged_even_invalid_ones(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     raw = b'{"a":1}\r\n\n{broken\n{"a":2}'
     path.write_bytes(gzip.compress(raw) if suffix else raw)
@@ -90,7 +90,7 @@ def test_several_files_are_one_stream_and_labels_another(tmp_path: Path) -> None
     ]
 
 
-def test_a_position_beyond_the_end_is_loud(tmp_path: Path) -> None:
+def test_a_position_beyond_the_end_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("1\n2\n")
     source = FilesSource(tmp_path / "a.jsonl")
     with (
@@ -100,7 +100,7 @@ def test_a_position_beyond_the_end_is_loud(tmp_path: Path) -> None:
         source.poll(1)
 
 
-def test_wrong_names_missing_files_and_torn_archives_are_named(tmp_path: Path) -> None:
+def test_errors_name_wrong_names_missing_files_and_truncated_archives(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"source.path: expected a file named .csv"):
         FilesSource(tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match=r"source.path: expected at least one file"):
@@ -116,7 +116,7 @@ def test_wrong_names_missing_files_and_torn_archives_are_named(tmp_path: Path) -
         values(FilesSource(torn))
 
 
-def test_a_sink_appends_and_cuts_off_a_torn_line(tmp_path: Path) -> None:
+def test_a_sink_appends_and_removes_a_torn_last_line(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "out.jsonl"
     sink = JsonlSink(path)
     sink.write([prediction(0), prediction(1)])
@@ -134,7 +134,7 @@ def test_a_sink_appends_and_cuts_off_a_torn_line(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_whole_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
+def test_a_complete_last_line_without_a_newline_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text('{"id":"a"}')
     sink = JsonlSink(path)
@@ -153,8 +153,8 @@ def test_a_closed_sink_and_an_unwritable_path_are_errors(tmp_path: Path) -> None
 
 
 def test_closing_on_a_full_disk_is_one_error_that_names_the_file(tmp_path: Path) -> None:
-    """Not the raw one of the close that writes what is left once more; and there is nothing left
-    to close."""
+    """It is not the raw error of the close, which writes the rest once more; afterwards nothing is
+    left to close."""
     (tmp_path / "out.jsonl").symlink_to("/dev/full")
     sink = JsonlSink(tmp_path / "out.jsonl")
     sink.write([prediction(0)])
@@ -203,7 +203,7 @@ def test_history_keeps_good_rows_and_counts_bad_ones(tmp_path: Path) -> None:
     assert (found.rows, dict(found.rejected)) == (4, {"wrong_type": 1, "bad_time": 1})
 
 
-def test_history_joins_labels_that_came_apart(tmp_path: Path) -> None:
+def test_history_joins_labels_from_their_own_file(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(
         '{"id":"p","v":[1,2]}\n{"id":"q","v":[3,4]}\n{"id":"r","v":[5]}\n'
     )
@@ -217,5 +217,5 @@ def test_history_joins_labels_that_came_apart(tmp_path: Path) -> None:
 
 def test_history_without_a_good_row_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("v\nx\n")
-    with pytest.raises(ConnectorError, match=r"no good row among 1: .*wrong_type"):
+    with pytest.raises(ConnectorError, match=r"no valid row among 1: .*wrong_type"):
         read_history(tmp_path / "x.csv", FieldMap(values=("v",)))

@@ -1,5 +1,5 @@
-"""No record ends the run, whatever its size, key, id, headers or time; and what is its own goes
-through unchanged."""
+"""No record ends the run, whatever its size, key, id, headers or time; its own fields are passed
+on unchanged."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def post(
 
 
 def small(servers: str, name: str, most: int, partitions: int = 1) -> str:
-    """Create a topic that takes no batch above `most` bytes."""
+    """Create a topic that accepts no batch above `most` bytes."""
     return made(servers, name, {"max.message.bytes": str(most)}, partitions)
 
 
@@ -78,7 +78,7 @@ def engine_of(source: KafkaSource, sink: Any, codec: Any, letters: Any, **settin
 
 
 def run_until(engine: Engine, read: int) -> None:
-    """Run until so many records are done."""
+    """Run until the given number of records is processed."""
     engine.source.open(engine)
     until(
         lambda: sum(sum(runner.positions.values()) for runner in engine.runners.values()) >= read,
@@ -94,7 +94,7 @@ def run_until(engine: Engine, read: int) -> None:
 def test_keys_and_headers_reach_the_predictions(
     kafka_servers: str, topic: Topic, key: bytes | None
 ) -> None:
-    """Byte for byte; and a prediction of a record without headers has none."""
+    """Byte for byte; a prediction of a record without headers has none."""
     name, out = topic(1), topic(1)
     post(kafka_servers, name, (key, b'{"v": 1}', HEADERS), (b"k", b'{"v": 2}', []))
     codec = JsonCodec(FieldMap(values=("v",)), streams=[name])
@@ -118,8 +118,8 @@ class NoUtf8(str):
 
 
 @pytest.mark.kafka
-def test_a_header_name_that_is_no_utf_8(kafka_servers: str, topic: Topic) -> None:
-    """kafka-python alone reads no further at such a record."""
+def test_a_header_name_that_is_not_utf_8(kafka_servers: str, topic: Topic) -> None:
+    """kafka-python on its own stops reading at such a record."""
     name, sink = topic(1), MemorySink()
     post(
         kafka_servers,
@@ -149,7 +149,7 @@ def test_headers_can_be_left_out(kafka_servers: str, topic: Topic) -> None:
 def test_a_dead_letter_and_its_replay_keep_key_and_headers(
     kafka_servers: str, topic: Topic
 ) -> None:
-    """Also where a record has headers of the names that dead letters use themselves."""
+    """Also if a record has headers with the names that dead letters use themselves."""
     name, letters = topic(1), topic(1)
     headers = [*HEADERS, ("reason", b"of its own"), ("headers", b"7")]
     post(kafka_servers, name, (KEY, b"not json", headers))
@@ -174,7 +174,7 @@ def test_a_dead_letter_and_its_replay_keep_key_and_headers(
     for found in consume(kafka_servers, name)[1:]:
         assert found.key == KEY
         assert found.headers[: len(headers)] == headers
-        assert [said for said, _ in found.headers[len(headers) :]] == [
+        assert [header for header, _ in found.headers[len(headers) :]] == [
             "streamadapt-replay-of",
             "streamadapt-replayed-at",
         ]
@@ -187,10 +187,10 @@ def _parts(record: Any) -> tuple[Any, ...]:
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("guarantee", ["at-least-once", "effectively-once", "exactly-once"])
-def test_a_prediction_that_its_topic_does_not_take(
+def test_a_prediction_that_its_topic_does_not_accept(
     kafka_servers: str, topic: Topic, tmp_path: Any, guarantee: str
 ) -> None:
-    """It becomes a dead letter that fits, shortened and marked; every other prediction is there
+    """It becomes a dead letter that fits, shortened and marked; every other prediction is written
     once."""
     if EMBEDDED:
         pytest.skip(NO_LIMIT)
@@ -211,13 +211,13 @@ def test_a_prediction_that_its_topic_does_not_take(
         checkpoint_path=tmp_path,
     )
     run_until(engine, 80)
-    said = Counter(
+    counts = Counter(
         json.loads(r.value)["id"]
         for r in consume(kafka_servers, out, isolation_level="read_committed")
     )
     wanted = {f"{name}[{p}]@{i}" for p in (0, 1) for i in range(40) if p or i not in large}
-    assert set(said) == wanted
-    assert guarantee == "at-least-once" or set(said.values()) == {1}
+    assert set(counts) == wanted
+    assert guarantee == "at-least-once" or set(counts.values()) == {1}
     dead = consume(kafka_servers, letters)
     marks = [dict(r.headers) for r in dead]
     assert {(mark["partition"], int(mark["offset"])) for mark in marks} == {
@@ -233,7 +233,7 @@ def test_a_prediction_that_its_topic_does_not_take(
 def test_a_prediction_without_a_key_for_a_compacted_topic(
     kafka_servers: str, topic: Topic, tmp_path: Any, guarantee: str
 ) -> None:
-    """The broker refuses it, and the batch that it is in; it becomes a dead letter, in a compacted
+    """The broker refuses it together with its batch; it becomes a dead letter, in a compacted
     topic too."""
     if EMBEDDED:
         pytest.skip("the embedded broker takes records without a key everywhere")
@@ -251,12 +251,12 @@ def test_a_prediction_without_a_key_for_a_compacted_topic(
     run_until(
         engine_of(source, sink, codec, dead, guarantee=guarantee, checkpoint_path=tmp_path), 20
     )
-    said = [
+    positions = [
         json.loads(r.value)["id"]
         for r in consume(kafka_servers, out, isolation_level="read_committed")
     ]
-    assert set(said) == {f"{name}[0]@{i}" for i in range(20) if i not in bare}
-    assert guarantee == "at-least-once" or len(said) == 20 - len(bare)
+    assert set(positions) == {f"{name}[0]@{i}" for i in range(20) if i not in bare}
+    assert guarantee == "at-least-once" or len(positions) == 20 - len(bare)
     reader = KafkaDeadLetterReader(kafka_servers, letters)
     found = [item.letter for item in reader.read() if isinstance(item, StoredLetter)]
     reader.close()
@@ -299,7 +299,7 @@ def test_a_dead_letter_is_cut_until_it_fits(kafka_servers: str, topic: Topic, re
 @pytest.mark.kafka
 @pytest.mark.parametrize("tombstones", ["skip", "dead-letter"])
 def test_tombstones(kafka_servers: str, topic: Topic, tmp_path: Any, tombstones: str) -> None:
-    """Skipped, they leave no trace but the position; the default is a dead letter."""
+    """Skipped tombstones change only the position; the default is a dead letter."""
     name, letters, sink = topic(1), MemoryDeadLetters(), MemorySink()
     post(
         kafka_servers,
@@ -320,9 +320,8 @@ def test_tombstones(kafka_servers: str, topic: Topic, tmp_path: Any, tombstones:
 
 
 @pytest.mark.kafka
-def test_a_time_stamp_of_the_far_future(kafka_servers: str, topic: Topic, tmp_path: Any) -> None:
-    """It is a dead letter, which can be written to a file, and read, and goes no other way than
-    any."""
+def test_a_timestamp_far_in_the_future(kafka_servers: str, topic: Topic, tmp_path: Any) -> None:
+    """It becomes a dead letter, which can be written to a file and read like any other."""
     name, path = (
         made(kafka_servers, topic(0), {"message.timestamp.after.max.ms": str(2**63 - 1)}),
         tmp_path / "dead",
@@ -347,8 +346,11 @@ def test_a_time_stamp_of_the_far_future(kafka_servers: str, topic: Topic, tmp_pa
 
 
 @pytest.mark.kafka
-def test_a_replay_whose_time_the_topic_does_not_allow(kafka_servers: str, topic: Topic) -> None:
-    """It is not sent, and it is said what forbids it; what comes after it can be sent."""
+def test_a_replay_with_a_timestamp_that_the_topic_refuses(
+    kafka_servers: str, topic: Topic
+) -> None:
+    """The record is not sent, and the message names the topic's setting; later records can be
+    sent."""
     if EMBEDDED:
         pytest.skip("the embedded broker takes every time stamp")
     name = made(kafka_servers, topic(0), {"message.timestamp.before.max.ms": "60000"})
@@ -361,7 +363,7 @@ def test_a_replay_whose_time_the_topic_does_not_allow(kafka_servers: str, topic:
     assert "message.timestamp.before.max.ms" in old.detail
 
 
-def test_tombstones_are_one_of_two() -> None:
+def test_the_setting_tombstones_has_two_values() -> None:
     with pytest.raises(
         ConfigError, match=r"source\.tombstones: expected dead-letter or skip, got 'keep'"
     ):
@@ -382,7 +384,7 @@ def refusal(
 
 
 def test_ids_and_keys_have_a_limit() -> None:
-    """In bytes of UTF-8, at the limit still taken."""
+    """In bytes of UTF-8; a length at the limit is still accepted."""
     codec = JsonCodec(FieldMap(values=("v",), id="id"), streams=["in"], limits=Limits(id_bytes=8))
     taken = codec.decode(
         Record(Position("in", 0, 0), b"12345678", '{"v": 1, "id": "ääää"}'.encode(), 0)
@@ -402,8 +404,8 @@ def test_ids_and_keys_have_a_limit() -> None:
 
 
 @pytest.mark.parametrize("time", [2**63 - 1, 2**63, -(2**63) - 1, (2**63 - 1) * 10**6])
-def test_a_time_stamp_beyond_64_bits_of_nanoseconds_is_refused(time: int) -> None:
-    """Kafka's are milliseconds in 64 bits, so there are some."""
+def test_a_timestamp_beyond_64_bits_of_nanoseconds_is_refused(time: int) -> None:
+    """Kafka's timestamps are milliseconds in 64 bits, so such values occur."""
     assert refusal(b'{"v": 1, "id": "1"}', time=time).reason is Reason.BAD_TIME
 
 

@@ -1,4 +1,5 @@
-"""Sharing out a group's partitions: fair, few moves, entries with their labels, in two rounds."""
+"""Assignment of a group's partitions: fair, few moves, entries with their labels, in two
+rounds."""
 
 from __future__ import annotations
 
@@ -13,14 +14,15 @@ from kafka.protocol.consumer.metadata import (
     ConsumerProtocolAssignment,
     ConsumerProtocolSubscription,
 )
-from streamadapt_connectors.kafka.assignor import CoPartitioned, shared_out
+from streamadapt_connectors.kafka.assignor import CoPartitioned, balanced
 
 TOPICS = ["entries", "labels"]
 
 
 @st.composite
 def groups(draw: Any) -> tuple[int, list[str], dict[str, list[int]]]:
-    """Partitions, members, and what each has: some partitions nobody's, some beyond the topic."""
+    """Return partitions, members, and each member's partitions: some have no owner, some are
+    beyond the topic."""
     count = draw(st.integers(0, 12))
     members = [f"m{i}" for i in range(draw(st.integers(1, 6)))]
     owned: dict[str, list[int]] = {}
@@ -32,25 +34,25 @@ def groups(draw: Any) -> tuple[int, list[str], dict[str, list[int]]]:
 
 
 @given(groups())
-def test_everything_is_given_once_evenly_and_little_moves(
+def test_every_partition_is_assigned_once_evenly_with_few_moves(
     group: tuple[int, list[str], dict[str, list[int]]],
 ) -> None:
     count, members, owned = group
-    found = shared_out(range(count), members, owned)
+    found = balanced(range(count), members, owned)
     assert sorted(p for own in found.values() for p in own) == list(range(count))
     sizes = [len(own) for own in found.values()]
     assert max(sizes) - min(sizes) <= 1
     least, more = divmod(count, len(members))
     has = {m: [p for p in owned.get(m, []) if p < count] for m in members}
     stays = sum(len(set(found[m]) & set(has[m])) for m in members)
-    # The most that any even share can leave in place: the richest keep one more.
+    # The most that any even assignment can leave in place: the members with most keep one more.
     richest = sorted((len(own) for own in has.values()), reverse=True)
     assert stays == sum(min(n, least + (i < more)) for i, n in enumerate(richest))
-    assert shared_out(range(count), members, found) == found
+    assert balanced(range(count), members, found) == found
 
 
 class Group:
-    """Members that join through the wire's own encoding, and take what the leader gives."""
+    """Members that join through the wire format, and accept the leader's assignment."""
 
     def __init__(self, count: int) -> None:
         self.cluster = SimpleNamespace(partitions_for_topic=lambda topic: set(range(count)))
@@ -59,14 +61,16 @@ class Group:
 
     def rebalance(self) -> dict[str, list[int]]:
         self.generation += 1
-        told = []
+        members = []
         for name, assignor in self.members.items():
             wire = assignor.metadata(TOPICS).encode()
             metadata = ConsumerProtocolSubscription.decode(wire)
-            told.append(SimpleNamespace(member_id=name, group_instance_id=None, metadata=metadata))
+            members.append(
+                SimpleNamespace(member_id=name, group_instance_id=None, metadata=metadata)
+            )
         leader = next(iter(self.members.values()))
         found = {}
-        for name, assignment in leader.assign(self.cluster, told).items():
+        for name, assignment in leader.assign(self.cluster, members).items():
             received = ConsumerProtocolAssignment.decode(assignment.encode())
             by_topic = {
                 t: sorted(at.partition for at in received.partitions() if at.topic == t)
@@ -79,7 +83,7 @@ class Group:
         return found
 
 
-def test_a_partition_that_moves_is_nobodys_for_a_round() -> None:
+def test_a_moving_partition_has_no_owner_for_one_round() -> None:
     group = Group(4)
     group.members["a"] = CoPartitioned()
     assert group.rebalance() == {"a": [0, 1, 2, 3]}
@@ -95,8 +99,8 @@ def test_a_partition_that_moves_is_nobodys_for_a_round() -> None:
     assert sorted(p for own in group.rebalance().values() for p in own) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_who_was_thought_dead_claims_nothing(told: bool) -> None:
+@pytest.mark.parametrize("notified", [True, False])
+def test_a_member_considered_dead_claims_no_partition(notified: bool) -> None:
     """Whether it knows that it lost its partitions or not: their new owner keeps them."""
     group = Group(2)
     zombie = group.members["a"] = CoPartitioned()
@@ -104,7 +108,7 @@ def test_who_was_thought_dead_claims_nothing(told: bool) -> None:
     del group.members["a"]
     group.members["b"] = CoPartitioned()
     assert group.rebalance() == {"b": [0, 1]}
-    if told:
+    if notified:
         zombie.forget()
     group.members["a2"] = zombie
     first = group.rebalance()

@@ -1,5 +1,5 @@
-"""How the Kafka connectors notice what keeps them from their work, piece by piece, with a clock of
-the test's own."""
+"""How the Kafka connectors detect conditions that keep them from working, part by part, with a
+manual clock."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def sent(answers, request, node=1):
 
 
 class TestAnswers:
-    def test_a_fetch_is_overdue_5_s_after_it_may_wait(self, clock):
+    def test_a_fetch_is_overdue_5_s_after_its_maximum_wait(self, clock):
         answers = Answers(clock)
         sent(answers, FetchRequest())
         clock.now += 6.9
@@ -65,7 +65,7 @@ class TestAnswers:
         assert (answers.overdue(FETCH).node, answers.overdue(FETCH).kind) == (1, "fetch")
         assert answers.overdue(FETCH).age_s == pytest.approx(7.1)
 
-    def test_an_answer_or_a_lost_connection_ends_it(self, clock):
+    def test_an_answer_or_a_lost_connection_ends_the_condition(self, clock):
         answers = Answers(clock)
         first, second = sent(answers, FetchRequest()), sent(answers, FetchRequest(), 2)
         clock.now += 10.0
@@ -74,30 +74,30 @@ class TestAnswers:
         second.failure(KafkaTimeoutError())
         assert answers.overdue(FETCH) is None
 
-    def test_another_request_counts_only_where_no_broker_answers_at_all(self, clock):
+    def test_another_request_counts_only_if_no_broker_answers(self, clock):
         answers = Answers(clock)
         sent(answers, MetadataRequest())
         clock.now += 5.0
         assert answers.overdue(FETCH).kind == "metadata"
         sent(answers, FetchRequest(), 2).success(object())
         assert answers.overdue(FETCH) is None, (
-            "a broker of several is silent, and not one that matters"
+            "one broker of several is silent, and it is not needed"
         )
 
-    def test_a_member_may_be_kept_waiting_by_its_group(self, clock):
+    def test_a_group_may_keep_a_member_waiting(self, clock):
         answers = Answers(clock)
         sent(answers, JoinGroupRequest())
         clock.now += 300.0
         assert answers.overdue(FETCH) is None
 
-    def test_a_request_that_the_client_has_lost_is_forgotten(self, clock):
+    def test_a_request_that_the_client_dropped_is_forgotten(self, clock):
         answers = Answers(clock)
         sent(answers, FetchRequest())
         clock.now += 601.0
         assert answers.overdue(FETCH) is None
         assert not answers._asked
 
-    def test_what_a_broker_does_not_store_is_kept_until_it_does(self, clock):
+    def test_unstored_records_are_kept_until_the_broker_stores_them(self, clock):
         answers = Answers(clock)
 
         def answer(code):
@@ -112,8 +112,8 @@ class TestAnswers:
         assert answers.refusal("out") is None
         assert answers.overdue(PRODUCE) is None
 
-    def test_a_transactional_id_that_the_broker_has_forgotten(self, clock):
-        """kafka-python says nothing of it where it was about to commit positions alone: it asks
+    def test_a_transactional_id_unknown_to_the_broker(self, clock):
+        """kafka-python does not report this when it was about to commit only positions: it asks
         for a new epoch."""
         answers = Answers(clock)
         sent(answers, MetadataRequest()).success(SimpleNamespace(error_code=0))
@@ -137,7 +137,7 @@ def warnings(caplog):
 
 
 class TestDeliveries:
-    def test_what_is_acknowledged_in_time_is_not_told_of(self, deliveries, clock, caplog):
+    def test_deliveries_acknowledged_in_time_are_not_reported(self, deliveries, clock, caplog):
         for _ in range(100):
             deliveries.posted(future := Future())
             clock.now += 4.0
@@ -145,7 +145,7 @@ class TestDeliveries:
             future.success(None)
         assert (deliveries.age_s, deliveries.waiting, caplog.text) == (0.0, 0, "")
 
-    def test_a_late_delivery_is_told_of_once_and_its_end_too(
+    def test_a_late_delivery_and_its_end_are_each_reported_once(
         self, deliveries, conditions, clock, caplog
     ):
         deliveries.posted(future := Future())
@@ -166,15 +166,17 @@ class TestDeliveries:
             == "sink x: topic out has acknowledged everything that waited after 14 s"
         )
 
-    def test_the_oldest_counts_also_where_newer_ones_are_acknowledged(self, deliveries, clock):
+    def test_the_oldest_delivery_counts_even_if_newer_ones_are_acknowledged(
+        self, deliveries, clock
+    ):
         deliveries.posted(Future())
         clock.now += 3.0
         deliveries.posted(newer := Future())
         newer.success(None)
         assert (deliveries.waiting, deliveries.age_s) == (2, 3.0)
 
-    def test_the_reason_is_told_in_place_of_the_delay(self, deliveries, clock, caplog):
-        """One line for one outage, with what waits behind it."""
+    def test_the_reason_is_reported_instead_of_the_delay(self, deliveries, clock, caplog):
+        """One line for one outage, with the number of records that wait."""
         deliveries.posted(Future())
         for _ in range(30):
             clock.now += 1.0
@@ -185,16 +187,16 @@ class TestDeliveries:
             "sink x: broker b:1 is frozen; 1 records are not acknowledged, the oldest for 7 s"
         ]
 
-    def test_a_process_that_stood_still_does_not_blame_the_broker(self, deliveries, clock, caplog):
+    def test_a_paused_process_does_not_blame_the_broker(self, deliveries, clock, caplog):
         deliveries.look(quiet="no answer for 60 s", refusal=None)
         clock.now += 0.3
         deliveries.look(quiet="", refusal=None)
         assert caplog.text == ""
 
-    def test_too_few_replicas_last_until_something_is_stored(
+    def test_the_condition_too_few_replicas_lasts_until_a_record_is_stored(
         self, deliveries, conditions, clock, caplog
     ):
-        """Also where the transaction is given up again and again meanwhile: without a new line for
+        """Also if the transaction is aborted again and again meanwhile: there is no new line for
         each try."""
         refusal = (2, "NotEnoughReplicas")
         for _ in range(4):
@@ -216,9 +218,7 @@ class TestDeliveries:
         deliveries.look(quiet="", refusal=None)
         assert conditions.trouble == ""
 
-    def test_a_new_producer_owes_nothing_of_what_may_be_stored(
-        self, deliveries, conditions, clock
-    ):
+    def test_a_new_producer_forgets_deliveries_of_the_old_one(self, deliveries, conditions, clock):
         deliveries.posted(Future())
         clock.now += 9.0
         deliveries.look(quiet="", refusal=None)
@@ -234,13 +234,13 @@ AT = TopicPartition("t", 0)
 
 class TestOpenTransactions:
     @pytest.fixture
-    def told(self, clock):
+    def condition(self, clock):
         return Conditions("source x", (Condition.OPEN_TRANSACTION,), clock=clock)
 
     @pytest.fixture
-    def watch(self, told, clock):
+    def watch(self, condition, clock):
         return OpenTransactions(
-            told, lambda at, offset: f" (transactional id 'other' at {offset})", clock
+            condition, lambda at, offset: f" (transactional id 'other' at {offset})", clock
         )
 
     def stand(self, watch, clock, seconds, stable=10, position=10, end=22):
@@ -248,9 +248,9 @@ class TestOpenTransactions:
             watch.look({AT: stable}, {AT: position}, {AT: end})
             clock.now += 1.0
 
-    def test_one_that_lasts_is_told_of_with_whose_it_is(self, watch, told, clock, caplog):
+    def test_a_long_transaction_is_reported_with_its_owner(self, watch, condition, clock, caplog):
         self.stand(watch, clock, 10)
-        assert not told.holds(Condition.OPEN_TRANSACTION)
+        assert not condition.holds(Condition.OPEN_TRANSACTION)
         self.stand(watch, clock, 30)
         assert len(warnings(caplog)) == 1
         assert "t[0]@10" in caplog.text
@@ -259,23 +259,23 @@ class TestOpenTransactions:
         with caplog.at_level(logging.INFO, "streamadapt"):
             self.stand(watch, clock, 1, stable=22, position=22)
         assert "the transaction has ended after" in caplog.text
-        assert not told.holds(Condition.OPEN_TRANSACTION)
+        assert not condition.holds(Condition.OPEN_TRANSACTION)
 
-    def test_short_ones_one_after_the_other_are_not(self, watch, clock, caplog):
+    def test_short_transactions_in_sequence_are_not_reported(self, watch, clock, caplog):
         for i in range(10):
             self.stand(watch, clock, 8, stable=10 + i, position=10 + i)
         assert caplog.text == ""
 
-    def test_nor_is_a_reader_that_is_behind_or_has_read_all(self, watch, clock, caplog):
+    def test_a_reader_that_is_behind_or_at_the_end_is_not_reported(self, watch, clock, caplog):
         self.stand(watch, clock, 30, stable=10, position=4)
         self.stand(watch, clock, 30, stable=10, position=22)
         assert caplog.text == ""
 
-    def test_a_partition_that_goes_away_ends_it_without_a_word(self, watch, told, clock, caplog):
+    def test_a_lost_partition_ends_it_silently(self, watch, condition, clock, caplog):
         self.stand(watch, clock, 20)
         with caplog.at_level(logging.INFO, "streamadapt"):
             watch.look({}, {}, {})
-        assert not told.holds(Condition.OPEN_TRANSACTION)
+        assert not condition.holds(Condition.OPEN_TRANSACTION)
         assert len(caplog.records) == 1
 
 
@@ -297,19 +297,19 @@ def committed(offset, metadata=""):
         ({}, {}),
     ],
 )
-def test_group_offsets_that_somebody_has_set(found, moved):
+def test_group_offsets_set_from_outside(found, moved):
     assert moved_by_others({AT: 100}, found) == moved
 
 
-def test_what_is_said_of_them_names_the_group_and_what_to_do():
-    said = moved_text("g", {AT: 0}, {AT: 100}, {AT: 100})
+def test_the_message_names_the_group_and_the_remedy():
+    message = moved_text("g", {AT: 0}, {AT: 100}, {AT: 100})
     for part in (
         "group 'g'",
         "t[0] 0, read from 100",
-        "the checkpoints count",
+        "the checkpoints decide",
         "checkpoint rollback",
     ):
-        assert part in said
+        assert part in message
     assert "there is no checkpoint" in moved_text("g", {AT: 500}, {AT: 0}, {AT: None})
 
 
@@ -321,30 +321,30 @@ class TestClientLog:
         library.addHandler(ClientLog(out, clock))
         return library
 
-    def test_a_warning_comes_once_a_minute_with_how_many_there_were(self, library, clock, caplog):
+    def test_a_warning_is_logged_once_a_minute_with_its_count(self, library, clock, caplog):
         for i in range(300):
             library.warning("connection %d to %s failed: <Task 0x%x>", i, "b:1", 10**6 * i)
             clock.now += 1.0
-        said = warnings(caplog)
-        assert len(said) == 5
-        assert said[0] == "lib.net: connection 0 to b:1 failed: <Task 0x0>"
+        logged = warnings(caplog)
+        assert len(logged) == 5
+        assert logged[0] == "lib.net: connection 0 to b:1 failed: <Task 0x0>"
         assert (
-            said[1]
+            logged[1]
             == "lib.net: connection 60 to b:1 failed: <Task 0x3938700> (59 more like it since "
             "the last line)"
         )
 
-    def test_another_message_is_not_held_up(self, library, caplog):
+    def test_a_different_message_is_not_delayed(self, library, caplog):
         library.warning("topic %s is not authorized", "a")
         library.warning("topic %s is not authorized", "b")
         assert len(warnings(caplog)) == 2
 
-    def test_what_is_no_warning_is_left_out_and_so_is_our_own_refusal(self, library, caplog):
+    def test_lower_levels_and_our_own_refusals_are_left_out(self, library, caplog):
         library.info("hello")
-        library.error("Error sending: ProducerFencedError: this producer says nothing more")
+        library.error("Error sending: ProducerFencedError: this producer sends no more requests")
         assert caplog.text == ""
 
-    def test_what_the_client_tries_again_is_no_error_and_has_no_traceback(self, library, caplog):
+    def test_a_retried_request_is_not_an_error_and_has_no_traceback(self, library, caplog):
         try:
             raise ConnectionResetError(104, "reset by peer")
         except ConnectionResetError:
@@ -356,4 +356,4 @@ class TestClientLog:
     def test_memory_is_bounded(self, library):
         for i in range(2000):
             library.warning("topic %s", "x" * i)
-        assert len(library.handlers[0]._said) <= 256
+        assert len(library.handlers[0]._logged) <= 256

@@ -1,7 +1,7 @@
-"""What a user reads where Apache Kafka refuses or does not answer, at the start and in the middle
-of a run.
+"""The message for the user if Apache Kafka refuses or does not answer, at the start and in the
+middle of a run.
 
-On a broker of their own with ACLs and a listener for each way in (`tests/guarded_broker.py`).
+The tests run on their own broker, with ACLs and several listeners (`tests/guarded_broker.py`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 
 class Names:
-    """Topics and a group of one test; ``T`` is the input, ``L`` the labels', ``O`` the output,
+    """Topics and a group for one test; ``T`` is the input, ``L`` the labels', ``O`` the output,
     ``M`` is missing."""
 
     def __init__(self, broker: Guarded) -> None:
@@ -66,15 +66,15 @@ class Names:
         produce(servers, self.of["L"], [[b'{"x": 1}']])
         produce(servers, self.of["O"], [[b'{"id": "another"}']])
 
-    def say(self, text: str) -> str:
-        """Put the names in place of the letters."""
+    def named(self, text: str) -> str:
+        """Replace the letters by the names."""
         return " ".join(self.of.get(word, word) for word in text.split(" "))
 
     def allow(self, *rights: str) -> None:
-        self.broker.allow(*map(self.say, rights))
+        self.broker.allow(*map(self.named, rights))
 
     def deny(self, *rights: str) -> None:
-        self.broker.deny(*map(self.say, rights))
+        self.broker.deny(*map(self.named, rights))
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def prediction(topic: str, offset: int) -> Prediction:
 
 
 def source_error(source: KafkaSource, after: Callable[[], None] | None = None) -> str:
-    """Return what ends a source: at its start, or `after` something was done when it had read its
-    first record."""
+    """Return the error that ends a source: at its start, or after `after` was called when it had
+    read its first record."""
 
     def run() -> None:
         if after is not None:
@@ -107,7 +107,8 @@ def source_error(source: KafkaSource, after: Callable[[], None] | None = None) -
 def sink_error(
     sink: Any, write: Callable[[int], None], after: Callable[[], None] | None = None
 ) -> str:
-    """Return what ends a sink: its first write, or a later one `after` something was done."""
+    """Return the error that ends a sink: at its first write, or at a later one after `after` was
+    called."""
     ends_at = time.monotonic() + PATIENCE_S
     sink.break_off_when(lambda: time.monotonic() > ends_at)
 
@@ -175,7 +176,7 @@ SOURCES = {
 
 
 def expected(names: Names, parts: list[str]) -> list[str]:
-    """Put names in place of the letters, in quotes where the text has them so."""
+    """Replace the letters by names, in quotes where the text has quotes."""
     quoted = [" ".join(names.of.get(word, word) for word in part.split(" ")) for part in parts]
     for name in names.of.values():
         quoted = [part.replace(f"topic {name} (", f"topic '{name}' (") for part in quoted]
@@ -185,8 +186,8 @@ def expected(names: Names, parts: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("case", SOURCES)
-def test_a_source_names_the_right_that_it_lacks(broker: Guarded, names: Names, case: str) -> None:
-    """Which resource, which key of the config, and what an administrator has to do."""
+def test_a_source_names_the_missing_permission(broker: Guarded, names: Names, case: str) -> None:
+    """The error names the resource, the config key, and what an administrator has to do."""
     rights, settings, parts = SOURCES[case]
     names.allow(*rights)
     more = {key: names.of[letter] for key, letter in settings.items()}
@@ -210,10 +211,10 @@ REVOKED = {
 
 
 @pytest.mark.parametrize("case", REVOKED)
-def test_a_right_of_a_source_that_is_taken_away_ends_it(
+def test_a_source_ends_when_its_permission_is_removed(
     broker: Guarded, names: Names, case: str
 ) -> None:
-    """It is not taken for a topic that was deleted, which would be waited for."""
+    """It is not mistaken for a deleted topic, for which the source would wait."""
     settings, denied, parts = REVOKED[case]
     names.allow("Read topic T", "Read topic L", "Read group G")
     more = {key: names.of[letter] for key, letter in settings.items()}
@@ -259,7 +260,7 @@ SINKS = {
 
 
 @pytest.mark.parametrize("case", SINKS)
-def test_a_sink_names_the_right_that_it_lacks(broker: Guarded, names: Names, case: str) -> None:
+def test_a_sink_names_the_missing_permission(broker: Guarded, names: Names, case: str) -> None:
     guarantee, rights, parts = SINKS[case]
     names.allow(*rights)
     sink = KafkaSink(broker.servers["sasl"], names.of["O"], security=broker.login())
@@ -278,7 +279,7 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("case", TAKEN)
-def test_a_right_of_a_sink_that_is_taken_away_ends_it(
+def test_a_sink_ends_when_its_permission_is_removed(
     broker: Guarded, names: Names, case: str
 ) -> None:
     guarantee, denied, parts = TAKEN[case]
@@ -318,7 +319,7 @@ def write_any(sink: Any, number: int) -> None:
     sink.flush()
 
 
-def test_letters_name_their_own_setting(broker: Guarded, names: Names) -> None:
+def test_errors_about_dead_letters_name_their_own_setting(broker: Guarded, names: Names) -> None:
     sink = KafkaDeadLetters(broker.servers["sasl"], names.of["O"], security=broker.login())
     text = sink_error(sink, lambda number: write_any(sink, number))
     check(text, f"write to the topic '{names.of['O']}' (dead_letters.topic)")
@@ -333,7 +334,7 @@ def test_a_transaction_timeout_above_the_brokers(broker: Guarded, names: Names) 
     check(text, "sink.transaction_timeout (90 s)", "transaction.max.timeout.ms")
 
 
-def test_letters_that_may_not_be_read_are_not_said_to_be_missing(
+def test_unreadable_dead_letters_are_not_reported_as_missing(
     broker: Guarded, names: Names
 ) -> None:
     reader = KafkaDeadLetterReader(broker.servers["sasl"], names.of["O"], security=broker.login())
@@ -347,7 +348,7 @@ def test_letters_that_may_not_be_read_are_not_said_to_be_missing(
     )
 
 
-def test_a_stream_that_may_not_be_written_to(broker: Guarded, names: Names) -> None:
+def test_a_stream_without_write_permission(broker: Guarded, names: Names) -> None:
     writer = KafkaStreamWriter(broker.servers["sasl"], names.of["T"], security=broker.login())
     with pytest.raises(ConnectorError) as refused:
         writer.check([StreamPartition(names.of["T"], 0)])
@@ -359,10 +360,10 @@ def test_a_stream_that_may_not_be_written_to(broker: Guarded, names: Names) -> N
     )
 
 
-def test_a_topic_that_is_missing_is_waited_for_and_named(
+def test_a_source_waits_for_a_missing_topic_and_names_it(
     broker: Guarded, names: Names, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that the user may describe; it may be created later."""
+    """The user may describe the topic; it may be created later."""
     names.allow("Read topic M")
     source = KafkaSource(broker.servers["sasl"], names.of["M"], security=broker.login())
     with opened(source):
@@ -375,7 +376,7 @@ def test_a_topic_that_is_missing_is_waited_for_and_named(
 
 
 def doors(broker: Guarded) -> dict[str, tuple[str, dict[str, Any], list[str]]]:
-    """Return listener, settings and what must be said, by case."""
+    """Return listener, settings and the expected message, by case."""
     ca = {"ssl_cafile": str(broker.certificates.ca_file)}
     tls = {"security_protocol": "SSL", **ca}
     both = broker.login(security_protocol="SASL_SSL", **ca)
@@ -389,12 +390,12 @@ def doors(broker: Guarded) -> dict[str, tuple[str, dict[str, Any], list[str]]]:
         "TLS and a password to a password": ("sasl", both, [has_none, "'SASL_PLAINTEXT'"]),
         "no password": ("sasl", {}, [asks, "'SASL_PLAINTEXT'", "(PLAIN, SCRAM-SHA-256)"]),
         "no password, TLS": ("sasltls", tls, [asks, "'SASL_SSL'"]),
-        "a password that nobody asks for": (
+        "a password that is not required": (
             "open",
             broker.login(),
             ["asks for no user name and password"],
         ),
-        "a password in TLS that nobody asks for": (
+        "a password in TLS that is not required": (
             "tls",
             both,
             ["asks for no user name and password"],
@@ -407,17 +408,17 @@ def doors(broker: Guarded) -> dict[str, tuple[str, dict[str, Any], list[str]]]:
         "another mechanism": (
             "sasl",
             broker.login(sasl_mechanism="SCRAM-SHA-512"),
-            ["security.sasl_mechanism (SCRAM-SHA-512)", "it takes PLAIN, SCRAM-SHA-256"],
+            ["security.sasl_mechanism (SCRAM-SHA-512)", "it supports PLAIN, SCRAM-SHA-256"],
         ),
         "an unknown CA": (
             "tls",
             tls | {"ssl_cafile": str(broker.certificates.stranger_file)},
-            ["security.ssl_cafile must hold the CA"],
+            ["security.ssl_cafile must contain the CA"],
         ),
         "another host": (
             "elsewhere",
             tls | {"ssl_cafile": str(broker.elsewhere.ca_file)},
-            ["servers must name a host that is in it"],
+            ["servers must name a host that the certificate contains"],
         ),
         "no client certificate": ("mutual", tls, ["client certificate", "security.ssl_certfile"]),
     }
@@ -431,8 +432,8 @@ DOORS = (
     "TLS and a password to a password",
     "no password",
     "no password, TLS",
-    "a password that nobody asks for",
-    "a password in TLS that nobody asks for",
+    "a password that is not required",
+    "a password in TLS that is not required",
     "a wrong password",
     "another mechanism",
     "an unknown CA",
@@ -442,10 +443,10 @@ DOORS = (
 
 
 @pytest.mark.parametrize("case", DOORS)
-def test_a_wrong_way_in_ends_the_run_and_names_address_and_setting(
+def test_a_wrong_security_setting_ends_the_run_and_is_named_with_the_address(
     broker: Guarded, case: str
 ) -> None:
-    """Source and sink say the same."""
+    """Source and sink give the same message."""
     listener, security, parts = doors(broker)[case]
     servers = broker.servers[listener]
     text = source_error(KafkaSource(servers, "t", security=security))
@@ -456,7 +457,7 @@ def test_a_wrong_way_in_ends_the_run_and_names_address_and_setting(
 
 
 @pytest.mark.parametrize(
-    ("listener", "said"),
+    ("listener", "message"),
     [
         ("deadend", "nothing listens there (connection refused)"),
         ("noname", "the host name cannot be resolved"),
@@ -464,26 +465,26 @@ def test_a_wrong_way_in_ends_the_run_and_names_address_and_setting(
     ],
 )
 def test_an_advertised_address_that_does_not_answer_is_named(
-    broker: Guarded, listener: str, said: str, caplog: pytest.LogCaptureFixture
+    broker: Guarded, listener: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is tried again: the broker may just be down. By the source and by the sink."""
+    """The address is tried again: the broker may just be down. In the source and in the sink."""
     source = KafkaSource(broker.servers[listener], "t")
     with opened(source):
         until(lambda: "advertised.listeners" in caplog.text, lambda: source.poll(0.5))
-    check(caplog.records[-1].getMessage(), broker.advertised[listener], said)
+    check(caplog.records[-1].getMessage(), broker.advertised[listener], message)
     caplog.clear()
     sink = KafkaSink(broker.servers[listener], "t")
     sink.break_off_when(lambda: "advertised.listeners" in caplog.text)
     with pytest.raises(ConnectorError, match="the engine is to stop"):
         write_any(sink, 0)
     sink.close()
-    assert said in caplog.text
+    assert message in caplog.text
 
 
-def test_a_frozen_broker_is_not_taken_for_wrong_settings(
+def test_a_frozen_broker_is_not_mistaken_for_wrong_settings(
     broker: Guarded, names: Names, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At the start; when it goes on, the source does."""
+    """At the start; when the broker continues, the source does, too."""
     source = KafkaSource(broker.servers["open"], names.of["T"])
     broker.broker.signal(signal.SIGSTOP)
     try:
@@ -555,7 +556,7 @@ RUNS = {
 def test_the_command_ends_with_one_line_and_exit_code_1(
     broker: Guarded, names: Names, tmp_path: Path, case: str
 ) -> None:
-    rights, said = RUNS[case]
+    rights, message = RUNS[case]
     names.allow(*rights)
     rows = [json.dumps({"time": f"2026-01-01T00:{i:02}:00Z", "x": i}).encode() for i in range(20)]
     produce(broker.servers["open"], names.of["T"], [rows])
@@ -575,11 +576,13 @@ def test_the_command_ends_with_one_line_and_exit_code_1(
     assert code == 1, shown
     assert "Traceback" not in shown
     last = shown.strip().splitlines()[-1]
-    check(last, "streamadapt: kafka", *expected(names, [said]))
+    check(last, "streamadapt: kafka", *expected(names, [message]))
     assert "rabbit-hole" not in shown
 
 
-def test_dlq_list_says_what_may_not_be_read(broker: Guarded, names: Names, tmp_path: Path) -> None:
+def test_dlq_list_names_what_it_may_not_read(
+    broker: Guarded, names: Names, tmp_path: Path
+) -> None:
     settings = {"servers": broker.servers["sasl"], "source": names.of["T"], "sink": names.of["O"]}
     text = CONFIG.format(guarantee="at-least-once", more="", letters=names.of["L"], **settings)
     (tmp_path / "config.toml").write_text(text)

@@ -1,6 +1,6 @@
-"""Consumer groups: sharing, handing over, and whose thread does what.
+"""Consumer groups: sharing, handover, and which thread does what.
 
-Joining takes the embedded broker 5 to 23 s.
+The embedded broker needs 5 to 23 s for a join.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def numbered(count: int) -> list[bytes]:
 
 
 class Member(Owner):
-    """One process of a group: a thread that polls, and goes on where the last owner of a partition
+    """One process of a group: a thread that polls, and resumes where the last owner of a partition
     stopped."""
 
     def __init__(
         self, source: KafkaSource, positions: dict[int, int], seen: list[tuple[int, int]]
     ) -> None:
         super().__init__()
-        self._starts = positions  # shared by all members: stands for the checkpoints
+        self._starts = positions  # shared by all members, in place of the checkpoints
         self.streams = source.streams
         self.own: list[int] = []
         self.wrong: list[str] = []
@@ -105,7 +105,7 @@ def test_two_members_of_a_group_share_and_hand_over(kafka_servers: str, topic: T
         wait(
             lambda: len(members[0].own) == 1 and sorted(members[0].own + members[1].own) == [0, 1]
         )
-        # The other one stayed, and was read on from without a pause.
+        # The other partition stayed, and was read without a pause.
         assert members[0].revoked == [[1]]
         five_more_each()
         wait(lambda: len(seen) == 20)
@@ -121,7 +121,7 @@ def test_two_members_of_a_group_share_and_hand_over(kafka_servers: str, topic: T
     assert [member.wrong for member in members] == [[], []]
 
 
-def test_an_owner_that_fails_in_a_rebalance_is_heard(kafka_servers: str, topic: Topic) -> None:
+def test_an_error_of_the_owner_in_a_rebalance_is_raised(kafka_servers: str, topic: Topic) -> None:
     class Fails(Owner):
         def partitions_assigned(self, partitions):  # type: ignore[no-untyped-def]
             raise RuntimeError("no checkpoint")
@@ -136,8 +136,8 @@ def test_an_owner_that_fails_in_a_rebalance_is_heard(kafka_servers: str, topic: 
         source.close()
 
 
-def test_a_join_is_ended_where_its_reason_has_gone_meanwhile() -> None:
-    """A poll was too short for it; heartbeats begin again at its end."""
+def test_a_join_is_completed_even_if_its_reason_has_gone() -> None:
+    """A poll was too short for the join; heartbeats start again at its end."""
     coordinator = SimpleNamespace(
         need_rejoin=lambda: False,
         rejoining=True,

@@ -1,4 +1,5 @@
-"""Feeding back to Kafka: what became of each record is told apart, whatever the client says."""
+"""Sending records back to Kafka: the outcome of each record is reported separately, whatever the
+client's answer is."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ class Posted:
 
 
 class Producer:
-    """Answers each record with what its value names."""
+    """Answers each record with the error that its value names."""
 
     closed = 0
 
@@ -54,10 +55,10 @@ class Producer:
         (["TopicAuthorizationFailedError"], ["not-sent"]),
     ],
 )
-def test_of_each_record_it_is_told_what_became_of_it(
+def test_the_outcome_of_each_record_is_reported(
     monkeypatch: pytest.MonkeyPatch, names: list[str], states: list[str]
 ) -> None:
-    """And a producer that a record failed on is not used again: its sequence may be broken."""
+    """A producer with a failed record is not used again: its sequence may be broken."""
     made: list[Producer] = []
     monkeypatch.setattr(Reach, "producer", lambda *_, **__: made.append(Producer()) or made[-1])
     writer = KafkaStreamWriter("localhost:9", "x")

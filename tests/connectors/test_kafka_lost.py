@@ -1,5 +1,5 @@
-"""exactly-once where the broker does not answer, or has ended the transaction: it goes on, in the
-same process."""
+"""exactly-once if the broker does not answer, or has ended the transaction: the same process
+continues."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Topic = Callable[..., str]
 
 WINDOW = 3
 EMBEDDED = not os.environ.get("STREAMADAPT_TEST_BROKER")
-"""It shows the records of aborted transactions to readers of committed ones."""
+"""The embedded broker shows the records of aborted transactions to readers of committed ones."""
 
 
 def entries(first: int, count: int) -> list[bytes]:
@@ -59,7 +59,7 @@ def make_engine(
     )
 
 
-def said(servers: str, out: str) -> Counter[str]:
+def prediction_counts(servers: str, out: str) -> Counter[str]:
     return Counter(
         json.loads(r.value)["id"] for r in consume(servers, out, isolation_level="read_committed")
     )
@@ -75,7 +75,7 @@ def losses(engine: Engine) -> dict[str, float]:
 
 
 def run_until(engine: Engine, count: int) -> None:
-    """Step until so many entries are committed."""
+    """Step until the given number of entries is committed."""
 
     def committed() -> bool:
         runner = engine.runners.get(0)
@@ -89,7 +89,7 @@ def run_until(engine: Engine, count: int) -> None:
 
 
 class Loses:
-    """Loses the first request of a kind after `arm`: it is never sent, and never answered."""
+    """Loses the first request of a kind after `arm`: it is never sent and never answered."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -137,10 +137,10 @@ REQUESTS += ["EndTxnRequest"]
 @pytest.mark.kafka
 @pytest.mark.apache_kafka
 @pytest.mark.parametrize("loses", REQUESTS, indirect=True)
-def test_a_lost_request_costs_a_replay(
+def test_a_lost_request_causes_a_replay(
     kafka_servers: str, topic: Topic, tmp_path: Any, loses: Loses
 ) -> None:
-    """Without a limit of our own the engine would wait for its answer for as long as it runs."""
+    """Without our own limit the engine would wait for the answer forever."""
     name, out, pid = topic(1), topic(1), os.getpid()
     engine = make_engine(kafka_servers, name, out, tmp_path)
     engine.source.open(engine)
@@ -156,7 +156,7 @@ def test_a_lost_request_costs_a_replay(
     engine.stop()
     engine.run()
     assert os.getpid() == pid
-    found = said(kafka_servers, out)
+    found = prediction_counts(kafka_servers, out)
     assert set(found) == set(wanted(name, 50))
     if not EMBEDDED:
         assert found == wanted(name, 50)
@@ -170,7 +170,8 @@ def test_a_lost_request_costs_a_replay(
 def test_a_lost_request_at_the_start(
     kafka_servers: str, topic: Topic, tmp_path: Any, loses: Loses
 ) -> None:
-    """The partition is begun again until it works; what came in between is not skipped."""
+    """The partition is restarted until it works; records that arrive in between are not
+    skipped."""
     name, out = topic(1), topic(1)
     engine = make_engine(kafka_servers, name, out, tmp_path)
     produce(kafka_servers, name, [entries(0, 20)])
@@ -180,7 +181,7 @@ def test_a_lost_request_at_the_start(
     engine.stop()
     engine.run()
     assert loses.lost == 1
-    assert set(said(kafka_servers, out)) == set(wanted(name, 20))
+    assert set(prediction_counts(kafka_servers, out)) == set(wanted(name, 20))
 
 
 @pytest.fixture
@@ -213,8 +214,8 @@ def feed_while(
     between: Sequence[Callable[[], object]],
     partitions: int = 1,
 ) -> int:
-    """Write batches of ten entries, and do something after some of them; return how many each
-    partition has."""
+    """Write batches of ten entries, with an action after some of them; return the number of
+    entries per partition."""
     done = 0
     steps = dict(enumerate(between, 1))
     for i in range(batches):
@@ -228,9 +229,9 @@ def feed_while(
 
 @pytest.mark.kafka
 @pytest.mark.apache_kafka
-def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) -> None:
-    """SIGKILL of the only broker, three times: nothing is lost or said twice, and the same process
-    goes on."""
+def test_a_process_survives_killed_brokers(own_broker: OwnBroker, tmp_path: Any) -> None:
+    """SIGKILL of the only broker, three times: nothing is lost or doubled, and the same process
+    continues."""
     name, out, pid = "in", "out", os.getpid()
     create_topics(own_broker.servers, {name: 1, out: 1})
     engine = make_engine(own_broker.servers, name, out, tmp_path / "state", broker_timeout="4s")
@@ -244,7 +245,9 @@ def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) ->
     count = feed_while(own_broker.servers, name, 12, [outage, outage, outage])
     try:
         until(
-            lambda: said(own_broker.servers, out) == wanted(name, count) or bool(errors),
+            lambda: (
+                prediction_counts(own_broker.servers, out) == wanted(name, count) or bool(errors)
+            ),
             lambda: time.sleep(0.5),
         )
     finally:
@@ -252,7 +255,7 @@ def test_killed_brokers_stop_no_process(own_broker: OwnBroker, tmp_path: Any) ->
         thread.join()
     assert not errors
     assert os.getpid() == pid
-    assert said(own_broker.servers, out) == wanted(name, count)
+    assert prediction_counts(own_broker.servers, out) == wanted(name, count)
 
 
 CONFIG = """
@@ -286,7 +289,7 @@ def test_streamadapt_run_is_the_same_process_before_and_after(
     own_broker: OwnBroker, tmp_path: Any
 ) -> None:
     """``streamadapt run``: its only broker is killed in the middle of a transaction; SIGTERM ends
-    it in good order."""
+    the process in order."""
     create_topics(own_broker.servers, {"in": 1, "out": 1})
     (tmp_path / "config.toml").write_text(CONFIG.format(servers=own_broker.servers))
     with (tmp_path / "log").open("wb") as log:
@@ -294,28 +297,29 @@ def test_streamadapt_run_is_the_same_process_before_and_after(
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
     done = 0
 
-    def feed_until_said(more: int) -> None:
+    def feed_until_predicted(more: int) -> None:
         nonlocal done
         rows = [json.dumps({"id": f"e{i}", "v": i % 7}).encode() for i in range(done, done + more)]
         produce(own_broker.servers, "in", [rows])
         done += more
         until(
             lambda: (
-                process.poll() is not None or said(own_broker.servers, "out") == wanted("in", done)
+                process.poll() is not None
+                or prediction_counts(own_broker.servers, "out") == wanted("in", done)
             ),
             lambda: time.sleep(0.2),
         )
         assert process.poll() is None, (tmp_path / "log").read_text()
 
     try:
-        feed_until_said(20)
+        feed_until_predicted(20)
         pid = process.pid
         produce(own_broker.servers, "in", [[json.dumps({"id": "last", "v": 1}).encode()]])
         done += 1
         own_broker.kill()
         time.sleep(6.0)
         own_broker.start()
-        feed_until_said(20)
+        feed_until_predicted(20)
         assert process.pid == pid
         process.terminate()
         assert process.wait(timeout=60) == 0
@@ -327,7 +331,7 @@ def test_streamadapt_run_is_the_same_process_before_and_after(
 @pytest.mark.kafka
 @pytest.mark.apache_kafka
 def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_path: Any) -> None:
-    """Two engines, two partitions: no engine ends, nothing is lost, nothing is said twice."""
+    """Two engines, two partitions: no engine ends, nothing is lost, nothing is doubled."""
     name, out = "in", "out"
     create_topics(own_broker.servers, {name: 2, out: 2})
     group = {"group": "g", "session_timeout": "30s"}
@@ -350,7 +354,7 @@ def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_p
     count = feed_while(own_broker.servers, name, 12, [freeze, outage, freeze], partitions=2)
 
     def done() -> bool:
-        return said(own_broker.servers, out) == wanted(name, count, 2) or any(
+        return prediction_counts(own_broker.servers, out) == wanted(name, count, 2) or any(
             errors for _, errors in running
         )
 
@@ -362,16 +366,16 @@ def test_a_frozen_and_a_killed_broker_under_a_group(own_broker: OwnBroker, tmp_p
         for thread, _ in running:
             thread.join()
     assert [errors for _, errors in running] == [[], []]
-    assert said(own_broker.servers, out) == wanted(name, count, 2)
+    assert prediction_counts(own_broker.servers, out) == wanted(name, count, 2)
 
 
 @pytest.mark.kafka
 @pytest.mark.apache_kafka
-def test_a_transaction_that_was_open_for_too_long_is_begun_again(
+def test_a_transaction_that_was_open_for_too_long_is_restarted(
     kafka_servers: str, topic: Topic, tmp_path: Any
 ) -> None:
-    """The broker has ended it and calls our epoch old, but our token is still the highest: the
-    partition goes on."""
+    """The broker has ended it and our epoch is old, but our token is still the highest: the
+    partition continues."""
     if EMBEDDED:
         pytest.skip("the embedded broker does not end transactions that are open for too long")
     name, out = topic(1), topic(1)
@@ -387,7 +391,7 @@ def test_a_transaction_that_was_open_for_too_long_is_begun_again(
         lambda: bool(engine.runners) and engine.runners[0].pipeline.stats.entries == 20,
         engine.step,
     )
-    time.sleep(13.0)  # the broker looks for them every ten seconds
+    time.sleep(13.0)  # the broker checks for such transactions every ten seconds
     produce(kafka_servers, name, [entries(20, 10)])
     engine.settings.__dict__["checkpoint_every_s"] = 0.3
     until(lambda: bool(losses(engine)), engine.step)
@@ -396,7 +400,7 @@ def test_a_transaction_that_was_open_for_too_long_is_begun_again(
     engine.stop()
     engine.run()
     assert losses(engine) == {"taken": 1}
-    assert said(kafka_servers, out) == wanted(name, 30)
+    assert prediction_counts(kafka_servers, out) == wanted(name, 30)
 
 
 def test_a_limit_is_a_duration() -> None:
@@ -404,8 +408,8 @@ def test_a_limit_is_a_duration() -> None:
         KafkaSink("127.0.0.1:1", "out", broker_timeout="0s")
 
 
-def test_a_broker_that_is_not_there_is_waited_for_no_longer_than_the_limit() -> None:
-    """Also where the limit of a transaction is below that of the broker."""
+def test_the_wait_for_an_absent_broker_ends_at_the_limit() -> None:
+    """Also if the limit of a transaction is below that of the broker."""
     sink = KafkaSink("127.0.0.1:1", "out", transaction_timeout="300ms")
     try:
         with pytest.raises(

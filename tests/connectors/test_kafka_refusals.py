@@ -1,5 +1,5 @@
-"""What an error of the client is turned into, and what answers at an address: without a broker of
-Kafka."""
+"""How client errors are translated, and how a server at an address is recognised, without a Kafka
+broker."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ACCESSES = [
 ]
 
 
-def told(error: BaseException, shown: tuple[str, ...] = ()) -> str | None:
+def explain(error: BaseException, shown: tuple[str, ...] = ()) -> str | None:
     return Refusals(["k1:9092", "k2:9092"], ACCESSES, 90.0).explain(error, shown)
 
 
@@ -75,7 +75,7 @@ def caused(cause: BaseException) -> Exception:
             kafka_errors.ClusterAuthorizationFailedError(),
             ["'out' (sink.topic)", "IdempotentWrite --cluster"],
         ),
-        # kafka-python names many only in the text of another error
+        # kafka-python names many errors only in the text of another error
         (
             kafka_errors.KafkaError(f"{UNEXPECTED}: [Error 31] ClusterAuthorizationFailedError"),
             ["write to the topic 'out'"],
@@ -98,10 +98,10 @@ def caused(cause: BaseException) -> Exception:
         (kafka_errors.InvalidTopicError(), ["source.topic 'in'", "sink.topic 'out'"]),
     ],
 )
-def test_an_error_names_what_was_refused_its_setting_and_the_remedy(
+def test_an_error_names_the_refused_resource_its_setting_and_the_remedy(
     error: BaseException, parts: list[str]
 ) -> None:
-    text = told(error)
+    text = explain(error)
     assert text is not None
     assert text.startswith("kafka k1:9092,k2:9092: ")
     assert "\n" not in text
@@ -110,17 +110,18 @@ def test_an_error_names_what_was_refused_its_setting_and_the_remedy(
 
 
 def test_an_error_about_one_topic_names_no_other() -> None:
-    text = told(kafka_errors.TopicAuthorizationFailedError({"labels"}))
+    text = explain(kafka_errors.TopicAuthorizationFailedError({"labels"}))
     assert text is not None
     assert "'in'" not in text
     assert "'out'" not in text
 
 
-def test_a_topic_that_the_broker_shows_is_not_said_to_be_missing_perhaps() -> None:
-    """Without the right to describe a topic a broker says the same whether it exists or not."""
+def test_an_error_about_a_visible_topic_does_not_suggest_that_it_is_missing() -> None:
+    """Without the right to describe a topic, the broker's answer is the same whether the topic
+    exists or not."""
     error = kafka_errors.TopicAuthorizationFailedError({"in"})
-    assert "or it does not exist" in (told(error) or "")
-    assert "or it does not exist" not in (told(error, ("in", "out")) or "")
+    assert "or it does not exist" in (explain(error) or "")
+    assert "or it does not exist" not in (explain(error, ("in", "out")) or "")
 
 
 @pytest.mark.parametrize(
@@ -132,19 +133,19 @@ def test_a_topic_that_the_broker_shows_is_not_said_to_be_missing_perhaps() -> No
         OSError("broken pipe"),
     ],
 )
-def test_what_waiting_may_mend_is_no_refusal(error: BaseException) -> None:
-    assert told(error) is None
+def test_a_temporary_error_is_not_a_refusal(error: BaseException) -> None:
+    assert explain(error) is None
 
 
-def test_an_error_that_was_only_being_handled_at_the_time_is_not_the_reason() -> None:
-    """Python keeps it as the context of the next one."""
+def test_the_context_of_an_error_is_not_its_reason() -> None:
+    """Python keeps an error that was being handled as the context of the next one."""
     error = kafka_errors.KafkaTimeoutError("later")
     error.__context__ = kafka_errors.TopicAuthorizationFailedError({"in"})
-    assert told(error) is None
+    assert explain(error) is None
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ConnectionRefusedError(111, "Connection refused"), "nothing listens there"),
         (socket.gaierror(-2, "Name or service not known"), "cannot be resolved"),
@@ -157,8 +158,10 @@ def test_an_error_that_was_only_being_handled_at_the_time_is_not_the_reason() ->
         (OSError(113, "No route to host"), "No route to host"),
     ],
 )
-def test_why_an_address_does_not_answer_is_said_in_words(error: BaseException, said: str) -> None:
-    assert said in address_reason(error)
+def test_the_reason_why_an_address_does_not_answer_is_in_plain_words(
+    error: BaseException, message: str
+) -> None:
+    assert message in address_reason(error)
 
 
 def versions(*keys: int) -> bytes:
@@ -172,8 +175,8 @@ def versions(*keys: int) -> bytes:
 def listener(
     answer: Callable[[bytes], bytes | None], context: ssl.SSLContext | None = None
 ) -> Iterator[str]:
-    """Yield the address of a server that answers each first message with some bytes; None keeps it
-    waiting."""
+    """Yield the address of a server that answers each first message with some bytes; None means no
+    answer."""
     closing = threading.Event()
 
     def serve(end: socket.socket) -> None:
@@ -181,11 +184,11 @@ def listener(
             end.settimeout(20.0)
             inner = end if context is None else context.wrap_socket(end, server_side=True)
             with inner:
-                said = answer(inner.recv(1 << 16))
-                if said is None:
+                received = answer(inner.recv(1 << 16))
+                if received is None:
                     closing.wait(20.0)
-                elif said:
-                    inner.sendall(said)
+                elif received:
+                    inner.sendall(received)
                     inner.recv(1 << 16)
 
     def accept() -> None:
@@ -212,13 +215,13 @@ def listener(
                 thread.join()
 
 
-def web(said: bytes) -> bytes | None:
+def web_server_answer(message: bytes) -> bytes | None:
     """A web server waits for the end of a line."""
-    return b"HTTP/1.0 400 Bad Request\r\n\r\n" if b"\n" in said else None
+    return b"HTTP/1.0 400 Bad Request\r\n\r\n" if b"\n" in message else None
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_greeting, "ANSWER_S", 0.5)
 
 
@@ -226,62 +229,62 @@ TLS = {"security_protocol": "SSL"}
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
-        (lambda said: web(said), "a web server answers at this port"),
-        (lambda said: b"HTTP/1.1 400 Bad Request\r\n\r\n", "a web server answers at this port"),
+        (lambda message: web_server_answer(message), "a web server answers at this port"),
+        (lambda message: b"HTTP/1.1 400 Bad Request\r\n\r\n", "a web server answers at this port"),
         (
-            lambda said: b"-ERR unknown command\r\n",
+            lambda message: b"-ERR unknown command\r\n",
             "what answers at this port is not a Kafka broker",
         ),
-        (lambda said: b"\x15\x03\x03\x00\x02\x02\x50", "this port speaks TLS"),
-        (lambda said: versions(18, 52, 53), "the port of a Kafka controller"),
+        (lambda message: b"\x15\x03\x03\x00\x02\x02\x50", "this port speaks TLS"),
+        (lambda message: versions(18, 52, 53), "the port of a Kafka controller"),
     ],
 )
-@pytest.mark.usefixtures("soon")
-def test_a_port_of_another_kind_is_recognised(
-    answer: Callable[[bytes], bytes | None], said: str
+@pytest.mark.usefixtures("short_timeouts")
+def test_a_server_that_is_not_a_broker_is_recognised(
+    answer: Callable[[bytes], bytes | None], message: str
 ) -> None:
-    with listener(answer) as server, pytest.raises(ConnectorError, match=said) as refused:
+    with listener(answer) as server, pytest.raises(ConnectorError, match=message) as refused:
         check_server(server, {})
     assert server in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
-        (lambda said: None, "frozen or overloaded"),
-        (lambda said: b"", "closes the connection without an answer"),
+        (lambda message: None, "frozen or overloaded"),
+        (lambda message: b"", "closes the connection without an answer"),
     ],
 )
-@pytest.mark.usefixtures("soon")
-def test_a_broker_that_may_come_back_is_no_error_of_the_config(
-    answer: Callable[[bytes], bytes | None], said: str
+@pytest.mark.usefixtures("short_timeouts")
+def test_a_broker_that_may_return_is_not_a_config_error(
+    answer: Callable[[bytes], bytes | None], message: str
 ) -> None:
-    """Nor is a setting of security named, which has nothing to do with it."""
-    with listener(answer) as server, pytest.raises(ConnectionError, match=said) as failed:
+    """No security setting is named, since it is not the cause."""
+    with listener(answer) as server, pytest.raises(ConnectionError, match=message) as failed:
         check_server(server, {})
     assert server in str(failed.value)
     assert "security" not in str(failed.value)
 
 
-def test_a_broker_is_a_broker() -> None:
-    with listener(lambda said: versions(0, 1, 3, 18)) as server:
+def test_a_broker_is_recognised_as_a_broker() -> None:
+    with listener(lambda received: versions(0, 1, 3, 18)) as server:
         check_server(server, {})
         assert password_demand(server, {}) is None
 
 
-def test_tls_and_plain_text_are_told_from_each_other(tmp_path: Path) -> None:
+def test_tls_and_plaintext_listeners_are_distinguished(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     trusted = TLS | {"ssl_cafile": str(certificates.ca_file)}
-    with listener(lambda said: versions(3, 18), certificates.context()) as server:
+    with listener(lambda received: versions(3, 18), certificates.context()) as server:
         check_server(server, trusted)
         with pytest.raises(
             ConnectorError, match=r"speaks TLS, and security\.security_protocol is 'PLAINTEXT'"
         ):
             check_server(server, {})
     with (
-        listener(lambda said: b"" if said[:1] == b"\x16" else versions(3, 18)) as server,
+        listener(lambda received: b"" if received[:1] == b"\x16" else versions(3, 18)) as server,
         pytest.raises(
             ConnectorError, match=r"without TLS, and security\.security_protocol is 'SSL'"
         ),
@@ -289,7 +292,7 @@ def test_tls_and_plain_text_are_told_from_each_other(tmp_path: Path) -> None:
         check_server(server, trusted)
 
 
-def test_what_is_refused_and_what_is_dropped_have_their_own_words() -> None:
+def test_refused_and_dropped_connections_have_different_messages() -> None:
     with (
         silent_port(listen=False) as port,
         pytest.raises(ConnectionError, match="nothing listens there"),
@@ -304,10 +307,10 @@ def test_what_is_refused_and_what_is_dropped_have_their_own_words() -> None:
         check_server("kafka.invalid:9092", {})
 
 
-def test_a_demand_for_a_password_names_the_mechanisms() -> None:
+def test_an_error_about_a_required_password_names_the_mechanisms() -> None:
     body = struct.pack(">ihi", 17, 33, 2) + b"\0\5PLAIN" + b"\0\x0dSCRAM-SHA-256"
     offers = struct.pack(">i", len(body)) + body
-    with listener(lambda said: offers) as server:
+    with listener(lambda received: offers) as server:
         text = password_demand(server, {})
         assert text is not None
         assert "'SASL_PLAINTEXT', with security.sasl_mechanism (PLAIN, SCRAM-SHA-256)" in text
@@ -315,14 +318,14 @@ def test_a_demand_for_a_password_names_the_mechanisms() -> None:
         assert password_demand(server, {"security_protocol": "SASL_PLAINTEXT"}) is None
 
 
-@pytest.mark.usefixtures("soon")
-def test_one_wrong_server_of_several_is_passed_over_and_named(
+@pytest.mark.usefixtures("short_timeouts")
+def test_one_wrong_server_of_several_is_skipped_and_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with (
-        listener(web) as wrong,
+        listener(web_server_answer) as wrong,
         silent_port(listen=False) as port,
-        listener(lambda said: versions(3, 18)) as right,
+        listener(lambda received: versions(3, 18)) as right,
     ):
         reach = Reach(f"{wrong},127.0.0.1:{port},{right}", None)
         for _ in range(2):
@@ -332,9 +335,9 @@ def test_one_wrong_server_of_several_is_passed_over_and_named(
         assert wrong in caplog.text
 
 
-@pytest.mark.usefixtures("soon")
-def test_wrong_servers_end_the_run_only_where_no_other_may_come_back() -> None:
-    with listener(web) as wrong, silent_port(listen=False) as port:
+@pytest.mark.usefixtures("short_timeouts")
+def test_wrong_servers_end_the_run_only_if_no_other_may_return() -> None:
+    with listener(web_server_answer) as wrong, silent_port(listen=False) as port:
         with pytest.raises(ConnectorError, match="a web server"):
             Reach(wrong, None).probe()
         with pytest.raises(ConnectionError) as failed:
@@ -343,7 +346,7 @@ def test_wrong_servers_end_the_run_only_where_no_other_may_come_back() -> None:
         assert part in str(failed.value)
 
 
-def test_names_of_resources_are_found_in_whatever_form_they_come() -> None:
+def test_resource_names_are_found_in_every_form() -> None:
     assert names_in(kafka_errors.TopicAuthorizationFailedError({"a", "b"})) == {"a", "b"}
     assert names_in(kafka_errors.TopicAuthorizationFailedError("a")) == {"a"}
     assert names_in(kafka_errors.TopicAuthorizationFailedError()) == set()

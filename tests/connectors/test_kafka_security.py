@@ -1,7 +1,8 @@
-"""TLS and SASL, end to end: admitted, refused with a word on what to do, and never in the clear.
+"""TLS and SASL, end to end: clients are admitted, or refused with a message that says what to do,
+and nothing is sent unencrypted.
 
-What asks for them is a stand-in in front of the embedded broker, which can do neither
-(`tests/secured_broker.py`): always that one, whatever STREAMADAPT_TEST_BROKER names.
+A stand-in in front of the embedded broker asks for them (`tests/secured_broker.py`), since that
+broker supports neither. It is used whatever STREAMADAPT_TEST_BROKER names.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def deliver(sink: KafkaSink) -> None:
     sink.flush()
 
 
-def goes_round(servers: str, security: dict[str, Any]) -> list[int]:
+def round_trip(servers: str, security: dict[str, Any]) -> list[int]:
     """Write with a sink and read with a source; return the entries' numbers."""
     sink = KafkaSink(servers, "t", security=security)
     deliver(sink)
@@ -78,8 +79,8 @@ def goes_round(servers: str, security: dict[str, Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("case", ["tls", "mutual tls", "plain", "scram", "scram within tls"])
-def test_who_is_admitted_works_as_ever(certificates: Certificates, case: str) -> None:
-    """Sink and source both, over several connections each."""
+def test_an_admitted_client_works_as_usual(certificates: Certificates, case: str) -> None:
+    """Both sink and source, over several connections each."""
     door, security = {
         "tls": (Door(certificates.context()), tls(certificates)),
         "mutual tls": (Door(certificates.context(ask_client=True)), mutual(certificates)),
@@ -91,7 +92,7 @@ def test_who_is_admitted_works_as_ever(certificates: Certificates, case: str) ->
         ),
     }[case]
     with secured(door) as (servers, _):
-        assert goes_round(servers, security) == list(range(300))
+        assert round_trip(servers, security) == list(range(300))
         assert door.admitted >= 2
         assert consume(servers, "t", **security)
 
@@ -99,20 +100,20 @@ def test_who_is_admitted_works_as_ever(certificates: Certificates, case: str) ->
 def refusals(
     certificates: Certificates, folder: Path
 ) -> Iterator[tuple[str, Door, dict[str, Any], str]]:
-    """Yield what it is, the door, the client's settings and what must be said."""
+    """Yield a description, the door, the client's settings and the expected message."""
     stranger = str(certificates.stranger_file)
     context = certificates.context
     yield (
         "an unknown CA",
         Door(context()),
         tls(certificates, ssl_cafile=stranger),
-        "ssl_cafile must hold the CA",
+        "ssl_cafile must contain the CA",
     )
     yield (
         "no CA given",
         Door(context()),
         {"security_protocol": "SSL"},
-        "ssl_cafile must hold the CA",
+        "ssl_cafile must contain the CA",
     )
     other = folder / "other"
     other.mkdir()
@@ -121,7 +122,7 @@ def refusals(
         "another host's",
         Door(elsewhere.context()),
         tls(elsewhere),
-        "servers must name a host that is in it",
+        "servers must name a host that the certificate contains",
     )
     yield (
         "no client certificate",
@@ -143,28 +144,28 @@ def refusals(
         "who signed our client",
     )
     for mechanism in ("PLAIN", "SCRAM-SHA-256"):
-        said = "refuses security.sasl_plain_username with this password"
+        message = "refuses security.sasl_plain_username with this password"
         yield (
             f"a wrong password, {mechanism}",
             Door(users=USERS),
             sasl(mechanism, "wrong-rabbit"),
-            said,
+            message,
         )
     yield (
         "no such mechanism",
         Door(users=USERS),
         sasl("SCRAM-SHA-512"),
-        "does not take this security.sasl_mechanism (SCRAM-SHA-512); it takes PLAIN, "
+        "does not support this security.sasl_mechanism (SCRAM-SHA-512); it supports PLAIN, "
         "SCRAM-SHA-256",
     )
 
 
-def test_who_is_refused_is_told_what_to_do_and_does_not_try_for_ever(
+def test_a_refused_client_gets_a_remedy_and_does_not_retry_forever(
     certificates: Certificates, tmp_path: Path
 ) -> None:
-    """An error that ends the engine, from source and sink alike; nobody was let in, and no
-    password is shown."""
-    for what, door, security, said in refusals(certificates, tmp_path):
+    """Source and sink raise an error that ends the engine; no client was admitted, and no password
+    is shown."""
+    for what, door, security, text in refusals(certificates, tmp_path):
         with secured(door) as (servers, _):
             source = KafkaSource(servers, "t", security=security)
             with opened(source), pytest.raises(ConnectorError) as refused:
@@ -174,14 +175,14 @@ def test_who_is_refused_is_told_what_to_do_and_does_not_try_for_ever(
                 deliver(sink)
             sink.close()
         for error in (refused.value, refused_too.value):
-            assert said in str(error), what
+            assert text in str(error), what
             assert "wrong-rabbit" not in str(error)
         assert door.admitted == 0 or not door.users, what
         assert 0 < door.refused + (what == "no such mechanism") < 10, what
 
 
-def test_a_password_that_is_changed_ends_what_runs() -> None:
-    """Source and sink, at the next connection; until then they go on."""
+def test_a_changed_password_ends_a_running_engine() -> None:
+    """Both source and sink end at the next connection; until then they continue."""
     door = Door(users=dict(USERS))
     with secured(door) as (servers, listener):
         produce(servers, "t", [[b"1", b"2"]], **sasl())
@@ -200,9 +201,9 @@ def test_a_password_that_is_changed_ends_what_runs() -> None:
         sink.close()
 
 
-def test_a_broker_that_repeats_the_password_is_not_repeated() -> None:
-    """Whatever the other side says in its refusal."""
-    door = Door(users=USERS, says="alice may not use wrong-rabbit")
+def test_a_password_that_the_broker_repeats_is_not_shown() -> None:
+    """Whatever the broker's refusal contains."""
+    door = Door(users=USERS, refusal_text="alice may not use wrong-rabbit")
     with secured(door) as (servers, _):
         source = KafkaSource(servers, "t", security=sasl(password="wrong-rabbit"))
         with opened(source), pytest.raises(ConnectorError, match="may not use <hidden>"):
@@ -210,11 +211,11 @@ def test_a_broker_that_repeats_the_password_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["SSL", "SASL_SSL"])
-def test_nothing_goes_out_in_the_clear(
+def test_nothing_is_sent_unencrypted(
     certificates: Certificates, protocol: str, caplog: Any
 ) -> None:
-    """To one who answers nothing: only TLS hellos arrive, the source goes on trying and says
-    why."""
+    """To a server that does not answer: only TLS hellos arrive, and the source keeps trying and
+    reports why."""
     security = sasl(security_protocol=protocol) if protocol == "SASL_SSL" else {}
     arrived: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -244,28 +245,31 @@ def test_nothing_goes_out_in_the_clear(
 
 
 @pytest.mark.parametrize("door", ["tls", "password"])
-def test_who_asks_for_nothing_where_something_is_asked_is_told(
+def test_a_client_without_security_settings_gets_a_remedy(
     certificates: Certificates, door: str
 ) -> None:
-    """Such a broker only closes the connection; what it asks for is found out, and ends the
-    run."""
+    """Such a broker only closes the connection; the client finds out what the broker requires, and
+    that ends the run."""
     asks = Door(certificates.context()) if door == "tls" else Door(users=USERS)
-    said = (
+    message = (
         "this port speaks TLS"
         if door == "tls"
         else "this port asks for a user name and a password"
     )
     with secured(asks) as (servers, _):
         source = KafkaSource(servers, "t")
-        with opened(source), pytest.raises(ConnectorError, match=f"{servers}: {said}") as refused:
+        with (
+            opened(source),
+            pytest.raises(ConnectorError, match=f"{servers}: {message}") as refused,
+        ):
             until(lambda: False, lambda: source.poll(0.5))
     assert "security.security_protocol is 'PLAINTEXT': set it to" in str(refused.value)
     assert asks.admitted <= (door == "tls"), (
-        "nothing, or a TLS handshake where the broker's alert did not come through"
+        "nothing, or a TLS handshake if the broker's alert was lost"
     )
 
 
-def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(
+def test_a_key_needs_its_password_and_never_prompts_on_the_terminal(
     certificates: Certificates,
 ) -> None:
     """Before anything connects."""
@@ -280,17 +284,17 @@ def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(
 
 
 @pytest.mark.parametrize(
-    ("security", "path", "said"),
+    ("security", "path", "message"),
     [
         (
             {"sasl_plain_password": "x"},
             "security_protocol",
-            "SASL_PLAINTEXT or SASL_SSL, for sasl_plain_password",
+            "SASL_PLAINTEXT or SASL_SSL, which sasl_plain_password needs",
         ),
         (
             {"ssl_cafile": "ca.pem"},
             "security_protocol",
-            "SSL or SASL_SSL, for ssl_cafile to count",
+            "SSL or SASL_SSL, which ssl_cafile needs",
         ),
         (
             {"security_protocol": "SSL", "sasl_mechanism": "PLAIN"},
@@ -318,11 +322,11 @@ def test_a_key_is_opened_with_its_password_only_and_never_asks_on_the_terminal(
         ),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused_before_anything_connects(
-    security: dict[str, Any], path: str, said: str
+def test_contradictory_settings_are_refused_before_anything_connects(
+    security: dict[str, Any], path: str, message: str
 ) -> None:
-    """Credentials without the protocol that would use them, above all: all would go in the
-    clear."""
+    """Above all credentials without the protocol that would use them: all would be sent
+    unencrypted."""
     for make in (
         lambda: KafkaSource("h:1", "t", security=security),
         lambda: KafkaSink("h:1", "t", security=security),
@@ -330,4 +334,4 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_connects(
         with pytest.raises(ConfigError) as refused:
             make()
         assert refused.value.path == f"security.{path}"
-        assert said in str(refused.value)
+        assert message in str(refused.value)

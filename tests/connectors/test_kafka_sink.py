@@ -1,4 +1,4 @@
-"""Writing to Kafka: the right partition, every record verified, and a broker that goes away."""
+"""Writing to Kafka: the right partition, every record verified, and an absent broker."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def letter(value: bytes | None, key: bytes | None = b"k", detail: str = "$: brok
 
 
 class RefusingProducer:
-    """Stands for a broker that refuses some records, with the client's own error."""
+    """In place of a broker that refuses some records, with the client's own error."""
 
     def __init__(self, refuse: Callable[[bytes], bool], error: type[Exception]) -> None:
         self._refuse = refuse
@@ -111,7 +111,9 @@ def test_a_missing_topic_is_created_like_the_source(kafka_servers: str, topic: T
 
 
 @pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
-def test_compressed(compression: str, kafka_servers: str, topic: Topic) -> None:
+def test_compressed_batches_are_written(
+    compression: str, kafka_servers: str, topic: Topic
+) -> None:
     name = topic()
     sink = KafkaSink(kafka_servers, name, compression=compression)
     sink.write([prediction(i) for i in range(20)])
@@ -119,7 +121,7 @@ def test_compressed(compression: str, kafka_servers: str, topic: Topic) -> None:
     assert len(consume(kafka_servers, name)) == 20
 
 
-def test_more_than_the_buffer_holds(
+def test_more_records_than_the_buffer_holds(
     kafka_servers: str, topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka_writer, "MAX_PENDING", 10)
@@ -134,7 +136,7 @@ def test_more_than_the_buffer_holds(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (
             kafka_errors.CorruptRecordError,
@@ -147,16 +149,16 @@ def test_more_than_the_buffer_holds(
     ],
 )
 def test_a_refused_prediction_is_never_forgotten(
-    error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The prediction is named, or the right that is missing, which concerns all of them."""
+    """The error names the prediction, or the missing permission, which concerns all of them."""
     with_producer(monkeypatch, RefusingProducer(lambda value: b"e1" in value, error))
     sink = KafkaSink("h:1", "out")
     sink.write([prediction(i) for i in range(3)])
     for _ in range(2):
-        with pytest.raises(ConnectorError, match=said):
+        with pytest.raises(ConnectorError, match=message):
             sink.flush()
-    with pytest.raises(ConnectorError, match=said):
+    with pytest.raises(ConnectorError, match=message):
         sink.write([prediction(4)])
     sink.close()
     sink.close()
@@ -164,7 +166,9 @@ def test_a_refused_prediction_is_never_forgotten(
         sink.write([prediction(5)])
 
 
-def test_letters_carry_the_raw_record_and_the_reason(kafka_servers: str, topic: Topic) -> None:
+def test_dead_letters_carry_the_raw_record_and_the_reason(
+    kafka_servers: str, topic: Topic
+) -> None:
     name = topic(2)
     sink = KafkaDeadLetters(kafka_servers, name)
     sink.write(
@@ -187,7 +191,9 @@ def test_letters_carry_the_raw_record_and_the_reason(kafka_servers: str, topic: 
     assert len(dict(long.headers)["detail"]) <= 1000
 
 
-def test_a_large_letter_is_whole_or_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_dead_letter_is_complete_or_states_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for error in (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError):
         producer = RefusingProducer(lambda value: len(value) > 1 << 20, error)
         with_producer(monkeypatch, producer)
@@ -201,7 +207,9 @@ def test_a_large_letter_is_whole_or_says_what_is_missing(monkeypatch: pytest.Mon
         sink.close()
 
 
-def test_a_letter_beyond_the_clients_own_limit_is_cut(kafka_servers: str, topic: Topic) -> None:
+def test_a_dead_letter_beyond_the_clients_own_limit_is_truncated(
+    kafka_servers: str, topic: Topic
+) -> None:
     name = topic(1)
     sink = KafkaDeadLetters(kafka_servers, name)
     sink.write([letter(b"x" * (33 << 20)), letter(b"y")])
@@ -215,7 +223,7 @@ def test_a_letter_beyond_the_clients_own_limit_is_cut(kafka_servers: str, topic:
 
 
 @outage
-def test_a_broker_that_is_away_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_sink_waits_for_an_absent_broker(caplog: pytest.LogCaptureFixture) -> None:
     proxy = Proxy()
     try:
         with (
@@ -276,10 +284,10 @@ def test_wrong_settings_name_their_path() -> None:
         KafkaDeadLetters("h", "t")
 
 
-def test_what_was_handed_over_before_a_take_over_is_not_sent_after_it(
+def test_predictions_written_before_a_takeover_are_not_sent_after_it(
     kafka_servers: str, topic: Topic, tmp_path: Path
 ) -> None:
-    """The process stands still between the two: the check is all that it does when it goes on."""
+    """The process is paused between the two: when it continues, it only does the check."""
     name, clock = topic(2), ManualClock()
     old, new = (
         CheckpointStore(tmp_path, shared=True, clock=clock),

@@ -1,4 +1,4 @@
-"""Reading from Kafka: places, policies, groups, and a broker that goes away."""
+"""Reading from Kafka: positions, policies, groups, and an absent broker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.kafka
 Topic = Callable[..., str]
 
 
-# kafka-python leaves the socket of a refused connection to the garbage collector, which warns.
+# kafka-python leaves the socket of a refused connection to garbage collection, which warns.
 outage = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
 )
@@ -30,7 +30,7 @@ outage = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def collected() -> Iterator[None]:
-    """Let the garbage collector warn here, under `outage`, and not in some later test."""
+    """Let the garbage collector warn here, under `outage`, and not in a later test."""
     yield
     gc.collect()
 
@@ -39,7 +39,7 @@ def numbered(count: int, first: int = 0) -> list[bytes]:
     return [b"%d" % i for i in range(first, first + count)]
 
 
-def test_records_carry_key_time_and_place(kafka_servers: str, topic: Topic) -> None:
+def test_records_carry_key_time_and_position(kafka_servers: str, topic: Topic) -> None:
     name = topic(2)
     producer = KafkaProducer(bootstrap_servers=kafka_servers)
     producer.send(name, b"v", key=b"k", partition=1, timestamp_ms=1_700_000_000_123).get(
@@ -56,7 +56,7 @@ def test_records_carry_key_time_and_place(kafka_servers: str, topic: Topic) -> N
     assert (second.key, second.value, second.time) == (b"gone", None, 5_000_000)
 
 
-def test_only_the_partitions_asked_for(kafka_servers: str, topic: Topic) -> None:
+def test_only_the_requested_partitions_are_read(kafka_servers: str, topic: Topic) -> None:
     name = topic(3)
     produce(kafka_servers, name, [numbered(2)] * 3)
     source = KafkaSource(kafka_servers, name, partitions=[2, 0])
@@ -81,7 +81,7 @@ def test_entries_and_labels_share_partition_numbers(kafka_servers: str, topic: T
         assert offsets([r for r in records if r.position.stream == stream], 1) == log
 
 
-def test_unlike_partition_counts_are_named(kafka_servers: str, topic: Topic) -> None:
+def test_different_partition_counts_are_named(kafka_servers: str, topic: Topic) -> None:
     entries, labels = topic(2), topic(3)
     source = KafkaSource(kafka_servers, entries, labels)
     with (
@@ -111,7 +111,7 @@ def test_a_record_of_ten_megabytes(kafka_servers: str, topic: Topic) -> None:
 
 
 @pytest.mark.parametrize(("start", "expected"), [("earliest", [0, 1, 2, 3]), ("latest", [3])])
-def test_the_configured_start_is_for_those_without_a_position(
+def test_the_configured_start_applies_to_partitions_without_a_position(
     start: str, expected: list[int], kafka_servers: str, topic: Topic
 ) -> None:
     name = topic()
@@ -126,7 +126,7 @@ def test_the_configured_start_is_for_those_without_a_position(
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("earliest", [0, 1, 2, 3]), ("latest", [3])])
-def test_a_position_that_is_gone_follows_the_policy(
+def test_a_deleted_position_follows_the_policy(
     policy: str, expected: list[int], kafka_servers: str, topic: Topic
 ) -> None:
     name = topic()
@@ -140,16 +140,18 @@ def test_a_position_that_is_gone_follows_the_policy(
         assert offsets(records + source.poll(0.3)) == expected
 
 
-def test_a_position_that_is_gone_is_loud_by_default(kafka_servers: str, topic: Topic) -> None:
+def test_a_deleted_position_is_an_error_by_default(kafka_servers: str, topic: Topic) -> None:
     name = topic()
     produce(kafka_servers, name, [numbered(3)])
     source = KafkaSource(kafka_servers, name)
-    said = rf"{name}\[0\]: position 1000 is outside of the topic's 0 to 3: .* source.out_of_range"
-    with opened(source, {0: 1000}), pytest.raises(ConnectorError, match=said):
+    message = (
+        rf"{name}\[0\]: position 1000 is outside of the topic's 0 to 3: .* source.out_of_range"
+    )
+    with opened(source, {0: 1000}), pytest.raises(ConnectorError, match=message):
         read(source, 1)
 
 
-def test_lag_follows_the_end_also_of_a_paused_partition(kafka_servers: str, topic: Topic) -> None:
+def test_lag_also_follows_the_end_of_a_paused_partition(kafka_servers: str, topic: Topic) -> None:
     name = topic(2)
     produce(kafka_servers, name, [numbered(5), numbered(5)])
     source = KafkaSource(kafka_servers, name)
@@ -167,7 +169,7 @@ def test_lag_follows_the_end_also_of_a_paused_partition(kafka_servers: str, topi
         assert offsets(records, 1) == []
 
 
-def test_a_missing_topic_is_waited_for(
+def test_the_source_waits_for_a_missing_topic(
     kafka_servers: str, topic: Topic, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = topic(0)
@@ -185,7 +187,7 @@ def test_a_missing_topic_is_waited_for(
 
 @outage
 @pytest.mark.usefixtures("collected")
-def test_a_broker_that_is_away_at_the_start(
+def test_a_broker_that_is_absent_at_the_start(
     topic: Topic, caplog: pytest.LogCaptureFixture
 ) -> None:
     with EmbeddedBroker() as broker:
@@ -206,7 +208,7 @@ def test_a_broker_that_is_away_at_the_start(
 
 @outage
 @pytest.mark.usefixtures("collected")
-def test_a_topic_created_again_while_the_broker_was_away_is_noticed() -> None:
+def test_a_topic_recreated_while_the_broker_was_away_is_noticed() -> None:
     with EmbeddedBroker() as broker:
         port, servers = broker.port, broker.servers
         create_topics(servers, {"t": 1})
@@ -229,7 +231,7 @@ def test_a_topic_created_again_while_the_broker_was_away_is_noticed() -> None:
 
 @pytest.fixture
 def proxied() -> Iterator[tuple[Proxy, str]]:
-    """A broker of our own behind a proxy: the proxy and the servers to use."""
+    """A separate broker behind a proxy: the proxy and the servers to use."""
     proxy = Proxy()
     with EmbeddedBroker(advertised_port=proxy.port) as broker:
         proxy.target_port = broker.port
@@ -263,7 +265,7 @@ def test_connections_cut_in_the_middle_lose_and_double_nothing(proxied: tuple[Pr
 
 @outage
 @pytest.mark.usefixtures("collected")
-def test_a_network_that_is_away_for_a_while(
+def test_a_temporary_network_outage(
     proxied: tuple[Proxy, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy, servers = proxied

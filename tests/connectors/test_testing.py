@@ -1,4 +1,4 @@
-"""The sources, sinks and clocks that other tests are built on."""
+"""The sources, sinks and clocks that other tests use."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def test_labels_survive_the_identity_codec() -> None:
         (b'{"time":1}', "missing"),
     ],
 )
-def test_the_identity_codec_refuses_what_it_did_not_write(raw: bytes | None, reason: str) -> None:
+def test_the_identity_codec_refuses_foreign_bytes(raw: bytes | None, reason: str) -> None:
     with pytest.raises(EntryError, match=reason):
         IdentityCodec().decode(Record(Position("s", 0, 1), None, raw, 0))
 
 
-def test_a_crash_comes_once_and_between_its_neighbours() -> None:
+def test_a_crash_happens_once_at_its_place() -> None:
     source = MemorySource([made(0), made(1), CRASH, made(2)])
     opened(source)
     assert names(source.poll(0)) == ["memory[0]@0", "memory[0]@1"]
@@ -103,7 +103,7 @@ def test_a_crash_comes_once_and_between_its_neighbours() -> None:
     assert source.state == "ended"
 
 
-def test_no_handler_of_errors_survives_a_crash() -> None:
+def test_no_error_handler_catches_a_crash() -> None:
     assert not issubclass(SimulatedCrash, Exception)
 
 
@@ -114,7 +114,7 @@ def test_labels_are_a_second_stream() -> None:
     assert names(source.poll(0)) == ["memory[0]@0", "memory-labels[0]@0"]
 
 
-def test_a_rebalance_takes_everything_and_gives_what_was_asked_for() -> None:
+def test_a_rebalance_revokes_all_partitions_and_assigns_the_given_ones() -> None:
     source = MemorySource([made(i, i % 2) for i in range(6)], batch=1)
     owner = opened(source)
     source.rebalance([1], lost=True)
@@ -126,7 +126,7 @@ def test_a_rebalance_takes_everything_and_gives_what_was_asked_for() -> None:
     assert names(found) == ["memory[1]@0", "memory[1]@1", "memory[1]@2"]
 
 
-def test_an_open_ended_source_takes_more() -> None:
+def test_an_open_ended_source_accepts_more_records() -> None:
     source = MemorySource([b"a"], finite=False)
     opened(source)
     source.poll(0)
@@ -141,7 +141,7 @@ def test_a_position_outside_is_refused() -> None:
         opened(MemorySource([b"a"]), {0: 2})
 
 
-def test_sinks_fail_the_flush_they_were_told_to() -> None:
+def test_sinks_fail_the_chosen_flush() -> None:
     for sink in (MemorySink(fail_flush=[2]), MemoryDeadLetters(fail_flush=[2])):
         sink.write([])
         sink.flush()
@@ -151,7 +151,7 @@ def test_sinks_fail_the_flush_they_were_told_to() -> None:
         assert sink.flushed == 2
 
 
-def test_a_manual_clock_moves_only_forward_and_only_when_told() -> None:
+def test_a_manual_clock_moves_only_forward_and_only_when_advanced() -> None:
     clock = ManualClock(time_ns=5, monotonic=1.0)
     clock.advance(1.5)
     assert (clock.time_ns(), clock.monotonic()) == (1_500_000_005, 2.5)

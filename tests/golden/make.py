@@ -1,8 +1,8 @@
-"""Write the golden checkpoint of today's format: ``python tests/golden/make.py``, once for each
-format, never again.
+"""Write the golden checkpoint of the current format: ``python tests/golden/make.py``, once for
+each format, never again.
 
-A golden checkpoint shows that what an earlier release has written still loads and goes on as it
-would have there.
+A golden checkpoint shows that a state of an earlier release still loads, and continues as it would
+have in that release.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def stream(kind: str) -> list[Entry | Label]:
     return sorted([*entries, *labels], key=lambda item: (item.time, isinstance(item, Entry)))
 
 
-def said(pipeline: Pipeline, items: list[Entry | Label]) -> list[list[float]]:
+def predict_all(pipeline: Pipeline, items: list[Entry | Label]) -> list[list[float]]:
     return [p.served.ravel().tolist() for p in pipeline.observe(items)]
 
 
@@ -97,7 +97,9 @@ def main() -> int:
             )
         for name in (".lock", ".fence-000001"):
             (folder / name).unlink(missing_ok=True)
-        (folder / "expected.json").write_text(json.dumps(said(pipeline, items[BEFORE:])) + "\n")
+        (folder / "expected.json").write_text(
+            json.dumps(predict_all(pipeline, items[BEFORE:])) + "\n"
+        )
     return 0
 
 

@@ -1,5 +1,5 @@
-"""The checkpoint in ``renamed/`` was written by the release before the keys of its config were
-renamed: ``python tests/golden/renamed.py``, with that release, once."""
+"""The release before its config keys were renamed has written the checkpoint in ``renamed/``:
+``python tests/golden/renamed.py``, with that release, once."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def items() -> list[Entry | Label]:
     return sorted([*entries, *labels], key=lambda item: (item.time, isinstance(item, Entry)))
 
 
-def said(pipeline: Pipeline | KeyedPipeline, some: Sequence[Entry | Label]) -> list[list[float]]:
+def predict_all(
+    pipeline: Pipeline | KeyedPipeline, some: Sequence[Entry | Label]
+) -> list[list[float]]:
     return [p.served.ravel().tolist() for p in pipeline.observe(some)]
 
 
@@ -101,7 +103,9 @@ def main() -> None:
         store.save(pipeline.state_dict(), at, config_digest=config.digest(), summary={})
     for name in (".lock", ".fence-000001"):
         (FOLDER / "state" / name).unlink(missing_ok=True)
-    (FOLDER / "expected.json").write_text(json.dumps(said(pipeline, items()[BEFORE:])) + "\n")
+    (FOLDER / "expected.json").write_text(
+        json.dumps(predict_all(pipeline, items()[BEFORE:])) + "\n"
+    )
 
 
 if __name__ == "__main__":

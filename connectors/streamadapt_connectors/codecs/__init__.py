@@ -1,4 +1,4 @@
-"""From the bytes of a record to entries and labels, and from predictions to bytes."""
+"""Decodes the bytes of records to entries and labels, and encodes predictions as bytes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Labels of a classification as people write them: numbers, text, true and false; as the class's
-index."""
+"""Reads labels of a classification, written as numbers, text, true or false, as indices of
+classes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def class_reader(
     Parameters
     ----------
     classes : int, or sequence of str, bool, int or float
-        How many classes there are, which labels name by their indices, or their names in the order
-        of their indices. Of two classes without names, and of those named 0 and 1 or true and
-        false, false is the first.
+        The number of classes, if labels are indices; or the names of the classes, in the order of
+        their indices. If there are two classes without names, false means the first, true the
+        second; the names 0 and 1 mean the same as false and true.
     read_number : callable
-        How numbers are read.
+        Reads numbers.
     missing : Missing
-        A class of such a name is a class all the same.
+        The words and numbers for a missing label; the name of a class has priority over them.
     text_numbers : bool
         Whether cells are text (CSV).
     """
@@ -63,7 +63,7 @@ def _counted(count: int, read_number: Reader, *, text_numbers: bool) -> Reader:
 
 
 class _Named:
-    """Classes by their names, of whatever type these are."""
+    """Reads labels that are names of classes; names may be texts, booleans or numbers."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class _Named:
         self._texts: dict[str, float] = {}
         self._bools: dict[bool, float] = {}
         self._numbers: dict[float, float] = {}
-        self._said: dict[float, float] = {}  # numbers that texts say
+        self._text_numbers_to_class: dict[float, float] = {}  # for names such as "1.0"
         for i, one in enumerate(classes):
             if isinstance(one, bool):
                 self._bools[one] = float(i)
@@ -88,7 +88,7 @@ class _Named:
             elif isinstance(one, str):
                 self._texts[one] = float(i)
                 if (number := number_of(one)) is not None:
-                    self._said[number] = float(i)
+                    self._text_numbers_to_class[number] = float(i)
         if not self._bools:
             self._bools = self._meant_by_bools()
         shown_ones = ", ".join(map(repr, classes[:SHOWN_CLASSES]))
@@ -125,7 +125,7 @@ class _Named:
         return self._of_number(value) if type(value) is int or type(value) is float else None
 
     def _of_number(self, number: float) -> float | None:
-        return self._numbers.get(number, self._said.get(number))
+        return self._numbers.get(number, self._text_numbers_to_class.get(number))
 
     def _of_text(self, value: str, path: str) -> float | None:
         text = value.strip()
@@ -137,7 +137,7 @@ class _Named:
         number = number_of(text)
         if number is None and self._text_numbers:
             try:
-                number = self._read_number(value, path)  # which knows the decimal sign
+                number = self._read_number(value, path)  # this uses the config's decimal sign
             except FieldError:
                 return None
         return None if number is None else self._of_number(number)

@@ -1,14 +1,14 @@
-"""Reading one field of a decoded JSON object: its path, its number, its time stamp, its text.
+"""Reads one field of a decoded JSON object by its path: a number, a time or a text.
 
-Everything here raises `FieldError`; the codec adds the record's position and makes an `EntryError`
-of it.
+All functions here raise `FieldError`; the codec converts it to an `EntryError` with the record's
+position.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 ABSENT: Final = object()
-"""What `FieldPath.get` returns where there is no such key; `None` is JSON's null."""
+"""Returned by `FieldPath.get` if there is no such key; `None` stands for JSON's null."""
 
 FLOAT32_MAX: Final = 3.4028234663852886e38
 MISSING_WORDS: Final = frozenset(
@@ -56,11 +56,11 @@ MISSING_WORDS: Final = frozenset(
         "?",
     }
 )
-"""What cells say where nothing was measured, in lower case: pandas' list, and the dash and
-question mark of many public data sets."""
+"""Texts for missing values, in lower case: the list of pandas, and the dash and question mark of
+many public data sets."""
 SHOWN_CHARS: Final = 40
 GROUPED: Final = re.compile(r"[+-]?\d{1,3}[.,]\d{3}")
-"""A number that can also be a whole one whose thousands are grouped."""
+"""Matches a number in which the sign may also group thousands."""
 
 NS_PER_UNIT: Final = {"unix_s": 1_000_000_000, "unix_ms": 1_000_000, "unix_us": 1000, "unix_ns": 1}
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -70,7 +70,7 @@ JSON_NAMES: Final = {dict: "object", list: "array", bool: "bool", type(None): "n
 
 
 class FieldError(Exception):
-    """One field is bad; internal to the codecs.
+    """A field is invalid; internal to the codecs.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class FieldError(Exception):
 
 
 def shown(value: object) -> str:
-    """Name the JSON type of `value` and quote at most `SHOWN_CHARS` characters of it."""
+    """Return the JSON type of `value` and at most `SHOWN_CHARS` characters of it."""
     kind = JSON_NAMES.get(type(value), type(value).__name__)
     if value is None:
         return "null"
@@ -99,11 +99,11 @@ def shown(value: object) -> str:
 
 
 class FieldPath:
-    """A field's place in a record: ``payload.speed``, split once.
+    """The path of a field in a record, such as ``payload.speed``.
 
-    A literal key that contains the dots wins over the nested one. A name with an empty part
-    (``Temp..C.``) is only a literal key. Where the literal key is absent, blanks around the name
-    do not count: readers of CSV remove them.
+    A literal key that contains the dots has priority over a nested key. A name with an empty part
+    (``Temp..C.``) can only be a literal key. If the literal key is absent, blanks around the name
+    are ignored, since readers of CSV remove them.
 
     Raises
     ------
@@ -157,21 +157,21 @@ class FieldPath:
 
 
 class Missing:
-    """What means that nothing was measured: the usual words where cells are text, and what the
-    user adds.
+    """The words and numbers for a missing value: the usual words if cells are text, and those that
+    the user adds.
 
     Parameters
     ----------
     added : sequence of str, int or float
-        ``fields.missing``. A text that says a number counts as that number, too. Words of the
-        user's own also count in JSON whose numbers are no text.
+        ``fields.missing``. A text that is a number also stands for that number. The user's words
+        also count in JSON whose numbers are not text.
     text_numbers : bool
         Whether text cells are read as numbers (CSV), and the usual words count.
 
     Raises
     ------
     ConfigError
-        If something else was added.
+        If one of `added` has another type.
     """
 
     def __init__(self, added: Sequence[object] = (), *, text_numbers: bool = False) -> None:
@@ -195,17 +195,17 @@ class Missing:
 
 
 def is_blank(value: object, missing: Missing) -> bool:
-    """Return whether the value is missing: no such key, null, or a word for a missing value."""
+    """Return whether a value is missing: absent, null, or a word for a missing value."""
     return value is ABSENT or value is None or (isinstance(value, str) and missing.says(value))
 
 
 def number_of(text: str) -> float | None:
-    """Return the number that a text says, as `float` reads it; None if it says none.
+    """Return the number in a text, as `float` reads it; None if the text is not a number.
 
-    Exact for whole numbers.
+    Whole numbers are exact.
     """
     text = text.strip()
-    if "_" in text:  # float() would take "1_000" for a thousand
+    if "_" in text:  # float() would read "1_000" as a thousand
         return None
     try:
         return (
@@ -220,15 +220,15 @@ def number_of(text: str) -> float | None:
 def number_reader(
     text_numbers: bool, *, missing: Missing | None = None, decimal: str = "."
 ) -> Callable[[Any, str], float]:
-    """Return ``read(value, path) -> float``: NaN for a missing value, `FieldError` for what is not
-    a float32.
+    """Return ``read(value, path) -> float``: NaN for a missing value, `FieldError` for a value
+    that is not a float32 number.
 
     Parameters
     ----------
     text_numbers : bool
         Whether text cells are read as numbers (CSV).
     missing : Missing, optional
-        Default: the usual words, where cells are text.
+        Default: the usual words, if cells are text.
     decimal : {".", ","}
         The decimal sign of numbers in text.
     """
@@ -249,14 +249,20 @@ def number_reader(
                 return _number_from_text(value, path, decimal)
         raise FieldError(Reason.WRONG_TYPE, f"$.{path}: expected number, got {shown(value)}")
 
-    if not nothing.numbers:
-        return read
+    return _with_marks(read, nothing.numbers) if nothing.numbers else read
+
+
+def _with_marks(
+    read: Callable[[Any, str], float], marks: Collection[float]
+) -> Callable[[Any, str], float]:
+    """Return a reader that returns NaN for each number in `marks`, as which a missing value is
+    written."""
 
     def read_marked(value: Any, path: str) -> float:
-        if (type(value) is float or type(value) is int) and value in nothing.numbers:
+        if (type(value) is float or type(value) is int) and value in marks:
             return math.nan  # before its size is looked at
         number = read(value, path)
-        return math.nan if number in nothing.numbers else number
+        return math.nan if number in marks else number
 
     return read_marked
 
@@ -273,13 +279,13 @@ def _number_from_text(value: str, path: str, decimal: str) -> float:
 
 
 def _with_point(text: str) -> str:
-    # A point in "1.234" groups digits where the sign is a comma: nothing here may take it for 1
-    # and a bit.
+    # If the decimal sign is a comma, the point in "1.234" groups digits: the number must not be
+    # read as slightly more than 1.
     return "" if "." in text else text.replace(",", ".", 1)
 
 
 def _other_sign(text: str, decimal: str) -> str:
-    """Return a hint where the text would be a number with the other decimal sign."""
+    """Return a hint if the text would be a number with the other decimal sign."""
     other = "," if decimal == "." else "."
     if text.count(other) != 1 or decimal in text or number_of(text.replace(other, ".")) is None:
         return ""
@@ -297,7 +303,7 @@ def _finite(value: float, path: str) -> float:
 
 
 def read_text(value: Any, path: str) -> str:
-    """Return an id or a key: text or an integer."""
+    """Return an id or a key as text: from a text or an integer."""
     if type(value) is int and value.bit_length() <= 128:
         return str(value)
     if type(value) is str and value:
@@ -319,7 +325,7 @@ def time_reader(
     Raises
     ------
     ConfigError
-        If `time_format` is none of the named ones and has no ``%``.
+        If `time_format` is not one of the known names and has no ``%``.
     """
     if time_format == "iso8601":
         convert: Callable[[Any], int] = _iso8601_ns
@@ -357,7 +363,7 @@ def _iso8601_ns(value: Any) -> int:
     ns = _datetime_ns(datetime.fromisoformat(value))
     point = value.rfind(".")
     if point >= 0 and len(value) > point + 7:
-        # datetime keeps six digits; the next three are still ours
+        # datetime keeps six digits; the next three are read here
         digits = value[point + 7 : point + 10]
         extra = digits[: next((i for i, c in enumerate(digits) if not c.isdigit()), len(digits))]
         ns += int(extra.ljust(3, "0")) if extra else 0
@@ -374,6 +380,6 @@ def _unix_ns(value: Any, scale: int, text_numbers: bool, decimal: str) -> int:
             raise ValueError(value)
         number = Decimal(value if decimal == "." else _with_point(value))
         if number.is_finite() and number.adjusted() > SHOWN_CHARS:
-            raise ValueError(value)  # int() of 1E999999999 would fill the memory
+            raise ValueError(value)  # int(Decimal("1E999999999")) would fill the memory
         return int(number * scale)
     raise TypeError(value)

@@ -1,8 +1,7 @@
-"""JSON records <-> entries, labels and predictions.
+"""Converts JSON records to entries and labels, and predictions to JSON.
 
-`JsonCodec.decode` is the only door through which bytes of strangers become numbers: it returns an
-`Entry` or a `Label`, or raises `EntryError` with a reason of the catalogue, and never anything
-else.
+Only `JsonCodec.decode` converts untrusted bytes to numbers: it returns an `Entry` or a `Label`, or
+raises `EntryError` with a `Reason`, and never raises another error.
 """
 
 from __future__ import annotations
@@ -42,22 +41,24 @@ _encode_json = msgspec.json.Encoder().encode
 STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 BRACKETS: Final = re.compile(rb"[^\[\]{}]+")
 FRAME_BYTES: Final = 5
-LONGEST_INT: Final = 400  # digits; a longer one is beyond every float, and int() of it is slow
+MAX_INT_DIGITS: Final = 400  # a longer number is larger than every float, and int() of it is slow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How large a record may be before it is even decoded.
+    """Limits for the size of records.
 
     Attributes
     ----------
     record_bytes : int, > 0, bytes
-    depth : int, > 0, levels of nested arrays and objects
+        The largest record; a larger one is refused before it is decoded.
+    depth : int, > 0
+        The largest number of levels of nested arrays and objects.
     width : int, > 0
-        Fields of a record, and numbers of an array: a row of a million would cost every learner a
-        million weights.
+        The largest number of fields of a record, and of numbers in an array: a row of a million
+        numbers would cost every learner a million weights.
     id_bytes : int, > 0, bytes
-        Of an id or a key, as UTF-8: both are kept, and go into every prediction.
+        The longest id or key, as UTF-8: both are kept in memory, and are part of predictions.
     """
 
     record_bytes: int = 1 << 20
@@ -73,54 +74,53 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class FieldMap:
-    """Where a record keeps what.
+    """The paths of the fields in a record, and how their values are written.
 
-    Paths may be dotted (``payload.speed``); a literal key with the dots wins.
-
-    Names of columns may have dots, blanks and brackets: ``Temp..C.``, ``Inst. No.``, ``x[0]``.
+    Paths may have dots (``payload.speed``); a literal key with the same dots has priority. Names
+    of columns may have dots, blanks and brackets: ``Temp..C.``, ``Inst. No.``, ``x[0]``.
 
     Attributes
     ----------
     values : tuple of str
-        One path per channel, or one path to a JSON array that holds the whole row.
+        One path per channel, or one path to a JSON array with the whole row.
     time : str or None
         The path of the event time. Default: the record's own time stamp.
     time_format : str
         How times are written: ``iso8601``, ``unix_s``, ``unix_ms``, ``unix_us``, ``unix_ns`` or a
         strptime pattern. A time without an offset is UTC, or in `timezone`.
     timezone : str or None
-        Where clocks show the times that have no offset: ``Europe/Berlin``. The hour that autumn
-        repeats is decided by the records' order (`streamadapt.engine.local_time`); a time in the
-        hour that spring leaves out is refused.
+        The time zone of times without an offset, such as ``Europe/Berlin``. A time in the hour
+        that is repeated in autumn is resolved by the order of the records
+        (`streamadapt.engine.local_time`); a time in the hour that is skipped in spring is refused.
     key : str or None
-        The path of the key: which sensor, machine or customer the record is of. Default: the
-        record's own key.
+        The path of the key: the sensor, machine or customer of the record. Default: the record's
+        own key.
     id : str or None
         The path of the id that labels refer to. Default: the record's position, such as
         ``cgm[0]@17``.
     label : str or None
         The path of the label: a number, an array of numbers, or a class.
     label_id : str or None
-        The path of the entry's id in a record of the label stream. Default: as `id`.
+        The path of the entry's id in a record of the label stream. Default: the path `id`.
     label_time : str or None
-        The path of the time in a record of the label stream. Default: as `time`.
+        The path of the time in a record of the label stream. Default: the path `time`.
     channels : int or None, >= 1
-        How many numbers the array has, where `values` is one path. Default: as many as the first
-        record has.
+        The number of values in the array, if `values` is one path. Default: the number in the
+        first record.
     outputs : int, >= 1
-        How many numbers a label has.
+        The number of values of a label.
     text_numbers : bool
-        Cells are text (CSV): numbers are read from it; empty, nan, NA, N/A, null, None, ``-``,
-        ``?`` and the other words of pandas mean missing.
+        Whether cells are text (CSV), from which numbers are read. Then an empty text, nan, NA,
+        N/A, null, None, ``-``, ``?`` and the other words of pandas mean a missing value.
     missing : tuple of str, int or float
-        Further words and numbers that mean missing, such as ``"n.a."`` or -999, in values and
-        labels.
+        Further words and numbers for a missing value or label, such as ``"n.a."`` or -999.
     decimal : {".", ","}
         The decimal sign of numbers in text.
     classes : int, tuple of str, bool, int or float, or None
-        Classification: how many classes there are, or their names. From a config it is the task's.
+        Classification: the number of classes, or their names. In a config this is task.classes.
     missing_as_null : bool
-        A record without one of the value keys has a missing value there, instead of being refused.
+        Whether a record without one of the value keys has a missing value there, instead of being
+        refused.
     """
 
     values: tuple[str, ...]
@@ -142,7 +142,7 @@ class FieldMap:
 
     def __post_init__(self) -> None:
         given: object = self.values
-        # A str would be read as one path per character.
+        # A str would be one path per character.
         if isinstance(given, str) or not self.values:
             raise ConfigError(
                 "fields.values", given, "one field path per channel, or one path to an array"
@@ -160,19 +160,19 @@ class FieldMap:
 
 
 class JsonCodec:
-    """Decode JSON records.
+    """Decodes JSON records.
 
     A record of the label stream is a `Label`. A record of the entry stream is an `Entry`, unless
-    it has a label and an id but none of the values: then it is a `Label` too (one topic for both).
-    An entry whose own label is bad comes without it, with `Entry.refused`. A byte-order mark
-    before a record does not count; a key that is there twice, in the record or in an object on the
-    way to a field, is an error.
+    it has a label and an id but none of the values: then it is a `Label`, too (one topic for
+    both). An entry whose own label is invalid is returned without a label, with `Entry.refused`. A
+    byte-order mark before a record is ignored. A key that occurs twice, in the record or in an
+    object on the path to a field, is an error.
 
     Parameters
     ----------
     fields : FieldMap
     streams : sequence of str
-        The source's streams: the entries' first, then, if there is one, the labels'.
+        The stream of the entries, then the stream of the labels, if there is one.
     limits : Limits
 
     Raises
@@ -229,12 +229,13 @@ class JsonCodec:
         self._names = sorted({path.text for path in self._paths}, key=len, reverse=True)
 
     def decode(self, record: Record) -> Entry | Label:
-        """Return what `record` says.
+        """Return the entry or the label in a record.
 
         Raises
         ------
         EntryError
-            With the catalogue's reason, a one-line detail and the record's position.
+            If the record is invalid: with a `Reason`, a detail of one line and the record's
+            position.
         """
         try:
             data = self._object(record.value)
@@ -242,16 +243,18 @@ class JsonCodec:
                 return self._label_of(data, record)
             return self._entry_of(data, record)
         except FieldError as error:
-            raise EntryError(error.reason, self._said(error.detail), record.position) from None
+            raise EntryError(
+                error.reason, self._with_column(error.detail), record.position
+            ) from None
 
     def label_alone(self, record: Record) -> Record:
-        """Return an entry's record without its values: what then is read as the label of that
+        """Return an entry's record without its values, which will be read as the label of that
         entry.
 
         Raises
         ------
         EntryError
-            If the record is bad, or has no label or no id by which it could find its entry.
+            If the record is invalid, or has no label, or no id that refers to its entry.
         """
         item = self.decode(record)
         if isinstance(item, Label):
@@ -260,7 +263,9 @@ class JsonCodec:
             raise EntryError(item.refused.reason, item.refused.detail, record.position)
         if item.label is None or self._id is None:
             detail = (
-                "no label" if item.label is None else "without fields.id no label finds its entry"
+                "no label"
+                if item.label is None
+                else "without fields.id a label cannot refer to its entry"
             )
             raise EntryError(Reason.MISSING_FIELD, detail, record.position)
         data = self._object(record.value)
@@ -271,8 +276,8 @@ class JsonCodec:
                 data[other.text] = own.get(data)
         return Record(record.position, record.key, _encode_json(data), record.time, record.headers)
 
-    def _said(self, detail: str) -> str:
-        """Say "column 'a'" in place of "$.a" where records are rows of text."""
+    def _with_column(self, detail: str) -> str:
+        """Replace "$.a" by "column 'a'" if records are rows of text."""
         if self.fields.text_numbers and detail.startswith("$."):
             for name in self._names:
                 if detail.startswith(name, 2):
@@ -286,8 +291,8 @@ class JsonCodec:
         if len(value) > limits.record_bytes:
             detail = f"$: expected at most {limits.record_bytes} bytes, got {len(value)}"
             raise FieldError(Reason.TOO_LARGE, detail)
-        # There are never more levels than opening brackets: ordinary records are through with two
-        # fast counts.
+        # There are at most as many levels as opening brackets: for ordinary records, two fast
+        # counts are enough.
         if value.count(b"[") + value.count(b"{") > limits.depth and nesting(value) > limits.depth:
             raise FieldError(
                 Reason.TOO_DEEP, f"$: expected at most {limits.depth} levels, got {nesting(value)}"
@@ -328,9 +333,9 @@ class JsonCodec:
         return self._has_label(data) and not is_blank(self._label_id.get(data), missing)
 
     def _has_label(self, data: dict[str, Any]) -> bool:
-        """Whether there is anything in the label's place; a class may have a name that else means
-        missing."""
-        assert self._label is not None, "asked only where labels have a place"
+        """Return whether the record has a label; the name of a class may be a word that otherwise
+        means a missing value."""
+        assert self._label is not None, "called only if there is a path for labels"
         raw = self._label.get(data)
         if not is_blank(raw, self._missing):
             return True
@@ -345,8 +350,8 @@ class JsonCodec:
         if label_path is not None and self._has_label(data):
             try:
                 label = self._label_row(label_path.get(data), label_path.text)
-            except FieldError as error:  # the entry is predicted all the same
-                refused = RefusedLabel(error.reason, self._said(error.detail))
+            except FieldError as error:  # the entry can still be predicted
+                refused = RefusedLabel(error.reason, self._with_column(error.detail))
         time, or_time = self._moment(time_path, data, record)
         return Entry(
             values,
@@ -381,7 +386,7 @@ class JsonCodec:
             raise FieldError(
                 Reason.TOO_LARGE, f"the record's key: expected {expected}, got {len(key)}"
             )
-        # Need not be UTF-8; escapes keep different keys different.
+        # A key may be invalid UTF-8; with escapes, different keys stay different.
         return key.decode("utf-8", "backslashreplace")
 
     def _label_of(self, data: dict[str, Any], record: Record) -> Label:
@@ -404,19 +409,11 @@ class JsonCodec:
 
     def _row(self, data: dict[str, Any]) -> FloatArray:
         read, lenient = self._read_number, self.fields.missing_as_null
-        row: list[float] = []
         if len(self._values) == 1:
-            path = self._values[0]
-            raw = path.get(data) if lenient else path.need(data)
-            if type(raw) is list:
-                return self._array(raw, path.text, self.fields.channels)
-            if self.fields.channels not in (None, 1):
-                wanted = f"an array of {self.fields.channels} numbers"
-                if raw is ABSENT or raw is None:
-                    return np.full(self.fields.channels or 1, np.nan)
-                raise FieldError(
-                    Reason.WRONG_WIDTH, f"$.{path.text}: expected {wanted}, got {shown(raw)}"
-                )
+            whole = self._whole_row(self._values[0], data)
+            if whole is not None:
+                return whole
+        row: list[float] = []
         for path in self._values:
             raw = data.get(path.text, ABSENT)
             if raw is ABSENT:
@@ -427,6 +424,22 @@ class JsonCodec:
                 raw = None
             row.append(read(raw, path.text))
         return np.array(row, np.float64)
+
+    def _whole_row(self, path: FieldPath, data: dict[str, Any]) -> FloatArray | None:
+        """Return all values of an entry from the one field that has them; None if the field is to
+        be read as a single number."""
+        channels = self.fields.channels
+        raw = path.get(data) if self.fields.missing_as_null else path.need(data)
+        if type(raw) is list:
+            return self._array(raw, path.text, channels)
+        if channels is None or channels == 1:
+            return None
+        if raw is ABSENT or raw is None:
+            return np.full(channels, np.nan)
+        raise FieldError(
+            Reason.WRONG_WIDTH,
+            f"$.{path.text}: expected an array of {channels} numbers, got {shown(raw)}",
+        )
 
     def _label_row(self, raw: Any, path: str) -> FloatArray:
         outputs = self.fields.outputs
@@ -450,10 +463,10 @@ class JsonCodec:
         read: Callable[[Any, str], float] | None = None,
     ) -> FloatArray:
         if not raw or (width is not None and len(raw) != width):
-            wanted = "at least 1" if width is None else str(width)
+            expected = "at least 1" if width is None else str(width)
             raise FieldError(
                 Reason.WRONG_WIDTH,
-                f"$.{path}: expected an array of {wanted} numbers, got {len(raw)}",
+                f"$.{path}: expected an array of {expected} numbers, got {len(raw)}",
             )
         if len(raw) > self.limits.width:
             detail = f"$.{path}: expected at most {self.limits.width} numbers, got {len(raw)}"
@@ -462,15 +475,15 @@ class JsonCodec:
         try:
             return np.array([read(value, path) for value in raw], np.float64)
         except FieldError:
-            # Only the failing path pays for the elements' names.
+            # The names of the elements are made only after a failure, since this takes time.
             for i, value in enumerate(raw):
                 read(value, f"{path}[{i}]")
             raise
 
 
 def nesting(value: bytes) -> int:
-    """Return how many levels of arrays and objects `value` opens, without recursion: brackets
-    outside strings."""
+    """Return the depth of nested arrays and objects in `value`, without recursion, by counting
+    brackets outside of strings."""
     marks = np.frombuffer(BRACKETS.sub(b"", STRINGS.sub(b"", value)), np.uint8)
     steps = np.where((marks == ord("[")) | (marks == ord("{")), 1, -1)
     return int(np.cumsum(steps).max(initial=0))
@@ -483,15 +496,15 @@ def encode_prediction(prediction: Prediction, *, experts: bool = False) -> bytes
     ----------
     prediction : Prediction
     experts : bool
-        Whether every expert's prediction is written too.
+        Whether to include every expert's prediction.
 
     Returns
     -------
     bytes
-        ``id`` is the position, e.g. ``cgm[0]@17``; ``time`` is in ns since the Unix epoch;
-        predictions of one row are flat lists, others lists of rows. Where classes have names,
-        ``classes`` are these, in the order of the probabilities, and ``class`` is the likeliest
-        one as served, null where nothing is known.
+        ``id`` is the position, such as ``cgm[0]@17``; ``time`` is in ns since the Unix epoch;
+        predictions of one row are flat lists, other predictions are lists of rows. If classes have
+        names, ``classes`` are the names, in the order of the probabilities, and ``class`` is the
+        name of the most probable class of the served prediction, or null if that is unknown.
     """
     p = prediction
     data: dict[str, Any] = {
@@ -540,30 +553,29 @@ def _key_text(value: Any, path: str) -> str:
 
 
 def _record_time(time: int) -> int:
-    if time not in INT64 or time == INT64[-1]:  # the last one stands for all that are beyond
+    if time not in INT64 or time == INT64[-1]:  # the largest value stands for all later times
         raise FieldError(
             Reason.BAD_TIME,
-            f"the record's time stamp: expected one before the year 2262, got {time} ns",
+            f"the record's time stamp: expected a time before the year 2262, got {time} ns",
         )
     return time
 
 
 def _framing(value: bytes) -> str:
-    """Name the framing of a schema registry, where a value starts with it: what follows is rarely
-    plain JSON."""
+    """Return a hint if a value starts with the framing of a schema registry, since such values are
+    rarely plain JSON."""
     if len(value) < FRAME_BYTES or value[0] != 0:
         return ""
     schema = int.from_bytes(value[1:FRAME_BYTES], "big")
     return (
-        f"; it starts with the framing of a schema registry (a zero byte, then schema id "
-        f"{schema}): write plain JSON, "
-        "without the registry's serializer"
+        "; it starts with the framing of a schema registry (a zero byte, then schema id "
+        f"{schema}): write plain JSON, without the registry's serializer"
     )
 
 
 def _decode_lenient(value: bytes) -> Any:
-    """Decode what msgspec refuses but producers send: the bare tokens NaN and Infinity, numbers
-    beyond every float."""
+    """Decode JSON that msgspec refuses but producers send: the bare tokens NaN and Infinity, and
+    numbers larger than every float."""
     try:
         return json.loads(value.decode("utf-8"), parse_int=_parse_int)
     except (ValueError, RecursionError) as error:
@@ -573,4 +585,4 @@ def _decode_lenient(value: bytes) -> Any:
 
 
 def _parse_int(digits: str) -> float:
-    return int(digits) if len(digits) <= LONGEST_INT else float(digits)
+    return int(digits) if len(digits) <= MAX_INT_DIGITS else float(digits)

@@ -1,5 +1,4 @@
-"""Event times, also those that a clock on a wall shows: without an offset from UTC, in a time
-zone."""
+"""Reads event times, also local times: times without an offset from UTC, in a time zone."""
 
 from __future__ import annotations
 
@@ -22,13 +21,13 @@ def moment_reader(
 ) -> Callable[[Any, str], Moment]:
     """Return ``read(value, path) -> (time, or_time)``, in ns; see `streamadapt.records.Entry`.
 
-    ``or_time`` is None for a time that says its offset, and everywhere without `timezone`, where a
-    time without one is UTC.
+    ``or_time`` is None for a time with an offset. Without `timezone` it is always None, and a time
+    without an offset is UTC.
 
     Raises
     ------
     ConfigError
-        If the format or the time zone is none, or the format cannot leave the offset out.
+        If the format or the time zone is invalid, or times in this format are always UTC.
     """
     read = time_reader(time_format, "fields.time_format", text_numbers, decimal)
     if timezone is None:
@@ -36,11 +35,13 @@ def moment_reader(
     zone = _zone_of(timezone)
     if time_format.startswith("unix_"):
         raise ConfigError(
-            "fields.timezone", timezone, f"none: {time_format} times are the same everywhere"
+            "fields.timezone",
+            timezone,
+            f"no such key here: {time_format} times do not depend on a time zone",
         )
 
     def read_local(value: Any, path: str) -> Moment:
-        ns = read(value, path)  # without an offset: as if it were UTC
+        ns = read(value, path)  # a time without an offset is read as UTC
         text = value.strip() if text_numbers else value
         moment = (
             datetime.fromisoformat(text)
@@ -51,12 +52,10 @@ def moment_reader(
             return ns, None
         try:
             first, second = (_offset_ns(moment.replace(tzinfo=zone, fold=fold)) for fold in (0, 1))
-        except OverflowError:  # the first and the last day that there is
+        except OverflowError:  # on the first and the last day of datetime's range
             first = second = 0
         if first < second:
-            detail = (
-                f"$.{path}: {shown(value)} is in the hour that {timezone} leaves out in spring"
-            )
+            detail = f"$.{path}: {shown(value)} is in the hour that {timezone} skips in spring"
             raise FieldError(Reason.BAD_TIME, detail)
         return ns - first, ns - second
 

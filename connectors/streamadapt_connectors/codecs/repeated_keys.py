@@ -1,5 +1,5 @@
-"""Keys that are there twice: readers of JSON keep the last without a word, and which one was meant
-is unknown."""
+"""Refuses JSON objects in which a key occurs twice: readers of JSON silently keep the last value,
+and it is unknown which one is right."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def check_twice(value: bytes, data: dict[str, Any], paths: Sequence[FieldPath]) 
     Parameters
     ----------
     value : bytes
-        The record, which `data` was decoded from.
+        The record from which `data` was decoded.
     paths : sequence of FieldPath
         The fields that are read.
     """
-    # Each key is followed by one colon. If all colons of the bytes are accounted for, no key was
-    # lost in decoding.
+    # After each key there is one colon. If the decoded data explains all colons of the bytes, no
+    # key was lost.
     colons = value.count(b":")
     if colons == len(data) or (b"\\" not in value and colons == _colons(data)):
         return
@@ -33,16 +33,16 @@ def check_twice(value: bytes, data: dict[str, Any], paths: Sequence[FieldPath]) 
         whole = json.loads(value.decode("utf-8"), object_pairs_hook=_Object, parse_int=float)
     except (ValueError, RecursionError):
         return  # its error was already reported, or it is accepted as decoded
-    for name, found in [("", whole), *_inner(whole, paths)]:
-        if found.twice is not None:
+    for name, inner in [("", whole), *_inner(whole, paths)]:
+        if inner.twice is not None:
             place = f"$.{name}" if name else "$"
             raise FieldError(
-                Reason.DUPLICATE_KEY, f"{place}: the key {found.twice[:40]!r} is there twice"
+                Reason.DUPLICATE_KEY, f"{place}: the key {inner.twice[:40]!r} occurs twice"
             )
 
 
 class _Object(dict[str, Any]):
-    """An object, and the first of its keys that came again."""
+    """A JSON object, and its first key that occurs twice."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -53,7 +53,7 @@ class _Object(dict[str, Any]):
 
 
 def _inner(whole: _Object, paths: Sequence[FieldPath]) -> list[tuple[str, _Object]]:
-    found = []
+    objects = []
     for path in paths:
         if path.text in whole:
             continue
@@ -62,12 +62,12 @@ def _inner(whole: _Object, paths: Sequence[FieldPath]) -> list[tuple[str, _Objec
             at = at.get(part)
             if not isinstance(at, _Object):
                 break
-            found.append((".".join(path.parts[: i + 1]), at))
-    return found
+            objects.append((".".join(path.parts[: i + 1]), at))
+    return objects
 
 
 def _colons(value: Any) -> int:
-    """Count the colons that a decoded value needs: one for each key, and those within its
+    """Count the colons in the JSON text of a decoded value: one for each key, and those inside its
     texts."""
     if type(value) is str:
         return value.count(":")

@@ -1,4 +1,4 @@
-"""Whether a file holds what the config's fields name: said before it is read, once, and with what
+"""Checks before reading whether a file contains the fields of the config; the error explains what
 to change."""
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from streamadapt_connectors.files.reading import (
 
 __all__ = ["check_columns", "look_at"]
 
-LOOKED_AT: Final = 20  # records
+SAMPLE: Final = 20  # records
 DELIMITERS: Final = (",", ";", "\t", "|", ":")
 
 
 def look_at(
     path: Path, codec: JsonCodec, stream: str, form: FileFormat, setting: str
 ) -> dict[str, Any]:
-    """Read the beginning of a file, and return what was found there as plain values.
+    """Read the beginning of a file, and return facts about it as plain values.
 
     Returns
     -------
     dict
-        ``path``; ``columns`` (of JSON lines: the keys of the first record); ``records``: how many
-        were looked at; ``refused``: how many of them the codec refuses, and ``example``: why it
-        refuses the first of those; ``note``: what else is to be known.
+        ``path``; ``columns`` (for JSON lines: the keys of the first record); ``records``: the
+        number of records that were read; ``refused``: the number of them that the codec refuses;
+        ``example``: the first reason; ``note``: a warning.
 
     Raises
     ------
     ConfigError
-        If the columns are not the ones that the fields name, or numbers are written with the other
-        decimal sign.
+        If a column that the fields name is missing, or numbers are written with the other decimal
+        sign.
     ConnectorError
-        If it cannot be read.
+        If the file cannot be read.
     """
     columns = check_columns(path, codec.fields, form, setting, labels=stream == codec.label_stream)
-    values = list(islice(values_of(path, form), LOOKED_AT))
+    values = list(islice(values_of(path, form), SAMPLE))
     if columns is None:
-        columns = next((list(found) for value in values if (found := _object(value))), [])
+        columns = next((list(cells) for value in values if (cells := _object(value))), [])
     else:
         _check_decimal(path, codec, [cells for value in values if (cells := _object(value))])
     problems = []
@@ -66,7 +66,7 @@ def look_at(
             problem = str(error)
         if problem is not None:
             problems.append(problem)
-    found = {
+    facts: dict[str, Any] = {
         "path": str(path),
         "columns": columns,
         "records": len(values),
@@ -79,36 +79,36 @@ def look_at(
         and is_csv(path)
         and label.strip() not in columns
     ):
-        found["note"] = f"it has no column {label!r}: no label would come from it"
-    return found | ({"example": problems[0]} if problems else {})
+        facts["note"] = f"it has no column {label!r}: its entries would have no labels"
+    return facts | ({"example": problems[0]} if problems else {})
 
 
 def check_columns(
     path: Path, fields: FieldMap, form: FileFormat, setting: str, *, labels: bool = False
 ) -> list[str] | None:
-    """Return the columns of a CSV file that have names; None for JSON lines.
+    """Return the names of a CSV file's columns; None for JSON lines.
 
     Parameters
     ----------
     setting : str
-        What named the file, for errors.
+        The setting that names the file, for errors.
     labels : bool
         Whether its rows are labels.
 
     Raises
     ------
     ConfigError
-        If one that is needed is missing.
+        If a column that is needed is missing.
     ConnectorError
-        If they cannot be read, or two have the same name.
+        If the columns cannot be read, or two columns have the same name.
     """
     if not is_csv(path):
         return None
     columns = [name for name in header_of(path, form) if name]
     if not columns:
-        return columns  # an empty file: nothing is read, and nothing refused
-    wanted = _wanted(fields, labels=labels)
-    absent = [name for name in wanted if name.strip() not in columns]
+        return columns  # an empty file is accepted
+    needed = _needed(fields, labels=labels)
+    absent = [name for name in needed if name.strip() not in columns]
     if (
         not labels
         and fields.missing_as_null
@@ -116,9 +116,9 @@ def check_columns(
     ):
         absent = [name for name in absent if name not in fields.values]
     if absent:
-        which = "none of them" if len(absent) == len(wanted) else f"no {_listed(absent)}"
+        which = "none of them" if len(absent) == len(needed) else f"no {_listed(absent)}"
         expected = (
-            f"a file with the columns {_listed(wanted)}: {path} has "
+            f"a file with the columns {_listed(needed)}: {path} has "
             f"{which}{_hint(columns, absent, form)}"
         )
         raise ConfigError(setting, _Shown(shown_columns(columns)), expected)
@@ -126,7 +126,7 @@ def check_columns(
 
 
 class _Shown(str):
-    """Text that is shown without quotes."""
+    """A text that `repr` shows without quotes."""
 
     __slots__ = ()
 
@@ -134,7 +134,7 @@ class _Shown(str):
         return str(self)
 
 
-def _wanted(fields: FieldMap, *, labels: bool) -> list[str]:
+def _needed(fields: FieldMap, *, labels: bool) -> list[str]:
     names: tuple[str | None, ...] = (*fields.values, fields.time, fields.key, fields.id)
     if labels:
         names = fields.label, fields.label_id or fields.id, fields.label_time or fields.time
@@ -146,7 +146,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _hint(columns: Sequence[str], absent: Sequence[str], form: FileFormat) -> str:
-    """Return what may be the matter, and what to change."""
+    """Return a guess at the cause, and what to change."""
     line = form.delimiter.join(columns)
     for delimiter in DELIMITERS:
         if delimiter != form.delimiter and {cell.strip() for cell in line.split(delimiter)} & set(
@@ -157,22 +157,22 @@ def _hint(columns: Sequence[str], absent: Sequence[str], form: FileFormat) -> st
     if mark and columns[0][len(mark[0]) :].strip() not in absent:
         return f'; is its first line a comment? Set source.comment = "{mark[0]}"'
     if any(number_of(name) is not None for name in columns):
-        return "; is its first line a record already? Name its columns with source.columns"
+        return "; is its first line already a record? Give its columns in source.columns"
     if "\\x" in line:
         return "; it is not UTF-8: set source.encoding"
     by_case = {name.lower(): name for name in columns}
     for name in absent:
-        if (there := by_case.get(name.strip().lower())) is not None:
-            return f"; {name!r} is called {there!r} there: change [fields]"
+        if (column := by_case.get(name.strip().lower())) is not None:
+            return f"; {name!r} is called {column!r} there: change [fields]"
     return did_you_mean(absent[0], columns)
 
 
 def _object(value: bytes) -> dict[str, Any] | None:
     try:
-        found = msgspec.json.decode(value.removeprefix(b"\xef\xbb\xbf"))
+        decoded = msgspec.json.decode(value.removeprefix(b"\xef\xbb\xbf"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return decoded if isinstance(decoded, dict) else None
 
 
 def _is_number_with(sign: str, other: str, cell: str) -> bool:
@@ -184,8 +184,7 @@ def _is_number_with(sign: str, other: str, cell: str) -> bool:
 
 
 def _check_decimal(path: Path, codec: JsonCodec, rows: Sequence[dict[str, Any]]) -> None:
-    """Raise where the numbers of a column are written with the other decimal sign, as far as they
-    have one."""
+    """Raise `ConfigError` if the numbers of a column are written with the other decimal sign."""
     fields = codec.fields
     sign, other = fields.decimal, "," if fields.decimal == "." else "."
     missing = Missing(fields.missing, text_numbers=True)

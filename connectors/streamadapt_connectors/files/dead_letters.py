@@ -1,4 +1,5 @@
-"""Dead letters of a file, read back; and repaired records, appended to the file they came from."""
+"""Reads the dead letters of a file, and appends repaired records to the files that they came
+from."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from streamadapt.errors import ConnectorError
 from streamadapt.files import open_to_append
 from streamadapt.records import DeadLetter, Position, Record, StreamPartition
 from streamadapt_connectors.files.reading import (
-    AS_USUAL,
+    DEFAULT_FORMAT,
     FileFormat,
     encoding_of,
     header_of,
@@ -41,10 +42,10 @@ PROGRESS_EVERY: Final = 256  # lines
 
 
 class JsonlDeadLetterReader(DeadLetterReader):
-    """Read the lines of `JsonlDeadLetters`.
+    """Reads the lines of `JsonlDeadLetters`.
 
-    Notes are in a file beside it, ``PATH.replays``: the engine that appends to the dead letters
-    does so in blocks, and a line of another writer could land in the middle of one of its lines.
+    Marks of replays are in a second file, ``PATH.replays``: the engine appends dead letters in
+    blocks, so a line of another process could end up inside one of its lines.
 
     Parameters
     ----------
@@ -58,22 +59,22 @@ class JsonlDeadLetterReader(DeadLetterReader):
 
     @property
     def name(self) -> str:
-        """The file."""
+        """The name of the file, for messages."""
         return f"file {self._path}"
 
     @property
     def missing(self) -> bool:
-        """Whether there was no such file."""
+        """Whether the file did not exist when it was read."""
         return self._missing
 
     def read(
         self, on_progress: Callable[[int, int], None] | None = None
     ) -> Iterator[StoredLetter | ReplayMark]:
-        """Yield the notes, then the letters; a last line without its end is still being written,
-        and left out."""
+        """Yield the marks, then the letters; a last line without a line break is left out, because
+        it is still being written."""
         for _, line in _lines(self._marks):
             mark = mark_of(line)
-            if mark is not None:  # else one that a crash tore
+            if mark is not None:  # None for a line that a crash has truncated
                 yield mark
         self._missing = not self._path.exists()
         size = 0 if self._missing else self._path.stat().st_size
@@ -107,7 +108,7 @@ class JsonlDeadLetterReader(DeadLetterReader):
         return StoredLetter(letter, place)
 
     def mark(self, mark: ReplayMark) -> None:
-        """Append the note, and see it on the disk."""
+        """Append the mark, and return when it is on the disk."""
         try:
             self._marks.parent.mkdir(parents=True, exist_ok=True)
             _append(self._marks, msgspec.json.encode(mark_fields(mark)) + b"\n")
@@ -115,31 +116,32 @@ class JsonlDeadLetterReader(DeadLetterReader):
             raise ConnectorError(f"file {self._marks}: cannot be written: {error}") from error
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: no file is open."""
 
 
 class LineWriter(StreamWriter):
-    """Write records of one stream as lines that can be appended to its file: into a new file.
+    """Writes records of one stream to a new file, as lines that can be appended to the stream's
+    file.
 
     Parameters
     ----------
     path : Path
-        Must not exist yet.
+        The new file; it must not exist yet.
     header : sequence of str or None
-        CSV: the columns; None is JSON lines.
+        The columns of a CSV file; None for JSON lines.
     form : FileFormat
-        Of the file that they are for; its encoding is that of lines put at the end.
+        The form of the stream's file; its encoding is that of appended lines.
     """
 
     def __init__(
-        self, path: Path, header: Sequence[str] | None = None, form: FileFormat = AS_USUAL
+        self, path: Path, header: Sequence[str] | None = None, form: FileFormat = DEFAULT_FORMAT
     ) -> None:
         self._path = path
         self._header = header
         self._form = form
 
     def check(self, places: Collection[StreamPartition]) -> None:
-        """Raise `ConnectorError` if these are several streams, or the file exists."""
+        """Raise `ConnectorError` if there are several streams, or the file cannot be created."""
         streams = sorted({at.stream for at in places})
         if len(streams) > 1:
             raise ConnectorError(
@@ -151,15 +153,15 @@ class LineWriter(StreamWriter):
             raise ConnectorError(f"file {self._path}: expected a file in an existing folder")
 
     def write(self, records: Sequence[Returning]) -> list[Returned]:
-        """Append them; what has no form as a line is not written."""
+        """Append the records; a record that cannot be a line of this file is not written."""
         return _write_lines(self._path, records, self._header, self._form)
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: no file is open."""
 
 
 class FilesStreamWriter(StreamWriter):
-    """Append records to the last file of their stream, where that is JSON lines and not
+    """Appends records to the last file of their stream, if that file has JSON lines and is not
     compressed.
 
     Parameters
@@ -167,7 +169,7 @@ class FilesStreamWriter(StreamWriter):
     path, label_path, stream, label_stream
         As for `FilesSource`.
     others
-        Its other settings, of which the form of its files matters here.
+        The other settings of `FilesSource`; only the form of the files is used.
     """
 
     def __init__(self, path: Any, label_path: Any = None, **others: Any) -> None:
@@ -175,53 +177,47 @@ class FilesStreamWriter(StreamWriter):
         self._files, self._form = source.files, source.form
 
     def check(self, places: Collection[StreamPartition]) -> None:
-        """Raise `ConnectorError` for a stream that cannot simply be appended to, with what can be
-        done."""
+        """Raise `ConnectorError` for a stream whose file cannot be appended to; the error explains
+        what to do instead."""
         for stream, partition in sorted(places):
             if partition != 0:
-                raise ConnectorError(f"{stream}[{partition}]: files have the partition 0 only")
+                raise ConnectorError(f"{stream}[{partition}]: files have only the partition 0")
             path = self._files[stream][-1]
             if not path.is_file():
                 raise ConnectorError(f"file {path}: not found")
-            encoding = encoding_of(path, self._form)
-            if is_csv(path) or path.suffix == ".gz" or encoding != "utf-8":
-                kind = (
-                    "compressed"
-                    if path.suffix == ".gz"
-                    else "CSV"
-                    if is_csv(path)
-                    else f"in {encoding}"
-                )
+            kind = _other_form(path, self._form)
+            if kind is not None:
                 raise ConnectorError(
-                    f"file {path}: is {kind}, and only plain JSON lines are appended to. Use "
-                    f"--out LINES, look at "
-                    f"the file, then: {appending('LINES', path)}"
+                    f"file {path}: is {kind}, but only files of plain JSON lines are appended to. "
+                    f"Use --out LINES, check that file, then: {appending('LINES', path)}"
                 )
 
     def detached(self, out: Path, streams: Collection[str]) -> tuple[LineWriter, str]:
-        """Return what writes lines of the stream's own form into another file, and how to append
-        that one."""
+        """Return a writer of lines in the stream's form to another file, and the command that
+        appends that file."""
         path = self._files[min(streams)][-1]
         header = header_of(path, self._form) if is_csv(path) else None
         form = replace(self._form, encoding=encoding_of(path, self._form))
         return LineWriter(out, header, form), appending(str(out), path)
 
     def write(self, records: Sequence[Returning]) -> list[Returned]:
-        """Append them, and see them on the disk."""
-        found: dict[int, Returned] = {}
+        """Append the records, and return when they are on the disk."""
+        results: dict[int, Returned] = {}
         for stream in {one.record.position.stream for one in records}:
             own = [i for i, one in enumerate(records) if one.record.position.stream == stream]
-            done = _write_lines(self._files[stream][-1], [records[i] for i in own], None, AS_USUAL)
-            found.update(zip(own, done, strict=True))
-        return [found[i] for i in range(len(records))]
+            done = _write_lines(
+                self._files[stream][-1], [records[i] for i in own], None, DEFAULT_FORMAT
+            )
+            results.update(zip(own, done, strict=True))
+        return [results[i] for i in range(len(records))]
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: no file is open."""
 
 
 def appending(lines: str, path: Path) -> str:
-    """Return the command that appends a file of lines; the members of a .gz are read one after the
-    other."""
+    """Return the command that appends a file of lines. A .gz file can consist of several
+    members."""
     return f"gzip -c {lines} >> {path}" if path.suffix == ".gz" else f"cat {lines} >> {path}"
 
 
@@ -234,7 +230,7 @@ def _write_lines(
     try:
         if good:
             _append(path, good)
-    except OSError as error:  # a part may be there
+    except OSError as error:  # a part of the lines may be written
         state, detail = "unknown", f"file {path}: {error}"
     return [
         Returned(state, detail) if isinstance(x, bytes) else Returned("not-sent", x) for x in lines
@@ -242,41 +238,46 @@ def _write_lines(
 
 
 def _line(record: Record, header: Sequence[str] | None, form: FileFormat) -> bytes | str:
-    """Return a line, or why there is none."""
+    """Return the record as a line, or a text with the reason why it cannot be one."""
     if record.key is not None:
-        return "key: expected null, files have none"
+        return "key: expected null, since records of files have no keys"
     value = (record.value or b"").removeprefix(codecs.BOM_UTF8)
     encoding = form.encoding or "utf-8"
     if header is None:
-        # The codec took it, so it is JSON, where the end of a line is white space: a value is one
-        # line, whatever.
+        # The codec has accepted the value, so it is JSON, in which a line break is white space.
         line = value.replace(b"\r", b" ").replace(b"\n", b" ").strip() + b"\n"
         return line if encoding == "utf-8" else line.decode().encode(encoding, "backslashreplace")
     cells = msgspec.json.decode(value)
-    strangers = sorted(cells.keys() - set(header))
-    if strangers:
-        return f"the CSV file has no column {', '.join(map(repr, strangers))}"
+    unknown = sorted(cells.keys() - set(header))
+    if unknown:
+        return f"the CSV file has no column {', '.join(map(repr, unknown))}"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n", delimiter=form.delimiter)
     writer.writerow([_cell(cells.get(name, "")) if name else "" for name in header])
     try:
         return text.getvalue().encode(encoding)
     except UnicodeEncodeError as error:
-        return f"it has characters that the file's encoding has none for: {error}"
+        return f"it has characters that do not exist in the file's encoding: {error}"
+
+
+def _other_form(path: Path, form: FileFormat) -> str | None:
+    """Return in a word why a file is not plain JSON lines in UTF-8; None if it is."""
+    encoding = encoding_of(path, form)
+    if path.suffix == ".gz":
+        return "compressed"
+    if is_csv(path):
+        return "CSV"
+    return None if encoding == "utf-8" else f"in {encoding}"
 
 
 def _cell(value: object) -> str:
-    return (
-        value
-        if isinstance(value, str)
-        else ""
-        if value is None
-        else msgspec.json.encode(value).decode()
-    )
+    if isinstance(value, str):
+        return value
+    return "" if value is None else msgspec.json.encode(value).decode()
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Append whole lines in one go; raises `OSError`."""
+    """Append whole lines in one write; raises `OSError`."""
     with open_to_append(path) as file:
         ends = True
         if file.seek(0, os.SEEK_END):
@@ -288,7 +289,7 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the whole lines with their numbers, from 1; a file that is not there has none."""
+    """Yield the complete lines with their numbers, from 1; a missing file has no lines."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):

@@ -1,5 +1,5 @@
-"""Files as numbered records: JSON lines as they are, CSV rows as JSON objects of text cells;
-either may be gzipped."""
+"""Reads files as numbered records: JSON lines unchanged, CSV rows as JSON objects of text cells;
+both may be compressed with gzip."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.files import encoding_of_mark, open_regular
 
 __all__ = [
-    "AS_USUAL",
+    "DEFAULT_FORMAT",
     "FileFormat",
     "check_path",
     "encoding_of",
@@ -32,14 +32,15 @@ __all__ = [
 
 CSV_SUFFIXES: Final = (".csv",)
 JSONL_SUFFIXES: Final = (".jsonl", ".ndjson")
-# Bytes of a JSON line, characters of a CSV row; more than the codec takes by default.
-MOST_LINE: Final = 1 << 24
+MAX_LINE: Final = 1 << 24
+"""The largest number of bytes of a JSON line, or of characters of a CSV row; it is more than the
+codec accepts by default."""
 
 _encode_json = msgspec.json.Encoder().encode
 
 
 def twice(names: list[str] | tuple[str, ...]) -> str | None:
-    """Return the first name that came before, blank ones left out."""
+    """Return the first name that occurs twice, without blank names; None if there is none."""
     seen: set[str] = set()
     for name in map(str.strip, names):
         if name and name in seen:
@@ -50,23 +51,24 @@ def twice(names: list[str] | tuple[str, ...]) -> str | None:
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How text files are written.
+    """The form of text files.
 
     Attributes
     ----------
     delimiter : str, one character
         Between the cells of a CSV file.
     columns : tuple of str
-        The columns of CSV files that have no header; empty where the first line names them.
+        The columns of CSV files without a header; empty if the first line has the columns.
     comment : str
-        Lines of a CSV file that begin with this text are skipped; empty: no line is.
+        Lines of a CSV file that begin with this text are skipped; an empty text skips no line.
     encoding : str or None
-        As Python calls it. A byte-order mark at the start of a file wins over it; None is UTF-8.
+        The encoding, with Python's name; None is UTF-8. A byte-order mark at the start of a file
+        takes precedence.
 
     Raises
     ------
     ConfigError
-        If one of them cannot be.
+        If a value is invalid.
     """
 
     delimiter: str = ","
@@ -87,7 +89,7 @@ class FileFormat:
             )
         if self.comment != self.comment.strip():
             raise ConfigError(
-                "source.comment", self.comment, "what a comment begins with, such as '#'"
+                "source.comment", self.comment, "the beginning of a comment, such as '#'"
             )
         if self.encoding is not None:
             try:
@@ -98,11 +100,11 @@ class FileFormat:
                 ) from None
 
 
-AS_USUAL: Final = FileFormat()
+DEFAULT_FORMAT: Final = FileFormat()
 
 
 def check_path(path: Path, setting: str) -> Path:
-    """Return `path`, or raise `ConfigError` if its name says neither CSV nor JSON lines."""
+    """Return `path`, or raise `ConfigError` if its name has no known ending."""
     if _suffix(path) not in CSV_SUFFIXES + JSONL_SUFFIXES:
         raise ConfigError(
             setting, str(path), "a file named .csv, .jsonl or .ndjson, with or without .gz"
@@ -116,13 +118,13 @@ def is_csv(path: Path | str) -> bool:
     return _suffix(Path(path)) in CSV_SUFFIXES
 
 
-def header_of(path: Path, form: FileFormat = AS_USUAL) -> list[str]:
-    """Return the columns of a CSV file, without blanks around their names.
+def header_of(path: Path, form: FileFormat = DEFAULT_FORMAT) -> list[str]:
+    """Return the names of a CSV file's columns, without blanks around them.
 
     Raises
     ------
     ConnectorError
-        If it cannot be read, or two columns have the same name.
+        If the file cannot be read, or two columns have the same name.
     """
     try:
         with _open(path) as file, _text(file, form) as text:
@@ -133,8 +135,8 @@ def header_of(path: Path, form: FileFormat = AS_USUAL) -> list[str]:
         raise ConnectorError(f"file {path}: its columns cannot be read: {error}") from error
 
 
-def encoding_of(path: Path, form: FileFormat = AS_USUAL) -> str:
-    """Return the encoding of lines that are put at a file's end: there is no byte-order mark.
+def encoding_of(path: Path, form: FileFormat = DEFAULT_FORMAT) -> str:
+    """Return the encoding for lines that are appended to a file, which need no byte-order mark.
 
     Raises
     ------
@@ -156,17 +158,17 @@ def encoding_of(path: Path, form: FileFormat = AS_USUAL) -> str:
     )
 
 
-def values_of(path: Path, form: FileFormat = AS_USUAL) -> Iterator[bytes]:
-    """Yield every record's value, in order; empty lines are no records.
+def values_of(path: Path, form: FileFormat = DEFAULT_FORMAT) -> Iterator[bytes]:
+    """Yield the value of every record, in order; empty lines are skipped.
 
-    A line is held up to 16 MiB, whatever a small .gz unpacks to: of a longer one the codec gets,
-    and refuses, as much.
+    At most 16 MiB of a line are read, even if a small .gz file expands to more: the codec gets the
+    beginning of a longer line, and refuses it.
 
     Raises
     ------
     ConnectorError
-        If the file cannot be opened or read to its end (a torn .gz), is no regular file, has no
-        columns, or has two of the same name.
+        If the file cannot be opened or read to its end (a truncated .gz), is not a regular file,
+        or has two columns of the same name.
     """
     number = 0
     try:
@@ -180,7 +182,7 @@ def values_of(path: Path, form: FileFormat = AS_USUAL) -> Iterator[bytes]:
         ValueError,
         csv.Error,
         zlib.error,
-    ) as error:  # gzip reports a torn file as EOFError
+    ) as error:  # gzip reports a truncated file as EOFError
         raise ConnectorError(
             f"file {path}: cannot be read after {number} records: {error}"
         ) from error
@@ -191,10 +193,10 @@ def _jsonl_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
     if encoding is not None and codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):
         yield from _recoded_values(file, form)
         return
-    while line := file.readline(MOST_LINE):
-        whole = len(line) < MOST_LINE or line.endswith(b"\n")
-        while not whole:  # pass over the rest
-            rest = file.readline(MOST_LINE)
+    while line := file.readline(MAX_LINE):
+        whole = len(line) < MAX_LINE or line.endswith(b"\n")
+        while not whole:  # skip the rest
+            rest = file.readline(MAX_LINE)
             whole = not rest or rest.endswith(b"\n")
         value = line.rstrip(b"\r\n")
         if value.strip() and value != codecs.BOM_UTF8:
@@ -203,10 +205,10 @@ def _jsonl_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
 
 def _recoded_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
     with _text(file, form) as text:
-        while line := text.readline(MOST_LINE):
+        while line := text.readline(MAX_LINE):
             part = line
-            while len(part) == MOST_LINE and not part.endswith("\n"):  # pass over the rest
-                part = text.readline(MOST_LINE)
+            while len(part) == MAX_LINE and not part.endswith("\n"):  # skip the rest
+                part = text.readline(MAX_LINE)
             if line.strip():
                 yield line.rstrip("\r\n").encode("utf-8", "surrogatepass")
 
@@ -224,12 +226,12 @@ def _csv_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
             except StopIteration:
                 return
             except csv.Error as error:
-                # not JSON: the codec refuses it, and the stream goes on
+                # This is not JSON: the codec refuses it, and the stream continues.
                 yield f"csv: {error}".encode()
                 continue
             if not row or (len(row) == 1 and width > 1 and not row[0].strip()):
                 continue
-            # A short row lacks fields.
+            # A short row has missing fields.
             record: dict[str, Any] = {name: row[i].strip() for i, name in named if i < len(row)}
             if len(row) > width and any(cell.strip() for cell in row[width:]):
                 record[""] = row[width:]  # the codec refuses it
@@ -237,39 +239,39 @@ def _csv_values(file: BinaryIO, form: FileFormat) -> Iterator[bytes]:
 
 
 def _columns(rows: Iterator[list[str]], form: FileFormat) -> list[str]:
-    """Return the names of the columns; those without a name have a blank one.
-
-    Empty for an empty file.
-    """
+    """Return the names of the columns, an empty text for a column without a name; an empty list
+    for an empty file."""
     if form.columns:
         return [name.strip() for name in form.columns]
     row = next((row for row in rows if any(cell.strip() for cell in row)), [])
     columns = [name.strip() for name in row]
     if "\0" in "".join(columns):
         raise ValueError(
-            "its first line holds NUL characters; is it UTF-16 without a mark? Set source.encoding"
+            "its first line has NUL characters; is it UTF-16 without a byte-order mark? Set "
+            "source.encoding"
         )
     again = twice(columns)
     if again is not None:
-        raise ValueError(f"the column {again!r} is there twice in {shown_columns(columns)}")
+        raise ValueError(f"the column {again!r} occurs twice in {shown_columns(columns)}")
     return columns
 
 
 def shown_columns(columns: list[str]) -> str:
-    """Return the names as a short list."""
+    """Return the names of the columns as a short list."""
     names = [name if len(name) <= 60 else f"{name[:57]}..." for name in columns[:20]]
     return repr(names) if len(columns) <= 20 else f"{repr(names)[:-1]}, ... {len(columns)} in all]"
 
 
 def _dialect(form: FileFormat) -> dict[str, Any]:
-    # Blanks after a delimiter hide the quotes that follow them, unless they are skipped.
+    # Quotes after a blank are only recognised if blanks after a delimiter are skipped.
     return {"delimiter": form.delimiter, "skipinitialspace": not form.delimiter.isspace()}
 
 
 def _text(file: BinaryIO, form: FileFormat) -> io.TextIOWrapper:
     """Return a file as text.
 
-    A cell that is none must not stop it: its escapes are no number, and are refused.
+    Bytes that are not valid in the encoding become escapes, so that they do not stop the stream:
+    the codec refuses a cell with escapes, because it is not a number.
     """
     encoding = encoding_of_mark(_peeked(file)) or form.encoding or "utf-8"
     return io.TextIOWrapper(file, encoding=encoding, errors="backslashreplace", newline="")
@@ -280,8 +282,8 @@ def _peeked(file: BinaryIO) -> bytes:
 
 
 class _Rows:
-    """The lines of a CSV file, of which one row takes only so much: a quote that is never closed
-    has no end."""
+    """The lines of a CSV file; one row may take only `MAX_LINE` characters, since a row with an
+    unclosed quote would have no end."""
 
     def __init__(self, text: io.TextIOWrapper, comment: str = "") -> None:
         self._text = text
@@ -290,7 +292,7 @@ class _Rows:
 
     def begin(self) -> None:
         """Begin the next row."""
-        self._left = MOST_LINE
+        self._left = MAX_LINE
         self._begun = False
 
     def __iter__(self) -> Iterator[str]:
@@ -305,8 +307,8 @@ class _Rows:
         self._begun = self._begun or not line.isspace()
         if len(line) > self._left:
             while line and not line.endswith(("\n", "\r")):
-                line = self._text.readline(MOST_LINE)
-            raise csv.Error(f"a row of more than {MOST_LINE} characters")
+                line = self._text.readline(MAX_LINE)
+            raise csv.Error(f"a row of more than {MAX_LINE} characters")
         self._left -= len(line)
         return line
 

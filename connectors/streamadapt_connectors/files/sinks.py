@@ -1,4 +1,4 @@
-"""Predictions and dead letters as lines of JSON, appended to a file."""
+"""Appends predictions and dead letters to a file, as lines of JSON."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from streamadapt_connectors.codecs.json_codec import encode_prediction
 __all__ = ["JsonlDeadLetters", "JsonlSink"]
 
 TAIL_BYTES: Final = 1 << 16
-MOST_TORN: Final = 1 << 26
-"""A longer last line was not written by a sink: cutting it off would spoil somebody else's
-file."""
+MAX_TORN: Final = 1 << 26
+"""A longer last line was not written by a sink: to truncate it would damage a foreign file."""
 
 _encode_json = msgspec.json.Encoder().encode
 
 
 class _LineFile:
-    """Append lines; a line that a crash tore is cut off, because its record comes again.
+    """Appends lines to a file; an incomplete last line, which a crash has left, is removed first,
+    because its record will be written again.
 
     Parameters
     ----------
     objects : bool
-        Whether every line is a JSON object: a last line that does not begin like one is not cut
-        off.
+        Whether every line is a JSON object: then a last line that does not begin like an object is
+        an error, and is not removed.
     """
 
     def __init__(self, path: Path | str, *, objects: bool = True) -> None:
@@ -71,7 +71,7 @@ class _LineFile:
         try:
             self.flush()
         except ConnectorError:
-            with suppress(OSError):  # it writes what is left, and fails in the same way
+            with suppress(OSError):  # closing writes the rest, and fails in the same way
                 self._file.close()
             raise
         try:
@@ -103,10 +103,10 @@ class _LineFile:
             before, start = start, max(0, start - TAIL_BYTES)
             self._file.seek(start)
             found = b"\n" in self._file.read(before - start)
-            if end - start > MOST_TORN and not found:
+            if end - start > MAX_TORN and not found:
                 raise OSError(
                     errno.EFBIG,
-                    f"its last line is longer than {MOST_TORN} bytes: no file of JSON lines",
+                    f"its last line is longer than {MAX_TORN} bytes: not a file of JSON lines",
                 )
         self._file.seek(start)
         tail = self._file.read(end - start)
@@ -116,33 +116,33 @@ class _LineFile:
         try:
             msgspec.json.decode(torn)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            own = torn.lstrip(b"\0")  # a crash can leave these on some disks
+            own = torn.lstrip(b"\0")  # on some disks a crash can leave zero bytes
             if self._objects and own and not own.startswith(b"{"):
                 raise OSError(
-                    errno.EINVAL, "its last line is no JSON object: no file of JSON lines"
+                    errno.EINVAL, "its last line is not a JSON object: not a file of JSON lines"
                 ) from None
             self._file.truncate(end - len(torn))
         else:
-            self._file.write(b"\n")  # whole, but for its end
+            self._file.write(b"\n")  # only the line break was missing
 
     def _error(self, error: Exception) -> ConnectorError:
         return ConnectorError(f"file {self._path}: cannot be written: {error}")
 
 
 class JsonlSink(RecallingSink):
-    """Append one line per prediction; `flush` returns when the disk has them.
+    """Appends one line per prediction; `flush` returns when all lines are on the disk.
 
-    With ``at-least-once`` some predictions are there twice after a crash, with the same id; with
-    ``effectively-once`` none is. It has no transactions.
+    With ``at-least-once`` the file has some predictions twice after a crash, with the same id;
+    with ``effectively-once`` it has each prediction once. There are no transactions.
 
     Parameters
     ----------
     path : Path or str
-        Created, with its folders, if it is missing.
+        The file; it is created, with its folders, if it is missing.
     encoder : callable
         From `Prediction` to one line of bytes; not from a config.
     experts : bool
-        Whether to write also what every expert predicted; not together with an encoder of your
+        Whether to write also the prediction of every expert; not together with an encoder of your
         own.
 
     Raises
@@ -155,13 +155,13 @@ class JsonlSink(RecallingSink):
 
     @classmethod
     def output_files(cls, settings: Mapping[str, Any]) -> Mapping[str, str]:
-        """Return its one file."""
+        """Return the file of predictions."""
         path = settings.get("path")
         return {"path": path} if isinstance(path, str) else {}
 
     @classmethod
     def dead_letters_beside(cls, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return a file whose name is that of the predictions with an ending."""
+        """Return the file ``PATH.dead-letters`` beside the file of predictions."""
         path = settings.get("path")
         return {"path": f"{path}.dead-letters"} if isinstance(path, str) else None
 
@@ -176,19 +176,19 @@ class JsonlSink(RecallingSink):
         self._encoder = partial(encode_prediction, experts=True) if experts else encoder
 
     def newest(self, stream: str, partition: int) -> int | None:
-        """Return the offset in the id of the last line that was made from a partition of
-        `stream`."""
+        """Return the offset in the id of the last line for a partition of `stream`; None if there
+        is no such line."""
         ids = (_id_of(line) for line in self._file.backwards())
         return next(
             (at.offset for at in ids if at is not None and at[:2] == (stream, partition)), None
         )
 
     def write(self, predictions: Sequence[Prediction]) -> None:
-        """Append them; they may stay in a small buffer until `flush`."""
+        """Append the predictions; they may stay in a small buffer until `flush`."""
         self._file.append([self._encoder(p) for p in predictions])
 
     def flush(self) -> None:
-        """Write through to the disk."""
+        """Write everything to the disk."""
         self._file.flush()
 
     def close(self) -> None:
@@ -197,10 +197,10 @@ class JsonlSink(RecallingSink):
 
 
 class JsonlDeadLetters(DeadLetterSink):
-    """Append one line per dead letter.
+    """Appends one line per dead letter.
 
-    ``key`` and ``value`` are text where they are UTF-8; otherwise base64, and ``key_encoding`` or
-    ``value_encoding`` says so.
+    ``key`` and ``value`` are text if they are valid UTF-8; otherwise they are base64, and
+    ``key_encoding`` or ``value_encoding`` shows this.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ class JsonlDeadLetters(DeadLetterSink):
 
     @classmethod
     def output_files(cls, settings: Mapping[str, Any]) -> Mapping[str, str]:
-        """Return its one file."""
+        """Return the file of dead letters."""
         path = settings.get("path")
         return {"path": path} if isinstance(path, str) else {}
 
@@ -225,11 +225,11 @@ class JsonlDeadLetters(DeadLetterSink):
         self._file = _LineFile(path)
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Append them."""
+        """Append the dead letters."""
         self._file.append([_encode_json(letter_fields(letter)) for letter in letters])
 
     def flush(self) -> None:
-        """Write through to the disk."""
+        """Write everything to the disk."""
         self._file.flush()
 
     def close(self) -> None:

@@ -1,5 +1,4 @@
-"""Finite sources from files, and history for fitting; `JsonlSink` and `JsonlDeadLetters` are
-re-exported here."""
+"""Reads files as a finite source, and as a history for fitting."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from streamadapt.records import Batch, Entry, FloatArray, Label, Position, Recor
 from streamadapt_connectors.codecs.json_codec import FieldMap, JsonCodec, Limits
 from streamadapt_connectors.files.columns import look_at
 from streamadapt_connectors.files.reading import (
-    AS_USUAL,
+    DEFAULT_FORMAT,
     FileFormat,
     check_path,
     is_csv,
@@ -35,12 +34,12 @@ Paths = Path | str | Sequence[Path | str]
 
 
 class FilesSource(Source):
-    """Read CSV or JSON-lines files once, to their end.
+    """Reads CSV or JSON-lines files once, to their end.
 
     The offset of a record is its number, from 0, over all files of its stream; its partition is 0.
-    Values are JSON: CSV rows become objects of text cells (give the codec ``text_numbers=True``),
-    lines of JSON are delivered as they are, broken ones too. A record's own time stamp is its
-    number, as files have none.
+    Values are JSON: CSV rows become objects of text cells (the codec then needs
+    ``text_numbers=True``); lines of JSON are delivered unchanged, also invalid lines. The time
+    stamp of a record is its number, since lines of files have no time stamps.
 
     Parameters
     ----------
@@ -48,9 +47,9 @@ class FilesSource(Source):
         The files with the entries, read in this order. Names end in .csv, .jsonl or .ndjson, with
         or without .gz.
     label_path : path or sequence of paths, optional
-        The files with the labels, where they have files of their own.
+        The files with the labels, if labels are not in the files with the entries.
     stream, label_stream : str or None
-        The names of the two streams, as positions show them. Default: the name of the first file.
+        The names of the two streams in positions. Default: the name of the first file.
     batch : int, >= 1
         The largest number of records of each stream that one poll returns.
     delimiter : str, one character
@@ -60,15 +59,15 @@ class FilesSource(Source):
     comment : str
         Lines of a CSV file that begin with this text are skipped.
     encoding : str, optional
-        The encoding of the text, by Python's names. Default: UTF-8.
+        The encoding of the text, with Python's name. Default: UTF-8.
 
     Raises
     ------
     ConfigError
-        If a name has another ending.
+        If the name of a file has another ending.
     ConnectorError
-        From `open` if a file is missing; from `poll` if it cannot be read or a position lies
-        beyond its end.
+        From `open` if a file is missing; from `poll` if it cannot be read, or a position is beyond
+        its end.
     """
 
     kind: ClassVar[str] = "files"
@@ -90,10 +89,10 @@ class FilesSource(Source):
         stream: str | None = None,
         label_stream: str | None = None,
         batch: int = 500,
-        delimiter: str = AS_USUAL.delimiter,
-        columns: Sequence[str] = AS_USUAL.columns,
-        comment: str = AS_USUAL.comment,
-        encoding: str | None = AS_USUAL.encoding,
+        delimiter: str = DEFAULT_FORMAT.delimiter,
+        columns: Sequence[str] = DEFAULT_FORMAT.columns,
+        comment: str = DEFAULT_FORMAT.comment,
+        encoding: str | None = DEFAULT_FORMAT.encoding,
     ) -> None:
         if not batch >= 1:
             raise ConfigError("source.batch", batch, "a whole number of records, at least 1")
@@ -110,7 +109,7 @@ class FilesSource(Source):
 
     @property
     def streams(self) -> Sequence[str]:
-        """The entries' stream, then, if there is one, the labels'."""
+        """The stream of the entries, then the stream of the labels, if there is one."""
         return tuple(self._files)
 
     @property
@@ -123,22 +122,22 @@ class FilesSource(Source):
 
         A file that cannot be read has a ``problem``.
         """
-        found: list[dict[str, Any]] = []
-        if not isinstance(codec, JsonCodec):  # somebody else's, of whose fields nothing is known
-            return found
+        facts: list[dict[str, Any]] = []
+        if not isinstance(codec, JsonCodec):  # the fields of another codec are unknown
+            return facts
         for i, (stream, paths) in enumerate(self._files.items()):
             for path in paths:
                 try:
                     if not path.is_file():
                         raise ConnectorError(f"file {path}: not found")
                     setting = "source.label_path" if i else "source.path"
-                    found.append(look_at(path, codec, stream, self.form, setting))
+                    facts.append(look_at(path, codec, stream, self.form, setting))
                 except ConnectorError as error:
-                    found.append({"path": str(path), "problem": str(error)})
-        return found
+                    facts.append({"path": str(path), "problem": str(error)})
+        return facts
 
     def open(self, owner: PartitionOwner) -> None:
-        """Start where `owner` says; None is the first record."""
+        """Start at the positions that `owner` returns; None means the first record."""
         for path in chain.from_iterable(self._files.values()):
             if not path.is_file():
                 raise ConnectorError(f"file {path}: not found")
@@ -150,7 +149,7 @@ class FilesSource(Source):
         }
 
     def poll(self, timeout_s: float) -> list[Record]:
-        """Return the next records of every stream; waits only while it passes over those before
+        """Return the next records of every stream; waits only while it skips the records before
         the start."""
         if not self._readers:
             raise ConnectorError("files source: poll before open")
@@ -162,11 +161,11 @@ class FilesSource(Source):
         return records
 
     def pause(self, partitions: Collection[StreamPartition]) -> None:
-        """Hold back exactly these partitions."""
+        """Pause exactly these partitions, and resume all others."""
         self._paused = frozenset(at.stream for at in partitions if at.partition == 0)
 
     def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
-        """Read the streams of `starts` from their beginning again, up to there in silence."""
+        """Reopen the streams of `starts`, and skip the records before these positions."""
         for at, start in starts.items():
             if at.stream in self._readers and at.partition == 0:
                 self._readers[at.stream].close()
@@ -175,7 +174,8 @@ class FilesSource(Source):
                 )
 
     def lag(self) -> dict[StreamPartition, int]:
-        """0 for a stream read to its end; how much is left of the others is not known."""
+        """Return 0 for each stream that was read to its end; the lag of other streams is
+        unknown."""
         return {
             StreamPartition(stream, 0): 0
             for stream, reader in self._readers.items()
@@ -184,7 +184,7 @@ class FilesSource(Source):
 
     @property
     def state(self) -> str:
-        """``ended`` once every stream has been read to its end."""
+        """``ended`` when every stream was read to its end, else ``connected``."""
         return (
             "ended"
             if self._readers and all(r.ended for r in self._readers.values())
@@ -199,7 +199,7 @@ class FilesSource(Source):
 
 
 class _Reader:
-    """One stream: which record comes next, and whether there is one."""
+    """Reads the records of one stream, and knows the number of the next one."""
 
     def __init__(self, stream: str, paths: Sequence[Path], start: int, form: FileFormat) -> None:
         self._stream = stream
@@ -210,16 +210,15 @@ class _Reader:
         self.ended = False
 
     def skip(self, deadline: float) -> bool:
-        """Pass over the records before the start; False if `deadline` (monotonic, s) came
-        first."""
+        """Skip the records before the start; return False if `deadline` (monotonic, s) has passed
+        before the end."""
         while self._next < self._start:
             for _ in range(min(SKIP_CHUNK, self._start - self._next)):
                 if next(self._values, None) is None:
                     raise ConnectorError(
-                        f"{self._stream}[0]: position {self._start} is outside of the file's 0 "
-                        f"to {self._next}; "
-                        f"was it replaced? Start from a checkpoint that belongs to it, or "
-                        f"without one"
+                        f"{self._stream}[0]: position {self._start} is outside of the file, which "
+                        f"has the positions 0 to {self._next}; was the file replaced? Start from "
+                        f"a checkpoint that belongs to it, or without a checkpoint"
                     )
                 self._next += 1
             if time.monotonic() >= deadline:
@@ -227,7 +226,7 @@ class _Reader:
         return True
 
     def take(self, most: int) -> list[Record]:
-        """Return up to `most` records; `ended` says whether the file has been read out."""
+        """Return up to `most` records; at the end of the stream, set `ended`."""
         records: list[Record] = []
         while not self.ended and len(records) < most:
             value = next(self._values, None)
@@ -245,22 +244,22 @@ class _Reader:
 
 @dataclass(frozen=True)
 class History:
-    """What `read_history` found.
+    """The result of `read_history`.
 
     Attributes
     ----------
     batch : Batch
-        The good rows, in the file's order.
+        The valid rows, in the order of the file.
     rows : int
-        Records read, good and bad.
+        The number of records that were read, valid or not.
     rejected : Counter of str
-        Bad ones by `streamadapt.errors.Reason` value; nothing of them is in `batch`.
+        Refused records by `streamadapt.errors.Reason` value; `batch` does not contain them.
     entries : int
-        Of `rows`, those that are no labels of their own.
+        The number of `rows` without the records that are only a label.
     examples : dict of str to str
-        Reason -> the first one: where it stands, and what is wrong with it.
+        Reason -> the position and the problem of the first record refused for this reason.
     rejected_labels : int
-        Of the bad ones, labels of their own.
+        The number of refused records that are only a label.
     """
 
     batch: Batch
@@ -277,31 +276,31 @@ def read_history(
     *,
     label_path: Paths | None = None,
     limits: Limits | None = None,
-    form: FileFormat = AS_USUAL,
+    form: FileFormat = DEFAULT_FORMAT,
 ) -> History:
     """Read files into columns, through the same codec as a running stream.
 
     Parameters
     ----------
     path : path or sequence of paths
-        .csv, .jsonl or .ndjson, with or without .gz; CSV cells are read as numbers also where
-        `fields` does not say so.
+        .csv, .jsonl or .ndjson, with or without .gz; CSV cells are always read as numbers, also
+        without ``fields.text_numbers``.
     fields : FieldMap
     label_path : the same as `path`, or None
-        Labels that came apart from their entries are joined by id.
+        Files with labels, which are joined to their entries by id.
     limits : Limits or None
     form : FileFormat
-        How the files are written.
+        The form of the files.
 
     Raises
     ------
     ConfigError
-        If the columns of a CSV file are not those that `fields` names.
+        If a column that `fields` names is missing in a CSV file.
     ConnectorError
-        If a file cannot be read, or has no good row.
+        If a file cannot be read, or has no valid row.
     """
     streams = ["history"] if label_path is None else ["history", "history-labels"]
-    found = _Columns(fields.outputs)
+    history = _Columns(fields.outputs)
     for stream, paths in zip(streams, (path, label_path), strict=False):
         offset, clock = 0, LocalClock()
         for file in _as_paths(paths or (), "path"):
@@ -312,25 +311,25 @@ def read_history(
             )
             look_at(file, codec, stream, form, "HISTORY" if stream == streams[0] else "--labels")
             for value in values_of(file, form):
-                found.add(
+                history.add(
                     codec, Record(Position(stream, 0, offset), None, value, offset), clock, file
                 )
                 offset += 1
-    if not found.values:
+    if not history.values:
         reasons = "; ".join(
-            f"{found.rejected[reason]} {reason}, for example {found.examples[reason]}"
-            for reason in found.rejected
+            f"{history.rejected[reason]} {reason}, for example {history.examples[reason]}"
+            for reason in history.rejected
         )
         raise ConnectorError(
-            f"history {path}: no good row among {found.rows}: {reasons or 'it is empty'}"
+            f"history {path}: no valid row among {history.rows}: {reasons or 'it is empty'}"
         )
     return History(
-        found.batch(fields.values),
-        found.rows,
-        found.rejected,
-        found.entries,
-        found.examples,
-        found.rejected_labels,
+        history.batch(fields.values),
+        history.rows,
+        history.rejected,
+        history.entries,
+        history.examples,
+        history.rejected_labels,
     )
 
 

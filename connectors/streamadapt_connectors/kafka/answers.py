@@ -1,4 +1,4 @@
-"""What a client has asked the brokers and got no answer to, and what they last refused to
+"""Tracks the unanswered requests of a client, and the records that brokers have refused to
 store."""
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from kafka import errors as kafka_errors
 __all__ = ["FETCH", "PRODUCE", "Answers", "Overdue", "Silence"]
 
 SILENT_S: Final = 5.0
-"""A broker that takes so much longer than it was allowed to is paused, frozen, or far too busy."""
+"""A broker that answers later than this after the allowed time is paused, frozen or overloaded."""
 HOLD_S: Final = 0.5
-"""If no answer was seen only once, this process itself may have been stopped, with the answer
-waiting to be read."""
+"""A missing answer must be seen for this time: this process itself may have been stopped, with the
+answer still unread."""
 FORGET_S: Final = 600.0
-"""Longer than any request takes before kafka-python gives it up: it has lost this one."""
+"""Longer than the timeout of any request: kafka-python has lost an older request."""
 FETCH: Final = "fetch"
 PRODUCE: Final = "produce"
 
@@ -35,7 +35,7 @@ class Overdue:
     kind : str
         ``fetch``, ``produce``, ``metadata`` and so on.
     age_s : float, s
-        Since it was sent.
+        The time since it was sent.
     """
 
     node: Any
@@ -52,7 +52,7 @@ class _Asked:
 
 
 class Answers:
-    """The requests of one client that are under way. Bounded by what kafka-python has under way.
+    """The unanswered requests of one client; kafka-python limits their number.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Answers:
         self._refused: dict[tuple[str, int], str] = {}
 
     def sent(self, request: Any, node: Any, future: Any) -> None:
-        """Take note of a request, and of the future of its answer."""
+        """Record a request and the future of its answer."""
         if future.is_done:
             return
         kind = type(request).__name__.removesuffix("Request").lower()
@@ -99,11 +99,11 @@ class Answers:
         future.add_errback(failed)
 
     def overdue(self, kind: str) -> Overdue | None:
-        """Return the oldest request that should have been answered `SILENT_S` ago, if it tells
+        """Return the oldest request that should have been answered `SILENT_S` ago, if it shows
         that no work is done.
 
-        One of this kind does. One of another kind does if no broker has answered anything since:
-        with several brokers the client asks another one next time.
+        A request of this kind shows it. A request of another kind shows it only if no broker has
+        answered any request since: with several brokers the client asks another broker next time.
         """
         now = self._clock()
         for number, asked in list(self._asked.items()):
@@ -121,8 +121,8 @@ class Answers:
         return Overdue(oldest.node, oldest.kind, now - oldest.at)
 
     def refusal(self, topic: str) -> tuple[int, str] | None:
-        """Return a partition of a topic that did not store what was sent last, and the broker's
-        error."""
+        """Return a partition of a topic that did not store the newest records, and the broker's
+        error; None if there is no such partition."""
         for (name, partition), error in list(self._refused.items()):
             if name == topic:
                 return partition, error
@@ -141,7 +141,7 @@ class Answers:
 
 
 class Silence:
-    """Confirms that no broker answers, once this has been seen for `HOLD_S`.
+    """Confirms that no broker answers, after this has been true for `HOLD_S`.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ class Silence:
         Parameters
         ----------
         quiet : str
-            That no broker answers, in words for an operator; empty if one does.
+            A message for the operator if no broker answers; empty if a broker answers.
         """
         if not quiet:
             self._since = None
@@ -171,14 +171,14 @@ class Silence:
 
 
 def _allowed_s(request: Any) -> float:
-    """Return how long a broker may wait before it answers: a fetch for records, a join for the
-    group's members.
+    """Return how long a broker may wait before it answers: to a fetch until there are records, to
+    a join until all members of the group have joined.
 
-    Not so what is written: a broker that waits for its followers does not acknowledge, which is
-    what is to be known.
+    For a produce request this is 0: if a broker waits for its followers, the operator must know
+    that it does not acknowledge.
     """
     if type(request).__name__ == "FetchRequest":
         return float(getattr(request, "max_wait_ms", 0) or 0) / 1000
     if type(request).__name__ in ("JoinGroupRequest", "SyncGroupRequest"):
-        return float("inf")  # a member that is busy holds up all others
+        return float("inf")  # a busy member delays all other members
     return 0.0

@@ -1,13 +1,13 @@
-"""Who of a consumer group gets which partitions: those of entries and labels together, moved as
-few as can be.
+"""Assigns partitions to the members of a consumer group: partition p of entries and labels to the
+same member, and with as few moves as possible.
 
-Members that read the same topics share those out among themselves; a group may have several such
-sets of members. With each assignment goes a mark, or why a member gets nothing: without the mark
-it was somebody else who shared out.
+The partitions of topics are divided among the members that read exactly these topics; a group may
+have several such sets of members. Each assignment has a mark, and the reason if a member gets no
+partition. An assignment without the mark was made by another application.
 
-Incremental cooperative rebalancing (Kafka's KIP-429): everybody keeps what stays theirs and goes
-on with it while the group settles. A partition that is to move is first taken from its owner, who
-saves its state, and given to its next owner in a second round.
+Rebalancing is incremental and cooperative (KIP-429): members keep the partitions that do not move,
+and continue to read them during a rebalance. A partition that moves is first revoked from its
+owner, which saves its state, and is assigned to its next owner in a second round.
 """
 
 from __future__ import annotations
@@ -23,35 +23,37 @@ from kafka.protocol.consumer.metadata import (
     ConsumerProtocolSubscription,
 )
 
-__all__ = ["CoPartitioned", "shared_out"]
+__all__ = ["CoPartitioned", "balanced"]
 
 GENERATION: Final = struct.Struct(">i")
 MARK: Final = b"streamadapt"
 
 
-def shared_out(
+def balanced(
     partitions: Iterable[int], members: Sequence[str], owned: Mapping[str, Iterable[int]]
 ) -> dict[str, list[int]]:
-    """Return who should have which partitions, once all moves are done.
+    """Return the partitions of each member after all moves.
 
-    Nobody has two more than another, and as many partitions as possible stay where they are.
+    The numbers of partitions of two members differ by at most one, and as few partitions as
+    possible move.
 
     Parameters
     ----------
     partitions : iterable of int
     members : sequence of str
-        In the order in which they are served.
+        In the order in which they get partitions.
     owned : mapping
-        What each member has now; no partition twice.
+        The present partitions of each member; no partition occurs twice.
     """
-    wanted = sorted(set(partitions))
-    least, more = divmod(len(wanted), len(members))
-    has = {member: sorted(set(owned.get(member, ())) & set(wanted)) for member in members}
-    # Who has the most may keep one more than the others: that moves the fewest.
+    every = sorted(set(partitions))
+    least, more = divmod(len(every), len(members))
+    has = {member: sorted(set(owned.get(member, ())) & set(every)) for member in members}
+    # The members with the most partitions may keep one more than the others: this moves the
+    # fewest.
     richest = sorted(members, key=lambda member: -len(has[member]))
     room = {member: least + (i < more) for i, member in enumerate(richest)}
     kept = {member: has[member][: room[member]] for member in members}
-    free = iter(sorted(set(wanted) - {p for own in kept.values() for p in own}))
+    free = iter(sorted(set(every) - {p for own in kept.values() for p in own}))
     for member in members:
         while len(kept[member]) < room[member]:
             kept[member].append(next(free))
@@ -59,28 +61,28 @@ def shared_out(
 
 
 class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
-    """kafka-python's interface to `shared_out`.
+    """An assignor of kafka-python that uses `balanced`.
 
-    One object per consumer: it knows what the consumer has.
+    Each consumer has its own object, which stores the consumer's partitions.
     """
 
     name = "streamadapt-copartitioned"
-    version = 1  # of the subscription: with the partitions that a member has
+    version = 1  # version 1 of a subscription contains the partitions that a member owns
 
     def __init__(self) -> None:
         self._owned: list[Any] = []
         self._generation = -1
         self.refusal = ""
-        """Why this member gets nothing; empty if it is one of the group."""
+        """The reason why this member gets no partition; empty if it belongs to the group."""
         self.marked = True
         """Whether the newest assignment was made by this class."""
 
     def supported_protocols(self) -> list[RebalanceProtocol]:
-        """Only the cooperative one."""
+        """Return only the cooperative protocol."""
         return [RebalanceProtocol.COOPERATIVE]
 
     def forget(self) -> None:
-        """What the consumer had is lost: it must not be claimed."""
+        """Forget the consumer's partitions after they were lost: it must not claim them."""
         self._owned = []
 
     def metadata(self, topics: Iterable[str]) -> ConsumerProtocolSubscription:
@@ -99,7 +101,7 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
         )
 
     def on_assignment(self, assignment: Any, generation: int) -> None:
-        """Remember what was given, and when."""
+        """Store the assignment and its generation."""
         self._owned = list(assignment.partitions())
         self._generation = generation
         user_data = bytes(assignment.user_data or b"")
@@ -111,8 +113,8 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
     def assign(
         self, cluster: Any, members: Sequence[Any]
     ) -> dict[str, ConsumerProtocolAssignment]:
-        """Assign partitions; one that moves is unassigned for one round."""
-        # Static members first: their names survive a restart, and so does the order.
+        """Assign partitions to members; a partition that moves has no owner for one round."""
+        # Static members first: their names, and therefore the order, survive a restart.
         order = sorted(
             members,
             key=lambda m: (m.group_instance_id is None, m.group_instance_id or "", m.member_id),
@@ -120,44 +122,41 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
         by_topics: dict[tuple[str, ...], list[Any]] = defaultdict(list)
         for member in order:
             by_topics[tuple(sorted(member.metadata.topics))].append(member)
-        # Those who read something go before those who come with other topics.
+        # Members that already own partitions have priority over new members with other topics.
         sets = sorted(by_topics, key=lambda topics: (-len(_owners(by_topics[topics])), topics))
-        given: dict[str, ConsumerProtocolAssignment] = {}
+        assignments: dict[str, ConsumerProtocolAssignment] = {}
         taken: dict[str, tuple[str, ...]] = {}
         for topics in sets:
             foreign = next((taken[topic] for topic in topics if topic in taken), None)
             if foreign is None:
                 taken |= dict.fromkeys(topics, topics)
-                given |= self._share(cluster, topics, by_topics[topics])
+                assignments |= self._share(cluster, topics, by_topics[topics])
                 continue
             why = (
-                f"others in it read {', '.join(foreign)}, and this one {', '.join(topics)}: "
-                f"that cannot be shared out"
+                f"other members read {', '.join(foreign)}, but this one reads "
+                f"{', '.join(topics)}: these partitions cannot be divided between them"
             )
-            given |= {m.member_id: self._assignment([], why) for m in by_topics[topics]}
-        return given
+            assignments |= {m.member_id: self._assignment([], why) for m in by_topics[topics]}
+        return assignments
 
     def _share(
         self, cluster: Any, topics: Sequence[str], members: Sequence[Any]
     ) -> dict[str, ConsumerProtocolAssignment]:
-        """Share out the topics of members that all read the same ones."""
+        """Divide the partitions of topics among members that all read these topics."""
         names = [member.member_id for member in members]
         owner = _owners(members)
         owned: dict[str, list[int]] = defaultdict(list)
         for partition, name in owner.items():
             owned[name].append(partition)
         # Only what all topics have: partitions are added to one of them first.
-        there = set.intersection(
-            *(set(cluster.partitions_for_topic(topic) or ()) for topic in topics)
-        )
-        goal = shared_out(there, names, owned)
-        given = {
-            name: [p for p in own if owner.get(p, name) == name] for name, own in goal.items()
-        }
-        return {
-            name: self._assignment([(t, own) for t in topics if own])
-            for name, own in given.items()
-        }
+        of_topics = [set(cluster.partitions_for_topic(topic) or ()) for topic in topics]
+        goal = balanced(set.intersection(*of_topics), names, owned)
+        shares = {}
+        for name, wanted in goal.items():
+            # A partition that another member still has comes in the next round.
+            free = [partition for partition in wanted if owner.get(partition, name) == name]
+            shares[name] = self._assignment([(topic, free) for topic in topics if free])
+        return shares
 
     def _assignment(
         self, places: list[tuple[str, list[int]]], refusal: str = ""
@@ -166,9 +165,10 @@ class CoPartitioned(AbstractPartitionAssignor):  # type: ignore[misc]
 
 
 def _owners(members: Sequence[Any]) -> dict[int, str]:
-    """Return who has each partition.
+    """Return the owner of each partition.
 
-    Of two that claim it, the one with the older word was thought dead meanwhile.
+    If two members claim a partition, the claim of the older generation is not valid: that member
+    was considered dead meanwhile.
     """
     claims: dict[int, tuple[int, str]] = {}
     for member in members:

@@ -1,8 +1,8 @@
-"""Fetched records on their way to the engine.
+"""Buffers fetched records until the engine polls them.
 
-kafka-python 3.0 can hold back a paused partition, but loses track of one that it is in the middle
-of delivering: after `resume` nothing more comes of it. So a whole fetch is taken over at once and
-cut into polls here.
+kafka-python 3.0 can pause a partition, but not while it is in the middle of delivering a fetch:
+after `resume` that partition delivers nothing more. So a whole fetch is moved to this buffer at
+once, and is divided into polls here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from streamadapt.records import Position, Record
 __all__ = ["TAKE_ALL", "Buffer"]
 
 LATEST_NS: Final = 2**63 - 1
-"""In 2262. Kafka's milliseconds reach further; the codec takes none of those."""
+"""The largest time, in 2262. Kafka's time stamps in ms can be later; the codec refuses these."""
 TAKE_ALL: Final = 2**31 - 1
-"""For kafka-python's max_poll_records: never stop in the middle of a fetch."""
+"""A value of kafka-python's max_poll_records with which it never stops in the middle of a
+fetch."""
 
 
 class Buffer:
-    """Records by partition, in order; of each never more than was fetched at once.
+    """Records by partition, in order; for each partition at most one fetch.
 
     Parameters
     ----------
     most : int
-        Most records that `take` returns.
+        The largest number of records that `take` returns.
     """
 
     def __init__(self, most: int) -> None:
@@ -37,21 +38,21 @@ class Buffer:
         self._sizes: dict[TopicPartition, int] = {}
 
     def __bool__(self) -> bool:
-        """Whether anything is held."""
+        """Whether the buffer has records."""
         return bool(self._records)
 
     @property
     def places(self) -> set[TopicPartition]:
-        """The partitions of which records are held."""
+        """The partitions that have records in the buffer."""
         return set(self._records)
 
     @property
     def size(self) -> int:
-        """Bytes of the keys and values held."""
+        """The size of all keys and values in the buffer, in bytes."""
         return sum(self._sizes.values())
 
     def put(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
-        """Add what a kafka-python poll returned."""
+        """Add the result of a poll of kafka-python."""
         for at, batch in fetched.items():
             self._records.setdefault(at, []).extend(
                 Record(
@@ -67,7 +68,7 @@ class Buffer:
             self._sizes[at] = self._sizes.get(at, 0) + size
 
     def take(self, paused: Collection[TopicPartition]) -> list[Record]:
-        """Return the next records, the same share of every partition that is not paused."""
+        """Return the next records, the same number from every partition that is not paused."""
         ready = [at for at in self._records if at not in paused]
         taken: list[Record] = []
         for i, at in enumerate(ready):
@@ -83,12 +84,12 @@ class Buffer:
         return taken
 
     def next_of(self, at: TopicPartition) -> int | None:
-        """Return the offset of the first record held of a partition; None if there is none."""
+        """Return the offset of a partition's first record in the buffer; None if there is none."""
         records = self._records.get(at)
         return records[0].position.offset if records else None
 
     def drop(self, places: Collection[TopicPartition]) -> None:
-        """Forget what is held of some partitions."""
+        """Remove the records of some partitions."""
         for at in places:
             self._records.pop(at, None)
             self._sizes.pop(at, None)

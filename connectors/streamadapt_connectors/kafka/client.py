@@ -1,5 +1,5 @@
-"""What Kafka sources and sinks share: security, a client that can be closed, the state of the
-connection."""
+"""Code that Kafka sources and sinks share: security, a client that can be closed, and the state of
+the connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streamadapt.config.secrets import remember, scrubbed, without_credentials
 from streamadapt.engine.conditions import Condition, Conditions
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt_connectors.kafka.answers import PRODUCE, Answers
-from streamadapt_connectors.kafka.client_log import let_client_speak
+from streamadapt_connectors.kafka.client_log import forward_client_log
 from streamadapt_connectors.kafka.greeting import (
     address_reason,
     check_server,
@@ -35,7 +35,7 @@ from streamadapt_connectors.kafka.security import check_security, refusal_of
 __all__ = ["CONNECTION", "Client", "Link", "Reach", "Setup", "check_security"]
 
 CONNECTION: Final = ("servers", "security")
-"""Settings that say where the servers are, and how to reach them."""
+"""The settings of the connection: the servers, and how to connect to them."""
 
 T = TypeVar("T")
 
@@ -47,22 +47,22 @@ NOT_READY_S: Final = 0.05
 BOOTSTRAP_MS: Final = 5000
 RECONNECT_MAX_MS: Final = 5000
 SETUP_MS: Final = 5000
-"""For a connection and what is asked on it first, doubled each time that is too short."""
+"""The time for a connection and the first requests on it; kafka-python doubles it each time that
+it is too short."""
 ADVERTISED: Final = (
     "this is the address that the broker itself names (its advertised.listeners), not one of "
-    "servers: make it "
-    "reachable from this machine, or correct it in the broker's settings"
+    "servers: make it reachable from this machine, or correct it in the broker's settings"
 )
 
 
 class Link:
-    """Whether the other side answers: says so once per change, and how long to wait before the
+    """The state of a connection: logs each change once, and computes how long to wait before the
     next attempt.
 
     Parameters
     ----------
     conditions : Conditions
-        Keeps what is wrong, and says it.
+        Stores and reports the problems.
     holder : str
         See `Conditions.begin`.
     """
@@ -81,11 +81,11 @@ class Link:
         return self._state
 
     def up(self) -> None:
-        """It answers."""
+        """Record that the broker answers."""
         again = " again" if self._conditions.answered else ""
         waited = self._conditions.holds(Condition.NO_ANSWER, self._holder)
         self._conditions.end(Condition.NO_ANSWER, f"connected{again}", self._holder)
-        self._conditions.end(Condition.TOPIC_MISSING, f"the topic is there{again}", self._holder)
+        self._conditions.end(Condition.TOPIC_MISSING, f"the topic exists{again}", self._holder)
         if not self._conditions.answered and not waited:
             log.info("%s: connected", self._conditions.what)
         self._conditions.answered = True
@@ -97,13 +97,13 @@ class Link:
         )
 
     def down(self, why: str, condition: Condition = Condition.NO_ANSWER) -> None:
-        """It does not; wait longer each time, with jitter, so that many clients do not come back
-        at once."""
+        """Record that the broker does not answer; wait longer each time, with jitter, so that many
+        clients do not reconnect at once."""
         why = scrubbed(why)
         text = f"{why}; trying again until it works"
         known = self._conditions.holds(condition)
         self._conditions.begin(condition, text, self._holder)
-        # Each may be another wrong setting.
+        # A different reason may be another wrong setting: log it, too.
         if known and not self._conditions.answered and why != self._why:
             log.warning("%s: %s", self._conditions.what, text)
         self._state, self._why = "connecting", why
@@ -120,13 +120,14 @@ class Link:
 
 
 class Setup:
-    """Steps that may block for long, each run in a helper thread over as many polls as it takes.
+    """Runs steps that may block for a long time in a helper thread, while the caller polls for the
+    result.
 
     Parameters
     ----------
     worker : ThreadPoolExecutor
     link : Link
-        Says how long to wait before a step is tried again.
+        Determines how long to wait before a step is tried again.
     """
 
     def __init__(self, worker: ThreadPoolExecutor, link: Link) -> None:
@@ -136,7 +137,7 @@ class Setup:
 
     def in_time(self, work: Callable[[], T], deadline: float) -> T | None:
         """Return ``work()`` or raise its error; None if it is not done by `deadline` (monotonic,
-        s): ask again."""
+        s): then call this again."""
         if self._job is None:
             self._link.sleep(deadline)
             if self._link.wait_s() > 0:
@@ -157,14 +158,14 @@ class Setup:
         return result
 
     def finally_do(self, last: Callable[[], None]) -> None:
-        """Call `last` once the running step, if there is one, is done."""
+        """Call `last` when the running step is done; do nothing if no step is running."""
         if self._job is not None:
             self._job.add_done_callback(lambda _: last())
 
 
 class Client:
-    """One kafka-python client, kept at hand so that a constructor that fails leaves no thread and
-    no socket behind."""
+    """Builds one kafka-python client and keeps a reference to it, so that a constructor that fails
+    leaves no thread and no socket open."""
 
     def __init__(self) -> None:
         self.net: NetworkSelector | None = None
@@ -180,41 +181,42 @@ class Client:
         self._manager = _Manager(self.net, **configs, socket_connection_setup_timeout_ms=SETUP_MS)
         self._manager.known = self.servers
         self._manager.on_bump = self._take_bump
-        # As it is then.
+        # With the value at the time of the call.
         self._manager.before_sending = lambda partitions: self.before_sending(partitions)
         self._client = _NetClient(net=self.net, manager=self._manager, **configs)
-        # kafka-python 3.0 does not hand this on: a topic that was deleted would be created by
-        # asking for it.
+        # kafka-python 3.0 does not pass this on: a request for the metadata of a deleted topic
+        # would create the topic.
         name = "allow_auto_create_topics"
         self._client.cluster.config[name] = configs.get(name, self._client.cluster.config[name])
         return self._client
 
     @property
     def cluster(self) -> Any:
-        """What kafka-python knows of the cluster (its `ClusterMetadata`); None before the client
-        is built."""
+        """The cluster metadata of kafka-python (`ClusterMetadata`); None before the client is
+        built."""
         client = self._client
         return None if client is None else client.cluster
 
     @property
     def failure(self) -> BaseException | None:
-        """Why the newest connection could not be made; None if it could."""
+        """The error of the newest attempt to connect; None if it succeeded."""
         return None if self._manager is None else self._manager.failure
 
     def explain(self, error: BaseException) -> str:
-        """Return in a person's words why something failed: with the addresses of brokers that
-        cannot be reached."""
+        """Return a message for people about an error, with the addresses of brokers that cannot be
+        reached."""
         failed = [] if self._manager is None else self._manager.failed_brokers()
         if failed and not isinstance(error, kafka_errors.BrokerResponseError):
             return "; ".join(failed)
         return str(error) or type(error).__name__
 
     def shown(self) -> Collection[str]:
-        """Return the topics that the broker has told of."""
+        """Return the topics in the metadata that the broker has sent."""
         return set() if self.cluster is None else self.cluster.topics()
 
     def check(self) -> None:
-        """Raise `ConnectorError` if a broker has refused us, which waiting cannot mend."""
+        """Raise `ConnectorError` if a broker has refused the client for a reason that waiting
+        cannot solve."""
         if self._manager is not None and self._manager.refusal is not None:
             raise ConnectorError(f"kafka {self._manager.servers}: {self._manager.refusal}")
 
@@ -226,12 +228,12 @@ class Client:
         )
 
     def quiet(self, kind: str) -> str:
-        """Return that no broker answers, in words for an operator; empty if one does.
+        """Return a message for the operator if no broker answers; empty if a broker answers.
 
         Parameters
         ----------
         kind : str
-            Of the requests that matter: ``fetch`` or ``produce``.
+            The kind of the relevant requests: ``fetch`` or ``produce``.
         """
         manager = self._manager
         if manager is None or manager.silent:
@@ -257,24 +259,24 @@ class Client:
         return f"no broker answers{why}; look at the brokers and the network"
 
     def refusal(self, topic: str) -> tuple[int, str] | None:
-        """Return a partition of a topic that did not store what was sent last, and the broker's
-        error."""
+        """Return a partition of a topic that did not store the newest records, and the broker's
+        error; None if there is no such partition."""
         return None if self._manager is None else self._manager.answers.refusal(topic)
 
     @property
     def forgotten(self) -> bool:
-        """Whether a broker has said that it does not know the producer's transactional id any
-        more."""
+        """Whether a broker has reported that it no longer knows the producer's transactional
+        id."""
         return self._manager is not None and self._manager.answers.forgotten
 
     @property
     def stopped_by(self) -> Exception | None:
-        """What `before_sending` has raised, after which nothing more is sent."""
+        """The error that `before_sending` has raised; after it nothing more is sent."""
         return None if self._manager is None else self._manager.stopped_by
 
     def fall_silent(self) -> None:
-        """Send no request any more, whatever kafka-python still wants to; its sockets close with
-        its thread."""
+        """Send no more requests, even if kafka-python tries to; its sockets close when its thread
+        ends."""
         if self._manager is not None:
             self._manager.silent = True
 
@@ -290,35 +292,36 @@ class Client:
 
 
 class _NetClient(KafkaNetClient):  # type: ignore[misc]
-    """Says that a node is not ready where kafka-python 3.0 raises: its sender then drops the
-    request that was due."""
+    """Reports that a node is not ready, where kafka-python 3.0 would raise: then its sender would
+    drop the pending request."""
 
     def await_ready(self, node_id: Any, timeout_ms: float = 30000) -> bool:
-        """Return whether requests can be sent to a node, after at most so long."""
+        """Return whether requests can be sent to a node; wait for it at most `timeout_ms`."""
         try:
             ready: bool = super().await_ready(node_id, timeout_ms=timeout_ms)
         except (kafka_errors.KafkaConnectionError, kafka_errors.NodeNotReadyError):
-            time.sleep(NOT_READY_S)  # kafka-python asks again at once
+            time.sleep(NOT_READY_S)  # kafka-python calls this again at once
             return False
         return ready
 
 
 class _Manager(KafkaConnectionManager):  # type: ignore[misc]
-    """Keeps why connections fail, which kafka-python only logs, and gives up at the first that can
-    never be made.
+    """Stores the errors of connections, which kafka-python only logs, and stops after the first
+    error that waiting cannot solve.
 
-    Sends nothing once it is silent. kafka-python answers a broker that calls its epoch old with a
-    request for the next one (KIP-360), which would take the transaction from whoever has it now: a
-    transactional producer is fenced then.
+    It sends nothing after it has become silent. If a broker reports an old epoch, kafka-python
+    requests the next epoch (KIP-360), which would fence the present owner of the transaction.
+    Here, the producer itself counts as fenced instead.
     """
 
     on_bump: Callable[[], None] = staticmethod(lambda: None)
     before_sending: Callable[[Collection[int]], None] = staticmethod(lambda partitions: None)
-    """Called with the partitions of what is produced; what it raises ends the producer."""
+    """Called with the partitions of each produce request; an error that it raises ends the
+    producer."""
     stopped_by: Exception | None = None
     silent = False
     known: Sequence[str] = ()
-    """The servers that the user has named."""
+    """The servers in the config."""
 
     def __init__(self, net: NetworkSelector, **configs: Any) -> None:
         super().__init__(net, **configs)
@@ -330,8 +333,8 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         self._reached: set[Any] = set()
 
     def get_connection(self, node_id: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return it; a new one is watched."""
-        if self.refusal is not None:  # the one error after which kafka-python does not try again
+        """Return the connection to a node; a new connection is watched."""
+        if self.refusal is not None:  # the only error after which kafka-python does not retry
             raise kafka_errors.SaslAuthenticationFailedError(self.refusal)
         known = self._conns.get(node_id)
         connection = super().get_connection(node_id, *args, **kwargs)
@@ -343,7 +346,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
     def send(
         self, request: Any, node_id: Any = None, request_timeout_ms: float | None = None
     ) -> Any:
-        """Send a request, unless it must not be."""
+        """Send a request, unless the client is silent."""
         if (
             isinstance(request, InitProducerIdRequest)
             and request.transactional_id
@@ -351,22 +354,22 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         ):
             self.on_bump()
         if isinstance(request, ProduceRequest) and not self.silent:
-            self._ask_before(request)
+            self._check_before(request)
         if self.silent:
             return KafkaFuture().failure(
-                kafka_errors.ProducerFencedError("this producer says nothing more")
+                kafka_errors.ProducerFencedError("this producer sends no more requests")
             )
         node_id = node_id if node_id is not None else self.least_loaded_node()
         future = super().send(request, node_id=node_id, request_timeout_ms=request_timeout_ms)
         self.answers.sent(request, node_id, future)
         return future
 
-    def _ask_before(self, request: Any) -> None:
+    def _check_before(self, request: Any) -> None:
         try:
             self.before_sending(
                 {part.index for topic in request.topic_data for part in topic.partition_data}
             )
-        except Exception as error:  # of the engine, to be raised in its own thread
+        except Exception as error:  # it will be raised again in the engine's thread
             self.stopped_by = error
             self.silent = True
 
@@ -384,14 +387,14 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
             return
         address = f"{node.host}:{node.port}"
         hint = "" if address in self.known or node_id in self._reached else f"; {ADVERTISED}"
-        number = str(node_id).rpartition("-")[2]  # of a group's coordinator, too
+        number = str(node_id).rpartition("-")[2]  # the id of a coordinator has a prefix
         self._unreachable[node_id] = (
             f"broker {number} at {address} cannot be reached: {address_reason(error)}{hint}"
         )
 
     def failed_brokers(self) -> list[str]:
-        """Return the addresses of brokers to which the newest connection could not be made, and
-        why."""
+        """Return a message for each broker to which the newest connection failed, with its address
+        and the reason."""
         return [
             why
             for node, why in list(self._unreachable.items())
@@ -400,7 +403,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
 
 
 class Reach:
-    """How to reach a cluster.
+    """Connects to a cluster.
 
     Parameters
     ----------
@@ -419,12 +422,12 @@ class Reach:
                     "servers", without_credentials(servers), "host:port, several with commas"
                 )
             if "@" in host:
-                expected = "host:port; user names and passwords stand in security"
+                expected = "host:port; user names and passwords belong in security"
                 raise ConfigError("servers", without_credentials(servers), expected)
         remember("security", security)
         self._security = check_security(security)
         self._answering: str | None = None
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def __repr__(self) -> str:
         return f"Reach({','.join(self.servers)!r})"
@@ -439,7 +442,7 @@ class Reach:
         return self._build(KafkaProducer, client, configs)
 
     def common(self) -> dict[str, Any]:
-        """Settings that every kafka-python client takes."""
+        """Return the settings of every kafka-python client."""
         return {
             "bootstrap_servers": self.servers if self._answering is None else [self._answering],
             "bootstrap_timeout_ms": BOOTSTRAP_MS,
@@ -448,19 +451,20 @@ class Reach:
         }
 
     def probe(self) -> None:
-        """Raise unless one of the servers answers as a Kafka broker; remember which.
+        """Raise unless one of the servers answers as a Kafka broker; remember this server.
 
-        Far cheaper than a client, and bounded: kafka-python waits for ever for one who is silent
-        in a TLS handshake. The client then begins with the server that answered: kafka-python
-        takes any of them, and may spend all of its time on a wrong one.
+        This is much cheaper than a client, and takes a limited time: kafka-python waits forever
+        for a server that is silent in a TLS handshake. The client then starts with the server that
+        has answered: kafka-python would try any of them, and might spend all of its time on a
+        wrong server.
 
         Raises
         ------
         ConnectionError
-            If none answers now.
+            If no server answers now.
         ConnectorError
-            If none ever will: every one is of another kind than `security` says, or not to be
-            trusted.
+            If waiting cannot help: every server is of another kind than `security` requires, or is
+            not trusted.
         """
         first = self._answering
         refusals, errors = [], []
@@ -472,7 +476,7 @@ class Reach:
             except OSError as error:
                 errors.append(error)
             else:
-                self._tell_refused(refusals)
+                self._log_refused(refusals)
                 self._answering = server
                 return
         self._answering = None
@@ -480,16 +484,16 @@ class Reach:
             raise ConnectionError("; ".join(map(str, [*errors, *refusals])))
         raise ConnectorError("; ".join(map(str, refusals))) from refusals[0]
 
-    def _tell_refused(self, refusals: Sequence[ConnectorError]) -> None:
-        """Log once what is wrong with some of the servers, where another one answers."""
+    def _log_refused(self, refusals: Sequence[ConnectorError]) -> None:
+        """Log once the problem of each server that cannot be used, if another server answers."""
         for text in map(str, refusals):
-            if text not in self._told:
-                self._told.add(text)
+            if text not in self._logged:
+                self._logged.add(text)
                 log.warning("%s; another one of servers answers, and is used", text)
 
     def _build(self, kind: Callable[..., Any], client: Client, configs: Mapping[str, Any]) -> Any:
         self.probe()
-        let_client_speak()
+        forward_client_log()
         client.servers = self.servers
         try:
             return kind(kafka_client=client, metrics_enabled=False, **self.common(), **configs)
@@ -511,28 +515,30 @@ class Reach:
 
     def _other_mechanism(self) -> ConnectorError:
         server = self._answering or self.servers[0]
-        offered = mechanisms_at(server, self._security) or "no other that it names"
+        offered = mechanisms_at(server, self._security) or "no other that it reports"
         asked = self._security.get("sasl_mechanism")
         text = (
-            f"the broker does not take this security.sasl_mechanism ({asked}); it takes {offered}"
+            f"the broker does not support this security.sasl_mechanism ({asked}); it supports "
+            f"{offered}"
         )
         return ConnectorError(f"kafka {server}: {text}")
 
     def _why(self, failure: BaseException) -> str:
-        """Say why there is no connection, in words that help where the client's own are none.
+        """Return a helpful message about a failed connection, since the client's own message may
+        be empty.
 
         Raises
         ------
         ConnectorError
-            If the broker asks for a password, and there is none.
+            If the broker asks for a password, and `security` has none.
         """
         server = self._answering or self.servers[0]
         if demand := password_demand(server, self._security):
             raise ConnectorError(f"kafka {server}: {demand}")
-        said = f"{server} answers, but takes no requests: {failure or type(failure).__name__}"
+        text = f"{server} answers, but accepts no requests: {failure or type(failure).__name__}"
         protocol = self._security.get("security_protocol", "PLAINTEXT")
         if protocol.endswith("SSL") and not self._security.get("ssl_certfile"):
-            said += "; if it asks for a client certificate, set security.ssl_certfile"
+            text += "; if it asks for a client certificate, set security.ssl_certfile"
         if protocol.startswith("SASL"):
-            said += "; some brokers only close the connection where the password is wrong"
-        return said
+            text += "; some brokers only close the connection if the password is wrong"
+        return text

@@ -1,4 +1,4 @@
-"""Dead letters of a topic, read back; and repaired records, written to the partition they came
+"""Reads the dead letters of a topic, and writes repaired records to the partitions that they came
 from."""
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from streamadapt_connectors.kafka.refusals import Access, Refusals
 __all__ = ["KafkaDeadLetterReader", "KafkaStreamWriter"]
 
 MARK: Final = "streamadapt-replay"
-"""The header of a note among dead letters."""
+"""The header of a replay mark among dead letters."""
 REPLAY_OF: Final = "streamadapt-replay-of"
 REPLAYED_AT: Final = "streamadapt-replayed-at"
 FETCH_BYTES: Final = 4 << 20
@@ -53,9 +53,10 @@ PRODUCER: Final = {
 
 
 class KafkaDeadLetterReader(DeadLetterReader):
-    """Read the records of `KafkaDeadLetters`, without a group.
+    """Reads the records of `KafkaDeadLetters`, without a group.
 
-    Notes are records of the same topic, in partition 0, with the header ``streamadapt-replay``.
+    Marks of replays are records of the same topic, in partition 0, with the header
+    ``streamadapt-replay``.
 
     Parameters
     ----------
@@ -84,19 +85,19 @@ class KafkaDeadLetterReader(DeadLetterReader):
 
     @property
     def name(self) -> str:
-        """Topic and servers."""
+        """Topic and servers, for messages."""
         return f"kafka topic {self._topic} at {','.join(self._reach.servers)}"
 
     @property
     def missing(self) -> bool:
-        """Whether there was no such topic."""
+        """Whether the topic did not exist when it was read."""
         return self._missing
 
     def read(
         self, on_progress: Callable[[int, int], None] | None = None
     ) -> Iterator[StoredLetter | ReplayMark]:
-        """Yield every record up to the ends as they are now; gives up if the broker is silent for
-        `PATIENCE_S`."""
+        """Yield every record up to the present ends of the partitions; raises `ConnectorError` if
+        the broker does not answer for `PATIENCE_S`."""
         accesses = [Access("Read", "topic", self._topic, "dead_letters.topic")]
         with _consumer(self._reach, self.name, accesses) as consumer:
             places = [
@@ -109,7 +110,7 @@ class KafkaDeadLetterReader(DeadLetterReader):
             ends = consumer.end_offsets(places, timeout_ms=OFFSETS_TIMEOUT_MS)
             held = {at: end for at, end in ends.items() if end > begins[at]}
             if held:
-                # Some brokers name the start of the last batch here.
+                # Some brokers return the start of the last batch as the end.
                 ends = fetched_ends(consumer, held)
                 for record in _between(
                     consumer, {at: begins[at] for at in held}, ends, on_progress
@@ -117,9 +118,9 @@ class KafkaDeadLetterReader(DeadLetterReader):
                     yield _stored(record)
 
     def mark(self, mark: ReplayMark) -> None:
-        """Write the note, and wait until the broker has it."""
+        """Write the mark, and wait until the broker has stored it."""
         if self._missing:
-            raise ConnectorError(f"{self.name}: does not exist; what was fed back is noted there")
+            raise ConnectorError(f"{self.name}: does not exist; a replay must be recorded in it")
         data = msgspec.json.encode(mark_fields(mark))
         # A unique key, so that a compacted topic keeps the record.
         key = f"{MARK} {uuid.uuid4()}".encode()
@@ -134,7 +135,7 @@ class KafkaDeadLetterReader(DeadLetterReader):
         (done,) = self._producer.send([note])
         if done.state != "sent":
             raise ConnectorError(
-                f"{self.name}: the note of what is fed back was not written: {done.detail}"
+                f"{self.name}: the record of the replay was not written: {done.detail}"
             )
 
     def close(self) -> None:
@@ -143,8 +144,8 @@ class KafkaDeadLetterReader(DeadLetterReader):
 
 
 class KafkaStreamWriter(StreamWriter):
-    """Write records to the topic and partition they came from, with their key, their headers and
-    the further headers ``streamadapt-replay-of`` (the position that was refused) and
+    """Writes records to the topic and partition that they came from, with their key, their headers
+    and the additional headers ``streamadapt-replay-of`` (the position of the refused record) and
     ``streamadapt-replayed-at``.
 
     Parameters
@@ -152,7 +153,7 @@ class KafkaStreamWriter(StreamWriter):
     servers, topic, label_topic, security
         As for `KafkaSource`.
     others
-        Its other settings; they do not matter here.
+        The other settings of `KafkaSource`, which are ignored.
     """
 
     def __init__(
@@ -175,15 +176,15 @@ class KafkaStreamWriter(StreamWriter):
         self._producer = _Producer(self._reach, self._accesses)
 
     def check(self, places: Collection[StreamPartition]) -> None:
-        """Raise `ConnectorError` for a partition that there is not."""
+        """Raise `ConnectorError` for a partition that does not exist."""
         name = f"kafka {','.join(self._reach.servers)}"
         with _consumer(self._reach, name, self._accesses) as consumer:
             for topic, partition in sorted(places):
-                there = topic_partitions(consumer, topic)
-                if partition not in there:
+                existing = topic_partitions(consumer, topic)
+                if partition not in existing:
                     has = (
-                        f"has the partitions {there[0]} to {there[-1]}"
-                        if there
+                        f"has the partitions {existing[0]} to {existing[-1]}"
+                        if existing
                         else "does not exist"
                     )
                     raise ConnectorError(
@@ -191,7 +192,7 @@ class KafkaStreamWriter(StreamWriter):
                     )
 
     def write(self, records: Sequence[Returning]) -> list[Returned]:
-        """Write them, and wait until the broker has each."""
+        """Write the records, and wait until the broker has stored each."""
         now = datetime.now(UTC).isoformat(timespec="seconds").encode()
         return self._producer.send([_outgoing(one, now) for one in records])
 
@@ -202,7 +203,7 @@ class KafkaStreamWriter(StreamWriter):
 
 def _outgoing(one: Returning, now: bytes) -> dict[str, Any]:
     at = one.record.position
-    # Its own headers, without those of an earlier replay; the client needs a value in each.
+    # The record's own headers without those of an earlier replay; the client allows no null value.
     own = [
         (name, raw or b"")
         for name, raw in one.record.headers
@@ -219,8 +220,7 @@ def _outgoing(one: Returning, now: bytes) -> dict[str, Any]:
 
 
 class _Producer:
-    """A producer that is connected when first needed, and says of each record what became of
-    it."""
+    """A producer that connects when it is first needed, and returns the result of each record."""
 
     def __init__(self, reach: Reach, accesses: Sequence[Access]) -> None:
         self._reach = reach
@@ -237,8 +237,8 @@ class _Producer:
         posted = [self._post(self._producer, record) for record in records]
         done = [self._settled(one) for one in posted]
         if any(one.state != "sent" for one in done):
-            # a refused batch breaks the sequence of an idempotent producer: the next ones get a
-            # new one
+            # A refused batch breaks the sequence of an idempotent producer: later records need a
+            # new producer.
             self.close()
         return done
 
@@ -254,7 +254,7 @@ class _Producer:
         try:
             receipt = posted.get(timeout=PATIENCE_S + CLOSE_S)
         except (kafka_errors.RetriableError, kafka_errors.KafkaTimeoutError, OSError) as error:
-            # The broker may have it, and its answer was lost.
+            # The broker may have stored the record, with its answer lost.
             return Returned("unknown", self._why(error))
         except kafka_errors.KafkaError as error:
             return Returned("not-sent", self._why(error))
@@ -276,9 +276,8 @@ def _why(error: Exception, client: Client, refusals: Refusals) -> str:
     if isinstance(error, kafka_errors.InvalidTimestampError):
         return (
             f"{scrubbed(str(error))}: the topic's message.timestamp.before.max.ms or "
-            f"message.timestamp.after.max.ms "
-            "does not allow the record's time; raise it, or name the event time's field in "
-            "fields.time"
+            "message.timestamp.after.max.ms does not allow the record's time; raise it, or set "
+            "fields.time to the field of the event time"
         )
     return refusals.explain(error, client.shown()) or scrubbed(client.explain(error))
 

@@ -16,9 +16,9 @@ __all__ = ["SINK_CONDITIONS", "Deliveries"]
 LATE_S: Final = 5.0
 """A delivery that takes longer is reported."""
 REASON_S: Final = 1.0
-"""And so much later, if nothing says why."""
+"""The additional delay of this report if there is no known reason."""
 REFUSED_S: Final = 2.0
-"""A broker that has just come up refuses records for a moment."""
+"""A broker that has just started refuses records for a moment."""
 TOO_FEW: Final = ("NotEnoughReplicas", "NotEnoughReplicasAfterAppend")
 
 SINK_CONDITIONS: Final = (
@@ -30,15 +30,15 @@ SINK_CONDITIONS: Final = (
 
 
 class Deliveries:
-    """What one producer has sent, and its successor, where it had to be given up.
+    """The unacknowledged records of a producer, and of its successor if it had to be abandoned.
 
     Parameters
     ----------
     conditions : Conditions
-        Of the sink, which may have several producers.
+        The problems of the sink, which may have several producers.
     topic : str
     holder : str
-        Which of them this is.
+        The name of this producer in `conditions`.
     clock : callable () -> float, optional
         Monotonic time in seconds.
     """
@@ -60,14 +60,14 @@ class Deliveries:
         self._silence = Silence(clock)
 
     def posted(self, future: Any) -> None:
-        """A record was sent; `future` is kafka-python's, done once it is acknowledged or
-        refused."""
+        """Record that a record was sent; kafka-python's `future` is done when the record is
+        acknowledged or refused."""
         with self._lock:
             self._drop_done()
             self._waiting.append((self._clock(), future))
 
     def given_up(self) -> None:
-        """The producer was given up with what it held; the same records will be sent again."""
+        """Record that the producer was abandoned with its records, which will be sent again."""
         with self._lock:
             self._drop_done()
             if self._waiting and self._lost_since is None:
@@ -76,15 +76,15 @@ class Deliveries:
 
     @property
     def waiting(self) -> int:
-        """How many records are not acknowledged."""
+        """The number of unacknowledged records."""
         with self._lock:
             self._drop_done()
             return len(self._waiting)
 
     @property
     def age_s(self) -> float:
-        """Seconds since the oldest record that is not acknowledged was first sent; 0 where there
-        is none."""
+        """Seconds since the oldest unacknowledged record was first sent; 0 if there is no such
+        record."""
         with self._lock:
             self._drop_done()
             since = self._lost_since
@@ -99,27 +99,26 @@ class Deliveries:
                 self._lost_since = None
 
     def begun(self) -> None:
-        """A new producer is ready.
+        """Record that a new producer is ready.
 
-        What the old one held may be known to be stored, and is not sent again then.
-
-        Not if the broker had refused it: it is sent again, and the new answer decides.
+        The records of the old producer may be known to be stored; then they are not sent again. If
+        the broker has refused them, they are sent again, and count as waiting until its answer.
         """
         with self._lock:
             if not self.conditions.holds(Condition.TOO_FEW_REPLICAS, self.holder):
                 self._lost_since = None
 
     def look(self, *, quiet: str, refusal: tuple[int, str] | None, connected: bool = True) -> None:
-        """Compare what was sent with what was acknowledged, and say what stands in the way.
+        """Compare the sent with the acknowledged records, and report the reason for a delay.
 
         Parameters
         ----------
         quiet : str
-            That no broker answers, in words for an operator; empty if one does.
+            A message for the operator if no broker answers; empty if a broker answers.
         refusal : tuple of int and str, or None
-            The partition that did not store what was sent last, and the broker's error.
+            The partition that did not store the newest records, and the broker's error.
         connected : bool
-            Whether the producer is not just trying to be.
+            Whether the producer is connected.
         """
         age_s, waiting = self.age_s, self.waiting
         confirmed = self._silence.confirm(quiet)
@@ -142,10 +141,9 @@ class Deliveries:
             self.conditions.begin(
                 few,
                 f"topic {self._topic}, partition {refusal[0]} has fewer in-sync replicas than "
-                f"its min.insync.replicas "
-                f"asks for ({refusal[1]}): the broker stores nothing, and what is written "
-                f"waits; bring the brokers "
-                "that hold its replicas back, or lower min.insync.replicas of the topic",
+                f"its min.insync.replicas requires ({refusal[1]}): the broker stores nothing, "
+                "and records wait; restart the brokers that have its replicas, or lower "
+                "min.insync.replicas of the topic",
                 self.holder,
             )
 
@@ -159,15 +157,14 @@ class Deliveries:
             )
         elif age_s >= LATE_S + REASON_S and not known and not self._says_why():
             why = (
-                "the broker says nothing of why"
+                "the broker gives no reason"
                 if refusal is None
                 else f"partition {refusal[0]}: {refusal[1]}"
             )
             self.conditions.begin(
                 late,
                 f"topic {self._topic} has not acknowledged {waiting} records, the oldest for "
-                f"{age_s:.0f} s ({why}); "
-                "look at the topic's leaders and at how busy the brokers are",
+                f"{age_s:.0f} s ({why}); check the topic's leaders and the load of the brokers",
                 self.holder,
             )
 

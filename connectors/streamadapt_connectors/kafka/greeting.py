@@ -1,8 +1,8 @@
-"""What answers at an address: looked at with a few bytes of our own, before kafka-python connects
-there.
+"""Checks with a small request which kind of server answers at an address, before kafka-python
+connects.
 
-kafka-python reports a port with another protocol, and a broker that is frozen, as a lost
-connection or a timeout.
+kafka-python reports a port with another protocol, or a frozen broker, only as a lost connection or
+a timeout.
 """
 
 from __future__ import annotations
@@ -20,27 +20,25 @@ from streamadapt_connectors.kafka.security import refusal_of, tls_context
 __all__ = ["address_reason", "check_server", "mechanisms_at", "password_demand"]
 
 CONNECT_S: Final = 2.0
-"""For a TCP connection, and again for a TLS handshake."""
+"""The timeout of a TCP connection, and of a TLS handshake."""
 ANSWER_S: Final = 5.0
-SECOND_LOOK_S: Final = 1.0
-MOST_BYTES: Final = 1 << 16
+SECOND_ANSWER_S: Final = 1.0
+MAX_BYTES: Final = 1 << 16
 API_VERSIONS: Final = 18
 SASL_HANDSHAKE: Final = 17
 METADATA: Final = 3
 NO_SASL_HERE: Final = 34
 CLOSED: Final = ("socket disconnected", "Connection reset")
-"""How kafka-python says it."""
+"""Parts of kafka-python's messages about a closed connection."""
 TLS_ALERT: Final = b"\x15\x03"
 
 IS_TLS: Final = (
     "this port speaks TLS, and security.security_protocol is {now!r}: set it to 'SSL', or to "
-    "'SASL_SSL' with a user "
-    "name and a password, or name the broker's port without TLS in servers"
+    "'SASL_SSL' with a user name and a password, or name the broker's port without TLS in servers"
 )
 IS_PLAIN: Final = (
     "this port speaks Kafka without TLS, and security.security_protocol is {now!r}: name the "
-    "broker's TLS port in "
-    "servers, or, if nothing has to be encrypted, set it to {plain!r}"
+    "broker's TLS port in servers, or, if no encryption is needed, set it to {plain!r}"
 )
 IS_WEB: Final = "a web server answers at this port, not a Kafka broker: correct servers"
 IS_OTHER: Final = "what answers at this port is not a Kafka broker: correct servers"
@@ -49,29 +47,26 @@ IS_CONTROLLER: Final = (
 )
 IS_SILENT: Final = (
     f"it accepts connections, and does not answer within {ANSWER_S:g} s: the broker is frozen "
-    f"or overloaded, or it is "
-    "not a Kafka broker"
+    "or overloaded, or it is not a Kafka broker"
 )
 IS_CLOSED: Final = (
     "it closes the connection without an answer: a broker that is starting or has too many "
-    "connections, or not a Kafka "
-    "broker"
+    "connections, or not a Kafka broker"
 )
 NO_TLS_ANSWER: Final = (
     f"it accepts connections, and does not answer to a TLS handshake within {CONNECT_S:g} s: "
-    f"the broker is frozen or "
-    "overloaded, or not a Kafka broker; does it speak TLS?"
+    "the broker is frozen or overloaded, or not a Kafka broker; does it speak TLS?"
 )
 
 
 class UnansweredError(ConnectionError):
-    """Nothing answers at an address now; the text says all that is known."""
+    """Raised if nothing answers at an address now; its text is complete."""
 
 
 def check_server(server: str, security: Mapping[str, Any]) -> None:
-    """Raise unless a Kafka broker answers at an address in the protocol that `security` asks for.
+    """Raise unless a Kafka broker answers at an address with the protocol in `security`.
 
-    Sends a request for the broker's versions, which every broker answers before it asks for a
+    This sends a request for the broker's versions, which every broker answers before it asks for a
     password.
 
     Parameters
@@ -110,7 +105,7 @@ def check_server(server: str, security: Mapping[str, Any]) -> None:
 
 
 def address_reason(error: BaseException | str) -> str:
-    """Return in a person's words why no connection could be made, for an error of the system or of
+    """Return a message about a failed connection, from an error of the system or of
     kafka-python."""
     message = str(error)
     if isinstance(error, socket.gaierror) or "DNS" in message:
@@ -124,35 +119,34 @@ def address_reason(error: BaseException | str) -> str:
         )
     if isinstance(error, ConnectionResetError) or any(words in message for words in CLOSED):
         return (
-            "it closes the connection: the broker is starting or stopping, or something in "
-            "between closes it"
+            "it closes the connection: the broker is starting or stopping, or a firewall or proxy "
+            "closes it"
         )
     return message or type(error).__name__
 
 
 def password_demand(server: str, security: Mapping[str, Any]) -> str | None:
-    """Return what to do where a broker asks for a password and `security` has none; None where it
-    asks for none."""
+    """Return what to do if a broker asks for a password and `security` has none; None if the
+    broker does not ask for a password."""
     protocol = security.get("security_protocol", "PLAINTEXT")
     mechanisms = "" if protocol.startswith("SASL") else mechanisms_at(server, security)
     if not mechanisms:
         return None
-    wanted = "SASL_SSL" if protocol == "SSL" else "SASL_PLAINTEXT"
+    needed = "SASL_SSL" if protocol == "SSL" else "SASL_PLAINTEXT"
     return (
         f"this port asks for a user name and a password, and security.security_protocol is "
-        f"{protocol!r}: set it to "
-        f"{wanted!r}, with security.sasl_mechanism ({mechanisms}), sasl_plain_username and "
-        f"sasl_plain_password"
+        f"{protocol!r}: set it to {needed!r}, with security.sasl_mechanism ({mechanisms}), "
+        f"sasl_plain_username and sasl_plain_password"
     )
 
 
 def mechanisms_at(server: str, security: Mapping[str, Any]) -> str:
-    """Return the SASL mechanisms that a broker offers at an address, with commas; empty where it
-    says of none."""
+    """Return the SASL mechanisms that a broker offers at an address, separated by commas; empty if
+    it offers none."""
     answer = b""
     with suppress(OSError), _connected(server) as raw, _secured(raw, server, security) as end:
-        answer = _ask(end, SASL_HANDSHAKE, SECOND_LOOK_S, struct.pack(">h5s", 5, b"PLAIN"))
-    body = answer[8:]  # size, correlation id
+        answer = _ask(end, SASL_HANDSHAKE, SECOND_ANSWER_S, struct.pack(">h5s", 5, b"PLAIN"))
+    body = answer[8:]  # after the size and the correlation id
     if len(body) < 6 or struct.unpack(">i", answer[4:8])[0] != SASL_HANDSHAKE:
         return ""
     code, count = struct.unpack(">hi", body[:6])
@@ -182,8 +176,8 @@ def _is_tls(server: str, protocol: str) -> None:
 
 
 def _judge_tls_failure(server: str, protocol: str, error: OSError) -> None:
-    """Raise what a failure of a TLS handshake means: is it Kafka without TLS that closed the
-    connection?"""
+    """Raise the error for a failed TLS handshake, after a check whether the port speaks Kafka
+    without TLS."""
     if refusal := refusal_of(error):
         if "does not speak TLS" in refusal and _exchange(
             server, b"GET / HTTP/1.0\r\n\r\n"
@@ -213,15 +207,14 @@ def _connected(server: str) -> Iterator[socket.socket]:
 def _secured(
     end: socket.socket, server: str, security: Mapping[str, Any]
 ) -> Iterator[socket.socket]:
-    """Yield the connection, with a TLS handshake where `security` asks for TLS."""
+    """Yield the connection, after a TLS handshake if `security` requires TLS."""
     if not security.get("security_protocol", "").endswith("SSL"):
         yield end
         return
     try:
         context = tls_context(security)
-    except (
-        ConfigError
-    ) as error:  # the files were right at the start: perhaps they are being replaced
+    except ConfigError as error:
+        # The files were valid at the start: perhaps they are being replaced.
         raise UnansweredError(f"{server}: {error}") from error
     host = server.rpartition(":")[0].strip("[]").rstrip(".")
     try:
@@ -233,21 +226,21 @@ def _secured(
 
 
 def _request(key: int, body: bytes) -> bytes:
-    """Return a request of version 0 with the correlation id that is the key."""
+    """Return a request of version 0; its correlation id is the API key."""
     client = b"streamadapt"
     header = struct.pack(">hhih", key, 0, key, len(client)) + client
     return struct.pack(">i", len(header) + len(body)) + header + body
 
 
 def _ask(end: socket.socket, key: int, timeout_s: float, body: bytes = b"") -> bytes:
-    """Return the answer to a request, its size and correlation id included; nothing if the
-    connection was closed."""
+    """Return the answer to a request, with its size and correlation id; empty if the connection
+    was closed."""
     end.settimeout(timeout_s)
     try:
         end.sendall(_request(key, body))
-        answer = end.recv(MOST_BYTES)
+        answer = end.recv(MAX_BYTES)
         while len(answer) >= 4 and answer[:4] != b"HTTP" and _lacks(answer):
-            more = end.recv(MOST_BYTES)
+            more = end.recv(MAX_BYTES)
             if not more:
                 return answer
             answer += more
@@ -258,12 +251,12 @@ def _ask(end: socket.socket, key: int, timeout_s: float, body: bytes = b"") -> b
 
 def _lacks(answer: bytes) -> bool:
     size: int = struct.unpack(">i", answer[:4])[0]
-    return 0 < size <= MOST_BYTES and len(answer) < size + 4
+    return 0 < size <= MAX_BYTES and len(answer) < size + 4
 
 
 def _api_keys(answer: bytes) -> set[int] | None:
-    """Return which requests a broker takes, by its answer to the request for its versions; None
-    for another answer."""
+    """Return the API keys in a broker's answer to the request for its versions; None if this is
+    not such an answer."""
     if len(answer) < 14 or struct.unpack(">i", answer[4:8])[0] != API_VERSIONS:
         return None
     count = struct.unpack(">i", answer[10:14])[0]
@@ -281,18 +274,18 @@ def _strings(data: bytes, count: int) -> Iterator[str]:
 
 
 def _exchange(server: str, request: bytes) -> bytes:
-    """Return the first bytes that come back for some bytes, in the clear; nothing where none
-    do."""
+    """Send bytes without encryption and return the first bytes of the answer; empty if there is no
+    answer."""
     with suppress(OSError), _connected(server) as end:
-        end.settimeout(SECOND_LOOK_S)
+        end.settimeout(SECOND_ANSWER_S)
         end.sendall(request)
-        return end.recv(MOST_BYTES)
+        return end.recv(MAX_BYTES)
     return b""
 
 
 def _speaks_tls(server: str) -> bool:
-    """Whether the other side answers to a TLS hello; nothing is sent after the handshake, and
-    the answer is not trusted."""
+    """Return whether the other side answers to a TLS handshake; nothing is sent after it, and the
+    certificate is not checked."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,5 +1,5 @@
-"""Consumer groups: the owner's callbacks run on the thread that polls, while the client keeps
-sending heartbeats."""
+"""Consumer groups: the owner's callbacks run on the thread that polls, while the client continues
+to send heartbeats."""
 
 from __future__ import annotations
 
@@ -31,30 +31,28 @@ __all__ = [
     "settled",
 ]
 
-LOOK_S: Final = 0.005
-LEAST_SESSION_MS: Final = 1000
-MOST_HEARTBEAT_MS: Final = 1000
-"""A member learns from the answer to a heartbeat that the group shares its partitions out
-again."""
+CHECK_INTERVAL_S: Final = 0.005
+MIN_SESSION_MS: Final = 1000
+MAX_HEARTBEAT_MS: Final = 1000
+"""The longest interval of heartbeats: the answer to a heartbeat tells a member that the group
+rebalances."""
 LEAVE_MS: Final = 1000
 
 
 def session_of(timeout: str) -> dict[str, int]:
-    """Return kafka-python's settings of a group's session: three heartbeats in the time, one of
-    which must come."""
+    """Return kafka-python's settings of a group's session: at least three heartbeats in the
+    timeout, of which one must arrive."""
     timeout_ms = duration_ns("source.session_timeout", timeout) // 1_000_000
-    if not timeout_ms >= LEAST_SESSION_MS:
-        raise ConfigError(
-            "source.session_timeout", timeout, f"a duration >= {LEAST_SESSION_MS} ms"
-        )
-    beat_ms = min(timeout_ms // 3, MOST_HEARTBEAT_MS)
-    return {"session_timeout_ms": timeout_ms, "heartbeat_interval_ms": beat_ms}
+    if not timeout_ms >= MIN_SESSION_MS:
+        raise ConfigError("source.session_timeout", timeout, f"a duration >= {MIN_SESSION_MS} ms")
+    interval_ms = min(timeout_ms // 3, MAX_HEARTBEAT_MS)
+    return {"session_timeout_ms": timeout_ms, "heartbeat_interval_ms": interval_ms}
 
 
 @contextmanager
 def owners_errors() -> Iterator[None]:
-    """Let nothing that the owner raises pass for a broker that is away, which would be waited
-    for."""
+    """Convert errors of the owner to `ConnectorError`: otherwise they would look like errors of an
+    unavailable broker, for which the source waits."""
     try:
         yield
     except (KafkaError, OSError) as error:
@@ -64,12 +62,13 @@ def owners_errors() -> Iterator[None]:
 
 
 def keep_joins(consumer: Any) -> None:
-    """Have a consumer use the answer to a join that came between two polls.
+    """Make a consumer use the answer to a join that came between two polls.
 
-    kafka-python 3.0 only looks for it during a poll. If it finds the join done at the next one, it
-    begins another, which makes all members join again: with short polls the group never settles.
-    It also does not look if the reason to join no longer exists, as for a leader that joined after
-    the metadata of a topic had changed. Its heartbeats, which stop for a join, would never resume.
+    kafka-python 3.0 reads this answer only during a poll. If the join is already done at the next
+    poll, it begins another join, which makes all members join again: with short polls the
+    rebalance would never end. It also does not read the answer if the reason to join no longer
+    exists, for example for a leader that joined after the metadata of a topic had changed. Its
+    heartbeats, which stop during a join, would then never resume.
     """
     coordinator = consumer._coordinator
     needed = coordinator.need_rejoin
@@ -93,7 +92,7 @@ def keep_joins(consumer: Any) -> None:
 
 
 def rebalancing(consumer: Any) -> bool:
-    """Whether a consumer's group is about to share its partitions out, or at it."""
+    """Return whether a consumer's group is rebalancing, or is about to."""
     return consumer.config["group_id"] is not None and (
         consumer.group_metadata().state is MemberState.REBALANCING
         or bool(consumer._coordinator.need_rejoin())
@@ -101,18 +100,18 @@ def rebalancing(consumer: Any) -> bool:
 
 
 def settled(consumer: Any) -> bool:
-    """Whether a consumer is in its group, also where it was given no partition."""
+    """Return whether a consumer is a member of its group, with or without partitions."""
     return consumer.group_metadata().state is MemberState.STABLE
 
 
 def leave(consumer: Any) -> None:
-    """Leave a group whose answer to our request to join is still to come; otherwise ``close`` of
-    the client does it.
+    """Leave a group while the request to join it is unanswered; in other states ``close`` of the
+    client leaves the group.
 
-    A broker answers the requests of one connection in their order. On the coordinator's own, the
-    word that we leave would wait behind the join, which the broker may hold back for as long as
-    its slowest member takes. The member that has gone would then be given partitions, which nobody
-    reads until its session ends.
+    A broker answers the requests of one connection in their order. On the coordinator's own
+    connection, the request to leave would wait behind the join, which the broker may delay until
+    its slowest member has joined. The member that has ended would then get partitions, which
+    nobody would read until its session expires.
     """
     coordinator, member = consumer._coordinator, consumer.group_metadata()
     if member.state is not MemberState.REBALANCING:
@@ -137,8 +136,8 @@ def leave(consumer: Any) -> None:
 
 
 class Handover:
-    """Poll in a helper thread and run on the caller's thread what the client's own thread asks
-    for.
+    """Polls in a helper thread, and runs the callbacks of the client's thread on the caller's
+    thread.
 
     kafka-python calls its listeners on the thread that also sends the heartbeats, while the caller
     is blocked in ``poll``. An owner that writes a checkpoint there would stop the heartbeats, and
@@ -154,16 +153,16 @@ class Handover:
         self.closing = False
 
     def call(self, job: Callable[[], Any]) -> Any:
-        """Return ``job()``, run in the helper thread; requests that come up meanwhile run here,
-        first their errors."""
-        # Else an interrupt came in between, and the old one is still running.
+        """Run a job in the helper thread and return its result; run callbacks on this thread
+        meanwhile, and raise their first error."""
+        # If there is a job already, an interrupt came during the last call, and it still runs.
         if self._job is None:
             self._job = self._worker.submit(job)
             self._job.add_done_callback(lambda _: self._inbox.put(None))
         while (request := self._inbox.get()) is not None:
             try:
                 request.run()
-            except BaseException as error:  # raised below, once the client has settled
+            except BaseException as error:  # raised below, after the client has finished
                 self._error = self._error or error
             finally:
                 request.done.set()
@@ -174,14 +173,14 @@ class Handover:
         return done.result()
 
     async def ask(self, run: Callable[[], None]) -> None:
-        """Have `run` run on the caller's thread; await its end without blocking the client's
+        """Run a callback on the caller's thread, and await its end without blocking the client's
         loop."""
         if self.closing or self._client.net is None:
             return
         request = _Request(run)
         self._inbox.put(request)
         while not request.done.is_set() and not self.closing:
-            await self._client.net.sleep(LOOK_S)
+            await self._client.net.sleep(CHECK_INTERVAL_S)
 
 
 class _Request:
@@ -191,7 +190,7 @@ class _Request:
 
 
 class RebalanceListener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
-    """Pass on what the group decides.
+    """Passes the group's decisions to the source.
 
     Parameters
     ----------
@@ -213,15 +212,15 @@ class RebalanceListener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._revoked = revoked
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """Place the source before anything is fetched."""
+        """Set the positions before records are fetched."""
         await self._handover.ask(lambda: self._assigned(assigned))
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Let the owner finish before somebody else starts."""
+        """Let the owner finish before another member starts."""
         if revoked:
             await self._handover.ask(lambda: self._revoked(revoked, False))
 
     async def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
-        """Tell the owner that somebody else may have started already."""
+        """Tell the owner that another member may have started already."""
         if lost:
             await self._handover.ask(lambda: self._revoked(lost, True))

@@ -1,4 +1,4 @@
-"""The offsets that a consumer group has, against the checkpoints, which decide where to read."""
+"""Compares the offsets of a consumer group with the checkpoints, which decide where to read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kafka import TopicPartition
 __all__ = ["OWN_COMMIT", "moved_by_others", "moved_text"]
 
 OWN_COMMIT: Final = "streamadapt"
-"""The metadata of our own commits: an offset without it was set by somebody else, such as an
+"""The metadata of our own commits: an offset without it was set by another program, such as an
 operator's tool."""
 SHOWN: Final = 3
 
@@ -18,27 +18,27 @@ SHOWN: Final = 3
 def moved_by_others(
     placed: Mapping[TopicPartition, int], committed: Mapping[TopicPartition, Any]
 ) -> dict[Any, int]:
-    """Return the group's offsets that differ from where reading begins, but for our own that lag
-    behind.
+    """Return the group's offsets that differ from the positions where reading begins, except our
+    own commits that are behind.
 
-    A commit follows its checkpoint, so after a crash it may be missing. One that is ahead of the
-    checkpoint may not.
+    A commit follows its checkpoint, so after a crash it may be missing. But our own commit cannot
+    be ahead of the checkpoint.
 
     Parameters
     ----------
     placed : mapping of TopicPartition to int
-        Where reading begins.
+        The positions where reading begins.
     committed : mapping of TopicPartition to OffsetAndMetadata
-        What the group has.
+        The offsets of the group.
     """
     return {
-        at: found.offset
-        for at, found in committed.items()
+        at: commit.offset
+        for at, commit in committed.items()
         if at in placed
-        and found.offset >= 0
+        and commit.offset >= 0
         and (
-            found.offset > placed[at]
-            or (found.offset < placed[at] and found.metadata != OWN_COMMIT)
+            commit.offset > placed[at]
+            or (commit.offset < placed[at] and commit.metadata != OWN_COMMIT)
         )
     }
 
@@ -61,13 +61,11 @@ def moved_text(
     )
     if all(wanted.get(at) is None for at in moved):
         return (
-            f"{moves}; there is no checkpoint, so source.start decides: if there should be one, "
-            f"stop the engine and set "
-            "[checkpoint] path to the folder that has it"
+            f"{moves}; there is no checkpoint, so source.start decides: if there should be a "
+            "checkpoint, stop the engine and set [checkpoint] path to its folder"
         )
     return (
-        f"{moves}; the checkpoints count. If somebody has reset the group's offsets, it has no "
-        f"effect: to read from "
-        "elsewhere, go back with 'streamadapt checkpoint rollback', or set another [checkpoint] "
-        "path and source.start"
+        f"{moves}; the checkpoints decide. A reset of the group's offsets has no effect: to read "
+        "from another position, use 'streamadapt checkpoint rollback', or set another "
+        "[checkpoint] path and source.start"
     )

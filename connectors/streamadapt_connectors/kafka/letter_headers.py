@@ -1,4 +1,4 @@
-"""Restore a dead letter from the plain values in its headers or its JSON line."""
+"""Splits the headers of a Kafka dead letter."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ Headers = tuple[tuple[str, Any], ...]
 
 
 def split_headers(headers: Sequence[tuple[str, Any]]) -> tuple[Headers, Headers]:
-    """Part the headers of a Kafka dead letter: the refused record's own, which come first, and
-    those of the letter.
+    """Return the headers of the refused record, which come first, and the headers of the letter.
 
     Raises
     ------
     ValueError
-        If the header that counts the record's own says something else.
+        If the header ``headers``, the number of the record's headers, is not possible.
     """
     for name, raw in reversed(headers):
         if name == "headers":
             count = int(raw)
             if not 0 <= count < len(headers):
-                raise ValueError(f"headers says {count}, there are {len(headers)}")
+                raise ValueError(f"headers is {count}, but there are {len(headers)} headers")
             return tuple(headers[:count]), tuple(headers[count:])
-        if name == "reason":  # of the letter's headers the first: none of what comes before is its
+        if name == "reason":  # the first header of the letter
             break
     return (), tuple(headers)

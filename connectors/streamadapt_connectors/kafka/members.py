@@ -1,4 +1,4 @@
-"""Who is in a consumer group, for an error that names them."""
+"""Lists the members of a consumer group, for error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streamadapt_connectors.kafka.client import Client, Reach
 
 __all__ = ["Group", "group_of"]
 
-MOST_NAMED: Final = 10
+MAX_SHOWN: Final = 10
 
 _PLACES: Final = [
     {"name": "TopicId", "type": "uuid", "versions": "0+"},
@@ -79,8 +79,8 @@ def _message(kind: str, fields: list[dict[str, Any]]) -> dict[str, Any]:
     return {"apiKey": 69, "type": kind, "name": name, "fields": fields, **versions}
 
 
-# kafka-python 3.0 does not know this message (KIP-848). A class takes its layout from a file of
-# its name, or from here.
+# kafka-python 3.0 has no class for this message (KIP-848). A class reads the layout of its message
+# from a file with the class's name, or from `json_patch`.
 class DescribeGroupsRequest(ApiMessage):  # type: ignore[misc]
     """``ConsumerGroupDescribe``, version 0."""
 
@@ -96,7 +96,7 @@ class DescribeGroupsRequest(ApiMessage):  # type: ignore[misc]
 
 
 class DescribeGroupsResponse(ApiMessage):  # type: ignore[misc]
-    """Its answer."""
+    """The answer to `DescribeGroupsRequest`."""
 
     json_patch = classmethod(
         lambda cls, json: _message(
@@ -110,15 +110,15 @@ class DescribeGroupsResponse(ApiMessage):  # type: ignore[misc]
 
 
 class Group:
-    """What the broker says of a group.
+    """The broker's description of a group.
 
     Attributes
     ----------
     protocol : str
-        How its members agree on who reads what: the name of the assignor, with the new consumer
-        protocol (KIP-848) ``consumer``; empty while the group has no member.
+        The name of the assignor, by which members agree on their partitions; ``consumer`` with the
+        new consumer protocol (KIP-848); empty while the group has no members.
     members : list of str
-        One text each: client id, host, and what it reads where that is known.
+        One text for each member: client id, host, and its topics if they are known.
     """
 
     def __init__(self, name: str, protocol: str, members: list[str]) -> None:
@@ -127,15 +127,16 @@ class Group:
         self.members = members
 
     def __str__(self) -> str:
-        shown = self.members[:MOST_NAMED]
+        shown = self.members[:MAX_SHOWN]
         more = (
             f" and {len(self.members) - len(shown)} more" if len(self.members) > len(shown) else ""
         )
-        return "; ".join(shown) + more if shown else "none that the broker names"
+        return "; ".join(shown) + more if shown else "the broker lists none"
 
 
 def group_of(reach: Reach, name: str) -> Group | None:
-    """Ask the broker who is in a group; None if it does not say. Takes some seconds at most."""
+    """Ask the broker for the members of a group; None if it does not answer. Takes at most some
+    seconds."""
     client = Client()
     configs = {k: v for k, v in reach.common().items() if k != "reconnect_backoff_max_ms"}
     try:
@@ -157,7 +158,7 @@ def _classic(name: str, description: Mapping[str, Any]) -> Group | None:
         return None
     members = []
     for member in description["members"]:
-        data = member["member_metadata"]  # decoded, if it is a consumer's
+        data = member["member_metadata"]  # decoded if the member is a consumer
         topics = data.get("topics") if isinstance(data, Mapping) else getattr(data, "topics", None)
         members.append(_named(member["client_id"], member["client_host"], topics))
     return Group(name, str(description["protocol_data"]), members)
@@ -169,10 +170,12 @@ def _new(name: str, admin: Any) -> Group | None:
         request = DescribeGroupsRequest(group_ids=[name], include_authorized_operations=False)
         return await admin._manager.send(request, node_id=node)
 
-    found = admin._manager.run(ask).groups[0]
-    if found.error_code:
+    described = admin._manager.run(ask).groups[0]
+    if described.error_code:
         return None
-    members = [_named(m.client_id, m.client_host, m.subscribed_topic_names) for m in found.members]
+    members = [
+        _named(m.client_id, m.client_host, m.subscribed_topic_names) for m in described.members
+    ]
     return Group(name, "consumer", members)
 
 

@@ -1,5 +1,5 @@
-"""Another producer's transaction that is not ended: what comes after it in the topic cannot be
-read until it is."""
+"""Reports open transactions of other producers: the records after the start of such a transaction
+cannot be read until it ends."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from streamadapt.engine.conditions import Condition, Conditions
 from streamadapt.errors import ConnectorError
 from streamadapt_connectors.kafka.client import Client, Reach
 
-__all__ = ["OpenTransactions", "who_holds"]
+__all__ = ["OpenTransactions", "transaction_holder"]
 
 OPEN_S: Final = 10.0
-"""Most transactions are shorter; a reader that waits longer for one reports it."""
+"""Most transactions are shorter; a reader that waits longer for a transaction reports it."""
 ASK_S: Final = 5.0
 ASK_MS: Final = 3000
 
 
 class OpenTransactions:
-    """Watch whether a source that reads committed records stands before an open transaction.
+    """Detects whether a source that reads committed records waits for an open transaction.
 
     Parameters
     ----------
     conditions : Conditions
     who : callable of TopicPartition and int -> str
-        Says who has a transaction open from an offset on; may take long, and is called in a thread
-        of its own.
+        Returns the owner of the transaction that is open from an offset on; it may take long, and
+        is called in a separate thread.
     clock : callable () -> float, optional
         Monotonic time in seconds.
     """
@@ -56,33 +56,34 @@ class OpenTransactions:
         positions: Mapping[TopicPartition, int],
         ends: Mapping[TopicPartition, int],
     ) -> None:
-        """Compare positions with what can be read.
+        """Compare the positions with the last stable offsets, and report transactions that are
+        open for too long.
 
         Parameters
         ----------
         stable : mapping of TopicPartition to int
-            Last stable offsets: no record from there on can be read.
+            Last stable offsets: records from there on cannot be read yet.
         positions : mapping of TopicPartition to int
-            Next offsets wanted.
+            The next offsets to read.
         ends : mapping of TopicPartition to int
             High watermarks.
         """
         now = self._clock()
-        stands = {
+        blocked = {
             at: offset
             for at, offset in positions.items()
             if at in stable and stable[at] <= offset < ends.get(at, 0)
         }
         for at, (before, _) in list(self._since.items()):
-            if at not in positions:  # somebody else reads it now
+            if at not in positions:  # another member of the group reads it now
                 del self._since[at]
                 self._conditions.release(str(at))
-            elif stands.get(at) != before:
+            elif blocked.get(at) != before:
                 del self._since[at]
                 self._conditions.end(
                     Condition.OPEN_TRANSACTION, "the transaction has ended", str(at)
                 )
-        for at, offset in stands.items():
+        for at, offset in blocked.items():
             self._since.setdefault(at, (offset, now))
         late = [at for at, (_, since) in self._since.items() if now - since >= OPEN_S]
         if not late:
@@ -99,16 +100,15 @@ class OpenTransactions:
         waiting = sum(ends[at] - self._since[at][0] for at in late)
         return (
             f"{places}{' and more' if len(late) > 3 else ''}: another producer's transaction "
-            f"has been open for more "
-            f"than {OPEN_S:g} s{self._answer}, and {waiting} records from there on cannot be "
-            f"read until it ends; "
-            "commit or abort it, or wait until the broker does after the producer's "
-            "transaction.timeout.ms; "
+            f"has been open for more than {OPEN_S:g} s{self._answer}, and {waiting} records from "
+            "there on cannot be read until it ends; commit or abort it, or wait until the broker "
+            "aborts it after the producer's transaction.timeout.ms; "
             "source.isolation_level = 'read_uncommitted' does not wait"
         )
 
     def _ask(self, at: TopicPartition, now: float) -> bool:
-        """Have somebody find out whose it is; True once that is known, or has taken too long."""
+        """Find the owner of the transaction in a thread; return True when the owner is known, or
+        when this has taken too long."""
         if self._asked_at is None:
             self._asked_at = now
             threading.Thread(
@@ -123,11 +123,11 @@ class OpenTransactions:
         self._answer = self._who(at, offset)
 
 
-def who_holds(reach: Reach, at: TopicPartition, offset: int) -> str:
+def transaction_holder(reach: Reach, at: TopicPartition, offset: int) -> str:
     """Return the transactional id of the oldest open transaction of a partition, as part of a
-    sentence, if it is told.
+    sentence; an empty text if the broker does not return it.
 
-    Needs Apache Kafka 3.0, and the right to describe the transactional id.
+    This needs Apache Kafka 3.0, and the right to describe the transactional id.
     """
     client = Client()
     configs = {k: v for k, v in reach.common().items() if k != "reconnect_backoff_max_ms"}
@@ -135,12 +135,12 @@ def who_holds(reach: Reach, at: TopicPartition, offset: int) -> str:
         try:
             admin = KafkaAdminClient(kafka_client=client, request_timeout_ms=ASK_MS, **configs)
             producers = admin.describe_producers([at])[at].active_producers
-            holds = [
+            open_ones = [
                 one for one in producers if 0 <= one.current_transaction_start_offset <= offset
             ]
-            oldest = min(holds, key=lambda one: one.current_transaction_start_offset)
+            oldest = min(open_ones, key=lambda one: one.current_transaction_start_offset)
             listed = admin.list_transactions(producer_id_filters=[oldest.producer_id])
-            names = {one.transactional_id for found in listed.values() for one in found}
+            names = {one.transactional_id for answer in listed.values() for one in answer}
             name = f"transactional id {min(names)!r}, " if names else ""
             return f" ({name}producer id {oldest.producer_id})"
         finally:

@@ -1,4 +1,4 @@
-"""Where to start reading: positions against what the topic still holds."""
+"""Decides where to start reading: compares positions with the offsets that the topic still has."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METADATA_TIMEOUT_MS: Final = 10_000
 
 
 class MissingTopicError(kafka_errors.UnknownTopicOrPartitionError):  # type: ignore[misc]
-    """Topics that the engine reads are not there.
+    """Raised if topics that the engine reads do not exist.
 
     Parameters
     ----------
@@ -44,20 +44,19 @@ class MissingTopicError(kafka_errors.UnknownTopicOrPartitionError):  # type: ign
 
     def __str__(self) -> str:
         return (
-            f"topic {', '.join(self.topics)} does not exist: an engine does not create what it "
-            f"reads; create it, or "
-            "correct source.topic or source.label_topic"
+            f"topic {', '.join(self.topics)} does not exist, and an engine does not create the "
+            "topics that it reads: create it, or correct source.topic or source.label_topic"
         )
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a partition holds.
+    """The offsets of a partition's records.
 
     Attributes
     ----------
     begin, end : int
-        First offset held; offset of the next record to be written.
+        The first offset; the offset of the next record that will be written.
     """
 
     begin: int
@@ -66,32 +65,32 @@ class Range:
 
 @dataclass(frozen=True)
 class Placing:
-    """Where partitions are read first.
+    """The first offsets to read.
 
     Attributes
     ----------
     offsets : dict of TopicPartition to int
-    told : dict of StreamPartition to int
-        Those of them that the owner did not ask for.
-    anew : list of StreamPartition
-        Those whose topic was deleted and created again.
+    chosen : dict of StreamPartition to int
+        The offsets that differ from those that the owner has asked for.
+    recreated : list of StreamPartition
+        The partitions whose topic was deleted and recreated.
     """
 
     offsets: dict[TopicPartition, int]
-    told: dict[StreamPartition, int]
-    anew: list[StreamPartition]
+    chosen: dict[StreamPartition, int]
+    recreated: list[StreamPartition]
 
 
 @dataclass(frozen=True)
 class Places:
-    """The two policies of a start.
+    """The two policies for the start of reading.
 
     Attributes
     ----------
     start : str
-        ``earliest`` or ``latest``, where no position is asked for.
+        ``earliest`` or ``latest``: where to start without a position.
     out_of_range : str
-        ``error``, ``earliest`` or ``latest``, where the asked one is gone.
+        ``error``, ``earliest`` or ``latest``: what to do if the position no longer exists.
     """
 
     start: str = "earliest"
@@ -119,16 +118,15 @@ class Places:
         Parameters
         ----------
         reached : int
-            One past the newest record that is known to have been there.
+            The offset after the newest record that the topic is known to have had.
         replaced : bool
-            Whether the topic is known to be another than the one that `wanted` and `reached` are
-            about.
+            Whether `wanted` and `reached` are offsets of another topic that had the same name.
 
         Raises
         ------
         ConnectorError
-            If `wanted` is outside of `held`, or `reached` beyond it, or something was read of the
-            topic that was replaced, and the policy is ``error``.
+            If the policy is ``error``, and `wanted` is outside of `held`, or `reached` is beyond
+            its end, or records were read from a topic that was replaced.
         """
         lost = replaced and max(wanted or 0, reached) > 0
         if not lost and reached <= held.end:
@@ -141,28 +139,24 @@ class Places:
             if lost:
                 raise ConnectorError(
                     f"{place}this is not the topic that was read up to "
-                    f"{max(wanted or 0, reached)}: that one was "
-                    "deleted, and this one was created under its name (its topic id is "
-                    "another); set "
-                    "source.out_of_range to 'earliest' or 'latest' to go on with the new topic, "
-                    "start without the "
+                    f"{max(wanted or 0, reached)}: that topic was deleted, and a new topic was "
+                    "created with its name (it has another topic id); set source.out_of_range to "
+                    "'earliest' or 'latest' to continue with the new topic, start without the "
                     "checkpoint, or, if it is a copy in which every record has its old offset, "
-                    "set "
-                    "source.check_topic_id to false"
+                    "set source.check_topic_id to false"
                 )
             if reached > held.end:
                 raise ConnectorError(
-                    f"{place}the output knows of its records up to {reached - 1}, but the topic "
-                    f"ends at {held.end}: it "
-                    "was deleted and created again; set source.out_of_range to 'earliest' or "
-                    "'latest' to go on with "
-                    "it, or name another sink.topic"
+                    f"{place}the output has predictions for its records up to {reached - 1}, but "
+                    f"the topic ends at {held.end}: it was deleted and created again; set "
+                    "source.out_of_range to 'earliest' or 'latest' to continue with it, or use "
+                    "another sink.topic"
                 )
             raise ConnectorError(
                 f"{place}position {wanted} is outside of the topic's {held.begin} to "
-                f"{held.end}: its records are gone "
-                "or the topic was deleted and created again; start without the checkpoint, or set "
-                "source.out_of_range to 'earliest' or 'latest' to accept the gap"
+                f"{held.end}: its records were deleted, or the topic was deleted and created "
+                "again; start without the checkpoint, or set source.out_of_range to 'earliest' "
+                "or 'latest' to accept the gap"
             )
         return held.begin if self.out_of_range == "earliest" else held.end
 
@@ -175,30 +169,31 @@ class Places:
         replaced: Collection[TopicPartition] = (),
         added: Collection[TopicPartition] = (),
     ) -> Placing:
-        """Resolve every one of `starts`; see `resolve`.
+        """Resolve all of `starts`; see `resolve`.
 
         Parameters
         ----------
         added : collection of TopicPartition
-            Those that the topic did not have at first: all of their records are new, whatever
-            `start` says.
+            The partitions that the topic did not have at first: they are read from their
+            beginning, also with ``start = "latest"``.
         """
-        found = Placing({}, {}, [])
+        placing = Placing({}, {}, [])
         for at, wanted in starts.items():
             if wanted is None and at in added:
                 offset = held[at].begin
             else:
                 offset = self.resolve(at, wanted, held[at], reached[at], replaced=at in replaced)
-            found.offsets[at] = offset
+            placing.offsets[at] = offset
             fresh = at in replaced or max(reached[at], wanted or 0) > held[at].end
             if fresh or self.starts_at_the_end(wanted) or wanted not in (None, offset):
-                found.told[StreamPartition(*at)] = offset
+                placing.chosen[StreamPartition(*at)] = offset
             if fresh:
-                found.anew.append(StreamPartition(*at))
-        return found
+                placing.recreated.append(StreamPartition(*at))
+        return placing
 
     def starts_at_the_end(self, wanted: int | None) -> bool:
-        """Whether a start is where the topic happens to end: looked up again it is another."""
+        """Return whether reading starts at the present end of the topic, which changes all the
+        time."""
         return wanted is None and self.start == "latest"
 
 
@@ -209,21 +204,21 @@ def ranges_of(
     spare: Callable[[], Any],
     reached: Mapping[TopicPartition, int],
 ) -> dict[TopicPartition, Range]:
-    """Ask the broker what the partitions of `wanted` hold.
+    """Ask the broker for the first and last offsets of the partitions of `wanted`.
 
-    Some brokers name the start of the last batch when asked for a partition's end. So, where
-    something hangs on the end (a position beyond it, a start at it), the last batch is fetched,
-    whose answer carries the true one.
+    Some brokers return the start of the last batch as a partition's end. So, if the true end
+    matters (a position is beyond it, or reading starts at it), the last batch is fetched: the
+    answer contains the true end.
 
     Parameters
     ----------
     consumer : KafkaConsumer
     wanted : mapping of TopicPartition to int or None
-        The offsets asked for.
+        The requested offsets.
     places : Places
     spare : callable
-        Returns a context manager of a second consumer, without a group; only called where
-        something hangs on an end.
+        Returns a context manager of a second consumer without a group; called only if the true end
+        matters.
     reached : mapping of TopicPartition to int
         See `Places.resolve`.
 
@@ -251,21 +246,21 @@ def asked(
     places: Iterable[TopicPartition],
     timeout_ms: int | None = None,
 ) -> dict[TopicPartition, int]:
-    """Call one of kafka-python's two functions for offsets; a partition that is not there is a
-    `KafkaError`, too."""
+    """Call one of kafka-python's two functions for offsets; for a partition that does not exist,
+    raise a `KafkaError`, too."""
     wanted = list(places)
     try:
         return offsets(wanted, timeout_ms=OFFSETS_TIMEOUT_MS if timeout_ms is None else timeout_ms)
     except KeyError as error:
         raise kafka_errors.UnknownTopicOrPartitionError(
-            f"partition {error} is not there"
+            f"partition {error} does not exist"
         ) from error
 
 
 def fetched_ends(
     consumer: KafkaConsumer, ends: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, int]:
-    """Return the high watermarks that come with the records before `ends`."""
+    """Return the high watermarks, which the broker sends with the records before `ends`."""
     consumer.assign(list(ends))
     for at, end in ends.items():
         consumer.seek(at, end - 1)
@@ -278,20 +273,20 @@ def fetched_ends(
 
 
 def topic_partitions(consumer: Any, topic: str) -> list[int]:
-    """Return the partitions of a topic, none if it does not exist.
+    """Return the partitions of a topic; an empty list if it does not exist.
 
-    `KafkaConsumer.partitions_for_topic` asks for all topics, which are only those that the user
-    may describe, and waits for the brokers without a limit.
+    `KafkaConsumer.partitions_for_topic` is not used: it asks for all topics, gets only those that
+    the user may describe, and waits for the brokers without a limit.
 
     Raises
     ------
     KafkaError
         After `METADATA_TIMEOUT_MS` at the latest; `TopicAuthorizationFailedError` if the user may
-        not describe it.
+        not describe the topic.
     """
     cluster, manager = consumer._cluster, consumer._manager
     if cluster.partitions_for_topic(topic) is None:
-        # It may have been asked for before the topic was of interest.
+        # A request that is under way may have been sent before the topic was added.
         if cluster.metadata_refresh_in_progress:
             with suppress(kafka_errors.BrokerResponseError):
                 consumer._net.run(manager.wait_for, cluster.request_update(), METADATA_TIMEOUT_MS)
@@ -313,7 +308,8 @@ def _asked_for(cluster: Any, topic: str) -> Any:
 
 
 def partition_counts(consumer: KafkaConsumer, topics: Sequence[str]) -> dict[str, int]:
-    """Return how many partitions the topics have; raises `KafkaError` if one is not there."""
+    """Return the number of partitions of each topic; raise `MissingTopicError` if a topic does not
+    exist."""
     counts = {topic: len(topic_partitions(consumer, topic)) for topic in topics}
     missing = [topic for topic, count in counts.items() if not count]
     if missing:
@@ -326,7 +322,6 @@ def check_partition_counts(counts: Mapping[str, int]) -> None:
     if len(set(counts.values())) > 1:
         counted = ", ".join(f"{topic!r} has {count}" for topic, count in counts.items())
         raise ConnectorError(
-            f"kafka: entries and labels need the same number of partitions, so that partition p "
-            f"of both belongs "
-            f"together, but {counted}"
+            "kafka: entries and labels need the same number of partitions, since partition p of "
+            f"one topic belongs to partition p of the other, but {counted}"
         )

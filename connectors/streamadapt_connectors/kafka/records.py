@@ -1,5 +1,5 @@
-"""Records with a header name that is no UTF-8: kafka-python 3.0 raises for one at every poll, and
-reads no further."""
+"""Reads records whose header name is not UTF-8: for such a record, kafka-python 3.0 would raise an
+error at every poll and never continue."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ __all__ = ["read_any_header_name"]
 
 
 class _AnyText(bytes):
-    """Bytes that decode, whatever they are: what is no UTF-8 becomes an escape such as
-    ``\\xff``."""
+    """Bytes that can always be decoded: invalid UTF-8 becomes an escape such as ``\\xff``."""
 
     def __getitem__(self, at: Any) -> Any:
-        found = super().__getitem__(at)
-        return _AnyText(found) if isinstance(found, bytes) else found
+        part = super().__getitem__(at)
+        return _AnyText(part) if isinstance(part, bytes) else part
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         del errors
@@ -30,9 +29,8 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc]
     def _read_msg(self, *args: Any) -> Any:
         try:
             return super()._read_msg(*args)
-        except (
-            UnicodeDecodeError
-        ):  # only names of headers are decoded; the place in the buffer is still the record's
+        except UnicodeDecodeError:
+            # Only names of headers are decoded. The position in the buffer is unchanged.
             buffer = self._buffer
             self._buffer = _AnyText(buffer)
             try:
@@ -42,5 +40,5 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc]
 
 
 def read_any_header_name() -> None:
-    """Have every kafka-python consumer of this process read such records. Idempotent."""
+    """Make every kafka-python consumer of this process read such records. Idempotent."""
     memory_records.DefaultRecordBatch = _Batch

@@ -1,5 +1,5 @@
-"""What a broker's refusal means: which right or setting is at fault, on which resource, and what
-to do about it."""
+"""Explains the refusals of a broker: which right or setting is wrong, for which resource, and what
+to do."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ HOPELESS: Final = (
     "UnsupportedVersion",
     "UnsupportedForMessageFormat",
 )
-"""Errors that neither waiting nor another attempt can solve; kafka-python names many only in the
-text of another one."""
+"""Errors that neither waiting nor another attempt can solve; kafka-python reports many of them
+only in the text of another error."""
 
 
 GIVE: Final = "kafka-acls --add --allow-principal User:NAME --operation"
 
 
 class Access(NamedTuple):
-    """One thing that an engine does with a resource of the cluster.
+    """An operation of an engine on a resource of the cluster.
 
     Attributes
     ----------
     operation : str
-        As ``kafka-acls`` has it: ``Read``, ``Write``, ``Create``.
+        The name that ``kafka-acls`` uses: ``Read``, ``Write`` or ``Create``.
     kind : str
         ``topic``, ``group`` or ``transactional-id``.
     name : str
     setting : str
-        Where the name comes from, e.g. ``source.topic``.
+        The setting with the name, such as ``source.topic``.
     """
 
     operation: str
@@ -59,30 +59,32 @@ class Access(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What an operator types to give the right."""
+        """The command with which an operator gives the right."""
         return f"{GIVE} {self.operation} --{self.kind} {self.name}"
 
 
 def source_accesses(topics: Sequence[str], group: str | None) -> list[Access]:
-    """Return what a source does with its topics, and with its group if it has one."""
+    """Return the operations of a source on its topics, and on its group if it has one."""
     settings = ("source.topic", "source.label_topic")
-    found = [
+    accesses = [
         Access("Read", "topic", topic, setting)
         for topic, setting in zip(topics, settings, strict=False)
     ]
-    return found if group is None else [*found, Access("Read", "group", group, "source.group")]
+    if group is None:
+        return accesses
+    return [*accesses, Access("Read", "group", group, "source.group")]
 
 
 class Refusals:
-    """Turns errors of kafka-python into one line for a person.
+    """Converts errors of kafka-python to one line for the operator.
 
     Parameters
     ----------
     servers : sequence of str
     accesses : sequence of Access
-        What is done with the cluster; an error that names no resource is about one of these.
+        The operations on the cluster; an error without a resource is about one of these.
     transaction_timeout_s : float, s, or None
-        What ``sink.transaction_timeout`` is.
+        The value of ``sink.transaction_timeout``.
     """
 
     def __init__(
@@ -96,25 +98,25 @@ class Refusals:
         self._timeout_s = transaction_timeout_s
 
     def explain(self, error: BaseException, shown: Collection[str] = ()) -> str | None:
-        """Return what was refused and what to do; None for an error that is about no right and no
+        """Return what was refused and what to do; None if the error is not about a right or a
         setting.
 
         Parameters
         ----------
         error : BaseException
         shown : collection of str
-            Topics that the broker is known to have.
+            Topics that exist on the broker.
         """
-        for found in _carried(error):
+        for cause in _carried(error):
             name = next(
-                (name for name in HOPELESS if name in f"{type(found).__name__} {found!r}"), None
+                (name for name in HOPELESS if name in f"{type(cause).__name__} {cause!r}"), None
             )
             if name is not None:
-                sentence = self._said(name, names_in(found), shown)
+                sentence = self._sentence(name, names_in(cause), shown)
                 return scrubbed(f"{self._where}: {sentence} [{name.removesuffix('Error')}]")
         return None
 
-    def _said(self, name: str, names: set[str], shown: Collection[str]) -> str:
+    def _sentence(self, name: str, names: set[str], shown: Collection[str]) -> str:
         if name == "ClusterAuthorizationFailed":
             return self._no_right_to_produce()
         kinds = {
@@ -132,7 +134,7 @@ class Refusals:
         of_kind = [one for one in self._accesses if one.kind == kind]
         concerned = [one for one in of_kind if one.name in names] or of_kind
         if not concerned:
-            named = ", ".join(sorted(names)) or "that the broker does not name"
+            named = ", ".join(sorted(names)) or "the broker does not report its name"
             return f"no right to use a {kind.replace('-', ' ')}: {named}"
         what = ", or to ".join(dict.fromkeys(map(str, concerned)))
         unsure = ""
@@ -164,52 +166,52 @@ class Refusals:
             now = "" if self._timeout_s is None else f" ({self._timeout_s:g} s)"
             return (
                 f"sink.transaction_timeout{now} is above the broker's "
-                f"transaction.max.timeout.ms (15 minutes unless "
-                "set): lower the one, or raise the other"
+                "transaction.max.timeout.ms (15 minutes by default): lower sink."
+                "transaction_timeout, or raise the broker's setting"
             )
         if name == "InvalidSessionTimeout":
             return (
                 "source.session_timeout is outside of what the broker allows (its "
-                "group.min.session.timeout.ms to "
-                "group.max.session.timeout.ms, 6 s to 30 minutes unless set)"
+                "group.min.session.timeout.ms to group.max.session.timeout.ms, 6 s to 30 minutes "
+                "by default)"
             )
         if name == "GroupMaxSizeReached":
             return (
-                "the group of source.group is full: the broker's group.max.size says how "
-                "many members it may have"
+                "the group of source.group is full: the broker's group.max.size is the largest "
+                "number of its members"
             )
         if name == "InvalidGroupId":
-            return "the broker does not take the name in source.group"
+            return "the broker does not accept the name in source.group"
         if name == "InvalidTopicError":
             return (
-                f"the broker does not take the name of a topic: {topics} (letters, digits, "
+                f"the broker does not accept the name of a topic: {topics} (letters, digits, "
                 f"'.', '_' and '-')"
             )
-        return f"the broker's version does not support what is needed here ({topics})"
+        return f"the broker's version does not support a request that is needed here ({topics})"
 
 
 def names_in(error: BaseException) -> set[str]:
-    """Return the names of resources that an error of kafka-python carries."""
+    """Return the names of resources in the arguments of an error of kafka-python."""
     return set(_names(error.args))
 
 
-def _names(found: object) -> Iterator[str]:
-    if isinstance(found, str):
-        yield found
-    elif isinstance(found, set | frozenset | list | tuple):
-        for one in found:
+def _names(argument: object) -> Iterator[str]:
+    if isinstance(argument, str):
+        yield argument
+    elif isinstance(argument, set | frozenset | list | tuple):
+        for one in argument:
             yield from _names(one)
 
 
 def _carried(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and what it was made from on purpose: not what was merely being handled at
-    that time."""
+    """Yield an error, its explicit causes and the errors in its arguments, but not its
+    contexts."""
     waiting, seen = [error], set()
     while waiting:
-        found = waiting.pop()
-        if id(found) not in seen:
-            seen.add(id(found))
-            yield found
+        cause = waiting.pop()
+        if id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
             waiting += [
-                one for one in (found.__cause__, *found.args) if isinstance(one, BaseException)
+                one for one in (cause.__cause__, *cause.args) if isinstance(one, BaseException)
             ]

@@ -1,5 +1,5 @@
-"""TLS and SASL: settings that are checked before anything connects, and what it means when a
-broker refuses them."""
+"""Checks the TLS and SASL settings before anything connects, and explains a broker's refusals of
+them."""
 
 from __future__ import annotations
 
@@ -20,45 +20,44 @@ PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 
 @dataclass(frozen=True, kw_only=True)
 class SecurityKeys:
-    """TLS and SASL settings, by kafka-python's names; docs/security.md says which ones a broker
-    needs.
+    """TLS and SASL settings, with kafka-python's names; docs/security.md explains which settings a
+    broker needs.
 
     Attributes
     ----------
     security_protocol : {"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"}
         Whether the connection is encrypted (SSL), and whether the client logs in (SASL).
     ssl_cafile : str
-        A PEM file with the certificates of the authorities that are trusted. Default: those of the
-        system.
+        A PEM file with the certificates of the trusted authorities. Default: those of the system.
     ssl_certfile : str
         A PEM file with the client's certificate.
     ssl_keyfile : str
         A PEM file with the key of the client's certificate.
     ssl_password : str
-        The password of an encrypted key; `ssl_password_file` names a file that holds it.
+        The password of an encrypted key; `ssl_password_file` names a file that contains it.
     ssl_crlfile : str
         A PEM file with revoked certificates.
     ssl_ciphers : str
-        The ciphers that are allowed, as OpenSSL writes them.
+        The allowed ciphers, in OpenSSL's notation.
     ssl_check_hostname : bool
-        Whether the certificate must be of the host that is connected to.
+        Whether the certificate must be for the host of the connection.
     ssl_context : ssl.SSLContext
-        A context made in Python, in place of the files.
+        A context that is created in Python, instead of the files.
     sasl_mechanism : str
         How the client logs in: "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"
         or "AWS_MSK_IAM".
     sasl_plain_username : str
-        The user name; `sasl_plain_username_file` names a file that holds it.
+        The user name; `sasl_plain_username_file` names a file that contains it.
     sasl_plain_password : str
-        The password; `sasl_plain_password_file` names a file that holds it.
+        The password; `sasl_plain_password_file` names a file that contains it.
     sasl_kerberos_name : str
         GSSAPI: the whole name of the broker's service.
     sasl_kerberos_service_name : str
         GSSAPI: the service part of that name.
     sasl_kerberos_domain_name : str
-        GSSAPI: the host part of that name. Default: the host that is connected to.
+        GSSAPI: the host part of that name. Default: the host of the connection.
     sasl_oauth_token_provider : object
-        OAUTHBEARER: an object that gives tokens, made in Python.
+        OAUTHBEARER: an object that returns tokens, created in Python.
     """
 
     security_protocol: str = "PLAINTEXT"
@@ -80,7 +79,7 @@ class SecurityKeys:
 
 
 Security = Annotated[Mapping[str, Any], SecurityKeys]
-"""A table ``security``: plain data, whose keys `SecurityKeys` describes."""
+"""The type of a table ``security``; `SecurityKeys` describes its keys."""
 SECURITY: Final = frozenset(field.name for field in fields(SecurityKeys))
 MECHANISMS: Final = (
     "PLAIN",
@@ -94,14 +93,14 @@ WITH_PASSWORD: Final = MECHANISMS[:3]
 
 
 def check_security(security: Mapping[str, Any] | None, path: str = "security") -> dict[str, Any]:
-    """Return a copy of the TLS and SASL settings, by kafka-python's names.
+    """Return a copy of the TLS and SASL settings, with kafka-python's names.
 
     Raises
     ------
     ConfigError
-        For an unknown name or protocol, for settings that the protocol would leave unused, as a
-        password without SASL, and for files that cannot be used. Values are not shown: a misspelt
-        password is a password.
+        For an unknown name or protocol, for settings that the protocol does not use, such as a
+        password without SASL, and for files that cannot be used. Values are not shown, since even
+        a misspelt password is a secret.
     """
     given = dict(security or {})
     for name in given:
@@ -117,16 +116,16 @@ def check_security(security: Mapping[str, Any] | None, path: str = "security") -
         unused = next(
             (name for name in given if name.startswith(f"{prefix}_") and protocol not in of), None
         )
-        # Or a forgotten line would mean that everything travels in the clear.
+        # Without this check, a forgotten line would mean that nothing is encrypted.
         if unused is not None:
             raise ConfigError(
-                f"{path}.security_protocol", protocol, f"{' or '.join(of)}, for {unused} to count"
+                f"{path}.security_protocol", protocol, f"{' or '.join(of)}, which {unused} needs"
             )
     if protocol.startswith("SASL"):
         _check_sasl(given, path)
     if protocol.endswith("SSL"):
         tls_context(given, path)
-        # With None OpenSSL would ask for an encrypted key's on the terminal.
+        # With None, OpenSSL would ask for the password of an encrypted key on the terminal.
         given.setdefault("ssl_password", "")
     return given
 
@@ -145,7 +144,7 @@ def _check_sasl(given: Mapping[str, Any], path: str) -> None:
 
 
 def tls_context(given: Mapping[str, Any], path: str = "security") -> ssl.SSLContext:
-    """Return the context that kafka-python makes of these settings at each connection.
+    """Return the context that kafka-python creates from these settings for each connection.
 
     Raises
     ------
@@ -182,7 +181,7 @@ def tls_context(given: Mapping[str, Any], path: str = "security") -> ssl.SSLCont
 def _load_certificate(context: ssl.SSLContext, given: Mapping[str, Any], path: str) -> None:
     files = given["ssl_certfile"], given.get("ssl_keyfile")
     try:
-        # OpenSSL would ask on the terminal for None
+        # With None, OpenSSL would ask for the password on the terminal.
         context.load_cert_chain(*files, given.get("ssl_password") or "")
     except (OSError, TypeError, ValueError) as error:
         expected = f"a readable PEM certificate, and in ssl_keyfile its key ({_reason(error)})"
@@ -194,14 +193,13 @@ def _load_certificate(context: ssl.SSLContext, given: Mapping[str, Any], path: s
 
 
 def _reason(error: Exception) -> str:
-    """Return OpenSSL's or the system's word for it."""
+    """Return OpenSSL's or the system's reason for an error."""
     if isinstance(error, ssl.SSLError):
-        return error.reason or "not PEM, or not what the password opens"
+        return error.reason or "not PEM, or a wrong password"
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
-# What the other side says, in an alert of TLS or by what it sent: a part of OpenSSL's reason ->
-# what to do.
+# A part of OpenSSL's reason, from a TLS alert or from the bytes of the other side -> what to do.
 ANSWERS: Final = (
     ("WRONG_VERSION_NUMBER", "it does not speak TLS on this port; security_protocol asks for TLS"),
     ("RECORD_LAYER_FAILURE", "it does not speak TLS on this port; security_protocol asks for TLS"),
@@ -228,9 +226,9 @@ ANSWERS: Final = (
 
 
 def refusal_of(error: BaseException) -> str | None:
-    """Return in a person's words why a broker refuses us for good; None if waiting may help."""
+    """Return a message about a permanent refusal by a broker; None if waiting may help."""
     if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
-        return f"the broker does not take this security.sasl_mechanism ({error})"
+        return f"the broker does not support this security.sasl_mechanism ({error})"
     if isinstance(error, kafka_errors.IllegalSaslStateError):
         return (
             "the broker's port asks for no user name and password: set "
@@ -256,26 +254,26 @@ def _untrusted(error: ssl.SSLCertVerificationError) -> str:
     if "ostname mismatch" in detail or "IP address mismatch" in detail:
         return (
             f"the broker's certificate is for another host ({detail}); servers must name a "
-            f"host that is in it"
+            f"host that the certificate contains"
         )
     if "expired" in detail or "not yet valid" in detail:
         return (
             f"the broker's certificate is out of date, or this machine's clock is wrong ({detail})"
         )
     return (
-        f"the broker's certificate is not trusted ({detail}); security.ssl_cafile must hold "
+        f"the broker's certificate is not trusted ({detail}); security.ssl_cafile must contain "
         f"the CA that signed it"
     )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, what it was made from and what it carries: kafka-python wraps them in either
-    way."""
+    """Yield an error, its causes and contexts, and the errors in its arguments: kafka-python wraps
+    errors in all of these ways."""
     waiting, seen = [error], set()
     while waiting:
-        found = waiting.pop()
-        if id(found) not in seen:
-            seen.add(id(found))
-            yield found
-            inner = [found.__cause__, found.__context__, *found.args]
+        cause = waiting.pop()
+        if id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            inner = [cause.__cause__, cause.__context__, *cause.args]
             waiting += [item for item in inner if isinstance(item, BaseException)]

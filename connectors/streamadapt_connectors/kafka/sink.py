@@ -1,4 +1,4 @@
-"""Write predictions and dead letters to Kafka."""
+"""Writes predictions and dead letters to Kafka."""
 
 from __future__ import annotations
 
@@ -45,59 +45,60 @@ CLOSE_MS: Final = 1000
 
 
 class KafkaSink(RecallingSink, TransactionalSink):
-    """Write predictions, each to the partition its entry came from, where the topic has that many.
+    """Writes each prediction to the partition of the same number as its entry's; if the topic has
+    fewer partitions, to the number modulo their count.
 
-    The producer is idempotent: a retried batch is written once. While the broker is away `write`
-    and `flush` wait. Gives all three guarantees; with ``exactly-once`` every partition has a
-    transactional producer of its own.
+    The producer is idempotent: a retried batch is written once. While the broker is unavailable,
+    `write` and `flush` wait. The sink supports all three guarantees; with ``exactly-once`` every
+    partition has its own transactional producer.
 
     Parameters
     ----------
     servers : str
         ``host:port``, several with commas.
     topic : str
-        Created if it is missing and the broker permits.
+        The topic; it is created if it is missing and the broker permits this.
     encoder : callable
         From `Prediction` to bytes; not from a config.
     experts : bool
-        Whether to write also what every expert predicted; not together with an encoder of your
+        Whether to write also the prediction of every expert; not together with an encoder of your
         own.
     partitions : int or None
-        The number of partitions, if the topic is created. Default: as many as the source has.
+        The number of partitions, if the topic is created. Default: the number of the source.
     security : mapping or None
         TLS and SASL settings: the keys of ``source.security``.
     compression : {"gzip", "snappy", "lz4", "zstd"}, optional
-        How records are compressed. Default: not at all.
+        The compression of records. Default: none.
     transaction_timeout : duration
-        With ``exactly-once``: the broker gives up a transaction that is open for longer, and its
-        partition begins again from the last commit. More than the time between two checkpoints,
-        and no more than the broker allows (Kafka: 15 minutes, unless set).
+        With ``exactly-once``: the broker aborts a transaction that is open for longer, and its
+        partition restarts from the last commit. It must be longer than the time between two
+        checkpoints, and not longer than the broker allows (Kafka: 15 minutes by default).
     headers : bool
-        Whether a prediction carries the headers of its entry's record, such as ``traceparent``,
+        Whether a prediction has the headers of its entry's record, such as ``traceparent``,
         unchanged.
     broker_timeout : duration
-        With ``exactly-once``: where the broker has not answered for so long, the transaction is
-        given up and its partition begins again from the last commit. Never above
-        `transaction_timeout`, whatever is set.
+        With ``exactly-once``: if the broker has not answered for this time, the transaction is
+        abandoned and its partition restarts from the last commit. At most `transaction_timeout`; a
+        longer value counts as that.
 
     Raises
     ------
     ConfigError
-        For a wrong setting.
+        If a setting is wrong.
     ConnectorError
-        From `write` and `flush`: the first prediction that the broker refused. The sink is of no
-        use after that.
+        From `write` and `flush`, for the first prediction that the broker has refused. The sink
+        cannot be used after that.
     """
 
     connection: ClassVar[tuple[str, ...]] = CONNECTION
 
     @classmethod
     def dead_letters_beside(cls, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return a topic beside that of the predictions: its name with an ending."""
+        """Return the topic ``TOPIC-dead-letters`` of the same cluster."""
         if not isinstance(topic := settings.get("topic"), str):
             return None
-        there = {name: settings[name] for name in CONNECTION if name in settings}
-        return {**there, "topic": f"{topic}-dead-letters"}
+        connection = {name: settings[name] for name in CONNECTION if name in settings}
+        return {**connection, "topic": f"{topic}-dead-letters"}
 
     def __init__(  # noqa: PLR0913 - flat, as the keys of [sink] in a config file
         self,
@@ -150,14 +151,14 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return f"KafkaSink({self._topic!r})"
 
     def expect_partitions(self, count: int) -> None:
-        """Create a missing topic with this number of partitions, unless the config says
-        otherwise."""
+        """Create a missing topic with this number of partitions, unless the config sets
+        another number."""
         self._create_partitions = self._create_partitions or count
         self._writer.expect_partitions(count)
 
     @property
     def trouble(self) -> str:
-        """Why predictions cannot be delivered."""
+        """The reason why predictions cannot be delivered; empty if they can."""
         self._writer.look()
         for transaction in list(self._transactions.values()):
             transaction.look()
@@ -165,7 +166,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
     @property
     def conditions(self) -> Conditions:
-        """What the sink knows of itself."""
+        """The present problems of the sink."""
         return self._conditions
 
     @property
@@ -195,12 +196,12 @@ class KafkaSink(RecallingSink, TransactionalSink):
             deliveries=self._deliveries.setdefault(holder, deliveries),
             refusals=refusals,
         )
-        writer.given_up = lambda: self._given_up()  # as it is then
+        writer.given_up = lambda: self._given_up()  # with the value at the time of the call
         return writer
 
     @property
     def transaction_timeout_s(self) -> float:
-        """As told."""
+        """The setting `transaction_timeout`, in seconds."""
         return self._timeout_ms / 1000
 
     @property
@@ -209,19 +210,19 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return self._writer.state
 
     def break_off_when(self, given_up: Callable[[], bool]) -> None:
-        """Ask it while the broker is away."""
+        """Call `given_up` while the broker is unavailable, and stop waiting if it returns True."""
         self._given_up = given_up
 
     def check_before_sending(self, check: Callable[[Collection[int]], None]) -> None:
-        """Ask it before every request, repeated ones too; a partition of the output is the input's
-        of that number.
+        """Call `check` with the partitions before every request, also before repeated requests.
 
-        Not before those of a transaction, whose writer the broker refuses.
+        It is not called in a transaction, since the broker itself refuses a writer that is no
+        longer the owner.
         """
         self._writer.before_sending = check
 
     def write(self, predictions: Sequence[Prediction]) -> None:
-        """Accept them; blocks while the buffer is full or the broker is away."""
+        """Accept the predictions; blocks while the buffer is full or the broker is unavailable."""
         for p in predictions:
             headers = (
                 tuple((name, value or b"") for name, value in p.headers) if self._headers else ()
@@ -241,14 +242,13 @@ class KafkaSink(RecallingSink, TransactionalSink):
                 self._mending(partial(self._writer.send, record))
 
     def flush(self) -> None:
-        """Return once the broker has acknowledged every one."""
+        """Return when the broker has acknowledged all predictions."""
         lost = []
         for transaction in self._transactions.values():
             try:
                 transaction.flush()
-            except (
-                TransactionLostError
-            ) as error:  # the others have waited as long by now: say all at once
+            except TransactionLostError as error:
+                # The others have waited as long, so all losses are reported together.
                 lost.append(error)
         if lost:
             raise TransactionLostError(
@@ -257,7 +257,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
         self._mending(self._writer.flush)
 
     def refused(self) -> list[DeadLetter]:
-        """Return what the topic does not take: too large, or without a key where it needs one."""
+        """Return the predictions that the topic does not accept, and forget them: they are too
+        large, or have no key although the topic needs one."""
         refused, self._refused = self._refused, []
         return refused
 
@@ -271,11 +272,11 @@ class KafkaSink(RecallingSink, TransactionalSink):
         )
 
     def _mending(self, step: Callable[[], None]) -> None:
-        """Take a step; where the broker refuses a record, which ends an idempotent producer, go on
-        with another.
+        """Run a step; if the broker refuses a record, which ends an idempotent producer, continue
+        with a new producer.
 
-        What the old producer held is sent again, of which some may be there already. Where the
-        output was asked for its newest prediction (effectively-once), it is asked once more
+        The records that the old producer had are sent again, although some may be stored already.
+        If the output was read for its newest prediction (effectively-once), it is read again
         instead.
         """
         while True:
@@ -288,26 +289,25 @@ class KafkaSink(RecallingSink, TransactionalSink):
                     raise TransactionLostError(partitions, Loss.REFUSED, str(error)) from error
 
     def close(self) -> None:
-        """Flush and close; what is in a transaction that is still open is void. Idempotent."""
+        """Flush and close; open transactions are aborted. Idempotent."""
         for partition in list(self._transactions):
             self.end(partition)
         self._writer.close()
 
     def newest(self, stream: str, partition: int) -> int | None:
-        """Read the end of the output's partition, of what is committed; waits while the broker is
-        away."""
+        """Return the newest offset in the committed records of the output's partition; waits while
+        the broker is unavailable."""
         self._recalled.add(partition)
-        # this process may have said more than what is there yet, in an earlier turn as its owner
+        # This process may have unsent predictions from an earlier time as the partition's owner.
         self._writer.flush()
 
         def look(producer: Any, count: int) -> int | None:
             del producer
             if partition >= count:
                 raise ConnectorError(
-                    f"kafka {self._topic}: it has {count} partitions, but the entries' "
-                    f"partition {partition} needs one "
-                    "of its own to be written effectively once; give the topic as many as the "
-                    "entries' has"
+                    f"kafka {self._topic}: it has {count} partitions, but effectively-once needs "
+                    f"one for each partition of the entries, here for partition {partition}; "
+                    "give the topic as many partitions as the topic of the entries has"
                 )
             client = Client()
             configs = {
@@ -315,7 +315,7 @@ class KafkaSink(RecallingSink, TransactionalSink):
                 "auto_offset_reset": "none",
                 "max_partition_fetch_bytes": PREDICTION_BYTES,
             }
-            configs["isolation_level"] = "read_committed"  # what was taken back was never said
+            configs["isolation_level"] = "read_committed"  # aborted predictions do not count
             consumer = self._reach.consumer(client, enable_auto_commit=False, **configs)
             try:
                 return newest_offset(
@@ -335,8 +335,8 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return self._writer.insist(look)
 
     def begin(self, streams: Sequence[str], partition: int) -> dict[StreamPartition, int]:
-        """Begin under the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the
-        broker is away."""
+        """Begin with the transactional id ``streamadapt/OUTPUT/INPUT/PARTITION``; waits while the
+        broker is unavailable."""
         self._end(partition)
         name = self.name_of(streams, partition).rpartition("/")[0]
         make_writer, limits = (
@@ -350,16 +350,16 @@ class KafkaSink(RecallingSink, TransactionalSink):
         return transaction.begin([StreamPartition(stream, partition) for stream in streams])
 
     def name_of(self, streams: Sequence[str], partition: int) -> str:
-        """Return the transactional id, which is also the group's name; no topic has a slash in its
-        name."""
+        """Return the transactional id, which is also the name of the group; it is unique, since
+        names of topics have no slash."""
         return f"streamadapt/{self._topic}/{streams[0]}/{partition}"
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
-        """Commit the partition's transaction, positions included."""
+        """Commit the partition's transaction, with the positions."""
         self._transactions[next(iter(positions)).partition].commit(positions)
 
     def end(self, partition: int) -> None:
-        """Abort what is open, and let go. Idempotent."""
+        """Abort an open transaction, and release the partition. Idempotent."""
         self._end(partition)
         self._forget(partition)
 
@@ -369,11 +369,11 @@ class KafkaSink(RecallingSink, TransactionalSink):
             transaction.end()
 
     def abandon(self, partition: int) -> None:
-        """Drop the partition's producer and its connection without another word. Idempotent."""
+        """Drop the partition's producer and its connection without another request. Idempotent."""
         transaction = self._transactions.pop(partition, None)
         if transaction is not None:
             transaction.abandon()
-        # Else what has happened to it lasts until it begins again.
+        # The problems of a lost transaction remain until the partition begins again.
         if transaction is None or not transaction.lost:
             self._forget(partition)
 
@@ -383,25 +383,25 @@ class KafkaSink(RecallingSink, TransactionalSink):
 
 
 def _key_of(p: Prediction) -> bytes | None:
-    """Return the record key: the entry's own bytes, where `Prediction.key` is what the codec read
-    of them."""
+    """Return the record key: the bytes of the entry's key if `Prediction.key` was decoded from
+    them, else `Prediction.key`."""
     if p.raw_key is not None and p.key == p.raw_key.decode("utf-8", "backslashreplace"):
         return p.raw_key
     return p.key.encode() if p.key else None
 
 
 class KafkaDeadLetters(DeadLetterSink):
-    """Write refused records with key, value and headers untouched, and after their own headers:
-    reason, stage, topic, partition, offset, time (ns), detail and, where it had any, ``headers``,
-    how many of its own there are.
+    """Writes refused records with their key, value and headers unchanged, and with additional
+    headers after these: reason, stage, topic, partition, offset, time (ns), detail and, if the
+    record had headers, ``headers``, the number of them.
 
     A record of up to 32 MiB is sent whole. If it is larger, or the broker refuses its size, its
-    first 64 KiB are sent, and half of that again and again, until the broker takes it, with the
-    header ``truncated`` = original size of its value in bytes; where its key was cut, with
-    ``truncated-key``, its original size, and where its own headers were left out, with
-    ``truncated-headers``, how many there were. A record without key and value (Kafka takes none
-    such) gets an empty value and the header ``null``; one without a key, where the topic is
-    compacted and takes none such, its position as key and the header ``null-key``.
+    first 64 KiB are sent, then half of that, and so on, until the broker accepts it. Such a letter
+    has the header ``truncated``, the original size of its value in bytes; if its key was cut,
+    ``truncated-key``, the original size of the key; and if its own headers were left out,
+    ``truncated-headers``, the number of them. A record without key and value, which Kafka does not
+    accept, gets an empty value and the header ``null``. If a compacted topic does not accept a
+    record without a key, the record gets its position as key and the header ``null-key``.
 
     Parameters
     ----------
@@ -420,8 +420,9 @@ class KafkaDeadLetters(DeadLetterSink):
         security: Security | None = None,
     ) -> None:
         configs = {
-            # A batch that is too large would break the idempotent producer's sequence for those
-            # after it; order and single copies matter less here than that every letter arrives.
+            # A batch that is too large would break the sequence of an idempotent producer for
+            # later batches. Here it matters most that every letter arrives; the order and
+            # duplicates matter less.
             "enable_idempotence": False,
             "max_in_flight_requests_per_connection": 1,
             "max_request_size": LETTER_BYTES + OVERHEAD_BYTES,
@@ -449,23 +450,23 @@ class KafkaDeadLetters(DeadLetterSink):
         return self._writer.state
 
     def break_off_when(self, given_up: Callable[[], bool]) -> None:
-        """Ask it while the broker is away."""
+        """Call `given_up` while the broker is unavailable, and stop waiting if it returns True."""
         self._writer.given_up = given_up
 
     def expect_partitions(self, count: int) -> None:
-        """Create a missing topic with this number of partitions, unless the config says
-        otherwise."""
+        """Create a missing topic with this number of partitions, unless the config sets
+        another number."""
         self._writer.expect_partitions(count)
 
     @property
     def trouble(self) -> str:
-        """Why dead letters cannot be delivered."""
+        """The reason why dead letters cannot be delivered; empty if they can."""
         self._writer.look()
         return self._deliveries.conditions.trouble
 
     @property
     def conditions(self) -> Conditions:
-        """What the sink knows of itself."""
+        """The present problems of the sink."""
         return self._deliveries.conditions
 
     @property
@@ -475,12 +476,12 @@ class KafkaDeadLetters(DeadLetterSink):
         return self._deliveries.conditions.standing(self._deliveries.age_s)
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Accept them; blocks while the buffer is full or the broker is away."""
+        """Accept the letters; blocks while the buffer is full or the broker is unavailable."""
         for letter in letters:
             self._writer.send(_outgoing(letter))
 
     def flush(self) -> None:
-        """Return once the broker has acknowledged every one."""
+        """Return when the broker has acknowledged all letters."""
         self._writer.flush()
 
     def close(self) -> None:
@@ -510,17 +511,17 @@ def _outgoing(letter: DeadLetter) -> Outgoing:
     if record.key is None and value is None:
         value = b""
         encoded.append(("null", b"true"))
-    # The client takes no header without a value.
+    # The client allows no header without a value.
     own = [(name, value or b"") for name, value in record.headers]
     return Outgoing(str(record.position), partition, record.key, value, (*own, *encoded))
 
 
 def _acceptable(record: Outgoing, error: BaseException) -> Outgoing:
-    """Return another record for one that the broker refused: shorter, or with a key where it asks
-    for one."""
+    """Return a replacement for a record that the broker has refused: a shorter record, or a record
+    with a key."""
     if isinstance(error, TOO_LARGE):
         return _shorter(record)
-    if record.key is None:  # a topic that is compacted
+    if record.key is None:  # the topic is compacted
         return replace(
             record, key=record.name.encode(), headers=(*record.headers, ("null-key", b"true"))
         )
@@ -528,12 +529,12 @@ def _acceptable(record: Outgoing, error: BaseException) -> Outgoing:
 
 
 def _shorter(record: Outgoing) -> Outgoing:
-    """Return the record cut to `TRUNCATED_BYTES`, or to half of what it has; as it is, if nothing
-    is left to cut."""
-    own, said = split_headers(record.headers)
-    marks = dict(said)
-    held = max(len(record.value or b""), len(record.key or b""))
-    most = TRUNCATED_BYTES if held > TRUNCATED_BYTES else held // 2
+    """Return the record cut to `TRUNCATED_BYTES`, or to half of its present size; unchanged if it
+    cannot be cut any further."""
+    own, added = split_headers(record.headers)
+    marks = dict(added)
+    size = max(len(record.value or b""), len(record.key or b""))
+    most = TRUNCATED_BYTES if size > TRUNCATED_BYTES else size // 2
     key = record.key if record.key is None else record.key[:most]
     value = record.value if record.value is None else record.value[:most]
     marks.setdefault("truncated", str(len(record.value or b"")).encode())

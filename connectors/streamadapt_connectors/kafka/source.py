@@ -1,4 +1,4 @@
-"""Read entries, and labels where they have a topic of their own, from Kafka."""
+"""Reads entries from Kafka, and labels if they have their own topic."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from streamadapt_connectors.kafka.group import (
 )
 from streamadapt_connectors.kafka.group_offsets import moved_by_others, moved_text
 from streamadapt_connectors.kafka.members import group_of
-from streamadapt_connectors.kafka.open_transactions import OpenTransactions, who_holds
+from streamadapt_connectors.kafka.open_transactions import OpenTransactions, transaction_holder
 from streamadapt_connectors.kafka.places import (
     Places,
     Range,
@@ -67,15 +67,16 @@ LAG_EVERY_S: Final = 1.0
 LAG_TIMEOUT_MS: Final = 250
 CLOSE_MS: Final = 5000
 TEND_S: Final = 0.1
-"""With records at hand the group and the other partitions are looked after this often."""
+"""The interval in which the group and the other partitions are served while there are buffered
+records."""
 REBALANCE_S: Final = 0.1
-"""And so long at a time while the group shares its partitions out."""
+"""The time for this while the group rebalances."""
 VERIFY_S: Final = 1.0
 REFRESH_S: Final = 5.0
 REFUSED_S: Final = 10.0
-"""Another application in the group may just be leaving it."""
+"""A refusal must last for this time: another application may be leaving the group just now."""
 UNLIKE_S: Final = 10.0
-"""So long after each other the partitions of two topics may be added."""
+"""The longest time between the additions of partitions to two topics."""
 
 FATAL: Final = (
     kafka_errors.AuthorizationError,
@@ -98,59 +99,60 @@ MOVED: Final = (
 
 
 class KafkaSource(Source):
-    """Read one topic, or an entry topic and a label topic with the same number of partitions.
+    """Reads one topic, or an entry topic and a label topic with the same number of partitions.
 
-    Without `group` the partitions are assigned by hand; with it a consumer group shares them out,
-    partition p of both topics to one member. Offsets are never taken from the broker: the owner
-    says where to start. A broker that is away is waited for, at the start and later.
+    Without `group` this process reads the partitions of `partitions`; with it the members of a
+    consumer group share them, partition p of both topics in the same member. Offsets are never
+    read from the broker: the owner decides where to start. The source waits for a broker that is
+    unavailable, at the start and later.
 
     Parameters
     ----------
     servers : str
         ``host:port``, several with commas.
     topic : str
-        The topic with the entries; their labels may be in it, too.
+        The topic with the entries; it may also contain their labels.
     label_topic : str or None
-        The topic with the labels, where they have one of their own.
+        The topic with the labels, if they have their own topic.
     group : str or None
         Consumer group: its members share the partitions. Offsets are committed to it for
         monitoring only.
     partitions : sequence of int or None
         Without a group: the partitions to read. Default: all.
     start : {"earliest", "latest"}
-        Where to begin to read where there is no checkpoint.
+        Where to start without a checkpoint.
     out_of_range : {"error", "earliest", "latest"}
-        What to do if the topic no longer holds the position of the checkpoint.
+        What to do if the topic no longer has the position of the checkpoint.
     security : mapping or None
         TLS and SASL settings: the keys of ``source.security``.
     session_timeout : duration
-        With a group: a member that is silent for this long counts as dead, and others get its
-        partitions.
+        With a group: a member that sends nothing for this time counts as dead, and other members
+        get its partitions.
     max_poll_records : int
         The largest number of records that one poll returns.
     fetch_bytes : int, bytes
-        Fetched at once per partition, and twice that in all: what is held in memory. A larger
-        record is delivered all the same.
+        The number of bytes that one fetch reads from a partition; a fetch of all partitions reads
+        at most twice as much, which is held in memory. A larger record is delivered, too.
     isolation_level : {"read_committed", "read_uncommitted"}
-        ``read_committed``: records of aborted transactions are left out, and the end of an open
-        transaction is waited for. ``read_uncommitted``: every record is read as soon as it is
-        written.
+        ``read_committed``: records of aborted transactions are left out, and records after the
+        start of an open transaction are read when it ends. ``read_uncommitted``: every record is
+        read as soon as it is written.
     metadata_max_age : duration
-        How old the knowledge of the topics may become: added partitions are found this late.
+        The largest age of the topics' metadata: the delay until added partitions are found.
     check_topic_id : bool
-        Whether a topic that was deleted and created again counts as another one. False trusts the
+        Whether a topic that was deleted and recreated counts as another topic. False trusts the
         offsets alone: for a copy of a topic, on another cluster, in which every record has its old
         offset.
     tombstones : {"dead-letter", "skip"}
-        What is done with records without a value.
+        What to do with records without a value.
 
     Raises
     ------
     ConfigError
-        For a wrong setting.
+        If a setting is wrong.
     ConnectorError
-        From `poll`, for what waiting cannot mend: a position out of range, wrong credentials,
-        unlike partition counts.
+        From `poll`, for errors that waiting cannot solve: a position out of range, wrong
+        credentials, different numbers of partitions.
     """
 
     def __init__(  # noqa: PLR0913 - flat, as the keys of [source] in a config file
@@ -172,25 +174,14 @@ class KafkaSource(Source):
         metadata_max_age: str = "10s",
         check_topic_id: bool = True,
     ) -> None:
-        if tombstones not in ("dead-letter", "skip"):
-            raise ConfigError("source.tombstones", tombstones, "dead-letter or skip")
+        _check_choice("tombstones", tombstones, "dead-letter", "skip")
         self._skips_tombstones = tombstones == "skip"
-        if label_topic == topic:
-            raise ConfigError(
-                "source.label_topic", label_topic, "another topic than source.topic, or none"
-            )
-        if group is not None and partitions is not None:
-            raise ConfigError(
-                "source.partitions", list(partitions), "nothing where source.group shares them out"
-            )
+        _check_topics(topic, label_topic, group, partitions)
         if not max_poll_records >= 1:
             raise ConfigError(
                 "source.max_poll_records", max_poll_records, "a whole number, at least 1"
             )
-        if isolation_level not in ("read_committed", "read_uncommitted"):
-            raise ConfigError(
-                "source.isolation_level", isolation_level, "read_committed or read_uncommitted"
-            )
+        _check_choice("isolation_level", isolation_level, "read_committed", "read_uncommitted")
         self._reach = Reach(servers, security)
         self._topics = (topic,) if label_topic is None else (topic, label_topic)
         self._group = group
@@ -204,7 +195,7 @@ class KafkaSource(Source):
         what = f"source kafka {'+'.join(self._topics)} at {servers}"
         self._conditions = Conditions(what, SOURCE_CONDITIONS, log)
         self._link = Link(self._conditions)
-        self._open = OpenTransactions(self._conditions, partial(who_holds, self._reach))
+        self._open = OpenTransactions(self._conditions, partial(transaction_holder, self._reach))
         self._client = Client()
         self._refusals = Refusals(self._reach.servers, source_accesses(self._topics, group))
         self._topics_now = Topics(self._client, self._topics)
@@ -212,10 +203,10 @@ class KafkaSource(Source):
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="streamadapt-kafka")
         self._handover = Handover(self._worker, self._client)
         self._setup = Setup(self._worker, self._link)
-        self._know_nothing()
+        self._reset()
 
-    def _know_nothing(self) -> None:
-        """Set what is known of places, topics and the group, before anything is."""
+    def _reset(self) -> None:
+        """Set the initial state: positions, topics and the group are unknown."""
         self._owner: PartitionOwner | None = None
         self._consumer: KafkaConsumer | None = None
         self._starts: dict[TopicPartition, int | None] | None = None
@@ -244,17 +235,17 @@ class KafkaSource(Source):
 
     @property
     def streams(self) -> Sequence[str]:
-        """The entry topic, then, if there is one, the label topic."""
+        """The entry topic, then the label topic, if there is one."""
         return self._topics
 
     @property
     def shared(self) -> bool:
-        """With a consumer group."""
+        """Whether there is a consumer group."""
         return self._group is not None
 
     @property
     def skips_tombstones(self) -> bool:
-        """As told."""
+        """Whether records without a value are skipped."""
         return self._skips_tombstones
 
     @property
@@ -264,8 +255,8 @@ class KafkaSource(Source):
 
     @property
     def trouble(self) -> str:
-        """Why nothing can be read."""
-        # The loop may be waiting for a sink, and not come to look for a while.
+        """The reason why no record can be read; empty if records can be read."""
+        # This is checked here, too, because the loop may wait for a sink for a long time.
         if self._placed and not self._closed and (quiet := self._quiet()):
             self._conditions.begin(Condition.NO_ANSWER, quiet)
         return self._conditions.trouble
@@ -277,19 +268,19 @@ class KafkaSource(Source):
         return self._conditions.standing(skipped=self._skipped)
 
     def _quiet(self) -> str:
-        """Return that no broker answers, if it has been so for more than a moment; empty
-        otherwise."""
+        """Return a message if no broker has answered for more than a moment; else an empty
+        text."""
         return self._silence.confirm(self._client.quiet(FETCH))
 
     def open(self, owner: PartitionOwner) -> None:
-        """Start; connecting happens in `poll`."""
+        """Set the owner; `poll` connects to the broker."""
         if self._closed:
             raise ConnectorError(f"{self!r}: closed")
         self._owner = owner
 
     def poll(self, timeout_s: float) -> list[Record]:
-        """Return the records that are there; connects, and places itself, as far as the time
-        goes."""
+        """Return the available records; before that, connect and find the positions, as far as the
+        time allows."""
         if self._owner is None or self._closed:
             raise ConnectorError(
                 f"{self!r}: poll {'after close' if self._closed else 'before open'}"
@@ -338,15 +329,14 @@ class KafkaSource(Source):
         return records
 
     def pause(self, partitions: Collection[StreamPartition]) -> None:
-        """Hold back exactly these partitions."""
+        """Pause exactly these partitions, and resume all others."""
         self._paused = frozenset(TopicPartition(at.stream, at.partition) for at in partitions)
         self._apply_pause()
 
     def seek(self, starts: Mapping[StreamPartition, int | None]) -> None:
-        """Go to other positions; placing itself there, and asking the topic what it holds, is the
-        next poll's."""
+        """Move to other positions; the next poll checks them with the topic."""
         if self._starts is None:
-            return  # the partitions are not known yet: the owner is asked for its starts then
+            return  # the partitions are not known yet: the owner will be asked for its positions
         moved = {TopicPartition(*at): offset for at, offset in starts.items()}
         self._starts.update(moved)
         self._drop(moved)
@@ -355,14 +345,14 @@ class KafkaSource(Source):
         self._check_places = True
 
     def lag(self) -> dict[StreamPartition, int]:
-        """Records not yet delivered, from end offsets at most a second old (older while the broker
-        is away)."""
+        """Return the number of records that were not delivered yet, from end offsets that are at
+        most a second old (older while the broker is unavailable)."""
         consumer = self._consumer
         if consumer is not None and self._placed and self._next and self.state == "connected":
             self._refresh_ends(consumer)
         lags = {}
         for at in self._next:
-            # Comes with each fetch; until the first one nothing exact is known of the end.
+            # Each fetch returns it; before the first fetch the exact end is unknown.
             highwater = None if consumer is None or not self._placed else consumer.highwater(at)
             if highwater is not None:
                 end = self._ends[at] = max(highwater, self._ends.get(at, 0))
@@ -370,15 +360,15 @@ class KafkaSource(Source):
         return lags
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
-        """Tell the group, if there is one; a failure is of no consequence."""
+        """Commit positions to the group, if there is one; a failure has no consequences."""
         if self._group is None or self._consumer is None or not self._placed:
             return
         self._commits.want({TopicPartition(*at): offset for at, offset in positions.items()})
         self._commits.send(self._consumer)
 
     def read_up_to(self) -> dict[StreamPartition, int]:
-        """Offsets behind what was delivered, where only transaction markers and aborted records
-        lie in between."""
+        """Return for some partitions an offset after the last delivered record, if there are only
+        transaction markers and aborted records between them."""
         return {
             StreamPartition(*at): end
             for at, end in self._passed.items()
@@ -386,7 +376,7 @@ class KafkaSource(Source):
         }
 
     def identities(self) -> dict[StreamPartition, str]:
-        """Topic ids, of brokers that have them (Kafka from 2.8 on)."""
+        """Return the topic ids, if the brokers have them (Kafka 2.8 or newer)."""
         if self._check_ids:
             return {StreamPartition(*at): known for at, known in self._ids.items()}
         now = {at: self._topics_now.identity(at.topic) for at in self._next}
@@ -394,7 +384,7 @@ class KafkaSource(Source):
 
     @property
     def partition_count(self) -> int | None:
-        """Of the topics, once they have been found."""
+        """The number of partitions of the topics; None before it is known."""
         return min(self._topics_now.counts().values()) or self._count or None
 
     def close(self) -> None:
@@ -417,7 +407,7 @@ class KafkaSource(Source):
             "group_id": self._group,
             "client_id": "streamadapt",
             "enable_auto_commit": False,
-            # positions come from the owner; anything else is a loud error
+            # Positions come from the owner; a missing position must be an error.
             "auto_offset_reset": "none",
             "allow_auto_create_topics": False,
             "partition_assignment_strategy": [self._assignor],
@@ -427,12 +417,13 @@ class KafkaSource(Source):
         }
 
     def _place(self, deadline: float) -> bool:
-        """Connect, find the partitions, ask the owner and go there; True once done."""
+        """Connect, find the partitions, ask the owner for positions and seek there; return True
+        when this is done."""
         if self._consumer is None:
-            found = self._setup.in_time(self._connect, deadline)
-            if found is None:
+            consumer = self._setup.in_time(self._connect, deadline)
+            if consumer is None:
                 return False
-            self._consumer = found
+            self._consumer = consumer
         if self._starts is None:
             consumer = self._consumer
             counts = self._setup.in_time(
@@ -464,13 +455,13 @@ class KafkaSource(Source):
     def _ranges(
         self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int | None]
     ) -> tuple[dict[TopicPartition, Range], dict[TopicPartition, str]]:
-        """Ask the broker which topics these are, then what they hold."""
+        """Ask the broker for the ids of the topics, then for their first and last offsets."""
         if not self._topics_now.refresh(REFRESH_S):
-            raise kafka_errors.KafkaTimeoutError("the broker does not say which topics it has")
+            raise kafka_errors.KafkaTimeoutError("the broker does not return its list of topics")
         ids = {
-            at: found
+            at: topic_id
             for at in wanted
-            if (found := self._topics_now.identity(at.topic)) is not None
+            if (topic_id := self._topics_now.identity(at.topic)) is not None
         }
         return ranges_of(consumer, wanted, self._places, self._spare, self._reached(wanted)), ids
 
@@ -491,7 +482,7 @@ class KafkaSource(Source):
         own = list(range(count)) if self._wanted is None else self._wanted
         if not set(own) <= set(range(count)):
             raise ConnectorError(
-                f"{self!r}: partitions {own} were asked for, the topic has {count}"
+                f"{self!r}: source.partitions is {own}, but the topic has {count} partitions"
             )
         return own
 
@@ -526,9 +517,9 @@ class KafkaSource(Source):
         )
         for at, offset in placing.offsets.items():
             self._consumer.seek(at, offset)
-            if StreamPartition(*at) not in placing.anew:
+            if StreamPartition(*at) not in placing.recreated:
                 self._note_skipped(at, starts[at], offset)
-        # Where nothing has been delivered yet, this is where the work stands.
+        # If nothing was delivered yet, this is the position to commit.
         fresh = {
             at: o for at, o in placing.offsets.items() if at not in self._next or at in replaced
         }
@@ -536,9 +527,9 @@ class KafkaSource(Source):
         self._next.update(placing.offsets)
         self._ids.update(ids)
         self._drop(starts)
-        if placing.told:
+        if placing.chosen:
             with owners_errors():
-                self._of_owner.partitions_placed(placing.told, recreated=placing.anew)
+                self._of_owner.partitions_placed(placing.chosen, recreated=placing.recreated)
         self._apply_pause()
 
     def _note_skipped(self, at: TopicPartition, wanted: int | None, offset: int) -> None:
@@ -548,16 +539,14 @@ class KafkaSource(Source):
         self._conditions.happened(
             Condition.RECORDS_DELETED,
             f"{at.topic}[{at.partition}]: {offset - wanted} records, {wanted} to {offset - 1}, "
-            f"were deleted before "
-            "they were read, and are skipped (source.out_of_range); raise the topic's retention "
-            "(retention.ms, "
-            "retention.bytes), or add engines",
+            "were deleted before they were read, and are skipped (source.out_of_range); raise "
+            "the topic's retention (retention.ms, retention.bytes), or add engines",
         )
 
     def _replaced(
         self, starts: Iterable[TopicPartition], ids: Mapping[TopicPartition, str]
     ) -> set[TopicPartition]:
-        """Return the partitions whose topic is another than the one they were read from."""
+        """Return the partitions whose topic was deleted and recreated since they were read."""
         if not self._check_ids:
             return set()
         known = {
@@ -570,18 +559,18 @@ class KafkaSource(Source):
         }
 
     def _drop(self, places: Collection[TopicPartition]) -> None:
-        """Forget what is held of these partitions and known of their ends."""
+        """Drop the buffered records of these partitions, and forget their ends."""
         for at in places:
             self._ends.pop(at, None)
             self._passed.pop(at, None)
         self._buffer.drop(places)
 
     def _place_again(self, deadline: float) -> bool:
-        """Compare with the topic again: the broker was away, or says that a position is gone; True
-        once done."""
+        """Check the positions again, after the broker was unavailable or has reported that a
+        position does not exist; return True when this is done."""
         consumer = self._consumer
-        self._give_up_missing()
-        # Not behind what is held of them: that is dropped, and fetched again.
+        self._release_missing()
+        # The position of the next delivery: buffered records are dropped, and fetched again.
         here = {**(self._starts or {}), **self._next}
         if consumer is not None and here:
             ranges = self._setup.in_time(lambda: self._ranges(consumer, here), deadline)
@@ -592,15 +581,15 @@ class KafkaSource(Source):
         self._verified = True
         return True
 
-    def _give_up_missing(self) -> None:
-        """Let go of partitions that a topic does not have since it was created again with fewer of
-        them."""
+    def _release_missing(self) -> None:
+        """Release partitions that no longer exist because a topic was recreated with fewer
+        partitions."""
         count = min(self._topics_now.counts().values())
         missing = [at for at in self._starts or {} if at.partition >= count]
         if self._group is not None or self._wanted is not None or not count or not missing:
             return
         log.warning(
-            "%r: partitions from %d on are gone: the topic was created again with fewer",
+            "%r: partitions from %d on no longer exist: the topic was created again with fewer",
             self,
             count,
         )
@@ -612,17 +601,17 @@ class KafkaSource(Source):
             self._of_owner.partitions_revoked(sorted({at.partition for at in missing}), lost=True)
 
     def _look_at_counts(self) -> None:
-        """Notice partitions that were added; without a group they are this source's."""
+        """Detect added partitions; without a group this source reads them."""
         counts = self._topics_now.counts()
         if len(set(counts.values())) > 1:
             now = time.monotonic()
             if self._unlike_since is None:
                 self._unlike_since = now
-                said = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
+                listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
                 log.warning(
                     "%r: %s partitions; they must have the same number within %g s",
                     self,
-                    said,
+                    listed,
                     UNLIKE_S,
                 )
             elif now - self._unlike_since >= UNLIKE_S:
@@ -635,7 +624,7 @@ class KafkaSource(Source):
             self._more = self._ask_owner(range(self._count, count))
 
     def _place_more(self, deadline: float) -> bool:
-        """Go to the beginning of partitions that were added; True once done."""
+        """Seek to the beginning of added partitions; return True when this is done."""
         consumer, more = self._consumer, self._more
         assert consumer is not None, "placed before"
         ranges = self._setup.in_time(lambda: self._ranges(consumer, more), deadline)
@@ -649,8 +638,8 @@ class KafkaSource(Source):
         return True
 
     def _tend(self, deadline: float, gone: Sequence[str]) -> None:
-        """Fetch, and let the group settle, also while there are records at hand: but then only now
-        and then."""
+        """Fetch records and serve the group; while there are buffered records, do this only every
+        `TEND_S`."""
         now = time.monotonic()
         at_hand = bool(self._buffer.places - self._paused)
         if at_hand and now - self._tended_at < TEND_S:
@@ -660,7 +649,7 @@ class KafkaSource(Source):
             deadline = now + (REBALANCE_S if unsettled else 0.0)
         self._apply_pause()
         self._fetch(deadline, gone)
-        # What was taken from us waits for a second round.
+        # Revoked partitions are assigned in a second round of the rebalance.
         if at_hand and unsettled and rebalancing(self._consumer):
             self._fetch(time.monotonic() + REBALANCE_S, gone)
         self._tended_at = time.monotonic()
@@ -668,11 +657,12 @@ class KafkaSource(Source):
             self._commits.send(self._consumer)
 
     def _are_still_the_same(self, deadline: float) -> bool:
-        """Whether what was fetched is of the topics that were placed; asks the broker once a
-        second at most.
+        """Return whether the fetched records belong to the same topics as the positions; this asks
+        the broker at most once per second.
 
-        A fetch names a topic by its name. Of one that was deleted and created again it gets the
-        records from our position on, and those before it would be skipped.
+        A fetch uses only the name of a topic. If the topic was recreated, the fetch returns
+        records of the new topic from the old position on, and its earlier records would be
+        skipped.
         """
         if not self._check_ids:
             return True
@@ -685,8 +675,7 @@ class KafkaSource(Source):
         return self._verified and not self._check_places
 
     def _pass_over(self) -> None:
-        """Move positions past what lies behind the last record delivered and holds none:
-        transaction markers."""
+        """Move positions past transaction markers after the last delivered record."""
         for at, next_offset in self._next.items():
             if self._ends.get(at, 0) > next_offset and self._buffer.next_of(at) is None:
                 position = self._position(at)
@@ -699,11 +688,11 @@ class KafkaSource(Source):
         def poll() -> Any:
             return consumer.poll(max(0.0, 1000 * (deadline - time.monotonic())))
 
-        found = poll() if self._group is None else self._handover.call(poll)
-        if found or not self._client.quiet(FETCH):
+        fetched = poll() if self._group is None else self._handover.call(poll)
+        if fetched or not self._client.quiet(FETCH):
             self._silence.confirm("")
-            if self._link.state == "connecting" and not found:
-                self._check_places = True  # back after a while: is the topic still the one it was?
+            if self._link.state == "connecting" and not fetched:
+                self._check_places = True  # the topic may have been recreated meanwhile
             if gone:
                 names = ", ".join(gone)
                 why = (
@@ -717,41 +706,40 @@ class KafkaSource(Source):
             self._client.check()
             if quiet := self._quiet():
                 self._link.down(quiet)
-        # What was fetched of a partition that went away during this very poll is its next owner's.
-        self._buffer.put({at: batch for at, batch in found.items() if at in self._next})
-        self._verified = self._verified and not found
+        # Records of a partition that was revoked during this poll belong to its next owner.
+        self._buffer.put({at: batch for at, batch in fetched.items() if at in self._next})
+        self._verified = self._verified and not fetched
 
     def _check_group(self) -> None:
-        """Raise `ConnectorError` unless it was one of us who shared the group's partitions out."""
+        """Raise `ConnectorError` if another application assigned the group's partitions."""
         if self._assignor.refusal:
             raise ConnectorError(self._foreign_group(self._assignor.refusal))
         if not self._assignor.marked:
             group = group_of(self._reach, self._group or "")
             if group is not None and group.protocol not in ("", self._assignor.name):
                 raise ConnectorError(
-                    self._foreign_group(f"it shares its partitions out by {group.protocol!r}")
+                    self._foreign_group(f"it assigns its partitions by {group.protocol!r}")
                 )
-            self._assignor.marked = group is not None  # by an engine of before there were marks
+            # Then an engine of an older version, without marks, has assigned the partitions.
+            self._assignor.marked = group is not None
 
     def _refused(self) -> None:
-        """The broker does not let us into the group; raise `ConnectorError` if that stays so."""
+        """Record that the broker does not let this member join the group; raise `ConnectorError`
+        if this lasts for `REFUSED_S`."""
         now = time.monotonic()
         if self._refused_since is None:
             self._refused_since = now
         if now - self._refused_since >= REFUSED_S:
-            raise ConnectorError(
-                self._foreign_group("it shares its partitions out in another way")
-            )
+            raise ConnectorError(self._foreign_group("it assigns its partitions in another way"))
 
     def _foreign_group(self, why: str) -> str:
         group = group_of(self._reach, self._group or "")
-        members = "the broker does not say who" if group is None else str(group)
+        members = "the broker does not list them" if group is None else str(group)
         by = f", assignor {group.protocol!r}" if group is not None and group.protocol else ""
         return (
-            f"{self!r}: the group {self._group!r} is not this engine's alone: {why}. Its "
-            f"members{by}: {members}. Stop "
-            "the other application, or give source.group a name that only engines with these "
-            "topics use"
+            f"{self!r}: another application uses the group {self._group!r}: {why}. Its "
+            f"members{by}: {members}. Stop the other application, or give source.group a name "
+            "that only engines with these topics use"
         )
 
     def _group_assigned(self, given: Collection[TopicPartition]) -> None:
@@ -761,7 +749,7 @@ class KafkaSource(Source):
         }
         if len({tuple(partitions) for partitions in of.values()}) > 1:
             raise ConnectorError(
-                f"{self!r}: the group gave out unlike partitions of the topics: {of}"
+                f"{self!r}: the group assigned different partitions of the topics: {of}"
             )
         assert self._consumer is not None, "subscribed first"
         self._joined = True
@@ -769,14 +757,14 @@ class KafkaSource(Source):
         if given:
             starts = self._ask_owner(of[self._topics[0]])
             self._starts = {**(self._starts or {}), **starts}
-            self._check_places = True  # should the broker go away between these two lines
+            self._check_places = True  # in case the next line fails
             self._seek(starts, *self._ranges(self._consumer, starts))
             self._compare_with_group(starts)
             self._check_places = False
 
     def _compare_with_group(self, wanted: Mapping[TopicPartition, int | None]) -> None:
-        """Say where the group's offsets are others than ours: somebody may have reset them, to no
-        effect."""
+        """Report offsets of the group that differ from ours: somebody may have reset them, which
+        has no effect."""
         consumer: Any = self._consumer
         with suppress(kafka_errors.KafkaError, OSError):
             committed = consumer._coordinator.fetch_committed_offsets(
@@ -820,19 +808,19 @@ class KafkaSource(Source):
         if time.monotonic() - self._ends_at >= LAG_EVERY_S:
             self._ends_at = time.monotonic()
             with suppress(kafka_errors.KafkaError):
-                found = asked(consumer.end_offsets, self._next, LAG_TIMEOUT_MS)
-                for at, end in found.items():
+                ends = asked(consumer.end_offsets, self._next, LAG_TIMEOUT_MS)
+                for at, end in ends.items():
                     self._ends[at] = max(end, self._ends.get(at, 0))
-                # Then these are the last stable offsets.
+                # With this isolation level, these are the last stable offsets.
                 if self._configs["isolation_level"] == "read_committed":
-                    self._open.look(found, {at: self._position(at) for at in found}, self._ends)
+                    self._open.look(ends, {at: self._position(at) for at in ends}, self._ends)
 
     def _position(self, at: TopicPartition) -> int:
-        """Next offset wanted: without records held here the client's own, which has passed over
-        transaction markers."""
-        held = self._buffer.next_of(at)
-        if held is not None:
-            return held
+        """Return the next offset to read: that of the first buffered record, else the client's
+        position, which is after transaction markers."""
+        buffered = self._buffer.next_of(at)
+        if buffered is not None:
+            return buffered
         if self._ends.get(at, sys.maxsize) <= self._next[at]:
             return self._next[at]
         with suppress(kafka_errors.KafkaError):
@@ -847,3 +835,23 @@ class KafkaSource(Source):
         missing = isinstance(error, kafka_errors.UnknownTopicOrPartitionError)
         what = Condition.TOPIC_MISSING if missing else Condition.NO_ANSWER
         self._link.down(self._client.explain(error), what)
+
+
+def _check_choice(name: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"source.{name}", value, " or ".join(allowed))
+
+
+def _check_topics(
+    topic: str, label_topic: str | None, group: str | None, partitions: Sequence[int] | None
+) -> None:
+    """Raise `ConfigError` unless the topics differ, and either the group or the config chooses the
+    partitions."""
+    if label_topic == topic:
+        raise ConfigError(
+            "source.label_topic", label_topic, "another topic than source.topic, or none"
+        )
+    if group is not None and partitions is not None:
+        raise ConfigError(
+            "source.partitions", list(partitions), "nothing where source.group shares them out"
+        )

@@ -1,4 +1,4 @@
-"""The end of an output partition: how far have its predictions come?"""
+"""Reads the end of an output partition, to find its newest prediction."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from streamadapt_connectors.kafka.places import OFFSETS_TIMEOUT_MS, fetched_ends
 
 __all__ = ["newest_offset"]
 
-FIRST_LOOK: Final = 64
-WIDER: Final = 8
+FIRST_SPAN: Final = 64
+SPAN_FACTOR: Final = 8
 PATIENCE_S: Final = 30.0
 
 
@@ -29,18 +29,18 @@ _ID: Final = msgspec.json.Decoder(_Id)
 def newest_offset(
     consumer: KafkaConsumer, at: TopicPartition, stream: str, partition: int
 ) -> int | None:
-    """Return the offset in the id of the last prediction in `at` that was made from a partition of
-    `stream`.
+    """Return the offset in the id of the last prediction in `at` for a partition of `stream`; None
+    if there is no such prediction.
 
-    Usually that is the last record. Where others write to the topic too, what lies before is read
-    in wider and wider steps, to its beginning if need be.
+    Usually that is the last record. If other programs also write to the topic, earlier records are
+    read, in steps that grow, if necessary back to the beginning of the partition.
 
     Parameters
     ----------
     consumer : KafkaConsumer
-        Without a group; must not be shared with other users.
+        A consumer without a group that has no other user.
     at : TopicPartition
-        Of the output.
+        The partition of the output.
 
     Raises
     ------
@@ -49,23 +49,23 @@ def newest_offset(
     """
     begin = consumer.beginning_offsets([at], timeout_ms=OFFSETS_TIMEOUT_MS)[at]
     end = consumer.end_offsets([at], timeout_ms=OFFSETS_TIMEOUT_MS)[at]
-    if end > begin:  # some brokers name the start of the last batch here
+    if end > begin:  # some brokers return the start of the last batch as the end
         end = fetched_ends(consumer, {at: end})[at]
     consumer.assign([at])
-    look, upper = FIRST_LOOK, end
+    span, upper = FIRST_SPAN, end
     while upper > begin:
-        lower = max(begin, end - look)
+        lower = max(begin, end - span)
         newest = _last_of(consumer, at, (lower, upper), stream, partition)
         if newest is not None:
             return newest
-        look, upper = look * WIDER, lower
+        span, upper = span * SPAN_FACTOR, lower
     return None
 
 
 def _last_of(
     consumer: KafkaConsumer, at: TopicPartition, span: tuple[int, int], stream: str, partition: int
 ) -> int | None:
-    """Read the offsets of `span`, its end excluded."""
+    """Return the same for the offsets of `span`, whose end is excluded."""
     lower, upper = span
     consumer.seek(at, lower)
     newest: int | None = None
@@ -79,14 +79,18 @@ def _last_of(
                 f"{at.topic}[{at.partition}]: no answer while its end was read"
             )
         for record in records:
-            found = _position(record.value)
-            if record.offset < upper and found is not None and found[:2] == (stream, partition):
-                newest = found.offset
+            position = _position(record.value)
+            if (
+                record.offset < upper
+                and position is not None
+                and position[:2] == (stream, partition)
+            ):
+                newest = position.offset
     return newest
 
 
 def _position(value: bytes | None) -> Position | None:
-    """Return the id of a prediction; None if it is something else."""
+    """Return the position in the id of a prediction; None if the value is not a prediction."""
     try:
         return Position.parse(_ID.decode(value or b"").id)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,5 +1,5 @@
-"""What the cluster says of the topics now: are they there, the same as before, and with how many
-partitions?"""
+"""Reads the present metadata of topics: whether they exist, whether they were recreated, and their
+numbers of partitions."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from streamadapt_connectors.kafka.client import Client
 __all__ = ["Topics", "metadata_age_of"]
 
 GONE_S: Final = 2.0
-"""A broker that has just come up may not know every topic for a moment."""
+"""A broker that has just started may not know every topic for a moment."""
 FRESH_S: Final = 1.0
-LEAST_AGE_MS: Final = 100
+MIN_AGE_MS: Final = 100
 
 
 def metadata_age_of(age: str) -> dict[str, int]:
-    """Return kafka-python's setting of how old its knowledge of the topics may become."""
+    """Return kafka-python's setting for the largest age of its metadata."""
     age_ms = duration_ns("source.metadata_max_age", age) // 1_000_000
-    if not age_ms >= LEAST_AGE_MS:
-        raise ConfigError("source.metadata_max_age", age, f"a duration >= {LEAST_AGE_MS} ms")
+    if not age_ms >= MIN_AGE_MS:
+        raise ConfigError("source.metadata_max_age", age, f"a duration >= {MIN_AGE_MS} ms")
     return {"metadata_max_age_ms": age_ms}
 
 
 class Topics:
-    """A client's knowledge of some topics. Reading it costs no request; `refresh` asks the broker.
+    """A client's metadata of some topics. Reading it costs no request; `refresh` asks the broker.
 
     Parameters
     ----------
@@ -46,26 +46,27 @@ class Topics:
         self._fresh_at = float("-inf")
 
     def identity(self, topic: str) -> str | None:
-        """Return the topic's id, another one after it was deleted and created again; None where
-        brokers have none."""
+        """Return the topic's id, which differs after the topic was recreated; None if the brokers
+        have no topic ids."""
         cluster = self._client.cluster
-        found = None if cluster is None else cluster.topic_id(topic)
-        return None if found is None or not found.int else str(found)
+        topic_id = None if cluster is None else cluster.topic_id(topic)
+        return None if topic_id is None or not topic_id.int else str(topic_id)
 
     def counts(self) -> dict[str, int]:
-        """Return how many partitions each topic has; 0 for one that is not there."""
+        """Return the number of partitions of each topic; 0 for a topic that does not exist."""
         cluster = self._client.cluster
         if cluster is None:
             return dict.fromkeys(self._names, 0)
         return {topic: len(cluster.partitions_for_topic(topic) or ()) for topic in self._names}
 
     def denied(self) -> list[str]:
-        """Return the topics that the broker does not show, because a right to them is missing."""
+        """Return the topics that the broker does not show because the user has no right to
+        them."""
         cluster = self._client.cluster
         return [] if cluster is None else sorted(cluster.unauthorized_topics & set(self._names))
 
     def gone(self) -> list[str]:
-        """Return the topics that have been missing for `GONE_S`."""
+        """Return the topics that have not existed for `GONE_S`."""
         now = time.monotonic()
         for topic, count in self.counts().items():
             if count or topic in self.denied():
@@ -89,7 +90,7 @@ class Topics:
         deadline = time.monotonic() + timeout_s
         asked_at = time.monotonic()
         if cluster.metadata_refresh_in_progress and not _answered(cluster, deadline):
-            return False  # the answer to a request that is under way may be older than this call
+            return False  # the answer to an earlier request may be older than this call
         if not _answered(cluster, deadline):
             return False
         self._fresh_at = asked_at
@@ -97,7 +98,7 @@ class Topics:
 
 
 def _answered(cluster: Any, deadline: float) -> bool:
-    """Have the client ask, and wait; a topic that is not there is an answer, too."""
+    """Request the metadata, and wait for it; that a topic does not exist is an answer, too."""
     done, failures = threading.Event(), list[BaseException]()
 
     def failed(error: BaseException) -> None:

@@ -1,4 +1,5 @@
-"""One transactional producer a partition: predictions and positions become visible together."""
+"""A transactional producer for each partition: predictions and positions become visible
+together."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from streamadapt.records import StreamPartition
 from streamadapt_connectors.kafka.client import Client, Reach
 from streamadapt_connectors.kafka.refusals import Access, Refusals, names_in, source_accesses
 from streamadapt_connectors.kafka.writer import (
-    LOOK_S,
+    CHECK_INTERVAL_S,
     NoAnswerError,
     Outgoing,
     RefusedError,
@@ -28,10 +29,10 @@ __all__ = ["Transaction"]
 
 CLOSE_MS: Final = 1000
 ABORT_S: Final = 2.0
-"""Of the time between a signal and the end; a broker that takes longer ends the transaction by
+"""The longest wait for an abort when the engine ends; later the broker aborts the transaction by
 itself."""
 
-# kafka-python says many errors only in the text of another one, so they are looked for by name
+# kafka-python reports many errors only in the text of another error, so their names are searched
 # there.
 TAKEN: Final = (
     "ProducerFenced",
@@ -40,9 +41,10 @@ TAKEN: Final = (
     "UnknownProducerId",
     "TransactionCoordinatorFenced",
 )
-"""What a broker says to a writer whose transaction it has ended, or given to somebody else."""
+"""Errors of a broker for a writer whose transaction the broker has ended, or which another writer
+has fenced."""
 EXPIRED: Final = "InvalidProducerIdMapping"
-"""What a broker says that does not know the transactional id any more."""
+"""The error of a broker that no longer knows the transactional id."""
 SILENCE: Final = (
     "Timeout",
     "TimedOut",
@@ -54,29 +56,30 @@ SILENCE: Final = (
 
 
 class Transaction:
-    """A partition's only writer, for as long as no other begins under the same name.
+    """The only writer of a partition, until another writer begins with the same name.
 
     The transactional id is ``NAME/PARTITION``; the positions are committed to a group of that
-    name, which has no members. Every wait for the broker ends after `limit_s`: then, and where the
-    broker refuses, the transaction is lost (`TransactionLostError`). A lost one says nothing more:
-    what the broker may still hear of it has an old epoch, once the next one has begun, and counts
-    for nothing.
+    name, which has no members. Every wait for the broker ends after `limit_s`. Then, or if the
+    broker refuses a request, the transaction is lost (`TransactionLostError`). A lost transaction
+    sends nothing more. Requests of it that still reach the broker have an old epoch when the next
+    transaction has begun, and are refused.
 
     Parameters
     ----------
     reach : Reach
     name : str
-        What all that ever write from the same input to the same output have in common.
+        The same for all writers from the same input to the same output.
     partition : int
-        The input's.
+        The partition of the input.
     make_writer : callable
-        From further producer settings, and what to call when it is connected, to a `Writer` that
-        has the same limit.
+        From additional producer settings, a function to call after connecting, and `Refusals` to a
+        `Writer` with the same limit.
     timeout_ms : int, ms
-        The broker gives a transaction up that is open for longer.
+        The broker aborts a transaction that is open for longer.
     limit_s : float, s
+        The longest wait for an answer.
     output : str
-        The topic that is written to.
+        The topic of the predictions.
     streams : sequence of str
         The topics whose positions are committed.
     """
@@ -120,7 +123,7 @@ class Transaction:
 
     @property
     def lost(self) -> bool:
-        """Whether the transaction was lost, and is to be begun again."""
+        """Whether the transaction was lost, and must begin again."""
         return self._lost is not None
 
     def look(self) -> None:
@@ -128,7 +131,7 @@ class Transaction:
         self._writer.look()
 
     def begin(self, places: Sequence[StreamPartition]) -> dict[StreamPartition, int]:
-        """Shut out who wrote before; return the positions committed last."""
+        """Fence earlier writers; return the positions that were committed last."""
         with self._watched("begun"):
             return self._writer.insist(lambda producer, count: self._committed(places))
 
@@ -139,12 +142,12 @@ class Transaction:
             self._writer.send(record)
 
     def flush(self) -> None:
-        """Return once the broker has every record; none is visible yet."""
+        """Return when the broker has stored all records; they are not visible yet."""
         with self._watched("flushed"):
             self._writer.flush()
 
     def commit(self, positions: Mapping[StreamPartition, int]) -> None:
-        """Make records and positions visible as one."""
+        """Make records and positions visible together."""
         offsets = {
             TopicPartition(*at): OffsetAndMetadata(offset, "", -1)
             for at, offset in positions.items()
@@ -160,8 +163,8 @@ class Transaction:
         self._open = False
 
     def end(self) -> None:
-        """Make void what is not committed, if the broker answers soon (it does so itself after a
-        while), and let go."""
+        """Abort the open transaction, if the broker answers soon (otherwise it aborts the
+        transaction by itself later), and close the writer."""
         if self._lost is not None:
             return
         if self._open:
@@ -174,7 +177,7 @@ class Transaction:
             self._writer.close(flush=False)
 
     def abandon(self) -> None:
-        """Let go, and say nothing more to the broker."""
+        """Drop the writer without another request to the broker."""
         self._open = False
         self._writer.abandon()
 
@@ -184,17 +187,16 @@ class Transaction:
             self._open = True
 
     def _ask(self, ask: Callable[[Any], Any], limit_s: float) -> None:
-        """Have kafka-python's transaction manager do something, and wait for it no longer than
-        `limit_s`.
+        """Call kafka-python's transaction manager, and wait for the result at most `limit_s`.
 
-        The producer's own methods for it wait without a limit; they do the same three things.
+        The public methods of the producer make the same calls, but wait without a limit.
         """
         producer: Any = self._writer.insist(lambda producer, count: producer)
         result = ask(producer._transaction_manager)
         producer._sender.wakeup()
         deadline = time.monotonic() + limit_s
         while not result.wait(
-            timeout_ms=1000 * max(0.0, min(LOOK_S, deadline - time.monotonic()))
+            timeout_ms=1000 * max(0.0, min(CHECK_INTERVAL_S, deadline - time.monotonic()))
         ):
             self._writer.check_given_up()
             self._writer.look()
@@ -203,8 +205,8 @@ class Transaction:
 
     @contextmanager
     def _watched(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong, the transaction is lost: what was and was not done, the next
-        `begin` will find out."""
+        """Make every error a loss of the transaction: the next `begin` finds out what was
+        committed."""
         if self._lost is not None:
             raise self._lost
         try:
@@ -232,10 +234,8 @@ class Transaction:
                 what,
                 Loss.EXPIRED,
                 "the broker has forgotten the transactional id, which was not used for longer "
-                "than the brokers' "
-                "transactional.id.expiration.ms; nothing is lost; raise that setting above the "
-                "longest pause of the "
-                "input",
+                "than the brokers' transactional.id.expiration.ms; nothing is lost; raise that "
+                "setting above the longest pause of the input",
             )
         if self._writer.fenced or any(name in errors_text for name in TAKEN):
             self._lose(
@@ -259,7 +259,7 @@ class Transaction:
             client, group_id=self._id, enable_auto_commit=False
         )
         try:
-            found = {
+            committed = {
                 at: consumer.committed(TopicPartition(*at), timeout_ms=limit_ms) for at in places
             }
         except kafka_errors.TopicAuthorizationFailedError as error:
@@ -269,4 +269,6 @@ class Transaction:
             with suppress(kafka_errors.KafkaError, OSError, RuntimeError):
                 consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
             client.close()
-        return {at: offset for at, offset in found.items() if offset is not None and offset >= 0}
+        return {
+            at: offset for at, offset in committed.items() if offset is not None and offset >= 0
+        }

@@ -1,4 +1,4 @@
-"""Deliver records to one topic and know, one by one, that they arrived."""
+"""Delivers records to one topic, and checks the delivery of each record."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ T = TypeVar("T")
 
 MAX_PENDING: Final = 10_000
 MAX_PENDING_BYTES: Final = 64 << 20
-LOOK_S: Final = 1.0
+CHECK_INTERVAL_S: Final = 1.0
 CLOSE_S: Final = 5.0
-FOR_EVER_MS: Final = 2**31 - 1
+UNLIMITED_MS: Final = 2**31 - 1
 FIRST_TRY_MS: Final = 2000
 ADMIN_MS: Final = 5000
 FRAMING_BYTES: Final = 128
-"""Of a batch and a record in it, above `Outgoing.size`."""
+"""The size of the framing of a batch and a record in it, in addition to `Outgoing.size`."""
 DROP_S: Final = 1.0
 METADATA_AGE_MS: Final = 10_000
-"""So late it is noticed that the topic was deleted, where nothing is written to it."""
+"""The largest delay until a deleted topic is noticed, if no record is written to it."""
 
 NEVER_CREATED: Final = (
     kafka_errors.AuthorizationError,
@@ -45,23 +45,23 @@ NEVER_CREATED: Final = (
     kafka_errors.InvalidTopicError,
     kafka_errors.InvalidPartitionsError,
 )
-"""Why a topic cannot be created, however long one waits."""
+"""Errors of the creation of a topic that waiting cannot solve."""
 
 TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 REFUSALS: Final = (*TOO_LARGE, kafka_errors.InvalidRecordError)
-"""Of one record, for what it is."""
+"""Errors that are about one record itself."""
 IN_A_BAD_BATCH: Final = "part of a batch"
-"""What kafka-python says to the other records of a batch in which one was refused."""
+"""A part of kafka-python's error for the other records of a batch in which one was refused."""
 
 
 class NoAnswerError(ConnectorError):
-    """The broker did not answer within the writer's limit."""
+    """Raised if the broker does not answer within the writer's limit."""
 
 
 class RefusedError(ConnectorError):
-    """The broker has refused a record, and it is known which ones not to send again.
+    """Raised if the broker has refused a record, and it is known which records not to send again.
 
-    The producer is of no use after that: `Writer.renew`.
+    The producer cannot be used after that; see `Writer.renew`.
     """
 
 
@@ -72,9 +72,9 @@ class Outgoing:
     Attributes
     ----------
     name : str
-        For messages: the position it came from.
+        The position of the record's entry, for messages.
     partition : int
-        The source's; taken over where the topic has that many.
+        The partition of the source; the topic's partition is this number modulo its partitions.
     """
 
     name: str
@@ -86,21 +86,21 @@ class Outgoing:
 
     @property
     def size(self) -> int:
-        """Bytes of key, value and headers."""
+        """The size of key, value and headers, in bytes."""
         headers = sum(len(name.encode()) + len(value) for name, value in self.headers)
         return len(self.key or b"") + len(self.value or b"") + headers
 
 
 class TopicLimits:
-    """What records a topic takes, as far as that is known: learned from those that the broker
-    refused.
+    """The limits of a topic for records, learned from the records that the broker has refused.
 
     Parameters
     ----------
     reach : Reach
     topic : str
     compressed : bool
-        Whether what the topic's limit is held against is smaller than the record.
+        Whether records are compressed: then the size to which the topic's limit applies is smaller
+        than the record.
     """
 
     def __init__(self, reach: Reach, topic: str, *, compressed: bool) -> None:
@@ -111,25 +111,22 @@ class TopicLimits:
         self._needs_key = False
 
     def forbids(self, record: Outgoing) -> str:
-        """Return why the broker would not take the record; empty where it may."""
+        """Return the reason why the broker would refuse the record; empty if it may accept it."""
         if self._most is not None and record.size > self._most:
             return (
-                f"it has {record.size} bytes, topic {self._topic} takes {self._most} "
+                f"it has {record.size} bytes, topic {self._topic} accepts {self._most} "
                 f"(max.message.bytes)"
             )
         if self._needs_key and record.key is None:
-            return (
-                f"it has no key, and topic {self._topic} takes none such (cleanup.policy = "
-                f"compact)"
-            )
+            return f"it has no key, and topic {self._topic} needs one (cleanup.policy = compact)"
         return ""
 
     def learn(self, failed: Sequence[tuple[Outgoing, BaseException]]) -> bool:
-        """Learn from refused records; return whether there was anything to learn.
+        """Learn from refused records; return whether a limit was learned.
 
-        With one refused record kafka-python fails all that it holds, with the same error. So the
-        largest one of them is taken for the one that is too large: whatever the limit is, it is
-        above it too.
+        If one record is refused, kafka-python fails all of its records with the same error. The
+        largest of these is assumed to be too large: if any record is above the limit, it is above
+        the limit, too.
         """
         large = [record for record, error in failed if isinstance(error, TOO_LARGE)]
         if large:
@@ -147,64 +144,67 @@ class TopicLimits:
         most = refused - 1
         if not self._compressed:
             with suppress(kafka_errors.KafkaError, OSError, ConnectorError, KeyError, ValueError):
-                most = min(most, self._asked())
+                most = min(most, self._configured())
         self._most = most if self._most is None else min(self._most, most)
 
-    def _asked(self) -> int:
+    def _configured(self) -> int:
         client = Client()
         configs = {
             k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"
         }
         try:
             admin = KafkaAdminClient(kafka_client=client, request_timeout_ms=ADMIN_MS, **configs)
-            found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, self._topic)])
-            return int(_value_in(found, "max.message.bytes")) - FRAMING_BYTES
+            topic = ConfigResource(ConfigResourceType.TOPIC, self._topic)
+            configs_found = admin.describe_configs([topic])
+            return int(_value_in(configs_found, "max.message.bytes")) - FRAMING_BYTES
         finally:
             client.close()
 
 
-def _value_in(found: Any, name: str) -> str:
-    """Return one setting of what kafka-python's `describe_configs` returns."""
-    if isinstance(found, Mapping):
-        if isinstance(value := found.get(name), Mapping):
+def _value_in(configs: Any, name: str) -> str:
+    """Return one setting in the result of kafka-python's `describe_configs`."""
+    if isinstance(configs, Mapping):
+        if isinstance(value := configs.get(name), Mapping):
             return str(value["value"])
-        found = list(found.values())
-    for part in found if isinstance(found, list) else ():
+        configs = list(configs.values())
+    for part in configs if isinstance(configs, list) else ():
         with suppress(KeyError):
             return _value_in(part, name)
     raise KeyError(name)
 
 
 class Writer:
-    """A producer with a bounded buffer. Blocks, and says so once, while the broker is away.
+    """A producer with a bounded buffer. It blocks while the broker is unavailable, and logs this
+    once.
 
     Parameters
     ----------
     reach : Reach
     topic : str
     partitions : int or None
-        How many to create the topic with if it is missing; None leaves that to the broker.
+        The number of partitions, if the topic is created; None leaves it to the broker.
     configs : mapping
-        For kafka-python's producer.
+        Settings of kafka-python's producer.
     shrink : callable or None
-        Given a record that was refused and the error, returns another to send in its place, or the
-        same: then it is an error.
+        From a refused record and the error to a replacement for it; if it returns the same record,
+        the refusal is an error.
     refuse : callable or None
-        Given a record that the topic does not take and why, keeps it: it is not sent. Goes before
-        `shrink`.
+        Called with a record that the topic does not accept, and the reason; the record is not
+        sent. It takes precedence over `shrink`.
     limits : TopicLimits or None
-        Known to all writers of a topic; with `refuse`.
+        Shared by all writers of a topic; needed with `refuse`.
     prepare : callable or None
-        Called with the producer, once it is connected, before anything is sent; again if it fails.
+        Called with the producer after it has connected, before records are sent; called again if
+        it fails.
     limit_s : float, s, or None
-        Raise `NoAnswerError` where the broker has confirmed nothing for so long. None waits as
-        long as it takes.
+        Raise `NoAnswerError` if the broker has confirmed nothing for this time. None waits without
+        a limit.
     deliveries : Deliveries or None
-        Those of the writers before this one, of the same partition of a sink.
+        The deliveries of earlier writers of the same partition of a sink.
     setting : str
-        Where the topic's name comes from, for errors.
+        The setting with the topic's name, for errors.
     refusals : Refusals or None
-        What errors mean; by default those of a writer to this topic.
+        Explains errors; by default as errors of a writer to this topic.
     """
 
     def __init__(  # noqa: PLR0913 - each is one decision of the sink
@@ -232,12 +232,12 @@ class Writer:
         self._topic = topic
         self._create_partitions = partitions
         self._configs = {
-            "delivery_timeout_ms": FOR_EVER_MS,
+            "delivery_timeout_ms": UNLIMITED_MS,
             "max_block_ms": FIRST_TRY_MS,
             "acks": "all",
             **configs,
         }
-        # The broker would create it again with a number of partitions of its own.
+        # Otherwise the broker would recreate a deleted topic with its own number of partitions.
         self._configs |= {
             "allow_auto_create_topics": False,
             "metadata_max_age_ms": METADATA_AGE_MS,
@@ -265,7 +265,8 @@ class Writer:
 
     def _make_client(self) -> Client:
         client = Client()
-        client.before_sending = lambda partitions: self.before_sending(partitions)  # as it is then
+        # With the value at the time of the call.
+        client.before_sending = lambda partitions: self.before_sending(partitions)
         return client
 
     @property
@@ -278,20 +279,20 @@ class Writer:
         )
 
     def expect_partitions(self, count: int) -> None:
-        """Take the input's number of partitions for a topic that is still to be created, unless
-        told another."""
+        """Create a missing topic with this number of partitions, unless another number was
+        given."""
         self._create_partitions = self._create_partitions or count
 
     @property
     def deliveries(self) -> Deliveries:
-        """What is sent and not acknowledged."""
+        """The records that were sent but not acknowledged."""
         return self._deliveries
 
     def look(self) -> None:
-        """Say what keeps records from being delivered: once in the log when it begins, and once
-        when it is over.
+        """Report the reason why records are not delivered: once in the log when it begins, and
+        once when it ends.
 
-        From any thread.
+        Any thread may call this.
         """
         if self.closed or not self._partitions:
             return
@@ -304,7 +305,7 @@ class Writer:
             )
             return
         self._conditions.end(
-            Condition.TOPIC_MISSING, f"topic {self._topic} is there again", self._holder
+            Condition.TOPIC_MISSING, f"topic {self._topic} exists again", self._holder
         )
         self._deliveries.look(
             quiet=self._client.quiet(PRODUCE),
@@ -313,7 +314,7 @@ class Writer:
         )
 
     def send(self, record: Outgoing) -> None:
-        """Accept `record`; blocks while the buffer is full or the broker is away."""
+        """Accept a record; blocks while the buffer is full or the broker is unavailable."""
         self._check()
         self._send_held()
         self._accept(record)
@@ -337,8 +338,8 @@ class Writer:
             self._settle_first()
 
     def flush(self) -> None:
-        """Return once everything accepted has been delivered; raises `ConnectorError` for the
-        first that was not."""
+        """Return when all accepted records are delivered; raise `ConnectorError` for the first
+        record that was not delivered."""
         self._check()
         self._send_held()
         while self._pending:
@@ -350,7 +351,7 @@ class Writer:
         Raises
         ------
         ConnectorError
-            For what waiting cannot mend.
+            For an error that waiting cannot solve.
         """
         self._check()
         deadline = self._deadline()
@@ -365,17 +366,17 @@ class Writer:
                 raise self._failure from error
 
     def renew(self, *, resend: bool) -> None:
-        """Go on after an error with a new producer; with `resend`, what the old one held is sent
-        again, in order.
+        """Continue after an error with a new producer; with `resend`, the records of the old
+        producer are sent again, in order.
 
-        What was under way may arrive twice then.
+        Records that were being sent may then arrive twice.
         """
         held = [record for record, _ in self._pending] if resend else []
         self.abandon()
         self.closed = False
         self._client, self._producer, self._failure = self._make_client(), None, None
         self._topics_now = Topics(self._client, [self._topic])
-        self._deliveries.begun()  # that the broker has refused a record was an answer
+        self._deliveries.begun()  # the refusal of a record was an answer of the broker
         self._partitions, self._pending_bytes = 0, 0
         self._held = deque([*held, *(self._held if resend else ())])
 
@@ -385,26 +386,21 @@ class Writer:
             self._held.popleft()
 
     def shown(self) -> Collection[str]:
-        """Return the topics that the broker has told of."""
+        """Return the topics in the metadata that the broker has sent."""
         return self._client.shown()
 
     @property
     def fenced(self) -> bool:
-        """Whether the broker has said that somebody else writes under this producer's
-        transactional id."""
+        """Whether the broker has reported that another producer uses this transactional id."""
         return self._client.fenced
 
     @property
     def forgotten(self) -> bool:
-        """Whether the broker has said that it does not know this producer's transactional id any
-        more."""
+        """Whether the broker has reported that it no longer knows this transactional id."""
         return self._client.forgotten
 
     def abandon(self) -> None:
-        """Drop the producer and everything it holds, and say nothing more to the broker.
-
-        Idempotent.
-        """
+        """Drop the producer and its records without another request to the broker. Idempotent."""
         self.closed = True
         self._pending.clear()
         self._deliveries.given_up()
@@ -429,7 +425,7 @@ class Writer:
         self._wait(self._link.wait_s())
 
     def close(self, *, flush: bool = True) -> None:
-        """Flush, if told so, and close. Idempotent."""
+        """Flush, if `flush` is true, and close. Idempotent."""
         if self.closed:
             return
         try:
@@ -439,7 +435,7 @@ class Writer:
             self.closed = True
             if self._producer is not None:
                 _close(self._producer)
-            # Its thread is still in a call that the broker does not answer.
+            # RuntimeError: the client's thread still waits for an answer of the broker.
             with suppress(RuntimeError):
                 self._client.close()
 
@@ -447,32 +443,32 @@ class Writer:
         if self.closed:
             raise ConnectorError(f"kafka {self._topic}: the sink is closed")
         self._failure = self._failure or self._client.stopped_by
-        # What was lost stays lost: no later flush may say that all is well.
+        # After a loss, no later flush may succeed.
         if self._failure is not None:
             raise self._failure
 
     def _check_rights(self) -> None:
-        """Raise `ConnectorError` if the right to the topic has been taken away: its records would
-        wait without end."""
+        """Raise `ConnectorError` if the right to the topic was removed: its records would wait
+        forever."""
         if self._topics_now.denied():
             error = kafka_errors.TopicAuthorizationFailedError({self._topic})
             self._failure = ConnectorError(self._refusals.explain(error, {self._topic}))
             raise self._failure from error
 
     def _wait(self, seconds: float) -> None:
-        """Sleep, but hear it when nobody wants to wait any longer."""
+        """Sleep, but stop if the caller does not want to wait any longer."""
         self.look()
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0.0:
             self.check_given_up()
-            time.sleep(min(left, LOOK_S))
+            time.sleep(min(left, CHECK_INTERVAL_S))
         self.check_given_up()
 
     def check_given_up(self) -> None:
-        """Raise `ConnectorError` if nobody wants to wait any longer."""
+        """Raise `ConnectorError` if the caller does not want to wait any longer."""
         if self.given_up():
             self._failure = ConnectorError(
-                f"kafka {self._topic}: no broker has taken all of it, and the engine is to stop; "
+                f"kafka {self._topic}: not all records were delivered, and the engine is to stop; "
                 "a restart replays from the last checkpoint"
             )
             raise self._failure
@@ -510,7 +506,8 @@ class Writer:
         deadline = self._deadline()
         while not future.is_done:
             try:
-                future.get(timeout=LOOK_S if self._limit_s is None else min(LOOK_S, self._limit_s))
+                limit_s = CHECK_INTERVAL_S if self._limit_s is None else self._limit_s
+                future.get(timeout=min(CHECK_INTERVAL_S, limit_s))
             except kafka_errors.KafkaError as error:
                 if not future.is_done:
                     self.check_given_up()
@@ -531,8 +528,8 @@ class Writer:
             raise self._fail(record, future.exception)
 
     def _learn(self, record: Outgoing, error: BaseException) -> None:
-        """Raise `RefusedError` if a record was refused that will not be sent again; what is
-        pending stays so."""
+        """Raise `RefusedError` if a record was refused that will not be sent again; pending
+        records remain pending."""
         assert self._limits is not None, "asked before"
         failed = [
             (other, future.exception)
@@ -584,12 +581,12 @@ class Writer:
                 raise self._unknown_topic(not_created, error) from error
             self._link.up()
             self._deliveries.begun()
-        # Some may be added.
+        # Partitions may be added.
         self._partitions = max(self._partitions, self._topics_now.counts()[self._topic])
         return self._producer
 
     def _unknown_topic(self, not_created: BaseException | None, error: Exception) -> Exception:
-        """Return what it means that the broker does not know the topic."""
+        """Return the error for a topic that the broker does not know."""
         if not self._client.answers():
             return error
         if isinstance(not_created, kafka_errors.AuthorizationError):
@@ -608,9 +605,9 @@ class Writer:
         return ConnectionError(text)
 
     def _create_topic(self) -> BaseException | None:
-        """Best effort: without the right to create topics, an existing one is all we need.
+        """Create the topic if it is missing, and return the error if this fails.
 
-        Return what went wrong.
+        An error does not matter if the topic exists: then no right to create it is needed.
         """
         configs = {
             k: v for k, v in self._reach.common().items() if k != "reconnect_backoff_max_ms"
@@ -628,7 +625,7 @@ class Writer:
                 admin.create_topics([NewTopic(self._topic, self._create_partitions or -1, -1)])
         except kafka_errors.KafkaError as error:
             why = error
-            return why  # waiting for its metadata says whether that matters
+            return why  # the wait for its metadata will show whether that matters
         finally:
             admin.close()
             client.close()
@@ -636,12 +633,12 @@ class Writer:
 
 
 def _drop(producer: Any) -> bool:
-    """End it without a word: what it holds fails.
+    """End a producer without another request; its records fail.
 
-    Return whether its thread has ended; else that closes the connection.
+    Return whether its thread has ended; if not, the thread will close the connection.
 
-    Not with `KafkaProducer.close`, which waits for what it holds, also when it is collected as
-    garbage.
+    `KafkaProducer.close` is not used, because it waits for the records; the garbage collector must
+    not call it either.
     """
     producer._unregister_cleanup()
     producer._closed = True
@@ -651,8 +648,8 @@ def _drop(producer: Any) -> bool:
 
 
 def _close(producer: KafkaProducer) -> None:
-    """Close it, also where what it holds can no longer be delivered: it gives up then before its
-    thread has ended."""
+    """Close a producer, also if its records can no longer be delivered: then its first `close`
+    fails before its thread has ended."""
     try:
         producer.close(timeout=CLOSE_S)
     except kafka_errors.KafkaError:

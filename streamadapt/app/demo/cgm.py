@@ -1,8 +1,8 @@
-"""The demo's data: a year of a continuous glucose monitor, as it is shipped by bokeh_sampledata.
+"""Reads the demo's data: the readings of a continuous glucose monitor, from bokeh_sampledata.
 
-52,281 rows, five minutes apart: the sensor's current `isig` (with dirty text where it failed) and
-the blood glucose. Sensors age and are replaced, so that a calibration fitted once drifts away for
-real.
+There are 52,281 rows, five minutes apart, with the sensor's current `isig` (or a text where the
+sensor failed) and the blood glucose. Sensors age and are replaced, so a calibration that is fitted
+once becomes wrong.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ __all__ = ["LABEL_DELAY", "Reading", "labelled", "read_glucose"]
 
 LABEL_DELAY = timedelta(hours=6)
 SPARSE_EVERY = 72
-"""One reading in so many has a label in the sparse form: four a day."""
+"""In the sparse form, one reading in 72 has a label: four per day."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One row.
+    """One row of the data.
 
     Attributes
     ----------
     time : datetime
-        Event time (the file is naive; UTC is assumed).
+        Event time (the file has no time zone; UTC is assumed).
     isig : float or str
-        Sensor current, nA; text where the row is dirty.
+        Sensor current, nA; a text if the sensor failed.
     glucose : float
         mg/dL.
     """
@@ -49,13 +49,20 @@ class Reading:
         ).encode()
 
     def label(self) -> bytes:
-        """Return the record of the labels topic, whose time is when the label became known."""
+        """Return the record of the labels topic; its time is the time when the label became
+        known."""
         known = (self.time + LABEL_DELAY).isoformat()
         return json.dumps({"id": self.id, "time": known, "glucose": self.glucose}).encode()
 
 
 def read_glucose() -> list[Reading]:
-    """Read all rows, oldest first."""
+    """Read all rows, oldest first.
+
+    Raises
+    ------
+    ConfigError
+        If bokeh_sampledata is not installed.
+    """
     try:
         packed = files("bokeh_sampledata").joinpath("_data/CGM.csv.gz").read_bytes()
     except ModuleNotFoundError as exc:

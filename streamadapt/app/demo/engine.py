@@ -1,4 +1,4 @@
-"""The demo's engine: an ordinary ``streamadapt run`` in a process of its own."""
+"""Runs the demo's engine: an ordinary ``streamadapt run`` in a separate process."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from streamadapt.errors import StreamadaptError
 __all__ = ["engine_process", "last_lines", "stop_engine", "uninterrupted"]
 
 STOP_S = 15.0
-GIVE_UP_S = 6.0
-"""The engine's own bound on draining is below this."""
+KILL_AFTER_S = 6.0
+"""Longer than the time within which the engine ends after a signal."""
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold an interrupt back until the end of the block, where it is raised: a process just
-    started is not lost."""
+    """Delay an interrupt until the end of the block, and raise it there, so that a process that is
+    started in the block can be stopped."""
     held: list[int] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
@@ -44,7 +44,8 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def engine_process(config: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start it; it is stopped at the end, whatever happens. Enter it `uninterrupted`."""
+    """Start the engine, and stop it at the end of the block, also after an error. Enter this
+    context in an `uninterrupted` block."""
     command = [sys.executable, "-m", "streamadapt", "run", str(config), "--json"]
     with (folder / "summary.json").open("wb") as out, (folder / "engine.log").open("wb") as log:
         process = subprocess.Popen(
@@ -53,7 +54,7 @@ def engine_process(config: Path, folder: Path) -> Iterator[subprocess.Popen[byte
             stdout=out,
             stderr=log,
             preexec_fn=die_with_parent(signal.SIGTERM),
-            # Ctrl-C reaches the demo only, which then stops the engine in order
+            # Ctrl-C must reach only the demo, which then stops the engine in the right order.
             start_new_session=True,
         )
     try:
@@ -67,8 +68,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         return
     process.terminate()
     try:
-        process.wait(GIVE_UP_S)
-    except BaseException as reason:  # another interrupt means: now
+        process.wait(KILL_AFTER_S)
+    except BaseException as reason:  # also a second interrupt: kill at once
         process.kill()
         process.wait()
         if not isinstance(reason, subprocess.TimeoutExpired):
@@ -76,12 +77,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def stop_engine(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
-    """Ask it to end, and return its summary.
+    """Stop the engine and return its summary.
 
     Raises
     ------
     StreamadaptError
-        If it does not end well.
+        If the engine does not end in time, or ends with an exit code other than 0.
     """
     process.terminate()
     try:

@@ -1,4 +1,4 @@
-"""The files that the demo makes: a config and a history, as a user would."""
+"""Writes the files that a user would write: a config and a history."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write_config(folder: Path, servers: str, port: int, topics: Sequence[str]) -
 
 
 def write_history(folder: Path, readings: Sequence[Reading]) -> Path:
-    """Write the readings that the base is fitted on, dirty ones as they are."""
+    """Write the readings on which the base is fitted, including the texts of failed readings."""
     path = folder / "history.csv"
     lines = [f"{r.id},{r.time.isoformat()},{r.isig},{r.glucose}" for r in readings]
     path.write_text("\n".join(["id,time,isig,glucose", *lines]) + "\n", encoding="utf-8")

@@ -20,14 +20,14 @@ READ_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the topic of predictions came to.
+    """The errors of the predictions in the topic.
 
     Attributes
     ----------
     errors : dict of str to float, mg/dL
         Expert (and ``served``) -> mean absolute error over all predictions.
     count : int
-        Predictions, each entry once.
+        The number of predictions; repetitions are not counted.
     """
 
     errors: dict[str, float]
@@ -37,12 +37,12 @@ class Judgement:
 def judge(
     servers: str, predictions: str, readings: Sequence[Reading], *, expected_predictions: int
 ) -> Judgement:
-    """Read all predictions and compare.
+    """Read all predictions and compare them with the true glucose.
 
     Raises
     ------
     StreamadaptError
-        If entries lack a prediction that the engine says it made.
+        If the topic has fewer predictions than the engine has counted.
     """
     truth = {reading.id: reading.glucose for reading in readings}
     sums: dict[str, float] = {}
@@ -54,10 +54,10 @@ def judge(
                 break
             prediction = json.loads(value)
             if prediction["entry"] in seen:
-                continue  # at least once: a restart may have said it before, with the same value
+                continue  # at least once: a restart may have repeated it, with the same value
             seen.add(prediction["entry"])
-            said = {**prediction["experts"], "served": prediction["served"]}
-            for name, output in said.items():
+            outputs = {**prediction["experts"], "served": prediction["served"]}
+            for name, output in outputs.items():
                 sums[name] = sums.get(name, 0.0) + abs(output[0] - truth[prediction["entry"]])
     if len(seen) != expected_predictions or not seen:
         raise StreamadaptError(
@@ -67,17 +67,17 @@ def judge(
 
 
 def _values(servers: str, topic: str) -> Generator[bytes, None, None]:
-    """Yield a topic's values until nothing has come for `READ_S`: not every broker names the true
-    end of a topic."""
+    """Yield a topic's values until no record has come for `READ_S`: not every broker reports the
+    true end of a topic."""
     at = TopicPartition(topic, 0)
     consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False)
     try:
         consumer.assign([at])
         consumer.seek(at, 0)
-        heard = time.monotonic()
-        while time.monotonic() - heard < READ_S:
+        last = time.monotonic()
+        while time.monotonic() - last < READ_S:
             for record in consumer.poll(timeout_ms=500, max_records=5000).get(at, ()):
-                heard = time.monotonic()
+                last = time.monotonic()
                 yield record.value
     finally:
         consumer.close()

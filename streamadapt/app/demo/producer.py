@@ -17,19 +17,22 @@ CLOSE_S = 5.0
 
 
 class Producer(threading.Thread):
-    """Send everything; with `speed`, so many entries a second.
+    """A thread that sends all readings and labels.
 
-    Each record's time stamp is its event time, a label's the time it became known.
+    The time stamp of an entry's record is its event time, that of a label's record the time when
+    the label became known.
 
     Parameters
     ----------
     topics : pair of str
-        Of the entries and of the labels.
+        The topic of the entries and the topic of the labels.
+    speed : float or None
+        Entries per second; None is as fast as possible.
 
     Attributes
     ----------
     error : Exception or None
-        Why it stopped before it had sent everything.
+        The error that stopped the thread before it had sent everything.
     """
 
     def __init__(
@@ -50,11 +53,11 @@ class Producer(threading.Thread):
         self._enough = threading.Event()
 
     def stop(self) -> None:
-        """Send no more."""
+        """Make the thread stop before its next record."""
         self._enough.set()
 
     def run(self) -> None:
-        """Send; what goes wrong is told to whoever watches."""
+        """Send everything; an error is stored in `error`."""
         try:
             self._send()
         except Exception as error:

@@ -1,9 +1,9 @@
-"""``streamadapt demo``: a frozen calibration kept right on a real sensor, through a real Kafka
-protocol broker.
+"""``streamadapt demo``: keeps the frozen calibration of a real sensor accurate, through a broker
+with the Kafka protocol.
 
 This process starts the broker, fits the base on the first fifth of the data, produces the rest,
-watches the engine through its metrics, and at the end reads the predictions back from their topic
-and judges them itself. The engine is an ordinary ``streamadapt run`` in a process of its own.
+and watches the engine through its metrics. At the end it reads the predictions back from their
+topic and judges them. The engine is an ordinary ``streamadapt run`` in a separate process.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from streamadapt.outputs import check_output, write_whole
 __all__ = ["run_demo"]
 
 TRAIN_SHARE = 0.2
-FEWEST = 100
-"""Readings below which there is nothing to see."""
+MIN_READINGS = 100
+"""With fewer readings the demo shows nothing of interest."""
 TOPICS: tuple[str, str, str, str] = (
     "cgm-entries",
     "cgm-labels",
@@ -58,18 +58,18 @@ def run_demo(
     Parameters
     ----------
     speed : float or None
-        Entries a second; None is as fast as it goes.
+        Entries per second; None is as fast as possible.
     labels : {"all", "sparse"}
     json_path : Path or None
-        Where the result goes as JSON.
+        The file for the result as JSON.
     limit : int or None
-        Stream only so many readings; None is all.
+        The number of readings to stream; None is all.
     keep : Path or None
-        A folder for config, base, checkpoints and the engine's log; None is a temporary one.
+        A folder for config, base, checkpoints and the engine's log; None is a temporary folder.
     """
     _check(speed, labels, json_path, limit, keep)
     console = Console()
-    # Its client says over and over what the exit code says once: that the broker is being stopped.
+    # The client would log again and again that the broker has stopped.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     with _interrupts(), ExitStack() as stack:
         try:
@@ -92,20 +92,20 @@ def _check(
     if labels not in ("all", "sparse"):
         raise ConfigError("--labels", labels, "all or sparse")
     if speed is not None and not 0.0 < speed < 1e9:
-        raise ConfigError("--speed", speed, "entries a second, > 0")
-    if limit is not None and limit < FEWEST:
-        raise ConfigError("--limit", limit, f"a number of readings >= {FEWEST}")
+        raise ConfigError("--speed", speed, "entries per second, > 0")
+    if limit is not None and limit < MIN_READINGS:
+        raise ConfigError("--limit", limit, f"a number of readings >= {MIN_READINGS}")
     if json_path is not None:
         check_output("--json", json_path, {})
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise ConfigError(
-            "--keep", str(keep), "a new folder or an empty one: its broker's topics are new, too"
+            "--keep", str(keep), "a new or empty folder: the topics of the broker are new, too"
         )
 
 
 @contextmanager
 def _interrupts() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does."""
+    """Make SIGTERM end the demo in the same way as Ctrl-C."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -115,7 +115,8 @@ def _interrupts() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Data:
-    """What the base is fitted on, what is streamed, and how much of that gets a label."""
+    """The readings on which the base is fitted, the readings that are streamed, and whether only
+    some of these have a label."""
 
     history: list[Reading]
     stream: list[Reading]
@@ -142,7 +143,7 @@ def _run(
         f"next {len(data.stream):,} are streamed, labels 6 hours "
         f"later{', four a day' if data.sparse else ''}.",
     )
-    # An interrupt in the middle of a fork would be lost: logging's hook there swallows it.
+    # An interrupt in the middle of a fork would be lost: a hook of `logging` ignores it.
     with uninterrupted():
         broker = stack.enter_context(EmbeddedBroker())
     create_topics(broker.servers, dict.fromkeys(TOPICS, 1))
@@ -190,14 +191,11 @@ def _result(judgement: Judgement, summary: dict[str, Any], data: _Data) -> dict[
         "drifts": summary["drifts"],
         "protocol": (
             f"continuous glucose monitor of bokeh_sampledata; base: linear calibration on the "
-            f"last 6 currents, fitted "
-            f"on the first {TRAIN_SHARE:.0%}, frozen; the next {len(data.stream)} rows in time "
-            f"order through Kafka, "
-            f"dirty ones refused; labels: {labels}, 6 h late in event time; predicted first, "
-            f"learned after the label's "
-            f"arrival; mean absolute error in mg/dL of the {judgement.count} predictions read "
-            f"back from their topic, "
-            f"against the true glucose"
+            f"last 6 currents, fitted on the first {TRAIN_SHARE:.0%}, frozen; the next "
+            f"{len(data.stream)} rows in time order through Kafka, failed readings refused; "
+            f"labels: {labels}, 6 h late in event time; each entry predicted first, learned "
+            f"after its label's arrival; mean absolute error in mg/dL of the {judgement.count} "
+            f"predictions read back from their topic, compared with the true glucose"
         ),
     }
 
@@ -205,7 +203,8 @@ def _result(judgement: Judgement, summary: dict[str, Any], data: _Data) -> dict[
 def _verdict(
     console: Console, result: dict[str, Any], data: _Data, summary: dict[str, Any]
 ) -> int:
-    """Nothing lost, and something gained; otherwise the demo has failed."""
+    """Print whether the demo succeeded and return the exit code: no entry may be lost, and the
+    served predictions must be better than the frozen model's."""
     refused = sum(isinstance(reading.isig, str) for reading in data.stream)
     failures = []
     if summary["entries"] != len(data.stream) - refused:
@@ -220,7 +219,7 @@ def _verdict(
         gain = 1.0 - result["served"] / result["frozen"]
         show(
             console,
-            f"The frozen model errs by {result['frozen']:.2f} mg/dL, "
-            f"the served mixture by {result['served']:.2f}: {gain:.0%} less.",
+            f"The mean error of the frozen model is {result['frozen']:.2f} mg/dL, "
+            f"that of the served mixture {result['served']:.2f}: {gain:.0%} less.",
         )
     return 1 if failures else 0

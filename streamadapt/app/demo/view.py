@@ -1,4 +1,4 @@
-"""The demo's live view, drawn from what the engine's metrics endpoint says."""
+"""Draws the demo's live view from the engine's metrics endpoint."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ WEIGHTS_SHOWN = 5
 MARKS_SHOWN = 3
 BAR = 20
 NO_RECORD = ("expired", "negative", "refused")
-"""Outcomes that no record of its own has, or one that is counted among the dead letters."""
+"""Outcomes of labels that have no record of their own, or whose record counts as a dead letter."""
 
 Samples = Mapping[str, Mapping[str, float]]
-"""Metric name without its prefix -> value of its telling label ("" where it has none) -> value."""
+"""Metric name without its prefix -> value of its main label ("" without one) -> value."""
 
-_TELLING = ("role", "expert", "detector", "reason", "stream", "outcome")
+_MAIN_LABELS = ("role", "expert", "detector", "reason", "stream", "outcome")
 
 
 def scrape(url: str) -> Samples | None:
-    """Read the endpoint once; None while it is not up."""
+    """Read the metrics endpoint once; None if it does not answer."""
     try:
         with urllib.request.urlopen(url, timeout=2.0) as response:
             text = response.read().decode()
@@ -50,30 +50,31 @@ def scrape(url: str) -> Samples | None:
     samples: dict[str, dict[str, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            label = next((sample.labels[name] for name in _TELLING if name in sample.labels), "")
+            labels = (sample.labels[name] for name in _MAIN_LABELS if name in sample.labels)
+            label = next(labels, "")
             name = sample.name.removeprefix("streamadapt_")
             samples[name][label] = samples[name].get(label, 0.0) + sample.value
     return samples
 
 
 def show(console: Console, text: str, **how: Any) -> None:
-    """Print a sentence; wrapped on a terminal, one line elsewhere."""
+    """Print a sentence: wrapped on a terminal, else as one line."""
     console.print(text, soft_wrap=not console.is_terminal, highlight=False, **how)
 
 
 def watch(
     console: Console, url: str, engine: subprocess.Popen[bytes], producer: Producer, *, total: int
 ) -> None:
-    """Show the engine at work until it has dealt with `total` records.
+    """Show the engine's progress until it has processed `total` records.
 
     Raises
     ------
     StreamadaptError
-        If the engine ends by itself, never answers or stands still, or the producer fails.
+        If the engine ends by itself, never answers or makes no progress, or the producer fails.
     """
     view = _View(total)
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-    said = time.monotonic()
+    printed = time.monotonic()
     with live or nullcontext():
         while True:
             if engine.poll() is not None:
@@ -89,9 +90,9 @@ def watch(
                 finished = view.done >= total
                 if live is not None:
                     live.update(view.draw(), refresh=True)
-                elif finished or now - said >= PLAIN_EVERY_S:
+                elif finished or now - printed >= PLAIN_EVERY_S:
                     show(console, view.line())
-                    said = now
+                    printed = now
                 if finished:
                     return
             view.check_progress(producer.is_alive(), now, url)
@@ -112,12 +113,12 @@ class _View:
     def check_progress(self, still_sent: bool, now: float, url: str) -> None:
         if not self._samples and now - self._started > START_S:
             raise StreamadaptError(
-                f"the engine's metrics did not come up on {url} within {START_S:g} s"
+                f"the engine's metrics endpoint {url} did not answer within {START_S:g} s"
             )
         if not still_sent and now - max(self._moved, self._started) > STALL_S:
             raise StreamadaptError(
-                f"the engine has stood still for {STALL_S:g} s at {self.done} of {self.total} "
-                f"records"
+                f"the engine has made no progress for {STALL_S:g} s at {self.done} of "
+                f"{self.total} records"
             )
 
     def update(self, samples: Samples, now: float) -> None:
@@ -171,7 +172,7 @@ class _View:
         for name, value in self._figures().items():
             table.add_row(Text(name, style="bold"), value)
         weights = self._weights()
-        for i in range(WEIGHTS_SHOWN):  # always as many rows: a view that jumps cannot be read
+        for i in range(WEIGHTS_SHOWN):  # a fixed number of rows: a view that jumps is unreadable
             name, weight = weights[i] if i < len(weights) else ("", 0.0)
             bar = "#" * round(BAR * weight)
             table.add_row(

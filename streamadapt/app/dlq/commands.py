@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 
 from streamadapt.app.options import AsJson, ConfigPath, Settings
-from streamadapt.app.printing import tell
+from streamadapt.app.printing import print_line
 from streamadapt.config.secrets import scrubbed
 
 __all__ = ["dlq"]
 
-dlq = typer.Typer(help="Look at dead letters, and feed repaired ones back.", no_args_is_help=True)
+dlq = typer.Typer(
+    help="List dead letters, and send repaired ones back to their streams.", no_args_is_help=True
+)
 
 
 @dlq.command("list")
@@ -23,28 +25,34 @@ def list_letters(
     config: ConfigPath,
     reasons: Annotated[
         list[str] | None,
-        typer.Option("--reason", metavar="REASON", help="Only these; may be given several times."),
+        typer.Option(
+            "--reason", metavar="REASON", help="Only this reason; can be given several times."
+        ),
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help='Records stamped since: "2h", or "2026-05-01T12:00".'),
+        typer.Option(
+            metavar="TIME",
+            help='Only records with a later time stamp: "2h" ago, or "2026-05-01T12:00" (UTC).',
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="The newest so many. Default: 30; with --json all.")
+        int | None,
+        typer.Option(min=1, help="Show only the newest N. Default: 30; with --json all."),
     ] = None,
     replayed: Annotated[
-        bool, typer.Option("--all", help="Also those that were fed back.")
+        bool, typer.Option("--all", help="Also show records that were fed back.")
     ] = False,
     settings: Settings = None,
     as_json: Annotated[
         bool,
         typer.Option(
             "--json",
-            help="One JSON object a line, whole: repair them and give them to dlq replay.",
+            help="Print each whole record as one line of JSON, which dlq replay can read.",
         ),
     ] = False,
 ) -> None:
-    """Show the refused records up to now, and why. Commits nothing and changes nothing."""
+    """Show the records refused until now, and the reasons. Commits nothing and changes nothing."""
     from streamadapt.app.dlq.listing import Wanted, print_lines, print_table
     from streamadapt.app.interrupts import interruptible
     from streamadapt.config.tables import load_config
@@ -64,26 +72,27 @@ def replay_letters(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Lines of dlq list --json, repaired; - is standard input."
+            metavar="FILE", help="Repaired lines of dlq list --json; - is standard input."
         ),
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Send nothing; say what would be.")
+        bool, typer.Option("--dry-run", help="Send nothing; print what would be sent.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Send also what was fed back before.")
+        bool, typer.Option("--again", help="Also send records that were fed back before.")
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="LINES", help="Sources of files: write lines to append by hand, here."
+            metavar="LINES",
+            help="Only for a source of files: write the lines to this file, to append by hand.",
         ),
     ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put repaired records at the end of the streams they came from.
+    """Append repaired records to the streams that they came from.
 
     Exit code 1 if one of them was not sent.
     """
@@ -95,7 +104,7 @@ def replay_letters(
         if as_json:
             sys.stderr.write(f"{scrubbed(text)}\n")
         else:
-            tell(text)
+            print_line(text)
 
     loaded = load_config(config, settings=settings or (), warn=_warn)
     with interruptible(_say), Replay(loaded, out, say=say) as replay:
@@ -106,7 +115,7 @@ def replay_letters(
                 typer.confirm(replay.question, abort=True, err=as_json)
             replay.send()
         if as_json:
-            tell(json.dumps(replay.result(dry_run=dry_run)))
+            print_line(json.dumps(replay.result(dry_run=dry_run)))
         code = replay.exit_code
     raise typer.Exit(code)
 

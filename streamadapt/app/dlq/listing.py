@@ -36,21 +36,22 @@ DETAIL = 300
 PIPE_WIDTH = 120
 NOT_PLAIN = re.compile(r"[^ -~]")
 NO_CLOCK_NS = 10**15
-"""Before this (12 January 1970) a time stamp is a number: files have no times of their own."""
+"""A smaller time stamp (before 12 January 1970) is not a time: lines of files have no time stamps,
+and are numbered instead."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which letters to show.
+    """Selects the letters to show.
 
     Attributes
     ----------
     reasons : frozenset of str
-        Empty: all.
+        The reasons to show; empty for all.
     since : int, ns since the Unix epoch
-        By the refused record's own time stamp.
+        Compared with the time stamp of the refused record.
     replayed : bool
-        Also what was fed back.
+        Whether to show also records that were fed back.
     """
 
     reasons: frozenset[str] = frozenset()
@@ -99,7 +100,17 @@ def _time_of(text: str) -> int:
 
 @dataclass
 class Seen:
-    """Counts of the letters that were read, shown and left out."""
+    """Counts the letters that were shown and left out.
+
+    Attributes
+    ----------
+    reasons : Counter of str
+        Reason -> number of letters to show.
+    fed_back : int
+        Letters left out because their records were fed back.
+    again : int
+        Letters left out because an earlier letter is about the same record and reason.
+    """
 
     ledger: ReplayLedger
     reasons: Counter[str] = field(default_factory=Counter)
@@ -108,11 +119,11 @@ class Seen:
     _known: set[tuple[Position, str]] = field(default_factory=set)
 
     def keep(self, stored: StoredLetter, wanted: Wanted) -> bool:
-        """Whether to show a letter; counts it."""
+        """Return whether to show a letter, and count it."""
         at, reason = stored.letter.record.position, stored.letter.reason
         if not wanted.has(stored):
             return False
-        # After a crash the engine reads, and refuses, again.
+        # After a crash the engine reads and refuses records for a second time.
         if not stored.foreign and (at, reason) in self._known:
             self.again += 1
             return False
@@ -127,7 +138,7 @@ class Seen:
 def _shown(reader: DeadLetterReader, wanted: Wanted) -> tuple[Seen, Iterator[StoredLetter]]:
     """Return the counts and the letters to show.
 
-    The notes come after the letters they are about: two readings.
+    The dead letters are read twice, since a note about a replay comes after the letter.
     """
     ledger = ReplayLedger()
     with progress(f"{reader.name}: notes") as on_progress:
@@ -146,7 +157,7 @@ def _shown(reader: DeadLetterReader, wanted: Wanted) -> tuple[Seen, Iterator[Sto
 
 
 def print_lines(config: Config, wanted: Wanted, limit: int | None) -> None:
-    """Print one JSON object a line; with `limit` the newest."""
+    """Print each letter as one line of JSON; with a `limit`, only the newest."""
     reader = make_letter_reader(config)
     try:
         seen, letters = _shown(reader, wanted)
@@ -159,7 +170,7 @@ def print_lines(config: Config, wanted: Wanted, limit: int | None) -> None:
 
 
 class _Line(NamedTuple):
-    """The shown fields of one letter; sorted by age."""
+    """What is shown of one letter, and the time and number by which letters are sorted."""
 
     time: int
     number: tuple[str, int, int]
@@ -188,11 +199,11 @@ def _fed_back(stored: StoredLetter, ledger: ReplayLedger) -> dict[str, str]:
 
 
 def json_line(data: dict[str, Any]) -> str:
-    """Return JSON in which letters stay letters, and what could steer a terminal or turn a line is
-    escaped.
+    """Return one line of JSON that is safe to print: control characters, line breaks and
+    characters that change the text's direction are escaped.
 
-    Where standard output is not UTF-8, which is what `dlq replay` reads, everything but ASCII is
-    escaped.
+    Other characters are escaped only if standard output is not UTF-8 (`dlq replay` reads UTF-8):
+    then all but ASCII.
     """
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
     if encoding not in ("utf-8", "utf8"):
@@ -208,7 +219,7 @@ def _escape_steering(match: re.Match[str]) -> str:
 
 
 def when(time_ns: int) -> str:
-    """Return a time stamp as UTC; a dash for what is no time."""
+    """Return a time stamp as text in UTC; a dash if it is not a time."""
     if not NO_CLOCK_NS <= time_ns < 2**63:
         return "-"
     return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -232,7 +243,7 @@ def preview(stored: StoredLetter) -> str:
 
 
 def print_table(config: Config, wanted: Wanted, limit: int) -> None:
-    """Print the newest letters, two lines each, and how many there are by reason."""
+    """Print the newest letters as a table, and the number of letters for each reason."""
     reader = make_letter_reader(config)
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     try:
@@ -281,12 +292,12 @@ def _counts(seen: Seen, shown: int, reader: DeadLetterReader) -> Iterator[str]:
     if seen.fed_back:
         yield f"{seen.fed_back:,} more were fed back and are left out (--all shows them)"
     if seen.again:
-        yield f"{seen.again:,} more are the same again, written after a restart"
+        yield f"{seen.again:,} more are repetitions, written after a restart"
 
 
 def _note_missing(reader: DeadLetterReader) -> None:
     if reader.missing:
         sys.stderr.write(
-            f"streamadapt: {safe(reader.name)} does not exist: nothing was refused yet, or not "
-            f"there\n"
+            f"streamadapt: {safe(reader.name)} does not exist: nothing was refused yet, or dead "
+            f"letters were written elsewhere\n"
         )

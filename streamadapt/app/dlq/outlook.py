@@ -19,7 +19,7 @@ __all__ = ["Decoded", "Outlook", "outlook"]
 
 
 class Decoded(NamedTuple):
-    """A repaired record, and the item that the codec decoded from it."""
+    """A repaired record, its line number, and the item that the codec decoded from it."""
 
     number: int
     record: Record
@@ -32,9 +32,9 @@ class Outlook(NamedTuple):
     Attributes
     ----------
     refused : dict of int to str
-        Line number -> why the engine will refuse it again.
+        Line number -> the reason for which the engine will refuse the record again.
     notes : list of str
-        What else to know before sending.
+        Warnings for the user, to read before sending.
     """
 
     refused: dict[int, str]
@@ -47,7 +47,7 @@ def outlook(config: Config, streams: Sequence[str], records: Sequence[Decoded]) 
     notes = list(_general(config, records))
     for partition in sorted({one.record.position.partition for one in records}):
         own = [one for one in records if one.record.position.partition == partition]
-        notes += _asked(config, streams, partition, own, refused)
+        notes += _tried(config, streams, partition, own, refused)
     return Outlook(refused, notes)
 
 
@@ -55,61 +55,63 @@ def _general(config: Config, records: Sequence[Decoded]) -> Iterator[str]:
     entries = sum(isinstance(one.item, Entry) for one in records)
     if entries:
         yield (
-            f"{entries} entries come after everything that their stream holds now, with their "
-            f"old times: one that is "
-            "older than the newest entry read by then is refused as time_backwards (with "
-            "[panel]: late_record)"
+            f"{entries} entries will be appended to the end of their stream, with their old "
+            "times: an entry older than the newest one read by then is refused as "
+            "time_backwards (with [panel]: late_record)"
         )
         if config.fields.get("id") is None:
             yield (
-                "without fields.id an entry's id is its position, which is a new one: labels "
-                "of the old one miss it"
+                "without fields.id the id of an entry is its position, which will be a new one: "
+                "labels with the old id will not match it"
             )
     if entries < len(records):
         yield (
-            f"{len(records) - entries} labels are learned where they now come, after what was "
-            f"learned meanwhile, and "
-            "only if their predictions still wait (task.ttl)"
+            f"{len(records) - entries} labels will be learned at their new place, after the "
+            "labels that were learned meanwhile, and only if their predictions still wait "
+            "(task.ttl)"
         )
 
 
-def _asked(
+def _tried(
     config: Config,
     streams: Sequence[str],
     partition: int,
     records: Sequence[Decoded],
     refused: dict[int, str],
 ) -> Iterator[str]:
-    """Run the records through a pipeline at its newest checkpoint; yield warnings for the user."""
+    """Run the records through a pipeline restored from its newest checkpoint; yield warnings for
+    the user."""
     name = f"{streams[0]}[{partition}]"
     if config.checkpoint is None:
-        yield f"{name}: no [checkpoint], so what will be refused again cannot be told"
+        yield f"{name}: no [checkpoint]: cannot predict which records will be refused again"
         return
     if config.keys is not None:
-        yield f"{name}: with [keys] what will be refused again is not told"
+        yield f"{name}: with [keys], refusals are not predicted"
         return
     store = CheckpointStore(folder_of(config.checkpoint.path).child(f"{streams[0]}-{partition}"))
     try:
         loaded = store.load_latest(config.digest())
         if loaded is None:
             yield (
-                f"{name}: no checkpoint in {store.folder}, so what will be refused again "
-                f"cannot be told"
+                f"{name}: no checkpoint in {store.folder}: cannot predict which records will be "
+                f"refused again"
             )
             return
         pipeline = make_pipeline(config)
         assert isinstance(pipeline, Pipeline), "no [keys]"
         pipeline.load_state_dict(loaded.state)
     except CheckpointError as error:
-        yield f"{name}: what will be refused again cannot be told: {error}"
+        yield f"{name}: cannot predict which records will be refused again: {error}"
         return
     merge = Merge(len(streams), 0.0, *time_limits(config))
     merge.start_from(pipeline.task.clock)
-    pipeline.task.clock.doubts = False  # as in the engine: the merge judges leaps
+    pipeline.task.clock.doubts = False  # as in the engine: the merge judges jumps in time
     _run(pipeline, merge, streams, records, refused)
-    reached = ", ".join(f"{at}@{offset}" for at, offset in loaded.positions.items())
-    asked = f"{name}: asked the checkpoint of {when(loaded.info.time_ns)} UTC, at {reached}"
-    yield f"{asked}; what was read since can change it"
+    positions = ", ".join(f"{at}@{offset}" for at, offset in loaded.positions.items())
+    yield (
+        f"{name}: refusals were predicted from the checkpoint of {when(loaded.info.time_ns)} UTC, "
+        f"at {positions}; records read since then can change them"
+    )
 
 
 def _run(

@@ -3,20 +3,18 @@ to their streams."""
 
 from __future__ import annotations
 
-import codecs
-import io
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self
 
-from streamadapt.app.dlq.listing import when
 from streamadapt.app.dlq.outlook import Decoded, Outlook, outlook
-from streamadapt.app.terminal import progress, safe
+from streamadapt.app.dlq.repaired import read_repaired
+from streamadapt.app.dlq.verdicts import Line, Verdicts, judge, read_letters
+from streamadapt.app.terminal import safe
 from streamadapt.build import check_config, make_codec, make_letter_reader, make_stream_writer
 from streamadapt.config.tables import Config
 from streamadapt.engine.dead_letter_ports import (
@@ -24,40 +22,29 @@ from streamadapt.engine.dead_letter_ports import (
     ReplayMark,
     Returned,
     Returning,
-    StoredLetter,
 )
-from streamadapt.engine.dead_letters import ReplayLedger, parse_repaired
-from streamadapt.errors import ConfigError, ConnectorError, EntryError, Reason, RepairError
-from streamadapt.files import encoding_of_mark
-from streamadapt.records import Entry, Label, Position, Record, StreamPartition
+from streamadapt.errors import ConfigError, ConnectorError, RepairError
+from streamadapt.records import Entry, StreamPartition
 
 __all__ = ["Replay"]
 
 BATCH = 200
-"""Records between two marks: if this process is killed, at most this number may or may not have
-been sent."""
+"""Number of records between two marks: if this process is killed, it is unknown for at most this
+number of records whether they were sent."""
 SHOWN = 20
 """Largest number of lines of one kind that are printed one by one."""
 
 
-class Line(NamedTuple):
-    """A line of the file, and the message about it."""
-
-    number: int
-    position: Position
-    said: str
-
-
 class Replay:
-    """One file of repaired letters on its way back. Used as a context manager.
+    """Checks the repaired letters of one file and sends them back; a context manager.
 
     Parameters
     ----------
     config : Config
     out : Path or None
-        Sources of files: where to put lines instead of appending them.
+        For sources of files: the file to write the lines to, instead of appending them.
     say : callable of str
-        Prints one line for a person.
+        Prints one line for the user.
     """
 
     def __init__(self, config: Config, out: Path | None, say: Callable[[str], None]) -> None:
@@ -69,13 +56,8 @@ class Replay:
         self._writer = make_stream_writer(config)
         self._out = out
         self._appending = ""
-        self._file = ""
         self.lines = 0
-        self.ready: list[Decoded] = []
-        self._bad: list[Line] = []
-        self._before: list[Line] = []
-        self._perhaps: list[Line] = []
-        self._unknown: list[Line] = []
+        self._verdicts = Verdicts()
         self._outlook = Outlook({}, [])
         self._done: list[tuple[Decoded, Returned]] = []
 
@@ -105,96 +87,26 @@ class Replay:
         ConnectorError
             If the file, the dead letters or the streams cannot be read.
         """
-        self._file = str(file)
-        records: dict[Position, tuple[int, Record]] = {}
-        problems: list[str] = []
-        for number, line in _lines_of(file):
-            self.lines += 1
-            try:
-                record = parse_repaired(line, self._streams)
-                if record.position in records:
-                    raise RepairError(
-                        f"the same record as line {records[record.position][0]}: expected each "
-                        f"once"
-                    )
-                records[record.position] = number, record
-            except RepairError as error:
-                problems.append(f"{self._file} line {number}: {safe(str(error))}")
-        if problems:
-            for problem in problems[:SHOWN]:
+        repaired = read_repaired(file, self._streams)
+        self.lines = repaired.lines
+        if repaired.problems:
+            for problem in repaired.problems[:SHOWN]:
                 self._say(problem)
             raise RepairError(
-                f"{safe(self._file)}: {len(problems)} of {self.lines} lines are no letters; "
-                f"nothing was sent"
+                f"{safe(str(file))}: {len(repaired.problems)} of {repaired.lines} lines are no "
+                f"letters; nothing was sent"
             )
-        ledger, known, labels = self._look()
-        for number, record in records.values():
-            at = record.position
-            try:
-                record, item = self._decoded(record, only_label=at in labels)
-            except EntryError as error:
-                self._bad.append(
-                    Line(number, at, f"still bad: {error.reason.value}: {error.detail}")
-                )
-                continue
-            if at in ledger.perhaps and not again:
-                said = (
-                    f"perhaps fed back already, {when(ledger.perhaps[at])} UTC: that replay "
-                    f"broke off"
-                )
-                self._perhaps.append(
-                    Line(number, at, f"{said}; look at the end of {at.stream}, then --again")
-                )
-            elif at in ledger.sent and not again:
-                self._before.append(
-                    Line(
-                        number,
-                        at,
-                        f"fed back before, {when(ledger.sent[at])} UTC (--again sends it)",
-                    )
-                )
-            else:
-                self.ready.append(Decoded(number, record, item))
-                if at not in known:
-                    self._unknown.append(
-                        Line(number, at, f"is no dead letter that {self._reader.name} still holds")
-                    )
+        letters = read_letters(self._reader)
+        if self._reader.missing and self._reader.made_beforehand:
+            self._say(f"note: {safe(self._reader.name)} does not exist")
+        self._verdicts = judge(repaired.records, self._codec, letters, again=again)
         self._check_writable()
         self._outlook = outlook(self._config, self._streams, self.ready)
 
-    def _decoded(self, record: Record, *, only_label: bool) -> tuple[Record, Entry | Label]:
-        """Return what goes back, and what it says; of an entry that was predicted its label
-        alone."""
-        if only_label and hasattr(self._codec, "label_alone"):
-            record = self._codec.label_alone(record)
-        item: Entry | Label = self._codec.decode(record)
-        if isinstance(item, Entry) and only_label:
-            raise EntryError(
-                Reason.DUPLICATE_ID,
-                "the entry itself was predicted, and would come twice",
-                record.position,
-            )
-        if isinstance(item, Entry) and item.refused is not None:
-            raise EntryError(
-                item.refused.reason, f"its label: {item.refused.detail}", record.position
-            )
-        return record, item
-
-    def _look(self) -> tuple[ReplayLedger, set[Position], set[Position]]:
-        """Return the marks, the refused records, and those of them whose label alone was
-        refused."""
-        ledger, known, labels = ReplayLedger(), set(), set()
-        with progress(f"{self._reader.name}: what was fed back") as on_progress:
-            for item in self._reader.read(on_progress):
-                if isinstance(item, StoredLetter):
-                    known.add(item.letter.record.position)
-                    if item.letter.stage == "label":
-                        labels.add(item.letter.record.position)
-                else:
-                    ledger.take(item)
-        if self._reader.missing and self._reader.made_beforehand:
-            self._say(f"note: {safe(self._reader.name)} does not exist")
-        return ledger, known, labels
+    @property
+    def ready(self) -> list[Decoded]:
+        """The records to send, in the order of the file."""
+        return self._verdicts.ready
 
     def _check_writable(self) -> None:
         places = {
@@ -205,18 +117,22 @@ class Replay:
             detached = getattr(self._writer, "detached", None)
             if detached is None:
                 raise ConfigError(
-                    "--out", str(self._out), "a source of files: others are written to directly"
+                    "--out",
+                    str(self._out),
+                    "no such option here: only a source of files has it; other sources are "
+                    "written to directly",
                 )
             if places:
                 self._writer, self._appending = detached(self._out, {at.stream for at in places})
         if places:
             self._writer.check(places)
 
-    # -- telling
+    # -- reporting
 
     def report(self, *, dry_run: bool) -> None:
         """Print which records would be sent, which not and why, and the expected result."""
-        for lines in (self._bad, self._perhaps, self._before, self._unknown):
+        verdicts = self._verdicts
+        for lines in (verdicts.bad, verdicts.perhaps, verdicts.before, verdicts.unknown):
             self._say_lines(lines)
         refused = self._outlook.refused
         by_number = {one.number: one.record.position for one in self.ready}
@@ -231,18 +147,18 @@ class Replay:
         counts = {
             "ready": len(self.ready),
             "of which will be refused again": len(refused),
-            "still bad": len(self._bad),
-            "fed back before": len(self._before),
-            "perhaps fed back": len(self._perhaps),
+            "still bad": len(self._verdicts.bad),
+            "fed back before": len(self._verdicts.before),
+            "perhaps fed back": len(self._verdicts.perhaps),
         }
-        told = ", ".join(
+        parts = ", ".join(
             f"{count} {what}" for what, count in counts.items() if count or what == "ready"
         )
-        self._say(f"{self.lines} lines: {told}{'; dry run, nothing is sent' if dry_run else ''}")
+        self._say(f"{self.lines} lines: {parts}{'; dry run, nothing is sent' if dry_run else ''}")
 
     def _say_lines(self, lines: list[Line]) -> None:
         for line in lines[:SHOWN]:
-            self._say(f"line {line.number}: {safe(str(line.position))}: {safe(line.said)}")
+            self._say(f"line {line.number}: {safe(str(line.position))}: {safe(line.message)}")
         if len(lines) > SHOWN:
             self._say(
                 f"... and {len(lines) - SHOWN} more lines like the last (--json has them all)"
@@ -252,9 +168,9 @@ class Replay:
     def question(self) -> str:
         """The question to the user before anything is sent."""
         by_place = Counter(self._place(one) for one in self.ready)
-        told = ", ".join(f"{count} to {place}" for place, count in sorted(by_place.items()))
+        parts = ", ".join(f"{count} to {place}" for place, count in sorted(by_place.items()))
         again = len(self._outlook.refused)
-        return f"Send {told}" + (f" ({again} of them will be refused again)?" if again else "?")
+        return f"Send {parts}" + (f" ({again} of them will be refused again)?" if again else "?")
 
     def _place(self, one: Decoded) -> str:
         at = one.record.position
@@ -263,13 +179,13 @@ class Replay:
     # -- sending
 
     def send(self) -> None:
-        """Send what is ready, in the file's order; before and after each batch a note of it is
-        kept.
+        """Send the records that are ready, in the order of the file; write a mark before and
+        after each batch.
 
         Raises
         ------
         ConnectorError
-            If a note cannot be kept: nothing is sent without.
+            If a mark cannot be written: no batch is sent without its mark.
         """
         try:
             for start in range(0, len(self.ready), BATCH):
@@ -287,7 +203,7 @@ class Replay:
                         ],
                     )
                 if any(what.state != "sent" for what in done):
-                    break  # the rest would fare no better, and order is lost
+                    break  # later records would probably fail too, and would be out of order
         finally:
             self._say_sent()
 
@@ -323,61 +239,31 @@ class Replay:
 
     @property
     def exit_code(self) -> int:
-        """Exit code: 0 if every record of the file is sent, was sent before or would be sent; else
-        1."""
+        """Exit code: 0 if every record of the file was sent, was sent before or (in a dry run)
+        would be sent; else 1."""
         failed = any(done.state != "sent" for _, done in self._done)
-        return int(bool(self._bad or self._perhaps or failed))
+        return int(bool(self._verdicts.bad or self._verdicts.perhaps or failed))
 
     def result(self, *, dry_run: bool) -> dict[str, Any]:
         """Return the whole result as JSON values."""
         by_state = {"sent": "sent", "not-sent": "not_sent", "unknown": "perhaps_sent"}
-        found: dict[str, Any] = {"lines": self.lines, "dry_run": dry_run, "ready": len(self.ready)}
+        result: dict[str, Any] = {
+            "lines": self.lines, "dry_run": dry_run, "ready": len(self.ready),
+        }  # fmt: skip
         for name, lines in (
-            ("still_bad", self._bad), ("perhaps_before", self._perhaps),
-            ("sent_before", self._before),
+            ("still_bad", self._verdicts.bad), ("perhaps_before", self._verdicts.perhaps),
+            ("sent_before", self._verdicts.before),
         ):  # fmt: skip
-            found[name] = [
-                {"line": x.number, "position": str(x.position), "detail": x.said} for x in lines
+            result[name] = [
+                {"line": x.number, "position": str(x.position), "detail": x.message} for x in lines
             ]
-        found["refused_again"] = [
+        result["refused_again"] = [
             {"line": n, "detail": why} for n, why in sorted(self._outlook.refused.items())
         ]
         for state, name in by_state.items():
-            found[name] = [
+            result[name] = [
                 {"line": one.number, "position": str(one.record.position), "detail": done.detail}
                 for one, done in self._done
                 if done.state == state
             ]
-        return found | {"notes": self._outlook.notes}
-
-
-def _lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        if str(file) == "-":
-            given = io.BufferedReader(cast(io.RawIOBase, sys.stdin.buffer))
-            yield from _numbered(given.peek(4), given)
-        else:
-            with file.open("rb") as lines:
-                yield from _numbered(lines.peek(4), lines)
-    except OSError as error:
-        raise ConnectorError(f"file {file}: cannot be read: {error.strerror}") from error
-
-
-def _numbered(start: bytes, lines: Any) -> Iterator[tuple[int, bytes]]:
-    encoding = encoding_of_mark(start[:4])
-    if encoding in (None, "utf-8-sig"):
-        yield from _not_blank(lines)
-        return
-    # As PowerShell writes.
-    text = io.TextIOWrapper(lines, encoding=encoding, errors="backslashreplace")
-    try:
-        yield from _not_blank(line.encode() for line in text)
-    finally:
-        text.detach()  # who opened the file closes it
-
-
-def _not_blank(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(lines, 1):
-        line = line.removeprefix(codecs.BOM_UTF8)
-        if line.strip():
-            yield number, line
+        return result | {"notes": self._outlook.notes}

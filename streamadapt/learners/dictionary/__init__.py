@@ -1,4 +1,4 @@
-"""An orthogonal dictionary, and the learner that cleans its inputs with one."""
+"""An orthogonal dictionary, and a learner that denoises inputs with it."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ __all__ = ["Dictionary"]
 
 Over = Literal["window", "row"]
 LENGTHS_RATE, LENGTHS_CLIP = 0.01, 4.0
-"""How fast the usual length follows the lengths of entries, and the number of usual lengths at
-which a length is clipped."""
-MOST_NUMBERS = 256
-"""The largest number of values per entry: an update costs the cube of it."""
+"""The rate of the running mean of the entries' lengths, and the multiple of that mean at which a
+length is clipped."""
+MAX_VALUES = 256
+"""The largest number of values in y: the cost of an update grows with its cube."""
 
 
 class Dictionary(Learner):
@@ -41,9 +41,9 @@ class Dictionary(Learner):
     shorter than usual is compared with the usual length (a running mean), so that an entry of
     almost zero is not judged by its noise.
 
-    Costs per entry, n the numbers of y: O(n^2), and O(n^3 / `batch`) for the update; n^2 times the
-    window's length more for ``over="row"``; and the other learner's own. (3 + `batch` / n) n^2
-    float64 numbers.
+    Costs per entry, where y has n values: O(n^2), and O(n^3 / `batch`) for the update; for
+    ``over="row"`` O(n^2) for each row of the window; and the cost of the other learner. State:
+    (3 + `batch` / n) n^2 float64 numbers.
 
     Parameters
     ----------
@@ -53,16 +53,16 @@ class Dictionary(Learner):
         needs no labels.
     over : {"window", "row"}
         The vectors y: the window of (window, channels) as one vector, or each of its rows, of
-        which the newest is learned. At most `MOST_NUMBERS` numbers.
+        which only the newest is learned. y has at most 256 values.
     threshold : float, >= 0, in scaled units
-        Best two to three times the noise, in units of the inputs' scale. 0 does not change the
-        inputs.
+        The best value is two to three times the standard deviation of the noise, in units of the
+        inputs' scale. 0 does not change the inputs.
     batch : int, >= 1
         Entries per update of the dictionary: larger batches cost less and average the noise;
         smaller ones adapt faster.
     track : float, in [0, 1]
-        The smallest rate of the updates: .05 remembers about 20 updates and so follows a
-        dictionary that drifts; 0 averages forever.
+        The smallest rate of the updates: .05 remembers about 20 updates and so follows a drift; 0
+        averages over all entries.
 
     References
     ----------
@@ -124,7 +124,7 @@ class Dictionary(Learner):
 
     @property
     def signal_names(self) -> tuple[str, ...]:
-        """``dictionary-error``, and the other learner's."""
+        """``dictionary-error``, and the names of the other learner's signals."""
         return (f"{self.kind}-error", *(() if self.learner is None else self.learner.signal_names))
 
     def check_kind(self, kind: TaskKind) -> None:
@@ -136,10 +136,10 @@ class Dictionary(Learner):
     def allocate(self, spec: Spec) -> None:
         """Start from a random orthogonal dictionary."""
         n = spec.channels * (spec.window if self.over == "window" else 1)
-        if n > MOST_NUMBERS:
-            hint = " (over = 'row' takes the channels only)" if self.over == "window" else ""
+        if n > MAX_VALUES:
+            hint = " (with over = 'row' only the channels count)" if self.over == "window" else ""
             raise ConfigError(
-                "over", self.over, f"at most {MOST_NUMBERS} numbers, here they are {n}{hint}"
+                "over", self.over, f"at most {MAX_VALUES} values, but there are {n}{hint}"
             )
         if self.learner is not None:
             self.learner.build(spec)
@@ -151,14 +151,15 @@ class Dictionary(Learner):
         self.register_buffer(
             "pending", torch.zeros(self.batch, n, dtype=torch.float64, device=spec.device)
         )
-        # Of pending entries.
+        # The number of pending entries.
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=spec.device))
-        # length
+        # The usual length.
         self.register_buffer("usual", torch.zeros((), dtype=torch.float64, device=spec.device))
         self._error = math.nan
 
     def _scaled(self, inputs: Tensor) -> Tensor:
-        """(window, channels) -> (B, n), float64: one vector, or one per row."""
+        """Scale the inputs: (window, channels) -> (B, n), float64; B is 1, or the number of
+        rows."""
         require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
         return ((inputs - self._loc) / self._scale).view(-1, self.dictionary.size)
 
@@ -183,9 +184,10 @@ class Dictionary(Learner):
         """Return the prediction of the other learner, or of the base, from the denoised inputs."""
         if self.learner is not None:
             return self.learner.predict(self.clean(inputs), base)
-        if self.spec.model is None:  # nothing to ask
+        if self.spec.model is None:  # the base cannot predict again
             return base.output.clone()
-        from streamadapt.models.contract import without_nonfinite  # here: it imports this package
+        # Not at the top: that module imports this package.
+        from streamadapt.models.contract import without_nonfinite
 
         cleaned = self.clean(inputs)
         if not bool(torch.isfinite(cleaned).all()):
@@ -195,7 +197,7 @@ class Dictionary(Learner):
         return without_nonfinite(answer, self.spec.kind, self.spec.output_loc)[0].output.clone()
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
-        """Let the other learner learn from the cleaned inputs."""
+        """Let the other learner learn from the denoised inputs."""
         require_shape("target", target, (self.spec.rows, self.spec.columns))
         if self.learner is not None:
             self.learner.boost, self.learner.weight = self.boost, self.weight
@@ -233,11 +235,11 @@ class Dictionary(Learner):
 
     @property
     def gradient_norm(self) -> float | None:
-        """The other learner's."""
+        """The gradient norm of the other learner."""
         return None if self.learner is None else self.learner.gradient_norm
 
     def take_gradient_norm(self) -> float | None:
-        """The other learner's."""
+        """Return the gradient norm of the other learner, and reset it."""
         return None if self.learner is None else self.learner.take_gradient_norm()
 
     def signals(self) -> dict[str, float]:

@@ -22,8 +22,8 @@ Activation: TypeAlias = Literal["lecun_tanh", "silu", "relu", "tanh", "gelu"]
 
 
 def _lecun_tanh(x: Tensor) -> Tensor:
-    """``1.7159 tanh(0.666 x)``, with the rounded constants that ncps' weights were trained
-    with."""
+    """Return ``1.7159 tanh(0.666 x)``; weights of ncps were trained with these rounded
+    constants."""
     return 1.7159 * torch.tanh(0.666 * x)
 
 
@@ -46,17 +46,17 @@ class CfCLayer(nn.Module):
                   f1 = tanh(W1 z), f2 = tanh(W2 z), s = sigmoid(A(z) dt + B(z))
         pure      h' = a - a f exp(-dt (|w| + |f|)),  f = W1 z
 
-    Costs O(backbone (inputs + units) + units backbone) time a step.
+    Costs O(backbone (inputs + units) + units backbone) time per step.
 
     Parameters
     ----------
     backbone : tuple of int
-        Units of the hidden layers of the backbone; none: no backbone.
+        The number of units of each hidden layer of the backbone; () for no backbone.
     mask : Tensor, (units, inputs + units), optional
-        1 where W1 and W2 have a synapse; A and B see everything, as in ncps. Only without a
+        1 where W1 and W2 have a synapse; A and B have all synapses, as in ncps. Only without a
         backbone.
     generator : torch.Generator
-        Of the initial weights.
+        Draws the initial weights.
 
     References
     ----------
@@ -84,7 +84,7 @@ class CfCLayer(nn.Module):
         self.activation = ACTIVATIONS[activation]
         sizes = (inputs + units, *backbone)
         self.backbone = nn.ModuleList(linear_without_numbers(a, b) for a, b in pairwise(sizes))
-        # W1, W2, A and B one below the other: one product instead of four. (pure: W1 alone.)
+        # W1, W2, A and B are stacked: one product instead of four. (pure: only W1.)
         parts = 1 if mode == "pure" else 4
         self.head = linear_without_numbers(sizes[-1], parts * units)
         if mask is not None and parts == 4:
@@ -93,11 +93,11 @@ class CfCLayer(nn.Module):
         for linear in (*self.backbone, self.head):
             assert isinstance(linear, nn.Linear)
             draw_linear(linear, generator)
-        with torch.no_grad():  # each part is a layer of its own
+        with torch.no_grad():  # each part has the initial weights of a separate layer
             for part in self.head.weight.view(parts, units, -1):
                 nn.init.xavier_uniform_(part, generator=generator)
         if mode == "pure":
-            # Not zero: |w| has no slope there, and w would never learn.
+            # Not zero: there |w| has no gradient, so w would never change.
             w_tau = torch.empty(1, units, dtype=torch.float32).uniform_(
                 0.0, 1.0, generator=generator
             )
@@ -110,13 +110,13 @@ class CfCLayer(nn.Module):
         """Return all states, (steps, batch, units), from (steps, batch, inputs), (batch, units),
         (steps, batch, 1)."""
         linears = self._linears()
-        # What the inputs put in is known for all steps at once; only the state's share waits for
-        # the step before.
+        # The product with the inputs is computed for all steps at once; only the product with the
+        # state needs the previous step.
         (first, bias), rest = linears[0], linears[1:]
-        given = F.linear(x, first[:, : self.inputs], bias).unbind(0)
+        from_inputs = F.linear(x, first[:, : self.inputs], bias).unbind(0)
         recurrent = first[:, self.inputs :].T
         states = []
-        for now, lapse in zip(given, dt.unbind(0), strict=True):
+        for now, lapse in zip(from_inputs, dt.unbind(0), strict=True):
             z = torch.addmm(now, h, recurrent)
             for w, b in rest:
                 z = F.linear(self.activation(z), w, b)
@@ -125,13 +125,13 @@ class CfCLayer(nn.Module):
         return torch.stack(states)
 
     def _linears(self) -> list[tuple[Tensor, Tensor]]:
-        """Weights and biases of the backbone and the head."""
-        found = []
+        """Return the weights and biases of the backbone and the head."""
+        backbone = []
         for layer in self.backbone:
             assert isinstance(layer, nn.Linear)
-            found.append((layer.weight, layer.bias))
+            backbone.append((layer.weight, layer.bias))
         return [
-            *found,
+            *backbone,
             (
                 self.head.weight if self.mask is None else self.head.weight * self.mask,
                 self.head.bias,
@@ -150,27 +150,28 @@ class CfCLayer(nn.Module):
 class CfC(Recurrent):
     """A closed-form continuous-time network: one cell, or one per layer of a wiring.
 
-    The state of a wired one is its layers' states in order, from the inputs to the outputs; the
-    output is the state of the last layer. Wired cells have no backbone.
+    With a wiring, the state is the states of the layers in order, from the inputs to the outputs;
+    the output is the state of the last layer; and there is no backbone.
 
     Parameters
     ----------
     inputs : int
     units : int or Wiring
     projection : int, optional
-        Outputs of a linear readout behind it; none by default.
+        The number of outputs of a linear readout of the state; by default there is no readout.
     mode : {"default", "pure", "no_gate"}
         See `CfCLayer`.
     activation : {"lecun_tanh", "silu", "relu", "tanh", "gelu"}
-        Of the backbone.
+        The activation function of the backbone.
     backbone : sequence of int
-        Units of the backbone's layers; () for none.
+        The number of units of each layer of the backbone; () for no backbone.
     generator : torch.Generator, optional
-        Of the initial weights; default: torch's global one.
+        Draws the initial weights; default: the global generator of torch.
 
     Raises
     ------
     ConfigError
+        If a setting is invalid, or `inputs` differs from the wiring's.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class CfC(Recurrent):
         if isinstance(units, Wiring):
             if units.inputs != inputs:
                 raise ConfigError(
-                    "inputs", inputs, f"{units.inputs}, which the wiring is made for"
+                    "inputs", inputs, f"{units.inputs}, the number of inputs of the wiring"
                 )
             sizes, masks, backbone = [len(layer) for layer in units.layers], [*_masks(units)], ()
         else:
@@ -224,7 +225,8 @@ class CfC(Recurrent):
             draw_linear(self.readout, generator)
 
     def run(self, x: Tensor, state: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """Run layer after layer: within a step a layer sees the new state of the one before."""
+        """Run the layers one after the other: in each step, a layer gets the new state of the
+        previous layer."""
         last = []
         for layer, h in zip(self.layers, torch.split(state, self.sizes, 1), strict=True):
             x = layer(x, h, dt)
@@ -233,13 +235,13 @@ class CfC(Recurrent):
 
 
 def _masks(wiring: Wiring) -> list[Tensor]:
-    """For each layer 1 where a synapse comes from the layer before; the layer's own state is
-    always seen whole."""
+    """Return the mask of each layer: 1 for each synapse from the previous layer, and for all
+    synapses from the layer's own state."""
     masks, before = [], wiring.sensory
     for layer in wiring.layers:
         seen = before[:, layer] != 0
         own = np.ones((len(layer), len(layer)), np.bool_)
         mask = np.concatenate([seen, own]).T.astype(np.float32)
-        masks.append(torch.from_numpy(np.ascontiguousarray(mask)))  # safetensors saves no other
+        masks.append(torch.from_numpy(np.ascontiguousarray(mask)))  # safetensors needs this
         before = wiring.synapses[list(layer)]
     return masks

@@ -1,4 +1,5 @@
-"""Liquid networks as learners: a recurrent state that continues between entries, in event time."""
+"""Liquid networks as learners: their recurrent state continues from entry to entry, in event
+time."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from streamadapt.models.contract import BaseOutput, Spec
 
 __all__ = ["Liquid", "Network"]
 
-SHORTEST, LONGEST = 1e-3, 1e4
+MIN_GAP, MAX_GAP = 1e-3, 1e4
 """Gaps between entries are clipped to this range, in time units: two entries may have the same
 time."""
 INPUT_LIMIT = 1e3
@@ -46,13 +47,17 @@ class Network:
         See `streamadapt.learners.liquid.CfC`; a sparse wiring has no backbone. Default backbone:
         one layer of twice the units.
     unfolds : int, of an LTC
+        The number of Euler steps per step.
     wiring : {"dense", "random", "autoncp"}
+        Which synapses there are: all, random ones, or those of a neural circuit policy.
     motors : int, optional
-        Motor neurons of "autoncp", which the readout sees; default: a quarter of the units.
+        For "autoncp": the number of motor neurons, on which the readout works; default: a quarter
+        of the units.
     sparsity : float
-        Of "random" and "autoncp": the share of synapses that are left out.
+        For "random" and "autoncp": the share of synapses that are left out.
     wiring_seed : int
-        Of the wiring alone, so that weights from a file fit.
+        The seed of the wiring; it is independent of the config's seed, so that weights from a file
+        fit.
     """
 
     mode: Mode = "default"
@@ -67,19 +72,19 @@ class Network:
     def build(
         self, cell: str, inputs: int, units: int, outputs: int, generator: torch.Generator
     ) -> Recurrent:
-        """Make the network, with a readout of `outputs`; raise `ConfigError` if the settings do
-        not fit each other."""
+        """Create the network with a readout of `outputs` numbers; raise `ConfigError` if the
+        settings contradict each other."""
         if self.wiring not in ("dense", "random", "autoncp"):
             raise ConfigError("network.wiring", self.wiring, "dense, random or autoncp")
         if cell == "ltc" and self.mode != "default":
             raise ConfigError(
-                "network.mode", self.mode, "no mode for an LTC: only a CfC has several"
+                "network.mode", self.mode, "no such key for an LTC: only a CfC has modes"
             )
         if self.backbone is not None and (cell == "ltc" or self.wiring != "dense"):
             raise ConfigError(
                 "network.backbone",
                 self.backbone,
-                "no backbone: only a CfC that is wired densely has one",
+                "no such key here: only a CfC with dense wiring has a backbone",
             )
         if self.wiring == "autoncp":
             motors = max(units // 4, 1) if self.motors is None else self.motors
@@ -101,7 +106,8 @@ class Network:
 
 
 class _Ahead(NamedTuple):
-    """The state after an entry, as `predict` computed it, and the values it was computed from."""
+    """The state after an entry that `predict` computed, and the values from which it was
+    computed."""
 
     inputs: Tensor
     times: Tensor | None
@@ -112,36 +118,37 @@ class _Ahead(NamedTuple):
 
 @accepts_old_names("learners.liquid")
 class Liquid(Learner):
-    """A liquid network (CfC [1]_ or LTC [2]_) with a live state, in event time.
+    """A liquid network (CfC [1]_ or LTC [2]_) whose state continues from entry to entry, in event
+    time.
 
-    At every entry the state h advances by one step from the newest row x of the window, in scaled
-    units, and the time dt since the previous entry, in units of `time_unit` (at the first entry it
-    runs over the whole window)::
+    At every entry the state h advances by one step. The step gets the newest row x of the window,
+    in scaled units, and the time dt since the previous entry, in units of `time_unit` (at the
+    first entry the network runs over the whole window)::
 
         h <- cell(x, h, dt)
         prediction = base + scale * readout(h)         (forecasts, regression)
         prediction = softmax(log base + readout(h))    (classification)
 
     With ``residual=False`` the base is not used: ``loc + scale * readout(h)``,
-    ``softmax(readout(h))``. The base's output is not an input: a matured example has it for its
-    own entry only, but the unrolled steps would need it for each entry.
+    ``softmax(readout(h))``. The base's output is not an input: a matured example has the base's
+    output only for its own entry, but the unrolled steps would need it for each entry.
 
-    ``update="step"``: each matured example makes one step of truncated backpropagation through
-    time. The pass starts from the (detached) state before the last `unroll` entries of the
-    example's window, runs over these entries, and ends at the readout of the newest one; then Adam
-    makes one step on the error. Past states are kept in a ring and found by event time. They are
-    the real states of the running network, however long its memory; a start from zeros would train
-    the network on states that it never has. If the ring does not reach back far enough (the start
-    of a stream, labels later than `max_label_delay` entries), the start is zeros. The readout
-    starts at zero: the first prediction equals the base's to the bit (for classes with a
-    probability of at least `FLOOR`).
+    ``update="step"``: each matured example causes one step of truncated backpropagation through
+    time. It starts from the (detached) state before the last `unroll` entries of the example's
+    window, runs over these entries, and ends at the readout of the newest one; then Adam makes one
+    step on the error. Past states are stored in a ring buffer and found by event time. They are
+    the real states of the running network, even if its memory is long; a start from zeros would
+    train the network on states that it never has. If the ring buffer does not go back far enough
+    (at the start of a stream, or if a label comes more than `max_label_delay` entries late), the
+    start is zeros. The readout is zero at first: the first prediction equals the base's to the bit
+    (for classes with a probability of at least `FLOOR`).
 
-    ``update="none"``: the weights of a file never change; only the state does. No labels are
+    ``update="none"``: the weights of a file never change; only the state changes. No labels are
     needed.
 
     Costs per entry of a CfC with n units, c channels and backbone b: O(b (c + n) + n b + n rows
-    columns) to predict, 3 `unroll` times that to learn; floats of state: three times its
-    parameters, n (`max_label_delay` + `unroll`) for the ring.
+    columns) to predict, and 3 `unroll` times as much to learn. State in floats: three times the
+    number of parameters, and n (`max_label_delay` + `unroll`) for the ring buffer.
 
     Parameters
     ----------
@@ -152,26 +159,26 @@ class Liquid(Learner):
     update : {"step", "none"}
         Whether labels change the weights.
     weights : path, optional
-        A safetensors file to start from, with the tensors' names of ncps (``rnn_cell.*``,
-        ``fc.*``) or of `streamadapt.learners.liquid`; the readout included. Needed for "none". It
-        must have been trained on inputs and outputs that are scaled as the base's are (`Spec`),
-        and on gaps in the same `time_unit`.
+        A safetensors file with the initial weights, including the readout. The tensors have the
+        names of ncps (``rnn_cell.*``, ``fc.*``) or of `streamadapt.learners.liquid`. Needed for
+        "none". The weights must have been trained with the scaling of the base's inputs and
+        outputs (`Spec`), and with gaps in the same `time_unit`.
     residual : bool
-        Whether the network corrects the base or predicts by itself.
+        Whether the network corrects the base, instead of predicting by itself.
     lr : float, > 0
-        Adam's learning rate. Default: 1e-3 for a CfC; 3e-3 for an LTC, whose states move less.
+        Adam's learning rate. Default: 1e-3 for a CfC; 3e-3 for an LTC, whose states change less.
     loss : {"mae", "mse"}
         The loss of a step, in scaled units; for classes it is always the cross entropy.
     unroll : int, >= 1
-        The number of entries that the gradient goes back; at most the window.
+        The number of entries through which the gradient is propagated; at most the window.
     clip : float, > 0
-        Larger gradients are scaled down to this norm.
+        Gradients with a larger norm are scaled down to this norm.
     max_label_delay : int, >= 0
-        How many entries late a label may come to be learned from the state of its time (supervised
-        tasks).
+        The largest delay of a label, in entries, for which the state of its time is kept
+        (supervised tasks).
     time_unit : float, > 0, seconds, optional
-        Default: the mean gap between the entries of the first window (of one: the first gap), kept
-        from then on.
+        Default: the mean gap between the entries of the first window (if the window is one entry,
+        the first gap), which then never changes.
     network : Network, optional
 
     References
@@ -210,73 +217,76 @@ class Liquid(Learner):
         network: Network | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("cell", cell, ("cfc", "ltc")),
-            ("update", update, ("step", "none")),
-        ):
-            if value not in known:
-                raise ConfigError(name, value, " or ".join(known))
-        if loss not in ("mae", "mse"):
-            raise ConfigError("loss", loss, "mae or mse")
-        for name, size, least in (
-            ("units", units, 1),
-            ("unroll", unroll, 1),
-            ("max_label_delay", max_label_delay, 0),
-        ):
-            if size < least:
-                raise ConfigError(name, size, f"a whole number >= {least}")
         self.default_lr = 1e-3 if cell == "cfc" else 3e-3
-        lr = self.default_lr if lr is None else lr
-        for name, number in (
-            ("lr", lr),
-            ("clip", clip),
-            ("time_unit", 1.0 if time_unit is None else time_unit),
-        ):
-            if not 0.0 < number < math.inf:
-                raise ConfigError(name, number, "a finite number > 0")
+        self.cell, self.units, self.update, self.residual = cell, units, update, residual
+        self.lr = self.default_lr if lr is None else lr
+        self.loss, self.unroll, self.clip = loss, unroll, clip
+        self.max_label_delay = max_label_delay
+        self.time_unit = time_unit
+        self._check_settings()
         if update == "none" and weights is None:
             raise ConfigError(
                 "weights", None, 'a safetensors file: update = "none" never learns any'
             )
-        self.cell, self.units, self.update, self.residual = cell, units, update, residual
-        self.lr, self.loss, self.unroll, self.clip = lr, loss, unroll, clip
-        self.max_label_delay = max_label_delay
-        self.time_unit = time_unit
         self.network = network or Network()
-        # What does not fit is refused now.
+        # Refuse contradictory settings now.
         self.network.build(cell, 1, units, 1, torch.Generator())
         self._file = None if weights is None else Path(weights)
         self._weights = None if self._file is None else read_weights(self._file)
 
+    def _check_settings(self) -> None:
+        """Raise `ConfigError` for the first setting that has no meaning."""
+        for name, value, known in (
+            ("cell", self.cell, ("cfc", "ltc")),
+            ("update", self.update, ("step", "none")),
+            ("loss", self.loss, ("mae", "mse")),
+        ):
+            if value not in known:
+                raise ConfigError(name, value, " or ".join(known))
+        for name, size, least in (
+            ("units", self.units, 1),
+            ("unroll", self.unroll, 1),
+            ("max_label_delay", self.max_label_delay, 0),
+        ):
+            if size < least:
+                raise ConfigError(name, size, f"a whole number >= {least}")
+        for name, number in (
+            ("lr", self.lr),
+            ("clip", self.clip),
+            ("time_unit", 1.0 if self.time_unit is None else self.time_unit),
+        ):
+            if not 0.0 < number < math.inf:
+                raise ConfigError(name, number, "a finite number > 0")
+
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
-        """Not with frozen weights."""
+        """False if the weights are frozen."""
         return self.update == "step"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``liquid-cfc`` or ``liquid-ltc``, and what is not the default:
+        """``liquid-cfc`` or ``liquid-ltc``, and the settings that differ from the default:
         ``liquid-cfc-pure-64-direct-frozen``."""
-        said = [self.kind, self.cell]
-        said += [self.network.mode] * (self.network.mode != "default") + [
+        parts = [self.kind, self.cell]
+        parts += [self.network.mode] * (self.network.mode != "default") + [
             self.network.wiring
         ] * self._sparse
-        said += [str(self.units)] * (self.units != 32) + [f"{self.lr:g}"] * (
+        parts += [str(self.units)] * (self.units != 32) + [f"{self.lr:g}"] * (
             self.lr != self.default_lr
         )
-        said += (
+        parts += (
             [f"unroll{self.unroll}"] * (self.unroll != 4)
             + ["direct"] * (not self.residual)
             + ["frozen"] * (self.update == "none")
         )
-        return ("-".join(said),)
+        return ("-".join(parts),)
 
     @property
     def _sparse(self) -> bool:
         return self.network.wiring != "dense"
 
     def allocate(self, spec: Spec) -> None:
-        """Draw the network, or take the file's; the state starts at zero."""
+        """Draw the weights, or load them from the file; the state starts at zero."""
         generator = spec.generator()
         net = self.network.build(
             self.cell, spec.channels, self.units, spec.rows * spec.columns, generator
@@ -295,8 +305,8 @@ class Liquid(Learner):
         self.register_buffer(
             "state", torch.zeros(1, net.state_size, dtype=torch.float32, device=spec.device)
         )
-        # Event time of the newest entry; how many there were; the time unit, 0 while it is not
-        # known; all in ns.
+        # The event time of the newest entry, ns; the number of entries; the time unit, ns, 0 while
+        # it is unknown.
         unit = 0 if self.time_unit is None else max(round(self.time_unit * 1e9), 1)
         self.register_buffer(
             "clock", torch.tensor([0, 0, unit], dtype=torch.int64, device=spec.device)
@@ -314,7 +324,7 @@ class Liquid(Learner):
     # -- time
 
     def _unit(self, times: list[int], clock: list[int]) -> int:
-        """The time unit in ns as it is or would be found now; 0 while no time has passed."""
+        """Return the time unit in ns, if necessary estimated now; 0 while no time has passed."""
         last, count, unit = clock
         if unit or not times:
             return unit
@@ -323,13 +333,13 @@ class Liquid(Learner):
         return max(times[0] - last, 0) if count else 0
 
     def _gaps(self, times: list[int], before: int | None, unit: int) -> Tensor:
-        """Return (1, steps): time since the entry before each, in units; 1 where that is not
-        known."""
+        """Return for each entry the time since the previous one, (1, steps), in time units; 1 if
+        it is unknown."""
         gaps = []
         for time in times:
             known = before is not None and unit > 0
             gaps.append(
-                min(max((time - before) / unit, SHORTEST), LONGEST)
+                min(max((time - before) / unit, MIN_GAP), MAX_GAP)
                 if known and before is not None
                 else 1.0
             )
@@ -339,13 +349,13 @@ class Liquid(Learner):
     # -- the network
 
     def _scaled(self, rows: Tensor) -> Tensor:
-        """(steps, channels) original units -> (1, steps, channels)."""
+        """Scale rows of inputs: (steps, channels), original units -> (1, steps, channels)."""
         scaled = (rows - self.spec.input_loc) / self.spec.input_scale
         return scaled.clamp(-INPUT_LIMIT, INPUT_LIMIT).unsqueeze(0)
 
     def _advance(self, inputs: Tensor, base: BaseOutput) -> tuple[Tensor, Tensor]:
-        """Return what the readout says of the newest entry, (1, rows * columns), and the state
-        after it."""
+        """Return the readout for the newest entry, (1, rows * columns), and the state after
+        it."""
         require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
         clock: list[int] = self.clock.tolist()
         last, count, _ = clock
@@ -355,39 +365,42 @@ class Liquid(Learner):
         newest = times[-len(rows) :] if times else [0] * len(rows)
         gaps = self._gaps(newest, last if count else None, unit if times else 0)
         with torch.no_grad():
-            said, state = self.net(self._scaled(rows), self.state, gaps, sequences=False)
-        return said, state
+            readout, state = self.net(self._scaled(rows), self.state, gaps, sequences=False)
+        return readout, state
 
-    def _output(self, said: Tensor, base: Tensor) -> Tensor:
-        """(1, rows * columns) of the readout -> (rows, columns), original units."""
+    def _output(self, readout: Tensor, base: Tensor) -> Tensor:
+        """Return the prediction, (rows, columns), original units, from the readout,
+        (1, rows * columns)."""
         spec = self.spec
-        said = said.view(spec.rows, spec.columns)
+        readout = readout.view(spec.rows, spec.columns)
         if spec.kind == "classification":
             if not self.residual:
-                return torch.softmax(said, -1)
+                return torch.softmax(readout, -1)
             p = base.clamp_min(FLOOR)
-            moved = p * torch.exp(said - said.amax(-1, keepdim=True))
-            # Divided by what the base sums to: where the readout is zero, the base stays as it is
-            # to the bit.
+            moved = p * torch.exp(readout - readout.amax(-1, keepdim=True))
+            # Divided by the sum of the base's probabilities: if the readout is zero, the result
+            # equals the base to the bit.
             return moved / (moved.sum(-1, keepdim=True) / p.sum(-1, keepdim=True))
-        return torch.addcmul(base if self.residual else spec.output_loc, said, spec.output_scale)
+        start = base if self.residual else spec.output_loc
+        return torch.addcmul(start, readout, spec.output_scale)
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Return what the network would say after this entry; its state stays."""
+        """Return the network's prediction after this entry, without changing its state."""
         require_shape("base.output", base.output, (self.spec.rows, self.spec.columns))
-        said, state = self._advance(inputs, base)
+        readout, state = self._advance(inputs, base)
         parameter, versions = self._versions()
         self._ahead = _Ahead(inputs, base.times, parameter, versions, state)
-        return self._output(said, base.output)
+        return self._output(readout, base.output)
 
     def _versions(self) -> tuple[Tensor, tuple[int, int]]:
-        """What changes when parameters are swapped, and when a state is loaded."""
+        """Return a parameter and two versions: they change when parameters are replaced or a state
+        is loaded."""
         assert self.net.readout is not None
         parameter = self.net.readout.weight
         return parameter, (parameter._version, self.state._version)
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
-        """Let the state live on, and remember it."""
+        """Advance the state by this entry, and store it in the ring buffer."""
         ahead, self._ahead = self._ahead, None
         parameter, versions = self._versions()
         fits = ahead is not None and ahead.inputs is inputs and ahead.times is base.times
@@ -416,16 +429,16 @@ class Liquid(Learner):
     # -- learning
 
     def _start(self, newest: int | None, count: int) -> tuple[Tensor, int | None]:
-        """Find the state before the unrolled entries of an example, and its time; zeros where it
-        is not kept."""
-        size, nowhere = len(self.past), (torch.zeros_like(self.state), None)
+        """Find the state before the unrolled entries of an example, and its time; zeros and None
+        if it is not stored."""
+        size, unknown = len(self.past), (torch.zeros_like(self.state), None)
         if newest is None:
-            return nowhere
+            return unknown
         index = int((self.past_times == newest).int().argmax())
         age = (count - 1 - index) % size + self.steps_back  # of the wanted state, in entries
         at = (count - 1 - age) % size
         if age >= min(size, count) or int(self.past_times[index]) != newest:
-            return nowhere
+            return unknown
         return self.past[at : at + 1].clone(), int(self.past_times[at])
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
@@ -441,23 +454,23 @@ class Liquid(Learner):
             before = times[0]
         gaps = self._gaps(times[-k:] if times else [0] * k, before, unit if times else 0)
         with torch.enable_grad():
-            said, _ = self.net(self._scaled(inputs[-k:]), state, gaps, sequences=False)
-            loss = self._loss(said, base.output, target, mask)
+            readout, _ = self.net(self._scaled(inputs[-k:]), state, gaps, sequences=False)
+            loss = self._loss(readout, base.output, target, mask)
             loss = loss if self.weight == 1.0 else loss * self.weight
-        self._ahead = None  # found with the parameters of before
+        self._ahead = None  # it was computed with the old parameters
         self.optimiser.step(loss, self.boost, clip=self.clip)
         with torch.no_grad():
             self.net.constrain_()
 
-    def _loss(self, said: Tensor, base: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def _loss(self, readout: Tensor, base: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         spec = self.spec
-        said = said.view(spec.rows, spec.columns)
+        readout = readout.view(spec.rows, spec.columns)
         if spec.kind == "classification":
-            logits = said + base.clamp_min(FLOOR).log() if self.residual else said
+            logits = readout + base.clamp_min(FLOOR).log() if self.residual else readout
             return (
                 masked_mean(-torch.where(mask, target, 0.0) * F.log_softmax(logits, -1), mask)
                 * spec.columns
             )
-        left = (target - (base if self.residual else spec.output_loc)) / spec.output_scale
-        error = said - torch.where(mask, left, 0.0)
+        residual = (target - (base if self.residual else spec.output_loc)) / spec.output_scale
+        error = readout - torch.where(mask, residual, 0.0)
         return masked_mean(error.abs() if self.loss == "mae" else error.square(), mask)

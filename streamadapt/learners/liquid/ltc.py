@@ -1,4 +1,4 @@
-"""LTC: a liquid time-constant network, solved step by step."""
+"""LTC: a liquid time-constant network, whose differential equation is solved step by step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANGES = {
     "sigma": (3.0, 8.0), "mu": (0.3, 0.8), "sensory_w": (0.001, 1.0), "sensory_sigma": (3.0, 8.0),
     "sensory_mu": (0.3, 0.8),
 }  # fmt: skip
-"""What the initial parameters are drawn from, uniformly."""
+"""The ranges from which the initial parameters are drawn uniformly."""
 NOT_NEGATIVE = ("w", "sensory_w", "cm", "gleak")
 
 
@@ -33,34 +33,36 @@ class LTC(Recurrent):
         cm dv_j/dt = gleak (vleak - v_j)
                      + sum_i w_ij sigmoid(sigma_ij (v_i - mu_ij)) (erev_ij - v_j)
 
-    A step of length dt is `unfolds` semi-implicit Euler steps ``d = dt / unfolds``, v_j implicit
-    and the sigmoids explicit, which is stable for every d >= 0::
+    A step of length dt consists of `unfolds` semi-implicit Euler steps of length
+    ``d = dt / unfolds``, with v_j implicit and the sigmoids explicit; this is stable for every
+    d >= 0::
 
         v_j <- (cm v_j + d (gleak vleak + sum_i g_ij erev_ij))
                / (cm + d (gleak + sum_i g_ij + epsilon)),    g = w sigmoid
 
-    Inputs and outputs are scaled and shifted, one number each. The outputs are the states of the
-    motor neurons.
+    Each input and each output has its own scale and shift. The outputs are the states of the motor
+    neurons.
 
-    Costs O(unfolds (units + inputs / unfolds) units) time a step.
+    Costs O(unfolds (units + inputs / unfolds) units) time per step.
 
     Parameters
     ----------
     inputs : int
     units : int or Wiring
-        A number: `fully_connected`.
+        A number stands for the wiring `fully_connected`.
     projection : int, optional
-        Outputs of a linear readout behind it; none by default.
+        The number of outputs of a linear readout of the state; by default there is no readout.
     unfolds : int, >= 1
+        The number of Euler steps per step.
     epsilon : float, > 0
-        Keeps the denominator from zero.
+        Keeps the denominator above zero.
     constrained : bool
         Whether w, cm and gleak are softplus of their parameters; else `constrain_` clips them at
         zero.
     mappings : tuple of two of {"affine", "linear", "none"}
-        Of inputs and outputs.
+        For the inputs and for the outputs: scale and shift, only scale, or none.
     generator : torch.Generator, optional
-        Of the initial weights; default: torch's global one.
+        Draws the initial weights; default: the global generator of torch.
 
     References
     ----------
@@ -101,7 +103,8 @@ class LTC(Recurrent):
         super().__init__()
         wiring = units if isinstance(units, Wiring) else fully_connected(inputs, units)
         if wiring.inputs != inputs:
-            raise ConfigError("inputs", inputs, f"{wiring.inputs}, which the wiring is made for")
+            expected = f"{wiring.inputs}, the number of inputs of the wiring"
+            raise ConfigError("inputs", inputs, expected)
         if unfolds < 1:
             raise ConfigError("unfolds", unfolds, "a whole number >= 1")
         if not all(mapping in get_args(Mapping) for mapping in mappings):
@@ -152,7 +155,7 @@ class LTC(Recurrent):
             self.register_buffer(f"{prefix}sparsity_mask", polarity.abs())
 
     def run(self, x: Tensor, state: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve the equations over all steps."""
+        """Solve the differential equation over all steps."""
         if self.input_w is not None:
             x = x * self.input_w
         if self.input_b is not None:
@@ -179,28 +182,28 @@ class LTC(Recurrent):
         return self._outputs(torch.stack(states)), v
 
     def _outputs(self, v: Tensor) -> Tensor:
-        said = v[..., : self.output_size]
+        output = v[..., : self.output_size]
         if self.output_w is not None:
-            said = said * self.output_w
-        return said if self.output_b is None else said + self.output_b
+            output = output * self.output_w
+        return output if self.output_b is None else output + self.output_b
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """Clip what may not be negative at zero, unless softplus sees to it."""
+        """Clip w, cm and gleak at zero, unless they are softplus of their parameters."""
         if not self.constrained:
             for name in NOT_NEGATIVE:
                 getattr(self, name).clamp_min_(0.0)
 
 
 def _synapses(w: Tensor, erev: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what does not change from step to step: ``(w erev, w)``, (2, 1, sources, units);
+    """Return the tensors that are the same in all steps: ``(w erev, w)``, (2, 1, sources, units);
     ``-sigma mu``; sigma."""
     return torch.stack([w * erev, w]).unsqueeze(1), -sigma * mu, sigma
 
 
 def _currents(v: Tensor, weights: Tensor, offset: Tensor, sigma: Tensor) -> Tensor:
-    """Sum ``w sigmoid(sigma (v - mu)) (erev, 1)`` over the sources; (batch, sources) -> (2, batch,
-    units)."""
+    """Return the sum of ``w sigmoid(sigma (v - mu)) (erev, 1)`` over the sources: (batch, sources)
+    -> (2, batch, units)."""
     # (batch, sources, units)
     active = torch.sigmoid(torch.addcmul(offset, v.unsqueeze(-1), sigma))
     return (weights * active).sum(2)

@@ -1,5 +1,5 @@
-"""What CfC and LTC share: a sequence in, outputs and the last state out, and time that passes
-unevenly."""
+"""The base class of CfC and LTC: it maps a sequence with uneven time steps to outputs and a last
+state."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["Recurrent", "draw_linear", "linear_without_numbers"]
 
 
 class Recurrent(nn.Module, ABC):
-    """A network whose state lives on from one step to the next; all of its parameters are module
-    attributes.
+    """A recurrent network: it passes a state from one step to the next. All of its parameters are
+    module attributes.
 
     Attributes
     ----------
     inputs : int
-        Numbers it is given at each step.
+        The number of inputs at each step.
     state_size : int
     output_size : int
-        Numbers it returns at each step, before the readout.
+        The number of outputs at each step, before the readout.
     readout : nn.Linear or None
-        From the outputs to what is wanted of them.
+        A linear layer after the outputs.
     """
 
     inputs: int
@@ -49,10 +49,9 @@ class Recurrent(nn.Module, ABC):
         state : Tensor, (batch, state_size)
             Default: zeros.
         dt : Tensor, (batch, steps), >= 0
-            Time since the step before, in units of the network's own; each row's and step's own.
-            Default: 1.
+            Time since the previous step, in the network's time units. Default: 1.
         sequences : bool
-            Whether to return the output of every step or that of the last one only.
+            Whether to return the output of every step, or only that of the last step.
 
         Returns
         -------
@@ -62,6 +61,7 @@ class Recurrent(nn.Module, ABC):
         Raises
         ------
         ShapeError
+            If a shape is wrong.
         """
         if inputs.ndim != 3 or inputs.shape[2] != self.inputs or inputs.shape[1] == 0:
             raise ShapeError(
@@ -82,21 +82,21 @@ class Recurrent(nn.Module, ABC):
         # Time first, and a last axis for dt: a (batch,) vector of times would broadcast along the
         # units.
         outputs, state = self.run(inputs.transpose(0, 1), state, dt.T.unsqueeze(-1))
-        said = outputs.transpose(0, 1) if sequences else outputs[-1]
-        return (said if self.readout is None else self.readout(said)), state
+        output = outputs.transpose(0, 1) if sequences else outputs[-1]
+        return (output if self.readout is None else self.readout(output)), state
 
     @abstractmethod
     def run(self, x: Tensor, state: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """Run over (steps, batch, inputs) with dt (steps, batch, 1): (steps, batch, output_size)
-        and the last state."""
+        """Run over inputs (steps, batch, inputs) with dt (steps, batch, 1); return the outputs,
+        (steps, batch, output_size), and the last state."""
 
     def constrain_(self) -> None:
-        """Put parameters back that a step has taken where they may not be (in place)."""
+        """Move parameters back into their allowed ranges after a gradient step, in place."""
 
 
 def linear_without_numbers(inputs: int, outputs: int) -> nn.Linear:
-    """Return a linear layer that no random number was drawn for; `draw_linear` does, from the
-    caller's generator."""
+    """Return a linear layer with undefined weights, without drawing a random number; `draw_linear`
+    draws the weights from the caller's generator."""
     made: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         nn.Linear, inputs, outputs, dtype=torch.float32
     )
@@ -105,7 +105,8 @@ def linear_without_numbers(inputs: int, outputs: int) -> nn.Linear:
 
 @torch.no_grad()
 def draw_linear(linear: nn.Linear, generator: torch.Generator | None) -> None:
-    """Weights: Glorot's uniform distribution; biases: uniform within 1 / sqrt(inputs)."""
+    """Draw weights from Glorot's uniform distribution, and biases uniformly from
+    [-1 / sqrt(inputs), 1 / sqrt(inputs)]."""
     inputs = linear.weight.shape[1]
     nn.init.xavier_uniform_(linear.weight, generator=generator)
     linear.bias.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)

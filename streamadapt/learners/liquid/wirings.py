@@ -1,8 +1,8 @@
-"""Wirings: which neuron feeds which, and with which sign.
+"""Wirings: the synapses between neurons, and their signs.
 
-A wiring is a pair of signed adjacency matrices. Neuron numbers start with the motor neurons, whose
-states are the output. The random ones draw as ncps does: the same seed and sizes give the same
-matrices.
+A wiring is a pair of signed adjacency matrices. The first neurons are the motor neurons, whose
+states are the output. Random wirings use the same random numbers as ncps: the same seed and sizes
+give the same matrices.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wiring:
-    """Signed adjacency: +1 excites, -1 inhibits, 0 is no synapse.
+    """The signed adjacency matrices of a network: +1 excites, -1 inhibits, 0 means no synapse.
 
     Attributes
     ----------
@@ -31,10 +31,10 @@ class Wiring:
     sensory : ndarray, (inputs, units), int32
         ``[input, target]``.
     outputs : int
-        Motor neurons: the first of the units.
+        The number of motor neurons, which are the first of the units.
     layers : tuple of tuples of int
-        Numbers of the neurons of each layer, from the inputs to the outputs; a CfC has one cell
-        per layer.
+        The numbers of the neurons in each layer, from the inputs to the outputs; a CfC has one
+        cell per layer.
     """
 
     synapses: Signs
@@ -44,12 +44,12 @@ class Wiring:
 
     @property
     def inputs(self) -> int:
-        """How many inputs it is made for."""
+        """The number of inputs."""
         return len(self.sensory)
 
     @property
     def units(self) -> int:
-        """How many neurons it has."""
+        """The number of neurons."""
         return len(self.synapses)
 
 
@@ -61,7 +61,8 @@ def fully_connected(
     seed: int = 1111,
     self_connections: bool = True,
 ) -> Wiring:
-    """Every neuron feeds every one; two in three synapses excite.
+    """Return a wiring in which every neuron feeds every neuron; on average two of three synapses
+    excite.
 
     Parameters
     ----------
@@ -83,7 +84,7 @@ def fully_connected(
 def random_wiring(
     inputs: int, units: int, outputs: int | None = None, *, sparsity: float = 0.0, seed: int = 1111
 ) -> Wiring:
-    """A share ``1 - sparsity`` of all synapses, drawn without replacement.
+    """Return a wiring with a share ``1 - sparsity`` of all synapses, drawn without replacement.
 
     Parameters
     ----------
@@ -119,17 +120,18 @@ def ncp(
     *,
     seed: int = 22222,
 ) -> Wiring:
-    """Neural circuit policy [1]_: inputs -> inter -> command (recurrent) -> motor neurons,
-    sparsely.
+    """Return the sparse wiring of a neural circuit policy [1]_: inputs -> inter -> command
+    (recurrent) -> motor neurons.
 
     Parameters
     ----------
     inter, command, motor : int
-        Neurons of each layer; numbered motor, command, inter.
+        The number of neurons in each layer. Motor neurons have the lowest numbers, then command
+        neurons, then inter neurons.
     fans : tuple of int
-        Inter neurons that an input feeds; command neurons that an inter neuron feeds; recurrent
-        synapses among the command neurons in all; command neurons that feed a motor neuron. A
-        neuron left out gets a mean share.
+        Four numbers: the inter neurons that an input feeds; the command neurons that an inter
+        neuron feeds; all recurrent synapses between command neurons; the command neurons that
+        feed a motor neuron. A neuron without a synapse gets the mean number.
 
     References
     ----------
@@ -142,9 +144,9 @@ def ncp(
     for name, (fan, most) in (limits | {"motor fanin": (motor_fanin, command)}).items():
         if not 1 <= fan <= most:
             raise ConfigError(
-                "fans", fans, f"a {name} from 1 to {most}, as many neurons as there are"
+                "fans", fans, f"a {name} from 1 to {most}, the number of those neurons"
             )
-    rng = np.random.RandomState(seed)  # not default_rng: the draws are to be those of ncps
+    rng = np.random.RandomState(seed)  # not default_rng: ncps uses this generator
     units = inter + command + motor
     synapses, sensory = np.zeros((units, units), np.int32), np.zeros((inputs, units), np.int32)
     motors, commands = np.arange(motor), np.arange(motor, motor + command)
@@ -162,13 +164,13 @@ def ncp(
 def auto_ncp(
     inputs: int, units: int, outputs: int, *, sparsity: float = 0.5, seed: int = 22222
 ) -> Wiring:
-    """`ncp` with sizes and fans from one sparsity: two fifths of the neurons that are not motor
-    ones are command ones.
+    """Return the wiring of `ncp` with sizes and fans that follow from one sparsity: two fifths of
+    the neurons that are not motor neurons are command neurons.
 
     Parameters
     ----------
     outputs : int, < units - 2
-        Motor neurons.
+        The number of motor neurons.
     sparsity : float, in [0.1, 1)
     """
     _check(inputs=inputs, units=units, outputs=outputs)
@@ -187,16 +189,16 @@ def auto_ncp(
 def _connect(
     rng: np.random.RandomState, signs: Signs, sources: Numbers, targets: Numbers, fan: int
 ) -> None:
-    """Let each source feed `fan` targets, then each target that was left out be fed by a mean
-    number of sources."""
-    forgotten = targets.tolist()
+    """Connect each source to `fan` targets, then each target without a synapse to the mean number
+    of sources."""
+    unconnected = targets.tolist()
     for source in sources:
         for target in rng.choice(targets, size=fan, replace=False):
-            if target in forgotten:
-                forgotten.remove(target)
+            if target in unconnected:
+                unconnected.remove(target)
             signs[source, target] = rng.choice([-1, 1])
     share = min(max(len(sources) * fan // len(targets), 1), len(sources))
-    for target in forgotten:
+    for target in unconnected:
         for source in rng.choice(sources, size=share, replace=False):
             signs[source, target] = rng.choice([-1, 1])
 

@@ -1,5 +1,5 @@
-"""The common base of Tent and EATA: entropy steps on batches, and the ring that collects batches
-from a stream."""
+"""The base class of Tent and EATA: it collects batches from a stream in a ring buffer, and makes
+entropy steps on them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 
 __all__ = ["BatchAdapter", "entropy"]
 
-ENOUGH = 16
-"""From this number of entries in the ring, their statistics replace those of the source."""
+MIN_ENTRIES = 16
+"""From this number of entries in the ring on, their statistics replace those of the source."""
 NO_BATCH = (
-    "a batch normalisation has no statistics to take from one entry: give 2 or more, use "
-    "per_entry for single "
-    "entries, or a model with LayerNorm or GroupNorm"
+    "a batch normalisation cannot compute statistics from one entry: give 2 or more, use "
+    "per_entry for single entries, or use a model with LayerNorm or GroupNorm"
 )
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the softmax of each row, nats; (rows, classes) -> (rows,)."""
+    """Return the entropy of the softmax of each row, in nats: (rows, classes) -> (rows,)."""
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
 
 
@@ -80,7 +79,7 @@ class BatchAdapter(Learner):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The kind, with batch and learning rate where they are not the default:
+        """The kind, with batch and learning rate if they differ from the default:
         ``tent-b8-0.01``."""
         batch = "" if self.batch == self.default_batch else f"-b{self.batch}"
         return (f"{self.kind}{batch}{'' if self.lr == self.default_lr else f'-{self.lr:g}'}",)
@@ -116,22 +115,22 @@ class BatchAdapter(Learner):
 
     @abstractmethod
     def _loss(self, logits: Tensor) -> Tensor | None:
-        """Return the loss of a batch, () with gradient, or None where nothing is to be learned
-        from it."""
+        """Return the loss of a batch, () with gradient, or None if the batch must not change the
+        parameters."""
 
     def _step(self, inputs: Tensor) -> Seen:
-        """Run a batch with its own statistics and make one step; what is returned is from before
-        the step."""
+        """Run a batch with its own statistics and make one step; return the result from before the
+        step."""
         with torch.enable_grad():
             seen = self.copy.run(inputs)
             loss = self._loss(seen.logits)
-        # What is not finite would stay in the parameters for ever.
+        # A step that is not finite would make the parameters NaN forever.
         if loss is not None and bool(torch.isfinite(loss)):
             self.optimiser.step(loss)
         return Seen(*(t.detach() for t in seen))
 
     def adapt_batch(self, inputs: Tensor) -> Tensor:
-        """Predict a batch and make one step on it, as published.
+        """Predict a batch and make one step on it: the published method.
 
         Parameters
         ----------
@@ -153,15 +152,15 @@ class BatchAdapter(Learner):
         return self._step(inputs).logits.softmax(1)
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
-        """Predict with the statistics of the ring; the base's output while it holds too few
-        entries."""
+        """Predict with the statistics of the ring; return the base's output while the ring has too
+        few entries."""
         require_shape("base.output", base.output, (self.spec.rows, self.spec.columns))
-        seen = self._look(inputs)
-        if self.copy.batch_norms and int(self.count) + 1 < min(ENOUGH, self.batch):
+        seen = self._run_one(inputs)
+        if self.copy.batch_norms and int(self.count) + 1 < min(MIN_ENTRIES, self.batch):
             return base.output.clone()
         return seen.logits.softmax(1)
 
-    def _look(self, inputs: Tensor) -> Seen:
+    def _run_one(self, inputs: Tensor) -> Seen:
         """Run one entry with the statistics of the ring; `adapt` reuses the result of
         `predict`."""
         first = self.copy.layers[0].weight
@@ -186,10 +185,10 @@ class BatchAdapter(Learner):
         return seen
 
     def _statistics(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance over the ring without its oldest entry, and the weight of the newest
-        beside them."""
+        """Return the mean and variance over the ring without its oldest entry, and the weight that
+        the next entry has compared with them."""
         count = int(self.count)
-        if count + 1 < min(ENOUGH, self.batch):
+        if count + 1 < min(MIN_ENTRIES, self.batch):
             return self.copy.as_trained
         others = min(count, self.batch - 1)
         # The slot count % batch is written next: it has the oldest entry, or is empty.
@@ -209,7 +208,7 @@ class BatchAdapter(Learner):
         """Put the entry into the ring; make a step each time the ring is full again."""
         del base
         require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
-        seen = self._look(inputs)
+        seen = self._run_one(inputs)
         slot = int(self.count) % self.batch
         self.ring[slot] = inputs
         self.ring_mean[slot] = seen.mean[0]

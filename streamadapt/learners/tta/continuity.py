@@ -1,5 +1,4 @@
-"""Label continuity: a filter for streams in which labels come in runs; it detects whether they
-do."""
+"""A filter for streams in which equal labels come in runs; it detects whether they do."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from streamadapt.learners.tta.parts import StatefulPart
 __all__ = ["Continuity"]
 
 STAY = (0.0, 0.5, 0.9, 0.97)
-"""The probabilities of the same label again that are compared; 0: labels are independent."""
+"""The compared probabilities that the next label is the same; 0: labels are independent."""
 FORGET = 0.98
 DOUBT = 2.0
 """Log odds against any continuity, at the start and in the long run without evidence."""
@@ -22,17 +21,18 @@ MARGINAL_RATE = 0.01
 
 
 class Continuity(StatefulPart):
-    """Several hidden Markov chains over the label, weighted by how well each predicts the outputs.
+    """Combines several hidden Markov chains over the label; each has a weight that depends on how
+    well it predicts the outputs.
 
-    For each probability rho of the same label again, with o the model's output and pi the running
-    mean of the outputs::
+    For each probability rho that the next label is the same, with the model's output o and the
+    running mean pi of the outputs::
 
         prior_rho = rho q_rho + (1 - rho) / C        q_rho <- prior_rho max(o, 1e-4), normalised
         L_rho <- h + .98 (L_rho - h) + ln sum_y prior_rho(y) o(y) / pi(y)  h = -2 if rho > 0 else 0
         answer = sum_rho softmax(L)_rho q_rho
 
-    The division by pi prevents that a model with a constant output is taken as evidence for
-    constant labels.
+    Because of the division by pi, a constant output of a model is not evidence for constant
+    labels.
 
     Costs O(4 C) per entry.
     """

@@ -1,5 +1,5 @@
-"""A copy of the base's module whose normalisation layers are driven; the base itself is never
-written to."""
+"""A copy of the base's module whose normalisation layers can be adapted; the base itself is never
+changed."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Seen(NamedTuple):
     Attributes
     ----------
     logits : Tensor, (entries, classes)
-        Log probabilities where the module returns probabilities.
+        Log probabilities if the module returns probabilities.
     mean, var : Tensor, (entries, features)
-        Each entry's own statistics in every driven batch normalisation, side by side.
+        Each entry's own statistics in every driven batch normalisation, concatenated.
     used_mean, used_var : Tensor, (entries, features)
-        The statistics that the layers normalised with.
+        The statistics with which the layers normalised.
     """
 
     logits: Tensor
@@ -51,16 +51,16 @@ class ModelCopy(nn.Module):
     """A frozen copy of a classifier; its state is the affine parameters of its driven
     normalisation layers.
 
-    All other parameters of the copy equal the base's; they are kept out of the module tree, and so
-    out of checkpoints.
+    All other parameters of the copy equal the base's. They are not part of the module tree, and
+    therefore not part of checkpoints.
 
     Parameters
     ----------
     spec : Spec
         ``spec.model`` is a `FrozenModel` of a torch module that takes (entries, window, channels).
     modules : sequence of str, optional
-        Names of the layers to drive, as ``named_modules`` calls them. Default: every BatchNorm,
-        LayerNorm and GroupNorm that the forward pass reaches.
+        Names of the layers to drive, from ``named_modules``. Default: every BatchNorm, LayerNorm
+        and GroupNorm that the forward pass reaches.
 
     Attributes
     ----------
@@ -68,13 +68,13 @@ class ModelCopy(nn.Module):
         The driven layers, in the order in which the forward pass reaches them.
     names : tuple of str
     batch_norms : list of DrivenBatchNorm
-        Those of them that have running statistics.
+        The layers that have running statistics.
 
     Raises
     ------
     ConfigError
-        If the base is no such module, has no such layers, or a batch normalisation without running
-        statistics.
+        If the base is not such a module, has no such layers, or has a batch normalisation without
+        running statistics.
     """
 
     def __init__(self, spec: Spec, modules: Sequence[str] | None = None) -> None:
@@ -135,7 +135,7 @@ class ModelCopy(nn.Module):
 
     @property
     def as_trained(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The statistics with which `run` normalises as the base does."""
+        """The statistics with which `run` gives the same result as the base."""
         mean, var = self.source
         return mean, var, torch.zeros((), dtype=torch.float32, device=mean.device)
 
@@ -173,16 +173,16 @@ class ModelCopy(nn.Module):
         given: tuple[Tensor, Tensor, Tensor] | None = None,
         sign: Tensor | None = None,
     ) -> Seen:
-        """Run the copy with the statistics of the batch, or with given ones.
+        """Run the copy with the statistics of the batch, or with given statistics.
 
         Parameters
         ----------
         inputs : Tensor, (entries, window, channels)
         given : (mean, var, rate), optional
-            Means and variances, (features,) or (entries, features), and how far each moves towards
-            the entry's own before it is used, () or (entries, 1).
+            Means and variances, (features,) or (entries, features), and the rate, () or
+            (entries, 1), by which they move towards the entry's own before they are used.
         sign : Tensor, () or (entries, 1), optional
-            Factor of the first batch normalisation's gain.
+            A factor for the gain of the first batch normalisation.
         """
         if given is not None:
             mean, var, rate = given
@@ -207,11 +207,11 @@ class ModelCopy(nn.Module):
     def head(self, inputs: Tensor) -> Tensor:
         """Return the input of the first driven layer, (entries, channels, ...): the cheapest
         description of an entry."""
-        found: list[Tensor] = []
+        reached: list[Tensor] = []
 
         def stop(module: nn.Module, given: tuple[Tensor, ...]) -> NoReturn:
             del module
-            found.append(given[0])
+            reached.append(given[0])
             raise _ReachedError
 
         handle = self.layers[0].register_forward_pre_hook(stop)
@@ -221,26 +221,26 @@ class ModelCopy(nn.Module):
             pass
         finally:
             handle.remove()
-        return channels_first(found[0], self.layers[0])
+        return channels_first(reached[0], self.layers[0])
 
 
 def channels_first(x: Tensor, layer: nn.Module) -> Tensor:
-    """Put the channels of a layer's input second: a LayerNorm over one axis has them last."""
+    """Move the channels of a layer's input to the second axis: a LayerNorm over one axis has them
+    on the last axis."""
     one_axis = isinstance(layer, Affine) and len(layer.shape) == 1
     return x.movedim(-1, 1) if one_axis and x.ndim > 2 else x
 
 
 def _module_of(spec: Spec) -> FrozenModel:
-    from streamadapt.models.contract import (
-        FrozenModel,
-    )  # it imports the learners' contract, and that package this one
+    # Not at the top: that module imports the learners' package, which imports this module.
+    from streamadapt.models.contract import FrozenModel
 
     model = spec.model
     if not isinstance(model, FrozenModel) or not isinstance(model.model, nn.Module):
         raise ConfigError(
             "base.kind",
             getattr(model, "kind", None),
-            'a base that is a torch module to adapt a copy of: "module"',
+            'a base that is a torch module, of which a copy is adapted: "module"',
         )
     if not model.batched:
         raise ConfigError("base.batched", False, "a module that takes (entries, window, channels)")

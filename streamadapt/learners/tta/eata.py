@@ -22,44 +22,46 @@ __all__ = ["EATA"]
 MARGIN = 0.4
 """Entries are reliable below this share of the largest entropy, ln C."""
 KEPT_RATE = 0.1
-"""How fast the mean of the kept probabilities follows them, per batch."""
+"""The rate per batch of the running mean of the kept probabilities."""
 
 
 class EATA(BatchAdapter):
     """Efficient test-time adaptation without forgetting [1]_: Tent on reliable and non-redundant
     entries only.
 
-    An entry is kept if ``H(p) < E0 = .4 ln C`` and ``|cos(m, p)| < d``, m the running mean (.9/.1)
-    of the kept probabilities; a step is made only when something was kept::
+    An entry is kept if ``H(p) < E0 = .4 ln C`` and ``|cos(m, p)| < d``, where m is the running
+    mean (.9/.1) of the kept probabilities. A step is made only if an entry was kept::
 
         loss = mean over the kept of exp(E0 - H(p)) H(p)
                + fisher_weight * sum F (theta - theta_0)^2
 
-    the weight without gradient. F is the diagonal of the Fisher information, estimated when the
-    learner is built: the mean over batches of the squared gradient of the cross entropy with the
-    source's own answers. Without `fisher` the second term is left out (the paper's ETA).
+    The factor exp(E0 - H(p)) has no gradient. F is the diagonal of the Fisher information,
+    estimated when the learner is built: the mean over batches of the squared gradient of the cross
+    entropy, with the source model's own predictions as labels. Without `fisher` the second term is
+    left out (ETA in the paper).
 
     Costs as `Tent`; a batch without a kept entry costs no backward pass.
 
     Parameters
     ----------
     batch : int, default 64
-        Entries per step in a stream, and source samples per gradient of the Fisher information.
+        The number of entries per step in a stream, and of source samples per gradient of the
+        Fisher information.
     lr : float, > 0, default 2.5e-4
         Learning rate.
     fisher : Path or Tensor, optional
-        Source samples without labels (2000 in the paper), of (samples, window, channels): a file
+        Source samples without labels (2000 in the paper), (samples, window, channels): a file
         ``.npy``, ``.npz`` or ``.safetensors``, in the latter two under the name ``inputs``.
     fisher_weight : float, >= 0
-        How strongly important weights are held: 1 for inputs of CIFAR's size, 2000 for ImageNet in
-        the paper.
+        The weight of the term that keeps important parameters near their start: in the paper 1 for
+        inputs of CIFAR's size, 2000 for ImageNet.
     d : float, > 0
         Entries whose cosine with the running mean is above this are redundant: .4 for ten classes,
         .05 for a thousand in the paper.
     momentum : float, in [0, 1)
         Momentum of ``sgd``.
     optimiser : {"sgd", "adam", "lion", "adabelief"}
-        What makes the steps.
+        The optimiser.
     modules : sequence of str, optional
         Names of the normalisation layers to adapt. Default: all.
 
@@ -104,7 +106,7 @@ class EATA(BatchAdapter):
         super().allocate(spec)
         self.register_buffer(
             "kept", torch.zeros(spec.columns, dtype=torch.float32, device=spec.device)
-        )  # zero: nothing kept yet
+        )  # zero: no entry was kept yet
         self._margin = MARGIN * math.log(spec.columns)
         self._anchors: list[tuple[Tensor, Tensor]] = []
         if self.fisher is not None:

@@ -31,7 +31,7 @@ class BalancedMemory(StatefulPart):
     ----------
     size, classes : int
     mean, var : Tensor, (features,)
-        The source's.
+        The statistics of the source.
 
     References
     ----------
@@ -68,9 +68,10 @@ class BalancedMemory(StatefulPart):
         return mean + a * shift, torch.lerp(var, var_m, a) + a * (1.0 - a) * shift.square()
 
     def _counts(self) -> Tensor:
-        shelf = self.labels.new_zeros(self.classes + 1, dtype=torch.float32)
-        shelf.index_add_(0, self.labels + 1, torch.ones_like(self.labels, dtype=torch.float32))
-        return shelf[1:]
+        counts = self.labels.new_zeros(self.classes + 1, dtype=torch.float32)
+        # Empty slots have the label -1, which is counted at index 0.
+        counts.index_add_(0, self.labels + 1, torch.ones_like(self.labels, dtype=torch.float32))
+        return counts[1:]
 
     def add(self, label: Tensor, mean: Tensor, var: Tensor) -> None:
         """Add one entry: its label () int64 and its statistics (features,) each."""

@@ -17,10 +17,10 @@ class Given(NamedTuple):
     Attributes
     ----------
     mean, var : Tensor, (channels,) or (entries, channels)
-        One pair for all entries of a batch, or one for each.
+        One pair for all entries of a batch, or one pair for each entry.
     rate : Tensor, () or (entries, 1)
-        How far the statistics move towards the entry's own before they are used: 0 uses them
-        unchanged.
+        The rate by which the statistics move towards the entry's own before they are used; 0
+        leaves them unchanged.
     sign : Tensor, () or (entries, 1), optional
         -1 inverts the gain.
     """
@@ -32,8 +32,8 @@ class Given(NamedTuple):
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance over the positions, (entries, channels) each, of x (entries,
-    channels, ...).
+    """Return the mean and the (biased) variance over the positions, (entries, channels) each, of x
+    (entries, channels, ...).
 
     Without positions, x (entries, channels), the mean is x and the variance 0.
     """
@@ -44,7 +44,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Driven(nn.Module):
-    """Replaces one normalisation layer: the same weights, as new parameters."""
+    """Replaces one normalisation layer: it has the same weights as new parameters."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -59,8 +59,8 @@ class Driven(nn.Module):
 
 
 class Affine(Driven):
-    """A LayerNorm or GroupNorm: it normalises by the entry itself, so only its affine parameters
-    can be driven."""
+    """A LayerNorm or GroupNorm: it normalises each entry by the entry's own statistics, so only
+    its affine parameters can be adapted."""
 
     def __init__(self, layer: nn.LayerNorm | nn.GroupNorm) -> None:
         super().__init__(layer)
@@ -69,7 +69,7 @@ class Affine(Driven):
         self.shape = [] if isinstance(layer, nn.GroupNorm) else list(layer.normalized_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise as the layer did."""
+        """Normalise x in the same way as the replaced layer."""
         if self.groups is not None:
             return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
@@ -87,9 +87,10 @@ class DrivenBatchNorm(Driven):
     Attributes
     ----------
     given : Given or None
-        None: the statistics of the batch.
+        The statistics to use; None for the statistics of the batch.
     source_mean, source_var : Tensor, (channels,)
-        The layer's running statistics from training. Not part of the state: they are the base's.
+        The layer's running statistics from training; not part of the state, since the base has
+        them.
     used : tuple of Tensor
         (mu', s2') of the last call, (entries, channels) each; each entry's own statistics if
         `given` is None.

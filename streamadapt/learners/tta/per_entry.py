@@ -23,8 +23,8 @@ from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 
 __all__ = ["PerEntry"]
 
-LEAST_SAMPLES = 50
-LEAST_MEMORY = 8
+MIN_SAMPLES = 50
+MIN_MEMORY = 8
 AT_ONCE = 256
 """The number of source samples that are run through the model together."""
 
@@ -41,10 +41,10 @@ class _Branches(NamedTuple):
     var: Tensor
 
 
-class _View(NamedTuple):
+class _Evaluation(NamedTuple):
     """The evaluation of one entry: `predict` returns its output, `adapt` commits the rest."""
 
-    look: SignatureResult
+    signature: SignatureResult
     answer: Tensor
     continuity: dict[str, Tensor]
     branches: _Branches | None
@@ -81,28 +81,27 @@ class PerEntry(Learner):
     Parameters
     ----------
     source : Path or Tensor
-        Source samples, 50 or more, without labels, of (samples, window, channels): a file
-        ``.npy``, ``.npz`` or ``.safetensors``, in the latter two under the name ``inputs``. Best
-        are a few hundred samples that the base was not fitted on; its training samples work too.
+        Source samples without labels, 50 or more, (samples, window, channels): a file ``.npy``,
+        ``.npz`` or ``.safetensors``, in the latter two under the name ``inputs``. A few hundred
+        samples that were not used to fit the base are best; its training samples work too.
     memory : int, >= 8, in entries
         The number of entries that the class-balanced memory keeps.
     modules : sequence of str, optional
         Names of the normalisation layers to adapt. Default: all. The signature is computed at the
         first layer that the forward pass reaches.
     signed : bool
-        Whether the sign of the first layer's gain may change: for streams whose images may be
-        negatives.
+        Whether the sign of the first layer's gain may change, for streams whose images may be
+        inverted (negatives).
 
     Attributes
     ----------
     signal_names
-        ``per_entry-unfamiliarity``: log mean squared z-score of the newest entry's signature; near
-        0 for the source's.
+        ``per_entry-unfamiliarity``: the log mean squared z-score of the newest entry's signature;
+        near 0 for an entry of the source.
 
     References
     ----------
-    The parts are after RoTTA (Yuan et al. 2023), NOTE (Gong et al. 2022) and SAR (Niu et al.
-    2023); see each of them.
+    The parts follow RoTTA (Yuan et al. 2023), NOTE (Gong et al. 2022) and SAR (Niu et al. 2023).
 
     Examples
     --------
@@ -123,8 +122,8 @@ class PerEntry(Learner):
         signed: bool = True,
     ) -> None:
         super().__init__()
-        if memory < LEAST_MEMORY:
-            raise ConfigError("memory", memory, f"entries to remember, {LEAST_MEMORY} or more")
+        if memory < MIN_MEMORY:
+            raise ConfigError("memory", memory, f"entries to remember, {MIN_MEMORY} or more")
         self.source = source
         self.memory_size = memory
         self.modules_named = None if modules is None else tuple(modules)
@@ -144,7 +143,7 @@ class PerEntry(Learner):
         copy = ModelCopy(spec, self.modules_named)
         # A tuple keeps the copy out of the module tree: its parameters do not change.
         self._copy = (copy,)
-        samples = torch.split(source_samples("source", self.source, spec, LEAST_SAMPLES), AT_ONCE)
+        samples = torch.split(source_samples("source", self.source, spec, MIN_SAMPLES), AT_ONCE)
         mean, var = copy.source
         with torch.no_grad():
             labels = torch.cat(
@@ -157,63 +156,64 @@ class PerEntry(Learner):
         self.memory = BalancedMemory(self.memory_size, spec.columns, mean, var)
         self.selection = Selection((False, True, False), spec.columns, spec.device)
         self.continuity = Continuity(spec.columns, spec.device)
-        self._kept: tuple[Tensor, int, int, _View] | None = None
+        self._kept: tuple[Tensor, int, int, _Evaluation] | None = None
         self._score = torch.nan
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Predict one entry."""
         require_shape("base.output", base.output, (self.spec.rows, self.spec.columns))
-        return self._view(inputs, base).answer.unsqueeze(0).clone()
+        return self._evaluated(inputs, base).answer.unsqueeze(0).clone()
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Learn nothing: labels are not used."""
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
         """Adapt to one entry."""
-        view = self._view(inputs, base)
+        evaluation = self._evaluated(inputs, base)
         self._kept = None
-        self._score = view.look.score
-        self.signature.commit(view.look.new)
-        self.continuity.commit(view.continuity)
-        branches = view.branches
-        if view.look.drift or (branches is not None and branches.fresh):
+        self._score = evaluation.signature.score
+        self.signature.commit(evaluation.signature.new)
+        self.continuity.commit(evaluation.continuity)
+        branches = evaluation.branches
+        if evaluation.signature.drift or (branches is not None and branches.fresh):
             for part in (self.polarity, self.running, self.memory, self.selection):
                 part.reset()
         if branches is not None:
             self.polarity.commit(branches.polarity)
             self.running.commit(branches.running)
             self.selection.commit(branches.selection)
-            self.memory.add(view.answer.argmax(), branches.mean, branches.var)
+            self.memory.add(evaluation.answer.argmax(), branches.mean, branches.var)
 
-    def _view(self, inputs: Tensor, base: BaseOutput) -> _View:
+    def _evaluated(self, inputs: Tensor, base: BaseOutput) -> _Evaluation:
         """Evaluate one entry without writing to the state; `adapt` reuses the result of
         `predict`."""
         versions = inputs._version, self.signature.counts._version
         if self._kept is not None and self._kept[0] is inputs and self._kept[1:3] == versions:
             return self._kept[3]
         with torch.no_grad():
-            view = self._evaluate(inputs, base.output[0])
-        self._kept = (inputs, *versions, view)
-        return view
+            evaluation = self._evaluate(inputs, base.output[0])
+        self._kept = (inputs, *versions, evaluation)
+        return evaluation
 
-    def _evaluate(self, inputs: Tensor, frozen: Tensor) -> _View:
+    def _evaluate(self, inputs: Tensor, frozen: Tensor) -> _Evaluation:
         x = self._copy[0].head(inputs.unsqueeze(0))
-        look = self.signature.evaluate(x)
+        signature = self.signature.evaluate(x)
         answer, branches = frozen, None
-        if not look.familiar:
-            if look.usable and self._copy[0].batch_norms:
-                answer, branches = self._branches(inputs, x, look.drift, frozen)
-            if branches is None:  # nothing to adapt, or a glitch: nothing is learned from it
-                return _View(
-                    look, frozen if self._sound() else torch.full_like(frozen, torch.nan), {}, None
-                )
+        if not signature.familiar:
+            if signature.usable and self._copy[0].batch_norms:
+                answer, branches = self._branches(inputs, x, signature.drift, frozen)
+            if branches is None:  # no layer to adapt, or a glitch: nothing is learned from it
+                answer = frozen if self._sound() else torch.full_like(frozen, torch.nan)
+                return _Evaluation(signature, answer, {}, None)
         filtered, new = self.continuity.evaluate(answer)
-        return _View(look, filtered, new, branches)
+        return _Evaluation(signature, filtered, new, branches)
 
     def _sound(self) -> bool:
         """Return whether the state is finite; a broken state must be visible in the output."""
         return all(
-            bool(torch.isfinite(held).all()) for held in self.buffers() if held.is_floating_point()
+            bool(torch.isfinite(buffer).all())
+            for buffer in self.buffers()
+            if buffer.is_floating_point()
         )
 
     def _branches(
@@ -221,20 +221,19 @@ class PerEntry(Learner):
     ) -> tuple[Tensor, _Branches | None]:
         """Return the mixed output (classes,) for an unfamiliar entry and the values to commit, or
         None for these if the output is not finite."""
-        turn = self.polarity.evaluate(x, drift)
-        fresh = drift or turn.flipped
+        polarity = self.polarity.evaluate(x, drift)
+        fresh = drift or polarity.flipped
         source = self._copy[0].source
         mean, var, rate, count = self.running.evaluate(fresh)
         memory = source if fresh else self.memory.statistics()
         given = (
             torch.stack([mean, memory[0]]),
             torch.stack([var, memory[1]]),
-            torch.tensor(
-                [[rate], [0.0]], dtype=torch.float32, device=x.device
-            ),  # the entry itself counts among the running statistics
+            # The running statistics include the entry itself.
+            torch.tensor([[rate], [0.0]], dtype=torch.float32, device=x.device),
         )
         seen = self._copy[0].run(
-            inputs.expand(2, *inputs.shape), given, turn.sign if self.signed else None
+            inputs.expand(2, *inputs.shape), given, polarity.sign if self.signed else None
         )
         answers = torch.cat([frozen.unsqueeze(0), seen.logits.softmax(1)])
         if not bool(torch.isfinite(answers.sum() + sum(t.sum() for t in seen[1:]))):
@@ -242,5 +241,5 @@ class PerEntry(Learner):
         choice = self.selection.evaluate(answers, fresh)
         running = {"mean": seen.used_mean[0], "var": seen.used_var[0], "count": count}
         return choice.answer, _Branches(
-            fresh, turn.new, running, choice.new, seen.mean[1], seen.var[1]
+            fresh, polarity.new, running, choice.new, seen.mean[1], seen.var[1]
         )

@@ -12,7 +12,7 @@ from streamadapt.learners.tta.parts import StatefulPart
 
 __all__ = ["Polarity", "PolarityResult"]
 
-LEAST = 4
+MIN_ENTRIES = 4
 """The number of entries after which the polarity is estimated."""
 OPPOSITE = -0.5
 """The gain is inverted if the cosine between the skewness and that of the source is below this;
@@ -30,11 +30,12 @@ class PolarityResult(NamedTuple):
 class Polarity(StatefulPart):
     """The sign of the first batch normalisation's gain.
 
-    ``kappa = sum_i m3_i / (sum_i m2_i)^1.5`` per channel, with m2 and m3 an entry's central
-    moments over its interior positions (the border of an image is its padding's). Where its cosine
-    with the source's falls below -.5, the first layer's gain is inverted, until the cosine is
-    above 0: a negative image is read as a positive. Label-sorted source entries reach +.6 to +.8,
-    noise hardly less than 0. Only inverted polarity is corrected.
+    ``kappa = sum_i m3_i / (sum_i m2_i)^1.5`` per channel, where m2 and m3 are the central moments
+    of an entry over its interior positions (the border of an image depends on the padding). If the
+    cosine between kappa and the source's kappa falls below -.5, the gain of the first layer is
+    inverted until the cosine is above 0, so that a negative image is read as a positive image. In
+    measurements the cosine was +.6 to +.8 for label-sorted source entries, and hardly below 0 for
+    noise. Only inverted contrast is corrected.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ class Polarity(StatefulPart):
         count = torch.ones_like(self.count) if fresh else self.count + 1
         before = torch.ones_like(self.sign) if fresh else self.sign
         sign = before
-        if int(count) >= LEAST:
+        if int(count) >= MIN_ENTRIES:
             cosine = F.cosine_similarity(_skewness(sums), self.reference, dim=0)
             sign = torch.where(cosine < torch.where(before > 0.0, OPPOSITE, 0.0), -1.0, 1.0)
         return PolarityResult(

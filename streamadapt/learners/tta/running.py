@@ -1,4 +1,4 @@
-"""Running statistics that start at the source's whenever the stream changes."""
+"""Running statistics that restart from the source's statistics whenever the stream changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Running(StatefulPart):
     Parameters
     ----------
     mean, var : Tensor, (features,)
-        The source's.
+        The statistics of the source.
     """
 
     mean: Tensor
@@ -37,7 +37,7 @@ class Running(StatefulPart):
         )
 
     def evaluate(self, fresh: bool) -> tuple[Tensor, Tensor, float, Tensor]:
-        """Return mean, var, the update rate of the next entry, and the count including it."""
+        """Return mean, var, the update rate for the next entry, and the count that includes it."""
         count = torch.zeros_like(self.count) if fresh else self.count
         mean, var = self._source if fresh else (self.mean, self.var)
         return mean, var, max(SLOWEST, 1.0 / (FIRST + int(count))), count + 1

@@ -20,7 +20,7 @@ from streamadapt.models.weights import read_tensors
 __all__ = ["source_samples"]
 
 NAME: Final = "inputs"
-MOST_BYTES: Final = 1 << 32
+MAX_BYTES: Final = 1 << 32
 """The largest array of source samples that is read: 4 GiB."""
 
 
@@ -35,7 +35,7 @@ def source_samples(path: str, source: Path | Tensor, spec: Spec, least: int) -> 
     source : Path or Tensor
         The samples, or a file of them: ``.npy`` (one array), ``.npz`` or ``.safetensors`` (an
         array called ``inputs``); nothing is unpickled. Shape (samples, window, channels), or
-        (samples, channels) where the window is 1; original units; in no order.
+        (samples, channels) if the window is 1; original units; in any order.
     least : int
         The smallest number of samples.
 
@@ -45,7 +45,7 @@ def source_samples(path: str, source: Path | Tensor, spec: Spec, least: int) -> 
         If the file cannot be read, or has other contents.
     """
     shape = (spec.window, spec.channels)
-    wanted = f"(samples, {shape[0]}, {shape[1]}) finite numbers, {least} samples or more"
+    expected = f"(samples, {shape[0]}, {shape[1]}) finite numbers, {least} samples or more"
     tensor = source if isinstance(source, Tensor) else _read(path, Path(source))
     name = (
         f"{tuple(tensor.shape)} numbers"
@@ -55,10 +55,10 @@ def source_samples(path: str, source: Path | Tensor, spec: Spec, least: int) -> 
     if spec.window == 1 and tensor.ndim == 2:
         tensor = tensor.unsqueeze(1)
     if tensor.ndim != 3 or tuple(tensor.shape[1:]) != shape or len(tensor) < least:
-        raise ConfigError(path, name, wanted)
+        raise ConfigError(path, name, expected)
     tensor = tensor.to(device=spec.device, dtype=torch.float32)
     if not bool(torch.isfinite(tensor).all()):
-        raise ConfigError(path, name, wanted)
+        raise ConfigError(path, name, expected)
     return tensor
 
 
@@ -92,10 +92,10 @@ def _read(path: str, file: Path) -> Tensor:
 
 
 def _array(file: IO[bytes]) -> Tensor:
-    """Read one array after a check of its type and size: a compressed file may expand to a
+    """Read one array after a check of its type and size, since a compressed file may expand to a
     thousand times its size."""
     version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):  # 3 only adds field names that are not Latin
+    if version not in ((1, 0), (2, 0)):  # 3 differs only for field names that are not Latin-1
         raise ValueError(f"version {version} of the format")
     header = (
         np.lib.format.read_array_header_1_0
@@ -106,10 +106,8 @@ def _array(file: IO[bytes]) -> Tensor:
     if kind.kind not in "biuf":
         raise ValueError(f"an array of {kind}")
     size = math.prod(shape) * kind.itemsize
-    if size > MOST_BYTES or min(shape, default=0) < 0:
-        raise ValueError(
-            f"an array of {shape}, {size} bytes, of which at most {MOST_BYTES} are read"
-        )
+    if size > MAX_BYTES or min(shape, default=0) < 0:
+        raise ValueError(f"an array of {shape}, {size} bytes; at most {MAX_BYTES} bytes are read")
     data = read_most(file, size)
     if len(data) < size:
         raise ValueError(f"the array ends after {len(data)} of {size} bytes")

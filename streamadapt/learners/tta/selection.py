@@ -20,7 +20,7 @@ SORTED = 0.5
 
 
 class SelectionResult(NamedTuple):
-    """The mixed output (classes,), and the values to commit."""
+    """The mixed output, (classes,), and the values to commit."""
 
     answer: Tensor
     new: dict[str, Tensor]
@@ -38,7 +38,7 @@ class Selection(StatefulPart):
     Parameters
     ----------
     follows : tuple of bool
-        Which branches follow the newest entries only.
+        For each branch, whether it follows only the newest entries.
     """
 
     mean: Tensor

@@ -16,8 +16,8 @@ __all__ = ["Signature", "SignatureResult"]
 
 RECENT = 8
 """The number of recent entries that a decision averages over."""
-KEPT = 4
-"""The number of recent entries that are kept at a drift: the newest ones show the change."""
+KEPT_AT_DRIFT = 4
+"""The number of recent entries that are kept at a drift: the newest entries show the change."""
 SHRINK = 4.0
 """The prior weight of variance one, and the smallest number of older entries for a drift."""
 PASSES = 5
@@ -31,8 +31,8 @@ GLITCH = math.log(1e4)
 """An entry whose z-scores are a hundred times those of the previous entry is a glitch, unless the
 next entry is similar."""
 FLAT = 1e-3
-"""Added to a channel's variance before its logarithm, in units of the source's mean variance
-there."""
+"""Added to a channel's variance before its logarithm, in units of that channel's mean variance in
+the source."""
 
 
 class SignatureResult(NamedTuple):
@@ -64,20 +64,21 @@ class Signature(StatefulPart):
     source.
 
     With mean m and variance v over the positions, per channel: ``s = [m, ln(v + c)]``,
-    ``z = (s - mean) / sd``, ``q = ln mean(z^2)``. An entry is familiar if q is under the .995
-    quantile of the source's, or if the mean of the last 8 q is hardly above what label-sorted
-    source entries reach, and q hardly above the largest of the source's.
+    ``z = (s - mean) / sd``, ``q = ln mean(z^2)``. An entry is familiar in two cases: q is below
+    the .995 quantile of the source's q; or the mean of the last 8 q is at most slightly above the
+    largest such mean of label-sorted source entries, and q at most slightly above the largest q of
+    the source.
 
-    Drift: with b the mean of the last 8 z, and m, v, n those of the older ones since the last
-    drift::
+    Let b be the mean of the last 8 z, and m, v, n the mean, variance and number of the older z
+    since the last drift. There is a drift if::
 
         D = mean_j (b_j - m_j)^2 / max(v_j n / (n + 4), 1)
 
-    above 1.5 times the largest D of five label-sorted passes over the source. All thresholds are
-    the source's.
+    is above 1.5 times the largest D of five label-sorted passes over the source. All thresholds
+    are computed from the source samples.
 
-    A glitch is a single entry with z-scores a hundred times those of the previous entry, or with
-    non-finite ones. It changes only the scores: a second one in a row counts as a real change.
+    A glitch is a single entry whose z-scores are a hundred times those of the previous entry, or
+    not finite. It changes only the scores: a second such entry in a row counts as a real change.
 
     Costs O(channels) per entry after the first layer's input is known.
 
@@ -127,12 +128,12 @@ class Signature(StatefulPart):
         z = (_features(x, self.floor)[0] - self.centre) / self.spread
         q = _score(z)
         score = float(q)
-        if not score < float(self.scores[-1]) + GLITCH:  # NaN and infinity too
+        if not score < float(self.scores[-1]) + GLITCH:  # also true for NaN
             new = {"scores": shifted(self.scores, q)} if math.isfinite(score) else {}
             return SignatureResult(score, familiar=False, drift=False, usable=False, new=new)
         held, n = self.counts.tolist()
         older = self.older
-        if held == RECENT:  # the oldest of the recent ones becomes an older one
+        if held == RECENT:  # the oldest of the recent entries becomes an older entry
             n += 1
             step = self.recent[0] - older[0]
             mean = older[0] + step / n
@@ -145,7 +146,7 @@ class Signature(StatefulPart):
             n >= SHRINK and float(_change(recent[-held:].mean(0), older[0], older[1], n)) > most
         )
         if drift:
-            held, n, older = min(held, KEPT), 0, torch.zeros_like(older)
+            held, n, older = min(held, KEPT_AT_DRIFT), 0, torch.zeros_like(older)
         counts = torch.tensor([held, n], dtype=torch.int64, device=z.device)
         new = {"recent": recent, "scores": scores, "older": older, "counts": counts}
         return SignatureResult(score, familiar, drift, usable=True, new=new)
@@ -161,8 +162,8 @@ def _score(z: Tensor) -> Tensor:
 
 
 def _change(recent: Tensor, mean: Tensor, squares: Tensor, n: int) -> Tensor:
-    """Return D of recent means (..., features) against older ones; `squares` is the sum of squared
-    deviations."""
+    """Return D for recent means (..., features), given the mean of `n` older entries and the sum
+    of their squared deviations, `squares`."""
     var = squares / (n + SHRINK)  # v n / (n + 4)
     return ((recent - mean).square() / var.clamp_min(1.0)).mean(-1)
 

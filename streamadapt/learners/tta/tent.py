@@ -19,8 +19,9 @@ class Tent(BatchAdapter):
 
         loss = (1/B) sum_i H(p_i)        H(p) = -sum_c p_c ln p_c
 
-    Made for batches with many classes: if the classes come sorted, the statistics of 64 entries
-    are those of one class, and the predictions collapse. Use `PerEntry` for such streams.
+    The method is made for batches with many classes. If the entries come sorted by class, the
+    statistics of 64 entries are those of one class, and the predictions collapse. Use `PerEntry`
+    for such streams.
 
     Costs per entry in a stream: one forward pass, and a forward and backward pass of `batch`
     entries every `batch`.
@@ -28,13 +29,14 @@ class Tent(BatchAdapter):
     Parameters
     ----------
     batch : int, default 64
-        Entries per step in a stream; 2 or more for a model with batch normalisations.
+        The number of entries per step in a stream; 2 or more for a model with batch
+        normalisations.
     lr : float, > 0, default 1e-3
         Learning rate.
     momentum : float, in [0, 1)
         Momentum of ``sgd``.
     optimiser : {"sgd", "adam", "lion", "adabelief"}
-        What makes the steps.
+        The optimiser.
     modules : sequence of str, optional
         Names of the normalisation layers to adapt. Default: all.
 

@@ -1,5 +1,5 @@
-"""Files as people have them, through the command line: each works, or ends with one error that
-says what to change."""
+"""Files in the forms that people have, through the command line: each works, or ends with one
+error that says what to change."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def csv_text(form="{},{},{}\n", header="t,a,b\n", comma=False):
 
 
 def facts(out):
-    """What a replay found, without the names of its files."""
+    """Return the results of a replay, without the names of its files."""
     found = json.loads(out)
     del found["lag"]
     return found
@@ -67,8 +67,8 @@ def facts(out):
 def go(capsys, *arguments):
     capsys.readouterr()
     code = run_command([str(a) for a in arguments]).code
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 def settings(*given):
@@ -111,8 +111,8 @@ WORK = {
 
 
 @pytest.mark.parametrize("kind", WORK)
-def test_what_is_written_otherwise_is_read_as_the_plain_file(folder, capsys, kind):
-    """By replay, run and fit: the same losses and weights, and nothing refused."""
+def test_other_file_formats_give_the_results_of_the_plain_file(folder, capsys, kind):
+    """With replay, run and fit: the same losses and weights, and nothing refused."""
     content, given = WORK[kind]
     (folder / "plain.csv").write_text(csv_text())
     plain = facts(go(capsys, "replay", "c.toml", "plain.csv", "--json")[1])
@@ -147,15 +147,15 @@ ERRORS = {
         ["no 'a'", "did you mean 'aa'", "['t', 'aa', 'b']"],
     ),
     "UTF-16 without a mark": (csv_text().encode("utf-16-le"), ["source.encoding"]),
-    "a column twice": (csv_text("{},{},{},1\n", "t,a,b,a \n"), ["'a' is there twice"]),
-    "an unused column twice": (csv_text("{},{},{},1,2\n", "t,a,b,c,c\n"), ["'c' is there twice"]),
+    "a column twice": (csv_text("{},{},{},1\n", "t,a,b,a \n"), ["'a' occurs twice"]),
+    "an unused column twice": (csv_text("{},{},{},1,2\n", "t,a,b,c,c\n"), ["'c' occurs twice"]),
 }
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_what_does_not_fit_is_one_error_before_anything_is_read(folder, capsys, kind):
-    """By check, run, replay and fit: it names the columns found and wanted, and what to change;
-    nothing is written."""
+def test_a_file_that_does_not_match_is_one_error_before_anything_is_read(folder, capsys, kind):
+    """With check, run, replay and fit: the error names the columns found and expected, and what to
+    change; nothing is written."""
     content, words = ERRORS[kind]
     (folder / "in.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     before = sorted(path.name for path in folder.iterdir())
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_one_error_before_anything_is_read(folder, capsys, 
     assert not (folder / "out.jsonl").exists() or not (folder / "out.jsonl").read_text()
 
 
-def test_the_other_decimal_sign_is_named(folder, capsys):
+def test_an_error_names_the_other_decimal_sign(folder, capsys):
     (folder / "in.csv").write_text(csv_text("{};{};{}\n", "t;a;b\n", comma=True))
     for command in (
         ["check", "c.toml"],
@@ -191,8 +191,9 @@ def test_the_other_decimal_sign_is_named(folder, capsys):
         )
 
 
-def test_a_point_is_no_decimal_sign_where_the_comma_is(folder, capsys):
-    """ "1.234" is a thousand and more there: it is refused, and not taken for 1 and a bit."""
+def test_a_point_is_not_a_decimal_sign_if_the_comma_is(folder, capsys):
+    """ "1.234" means more than a thousand there: it is refused, and not read as a little more than
+    1."""
     text = csv_text("{};{};{}\n", "t;a;b\n", comma=True).replace("3,5", "1.234", 1)
     (folder / "in.csv").write_text(text)
     more = settings("source.delimiter=;", "fields.decimal=,")
@@ -209,7 +210,7 @@ def test_a_row_with_more_cells_is_refused_with_its_cells(folder, capsys):
     assert "2 more cells than the file has columns" in letter["detail"]
 
 
-def test_letters_of_csv_rows_name_the_column(folder, capsys):
+def test_dead_letters_of_csv_rows_name_the_column(folder, capsys):
     (folder / "in.csv").write_text(csv_text().replace("3.5", "soon", 1))
     assert go(capsys, "run", "c.toml")[0] == 0
     (letter,) = lines(folder / "out.jsonl.dead-letters")
@@ -248,7 +249,7 @@ def replayed(folder, capsys, cells, *given):
     return json.loads(go(capsys, "replay", "c.toml", "in.csv", "--json", *settings(*given))[1])
 
 
-def test_the_usual_words_are_missing_values(folder, capsys):
+def test_common_words_for_missing_values_are_recognised(folder, capsys):
     empty = replayed(folder, capsys, ["1.5", "2.5", *[""] * len(MISSING), "3.5"])
     found = replayed(folder, capsys, ["1.5", "2.5", *MISSING, "3.5"])
     assert found == empty
@@ -258,7 +259,7 @@ def test_the_usual_words_are_missing_values(folder, capsys):
     )
 
 
-def test_words_and_numbers_of_the_users_own_are_missing_values(folder, capsys):
+def test_configured_words_and_numbers_are_missing_values(folder, capsys):
     cells = ["1.5", "2.5", "n.a.", "-999", "-999.0", "7777", "N/A", "3.5", "-99"]
     empty = replayed(folder, capsys, ["1.5", "2.5", "", "", "", "", "", "3.5", "-99"])
     found = replayed(folder, capsys, cells, 'fields.missing=["N.A.", -999, "7777"]')
@@ -269,7 +270,7 @@ def test_words_and_numbers_of_the_users_own_are_missing_values(folder, capsys):
     assert "fields.missing[0]" in err
 
 
-def test_in_json_too(folder, capsys):
+def test_missing_values_in_json(folder, capsys):
     rows = [{"t": t, "a": float(a), "b": float(b)} for t, a, b in table()]
     for i, word in ((5, "n.a."), (9, -999), (12, -999.0)):
         rows[i]["a"] = word
@@ -306,7 +307,8 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_is_a_literal_name_of_every_field(folder, capsys, name):
-    """As value, time, key, id, label, and as the label's id and time in a file of its own."""
+    """As the name of the value, time, key, id, label, and of the label's id and time in a file of
+    its own."""
     text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace(
         "forecast", "supervised"
     )
@@ -374,7 +376,7 @@ def jsonl(text=None):
         "a first line of its own",
     ],
 )
-def test_a_byte_order_mark_is_no_part_of_a_record(folder, capsys, content):
+def test_a_byte_order_mark_is_not_part_of_a_record(folder, capsys, content):
     (folder / "plain.jsonl").write_text(jsonl())
     (folder / "in.jsonl").write_bytes(content)
     found = [
@@ -391,7 +393,7 @@ def test_a_config_may_begin_with_a_byte_order_mark(folder, capsys, encoding):
     assert go(capsys, "check", "bom.toml")[0] == 0
 
 
-def test_a_secret_in_a_file_has_no_byte_order_mark(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_a_secret(tmp_path):
     from streamadapt.config.secret_files import read_secret_files
 
     (tmp_path / "secret").write_bytes("pässword\r\n".encode("utf-8-sig"))
@@ -411,16 +413,16 @@ TWICE = {
 
 
 @pytest.mark.parametrize("kind", TWICE)
-def test_a_key_that_is_there_twice_is_refused(folder, capsys, kind):
+def test_a_duplicate_json_key_is_refused(folder, capsys, kind):
     (folder / "in.jsonl").write_text(jsonl() + TWICE[kind] + "\n")
     assert go(capsys, "run", "c.toml", *settings("source.path=in.jsonl"))[0] == 0
     (letter,) = lines(folder / "out.jsonl.dead-letters")
     assert letter["reason"] == "duplicate_key"
-    assert "is there twice" in letter["detail"]
+    assert "occurs twice" in letter["detail"]
     assert letter["value"] == TWICE[kind]
 
 
-def test_inside_an_object_on_the_way_too_but_not_elsewhere(folder, capsys):
+def test_duplicate_keys_count_in_objects_on_the_path_only(folder, capsys):
     good = (
         '{{"t": "{}", "p": {{"a": {}, "b": {}}}, "note": {{"x": 1, "x": ":"}}, "n": ["a:b", '
         '{{"c": ":"}}]}}\n'
@@ -432,7 +434,7 @@ def test_inside_an_object_on_the_way_too_but_not_elsewhere(folder, capsys):
     assert (found["entries"], found["dead_letters"]) == (N, {"duplicate_key": 1})
 
 
-def test_check_says_which_columns_it_found_and_changes_nothing(folder, capsys):
+def test_check_lists_the_columns_found_and_changes_nothing(folder, capsys):
     (folder / "in.csv").write_text(csv_text().replace("3.5", "soon"))
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     code, out, err = go(capsys, "check", "c.toml")
@@ -457,7 +459,7 @@ def test_check_says_which_columns_it_found_and_changes_nothing(folder, capsys):
     )
 
 
-def test_check_warns_where_no_label_would_come(folder, capsys):
+def test_check_warns_if_no_label_would_arrive(folder, capsys):
     text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace(
         "forecast", "supervised"
     )
@@ -470,11 +472,11 @@ def test_check_warns_where_no_label_would_come(folder, capsys):
     assert "no label" not in go(capsys, "check", "s.toml", *more)[2]
     code, _, err = go(capsys, "check", "s.toml", *more, *settings("fields.label=y"))
     assert code == 0
-    assert "in.csv: it has no column 'y': no label would come from it" in err
+    assert "in.csv: it has no column 'y': its entries would have no labels" in err
 
 
 @pytest.mark.parametrize("key", ["path", "label_path"])
-def test_check_says_that_a_file_is_missing(folder, capsys, key):
+def test_check_reports_a_missing_file(folder, capsys, key):
     (folder / "in.csv").write_text(csv_text())
     text = CONFIG.format(base="linear", weights='weights = "w.safetensors"').replace(
         "forecast", "supervised"
@@ -493,8 +495,8 @@ def test_check_says_that_a_file_is_missing(folder, capsys, key):
     assert "not found" in error["expected"]
 
 
-def test_a_setting_of_files_may_stand_beside_a_topic(folder, capsys):
-    """It is about the files of replay and fit there."""
+def test_settings_of_files_are_allowed_beside_a_topic(folder, capsys):
+    """They apply to the files of replay and fit."""
     source = 'kind = "kafka"\nservers = "127.0.0.1:9"\ntopic = "x"\ndelimiter = ";"'
     text = (folder / "c.toml").read_text().replace('kind = "files"\npath = "in.csv"', source)
     (folder / "k.toml").write_text(text)
@@ -516,7 +518,7 @@ def test_a_setting_of_files_may_stand_beside_a_topic(folder, capsys):
         ("fields.classes=2", "fields.classes"),
     ],
 )
-def test_settings_that_cannot_be_are_named(folder, capsys, setting, path):
+def test_impossible_settings_are_named(folder, capsys, setting, path):
     (folder / "in.csv").write_text(csv_text())
     code, _, err = go(capsys, "check", "c.toml", *settings(setting))
     assert code == 2
@@ -532,7 +534,7 @@ def test_keys_without_a_key_are_refused_for_files(folder, capsys):
         assert "fields.key: expected a field's path: with [keys]" in err
 
 
-def test_a_history_without_a_good_row_says_why(folder, capsys):
+def test_a_history_without_a_good_row_is_refused_with_the_reason(folder, capsys):
     (folder / "in.csv").write_text(csv_text().replace(".5", " mm"))
     code, _, err = go(capsys, "fit", "lin.toml", "in.csv")
     assert code == 1

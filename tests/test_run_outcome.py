@@ -1,4 +1,4 @@
-"""A run that refused most of what came, or predicted or learned nothing, says so first, and in its
+"""A run that refused most records, or predicted or learned nothing, reports it first, and in its
 exit code."""
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def go(capsys, *arguments):
     """Run a command; return its exit code, standard output and standard error."""
     capsys.readouterr()
     outcome = run_command(list(arguments))
-    said = capsys.readouterr()
-    return outcome.code, said.out, said.err
+    output = capsys.readouterr()
+    return outcome.code, output.out, output.err
 
 
 @pytest.mark.parametrize("command", ["replay", "run"])
-def test_most_entries_refused_is_the_first_thing_said(folder, capsys, command):
-    """With the share, an example and a setting; as predictions were made, the exit code stays
+def test_if_most_entries_were_refused_the_first_line_says_so(folder, capsys, command):
+    """With the share, an example and a setting; since predictions were made, the exit code stays
     0."""
     write("data.jsonl", GOOD + BAD)
     given = [command, "c.toml", *(["data.jsonl"] if command == "replay" else [])]
@@ -112,8 +112,8 @@ def test_most_entries_refused_is_the_first_thing_said(folder, capsys, command):
     assert "[fields]" in problem["setting"]
 
 
-def test_an_ordinary_run_has_no_such_line(folder, capsys):
-    """Half refused is not most; an example of each reason is shown all the same."""
+def test_a_normal_run_has_no_such_line(folder, capsys):
+    """Half is not most; an example of each reason is shown all the same."""
     write("data.jsonl", [*GOOD, *BAD[:19], row(5)])
     code, out, _ = go(capsys, "replay", "c.toml", "data.jsonl")
     assert code == 0
@@ -121,13 +121,13 @@ def test_an_ordinary_run_has_no_such_line(folder, capsys):
     assert "wrong_type (19): data.jsonl[0]@20: $.x" in out
     assert "time_backwards (1): data.jsonl[0]@39: time is" in out
     code, out, _ = go(capsys, "replay", "c.toml", "data.jsonl", "--json")
-    said = json.loads(out)
-    assert said["problem"] is None
-    assert [(one["reason"], one["count"]) for one in said["refused"]] == [
+    result = json.loads(out)
+    assert result["problem"] is None
+    assert [(one["reason"], one["count"]) for one in result["refused"]] == [
         ("wrong_type", 19),
         ("time_backwards", 1),
     ]
-    assert all(one["setting"] and one["detail"] for one in said["refused"])
+    assert all(one["setting"] and one["detail"] for one in result["refused"])
 
 
 NOTHING = {
@@ -139,7 +139,7 @@ NOTHING = {
     "one record, refused": (BAD[:1], "nothing was predicted", "entries"),
     "shorter than a window": (
         GOOD[:2],
-        "nothing was predicted: 2 entries were taken, and task.window is 3",
+        "nothing was predicted: 2 entries were accepted, and task.window is 3",
         None,
     ),
     "no label at all": (
@@ -153,20 +153,20 @@ NOTHING = {
 @pytest.mark.parametrize("command", ["replay", "run"])
 @pytest.mark.parametrize("case", NOTHING)
 def test_nothing_predicted_or_learned_is_an_exit_code(folder, capsys, command, case):
-    rows, said, _ = NOTHING[case]
+    rows, message, _ = NOTHING[case]
     write("data.jsonl", rows)
     given = [command, "c.toml", *(["data.jsonl"] if command == "replay" else [])]
     code, out, _ = go(capsys, *given)
     assert code == 3
-    assert said in out.splitlines()[0]
+    assert message in out.splitlines()[0]
     code, out, err = go(capsys, *given, "--json", "--set", "checkpoint.path=other")
     assert code == 3
-    assert said in json.loads(out)["problem"]["text"]
-    assert said in err, "where standard output is for a machine"
+    assert message in json.loads(out)["problem"]["text"]
+    assert message in err, "standard output is for a machine"
 
 
 @pytest.mark.parametrize(
-    ("labels", "code", "said"),
+    ("labels", "code", "message"),
     [
         (
             [{"id": f"x{i}", "t": i + 1, "y": 1.0} for i in range(20)],
@@ -190,14 +190,14 @@ def test_nothing_predicted_or_learned_is_an_exit_code(folder, capsys, command, c
         ),
     ],
 )
-def test_labels_that_came_apart_are_judged_by_themselves(folder, capsys, labels, code, said):
-    """All entries are good, so that of all records less than half is refused."""
+def test_labels_of_their_own_file_are_judged_separately(folder, capsys, labels, code, message):
+    """All entries are good, so less than half of all records is refused."""
     write("data.jsonl", [{k: v for k, v in one.items() if k != "y"} for one in GOOD])
     write("labels.jsonl", labels)
     found, out, _ = go(capsys, "replay", "c.toml", "data.jsonl", "--labels", "labels.jsonl")
     assert found == code
-    assert (said in out.splitlines()[0]) if said else ("were refused" not in out)
-    # The same in one file, where only the records themselves tell what they are.
+    assert (message in out.splitlines()[0]) if message else ("were refused" not in out)
+    # The same in one file, where only the records show whether they are labels.
     rows = [item for pair in zip(GOOD, labels, strict=True) for item in pair]
     write(
         "both.jsonl",
@@ -208,7 +208,7 @@ def test_labels_that_came_apart_are_judged_by_themselves(folder, capsys, labels,
 
 
 def test_a_run_with_nothing_new_to_read_is_fine(folder, capsys):
-    """Resumed behind its last record; and with labels still to come, once earlier ones were
+    """Resumed behind its last record; and with labels still to arrive, after earlier ones were
     learned."""
     write("data.jsonl", GOOD)
     assert go(capsys, "run", "c.toml")[0] == 0
@@ -233,7 +233,7 @@ def test_a_run_with_nothing_new_to_read_is_fine(folder, capsys):
 
 
 class Stopped(MemorySource):
-    """Never ends by itself: the engine is stopped when everything was delivered."""
+    """A source that never ends by itself: the engine is stopped when everything was delivered."""
 
     def poll(self, timeout_s):
         records = super().poll(timeout_s)
@@ -263,14 +263,14 @@ def floats(*values):
     return np.array(values, np.float32)
 
 
-def test_what_a_signal_ends_is_judged_by_what_was_refused():
-    """A quiet topic, a first window still filling, labels still to come: 0.
+def test_a_run_ended_by_a_signal_is_judged_by_its_refused_records():
+    """A quiet topic, a first window still incomplete, labels still to arrive: 0.
 
     Everything refused: 3.
     """
     assert judged([], source=Stopped) == 0
     assert judged([entry(0), entry(1)], source=Stopped) == 0
-    assert judged([entry(0), entry(1)]) == 3, "a file's end is another thing"
+    assert judged([entry(0), entry(1)]) == 3, "at the end of a file the code is 3"
     assert judged([entry(i) for i in range(9)], [], source=Stopped) == 0
     assert judged([entry(i) for i in range(9)], []) == 3
     assert judged([b"nonsense"], source=Stopped) == 3
@@ -278,9 +278,9 @@ def test_what_a_signal_ends_is_judged_by_what_was_refused():
     assert judged([entry(i) for i in range(9)], wrong, source=Stopped) == 3
 
 
-def test_a_few_refused_records_after_a_run_that_worked_are_no_wrong_config(folder, capsys):
-    """Three of them are; and where limits.max_bad_share says that all may be refused, it is said
-    and no failure."""
+def test_a_few_refused_records_after_a_good_run_are_not_a_config_error(folder, capsys):
+    """Three refused records on their own are one; if limits.max_bad_share allows all to be
+    refused, it is reported but not an error."""
     write("data.jsonl", GOOD)
     assert go(capsys, "run", "c.toml")[0] == 0
     write("data.jsonl", GOOD + BAD[:2])
@@ -298,16 +298,16 @@ def test_a_few_refused_records_after_a_run_that_worked_are_no_wrong_config(folde
     )
 
 
-def test_every_reason_has_a_setting_that_would_mend_it():
+def test_every_reason_has_a_setting_that_would_help():
     assert {str(reason) for reason in Reason} - {str(reason) for reason in HINTS} == set()
 
 
 # -- fit
 
 
-def test_fit_refuses_a_history_of_which_most_is_refused(folder, capsys):
-    """Nothing is written without --force; the first line says why, each reason has an example and
-    a setting."""
+def test_fit_refuses_a_history_if_most_rows_are_refused(folder, capsys):
+    """Nothing is written without --force; the first line gives the reason, and each reason has an
+    example and a setting."""
     config = ["--out", "w"]
     write("history.jsonl", GOOD + BAD)
     code, out, err = go(capsys, "fit", "c.toml", "history.jsonl", *config)
@@ -324,7 +324,7 @@ def test_fit_refuses_a_history_of_which_most_is_refused(folder, capsys):
     assert json.loads(out)["refused"]["wrong_type"]["count"] == 30
 
 
-def test_fit_shows_what_it_refused_of_a_good_history(folder, capsys):
+def test_fit_shows_the_refused_rows_of_a_good_history(folder, capsys):
     config = ["--out", "w"]
     write("history.jsonl", GOOD + BAD[:2])
     code, out, _ = go(capsys, "fit", "c.toml", "history.jsonl", *config)
@@ -342,15 +342,15 @@ def test_fit_shows_what_it_refused_of_a_good_history(folder, capsys):
 
 
 def test_the_line_is_red_on_a_terminal_and_plain_elsewhere(folder, capsys, monkeypatch):
-    from streamadapt.app.printing import tell_loud
+    from streamadapt.app.printing import print_alert
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    tell_loud("text with [brackets]")
+    print_alert("text with [brackets]")
     assert re.fullmatch(r"\x1b\[1;31mtext with \[brackets\]\x1b\[0m\n", capsys.readouterr().out)
     monkeypatch.delenv("FORCE_COLOR")
-    tell_loud("text with [brackets]")
+    print_alert("text with [brackets]")
     assert capsys.readouterr().out == "text with [brackets]\n"
 
 
@@ -369,8 +369,8 @@ def log_of(caplog):
     ]
 
 
-def test_dead_letters_are_logged_the_first_at_once_then_once_a_minute(caplog):
-    """By the engine's clock: the first of a reason, then one line a minute with their number, and
+def test_the_first_dead_letter_is_logged_at_once_then_one_line_a_minute(caplog):
+    """By the engine's clock: the first of each reason, then one line a minute with the count, and
     a heartbeat."""
     clock = ManualClock()
     source = MemorySource([], finite=False)
@@ -398,12 +398,12 @@ def test_dead_letters_are_logged_the_first_at_once_then_once_a_minute(caplog):
     source.append(*[entry(i, floats(i)) for i in range(10)])
     clock.advance(1)
     engine.step()
-    said = [text for _, text in log_of(caplog)]
-    assert said[0].startswith("refused 7 more as not_json in 60 s, the newest memory[0]@7: ")
-    assert said[1].startswith(
+    logged = [text for _, text in log_of(caplog)]
+    assert logged[0].startswith("refused 7 more as not_json in 60 s, the newest memory[0]@7: ")
+    assert logged[1].startswith(
         "10 entries, 10 predictions, 9 dead letters in 60 s, lag 0, mean loss served "
     )
-    assert len(said) == 2
+    assert len(logged) == 2
     caplog.clear()
     clock.advance(60)
     engine.step()
@@ -413,7 +413,7 @@ def test_dead_letters_are_logged_the_first_at_once_then_once_a_minute(caplog):
 
 
 def test_the_log_of_a_flood_is_bounded(caplog):
-    """A thousand refused records a second, for ten minutes: a line a minute."""
+    """A thousand refused records a second, for ten minutes: one line a minute."""
     clock = ManualClock()
     source = MemorySource([], finite=False, batch=1000)
     make = lambda: Pipeline(Supervised(1), lambda x: x[-1:, :1], [Bias(0.1)])  # noqa: E731
@@ -433,9 +433,9 @@ def test_the_log_of_a_flood_is_bounded(caplog):
         source.append(*[b"nonsense"] * 100)
         clock.advance(6)
         engine.step()
-    said = [text for _, text in log_of(caplog)]
-    assert len(said) == 10
+    logged = [text for _, text in log_of(caplog)]
+    assert len(logged) == 10
     assert (
-        sum(int(number) for text in said for number in re.findall(r"refused (\d+) more", text))
+        sum(int(number) for text in logged for number in re.findall(r"refused (\d+) more", text))
         > 8000
     )
