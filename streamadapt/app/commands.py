@@ -290,7 +290,7 @@ def warm() -> None:
 
     with progress("compiling") as shown:
         count = warm(lambda name, done, total: shown(done, total) if shown is not None else None)
-    tell(f"{count} kernels are compiled, in {cache_folder()}")
+    print_line(f"{count} kernels are compiled, in {cache_folder()}")
 
 
 @app.command()
