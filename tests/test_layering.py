@@ -18,7 +18,7 @@ from streamadapt.config.registry import kinds
 
 FLOORS = (  # the lowest first; a room is a folder, or a file beside the folders
     ("arguments", "errors", "version"),
-    ("clock", "files", "records"),
+    ("clock", "compiled", "files", "records"),
     ("config",),
     ("models", "state"),
     ("tasks",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba.core import types
+from numba.core.types import StructRef
 from numba.experimental import structref
 
 from streamadapt.guard.compiled import Event, Parts
@@ -14,12 +14,12 @@ __all__ = ["event_box", "parts_box"]
 
 
 @structref.register
-class EventType(types.StructRef):  # type: ignore[misc]
+class EventType(StructRef):  # type: ignore[misc]
     """The type of an `EventBox`."""
 
 
 @structref.register
-class PartsType(types.StructRef):  # type: ignore[misc]
+class PartsType(StructRef):  # type: ignore[misc]
     """The type of a `PartsBox`."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba.core import types
+from numba.core.types import StructRef
 from numba.experimental import structref
 
 from streamadapt.learners.lots import Lot, Parts
@@ -13,12 +13,12 @@ __all__ = ["lot_box", "parts_box"]
 
 
 @structref.register
-class LotType(types.StructRef):  # type: ignore[misc]
+class LotType(StructRef):  # type: ignore[misc]
     """The type of a `LotBox`."""
 
 
 @structref.register
-class PartsType(types.StructRef):  # type: ignore[misc]
+class PartsType(StructRef):  # type: ignore[misc]
     """The type of a `PartsBox`."""
 
 
