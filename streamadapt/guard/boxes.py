@@ -8,7 +8,7 @@ from typing import Any
 from numba.core.types import StructRef
 from numba.experimental import structref
 
-from streamadapt.guard.compiled import Event, Parts
+from streamadapt.guard.event import Event, Parts
 
 __all__ = ["event_box", "parts_box"]
 

@@ -12,11 +12,12 @@ import numpy as np
 from streamadapt.compiled import ENABLED, Kernel
 from streamadapt.guard.arrivals import Matured, Shared
 from streamadapt.guard.base import Guard, Mixture
+from streamadapt.guard.event import Event, Parts
 from streamadapt.records import Array, Mask
 from streamadapt.tasks.loss_kernels import loss_settings
 from streamadapt.tasks.losses import Loss
 
-__all__ = ["CompiledGuard", "Event", "Parts", "Steps"]
+__all__ = ["CompiledGuard", "Steps"]
 
 
 class Steps(NamedTuple):
@@ -37,36 +38,6 @@ class Steps(NamedTuple):
 
     mix: Callable[..., None]
     learn: Callable[..., None]
-
-
-class Parts(NamedTuple):
-    """All that the functions of a guard work on.
-
-    Attributes
-    ----------
-    shared : Shared
-    settings : NamedTuple
-        Its hyper-parameters.
-    state : NamedTuple
-        Arrays, or NamedTuples of arrays; the first axis of each is the key.
-    room : NamedTuple
-        Room to work in; nothing in it lasts from one call to the next.
-    """
-
-    shared: Any
-    settings: Any
-    state: Any
-    room: Any
-
-
-class Event(NamedTuple):
-    """The arrays of one call of a guard's function; see `Steps` and `Matured`."""
-
-    experts: Array
-    own: Array
-    shares: Array
-    target: Array
-    mask: Mask
 
 
 @cache
