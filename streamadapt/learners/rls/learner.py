@@ -171,7 +171,7 @@ class RLS(CompiledLearner):
     def named_arrays(self) -> Iterator[tuple[str, Array]]:
         """Yield what its form has of the state, with names."""
         missing = ["covariance" if self.shared else "information"]
-        if not self._remembers_gains:
+        if not self._remembers_gains(self.spec):
             missing += ["past_inputs", "past_gains", "head"]
         if "season" not in self.features:
             missing += ["past_seasons", "cycle.values", "cycle.seen", "cycle.last"]
@@ -179,10 +179,9 @@ class RLS(CompiledLearner):
             if name not in missing:
                 yield name, array
 
-    @property
-    def _remembers_gains(self) -> bool:
+    def _remembers_gains(self, spec: Spec) -> bool:
         """Other forms learn each example with its own gain at once."""
-        return self.spec.kind == "forecast" and not self.robust
+        return spec.kind == "forecast" and not self.robust
 
     def settings(self, spec: Spec) -> RLSSettings:
         """Return the hyper-parameters."""
@@ -209,7 +208,7 @@ class RLS(CompiledLearner):
         """Start from the base's own fit where it is known."""
         experts, (groups, d, responses) = len(self.forgetting), self._sizes(spec)
         information, weights = self._start(spec, 1 if self.shared else groups, d, responses)
-        past = 2 * spec.rows if self._remembers_gains else 0
+        past = 2 * spec.rows if self._remembers_gains(spec) else 0
         none = np.zeros((0, d, d))
         slots, channels, rows = 0, 0, 0
         if "season" in self.features:
