@@ -105,7 +105,9 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("crash_at", variants([3, 70, 119, 200, 359], quick=2))
-def test_a_crash_between_evictions_and_a_checkpoint_leaves_no_trace(tmp_path, undisturbed, crash_at):
+def test_a_crash_between_evictions_and_a_checkpoint_leaves_no_trace(
+    tmp_path, undisturbed, crash_at
+):
     """Files that no checkpoint knows are written over by the replay: same state, same
     predictions."""
     items = keyed_items()
