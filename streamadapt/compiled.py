@@ -197,8 +197,8 @@ def _globals(code: CodeType, known: dict[str, Any]) -> Iterator[tuple[str, Any]]
         elif step.opname != "EXTENDED_ARG":
             if name:
                 yield name, value
-            loads = step.opname == "LOAD_GLOBAL" and step.argval in known
-            name, value = (step.argval, known[step.argval]) if loads else ("", None)
+            found = step.opname == "LOAD_GLOBAL" and step.argval in known
+            name, value = (step.argval, known[step.argval]) if found else ("", None)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -50,6 +50,7 @@ CALLS: dict[tuple[str, str], str] = {
     ("streamadapt/app/demo/view.py", "subprocess.Popen"): "a type",
     ("streamadapt/models/contract.py", "copy.deepcopy().eval"): "a module's mode",
     ("streamadapt/learners/tta/copies.py", "copy.deepcopy().to().eval"): "a module's mode",
+    ("streamadapt/app/warming.py", "point.load"): "an entry point: installed code, to compile it",
     (
         "streamadapt/state/folder.py",
         "point.load",
