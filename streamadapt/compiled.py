@@ -296,10 +296,12 @@ def _dispatcher(function: Callable[..., Any], folder: Path | None) -> Callable[.
     import numba
 
     _register_marked()
-    with _numba_folder(folder):
-        found: Callable[..., Any] = numba.njit(cache=folder is not None, nogil=True, **OPTIONS)(
-            function
-        )
+    compile_ = numba.njit(cache=folder is not None, nogil=True, **OPTIONS)
+    try:
+        with _numba_folder(folder):
+            found: Callable[..., Any] = compile_(function)
+    except RuntimeError as error:  # numba finds no file of the function, or cannot write
+        raise OSError(str(error)) from error
     if folder is not None and not Path(found.stats.cache_path).is_relative_to(folder):  # type: ignore[attr-defined]
         raise OSError(f"{folder} cannot be written to")
     return found

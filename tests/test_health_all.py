@@ -60,12 +60,12 @@ CLASSIFIERS: dict[str, Callable[[], Learner]] = {
 
 def poison(learner: Learner) -> int:
     """Turn every floating-point number of the state into NaN; return how many there were."""
-    state = [
-        t for t in learner.state_dict().values() if isinstance(t, Tensor) and t.is_floating_point()
-    ]
-    for tensor in state:
+    state = learner.state_dict()
+    numbers = [t for t in state.values() if isinstance(t, Tensor) and t.is_floating_point()]
+    for tensor in numbers:
         tensor.detach().fill_(torch.nan)
-    return sum(tensor.numel() for tensor in state)
+    learner.load_state_dict(state)
+    return sum(tensor.numel() for tensor in numbers)
 
 
 def judged(

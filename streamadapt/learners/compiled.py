@@ -229,7 +229,7 @@ class CompiledLearner(Learner):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Add copies of the state's arrays, as tensors by name: torch's hook of `state_dict`."""
-        del keep_vars
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # a subclass's own tensors
         for name, array in self.named_arrays():
             destination[prefix + name] = torch.from_numpy(array.copy())[0]
 
@@ -238,15 +238,17 @@ class CompiledLearner(Learner):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         """Take over tensors by name, all or none: torch's hook of `load_state_dict`."""
-        del local_metadata, strict
         mine = {prefix + name: array for name, array in self.named_arrays()}
+        others = {k: v for k, v in state_dict.items() if k not in mine}
         missing_keys += [name for name in mine if name not in state_dict]
-        unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in mine]
         error_msgs += [
             f"{self.kind}: the state's {name} must be {mine[name].shape[1:]}, and is {shape}"
             for name in mine.keys() & state_dict.keys()
             if (shape := tuple(state_dict[name].shape)) != mine[name].shape[1:]
         ]
+        super()._load_from_state_dict(
+            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         if not (missing_keys or unexpected_keys or error_msgs):
             for name, array in mine.items():
                 array[0] = state_dict[name].cpu().numpy()
